@@ -1,0 +1,57 @@
+# make demo PROMPT="a blue dog wearing a red hat"    a prompt becomes a turntable and a mesh
+# make test                                          the tests but the slow ones
+# Both first make the virtual environment .venv, once. The plain commands are in README.md.
+#
+# PYTHON    a Python of 3.11 or newer
+# TORCH     what pip installs first
+# PIP_ARGS  added to each pip install: on Linux with no CUDA device, an --extra-index-url with torch's CPU
+#           wheels saves gigabytes (README.md)
+# ARGS      further words for demo, such as ARGS="seed=3 trainer.max_steps=100"
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+ARGS ?=
+TEST_ARGS ?= -m "not slow"
+BIN = $(VENV)/bin
+READY = $(VENV)/installed
+
+# the prompt as it was typed: make must not read its dollars, nor the shell its quotes
+ifdef PROMPT
+override PROMPT := $(value PROMPT)
+else
+PROMPT := a blue dog wearing a red hat
+endif
+export PROMPT
+
+.PHONY: demo test test-slow lint types clean
+
+demo: $(READY)
+	$(BIN)/python launch.py --config mvdream-toybox.yaml "prompt=$$PROMPT" $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+# mypy runs no import hooks, so it is shown the folders where an installation puts them
+types: $(READY)
+	rm -rf $(VENV)/types && mkdir -p $(VENV)/types
+	cp -R threedgen $(VENV)/types/threedgen
+	cp -R guidance representations $(VENV)/types/threedgen/
+	root=$$PWD && bin=$$(cd $(BIN) && pwd) && cd $(VENV)/types && "$$bin/mypy" --config-file "$$root/pyproject.toml" -p threedgen
+
+$(READY): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) "$(TORCH)" -c constraints.txt
+	$(BIN)/python -m pip install $(PIP_ARGS) -e ".[dev]" -c constraints.txt
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,141 @@
+"""What makes a stock diffusers UNet multi-view: joined self-attention, and a camera in the time embedding.
+
+MVDream (arXiv 2308.16512, section 3.1 and 3.2): the self-attention of each transformer block sees the tokens
+of all views of an object at once, with the weights of the 2D model; the camera is embedded by a small MLP
+whose output is added to that of the time step. Nothing else changes, so one network is a multi-view model
+(n_view = 4, camera given) and an ordinary 2D one (n_view = 1, no camera). Both choices are arguments of a
+call and no state of the network, hence safe with threads, gradient checkpointing and batches that alternate
+between the two modes.
+
+Batch layout everywhere: (objects x views), the views of one object consecutive.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers.models import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.embeddings import TimestepEmbedding
+from torch import Tensor
+
+CAMERA_DIM = 16
+
+
+class MultiviewAttnProcessor(AttnProcessor2_0):
+    """Scaled dot-product attention in which self-attention joins the tokens of ``n_view`` consecutive images.
+
+    One instance serves a whole network: cross-attention (text) passes through unchanged. The number of views
+    comes with the call (``cross_attention_kwargs={"n_view": 4}``, what :func:`predict` does), else from
+    ``self.n_view``.
+    """
+
+    def __init__(self, n_view: int = 1) -> None:
+        super().__init__()
+        self.n_view = n_view
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        n_view: int | None = None,
+    ) -> Tensor:
+        """hidden_states (B F, L, C) -> (B F, L, C). Raises ValueError when F does not divide the batch."""
+        views = self.n_view if n_view is None else n_view
+        joined = views > 1 and encoder_hidden_states is None
+        tokens = join_views(hidden_states, views) if joined else hidden_states
+        out = super().__call__(attn, tokens, encoder_hidden_states, attention_mask, temb)
+        return out.reshape(hidden_states.shape) if joined else out
+
+
+def join_views(tokens: Tensor, n_view: int) -> Tensor:
+    """(B F, L, C) -> (B, F L, C): one sequence per object.
+
+    Raises ValueError when F does not divide the batch.
+    """
+    batch, length, width = tokens.shape
+    if batch % n_view:
+        raise ValueError(f"a batch of {batch} images is not a multiple of n_view = {n_view}")
+    return tokens.reshape(batch // n_view, n_view * length, width)
+
+
+class CameraEmbedding(TimestepEmbedding):
+    """diffusers' two-layer embedding with the same tensor names; an empty camera (B, 0) means "no camera".
+
+    Without a camera the branch adds exactly zero, whatever its weights (a camera of zeros would add its
+    biases).
+    """
+
+    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+        """(B, 16) -> (B, E); (B, 0) -> zeros (B, 1), which broadcast."""
+        if sample.shape[-1] == 0:
+            return sample.new_zeros(sample.shape[0], 1)
+        return super().forward(sample, condition)
+
+
+def make_multiview(unet: UNet2DConditionModel, n_view: int = 1) -> UNet2DConditionModel:
+    """Install the joined attention, and the optional camera if the network has a camera branch; returns
+    ``unet``.
+
+    Tensor names, shapes and the saved config stay those of the stock network. Idempotent.
+    """
+    processor = MultiviewAttnProcessor(n_view)
+    unet.set_attn_processor(dict.fromkeys(unet.attn_processors, processor))
+    embedding: Any = unet.class_embedding
+    if isinstance(embedding, TimestepEmbedding) and not isinstance(embedding, CameraEmbedding):
+        # Same tensors under another forward: a new module would lose dtype, device, hooks and LoRA layers.
+        embedding.__class__ = CameraEmbedding
+    return unet
+
+
+def set_views(unet: UNet2DConditionModel, n_view: int) -> None:
+    """Views per object for calls that do not say it themselves (a stock pipeline, ``unet(x, t, text)``)."""
+    if n_view < 1:
+        raise ValueError(f"n_view must be at least 1, got {n_view}")
+    found = [p for p in unet.attn_processors.values() if isinstance(p, MultiviewAttnProcessor)]
+    if not found:
+        make_multiview(unet, n_view)
+    for processor in found:
+        processor.n_view = n_view
+
+
+def multiview_unet(**config: Any) -> UNet2DConditionModel:
+    """A new multi-view UNet with random weights; ``config`` as for UNet2DConditionModel (camera branch
+    included).
+    """
+    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}
+    return make_multiview(UNet2DConditionModel(**(camera | config)))
+
+
+def predict(
+    unet: UNet2DConditionModel,
+    x: Tensor,
+    t: Tensor,
+    text: Tensor,
+    camera: Tensor | None = None,
+    n_view: int = 1,
+) -> Tensor:
+    """The network's output (eps or v) for noisy latents.
+
+    Args:
+        unet: a network prepared by :func:`make_multiview`.
+        x: noisy latents (B F, C, h, w), views fastest.  t: time steps (B F,) or ().  text: (B F, L, D).
+        camera: (B F, 16), see ``mvdream.camera_vector``; None skips the camera branch altogether (2D mode).
+        n_view: F, how many consecutive images attend to each other; 1 is the 2D model.
+
+    Raises ValueError when F does not divide the batch, or a camera is given to a network without a camera
+    branch.
+    """
+    if x.shape[0] % n_view:
+        raise ValueError(f"a batch of {x.shape[0]} images is not a multiple of n_view = {n_view}")
+    if unet.class_embedding is None:
+        if camera is not None:
+            raise ValueError("this UNet has no camera branch, so it cannot be given a camera")
+        labels = None
+    else:
+        labels = x.new_zeros(x.shape[0], 0) if camera is None else camera.to(x.dtype)
+    kwargs = {"n_view": n_view}
+    return unet(x, t, text, class_labels=labels, cross_attention_kwargs=kwargs, return_dict=False)[0]

@@ -1,0 +1,248 @@
+"""The networks of a prior from files, and back: diffusers folders, and single files of the ldm code base."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from diffusers import __version__
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from threedgen.config import ConfigError
+
+from . import clip_keys, ldm_keys, loading, reading, tokens
+from .diffusion import Schedule
+
+if TYPE_CHECKING:
+    from .mvdream import MVDream
+
+LATENT_SIZE = 32  # both original checkpoints: 256 pixels, 8 per latent
+
+
+class Components(NamedTuple):
+    """What a prior consists of."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: Any
+    schedule: Schedule
+
+
+def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Components:
+    """Frozen networks on the CPU from anything that ``loading.locate`` finds. Raises ConfigError."""
+    path = loading.locate(weights)
+    found = load_folder(path, tokenizer) if path.is_dir() else load_file(path, tokenizer)
+    if camera and found.unet.class_embedding is None:
+        raise ConfigError(
+            f"weights: {weights!r} has no camera branch, so it is not a multi-view model but a 2D one"
+        )
+    return found
+
+
+def load_folder(path: Path, tokenizer: str | None = None) -> Components:
+    """A folder in diffusers format."""
+    loading.check_folder(path)
+    reading.check_sums(path)
+    if tokenizer is None:
+        words = tokens.read_tokenizer(path / "tokenizer")
+    else:
+        words = tokens.clip_tokenizer(tokenizer, open_clip=False)
+    try:
+        schedule = Schedule.from_diffusers(reading.read_json(path / "scheduler" / "scheduler_config.json"))
+    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
+        reason = str(error).split("\n")[0][:120]
+        raise ConfigError(f"{path / 'scheduler'}: {reason}") from None
+    return Components(read_unet(path), read_vae(path), read_text_encoder(path), words, schedule)
+
+
+def load_file(path: Path, tokenizer: str | None = None) -> Components:
+    """A single-file checkpoint of the ldm code base, such as MVDream's own two."""
+    parts = ldm_keys.split_checkpoint(reading.read_tensors(path))
+    text = "open_clip" if "open_clip" in parts else "clip"
+    for part in ("unet", "vae", text):
+        if part not in parts:
+            prefix = ldm_keys.PARTS[part]
+            raise ConfigError(f"{path} is not an MVDream checkpoint: it has no tensor named {prefix}...")
+    converted = ldm_keys.convert_unet(parts["unet"])
+    unet = make_unet({**converted.config, "sample_size": LATENT_SIZE}, converted.tensors)
+    vae = make_vae(*vars(ldm_keys.convert_vae(parts["vae"])).values())
+    convert = clip_keys.convert_open_clip if text == "open_clip" else clip_keys.convert_clip
+    encoder = make_text_encoder(*vars(convert(parts[text])).values())
+    words = tokens.clip_tokenizer(tokenizer, open_clip=text == "open_clip")
+    return Components(unet, vae, encoder, words, Schedule.scaled_linear())
+
+
+def read_unet(path: Path) -> UNet2DConditionModel:
+    """The UNet of a diffusers folder; ports of MVDream that keep ldm's network and names are converted."""
+    config, tensors = read_part(path / "unet")
+    if "input_blocks.0.0.weight" in tensors:
+        converted = ldm_keys.convert_unet(tensors)
+        return make_unet({**converted.config, "sample_size": LATENT_SIZE}, converted.tensors)
+    expect(config, "_class_name", "UNet2DConditionModel", path / "unet")
+    return make_unet(config, tensors)
+
+
+def read_vae(path: Path) -> AutoencoderKL:
+    config, tensors = read_part(path / "vae")
+    expect(config, "_class_name", "AutoencoderKL", path / "vae")
+    return make_vae(config, {old_vae_name(name): tensor for name, tensor in tensors.items()})
+
+
+def read_text_encoder(path: Path) -> CLIPTextModel:
+    config, tensors = read_part(path / "text_encoder")
+    expect(config, "model_type", "clip_text_model", path / "text_encoder")
+    return make_text_encoder(config, clip_keys.short_names(tensors))
+
+
+def read_part(part: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors (of all shards) of one part of a diffusers folder."""
+    tensors: dict[str, Tensor] = {}
+    for file in loading.tensor_files(part):
+        tensors |= reading.read_tensors(file)
+    return reading.read_json(part / "config.json"), tensors
+
+
+def expect(config: Mapping[str, Any], key: str, value: str, part: Path) -> None:
+    if config.get(key) != value:
+        raise ConfigError(f"{part}: config.json describes a {str(config.get(key))[:60]!r}, not a {value}")
+
+
+def old_vae_name(name: str) -> str:
+    """Folders written by diffusers before 0.15 name the layers of the VAE's attention as here on the left."""
+    for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
+        name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+    return name
+
+
+def make_unet(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> UNet2DConditionModel:
+    bounded(config, tensors, "UNet")
+    return reading.fill(lambda: UNet2DConditionModel.from_config(config), tensors, "UNet")
+
+
+def make_vae(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> AutoencoderKL:
+    bounded(config, tensors, "VAE")
+    return reading.fill(lambda: AutoencoderKL.from_config(config), tensors, "VAE")
+
+
+def make_text_encoder(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> CLIPTextModel:
+    bounded(config, tensors, "text encoder")
+    return reading.fill(lambda: CLIPTextModel(CLIPTextConfig.from_dict(config)), tensors, "text encoder")
+
+
+def bounded(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuses a config with more layers than there are tensors: building it would take for ever."""
+    keys = ("layers_per_block", "num_hidden_layers", "transformer_layers_per_block")
+    for key in keys:
+        values = config.get(key)
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, int) and value > len(tensors):
+                raise ConfigError(
+                    f"the config of the {what} does not belong to its weights: {key} is {value}"
+                )
+
+
+def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any) -> None:
+    """Raises ConfigError unless the parts fit each other."""
+    pairs = (
+        ("features per token of the text encoder", text_encoder.config.hidden_size),
+        ("text features that the UNet takes", unet.config.cross_attention_dim),
+        ("channels of the VAE's latents", vae.config.latent_channels),
+        ("channels that the UNet takes", unet.config.in_channels),
+    )
+    for (left, a), (right, b) in (pairs[:2], pairs[2:]):
+        if a != b:
+            raise ConfigError(f"the parts of the prior do not fit: {a} {left}, {b} {right}")
+    if len(tokenizer) > text_encoder.config.vocab_size:
+        known = text_encoder.config.vocab_size
+        raise ConfigError(f"the tokenizer has {len(tokenizer)} words, the text encoder only {known}")
+
+
+def save(prior: MVDream, folder: Path) -> None:
+    """Writes a diffusers folder with float16 tensors and SHA256SUMS, complete or not at all.
+
+    Raises ConfigError if ``folder`` holds something else, or a weight does not fit into float16.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
+        raise ConfigError(f"{folder} holds something else than a saved prior: choose another folder")
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        prior.unet.save_config(part / "unet")
+        prior.vae.save_config(part / "vae")
+        prior.text_encoder.config.save_pretrained(part / "text_encoder")
+        prior.tokenizer.save_pretrained(part / "tokenizer")
+        save_tensors(prior.unet, part / "unet" / "diffusion_pytorch_model.safetensors")
+        save_tensors(prior.vae, part / "vae" / "diffusion_pytorch_model.safetensors")
+        # The prefix is what transformers 4 and the folders on the hub have; transformers 5 reads both.
+        save_tensors(prior.text_encoder, part / "text_encoder" / "model.safetensors", "text_model.")
+        write_json(part / "scheduler" / "scheduler_config.json", scheduler_config(prior.schedule))
+        write_json(part / "model_index.json", model_index(prior))
+        reading.write_sums(part)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def save_tensors(network: nn.Module, path: Path, prefix: str = "") -> None:
+    """float16 copies of all tensors. ConfigError if one of them overflows."""
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        half = tensor.detach().cpu().half().contiguous()
+        if not torch.isfinite(half).all():
+            raise ConfigError(f"cannot save {path.parent.name}: {name!r} does not fit into float16")
+        tensors[prefix + name.removeprefix(prefix)] = half
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def scheduler_config(schedule: Schedule) -> dict[str, Any]:
+    """The DDIM scheduler of diffusers that samples like ours; unusual betas are listed one by one."""
+    usual = Schedule.scaled_linear()
+    same = usual.T == schedule.T and torch.equal(usual.betas, schedule.betas.cpu())
+    return {
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": __version__,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "trained_betas": None if same else schedule.betas.tolist(),
+        "num_train_timesteps": schedule.T,
+        "prediction_type": schedule.prediction,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+    }
+
+
+def model_index(prior: MVDream) -> dict[str, Any]:
+    """Lets diffusers' own pipelines find the parts."""
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": __version__,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", type(prior.tokenizer).__name__],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }

@@ -1,0 +1,272 @@
+"""Noise schedules, parameterisations, classifier-free guidance and DDIM sampling: pure mathematics.
+
+Symbols follow the papers: a = alpha_bar_t, x_t = sqrt(a) x_0 + sqrt(1-a) eps (Ho et al. 2020, eq. 4).
+A network enters only as a ``Denoiser``: a function of (x, t, text, camera, n_view) that returns the noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import cos, pi
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Prediction = Literal["epsilon", "v_prediction"]
+Timesteps = Tensor | int
+TextPair = tuple[Tensor, Tensor]
+
+
+class Denoiser(Protocol):
+    """Predicts the noise in ``x`` (B,C,h,w) at ``t`` (B,) given text (B,L,D) and cameras (B,16) or None.
+
+    The B images are B / ``n_view`` groups of views of one scene, views fastest; ``n_view`` = 1 is plain 2D.
+    """
+
+    def __call__(self, x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The forward process: ``betas`` and ``alpha_bar`` (T,) float32, and what the network predicts."""
+
+    betas: Tensor
+    alpha_bar: Tensor
+    prediction: Prediction = "epsilon"
+
+    @classmethod
+    def from_betas(cls, betas: Tensor, prediction: Prediction = "epsilon") -> Schedule:
+        """Accumulates in float64: a float32 product of 1000 factors would already be off by 1e-5."""
+        betas = betas.double()
+        return cls(betas.float(), torch.cumprod(1 - betas, 0).float(), prediction)
+
+    @classmethod
+    def scaled_linear(
+        cls,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        T: int = 1000,
+        prediction: Prediction = "epsilon",
+    ) -> Schedule:
+        """sqrt(beta) rises linearly: Stable Diffusion's schedule (which the ldm code base calls "linear")."""
+        roots = torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64)
+        return cls.from_betas(roots**2, prediction)
+
+    @classmethod
+    def linear(
+        cls,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        T: int = 1000,
+        prediction: Prediction = "epsilon",
+    ) -> Schedule:
+        """beta rises linearly (Ho et al. 2020, section 4)."""
+        return cls.from_betas(torch.linspace(beta_start, beta_end, T, dtype=torch.float64), prediction)
+
+    @classmethod
+    def cosine(cls, T: int = 1000, prediction: Prediction = "epsilon", max_beta: float = 0.999) -> Schedule:
+        """alpha_bar follows a squared cosine (Nichol and Dhariwal 2021, eq. 17), beta capped."""
+        curve = [cos((i / T + 0.008) / 1.008 * pi / 2) ** 2 for i in range(T + 1)]
+        betas = [min(1 - curve[i + 1] / curve[i], max_beta) for i in range(T)]
+        return cls.from_betas(torch.tensor(betas, dtype=torch.float64), prediction)
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any]) -> Schedule:
+        """From the scheduler_config.json of a diffusers folder. ValueError for a schedule unknown here."""
+        prediction = config.get("prediction_type", "epsilon")
+        name, T = config.get("beta_schedule", "linear"), int(config.get("num_train_timesteps", 1000))
+        if prediction not in ("epsilon", "v_prediction"):
+            raise ValueError(f"prediction_type {prediction!r} is unknown; use 'epsilon' or 'v_prediction'")
+        if config.get("rescale_betas_zero_snr"):
+            raise ValueError("rescale_betas_zero_snr is not supported: at alpha_bar 0 eps does not give x0")
+        if config.get("trained_betas") is not None:
+            return cls.from_betas(torch.tensor(config["trained_betas"], dtype=torch.float64), prediction)
+        if name == "squaredcos_cap_v2":
+            return cls.cosine(T, prediction)
+        if name not in ("linear", "scaled_linear"):
+            known = "'scaled_linear', 'linear' or 'squaredcos_cap_v2'"
+            raise ValueError(f"beta_schedule {name!r} is unknown; use {known}")
+        make = cls.linear if name == "linear" else cls.scaled_linear
+        return make(config.get("beta_start", 1e-4), config.get("beta_end", 0.02), T, prediction)
+
+    @property
+    def T(self) -> int:
+        """Number of training timesteps; valid t are 0 .. T-1."""
+        return len(self.alpha_bar)
+
+    def to(self, device: torch.device | str) -> Schedule:
+        return Schedule(self.betas.to(device), self.alpha_bar.to(device), self.prediction)
+
+    def alpha_sigma(self, t: Timesteps, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), float32, shaped to broadcast over ``like`` (B,...)."""
+        index = torch.as_tensor(t, device=self.alpha_bar.device)
+        a = self.alpha_bar[index].to(like.device).reshape(-1, *[1] * (like.dim() - 1))
+        return a.sqrt(), (1 - a).sqrt()
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
+        """x_t of clean ``x0`` (B,...) and unit Gaussian ``noise`` at ``t``: (B,) or one number for all."""
+        alpha, sigma = self.alpha_sigma(t, x0)
+        return alpha * x0 + sigma * noise
+
+    def x0_from_eps(self, x: Tensor, eps: Tensor, t: Timesteps) -> Tensor:
+        alpha, sigma = self.alpha_sigma(t, x)
+        return (x - sigma * eps) / alpha
+
+    def eps_from_x0(self, x: Tensor, x0: Tensor, t: Timesteps) -> Tensor:
+        alpha, sigma = self.alpha_sigma(t, x)
+        return (x - alpha * x0) / sigma
+
+    def eps_from_v(self, x: Tensor, v: Tensor, t: Timesteps) -> Tensor:
+        """Inverse of ``v_from_eps`` when x is the noised image (Salimans and Ho 2022, appendix D)."""
+        alpha, sigma = self.alpha_sigma(t, x)
+        return alpha * v + sigma * x
+
+    def x0_from_v(self, x: Tensor, v: Tensor, t: Timesteps) -> Tensor:
+        alpha, sigma = self.alpha_sigma(t, x)
+        return alpha * x - sigma * v
+
+    def v_from_eps(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
+        """v = sqrt(a) eps - sqrt(1-a) x0."""
+        alpha, sigma = self.alpha_sigma(t, x0)
+        return alpha * noise - sigma * x0
+
+    def eps_from_output(self, x: Tensor, output: Tensor, t: Timesteps) -> Tensor:
+        """The noise, whatever the network predicts."""
+        return output if self.prediction == "epsilon" else self.eps_from_v(x, output, t)
+
+    def target(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
+        """What the network should output in training for x_t = add_noise(x0, noise, t)."""
+        return noise if self.prediction == "epsilon" else self.v_from_eps(x0, noise, t)
+
+
+def per_image(text: Tensor, count: int) -> Tensor:
+    """Text (n,L,D) for n prompts -> (count,L,D): each repeated for its count / n consecutive images."""
+    if count % len(text):
+        raise ValueError(f"{count} images cannot share {len(text)} prompts evenly")
+    return text.repeat_interleave(count // len(text), dim=0)
+
+
+def both_branches(
+    denoise: Denoiser, x: Tensor, t: Tensor, text: TextPair, camera: Tensor | None, n_view: int
+) -> tuple[Tensor, Tensor]:
+    """(eps_cond, eps_uncond), each like ``x``, in one network call of batch 2B in the order [cond, uncond].
+
+    ``text`` = (conditional, unconditional), each (n,L,D) with n dividing B. Both branches see the same
+    camera: only the text is dropped (MVDream).
+    """
+    both = torch.cat([per_image(part, len(x)) for part in text])
+    cameras = None if camera is None else torch.cat([camera, camera])
+    t = t.reshape(-1).expand(len(x))
+    eps = denoise(torch.cat([x, x]), torch.cat([t, t]), both, cameras, n_view)
+    eps_cond, eps_uncond = eps.float().chunk(2)
+    return eps_cond, eps_uncond
+
+
+def combine(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tensor:
+    """eps_u + s (eps_c - eps_u), counted from the unconditional side: s = 1 is the plain conditional model.
+
+    threestudio's Stable Diffusion and DeepFloyd guidances count from the other side: their s is this s - 1.
+    """
+    return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
+
+
+def guided(denoise: Denoiser, guidance_scale: float) -> Denoiser:
+    """Classifier-free guidance (Ho and Salimans 2022) as a denoiser whose ``text`` is a pair (cond, uncond).
+
+    With a scale of exactly 1 the unconditional branch would cancel, so it is not computed.
+    """
+
+    def call(x: Tensor, t: Tensor, text: TextPair, camera: Tensor | None, n_view: int) -> Tensor:
+        if guidance_scale == 1:
+            return denoise(x, t, per_image(text[0], len(x)), camera, n_view).float()
+        return combine(*both_branches(denoise, x, t, text, camera, n_view), guidance_scale)
+
+    return call
+
+
+def ddim_timesteps(steps: int, T: int = 1000, compat: bool = False) -> Tensor:
+    """The t visited, ascending, (steps,) int64.
+
+    Exactly ``steps`` of them, floor(i T / steps) + 1: the reference's grid whenever ``steps`` divides T.
+    ``compat`` repeats the ldm code base for any count: stride T // steps, hence extra steps when ``steps``
+    does not divide T (30 -> 31). ValueError if steps is not in 1..T.
+    """
+    if not 1 <= steps <= T:
+        raise ValueError(f"steps = {steps} is out of range; choose 1 to {T}")
+    if compat:
+        grid = torch.arange(0, T, T // steps) + 1
+        return grid.clamp(max=T - 1)
+    # The offset of 1 would leave the table if every t were visited.
+    return torch.arange(steps) * T // steps + (1 if steps < T else 0)
+
+
+def ddim_alphas(schedule: Schedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha_bar at each of the ascending ``timesteps`` and at the one after it in sampling order, float64.
+
+    The last step lands on alpha_bar[0], not on 1: Stable Diffusion is sampled without the final clean step.
+    """
+    alpha_bar = schedule.alpha_bar.cpu().double()
+    a = alpha_bar[timesteps]
+    return a, torch.cat([alpha_bar[:1], a[:-1]])
+
+
+def ddim_sigma(a: Tensor, a_prev: Tensor, eta: float) -> Tensor:
+    """Standard deviation of a step's fresh noise (Song et al. 2021, eq. 16): eta 0 is DDIM, 1 like DDPM."""
+    return eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).clamp(min=0).sqrt()
+
+
+def ddim_step(
+    x: Tensor, eps: Tensor, a: Tensor, a_prev: Tensor, eta: float = 0.0, noise: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One step from alpha_bar ``a`` to ``a_prev`` (scalar tensors) -> (x_prev, predicted x0) like ``x``.
+
+    Song et al. 2021, eq. 12. ``noise`` like ``x`` is needed when ``eta`` > 0.
+    """
+    sigma = ddim_sigma(a, a_prev, eta)
+    x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
+    x_prev = a_prev.sqrt() * x0 + (1 - a_prev - sigma**2).clamp(min=0).sqrt() * eps
+    if eta > 0:
+        if noise is None:
+            raise ValueError(f"eta = {eta} needs noise; pass a tensor like x, or eta = 0")
+        x_prev = x_prev + sigma * noise
+    return x_prev, x0
+
+
+@torch.no_grad()
+def ddim_sample(
+    denoise: Denoiser,
+    x_T: Tensor,
+    text: Any,
+    camera: Tensor | None,
+    n_view: int,
+    schedule: Schedule,
+    steps: int = 50,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+    progress: Callable[[int, int, Tensor], None] | None = None,
+    compat: bool = False,
+) -> Tensor:
+    """From noise ``x_T`` (B,C,h,w) to a sample of the same shape.
+
+    Wrap the network in ``guided`` for classifier-free guidance and pass ``text`` as its pair. ``generator``
+    is read only when ``eta`` > 0. ``progress(done, total, x0)`` is called after each step.
+    """
+    timesteps = ddim_timesteps(steps, schedule.T, compat)
+    alphas, alphas_prev = ddim_alphas(schedule, timesteps)
+    x, total = x_T, len(timesteps)
+    for done, i in enumerate(reversed(range(total)), start=1):
+        t = torch.full((len(x),), int(timesteps[i]), device=x.device)
+        eps = denoise(x, t, text, camera, n_view).to(x.dtype)
+        noise = fresh_noise(x, generator) if eta > 0 else None
+        x, x0 = ddim_step(x, eps, alphas[i], alphas_prev[i], eta, noise)
+        if progress is not None:
+            progress(done, total, x0)
+    return x
+
+
+def fresh_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Unit Gaussian noise like ``like``, drawn where the generator lives: from a CPU one always the same."""
+    device = like.device if generator is None else generator.device
+    return torch.randn(like.shape, generator=generator, device=device, dtype=torch.float32).to(like)

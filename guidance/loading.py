@@ -1,0 +1,218 @@
+"""Finding the files of a prior: embedded, in a folder, in one file, on the hub or in the hub's cache.
+
+``check`` is cheap (paths, first bytes, no torch), so that a long run can ask before it starts. All functions
+raise ConfigError, one sentence that says what is missing and how to get it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlparse
+
+from threedgen import folder
+from threedgen.config import ConfigError
+
+from .reading import read_json, sniff
+
+EMBEDDED = "toybox-prior"
+ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
+PARTS = ("unet", "vae", "text_encoder")
+RUNS_NOW = "the config mvdream-toybox runs without a download"
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+
+
+def check(weights: str, tokenizer: str | None = None) -> None:
+    """Raises ConfigError when ``weights`` (see ``locate``) plainly cannot be loaded; reads no tensor.
+
+    Of an id on the hub that is not in the local cache, one small file is fetched.
+    """
+    path = local(weights)
+    if path is None:
+        repo, name = hub_name(weights)
+        if name not in ORIGINALS:
+            hub_file(repo, name)
+        elif cached(repo, name) is None and not reachable():
+            raise absent(weights, repo, name)
+    elif path.is_dir():
+        check_folder(path)
+    else:
+        sniff(path)
+    if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
+        raise ConfigError(f"tokenizer: there is no folder {tokenizer!r}")
+
+
+def locate(weights: str) -> Path:
+    """The local folder or file that ``weights`` names; what is only on the hub is downloaded into the hub's
+    cache.
+
+    ``weights``: "embedded", a folder in diffusers format, a single-file checkpoint, the bare name of an
+    original MVDream checkpoint, or a hub id "owner/name".
+    """
+    path = local(weights)
+    if path is not None:
+        return path
+    repo, name = hub_name(weights)
+    return hub_folder(repo) if name == "model_index.json" else hub_file(repo, name)
+
+
+def local(weights: str) -> Path | None:
+    """The existing folder or file, None for something on the hub, ConfigError for anything else."""
+    if weights == "embedded":
+        path = folder("weights") / EMBEDDED
+        if not path.is_dir():
+            raise ConfigError("weights: this installation lacks the embedded prior; reinstall threedgen")
+        return path
+    try:
+        path = Path(weights).expanduser()
+        exists = path.exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, an unknown ~user
+        raise ConfigError(f"weights: {weights[:80]!r} is not a path") from None
+    if exists:
+        return path
+    if weights in ORIGINALS or is_hub_id(weights):
+        return None
+    name = path.name
+    fetch = f"; `hf download {ORIGINALS[name]} {name}` fetches it from the hub" if name in ORIGINALS else ""
+    raise ConfigError(f"weights: there is no file or folder {weights!r}{fetch}; {RUNS_NOW}")
+
+
+def is_hub_id(name: str) -> bool:
+    """Is it of the form owner/name, and not rather the path of a file?"""
+    form = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
+    return (
+        bool(form)
+        and len(name) <= 96
+        and not re.search(r"--|\.\.|[.-]$|[.-]/", name)
+        and not name.endswith(WEIGHT_SUFFIXES)
+    )
+
+
+def hub_name(weights: str) -> tuple[str, str]:
+    """(repository, file that must be there) on the hub."""
+    return (ORIGINALS[weights], weights) if weights in ORIGINALS else (weights, "model_index.json")
+
+
+def cached(repo: str, name: str) -> Path | None:
+    """A file of the hub that is already on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(repo, name)
+    except ValueError:  # the hub's own rules for ids
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def reachable() -> bool:
+    """May the hub be asked? Its own library would retry for half a minute to find out that it cannot."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    try:
+        socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+def absent(weights: str, repo: str, name: str, why: str = "the hub cannot be reached") -> ConfigError:
+    """Says what is missing, how to get it, and what runs without it."""
+    what = f"{name} of {repo}" if name in ORIGINALS else repo
+    file = f" {name}" if name in ORIGINALS else ""
+    return ConfigError(
+        f"weights: {weights!r} is neither a file or folder here nor in the hub's cache, and {why}; where "
+        f"there is a network, `hf download {repo}{file}` fetches {what}, then give its path; {RUNS_NOW}"
+    )
+
+
+def hub_file(repo: str, name: str) -> Path:
+    """A file of the hub, from the cache if it is there."""
+    found = cached(repo, name)
+    if found is not None:
+        return found
+    weights = name if name in ORIGINALS else repo
+    if not reachable():
+        raise absent(weights, repo, name)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, name))
+    except Exception as error:  # a dozen kinds: no such repository or file, gated, connection, disk
+        raise absent(weights, repo, name, f"the download failed ({type(error).__name__})") from None
+
+
+def hub_folder(repo: str) -> Path:
+    """A diffusers folder of the hub: only what is read here (no second copies in other formats or
+    precisions).
+    """
+    found = cached(repo, "model_index.json")
+    if found is not None and complete(found.parent):
+        return found.parent
+    if not reachable():
+        raise absent(repo, repo, "model_index.json")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["model_index.json", "scheduler/*", "tokenizer/*", *(f"{part}/config.json" for part in PARTS)]
+    tensors = [f"{part}/*model*.safetensors*" for part in PARTS], [f"{part}/*model*.bin*" for part in PARTS]
+    try:
+        for files in tensors:
+            path = Path(
+                snapshot_download(repo, allow_patterns=wanted + files, ignore_patterns=["*fp16*", "*ema*"])
+            )
+            if complete(path):
+                return path
+    except Exception as error:
+        raise absent(
+            repo, repo, "model_index.json", f"the download failed ({type(error).__name__})"
+        ) from None
+    raise ConfigError(
+        f"weights: {repo!r} on the hub is not a folder in diffusers format with {', '.join(PARTS)}"
+    )
+
+
+def complete(path: Path) -> bool:
+    """Does the folder hold all that is needed?"""
+    try:
+        check_folder(path)
+    except ConfigError:
+        return False
+    return True
+
+
+def check_folder(path: Path) -> None:
+    """Raises ConfigError unless every part has a config and readable-looking tensors."""
+    for part in PARTS:
+        read_json(path / part / "config.json")
+        for file in tensor_files(path / part):
+            sniff(file)
+    read_json(path / "scheduler" / "scheduler_config.json")
+    if not (path / "tokenizer").is_dir():
+        raise ConfigError(f"{path} has no folder 'tokenizer'")
+
+
+def tensor_files(part: Path) -> list[Path]:
+    """The files with the tensors of one part of a diffusers folder; an index file lists shards."""
+    for suffix in (".safetensors", ".fp16.safetensors", ".bin"):
+        for stem in WEIGHT_NAMES:
+            if (part / (stem + suffix)).is_file():
+                return [part / (stem + suffix)]
+            index = part / f"{stem}{suffix}.index.json"
+            if index.is_file():
+                return list(shards(index))
+    raise ConfigError(f"{part} has no weights: neither {WEIGHT_NAMES[0]}.safetensors nor model.safetensors")
+
+
+def shards(index: Path) -> Iterator[Path]:
+    table = read_json(index).get("weight_map")
+    names = list(table.values()) if isinstance(table, dict) else []
+    if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names):
+        raise ConfigError(f"{index} is damaged: its weight_map does not name files")
+    yield from (index.parent / name for name in sorted(set(names)))

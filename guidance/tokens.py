@@ -1,0 +1,104 @@
+"""Prompts -> token numbers, and what to tell the user about words that are cut off or unknown.
+
+Two kinds of tokenizer are met: CLIP's byte pairs, which can spell any word, and the word-level one of the
+embedded toybox prior, whose vocabulary is closed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from threedgen.config import ConfigError
+
+from .loading import RUNS_NOW, cached, hub_file, reachable
+
+# Three public copies of the one vocabulary that all CLIP text encoders of Stable Diffusion share.
+CLIP_SOURCES = (
+    ("openai/clip-vit-large-patch14", ""),
+    ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", ""),
+    ("stabilityai/stable-diffusion-2-1-base", "tokenizer/"),
+)
+CLIP_FILES = ("vocab.json", "merges.txt")
+OPEN_CLIP_PAD = "!"  # token 0: what OpenCLIP fills up with, where OpenAI's CLIP repeats the end token
+
+
+def read_tokenizer(path: Path) -> Any:
+    """The tokenizer in a folder (or in its sub-folder ``tokenizer``). ConfigError if there is none."""
+    from transformers import AutoTokenizer, CLIPTokenizer
+
+    path = path / "tokenizer" if (path / "tokenizer").is_dir() else path
+    try:
+        if (path / "tokenizer_config.json").is_file():
+            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        vocab, merges = (str(path / name) for name in CLIP_FILES)
+        return CLIPTokenizer.from_pretrained(path, vocab=vocab, merges=merges, local_files_only=True)
+    except Exception as error:  # the files come from outside: any kind
+        raise ConfigError(f"{path} holds no readable tokenizer ({type(error).__name__})") from None
+
+
+def clip_tokenizer(source: str | None, open_clip: bool) -> Any:
+    """CLIP's tokenizer, which the original checkpoints lack: from ``source`` (folder, hub id) or the hub."""
+    if source is not None and Path(source).expanduser().is_dir():
+        tokenizer = read_tokenizer(Path(source).expanduser())
+    else:
+        tokenizer = read_tokenizer(hub_tokenizer(source))
+    if open_clip:
+        tokenizer.pad_token = OPEN_CLIP_PAD
+    return tokenizer
+
+
+def hub_tokenizer(repo: str | None) -> Path:
+    """Folder with the tokenizer of a hub id; by default the first public copy of CLIP's that is cached."""
+    sources = CLIP_SOURCES if repo is None else ((repo, ""), (repo, "tokenizer/"))
+    for name, inside in sources:
+        if all(cached(name, inside + file) for file in CLIP_FILES):
+            return hub_file(name, inside + CLIP_FILES[0]).parent
+    if not reachable():
+        raise ConfigError(
+            f"tokenizer: this checkpoint holds no tokenizer, and {repo or CLIP_SOURCES[0][0]} is not in the "
+            "hub's cache nor can the hub be reached; copy CLIP's vocab.json and merges.txt into a folder and "
+            f"set tokenizer: FOLDER; {RUNS_NOW}"
+        )
+    problem = ConfigError("")
+    for name, inside in sources:
+        try:
+            return [hub_file(name, inside + file) for file in CLIP_FILES][0].parent
+        except ConfigError as error:
+            problem = error
+    raise problem
+
+
+def token_ids(tokenizer: Any, prompts: list[str], length: int) -> Tensor:
+    """(n, length) token numbers, start and end included, filled up or cut to ``length``."""
+    if tokenizer.pad_token_id is None:
+        raise ConfigError("the tokenizer has no token to fill up short prompts with")
+    options = {"padding": "max_length", "truncation": True, "max_length": length}
+    return tokenizer(prompts, return_tensors="pt", **options).input_ids
+
+
+def tokens_cut(tokenizer: Any, prompt: str, length: int) -> str:
+    """The end of the prompt that does not fit into ``length`` tokens; "" if all of it fits."""
+    room = length - tokenizer.num_special_tokens_to_add()
+    options = {"add_special_tokens": False, "truncation": False, "verbose": False}
+    offsets = tokenizer(prompt, return_offsets_mapping=True, **options)["offset_mapping"]
+    return prompt[offsets[room][0] :].strip() if len(offsets) > room else ""
+
+
+def unknown_words(tokenizer: Any, prompt: str) -> list[tuple[str, list[str]]]:
+    """The words of ``prompt`` that a closed vocabulary lacks, each with up to three known words like it.
+
+    Empty for tokenizers that can spell any word (CLIP's byte pairs).
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or type(backend.model).__name__ != "WordLevel":
+        return []
+    text = backend.normalizer.normalize_str(prompt) if backend.normalizer is not None else prompt
+    splitter = backend.pre_tokenizer
+    words = [word for word, _ in splitter.pre_tokenize_str(text)] if splitter is not None else text.split()
+    known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    unknown = [word for word in dict.fromkeys(words) if word not in known]
+    return [(word, difflib.get_close_matches(word, sorted(known), n=3, cutoff=0.6)) for word in unknown]

@@ -1,0 +1,5 @@
+"""Multi-resolution hash grid: one convention (tiny-cuda-nn's), a torch twin, a numba kernel.
+
+Mueller, Evans, Schied, Keller: "Instant Neural Graphics Primitives with a Multiresolution Hash Encoding",
+2022.
+"""

@@ -1,0 +1,104 @@
+"""What turns a point into the input of a small MLP: the hash grid, and sines and cosines.
+
+An encoding is a module with `output_dim` that maps x (N, 3) in [0, 1]^3 to (N, output_dim).
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from threedgen.errors import ConfigError
+from threedgen.representations.options import FrequencyConfig, HashGridConfig
+
+from .torch_twin import grid_levels
+
+# Modules with encode(x, table, levels) and position_gradient(x, table, grad, levels); imported when first used.
+BACKENDS = {
+    "torch": "threedgen.representations.hashgrid.torch_twin",
+    "numba": "threedgen.representations.hashgrid.autograd",
+}
+
+
+def position_gradient(encoding: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
+    """d<grad, encoding(x)>/dx, (N, 3), for x (N, 3) and grad (N, output_dim).
+
+    Differentiable in the encoding's parameters and in grad when grad mode is on; x counts as constant. An
+    encoding may have a method of this name that is faster than going through autograd.
+    """
+    if hasattr(encoding, "position_gradient"):
+        return encoding.position_gradient(x, grad)
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(encoding(leaf), leaf, grad, create_graph=create_graph)[0]
+
+
+class HashGrid(nn.Module):
+    """Multi-resolution hash grid; one parameter, `table` (entries, F), initialised to U(-1e-4, 1e-4).
+
+    Output (N, L*F), level by level: l0f0, l0f1, l1f0, ... Points outside [0, 1]^3 are clamped.
+    Differentiable to second order. `generator` (CPU) draws the initial table; without it torch's global
+    generator does.
+    """
+
+    def __init__(
+        self, options: HashGridConfig | None = None, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.options = o = options or HashGridConfig()
+        self.levels = grid_levels(o.n_levels, o.log2_hashmap_size, o.base_resolution, o.per_level_scale)
+        self.output_dim = o.n_levels * o.n_features
+        table = torch.rand(self.levels.entries, o.n_features, generator=generator)
+        self.table = nn.Parameter((2 * table - 1) * 1e-4)
+
+    def backend(self) -> ModuleType:
+        """The module that computes: the one asked for, else numba where it can run. Raises ConfigError."""
+        name = self.options.backend
+        kernels_can = self.table.device.type == "cpu" and self.table.dtype == torch.float32
+        if name == "auto":
+            name = "numba" if kernels_can else "torch"
+        elif name == "numba" and not kernels_can:
+            where = f"{self.table.dtype} on {self.table.device.type}"
+            raise ConfigError(
+                f"backend: 'numba' computes float32 on a CPU, not {where}; choose 'auto' or 'torch'"
+            )
+        return importlib.import_module(BACKENDS[name])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3) -> (N, L*F)."""
+        return self.backend().encode(x.to(self.table.dtype), self.table, self.levels)
+
+    def position_gradient(self, x: Tensor, grad: Tensor) -> Tensor:
+        """As the function of this name."""
+        return self.backend().position_gradient(
+            x.detach().to(self.table.dtype), self.table, grad, self.levels
+        )
+
+    def extra_repr(self) -> str:
+        """The geometry, for print(module)."""
+        resolution = self.levels.resolution
+        return f"{len(resolution)} levels {resolution[0]}..{resolution[-1]}, table {tuple(self.table.shape)}"
+
+
+class Frequency(nn.Module):
+    """For octaves k = 0, 1, ...: sin(2^k x), cos(2^k x), each for the three coordinates; (N, 6 n_octaves)."""
+
+    def __init__(
+        self, options: FrequencyConfig | None = None, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.options = options or FrequencyConfig()
+        self.output_dim = 6 * self.options.n_octaves
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3) -> (N, 6 n_octaves)."""
+        waves = [
+            wave(x * 2.0**octave)
+            for octave in range(self.options.n_octaves)
+            for wave in (torch.sin, torch.cos)
+        ]
+        return torch.cat(waves, dim=-1)

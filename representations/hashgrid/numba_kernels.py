@@ -1,0 +1,282 @@
+"""The hash grid on a CPU: numba kernels over NumPy arrays, float32 and 32-bit integers throughout.
+
+With B(x, T, g) = <g, encode(x, T)>, linear in the table T and in the gradient g, first and second
+derivatives need only
+
+    encode(T) = dB/dg        scatter(g) = dB/dT        position_gradient(T, g) = dB/dx
+
+and the first two again for the derivative of B along a direction of x, which only changes the 8 weights of
+a point.
+
+Work goes level by level over many points, so that one level's table stays in the second-level cache, and in
+tiles: the arithmetic that finds a tile's corners runs in vector instructions, the loads and stores that use
+them follow. A kernel does one of `shares` equal shares of the work. Every output element has one writer,
+which adds in a fixed order: results do not depend on the number of shares. The convention is that of
+torch_twin.py.
+
+Arrays. x, direction: (3, N) float32 (direction (3, 0): none). Features and their gradients: (L*F, N), where
+a level's values are contiguous. table: flat, entries*F. features: a tuple of F zeros, since its length is a
+constant for the compiler. Levels: scale (L,) float32, resolution (L,) int32, offset (L+1,) int64, hashed
+(L,) bool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+
+TILE = 128  # points whose corners are found at once: 11 KB, which the first-level cache holds
+BLOCK = 64 * TILE  # points of a task
+
+_ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
+_PRIME_Y, _PRIME_Z = np.uint32(2654435761).astype(np.int32), np.int32(805459861)  # in two's complement
+
+
+@njit(cache=True)
+def _locate(x, start, count, scale, cell, fraction):
+    """Cells (3, count) of points start.., and where in the cell they are. What is not a number counts as 0."""
+    for axis in range(3):
+        coordinates, cells, fractions = x[axis, start : start + count], cell[axis], fraction[axis]
+        for i in range(count):
+            inside = min(coordinates[i], _ONE) if coordinates[i] > _ZERO else _ZERO
+            position = inside * scale + _HALF
+            floor = np.int32(position)
+            cells[i] = floor
+            fractions[i] = position - np.float32(floor)
+
+
+@njit(cache=True)
+def _corners(cell, count, resolution, entries, hashed, rows):
+    """Rows (8, count) of the cells' corners in the level's table, x fastest.
+
+    A hashed level has a power of two rows, so modulo is a mask; a dense index is below twice the number of
+    rows.
+    """
+    if hashed:
+        mask = np.int32(entries - 1)
+        for i in range(count):
+            x, y, z = cell[0, i], np.int32(cell[1, i] * _PRIME_Y), np.int32(cell[2, i] * _PRIME_Z)
+            x1, y1, z1 = np.int32(x + 1), np.int32(y + _PRIME_Y), np.int32(z + _PRIME_Z)
+            rows[0, i], rows[1, i] = (x ^ y ^ z) & mask, (x1 ^ y ^ z) & mask
+            rows[2, i], rows[3, i] = (x ^ y1 ^ z) & mask, (x1 ^ y1 ^ z) & mask
+            rows[4, i], rows[5, i] = (x ^ y ^ z1) & mask, (x1 ^ y ^ z1) & mask
+            rows[6, i], rows[7, i] = (x ^ y1 ^ z1) & mask, (x1 ^ y1 ^ z1) & mask
+    else:
+        for i in range(count):
+            first = np.int32(cell[0, i] + resolution * np.int32(cell[1, i] + resolution * cell[2, i]))
+            for corner in range(8):
+                step = (corner & 1) + resolution * ((corner >> 1 & 1) + resolution * (corner >> 2))
+                row = np.int32(first + np.int32(step))
+                rows[corner, i] = row - entries if row >= entries else row
+
+
+@njit(cache=True)
+def _weigh(fraction, count, weights):
+    """Trilinear weights (8, count) of the corners."""
+    for i in range(count):
+        x, y, z = fraction[0, i], fraction[1, i], fraction[2, i]
+        a, b, c, d = (_ONE - y) * (_ONE - z), y * (_ONE - z), (_ONE - y) * z, y * z
+        weights[0, i], weights[1, i] = (_ONE - x) * a, x * a
+        weights[2, i], weights[3, i] = (_ONE - x) * b, x * b
+        weights[4, i], weights[5, i] = (_ONE - x) * c, x * c
+        weights[6, i], weights[7, i] = (_ONE - x) * d, x * d
+
+
+@njit(cache=True)
+def _speed(x, start, count, scale, speed):
+    """Cells per unit of motion, (3, count): the level's scale, 0 for a coordinate that is clamped."""
+    for axis in range(3):
+        coordinates, speeds = x[axis, start : start + count], speed[axis]
+        for i in range(count):
+            speeds[i] = scale if coordinates[i] >= _ZERO and coordinates[i] <= _ONE else _ZERO
+
+
+@njit(cache=True)
+def _weigh_along(direction, start, fraction, speed, count, weights):
+    """Derivative of the weights when the points move along their directions."""
+    along_x, along_y, along_z = direction[0, start:], direction[1, start:], direction[2, start:]
+    for i in range(count):
+        x, y, z = fraction[0, i], fraction[1, i], fraction[2, i]
+        u, v, w = along_x[i] * speed[0, i], along_y[i] * speed[1, i], along_z[i] * speed[2, i]
+        a, b, c, d = (_ONE - y) * (_ONE - z), y * (_ONE - z), (_ONE - y) * z, y * z
+        da, db = -v * (_ONE - z) - w * (_ONE - y), v * (_ONE - z) - w * y
+        dc, dd = w * (_ONE - y) - v * z, v * z + w * y
+        weights[0, i], weights[1, i] = (_ONE - x) * da - u * a, x * da + u * a
+        weights[2, i], weights[3, i] = (_ONE - x) * db - u * b, x * db + u * b
+        weights[4, i], weights[5, i] = (_ONE - x) * dc - u * c, x * dc + u * c
+        weights[6, i], weights[7, i] = (_ONE - x) * dd - u * d, x * dd + u * d
+
+
+@njit(cache=True)
+def _prepare(x, direction, start, count, scale, resolution, entries, hashed, scratch):
+    """Rows and weights of a tile, into the scratch space."""
+    cell, fraction, speed, rows, weights = scratch
+    _locate(x, start, count, scale, cell, fraction)
+    _corners(cell, count, resolution, entries, hashed, rows)
+    if direction.shape[1] > 0:
+        _speed(x, start, count, scale, speed)
+        _weigh_along(direction, start, fraction, speed, count, weights)
+    else:
+        _weigh(fraction, count, weights)
+
+
+@njit
+def _scratch():
+    """Space for a tile: cell, fraction, speed, rows, weights (or products with the corners)."""
+    threes = np.empty((3, TILE), np.int32), np.empty((3, TILE), np.float32), np.empty((3, TILE), np.float32)
+    return (*threes, np.empty((8, TILE), np.uint32), np.empty((8, TILE), np.float32))
+
+
+@njit
+def _level_of(task, n_levels):
+    """Level of a task: cheap coarse and costly fine levels alternate, so that equal shares are equal work."""
+    return task // 2 if task % 2 == 0 else n_levels - 1 - task // 2
+
+
+@njit(cache=True)
+def _gather(table, rows, weights, count, features, out, start):
+    """out[f, start..] = sum over corners of weight * table; features in pairs, which share a row's address.
+
+    The last of an odd number of features is its own partner: the same value is written twice.
+    """
+    n = np.uint32(len(features))
+    for f in range(0, len(features), 2):
+        pair = np.uint32(f + 1 < len(features))
+        low, high = out[f, start : start + count], out[f + pair, start : start + count]
+        for i in range(count):
+            a = b = _ZERO
+            for corner in range(8):
+                at = rows[corner, i] * n + np.uint32(f)
+                a += weights[corner, i] * table[at]
+                b += weights[corner, i] * table[at + pair]
+            low[i] = a
+            high[i] = b
+
+
+@njit(cache=True)
+def _add(table, rows, weights, count, features, grad, start):
+    """table[corner] += weight * grad[f, start..]; features in pairs as in _gather."""
+    n = np.uint32(len(features))
+    for f in range(0, len(features), 2):
+        pair = np.uint32(f + 1 < len(features))
+        low, high = grad[f, start : start + count], grad[f + pair, start : start + count]
+        for i in range(count):
+            a, b = low[i], high[i]
+            for corner in range(8):
+                at, weight = rows[corner, i] * n + np.uint32(f), weights[corner, i]
+                c, d = table[at] + weight * a, table[at + pair] + weight * b
+                table[at] = c
+                table[at + pair] = d
+
+
+@njit(cache=True)
+def _multiply(table, rows, grad, start, count, features, products):
+    """products[corner] = <grad, table[corner]>, (8, count)."""
+    n = np.uint32(len(features))
+    grad = grad[:, start : start + count]
+    for i in range(count):
+        for corner in range(8):
+            total = _ZERO
+            for f in range(len(features)):
+                total += grad[f, i] * table[rows[corner, i] * n + np.uint32(f)]
+            products[corner, i] = total
+
+
+@njit(cache=True)
+def _slope(products, fraction, speed, count, out, start):
+    """out (3, N) += derivative of the interpolated products with respect to x."""
+    out_x, out_y, out_z = out[0, start:], out[1, start:], out[2, start:]
+    p = products
+    for i in range(count):
+        x, y, z = fraction[0, i], fraction[1, i], fraction[2, i]
+        a, b, c, d = p[1, i] - p[0, i], p[3, i] - p[2, i], p[5, i] - p[4, i], p[7, i] - p[6, i]
+        out_x[i] += speed[0, i] * ((a * (_ONE - y) + b * y) * (_ONE - z) + (c * (_ONE - y) + d * y) * z)
+        e, f, g, h = p[0, i] + x * a, p[2, i] + x * b, p[4, i] + x * c, p[6, i] + x * d
+        out_y[i] += speed[1, i] * ((f - e) * (_ONE - z) + (h - g) * z)
+        out_z[i] += speed[2, i] * ((g - e) * (_ONE - y) + (h - f) * y)
+
+
+@njit(cache=True, nogil=True)
+def encode(share, shares, x, direction, table, scale, resolution, offset, hashed, features, out):
+    """out (L*F, N) <- features of the points, or their derivative along `direction`."""
+    n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
+    n_blocks = (n_points + BLOCK - 1) // BLOCK
+    tasks = n_levels * n_blocks
+    scratch = _scratch()
+    for task in range(tasks * share // shares, tasks * (share + 1) // shares):
+        level, first = _level_of(task // n_blocks, n_levels), task % n_blocks * BLOCK
+        part, entries = (
+            table[offset[level] * n : offset[level + 1] * n],
+            np.int32(offset[level + 1] - offset[level]),
+        )
+        s, r, h = scale[level], resolution[level], hashed[level]
+        for start in range(first, min(first + BLOCK, n_points), TILE):
+            count = min(TILE, n_points - start)
+            _prepare(x, direction, start, count, s, r, entries, h, scratch)
+            _gather(part, scratch[3], scratch[4], count, features, out[level * n : (level + 1) * n], start)
+
+
+@njit(cache=True, nogil=True)
+def scatter(share, shares, x, direction, grad, scale, resolution, offset, hashed, features, out):
+    """out (entries*F) <- gradient of the table for grad (L*F, N): adjoint of encode; a level belongs to one share."""
+    n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
+    scratch = _scratch()
+    for task in range(n_levels * share // shares, n_levels * (share + 1) // shares):
+        level = _level_of(task, n_levels)
+        part, entries = (
+            out[offset[level] * n : offset[level + 1] * n],
+            np.int32(offset[level + 1] - offset[level]),
+        )
+        s, r, h = scale[level], resolution[level], hashed[level]
+        part[:] = _ZERO
+        for start in range(0, n_points, TILE):
+            count = min(TILE, n_points - start)
+            _prepare(x, direction, start, count, s, r, entries, h, scratch)
+            _add(part, scratch[3], scratch[4], count, features, grad[level * n : (level + 1) * n], start)
+
+
+@njit(cache=True, nogil=True)
+def position_gradient(share, shares, x, table, grad, scale, resolution, offset, hashed, features, out):
+    """out (3, N) <- d<grad, encode(x)>/dx for grad (L*F, N)."""
+    n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
+    n_blocks = (n_points + BLOCK - 1) // BLOCK
+    cell, fraction, speed, rows, products = _scratch()
+    for block in range(n_blocks * share // shares, n_blocks * (share + 1) // shares):
+        first, last = block * BLOCK, min((block + 1) * BLOCK, n_points)
+        out[:, first:last] = _ZERO
+        for level in range(n_levels):
+            part, entries = (
+                table[offset[level] * n : offset[level + 1] * n],
+                offset[level + 1] - offset[level],
+            )
+            for start in range(first, last, TILE):
+                count = min(TILE, last - start)
+                _locate(x, start, count, scale[level], cell, fraction)
+                _corners(cell, count, resolution[level], np.int32(entries), hashed[level], rows)
+                _multiply(part, rows, grad[level * n : (level + 1) * n], start, count, features, products)
+                _speed(x, start, count, scale[level], speed)
+                _slope(products, fraction, speed, count, out, start)
+
+
+def in_shares(kernel: Callable[..., None], n_points: int, *arguments: Any) -> None:
+    """Run kernel(share, shares, *arguments) for every share, each in a thread of its own, as many as torch
+    uses.
+
+    Plain threads, since the kernels release the interpreter's lock: numba's own loops over threads take
+    twice as long to compile, and their thread pools end a process that forks. A share has a block of points
+    or more.
+    """
+    shares = max(1, min(torch.get_num_threads(), n_points // BLOCK))
+    if shares == 1:
+        kernel(0, 1, *arguments)
+        return
+    with ThreadPoolExecutor(shares - 1) as pool:
+        others = [pool.submit(kernel, share, shares, *arguments) for share in range(1, shares)]
+        kernel(0, shares, *arguments)
+    for other in others:
+        other.result()

@@ -1,0 +1,103 @@
+"""The hash grid's convention, stated once, and its implementation in plain torch: the reference for every
+kernel.
+
+Convention (tiny-cuda-nn), for level l of a grid with base resolution b and growth g:
+
+    scale_l      = b g^l - 1                         in float32 resolution_l = ceil(scale_l) + 1 entries_l
+    = min(resolution_l^3 rounded up to a multiple of 8, 2^T) position     = scale_l x + 1/2
+    x in [0, 1]^3, clamped; the half puts samples at cell centres index        = x + y resolution + z
+    resolution^2      if the cube fits into the level ("dense"), modulo entries_l,
+                   x xor 2654435761 y xor 805459861 z     in uint32, modulo entries_l, otherwise ("hashed")
+    value        = trilinear interpolation between the 8 corners of the cell
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PRIMES = (1, 2654435761, 805459861)
+
+
+class Levels(NamedTuple):
+    """Geometry of the L levels, as NumPy arrays (kernels take them as they are)."""
+
+    scale: np.ndarray  # (L,) float32, cells per unit length
+    resolution: np.ndarray  # (L,) uint32, grid points per axis
+    offset: np.ndarray  # (L+1,) uint32, first entry of each level in the table; last: number of entries
+    hashed: np.ndarray  # (L,) bool, False where the table holds the whole cube
+
+    @property
+    def entries(self) -> int:
+        return int(self.offset[-1])
+
+
+def grid_levels(
+    n_levels: int, log2_hashmap_size: int, base_resolution: int, per_level_scale: float
+) -> Levels:
+    """Geometry of a grid. The scale is computed in float32, since its rounding decides resolutions."""
+    growth = np.log2(np.float32(per_level_scale), dtype=np.float32)
+    exponent = np.arange(n_levels, dtype=np.float32) * growth
+    scale = np.exp2(exponent, dtype=np.float32) * np.float32(base_resolution) - np.float32(1)
+    resolution = np.ceil(scale).astype(np.int64) + 1
+    dense = [math.ceil(int(r) ** 3 / 8) * 8 for r in resolution]
+    entries = [min(count, 2**log2_hashmap_size) for count in dense]
+    return Levels(
+        scale=scale.astype(np.float32),
+        resolution=resolution.astype(np.uint32),
+        offset=np.cumsum([0, *entries]).astype(np.uint32),
+        hashed=np.array([count > 2**log2_hashmap_size for count in dense]),
+    )
+
+
+def corner_indices(cell: Tensor, resolution: int, entries: int, hashed: bool) -> Tensor:
+    """Entry, within its level, of each of the 8 corners of cells.
+
+    cell: (N, 3) int64 >= 0. Returns (N, 8) int64; corner c lies at +1 in x, y, z where bit 0, 1, 2 of c is
+    set.
+    """
+    corner = torch.arange(8, device=cell.device)
+    steps = torch.stack([corner & 1, corner >> 1 & 1, corner >> 2], dim=-1)
+    at = cell[:, None, :] + steps
+    if hashed:
+        mixed = [(at[..., d] * PRIMES[d]) & 0xFFFFFFFF for d in range(3)]
+        return (mixed[0] ^ mixed[1] ^ mixed[2]) % entries
+    return (at[..., 0] + resolution * (at[..., 1] + resolution * at[..., 2])) % entries
+
+
+def corner_weights(fraction: Tensor) -> Tensor:
+    """Trilinear weights (N, 8) of the corners for the position inside the cell, (N, 3) in [0, 1]."""
+    x, y, z = (torch.stack([1 - fraction[:, d], fraction[:, d]], dim=-1) for d in range(3))
+    return (z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]).flatten(1)
+
+
+def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
+    """Features of points: x (N, 3) in [0, 1]^3 (clamped), table (entries, F) -> (N, L*F), level by level.
+
+    Differentiable in x and table, any number of times. A coordinate that is not a number counts as 0.
+    """
+    inside = torch.nan_to_num(x).clamp(0, 1)
+    features = []
+    for level, entries in enumerate(table.split(np.diff(levels.offset).tolist())):
+        position = inside * float(levels.scale[level]) + 0.5
+        cell = position.detach().floor()
+        resolution, hashed = int(levels.resolution[level]), bool(levels.hashed[level])
+        index = corner_indices(cell.long(), resolution, len(entries), hashed)
+        corners = F.embedding(
+            index, entries
+        )  # its backward, unlike that of entries[index], adds in a fixed order
+        features.append((corner_weights(position - cell)[..., None] * corners).sum(dim=1))
+    return torch.cat(features, dim=-1)
+
+
+def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor:
+    """d<grad, encode(x)>/dx, (N, 3), for grad (N, L*F); differentiable in x, table and grad if grad mode is on."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaf = x if x.requires_grad and create_graph else x.detach().requires_grad_()
+        return torch.autograd.grad(encode(leaf, table, levels), leaf, grad, create_graph=create_graph)[0]

@@ -1,0 +1,162 @@
+"""Ray marching and compositing over packed samples: one interface, a torch twin and numba kernels.
+
+Samples of all rays lie one after the other in flat arrays, sorted by ray; ``start`` and ``count`` say which
+belong to a ray. Sample k of a ray covers [t_k, t_k + step] with t_k = entry + (k + jitter) * step and is kept
+when its midpoint lies inside the bound and, if a grid is given, in an occupied cell. Both back ends return
+the same samples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..options import MarchConfig
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Packed samples of R rays.
+
+    ray_index (N,) int64, ascending; t_start, t_end (N,) float32 distances along the unit direction;
+    start, count (R,) int64: the samples of ray r are ``start[r] : start[r] + count[r]``.
+    """
+
+    ray_index: Tensor
+    t_start: Tensor
+    t_end: Tensor
+    start: Tensor
+    count: Tensor
+
+    def __len__(self) -> int:
+        return self.ray_index.shape[0]
+
+    @property
+    def n_rays(self) -> int:
+        return self.start.shape[0]
+
+    @property
+    def t_mid(self) -> Tensor:
+        """(N,) distance of the point that stands for the interval."""
+        return 0.5 * (self.t_start + self.t_end)
+
+    def positions(self, origins: Tensor, directions: Tensor) -> Tensor:
+        """World points (N, 3) at the midpoints of the intervals; no gradient reaches the rays (R, 3)."""
+        return backend(self.t_start).positions(self, origins, directions)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of values (N,) or (N, C) over the samples of each ray: (R,) or (R, C); differentiable."""
+        total = values.new_zeros((self.n_rays, *values.shape[1:]))
+        return total.index_add(0, self.ray_index, values)
+
+    def select(self, keep: Tensor) -> Samples:
+        """The samples whose flag in keep (N,) bool is set."""
+        index = keep.nonzero()[:, 0]
+        return pack(
+            self.ray_index.index_select(0, index),
+            self.t_start.index_select(0, index),
+            self.t_end.index_select(0, index),
+            self.n_rays,
+        )
+
+
+class Composite(NamedTuple):
+    """Result of volume rendering: values (R, C), opacity (R, 1), depth (R, 1), weights (N,)."""
+
+    values: Tensor
+    opacity: Tensor
+    depth: Tensor
+    weights: Tensor
+
+
+def pack(ray_index: Tensor, t_start: Tensor, t_end: Tensor, n_rays: int) -> Samples:
+    """Samples from flat arrays (N,) whose ray_index is already ascending."""
+    ray_index = ray_index.long()
+    rays = torch.arange(n_rays + 1, device=ray_index.device)
+    edges = torch.searchsorted(ray_index, rays)
+    return Samples(ray_index, t_start, t_end, edges[:-1], edges[1:] - edges[:-1])
+
+
+def step_size(options: MarchConfig) -> float:
+    """World length of one step: the longest chord of the bound divided by ``options.samples``."""
+    diagonal = math.sqrt(3.0) if options.bound == "box" else 1.0
+    return 2.0 * options.radius * diagonal / options.samples
+
+
+def march(
+    origins: Tensor,
+    directions: Tensor,
+    options: MarchConfig,
+    grid: Tensor | None = None,
+    jitter: Tensor | None = None,
+) -> Samples:
+    """Place samples on rays.
+
+    origins, directions (R, 3) float32, unit directions; grid (G, G, G) bool over [-radius, radius]^3, indexed
+    [x, y, z], or None for no skipping; jitter (R,) in [0, 1) shifts a ray's samples by that part of a step.
+    ``sampler: occupancy`` takes the fixed step of `step_size` and skips empty cells; ``sampler: stratified``
+    divides each ray's chord in ``samples`` equal intervals and ignores the grid.
+    """
+    stratified = options.sampler == "stratified"
+    step = None if stratified else step_size(options)
+    return backend(origins, options.backend).march(
+        origins.detach().contiguous(),
+        directions.detach().contiguous(),
+        step=step,
+        samples=options.samples,
+        radius=options.radius,
+        sphere=options.bound == "sphere",
+        near=options.near,
+        grid=None if stratified else grid,
+        jitter=jitter,
+    )
+
+
+def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto") -> Composite:
+    """The volume rendering quadrature (NeRF, eq. 3).
+
+    w_i = T_i (1 - exp(-sigma_i dt_i)) with T_i = exp(-sum_(j<i) sigma_j dt_j), for sigma (N,) >= 0 and values
+    (N, C). Gives sum w v, opacity = sum w, depth = sum w t (not normalised) and w; all four are
+    differentiable with respect to sigma, the first also with respect to values. The numba back end works in
+    float32 and differentiates once, the torch twin any number of times.
+    """
+    return backend(sigma, name).composite(sigma, values, samples)
+
+
+def visible(
+    sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float, name: str = "auto"
+) -> Tensor:
+    """(N,) bool: alpha of the sample >= alpha_threshold and transmittance up to it >= early_stop."""
+    return backend(sigma, name).visible(sigma.detach(), samples, alpha_threshold, early_stop)
+
+
+def depth_variance(result: Composite, samples: Samples, normalised: bool = False) -> Tensor:
+    """Spread of each ray's weights along the ray, (R, 1).
+
+    As MVDream writes it, sum w (t - depth)^2 with the plain weights; normalised: with w / opacity throughout,
+    the variance proper, which does not grow where the ray is half transparent.
+    """
+    weights, depth = result.weights, result.depth
+    if normalised:
+        opacity = result.opacity.clamp(min=1e-5)
+        weights = weights / opacity[:, 0].index_select(0, samples.ray_index)
+        depth = depth / opacity
+    distance = samples.t_mid - depth[:, 0].index_select(0, samples.ray_index)
+    return samples.sum(weights * distance * distance)[:, None]
+
+
+def backend(like: Tensor, name: str = "auto") -> ModuleType:
+    """The module that does the work: numba for CPU tensors, torch elsewhere or when asked for."""
+    if name == "torch" or (name == "auto" and like.device.type != "cpu"):
+        from . import torch_twin
+
+        return torch_twin
+    from . import numba_kernels
+
+    return numba_kernels

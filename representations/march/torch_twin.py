@@ -1,0 +1,108 @@
+"""The marcher and the compositor in plain torch: any device, any order of derivative, dense (R, K) memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import Composite, Samples, pack
+
+
+def march(
+    origins: Tensor,
+    directions: Tensor,
+    *,
+    step: float | None,
+    samples: int,
+    radius: float,
+    sphere: bool,
+    near: float,
+    grid: Tensor | None,
+    jitter: Tensor | None,
+) -> Samples:
+    """Test every step of every ray; see `march.march`. step None: ``samples`` equal parts of each chord."""
+    chord = sphere_chord if sphere else box_chord
+    enter, leave = chord(origins, directions, radius)
+    enter = enter.clamp(min=near)
+    hit = leave > enter
+    length = (leave - enter).where(hit, torch.zeros_like(enter))
+    steps = length / samples if step is None else torch.full_like(enter, step)
+    shift = torch.zeros_like(enter) if jitter is None else jitter
+    limit = samples if step is None else int(length.max() / step) + 1 if len(length) else 0
+
+    k = torch.arange(limit + 1, dtype=torch.float32, device=origins.device)
+    edges = (enter + shift * steps)[:, None] + k * steps[:, None]
+    t_start, t_end = edges[:, :-1], edges[:, 1:]
+    t_mid = 0.5 * (t_start + t_end)
+    keep = (t_mid < leave[:, None]) & hit[:, None]
+    if grid is not None:
+        keep &= occupied(grid, origins[:, None] + t_mid[..., None] * directions[:, None], radius)
+    return pack(keep.nonzero()[:, 0], t_start[keep], t_end[keep], len(origins))
+
+
+def box_chord(origins: Tensor, directions: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Distances (R,), (R,) where rays enter and leave [-radius, radius]^3; a miss: leave <= enter."""
+    tiny = torch.full_like(directions, 1e-12)
+    safe = torch.where(directions.abs() < 1e-12, tiny, directions)  # along a face: a huge, not a NaN distance
+    first = (-radius - origins) / safe
+    second = (radius - origins) / safe
+    return torch.minimum(first, second).amax(-1), torch.maximum(first, second).amin(-1)
+
+
+def sphere_chord(origins: Tensor, directions: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """As `box_chord` for the ball of that radius; directions must have unit length."""
+    along = _dot(origins, directions)
+    foot = origins - along[:, None] * directions  # nearest to the centre: no cancellation far away
+    size = origins.new_tensor(radius)
+    room = (size * size - _dot(foot, foot)).clamp(min=0)
+    half = room.double().sqrt().float()  # correctly rounded, which torch's float32 root need not be
+    return -along - half, -along + half
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """(R, 3), (R, 3) -> (R,) summed in the order the kernels use, so that both round alike."""
+    return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
+
+
+def occupied(grid: Tensor, points: Tensor, radius: float) -> Tensor:
+    """Flags (...) of the cells of grid (G, G, G) over [-radius, radius]^3 that hold points (..., 3)."""
+    size = grid.shape[0]
+    scale = torch.tensor(size / (2 * radius), dtype=torch.float32)
+    cell = ((points + radius) * scale.to(points.device)).long().clamp(0, size - 1)
+    return grid[cell[..., 0], cell[..., 1], cell[..., 2]]
+
+
+def positions(samples: Samples, origins: Tensor, directions: Tensor) -> Tensor:
+    """See `march.Samples.positions`."""
+    with torch.no_grad():
+        index = samples.ray_index
+        return origins.index_select(0, index) + samples.t_mid[:, None] * directions.index_select(0, index)
+
+
+def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
+    """See `march.composite`."""
+    weights, _, _ = _weights(sigma, samples)
+    return Composite(
+        samples.sum(weights[:, None] * values),
+        samples.sum(weights)[:, None],
+        samples.sum(weights * samples.t_mid)[:, None],
+        weights,
+    )
+
+
+def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
+    """See `march.visible`."""
+    _, transmittance, alpha = _weights(sigma, samples)
+    return (transmittance >= early_stop) & (alpha >= alpha_threshold)
+
+
+def _weights(sigma: Tensor, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, transmittance before the sample and alpha, (N,) each."""
+    longest = int(samples.count.max()) if samples.n_rays else 0
+    slot = torch.arange(len(samples), device=sigma.device) - samples.start[samples.ray_index]
+    where = (samples.ray_index, slot)
+    optical = sigma * (samples.t_end - samples.t_start)
+    dense = optical.new_zeros((samples.n_rays, longest)).index_put(where, optical)
+    transmittance = torch.exp(dense - dense.cumsum(1))[where]
+    alpha = 1 - torch.exp(-optical)
+    return transmittance * alpha, transmittance, alpha

@@ -1,0 +1,190 @@
+"""Options of everything in this folder: typed, bounded, and free of torch, so that a config is checked in no time."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from threedgen import registry
+from threedgen.config import Config
+
+# --- encodings of a point ------------------------------------------------------------------------------------------
+
+
+class HashGridConfig(Config):
+    """Multi-resolution hash grid (Mueller et al. 2022, "Instant Neural Graphics Primitives"), as in tiny-cuda-nn."""
+
+    name: Literal["hashgrid"] = "hashgrid"
+    n_levels: int = Field(16, ge=1, le=32, description="number of resolutions")
+    n_features: int = Field(2, ge=1, le=8, description="features stored per entry")
+    log2_hashmap_size: int = Field(19, ge=4, le=24, description="at most 2**this entries per level")
+    base_resolution: int = Field(16, ge=2, le=512, description="resolution of the coarsest level")
+    per_level_scale: float = Field(
+        1.447269237440378, ge=1.0, le=4.0, description="growth of the resolution per level"
+    )
+    backend: Literal["auto", "numba", "torch"] = Field(
+        "auto", description="auto: numba for float32 on a CPU, else torch"
+    )
+
+    @model_validator(mode="after")
+    def _finest(self) -> HashGridConfig:
+        finest = self.base_resolution * self.per_level_scale ** (self.n_levels - 1)
+        if finest > 2**20:  # beyond it float32 cannot tell the cells apart
+            largest = (2**20 / self.base_resolution) ** (1 / (self.n_levels - 1))
+            raise ValueError(
+                f"per_level_scale {self.per_level_scale:g} makes the finest of {self.n_levels} levels {finest:.3g} cells "
+                f"wide, more than {2**20}; at most {largest:.3g} would do"
+            )
+        return self
+
+
+class FrequencyConfig(Config):
+    """Sines and cosines of octaves (Tancik et al. 2020, "Fourier Features"), without the factor pi."""
+
+    name: Literal["frequency"] = "frequency"
+    n_octaves: int = Field(4, ge=1, le=16, description="frequencies 1, 2, 4, ..., 2**(n_octaves-1)")
+
+
+# --- fields --------------------------------------------------------------------------------------------------------
+
+
+class NGPConfig(Config):
+    """Instant-NGP field: an encoding, a small MLP for density and one for features (colours before shading)."""
+
+    name: Literal["ngp"] = "ngp"
+    radius: float = Field(1.0, gt=0, le=100, description="the field lives in the cube [-radius, radius]^3")
+    encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field(
+        {}, description="what turns a point into the input of the MLPs"
+    )
+    width: int = Field(64, ge=1, le=1024, description="neurons of a hidden layer")
+    hidden_layers: int = Field(1, ge=1, le=8)
+    n_features: int = Field(3, ge=1, le=64, description="features per point, 3 for a colour")
+    shared_mlp: bool = Field(
+        False, description="one MLP with 1 + n_features outputs (faster on a CPU) in place of two"
+    )
+    density_activation: Literal["softplus", "exp", "relu"] = "softplus"
+    density_scale: float = Field(1.0, gt=0, le=1000, description="factor after the activation")
+    density_bias: float = Field(0.0, ge=-100, le=100, description="constant added before the activation")
+    density_blob: Literal["blob_magic3d", "blob_dreamfusion", "none"] = Field(
+        "blob_magic3d", description="bump added before the activation, so that an object starts in the middle"
+    )
+    density_blob_scale: float = Field(10.0, ge=0, le=1000)
+    density_blob_std: float = Field(0.5, gt=0, le=100, description="size of the bump in world units")
+    normal: Literal["analytic", "central", "forward"] = Field(
+        "analytic", description="gradient of the density, or finite differences with 6 or 3 extra evaluations"
+    )
+    normal_eps: float = Field(0.01, gt=0, le=1, description="step of the finite differences in world units")
+
+
+# --- backgrounds ---------------------------------------------------------------------------------------------------
+
+Colour = tuple[
+    Annotated[float, Field(ge=0, le=1)],
+    Annotated[float, Field(ge=0, le=1)],
+    Annotated[float, Field(ge=0, le=1)],
+]
+
+
+class SolidBackgroundConfig(Config):
+    """One colour behind everything."""
+
+    name: Literal["solid"] = "solid"
+    color: Colour = Field((0.5, 0.5, 0.5), description="three numbers in [0, 1], or one for a grey")
+    random: Literal["none", "grey", "color"] = Field(
+        "none", description="in training: a random grey or colour, one for the whole batch"
+    )
+    random_range: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = Field(
+        (0.0, 1.0), description="range of the random values"
+    )
+
+    @field_validator("color", mode="before")
+    @classmethod
+    def _grey(cls, value: object) -> object:
+        return (value, value, value) if isinstance(value, int | float) else value
+
+    @field_validator("random_range")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError(f"random_range must rise, not {list(value)}; try {sorted(value)}")
+        return value
+
+
+class NeuralBackgroundConfig(Config):
+    """A small network from direction to colour ("neural environment map")."""
+
+    name: Literal["neural"] = "neural"
+    width: int = Field(16, ge=1, le=1024, description="neurons of a hidden layer")
+    hidden_layers: int = Field(2, ge=1, le=8)
+    random_probability: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="in training: how often one random colour replaces it for the whole batch",
+    )
+
+
+# --- volume rendering ---------------------------------------------------------------------------------------
+
+
+class MarchConfig(Config):
+    """Where samples are put on rays, and which of them are worth shading."""
+
+    sampler: Literal["occupancy", "stratified"] = Field(
+        "occupancy",
+        description="occupancy: a fixed step, empty cells skipped; stratified: equal parts of every chord",
+    )
+    samples: int = Field(512, ge=1, le=8192, description="samples on the longest chord; stratified: on each")
+    bound: Literal["box", "sphere"] = Field("box", description="the cube [-radius, radius]^3 or its ball")
+    radius: float = Field(1.0, gt=0, le=100, description="half the side of the cube: the radius of the field")
+    near: float = Field(0.0, ge=0, le=100, description="no samples closer to the camera than this")
+    jitter: bool = Field(True, description="in training: shift each ray's samples by a random part of a step")
+    alpha_threshold: float = Field(
+        0.0, ge=0, lt=1, description="do not shade samples more transparent than this (0: shade all)"
+    )
+    early_stop: float = Field(
+        0.0, ge=0, lt=1, description="do not shade samples that less of the light than this reaches (0: all)"
+    )
+    backend: Literal["auto", "numba", "torch"] = Field("auto", description="auto: numba on a CPU, else torch")
+
+
+class OccupancyConfig(Config):
+    """Grid of cells that may hold matter (Mueller et al. 2022, appendix; nerfacc's update rule)."""
+
+    resolution: int = Field(32, ge=2, le=512, description="cells along a side of the cube")
+    interval: int = Field(16, ge=1, description="steps between updates")
+    warmup: int = Field(256, ge=0, description="before this step every cell is looked at, later some of them")
+    fraction: float = Field(0.25, gt=0, le=1, description="part of the cells looked at after the warm-up")
+    decay: float = Field(0.95, ge=0, lt=1, description="a cell keeps the larger of decay * old and new value")
+    threshold: float = Field(
+        0.01, ge=0, lt=1, description="a cell is full if density * step exceeds min(this, the mean cell)"
+    )
+
+
+# --- materials ----------------------------------------------------------------------------------------------
+
+
+class NoMaterialConfig(Config):
+    """The field's features are the colour: no light, no normals."""
+
+    name: Literal["none"] = "none"
+
+
+class DiffuseMaterialConfig(Config):
+    """Albedo, lit by a point light and from everywhere (Poole et al. 2022, "DreamFusion", section 3.1)."""
+
+    name: Literal["diffuse"] = "diffuse"
+    ambient_only_steps: int = Field(5000, ge=0, description="before this step nothing is lit")
+    diffuse_probability: float = Field(0.75, ge=0, le=1, description="later: how often a step is lit")
+    textureless_probability: float = Field(0.5, ge=0, le=1, description="how often what is lit is white")
+    soft_shading: bool = Field(
+        True, description="in training: diffuse light u, ambient light 1 - u with a random u for each step"
+    )
+    ambient: float = Field(1.0, ge=0, le=10, description="light from everywhere, without soft shading")
+    diffuse: float = Field(0.0, ge=0, le=10, description="light of the point, without soft shading")
+
+
+_MATERIALS = "threedgen.representations.materials"
+registry.register("material", "none", f"{_MATERIALS}:NoMaterial", f"{__name__}:NoMaterialConfig")
+registry.register("material", "diffuse", f"{_MATERIALS}:DiffuseMaterial", f"{__name__}:DiffuseMaterialConfig")

@@ -1,0 +1,69 @@
+"""Packaging. The folders guidance/ and representations/ stand at the top of the repository and are installed
+as threedgen.guidance and threedgen.representations; their bare names belong to other projects. configs/ and
+weights/ are installed as data beside them. In a checkout threedgen/__init__.py does the same mapping."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+CODE = ("guidance", "representations")
+DATA = {"configs": ["**/*.yaml"], "weights": ["**/*"]}
+
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "threedgen/__init__.py").read_text(encoding="utf-8"))
+
+
+def packages_below(folder: str, name: str) -> list[str]:
+    """The package in `folder`, named `name`, and its sub-packages."""
+    return [name, *(f"{name}.{package}" for package in find_packages(str(ROOT / folder)))]
+
+
+data = {name: patterns for name, patterns in DATA.items() if (ROOT / name).is_dir()}
+packages = packages_below("threedgen", "threedgen")
+for folder in CODE:
+    packages += packages_below(folder, f"threedgen.{folder}")
+packages += [f"threedgen.{name}" for name in data]
+
+setup(
+    name="threedgen",
+    version=VERSION[1] if VERSION else "0",
+    description="Text to 3D by optimisation, on a CPU or a GPU: any prior, distillation, representation",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=packages,
+    package_dir={"threedgen": "threedgen"} | {f"threedgen.{name}": name for name in (*CODE, *data)},
+    package_data={"threedgen": ["py.typed"]} | {f"threedgen.{name}": files for name, files in data.items()},
+    include_package_data=False,
+    entry_points={"console_scripts": ["threedgen = threedgen.cli:main"]},
+    install_requires=[
+        "torch>=2.6",
+        "pytorch-lightning>=2.6",
+        "diffusers>=0.40",
+        "transformers>=5",
+        "tokenizers",
+        "safetensors",
+        "huggingface-hub",
+        "numba>=0.60",
+        "numpy>=2",
+        "nerfacc>=0.5.3",
+        "kornia>=0.8",
+        "imageio>=2.30",
+        "imageio-ffmpeg",
+        "pillow>=11",
+        "pydantic>=2.10",
+        "pyyaml>=6",
+        "rich>=13",
+        "scikit-image>=0.24",
+        "trimesh>=4",
+    ],
+    extras_require={
+        "dev": ["hypothesis>=6", "mypy>=1.13", "pytest>=8", "ruff>=0.9"],
+        # tinycudann, the other back end, is not on the package index: it is built from its own sources
+        "gpu": ["xformers"],
+        "lora": ["peft>=0.17"],
+    },
+)

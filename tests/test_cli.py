@@ -1,0 +1,251 @@
+"""The command line: quick answers, one clear line for a mistake, and the exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from toy_task import YAML, toy  # noqa: F401
+
+from threedgen import __version__, cli, config, help, registry, runs
+from threedgen.config import ConfigError
+from threedgen.options import TrainerConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = cli.main(list(words))
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+@pytest.fixture
+def shipped(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+    """A folder of configs with a default one in it."""
+    root = toy.parent / "shipped"
+    root.mkdir()
+    (root / "mvdream-toybox.yaml").write_text(YAML + "about: A prompt becomes 3D.\nneeds: two cores\n")
+    (root / "broken.yaml").write_text("a: [")
+    monkeypatch.setattr(config, "folder", lambda name: root)
+    return root
+
+
+# --- words ------------------------------------------------------------------------------------------------
+
+
+def test_words_are_sorted() -> None:
+    command = cli.parse(["--config", "a", "prompt=x --y", "-q", "seed=3", "--resume=b"][:-1])
+    assert command.flags == {"--config": "a", "--quiet": ""} and command.overrides == [
+        "prompt=x --y",
+        "seed=3",
+    ]
+    assert cli.parse(["--config=a=b"]).config == "a=b"
+    assert cli.parse(["--help", "trainer"]).flags == {"--help": "trainer"}
+    assert cli.parse(["--help", "seed=1"]).flags == {"--help": ""}
+    assert cli.parse([]).config == "mvdream-toybox"
+    assert cli.parse(["prompt=-5 = --x"]).overrides == ["prompt=-5 = --x"]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--confg", "a"], ["--confg", "unknown flag", "did you mean '--config'"]),
+        (["--prompt", "a"], ["key=value"]),
+        (["--config"], ["--config: needs a value"]),
+        (["--config", "--quiet"], ["--config: needs a value"]),
+        (["--quiet=yes"], ["takes no value"]),
+        (["prompt=a", "blue", "dog"], ["key=value", "quoted", "'blue'"]),
+        (["--config", "a", "--resume", "b"], ["--resume"]),
+        (["\x1b[31m"], ["'\\x1b[31m'"]),
+    ],
+)
+def test_wrong_words_are_one_clear_line(
+    capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]
+) -> None:
+    code, out, err = ask(capsys, *words)
+    assert code == 2 and not out and err.count("\n") == 1
+    assert all(part in err for part in parts), err
+
+
+def test_a_config_without_its_flag_is_recognised(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = ask(capsys, "mvdream-toybx.yaml")
+    assert code == 2 and "did you mean --config mvdream-toybox" in err
+
+
+# --- questions --------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_option(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ask(capsys, "--help")
+    assert code == 0
+    for words in (
+        "--config NAME_OR_PATH",
+        "prior.guidance_scale",
+        "number or schedule >= 0 <= 100",
+        "classifier-free guidance",
+        "trainer.max_steps",
+        "auto | whole number",
+        "list of 2: number",
+        "fast | exact",
+        "prior.weights",
+        "here",  # what the config gives, not the default of the model
+    ):
+        assert words in out, words
+    assert "what to draw" in out
+    (line,) = [line for line in out.splitlines() if "checkpoint.keep" in line]
+    assert line.split()[:6] == ["checkpoint.keep", "whole", "number", ">=", "1", "<="] and " 3 " in line
+
+
+def test_help_of_one_section(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ask(capsys, "--help", "trainer")
+    keys = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
+    assert code == 0 and keys == [f"trainer.{name}" for name in TrainerConfig.model_fields]
+    code, _, err = ask(capsys, "--help", "trainr")
+    assert code == 2 and "did you mean 'trainer'" in err
+    assert "prior.weights" in ask(capsys, "--help", "prior.weights")[1]
+
+
+def test_list_says_what_a_config_does_and_needs(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ask(capsys, "--list")
+    assert code == 0
+    assert "mvdream-toybox\n    A prompt becomes 3D.\n    needs: two cores" in out
+    assert "broken\n    cannot be read" in out
+
+
+def test_print_config_is_the_whole_config(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ask(capsys, "--print-config", "prompt=4k: best #1", "trainer.max_steps=3")
+    Path("printed.yaml").write_text(out)
+    again = config.load("printed.yaml")
+    assert code == 0 and again.prompt == "4k: best #1" and again.trainer.max_steps == 3
+    assert not Path("outputs").exists()
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(capsys, "--version")[:2] == (0, f"threedgen {__version__}\n")
+
+
+# --- runs -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_says_where_it_goes_and_resumes(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("outputs") / "mvdream-toybox" / runs.slug("a [red]dog[/red] $HOME")
+    code, out, err = ask(capsys, "prompt=a [red]dog[/red] $HOME")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == f"mvdream-toybox: toy in {folder}"
+    assert "prompt='a [red]dog[/red] $HOME' resume=False" in out
+    assert config.load(folder / "config.yaml").prompt == "a [red]dog[/red] $HOME"
+    code, out, _ = ask(capsys, "prompt=a [red]dog[/red] $HOME")
+    assert "goes on in" in out and "resume=True" in out
+    code, out, _ = ask(capsys, "--resume", str(folder), "trainer.max_steps=3", "--quiet")
+    assert code == 0 and "resume=True" in out and "goes on" not in out
+    code, _, err = ask(capsys, "--resume", str(folder), "seed=3")
+    assert code == 2 and "seed: 0 -> 3" in err
+    before = (folder / "config.yaml").read_bytes()
+    code, out, _ = ask(capsys, "--print-config", "--resume", str(folder), "seed=4")
+    assert "seed: 4" in out and (folder / "config.yaml").read_bytes() == before
+    code, _, err = ask(capsys, "--resume", "outputs/nothing")
+    assert code == 2 and "--resume" in err
+
+
+@pytest.mark.parametrize(("prompt", "expected"), [("seven", 7), ("stop", 130), ("fail", 1)])
+def test_exit_codes(shipped: Path, capsys: pytest.CaptureFixture[str], prompt: str, expected: int) -> None:
+    code, _, err = ask(capsys, f"prompt={prompt}")
+    assert code == expected and "Traceback" not in err
+    if prompt == "fail":
+        assert "RuntimeError: it broke" in err and "THREEDGEN_DEBUG=1" in err
+
+
+def test_a_fault_keeps_its_traceback_when_asked(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THREEDGEN_DEBUG", "1")
+    with pytest.raises(RuntimeError, match="it broke"):
+        cli.main(["prompt=fail"])
+
+
+@pytest.mark.parametrize("word", ["sed=3", "seed=x", "--config", "out=\0", "trainer.max_steps=0"])
+def test_a_mistake_ends_before_anything_is_written(
+    shipped: Path, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    code, out, err = ask(capsys, word)
+    assert code == 2 and not out and err.strip() and "Traceback" not in err
+    assert not Path("outputs").exists()
+
+
+def test_names_of_run_folders() -> None:
+    assert cli.config_name(Path("configs/mvdream-toybox.yaml")) == "mvdream-toybox"
+    assert cli.config_name(Path("outputs/a-dog/config.yaml")) == "a-dog"
+
+
+def test_what_the_terminal_cannot_show_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.say("a\x1b[31m\ud800 é")
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "a\\x1b[31m\\ud800 é" in out
+
+
+def test_unknown_task_model_is_named() -> None:
+    with pytest.raises(ConfigError, match="task"):
+        registry.config_model("task", "")
+
+
+def test_types_in_words() -> None:
+    assert help.type_name(float | None) == "number | null"
+    assert help.type_name(tuple[float, ...]) == "list: number"
+    assert help.type_name(dict[str, float]) == "section of key: value"
+
+
+# --- as a process -----------------------------------------------------------------------------------------
+
+
+RUNNER = (
+    "import sys, toy_task; toy_task.register(); from threedgen.cli import main; code = main(); "
+    "sys.stderr.write(f'torch={\"torch\" in sys.modules}'); sys.exit(code)"
+)
+
+
+def process(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONIOENCODING": "ascii",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", RUNNER, *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("words", [["--list"], ["--help"], ["--print-config"], ["prompt=é\n🐶"], ["sed=1"]])
+def test_nothing_heavy_is_imported_before_the_task(toy: Path, words: list[str]) -> None:  # noqa: F811
+    start = time.monotonic()
+    done = process(toy.parent, "--config", "toy.yaml", *words)
+    seconds = time.monotonic() - start
+    sys.stdout.write(f"{words}: {seconds:.2f} s\n")
+    assert done.stderr.endswith("torch=False"), done.stderr
+    assert done.returncode == (2 if words == ["sed=1"] else 0)
+    assert seconds < 20  # far above the promise of one second: the machine may be busy
+
+
+def test_bytes_that_are_no_text_are_a_clear_mistake(toy: Path) -> None:  # noqa: F811
+    if os.name == "nt":
+        pytest.skip("arguments are text there")
+    done = process(toy.parent, "--config", "toy.yaml", os.fsdecode(b"prompt=\xff"))
+    assert done.returncode == 2 and "prompt" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_closed_pipe_is_no_error(toy: Path) -> None:  # noqa: F811
+    code = RUNNER.replace("code = main()", "sys.stdout.close = lambda: None; code = main()")
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--config", "toy.yaml", "--help"],
+            cwd=toy.parent,
+            env=environment,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert "Traceback" not in done.stderr and done.returncode == 0

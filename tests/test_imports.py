@@ -1,0 +1,133 @@
+"""Who may import whom, read from the import statements; and that short questions stay short."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = (
+    "torch",
+    "pytorch_lightning",
+    "lightning_fabric",
+    "diffusers",
+    "transformers",
+    "numba",
+    "kornia",
+    "nerfacc",
+)
+NO_TORCH = (
+    "cli",
+    "config",
+    "config_errors",
+    "errors",
+    "fields",
+    "help",
+    "ledger",
+    "registry",
+    "runs",
+    "schedule",
+)
+ROOMS = ("systems", "data", "evaluation", "export", "viewer")
+SOURCES = sorted(
+    path for room in ("threedgen", "guidance", "representations") for path in (ROOT / room).rglob("*.py")
+)
+
+
+def module_name(path: Path) -> str:
+    """guidance/mvdream.py -> threedgen.guidance.mvdream"""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "threedgen" else ("threedgen", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, top_only: bool = False) -> Iterator[str]:
+    """Full names that a file imports; `top_only` leaves out what functions import when they are called."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
+    for node in _statements(tree) if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level < 3, f"{path}: an import that climbs"
+            above = package if node.level == 1 else package.rpartition(".")[0]
+            base = ".".join(part for part in (above if node.level else "", node.module or "") if part)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes outside functions and outside `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        yield node
+        yield from _statements(node)
+
+
+def room(name: str) -> str:
+    """threedgen.guidance.mvdream -> guidance; the core's own modules -> core."""
+    parts = name.split(".")
+    known = len(parts) > 1 and parts[1] in (*ROOMS, "guidance", "representations")
+    return parts[1] if known else "core"
+
+
+ALLOWED = {
+    "core": {"core"},
+    "guidance": {"core", "guidance"},
+    "representations": {"core", "representations"},
+}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_arrows(path: Path) -> None:
+    """The core, guidance and representations import downwards only; the rooms above reach all.
+
+    A function may import upwards when it is called (threedgen.generate does).
+    """
+    here = room(module_name(path))
+    for name in imports(path, top_only=here == "core"):
+        assert name.split(".")[0] not in ("guidance", "representations"), f"{path}: write threedgen.{name}"
+        if name.split(".")[0] == "threedgen":
+            assert room(name) in ALLOWED.get(here, {room(name)}), f"{here} must not import {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_relative_imports_stay_in_their_folder(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level > 1:
+            depth = len(path.relative_to(ROOT).parts) - 1
+            assert node.level <= depth, f"{path}: climbs out of its top-level folder"
+
+
+LIGHT = [
+    path
+    for path in SOURCES
+    if path.name == "options.py" or (path.parent.name == "threedgen" and path.stem in NO_TORCH)
+]
+
+
+@pytest.mark.parametrize("path", LIGHT, ids=module_name)
+def test_configs_and_command_line_name_nothing_heavy(path: Path) -> None:
+    assert not [name for name in imports(path, top_only=True) if name.split(".")[0] in HEAVY]
+
+
+def test_configs_and_command_line_load_nothing_heavy() -> None:
+    names = ", ".join(module_name(path) for path in LIGHT)
+    code = f"import sys, {names}; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_no_star_imports_and_no_bare_except(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        assert not (isinstance(node, ast.ImportFrom) and node.names[0].name == "*")
+        assert not (isinstance(node, ast.ExceptHandler) and node.type is None)

@@ -1,0 +1,172 @@
+"""One import name in every mode: in a checkout, installed, in worker processes; and what a wheel holds."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import threedgen
+from threedgen import registry
+from threedgen.representations.options import NGPConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, *words], cwd=cwd, env=clean | environment, capture_output=True, text=True
+    )
+
+
+def test_the_folders_have_one_name() -> None:
+    from threedgen import guidance, representations
+
+    assert sys.modules["threedgen.guidance"] is guidance is threedgen.guidance
+    assert sys.modules["threedgen.representations"] is representations
+    assert NGPConfig.__module__ == "threedgen.representations.options"
+
+
+def test_no_file_is_loaded_twice() -> None:
+    files = [
+        os.path.realpath(module.__file__)
+        for name, module in list(sys.modules.items())
+        if getattr(module, "__file__", None)
+        and name.split(".")[0] in ("threedgen", "guidance", "representations")
+    ]
+    assert len(files) == len(set(files))
+
+
+@pytest.mark.parametrize("name", ["guidance", "representations"])
+def test_the_bare_name_is_refused_with_the_right_one(name: str) -> None:
+    done = python("-c", f"import {name}", cwd=ROOT)
+    assert done.returncode == 1 and f"threedgen.{name}" in done.stderr and "ImportError" in done.stderr
+
+
+def test_nothing_at_the_top_is_importable_through_the_package() -> None:
+    done = python("-c", "import threedgen.setup", cwd=ROOT)
+    assert "No module named 'threedgen.setup'" in done.stderr
+
+
+def test_objects_travel_to_spawned_processes() -> None:
+    script = (
+        "import multiprocessing, pickle\n"
+        "from threedgen.representations.options import NGPConfig\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        print(pool.map(type, [NGPConfig(width=7)]) == [NGPConfig])\n"
+    )
+    done = python("-c", script, cwd=ROOT)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_launch_runs_in_a_bare_checkout_and_from_elsewhere(tmp_path: Path) -> None:
+    for cwd in (ROOT, tmp_path):
+        done = python(str(ROOT / "launch.py"), "--version", cwd=cwd)
+        assert done.stdout == f"threedgen {threedgen.__version__}\n", done.stderr
+
+
+def test_data_folders_are_found() -> None:
+    assert (threedgen.folder("configs")).is_dir()
+    assert threedgen.folder("guidance") == ROOT / "guidance"
+
+
+def test_every_entry_of_the_registry_exists() -> None:
+    for kind, table in registry.TABLE.items():
+        for name, entry in table.items():
+            for path in (entry.implementation, entry.config):
+                module, _, attribute = path.partition(":")
+                if module.startswith("threedgen."):
+                    assert hasattr(__import__(module, fromlist=["_"]), attribute), f"{kind} {name}: no {path}"
+            if kind != "task":
+                assert "name" in registry.config_model(kind, name).model_fields
+
+
+def test_the_pins_cover_what_is_required() -> None:
+    def plain(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    block = setup[setup.index("install_requires") : setup.index("extras_require")]
+    required = {plain(name) for name in re.findall(r'"([A-Za-z0-9_.-]+?)(?:[><=].*?)?",', block)}
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {plain(line.split("==")[0]) for line in lines if "==" in line}
+    assert len(required) >= 19 and not required - pinned
+    assert "torch==2.13.0" in lines
+
+
+def test_project_files_name_no_machine() -> None:
+    for name in (
+        "Makefile",
+        ".ci/run",
+        "setup.py",
+        "pyproject.toml",
+        "constraints.txt",
+        "README.md",
+        "MANIFEST.in",
+    ):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert not re.search(r"/root\b|/work/|/tmp/venv|file://", text), name
+
+
+def test_make_gives_the_prompt_as_it_was_typed(tmp_path: Path) -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("no make here")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("setup.py", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text("")
+    fake = tmp_path / ".venv" / "bin" / "python"
+    fake.parent.mkdir(parents=True)
+    fake.write_text('#!/bin/sh\nfor word; do printf "%s\\0" "$word"; done > seen\n')
+    fake.chmod(0o755)
+    (tmp_path / ".venv" / "installed").write_text("")
+    for prompt in ('a "blue" dog\'s $HOME $(rm -rf x) `id`; #1 \\ %', "two\nlines 🐶", "$$", "a=b, *c ${d}"):
+        subprocess.run([make, "demo", f"PROMPT={prompt}", "ARGS=seed=3"], cwd=tmp_path, check=True)
+        words = (tmp_path / "seen").read_bytes().decode().split("\0")[:-1]
+        assert words == ["launch.py", "--config", "mvdream-toybox.yaml", f"prompt={prompt}", "seed=3"]
+    subprocess.run([make, "demo"], cwd=tmp_path, check=True)
+    assert b"prompt=a blue dog wearing a red hat\0" in (tmp_path / "seen").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_everything_and_runs_alone(tmp_path: Path) -> None:
+    """Built from a copy, so that no build/ of the checkout leaks into it, and unpacked into a bare folder."""
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv", "build", "dist", "outputs", "*.egg-info", "__pycache__", ".*_cache"
+    )
+    shutil.copytree(ROOT, source, ignore=ignored)
+    build = python(
+        "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path / "wheels"), str(source), cwd=tmp_path
+    )
+    assert build.returncode == 0, build.stderr
+    wheel = next((tmp_path / "wheels").glob("threedgen-*.whl"))
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    assert sorted(path.name for path in site.iterdir() if not path.name.endswith(".dist-info")) == [
+        "threedgen"
+    ]
+    for folder in ("guidance", "representations", "configs", "weights"):
+        suffixes = (".py",) if folder in ("guidance", "representations") else None
+        for path in (ROOT / folder).rglob("*"):
+            wanted = path.is_file() and "__pycache__" not in path.parts
+            if wanted and (suffixes is None or path.suffix in suffixes):
+                assert (site / "threedgen" / path.relative_to(ROOT)).is_file(), path
+    for path in (ROOT / "threedgen").rglob("*"):
+        if path.is_file() and path.suffix in (".py", ".typed"):
+            assert (site / path.relative_to(ROOT)).is_file(), path
+    code = (
+        "import threedgen, threedgen.guidance.options, threedgen.representations.options\n"
+        "from threedgen import config; print(threedgen.folder('configs')); print(config.shipped())"
+    )
+    done = python("-c", code, cwd=tmp_path, PYTHONPATH=str(site))
+    assert done.stdout.splitlines()[0] == str(site / "threedgen" / "configs"), done.stderr

@@ -1,0 +1,151 @@
+"""What is shown while a run goes on."""
+
+from __future__ import annotations
+
+import io
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from threedgen.progress import Progress, Speed, clean, duration, silence_lightning
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Watched:
+    """A progress callback that writes into memory, with a clock of its own and a run of `total` steps."""
+
+    def __init__(self, total: int = 100, start: int = 0, terminal: bool = False, **options) -> None:
+        self.clock = Clock()
+        self.file = io.StringIO()
+        console = Console(file=self.file, force_terminal=terminal, width=100, color_system=None)
+        self.progress = Progress(console=console, clock=self.clock, **options)
+        self.trainer = SimpleNamespace(global_step=start, max_steps=total, is_global_zero=True)
+        self.module = SimpleNamespace(stage="generate 64 px", metrics={"occupancy": 0.25, "hidden": 1.0})
+        self.progress.on_train_start(self.trainer, self.module)
+
+    def steps(self, count: int, seconds: float, loss: float = 0.5) -> Watched:
+        for n in range(count):
+            self.clock.now += seconds
+            self.trainer.global_step += 1
+            self.progress.on_train_batch_end(
+                self.trainer, self.module, {"loss": torch.tensor(loss)}, self.trainer.global_step, n
+            )
+        return self
+
+    def end(self) -> list[str]:
+        self.progress.on_train_end(self.trainer, self.module)
+        return self.file.getvalue().splitlines()
+
+
+@pytest.fixture(autouse=True)
+def no_ci(monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+
+
+def test_one_line_a_minute_and_at_each_quarter():
+    lines = Watched(total=1000, metrics=["occupancy"]).steps(1000, 1.0).end()
+    steps = [int(line.split(": ")[1].split("/")[0]) for line in lines]
+    assert {0, 250, 500, 750, 1000} <= set(steps)
+    gaps = np.diff(steps)
+    assert gaps.max() <= 60 and all(
+        gap == 60 or step % 250 == 0 for gap, step in zip(gaps, steps[1:], strict=True)
+    )
+    line = lines[steps.index(500)]
+    assert line == "generate 64 px: 500/1000, 1 s/step, 8:20 min left, loss 0.5, occupancy 0.25"
+
+
+def test_begins_at_the_resumed_step():
+    lines = Watched(total=100, start=60).steps(15, 2.0).end()
+    assert lines[0] == "generate 64 px: 60/100"
+    assert lines[1].startswith("generate 64 px: 75/100, 2 s/step, 50 s left")
+
+
+def test_time_left_forgets_how_fast_it_was_before():
+    watched = Watched(total=10_000)
+    watched.steps(2000, 0.01).steps(20, 3.0)
+    pace = watched.progress.speed.seconds_a_step()
+    assert pace == pytest.approx(3.0, rel=0.02)
+
+
+def test_a_new_stage_is_said_at_once():
+    watched = Watched(total=100).steps(3, 1.0)
+    watched.module.stage = "generate 128 px"
+    assert watched.steps(3, 1.0).end()[1:] == ["generate 128 px: 4/100, 1 s/step, 1:36 min left, loss 0.5"]
+
+
+def test_quiet_says_nothing():
+    assert Watched(quiet=True).steps(100, 60.0).end() == []
+    assert Watched(quiet=True, terminal=True).steps(100, 60.0).end() == []
+
+
+def test_a_bar_in_a_terminal_but_not_in_ci(monkeypatch):
+    text = "\n".join(Watched(total=40, terminal=True).steps(40, 1.0).end())
+    assert "generate 64 px" in text and "40/40" in text and "loss 0.5" in text
+    monkeypatch.setenv("CI", "1")
+    assert Watched(total=40, terminal=True).steps(10, 1.0).end()[0] == "generate 64 px: 0/40"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_markup_and_control_characters_in_a_stage_are_harmless(terminal):
+    watched = Watched(total=4, terminal=terminal)
+    watched.module.stage = "[red]cat[/red] [/cat] \x1b[31m\n$HOME :smile:"
+    text = "\n".join(watched.steps(4, 1.0).end())
+    assert "[red]cat[/red] [/cat] [31m $HOME :smile:" in text
+    assert "\x1b[31m" not in text
+
+
+def test_accumulated_batches_count_once():
+    watched = Watched(total=100)
+    for n in range(10):
+        watched.progress.on_train_batch_end(watched.trainer, watched.module, None, 0, n)
+    assert watched.progress.speed.seconds_a_step() is None and len(watched.end()) == 1
+
+
+@given(st.text(st.characters(codec=None)))
+def test_clean_text_is_one_printable_line(text):
+    cleaned = clean(text)
+    assert "\n" not in cleaned and "\x1b" not in cleaned
+    assert cleaned == clean(cleaned)
+    cleaned.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (59.6, "1:00 min"), (185, "3:05 min"), (7390, "2:03 h"), (None, "?"), (float("nan"), "?")],
+)
+def test_durations(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_speed_without_steps_is_unknown():
+    speed = Speed()
+    assert speed.seconds_a_step() is None
+    speed.mark(0.0, 5)
+    speed.mark(9.0, 5)
+    assert speed.seconds_a_step() is None
+
+
+def test_lightning_is_silenced_but_its_warnings_are_not():
+    names = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")
+    before = [logging.getLogger(name).level for name in names]
+    try:
+        silence_lightning()
+        for name in names:
+            assert not logging.getLogger(name).isEnabledFor(logging.INFO)
+            assert logging.getLogger(name).isEnabledFor(logging.WARNING)
+    finally:
+        for name, level in zip(names, before, strict=True):
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,127 @@
+"""Priors small enough for tests: random weights, the true structure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast
+
+from threedgen.guidance.attention import multiview_unet
+from threedgen.guidance.mvdream import MVDream, script_cameras
+
+WORDS = "a the red blue green dog cat car house hat with wearing on of and 3d asset".split()
+TEXT_WIDTH = 24
+
+
+def tiny_unet(**config: Any) -> UNet2DConditionModel:
+    """Two levels, attention on the upper one; 8 latents per side."""
+    torch.manual_seed(1)
+    default = {
+        "sample_size": 8,
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": 4,
+        "cross_attention_dim": TEXT_WIDTH,
+        "use_linear_projection": True,
+    }
+    return multiview_unet(**(default | config)).eval()
+
+
+def tiny_vae(**config: Any) -> AutoencoderKL:
+    """Two pixels per latent."""
+    torch.manual_seed(2)
+    default = {
+        "block_out_channels": (32, 32),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "sample_size": 16,
+    }
+    return AutoencoderKL(**(default | config)).eval()
+
+
+def tiny_text_encoder(vocab: int = 40, **config: Any) -> CLIPTextModel:
+    torch.manual_seed(3)
+    default = {
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+    }
+    return CLIPTextModel(CLIPTextConfig(vocab_size=vocab, **(default | config))).eval()
+
+
+def word_tokenizer(words: list[str] | None = None, length: int = 16) -> PreTrainedTokenizerFast:
+    """A closed vocabulary, as the embedded prior has it."""
+    special = ["<pad>", "<unk>", "<start>", "<end>"]
+    vocab = {word: i for i, word in enumerate(special + (words or WORDS))}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 2), ("<end>", 3)]
+    )
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<start>", "eos_token": "<end>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=length, **names)
+
+
+def letter_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte pairs without any merge: one token for each letter; "!" is token 0."""
+    letters = "!abcdefghijklmnopqrstuvwxyz0123456789,."
+    names = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=[], model_max_length=16)
+
+
+def tiny_prior(**unet: Any) -> MVDream:
+    return MVDream(tiny_unet(**unet), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")
+
+
+def to_ldm(tensors: dict[str, Tensor], prefixes: list[tuple[str, str]]) -> dict[str, Tensor]:
+    """The inverse renaming, written the slow and obvious way."""
+    named = {}
+    for name, tensor in tensors.items():
+        (ours, theirs), *more = [pair for pair in prefixes if name.startswith(pair[1] + ".")]
+        assert not more
+        named[ours + name.removeprefix(theirs)] = tensor
+    return named
+
+
+def open_clip_names(encoder: CLIPTextModel) -> dict[str, Tensor]:
+    """A CLIPTextModel written as OpenCLIP's tower, with one more block at the end."""
+    state, ldm = encoder.state_dict(), {}
+    layers = encoder.config.num_hidden_layers
+    names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    names["attn.out_proj"] = "self_attn.out_proj"
+    for i in range(layers):
+        for kind in ("weight", "bias"):
+            inner = f"encoder.layers.{i}."
+            fused = [state[f"{inner}self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
+            ldm[f"transformer.resblocks.{i}.attn.in_proj_{kind}"] = torch.cat(fused)
+            for ours, theirs in names.items():
+                ldm[f"transformer.resblocks.{i}.{ours}.{kind}"] = state[f"{inner}{theirs}.{kind}"]
+    last = {n.replace(f".{layers - 1}.", f".{layers}."): t for n, t in ldm.items() if f".{layers - 1}." in n}
+    ldm |= last | {"text_projection": torch.zeros(2, 2), "logit_scale": torch.zeros(())}
+    ldm["positional_embedding"] = state["embeddings.position_embedding.weight"]
+    ldm["token_embedding.weight"] = state["embeddings.token_embedding.weight"]
+    ldm |= {f"ln_final.{kind}": state[f"final_layer_norm.{kind}"] for kind in ("weight", "bias")}
+    return ldm
+
+
+def cpu(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def output(prior: MVDream) -> Tensor:
+    """What a prior thinks of fixed noise, in the multi-view mode."""
+    x, text = torch.randn(4, 4, 8, 8, generator=cpu()), prior.encode_prompt(["a red dog"]).repeat(4, 1, 1)
+    with torch.no_grad():
+        return prior.denoise(x, torch.full((4,), 500), text, script_cameras(4), 4)

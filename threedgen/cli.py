@@ -1,0 +1,159 @@
+"""Words behind the command -> one checked config -> the function of its task.
+
+Imports no torch: mistakes, --help, --list and --print-config answer at once, and the first line of a run is
+printed before the long imports begin.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from threedgen import __version__, config, help, registry, runs
+from threedgen.errors import ConfigError, did_you_mean, nearest, short
+
+DEFAULT_CONFIG = "mvdream-toybox"
+FLAGS = ("--config", "--help", "--list", "--print-config", "--quiet", "--resume", "--version")
+SHORT_FLAGS = {"-c": "--config", "-h": "--help", "-q": "--quiet"}
+WITH_VALUE = ("--config", "--resume")
+DEBUG = "THREEDGEN_DEBUG"
+
+OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass
+class Command:
+    """The words of a command line, sorted."""
+
+    flags: dict[str, str] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+
+    @property
+    def config(self) -> str:
+        return self.flags.get("--config", DEFAULT_CONFIG)
+
+
+def parse(words: list[str]) -> Command:
+    """Sort the words into flags and `key=value` overrides. Raises ConfigError."""
+    command, rest = Command(), list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            command.overrides.append(_override(word))
+            continue
+        flag, equals, value = word.partition("=")
+        flag = SHORT_FLAGS.get(flag, flag)
+        if flag not in FLAGS:
+            raise ConfigError(_unknown_flag(flag))
+        takes_section = flag == "--help" and rest and not rest[0].startswith("-") and "=" not in rest[0]
+        if flag in WITH_VALUE or takes_section:
+            if not equals and (not rest or rest[0].startswith("--")):
+                raise ConfigError(f"{flag}: needs a value, such as {flag} {_example(flag)}")
+            value = value if equals else rest.pop(0)
+        elif equals and flag != "--help":
+            raise ConfigError(f"{flag}: takes no value (got {short(value)})")
+        command.flags[flag] = value
+    if "--config" in command.flags and "--resume" in command.flags:
+        raise ConfigError("--resume: takes the config of the run, so --config cannot be given with it")
+    return command
+
+
+def _override(word: str) -> str:
+    if "=" in word:
+        config.split_override(word)
+        return word
+    known = nearest(Path(word).stem, config.shipped(), cutoff=0.8)
+    hint = (
+        f"; did you mean --config {known}?"
+        if known
+        else ', and text with spaces is quoted: prompt="a blue dog"'
+    )
+    raise ConfigError(f"command line: an option is written key=value{hint} (got {short(word)})")
+
+
+def _unknown_flag(flag: str) -> str:
+    guess = nearest(flag, FLAGS)
+    hint = did_you_mean(guess) if guess else "; options of the config have no dashes: key=value"
+    return f"{short(flag)}: unknown flag{hint}"
+
+
+def _example(flag: str) -> str:
+    return DEFAULT_CONFIG if flag == "--config" else "outputs/mvdream-toybox/a-blue-dog-0123abcd"
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print lines of text; control characters are dropped, and what the terminal cannot show is escaped."""
+    stream = stream or sys.stdout
+    clean = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(clean.encode(encoding, "backslashreplace").decode(encoding).rstrip("\n") + "\n")
+    stream.flush()
+
+
+def answer(command: Command) -> str | None:
+    """The text of a question that needs no run (--help, --list, ...); None if it is not one."""
+    if "--version" in command.flags:
+        return f"threedgen {__version__}"
+    if "--help" in command.flags:
+        return help.help_text(command.config, command.flags["--help"])
+    if "--list" in command.flags:
+        return help.list_text()
+    if "--print-config" in command.flags:
+        if "--resume" in command.flags:
+            path = runs.run_folder(command.flags["--resume"]) / runs.CONFIG
+            return config.dump(config.load(path.resolve(), command.overrides))
+        return config.dump(config.load(command.config, command.overrides))
+    return None
+
+
+def run(command: Command) -> int:
+    """Check the config, choose the folder, say so, and only then import and run the task."""
+    resume: Path | None
+    if "--resume" in command.flags:
+        checked, resume = runs.reopen(command.flags["--resume"], command.overrides)
+        name = resume.name
+    else:
+        checked = config.load(command.config, command.overrides)
+        name = config_name(config.find(command.config))
+        checked, resume = runs.begin(checked, name)
+    quiet = "--quiet" in command.flags
+    if not quiet and os.environ.get("LOCAL_RANK", "0") == "0":
+        say(f"{name}: {checked.task}{' goes on' if resume else ''} in {checked.out}")
+    result: Any = registry.implementation("task", checked.task)(checked, resume=resume, quiet=quiet)
+    return result if isinstance(result, int) else OK
+
+
+def config_name(path: Path) -> str:
+    """The name of a config's file for its run folders; for the config.yaml of a run, that of the run."""
+    return path.resolve().parent.name if path.name == runs.CONFIG else path.stem
+
+
+def main(words: list[str] | None = None) -> int:
+    """The command line; returns 0, 2 for a mistake of the user, 130 for Ctrl-C, 1 for a fault."""
+    try:
+        command = parse(sys.argv[1:] if words is None else words)
+        text = answer(command)
+        if text is None:
+            return run(command)
+        say(text)
+        return OK
+    except ConfigError as error:
+        say(str(error), sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        say("stopped by Ctrl-C", sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone: `threedgen --help | head -3`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  so that the flush at exit does not fail again
+        return OK
+    except Exception as error:
+        if os.environ.get(DEBUG) == "1":
+            raise
+        say(
+            f"stopped by {type(error).__name__}: {error}\n(set {DEBUG}=1 to see where it happened)",
+            sys.stderr,
+        )
+        return FAILED

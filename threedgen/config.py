@@ -1,0 +1,242 @@
+"""A config: YAML files, `base:` on another, dotted overrides, one check, every mistake in one line.
+
+    config = load("mvdream-toybox", ["prompt=a blue dog", "trainer.max_steps=100"])
+
+Models of the sections (pydantic, typed and bounded) live in `options.py` files beside the classes they
+configure. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from threedgen import fields, folder, registry, yaml_text
+from threedgen.config_errors import explain
+from threedgen.errors import ConfigError, did_you_mean, nearest, nearest_key, short
+from threedgen.schedule import Schedule, at
+from threedgen.trees import merge, plain, put, text_keys
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Schedule",
+    "at",
+    "config_hash",
+    "dump",
+    "find",
+    "load",
+    "merge",
+    "merged",
+    "nearest",
+    "plain",
+    "shipped",
+    "tree_hash",
+    "validate",
+]
+
+COMMAND_LINE = "command line"
+NOT_HASHED = ("out", "about", "needs")
+
+
+class Config(BaseModel):
+    """Base of every config model: unknown keys, infinities and later changes are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prepare(cls, data: Any) -> Any:
+        """A section that is given in part keeps the rest of the field's default.
+
+        And what pydantic alone would let pass is refused: true for a number (it reads 1), and text with
+        stray bytes, which could not be written to a file.
+        """
+        if not isinstance(data, dict):
+            return data
+        result = dict(data)
+        for key, value in data.items():
+            field = cls.model_fields.get(key)
+            if isinstance(value, dict) and field:
+                result[key] = fields.with_default(field, value)
+            elif isinstance(value, bool) and field and fields.is_number(field):
+                raise _key_mistake(key, value, "should be a number, not true or false")
+            elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+                readable = value.encode("utf-8", "backslashreplace").decode("utf-8")
+                raise _key_mistake(key, readable, "should be text, but holds bytes that are no UTF-8")
+        return result
+
+
+def _key_mistake(key: str, value: Any, problem: str) -> PydanticCustomError:
+    """A mistake of one key, raised by the validator of its section; config_errors puts it in its place."""
+    return PydanticCustomError("key", "{key}: {problem}", {"key": key, "value": value, "problem": problem})
+
+
+class Layer(NamedTuple):
+    """Data and where it came from; later layers win."""
+
+    where: str
+    tree: dict[str, Any]
+
+
+def shipped() -> list[str]:
+    """Names of the configs that come with the project, without `.yaml`."""
+    root = folder("configs")
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
+    """The file of a config: a path first (relative to `beside`, default the working directory), then a
+    shipped name; `.yaml` may be left out. Raises ConfigError with the nearest name."""
+    text = str(name_or_path)
+    if not text.strip() or "\0" in text:
+        raise ConfigError(f"config: should be a file or a name (got {short(text)})")
+    for root in (beside or Path(), folder("configs")):
+        for candidate in (root / text, root / f"{text}.yaml"):
+            try:
+                if candidate.is_file():
+                    return candidate
+            except OSError:  # a name too long for the file system
+                continue
+    guess = nearest(Path(text).stem, shipped())
+    raise ConfigError(
+        f"config: no file and no shipped config has this name{did_you_mean(guess)} (got {short(text)})"
+    )
+
+
+def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
+    """The file's data after the data of all its bases. Raises ConfigError, with the chain for a circle."""
+    chain = (*chain, path.resolve())
+    if chain[-1] in chain[:-1]:
+        circle = " -> ".join(link.name for link in chain[chain.index(chain[-1]) :])
+        raise ConfigError(f"{path}: base: the files build on each other in a circle: {circle}")
+    tree = yaml_text.read(path)
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: should hold `key: value` lines (got {short(tree)})")
+    base = tree.pop("base", None)
+    if base is None:
+        return [Layer(str(path), tree)]
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: should be one file or name (got {short(base)})")
+    try:
+        below = find(base, beside=path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: base: {error}") from None
+    return [*read_layers(below, chain), Layer(str(path), tree)]
+
+
+def split_override(text: str) -> tuple[tuple[str, ...], str]:
+    """`a.b=text` into (("a", "b"), "text"), at the first `=`. Raises ConfigError."""
+    key, equals, value = text.partition("=")
+    parts = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(parts):
+        raise ConfigError(
+            f"{COMMAND_LINE}: an override is written key=value, such as seed=3 (got {short(text)})"
+        )
+    return parts, value
+
+
+def _override_layer(model: type[BaseModel], tree: dict, given: list[tuple[tuple[str, ...], str]]) -> Layer:
+    """Overrides as data: texts raw, everything else read as YAML. Raises ConfigError with every mistake."""
+    names: dict[str, Any] = {}
+    for key, text in given:
+        if key[-1] == "name":
+            put(names, key, text)
+    present = merge(tree, names)
+    result: dict[str, Any] = {}
+    problems = []
+    for key, text in given:
+        try:
+            field = fields.locate(model, present, key)
+        except KeyError:
+            guess = nearest_key(".".join(key), fields.paths(model, present))
+            problems.append(
+                f"{COMMAND_LINE}: {'.'.join(key)}: unknown key{did_you_mean(guess)} (got {short(text)})"
+            )
+            continue
+        try:
+            put(result, key, _value(field, text, f"{COMMAND_LINE}: {'.'.join(key)}"))
+        except ConfigError as error:
+            problems.append(f"{error} (got {short(text)})")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Layer(COMMAND_LINE, result)
+
+
+def _value(field: Any, text: str, where: str) -> Any:
+    if field is not None and fields.is_text(field):
+        return None if text == "null" and fields.may_be_none(field) else text
+    return yaml_text.parse(text, where)
+
+
+def merged(layers: list[Layer]) -> dict[str, Any]:
+    """The data of all layers, later ones over earlier ones."""
+    tree: dict[str, Any] = {}
+    for layer in layers:
+        tree = merge(tree, layer.tree)
+    return tree
+
+
+def validate(model: type[BaseModel], layers: list[Layer]) -> Any:
+    """The layers merged and checked once. Raises ConfigError, one line for each mistake."""
+    tree = merged(layers)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error, model, tree, layers))) from None
+
+
+def load(
+    name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
+) -> Any:
+    """The checked config of a file or shipped name.
+
+    `overrides`: `key=value` texts as on the command line. `values`: the same from Python, dotted keys to data
+    taken as it is. The file's `task` decides the model. Raises ConfigError.
+    """
+    given = [split_override(text) for text in overrides]
+    layers = read_layers(find(name_or_path))
+    if values:
+        python: dict[str, Any] = {}
+        for name, value in values.items():
+            put(python, tuple(name.split(".")), value)
+        layers.append(Layer("arguments", python))
+    tree = merged(layers)
+    task = dict(given).get(("task",), tree.get("task"))
+    if task is None:
+        raise ConfigError(
+            f"{layers[-1].where}: task: is missing (there are: {', '.join(registry.names('task'))})"
+        )
+    try:
+        model = registry.config_model("task", task)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{COMMAND_LINE if ('task',) in dict(given) else layers[-1].where}: {error}"
+        ) from None
+    if given:
+        layers.append(_override_layer(model, tree, given))
+    return validate(model, layers)
+
+
+def dump(config: BaseModel) -> str:
+    """The resolved config as YAML; loading it alone gives the same config."""
+    return yaml_text.write(plain(config))
+
+
+def config_hash(config: BaseModel) -> str:
+    """SHA-256 (64 hex digits) of the config without its output folder and descriptions."""
+    return tree_hash(plain(config))
+
+
+def tree_hash(tree: dict[str, Any]) -> str:
+    """The hash of a config given as plain data, such as a config.yaml that was read."""
+    kept = {key: value for key, value in tree.items() if key not in NOT_HASHED}
+    text = json.dumps(text_keys(kept), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -1,0 +1,108 @@
+"""pydantic's findings as lines a user can act on: `where: key: problem (got value)`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from threedgen import fields
+from threedgen.errors import did_you_mean, nearest, nearest_key, short
+
+
+def explain(error: ValidationError, model: type[BaseModel], tree: dict, layers: list) -> list[str]:
+    """One line for each wrong key of `tree` (the merged data); `layers` tell in which file it stands."""
+    problems: dict[tuple, list[str]] = {}
+    values: dict[tuple, Any] = {}
+    for item in error.errors(include_url=False):
+        item = _at_its_key(item)
+        key = _key(item, tree)
+        values.setdefault(key, None if item["type"] == "missing" else item["input"])
+        problem = _unknown(key, model, tree) if item["type"] == "extra_forbidden" else _problem(item)
+        if problem not in problems.setdefault(key, []):
+            problems[key].append(problem)
+    lines = []
+    for key, found in problems.items():
+        whole = isinstance(values[key], (dict, BaseModel)) and _is_section(key, model, tree)
+        got = "" if found == ["is missing"] or whole else f" (got {short(values[key])})"
+        name = ".".join(str(part) for part in key)
+        lines.append(
+            ": ".join(part for part in (_where(key, layers), name, " or ".join(found)) if part) + got
+        )
+    return lines
+
+
+def _at_its_key(item: Any) -> Any:
+    """A mistake that pydantic reports for a section, though it is one key's: as one of that key."""
+    if item["type"] == "key":
+        key, value, message = item["ctx"]["key"], item["ctx"]["value"], item["ctx"]["problem"]
+    elif item["type"] == "union_tag_invalid":
+        key, value = "name", item["ctx"]["tag"]
+        guess = did_you_mean(nearest(value, re.findall(r"'([^']*)'", item["ctx"]["expected_tags"])))
+        message = f"should be one of {item['ctx']['expected_tags']}{guess}"
+    elif item["type"] == "component_name" and isinstance(item["input"], dict) and "name" in item["input"]:
+        key, value, message = "name", item["input"]["name"], item["msg"]
+    else:
+        return item
+    return {**item, "loc": (*item["loc"], key), "input": value, "msg": message}
+
+
+def _key(item: Any, tree: Any) -> tuple:
+    """pydantic's location without what is not in the data: tags of unions, types of their branches."""
+    loc, key = item["loc"], []
+    for part in loc:
+        if isinstance(tree, dict) and part in tree:
+            tree = tree[part]
+        elif isinstance(tree, (list, tuple)) and isinstance(part, int) and part < len(tree):
+            tree = tree[part]
+        else:
+            continue
+        key.append(part)
+    if item["type"] == "missing":
+        key.append(loc[-1])
+    return tuple(key) or loc  # the mistake may be in a default, which the data does not have
+
+
+def _is_section(key: tuple, model: type[BaseModel], tree: dict) -> bool:
+    """Is the mistake one of a whole section (a rule between its fields), whose content says little?"""
+    return not key or any(place.path == key and place.section for place in fields.walk(model, tree))
+
+
+def _where(key: tuple, layers: list) -> str:
+    """The last layer that gives this key, or holds its section."""
+    for length in range(len(key), 0, -1):
+        for layer in reversed(layers):
+            if _has(layer.tree, key[:length]):
+                return layer.where
+    return layers[-1].where if layers else ""
+
+
+def _has(tree: Any, key: tuple) -> bool:
+    for part in key:
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def _unknown(key: tuple, model: type[BaseModel], tree: dict) -> str:
+    guess = nearest_key(".".join(str(part) for part in key), fields.paths(model, tree))
+    return f"unknown key{did_you_mean(guess)}"
+
+
+def _problem(item: Any) -> str:
+    if item["type"] == "missing":
+        return "is missing"
+    if item["type"] == "literal_error":
+        options = re.findall(r"'((?:[^'\\]|\\.)*)'", item["ctx"]["expected"])
+        guess = nearest(item["input"], options) if isinstance(item["input"], str) else None
+        return f"should be {item['ctx']['expected']}{did_you_mean(guess)}"
+    if item["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "should be a section of `key: value` lines"
+    if item["type"] == "string_type" and isinstance(item["input"], (int, float)):
+        return "should be text: write it in quotes"
+    message = (
+        item["msg"].partition(", unable to parse")[0].removeprefix("Value error, ").removeprefix("Input ")
+    )
+    return message[:1].lower() + message[1:]

@@ -1,0 +1,81 @@
+"""A growing bank of encoded scenes: every scene is rendered and encoded once, then read from the disk.
+
+Rendering and encoding a scene costs more than a training step spends on it, so a step takes a few new scenes and
+otherwise returns to old ones.  What is stored is a cache only: scene i is the same whether read or made again (always
+in the same block of scenes), so a lost or foreign file changes nothing but time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threedgen.guidance.mvdream import MVDream
+
+from .toybox.grammar import caption
+from .toybox.world import Toybox
+
+BLOCK = 16
+"""Scenes encoded together.  Fixed, because the last bits of a convolution depend on the size of its batch."""
+
+
+class LatentBank:
+    """Latents, captions and cameras of scenes 0 ... ``scenes`` - 1 of a toybox.
+
+    The prior's VAE must not change while the bank is in use.  Files: ``folder``/latents.npy (float16) and done.npy.
+    """
+
+    def __init__(
+        self, folder: Path, box: Toybox, prior: MVDream, scenes: int, n_view: int = 4, first: int = 0
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.box, self.prior, self.n_view, self.first = box, prior, n_view, first
+        side = prior.image_size // prior.factor
+        blocks = -(-scenes // BLOCK)
+        shape = (blocks * BLOCK, n_view, prior.vae.config.latent_channels, side, side)
+        self.latents = _open(folder / "latents.npy", shape, np.float16)
+        self.done = _open(folder / "done.npy", (blocks,), np.uint8)
+
+    def scenes(self, indices: Sequence[int]) -> Tensor:
+        """Latents of scenes: (N, n_view, C, h, w) float32."""
+        for block in sorted({int(i) // BLOCK for i in indices}):
+            if not self.done[block]:
+                self.fill(block)
+        return torch.from_numpy(np.stack([self.latents[int(i)] for i in indices])).float()
+
+    @torch.no_grad()
+    def fill(self, block: int) -> None:
+        """Render and encode one block."""
+        start = self.first + block * BLOCK
+        _, rgb, _, _ = self.box.batch(range(start, start + BLOCK), self.prior.image_size, self.n_view)
+        pictures = torch.from_numpy(rgb).permute(0, 3, 1, 2) * 2 - 1
+        device = self.prior.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.prior.dtype == torch.bfloat16):
+            z = self.prior.vae.encode(pictures.to(device)).latent_dist.mean * self.prior.scaling_factor
+        self.latents[block * BLOCK : (block + 1) * BLOCK] = (
+            z.float().cpu().numpy().reshape(BLOCK, self.n_view, *z.shape[1:])
+        )
+        self.done[block] = 1
+
+    def words(self, index: int) -> str:
+        """Caption of a scene."""
+        return caption(*self.box.spec(self.first + int(index)))
+
+    def c2w(self, indices: Sequence[int]) -> Tensor:
+        """Cameras of scenes: (N, n_view, 4, 4)."""
+        return torch.from_numpy(
+            np.stack([self.box.cameras(self.first + int(i), self.n_view)[0] for i in indices])
+        )
+
+
+def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """A memory-mapped array, created (all zero) if there is none of this shape."""
+    if path.exists():
+        array = np.load(path, mmap_mode="r+")
+        if array.shape == shape and array.dtype == dtype:
+            return array
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)

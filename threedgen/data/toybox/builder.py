@@ -1,0 +1,162 @@
+"""What the noun and accessory recipes draw with: solids in model units, named anchors, and the sample's own luck."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from .primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, TORUS, Primitive, tessellate
+
+RADIUS = 0.85
+"""Assets are scaled into the ball of this radius, so that no part leaves the unit sphere that fields live in."""
+
+Colour = Sequence[float] | np.ndarray
+
+
+@lru_cache(maxsize=256)
+def _outline(kind: int, param: float) -> np.ndarray:
+    return tessellate(kind, param, 8)[0]
+
+
+def rotation(degrees: Sequence[float]) -> np.ndarray:
+    """Rotation about x, then y, then z, in degrees: (3, 3)."""
+    ax, ay, az = np.deg2rad(np.asarray(degrees, float))
+    cx, sx, cy, sy, cz, sz = np.cos(ax), np.sin(ax), np.cos(ay), np.sin(ay), np.cos(az), np.sin(az)
+    rx = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    ry = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    rz = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return rz @ ry @ rx
+
+
+class Builder:
+    """Collects the solids of one asset.
+
+    Units are free (the asset is scaled at the end); the front looks towards +x, +y is the object's left, z is up.
+    ``colour`` is the sample's main colour (sRGB, jittered).  ``part(name, default)`` gives the colour of a named part:
+    the one the caption binds to it, or the default.  ``anchors`` say where accessories sit: name -> (point, scale).
+    """
+
+    def __init__(
+        self, rng: np.random.Generator, colour: Colour, bound: dict[str, np.ndarray] | None = None
+    ) -> None:
+        self.rng = rng
+        self.colour = np.asarray(colour, float)
+        self.bound = bound or {}
+        self.solids: list[Primitive] = []
+        self.anchors: dict[str, tuple[np.ndarray, float]] = {}
+
+    # -- luck ---------------------------------------------------------------------------------------------------
+    def vary(self, value: float = 1.0, spread: float = 0.08) -> float:
+        """``value`` times exp(N(0, spread)), cut at two sigmas: proportions differ from sample to sample."""
+        return float(value * np.exp(np.clip(self.rng.normal(0, spread), -2 * spread, 2 * spread)))
+
+    def between(self, low: float, high: float) -> float:
+        return float(self.rng.uniform(low, high))
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+    def pick(self, *choices):
+        return choices[int(self.rng.integers(len(choices)))]
+
+    # -- colour -------------------------------------------------------------------------------------------------
+    def part(self, name: str, default: Colour | None = None) -> np.ndarray:
+        """Colour of the part ``name``: bound by the caption, else ``default``, else the main colour."""
+        if name in self.bound:
+            return self.bound[name]
+        return self.colour if default is None else np.asarray(default, float)
+
+    @staticmethod
+    def shade(colour: Colour, factor: float) -> np.ndarray:
+        """Darker (factor < 1) or, mixed with white, lighter (factor > 1)."""
+        c = np.asarray(colour, float)
+        return c * factor if factor <= 1 else 1 - (1 - c) / factor
+
+    # -- solids -------------------------------------------------------------------------------------------------
+    def add(
+        self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0
+    ) -> None:
+        """A solid with half extents ``size`` (number or 3) centred ``at``, rotated about x, y, z (degrees)."""
+        stretch = np.broadcast_to(np.asarray(size, float), (3,))
+        matrix = rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3))
+        colour = self.colour if colour is None else np.asarray(colour, float)
+        self.solids.append(
+            Primitive(kind, float(param), matrix, np.asarray(at, float), np.clip(colour, 0, 1), label)
+        )
+
+    def sphere(self, at, size, colour=None, label="body", rotate=(0, 0, 0)) -> None:
+        self.add(SPHERE, at, size, colour, label, rotate)
+
+    def box(self, at, size, colour=None, label="body", rotate=(0, 0, 0)) -> None:
+        self.add(BOX, at, size, colour, label, rotate)
+
+    def cylinder(
+        self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0
+    ):
+        """Upright cylinder (or frustum: upper radius = ``top`` x radius) of half height ``half``."""
+        self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, top)
+
+    def cone(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0)) -> None:
+        self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, 0.0)
+
+    def torus(self, at, radius: float, tube: float, colour=None, label="body", rotate=(0, 0, 0)) -> None:
+        """Ring in the xy plane: ``radius`` to the outer edge, ``tube`` the tube's radius."""
+        self.add(TORUS, at, radius, colour, label, rotate, tube / radius)
+
+    def dome(self, at, size, colour=None, label="body", rotate=(0, 0, 0)) -> None:
+        self.add(DOME, at, size, colour, label, rotate)
+
+    def prism(self, at, size, colour=None, label="body", rotate=(0, 0, 0)) -> None:
+        """Gable: triangle in xz, along y."""
+        self.add(PRISM, at, size, colour, label, rotate)
+
+    def limb(
+        self, start, end, radius: float, colour=None, label="body", top: float = 1.0, caps: bool = True
+    ) -> None:
+        """A rod from ``start`` to ``end`` with round ends; ``top`` x radius at the end."""
+        start, end = np.asarray(start, float), np.asarray(end, float)
+        axis = end - start
+        length = float(np.linalg.norm(axis))
+        z = axis / max(length, 1e-9)
+        helper = np.array([1.0, 0, 0]) if abs(z[0]) < 0.9 else np.array([0, 1.0, 0])
+        x = np.cross(helper, z)
+        x /= np.linalg.norm(x)
+        frame = np.stack([x, np.cross(z, x), z], 1) @ np.diag([radius, radius, length / 2])
+        colour = self.colour if colour is None else np.asarray(colour, float)
+        colour = np.clip(colour, 0, 1)
+        self.solids.append(Primitive(FRUSTUM, float(top), frame, (start + end) / 2, colour, label))
+        if caps:
+            self.sphere(start, radius, colour, label)
+            if top > 0:
+                self.sphere(end, radius * top, colour, label)
+
+    def anchor(self, name: str, at, scale: float) -> None:
+        """Where an accessory sits ("head_top", "eyes", "neck", "back", "waist") and the radius it has to go around."""
+        self.anchors[name] = (np.asarray(at, float), float(scale))
+
+    # -- the end ------------------------------------------------------------------------------------------------
+    def finish(self, size: float = 1.0, stretch: Sequence[float] = (1, 1, 1)) -> tuple[Primitive, ...]:
+        """The solids stretched, centred and scaled into the ball of radius ``RADIUS`` x size."""
+        stretch_matrix = np.diag(np.asarray(stretch, float))
+        points = np.concatenate(
+            [
+                _outline(s.kind, s.param) @ (stretch_matrix @ s.matrix).T + stretch_matrix @ s.centre
+                for s in self.solids
+            ]
+        )
+        centre = (points.min(0) + points.max(0)) / 2
+        # 8 segments inscribe a curved solid: 3 % is the most by which they fall short of it
+        scale = RADIUS * size / (1.03 * float(np.linalg.norm(points - centre, axis=1).max()))
+        return tuple(
+            Primitive(
+                s.kind,
+                s.param,
+                scale * stretch_matrix @ s.matrix,
+                scale * (stretch_matrix @ s.centre - centre),
+                s.colour,
+                s.label,
+            )
+            for s in self.solids
+        )

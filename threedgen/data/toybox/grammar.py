@@ -1,0 +1,159 @@
+"""The language of the toybox: colours, sizes, nouns, parts and accessories, and the wordings of a caption.
+
+A noun or an accessory is a recipe (a function of a Builder), registered under its word.  A caption says at most one
+size, one colour, one noun and one clause ("wearing a red hat", "with yellow wheels").
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .builder import Builder
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.85, 0.10, 0.10),
+    "orange": (0.98, 0.50, 0.05),
+    "yellow": (0.98, 0.88, 0.12),
+    "green": (0.13, 0.62, 0.17),
+    "blue": (0.12, 0.25, 0.85),
+    "purple": (0.50, 0.15, 0.70),
+    "pink": (1.00, 0.50, 0.72),
+    "brown": (0.45, 0.26, 0.11),
+    "black": (0.08, 0.08, 0.09),
+    "white": (0.97, 0.97, 0.97),
+    "grey": (0.50, 0.51, 0.53),
+    "turquoise": (0.15, 0.80, 0.78),
+}
+"""sRGB centres; samples scatter around them."""
+
+SIZES: dict[str, tuple[float, tuple[float, float, float]]] = {
+    "": (1.0, (1, 1, 1)),
+    "small": (0.62, (1, 1, 1)),
+    "large": (1.0, (1, 1, 1)),
+    "tall": (1.0, (1, 1, 1.4)),
+    "wide": (1.0, (1, 1.4, 1)),
+}
+"""word -> (radius factor, stretch).  Without a word the radius varies within 0.85 to 1, "large" fills the ball."""
+
+Recipe = Callable[[Builder], None]
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A word, its recipe, and what may be said of it.  ``parts``: recolourable parts; a trailing "s" is a plural.
+    ``wears``: accessories whose anchors the recipe sets."""
+
+    word: str
+    family: str
+    recipe: Recipe
+    front: bool
+    parts: tuple[str, ...]
+    wears: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a caption says; "" where it is silent.  ``part`` names a part or an accessory of the noun."""
+
+    noun: str
+    colour: str = ""
+    size: str = ""
+    part: str = ""
+    part_colour: str = ""
+
+
+NOUNS: dict[str, Noun] = {}
+ACCESSORIES: dict[str, Callable[[Builder, np.ndarray], None]] = {}
+HEADWEAR = ("hat", "crown", "helmet", "headphones")
+
+
+def noun(
+    word: str, family: str, *, front: bool = True, parts: tuple[str, ...] = (), wears: tuple[str, ...] = ()
+):
+    """Register a recipe: ``@noun("dog", "animals", parts=("ears",), wears=("hat", "scarf"))``."""
+
+    def register(recipe: Recipe) -> Recipe:
+        if word in NOUNS:
+            raise ValueError(f"the noun {word!r} is registered twice")
+        NOUNS[word] = Noun(word, family, recipe, front, parts, wears)
+        return recipe
+
+    return register
+
+
+def accessory(word: str):
+    """Register an accessory recipe ``f(builder, colour)``; it reads the builder's anchors."""
+
+    def register(recipe: Callable[[Builder, np.ndarray], None]):
+        ACCESSORIES[word] = recipe
+        return recipe
+
+    return register
+
+
+def colour_value(name: str, rng: np.random.Generator, spread: float = 0.035) -> np.ndarray:
+    """One sample of a named colour: a brightness and a channel jitter around the centre, (3,) in [0, 1]."""
+    value = np.asarray(COLOURS[name]) * np.exp(rng.normal(0, 1.5 * spread)) + rng.normal(0, spread, 3)
+    return np.clip(value, 0.02, 1.0)
+
+
+def article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def is_plural(word: str) -> bool:
+    """ "wheels", "glasses", "headphones" take no article."""
+    return word.endswith("s")
+
+
+def clause(spec: Spec) -> str:
+    """ "wearing a red hat", "with yellow wheels", or ""."""
+    if not spec.part:
+        return ""
+    words = f"{spec.part_colour} {spec.part}".strip()
+    words = words if is_plural(spec.part) else f"{article(words)} {words}"
+    return f"wearing {words}" if spec.part in ACCESSORIES else f"with {words}"
+
+
+def caption(spec: Spec, wording: int = 0) -> str:
+    """One of the wordings of a spec; 0 is the plain one: "a small blue dog wearing a red hat"."""
+    adjectives = " ".join(w for w in (spec.size, spec.colour) if w)
+    core = f"{adjectives} {spec.noun}".strip()
+    plain = f"{article(core)} {core}"
+    tail = clause(spec)
+    full = f"{plain} {tail}".strip()
+    forms = [full, full, core + (f", {tail}" if tail else ""), f"a toy of {full}", f"a 3d model of {full}"]
+    if adjectives and not tail:
+        forms.append(f"{article(spec.noun)} {spec.noun} that is {adjectives.replace(' ', ' and ')}")
+    elif adjectives:
+        forms.append(f"{article(spec.noun)} {spec.noun}, {adjectives}, {tail}")
+    return forms[wording % len(forms)]
+
+
+WORDINGS = 6
+
+
+def held_out(spec: Spec) -> bool:
+    """Whether the combination (noun, colour, part) is kept out of training: a fixed sixteenth of them."""
+    if not (spec.colour and spec.part):
+        return False
+    key = f"{spec.noun}/{spec.colour}/{spec.part}".encode()
+    return hashlib.blake2b(key, digest_size=8).digest()[0] % 16 == 0
+
+
+def draw_spec(rng: np.random.Generator) -> Spec:
+    """A random spec, before the held-out split: 90 % say a colour, 60 % a clause, 25 % a size."""
+    entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
+    names = list(COLOURS)
+    colour = names[int(rng.integers(len(names)))] if rng.random() < 0.9 else ""
+    size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""
+    options = entry.parts + entry.wears
+    part, part_colour = "", ""
+    if options and rng.random() < 0.6:
+        part = options[int(rng.integers(len(options)))]
+        part_colour = names[int(rng.integers(len(names)))]
+    return Spec(entry.word, colour, size, part, part_colour)

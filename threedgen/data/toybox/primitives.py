@@ -1,0 +1,159 @@
+"""The solids that toybox assets are made of, and the asset itself.
+
+Every solid fits into [-1, 1]^3 in its own frame and is placed by an affine map (stretch, rotate, shift).  All but the
+box and the prism are solids of revolution about z, so one profile (radius, height) describes both their surface for
+the triangle mesh and the points that bound them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SPHERE, BOX, FRUSTUM, TORUS, DOME, PRISM = range(6)
+"""Unit sphere; cube; z in [-1, 1] with radius 1 below and ``param`` above (1 cylinder, 0 cone); ring in the xy plane
+with tube radius ``param``; upper half of the unit sphere; triangle in xz (base at z = -1, apex at x = 0, z = 1) along y."""
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """One placed solid: world point = ``matrix`` @ local point + ``centre``."""
+
+    kind: int
+    param: float
+    matrix: np.ndarray  # (3, 3)
+    centre: np.ndarray  # (3,)
+    colour: np.ndarray  # (3,) sRGB in [0, 1]
+    label: str  # the part it belongs to: "body", "wheels", "hat", ...
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A list of solids inside the ball of radius 0.85, front towards +x, z up, and what a caption says of it.
+
+    ``colour`` and ``part_colour`` are names or "" when the caption leaves them open; ``part`` is "" without a clause;
+    ``front`` is False for nouns that look alike from every side (a ball, an apple).
+    """
+
+    primitives: tuple[Primitive, ...]
+    caption: str
+    noun: str
+    family: str
+    colour: str
+    size: str
+    part: str
+    part_colour: str
+    front: bool
+    index: int = -1
+    labels: tuple[str, ...] = field(default=())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The solids as arrays for the ray caster; ``label`` numbers follow ``labels`` (0 is the background)."""
+        names = {name: i + 1 for i, name in enumerate(self.labels)}
+        matrix = np.stack([p.matrix for p in self.primitives])
+        reach = np.sqrt(np.array([_reach(p.kind, p.matrix) for p in self.primitives]))
+        return {
+            "kind": np.array([p.kind for p in self.primitives], np.int32),
+            "param": np.array([p.param for p in self.primitives], np.float32),
+            "inverse": np.linalg.inv(matrix).astype(np.float32),
+            "centre": np.stack([p.centre for p in self.primitives]).astype(np.float32),
+            "reach": reach.astype(np.float32),
+            "colour": np.stack([p.colour for p in self.primitives]).astype(np.float32),
+            "label": np.array([names[p.label] for p in self.primitives], np.int32),
+        }
+
+    def mesh(self, segments: int = 24) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Triangles of all solids: vertices (V, 3), faces (F, 3), face colours (F, 3), face labels (F,).
+
+        The solids overlap; each is closed, so the union is exact up to ``segments`` around a full turn.
+        """
+        vertices, faces, colours, labels, start = [], [], [], [], 0
+        numbers = self.arrays()["label"]
+        for solid, number in zip(self.primitives, numbers, strict=True):
+            v, f = tessellate(solid.kind, solid.param, segments)
+            if np.linalg.det(solid.matrix) < 0:
+                f = f[:, ::-1]
+            vertices.append(v @ solid.matrix.T + solid.centre)
+            faces.append(f + start)
+            colours.append(np.repeat(solid.colour[None], len(f), 0))
+            labels.append(np.full(len(f), number, np.int32))
+            start += len(v)
+        return (
+            np.concatenate(vertices),
+            np.concatenate(faces),
+            np.concatenate(colours),
+            np.concatenate(labels),
+        )
+
+    def inside(self, points: np.ndarray) -> np.ndarray:
+        """Which of ``points`` (N, 3) lie in any solid: (N,) bool, exact."""
+        result = np.zeros(len(points), bool)
+        for p in self.primitives:
+            result |= _inside(p.kind, p.param, (points - p.centre) @ np.linalg.inv(p.matrix).T)
+        return result
+
+
+def _reach(kind: int, matrix: np.ndarray) -> float:
+    """Squared radius of a ball about the solid's centre that holds it."""
+    stretch = np.linalg.svd(matrix, compute_uv=False)
+    if kind in (SPHERE, DOME):
+        return float(stretch[0] ** 2)
+    corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float) @ matrix.T
+    return float((corners**2).sum(1).max())
+
+
+def _inside(kind: int, param: float, q: np.ndarray) -> np.ndarray:
+    x, y, z = q.T
+    rho = np.hypot(x, y)
+    if kind == SPHERE:
+        return rho**2 + z**2 <= 1
+    if kind == BOX:
+        return np.abs(q).max(1) <= 1
+    if kind == FRUSTUM:
+        return (np.abs(z) <= 1) & (rho <= 1 + (param - 1) * (z + 1) / 2)
+    if kind == TORUS:
+        return (rho - (1 - param)) ** 2 + z**2 <= param**2
+    if kind == DOME:
+        return (z >= 0) & (rho**2 + z**2 <= 1)
+    return (np.abs(y) <= 1) & (z >= -1) & (np.abs(x) <= (1 - z) / 2)
+
+
+def profile(kind: int, param: float, segments: int) -> np.ndarray:
+    """Half outline (radius, height) of a solid of revolution, from the bottom to the top: (P, 2)."""
+    if kind == SPHERE:
+        a = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
+        return np.stack([np.cos(a), np.sin(a)], 1)
+    if kind == DOME:
+        a = np.linspace(0, np.pi / 2, segments // 4 + 1)
+        return np.concatenate([[[0.0, 0.0]], np.stack([np.cos(a), np.sin(a)], 1)])
+    if kind == FRUSTUM:
+        return np.array([[0.0, -1.0], [1.0, -1.0], [param, 1.0], [0.0, 1.0]])
+    a = np.linspace(-np.pi, np.pi, segments // 2 + 1)
+    return np.stack([1 - param + param * np.cos(a), param * np.sin(a)], 1)
+
+
+def tessellate(kind: int, param: float, segments: int) -> tuple[np.ndarray, np.ndarray]:
+    """Closed triangle mesh of a solid in its own frame: vertices (V, 3), faces (F, 3) seen counter-clockwise."""
+    if kind == BOX:
+        v = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
+        quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+        return v, np.array([t for a, b, c, d in quads for t in ((a, b, c), (a, c, d))])
+    if kind == PRISM:
+        v = np.array([[-1, -1, -1], [1, -1, -1], [0, -1, 1], [-1, 1, -1], [1, 1, -1], [0, 1, 1]], float)
+        f = [(0, 1, 2), (3, 5, 4), (0, 3, 4), (0, 4, 1), (1, 4, 5), (1, 5, 2), (0, 2, 5), (0, 5, 3)]
+        return v, np.array(f)
+    line = profile(kind, param, segments)
+    angle = np.arange(segments) * (2 * np.pi / segments)
+    rim = np.stack([np.cos(angle), np.sin(angle)], 1)
+    v = np.concatenate([np.concatenate([r * rim, np.full((segments, 1), z)], 1) for r, z in line])
+    i = np.arange(segments)
+    j = (i + 1) % segments
+    bands = []
+    for k in range(len(line) - 1):
+        low, high = k * segments, (k + 1) * segments
+        if line[k, 0] > 1e-9:
+            bands.append(np.stack([low + i, low + j, high + j], 1))
+        if line[k + 1, 0] > 1e-9:
+            bands.append(np.stack([low + i, high + j, high + i], 1))
+    return v, np.concatenate(bands)

@@ -1,0 +1,57 @@
+"""The task "toybox-sheet": a contact sheet, a row for each noun, to look at the world that the prior learns."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from threedgen.errors import ConfigError, did_you_mean, nearest
+from threedgen.images import grid, write_png
+
+from .grammar import COLOURS, NOUNS, Spec, caption, held_out
+from .world import build, photograph
+
+logger = logging.getLogger(__name__)
+AZIMUTHS = (25, -40, 60, 150, 20, 230, -70, 0)
+
+
+def samples(noun: str, count: int, split: str, seed: int) -> list[Spec]:
+    """``count`` different things to say of a noun: every second has a part or an accessory, in turn."""
+    entry, names = NOUNS[noun], list(COLOURS)
+    options = entry.parts + entry.wears
+    found: list[Spec] = []
+    for k in range(400):
+        part = options[(k // 2) % len(options)] if options and (k % 2 or split == "held-out") else ""
+        colour = names[(5 * k + seed + len(noun)) % len(names)]
+        spec = Spec(noun, colour, "", part, names[(7 * k + 3) % len(names)] if part else "")
+        if held_out(spec) == (split == "held-out"):
+            found.append(spec)
+        if len(found) == count:
+            break
+    return found
+
+
+def run(config, resume: Path | None = None, quiet: bool = False) -> int:
+    """Draw sheet.png, at most 12 nouns a page (sheet-2.png, ...), into the run folder."""
+    folder = Path(str(config.out))
+    chosen = list(config.nouns) or list(NOUNS)
+    for noun in chosen:
+        if noun not in NOUNS:
+            raise ConfigError(f"nouns: the toybox has no {noun!r}{did_you_mean(nearest(noun, list(NOUNS)))}")
+    pages = [chosen[k : k + 12] for k in range(0, len(chosen), 12)]
+    for number, page in enumerate(pages, 1):
+        pictures, labels = [], []
+        for noun in page:
+            for k, spec in enumerate(samples(noun, config.columns, config.split, config.seed)):
+                rng = np.random.default_rng([config.seed, k, *noun.encode()])
+                pictures.append(photograph(build(spec, rng), [AZIMUTHS[k % 8]], config.size).rgb[0])
+                labels.append(caption(spec))
+            while len(pictures) % config.columns:
+                pictures.append(np.full_like(pictures[-1], 0.5))
+                labels.append("")
+        path = folder / ("sheet.png" if number == 1 else f"sheet-{number}.png")
+        write_png(path, grid(np.stack(pictures), config.columns, labels))
+        print(path)
+    return 0

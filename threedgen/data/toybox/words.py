@@ -1,0 +1,40 @@
+"""The tokenizer of the toybox: one token a word, learnt from its captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, WORDINGS, Spec, caption
+
+PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
+
+
+def captions() -> Iterator[str]:
+    """Every noun with every part and accessory of it, in every wording: all words that a caption can contain."""
+    colours, sizes = list(COLOURS), [s for s in SIZES if s]
+    n = 0
+    for entry in NOUNS.values():
+        for part in ("", *entry.parts, *entry.wears):
+            for wording in range(WORDINGS):
+                n += 1
+                colour, size = colours[n % len(colours)], sizes[n % len(sizes)]
+                yield caption(Spec(entry.word, colour, size, part, colours[n % 7] if part else ""), wording)
+    yield from ACCESSORIES
+
+
+def train_tokenizer(max_tokens: int):
+    """A transformers tokenizer of all words of the toybox, sentences as <start> ... <end> filled up with <pad>."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [PAD, START, END, UNKNOWN]
+    tokenizer.train_from_iterator(captions(), trainers.WordLevelTrainer(special_tokens=special))
+    ids = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ids)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=max_tokens,
+        pad_token=PAD, bos_token=START, eos_token=END, unk_token=UNKNOWN,
+    )  # fmt: skip

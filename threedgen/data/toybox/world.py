@@ -1,0 +1,147 @@
+"""The toybox as a data set: sample ``index`` of a split, always the same for the same seed, never stored.
+
+box = Toybox(seed=0, split="train")
+asset = box.asset(17)              # what it is, its caption and its solids
+views = box.views(17, size=128)    # four pictures at 90 degrees, with the cameras
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from . import nouns  # noqa: F401  (registers the recipes)
+from .builder import Builder
+from .grammar import (
+    ACCESSORIES,
+    COLOURS,
+    NOUNS,
+    SIZES,
+    WORDINGS,
+    Spec,
+    caption,
+    colour_value,
+    draw_spec,
+    held_out,
+)
+from .primitives import Asset
+from .raycast import Picture, render
+
+Split = Literal["train", "held-out"]
+
+
+@dataclass(frozen=True)
+class View:
+    """How the toybox is photographed: degrees; ``relative_distance`` x 1 / tan(fov / 2) is the distance."""
+
+    fov: tuple[float, float] = (35.0, 45.0)
+    elevation: tuple[float, float] = (0.0, 30.0)
+    relative_distance: tuple[float, float] = (0.90, 1.00)
+    grey: tuple[float, float] = (0.40, 0.60)
+
+
+class Toybox:
+    """Endless captioned assets.  ``split="train"`` never shows a held-out combination, "held-out" shows nothing else."""
+
+    def __init__(self, seed: int = 0, split: Split = "train", view: View | None = None) -> None:
+        self.seed, self.split, self.view = seed, split, view or View()
+
+    def rng(self, index: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, purpose])
+
+    def spec(self, index: int) -> tuple[Spec, int]:
+        """What sample ``index`` is, and which wording its caption has."""
+        rng = self.rng(index, 0)
+        while True:
+            spec = draw_spec(rng)
+            if held_out(spec) == (self.split == "held-out"):
+                return spec, int(rng.integers(WORDINGS))
+
+    def asset(self, index: int) -> Asset:
+        spec, wording = self.spec(index)
+        return build(spec, self.rng(index, 1), caption(spec, wording), index)
+
+    def cameras(self, index: int, n_view: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Cameras of sample ``index``: c2w (n, 4, 4), fov (n,), azimuth (n,) radians in [0, 2 pi), background grey."""
+        rng, v = self.rng(index, 2), self.view
+        fov = np.deg2rad(rng.uniform(*v.fov))
+        elevation = np.deg2rad(rng.uniform(*v.elevation))
+        distance = rng.uniform(*v.relative_distance) / np.tan(fov / 2)
+        azimuth = (rng.uniform(0, 2 * np.pi) + 2 * np.pi / n_view * np.arange(n_view)) % (2 * np.pi)
+        c2w = orbit_c2w(np.full(n_view, elevation), azimuth, np.full(n_view, distance))
+        return c2w, np.full(n_view, fov, np.float32), azimuth.astype(np.float32), float(rng.uniform(*v.grey))
+
+    def batch(
+        self, indices: Sequence[int], size: int, n_view: int = 4, jumbles: float = 0.0
+    ) -> tuple[list[Asset], np.ndarray, np.ndarray, np.ndarray]:
+        """Samples ``indices``: assets, rgb (N * n, H, W, 3), c2w (N * n, 4, 4), azimuth (N * n,), views fastest.
+
+        A share ``jumbles`` of the samples is a heap of random solids instead, for what must not depend on nouns.
+        """
+        assets = [
+            jumble(r, i) if (r := self.rng(i, 3)).random() < jumbles else self.asset(i) for i in indices
+        ]
+        cams = [self.cameras(i, n_view) for i in indices]
+        c2w, fov, azimuth = (np.concatenate([c[k] for c in cams]) for k in range(3))
+        grey = np.repeat([c[3] for c in cams], n_view)
+        picture = render(assets, np.repeat(np.arange(len(assets)), n_view), c2w, fov, size, grey)
+        return assets, picture.rgb, c2w, azimuth
+
+
+def build(spec: Spec, rng: np.random.Generator, text: str | None = None, index: int = -1) -> Asset:
+    """An asset of a spec; what the spec leaves open (colours, proportions) is drawn from ``rng``."""
+    entry = NOUNS[spec.noun]
+    names = list(COLOURS)
+    main = colour_value(spec.colour or names[int(rng.integers(len(names)))], rng)
+    bound = {}
+    if spec.part:
+        bound[spec.part] = colour_value(spec.part_colour or names[int(rng.integers(len(names)))], rng)
+    builder = Builder(rng, main, bound)
+    entry.recipe(builder)
+    if spec.part in ACCESSORIES and spec.part in entry.wears:
+        ACCESSORIES[spec.part](builder, bound[spec.part])
+    radius, stretch = SIZES[spec.size]
+    radius *= rng.uniform(0.85, 1.0) if spec.size == "" else rng.uniform(0.95, 1.0)
+    wobble = np.exp(np.clip(rng.normal(0, 0.05, 3), -0.1, 0.1))
+    solids = builder.finish(radius, np.asarray(stretch) * wobble)
+    labels = tuple(dict.fromkeys(s.label for s in solids))
+    return Asset(
+        solids, caption(spec) if text is None else text, spec.noun, entry.family, spec.colour, spec.size, spec.part,
+        spec.part_colour, entry.front, index, labels,
+    )  # fmt: skip
+
+
+def jumble(rng: np.random.Generator, index: int = -1) -> Asset:
+    """A heap of 4 to 24 random solids in random colours, without a name."""
+    builder = Builder(rng, (0.5, 0.5, 0.5))
+    names = list(COLOURS)
+    for _ in range(int(rng.integers(4, 25))):
+        colour = colour_value(names[int(rng.integers(len(names)))], rng)
+        size = np.exp(rng.uniform(np.log(0.05), np.log(0.5), 3))
+        kind, param = int(rng.integers(6)), float(rng.uniform(0.1, 0.5))
+        builder.add(kind, rng.normal(0, 0.4, 3), size, colour, rotate=rng.uniform(0, 360, 3), param=param)
+    return Asset(builder.finish(rng.uniform(0.6, 1.0)), "", "", "", "", "", "", "", False, index, ("body",))
+
+
+def orbit_c2w(elevation: np.ndarray, azimuth: np.ndarray, distance: np.ndarray) -> np.ndarray:
+    """Camera-to-world of cameras that look at the origin, OpenGL axes, z up (radians): (B, 4, 4) float32."""
+    ce, se, ca, sa = np.cos(elevation), np.sin(elevation), np.cos(azimuth), np.sin(azimuth)
+    back = np.stack([ce * ca, ce * sa, se], -1)
+    right = np.stack([-sa, ca, np.zeros_like(sa)], -1)
+    c2w = np.zeros((*back.shape[:-1], 4, 4), np.float32)
+    c2w[..., :3, 0], c2w[..., :3, 1], c2w[..., :3, 2] = right, np.cross(back, right), back
+    c2w[..., :3, 3], c2w[..., 3, 3] = back * distance[..., None], 1
+    return c2w
+
+
+def photograph(
+    asset: Asset, azimuths: Sequence[float], size: int, elevation: float = 15.0, truth: bool = False
+) -> Picture:
+    """Plain portraits of one asset from ``azimuths`` (degrees), fov 40, grey 0.5."""
+    a = np.deg2rad(np.asarray(azimuths, float))
+    fov = np.deg2rad(40.0)
+    c2w = orbit_c2w(np.full_like(a, np.deg2rad(elevation)), a, np.full_like(a, 0.95 / np.tan(fov / 2)))
+    return render([asset], np.zeros(len(a), np.int64), c2w, np.full(len(a), fov), size, truth=truth)

@@ -1,0 +1,47 @@
+"""The one error a user's mistake raises, and the search for the name that was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class ConfigError(Exception):
+    """A mistake in what the user gave: a config, a key, a value, a file, a folder.
+
+    The message is one sentence (or one line for each mistake) that can be shown as it is; the command
+    line prints it without a traceback and exits with code 2.
+    """
+
+
+def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The choice most like `word`, upper and lower case alike; None if none reaches `cutoff` in [0, 1]."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
+    return by_lower[found[0]] if found else None
+
+
+def nearest_key(key: str, paths: Iterable[str]) -> str | None:
+    """The dotted path most likely meant by the dotted `key`.
+
+    A path with the very same last part wins (`max_steps` -> `trainer.max_steps`), then the most similar
+    whole path, then the path with the most similar last part.
+    """
+    paths = list(paths)
+    last = key.rpartition(".")[2]
+    same_last = [path for path in paths if path.rpartition(".")[2] == last]
+    by_last = {path.rpartition(".")[2]: path for path in reversed(paths)}
+    found = nearest(key, same_last, cutoff=0.0) or nearest(key, paths, cutoff=0.7)
+    return found or by_last.get(nearest(last, by_last) or "")
+
+
+def did_you_mean(name: str | None) -> str:
+    """`; did you mean 'name'?`, or nothing when there is no likely name."""
+    return f"; did you mean '{name}'?" if name else ""
+
+
+def short(value: Any, length: int = 80) -> str:
+    """`repr(value)` cut to `length` characters; a text's control characters never reach the terminal."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= length else text[: length - 3] + "..."

@@ -1,0 +1,132 @@
+"""Walks the sections and fields of config models: for overrides, for suggestions and for --help."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from threedgen.registry import Component
+from threedgen.trees import merge
+
+
+def component(field: FieldInfo) -> Component | None:
+    """The Component of a field, or None for an ordinary field."""
+    return next((mark for mark in (*field.metadata, field.annotation) if isinstance(mark, Component)), None)
+
+
+def choices(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, or the annotation alone."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def section(field: FieldInfo, value: Any = None) -> type[BaseModel] | None:
+    """The model of a field that is a section; of several, the one that the present `value` names."""
+    value = with_default(field, value)
+    chosen = component(field)
+    if chosen:
+        return chosen.model(value)
+    models = section_models(field)
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    named = [kind for kind in models if name is not None and name in model_names(kind)]
+    return next(iter(named or models), None)
+
+
+def section_models(field: FieldInfo) -> list[type[BaseModel]]:
+    """The models that an ordinary field can hold; more than one if their `name` decides."""
+    return [
+        kind for kind in choices(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)
+    ]
+
+
+def with_default(field: FieldInfo, value: Any) -> Any:
+    """A section as it will be: what is given (a dict, or None for nothing) over the default of the field.
+
+    A section of another `name` than the default's stands alone.
+    """
+    if field.is_required() or not (component(field) or section_models(field)):
+        return value
+    default = field.get_default(call_default_factory=True)
+    if value is None:
+        return default
+    if isinstance(default, BaseModel):
+        name = {"name": getattr(default, "name", None)} if "name" in type(default).model_fields else {}
+        default = name | default.model_dump(exclude_unset=True)
+    return merge(default, value) if isinstance(value, dict) else value
+
+
+def model_names(model: type[BaseModel]) -> tuple[str, ...]:
+    """The values that a model's own `name: Literal[...]` allows."""
+    field = model.model_fields.get("name")
+    return get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
+
+
+def is_text(field: FieldInfo) -> bool:
+    """Does the field hold text only (str, Path, a choice of texts), so that an override is taken raw?"""
+    kinds = [choice for choice in choices(field.annotation) if choice is not type(None)]
+    return all(
+        kind in (str, Path)
+        or (get_origin(kind) is Literal and all(isinstance(a, str) for a in get_args(kind)))
+        for kind in kinds
+    )
+
+
+def is_number(field: FieldInfo) -> bool:
+    """Does the field take numbers but no booleans?"""
+    kinds = choices(field.annotation)
+    return any(kind in (int, float) for kind in kinds) and bool not in kinds
+
+
+def may_be_none(field: FieldInfo) -> bool:
+    """Does the field accept null?"""
+    return type(None) in choices(field.annotation)
+
+
+class Place(NamedTuple):
+    """A field somewhere in a config."""
+
+    path: tuple[str, ...]
+    field: FieldInfo
+    section: type[BaseModel] | None  # its model, if it is a section
+    value: Any  # present data, else the default
+
+
+def walk(model: type[BaseModel], tree: Any = None, prefix: tuple[str, ...] = ()) -> Iterator[Place]:
+    """Every field, sections before what they hold.
+
+    `tree` is the present data (nested dicts, or a config), which decides the models of Components.
+    """
+    for name, field in model.model_fields.items():
+        value = tree.get(name) if isinstance(tree, dict) else getattr(tree, name, None)
+        inner = section(field, value)
+        if inner is not None:
+            value = with_default(field, value)
+        elif value is None and not field.is_required():
+            value = field.get_default(call_default_factory=True)
+        yield Place((*prefix, name), field, inner, value)
+        if inner is not None:
+            yield from walk(inner, value, (*prefix, name))
+
+
+def paths(model: type[BaseModel], tree: Any = None) -> list[str]:
+    """Every valid key, dotted."""
+    return [".".join(place.path) for place in walk(model, tree)]
+
+
+def locate(model: type[BaseModel], tree: Any, key: tuple[str, ...]) -> FieldInfo | None:
+    """The field at a dotted key, None for a key inside a free dict. Raises KeyError if there is none."""
+    field = model.model_fields[key[0]]
+    if len(key) == 1:
+        return field
+    value = tree.get(key[0]) if isinstance(tree, dict) else getattr(tree, key[0], None)
+    inner = section(field, value)
+    if inner is not None:
+        return locate(inner, with_default(field, value), key[1:])
+    free = any(get_origin(choice) is dict for choice in choices(field.annotation))
+    if free or component(field):  # a component of an unknown name: the check of the whole names the nearest
+        return None
+    raise KeyError(".".join(key))

@@ -1,0 +1,176 @@
+"""Pictures and films on the disk: PNG, contact sheets, MP4.
+
+Images are (H, W, 3), sRGB, floats in [0, 1] or uint8, arrays or tensors.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from threedgen.runs import write_atomic
+
+Array = NDArray[Any]
+_GAP = 2
+_PAPER, _INK = 255, (20, 20, 20)
+
+
+def to_uint8(images: Any) -> Array:
+    """Images of any shape, array or tensor, as uint8; floats are clipped to [0, 1], NaN becomes 0."""
+    if hasattr(images, "detach"):
+        images = images.detach().float().cpu().numpy()
+    array = np.asarray(images)
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise TypeError(f"images should be floats in [0, 1] or uint8 (got {array.dtype})")
+    return np.round(np.clip(np.nan_to_num(array.astype(np.float32), nan=0.0), 0, 1) * 255).astype(np.uint8)
+
+
+def _rgb(image: Any) -> Array:
+    """One picture as uint8 (H, W, 3); grey ones (H, W) or (H, W, 1) get three equal channels."""
+    array = to_uint8(image)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[-1] not in (1, 3) or 0 in array.shape:
+        raise ValueError(f"an image should have the shape (H, W, 3), (H, W, 1) or (H, W) (got {array.shape})")
+    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
+
+
+def write_png(path: Path | str, image: Any) -> Path:
+    """Writes one picture, whole or not at all. Raises OSError."""
+    path = Path(path)
+    buffer = io.BytesIO()
+    Image.fromarray(_rgb(image)).save(buffer, format="PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, buffer.getvalue())
+    return path
+
+
+def upscale(images: Any, factor: int, method: Literal["nearest", "lanczos"] = "nearest") -> Array:
+    """(H, W, 3) or (N, H, W, 3) enlarged `factor` times, as uint8; nearest keeps the pixels to be seen."""
+    array = to_uint8(images)
+    if array.ndim == 4:
+        return np.stack([upscale(image, factor, method) for image in array])
+    array = _rgb(array)
+    if method == "nearest":
+        return array.repeat(factor, axis=0).repeat(factor, axis=1)
+    size = (array.shape[1] * factor, array.shape[0] * factor)
+    return np.asarray(Image.fromarray(array).resize(size, Image.Resampling.LANCZOS))
+
+
+def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Array:
+    """A contact sheet, uint8 (H', W', 3): pictures (N, H, W, 3) row by row, a label (one line) under each.
+
+    A label that is too long for its picture is cut off. Raises ValueError for no picture or a wrong number of
+    labels.
+    """
+    pictures = [_rgb(image) for image in images]
+    if not pictures or columns < 1:
+        raise ValueError(f"a sheet needs pictures and columns (got {len(pictures)} and {columns})")
+    if labels is not None and len(labels) != len(pictures):
+        raise ValueError(f"a sheet of {len(pictures)} pictures needs as many labels (got {len(labels)})")
+    height, width = pictures[0].shape[:2]
+    font = ImageFont.load_default(size=max(9, min(16, width // 10)))
+    strip = _line_height(font) if labels is not None else 0
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    step_x, step_y = width + _GAP, height + strip + _GAP
+    sheet = np.full((rows * step_y + _GAP, columns * step_x + _GAP, 3), _PAPER, np.uint8)
+    for n, picture in enumerate(pictures):
+        y, x = _GAP + n // columns * step_y, _GAP + n % columns * step_x
+        sheet[y : y + height, x : x + width] = picture
+        if labels is not None:
+            sheet[y + height : y + height + strip, x : x + width] = _label(labels[n], width, strip, font)
+    return sheet
+
+
+def _line_height(font: Any) -> int:
+    box = font.getbbox("Ág")
+    return int(np.ceil(box[3])) + 3
+
+
+def _label(text: str, width: int, height: int, font: Any) -> Array:
+    """One line of text as a picture (height, width, 3)."""
+    strip = Image.new("RGB", (width, height), (_PAPER,) * 3)
+    line = "".join(c if c.isprintable() else " " for c in text)
+    ImageDraw.Draw(strip).text((2, 1), line[: width // 2], fill=_INK, font=font)
+    return np.asarray(strip)
+
+
+def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
+    """H.264 film that every player shows (yuv420p); frames of one size, (H, W, 3), taken one by one.
+
+    An odd width or height is filled up by repeating the last column or row. Written whole or not at all.
+    Raises OSError, and ValueError for no frames or frames of different sizes.
+    """
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    encoder: subprocess.Popen[bytes] | None = None
+    shape: tuple[int, ...] = ()
+    try:
+        for frame in frames:
+            even = _even(_rgb(frame))
+            if encoder is None:
+                shape = even.shape
+                encoder = _encoder(temporary, shape, fps)
+            if even.shape != shape:
+                raise ValueError(f"frames should have one size (got {even.shape} after {shape})")
+            if not _send(encoder, even.tobytes()):
+                break
+        if encoder is None:
+            raise ValueError("a film needs at least one frame")
+        _, errors = encoder.communicate()
+        if encoder.returncode:
+            reason = errors.decode("utf-8", "replace").strip().splitlines()
+            raise OSError(f"{path} could not be written: {reason[-1] if reason else 'ffmpeg failed'}")
+        os.replace(temporary, path)
+    finally:
+        if encoder is not None and encoder.poll() is None:
+            encoder.kill()
+            encoder.communicate()
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _even(image: Array) -> Array:
+    """Even height and width: yuv420p has one colour for 2 x 2 pixels."""
+    return np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
+
+
+def _encoder(path: Path, shape: tuple[int, ...], fps: int) -> subprocess.Popen[bytes]:
+    """ffmpeg, waiting for raw frames; one thread, so that equal frames give equal bytes."""
+    import imageio_ffmpeg  # type: ignore[import-untyped]  # finds the program that came with it
+
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{shape[1]}x{shape[0]}", "-r", str(fps)]
+    command += ["-i", "pipe:0"]
+    command += ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18", "-preset", "medium", "-threads", "1"]
+    command += ["-movflags", "+faststart", "-f", "mp4", f"file:{path}"]
+    # a session of its own: Ctrl-C in the terminal is ours to handle
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def _send(encoder: subprocess.Popen[bytes], data: bytes) -> bool:
+    """One frame; False if the encoder is gone (its exit code then says why)."""
+    assert encoder.stdin is not None
+    try:
+        encoder.stdin.write(data)
+    except BrokenPipeError:
+        return False
+    return True

@@ -1,0 +1,52 @@
+"""Ctrl-C, twice: the first asks the work to stop at its next good moment, the second leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+_NOTE = b"\nstopping after this step (Ctrl-C again leaves at once)\n"
+
+
+class Interrupts:
+    """While entered, the first SIGINT only sets `stop`; the next raises KeyboardInterrupt.
+
+        with Interrupts() as interrupts:
+            while not interrupts.stop:
+                step()
+
+    Used around a whole command, so that what follows the training (pictures, mesh) is still done after the
+    first Ctrl-C. May be entered again inside itself. Outside the main thread, where Python lets nobody set
+    handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.stop = False
+        self._depth = 0
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupts:
+        self._depth += 1
+        if self._depth == 1 and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._depth -= 1
+        if self._depth == 0 and self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.stop:
+            raise KeyboardInterrupt
+        self.stop = True
+        try:
+            os.write(2, _NOTE)  # not print or logging: a handler may interrupt either in the middle
+        except OSError:  # no terminal left to tell
+            pass

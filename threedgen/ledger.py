@@ -1,0 +1,160 @@
+"""What a run writes down about itself: metrics while it goes on, a summary at its end."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import logging
+import math
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from threedgen import __version__
+from threedgen.config import config_hash
+from threedgen.runs import write_atomic
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "diffusers",
+    "transformers",
+    "tokenizers",
+    "numba",
+    "numpy",
+    "nerfacc",
+)
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+class Metrics:
+    """metrics.jsonl, one JSON object a line, and metrics.csv made from it.
+
+    A line's `step` is the number of optimisation steps done. Opened at a resumed step, lines of later steps,
+    which a killed run wrote after its last checkpoint, are dropped.
+    """
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        self.path = Path(folder) / "metrics.jsonl"
+        self._failed = False
+        if self.path.exists():
+            kept = [line for line in self.lines() if line["step"] <= step]
+            write_atomic(self.path, "".join(_line(line) for line in kept))
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Append numbers (tensors of one element included) and flush; a full disk is a warning, once."""
+        line = _line({"step": step} | {key: _number(value) for key, value in values.items()})
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            if not self._failed:
+                logger.warning("%s cannot be written (%s); going on", self.path, error.strerror)
+            self._failed = True
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The whole lines, as dicts with an integer `step`; a line cut off by a kill is left out."""
+        found = []
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        for text_line in text.split("\n"):
+            try:
+                line = json.loads(text_line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                found.append(line)
+        return found
+
+    def write_csv(self) -> Path:
+        """metrics.csv beside it: a column for each key, in the order of appearance. Raises OSError."""
+        lines = self.lines()
+        columns = list(dict.fromkeys(["step", *(key for line in lines for key in line)]))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        path = self.path.with_suffix(".csv")
+        write_atomic(path, text.getvalue())
+        return path
+
+
+def _line(values: dict[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _number(value: Any) -> Any:
+    """A JSON value: numbers as they are, one-element tensors as floats, NaN and infinities as None."""
+    if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and thread counts: what decides the last bits of a result. Imports nothing heavy."""
+    versions = {"threedgen": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    threads: dict[str, Any] = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
+    if "torch" in sys.modules:
+        threads["torch"] = sys.modules["torch"].get_num_threads()
+    model, flags = _cpu()
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "cpu": model,
+        "cpu_flags": flags,
+        "cores": os.cpu_count(),
+        "threads": threads,
+    }
+
+
+def _cpu() -> tuple[str, list[str]]:
+    """Model name and the instruction sets that choose between kernels; from /proc where there is one."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or platform.machine(), []
+    entries = [line.split(":", 1) for line in text.splitlines() if ":" in line]
+    known = {key.strip(): value.strip() for key, value in reversed(entries)}
+    flags = known.get("flags", "").split()
+    return known.get("model name", platform.machine()), [flag for flag in CPU_FLAGS if flag in flags]
+
+
+def peak_memory() -> float | None:
+    """The most memory this process has held, in MiB; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: Any) -> Path:
+    """summary.json: wall-clock seconds, peak memory, seed, config hash, versions, and any further figures."""
+    summary = {
+        "task": getattr(config, "task", None),
+        "prompt": getattr(config, "prompt", None),
+        "seed": getattr(config, "seed", None),
+        "seconds": round(seconds, 3),
+        "peak_memory_mib": peak_memory(),
+        "config_hash": config_hash(config),
+        **figures,
+        "environment": environment(),
+    }
+    path = Path(folder) / "summary.json"
+    write_atomic(path, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return path

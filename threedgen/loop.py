@@ -1,0 +1,224 @@
+"""The one training loop: Lightning's Trainer on an endless stream of steps, with everything a run needs.
+
+`fit` works on any LightningModule. These attributes of it are used if it has them:
+
+    config_yaml   text, the resolved config: travels in the checkpoint and is compared on resume
+    stage         text shown by the progress bar, may change while running
+    terms         {name: number} of the last loss; logged, and named when one is not finite
+    metrics       {name: number} of the last step; logged, and shown if asked for
+    validate(step, folder)    called every `trainer.val_check_interval` steps, in eval mode, without gradients
+
+`training_step(self, batch, batch_idx)` gets as its batch only a number: that of the optimisation step, or
+with accumulation that of the batch since the beginning; it is the same after a resume. Draws are keyed by it
+(threedgen.seeding), and the global generators are seeded from it. State that counts lives in parameters and
+persistent buffers and is changed inside the step, never in the module's own on_train_batch_end, which comes
+after the checkpoint. Then a resumed run is, byte for byte on the same CPU, the run that was not interrupted.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numba
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from threedgen import resume as resuming
+from threedgen.callbacks import Logging, Seeding, StopOnInterrupt, Validation
+from threedgen.checkpoint import AtomicCheckpointIO, Checkpoint, free_megabytes, latest
+from threedgen.errors import ConfigError
+from threedgen.guard import FiniteGuard
+from threedgen.interrupts import Interrupts
+from threedgen.progress import Progress, silence_lightning
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+
+
+class Status(enum.Enum):
+    """How a run ended."""
+
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"  # Ctrl-C once
+    TERMINATED = "terminated"  # SIGTERM
+    FAILED = "failed"  # the loss was no longer a number
+
+    @property
+    def exit_code(self) -> int:
+        """What the process should return; for a signal 128 + its number."""
+        return {"finished": 0, "interrupted": 130, "terminated": 143, "failed": 2}[self.value]
+
+
+def set_threads(count: int | None) -> int:
+    """Gives torch and numba `count` threads (None: one for each core this process may use); returns it.
+
+    To be called before the first kernel: the number of threads decides the last bits of sums.
+    """
+    count = count or _cores()
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
+    available = int(vars(numba.config)["NUMBA_NUM_THREADS"])  # set by the library at import
+    if count > available:
+        logger.warning("numba has %d threads, not the %d asked for (NUMBA_NUM_THREADS)", available, count)
+    numba.set_num_threads(min(count, available))
+    return count
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Steps:
+    """The data of a run: the numbers start(), start() + 1, ...; asked for its start when iteration begins."""
+
+    def __init__(self, start: Callable[[], int]) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start())
+
+
+def fit(
+    module: pl.LightningModule,
+    config: Any,
+    folder: Path | str,
+    resume: bool | Literal["force"] = False,
+    quiet: bool = False,
+    callbacks: Iterable[pl.Callback] = (),
+    *,
+    metrics: Iterable[str] = (),
+    interrupts: Interrupts | None = None,
+) -> Status:
+    """Trains `module` up to config.trainer.max_steps, with checkpoints in `folder`/checkpoints.
+
+    Returns how it ended; after TERMINATED the process should end soon.
+    `config` has `trainer`, `checkpoint`, `seed` and `threads` (threedgen.options). `resume`: go on from the
+    newest good checkpoint, or from the beginning if there is none; "force": even if the config has changed.
+    `metrics`: names in `module.metrics` to show. `interrupts`: the caller's, to obey Ctrl-C afterwards too.
+    Raises ConfigError for a checkpoint that does not fit and for a disk that is full, KeyboardInterrupt at
+    the second Ctrl-C.
+    """
+    silence_lightning()
+    set_threads(config.threads)
+    folder = Path(folder).resolve()
+    checkpoints = folder / CHECKPOINTS
+    path = _go_on_from(module, checkpoints, config.checkpoint.keep, resume)
+    _check_space(module, checkpoints, config.checkpoint.keep)
+    guard = FiniteGuard()
+    every = config.trainer.val_check_interval
+    with interrupts or Interrupts() as stop, _determinism_restored():
+        trainer = _trainer(
+            config,
+            folder,
+            [
+                Seeding(config.seed),
+                guard,
+                *callbacks,
+                Logging(folder, config.trainer.log_every_n_steps),
+                *([Validation(every, folder)] if every else []),
+                StopOnInterrupt(stop),
+                Progress(metrics=metrics, quiet=quiet),
+                Checkpoint(
+                    checkpoints, config.checkpoint.seconds, config.checkpoint.keep, lambda: guard.healthy
+                ),
+            ],
+        )
+        if _terminated(trainer, module, path):
+            return Status.TERMINATED
+    if guard.failure:
+        return Status.FAILED
+    return Status.FINISHED if trainer.global_step >= trainer.max_steps else Status.INTERRUPTED
+
+
+def _go_on_from(
+    module: pl.LightningModule, checkpoints: Path, keep: int, resume: bool | Literal["force"]
+) -> Path | None:
+    """The checkpoint to resume from. Raises ConfigError if it does not fit, or if none is wanted."""
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{checkpoints} cannot be made: {error.strerror}") from None
+    if not resume:
+        if any(checkpoints.glob("*.ckpt")):
+            raise ConfigError(f"{checkpoints.parent} holds a run already: resume it or choose another folder")
+        return None
+    found = latest(checkpoints, keep)
+    if found is None:
+        return None
+    path, checkpoint = found
+    if resume != "force":
+        resuming.check_config(checkpoint, str(getattr(module, resuming.CONFIG_KEY, "")))
+    if module.strict_loading:
+        resuming.check_fits(module, checkpoint)
+    resuming.warn_numerics(checkpoint)
+    return path
+
+
+def _check_space(module: torch.nn.Module, folder: Path, keep: int) -> None:
+    """Raises ConfigError if the disk has no room for the checkpoints that are kept and one being written."""
+    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    state = sum(t.numel() * t.element_size() for t in module.state_dict().values())
+    needed = (keep + 1) * (state + 2 * trained) / 2**20  # Adam has two moments
+    free = free_megabytes(folder)
+    if free < needed:
+        raise ConfigError(f"{folder} has {free:.0f} MB free, but the run's checkpoints need {needed:.0f} MB")
+
+
+def _trainer(config: Any, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """A Trainer without Lightning's own logging, progress, validation loop and requeueing."""
+    plugins: list[Any] = [AtomicCheckpointIO(config.checkpoint.keep)]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    own = {
+        "callbacks": callbacks,
+        "plugins": plugins,
+        "default_root_dir": str(folder),
+        "enable_checkpointing": True,  # only ours is in the list
+        "use_distributed_sampler": False,
+        "limit_val_batches": 0,
+        "val_check_interval": None,
+        "check_val_every_n_epoch": 1,
+    }
+    return pl.Trainer(**config.trainer.arguments() | own)
+
+
+def _terminated(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> bool:
+    """Runs it; True if SIGTERM came. Raises KeyboardInterrupt at the second Ctrl-C."""
+    steps = Steps(lambda: trainer.global_step * trainer.accumulate_grad_batches)
+    try:
+        trainer.fit(module, steps, ckpt_path=str(path) if path else None, weights_only=True)
+    except SIGTERMException:
+        return True
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits with 1 by itself
+            raise KeyboardInterrupt from None
+        raise
+    return trainer.received_sigterm
+
+
+@contextmanager
+def _determinism_restored() -> Iterator[None]:
+    """Lightning switches deterministic algorithms on for good; here only as long as it is entered.
+
+    With them torch fills fresh memory with NaN, which costs time and is left out.
+    """
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
+    memory.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        memory.fill_uninitialized_memory = filled

@@ -1,0 +1,157 @@
+"""Names become objects: kind -> name -> where the implementation and its config model live.
+
+The tables hold only text, so nothing is imported before it is asked for, and a plug-in that fails to import
+fails only when a config names it. The models live in modules that do not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from threedgen.errors import ConfigError, did_you_mean, nearest, short
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Dotted paths, `module:attribute`, of an implementation and of the pydantic model that configures it."""
+
+    implementation: str
+    config: str
+
+
+def _entries(implementations: str, configs: str, **classes: tuple[str, str]) -> dict[str, Entry]:
+    """name=(implementation, config model), from one module each."""
+    return {
+        name: Entry(f"{implementations}:{implementation}", f"{configs}:{model}")
+        for name, (implementation, model) in classes.items()
+    }
+
+
+_SYSTEMS = "threedgen.systems.options"
+_GUIDANCE = "threedgen.guidance.options"
+_REPRESENTATIONS = "threedgen.representations.options"
+
+TABLE: dict[str, dict[str, Entry]] = {
+    # a task is a function run(config, resume: Path | None, quiet: bool) -> exit code | None
+    "task": {
+        "generate": Entry("threedgen.systems.generate_run:run", f"{_SYSTEMS}:GenerateConfig"),
+        "sample": Entry("threedgen.systems.sample:run", f"{_SYSTEMS}:SampleConfig"),
+        "train-prior": Entry("threedgen.systems.train_prior:run", f"{_SYSTEMS}:TrainPriorConfig"),
+        "toybox-sheet": Entry("threedgen.data.toybox.sheet:run", f"{_SYSTEMS}:ToyboxSheetConfig"),
+    },
+    "prior": _entries("threedgen.guidance.mvdream", _GUIDANCE, mvdream=("build", "MVDreamConfig")),
+    "distillation": _entries(
+        "threedgen.guidance.distillation",
+        _GUIDANCE,
+        sds=("SDS", "SDSConfig"),
+        reconstruction=("Reconstruction", "ReconstructionConfig"),
+    ),
+    "representation": _entries("threedgen.representations.ngp", _REPRESENTATIONS, ngp=("NGP", "NGPConfig")),
+    "encoding": _entries(
+        "threedgen.representations.hashgrid.encoding",
+        _REPRESENTATIONS,
+        hashgrid=("HashGrid", "HashGridConfig"),
+        frequency=("Frequency", "FrequencyConfig"),
+    ),
+    "material": _entries(
+        "threedgen.representations.materials",
+        _REPRESENTATIONS,
+        none=("NoMaterial", "NoMaterialConfig"),
+        diffuse=("DiffuseMaterial", "DiffuseMaterialConfig"),
+    ),
+    "background": _entries(
+        "threedgen.representations.background",
+        _REPRESENTATIONS,
+        solid=("SolidBackground", "SolidBackgroundConfig"),
+        neural=("NeuralBackground", "NeuralBackgroundConfig"),
+    ),
+}
+
+
+def register(kind: str, name: str, implementation: str, config: str) -> None:
+    """Add (or replace) an entry; a plug-in calls this on import. Paths are `module:attribute`."""
+    TABLE.setdefault(kind, {})[name] = Entry(implementation, config)
+
+
+def names(kind: str) -> list[str]:
+    """The registered names of a kind, in the order of the table. Raises KeyError for an unknown kind."""
+    return list(TABLE[kind])
+
+
+def _unknown(kind: str, name: Any) -> str:
+    guess = nearest(name, names(kind)) if isinstance(name, str) else None
+    return f"no {kind} has this name{did_you_mean(guess)} (there are: {', '.join(names(kind)) or 'none'})"
+
+
+def entry(kind: str, name: str) -> Entry:
+    """The entry of a name. Raises ConfigError with the nearest name."""
+    if not isinstance(name, str) or name not in TABLE[kind]:
+        raise ConfigError(f"{kind}: {_unknown(kind, name)} (got {short(name)})")
+    return TABLE[kind][name]
+
+
+def _load(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def config_model(kind: str, name: str) -> type[BaseModel]:
+    """The config model of a name (imports no torch). Raises ConfigError for an unknown name."""
+    return _load(entry(kind, name).config)
+
+
+def implementation(kind: str, name: str) -> Any:
+    """The class or function behind a name, imported now. Raises ConfigError for an unknown name."""
+    return _load(entry(kind, name).implementation)
+
+
+def build(kind: str, config: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call the implementation that `config.name` chooses: implementation(config, *args, **kwargs)."""
+    return implementation(kind, config.name)(config, *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Component:
+    """A section of a config whose `name:` picks the model that checks it, in the registry's table of `kind`.
+
+    Used as `prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="...")`; the
+    value of the field is an instance of the chosen model, which must have a field `name`. `default` is taken
+    when the section gives no name.
+    """
+
+    kind: str
+    default: str | None = None
+
+    def model(self, value: Any) -> type[BaseModel] | None:
+        """The model for a section given as a dict or as a config; None if its name is not known."""
+        if isinstance(value, BaseModel):
+            return type(value)
+        name = value.get("name", self.default) if isinstance(value, dict) else self.default
+        if not isinstance(name, str) or name not in TABLE.get(self.kind, {}):
+            return None
+        return config_model(self.kind, name)
+
+    def _validate(self, value: Any) -> BaseModel:
+        if isinstance(value, BaseModel):
+            value = value.model_dump()
+        if not isinstance(value, dict):
+            raise PydanticCustomError("component", "should be a section with a name and its options")
+        name = value.get("name", self.default)
+        model = self.model(value)
+        if model is None:
+            raise PydanticCustomError("component_name", "{problem}", {"problem": _unknown(self.kind, name)})
+        return model.model_validate({**value, "name": name})
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def dump(value: BaseModel, info: core_schema.SerializationInfo) -> dict[str, Any]:
+            return value.model_dump(mode=info.mode)
+
+        return core_schema.no_info_plain_validator_function(
+            self._validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(dump, info_arg=True),
+        )

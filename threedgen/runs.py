@@ -1,0 +1,240 @@
+"""The folder of a run: where it is, what is written there, and how it gets to the disk.
+
+    config.yaml     the resolved config; loading it alone reproduces the run
+    metrics.jsonl   one line for each logged step, and metrics.csv made from it
+    summary.json    time, memory, versions, seed
+
+Imports no torch: the folder is chosen and shown before the long imports begin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import unicodedata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from threedgen import yaml_text
+from threedgen.config import COMMAND_LINE, dump, load, plain
+from threedgen.errors import ConfigError, short
+
+CONFIG = "config.yaml"
+ROOT = Path("outputs")
+HARMLESS = (
+    "about",
+    "needs",
+    "out",
+    "threads",
+    "trainer.max_steps",
+    "trainer.log_every_n_steps",
+    "trainer.val_check_interval",
+    "checkpoint",
+    "validation",
+    "logging",
+)
+_MEGABYTE = 1 << 20
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def slug(text: str) -> str:
+    """A folder name for any text: a-z, 0-9 and '-', at most 69 characters, different for different texts.
+
+    The readable part is the text without accents and other scripts; the last 8 hex digits are SHA-256 of the
+    exact text.
+    """
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii").lower()
+    words = re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:60].strip("-")
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{words or 'prompt'}-{digest[:8]}"
+
+
+# --- which folder -----------------------------------------------------------------------------------------
+
+
+def stored_config(folder: Path) -> dict[str, Any] | None:
+    """The config.yaml of a run as data; None if the folder holds no run."""
+    path = folder / CONFIG
+    tree = yaml_text.read(path) if path.is_file() else None
+    return tree if isinstance(tree, dict) else None
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree or not all(isinstance(key, str) for key in tree):
+        return {prefix: tree}
+    return {
+        path: value
+        for key, inner in tree.items()
+        for path, value in _flat(inner, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`key: old -> new` for every key that would change the result of a run, two configs given as data."""
+    before, after = _flat(old), _flat(new)
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [
+        f"{key}: {short(before.get(key))} -> {short(after.get(key))}"
+        for key in keys
+        if not any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
+    ]
+
+
+def _same_run(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Would the two configs give the same result? A longer run is another one, unless it is asked for."""
+    length = "trainer.max_steps"
+    return not differences(old, new) and _flat(old).get(length) == _flat(new).get(length)
+
+
+def refuse_other_config(folder: Path, config: BaseModel) -> None:
+    """Raises ConfigError with the differing keys if `folder` holds a run of another config."""
+    stored = stored_config(folder)
+    changed = differences(stored, plain(config)) if stored is not None else []
+    if changed:
+        raise ConfigError(
+            f"{folder} holds a run of another config; choose another out=, or the same values. "
+            f"They differ in {'; '.join(changed)}"
+        )
+
+
+def _user_path(text: str | Path, key: str) -> Path:
+    """A path that the system can look up, `~` expanded. Raises ConfigError naming `key`."""
+    try:
+        path = Path(text).expanduser()
+        if str(text).strip():
+            path.stat()  # raises for a name that is too long, or holds a NUL
+            return path
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return path
+    except (OSError, RuntimeError, ValueError):
+        pass
+    raise ConfigError(f"{key}: should be the path of a folder (got {short(str(text))})")
+
+
+def choose_folder(config: BaseModel, config_name: str, out: str | Path | None = None) -> Path:
+    """The folder for a run, which need not exist yet.
+
+    With `out` that folder. Otherwise outputs/CONFIG/slug-of-the-prompt, with -2, -3, ... behind it while
+    such a folder belongs to a run of another config; so the same config always gets the same folder. Raises
+    ConfigError if `out` holds a run of another config (but for harmless keys: HARMLESS) or is not a folder.
+    """
+    if out is not None:
+        folder = _user_path(out, "out")
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"out: should be a folder, but a file has this name (got {short(str(out))})")
+        refuse_other_config(folder, config)
+        return folder
+    prompt = getattr(config, "prompt", None)
+    name = slug(prompt) if isinstance(prompt, str) else "run"
+    parent = ROOT / (re.sub(r"[^A-Za-z0-9_-]+", "-", config_name).strip("-")[:60] or "config")
+    wanted, number = plain(config), 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            stored = stored_config(folder)
+        except ConfigError:  # a damaged config.yaml: not ours to overwrite
+            stored = {}
+        if stored is None or _same_run(stored, wanted):
+            return folder
+        number += 1
+
+
+def prepare(folder: Path, megabytes: float = 200) -> None:
+    """Create the folder; ConfigError if it cannot be written or has under `megabytes` MiB of free disk."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"probe.{os.getpid()}.tmp"
+        probe.write_bytes(b"")
+        probe.unlink()
+        free = shutil.disk_usage(folder).free / _MEGABYTE
+    except OSError as error:
+        raise ConfigError(
+            f"out: {folder} cannot be written ({error.strerror}); choose another out="
+        ) from error
+    if free < megabytes:
+        raise ConfigError(
+            f"out: {folder} has {free:.0f} MB of free disk and the run needs {megabytes:.0f}; "
+            "make room or choose another out="
+        )
+
+
+def begin(config: C, config_name: str, megabytes: float = 200) -> tuple[C, Path | None]:
+    """Choose, create and label the folder of a run.
+
+    Returns the config with `out` set to the folder, and the folder once more if it already holds this run,
+    which is then to be resumed (else None). Raises ConfigError as choose_folder and prepare do.
+    """
+    folder = choose_folder(config, config_name, getattr(config, "out", None))
+    prepare(folder, megabytes)
+    resume = folder if stored_config(folder) is not None else None
+    write_config(folder, config)
+    return config.model_copy(update={"out": str(folder)}), resume
+
+
+def run_folder(run: str | Path) -> Path:
+    """The folder of the run at `run`, a folder or a file in it. Raises ConfigError if there is no run."""
+    folder = _user_path(run, "--resume")
+    folder = folder.parent if folder.is_file() else folder
+    if not (folder / CONFIG).is_file():
+        got = short(str(run))
+        raise ConfigError(f"--resume: should be the folder of a run, with a {CONFIG} in it (got {got})")
+    return folder
+
+
+def reopen(run: str | Path, overrides: list[str], force: bool = False) -> tuple[Any, Path]:
+    """The config (with `out` set) and the folder of a run that is to go on.
+
+    Overrides may change harmless keys only, unless `force`. Raises ConfigError.
+    """
+    folder = run_folder(run)
+    config = load((folder / CONFIG).resolve(), overrides)
+    changed = differences(stored_config(folder) or {}, plain(config))
+    if changed and not force:
+        raise ConfigError(
+            f"{COMMAND_LINE}: these changes would make it another run: {'; '.join(changed)}. "
+            f"Start a new one with --config {folder / CONFIG}"
+        )
+    prepare(folder)
+    write_config(folder, config)
+    return config.model_copy(update={"out": str(folder)}), folder
+
+
+def write_config(folder: Path, config: BaseModel) -> None:
+    """config.yaml, complete but without the folder's own place, so that a run can be moved."""
+    write_atomic(folder / CONFIG, dump(config.model_copy(update={"out": None})))
+
+
+# --- to the disk ------------------------------------------------------------------------------------------
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a whole file or nothing: a reader, a kill or a full disk never sees half of it. Text is UTF-8.
+
+    Raises OSError, with the old file untouched.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data if isinstance(data, bytes) else data.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""One LightningModule for each kind of learning, and the functions that run a config of each task."""

@@ -1,0 +1,143 @@
+"""Learning the latents of a prior: a stock AutoencoderKL on pictures of the toybox.
+
+The network is convolutional (no attention), so most steps train on crops about the object, which cost a quarter of a
+whole picture; the last steps see whole pictures, as the prior will.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
+
+from threedgen.config import at
+from threedgen.data.toybox.world import Toybox
+from threedgen.images import grid, write_png
+from threedgen.seeding import generator, numpy_generator
+
+from .options import AutoencoderConfig
+
+
+def build(options: AutoencoderConfig) -> AutoencoderKL:
+    """A fresh autoencoder: picture size / 2^(levels - 1), ``latent_channels`` wide."""
+    n = len(options.channels)
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * n,
+        up_block_types=("UpDecoderBlock2D",) * n,
+        block_out_channels=tuple(options.channels),
+        layers_per_block=options.layers_per_block,
+        latent_channels=options.latent_channels,
+        norm_num_groups=options.groups,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
+    quiet(vae)
+    return vae
+
+
+@torch.no_grad()
+def quiet(vae: AutoencoderKL) -> None:
+    """Start with a posterior of standard deviation 0.05: with diffusers' 1, noise drowns the colours for long."""
+    c = vae.config.latent_channels
+    vae.quant_conv.weight[c:] = 0
+    vae.quant_conv.bias[c:] = -6.0
+
+
+def edges(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of neighbouring pixels along both axes of (B, C, H, W)."""
+    return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
+
+
+def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
+    """L1 + 2 MSE, 0.5 L1 of the edges (keeps eyes and outlines sharp) and L1 of the pictures shrunk 8 times (colours
+    are learnt first, and stay right), of pictures in [-1, 1]."""
+    sharp = sum(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True))
+    coarse = F.l1_loss(F.avg_pool2d(y, 8), F.avg_pool2d(x, 8))
+    return F.l1_loss(y, x) + 2 * F.mse_loss(y, x) + 0.5 * sharp + 2 * coarse
+
+
+class AutoencoderSystem(pl.LightningModule):
+    """Trains an AutoencoderKL; step s sees toybox samples [s n, (s + 1) n), whatever happened before."""
+
+    stage = "autoencoder"
+
+    def __init__(
+        self, options: AutoencoderConfig, seed: int, max_steps: int, vae: AutoencoderKL | None = None
+    ) -> None:
+        super().__init__()
+        self.options, self.seed, self.max_steps = options, seed, max_steps
+        self.vae = vae or build(options)
+        self.box = Toybox(seed=seed + 1, split="train")
+        self.metrics: dict[str, float] = {}
+
+    def pictures(self, step: int) -> Tensor:
+        """The batch of a step: (B, 3, size, size) in [-1, 1]; crops until the last ``whole`` share of the run."""
+        o, rng = self.options, numpy_generator(self.seed, step, "crops")
+        indices = range(step * o.batch, (step + 1) * o.batch)
+        _, rgb, _, _ = self.box.batch(indices, o.image_size, n_view=1, jumbles=o.jumbles)
+        if step < (1 - o.whole) * self.max_steps:
+            c = o.crop
+            middle = (o.image_size - c) / 2
+            corner = np.clip(rng.normal(middle, 0.8 * middle, (2, o.batch, 2)), 0, o.image_size - c).astype(
+                int
+            )
+            rgb = np.stack([rgb[i, y : y + c, x : x + c] for pair in corner for i, (y, x) in enumerate(pair)])
+        x = torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2) * 2 - 1
+        return x.contiguous().to(self.device)
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step = int(batch)
+        x = self.pictures(step)
+        noise = generator(self.seed, step, "posterior")
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.bf16):
+            posterior = self.vae.encode(x).latent_dist
+            mean, logvar = posterior.mean.float(), posterior.logvar.float()
+            z = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=noise).to(mean)
+            y = self.vae.decode(z).sample.float()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        loss = reconstruction_loss(y, x) + self.options.kl * kl
+        mse = F.mse_loss(y, x).detach()
+        self.metrics = {"psnr": float(10 * torch.log10(4 / mse)), "kl": float(kl.detach())}
+        return loss
+
+    def validate(self, step: int, folder: Path) -> None:
+        """Draws held-out pictures above their reconstructions."""
+        _, rgb, _, _ = Toybox(self.seed, "held-out").batch(range(8), self.options.image_size, n_view=1)
+        x = torch.from_numpy(rgb).permute(0, 3, 1, 2).to(self.device) * 2 - 1
+        y = self.vae.decode(self.vae.encode(x).latent_dist.mode()).sample
+        write_png(
+            folder / "reconstructions.png", grid(torch.cat([x, y]).permute(0, 2, 3, 1).cpu() / 2 + 0.5, 8)
+        )
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(
+            self.vae.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=1e-4, fused=True
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: at(self.options.learning_rate, step, self.max_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, box: Toybox, size: int, samples: int = 64) -> None:
+    """Fold mean and deviation of each latent channel into the 1x1 convolutions, in place and exactly: afterwards the
+    latents are standard normal by channel and ``scaling_factor`` is 1."""
+    _, rgb, _, _ = box.batch(range(samples), size, n_view=1)
+    x = torch.from_numpy(rgb).permute(0, 3, 1, 2) * 2 - 1
+    z = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in x.split(8)]).float()
+    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    c = len(mean)
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant.weight[:c] /= std[:, None, None, None]
+    quant.bias[:c] = (quant.bias[:c] - mean) / std
+    quant.bias[c:] -= 2 * torch.log(std)  # the other half is the log variance
+    post.bias += (post.weight[:, :, 0, 0] * mean).sum(1)
+    post.weight *= std[None, :, None, None]

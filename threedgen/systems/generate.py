@@ -1,0 +1,213 @@
+"""The Lightning system of text to 3D: cameras -> render -> the prior's opinion -> loss -> step.
+
+It knows no prior, field or loss by name: the config names them, the registry builds them.  Every random draw is keyed
+by (seed, step, purpose), so a resumed run goes on exactly.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from threedgen import losses, registry
+from threedgen.cameras import Cameras, orbit, sample_multiview
+from threedgen.config import at
+from threedgen.images import grid, write_png
+from threedgen.representations.march import step_size
+from threedgen.representations.occupancy import OccupancyGrid
+from threedgen.representations.render import Render, render
+from threedgen.seeding import generator
+
+from .options import GenerateConfig
+
+EVAL_CHUNK = 1 << 15
+"""Rays rendered at a time where no gradient is needed."""
+
+
+class GenerateSystem(pl.LightningModule):
+    """Optimises one field for one prompt.
+
+    ``text`` (2, L, D): the prompt's and the negative prompt's embedding.  ``views`` (V, H, W, 3): sampled pictures for
+    a warm start, seen by ``view_cameras``.  The prior is frozen, not registered and in no checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: GenerateConfig,
+        prior: Any,
+        text: Tensor,
+        views: Tensor | None = None,
+        view_cameras: Cameras | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.max_steps = config, config.trainer.max_steps
+        start = generator(config.seed, 0, "field")
+        self.field = registry.build("representation", config.field, generator=start)
+        self.background = registry.build("background", config.background, generator=start)
+        self.material = registry.build("material", config.material)
+        march = config.march
+        self.occupancy = (
+            None
+            if config.occupancy is None
+            else OccupancyGrid(config.occupancy, march.radius, step_size(march))
+        )
+        self.register_buffer("text", text, persistent=False)
+        self.register_buffer("views", views, persistent=False)
+        self.view_cameras = view_cameras
+        self.unregistered = (prior,)
+        self.distill = registry.build("distillation", config.distillation, prior.schedule, self.max_steps)
+        self.terms: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def prior(self) -> Any:
+        return self.unregistered[0]
+
+    @property
+    def stage(self) -> str:
+        """What the progress bar says."""
+        if self.global_step < self.config.warm_start.steps:
+            return "fitting the sampled views"
+        return f"distilling at {self.size(self.global_step)} px"
+
+    def setup(self, stage: str) -> None:
+        self.prior.to(self.device)
+
+    # -- one step -----------------------------------------------------------------------------------------------
+    def rng(self, step: int, purpose: str) -> torch.Generator:
+        """Each device draws its own cameras and noise; what must be equal on all is drawn without a rank."""
+        return generator(self.config.seed, step, purpose, self.global_rank)
+
+    def size(self, step: int) -> int:
+        """Pixels of the renders of a step.  A schedule changes at its keys, not in between."""
+        return int(_jump(self.config.size, step, self.max_steps))
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step = int(batch)
+        if self.occupancy is not None:
+            self.occupancy.update(self.field.density, step, generator(self.config.seed, step, "occupancy"))
+        warm = step < self.config.warm_start.steps
+        self.terms, loss = (self.fit_views if warm else self.distillation_loss)(step)
+        return loss
+
+    def fit_views(self, step: int) -> tuple[dict[str, float], Tensor]:
+        """Warm start: renders should equal the sampled views."""
+        size = self.config.warm_start.size
+        seen = self.render(self.view_cameras.with_size(size, size), step, training=False, grad=True)
+        wanted = F.interpolate(self.views.permute(0, 3, 1, 2), (size, size), mode="area").permute(0, 2, 3, 1)
+        # what the samples show at the border is their background
+        grey = wanted[:, :2].mean((1, 2))[:, None, None]
+        rgb = seen.rgb_fg.view(wanted.shape) + grey * (1 - seen.opacity.view(*wanted.shape[:3], 1))
+        loss = F.mse_loss(rgb, wanted) * 10
+        return {"loss_views": loss.item()}, loss + 0.01 * losses.opaque(seen.opacity)
+
+    def distillation_loss(self, step: int) -> tuple[dict[str, float], Tensor]:
+        """Score distillation of freshly rendered views, and the regularisers."""
+        c, size = self.config, self.size(step)
+        groups = int(_jump(c.groups, step, self.max_steps))
+        cameras = sample_multiview(
+            c.camera, self.rng(step, "cameras"), step, n_groups=groups, height=size, width=size
+        )
+        weights = {
+            name: at(getattr(c.loss, name), step, self.max_steps) for name in type(c.loss).model_fields
+        }
+        seen = self.render(cameras, step, training=True, grad=True, normals=weights["orientation"] > 0)
+        rgb = seen.rgb.view(len(cameras), size, size, 3)
+
+        latents = self.prior.encode_images(rgb, self.rng(step, "posterior"))
+        camera = self.prior.camera(cameras.c2w.to(self.device)) if c.camera.n_view > 1 else None
+        distilled, logs = self.distill(
+            latents, self.prior.denoise, self.text[:1], self.text[1:], camera, c.camera.n_view, step,
+            self.rng(step, "distillation"),
+        )  # fmt: skip
+        terms = {"distillation": distilled} | self.regularisers(seen, cameras, weights)
+        loss = sum(weights[name] * value for name, value in terms.items())
+        self.metrics = {name: float(value) for name, value in logs.items()}
+        self.metrics["opacity"] = float(seen.opacity.detach().mean())
+        return {name: value.item() for name, value in terms.items()}, loss
+
+    def regularisers(self, seen: Render, cameras: Cameras, weights: dict[str, float]) -> dict[str, Tensor]:
+        """The terms whose weight is not zero at this step."""
+        terms: dict[str, Tensor] = {}
+        if weights["orientation"]:
+            towards = cameras.rays()[1].reshape(-1, 3).to(self.device)[seen.ray_index]
+            terms["orientation"] = losses.orientation(seen.weights, seen.normals, towards, seen.opacity)
+        if weights["sparsity"]:
+            terms["sparsity"] = losses.sparsity(seen.opacity)
+        if weights["opaque"]:
+            terms["opaque"] = losses.opaque(seen.opacity)
+        if weights["z_variance"]:
+            terms["z_variance"] = losses.z_variance(seen.z_variance, seen.opacity)
+        return terms
+
+    def render(
+        self, cameras: Cameras, step: int, *, training: bool, grad: bool, normals: bool = False
+    ) -> Render:
+        """All pixels of all cameras as rays (B H W, ...)."""
+        origins, directions = (rays.reshape(-1, 3).to(self.device) for rays in cameras.rays())
+        light = cameras.light.to(self.device).repeat_interleave(cameras.height * cameras.width, 0)
+        with torch.set_grad_enabled(grad):
+            return render(
+                self.field, self.background, self.material, self.occupancy, self.config.march, origins, directions,
+                generator=self.rng(step, "render"), training=training, step=step, light=light, need_normals=normals,
+                chunk=None if grad else EVAL_CHUNK,
+            )  # fmt: skip
+
+    def pictures(self, cameras: Cameras) -> Tensor:
+        """Renders as the result will be seen: (B, H, W, 3) in [0, 1], on the CPU."""
+        return torch.cat(
+            [
+                self.render(cameras.select([k]), self.max_steps, training=False, grad=False)
+                .rgb.view(1, cameras.height, cameras.width, 3)
+                .cpu()
+                for k in range(len(cameras))
+            ]
+        )
+
+    # -- the optimiser ------------------------------------------------------------------------------------------
+    def configure_optimizers(self):
+        o = self.config.optimizer
+        encoding = list(self.field.encoding.parameters())
+        known = {id(p) for p in encoding}
+        groups = {
+            "encoding": encoding,
+            "networks": [p for p in self.field.parameters() if id(p) not in known],
+            "background": list(self.background.parameters()),
+        }
+        used = {name: parameters for name, parameters in groups.items() if parameters}
+        kind = torch.optim.Adam if o.kind == "adam" else torch.optim.AdamW
+        decay = {} if o.kind == "adam" else {"weight_decay": o.weight_decay}
+        optimizer = kind(
+            [{"params": parameters} for parameters in used.values()],
+            lr=1.0,
+            betas=o.betas,
+            eps=o.eps,
+            fused=True,
+            **decay,
+        )
+        rates = [lambda step, s=getattr(o, name): at(s, step, self.max_steps) for name in used]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def validate(self, step: int, folder: Path) -> None:
+        """Four sides of the object as it is now."""
+        table = self.config.result.turntable
+        size = min(table.height, 128)
+        angle = torch.deg2rad(torch.tensor([table.elevation, table.fov]))
+        cameras = orbit(4, float(angle[0]), table.distance, float(angle[1]), size, size, azimuth=0.35)
+        (folder / "validation").mkdir(exist_ok=True)
+        write_png(folder / "validation" / f"{step:06d}.png", grid(self.pictures(cameras), 4))
+
+
+def _jump(schedule: float | dict, step: int, max_steps: int) -> float:
+    """A schedule read as steps: the value of the last key that has been reached."""
+    if not isinstance(schedule, dict):
+        return schedule
+    places = {k: float(k[:-1]) / 100 * max_steps if isinstance(k, str) else k for k in schedule}
+    reached = [key for key, place in places.items() if place <= step]
+    return schedule[reached[-1] if reached else next(iter(schedule))]

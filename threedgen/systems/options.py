@@ -1,0 +1,221 @@
+"""Config models of the systems and of the tasks that run them (no torch here)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from threedgen.config import Config, Schedule
+from threedgen.options import (
+    CheckpointConfig,
+    MultiviewCameraConfig,
+    OrbitCameraConfig,
+    RunConfig,
+    TrainerConfig,
+)
+from threedgen.registry import Component
+from threedgen.representations.options import MarchConfig, OccupancyConfig
+
+
+class AutoencoderConfig(Config):
+    """The autoencoder of an embedded prior and how it is trained."""
+
+    channels: tuple[int, ...] = Field(
+        (16, 32, 64, 128), description="width of each level; each halves the picture"
+    )
+    layers_per_block: int = Field(1, ge=1, le=4, description="residual blocks of a level")
+    latent_channels: int = Field(4, ge=1, le=64)
+    groups: int = Field(8, ge=1, description="groups of the group norms")
+    image_size: int = Field(128, ge=32, le=1024, description="pictures it is trained on, in pixels")
+    crop: int = Field(64, ge=16, description="size of the crops that most steps train on, in pixels")
+    whole: float = Field(0.25, ge=0, le=1, description="last share of the steps, which sees whole pictures")
+    batch: int = Field(16, ge=1, description="assets in a step; a crop step takes two crops of each")
+    jumbles: float = Field(
+        0.25, ge=0, le=1, description="share of the pictures that show heaps of random solids"
+    )
+    max_steps: int = Field(1500, ge=1)
+    learning_rate: Schedule = Field({"0%": 1e-4, "2%": 2e-3, "60%": 2e-3, "100%": 1e-4})
+    kl: float = Field(1e-5, ge=0, description="weight of the KL divergence per latent number")
+    bf16: bool = Field(True, description="bfloat16 autocast")
+
+
+class NetworkConfig(Config):
+    """Sizes of an embedded prior: the UNet on the latents and the text encoder."""
+
+    channels: tuple[int, ...] = Field((64, 128, 224), description="width of each level of the UNet")
+    attention: tuple[bool, ...] = Field((False, True, True), description="which levels have attention")
+    layers_per_block: int = Field(1, ge=1, le=4)
+    head_channels: int = Field(32, ge=8, description="width of one attention head")
+    groups: int = Field(16, ge=1, description="groups of the group norms")
+    text_width: int = Field(128, ge=16, description="width of a text token")
+    text_layers: int = Field(3, ge=1, le=48)
+    text_heads: int = Field(4, ge=1)
+    max_tokens: int = Field(24, ge=4, description="length of a prompt in tokens, start and end included")
+
+
+class PriorTrainingConfig(Config):
+    """How text encoder and UNet learn (MVDream section 3: one network, 2D and multi-view batches)."""
+
+    batch: int = Field(16, ge=1, description="scenes in a step, of n_view pictures each")
+    n_view: int = Field(4, ge=1, le=16)
+    fresh: int = Field(
+        4, ge=0, description="scenes of a step that no step saw before; the rest is seen again"
+    )
+    first: int = Field(1024, ge=1, description="scenes to begin with")
+    scenes: int = Field(100_000, ge=1, description="scenes at most; from then on all are seen again")
+    first_scene: int = Field(
+        0, ge=0, description="index of the first scene; another number, another part of the world"
+    )
+    two_d: float = Field(0.3, ge=0, le=1, description="share of 2D batches: attention by view, no camera")
+    no_text: float = Field(
+        0.1, ge=0, le=1, description="share of scenes whose caption is left out, for guidance"
+    )
+    learning_rate: Schedule = Field({"0%": 0.0, "2%": 1e-3, "60%": 1e-3, "100%": 2e-5})
+    weight_decay: float = Field(0.01, ge=0)
+    ema: float = Field(
+        0.998, ge=0, lt=1, description="decay of the average of the weights, which is what ships"
+    )
+    bf16: bool = Field(True, description="bfloat16 autocast")
+    sheet_prompts: tuple[str, ...] = Field(
+        (
+            "a blue dog wearing a red hat",
+            "a yellow car with black wheels",
+            "a white house with a red roof",
+            "a green robot wearing a purple scarf",
+            "a pink teapot",
+            "a brown chair",
+        ),
+        description="prompts of the sample sheet",
+    )
+
+
+class TrainPriorConfig(RunConfig):
+    """Train the embedded prior: an autoencoder, then text encoder and UNet."""
+
+    start: str | None = Field(
+        None, description="weights to go on from (embedded, a folder); null: from nothing"
+    )
+    image_size: int = Field(128, ge=32, le=1024, description="pixels of a picture")
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    network: NetworkConfig = NetworkConfig()
+    training: PriorTrainingConfig = PriorTrainingConfig()
+    trainer: TrainerConfig = TrainerConfig(max_steps=20_000, gradient_clip_val=1.0, val_check_interval=500)
+    checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
+
+
+class OptimizerConfig(Config):
+    """Adam or AdamW with a learning rate for each group of parameters."""
+
+    kind: Literal["adam", "adamw"] = Field("adam", description="adamw decays weights, adam does not")
+    encoding: Schedule = Field(0.01, ge=0, description="learning rate of the field's encoding")
+    networks: Schedule = Field(0.001, ge=0, description="learning rate of its small networks")
+    background: Schedule = Field(0.001, ge=0, description="learning rate of the background")
+    betas: tuple[float, float] = Field((0.9, 0.99))
+    eps: float = Field(1e-15, gt=0)
+    weight_decay: float = Field(
+        0.01, ge=0, description="for adamw; 0.01 is torch's default, which MVDream ran with"
+    )
+
+
+class LossConfig(Config):
+    """Weights of the terms; each may change with the step."""
+
+    distillation: Schedule = Field(1.0, ge=0, description="the prior's opinion")
+    orientation: Schedule = Field(0.0, ge=0, description="against matter that faces away; needs normals")
+    sparsity: Schedule = Field(0.0, ge=0, description="against matter at all: clears haze")
+    opaque: Schedule = Field(
+        0.0, ge=0, description="against half-transparent rays: clears halos late in a run"
+    )
+    z_variance: Schedule = Field(0.0, ge=0, description="against matter spread out along rays")
+
+
+class WarmStartConfig(Config):
+    """Fit the field to sampled views first; distillation then refines it."""
+
+    steps: int = Field(0, ge=0, description="optimisation steps on the sampled views; 0: start from nothing")
+    size: int = Field(64, ge=8, le=2048, description="pixels of the renders while fitting")
+
+
+class PreviewConfig(Config):
+    """The views that the prior samples from the prompt before the 3D work begins."""
+
+    enabled: bool = Field(True, description="sample them (a warm start does so anyway)")
+    steps: int = Field(30, ge=1, le=1000, description="DDIM steps")
+    guidance_scale: float = Field(5.0, ge=0)
+    elevation: float = Field(15.0, ge=-90, le=90, description="degrees")
+    azimuth: float = Field(0.0, ge=-360, le=360, description="degrees, of the first view; 0 is the front")
+
+
+class ResultConfig(Config):
+    """What is written at the end of a run."""
+
+    turntable: OrbitCameraConfig = Field(
+        OrbitCameraConfig(n_view=60, distance=2.6, height=256, width=256),
+        description="cameras of turntable.mp4",
+    )
+    fps: int = Field(20, ge=1, le=120)
+    mesh_resolution: int = Field(
+        128, ge=16, le=512, description="grid points along an edge for marching cubes"
+    )
+
+
+class GenerateConfig(RunConfig):
+    """A prompt becomes a 3D object: cameras -> render -> distillation -> step."""
+
+    prompt: str = Field("", description="what to make; taken as it is")
+    negative_prompt: str = Field("", description="what to stay away from")
+    prior: Annotated[Any, Component("prior", default="mvdream")] = Field(
+        {}, description="who judges the views"
+    )
+    distillation: Annotated[Any, Component("distillation", default="reconstruction")] = Field(
+        {}, description="how the judgement becomes a loss"
+    )
+    field: Annotated[Any, Component("representation", default="ngp")] = Field(
+        {}, description="what is optimised"
+    )
+    background: Annotated[Any, Component("background", default="solid")] = Field(
+        {}, description="what is behind it"
+    )
+    material: Annotated[Any, Component("material", default="none")] = Field(
+        {}, description="how features are lit"
+    )
+    march: MarchConfig = MarchConfig()
+    occupancy: OccupancyConfig | None = Field(OccupancyConfig(), description="null: no empty-space skipping")
+    camera: MultiviewCameraConfig = MultiviewCameraConfig()
+    size: Schedule = Field(
+        64, ge=8, le=2048, description="pixels of a training render; changes take effect in jumps"
+    )
+    groups: Schedule = Field(
+        1, ge=1, le=64, description="groups of camera.n_view views in a step; changes in jumps"
+    )
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss: LossConfig = LossConfig()
+    preview: PreviewConfig = PreviewConfig()
+    warm_start: WarmStartConfig = WarmStartConfig()
+    result: ResultConfig = ResultConfig()
+    trainer: TrainerConfig = TrainerConfig(val_check_interval=100)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+class SampleConfig(RunConfig):
+    """Sample views of one object from a prior, without any 3D work."""
+
+    prompt: str = Field("", description="what to draw; taken as it is")
+    negative_prompt: str = ""
+    prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="who draws")
+    n_view: int = Field(4, ge=0, le=64, description="views around the object; 0: one picture of the 2D model")
+    samples: int = Field(1, ge=1, le=64, description="how many different objects, a row each")
+    steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
+    guidance_scale: float = Field(5.0, ge=0)
+    elevation: float = Field(15.0, ge=-90, le=90, description="degrees")
+    azimuth: float = Field(0.0, ge=-360, le=360, description="degrees, of the first view; 0 is the front")
+
+
+class ToyboxSheetConfig(RunConfig):
+    """Contact sheets of the toybox world."""
+
+    size: int = Field(128, ge=16, le=512, description="pixels of a picture")
+    columns: int = Field(8, ge=1, le=24, description="samples of each noun, each from another side")
+    nouns: tuple[str, ...] = Field((), description="which nouns; none given: all")
+    split: Literal["train", "held-out"] = Field("train", description="which combinations may appear")

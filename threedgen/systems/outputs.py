@@ -1,0 +1,90 @@
+"""What a generate run leaves behind: turntable, views, mesh, summary; and the object that Python gets back."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from threedgen.cameras import turntable
+from threedgen.config import config_hash
+from threedgen.export.glb import save_glb
+from threedgen.export.mesh import EmptyField, extract
+from threedgen.images import grid, write_mp4, write_png
+
+from .generate import GenerateSystem
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and its files; a file that the run could not make is None."""
+
+    folder: Path
+    status: str
+
+    def file(self, name: str) -> Path | None:
+        path = self.folder / name
+        return path if path.exists() else None
+
+    @property
+    def mesh(self) -> Path | None:
+        """mesh.glb: vertex colours, +Y up, front +Z."""
+        return self.file("mesh.glb")
+
+    @property
+    def turntable(self) -> Path | None:
+        """turntable.mp4"""
+        return self.file("turntable.mp4")
+
+    @property
+    def views(self) -> Path | None:
+        """views.png: eight sides of the result."""
+        return self.file("views.png")
+
+    @property
+    def preview(self) -> Path | None:
+        """preview.png: the views that the prior sampled from the prompt."""
+        return self.file("preview.png")
+
+    @property
+    def summary(self) -> Path | None:
+        """summary.json: time, memory, versions, seed."""
+        return self.file("summary.json")
+
+
+def write_results(system: GenerateSystem, folder: Path, notes: list[str]) -> dict[str, Any]:
+    """Draw and export the field; returns figures for the summary.  A field without a surface is a note, no error."""
+    config = system.config
+    system.eval()
+    pictures = system.pictures(turntable(config.result.turntable))
+    write_mp4(list(pictures), folder / "turntable.mp4", config.result.fps)
+    write_png(folder / "views.png", grid(pictures[:: max(1, len(pictures) // 8)][:8], 4))
+    figures: dict[str, Any] = {}
+    try:
+        mesh = extract(
+            system.field.density,
+            lambda x: albedo(system, x),
+            config.result.mesh_resolution,
+            config.march.radius,
+            mask=None if system.occupancy is None else system.occupancy.binary.cpu().numpy(),
+            device=system.device,
+        )
+    except EmptyField as error:
+        notes.append(str(error))
+        logger.warning("%s", error)
+        return figures
+    extras = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
+    save_glb(mesh, folder / "mesh.glb", extras)
+    return figures | {"vertices": len(mesh.vertices), "triangles": len(mesh.faces)}
+
+
+def albedo(system: GenerateSystem, x: Tensor) -> Tensor:
+    """Unlit colour of points: (N, 3) -> (N, 3) sRGB."""
+    _, features = system.field(x)
+    return torch.sigmoid(features[:, :3])

@@ -1,0 +1,147 @@
+"""Learning the embedded prior: text encoder and UNet on latents of the toybox (MVDream, arXiv 2308.16512, section 3).
+
+One network learns two things at once: four views of a scene with joined attention and cameras, and single pictures
+without (a ``two_d`` share of the steps), which keeps it usable as an ordinary text-to-image model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from threedgen.config import at
+from threedgen.data.latents import LatentBank
+from threedgen.data.toybox.words import train_tokenizer
+from threedgen.ema import EMA
+from threedgen.guidance.attention import multiview_unet, predict
+from threedgen.guidance.diffusion import Schedule
+from threedgen.guidance.mvdream import MVDream, camera_vector
+from threedgen.guidance.tokens import token_ids
+from threedgen.seeding import generator, numpy_generator
+
+from .options import NetworkConfig, TrainPriorConfig
+
+
+def build(options: NetworkConfig, vae: AutoencoderKL, image_size: int) -> MVDream:
+    """A fresh prior around an autoencoder: tokenizer learnt, text encoder and UNet random."""
+    tokenizer = train_tokenizer(options.max_tokens)
+    # position and token tables are small, so that a caption's words are learnt and not fought
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=options.text_width, intermediate_size=4 * options.text_width,
+            num_hidden_layers=options.text_layers, num_attention_heads=options.text_heads,
+            max_position_embeddings=options.max_tokens, hidden_act="gelu", pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in options.attention)
+    up = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(options.attention))
+    unet = multiview_unet(
+        sample_size=image_size // factor,
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        layers_per_block=options.layers_per_block,
+        block_out_channels=options.channels,
+        down_block_types=down,
+        up_block_types=up,
+        attention_head_dim=tuple(c // options.head_channels for c in options.channels),
+        cross_attention_dim=options.text_width,
+        norm_num_groups=options.groups,
+        use_linear_projection=True,
+    )
+    return MVDream(unet, vae, text, tokenizer, Schedule.scaled_linear())
+
+
+class PriorSystem(pl.LightningModule):
+    """Text encoder and UNet with their running average.  The autoencoder is frozen and not part of the module."""
+
+    stage = "text encoder and UNet"
+
+    def __init__(self, config: TrainPriorConfig, prior: MVDream, bank: LatentBank) -> None:
+        super().__init__()
+        self.options, self.seed, self.max_steps = config.training, config.seed, config.trainer.max_steps
+        self.net = nn.ModuleDict({"unet": prior.unet, "text_encoder": prior.text_encoder})
+        self.net.requires_grad_(True).train()
+        self.average = EMA(self.net, self.options.ema)
+        self.frozen = [prior, bank]  # in a list: no sub-modules, hence in no checkpoint
+        self.metrics: dict[str, float] = {}
+
+    def setup(self, stage: str) -> None:
+        self.frozen[0].to(self.device)
+
+    def scenes(self, step: int):
+        """The scenes of a step: the newest ``fresh`` ones, and others among all that came before them."""
+        o = self.options
+        known = min(o.scenes, o.first + step * o.fresh)
+        rng = numpy_generator(self.seed, step, "scenes", self.global_rank)
+        old = rng.integers(0, known, o.batch)
+        if known < o.scenes:
+            old[: o.fresh] = range(known, known + min(o.fresh, o.scenes - known))
+        return old
+
+    def text(self, captions: list[str]) -> Tensor:
+        """(N, L, D), with gradients for the text encoder."""
+        prior: MVDream = self.frozen[0]
+        ids = token_ids(prior.tokenizer, captions, prior.max_tokens)
+        return self.net["text_encoder"](ids.to(self.device)).last_hidden_state
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step, o = int(batch), self.options
+        prior, bank = self.frozen
+        rng = numpy_generator(self.seed, step, "choices", self.global_rank)
+        gen = generator(self.seed, step, "diffusion", self.global_rank)
+        chosen = self.scenes(step)
+        two_d = rng.random() < o.two_d
+        captions = [bank.words(i) if rng.random() >= o.no_text else "" for i in chosen]
+
+        z = bank.scenes(chosen).flatten(0, 1)
+        # in 2D each picture is on its own, so each has its own noise level
+        t = torch.randint(prior.schedule.T, (len(z) if two_d else o.batch,), generator=gen)
+        t = t if two_d else t.repeat_interleave(o.n_view)
+        noise = torch.randn(z.shape, generator=gen)
+        z, t, noise = z.to(self.device), t.to(self.device), noise.to(self.device)
+        x = prior.schedule.to(self.device).add_noise(z, noise, t)
+        camera = None if two_d else camera_vector(bank.c2w(chosen).flatten(0, 1)).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=o.bf16):
+            text = self.text(captions).repeat_interleave(o.n_view, 0)
+            out = predict(self.net["unet"], x, t, text, camera, 1 if two_d else o.n_view).float()
+        loss = F.mse_loss(out, prior.schedule.to(self.device).target(z, noise, t))
+        self.metrics = {"loss_2d" if two_d else "loss_3d": float(loss.detach())}
+        return loss
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.average.update(self.net, self.global_step)
+
+    def configure_optimizers(self):
+        o = self.options
+        optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=o.weight_decay, fused=True
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: at(o.learning_rate, step, self.max_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def validate(self, step: int, folder: Path) -> None:
+        """Saves the averaged weights as a prior and draws its sample sheet."""
+        from threedgen.cameras import orbit_c2w
+        from threedgen.images import grid, write_png
+
+        prior: MVDream = self.frozen[0]
+        with self.average.applied(self.net):
+            prior.save(folder / "prior")
+            azimuth = torch.deg2rad(torch.tensor([20.0, 110.0, 200.0, 290.0]))
+            c2w = orbit_c2w(torch.full((4,), 0.26), azimuth, torch.full((4,), 2.6))
+            rows = [
+                prior.sample(p, c2w, steps=30, guidance_scale=4.0, generator=generator(self.seed, k, "sheet"))
+                for k, p in enumerate(self.options.sheet_prompts)
+            ]
+        write_png(folder / "samples.png", grid(torch.cat(rows), 4))

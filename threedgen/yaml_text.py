@@ -1,0 +1,132 @@
+"""YAML as configs use it: plain data, numbers that look like numbers, everything else text.
+
+Differences from YAML 1.1 as PyYAML reads it: only true and false are booleans (`no`, `on` stay text), `1e4`
+is a number, there are no octal or sexagesimal numbers and no dates, a key twice is an error, and tags,
+anchors and aliases are refused (a file from a stranger can neither build objects nor grow in memory).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from threedgen.errors import ConfigError
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 50
+
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
+_RULES = {
+    "tag:yaml.org,2002:bool": (re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), "tTfF"),
+    "tag:yaml.org,2002:int": (re.compile(r"[-+]?[0-9]+\Z"), "-+0123456789"),
+    "tag:yaml.org,2002:float": (_FLOAT, "-+.0123456789"),
+    "tag:yaml.org,2002:null": (re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""]),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the rules above."""
+
+    yaml_implicit_resolvers: dict = {}
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise yaml.MarkedYAMLError(
+                problem="anchors and aliases are not allowed", problem_mark=event.start_mark
+            )
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(
+                problem=f"the tag {event.tag} is not allowed", problem_mark=event.start_mark
+            )
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        result: dict = {}
+        for key_node, value_node in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, bool) or not isinstance(key, (str, int, float)):
+                raise yaml.MarkedYAMLError(
+                    problem="a key must be a text or a number", problem_mark=key_node.start_mark
+                )
+            if key in result:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key '{key}' is given twice", problem_mark=key_node.start_mark
+                )
+            result[key] = self.construct_object(value_node, deep=True)
+        return result
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes every text which our loader or an ordinary one would read as something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def text(self, data: str) -> yaml.ScalarNode:
+        style = None if data.isprintable() else '"'  # other styles fold or lose line breaks of every sort
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(node.value)  # decimal: 012 is twelve
+
+
+def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    return float(node.value)
+
+
+for _tag, (_pattern, _first) in _RULES.items():
+    _Loader.add_implicit_resolver(_tag, _pattern, list(_first))
+    _Dumper.add_implicit_resolver(_tag, _pattern, list(_first))
+_Dumper.add_representer(str, _Dumper.text)
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+
+
+def parse(text: str, where: str) -> Any:
+    """The data in one YAML document. Raises ConfigError with `where` and the line."""
+    loader = None
+    try:
+        loader = _Loader(text)  # reads the first characters already, so it can raise
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
+        raise ConfigError(f"{where}{line}: {problem}") from error
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply") from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def read(path: Path) -> Any:
+    """The data in a YAML file of at most 1 MB in UTF-8. Raises ConfigError."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES // 1_000_000} MB, which no config is")
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    return parse(text, str(path))
+
+
+def write(data: Any) -> str:
+    """Plain data (dicts, lists, texts, numbers, booleans, None) as YAML that `parse` reads back equal."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
