@@ -46,9 +46,7 @@ class SolidBackground(nn.Module):
 
     color: Tensor
 
-    def __init__(
-        self, options: SolidBackgroundConfig | None = None, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, options: SolidBackgroundConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.options = options or SolidBackgroundConfig()
         self.register_buffer("color", torch.tensor(self.options.color), persistent=False)
@@ -56,7 +54,7 @@ class SolidBackground(nn.Module):
     def forward(
         self, directions: Tensor, generator: torch.Generator | None = None, training: bool | None = None
     ) -> Tensor:
-        """directions (..., 3) -> (..., 3), a view of one colour. Raises ValueError if randomness has no generator."""
+        """directions (..., 3) -> (..., 3), one colour. Raises ValueError if randomness has no generator."""
         color = self.color.to(directions)
         if self.options.random != "none" and (self.training if training is None else training):
             low, high = self.options.random_range
@@ -73,9 +71,7 @@ class NeuralBackground(nn.Module):
     optimisers see every step.
     """
 
-    def __init__(
-        self, options: NeuralBackgroundConfig | None = None, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, options: NeuralBackgroundConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.options = o = options or NeuralBackgroundConfig()
         self.mlp = MLP(9, 3, o.width, o.hidden_layers, generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, n_out: int | None = None) -> Tensor:
         """(N, n_in) -> (N, n_out), all outputs or the first `n_out` of them."""
         *hidden, last = self.layers
+        weight = cast(nn.Linear, last).weight
         with torch.autocast(x.device.type, enabled=False):
             for layer in hidden:
                 x = layer(x)
-            return F.linear(x, last.weight if n_out is None else last.weight[:n_out])
+            return F.linear(x, weight if n_out is None else weight[:n_out])

@@ -9,6 +9,7 @@ vector, reshaped to (entries, F).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +50,7 @@ BLOBS = {"blob_magic3d": blob_magic3d, "blob_dreamfusion": blob_dreamfusion}
 def finite_difference_normal(
     density: Callable[[Tensor], Tensor], x: Tensor, eps: float, radius: float, central: bool = True
 ) -> Tensor:
-    """Outward unit normals (N, 3) from differences of `density` at x +- eps, or at x and x + eps if not
-    `central`.
+    """Outward unit normals (N, 3) from differences of `density` between x + eps and x - eps, or x.
 
     Points are clamped to the cube [-radius, radius]^3. 0 where the density is constant.
     """
@@ -81,12 +81,11 @@ class NGP(nn.Module):
         self.options = o = options or NGPConfig()
         self.encoding = encoding or registry.build("encoding", o.encoding, generator=generator)
         outputs = 1 + o.n_features if o.shared_mlp else 1
-        self.density_mlp = MLP(self.encoding.output_dim, outputs, o.width, o.hidden_layers, generator)
-        self.feature_mlp = (
-            None
-            if o.shared_mlp
-            else MLP(self.encoding.output_dim, o.n_features, o.width, o.hidden_layers, generator)
-        )
+        inputs: Any = self.encoding.output_dim
+        self.density_mlp = MLP(inputs, outputs, o.width, o.hidden_layers, generator)
+        self.feature_mlp = None
+        if not o.shared_mlp:
+            self.feature_mlp = MLP(inputs, o.n_features, o.width, o.hidden_layers, generator)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (N, 3) -> sigma (N,), features (N, n_features)."""
@@ -102,9 +101,9 @@ class NGP(nn.Module):
         return self.with_normal(x, create_graph)[2]
 
     def with_normal(self, x: Tensor, create_graph: bool | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (N, 3) -> sigma (N,), features (N, n_features), outward unit normals (N, 3) by the option
-        `normal`.
+        """x (N, 3) -> sigma (N,), features (N, n_features), outward unit normals (N, 3).
 
+        How normals are found is the option `normal`.
         Normals are -grad(sigma)/|grad(sigma)|, 0 where the gradient is 0. They are differentiable in the
         parameters if `create_graph` (default: if grad mode is on); analytic ones take x as constant.
         """

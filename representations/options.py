@@ -1,4 +1,4 @@
-"""Options of everything in this folder: typed, bounded, and free of torch, so that a config is checked in no time."""
+"""Options of everything in this folder: typed, bounded, free of torch, so that they are checked at once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic import Field, field_validator, model_validator
 from threedgen import registry
 from threedgen.config import Config
 
-# --- encodings of a point ------------------------------------------------------------------------------------------
+# --- encodings of a point --------------------------------------------------------------------------
 
 
 class HashGridConfig(Config):
-    """Multi-resolution hash grid (Mueller et al. 2022, "Instant Neural Graphics Primitives"), as in tiny-cuda-nn."""
+    """Multi-resolution hash grid (Mueller et al. 2022, "Instant NGP"), as in tiny-cuda-nn."""
 
     name: Literal["hashgrid"] = "hashgrid"
     n_levels: int = Field(16, ge=1, le=32, description="number of resolutions")
@@ -33,8 +33,8 @@ class HashGridConfig(Config):
         if finest > 2**20:  # beyond it float32 cannot tell the cells apart
             largest = (2**20 / self.base_resolution) ** (1 / (self.n_levels - 1))
             raise ValueError(
-                f"per_level_scale {self.per_level_scale:g} makes the finest of {self.n_levels} levels {finest:.3g} cells "
-                f"wide, more than {2**20}; at most {largest:.3g} would do"
+                f"per_level_scale {self.per_level_scale:g} makes the finest of {self.n_levels} levels "
+                f"{finest:.3g} cells wide, more than {2**20}; at most {largest:.3g} would do"
             )
         return self
 
@@ -46,11 +46,11 @@ class FrequencyConfig(Config):
     n_octaves: int = Field(4, ge=1, le=16, description="frequencies 1, 2, 4, ..., 2**(n_octaves-1)")
 
 
-# --- fields --------------------------------------------------------------------------------------------------------
+# --- fields ------------------------------------------------------------------------------------------
 
 
 class NGPConfig(Config):
-    """Instant-NGP field: an encoding, a small MLP for density and one for features (colours before shading)."""
+    """Instant-NGP field: an encoding, a small MLP for density and one for features (unshaded colours)."""
 
     name: Literal["ngp"] = "ngp"
     radius: float = Field(1.0, gt=0, le=100, description="the field lives in the cube [-radius, radius]^3")
@@ -77,7 +77,7 @@ class NGPConfig(Config):
     normal_eps: float = Field(0.01, gt=0, le=1, description="step of the finite differences in world units")
 
 
-# --- backgrounds ---------------------------------------------------------------------------------------------------
+# --- backgrounds -------------------------------------------------------------------------------------
 
 Colour = tuple[
     Annotated[float, Field(ge=0, le=1)],

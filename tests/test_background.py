@@ -35,9 +35,7 @@ def test_harmonics_are_orthonormal_on_the_sphere() -> None:
     z, weight = np.polynomial.legendre.leggauss(8)
     angle = np.arange(16) / 16 * 2 * np.pi
     flat = np.sqrt(1 - z**2)
-    grid = np.stack(
-        [np.outer(flat, np.cos(angle)), np.outer(flat, np.sin(angle)), np.outer(z, np.ones(16))], axis=-1
-    )
+    grid = np.stack([np.outer(flat, np.cos(angle)), np.outer(flat, np.sin(angle)), np.outer(z, np.ones(16))], axis=-1)
     values = spherical_harmonics(torch.from_numpy(grid))
     area = torch.from_numpy(weight)[:, None, None, None] * (2 * np.pi / 16)
     gram = (area * values[..., :, None] * values[..., None, :]).sum(dim=(0, 1))
@@ -97,9 +95,7 @@ def test_neural_depends_on_the_direction() -> None:
     colours = background(directions(2, 3, 4), training=False)
     assert colours.shape == (2, 3, 4, 3)
     assert colours.min() > 0 and colours.max() < 1 and colours.std(dim=(0, 1, 2)).min() > 1e-3
-    assert [name for name, _ in background.named_parameters()] == [
-        f"mlp.layers.{i}.weight" for i in (0, 2, 4)
-    ]
+    assert [name for name, _ in background.named_parameters()] == [f"mlp.layers.{i}.weight" for i in (0, 2, 4)]
     assert [tuple(w.shape) for w in background.parameters()] == [(16, 9), (16, 16), (3, 16)]
 
 

@@ -1,4 +1,4 @@
-"""The hash grid: tiny-cuda-nn's numbers, the kernels against their torch twin, and what an interpolation must do."""
+"""The hash grid: tiny-cuda-nn's numbers, kernels against their torch twin, what an interpolation must do."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from threedgen.representations.hashgrid.torch_twin import grid_levels
 from threedgen.representations.options import FrequencyConfig, HashGridConfig
 
 BACKENDS = ["torch", "numba"]
-SMALL = HashGridConfig(
-    n_levels=6, log2_hashmap_size=9, base_resolution=4, per_level_scale=1.6
-)  # dense and hashed
+SMALL = HashGridConfig(n_levels=6, log2_hashmap_size=9, base_resolution=4, per_level_scale=1.6)  # dense and hashed
 
 
 def filled(options: HashGridConfig, scale: float = 0.5, seed: int = 0) -> HashGrid:
@@ -152,9 +150,7 @@ def test_bits_do_not_depend_on_threads() -> None:
             results.append([out, *torch.autograd.grad(out, (x, grid.table), torch.ones_like(out))])
     finally:
         torch.set_num_threads(before)
-    assert all(
-        torch.equal(one, two) and torch.equal(one, three) for one, two, three in zip(*results, strict=True)
-    )
+    assert all(torch.equal(one, two) and torch.equal(one, three) for one, two, three in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -186,9 +182,7 @@ def test_a_linear_table_is_interpolated_exactly(backend: str) -> None:
     index = torch.arange(512)
     x, y, z = index % 8, index // 8 % 8, index // 64
     grid.table.data = torch.stack([1.0 + 2 * x - y + 0.5 * z, 1.0 * z], dim=-1)
-    at = (
-        torch.rand(50, 3, generator=torch.Generator().manual_seed(3)) * 6.4 / 7
-    )  # below the last, wrapping, cell
+    at = torch.rand(50, 3, generator=torch.Generator().manual_seed(3)) * 6.4 / 7  # below the last, wrapping, cell
     cells = at * 7 + 0.5
     expected = 1 + 2 * cells[:, 0] - cells[:, 1] + 0.5 * cells[:, 2]
     torch.testing.assert_close(grid(at), torch.stack([expected, cells[:, 2]], dim=-1), rtol=1e-5, atol=1e-5)
@@ -272,9 +266,7 @@ def test_backend_falls_back_or_says_why_not() -> None:
 
 
 def test_grids_finer_than_float32_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match="per_level_scale 4 makes the finest of 16 levels.*at most 2.09 would do"
-    ):
+    with pytest.raises(ValueError, match="per_level_scale 4 makes the finest of 16 levels.*at most 2.09 would do"):
         HashGridConfig(per_level_scale=4.0)
 
 

@@ -50,9 +50,7 @@ def started(folder, step: int) -> None:
 # ---------------------------------------------------------------- nothing else counts
 
 
-@pytest.mark.parametrize(
-    "options", [{"seconds": 0}, {"seconds": 0.1, "pause": 0.01}, {"validate": 7, "seconds": 1000}]
-)
+@pytest.mark.parametrize("options", [{"seconds": 0}, {"seconds": 0.1, "pause": 0.01}, {"validate": 7, "seconds": 1000}])
 def test_saving_and_validation_do_not_change_the_result(tmp_path, run, undisturbed, options):
     assert run.run(tmp_path, **{"pause": 0} | options) == 0, log(tmp_path)
     assert result(tmp_path)["digest"] == undisturbed

@@ -60,9 +60,7 @@ def test_one_line_a_minute_and_at_each_quarter():
     steps = [int(line.split(": ")[1].split("/")[0]) for line in lines]
     assert {0, 250, 500, 750, 1000} <= set(steps)
     gaps = np.diff(steps)
-    assert gaps.max() <= 60 and all(
-        gap == 60 or step % 250 == 0 for gap, step in zip(gaps, steps[1:], strict=True)
-    )
+    assert gaps.max() <= 60 and all(gap == 60 or step % 250 == 0 for gap, step in zip(gaps, steps[1:], strict=True))
     line = lines[steps.index(500)]
     assert line == "generate 64 px: 500/1000, 1 s/step, 8:20 min left, loss 0.5, occupancy 0.25"
 

@@ -46,9 +46,7 @@ def _toy(width: int, pause: float, nan: list[int], sleep_at: int, config_yaml: s
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(1)
-            self.net = torch.nn.Sequential(
-                torch.nn.Linear(6, width), torch.nn.Dropout(0.2), torch.nn.Linear(width, 1)
-            )
+            self.net = torch.nn.Sequential(torch.nn.Linear(6, width), torch.nn.Dropout(0.2), torch.nn.Linear(width, 1))
             self.ema = EMA(self.net, 0.9)
             self.register_buffer("grid", torch.zeros(10))
             self.config_yaml = config_yaml

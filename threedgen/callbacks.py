@@ -36,24 +36,43 @@ class Seeding(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: int, batch_idx: int
     ) -> None:
         key = seeding.key(self.seed, batch, "global generators", trainer.global_rank)
-        torch.manual_seed(key)
+        _seed_torch(key, pl_module.device)
         np.random.seed(key % 2**32)
         random.seed(key)
 
 
+def _seed_torch(key: int, device: torch.device) -> None:
+    """torch.manual_seed without its detour over devices that are not in use, which formats the stack: 0.3 ms."""
+    torch.default_generator.manual_seed(key)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(key)
+    elif device.type == "mps":
+        torch.mps.manual_seed(key)
+
+
 class StopOnInterrupt(pl.Callback):
-    """Ends the run after the present step, all of its batches, once Ctrl-C was pressed on any device."""
+    """Ends the run after the present step, all of its batches, once Ctrl-C or SIGTERM came on any device.
+
+    Takes the place of Lightning's handler of SIGTERM while training: that one sends messages to the other
+    devices from inside the handler, which blocked for ever when they were just talking of something else.
+    Lightning puts the handler from before the run back.
+    """
 
     def __init__(self, interrupts: Interrupts) -> None:
         self.interrupts = interrupts
+        self.terminated = False
         self._step = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.interrupts.obey_sigterm()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         whole = trainer.global_step != self._step
         self._step = trainer.global_step
-        if anywhere(trainer, whole and self.interrupts.stop):
+        if anywhere(trainer, whole and (self.interrupts.stop or self.interrupts.terminated)):
+            self.terminated = anywhere(trainer, self.interrupts.terminated)
             trainer.should_stop = True
 
 

@@ -52,9 +52,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         write(checkpoint, path, self.keep)
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -120,9 +118,7 @@ class Checkpoint(pl.callbacks.Checkpoint):
                 "make room there and run the same command again"
             )
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, SIGTERMException) and self._whole:  # Lightning raises it between two batches
             self.save(trainer, pl_module)
 

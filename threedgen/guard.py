@@ -52,9 +52,7 @@ class FiniteGuard(pl.Callback):
         """Was the last step a good one?"""
         return self.in_a_row == 0
 
-    def on_before_backward(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor
-    ) -> None:
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         self._loss_is_finite = self._loss_is_finite and bool(torch.isfinite(loss).all())
 
     def on_before_optimizer_step(

@@ -1,4 +1,4 @@
-"""Ctrl-C, twice: the first asks the work to stop at its next good moment, the second leaves at once."""
+"""Ctrl-C, twice: the first asks the work to stop at its next good moment, the second leaves at once; SIGTERM."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ _NOTE = b"\nstopping after this step (Ctrl-C again leaves at once)\n"
 class Interrupts:
     """While entered, the first SIGINT only sets `stop`; the next raises KeyboardInterrupt.
 
+    SIGTERM ends the process as always, but for a while it can be made to set `terminated` (obey_sigterm).
+
         with Interrupts() as interrupts:
             while not interrupts.stop:
                 step()
@@ -25,6 +27,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.stop = False
+        self.terminated = False
         self._depth = 0
         self._before: Any = None
 
@@ -41,6 +44,14 @@ class Interrupts:
         if self._depth == 0 and self._before is not None:
             signal.signal(signal.SIGINT, self._before)
             self._before = None
+
+    def obey_sigterm(self) -> None:
+        """From now on SIGTERM only sets `terminated`; whoever calls this gives the handler back."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self.terminated = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.stop:

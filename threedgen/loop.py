@@ -116,7 +116,8 @@ def fit(
     _check_space(module, checkpoints, config.checkpoint.keep)
     guard = FiniteGuard()
     every = config.trainer.val_check_interval
-    with interrupts or Interrupts() as stop, _determinism_restored():
+    with interrupts or Interrupts() as heard, _determinism_restored():
+        stop = StopOnInterrupt(heard)
         trainer = _trainer(
             config,
             folder,
@@ -126,14 +127,12 @@ def fit(
                 *callbacks,
                 Logging(folder, config.trainer.log_every_n_steps),
                 *([Validation(every, folder)] if every else []),
-                StopOnInterrupt(stop),
+                stop,
                 Progress(metrics=metrics, quiet=quiet),
-                Checkpoint(
-                    checkpoints, config.checkpoint.seconds, config.checkpoint.keep, lambda: guard.healthy
-                ),
+                Checkpoint(checkpoints, config.checkpoint.seconds, config.checkpoint.keep, lambda: guard.healthy),
             ],
         )
-        if _terminated(trainer, module, path):
+        if _terminated(trainer, module, path) or stop.terminated:
             return Status.TERMINATED
     if guard.failure:
         return Status.FAILED
@@ -193,7 +192,7 @@ def _trainer(config: Any, folder: Path, callbacks: list[pl.Callback]) -> pl.Trai
 
 
 def _terminated(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> bool:
-    """Runs it; True if SIGTERM came. Raises KeyboardInterrupt at the second Ctrl-C."""
+    """Runs it; True if SIGTERM came before the first step. Raises KeyboardInterrupt at the second Ctrl-C."""
     steps = Steps(lambda: trainer.global_step * trainer.accumulate_grad_batches)
     try:
         trainer.fit(module, steps, ckpt_path=str(path) if path else None, weights_only=True)

@@ -159,9 +159,7 @@ class Progress(pl.Callback):
             self._draw(trainer, pl_module, None)
         self._stop()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stop()
 
     def _stop(self) -> None:

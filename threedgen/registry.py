@@ -35,6 +35,7 @@ def _entries(implementations: str, configs: str, **classes: tuple[str, str]) -> 
 _SYSTEMS = "threedgen.systems.options"
 _GUIDANCE = "threedgen.guidance.options"
 _REPRESENTATIONS = "threedgen.representations.options"
+_EVALUATION = "threedgen.evaluation.options"
 
 TABLE: dict[str, dict[str, Entry]] = {
     # a task is a function run(config, resume: Path | None, quiet: bool) -> exit code | None
@@ -42,6 +43,9 @@ TABLE: dict[str, dict[str, Entry]] = {
         "generate": Entry("threedgen.systems.generate_run:run", f"{_SYSTEMS}:GenerateConfig"),
         "sample": Entry("threedgen.systems.sample:run", f"{_SYSTEMS}:SampleConfig"),
         "train-prior": Entry("threedgen.systems.train_prior:run", f"{_SYSTEMS}:TrainPriorConfig"),
+        "train-probe": Entry("threedgen.systems.train_probe:run", f"{_EVALUATION}:TrainProbeConfig"),
+        "evaluate-prior": Entry("threedgen.evaluation.prior_score:run", f"{_EVALUATION}:EvaluatePriorConfig"),
+        "evaluate-3d": Entry("threedgen.evaluation.object_score:run", f"{_EVALUATION}:Evaluate3DConfig"),
         "toybox-sheet": Entry("threedgen.data.toybox.sheet:run", f"{_SYSTEMS}:ToyboxSheetConfig"),
     },
     "prior": _entries("threedgen.guidance.mvdream", _GUIDANCE, mvdream=("build", "MVDreamConfig")),

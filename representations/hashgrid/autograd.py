@@ -32,9 +32,7 @@ def _flat(table: Tensor) -> np.ndarray:
     return table.detach().reshape(-1).numpy()
 
 
-def _run(
-    kernel: Callable[..., None], levels: Levels, n_features: int, out: Tensor, *arrays: np.ndarray
-) -> None:
+def _run(kernel: Callable[..., None], levels: Levels, n_features: int, out: Tensor, *arrays: np.ndarray) -> None:
     """Let a kernel fill `out`; its arrays are the points (3, N) and what else it reads."""
     resolution, offset = levels.resolution.astype(np.int32), levels.offset.astype(np.int64)
     geometry = levels.scale, resolution, offset, levels.hashed, (0,) * n_features
@@ -72,7 +70,7 @@ class Encode(Function):
         return _encode(x, table, levels)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, table = ctx.saved_tensors
         to_x = PositionGradient.apply(x, table, grad, ctx.levels) if ctx.needs_input_grad[0] else None
         to_table = TableGradient.apply(x, grad, ctx.levels) if ctx.needs_input_grad[1] else None
@@ -89,7 +87,7 @@ class TableGradient(Function):
         return _scatter(x, grad, levels)
 
     @staticmethod
-    def backward(ctx: Any, to_table: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, to_table: Tensor) -> tuple[Tensor | None, ...]:
         x, grad = ctx.saved_tensors
         to_x = PositionGradient.apply(x, to_table, grad, ctx.levels) if ctx.needs_input_grad[0] else None
         to_grad = Encode.apply(x, to_table, ctx.levels) if ctx.needs_input_grad[1] else None
@@ -111,7 +109,7 @@ class PositionGradient(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, along: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, along: Tensor) -> tuple[Tensor | None, ...]:
         x, table, grad = ctx.saved_tensors
         needs = ctx.needs_input_grad
         to_x = _mixed_derivatives(x, table, grad, along, ctx.levels) if needs[0] else None

@@ -16,7 +16,7 @@ from threedgen.representations.options import FrequencyConfig, HashGridConfig
 
 from .torch_twin import grid_levels
 
-# Modules with encode(x, table, levels) and position_gradient(x, table, grad, levels); imported when first used.
+# Modules with encode(x, table, levels) and position_gradient(x, table, grad, levels), imported at need.
 BACKENDS = {
     "torch": "threedgen.representations.hashgrid.torch_twin",
     "numba": "threedgen.representations.hashgrid.autograd",
@@ -29,8 +29,9 @@ def position_gradient(encoding: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
     Differentiable in the encoding's parameters and in grad when grad mode is on; x counts as constant. An
     encoding may have a method of this name that is faster than going through autograd.
     """
-    if hasattr(encoding, "position_gradient"):
-        return encoding.position_gradient(x, grad)
+    method = getattr(encoding, "position_gradient", None)
+    if method is not None:
+        return method(x, grad)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
@@ -45,9 +46,7 @@ class HashGrid(nn.Module):
     generator does.
     """
 
-    def __init__(
-        self, options: HashGridConfig | None = None, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, options: HashGridConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.options = o = options or HashGridConfig()
         self.levels = grid_levels(o.n_levels, o.log2_hashmap_size, o.base_resolution, o.per_level_scale)
@@ -63,9 +62,7 @@ class HashGrid(nn.Module):
             name = "numba" if kernels_can else "torch"
         elif name == "numba" and not kernels_can:
             where = f"{self.table.dtype} on {self.table.device.type}"
-            raise ConfigError(
-                f"backend: 'numba' computes float32 on a CPU, not {where}; choose 'auto' or 'torch'"
-            )
+            raise ConfigError(f"backend: 'numba' computes float32 on a CPU, not {where}; choose 'auto' or 'torch'")
         return importlib.import_module(BACKENDS[name])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,9 +71,7 @@ class HashGrid(nn.Module):
 
     def position_gradient(self, x: Tensor, grad: Tensor) -> Tensor:
         """As the function of this name."""
-        return self.backend().position_gradient(
-            x.detach().to(self.table.dtype), self.table, grad, self.levels
-        )
+        return self.backend().position_gradient(x.detach().to(self.table.dtype), self.table, grad, self.levels)
 
     def extra_repr(self) -> str:
         """The geometry, for print(module)."""
@@ -87,18 +82,12 @@ class HashGrid(nn.Module):
 class Frequency(nn.Module):
     """For octaves k = 0, 1, ...: sin(2^k x), cos(2^k x), each for the three coordinates; (N, 6 n_octaves)."""
 
-    def __init__(
-        self, options: FrequencyConfig | None = None, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, options: FrequencyConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.options = options or FrequencyConfig()
         self.output_dim = 6 * self.options.n_octaves
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3) -> (N, 6 n_octaves)."""
-        waves = [
-            wave(x * 2.0**octave)
-            for octave in range(self.options.n_octaves)
-            for wave in (torch.sin, torch.cos)
-        ]
+        waves = [wave(x * 2.0**octave) for octave in range(self.options.n_octaves) for wave in (torch.sin, torch.cos)]
         return torch.cat(waves, dim=-1)

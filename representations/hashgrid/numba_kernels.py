@@ -5,8 +5,7 @@ derivatives need only
 
     encode(T) = dB/dg        scatter(g) = dB/dT        position_gradient(T, g) = dB/dx
 
-and the first two again for the derivative of B along a direction of x, which only changes the 8 weights of
-a point.
+and the first two again for the derivative of B along a direction of x, which only changes the weights.
 
 Work goes level by level over many points, so that one level's table stays in the second-level cache, and in
 tiles: the arithmetic that finds a tile's corners runs in vector instructions, the loads and stores that use
@@ -39,7 +38,7 @@ _PRIME_Y, _PRIME_Z = np.uint32(2654435761).astype(np.int32), np.int32(805459861)
 
 @njit(cache=True)
 def _locate(x, start, count, scale, cell, fraction):
-    """Cells (3, count) of points start.., and where in the cell they are. What is not a number counts as 0."""
+    """Cells (3, count) of points start.., and where in the cell they are; NaN counts as 0."""
     for axis in range(3):
         coordinates, cells, fractions = x[axis, start : start + count], cell[axis], fraction[axis]
         for i in range(count):
@@ -54,8 +53,7 @@ def _locate(x, start, count, scale, cell, fraction):
 def _corners(cell, count, resolution, entries, hashed, rows):
     """Rows (8, count) of the cells' corners in the level's table, x fastest.
 
-    A hashed level has a power of two rows, so modulo is a mask; a dense index is below twice the number of
-    rows.
+    A hashed level has a power of two rows: modulo is a mask. A dense index is below twice the rows.
     """
     if hashed:
         mask = np.int32(entries - 1)
@@ -223,7 +221,7 @@ def encode(share, shares, x, direction, table, scale, resolution, offset, hashed
 
 @njit(cache=True, nogil=True)
 def scatter(share, shares, x, direction, grad, scale, resolution, offset, hashed, features, out):
-    """out (entries*F) <- gradient of the table for grad (L*F, N): adjoint of encode; a level belongs to one share."""
+    """out (entries*F) <- gradient of the table for grad (L*F, N); a level is in one share."""
     n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
     scratch = _scratch()
     for task in range(n_levels * share // shares, n_levels * (share + 1) // shares):

@@ -1,14 +1,15 @@
-"""The hash grid's convention, stated once, and its implementation in plain torch: the reference for every
-kernel.
+"""The hash grid's convention, stated once, and in plain torch: the reference for every kernel.
 
-Convention (tiny-cuda-nn), for level l of a grid with base resolution b and growth g:
+Convention (tiny-cuda-nn), for level l of a grid with base resolution b, growth g and tables of 2^T:
 
-    scale_l      = b g^l - 1                         in float32 resolution_l = ceil(scale_l) + 1 entries_l
-    = min(resolution_l^3 rounded up to a multiple of 8, 2^T) position     = scale_l x + 1/2
-    x in [0, 1]^3, clamped; the half puts samples at cell centres index        = x + y resolution + z
-    resolution^2      if the cube fits into the level ("dense"), modulo entries_l,
-                   x xor 2654435761 y xor 805459861 z     in uint32, modulo entries_l, otherwise ("hashed")
-    value        = trilinear interpolation between the 8 corners of the cell
+    scale_l      = b g^l - 1, in float32
+    resolution_l = ceil(scale_l) + 1
+    entries_l    = min(resolution_l^3 rounded up to a multiple of 8, 2^T)
+    position     = scale_l x + 1/2      for x in [0, 1]^3, clamped
+    index        = x + y resolution_l + z resolution_l^2        if the whole cube fits ("dense")
+                   x xor 2654435761 y xor 805459861 z           in uint32, otherwise ("hashed")
+                   of the corners of the cell, modulo entries_l
+    value        = trilinear interpolation between the 8 corners
 """
 
 from __future__ import annotations
@@ -34,12 +35,11 @@ class Levels(NamedTuple):
 
     @property
     def entries(self) -> int:
+        """Rows of the table."""
         return int(self.offset[-1])
 
 
-def grid_levels(
-    n_levels: int, log2_hashmap_size: int, base_resolution: int, per_level_scale: float
-) -> Levels:
+def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per_level_scale: float) -> Levels:
     """Geometry of a grid. The scale is computed in float32, since its rounding decides resolutions."""
     growth = np.log2(np.float32(per_level_scale), dtype=np.float32)
     exponent = np.arange(n_levels, dtype=np.float32) * growth
@@ -58,8 +58,7 @@ def grid_levels(
 def corner_indices(cell: Tensor, resolution: int, entries: int, hashed: bool) -> Tensor:
     """Entry, within its level, of each of the 8 corners of cells.
 
-    cell: (N, 3) int64 >= 0. Returns (N, 8) int64; corner c lies at +1 in x, y, z where bit 0, 1, 2 of c is
-    set.
+    cell: (N, 3) int64 >= 0. Returns (N, 8) int64; bits 0, 1, 2 of a corner's number are its steps in x, y, z.
     """
     corner = torch.arange(8, device=cell.device)
     steps = torch.stack([corner & 1, corner >> 1 & 1, corner >> 2], dim=-1)
@@ -88,15 +87,13 @@ def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
         cell = position.detach().floor()
         resolution, hashed = int(levels.resolution[level]), bool(levels.hashed[level])
         index = corner_indices(cell.long(), resolution, len(entries), hashed)
-        corners = F.embedding(
-            index, entries
-        )  # its backward, unlike that of entries[index], adds in a fixed order
+        corners = F.embedding(index, entries)  # unlike entries[index], its backward adds in a fixed order
         features.append((corner_weights(position - cell)[..., None] * corners).sum(dim=1))
     return torch.cat(features, dim=-1)
 
 
 def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor:
-    """d<grad, encode(x)>/dx, (N, 3), for grad (N, L*F); differentiable in x, table and grad if grad mode is on."""
+    """d<grad, encode(x)>/dx, (N, 3), for grad (N, L*F); differentiable in all three if grad mode is on."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         leaf = x if x.requires_grad and create_graph else x.detach().requires_grad_()

@@ -2,11 +2,13 @@
 
 Rendering and encoding a scene costs more than a training step spends on it, so a step takes a few new scenes and
 otherwise returns to old ones.  What is stored is a cache only: scene i is the same whether read or made again (always
-in the same block of scenes), so a lost or foreign file changes nothing but time.
+in the same block of scenes), so a lost or foreign file changes nothing but time.  Only an edit of the toybox itself is
+not noticed: delete the folder then.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +28,8 @@ BLOCK = 16
 class LatentBank:
     """Latents, captions and cameras of scenes 0 ... ``scenes`` - 1 of a toybox.
 
-    The prior's VAE must not change while the bank is in use.  Files: ``folder``/latents.npy (float16) and done.npy.
+    The prior's VAE must not change while the bank is in use.  Files: ``folder``/latents.npy (float16), done.npy (which
+    blocks are in it) and source.txt (of which world and VAE they are); if one does not fit, all are made anew.
     """
 
     def __init__(
@@ -37,8 +40,24 @@ class LatentBank:
         side = prior.image_size // prior.factor
         blocks = -(-scenes // BLOCK)
         shape = (blocks * BLOCK, n_view, prior.vae.config.latent_channels, side, side)
-        self.latents = _open(folder / "latents.npy", shape, np.float16)
-        self.done = _open(folder / "done.npy", (blocks,), np.uint8)
+        source, wanted = folder / "source.txt", self.source()
+        latents = _existing(folder / "latents.npy", shape, np.float16)
+        done = _existing(folder / "done.npy", (blocks,), np.uint8)
+        if latents is None or done is None or _text(source) != wanted:
+            source.unlink(missing_ok=True)  # until the files are whole
+            latents = _new(folder / "latents.npy", shape, np.float16)
+            done = _new(folder / "done.npy", (blocks,), np.uint8)
+            source.write_text(wanted, encoding="utf-8")
+        self.latents, self.done = latents, done
+
+    def source(self) -> str:
+        """What decides the numbers: the world, the pictures and the weights of the VAE."""
+        weights = hashlib.blake2b(digest_size=16)
+        for _, tensor in sorted(self.prior.vae.state_dict().items()):
+            weights.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        box, size = self.box, self.prior.image_size
+        world = f"seed {box.seed}, {box.split}, {box.view}, from scene {self.first}"
+        return f"{world}\n{self.n_view} views of {size} px\nVAE {weights.hexdigest()} x {self.prior.scaling_factor}\n"
 
     def scenes(self, indices: Sequence[int]) -> Tensor:
         """Latents of scenes: (N, n_view, C, h, w) float32."""
@@ -72,10 +91,25 @@ class LatentBank:
         )
 
 
-def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """A memory-mapped array, created (all zero) if there is none of this shape."""
-    if path.exists():
+def _existing(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray | None:
+    """A memory-mapped array, or None if the file is missing, of another form or not readable."""
+    try:
         array = np.load(path, mmap_mode="r+")
-        if array.shape == shape and array.dtype == dtype:
-            return array
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = isinstance(array, np.ndarray) and array.shape == shape and array.dtype == dtype
+    return array if fits else None
+
+
+def _new(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """A memory-mapped array of zeros in a file of its own, whatever was there."""
+    path.unlink(missing_ok=True)
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def _text(path: Path) -> str:
+    """The text of a file; "" if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""

@@ -75,9 +75,7 @@ def glb_bytes(mesh: Mesh, name: str = "mesh", extras: dict[str, Any] | None = No
             max=positions.max(axis=0).tolist(),
         ),
         "NORMAL": buffer.add(to_gltf_axes(mesh.normals).astype("<f4"), "VEC3", _FLOAT, _VERTICES),
-        "COLOR_0": buffer.add(
-            np.round(colours * 65535).astype("<u2"), "VEC4", _UINT16, _VERTICES, normalized=True
-        ),
+        "COLOR_0": buffer.add(np.round(colours * 65535).astype("<u2"), "VEC4", _UINT16, _VERTICES, normalized=True),
     }
     indices = mesh.faces.astype("<u2" if small else "<u4").reshape(-1)
     primitive = {

@@ -6,6 +6,7 @@ by (seed, step, purpose), so a resumed run goes on exactly.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from threedgen import losses, registry
 from threedgen.cameras import Cameras, orbit, sample_multiview
-from threedgen.config import at
+from threedgen.config import at, dump
 from threedgen.images import grid, write_png
 from threedgen.representations.march import step_size
 from threedgen.representations.occupancy import OccupancyGrid
@@ -46,6 +47,7 @@ class GenerateSystem(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.config, self.max_steps = config, config.trainer.max_steps
+        self.config_yaml = dump(config.model_copy(update={"out": None}))
         start = generator(config.seed, 0, "field")
         self.field = registry.build("representation", config.field, generator=start)
         self.background = registry.build("background", config.background, generator=start)
@@ -190,7 +192,7 @@ class GenerateSystem(pl.LightningModule):
             fused=True,
             **decay,
         )
-        rates = [lambda step, s=getattr(o, name): at(s, step, self.max_steps) for name in used]
+        rates = [partial(at, getattr(o, name), max_steps=self.max_steps) for name in used]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from threedgen import registry, runs
 from threedgen.cameras import Cameras, orbit
-from threedgen.config import ConfigError, dump, load
+from threedgen.config import ConfigError, load
 from threedgen.images import grid, write_png
 from threedgen.interrupts import Interrupts
 from threedgen.ledger import write_summary
@@ -61,7 +61,6 @@ def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool =
     text = embeddings(folder, prior, prompt, config.negative_prompt)
     views, cameras = preview(config, prior, prompt, folder)
     system = GenerateSystem(config, prior, text, views if config.warm_start.steps else None, cameras)
-    system.config_yaml = dump(config.model_copy(update={"out": None}))
     with Interrupts() as interrupts:
         prepared = time.monotonic()
         status = fit(

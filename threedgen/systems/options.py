@@ -26,7 +26,7 @@ class AutoencoderConfig(Config):
     )
     layers_per_block: int = Field(1, ge=1, le=4, description="residual blocks of a level")
     latent_channels: int = Field(4, ge=1, le=64)
-    groups: int = Field(8, ge=1, description="groups of the group norms")
+    groups: int = Field(1, ge=1, description="groups of the group norms; one keeps colours comparable")
     image_size: int = Field(128, ge=32, le=1024, description="pictures it is trained on, in pixels")
     crop: int = Field(64, ge=16, description="size of the crops that most steps train on, in pixels")
     whole: float = Field(0.25, ge=0, le=1, description="last share of the steps, which sees whole pictures")
@@ -46,7 +46,7 @@ class NetworkConfig(Config):
     channels: tuple[int, ...] = Field((64, 128, 224), description="width of each level of the UNet")
     attention: tuple[bool, ...] = Field((False, True, True), description="which levels have attention")
     layers_per_block: int = Field(1, ge=1, le=4)
-    head_channels: int = Field(32, ge=8, description="width of one attention head")
+    heads: tuple[int, ...] = Field((1, 2, 4), description="attention heads of each level")
     groups: int = Field(16, ge=1, description="groups of the group norms")
     text_width: int = Field(128, ge=16, description="width of a text token")
     text_layers: int = Field(3, ge=1, le=48)
@@ -70,6 +70,13 @@ class PriorTrainingConfig(Config):
     two_d: float = Field(0.3, ge=0, le=1, description="share of 2D batches: attention by view, no camera")
     no_text: float = Field(
         0.1, ge=0, le=1, description="share of scenes whose caption is left out, for guidance"
+    )
+    timestep_power: float = Field(
+        0.8,
+        gt=0,
+        le=2,
+        description="t = T u^this: below 1 favours noise, where shape and "
+        "colour are decided and the loss is smallest",
     )
     learning_rate: Schedule = Field({"0%": 0.0, "2%": 1e-3, "60%": 1e-3, "100%": 2e-5})
     weight_decay: float = Field(0.01, ge=0)

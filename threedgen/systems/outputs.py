@@ -19,6 +19,8 @@ from threedgen.images import grid, write_mp4, write_png
 from .generate import GenerateSystem
 
 logger = logging.getLogger(__name__)
+VIEWS = 8
+"""Sides on views.png, in two rows."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,19 @@ class Run:
         return self.file("summary.json")
 
 
+def view_indices(n: int) -> list[int]:
+    """Which of the ``n`` turntable pictures are on views.png: eight, as evenly as they lie, or all if there are fewer."""
+    count = min(VIEWS, n)
+    return [k * n // count for k in range(count)]
+
+
 def write_results(system: GenerateSystem, folder: Path, notes: list[str]) -> dict[str, Any]:
     """Draw and export the field; returns figures for the summary.  A field without a surface is a note, no error."""
     config = system.config
     system.eval()
     pictures = system.pictures(turntable(config.result.turntable))
     write_mp4(list(pictures), folder / "turntable.mp4", config.result.fps)
-    write_png(folder / "views.png", grid(pictures[:: max(1, len(pictures) // 8)][:8], 4))
+    write_png(folder / "views.png", grid(pictures[view_indices(len(pictures))], VIEWS // 2))
     figures: dict[str, Any] = {}
     try:
         mesh = extract(

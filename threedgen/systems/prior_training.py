@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from threedgen.config import at
+from threedgen.config import at, dump
 from threedgen.data.latents import LatentBank
 from threedgen.data.toybox.words import train_tokenizer
 from threedgen.ema import EMA
@@ -51,7 +51,7 @@ def build(options: NetworkConfig, vae: AutoencoderKL, image_size: int) -> MVDrea
         block_out_channels=options.channels,
         down_block_types=down,
         up_block_types=up,
-        attention_head_dim=tuple(c // options.head_channels for c in options.channels),
+        attention_head_dim=options.heads,  # diffusers' name for the number of heads
         cross_attention_dim=options.text_width,
         norm_num_groups=options.groups,
         use_linear_projection=True,
@@ -67,10 +67,11 @@ class PriorSystem(pl.LightningModule):
     def __init__(self, config: TrainPriorConfig, prior: MVDream, bank: LatentBank) -> None:
         super().__init__()
         self.options, self.seed, self.max_steps = config.training, config.seed, config.trainer.max_steps
+        self.config_yaml = dump(config.model_copy(update={"out": None}))
         self.net = nn.ModuleDict({"unet": prior.unet, "text_encoder": prior.text_encoder})
         self.net.requires_grad_(True).train()
         self.average = EMA(self.net, self.options.ema)
-        self.frozen = [prior, bank]  # in a list: no sub-modules, hence in no checkpoint
+        self.frozen = (prior, bank)  # in a tuple: no sub-modules, hence in no checkpoint
         self.metrics: dict[str, float] = {}
 
     def setup(self, stage: str) -> None:
@@ -88,9 +89,9 @@ class PriorSystem(pl.LightningModule):
 
     def text(self, captions: list[str]) -> Tensor:
         """(N, L, D), with gradients for the text encoder."""
-        prior: MVDream = self.frozen[0]
+        prior = self.frozen[0]
         ids = token_ids(prior.tokenizer, captions, prior.max_tokens)
-        return self.net["text_encoder"](ids.to(self.device)).last_hidden_state
+        return prior.text_encoder(ids.to(self.device)).last_hidden_state
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o = int(batch), self.options
@@ -103,7 +104,8 @@ class PriorSystem(pl.LightningModule):
 
         z = bank.scenes(chosen).flatten(0, 1)
         # in 2D each picture is on its own, so each has its own noise level
-        t = torch.randint(prior.schedule.T, (len(z) if two_d else o.batch,), generator=gen)
+        draws = torch.rand(len(z) if two_d else o.batch, generator=gen)
+        t = (prior.schedule.T * draws**o.timestep_power).long().clamp(max=prior.schedule.T - 1)
         t = t if two_d else t.repeat_interleave(o.n_view)
         noise = torch.randn(z.shape, generator=gen)
         z, t, noise = z.to(self.device), t.to(self.device), noise.to(self.device)
@@ -111,7 +113,7 @@ class PriorSystem(pl.LightningModule):
         camera = None if two_d else camera_vector(bank.c2w(chosen).flatten(0, 1)).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=o.bf16):
             text = self.text(captions).repeat_interleave(o.n_view, 0)
-            out = predict(self.net["unet"], x, t, text, camera, 1 if two_d else o.n_view).float()
+            out = predict(prior.unet, x, t, text, camera, 1 if two_d else o.n_view).float()
         loss = F.mse_loss(out, prior.schedule.to(self.device).target(z, noise, t))
         self.metrics = {"loss_2d" if two_d else "loss_3d": float(loss.detach())}
         return loss
@@ -135,7 +137,7 @@ class PriorSystem(pl.LightningModule):
         from threedgen.cameras import orbit_c2w
         from threedgen.images import grid, write_png
 
-        prior: MVDream = self.frozen[0]
+        prior = self.frozen[0]
         with self.average.applied(self.net):
             prior.save(folder / "prior")
             azimuth = torch.deg2rad(torch.tensor([20.0, 110.0, 200.0, 290.0]))

@@ -14,10 +14,9 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from threedgen.config import dump
 from threedgen.data.latents import LatentBank
 from threedgen.data.toybox.world import Toybox
 from threedgen.guidance.mvdream import MVDream
@@ -53,7 +52,6 @@ def run(config: TrainPriorConfig, resume: Path | None = None, quiet: bool = Fals
         training.first_scene,
     )
     system = prior_training.PriorSystem(config, prior, bank)
-    system.config_yaml = dump(config.model_copy(update={"out": None}))
     status = fit(
         system, config, folder, resume=resume is not None, quiet=quiet, metrics=("loss_3d", "loss_2d")
     )
@@ -82,7 +80,6 @@ def train_autoencoder(
     )
     folder.mkdir(parents=True, exist_ok=True)
     system = autoencoder.AutoencoderSystem(options, config.seed, options.max_steps)
-    system.config_yaml = dump(config.model_copy(update={"out": None}))
     status = fit(system, stage, folder, resume=resume is not None, quiet=quiet, metrics=("psnr",))
     if status is Status.FINISHED:
         vae = system.vae.cpu().eval()

@@ -1,8 +1,8 @@
 """The solids that toybox assets are made of, and the asset itself.
 
-Every solid fits into [-1, 1]^3 in its own frame and is placed by an affine map (stretch, rotate, shift).  All but the
-box and the prism are solids of revolution about z, so one profile (radius, height) describes both their surface for
-the triangle mesh and the points that bound them.
+Every solid fits into [-1, 1]^3 in its own frame (only a frustum may widen upwards beyond it) and is placed by an
+affine map (stretch, rotate, shift).  All but the box and the prism are solids of revolution about z, so one profile
+(radius, height) describes both their surface for the triangle mesh and the points that bound them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 
 SPHERE, BOX, FRUSTUM, TORUS, DOME, PRISM = range(6)
 """Unit sphere; cube; z in [-1, 1] with radius 1 below and ``param`` above (1 cylinder, 0 cone); ring in the xy plane
-with tube radius ``param``; upper half of the unit sphere; triangle in xz (base at z = -1, apex at x = 0, z = 1) along y."""
+with tube radius ``param``; upper half of the unit sphere; triangle in xz (base at z = -1, apex at x = 0, z = 1) along
+y."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Asset:
         """The solids as arrays for the ray caster; ``label`` numbers follow ``labels`` (0 is the background)."""
         names = {name: i + 1 for i, name in enumerate(self.labels)}
         matrix = np.stack([p.matrix for p in self.primitives])
-        reach = np.sqrt(np.array([_reach(p.kind, p.matrix) for p in self.primitives]))
+        reach = np.sqrt(np.array([_reach(p.kind, p.param, p.matrix) for p in self.primitives]))
         return {
             "kind": np.array([p.kind for p in self.primitives], np.int32),
             "param": np.array([p.param for p in self.primitives], np.float32),
@@ -94,13 +95,14 @@ class Asset:
         return result
 
 
-def _reach(kind: int, matrix: np.ndarray) -> float:
+def _reach(kind: int, param: float, matrix: np.ndarray) -> float:
     """Squared radius of a ball about the solid's centre that holds it."""
     stretch = np.linalg.svd(matrix, compute_uv=False)
     if kind in (SPHERE, DOME):
         return float(stretch[0] ** 2)
-    corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float) @ matrix.T
-    return float((corners**2).sum(1).max())
+    wide = max(1.0, param) if kind == FRUSTUM else 1.0
+    corners = np.array([[x, y, z] for x in (-wide, wide) for y in (-wide, wide) for z in (-1, 1)], float)
+    return float(((corners @ matrix.T) ** 2).sum(1).max())
 
 
 def _inside(kind: int, param: float, q: np.ndarray) -> np.ndarray:

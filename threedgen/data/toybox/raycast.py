@@ -37,7 +37,7 @@ def render(
     supersample: int = 2,
     truth: bool = False,
 ) -> Picture:
-    """Render view v of asset ``view_asset[v]`` from ``c2w[v]`` (4, 4) with vertical field of view ``fov[v]`` (radians)."""
+    """Render view v of asset ``view_asset[v]`` from ``c2w[v]`` (4, 4) with the vertical fov ``fov[v]`` (radians)."""
     arrays = [asset.arrays() for asset in assets]
     offsets = np.cumsum([0] + [len(a["kind"]) for a in arrays]).astype(np.int64)
     stacked = {key: np.concatenate([a[key] for a in arrays]) for key in arrays[0]}
@@ -202,7 +202,10 @@ def _trace(kind, param, inverse, centre, reach, start, stop, px, py, pz, dx, dy,
 
 
 @njit(cache=True, parallel=True)
-def _render(kind, param, inverse, centre, reach, colour, label_of, offsets, view_asset, c2w, fov, grey, ss, truth, rgb, depth, normal, label):  # fmt: skip
+def _render(
+    kind, param, inverse, centre, reach, colour, label_of, offsets, view_asset, c2w, fov, grey, ss, truth,
+    rgb, depth, normal, label,
+):  # fmt: skip
     views, height, width = rgb.shape[0], rgb.shape[1], rgb.shape[2]
     for row in prange(views * height):
         v, j = row // height, row % height

@@ -18,15 +18,20 @@ AZIMUTHS = (25, -40, 60, 150, 20, 230, -70, 0)
 
 
 def samples(noun: str, count: int, split: str, seed: int) -> list[Spec]:
-    """``count`` different things to say of a noun: every second has a part or an accessory, in turn."""
+    """``count`` things to say of a noun: in "train" every second has a part or an accessory, in turn; "held-out" goes
+    through the noun's held-out combinations, and is empty if it has none."""
     entry, names = NOUNS[noun], list(COLOURS)
     options = entry.parts + entry.wears
+    if split == "held-out":
+        pairs = [(c, p) for c in names for p in options if held_out(Spec(noun, c, "", p))]
+        chosen = [pairs[(k + seed) % len(pairs)] for k in range(count)] if pairs else []
+        return [Spec(noun, c, "", p, names[(7 * k + 3) % len(names)]) for k, (c, p) in enumerate(chosen)]
     found: list[Spec] = []
     for k in range(400):
-        part = options[(k // 2) % len(options)] if options and (k % 2 or split == "held-out") else ""
+        part = options[(k // 2) % len(options)] if options and k % 2 else ""
         colour = names[(5 * k + seed + len(noun)) % len(names)]
         spec = Spec(noun, colour, "", part, names[(7 * k + 3) % len(names)] if part else "")
-        if held_out(spec) == (split == "held-out"):
+        if not held_out(spec):
             found.append(spec)
         if len(found) == count:
             break
@@ -40,11 +45,15 @@ def run(config, resume: Path | None = None, quiet: bool = False) -> int:
     for noun in chosen:
         if noun not in NOUNS:
             raise ConfigError(f"nouns: the toybox has no {noun!r}{did_you_mean(nearest(noun, list(NOUNS)))}")
+    rows = {noun: samples(noun, config.columns, config.split, config.seed) for noun in chosen}
+    chosen = [noun for noun in chosen if rows[noun]]
+    if not chosen:
+        raise ConfigError(f"nouns: no combination of {', '.join(rows)} is held out; others are, such as dog")
     pages = [chosen[k : k + 12] for k in range(0, len(chosen), 12)]
     for number, page in enumerate(pages, 1):
         pictures, labels = [], []
         for noun in page:
-            for k, spec in enumerate(samples(noun, config.columns, config.split, config.seed)):
+            for k, spec in enumerate(rows[noun]):
                 rng = np.random.default_rng([config.seed, k, *noun.encode()])
                 pictures.append(photograph(build(spec, rng), [AZIMUTHS[k % 8]], config.size).rgb[0])
                 labels.append(caption(spec))

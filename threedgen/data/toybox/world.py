@@ -44,7 +44,7 @@ class View:
 
 
 class Toybox:
-    """Endless captioned assets.  ``split="train"`` never shows a held-out combination, "held-out" shows nothing else."""
+    """Endless captioned assets.  ``split="train"`` names no held-out combination, "held-out" nothing else."""
 
     def __init__(self, seed: int = 0, split: Split = "train", view: View | None = None) -> None:
         self.seed, self.split, self.view = seed, split, view or View()

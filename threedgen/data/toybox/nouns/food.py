@@ -100,7 +100,7 @@ def cake(b: Builder) -> None:
     layers = b.pick(2, 3)
     icing = b.part("icing", CREAM)
     z, r = 0.0, b.vary(0.85)
-    for k in range(layers):
+    for _ in range(layers):
         half = b.vary(0.24)
         b.cylinder((0, 0, z + half), r, half)
         b.cylinder((0, 0, z + 2 * half), 1.04 * r, 0.07, icing, "icing")

@@ -28,12 +28,12 @@ def arms(b: Builder, hands, radius: float = 0.12, raised: float = 0.35, width: f
     return places
 
 
-def legs(b: Builder, colour=None, boots=LEATHER, size: float = 1.0) -> None:
+def legs(b: Builder, colour=None, boots=LEATHER, size: float = 1.0, label: str = "legs") -> None:
     """Two legs and the boots at their ends."""
     for side in (-1, 1):
-        b.limb((0, side * 0.17, 0.58), (0, side * 0.19, 0.14), 0.165, colour, "legs", caps=False)
+        b.limb((0, side * 0.17, 0.58), (0, side * 0.19, 0.14), 0.165, colour, label, caps=False)
         b.sphere((0.07, side * 0.2, 0.11), (0.25 * size, 0.18 * size, 0.13), boots, "boots")
-    b.cylinder((0, 0, 0.58), 0.33, 0.12, colour, "legs", top=1.06)
+    b.cylinder((0, 0, 0.58), 0.33, 0.12, colour, label, top=1.06)
 
 
 def torso(b: Builder, robe: bool = False) -> None:
@@ -80,7 +80,8 @@ def beard(b: Builder, at, radius: float, colour, length: float = 0.7) -> None:
 def person(b: Builder) -> None:
     skin, tint = b.pick(*SKIN), b.part("hair", b.pick(*HAIR))
     booted = "boots" in b.bound
-    legs(b, b.part("trousers", b.shade(b.colour, 0.65)), b.part("boots", LEATHER), 1.2 if booted else 1.0)
+    trousers, boots = b.part("trousers", b.shade(b.colour, 0.65)), b.part("boots", LEATHER)
+    legs(b, trousers, boots, 1.2 if booted else 1.0, "trousers")
     if booted:
         for side in (-1, 1):
             b.cylinder((0, side * 0.19, 0.24), 0.18, 0.14, b.part("boots"), "boots", top=1.1)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..builder import Builder
 from ..grammar import noun
-from .buildings import SLATE, STONE, contrast, door, flag, tile, window
+from .buildings import SLATE, STONE, contrast, door, tile, window
 
 
 @noun("windmill", "buildings", parts=("sails", "roof"))

@@ -1,0 +1,219 @@
+"""The toybox's ray caster against its triangle meshes, and the solids themselves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import trimesh
+
+from threedgen.data.toybox.builder import Builder
+from threedgen.data.toybox.grammar import Spec
+from threedgen.data.toybox.primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, TORUS, Asset, tessellate
+from threedgen.data.toybox.raycast import render
+from threedgen.data.toybox.world import Toybox, build, orbit_c2w, photograph
+
+SOLIDS = {
+    "sphere": (SPHERE, 1.0),
+    "box": (BOX, 1.0),
+    "cylinder": (FRUSTUM, 1.0),
+    "cone": (FRUSTUM, 0.0),
+    "frustum": (FRUSTUM, 0.4),
+    "flowerpot": (FRUSTUM, 1.6),
+    "torus": (TORUS, 0.25),
+    "dome": (DOME, 1.0),
+    "prism": (PRISM, 1.0),
+}
+STRETCHES = {"even": (1.0, 1.0, 1.0), "flat": (1.0, 0.5, 0.2), "long": (0.3, 0.4, 1.0)}
+ALONE = [(name, stretch) for name in SOLIDS for stretch in STRETCHES]
+
+
+def one_solid(name: str, stretch: str) -> Asset:
+    """A turned and stretched solid, as an asset."""
+    kind, param = SOLIDS[name]
+    builder = Builder(np.random.default_rng(0), (0.5, 0.5, 0.5))
+    builder.add(kind, (0.1, 0.2, 0.3), STRETCHES[stretch], rotate=(30, 50, 70), param=param)
+    return Asset(builder.finish(1.0), "", "", "", "", "", "", "", False, labels=("body",))
+
+
+def cameras(azimuths: list[float], fov: float = 0.7) -> tuple[np.ndarray, np.ndarray]:
+    azimuth = np.deg2rad(azimuths)
+    c2w = orbit_c2w(np.full_like(azimuth, 0.35), azimuth, np.full_like(azimuth, 2.6))
+    return c2w, np.full(len(azimuth), fov)
+
+
+def directions(c2w: np.ndarray, fov: np.ndarray, size: int) -> np.ndarray:
+    """Unit rays (V, H, W, 3) through the pixel centres, written down a second time."""
+    centre = (np.arange(size) + 0.5) / size * 2 - 1
+    x, y = np.meshgrid(centre, -centre)
+    half = np.tan(fov / 2)[:, None, None]
+    local = np.stack([half * x, half * y, np.full((len(c2w), size, size), -1.0)], -1)
+    world = np.einsum("vij,vhwj->vhwi", c2w[:, :3, :3].astype(float), local)
+    return world / np.linalg.norm(world, axis=-1, keepdims=True)
+
+
+def cast(
+    vertices: np.ndarray, faces: np.ndarray, origin: np.ndarray, rays: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All hits of rays (N, 3), (N, 3) with triangles, brute force (Moeller and Trumbore 1997).
+
+    Distances (N, F), inf for a miss; whether the ray comes from outside (N, F); unit normals (F, 3).
+    """
+    a, b, c = (vertices[faces[:, k]] for k in range(3))
+    edge, side = b - a, c - a
+    normal = np.cross(edge, side)
+    o, d = origin[:, None], rays[:, None]
+    p = np.cross(d, side)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = 1 / (p * edge).sum(-1)
+        u = ((o - a) * p).sum(-1) * scale
+        q = np.cross(o - a, edge)
+        v = (d * q).sum(-1) * scale
+        t = (side * q).sum(-1) * scale
+        hit = (u >= 0) & (v >= 0) & (u + v <= 1) & (t > 0) & np.isfinite(scale)
+    length = np.linalg.norm(normal, axis=1, keepdims=True)
+    return np.where(hit, t, np.inf), (d * normal).sum(-1) < 0, normal / np.maximum(length, 1e-30)
+
+
+def seen_by_mesh(
+    asset: Asset, origin: np.ndarray, rays: np.ndarray, segments: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Depth (N,), normal (N, 3) and label (N,) of the first hit, solid by solid to save time."""
+    depth, normal, label = np.full(len(rays), np.inf), np.zeros((len(rays), 3)), np.zeros(len(rays), int)
+    for solid in asset.primitives:
+        vertices, faces, _, labels = replace(asset, primitives=(solid,)).mesh(segments)
+        reach = np.linalg.norm(vertices - solid.centre, axis=1).max()
+        to = solid.centre - origin
+        gap = np.linalg.norm(to - (to * rays).sum(1, keepdims=True) * rays, axis=1)
+        near = np.flatnonzero(gap <= reach)
+        if not len(near):
+            continue
+        t, _, normals = cast(vertices, faces, origin[near], rays[near])
+        first = t.argmin(1)
+        t = t[np.arange(len(near)), first]
+        better = t < depth[near]
+        depth[near[better]], normal[near[better]] = t[better], normals[first[better]]
+        label[near[better]] = labels[0]
+    return depth, normal, label
+
+
+def compare(asset: Asset, size: int, azimuths: list[float], segments: int, blunt: float) -> None:
+    """Everything the ray caster says against the mesh; ``blunt``: the error of the mesh's facets."""
+    c2w, fov = cameras(azimuths)
+    picture = render([asset], np.zeros(len(c2w), int), c2w, fov, size, truth=True)
+    rays = directions(c2w, fov, size)
+    origin = np.broadcast_to(c2w[:, None, None, :3, 3], rays.shape).astype(float)
+    depth, normal, label = seen_by_mesh(asset, origin.reshape(-1, 3), rays.reshape(-1, 3), segments)
+    mask, seen = np.isfinite(depth), picture.mask.ravel()
+    both = mask & seen
+    assert both.sum() > 30
+    assert (mask != seen).sum() <= 0.02 * both.sum(), "the outlines differ"
+    assert (label[both] != picture.label.ravel()[both]).mean() <= 0.02
+    error = np.abs(depth[both] - picture.depth.ravel()[both])
+    assert np.median(error) < blunt and np.quantile(error, 0.95) < 4 * blunt
+    cosine = (normal * picture.normal.reshape(-1, 3)).sum(1)[both]
+    assert np.median(cosine) > 0.99 and np.quantile(cosine, 0.05) > 0.95
+    assert np.array_equal(np.isfinite(picture.depth), picture.mask)
+    unit = np.linalg.norm(picture.normal[picture.mask], axis=-1)
+    assert np.allclose(unit, 1, atol=1e-5)
+    assert (picture.normal * rays).sum(-1)[picture.mask].max() < 1e-3, "a normal looks away from the camera"
+
+
+@pytest.mark.parametrize(("name", "stretch"), ALONE)
+def test_every_solid_alone_agrees_with_its_mesh(name: str, stretch: str) -> None:
+    compare(one_solid(name, stretch), 20, [10.0, 130.0, 250.0], 48, blunt=0.004)
+
+
+@pytest.mark.parametrize(("noun", "part"), [("dog", "hat"), ("car", "wheels"), ("castle", "flag"), ("drum", "")])
+def test_assets_agree_with_their_meshes(noun: str, part: str) -> None:
+    asset = build(Spec(noun, "blue", "large", part, "red"), np.random.default_rng(1))
+    compare(asset, 28, [20.0], 24, blunt=0.004)
+
+
+@pytest.mark.parametrize(("name", "stretch"), ALONE)
+def test_solids_are_closed_and_face_outwards(name: str, stretch: str) -> None:
+    kind, param = SOLIDS[name]
+    mesh = trimesh.Trimesh(*tessellate(kind, param, 32))
+    assert mesh.is_watertight and mesh.is_winding_consistent
+    wide = (1 + param + param**2) / 3 * np.pi * 2  # a frustum of height 2
+    exact = {
+        SPHERE: 4 / 3 * np.pi, BOX: 8.0, FRUSTUM: wide, DOME: 2 / 3 * np.pi, PRISM: 4.0,
+        TORUS: 2 * np.pi**2 * (1 - param) * param**2,
+    }  # fmt: skip
+    assert exact[kind] * 0.95 < mesh.volume <= exact[kind] * 1.0001
+    assert np.abs(mesh.vertices[:, :2]).max() <= max(1.0, param) + 1e-9 and np.abs(mesh.vertices[:, 2]).max() <= 1
+
+
+@pytest.mark.parametrize(("name", "stretch"), ALONE)
+def test_inside_agrees_with_the_mesh(name: str, stretch: str) -> None:
+    """A ray leaves a closed mesh once more than it enters it if it starts inside."""
+    asset = one_solid(name, stretch)
+    vertices, faces, _, _ = asset.mesh(48)
+    rng = np.random.default_rng(2)
+    low, high = vertices.min(0), vertices.max(0)
+    points = rng.uniform(low - 0.05, high + 0.05, (300, 3))
+    t, entering, _ = cast(vertices, faces, points, np.broadcast_to([0.36, 0.48, 0.8], points.shape))
+    depth = np.where(np.isfinite(t), np.where(entering, -1, 1), 0).sum(1)
+    inside = asset.inside(points)
+    assert ((depth > 0) == inside).mean() > 0.97
+    assert 0.02 < inside.mean() < 0.98
+
+
+def test_inside_is_the_union_of_the_solids() -> None:
+    asset = build(Spec("dog", "blue", "large", "hat", "red"), np.random.default_rng(1))
+    points = np.random.default_rng(0).uniform(-0.9, 0.9, (4000, 3))
+    parts = [replace(asset, primitives=(solid,)).inside(points) for solid in asset.primitives]
+    assert np.array_equal(asset.inside(points), np.any(parts, 0)) and 0.05 < asset.inside(points).mean() < 0.6
+    assert np.array_equal(asset.inside(np.stack([p.centre for p in asset.primitives if p.kind == SPHERE]))[:3], [1] * 3)
+
+
+def test_a_mirrored_solid_still_faces_outwards() -> None:
+    solid = one_solid("cone", "long").primitives[0]
+    mirrored = replace(solid, matrix=solid.matrix @ np.diag([1.0, -1.0, 1.0]))
+    asset = replace(one_solid("cone", "long"), primitives=(mirrored,))
+    vertices, faces, _, _ = asset.mesh()
+    assert trimesh.Trimesh(vertices, faces).volume > 0
+
+
+def test_the_mesh_carries_colours_and_labels() -> None:
+    asset = build(Spec("car", "blue", "", "wheels", "red"), np.random.default_rng(0))
+    vertices, faces, colours, labels = asset.mesh()
+    assert len(faces) == len(colours) == len(labels) and faces.max() == len(vertices) - 1
+    wheels = labels == asset.labels.index("wheels") + 1
+    assert wheels.any() and np.unique(labels).min() == 1 and labels.max() == len(asset.labels)
+    reds = colours[wheels]
+    assert (reds[:, 0] > 2 * reds[:, 2]).any()
+
+
+def test_pictures_without_truth_are_the_same_and_lighter() -> None:
+    asset = build(Spec("duck", "yellow"), np.random.default_rng(0))
+    plain, truth = (photograph(asset, [30.0, 120.0], 24, truth=t) for t in (False, True))
+    assert np.array_equal(plain.rgb, truth.rgb)
+    assert plain.depth.size == plain.label.size == plain.normal.size == plain.mask.size == 0
+    assert plain.rgb.min() >= 0 and plain.rgb.max() <= 1
+    far = ~truth.mask
+    assert np.all(truth.depth[far] == np.inf) and not truth.normal[far].any() and not truth.label[far].any()
+
+
+def test_background_and_camera_belong_to_each_view() -> None:
+    """Two assets in one call, each with its own camera and grey, are two calls."""
+    box = Toybox(0)
+    assets, c2w, fov = [box.asset(1), box.asset(2)], *cameras([20.0, 200.0, 75.0])
+    owner, grey = np.array([1, 0, 1]), np.array([0.2, 0.5, 0.9])
+    together = render(assets, owner, c2w, fov, 24, grey)
+    for v in range(3):
+        alone = render([assets[owner[v]]], np.zeros(1, int), c2w[v : v + 1], fov[v : v + 1], 24, grey[v])
+        assert np.array_equal(alone.rgb[0], together.rgb[v])
+        assert np.allclose(together.rgb[v, 0, 0], grey[v], atol=1e-6)
+
+
+def test_more_samples_a_pixel_smooth_the_edges() -> None:
+    asset = one_solid("box", "even")
+    c2w, fov = cameras([33.0])
+    fine = render([asset], np.zeros(1, int), c2w, fov, 96, supersample=1).rgb
+    wanted = fine.reshape(1, 24, 4, 24, 4, 3).mean((2, 4))
+    coarse, smooth = (
+        np.abs(render([asset], np.zeros(1, int), c2w, fov, 24, supersample=s).rgb - wanted).mean() for s in (1, 4)
+    )
+    assert smooth < 1e-5 < coarse

@@ -1,0 +1,44 @@
+"""What the evaluations ask for: held-out combinations of the toybox, always the same for the same seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from threedgen.data.toybox.grammar import NOUNS, Spec, caption
+from threedgen.data.toybox.primitives import Asset
+from threedgen.data.toybox.world import Toybox, build
+from threedgen.seeding import numpy_generator
+
+
+@dataclass(frozen=True)
+class Case:
+    """A held-out combination: noun, colour and part with its colour. ``index``: of the held-out toybox."""
+
+    index: int
+    spec: Spec
+
+    @property
+    def caption(self) -> str:
+        """In the plain wording."""
+        return caption(self.spec)
+
+    def truth(self, seed: int, number: int = 0) -> Asset:
+        """A fresh asset of the same caption, which no training ever saw."""
+        return build(self.spec, numpy_generator(seed, self.index, f"truth {number}"), index=self.index)
+
+
+def held_out_cases(count: int, seed: int, first: int = 0, spread: bool = False) -> list[Case]:
+    """``count`` different combinations from sample ``first`` on; with ``spread`` each noun comes once before any
+    comes again."""
+    box, cases, index = Toybox(seed, "held-out"), [], first
+    taken: set[Spec] = set()
+    turns = dict.fromkeys(NOUNS, 0)
+    while len(cases) < count:
+        spec, _ = box.spec(index)
+        allowed = not spread or turns[spec.noun] <= len(cases) // len(NOUNS)
+        if spec not in taken and allowed:
+            taken.add(spec)
+            turns[spec.noun] += 1
+            cases.append(Case(index, spec))
+        index += 1
+    return cases

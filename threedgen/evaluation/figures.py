@@ -1,0 +1,122 @@
+"""The arithmetic of the evaluations: shares with their intervals, viewing sides in order, fronts on a ring.
+
+Angles are in radians, azimuth 0 is the front and grows counter-clockwise seen from above (threedgen.cameras).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import pi, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIDES = ("front", "left", "back", "right")
+"""Side k is what a camera sees within 45 degrees of azimuth 90 k; at azimuth 90 that is the object's left."""
+SLACK = pi / 12
+"""So close (15 degrees) to the border of two sides, either of them is a right answer."""
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Share:
+    """``hits`` of ``total``, with the 95 % interval of the share; all None for a total of 0."""
+
+    hits: int
+    total: int
+
+    @property
+    def value(self) -> float | None:
+        return self.hits / self.total if self.total else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return wilson(self.hits, self.total) if self.total else None
+
+    def plain(self) -> dict[str, float | int | None]:
+        """For JSON."""
+        low, high = self.interval or (None, None)
+        return {"hits": self.hits, "total": self.total, "share": self.value, "low": low, "high": high}
+
+
+def share(answers: Sequence[bool | None]) -> Share:
+    """How many are True; None (not applicable) does not count."""
+    asked = [answer for answer in answers if answer is not None]
+    return Share(sum(map(bool, asked)), len(asked))
+
+
+def wilson(hits: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Score interval of a share (Wilson 1927); z = 1.96 for 95 %. ValueError unless 0 <= hits <= total, total > 0."""
+    if not 0 <= hits <= total or total < 1:
+        raise ValueError(f"{hits} of {total} is no share")
+    p, scale = hits / total, 1 + z * z / total
+    middle = (p + z * z / (2 * total)) / scale
+    half = z / scale * sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return (0.0 if hits == 0 else low), (1.0 if hits == total else high)
+
+
+def majority(log_probability: Floats) -> int:
+    """The class that most views (V, K) vote for; of equally many votes the more probable one."""
+    votes = np.bincount(log_probability.argmax(1), minlength=log_probability.shape[1])
+    best = np.flatnonzero(votes == votes.max())
+    return int(best[log_probability.mean(0)[best].argmax()])
+
+
+# --- sides -------------------------------------------------------------------------------------------------------
+
+
+def wrap(angle: Floats | float) -> Floats:
+    """Angles brought into [-pi, pi)."""
+    return (np.asarray(angle, float) + pi) % (2 * pi) - pi
+
+
+def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
+    """The side, 0 to 3, that a camera at ``azimuth`` sees."""
+    return np.round(np.asarray(azimuth, float) / (pi / 2)).astype(np.int64) % 4
+
+
+def sides_right(seen: Sequence[int], azimuth: Floats, slack: float = SLACK) -> NDArray[np.bool_]:
+    """Which of the sides ``seen`` (V,) fit cameras at ``azimuth`` (V,): within 45 degrees + ``slack`` of them."""
+    centre = np.asarray(seen, float) * (pi / 2)
+    return np.abs(wrap(np.asarray(azimuth, float) - centre)) <= pi / 4 + slack + 1e-9
+
+
+def in_order(seen: Sequence[int], azimuth: Floats, slack: float = SLACK) -> bool:
+    """Whether every view shows the side that its camera should see: hence all of them, in the right cyclic order."""
+    return bool(sides_right(seen, azimuth, slack).all())
+
+
+def turned_by(log_probability: Floats, azimuth: Floats) -> int:
+    """By how many quarter turns (0 to 3) all views (V, 4) together look turned; 0: as the cameras (V,) say.
+
+    The joint answer of the views: it still works where a single side is hard to tell.
+    """
+    expected = side_of(azimuth)
+    rows = np.arange(len(expected))
+    return int(np.argmax([log_probability[rows, (expected + k) % 4].sum() for k in range(4)]))
+
+
+# --- fronts ------------------------------------------------------------------------------------------------------
+
+
+def front_count(front: Floats, threshold: float = 0.5, apart: float = pi / 2) -> int:
+    """How many fronts an object has: the most views that show one and are all more than ``apart`` from each other.
+
+    ``front`` (V,): the probability that view k, at azimuth 2 pi k / V (any start), shows the front. Of a real
+    front, views up to 45 degrees to each side show it: at most 90 degrees apart, hence one.
+    """
+    angles = [2 * pi * k / len(front) for k in np.flatnonzero(np.asarray(front) >= threshold)]
+    return max((_chain(angles, start, apart) for start in range(len(angles))), default=0)
+
+
+def _chain(angles: list[float], start: int, apart: float) -> int:
+    """Fronts met on one turn from the ``start``-th, each more than ``apart`` after the one before."""
+    count, last = 1, 0.0
+    for step in range(1, len(angles)):
+        angle = (angles[(start + step) % len(angles)] - angles[start]) % (2 * pi)
+        if angle - last > apart + 1e-6 and 2 * pi - angle > apart + 1e-6:
+            count, last = count + 1, angle
+    return count

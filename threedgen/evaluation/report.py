@@ -1,0 +1,158 @@
+"""What an evaluation writes down, and what a person sees while it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from threedgen.images import grid, write_png
+from threedgen.progress import Speed, clean, duration
+from threedgen.runs import write_atomic
+
+from .figures import Share
+from .verdicts import FIGURES, Verdict, azimuth_error, tally
+
+PART_OF_SHEET = ("noun", "colour", "bound", "order", "one_front")
+"""Wrong answers to these are named under a picture."""
+
+
+class Count:
+    """A bar in a terminal, a line a minute elsewhere, nothing if ``quiet``; on stderr.
+
+    with Count("sampling", 200, quiet) as count:
+        count.add(8)
+    """
+
+    def __init__(self, stage: str, total: int, quiet: bool = False, console: Console | None = None) -> None:
+        self.stage, self.total, self.quiet, self.done = stage, total, quiet, 0
+        self.console = console or Console(stderr=True)
+        self.speed = Speed(window=600)
+        self._bar: Bar | None = None
+        self._said_at = float("-inf")
+
+    def __enter__(self) -> Count:
+        self.speed.mark_now(0)
+        if not self.quiet and self.console.is_terminal and not os.environ.get("CI"):
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), MofNCompleteColumn())
+            self._bar = Bar(*columns, TimeRemainingColumn(), console=self.console, expand=True)
+            self._bar.add_task(self.stage, total=self.total)
+            self._bar.start()
+        return self
+
+    def add(self, count: int, note: str = "") -> None:
+        """``count`` more are done."""
+        self.done += count
+        self.speed.mark_now(self.done)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self.done, description=clean(f"{self.stage} {note}"))
+        elif not self.quiet and (time.monotonic() - self._said_at >= 60 or self.done >= self.total):
+            self._said_at = time.monotonic()
+            pace = self.speed.seconds_a_step()
+            left = f", {duration(pace * (self.total - self.done))} left" if pace and self.done < self.total else ""
+            self.console.print(
+                clean(f"{self.stage}: {self.done}/{self.total}{left}"), markup=False, highlight=False, emoji=False
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def percent(figure: Share | None) -> str:
+    """"97.5 % (195/200)", or a dash."""
+    if figure is None or figure.value is None:
+        return "-"
+    return f"{100 * figure.value:.1f} % ({figure.hits}/{figure.total})"
+
+
+def limits(figure: Share | None) -> str:
+    """The 95 % interval: "94.3 - 98.9 %"."""
+    if figure is None or figure.interval is None:
+        return "-"
+    low, high = figure.interval
+    return f"{100 * low:.1f} - {100 * high:.1f} %"
+
+
+def figures_plain(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """All shares of some verdicts for JSON, with the median azimuth error in degrees."""
+    shares = {key: figure.plain() for key, figure in tally(verdicts).items()}
+    return shares | {"azimuth_error_median": azimuth_error(verdicts)}
+
+
+def table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[str]) -> str:
+    """Markdown: what was measured beside what the probe makes of the ground truth of the same captions."""
+    ours, theirs = tally(measured), tally(truth)
+    lines = ["| what | measured | 95 % interval | probe on ground truth | 95 % interval |", "|---|---|---|---|---|"]
+    for key in keys:
+        if key in ours or key in theirs:
+            cells = [FIGURES[key]]
+            for figure in (ours.get(key), theirs.get(key)):
+                cells += [percent(figure), limits(figure)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def worst(captions: Sequence[str], verdicts: Sequence[Verdict], count: int) -> list[dict[str, Any]]:
+    """The objects least like what was asked for: those with the most wrong answers, then the least certain."""
+    def rank(k: int) -> tuple[int, float]:
+        return -len(verdicts[k].wrong(PART_OF_SHEET)), verdicts[k].certainty
+
+    order = sorted(range(len(verdicts)), key=rank)[:count]
+    return [
+        {"number": k, "caption": captions[k], "wrong": verdicts[k].wrong(PART_OF_SHEET), "said": verdicts[k].said}
+        for k in order
+    ]
+
+
+def worst_text(rows: Sequence[dict[str, Any]]) -> str:
+    """The same as a markdown list."""
+    lines = []
+    for row in rows:
+        wrong = ", ".join(FIGURES[key] for key in row["wrong"]) or "nothing wrong"
+        lines.append(f"- {row['number']}: {row['caption']} - {wrong} (seen: {said(row['said'])})")
+    return "\n".join(lines) or "none"
+
+
+def said(words: dict[str, str]) -> str:
+    """"blue dog, red hat": what the probe sees."""
+    part = words.get("part")
+    return f"{words['colour']} {words['noun']}" + (f", {part}" if part else "")
+
+
+def mark(verdict: Verdict) -> str:
+    """"ok", or what is wrong and what was seen instead; for the line under a picture."""
+    wrong = verdict.wrong(PART_OF_SHEET)
+    return "ok" if not wrong else f"{'+'.join(wrong)}: {said(verdict.said)}"
+
+
+def strip(views: np.ndarray) -> np.ndarray:
+    """Views (V, H, W, 3) side by side as one picture."""
+    return grid(views, len(views))
+
+
+def write_sheet(
+    path: Path, views: Sequence[np.ndarray], captions: Sequence[str], verdicts: Sequence[Verdict], columns: int = 2
+) -> Path | None:
+    """A contact sheet: each object a strip of views, below it its caption, then the verdict on a line of its own."""
+    if not views:
+        return None
+    strips = [grid(strip(v)[None], 1, [caption]) for v, caption in zip(views, captions, strict=True)]
+    return write_png(path, grid(np.stack(strips), columns, [mark(verdict) for verdict in verdicts]))
+
+
+def write_report(folder: Path, text: str, figures: dict[str, Any]) -> None:
+    """report.md and report.json."""
+    write_atomic(folder / "report.md", text)
+    write_atomic(folder / "report.json", json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,142 @@
+"""What the probe should say of toybox pictures: noun, colours, visible parts, viewing side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threedgen.data.toybox.grammar import COLOURS, NOUNS, Spec
+from threedgen.data.toybox.primitives import Asset
+from threedgen.data.toybox.raycast import render
+from threedgen.data.toybox.world import Toybox, View, orbit_c2w
+
+OPEN = -1
+"""Where there is no answer: the caption leaves a colour open, a part is hidden, two colours are as near."""
+VISIBLE = 1e-3
+"""A part counts as visible from this share of the picture on: 4 pixels of 64 x 64."""
+DRAWN_AS = {("person", "trousers"): "legs"}
+"""Parts whose solids have another label than the caption's word."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The answers there are. ``words``: every part and accessory of the toybox."""
+
+    nouns: tuple[str, ...]
+    colours: tuple[str, ...]
+    words: tuple[str, ...]
+
+    @classmethod
+    def of_toybox(cls) -> Labels:
+        words = {word for noun in NOUNS.values() for word in (*noun.parts, *noun.wears)}
+        return cls(tuple(NOUNS), tuple(COLOURS), tuple(sorted(words)))
+
+    @classmethod
+    def from_plain(cls, tree: dict[str, Any]) -> Labels:
+        """From JSON. Raises KeyError or TypeError for anything else."""
+        return cls(*(tuple(str(word) for word in tree[name]) for name in ("nouns", "colours", "words")))
+
+    def plain(self) -> dict[str, list[str]]:
+        return {name: list(value) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Answers for B pictures: noun (B,), colour (B,), seen (B, W) 1, 0 or OPEN, part_colour (B, W), azimuth (B,)
+    radians, front (B,) bool: whether the object has a front at all."""
+
+    noun: Tensor
+    colour: Tensor
+    seen: Tensor
+    part_colour: Tensor
+    azimuth: Tensor
+    front: Tensor
+
+    def to(self, device: torch.device | str) -> Truth:
+        return Truth(*(value.to(device) for value in vars(self).values()))
+
+
+def nearest_colour(value: np.ndarray, margin: float = 0.6) -> int:
+    """Index of the named colour next to ``value`` (3,) sRGB; OPEN if another is nearly as near."""
+    distance = np.linalg.norm(np.array(list(COLOURS.values())) - value, axis=1)
+    first, second = np.sort(distance)[:2]
+    return int(distance.argmin()) if first <= margin * second else OPEN
+
+
+def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
+    """The part words that an asset shows, each with its colour.
+
+    Parts in their default colours count too: so the probe has to look where a part is, and cannot take the
+    one odd colour of a picture for the answer.
+    """
+    found: dict[str, int] = {}
+    for word in NOUNS[asset.noun].parts + NOUNS[asset.noun].wears:
+        label = DRAWN_AS.get((asset.noun, word), word)
+        solids = [solid for solid in asset.primitives if solid.label == label]
+        if word == asset.part and asset.part_colour:
+            found[word] = labels.colours.index(asset.part_colour)
+        elif solids:
+            found[word] = nearest_colour(solids[0].colour)
+    for solid in asset.primitives:  # words of other nouns: a dog's mouth, say
+        if solid.label in labels.words and solid.label not in found:
+            found[solid.label] = nearest_colour(solid.colour)
+    return found
+
+
+def picture_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray, labels: Labels) -> Truth:
+    """Answers for the renders of ``assets``, views fastest: ``label`` (N n, H, W) of the ray caster, ``azimuth``."""
+    count, n_view = len(label), len(label) // len(assets)
+    seen = np.zeros((count, len(labels.words)), np.int64)
+    painted = np.full((count, len(labels.words)), OPEN, np.int64)
+    column = {word: k for k, word in enumerate(labels.words)}
+    for n, asset in enumerate(assets):
+        words = word_colours(asset, labels)
+        for view in range(n * n_view, (n + 1) * n_view):
+            pixels = np.bincount(label[view].ravel(), minlength=len(asset.labels) + 1)
+            for word, colour in words.items():
+                name = DRAWN_AS.get((asset.noun, word), word)
+                visible = pixels[asset.labels.index(name) + 1] / label[view].size if name in asset.labels else 0
+                seen[view, column[word]] = 1 if visible >= VISIBLE else OPEN if visible > 0 else 0
+                painted[view, column[word]] = colour if visible >= VISIBLE else OPEN
+    nouns = [labels.nouns.index(asset.noun) for asset in assets]
+    colours = [labels.colours.index(asset.colour) if asset.colour else OPEN for asset in assets]
+    per_view = [np.repeat(values, n_view) for values in (nouns, colours)]
+    front = np.repeat([asset.front for asset in assets], n_view)
+    return Truth(
+        *(torch.from_numpy(values) for values in (*per_view, seen, painted)),
+        torch.from_numpy(np.asarray(azimuth, np.float32)),
+        torch.from_numpy(front),
+    )
+
+
+def spec_of(asset: Asset) -> Spec:
+    """What the caption of an asset says."""
+    return Spec(asset.noun, asset.colour, asset.size, asset.part, asset.part_colour)
+
+
+def ring(asset: Asset, azimuth: np.ndarray, elevation: float, relative_distance: float, fov: float, size: int) -> np.ndarray:
+    """Pictures (V, size, size, 3) of an asset on grey 0.5 from ``azimuth`` (V,), all angles in radians."""
+    same = np.ones(len(azimuth))
+    c2w = orbit_c2w(elevation * same, azimuth, relative_distance / np.tan(fov / 2) * same)
+    return render([asset], np.zeros(len(azimuth), np.int64), c2w, fov * same, size).rgb
+
+
+def labelled(
+    box: Toybox, indices: Sequence[int], size: int, n_view: int, labels: Labels
+) -> tuple[np.ndarray, Truth]:
+    """Pictures (N n, size, size, 3) of toybox samples, each from its own cameras, and their truth."""
+    assets = [box.asset(i) for i in indices]
+    cameras = [box.cameras(i, n_view) for i in indices]
+    c2w, fov, azimuth = (np.concatenate([camera[k] for camera in cameras]) for k in range(3))
+    grey = np.repeat([camera[3] for camera in cameras], n_view)
+    picture = render(assets, np.repeat(np.arange(len(assets)), n_view), c2w, fov, size, grey, truth=True)
+    return picture.rgb, picture_truth(assets, picture.label, azimuth, labels)
+
+
+WIDE = View(fov=(33.0, 47.0), elevation=(-5.0, 35.0), relative_distance=(0.88, 1.05), grey=(0.3, 0.7))
+"""Cameras and backgrounds that the probe learns from: somewhat more than it will be shown."""

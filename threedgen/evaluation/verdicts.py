@@ -1,0 +1,132 @@
+"""From what the probe saw of one object, and what was asked for, to a verdict; from many verdicts to figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threedgen.data.toybox.grammar import NOUNS, Spec
+from threedgen.data.toybox.world import Toybox
+
+from .figures import Share, front_count, in_order, majority, share, sides_right, turned_by
+from .probe import Probe, Seen, together
+from .truth import Labels, spec_of
+
+FIGURES = {
+    "noun": "noun",
+    "colour": "colour of the noun",
+    "part": "the named part is there",
+    "part_colour": "the named part has its colour",
+    "bound": "the named part is there in its colour",
+    "order": "all viewing sides in the right order",
+    "turned": "orientation, all views together",
+    "one_front": "one front only",
+    "side": "viewing side of a single view",
+    "noun_single": "noun, single view",
+    "colour_single": "colour, single view",
+}
+"""Keys of a verdict's answers, and how a report calls them."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """About one object. ``answers``: key of FIGURES -> True, False, None (not applicable) or one of these for each
+    view; ``said``: the probe's own words; ``certainty``: mean log-probability of what was asked for, at most 0."""
+
+    answers: dict[str, Any]
+    said: dict[str, str]
+    certainty: float
+    fronts: int | None
+    azimuth_error: float | None
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def wrong(self, keys: Iterable[str]) -> list[str]:
+        return [key for key in keys if self.answers.get(key) is False]
+
+
+def judge(views: Seen, spec: Spec, labels: Labels, azimuth: np.ndarray | None = None, vote: bool = False) -> Verdict:
+    """Compare ``views`` of one object with ``spec``; what it leaves open is not judged.
+
+    ``azimuth`` (V,) radians: where the cameras stood, for the viewing sides. ``vote``: noun and colour by majority
+    of the views instead of their mean log-probability.
+    """
+    seen = together(views)
+    pick: Callable[[Tensor], int] = (lambda x: majority(x.numpy())) if vote else (lambda x: int(x.mean(0).argmax()))
+    noun, wanted = pick(views.noun), labels.nouns.index(spec.noun)
+    answers: dict[str, Any] = {"noun": noun == wanted, "noun_single": (views.noun.argmax(1) == wanted).tolist()}
+    said = {"noun": labels.nouns[noun]}
+    certainty = [float(seen.noun[wanted])]
+    colour = pick(views.colour)
+    said["colour"] = labels.colours[colour]
+    if spec.colour:
+        wanted = labels.colours.index(spec.colour)
+        answers |= {"colour": colour == wanted, "colour_single": (views.colour.argmax(1) == wanted).tolist()}
+        certainty.append(float(seen.colour[wanted]))
+    if spec.part:
+        word = labels.words.index(spec.part)
+        there, painted = float(seen.part[word]), int(seen.part_colour[word].argmax())
+        said["part"] = f"{labels.colours[painted]} {spec.part}" if there > 0.5 else f"no {spec.part}"
+        answers["part"] = there > 0.5
+        certainty.append(float(np.log(max(there, 1e-6))))
+        if spec.part_colour:
+            wanted = labels.colours.index(spec.part_colour)
+            answers |= {"part_colour": painted == wanted, "bound": there > 0.5 and painted == wanted}
+            certainty.append(float(seen.part_colour[word, wanted]))
+    fronts, error = None, None
+    if azimuth is not None and NOUNS[spec.noun].front:
+        found, fronts, error = _sides(views, azimuth)
+        answers |= found
+    return Verdict(answers, said, float(np.mean(certainty)), fronts, error)
+
+
+def _sides(views: Seen, azimuth: np.ndarray) -> tuple[dict[str, Any], int, float]:
+    """Answers about the viewing sides, the number of fronts, and the mean error of the azimuth in degrees."""
+    seen = views.side.argmax(1).numpy()
+    fronts = front_count(views.side[:, 0].exp().numpy())
+    answers = {
+        "side": sides_right(seen, azimuth).tolist(),
+        "order": in_order(seen, azimuth),
+        "turned": turned_by(views.side.numpy(), azimuth) == 0,
+        "one_front": fronts == 1,
+    }
+    away = views.azimuth.numpy() - azimuth
+    return answers, fronts, float(np.degrees(np.abs(np.angle(np.exp(1j * away)))).mean())
+
+
+def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
+    """The share of right answers for each key that was asked at all."""
+    figures = {}
+    for key in FIGURES:
+        answers: list[bool | None] = []
+        for verdict in verdicts:
+            answer = verdict.answers.get(key)
+            answers += answer if isinstance(answer, list) else [answer]
+        figures[key] = share(answers)
+    return {key: figure for key, figure in figures.items() if figure.total}
+
+
+def azimuth_error(verdicts: Sequence[Verdict]) -> float | None:
+    """Median over the objects of their mean azimuth error, degrees."""
+    errors = [verdict.azimuth_error for verdict in verdicts if verdict.azimuth_error is not None]
+    return float(np.median(errors)) if errors else None
+
+
+def own_accuracy(
+    probe: Probe, box: Toybox, indices: Sequence[int], n_view: int = 4, size: int = 128, chunk: int = 32
+) -> list[Verdict]:
+    """Verdicts on ground truth: samples of a toybox, rendered as ``box.view`` says, judged like anything else."""
+    verdicts = []
+    for start in range(0, len(indices), chunk):
+        assets, rgb, _, azimuth = box.batch(indices[start : start + chunk], size, n_view)
+        views = probe.look(torch.from_numpy(rgb))
+        for k, asset in enumerate(assets):
+            part = slice(k * n_view, (k + 1) * n_view)
+            verdicts.append(judge(views[part], spec_of(asset), probe.labels, azimuth[part]))
+    return verdicts
