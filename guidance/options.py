@@ -36,6 +36,11 @@ class MVDreamConfig(Config):
         description="pixels per side that the prior sees; default: what it was trained at",
     )
 
+    def check(self) -> None:
+        from .loading import check
+
+        check(self.weights, self.tokenizer)
+
 
 class DistillationConfig(Config):
     """How a prior's opinion becomes a loss: what every distillation has."""

@@ -58,7 +58,7 @@ def finite_difference_normal(
     steps = torch.cat([steps, -steps]) if central else steps
     around = (x[:, None, :] + steps).clamp(-radius, radius)
     values = density(around.reshape(-1, 3)).view(len(x), -1)
-    rise = (values[:, :3] - values[:, 3:]) / 2 if central else values - density(x)[:, None]
+    rise = values[:, :3] - (values[:, 3:] if central else density(x)[:, None])
     return -F.normalize(rise / eps, dim=-1)
 
 

@@ -20,9 +20,7 @@ class HashGridConfig(Config):
     n_features: int = Field(2, ge=1, le=8, description="features stored per entry")
     log2_hashmap_size: int = Field(19, ge=4, le=24, description="at most 2**this entries per level")
     base_resolution: int = Field(16, ge=2, le=512, description="resolution of the coarsest level")
-    per_level_scale: float = Field(
-        1.447269237440378, ge=1.0, le=4.0, description="growth of the resolution per level"
-    )
+    per_level_scale: float = Field(1.447269237440378, ge=1.0, le=4.0, description="growth of the resolution per level")
     backend: Literal["auto", "numba", "torch"] = Field(
         "auto", description="auto: numba for float32 on a CPU, else torch"
     )
@@ -60,9 +58,7 @@ class NGPConfig(Config):
     width: int = Field(64, ge=1, le=1024, description="neurons of a hidden layer")
     hidden_layers: int = Field(1, ge=1, le=8)
     n_features: int = Field(3, ge=1, le=64, description="features per point, 3 for a colour")
-    shared_mlp: bool = Field(
-        False, description="one MLP with 1 + n_features outputs (faster on a CPU) in place of two"
-    )
+    shared_mlp: bool = Field(False, description="one MLP with 1 + n_features outputs (faster on a CPU) in place of two")
     density_activation: Literal["softplus", "exp", "relu"] = "softplus"
     density_scale: float = Field(1.0, gt=0, le=1000, description="factor after the activation")
     density_bias: float = Field(0.0, ge=-100, le=100, description="constant added before the activation")

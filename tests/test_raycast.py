@@ -125,10 +125,13 @@ def test_every_solid_alone_agrees_with_its_mesh(name: str, stretch: str) -> None
     compare(one_solid(name, stretch), 20, [10.0, 130.0, 250.0], 48, blunt=0.004)
 
 
-@pytest.mark.parametrize(("noun", "part"), [("dog", "hat"), ("car", "wheels"), ("castle", "flag"), ("drum", "")])
+ASSETS = [("dog", "hat"), ("car", "wheels"), ("castle", "flag"), ("drum", "")]
+
+
+@pytest.mark.parametrize(("noun", "part"), ASSETS)
 def test_assets_agree_with_their_meshes(noun: str, part: str) -> None:
     asset = build(Spec(noun, "blue", "large", part, "red"), np.random.default_rng(1))
-    compare(asset, 28, [20.0], 24, blunt=0.004)
+    compare(asset, 28, [20.0], 24, blunt=0.006)
 
 
 @pytest.mark.parametrize(("name", "stretch"), ALONE)
@@ -136,13 +139,14 @@ def test_solids_are_closed_and_face_outwards(name: str, stretch: str) -> None:
     kind, param = SOLIDS[name]
     mesh = trimesh.Trimesh(*tessellate(kind, param, 32))
     assert mesh.is_watertight and mesh.is_winding_consistent
-    wide = (1 + param + param**2) / 3 * np.pi * 2  # a frustum of height 2
+    frustum = (1 + param + param**2) / 3 * np.pi * 2  # of height 2
     exact = {
-        SPHERE: 4 / 3 * np.pi, BOX: 8.0, FRUSTUM: wide, DOME: 2 / 3 * np.pi, PRISM: 4.0,
+        SPHERE: 4 / 3 * np.pi, BOX: 8.0, FRUSTUM: frustum, DOME: 2 / 3 * np.pi, PRISM: 4.0,
         TORUS: 2 * np.pi**2 * (1 - param) * param**2,
     }  # fmt: skip
     assert exact[kind] * 0.95 < mesh.volume <= exact[kind] * 1.0001
-    assert np.abs(mesh.vertices[:, :2]).max() <= max(1.0, param) + 1e-9 and np.abs(mesh.vertices[:, 2]).max() <= 1
+    wide = max(1.0, param)  # only a frustum may be wider above
+    assert np.all(np.abs(mesh.vertices).max(0) <= np.array([wide, wide, 1.0]) + 1e-9)
 
 
 @pytest.mark.parametrize(("name", "stretch"), ALONE)
@@ -164,8 +168,8 @@ def test_inside_is_the_union_of_the_solids() -> None:
     asset = build(Spec("dog", "blue", "large", "hat", "red"), np.random.default_rng(1))
     points = np.random.default_rng(0).uniform(-0.9, 0.9, (4000, 3))
     parts = [replace(asset, primitives=(solid,)).inside(points) for solid in asset.primitives]
-    assert np.array_equal(asset.inside(points), np.any(parts, 0)) and 0.05 < asset.inside(points).mean() < 0.6
-    assert np.array_equal(asset.inside(np.stack([p.centre for p in asset.primitives if p.kind == SPHERE]))[:3], [1] * 3)
+    assert np.array_equal(asset.inside(points), np.any(parts, 0)) and 0.02 < asset.inside(points).mean() < 0.5
+    assert asset.inside(np.stack([p.centre for p in asset.primitives if p.kind == SPHERE])).all()
 
 
 def test_a_mirrored_solid_still_faces_outwards() -> None:
@@ -213,7 +217,5 @@ def test_more_samples_a_pixel_smooth_the_edges() -> None:
     c2w, fov = cameras([33.0])
     fine = render([asset], np.zeros(1, int), c2w, fov, 96, supersample=1).rgb
     wanted = fine.reshape(1, 24, 4, 24, 4, 3).mean((2, 4))
-    coarse, smooth = (
-        np.abs(render([asset], np.zeros(1, int), c2w, fov, 24, supersample=s).rgb - wanted).mean() for s in (1, 4)
-    )
-    assert smooth < 1e-5 < coarse
+    one, sixteen = (render([asset], np.zeros(1, int), c2w, fov, 24, supersample=s).rgb for s in (1, 4))
+    assert np.abs(sixteen - wanted).mean() < 1e-5 < np.abs(one - wanted).mean()

@@ -110,14 +110,16 @@ def answer(command: Command) -> str | None:
 
 
 def run(command: Command) -> int:
-    """Check the config, choose the folder, say so, and only then import and run the task."""
+    """Check the config and what it needs, choose the folder, say so, and only then import and run the task."""
     resume: Path | None
     if "--resume" in command.flags:
         checked, resume = runs.reopen(command.flags["--resume"], command.overrides)
+        checked.check()
         name = resume.name
     else:
         checked = config.load(command.config, command.overrides)
         name = config_name(config.find(command.config))
+        checked.check()
         checked, resume = runs.begin(checked, name)
     quiet = "--quiet" in command.flags
     if not quiet and os.environ.get("LOCAL_RANK", "0") == "0":

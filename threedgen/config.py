@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,6 +72,24 @@ class Config(BaseModel):
                 readable = value.encode("utf-8", "backslashreplace").decode("utf-8")
                 raise _key_mistake(key, readable, "should be text, but holds bytes that are no UTF-8")
         return result
+
+    def check(self) -> None:
+        """Is there, outside this config, what a run of it needs (files, a network)?  Raises ConfigError.
+
+        Asked before a run begins, not when a config is only read; cheap, and without torch. A section that
+        needs something answers for itself (``def check``); here the sections are asked one after the other,
+        and the key that a message begins with is completed by the section's name.
+        """
+        for name in type(self).model_fields:
+            section = getattr(self, name)
+            if not isinstance(section, Config):
+                continue
+            try:
+                section.check()
+            except ConfigError as error:
+                key = re.match(r"\w*", str(error)).group()  # type: ignore[union-attr]
+                inside = key in type(section).model_fields
+                raise ConfigError(f"{name}.{error}" if inside else str(error)) from None
 
 
 def _key_mistake(key: str, value: Any, problem: str) -> PydanticCustomError:

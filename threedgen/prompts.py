@@ -9,29 +9,41 @@ from threedgen.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = 8
+
 
 def tidy(prompt: str, key: str = "prompt") -> str:
-    """The prompt as one line without outer white space.  Raises ConfigError if nothing is left."""
+    """The prompt as one line without outer white space.  Raises ConfigError if nothing visible is left."""
     text = " ".join(prompt.split())
-    if not text:
+    if not any(character.isprintable() for character in text.replace(" ", "")):
         raise ConfigError(f'{key}: is empty; say what to make, such as {key}="a blue dog wearing a red hat"')
     return text
 
 
 def warn_about(prompt: str, prior: Any) -> list[str]:
-    """Logs and returns a sentence for what the prior will not understand: words cut off, words it never saw."""
-    notes = []
-    if cut := prior.tokens_cut(prompt):
-        shown = cut if len(cut) <= 60 else f"{cut[:57]}..."
-        notes.append(f"the prompt is too long for this prior: everything from {shown!r} on has no effect")
-    unknown = prior.unknown_words(prompt[: len(prompt) - len(cut)] if cut else prompt)
+    """Logs and returns a sentence for each thing of which the prior will not take notice.
+
+    Line breaks, words that are cut off, words that it never saw (with the nearest ones that it did).
+    """
+    text, notes = tidy(prompt), []
+    if len(prompt.strip().splitlines()) > 1:
+        notes.append("the lines of the prompt are taken as one")
+    cut = prior.tokens_cut(text)
+    if cut:
+        notes.append(f"the prompt is too long for this prior: everything from {_quoted(cut)} on has no effect")
+    unknown = prior.unknown_words(text.removesuffix(cut))
     if unknown:
         words = "; ".join(
-            f"{word[:40]!r}" + (f" (nearest: {', '.join(near)})" if near else "")
-            for word, near in unknown[:8]
+            _quoted(word, 40) + (f" (nearest: {', '.join(near)})" if near else "")
+            for word, near in unknown[:_SHOWN]
         )
-        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         notes.append(f"this prior does not know {words}{more}; it goes on without them")
     for note in notes:
         logger.warning("%s", note)
     return notes
+
+
+def _quoted(text: str, length: int = 60) -> str:
+    """`text` for the eye: cut to `length`, and nothing in it reaches the terminal as a command."""
+    return repr(text if len(text) <= length else f"{text[: length - 3]}...")

@@ -208,10 +208,8 @@ def encode(share, shares, x, direction, table, scale, resolution, offset, hashed
     scratch = _scratch()
     for task in range(tasks * share // shares, tasks * (share + 1) // shares):
         level, first = _level_of(task // n_blocks, n_levels), task % n_blocks * BLOCK
-        part, entries = (
-            table[offset[level] * n : offset[level + 1] * n],
-            np.int32(offset[level + 1] - offset[level]),
-        )
+        part = table[offset[level] * n : offset[level + 1] * n]
+        entries = np.int32(offset[level + 1] - offset[level])
         s, r, h = scale[level], resolution[level], hashed[level]
         for start in range(first, min(first + BLOCK, n_points), TILE):
             count = min(TILE, n_points - start)
@@ -226,10 +224,8 @@ def scatter(share, shares, x, direction, grad, scale, resolution, offset, hashed
     scratch = _scratch()
     for task in range(n_levels * share // shares, n_levels * (share + 1) // shares):
         level = _level_of(task, n_levels)
-        part, entries = (
-            out[offset[level] * n : offset[level + 1] * n],
-            np.int32(offset[level + 1] - offset[level]),
-        )
+        part = out[offset[level] * n : offset[level + 1] * n]
+        entries = np.int32(offset[level + 1] - offset[level])
         s, r, h = scale[level], resolution[level], hashed[level]
         part[:] = _ZERO
         for start in range(0, n_points, TILE):
@@ -248,22 +244,19 @@ def position_gradient(share, shares, x, table, grad, scale, resolution, offset, 
         first, last = block * BLOCK, min((block + 1) * BLOCK, n_points)
         out[:, first:last] = _ZERO
         for level in range(n_levels):
-            part, entries = (
-                table[offset[level] * n : offset[level + 1] * n],
-                offset[level + 1] - offset[level],
-            )
+            part = table[offset[level] * n : offset[level + 1] * n]
+            entries = np.int32(offset[level + 1] - offset[level])
             for start in range(first, last, TILE):
                 count = min(TILE, last - start)
                 _locate(x, start, count, scale[level], cell, fraction)
-                _corners(cell, count, resolution[level], np.int32(entries), hashed[level], rows)
+                _corners(cell, count, resolution[level], entries, hashed[level], rows)
                 _multiply(part, rows, grad[level * n : (level + 1) * n], start, count, features, products)
                 _speed(x, start, count, scale[level], speed)
                 _slope(products, fraction, speed, count, out, start)
 
 
 def in_shares(kernel: Callable[..., None], n_points: int, *arguments: Any) -> None:
-    """Run kernel(share, shares, *arguments) for every share, each in a thread of its own, as many as torch
-    uses.
+    """Run kernel(share, shares, *arguments) for every share: as many shares as torch uses threads.
 
     Plain threads, since the kernels release the interpreter's lock: numba's own loops over threads take
     twice as long to compile, and their thread pools end a process that forks. A share has a block of points

@@ -9,6 +9,8 @@ not noticed: delete the folder then.
 from __future__ import annotations
 
 import hashlib
+import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +23,12 @@ from threedgen.guidance.mvdream import MVDream
 from .toybox.grammar import caption
 from .toybox.world import Toybox
 
+logger = logging.getLogger(__name__)
+
 BLOCK = 16
 """Scenes encoded together.  Fixed, because the last bits of a convolution depend on the size of its batch."""
+SPARE = 100 << 20
+"""Bytes of disk left to others: a write through a memory map to a full disk would kill the process (SIGBUS)."""
 
 
 class LatentBank:
@@ -36,6 +42,8 @@ class LatentBank:
         self, folder: Path, box: Toybox, prior: MVDream, scenes: int, n_view: int = 4, first: int = 0
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.in_memory: dict[int, np.ndarray] = {}  # blocks for which the disk had no room
         self.box, self.prior, self.n_view, self.first = box, prior, n_view, first
         side = prior.image_size // prior.factor
         blocks = -(-scenes // BLOCK)
@@ -62,9 +70,13 @@ class LatentBank:
     def scenes(self, indices: Sequence[int]) -> Tensor:
         """Latents of scenes: (N, n_view, C, h, w) float32."""
         for block in sorted({int(i) // BLOCK for i in indices}):
-            if not self.done[block]:
+            if not self.done[block] and block not in self.in_memory:
                 self.fill(block)
-        return torch.from_numpy(np.stack([self.latents[int(i)] for i in indices])).float()
+        return torch.from_numpy(np.stack([self._scene(int(i)) for i in indices])).float()
+
+    def _scene(self, index: int) -> np.ndarray:
+        block, place = divmod(index, BLOCK)
+        return self.in_memory[block][place] if block in self.in_memory else self.latents[index]
 
     @torch.no_grad()
     def fill(self, block: int) -> None:
@@ -75,9 +87,17 @@ class LatentBank:
         device = self.prior.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.prior.dtype == torch.bfloat16):
             z = self.prior.vae.encode(pictures.to(device)).latent_dist.mean * self.prior.scaling_factor
-        self.latents[block * BLOCK : (block + 1) * BLOCK] = (
-            z.float().cpu().numpy().reshape(BLOCK, self.n_view, *z.shape[1:])
-        )
+        self._store(block, z.float().cpu().numpy().reshape(BLOCK, self.n_view, *z.shape[1:]))
+
+    def _store(self, block: int, latents: np.ndarray) -> None:
+        if shutil.disk_usage(self.folder).free < SPARE:
+            if not self.in_memory:
+                logger.warning("%s: the disk is full; new scenes are kept in memory only", self.folder)
+            self.in_memory[block] = latents.astype(np.float16)
+            return
+        self.latents[block * BLOCK : (block + 1) * BLOCK] = latents
+        if isinstance(self.latents, np.memmap):
+            self.latents.flush()  # before it is said to be there
         self.done[block] = 1
 
     def words(self, index: int) -> str:

@@ -30,7 +30,8 @@ class Case:
 def held_out_cases(count: int, seed: int, first: int = 0, spread: bool = False) -> list[Case]:
     """``count`` different combinations from sample ``first`` on; with ``spread`` each noun comes once before any
     comes again."""
-    box, cases, index = Toybox(seed, "held-out"), [], first
+    box, index = Toybox(seed, "held-out"), first
+    cases: list[Case] = []
     taken: set[Spec] = set()
     turns = dict.fromkeys(NOUNS, 0)
     while len(cases) < count:

@@ -78,13 +78,13 @@ def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
     return np.round(np.asarray(azimuth, float) / (pi / 2)).astype(np.int64) % 4
 
 
-def sides_right(seen: Sequence[int], azimuth: Floats, slack: float = SLACK) -> NDArray[np.bool_]:
+def sides_right(seen: Sequence[int] | NDArray[np.integer], azimuth: Floats, slack: float = SLACK) -> NDArray[np.bool_]:
     """Which of the sides ``seen`` (V,) fit cameras at ``azimuth`` (V,): within 45 degrees + ``slack`` of them."""
     centre = np.asarray(seen, float) * (pi / 2)
     return np.abs(wrap(np.asarray(azimuth, float) - centre)) <= pi / 4 + slack + 1e-9
 
 
-def in_order(seen: Sequence[int], azimuth: Floats, slack: float = SLACK) -> bool:
+def in_order(seen: Sequence[int] | NDArray[np.integer], azimuth: Floats, slack: float = SLACK) -> bool:
     """Whether every view shows the side that its camera should see: hence all of them, in the right cyclic order."""
     return bool(sides_right(seen, azimuth, slack).all())
 
@@ -108,7 +108,7 @@ def front_count(front: Floats, threshold: float = 0.5, apart: float = pi / 2) ->
     ``front`` (V,): the probability that view k, at azimuth 2 pi k / V (any start), shows the front. Of a real
     front, views up to 45 degrees to each side show it: at most 90 degrees apart, hence one.
     """
-    angles = [2 * pi * k / len(front) for k in np.flatnonzero(np.asarray(front) >= threshold)]
+    angles = [2 * pi * int(k) / len(front) for k in np.flatnonzero(np.asarray(front) >= threshold)]
     return max((_chain(angles, start, apart) for start in range(len(angles))), default=0)
 
 

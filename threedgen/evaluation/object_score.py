@@ -118,7 +118,7 @@ def read(config: GenerateConfig) -> Made:
         indices = view_indices(table_of.n_view)
         views = cut(sheet, len(indices), VIEWS // 2, table_of.height, table_of.width)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder} lacks the pictures of a finished run ({error}); delete it and start again") from None
+        raise ConfigError(f"{folder} lacks the pictures of a finished run ({error}); delete it and go on") from None
     azimuth = np.deg2rad(table_of.azimuth) + 2 * np.pi * np.asarray(indices) / table_of.n_view
     return Made(views, azimuth, summary.get("seconds"), summary.get("peak_memory_mib"))
 
@@ -204,10 +204,18 @@ def write(
         ],
     }
     write_report(folder, page(config, cases, measured, truth, costs, worst_text(rows)), figures)
-    shown = [k for k, thing in enumerate(made) if thing is not None][: config.sheet]
     each = VIEWS // config.sheet_views
-    views = [made[k].views[::each][: config.sheet_views] for k in shown]  # type: ignore[union-attr]
-    write_sheet(folder / "sheet.png", views, [captions[k] for k in shown], [measured[k] for k in shown])
+    shown = [(k, thing.views[::each][: config.sheet_views]) for k, thing in enumerate(made) if thing][: config.sheet]
+    numbers = [k for k, _ in shown]
+    views = [thumbnails(pictures) for _, pictures in shown]
+    write_sheet(folder / "sheet.png", views, [captions[k] for k in numbers], [measured[k] for k in numbers])
+
+
+def thumbnails(pictures: np.ndarray) -> np.ndarray:
+    """Pictures (V, H, W, 3) brought down to 192 pixels at most, so that a sheet of many can be looked at."""
+    size = min(192, pictures.shape[1], pictures.shape[2])
+    small = [Image.fromarray(picture).resize((size, size), Image.Resampling.BOX) for picture in pictures]
+    return np.stack([np.asarray(picture) for picture in small])
 
 
 def page(
@@ -219,23 +227,25 @@ def page(
     worst_list: str,
 ) -> str:
     """report.md"""
-    def shown(value: float | None, unit: str) -> str:
+
+    def shown(key: str, unit: str) -> str:
+        value = costs[key]
         return "-" if value is None else f"{value:.0f} {unit}"
 
-    median, most = (shown(costs[key], "s") for key in ("seconds_median", "seconds_most"))
+    changes = f" with {' '.join(config.overrides)}" if config.overrides else ""
     return f"""# 3D objects of held-out prompts
 
-{len(cases)} prompts, one object each, config {config.config}{" with " if config.overrides else ""}{
-        " ".join(config.overrides)}, seed {config.seed}. Judged by the probe on eight turntable views, noun and colour by
-majority; beside it the same of {config.calibration} ground-truth objects for each prompt.
+{len(cases)} prompts, one object each, config {config.config}{changes}, seed {config.seed}.
+Judged by the probe on eight turntable views, noun and colour by majority; beside it the same of {config.calibration}
+ground-truth objects for each prompt.
 
 {table(measured, truth, KEYS)}
 
 One front only: no two of the eight views that show a front are more than 90 degrees apart, and one does show it;
 asked of things that have a front. Its false alarm rate is what is missing to 100 % on ground truth.
 
-Seconds for an object: median {median}, at most {most}. Peak memory of the process: {
-        shown(costs["peak_memory_mib_most"], "MiB")}.
+Seconds for an object: median {shown("seconds_median", "s")}, at most {shown("seconds_most", "s")}.
+Peak memory of the process that made them all: {shown("peak_memory_mib_most", "MiB")}.
 
 ## The worst
 

@@ -207,4 +207,5 @@ A side counts as right within 15 degrees of its quarter; `order` asks it of ever
 """
     write_report(folder, text, figures)
     shown = np.linspace(0, len(cases) - 1, min(config.sheet, len(cases))).astype(int)
-    write_sheet(folder / "sheet.png", *([values[k] for k in shown] for values in (drawn, captions, measured)))
+    pictures, below = [drawn[k] for k in shown], [captions[k] for k in shown]
+    write_sheet(folder / "sheet.png", pictures, below, [measured[k] for k in shown])

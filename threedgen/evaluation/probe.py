@@ -112,7 +112,9 @@ class Probe(nn.Module):
         self.paint = nn.Sequential(nn.Linear(b, b), nn.ReLU(), nn.Linear(b, colours))
         self.there = nn.Parameter(0.1 * torch.randn(words, b))
         self.whole = nn.Linear(2 * d, len(labels.nouns) + 4 + 2 + words)
-        self.to(memory_format=torch.channels_last)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # twice as fast on a CPU
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Raw:
         """Pictures (B, 3, S, S) in [0, 1] -> answers, float32."""
@@ -121,7 +123,7 @@ class Probe(nn.Module):
         middle = self.middle(fine)
         coarse = self.coarse(middle)
         levels = [lateral(y) for lateral, y in zip(self.laterals, (fine, middle, coarse), strict=True)]
-        features = F.relu(sum(F.interpolate(y, size=fine.shape[-2:]) for y in levels))
+        features = F.relu(torch.stack([F.interpolate(y, size=fine.shape[-2:]) for y in levels]).sum(0))
         places = self.place(features).flatten(2).float().softmax(-1)
         found = torch.einsum("bwp,bcp->bwc", places.to(features.dtype), features.flatten(2))
         colours = self.paint(found).float()
@@ -167,8 +169,7 @@ class Probe(nn.Module):
         card = read_card(path)
         try:
             probe = cls(Labels.from_plain(card["labels"]), ProbeNetworkConfig(**card["network"]))
-            tensors = {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
-            probe.load_state_dict(tensors)
+            probe.load_state_dict(load_file(path))  # which widens float16 to float32
         except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = str(error).split("\n")[0][:120]
             raise ConfigError(f"probe.weights: {path} is damaged or no probe ({reason}); {TRAIN}") from None

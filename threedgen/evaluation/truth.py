@@ -58,7 +58,11 @@ class Truth:
     front: Tensor
 
     def to(self, device: torch.device | str) -> Truth:
-        return Truth(*(value.to(device) for value in vars(self).values()))
+        return Truth(**{name: value.to(device) for name, value in vars(self).items()})
+
+    @classmethod
+    def cat(cls, parts: Sequence[Truth]) -> Truth:
+        return cls(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
 def nearest_colour(value: np.ndarray, margin: float = 0.6) -> int:
@@ -105,12 +109,13 @@ def picture_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarra
                 painted[view, column[word]] = colour if visible >= VISIBLE else OPEN
     nouns = [labels.nouns.index(asset.noun) for asset in assets]
     colours = [labels.colours.index(asset.colour) if asset.colour else OPEN for asset in assets]
-    per_view = [np.repeat(values, n_view) for values in (nouns, colours)]
-    front = np.repeat([asset.front for asset in assets], n_view)
     return Truth(
-        *(torch.from_numpy(values) for values in (*per_view, seen, painted)),
-        torch.from_numpy(np.asarray(azimuth, np.float32)),
-        torch.from_numpy(front),
+        noun=torch.tensor(nouns).repeat_interleave(n_view),
+        colour=torch.tensor(colours).repeat_interleave(n_view),
+        seen=torch.from_numpy(seen),
+        part_colour=torch.from_numpy(painted),
+        azimuth=torch.from_numpy(np.asarray(azimuth, np.float32)),
+        front=torch.tensor([asset.front for asset in assets]).repeat_interleave(n_view),
     )
 
 
@@ -119,7 +124,9 @@ def spec_of(asset: Asset) -> Spec:
     return Spec(asset.noun, asset.colour, asset.size, asset.part, asset.part_colour)
 
 
-def ring(asset: Asset, azimuth: np.ndarray, elevation: float, relative_distance: float, fov: float, size: int) -> np.ndarray:
+def ring(
+    asset: Asset, azimuth: np.ndarray, elevation: float, relative_distance: float, fov: float, size: int
+) -> np.ndarray:
     """Pictures (V, size, size, 3) of an asset on grey 0.5 from ``azimuth`` (V,), all angles in radians."""
     same = np.ones(len(azimuth))
     c2w = orbit_c2w(elevation * same, azimuth, relative_distance / np.tan(fov / 2) * same)

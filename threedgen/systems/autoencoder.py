@@ -75,7 +75,7 @@ def start_as_average(vae: AutoencoderKL) -> None:
 
 
 def _pass(conv: nn.Conv2d, matrix: Tensor, weight: float, taps: slice | None = None) -> None:
-    """Let the first outputs of a convolution be ``matrix`` (out, in) times the first inputs, at its middle or ``taps``."""
+    """Let the first outputs of a convolution be ``matrix`` (out, in) times the first inputs, at its middle tap."""
     out, into = matrix.shape
     middle = conv.kernel_size[0] // 2
     taps = taps or slice(middle, middle + 1)
@@ -103,12 +103,21 @@ class AutoencoderSystem(pl.LightningModule):
     stage = "autoencoder"
 
     def __init__(
-        self, options: AutoencoderConfig, seed: int, max_steps: int, vae: AutoencoderKL | None = None
+        self,
+        options: AutoencoderConfig,
+        seed: int,
+        max_steps: int,
+        vae: AutoencoderKL | None = None,
+        decoder_only: bool = False,
     ) -> None:
+        """``decoder_only``: the latents stay what they are, only their decoding is trained."""
         super().__init__()
         self.options, self.seed, self.max_steps = options, seed, max_steps
         self.config_yaml = dump(options)
         self.vae = vae or build(options)
+        if decoder_only:
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
         self.box = Toybox(seed=seed + 1, split="train")
         self.metrics: dict[str, float] = {}
 
@@ -120,9 +129,7 @@ class AutoencoderSystem(pl.LightningModule):
         if step < (1 - o.whole) * self.max_steps:
             c = o.crop
             middle = (o.image_size - c) / 2
-            corner = np.clip(rng.normal(middle, 0.8 * middle, (2, o.batch, 2)), 0, o.image_size - c).astype(
-                int
-            )
+            corner = np.clip(rng.normal(middle, 0.8 * middle, (2, o.batch, 2)), 0, o.image_size - c).astype(int)
             rgb = np.stack([rgb[i, y : y + c, x : x + c] for pair in corner for i, (y, x) in enumerate(pair)])
         x = torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2) * 2 - 1
         return x.contiguous().to(self.device)
@@ -134,7 +141,8 @@ class AutoencoderSystem(pl.LightningModule):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.bf16):
             posterior = self.vae.encode(x).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
-            z = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=noise).to(mean)
+            spread = torch.exp(0.5 * logvar) + self.options.latent_noise
+            z = mean + spread * torch.randn(mean.shape, generator=noise).to(mean)
             y = self.vae.decode(z).sample.float()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         loss = reconstruction_loss(y, x) + self.options.kl * kl
@@ -147,14 +155,11 @@ class AutoencoderSystem(pl.LightningModule):
         _, rgb, _, _ = Toybox(self.seed, "held-out").batch(range(8), self.options.image_size, n_view=1)
         x = torch.from_numpy(rgb).permute(0, 3, 1, 2).to(self.device) * 2 - 1
         y = self.vae.decode(self.vae.encode(x).latent_dist.mode()).sample
-        write_png(
-            folder / "reconstructions.png", grid(torch.cat([x, y]).permute(0, 2, 3, 1).cpu() / 2 + 0.5, 8)
-        )
+        write_png(folder / "reconstructions.png", grid(torch.cat([x, y]).permute(0, 2, 3, 1).cpu() / 2 + 0.5, 8))
 
     def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(
-            self.vae.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=1e-4, fused=True
-        )
+        trained = [p for p in self.vae.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1.0, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: at(self.options.learning_rate, step, self.max_steps)
         )

@@ -54,9 +54,7 @@ class GenerateSystem(pl.LightningModule):
         self.material = registry.build("material", config.material)
         march = config.march
         self.occupancy = (
-            None
-            if config.occupancy is None
-            else OccupancyGrid(config.occupancy, march.radius, step_size(march))
+            None if config.occupancy is None else OccupancyGrid(config.occupancy, march.radius, step_size(march))
         )
         self.register_buffer("text", text, persistent=False)
         self.register_buffer("views", views, persistent=False)
@@ -112,12 +110,8 @@ class GenerateSystem(pl.LightningModule):
         """Score distillation of freshly rendered views, and the regularisers."""
         c, size = self.config, self.size(step)
         groups = int(_jump(c.groups, step, self.max_steps))
-        cameras = sample_multiview(
-            c.camera, self.rng(step, "cameras"), step, n_groups=groups, height=size, width=size
-        )
-        weights = {
-            name: at(getattr(c.loss, name), step, self.max_steps) for name in type(c.loss).model_fields
-        }
+        cameras = sample_multiview(c.camera, self.rng(step, "cameras"), step, n_groups=groups, height=size, width=size)
+        weights = {name: at(getattr(c.loss, name), step, self.max_steps) for name in type(c.loss).model_fields}
         seen = self.render(cameras, step, training=True, grad=True, normals=weights["orientation"] > 0)
         rgb = seen.rgb.view(len(cameras), size, size, 3)
 
@@ -147,9 +141,7 @@ class GenerateSystem(pl.LightningModule):
             terms["z_variance"] = losses.z_variance(seen.z_variance, seen.opacity)
         return terms
 
-    def render(
-        self, cameras: Cameras, step: int, *, training: bool, grad: bool, normals: bool = False
-    ) -> Render:
+    def render(self, cameras: Cameras, step: int, *, training: bool, grad: bool, normals: bool = False) -> Render:
         """All pixels of all cameras as rays (B H W, ...)."""
         origins, directions = (rays.reshape(-1, 3).to(self.device) for rays in cameras.rays())
         light = cameras.light.to(self.device).repeat_interleave(cameras.height * cameras.width, 0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from threedgen.config import Config, Schedule
+from threedgen.config import Config, ConfigError, Schedule
 from threedgen.options import (
     CheckpointConfig,
     MultiviewCameraConfig,
@@ -14,16 +14,28 @@ from threedgen.options import (
     RunConfig,
     TrainerConfig,
 )
+from threedgen.prompts import tidy
 from threedgen.registry import Component
 from threedgen.representations.options import MarchConfig, OccupancyConfig
+
+
+def _divisible(name: str, values: tuple[int, ...], parts_name: str, parts: int) -> None:
+    """Each of `values` should be at least 1 and fall into `parts` equal parts. Raises ValueError."""
+    wrong = [value for value in values if value < 1 or parts < 1 or value % parts]
+    if wrong or not values:
+        raise ValueError(f"{name} {list(values)} should be multiples of {parts_name} {parts}")
+
+
+def _multiple(name: str, value: int, unit: int, what: str) -> None:
+    if value % unit:
+        near = max(unit, round(value / unit) * unit)
+        raise ValueError(f"{name} {value} should be a multiple of {unit}, {what}; try {near}")
 
 
 class AutoencoderConfig(Config):
     """The autoencoder of an embedded prior and how it is trained."""
 
-    channels: tuple[int, ...] = Field(
-        (16, 32, 64, 128), description="width of each level; each halves the picture"
-    )
+    channels: tuple[int, ...] = Field((16, 32, 64, 128), description="width of each level; each halves the picture")
     layers_per_block: int = Field(1, ge=1, le=4, description="residual blocks of a level")
     latent_channels: int = Field(4, ge=1, le=64)
     groups: int = Field(1, ge=1, description="groups of the group norms; one keeps colours comparable")
@@ -31,13 +43,26 @@ class AutoencoderConfig(Config):
     crop: int = Field(64, ge=16, description="size of the crops that most steps train on, in pixels")
     whole: float = Field(0.25, ge=0, le=1, description="last share of the steps, which sees whole pictures")
     batch: int = Field(16, ge=1, description="assets in a step; a crop step takes two crops of each")
-    jumbles: float = Field(
-        0.25, ge=0, le=1, description="share of the pictures that show heaps of random solids"
-    )
+    jumbles: float = Field(0.25, ge=0, le=1, description="share of the pictures that show heaps of random solids")
     max_steps: int = Field(1500, ge=1)
     learning_rate: Schedule = Field({"0%": 1e-4, "2%": 2e-3, "60%": 2e-3, "100%": 1e-4})
     kl: float = Field(1e-5, ge=0, description="weight of the KL divergence per latent number")
+    latent_noise: float = Field(0.0, ge=0, le=1, description="noise on the latents, beyond the posterior's")
     bf16: bool = Field(True, description="bfloat16 autocast")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along each axis."""
+        return 2 ** (len(self.channels) - 1)
+
+    @model_validator(mode="after")
+    def _fit(self) -> AutoencoderConfig:
+        _divisible("channels", self.channels, "groups", self.groups)
+        _multiple("image_size", self.image_size, self.factor, "2 ** (levels - 1)")
+        _multiple("crop", self.crop, self.factor, "2 ** (levels - 1)")
+        if self.crop > self.image_size:
+            raise ValueError(f"crop {self.crop} should not exceed image_size {self.image_size}")
+        return self
 
 
 class NetworkConfig(Config):
@@ -53,36 +78,40 @@ class NetworkConfig(Config):
     text_heads: int = Field(4, ge=1)
     max_tokens: int = Field(24, ge=4, description="length of a prompt in tokens, start and end included")
 
+    @model_validator(mode="after")
+    def _fit(self) -> NetworkConfig:
+        levels = {"channels": len(self.channels), "attention": len(self.attention), "heads": len(self.heads)}
+        if len(set(levels.values())) > 1 or not self.channels:
+            counts = ", ".join(f"{name} has {count}" for name, count in levels.items())
+            raise ValueError(f"channels, attention and heads should have one value for each level ({counts})")
+        _divisible("channels", self.channels, "groups", self.groups)
+        for channels, heads, attention in zip(self.channels, self.heads, self.attention, strict=True):
+            if attention:
+                _divisible("channels", (channels,), "heads", heads)
+        _divisible("text_width", (self.text_width,), "text_heads", self.text_heads)
+        return self
+
 
 class PriorTrainingConfig(Config):
     """How text encoder and UNet learn (MVDream section 3: one network, 2D and multi-view batches)."""
 
     batch: int = Field(16, ge=1, description="scenes in a step, of n_view pictures each")
     n_view: int = Field(4, ge=1, le=16)
-    fresh: int = Field(
-        4, ge=0, description="scenes of a step that no step saw before; the rest is seen again"
-    )
+    fresh: int = Field(4, ge=0, description="scenes of a step that no step saw before; the rest is seen again")
     first: int = Field(1024, ge=1, description="scenes to begin with")
     scenes: int = Field(100_000, ge=1, description="scenes at most; from then on all are seen again")
-    first_scene: int = Field(
-        0, ge=0, description="index of the first scene; another number, another part of the world"
-    )
+    first_scene: int = Field(0, ge=0, description="index of the first scene; another number, another part of the world")
     two_d: float = Field(0.3, ge=0, le=1, description="share of 2D batches: attention by view, no camera")
-    no_text: float = Field(
-        0.1, ge=0, le=1, description="share of scenes whose caption is left out, for guidance"
-    )
+    no_text: float = Field(0.1, ge=0, le=1, description="share of scenes whose caption is left out, for guidance")
     timestep_power: float = Field(
         0.8,
         gt=0,
         le=2,
-        description="t = T u^this: below 1 favours noise, where shape and "
-        "colour are decided and the loss is smallest",
+        description="t = T u^this: below 1 favours noise, where shape and colour are decided and the loss is smallest",
     )
     learning_rate: Schedule = Field({"0%": 0.0, "2%": 1e-3, "60%": 1e-3, "100%": 2e-5})
     weight_decay: float = Field(0.01, ge=0)
-    ema: float = Field(
-        0.998, ge=0, lt=1, description="decay of the average of the weights, which is what ships"
-    )
+    ema: float = Field(0.998, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
     bf16: bool = Field(True, description="bfloat16 autocast")
     sheet_prompts: tuple[str, ...] = Field(
         (
@@ -100,14 +129,43 @@ class PriorTrainingConfig(Config):
 class TrainPriorConfig(RunConfig):
     """Train the embedded prior: an autoencoder, then text encoder and UNet."""
 
-    start: str | None = Field(
-        None, description="weights to go on from (embedded, a folder); null: from nothing"
-    )
+    start: str | None = Field(None, description="weights to go on from (embedded, a folder); null: from nothing")
     image_size: int = Field(128, ge=32, le=1024, description="pixels of a picture")
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     network: NetworkConfig = NetworkConfig()
     training: PriorTrainingConfig = PriorTrainingConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=20_000, gradient_clip_val=1.0, val_check_interval=500)
+    checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
+
+    @model_validator(mode="after")
+    def _fit(self) -> TrainPriorConfig:
+        if self.start is None:
+            unit = self.autoencoder.factor
+            _multiple("image_size", self.image_size, unit, "2 ** (levels of the autoencoder - 1)")
+        return self
+
+    def check(self) -> None:
+        from threedgen.guidance.loading import check
+
+        if self.start is not None:
+            try:
+                check(self.start)
+            except ConfigError as error:
+                raise ConfigError(str(error).replace("weights:", "start:", 1)) from None
+        super().check()
+
+
+class RefineDecoderConfig(RunConfig):
+    """Train the decoder of a prior on: sharper samples, while the latents and the UNet stay as they are."""
+
+    start: str = Field("embedded", min_length=1, description="the prior whose decoder is trained")
+    autoencoder: AutoencoderConfig = Field(
+        AutoencoderConfig(
+            latent_noise=0.1, learning_rate={"0%": 1e-4, "5%": 1e-3, "50%": 1e-3, "100%": 5e-5}, jumbles=0.1
+        ),
+        description="batches and learning rate; the sizes are those of the prior, max_steps that of the trainer",
+    )
+    trainer: TrainerConfig = TrainerConfig(max_steps=2000, gradient_clip_val=1.0, val_check_interval=200)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
 
 
@@ -120,9 +178,7 @@ class OptimizerConfig(Config):
     background: Schedule = Field(0.001, ge=0, description="learning rate of the background")
     betas: tuple[float, float] = Field((0.9, 0.99))
     eps: float = Field(1e-15, gt=0)
-    weight_decay: float = Field(
-        0.01, ge=0, description="for adamw; 0.01 is torch's default, which MVDream ran with"
-    )
+    weight_decay: float = Field(0.01, ge=0, description="for adamw; 0.01 is torch's default, which MVDream ran with")
 
 
 class LossConfig(Config):
@@ -131,9 +187,7 @@ class LossConfig(Config):
     distillation: Schedule = Field(1.0, ge=0, description="the prior's opinion")
     orientation: Schedule = Field(0.0, ge=0, description="against matter that faces away; needs normals")
     sparsity: Schedule = Field(0.0, ge=0, description="against matter at all: clears haze")
-    opaque: Schedule = Field(
-        0.0, ge=0, description="against half-transparent rays: clears halos late in a run"
-    )
+    opaque: Schedule = Field(0.0, ge=0, description="against half-transparent rays: clears halos late in a run")
     z_variance: Schedule = Field(0.0, ge=0, description="against matter spread out along rays")
 
 
@@ -162,9 +216,7 @@ class ResultConfig(Config):
         description="cameras of turntable.mp4",
     )
     fps: int = Field(20, ge=1, le=120)
-    mesh_resolution: int = Field(
-        128, ge=16, le=512, description="grid points along an edge for marching cubes"
-    )
+    mesh_resolution: int = Field(128, ge=16, le=512, description="grid points along an edge for marching cubes")
 
 
 class GenerateConfig(RunConfig):
@@ -172,30 +224,18 @@ class GenerateConfig(RunConfig):
 
     prompt: str = Field("", description="what to make; taken as it is")
     negative_prompt: str = Field("", description="what to stay away from")
-    prior: Annotated[Any, Component("prior", default="mvdream")] = Field(
-        {}, description="who judges the views"
-    )
+    prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="who judges the views")
     distillation: Annotated[Any, Component("distillation", default="reconstruction")] = Field(
         {}, description="how the judgement becomes a loss"
     )
-    field: Annotated[Any, Component("representation", default="ngp")] = Field(
-        {}, description="what is optimised"
-    )
-    background: Annotated[Any, Component("background", default="solid")] = Field(
-        {}, description="what is behind it"
-    )
-    material: Annotated[Any, Component("material", default="none")] = Field(
-        {}, description="how features are lit"
-    )
+    field: Annotated[Any, Component("representation", default="ngp")] = Field({}, description="what is optimised")
+    background: Annotated[Any, Component("background", default="solid")] = Field({}, description="what is behind it")
+    material: Annotated[Any, Component("material", default="none")] = Field({}, description="how features are lit")
     march: MarchConfig = MarchConfig()
     occupancy: OccupancyConfig | None = Field(OccupancyConfig(), description="null: no empty-space skipping")
     camera: MultiviewCameraConfig = MultiviewCameraConfig()
-    size: Schedule = Field(
-        64, ge=8, le=2048, description="pixels of a training render; changes take effect in jumps"
-    )
-    groups: Schedule = Field(
-        1, ge=1, le=64, description="groups of camera.n_view views in a step; changes in jumps"
-    )
+    size: Schedule = Field(64, ge=8, le=2048, description="pixels of a training render; changes take effect in jumps")
+    groups: Schedule = Field(1, ge=1, le=64, description="groups of camera.n_view views in a step; changes in jumps")
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
     preview: PreviewConfig = PreviewConfig()
@@ -203,6 +243,30 @@ class GenerateConfig(RunConfig):
     result: ResultConfig = ResultConfig()
     trainer: TrainerConfig = TrainerConfig(val_check_interval=100)
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _agree(self) -> GenerateConfig:
+        """What one section says has to suit the others."""
+        radius = getattr(self.field, "radius", self.march.radius)
+        if radius != self.march.radius:
+            raise ValueError(
+                f"field.radius {radius:g} and march.radius {self.march.radius:g} should be the same: rays are "
+                "followed through the cube in which the field lives"
+            )
+        warm, steps = self.warm_start.steps, self.trainer.max_steps
+        if warm > steps:
+            raise ValueError(
+                f"warm_start.steps {warm} should not exceed trainer.max_steps {steps}; try warm_start.steps={steps // 2}"
+            )
+        if warm and self.camera.n_view < 2:
+            raise ValueError("warm_start.steps needs several sampled views: camera.n_view should be 2 or more")
+        if self.trainer.accumulate_grad_batches > 1:
+            raise ValueError("trainer.accumulate_grad_batches should be 1; for more views in a step, set groups")
+        return self
+
+    def check(self) -> None:
+        tidy(self.prompt)
+        super().check()
 
 
 class SampleConfig(RunConfig):
@@ -217,6 +281,10 @@ class SampleConfig(RunConfig):
     guidance_scale: float = Field(5.0, ge=0)
     elevation: float = Field(15.0, ge=-90, le=90, description="degrees")
     azimuth: float = Field(0.0, ge=-360, le=360, description="degrees, of the first view; 0 is the front")
+
+    def check(self) -> None:
+        tidy(self.prompt)
+        super().check()
 
 
 class ToyboxSheetConfig(RunConfig):

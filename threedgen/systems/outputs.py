@@ -21,6 +21,8 @@ from .generate import GenerateSystem
 logger = logging.getLogger(__name__)
 VIEWS = 8
 """Sides on views.png, in two rows."""
+FILES = ("preview.png", "turntable.mp4", "views.png", "mesh.glb")
+"""What a run makes, as far as it can."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Run:
 
 
 def view_indices(n: int) -> list[int]:
-    """Which of the ``n`` turntable pictures are on views.png: eight, as evenly as they lie, or all if there are fewer."""
+    """Which of the ``n`` turntable pictures are on views.png: eight, evenly, or all if there are fewer."""
     count = min(VIEWS, n)
     return [k * n // count for k in range(count)]
 
@@ -86,6 +88,7 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str]) -> dic
     except EmptyField as error:
         notes.append(str(error))
         logger.warning("%s", error)
+        (folder / "mesh.glb").unlink(missing_ok=True)  # of an earlier, shorter part of the run
         return figures
     extras = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
     save_glb(mesh, folder / "mesh.glb", extras)

@@ -83,8 +83,8 @@ class PriorSystem(pl.LightningModule):
         known = min(o.scenes, o.first + step * o.fresh)
         rng = numpy_generator(self.seed, step, "scenes", self.global_rank)
         old = rng.integers(0, known, o.batch)
-        if known < o.scenes:
-            old[: o.fresh] = range(known, known + min(o.fresh, o.scenes - known))
+        fresh = min(o.fresh, o.batch, o.scenes - known)
+        old[:fresh] = range(known, known + fresh)
         return old
 
     def text(self, captions: list[str]) -> Tensor:
@@ -127,9 +127,7 @@ class PriorSystem(pl.LightningModule):
         optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=o.weight_decay, fused=True
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: at(o.learning_rate, step, self.max_steps)
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: at(o.learning_rate, step, self.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def validate(self, step: int, folder: Path) -> None:

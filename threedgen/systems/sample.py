@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from threedgen import registry
 from threedgen.cameras import orbit
+from threedgen.cli import say
 from threedgen.images import grid, write_png
 from threedgen.ledger import write_summary
 from threedgen.loop import set_threads
@@ -18,6 +18,7 @@ from threedgen.prompts import tidy, warn_about
 from threedgen.seeding import generator
 
 from .options import SampleConfig
+from .shared import load_prior, writing
 
 logger = logging.getLogger(__name__)
 
@@ -28,27 +29,24 @@ def run(config: SampleConfig, resume: Path | None = None, quiet: bool = False) -
     prompt = tidy(config.prompt)
     silence_lightning()
     set_threads(config.threads)
-    prior = registry.build("prior", config.prior)
-    notes = warn_about(prompt, prior)
+    prior = load_prior(config.prior)
+    notes = warn_about(config.prompt, prior)
     loaded = time.monotonic()
     c2w = None
     if config.n_view:
-        elevation, azimuth = (
-            float(a) for a in torch.deg2rad(torch.tensor([config.elevation, config.azimuth]))
-        )
+        elevation, azimuth = (float(a) for a in torch.deg2rad(torch.tensor([config.elevation, config.azimuth])))
         c2w = orbit(config.n_view, elevation, 2.6, 0.7, 8, 8, azimuth=azimuth).c2w
     rows = []
     for k in range(config.samples):
         rng = generator(config.seed, k, "sample")
         rows.append(
-            prior.sample(
-                prompt, c2w, config.steps, config.guidance_scale, config.negative_prompt, generator=rng
-            )
+            prior.sample(prompt, c2w, config.steps, config.guidance_scale, config.negative_prompt, generator=rng)
         )
-    path = write_png(folder / "views.png", grid(torch.cat(rows), max(1, config.n_view)))
-    sampled = time.monotonic() - loaded
-    write_summary(folder, config, time.monotonic() - begun, sampling_seconds=round(sampled, 3), notes=notes)
+    sampled, columns = time.monotonic() - loaded, max(1, config.n_view)
+    with writing(folder):
+        path = write_png(folder / "views.png", grid(torch.cat(rows), columns))
+        write_summary(folder, config, time.monotonic() - begun, sampling_seconds=round(sampled, 3), notes=notes)
     if not quiet:
-        logger.warning("%d x %d views in %.1f s", config.samples, max(1, config.n_view), sampled)
-    print(path)
+        logger.warning("%d x %d views in %.1f s", config.samples, columns, sampled)
+    say(str(path))
     return 0

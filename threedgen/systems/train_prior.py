@@ -15,51 +15,83 @@ from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
+from threedgen import seeding
+from threedgen.cli import say
 from threedgen.data.latents import LatentBank
 from threedgen.data.toybox.world import Toybox
+from threedgen.errors import ConfigError
 from threedgen.guidance.mvdream import MVDream
 from threedgen.ledger import write_summary
 from threedgen.loop import Status, fit, set_threads
+from threedgen.runs import write_atomic
 
 from . import autoencoder, prior_training
 from .options import TrainPriorConfig
+from .shared import existing, finished, writing
 
 logger = logging.getLogger(__name__)
+
+FILES = ("prior/model_index.json", "samples.png")
+"""What a run makes."""
 
 
 def run(config: TrainPriorConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Train, or go on training, the prior that ``config`` describes; returns the exit code."""
     begun, folder = time.monotonic(), Path(str(config.out))
+    if resume and finished(folder, config.trainer.max_steps):
+        logger.warning("%s is finished already; its files are as they were", folder)
+        say(str(folder / "prior"))
+        return Status.FINISHED.exit_code
     set_threads(config.threads)
-    torch.manual_seed(config.seed)
     if config.start:
-        prior = MVDream.load(config.start)
+        prior = starting_prior(config)
     else:
         vae, status = train_autoencoder(config, folder / "autoencoder", resume, quiet)
         if status is not Status.FINISHED:
             return status.exit_code
+        seed_networks(config.seed, "prior")  # whether the first stage ran in this process or an earlier one
         prior = prior_training.build(config.network, vae, config.image_size)
     prior.vae.requires_grad_(False).eval()
     training = config.training
-    bank = LatentBank(
-        folder / "latents",
-        Toybox(config.seed, "train"),
-        prior,
-        training.scenes,
-        training.n_view,
-        training.first_scene,
-    )
+    with writing(folder):
+        bank = LatentBank(
+            folder / "latents",
+            Toybox(config.seed, "train"),
+            prior,
+            training.scenes,
+            training.n_view,
+            training.first_scene,
+        )
     system = prior_training.PriorSystem(config, prior, bank)
-    status = fit(
-        system, config, folder, resume=resume is not None, quiet=quiet, metrics=("loss_3d", "loss_2d")
-    )
-    if status in (Status.FINISHED, Status.INTERRUPTED):
-        with torch.no_grad():
+    status = fit(system, config, folder, resume=resume is not None, quiet=quiet, metrics=("loss_3d", "loss_2d"))
+    if status in (Status.FINISHED, Status.INTERRUPTED) and system.trainer.is_global_zero:
+        system.eval()
+        with torch.no_grad(), writing(folder):
             system.validate(config.trainer.max_steps, folder)
-        write_summary(folder, config, time.monotonic() - begun, status=status.value)
+            write_summary(
+                folder, config, time.monotonic() - begun, status=status.value,
+                steps=system.trainer.global_step, files=existing(folder, FILES),
+            )  # fmt: skip
+        say(str(folder / "prior"))
     return status.exit_code
+
+
+def seed_networks(seed: int, name: str) -> None:
+    """Lets the random weights of new networks depend on nothing that happened before."""
+    torch.manual_seed(seeding.key(seed, 0, name))
+
+
+def starting_prior(config: TrainPriorConfig) -> MVDream:
+    """The prior to go on from.  Raises ConfigError, also if it draws pictures of another size."""
+    prior = MVDream.load(str(config.start))
+    if prior.image_size != config.image_size:
+        raise ConfigError(
+            f"image_size: should be {prior.image_size}, that of the prior to start from (got {config.image_size})"
+        )
+    return prior
 
 
 def train_autoencoder(
@@ -67,22 +99,31 @@ def train_autoencoder(
 ) -> tuple[AutoencoderKL, Status]:
     """The first stage; a finished one is read from its file."""
     options, done = config.autoencoder, folder / "vae.safetensors"
-    if done.exists():
-        vae = autoencoder.build(options)
-        vae.load_state_dict(load_file(done))
+    torch.manual_seed(config.seed)
+    vae = autoencoder.build(options)
+    if done.exists() and _filled(vae, done):
         return vae, Status.FINISHED
     stage = config.model_copy(
         update={
-            "trainer": config.trainer.model_copy(
-                update={"max_steps": options.max_steps, "val_check_interval": 200}
-            )
+            "trainer": config.trainer.model_copy(update={"max_steps": options.max_steps, "val_check_interval": 200})
         }
     )
     folder.mkdir(parents=True, exist_ok=True)
-    system = autoencoder.AutoencoderSystem(options, config.seed, options.max_steps)
+    system = autoencoder.AutoencoderSystem(options, config.seed, options.max_steps, vae)
     status = fit(system, stage, folder, resume=resume is not None, quiet=quiet, metrics=("psnr",))
     if status is Status.FINISHED:
         vae = system.vae.cpu().eval()
         autoencoder.standardise(vae, Toybox(config.seed, "train"), options.image_size)
-        save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, done)
+        with writing(folder):
+            write_atomic(done, save({k: v.contiguous() for k, v in vae.state_dict().items()}))
     return system.vae, status
+
+
+def _filled(vae: AutoencoderKL, path: Path) -> bool:
+    """Loads the weights of a finished first stage; False if the file is damaged (its checkpoint is still there)."""
+    try:
+        vae.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        logger.warning("%s is damaged (%s) and is made again", path, type(error).__name__)
+        return False
+    return True

@@ -1,8 +1,8 @@
 """The task "train-probe": the small network that all evaluations look through.
 
-    RUN/checkpoints/
-    RUN/validation.jsonl          accuracy on fresh objects as it goes on
-    RUN/probe/toybox-probe.*      the probe in float16, and its labels, sizes and accuracy
+RUN/checkpoints/
+RUN/validation.jsonl          accuracy on fresh objects as it goes on
+RUN/probe/toybox-probe.*      the probe in float16, and its labels, sizes and accuracy
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from threedgen.evaluation.options import TrainProbeConfig
 from threedgen.evaluation.probe import NAME, Probe, Raw
 from threedgen.evaluation.truth import OPEN, WIDE, Labels, Truth, labelled
 from threedgen.evaluation.verdicts import azimuth_error, own_accuracy, tally
+from threedgen.images import to_uint8
 from threedgen.ledger import write_summary
 from threedgen.loop import Status, fit, set_threads
 from threedgen.seeding import generator, numpy_generator
@@ -31,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 FRESH = 1_000_003
 """Added to the seed for the objects that the probe is measured on: none of them was ever trained on."""
+
+
+RANK = 10_000_000
+"""Blocks between the samples of one device and the next."""
 
 
 def run(config: TrainProbeConfig, resume: Path | None = None, quiet: bool = False) -> int:
@@ -49,7 +54,8 @@ def run(config: TrainProbeConfig, resume: Path | None = None, quiet: bool = Fals
         system.probe.save(path, {"accuracy": accuracy, "steps": steps, "seed": config.seed})
         write_summary(folder, config, time.monotonic() - begun, status=status.value, steps=steps, accuracy=accuracy)
         if not quiet:
-            logger.warning("probe: noun %.1f %%, colour %.1f %%", *(100 * accuracy[key]["share"] for key in ("noun", "colour")))
+            noun, colour = (100 * accuracy[key]["share"] for key in ("noun", "colour"))
+            logger.warning("probe: noun %.1f %%, colour %.1f %% of %d objects", noun, colour, config.measured)
         print(path)
     return status.exit_code
 
@@ -65,7 +71,8 @@ def measure(probe: Probe, count: int, seed: int) -> dict:
 
 
 class ProbeSystem(pl.LightningModule):
-    """Trains a Probe; step s sees toybox samples that no other step sees, whatever happened before."""
+    """Trains a Probe. Each step renders one block of toybox samples and sees some of the last ``window`` ones again:
+    rendering costs as much as learning. What a step sees depends on its number only, whatever happened before."""
 
     stage = "probe"
 
@@ -75,21 +82,34 @@ class ProbeSystem(pl.LightningModule):
         self.size = config.network.image_size
         self.probe = Probe(labels or Labels.of_toybox(), config.network)
         self.boxes = Toybox(config.seed, "train", WIDE), Toybox(config.seed, "held-out", WIDE)
+        self.cache: dict[int, tuple[Tensor, Truth]] = {}
         self.metrics: dict[str, float] = {}
+        self.config_yaml = ""
 
     def pictures(self, step: int) -> tuple[Tensor, Truth]:
-        """The batch of a step: (B, 3, size, size) in [0, 1] and its truth. Ranks of a parallel run share nothing."""
-        o, ranks = self.options, max(1, self.trainer.world_size if self._trainer else 1)
-        first = (step * ranks + self.global_rank) * o.scenes
-        held_out = numpy_generator(self.seed, step, "split", self.global_rank).random(o.scenes) < o.held_out
-        parts = []
-        for box, wanted in zip(self.boxes, (~held_out, held_out), strict=True):
-            if indices := [first + int(k) for k in wanted.nonzero()[0]]:
-                parts.append(labelled(box, indices, self.size, o.n_view, self.probe.labels))
-        rgb = torch.cat([torch.from_numpy(rgb) for rgb, _ in parts])
-        names = Truth.__dataclass_fields__
-        truth = Truth(**{name: torch.cat([getattr(truth, name) for _, truth in parts]) for name in names})
-        return rgb.permute(0, 3, 1, 2), truth
+        """The batch of a step: (B, 3, size, size) in [0, 1] and its truth. Devices share no samples."""
+        o = self.options
+        self.cache.pop(step - o.window, None)
+        rng = numpy_generator(self.seed, step, "blocks", self.global_rank)
+        earlier = rng.permutation(min(step, o.window - 1))[: o.blocks - 1]
+        blocks = [self.block(step - int(back)) for back in (0, *(earlier + 1))]
+        rgb = torch.cat([rgb for rgb, _ in blocks]).permute(0, 3, 1, 2).float() / 255
+        return rgb, Truth.cat([truth for _, truth in blocks])
+
+    def block(self, number: int) -> tuple[Tensor, Truth]:
+        """Block ``number``, uint8 (B, size, size, 3), rendered unless it is still there."""
+        if number not in self.cache:
+            o = self.options
+            first = (number + self.global_rank * RANK) * o.block
+            held_out = numpy_generator(self.seed, number, "split", self.global_rank).random(o.block) < o.held_out
+            parts = [
+                labelled(box, [first + int(k) for k in wanted.nonzero()[0]], self.size, o.n_view, self.probe.labels)
+                for box, wanted in zip(self.boxes, (~held_out, held_out), strict=True)
+                if wanted.any()
+            ]
+            rgb = torch.cat([torch.from_numpy(to_uint8(rgb)) for rgb, _ in parts])
+            self.cache[number] = rgb, Truth.cat([truth for _, truth in parts])
+        return self.cache[number]
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step = int(batch)

@@ -29,7 +29,8 @@ def samples(noun: str, count: int, split: str, seed: int) -> list[Spec]:
     found: list[Spec] = []
     for k in range(400):
         part = options[(k // 2) % len(options)] if options and k % 2 else ""
-        colour = names[(5 * k + seed + len(noun)) % len(names)]
+        turn = k // (2 * len(options)) if options else 0  # or a part would meet the same colour in every turn
+        colour = names[(5 * k + turn + seed + len(noun)) % len(names)]
         spec = Spec(noun, colour, "", part, names[(7 * k + 3) % len(names)] if part else "")
         if not held_out(spec):
             found.append(spec)

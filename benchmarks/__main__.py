@@ -1,0 +1,76 @@
+"""python -m benchmarks [hashgrid] [step] [breakdown] [options] [key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from threedgen.errors import ConfigError
+
+PARTS = ("hashgrid", "step", "breakdown")
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Speed of the parts and of a whole step, as tables."
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="PART | key=value",
+        help=f"what to measure ({', '.join(PARTS)}; default: all), and options of the config mvdream-toybox, "
+        "such as prior.weights=FOLDER or threads=2",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=3, help="repeats of every measurement (default 3)")
+    parser.add_argument("--size", type=int, default=64, help="pixels of the renders in a step (default 64)")
+    parser.add_argument("--ablations", action="store_true", help="also torch twins and no skipping one by one")
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the results")
+    given = parser.parse_intermixed_args(words)
+    given.parts = [word for word in given.words if "=" not in word] or list(PARTS)
+    given.overrides = [word for word in given.words if "=" in word]
+    for part in given.parts:
+        if part not in PARTS:
+            parser.error(f"there is no part {part!r}; there are: {', '.join(PARTS)}")
+    if given.rounds < 1 or given.size < 8:
+        parser.error("--rounds should be at least 1 and --size at least 8")
+    return given
+
+
+def main(words: list[str] | None = None) -> int:
+    """Measure, print, and write benchmarks.json and benchmarks.md."""
+    given = arguments(words)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # after the options are checked: these take seconds
+    from . import breakdown, hashgrid, step
+    from .clock import machine
+    from .scene import Bench
+
+    tables = []
+    bench = Bench(given.overrides) if set(given.parts) & {"step", "breakdown"} else None
+    about = machine()
+    if "hashgrid" in given.parts:
+        tables.append(hashgrid.table(given.rounds))
+        print(tables[-1].text() + "\n", flush=True)
+    if bench is not None and "step" in given.parts:
+        tables.append(step.table(bench, given.rounds, given.size, given.ablations))
+        print(tables[-1].text() + "\n", flush=True)
+    if bench is not None and "breakdown" in given.parts:
+        tables.append(breakdown.table(bench, given.rounds, given.size))
+        print(tables[-1].text() + "\n", flush=True)
+    given.out.mkdir(parents=True, exist_ok=True)
+    record = {"machine": about, "options": given.overrides, "tables": [table.json() for table in tables]}
+    (given.out / "benchmarks.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    lines = "".join(f"- {name}: {value}\n" for name, value in about.items())
+    text = "\n".join(table.markdown() for table in tables)
+    (given.out / "benchmarks.md").write_text(f"# Benchmarks\n\n{lines}\n{text}", encoding="utf-8")
+    print(f"{given.out}/benchmarks.md, {given.out}/benchmarks.json")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

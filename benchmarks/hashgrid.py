@@ -1,0 +1,62 @@
+"""The hash grid, forward and backward to its table: the numba kernels against the plain torch twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+from threedgen import registry
+from threedgen.representations.options import HashGridConfig
+
+from .clock import interleaved, ratio
+from .table import Table
+
+SIZES: list[tuple[str, dict[str, Any], int]] = [
+    ("toybox", {"n_levels": 10, "log2_hashmap_size": 15, "per_level_scale": 1.36}, 2**14),
+    ("toybox", {"n_levels": 10, "log2_hashmap_size": 15, "per_level_scale": 1.36}, 2**17),
+    ("16 levels", {"n_levels": 16, "log2_hashmap_size": 15}, 2**15),
+    ("16 levels", {"n_levels": 16, "log2_hashmap_size": 17}, 2**15),
+    ("MVDream", {"n_levels": 16, "log2_hashmap_size": 19}, 2**15),
+]
+"""Name, options, number of points."""
+
+
+def table(rounds: int) -> Table:
+    """A row for each size."""
+    rows = [_row(name, options, points, rounds) for name, options, points in SIZES]
+    note = f"Median of {rounds} interleaved rounds; random points in the cube; the gradient of a random output."
+    return Table("Hash grid, forward + backward", rows, [note])
+
+
+def _row(name: str, options: dict[str, Any], points: int, rounds: int) -> dict[str, str | int | float]:
+    seconds = interleaved({backend: _case(options, points, backend) for backend in ("numba", "torch")}, rounds)
+    unit = 1e9 / points / options["n_levels"]
+    numba, torch_ = (median(seconds[backend]) for backend in ("numba", "torch"))
+    return {
+        "grid": name,
+        "levels": options["n_levels"],
+        "log2 table": options["log2_hashmap_size"],
+        "points": points,
+        "numba ms": 1e3 * numba,
+        "torch ms": 1e3 * torch_,
+        "numba ns/point/level": unit * numba,
+        "torch ns/point/level": unit * torch_,
+        "times faster": ratio(seconds["torch"], seconds["numba"]),
+    }
+
+
+def _case(options: dict[str, Any], points: int, backend: str) -> Callable[[], None]:
+    """One forward and backward pass."""
+    rng = torch.Generator().manual_seed(0)
+    grid = registry.build("encoding", HashGridConfig(**options, backend=backend), generator=rng)
+    x = torch.rand(points, 3, generator=rng)
+    grad = torch.randn(points, grid.output_dim, generator=rng)
+
+    def run() -> None:
+        grid.table.grad = None
+        grid(x).backward(grad)
+
+    return run

@@ -1,0 +1,243 @@
+"""Whole commands in forked processes, for tests that kill them; see toy_run.py for the idea.
+
+    python tests/task_server.py        then lines on stdin: {"folder": ..., "words": [...], faults of child()}
+
+The server has imported what the tasks need and computed nothing.  `folder` is the child's working directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import toy_run
+
+TINY = {
+    "task": "generate",
+    "prompt": "a red dog",
+    "threads": 1,
+    "field": {
+        "encoding": {"n_levels": 3, "log2_hashmap_size": 8, "base_resolution": 4},
+        "width": 8,
+        "density_blob_scale": 20.0,
+    },
+    "background": {"name": "neural", "width": 4},
+    "march": {"samples": 12},
+    "occupancy": {"resolution": 8, "interval": 4, "warmup": 8},
+    "size": 8,
+    "camera": {"n_view": 2},
+    "preview": {"steps": 2},
+    "result": {
+        "turntable": {"n_view": 2, "height": 16, "width": 16, "distance": 2.6},
+        "mesh_resolution": 16,
+    },
+    "trainer": {"max_steps": 24, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
+    "checkpoint": {"seconds": 0},
+}
+"""A generate run of a second: everything in it, everything small."""
+
+TINY_PRIOR = {
+    "task": "train-prior",
+    "threads": 1,
+    "image_size": 32,
+    "autoencoder": {
+        "channels": [8, 16],
+        "image_size": 32,
+        "crop": 16,
+        "batch": 2,
+        "max_steps": 6,
+        "bf16": False,
+    },
+    "network": {
+        "channels": [16, 32],
+        "attention": [False, True],
+        "heads": [1, 2],
+        "groups": 8,
+        "text_width": 16,
+        "text_layers": 1,
+        "text_heads": 2,
+    },
+    "training": {
+        "batch": 3,
+        "n_view": 2,
+        "fresh": 2,
+        "first": 17,
+        "scenes": 40,
+        "bf16": False,
+        "sheet_prompts": ["a red dog"],
+    },
+    "trainer": {"max_steps": 10, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
+    "checkpoint": {"seconds": 0},
+}
+
+
+# ---------------------------------------------------------------- the children
+
+
+def child(
+    words: list[str],
+    pause: float = 0.0,
+    nan_from: int | None = None,
+    die_in: str = "",
+    full_from: str = "",
+    **rest: Any,
+) -> int:
+    """One command.  `pause`: seconds that each step takes longer; `nan_from`: the first step at which the prior
+    answers NaN; `die_in`: a function that is the end of the process; `full_from`: one from which on the disk is full.
+    """
+    from threedgen import cli
+    from threedgen.guidance.mvdream import MVDream
+    from threedgen.systems.autoencoder import AutoencoderSystem
+    from threedgen.systems.generate import GenerateSystem
+    from threedgen.systems.prior_training import PriorSystem
+
+    now = {"step": -1}
+    for system in (GenerateSystem, AutoencoderSystem, PriorSystem):
+
+        def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:
+            time.sleep(pause)
+            now["step"] = batch
+            return real(self, batch, index)
+
+        system.training_step = step
+    if nan_from is not None:
+        denoise = MVDream.denoise
+        MVDream.denoise = lambda *a, **k: denoise(*a, **k) * (float("nan") if now["step"] >= nan_from else 1)
+    if die_in:
+        _instead(die_in, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    if full_from:
+        _instead(full_from, _fill_the_disk)
+    return cli.main(words)
+
+
+def _instead(name: str, first: Any) -> None:
+    """Lets `first()` happen whenever the function `module.name` is called."""
+    module, _, attribute = name.rpartition(".")
+    owner = importlib.import_module(module)
+    real = getattr(owner, attribute)
+
+    @functools.wraps(real)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        first()
+        return real(*args, **kwargs)
+
+    setattr(owner, attribute, called)
+
+
+def _fill_the_disk() -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    os.fsync = fsync
+
+
+def _run(order: dict[str, Any]) -> None:
+    os.chdir(order["folder"])
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code = 70
+    try:
+        code = child(**order)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def serve() -> None:
+    import torch
+
+    import threedgen.systems.generate_run  # noqa: F401  what every child needs
+    import threedgen.systems.sample
+    import threedgen.systems.train_prior  # noqa: F401
+
+    torch.set_num_threads(1)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+            continue
+        pid = os.fork()
+        if not pid:
+            _run(order)
+        print(pid, flush=True)
+
+
+# ---------------------------------------------------------------- the tests' side
+
+
+class Server(toy_run.Server):
+    """`run(folder, words=[...])` and `start(folder, words=[...])` of commands."""
+
+    def __init__(self) -> None:
+        variables = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "CI")}
+        root = Path(__file__).resolve().parent.parent
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=root,
+            env={**os.environ, **variables, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"},
+        )
+        assert self._line() == "ready"
+
+
+@functools.cache
+def server() -> Server:
+    import atexit
+
+    made = Server()
+    atexit.register(made.process.kill)
+    return made
+
+
+def write_config(path: Path, tree: dict[str, Any], **values: Any) -> Path:
+    """A config file; `values` replace top-level keys (JSON is YAML)."""
+    path.write_text(json.dumps(tree | values))
+    return path
+
+
+def weights(run: Path) -> dict[str, Any]:
+    """The state that counts, from the newest checkpoint of a run."""
+    from threedgen.checkpoint import LAST, read
+
+    return read(run / "checkpoints" / LAST)["state_dict"]
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Equal names, equal bits."""
+    import torch
+
+    assert list(one) == list(other) and len(one) > 3
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, different
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of change and content of every file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def saved_at(run: Path) -> int:
+    """When the newest checkpoint was written; 0 if there is none."""
+    try:
+        return (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+if __name__ == "__main__":
+    serve()
