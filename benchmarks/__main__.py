@@ -24,7 +24,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3, help="repeats of every measurement (default 3)")
     parser.add_argument("--size", type=int, default=64, help="pixels of the renders in a step (default 64)")
-    parser.add_argument("--ablations", action="store_true", help="also torch twins and no skipping one by one")
+    parser.add_argument("--ablations", action="store_true", help="also the twins alone, no skipping alone")
+    parser.add_argument("--run", type=Path, help="take the field from this run, not from pictures of a dog")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the results")
     given = parser.parse_intermixed_args(words)
     given.parts = [word for word in given.words if "=" not in word] or list(PARTS)
@@ -47,7 +48,7 @@ def main(words: list[str] | None = None) -> int:
     from .scene import Bench
 
     tables = []
-    bench = Bench(given.overrides) if set(given.parts) & {"step", "breakdown"} else None
+    bench = Bench(given.overrides, given.run) if set(given.parts) & {"step", "breakdown"} else None
     about = machine()
     if "hashgrid" in given.parts:
         tables.append(hashgrid.table(given.rounds))

@@ -1,4 +1,4 @@
-"""Where the time of a generate step goes: stop watches around its parts, forward by calls, backward by hooks."""
+"""Where the time of a generate step goes: stop watches around its parts, backward by hooks on gradients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class Watch:
         self.open = False
         self.backward_part, self.mark = "", 0.0
 
-    def around(self, name: str, function: Callable[..., Any], after: Callable[..., None] | None = None) -> Any:
+    def around(
+        self, name: str, function: Callable[..., Any], after: Callable[..., None] | None = None
+    ) -> Callable[..., Any]:
         """The function, timed; ``after`` sees its result."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -137,7 +139,7 @@ def table(bench: Bench, rounds: int, size: int) -> Table:
         for name, seconds in middle.items()
     ]
     notes = [
-        f"4 views of {size} x {size}, {points_of(system, START)} points in the field; "
+        f"4 views of {size} x {size}, {bench.about}, {points_of(system, START)} points; "
         f"median of {rounds} rounds of {interval} steps; parts need not sum up to the median of the total.",
     ]
     return Table(f"Where the time of a step goes, {size} px", rows, notes)

@@ -27,14 +27,15 @@ SIZES: list[tuple[str, dict[str, Any], int]] = [
 def table(rounds: int) -> Table:
     """A row for each size."""
     rows = [_row(name, options, points, rounds) for name, options, points in SIZES]
-    note = f"Median of {rounds} interleaved rounds; random points in the cube; the gradient of a random output."
+    note = f"Median of {rounds} interleaved rounds; random points in the cube, random gradients."
     return Table("Hash grid, forward + backward", rows, [note])
 
 
 def _row(name: str, options: dict[str, Any], points: int, rounds: int) -> dict[str, str | int | float]:
-    seconds = interleaved({backend: _case(options, points, backend) for backend in ("numba", "torch")}, rounds)
+    backends = ("numba", "torch")
+    seconds = interleaved({name: _case(options, points, name) for name in backends}, rounds)
     unit = 1e9 / points / options["n_levels"]
-    numba, torch_ = (median(seconds[backend]) for backend in ("numba", "torch"))
+    numba, torch_ = (median(seconds[name]) for name in backends)
     return {
         "grid": name,
         "levels": options["n_levels"],

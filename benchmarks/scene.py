@@ -1,25 +1,30 @@
 """A generate run in the middle of its work: the default config with a field that holds an object.
 
-How much empty space there is to skip decides the cost of a step, so a field just born says nothing.  This one is
-fitted to ground-truth pictures of a toybox dog, which takes seconds and does not depend on the prior.
+How much empty space there is to skip decides the cost of a step, so a field just born says nothing.  This one
+is fitted to ground-truth pictures of a toybox dog, which takes seconds and needs no trained prior; or it
+comes from the checkpoint of a run.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from threedgen import registry
 from threedgen.cameras import Cameras, orbit, sample_multiview
+from threedgen.checkpoint import latest
 from threedgen.config import load
 from threedgen.data.toybox.grammar import Spec
 from threedgen.data.toybox.raycast import render
 from threedgen.data.toybox.world import build
-from threedgen.loop import set_threads
+from threedgen.errors import ConfigError
+from threedgen.loop import CHECKPOINTS, set_threads
 from threedgen.representations.march import march
 from threedgen.seeding import generator
 from threedgen.systems.generate import GenerateSystem
@@ -33,9 +38,10 @@ NO_SKIPPING = ["march.sampler=stratified", "occupancy=null"]
 
 @dataclass
 class Bench:
-    """The systems to compare share prior, text and field."""
+    """What the systems to compare share: prior, text, field; ``run``: a folder to take the field from."""
 
     overrides: list[str]
+    run: Path | None = None
     prior: Any = None
     text: Any = None
     state: dict[str, Any] = field(default_factory=dict)
@@ -45,29 +51,26 @@ class Bench:
         set_threads(config.threads)
         self.prior = registry.build("prior", config.prior)
         self.text = self.prior.encode_prompt([PROMPT, ""]).float()
-        self.state = self.fit()
+        self.state = fit(self.system()) if self.run is None else trained(self.run)
 
     def system(self, *extra: str) -> GenerateSystem:
-        """A system of the default config with some options changed, past its warm start, with the fitted field."""
-        warm = [f"warm_start.steps={FIT_STEPS}", f"warm_start.size={FIT_SIZE}"]
-        config = load(CONFIG, [f"prompt={PROMPT}", *self.overrides, *warm, *extra])
-        cameras = orbit(FIT_VIEWS, 0.3, 2.6, math.radians(40), FIT_SIZE, FIT_SIZE)
-        made = GenerateSystem(config, self.prior, self.text, pictures(cameras), cameras)
+        """A system of the default config with some options changed, with the field that all share."""
+        config = load(CONFIG, [f"prompt={PROMPT}", *self.overrides, *extra])
+        made = GenerateSystem(config, self.prior, self.text)
         made.load_state_dict(self.state, strict=False)
         return made.train()
 
-    def fit(self) -> dict[str, Any]:
-        """The state after fitting the pictures, with the fast variant."""
-        made = self.system()
-        stepper = Stepper(made)
-        for step in range(FIT_STEPS):
-            stepper.step(step)
-        return made.state_dict()
+    @property
+    def about(self) -> str:
+        """Where the field comes from."""
+        return "a field fitted to pictures of a dog" if self.run is None else f"the field of {self.run.name}"
 
 
 class Stepper:
-    """Optimisation steps of a system without Lightning around them; ``frozen``: learning rate 0, so that the field
-    stays as it is while the optimiser does all of its work."""
+    """Optimisation steps of a system without Lightning around them.
+
+    ``frozen``: learning rate 0, so that the field stays as it is while the optimiser does all of its work.
+    """
 
     def __init__(self, system: GenerateSystem, frozen: bool = False) -> None:
         self.system = system
@@ -79,17 +82,42 @@ class Stepper:
 
     def step(self, step: int) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.system.training_step(step, step)
-        loss.backward()
+        self.system.training_step(step, step).backward()
         self.optimizer.step()
 
 
-def pictures(cameras: Cameras) -> torch.Tensor:
-    """Ground truth of the prompt on grey: (B, H, W, 3)."""
+def fit(system: GenerateSystem) -> dict[str, Any]:
+    """The state after some steps towards ground truth, colour and opacity, as the fast variant renders it."""
+    cameras = orbit(FIT_VIEWS, 0.3, 2.6, math.radians(40), FIT_SIZE, FIT_SIZE)
+    colour, opacity = pictures(cameras)
+    optimizer = Stepper(system).optimizer
+    for step in range(FIT_STEPS):
+        if system.occupancy is not None:
+            system.occupancy.update(system.field.density, step, generator(0, step, "occupancy"))
+        seen = system.render(cameras, step, training=False, grad=True)
+        loss = (seen.rgb_fg - colour).square().mean() + (seen.opacity - opacity).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        (10 * loss).backward()
+        optimizer.step()
+    return system.state_dict()
+
+
+def pictures(cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """Ground truth of the prompt, as rays: colour times opacity (R, 3), opacity (R, 1)."""
     dog = build(Spec("dog", "blue", "large", "hat", "red"), np.random.default_rng(0))
     owner = np.zeros(len(cameras), np.int64)
     c2w, fov = cameras.c2w.numpy(), cameras.fov.numpy()
-    return torch.from_numpy(render([dog], owner, c2w, fov, cameras.height).rgb)
+    black, white = (render([dog], owner, c2w, fov, cameras.height, grey).rgb for grey in (0.0, 1.0))
+    colour = torch.from_numpy(black).reshape(-1, 3)
+    return colour, 1 - (torch.from_numpy(white).reshape(-1, 3) - colour).mean(1, keepdim=True)
+
+
+def trained(run: Path) -> dict[str, Any]:
+    """The state in the newest checkpoint of a run.  Raises ConfigError if there is none."""
+    found = latest(run / CHECKPOINTS)
+    if found is None:
+        raise ConfigError(f"--run: {run} has no checkpoint")
+    return found[1]["state_dict"]
 
 
 def points_of(system: GenerateSystem, step: int) -> int:

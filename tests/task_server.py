@@ -15,7 +15,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,16 @@ TINY = {
     "background": {"name": "neural", "width": 4},
     "march": {"samples": 12},
     "occupancy": {"resolution": 8, "interval": 4, "warmup": 8},
-    "size": 8,
+    "size": {"0%": 8, "50%": 12},
+    "groups": {"0%": 1, "75%": 2},
     "camera": {"n_view": 2},
     "preview": {"steps": 2},
+    "warm_start": {"steps": 3, "size": 8},
     "result": {
         "turntable": {"n_view": 2, "height": 16, "width": 16, "distance": 2.6},
         "mesh_resolution": 16,
     },
-    "trainer": {"max_steps": 24, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
+    "trainer": {"max_steps": 16, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
 }
 """A generate run of a second: everything in it, everything small."""
@@ -85,14 +86,18 @@ TINY_PRIOR = {
 
 def child(
     words: list[str],
-    pause: float = 0.0,
+    hold_at: int | None = None,
+    hold_in: str = "",
     nan_from: int | None = None,
     die_in: str = "",
     full_from: str = "",
     **rest: Any,
 ) -> int:
-    """One command.  `pause`: seconds that each step takes longer; `nan_from`: the first step at which the prior
-    answers NaN; `die_in`: a function that is the end of the process; `full_from`: one from which on the disk is full.
+    """One command.
+
+    `hold_at`: in this step (of the system `hold_in`, if that is given) write a file "held" and wait for one named
+    "go"; `nan_from`: the first step at which the prior answers NaN; `die_in`: a function whose call is the end of
+    the process; `full_from`: one from which on the disk is full.
     """
     from threedgen import cli
     from threedgen.guidance.mvdream import MVDream
@@ -104,8 +109,9 @@ def child(
     for system in (GenerateSystem, AutoencoderSystem, PriorSystem):
 
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:
-            time.sleep(pause)
             now["step"] = batch
+            if batch == hold_at and type(self).__name__.startswith(hold_in):
+                _hold()
             return real(self, batch, index)
 
         system.training_step = step
@@ -117,6 +123,11 @@ def child(
     if full_from:
         _instead(full_from, _fill_the_disk)
     return cli.main(words)
+
+
+def _hold() -> None:
+    Path("held").touch()
+    toy_run.when(Path("go").exists, 600)
 
 
 def _instead(name: str, first: Any) -> None:
@@ -154,6 +165,17 @@ def _run(order: dict[str, Any]) -> None:
         os._exit(code)
 
 
+def _load_kernels() -> None:
+    """Loads what numba needs, and the kernels without threads, once for all children."""
+    import torch
+
+    from threedgen.representations.ngp import NGP
+    from threedgen.representations.options import NGPConfig
+
+    field = NGP(NGPConfig(encoding={"n_levels": 2, "log2_hashmap_size": 4}, width=2))
+    field.density(torch.zeros(2, 3)).sum().backward()
+
+
 def serve() -> None:
     import torch
 
@@ -162,6 +184,7 @@ def serve() -> None:
     import threedgen.systems.train_prior  # noqa: F401
 
     torch.set_num_threads(1)
+    _load_kernels()
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
@@ -193,6 +216,21 @@ class Server(toy_run.Server):
         )
         assert self._line() == "ready"
 
+    def held(self, folder: Path, **options: Any) -> int:
+        """Starts a command with `hold_at` and returns its process id when it has come there."""
+        for name in ("held", "go"):
+            (folder / name).unlink(missing_ok=True)
+        pid = self.start(folder, **options)
+        toy_run.when((folder / "held").exists, 600)
+        return pid
+
+    def signalled(self, folder: Path, number: int, **options: Any) -> int:
+        """A command that gets a signal in the middle of step `hold_at`; its exit code."""
+        pid = self.held(folder, **options)
+        os.kill(pid, number)
+        (folder / "go").touch()
+        return self.wait(pid)
+
 
 @functools.cache
 def server() -> Server:
@@ -201,6 +239,20 @@ def server() -> Server:
     made = Server()
     atexit.register(made.process.kill)
     return made
+
+
+@functools.cache
+def prior_folder() -> Path:
+    """A tiny prior, saved; for all tests of the process."""
+    import atexit
+    import tempfile
+
+    from tiny_prior import tiny_prior
+
+    kept = tempfile.TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    tiny_prior().save(Path(kept.name) / "prior")
+    return Path(kept.name) / "prior"
 
 
 def write_config(path: Path, tree: dict[str, Any], **values: Any) -> Path:

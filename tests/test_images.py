@@ -64,14 +64,18 @@ def test_grid_puts_each_picture_in_its_place():
 
 def test_labels_are_under_their_pictures_and_nowhere_else():
     pictures = np.zeros((2, 40, 100, 3), np.float32)
-    plain = grid(pictures, 2, ["", ""])
-    texts = ["a blue dog wearing a red hat and much more text than fits", "\x1b[31m\n[red]"]
-    sheet = grid(pictures, 2, texts)
-    assert sheet.shape == plain.shape
-    changed = (sheet != plain).any(axis=(0, 2)), (sheet != plain).any(axis=(1, 2))
-    rows = np.flatnonzero(changed[1])
-    assert rows.min() > 2 + 40 - 1
-    assert changed[0][2:102].any() and changed[0][104:204].any() and not changed[0][102:104].any()
+    one = grid(pictures, 2, ["", ""])
+    sheet = grid(pictures, 2, ["a blue dog wearing a red hat", "\x1b[31m\n[red]"])
+    assert sheet.shape[1] == one.shape[1] and sheet.shape[0] > one.shape[0]  # the longer label takes two lines
+    inked = (sheet != 255).any(axis=2)
+    assert np.array_equal(sheet[:42], one[:42])
+    assert inked[42:, 2:102].any() and inked[42:, 104:204].any() and not inked[42:, 102:104].any()
+
+
+def test_a_label_of_any_length_takes_three_lines_at_most():
+    pictures = np.zeros((1, 40, 100, 3), np.float32)
+    heights = [grid(pictures, 1, ["word " * n]).shape[0] for n in (1, 30, 3000)]
+    assert heights[0] < heights[1] == heights[2]
 
 
 def test_a_sheet_of_nothing_is_an_error():

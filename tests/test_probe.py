@@ -203,6 +203,10 @@ def test_missing_and_damaged_probes_are_one_sentence(tmp_path: Path, monkeypatch
     path.with_suffix(".json").write_text(json.dumps(tree))
     with pytest.raises(ConfigError, match="damaged"):
         Probe.load(str(path))
+    fewer = Labels(LABELS.nouns[1:], LABELS.colours, LABELS.words)
+    Probe(fewer, TINY).save(path)
+    with pytest.raises(ConfigError, match=f"older toybox, without {LABELS.nouns[0]};"):
+        Probe.load(str(path))
     path.with_suffix(".json").unlink()
     with pytest.raises(ConfigError, match="missing or damaged"):
         Probe.load(str(path))

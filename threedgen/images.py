@@ -68,9 +68,9 @@ def upscale(images: Any, factor: int, method: Literal["nearest", "lanczos"] = "n
 
 
 def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Array:
-    """A contact sheet, uint8 (H', W', 3): pictures (N, H, W, 3) row by row, a label (one line) under each.
+    """A contact sheet, uint8 (H', W', 3): pictures (N, H, W, 3) row by row, a label under each.
 
-    A label that is too long for its picture is cut off. Raises ValueError for no picture or a wrong number of
+    Labels are broken into as many lines as the longest needs, three at most; what is left is cut off. Raises ValueError for no picture or a wrong number of
     labels.
     """
     pictures = [_rgb(image) for image in images]
@@ -80,7 +80,8 @@ def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Arra
         raise ValueError(f"a sheet of {len(pictures)} pictures needs as many labels (got {len(labels)})")
     height, width = pictures[0].shape[:2]
     font = ImageFont.load_default(size=max(9, min(16, width // 10)))
-    strip = _line_height(font) if labels is not None else 0
+    lines = [_lines(label, width, font) for label in labels or ()]
+    strip = _line_height(font) * max(map(len, lines), default=0)
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     step_x, step_y = width + _GAP, height + strip + _GAP
@@ -89,7 +90,7 @@ def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Arra
         y, x = _GAP + n // columns * step_y, _GAP + n % columns * step_x
         sheet[y : y + height, x : x + width] = picture
         if labels is not None:
-            sheet[y + height : y + height + strip, x : x + width] = _label(labels[n], width, strip, font)
+            sheet[y + height : y + height + strip, x : x + width] = _label(lines[n], width, strip, font)
     return sheet
 
 
@@ -98,11 +99,23 @@ def _line_height(font: Any) -> int:
     return int(np.ceil(box[3])) + 3
 
 
-def _label(text: str, width: int, height: int, font: Any) -> Array:
-    """One line of text as a picture (height, width, 3)."""
+def _lines(text: str, width: int, font: Any, most: int = 3) -> list[str]:
+    """Words of a label in lines that fit ``width`` pixels, at least one and at most ``most``."""
+    lines = [""]
+    for word in "".join(c if c.isprintable() else " " for c in text[: most * width]).split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width - 4:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines[:most]
+
+
+def _label(lines: Sequence[str], width: int, height: int, font: Any) -> Array:
+    """Lines of text as a picture (height, width, 3)."""
     strip = Image.new("RGB", (width, height), (_PAPER,) * 3)
-    line = "".join(c if c.isprintable() else " " for c in text)
-    ImageDraw.Draw(strip).text((2, 1), line[: width // 2], fill=_INK, font=font)
+    for n, line in enumerate(lines):
+        ImageDraw.Draw(strip).text((2, 1 + n * _line_height(font)), line, fill=_INK, font=font)
     return np.asarray(strip)
 
 

@@ -34,8 +34,7 @@ def warn_about(prompt: str, prior: Any) -> list[str]:
     unknown = prior.unknown_words(text.removesuffix(cut))
     if unknown:
         words = "; ".join(
-            _quoted(word, 40) + (f" (nearest: {', '.join(near)})" if near else "")
-            for word, near in unknown[:_SHOWN]
+            _quoted(word, 40) + (f" (nearest: {', '.join(near)})" if near else "") for word, near in unknown[:_SHOWN]
         )
         more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         notes.append(f"this prior does not know {words}{more}; it goes on without them")

@@ -38,9 +38,7 @@ class LatentBank:
     blocks are in it) and source.txt (of which world and VAE they are); if one does not fit, all are made anew.
     """
 
-    def __init__(
-        self, folder: Path, box: Toybox, prior: MVDream, scenes: int, n_view: int = 4, first: int = 0
-    ) -> None:
+    def __init__(self, folder: Path, box: Toybox, prior: MVDream, scenes: int, n_view: int = 4, first: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.in_memory: dict[int, np.ndarray] = {}  # blocks for which the disk had no room
@@ -106,9 +104,7 @@ class LatentBank:
 
     def c2w(self, indices: Sequence[int]) -> Tensor:
         """Cameras of scenes: (N, n_view, 4, 4)."""
-        return torch.from_numpy(
-            np.stack([self.box.cameras(self.first + int(i), self.n_view)[0] for i in indices])
-        )
+        return torch.from_numpy(np.stack([self.box.cameras(self.first + int(i), self.n_view)[0] for i in indices]))
 
 
 def _existing(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray | None:

@@ -173,6 +173,10 @@ class Probe(nn.Module):
         except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = str(error).split("\n")[0][:120]
             raise ConfigError(f"probe.weights: {path} is damaged or no probe ({reason}); {TRAIN}") from None
+        known, needed = probe.labels.plain(), Labels.of_toybox().plain()
+        if unknown := [word for kind in needed for word in needed[kind] if word not in known[kind]]:
+            words = ", ".join(unknown[:5])
+            raise ConfigError(f"probe.weights: {path} was trained on an older toybox, without {words}; {TRAIN}")
         return probe.eval().requires_grad_(False)
 
 

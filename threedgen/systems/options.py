@@ -256,7 +256,8 @@ class GenerateConfig(RunConfig):
         warm, steps = self.warm_start.steps, self.trainer.max_steps
         if warm > steps:
             raise ValueError(
-                f"warm_start.steps {warm} should not exceed trainer.max_steps {steps}; try warm_start.steps={steps // 2}"
+                f"warm_start.steps {warm} should not exceed trainer.max_steps {steps}; "
+                f"try warm_start.steps={steps // 2}"
             )
         if warm and self.camera.n_view < 2:
             raise ValueError("warm_start.steps needs several sampled views: camera.n_view should be 2 or more")

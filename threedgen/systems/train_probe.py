@@ -46,7 +46,7 @@ def run(config: TrainProbeConfig, resume: Path | None = None, quiet: bool = Fals
     system = ProbeSystem(config)
     system.config_yaml = dump(config.model_copy(update={"out": None}))
     status = fit(system, config, folder, resume=resume is not None, quiet=quiet, metrics=("noun", "colour", "side"))
-    if status in (Status.FINISHED, Status.INTERRUPTED):
+    if status is Status.FINISHED:
         path = folder / "probe" / f"{NAME}.safetensors"
         steps = system.trainer.global_step
         system.probe.cpu().save(path)

@@ -1,0 +1,428 @@
+"""The task "generate": what a run survives, what it leaves behind, and what must not change its result."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import toy_run
+from PIL import Image
+from task_server import TINY, assert_same, prior_folder, saved_at, server, snapshot, weights, write_config
+from toy_run import log
+
+import threedgen
+from threedgen import cli, config
+from threedgen.config import ConfigError
+from threedgen.guidance.mvdream import MVDream
+from threedgen.loop import Status
+from threedgen.systems import generate_run
+from threedgen.systems.generate import _jump
+from threedgen.systems.options import GenerateConfig
+from threedgen.systems.outputs import FILES, Run, view_indices
+from threedgen.systems.shared import device, finished, kept, read_summary
+
+unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+STEPS = TINY["trainer"]["max_steps"]
+
+
+def tiny(folder: Path, **values: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    prior = {"weights": str(prior_folder()), "dtype": "fp32"}
+    return write_config(folder / "tiny.yaml", TINY | {"prior": prior}, **values)
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    """The words of a run in `folder`/run."""
+    return ["--config", str(tiny(folder)), "out=run", *overrides]
+
+
+@functools.cache
+def undisturbed() -> Path:
+    """The folder of a run that nothing disturbed."""
+    import atexit
+    import tempfile
+
+    kept = tempfile.TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    folder = Path(kept.name)
+    assert server().run(folder, words=command(folder)) == 0, log(folder)
+    return folder / "run"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of a finished run, in its own working directory."""
+    shutil.copytree(undisturbed(), tmp_path / "run")
+    return tmp_path
+
+
+def steps_logged(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---------------------------------------------------------------- what a run leaves behind
+
+
+@unix
+def test_a_run_leaves_its_files_behind() -> None:
+    run = undisturbed()
+    assert all((run / name).stat().st_size > 100 for name in (*FILES, "config.yaml", "metrics.csv"))
+    assert not list(run.rglob("*.tmp"))
+    summary = read_summary(run)
+    assert summary["status"] == "finished" and summary["steps"] == STEPS and summary["files"] == list(FILES)
+    assert summary["prompt"] == "a red dog" and summary["triangles"] > 10
+    assert summary["seconds_of"].keys() == {"prepare", "optimise", "export"}
+    with Image.open(run / "views.png") as views, Image.open(run / "preview.png") as preview:
+        assert views.size == preview.size == (2 * 16 + 3 * 2, 16 + 2 * 2)
+    assert np.asarray(Image.open(run / "views.png")).std() > 1
+    said = log(run.parent)
+    assert said.splitlines()[0] == "tiny: generate in run" and said.splitlines()[-1] == "run"
+    assert "fitting the sampled views" in said and "distilling at 12 px" in said
+
+
+@unix
+def test_no_prior_and_no_path_in_a_checkpoint() -> None:
+    path = undisturbed() / "checkpoints" / "last.ckpt"
+    parts = {name.partition(".")[0] for name in weights(undisturbed())}
+    assert parts == {"field", "background", "occupancy"}
+    assert str(undisturbed().parent).encode() not in path.read_bytes()
+
+
+# ---------------------------------------------------------------- kills and signals
+
+
+@unix
+def test_killed_three_times_and_the_result_is_the_same(tmp_path: Path) -> None:
+    rng, run = random.Random(7), tmp_path / "run"
+    for hold in (5, 10, 14):  # further than that it does not come before it is killed
+        before = saved_at(run)
+        (tmp_path / "go").unlink(missing_ok=True)
+        pid = server().start(tmp_path, words=command(tmp_path), hold_at=hold)
+        toy_run.when(lambda before=before: saved_at(run) > before, 600)
+        time.sleep(rng.uniform(0, 0.15))
+        os.kill(pid, signal.SIGKILL)
+        assert server().wait(pid) == -signal.SIGKILL
+    assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
+    assert_same(weights(run), weights(undisturbed()))
+    assert read_summary(run)["triangles"] == read_summary(undisturbed())["triangles"]
+    assert (run / "views.png").read_bytes() == (undisturbed() / "views.png").read_bytes()
+
+
+@unix
+def test_sigterm_saves_and_a_moved_run_goes_on(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    words = command(here, "checkpoint.seconds=1000")
+    assert server().signalled(here, signal.SIGTERM, words=words, hold_at=8) == 143, log(here)
+    assert not (here / "run" / "views.png").exists() and saved_at(here / "run")
+    assert max(steps_logged(here / "run")) <= 9
+    shutil.move(here / "run", there)
+    shutil.rmtree(here)
+    assert server().run(tmp_path, words=["--resume", "there"]) == 0, log(tmp_path)
+    assert_same(weights(there), weights(undisturbed()))
+    assert steps_logged(there) == [5, 10, 15]
+
+
+@unix
+def test_ctrl_c_once_exports_what_there_is(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert server().signalled(tmp_path, signal.SIGINT, words=command(tmp_path), hold_at=6) == 130, log(tmp_path)
+    summary = read_summary(run)
+    assert summary["status"] == "interrupted" and summary["steps"] == 7
+    assert all((run / name).exists() for name in FILES)
+    assert log(tmp_path).count("stopping after this step") == 1 and "Traceback" not in log(tmp_path)
+    assert server().run(tmp_path, words=command(tmp_path)) == 0
+    assert read_summary(run)["status"] == "finished"
+    assert_same(weights(run), weights(undisturbed()))
+
+
+# ---------------------------------------------------------------- nothing else counts
+
+
+@unix
+def test_validation_logging_and_saving_do_not_change_the_result(tmp_path: Path) -> None:
+    changed = ("trainer.val_check_interval=3", "trainer.log_every_n_steps=1", "checkpoint.seconds=1000")
+    assert server().run(tmp_path, words=[*command(tmp_path, *changed), "--quiet"]) == 0, log(tmp_path)
+    assert_same(weights(tmp_path / "run"), weights(undisturbed()))
+    pictures = [path.name for path in sorted((tmp_path / "run" / "validation").iterdir())]
+    assert pictures == [f"{step:06d}.png" for step in range(3, STEPS + 1, 3)]
+    assert log(tmp_path) == "run\n"  # --quiet: only the folder
+
+
+@unix
+def test_the_same_command_again_repeats_no_work(copy: Path) -> None:
+    before = snapshot(copy / "run")
+    for words in (command(copy), ["--resume", "run"]):
+        assert server().run(copy, words=words) == 0, log(copy)
+    after = snapshot(copy / "run")
+    before.pop("config.yaml"), after.pop("config.yaml")  # written again, the same
+    assert after == before
+    assert log(copy).count("finished already") == 2 and log(copy).splitlines()[-1] == "run"
+
+
+@unix
+def test_a_run_that_lost_a_result_makes_it_again_without_training(copy: Path) -> None:
+    trained = saved_at(copy / "run")
+    (copy / "run" / "mesh.glb").unlink()
+    assert server().run(copy, words=command(copy)) == 0, log(copy)
+    assert (copy / "run" / "mesh.glb").read_bytes() == (undisturbed() / "mesh.glb").read_bytes()
+    assert saved_at(copy / "run") == trained
+
+
+@unix
+def test_a_longer_run_goes_on_from_a_finished_one(copy: Path) -> None:
+    assert server().run(copy, words=["--resume", "run", f"trainer.max_steps={STEPS + 2}"]) == 0, log(copy)
+    assert read_summary(copy / "run")["steps"] == STEPS + 2
+
+
+@unix
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["out=run", "seed=1"], "seed: 0 -> 1"),
+        (["out=run", "prompt=a blue dog"], "prompt: 'a red dog' -> 'a blue dog'"),
+        (["out=run", "loss.opaque=0.5"], "loss.opaque: 0.0 -> 0.5"),
+        (["out=run", "prior.dtype=bf16"], "prior.dtype: 'fp32' -> 'bf16'"),
+        (["--resume", "run", "march.samples=13", "seed=1"], "march.samples: 12 -> 13"),
+    ],
+)
+def test_another_config_is_refused_by_its_keys(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    config_words = [] if words[0] == "--resume" else command(copy)[:2]
+    monkeypatch.chdir(copy)
+    before = snapshot(copy / "run")
+    assert cli.main([*config_words, *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert snapshot(copy / "run") == before
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+@unix
+def test_nan_from_the_prior_stops_the_run_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    words = command(tmp_path, "trainer.max_steps=24")
+    assert server().run(tmp_path, words=words, nan_from=7) == 2
+    said, run = log(tmp_path), tmp_path / "run"
+    sentence = "the loss term 'distillation' is not finite for 10 steps in a row; the last good checkpoint is kept"
+    assert said.count(sentence) == 1 and "Traceback" not in said
+    assert sentence in read_summary(run)["reason"] and read_summary(run)["status"] == "failed"
+    assert not (run / "views.png").exists()
+    state = weights(run)
+    assert all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point())
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)  # with a prior that is well again
+    assert read_summary(run)["status"] == "finished" and "reason" not in read_summary(run)
+
+
+@unix
+def test_an_export_that_fails_is_done_later_without_training_again(tmp_path: Path) -> None:
+    words, run = command(tmp_path), tmp_path / "run"
+    assert server().run(tmp_path, words=words, full_from="threedgen.systems.generate_run.write_results") == 2
+    said = log(tmp_path).splitlines()[-1]
+    assert said.startswith("run could not be written (No space left on device)") and "make room" in said
+    trained = saved_at(run), steps_logged(run)
+    dies = "threedgen.systems.outputs.save_glb"
+    assert server().run(tmp_path, words=words, die_in=dies) == -signal.SIGKILL
+    assert not (run / "mesh.glb").exists()
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    assert (saved_at(run), steps_logged(run)) == trained
+    assert_same(weights(run), weights(undisturbed()))
+    assert (run / "mesh.glb").read_bytes() == (undisturbed() / "mesh.glb").read_bytes()
+
+
+def damaged(path: Path, how: str) -> None:
+    whole = path.read_bytes()
+    content = {"cut": whole[: len(whole) // 2], "empty": b"", "junk": b"x" * 100}
+    path.write_bytes(content[how])
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "junk"])
+def test_damaged_caches_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str) -> None:
+    prior = MVDream.load(str(prior_folder()), dtype="fp32")
+    options = config.load(tiny(tmp_path / "config"))
+
+    def ask() -> tuple[Any, Any]:
+        text = generate_run.embeddings(tmp_path, prior, "a red dog", "a cat")
+        return text, generate_run.preview(options, prior, "a red dog", tmp_path)[0]
+
+    first = ask()
+    assert first[0].shape[0] == 2 and first[1].shape == (2, 16, 16, 3)
+    for name in ("text.safetensors", "preview.safetensors"):
+        damaged(tmp_path / name, how)
+        (tmp_path / "preview.png").unlink()
+        for made, again in zip(first, ask(), strict=True):
+            assert torch.equal(made, again)
+        assert f"{name} is damaged and was made again" in caplog.text
+        assert (tmp_path / "preview.png").exists()
+    assert len(caplog.records) == 2 and not list(tmp_path.glob("*.tmp"))
+
+
+def test_kept_tensors_are_not_made_twice(tmp_path: Path) -> None:
+    path, made = tmp_path / "x.safetensors", torch.rand(2, 3)
+    assert torch.equal(kept(path, "x", (2, None), lambda: made), made)
+    assert torch.equal(kept(path, "x", (2, None), lambda: 1 / 0), made)
+    for name, shape in (("x", (3, None)), ("x", (2, 3, None)), ("y", (2, 3))):
+        other = torch.zeros(3, 3)
+        assert torch.equal(kept(path, name, shape, lambda other=other: other), other)
+        path.unlink()
+        kept(path, "x", (2, None), lambda: made)
+    kept(path, "x", (1,), lambda: torch.full((2, 3), torch.nan))
+    assert torch.equal(kept(path, "x", (2, 3), lambda: made), made)
+
+
+def test_a_full_disk_while_preparing_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigError, match="No space left on device.*make room") as caught:
+        kept(tmp_path / "x.safetensors", "x", (1,), lambda: torch.zeros(1))
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "summary",
+    ["", "[]", "{", '{"status": "finished"}', '{"status": "failed", "steps": 5}',
+     '{"status": "finished", "steps": 5, "files": ["gone"]}', '{"status": "finished", "steps": 5, "files": 3}',
+     '{"status": "finished", "steps": 4}'],
+)  # fmt: skip
+def test_only_a_whole_summary_means_finished(tmp_path: Path, summary: str) -> None:
+    assert not finished(tmp_path, 5)
+    (tmp_path / "summary.json").write_text(summary)
+    assert not finished(tmp_path, 5)
+    (tmp_path / "summary.json").write_text('{"status": "finished", "steps": 5, "files": ["summary.json"]}')
+    assert finished(tmp_path, 5)
+
+
+# ---------------------------------------------------------------- rules between sections
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["march.radius=2"], "field.radius 1 and march.radius 2 should be the same"),
+        (["field.radius=0.5"], "field.radius 0.5 and march.radius 1 should be the same"),
+        (["trainer.max_steps=2"], "warm_start.steps 3 should not exceed trainer.max_steps 2"),
+        (["camera.n_view=1"], "camera.n_view should be 2 or more"),
+        (["trainer.accumulate_grad_batches=2"], "set groups"),
+    ],
+)
+def test_sections_that_contradict_each_other(tmp_path: Path, words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(tiny(tmp_path), words)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_sd21_config_has_the_authors_values() -> None:
+    """facts of MVDream-threestudio's configs/mvdream-sd21.yaml"""
+    made: GenerateConfig = config.load("mvdream-sd21", ["prompt=a"])
+    at = {name: [config.at(getattr(made.distillation, f"{name}_step_percent"), s) for s in (0, 4000, 9000)]
+          for name in ("min", "max")}  # fmt: skip
+    assert at["min"] == pytest.approx([0.98, 0.5, 0.02]) and at["max"] == pytest.approx([0.98, 0.74, 0.5])
+    assert [_jump(made.size, s, 10_000) for s in (0, 4999, 5000, 9999)] == [64, 64, 256, 256]
+    assert [_jump(made.groups, s, 10_000) for s in (0, 4999, 5000)] == [2, 2, 1]
+    assert made.distillation.guidance_scale == 50 and made.distillation.recon_std_rescale == 0.5
+    assert made.optimizer.kind == "adamw" and made.optimizer.encoding == 0.01 and made.optimizer.networks == 0.001
+    assert made.trainer.max_steps == 10_000 and made.trainer.precision == "16-mixed"
+    assert made.march.alpha_threshold == 0.01 and made.march.early_stop == 1e-4 and made.march.samples == 512
+    assert made.field.encoding.log2_hashmap_size == 19 and made.background.random_probability == 0.5
+    assert made.negative_prompt.startswith("ugly") and made.negative_prompt.endswith("quality, artifacts, duplicate, "
+                                                    "morbid, mutilated, poorly drawn face, deformed, dehydrated, "
+                                                    "bad proportions")  # fmt: skip
+
+
+def test_a_schedule_that_jumps() -> None:
+    assert [_jump({"0%": 8, "50%": 12}, step, 16) for step in (0, 7, 8, 15)] == [8, 8, 12, 12]
+    assert _jump({10: 5, 20: 6}, 0, 30) == 5 and _jump(7, 3, 10) == 7
+
+
+def test_sides_of_the_sheet() -> None:
+    assert view_indices(60) == [0, 7, 15, 22, 30, 37, 45, 52] and view_indices(3) == [0, 1, 2]
+
+
+def test_where_the_prior_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [device(name) for name in ("auto", "gpu", "cuda", "cpu")] == ["cuda:1"] * 3 + ["cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device("auto") == "cpu"
+
+
+# ---------------------------------------------------------------- from Python
+
+
+def values(**more: Any) -> dict[str, Any]:
+    """A run of two steps."""
+    short = {"max_steps": 2, "val_check_interval": 0, "accelerator": "cpu"}
+    return {"trainer": short, "warm_start": {"steps": 0}, "preview": {"enabled": False}} | more
+
+
+def test_generate_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tiny(tmp_path)
+    run = threedgen.generate(prompt="a blue cat", config=path, out=tmp_path / "cat", **values())
+    assert isinstance(run, Run) and run.folder == tmp_path / "cat" and run.status == "finished"
+    for file in (run.mesh, run.turntable, run.views, run.summary):
+        assert file is not None and file.parent == run.folder and file.stat().st_size > 100
+    assert run.preview is None and capsys.readouterr().out == ""
+    assert config.load(run.folder / "config.yaml").prompt == "a blue cat"
+    before = snapshot(run.folder)
+    again = threedgen.generate(prompt="a blue cat", config=path, out=str(tmp_path / "cat"), **values())
+    assert again == run and before.items() - snapshot(run.folder).items() <= {("config.yaml", before["config.yaml"])}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"prompt": " \n"}, "prompt: is empty"),
+        ({"prompt": 3}, "prompt: should be text"),
+        ({"sed": 3}, "did you mean 'seed'"),
+        ({"config": "train-toybox-prior"}, "task generate"),
+        ({"config": "mvdream-toybx"}, "did you mean 'mvdream-toybox'"),
+        ({"out": "tiny.yaml"}, "a file has this name"),
+        ({"prior": {"weights": "nowhere.pt"}}, "prior.weights: there is no file or folder"),
+    ],
+)
+def test_mistakes_in_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"prompt": "a cat", "config": tiny(tmp_path)} | arguments
+    with pytest.raises(ConfigError) as caught:
+        threedgen.generate(**given)
+    assert said in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_a_failed_run_is_an_error_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(options: GenerateConfig, *more: Any, **named: Any) -> Status:
+        (Path(str(options.out)) / "summary.json").write_text('{"reason": "the loss term is not finite"}')
+        return Status.FAILED
+
+    monkeypatch.setattr(generate_run, "run_status", failed)
+    with pytest.raises(ConfigError, match="run: the loss term is not finite"):
+        threedgen.generate("a cat", tiny(tmp_path), out=tmp_path / "run")
+
+
+def test_an_empty_field_is_a_note_and_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    nothing = {"name": "ngp", "density_blob": "none", "density_bias": -100.0, "width": 8}
+    field = nothing | {"encoding": TINY["field"]["encoding"]}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mesh.glb").write_bytes(b"of an earlier part of the run")
+    run = threedgen.generate("a red dog", tiny(tmp_path), out=tmp_path / "run", field=field, **values())
+    assert run.status == "finished" and run.mesh is None and run.views is not None
+    assert len(read_summary(run.folder)["notes"]) == 1 and "surface" in caplog.text.lower()

@@ -1,0 +1,264 @@
+"""The task "train-prior": two stages, each of which may be killed, and a folder that others can read."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from task_server import TINY_PRIOR, assert_same, saved_at, server, snapshot, weights, write_config
+from tiny_prior import tiny_prior
+from toy_run import log
+
+from threedgen import config
+from threedgen.config import ConfigError
+from threedgen.data import latents
+from threedgen.data.latents import BLOCK, LatentBank
+from threedgen.data.toybox.world import Toybox
+from threedgen.guidance.mvdream import MVDream
+from threedgen.systems import prior_training, train_prior
+from threedgen.systems.options import TrainPriorConfig
+from threedgen.systems.shared import read_summary
+
+unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+STEPS = TINY_PRIOR["trainer"]["max_steps"]
+STAGE = TINY_PRIOR["autoencoder"]["max_steps"]
+
+
+def tiny(folder: Path, **values: Any) -> Path:
+    return write_config(folder / "tiny.yaml", TINY_PRIOR, **values)
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    return ["--config", str(tiny(folder)), "out=run", *overrides]
+
+
+@functools.cache
+def undisturbed() -> Path:
+    """The folder of a run that nothing disturbed."""
+    import atexit
+    import tempfile
+
+    kept = tempfile.TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    assert server().run(Path(kept.name), words=command(Path(kept.name))) == 0, log(Path(kept.name))
+    return Path(kept.name) / "run"
+
+
+def assert_same_run(run: Path) -> None:
+    """Autoencoder, weights, their average and what is made of them are those of the run without a stop."""
+    assert_same(weights(run), weights(undisturbed()))
+    for name in ("autoencoder/vae.safetensors", "prior/SHA256SUMS", "samples.png"):
+        assert (run / name).read_bytes() == (undisturbed() / name).read_bytes(), name
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of a finished run, in its own working directory."""
+    shutil.copytree(undisturbed(), tmp_path / "run")
+    return tmp_path
+
+
+# ---------------------------------------------------------------- what a run leaves behind
+
+
+@unix
+def test_a_run_leaves_a_prior_behind() -> None:
+    run = undisturbed()
+    summary = read_summary(run)
+    assert summary["status"] == "finished" and summary["steps"] == STEPS
+    prior = MVDream.load(str(run / "prior"), dtype="fp32")
+    assert prior.image_size == 32 and prior.max_tokens == 24
+    assert prior.unknown_words("a red dog wearing a zzz")[0][0] == "zzz"
+    c2w = torch.eye(4).repeat(2, 1, 1) + torch.eye(4)[3].outer(torch.tensor([0.0, 0, 0, 0]))
+    c2w[:, 2, 3] = 2.0
+    pictures = prior.sample("a red dog", c2w, steps=1, generator=torch.Generator().manual_seed(0))
+    assert pictures.shape == (2, 32, 32, 3) and torch.isfinite(pictures).all()
+    assert not list(run.rglob("*.tmp")) and not list(run.rglob("*.part"))
+
+
+@unix
+def test_diffusers_reads_the_prior() -> None:
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import AutoTokenizer, CLIPTextModel
+
+    folder = undisturbed() / "prior"
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+    text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+    assert unet.config.class_embed_type == "projection" and vae.config.latent_channels == 4
+    assert len(tokenizer) <= text.config.vocab_size and tokenizer.tokenize("A Red dog") == ["a", "red", "dog"]
+    assert scheduler.config.num_train_timesteps == 1000
+    ours = MVDream.load(str(folder), dtype="fp32")
+    assert_same(dict(unet.state_dict()), dict(ours.unet.state_dict()))
+    ids = tokenizer("a red dog", return_tensors="pt", padding="max_length", max_length=24).input_ids
+    with torch.no_grad():
+        assert torch.allclose(text(ids).last_hidden_state, ours.encode_prompt(["a red dog"]), atol=1e-5)
+
+
+@unix
+def test_what_is_saved_is_the_average() -> None:
+    state = weights(undisturbed())
+    saved = MVDream.load(str(undisturbed() / "prior"), dtype="fp32").unet.state_dict()
+    for name, value in saved.items():
+        average = state["average./net/unet/".replace("/net/", "/") + name.replace(".", "/")]
+        assert torch.allclose(value, average, atol=1e-3), name
+    last = {name: state[f"net.unet.{name}"] for name in saved}
+    assert any(not torch.allclose(saved[name], last[name], atol=1e-3) for name in saved)
+
+
+# ---------------------------------------------------------------- kills and signals
+
+
+@unix
+def test_killed_in_every_stage_and_the_result_is_the_same(tmp_path: Path) -> None:
+    run, words = tmp_path / "run", command(tmp_path)
+    pid = server().held(tmp_path, words=words, hold_at=3, hold_in="Autoencoder")
+    os.kill(pid, signal.SIGKILL)
+    assert server().wait(pid) == -signal.SIGKILL and saved_at(run / "autoencoder")
+    killed_in = (
+        "threedgen.systems.autoencoder.standardise",  # trained, but not yet written
+        "threedgen.systems.prior_training.build",  # written, but the second stage has not begun
+        "threedgen.data.latents.caption",  # in the middle of its first step
+    )
+    for function in killed_in:
+        assert server().run(tmp_path, words=words, die_in=function) == -signal.SIGKILL, log(tmp_path)
+    assert not saved_at(run) and (run / "autoencoder" / "vae.safetensors").exists()
+    pid = server().held(tmp_path, words=words, hold_at=6, hold_in="Prior")
+    os.kill(pid, signal.SIGKILL)
+    assert server().wait(pid) == -signal.SIGKILL and saved_at(run)
+    assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
+    assert_same_run(run)
+
+
+@unix
+def test_ctrl_c_in_the_first_stage_and_sigterm_in_the_second(tmp_path: Path) -> None:
+    run, words = tmp_path / "run", command(tmp_path, "checkpoint.seconds=1000")
+    stage = {"hold_at": 2, "hold_in": "Autoencoder"}
+    assert server().signalled(tmp_path, signal.SIGINT, words=words, **stage) == 130, log(tmp_path)
+    assert saved_at(run / "autoencoder") and not (run / "autoencoder" / "vae.safetensors").exists()
+    code = server().signalled(tmp_path, signal.SIGTERM, words=words, hold_at=STEPS - 2, hold_in="Prior")
+    assert code == 143, log(tmp_path)
+    assert not (run / "samples.png").exists()
+    shutil.rmtree(run / "latents")  # only a cache
+    vae = run / "autoencoder" / "vae.safetensors"
+    vae.write_bytes(vae.read_bytes()[:-9])
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    assert "vae.safetensors is damaged" in log(tmp_path)
+    assert_same_run(run)
+
+
+@unix
+def test_ctrl_c_in_the_second_stage_saves_the_prior_so_far(tmp_path: Path, copy: Path) -> None:
+    again = [*command(tmp_path), f"trainer.max_steps={STEPS + 4}"]
+    code = server().signalled(copy, signal.SIGINT, words=again, hold_at=STEPS + 1, hold_in="Prior")
+    assert code == 130, log(copy)
+    summary = read_summary(copy / "run")
+    assert summary["status"] == "interrupted" and summary["steps"] == STEPS + 2
+    sums = (copy / "run" / "prior" / "SHA256SUMS").read_bytes()
+    assert sums != (undisturbed() / "prior" / "SHA256SUMS").read_bytes()
+
+
+@unix
+def test_the_same_command_again_repeats_no_work(copy: Path) -> None:
+    before = snapshot(copy / "run")
+    assert server().run(copy, words=command(copy)) == 0, log(copy)
+    after = snapshot(copy / "run")
+    before.pop("config.yaml"), after.pop("config.yaml")  # written again, the same
+    assert after == before and "finished already" in log(copy)
+
+
+@unix
+def test_pictures_and_saving_do_not_change_the_result(tmp_path: Path) -> None:
+    changed = ("trainer.val_check_interval=4", "checkpoint.seconds=1000", "trainer.log_every_n_steps=1")
+    assert server().run(tmp_path, words=command(tmp_path, *changed)) == 0, log(tmp_path)
+    assert_same_run(tmp_path / "run")
+
+
+# ---------------------------------------------------------------- going on from a prior
+
+
+@unix
+def test_start_goes_on_from_a_folder(tmp_path: Path) -> None:
+    start, still = str(undisturbed() / "prior"), {"training": TINY_PRIOR["training"] | {"learning_rate": 0.0}}
+    trainer = {"trainer": TINY_PRIOR["trainer"] | {"max_steps": 1}}
+    words = ["--config", str(tiny(tmp_path, start=start, **still, **trainer)), "out=run"]
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    assert not (tmp_path / "run" / "autoencoder").exists()
+    made, before = (MVDream.load(str(folder)) for folder in (tmp_path / "run" / "prior", start))
+    for part in ("unet", "text_encoder", "vae"):
+        assert_same(dict(getattr(made, part).state_dict()), dict(getattr(before, part).state_dict()))
+
+
+def test_a_prior_of_another_size_is_not_gone_on_from(tmp_path: Path) -> None:
+    tiny_prior().save(tmp_path / "prior")
+    options = config.load(tiny(tmp_path), [f"start={tmp_path / 'prior'}"])
+    with pytest.raises(ConfigError, match=r"image_size: should be 16.*got 32"):
+        train_prior.starting_prior(options)
+
+
+# ---------------------------------------------------------------- mistakes and full disks
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["image_size=33"], "image_size 33 should be a multiple of 2"),
+        (["autoencoder.image_size=33"], "image_size 33 should be a multiple of 2"),
+        (["autoencoder.crop=48"], "crop 48 should not exceed image_size 32"),
+        (["autoencoder.groups=3"], "channels [8, 16] should be multiples of groups 3"),
+        (["network.groups=5"], "channels [16, 32] should be multiples of groups 5"),
+        (["network.heads=[1]"], "heads has 1"),
+        (["network.heads=[1, 3]"], "should be multiples of heads 3"),
+        (["network.text_heads=3"], "text_width [16] should be multiples of text_heads 3"),
+        (["network.channels=[]"], "channels has 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_found_at_once(tmp_path: Path, words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(tiny(tmp_path), words)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_start_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="start: there is no file or folder 'nowhere'"):
+        config.load(tiny(tmp_path), ["start=nowhere"]).check()
+
+
+@pytest.mark.parametrize(("first", "scenes", "fresh"), [(17, 20, 2), (1, 40, 9), (50, 40, 2), (3, 40, 0), (39, 40, 3)])
+def test_the_scenes_of_a_step_are_always_there(tmp_path: Path, first: int, scenes: int, fresh: int) -> None:
+    words = [f"training.first={first}", f"training.scenes={scenes}", f"training.fresh={fresh}"]
+    options: TrainPriorConfig = config.load(tiny(tmp_path), words)
+    system = prior_training.PriorSystem(options, tiny_prior(), None)
+    seen: set[int] = set(range(first))
+    for step in range(60):
+        chosen = system.scenes(step)
+        assert len(chosen) == 3 and chosen.min() >= 0 and chosen.max() < scenes
+        new = {int(i) for i in chosen} - seen
+        assert len(new) == min(fresh, 3, scenes - len(seen & set(range(scenes))))
+        assert new <= set(range(len(seen), len(seen) + 3))
+        seen |= new
+
+
+def test_scenes_are_kept_in_memory_while_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def bank(folder: Path) -> LatentBank:
+        return LatentBank(folder, Toybox(5), tiny_prior(), 40, n_view=2)
+
+    wanted = bank(tmp_path / "a").scenes([1, BLOCK])
+    free = {"bytes": latents.SPARE - 1}
+    monkeypatch.setattr(latents.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free["bytes"]}))
+    full = bank(tmp_path / "b")
+    assert torch.equal(full.scenes([1]), wanted[:1]) and not full.done.any()
+    monkeypatch.setattr(full, "fill", lambda block, fill=full.fill: fill(block) if block else 1 / 0)
+    free["bytes"] *= 2
+    assert torch.equal(full.scenes([1, BLOCK]), wanted) and full.done.tolist() == [0, 1, 0]
+    assert caplog.text.count("the disk is full") == 1
