@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from task_server import TINY, prior_folder, write_config
 
@@ -84,6 +84,7 @@ def test_a_typo_is_one_sentence_and_leaves_nothing_behind(
 PATHS = [path for path in fields.paths(GenerateConfig, config.load("mvdream-sd21")) if path.count(".") < 3]
 
 
+@settings(max_examples=60)
 @given(st.sampled_from(PATHS), st.integers(0, 2), st.integers(0, 30), st.sampled_from("abcdexyz_"))
 def test_any_key_with_one_wrong_letter_is_recognised(path: str, how: int, at: int, letter: str) -> None:
     head, dot, last = path.rpartition(".")
@@ -269,14 +270,19 @@ ODD = [
 
 @pytest.mark.parametrize("prompt", ODD)
 def test_any_prompt_goes_through(
-    place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, prompt: str
+    place: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    prompt: str,
 ) -> None:
     monkeypatch.setattr(generate_run, "fit", nothing_to_train)
     monkeypatch.setattr(generate_run, "write_results", lambda system, folder, notes: {})
     code = cli.main(["--config", "tiny.yaml", f"prompt={prompt}", "warm_start.steps=0", "preview.enabled=false"])
     output = capfd.readouterr()
     assert code == 0, output.err
-    assert all(line.isprintable() for line in (output.out + output.err).splitlines())
+    said = [*output.out.splitlines(), *output.err.splitlines(), *(record.getMessage() for record in caplog.records)]
+    assert all(line.isprintable() for line in said)
     (folder,) = (place / "outputs" / "tiny").iterdir()
     assert sorted(path.name for path in place.iterdir()) == ["outputs", "tiny.yaml"]
     assert folder.name == runs.slug(prompt) and len(folder.name) < 70

@@ -25,7 +25,7 @@ from threedgen.data.toybox.grammar import (
     caption,
     colour_value,
     held_out,
-    is_plural,
+    takes_article,
 )
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.raycast import render
@@ -222,7 +222,7 @@ def test_captions_say_what_there_is(wording: str) -> None:
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|  |^ | $", text), text
         if spec.part:
             verb = "wearing" if spec.part in ACCESSORIES else "with"
-            article = "" if is_plural(spec.part) else "an? "
+            article = "an? " if takes_article(spec.part) else ""
             assert re.search(rf"\b{verb} {article}{spec.part_colour} ?{spec.part}$", text), text
         else:
             assert "wearing" not in text and "with " not in text
@@ -235,6 +235,8 @@ def test_captions_come_in_several_wordings() -> None:
     assert len({caption(Spec("owl", "orange"), wording) for wording in range(WORDINGS)}) >= 4
     assert caption(Spec("owl", "orange")) == "an orange owl" and caption(Spec("owl")) == "an owl"
     assert caption(Spec("car", "red", "", "wheels", "")) == "a red car with wheels"
+    assert caption(Spec("penguin", "", "", "feet", "red")) == "a penguin with red feet"
+    assert caption(Spec("clown", "blue", "", "hair", "orange")) == "a blue clown with orange hair"
 
 
 def test_an_asset_is_what_its_caption_says() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from math import pi, sqrt
 
 import numpy as np
@@ -84,19 +85,24 @@ def sides_right(seen: Sequence[int] | NDArray[np.integer], azimuth: Floats, slac
     return np.abs(wrap(np.asarray(azimuth, float) - centre)) <= pi / 4 + slack + 1e-9
 
 
-def in_order(seen: Sequence[int] | NDArray[np.integer], azimuth: Floats, slack: float = SLACK) -> bool:
-    """Whether every view shows the side that its camera should see: hence all of them, in the right cyclic order."""
-    return bool(sides_right(seen, azimuth, slack).all())
+def in_order(log_probability: Floats, azimuth: Floats, slack: float = SLACK) -> bool:
+    """Whether the views together show the four sides in the order in which their cameras stand around the object.
 
-
-def turned_by(log_probability: Floats, azimuth: Floats) -> int:
-    """By how many quarter turns (0 to 3) all views (V, 4) together look turned; 0: as the cameras (V,) say.
-
-    The joint answer of the views: it still works where a single side is hard to tell.
+    Of the 24 ways to give four sides to four views at right angles, the most probable must be the one that the
+    cameras say: so not mirrored, not turned, no two swapped. ``log_probability`` (V, 4) of each view's side,
+    ``azimuth`` (V,) evenly around; V is a multiple of 4, and each four of them at right angles are asked.
     """
-    expected = side_of(azimuth)
-    rows = np.arange(len(expected))
-    return int(np.argmax([log_probability[rows, (expected + k) % 4].sum() for k in range(4)]))
+    if len(azimuth) % 4:
+        raise ValueError(f"the order of sides is asked of 4, 8, ... views (got {len(azimuth)})")
+    rings = [slice(start, None, len(azimuth) // 4) for start in range(len(azimuth) // 4)]
+    return all(_ring_in_order(log_probability[ring], np.asarray(azimuth)[ring], slack) for ring in rings)
+
+
+def _ring_in_order(log_probability: Floats, azimuth: Floats, slack: float) -> bool:
+    right = {tuple(side_of(azimuth + near).tolist()) for near in (-slack, 0.0, slack)}
+    ways = np.array(list(permutations(range(4))))
+    likeliest = log_probability[np.arange(4), ways].sum(1).argmax()
+    return tuple(ways[likeliest].tolist()) in right
 
 
 # --- fronts ------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from .verdicts import Verdict, judge
 
 logger = logging.getLogger(__name__)
 
-KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", "turned", "side", "noun_single")
+KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", "each_side", "side", "noun_single")
 
 
 @dataclass(frozen=True)

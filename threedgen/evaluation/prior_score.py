@@ -39,7 +39,7 @@ from .verdicts import Verdict, judge
 
 logger = logging.getLogger(__name__)
 
-KEYS = ("noun", "colour", "part", "part_colour", "bound", "order", "turned", "side", "noun_single", "colour_single")
+KEYS = ("noun", "colour", "part", "part_colour", "bound", "order", "each_side", "side", "noun_single", "colour_single")
 RELATIVE_DISTANCE, FOV = 0.95, np.deg2rad(40.0)
 
 
@@ -199,7 +199,8 @@ ground-truth renders of the same captions from the same cameras, which no measur
 
 {table(measured, truth, KEYS)}
 
-A side counts as right within 15 degrees of its quarter; `order` asks it of every view of an object.
+Order: of all ways to give the four sides to the views, the most probable is the one that the cameras say. A single
+view's side counts as right within 15 degrees of its quarter.
 
 ## The worst
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from threedgen.data.toybox.grammar import NOUNS, Spec
 from threedgen.data.toybox.world import Toybox
 
-from .figures import Share, front_count, in_order, majority, share, sides_right, turned_by
+from .figures import Share, front_count, in_order, majority, share, sides_right
 from .probe import Probe, Seen, together
 from .truth import Labels, spec_of
 
@@ -23,10 +23,10 @@ FIGURES = {
     "part": "the named part is there",
     "part_colour": "the named part has its colour",
     "bound": "the named part is there in its colour",
-    "order": "all viewing sides in the right order",
-    "turned": "orientation, all views together",
+    "order": "viewing sides in the right order",
+    "each_side": "every view by itself shows its side",
     "one_front": "one front only",
-    "side": "viewing side of a single view",
+    "side": "viewing side, single view",
     "noun_single": "noun, single view",
     "colour_single": "colour, single view",
 }
@@ -90,12 +90,12 @@ def _sides(views: Seen, azimuth: np.ndarray) -> tuple[dict[str, Any], int, float
     """Answers about the viewing sides, the number of fronts, and the mean error of the azimuth in degrees."""
     seen = views.side.argmax(1).numpy()
     fronts = front_count(views.side[:, 0].exp().numpy())
-    answers = {
-        "side": sides_right(seen, azimuth).tolist(),
-        "order": in_order(seen, azimuth),
-        "turned": turned_by(views.side.numpy(), azimuth) == 0,
-        "one_front": fronts == 1,
-    }
+    single = sides_right(seen, azimuth)
+    answers = {"side": single.tolist(), "each_side": bool(single.all())}
+    if len(azimuth) % 4 == 0:
+        answers["order"] = in_order(views.side.numpy(), azimuth)
+    if len(azimuth) >= 8:
+        answers["one_front"] = fronts == 1
     away = views.azimuth.numpy() - azimuth
     return answers, fronts, float(np.degrees(np.abs(np.angle(np.exp(1j * away)))).mean())
 

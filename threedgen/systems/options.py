@@ -77,6 +77,11 @@ class NetworkConfig(Config):
     text_layers: int = Field(3, ge=1, le=48)
     text_heads: int = Field(4, ge=1)
     max_tokens: int = Field(24, ge=4, description="length of a prompt in tokens, start and end included")
+    prediction: Literal["epsilon", "v_prediction"] = Field(
+        "v_prediction",
+        description="what the UNet predicts; v weighs all noise levels alike, so that the words are learnt, "
+        "which matter where there is much noise; epsilon all but ignores those levels",
+    )
 
     @model_validator(mode="after")
     def _fit(self) -> NetworkConfig:

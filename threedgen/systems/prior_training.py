@@ -56,7 +56,7 @@ def build(options: NetworkConfig, vae: AutoencoderKL, image_size: int) -> MVDrea
         norm_num_groups=options.groups,
         use_linear_projection=True,
     )
-    return MVDream(unet, vae, text, tokenizer, Schedule.scaled_linear())
+    return MVDream(unet, vae, text, tokenizer, Schedule.scaled_linear(prediction=options.prediction))
 
 
 class PriorSystem(pl.LightningModule):

@@ -44,7 +44,7 @@ Recipe = Callable[[Builder], None]
 
 @dataclass(frozen=True)
 class Noun:
-    """A word, its recipe, and what may be said of it.  ``parts``: recolourable parts; a trailing "s" is a plural.
+    """A word, its recipe, and what may be said of it.  ``parts``: recolourable parts (see takes_article).
     ``wears``: accessories whose anchors the recipe sets."""
 
     word: str
@@ -105,9 +105,12 @@ def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def is_plural(word: str) -> bool:
-    """ "wheels", "glasses", "headphones" take no article."""
-    return word.endswith("s")
+NO_ARTICLE = {"feet", "hair", "icing", "cheese", "salad"}
+
+
+def takes_article(word: str) -> bool:
+    """Neither plurals ("wheels", "glasses", "feet") nor what cannot be counted ("hair") take one."""
+    return not word.endswith("s") and word not in NO_ARTICLE
 
 
 def clause(spec: Spec) -> str:
@@ -115,7 +118,7 @@ def clause(spec: Spec) -> str:
     if not spec.part:
         return ""
     words = f"{spec.part_colour} {spec.part}".strip()
-    words = words if is_plural(spec.part) else f"{article(words)} {words}"
+    words = f"{article(words)} {words}" if takes_article(spec.part) else words
     return f"wearing {words}" if spec.part in ACCESSORIES else f"with {words}"
 
 
