@@ -41,8 +41,10 @@ def test_cases_take_turns() -> None:
 
 
 def test_a_table_as_text_markdown_and_json() -> None:
-    table = Table("Speed", [{"what": "new", "ms": 1.234, "n": 5}, {"what": "older", "ms": 123.4, "n": 60}], ["So."])
-    assert table.text().splitlines()[2:] == ["what      ms   n", "new     1.23   5", "older  123.4  60", "So."]
+    rows = [{"what": "new", "ms": 1.234, "n": 5}, {"what": "older", "ms": 123.4, "n": 60}]
+    table = Table("Speed", rows, ["So."])
+    lines = ["what      ms   n", "new     1.23   5", "older  123.4  60", "So."]
+    assert table.text().splitlines()[2:] == lines
     assert "| new | 1.23 | 5 |" in table.markdown() and "|---" not in table.markdown().splitlines()[0]
     assert json.loads(json.dumps(table.json()))["rows"][1]["n"] == 60
 
@@ -90,7 +92,9 @@ def test_a_run_without_checkpoints_is_named(tmp_path: Path) -> None:
         scene.trained(tmp_path)
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hashgrid, "SIZES", [("tiny", {"n_levels": 2, "log2_hashmap_size": 6}, 50)])
     assert command.main(["hashgrid", "--rounds", "1", "--out", str(tmp_path), "threads=1"]) == 0
     assert "times faster" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from threedgen import registry
 from threedgen.config import ConfigError
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out
 from threedgen.evaluation import object_score, prior_score
-from threedgen.evaluation.cases import held_out_cases
+from threedgen.evaluation.cases import held_out_cases, held_out_rooms
 from threedgen.evaluation.figures import (
     Share,
     front_count,
@@ -27,7 +28,6 @@ from threedgen.evaluation.figures import (
     share,
     side_of,
     sides_right,
-    turned_by,
     wilson,
 )
 from threedgen.evaluation.options import Evaluate3DConfig, EvaluatePriorConfig, ProbeNetworkConfig
@@ -89,27 +89,44 @@ def test_sides_of_azimuths() -> None:
         ([0, 3, 2, 1], 0, False),  # mirrored: left and right swapped
         ([2, 3, 0, 1], 0, False),  # turned round
         ([0, 0, 0, 0], 0, False),  # a face on every side
-        ([0, 1, 2, 0], 0, False),
-        ([0, 1, 3, 3], 44, True),  # near the border either neighbour is right
-        ([1, 1, 2, 0], 44, True),
-        ([1, 1, 2, 3], 20, False),
+        ([0, 1, 3, 2], 0, False),  # two swapped
+        ([0, 1, 2, 3], 44, True),  # near the border either neighbour is right
+        ([1, 2, 3, 0], 44, True),
+        ([1, 2, 3, 0], 20, False),
     ],
 )
 def test_order_of_sides(seen: list[int], start: float, right: bool) -> None:
-    assert in_order(seen, TURN + np.deg2rad(start)) is right
+    """The probe is sure of ``seen``; where all look alike, order is luck and single sides tell."""
+    azimuth = TURN + np.deg2rad(start)
+    probability = np.full((4, 4), 0.02)
+    probability[np.arange(4), seen] = 0.94
+    if len(set(seen)) == 4:
+        assert in_order(np.log(probability), azimuth) is right
+    assert sides_right(seen, azimuth).all() == right
 
 
 def test_slack_ends_where_it_should() -> None:
     assert sides_right([0, 0, 0, 0], np.deg2rad([59, 61, -59, 360 - 61])).tolist() == [True, False, True, False]
 
 
-def test_joint_orientation_survives_one_view_that_errs() -> None:
+def test_order_survives_one_view_that_errs() -> None:
     probability = np.full((4, 4), 0.1)
     probability[np.arange(4), [0, 1, 2, 3]] = 0.7
     probability[2] = [0.4, 0.1, 0.35, 0.15]
-    assert turned_by(np.log(probability), TURN) == 0
-    assert not in_order(probability.argmax(1), TURN)
-    assert turned_by(np.log(np.roll(probability, 1, axis=1)), TURN) == 1
+    assert in_order(np.log(probability), TURN)
+    assert not sides_right(probability.argmax(1), TURN).all()
+    assert not in_order(np.log(np.roll(probability, 1, axis=1)), TURN)
+
+
+def test_order_of_eight_views_is_asked_of_both_rings() -> None:
+    azimuth = np.deg2rad(np.arange(8) * 45.0 + 10)
+    probability = np.full((8, 4), 0.02)
+    probability[np.arange(8), side_of(azimuth)] = 0.94
+    assert in_order(np.log(probability), azimuth)
+    probability[[1, 5]] = probability[[5, 1]]  # two opposite views of one ring swapped
+    assert not in_order(np.log(probability), azimuth)
+    with pytest.raises(ValueError, match="4, 8"):
+        in_order(np.log(probability[:6]), azimuth[:6])
 
 
 # --- fronts ------------------------------------------------------------------------------------------------------
@@ -170,7 +187,7 @@ SPEC = Spec("dog", "blue", "", "hat", "red")
 
 def test_a_right_object() -> None:
     verdict = judge(seen("dog", "blue", "hat", "red", [0, 1, 2, 3]), SPEC, LABELS, TURN)
-    asked = ("noun", "colour", "part", "part_colour", "bound", "order", "turned", "one_front")
+    asked = ("noun", "colour", "part", "part_colour", "bound", "order", "each_side")
     assert all(verdict.answers[key] is True for key in asked)
     assert verdict.azimuth_error == pytest.approx(0, abs=1e-4) and mark(verdict) == "ok"
 
@@ -181,8 +198,8 @@ def test_wrong_objects_are_wrong_in_what_is_wrong() -> None:
         (seen("dog", "red", "hat", "red", [0, 1, 2, 3]), {"colour"}),
         (seen("dog", "blue", "hat", "green", [0, 1, 2, 3]), {"part_colour", "bound"}),
         (seen("dog", "blue", "hat", "red", [0, 1, 2, 3], there=0.2), {"part", "bound"}),
-        (seen("dog", "blue", "hat", "red", [0, 0, 0, 0]), {"order", "one_front"}),
-        (seen("dog", "blue", "hat", "red", [2, 3, 0, 1]), {"order", "turned"}),
+        (seen("dog", "blue", "hat", "red", [0, 3, 2, 1]), {"order", "each_side"}),
+        (seen("dog", "blue", "hat", "red", [2, 3, 0, 1]), {"order", "each_side"}),
     ]
     for views, wrong in cases:
         verdict = judge(views, SPEC, LABELS, TURN)
@@ -221,9 +238,11 @@ def test_cases_are_held_out_different_and_always_the_same() -> None:
 def test_spread_cases_take_every_noun_in_turn() -> None:
     cases = held_out_cases(30, 0, spread=True)
     assert len({case.spec.noun for case in cases}) == 30
-    twice = held_out_cases(len(NOUNS) + 4, 0, spread=True)
-    counts = [sum(case.spec.noun == noun for case in twice) for noun in NOUNS]
-    assert min(counts) >= 1 and max(counts) <= 2
+    known = held_out_rooms()
+    counts = Counter(case.spec.noun for case in held_out_cases(len(known) + 4, 0, spread=True))
+    assert set(counts) == set(known) <= set(NOUNS) and max(counts.values()) <= 2
+    with pytest.raises(ConfigError, match="at most"):
+        held_out_cases(10**5, 0)
 
 
 # --- evaluate-prior ----------------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
-from threedgen.data.toybox.grammar import NOUNS, Spec, caption
+from threedgen.config import ConfigError
+from threedgen.data.toybox.grammar import COLOURS, NOUNS, Spec, caption, held_out
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.world import Toybox, build
 from threedgen.seeding import numpy_generator
@@ -28,18 +30,32 @@ class Case:
 
 
 def held_out_cases(count: int, seed: int, first: int = 0, spread: bool = False) -> list[Case]:
-    """``count`` different combinations from sample ``first`` on; with ``spread`` each noun comes once before any
-    comes again."""
+    """``count`` different combinations from sample ``first`` on; with ``spread`` each noun that has any comes once
+    before one comes again. Raises ConfigError for more than there are."""
+    rooms = held_out_rooms()
+    most = len(COLOURS) * (len(rooms) * min(rooms.values()) if spread else sum(rooms.values())) // 2
+    if count > most:
+        raise ConfigError(f"the toybox has not so many held-out captions: ask for at most {most} (got {count})")
     box, index = Toybox(seed, "held-out"), first
     cases: list[Case] = []
     taken: set[Spec] = set()
-    turns = dict.fromkeys(NOUNS, 0)
+    turns = dict.fromkeys(rooms, 0)
     while len(cases) < count:
         spec, _ = box.spec(index)
-        allowed = not spread or turns[spec.noun] <= len(cases) // len(NOUNS)
+        allowed = not spread or turns[spec.noun] <= len(cases) // len(rooms)
         if spec not in taken and allowed:
             taken.add(spec)
             turns[spec.noun] += 1
             cases.append(Case(index, spec))
         index += 1
     return cases
+
+
+@cache
+def held_out_rooms() -> dict[str, int]:
+    """How many pairs of colour and part of each noun are held out, for the nouns that have any."""
+    rooms = {
+        word: sum(held_out(Spec(word, colour, "", part)) for colour in COLOURS for part in noun.parts + noun.wears)
+        for word, noun in NOUNS.items()
+    }
+    return {word: count for word, count in rooms.items() if count}
