@@ -28,13 +28,14 @@ from threedgen.evaluation.figures import (
     share,
     side_of,
     sides_right,
+    smooth,
     wilson,
 )
 from threedgen.evaluation.options import Evaluate3DConfig, EvaluatePriorConfig, ProbeNetworkConfig
 from threedgen.evaluation.probe import Probe, Seen
 from threedgen.evaluation.report import Count, mark, percent, worst
 from threedgen.evaluation.truth import Labels, ring
-from threedgen.evaluation.verdicts import judge, tally
+from threedgen.evaluation.verdicts import equal_error, judge, tally
 from threedgen.images import grid, write_png
 from threedgen.loop import Status
 from threedgen.systems.outputs import view_indices
@@ -153,6 +154,16 @@ def test_fronts_are_counted(front: list[float], count: int) -> None:
         assert front_count(np.roll(front[::-1], turn)) == count
 
 
+def test_one_view_alone_makes_no_second_front() -> None:
+    """A probe that errs in one view of a good object, and a face behind that deserves the name."""
+    good = np.array([0.95, 0.6, 0, 0, 0, 0, 0, 0.6])
+    for turn in range(8):
+        slip, janus = np.roll(good, turn), np.roll(np.maximum(good, np.roll(good, 4)), turn)
+        slip[(turn + 4) % 8] = 0.9
+        assert front_count(slip) == 2 and front_count(smooth(slip)) == 1
+        assert front_count(smooth(janus)) == 2 and front_count(smooth(np.full(8, 0.9))) == 2
+
+
 def test_three_fronts_on_a_fine_ring() -> None:
     front = np.zeros(12)
     front[[0, 4, 8]] = 1
@@ -218,6 +229,16 @@ def test_the_worst_come_first() -> None:
     good, bad = (judge(seen(noun, "blue", "hat", "red", [0, 1, 2, 3]), SPEC, LABELS, TURN) for noun in ("dog", "cat"))
     rows = worst(["a", "b", "c"], [good, bad, good], 2)
     assert [row["number"] for row in rows][0] == 1 and len(rows) == 2 and rows[0]["wrong"] == ["noun"]
+
+
+def test_the_threshold_misses_as_much_as_it_imagines() -> None:
+    assert equal_error([0.4, 0.6, 0.8, 0.9], [0.1, 0.2, 0.3, 0.35]) == pytest.approx(0.35)
+    threshold = equal_error([0.1, 0.3, 0.5, 0.7], [0.0, 0.05, 0.2, 0.4])
+    assert np.mean(np.array([0.1, 0.3, 0.5, 0.7]) <= threshold) == np.mean(np.array([0.0, 0.05, 0.2, 0.4]) > threshold)
+    assert equal_error([], [0.2]) == 0.5
+    views = seen("dog", "blue", "hat", "red", [0, 1, 2, 3], there=0.3)
+    assert judge(views, SPEC, LABELS, threshold=0.25).answers["bound"] is True
+    assert judge(views, SPEC, LABELS).answers["bound"] is False
 
 
 # --- cases -------------------------------------------------------------------------------------------------------

@@ -108,11 +108,17 @@ def _ring_in_order(log_probability: Floats, azimuth: Floats, slack: float) -> bo
 # --- fronts ------------------------------------------------------------------------------------------------------
 
 
+def smooth(front: Floats) -> Floats:
+    """A curve around the object (V,) averaged with its neighbours, (1, 2, 1) / 4: one view alone makes no front."""
+    front = np.asarray(front, float)
+    return (np.roll(front, 1) + 2 * front + np.roll(front, -1)) / 4
+
+
 def front_count(front: Floats, threshold: float = 0.5, apart: float = pi / 2) -> int:
     """How many fronts an object has: the most views that show one and are all more than ``apart`` from each other.
 
-    ``front`` (V,): the probability that view k, at azimuth 2 pi k / V (any start), shows the front. Of a real
-    front, views up to 45 degrees to each side show it: at most 90 degrees apart, hence one.
+    ``front`` (V,): how surely view k, at azimuth 2 pi k / V (any start), shows the front. Of a real front, views
+    up to 45 degrees to each side show it: at most 90 degrees apart, hence one.
     """
     angles = [2 * pi * int(k) / len(front) for k in np.flatnonzero(np.asarray(front) >= threshold)]
     return max((_chain(angles, start, apart) for start in range(len(angles))), default=0)

@@ -141,7 +141,7 @@ def verdict(probe: Probe, case: Case, made: Made | None) -> Verdict:
     """Noun and colour by majority of the views; a run that failed is wrong in everything that is asked."""
     if made is not None:
         views = probe.look(torch.from_numpy(made.views).float() / 255)
-        return judge(views, case.spec, probe.labels, made.azimuth, vote=True)
+        return judge(views, case.spec, probe.labels, made.azimuth, vote=True, threshold=probe.threshold)
     asked = judge(probe.look(torch.full((8, 16, 16, 3), 0.5)), case.spec, probe.labels, np.zeros(8), vote=True)
     wrong = {key: [False] * 8 if isinstance(value, list) else False for key, value in asked.answers.items()}
     return Verdict(wrong, {"noun": "nothing", "colour": "no"}, -99.0, None, None)
@@ -157,7 +157,7 @@ def calibrate(probe: Probe, case: Case, wanted: GenerateConfig, config: Evaluate
     for number in range(config.calibration):
         asset = case.truth(config.seed, number)
         pictures = ring(asset, azimuth, elevation, table_of.distance * np.tan(fov / 2), fov, 128)
-        verdicts.append(judge(probe.look(torch.from_numpy(pictures)), case.spec, probe.labels, azimuth, vote=True))
+        verdicts.append(judge(probe.look(torch.from_numpy(pictures)), case.spec, probe.labels, azimuth, vote=True, threshold=probe.threshold))
     return verdicts
 
 

@@ -19,13 +19,12 @@ class ProbeNetworkConfig(Config):
 
 
 class ProbeTrainingConfig(Config):
-    """What the probe learns from: toybox renders of both splits, for it is a measuring instrument."""
+    """How the probe learns: from toybox renders of both splits, for it is a measuring instrument."""
 
     n_view: int = Field(2, ge=1, le=16, description="pictures of an object, from all around")
     block: int = Field(8, ge=1, description="objects rendered together, one block each step")
     blocks: int = Field(4, ge=1, description="blocks in a batch: the new one and earlier ones, newly augmented")
     window: int = Field(256, ge=1, description="how many steps back those earlier ones come from")
-    held_out: float = Field(0.2, ge=0, le=1, description="share of the objects that the prior never learns from")
     augment: float = Field(1.0, ge=0, le=2, description="strength of blur, noise, colour shifts and moves; 0: none")
     learning_rate: Schedule = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
     weight_decay: float = Field(0.02, ge=0)
@@ -35,9 +34,11 @@ class ProbeTrainingConfig(Config):
 class TrainProbeConfig(RunConfig):
     """Train the probe that all evaluations look through."""
 
+    start: str | None = Field(None, description="probe to go on from ('embedded', a file); null: from nothing")
     network: ProbeNetworkConfig = ProbeNetworkConfig()
     training: ProbeTrainingConfig = ProbeTrainingConfig()
-    measured: int = Field(1000, ge=1, description="fresh objects that its accuracy is measured on at the end")
+    calibrated: int = Field(500, ge=20, description="fresh objects that say from when on an accessory counts as seen")
+    measured: int = Field(1000, ge=1, description="other fresh objects, on which its accuracy is measured at the end")
     trainer: TrainerConfig = TrainerConfig(max_steps=5000, gradient_clip_val=5.0, val_check_interval=500)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
 

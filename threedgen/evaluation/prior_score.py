@@ -59,9 +59,9 @@ def run(config: EvaluatePriorConfig, resume: Path | None = None, quiet: bool = F
         for case, pictures in zip(cases, drawn, strict=True):
             azimuth, elevation = stand(config, case)
             views = probe.look(torch.from_numpy(pictures).float() / 255)
-            measured.append(judge(views, case.spec, probe.labels, azimuth))
+            measured.append(judge(views, case.spec, probe.labels, azimuth, threshold=probe.threshold))
             real = ring(case.truth(config.seed), azimuth, elevation, RELATIVE_DISTANCE, FOV, pictures.shape[1])
-            truth.append(judge(probe.look(torch.from_numpy(real)), case.spec, probe.labels, azimuth))
+            truth.append(judge(probe.look(torch.from_numpy(real)), case.spec, probe.labels, azimuth, threshold=probe.threshold))
             count.add(1)
     write(config, folder, cases, drawn, measured, truth)
     write_summary(folder, config, time.monotonic() - begun, status="finished", prior=fingerprint(prior))

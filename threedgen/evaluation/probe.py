@@ -101,6 +101,7 @@ class Probe(nn.Module):
     def __init__(self, labels: Labels, options: ProbeNetworkConfig | None = None) -> None:
         super().__init__()
         self.labels, self.options = labels, options or ProbeNetworkConfig()
+        self.threshold = 0.5  # probability from which a part counts as seen; calibrated after training
         a, b, c, d = self.options.channels
         words, colours = len(labels.words), len(labels.colours)
         self.stem = convolution(3, a, 2)
@@ -159,7 +160,8 @@ class Probe(nn.Module):
         tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, save(tensors))
-        card = {"labels": self.labels.plain(), "network": self.options.model_dump(mode="json"), **(about or {})}
+        card = {"labels": self.labels.plain(), "network": self.options.model_dump(mode="json"), "threshold": self.threshold}
+        card |= about or {}
         write_atomic(path.with_suffix(".json"), json.dumps(card, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
@@ -170,6 +172,7 @@ class Probe(nn.Module):
         try:
             probe = cls(Labels.from_plain(card["labels"]), ProbeNetworkConfig(**card["network"]))
             probe.load_state_dict(load_file(path))  # which widens float16 to float32
+            probe.threshold = float(card.get("threshold", 0.5))
         except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = str(error).split("\n")[0][:120]
             raise ConfigError(f"probe.weights: {path} is damaged or no probe ({reason}); {TRAIN}") from None

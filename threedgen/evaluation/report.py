@@ -145,11 +145,11 @@ def strip(views: np.ndarray) -> np.ndarray:
 def write_sheet(
     path: Path, views: Sequence[np.ndarray], captions: Sequence[str], verdicts: Sequence[Verdict], columns: int = 2
 ) -> Path | None:
-    """A contact sheet: each object a strip of views, below it its caption, then the verdict on a line of its own."""
+    """A contact sheet: each object a strip of views, below it its caption and the verdict."""
     if not views:
         return None
-    strips = [grid(strip(v)[None], 1, [caption]) for v, caption in zip(views, captions, strict=True)]
-    return write_png(path, grid(np.stack(strips), columns, [mark(verdict) for verdict in verdicts]))
+    labels = [f"{caption} - {mark(verdict)}" for caption, verdict in zip(captions, verdicts, strict=True)]
+    return write_png(path, grid([strip(v) for v in views], columns, labels))
 
 
 def write_report(folder: Path, text: str, figures: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.data.toybox.grammar import COLOURS, NOUNS, Spec
+from threedgen.data.toybox.grammar import COLOURS, NOUNS, SIZES, Spec
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.raycast import render
 from threedgen.data.toybox.world import Toybox, View, orbit_c2w
@@ -19,8 +19,6 @@ OPEN = -1
 """Where there is no answer: the caption leaves a colour open, a part is hidden, two colours are as near."""
 VISIBLE = 1e-3
 """A part counts as visible from this share of the picture on: 4 pixels of 64 x 64."""
-DRAWN_AS = {("person", "trousers"): "legs"}
-"""Parts whose solids have another label than the caption's word."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,7 @@ def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for word in NOUNS[asset.noun].parts + NOUNS[asset.noun].wears:
-        label = DRAWN_AS.get((asset.noun, word), word)
-        solids = [solid for solid in asset.primitives if solid.label == label]
+        solids = [solid for solid in asset.primitives if solid.label == word]
         if word == asset.part and asset.part_colour:
             found[word] = labels.colours.index(asset.part_colour)
         elif solids:
@@ -103,8 +100,7 @@ def picture_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarra
         for view in range(n * n_view, (n + 1) * n_view):
             pixels = np.bincount(label[view].ravel(), minlength=len(asset.labels) + 1)
             for word, colour in words.items():
-                name = DRAWN_AS.get((asset.noun, word), word)
-                visible = pixels[asset.labels.index(name) + 1] / label[view].size if name in asset.labels else 0
+                visible = pixels[asset.labels.index(word) + 1] / label[view].size if word in asset.labels else 0
                 seen[view, column[word]] = 1 if visible >= VISIBLE else OPEN if visible > 0 else 0
                 painted[view, column[word]] = colour if visible >= VISIBLE else OPEN
     nouns = [labels.nouns.index(asset.noun) for asset in assets]
@@ -135,15 +131,37 @@ def ring(
 
 def labelled(
     box: Toybox, indices: Sequence[int], size: int, n_view: int, labels: Labels
-) -> tuple[np.ndarray, Truth]:
-    """Pictures (N n, size, size, 3) of toybox samples, each from its own cameras, and their truth."""
+) -> tuple[list[Asset], np.ndarray, Truth]:
+    """Samples of a toybox, their pictures (N n, size, size, 3), each from its own cameras, and the truth of these."""
     assets = [box.asset(i) for i in indices]
     cameras = [box.cameras(i, n_view) for i in indices]
     c2w, fov, azimuth = (np.concatenate([camera[k] for camera in cameras]) for k in range(3))
     grey = np.repeat([camera[3] for camera in cameras], n_view)
     picture = render(assets, np.repeat(np.arange(len(assets)), n_view), c2w, fov, size, grey, truth=True)
-    return picture.rgb, picture_truth(assets, picture.label, azimuth, labels)
+    return assets, picture.rgb, picture_truth(assets, picture.label, azimuth, labels)
 
 
 WIDE = View(fov=(33.0, 47.0), elevation=(-5.0, 35.0), relative_distance=(0.88, 1.05), grey=(0.3, 0.7))
 """Cameras and backgrounds that the probe learns from: somewhat more than it will be shown."""
+
+
+class Lessons(Toybox):
+    """The toybox as the probe learns it: every combination, those that the prior never sees included, and far more
+    accessories than captions mention, for they are rare and hard to see."""
+
+    def __init__(self, seed: int = 0, view: View = WIDE) -> None:
+        super().__init__(seed, "train", view)
+
+    def spec(self, index: int) -> tuple[Spec, int]:
+        """Half of the samples can wear something, and half of those do."""
+        rng = self.rng(index, 10)
+        nouns = list(NOUNS.values())
+        if rng.random() < 0.5:
+            nouns = [noun for noun in nouns if noun.wears]
+        noun = nouns[int(rng.integers(len(nouns)))]
+        colours, draw = list(COLOURS), rng.random()
+        words = noun.wears if noun.wears and draw < 0.5 else noun.parts if draw < 0.85 else ()
+        part = words[int(rng.integers(len(words)))] if words else ""
+        main, painted = (colours[int(rng.integers(len(colours)))] for _ in range(2))
+        size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""
+        return Spec(noun.word, main, size, part, painted if part else ""), 0

@@ -13,14 +13,15 @@ from torch import Tensor
 from threedgen.data.toybox.grammar import NOUNS, Spec
 from threedgen.data.toybox.world import Toybox
 
-from .figures import Share, front_count, in_order, majority, share, sides_right
+from .figures import Share, front_count, in_order, majority, share, sides_right, smooth
 from .probe import Probe, Seen, together
-from .truth import Labels, spec_of
+from .truth import Labels, labelled, spec_of
 
 FIGURES = {
     "noun": "noun",
     "colour": "colour of the noun",
     "part": "the named part is there",
+    "part_absent": "an accessory that is not there is not seen",
     "part_colour": "the named part has its colour",
     "bound": "the named part is there in its colour",
     "order": "viewing sides in the right order",
@@ -51,11 +52,18 @@ class Verdict:
         return [key for key in keys if self.answers.get(key) is False]
 
 
-def judge(views: Seen, spec: Spec, labels: Labels, azimuth: np.ndarray | None = None, vote: bool = False) -> Verdict:
+def judge(
+    views: Seen,
+    spec: Spec,
+    labels: Labels,
+    azimuth: np.ndarray | None = None,
+    vote: bool = False,
+    threshold: float = 0.5,
+) -> Verdict:
     """Compare ``views`` of one object with ``spec``; what it leaves open is not judged.
 
     ``azimuth`` (V,) radians: where the cameras stood, for the viewing sides. ``vote``: noun and colour by majority
-    of the views instead of their mean log-probability.
+    of the views instead of their mean log-probability. ``threshold``: probability from which a part is seen.
     """
     seen = together(views)
     pick: Callable[[Tensor], int] = (lambda x: majority(x.numpy())) if vote else (lambda x: int(x.mean(0).argmax()))
@@ -72,12 +80,13 @@ def judge(views: Seen, spec: Spec, labels: Labels, azimuth: np.ndarray | None = 
     if spec.part:
         word = labels.words.index(spec.part)
         there, painted = float(seen.part[word]), int(seen.part_colour[word].argmax())
-        said["part"] = f"{labels.colours[painted]} {spec.part}" if there > 0.5 else f"no {spec.part}"
-        answers["part"] = there > 0.5
+        visible = there > threshold
+        said["part"] = f"{labels.colours[painted]} {spec.part}" if visible else f"no {spec.part}"
+        answers["part"] = visible
         certainty.append(float(np.log(max(there, 1e-6))))
         if spec.part_colour:
             wanted = labels.colours.index(spec.part_colour)
-            answers |= {"part_colour": painted == wanted, "bound": there > 0.5 and painted == wanted}
+            answers |= {"part_colour": painted == wanted, "bound": visible and painted == wanted}
             certainty.append(float(seen.part_colour[word, wanted]))
     fronts, error = None, None
     if azimuth is not None and NOUNS[spec.noun].front:
@@ -89,7 +98,7 @@ def judge(views: Seen, spec: Spec, labels: Labels, azimuth: np.ndarray | None = 
 def _sides(views: Seen, azimuth: np.ndarray) -> tuple[dict[str, Any], int, float]:
     """Answers about the viewing sides, the number of fronts, and the mean error of the azimuth in degrees."""
     seen = views.side.argmax(1).numpy()
-    fronts = front_count(views.side[:, 0].exp().numpy())
+    fronts = front_count(smooth(views.side[:, 0].exp().numpy()))
     single = sides_right(seen, azimuth)
     answers = {"side": single.tolist(), "each_side": bool(single.all())}
     if len(azimuth) % 4 == 0:
@@ -121,12 +130,54 @@ def azimuth_error(verdicts: Sequence[Verdict]) -> float | None:
 def own_accuracy(
     probe: Probe, box: Toybox, indices: Sequence[int], n_view: int = 4, size: int = 128, chunk: int = 32
 ) -> list[Verdict]:
-    """Verdicts on ground truth: samples of a toybox, rendered as ``box.view`` says, judged like anything else."""
+    """Verdicts on ground truth: samples of a toybox, rendered as ``box.view`` says, judged like anything else.
+
+    And of one accessory that an object could wear and does not: whether the probe sees it nevertheless.
+    """
     verdicts = []
     for start in range(0, len(indices), chunk):
-        assets, rgb, _, azimuth = box.batch(indices[start : start + chunk], size, n_view)
-        views = probe.look(torch.from_numpy(rgb))
+        assets, rgb, truth = labelled(box, indices[start : start + chunk], size, n_view, probe.labels)
+        views, azimuth = probe.look(torch.from_numpy(rgb)), truth.azimuth.numpy()
         for k, asset in enumerate(assets):
             part = slice(k * n_view, (k + 1) * n_view)
-            verdicts.append(judge(views[part], spec_of(asset), probe.labels, azimuth[part]))
+            verdict = judge(views[part], spec_of(asset), probe.labels, azimuth[part], threshold=probe.threshold)
+            absent = [word for word in NOUNS[asset.noun].wears if word not in asset.labels]
+            if absent:
+                word = probe.labels.words.index(absent[asset.index % len(absent)])
+                verdict.answers["part_absent"] = float(together(views[part]).part[word]) <= probe.threshold
+            verdicts.append(verdict)
     return verdicts
+
+
+def calibrate(probe: Probe, box: Toybox, indices: Sequence[int], n_view: int = 4, size: int = 128) -> float:
+    """The probability from which on an accessory should count as seen: then as many are missed as imagined.
+
+    In training most words are absent from most pictures, so the probe is shy; asked about a caption's word, it
+    should answer without that prejudice. Keeps what it finds in ``probe.threshold``.
+    """
+    present, absent = [], []
+    for start in range(0, len(indices), 32):
+        assets, rgb, truth = labelled(box, indices[start : start + 32], size, n_view, probe.labels)
+        seen = probe.look(torch.from_numpy(rgb)).part.unflatten(0, (-1, n_view)).amax(1)
+        shown = truth.seen.unflatten(0, (-1, n_view)).amax(1)
+        for k, asset in enumerate(assets):
+            for word in NOUNS[asset.noun].wears:
+                column = probe.labels.words.index(word)
+                if shown[k, column] == 1:
+                    present.append(float(seen[k, column]))
+                elif word not in asset.labels:
+                    absent.append(float(seen[k, column]))
+    probe.threshold = equal_error(present, absent)
+    return probe.threshold
+
+
+def equal_error(present: Sequence[float], absent: Sequence[float]) -> float:
+    """The threshold at which the share of ``present`` below equals the share of ``absent`` above it, as near as it
+    comes; 0.5 if either is empty."""
+    if not present or not absent:
+        return 0.5
+    here, gone = np.sort(present), np.sort(absent)
+    choices = np.unique([*here, *gone])
+    missed = np.searchsorted(here, choices, side="right") / len(here)
+    imagined = 1 - np.searchsorted(gone, choices, side="right") / len(gone)
+    return float(choices[np.abs(missed - imagined).argmin()])

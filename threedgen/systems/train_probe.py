@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from threedgen.config import at, dump
-from threedgen.data.toybox.world import Toybox
+from threedgen.config import ConfigError, at, dump
+from threedgen.data.toybox.grammar import ACCESSORIES
+from threedgen.data.toybox.world import Toybox, View
 from threedgen.evaluation.options import TrainProbeConfig
 from threedgen.evaluation.probe import NAME, Probe, Raw
-from threedgen.evaluation.truth import OPEN, WIDE, Labels, Truth, labelled
-from threedgen.evaluation.verdicts import azimuth_error, own_accuracy, tally
+from threedgen.evaluation.truth import OPEN, Labels, Lessons, Truth, labelled
+from threedgen.evaluation.verdicts import azimuth_error, calibrate, own_accuracy, tally
 from threedgen.images import to_uint8
 from threedgen.ledger import write_summary
 from threedgen.loop import Status, fit, set_threads
@@ -38,20 +39,28 @@ RANK = 10_000_000
 """Blocks between the samples of one device and the next."""
 
 
+EMPHASIS = 4.0
+"""Weight of the accessories among the words: each is rare, and small in the picture."""
+
+
 def run(config: TrainProbeConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Train, or go on training, a probe; returns the exit code."""
     begun, folder = time.monotonic(), Path(str(config.out))
     set_threads(config.threads)
     torch.manual_seed(config.seed)
     system = ProbeSystem(config)
+    if config.start and resume is None:
+        system.go_on_from(Probe.load(config.start))
     system.config_yaml = dump(config.model_copy(update={"out": None}))
     status = fit(system, config, folder, resume=resume is not None, quiet=quiet, metrics=("noun", "colour", "side"))
     if status is Status.FINISHED:
         path = folder / "probe" / f"{NAME}.safetensors"
         steps = system.trainer.global_step
         system.probe.cpu().save(path)
-        accuracy = measure(Probe.load(str(path)), config.measured, config.seed)  # as it ships: from float16
-        system.probe.save(path, {"accuracy": accuracy, "steps": steps, "seed": config.seed})
+        shipped = Probe.load(str(path))  # rounded to float16, as it will be used
+        calibrate(shipped, Lessons(config.seed + 2 * FRESH, View()), range(config.calibrated))
+        accuracy = measure(shipped, config.measured, config.seed)
+        shipped.save(path, {"accuracy": accuracy, "steps": steps, "seed": config.seed})
         write_summary(folder, config, time.monotonic() - begun, status=status.value, steps=steps, accuracy=accuracy)
         if not quiet:
             noun, colour = (100 * accuracy[key]["share"] for key in ("noun", "colour"))
@@ -81,10 +90,18 @@ class ProbeSystem(pl.LightningModule):
         self.options, self.seed, self.max_steps = config.training, config.seed, config.trainer.max_steps
         self.size = config.network.image_size
         self.probe = Probe(labels or Labels.of_toybox(), config.network)
-        self.boxes = Toybox(config.seed, "train", WIDE), Toybox(config.seed, "held-out", WIDE)
+        self.box = Lessons(config.seed)
+        worn = [EMPHASIS if word in ACCESSORIES else 1.0 for word in self.probe.labels.words]
+        self.register_buffer("emphasis", torch.tensor(worn), persistent=False)
         self.cache: dict[int, tuple[Tensor, Truth]] = {}
         self.metrics: dict[str, float] = {}
         self.config_yaml = ""
+
+    def go_on_from(self, probe: Probe) -> None:
+        """Take the weights of another probe. Raises ConfigError for one of other sizes."""
+        if probe.options != self.probe.options or probe.labels != self.probe.labels:
+            raise ConfigError(f"start: should be a probe of these sizes and words (it has {probe.options})")
+        self.probe.load_state_dict(probe.state_dict())
 
     def pictures(self, step: int) -> tuple[Tensor, Truth]:
         """The batch of a step: (B, 3, size, size) in [0, 1] and its truth. Devices share no samples."""
@@ -101,14 +118,9 @@ class ProbeSystem(pl.LightningModule):
         if number not in self.cache:
             o = self.options
             first = (number + self.global_rank * RANK) * o.block
-            held_out = numpy_generator(self.seed, number, "split", self.global_rank).random(o.block) < o.held_out
-            parts = [
-                labelled(box, [first + int(k) for k in wanted.nonzero()[0]], self.size, o.n_view, self.probe.labels)
-                for box, wanted in zip(self.boxes, (~held_out, held_out), strict=True)
-                if wanted.any()
-            ]
-            rgb = torch.cat([torch.from_numpy(to_uint8(rgb)) for rgb, _ in parts])
-            self.cache[number] = rgb, Truth.cat([truth for _, truth in parts])
+            indices = range(first, first + o.block)
+            _, rgb, truth = labelled(self.box, indices, self.size, o.n_view, self.probe.labels)
+            self.cache[number] = torch.from_numpy(to_uint8(rgb)), truth
         return self.cache[number]
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -118,7 +130,7 @@ class ProbeSystem(pl.LightningModule):
         x = augment(x, rng, self.options.augment).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
             raw = self.probe(x)
-        loss, self.metrics = probe_loss(raw, truth.to(self.device))
+        loss, self.metrics = probe_loss(raw, truth.to(self.device), self.emphasis)
         return loss
 
     def configure_optimizers(self):
@@ -141,14 +153,18 @@ class ProbeSystem(pl.LightningModule):
 # --- loss --------------------------------------------------------------------------------------------------------
 
 
-def probe_loss(raw: Raw, truth: Truth) -> tuple[Tensor, dict[str, float]]:
-    """The sum of the questions' losses, each over the pictures it can be asked of; and shares of right answers."""
+def probe_loss(raw: Raw, truth: Truth, emphasis: Tensor | float = 1.0) -> tuple[Tensor, dict[str, float]]:
+    """The sum of the questions' losses, each over the pictures it can be asked of; and shares of right answers.
+
+    ``emphasis`` (W,): weights of the part words.
+    """
     front = torch.where(truth.front, torch.round(truth.azimuth / (torch.pi / 2)).long() % 4, OPEN)
     asked = truth.seen != OPEN
+    guesses = F.binary_cross_entropy_with_logits(raw.seen, truth.seen.clamp(min=0).float(), reduction="none")
     terms = {
         "noun": entropy(raw.noun, truth.noun),
         "colour": entropy(raw.colour, truth.colour),
-        "seen": 10 * F.binary_cross_entropy_with_logits(raw.seen[asked], truth.seen[asked].float()),
+        "seen": 10 * (guesses * asked * emphasis).sum() / asked.sum().clamp(min=1),
         "part_colour": entropy(raw.part_colour.flatten(0, 1), truth.part_colour.flatten()),
         "side": 0.5 * entropy(raw.side, front),
         "heading": 0.5 * heading_loss(raw.heading, truth.azimuth, truth.front),
