@@ -1,4 +1,4 @@
-"""Finds recorded outputs of reference implementations: every file whose name starts with a prefix, in any sub-folder."""
+"""Finds recorded outputs of reference implementations by the beginning of their names, in any sub-folder."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def test_a_typo_is_one_sentence_and_leaves_nothing_behind(
 PATHS = [path for path in fields.paths(GenerateConfig, config.load("mvdream-sd21")) if path.count(".") < 3]
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.sampled_from(PATHS), st.integers(0, 2), st.integers(0, 30), st.sampled_from("abcdexyz_"))
 def test_any_key_with_one_wrong_letter_is_recognised(path: str, how: int, at: int, letter: str) -> None:
     head, dot, last = path.rpartition(".")
@@ -142,7 +141,7 @@ def other_architecture(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (cut, ("cut off",)),
+        (cut, ("damaged", "SHA-256")),
         (flip, ("damaged", "SHA-256")),
         (lose, ("vae",)),
         (pointer, ("git lfs pull",)),
@@ -156,7 +155,7 @@ def test_a_damaged_prior_is_one_sentence(
     damage(place / "prior")
     words = ["--config", "tiny.yaml", "prompt=a red dog", "prior.weights=prior", "-q"]
     mistake(capsys, *words, said=said)
-    if damage is not flip and damage is not other_architecture:  # these need all bytes to be read
+    if damage in (lose, pointer):  # the others show when all bytes are read
         assert not (place / "outputs").exists()
 
 
@@ -309,15 +308,16 @@ def nothing_to_train(system: Any, *arguments: Any, **options: Any) -> Any:
 def test_known_before_anything_heavy_is_imported(place: Path, words: list[str], said: str) -> None:
     code = "import sys; from threedgen.cli import main; code = main(); print('torch' in sys.modules); sys.exit(code)"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    start = time.monotonic()
+    before = os.times()
     done = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=place, env=environment, capture_output=True, text=True
     )
-    seconds = time.monotonic() - start
-    sys.stdout.write(f"{words}: {seconds:.2f} s\n")
+    after = os.times()
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    sys.stdout.write(f"{words}: {seconds:.2f} s of the processor\n")
     assert done.returncode == 2 and done.stdout == "False\n"
     assert said in done.stderr and done.stderr.count("\n") == 1
-    assert seconds < 20  # far above the promise of one second: the machine may be busy
+    assert seconds < 2  # the promise is one second on an idle machine
 
 
 def test_sections_answer_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,10 +72,10 @@ def test_lines_are_joined_and_that_is_said(caplog: pytest.LogCaptureFixture, pri
 
 def test_what_does_not_fit_is_cut_and_said(prior: MVDream) -> None:
     (note,) = notes(LONG, prior)
-    assert note.startswith("the prompt is too long for this prior: everything from 'and a red dog and")
+    assert note.startswith("the prompt is too long for this prior: everything from 'dog and a red dog and")
     assert note.endswith("...' on has no effect") and len(note) < 160
     assert prior.encode_prompt([LONG]).shape == (1, 16, 24)
-    assert prior.encode_prompt([LONG]).equal(prior.encode_prompt([LONG[: LONG.index("and a red dog and a red") + 60]]))
+    assert prior.encode_prompt([LONG]).equal(prior.encode_prompt([LONG[:60]]))
 
 
 def test_a_word_of_ten_thousand_letters(prior: MVDream) -> None:

@@ -90,7 +90,7 @@ def test_diffusers_reads_the_prior() -> None:
     folder = undisturbed() / "prior"
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
-    text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
+    text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").float()
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
     assert unet.config.class_embed_type == "projection" and vae.config.latent_channels == 4
@@ -108,10 +108,9 @@ def test_what_is_saved_is_the_average() -> None:
     state = weights(undisturbed())
     saved = MVDream.load(str(undisturbed() / "prior"), dtype="fp32").unet.state_dict()
     for name, value in saved.items():
-        average = state["average./net/unet/".replace("/net/", "/") + name.replace(".", "/")]
-        assert torch.allclose(value, average, atol=1e-3), name
-    last = {name: state[f"net.unet.{name}"] for name in saved}
-    assert any(not torch.allclose(saved[name], last[name], atol=1e-3) for name in saved)
+        average = state[f"average./unet/{name.replace('.', '/')}"]
+        assert torch.equal(value, average.half().float()), name
+    assert any(not torch.equal(saved[name], state[f"net.unet.{name}"].half().float()) for name in saved)
 
 
 # ---------------------------------------------------------------- kills and signals
@@ -219,6 +218,7 @@ def test_a_prior_of_another_size_is_not_gone_on_from(tmp_path: Path) -> None:
         (["network.heads=[1, 3]"], "should be multiples of heads 3"),
         (["network.text_heads=3"], "text_width [16] should be multiples of text_heads 3"),
         (["network.channels=[]"], "channels has 0"),
+        (["training.fresh=4"], "fresh 4 should not exceed batch 3"),
     ],
 )
 def test_sizes_that_do_not_fit_are_found_at_once(tmp_path: Path, words: list[str], said: str) -> None:
@@ -232,7 +232,7 @@ def test_a_start_that_is_not_there(tmp_path: Path) -> None:
         config.load(tiny(tmp_path), ["start=nowhere"]).check()
 
 
-@pytest.mark.parametrize(("first", "scenes", "fresh"), [(17, 20, 2), (1, 40, 9), (50, 40, 2), (3, 40, 0), (39, 40, 3)])
+@pytest.mark.parametrize(("first", "scenes", "fresh"), [(17, 20, 2), (1, 40, 3), (50, 40, 2), (3, 40, 0), (39, 40, 3)])
 def test_the_scenes_of_a_step_are_always_there(tmp_path: Path, first: int, scenes: int, fresh: int) -> None:
     words = [f"training.first={first}", f"training.scenes={scenes}", f"training.fresh={fresh}"]
     options: TrainPriorConfig = config.load(tiny(tmp_path), words)

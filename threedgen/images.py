@@ -70,8 +70,8 @@ def upscale(images: Any, factor: int, method: Literal["nearest", "lanczos"] = "n
 def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Array:
     """A contact sheet, uint8 (H', W', 3): pictures (N, H, W, 3) row by row, a label under each.
 
-    Labels are broken into as many lines as the longest needs, three at most; what is left is cut off. Raises ValueError for no picture or a wrong number of
-    labels.
+    Labels are broken into as many lines as the longest needs, three at most; what is left is cut off. Raises
+    ValueError for no picture or a wrong number of labels.
     """
     pictures = [_rgb(image) for image in images]
     if not pictures or columns < 1:

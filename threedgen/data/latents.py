@@ -45,7 +45,7 @@ class LatentBank:
         self.box, self.prior, self.n_view, self.first = box, prior, n_view, first
         side = prior.image_size // prior.factor
         blocks = -(-scenes // BLOCK)
-        shape = (blocks * BLOCK, n_view, prior.vae.config.latent_channels, side, side)
+        shape = (blocks * BLOCK, n_view, prior.vae.config["latent_channels"], side, side)
         source, wanted = folder / "source.txt", self.source()
         latents = _existing(folder / "latents.npy", shape, np.float16)
         done = _existing(folder / "done.npy", (blocks,), np.uint8)

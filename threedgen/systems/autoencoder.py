@@ -7,6 +7,7 @@ whole picture; the last steps see whole pictures, as the prior will.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -46,7 +47,7 @@ def build(options: AutoencoderConfig) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def start_as_average(vae: AutoencoderKL) -> None:
+def start_as_average(vae: Any) -> None:
     """Weights with which the network shrinks a picture by averaging and enlarges it by repetition; the rest is random.
 
     Learnt from random weights, one colour axis after the other takes hundreds of steps.  Channels 0 to 5 carry
@@ -54,6 +55,7 @@ def start_as_average(vae: AutoencoderKL) -> None:
     unchanged.  Residual branches start at zero.  The posterior starts with a deviation of 0.05, not 1.
     """
     signs = torch.cat([torch.eye(3), -torch.eye(3)])  # (6, 3)
+    module: Any
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D):
             nn.init.zeros_(module.conv2.weight)
@@ -74,8 +76,8 @@ def start_as_average(vae: AutoencoderKL) -> None:
     vae.quant_conv.bias[c:] = -6.0
 
 
-def _pass(conv: nn.Conv2d, matrix: Tensor, weight: float, taps: slice | None = None) -> None:
-    """Let the first outputs of a convolution be ``matrix`` (out, in) times the first inputs, at its middle tap."""
+def _pass(conv: Any, matrix: Tensor, weight: float, taps: slice | None = None) -> None:
+    """Let the first outputs of a 2D convolution be ``matrix`` (out, in) times the first inputs, at its middle tap."""
     out, into = matrix.shape
     middle = conv.kernel_size[0] // 2
     taps = taps or slice(middle, middle + 1)
@@ -117,7 +119,7 @@ class AutoencoderSystem(pl.LightningModule):
         self.vae = vae or build(options)
         if decoder_only:
             self.vae.encoder.requires_grad_(False)
-            self.vae.quant_conv.requires_grad_(False)
+            self.vae.get_submodule("quant_conv").requires_grad_(False)
         self.box = Toybox(seed=seed + 1, split="train")
         self.metrics: dict[str, float] = {}
 
@@ -167,7 +169,7 @@ class AutoencoderSystem(pl.LightningModule):
 
 
 @torch.no_grad()
-def standardise(vae: AutoencoderKL, box: Toybox, size: int, samples: int = 64) -> None:
+def standardise(vae: Any, box: Toybox, size: int, samples: int = 64) -> None:
     """Fold mean and deviation of each latent channel into the 1x1 convolutions, in place and exactly: afterwards the
     latents are standard normal by channel and ``scaling_factor`` is 1."""
     _, rgb, _, _ = box.batch(range(samples), size, n_view=1)

@@ -37,6 +37,9 @@ class GenerateSystem(pl.LightningModule):
     a warm start, seen by ``view_cameras``.  The prior is frozen, not registered and in no checkpoint.
     """
 
+    text: Tensor
+    views: Tensor
+
     def __init__(
         self,
         config: GenerateConfig,
@@ -49,18 +52,18 @@ class GenerateSystem(pl.LightningModule):
         self.config, self.max_steps = config, config.trainer.max_steps
         self.config_yaml = dump(config.model_copy(update={"out": None}))
         start = generator(config.seed, 0, "field")
-        self.field = registry.build("representation", config.field, generator=start)
-        self.background = registry.build("background", config.background, generator=start)
-        self.material = registry.build("material", config.material)
+        self.field: Any = registry.build("representation", config.field, generator=start)
+        self.background: Any = registry.build("background", config.background, generator=start)
+        self.material: Any = registry.build("material", config.material)
         march = config.march
         self.occupancy = (
             None if config.occupancy is None else OccupancyGrid(config.occupancy, march.radius, step_size(march))
         )
         self.register_buffer("text", text, persistent=False)
         self.register_buffer("views", views, persistent=False)
-        self.view_cameras = view_cameras
+        self.view_cameras: Any = view_cameras
         self.unregistered = (prior,)
-        self.distill = registry.build("distillation", config.distillation, prior.schedule, self.max_steps)
+        self.distill: Any = registry.build("distillation", config.distillation, prior.schedule, self.max_steps)
         self.terms: dict[str, float] = {}
         self.metrics: dict[str, float] = {}
 
@@ -132,6 +135,7 @@ class GenerateSystem(pl.LightningModule):
         terms: dict[str, Tensor] = {}
         if weights["orientation"]:
             towards = cameras.rays()[1].reshape(-1, 3).to(self.device)[seen.ray_index]
+            assert seen.normals is not None
             terms["orientation"] = losses.orientation(seen.weights, seen.normals, towards, seen.opacity)
         if weights["sparsity"]:
             terms["sparsity"] = losses.sparsity(seen.opacity)
@@ -175,16 +179,15 @@ class GenerateSystem(pl.LightningModule):
         }
         used = {name: parameters for name, parameters in groups.items() if parameters}
         kind = torch.optim.Adam if o.kind == "adam" else torch.optim.AdamW
-        decay = {} if o.kind == "adam" else {"weight_decay": o.weight_decay}
         optimizer = kind(
             [{"params": parameters} for parameters in used.values()],
             lr=1.0,
             betas=o.betas,
             eps=o.eps,
             fused=True,
-            **decay,
+            weight_decay=0.0 if o.kind == "adam" else o.weight_decay,
         )
-        rates = [partial(at, getattr(o, name), max_steps=self.max_steps) for name in used]
+        rates: Any = [partial(at, getattr(o, name), max_steps=self.max_steps) for name in used]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

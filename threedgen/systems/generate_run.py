@@ -14,7 +14,7 @@ from torch import Tensor
 from threedgen import runs
 from threedgen.cameras import Cameras, orbit
 from threedgen.cli import config_name, say
-from threedgen.config import ConfigError, find, load
+from threedgen.config import ConfigError, find, load, merged, read_layers
 from threedgen.guard import FiniteGuard
 from threedgen.images import grid, write_png
 from threedgen.interrupts import Interrupts
@@ -34,15 +34,15 @@ logger = logging.getLogger(__name__)
 
 def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", **values: Any) -> Run:
     """A prompt becomes a 3D object; see ``threedgen.generate``."""
+    path = find(os.fspath(config))
+    task = merged(read_layers(path)).get("task", "generate")
+    if task != "generate":
+        raise ConfigError(f"config: should be of the task generate (got {path.name}, which is of {task})")
     if isinstance(values.get("out"), os.PathLike):
         values["out"] = os.fspath(values["out"])
-    checked = load(os.fspath(config), values=values | {"prompt": prompt})
-    if checked.task != "generate":
-        raise ConfigError(
-            f"config: should be of the task generate (got {os.fspath(config)}, which is of {checked.task})"
-        )
+    checked = load(path, values=values | {"prompt": prompt})
     checked.check()
-    checked, resume = runs.begin(checked, config_name(find(os.fspath(config))))
+    checked, resume = runs.begin(checked, config_name(path))
     status, folder = run_status(checked, resume, quiet=True), Path(str(checked.out))
     if status is Status.FAILED:
         raise ConfigError(f"{folder}: {read_summary(folder).get('reason', 'the run failed')}")

@@ -130,6 +130,12 @@ class PriorTrainingConfig(Config):
         description="prompts of the sample sheet",
     )
 
+    @model_validator(mode="after")
+    def _room(self) -> PriorTrainingConfig:
+        if self.fresh > self.batch:
+            raise ValueError(f"fresh {self.fresh} should not exceed batch {self.batch}")
+        return self
+
 
 class TrainPriorConfig(RunConfig):
     """Train the embedded prior: an autoencoder, then text encoder and UNet."""

@@ -7,10 +7,10 @@ without (a ``two_d`` share of the steps), which keeps it usable as an ordinary t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -28,7 +28,7 @@ from threedgen.seeding import generator, numpy_generator
 from .options import NetworkConfig, TrainPriorConfig
 
 
-def build(options: NetworkConfig, vae: AutoencoderKL, image_size: int) -> MVDream:
+def build(options: NetworkConfig, vae: Any, image_size: int) -> MVDream:
     """A fresh prior around an autoencoder: tokenizer learnt, text encoder and UNet random."""
     tokenizer = train_tokenizer(options.max_tokens)
     # position and token tables are small, so that a caption's words are learnt and not fought
@@ -83,7 +83,7 @@ class PriorSystem(pl.LightningModule):
         known = min(o.scenes, o.first + step * o.fresh)
         rng = numpy_generator(self.seed, step, "scenes", self.global_rank)
         old = rng.integers(0, known, o.batch)
-        fresh = min(o.fresh, o.batch, o.scenes - known)
+        fresh = min(o.fresh, o.scenes - known)
         old[:fresh] = range(known, known + fresh)
         return old
 

@@ -26,7 +26,7 @@ def run(config: RefineDecoderConfig, resume: Path | None = None, quiet: bool = F
     set_threads(config.threads)
     prior = MVDream.load(config.start)
     prior.vae.decoder.requires_grad_(True)
-    prior.vae.post_quant_conv.requires_grad_(True)
+    prior.vae.get_submodule("post_quant_conv").requires_grad_(True)
     options = config.autoencoder.model_copy(update={"image_size": prior.image_size})
     system = AutoencoderSystem(options, config.seed, config.trainer.max_steps, prior.vae, decoder_only=True)
     status = fit(system, config, folder, resume=resume is not None, quiet=quiet, metrics=("psnr",))

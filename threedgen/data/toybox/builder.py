@@ -137,7 +137,7 @@ class Builder:
         self.anchors[name] = (np.asarray(at, float), float(scale))
 
     # -- the end ------------------------------------------------------------------------------------------------
-    def finish(self, size: float = 1.0, stretch: Sequence[float] = (1, 1, 1)) -> tuple[Primitive, ...]:
+    def finish(self, size: float = 1.0, stretch: Sequence[float] | np.ndarray = (1, 1, 1)) -> tuple[Primitive, ...]:
         """The solids stretched, centred and scaled into the ball of radius ``RADIUS`` x size."""
         stretch_matrix = np.diag(np.asarray(stretch, float))
         points = np.concatenate(

@@ -106,7 +106,7 @@ def build(spec: Spec, rng: np.random.Generator, text: str | None = None, index: 
     radius, stretch = SIZES[spec.size]
     radius *= rng.uniform(0.85, 1.0) if spec.size == "" else rng.uniform(0.95, 1.0)
     wobble = np.exp(np.clip(rng.normal(0, 0.05, 3), -0.1, 0.1))
-    solids = builder.finish(radius, np.asarray(stretch) * wobble)
+    solids = builder.finish(radius, list(np.asarray(stretch) * wobble))
     labels = tuple(dict.fromkeys(s.label for s in solids))
     return Asset(
         solids, caption(spec) if text is None else text, spec.noun, entry.family, spec.colour, spec.size, spec.part,
