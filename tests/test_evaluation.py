@@ -378,7 +378,7 @@ def test_evaluate_3d_makes_measures_and_leaves_finished_runs(
             return Status.FINISHED
         made.append(begun.prompt)
         if begun.prompt == broken:
-            (folder / "checkpoints").mkdir()
+            (folder / "checkpoints").mkdir(exist_ok=True)
             (folder / "checkpoints" / "last.ckpt").touch()
             raise ConfigError("the loss was no longer a number")
         azimuth = 2 * np.pi * np.array(view_indices(60)) / 60

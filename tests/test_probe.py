@@ -16,7 +16,16 @@ from threedgen.data.toybox.world import build, photograph
 from threedgen.evaluation import probe as probing
 from threedgen.evaluation.options import ProbeNetworkConfig, TrainProbeConfig
 from threedgen.evaluation.probe import Probe, Raw, Seen, prepare, together
-from threedgen.evaluation.truth import OPEN, Labels, Lessons, Truth, labelled, nearest_colour, picture_truth, word_colours
+from threedgen.evaluation.truth import (
+    OPEN,
+    Labels,
+    Lessons,
+    Truth,
+    labelled,
+    nearest_colour,
+    picture_truth,
+    word_colours,
+)
 from threedgen.systems import train_probe
 
 LABELS = Labels.of_toybox()
@@ -50,12 +59,12 @@ def test_every_part_of_every_noun_can_be_seen_where_a_caption_says_it() -> None:
 
 
 def test_truth_says_what_each_view_shows() -> None:
-    truth = truth_of(Spec("dog", "blue", "", "glasses", "red"), [0, 180])
-    glasses, hat = LABELS.words.index("glasses"), LABELS.words.index("hat")
-    assert truth.noun.tolist() == [LABELS.nouns.index("dog")] * 2
+    truth = truth_of(Spec("television", "blue", "", "screen", "red"), [0, 180])
+    screen, hat = LABELS.words.index("screen"), LABELS.words.index("hat")
+    assert truth.noun.tolist() == [LABELS.nouns.index("television")] * 2
     assert truth.colour.tolist() == [LABELS.colours.index("blue")] * 2
-    assert truth.seen[0, glasses] == 1 and truth.part_colour[0, glasses] == LABELS.colours.index("red")
-    assert truth.seen[1, glasses] != 1 and truth.part_colour[1, glasses] == OPEN
+    assert truth.seen[0, screen] == 1 and truth.part_colour[0, screen] == LABELS.colours.index("red")
+    assert truth.seen[1, screen] == 0 and truth.part_colour[1, screen] == OPEN
     assert truth.seen[:, hat].tolist() == [0, 0]
     assert truth.front.all() and truth.azimuth.tolist() == pytest.approx([0, math.pi])
 
@@ -181,7 +190,8 @@ def test_a_saved_probe_says_the_same(tmp_path: Path) -> None:
     probe.save(tmp_path / "toybox-probe.safetensors", {"steps": 7})
     again = Probe.load(str(tmp_path))
     assert torch.allclose(again.look(pictures).noun, probe.look(pictures).noun, atol=1e-2)
-    assert again.labels == LABELS and again.threshold == 0.25 and probing.read_card(tmp_path / "toybox-probe.safetensors")["steps"] == 7
+    assert again.labels == LABELS and again.threshold == 0.25
+    assert probing.read_card(tmp_path / "toybox-probe.safetensors")["steps"] == 7
     assert not again.training and not any(p.requires_grad for p in again.parameters())
 
 
@@ -256,7 +266,7 @@ def test_blocks_are_seen_again_but_never_mixed_up() -> None:
 
 
 def test_lessons_hold_every_accessory_and_held_out_combinations() -> None:
-    specs = [Lessons(1).spec(k)[0] for k in range(600)]
+    specs = [Lessons(1).spec(k)[0] for k in range(1500)]
     worn = [spec for spec in specs if spec.part in ACCESSORIES]
     assert {spec.part for spec in worn} == set(ACCESSORIES) and 0.2 < len(worn) / len(specs) < 0.5
     assert {spec.noun for spec in specs} == set(NOUNS)
@@ -268,6 +278,7 @@ def test_a_probe_can_go_on_from_another(tmp_path: Path) -> None:
     system = train_probe.ProbeSystem(config(tmp_path / "run", 1))
     system.go_on_from(Probe.load(str(tmp_path)))
     assert torch.allclose(system.probe.there, tiny_probe(5).there, atol=1e-3)
-    Probe(LABELS, ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 24))).save(tmp_path / "toybox-probe.safetensors")
+    other = ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 24))
+    Probe(LABELS, other).save(tmp_path / "toybox-probe.safetensors")
     with pytest.raises(ConfigError, match="start: .*sizes"):
         system.go_on_from(Probe.load(str(tmp_path)))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from threedgen import runs
@@ -31,7 +30,7 @@ from .options import Evaluate3DConfig
 from .probe import Probe, locate, read_card
 from .report import Count, figures_plain, table, worst, worst_text, write_report, write_sheet
 from .truth import ring
-from .verdicts import Verdict, judge
+from .verdicts import Verdict, judge_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -140,9 +139,8 @@ def cut(sheet: np.ndarray, count: int, columns: int, height: int, width: int) ->
 def verdict(probe: Probe, case: Case, made: Made | None) -> Verdict:
     """Noun and colour by majority of the views; a run that failed is wrong in everything that is asked."""
     if made is not None:
-        views = probe.look(torch.from_numpy(made.views).float() / 255)
-        return judge(views, case.spec, probe.labels, made.azimuth, vote=True, threshold=probe.threshold)
-    asked = judge(probe.look(torch.full((8, 16, 16, 3), 0.5)), case.spec, probe.labels, np.zeros(8), vote=True)
+        return judge_pictures(probe, made.views, case.spec, made.azimuth, vote=True)
+    asked = judge_pictures(probe, np.full((8, 16, 16, 3), 0.5), case.spec, np.zeros(8), vote=True)
     wrong = {key: [False] * 8 if isinstance(value, list) else False for key, value in asked.answers.items()}
     return Verdict(wrong, {"noun": "nothing", "colour": "no"}, -99.0, None, None)
 
@@ -157,7 +155,7 @@ def calibrate(probe: Probe, case: Case, wanted: GenerateConfig, config: Evaluate
     for number in range(config.calibration):
         asset = case.truth(config.seed, number)
         pictures = ring(asset, azimuth, elevation, table_of.distance * np.tan(fov / 2), fov, 128)
-        verdicts.append(judge(probe.look(torch.from_numpy(pictures)), case.spec, probe.labels, azimuth, vote=True, threshold=probe.threshold))
+        verdicts.append(judge_pictures(probe, pictures, case.spec, azimuth, vote=True))
     return verdicts
 
 

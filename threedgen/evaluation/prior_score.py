@@ -35,7 +35,7 @@ from .options import EvaluatePriorConfig
 from .probe import Probe, locate, read_card
 from .report import Count, figures_plain, table, worst, worst_text, write_report, write_sheet
 from .truth import ring
-from .verdicts import Verdict, judge
+from .verdicts import Verdict, judge_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +58,9 @@ def run(config: EvaluatePriorConfig, resume: Path | None = None, quiet: bool = F
     with Count("looking", len(cases), quiet) as count:
         for case, pictures in zip(cases, drawn, strict=True):
             azimuth, elevation = stand(config, case)
-            views = probe.look(torch.from_numpy(pictures).float() / 255)
-            measured.append(judge(views, case.spec, probe.labels, azimuth, threshold=probe.threshold))
+            measured.append(judge_pictures(probe, pictures, case.spec, azimuth))
             real = ring(case.truth(config.seed), azimuth, elevation, RELATIVE_DISTANCE, FOV, pictures.shape[1])
-            truth.append(judge(probe.look(torch.from_numpy(real)), case.spec, probe.labels, azimuth, threshold=probe.threshold))
+            truth.append(judge_pictures(probe, real, case.spec, azimuth))
             count.add(1)
     write(config, folder, cases, drawn, measured, truth)
     write_summary(folder, config, time.monotonic() - begun, status="finished", prior=fingerprint(prior))

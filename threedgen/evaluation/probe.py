@@ -160,8 +160,8 @@ class Probe(nn.Module):
         tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, save(tensors))
-        card = {"labels": self.labels.plain(), "network": self.options.model_dump(mode="json"), "threshold": self.threshold}
-        card |= about or {}
+        network = self.options.model_dump(mode="json")
+        card = {"labels": self.labels.plain(), "network": network, "threshold": self.threshold, **(about or {})}
         write_atomic(path.with_suffix(".json"), json.dumps(card, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod

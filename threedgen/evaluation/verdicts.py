@@ -12,6 +12,7 @@ from torch import Tensor
 
 from threedgen.data.toybox.grammar import NOUNS, Spec
 from threedgen.data.toybox.world import Toybox
+from threedgen.images import to_uint8
 
 from .figures import Share, front_count, in_order, majority, share, sides_right, smooth
 from .probe import Probe, Seen, together
@@ -93,6 +94,14 @@ def judge(
         found, fronts, error = _sides(views, azimuth)
         answers |= found
     return Verdict(answers, said, float(np.mean(certainty)), fronts, error)
+
+
+def judge_pictures(
+    probe: Probe, pictures: np.ndarray, spec: Spec, azimuth: np.ndarray | None = None, vote: bool = False
+) -> Verdict:
+    """``judge`` what the probe sees in the views (V, H, W, 3) of one object, uint8 or floats in [0, 1]."""
+    views = probe.look(torch.from_numpy(to_uint8(pictures)).float() / 255)
+    return judge(views, spec, probe.labels, azimuth, vote, probe.threshold)
 
 
 def _sides(views: Seen, azimuth: np.ndarray) -> tuple[dict[str, Any], int, float]:

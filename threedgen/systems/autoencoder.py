@@ -58,8 +58,8 @@ def start_as_average(vae: Any) -> None:
     module: Any
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D):
-            nn.init.zeros_(module.conv2.weight)
-            nn.init.zeros_(module.conv2.bias)
+            for parameter in module.conv2.parameters():
+                nn.init.zeros_(parameter)
             if module.conv_shortcut is not None:
                 _pass(module.conv_shortcut, torch.eye(6), 1.0)
         elif isinstance(module, Downsample2D):

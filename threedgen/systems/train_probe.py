@@ -84,6 +84,7 @@ class ProbeSystem(pl.LightningModule):
     rendering costs as much as learning. What a step sees depends on its number only, whatever happened before."""
 
     stage = "probe"
+    emphasis: Tensor
 
     def __init__(self, config: TrainProbeConfig, labels: Labels | None = None) -> None:
         super().__init__()
