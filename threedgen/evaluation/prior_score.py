@@ -194,7 +194,7 @@ def write(
 
 {len(cases)} held-out combinations, {config.n_view} views each from a random first azimuth, DDIM {config.steps} steps,
 guidance {config.guidance_scale:g}, seed {config.seed}. Judged by the probe; beside it the probe's answers on
-ground-truth renders of the same captions from the same cameras, which no measurement can exceed.
+ground-truth renders of the same captions from the same cameras: more than that the meter cannot be expected to give.
 
 {table(measured, truth, KEYS)}
 
