@@ -160,6 +160,16 @@ def test_validation_logging_and_saving_do_not_change_the_result(tmp_path: Path) 
 
 
 @unix
+def test_another_number_of_threads_is_said_and_changes_next_to_nothing(tmp_path: Path) -> None:
+    words = command(tmp_path)
+    assert server().signalled(tmp_path, signal.SIGTERM, words=words, hold_at=8) == 143
+    assert server().run(tmp_path, words=["--resume", "run", "threads=2"]) == 0, log(tmp_path)
+    assert log(tmp_path).count("results may differ in the last bits") == 1 and "threads 1/1 -> 2/1" in log(tmp_path)
+    one, other = (np.asarray(Image.open(run / "views.png"), float) for run in (undisturbed(), tmp_path / "run"))
+    assert np.abs(one - other).mean() < 3
+
+
+@unix
 def test_the_same_command_again_repeats_no_work(copy: Path) -> None:
     before = snapshot(copy / "run")
     for words in (command(copy), ["--resume", "run"]):
@@ -415,6 +425,13 @@ def test_a_failed_run_is_an_error_in_python(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(generate_run, "run_status", failed)
     with pytest.raises(ConfigError, match="run: the loss term is not finite"):
         threedgen.generate("a cat", tiny(tmp_path), out=tmp_path / "run")
+
+
+@pytest.mark.gpu
+def test_generate_on_a_gpu(tmp_path: Path) -> None:
+    trainer = TINY["trainer"] | {"accelerator": "gpu"}
+    run = threedgen.generate("a red dog", tiny(tmp_path), out=tmp_path / "run", trainer=trainer)
+    assert run.status == "finished" and run.mesh is not None
 
 
 def test_an_empty_field_is_a_note_and_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

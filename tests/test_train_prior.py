@@ -181,6 +181,14 @@ def test_pictures_and_saving_do_not_change_the_result(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "run")
 
 
+@pytest.mark.gpu
+def test_training_on_a_gpu(tmp_path: Path) -> None:
+    trainer = TINY_PRIOR["trainer"] | {"accelerator": "gpu"}
+    options = config.load(tiny(tmp_path, trainer=trainer)).model_copy(update={"out": str(tmp_path / "run")})
+    assert train_prior.run(options, quiet=True) == 0
+    assert (tmp_path / "run" / "samples.png").exists()
+
+
 # ---------------------------------------------------------------- going on from a prior
 
 

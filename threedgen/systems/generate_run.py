@@ -27,7 +27,7 @@ from threedgen.seeding import generator
 from .generate import GenerateSystem
 from .options import GenerateConfig
 from .outputs import FILES, Run, write_results
-from .shared import existing, finished, kept, load_prior, read_summary, writing
+from .shared import device, existing, finished, kept, load_prior, read_summary, writing
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool =
             if status is Status.FAILED:
                 figures["reason"] = _reason(system)
             else:
+                system.to(device(config.trainer.accelerator))  # Lightning leaves it on the CPU
                 figures |= write_results(system, folder, notes)
             done = time.monotonic()
             seconds = {"prepare": prepared - begun, "optimise": trained - prepared, "export": done - trained}

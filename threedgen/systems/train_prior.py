@@ -30,7 +30,7 @@ from threedgen.runs import write_atomic
 
 from . import autoencoder, prior_training
 from .options import TrainPriorConfig
-from .shared import existing, finished, writing
+from .shared import device, existing, finished, writing
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,8 @@ def run(config: TrainPriorConfig, resume: Path | None = None, quiet: bool = Fals
     system = prior_training.PriorSystem(config, prior, bank)
     status = fit(system, config, folder, resume=resume is not None, quiet=quiet, metrics=("loss_3d", "loss_2d"))
     if status in (Status.FINISHED, Status.INTERRUPTED) and system.trainer.is_global_zero:
-        system.eval()
+        system.eval().to(device(config.trainer.accelerator))  # Lightning leaves it on the CPU
+        prior.to(system.device)
         with torch.no_grad(), writing(folder):
             system.validate(config.trainer.max_steps, folder)
             write_summary(
