@@ -67,6 +67,7 @@ TINY_PRIOR = {
         "text_layers": 1,
         "text_heads": 2,
     },
+    "text": {"max_steps": 5, "batch": 4, "fresh": 2, "scenes": 12, "bf16": False},
     "training": {
         "batch": 3,
         "n_view": 2,

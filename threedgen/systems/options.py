@@ -77,6 +77,10 @@ class NetworkConfig(Config):
     text_layers: int = Field(3, ge=1, le=48)
     text_heads: int = Field(4, ge=1)
     max_tokens: int = Field(24, ge=4, description="length of a prompt in tokens, start and end included")
+    pooled_text: bool = Field(
+        True, description="add the pooled caption to the time embedding, besides cross-attention: shapes come sooner"
+    )
+    scale_shift: bool = Field(True, description="the time embedding scales and shifts features (else only shifts)")
     prediction: Literal["epsilon", "v_prediction"] = Field(
         "v_prediction",
         description="what the UNet predicts; v weighs all noise levels alike, so that the words are learnt, "
@@ -95,6 +99,19 @@ class NetworkConfig(Config):
                 _divisible("channels", (channels,), "heads", heads)
         _divisible("text_width", (self.text_width,), "text_heads", self.text_heads)
         return self
+
+
+class TextTrainingConfig(Config):
+    """How the text encoder learns what captions mean before the UNet begins: by telling apart scenes, as CLIP does."""
+
+    max_steps: int = Field(600, ge=0, description="0: it learns with the UNet only")
+    batch: int = Field(256, ge=2, description="scenes in a step, told apart by their captions")
+    n_view: int = Field(2, ge=1, le=16, description="views of a scene that are looked at")
+    scenes: int = Field(10_000, ge=1, description="scenes at most")
+    fresh: int = Field(16, ge=0, description="scenes that a step adds to those of the step before")
+    learning_rate: Schedule = Field({"0%": 0.0, "5%": 1e-3, "60%": 1e-3, "100%": 2e-5})
+    weight_decay: float = Field(0.05, ge=0)
+    bf16: bool = Field(True, description="bfloat16 autocast")
 
 
 class PriorTrainingConfig(Config):
@@ -138,12 +155,13 @@ class PriorTrainingConfig(Config):
 
 
 class TrainPriorConfig(RunConfig):
-    """Train the embedded prior: an autoencoder, then text encoder and UNet."""
+    """Train the embedded prior: an autoencoder, a text encoder, then the UNet together with the text encoder."""
 
     start: str | None = Field(None, description="weights to go on from (embedded, a folder); null: from nothing")
     image_size: int = Field(128, ge=32, le=1024, description="pixels of a picture")
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     network: NetworkConfig = NetworkConfig()
+    text: TextTrainingConfig = TextTrainingConfig()
     training: PriorTrainingConfig = PriorTrainingConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=20_000, gradient_clip_val=1.0, val_check_interval=500)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)

@@ -1,4 +1,4 @@
-"""Learning the embedded prior: text encoder and UNet on latents of the toybox (MVDream, arXiv 2308.16512, section 3).
+"""Learning the embedded prior: UNet and text encoder on latents of the toybox (MVDream, arXiv 2308.16512, section 3).
 
 One network learns two things at once: four views of a scene with joined attention and cameras, and single pictures
 without (a ``two_d`` share of the steps), which keeps it usable as an ordinary text-to-image model.
@@ -43,7 +43,10 @@ def build(options: NetworkConfig, vae: Any, image_size: int) -> MVDream:
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in options.attention)
     up = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(options.attention))
+    pooled = {"addition_embed_type": "text", "addition_embed_type_num_heads": options.text_heads}
     unet = multiview_unet(
+        **(pooled if options.pooled_text else {}),
+        resnet_time_scale_shift="scale_shift" if options.scale_shift else "default",
         sample_size=image_size // factor,
         in_channels=vae.config.latent_channels,
         out_channels=vae.config.latent_channels,

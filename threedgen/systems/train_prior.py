@@ -1,8 +1,9 @@
-"""The task "train-prior": an autoencoder, then text encoder and UNet, and the folder that ``prior.weights`` takes.
+"""The task "train-prior": an autoencoder, a text encoder, then the UNet, and the folder that ``prior.weights`` takes.
 
 RUN/autoencoder/    checkpoints and pictures of the first stage, vae.safetensors when it is done
+RUN/text/           checkpoints of the second stage, text_encoder.safetensors when it is done
 RUN/latents/        cache of encoded scenes, safe to delete
-RUN/checkpoints/    of the second stage
+RUN/checkpoints/    of the third stage
 RUN/prior/          the averaged weights so far, a diffusers folder
 RUN/samples.png     what they draw
 """
@@ -13,10 +14,12 @@ import logging
 import time
 from pathlib import Path
 
+import pytorch_lightning as pl
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import nn
 
 from threedgen import seeding
 from threedgen.cli import say
@@ -28,7 +31,7 @@ from threedgen.ledger import write_summary
 from threedgen.loop import Status, fit, set_threads
 from threedgen.runs import write_atomic
 
-from . import autoencoder, prior_training
+from . import autoencoder, prior_training, text_training
 from .options import TrainPriorConfig
 from .shared import device, existing, finished, writing
 
@@ -55,16 +58,12 @@ def run(config: TrainPriorConfig, resume: Path | None = None, quiet: bool = Fals
         seed_networks(config.seed, "prior")  # whether the first stage ran in this process or an earlier one
         prior = prior_training.build(config.network, vae, config.image_size)
     prior.vae.requires_grad_(False).eval()
-    training = config.training
     with writing(folder):
-        bank = LatentBank(
-            folder / "latents",
-            Toybox(config.seed, "train"),
-            prior,
-            training.scenes,
-            training.n_view,
-            training.first_scene,
-        )
+        bank = latent_bank(config, prior, folder / "latents")
+    if not config.start and config.text.max_steps:
+        status = train_text_encoder(config, prior, bank, folder / "text", resume, quiet)
+        if status is not Status.FINISHED:
+            return status.exit_code
     system = prior_training.PriorSystem(config, prior, bank)
     status = fit(system, config, folder, resume=resume is not None, quiet=quiet, metrics=("loss_3d", "loss_2d"))
     if status in (Status.FINISHED, Status.INTERRUPTED) and system.trainer.is_global_zero:
@@ -95,6 +94,14 @@ def starting_prior(config: TrainPriorConfig) -> MVDream:
     return prior
 
 
+def latent_bank(config: TrainPriorConfig, prior: MVDream, folder: Path) -> LatentBank:
+    o = config.training
+    return LatentBank(folder, Toybox(config.seed, "train"), prior, o.scenes, o.n_view, o.first_scene)
+
+
+# --- the stages before the last ------------------------------------------------------------------------------------
+
+
 def train_autoencoder(
     config: TrainPriorConfig, folder: Path, resume: Path | None, quiet: bool
 ) -> tuple[AutoencoderKL, Status]:
@@ -104,26 +111,56 @@ def train_autoencoder(
     vae = autoencoder.build(options)
     if done.exists() and _filled(vae, done):
         return vae, Status.FINISHED
-    stage = config.model_copy(
-        update={
-            "trainer": config.trainer.model_copy(update={"max_steps": options.max_steps, "val_check_interval": 200})
-        }
-    )
-    folder.mkdir(parents=True, exist_ok=True)
     system = autoencoder.AutoencoderSystem(options, config.seed, options.max_steps, vae)
-    status = fit(system, stage, folder, resume=resume is not None, quiet=quiet, metrics=("psnr",))
+    status = _stage(system, config, options.max_steps, folder, resume, quiet, "psnr")
     if status is Status.FINISHED:
         vae = system.vae.cpu().eval()
         autoencoder.standardise(vae, Toybox(config.seed, "train"), options.image_size)
-        with writing(folder):
-            write_atomic(done, save({k: v.contiguous() for k, v in vae.state_dict().items()}))
+        _write(done, vae)
     return system.vae, status
 
 
-def _filled(vae: AutoencoderKL, path: Path) -> bool:
+def train_text_encoder(
+    config: TrainPriorConfig, prior: MVDream, bank: LatentBank, folder: Path, resume: Path | None, quiet: bool
+) -> Status:
+    """The second stage, which fills ``prior.text_encoder``; a finished one is read from its file."""
+    options, done = config.text, folder / "text_encoder.safetensors"
+    if done.exists() and _filled(prior.text_encoder, done):
+        return Status.FINISHED
+    seed_networks(config.seed, "captions")
+    system = text_training.TextSystem(options, config.seed, options.max_steps, prior, bank)
+    status = _stage(system, config, options.max_steps, folder, resume, quiet, "matched")
+    if status is Status.FINISHED:
+        _write(done, prior.text_encoder.cpu())
+    return status
+
+
+def _stage(
+    system: pl.LightningModule,
+    config: TrainPriorConfig,
+    max_steps: int,
+    folder: Path,
+    resume: Path | None,
+    quiet: bool,
+    metric: str,
+) -> Status:
+    """Train in a folder of its own, with the trainer of the whole run but for its length."""
+    trainer = config.trainer.model_copy(update={"max_steps": max_steps, "val_check_interval": 200})
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    own = config.model_copy(update={"trainer": trainer})
+    return fit(system, own, folder, resume=resume is not None, quiet=quiet, metrics=(metric,))
+
+
+def _write(path: Path, network: nn.Module) -> None:
+    with writing(path.parent):
+        write_atomic(path, save({k: v.contiguous() for k, v in network.state_dict().items()}))
+
+
+def _filled(network: nn.Module, path: Path) -> bool:
     """Loads the weights of a finished first stage; False if the file is damaged (its checkpoint is still there)."""
     try:
-        vae.load_state_dict(load_file(path))
+        network.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         logger.warning("%s is damaged (%s) and is made again", path, type(error).__name__)
         return False
