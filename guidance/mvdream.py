@@ -39,7 +39,8 @@ class MVDream:
     """A multi-view prior. Images are (B,H,W,3) in [0,1], latents (B,4,h,w), views of an object consecutive.
 
     The networks are used as they are given: ``load`` freezes them, a trainer may hand in live ones. Weights
-    stay float32; ``dtype`` is the precision in which the UNet computes (autocast).
+    stay float32; ``dtype`` is the precision in which UNet and encoder compute (autocast); pictures are decoded
+    in float32.
     """
 
     def __init__(
@@ -138,9 +139,14 @@ class MVDream:
         size = (self.image_size, self.image_size)
         if x.shape[-2:] != size:
             x = F.interpolate(x, size, mode="bilinear", align_corners=False)
-        posterior = self.vae.encode(x * 2 - 1).latent_dist
-        noise = diffusion.fresh_noise(posterior.mean, generator)
-        return self.scaling_factor * (posterior.mean + posterior.std * noise)
+        with self.autocast():
+            posterior = self.vae.encode(x * 2 - 1).latent_dist
+        mean, std = posterior.mean.float(), posterior.std.float()
+        return self.scaling_factor * (mean + std * diffusion.fresh_noise(mean, generator))
+
+    def autocast(self) -> torch.autocast:
+        """The precision ``dtype``, for what is computed inside."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Latents (B,4,h,w) -> (B,H,W,3) in [0,1]."""
@@ -155,8 +161,7 @@ class MVDream:
         Text (B,L,D); camera (B,16) of ``camera_vector``, or None with n_view = 1 for the 2D model.
         ValueError if n_view does not divide B.
         """
-        mixed = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype, enabled=mixed):
+        with self.autocast():
             out = predict(self.unet, x.float(), t, text, camera, n_view)
         return self.schedule.eps_from_output(x, out.float(), t)
 

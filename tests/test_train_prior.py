@@ -1,8 +1,9 @@
-"""The task "train-prior": two stages, each of which may be killed, and a folder that others can read."""
+"""The task "train-prior": three stages, each of which may be killed, and a folder that others can read."""
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shutil
 import signal
@@ -21,8 +22,8 @@ from threedgen.data import latents
 from threedgen.data.latents import BLOCK, LatentBank
 from threedgen.data.toybox.world import Toybox
 from threedgen.guidance.mvdream import MVDream
-from threedgen.systems import prior_training, train_prior
-from threedgen.systems.options import TrainPriorConfig
+from threedgen.systems import prior_training, text_training, train_prior
+from threedgen.systems.options import TextTrainingConfig, TrainPriorConfig
 from threedgen.systems.shared import read_summary
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -53,7 +54,7 @@ def undisturbed() -> Path:
 def assert_same_run(run: Path) -> None:
     """Autoencoder, weights, their average and what is made of them are those of the run without a stop."""
     assert_same(weights(run), weights(undisturbed()))
-    for name in ("autoencoder/vae.safetensors", "prior/SHA256SUMS", "samples.png"):
+    for name in ("autoencoder/vae.safetensors", "text/text_encoder.safetensors", "prior/SHA256SUMS", "samples.png"):
         assert (run / name).read_bytes() == (undisturbed() / name).read_bytes(), name
 
 
@@ -129,7 +130,17 @@ def test_killed_in_every_stage_and_the_result_is_the_same(tmp_path: Path) -> Non
     )
     for function in killed_in:
         assert server().run(tmp_path, words=words, die_in=function) == -signal.SIGKILL, log(tmp_path)
-    assert not saved_at(run) and (run / "autoencoder" / "vae.safetensors").exists()
+    assert not saved_at(run / "text") and (run / "autoencoder" / "vae.safetensors").exists()
+    pid = server().held(tmp_path, words=words, hold_at=3, hold_in="Text")
+    os.kill(pid, signal.SIGKILL)
+    assert server().wait(pid) == -signal.SIGKILL and saved_at(run / "text")
+    killed_in = (
+        "threedgen.systems.train_prior._write",  # trained, but not yet written
+        "threedgen.systems.prior_training.PriorSystem.__init__",  # written, but the third stage has not begun
+    )
+    for function in killed_in:
+        assert server().run(tmp_path, words=words, die_in=function) == -signal.SIGKILL, log(tmp_path)
+    assert not saved_at(run) and (run / "text" / "text_encoder.safetensors").exists()
     pid = server().held(tmp_path, words=words, hold_at=6, hold_in="Prior")
     os.kill(pid, signal.SIGKILL)
     assert server().wait(pid) == -signal.SIGKILL and saved_at(run)
@@ -138,7 +149,7 @@ def test_killed_in_every_stage_and_the_result_is_the_same(tmp_path: Path) -> Non
 
 
 @unix
-def test_ctrl_c_in_the_first_stage_and_sigterm_in_the_second(tmp_path: Path) -> None:
+def test_ctrl_c_in_the_first_stage_and_sigterm_in_the_last(tmp_path: Path) -> None:
     run, words = tmp_path / "run", command(tmp_path, "checkpoint.seconds=1000")
     stage = {"hold_at": 2, "hold_in": "Autoencoder"}
     assert server().signalled(tmp_path, signal.SIGINT, words=words, **stage) == 130, log(tmp_path)
@@ -155,7 +166,7 @@ def test_ctrl_c_in_the_first_stage_and_sigterm_in_the_second(tmp_path: Path) -> 
 
 
 @unix
-def test_ctrl_c_in_the_second_stage_saves_the_prior_so_far(tmp_path: Path, copy: Path) -> None:
+def test_ctrl_c_in_the_last_stage_saves_the_prior_so_far(tmp_path: Path, copy: Path) -> None:
     again = [*command(tmp_path), f"trainer.max_steps={STEPS + 4}"]
     code = server().signalled(copy, signal.SIGINT, words=again, hold_at=STEPS + 1, hold_in="Prior")
     assert code == 130, log(copy)
@@ -187,6 +198,40 @@ def test_training_on_a_gpu(tmp_path: Path) -> None:
     options = config.load(tiny(tmp_path, trainer=trainer)).model_copy(update={"out": str(tmp_path / "run")})
     assert train_prior.run(options, quiet=True) == 0
     assert (tmp_path / "run" / "samples.png").exists()
+
+
+@unix
+def test_a_run_does_not_go_on_with_other_word_numbers(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = config.load(copy / "run" / "config.yaml", [f"trainer.max_steps={STEPS + 2}"])
+    options = options.model_copy(update={"out": str(copy / "run")})
+    monkeypatch.setattr(prior_training, "vocabulary", lambda prior: "other")
+    with pytest.raises(ConfigError, match="another config .vocabulary: [0-9a-f]+ -> other"):
+        train_prior.run(options, resume=copy / "run", quiet=True)
+
+
+# ---------------------------------------------------------------- the text encoder's own stage
+
+
+def test_captions_are_told_apart_after_a_few_steps(tmp_path: Path) -> None:
+    """The loss falls below that of guessing among the captions of a step, with text and latents unseen before."""
+    options = TextTrainingConfig(
+        max_steps=60, batch=16, fresh=4, scenes=64, n_view=2, learning_rate={"0%": 0.0, "10%": 3e-3, "100%": 1e-3}
+    )
+    torch.manual_seed(0)
+    prior = tiny_prior()
+    bank = LatentBank(tmp_path, Toybox(5), prior, 96, n_view=2)
+    system = text_training.TextSystem(options, 0, options.max_steps, prior, bank)
+    before = {name: value.clone() for name, value in prior.text_encoder.state_dict().items()}
+    made = system.configure_optimizers()
+    for step in range(options.max_steps):
+        assert len(set(system.scenes(step).tolist())) == 16 and system.scenes(step).max() < min(64, 16 + 4 * step)
+        made["optimizer"].zero_grad()
+        loss = system.training_step(step, step)
+        loss.backward()
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+    assert float(loss) < 0.6 * math.log(16)
+    assert any(not torch.equal(value, before[name]) for name, value in prior.text_encoder.state_dict().items())
 
 
 # ---------------------------------------------------------------- going on from a prior
@@ -247,12 +292,30 @@ def test_the_scenes_of_a_step_are_always_there(tmp_path: Path, first: int, scene
     system = prior_training.PriorSystem(options, tiny_prior(), None)
     seen: set[int] = set(range(first))
     for step in range(60):
-        chosen = system.scenes(step)
+        chosen = system.scenes(step, 3)
         assert len(chosen) == 3 and chosen.min() >= 0 and chosen.max() < scenes
         new = {int(i) for i in chosen} - seen
         assert len(new) == min(fresh, 3, scenes - len(seen & set(range(scenes))))
         assert new <= set(range(len(seen), len(seen) + 3))
         seen |= new
+
+
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_the_noise_levels_of_a_step_are_spread_out(count: int) -> None:
+    for seed in range(20):
+        draws = prior_training.stratified(count, torch.Generator().manual_seed(seed))
+        assert sorted((draws * count).long().clamp(max=count - 1).tolist()) == list(range(count))
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("linear", 4e-5), ("scaled_linear", 4.7e-3)])
+def test_the_schedule_is_that_of_the_config(tmp_path: Path, schedule: str, last: float) -> None:
+    network = TINY_PRIOR["network"] | {"schedule": schedule}
+    options = config.load(tiny(tmp_path, network=network))
+    prior = prior_training.build(options.network, tiny_prior().vae, 32)
+    assert float(prior.schedule.alpha_bar[-1]) == pytest.approx(last, rel=0.05)
+    prior.save(tmp_path / "prior")
+    again = MVDream.load(str(tmp_path / "prior"))
+    assert torch.equal(again.schedule.alpha_bar, prior.schedule.alpha_bar)
 
 
 def test_scenes_are_kept_in_memory_while_the_disk_is_full(

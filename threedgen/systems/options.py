@@ -87,6 +87,12 @@ class NetworkConfig(Config):
         "which matter where there is much noise; epsilon all but ignores those levels",
     )
 
+    schedule: Literal["linear", "scaled_linear"] = Field(
+        "linear",
+        description="of the noise (SD's is scaled_linear): small latents show through the noise in which SD's ends, so "
+        "that samples would take the shape of their noise instead of that of the noun",
+    )
+
     @model_validator(mode="after")
     def _fit(self) -> NetworkConfig:
         levels = {"channels": len(self.channels), "attention": len(self.attention), "heads": len(self.heads)}
@@ -124,14 +130,18 @@ class PriorTrainingConfig(Config):
     scenes: int = Field(100_000, ge=1, description="scenes at most; from then on all are seen again")
     first_scene: int = Field(0, ge=0, description="index of the first scene; another number, another part of the world")
     two_d: float = Field(0.3, ge=0, le=1, description="share of 2D batches: attention by view, no camera")
+    alone: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="first share of the steps, in which no views are joined: each picture is of another scene, with "
+        "its camera; words and cameras are learnt there, consistent views afterwards",
+    )
     no_text: float = Field(0.1, ge=0, le=1, description="share of scenes whose caption is left out, for guidance")
     timestep_power: float = Field(
-        0.8,
-        gt=0,
-        le=2,
-        description="t = T u^this: below 1 favours noise, where shape and colour are decided and the loss is smallest",
+        0.9, gt=0, le=2, description="t = T u^this: below 1 favours noise, where shape and colour are decided"
     )
-    learning_rate: Schedule = Field({"0%": 0.0, "2%": 1e-3, "60%": 1e-3, "100%": 2e-5})
+    learning_rate: Schedule = Field({"0%": 0.0, "1%": 3e-4, "20%": 3e-4, "100%": 1e-5})
     weight_decay: float = Field(0.01, ge=0)
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
     bf16: bool = Field(True, description="bfloat16 autocast")

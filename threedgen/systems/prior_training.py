@@ -6,6 +6,7 @@ without (a ``two_d`` share of the steps), which keeps it usable as an ordinary t
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from threedgen.guidance.tokens import token_ids
 from threedgen.seeding import generator, numpy_generator
 
 from .options import NetworkConfig, TrainPriorConfig
+
+CAMERA_GAIN = 5.0
+"""Makes the camera start about as loud as the time step and the caption, to which its embedding is added.  Adam learns
+from it that much sooner: its steps have the size of the gradient's noise, which is the same for all three."""
 
 
 def build(options: NetworkConfig, vae: Any, image_size: int) -> MVDream:
@@ -59,7 +64,22 @@ def build(options: NetworkConfig, vae: Any, image_size: int) -> MVDream:
         norm_num_groups=options.groups,
         use_linear_projection=True,
     )
-    return MVDream(unet, vae, text, tokenizer, Schedule.scaled_linear(prediction=options.prediction))
+    with torch.no_grad():
+        unet.class_embedding.linear_2.weight *= CAMERA_GAIN
+    schedule = Schedule.linear if options.schedule == "linear" else Schedule.scaled_linear
+    return MVDream(unet, vae, text, tokenizer, schedule(prediction=options.prediction))
+
+
+def stratified(count: int, gen: torch.Generator) -> Tensor:
+    """``count`` numbers in [0, 1), one in each of as many equal intervals, in random order (Kingma et al. 2021, "VDM"):
+    the loss of a step then depends less on which noise levels it happened to draw."""
+    return (torch.rand(count, generator=gen) + torch.randperm(count, generator=gen)) / count
+
+
+def vocabulary(prior: MVDream) -> str:
+    """A digest of which word has which number: an edit of the grammar moves them, and no run can go on over that."""
+    numbers = sorted(prior.tokenizer.get_vocab().items())
+    return hashlib.blake2b(repr(numbers).encode(), digest_size=8).hexdigest()
 
 
 class PriorSystem(pl.LightningModule):
@@ -70,7 +90,7 @@ class PriorSystem(pl.LightningModule):
     def __init__(self, config: TrainPriorConfig, prior: MVDream, bank: LatentBank) -> None:
         super().__init__()
         self.options, self.seed, self.max_steps = config.training, config.seed, config.trainer.max_steps
-        self.config_yaml = dump(config.model_copy(update={"out": None}))
+        self.config_yaml = dump(config.model_copy(update={"out": None})) + f"vocabulary: {vocabulary(prior)}\n"
         self.net = nn.ModuleDict({"unet": prior.unet, "text_encoder": prior.text_encoder})
         self.net.requires_grad_(True).train()
         self.average = EMA(self.net, self.options.ema)
@@ -80,12 +100,12 @@ class PriorSystem(pl.LightningModule):
     def setup(self, stage: str) -> None:
         self.frozen[0].to(self.device)
 
-    def scenes(self, step: int):
-        """The scenes of a step: the newest ``fresh`` ones, and others among all that came before them."""
+    def scenes(self, step: int, count: int):
+        """The ``count`` scenes of a step: the newest ``fresh`` ones, and others among all that came before them."""
         o = self.options
         known = min(o.scenes, o.first + step * o.fresh)
         rng = numpy_generator(self.seed, step, "scenes", self.global_rank)
-        old = rng.integers(0, known, o.batch)
+        old = rng.integers(0, known, count)
         fresh = min(o.fresh, o.scenes - known)
         old[:fresh] = range(known, known + fresh)
         return old
@@ -101,22 +121,28 @@ class PriorSystem(pl.LightningModule):
         prior, bank = self.frozen
         rng = numpy_generator(self.seed, step, "choices", self.global_rank)
         gen = generator(self.seed, step, "diffusion", self.global_rank)
-        chosen = self.scenes(step)
         two_d = rng.random() < o.two_d
+        # a picture on its own may as well be of a scene of its own: four times as many captions and cameras a step
+        alone = two_d or step < o.alone * self.max_steps
+        n_view = 1 if alone else o.n_view
+        chosen = self.scenes(step, o.batch * o.n_view // n_view)
         captions = [bank.words(i) if rng.random() >= o.no_text else "" for i in chosen]
+        z, c2w = bank.scenes(chosen), bank.c2w(chosen)
+        if alone:
+            one = torch.arange(len(chosen)), torch.from_numpy(rng.integers(0, o.n_view, len(chosen)))
+            z, c2w = z[one][:, None], c2w[one][:, None]
+        z, c2w = z.flatten(0, 1), c2w.flatten(0, 1)
 
-        z = bank.scenes(chosen).flatten(0, 1)
-        # in 2D each picture is on its own, so each has its own noise level
-        draws = torch.rand(len(z) if two_d else o.batch, generator=gen)
+        draws = stratified(len(chosen), gen)
         t = (prior.schedule.T * draws**o.timestep_power).long().clamp(max=prior.schedule.T - 1)
-        t = t if two_d else t.repeat_interleave(o.n_view)
+        t = t.repeat_interleave(n_view)  # the views of a scene share their noise level
         noise = torch.randn(z.shape, generator=gen)
         z, t, noise = z.to(self.device), t.to(self.device), noise.to(self.device)
         x = prior.schedule.to(self.device).add_noise(z, noise, t)
-        camera = None if two_d else camera_vector(bank.c2w(chosen).flatten(0, 1)).to(self.device)
+        camera = None if two_d else camera_vector(c2w).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=o.bf16):
-            text = self.text(captions).repeat_interleave(o.n_view, 0)
-            out = predict(prior.unet, x, t, text, camera, 1 if two_d else o.n_view).float()
+            text = self.text(captions).repeat_interleave(n_view, 0)
+            out = predict(prior.unet, x, t, text, camera, n_view).float()
         loss = F.mse_loss(out, prior.schedule.to(self.device).target(z, noise, t))
         self.metrics = {"loss_2d" if two_d else "loss_3d": float(loss.detach())}
         return loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from . import nouns  # noqa: F401  (fills NOUNS)
 from .grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, WORDINGS, Spec, caption
 
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
@@ -30,7 +31,8 @@ def train_tokenizer(max_tokens: int):
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = [PAD, START, END, UNKNOWN]
+    # the end is not number 2: of such a CLIPTextModel transformers pools the largest token number, not the end
+    special = [PAD, UNKNOWN, START, END]
     tokenizer.train_from_iterator(captions(), trainers.WordLevelTrainer(special_tokens=special))
     ids = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ids)
