@@ -300,6 +300,29 @@ def test_the_scenes_of_a_step_are_always_there(tmp_path: Path, first: int, scene
         seen |= new
 
 
+def test_views_are_of_scenes_of_their_own_at_first_and_joined_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["training.alone=0.5", "training.two_d=0.2", "training.batch=3", "trainer.max_steps=40"]
+    options: TrainPriorConfig = config.load(tiny(tmp_path), words)
+    prior = tiny_prior()
+    bank = LatentBank(tmp_path / "latents", Toybox(5), prior, 40, n_view=2)
+    asked: list[tuple[int, int, int | None]] = []  # pictures, how many are joined, their cameras
+
+    def predict(unet: Any, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, camera: Any, n_view: int):
+        assert len(text) == len(x) == len(t) == 6 and torch.equal(t, t[::n_view].repeat_interleave(n_view))
+        asked.append((len(x), n_view, None if camera is None else len(camera)))
+        return x * next(unet.parameters()).mean()
+
+    monkeypatch.setattr(prior_training, "predict", predict)
+    system = prior_training.PriorSystem(options, prior, bank)
+    for step in range(40):
+        system.training_step(step, step)
+    flat = (6, 1, None)
+    assert set(asked[:20]) == {(6, 1, 6), flat} and set(asked[20:]) == {(6, 2, 6), flat}
+    assert 2 <= asked.count(flat) <= 16
+
+
 @pytest.mark.parametrize("count", [1, 3, 16])
 def test_the_noise_levels_of_a_step_are_spread_out(count: int) -> None:
     for seed in range(20):

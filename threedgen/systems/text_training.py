@@ -38,7 +38,9 @@ class TextSystem(pl.LightningModule):
 
     stage = "text encoder"
 
-    def __init__(self, options: TextTrainingConfig, seed: int, max_steps: int, prior: MVDream, bank: LatentBank) -> None:
+    def __init__(
+        self, options: TextTrainingConfig, seed: int, max_steps: int, prior: MVDream, bank: LatentBank
+    ) -> None:
         super().__init__()
         self.options, self.seed, self.max_steps = options, seed, max_steps
         self.config_yaml = dump(options)
