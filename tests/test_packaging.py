@@ -113,7 +113,8 @@ def test_project_files_name_no_machine() -> None:
         "MANIFEST.in",
     ):
         text = (ROOT / name).read_text(encoding="utf-8")
-        assert not re.search(r"/root\b|/work/|/tmp/venv|file://", text), name
+        for place in (Path.home(), ROOT, sys.prefix, "file://"):
+            assert len(str(place)) < 4 or not re.search(rf"{re.escape(str(place))}\b", text), f"{name}: {place}"
 
 
 def test_make_gives_the_prompt_as_it_was_typed(tmp_path: Path) -> None:
