@@ -78,7 +78,7 @@ def data_uri(data: bytes, suffix: str) -> Markup:
 
 def embedded(path: Path | None) -> Markup | None:
     """A file as a data URI; None if it is not there or is too large for a page."""
-    if path is None or not 0 < path.stat().st_size <= LARGEST:
+    if path is None or path.stat().st_size > LARGEST:
         return None
     return data_uri(path.read_bytes(), path.suffix)
 

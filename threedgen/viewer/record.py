@@ -24,6 +24,8 @@ class Record:
     folder: Path
     config: dict[str, Any]
     summary: dict[str, Any]
+    text: str = ""
+    """config.yaml as it is written."""
 
     def file(self, name: str) -> Path | None:
         """A file of the run, if it is there."""
@@ -100,7 +102,7 @@ def read_record(folder: Path) -> Record:
         raise ConfigError(
             f"{folder / 'summary.json'} is damaged; `--resume {folder}` goes on with the run and writes it anew"
         )
-    return Record(folder, config, summary)
+    return Record(folder, config, summary, (folder / CONFIG).read_text(encoding="utf-8"))
 
 
 def _inside(tree: Any, keys: Sequence[str]) -> Any:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from threedgen.cli import say
 from threedgen.ledger import read_metrics
 from threedgen.readable import clean, duration, number, size
-from threedgen.runs import CONFIG, run_folder, write_atomic
+from threedgen.runs import run_folder, write_atomic
 
 from .options import ReportConfig
 from .page import embedded, making, page
@@ -82,7 +82,6 @@ def report(record: Record) -> str:
         facts=[(title, rows) for title, rows in facts(record) if rows],
         files=listed[:FILES_SHOWN],
         more_files=max(0, len(listed) - FILES_SHOWN),
-        config=(record.folder / CONFIG).read_text(encoding="utf-8", errors="replace"),
     )
 
 
