@@ -39,7 +39,8 @@ _EVALUATION = "threedgen.evaluation.options"
 _VIEWER = "threedgen.viewer.options"
 
 TABLE: dict[str, dict[str, Entry]] = {
-    # a task is a function run(config, resume: Path | None, quiet: bool) -> exit code | None
+    # a task is a function run(config, resume: Path | None, quiet: bool) -> exit code | None;
+    # a run gets its folder before it begins if its config model is a RunConfig
     "task": {
         "generate": Entry("threedgen.systems.generate_run:run", f"{_SYSTEMS}:GenerateConfig"),
         "sample": Entry("threedgen.systems.sample:run", f"{_SYSTEMS}:SampleConfig"),
