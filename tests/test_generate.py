@@ -30,8 +30,9 @@ from threedgen.loop import Status
 from threedgen.systems import generate_run
 from threedgen.systems.generate import _jump
 from threedgen.systems.options import GenerateConfig
-from threedgen.systems.outputs import FILES, Run, view_indices
+from threedgen.systems.outputs import FILES, VIEWS, Run, view_indices
 from threedgen.systems.shared import device, finished, kept, read_summary
+from threedgen.viewer.record import ROW, SIDES
 from threedgen.viewer.report import PAGE
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -378,6 +379,7 @@ def test_a_schedule_that_jumps() -> None:
 
 
 def test_sides_of_the_sheet() -> None:
+    assert (VIEWS, VIEWS // 2) == (SIDES, ROW)  # what the pages take it to be
     assert view_indices(60) == [0, 7, 15, 22, 30, 37, 45, 52] and view_indices(3) == [0, 1, 2]
 
 

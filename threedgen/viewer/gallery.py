@@ -14,20 +14,19 @@ from PIL import Image
 
 from threedgen.cli import say
 from threedgen.errors import ConfigError
+from threedgen.images import GAP
 from threedgen.readable import duration, visible
 from threedgen.runs import CONFIG, stored_config, user_path, write_atomic
 
 from .options import GalleryConfig
 from .page import data_uri, link, making, page
-from .record import Record, read_record, whole
+from .record import ROW, Record, read_record, whole
 from .report import PAGE
 
 logger = logging.getLogger(__name__)
 NAME = "gallery.html"
 STILL = 320
 """Most pixels of a card's picture, on either side."""
-GAP = 2
-"""Pixels of paper around each picture of a contact sheet."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
             records.append(read_record(where))
         except ConfigError as error:
             broken.append(str(error))
-    records.sort(key=lambda record: (-record.ended, str(record.folder)))
+    records.sort(key=lambda record: record.ended, reverse=True)
     cards = [card(record, home) for record in records]
     title = folder.resolve().name or str(folder)
     return page("gallery.html", ("gallery.js",), title=title, cards=cards, broken=broken), broken
@@ -96,7 +95,7 @@ def card(record: Record, home: Path) -> Card:
     """A run's card, with links from a page in the folder `home`."""
     report = record.file(PAGE)
     seconds = [] if record.seconds is None else [duration(record.seconds)]
-    facts = [f"seed {record.seed}", *seconds]
+    facts = [f"seed {record.seed}", *seconds, f"{record.ended:%Y-%m-%d}"]
     words = visible(" ".join([record.prompt, record.state, *facts])).lower()
     return Card(record, still(record), address(report, home) if report else None, facts, words)
 
@@ -128,9 +127,9 @@ def sheets(record: Record) -> Iterator[tuple[Path, int, int]]:
     """The run's contact sheets, the best first, with their columns and rows."""
     on_the_way = sorted(record.folder.glob("validation/*.png"), reverse=True)
     if views := record.file("views.png"):
-        yield views, min(4, record.sides), -(-record.sides // 4)
+        yield views, min(ROW, record.sides), -(-record.sides // ROW)
     for path in on_the_way:
-        yield path, 4, 1
+        yield path, ROW, 1
     if preview := record.file("preview.png"):
         yield preview, max(1, whole(record.option("camera", "n_view")) or 4), 1
 

@@ -93,11 +93,14 @@ def drawable(value: float) -> bool:
     return value == 0 or 1e-30 < abs(value) < 1e30
 
 
-def plot(title: str, points: Sequence[Point], from_zero: bool = False) -> Markup:
-    """An SVG of the values by step; at least one point, all drawable, in the order of steps."""
+def plot(title: str, points: Sequence[Point], steps: Point, from_zero: bool = False) -> Markup:
+    """An SVG of the values by step; at least one point, all drawable, in the order of steps.
+
+    `steps`: first and last step of the axis, which may have begun before this quantity was there.
+    """
     line = thin(points)
-    x, y = axis([step for step, _ in points]), axis([value for _, value in points], from_zero)
-    x = Axis(points[0][0], points[-1][0]) if points[-1][0] > points[0][0] else x
+    x = Axis(*steps) if steps[1] > steps[0] else axis(steps)
+    y = axis([value for _, value in points], from_zero)
 
     def place(step: float, value: float) -> str:
         across = LEFT + x.at(step) * (WIDTH - LEFT - RIGHT)
@@ -106,7 +109,7 @@ def plot(title: str, points: Sequence[Point], from_zero: bool = False) -> Markup
 
     parts = []
     for tick in y.ticks():
-        down = place(points[0][0], tick).partition(",")[2]
+        down = place(steps[0], tick).partition(",")[2]
         parts.append(f'<path class="rule" d="M{LEFT},{down}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{down}" dy="4" text-anchor="end">{number(tick)}</text>')
     for tick in x.ticks():

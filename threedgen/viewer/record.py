@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from threedgen.errors import ConfigError
+from threedgen.errors import ConfigError, short
 from threedgen.ledger import read_summary
 from threedgen.runs import CONFIG, stored_config
 
 STATES = ("finished", "interrupted", "failed", "unfinished")
-SIDES = 8
+SIDES, ROW = 8, 4
+"""Pictures on views.png, at most, and in a row of it."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Record:
 
     @property
     def seed(self) -> str:
-        return str(self.option("seed"))
+        seed = self.option("seed")
+        return "?" if seed is None else str(seed)
 
     @property
     def steps(self) -> int | None:
@@ -59,7 +61,7 @@ class Record:
 
     @property
     def sides(self) -> int:
-        """How many pictures are on views.png, in rows of four."""
+        """How many pictures are on views.png, in rows of ROW."""
         return min(SIDES, max(1, whole(self.option("result", "turntable", "n_view")) or SIDES))
 
     @property
@@ -81,13 +83,14 @@ class Record:
         return [str(reason), *found] if reason else found
 
     @property
-    def ended(self) -> float:
-        """When it ended, in seconds since 1970; while it has not, when its folder last changed."""
+    def ended(self) -> datetime:
+        """When it ended (UTC); while it has not, or does not say, when its files last changed."""
         try:
-            return datetime.fromisoformat(str(self.told("ended"))).timestamp()
+            return datetime.fromisoformat(str(self.told("ended"))).astimezone(UTC)
         except (ValueError, OverflowError, OSError):
             names = ("summary.json",) if self.summary else ("metrics.jsonl", CONFIG)
-            return max((path.stat().st_mtime for path in map(self.file, names) if path), default=0.0)
+            changed = [path.stat().st_mtime for path in map(self.file, names) if path]
+            return datetime.fromtimestamp(max(changed, default=0.0), UTC)
 
 
 def read_record(folder: Path) -> Record:
@@ -96,7 +99,7 @@ def read_record(folder: Path) -> Record:
     if config is None:
         raise ConfigError(f"{folder / CONFIG} holds no config: it is not there, or no longer whole")
     if config.get("task") != "generate":
-        raise ConfigError(f"{folder} should hold a run of the task generate (it is of {config.get('task')})")
+        raise ConfigError(f"{folder} should hold a run of the task generate (it is of {short(config.get('task'))})")
     summary = read_summary(folder)
     if not summary and (folder / "summary.json").exists():
         raise ConfigError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from threedgen.cli import say
+from threedgen.images import GAP
 from threedgen.ledger import read_metrics
 from threedgen.readable import clean, duration, number, size
 from threedgen.runs import run_folder, write_atomic
@@ -16,7 +17,7 @@ from threedgen.runs import run_folder, write_atomic
 from .options import ReportConfig
 from .page import embedded, making, page
 from .plots import drawable, plot
-from .record import Record, figure, read_record, whole
+from .record import ROW, Record, figure, read_record, whole
 
 PAGE = "report.html"
 SCRIPTS = ("glb.js", "scene.js", "viewer.js", "frames.js")
@@ -75,7 +76,8 @@ def report(record: Record) -> str:
         mesh_file=record.file("mesh.glb"),
         turntable=embedded(record.file("turntable.mp4")),
         views=embedded(record.file("views.png")),
-        sides=record.sides,
+        columns=min(ROW, record.sides),
+        gap=GAP,
         preview=embedded(record.file("preview.png")),
         validations=validations(record),
         plots=plots(record),
@@ -108,11 +110,12 @@ def validations(record: Record) -> list[tuple[str, Markup]]:
 def plots(record: Record) -> list[tuple[str, Markup]]:
     """(title, SVG) of each quantity that was logged at two steps or more."""
     lines, drawn = read_metrics(record.folder), []
+    steps = [step for line in lines if (step := figure(line["step"])) is not None and drawable(step)]
     for key, title, from_zero in PLOTS:
         pairs = [(figure(line["step"]), figure(line.get(key))) for line in lines]
         points = sorted((s, v) for s, v in pairs if s is not None and v is not None and drawable(s) and drawable(v))
         if len(points) > 1:
-            drawn.append((title, plot(title, points, from_zero)))
+            drawn.append((title, plot(title, points, (min(steps), max(steps)), from_zero)))
     return drawn
 
 
@@ -145,7 +148,8 @@ def costs(record: Record) -> Rows:
     if paces:
         rows.append(("A step, median", f"{number(statistics.median(paces))} s"))
     memory = figure(record.told("peak_memory_mib"))
-    return rows + ([("Peak memory", size(memory * 2**20))] if memory else [])
+    rows += [("Peak memory", size(memory * 2**20))] if memory else []
+    return rows + ([("Ended", f"{record.ended:%Y-%m-%d %H:%M} UTC")] if record.summary else [])
 
 
 def files(folder: Path) -> list[tuple[str, int, str]]:

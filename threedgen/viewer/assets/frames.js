@@ -7,15 +7,15 @@
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   if (still && film) film.pause();
 
-  // views.png: rows of at most four equal pictures, two pixels of paper around each
-  const GAP = 2, ROW = 4, MILLISECONDS = 350;
+  const MILLISECONDS = 350;
 
   const showFrames = async () => {
     const sheet = document.getElementById("views");
     await sheet.decode();
-    const count = Number(frames.dataset.count), columns = Math.min(ROW, count), rows = Math.ceil(count / columns);
-    const width = Math.floor((sheet.naturalWidth - GAP) / columns) - GAP;
-    const height = Math.floor((sheet.naturalHeight - GAP) / rows) - GAP;
+    // rows of equal pictures with a gap around each
+    const [count, columns, gap] = ["count", "columns", "gap"].map((name) => Number(frames.dataset[name]));
+    const width = Math.floor((sheet.naturalWidth - gap) / columns) - gap;
+    const height = Math.floor((sheet.naturalHeight - gap) / Math.ceil(count / columns)) - gap;
     frames.width = width;
     frames.height = height;
     if (film) film.hidden = true;
@@ -23,7 +23,7 @@
     const context = frames.getContext("2d");
     let side = 0;
     const next = () => {
-      const x = GAP + (side % columns) * (width + GAP), y = GAP + Math.floor(side / columns) * (height + GAP);
+      const x = gap + (side % columns) * (width + gap), y = gap + Math.floor(side / columns) * (height + gap);
       context.drawImage(sheet, x, y, width, height, 0, 0, width, height);
       side = (side + 1) % count;
     };
