@@ -138,6 +138,10 @@ def test_the_film_plays_and_the_mesh_can_be_saved(chromium: Any, tmp_path: Path)
     tab.drawn()
     tab.page.wait_for_function("document.querySelector('#film').currentTime > 0", timeout=PATIENCE)
     assert tab.page.evaluate("document.querySelector('#film').loop && document.querySelector('#frames').hidden")
+    tab.page.click("#film")
+    assert tab.page.evaluate("document.querySelector('#film').paused")
+    tab.page.keyboard.press(" ")
+    assert not tab.page.evaluate("document.querySelector('#film').paused")
     with tab.page.expect_download(timeout=PATIENCE) as download:
         tab.page.click("#mesh")
     assert download.value.suggested_filename == "mesh.glb"

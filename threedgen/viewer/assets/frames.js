@@ -5,7 +5,18 @@
   const film = document.getElementById("film");
   const frames = document.getElementById("frames");
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  if (still && film) film.pause();
+  if (film) {
+    film.controls = false; // they hide a third of so small a film; without scripts they stay
+    film.tabIndex = 0;
+    const toggle = () => (film.paused ? film.play() : film.pause());
+    film.addEventListener("click", toggle);
+    film.addEventListener("keydown", (event) => {
+      if (event.key !== " ") return;
+      event.preventDefault();
+      toggle();
+    });
+    if (still) film.pause();
+  }
 
   const MILLISECONDS = 350;
 
