@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,15 @@ class Tab:
 
     def drawn(self, after: int = 0) -> int:
         """Waits until the viewer has drawn more than `after` pictures; how many there are."""
-        self.page.wait_for_function(
-            f"Number(document.querySelector('#view').dataset.drawn || 0) > {after}", timeout=PATIENCE
-        )
+        self.until(f"Number(document.querySelector('#view').dataset.drawn || 0) > {after}")
         return int(self.page.get_attribute("#view", "data-drawn"))
+
+    def until(self, expression: str) -> None:
+        """Waits for a JavaScript expression to be true; the page's policy forbids playwright's own way of waiting."""
+        end = time.monotonic() + PATIENCE / 1000
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < end, f"never true: {expression}"
+            self.page.wait_for_timeout(50)
 
     def picture(self) -> np.ndarray:
         """The 3D view as it is on the screen above its buttons, (H, W, 3), when two pictures of it agree."""
@@ -136,7 +142,7 @@ def test_the_asset_is_drawn_and_turns(chromium: Any, tmp_path: Path) -> None:
 def test_the_film_plays_and_the_mesh_can_be_saved(chromium: Any, tmp_path: Path) -> None:
     tab = Tab(chromium, report_of(tmp_path / "run"))
     tab.drawn()
-    tab.page.wait_for_function("document.querySelector('#film').currentTime > 0", timeout=PATIENCE)
+    tab.until("document.querySelector('#film').currentTime > 0")
     assert tab.page.evaluate("document.querySelector('#film').loop && document.querySelector('#frames').hidden")
     tab.page.click("#film")
     assert tab.page.evaluate("document.querySelector('#film').paused")
@@ -172,7 +178,7 @@ def test_frames_take_the_place_of_a_film_that_does_not_play(chromium: Any, tmp_p
     run = example(tmp_path / "run")
     (run / "turntable.mp4").write_bytes(b"no film")
     tab = Tab(chromium, write_report(run))
-    tab.page.wait_for_function("!document.querySelector('#frames').hidden", timeout=PATIENCE)
+    tab.until("!document.querySelector('#frames').hidden")
     size, colours = tab.page.evaluate(
         "(() => { const c = document.querySelector('#frames'); const p = c.getContext('2d');"
         " return [[c.width, c.height], [...new Set(p.getImageData(0, 0, 32, 32).data)].length] })()"
