@@ -125,9 +125,10 @@ class Scene {
     gl.enable(gl.DEPTH_TEST);
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
-    gl.depthFunc(gl.LEQUAL);
-    gl.enable(gl.POLYGON_OFFSET_FILL);
-    gl.polygonOffset(1, 1); // wires lie on the surface, not in it
+    // wires lie on the surface, not in it; without them an offset would let far sides shine through at the outline
+    gl.polygonOffset(1, 1);
+    if (view.mode === WIRES) gl.enable(gl.POLYGON_OFFSET_FILL);
+    else gl.disable(gl.POLYGON_OFFSET_FILL);
     gl.useProgram(this.program);
     gl.uniformMatrix4fv(at.camera, false, camera);
     gl.uniformMatrix3fv(at.eye, false, eye);
