@@ -162,7 +162,7 @@ def test_a_wheel_holds_everything_and_runs_alone(tmp_path: Path) -> None:
             if wanted and (suffixes is None or path.suffix in suffixes):
                 assert (site / "threedgen" / path.relative_to(ROOT)).is_file(), path
     for path in (ROOT / "threedgen").rglob("*"):
-        if path.is_file() and path.suffix in (".py", ".typed"):
+        if path.is_file() and path.suffix in (".py", ".typed", ".js", ".css", ".html"):
             assert (site / path.relative_to(ROOT)).is_file(), path
     code = (
         "import threedgen, threedgen.guidance.options, threedgen.representations.options\n"

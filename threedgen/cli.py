@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from threedgen import __version__, config, help, registry, runs
 from threedgen.errors import ConfigError, did_you_mean, nearest, short
+from threedgen.options import RunConfig
 
 DEFAULT_CONFIG = "mvdream-toybox"
 FLAGS = ("--config", "--help", "--list", "--print-config", "--quiet", "--resume", "--version")
@@ -111,7 +112,7 @@ def answer(command: Command) -> str | None:
 
 def run(command: Command) -> int:
     """Check the config and what it needs, choose the folder, say so, and only then import and run the task."""
-    resume: Path | None
+    resume: Path | None = None
     if "--resume" in command.flags:
         checked, resume = runs.reopen(command.flags["--resume"], command.overrides)
         checked.check()
@@ -120,9 +121,10 @@ def run(command: Command) -> int:
         checked = config.load(command.config, command.overrides)
         name = config_name(config.find(command.config))
         checked.check()
-        checked, resume = runs.begin(checked, name)
+        if isinstance(checked, RunConfig):
+            checked, resume = runs.begin(checked, name)
     quiet = "--quiet" in command.flags
-    if not quiet and os.environ.get("LOCAL_RANK", "0") == "0":
+    if not quiet and isinstance(checked, RunConfig) and os.environ.get("LOCAL_RANK", "0") == "0":
         say(f"{name}: {checked.task}{' goes on' if resume else ''} in {checked.out}")
     result: Any = registry.implementation("task", checked.task)(checked, resume=resume, quiet=quiet)
     return result if isinstance(result, int) else OK

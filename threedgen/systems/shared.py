@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from threedgen import registry
 from threedgen.errors import ConfigError
+from threedgen.ledger import read_summary
 from threedgen.loop import Status
 from threedgen.runs import write_atomic
 
@@ -72,15 +72,6 @@ def _fits(tensor: Tensor, shape: tuple[int | None, ...]) -> bool:
 
 
 # --- the end of a run ----------------------------------------------------------------------------------------
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a run; empty if there is none that can be read."""
-    try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def finished(folder: Path, max_steps: int) -> bool:
