@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +26,14 @@ Outputs = Sequence[Tensor | None]
 Look = Callable[[slice], Outputs]
 
 
-def two_pass(look: Look, parts: Sequence[slice], parameters: Iterable[Tensor]) -> tuple[Tensor | None, ...]:
+def two_pass(look: Look, parts: Sequence[slice], parameters: Iterable[Tensor]) -> tuple[Any, ...]:
     """What `look` gives for each of the consecutive `parts`, joined along the first axis.
 
     look(part) is a tuple of tensors, or None, with one row for each of part.start ... part.stop - 1. It may be
     differentiated with respect to `parameters` only, once, and has to give the same whenever it is asked: random
     numbers are drawn outside of it. At any time the graph of one part is held. A part that does not fit into the
-    memory of a GPU is halved, which is said once. Raises RuntimeError in backward if a parameter was changed since.
+    memory of a GPU is halved, which is said once. Raises RuntimeError in backward if a parameter was changed since,
+    or if a graph of the gradient is asked for.
     """
     return _TwoPass.apply(look, parts, *parameters)
 
@@ -54,8 +54,9 @@ class _TwoPass(Function):
         return tuple(None if column[0] is None else torch.cat(column) for column in columns)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph
+            raise RuntimeError("a render in chunks is differentiable once: for higher derivatives use no chunks")
         parameters = ctx.saved_tensors
         learnt = [p for p, needed in zip(parameters, ctx.needs_input_grad[2:], strict=True) if needed]
         sums: list[Tensor | None] = [None] * len(learnt)

@@ -19,6 +19,7 @@ def test_every_storage_of_a_graph_counts_once() -> None:
     assert graph_bytes(lambda: x * x) == 4000
     assert graph_bytes(lambda: (x * x, x.exp())) == 8000
     assert graph_bytes(lambda: [x.exp() for _ in range(3)]) == 12000
+    assert graph_bytes(lambda: (x * x).exp().detach()) == 0, "a graph that is gone keeps nothing"
     with torch.no_grad():
         assert graph_bytes(lambda: x.exp()) == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -56,19 +57,27 @@ def _container() -> int | None:
         return None
 
 
+class _Kept:
+    """A tensor that a graph refers to, for as long as there is the graph."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()  # a result would hold the graph that holds it
+
+
 def graph_bytes(make: Callable[[], object]) -> int:
-    """Bytes of what autograd keeps for the graph that `make()` builds, each storage counted once.
+    """Bytes of what autograd keeps for the graph behind `make()`'s result, each storage counted once.
 
     Parameters that the graph refers to are counted too; the difference between two sizes is free of them.
     """
-    storages: dict[int, torch.UntypedStorage] = {}
+    alive: WeakSet[_Kept] = WeakSet()
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage  # held, so that no address is used twice
-        return tensor
+    def pack(tensor: Tensor) -> _Kept:
+        kept = _Kept(tensor)
+        alive.add(kept)
+        return kept
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        made = make()
-    del made
-    return sum(storage.nbytes() for storage in storages.values())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        made = make()  # its name holds the graph
+        storages = {kept.tensor.untyped_storage()._cdata: kept.tensor.untyped_storage().nbytes() for kept in alive}
+        del made
+    return sum(storages.values())

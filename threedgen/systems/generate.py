@@ -90,7 +90,7 @@ class GenerateSystem(pl.LightningModule):
 
     def size(self, step: int) -> int:
         """Pixels of the renders of a step.  A schedule changes at its keys, not in between."""
-        return int(_jump(self.config.size, step, self.max_steps))
+        return int(jump(self.config.size, step, self.max_steps))
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step = int(batch)
@@ -114,7 +114,7 @@ class GenerateSystem(pl.LightningModule):
     def distillation_loss(self, step: int) -> tuple[dict[str, float], Tensor]:
         """Score distillation of freshly rendered views, and the regularisers."""
         c, size = self.config, self.size(step)
-        groups = int(_jump(c.groups, step, self.max_steps))
+        groups = int(jump(c.groups, step, self.max_steps))
         cameras = sample_multiview(c.camera, self.rng(step, "cameras"), step, n_groups=groups, height=size, width=size)
         weights = {name: at(getattr(c.loss, name), step, self.max_steps) for name in type(c.loss).model_fields}
         seen = self.render(cameras, step, training=True, grad=True, normals=weights["orientation"] > 0)
@@ -164,8 +164,9 @@ class GenerateSystem(pl.LightningModule):
 
         A resumed run keeps what was chosen: the number decides the last bits of a gradient.
         """
-        if self.config.march.chunk != "auto":
-            return self.config.march.chunk
+        asked = self.config.march.chunk
+        if asked != "auto":
+            return asked
         kind = "with normals" if normals else "without normals"
         if kind not in self.chunks:
             need = sample_bytes(self.field, self.background, self.material, self.config.march, normals, self.device)
@@ -223,7 +224,7 @@ class GenerateSystem(pl.LightningModule):
         write_png(folder / "validation" / f"{step:06d}.png", grid(self.pictures(cameras), 4))
 
 
-def _jump(schedule: float | dict, step: int, max_steps: int) -> float:
+def jump(schedule: float | dict, step: int, max_steps: int) -> float:
     """A schedule read as steps: the value of the last key that has been reached."""
     if not isinstance(schedule, dict):
         return schedule

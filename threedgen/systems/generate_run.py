@@ -27,7 +27,7 @@ from threedgen.seeding import generator
 from .generate import GenerateSystem
 from .options import GenerateConfig
 from .outputs import FILES, Run, write_results
-from .shared import device, existing, finished, kept, load_prior, read_summary, writing
+from .shared import device, existing, finished, kept, load_prior, read_summary, say_weights, writing
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool =
         return Status.FINISHED
     silence_lightning()
     set_threads(config.threads)
+    say_weights(config.prior, quiet)
     prior = load_prior(config.prior, config.trainer.accelerator)
     notes = warn_about(config.prompt, prior)
     text = embeddings(folder, prior, prompt, config.negative_prompt)
