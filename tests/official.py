@@ -27,8 +27,13 @@ WIDTHS: dict[Kind, dict[str, Any]] = {
     "sd15": RELEASED | {"attention_head_dim": 8, "use_linear_projection": False, "cross_attention_dim": 768},
 }
 TINY_WIDTHS: dict[Kind, dict[str, Any]] = {
-    "sd21": {"block_out_channels": (64,) * 4, "attention_head_dim": (1,) * 4, "cross_attention_dim": 64},
-    "sd15": WIDTHS["sd15"] | {"block_out_channels": (32,) * 4, "cross_attention_dim": 64},
+    "sd21": {
+        "block_out_channels": (64, 128, 192, 192),
+        "attention_head_dim": (1, 2, 3, 3),
+        "use_linear_projection": True,
+        "cross_attention_dim": 64,
+    },
+    "sd15": WIDTHS["sd15"] | {"block_out_channels": (32, 64, 96, 96), "cross_attention_dim": 64},
 }
 
 

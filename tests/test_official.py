@@ -84,9 +84,9 @@ def test_ten_steps_of_the_config_to_a_mesh(name: str, kind: Kind, more: list[str
     assert all((run / file).stat().st_size > 100 for file in ("mesh.glb", "turntable.mp4", "views.png"))
     with Image.open(run / "preview.png") as picture:
         assert picture.size == (4 * 64 + 5 * 2, 64 + 2 * 2)
-    digest = hashlib.sha256((place / NAMES[kind]).read_bytes()).hexdigest()
-    said = log(place)
-    assert f"weights: {NAMES[kind]} (0.00 GB, SHA-256 {digest})" in said
+    content = (place / NAMES[kind]).read_bytes()
+    digest, said = hashlib.sha256(content).hexdigest(), log(place)
+    assert f"weights: {NAMES[kind]} ({len(content) / 1e9:.2f} GB, SHA-256 {digest})" in said
     assert said.index(digest) < said.index("distilling at 8 px"), "before anything else"
 
 
