@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
@@ -42,7 +43,12 @@ class MVDreamPipeline(DiffusionPipeline):
     diffusers. Its methods work as ever: `save_pretrained`, `to`, `enable_model_cpu_offload`, `progress_bar`.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet->vae"
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+    model_cpu_offload_seq: Any = "text_encoder->unet->vae"
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
