@@ -17,7 +17,7 @@ from threedgen.errors import ConfigError, did_you_mean, nearest, short
 from threedgen.options import RunConfig
 
 DEFAULT_CONFIG = "mvdream-toybox"
-FLAGS = ("--config", "--help", "--list", "--print-config", "--quiet", "--resume", "--version")
+FLAGS = ("--config", "--dry-run", "--help", "--list", "--print-config", "--quiet", "--resume", "--version")
 SHORT_FLAGS = {"-c": "--config", "-h": "--help", "-q": "--quiet"}
 WITH_VALUE = ("--config", "--resume")
 DEBUG = "THREEDGEN_DEBUG"
@@ -57,6 +57,8 @@ def parse(words: list[str]) -> Command:
         elif equals and flag != "--help":
             raise ConfigError(f"{flag}: takes no value (got {short(value)})")
         command.flags[flag] = value
+    if "--dry-run" in command.flags and "--resume" in command.flags:
+        raise ConfigError("--dry-run: says what a new run would do, so --resume cannot be given with it")
     if "--config" in command.flags and "--resume" in command.flags:
         raise ConfigError("--resume: takes the config of the run, so --config cannot be given with it")
     return command
@@ -113,6 +115,11 @@ def answer(command: Command) -> str | None:
 def run(command: Command) -> int:
     """Check the config and what it needs, choose the folder, say so, and only then import and run the task."""
     resume: Path | None = None
+    if "--dry-run" in command.flags:
+        checked = config.load(command.config, command.overrides)
+        checked.check()
+        say(registry.implementation("plan", checked.task)(checked))
+        return OK
     if "--resume" in command.flags:
         checked, resume = runs.reopen(command.flags["--resume"], command.overrides)
         checked.check()

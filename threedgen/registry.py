@@ -53,6 +53,8 @@ TABLE: dict[str, dict[str, Entry]] = {
         "gallery": Entry("threedgen.viewer.gallery:run", f"{_VIEWER}:GalleryConfig"),
         "toybox-sheet": Entry("threedgen.data.toybox.sheet:run", f"{_SYSTEMS}:ToyboxSheetConfig"),
     },
+    # what --dry-run says of a task: a function (config) -> text
+    "plan": {"generate": Entry("threedgen.systems.plan:plan", f"{_SYSTEMS}:GenerateConfig")},
     "prior": _entries("threedgen.guidance.mvdream", _GUIDANCE, mvdream=("build", "MVDreamConfig")),
     "distillation": _entries(
         "threedgen.guidance.distillation",

@@ -28,7 +28,7 @@ from threedgen.viewer.report import PAGE, write_report
 from .generate import GenerateSystem
 from .options import GenerateConfig
 from .outputs import FILES, Run, write_results
-from .shared import device, existing, finished, kept, load_prior, writing
+from .shared import device, existing, finished, kept, load_prior, say_weights, writing
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool =
         return Status.FINISHED
     silence_lightning()
     set_threads(config.threads)
+    say_weights(config.prior, quiet)
     prior = load_prior(config.prior, config.trainer.accelerator)
     notes = warn_about(config.prompt, prior)
     text = embeddings(folder, prior, prompt, config.negative_prompt)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from threedgen import registry
+from threedgen.cli import say
 from threedgen.errors import ConfigError
 from threedgen.ledger import read_summary
 from threedgen.loop import Status
@@ -26,6 +27,12 @@ logger = logging.getLogger(__name__)
 def load_prior(config: Any, accelerator: str = "auto") -> Any:
     """The prior that a config describes, on the device where it will be asked. Raises ConfigError."""
     return registry.build("prior", config, device(accelerator))
+
+
+def say_weights(prior: Any, quiet: bool) -> None:
+    """One line before any work: which files the config of a prior leads to, and their check sum. Raises ConfigError."""
+    if not quiet and os.environ.get("LOCAL_RANK", "0") == "0" and hasattr(prior, "describe"):
+        say(f"weights: {prior.describe()}")
 
 
 def device(accelerator: str = "auto") -> str:
