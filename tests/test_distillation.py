@@ -102,7 +102,7 @@ def test_parity_from_pictures(path, case, monkeypatch):
     r = load(path)
     vae = convert_vae({name[4:]: value for name, value in r.items() if name.startswith("vae.")})
     prior = MVDream.__new__(MVDream)  # encoding needs nothing else of it
-    prior.device, prior.scaling_factor = torch.device("cpu"), 0.18215
+    prior.device, prior.dtype, prior.scaling_factor = torch.device("cpu"), torch.float32, 0.18215
     prior.vae = AutoencoderKL(**vae.config).requires_grad_(False).eval()
     prior.vae.load_state_dict(vae.tensors)
     prior.image_size = r["latents"].shape[-1] * 2 ** (len(vae.config["block_out_channels"]) - 1)

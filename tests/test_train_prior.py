@@ -136,7 +136,7 @@ def test_killed_in_every_stage_and_the_result_is_the_same(tmp_path: Path) -> Non
     assert server().wait(pid) == -signal.SIGKILL and saved_at(run / "text")
     killed_in = (
         "threedgen.systems.train_prior._write",  # trained, but not yet written
-        "threedgen.systems.prior_training.PriorSystem.__init__",  # written, but the third stage has not begun
+        "threedgen.systems.prior_training.vocabulary",  # written, but the third stage has not begun
     )
     for function in killed_in:
         assert server().run(tmp_path, words=words, die_in=function) == -signal.SIGKILL, log(tmp_path)

@@ -26,8 +26,9 @@ def words(tokenizer, ids: list[int]) -> list[str]:
 
 
 def test_special_tokens_come_first_and_frame_a_prompt(tokenizer) -> None:
-    assert words(tokenizer, [0, 1, 2, 3]) == [PAD, START, END, UNKNOWN]
-    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+    assert words(tokenizer, [0, 1, 2, 3]) == [PAD, UNKNOWN, START, END]
+    ids = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert ids == (0, 2, 3), "a CLIPTextModel whose end token is 2 would pool another token"
     ids = token_ids(tokenizer, ["a blue dog", "a dog"], 7)
     assert words(tokenizer, ids[0].tolist()) == [START, "a", "blue", "dog", END, PAD, PAD]
     assert words(tokenizer, ids[1].tolist()) == [START, "a", "dog", END, PAD, PAD, PAD]

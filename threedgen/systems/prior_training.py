@@ -64,8 +64,9 @@ def build(options: NetworkConfig, vae: Any, image_size: int) -> MVDream:
         norm_num_groups=options.groups,
         use_linear_projection=True,
     )
+    camera: Any = unet.class_embedding
     with torch.no_grad():
-        unet.class_embedding.linear_2.weight *= CAMERA_GAIN
+        camera.linear_2.weight *= CAMERA_GAIN
     schedule = Schedule.linear if options.schedule == "linear" else Schedule.scaled_linear
     return MVDream(unet, vae, text, tokenizer, schedule(prediction=options.prediction))
 
