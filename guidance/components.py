@@ -20,6 +20,7 @@ from threedgen.config import ConfigError
 
 from . import clip_keys, ldm_keys, loading, reading, tokens
 from .diffusion import Schedule
+from .draft import Draft
 
 if TYPE_CHECKING:
     from .mvdream import MVDream
@@ -35,6 +36,7 @@ class Components(NamedTuple):
     text_encoder: CLIPTextModel
     tokenizer: Any
     schedule: Schedule
+    draft: Draft | None = None
 
 
 def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Components:
@@ -86,7 +88,9 @@ def load_folder(path: Path, tokenizer: str | None = None) -> Components:
     except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
         reason = str(error).split("\n")[0][:120]
         raise ConfigError(f"{path / 'scheduler'}: {reason}") from None
-    return Components(read_unet(path), read_vae(path), read_text_encoder(path), words, schedule)
+    return Components(
+        read_unet(path), read_vae(path), read_text_encoder(path), words, schedule, read_draft(path)
+    )
 
 
 def load_file(path: Path, tokenizer: str | None = None) -> Components:
@@ -126,6 +130,15 @@ def read_text_encoder(path: Path) -> CLIPTextModel:
     config, tensors = read_part(path / "text_encoder")
     expect(config, "model_type", "clip_text_model", path / "text_encoder")
     return make_text_encoder(config, clip_keys.short_names(tensors))
+
+
+def read_draft(path: Path) -> Draft | None:
+    """The first guess of an embedded prior; None if the folder has none."""
+    if not (path / "draft").is_dir():
+        return None
+    config, tensors = read_part(path / "draft")
+    expect(config, "_class_name", "Draft", path / "draft")
+    return reading.fill(lambda: Draft.from_config(config), tensors, "draft")
 
 
 def read_part(part: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -175,15 +188,21 @@ def bounded(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str)
                 )
 
 
-def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any) -> None:
+def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, draft: Any = None) -> None:
     """Raises ConfigError unless the parts fit each other."""
-    pairs = (
-        ("features per token of the text encoder", text_encoder.config.hidden_size),
-        ("text features that the UNet takes", unet.config.cross_attention_dim),
-        ("channels of the VAE's latents", vae.config.latent_channels),
-        ("channels that the UNet takes", unet.config.in_channels),
-    )
-    for (left, a), (right, b) in (pairs[:2], pairs[2:]):
+    features = ("features per token of the text encoder", text_encoder.config.hidden_size)
+    latents, inputs = vae.config.latent_channels, vae.config.latent_channels
+    pairs = [(*features, "text features that the UNet takes", unet.config.cross_attention_dim)]
+    if draft is not None:
+        inputs += draft.config.latent_channels
+        pairs += [(*features, "text features that the draft takes", draft.config.text_width)]
+        pairs += [("latents per side of the UNet", unet.config.sample_size, "of the draft", draft.config.size)]
+    pairs += [
+        ("channels of the VAE's latents" + " and the draft" * (draft is not None), inputs,
+         "channels that the UNet takes", unet.config.in_channels),
+        ("channels of the VAE's latents", latents, "channels that the UNet gives", unet.config.out_channels),
+    ]  # fmt: skip
+    for left, a, right, b in pairs:
         if a != b:
             raise ConfigError(f"the parts of the prior do not fit: {a} {left}, {b} {right}")
     if len(tokenizer) > text_encoder.config.vocab_size:
@@ -207,6 +226,9 @@ def save(prior: MVDream, folder: Path) -> None:
         prior.text_encoder.config.save_pretrained(part / "text_encoder")
         prior.tokenizer.save_pretrained(part / "tokenizer")
         save_tensors(prior.unet, part / "unet" / "diffusion_pytorch_model.safetensors")
+        if prior.draft is not None:
+            prior.draft.save_config(part / "draft")
+            save_tensors(prior.draft, part / "draft" / "diffusion_pytorch_model.safetensors")
         save_tensors(prior.vae, part / "vae" / "diffusion_pytorch_model.safetensors")
         # The prefix is what transformers 4 and the folders on the hub have; transformers 5 reads both.
         save_tensors(prior.text_encoder, part / "text_encoder" / "model.safetensors", "text_model.")
@@ -238,14 +260,18 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def scheduler_config(schedule: Schedule) -> dict[str, Any]:
     """The DDIM scheduler of diffusers that samples like ours; unusual betas are listed one by one."""
-    usual = Schedule.scaled_linear()
-    same = usual.T == schedule.T and torch.equal(usual.betas, schedule.betas.cpu())
+    known = {
+        "scaled_linear": (0.00085, 0.012, Schedule.scaled_linear(T=schedule.T)),
+        "linear": (0.0001, 0.02, Schedule.linear(T=schedule.T)),
+    }
+    same = [name for name, found in known.items() if torch.equal(found[2].betas, schedule.betas.cpu())]
+    name = same[0] if same else "scaled_linear"
     return {
         "_class_name": "DDIMScheduler",
         "_diffusers_version": __version__,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
+        "beta_start": known[name][0],
+        "beta_end": known[name][1],
+        "beta_schedule": name,
         "trained_betas": None if same else schedule.betas.tolist(),
         "num_train_timesteps": schedule.T,
         "prediction_type": schedule.prediction,

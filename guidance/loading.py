@@ -171,7 +171,8 @@ def hub_folder(repo: str) -> Path:
         raise absent(repo, repo, "model_index.json")
     from huggingface_hub import snapshot_download
 
-    wanted = ["model_index.json", "scheduler/*", "tokenizer/*", *(f"{part}/config.json" for part in PARTS)]
+    wanted = ["model_index.json", "scheduler/*", "tokenizer/*", "draft/*"]
+    wanted += [f"{part}/config.json" for part in PARTS]
     tensors = [f"{part}/*model*.safetensors*" for part in PARTS], [f"{part}/*model*.bin*" for part in PARTS]
     try:
         for files in tensors:

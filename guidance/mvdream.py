@@ -23,6 +23,7 @@ from threedgen.config import ConfigError
 
 from . import components, diffusion, tokens
 from .attention import make_multiview, predict
+from .draft import Draft
 from .options import MVDreamConfig
 
 logger = logging.getLogger(__name__)
@@ -50,14 +51,15 @@ class MVDream:
         text_encoder: CLIPTextModel,
         tokenizer: Any,
         schedule: diffusion.Schedule | None = None,
+        draft: Draft | None = None,
         image_size: int | None = None,
         dtype: str = "auto",
         device: torch.device | str | None = "cpu",
     ) -> None:
         """device None leaves the networks where they are, for an owner that moves them itself."""
-        components.check_together(unet, vae, text_encoder, tokenizer)
+        components.check_together(unet, vae, text_encoder, tokenizer, draft)
         self.unet, self.vae, self.text_encoder = make_multiview(unet), vae, text_encoder
-        self.tokenizer = tokenizer
+        self.tokenizer, self.draft = tokenizer, draft
         self.schedule = schedule or diffusion.Schedule.scaled_linear()
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per latent and axis
         self.image_size = image_size or self.trained_size
@@ -91,9 +93,9 @@ class MVDream:
     def to(self, device: torch.device | str) -> MVDream:
         """Moves the networks, and chooses the precision anew if it is "auto"."""
         self.device = torch.device(device)
-        networks: list[torch.nn.Module] = [self.unet, self.vae, self.text_encoder]
-        for network in networks:
-            network.to(self.device)
+        for network in (self.unet, self.vae, self.text_encoder, self.draft):
+            if network is not None:
+                network.to(self.device)
         self.dtype = compute_dtype(self.precision, self.device)
         return self
 
@@ -104,7 +106,8 @@ class MVDream:
         from .pipeline import MVDreamPipeline
 
         scheduler = DDIMScheduler.from_config(components.scheduler_config(self.schedule))
-        made = MVDreamPipeline(self.unet, self.vae, self.text_encoder, self.tokenizer, scheduler)
+        parts = (self.unet, self.vae, self.text_encoder, self.tokenizer, scheduler, self.draft)
+        made = MVDreamPipeline(*parts)
         made.precision, made.image_size = self.precision, self.image_size
         return made
 
@@ -168,6 +171,24 @@ class MVDream:
         image = self.vae.decode(z.to(self.device, self.vae.dtype) / self.scaling_factor).sample
         return (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        camera: Tensor | None = None,
+        n_view: int = 1,
+        draft: Tensor | None = None,
+    ) -> Tensor:
+        """What the UNet says of latents ``x`` (B,4,h,w): eps or v, as it was trained; otherwise as ``denoise``.
+
+        ``draft``: the first guess (B,4,h,w), if it is known already.
+        """
+        if self.draft is not None:
+            draft = self.draft(text, camera) if draft is None else draft
+            x = torch.cat([x, draft.to(x.dtype)], dim=1)
+        return predict(self.unet, x, t, text, camera, n_view)
+
     def denoise(
         self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
     ) -> Tensor:
@@ -183,7 +204,7 @@ class MVDream:
     ) -> Tensor:
         """What the UNet itself says, float32: the noise or v, as ``schedule.prediction`` has it; see ``denoise``."""
         with self.autocast():
-            return predict(self.unet, x.float(), t, text, camera, n_view).float()
+            return self.predict(x.float(), t, text, camera, n_view).float()
 
     @torch.no_grad()
     def sample(
@@ -205,7 +226,7 @@ class MVDream:
         text = self.encode_prompt([prompt, negative_prompt]).split(1)
         camera = None if c2w is None else self.camera(c2w.to(self.device).float())
         n_view, side = 1 if c2w is None else len(c2w), self.image_size // self.factor
-        like = torch.empty(n_view, self.unet.config["in_channels"], side, side, device=self.device)
+        like = torch.empty(n_view, self.unet.config["out_channels"], side, side, device=self.device)
         x_T = diffusion.fresh_noise(like, generator)
         denoise = diffusion.guided(self.denoise, guidance_scale)
         z = diffusion.ddim_sample(

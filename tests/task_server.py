@@ -68,6 +68,7 @@ TINY_PRIOR = {
         "text_heads": 2,
     },
     "text": {"max_steps": 5, "batch": 4, "fresh": 2, "scenes": 12, "bf16": False},
+    "draft": {"max_steps": 5, "batch": 4, "fresh": 2, "scenes": 12, "bf16": False},
     "training": {
         "batch": 3,
         "n_view": 2,
@@ -103,11 +104,13 @@ def child(
     from threedgen import cli
     from threedgen.guidance.mvdream import MVDream
     from threedgen.systems.autoencoder import AutoencoderSystem
+    from threedgen.systems.draft_training import DraftSystem
     from threedgen.systems.generate import GenerateSystem
     from threedgen.systems.prior_training import PriorSystem
+    from threedgen.systems.text_training import TextSystem
 
     now = {"step": -1}
-    for system in (GenerateSystem, AutoencoderSystem, PriorSystem):
+    for system in (GenerateSystem, AutoencoderSystem, TextSystem, DraftSystem, PriorSystem):
 
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:
             now["step"] = batch

@@ -22,8 +22,8 @@ from threedgen.data import latents
 from threedgen.data.latents import BLOCK, LatentBank
 from threedgen.data.toybox.world import Toybox
 from threedgen.guidance.mvdream import MVDream
-from threedgen.systems import prior_training, text_training, train_prior
-from threedgen.systems.options import TextTrainingConfig, TrainPriorConfig
+from threedgen.systems import autoencoder, draft_training, prior_training, text_training, train_prior
+from threedgen.systems.options import DraftTrainingConfig, NetworkConfig, TextTrainingConfig, TrainPriorConfig
 from threedgen.systems.shared import read_summary
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -54,7 +54,8 @@ def undisturbed() -> Path:
 def assert_same_run(run: Path) -> None:
     """Autoencoder, weights, their average and what is made of them are those of the run without a stop."""
     assert_same(weights(run), weights(undisturbed()))
-    for name in ("autoencoder/vae.safetensors", "text/text_encoder.safetensors", "prior/SHA256SUMS", "samples.png"):
+    parts = ("autoencoder/vae.safetensors", "text/text_encoder.safetensors", "draft/draft.safetensors")
+    for name in (*parts, "prior/SHA256SUMS", "samples.png"):
         assert (run / name).read_bytes() == (undisturbed() / name).read_bytes(), name
 
 
@@ -120,30 +121,33 @@ def test_what_is_saved_is_the_average() -> None:
 @unix
 def test_killed_in_every_stage_and_the_result_is_the_same(tmp_path: Path) -> None:
     run, words = tmp_path / "run", command(tmp_path)
-    pid = server().held(tmp_path, words=words, hold_at=3, hold_in="Autoencoder")
-    os.kill(pid, signal.SIGKILL)
-    assert server().wait(pid) == -signal.SIGKILL and saved_at(run / "autoencoder")
-    killed_in = (
+
+    def killed_at(step: int, system: str) -> None:
+        pid = server().held(tmp_path, words=words, hold_at=step, hold_in=system)
+        os.kill(pid, signal.SIGKILL)
+        assert server().wait(pid) == -signal.SIGKILL, log(tmp_path)
+
+    def killed_in(*functions: str) -> None:
+        for function in functions:
+            assert server().run(tmp_path, words=words, die_in=function) == -signal.SIGKILL, log(tmp_path)
+
+    killed_at(3, "Autoencoder")
+    assert saved_at(run / "autoencoder")
+    killed_in(
         "threedgen.systems.autoencoder.standardise",  # trained, but not yet written
         "threedgen.systems.prior_training.build",  # written, but the second stage has not begun
         "threedgen.data.latents.caption",  # in the middle of its first step
     )
-    for function in killed_in:
-        assert server().run(tmp_path, words=words, die_in=function) == -signal.SIGKILL, log(tmp_path)
     assert not saved_at(run / "text") and (run / "autoencoder" / "vae.safetensors").exists()
-    pid = server().held(tmp_path, words=words, hold_at=3, hold_in="Text")
-    os.kill(pid, signal.SIGKILL)
-    assert server().wait(pid) == -signal.SIGKILL and saved_at(run / "text")
-    killed_in = (
-        "threedgen.systems.train_prior._write",  # trained, but not yet written
-        "threedgen.systems.prior_training.vocabulary",  # written, but the third stage has not begun
-    )
-    for function in killed_in:
-        assert server().run(tmp_path, words=words, die_in=function) == -signal.SIGKILL, log(tmp_path)
-    assert not saved_at(run) and (run / "text" / "text_encoder.safetensors").exists()
-    pid = server().held(tmp_path, words=words, hold_at=6, hold_in="Prior")
-    os.kill(pid, signal.SIGKILL)
-    assert server().wait(pid) == -signal.SIGKILL and saved_at(run)
+    killed_at(3, "Text")
+    assert saved_at(run / "text")
+    killed_in("threedgen.systems.train_prior._write")  # trained, but not yet written
+    killed_at(3, "Draft")
+    assert saved_at(run / "draft") and (run / "text" / "text_encoder.safetensors").exists()
+    killed_in("threedgen.systems.train_prior._write", "threedgen.systems.prior_training.vocabulary")
+    assert not saved_at(run) and (run / "draft" / "draft.safetensors").exists()
+    killed_at(6, "Prior")
+    assert saved_at(run)
     assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
     assert_same_run(run)
 
@@ -205,21 +209,29 @@ def test_a_run_does_not_go_on_with_other_word_numbers(copy: Path, monkeypatch: p
     options = config.load(copy / "run" / "config.yaml", [f"trainer.max_steps={STEPS + 2}"])
     options = options.model_copy(update={"out": str(copy / "run")})
     monkeypatch.setattr(prior_training, "vocabulary", lambda prior: "other")
-    with pytest.raises(ConfigError, match="another config .vocabulary: [0-9a-f]+ -> other"):
+    with pytest.raises(ConfigError, match="another config .vocabulary: '[0-9a-f]+' -> 'other'"):
         train_prior.run(options, resume=copy / "run", quiet=True)
 
 
-# ---------------------------------------------------------------- the text encoder's own stage
+# ---------------------------------------------------------------- the stages of the text encoder and the draft
 
 
-def test_captions_are_told_apart_after_a_few_steps(tmp_path: Path) -> None:
+@pytest.fixture
+def untrained(tmp_path: Path) -> tuple[MVDream, LatentBank]:
+    """A prior before its second stage, and scenes in latents of unit variance."""
+    vae = tiny_prior().vae
+    autoencoder.standardise(vae, Toybox(5), 16, samples=16)
+    torch.manual_seed(0)
+    prior = prior_training.build(NetworkConfig(**TINY_PRIOR["network"]), vae, 16)
+    return prior, LatentBank(tmp_path, Toybox(5), prior, 96, n_view=2)
+
+
+def test_captions_are_told_apart_after_a_few_steps(untrained: tuple[MVDream, LatentBank]) -> None:
     """The loss falls below that of guessing among the captions of a step, with text and latents unseen before."""
     options = TextTrainingConfig(
         max_steps=60, batch=16, fresh=4, scenes=64, n_view=2, learning_rate={"0%": 0.0, "10%": 3e-3, "100%": 1e-3}
     )
-    torch.manual_seed(0)
-    prior = tiny_prior()
-    bank = LatentBank(tmp_path, Toybox(5), prior, 96, n_view=2)
+    prior, bank = untrained
     system = text_training.TextSystem(options, 0, options.max_steps, prior, bank)
     before = {name: value.clone() for name, value in prior.text_encoder.state_dict().items()}
     made = system.configure_optimizers()
@@ -232,6 +244,49 @@ def test_captions_are_told_apart_after_a_few_steps(tmp_path: Path) -> None:
         made["lr_scheduler"]["scheduler"].step()
     assert float(loss) < 0.6 * math.log(16)
     assert any(not torch.equal(value, before[name]) for name, value in prior.text_encoder.state_dict().items())
+
+
+def test_the_draft_comes_near_the_mean_picture(untrained: tuple[MVDream, LatentBank]) -> None:
+    """It beats the best guess that knows neither words nor camera, the mean of all latents."""
+    prior, bank = untrained
+    options = DraftTrainingConfig(max_steps=150, batch=32, scenes=96, fresh=96, learning_rate=3e-3, bf16=False)
+    system = draft_training.DraftSystem(options, 0, options.max_steps, prior, bank)
+    made = system.configure_optimizers()
+    losses = []
+    for step in range(options.max_steps):
+        made["optimizer"].zero_grad()
+        loss = system.training_step(step, step)
+        loss.backward()
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+        losses.append(float(loss))
+    z = bank.scenes(range(96)).flatten(0, 1)
+    assert sum(losses[-20:]) / 20 < 0.8 * float((z - z.mean(0)).square().mean())
+
+
+def test_the_unet_sees_the_draft_and_its_loss_does_not_reach_it(
+    tmp_path: Path, untrained: tuple[MVDream, LatentBank]
+) -> None:
+    prior, bank = untrained
+    options: TrainPriorConfig = config.load(tiny(tmp_path), ["training.two_d=0"])
+    system = prior_training.PriorSystem(options, prior, bank)
+    seen: list[torch.Tensor] = []
+    prior.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+
+    def gradients() -> list[torch.Tensor]:
+        system.zero_grad()
+        system.training_step(0, 0).backward()
+        return [p.grad.clone() for p in prior.draft.parameters() if p.grad is not None]
+
+    before = gradients()
+    with torch.no_grad():
+        prior.unet.conv_out.weight.mul_(3)
+    assert len(before) > 10 and all(torch.equal(a, b) for a, b in zip(before, gradients(), strict=True))
+    with torch.no_grad():
+        prior.draft.draw[-1].bias.add_(1)
+    gradients()
+    change = (seen[2] - seen[0]).mean((0, 2, 3))
+    assert torch.allclose(change, torch.tensor([0.0] * 4 + [1.0] * 4), atol=1e-5)
 
 
 # ---------------------------------------------------------------- going on from a prior
@@ -309,12 +364,12 @@ def test_views_are_of_scenes_of_their_own_at_first_and_joined_later(
     bank = LatentBank(tmp_path / "latents", Toybox(5), prior, 40, n_view=2)
     asked: list[tuple[int, int, int | None]] = []  # pictures, how many are joined, their cameras
 
-    def predict(unet: Any, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, camera: Any, n_view: int):
+    def predict(x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, camera: Any, n_view: int, draft: None):
         assert len(text) == len(x) == len(t) == 6 and torch.equal(t, t[::n_view].repeat_interleave(n_view))
         asked.append((len(x), n_view, None if camera is None else len(camera)))
-        return x * next(unet.parameters()).mean()
+        return x * next(prior.unet.parameters()).mean()
 
-    monkeypatch.setattr(prior_training, "predict", predict)
+    monkeypatch.setattr(prior, "predict", predict)
     system = prior_training.PriorSystem(options, prior, bank)
     for step in range(40):
         system.training_step(step, step)

@@ -40,7 +40,7 @@ class LatentBank:
 
     def __init__(self, folder: Path, box: Toybox, prior: MVDream, scenes: int, n_view: int = 4, first: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+        self.folder, self.count = folder, scenes
         self.in_memory: dict[int, np.ndarray] = {}  # blocks for which the disk had no room
         self.box, self.prior, self.n_view, self.first = box, prior, n_view, first
         side = prior.image_size // prior.factor

@@ -104,7 +104,7 @@ def sample_batch(
     text = prior.encode_prompt(list(prompts)), prior.encode_prompt([negative_prompt])
     camera = prior.camera(c2w.flatten(0, 1).to(prior.device).float())
     side = prior.image_size // prior.factor
-    shape = (n_view, prior.unet.config["in_channels"], side, side)
+    shape = (n_view, prior.unet.config["out_channels"], side, side)
     x_T = torch.cat([torch.randn(shape, generator=rng) for rng in generators]).to(prior.device)
     denoise = diffusion.guided(prior.denoise, guidance_scale)
     z = diffusion.ddim_sample(denoise, x_T, text, camera, n_view, prior.schedule, steps)
@@ -158,7 +158,7 @@ def read_batch(path: Path, told: dict[str, str]) -> np.ndarray | None:
 def fingerprint(prior: Any) -> str:
     """16 hex digits of the weights, so that samples of an earlier state are not taken for this one's."""
     digest = hashlib.sha256()
-    for network in (prior.unet, prior.vae, prior.text_encoder):
+    for network in (prior.unet, prior.vae, prior.text_encoder, *([prior.draft] if prior.draft else [])):
         for value in network.state_dict().values():
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -19,12 +19,13 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.config import at, dump
+from threedgen.config import dump
 from threedgen.data.toybox.world import Toybox
 from threedgen.images import grid, write_png
 from threedgen.seeding import generator, numpy_generator
 
 from .options import AutoencoderConfig
+from .shared import adamw
 
 
 def build(options: AutoencoderConfig) -> AutoencoderKL:
@@ -161,11 +162,7 @@ class AutoencoderSystem(pl.LightningModule):
 
     def configure_optimizers(self):
         trained = [p for p in self.vae.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=1.0, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: at(self.options.learning_rate, step, self.max_steps)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw(trained, self.options.learning_rate, self.max_steps, weight_decay=1e-4)
 
 
 @torch.no_grad()

@@ -77,6 +77,7 @@ class NetworkConfig(Config):
     text_layers: int = Field(3, ge=1, le=48)
     text_heads: int = Field(4, ge=1)
     max_tokens: int = Field(24, ge=4, description="length of a prompt in tokens, start and end included")
+    draft: bool = Field(True, description="a first guess from words and camera, which the UNet gets to see")
     pooled_text: bool = Field(
         True, description="add the pooled caption to the time embedding, besides cross-attention: shapes come sooner"
     )
@@ -86,7 +87,6 @@ class NetworkConfig(Config):
         description="what the UNet predicts; v weighs all noise levels alike, so that the words are learnt, "
         "which matter where there is much noise; epsilon all but ignores those levels",
     )
-
     schedule: Literal["linear", "scaled_linear"] = Field(
         "linear",
         description="of the noise (SD's is scaled_linear): small latents show through the noise in which SD's ends, so "
@@ -120,8 +120,23 @@ class TextTrainingConfig(Config):
     bf16: bool = Field(True, description="bfloat16 autocast")
 
 
+class DraftTrainingConfig(Config):
+    """How the draft learns before the UNet begins."""
+
+    max_steps: int = Field(6000, ge=0, description="0: it learns with the UNet only")
+    batch: int = Field(128, ge=1, description="scenes in a step, a picture of each")
+    scenes: int = Field(40_000, ge=1, description="scenes at most")
+    fresh: int = Field(3, ge=0, description="scenes that a step adds to those of the step before")
+    two_d: float = Field(0.25, ge=0, le=1, description="share of the steps that leave the camera out")
+    no_text: float = Field(0.1, ge=0, le=1, description="share of scenes whose caption is left out, for guidance")
+    learning_rate: Schedule = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 4e-5})
+    weight_decay: float = Field(0.05, ge=0)
+    ema: float = Field(0.998, ge=0, lt=1, description="decay of the average of the weights, which is kept")
+    bf16: bool = Field(True, description="bfloat16 autocast")
+
+
 class PriorTrainingConfig(Config):
-    """How text encoder and UNet learn (MVDream section 3: one network, 2D and multi-view batches)."""
+    """How text encoder, draft and UNet learn (MVDream section 3: one network, 2D and multi-view batches)."""
 
     batch: int = Field(16, ge=1, description="scenes in a step, of n_view pictures each")
     n_view: int = Field(4, ge=1, le=16)
@@ -165,13 +180,14 @@ class PriorTrainingConfig(Config):
 
 
 class TrainPriorConfig(RunConfig):
-    """Train the embedded prior: an autoencoder, a text encoder, then the UNet together with the text encoder."""
+    """Train the embedded prior: an autoencoder, a text encoder, a draft, then the UNet together with both."""
 
     start: str | None = Field(None, description="weights to go on from (embedded, a folder); null: from nothing")
     image_size: int = Field(128, ge=32, le=1024, description="pixels of a picture")
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     network: NetworkConfig = NetworkConfig()
     text: TextTrainingConfig = TextTrainingConfig()
+    draft: DraftTrainingConfig = DraftTrainingConfig()
     training: PriorTrainingConfig = PriorTrainingConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=20_000, gradient_clip_val=1.0, val_check_interval=500)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
@@ -181,6 +197,8 @@ class TrainPriorConfig(RunConfig):
         if self.start is None:
             unit = self.autoencoder.factor
             _multiple("image_size", self.image_size, unit, "2 ** (levels of the autoencoder - 1)")
+            if self.network.draft:
+                _multiple("image_size", self.image_size, 4 * unit, "4 latents: the draft is drawn at a quarter size")
         return self
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Learning the embedded prior: UNet and text encoder on latents of the toybox (MVDream, arXiv 2308.16512, section 3).
+"""Learning the embedded prior: its networks on latents of the toybox (MVDream, arXiv 2308.16512, section 3).
 
 One network learns two things at once: four views of a scene with joined attention and cameras, and single pictures
 without (a ``two_d`` share of the steps), which keeps it usable as an ordinary text-to-image model.
@@ -16,21 +16,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from threedgen.config import at, dump
+from threedgen.config import dump
 from threedgen.data.latents import LatentBank
 from threedgen.data.toybox.words import train_tokenizer
 from threedgen.ema import EMA
-from threedgen.guidance.attention import multiview_unet, predict
+from threedgen.guidance.attention import multiview_unet
 from threedgen.guidance.diffusion import Schedule
+from threedgen.guidance.draft import Draft
 from threedgen.guidance.mvdream import MVDream, camera_vector
 from threedgen.guidance.tokens import token_ids
 from threedgen.seeding import generator, numpy_generator
 
 from .options import NetworkConfig, TrainPriorConfig
+from .shared import adamw
 
 CAMERA_GAIN = 5.0
-"""Makes the camera start about as loud as the time step and the caption, to which its embedding is added.  Adam learns
-from it that much sooner: its steps have the size of the gradient's noise, which is the same for all three."""
+"""Makes the camera start about as loud as the time step and the caption, to which its embedding is added."""
 
 
 def build(options: NetworkConfig, vae: Any, image_size: int) -> MVDream:
@@ -49,12 +50,14 @@ def build(options: NetworkConfig, vae: Any, image_size: int) -> MVDream:
     down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in options.attention)
     up = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(options.attention))
     pooled = {"addition_embed_type": "text", "addition_embed_type_num_heads": options.text_heads}
+    channels, size = int(vae.config.latent_channels), image_size // factor
+    draft = Draft(options.text_width, channels, size, heads=options.text_heads) if options.draft else None
     unet = multiview_unet(
         **(pooled if options.pooled_text else {}),
         resnet_time_scale_shift="scale_shift" if options.scale_shift else "default",
-        sample_size=image_size // factor,
-        in_channels=vae.config.latent_channels,
-        out_channels=vae.config.latent_channels,
+        sample_size=size,
+        in_channels=2 * channels if options.draft else channels,
+        out_channels=channels,
         layers_per_block=options.layers_per_block,
         block_out_channels=options.channels,
         down_block_types=down,
@@ -68,7 +71,7 @@ def build(options: NetworkConfig, vae: Any, image_size: int) -> MVDream:
     with torch.no_grad():
         camera.linear_2.weight *= CAMERA_GAIN
     schedule = Schedule.linear if options.schedule == "linear" else Schedule.scaled_linear
-    return MVDream(unet, vae, text, tokenizer, schedule(prediction=options.prediction))
+    return MVDream(unet, vae, text, tokenizer, schedule(prediction=options.prediction), draft)
 
 
 def stratified(count: int, gen: torch.Generator) -> Tensor:
@@ -84,7 +87,7 @@ def vocabulary(prior: MVDream) -> str:
 
 
 class PriorSystem(pl.LightningModule):
-    """Text encoder and UNet with their running average.  The autoencoder is frozen and not part of the module."""
+    """Text encoder, draft and UNet with their running average.  The frozen autoencoder is not part of the module."""
 
     stage = "text encoder and UNet"
 
@@ -92,7 +95,8 @@ class PriorSystem(pl.LightningModule):
         super().__init__()
         self.options, self.seed, self.max_steps = config.training, config.seed, config.trainer.max_steps
         self.config_yaml = dump(config.model_copy(update={"out": None})) + f"vocabulary: {vocabulary(prior)}\n"
-        self.net = nn.ModuleDict({"unet": prior.unet, "text_encoder": prior.text_encoder})
+        trained = {"unet": prior.unet, "text_encoder": prior.text_encoder, "draft": prior.draft}
+        self.net = nn.ModuleDict({name: network for name, network in trained.items() if network is not None})
         self.net.requires_grad_(True).train()
         self.average = EMA(self.net, self.options.ema)
         self.frozen = (prior, bank)  # in a tuple: no sub-modules, hence in no checkpoint
@@ -143,10 +147,12 @@ class PriorSystem(pl.LightningModule):
         camera = None if two_d else camera_vector(c2w).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=o.bf16):
             text = self.text(captions).repeat_interleave(n_view, 0)
-            out = predict(prior.unet, x, t, text, camera, n_view).float()
+            draft = None if prior.draft is None else prior.draft(text, camera).float()
+            # the draft stays what it is, a mean picture: the UNet's loss does not reach it
+            out = prior.predict(x, t, text, camera, n_view, None if draft is None else draft.detach()).float()
         loss = F.mse_loss(out, prior.schedule.to(self.device).target(z, noise, t))
         self.metrics = {"loss_2d" if two_d else "loss_3d": float(loss.detach())}
-        return loss
+        return loss if draft is None else loss + F.mse_loss(draft, z)
 
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -154,11 +160,7 @@ class PriorSystem(pl.LightningModule):
 
     def configure_optimizers(self):
         o = self.options
-        optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=o.weight_decay, fused=True
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: at(o.learning_rate, step, self.max_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw(self.net.parameters(), o.learning_rate, self.max_steps, o.weight_decay)
 
     def validate(self, step: int, folder: Path) -> None:
         """Saves the averaged weights as a prior and draws its sample sheet."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from threedgen import registry
 from threedgen.cli import say
+from threedgen.config import Schedule, at
 from threedgen.errors import ConfigError
 from threedgen.ledger import read_summary
 from threedgen.loop import Status
@@ -42,6 +43,15 @@ def device(accelerator: str = "auto") -> str:
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return "mps"
     return "cpu"
+
+
+def adamw(
+    parameters: Iterable[Tensor], learning_rate: Schedule, max_steps: int, weight_decay: float
+) -> dict[str, Any]:
+    """What Lightning's configure_optimizers gives back: AdamW whose rate follows a schedule of the config."""
+    optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: at(learning_rate, step, max_steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 # --- tensors that a resumed run must find as they were ----------------------------------------------------------

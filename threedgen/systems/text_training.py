@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.config import at, dump
+from threedgen.config import dump
 from threedgen.data.latents import LatentBank
 from threedgen.guidance.mvdream import MVDream
 from threedgen.guidance.tokens import token_ids
 from threedgen.seeding import numpy_generator
 
 from .options import TextTrainingConfig
+from .shared import adamw
 
 
 class LatentTower(nn.Sequential):
@@ -55,7 +56,7 @@ class TextSystem(pl.LightningModule):
     def scenes(self, step: int):
         """The scenes of a step, each once, among those known so far: every step ``fresh`` more."""
         o = self.options
-        known = min(o.scenes, o.batch + step * o.fresh)
+        known = min(o.scenes, self.frozen[2].count, o.batch + step * o.fresh)
         return numpy_generator(self.seed, step, "captions").choice(known, min(o.batch, known), replace=False)
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -76,8 +77,4 @@ class TextSystem(pl.LightningModule):
 
     def configure_optimizers(self):
         o = self.options
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=o.weight_decay, fused=True
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: at(o.learning_rate, step, self.max_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw(self.parameters(), o.learning_rate, self.max_steps, o.weight_decay)

@@ -1,9 +1,10 @@
-"""The task "train-prior": an autoencoder, a text encoder, then the UNet, and the folder that ``prior.weights`` takes.
+"""The task "train-prior": autoencoder, text encoder, draft, then the UNet, and the folder that ``prior.weights`` takes.
 
 RUN/autoencoder/    checkpoints and pictures of the first stage, vae.safetensors when it is done
 RUN/text/           checkpoints of the second stage, text_encoder.safetensors when it is done
+RUN/draft/          checkpoints of the third stage, draft.safetensors when it is done
 RUN/latents/        cache of encoded scenes, safe to delete
-RUN/checkpoints/    of the third stage
+RUN/checkpoints/    of the last stage
 RUN/prior/          the averaged weights so far, a diffusers folder
 RUN/samples.png     what they draw
 """
@@ -31,7 +32,7 @@ from threedgen.ledger import write_summary
 from threedgen.loop import Status, fit, set_threads
 from threedgen.runs import write_atomic
 
-from . import autoencoder, prior_training, text_training
+from . import autoencoder, draft_training, prior_training, text_training
 from .options import TrainPriorConfig
 from .shared import device, existing, finished, writing
 
@@ -62,6 +63,10 @@ def run(config: TrainPriorConfig, resume: Path | None = None, quiet: bool = Fals
         bank = latent_bank(config, prior, folder / "latents")
     if not config.start and config.text.max_steps:
         status = train_text_encoder(config, prior, bank, folder / "text", resume, quiet)
+        if status is not Status.FINISHED:
+            return status.exit_code
+    if not config.start and config.draft.max_steps and prior.draft is not None:
+        status = train_draft(config, prior, bank, folder / "draft", resume, quiet)
         if status is not Status.FINISHED:
             return status.exit_code
     system = prior_training.PriorSystem(config, prior, bank)
@@ -135,6 +140,22 @@ def train_text_encoder(
     return status
 
 
+def train_draft(
+    config: TrainPriorConfig, prior: MVDream, bank: LatentBank, folder: Path, resume: Path | None, quiet: bool
+) -> Status:
+    """The third stage, which fills ``prior.draft``; a finished one is read from its file."""
+    options, done = config.draft, folder / "draft.safetensors"
+    assert prior.draft is not None
+    if done.exists() and _filled(prior.draft, done):
+        return Status.FINISHED
+    system = draft_training.DraftSystem(options, config.seed, options.max_steps, prior, bank)
+    status = _stage(system, config, options.max_steps, folder, resume, quiet, "draft")
+    if status is Status.FINISHED:
+        system.average.copy_to(prior.draft)
+        _write(done, prior.draft.cpu())
+    return status
+
+
 def _stage(
     system: pl.LightningModule,
     config: TrainPriorConfig,
@@ -158,7 +179,7 @@ def _write(path: Path, network: nn.Module) -> None:
 
 
 def _filled(network: nn.Module, path: Path) -> bool:
-    """Loads the weights of a finished first stage; False if the file is damaged (its checkpoint is still there)."""
+    """Loads the weights of a finished stage; False if the file is damaged (its checkpoint is still there)."""
     try:
         network.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from threedgen.config import ConfigError, at, dump
+from threedgen.config import ConfigError, dump
 from threedgen.data.toybox.grammar import ACCESSORIES
 from threedgen.data.toybox.world import Toybox, View
 from threedgen.evaluation.options import TrainProbeConfig
@@ -28,6 +28,8 @@ from threedgen.images import to_uint8
 from threedgen.ledger import write_summary
 from threedgen.loop import Status, fit, set_threads
 from threedgen.seeding import generator, numpy_generator
+
+from .shared import adamw
 
 logger = logging.getLogger(__name__)
 
@@ -135,13 +137,8 @@ class ProbeSystem(pl.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(
-            self.probe.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=self.options.weight_decay, fused=True
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: at(self.options.learning_rate, step, self.max_steps)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        o = self.options
+        return adamw(self.probe.parameters(), o.learning_rate, self.max_steps, o.weight_decay)
 
     def validate(self, step: int, folder: Path) -> None:
         """A line of validation.jsonl: shares on fresh objects."""
