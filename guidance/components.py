@@ -50,31 +50,6 @@ def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Com
     return found
 
 
-def outline(weights: str) -> tuple[UNet2DConditionModel, AutoencoderKL, int]:
-    """UNet and VAE of ``weights`` without numbers (on torch's meta device), and all parameters of the prior.
-
-    Reads shapes only; for estimates. Raises ConfigError.
-    """
-    path = loading.locate(weights)
-    if path.is_dir():
-        config, tensors = read_part(path / "unet")
-        if "input_blocks.0.0.weight" in tensors:
-            config = ldm_keys.convert_unet(tensors).config | {"sample_size": LATENT_SIZE}
-        vae_config, vae_tensors = read_part(path / "vae")
-        every = [*tensors.values(), *vae_tensors.values(), *read_part(path / "text_encoder")[1].values()]
-    else:
-        parts = ldm_keys.split_checkpoint(reading.read_tensors(path))
-        config = ldm_keys.unet_config(parts.get("unet", {})) | {"sample_size": LATENT_SIZE}
-        vae_config = ldm_keys.vae_config(parts.get("vae", {}))
-        every = [tensor for part in parts.values() for tensor in part.values()]
-    try:
-        with torch.device("meta"):
-            unet, vae = UNet2DConditionModel.from_config(config), AutoencoderKL.from_config(vae_config)
-    except Exception as error:  # the config comes from outside: any kind
-        raise ConfigError(f"{path}: its config describes no known network ({type(error).__name__})") from None
-    return unet.requires_grad_(False), vae.requires_grad_(False), sum(tensor.numel() for tensor in every)
-
-
 def load_folder(path: Path, tokenizer: str | None = None) -> Components:
     """A folder in diffusers format."""
     loading.check_folder(path)
@@ -283,7 +258,8 @@ def scheduler_config(schedule: Schedule) -> dict[str, Any]:
 
 
 def model_index(prior: MVDream) -> dict[str, Any]:
-    """Lets diffusers' own pipelines find the parts."""
+    """Lets diffusers' own pipelines find the parts, and ``MVDreamPipeline`` the draft."""
+    draft = {} if prior.draft is None else {"draft": [type(prior.draft).__module__, type(prior.draft).__name__]}
     return {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": __version__,
@@ -296,4 +272,4 @@ def model_index(prior: MVDream) -> dict[str, Any]:
         "tokenizer": ["transformers", type(prior.tokenizer).__name__],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
-    }
+    } | draft

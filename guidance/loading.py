@@ -66,7 +66,7 @@ def describe(weights: str) -> str:
     The digest of a folder is that of the lines which sha256sum prints for its files of tensors, part by part.
     """
     path = locate(weights)
-    files = [path] if path.is_file() else [file for part in PARTS for file in tensor_files(path / part)]
+    files = [path] if path.is_file() else [file for part in parts(path) for file in tensor_files(path / part)]
     digest = sha256(path) if path.is_file() else sha256_of_files(files, path)
     return f"{path} ({sum(file.stat().st_size for file in files) / 1e9:.2f} GB, SHA-256 {digest})"
 
@@ -201,13 +201,18 @@ def complete(path: Path) -> bool:
 
 def check_folder(path: Path) -> None:
     """Raises ConfigError unless every part has a config and readable-looking tensors."""
-    for part in PARTS:
+    for part in parts(path):
         read_json(path / part / "config.json")
         for file in tensor_files(path / part):
             sniff(file)
     read_json(path / "scheduler" / "scheduler_config.json")
     if not (path / "tokenizer").is_dir():
         raise ConfigError(f"{path} has no folder 'tokenizer'")
+
+
+def parts(path: Path) -> tuple[str, ...]:
+    """The parts of a diffusers folder that hold tensors: a draft only where there is one."""
+    return (*PARTS, "draft") if (path / "draft").is_dir() else PARTS
 
 
 def tensor_files(part: Path) -> list[Path]:

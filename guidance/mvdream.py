@@ -186,6 +186,8 @@ class MVDream:
         """
         if self.draft is not None:
             draft = self.draft(text, camera) if draft is None else draft
+            if draft.shape[-2:] != x.shape[-2:]:  # pictures of another size than it was trained at
+                draft = F.interpolate(draft, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, draft.to(x.dtype)], dim=1)
         return predict(self.unet, x, t, text, camera, n_view)
 

@@ -26,6 +26,7 @@ from threedgen.cameras import orbit
 
 from . import diffusion
 from .attention import make_multiview
+from .draft import Draft
 from .mvdream import DTYPES, MVDream, camera_vector
 
 
@@ -48,7 +49,9 @@ class MVDreamPipeline(DiffusionPipeline):
     text_encoder: Any
     tokenizer: Any
     scheduler: Any
-    model_cpu_offload_seq: Any = "text_encoder->unet->vae"
+    draft: Any
+    model_cpu_offload_seq: Any = "text_encoder->draft->unet->vae"
+    _optional_components = ["draft"]
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
@@ -58,11 +61,13 @@ class MVDreamPipeline(DiffusionPipeline):
         text_encoder: CLIPTextModel,
         tokenizer: Any,
         scheduler: Any,
+        draft: Draft | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
-            unet=make_multiview(unet), vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
-        )
+            unet=make_multiview(unet), vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler,
+            draft=draft,
+        )  # fmt: skip
         self.precision: str | None = None
         """In what the UNet computes, with weights in float32: see MVDreamConfig.dtype. None: as its weights are."""
         self.image_size: int | None = None
@@ -79,7 +84,7 @@ class MVDreamPipeline(DiffusionPipeline):
         names = {dtype: name for name, dtype in DTYPES.items()}
         made = MVDream(
             self.unet, self.vae, self.text_encoder, self.tokenizer,
-            diffusion.Schedule.from_diffusers(self.scheduler.config), self.image_size,
+            diffusion.Schedule.from_diffusers(self.scheduler.config), self.draft, self.image_size,
             dtype=self.precision or names[self.unet.dtype], device=None,
         )  # fmt: skip
         made.device = torch.device(self._execution_device)
@@ -128,7 +133,7 @@ class MVDreamPipeline(DiffusionPipeline):
         views = 1 if poses is None else len(poses)
         camera = None if poses is None else camera_vector(poses.to(prior.device).float()).repeat(len(prompts), 1)
         text = prior.encode_prompt([*prompts, *[negative_prompt] * len(prompts)]).chunk(2)
-        shape = (len(prompts) * views, self.unet.config["in_channels"], *[prior.image_size // prior.factor] * 2)
+        shape = (len(prompts) * views, self.unet.config["out_channels"], *[prior.image_size // prior.factor] * 2)
         if latents is None:
             latents = diffusion.fresh_noise(torch.empty(shape, device=prior.device), generator)
         self.scheduler.set_timesteps(num_inference_steps, device=prior.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,16 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 from PIL import Image
-from task_server import prior_folder
-from tiny_prior import cpu, tiny_prior
+from tiny_prior import cpu, drafting_prior, tiny_prior
 
 from threedgen.guidance.mvdream import MVDream, script_poses
 from threedgen.guidance.pipeline import MVDreamPipeline
 
 
-@pytest.fixture(scope="module")
-def prior() -> MVDream:
-    return tiny_prior()
+@pytest.fixture(scope="module", params=[tiny_prior, drafting_prior], ids=["plain", "drafting"])
+def prior(request: pytest.FixtureRequest) -> MVDream:
+    """With and without a draft."""
+    return request.param()
 
 
 def draw(pipeline: MVDreamPipeline, prompt: Any = "a red dog", seed: int = 0, **options: Any) -> np.ndarray:
@@ -34,7 +35,7 @@ def test_it_draws_what_the_prior_draws(prior: MVDream, c2w: Any, prediction: Any
     """Steps that divide 1000, where diffusers' DDIM visits the same timesteps."""
     schedule = type(prior.schedule).scaled_linear(prediction=prediction)
     parts = (prior.unet, prior.vae, prior.text_encoder, prior.tokenizer)
-    other = MVDream(*parts, schedule, dtype="fp32")
+    other = MVDream(*parts, schedule, prior.draft, dtype="fp32")
     wanted = other.sample("a red dog", c2w, steps=4, guidance_scale=3, negative_prompt="a cat", generator=cpu())
     views = {"c2w": c2w} if c2w is not None else {"n_view": 0}
     found = draw(other.pipeline(), negative_prompt="a cat", **views)
@@ -102,15 +103,17 @@ def test_saved_and_loaded_by_diffusers_and_by_us(prior: MVDream, tmp_path: Path)
     back = MVDreamPipeline.from_pretrained(tmp_path / "pipe")
     np.testing.assert_allclose(draw(back), wanted, atol=1e-4)
     np.testing.assert_allclose(draw(MVDream.load(str(tmp_path / "pipe"), dtype="fp32").pipeline()), wanted, atol=1e-4)
-    ours = MVDreamPipeline.from_pretrained(prior_folder())  # what MVDream.save wrote, in half precision
+    prior.save(tmp_path / "ours")  # in half precision
+    ours = MVDreamPipeline.from_pretrained(tmp_path / "ours")
     np.testing.assert_allclose(draw(ours.to(torch.float32)), wanted, atol=0.05)
-    single = MVDreamPipeline.from_single_file(str(prior_folder()))
+    single = MVDreamPipeline.from_single_file(str(tmp_path / "ours"))
     np.testing.assert_allclose(draw(single), wanted, atol=0.05)
 
 
-def test_half_precision_as_in_any_pipeline(tmp_path: Path) -> None:
-    exact = MVDreamPipeline.from_pretrained(prior_folder(), torch_dtype=torch.float32)
-    rough = MVDreamPipeline.from_pretrained(prior_folder(), torch_dtype=torch.bfloat16)
+def test_half_precision_as_in_any_pipeline(prior: MVDream, tmp_path: Path) -> None:
+    prior.save(tmp_path / "prior")
+    exact = MVDreamPipeline.from_pretrained(tmp_path / "prior", torch_dtype=torch.float32)
+    rough = MVDreamPipeline.from_pretrained(tmp_path / "prior", torch_dtype=torch.bfloat16)
     assert rough.prior.dtype == torch.bfloat16 and exact.prior.dtype == torch.float32
     difference = np.abs(draw(rough) - draw(exact)).mean()
     assert 0 < difference < 0.1
@@ -121,13 +124,15 @@ def test_parts_are_shared_and_may_be_offloaded(prior: MVDream) -> None:
     pipeline = prior.pipeline()
     assert pipeline.unet is prior.unet and pipeline.vae is prior.vae
     networks = {name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-    assert set(pipeline.model_cpu_offload_seq.split("->")) == networks
+    assert set(pipeline.model_cpu_offload_seq.split("->")) - {"draft"} == networks - {"draft"}
+    assert ("draft" in networks) == (prior.draft is not None)
 
 
 @pytest.mark.gpu
-def test_offloaded_on_a_gpu(prior: MVDream) -> None:
-    wanted = draw(tiny_prior().pipeline())
-    pipeline = tiny_prior().pipeline()
+@pytest.mark.parametrize("make", [tiny_prior, drafting_prior])
+def test_offloaded_on_a_gpu(make: Callable[[], MVDream]) -> None:
+    wanted = draw(make().pipeline())
+    pipeline = make().pipeline()
     pipeline.enable_model_cpu_offload()
     np.testing.assert_allclose(draw(pipeline), wanted, atol=1e-2)
     assert pipeline.unet.device.type == "cpu"

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from task_server import TINY, prior_folder, write_config
+from tiny_prior import drafting_prior, tiny_prior
 from torch import nn
 
 from threedgen import cli, config
-from threedgen.guidance import components
+from threedgen.guidance.outline import outline
 from threedgen.systems import plan as module
 from threedgen.systems.plan import Stage, _duration, matmul_rate, operations, samples_of, stages_of, vae_bytes
 
@@ -79,24 +80,31 @@ def test_stages_are_cut_where_something_changes(tmp_path: Path) -> None:
     assert stages_of(warm) == [], "only sampled views are fitted"
 
 
-def test_operations_are_those_of_the_layers() -> None:
+@pytest.mark.parametrize("drafting", [False, True])
+def test_operations_are_those_of_the_layers(tmp_path: Path, drafting: bool) -> None:
     """A multiplication and an addition count two; the UNet is asked twice for every picture, the VAE goes back."""
-    unet, vae, count = components.outline(str(prior_folder()))
-    assert {p.device.type for network in (unet, vae) for p in network.parameters()} == {"meta"}
-    real = components.load(str(prior_folder()))
-    networks: list[nn.Module] = [real.unet, real.vae, real.text_encoder]
-    assert count == sum(p.numel() for network in networks for p in network.parameters())
-    one, two = (operations(unet, vae, 16, images, 1) for images in (1, 2))
+    prior = drafting_prior() if drafting else tiny_prior()
+    prior.save(tmp_path / "prior")
+    found = outline(str(tmp_path / "prior"))
+    networks = [prior.unet, prior.vae, prior.text_encoder, *([prior.draft] if prior.draft else [])]
+    assert found.parameters == sum(p.numel() for network in networks for p in network.parameters())
+    assert {p.device.type for network in (found.unet, found.vae) for p in network.parameters()} == {"meta"}
+    one, two = (operations(found, 16, images, 1) for images in (1, 2))
     assert two == pytest.approx((2 * one[0], 2 * one[1]))
-    joined = operations(unet, vae, 16, 4, 4)
+    joined = operations(found, 16, 4, 4)
     assert joined[0] > 2 * two[0], "joined attention is more than that of four single views"
-    assert operations(unet, vae, 32, 1, 1)[1] == pytest.approx(4 * one[1], rel=0.2)
-    first = real.vae.encoder.conv_in.weight.numel() * 16 * 16 * 2 * 2
-    assert one[1] > 10 * first
+    assert operations(found, 32, 1, 1)[1] == pytest.approx(4 * one[1], rel=0.2)
+    assert one[1] > 10 * prior.vae.encoder.conv_in.weight.numel() * 16 * 16 * 2 * 2
+    draft = one[0] - operations(found._replace(draft=None), 16, 1, 1)[0]
+    if found.draft is None:
+        assert draft == 0
+    else:
+        linear = sum(layer.weight.numel() for layer in found.draft.mix if isinstance(layer, nn.Linear))
+        assert draft > 2 * 2 * linear, "asked twice, as the UNet"
 
 
 def test_the_graph_of_the_vae_is_counted_without_computing_it() -> None:
-    _, vae, _ = components.outline(str(prior_folder()))
+    vae = outline(str(prior_folder())).vae
     small, large = vae_bytes(vae, 16), vae_bytes(vae, 32)
     assert small > 16 * 16 * 32 * 4 * 4, "four layers of 32 channels at the least"
     assert large == pytest.approx(4 * small, rel=0.2)

@@ -19,9 +19,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from threedgen.cameras import sample_multiview
-from threedgen.guidance import components, diffusion
+from threedgen.guidance import diffusion
 from threedgen.guidance.attention import make_multiview, predict
 from threedgen.guidance.mvdream import compute_dtype
+from threedgen.guidance.outline import Outline, outline
 from threedgen.loop import set_threads
 from threedgen.memory import free_bytes, graph_bytes
 from threedgen.prompts import tidy
@@ -62,9 +63,9 @@ def plan(config: GenerateConfig) -> str:
     set_threads(config.threads)
     weights = config.prior.describe()
     device = torch.device(device_name(config.trainer.accelerator))
-    unet, vae, count = components.outline(config.prior.weights)
-    factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
-    size = config.prior.image_size or unet.config["sample_size"] * factor
+    prior = outline(config.prior.weights)
+    factor = 2 ** (len(prior.vae.config["block_out_channels"]) - 1)
+    size = config.prior.image_size or prior.unet.config["sample_size"] * factor
     dtype = compute_dtype(config.prior.dtype, device)
 
     system = _system(config).to(device)
@@ -76,15 +77,15 @@ def plan(config: GenerateConfig) -> str:
     samples = [samples_of(system, stage) for stage in stages]
     seconds: float = 0
     for stage, many in zip(stages, samples, strict=True):
-        to_unet, to_vae = operations(unet, vae, size, stage.images, config.camera.n_view)
+        to_unet, to_vae = operations(prior, size, stage.images, config.camera.n_view)
         seconds += stage.steps * (to_unet / rates[0] + to_vae / rates[1] + many * seconds_each)
 
     chunk, largest = system.chunk(normals), max(samples, default=0)
     held = largest if chunk is None else min(chunk, largest)
     bytes_of = {
-        "prior": 4.0 * count,
+        "prior": 4.0 * prior.parameters,
         "field and optimiser": STATE * sum(p.numel() * p.element_size() for p in system.parameters()),
-        "graph of the VAE": max((stage.images for stage in stages), default=0) * vae_bytes(vae, size),
+        "graph of the VAE": max((stage.images for stage in stages), default=0) * vae_bytes(prior.vae, size),
         "graph of the render": BACKWARD * each * held,
     }
     total, free = sum(bytes_of.values()), free_bytes(device)
@@ -92,7 +93,8 @@ def plan(config: GenerateConfig) -> str:
     lines = [
         f"would generate: {prompt}",
         f"weights: {weights}",
-        f"prior: {count / 1e6:.1f} million parameters, pictures of {size} px, {str(dtype).removeprefix('torch.')}",
+        f"prior: {prior.parameters / 1e6:.1f} million parameters, pictures of {size} px, "
+        + str(dtype).removeprefix("torch."),
         f"device: {_name(device)}, {free / 1e9:.1f} GB free",
         *(f"{stage}, {many:,} samples as the field begins" for stage, many in zip(stages, samples, strict=True)),
         f"render: {passes}; {each:.0f} bytes of graph for a sample",
@@ -119,17 +121,21 @@ def stages_of(config: GenerateConfig) -> list[Stage]:
 # --- the prior ----------------------------------------------------------------------------------------------------
 
 
-def operations(unet: Any, vae: Any, size: int, images: int, n_view: int) -> tuple[float, float]:
-    """Floating-point operations of a step: the UNet on both branches of guidance, the VAE's encoder there and back.
+def operations(prior: Outline, size: int, images: int, n_view: int) -> tuple[float, float]:
+    """Floating-point operations of a step: UNet and draft on both branches of guidance, the VAE's encoder twice.
 
     On the meta device. The way back ends at the pictures and not at the weights, so it costs as much as the way there.
     """
+    unet, vae, draft, _ = prior
     side, empty = size // 2 ** (len(vae.config["block_out_channels"]) - 1), partial(torch.empty, device="meta")
     views = n_view if n_view > 1 and unet.class_embedding is not None else 1
     x = empty(2 * images, unet.config["in_channels"], side, side)
     text = empty(2 * images, TOKENS, unet.config["cross_attention_dim"])
+    camera = empty(2 * images, 16) if views > 1 else None
     with torch.no_grad(), FlopCounterMode(display=False) as judging:
-        predict(make_multiview(unet), x, empty(2 * images), text, empty(2 * images, 16) if views > 1 else None, views)
+        predict(make_multiview(unet), x, empty(2 * images), text, camera, views)
+        if draft is not None:
+            draft(text, camera)
     with torch.no_grad(), FlopCounterMode(display=False) as encoding:
         vae.encode(empty(images, 3, size, size))
     return float(judging.get_total_flops()), 2.0 * encoding.get_total_flops()
