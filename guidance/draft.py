@@ -23,6 +23,7 @@ HARMONICS = 4
 class Draft(ModelMixin, ConfigMixin):
     """Text (B,L,D) and camera vectors (B,16) or None -> the mean latents (B,C,h,h), h = ``size``."""
 
+    config_name: Any = "config.json"
     __getattr__ = nn.Module.__getattr__  # ``queries`` is the parameter, not the entry of the config
 
     @register_to_config

@@ -93,7 +93,8 @@ class MVDream:
     def to(self, device: torch.device | str) -> MVDream:
         """Moves the networks, and chooses the precision anew if it is "auto"."""
         self.device = torch.device(device)
-        for network in (self.unet, self.vae, self.text_encoder, self.draft):
+        networks: list[torch.nn.Module | None] = [self.unet, self.vae, self.text_encoder, self.draft]
+        for network in networks:
             if network is not None:
                 network.to(self.device)
         self.dtype = compute_dtype(self.precision, self.device)
