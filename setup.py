@@ -36,7 +36,8 @@ setup(
     python_requires=">=3.11",
     packages=packages,
     package_dir={"threedgen": "threedgen"} | {f"threedgen.{name}": name for name in (*CODE, *data)},
-    package_data={"threedgen": ["py.typed"]} | {f"threedgen.{name}": files for name, files in data.items()},
+    package_data={"threedgen": ["py.typed"], "threedgen.viewer": ["assets/*"]}
+    | {f"threedgen.{name}": files for name, files in data.items()},
     include_package_data=False,
     entry_points={"console_scripts": ["threedgen = threedgen.cli:main"]},
     install_requires=[
@@ -53,6 +54,8 @@ setup(
         "kornia>=0.8",
         "imageio>=2.30",
         "imageio-ffmpeg",
+        "jinja2>=3.1",
+        "markupsafe>=2.1",
         "pillow>=11",
         "pydantic>=2.10",
         "pyyaml>=6",

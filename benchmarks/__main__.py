@@ -1,4 +1,4 @@
-"""python -m benchmarks [hashgrid] [step] [breakdown] [options] [key=value ...]"""
+"""python -m benchmarks [hashgrid] [step] [breakdown] [memory] [options] [key=value ...]"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from threedgen.errors import ConfigError
 
-PARTS = ("hashgrid", "step", "breakdown")
+PARTS = ("hashgrid", "step", "breakdown", "memory")
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +43,7 @@ def main(words: list[str] | None = None) -> int:
     given = arguments(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # after the options are checked: these take seconds
-    from . import breakdown, hashgrid, step
+    from . import breakdown, hashgrid, memory, step
     from .clock import machine
     from .scene import Bench
 
@@ -58,6 +58,9 @@ def main(words: list[str] | None = None) -> int:
         print(tables[-1].text() + "\n", flush=True)
     if bench is not None and "breakdown" in given.parts:
         tables.append(breakdown.table(bench, given.rounds, given.size))
+        print(tables[-1].text() + "\n", flush=True)
+    if "memory" in given.parts:
+        tables.append(memory.table(given.size, given.overrides))
         print(tables[-1].text() + "\n", flush=True)
     given.out.mkdir(parents=True, exist_ok=True)
     record = {"machine": about, "options": given.overrides, "tables": [table.json() for table in tables]}

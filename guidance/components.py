@@ -258,7 +258,8 @@ def scheduler_config(schedule: Schedule) -> dict[str, Any]:
 
 
 def model_index(prior: MVDream) -> dict[str, Any]:
-    """Lets diffusers' own pipelines find the parts."""
+    """Lets diffusers' own pipelines find the parts, and ``MVDreamPipeline`` the draft."""
+    draft = {} if prior.draft is None else {"draft": [type(prior.draft).__module__, type(prior.draft).__name__]}
     return {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": __version__,
@@ -271,4 +272,4 @@ def model_index(prior: MVDream) -> dict[str, Any]:
         "tokenizer": ["transformers", type(prior.tokenizer).__name__],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
-    }
+    } | draft

@@ -13,16 +13,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 HARMONICS = 4
 """Multiples of the azimuth that the draft is told: sides of an object change no faster than that."""
 
 
-class Draft(nn.Module, ConfigMixin):
+class Draft(ModelMixin, ConfigMixin):
     """Text (B,L,D) and camera vectors (B,16) or None -> the mean latents (B,C,h,h), h = ``size``."""
 
-    config_name = "config.json"
+    config_name: Any = "config.json"
+    __getattr__ = nn.Module.__getattr__  # ``queries`` is the parameter, not the entry of the config
 
     @register_to_config
     def __init__(

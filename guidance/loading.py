@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 from threedgen import folder
 from threedgen.config import ConfigError
 
-from .reading import read_json, sniff
+from .reading import read_json, sha256, sha256_of_files, sniff
 
 EMBEDDED = "toybox-prior"
 ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
@@ -58,6 +58,17 @@ def locate(weights: str) -> Path:
         return path
     repo, name = hub_name(weights)
     return hub_folder(repo) if name == "model_index.json" else hub_file(repo, name)
+
+
+def describe(weights: str) -> str:
+    """`PATH (SIZE, SHA-256 DIGEST)` of ``weights``, which are fetched first if they are only on the hub.
+
+    The digest of a folder is that of the lines which sha256sum prints for its files of tensors, part by part.
+    """
+    path = locate(weights)
+    files = [path] if path.is_file() else [file for part in parts(path) for file in tensor_files(path / part)]
+    digest = sha256(path) if path.is_file() else sha256_of_files(files, path)
+    return f"{path} ({sum(file.stat().st_size for file in files) / 1e9:.2f} GB, SHA-256 {digest})"
 
 
 def local(weights: str) -> Path | None:
@@ -190,13 +201,18 @@ def complete(path: Path) -> bool:
 
 def check_folder(path: Path) -> None:
     """Raises ConfigError unless every part has a config and readable-looking tensors."""
-    for part in PARTS:
+    for part in parts(path):
         read_json(path / part / "config.json")
         for file in tensor_files(path / part):
             sniff(file)
     read_json(path / "scheduler" / "scheduler_config.json")
     if not (path / "tokenizer").is_dir():
         raise ConfigError(f"{path} has no folder 'tokenizer'")
+
+
+def parts(path: Path) -> tuple[str, ...]:
+    """The parts of a diffusers folder that hold tensors: a draft only where there is one."""
+    return (*PARTS, "draft") if (path / "draft").is_dir() else PARTS
 
 
 def tensor_files(part: Path) -> list[Path]:

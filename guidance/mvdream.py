@@ -54,8 +54,9 @@ class MVDream:
         draft: Draft | None = None,
         image_size: int | None = None,
         dtype: str = "auto",
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = "cpu",
     ) -> None:
+        """device None leaves the networks where they are, for an owner that moves them itself."""
         components.check_together(unet, vae, text_encoder, tokenizer, draft)
         self.unet, self.vae, self.text_encoder = make_multiview(unet), vae, text_encoder
         self.tokenizer, self.draft = tokenizer, draft
@@ -66,7 +67,10 @@ class MVDream:
             raise ConfigError(f"image_size: {self.image_size} is not a multiple of {self.factor}")
         self.scaling_factor = float(vae.config["scaling_factor"])
         self.precision = dtype
-        self.to(device)
+        self.device = unet.device
+        self.dtype = compute_dtype(dtype, self.device)
+        if device is not None:
+            self.to(device)
 
     @classmethod
     def load(
@@ -89,11 +93,24 @@ class MVDream:
     def to(self, device: torch.device | str) -> MVDream:
         """Moves the networks, and chooses the precision anew if it is "auto"."""
         self.device = torch.device(device)
-        for network in (self.unet, self.vae, self.text_encoder, self.draft):
+        networks: list[torch.nn.Module | None] = [self.unet, self.vae, self.text_encoder, self.draft]
+        for network in networks:
             if network is not None:
                 network.to(self.device)
         self.dtype = compute_dtype(self.precision, self.device)
         return self
+
+    def pipeline(self) -> Any:
+        """The same networks, not copied, as a diffusers pipeline (`MVDreamPipeline`)."""
+        from diffusers import DDIMScheduler
+
+        from .pipeline import MVDreamPipeline
+
+        scheduler = DDIMScheduler.from_config(components.scheduler_config(self.schedule))
+        parts = (self.unet, self.vae, self.text_encoder, self.tokenizer, scheduler, self.draft)
+        made = MVDreamPipeline(*parts)
+        made.precision, made.image_size = self.precision, self.image_size
+        return made
 
     def save(self, folder: Path | str) -> None:
         """Writes a diffusers folder (float16, SHA256SUMS) that ``load`` and diffusers can read."""
@@ -152,7 +169,7 @@ class MVDream:
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Latents (B,4,h,w) -> (B,H,W,3) in [0,1]."""
-        image = self.vae.decode(z.to(self.device, torch.float32) / self.scaling_factor).sample
+        image = self.vae.decode(z.to(self.device, self.vae.dtype) / self.scaling_factor).sample
         return (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
     def predict(
@@ -170,6 +187,8 @@ class MVDream:
         """
         if self.draft is not None:
             draft = self.draft(text, camera) if draft is None else draft
+            if draft.shape[-2:] != x.shape[-2:]:  # pictures of another size than it was trained at
+                draft = F.interpolate(draft, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, draft.to(x.dtype)], dim=1)
         return predict(self.unet, x, t, text, camera, n_view)
 
@@ -181,9 +200,14 @@ class MVDream:
         Text (B,L,D); camera (B,16) of ``camera_vector``, or None with n_view = 1 for the 2D model.
         ValueError if n_view does not divide B.
         """
+        return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view), t)
+
+    def network(
+        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
+    ) -> Tensor:
+        """What the UNet itself says, float32: the noise or v, as ``schedule.prediction`` has it; see ``denoise``."""
         with self.autocast():
-            out = self.predict(x.float(), t, text, camera, n_view)
-        return self.schedule.eps_from_output(x, out.float(), t)
+            return self.predict(x.float(), t, text, camera, n_view).float()
 
     @torch.no_grad()
     def sample(

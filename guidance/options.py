@@ -41,6 +41,12 @@ class MVDreamConfig(Config):
 
         check(self.weights, self.tokenizer)
 
+    def describe(self) -> str:
+        """Which files these are: place, size and SHA-256; what is only on the hub is fetched. Raises ConfigError."""
+        from .loading import describe
+
+        return describe(self.weights)
+
 
 class DistillationConfig(Config):
     """How a prior's opinion becomes a loss: what every distillation has."""

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,8 +45,17 @@ def check_sums(path: Path) -> None:
 def write_sums(path: Path) -> None:
     """Lists the SHA-256 of every file below ``path``, in the format of the sha256sum command."""
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.name != SUMS)
-    lines = [f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
-    (path / SUMS).write_text("".join(lines), encoding="utf-8")
+    (path / SUMS).write_text(sums(files, path), encoding="utf-8")
+
+
+def sums(files: Iterable[Path], path: Path) -> str:
+    """What sha256sum prints for files, named from the folder ``path``."""
+    return "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+
+
+def sha256_of_files(files: Iterable[Path], path: Path) -> str:
+    """One digest for several files: that of their ``sums``."""
+    return hashlib.sha256(sums(files, path).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
@@ -211,17 +220,21 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
 
 
 def compare(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Raises ConfigError naming the first differences from the tensors that the network needs."""
+    """Raises ConfigError that counts the differences from the tensors that the network needs, and names three."""
     missing = [name for name in shapes if name not in tensors]
     surplus = [name for name in tensors if name not in shapes]
     other = [name for name in shapes if name in tensors and tuple(tensors[name].shape) != shapes[name]]
     parts = []
     if missing:
-        parts.append(f"{len(missing)} tensors are missing (first {missing[0]!r})")
+        parts.append(f"{len(missing)} tensors are missing (first {_some(missing)})")
     if surplus:
-        parts.append(f"{len(surplus)} are unknown (first {surplus[0][:80]!r})")
+        parts.append(f"{len(surplus)} are unknown (first {_some(surplus)})")
     if other:
         first, found = other[0], tuple(tensors[other[0]].shape)
         parts.append(f"{len(other)} have another shape (first {first!r}: {found} instead of {shapes[first]})")
     if parts:
         raise ConfigError(f"the {what} is of another architecture: {', '.join(parts)}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(repr(name[:80]) for name in names[:3])

@@ -142,6 +142,11 @@ class MarchConfig(Config):
     early_stop: float = Field(
         0.0, ge=0, lt=1, description="do not shade samples that less of the light than this reaches (0: all)"
     )
+    chunk: Literal["auto"] | Annotated[int, Field(ge=1)] | None = Field(
+        "auto",
+        description="samples whose graph is held at a time: a training render with more is made twice, in chunks, with "
+        "the same gradient; auto: as many as fit into a quarter of the free memory; null: all",
+    )
     backend: Literal["auto", "numba", "torch"] = Field("auto", description="auto: numba on a CPU, else torch")
 
 

@@ -30,7 +30,7 @@ TINY = {
         "density_blob_scale": 20.0,
     },
     "background": {"name": "neural", "width": 4},
-    "march": {"samples": 12},
+    "march": {"samples": 12, "chunk": 400},  # two to five chunks in a step
     "occupancy": {"resolution": 8, "interval": 4, "warmup": 8},
     "size": {"0%": 8, "50%": 12},
     "groups": {"0%": 1, "75%": 2},

@@ -10,7 +10,7 @@ import torch
 from tiny_prior import tiny_prior
 
 from benchmarks import __main__ as command
-from benchmarks import breakdown, hashgrid, scene, step
+from benchmarks import breakdown, hashgrid, memory, scene, step
 from benchmarks.clock import interleaved, machine, ratio
 from benchmarks.scene import Bench, Stepper
 from benchmarks.table import Table
@@ -104,3 +104,14 @@ def test_the_command(
     with pytest.raises(SystemExit) as stop:
         command.main(["hashgird"])
     assert stop.value.code == 2 and "hashgird" in capsys.readouterr().err
+
+
+def test_memory_falls_with_the_chunk_and_the_gradient_stays() -> None:
+    small = [
+        "threads=1", "march.samples=64", "field.encoding.n_levels=4", "field.encoding.log2_hashmap_size=12",
+        "march.alpha_threshold=0",
+    ]  # fmt: skip
+    whole, parts = memory.table(48, small, chunks=(None, 4096)).rows
+    assert [whole["march.chunk"], parts["march.chunk"]] == ["null (one pass)", "4096"]
+    assert float(parts["gradient norm"]) == pytest.approx(float(whole["gradient norm"]), rel=1e-5)
+    assert float(parts["MiB"]) < 0.5 * float(whole["MiB"])

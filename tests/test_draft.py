@@ -7,21 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_prior import TEXT_WIDTH, cpu, output, tiny_prior, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
+from tiny_prior import TEXT_WIDTH, cpu, drafting_prior, output, tiny_draft, tiny_prior
 
 from threedgen.config import ConfigError
-from threedgen.guidance.draft import Draft, directions
+from threedgen.guidance.draft import directions
 from threedgen.guidance.mvdream import MVDream, camera_vector, script_poses
-
-
-def tiny_draft(**options: object) -> Draft:
-    torch.manual_seed(4)
-    return Draft(**({"text_width": TEXT_WIDTH, "size": 8, "width": 32, "channels": (8, 8)} | options)).eval()
-
-
-def drafting_prior(draft: Draft | None = None) -> MVDream:
-    parts = tiny_unet(in_channels=8, out_channels=4), tiny_vae(), tiny_text_encoder(), word_tokenizer()
-    return MVDream(*parts, draft=draft or tiny_draft(), dtype="fp32")
 
 
 def test_each_picture_has_its_own_words_and_camera() -> None:
@@ -80,6 +70,14 @@ def test_samples_depend_on_it() -> None:
     c2w = script_poses(2)
     a, b = (p.sample("a dog", c2w, steps=2, generator=cpu()) for p in (prior, drafting_prior(other)))
     assert a.shape == (2, 16, 16, 3) and (a - b).abs().max() > 1e-3
+
+
+def test_pictures_of_another_size_than_its_own() -> None:
+    prior, c2w = drafting_prior(), script_poses(2)
+    large = MVDream(
+        prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, draft=prior.draft, image_size=32, dtype="fp32"
+    )
+    assert large.sample("a dog", c2w, steps=2, generator=cpu()).shape == (2, 32, 32, 3)
 
 
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import toy_run
+from example_run import SHOWN, Page
 from PIL import Image
 from task_server import TINY, assert_same, prior_folder, saved_at, server, snapshot, weights, write_config
 from toy_run import log
@@ -27,10 +28,12 @@ from threedgen.config import ConfigError
 from threedgen.guidance.mvdream import MVDream
 from threedgen.loop import Status
 from threedgen.systems import generate_run
-from threedgen.systems.generate import _jump
+from threedgen.systems.generate import jump
 from threedgen.systems.options import GenerateConfig
-from threedgen.systems.outputs import FILES, Run, view_indices
+from threedgen.systems.outputs import FILES, VIEWS, Run, view_indices
 from threedgen.systems.shared import device, finished, kept, read_summary
+from threedgen.viewer.record import ROW, SIDES
+from threedgen.viewer.report import PAGE
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STEPS = TINY["trainer"]["max_steps"]
@@ -80,7 +83,7 @@ def test_a_run_leaves_its_files_behind() -> None:
     assert all((run / name).stat().st_size > 100 for name in (*FILES, "config.yaml", "metrics.csv"))
     assert not list(run.rglob("*.tmp"))
     summary = read_summary(run)
-    assert summary["status"] == "finished" and summary["steps"] == STEPS and summary["files"] == list(FILES)
+    assert summary["status"] == "finished" and summary["steps"] == STEPS and summary["files"] == [*FILES, PAGE]
     assert summary["prompt"] == "a red dog" and summary["triangles"] > 10
     assert summary["seconds_of"].keys() == {"prepare", "optimise", "export"}
     with Image.open(run / "views.png") as views, Image.open(run / "preview.png") as preview:
@@ -89,6 +92,19 @@ def test_a_run_leaves_its_files_behind() -> None:
     said = log(run.parent)
     assert said.splitlines()[0] == "tiny: generate in run" and said.splitlines()[-1] == "run"
     assert "fitting the sampled views" in said and "distilling at 12 px" in said
+
+
+@unix
+def test_a_run_ends_with_its_page() -> None:
+    run = undisturbed()
+    page = Page((run / PAGE).read_text(encoding="utf-8"))
+    for name, file in SHOWN.items():
+        assert page.decoded(name) == (run / file).read_bytes(), file
+    text = page.texts["body"][0]
+    assert page.texts["h1"] == ["a red dog"] and f"seed 0 · {STEPS} steps" in text
+    assert [given["aria-label"].split(":")[0] for tag, given in page.attributes if tag == "svg"] == [
+        "Loss", "Seconds a step", "Opacity, mean of the pictures", "Noise level"
+    ]  # fmt: skip
 
 
 @unix
@@ -140,6 +156,7 @@ def test_ctrl_c_once_exports_what_there_is(tmp_path: Path) -> None:
     summary = read_summary(run)
     assert summary["status"] == "interrupted" and summary["steps"] == 7
     assert all((run / name).exists() for name in FILES)
+    assert Page((run / PAGE).read_text(encoding="utf-8")).has_class("interrupted")
     assert log(tmp_path).count("stopping after this step") == 1 and "Traceback" not in log(tmp_path)
     assert server().run(tmp_path, words=command(tmp_path)) == 0
     assert read_summary(run)["status"] == "finished"
@@ -181,17 +198,20 @@ def test_the_same_command_again_repeats_no_work(copy: Path) -> None:
 
 
 @unix
-def test_a_run_that_lost_a_result_makes_it_again_without_training(copy: Path) -> None:
+@pytest.mark.parametrize("lost", ["mesh.glb", PAGE])
+def test_a_run_that_lost_a_result_makes_it_again_without_training(copy: Path, lost: str) -> None:
     trained = saved_at(copy / "run")
-    (copy / "run" / "mesh.glb").unlink()
+    (copy / "run" / lost).unlink()
     assert server().run(copy, words=command(copy)) == 0, log(copy)
+    assert (copy / "run" / PAGE).exists()
     assert (copy / "run" / "mesh.glb").read_bytes() == (undisturbed() / "mesh.glb").read_bytes()
     assert saved_at(copy / "run") == trained
 
 
 @unix
 def test_a_longer_run_goes_on_from_a_finished_one(copy: Path) -> None:
-    assert server().run(copy, words=["--resume", "run", f"trainer.max_steps={STEPS + 2}"]) == 0, log(copy)
+    words = ["--resume", "run", f"trainer.max_steps={STEPS + 2}", "march.chunk=50"]  # another chunk is the same run
+    assert server().run(copy, words=words) == 0, log(copy)
     assert read_summary(copy / "run")["steps"] == STEPS + 2
 
 
@@ -230,6 +250,7 @@ def test_nan_from_the_prior_stops_the_run_and_keeps_the_last_good_state(tmp_path
     assert said.count(sentence) == 1 and "Traceback" not in said
     assert sentence in read_summary(run)["reason"] and read_summary(run)["status"] == "failed"
     assert not (run / "views.png").exists()
+    assert sentence in " ".join(Page((run / PAGE).read_text(encoding="utf-8")).texts["li"])
     state = weights(run)
     assert all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point())
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)  # with a prior that is well again
@@ -341,8 +362,8 @@ def test_the_sd21_config_has_the_authors_values() -> None:
     at = {name: [config.at(getattr(made.distillation, f"{name}_step_percent"), s) for s in (0, 4000, 9000)]
           for name in ("min", "max")}  # fmt: skip
     assert at["min"] == pytest.approx([0.98, 0.5, 0.02]) and at["max"] == pytest.approx([0.98, 0.74, 0.5])
-    assert [_jump(made.size, s, 10_000) for s in (0, 4999, 5000, 9999)] == [64, 64, 256, 256]
-    assert [_jump(made.groups, s, 10_000) for s in (0, 4999, 5000)] == [2, 2, 1]
+    assert [jump(made.size, s, 10_000) for s in (0, 4999, 5000, 9999)] == [64, 64, 256, 256]
+    assert [jump(made.groups, s, 10_000) for s in (0, 4999, 5000)] == [2, 2, 1]
     assert made.distillation.guidance_scale == 50 and made.distillation.recon_std_rescale == 0.5
     assert made.optimizer.kind == "adamw" and made.optimizer.encoding == 0.01 and made.optimizer.networks == 0.001
     assert made.trainer.max_steps == 10_000 and made.trainer.precision == "16-mixed"
@@ -354,11 +375,12 @@ def test_the_sd21_config_has_the_authors_values() -> None:
 
 
 def test_a_schedule_that_jumps() -> None:
-    assert [_jump({"0%": 8, "50%": 12}, step, 16) for step in (0, 7, 8, 15)] == [8, 8, 12, 12]
-    assert _jump({10: 5, 20: 6}, 0, 30) == 5 and _jump(7, 3, 10) == 7
+    assert [jump({"0%": 8, "50%": 12}, step, 16) for step in (0, 7, 8, 15)] == [8, 8, 12, 12]
+    assert jump({10: 5, 20: 6}, 0, 30) == 5 and jump(7, 3, 10) == 7
 
 
 def test_sides_of_the_sheet() -> None:
+    assert (VIEWS, VIEWS // 2) == (SIDES, ROW)  # what the pages take it to be
     assert view_indices(60) == [0, 7, 15, 22, 30, 37, 45, 52] and view_indices(3) == [0, 1, 2]
 
 
@@ -385,7 +407,7 @@ def test_generate_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     path = tiny(tmp_path)
     run = threedgen.generate(prompt="a blue cat", config=path, out=tmp_path / "cat", **values())
     assert isinstance(run, Run) and run.folder == tmp_path / "cat" and run.status == "finished"
-    for file in (run.mesh, run.turntable, run.views, run.summary):
+    for file in (run.mesh, run.turntable, run.views, run.summary, run.report):
         assert file is not None and file.parent == run.folder and file.stat().st_size > 100
     assert run.preview is None and capsys.readouterr().out == ""
     assert config.load(run.folder / "config.yaml").prompt == "a blue cat"

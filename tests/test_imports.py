@@ -29,6 +29,7 @@ NO_TORCH = (
     "fields",
     "help",
     "ledger",
+    "readable",
     "registry",
     "runs",
     "schedule",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -319,6 +321,26 @@ def test_the_cheap_check_of_a_folder(tmp_path: Path) -> None:
     refused(lambda: loading.check(str(good)), "vae has no weights")
     (good / "vae" / "config.json").unlink()
     refused(lambda: loading.check(str(good)), "config.json cannot be read")
+
+
+def test_weights_are_described_by_place_size_and_digest(tmp_path: Path) -> None:
+    """The digest is what sha256sum prints; of a folder, that of what it prints for the files of tensors."""
+    file = torch_file(tmp_path / "w.pt")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert loading.describe(str(file)) == f"{file} (0.00 GB, SHA-256 {digest})"
+    folder = part_folder(tmp_path / "good")
+    lines = [
+        f"{hashlib.sha256((folder / part / 'model.safetensors').read_bytes()).hexdigest()}  {part}/model.safetensors\n"
+        for part in loading.PARTS
+    ]
+    before = loading.describe(str(folder))
+    assert before == f"{folder} (0.00 GB, SHA-256 {hashlib.sha256(''.join(lines).encode()).hexdigest()})"
+    (folder / "vae" / "model.safetensors").write_bytes(b"changed")
+    changed = loading.describe(str(folder))
+    assert changed != before
+    shutil.copytree(folder / "vae", folder / "draft")
+    assert loading.describe(str(folder)) not in (before, changed), "a draft belongs to the weights"
+    refused(lambda: loading.describe(str(tmp_path / "nowhere")), "weights: there is no file or folder")
 
 
 def test_shards_are_found_and_cannot_lead_elsewhere(tmp_path: Path) -> None:

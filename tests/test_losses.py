@@ -15,7 +15,7 @@ def test_orientation_counts_visible_matter_facing_away():
     normals = torch.tensor([[1.0, 0, 0], [0.6, 0.8, 0], [-1.0, 0, 0]], requires_grad=True)
     directions = torch.tensor([[1.0, 0, 0]] * 3)
     opacity = torch.tensor([[0.75], [1.0], [0.0]])
-    loss = losses.orientation(weights, normals, directions, opacity)
+    loss = losses.orientation(losses.facing_away(weights, normals, directions), opacity)
     assert loss.item() == pytest.approx((0.5 * 1 + 0.25 * 0.36) / 2)
     loss.backward()
     assert weights.grad is None, "matter must turn round, not vanish"
@@ -25,8 +25,8 @@ def test_orientation_counts_visible_matter_facing_away():
 
 
 def test_orientation_without_matter_is_zero():
-    nothing = torch.zeros(0)
-    assert float(losses.orientation(nothing, torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(4, 1))) == 0
+    nothing = losses.facing_away(torch.zeros(0), torch.zeros(0, 3), torch.zeros(0, 3))
+    assert float(losses.orientation(nothing, torch.zeros(4, 1))) == 0
 
 
 @pytest.mark.parametrize(("opacity", "expected"), [(0.0, 0.1), (1.0, math.sqrt(1.01))])

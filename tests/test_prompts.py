@@ -11,7 +11,7 @@ from tiny_prior import letter_tokenizer, tiny_text_encoder, tiny_unet, tiny_vae,
 
 from threedgen.config import ConfigError
 from threedgen.guidance.mvdream import MVDream
-from threedgen.prompts import tidy, warn_about
+from threedgen.prompts import tidy, warn_about, with_suffix
 
 NASTY = st.text(alphabet=st.sampled_from("a \n\t\r\x0b\x00\x1b\u200b\u2028[]{}$`'\"\\.:/#=%é🐶\u202e"), max_size=40)
 LONG = "a red dog and " * 800  # more than 10,000 characters
@@ -110,3 +110,10 @@ def test_odd_prompts_are_encoded_as_they_are(prior: MVDream, prompt: str) -> Non
     said = notes(prompt, prior)
     assert said and all(note.isprintable() for note in said)
     assert prior.encode_prompt([tidy(prompt)]).isfinite().all()
+
+
+def test_a_suffix_is_added_once() -> None:
+    assert with_suffix("a dog", ", 3d asset") == "a dog, 3d asset"
+    for prompt in ("a dog, 3D asset", "3d dog"):
+        assert with_suffix(prompt, ", 3d asset") == prompt
+    assert with_suffix("a dog", "") == "a dog"

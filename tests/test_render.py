@@ -244,8 +244,7 @@ class Recorded:
         total = seen.rgb.square().sum() + losses.sparsity(seen.opacity) + losses.opaque(seen.opacity)
         total = total + losses.z_variance(seen.z_variance, seen.opacity)
         if seen.normals is not None:
-            directions = self.per_ray("rays_d")[seen.ray_index]
-            total = total + losses.orientation(seen.weights, seen.normals, directions, seen.opacity)
+            total = total + losses.orientation(seen.away, seen.opacity)
         return total
 
 
@@ -270,9 +269,7 @@ def test_pictures_of_the_reference(path):
         tolerance = 1e-4 if recorded.meta["normal"].startswith("finite") else 1e-5
         near(seen.normals, recorded["out_normal"], 10 * tolerance)
         near(seen.normal, recorded["out_comp_normal"], tolerance)
-        directions = recorded.per_ray("rays_d")[seen.ray_index]
-        orient = losses.orientation(seen.weights, seen.normals, directions, seen.opacity)
-        near(orient, recorded["loss_orient"], tolerance)
+        near(losses.orientation(seen.away, seen.opacity), recorded["loss_orient"], tolerance)
     near(losses.sparsity(seen.opacity), recorded["loss_sparsity"], 1e-5)
     near(losses.opaque(seen.opacity), recorded["loss_opaque"], 1e-5)
     near(losses.z_variance(seen.z_variance, seen.opacity), recorded["loss_z_variance"], 1e-5)

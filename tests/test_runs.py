@@ -8,6 +8,8 @@ import math
 import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,20 @@ def test_a_full_disk_warns_once_and_goes_on(tmp_path: Path, caplog: pytest.LogCa
     metrics.log(1, {"loss": 1})
     metrics.log(2, {"loss": 1})
     assert len(caplog.records) == 1 and "going on" in caplog.text
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone counts the parent")
+def test_peak_memory_is_that_of_this_process_and_not_of_its_parent() -> None:
+    start = """
+import subprocess, sys
+much = b"x" * (600 << 20)
+print(subprocess.run([sys.executable, "-c", sys.argv[1]], check=True, capture_output=True, text=True).stdout)
+"""
+    child = "from threedgen.ledger import peak_memory; a = peak_memory(); b'x' * (100 << 20); print(a, peak_memory())"
+    words, root = [sys.executable, "-c", start, child], Path(__file__).parents[1]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=root)
+    before, after = (float(figure) for figure in done.stdout.split())
+    assert before < 400 and 90 < after - before < 200
 
 
 def test_the_summary_has_what_reproduces_a_run(toy: Path) -> None:  # noqa: F811

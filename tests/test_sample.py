@@ -56,6 +56,14 @@ def test_the_same_seed_the_same_picture(capsys: pytest.CaptureFixture[str]) -> N
     assert len(set(pictures.values())) == 4
 
 
+def test_a_suffix_is_part_of_the_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(capsys, "prompt=a red dog", "suffix=, 3d asset", "out=suffix")[0] == 0
+    assert ask(capsys, "prompt=a red dog, 3d asset", "suffix=, 3d asset", "out=said")[0] == 0
+    assert ask(capsys, "prompt=a red dog", "out=plain")[0] == 0
+    seen = {name: Path(name, "views.png").read_bytes() for name in ("suffix", "said", "plain")}
+    assert seen["suffix"] == seen["said"] != seen["plain"]
+
+
 def test_one_picture_of_the_two_dimensional_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(capsys, "prompt=a red dog", "n_view=0", "out=run", "-q")[:2] == (0, f"{Path('run', 'views.png')}\n")
     with Image.open("run/views.png") as picture:

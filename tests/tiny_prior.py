@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast
 
 from threedgen.guidance.attention import multiview_unet
+from threedgen.guidance.draft import Draft
 from threedgen.guidance.mvdream import MVDream, script_cameras
 
 WORDS = "a the red blue green dog cat car house hat with wearing on of and 3d asset".split()
@@ -83,6 +84,16 @@ def letter_tokenizer() -> CLIPTokenizer:
 
 def tiny_prior(**unet: Any) -> MVDream:
     return MVDream(tiny_unet(**unet), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")
+
+
+def tiny_draft(**options: Any) -> Draft:
+    torch.manual_seed(4)
+    return Draft(**({"text_width": TEXT_WIDTH, "size": 8, "width": 32, "channels": (8, 8)} | options)).eval()
+
+
+def drafting_prior(draft: Draft | None = None) -> MVDream:
+    parts = tiny_unet(in_channels=8, out_channels=4), tiny_vae(), tiny_text_encoder(), word_tokenizer()
+    return MVDream(*parts, draft=draft or tiny_draft(), dtype="fp32")
 
 
 def to_ldm(tensors: dict[str, Tensor], prefixes: list[tuple[str, str]]) -> dict[str, Tensor]:

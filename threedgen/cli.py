@@ -14,9 +14,10 @@ from typing import Any, TextIO
 
 from threedgen import __version__, config, help, registry, runs
 from threedgen.errors import ConfigError, did_you_mean, nearest, short
+from threedgen.options import RunConfig
 
 DEFAULT_CONFIG = "mvdream-toybox"
-FLAGS = ("--config", "--help", "--list", "--print-config", "--quiet", "--resume", "--version")
+FLAGS = ("--config", "--dry-run", "--help", "--list", "--print-config", "--quiet", "--resume", "--version")
 SHORT_FLAGS = {"-c": "--config", "-h": "--help", "-q": "--quiet"}
 WITH_VALUE = ("--config", "--resume")
 DEBUG = "THREEDGEN_DEBUG"
@@ -56,6 +57,8 @@ def parse(words: list[str]) -> Command:
         elif equals and flag != "--help":
             raise ConfigError(f"{flag}: takes no value (got {short(value)})")
         command.flags[flag] = value
+    if "--dry-run" in command.flags and "--resume" in command.flags:
+        raise ConfigError("--dry-run: says what a new run would do, so --resume cannot be given with it")
     if "--config" in command.flags and "--resume" in command.flags:
         raise ConfigError("--resume: takes the config of the run, so --config cannot be given with it")
     return command
@@ -111,7 +114,12 @@ def answer(command: Command) -> str | None:
 
 def run(command: Command) -> int:
     """Check the config and what it needs, choose the folder, say so, and only then import and run the task."""
-    resume: Path | None
+    resume: Path | None = None
+    if "--dry-run" in command.flags:
+        checked = config.load(command.config, command.overrides)
+        checked.check()
+        say(registry.implementation("plan", checked.task)(checked))
+        return OK
     if "--resume" in command.flags:
         checked, resume = runs.reopen(command.flags["--resume"], command.overrides)
         checked.check()
@@ -120,9 +128,10 @@ def run(command: Command) -> int:
         checked = config.load(command.config, command.overrides)
         name = config_name(config.find(command.config))
         checked.check()
-        checked, resume = runs.begin(checked, name)
+        if isinstance(checked, RunConfig):
+            checked, resume = runs.begin(checked, name)
     quiet = "--quiet" in command.flags
-    if not quiet and os.environ.get("LOCAL_RANK", "0") == "0":
+    if not quiet and isinstance(checked, RunConfig) and os.environ.get("LOCAL_RANK", "0") == "0":
         say(f"{name}: {checked.task}{' goes on' if resume else ''} in {checked.out}")
     result: Any = registry.implementation("task", checked.task)(checked, resume=resume, quiet=quiet)
     return result if isinstance(result, int) else OK

@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from threedgen.runs import write_atomic
 
 Array = NDArray[Any]
-_GAP = 2
+GAP = 2
+"""Pixels of paper around each picture of a contact sheet."""
 _PAPER, _INK = 255, (20, 20, 20)
 
 
@@ -84,10 +85,10 @@ def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Arra
     strip = _line_height(font) * max(map(len, lines), default=0)
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    step_x, step_y = width + _GAP, height + strip + _GAP
-    sheet = np.full((rows * step_y + _GAP, columns * step_x + _GAP, 3), _PAPER, np.uint8)
+    step_x, step_y = width + GAP, height + strip + GAP
+    sheet = np.full((rows * step_y + GAP, columns * step_x + GAP, 3), _PAPER, np.uint8)
     for n, picture in enumerate(pictures):
-        y, x = _GAP + n // columns * step_y, _GAP + n % columns * step_x
+        y, x = GAP + n // columns * step_y, GAP + n % columns * step_x
         sheet[y : y + height, x : x + width] = picture
         if labels is not None:
             sheet[y + height : y + height + strip, x : x + width] = _label(lines[n], width, strip, font)

@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,29 @@ PACKAGES = (
 )
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl, as dicts with an integer `step`; a line cut off by a kill is left out."""
+    path, found = Path(folder) / "metrics.jsonl", []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for text_line in text.split("\n"):
+        try:
+            line = json.loads(text_line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            found.append(line)
+    return found
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a run; empty if there is none that can be read."""
+    try:
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Metrics:
@@ -62,17 +86,8 @@ class Metrics:
             self._failed = True
 
     def lines(self) -> list[dict[str, Any]]:
-        """The whole lines, as dicts with an integer `step`; a line cut off by a kill is left out."""
-        found = []
-        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
-        for text_line in text.split("\n"):
-            try:
-                line = json.loads(text_line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
-                found.append(line)
-        return found
+        """What `read_metrics` finds."""
+        return read_metrics(self.path.parent)
 
     def write_csv(self) -> Path:
         """metrics.csv beside it: a column for each key, in the order of appearance. Raises OSError."""
@@ -135,6 +150,11 @@ def _cpu() -> tuple[str, list[str]]:
 
 def peak_memory() -> float | None:
     """The most memory this process has held, in MiB; None where the system does not tell (Windows)."""
+    try:  # Linux counts the process that started this one into getrusage's figure, but not here
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, ValueError, StopIteration):
+        pass
     try:
         import resource
     except ImportError:
@@ -144,11 +164,12 @@ def peak_memory() -> float | None:
 
 
 def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: Any) -> Path:
-    """summary.json: wall-clock seconds, peak memory, seed, config hash, versions, and any further figures."""
+    """summary.json: when it ended (UTC), seconds it took, peak memory, seed, config hash, versions, further figures."""
     summary = {
         "task": getattr(config, "task", None),
         "prompt": getattr(config, "prompt", None),
         "seed": getattr(config, "seed", None),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "peak_memory_mib": peak_memory(),
         "config_hash": config_hash(config),

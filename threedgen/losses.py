@@ -6,16 +6,23 @@ import torch
 from torch import Tensor
 
 
-def orientation(weights: Tensor, normals: Tensor, directions: Tensor, opacity: Tensor) -> Tensor:
-    """Penalty on visible matter that faces away from the camera (Verbin et al. 2022, "Ref-NeRF", eq. 11).
+def facing_away(weights: Tensor, normals: Tensor, directions: Tensor) -> Tensor:
+    """How much visible matter faces away from the camera, sample by sample (N,): w max(0, n . d)^2.
 
-    weights (N,), normals and unit ray directions (N, 3) of the samples, opacity (R, 1) of the rays. The
-    weights are constants here, so that matter turns round instead of vanishing; the sum is divided by the
-    number of rays that meet any matter.
+    weights (N,), normals and unit ray directions (N, 3). The weights are constants here, so that matter turns round
+    instead of vanishing.
     """
     away = (normals * directions).sum(-1).clamp(min=0)
-    rays = (opacity > 0).sum().clamp(min=1)
-    return (weights.detach() * away * away).sum() / rays
+    return weights.detach() * away * away
+
+
+def orientation(away: Tensor, opacity: Tensor) -> Tensor:
+    """Penalty on visible matter that faces away from the camera (Verbin et al. 2022, "Ref-NeRF", eq. 11).
+
+    away: `facing_away`, of the samples or summed over each ray; opacity (R, 1) of the rays. The sum is divided by the
+    number of rays that meet any matter.
+    """
+    return away.sum() / (opacity > 0).sum().clamp(min=1)
 
 
 def sparsity(opacity: Tensor) -> Tensor:

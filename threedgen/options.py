@@ -133,12 +133,17 @@ class CheckpointConfig(Config):
     keep: int = Field(2, ge=1, le=100, description="checkpoints kept, the newest included")
 
 
-class RunConfig(Config):
+class TaskConfig(Config):
     """What every config has at its top level."""
 
     task: str = Field(description="what is done; decides which keys there are (see --list)")
     about: str = Field("", description="one line for --list: what this config does")
     needs: str = Field("", description="one line for --list: what it needs beyond the installation")
+
+
+class RunConfig(TaskConfig):
+    """What the config of a run has; a run gets a folder of its own, other tasks look after theirs."""
+
     seed: int = Field(0, ge=0, lt=2**63, description="same seed, machine and versions: the same bytes")
     out: str | None = Field(None, description="folder of the run; else outputs/CONFIG/words-of-the-prompt")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null: as many as cores")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import unicodedata
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -16,6 +15,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
+
+from threedgen.readable import clean, duration, number
 
 _CHATTY = (
     "pytorch_lightning",
@@ -35,30 +36,6 @@ def silence_lightning() -> None:
         module=r"pytorch_lightning\.utilities\._pytree",
     )
     warnings.filterwarnings("ignore", message=r"Starting from v1\.9\.0, `tensorboardX` has been removed.*")
-
-
-def clean(text: str) -> str:
-    """`text` on one line and without control characters (an ESC in a prompt would colour the terminal)."""
-    spaced = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text)
-    return " ".join(spaced.split()).encode("utf-8", "replace").decode("utf-8")
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them: 45 s, 3:05 min, 2:03 h; "?" for an unknown one."""
-    if seconds is None or seconds < 0 or seconds != seconds or seconds == float("inf"):
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, seconds_left = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes}:{seconds_left:02d} min"
-    return f"{minutes // 60}:{minutes % 60:02d} h"
-
-
-def number(value: float) -> str:
-    """Four significant digits, without trailing zeros: 0.1235, 12.35, 1.235e-05."""
-    return f"{value:.4g}"
 
 
 class Speed:

@@ -20,6 +20,11 @@ def tidy(prompt: str, key: str = "prompt") -> str:
     return text
 
 
+def with_suffix(prompt: str, suffix: str) -> str:
+    """The prompt with `suffix` behind it, unless it says 3d already: MVDream's rule for captions of renders."""
+    return prompt if "3d" in prompt.lower() else prompt + suffix
+
+
 def warn_about(prompt: str, prior: Any) -> list[str]:
     """Logs and returns a sentence for each thing of which the prior will not take notice.
 

@@ -36,9 +36,11 @@ _SYSTEMS = "threedgen.systems.options"
 _GUIDANCE = "threedgen.guidance.options"
 _REPRESENTATIONS = "threedgen.representations.options"
 _EVALUATION = "threedgen.evaluation.options"
+_VIEWER = "threedgen.viewer.options"
 
 TABLE: dict[str, dict[str, Entry]] = {
-    # a task is a function run(config, resume: Path | None, quiet: bool) -> exit code | None
+    # a task is a function run(config, resume: Path | None, quiet: bool) -> exit code | None;
+    # a run gets its folder before it begins if its config model is a RunConfig
     "task": {
         "generate": Entry("threedgen.systems.generate_run:run", f"{_SYSTEMS}:GenerateConfig"),
         "sample": Entry("threedgen.systems.sample:run", f"{_SYSTEMS}:SampleConfig"),
@@ -47,8 +49,12 @@ TABLE: dict[str, dict[str, Entry]] = {
         "evaluate-prior": Entry("threedgen.evaluation.prior_score:run", f"{_EVALUATION}:EvaluatePriorConfig"),
         "evaluate-3d": Entry("threedgen.evaluation.object_score:run", f"{_EVALUATION}:Evaluate3DConfig"),
         "refine-decoder": Entry("threedgen.systems.refine_decoder:run", f"{_SYSTEMS}:RefineDecoderConfig"),
+        "report": Entry("threedgen.viewer.report:run", f"{_VIEWER}:ReportConfig"),
+        "gallery": Entry("threedgen.viewer.gallery:run", f"{_VIEWER}:GalleryConfig"),
         "toybox-sheet": Entry("threedgen.data.toybox.sheet:run", f"{_SYSTEMS}:ToyboxSheetConfig"),
     },
+    # what --dry-run says of a task: a function (config) -> text
+    "plan": {"generate": Entry("threedgen.systems.plan:plan", f"{_SYSTEMS}:GenerateConfig")},
     "prior": _entries("threedgen.guidance.mvdream", _GUIDANCE, mvdream=("build", "MVDreamConfig")),
     "distillation": _entries(
         "threedgen.guidance.distillation",

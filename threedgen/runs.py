@@ -34,6 +34,7 @@ HARMLESS = (
     "trainer.log_every_n_steps",
     "trainer.val_check_interval",
     "checkpoint",
+    "march.chunk",
     "validation",
     "logging",
 )
@@ -102,7 +103,7 @@ def refuse_other_config(folder: Path, config: BaseModel) -> None:
         )
 
 
-def _user_path(text: str | Path, key: str) -> Path:
+def user_path(text: str | Path, key: str) -> Path:
     """A path that the system can look up, `~` expanded. Raises ConfigError naming `key`."""
     try:
         path = Path(text).expanduser()
@@ -124,7 +125,7 @@ def choose_folder(config: BaseModel, config_name: str, out: str | Path | None = 
     ConfigError if `out` holds a run of another config (but for harmless keys: HARMLESS) or is not a folder.
     """
     if out is not None:
-        folder = _user_path(out, "out")
+        folder = user_path(out, "out")
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"out: should be a folder, but a file has this name (got {short(str(out))})")
         refuse_other_config(folder, config)
@@ -176,13 +177,13 @@ def begin(config: C, config_name: str, megabytes: float = 200) -> tuple[C, Path 
     return config.model_copy(update={"out": str(folder)}), resume
 
 
-def run_folder(run: str | Path) -> Path:
-    """The folder of the run at `run`, a folder or a file in it. Raises ConfigError if there is no run."""
-    folder = _user_path(run, "--resume")
+def run_folder(run: str | Path, key: str = "--resume") -> Path:
+    """The folder of the run at `run`, a folder or a file in it. Raises ConfigError, naming `key`, if there is none."""
+    folder = user_path(run, key)
     folder = folder.parent if folder.is_file() else folder
     if not (folder / CONFIG).is_file():
         got = short(str(run))
-        raise ConfigError(f"--resume: should be the folder of a run, with a {CONFIG} in it (got {got})")
+        raise ConfigError(f"{key}: should be the folder of a run, with a {CONFIG} in it (got {got})")
     return folder
 
 

@@ -9,7 +9,9 @@ the same samples.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -64,6 +66,43 @@ class Samples:
             self.t_end.index_select(0, index),
             self.n_rays,
         )
+
+    def of_rays(self, part: slice) -> Samples:
+        """The samples of the rays part.start, ..., part.stop - 1, which are then numbered from 0."""
+        start, count = self.start[part], self.count[part]
+        first, last = (int(start[0]), int(start[-1] + count[-1])) if len(start) else (0, 0)
+        return Samples(
+            self.ray_index[first:last] - part.start,
+            self.t_start[first:last],
+            self.t_end[first:last],
+            start - first,
+            count,
+        )
+
+    def split(self, most: int | None) -> list[slice]:
+        """The rays in consecutive parts of at most `most` samples; a ray that has more is a part of its own.
+
+        None: all rays in one part, which is also what few samples give.
+        """
+        if most is None or len(self) <= most:
+            return [slice(0, self.n_rays)]
+        ends, parts, first, done = self.count.cumsum(0).cpu(), [], 0, 0
+        while first < self.n_rays:
+            stop = max(first + 1, int(torch.searchsorted(ends, done + most, right=True)))
+            parts.append(slice(first, stop))
+            first, done = stop, int(ends[stop - 1])
+        return parts
+
+
+def join(groups: Sequence[Samples]) -> Samples:
+    """The samples of consecutive groups of rays as those of all rays."""
+    if len(groups) == 1:
+        return groups[0]
+    rays = accumulate((len(group.count) for group in groups), initial=0)
+    index = torch.cat([group.ray_index + first for group, first in zip(groups, rays, strict=False)])
+    count = torch.cat([group.count for group in groups])
+    t_start, t_end = (torch.cat([getattr(group, name) for group in groups]) for name in ("t_start", "t_end"))
+    return Samples(index, t_start, t_end, count.cumsum(0) - count, count)
 
 
 class Composite(NamedTuple):

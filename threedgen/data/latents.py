@@ -65,7 +65,7 @@ class LatentBank:
         world = f"seed {box.seed}, {box.split}, {box.view}, from scene {self.first}"
         return f"{world}\n{self.n_view} views of {size} px\nVAE {weights.hexdigest()} x {self.prior.scaling_factor}\n"
 
-    def scenes(self, indices: Sequence[int]) -> Tensor:
+    def scenes(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Latents of scenes: (N, n_view, C, h, w) float32."""
         for block in sorted({int(i) // BLOCK for i in indices}):
             if not self.done[block] and block not in self.in_memory:
@@ -102,7 +102,7 @@ class LatentBank:
         """Caption of a scene."""
         return caption(*self.box.spec(self.first + int(index)))
 
-    def c2w(self, indices: Sequence[int]) -> Tensor:
+    def c2w(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Cameras of scenes: (N, n_view, 4, 4)."""
         return torch.from_numpy(np.stack([self.box.cameras(self.first + int(i), self.n_view)[0] for i in indices]))
 

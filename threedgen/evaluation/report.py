@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from threedgen.images import grid, write_png
-from threedgen.progress import Speed, clean, duration
+from threedgen.progress import Speed
+from threedgen.readable import clean, duration
 from threedgen.runs import write_atomic
 
 from .figures import Share

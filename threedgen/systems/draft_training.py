@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen.config import dump
@@ -39,7 +39,8 @@ class DraftSystem(pl.LightningModule):
         self.metrics: dict[str, float] = {}
 
     def setup(self, stage: str) -> None:
-        self.frozen[0].text_encoder.to(self.device)
+        encoder: nn.Module = self.frozen[0].text_encoder
+        encoder.to(self.device)
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o = int(batch), self.options

@@ -19,15 +19,16 @@ from threedgen import losses, registry
 from threedgen.cameras import Cameras, orbit, sample_multiview
 from threedgen.config import at, dump
 from threedgen.images import grid, write_png
+from threedgen.memory import free_bytes
 from threedgen.representations.march import step_size
 from threedgen.representations.occupancy import OccupancyGrid
-from threedgen.representations.render import Render, render
+from threedgen.representations.render import Render, render, sample_bytes, samples_that_fit
 from threedgen.seeding import generator
 
 from .options import GenerateConfig
 
-EVAL_CHUNK = 1 << 15
-"""Rays rendered at a time where no gradient is needed."""
+EVAL_CHUNK = 1 << 20
+"""Samples rendered at a time where no gradient is needed."""
 
 
 class GenerateSystem(pl.LightningModule):
@@ -64,6 +65,7 @@ class GenerateSystem(pl.LightningModule):
         self.view_cameras: Any = view_cameras
         self.unregistered = (prior,)
         self.distill: Any = registry.build("distillation", config.distillation, prior.schedule, self.max_steps)
+        self.chunks: dict[str, int] = {}
         self.terms: dict[str, float] = {}
         self.metrics: dict[str, float] = {}
 
@@ -88,7 +90,7 @@ class GenerateSystem(pl.LightningModule):
 
     def size(self, step: int) -> int:
         """Pixels of the renders of a step.  A schedule changes at its keys, not in between."""
-        return int(_jump(self.config.size, step, self.max_steps))
+        return int(jump(self.config.size, step, self.max_steps))
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step = int(batch)
@@ -112,7 +114,7 @@ class GenerateSystem(pl.LightningModule):
     def distillation_loss(self, step: int) -> tuple[dict[str, float], Tensor]:
         """Score distillation of freshly rendered views, and the regularisers."""
         c, size = self.config, self.size(step)
-        groups = int(_jump(c.groups, step, self.max_steps))
+        groups = int(jump(c.groups, step, self.max_steps))
         cameras = sample_multiview(c.camera, self.rng(step, "cameras"), step, n_groups=groups, height=size, width=size)
         weights = {name: at(getattr(c.loss, name), step, self.max_steps) for name in type(c.loss).model_fields}
         seen = self.render(cameras, step, training=True, grad=True, normals=weights["orientation"] > 0)
@@ -124,19 +126,18 @@ class GenerateSystem(pl.LightningModule):
             latents, self.prior.denoise, self.text[:1], self.text[1:], camera, c.camera.n_view, step,
             self.rng(step, "distillation"),
         )  # fmt: skip
-        terms = {"distillation": distilled} | self.regularisers(seen, cameras, weights)
+        terms = {"distillation": distilled} | self.regularisers(seen, weights)
         loss = sum(weights[name] * value for name, value in terms.items())
         self.metrics = {name: float(value) for name, value in logs.items()}
         self.metrics["opacity"] = float(seen.opacity.detach().mean())
         return {name: value.item() for name, value in terms.items()}, loss
 
-    def regularisers(self, seen: Render, cameras: Cameras, weights: dict[str, float]) -> dict[str, Tensor]:
+    def regularisers(self, seen: Render, weights: dict[str, float]) -> dict[str, Tensor]:
         """The terms whose weight is not zero at this step."""
         terms: dict[str, Tensor] = {}
         if weights["orientation"]:
-            towards = cameras.rays()[1].reshape(-1, 3).to(self.device)[seen.ray_index]
-            assert seen.normals is not None
-            terms["orientation"] = losses.orientation(seen.weights, seen.normals, towards, seen.opacity)
+            assert seen.away is not None
+            terms["orientation"] = losses.orientation(seen.away, seen.opacity)
         if weights["sparsity"]:
             terms["sparsity"] = losses.sparsity(seen.opacity)
         if weights["opaque"]:
@@ -149,12 +150,34 @@ class GenerateSystem(pl.LightningModule):
         """All pixels of all cameras as rays (B H W, ...)."""
         origins, directions = (rays.reshape(-1, 3).to(self.device) for rays in cameras.rays())
         light = cameras.light.to(self.device).repeat_interleave(cameras.height * cameras.width, 0)
+        rng = self.rng(step, "render")
+        shading = self.material.draw(step, training, rng)
         with torch.set_grad_enabled(grad):
             return render(
                 self.field, self.background, self.material, self.occupancy, self.config.march, origins, directions,
-                generator=self.rng(step, "render"), training=training, step=step, light=light, need_normals=normals,
-                chunk=None if grad else EVAL_CHUNK,
+                generator=rng, training=training, step=step, light=light, need_normals=normals, shading=shading,
+                chunk=self.chunk(normals or shading.lit) if grad else EVAL_CHUNK,
             )  # fmt: skip
+
+    def chunk(self, normals: bool) -> int | None:
+        """Samples whose graph is held at a time, as the config says or as the free memory is when it is first asked.
+
+        A resumed run keeps what was chosen: the number decides the last bits of a gradient.
+        """
+        asked = self.config.march.chunk
+        if asked != "auto":
+            return asked
+        kind = "with normals" if normals else "without normals"
+        if kind not in self.chunks:
+            need = sample_bytes(self.field, self.background, self.material, self.config.march, normals, self.device)
+            self.chunks[kind] = samples_that_fit(free_bytes(self.device), need)
+        return self.chunks[kind]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["chunks"] = self.chunks
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.chunks |= checkpoint.get("chunks", {})
 
     def pictures(self, cameras: Cameras) -> Tensor:
         """Renders as the result will be seen: (B, H, W, 3) in [0, 1], on the CPU."""
@@ -201,7 +224,7 @@ class GenerateSystem(pl.LightningModule):
         write_png(folder / "validation" / f"{step:06d}.png", grid(self.pictures(cameras), 4))
 
 
-def _jump(schedule: float | dict, step: int, max_steps: int) -> float:
+def jump(schedule: float | dict, step: int, max_steps: int) -> float:
     """A schedule read as steps: the value of the last key that has been reached."""
     if not isinstance(schedule, dict):
         return schedule

@@ -18,16 +18,17 @@ from threedgen.config import ConfigError, find, load, merged, read_layers
 from threedgen.guard import FiniteGuard
 from threedgen.images import grid, write_png
 from threedgen.interrupts import Interrupts
-from threedgen.ledger import write_summary
+from threedgen.ledger import read_summary, write_summary
 from threedgen.loop import Status, fit, set_threads
 from threedgen.progress import silence_lightning
 from threedgen.prompts import tidy, warn_about
 from threedgen.seeding import generator
+from threedgen.viewer.report import PAGE, write_report
 
 from .generate import GenerateSystem
 from .options import GenerateConfig
 from .outputs import FILES, Run, write_results
-from .shared import device, existing, finished, kept, load_prior, read_summary, writing
+from .shared import device, existing, finished, kept, load_prior, say_weights, writing
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool =
         return Status.FINISHED
     silence_lightning()
     set_threads(config.threads)
+    say_weights(config.prior, quiet)
     prior = load_prior(config.prior, config.trainer.accelerator)
     notes = warn_about(config.prompt, prior)
     text = embeddings(folder, prior, prompt, config.negative_prompt)
@@ -95,8 +97,9 @@ def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool =
             write_summary(
                 folder, config, done - begun, status=status.value, steps=system.trainer.global_step,
                 seconds_of={k: round(v, 2) for k, v in seconds.items()}, notes=notes,
-                files=existing(folder, FILES), **figures,
+                files=[*existing(folder, FILES), PAGE], **figures,
             )  # fmt: skip
+            write_report(folder)  # it shows the summary, so it comes last; a run without it is not finished
     return status
 
 

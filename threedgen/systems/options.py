@@ -332,6 +332,7 @@ class SampleConfig(RunConfig):
 
     prompt: str = Field("", description="what to draw; taken as it is")
     negative_prompt: str = ""
+    suffix: str = Field("", description="added to a prompt that does not say 3d, such as ', 3d asset' for MVDream")
     prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="who draws")
     n_view: int = Field(4, ge=0, le=64, description="views around the object; 0: one picture of the 2D model")
     samples: int = Field(1, ge=1, le=64, description="how many different objects, a row each")

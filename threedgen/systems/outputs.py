@@ -57,6 +57,11 @@ class Run:
         return self.file("preview.png")
 
     @property
+    def report(self) -> Path | None:
+        """report.html: all of it on one page."""
+        return self.file("report.html")
+
+    @property
     def summary(self) -> Path | None:
         """summary.json: time, memory, versions, seed."""
         return self.file("summary.json")

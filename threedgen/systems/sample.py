@@ -6,19 +6,18 @@ import logging
 import time
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from threedgen.cameras import orbit
 from threedgen.cli import say
 from threedgen.images import grid, write_png
 from threedgen.ledger import write_summary
 from threedgen.loop import set_threads
 from threedgen.progress import silence_lightning
-from threedgen.prompts import tidy, warn_about
+from threedgen.prompts import tidy, warn_about, with_suffix
 from threedgen.seeding import generator
 
 from .options import SampleConfig
-from .shared import load_prior, writing
+from .shared import load_prior, say_weights, writing
 
 logger = logging.getLogger(__name__)
 
@@ -29,22 +28,23 @@ def run(config: SampleConfig, resume: Path | None = None, quiet: bool = False) -
     prompt = tidy(config.prompt)
     silence_lightning()
     set_threads(config.threads)
+    say_weights(config.prior, quiet)
     prior = load_prior(config.prior)
     notes = warn_about(config.prompt, prior)
+    pipeline = prior.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
     loaded = time.monotonic()
-    c2w = None
-    if config.n_view:
-        elevation, azimuth = (float(a) for a in torch.deg2rad(torch.tensor([config.elevation, config.azimuth])))
-        c2w = orbit(config.n_view, elevation, 2.6, 0.7, 8, 8, azimuth=azimuth).c2w
-    rows = []
-    for k in range(config.samples):
-        rng = generator(config.seed, k, "sample")
-        rows.append(
-            prior.sample(prompt, c2w, config.steps, config.guidance_scale, config.negative_prompt, generator=rng)
-        )
+    rows = [
+        pipeline(
+            with_suffix(prompt, config.suffix), config.negative_prompt, config.n_view, config.elevation, config.azimuth,
+            num_inference_steps=config.steps, guidance_scale=config.guidance_scale,
+            generator=generator(config.seed, k, "sample"), output_type="np",
+        ).images
+        for k in range(config.samples)
+    ]  # fmt: skip
     sampled, columns = time.monotonic() - loaded, max(1, config.n_view)
     with writing(folder):
-        path = write_png(folder / "views.png", grid(torch.cat(rows), columns))
+        path = write_png(folder / "views.png", grid(np.concatenate(rows), columns))
         write_summary(folder, config, time.monotonic() - begun, sampling_seconds=round(sampled, 3), notes=notes)
     if not quiet:
         logger.warning("%d x %d views in %.1f s", config.samples, columns, sampled)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +15,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from threedgen import registry
+from threedgen.cli import say
 from threedgen.config import Schedule, at
 from threedgen.errors import ConfigError
+from threedgen.ledger import read_summary
 from threedgen.loop import Status
 from threedgen.runs import write_atomic
 
@@ -27,6 +28,12 @@ logger = logging.getLogger(__name__)
 def load_prior(config: Any, accelerator: str = "auto") -> Any:
     """The prior that a config describes, on the device where it will be asked. Raises ConfigError."""
     return registry.build("prior", config, device(accelerator))
+
+
+def say_weights(prior: Any, quiet: bool) -> None:
+    """One line before any work: which files the config of a prior leads to, and their check sum. Raises ConfigError."""
+    if not quiet and os.environ.get("LOCAL_RANK", "0") == "0" and hasattr(prior, "describe"):
+        say(f"weights: {prior.describe()}")
 
 
 def device(accelerator: str = "auto") -> str:
@@ -82,15 +89,6 @@ def _fits(tensor: Tensor, shape: tuple[int | None, ...]) -> bool:
 
 
 # --- the end of a run ----------------------------------------------------------------------------------------
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a run; empty if there is none that can be read."""
-    try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def finished(folder: Path, max_steps: int) -> bool:

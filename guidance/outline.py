@@ -1,0 +1,48 @@
+"""What can be said of a prior from the shapes in its files, for estimates: networks that hold no numbers."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+
+from threedgen.config import ConfigError
+
+from . import components, ldm_keys, loading, reading
+from .draft import Draft
+
+
+class Outline(NamedTuple):
+    """Networks on torch's meta device, and how many parameters the whole prior has, text encoder included."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    draft: Draft | None
+    parameters: int
+
+
+def outline(weights: str) -> Outline:
+    """That of anything that ``loading.locate`` finds. Raises ConfigError."""
+    path = loading.locate(weights)
+    size = {"sample_size": components.LATENT_SIZE}
+    configs: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, dict[str, Tensor]] = {}
+    if path.is_dir():
+        for part in loading.parts(path):
+            configs[part], tensors[part] = components.read_part(path / part)
+        if "input_blocks.0.0.weight" in tensors["unet"]:
+            configs["unet"] = ldm_keys.convert_unet(tensors["unet"]).config | size
+    else:
+        tensors = ldm_keys.split_checkpoint(reading.read_tensors(path))
+        configs["unet"] = ldm_keys.unet_config(tensors.get("unet", {})) | size
+        configs["vae"] = ldm_keys.vae_config(tensors.get("vae", {}))
+    try:
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(configs["unet"]).requires_grad_(False)
+            vae = AutoencoderKL.from_config(configs["vae"]).requires_grad_(False)
+            draft = Draft.from_config(configs["draft"]).requires_grad_(False) if "draft" in configs else None
+    except Exception as error:  # the config comes from outside: any kind
+        raise ConfigError(f"{path}: its config describes no known network ({type(error).__name__})") from None
+    return Outline(unet, vae, draft, sum(tensor.numel() for part in tensors.values() for tensor in part.values()))

@@ -1,0 +1,225 @@
+"""Run folders as a generate run leaves them, made in milliseconds; and pages as a reader of HTML sees them."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import json
+import shutil
+import struct
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from threedgen import yaml_text
+from threedgen.images import grid, write_mp4, write_png
+
+CONFIG: dict[str, Any] = {
+    "task": "generate",
+    "seed": 3,
+    "prompt": "a blue dog",
+    "prior": {"name": "mvdream", "weights": "embedded"},
+    "distillation": {"name": "reconstruction"},
+    "field": {"name": "ngp"},
+    "camera": {"n_view": 4},
+    "result": {"turntable": {"n_view": 8, "height": 32, "width": 32}},
+    "trainer": {"max_steps": 20},
+}
+SUMMARY: dict[str, Any] = {
+    "task": "generate",
+    "prompt": "a blue dog",
+    "seed": 3,
+    "ended": "2020-01-02T03:04:05+00:00",
+    "seconds": 95.4,
+    "peak_memory_mib": 1500.0,
+    "status": "finished",
+    "steps": 20,
+    "seconds_of": {"prepare": 5.2, "optimise": 80.0, "export": 10.2},
+    "notes": [],
+    "triangles": 12,
+    "vertices": 24,
+    "environment": {
+        "versions": {"threedgen": "0.1.0", "torch": "2.13.0"},
+        "platform": "Linux", "cpu": "a processor", "cores": 2,
+    },
+}  # fmt: skip
+
+
+def example(folder: Path, summary: dict[str, Any] | None = None, **config: Any) -> Path:
+    """A finished run in `folder`; `config` replaces top-level keys, `summary` keys of the summary."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    shutil.copytree(_pictures(), folder)
+    (folder / "config.yaml").write_text(yaml_text.write(CONFIG | config), encoding="utf-8")
+    told = SUMMARY | {"prompt": config.get("prompt", CONFIG["prompt"])} | (summary or {})
+    (folder / "summary.json").write_text(json.dumps(told), encoding="utf-8")
+    lines = [{"step": s, "loss": 1000.0 / s, "step_seconds": 0.1 + s / 100, "opacity": 0.4, "t": 900.0 - s}
+             for s in range(2, 21, 2)]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@functools.cache
+def _pictures() -> Path:
+    """What all examples have in common."""
+    import atexit
+    import tempfile
+
+    kept = tempfile.TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    folder = Path(kept.name) / "run"
+    frames = [np.full((32, 32, 3), 0.5, np.float32) for _ in range(8)]
+    for k, frame in enumerate(frames):
+        frame[8:24, 2 * k + 4 : 2 * k + 14] = (0.9, k / 8, 0.1)
+    write_png(folder / "views.png", grid(frames, 4))
+    write_png(folder / "preview.png", grid(frames[::2], 4))
+    for step in (10, 20):
+        write_png(folder / "validation" / f"{step:06d}.png", grid(frames[1::2], 4))
+    write_mp4(frames, folder / "turntable.mp4", fps=8)
+    (folder / "mesh.glb").write_bytes(box_glb())
+    return folder
+
+
+# --- GLB files ---------------------------------------------------------------------------------------------------
+
+FACES = [(axis, sign) for axis in range(3) for sign in (1, -1)]
+
+
+def box_glb(textured: bool = False, **node: Any) -> bytes:
+    """A box of half sizes 0.5, 0.3, 0.7 (glTF's x, y, z), each face of a colour of its own.
+
+    By vertex colours (unsigned bytes, three of them) or by a texture with a quarter for each of four faces; `node`
+    is added to its node, such as translation=[1, 0, 0].
+    """
+    positions, normals, colours, uvs, indices = [], [], [], [], []
+    for number, (axis, sign) in enumerate(FACES):
+        for k, (a, b) in enumerate([(-1, -1), (1, -1), (1, 1), (-1, 1)]):
+            corner = np.zeros(3)
+            corner[axis], corner[(axis + 1) % 3], corner[(axis + 2) % 3] = sign, sign * a, b
+            positions.append(corner * (0.5, 0.3, 0.7))
+            normals.append(np.eye(3)[axis] * sign)
+            colours.append([255 if c == axis else (90 if sign < 0 else 30) for c in range(3)])
+            uvs.append([0.25 + 0.5 * (number % 2), 0.25 + 0.5 * (number // 2 % 2)])
+            if k in (0, 1):
+                indices.append([4 * number, 4 * number + k + 1, 4 * number + k + 2])
+    arrays = [
+        ("POSITION", np.asarray(positions, "<f4"), 5126, "VEC3", {}),
+        ("NORMAL", np.asarray(normals, "<f4"), 5126, "VEC3", {}),
+    ]
+    if textured:
+        arrays.append(("TEXCOORD_0", np.asarray(uvs, "<f4"), 5126, "VEC2", {}))
+    else:  # rows of four bytes, the last one unused
+        padded = np.pad(np.asarray(colours, np.uint8), ((0, 0), (0, 1)))
+        arrays.append(("COLOR_0", padded, 5121, "VEC3", {"normalized": True}))
+    arrays.append(("indices", np.asarray(indices, "<u2").reshape(-1), 5123, "SCALAR", {}))
+    data, views, accessors = b"", [], []
+    for name, array, component, kind, more in arrays:
+        stride = {"byteStride": array.strides[0]} if name != "indices" else {}
+        views.append({"buffer": 0, "byteOffset": len(data), "byteLength": array.nbytes} | stride)
+        accessors.append(
+            {"bufferView": len(accessors), "componentType": component, "count": len(array), "type": kind} | more
+        )
+        data += array.tobytes() + bytes(-array.nbytes % 4)
+    attributes = {name: k for k, (name, *_) in enumerate(arrays) if name != "indices"}
+    tree: dict[str, Any] = {
+        "asset": {"version": "2.0"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0} | node],
+        "meshes": [{"primitives": [{"attributes": attributes, "indices": len(arrays) - 1, "material": 0}]}],
+        "materials": [{"pbrMetallicRoughness": {"metallicFactor": 0}}],
+        "accessors": accessors,
+        "bufferViews": views,
+    }
+    if textured:
+        picture = io.BytesIO()
+        quarters = np.asarray([[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 0)]], np.uint8)
+        Image.fromarray(quarters.repeat(8, 0).repeat(8, 1)).save(picture, format="PNG")
+        views.append({"buffer": 0, "byteOffset": len(data), "byteLength": len(picture.getvalue())})
+        data += picture.getvalue() + bytes(-len(picture.getvalue()) % 4)
+        tree["images"] = [{"bufferView": len(views) - 1, "mimeType": "image/png"}]
+        tree["textures"] = [{"source": 0}]
+        tree["materials"][0]["pbrMetallicRoughness"]["baseColorTexture"] = {"index": 0}
+    tree["buffers"] = [{"byteLength": len(data)}]
+    text = json.dumps(tree).encode()
+    text += b" " * (-len(text) % 4)
+    chunks = struct.pack("<II", len(text), 0x4E4F534A) + text + struct.pack("<II", len(data), 0x004E4942) + data
+    return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
+
+
+def glb_json(data: bytes) -> dict[str, Any]:
+    """The description in a GLB."""
+    magic, version, total = struct.unpack_from("<4sII", data)
+    length, kind = struct.unpack_from("<II", data, 12)
+    assert (magic, version, total, kind) == (b"glTF", 2, len(data), 0x4E4F534A)
+    return json.loads(data[20 : 20 + length])
+
+
+# --- pages -------------------------------------------------------------------------------------------------------
+
+SHOWN = {"mesh": "mesh.glb", "film": "turntable.mp4", "views": "views.png", "preview": "preview.png"}
+"""The elements of a report that hold a file of the run."""
+VOID = ("meta", "link", "img", "input", "circle", "path")
+
+
+class Page(HTMLParser):
+    """A page taken apart: its tags in order, their attributes, the text in each kind of element."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, dict[str, str]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == [], f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+            self.texts.setdefault(tag, []).append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        for tag in self.open:
+            self.texts[tag][-1] += data
+
+    def by_id(self, name: str) -> dict[str, str] | None:
+        """The attributes of the element with this id."""
+        return next((given for _, given in self.attributes if given.get("id") == name), None)
+
+    def decoded(self, name: str) -> bytes:
+        """The content of the data URI that an element shows or links."""
+        given = self.by_id(name)
+        assert given is not None, name
+        return decoded(given.get("src") or given["href"])
+
+    def has_class(self, name: str) -> list[dict[str, str]]:
+        return [given for _, given in self.attributes if name in given.get("class", "").split()]
+
+    def addresses(self) -> list[str]:
+        """Everything that a browser could load or go to."""
+        names = ("src", "href", "srcset", "action", "poster", "data", "xlink:href")
+        return [given[name] for _, given in self.attributes for name in names if name in given]
+
+
+def decoded(uri: str) -> bytes:
+    """The content of a data URI."""
+    head, comma, body = uri.partition(",")
+    assert head.startswith("data:") and head.endswith(";base64") and comma
+    return base64.b64decode(body, validate=True)

@@ -1,0 +1,44 @@
+"""Figures and foreign text as people read them, in a terminal and on a page."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def clean(text: str) -> str:
+    """`text` on one line and without control characters (an ESC in a prompt would colour the terminal)."""
+    spaced = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text)
+    return " ".join(spaced.split()).encode("utf-8", "replace").decode("utf-8")
+
+
+def visible(text: str) -> str:
+    """`text` with its lines as they are and what has no glyph (control characters, stray bytes) as an escape."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in lines)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them: 45 s, 3:05 min, 2:03 h; "?" for an unknown one."""
+    if seconds is None or seconds < 0 or seconds != seconds or seconds == float("inf"):
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, seconds_left = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}:{seconds_left:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def number(value: float) -> str:
+    """Four significant digits, without trailing zeros: 0.1235, 12.35, 1.235e-05."""
+    return f"{value:.4g}"
+
+
+def size(count: float) -> str:
+    """Bytes as file managers say them, in powers of 1000: 17 B, 1.2 MB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

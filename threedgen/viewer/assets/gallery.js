@@ -1,0 +1,22 @@
+// The filter of the gallery: a run is shown while every word that was typed is found in what is known of it.
+"use strict";
+
+(() => {
+  const field = document.getElementById("filter");
+  const cards = [...document.querySelectorAll(".card")];
+  const count = document.getElementById("count");
+  const all = count.textContent;
+
+  const apply = () => {
+    const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    for (const card of cards) {
+      card.hidden = !words.every((word) => card.dataset.words.includes(word));
+      shown += card.hidden ? 0 : 1;
+    }
+    count.textContent = words.length ? `${shown} of ${all}` : all;
+  };
+
+  field.addEventListener("input", apply);
+  apply(); // a browser that goes back keeps what was typed
+})();

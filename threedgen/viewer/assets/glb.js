@@ -1,0 +1,183 @@
+// A GLB (glTF 2.0, binary) as plain arrays: what a renderer needs of it, and a clear error for what is not read here.
+//
+//   readGlb(bytes) -> { parts, images }
+//     parts: [{ positions, normals, colours, uvs, indices, factor, image }]  in world axes, node transforms applied;
+//            colours (r g b a, linear) and uvs may be null, image is an index into images, or -1
+//     images: [{ bytes, type }]
+"use strict";
+
+const GLB = {
+  MAGIC: 0x46546c67, JSON: 0x4e4f534a, BINARY: 0x004e4942,
+  WIDTH: { SCALAR: 1, VEC2: 2, VEC3: 3, VEC4: 4 },
+  ARRAY: { 5120: Int8Array, 5121: Uint8Array, 5122: Int16Array, 5123: Uint16Array, 5125: Uint32Array, 5126: Float32Array },
+  LARGEST: { 5120: 127, 5121: 255, 5122: 32767, 5123: 65535 },
+  UNDERSTOOD: ["KHR_mesh_quantization", "KHR_materials_unlit", "EXT_texture_webp"],
+  ONES: [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+};
+
+function readGlb(bytes) {
+  const { json, binary } = glbChunks(bytes);
+  const foreign = (json.extensionsRequired || []).filter((name) => !GLB.UNDERSTOOD.includes(name));
+  if (foreign.length) throw new Error(`it needs ${foreign.join(", ")}`);
+  const parts = [];
+  const visit = (index, above) => {
+    const node = json.nodes[index];
+    const matrix = multiplied(above, nodeMatrix(node));
+    const primitives = node.mesh === undefined ? [] : json.meshes[node.mesh].primitives;
+    for (const primitive of primitives) {
+      if ((primitive.mode ?? 4) === 4) parts.push(readPart(json, binary, primitive, matrix));
+    }
+    for (const child of node.children || []) visit(child, matrix);
+  };
+  const roots = (json.scenes || [])[json.scene || 0]?.nodes || [];
+  for (const root of roots) visit(root, GLB.ONES);
+  if (!parts.length) throw new Error("it holds no triangles");
+  const images = (json.images || []).map((image) => readImage(json, binary, image));
+  return { parts, images };
+}
+
+function glbChunks(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  if (bytes.length < 20 || view.getUint32(0, true) !== GLB.MAGIC || view.getUint32(4, true) !== 2) {
+    throw new Error("it is no GLB of version 2");
+  }
+  let json = null, binary = new Uint8Array(0);
+  for (let at = 12; at + 8 <= bytes.length; ) {
+    const length = view.getUint32(at, true), kind = view.getUint32(at + 4, true);
+    const body = bytes.subarray(at + 8, at + 8 + length);
+    if (body.length < length) throw new Error("its end is missing");
+    if (kind === GLB.JSON) json = JSON.parse(new TextDecoder().decode(body));
+    if (kind === GLB.BINARY) binary = body;
+    at += 8 + length;
+  }
+  if (!json) throw new Error("its description is missing");
+  return { json, binary };
+}
+
+function readPart(json, binary, primitive, matrix) {
+  const attribute = (name) => {
+    const index = primitive.attributes[name];
+    return index === undefined ? null : readAccessor(json, binary, index);
+  };
+  const positions = attribute("POSITION").values;
+  const count = positions.length / 3;
+  const indices = primitive.indices === undefined
+    ? Uint32Array.from({ length: count }, (_, k) => k)
+    : Uint32Array.from(readAccessor(json, binary, primitive.indices).values);
+  const material = (json.materials || [])[primitive.material] || {};
+  const pbr = material.pbrMetallicRoughness || {};
+  const picture = pbr.baseColorTexture;
+  const normals = attribute("NORMAL")?.values || smoothNormals(positions, indices);
+  const colours = attribute("COLOR_0");
+  return {
+    positions: moved(positions, matrix),
+    normals: turned(normals, matrix),
+    colours: colours && withAlpha(colours),
+    uvs: picture ? attribute(`TEXCOORD_${picture.texCoord || 0}`)?.values || null : null,
+    indices: determinant(matrix) < 0 ? indices.reverse() : indices, // or front faces would count as back faces
+    factor: pbr.baseColorFactor || [1, 1, 1, 1],
+    image: picture ? textureImage(json.textures[picture.index]) : -1,
+  };
+}
+
+function textureImage(texture) {
+  return texture.source ?? texture.extensions?.EXT_texture_webp?.source ?? -1;
+}
+
+function readImage(json, binary, image) {
+  if (image.bufferView === undefined) throw new Error("a picture lies outside the file");
+  const view = json.bufferViews[image.bufferView], start = view.byteOffset || 0;
+  return { bytes: binary.slice(start, start + view.byteLength), type: image.mimeType || "" };
+}
+
+// The numbers of an accessor one after the other; normalised integers become floats.
+function readAccessor(json, binary, index) {
+  const accessor = json.accessors[index];
+  if (accessor.sparse) throw new Error("it has sparse accessors, which are not read here");
+  const width = GLB.WIDTH[accessor.type], kind = GLB.ARRAY[accessor.componentType];
+  if (!width || !kind) throw new Error(`it has numbers of an unknown kind (${accessor.type})`);
+  const values = new kind(accessor.count * width);
+  if (accessor.bufferView !== undefined) {
+    const view = json.bufferViews[accessor.bufferView];
+    const start = (view.byteOffset || 0) + (accessor.byteOffset || 0);
+    const row = width * kind.BYTES_PER_ELEMENT, stride = view.byteStride || row;
+    if (start + (accessor.count - 1) * stride + row > binary.length) throw new Error("its numbers are cut off");
+    const target = new Uint8Array(values.buffer);
+    for (let k = 0; k < accessor.count; k++) target.set(binary.subarray(start + k * stride, start + k * stride + row), k * row);
+  }
+  const largest = accessor.normalized ? GLB.LARGEST[accessor.componentType] : 1;
+  const plain = largest === 1 ? values : Float32Array.from(values, (value) => Math.max(value / largest, -1));
+  return { values: plain, width };
+}
+
+function withAlpha({ values, width }) {
+  if (width === 4) return Float32Array.from(values);
+  const result = new Float32Array((values.length / 3) * 4).fill(1);
+  for (let k = 0; k < values.length / 3; k++) result.set(values.subarray(3 * k, 3 * k + 3), 4 * k);
+  return result;
+}
+
+// The normals that the triangles around each vertex have together, weighted by their areas.
+function smoothNormals(positions, indices) {
+  const normals = new Float32Array(positions.length);
+  for (let k = 0; k < indices.length; k += 3) {
+    const [a, b, c] = [0, 1, 2].map((corner) => 3 * indices[k + corner]);
+    const edge = (to) => [0, 1, 2].map((axis) => positions[to + axis] - positions[a + axis]);
+    const normal = crossed(edge(b), edge(c));
+    for (const corner of [a, b, c]) for (let axis = 0; axis < 3; axis++) normals[corner + axis] += normal[axis];
+  }
+  return normals;
+}
+
+// --- 4 x 4 matrices, column by column, as glTF and WebGL have them
+
+function nodeMatrix(node) {
+  if (node.matrix) return node.matrix;
+  const [x, y, z, w] = node.rotation || [0, 0, 0, 1];
+  const [a, b, c] = node.scale || [1, 1, 1];
+  const [p, q, r] = node.translation || [0, 0, 0];
+  return [
+    a * (1 - 2 * (y * y + z * z)), a * 2 * (x * y + z * w), a * 2 * (x * z - y * w), 0,
+    b * 2 * (x * y - z * w), b * (1 - 2 * (x * x + z * z)), b * 2 * (y * z + x * w), 0,
+    c * 2 * (x * z + y * w), c * 2 * (y * z - x * w), c * (1 - 2 * (x * x + y * y)), 0,
+    p, q, r, 1,
+  ];
+}
+
+function multiplied(a, b) {
+  const result = new Array(16).fill(0);
+  for (let column = 0; column < 4; column++)
+    for (let row = 0; row < 4; row++)
+      for (let k = 0; k < 4; k++) result[4 * column + row] += a[4 * k + row] * b[4 * column + k];
+  return result;
+}
+
+function crossed(a, b) {
+  return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
+}
+
+function moved(points, m) {
+  const result = new Float32Array(points.length);
+  for (let k = 0; k < points.length; k += 3)
+    for (let row = 0; row < 3; row++)
+      result[k + row] = m[row] * points[k] + m[4 + row] * points[k + 1] + m[8 + row] * points[k + 2] + m[12 + row];
+  return result;
+}
+
+// Below zero if the matrix mirrors.
+function determinant(m) {
+  const across = crossed(m.slice(4, 7), m.slice(8, 11));
+  return m[0] * across[0] + m[1] * across[1] + m[2] * across[2];
+}
+
+// Normals go with the cofactors of the matrix, which is right for any scale; a mirror would turn them inside out.
+function turned(normals, m) {
+  const [x, y, z] = [m.slice(0, 3), m.slice(4, 7), m.slice(8, 11)];
+  const sign = Math.sign(determinant(m)) || 1;
+  const columns = [crossed(y, z), crossed(z, x), crossed(x, y)].map((column) => column.map((value) => sign * value));
+  const result = new Float32Array(normals.length);
+  for (let k = 0; k < normals.length; k += 3)
+    for (let row = 0; row < 3; row++)
+      result[k + row] = columns[0][row] * normals[k] + columns[1][row] * normals[k + 1] + columns[2][row] * normals[k + 2];
+  return result;
+}

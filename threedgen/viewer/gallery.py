@@ -1,0 +1,140 @@
+"""The gallery, gallery.html: a card for each generate run below a folder, the newest first."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+from PIL import Image
+
+from threedgen.cli import say
+from threedgen.errors import ConfigError
+from threedgen.images import GAP
+from threedgen.readable import duration, visible
+from threedgen.runs import CONFIG, stored_config, user_path, write_atomic
+
+from .options import GalleryConfig
+from .page import data_uri, link, making, page
+from .record import ROW, Record, read_record, whole
+from .report import PAGE
+
+logger = logging.getLogger(__name__)
+NAME = "gallery.html"
+STILL = 320
+"""Most pixels of a card's picture, on either side."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A run as the gallery shows it."""
+
+    record: Record
+    picture: Markup | None
+    link: str | None
+    facts: list[str]
+    words: str
+
+
+def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """The task "gallery": write the page over all runs below a folder; prints where it is."""
+    folder = user_path(config.runs, "runs")
+    path = place(config.out, folder)
+    with making(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text, broken = gallery(folder, path.parent)
+        write_atomic(path, text)
+    for reason in broken:
+        logger.warning("left out: %s", visible(reason))
+    say(str(path))
+    return 0
+
+
+def place(out: str | None, folder: Path) -> Path:
+    """Where the page goes: a file that is named, or gallery.html in a folder."""
+    if out is None:
+        return folder / NAME
+    path = user_path(out, "out")
+    return path if path.suffix.lower() in (".html", ".htm") and not path.is_dir() else path / NAME
+
+
+def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
+    """The page for the runs below `folder`, to lie in `home`; and a sentence for each run that is left out."""
+    records, broken = [], []
+    for where in run_folders(folder):
+        try:
+            records.append(read_record(where))
+        except ConfigError as error:
+            broken.append(str(error))
+    records.sort(key=lambda record: record.ended, reverse=True)
+    cards = [card(record, home) for record in records]
+    title = folder.resolve().name or str(folder)
+    return page("gallery.html", ("gallery.js",), title=title, cards=cards, broken=broken), broken
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """Folders of generate runs, and those whose config cannot be read; an evaluation's own runs are among them."""
+    for where, folders, names in os.walk(folder):
+        folders.sort()
+        if CONFIG not in names:
+            continue
+        try:
+            task = (stored_config(Path(where)) or {}).get("task", "generate")
+        except ConfigError:
+            task = "generate"  # whoever reads it as a run will say what is wrong
+        if task == "generate":
+            folders.clear()
+            yield Path(where)
+
+
+def card(record: Record, home: Path) -> Card:
+    """A run's card, with links from a page in the folder `home`."""
+    report = record.file(PAGE)
+    seconds = [] if record.seconds is None else [duration(record.seconds)]
+    facts = [f"seed {record.seed}", *seconds, f"{record.ended:%Y-%m-%d}"]
+    words = visible(" ".join([record.prompt, record.state, *facts])).lower()
+    return Card(record, still(record), address(report, home) if report else None, facts, words)
+
+
+def address(path: Path, home: Path) -> str:
+    """A link to a file from a page in `home`: relative, so that both can be moved together."""
+    try:
+        return link(os.path.relpath(path, home))
+    except ValueError:  # another drive of Windows: there is no relative way
+        return path.resolve().as_uri()
+
+
+def still(record: Record) -> Markup | None:
+    """The best single picture there is: the result's front, else the newest on the way, else the first sampled view."""
+    for path, columns, rows in sheets(record):
+        try:
+            with Image.open(path) as sheet:
+                picture = first_of(sheet.convert("RGB"), columns, rows)
+                picture.thumbnail((STILL, STILL))
+        except (OSError, ValueError, Image.DecompressionBombError):  # damaged: the next best
+            continue
+        buffer = io.BytesIO()
+        picture.save(buffer, format="JPEG", quality=88)
+        return data_uri(buffer.getvalue(), ".jpg")
+    return None
+
+
+def sheets(record: Record) -> Iterator[tuple[Path, int, int]]:
+    """The run's contact sheets, the best first, with their columns and rows."""
+    on_the_way = sorted(record.folder.glob("validation/*.png"), reverse=True)
+    if views := record.file("views.png"):
+        yield views, min(ROW, record.sides), -(-record.sides // ROW)
+    for path in on_the_way:
+        yield path, ROW, 1
+    if preview := record.file("preview.png"):
+        yield preview, max(1, whole(record.option("camera", "n_view")) or 4), 1
+
+
+def first_of(sheet: Image.Image, columns: int, rows: int) -> Image.Image:
+    """The upper left picture of a contact sheet, without its border."""
+    width, height = (sheet.width - GAP) // columns - GAP, (sheet.height - GAP) // rows - GAP
+    return sheet.crop((GAP, GAP, GAP + max(1, width), GAP + max(1, height)))

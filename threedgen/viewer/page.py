@@ -1,0 +1,100 @@
+"""One HTML file that stands alone: templates, styles and scripts in, no request out.
+
+Three walls, each enough on its own: the templates escape whatever is put into them; the page's policy runs and
+styles nothing but the very texts below, known by their hashes; and it loads nothing but `data:`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from threedgen.errors import ConfigError
+from threedgen.readable import duration, number, size, visible
+
+ASSETS = Path(__file__).parent / "assets"
+LARGEST = 64_000_000
+"""Bytes of a file that still goes into a page; browsers choke on more."""
+_TYPES = {".glb": "model/gltf-binary", ".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg"}
+
+
+@cache
+def _environment() -> Environment:
+    """Every value is made visible and escaped; a name that a template misspells is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+    )
+    environment.filters |= {"duration": duration, "number": number, "size": size, "link": link}
+    return environment
+
+
+def page(template: str, scripts: tuple[str, ...], **values: Any) -> str:
+    """A template of `assets/` filled in, with page.css and the scripts inside it."""
+    style, script = _asset("page.css"), "\n".join(_asset(name) for name in scripts)
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            "img-src data:",
+            "media-src data:",
+            f"style-src '{_digest(style)}'",
+            f"script-src '{_digest(script)}'",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    fixed = {"policy": policy, "style": Markup(style), "script": Markup(script)}
+    return _environment().get_template(template).render(**fixed, **values)
+
+
+@cache
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """How a policy names an inline text: the hash of what stands between its tags."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+def data_uri(data: bytes, suffix: str) -> Markup:
+    """The content of a file as an address; its kind by the suffix of its name."""
+    kind = _TYPES.get(suffix, "application/octet-stream")
+    return Markup(f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}")
+
+
+def embedded(path: Path | None) -> Markup | None:
+    """A file as a data URI; None if it is not there or is too large for a page."""
+    if path is None or path.stat().st_size > LARGEST:
+        return None
+    return data_uri(path.read_bytes(), path.suffix)
+
+
+@contextmanager
+def making(path: Path) -> Iterator[None]:
+    """Inside, an OSError (a full disk, a file that may not be read) becomes a ConfigError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        where = f", {error.filename}" if error.filename else ""
+        raise ConfigError(
+            f"{path} could not be made ({error.strerror or error}{where}); see to that and run the same command again"
+        ) from error
+
+
+def link(path: Path | str) -> str:
+    """A relative path as an address; none of its characters can mean anything but itself."""
+    return "./" + quote(Path(path).as_posix(), errors="surrogateescape")

@@ -1,0 +1,128 @@
+"""Lines over steps as inline SVG: numbers in, one string out; colours and fonts are those of the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from threedgen.readable import number
+
+WIDTH, HEIGHT = 460, 220
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 28
+POINTS = 240
+"""More steps than this are drawn as means, with a band from the least to the most of each."""
+LOG_RATIO = 30.0
+"""Positive values that differ by more than this factor get a logarithmic axis."""
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From values to [0, 1] and to round numbers on the way."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self, most: int = 5) -> list[float]:
+        """At most that many round values on the axis."""
+        return _powers(self.low, self.high, most) if self.log else _multiples(self.low, self.high, most)
+
+
+def axis(values: Sequence[float], from_zero: bool = False) -> Axis:
+    """An axis that shows all values (finite, at least one) with a little room around them."""
+    low, high = min(values), max(values)
+    if low > 0 and high / low > LOG_RATIO and not from_zero:
+        room = (high / low) ** 0.05
+        return Axis(low / room, high * room, log=True)
+    low = min(low, 0.0) if from_zero else low
+    room = 0.05 * (high - low) or abs(high) or 1.0
+    return Axis(low if from_zero else low - room, high + room)
+
+
+def _multiples(low: float, high: float, most: int) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten in [low, high], at most that many."""
+    unit = 10.0 ** math.floor(math.log10((high - low) / most))
+    for step in (unit, 2 * unit, 5 * unit, 10 * unit, 20 * unit):
+        first, last = math.ceil(low / step), math.floor(high / step)
+        if last - first < most:
+            break
+    return [k * step for k in range(first, last + 1)]
+
+
+def _powers(low: float, high: float, most: int) -> list[float]:
+    """Powers of ten in [low, high], every second or third if there are many; round numbers if there are few."""
+    first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
+    if last - first < 1:
+        return [value for k in range(first - 1, last + 1) for value in (10.0**k, 3 * 10.0**k) if low <= value <= high]
+    stride = -(-(last - first + 1) // most)
+    return [10.0**k for k in range(first, last + 1, stride)]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is drawn of some points: a mean for each place, and the spread around it if points were joined."""
+
+    means: list[Point]
+    spread: list[tuple[float, float, float]]
+
+
+def thin(points: Sequence[Point]) -> Line:
+    """At most POINTS places for points in the order of steps; whatever peaks there were stay visible in the spread."""
+    if len(points) <= POINTS:
+        return Line(list(points), [])
+    edges = [k * len(points) // POINTS for k in range(POINTS + 1)]
+    groups = [points[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    steps = [sum(step for step, _ in group) / len(group) for group in groups]
+    values = [[value for _, value in group] for group in groups]
+    means = [(step, sum(group) / len(group)) for step, group in zip(steps, values, strict=True)]
+    return Line(means, [(step, min(group), max(group)) for step, group in zip(steps, values, strict=True)])
+
+
+def drawable(value: float) -> bool:
+    """Is the value zero or of a size with which one can calculate?"""
+    return value == 0 or 1e-30 < abs(value) < 1e30
+
+
+def plot(title: str, points: Sequence[Point], steps: Point, from_zero: bool = False) -> Markup:
+    """An SVG of the values by step; at least one point, all drawable, in the order of steps.
+
+    `steps`: first and last step of the axis, which may have begun before this quantity was there.
+    """
+    line = thin(points)
+    x = Axis(*steps) if steps[1] > steps[0] else axis(steps)
+    y = axis([value for _, value in points], from_zero)
+
+    def place(step: float, value: float) -> str:
+        across = LEFT + x.at(step) * (WIDTH - LEFT - RIGHT)
+        down = HEIGHT - BOTTOM - y.at(value) * (HEIGHT - TOP - BOTTOM)
+        return f"{across:.1f},{down:.1f}"
+
+    parts = []
+    for tick in y.ticks():
+        down = place(steps[0], tick).partition(",")[2]
+        parts.append(f'<path class="rule" d="M{LEFT},{down}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{down}" dy="4" text-anchor="end">{number(tick)}</text>')
+    for tick in x.ticks():
+        across = place(tick, y.low).partition(",")[0]
+        anchor = "end" if float(across) > WIDTH - RIGHT - 20 else "middle"
+        parts.append(f'<text class="tick" x="{across}" y="{HEIGHT - 8}" text-anchor="{anchor}">{tick:g}</text>')
+    if line.spread:
+        around = [place(s, most) for s, _, most in line.spread] + [place(s, least) for s, least, _ in line.spread[::-1]]
+        parts.append(f'<path class="spread" d="M{" ".join(around)}Z"/>')
+    parts.append(f'<path class="line" d="M{" ".join(place(*point) for point in line.means)}"/>')
+    across, _, down = place(*line.means[-1]).partition(",")
+    parts.append(f'<circle class="end" cx="{across}" cy="{down}" r="3"/>')
+    (first, start), (last, end) = points[0], points[-1]
+    label = escape(f"{title}: {number(start)} at step {first:g}, {number(end)} at step {last:g}")
+    head = f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+    return Markup(head + "".join(parts) + "</svg>")

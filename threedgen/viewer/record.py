@@ -1,0 +1,131 @@
+"""A run as its folder tells it. Anybody may have changed the files, so nothing in them is taken on trust."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from threedgen.errors import ConfigError, short
+from threedgen.ledger import read_summary
+from threedgen.runs import CONFIG, stored_config
+
+STATES = ("finished", "interrupted", "failed", "unfinished")
+SIDES, ROW = 8, 4
+"""Pictures on views.png, at most, and in a row of it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """config.yaml and summary.json of a generate run as plain data, and what follows from the two."""
+
+    folder: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    text: str = ""
+    """config.yaml as it is written."""
+
+    def file(self, name: str) -> Path | None:
+        """A file of the run, if it is there."""
+        path = self.folder / name
+        return path if path.is_file() else None
+
+    def option(self, *keys: str) -> Any:
+        """A value of the config, such as option("trainer", "max_steps"); None if it is not there."""
+        return _inside(self.config, keys)
+
+    def told(self, *keys: str) -> Any:
+        """A value of the summary, in the same way."""
+        return _inside(self.summary, keys)
+
+    @property
+    def prompt(self) -> str:
+        return str(self.option("prompt") or "(no prompt)")
+
+    @property
+    def seed(self) -> str:
+        seed = self.option("seed")
+        return "?" if seed is None else str(seed)
+
+    @property
+    def steps(self) -> int | None:
+        """Optimisation steps done, as far as the summary says."""
+        return whole(self.told("steps"))
+
+    @property
+    def max_steps(self) -> int | None:
+        return whole(self.option("trainer", "max_steps"))
+
+    @property
+    def sides(self) -> int:
+        """How many pictures are on views.png, in rows of ROW."""
+        return min(SIDES, max(1, whole(self.option("result", "turntable", "n_view")) or SIDES))
+
+    @property
+    def seconds(self) -> float | None:
+        return figure(self.told("seconds"))
+
+    @property
+    def state(self) -> str:
+        """One of STATES. A finished run that was made longer since then is unfinished."""
+        status = self.told("status")
+        longer = status == "finished" and (self.steps or 0) < (self.max_steps or 0)
+        return str(status) if isinstance(status, str) and status in STATES and not longer else "unfinished"
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know: why it stopped, what the prior did not understand."""
+        notes, reason = self.told("notes"), self.told("reason")
+        found = [str(note) for note in notes] if isinstance(notes, list) else []
+        return [str(reason), *found] if reason else found
+
+    @property
+    def ended(self) -> datetime:
+        """When it ended (UTC); while it has not, or does not say, when its files last changed."""
+        try:
+            return datetime.fromisoformat(str(self.told("ended"))).astimezone(UTC)
+        except (ValueError, OverflowError, OSError):
+            names = ("summary.json",) if self.summary else ("metrics.jsonl", CONFIG)
+            changed = [path.stat().st_mtime for path in map(self.file, names) if path]
+            return datetime.fromtimestamp(max(changed, default=0.0), UTC)
+
+
+def read_record(folder: Path) -> Record:
+    """The run in a folder. Raises ConfigError if its config or summary cannot be read, or it is of another task."""
+    config = stored_config(folder)
+    if config is None:
+        raise ConfigError(f"{folder / CONFIG} holds no config: it is not there, or no longer whole")
+    if config.get("task") != "generate":
+        raise ConfigError(f"{folder} should hold a run of the task generate (it is of {short(config.get('task'))})")
+    summary = read_summary(folder)
+    if not summary and (folder / "summary.json").exists():
+        raise ConfigError(
+            f"{folder / 'summary.json'} is damaged; `--resume {folder}` goes on with the run and writes it anew"
+        )
+    return Record(folder, config, summary, (folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def _inside(tree: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def figure(value: Any) -> float | None:
+    """A number of a file as a finite float; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def whole(value: Any) -> int | None:
+    """The same as an int."""
+    number = figure(value)
+    return None if number is None else int(number)
