@@ -246,22 +246,20 @@ def test_captions_are_told_apart_after_a_few_steps(untrained: tuple[MVDream, Lat
     assert any(not torch.equal(value, before[name]) for name, value in prior.text_encoder.state_dict().items())
 
 
-def test_the_draft_comes_near_the_mean_picture(untrained: tuple[MVDream, LatentBank]) -> None:
-    """It beats the best guess that knows neither words nor camera, the mean of all latents."""
+def test_the_draft_learns_what_words_and_cameras_show(untrained: tuple[MVDream, LatentBank]) -> None:
+    """Of a few scenes it comes far below the best guess that knows neither, the mean of all latents."""
     prior, bank = untrained
-    options = DraftTrainingConfig(max_steps=150, batch=32, scenes=96, fresh=96, learning_rate=3e-3, bf16=False)
+    options = DraftTrainingConfig(max_steps=120, batch=16, scenes=4, two_d=0, no_text=0, learning_rate=3e-3, bf16=False)
     system = draft_training.DraftSystem(options, 0, options.max_steps, prior, bank)
     made = system.configure_optimizers()
-    losses = []
     for step in range(options.max_steps):
         made["optimizer"].zero_grad()
         loss = system.training_step(step, step)
         loss.backward()
         made["optimizer"].step()
         made["lr_scheduler"]["scheduler"].step()
-        losses.append(loss.item())
-    z = bank.scenes(range(96)).flatten(0, 1)
-    assert sum(losses[-20:]) / 20 < 0.9 * float((z - z.mean(0)).square().mean())
+    z = bank.scenes(range(4)).flatten(0, 1)
+    assert loss.item() < 0.5 * (z - z.mean(0)).square().mean().item()
 
 
 def test_the_unet_sees_the_draft_and_its_loss_does_not_reach_it(
