@@ -1,6 +1,6 @@
 """Learning the first guess of a prior: the mean latents of what a caption names, seen from a camera.
 
-It costs a hundredth of a UNet's step and sees as many more pictures; see ``guidance/draft.py`` for what it is good for.
+A picture costs less than a tenth of what it costs in a UNet's step; ``guidance/draft.py`` says what it is good for.
 """
 
 from __future__ import annotations
