@@ -93,12 +93,16 @@ class MVDream:
     def to(self, device: torch.device | str) -> MVDream:
         """Moves the networks, and chooses the precision anew if it is "auto"."""
         self.device = torch.device(device)
-        networks: list[torch.nn.Module | None] = [self.unet, self.vae, self.text_encoder, self.draft]
-        for network in networks:
-            if network is not None:
-                network.to(self.device)
+        for network in self.networks.values():
+            network.to(self.device)
         self.dtype = compute_dtype(self.precision, self.device)
         return self
+
+    @property
+    def networks(self) -> dict[str, torch.nn.Module]:
+        """Those that it has, under the names of their folders."""
+        every = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder, "draft": self.draft}
+        return {name: network for name, network in every.items() if network is not None}
 
     def pipeline(self) -> Any:
         """The same networks, not copied, as a diffusers pipeline (`MVDreamPipeline`)."""

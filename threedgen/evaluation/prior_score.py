@@ -158,7 +158,7 @@ def read_batch(path: Path, told: dict[str, str]) -> np.ndarray | None:
 def fingerprint(prior: Any) -> str:
     """16 hex digits of the weights, so that samples of an earlier state are not taken for this one's."""
     digest = hashlib.sha256()
-    for network in (prior.unet, prior.vae, prior.text_encoder, *([prior.draft] if prior.draft else [])):
+    for network in prior.networks.values():
         for value in network.state_dict().values():
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

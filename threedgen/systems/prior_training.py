@@ -95,8 +95,7 @@ class PriorSystem(pl.LightningModule):
         super().__init__()
         self.options, self.seed, self.max_steps = config.training, config.seed, config.trainer.max_steps
         self.config_yaml = dump(config.model_copy(update={"out": None})) + f"vocabulary: {vocabulary(prior)}\n"
-        trained = {"unet": prior.unet, "text_encoder": prior.text_encoder, "draft": prior.draft}
-        self.net = nn.ModuleDict({name: network for name, network in trained.items() if network is not None})
+        self.net = nn.ModuleDict({name: network for name, network in prior.networks.items() if name != "vae"})
         self.net.requires_grad_(True).train()
         self.average = EMA(self.net, self.options.ema)
         self.frozen = (prior, bank)  # in a tuple: no sub-modules, hence in no checkpoint
