@@ -1,9 +1,9 @@
 """A first guess of the picture from words and camera alone, which the UNet of a small prior gets to see.
 
-Where a latent is all noise, the best guess is the mean picture of what the caption names, seen from that camera. A
-small decoder, trained on nothing else, learns it in minutes (docs/training.md has the figures); the UNet then finds it
-in further input channels, as InstructPix2Pix (arXiv 2211.09800) finds the picture to edit there, and has but to sharpen
-it. Priors without this part (all released weights) work as ever.
+Where a latent is all noise, the best guess is a picture of what the caption usually looks like, seen from that camera.
+A small decoder, trained on nothing else, learns it in half an hour (docs/training.md has the figures); the UNet then
+finds it in further input channels, as InstructPix2Pix (arXiv 2211.09800) finds the picture to edit there, and has but
+to sharpen and vary it. Priors without this part (all released weights) work as ever.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ HARMONICS = 4
 
 
 class Draft(ModelMixin, ConfigMixin):
-    """Text (B,L,D) and camera vectors (B,16) or None -> the mean latents (B,C,h,h), h = ``size``."""
+    """Text (B,L,D) and camera vectors (B,16) or None -> the latents expected there (B,C,h,h), h = ``size``.
+
+    Words and camera decide the coarsest level together; on the finer ones each position also reads the words for
+    itself, so that "a red hat" colours the hat wherever the noun wears it, also where no one ever saw them together.
+    """
 
     config_name: Any = "config.json"
     __getattr__ = nn.Module.__getattr__  # ``queries`` is the parameter, not the entry of the config
@@ -32,19 +36,22 @@ class Draft(ModelMixin, ConfigMixin):
         text_width: int = 128,
         latent_channels: int = 4,
         size: int = 16,
-        queries: int = 6,
+        queries: int = 4,
         heads: int = 4,
         width: int = 512,
-        channels: tuple[int, ...] = (128, 96, 64),
+        channels: tuple[int, ...] = (96, 128, 64),
+        blocks: tuple[int, ...] = (0, 2, 1),
     ) -> None:
-        """``channels``: of each level of the decoder; each after the first doubles the size.
+        """``channels`` and ``blocks`` of each level of the decoder; each level after the first doubles the size.
 
-        Raises ValueError if ``size`` is not a multiple of 2 ** (levels - 1).
+        Raises ValueError if ``size`` is not a multiple of 2 ** (levels - 1), or the two do not have as many levels.
         """
         super().__init__()
         self.base = size // 2 ** (len(channels) - 1)
         if self.base * 2 ** (len(channels) - 1) != size:
             raise ValueError(f"size {size} should be a multiple of 2 ** (levels - 1)")
+        if len(blocks) != len(channels):
+            raise ValueError(f"channels {channels} and blocks {blocks} should have one value for each level")
         self.heads = heads
         self.queries = nn.Parameter(torch.randn(queries, text_width))
         self.key_value = nn.Linear(text_width, 2 * text_width)
@@ -56,26 +63,65 @@ class Draft(ModelMixin, ConfigMixin):
             nn.Linear(width, width), nn.SiLU(),
             nn.Linear(width, channels[0] * self.base**2),
         )  # fmt: skip
-        layers: list[nn.Module] = []
-        for before, after in zip(channels, channels[1:], strict=False):
-            layers += [nn.SiLU(), nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 3, padding=1)]
-        self.draw = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(channels[-1], latent_channels, 3, padding=1))
         first: Any = self.mix[0]
         nn.init.kaiming_normal_(first.weight)
+        self.levels = nn.ModuleList(
+            nn.ModuleList(Block(c, text_width, heads) for _ in range(count))
+            for c, count in zip(channels, blocks, strict=True)
+        )
+        self.finer = nn.ModuleList(
+            nn.Conv2d(a, 4 * b, 1) for a, b in zip(channels, channels[1:], strict=False)
+        )
+        self.out = nn.Conv2d(channels[-1], latent_channels, 3, padding=1)
 
     def forward(self, text: Tensor, camera: Tensor | None) -> Tensor:
         seen = self.camera(directions(camera)) if camera is not None else self.no_camera.expand(len(text), -1)
         read = self.norm(self.read(text))
-        mixed = self.mix(torch.cat([read, seen.to(read.dtype)], dim=1))
-        return self.draw(mixed.unflatten(1, (-1, self.base, self.base)))
+        x = self.mix(torch.cat([read, seen.to(read.dtype)], dim=1)).unflatten(1, (-1, self.base, self.base))
+        for k, blocks in enumerate(self.levels):
+            x = x if k == 0 else F.pixel_shuffle(self.finer[k - 1](x), 2)
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x, text)
+        return self.out(F.silu(x))
 
     def read(self, text: Tensor) -> Tensor:
         """Attention of the queries to the words: (B,L,D) -> (B, queries D)."""
-        split = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in self.key_value(text).chunk(2, -1))
-        key, value = split
-        query = self.queries.to(key.dtype).unflatten(-1, (self.heads, -1)).transpose(0, 1)
-        out = F.scaled_dot_product_attention(query.expand(len(text), -1, -1, -1), key, value)
-        return out.transpose(1, 2).flatten(1)
+        query = self.queries.expand(len(text), -1, -1)
+        return attend(query, self.key_value(text), self.heads).flatten(1)
+
+
+class Block(nn.Module):
+    """Positions look at the words, then at their neighbours; both are added to what is there."""
+
+    def __init__(self, channels: int, text_width: int, heads: int, groups: int = 8) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_words = nn.GroupNorm(groups, channels)
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(text_width, 2 * channels)
+        self.words = nn.Linear(channels, channels)
+        self.norm = nn.GroupNorm(groups, channels)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """x (B,C,h,w), text (B,L,D) -> like x."""
+        query = self.query(self.norm_words(x).flatten(2).transpose(1, 2))
+        words = self.words(attend(query, self.key_value(text), self.heads))
+        x = x + words.transpose(1, 2).unflatten(2, x.shape[-2:])
+        return x + self.second(F.silu(self.first(F.silu(self.norm(x)))))
+
+
+def attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
+    """Multi-head attention: (B,N,C), keys and values together (B,L,2C) -> (B,N,C).
+
+    In plain products: L is a caption's length, and torch's fused kernel is five times slower backwards on a CPU.
+    """
+    parts = (query.to(key_value.dtype), *key_value.chunk(2, -1))
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
+    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
+    return (weights @ v).transpose(1, 2).flatten(2)
 
 
 def directions(camera: Tensor) -> Tensor:

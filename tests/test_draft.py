@@ -66,7 +66,7 @@ def test_a_prior_without_it_has_no_such_folder(tmp_path: Path) -> None:
 def test_samples_depend_on_it() -> None:
     prior, other = drafting_prior(), tiny_draft()
     with torch.no_grad():
-        other.draw[-1].bias.add_(1)
+        other.out.bias.add_(1)
     c2w = script_poses(2)
     a, b = (p.sample("a dog", c2w, steps=2, generator=cpu()) for p in (prior, drafting_prior(other)))
     assert a.shape == (2, 16, 16, 3) and (a - b).abs().max() > 1e-3
@@ -89,7 +89,9 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=said):
             drafting_prior(draft)
     with pytest.raises(ValueError, match="size 6 should be a multiple of"):
-        tiny_draft(size=6, channels=(8, 8, 8))
+        tiny_draft(size=6, channels=(8, 8, 8), blocks=(0, 1, 1))
+    with pytest.raises(ValueError, match="one value for each level"):
+        tiny_draft(blocks=(1,))
 
 
 def test_a_lost_or_foreign_part_is_said(tmp_path: Path) -> None:

@@ -133,6 +133,8 @@ def test_the_bank_of_another_world_or_autoencoder_is_not_used(
     assert not torch.allclose(changed, wanted, atol=0.1)
     world = LatentBank(tmp_path, Toybox(6), other, 40, n_view=2)
     assert not world.done.any() and not torch.equal(world.scenes(WANTED), changed)
+    typical = LatentBank(tmp_path, Toybox(6, typical=True), other, 40, n_view=2)
+    assert not typical.done.any() and typical.source() != world.source()
     assert torch.equal(bank(tmp_path, prior).scenes(WANTED), wanted)
 
 

@@ -246,10 +246,11 @@ def test_captions_are_told_apart_after_a_few_steps(untrained: tuple[MVDream, Lat
     assert any(not torch.equal(value, before[name]) for name, value in prior.text_encoder.state_dict().items())
 
 
-def test_the_draft_learns_what_words_and_cameras_show(untrained: tuple[MVDream, LatentBank]) -> None:
+def test_the_draft_learns_what_words_and_cameras_show(tmp_path: Path, untrained: tuple[MVDream, LatentBank]) -> None:
     """Of a few scenes it comes far below the best guess that knows neither, the mean of all latents."""
-    prior, bank = untrained
-    options = DraftTrainingConfig(max_steps=120, batch=16, scenes=4, two_d=0, no_text=0, learning_rate=3e-3, bf16=False)
+    prior, _ = untrained
+    bank = LatentBank(tmp_path / "typical", Toybox(5, typical=True), prior, 8, n_view=1)
+    options = DraftTrainingConfig(max_steps=120, batch=16, scenes=8, two_d=0, no_text=0, learning_rate=3e-3, bf16=False)
     system = draft_training.DraftSystem(options, 0, options.max_steps, prior, bank)
     made = system.configure_optimizers()
     for step in range(options.max_steps):
@@ -258,11 +259,11 @@ def test_the_draft_learns_what_words_and_cameras_show(untrained: tuple[MVDream, 
         loss.backward()
         made["optimizer"].step()
         made["lr_scheduler"]["scheduler"].step()
-    z = bank.scenes(range(4)).flatten(0, 1)
+    z = bank.scenes(range(8)).flatten(0, 1)
     assert loss.item() < 0.5 * (z - z.mean(0)).square().mean().item()
 
 
-def test_the_unet_sees_the_draft_and_its_loss_does_not_reach_it(
+def test_the_unet_sees_the_draft_and_nothing_else_learns(
     tmp_path: Path, untrained: tuple[MVDream, LatentBank]
 ) -> None:
     prior, bank = untrained
@@ -270,20 +271,14 @@ def test_the_unet_sees_the_draft_and_its_loss_does_not_reach_it(
     system = prior_training.PriorSystem(options, prior, bank)
     seen: list[torch.Tensor] = []
     prior.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
-
-    def gradients() -> list[torch.Tensor]:
-        system.zero_grad()
-        system.training_step(0, 0).backward()
-        return [p.grad.clone() for p in prior.draft.parameters() if p.grad is not None]
-
-    before = gradients()
+    system.training_step(0, 0).backward()
+    around = (prior.draft, prior.text_encoder, prior.vae)
+    assert all(p.grad is None for network in around for p in network.parameters())
+    assert any(p.grad is not None for p in prior.unet.parameters())
     with torch.no_grad():
-        prior.unet.conv_out.weight.mul_(3)
-    assert len(before) > 10 and all(torch.equal(a, b) for a, b in zip(before, gradients(), strict=True))
-    with torch.no_grad():
-        prior.draft.draw[-1].bias.add_(1)
-    gradients()
-    change = (seen[2] - seen[0]).mean((0, 2, 3))
+        prior.draft.out.bias.add_(1)
+    system.training_step(0, 0)
+    change = (seen[1] - seen[0]).mean((0, 2, 3))
     assert torch.allclose(change, torch.tensor([0.0] * 4 + [1.0] * 4), atol=1e-5)
 
 

@@ -88,7 +88,8 @@ def tiny_prior(**unet: Any) -> MVDream:
 
 def tiny_draft(**options: Any) -> Draft:
     torch.manual_seed(4)
-    return Draft(**({"text_width": TEXT_WIDTH, "size": 8, "width": 32, "channels": (8, 8)} | options)).eval()
+    small = {"text_width": TEXT_WIDTH, "size": 8, "width": 32, "channels": (8, 8), "blocks": (0, 1)}
+    return Draft(**(small | options)).eval()
 
 
 def drafting_prior(draft: Draft | None = None) -> MVDream:

@@ -62,7 +62,7 @@ class LatentBank:
         for _, tensor in sorted(self.prior.vae.state_dict().items()):
             weights.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         box, size = self.box, self.prior.image_size
-        world = f"seed {box.seed}, {box.split}, {box.view}, from scene {self.first}"
+        world = f"seed {box.seed}, {box.split}, {box.view}, from scene {self.first}{', typical' * box.typical}"
         return f"{world}\n{self.n_view} views of {size} px\nVAE {weights.hexdigest()} x {self.prior.scaling_factor}\n"
 
     def scenes(self, indices: Sequence[int] | np.ndarray) -> Tensor:

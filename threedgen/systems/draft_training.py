@@ -1,6 +1,7 @@
-"""Learning the first guess of a prior: the mean latents of what a caption names, seen from a camera.
+"""Learning the first guess of a prior: the latents of what a caption names, seen from a camera.
 
-A picture costs less than a tenth of what it costs in a UNet's step; ``guidance/draft.py`` says what it is good for.
+It learns from typical scenes, one picture of each: luck is noise to it, and a caption seen twice says less than two
+captions. ``guidance/draft.py`` says what it is good for.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .shared import adamw
 
 
 class DraftSystem(pl.LightningModule):
-    """``prior.draft`` is trained in place, on a text encoder that stays as it is."""
+    """``prior.draft`` is trained in place, on a text encoder that stays as it is. ``bank``: one view of each scene."""
 
     stage = "draft"
 
@@ -46,12 +47,11 @@ class DraftSystem(pl.LightningModule):
         step, o = int(batch), self.options
         prior, bank = self.frozen
         rng = numpy_generator(self.seed, step, "draft", self.global_rank)
-        known = min(o.scenes, bank.count, o.batch + step * o.fresh)
+        known = min(bank.count, o.batch + step * o.fresh)
         chosen = rng.integers(0, known, o.batch)
-        one = torch.arange(len(chosen)), torch.from_numpy(rng.integers(0, bank.n_view, len(chosen)))
         captions = [bank.words(i) if rng.random() >= o.no_text else "" for i in chosen]
-        z = bank.scenes(chosen)[one].to(self.device)
-        camera = None if rng.random() < o.two_d else camera_vector(bank.c2w(chosen)[one]).to(self.device)
+        z = bank.scenes(chosen)[:, 0].to(self.device)
+        camera = None if rng.random() < o.two_d else camera_vector(bank.c2w(chosen)[:, 0]).to(self.device)
         ids = token_ids(prior.tokenizer, captions, prior.max_tokens).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=o.bf16):
             with torch.no_grad():

@@ -104,13 +104,15 @@ class NetworkConfig(Config):
             if attention:
                 _divisible("channels", (channels,), "heads", heads)
         _divisible("text_width", (self.text_width,), "text_heads", self.text_heads)
+        if self.draft and 32 % self.text_heads:
+            raise ValueError(f"text_heads should be 1, 2, 4, 8, 16 or 32 for the draft (got {self.text_heads})")
         return self
 
 
 class TextTrainingConfig(Config):
     """How the text encoder learns what captions mean before the UNet begins: by telling apart scenes, as CLIP does."""
 
-    max_steps: int = Field(600, ge=0, description="0: it learns with the UNet only")
+    max_steps: int = Field(600, ge=1)
     batch: int = Field(256, ge=2, description="scenes in a step, told apart by their captions")
     n_view: int = Field(2, ge=1, le=16, description="views of a scene that are looked at")
     scenes: int = Field(10_000, ge=1, description="scenes at most")
@@ -123,20 +125,20 @@ class TextTrainingConfig(Config):
 class DraftTrainingConfig(Config):
     """How the draft learns before the UNet begins."""
 
-    max_steps: int = Field(6000, ge=0, description="0: it learns with the UNet only")
+    max_steps: int = Field(12_000, ge=1)
     batch: int = Field(128, ge=1, description="scenes in a step, a picture of each")
-    scenes: int = Field(40_000, ge=1, description="scenes at most")
-    fresh: int = Field(3, ge=0, description="scenes that a step adds to those of the step before")
-    two_d: float = Field(0.25, ge=0, le=1, description="share of the steps that leave the camera out")
+    scenes: int = Field(200_000, ge=1, description="scenes at most")
+    fresh: int = Field(16, ge=0, description="scenes that a step adds to those of the step before")
+    two_d: float = Field(0.15, ge=0, le=1, description="share of the steps that leave the camera out")
     no_text: float = Field(0.1, ge=0, le=1, description="share of scenes whose caption is left out, for guidance")
-    learning_rate: Schedule = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 4e-5})
+    learning_rate: Schedule = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 2e-5})
     weight_decay: float = Field(0.05, ge=0)
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the average of the weights, which is kept")
     bf16: bool = Field(True, description="bfloat16 autocast")
 
 
 class PriorTrainingConfig(Config):
-    """How text encoder, draft and UNet learn (MVDream section 3: one network, 2D and multi-view batches)."""
+    """How the UNet learns (MVDream section 3: one network, 2D and multi-view batches)."""
 
     batch: int = Field(16, ge=1, description="scenes in a step, of n_view pictures each")
     n_view: int = Field(4, ge=1, le=16)
@@ -180,7 +182,7 @@ class PriorTrainingConfig(Config):
 
 
 class TrainPriorConfig(RunConfig):
-    """Train the embedded prior: an autoencoder, a text encoder, a draft, then the UNet together with both."""
+    """Train the embedded prior: an autoencoder, a text encoder, a draft, then the UNet."""
 
     start: str | None = Field(None, description="weights to go on from (embedded, a folder); null: from nothing")
     image_size: int = Field(128, ge=32, le=1024, description="pixels of a picture")

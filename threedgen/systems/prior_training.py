@@ -12,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -87,17 +87,16 @@ def vocabulary(prior: MVDream) -> str:
 
 
 class PriorSystem(pl.LightningModule):
-    """Text encoder, draft and UNet with their running average.  The frozen autoencoder is not part of the module."""
+    """The UNet with its running average.  The frozen networks around it are not part of the module."""
 
-    stage = "text encoder and UNet"
+    stage = "UNet"
 
     def __init__(self, config: TrainPriorConfig, prior: MVDream, bank: LatentBank) -> None:
         super().__init__()
         self.options, self.seed, self.max_steps = config.training, config.seed, config.trainer.max_steps
         self.config_yaml = dump(config.model_copy(update={"out": None})) + f"vocabulary: {vocabulary(prior)}\n"
-        self.net = nn.ModuleDict({name: network for name, network in prior.networks.items() if name != "vae"})
-        self.net.requires_grad_(True).train()
-        self.average = EMA(self.net, self.options.ema)
+        self.unet = prior.unet.requires_grad_(True).train()
+        self.average = EMA(self.unet, self.options.ema)
         self.frozen = (prior, bank)  # in a tuple: no sub-modules, hence in no checkpoint
         self.metrics: dict[str, float] = {}
 
@@ -115,7 +114,7 @@ class PriorSystem(pl.LightningModule):
         return old
 
     def text(self, captions: list[str]) -> Tensor:
-        """(N, L, D), with gradients for the text encoder."""
+        """(N, L, D)"""
         prior = self.frozen[0]
         ids = token_ids(prior.tokenizer, captions, prior.max_tokens)
         return prior.text_encoder(ids.to(self.device)).last_hidden_state
@@ -145,21 +144,21 @@ class PriorSystem(pl.LightningModule):
         x = prior.schedule.to(self.device).add_noise(z, noise, t)
         camera = None if two_d else camera_vector(c2w).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=o.bf16):
-            text = self.text(captions).repeat_interleave(n_view, 0)
-            draft = None if prior.draft is None else prior.draft(text, camera).float()
-            # the draft stays what it is, a mean picture: the UNet's loss does not reach it
-            out = prior.predict(x, t, text, camera, n_view, None if draft is None else draft.detach()).float()
+            with torch.no_grad():  # as for Stable Diffusion's, the text encoder has learnt its words before
+                text = self.text(captions).repeat_interleave(n_view, 0)
+                draft = None if prior.draft is None else prior.draft(text, camera)
+            out = prior.predict(x, t, text, camera, n_view, draft).float()
         loss = F.mse_loss(out, prior.schedule.to(self.device).target(z, noise, t))
         self.metrics = {"loss_2d" if two_d else "loss_3d": float(loss.detach())}
-        return loss if draft is None else loss + F.mse_loss(draft, z)
+        return loss
 
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.average.update(self.net, self.global_step)
+        self.average.update(self.unet, self.global_step)
 
     def configure_optimizers(self):
         o = self.options
-        return adamw(self.net.parameters(), o.learning_rate, self.max_steps, o.weight_decay)
+        return adamw(self.unet.parameters(), o.learning_rate, self.max_steps, o.weight_decay)
 
     def validate(self, step: int, folder: Path) -> None:
         """Saves the averaged weights as a prior and draws its sample sheet."""
@@ -167,7 +166,7 @@ class PriorSystem(pl.LightningModule):
         from threedgen.images import grid, write_png
 
         prior = self.frozen[0]
-        with self.average.applied(self.net):
+        with self.average.applied(self.unet):
             prior.save(folder / "prior")
             azimuth = torch.deg2rad(torch.tensor([20.0, 110.0, 200.0, 290.0]))
             c2w = orbit_c2w(torch.full((4,), 0.26), azimuth, torch.full((4,), 2.6))

@@ -3,7 +3,7 @@
 RUN/autoencoder/    checkpoints and pictures of the first stage, vae.safetensors when it is done
 RUN/text/           checkpoints of the second stage, text_encoder.safetensors when it is done
 RUN/draft/          checkpoints of the third stage, draft.safetensors when it is done
-RUN/latents/        cache of encoded scenes, safe to delete
+RUN/latents/        cache of encoded scenes, safe to delete (draft/latents is the draft's)
 RUN/checkpoints/    of the last stage
 RUN/prior/          the averaged weights so far, a diffusers folder
 RUN/samples.png     what they draw
@@ -61,12 +61,12 @@ def run(config: TrainPriorConfig, resume: Path | None = None, quiet: bool = Fals
     prior.vae.requires_grad_(False).eval()
     with writing(folder):
         bank = latent_bank(config, prior, folder / "latents")
-    if not config.start and config.text.max_steps:
+    if not config.start:
         status = train_text_encoder(config, prior, bank, folder / "text", resume, quiet)
         if status is not Status.FINISHED:
             return status.exit_code
-    if not config.start and config.draft.max_steps and prior.draft is not None:
-        status = train_draft(config, prior, bank, folder / "draft", resume, quiet)
+    if not config.start and prior.draft is not None:
+        status = train_draft(config, prior, folder / "draft", resume, quiet)
         if status is not Status.FINISHED:
             return status.exit_code
     system = prior_training.PriorSystem(config, prior, bank)
@@ -141,13 +141,16 @@ def train_text_encoder(
 
 
 def train_draft(
-    config: TrainPriorConfig, prior: MVDream, bank: LatentBank, folder: Path, resume: Path | None, quiet: bool
+    config: TrainPriorConfig, prior: MVDream, folder: Path, resume: Path | None, quiet: bool
 ) -> Status:
     """The third stage, which fills ``prior.draft``; a finished one is read from its file."""
     options, done = config.draft, folder / "draft.safetensors"
     assert prior.draft is not None
     if done.exists() and _filled(prior.draft, done):
         return Status.FINISHED
+    with writing(folder):
+        box = Toybox(config.seed, "train", typical=True)
+        bank = LatentBank(folder / "latents", box, prior, options.scenes, n_view=1)
     system = draft_training.DraftSystem(options, config.seed, options.max_steps, prior, bank)
     status = _stage(system, config, options.max_steps, folder, resume, quiet, "draft")
     if status is Status.FINISHED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,25 @@ def rotation(degrees: Sequence[float]) -> np.ndarray:
     return rz @ ry @ rx
 
 
+class Typical:
+    """In place of a random generator: every draw is the middle of its range, every pick the first choice."""
+
+    def normal(self, loc: float = 0.0, scale: float = 1.0, size: int | None = None) -> Any:
+        return loc if size is None else np.full(size, loc)
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+        return (low + high) / 2
+
+    def random(self) -> float:
+        return 0.5
+
+    def integers(self, count: int) -> int:
+        return 0
+
+
+Luck = np.random.Generator | Typical
+
+
 class Builder:
     """Collects the solids of one asset.
 
@@ -39,7 +59,7 @@ class Builder:
     """
 
     def __init__(
-        self, rng: np.random.Generator, colour: Colour, bound: dict[str, np.ndarray] | None = None
+        self, rng: Luck, colour: Colour, bound: dict[str, np.ndarray] | None = None
     ) -> None:
         self.rng = rng
         self.colour = np.asarray(colour, float)
