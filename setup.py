@@ -52,6 +52,7 @@ setup(
         "numpy>=2",
         "nerfacc>=0.5.3",
         "kornia>=0.8",
+        "fast-simplification>=0.2",
         "imageio>=2.30",
         "imageio-ffmpeg",
         "jinja2>=3.1",
@@ -62,6 +63,7 @@ setup(
         "rich>=13",
         "scikit-image>=0.24",
         "trimesh>=4",
+        "xatlas>=0.0.11",
     ],
     extras_require={
         "dev": ["hypothesis>=6", "mypy>=1.13", "pytest>=8", "ruff>=0.9"],
