@@ -66,9 +66,13 @@ setup(
         "xatlas>=0.0.11",
     ],
     extras_require={
-        "dev": ["hypothesis>=6", "mypy>=1.13", "pytest>=8", "ruff>=0.9"],
+        "dev": ["hypothesis>=6", "mypy>=1.13", "pygltflib>=1.16", "pytest>=8", "ruff>=0.9"],
         # tinycudann, the other back end, is not on the package index: it is built from its own sources
         "gpu": ["xformers"],
         "lora": ["peft>=0.17"],
+        # collision=parts: several convex shapes that follow the object
+        "parts": ["coacd>=1.0.5"],
+        # formats=[usdz]
+        "usd": ["usd-core>=24.8"],
     },
 )

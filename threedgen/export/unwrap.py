@@ -29,9 +29,9 @@ class Unwrapped:
     """A mesh split along its seams, in the axes and units of the one it came from.
 
     vertices (V, 3) float32; faces (F, 3) int32, the very triangles of the original in their order; normals
-    (V, 3) float32, unit, equal on both sides of a seam; uv (V, 2) float32 in [0, 1], v downwards as in glTF:
-    row = v * height; origin (V,) int32: the original vertex of each; charts, size: number of charts, and
-    the larger side in texels of what was packed.
+    (V, 3) float32, unit, equal on both sides of a seam; uv (V, 2) float32 in [0, 1], v upwards;
+    origin (V,) int32: the original vertex of each; charts, size: number of charts, and the larger side in
+    texels of what was packed.
     """
 
     vertices: Array
@@ -69,6 +69,7 @@ def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> Unwrapped:
     uv = uv * (np.array([atlas.width, atlas.height]) / max(side, 1))
     if len(triangles) != len(faces) or not len(uv) or not np.isfinite(uv).all() or not side:
         raise UnwrapError("the surface could not be unwrapped; try another budget")
+    uv[:, 1] = 1 - uv[:, 1]  # the library counts rows downwards
     return Unwrapped(
         vertices=np.ascontiguousarray(vertices[origin], np.float32),
         faces=triangles.astype(np.int32),
