@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError
 
 from threedgen.errors import ConfigError
+from threedgen.export.extras import require_parts
 from threedgen.export.simplify import BudgetTooSmall, simplify
 
 Array = NDArray[Any]
@@ -18,15 +18,6 @@ Part = tuple[Array, Array]
 
 DIRECTIONS = 64
 PARTS, PART_VERTICES, PART_SOURCE = 8, 32, 3000
-MISSING = (
-    "collision: parts needs the package coacd; install it with pip install 'threedgen[parts]', or take collision=hull"
-)
-
-
-def require_parts() -> None:
-    """Raises ConfigError if the library for several parts is not installed; loads nothing."""
-    if importlib.util.find_spec("coacd") is None:
-        raise ConfigError(MISSING)
 
 
 def hull(vertices: Array, directions: int = DIRECTIONS) -> Part:
@@ -81,6 +72,10 @@ def convex_parts(vertices: Array, faces: Array, seed: int = 0) -> list[Part]:
     return [convex(np.asarray(points, np.float64)) for points, _ in found]
 
 
-def collider_names(name: str, count: int) -> list[str]:
-    """Node names that Unreal takes for convex colliders of the mesh `name`: UCX_name_00, UCX_name_01, ..."""
-    return [f"UCX_{name}_{number:02d}" for number in range(count)]
+ENGINES = {"unreal": "UCX_{name}_{number:02d}", "godot": "{name}_{number:02d}-convcolonly"}
+"""What the nodes of a convex collider of the mesh `name` are called, so that an engine knows them as such."""
+
+
+def collider_names(name: str, count: int, engine: str = "unreal") -> list[str]:
+    """The names of so many nodes, for an engine of ENGINES."""
+    return [ENGINES[engine].format(name=name, number=number) for number in range(count)]

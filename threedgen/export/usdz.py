@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from threedgen.errors import ConfigError
+from threedgen.export.extras import require_usd
 from threedgen.export.glb import to_gltf_axes
 from threedgen.export.textured import TexturedMesh
-
-MISSING = "formats: usdz needs the package usd-core; install it with pip install 'threedgen[usd]', or leave usdz out"
-
-
-def require_usd() -> None:
-    """Raises ConfigError if the library is not installed; loads nothing."""
-    if importlib.util.find_spec("pxr") is None:
-        raise ConfigError(MISSING)
 
 
 def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -> bytes:
