@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from threedgen import __version__, registry, runs
 from threedgen.checkpoint import latest
 from threedgen.config import config_hash, load
 from threedgen.errors import ConfigError
+from threedgen.representations import materials
 from threedgen.seeding import generator
 
 from .from_field import FieldView
@@ -57,7 +57,7 @@ def open_run(folder: Path, device: str = "cpu") -> RunField:
 def albedo(field: Any, x: Tensor) -> Tensor:
     """Unlit colour of points: (N, 3) -> (N, 3) sRGB."""
     _, features = field(x)
-    return torch.sigmoid(features[:, :3])
+    return materials.albedo(features[:, :3])
 
 
 def extras(config: Any, steps: int) -> dict[str, Any]:
