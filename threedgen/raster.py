@@ -204,6 +204,6 @@ def _stretch(height: int, width: int, focal: float) -> Array:
 def _view(plane: Array, faces: Array, near: float, cull: bool, result: Buffers, view: int) -> None:
     """One view into its place in `result`; plane (N, 3): the P of the module's text."""
     part, bounds = np.zeros((len(faces), 2, 3, 2), np.int64), np.zeros((len(faces), 2, 4), np.int64)
-    face, z = result.face[view], result.z[view]
-    prepare(plane, faces, near, cull, *face.shape, part, bounds)
-    fill(plane, faces, part, bounds, face, result.bary[view], z)
+    _, height, width = result.face.shape
+    prepare(plane, faces, near, cull, height, width, part, bounds)
+    fill(plane, faces, part, bounds, result.face[view], result.bary[view], result.z[view])

@@ -21,8 +21,13 @@ from threedgen.texture import fill, sample, scatter
 
 Array = NDArray[Any]
 
-STAY = 0.01
-"""Weight of staying with the baked texel, in pixels: one seen by less than this hardly moves, whatever it is told."""
+STAY = 0.1
+"""Weight of staying with the baked texel, in pixels: one seen by less than this hardly moves, whatever it is told.
+
+Without it, texels that are smaller than pixels take in what differs from view to view. On 18 views of a toy with a
+checker, 512 texels wide, views that were not shown came to 35.6, 36.5, 36.6, 36.3 dB with 0.01, 0.1, 0.3, 1 from 35.2
+baked, and from colours that were too pale, 29.1 dB, to 36.0, 36.4, 36.1, 34.1.
+"""
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,8 @@ def refine_texture(
     best, before, after = optimise(texture, samples, steps, rate, stay)
     seen = reads(samples, texture.shape[:2]) > 0
     if after > before:
-        corners = (uv, faces) if uv.ndim == 2 else (uv, None)
-        best = fill(best, rasterise_uv(*corners, texture.shape[:2]).mask | seen)
+        charts = rasterise_uv(uv, faces if uv.ndim == 2 else None, (texture.shape[0], texture.shape[1])).mask
+        best = fill(best, charts | seen)
     return Refined(best, seen, before, after, len(samples.target))
 
 
