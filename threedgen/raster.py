@@ -57,7 +57,7 @@ def rasterise(
     """
     height, width = _pair(size)
     poses = np.asarray(c2w, np.float64)
-    vertices, faces = _checked(vertices, faces, 3)
+    vertices, faces = checked(vertices, faces, 3)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or near <= 0:
         raise ConfigError(f"rasterising takes c2w (V, 4, 4) and near > 0 (got {poses.shape} and {near})")
     focal = 0.5 * height / np.tan(0.5 * np.broadcast_to(np.asarray(fov, np.float64), (len(poses),)))
@@ -82,7 +82,7 @@ def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
     height, width = _pair(size)
     if faces is None:
         faces = np.arange(uv.shape[0] * 3).reshape(-1, 3)
-    uv, faces = _checked(np.asarray(uv).reshape(-1, 2), faces, 2)
+    uv, faces = checked(np.asarray(uv).reshape(-1, 2), faces, 2)
     result = _empty(1, height, width)
     plane = np.stack([uv[:, 0] * width, (1 - uv[:, 1]) * height, np.ones(len(uv))], axis=1)
     _view(plane, faces, 0.0, False, result, 0)
@@ -165,11 +165,10 @@ def render(
     return Picture(rgb, alpha)
 
 
-# --- inside ------------------------------------------------------------------------------------------------------
-
-
-def _checked(points: Array, faces: Array, columns: int) -> tuple[Array, Array]:
-    """float64 points (N, columns) and int64 faces (F, 3): a kernel does not look where it reads."""
+def checked(points: Array, faces: Array, columns: int) -> tuple[Array, Array]:
+    """Points (N, columns) as float64 and faces (F, 3) as int64, finite and within range: a kernel does not look where
+    it reads. Raises ConfigError if they are not.
+    """
     points, faces = np.asarray(points, np.float64), np.ascontiguousarray(faces, np.int64)
     if points.ndim != 2 or points.shape[1] != columns or faces.ndim != 2 or faces.shape[1] != 3:
         raise ConfigError(f"a mesh has points (N, {columns}) and faces (F, 3), not {points.shape} and {faces.shape}")
@@ -178,6 +177,9 @@ def _checked(points: Array, faces: Array, columns: int) -> tuple[Array, Array]:
     if faces.size and (faces.min() < 0 or faces.max() >= len(points)):
         raise ConfigError(f"the faces name vertices {faces.min()} to {faces.max()}, but there are {len(points)}")
     return points, faces
+
+
+# --- inside ------------------------------------------------------------------------------------------------------
 
 
 def _pair(size: Size) -> tuple[int, int]:
@@ -202,6 +204,6 @@ def _stretch(height: int, width: int, focal: float) -> Array:
 def _view(plane: Array, faces: Array, near: float, cull: bool, result: Buffers, view: int) -> None:
     """One view into its place in `result`; plane (N, 3): the P of the module's text."""
     part, bounds = np.zeros((len(faces), 2, 3, 2), np.int64), np.zeros((len(faces), 2, 4), np.int64)
-    face, z = result.face[view], result.z[view]
-    prepare(plane, faces, near, cull, *face.shape, part, bounds)
-    fill(plane, faces, part, bounds, face, result.bary[view], z)
+    _, height, width = result.face.shape
+    prepare(plane, faces, near, cull, height, width, part, bounds)
+    fill(plane, faces, part, bounds, result.face[view], result.bary[view], result.z[view])
