@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from threedgen.export.topology import directed_edges
+from threedgen.export.topology import directed_edges, unique_pairs
 
 Array = NDArray[Any]
 
@@ -74,11 +74,11 @@ def quadrics(points: Array, faces: Array, corners: Array) -> Array:
     _add_planes(total, unit, a, twice / 6, faces)
     lower, *_ = directed_edges(faces)
     worn, *_ = directed_edges(corners)
-    _, which, users = np.unique(lower, axis=0, return_inverse=True, return_counts=True)
+    _, which, users = unique_pairs(lower)
     # an edge that all its faces dress alike is worn once; at a seam (or a border) twice or more
-    dress = np.unique(np.column_stack([which.ravel(), worn]), axis=0)
-    dresses = np.bincount(dress[:, 0], minlength=len(users))
-    seam = np.flatnonzero(((dresses > 1) | (users == 1))[which.ravel()])
+    _, dress, _ = unique_pairs(worn)
+    dresses = np.bincount(unique_pairs(np.stack([which, dress], axis=1))[0][:, 0], minlength=len(users))
+    seam = np.flatnonzero(((dresses > 1) | (users == 1))[which])
     ends, owner = lower[seam], seam % len(faces)
     along = points[ends[:, 1]] - points[ends[:, 0]]
     across = np.cross(along, unit[owner])
@@ -99,7 +99,7 @@ def _add_planes(total: Array, normal: Array, point: Array, weight: Array, users:
 def _edges(count: int, faces: Array) -> tuple[Array, Array]:
     """The edges (E, 2), and which vertices (V,) may not move because an edge of theirs lacks two faces."""
     lower, *_ = directed_edges(faces)
-    edges, users = np.unique(lower, axis=0, return_counts=True)
+    edges, _, users = unique_pairs(lower)
     locked = np.zeros(count, bool)
     locked[edges[users != 2].ravel()] = True
     return edges, locked
@@ -135,7 +135,7 @@ def _collapse_some(points, uv, faces, corners, error, candidates, locked, first,
     for number in range(len(candidates)):
         if left <= target:
             break
-        u, v = candidates[number]
+        u, v = candidates[number, 0], candidates[number, 1]
         if touched[u] or touched[v] or locked[u]:
             continue
         # the faces that u and v share, the vertices across, and what the corners at u become at v
@@ -221,8 +221,11 @@ def _collapse_some(points, uv, faces, corners, error, candidates, locked, first,
         for at in range(first[u], first[u + 1]):  # after all were looked at: -1 is no vertex
             f = around[at]
             if faces[f, 0] == u or faces[f, 1] == u or faces[f, 2] == u:
-                faces[f, :] = -1
-        error[v] += error[u]
+                for k in range(3):
+                    faces[f, k] = -1
+        for i in range(4):
+            for k in range(4):
+                error[v, i, k] += error[u, i, k]
         left -= 2
         made += 1
     return made
@@ -236,15 +239,26 @@ def _twice_area(a, b, c):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _may_turn(old, new, p, q):  # type: ignore[no-untyped-def]
     """May the face (old, p, q) become (new, p, q): still looking the same way, and no sliver unless it was one?"""
-    before = np.cross(p - old, q - old)
-    after = np.cross(p - new, q - new)
-    size_before, size_after = np.sqrt((before**2).sum()), np.sqrt((after**2).sum())
-    if (before * after).sum() < TURN * size_before * size_after:
+    ax, ay, az, before = _normal(old, p, q)
+    bx, by, bz, after = _normal(new, p, q)
+    if ax * bx + ay * by + az * bz < TURN * before * after:
         return False
-    return _shape(new, p, q, size_after) >= min(SLIVER, _shape(old, p, q, size_before))
+    return _shape(new, p, q, after) >= min(SLIVER, _shape(old, p, q, before))
+
+
+@njit(cache=True)
+def _normal(a, b, c):  # type: ignore[no-untyped-def]
+    """The vector along a face's normal whose length is twice the area, and that length."""
+    ux, uy, uz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
+    vx, vy, vz = c[0] - a[0], c[1] - a[1], c[2] - a[2]
+    x, y, z = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
+    return x, y, z, np.sqrt(x * x + y * y + z * z)
 
 
 @njit(cache=True)
 def _shape(a, b, c, twice_area):  # type: ignore[no-untyped-def]
-    longest = max(((a - b) ** 2).sum(), ((b - c) ** 2).sum(), ((c - a) ** 2).sum())
+    """Twice the area over the longest squared side: 0.87 for three equal sides, 0 for a sliver."""
+    longest = 0.0
+    for p, q in ((a, b), (b, c), (c, a)):
+        longest = max(longest, (p[0] - q[0]) ** 2 + (p[1] - q[1]) ** 2 + (p[2] - q[2]) ** 2)
     return twice_area / longest if longest > 0 else 0.0

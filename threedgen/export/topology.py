@@ -55,8 +55,8 @@ def topology(vertices: Array, faces: Array) -> Topology:
     if not len(faces):
         return Topology(0, 0, 0, 0, 0, 0, 0, 0.0)
     lower, way, start, end = directed_edges(faces)
-    _, which, users = np.unique(lower, axis=0, return_inverse=True, return_counts=True)
-    balance = np.bincount(which.ravel(), way)
+    _, which, users = unique_pairs(lower)
+    balance = np.bincount(which, way)
     return Topology(
         triangles=len(faces),
         vertices=len(np.unique(faces)),
@@ -74,6 +74,13 @@ def directed_edges(faces: Array) -> tuple[Array, Array, Array, Array]:
     start = faces.T.reshape(-1).astype(np.int64)
     end = faces[:, [1, 2, 0]].T.reshape(-1).astype(np.int64)
     return np.sort(np.stack([start, end], axis=1), axis=1), np.where(start < end, 1, -1), start, end
+
+
+def unique_pairs(pairs: Array) -> tuple[Array, Array, Array]:
+    """The different rows (U, 2) of whole numbers (N, 2), ascending; which of them each row is (N,); how often (U,)."""
+    width = int(pairs.max(initial=0)) + 1
+    keys, which, count = np.unique(pairs[:, 0] * width + pairs[:, 1], return_inverse=True, return_counts=True)
+    return np.stack([keys // width, keys % width], axis=1), which.reshape(-1), count
 
 
 def degenerate(vertices: Array, faces: Array) -> Array:

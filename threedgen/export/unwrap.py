@@ -59,11 +59,11 @@ def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> Unwrapped:
         raise UnwrapError("the surface has no extent, so it cannot be unwrapped")
     unit = np.ascontiguousarray((vertices - (low + high) / 2) / size, np.float32)
     wanted = padding(texture)
-    asked = wanted + wanted // 2  # what is packed is larger than asked for, and shrunk to fit
+    asked = wanted - wanted // 4  # on both sides of a chart; what is packed is larger than asked for, and shrunk to fit
     atlas = _pack(unit, faces, texture, asked)
     side = max(atlas.width, atlas.height)
-    if asked * texture < wanted * side:
-        atlas = _pack(unit, faces, texture, -(-wanted * side // texture) + 1)
+    if 2 * asked * texture < wanted * side:
+        atlas = _pack(unit, faces, texture, -(-wanted * side // (2 * texture)) + 1)
         side = max(atlas.width, atlas.height)
     origin, triangles, uv = (np.asarray(part) for part in atlas.get_mesh(0))
     uv = uv * (np.array([atlas.width, atlas.height]) / max(side, 1))
