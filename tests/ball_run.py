@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from threedgen import checkpoint, runs
 from threedgen.config import Config, load
 
-SMALL = ["budget=300", "texture=256", "lods=[100]", "resolution=40", "threads=1"]
+SMALL = ["budget=300", "texture=256", "lods=[100]", "resolution=40", "threads=1", "refine=0"]
 
 
 class BallConfig(Config):

@@ -250,7 +250,7 @@ def test_the_border_of_the_world_is_seen() -> None:
 
 def test_an_unfinished_run_is_exported_with_a_note(tmp_path: Path) -> None:
     source = open_run(ball_run(tmp_path / "run", "trainer.max_steps=50"))
-    config = AssetConfig(budget=300, texture=256, lods=(), resolution=32)
+    config = AssetConfig(budget=300, texture=256, lods=(), resolution=32, refine=0)
     assert export_run.export(source, config).notes == ["the run is not finished: 10 of 50 steps"]
 
 

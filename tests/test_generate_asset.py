@@ -17,7 +17,7 @@ from threedgen.systems.outputs import Run
 
 WORDS = [
     "field.name=ball", "occupancy=null", "prompt=a ball", "trainer.max_steps=10", "export.enabled=true",
-    "export.texture=128", "export.lods=[]", "export.resolution=32",
+    "export.texture=128", "export.lods=[]", "export.resolution=32", "export.refine=0",
 ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from textured_box import files, textured
 
 from threedgen.export.check import Expected, check_collider, check_glb, passed
-from threedgen.export.collider import collider_names, hull
+from threedgen.export.collider import collider_names, convex_parts, hull
 from threedgen.export.glb import plain_glb_bytes, textured_glb_bytes, to_gltf_axes
 from threedgen.export.obj import obj_zip
 from threedgen.export.read_glb import read_glb
@@ -257,6 +257,17 @@ def test_a_hull_is_small_convex_and_nearly_whole(seed: int) -> None:
     assert trimesh.Trimesh(vertices, faces).is_convex
     assert check_collider([(vertices, faces)], points) == []
     assert passed(check_collider([(vertices, faces[1:])], points)) is False
+
+
+def test_convex_parts_follow_a_shape_that_a_hull_does_not() -> None:
+    pytest.importorskip("coacd")
+    body = trimesh.creation.torus(0.6, 0.15, major_sections=24, minor_sections=10)
+    vertices, faces = np.asarray(body.vertices, np.float32), np.asarray(body.faces, np.int32)
+    parts = convex_parts(vertices, faces)
+    assert 2 <= len(parts) <= 8 and check_collider(parts, vertices) == []
+    assert all(len(points) <= 32 for points, _ in parts)
+    volume = sum(topology(*part).volume for part in parts)
+    assert body.volume < volume < 0.8 * topology(*hull(vertices)).volume
 
 
 def test_a_flat_shape_has_no_hull() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from threedgen.export.bake import bake
+from threedgen.errors import ConfigError
+from threedgen.export.bake import Maps, bake
 from threedgen.export.check import Expected, Finding, check_collider, check_glb
 from threedgen.export.collider import ENGINES, Part, collider_names, convex_parts, hull
 from threedgen.export.glb import plain_glb_bytes, textured_glb_bytes
@@ -19,6 +20,8 @@ from threedgen.export.lods import level
 from threedgen.export.mesh import Mesh
 from threedgen.export.obj import obj_zip
 from threedgen.export.options import AssetConfig
+from threedgen.export.pictures import Shots
+from threedgen.export.refine_texture import refine_texture
 from threedgen.export.simplify import BudgetTooSmall, simplify
 from threedgen.export.tangents import vertex_tangents
 from threedgen.export.textured import TexturedMesh, png, stand
@@ -62,15 +65,17 @@ def make_asset(
     name: str = "mesh",
     colours: Colours | None = None,
     extras: dict[str, Any] | None = None,
+    shoot: Callable[[], Shots] | None = None,
     nearest_budget: bool = False,
 ) -> Asset:
     """An asset as `config` describes it, with the colours of a field, points (N, 3) -> sRGB (N, 3), or of `dense`.
 
-    extras (JSON data) travel in the GLB, with what was found and dropped on the way. nearest_budget: a budget below
-    what the shape allows becomes the nearest that it does, and a note. Raises BudgetTooSmall, UnwrapError, ConfigError.
+    extras (JSON data) travel in the GLB, with what was found and dropped on the way. shoot: takes pictures of the
+    field, to which the texture is fitted. nearest_budget: a budget below what the shape allows becomes the nearest
+    that it does, and a note. Raises BudgetTooSmall, UnwrapError, ConfigError.
     """
     asset = Asset(name)
-    low, pngs = _textured(asset, dense, config, colours, nearest_budget)
+    low, pngs = _textured(asset, dense, config, colours, shoot, nearest_budget)
     with asset.timed("levels"):
         levels = {name: low}
         for number, count in enumerate(config.levels, 1):
@@ -99,7 +104,12 @@ def make_asset(
 
 
 def _textured(
-    asset: Asset, dense: Mesh, config: AssetConfig, colours: Colours | None, nearest_budget: bool
+    asset: Asset,
+    dense: Mesh,
+    config: AssetConfig,
+    colours: Colours | None,
+    shoot: Callable[[], Shots] | None,
+    nearest_budget: bool,
 ) -> tuple[TexturedMesh, dict[str, bytes]]:
     """The simple mesh in the field's world, with the files of its maps."""
     budget = config.triangles
@@ -118,6 +128,7 @@ def _textured(
         tangents = vertex_tangents(made.vertices, made.faces, made.normals, made.uv)
         low = TexturedMesh(made.vertices, made.faces, made.normals, made.uv, tangents)
         maps = bake(low, dense, config.texels, colours)
+    maps = maps if shoot is None else _refined(asset, low, maps, shoot)
     with asset.timed("write"):
         pngs = {kind: png(pixels) for kind, pixels in maps.uint8().items()}
     asset.figures |= {
@@ -126,6 +137,27 @@ def _textured(
         "bake": {k: round(float(v), 6) for k, v in maps.info.items()},
     }
     return low, pngs
+
+
+def _refined(asset: Asset, low: TexturedMesh, maps: Maps, shoot: Callable[[], Shots]) -> Maps:
+    """The maps with the colours that make the mesh look most like the pictures; as they are if nothing compares."""
+    with asset.timed("pictures"):
+        shots = shoot()
+    with asset.timed("refine"):
+        try:
+            better = refine_texture(
+                maps.base_colour, low.vertices, low.faces, low.uv, shots.c2w, shots.fov, shots.colours, shots.opacities
+            )
+        except ConfigError as error:
+            asset.notes.append(f"the texture was not fitted to pictures: {error}")
+            return maps
+    asset.figures["refine"] = {
+        "views": len(shots.c2w),
+        "pixels": better.pixels,
+        "psnr_before": round(better.psnr_before, 2),
+        "psnr_after": round(better.psnr_after, 2),
+    }
+    return replace(maps, base_colour=better.texture)
 
 
 def _check(

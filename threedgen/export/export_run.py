@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from threedgen.readable import visible
 from threedgen.runs import write_atomic
 
 from .asset import Asset, make_asset
-from .from_field import dense_surface
+from .from_field import FieldView, dense_surface
 from .options import FOLDER, AssetConfig, ExportConfig
+from .pictures import Shots, shoot
 from .run_field import RunField, asset_name, extras, open_run
 
 logger = logging.getLogger(__name__)
@@ -52,12 +54,21 @@ def export(source: RunField, config: AssetConfig, nearest_budget: bool = False) 
         notes.append(f"the run is not finished: {source.steps} of {wanted} steps")
     name = asset_name(config.name or source.config.prompt)
     sampled = time.perf_counter() - begun
-    asset = make_asset(dense, config, name, source.view.colours, extras(source.config, source.steps), nearest_budget)
+    told = extras(source.config, source.steps)
+    asset = make_asset(dense, config, name, source.view.colours, told, _camera(source.view, config), nearest_budget)
     asset.seconds = {"surface": round(sampled, 3)} | asset.seconds
     asset.notes = notes + asset.notes
     if config.strict and asset.problems:
         raise ConfigError("strict: the asset was not written: " + "; ".join(asset.problems))
     return asset
+
+
+def _camera(view: FieldView, config: AssetConfig) -> Callable[[], Shots] | None:
+    """What takes the pictures that the texture is fitted to, when it is asked to."""
+    pictures = view.pictures
+    if pictures is None or not config.refine:
+        return None
+    return lambda: shoot(pictures, config.refine, config.texels, view.radius)
 
 
 def save(asset: Asset, folder: Path, config: AssetConfig) -> Path:

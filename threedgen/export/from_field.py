@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from threedgen.errors import ConfigError
 from threedgen.export.mesh import Field, Mesh, extract
+from threedgen.export.pictures import Pictures
 
 FULL = 0.2
 """Share of the surface on the border of the field's world from which on there is no object to be seen."""
@@ -30,7 +31,8 @@ class FieldView:
     """A field to be meshed.
 
     density: points (N, 3) in world units -> sigma (N,); colour: points -> sRGB (N, 3) in [0, 1]; radius of its
-    world; mask (M, M, M) bool over the cube around that: where there may be something; device of the points.
+    world; mask (M, M, M) bool over the cube around that: where there may be something; device of the points;
+    pictures: a renderer of it, if there is one (see pictures.py).
     """
 
     density: Field
@@ -38,6 +40,7 @@ class FieldView:
     radius: float
     mask: NDArray[np.bool_] | None = None
     device: torch.device | str = "cpu"
+    pictures: Pictures | None = None
 
     def colours(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """sRGB (N, 3) of points (N, 3), as arrays and without gradients."""

@@ -56,6 +56,9 @@ class AssetConfig(Config):
     formats: tuple[Literal["glb", "obj", "usdz"], ...] = Field(
         ("glb",), description="files to write: glb, obj (a zip with its textures), usdz (extra 'usd')"
     )
+    refine: int = Field(
+        16, ge=0, le=256, description="pictures of the field that the texture is fitted to after baking; 0: none"
+    )
     height: float | None = Field(None, gt=0, description="metres from bottom to top; null: a unit of the field is one")
     resolution: int | None = Field(None, ge=16, le=512, description="grid points along an edge; null: as the preset")
     name: str | None = Field(None, min_length=1, description="of the files and the mesh; null: the prompt's words")

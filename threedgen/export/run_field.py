@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from threedgen import __version__, registry, runs
@@ -14,10 +15,14 @@ from threedgen.checkpoint import latest
 from threedgen.config import config_hash, load
 from threedgen.errors import ConfigError
 from threedgen.representations import materials
+from threedgen.representations.march import step_size
+from threedgen.representations.occupancy import OccupancyGrid
+from threedgen.representations.options import MarchConfig
 from threedgen.seeding import generator
 
 from .from_field import FieldView
 from .options import CHECKPOINTS
+from .pictures import field_pictures
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,24 @@ def open_run(folder: Path, device: str = "cpu") -> RunField:
     except RuntimeError as error:
         raise ConfigError(f"run: the checkpoint in {folder} is not of the field that its config describes") from error
     field.to(device).eval()
-    mask = state.get("occupancy.binary")
-    view = FieldView(
+    grid = None
+    if config.occupancy is not None and "occupancy.binary" in state:
+        grid = OccupancyGrid(config.occupancy, config.march.radius, step_size(config.march))
+        grid.load_state_dict({name: state[f"occupancy.{name}"] for name in grid.state_dict()})
+        grid.to(device)
+    return RunField(view_of(field, grid, config.march, device), config, int(found[1]["global_step"]))
+
+
+def view_of(field: Any, occupancy: OccupancyGrid | None, march: MarchConfig, device: torch.device | str) -> FieldView:
+    """A representation and its occupancy grid, if it has one, as what a mesh is made of."""
+    return FieldView(
         field.density,
         lambda x: albedo(field, x),
-        config.march.radius,
-        None if mask is None else mask.cpu().numpy(),
+        march.radius,
+        None if occupancy is None else occupancy.binary.cpu().numpy(),
         device,
+        field_pictures(field, occupancy, march, device),
     )
-    return RunField(view, config, int(found[1]["global_step"]))
 
 
 def albedo(field: Any, x: Tensor) -> Tensor:

@@ -9,9 +9,8 @@ from typing import Any
 
 from threedgen.errors import ConfigError
 from threedgen.export.export_run import export, save
-from threedgen.export.from_field import FieldView
 from threedgen.export.options import FOLDER
-from threedgen.export.run_field import RunField, albedo
+from threedgen.export.run_field import RunField, view_of
 from threedgen.readable import visible
 
 from .generate import GenerateSystem
@@ -26,8 +25,7 @@ def write_asset(system: GenerateSystem, folder: Path, notes: list[str]) -> dict[
     a budget that the shape does not allow becomes the nearest. Raises ConfigError for a full disk alone.
     """
     config, field = system.config, system.field
-    mask = None if system.occupancy is None else system.occupancy.binary.cpu().numpy()
-    view = FieldView(field.density, lambda x: albedo(field, x), config.march.radius, mask, system.device)
+    view = view_of(field, system.occupancy, config.march, system.device)
     try:
         asset = export(RunField(view, config, system.trainer.global_step), config.export, nearest_budget=True)
     except ConfigError as error:
