@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from ball_run import SMALL, ball_run, register
 
-from threedgen import cli
+from threedgen import checkpoint, cli, registry, runs
 from threedgen.config import load
 from threedgen.errors import ConfigError
 from threedgen.export import asset as assets
@@ -24,6 +25,8 @@ from threedgen.export.options import PRESETS, AssetConfig
 from threedgen.export.read_glb import read_glb
 from threedgen.export.run_field import asset_name, open_run
 from threedgen.export.unwrap import UnwrapError
+from threedgen.representations.occupancy import OccupancyGrid
+from threedgen.seeding import generator
 
 
 @pytest.fixture(autouse=True)
@@ -225,8 +228,6 @@ def test_strict_fails_and_writes_nothing(
 
 
 def ball_view(peak: float, radius: float = 0.5, world: float = 1.0) -> FieldView:
-    import torch
-
     return FieldView(lambda x: peak * torch.sigmoid((radius - x.norm(dim=-1)) / 0.01), lambda x: 0 * x + 0.5, world)
 
 
@@ -252,6 +253,30 @@ def test_an_unfinished_run_is_exported_with_a_note(tmp_path: Path) -> None:
     source = open_run(ball_run(tmp_path / "run", "trainer.max_steps=50"))
     config = AssetConfig(budget=300, texture=256, lods=(), resolution=32, refine=0)
     assert export_run.export(source, config).notes == ["the run is not finished: 10 of 50 steps"]
+
+
+def test_the_field_of_a_real_run_with_its_occupancy_grid(tmp_path: Path) -> None:
+    """Its network, its grid and its colours come back as they were; a grid cell that is empty is not asked."""
+    words = ["field.encoding.n_levels=2", "field.encoding.log2_hashmap_size=8", "field.density_blob_scale=20"]
+    words += ["prompt=a blob", "occupancy.resolution=16", "trainer.max_steps=10", "march.samples=64"]
+    config = load("mvdream-toybox", words)
+    field = registry.build("representation", config.field, generator=generator(5, 0, "other"))
+    grid = OccupancyGrid(config.occupancy, 1.0, 0.03)
+    grid.binary[:, :, :8] = False
+    state = {f"field.{name}": value for name, value in field.state_dict().items()}
+    state |= {f"occupancy.{name}": value for name, value in grid.state_dict().items()}
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    runs.write_config(run, config)
+    checkpoint.write({"state_dict": state, "global_step": 10, "loops": {}}, run / "checkpoints" / "last.ckpt")
+    source = open_run(run)
+    x = torch.rand(50, 3) - 0.5
+    assert torch.equal(source.view.density(x), field.density(x))
+    assert np.allclose(source.view.colours(x.numpy()), torch.sigmoid(field(x)[1]).detach().numpy(), atol=1e-6)
+    dense, _ = dense_surface(source.view, 40)
+    assert dense.vertices[:, 2].min() > -0.2 and dense.vertices[:, 2].max() > 0.2
+    asset = export_run.export(source, AssetConfig(budget=300, texture=128, lods=(), refine=2, resolution=40))
+    assert asset.figures["refine"]["views"] == 2 and asset.figures["topology"]["open_edges"] == 0
 
 
 # ---------------------------------------------------------------- presets

@@ -257,6 +257,7 @@ def test_a_hull_is_small_convex_and_nearly_whole(seed: int) -> None:
     assert trimesh.Trimesh(vertices, faces).is_convex
     assert check_collider([(vertices, faces)], points) == []
     assert passed(check_collider([(vertices, faces[1:])], points)) is False
+    assert "off its own ends" in check_collider([(vertices / 2, faces)], points)[0].message
 
 
 def test_convex_parts_follow_a_shape_that_a_hull_does_not() -> None:

@@ -23,6 +23,8 @@ FEW = 3000
 """Triangles below which a handful of edges may have four faces: the price of a thin part."""
 CROWDED = 10
 OVERLAP, COVERAGE, DENSITY, CHARTS, GAP = 1e-4, 0.35, (0.7, 1.4), 400, 2
+HULL, LOOSE = 130, 0.05
+"""Vertices of a collision shape, and how far it may end from the ends of the asset, as a share of its size."""
 
 
 @dataclass(frozen=True)
@@ -214,11 +216,19 @@ def _maps(glb: Glb, expected: Expected) -> list[Finding]:
 
 
 def check_collider(parts: list[tuple[Array, Array]], mesh: Array) -> list[Finding]:
-    """Findings about collision shapes (vertices, faces): closed, small, and around the points `mesh` (V, 3)."""
+    """Findings about convex collision shapes (vertices, faces): closed, of few vertices, as large as points (V, 3)."""
     findings = []
     for number, (vertices, faces) in enumerate(parts):
-        if not topology(vertices, faces).solid:
+        if not topology(vertices, faces).manifold or signed_volume(vertices, faces) <= 0:
             findings.append(Finding("error", "collider", f"collision shape {number} is not closed"))
-        if len(vertices) > 130 or signed_volume(vertices, faces) <= 0:
+        if len(vertices) > HULL:
             findings.append(Finding("warning", "collider", f"collision shape {number} has {len(vertices)} vertices"))
+    points = np.concatenate([vertices for vertices, _ in parts])
+    size = np.ptp(mesh, axis=0)
+    short = max(
+        np.abs(points.min(axis=0) - mesh.min(axis=0)).max(), np.abs(points.max(axis=0) - mesh.max(axis=0)).max()
+    )
+    if short > LOOSE * size.max():
+        text = f"the collision shapes end {short / size.max():.0%} of the asset's size off its own ends"
+        findings.append(Finding("warning", "collider", text))
     return findings

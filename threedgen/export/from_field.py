@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +48,7 @@ class FieldView:
         return answer.float().clamp(0, 1).cpu().numpy()
 
 
-def dense_surface(field: FieldView, resolution: int, extract: Callable[..., Mesh] = extract) -> tuple[Mesh, list[str]]:
+def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
     """The field's surface from a grid of so many points along an edge, and a note for each thing to be known.
 
     Raises EmptyField for a field without surface, FullField for one that fills its world.
