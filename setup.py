@@ -52,6 +52,7 @@ setup(
         "numpy>=2",
         "nerfacc>=0.5.3",
         "kornia>=0.8",
+        "fast-simplification>=0.2",
         "imageio>=2.30",
         "imageio-ffmpeg",
         "jinja2>=3.1",
@@ -62,11 +63,16 @@ setup(
         "rich>=13",
         "scikit-image>=0.24",
         "trimesh>=4",
+        "xatlas>=0.0.11",
     ],
     extras_require={
-        "dev": ["hypothesis>=6", "mypy>=1.13", "pytest>=8", "ruff>=0.9"],
+        "dev": ["hypothesis>=6", "mypy>=1.13", "pygltflib>=1.16", "pytest>=8", "ruff>=0.9"],
         # tinycudann, the other back end, is not on the package index: it is built from its own sources
         "gpu": ["xformers"],
         "lora": ["peft>=0.17"],
+        # collision=parts: several convex shapes that follow the object
+        "parts": ["coacd>=1.0.5"],
+        # formats=[usdz]
+        "usd": ["usd-core>=24.8"],
     },
 )

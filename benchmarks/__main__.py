@@ -1,4 +1,4 @@
-"""python -m benchmarks [hashgrid] [step] [breakdown] [memory] [options] [key=value ...]"""
+"""python -m benchmarks [hashgrid] [step] [breakdown] [memory] [export] [options] [key=value ...]"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from threedgen.errors import ConfigError
 
-PARTS = ("hashgrid", "step", "breakdown", "memory")
+PARTS = ("hashgrid", "step", "breakdown", "memory", "export")
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -25,6 +25,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="repeats of every measurement (default 3)")
     parser.add_argument("--size", type=int, default=64, help="pixels of the renders in a step (default 64)")
     parser.add_argument("--ablations", action="store_true", help="also the twins alone, no skipping alone")
+    parser.add_argument("--seeds", type=int, default=5, help="fields of each shape to export (default 5)")
+    parser.add_argument("--grid", type=int, default=256, help="grid points along an edge for them (default 256)")
     parser.add_argument("--run", type=Path, help="take the field from this run, not from pictures of a dog")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the results")
     given = parser.parse_intermixed_args(words)
@@ -35,6 +37,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"there is no part {part!r}; there are: {', '.join(PARTS)}")
     if given.rounds < 1 or given.size < 8:
         parser.error("--rounds should be at least 1 and --size at least 8")
+    if given.seeds < 1 or not 64 <= given.grid <= 512:
+        parser.error("--seeds should be at least 1 and --grid between 64 and 512")
     return given
 
 
@@ -43,7 +47,7 @@ def main(words: list[str] | None = None) -> int:
     given = arguments(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # after the options are checked: these take seconds
-    from . import breakdown, hashgrid, memory, step
+    from . import breakdown, export, hashgrid, memory, step
     from .clock import machine
     from .scene import Bench
 
@@ -61,6 +65,9 @@ def main(words: list[str] | None = None) -> int:
         print(tables[-1].text() + "\n", flush=True)
     if "memory" in given.parts:
         tables.append(memory.table(given.size, given.overrides))
+        print(tables[-1].text() + "\n", flush=True)
+    if "export" in given.parts:
+        tables.append(export.table(given.seeds, given.grid, given.out / "assets"))
         print(tables[-1].text() + "\n", flush=True)
     given.out.mkdir(parents=True, exist_ok=True)
     record = {"machine": about, "options": given.overrides, "tables": [table.json() for table in tables]}

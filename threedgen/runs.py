@@ -34,6 +34,7 @@ HARMLESS = (
     "trainer.log_every_n_steps",
     "trainer.val_check_interval",
     "checkpoint",
+    "export",
     "march.chunk",
     "validation",
     "logging",

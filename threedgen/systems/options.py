@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError, Schedule
+from threedgen.export.options import ExportSection
 from threedgen.options import (
     CheckpointConfig,
     MultiviewCameraConfig,
@@ -300,6 +301,7 @@ class GenerateConfig(RunConfig):
     preview: PreviewConfig = PreviewConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
     result: ResultConfig = ResultConfig()
+    export: ExportSection = ExportSection()
     trainer: TrainerConfig = TrainerConfig(val_check_interval=100)
     checkpoint: CheckpointConfig = CheckpointConfig()
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from threedgen.cameras import turntable
 from threedgen.config import config_hash
 from threedgen.export.glb import save_glb
 from threedgen.export.mesh import EmptyField, extract
+from threedgen.export.options import FOLDER
+from threedgen.export.run_field import albedo
 from threedgen.images import grid, write_mp4, write_png
+from threedgen.ledger import read_summary
 
+from .asset import write_asset
 from .generate import GenerateSystem
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,12 @@ class Run:
     def mesh(self) -> Path | None:
         """mesh.glb: vertex colours, +Y up, front +Z."""
         return self.file("mesh.glb")
+
+    @property
+    def asset(self) -> Path | None:
+        """The GLB in asset/: textured, within the triangle budget; its levels of detail and collider lie beside it."""
+        told = read_summary(self.folder).get("asset")
+        return self.file(str(told["file"])) if isinstance(told, dict) and "file" in told else None
 
     @property
     def turntable(self) -> Path | None:
@@ -84,7 +92,7 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str]) -> dic
     try:
         mesh = extract(
             system.field.density,
-            lambda x: albedo(system, x),
+            lambda x: albedo(system.field, x),
             config.result.mesh_resolution,
             config.march.radius,
             mask=None if system.occupancy is None else system.occupancy.binary.cpu().numpy(),
@@ -94,13 +102,9 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str]) -> dic
         notes.append(str(error))
         logger.warning("%s", error)
         (folder / "mesh.glb").unlink(missing_ok=True)  # of an earlier, shorter part of the run
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
         return figures
     extras = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
     save_glb(mesh, folder / "mesh.glb", extras)
-    return figures | {"vertices": len(mesh.vertices), "triangles": len(mesh.faces)}
-
-
-def albedo(system: GenerateSystem, x: Tensor) -> Tensor:
-    """Unlit colour of points: (N, 3) -> (N, 3) sRGB."""
-    _, features = system.field(x)
-    return torch.sigmoid(features[:, :3])
+    figures |= {"vertices": len(mesh.vertices), "triangles": len(mesh.faces)}
+    return figures | (write_asset(system, folder, notes) if config.export.enabled else {})

@@ -1,0 +1,170 @@
+"""Two shapes whose truth is known, seen as a bad radiance field: hollow, noisy, hazy, with floaters around them.
+
+A long-necked animal with a hat, a thin tail and whiskers, and a stool with a ring and a loop. World units in
+[-1, 1]^3, z up, front +x. Signed distances are exact for each primitive (tapered ones are a little
+off), and joined smoothly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Vector = tuple[float, float, float]
+Colour = tuple[float, float, float]
+
+SKIN, PEAK = 0.008, 60.0
+"""Width of the step from empty to full, and the density just below the surface."""
+SHELL = 0.06
+"""Depth in which the density falls to what is left inside."""
+HAZE, HAZE_DEPTH = 1.2, 0.15
+FLOATERS = 25
+SMOOTH = 0.015
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """kind, two points or a centre and a direction, sizes, colour (sRGB)."""
+
+    kind: str
+    a: Vector
+    b: Vector
+    sizes: tuple[float, float]
+    colour: Colour
+
+    def distance(self, x: Tensor) -> Tensor:
+        """Signed distance (N,) of points (N, 3), negative inside."""
+        a, b = x.new_tensor(self.a), x.new_tensor(self.b)
+        if self.kind == "cone":  # a capsule whose radius goes from one size to the other
+            axis = b - a
+            t = ((x - a) @ axis / (axis @ axis)).clamp(0, 1)
+            return (x - a - t[:, None] * axis).norm(dim=1) - (self.sizes[0] + t * (self.sizes[1] - self.sizes[0]))
+        height = (x - a) @ b
+        out = (x - a - height[:, None] * b).norm(dim=1)
+        if self.kind == "ring":
+            return torch.hypot(out - self.sizes[0], height) - self.sizes[1]
+        side, above = out - self.sizes[0], height.abs() - self.sizes[1]  # a disc
+        return torch.maximum(side, above).clamp(max=0) + torch.hypot(side.clamp(min=0), above.clamp(min=0))
+
+
+def _cone(a: Vector, b: Vector, first: float, last: float, colour: Colour) -> Primitive:
+    return Primitive("cone", a, b, (first, last), colour)
+
+
+def _ball(centre: Vector, radius: float, colour: Colour) -> Primitive:
+    x, y, z = centre
+    return Primitive("cone", centre, (x, y, z + 1e-3), (radius, radius), colour)
+
+
+def _both(make: Callable[[int], Primitive]) -> list[Primitive]:
+    """Something on the left and on the right."""
+    return [make(side) for side in (1, -1)]
+
+
+BROWN, PINK, RED, BLACK, WHITE = (0.72, 0.5, 0.24), (0.9, 0.6, 0.6), (0.8, 0.1, 0.12), (0.08, 0.08, 0.1), (0.95,) * 3
+UP: Vector = (0.0, 0.0, 1.0)
+TAIL = ((-0.42, 0.0, 0.02), (-0.78, 0.0, 0.2))
+
+
+def animal() -> list[Primitive]:
+    """34 primitives; the thinnest: tail 1.4 cm, whiskers 0.6 cm, brim of the hat 1.6 cm, if a unit is a metre."""
+    parts = [
+        _cone((-0.3, 0, -0.08), (0.22, 0, -0.05), 0.24, 0.2, BROWN),
+        _cone((0.2, 0, 0.02), (0.38, 0, 0.42), 0.13, 0.08, BROWN),
+        _cone((0.36, 0, 0.47), (0.58, 0, 0.42), 0.12, 0.075, BROWN),
+        _ball((0.66, 0, 0.42), 0.03, BLACK),
+        _cone(TAIL[0], TAIL[1], 0.007, 0.007, BROWN),
+        _ball(TAIL[1], 0.025, BLACK),
+        Primitive("ring", (0.29, 0, 0.22), (0.4, 0.0, math.sqrt(1 - 0.16)), (0.11, 0.03), RED),
+        _cone((0.36, 0.08, 0.16), (0.4, 0.12, -0.06), 0.03, 0.02, RED),
+        Primitive("disc", (0.36, 0, 0.585), UP, (0.2, 0.008), BLACK),
+        Primitive("disc", (0.36, 0, 0.68), UP, (0.11, 0.1), BLACK),
+        Primitive("ring", (0.36, 0, 0.61), UP, (0.112, 0.014), RED),
+        _cone((0.5, 0, 0.36), (0.6, 0, 0.35), 0.02, 0.015, PINK),
+    ]
+    for x in (-0.3, 0.18):
+        parts += _both(lambda s, x=x: _cone((x, 0.13 * s, -0.2), (x, 0.15 * s, -0.75), 0.07, 0.05, BROWN))
+        parts += _both(lambda s, x=x: _cone((x, 0.15 * s, -0.78), (x + 0.05, 0.15 * s, -0.79), 0.055, 0.05, BLACK))
+    parts += _both(lambda s: _cone((0.33, 0.1 * s, 0.52), (0.28, 0.22 * s, 0.56), 0.035, 0.015, PINK))
+    parts += _both(lambda s: _ball((0.47, 0.085 * s, 0.49), 0.032, WHITE))
+    parts += _both(lambda s: _ball((0.492, 0.098 * s, 0.495), 0.016, BLACK))
+    for tilt in (-0.04, 0.0, 0.04):
+        parts += _both(lambda s, t=tilt: _cone((0.6, 0.05 * s, 0.4), (0.64, 0.2 * s, 0.4 + t), 0.003, 0.003, WHITE))
+    parts += _both(lambda s: _ball((-0.1, 0.17 * s, 0.04), 0.09, WHITE))
+    return parts
+
+
+def stool() -> list[Primitive]:
+    """Another shape altogether: thin legs, a seat, rings one can look through."""
+    wood, steel = (0.5, 0.3, 0.15), (0.55, 0.6, 0.65)
+    parts = [
+        Primitive("disc", (0, 0, 0.2), UP, (0.45, 0.04), wood),
+        Primitive("ring", (0, 0, 0.24), UP, (0.43, 0.025), RED),
+        Primitive("ring", (0, 0, -0.35), UP, (0.46, 0.02), steel),
+        Primitive("ring", (0.5, 0, 0.3), (0.0, 1.0, 0.0), (0.12, 0.025), steel),
+        _ball((0, 0, 0.42), 0.18, (0.2, 0.55, 0.2)),
+        _cone((0, 0, 0.55), (0.05, 0, 0.8), 0.012, 0.03, BROWN),
+    ]
+    for k in range(4):
+        x, y = math.cos(math.pi / 4 + k * math.pi / 2), math.sin(math.pi / 4 + k * math.pi / 2)
+        parts.append(_cone((0.33 * x, 0.33 * y, 0.18), (0.52 * x, 0.52 * y, -0.75), 0.035, 0.025, wood))
+    return parts
+
+
+SHAPES: dict[str, Callable[[], list[Primitive]]] = {"animal": animal, "stool": stool}
+
+
+class Creature:
+    """A shape as a radiance field. seed: of the noise, what is left inside, and the floaters.
+
+    scale multiplies the density of everything; clean leaves noise, floaters and haze away.
+    """
+
+    def __init__(self, shape: str = "animal", seed: int = 0, scale: float = 1.0, clean: bool = False) -> None:
+        self.parts, self.scale, self.clean = SHAPES[shape](), scale, clean
+        rng = np.random.default_rng(seed)
+        self.noise = torch.from_numpy(np.exp(0.35 * rng.normal(size=(1, 1, 40, 40, 40)))).float()
+        self.left = float(rng.uniform(0.05, 0.35))
+        away = rng.normal(size=(FLOATERS, 3))
+        away *= rng.uniform(0.75, 0.92, (FLOATERS, 1)) / np.linalg.norm(away, axis=1, keepdims=True)
+        self.floaters = torch.from_numpy(
+            np.column_stack([away, rng.uniform(0.015, 0.035, FLOATERS), rng.uniform(5, 40, FLOATERS)])
+        ).float()
+
+    def distance(self, x: Tensor) -> Tensor:
+        """Signed distance (N,) of the whole shape, with a fine relief on it."""
+        total = self.parts[0].distance(x)
+        for part in self.parts[1:]:
+            other = part.distance(x)
+            mix = (0.5 + 0.5 * (other - total) / SMOOTH).clamp(0, 1)
+            total = other + mix * (total - other) - SMOOTH * mix * (1 - mix)
+        relief = torch.sin(55 * x[:, 0]) * torch.sin(55 * x[:, 1]) * torch.sin(55 * x[:, 2])
+        thick = (self.parts[0].distance(x) < 0.02).float()  # on the large part alone: thin ones would be torn
+        return total + 0.004 * relief * thick
+
+    def density(self, x: Tensor) -> Tensor:
+        """sigma (N,) per unit."""
+        distance = self.distance(x)
+        shell = self.left + (1 - self.left) * torch.exp(-((distance.clamp(max=0) / SHELL) ** 2))
+        sigma = PEAK * torch.sigmoid(-distance / SKIN) * (1.0 if self.clean else shell)
+        if not self.clean:
+            grid = x.view(1, -1, 1, 1, 3)
+            rough = F.grid_sample(self.noise, grid, align_corners=True, padding_mode="border").view(-1)
+            sigma = (sigma + HAZE * torch.exp(-distance.clamp(min=0) / HAZE_DEPTH)) * rough
+            for cx, cy, cz, radius, peak in self.floaters.tolist():
+                near = ((x - x.new_tensor([cx, cy, cz])) ** 2).sum(dim=1)
+                sigma = sigma + peak * torch.exp(-near / (2 * (radius / 2) ** 2))
+        return self.scale * sigma
+
+    def colour(self, x: Tensor) -> Tensor:
+        """sRGB (N, 3): that of the nearest primitive, with stripes on the first one."""
+        nearest = torch.stack([part.distance(x) for part in self.parts]).argmin(dim=0)
+        rgb = x.new_tensor([part.colour for part in self.parts])[nearest]
+        stripes = 0.85 + 0.15 * torch.sign(torch.sin(40 * x[:, 0]))
+        return torch.where((nearest == 0)[:, None], rgb * stripes[:, None], rgb)

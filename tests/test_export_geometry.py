@@ -1,0 +1,184 @@
+"""Fewer triangles, texture coordinates: what a mesh must still be afterwards, and how a fault would show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import trimesh
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.measure import marching_cubes
+
+from threedgen.errors import ConfigError
+from threedgen.export import simplify as simplifying
+from threedgen.export.collapse import collapse
+from threedgen.export.simplify import BudgetTooSmall, simplify
+from threedgen.export.topology import compact, topology, weld
+from threedgen.export.unwrap import UnwrapError, padding, unwrap
+
+BOX = trimesh.creation.box()
+
+
+def bodies(seed: int, n: int = 22, parts: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """The union of a few random balls and a torus, by marching cubes: closed, of several parts and with a hole."""
+    rng = np.random.default_rng(seed)
+    axis = np.linspace(-1, 1, n)
+    x, y, z = np.meshgrid(axis, axis, axis, indexing="ij")
+    tube = 0.18 - np.hypot(np.hypot(x, y) - 0.55, z)
+    inside = tube
+    for _ in range(parts):
+        centre, radius = rng.uniform(-0.5, 0.5, 3), rng.uniform(0.2, 0.4)
+        inside = np.maximum(inside, radius - np.sqrt(((np.stack([x, y, z], -1) - centre) ** 2).sum(-1)))
+    inside[[0, -1]] = inside[:, [0, -1]] = inside[:, :, [0, -1]] = -1
+    vertices, faces, _, _ = marching_cubes(inside, 0.0, gradient_direction="ascent", allow_degenerate=False)
+    return vertices.astype(np.float32), faces.astype(np.int32)
+
+
+# ---------------------------------------------------------------- topology
+
+
+def test_a_box_is_a_solid_and_every_fault_is_counted() -> None:
+    points, faces = np.asarray(BOX.vertices), np.asarray(BOX.faces)
+    found = topology(points, faces)
+    assert found.solid and (found.triangles, found.vertices, found.parts) == (12, 8, 1)
+    assert found.volume == pytest.approx(1)
+    assert topology(points, faces[1:]).open_edges == 3 and not topology(points, faces[1:]).manifold
+    flipped = faces.copy()
+    flipped[0] = flipped[0, ::-1]
+    assert topology(points, flipped).twisted_edges == 3
+    assert topology(points, faces[:, ::-1]).volume == pytest.approx(-1) and not topology(points, faces[:, ::-1]).solid
+    fin = np.concatenate([faces, [[faces[0, 0], faces[0, 1], 7]]])
+    assert topology(points, fin).crowded_edges >= 1
+    squashed = points.copy()
+    squashed[faces[0, 0]] = squashed[faces[0, 1]]
+    assert topology(squashed, faces).degenerate >= 1
+    assert topology(points, faces[:0]).triangles == 0 and not topology(points, faces[:0]).solid
+
+
+def test_the_counts_do_not_depend_on_place_and_size() -> None:
+    points, faces = bodies(1)
+    usual, moved = topology(points, faces), topology(points.astype(float) * 1e-4 + 1, faces)
+    assert usual.json() | {"volume": 0} == moved.json() | {"volume": 0}
+    assert moved.volume == pytest.approx(usual.volume * 1e-12, rel=1e-3)
+
+
+def test_two_bodies_are_two_parts_and_a_cavity_is_one_more() -> None:
+    points, faces = np.asarray(BOX.vertices), np.asarray(BOX.faces)
+    both = np.concatenate([points, points + 3]), np.concatenate([faces, faces + 8])
+    assert topology(*both).parts == 2
+    hollow = np.concatenate([points, points / 2]), np.concatenate([faces, faces[:, ::-1] + 8])
+    assert topology(*hollow).parts == 2 and topology(*hollow).volume == pytest.approx(1 - 1 / 8)
+
+
+def test_welding_undoes_a_split_and_compacting_drops_the_unused() -> None:
+    points, faces = np.asarray(BOX.vertices, np.float32), np.asarray(BOX.faces)
+    loose = points[faces].reshape(-1, 3), np.arange(36).reshape(-1, 3)
+    assert topology(*loose).open_edges == 36
+    places, joined, which = weld(*loose)
+    assert topology(places, joined).solid and len(places) == 8
+    assert np.array_equal(places[which], loose[0])
+    few, named, kept = compact(points, faces[:1])
+    assert len(few) == 3 and np.array_equal(few[named], points[faces[:1]]) and np.array_equal(points[kept], few)
+
+
+# ---------------------------------------------------------------- simplification
+
+
+@settings(max_examples=8)
+@given(seed=st.integers(0, 10**6), share=st.floats(0.3, 0.9))
+def test_a_budget_is_kept_and_the_body_stays_whole(seed: int, share: float) -> None:
+    points, faces = bodies(seed)
+    before, budget = topology(points, faces), int(share * len(faces))
+    vertices, fewer = simplify(points, faces, budget)
+    after = topology(vertices, fewer)
+    assert 0.95 * budget <= len(fewer) <= budget
+    assert after.solid >= before.solid and after.manifold and after.parts == before.parts
+    assert after.volume == pytest.approx(before.volume, rel=0.03)
+    assert after.vertices == len(vertices) and vertices.dtype == np.float32
+    euler = len(vertices) - len(fewer) // 2
+    assert euler == len(points) - len(faces) // 2, "a handle was lost or made"
+    again = simplify(points, faces, budget)
+    assert np.array_equal(again[0], vertices) and np.array_equal(again[1], fewer)
+
+
+def test_what_fits_the_budget_is_not_touched() -> None:
+    points, faces = bodies(2)
+    vertices, same = simplify(points, faces, len(faces))
+    assert vertices is points and same is faces
+
+
+def test_a_budget_that_the_shape_does_not_allow_is_said_with_the_nearest() -> None:
+    points, faces = bodies(3)
+    with pytest.raises(BudgetTooSmall, match=r"^budget: should be at least \d+ triangles for this shape") as caught:
+        simplify(points, faces, 4)
+    assert isinstance(caught.value, ConfigError)
+    possible = caught.value.possible
+    assert 14 <= possible < 60  # a torus needs fourteen
+    assert len(simplify(points, faces, possible)[1]) <= possible
+
+
+def test_what_the_library_breaks_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library may stop above the target, or leave holes: then the careful collapses do the work."""
+    points, faces = bodies(4)
+    asked: list[int] = []
+
+    def careless(vertices: np.ndarray, triangles: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(target)
+        return vertices, triangles[: target - 1]
+
+    monkeypatch.setattr(simplifying, "_library", careless)
+    vertices, fewer = simplify(points, faces, 300)
+    assert asked and topology(vertices, fewer).solid and 295 <= len(fewer) <= 300
+
+
+def test_collapses_keep_flat_faces_flat() -> None:
+    """On a finely divided box the planes cost nothing: the box is still the box with very few triangles."""
+    fine = BOX.subdivide().subdivide().subdivide()
+    fewer, _ = collapse(fine.vertices, fine.faces, 40)
+    assert len(fewer) <= 40 and topology(fine.vertices, fewer).solid
+    assert topology(fine.vertices, fewer).volume == pytest.approx(1, abs=1e-9)
+
+
+# ---------------------------------------------------------------- texture coordinates
+
+
+@settings(max_examples=4)
+@given(seed=st.integers(0, 10**6), scale=st.sampled_from([1e-4, 1.0, 1e4]))
+def test_unwrapping_keeps_the_surface_and_fills_a_square(seed: int, scale: float) -> None:
+    points, faces = simplify(*bodies(seed), 600)
+    made = unwrap(points * np.float32(scale), faces, 256)
+    assert np.array_equal(made.vertices[made.faces], (points * np.float32(scale))[faces])
+    assert np.array_equal(points[made.origin] * np.float32(scale), made.vertices)
+    assert topology(*weld(made.vertices, made.faces)[:2]).solid
+    assert made.uv.min() >= 0 and 0.9 < made.uv.max() <= 1 and made.uv.dtype == np.float32
+    corner = made.uv[made.faces].astype(float)
+    a, b = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
+    flat = np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]) / 2
+    places = points[faces].astype(float)
+    real = np.linalg.norm(np.cross(places[:, 1] - places[:, 0], places[:, 2] - places[:, 0]), axis=1) / 2
+    assert 0.2 < flat.sum() < 1
+    density = np.sqrt(flat / real)[real > np.median(real) / 10]
+    assert np.quantile(density, 0.1) > 0.6 * np.median(density), "some of the surface has far fewer texels"
+    assert np.allclose(np.linalg.norm(made.normals, axis=1), 1, atol=1e-5)
+    outward = np.cross(places[:, 1] - places[:, 0], places[:, 2] - places[:, 0])
+    assert (made.normals[made.faces].mean(1) * outward).sum(1).min() > -1e-6 * np.abs(outward).max()
+
+
+def test_unwrapping_is_repeatable_and_seams_share_their_normals() -> None:
+    points, faces = simplify(*bodies(5), 500)
+    one, other = unwrap(points, faces, 512), unwrap(points, faces, 512)
+    assert np.array_equal(one.uv, other.uv) and np.array_equal(one.origin, other.origin)
+    first = np.zeros((len(points), 3), np.float32)
+    first[one.origin] = one.normals
+    assert np.array_equal(first[one.origin], one.normals) and len(one.uv) > len(points)
+
+
+def test_padding_grows_with_the_texture() -> None:
+    assert [padding(size) for size in (128, 1024, 2048, 4096)] == [4, 4, 8, 16]
+
+
+@pytest.mark.parametrize("points", [np.zeros((3, 3), np.float32), np.full((3, 3), np.nan, np.float32)])
+def test_a_surface_that_cannot_be_unwrapped_is_said_in_a_sentence(points: np.ndarray) -> None:
+    with pytest.raises(UnwrapError, match="cannot be unwrapped|could not be unwrapped") as caught:
+        unwrap(points, np.array([[0, 1, 2]], np.int32), 256)
+    assert isinstance(caught.value, ConfigError) and "\n" not in str(caught.value)

@@ -1,0 +1,27 @@
+"""Small textured meshes for the tests of writers, checker and task."""
+
+from __future__ import annotations
+
+import numpy as np
+import trimesh
+
+from threedgen.export.tangents import vertex_tangents
+from threedgen.export.textured import TexturedMesh, Textures, png, stand
+from threedgen.export.unwrap import unwrap
+
+
+def textured(body: trimesh.Trimesh | None = None, size: int = 256) -> tuple[TexturedMesh, Textures]:
+    """A body (an icosphere of 320 triangles if none is given), unwrapped and standing on the ground, and its maps."""
+    body = body or trimesh.creation.icosphere(2, 0.5)
+    made = unwrap(np.asarray(body.vertices, np.float32), np.asarray(body.faces, np.int32), size)
+    tangents = vertex_tangents(made.vertices, made.faces, made.normals, made.uv)
+    mesh = TexturedMesh(made.vertices, made.faces, made.normals, made.uv, tangents)
+    ramp = np.linspace(0, 255, size).astype(np.uint8)
+    colour = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], np.uint8(40)), axis=-1)
+    flat = np.broadcast_to(np.array([128, 128, 255], np.uint8), (size, size, 3))
+    orm = np.broadcast_to(np.array([255, 255, 0], np.uint8), (size, size, 3))
+    return stand(mesh.vertices).mesh(mesh), Textures(colour, flat, orm)
+
+
+def files(textures: Textures) -> dict[str, bytes]:
+    return {name: png(pixels) for name, pixels in textures.maps().items()}

@@ -1,0 +1,200 @@
+"""From a dense surface and its colours to the files of a game asset, all of them in memory and checked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threedgen.errors import ConfigError
+from threedgen.export.bake import Maps, bake
+from threedgen.export.check import Expected, Finding, check_collider, check_glb
+from threedgen.export.collider import ENGINES, Part, collider_names, convex_parts, hull
+from threedgen.export.glb import plain_glb_bytes, textured_glb_bytes
+from threedgen.export.lods import level
+from threedgen.export.mesh import Mesh
+from threedgen.export.obj import obj_zip
+from threedgen.export.options import AssetConfig
+from threedgen.export.pictures import Shots
+from threedgen.export.refine_texture import refine_texture
+from threedgen.export.simplify import BudgetTooSmall, simplify
+from threedgen.export.tangents import vertex_tangents
+from threedgen.export.textured import TexturedMesh, png, stand
+from threedgen.export.topology import topology, weld
+from threedgen.export.unwrap import unwrap
+from threedgen.export.usdz import usdz_bytes
+
+Array = NDArray[Any]
+Colours = Callable[[Array], Array]
+
+FILE_SIZE = 3.0
+"""Megabytes that a GLB with maps of 1024 texels should not exceed; larger maps may have more."""
+
+
+@dataclass
+class Asset:
+    """files: name -> content, the GLB of the finest level first; what was found about them, and how they were made."""
+
+    name: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    findings: dict[str, list[Finding]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def problems(self) -> list[str]:
+        """`file: finding` for everything that the checker found."""
+        return [f"{name}: {found.message}" for name, all_found in self.findings.items() for found in all_found]
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - begun, 3)
+
+
+def make_asset(
+    dense: Mesh,
+    config: AssetConfig,
+    name: str = "mesh",
+    colours: Colours | None = None,
+    extras: dict[str, Any] | None = None,
+    shoot: Callable[[], Shots] | None = None,
+    nearest_budget: bool = False,
+) -> Asset:
+    """An asset as `config` describes it, with the colours of a field, points (N, 3) -> sRGB (N, 3), or of `dense`.
+
+    extras (JSON data) travel in the GLB, with what was found and dropped on the way. shoot: takes pictures of the
+    field, to which the texture is fitted. nearest_budget: a budget below what the shape allows becomes the nearest
+    that it does, and a note. Raises BudgetTooSmall, UnwrapError, ConfigError.
+    """
+    asset = Asset(name)
+    low, pngs = _textured(asset, dense, config, colours, shoot, nearest_budget)
+    with asset.timed("levels"):
+        levels = {name: low}
+        for number, count in enumerate(config.levels, 1):
+            made = level(low, count)
+            levels[f"{name}_LOD{number}"] = made
+            if len(made.faces) > count:
+                asset.notes.append(f"level {number} has {len(made.faces)} triangles: its seams do not allow {count}")
+    place = stand(low.vertices, config.height)
+    levels = {title: place.mesh(made) for title, made in levels.items()}
+    told = {**(extras or {}), **dense.info, "triangles": len(low.faces), "preset": config.preset}
+    with asset.timed("write"):
+        if "glb" in config.formats:
+            for title, made in levels.items():
+                asset.files[f"{title}.glb"] = textured_glb_bytes(made, pngs, title, told)
+        if "obj" in config.formats:
+            asset.files[f"{name}_obj.zip"] = obj_zip(levels, pngs, name)
+        if "usdz" in config.formats:
+            asset.files[f"{name}.usdz"] = usdz_bytes(levels[name], pngs, name)
+    with asset.timed("check"):
+        _check(asset, levels, config, pngs, told)
+    with asset.timed("collision"):
+        _collide(asset, levels[name], config, told)
+    asset.figures |= {"levels": {title: len(made.faces) for title, made in levels.items()}}
+    asset.figures["size_m"] = np.ptp(levels[name].vertices, axis=0).round(4).tolist()
+    return asset
+
+
+def _textured(
+    asset: Asset,
+    dense: Mesh,
+    config: AssetConfig,
+    colours: Colours | None,
+    shoot: Callable[[], Shots] | None,
+    nearest_budget: bool,
+) -> tuple[TexturedMesh, dict[str, bytes]]:
+    """The simple mesh in the field's world, with the files of its maps."""
+    budget = config.triangles
+    with asset.timed("simplify"):
+        try:
+            vertices, faces = simplify(dense.vertices, dense.faces, budget)
+        except BudgetTooSmall as error:
+            if not nearest_budget:
+                raise
+            asset.notes.append(f"the shape needs {error.possible} triangles, more than the budget of {error.budget}")
+            budget = error.possible
+            vertices, faces = simplify(dense.vertices, dense.faces, budget)
+    with asset.timed("unwrap"):
+        made = unwrap(vertices, faces, config.texels)
+    with asset.timed("bake"):
+        tangents = vertex_tangents(made.vertices, made.faces, made.normals, made.uv)
+        low = TexturedMesh(made.vertices, made.faces, made.normals, made.uv, tangents)
+        maps = bake(low, dense, config.texels, colours)
+    maps = maps if shoot is None else _refined(asset, low, maps, shoot)
+    with asset.timed("write"):
+        pngs = {kind: png(pixels) for kind, pixels in maps.uint8().items()}
+    asset.figures |= {
+        "budget": budget,
+        "charts": made.charts,
+        "bake": {k: round(float(v), 6) for k, v in maps.info.items()},
+    }
+    return low, pngs
+
+
+def _refined(asset: Asset, low: TexturedMesh, maps: Maps, shoot: Callable[[], Shots]) -> Maps:
+    """The maps with the colours that make the mesh look most like the pictures; as they are if nothing compares."""
+    with asset.timed("pictures"):
+        shots = shoot()
+    with asset.timed("refine"):
+        try:
+            better = refine_texture(
+                maps.base_colour, low.vertices, low.faces, low.uv, shots.c2w, shots.fov, shots.colours, shots.opacities
+            )
+        except ConfigError as error:
+            asset.notes.append(f"the texture was not fitted to pictures: {error}")
+            return maps
+    asset.figures["refine"] = {
+        "views": len(shots.c2w),
+        "pixels": better.pixels,
+        "psnr_before": round(better.psnr_before, 2),
+        "psnr_after": round(better.psnr_after, 2),
+    }
+    return replace(maps, base_colour=better.texture)
+
+
+def _check(
+    asset: Asset, levels: dict[str, TexturedMesh], config: AssetConfig, pngs: dict[str, bytes], told: dict[str, Any]
+) -> None:
+    """The checker on every level, written or not: a fault of the mesh is in the other formats as well."""
+    room = FILE_SIZE * max(1.0, (config.texels / 1024) ** 2)
+    for number, (title, mesh) in enumerate(levels.items()):
+        file = f"{title}.glb"
+        data = asset.files.get(file) or textured_glb_bytes(mesh, pngs, title, told)
+        first = number == 0
+        expected = Expected(
+            triangles=asset.figures["budget"] if first else None,
+            texture=config.texels,
+            height=config.height if first else None,
+            megabytes=room,
+            extras=tuple(told),
+            layout=first,
+        )
+        asset.findings[file] = check_glb(data, expected)
+    body = topology(*weld(levels[asset.name].vertices, levels[asset.name].faces)[:2])
+    asset.figures["topology"] = body.json() | {"volume": round(body.volume, 6)}
+
+
+def _collide(asset: Asset, mesh: TexturedMesh, config: AssetConfig, told: dict[str, Any]) -> None:
+    """The collider, once for each engine's way of naming."""
+    if config.collision == "none":
+        return
+    parts: list[Part]
+    if config.collision == "hull":
+        parts = [hull(mesh.vertices)]
+    else:
+        points, faces, _ = weld(mesh.vertices, mesh.faces)
+        parts = convex_parts(points, faces)
+    asset.figures["collision"] = {"parts": len(parts), "triangles": sum(len(faces) for _, faces in parts)}
+    for engine in ENGINES:
+        file = f"{asset.name}_collision_{engine}.glb"
+        named = dict(zip(collider_names(asset.name, len(parts), engine), parts, strict=True))
+        asset.files[file] = plain_glb_bytes(named, {"collider_of": asset.name} | told)
+    asset.findings[file] = check_collider(parts, mesh.vertices)

@@ -1,0 +1,234 @@
+"""Rays against the triangles of a mesh (numba): a balanced tree of boxes, the first hit, the nearest along a line,
+and how much of the sky a point sees.
+
+The tree is a heap without pointers: node k has the children 2 k + 1 and 2 k + 2, all leaves are on the last level and
+hold equally many triangles (the last triangle again where they do not fill up). Every query writes its own place of
+the output, so results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from threedgen.errors import ConfigError
+
+Array = NDArray[Any]
+
+LEAF = 4
+"""Triangles in a leaf at most."""
+BLOCK = 256
+"""Queries that one thread answers one after the other."""
+SLACK = 1e-7
+"""Barycentric weight by which a ray may miss a triangle, so that none slips through between two."""
+
+
+@dataclass(frozen=True)
+class Bvh:
+    """bounds (nodes, 6) float32: least and greatest corner; corners (P, 3, 3) float32 of the triangles in the order of
+    the leaves; face (P,) int64: which face of the mesh each is."""
+
+    bounds: Array
+    corners: Array
+    face: Array
+
+
+@dataclass(frozen=True)
+class Hits:
+    """For N rays: face (N,) int64, -1 for none; bary (N, 3) float32; distance (N,) float32, negative if it lies behind
+    the origin, inf for none."""
+
+    face: Array
+    bary: Array
+    distance: Array
+
+
+def build(vertices: Array, faces: Array) -> Bvh:
+    """The tree over faces (F, 3) of vertices (N, 3): each box is halved at the median of its longest side.
+
+    Raises ConfigError for a mesh without faces.
+    """
+    if not len(faces):
+        raise ConfigError("rays need a mesh with at least one face")
+    corners = np.asarray(vertices, np.float32)[faces]
+    levels = max(int(np.ceil(np.log2(len(faces) / LEAF))), 0)
+    leaves = 2**levels
+    each = -(-len(faces) // leaves)
+    order = np.minimum(np.arange(leaves * each), len(faces) - 1)[None]
+    middle = corners.mean(axis=1)
+    for level in range(levels):
+        order = order.reshape(2**level, -1)
+        places = middle[order]
+        longest = np.ptp(places, axis=1).argmax(axis=1)
+        along = np.take_along_axis(places, longest[:, None, None], axis=2)[..., 0]
+        order = np.take_along_axis(order, along.argsort(axis=1, kind="stable"), axis=1)
+    order = order.reshape(-1)
+    corners = np.ascontiguousarray(corners[order])
+    boxes = corners.reshape(leaves, -1, 3)
+    low, high = [boxes.min(axis=1)], [boxes.max(axis=1)]
+    while len(low[0]) > 1:
+        low.insert(0, np.minimum(low[0][::2], low[0][1::2]))
+        high.insert(0, np.maximum(high[0][::2], high[0][1::2]))
+    return Bvh(np.concatenate([np.concatenate(low), np.concatenate(high)], axis=1), corners, order.astype(np.int64))
+
+
+def first_hit(bvh: Bvh, origins: Array, directions: Array, reach: float = np.inf) -> Hits:
+    """The first triangle that each ray meets, from either side, at a distance in (0, reach) of `directions`."""
+    return _hits(bvh, origins, directions, reach, False)
+
+
+def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> Hits:
+    """The nearest triangle before or behind each origin (N, 3) on the line along its direction (N, 3).
+
+    Only triangles that face along the direction count (their normal has a positive part along it), nearer than
+    `reach` both ways: so a thin wall's other side is never found.
+    """
+    return _hits(bvh, origins, directions, reach, True)
+
+
+def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, lift: float) -> Array:
+    """Ambient occlusion (N,) float32: the share of the light from all sides of the sky that arrives, weighted by the
+    cosine to the normal; 1 where nothing is in the way within `reach`.
+
+    points, normals (N, 3), unit; rays for each point; lift: how far above the surface they start. The same directions
+    for all points but for a turn about the normal that depends on the point's number.
+    """
+    k = np.arange(rays) + 0.5
+    radius, angle = np.sqrt(k / rays), k * np.pi * (3 - np.sqrt(5))  # evenly on the disc: cosine-weighted above it
+    sky = np.stack([radius * np.cos(angle), radius * np.sin(angle), np.sqrt(1 - k / rays)], axis=1)
+    out = np.empty(len(points), np.float32)
+    _openness(bvh.bounds, bvh.corners, _rows(points), _rows(normals), sky, float(reach), float(lift), out)
+    return out
+
+
+def _hits(bvh: Bvh, origins: Array, directions: Array, reach: float, both_ways: bool) -> Hits:
+    place = np.empty(len(origins), np.int64)
+    bary, distance = np.empty((len(origins), 3), np.float32), np.empty(len(origins), np.float32)
+    _trace(bvh.bounds, bvh.corners, _rows(origins), _rows(directions), float(reach), both_ways, place, bary, distance)
+    return Hits(np.where(place >= 0, bvh.face[place], -1), bary, distance)
+
+
+def _rows(vectors: Array) -> Array:
+    return np.ascontiguousarray(vectors, np.float64)
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def _enter(bounds, node, ox, oy, oz, ix, iy, iz, best, both_ways):
+    """How far from the origin the line comes into a box; inf if not before `best`. i: 1 / direction."""
+    x0, x1 = (bounds[node, 0] - ox) * ix, (bounds[node, 3] - ox) * ix
+    y0, y1 = (bounds[node, 1] - oy) * iy, (bounds[node, 4] - oy) * iy
+    z0, z1 = (bounds[node, 2] - oz) * iz, (bounds[node, 5] - oz) * iz
+    near = max(min(x0, x1), min(y0, y1), min(z0, z1))
+    far = min(max(x0, x1), max(y0, y1), max(z0, z1))
+    if near > far or near > best or far < (-best if both_ways else 0.0):
+        return np.inf
+    return max(near, -far if both_ways else 0.0, 0.0)
+
+
+@njit(cache=True, error_model="numpy")
+def _nearest(bounds, corners, stack, ox, oy, oz, dx, dy, dz, reach, both_ways, any_hit):
+    """Place of the nearest triangle (-1: none), its signed distance and the weights of its corners 1 and 2."""
+    nodes = bounds.shape[0]
+    inner = nodes // 2
+    each = corners.shape[0] // (nodes - inner)
+    tiny = 1e-30  # a direction along a plane would divide by zero
+    ix = 1.0 / (dx if abs(dx) > tiny else tiny)
+    iy = 1.0 / (dy if abs(dy) > tiny else tiny)
+    iz = 1.0 / (dz if abs(dz) > tiny else tiny)
+    best, found, at, u1, u2 = reach, -1, np.inf, 0.0, 0.0
+    stack[0], depth = 0, 1
+    while depth > 0:
+        depth -= 1
+        node = stack[depth]
+        if _enter(bounds, node, ox, oy, oz, ix, iy, iz, best, both_ways) == np.inf:
+            continue
+        if node < inner:
+            one = _enter(bounds, 2 * node + 1, ox, oy, oz, ix, iy, iz, best, both_ways)
+            two = _enter(bounds, 2 * node + 2, ox, oy, oz, ix, iy, iz, best, both_ways)
+            first = 2 * node + (1 if one <= two else 2)
+            if max(one, two) < np.inf:
+                stack[depth] = 4 * node + 3 - first  # the farther waits below the nearer
+                depth += 1
+            if min(one, two) < np.inf:
+                stack[depth] = first
+                depth += 1
+            continue
+        for k in range((node - inner) * each, (node - inner + 1) * each):
+            t, v, w, along = _meet(corners, k, ox, oy, oz, dx, dy, dz)
+            if both_ways:
+                nearer = along > 0 and abs(t) < best
+            else:
+                nearer = 0 < t < best
+            if nearer:
+                best, found, at, u1, u2 = abs(t), k, t, v, w
+                if any_hit:
+                    return found, at, u1, u2
+    return found, at, u1, u2
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def _meet(corners, k, ox, oy, oz, dx, dy, dz):
+    """Triangle k and a line (Moeller and Trumbore 1997): t (inf: none), weights of corners 1 and 2, and the part of the
+    direction along the normal, not scaled."""
+    px, py, pz = np.float64(corners[k, 0, 0]), np.float64(corners[k, 0, 1]), np.float64(corners[k, 0, 2])
+    ax, ay, az = corners[k, 1, 0] - px, corners[k, 1, 1] - py, corners[k, 1, 2] - pz
+    bx, by, bz = corners[k, 2, 0] - px, corners[k, 2, 1] - py, corners[k, 2, 2] - pz
+    nx, ny, nz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+    along = nx * dx + ny * dy + nz * dz
+    if along == 0:
+        return np.inf, 0.0, 0.0, 0.0
+    sx, sy, sz = px - ox, py - oy, pz - oz
+    # the line at t is p + v a + w b; c = s x d turns both weights into one product each
+    cx, cy, cz = sy * dz - sz * dy, sz * dx - sx * dz, sx * dy - sy * dx
+    v = (bx * cx + by * cy + bz * cz) / along
+    w = -(ax * cx + ay * cy + az * cz) / along
+    if v < -SLACK or w < -SLACK or v + w > 1 + SLACK:
+        return np.inf, 0.0, 0.0, 0.0
+    return (nx * sx + ny * sy + nz * sz) / along, v, w, along
+
+
+@njit(cache=True, error_model="numpy", parallel=True)
+def _trace(bounds, corners, o, d, reach, both_ways, place, bary, distance):
+    for block in prange((o.shape[0] + BLOCK - 1) // BLOCK):
+        stack = np.empty(128, np.int64)
+        for n in range(block * BLOCK, min((block + 1) * BLOCK, o.shape[0])):
+            k, t, v, w = _nearest(
+                bounds, corners, stack, o[n, 0], o[n, 1], o[n, 2], d[n, 0], d[n, 1], d[n, 2], reach, both_ways, False
+            )
+            place[n], distance[n] = k, t
+            v, w = max(v, 0.0), max(w, 0.0)
+            scale = max(v + w, 1.0)
+            v, w = v / scale, w / scale
+            bary[n, 0], bary[n, 1], bary[n, 2] = (1 - v - w if k >= 0 else 0.0), v, w
+
+
+@njit(cache=True, error_model="numpy", parallel=True)
+def _openness(bounds, corners, points, normals, sky, reach, lift, out):
+    golden = 0.6180339887498949
+    for block in prange((points.shape[0] + BLOCK - 1) // BLOCK):
+        stack = np.empty(128, np.int64)
+        for n in range(block * BLOCK, min((block + 1) * BLOCK, points.shape[0])):
+            x, y, z = normals[n, 0], normals[n, 1], normals[n, 2]
+            # two directions across the normal, without a branch on which axis is far (Duff et al. 2017)
+            sign = 1.0 if z >= 0 else -1.0
+            a = -1.0 / (sign + z)
+            b = x * y * a
+            turn = 2 * np.pi * ((n * golden) % 1.0)
+            cosine, sine = np.cos(turn), np.sin(turn)
+            free = 0
+            for k in range(sky.shape[0]):
+                p, q = cosine * sky[k, 0] - sine * sky[k, 1], sine * sky[k, 0] + cosine * sky[k, 1]
+                up = sky[k, 2]
+                dx = p * (1 + sign * x * x * a) + q * b + up * x
+                dy = p * sign * b + q * (sign + y * y * a) + up * y
+                dz = -p * sign * x - q * y + up * z
+                hit, _, _, _ = _nearest(
+                    bounds, corners, stack, points[n, 0] + lift * x, points[n, 1] + lift * y, points[n, 2] + lift * z,
+                    dx, dy, dz, reach, False, True,
+                )  # fmt: skip
+                free += 1 if hit < 0 else 0
+            out[n] = free / sky.shape[0]

@@ -1,0 +1,115 @@
+"""The task "export": from the checkpoint of a run to a folder with a game-ready asset."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from threedgen import __version__, runs
+from threedgen.cli import say
+from threedgen.errors import ConfigError
+from threedgen.loop import set_threads
+from threedgen.readable import visible
+from threedgen.runs import write_atomic
+
+from .asset import Asset, make_asset
+from .from_field import FieldView, dense_surface
+from .options import FOLDER, AssetConfig, ExportConfig
+from .pictures import Shots, shoot
+from .run_field import RunField, asset_name, extras, open_run
+
+logger = logging.getLogger(__name__)
+SUMMARY = "asset.json"
+
+
+def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Carry out a config; prints the folder. With `strict`, raises ConfigError for any finding and writes nothing."""
+    set_threads(config.threads)
+    folder = runs.run_folder(config.run, "run")
+    out = folder / FOLDER if config.out is None else runs.user_path(config.out, "out")
+    runs.prepare(out, megabytes=64)
+    source = open_run(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    asset = export(source, config)
+    save(asset, out, config)
+    for note in asset.notes + asset.problems:
+        logger.warning("%s", visible(note))
+    if not quiet:
+        say("\n".join(f"{name}  {len(data) / 1024:.0f} KB" for name, data in asset.files.items()))
+    say(str(out))
+    return 0
+
+
+def export(source: RunField, config: AssetConfig, nearest_budget: bool = False) -> Asset:
+    """The asset of a run's field. Raises ConfigError, with `strict` also for what the checker finds."""
+    begun = time.perf_counter()
+    dense, notes = dense_surface(source.view, config.grid)
+    wanted = source.config.trainer.max_steps
+    if source.steps < wanted:
+        notes.append(f"the run is not finished: {source.steps} of {wanted} steps")
+    name = asset_name(config.name or source.config.prompt)
+    sampled = time.perf_counter() - begun
+    told = extras(source.config, source.steps)
+    asset = make_asset(dense, config, name, source.view.colours, told, _camera(source.view, config), nearest_budget)
+    asset.seconds = {"surface": round(sampled, 3)} | asset.seconds
+    asset.notes = notes + asset.notes
+    if config.strict and asset.problems:
+        raise ConfigError("strict: the asset was not written: " + "; ".join(asset.problems))
+    return asset
+
+
+def _camera(view: FieldView, config: AssetConfig) -> Callable[[], Shots] | None:
+    """What takes the pictures that the texture is fitted to, when it is asked to."""
+    pictures = view.pictures
+    if pictures is None or not config.refine:
+        return None
+    return lambda: shoot(pictures, config.refine, config.texels, view.radius)
+
+
+def save(asset: Asset, folder: Path, config: AssetConfig) -> Path:
+    """Writes an asset's files and asset.json, each whole or not at all; those of an earlier export are removed.
+
+    asset.json comes last, so it lists only what is there. Raises ConfigError for a disk that is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        before = read(folder).get("files", {})
+        for name, data in asset.files.items():
+            write_atomic(folder / name, data)
+        path = folder / SUMMARY
+        write_atomic(path, json.dumps(summary(asset, config), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        for name in set(before) - set(asset.files):
+            if Path(name).name == name:  # the summary may have been written by anyone
+                (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: {folder} could not be written ({error.strerror or error}); make room there") from error
+    return path
+
+
+def summary(asset: Asset, config: AssetConfig) -> dict[str, Any]:
+    """What asset.json tells: files and their sizes, findings, notes, how long each step took."""
+    return {
+        "name": asset.name,
+        "version": __version__,
+        "preset": config.preset,
+        "texture": config.texels,
+        **asset.figures,
+        "files": {name: len(data) for name, data in asset.files.items()},
+        "findings": {name: [found.json() for found in all_found] for name, all_found in asset.findings.items()},
+        "notes": asset.notes,
+        "seconds": asset.seconds,
+    }
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """asset.json of a folder; {} if there is none that can be read."""
+    try:
+        found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("files", {}), dict) else {}

@@ -1,0 +1,155 @@
+"""Config models of the export (no torch here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from threedgen import runs
+from threedgen.config import Config
+from threedgen.errors import ConfigError, short
+from threedgen.export.extras import require_parts, require_usd
+from threedgen.options import TaskConfig
+
+CHECKPOINTS = "checkpoints"
+FOLDER = "asset"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What an asset of a kind is made of, where the config does not say it: triangles, texels, grid points."""
+
+    budget: int
+    texture: int
+    lods: tuple[int, ...]
+    resolution: int
+
+
+PRESETS = {
+    "mobile": Preset(3000, 512, (1000,), 128),
+    "prop": Preset(15_000, 1024, (5000, 1500), 192),
+    "character": Preset(30_000, 2048, (10_000, 3000), 256),
+    "hero": Preset(50_000, 4096, (16_000, 5000, 1500), 320),
+}
+
+
+class AssetConfig(Config):
+    """A game-ready asset: a triangle budget, textures, levels of detail, a collider."""
+
+    preset: Literal["mobile", "prop", "character", "hero"] = Field(
+        "prop", description="decides what is null below; " + "; ".join(
+            f"{name}: {p.budget} triangles, {p.texture} texels" for name, p in PRESETS.items()
+        ),
+    )  # fmt: skip
+    budget: int | None = Field(None, ge=12, le=1_000_000, description="triangles at most; null: those of the preset")
+    texture: int | None = Field(
+        None, ge=64, le=8192, description="texels along an edge of the maps, a power of two; null: as the preset"
+    )
+    lods: tuple[int, ...] | None = Field(
+        None, description="triangles of further levels of detail, falling; null: as the preset, cut to the budget"
+    )
+    collision: Literal["hull", "parts", "none"] = Field(
+        "hull", description="collider: one convex hull, up to eight convex parts (extra 'parts'), or none"
+    )
+    formats: tuple[Literal["glb", "obj", "usdz"], ...] = Field(
+        ("glb",), description="files to write: glb, obj (a zip with its textures), usdz (extra 'usd')"
+    )
+    refine: int = Field(
+        16, ge=0, le=256, description="pictures of the field that the texture is fitted to after baking; 0: none"
+    )
+    height: float | None = Field(None, gt=0, description="metres from bottom to top; null: a unit of the field is one")
+    resolution: int | None = Field(None, ge=16, le=512, description="grid points along an edge; null: as the preset")
+    name: str | None = Field(None, min_length=1, description="of the files and the mesh; null: the prompt's words")
+    strict: bool = Field(False, description="fail, and write nothing, if the checker finds anything")
+
+    @field_validator("formats")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("should name one format at least; try [glb]")
+        return value
+
+    @field_validator("texture")
+    @classmethod
+    def _power_of_two(cls, value: int | None) -> int | None:
+        if value is not None and value & (value - 1):
+            raise ValueError(f"should be a power of two; try {1 << value.bit_length() - 1}")
+        return value
+
+    @model_validator(mode="after")
+    def _falling(self) -> AssetConfig:
+        steps = (self.triangles, *(self.lods or ()))
+        for before, after in zip(steps, steps[1:], strict=False):
+            if not 12 <= after <= before / 2:
+                raise ValueError(
+                    f"lods should each have 12 triangles or more and at most half of the level before: {after} "
+                    f"follows {before}"
+                )
+        return self
+
+    @property
+    def triangles(self) -> int:
+        """The budget, that of the preset included."""
+        return self.budget or PRESETS[self.preset].budget
+
+    @property
+    def texels(self) -> int:
+        return self.texture or PRESETS[self.preset].texture
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Triangles of the levels after the first one."""
+        if self.lods is not None:
+            return self.lods
+        return tuple(count for count in PRESETS[self.preset].lods if count <= self.triangles / 2)
+
+    @property
+    def grid(self) -> int:
+        """Grid points along an edge of the field's cube."""
+        return self.resolution or PRESETS[self.preset].resolution
+
+    def check(self) -> None:
+        if "usdz" in self.formats:
+            require_usd()
+        if self.collision == "parts":
+            require_parts()
+        super().check()
+
+
+class ExportSection(AssetConfig):
+    """The asset at the end of a run."""
+
+    enabled: bool = Field(False, description="make it; launch.py --config export run=FOLDER does so later, too")
+
+    def check(self) -> None:
+        if self.enabled:
+            super().check()
+
+
+class ExportConfig(TaskConfig, AssetConfig):
+    """Make a game-ready asset of a finished run."""
+
+    run: str = Field("", description="folder of a run of the task generate")
+    out: str | None = Field(None, description="folder of the files; null: asset, in the run's folder")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null: as many as cores")
+
+    def check(self) -> None:
+        if not self.run.strip():
+            raise ConfigError(f"run: is missing; say which, such as run={runs.ROOT}/mvdream-toybox/a-blue-dog-0123abcd")
+        folder = runs.run_folder(self.run, "run")
+        task = (runs.stored_config(folder) or {}).get("task", "generate")
+        if task != "generate":
+            raise ConfigError(
+                f"run: should be a run of the task generate, not of {short(task)} (got {short(self.run)})"
+            )
+        if not any((folder / CHECKPOINTS).glob("*.ckpt")):
+            raise ConfigError(
+                f"run: {folder} has no checkpoint, which holds the field; launch.py --resume {folder} makes one"
+            )
+        if self.out is not None:
+            place = runs.user_path(self.out, "out")
+            if place.exists() and not place.is_dir():
+                raise ConfigError(f"out: should be a folder, but a file has this name (got {short(self.out)})")
+        super().check()

@@ -1,0 +1,197 @@
+"""Texture refinement: with the geometry fixed, the texels are optimised until the textured mesh looks like pictures
+of the field.
+
+A baked texture holds what the field says at the surface; a renderer sees the field's soft skin, and the simple mesh
+lies a little beside it. What is left of that difference is taken out here, in the place where it will be seen. A
+pixel's colour is the mean of bilinear readings, so it is linear in the texels, and its gradient is `texture.scatter`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threedgen.errors import ConfigError
+from threedgen.raster import checked, interpolate, rasterise, rasterise_uv, unit
+from threedgen.texture import fill, sample, scatter
+
+Array = NDArray[Any]
+
+STAY = 0.1
+"""Weight of staying with the baked texel, in pixels: one seen by less than this hardly moves, whatever it is told.
+
+Without it, texels that are smaller than pixels take in what differs from view to view. On 18 views of a toy with a
+checker, 512 texels wide, views that were not shown came to 35.6, 36.5, 36.6, 36.3 dB with 0.01, 0.1, 0.3, 1 from 35.2
+baked, and from colours that were too pale, 29.1 dB, to 36.0, 36.4, 36.1, 34.1.
+"""
+
+
+@dataclass(frozen=True)
+class Refined:
+    """texture (H, W, 3) float32 in [0, 1]; seen (H, W) bool: texels that any compared pixel reads, only these were
+    optimised; psnr_before and psnr_after, in dB, over the pixels that were compared, `pixels` of them."""
+
+    texture: Array
+    seen: Array
+    psnr_before: float
+    psnr_after: float
+    pixels: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the compared pixels see: uv (P, S, 2) float32, S readings for each; target (P, 3) float32."""
+
+    uv: Array
+    target: Array
+
+
+def refine_texture(
+    texture: Array,
+    vertices: Array,
+    faces: Array,
+    uv: Array,
+    c2w: Array,
+    fov: Array | float,
+    targets: Array,
+    masks: Array,
+    *,
+    steps: int = 60,
+    rate: float = 0.02,
+    supersample: int = 2,
+    opaque: float = 0.95,
+    grazing: float = 0.2,
+    stay: float = STAY,
+) -> Refined:
+    """The texture (H, W, 3) in [0, 1], v up, with which the mesh looks most like targets (V, h, w, 3), sRGB in [0, 1].
+
+    vertices (N, 3), faces (F, 3), uv (N, 2) or (F, 3, 2); c2w (V, 4, 4) and fov as in `raster.rasterise`; masks
+    (V, h, w) in [0, 1]: opacity of what the targets show. Compared are pixels that the mesh fills with faces seen at a
+    cosine of at least `grazing` and whose mask reaches `opaque`: near outlines field and mesh never quite agree.
+    steps: of Adam over all views at once, with a rate that falls to 0; stay: see STAY. Texels that no such pixel
+    reads keep their value to the last bit, but for those outside of all charts, which are filled again from the
+    nearest. The best texture on the way is returned, the given one if none is better. Raises ConfigError for shapes
+    that do not fit and if there is no pixel to compare.
+    """
+    texture, targets = np.asarray(texture, np.float32), np.asarray(targets, np.float32)
+    if texture.ndim != 3 or texture.shape[2] != 3:
+        raise ConfigError(f"a texture to refine has the shape (H, W, 3) (got {texture.shape})")
+    if steps < 0 or rate <= 0 or supersample < 1 or stay < 0:
+        raise ConfigError("refining takes steps and stay of at least 0, a rate above 0 and one sample a pixel or more")
+    samples = look(vertices, faces, uv, c2w, fov, targets, masks, supersample, opaque, grazing)
+    best, before, after = optimise(texture, samples, steps, rate, stay)
+    seen = reads(samples, texture.shape[:2]) > 0
+    if after > before:
+        charts = rasterise_uv(uv, faces if uv.ndim == 2 else None, (texture.shape[0], texture.shape[1])).mask
+        best = fill(best, charts | seen)
+    return Refined(best, seen, before, after, len(samples.target))
+
+
+def look(
+    vertices: Array,
+    faces: Array,
+    uv: Array,
+    c2w: Array,
+    fov: Array | float,
+    targets: Array,
+    masks: Array,
+    supersample: int,
+    opaque: float,
+    grazing: float,
+) -> Samples:
+    """The pixels that can be compared and where in the texture they read; as in `refine_texture`, with its errors."""
+    targets, masks = np.asarray(targets), np.asarray(masks)
+    views = len(c2w)
+    if targets.ndim != 4 or targets.shape[0] != views or targets.shape[3] != 3:
+        raise ConfigError(f"{views} cameras need targets of the shape ({views}, H, W, 3) (got {targets.shape})")
+    if masks.shape != targets.shape[:3]:
+        raise ConfigError(f"the masks should have the shape {targets.shape[:3]} of the targets (got {masks.shape})")
+    if not np.isfinite(targets[masks >= opaque]).all():
+        raise ConfigError("the targets of a texture have colours that are not finite")
+    height, width = targets.shape[1] * supersample, targets.shape[2] * supersample
+    vertices, faces = checked(vertices, faces, 3)
+    if not len(faces):
+        raise ConfigError("a mesh without faces wears no texture")
+    a, b, c = (vertices[faces[:, k]] for k in range(3))
+    normals = unit(np.cross(b - a, c - a))
+    angles = np.broadcast_to(np.asarray(fov, np.float64), (views,))
+    where, wanted = [], []
+    for v in range(views):  # one by one: the buffers are supersample^2 times larger than the pictures
+        buffers = rasterise(vertices, faces, c2w[v : v + 1], angles[v : v + 1], (height, width))
+        place = interpolate(vertices, faces, buffers)[0]
+        toward = unit(np.asarray(c2w)[v, :3, 3] - place)
+        facing = (toward * normals[buffers.face[0]]).sum(axis=-1) >= grazing
+        good = _blocks(buffers.mask[0] & facing, supersample).all(axis=-1) & (masks[v] >= opaque)
+        reading = interpolate(uv, faces if uv.ndim == 2 else None, buffers)[0]
+        where.append(np.stack([_blocks(reading[..., axis], supersample)[good] for axis in range(2)], axis=-1))
+        wanted.append(targets[v][good])
+    samples = Samples(np.concatenate(where).astype(np.float32), np.concatenate(wanted).astype(np.float32))
+    if not len(samples.target):
+        raise ConfigError("no pixel of the targets shows the mesh: cameras, masks and mesh do not belong together")
+    return samples
+
+
+def optimise(
+    texture: Array, samples: Samples, steps: int, rate: float, stay: float = STAY
+) -> tuple[Array, float, float]:
+    """Adam (Kingma and Ba 2015) on the texels: half of the squared errors of the pixels, and `stay` times half of the
+    squared way from where the texels were, summed up.
+
+    Returns the texture for which that was least, and the PSNR before and after, which can only have grown.
+    """
+
+    def loss() -> float:
+        return 0.5 * float(np.square(colours - samples.target).sum() + stay * np.square(texture - start).sum())
+
+    start, best = texture, texture
+    colours = predict(texture, samples)
+    before = after = psnr(colours, samples.target)
+    least = loss()
+    mean, square = np.zeros_like(texture), np.zeros_like(texture)
+    for step in range(1, steps + 1):
+        slope = gradient(colours, samples, texture.shape) + stay * (texture - start)
+        mean = 0.9 * mean + 0.1 * slope
+        square = 0.99 * square + 0.01 * slope**2
+        # without the shares that the zeros of the beginning have; a texel that is hardly seen goes slower than the rate
+        speed = (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.99**step)) + 1e-3)
+        falling = 0.5 * rate * (1 + math.cos(math.pi * (step - 1) / steps))
+        texture = np.clip(texture - np.float32(falling) * speed, 0, 1)
+        colours = predict(texture, samples)
+        now = loss()
+        if now < least:
+            best, least, after = texture, now, psnr(colours, samples.target)
+    return best, before, after
+
+
+def predict(texture: Array, samples: Samples) -> Array:
+    """Colours (P, 3) of the pixels."""
+    mean: Array = sample(texture, samples.uv).mean(axis=1)
+    return mean
+
+
+def gradient(colours: Array, samples: Samples, shape: tuple[int, ...]) -> Array:
+    """Of half the sum of squared errors of pixels (P, 3), in the texels of a texture of `shape` (H, W, 3)."""
+    error = (colours - samples.target) / samples.uv.shape[1]
+    return scatter(np.broadcast_to(error[:, None], (*samples.uv.shape[:2], 3)), samples.uv, (shape[0], shape[1]))
+
+
+def reads(samples: Samples, shape: tuple[int, ...]) -> Array:
+    """(H, W): how much of the pixels, in pixels, each texel makes up."""
+    share = np.full((*samples.uv.shape[:2], 1), 1 / samples.uv.shape[1], np.float32)
+    return scatter(share, samples.uv, (shape[0], shape[1]))[..., 0]
+
+
+def psnr(image: Array, target: Array) -> float:
+    """Peak signal-to-noise ratio in dB of values in [0, 1]; inf if they are equal."""
+    error = float(np.square(image.astype(np.float64) - target).mean())
+    return math.inf if error == 0 else -10 * math.log10(error)
+
+
+def _blocks(values: Array, factor: int) -> Array:
+    """(H f, W f) to (H, W, f f): the samples of each pixel."""
+    height, width = values.shape[0] // factor, values.shape[1] // factor
+    return values.reshape(height, factor, width, factor).swapaxes(1, 2).reshape(height, width, -1)

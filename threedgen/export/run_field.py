@@ -1,0 +1,95 @@
+"""The field of a run, from its checkpoint, without its prior."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from threedgen import __version__, registry, runs
+from threedgen.checkpoint import latest
+from threedgen.config import config_hash, load
+from threedgen.errors import ConfigError
+from threedgen.representations import materials
+from threedgen.representations.march import step_size
+from threedgen.representations.occupancy import OccupancyGrid
+from threedgen.representations.options import MarchConfig
+from threedgen.seeding import generator
+
+from .from_field import FieldView
+from .options import CHECKPOINTS
+from .pictures import field_pictures
+
+
+@dataclass(frozen=True)
+class RunField:
+    """A run's field as it is now, its config and the number of steps it has been trained."""
+
+    view: FieldView
+    config: Any
+    steps: int
+
+
+def open_run(folder: Path, device: str = "cpu") -> RunField:
+    """The newest readable state of the generate run in `folder`. Raises ConfigError for one that does not fit."""
+    config = load((folder / runs.CONFIG).resolve())
+    found = latest(folder / CHECKPOINTS)
+    if found is None:
+        raise ConfigError(f"run: {folder} has no checkpoint; launch.py --resume {folder} makes one")
+    state = found[1]["state_dict"]
+    field: Any = registry.build("representation", config.field, generator=generator(config.seed, 0, "field"))
+    own = {name.removeprefix("field."): value for name, value in state.items() if name.startswith("field.")}
+    try:
+        field.load_state_dict(own)
+    except RuntimeError as error:
+        raise ConfigError(f"run: the checkpoint in {folder} is not of the field that its config describes") from error
+    field.to(device).eval()
+    grid = None
+    if config.occupancy is not None and "occupancy.binary" in state:
+        grid = OccupancyGrid(config.occupancy, config.march.radius, step_size(config.march))
+        grid.load_state_dict({name: state[f"occupancy.{name}"] for name in grid.state_dict()})
+        grid.to(device)
+    return RunField(view_of(field, grid, config.march, device), config, int(found[1]["global_step"]))
+
+
+def view_of(field: Any, occupancy: OccupancyGrid | None, march: MarchConfig, device: torch.device | str) -> FieldView:
+    """A representation and its occupancy grid, if it has one, as what a mesh is made of."""
+    return FieldView(
+        field.density,
+        lambda x: albedo(field, x),
+        march.radius,
+        None if occupancy is None else occupancy.binary.cpu().numpy(),
+        device,
+        field_pictures(field, occupancy, march, device),
+    )
+
+
+def albedo(field: Any, x: Tensor) -> Tensor:
+    """Unlit colour of points: (N, 3) -> (N, 3) sRGB."""
+    _, features = field(x)
+    return materials.albedo(features[:, :3])
+
+
+def extras(config: Any, steps: int) -> dict[str, Any]:
+    """Where an asset comes from, for its file."""
+    return {
+        "prompt": config.prompt,
+        "negative_prompt": config.negative_prompt,
+        "seed": config.seed,
+        "steps": steps,
+        "config_hash": config_hash(config),
+        "version": __version__,
+    }
+
+
+def asset_name(text: str) -> str:
+    """A name for files and nodes that no file system and no engine minds: letters, digits and '_', 40 at most.
+
+    A text without a Latin letter or digit gets one made from its check sum.
+    """
+    name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:40].strip("_")
+    return name or runs.slug(text).replace("-", "_")

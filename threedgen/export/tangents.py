@@ -1,0 +1,69 @@
+"""Tangents per vertex, as engines compute them for themselves (MikkTSpace).
+
+Texture coordinates have v UPWARDS here, though glTF's own v runs downwards: with that the sign is what glTF means by
+"+Y up" in a normal map, and what Blender, Unity and Unreal find when they compute tangents again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def vertex_tangents(vertices: Array, faces: Array, normals: Array, uv: Array) -> Array:
+    """Tangents (V, 4) float32: a unit vector along growing u, perpendicular to the normal, and the sign w = +-1.
+
+    vertices (V, 3), faces (F, 3), normals (V, 3) unit, uv (V, 2) with v upwards. The bitangent, along
+    which a normal map's green points, is w * cross(normal, tangent). Triangles without area in the texture say
+    nothing; a vertex that has only those gets some perpendicular direction and w = 1.
+    """
+    normals = normals.astype(np.float64)
+    along, sign = _face_tangents(vertices.astype(np.float64), faces, uv.astype(np.float64))
+    total = np.zeros((len(vertices), 3))
+    turns = np.zeros(len(vertices))
+    for k in range(3):
+        corner = faces[:, k]
+        normal = normals[corner]
+        tangent = _unit(along - normal * (along * normal).sum(axis=1, keepdims=True))
+        angle = _corner_angle(vertices, faces, k, normal)
+        for axis in range(3):
+            total[:, axis] += np.bincount(corner, tangent[:, axis] * angle, len(vertices))
+        turns += np.bincount(corner, sign * angle, len(vertices))
+    tangent = _unit(total - normals * (total * normals).sum(axis=1, keepdims=True))
+    lost = np.linalg.norm(tangent, axis=1) < 0.5
+    tangent[lost] = _perpendicular(normals[lost])
+    return np.column_stack([tangent, np.where(turns < 0, -1.0, 1.0)]).astype(np.float32)
+
+
+def _face_tangents(vertices: Array, faces: Array, uv: Array) -> tuple[Array, Array]:
+    """For each face the direction of growing u (F, 3), not unit, and the sign of its area in the texture (F,)."""
+    e1, e2 = (vertices[faces[:, k]] - vertices[faces[:, 0]] for k in (1, 2))
+    d1, d2 = (uv[faces[:, k]] - uv[faces[:, 0]] for k in (1, 2))
+    sign = np.sign(d1[:, 0] * d2[:, 1] - d1[:, 1] * d2[:, 0])
+    return (e1 * d2[:, 1:] - e2 * d1[:, 1:]) * sign[:, None], sign
+
+
+def _corner_angle(vertices: Array, faces: Array, k: int, normal: Array) -> Array:
+    """The angle (F,) of each face's corner k, measured in the plane of the vertex normal."""
+    here = vertices[faces[:, k]].astype(np.float64)
+    sides = []
+    for other in (1, 2):
+        side = vertices[faces[:, (k + other) % 3]] - here
+        sides.append(_unit(side - normal * (side * normal).sum(axis=1, keepdims=True)))
+    return np.arccos(np.clip((sides[0] * sides[1]).sum(axis=1), -1, 1))
+
+
+def _unit(vectors: Array) -> Array:
+    """Of length one; vectors without length stay zero."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.where(length > 1e-20, vectors / np.maximum(length, 1e-20), 0.0)
+
+
+def _perpendicular(normals: Array) -> Array:
+    """Some unit vector at a right angle to each normal: across the axis that is furthest from it."""
+    axis = np.eye(3)[np.abs(normals).argmin(axis=1)] if len(normals) else np.zeros((0, 3))
+    return _unit(np.cross(normals, axis))

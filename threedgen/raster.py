@@ -1,0 +1,209 @@
+"""Triangles to pixels on the CPU (numba): which face a pixel sees, where on the face, and how far away.
+
+One kernel serves cameras and texture space. A vertex comes as P = (x w, y w, w), with (x, y) its place in pixels
+and w its depth along the viewing axis, or 1 in texture space. Corners are snapped to 1/256 pixel, and edges are
+tested in whole numbers with a rule for pixel centres that lie on them, so two triangles with a common edge leave no
+gap and never claim the same pixel. Barycentrics and depth come from the corners before snapping: with P_i' the
+corners moved so that the pixel is the origin, they are proportional to the areas P_j' x P_k' in the plane, which is
+perspective-correct and needs no division by the depth of a corner (Olano and Greer 1997).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threedgen.errors import ConfigError
+from threedgen.raster_kernels import fill, prepare
+from threedgen.texture import sample
+
+Array = NDArray[Any]
+Size = int | tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """What each pixel centre sees; V is left out in texture space.
+
+    face (V, H, W) int32, -1 for the background; bary (V, H, W, 3) float32, perspective-correct weights of the
+    face's corners, in [0, 1] with sum 1, 0 on the background; z (V, H, W) float32 along the viewing axis and depth
+    (V, H, W) float32 along the ray, in world units, both inf on the background.
+    """
+
+    face: Array
+    bary: Array
+    z: Array
+    depth: Array
+
+    @property
+    def mask(self) -> Array:
+        """(V, H, W) bool: where there is a face."""
+        return self.face >= 0
+
+
+def rasterise(
+    vertices: Array, faces: Array, c2w: Array, fov: Array | float, size: Size, near: float = 1e-2, cull: bool = False
+) -> Buffers:
+    """What V cameras see of a mesh, through the centres of their pixels.
+
+    vertices (N, 3) world units; faces (F, 3); c2w (V, 4, 4) as in `threedgen.cameras`; fov vertical, radians, one
+    or (V,); size: pixels of an edge, or (height, width). A face that crosses the plane at distance `near` is cut
+    there, exactly, and what lies closer or behind is not seen. cull leaves out faces that are turned away (clockwise
+    as seen). Where faces are equally far, the first in `faces` is seen. Raises ConfigError for faces of missing
+    vertices, numbers that are not finite and wrong shapes.
+    """
+    height, width = _pair(size)
+    poses = np.asarray(c2w, np.float64)
+    vertices, faces = checked(vertices, faces, 3)
+    if poses.ndim != 3 or poses.shape[1:] != (4, 4) or near <= 0:
+        raise ConfigError(f"rasterising takes c2w (V, 4, 4) and near > 0 (got {poses.shape} and {near})")
+    focal = 0.5 * height / np.tan(0.5 * np.broadcast_to(np.asarray(fov, np.float64), (len(poses),)))
+    result = _empty(len(poses), height, width)
+    middle = np.array([width / 2, height / 2])
+    for view, (pose, f) in enumerate(zip(poses, focal, strict=True)):
+        local = (vertices - pose[:3, 3]) @ pose[:3, :3]
+        ahead = -local[:, 2:]
+        plane = np.concatenate([f * local[:, :1], -f * local[:, 1:2]], axis=1) + middle * ahead
+        _view(np.concatenate([plane, ahead], axis=1), faces, near, cull, result, view)
+        result.depth[view] = result.z[view] * _stretch(height, width, f)
+    return result
+
+
+def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
+    """Which face owns each texel of a texture of `size`, by its centre; (H, W) arrays, z and depth 1.
+
+    uv (N, 2) for faces (F, 3), or (F, 3, 2) for each corner and None. u runs to the right and v UP: (0, 0) is the
+    lower left corner of the picture, whose row 0 is the upper one. Where charts overlap, the first face is taken.
+    Raises ConfigError as `rasterise` does.
+    """
+    height, width = _pair(size)
+    if faces is None:
+        faces = np.arange(uv.shape[0] * 3).reshape(-1, 3)
+    uv, faces = checked(np.asarray(uv).reshape(-1, 2), faces, 2)
+    result = _empty(1, height, width)
+    plane = np.stack([uv[:, 0] * width, (1 - uv[:, 1]) * height, np.ones(len(uv))], axis=1)
+    _view(plane, faces, 0.0, False, result, 0)
+    return Buffers(result.face[0], result.bary[0], result.z[0], result.z[0])
+
+
+def interpolate(attribute: Array, faces: Array | None, buffers: Buffers) -> Array:
+    """Values of an attribute in the pixels, (..., C) float32, 0 on the background.
+
+    attribute (N, C) of vertices, or (F, 3, C) of corners with faces None. Directions do not stay unit: `unit`.
+    """
+    out = np.zeros((*buffers.face.shape, attribute.shape[-1]), np.float32)
+    mask = buffers.mask
+    face = buffers.face[mask]
+    corners = attribute[face] if faces is None else attribute[faces[face]]
+    out[mask] = (corners * buffers.bary[mask][..., None]).sum(axis=-2)
+    return out
+
+
+def unit(vectors: Array) -> Array:
+    """Vectors (..., C) of length 1; those without a length stay as they are."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(length > 0, length, 1)
+
+
+def shrink(images: Array, factor: int) -> Array:
+    """Box filter: (V, H f, W f, C) to (V, H, W, C), each pixel the mean of its f x f samples."""
+    views, height, width, channels = images.shape
+    return images.reshape(views, height // factor, factor, width // factor, factor, channels).mean(axis=(2, 4))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """rgb (V, H, W, 3) in [0, 1], over the background; alpha (V, H, W) in [0, 1], the share the mesh covers."""
+
+    rgb: Array
+    alpha: Array
+
+
+def render(
+    vertices: Array,
+    faces: Array,
+    c2w: Array,
+    fov: Array | float,
+    size: Size,
+    *,
+    uv: Array | None = None,
+    texture: Array | None = None,
+    colours: Array | None = None,
+    background: Array | float = 1.0,
+    supersample: int = 2,
+    near: float = 1e-2,
+) -> Picture:
+    """Unlit pictures of a mesh with a texture (H', W', 3) and uv, or with colours (N, 3) of vertices.
+
+    uv (N, 2) or (F, 3, 2), v up; the texture is read bilinearly (no mip-maps). background: grey, or rgb (3,), or
+    (V, 3). Each pixel is the mean of supersample^2 samples on a grid. Otherwise as `rasterise`, ConfigError too.
+    """
+    if (texture is None or uv is None) == (colours is None):
+        raise ConfigError("a picture of a mesh takes either a texture with its uv, or colours of the vertices")
+    if supersample < 1:
+        raise ConfigError(f"a pixel needs at least one sample (got supersample {supersample})")
+    height, width = _pair(size)
+    views = len(c2w)
+    behind = np.broadcast_to(np.asarray(background, np.float32), (views, 3))
+    angles = np.broadcast_to(np.asarray(fov, np.float64), (views,))
+    rgb, alpha = np.empty((views, height, width, 3), np.float32), np.empty((views, height, width), np.float32)
+    fine = (height * supersample, width * supersample)
+    for v in range(views):  # one by one: the buffers are supersample^2 times larger than the pictures
+        seen = rasterise(vertices, faces, c2w[v : v + 1], angles[v : v + 1], fine, near)
+        if texture is not None and uv is not None:
+            where = interpolate(uv, faces if uv.ndim == 2 else None, seen)
+            image = sample(texture, where)
+        else:
+            assert colours is not None
+            image = interpolate(colours, faces, seen)
+        image = np.where(seen.mask[..., None], image, behind[v])
+        rgb[v] = shrink(image, supersample)[0]
+        alpha[v] = shrink(seen.mask[..., None].astype(np.float32), supersample)[0, ..., 0]
+    return Picture(rgb, alpha)
+
+
+def checked(points: Array, faces: Array, columns: int) -> tuple[Array, Array]:
+    """Points (N, columns) as float64 and faces (F, 3) as int64, finite and within range: a kernel does not look where
+    it reads. Raises ConfigError if they are not.
+    """
+    points, faces = np.asarray(points, np.float64), np.ascontiguousarray(faces, np.int64)
+    if points.ndim != 2 or points.shape[1] != columns or faces.ndim != 2 or faces.shape[1] != 3:
+        raise ConfigError(f"a mesh has points (N, {columns}) and faces (F, 3), not {points.shape} and {faces.shape}")
+    if not np.isfinite(points).all():
+        raise ConfigError("a mesh to be rasterised has coordinates that are not finite")
+    if faces.size and (faces.min() < 0 or faces.max() >= len(points)):
+        raise ConfigError(f"the faces name vertices {faces.min()} to {faces.max()}, but there are {len(points)}")
+    return points, faces
+
+
+# --- inside ------------------------------------------------------------------------------------------------------
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise ConfigError(f"a picture needs at least one pixel (got {height} x {width})")
+    return height, width
+
+
+def _empty(views: int, height: int, width: int) -> Buffers:
+    shape = (views, height, width)
+    far = np.full(shape, np.inf, np.float32)
+    return Buffers(np.full(shape, -1, np.int32), np.zeros((*shape, 3), np.float32), far, far.copy())
+
+
+def _stretch(height: int, width: int, focal: float) -> Array:
+    """(H, W): distance along the ray for each unit along the viewing axis."""
+    x, y = np.arange(width) + 0.5 - width / 2, np.arange(height) + 0.5 - height / 2
+    return np.sqrt(1 + (x[None] ** 2 + y[:, None] ** 2) / focal**2).astype(np.float32)
+
+
+def _view(plane: Array, faces: Array, near: float, cull: bool, result: Buffers, view: int) -> None:
+    """One view into its place in `result`; plane (N, 3): the P of the module's text."""
+    part, bounds = np.zeros((len(faces), 2, 3, 2), np.int64), np.zeros((len(faces), 2, 4), np.int64)
+    _, height, width = result.face.shape
+    prepare(plane, faces, near, cull, height, width, part, bounds)
+    fill(plane, faces, part, bounds, result.face[view], result.bary[view], result.z[view])
