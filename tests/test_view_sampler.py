@@ -246,6 +246,8 @@ def test_both_networks_sample_under_autocast() -> None:
         ({"generators": generators(1)}, "1 generators were given for 2 scenes"),
         ({"generators": generators(1) * 2}, "one generator was given for several scenes"),
         ({"steps": 0}, "steps = 0 is out of range"),
+        ({"strategy": lambda inputs, generated: range(5)}, r"offers range\(0, 5\) .* the views are 0 to 0"),
+        ({"strategy": lambda inputs, generated: range(generated)}, r"offers range\(0, 0\)"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(change: dict[str, Any], sentence: str) -> None:

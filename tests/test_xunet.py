@@ -69,8 +69,18 @@ def test_place_of_resampling_is_a_matter_of_form_not_of_weights(network: XUNet) 
     inside = tiny_network(resample="inside")
     inside.load_state_dict(network.state_dict())
     given = inputs(network)
-    with torch.no_grad():
-        assert (inside(*given) - network(*given)).abs().max() > 1e-3
+    outputs, sizes = [], []
+    for form in (inside, network):
+        hooks = [
+            block.conv1.register_forward_hook(lambda _m, i, _o: sizes.append(i[0].shape[-1]))
+            for block in (form.unet.downsample[0], form.unet.upsample[0])
+        ]
+        with torch.no_grad():
+            outputs.append(form(*given))
+        for hook in hooks:
+            hook.remove()
+    assert sizes == [4, 8, 8, 4]  # of what the convolutions see, going down and up
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-3
 
 
 def test_paper_sizes() -> None:
@@ -182,14 +192,23 @@ def test_attention_between_frames(cross: bool) -> None:
 
 
 @pytest.mark.parametrize("length", [7, blocks.PLAIN_TOKENS + 1])
-def test_attention_is_the_fused_one_with_its_gradient(length: int) -> None:
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_attention_is_the_fused_one_with_its_gradient(
+    length: int, dtype: torch.dtype, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gen = torch.Generator().manual_seed(0)
-    parts = [torch.randn(2, 3, length, 4, generator=gen).requires_grad_() for _ in range(3)]
-    found, expected = attend(*parts), F.scaled_dot_product_attention(*parts)
-    torch.testing.assert_close(found, expected)
-    probe = torch.randn(found.shape, generator=gen)
+    parts = [torch.randn(2, 3, length, 4, generator=gen).to(dtype).requires_grad_() for _ in range(3)]
+    fused, asked = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args: asked.append(1) or fused(*args))
+    found, expected = attend(*parts), fused(*parts)
+    assert bool(asked) != (dtype == torch.bfloat16 and length == 7)  # which takes plain products
+    torch.testing.assert_close(found, expected, rtol=0, atol=most)
+    probe = torch.randn(found.shape, generator=gen).to(dtype)
     for a, b in zip(torch.autograd.grad(found, parts, probe), torch.autograd.grad(expected, parts, probe), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a, b, rtol=0, atol=most)
+    with torch.no_grad():
+        attend(*parts)
+    assert asked
 
 
 @BOTH
@@ -278,6 +297,7 @@ def test_sizes_that_do_not_fit_are_named(options: dict[str, Any], sentence: str)
         ("logsnr", torch.zeros(2), "logsnr has the shape"),
         ("c2w", torch.zeros(2, 4, 4), "c2w has the shape"),
         ("K", torch.zeros(2, 2, 3, 3), "K has the shape"),
+        ("K", torch.stack([torch.eye(3), torch.zeros(3, 3)]), "intrinsics K of scene 1 have no inverse"),
         ("cond_mask", torch.zeros(3, dtype=torch.bool), "cond_mask has the shape"),
         ("cond_mask", torch.ones(2), "cond_mask should be bool"),
     ],

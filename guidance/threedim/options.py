@@ -88,9 +88,9 @@ class XUNetConfig(Config):
         if not self.channel_mult or min(self.channel_mult) < 1:
             raise ValueError(f"channel_mult {list(self.channel_mult)} should have a number from 1 for each level")
         unit = 2 ** (len(self.channel_mult) - 1)
-        if any(side < 1 or side % unit for side in self.size):
+        if any(not 1 <= side <= 4096 or side % unit for side in self.size):
             sides = " x ".join(map(str, self.size))
-            raise ValueError(f"image_size {sides} should be a multiple of {unit}, 2 ** (levels - 1)")
+            raise ValueError(f"image_size {sides} should be a multiple of {unit}, 2 ** (levels - 1), up to 4096")
         if self.emb_channels % 2:
             raise ValueError(f"emb_channels {self.emb_channels} should be even: half are sines, half cosines")
         attended = [w for w, here in zip(self.widths, self.level_attention, strict=True) if here]

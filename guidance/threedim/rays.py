@@ -41,7 +41,7 @@ def relative_poses(c2w: Tensor) -> Tensor:
 def rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Origins and unit directions (B, F, H, W, 3) through the pixel centres, float32.
 
-    ``c2w`` (B, F, 4, 4); ``K`` (B, 3, 3) is shared by the F views. A singular K raises torch.linalg.LinAlgError.
+    ``c2w`` (B, F, 4, 4); ``K`` (B, 3, 3) is shared by the F views. Raises ValueError if a K has no inverse.
     """
     c2w, K = c2w.float(), K.float()
     with torch.autocast(c2w.device.type, enabled=False):  # products in bfloat16 would move the rays by pixels
@@ -49,7 +49,11 @@ def rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tenso
         y = torch.arange(height, device=c2w.device) + 0.5
         columns, rows = torch.meshgrid(x, y, indexing="xy")
         pixels = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1)
-        plane = pixels.reshape(1, -1, 3) @ torch.linalg.inv(K).mT  # (B, H W, 3)
+        inverse, failed = torch.linalg.inv_ex(K)
+        if failed.any():
+            scene = int(failed.argmax())
+            raise ValueError(f"the intrinsics K of scene {scene} have no inverse: is its focal length 0?")
+        plane = pixels.reshape(1, -1, 3) @ inverse.mT  # (B, H W, 3)
         rotation = opencv_axes(c2w[..., :3, :3])
         directions = normalize(plane[:, None] @ rotation.mT, dim=-1).unflatten(2, (height, width))
         return c2w[..., None, None, :3, 3].expand_as(directions), directions

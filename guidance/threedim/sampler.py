@@ -88,7 +88,7 @@ def sample_views(
     poses = torch.cat([c2w, targets], dim=1).float()
     levels = logsnr_steps(steps).to(images.device)
     for made in range(count):
-        here, candidates = inputs + made, strategy(inputs, made)
+        here, candidates = inputs + made, candidates_of(strategy, inputs, made)
         z = each(noise_like, views[:, 0], [s.noise for s in streams])
         for step in range(steps):
             picked = torch.tensor([pick(candidates, s.picks) for s in streams], device=images.device)
@@ -143,6 +143,14 @@ def each(draw: Callable[[Tensor, torch.Generator], Tensor], like: Tensor, genera
 def noise_like(row: Tensor, generator: torch.Generator) -> Tensor:
     """Unit Gaussian noise, drawn where the generator lives: from a CPU one always the same."""
     return torch.randn(row.shape, generator=generator, device=generator.device).to(row.device)
+
+
+def candidates_of(strategy: Strategy, inputs: int, generated: int) -> range:
+    """Raises ValueError if the strategy offers nothing, or views that are not there yet."""
+    candidates, known = strategy(inputs, generated), inputs + generated
+    if not candidates or min(candidates) < 0 or max(candidates) >= known:
+        raise ValueError(f"the strategy offers {candidates} as conditions, but the views are 0 to {known - 1}")
+    return candidates
 
 
 def pick(candidates: range, generator: torch.Generator) -> int:

@@ -9,6 +9,8 @@ Frame 0 is the clean condition, frame 1 the noisy target; only the prediction fo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -112,6 +114,7 @@ class UNet(nn.Module):
 
     def forward(self, h: Tensor, emb: list[Tensor]) -> Tensor:
         inside, last = self.config.resample == "inside", len(emb) - 1
+        blocks: Any  # a ModuleList, which type checkers take for a bare module
         h = self.conv_in(h)
         skips = [h]
         for level, blocks in enumerate(self.down):
