@@ -243,7 +243,7 @@ def test_rays_are_those_of_the_projects_cameras_also_under_autocast() -> None:
     origins, directions = Cameras(c2w, fov, 6, 9, none, none, none, torch.zeros(3, 3)).rays()
     with torch.autocast("cpu", torch.bfloat16):
         found = rays(c2w[:, None], intrinsics(fov, 6, 9), 6, 9)
-    torch.testing.assert_close(found[0][:, 0], origins, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[0][:, 0].expand_as(origins), origins, rtol=0, atol=1e-6)
     torch.testing.assert_close(found[1][:, 0], directions, rtol=0, atol=1e-6)
     assert torch.equal(opencv_axes(opencv_axes(c2w)), c2w)
 

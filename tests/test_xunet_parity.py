@@ -11,10 +11,11 @@ import pytest
 import torch
 from flax_threedim import network_of
 from parity_files import parity_files
+from tiny_threedim import inputs, tiny_network
 from torch import Tensor, nn
 
 from threedgen.config import ConfigError
-from threedgen.guidance.threedim.port import convert_port, load_port
+from threedgen.guidance.threedim.port import CONDITIONING, ENDS, RESIDUAL, convert_port, load_port
 from threedgen.guidance.threedim.rays import opencv_axes, rays
 from threedgen.guidance.threedim.xunet import XUNet
 
@@ -74,7 +75,7 @@ def test_network_matches_the_papers_listing(path: Path) -> None:
     found = heard(network, where)
     eps = run(network, rest, channels_last=True).permute(0, 2, 3, 1)
     origins, directions = rays(c2w_of(rest["in/R"], rest["in/t"]), rest["in/K"], height, width)
-    close(origins, rest["mid/ray_pos"], 0)
+    close(origins.expand_as(directions), rest["mid/ray_pos"], 0)
     close(directions, rest["mid/ray_dir"], 1e-6)
     for key, tensor in found.items():
         frames = tensor if key == "mid/logsnr_emb" else tensor.unflatten(0, (-1, 2)).permute(0, 1, 3, 4, 2)
@@ -99,6 +100,70 @@ def test_weights_of_the_port_give_its_output(path: Path, tmp_path: Path) -> None
     for key, tensor in found.items():
         close(tensor if key == "mid/logsnr_emb" else tensor.unflatten(0, (-1, 2)), rest[key], 5e-4)
     assert error.max() < 5e-3 and error.mean() < 5e-4
+
+
+def as_port(network: XUNet) -> dict[str, Tensor]:
+    """Our weights under the port's names, its second linear layer after attention being the identity."""
+    last, per_level = len(network.config.channel_mult) - 1, network.config.num_res_blocks
+    theirs = {ours: name for name, ours in RESIDUAL.items()}
+    ends = {ours: name for name, ours in ENDS.items()}
+    found: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict().items():
+        part, _, leaf = name.rpartition(".")
+        place = part.split(".")
+        if part in ends:
+            found[f"{ends[part]}.{leaf}"] = tensor
+        elif place[0] == "conditioning":
+            short = name.removeprefix("conditioning.")
+            found[CONDITIONING + short.replace("logsnr.", "logsnr_emb_emb.").replace("poses.", "convs.")] = tensor
+        else:
+            side, *rest = place[1:]
+            if side == "middle":
+                before = "middle"
+            elif side in ("down", "up"):
+                level, index, *rest = rest
+                before = f"xunetblocks.{level}.{index}" if side == "down" else f"upsample.{last - int(level)}.{index}"
+            else:
+                level, *rest = rest
+                down = f"xunetblocks.{level}.{per_level}"
+                before = down if side == "downsample" else f"upsample.{last - int(level)}.{per_level + 1}"
+            found |= {f"{before}.{key}": value for key, value in layer_as_port(rest, leaf, tensor, theirs).items()}
+    first, other = found.pop(CONDITIONING + "frame_emb")[None, :, None, :, None, None].unbind(1)
+    return found | {CONDITIONING + "first_emb": first, CONDITIONING + "other_emb": other}
+
+
+def layer_as_port(rest: list[str], leaf: str, tensor: Tensor, theirs: dict[str, str]) -> dict[str, Tensor]:
+    inside = "resnetblock." if rest[0] == "residual" else ""
+    if rest[0] not in ("self_attention", "cross_attention"):
+        flat = rest[-1] == "film" and leaf == "weight"
+        return {f"{inside}{theirs[rest[-1]]}.{leaf}": tensor[:, :, 0, 0] if flat else tensor}
+    start = f"attnblock_{rest[0].partition('_')[0]}."
+    if rest[1] == "norm":
+        return {f"{start}groupnorm.gn.{leaf}": tensor}
+    if rest[1] == "qkv":
+        return {f"{start}attn_layer.attn.in_proj_{leaf}": tensor}
+    width, weight = len(tensor), leaf == "weight"
+    identity = torch.eye(width) if weight else torch.zeros(width)
+    linear = tensor[:, :, None, None] if weight else tensor
+    return {f"{start}attn_layer.attn.out_proj.{leaf}": identity, f"{start}linear.{leaf}": linear}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"channel_mult": (1, 2, 3), "num_res_blocks": 2, "attn_resolutions": (4, 2), "attn_middle": True},
+        {"channel_mult": (1, 2, 2, 4), "image_size": (8, 16), "attn_resolutions": (2,), "attn_middle": True},
+        {"channel_mult": (2,), "attn_resolutions": (), "attn_middle": False},
+    ],
+)
+def test_every_size_of_the_ports_network_is_recognised(options: dict[str, Any]) -> None:
+    options = {"channels": 32, "groups": 32, "dropout": 0.1, "dropped_logsnr": 20, "variant": "port"} | options
+    network = tiny_network(**options)
+    found = convert_port(as_port(network), attn_heads=network.config.attn_heads)
+    assert (found.config.widths, found.config.size) == (network.config.widths, network.config.size)
+    given = inputs(network)
+    with torch.no_grad():
+        assert torch.equal(found(*given), network(*given))
 
 
 def test_recordings_are_found() -> None:

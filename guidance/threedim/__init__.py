@@ -5,6 +5,7 @@
     rays        poses as maps of rays, and their encoding
     blocks      FiLM residual block, attention, resampling
     xunet       the network: X-UNet, and the baseline that concatenates the condition
-    sampler     views one after the other, each from views that are there, by a strategy
+    sampler     views one after the other, each from views that are there
+    strategies  which of them: all (stochastic), the first, or the last few (Markovian)
     port        weights of the public PyTorch port
 """

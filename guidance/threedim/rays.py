@@ -39,7 +39,7 @@ def relative_poses(c2w: Tensor) -> Tensor:
 
 
 def rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Origins and unit directions (B, F, H, W, 3) through the pixel centres, float32.
+    """Origins (B, F, 1, 1, 3) and unit directions (B, F, H, W, 3) through the pixel centres, float32.
 
     ``c2w`` (B, F, 4, 4); ``K`` (B, 3, 3) is shared by the F views. Raises ValueError if a K has no inverse.
     """
@@ -56,7 +56,7 @@ def rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tenso
         plane = pixels.reshape(1, -1, 3) @ inverse.mT  # (B, H W, 3)
         rotation = opencv_axes(c2w[..., :3, :3])
         directions = normalize(plane[:, None] @ rotation.mT, dim=-1).unflatten(2, (height, width))
-        return c2w[..., None, None, :3, 3].expand_as(directions), directions
+        return c2w[..., None, None, :3, 3], directions
 
 
 def posenc(x: Tensor, degrees: int) -> Tensor:
@@ -71,8 +71,12 @@ def posenc(x: Tensor, degrees: int) -> Tensor:
 
 
 def encode_rays(origins: Tensor, directions: Tensor, origin_degrees: int = 15, direction_degrees: int = 8) -> Tensor:
-    """Rays (..., 3) -> (..., 6 + 6 (origin_degrees + direction_degrees)), 144 in the paper."""
-    return torch.cat([posenc(origins, origin_degrees), posenc(directions, direction_degrees)], dim=-1)
+    """Rays (..., 3) -> (..., 6 + 6 (origin_degrees + direction_degrees)), 144 in the paper.
+
+    The origins may have sizes of 1 where they broadcast: encoded once for a picture, they cost nothing.
+    """
+    place = posenc(origins, origin_degrees).expand(*directions.shape[:-1], -1)
+    return torch.cat([place, posenc(directions, direction_degrees)], dim=-1)
 
 
 def noise_level_encoding(logsnr: Tensor, channels: int, raw: bool = False) -> Tensor:

@@ -72,13 +72,14 @@ def sample_views(
             generator gives the same noise under every strategy and guidance.
         strategy: which views may condition, see ``strategies``.
         steps: denoising steps of a view; 256 in the paper.
-        guidance_scale: eps_u + s (eps_c - eps_u), so 1 is none and 0 ignores the condition; the paper's weight w is
-            s - 1 (SRN cars 3, chairs 2). Other than 0 and 1, each step asks the network for twice as many pictures.
+        guidance_scale: eps_u + s (eps_c - eps_u), so 1 is none and 0 ignores the condition. Other than 0 and 1, each
+            step asks the network for twice as many pictures. A weight w of the form (1 + w) eps_c - w eps_u, as in the
+            public port, is s = 1 + w; the paper gives 3 for SRN cars and 2 for chairs without saying of which form.
         clip: bound of the predicted clean views; None for latents.
         progress: called after each step with (steps done, steps in all, clean views predicted now (S, C, H, W)).
 
-    The model runs in the surrounding autocast; everything else is float32. Raises ValueError when the shapes do not
-    belong together.
+    The model is used as it is (a network should be in ``eval`` mode) and runs in the surrounding autocast; everything
+    else is float32. Raises ValueError when the shapes do not belong together.
     """
     check_scenes(images, c2w, targets, K, generators)
     scenes, inputs, count = len(images), images.shape[1], targets.shape[1]
@@ -93,8 +94,7 @@ def sample_views(
         for step in range(steps):
             picked = torch.tensor([pick(candidates, s.picks) for s in streams], device=images.device)
             pair = torch.stack([poses[rows, picked], poses[:, here]], dim=1)
-            # a condition is drawn afresh for the dropped branch too, as in training
-            blank = each(noise_like, z, [s.dropped for s in streams]) if guidance_scale != 1 else None
+            blank = each(noise_like, z, [s.dropped for s in streams])
             x0 = guided_x0(model, views[rows, picked], blank, z, levels[step], pair, K, guidance_scale)
             x0 = x0 if clip is None else x0.clamp(-clip, clip)
             z, variance = posterior(z, x0, levels[step], levels[step + 1])
@@ -109,7 +109,7 @@ def sample_views(
 def guided_x0(
     model: PairModel,
     x: Tensor,
-    blank: Tensor | None,
+    blank: Tensor,
     z: Tensor,
     logsnr: Tensor,
     c2w: Tensor,
@@ -118,19 +118,18 @@ def guided_x0(
 ) -> Tensor:
     """The clean views (S, C, H, W) that the model sees in ``z`` at the level ``logsnr`` (), with guidance.
 
-    Classifier-free guidance combines the outputs: as x0, eps and v are affine in each other for one z, it
-    is the same in all of them.
-    ``blank`` (S, C, H, W) is noise in place of the condition ``x``; needed unless the scale is 1.
+    Classifier-free guidance combines the outputs: as x0, eps and v are affine in each other for one z, it is the same
+    in all of them. ``blank`` (S, C, H, W) is fresh noise, which takes the place of the condition ``x`` where it is
+    dropped. A scale of 1 or 0 needs one of the two branches only, so the other is not asked for.
     """
-    branches = [(x, True)] if guidance_scale == 1 or blank is None else [(x, True), (blank, False)]
-    branches = branches[-1:] if guidance_scale == 0 else branches
+    branches = [(x, True)] if guidance_scale != 0 else []
+    branches += [(blank, False)] if guidance_scale != 1 else []
     n, scenes = len(branches), len(z)
     keep = torch.tensor([kept for _, kept in branches], device=z.device).repeat_interleave(scenes)
     conditions = torch.cat([condition for condition, _ in branches])
     level = logsnr.reshape(1).expand(n * scenes)
-    repeated = (t.repeat(n, *[1] * (t.dim() - 1)) for t in (z, c2w, K))
-    many_z, many_c2w, many_K = repeated
-    outputs = model.predict(conditions, many_z, level, many_c2w, many_K, keep).float().chunk(n)
+    all_z, all_c2w, all_K = (torch.cat([tensor] * n) for tensor in (z, c2w, K))
+    outputs = model.predict(conditions, all_z, level, all_c2w, all_K, keep).float().chunk(n)
     output = outputs[0] if n == 1 else combine(outputs[0], outputs[1], guidance_scale)
     return x0_from_output(z, output, logsnr, model.prediction)
 
