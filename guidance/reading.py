@@ -118,13 +118,13 @@ def sniff(path: Path) -> str:
     raise ConfigError(f"{path} holds no weights: it is neither a safetensors nor a torch file")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a torch file that holds nothing else (maybe under
-    "state_dict").
+def read_tensors(path: Path, under: str = "state_dict") -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a torch file that holds nothing else (maybe under the key
+    ``under``).
     """
     kind = sniff(path)
     found = read_torch(path) if kind == "torch" else read_safetensors(path)
-    inner = found.get("state_dict") if isinstance(found, dict) else None
+    inner = found.get(under) if isinstance(found, dict) else None
     table = inner if isinstance(inner, dict) else found
     return only_tensors(table, path)
 

@@ -1,0 +1,94 @@
+"""Poses as pictures: the ray of every pixel, encoded by sines and cosines (3DiM, section 7.1; NeRF, eq. 4).
+
+``c2w`` are the project's (OpenGL axes: y up, the camera looks along -z). 3DiM and its data (SRN) have OpenCV axes, x
+right, y down, z forward; only ``opencv_axes`` knows that. ``K`` (3, 3) are intrinsics in pixels of the picture, rows
+[fx, 0, cx], [0, fy, cy], [0, 0, 1], pixel centres at +0.5.
+"""
+
+from __future__ import annotations
+
+from math import pi
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from threedgen.poses import world_to_camera
+
+
+def opencv_axes(c2w: Tensor) -> Tensor:
+    """OpenGL camera-to-world (..., 4, 4) or (..., 3, 3) <-> OpenCV: the camera's y and z axes turned round.
+
+    Its own inverse.
+    """
+    signs = c2w.new_tensor([1.0, -1.0, -1.0, 1.0])[: c2w.shape[-1]]
+    return c2w * signs
+
+
+def intrinsics(fov: Tensor, height: int, width: int) -> Tensor:
+    """K (B, 3, 3) of pictures with square pixels and the axis in the middle; ``fov`` (B,) vertical, radians."""
+    K = torch.eye(3, dtype=fov.dtype, device=fov.device).repeat(len(fov), 1, 1)
+    K[:, 0, 0] = K[:, 1, 1] = 0.5 * height / torch.tan(0.5 * fov)
+    K[:, 0, 2], K[:, 1, 2] = 0.5 * width, 0.5 * height
+    return K
+
+
+def relative_poses(c2w: Tensor) -> Tensor:
+    """Poses (B, F, 4, 4) as seen from the first camera of each row, whose own becomes the identity."""
+    return world_to_camera(c2w[:, :1]) @ c2w
+
+
+def rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Origins (B, F, 1, 1, 3) and unit directions (B, F, H, W, 3) through the pixel centres, float32.
+
+    ``c2w`` (B, F, 4, 4); ``K`` (B, 3, 3) is shared by the F views. Raises ValueError if a K has no inverse.
+    """
+    c2w, K = c2w.float(), K.float()
+    with torch.autocast(c2w.device.type, enabled=False):  # products in bfloat16 would move the rays by pixels
+        x = torch.arange(width, device=c2w.device) + 0.5
+        y = torch.arange(height, device=c2w.device) + 0.5
+        columns, rows = torch.meshgrid(x, y, indexing="xy")
+        pixels = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1)
+        inverse, failed = torch.linalg.inv_ex(K)
+        if failed.any():
+            scene = int(failed.argmax())
+            raise ValueError(f"the intrinsics K of scene {scene} have no inverse: is its focal length 0?")
+        plane = pixels.reshape(1, -1, 3) @ inverse.mT  # (B, H W, 3)
+        rotation = opencv_axes(c2w[..., :3, :3])
+        directions = normalize(plane[:, None] @ rotation.mT, dim=-1).unflatten(2, (height, width))
+        return c2w[..., None, None, :3, 3], directions
+
+
+def posenc(x: Tensor, degrees: int) -> Tensor:
+    """(..., 3) -> (..., 3 + 6 ``degrees``): x, sin(2^k x), cos(2^k x), k = 0 .. degrees - 1, the three axes fastest.
+
+    The cosine is taken as sin(y + pi/2): in float32 that differs where 2^k x is large, and the weights there are were
+    trained with it.
+    """
+    octaves = 2.0 ** torch.arange(degrees, device=x.device, dtype=x.dtype)
+    phases = (x[..., None, :] * octaves[:, None]).flatten(-2)
+    return torch.cat([x, torch.sin(torch.cat([phases, phases + pi / 2], dim=-1))], dim=-1)
+
+
+def encode_rays(origins: Tensor, directions: Tensor, origin_degrees: int = 15, direction_degrees: int = 8) -> Tensor:
+    """Rays (..., 3) -> (..., 6 + 6 (origin_degrees + direction_degrees)), 144 in the paper.
+
+    The origins may have sizes of 1 where they broadcast: encoded once for a picture, they cost nothing.
+    """
+    place = posenc(origins, origin_degrees).expand(*directions.shape[:-1], -1)
+    return torch.cat([place, posenc(directions, direction_degrees)], dim=-1)
+
+
+def noise_level_encoding(logsnr: Tensor, channels: int, raw: bool = False) -> Tensor:
+    """``logsnr`` (...) -> (..., channels) float32: sines and cosines of 1000 u, u in [0, 1] (0 clean, 1 noise).
+
+    u = (2 / pi) atan(exp(-logsnr / 2)) is the time of the cosine schedule; the frequencies are DDPM's (Ho et al. 2020),
+    from 1 to 1e-4. ``raw``: of 1000 logsnr, as the public PyTorch port has it.
+    """
+    level = logsnr.float().clamp(-20, 20)
+    time = level if raw else 2 * torch.atan(torch.exp(-level / 2)) / pi
+    half = channels // 2
+    step = torch.log(torch.tensor(10000.0, dtype=torch.float64)).item() / (half - 1)
+    frequencies = torch.exp(torch.arange(half, device=level.device, dtype=torch.float32) * -step)
+    phases = (1000 * time)[..., None] * frequencies
+    return torch.cat([torch.sin(phases), torch.cos(phases)], dim=-1)

@@ -1,0 +1,56 @@
+"""Small 3DiM networks with weights that are nowhere zero, and inputs for them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from threedgen.cameras import orbit_c2w
+from threedgen.guidance.threedim.options import XUNetConfig
+from threedgen.guidance.threedim.rays import intrinsics
+from threedgen.guidance.threedim.xunet import XUNet
+
+TINY: dict[str, Any] = {
+    "image_size": 8, "channels": 8, "channel_mult": (1, 2), "emb_channels": 8, "num_res_blocks": 1,
+    "attn_resolutions": (4,), "attn_heads": 2, "groups": 4, "dropout": 0.0,
+}  # fmt: skip
+
+
+class Inputs(NamedTuple):
+    x: Tensor
+    z: Tensor
+    logsnr: Tensor
+    c2w: Tensor
+    K: Tensor
+    cond_mask: Tensor
+
+
+def tiny_network(**options: Any) -> XUNet:
+    return shaken(XUNet(XUNetConfig(**(TINY | options))).eval())
+
+
+def shaken(network: nn.Module, seed: int = 0) -> Any:
+    """Adds noise to every weight, so that no branch is left out."""
+    gen = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=gen)
+    return network
+
+
+def inputs(network: XUNet, batch: int = 2, seed: int = 0) -> Inputs:
+    """Random pictures from random cameras on an orbit, all conditional."""
+    gen = torch.Generator().manual_seed(seed)
+    height, width = network.config.size
+    x, z = torch.randn(2, batch, network.config.image_channels, height, width, generator=gen)
+    logsnr = torch.stack([torch.full((batch,), 20.0), 6 * torch.rand(batch, generator=gen) - 3], dim=1)
+    K = intrinsics(torch.full((batch,), 0.8), height, width)
+    return Inputs(x, z, logsnr, poses(2 * batch, gen).unflatten(0, (batch, 2)), K, torch.ones(batch, dtype=torch.bool))
+
+
+def poses(count: int, gen: torch.Generator) -> Tensor:
+    """Cameras (count, 4, 4) anywhere around the object."""
+    elevation, azimuth = torch.rand(2, count, generator=gen) * torch.tensor([[0.8], [6.28]])
+    return orbit_c2w(elevation, azimuth, torch.full((count,), 1.3))
