@@ -110,9 +110,9 @@ def test_what_is_saved_is_the_average() -> None:
     state = weights(undisturbed())
     saved = MVDream.load(str(undisturbed() / "prior"), dtype="fp32").unet.state_dict()
     for name, value in saved.items():
-        average = state[f"average./unet/{name.replace('.', '/')}"]
+        average = state[f"average./{name.replace('.', '/')}"]
         assert torch.equal(value, average.half().float()), name
-    assert any(not torch.equal(saved[name], state[f"net.unet.{name}"].half().float()) for name in saved)
+    assert any(not torch.equal(saved[name], state[f"unet.{name}"].half().float()) for name in saved)
 
 
 # ---------------------------------------------------------------- kills and signals
