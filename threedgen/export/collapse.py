@@ -126,7 +126,7 @@ def _stars(count: int, faces: Array) -> tuple[Array, Array]:
 
 
 @njit(cache=True)
-def _collapse_some(points, uv, faces, corners, error, candidates, locked, first, around, target):  # type: ignore[no-untyped-def]
+def _collapse_some(points, uv, faces, corners, error, candidates, locked, first, around, target):
     """Collapses what it may, marks dead faces by -1; returns how many. Stars that were changed are left alone."""
     touched = np.zeros(len(points), np.bool_)
     mark = np.full(len(points), -1, np.int64)
@@ -232,12 +232,12 @@ def _collapse_some(points, uv, faces, corners, error, candidates, locked, first,
 
 
 @njit(cache=True, inline="always")
-def _twice_area(a, b, c):  # type: ignore[no-untyped-def]
+def _twice_area(a, b, c):
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
 @njit(cache=True)
-def _may_turn(old, new, p, q):  # type: ignore[no-untyped-def]
+def _may_turn(old, new, p, q):
     """May the face (old, p, q) become (new, p, q): still looking the same way, and no sliver unless it was one?"""
     ax, ay, az, before = _normal(old, p, q)
     bx, by, bz, after = _normal(new, p, q)
@@ -247,7 +247,7 @@ def _may_turn(old, new, p, q):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _normal(a, b, c):  # type: ignore[no-untyped-def]
+def _normal(a, b, c):
     """The vector along a face's normal whose length is twice the area, and that length."""
     ux, uy, uz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
     vx, vy, vz = c[0] - a[0], c[1] - a[1], c[2] - a[2]
@@ -256,7 +256,7 @@ def _normal(a, b, c):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _shape(a, b, c, twice_area):  # type: ignore[no-untyped-def]
+def _shape(a, b, c, twice_area):
     """Twice the area over the longest squared side: 0.87 for three equal sides, 0 for a sliver."""
     longest = 0.0
     for p, q in ((a, b), (b, c), (c, a)):

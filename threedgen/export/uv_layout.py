@@ -66,7 +66,8 @@ def density(vertices: Array, faces: Array, uv: Array) -> tuple[float, float]:
     ratio = np.sqrt(texture[there] / space[there])
     order = np.argsort(ratio, kind="stable")
     share = np.cumsum(space[there][order]) / max(space.sum(), 1e-30)
-    low, middle, high = (float(ratio[order[min(np.searchsorted(share, q), len(order) - 1)]]) for q in (0.05, 0.5, 0.95))
+    places = np.minimum(np.searchsorted(share, (0.05, 0.5, 0.95)), len(order) - 1)
+    low, middle, high = ratio[order[places]].tolist()
     return low / max(middle, 1e-30), high / max(middle, 1e-30)
 
 
