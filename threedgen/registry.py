@@ -36,6 +36,7 @@ _SYSTEMS = "threedgen.systems.options"
 _GUIDANCE = "threedgen.guidance.options"
 _REPRESENTATIONS = "threedgen.representations.options"
 _EVALUATION = "threedgen.evaluation.options"
+_SRN = "threedgen.data.srn.options"
 _VIEWER = "threedgen.viewer.options"
 
 TABLE: dict[str, dict[str, Entry]] = {
@@ -51,6 +52,7 @@ TABLE: dict[str, dict[str, Entry]] = {
         "refine-decoder": Entry("threedgen.systems.refine_decoder:run", f"{_SYSTEMS}:RefineDecoderConfig"),
         "report": Entry("threedgen.viewer.report:run", f"{_VIEWER}:ReportConfig"),
         "gallery": Entry("threedgen.viewer.gallery:run", f"{_VIEWER}:GalleryConfig"),
+        "make-srn-toybox": Entry("threedgen.data.srn.make:run", f"{_SRN}:MakeSRNToyboxConfig"),
         "toybox-sheet": Entry("threedgen.data.toybox.sheet:run", f"{_SYSTEMS}:ToyboxSheetConfig"),
     },
     # what --dry-run says of a task: a function (config) -> text
