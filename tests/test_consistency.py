@@ -31,9 +31,13 @@ from threedgen.evaluation.consistency.options import (
     SubsampledProtocolConfig,
     TSEDConfig,
 )
+from threedgen.evaluation.consistency.report import distances
 from threedgen.evaluation.consistency.samplers import MVDreamSampler
 from threedgen.evaluation.consistency.scenes import Scene
 from threedgen.evaluation.consistency.scores import bootstrap, psnr, ssim
+from threedgen.evaluation.options import ProbeNetworkConfig
+from threedgen.evaluation.probe import Probe
+from threedgen.evaluation.truth import Labels
 from threedgen.images import to_uint8
 from threedgen.views import Request, Viewpoints, Views
 
@@ -154,7 +158,7 @@ def test_a_fit_is_repeated_to_the_bit_and_knows_no_units() -> None:
     views = photographs()
     options = SubsampledProtocolConfig.model_validate(TINY | {"steps": 5, "orientation": 0.01, "rays": 64})
     one, two = (fit(views, Bounds.of(views.at), options, 0).pictures(views.at.select([0])) for _ in range(2))
-    assert torch.equal(one, two) and not torch.equal(
+    assert torch.isfinite(one).all() and torch.equal(one, two) and not torch.equal(
         one, fit(views, Bounds.of(views.at), options, 1).pictures(views.at.select([0]))
     )
     big = views.at.c2w.clone()
@@ -168,7 +172,8 @@ def test_a_fit_is_repeated_to_the_bit_and_knows_no_units() -> None:
 def test_the_pixels_of_a_step(name: str) -> None:
     """The paper's: each once, all with normals. Subsampled: some of them, a share with normals. In small parts."""
     options = {"paper": PaperProtocolConfig, "subsampled": SubsampledProtocolConfig}[name](chunk=300)
-    parts = list(_parts(options, 10_000, torch.Generator().manual_seed(0)))
+    parts = list(_parts(options, 10_000, True, torch.Generator().manual_seed(0)))
+    assert not any(normals for _, normals, _ in _parts(options, 10_000, False, torch.Generator().manual_seed(0)))
     pixels = torch.cat([part for part, _, _ in parts])
     assert max(len(part) for part, _, _ in parts) == 300 and sum(share for *_, share in parts) == pytest.approx(1)
     asked = sum(len(part) for part, normals, _ in parts if normals)
@@ -349,6 +354,31 @@ def test_mistakes_are_found_before_any_field_is_fitted(
     monkeypatch.setattr(MVDreamSampler, "__init__", lambda self, config: None)
     wordless = settings(tmp_path / "run", sampler="mvdream", scenes=with_truth.scenes)
     assert "draws from words" in said(wordless)
+
+
+def test_distances_on_a_probe_tell_pictures_apart(tmp_path: Path) -> None:
+    """Equal sets have FID 0; renders of another brightness have more, and more KID than equal ones."""
+    torch.manual_seed(0)
+    probe = Probe(Labels.of_toybox(), ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 16))).eval()
+    held = np.random.default_rng(0).integers(0, 255, (12, SIZE, SIZE, 3), np.uint8)
+    np.savez(tmp_path / "a.sampled.npz", held=held, render=held // 2)
+    np.savez(tmp_path / "a.original.npz", held=held, render=held)
+    scores = [{"scene": "a", "row": row, "held_out": list(range(12))} for row in ("sampled", "original")]
+    found = distances(probe, tmp_path, scores)
+    same, darker = found["original"], found["sampled"]
+    assert same["pictures"] == 12 and darker["fid"] > 1e-3 > 10 * abs(same["fid"]) and darker["kid"] > same["kid"]
+
+
+@pytest.mark.slow
+def test_fields_are_fitted_side_by_side(folder: Path, tmp_path: Path) -> None:
+    """Two workers give what one gives."""
+    trees = []
+    for workers in (1, 2):
+        out = tmp_path / f"run{workers}"
+        out.mkdir()
+        run.run(settings(out, sampler=str(folder), workers=workers), quiet=True)
+        trees.append(without_times(out / "consistency.json"))
+    assert trees[0] == trees[1]
 
 
 def test_the_key_knows_everything_that_decides(folder: Path, tmp_path: Path) -> None:

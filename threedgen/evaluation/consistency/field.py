@@ -59,9 +59,11 @@ class Bounds:
 class SceneField:
     """The field of one scene with all that it takes to render it."""
 
-    def __init__(self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int) -> None:
+    def __init__(
+        self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
         """``colour`` (3,) is behind the scene; ``seed`` draws the initial parameters."""
-        self.options, self.bounds = options, bounds
+        self.options, self.bounds, self.device = options, bounds, torch.device(device)
         self.march = MarchConfig(
             samples=options.samples, bound="sphere", radius=1.0, near=bounds.near / bounds.radius, chunk=None
         )
@@ -71,16 +73,16 @@ class SceneField:
                 feature_hidden_layers=options.colour_layers, density_activation="exp", density_blob="none",
             ),
             generator(seed, 0, "consistency field"),
-        )  # fmt: skip
+        ).to(self.device)  # fmt: skip
         red, green, blue = colour.tolist()
-        self.background = SolidBackground(SolidBackgroundConfig(color=(red, green, blue)))
+        self.background = SolidBackground(SolidBackgroundConfig(color=(red, green, blue))).to(self.device)
         self.material = NoMaterial()
-        self.occupancy = OccupancyGrid(OCCUPANCY, 1.0, step_size(self.march))
+        self.occupancy = OccupancyGrid(OCCUPANCY, 1.0, step_size(self.march)).to(self.device)
 
     def rays(self, cameras: Viewpoints) -> tuple[Tensor, Tensor]:
         """Origins in units of the ball and unit directions (N * H * W, 3)."""
-        origins, directions = cameras.rays()
-        return origins.reshape(-1, 3) / self.bounds.radius, directions.reshape(-1, 3)
+        origins, directions = (part.reshape(-1, 3).to(self.device) for part in cameras.rays())
+        return origins / self.bounds.radius, directions
 
     def look(
         self, origins: Tensor, directions: Tensor, rng: torch.Generator | None = None, normals: bool = False
@@ -98,14 +100,16 @@ class SceneField:
         return rgb.view(len(cameras), cameras.height, cameras.width, 3)
 
 
-def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int) -> SceneField:
+def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device: str = "cpu") -> SceneField:
     """A field that was fitted to ``views``. Everything random is drawn from ``seed``: same views, same field.
 
+    ``device``: "cpu", "cuda", or "auto" for a GPU if there is one.
     Takes memory for the rays (36 bytes a pixel) and for the graph of ``options.chunk`` of them.
     """
-    scene = SceneField(options, bounds, border_colour(views), seed)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    scene = SceneField(options, bounds, border_colour(views), seed, device)
     origins, directions = scene.rays(views.at)
-    colours = views.images.reshape(-1, 3)
+    colours = views.images.reshape(-1, 3).to(device)
     parameters = list(scene.field.parameters())
     optimizer = torch.optim.AdamW(
         parameters, lr=at(options.learning_rate, 0, options.steps), betas=BETAS, eps=EPS,
@@ -117,38 +121,44 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int) -> Sce
         for group in optimizer.param_groups:
             group["lr"] = at(options.learning_rate, step, options.steps)
         optimizer.zero_grad(set_to_none=True)
-        for part, normals, share in _parts(options, len(colours), rng):
+        facing = at(options.orientation, step, options.steps)
+        for part, normals, share in _parts(options, len(colours), facing > 0, rng):
+            part = part.to(device)
             seen = scene.look(origins[part], directions[part], rng, normals)
-            (share * loss(options, seen, colours[part], bounds.span)).backward()
+            (share * loss(options, seen, colours[part], bounds.span, facing)).backward()
         torch.nn.utils.clip_grad_norm_(parameters, options.clip)
         optimizer.step()
     return scene
 
 
-def loss(options: ProtocolConfig, seen: Render, colours: Tensor, span: float) -> Tensor:
-    """Of some rays, a mean over them: the squared error, matter spread along rays, matter that faces away."""
+def loss(options: ProtocolConfig, seen: Render, colours: Tensor, span: float, facing: float) -> Tensor:
+    """Of some rays, a mean over them: the squared error, matter spread along rays, matter that faces away (with the
+    weight ``facing``)."""
     total = mse_loss(seen.rgb, colours)
     if options.distortion and seen.weights is not None:
         s = seen.samples
         spread = losses.distortion(seen.weights, s.t_start, s.t_end, s.ray_index, s.start, span)
         total = total + options.distortion * spread
-    if options.orientation and seen.away is not None:
+    if facing and seen.away is not None:
         # `normals` is the share of the rays that are asked, so that the sum over a step is that of all of them
-        total = total + options.orientation / options.normals * seen.away.mean()
+        total = total + facing / options.normals * seen.away.mean()
     return total
 
 
-def _parts(options: ProtocolConfig, pixels: int, rng: torch.Generator) -> Iterator[tuple[Tensor, bool, float]]:
-    """The pixels of a step in parts that fit into memory: their indices, whether normals are wanted, their share."""
+def _parts(
+    options: ProtocolConfig, pixels: int, normals: bool, rng: torch.Generator
+) -> Iterator[tuple[Tensor, bool, float]]:
+    """The pixels of a step in parts that fit into memory: their indices, whether their normals are wanted (of none, or
+    of the protocol's share), which part of the step they are."""
     if options.rays is None or options.rays >= pixels:
         chosen = torch.randperm(pixels, generator=rng) if options.normals < 1 else torch.arange(pixels)
     else:
         chosen = torch.randint(pixels, (options.rays,), generator=rng)
-    asked = max(1, round(options.normals * len(chosen))) if options.orientation else 0
-    for some, normals in ((chosen[:asked], True), (chosen[asked:], False)):
+    asked = max(1, round(options.normals * len(chosen))) if normals else 0
+    for some, with_normals in ((chosen[:asked], True), (chosen[asked:], False)):
         for part in some.split(options.chunk):
             if len(part):
-                yield part, normals, len(part) / len(chosen)
+                yield part, with_normals, len(part) / len(chosen)
 
 
 def border_colour(views: Views) -> Tensor:

@@ -53,14 +53,15 @@ class Job:
     tsed: TSEDConfig
     seed: int
     folder: Path
+    device: str = "cpu"
 
     @classmethod
     def of(
         cls, scene: str, row: Row, views: Views, held: list[int], protocol: ProtocolConfig, options: TSEDConfig,
-        seed: int, folder: Path,
+        seed: int, folder: Path, device: str = "cpu",
     ) -> Job:  # fmt: skip
         arrays = to_uint8(views.images), views.at.c2w.numpy(), views.at.K.numpy()
-        return cls(scene, row, *arrays, tuple(held), protocol, options, seed, folder)
+        return cls(scene, row, *arrays, tuple(held), protocol, options, seed, folder, device)
 
     @property
     def views(self) -> Views:
@@ -100,10 +101,10 @@ def score(job: Job) -> Score:
     begun, views = time.monotonic(), job.views
     held = list(job.held)
     rest = [k for k in range(len(views)) if k not in job.held]
-    scene = fit(views.select(rest), Bounds.of(views.at), job.protocol, job.seed)
+    scene = fit(views.select(rest), Bounds.of(views.at), job.protocol, job.seed, job.device)
     fitted = time.monotonic() - begun
     truth = views.select(held)
-    render = scene.pictures(truth.at).clamp(0, 1).numpy()
+    render = scene.pictures(truth.at).clamp(0, 1).cpu().numpy()
     pairs = list(zip(truth.images.numpy(), render, strict=True))
     each = {"psnr": [psnr(*pair) for pair in pairs], "ssim": [ssim(*pair) for pair in pairs]}
     epipolar = tsed(views, job.tsed)

@@ -28,7 +28,8 @@ class MVDreamSamplerConfig(Config):
     name: Literal["mvdream"] = Field("mvdream", description="a multi-view diffusion prior; draws from words alone")
     prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="who draws")
     together: int = Field(
-        12, ge=0, le=1024, description="views that are denoised together, evenly spread; 0: all of a scene at once"
+        0, ge=0, le=1024, description="views that are denoised together, evenly spread; 0: all of a scene at once. "
+        "Groups know of each other only by the words, so that each shows another object"
     )
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(5.0, ge=0)
@@ -101,7 +102,12 @@ class ProtocolConfig(Config):
     weight_decay: float = Field(0.1, ge=0, description="of AdamW")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     distortion: float = Field(0.01, ge=0, description="weight of Mip-NeRF 360's loss; the paper does not say it")
-    orientation: float = Field(0.01, ge=0, description="weight of Ref-NeRF's loss; the paper does not say it")
+    orientation: Schedule = Field(
+        {"0%": 0, "40%": 0, "60%": 0.01},
+        ge=0,
+        description="weight of Ref-NeRF's loss; the paper does not say it. Not from the beginning: fog has no surface, "
+        "and the gradients of its normals would drown those of the colours",
+    )
     normals: float = Field(1.0, gt=0, le=1, description="share of the pixels of a step that this loss looks at")
     chunk: int = Field(8192, ge=1, description="pixels rendered at a time, which only takes memory")
 
@@ -156,6 +162,7 @@ class ConsistencyConfig(RunConfig):
     features: ProbeConfig | None = Field(
         None, description="a probe whose features FID and KID are taken on; null: neither is measured"
     )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="of the fits; auto: a GPU if there is one")
     batch: int = Field(1, ge=1, le=1024, description="scenes that the sampler is asked for together")
     workers: int = Field(1, ge=1, le=256, description="fields fitted side by side, each with its share of the threads")
     sheet: int = Field(8, ge=0, le=1000, description="scenes on the sheet of pictures")

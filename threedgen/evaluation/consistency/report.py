@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -180,11 +181,16 @@ def distances(probe: Probe, folder: Path, scores: Sequence[Score]) -> dict[str, 
             continue
         features = ProbeFeatures(probe)
         fid = FrechetInceptionDistance(features, normalize=True)
-        kid = KernelInceptionDistance(features, subsets=100 if count > SUBSET else 1, subset_size=min(count, SUBSET))
+        with warnings.catch_warnings():  # some hundred numbers a picture: the memory is no matter
+            warnings.filterwarnings("ignore", message=".*Kernel Inception Distance.*")
+            subsets = 100 if count > SUBSET else 1
+            kid = KernelInceptionDistance(features, subsets=subsets, subset_size=min(count, SUBSET))
         for score in chosen:
             for stack, real in zip(pictures(folder, score), (True, False), strict=True):
                 x = prepare(torch.from_numpy(stack).float() / 255, probe.options.image_size)
                 for metric in (fid, kid):
                     metric.update(x, real=real)
-        found[row] = {"fid": float(fid.compute()), "kid": float(kid.compute()[0]), "pictures": count}
+        with torch.random.fork_rng(devices=[]):  # KID draws its subsets from the global generator
+            torch.manual_seed(0)
+            found[row] = {"fid": float(fid.compute()), "kid": float(kid.compute()[0]), "pictures": count}
     return found

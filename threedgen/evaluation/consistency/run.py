@@ -65,7 +65,7 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
                             return 130
                         job = Job.of(
                             scene.name, row, seen, held[scene.name], config.protocol, config.tsed, config.seed,
-                            folder / "scores",
+                            folder / "scores", config.device,
                         )  # fmt: skip
                         before = stored(job)
                         done(before) if before else fits.submit(job)
@@ -73,7 +73,8 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
     scores.sort(key=lambda score: (place[score["scene"]], score["row"]))
     text = write(config, folder, scores, distances(probe, folder / "scores", scores) if probe else {}, notes)
     write_summary(folder, config, time.monotonic() - begun, status="finished", scenes=len(every))
-    say(text if not quiet else "")
+    if not quiet:
+        say(text)
     say(str(folder / "consistency.md"))
     return 0
 
@@ -94,7 +95,7 @@ def check(config: ConsistencyConfig, sampler: Any, every: Sequence[Scene]) -> di
                 "none; scenes.name=srn has"
             )
         if getattr(sampler, "on_disk", False):
-            sampler.places(scene.request(config.seed))
+            sampler.places(scene.request(config.seed, pictures=False))
     return {scene.name: held_out_places(scene, config.held_out, config.seed) for scene in every}
 
 
@@ -102,7 +103,7 @@ def rows(scene: Scene, views: Views) -> list[tuple[Row, Views]]:
     """What is scored of a scene: the sampler's views, and the original ones if there are any."""
     found: list[tuple[Row, Views]] = [("sampled", views)]
     if scene.original is not None:
-        original = scene.original()
+        original = scene.original(range(len(scene.at)))
         found.append(("original", Views(fit_to(scene, original.images), scene.at)))
     return found
 

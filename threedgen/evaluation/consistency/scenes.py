@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,23 +26,23 @@ GREY = 0.5
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene: all its cameras, which views are given (places), words, and how to get the original views."""
+    """One scene: all its cameras, which views are given (places), words, and how to get original views by place."""
 
     name: str
     at: Viewpoints
     numbers: tuple[int, ...]
     condition: tuple[int, ...] = ()
     text: str = ""
-    original: Callable[[], Views] | None = None
+    original: Callable[[Sequence[int]], Views] | None = None
 
     @property
     def targets(self) -> list[int]:
         """Places of the views that a sampler draws."""
         return [k for k in range(len(self.at)) if k not in self.condition]
 
-    def request(self, seed: int) -> Request:
-        """What a sampler is asked for."""
-        given = self.original().select(list(self.condition)) if self.original and self.condition else None
+    def request(self, seed: int, pictures: bool = True) -> Request:
+        """What a sampler is asked for; without ``pictures`` the given views are left out."""
+        given = self.original(self.condition) if pictures and self.original and self.condition else None
         numbers = tuple(self.numbers[k] for k in self.targets)
         return Request(self.name, given, self.at.select(self.targets), numbers, self.text, seed)
 
@@ -62,11 +62,12 @@ def toybox(config: ToyboxScenesConfig, sampler: Any, seed: int) -> list[Scene]:
     steep = float(np.deg2rad(config.elevation))
     at = Viewpoints.of(orbit(config.views, steep, distance, fov, config.size, config.size))
 
-    def original(case: Case) -> Callable[[], Views]:
-        def photograph() -> Views:
-            which, same = np.zeros(len(at), np.int64), np.full(len(at), fov)
-            picture = render([case.truth(seed)], which, at.c2w.numpy(), same, config.size, GREY, 3)
-            return Views(torch.from_numpy(picture.rgb), at)
+    def original(case: Case) -> Callable[[Sequence[int]], Views]:
+        def photograph(places: Sequence[int]) -> Views:
+            there = at.select(list(places))
+            which, same = np.zeros(len(there), np.int64), np.full(len(there), fov)
+            picture = render([case.truth(seed)], which, there.c2w.numpy(), same, config.size, GREY, 3)
+            return Views(torch.from_numpy(picture.rgb), there)
 
         return photograph
 
@@ -92,9 +93,11 @@ def _from_archive(config: SRNScenesConfig, instance: Instance) -> Scene:
     if config.size is not None:
         at = at.resized(config.size, config.size)
     numbers = tuple(instance.numbers[k] for k in places)
-    return Scene(
-        instance.name, at, numbers, (places.index(given),), original=lambda: instance.views(places, config.size)
-    )
+
+    def original(chosen: Sequence[int]) -> Views:
+        return instance.views([places[k] for k in chosen], config.size)
+
+    return Scene(instance.name, at, numbers, (places.index(given),), original=original)
 
 
 def sampled(config: SampledScenesConfig, sampler: Any, seed: int) -> list[Scene]:
