@@ -70,7 +70,8 @@ WAYS: dict[str, tuple[Spoil, tuple[float, ...]]] = {
 
 def measure(given: argparse.Namespace) -> Table:
     """A row for each way and strength: mean of each figure over the scenes, with the interval of PSNR."""
-    protocol, options = SubsampledProtocolConfig(), TSEDConfig(pairs=given.pairs)
+    protocol = SubsampledProtocolConfig(**({"steps": given.steps} if given.steps else {}))
+    options = TSEDConfig(pairs=given.pairs)
     data = MakeSRNToyboxConfig(task="make-srn-toybox", size=given.size, test_views=given.views)
     truth = [scene(data, Picture(("cars", "chairs")[k % 2], "test", k)) for k in range(given.scenes + 2)]
     rows: list[Row] = []
@@ -88,7 +89,7 @@ def measure(given: argparse.Namespace) -> Table:
             low, high = bootstrap([one["psnr"] for one in found], numpy_generator(0, 0, "soundness")) or (0.0, 0.0)
             rows.append({"spoilt": way, "strength": f"{strength:g}", **means, "psnr low": low, "psnr high": high})
             print(rows[-1], flush=True)
-    note = f"{given.scenes} scenes, {given.views} views of {given.size} pixels, protocol subsampled"
+    note = f"{given.scenes} scenes, {given.views} views of {given.size} pixels, {protocol.name}, {protocol.steps} steps"
     return Table("Soundness of the consistency score", rows, [note])
 
 
@@ -98,6 +99,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=8, help="objects, cars and chairs in turn (default 8)")
     parser.add_argument("--views", type=int, default=120, help="views of each (default 120)")
     parser.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
+    parser.add_argument("--steps", type=int, help="of each fit (default: those of the protocol)")
     parser.add_argument("--pairs", type=int, default=8, help="neighbours for TSED (default 8)")
     parser.add_argument("--out", type=Path, default=Path("outputs/soundness"), help="folder of the results")
     given = parser.parse_args(words)

@@ -71,7 +71,8 @@ class Viewpoints:
         """Origins and unit directions (N, H, W, 3) through the pixel centres."""
         x = torch.arange(self.width, device=self.K.device) + 0.5
         y = torch.arange(self.height, device=self.K.device) + 0.5
-        pixels = torch.stack([*torch.meshgrid(x, y, indexing="xy"), torch.ones(self.height, self.width)], dim=-1)
+        across, down = torch.meshgrid(x, y, indexing="xy")
+        pixels = torch.stack([across, down, torch.ones_like(across)], dim=-1)
         local = torch.einsum("nij,hwj->nhwi", torch.linalg.inv(self.K), pixels.to(self.K))
         directions = torch.einsum("nij,nhwj->nhwi", self.opencv[:, :3, :3], local)
         return self.position[:, None, None].expand_as(directions), F.normalize(directions, dim=-1)

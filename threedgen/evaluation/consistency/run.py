@@ -68,7 +68,10 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
                             folder / "scores", config.device,
                         )  # fmt: skip
                         before = stored(job)
-                        done(before) if before else fits.submit(job)
+                        if before is not None:
+                            done(before)
+                        else:
+                            fits.submit(job)
     place = {scene.name: k for k, scene in enumerate(every)}
     scores.sort(key=lambda score: (place[score["scene"]], score["row"]))
     text = write(config, folder, scores, distances(probe, folder / "scores", scores) if probe else {}, notes)
