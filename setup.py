@@ -62,6 +62,7 @@ setup(
         "pyyaml>=6",
         "rich>=13",
         "scikit-image>=0.24",
+        "torchmetrics>=1.4",
         "trimesh>=4",
         "xatlas>=0.0.11",
     ],

@@ -85,7 +85,8 @@ class NGP(nn.Module):
         self.density_mlp = MLP(inputs, outputs, o.width, o.hidden_layers, generator)
         self.feature_mlp = None
         if not o.shared_mlp:
-            self.feature_mlp = MLP(inputs, o.n_features, o.width, o.hidden_layers, generator)
+            layers = o.feature_hidden_layers or o.hidden_layers
+            self.feature_mlp = MLP(inputs, o.n_features, o.width, layers, generator)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (N, 3) -> sigma (N,), features (N, n_features)."""

@@ -57,6 +57,9 @@ class NGPConfig(Config):
     )
     width: int = Field(64, ge=1, le=1024, description="neurons of a hidden layer")
     hidden_layers: int = Field(1, ge=1, le=8)
+    feature_hidden_layers: int | None = Field(
+        None, ge=1, le=8, description="of the MLP for features, if it is another; null: as many"
+    )
     n_features: int = Field(3, ge=1, le=64, description="features per point, 3 for a colour")
     shared_mlp: bool = Field(False, description="one MLP with 1 + n_features outputs (faster on a CPU) in place of two")
     density_activation: Literal["softplus", "exp", "relu"] = "softplus"

@@ -17,6 +17,7 @@ from tiny_prior import tiny_prior
 
 from threedgen import registry
 from threedgen.config import ConfigError
+from threedgen.count import Count
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out
 from threedgen.evaluation import object_score, prior_score
 from threedgen.evaluation.cases import held_out_cases, held_out_rooms
@@ -33,7 +34,7 @@ from threedgen.evaluation.figures import (
 )
 from threedgen.evaluation.options import Evaluate3DConfig, EvaluatePriorConfig, ProbeNetworkConfig
 from threedgen.evaluation.probe import Probe, Seen
-from threedgen.evaluation.report import Count, mark, percent, worst
+from threedgen.evaluation.report import mark, percent, worst
 from threedgen.evaluation.truth import Labels, ring
 from threedgen.evaluation.verdicts import equal_error, judge, tally
 from threedgen.images import grid, write_png

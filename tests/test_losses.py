@@ -54,3 +54,32 @@ def test_z_variance_of_fog_is_zero_and_differentiable():
     loss = losses.z_variance(variance, torch.zeros(3, 1))
     loss.backward()
     assert loss.item() == 0 and float(variance.grad.abs().sum()) == 0
+
+
+def test_distortion_is_the_double_sum_of_the_paper():
+    """Three rays, the second without a sample; against pairs counted one by one, gradients included."""
+    generator = torch.Generator().manual_seed(0)
+    start, ray_index = torch.tensor([0, 4, 4]), torch.tensor([0, 0, 0, 0, 2, 2])
+    edges = torch.tensor([1.0, 1.2, 1.5, 1.6, 2.0, 0.5, 0.9])
+    t_start, t_end = torch.tensor([*edges[:4], 0.5, 1.3]), torch.tensor([*edges[1:5], 0.9, 1.4])
+    weights = torch.rand(6, generator=generator, requires_grad=True)
+    found = losses.distortion(weights, t_start, t_end, ray_index, start, span=2.0)
+    middle, total = (t_start + t_end) / 4, torch.zeros(())
+    for i in range(6):
+        for j in range(6):
+            if ray_index[i] == ray_index[j]:
+                total = total + weights[i] * weights[j] * (middle[i] - middle[j]).abs()
+        total = total + weights[i] ** 2 * (t_end[i] - t_start[i]) / 2 / 3
+    assert found.item() == pytest.approx(total.item() / 3, rel=1e-5)
+    mine, theirs = torch.autograd.grad(found, weights)[0], torch.autograd.grad(total / 3, weights)[0]
+    assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_distortion_of_nothing_is_zero_and_one_surface_is_best():
+    nothing = torch.zeros(0)
+    assert float(losses.distortion(nothing, nothing, nothing, torch.zeros(0).long(), torch.zeros(2).long())) == 0
+    t = torch.linspace(0, 1, 11)
+    ray, first = torch.zeros(10).long(), torch.zeros(1).long()
+    spread, surface = torch.full((10,), 0.1), torch.eye(10)[4]
+    values = [float(losses.distortion(w, t[:-1], t[1:], ray, first)) for w in (spread, surface)]
+    assert values[0] > 5 * values[1] > 0

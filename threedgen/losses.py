@@ -43,3 +43,24 @@ def z_variance(variance: Tensor, opacity: Tensor, threshold: float = 0.5) -> Ten
     """
     solid = opacity > threshold
     return torch.where(solid, variance, torch.zeros_like(variance)).sum() / solid.sum().clamp(min=1)
+
+
+def distortion(
+    weights: Tensor, t_start: Tensor, t_end: Tensor, ray_index: Tensor, start: Tensor, span: float = 1.0
+) -> Tensor:
+    """How far the matter of a ray is spread along it, mean over the rays (Barron et al. 2022, "Mip-NeRF 360", eq. 15).
+
+    Of each ray: sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 d_i / 3, with the midpoints m and lengths d of its intervals
+    in units of ``span`` (far - near). Packed samples in ascending order: weights, t_start, t_end, ray_index (N,);
+    start (R,), the first sample of each ray. Linear in N: pairs are counted by running sums.
+    """
+    middle, length = (t_start + t_end) / (2 * span), (t_end - t_start) / span
+
+    def before(values: Tensor) -> Tensor:
+        """Sum over the earlier samples of the same ray; in double, for the sums run over all rays."""
+        total = values.double().cumsum(0) - values.double()
+        first = total[start.clamp(max=max(0, len(total) - 1))] if len(total) else total
+        return (total - first[ray_index]).to(values)
+
+    pairs = 2 * weights * (middle * before(weights) - before(weights * middle))
+    return (pairs + weights * weights * length / 3).sum() / max(1, len(start))

@@ -37,7 +37,9 @@ _GUIDANCE = "threedgen.guidance.options"
 _REPRESENTATIONS = "threedgen.representations.options"
 _EVALUATION = "threedgen.evaluation.options"
 _EXPORT = "threedgen.export.options"
+_SRN = "threedgen.data.srn.options"
 _VIEWER = "threedgen.viewer.options"
+_CONSISTENCY = "threedgen.evaluation.consistency"
 
 TABLE: dict[str, dict[str, Entry]] = {
     # a task is a function run(config, resume: Path | None, quiet: bool) -> exit code | None;
@@ -49,10 +51,12 @@ TABLE: dict[str, dict[str, Entry]] = {
         "train-probe": Entry("threedgen.systems.train_probe:run", f"{_EVALUATION}:TrainProbeConfig"),
         "evaluate-prior": Entry("threedgen.evaluation.prior_score:run", f"{_EVALUATION}:EvaluatePriorConfig"),
         "evaluate-3d": Entry("threedgen.evaluation.object_score:run", f"{_EVALUATION}:Evaluate3DConfig"),
+        "consistency": Entry(f"{_CONSISTENCY}.run:run", f"{_CONSISTENCY}.options:ConsistencyConfig"),
         "refine-decoder": Entry("threedgen.systems.refine_decoder:run", f"{_SYSTEMS}:RefineDecoderConfig"),
         "report": Entry("threedgen.viewer.report:run", f"{_VIEWER}:ReportConfig"),
         "gallery": Entry("threedgen.viewer.gallery:run", f"{_VIEWER}:GalleryConfig"),
         "export": Entry("threedgen.export.export_run:run", f"{_EXPORT}:ExportConfig"),
+        "make-srn-toybox": Entry("threedgen.data.srn.make:run", f"{_SRN}:MakeSRNToyboxConfig"),
         "toybox-sheet": Entry("threedgen.data.toybox.sheet:run", f"{_SYSTEMS}:ToyboxSheetConfig"),
     },
     # what --dry-run says of a task: a function (config) -> text
@@ -63,6 +67,19 @@ TABLE: dict[str, dict[str, Entry]] = {
         _GUIDANCE,
         sds=("SDS", "SDSConfig"),
         reconstruction=("Reconstruction", "ReconstructionConfig"),
+    ),
+    "sampler": _entries(
+        f"{_CONSISTENCY}.samplers",
+        f"{_CONSISTENCY}.options",
+        mvdream=("MVDreamSampler", "MVDreamSamplerConfig"),
+        folder=("FolderSampler", "FolderSamplerConfig"),
+    ),
+    "scenes": _entries(
+        f"{_CONSISTENCY}.scenes",
+        f"{_CONSISTENCY}.options",
+        toybox=("toybox", "ToyboxScenesConfig"),
+        srn=("srn", "SRNScenesConfig"),
+        sampled=("sampled", "SampledScenesConfig"),
     ),
     "representation": _entries("threedgen.representations.ngp", _REPRESENTATIONS, ngp=("NGP", "NGPConfig")),
     "encoding": _entries(

@@ -19,6 +19,7 @@ from PIL import Image
 
 from threedgen import runs
 from threedgen.config import ConfigError, load
+from threedgen.count import Count
 from threedgen.ledger import write_summary
 from threedgen.loop import Status
 from threedgen.systems.generate_run import run_status
@@ -28,7 +29,7 @@ from threedgen.systems.outputs import VIEWS, view_indices
 from .cases import Case, held_out_cases
 from .options import Evaluate3DConfig
 from .probe import Probe, locate, read_card
-from .report import Count, figures_plain, table, worst, worst_text, write_report, write_sheet
+from .report import figures_plain, table, worst, worst_text, write_report, write_sheet
 from .truth import ring
 from .verdicts import Verdict, judge_pictures
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from threedgen import registry
 from threedgen.cameras import orbit_c2w
+from threedgen.count import Count
 from threedgen.guidance import diffusion
 from threedgen.images import to_uint8
 from threedgen.interrupts import Interrupts
@@ -33,7 +34,7 @@ from threedgen.seeding import generator, numpy_generator
 from .cases import Case, held_out_cases
 from .options import EvaluatePriorConfig
 from .probe import Probe, locate, read_card
-from .report import Count, figures_plain, table, worst, worst_text, write_report, write_sheet
+from .report import figures_plain, table, worst, worst_text, write_report, write_sheet
 from .truth import ring
 from .verdicts import Verdict, judge_pictures
 

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from threedgen.images import grid, write_png
-from threedgen.progress import Speed
-from threedgen.readable import clean, duration
 from threedgen.runs import write_atomic
 
 from .figures import Share
@@ -25,50 +17,6 @@ from .verdicts import FIGURES, Verdict, azimuth_error, tally
 
 PART_OF_SHEET = ("noun", "colour", "bound", "order", "one_front")
 """Wrong answers to these are named under a picture."""
-
-
-class Count:
-    """A bar in a terminal, a line a minute elsewhere, nothing if ``quiet``; on stderr.
-
-    with Count("sampling", 200, quiet) as count:
-        count.add(8)
-    """
-
-    def __init__(self, stage: str, total: int, quiet: bool = False, console: Console | None = None) -> None:
-        self.stage, self.total, self.quiet, self.done = stage, total, quiet, 0
-        self.console = console or Console(stderr=True)
-        self.speed = Speed(window=600)
-        self._bar: Bar | None = None
-        self._said_at = float("-inf")
-
-    def __enter__(self) -> Count:
-        self.speed.mark_now(0)
-        if not self.quiet and self.console.is_terminal and not os.environ.get("CI"):
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), MofNCompleteColumn())
-            self._bar = Bar(*columns, TimeRemainingColumn(), console=self.console, expand=True)
-            self._bar.add_task(self.stage, total=self.total)
-            self._bar.start()
-        return self
-
-    def add(self, count: int, note: str = "") -> None:
-        """``count`` more are done."""
-        self.done += count
-        self.speed.mark_now(self.done)
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self.done, description=clean(f"{self.stage} {note}"))
-        elif not self.quiet and (time.monotonic() - self._said_at >= 60 or self.done >= self.total):
-            self._said_at = time.monotonic()
-            pace = self.speed.seconds_a_step()
-            left = f", {duration(pace * (self.total - self.done))} left" if pace and self.done < self.total else ""
-            self.console.print(
-                clean(f"{self.stage}: {self.done}/{self.total}{left}"), markup=False, highlight=False, emoji=False
-            )
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
 
 def percent(figure: Share | None) -> str:

@@ -7,6 +7,7 @@ affine map (stretch, rotate, shift).  All but the box and the prism are solids o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,10 +90,15 @@ class Asset:
 
     def inside(self, points: np.ndarray) -> np.ndarray:
         """Which of ``points`` (N, 3) lie in any solid: (N,) bool, exact."""
-        result = np.zeros(len(points), bool)
-        for p in self.primitives:
-            result |= _inside(p.kind, p.param, (points - p.centre) @ np.linalg.inv(p.matrix).T)
-        return result
+        return inside(self.primitives, points)
+
+
+def inside(solids: Iterable[Primitive], points: np.ndarray) -> np.ndarray:
+    """Which of ``points`` (N, 3) lie in any of the solids: (N,) bool, exact."""
+    result = np.zeros(len(points), bool)
+    for p in solids:
+        result |= _inside(p.kind, p.param, (points - p.centre) @ np.linalg.inv(p.matrix).T)
+    return result
 
 
 def _reach(kind: int, param: float, matrix: np.ndarray) -> float:

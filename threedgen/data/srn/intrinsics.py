@@ -1,0 +1,92 @@
+"""The two forms in which the focal length and the principal point of a scene are written down.
+
+1. ``intrinsics.txt`` of the archives (Sitzmann et al. 2019, "Scene Representation Networks"), numbers of pixels:
+
+       f cx cy 0.
+       0. 0. 0.
+       1.
+       height width
+       flag            (may be missing; 1: the poses are world-to-camera)
+
+2. a 3x3 matrix (or the 4x4 one that holds it): in ``intrinsics.txt`` for all views, or for each view in
+   ``intrinsics/NAME.txt``. It does not say for which size of pictures it is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threedgen.errors import ConfigError, short
+
+Floats = NDArray[np.float64]
+
+FORMS = "should hold 'f cx cy 0', '0 0 0', '1', 'height width' in four lines, or a 3x3 matrix"
+CENTRAL = 0.2
+"""The principal point of a matrix lies within this share of the picture's side from its middle."""
+
+
+def read_numbers(path: Path) -> list[list[float]]:
+    """The numbers of a text file, line by line; empty lines are left out. Raises ConfigError naming the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error})") from None
+    try:
+        rows = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]
+    except ValueError:
+        raise ConfigError(f"{path} should hold numbers (got {short(text, 40)})") from None
+    if not all(np.isfinite(row).all() for row in rows):
+        raise ConfigError(f"{path} should hold finite numbers (got {short(text, 40)})")
+    return rows
+
+
+def read_intrinsics(folder: Path, names: Sequence[str], height: int, width: int) -> tuple[Floats, bool]:
+    """K (N, 3, 3) of the views ``names`` of a scene with pictures of ``height`` x ``width`` pixels; and whether the
+    poses beside it are world-to-camera. Raises ConfigError naming the file."""
+    path, each = folder / "intrinsics.txt", folder / "intrinsics"
+    if path.is_file() or not each.is_dir():
+        K, inverse = _parse(path, read_numbers(path), height, width)
+        return np.repeat(K[None], len(names), axis=0), inverse
+    files = [each / f"{name}.txt" for name in names]
+    return np.stack([_parse(file, read_numbers(file), height, width)[0] for file in files]), False
+
+
+def _parse(path: Path, rows: list[list[float]], height: int, width: int) -> tuple[Floats, bool]:
+    count = sum(map(len, rows))
+    if [len(row) for row in rows[:4]] == [4, 3, 1, 2] and count in (10, 11):
+        return _archive(path, rows, height, width)
+    if count in (9, 16):
+        side = int(count**0.5)
+        return _matrix(path, np.array([x for row in rows for x in row]).reshape(side, side)[:3, :3], height, width)
+    raise ConfigError(f"{path} {FORMS} (got {count} numbers in {len(rows)} lines)")
+
+
+def _archive(path: Path, rows: list[list[float]], height: int, width: int) -> tuple[Floats, bool]:
+    f, cx, cy, _ = rows[0]
+    if [int(side) for side in rows[3]] != [height, width]:
+        of = " x ".join(f"{side:g}" for side in rows[3])
+        raise ConfigError(f"{path} is for pictures of {of} pixels (height x width), but they have {height} x {width}")
+    if f <= 0 or not (0 < cx < width and 0 < cy < height):
+        raise ConfigError(
+            f"{path} has the focal length {f:g} and the principal point ({cx:g}, {cy:g}), which no camera with "
+            f"pictures of {height} x {width} pixels has"
+        )
+    return np.array([[f, 0, cx], [0, f, cy], [0, 0, 1]]), len(rows) > 4 and bool(rows[4][0])
+
+
+def _matrix(path: Path, K: Floats, height: int, width: int) -> tuple[Floats, bool]:
+    shape = K[0, 0] > 0 and K[1, 1] > 0 and abs(K[1, 0]) < 1e-6 and np.allclose(K[2], [0, 0, 1], atol=1e-6)
+    if not shape:
+        raise ConfigError(f"{path} is no matrix of intrinsics: rows 'fx s cx', '0 fy cy', '0 0 1' (got {K.tolist()})")
+    if abs(K[0, 2] / width - 0.5) > CENTRAL or abs(K[1, 2] / height - 0.5) > CENTRAL:
+        raise ConfigError(
+            f"{path} seems to be for pictures of another size: its principal point ({K[0, 2]:g}, {K[1, 2]:g}) is far "
+            f"from the middle of {height} x {width} pixels (height x width)"
+        )
+    return K, False

@@ -1,0 +1,134 @@
+"""The task "make-srn-toybox": marked toybox objects as folders that are read like the SRN archives.
+
+    RUN/cars_train/cars-train-00000/{rgb,pose,intrinsics.txt}    random views
+    RUN/cars_test/cars-test-00000/...                            views on a spiral; view 64 is the one that is given
+    RUN/sheet.png                                                some objects from their four sides
+
+A scene is written whole or not at all, so a killed run goes on with those that are missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from threedgen.cameras import orbit_c2w
+from threedgen.cli import say
+from threedgen.count import Count
+from threedgen.data.toybox.primitives import Asset
+from threedgen.data.toybox.raycast import render
+from threedgen.images import grid, upscale, write_png
+from threedgen.interrupts import Interrupts
+from threedgen.ledger import write_summary
+from threedgen.loop import set_threads
+from threedgen.seeding import numpy_generator
+from threedgen.views import Viewpoints, Views
+
+from .marked import marked
+from .options import MakeSRNToyboxConfig
+from .writer import write_instance
+
+WHITE = 1.0
+READABLE = 128
+"""Least width of a picture on the sheet, so that there is room for what is written below."""
+
+
+class Job(NamedTuple):
+    """One scene to make."""
+
+    family: str
+    split: Literal["train", "val", "test"]
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-{self.split}-{self.index:05d}"
+
+    def rng(self, seed: int, purpose: str) -> np.random.Generator:
+        return numpy_generator(seed, self.index, f"{self.family} {self.split} {purpose}")
+
+    def asset(self, seed: int) -> Asset:
+        return marked(self.family, self.rng(seed, "object"), self.index)
+
+
+def run(config: MakeSRNToyboxConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Make the scenes that are not there yet; returns the exit code."""
+    begun, folder = time.monotonic(), Path(str(config.out))
+    set_threads(config.threads)
+    every = list(jobs(config))
+    with Interrupts() as interrupts, Count("scenes", len(every), quiet) as count:
+        for job in every:
+            if interrupts.stop:
+                return 130
+            target = folder / f"{job.family}_{job.split}" / job.name
+            if not target.is_dir():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_instance(target, scene(config, job))
+            count.add(1, job.name)
+    if config.sheet:
+        write_png(folder / "sheet.png", sheet(config))
+    write_summary(folder, config, time.monotonic() - begun, status="finished", scenes=len(every))
+    say(str(folder))
+    return 0
+
+
+def jobs(config: MakeSRNToyboxConfig) -> Iterator[Job]:
+    """All scenes in the order in which they are made."""
+    counts: dict[Literal["train", "val", "test"], int] = {
+        "train": config.train, "val": config.val, "test": config.test
+    }  # fmt: skip
+    for family in config.families:
+        for split, count in counts.items():
+            yield from (Job(family, split, index) for index in range(count))
+
+
+def scene(config: MakeSRNToyboxConfig, job: Job) -> Views:
+    """The views of a scene on white."""
+    return photograph(config, job.asset(config.seed), viewpoints(config, job))
+
+
+def photograph(config: MakeSRNToyboxConfig, asset: Asset, at: Viewpoints) -> Views:
+    """What cameras with the config's field of view see of an asset."""
+    fov = np.full(len(at), np.deg2rad(config.fov), np.float32)
+    picture = render([asset], np.zeros(len(at), np.int64), at.c2w.numpy(), fov, at.height, WHITE, config.supersample)
+    return Views(torch.from_numpy(picture.rgb), at)
+
+
+def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Viewpoints:
+    """Cameras of a scene: uniform on a zone of the sphere for training, else the same spiral for all."""
+    if job.split == "train":
+        rng, n = job.rng(config.seed, "cameras"), config.train_views
+        low, high = np.sin(np.deg2rad(config.train_elevation))
+        elevation, azimuth = np.arcsin(rng.uniform(low, high, n)), rng.uniform(0, 2 * np.pi, n)
+    else:
+        along = np.linspace(0, 1, config.test_views)
+        elevation = np.deg2rad(config.test_elevation[0] + along * np.ptp(config.test_elevation))
+        azimuth = 2 * np.pi * config.turns * along
+    return at_angles(config, elevation, azimuth)
+
+
+def at_angles(config: MakeSRNToyboxConfig, elevation: np.ndarray, azimuth: np.ndarray) -> Viewpoints:
+    """Cameras that look at the origin from the config's distance; radians (N,)."""
+    half = np.tan(np.deg2rad(config.fov) / 2)
+    steep, ring = (torch.from_numpy(np.asarray(angle, np.float32)) for angle in (elevation, azimuth))
+    c2w = orbit_c2w(steep, ring, torch.full_like(ring, config.relative_distance / float(half)))
+    focal = config.size / 2 / half
+    K = torch.tensor([[focal, 0, config.size / 2], [0, focal, config.size / 2], [0, 0, 1]], dtype=torch.float32)
+    return Viewpoints(c2w, K.expand(len(c2w), 3, 3), config.size, config.size)
+
+
+def sheet(config: MakeSRNToyboxConfig) -> np.ndarray:
+    """The first objects of each family from front, left, back and right, a row each."""
+    azimuth = np.deg2rad(np.array([0.0, 90.0, 180.0, 270.0]))
+    at = at_angles(config, np.full(4, np.deg2rad(20.0)), azimuth)
+    splits: dict[Literal["train", "val", "test"], int] = {"test": config.test, "train": config.train, "val": config.val}
+    split = next(name for name, count in splits.items() if count)
+    chosen = [Job(family, split, k) for family in config.families for k in range(min(config.sheet, splits[split]))]
+    rows = [photograph(config, job.asset(config.seed), at).images.numpy() for job in chosen]
+    labels = [f"{job.name} {side}" for job in chosen for side in ("front", "left", "back", "right")]
+    return grid(upscale(np.concatenate(rows), -(-READABLE // config.size)), 4, labels)

@@ -1,0 +1,132 @@
+"""Toybox cars and chairs whose four sides tell nothing of each other.
+
+An object that can be guessed from one view leaves a novel-view sampler nothing to keep consistent. So each side of
+these carries a sign with a symbol, and often something that sticks out, all drawn by themselves: shapes, colours and
+places. Who sees the left side knows nothing of the right one, but whoever has drawn it must draw it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from threedgen.data.toybox import nouns  # noqa: F401  (registers the recipes)
+from threedgen.data.toybox.builder import Builder
+from threedgen.data.toybox.grammar import COLOURS, NOUNS, Spec, caption, colour_value
+from threedgen.data.toybox.primitives import BOX, Asset, Primitive, inside, tessellate
+
+FAMILIES = {"cars": "car", "chairs": "chair"}
+"""The archives' categories and the nouns that stand for them."""
+SIDES = {
+    "front": ((1.0, 0.0), (0.0, 90.0, 0.0)),
+    "left": ((0.0, 1.0), (-90.0, 0.0, 0.0)),
+    "back": ((-1.0, 0.0), (0.0, -90.0, 0.0)),
+    "right": ((0.0, -1.0), (90.0, 0.0, 0.0)),
+}
+"""Side -> its outward direction in the plane, and the rotation (degrees) that turns the z axis there."""
+SYMBOLS = ("disc", "ring", "cone", "bar", "cross")
+ATTACHMENTS = ("ball", "horn", "rod", "block")
+ATTACHED = 0.7
+"""How often something sticks out of a side."""
+THICK = 0.05
+
+Box = tuple[np.ndarray, np.ndarray]
+
+
+def marked(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
+    """A car or a chair with marks on its sides; everything is drawn from ``rng``. Raises KeyError."""
+    noun = NOUNS[FAMILIES[family]]
+    names = list(COLOURS)
+    main = names[int(rng.integers(len(names)))]
+    builder = Builder(rng, colour_value(main, rng))
+    noun.recipe(builder)
+    if family == "chairs":
+        _chest(builder)
+    bare = tuple(builder.solids)  # so that no side depends on another's marks
+    box = bounds(bare)
+    for side in SIDES:
+        _mark(builder, bare, box, side, [name for name in names if name != main])
+    solids = builder.finish(rng.uniform(0.9, 1.0))
+    labels = tuple(dict.fromkeys(solid.label for solid in solids))
+    spec = Spec(noun.word, main)
+    return Asset(
+        solids, caption(spec), noun.word, noun.family, main, "", "", "", noun.front, index, labels
+    )  # fmt: skip
+
+
+def bounds(solids: Sequence[Primitive]) -> Box:
+    """The lower and the upper corner (3,) of the box around some solids."""
+    points = [tessellate(s.kind, s.param, 8)[0] @ s.matrix.T + s.centre for s in solids]
+    every = np.concatenate(points)
+    return every.min(0), every.max(0)
+
+
+def _chest(b: Builder) -> None:
+    """A box under the seat: without it, one would see the marks of a side from behind, between the legs."""
+    boards = [solid for solid in b.solids if solid.kind == BOX and solid.label == "body"]
+    seat = max(boards, key=lambda board: board.matrix[0, 0] * board.matrix[1, 1])
+    wide, top = seat.matrix[0, 0] * 0.94, seat.centre[2]
+    b.box((0, 0, 0.55 * top), (wide, wide, 0.45 * top), b.shade(b.colour, 0.85), "chest")
+
+
+def surface(solids: Sequence[Primitive], box: Box, side: str, across: float, up: float) -> np.ndarray | None:
+    """The first point (3,) of the solids in ``box`` that is met coming from a side, towards the middle plane.
+
+    ``across``, ``up``: where, in [-1, 1] of the half extents; None if there is nothing on this half.
+    """
+    middle, half = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
+    normal = np.array([*SIDES[side][0], 0.0])
+    tangent = np.array([-normal[1], normal[0], 0.0])
+    start = middle + (tangent * across + np.array([0, 0, up]) + 1.02 * normal) * half
+    line = start - np.linspace(0, 1.0, 120)[:, None] * (np.abs(normal) @ half) * normal
+    hits = np.flatnonzero(inside(solids, line))
+    return line[hits[0]] if len(hits) else None
+
+
+def _mark(b: Builder, bare: Sequence[Primitive], box: Box, side: str, names: list[str]) -> None:
+    """A sign with a symbol on a side of the ``bare`` object, and perhaps something that sticks out."""
+    rng, (flat, turn) = b.rng, SIDES[side]
+    normal = np.array([*flat, 0.0])
+
+    def place(width: float) -> np.ndarray:
+        """A point of the bare side, drawn until there is one."""
+        while True:
+            found = surface(bare, box, side, rng.uniform(-width, width), rng.uniform(-0.55, 0.25))
+            if found is not None:
+                return found
+
+    sign, symbol, attached = (colour_value(names[int(k)], rng) for k in rng.permutation(len(names))[:3])
+    at, size = place(0.45), rng.uniform(0.15, 0.21, 2)
+    b.add(BOX, at, (*size, THICK), sign, f"{side} sign", turn)
+    _symbol(b, b.pick(*SYMBOLS), at + normal * THICK, 0.75 * float(size.min()), symbol, f"{side} symbol", turn)
+    if rng.random() < ATTACHED:
+        _attach(b, b.pick(*ATTACHMENTS), place(0.8), normal, rng.uniform(0.07, 0.11), attached, f"{side} piece", turn)
+
+
+def _symbol(b: Builder, kind: str, at: np.ndarray, size: float, colour: np.ndarray, label: str, turn) -> None:
+    """A flat shape of half width ``size`` on a sign, seen from outside."""
+    if kind == "disc":
+        b.cylinder(at, size, 0.02, colour, label, turn)
+    elif kind == "ring":
+        b.torus(at, size, 0.3 * size, colour, label, turn)
+    elif kind == "cone":
+        b.cone(at, size, 0.05, colour, label, turn)
+    else:
+        b.box(at, (size, 0.3 * size, 0.02), colour, label, turn)
+        if kind == "cross":
+            b.box(at, (0.3 * size, size, 0.02), colour, label, turn)
+
+
+def _attach(
+    b: Builder, kind: str, at: np.ndarray, normal: np.ndarray, size: float, colour: np.ndarray, label: str, turn
+) -> None:
+    """A body of half width ``size`` that stands out from ``at`` along ``normal``."""
+    if kind == "ball":
+        b.sphere(at + normal * size * 0.7, size, colour, label)
+    elif kind == "horn":
+        b.cone(at + normal * 1.6 * size, size, 1.6 * size, colour, label, turn)
+    elif kind == "rod":
+        b.limb(at, at + normal * 3 * size, 0.5 * size, colour, label)
+    else:
+        b.box(at + normal * size * 0.7, size, colour, label)

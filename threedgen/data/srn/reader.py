@@ -1,0 +1,231 @@
+"""Reads the archives of Scene Representation Networks (Sitzmann et al. 2019) and whatever has their layout.
+
+    SPLIT/SCENE/rgb/000000.png ...      pictures of one size; the archives: 128 x 128, white background
+    SPLIT/SCENE/pose/000000.txt ...     camera-to-world, 16 numbers in one line or four, OpenCV axes
+    SPLIT/SCENE/intrinsics.txt          see ``intrinsics.py``
+
+Poses become those of ``threedgen.cameras`` (OpenGL axes). The archives' world has z up, which is how it is taken
+here too; ``up="y"`` turns a world whose y points up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from threedgen.errors import ConfigError, did_you_mean, nearest
+from threedgen.views import Viewpoints, Views, flip_axes, resize
+
+from .intrinsics import read_intrinsics, read_numbers
+
+logger = logging.getLogger(__name__)
+
+SPLITS = tuple(f"{category}_{split}" for category in ("cars", "chairs") for split in ("train", "val", "test"))
+"""The names of the archives."""
+CONDITION_VIEW = 64
+"""The standard protocol: this view (by the number of its file) is given, the other 250 are predicted."""
+PICTURES = (".png", ".jpg", ".jpeg")
+RIGID, TOGETHER = 1e-3, 1e-4
+"""Tolerances: of R^T R against the identity; of the spread of cameras against their distance to the origin."""
+_Y_UP = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One scene on the disk. ``names`` (N,) are those of its files, ``at`` its cameras in native resolution."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    at: Viewpoints
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the views, as their files have them."""
+        return tuple(file.stem for file in self.files)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Of the views: those in the names of the files, or else their places in the order of the names."""
+        if all(name.isdecimal() for name in self.names):
+            return tuple(int(name) for name in self.names)
+        return tuple(range(len(self)))
+
+    def views(self, index: Sequence[int] | None = None, size: int | None = None) -> Views:
+        """Pictures and cameras of the views at the places ``index`` (default: all), ``size`` pixels a side (default:
+        as they are). Raises ConfigError naming a file that cannot be read."""
+        chosen = list(range(len(self))) if index is None else list(index)
+        images = torch.from_numpy(np.stack([_pixels(self.files[k]) for k in chosen]))
+        at = self.at.select(chosen)
+        if size is not None and (at.height, at.width) != (size, size):
+            images, at = resize(images, size, size), at.resized(size, size)
+        return Views(images, at)
+
+    def verify(self) -> None:
+        """Are the pictures whole? Reads all files. Raises ConfigError naming one that is not."""
+        for path in self.files:
+            try:
+                with Image.open(path) as picture:
+                    picture.verify()
+            except (OSError, UnidentifiedImageError, SyntaxError):
+                raise ConfigError(f"{path} cannot be read as a picture") from None
+
+
+def split_folder(root: Path | str, split: str) -> Path:
+    """The folder with the scenes of a split ("cars_test", ...): ROOT/SPLIT, a folder in it, as the archives of the
+    chairs have it (chairs_train/chairs_2.0_train), ROOT/ANY/SPLIT, or ROOT itself. Raises ConfigError."""
+    if split not in SPLITS:
+        guess = did_you_mean(nearest(split, SPLITS))
+        raise ConfigError(f"split: there is no {split!r}{guess} (there are: {', '.join(SPLITS)})")
+    root = Path(root).expanduser()
+    places = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
+    if root.name == split or root.name not in SPLITS:  # never another split's scenes
+        places += [root, *(_folders(root) if root.name == split else [])]
+    for place in places:
+        if scenes(place):
+            return place
+    raise ConfigError(f"{root} has no folder {split} with scenes in it (SCENE/rgb, SCENE/pose, SCENE/intrinsics.txt)")
+
+
+def scenes(folder: Path) -> list[Path]:
+    """The scenes in a folder, by name; a folder is one if it has pose/ or rgb/."""
+    return [path for path in _folders(folder) if (path / "pose").is_dir() or (path / "rgb").is_dir()]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def condition_and_targets(instance: Instance, condition: int = CONDITION_VIEW) -> tuple[int, list[int]]:
+    """Places of the given view and of those to predict, by the number in the files' names. Raises ConfigError."""
+    if condition not in instance.numbers:
+        raise ConfigError(f"{instance.folder / 'rgb'} has no view number {condition}, which is to be the given one")
+    given = instance.numbers.index(condition)
+    return given, [k for k in range(len(instance)) if k != given]
+
+
+def open_instance(folder: Path | str, up: Literal["z", "y"] = "z", least: int = 2, gaps: bool = False) -> Instance:
+    """A scene with everything but its pixels read and checked.
+
+    ``least``: so many views it must have; ``gaps``: whether numbers of views may be missing in between. Raises
+    ConfigError, one sentence that names the file, for pictures without a pose and poses without a picture, numbers
+    that are missing, pictures of several sizes, intrinsics of another size, poses that are not rigid, cameras that
+    are all in one place.
+    """
+    folder = Path(folder)
+    files = _paired(folder)
+    if len(files) < least:
+        raise ConfigError(f"{folder} has {len(files)} view{'s' * (len(files) != 1)}, and at least {least} are needed")
+    if not gaps:
+        _no_gaps(folder, [file.stem for file in files])
+    height, width = _one_size(files)
+    names = [file.stem for file in files]
+    K, inverse = read_intrinsics(folder, names, height, width)
+    poses = np.stack([read_pose(folder / "pose" / f"{name}.txt") for name in names])
+    poses = np.linalg.inv(poses) if inverse else poses
+    _apart(folder, poses)
+    c2w = flip_axes(torch.from_numpy(poses).double())
+    c2w = _Y_UP.double() @ c2w if up == "y" else c2w
+    return Instance(folder, tuple(files), Viewpoints(c2w.float(), torch.from_numpy(K).float(), height, width))
+
+
+def read_pose(path: Path) -> NDArray[np.float64]:
+    """A rigid motion (4, 4) as the file has it. Raises ConfigError naming the file."""
+    numbers = [x for row in read_numbers(path) for x in row]
+    if len(numbers) != 16:
+        raise ConfigError(f"{path} should hold the 16 numbers of a pose (got {len(numbers)})")
+    pose = np.array(numbers).reshape(4, 4)
+    R = pose[:3, :3]
+    if not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
+        raise ConfigError(f"{path} is not rigid: its last row should be 0 0 0 1 (got {pose[3].tolist()})")
+    if np.abs(R.T @ R - np.eye(3)).max() > RIGID or np.linalg.det(R) < 0:
+        raise ConfigError(
+            f"{path} is not rigid: its first three columns should be a rotation (lengths "
+            f"{', '.join(f'{x:.4g}' for x in np.linalg.norm(R, axis=0))}, determinant {np.linalg.det(R):.4g})"
+        )
+    return pose
+
+
+def _paired(folder: Path) -> list[Path]:
+    """The pictures of a scene in the order of their names, each with its pose."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder")
+    for name in ("rgb", "pose"):
+        if not (folder / name).is_dir():
+            raise ConfigError(f"{folder / name} is missing: a scene has rgb/, pose/ and intrinsics.txt")
+    seen = {path.stem: path for path in sorted((folder / "rgb").iterdir()) if path.suffix.lower() in PICTURES}
+    poses = {path.stem for path in (folder / "pose").glob("*.txt")}
+    for name in sorted(seen.keys() ^ poses):
+        lost = folder / "pose" / f"{name}.txt" if name in seen else folder / "rgb" / f"{name}.png"
+        raise ConfigError(f"{lost} is missing: each picture in rgb/ has a pose in pose/, and each pose a picture")
+    return [seen[name] for name in sorted(seen, key=lambda name: (len(name), name) if name.isdecimal() else (0, name))]
+
+
+def _no_gaps(folder: Path, names: list[str]) -> None:
+    if not all(name.isdecimal() for name in names):
+        return
+    there = {int(name) for name in names}
+    for number in range(min(there), max(there)):
+        if number not in there:
+            lost = folder / "rgb" / f"{number:0{len(names[0])}d}.png"
+            raise ConfigError(f"{lost} is missing, and its pose: the views should be numbered without gaps")
+
+
+def _one_size(files: Sequence[Path]) -> tuple[int, int]:
+    """Height and width of all pictures, read from the beginnings of the files."""
+    found: tuple[int, int] | None = None
+    for path in files:
+        try:
+            with Image.open(path) as picture:
+                size = (picture.height, picture.width)
+        except (OSError, UnidentifiedImageError):
+            raise ConfigError(f"{path} cannot be read as a picture") from None
+        if found is not None and size != found:
+            raise ConfigError(
+                f"{path} has {size[0]} x {size[1]} pixels (height x width), but {files[0].name} has "
+                f"{found[0]} x {found[1]}"
+            )
+        found = size
+    assert found is not None
+    return found
+
+
+def _apart(folder: Path, poses: NDArray[np.float64]) -> None:
+    centres = poses[:, :3, 3]
+    spread = np.linalg.norm(centres - centres.mean(0), axis=1).max()
+    if len(poses) > 1 and spread <= TOGETHER * max(1e-9, np.linalg.norm(centres, axis=1).max()):
+        raise ConfigError(f"{folder / 'pose'}: the cameras are all in one place, so nothing can be seen in depth")
+
+
+def _pixels(path: Path) -> NDArray[np.float32]:
+    """(H, W, 3) in [0, 1]. What is transparent is laid on white, the background of the archives, and said once."""
+    try:
+        with Image.open(path) as picture:
+            has_alpha = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
+            pixels = np.asarray(picture.convert("RGBA" if has_alpha else "RGB"), np.float32) / 255
+    except (OSError, UnidentifiedImageError, SyntaxError):
+        raise ConfigError(f"{path} cannot be read as a picture") from None
+    if not has_alpha:
+        return pixels
+    rgb, alpha = pixels[..., :3], pixels[..., 3:]
+    if alpha.min() < 1 and path.parent not in _SAID:
+        _SAID.add(path.parent)
+        logger.warning("%s has transparent pixels: they are taken as white", path)
+    return rgb * alpha + (1 - alpha)
+
+
+_SAID: set[Path] = set()

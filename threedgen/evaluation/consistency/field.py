@@ -1,0 +1,168 @@
+"""A field fitted to views of one scene, which shows how much of them one object can explain.
+
+Instant-NGP without view dependence, so that what two views disagree on cannot be both; with the losses that keep its
+matter on surfaces. As 3DiM's section 7.4 has it, but for what it leaves open (the grid, the weights of the losses) and
+one thing: here density and colour are two networks on the same encoding. The scene is inside the ball about the origin
+that the paper's bounds mean, t_n = 3 r_min / 8 and t_f = 3 r_max / 2 for cameras at distances r_min to r_max: of radius
+t_f - r_max, what the farthest camera sees behind the origin. It is scaled to the unit ball, so that no setting depends
+on the units of the poses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from threedgen import losses
+from threedgen.config import at
+from threedgen.representations.background import SolidBackground
+from threedgen.representations.march import step_size
+from threedgen.representations.materials import NoMaterial
+from threedgen.representations.ngp import NGP
+from threedgen.representations.occupancy import OccupancyGrid
+from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig, SolidBackgroundConfig
+from threedgen.representations.render import Render, render
+from threedgen.seeding import generator
+from threedgen.views import Viewpoints, Views
+
+from .options import ProtocolConfig
+
+BETAS, EPS = (0.9, 0.99), 1e-15
+"""Of Adam, as Instant-NGP has them: gradients of a hash grid are small."""
+OCCUPANCY = OccupancyConfig(interval=8, decay=0.7, warmup=10_000)
+"""Looked at often and forgotten soon: a fit is over in some hundred steps."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """``radius`` of the ball and ``near``, both in the units of the poses."""
+
+    radius: float
+    near: float
+
+    @classmethod
+    def of(cls, cameras: Viewpoints) -> Bounds:
+        """Of all cameras of a scene, held-out ones included."""
+        distance = cameras.position.norm(dim=-1)
+        return cls(float(distance.max()) / 2, 3 * float(distance.min()) / 8)
+
+    @property
+    def span(self) -> float:
+        """t_f - t_n in units of the ball."""
+        return 3 - self.near / self.radius
+
+
+class SceneField:
+    """The field of one scene with all that it takes to render it."""
+
+    def __init__(
+        self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
+        """``colour`` (3,) is behind the scene; ``seed`` draws the initial parameters."""
+        self.options, self.bounds, self.device = options, bounds, torch.device(device)
+        self.march = MarchConfig(
+            samples=options.samples, bound="sphere", radius=1.0, near=bounds.near / bounds.radius, chunk=None
+        )
+        self.field = NGP(
+            NGPConfig(
+                encoding=options.encoding, width=options.width, hidden_layers=options.density_layers,
+                feature_hidden_layers=options.colour_layers, density_activation="exp", density_blob="none",
+            ),
+            generator(seed, 0, "consistency field"),
+        ).to(self.device)  # fmt: skip
+        red, green, blue = colour.tolist()
+        self.background = SolidBackground(SolidBackgroundConfig(color=(red, green, blue))).to(self.device)
+        self.material = NoMaterial()
+        self.occupancy = OccupancyGrid(OCCUPANCY, 1.0, step_size(self.march)).to(self.device)
+
+    def rays(self, cameras: Viewpoints) -> tuple[Tensor, Tensor]:
+        """Origins in units of the ball and unit directions (N * H * W, 3)."""
+        origins, directions = (part.reshape(-1, 3).to(self.device) for part in cameras.rays())
+        return origins / self.bounds.radius, directions
+
+    def look(
+        self, origins: Tensor, directions: Tensor, rng: torch.Generator | None = None, normals: bool = False
+    ) -> Render:
+        """What rays see; in training, with ``rng``, their samples are jittered."""
+        parts = (self.field, self.background, self.material, self.occupancy, self.march)
+        return render(*parts, origins, directions, generator=rng, training=rng is not None, need_normals=normals)
+
+    @torch.no_grad()
+    def pictures(self, cameras: Viewpoints) -> Tensor:
+        """(N, H, W, 3) in [0, 1]."""
+        origins, directions = self.rays(cameras)
+        parts = zip(origins.split(self.options.chunk), directions.split(self.options.chunk), strict=True)
+        rgb = torch.cat([self.look(*part).rgb for part in parts])
+        return rgb.view(len(cameras), cameras.height, cameras.width, 3)
+
+
+def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device: str = "cpu") -> SceneField:
+    """A field that was fitted to ``views``. Everything random is drawn from ``seed``: same views, same field.
+
+    ``device``: "cpu", "cuda", or "auto" for a GPU if there is one.
+    Takes memory for the rays (36 bytes a pixel) and for the graph of ``options.chunk`` of them.
+    """
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    scene = SceneField(options, bounds, border_colour(views), seed, device)
+    origins, directions = scene.rays(views.at)
+    colours = views.images.reshape(-1, 3).to(device)
+    parameters = list(scene.field.parameters())
+    optimizer = torch.optim.AdamW(
+        parameters, lr=at(options.learning_rate, 0, options.steps), betas=BETAS, eps=EPS,
+        weight_decay=options.weight_decay, fused=True,
+    )  # fmt: skip
+    for step in range(options.steps):
+        rng = generator(seed, step, "consistency step")
+        scene.occupancy.update(scene.field.density, step, rng)
+        for group in optimizer.param_groups:
+            group["lr"] = at(options.learning_rate, step, options.steps)
+        optimizer.zero_grad(set_to_none=True)
+        facing = at(options.orientation, step, options.steps)
+        for part, normals, share in _parts(options, len(colours), facing > 0, rng):
+            part = part.to(device)
+            seen = scene.look(origins[part], directions[part], rng, normals)
+            (share * loss(options, seen, colours[part], bounds.span, facing)).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, options.clip)
+        optimizer.step()
+    return scene
+
+
+def loss(options: ProtocolConfig, seen: Render, colours: Tensor, span: float, facing: float) -> Tensor:
+    """Of some rays, a mean over them: the squared error, matter spread along rays, matter that faces away (with the
+    weight ``facing``)."""
+    total = mse_loss(seen.rgb, colours)
+    if options.distortion and seen.weights is not None:
+        s = seen.samples
+        spread = losses.distortion(seen.weights, s.t_start, s.t_end, s.ray_index, s.start, span)
+        total = total + options.distortion * spread
+    if facing and seen.away is not None:
+        # `normals` is the share of the rays that are asked, so that the sum over a step is that of all of them
+        total = total + facing / options.normals * seen.away.mean()
+    return total
+
+
+def _parts(
+    options: ProtocolConfig, pixels: int, normals: bool, rng: torch.Generator
+) -> Iterator[tuple[Tensor, bool, float]]:
+    """The pixels of a step in parts that fit into memory: their indices, whether their normals are wanted (of none, or
+    of the protocol's share), which part of the step they are."""
+    if options.rays is None or options.rays >= pixels:
+        chosen = torch.randperm(pixels, generator=rng) if options.normals < 1 else torch.arange(pixels)
+    else:
+        chosen = torch.randint(pixels, (options.rays,), generator=rng)
+    asked = max(1, round(options.normals * len(chosen))) if normals else 0
+    for some, with_normals in ((chosen[:asked], True), (chosen[asked:], False)):
+        for part in some.split(options.chunk):
+            if len(part):
+                yield part, with_normals, len(part) / len(chosen)
+
+
+def border_colour(views: Views) -> Tensor:
+    """The colour behind the scene (3,): the median of the pixels at the borders of its pictures."""
+    images = views.images
+    sides = [images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]]
+    return torch.cat([side.reshape(-1, 3) for side in sides]).median(0).values.clamp(0, 1)

@@ -1,0 +1,170 @@
+"""Scores of single scenes: a field for each, side by side if there are workers, kept on the disk one by one.
+
+    RUN/scores/SCENE.sampled.json     the figures, with a key of everything that they depend on
+    RUN/scores/SCENE.sampled.npz      held-out views and the field's renders of them, uint8
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from threedgen.config import config_hash
+from threedgen.images import to_uint8
+from threedgen.loop import set_threads
+from threedgen.runs import write_atomic
+from threedgen.views import Viewpoints, Views
+
+from .field import Bounds, fit
+from .options import ProtocolConfig, TSEDConfig
+from .scores import mean, psnr, ssim
+from .tsed import tsed
+
+logger = logging.getLogger(__name__)
+
+Row = Literal["sampled", "original"]
+Score = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One field to fit: the views of a scene, 8-bit, and all that decides its score. Travels to workers."""
+
+    scene: str
+    row: Row
+    images: np.ndarray
+    c2w: np.ndarray
+    K: np.ndarray
+    held: tuple[int, ...]
+    protocol: ProtocolConfig
+    tsed: TSEDConfig
+    seed: int
+    folder: Path
+    device: str = "cpu"
+
+    @classmethod
+    def of(
+        cls, scene: str, row: Row, views: Views, held: list[int], protocol: ProtocolConfig, options: TSEDConfig,
+        seed: int, folder: Path, device: str = "cpu",
+    ) -> Job:  # fmt: skip
+        arrays = to_uint8(views.images), views.at.c2w.numpy(), views.at.K.numpy()
+        return cls(scene, row, *arrays, tuple(held), protocol, options, seed, folder, device)
+
+    @property
+    def views(self) -> Views:
+        height, width = self.images.shape[1:3]
+        at = Viewpoints(torch.from_numpy(self.c2w), torch.from_numpy(self.K), height, width)
+        return Views(torch.from_numpy(self.images).float() / 255, at)
+
+    @property
+    def path(self) -> Path:
+        """Of the figures; the pictures are beside them."""
+        return self.folder / f"{self.scene}.{self.row}.json"
+
+    def key(self) -> str:
+        """16 hex digits of everything that decides the score."""
+        digest = hashlib.sha256()
+        for array in (self.images, self.c2w, self.K):
+            digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+        rest = [self.seed, self.held, config_hash(self.protocol), config_hash(self.tsed)]
+        digest.update(json.dumps(rest).encode())
+        return digest.hexdigest()[:16]
+
+
+def stored(job: Job) -> Score | None:
+    """The score of a job that was done before; None if there is none or it is of other views or settings."""
+    try:
+        found = json.loads(job.path.read_text(encoding="utf-8"))
+        return found if found.get("key") == job.key() and job.path.with_suffix(".npz").is_file() else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError):
+        logger.warning("%s is damaged; the scene is fitted again", job.path)
+        return None
+
+
+def score(job: Job) -> Score:
+    """Fit, render what was held out, compare, and write it down: the pictures first, so that figures mean both."""
+    begun, views = time.monotonic(), job.views
+    held = list(job.held)
+    rest = [k for k in range(len(views)) if k not in job.held]
+    scene = fit(views.select(rest), Bounds.of(views.at), job.protocol, job.seed, job.device)
+    fitted = time.monotonic() - begun
+    truth = views.select(held)
+    render = scene.pictures(truth.at).clamp(0, 1).cpu().numpy()
+    pairs = list(zip(truth.images.numpy(), render, strict=True))
+    each = {"psnr": [psnr(*pair) for pair in pairs], "ssim": [ssim(*pair) for pair in pairs]}
+    epipolar = tsed(views, job.tsed)
+    found: Score = {
+        "key": job.key(), "scene": job.scene, "row": job.row,
+        "psnr": mean(each["psnr"]), "ssim": mean(each["ssim"]), "tsed": epipolar.share,
+        "consistent_pairs": epipolar.consistent, "pairs": epipolar.total,
+        "matches": mean([float(n) for n in epipolar.matches]),
+        "held_out": held, "each": each, "fit_seconds": round(fitted, 2),
+    }  # fmt: skip
+    job.folder.mkdir(parents=True, exist_ok=True)
+    pictures = io.BytesIO()
+    np.savez_compressed(pictures, held=job.images[held], render=to_uint8(render))
+    write_atomic(job.path.with_suffix(".npz"), pictures.getvalue())
+    write_atomic(job.path, json.dumps(found, allow_nan=False) + "\n")
+    return found
+
+
+class Fits:
+    """Does jobs, here or in ``workers`` processes; ``done`` hears each score. Waits for all of them at the end.
+
+    with Fits(2, threads, done) as fits:
+        fits.submit(job)
+    """
+
+    def __init__(self, workers: int, threads: int, done: Callable[[Score], None]) -> None:
+        self.workers, self.threads, self.done = workers, threads, done
+        self._pool: ProcessPoolExecutor | None = None
+        self._waiting: set[Future[Score]] = set()
+
+    def __enter__(self) -> Fits:
+        if self.workers > 1:
+            self._pool = ProcessPoolExecutor(
+                self.workers, multiprocessing.get_context("spawn"), _begin, (max(1, self.threads // self.workers),)
+            )
+        return self
+
+    def submit(self, job: Job) -> None:
+        """Do it, or give it away; blocks while every worker has one more waiting."""
+        if self._pool is None:
+            self.done(score(job))
+            return
+        self._waiting.add(self._pool.submit(score, job))
+        if len(self._waiting) >= 2 * self.workers:
+            self._collect(wait(self._waiting, return_when=FIRST_COMPLETED).done)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._pool is None:
+            return
+        if kind is None:
+            self._collect(wait(self._waiting).done)
+        self._pool.shutdown(cancel_futures=kind is not None)
+
+    def _collect(self, ready: set[Future[Score]]) -> None:
+        self._waiting -= ready
+        for future in ready:
+            self.done(future.result())
+
+
+def _begin(threads: int) -> None:
+    """A worker: Ctrl-C is for the one that gave it its work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_threads(threads)

@@ -1,0 +1,195 @@
+"""Config models of the consistency score: samplers, scenes, the field that is fitted (no torch here)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from threedgen import registry
+from threedgen.config import Config, ConfigError, Schedule
+from threedgen.options import RunConfig
+from threedgen.registry import Component
+
+from ..options import ProbeConfig
+
+# --- samplers ----------------------------------------------------------------------------------------------------
+
+
+def _folder(path: str, key: str) -> None:
+    if not Path(path).expanduser().is_dir():
+        raise ConfigError(f"{key}: there is no folder {path!r}")
+
+
+class MVDreamSamplerConfig(Config):
+    """The 4-view prior, asked for many views of what a text says."""
+
+    name: Literal["mvdream"] = Field("mvdream", description="a multi-view diffusion prior; draws from words alone")
+    prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="who draws")
+    together: int = Field(
+        0, ge=0, le=1024, description="views that are denoised together, evenly spread; 0: all of a scene at once. "
+        "Groups know of each other only by the words, so that each shows another object"
+    )
+    steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
+    guidance_scale: float = Field(5.0, ge=0)
+    negative_prompt: str = ""
+    elevation: tuple[float, float] = Field((0.0, 30.0), description="degrees that it was trained on; beyond: a warning")
+
+
+class FolderSamplerConfig(Config):
+    """Views that are on the disk already, whoever drew them: PATH/SCENE/{rgb,pose,intrinsics.txt}."""
+
+    name: Literal["folder"] = Field("folder", description="pictures and poses in the layout of the SRN archives")
+    path: str = Field(min_length=1, description="folder with a folder for each scene")
+    up: Literal["z", "y"] = Field("z", description="which axis of its world points up")
+
+    def check(self) -> None:
+        _folder(self.path, "path")
+
+
+# --- scenes ------------------------------------------------------------------------------------------------------
+
+
+class ToyboxScenesConfig(Config):
+    """Held-out captions of the toybox, its objects on rings of cameras as original data."""
+
+    name: Literal["toybox"] = "toybox"
+    count: int = Field(40, ge=1, le=10_000)
+    views: int = Field(60, ge=4, le=10_000, description="evenly around the object")
+    elevation: float = Field(15.0, gt=-90, lt=90, description="degrees")
+    fov: float = Field(40.0, gt=0, lt=180, description="degrees")
+    relative_distance: float = Field(0.95, gt=0, le=100, description="of the cameras, in 1 / tan(fov / 2)")
+    size: int = Field(64, ge=8, le=2048, description="pixels a side")
+
+
+class SRNScenesConfig(Config):
+    """Scenes of an archive: one view is given, all others are to be drawn."""
+
+    name: Literal["srn"] = "srn"
+    path: str = Field(min_length=1, description="folder that holds the split, or its scenes")
+    split: Literal["cars_train", "cars_val", "cars_test", "chairs_train", "chairs_val", "chairs_test"] = "cars_test"
+    count: int = Field(40, ge=1, le=100_000, description="scenes, evenly chosen from all; as many as there are")
+    condition: int = Field(64, ge=0, description="number of the given view")
+    views: int | None = Field(None, ge=4, description="views of each scene, evenly chosen; null: all")
+    size: int | None = Field(None, ge=8, le=2048, description="pixels a side; null: as they are")
+    up: Literal["z", "y"] = Field("z", description="which axis of its world points up")
+
+    def check(self) -> None:
+        _folder(self.path, "path")
+
+
+class SampledScenesConfig(Config):
+    """The scenes that a folder of samples has; there is no original data to compare with."""
+
+    name: Literal["sampled"] = "sampled"
+
+
+# --- the field ---------------------------------------------------------------------------------------------------
+
+
+class ProtocolConfig(Config):
+    """How a field is fitted to views: scores can be compared only if all of this is the same."""
+
+    steps: int = Field(1000, ge=1)
+    rays: int | None = Field(None, ge=1, description="pixels of a step, drawn from all views; null: every pixel")
+    samples: int = Field(256, ge=2, le=8192, description="on the diameter of the ball in which the scene is")
+    width: int = Field(64, ge=1, le=1024)
+    density_layers: int = Field(1, ge=1, le=8, description="hidden layers of the MLP for density")
+    colour_layers: int = Field(2, ge=1, le=8, description="hidden layers of the MLP for colour")
+    encoding: Annotated[Any, Component("encoding", default="hashgrid")] = Field({})
+    learning_rate: Schedule = Field({0: 0.01, 100: 0.001}, ge=0)
+    weight_decay: float = Field(0.1, ge=0, description="of AdamW")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    distortion: float = Field(0.01, ge=0, description="weight of Mip-NeRF 360's loss; the paper does not say it")
+    orientation: Schedule = Field(
+        {"0%": 0, "40%": 0, "60%": 0.01},
+        ge=0,
+        description="weight of Ref-NeRF's loss; the paper does not say it. Not from the beginning: fog has no surface, "
+        "and the gradients of its normals would drown those of the colours",
+    )
+    normals: float = Field(1.0, gt=0, le=1, description="share of the pixels of a step that this loss looks at")
+    chunk: int = Field(8192, ge=1, description="pixels rendered at a time, which only takes memory")
+
+
+class PaperProtocolConfig(ProtocolConfig):
+    """3DiM's own: every pixel of every training view in each of 1000 steps. For GPUs."""
+
+    name: Literal["paper"] = "paper"
+
+
+class SubsampledProtocolConfig(ProtocolConfig):
+    """For small machines: random pixels and a smaller grid. Its scores compare with each other only."""
+
+    name: Literal["subsampled"] = "subsampled"
+    steps: int = Field(500, ge=1)
+    rays: int | None = Field(4096, ge=1, description="pixels of a step, drawn from all views; null: every pixel")
+    samples: int = Field(96, ge=2, le=8192, description="on the diameter of the ball in which the scene is")
+    encoding: Annotated[Any, Component("encoding", default="hashgrid")] = Field(
+        {"n_levels": 8, "log2_hashmap_size": 15, "base_resolution": 8, "per_level_scale": 1.5}
+    )
+    learning_rate: Schedule = Field({"0%": 0.01, "100%": 0.001}, ge=0)
+    normals: float = Field(0.125, gt=0, le=1, description="share of the pixels of a step that orientation looks at")
+
+
+class TSEDConfig(Config):
+    """Thresholded symmetric epipolar distance of neighbouring views (Yu et al. 2023)."""
+
+    pairs: int = Field(24, ge=0, le=100_000, description="neighbouring views of a scene, evenly chosen; 0: none")
+    size: int = Field(256, ge=16, le=2048, description="pixels a side at which features are looked for")
+    t_error: float = Field(2.0, gt=0, description="median distance below which a pair is consistent, in pixels of 256")
+    t_matches: int = Field(10, ge=1, description="least number of matches of a consistent pair")
+    ratio: float = Field(0.8, gt=0, le=1, description="Lowe's ratio test")
+
+
+# --- the task ----------------------------------------------------------------------------------------------------
+
+
+class ConsistencyConfig(RunConfig):
+    """Score how well the views of a sampler fit one object."""
+
+    sampler: Annotated[Any, Component("sampler", default="mvdream")] = Field(
+        {}, description="who draws; the name of a sampler or the path of a folder may be given alone"
+    )
+    scenes: Annotated[Any, Component("scenes", default="toybox")] = Field(
+        {}, description="what is drawn; with a folder of samples: its own scenes, unless others are named"
+    )
+    protocol: Annotated[PaperProtocolConfig | SubsampledProtocolConfig, Field(discriminator="name")] = (
+        SubsampledProtocolConfig()
+    )
+    held_out: float = Field(0.1, gt=0, lt=0.9, description="share of the views that the field does not see")
+    tsed: TSEDConfig = TSEDConfig()
+    features: ProbeConfig | None = Field(
+        None, description="a probe whose features FID and KID are taken on; null: neither is measured"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="of the fits; auto: a GPU if there is one")
+    batch: int = Field(1, ge=1, le=1024, description="scenes that the sampler is asked for together")
+    workers: int = Field(1, ge=1, le=256, description="fields fitted side by side, each with its share of the threads")
+    sheet: int = Field(8, ge=0, le=1000, description="scenes on the sheet of pictures")
+    bootstrap: int = Field(2000, ge=100, le=1_000_000, description="resamples of the scenes for the intervals")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, data: Any) -> Any:
+        """`sampler=NAME` or `sampler=FOLDER`; a folder brings its own scenes."""
+        if not isinstance(data, dict):
+            return data
+        given = dict(data)
+        sampler = given.get("sampler")
+        if isinstance(sampler, str):
+            known = sampler in registry.names("sampler")
+            sampler = {"name": sampler} if known else {"name": "folder", "path": sampler}
+            given["sampler"] = sampler
+        name = sampler.get("name") if isinstance(sampler, dict) else getattr(sampler, "name", None)
+        if name == "folder" and not given.get("scenes"):
+            given["scenes"] = {"name": "sampled"}
+        return given
+
+    @model_validator(mode="after")
+    def _agree(self) -> ConsistencyConfig:
+        """What is drawn has to suit who draws."""
+        if self.scenes.name == "sampled" and self.sampler.name != "folder":
+            raise ValueError(
+                f"scenes 'sampled' are those of a folder of samples, but the sampler is {self.sampler.name!r}"
+            )
+        return self

@@ -1,0 +1,199 @@
+"""What a consistency run writes down: figures with intervals, a line for each scene, a sheet of pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from threedgen.config import config_hash
+from threedgen.images import grid, upscale, write_png
+from threedgen.runs import write_atomic
+from threedgen.seeding import numpy_generator
+
+from ..probe import Probe, prepare
+from .fits import Row, Score
+from .options import ConsistencyConfig
+from .scores import bootstrap, mean
+
+ROWS: tuple[Row, ...] = ("sampled", "original")
+FIGURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "tsed": "TSED"}
+COLUMNS = ("scene", "row", "psnr", "ssim", "tsed", "consistent_pairs", "pairs", "matches", "fit_seconds")
+SUBSET = 1000
+"""Pictures in a subset of KID."""
+ERROR_GAIN = 3.0
+"""Differences on the sheet are shown so many times larger."""
+READABLE = 128
+"""Least width of a picture on the sheet, so that there is room for what is written below."""
+
+
+def write(
+    config: ConsistencyConfig, folder: Path, scores: Sequence[Score], features: dict[str, Any], notes: Sequence[str]
+) -> str:
+    """consistency.json, .csv, .md and sheet.png; returns the table as text."""
+    figures = {row: summary(config, [s for s in scores if s["row"] == row]) for row in ROWS}
+    tree = {
+        "sampler": config.sampler.name,
+        "scenes_of": config.scenes.name,
+        "protocol": config.protocol.name,
+        "protocol_hash": config_hash(config.protocol)[:16],
+        "held_out_share": config.held_out,
+        "rows": {row: figures[row] | features.get(row, {}) for row in ROWS if figures[row]["scenes"]},
+        "notes": list(notes),
+        "scenes": list(scores),
+    }
+    write_atomic(folder / "consistency.json", json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(folder / "consistency.csv", as_csv(scores))
+    text = table(config, tree["rows"])
+    write_atomic(folder / "consistency.md", f"# 3D consistency\n\n{text}\n\n{explained(config)}\n")
+    if config.sheet:
+        write_png(folder / "sheet.png", sheet(folder / "scores", scores, config.sheet))
+    return text
+
+
+def summary(config: ConsistencyConfig, scores: Sequence[Score]) -> dict[str, Any]:
+    """Mean over the scenes of each figure, and its bootstrap interval."""
+    found: dict[str, Any] = {"scenes": len(scores)}
+    for key in FIGURES:
+        values = [score[key] for score in scores]
+        rng = numpy_generator(config.seed, 0, f"bootstrap {key}")
+        low, high = bootstrap(values, rng, config.bootstrap) or (None, None)
+        found[key] = {"mean": mean(values), "low": low, "high": high}
+    return found
+
+
+def table(config: ConsistencyConfig, rows: dict[str, Any]) -> str:
+    """Markdown: the sampler's row and that of the original data."""
+    extra = [key for key in ("fid", "kid") if any(key in row for row in rows.values())]
+    heads = ["views", "scenes", *FIGURES.values(), *(key.upper() for key in extra)]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for row in ROWS:
+        name = "original data" if row == "original" else config.sampler.name
+        if row not in rows:
+            lines.append(f"| {name} (none is known) |" + " - |" * (len(heads) - 1))
+            continue
+        cells = [name, str(rows[row]["scenes"]), *(_cell(rows[row][key]) for key in FIGURES)]
+        cells += [f"{rows[row][key]:.3f}" if key in rows[row] else "-" for key in extra]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(figure: dict[str, float | None]) -> str:
+    if figure["mean"] is None:
+        return "-"
+    interval = f" ({figure['low']:.3f} - {figure['high']:.3f})" if figure["low"] is not None else ""
+    return f"{figure['mean']:.3f}{interval}"
+
+
+def explained(config: ConsistencyConfig) -> str:
+    """What the figures mean and when they may be compared."""
+    p = config.protocol
+    pixels = "every pixel of every view in each step" if p.rays is None else f"{p.rays} random pixels in each step"
+    name = f'"{p.name}" (3DiM, section 7.4{"" if p.name == "paper" else ", subsampled"})'
+    return f"""Protocol {name}: a field without view dependence is fitted in {p.steps} steps to
+{100 * (1 - config.held_out):.0f} % of a scene's views, {pixels}, and its renders are compared with the
+others, which are drawn once and are the same for all samplers. In brackets 95 % bootstrap intervals over the scenes.
+Scores compare only within one protocol with the same settings ({config_hash(p)[:16]}); the row of the original data is
+what they can be expected to reach at most, but for views that are smoother than it. TSED: share of neighbouring views
+with at least {config.tsed.t_matches} matches and a median symmetric epipolar distance below
+{config.tsed.t_error:g} pixels of a picture of 256."""
+
+
+def as_csv(scores: Sequence[Score]) -> str:
+    """A line for each field."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(scores)
+    return text.getvalue()
+
+
+def pictures(folder: Path, score: Score) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out views and renders (V, H, W, 3) uint8 of a score."""
+    with np.load(folder / f"{score['scene']}.{score['row']}.npz", allow_pickle=False) as file:
+        return file["held"], file["render"]
+
+
+def sheet(folder: Path, scores: Sequence[Score], count: int) -> np.ndarray:
+    """For some scenes the held-out view of middling PSNR, the field's render, the difference: sampled, original."""
+    names = list(dict.fromkeys(score["scene"] for score in scores))[:count]
+    cells, labels = [], []
+    for name in names:
+        mine = [score for score in scores if score["scene"] == name]
+        for score in sorted(mine, key=lambda score: ROWS.index(score["row"])):
+            each = score["each"]["psnr"]
+            middle = int(np.argsort(each)[len(each) // 2])
+            held, render = (stack[middle] for stack in pictures(folder, score))
+            error = np.clip(ERROR_GAIN * np.abs(held.astype(float) - render), 0, 255).astype(np.uint8)
+            cells += [held, render, error]
+            labels += [f"{name} {score['row']}", f"field, {each[middle]:.1f} dB", f"error x {ERROR_GAIN:g}"]
+    rows = {score["row"] for score in scores}
+    cells = _one_size(cells)
+    return grid(upscale(np.stack(cells), -(-READABLE // cells[0].shape[1])), 3 * len(rows), labels)
+
+
+def _one_size(cells: list[np.ndarray]) -> list[np.ndarray]:
+    """Pictures on white of the largest height and width."""
+    height, width = max(c.shape[0] for c in cells), max(c.shape[1] for c in cells)
+    made = [np.full((height, width, 3), 255, np.uint8) for _ in cells]
+    for target, cell in zip(made, cells, strict=True):
+        target[: cell.shape[0], : cell.shape[1]] = cell
+    return made
+
+
+# --- distances between sets of pictures ----------------------------------------------------------------------------
+
+
+class ProbeFeatures(nn.Module):
+    """What a probe knows of pictures just before its answers: (B, 3, S, S) in [0, 1] -> (B, D)."""
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__()
+        self.probe = probe.eval()
+        self.num_features = probe.whole.in_features
+        self._seen: Tensor | None = None
+        probe.whole.register_forward_pre_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._seen = inputs[0]
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        self.probe(x)
+        assert self._seen is not None
+        return self._seen.float().flatten(1)
+
+
+def distances(probe: Probe, folder: Path, scores: Sequence[Score]) -> dict[str, Any]:
+    """FID and KID (not scaled) between all held-out views and all renders of each row, on the probe's features."""
+    found = {}
+    for row in ROWS:
+        chosen = [score for score in scores if score["row"] == row]
+        count = sum(len(score["held_out"]) for score in chosen)
+        if count < 2:
+            continue
+        features = ProbeFeatures(probe)
+        fid = FrechetInceptionDistance(features, normalize=True)
+        with warnings.catch_warnings():  # some hundred numbers a picture: the memory is no matter
+            warnings.filterwarnings("ignore", message=".*Kernel Inception Distance.*")
+            subsets = 100 if count > SUBSET else 1
+            kid = KernelInceptionDistance(features, subsets=subsets, subset_size=min(count, SUBSET))
+        for score in chosen:
+            for stack, real in zip(pictures(folder, score), (True, False), strict=True):
+                x = prepare(torch.from_numpy(stack).float() / 255, probe.options.image_size)
+                for metric in (fid, kid):
+                    metric.update(x, real=real)
+        with torch.random.fork_rng(devices=[]):  # KID draws its subsets from the global generator
+            torch.manual_seed(0)
+            found[row] = {"fid": float(fid.compute()), "kid": float(kid.compute()[0]), "pictures": count}
+    return found

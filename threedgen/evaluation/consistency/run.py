@@ -1,0 +1,143 @@
+"""The task "consistency": views of many scenes are drawn or read, fields fitted to them, and held-out views compared.
+
+    RUN/views/SCENE.safetensors     what the sampler drew, unless it is on the disk already
+    RUN/scores/                     one score for each field, see ``fits.py``: a killed run goes on with the others
+    RUN/consistency.json, .csv, .md figures of all scenes and of each, beside those of the original data
+    RUN/sheet.png                   held-out views, the field's renders, their difference
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from threedgen import registry
+from threedgen.cli import say
+from threedgen.config import ConfigError
+from threedgen.count import Count
+from threedgen.images import to_uint8
+from threedgen.interrupts import Interrupts
+from threedgen.ledger import write_summary
+from threedgen.loop import set_threads
+from threedgen.runs import write_atomic
+from threedgen.views import Views
+
+from ..probe import Probe
+from .fits import Fits, Job, Row, Score, stored
+from .held_out import held_out_places, warn_about
+from .options import ConsistencyConfig
+from .report import distances, write
+from .scenes import Scene, fit_to
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Draw, fit, score, report; returns the exit code. Raises ConfigError before any drawing for what cannot work."""
+    begun, folder = time.monotonic(), Path(str(config.out))
+    threads = set_threads(config.threads)
+    probe = Probe.load(config.features.weights) if config.features else None
+    sampler = registry.build("sampler", config.sampler)
+    every: list[Scene] = registry.build("scenes", config.scenes, sampler, config.seed)
+    held = check(config, sampler, every)
+    notes = [note for scene in every for note in warn_about(scene, held[scene.name])]
+    scores: list[Score] = []
+    fields = sum(1 + (scene.original is not None) for scene in every)
+    with Interrupts() as interrupts, Count("fields", fields, quiet) as count:
+
+        def done(score: Score) -> None:
+            scores.append(score)
+            count.add(1, f"{score['scene']} {score['row']} {score['psnr']:.1f} dB")
+
+        with Fits(config.workers, threads, done) as fits:
+            for start in range(0, len(every), config.batch):
+                batch = every[start : start + config.batch]
+                for scene, views in zip(batch, draw(config, sampler, batch, folder / "views"), strict=True):
+                    for row, seen in rows(scene, views):
+                        if interrupts.stop:
+                            return 130
+                        job = Job.of(
+                            scene.name, row, seen, held[scene.name], config.protocol, config.tsed, config.seed,
+                            folder / "scores", config.device,
+                        )  # fmt: skip
+                        before = stored(job)
+                        if before is not None:
+                            done(before)
+                        else:
+                            fits.submit(job)
+    place = {scene.name: k for k, scene in enumerate(every)}
+    scores.sort(key=lambda score: (place[score["scene"]], score["row"]))
+    text = write(config, folder, scores, distances(probe, folder / "scores", scores) if probe else {}, notes)
+    write_summary(folder, config, time.monotonic() - begun, status="finished", scenes=len(every))
+    if not quiet:
+        say(text)
+    say(str(folder / "consistency.md"))
+    return 0
+
+
+def check(config: ConsistencyConfig, sampler: Any, every: Sequence[Scene]) -> dict[str, list[int]]:
+    """Held-out places of each scene. Raises ConfigError for what the sampler cannot draw."""
+    if not every:
+        raise ConfigError("scenes: there are none")
+    for scene in every:
+        if getattr(sampler, "needs_text", False) and not scene.text:
+            raise ConfigError(
+                f"sampler: {config.sampler.name} draws from words, and the scenes {config.scenes.name!r} have none; "
+                "scenes.name=toybox has"
+            )
+        if getattr(sampler, "needs_condition", False) and not scene.condition:
+            raise ConfigError(
+                f"sampler: {config.sampler.name} draws from a given view, and the scenes {config.scenes.name!r} have "
+                "none; scenes.name=srn has"
+            )
+        if getattr(sampler, "on_disk", False):
+            sampler.places(scene.request(config.seed, pictures=False))
+    return {scene.name: held_out_places(scene, config.held_out, config.seed) for scene in every}
+
+
+def rows(scene: Scene, views: Views) -> list[tuple[Row, Views]]:
+    """What is scored of a scene: the sampler's views, and the original ones if there are any."""
+    found: list[tuple[Row, Views]] = [("sampled", views)]
+    if scene.original is not None:
+        original = scene.original(range(len(scene.at)))
+        found.append(("original", Views(fit_to(scene, original.images), scene.at)))
+    return found
+
+
+def draw(config: ConsistencyConfig, sampler: Any, batch: Sequence[Scene], folder: Path) -> list[Views]:
+    """All views of some scenes, those given included; from the files of an earlier run where it drew them."""
+    told = {"sampler": sampler.fingerprint(), "seed": str(config.seed)}
+    requests = [scene.request(config.seed) for scene in batch]
+    paths = [folder / f"{scene.name}.safetensors" for scene in batch]
+    kept = [_read(path, told) for path in paths]
+    lacking = [k for k, images in enumerate(kept) if images is None]
+    drawn = sampler([requests[k] for k in lacking]) if lacking else []
+    for k, images in zip(lacking, drawn, strict=True):
+        kept[k] = fit_to(batch[k], images)
+        if not getattr(sampler, "on_disk", False):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(paths[k], save({"views": torch.from_numpy(to_uint8(kept[k]))}, told))
+    pairs = zip(batch, requests, kept, strict=True)
+    return [scene.together(request, images) for scene, request, images in pairs if images is not None]
+
+
+def _read(path: Path, told: dict[str, str]) -> torch.Tensor | None:
+    """Drawn views (N, H, W, 3) of a scene; None if they are missing, damaged, or of another sampler."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            if file.metadata() != told:
+                logger.warning("%s was drawn by another sampler; drawing it again", path)
+                return None
+            return file.get_tensor("views").float() / 255
+    except (SafetensorError, OSError) as error:
+        logger.warning("%s is damaged (%s); drawing it again", path, str(error).split("\n")[0])
+        return None

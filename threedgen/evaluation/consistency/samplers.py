@@ -1,0 +1,118 @@
+"""Samplers of novel views that need no model of their own: the multi-view prior, and a folder on the disk.
+
+A sampler is a `threedgen.views.NovelViewSampler`, built from its config by the registry's kind "sampler". It may have
+``needs_text`` or ``needs_condition``, which are asked for before anything is drawn, and ``on_disk`` if what it draws
+need not be kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from threedgen import registry
+from threedgen.config import ConfigError, config_hash
+from threedgen.data.srn.reader import Instance, open_instance, scenes
+from threedgen.seeding import generator
+from threedgen.views import Request
+
+from ..prior_score import fingerprint
+from .options import FolderSamplerConfig, MVDreamSamplerConfig
+
+logger = logging.getLogger(__name__)
+
+LEAST = 4
+"""Views that a scene must have: some to fit, some to hold out."""
+SAME_POSE = 1e-3
+BEYOND = 15.0
+"""Degrees outside the elevations of its training at which a sampler is used for something else."""
+
+
+class MVDreamSampler:
+    """The multi-view prior draws the views of a text, ``together`` at a time, each time from the same words."""
+
+    needs_text, on_disk = True, False
+
+    def __init__(self, config: MVDreamSamplerConfig) -> None:
+        self.config = config
+        self.prior = registry.build("prior", config.prior)
+
+    def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
+        return [self._draw(request) for request in requests]
+
+    def fingerprint(self) -> str:
+        return f"{fingerprint(self.prior)} {config_hash(self.config)}"
+
+    def _draw(self, request: Request) -> Tensor:
+        """Evenly spread views go together, as the prior was trained: with 12 of 60, every fifth."""
+        self._warn(request)
+        count, together = len(request.target), self.config.together or len(request.target)
+        groups = -(-count // together)
+        pictures: dict[int, Tensor] = {}
+        for first in range(groups):
+            places = list(range(first, count, groups))
+            drawn = self.prior.sample(
+                request.text, request.target.c2w[places], self.config.steps, self.config.guidance_scale,
+                self.config.negative_prompt, generator(request.seed, first, f"novel views of {request.scene}"),
+            )  # fmt: skip
+            pictures |= dict(zip(places, drawn, strict=True))
+        return torch.stack([pictures[place] for place in range(count)])
+
+    def _warn(self, request: Request) -> None:
+        position = request.target.position
+        elevation = torch.rad2deg(torch.asin(position[:, 2] / position.norm(dim=-1).clamp(min=1e-9)))
+        low, high = self.config.elevation
+        far = (elevation < low - BEYOND) | (elevation > high + BEYOND)
+        if far.any():
+            logger.warning(
+                "%s: %d target views are far outside the elevations of the prior's training (%g to %g degrees), such "
+                "as number %d at %.0f", request.scene, int(far.sum()), low, high,
+                request.numbers[int(far.int().argmax())], float(elevation[far][0]),
+            )  # fmt: skip
+
+
+class FolderSampler:
+    """Pictures that somebody has drawn already. Everything but their pixels is checked at once."""
+
+    needs_text, on_disk = False, True
+
+    def __init__(self, config: FolderSamplerConfig) -> None:
+        self.folder = Path(config.path).expanduser()
+        found = scenes(self.folder)
+        if not found:
+            raise ConfigError(
+                f"{self.folder} has no scenes in it: folders with rgb/, pose/ and intrinsics.txt in each of them"
+            )
+        self.instances = {path.name: open_instance(path, config.up, LEAST, gaps=True) for path in found}
+        for instance in self.instances.values():
+            instance.verify()
+
+    def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
+        return [self.instance(request).views(self.places(request)).images for request in requests]
+
+    def instance(self, request: Request) -> Instance:
+        """The folder of a scene. Raises ConfigError if there is none."""
+        if request.scene not in self.instances:
+            raise ConfigError(f"{self.folder / request.scene} is missing: the scene is asked for, but was not drawn")
+        return self.instances[request.scene]
+
+    def places(self, request: Request) -> list[int]:
+        """Where the asked views are. Raises ConfigError for one that is missing or drawn from another pose."""
+        instance = self.instance(request)
+        place = {number: k for k, number in enumerate(instance.numbers)}
+        for k, number in enumerate(request.numbers):
+            if number not in place:
+                raise ConfigError(f"{instance.folder / 'rgb' / f'{number:06d}.png'} is missing: this view is asked for")
+            mine, wanted = instance.at.c2w[place[number]], request.target.c2w[k]
+            if (mine - wanted).abs().max() > SAME_POSE * max(1.0, float(wanted[:3, 3].norm())):
+                path = instance.folder / "pose" / f"{instance.names[place[number]]}.txt"
+                raise ConfigError(f"{path} is another pose than that of the view which was asked for")
+        return [place[number] for number in request.numbers]
+
+    def fingerprint(self) -> str:
+        """Of the place alone: the pixels, which are read again, decide whether a score is kept."""
+        return str(self.folder)
