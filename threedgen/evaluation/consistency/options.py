@@ -122,7 +122,7 @@ class SubsampledProtocolConfig(ProtocolConfig):
     """For small machines: random pixels and a smaller grid. Its scores compare with each other only."""
 
     name: Literal["subsampled"] = "subsampled"
-    steps: int = Field(500, ge=1)
+    steps: int = Field(1200, ge=1)
     rays: int | None = Field(4096, ge=1, description="pixels of a step, drawn from all views; null: every pixel")
     samples: int = Field(96, ge=2, le=8192, description="on the diameter of the ball in which the scene is")
     encoding: Annotated[Any, Component("encoding", default="hashgrid")] = Field(
