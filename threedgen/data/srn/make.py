@@ -43,17 +43,17 @@ class Job(NamedTuple):
 
     family: str
     split: Literal["train", "val", "test"]
-    index: int
+    number: int
 
     @property
     def name(self) -> str:
-        return f"{self.family}-{self.split}-{self.index:05d}"
+        return f"{self.family}-{self.split}-{self.number:05d}"
 
     def rng(self, seed: int, purpose: str) -> np.random.Generator:
-        return numpy_generator(seed, self.index, f"{self.family} {self.split} {purpose}")
+        return numpy_generator(seed, self.number, f"{self.family} {self.split} {purpose}")
 
     def asset(self, seed: int) -> Asset:
-        return marked(self.family, self.rng(seed, "object"), self.index)
+        return marked(self.family, self.rng(seed, "object"), self.number)
 
 
 def run(config: MakeSRNToyboxConfig, resume: Path | None = None, quiet: bool = False) -> int:

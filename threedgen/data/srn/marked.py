@@ -46,7 +46,7 @@ def marked(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
     bare = tuple(builder.solids)  # so that no side depends on another's marks
     box = bounds(bare)
     for side in SIDES:
-        _mark(builder, bare, box, side, [name for name in names if name != main])
+        _mark(builder, rng, bare, box, side, [name for name in names if name != main])
     solids = builder.finish(rng.uniform(0.9, 1.0))
     labels = tuple(dict.fromkeys(solid.label for solid in solids))
     spec = Spec(noun.word, main)
@@ -84,9 +84,11 @@ def surface(solids: Sequence[Primitive], box: Box, side: str, across: float, up:
     return line[hits[0]] if len(hits) else None
 
 
-def _mark(b: Builder, bare: Sequence[Primitive], box: Box, side: str, names: list[str]) -> None:
+def _mark(
+    b: Builder, rng: np.random.Generator, bare: Sequence[Primitive], box: Box, side: str, names: list[str]
+) -> None:
     """A sign with a symbol on a side of the ``bare`` object, and perhaps something that sticks out."""
-    rng, (flat, turn) = b.rng, SIDES[side]
+    flat, turn = SIDES[side]
     normal = np.array([*flat, 0.0])
 
     def place(width: float) -> np.ndarray:

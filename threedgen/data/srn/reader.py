@@ -14,7 +14,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -135,7 +135,7 @@ def open_instance(folder: Path | str, up: Literal["z", "y"] = "z", least: int = 
     height, width = _one_size(files)
     names = [file.stem for file in files]
     K, inverse = read_intrinsics(folder, names, height, width)
-    poses = np.stack([read_pose(folder / "pose" / f"{name}.txt") for name in names])
+    poses: NDArray[Any] = np.stack([read_pose(folder / "pose" / f"{name}.txt") for name in names])
     poses = np.linalg.inv(poses) if inverse else poses
     _apart(folder, poses)
     c2w = flip_axes(torch.from_numpy(poses).double())
@@ -216,7 +216,8 @@ def _pixels(path: Path) -> NDArray[np.float32]:
     try:
         with Image.open(path) as picture:
             has_alpha = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
-            pixels = np.asarray(picture.convert("RGBA" if has_alpha else "RGB"), np.float32) / 255
+            levels = np.asarray(picture.convert("RGBA" if has_alpha else "RGB"))
+            pixels: NDArray[np.float32] = levels.astype(np.float32) / np.float32(255)
     except (OSError, UnidentifiedImageError, SyntaxError):
         raise ConfigError(f"{path} cannot be read as a picture") from None
     if not has_alpha:
@@ -225,7 +226,8 @@ def _pixels(path: Path) -> NDArray[np.float32]:
     if alpha.min() < 1 and path.parent not in _SAID:
         _SAID.add(path.parent)
         logger.warning("%s has transparent pixels: they are taken as white", path)
-    return rgb * alpha + (1 - alpha)
+    laid: NDArray[np.float32] = rgb * alpha + (1 - alpha)
+    return laid
 
 
 _SAID: set[Path] = set()

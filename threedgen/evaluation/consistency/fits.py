@@ -106,7 +106,9 @@ def score(job: Job) -> Score:
     truth = views.select(held)
     render = scene.pictures(truth.at).clamp(0, 1).cpu().numpy()
     pairs = list(zip(truth.images.numpy(), render, strict=True))
-    each = {"psnr": [psnr(*pair) for pair in pairs], "ssim": [ssim(*pair) for pair in pairs]}
+    each: dict[str, list[float | None]] = {
+        "psnr": [psnr(*pair) for pair in pairs], "ssim": [ssim(*pair) for pair in pairs]
+    }  # fmt: skip
     epipolar = tsed(views, job.tsed)
     found: Score = {
         "key": job.key(), "scene": job.scene, "row": job.row,

@@ -176,7 +176,7 @@ class ProbeFeatures(nn.Module):
 
 def distances(probe: Probe, folder: Path, scores: Sequence[Score]) -> dict[str, Any]:
     """FID and KID (not scaled) between all held-out views and all renders of each row, on the probe's features."""
-    found = {}
+    found: dict[str, Any] = {}
     for row in ROWS:
         chosen = [score for score in scores if score["row"] == row]
         count = sum(len(score["held_out"]) for score in chosen)

@@ -115,7 +115,8 @@ def describe(image: NDArray[np.uint8]) -> Features | None:
         sift.detect_and_extract((image @ LUMA) / 255)
     except RuntimeError:  # how the library says that it found none
         return None
-    return sift.keypoints[:, ::-1] + 0.5, sift.descriptors
+    places, descriptors = np.asarray(sift.keypoints), np.asarray(sift.descriptors)
+    return places[:, ::-1] + 0.5, descriptors
 
 
 def match(first: Features | None, second: Features | None, ratio: float) -> Floats:
