@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from threedgen.config import ConfigError
+from threedgen.poses import opengl_to_blender
 
 from . import components, diffusion, tokens
 from .attention import make_multiview, predict
@@ -264,12 +265,6 @@ def camera_vector(c2w: Tensor) -> Tensor:
     unit = F.normalize(c2w[:, :3, 3:], dim=1, eps=1e-8)
     top = torch.cat([c2w[:, :3, :3], unit], dim=2)
     return torch.cat([top, c2w[:, 3:]], dim=1).flatten(1)
-
-
-def opengl_to_blender(c2w: Tensor) -> Tensor:
-    """Poses (B,4,4) of a world with y up -> the same with z up: (x, y, z) becomes (x, -z, y)."""
-    turn = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
-    return turn.to(c2w) @ c2w
 
 
 def script_poses(

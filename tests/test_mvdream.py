@@ -14,7 +14,8 @@ from tiny_prior import TEXT_WIDTH, cpu, output, tiny_prior
 from torch import Tensor
 
 from threedgen.guidance import diffusion, mvdream
-from threedgen.guidance.mvdream import MVDream, camera_vector, opengl_to_blender, script_cameras
+from threedgen.guidance.mvdream import MVDream, camera_vector, script_cameras
+from threedgen.poses import opengl_to_blender
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from threedgen.data.srn.reader import condition_and_targets, open_instance, scen
 from threedgen.data.srn.writer import write_instance
 from threedgen.data.toybox.raycast import render
 from threedgen.data.toybox.world import Toybox
-from threedgen.views import Viewpoints, Views, flip_axes
+from threedgen.poses import opencv_axes
+from threedgen.views import Viewpoints, Views
 
 SIZE = 24
 
@@ -283,7 +284,7 @@ def test_a_picture_that_is_cut_off_is_named(scene: Path) -> None:
 
 def test_flipping_axes_twice_is_nothing() -> None:
     c2w = random_views().at.c2w
-    assert torch.equal(flip_axes(flip_axes(c2w)), c2w) and not torch.equal(flip_axes(c2w), c2w)
+    assert torch.equal(opencv_axes(opencv_axes(c2w)), c2w) and not torch.equal(opencv_axes(c2w), c2w)
 
 
 def tiny(out: Path, **more: object) -> MakeSRNToyboxConfig:

@@ -15,7 +15,7 @@ import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from textured_box import files, textured
+from textured_box import Textures, files, textured
 
 from threedgen.export.check import Expected, check_collider, check_glb, passed
 from threedgen.export.collider import collider_names, convex_parts, hull
@@ -23,7 +23,7 @@ from threedgen.export.glb import plain_glb_bytes, textured_glb_bytes, to_gltf_ax
 from threedgen.export.obj import obj_zip
 from threedgen.export.read_glb import read_glb
 from threedgen.export.tangents import vertex_tangents
-from threedgen.export.textured import TexturedMesh, Textures, stand
+from threedgen.export.textured import TexturedMesh, stand
 from threedgen.export.topology import topology
 from threedgen.export.uv_layout import layout
 

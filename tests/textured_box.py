@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import trimesh
 
 from threedgen.export.tangents import vertex_tangents
-from threedgen.export.textured import TexturedMesh, Textures, png, stand
+from threedgen.export.textured import TexturedMesh, png, stand
 from threedgen.export.unwrap import unwrap
+
+
+@dataclass(frozen=True)
+class Textures:
+    """Maps (T, T, 3) uint8; a map that is not there is None.
+
+    base_colour: unlit colour, sRGB. normal: tangent space, +Y up, 128 + 127 n. orm: red occlusion, green roughness,
+    blue metal; linear.
+    """
+
+    base_colour: Any
+    normal: Any | None = None
+    orm: Any | None = None
+
+    def maps(self) -> dict[str, Any]:
+        """The maps that are there, by name."""
+        named = {"base_colour": self.base_colour, "normal": self.normal, "orm": self.orm}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 def textured(body: trimesh.Trimesh | None = None, size: int = 256) -> tuple[TexturedMesh, Textures]:

@@ -56,6 +56,11 @@ def write_png(path: Path | str, image: Any) -> Path:
     return path
 
 
+def readable(images: Any) -> Array:
+    """(N, H, W, 3) enlarged whole times to a width of 128 or more, as uint8: room for what a sheet has below them."""
+    return upscale(images, -(-128 // np.shape(images)[-2]))
+
+
 def upscale(images: Any, factor: int, method: Literal["nearest", "lanczos"] = "nearest") -> Array:
     """(H, W, 3) or (N, H, W, 3) enlarged `factor` times, as uint8; nearest keeps the pixels to be seen."""
     array = to_uint8(images)

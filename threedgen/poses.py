@@ -23,6 +23,17 @@ def wrap_angle(angle: Tensor) -> Tensor:
     return torch.remainder(angle + pi, 2 * pi) - pi
 
 
+def opencv_axes(c2w: Tensor) -> Tensor:
+    """Poses (..., 4, 4) or (..., 3, 3) with OpenCV axes (x right, y down, z forward) for OpenGL ones, and back."""
+    return c2w * c2w.new_tensor([1.0, -1.0, -1.0, 1.0])[: c2w.shape[-1]]
+
+
+def opengl_to_blender(c2w: Tensor) -> Tensor:
+    """Poses (B,4,4) of a world with y up -> the same with z up: (x, y, z) becomes (x, -z, y)."""
+    turn = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    return turn.to(c2w) @ c2w
+
+
 def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
     """Cameras (B,4,4) on a sphere that look at its centre, the origin; angles and ``distance`` (B,).
 

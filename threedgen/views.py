@@ -17,16 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from threedgen.cameras import Cameras
+from threedgen.poses import opencv_axes
 
 Index = slice | Sequence[int] | Tensor
-
-_FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
-
-
-def flip_axes(c2w: Tensor) -> Tensor:
-    """Poses (..., 4, 4) with OpenCV axes (x right, y down, z forward) for OpenGL ones (y up, z back), and back."""
-    return c2w @ _FLIP.to(c2w)
-
 
 @dataclass(frozen=True)
 class Viewpoints:
@@ -56,7 +49,7 @@ class Viewpoints:
     @property
     def opencv(self) -> Tensor:
         """Poses (N, 4, 4) with OpenCV axes."""
-        return flip_axes(self.c2w)
+        return opencv_axes(self.c2w)
 
     def select(self, index: Index) -> Viewpoints:
         """Some of them, in the order of ``index``."""

@@ -1,7 +1,7 @@
 """Poses as pictures: the ray of every pixel, encoded by sines and cosines (3DiM, section 7.1; NeRF, eq. 4).
 
 ``c2w`` are the project's (OpenGL axes: y up, the camera looks along -z). 3DiM and its data (SRN) have OpenCV axes, x
-right, y down, z forward; only ``opencv_axes`` knows that. ``K`` (3, 3) are intrinsics in pixels of the picture, rows
+right, y down, z forward; ``poses.opencv_axes`` turns them. ``K`` (3, 3) are intrinsics in pixels of the picture, rows
 [fx, 0, cx], [0, fy, cy], [0, 0, 1], pixel centres at +0.5.
 """
 
@@ -13,16 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from threedgen.poses import world_to_camera
-
-
-def opencv_axes(c2w: Tensor) -> Tensor:
-    """OpenGL camera-to-world (..., 4, 4) or (..., 3, 3) <-> OpenCV: the camera's y and z axes turned round.
-
-    Its own inverse.
-    """
-    signs = c2w.new_tensor([1.0, -1.0, -1.0, 1.0])[: c2w.shape[-1]]
-    return c2w * signs
+from threedgen.poses import opencv_axes, world_to_camera
 
 
 def intrinsics(fov: Tensor, height: int, width: int) -> Tensor:

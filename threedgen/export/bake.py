@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from threedgen.texture import fill
 
 from . import bvh as rays
 from .mesh import Mesh
+from .textured import TexturedMesh
 
 Array = NDArray[Any]
 Colours = Callable[[Array], Array]
@@ -29,29 +30,6 @@ CAGE = 0.012
 """How far the dense surface may be from the simple one, as a share of the diagonal of its box."""
 LIFT = 0.004
 """How far above the surface the rays of the occlusion start, as a share of the diagonal: above its own facets."""
-
-
-class LowPoly(Protocol):
-    """The simple mesh, split along the seams of its texture, as it will be written.
-
-    vertices (V, 3); faces (F, 3), counter-clockwise seen from outside; normals (V, 3), unit; uv (V, 2), v up;
-    tangents (V, 4): unit, along growing u, and the sign w with which w * cross(normal, tangent) points along growing v.
-    """
-
-    @property
-    def vertices(self) -> Array: ...
-
-    @property
-    def faces(self) -> Array: ...
-
-    @property
-    def normals(self) -> Array: ...
-
-    @property
-    def uv(self) -> Array: ...
-
-    @property
-    def tangents(self) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +57,7 @@ class Maps:
 
 
 def bake(
-    low: LowPoly,
+    low: TexturedMesh,
     dense: Mesh,
     size: int | tuple[int, int],
     colours: Colours | None = None,
@@ -144,7 +122,7 @@ class Texels:
     signs: Array
 
 
-def texel_frames(low: LowPoly, buffers: Buffers) -> Texels:
+def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
     """The frames of the covered texels, row by row, as a renderer interpolates them."""
     parts = (low.vertices, low.normals, low.tangents)
     points, normals, tangents = (interpolate(part, low.faces, buffers)[buffers.mask] for part in parts)

@@ -98,7 +98,7 @@ def glb_bytes(mesh: Mesh, name: str = "mesh", extras: dict[str, Any] | None = No
 def textured_glb_bytes(
     mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh", extras: dict[str, Any] | None = None
 ) -> bytes:
-    """A file with textures inside. pngs: the files of Textures.maps() by their names, base_colour at least."""
+    """A file with textures inside. pngs: the files of Maps.uint8() by their names, base_colour at least."""
     buffer = _Buffer()
     attributes = {
         "POSITION": buffer.positions(mesh.vertices),

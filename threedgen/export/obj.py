@@ -14,7 +14,7 @@ _BEGIN = (1980, 1, 1, 0, 0, 0)  # the earliest date of the format: equal content
 
 
 def obj_zip(levels: dict[str, TexturedMesh], pngs: dict[str, bytes], name: str = "mesh") -> bytes:
-    """A zip with NAME.obj, NAME.mtl and the PNG files of Textures.maps().
+    """A zip with NAME.obj, NAME.mtl and the PNG files of Maps.uint8().
 
     levels: an object for each level of detail, by its name, the finest first. Axes as in the GLB: y up, front +z.
     """

@@ -29,24 +29,6 @@ class TexturedMesh:
     tangents: Array
 
 
-@dataclass(frozen=True)
-class Textures:
-    """Maps (T, T, 3) uint8; a map that is not there is None.
-
-    base_colour: unlit colour, sRGB. normal: tangent space, +Y up, 128 + 127 n. orm: red occlusion, green roughness,
-    blue metal; linear.
-    """
-
-    base_colour: Array
-    normal: Array | None = None
-    orm: Array | None = None
-
-    def maps(self) -> dict[str, Array]:
-        """The maps that are there, by name."""
-        named = {"base_colour": self.base_colour, "normal": self.normal, "orm": self.orm}
-        return {name: value for name, value in named.items() if value is not None}
-
-
 def png(pixels: Array) -> bytes:
     """The file for (H, W, 3) uint8; equal pixels give equal bytes."""
     buffer = io.BytesIO()

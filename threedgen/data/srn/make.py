@@ -22,7 +22,7 @@ from threedgen.cli import say
 from threedgen.count import Count
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.raycast import render
-from threedgen.images import grid, upscale, write_png
+from threedgen.images import grid, readable, write_png
 from threedgen.interrupts import Interrupts
 from threedgen.ledger import write_summary
 from threedgen.loop import set_threads
@@ -34,8 +34,6 @@ from .options import MakeSRNToyboxConfig
 from .writer import write_instance
 
 WHITE = 1.0
-READABLE = 128
-"""Least width of a picture on the sheet, so that there is room for what is written below."""
 
 
 class Job(NamedTuple):
@@ -131,4 +129,4 @@ def sheet(config: MakeSRNToyboxConfig) -> np.ndarray:
     chosen = [Job(family, split, k) for family in config.families for k in range(min(config.sheet, splits[split]))]
     rows = [photograph(config, job.asset(config.seed), at).images.numpy() for job in chosen]
     labels = [f"{job.name} {side}" for job in chosen for side in ("front", "left", "back", "right")]
-    return grid(upscale(np.concatenate(rows), -(-READABLE // config.size)), 4, labels)
+    return grid(readable(np.concatenate(rows)), 4, labels)

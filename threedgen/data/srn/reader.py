@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from threedgen.errors import ConfigError, did_you_mean, nearest
-from threedgen.views import Viewpoints, Views, flip_axes, resize
+from threedgen.poses import opencv_axes, opengl_to_blender
+from threedgen.views import Viewpoints, Views, resize
 
 from .intrinsics import read_intrinsics, read_numbers
 
@@ -35,7 +36,6 @@ CONDITION_VIEW = 64
 PICTURES = (".png", ".jpg", ".jpeg")
 RIGID, TOGETHER = 1e-3, 1e-4
 """Tolerances: of R^T R against the identity; of the spread of cameras against their distance to the origin."""
-_Y_UP = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ def open_instance(folder: Path | str, up: Literal["z", "y"] = "z", least: int = 
     poses: NDArray[Any] = np.stack([read_pose(folder / "pose" / f"{name}.txt") for name in names])
     poses = np.linalg.inv(poses) if inverse else poses
     _apart(folder, poses)
-    c2w = flip_axes(torch.from_numpy(poses).double())
-    c2w = _Y_UP.double() @ c2w if up == "y" else c2w
+    c2w = opencv_axes(torch.from_numpy(poses).double())
+    c2w = opengl_to_blender(c2w) if up == "y" else c2w
     return Instance(folder, tuple(files), Viewpoints(c2w.float(), torch.from_numpy(K).float(), height, width))
 
 

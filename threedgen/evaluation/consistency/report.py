@@ -17,7 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from threedgen.config import config_hash
-from threedgen.images import grid, upscale, write_png
+from threedgen.images import grid, readable, write_png
 from threedgen.runs import write_atomic
 from threedgen.seeding import numpy_generator
 
@@ -33,8 +33,6 @@ SUBSET = 1000
 """Pictures in a subset of KID."""
 ERROR_GAIN = 3.0
 """Differences on the sheet are shown so many times larger."""
-READABLE = 128
-"""Least width of a picture on the sheet, so that there is room for what is written below."""
 
 
 def write(
@@ -139,7 +137,7 @@ def sheet(folder: Path, scores: Sequence[Score], count: int) -> np.ndarray:
             labels += [f"{name} {score['row']}", f"field, {each[middle]:.1f} dB", f"error x {ERROR_GAIN:g}"]
     rows = {score["row"] for score in scores}
     cells = _one_size(cells)
-    return grid(upscale(np.stack(cells), -(-READABLE // cells[0].shape[1])), 3 * len(rows), labels)
+    return grid(readable(np.stack(cells)), 3 * len(rows), labels)
 
 
 def _one_size(cells: list[np.ndarray]) -> list[np.ndarray]:
