@@ -1,4 +1,4 @@
-# make demo PROMPT="a blue dog wearing a red hat"    a prompt becomes a turntable and a mesh
+# make demo PROMPT="a blue dog wearing a red hat"    a prompt becomes a turntable and a game asset
 # make test                                          the tests but the slow ones
 # Both first make the virtual environment .venv, once. The plain commands are in README.md.
 #

@@ -41,6 +41,7 @@ TINY = {
         "turntable": {"n_view": 2, "height": 16, "width": 16, "distance": 2.6},
         "mesh_resolution": 16,
     },
+    "export": {"enabled": False},
     "trainer": {"max_steps": 16, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
 }

@@ -107,6 +107,35 @@ def test_a_run_ends_with_its_page() -> None:
     ]  # fmt: skip
 
 
+ASSET = ["export.enabled=true", "export.budget=200", "export.texture=64", "export.lods=[]", "export.resolution=16",
+         "export.refine=2"]  # fmt: skip
+
+
+@unix
+def test_a_run_ends_with_its_asset(tmp_path: Path) -> None:
+    words, run = command(tmp_path, *ASSET), tmp_path / "run"
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    summary, asset = read_summary(run), run / "asset" / "a_red_dog.glb"
+    assert summary["asset"]["file"] == "asset/a_red_dog.glb"
+    assert summary["files"] == [*FILES, "asset/a_red_dog.glb", PAGE]
+    assert all(note.startswith("asset: ") for note in summary["notes"])
+    assert log(tmp_path).splitlines()[-3:] == ["asset: run/asset/a_red_dog.glb", f"page: run/{PAGE}", "run"]
+    assert_same(weights(run), weights(undisturbed()))  # the asset has no part in what is learnt
+    before = asset.read_bytes()
+    assert server().run(tmp_path, words=["--resume", "run"]) == 0
+    assert "finished already; its files are as they were\n" in log(tmp_path) and asset.read_bytes() == before
+    asset.unlink()
+    assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
+    assert asset.read_bytes() == before and "asset: run/asset/a_red_dog.glb" in log(tmp_path)
+
+
+@unix
+def test_a_finished_run_without_an_asset_says_how_to_make_one(copy: Path) -> None:
+    assert server().run(copy, words=command(copy, *ASSET)) == 0
+    assert "launch.py --config export run=run makes the asset that it lacks" in log(copy)
+    assert not (copy / "run" / "asset").exists()
+
+
 @unix
 def test_no_prior_and_no_path_in_a_checkpoint() -> None:
     path = undisturbed() / "checkpoints" / "last.ckpt"

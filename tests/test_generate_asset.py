@@ -11,13 +11,13 @@ import torch
 from ball_run import Ball, ball_run, register
 
 from threedgen import runs
-from threedgen.config import ConfigError, load, plain
+from threedgen.config import ConfigError, load, plain, shipped
 from threedgen.systems.asset import write_asset
 from threedgen.systems.outputs import Run
 
 WORDS = [
-    "field.name=ball", "occupancy=null", "prompt=a ball", "trainer.max_steps=10", "export.enabled=true",
-    "export.texture=128", "export.lods=[]", "export.resolution=32", "export.refine=0",
+    "field.name=ball", "occupancy=null", "prompt=a ball", "trainer.max_steps=10", "export.texture=128",
+    "export.lods=[]", "export.resolution=32", "export.refine=0",
 ]  # fmt: skip
 
 
@@ -60,10 +60,41 @@ def test_what_stands_in_the_way_is_a_note(tmp_path: Path) -> None:
     assert "asset: the object is translucent" in notes[0]
 
 
-def test_a_disk_that_is_full_is_said(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_is_a_note(tmp_path: Path) -> None:
+    notes: list[str] = []
     (tmp_path / "asset").write_text("a file in the way")
-    with pytest.raises(ConfigError, match="could not be written"):
-        write_asset(system(), tmp_path, [])
+    assert write_asset(system(), tmp_path, notes) == {}
+    assert len(notes) == 1 and "could not be written" in notes[0] and "make room there" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (KeyboardInterrupt(), "no asset: stopped by Ctrl-C (launch.py --config export run="),
+        (RuntimeError("two\nlines"), "no asset: RuntimeError: two lines (launch.py"),
+        (MemoryError(), "no asset: MemoryError (launch.py"),
+    ],
+)
+def test_whatever_breaks_on_the_way_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: BaseException, said: str
+) -> None:
+    """The run has its result by then; an asset of before, which is not of this field, does not stay."""
+    write_asset(system(), tmp_path, [])
+
+    def breaks(*args: Any) -> Any:
+        raise fault
+
+    monkeypatch.setattr("threedgen.export.asset.unwrap", breaks)
+    notes: list[str] = []
+    assert write_asset(system(), tmp_path, notes) == {} and not (tmp_path / "asset").exists()
+    assert len(notes) == 1 and notes[0].startswith(said)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == notes
+
+
+def test_every_shipped_config_ends_in_an_asset() -> None:
+    made = {name: load(name).export for name in shipped() if getattr(load(name), "task", "") == "generate"}
+    assert len(made) > 3 and all(section.enabled for section in made.values())
+    assert made["mvdream-toybox"].triangles == 15_000 and made["quick-toybox"].triangles == 3000
 
 
 def test_an_older_run_goes_on_with_an_export(tmp_path: Path) -> None:
@@ -72,7 +103,7 @@ def test_an_older_run_goes_on_with_an_export(tmp_path: Path) -> None:
     old = runs.stored_config(folder)
     assert old is not None
     del old["export"]
-    assert runs.differences(old, plain(load(folder / "config.yaml", ["export.enabled=true"]))) == []
+    assert runs.differences(old, plain(load(folder / "config.yaml"))) == []
 
 
 def test_missing_packages_are_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

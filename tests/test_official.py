@@ -29,7 +29,8 @@ SMALL = [
     "field.encoding.per_level_scale=2", "field.width=8", "field.density_blob_scale=20", "march.samples=24",
     "march.chunk=3000", "occupancy.resolution=8", "size={0: 8, 5: 16}", "groups={0: 2, 5: 1}", "preview.steps=2",
     "result.turntable.n_view=2", "result.turntable.height=16", "result.turntable.width=16",
-    "result.mesh_resolution=16", "trainer.max_steps=10", "trainer.precision=32-true", "trainer.accelerator=cpu",
+    "result.mesh_resolution=16", "export.enabled=false", "trainer.max_steps=10", "trainer.precision=32-true",
+    "trainer.accelerator=cpu",
 ]  # fmt: skip
 """The configs as they are but for sizes; what happens at step 5,000 happens at step 5."""
 SHADING = ["material.ambient_only_steps=5", "loss.orientation={0: 10, 5: 1000}"]

@@ -78,12 +78,13 @@ def run(config: Evaluate3DConfig, resume: Path | None = None, quiet: bool = Fals
 
 
 def generate_config(config: Evaluate3DConfig, case: Case, folder: Path) -> GenerateConfig:
-    """The run of one prompt. Raises ConfigError for a config of another task."""
+    """The run of one prompt, without a game-ready asset: the field itself is measured. ConfigError: another task."""
     values: dict[str, Any] = {
         "prompt": case.caption,
         "seed": config.seed,
         "threads": config.threads,
         "out": str(folder / "objects" / runs.slug(case.caption)),
+        "export.enabled": False,
     }
     wanted = load(config.config, list(config.overrides), values)
     if wanted.task != "generate":

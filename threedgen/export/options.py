@@ -121,7 +121,7 @@ class AssetConfig(Config):
 class ExportSection(AssetConfig):
     """The asset at the end of a run."""
 
-    enabled: bool = Field(False, description="make it; launch.py --config export run=FOLDER does so later, too")
+    enabled: bool = Field(True, description="make it; launch.py --config export run=FOLDER does so later, too")
 
     def check(self) -> None:
         if self.enabled:

@@ -51,9 +51,13 @@ def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", **v
 
 
 def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Carry out a config; returns the exit code.  The results' folder is printed last."""
+    """Carry out a config; returns the exit code.  Asset and page are printed, and the results' folder last."""
     status = run_status(config, resume, quiet)
     if status in (Status.FINISHED, Status.INTERRUPTED):
+        made = Run(Path(str(config.out)), status.value)
+        for name, path in (("asset", made.asset), ("page", made.report)):
+            if path is not None and not quiet:
+                say(f"{name}: {path}")
         say(str(config.out))
     return status.exit_code
 
@@ -66,7 +70,9 @@ def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool =
     begun, folder = time.monotonic(), Path(str(config.out))
     prompt = tidy(config.prompt)
     if resume and finished(folder, config.trainer.max_steps):
-        logger.warning("%s is finished already; its files are as they were", folder)
+        lacking = config.export.enabled and "asset" not in read_summary(folder)
+        later = f"; launch.py --config export run={folder} makes the asset that it lacks" if lacking else ""
+        logger.warning("%s is finished already; its files are as they were%s", folder, later)
         return Status.FINISHED
     silence_lightning()
     set_threads(config.threads)
@@ -97,10 +103,15 @@ def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool =
             write_summary(
                 folder, config, done - begun, status=status.value, steps=system.trainer.global_step,
                 seconds_of={k: round(v, 2) for k, v in seconds.items()}, notes=notes,
-                files=[*existing(folder, FILES), PAGE], **figures,
+                files=[*existing(folder, FILES), *_asset_file(figures), PAGE], **figures,
             )  # fmt: skip
             write_report(folder)  # it shows the summary, so it comes last; a run without it is not finished
     return status
+
+
+def _asset_file(figures: dict[str, Any]) -> list[str]:
+    """The asset's file, if there is one: a run that has lost it makes it again."""
+    return [figures["asset"]["file"]] if "asset" in figures else []
 
 
 def _reason(system: GenerateSystem) -> str:
