@@ -151,6 +151,31 @@ def box_glb(textured: bool = False, **node: Any) -> bytes:
     return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
 
 
+@functools.cache
+def asset_glb(bump: tuple[float, float, float] = (0.0, 0.0, 1.0)) -> bytes:
+    """What the exporter writes of a grey square that looks at the page's first camera, u to its right and v up.
+
+    bump: the normal everywhere in its normal map, in the tangent frame.
+    """
+    from threedgen.export.glb import textured_glb_bytes
+    from threedgen.export.textured import TexturedMesh, png
+
+    azimuth, elevation = 0.5, 0.26  # START in viewer.js
+    right = np.array([np.cos(azimuth), 0, -np.sin(azimuth)])
+    back = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
+    points = (2 * corners[:, :1] - 1) * right + (2 * corners[:, 1:] - 1) * np.cross(back, right)
+    world = [2, 0, 1]  # glTF's x, y, z are our y, z, x
+    normals = np.tile(back[world], (4, 1)).astype(np.float32)
+    tangents = np.tile([*right[world], 1.0], (4, 1)).astype(np.float32)
+    faces = np.array([[0, 1, 2], [0, 2, 3]])
+    mesh = TexturedMesh(points[:, world].astype(np.float32), faces, normals, corners, tangents)
+    flat = {"base_colour": (90, 90, 90), "normal": 128 + 127 * np.asarray(bump), "orm": (255, 255, 0)}
+    return textured_glb_bytes(
+        mesh, {kind: png(np.tile(np.round(value).astype(np.uint8), (8, 8, 1))) for kind, value in flat.items()}
+    )
+
+
 def glb_json(data: bytes) -> dict[str, Any]:
     """The description in a GLB."""
     magic, version, total = struct.unpack_from("<4sII", data)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from example_run import box_glb, example
+from example_run import asset_glb, box_glb, example
 from PIL import Image
 
 from threedgen import cli
@@ -180,6 +180,28 @@ def test_a_texture_is_on_the_asset(chromium: Any, tmp_path: Path) -> None:
     # the camera sees the sides +x and +z, red in the texture's upper row, and +y, blue in its lower one
     assert share((255, 0, 0)) > 0.01 and share((0, 0, 255)) > 0.01
     assert max(share((0, 255, 0)), share((255, 255, 0))) < 0.001 and tab.errors == []
+
+
+@pytest.mark.parametrize(
+    ("bump", "seen"),
+    [((0, 0, 1), (128, 128, 255)), ((0.6, 0, 0.8), (204, 128, 230)), ((0, 0.6, 0.8), (128, 204, 230))],
+    ids=["flat", "to-the-right", "upwards"],
+)
+def test_the_normal_map_of_the_asset_is_seen(chromium: Any, tmp_path: Path, bump: tuple, seen: tuple) -> None:
+    """A square that faces the camera: red of its normal map leans to the right of the page, green upwards."""
+    run = example(tmp_path / "run")
+    (run / "asset").mkdir()
+    (run / "asset" / "square.glb").write_bytes(asset_glb(bump))
+    (run / "asset" / "asset.json").write_text('{"files": {"square.glb": 1}}')
+    tab = Tab(chromium, write_report(run))
+    tab.drawn()
+    tab.page.get_by_role("button", name="Normals").click()
+    for _ in range(20):  # the maps come a moment after the first picture
+        picture = tab.picture()
+        share = float((np.abs(picture - seen).max(axis=2) < 6).mean())
+        if share > 0.1:
+            break
+    assert share > 0.1 and tab.outside() == [] and tab.errors == []
 
 
 def test_frames_take_the_place_of_a_film_that_does_not_play(chromium: Any, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_run import CONFIG, SHOWN, SUMMARY, Page, box_glb, decoded, example, glb_json
+from example_run import CONFIG, SHOWN, SUMMARY, Page, asset_glb, box_glb, decoded, example, glb_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,7 +67,7 @@ def test_everything_of_the_run_is_in_the_page(tmp_path: Path) -> None:
     assert page.tags.count("svg") == 4 and not page.has_class("notes")
     text = " ".join(page.texts["body"][0].split())
     for part in ("seed 3 · 20 steps · 1:35 min", "Altogether 1:35 min", "Peak memory 1.57 GB", "torch 2.13.0",
-                 "Ended 2020-01-02 03:04 UTC", "Processor a processor", "Triangles 12",
+                 "Ended 2020-01-02 03:04 UTC", "Processor a processor", "Dense mesh Triangles 12",
                  "A step, median 0.21 s"):  # fmt: skip
         assert part in text, part
     sizes = {given["href"] for tag, given in page.attributes if tag == "a" and given["href"].startswith("./")}
@@ -93,6 +93,58 @@ def test_the_mesh_that_a_run_exports_is_embedded_as_it_is(tmp_path: Path) -> Non
     save_glb(Mesh(corners, faces, corners, corners, {}), run / "mesh.glb", {"prompt": "</script>"})
     data = seen(run).decoded("mesh")
     assert data == (run / "mesh.glb").read_bytes() and glb_json(data)["asset"]["extras"]["prompt"] == "</script>"
+
+
+def with_asset(folder: Path, **told: Any) -> Path:
+    """A run that ended in an asset of two levels and a collider; `told` replaces keys of asset.json."""
+    run = example(folder)
+    (run / "asset").mkdir()
+    names = ("a_blue_dog.glb", "a_blue_dog_LOD1.glb", "a_blue_dog_collision_godot.glb")
+    for name in names:
+        (run / "asset" / name).write_bytes(asset_glb() if name == names[0] else b"another file")
+    listed = {
+        "texture": 64,
+        "levels": {"a_blue_dog": 12_345, "a_blue_dog_LOD1": 600},
+        "size_m": [0.5, 0.25, 1.5],
+        "files": {name: 1 for name in names},
+        "findings": {names[0]: [], names[1]: []},
+        "khronos": "not here",
+    }
+    (run / "asset" / "asset.json").write_text(json.dumps(listed | told))
+    return run
+
+
+def test_the_asset_is_what_is_turned(tmp_path: Path) -> None:
+    page = seen(with_asset(tmp_path / "run"))
+    assert page.decoded("mesh") == asset_glb() and page.by_id("mesh")["download"] == "a_blue_dog.glb"
+    text = " ".join(page.texts["body"][0].split())
+    for part in ("Asset Triangles 12,345, 600", "Textures 64 x 64", "Wide, high, deep 0.25 x 1.5 x 0.5 m",
+                 "Checkers nothing found", "Khronos validator not here", "Dense mesh Triangles 12"):  # fmt: skip
+        assert part in text, part
+    cells = page.texts["td"]
+    assert cells[0].startswith("asset/a_blue_dog.glb") and cells[2].startswith("the asset: opens in Blender")
+    named = {
+        "asset/a_blue_dog_LOD1.glb": "a coarser level", "asset/a_blue_dog_collision_godot.glb": "its collider",
+        "asset/asset.json": "what was made", "mesh.glb": "the dense surface",
+    }  # fmt: skip
+    for name, what in named.items():
+        assert cells[cells.index(name) + 2].startswith(what)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"files": {"../mesh.glb": 1, "/etc/passwd": 1}},
+        {"files": ["a_blue_dog.glb"]},
+        {"files": {"gone.glb": 1}, "levels": [], "size_m": ["x", None, 3], "texture": "<b>", "findings": []},
+        {"files": {}, "levels": {"a": "x"}, "size_m": {}, "findings": {"a": 3}},
+    ],
+)
+def test_a_strange_list_of_the_asset_does_no_harm(tmp_path: Path, told: dict[str, Any]) -> None:
+    run = with_asset(tmp_path / "run", **told)
+    page = seen(run)
+    assert page.decoded("mesh") == (run / "mesh.glb").read_bytes() and page.by_id("mesh")["download"] == "mesh.glb"
+    assert "Textures <b>" not in " ".join(page.texts["body"][0].split())
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -350,7 +402,8 @@ def read_by_viewer(data: bytes) -> dict[str, Any]:
       const { parts, images } = readGlb(new Uint8Array(require("fs").readFileSync(0)));
       const plain = parts.map((p) => ({
         positions: all(p.positions), normals: all(p.normals), colours: all(p.colours), uvs: all(p.uvs),
-        indices: all(p.indices), image: p.image, factor: p.factor }));
+        tangents: all(p.tangents), indices: all(p.indices), factor: p.factor,
+        image: p.image, relief: p.relief, openness: p.openness }));
       console.log(JSON.stringify({ parts: plain, images: images.map((i) => [i.type, i.bytes.length]) }));
     } catch (error) { console.log(JSON.stringify({ error: error.message })); }
     """
@@ -376,10 +429,20 @@ def test_the_viewer_reads_what_is_in_the_file() -> None:
 def test_the_viewer_reads_textures_and_nodes() -> None:
     read = read_by_viewer(box_glb(textured=True, translation=[1, 0, 0], scale=[2, 1, -1]))
     (part,) = read["parts"]
-    assert part["image"] == 0 and read["images"][0][0] == "image/png" and read["images"][0][1] > 60
+    assert part["image"] == {"index": 0, "amount": 1} and read["images"][0] == ["image/png", read["images"][0][1]]
+    assert read["images"][0][1] > 60 and part["relief"]["index"] == part["openness"]["index"] == -1
     assert part["uvs"][:2] == [0.25, 0.25] and part["colours"] is None
     assert (min(part["positions"][0::3]), max(part["positions"][0::3])) == (0, 2)
     assert part["normals"][:3] == pytest.approx([1, 0, 0])  # of the face at +x, in spite of the mirror
+
+
+@node
+def test_the_viewer_reads_the_maps_of_an_asset() -> None:
+    """What the exporter writes: tangents, and three maps on one set of texture coordinates."""
+    (part,) = read_by_viewer(asset_glb())["parts"]
+    assert [part[key] for key in ("image", "relief", "openness")] == [{"index": k, "amount": 1} for k in range(3)]
+    assert len(part["tangents"]) // 4 == len(part["normals"]) // 3 == len(part["uvs"]) // 2
+    assert {abs(sign) for sign in part["tangents"][3::4]} == {1}
 
 
 @node

@@ -18,6 +18,7 @@ from threedgen.loop import set_threads
 from threedgen.readable import visible
 from threedgen.runs import write_atomic
 
+from . import manifest
 from .asset import Asset, make_asset
 from .from_field import FieldView, dense_surface
 from .options import FOLDER, AssetConfig, ExportConfig
@@ -25,7 +26,6 @@ from .pictures import Shots, shoot
 from .run_field import RunField, asset_name, extras, open_run
 
 logger = logging.getLogger(__name__)
-SUMMARY = "asset.json"
 
 
 def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -> int:
@@ -78,10 +78,10 @@ def save(asset: Asset, folder: Path, config: AssetConfig) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        before = read(folder).get("files", {})
+        before = manifest.read(folder).get("files", {})
         for name, data in asset.files.items():
             write_atomic(folder / name, data)
-        path = folder / SUMMARY
+        path = folder / manifest.NAME
         write_atomic(path, json.dumps(summary(asset, config), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         for name in set(before) - set(asset.files):
             if Path(name).name == name:  # the summary may have been written by anyone
@@ -104,12 +104,3 @@ def summary(asset: Asset, config: AssetConfig) -> dict[str, Any]:
         "notes": asset.notes,
         "seconds": asset.seconds,
     }
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """asset.json of a folder; {} if there is none that can be read."""
-    try:
-        found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("files", {}), dict) else {}

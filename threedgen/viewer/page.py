@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from posixpath import basename
 from typing import Any
 from urllib.parse import quote
 
@@ -38,7 +39,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    environment.filters |= {"duration": duration, "number": number, "size": size, "link": link}
+    environment.filters |= {"duration": duration, "number": number, "size": size, "link": link, "basename": basename}
     return environment
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from threedgen.errors import ConfigError, short
+from threedgen.export import manifest
+from threedgen.export.options import FOLDER
 from threedgen.ledger import read_summary
 from threedgen.runs import CONFIG, stored_config
 
@@ -32,6 +34,18 @@ class Record:
         """A file of the run, if it is there."""
         path = self.folder / name
         return path if path.is_file() else None
+
+    @property
+    def asset(self) -> dict[str, Any]:
+        """asset/asset.json; {} if the run has no asset."""
+        return manifest.read(self.folder / FOLDER)
+
+    @property
+    def model(self) -> Path | None:
+        """The file to turn: the asset's GLB, the finest level; else mesh.glb; None if neither is there."""
+        names = [Path(str(name)).name for name in self.asset.get("files", {})]
+        found = [self.file(f"{FOLDER}/{name}") for name in names if name.lower().endswith(".glb")]
+        return next(filter(None, found), None) or self.file("mesh.glb")
 
     def option(self, *keys: str) -> Any:
         """A value of the config, such as option("trainer", "max_steps"); None if it is not there."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import statistics
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
 from threedgen.cli import say
+from threedgen.export.options import FOLDER
 from threedgen.images import GAP
 from threedgen.ledger import read_metrics
 from threedgen.readable import clean, duration, number, size
@@ -24,8 +27,18 @@ SCRIPTS = ("glb.js", "scene.js", "viewer.js", "frames.js")
 VALIDATIONS = 6
 """Pictures of the way there, at most; evenly chosen, the last one among them."""
 FILES_SHOWN = 60
+ASSET = (
+    # pattern of names in asset/, what it is; the first that fits counts
+    ("asset.json", "what was made of what, and what the checker found"),
+    ("*_collision_unreal.glb", "its collider, named as Unreal wants it"),
+    ("*_collision_godot.glb", "its collider, named as Godot wants it"),
+    ("*_LOD[1-9].glb", "a coarser level of it, with the same textures"),
+    ("*.glb", "the asset: opens in Blender, Unity, Unreal, Godot, three.js"),
+    ("*_obj.zip", "the same as OBJ, with its material and textures"),
+    ("*.usdz", "the same as USDZ"),
+)
 WHAT = {
-    "mesh.glb": "the asset: opens in Blender, Unity, Unreal, Godot, three.js",
+    "mesh.glb": "the dense surface, with vertex colours",
     "turntable.mp4": "film of one turn",
     "views.png": "sides of the result",
     "preview.png": "what the prior sampled from the prompt",
@@ -72,8 +85,8 @@ def report(record: Record) -> str:
         title=clean(record.prompt)[:80],
         record=record,
         headline=headline(record),
-        mesh=embedded(record.file("mesh.glb")),
-        mesh_file=record.file("mesh.glb"),
+        model=embedded(record.model),
+        model_file=record.model and record.model.relative_to(record.folder).as_posix(),
         turntable=embedded(record.file("turntable.mp4")),
         views=embedded(record.file("views.png")),
         columns=min(ROW, record.sides),
@@ -131,12 +144,32 @@ def facts(record: Record) -> list[tuple[str, Rows]]:
     machine = [(name, record.told("environment", key)) for name, key in MACHINE]
     versions = record.told("environment", "versions")
     return [
-        ("Asset", [(name, f"{count:,}") for name, count in counts if count is not None]),
+        ("Asset", asset_rows(record.asset)),
+        ("Dense mesh", [(name, f"{count:,}") for name, count in counts if count is not None]),
         ("Made with", [(name, str(value)) for name, value in made if value]),
         ("Time and memory", costs(record)),
         ("Machine", [(name, str(value)) for name, value in machine if value]),
         ("Versions", [(str(k), str(v)) for k, v in versions.items()] if isinstance(versions, dict) else []),
     ]
+
+
+def asset_rows(told: dict[str, Any]) -> Rows:
+    """What asset.json says: triangles of each level, texels, metres, what the checker found."""
+    levels, texels, metres, findings = (told.get(key) for key in ("levels", "texture", "size_m", "findings"))
+    counts = [whole(count) for count in levels.values()] if isinstance(levels, dict) else []
+    sizes = [figure(value) for value in metres] if isinstance(metres, list) else []
+    depth, width, height = sizes if len(sizes) == 3 else (None, None, None)  # x, y, z: front, left, up
+    rows = [("Triangles", ", ".join(f"{count:,}" for count in counts if count is not None))]
+    if (across := whole(texels)) is not None:
+        rows.append(("Textures", f"{across} x {across}"))
+    if depth is not None and width is not None and height is not None:
+        rows.append(("Wide, high, deep", f"{number(width)} x {number(height)} x {number(depth)} m"))
+    if isinstance(findings, dict):
+        found = sum(len(part) for part in findings.values() if isinstance(part, list))
+        rows.append(("Checkers", f"{found} found" if found else "nothing found"))
+    if isinstance(khronos := told.get("khronos"), str):
+        rows.append(("Khronos validator", khronos))
+    return [(name, value) for name, value in rows if value]
 
 
 def costs(record: Record) -> Rows:
@@ -161,7 +194,16 @@ def files(folder: Path) -> list[tuple[str, int, str]]:
             path = Path(where, name)
             relative = path.relative_to(folder).as_posix()
             if relative != PAGE and path.suffix != ".tmp" and path.is_file():
-                found.append((relative, path.stat().st_size, WHAT.get(relative, "")))
+                found.append((relative, path.stat().st_size, what(relative)))
     order = list(WHAT)
     found.sort(key=lambda row: (order.index(row[0]) if row[0] in order else len(order), row[0]))
+    found.sort(key=lambda row: not row[0].startswith(f"{FOLDER}/"))
     return found
+
+
+def what(relative: str) -> str:
+    """What a file of a run is, by its path in the run's folder; "" for one that the project does not write."""
+    folder, _, name = relative.rpartition("/")
+    if folder == FOLDER:
+        return next((text for pattern, text in ASSET if fnmatchcase(name, pattern)), "")
+    return WHAT.get(relative, "")

@@ -1,8 +1,10 @@
 // A GLB (glTF 2.0, binary) as plain arrays: what a renderer needs of it, and a clear error for what is not read here.
 //
 //   readGlb(bytes) -> { parts, images }
-//     parts: [{ positions, normals, colours, uvs, indices, factor, image }]  in world axes, node transforms applied;
-//            colours (r g b a, linear) and uvs may be null, image is an index into images, or -1
+//     parts: [{ positions, normals, tangents, colours, uvs, indices, factor, image, relief, openness }]
+//            in world axes, node transforms applied; tangents (x y z, sign), colours (r g b a, linear) and uvs may be
+//            null; image (base colour), relief (normal map), openness (occlusion) are { index into images, amount }:
+//            index -1 if there is none
 //     images: [{ bytes, type }]
 "use strict";
 
@@ -66,17 +68,23 @@ function readPart(json, binary, primitive, matrix) {
     : Uint32Array.from(readAccessor(json, binary, primitive.indices).values);
   const material = (json.materials || [])[primitive.material] || {};
   const pbr = material.pbrMetallicRoughness || {};
-  const picture = pbr.baseColorTexture;
+  const { baseColorTexture: picture, normalTexture: relief, occlusionTexture: openness } = { ...pbr, ...material };
+  const set = (picture || relief || openness)?.texCoord || 0; // the one set of texture coordinates that is read
+  const used = (info, amount) => info && (info.texCoord || 0) === set
+    ? { index: textureImage(json.textures[info.index]), amount: amount ?? 1 } : { index: -1, amount: 0 };
   const normals = attribute("NORMAL")?.values || smoothNormals(positions, indices);
-  const colours = attribute("COLOR_0");
+  const colours = attribute("COLOR_0"), tangents = attribute("TANGENT")?.values;
   return {
     positions: moved(positions, matrix),
     normals: turned(normals, matrix),
+    tangents: tangents ? carried(tangents, matrix) : null,
     colours: colours && withAlpha(colours),
-    uvs: picture ? attribute(`TEXCOORD_${picture.texCoord || 0}`)?.values || null : null,
+    uvs: picture || relief || openness ? attribute(`TEXCOORD_${set}`)?.values || null : null,
     indices: determinant(matrix) < 0 ? indices.reverse() : indices, // or front faces would count as back faces
     factor: pbr.baseColorFactor || [1, 1, 1, 1],
-    image: picture ? textureImage(json.textures[picture.index]) : -1,
+    image: used(picture),
+    relief: used(relief, relief?.scale),
+    openness: used(openness, openness?.strength),
   };
 }
 
@@ -161,6 +169,17 @@ function moved(points, m) {
   for (let k = 0; k < points.length; k += 3)
     for (let row = 0; row < 3; row++)
       result[k + row] = m[row] * points[k] + m[4 + row] * points[k + 1] + m[8 + row] * points[k + 2] + m[12 + row];
+  return result;
+}
+
+// Tangents go with the surface; a mirror changes the side on which the bitangent lies.
+function carried(tangents, m) {
+  const result = new Float32Array(tangents.length), sign = Math.sign(determinant(m)) || 1;
+  for (let k = 0; k < tangents.length; k += 4) {
+    for (let row = 0; row < 3; row++)
+      result[k + row] = m[row] * tangents[k] + m[4 + row] * tangents[k + 1] + m[8 + row] * tangents[k + 2];
+    result[k + 3] = sign * tangents[k + 3];
+  }
   return result;
 }
 
