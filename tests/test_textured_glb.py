@@ -278,6 +278,37 @@ def test_a_flat_shape_has_no_hull() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_another_reader_finds_what_was_written_and_writes_it_again() -> None:
+    """Round trip through pygltflib, which shares no code with us."""
+    pygltflib = pytest.importorskip("pygltflib")
+    gltf = pygltflib.GLTF2.load_from_bytes(DATA)
+    blob, here = gltf.binary_blob(), read_glb(DATA)
+
+    def part(view: int) -> bytes:
+        where = gltf.bufferViews[view]
+        return blob[where.byteOffset : where.byteOffset + where.byteLength]
+
+    (primitive,) = gltf.meshes[0].primitives
+    for name, values in here.attributes.items():
+        accessor = gltf.accessors[getattr(primitive.attributes, name)]
+        assert accessor.count == len(values) and accessor.componentType == pygltflib.FLOAT
+        assert np.array_equal(np.frombuffer(part(accessor.bufferView), "<f4").reshape(values.shape), values)
+    indices = gltf.accessors[primitive.indices]
+    assert np.array_equal(np.frombuffer(part(indices.bufferView), "<u2"), here.faces.reshape(-1))
+    assert [part(image.bufferView) for image in gltf.images] == list(PNGS.values())
+    material = gltf.materials[primitive.material]
+    maps = material.pbrMetallicRoughness.baseColorTexture, material.normalTexture, material.occlusionTexture
+    assert [gltf.textures[used.index].source for used in maps] == [0, 1, 2]
+    assert gltf.asset.extras == gltf.nodes[0].extras == EXTRAS
+
+    again = b"".join(gltf.save_to_bytes())
+    assert codes(again) == set()
+    there = read_glb(again)
+    assert np.array_equal(there.faces, here.faces) and there.extras == EXTRAS
+    assert all(np.array_equal(there.attributes[name], values) for name, values in here.attributes.items())
+    assert all(np.array_equal(there.images[name], pixels) for name, pixels in here.images.items())
+
+
 def test_pictures_are_kept_to_the_last_bit() -> None:
     for name, data in PNGS.items():
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), TEXTURES.maps()[name])

@@ -16,6 +16,7 @@ from threedgen.export.bake import Maps, bake
 from threedgen.export.check import Expected, Finding, check_collider, check_glb
 from threedgen.export.collider import ENGINES, Part, collider_names, convex_parts, hull
 from threedgen.export.glb import plain_glb_bytes, textured_glb_bytes
+from threedgen.export.khronos import NoAnswer, validate
 from threedgen.export.lods import level
 from threedgen.export.mesh import Mesh
 from threedgen.export.obj import obj_zip
@@ -98,6 +99,8 @@ def make_asset(
         _check(asset, levels, config, pngs, told)
     with asset.timed("collision"):
         _collide(asset, levels[name], config, told)
+    with asset.timed("khronos"):
+        _ask_khronos(asset)
     asset.figures |= {"levels": {title: len(made.faces) for title, made in levels.items()}}
     asset.figures["size_m"] = np.ptp(levels[name].vertices, axis=0).round(4).tolist()
     return asset
@@ -198,3 +201,18 @@ def _collide(asset: Asset, mesh: TexturedMesh, config: AssetConfig, told: dict[s
         named = dict(zip(collider_names(asset.name, len(parts), engine), parts, strict=True))
         asset.files[file] = plain_glb_bytes(named, {"collider_of": asset.name} | told)
     asset.findings[file] = check_collider(parts, mesh.vertices)
+
+
+def _ask_khronos(asset: Asset) -> None:
+    """The Khronos validator on every GLB, where it is; asset.json tells whether it looked: nobody is no clean bill."""
+    glbs = {name: data for name, data in asset.files.items() if name.endswith(".glb")}
+    if not glbs:
+        return
+    try:
+        found, said = validate(glbs)
+    except NoAnswer as error:
+        asset.notes.append(f"the Khronos validator did not answer: {error}")
+        found, said = {}, "did not answer"
+    for name, findings in found.items():
+        asset.findings.setdefault(name, []).extend(findings)
+    asset.figures["khronos"] = said

@@ -41,6 +41,8 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
         logger.warning("%s", visible(note))
     if not quiet:
         say("\n".join(f"{name}  {len(data) / 1024:.0f} KB" for name, data in asset.files.items()))
+        if "khronos" in asset.figures:
+            say(f"Khronos validator: {asset.figures['khronos']}")
     say(str(out))
     return 0
 

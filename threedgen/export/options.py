@@ -62,7 +62,7 @@ class AssetConfig(Config):
     height: float | None = Field(None, gt=0, description="metres from bottom to top; null: a unit of the field is one")
     resolution: int | None = Field(None, ge=16, le=512, description="grid points along an edge; null: as the preset")
     name: str | None = Field(None, min_length=1, description="of the files and the mesh; null: the prompt's words")
-    strict: bool = Field(False, description="fail, and write nothing, if the checker finds anything")
+    strict: bool = Field(False, description="fail, and write nothing, if the checker or Khronos' finds anything")
 
     @field_validator("formats")
     @classmethod
