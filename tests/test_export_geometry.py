@@ -164,6 +164,34 @@ def test_unwrapping_keeps_the_surface_and_fills_a_square(seed: int, scale: float
     assert (made.normals[made.faces].mean(1) * outward).sum(1).min() > -1e-6 * np.abs(outward).max()
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "taken"),
+    [
+        ((0.85, 1.2), (0.9, 1.1), 8.0),  # good enough: the second is not tried
+        ((0.7, 1.1), (0.85, 1.1), 2.0),
+        ((0.9, 1.4), (0.9, 1.2), 2.0),
+        ((0.75, 1.1), (0.7, 1.1), 8.0),  # neither is: the better one
+    ],
+)
+def test_uneven_texels_are_tried_again(
+    monkeypatch: pytest.MonkeyPatch, first: tuple[float, float], second: tuple[float, float], taken: float
+) -> None:
+    from types import SimpleNamespace
+
+    from threedgen.export import unwrap as module
+
+    evenness, tried = {8.0: first, 2.0: second}, []
+
+    def attempt(vertices: object, faces: object, texture: int, cost: float) -> SimpleNamespace:
+        tried.append(cost)
+        return SimpleNamespace(vertices=cost, faces=None, uv=None)
+
+    monkeypatch.setattr(module, "_unwrap", attempt)
+    monkeypatch.setattr(module, "density", lambda vertices, faces, uv: evenness[vertices])
+    assert module.unwrap(np.zeros((3, 3)), np.zeros((1, 3), int)).vertices == taken
+    assert tried == ([8.0] if first == (0.85, 1.2) else [8.0, 2.0])
+
+
 def test_unwrapping_is_repeatable_and_seams_share_their_normals() -> None:
     points, faces = simplify(*bodies(5), 500)
     one, other = unwrap(points, faces, 512), unwrap(points, faces, 512)

@@ -213,6 +213,19 @@ def test_cleaning_fills_cavities_and_joins_over_corners():
     assert ndimage.label(~inside)[1] == 1
 
 
+def test_a_crumb_that_hangs_on_a_corner_is_no_body():
+    """On the grid it is one part with the block; the surface goes between the two, and the crumb goes."""
+    tau = np.zeros((16, 16, 16), np.float32)
+    tau[3:11, 3:11, 3:11] = tau[11, 11, 11] = 1
+    tau, info = meshes.clean(tau, 0.5, 0.01)
+    vertices, faces = meshes.isosurface(tau, 0.5, 0.1, 0.0)
+    assert info["parts_kept"] == 1 and trimesh.Trimesh(vertices, faces, process=False).body_count == 2
+    vertices, faces, count = meshes.large_pieces(vertices, faces, 0.01)
+    rest = trimesh.Trimesh(vertices, faces, process=False)
+    assert count == rest.body_count == 1 and rest.is_watertight and rest.bounds[1].max() < 1.1
+    assert faces.max() == len(vertices) - 1 and faces.dtype == np.int32
+
+
 def test_smoothing_removes_steps_and_keeps_the_volume():
     grid = sample_density(ball(0.6, soft=0.001), R, 1.0)
     vertices, faces = meshes.isosurface(np.minimum(grid, 60), 30.0, 2 / (R - 1), 1.0)

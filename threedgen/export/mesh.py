@@ -24,6 +24,7 @@ from scipy import ndimage, sparse
 from skimage.measure import marching_cubes
 
 from threedgen.errors import ConfigError
+from threedgen.export.topology import compact, pieces
 
 HALF_OPAQUE = math.log(2) / 2
 Array = NDArray[Any]
@@ -76,7 +77,7 @@ def extract(
     floor = haze(sigma)
     tau = optical_depth(np.maximum(sigma - floor, 0, out=sigma), cell)
     tau, info = clean(tau, level, smallest)
-    vertices, faces = isosurface(tau, level, cell, radius)
+    vertices, faces, info["parts_kept"] = large_pieces(*isosurface(tau, level, cell, radius), smallest)
     vertices = taubin(vertices, faces, smoothing)
     normals = vertex_normals(vertices, faces)
     colours = surface_colours(density_fn, colour_fn, vertices, normals, cell, chunk, device)
@@ -196,6 +197,21 @@ def isosurface(values: Array, level: float, cell: float, radius: float) -> tuple
         values, level, spacing=(cell,) * 3, gradient_direction="ascent", allow_degenerate=False
     )
     return (vertices - radius).astype(np.float32), faces.astype(np.int32)
+
+
+def large_pieces(vertices: Array, faces: Array, smallest: float) -> tuple[Array, Array, int]:
+    """Only the pieces with at least `smallest` of the largest one's area, and how many they are.
+
+    What hangs together over a corner of the grid alone is one part there, and cut in two by the surface: the lesser of
+    the two may be a crumb. Each piece is closed, so the rest stays closed.
+    """
+    piece = pieces(faces, len(vertices))
+    corner = vertices[faces].astype(np.float64)
+    twice_area = np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
+    areas = np.bincount(piece, twice_area)
+    large = areas >= smallest * areas.max()
+    vertices, faces, _ = compact(vertices, faces[large[piece]])
+    return vertices, faces, int(large.sum())
 
 
 def taubin(vertices: Array, faces: Array, iterations: int, shrink: float = 0.5, grow: float = 0.53) -> Array:

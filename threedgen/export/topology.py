@@ -54,7 +54,7 @@ def topology(vertices: Array, faces: Array) -> Topology:
     """Counts of a mesh with vertices (V, 3) that are shared between its faces (F, 3); see `weld` for others."""
     if not len(faces):
         return Topology(0, 0, 0, 0, 0, 0, 0, 0.0)
-    lower, way, start, end = directed_edges(faces)
+    lower, way, _, _ = directed_edges(faces)
     _, which, users = unique_pairs(lower)
     balance = np.bincount(which, way)
     return Topology(
@@ -64,7 +64,7 @@ def topology(vertices: Array, faces: Array) -> Topology:
         crowded_edges=int((users > 2).sum()),
         twisted_edges=int(((users == 2) & (balance != 0)).sum()),
         degenerate=int(degenerate(vertices, faces).sum()),
-        parts=count_parts(len(vertices), faces, start, end),
+        parts=int(pieces(faces, len(vertices)).max()) + 1,
         volume=signed_volume(vertices, faces),
     )
 
@@ -92,11 +92,12 @@ def degenerate(vertices: Array, faces: Array) -> Array:
     return ~(twice > 2 * THIN)  # NaN counts as degenerate
 
 
-def count_parts(vertices: int, faces: Array, start: Array, end: Array) -> int:
-    """In how many pieces do the faces hang together?"""
-    graph = sparse.coo_matrix((np.ones(len(start), np.int8), (start, end)), shape=(vertices, vertices))
+def pieces(faces: Array, vertices: int) -> Array:
+    """The piece (F,) that each face belongs to, from 0 on: what hangs together over the `vertices` vertices."""
+    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
+    graph = sparse.coo_matrix((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(vertices, vertices))
     _, label = csgraph.connected_components(graph, directed=False)
-    return len(np.unique(label[faces[:, 0]]))
+    return np.unique(label[faces[:, 0]], return_inverse=True)[1].reshape(-1)
 
 
 def signed_volume(vertices: Array, faces: Array) -> float:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, sparse
-from scipy.sparse import csgraph
+from scipy import ndimage
 
+from threedgen.export.topology import pieces
 from threedgen.raster import rasterise_uv
 
 Array = NDArray[Any]
@@ -38,7 +38,7 @@ def layout(vertices: Array, faces: Array, uv: Array, size: int) -> Layout:
     covered = first >= 0
     # two faces with a common edge never claim the same texel, so whoever comes first and last is the same
     twice = covered & (first != len(faces) - 1 - last)
-    chart = charts(faces, len(vertices))
+    chart = pieces(faces, len(vertices))
     return Layout(
         coverage=float(covered.mean()),
         overlap=float(twice.sum() / max(covered.sum(), 1)),
@@ -46,14 +46,6 @@ def layout(vertices: Array, faces: Array, uv: Array, size: int) -> Layout:
         charts=int(chart.max(initial=-1)) + 1,
         gap=gap(np.where(covered, chart[first], -1)),
     )
-
-
-def charts(faces: Array, vertices: int) -> Array:
-    """The chart (F,) of each face: what hangs together over vertices."""
-    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
-    graph = sparse.coo_matrix((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(vertices, vertices))
-    _, label = csgraph.connected_components(graph, directed=False)
-    return np.unique(label[faces[:, 0]], return_inverse=True)[1].reshape(-1)
 
 
 def density(vertices: Array, faces: Array, uv: Array) -> tuple[float, float]:
