@@ -10,13 +10,14 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from threedgen.export.check import Finding
 
 PATIENCE = 120
 """Seconds after which no answer is expected any more; it takes well below a second for a file."""
-_SEVERITY = ("error", "warning")
+_SEVERITY: dict[int, Literal["error", "warning"]] = {0: "error", 1: "warning"}
+"""The two gravest of the validator's four; the rest are hints."""
 _SCRIPT = """
 const { readFileSync } = require("fs"), { dirname, join } = require("path");
 const globally = [join(dirname(process.execPath), "..", "lib"), join(process.env.APPDATA || "/", "npm")];
@@ -62,7 +63,7 @@ def validate(glbs: dict[str, bytes]) -> tuple[dict[str, list[Finding]], str]:
         version = next((str(report["validatorVersion"]) for report in reports), "")
     except (KeyError, TypeError, ValueError) as error:
         raise NoAnswer(f"its report cannot be read ({type(error).__name__}: {error})") from error
-    counts = [sum(f.severity == kind for part in found.values() for f in part) for kind in _SEVERITY]
+    counts = [sum(f.severity == kind for part in found.values() for f in part) for kind in _SEVERITY.values()]
     return found, f"version {version}: {counts[0]} errors and {counts[1]} warnings in {len(glbs)} files"
 
 
@@ -84,9 +85,9 @@ def _ask(node: str, paths: list[Path]) -> Any:
 
 
 def _findings(report: dict[str, Any]) -> list[Finding]:
-    """The messages of the two gravest of its four severities."""
+    """The messages that are worth a finding."""
     return [
         Finding(_SEVERITY[message["severity"]], message["code"], f"{message['message']} ({message['pointer']})")
         for message in report["issues"]["messages"]
-        if message["severity"] < len(_SEVERITY)
+        if message["severity"] in _SEVERITY
     ]
