@@ -68,8 +68,9 @@ setup(
     ],
     extras_require={
         "dev": ["hypothesis>=6", "mypy>=1.13", "pygltflib>=1.16", "pytest>=8", "ruff>=0.9"],
-        # tinycudann, the other back end, is not on the package index: it is built from its own sources
-        "gpu": ["xformers"],
+        # back ends for GPUs; torch for CUDA brings triton along. tinycudann is on no index, see docs/mvdream.md
+        "triton": ["triton>=3.2"],
+        "xformers": ["xformers"],
         "lora": ["peft>=0.17"],
         # collision=parts: several convex shapes that follow the object
         "parts": ["coacd>=1.0.5"],

@@ -1,4 +1,4 @@
-"""python -m benchmarks [hashgrid] [step] [breakdown] [memory] [export] [options] [key=value ...]"""
+"""python -m benchmarks [hashgrid] [step] [breakdown] [memory] [export] [mvdream] [options] [key=value ...]"""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from threedgen.errors import ConfigError
 
 PARTS = ("hashgrid", "step", "breakdown", "memory", "export")
+AT_FULL_SIZE = "mvdream"
+"""Measured only when it is asked for: it is meant for a GPU."""
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -19,8 +21,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "words", nargs="*", metavar="PART | key=value",
-        help=f"what to measure ({', '.join(PARTS)}; default: all), and options of the config mvdream-toybox, "
-        "such as prior.weights=FOLDER or threads=2",
+        help=f"what to measure ({', '.join(PARTS)}; default: all these; or {AT_FULL_SIZE}, for a GPU), and options of "
+        "the config mvdream-toybox, such as prior.weights=FOLDER or threads=2",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3, help="repeats of every measurement (default 3)")
     parser.add_argument("--size", type=int, default=64, help="pixels of the renders in a step (default 64)")
@@ -33,8 +35,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     given.parts = [word for word in given.words if "=" not in word] or list(PARTS)
     given.overrides = [word for word in given.words if "=" in word]
     for part in given.parts:
-        if part not in PARTS:
-            parser.error(f"there is no part {part!r}; there are: {', '.join(PARTS)}")
+        if part not in (*PARTS, AT_FULL_SIZE):
+            parser.error(f"there is no part {part!r}; there are: {', '.join((*PARTS, AT_FULL_SIZE))}")
     if given.rounds < 1 or given.size < 8:
         parser.error("--rounds should be at least 1 and --size at least 8")
     if given.seeds < 1 or not 64 <= given.grid <= 512:
@@ -47,7 +49,7 @@ def main(words: list[str] | None = None) -> int:
     given = arguments(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # after the options are checked: these take seconds
-    from . import breakdown, export, hashgrid, memory, step
+    from . import breakdown, export, hashgrid, memory, mvdream, step
     from .clock import machine
     from .scene import Bench
 
@@ -69,6 +71,10 @@ def main(words: list[str] | None = None) -> int:
     if "export" in given.parts:
         tables.append(export.table(given.seeds, given.grid, given.out / "assets"))
         print(tables[-1].text() + "\n", flush=True)
+    if AT_FULL_SIZE in given.parts:
+        for made in mvdream.tables(given.size, given.rounds, given.overrides):
+            tables.append(made)
+            print(made.text() + "\n", flush=True)
     given.out.mkdir(parents=True, exist_ok=True)
     record = {"machine": about, "options": given.overrides, "tables": [table.json() for table in tables]}
     (given.out / "benchmarks.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

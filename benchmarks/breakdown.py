@@ -28,12 +28,18 @@ PARTS = (
 
 
 class Watch:
-    """Seconds by part.  A part inside another counts as the outer one."""
+    """Seconds by part.  A part inside another counts as the outer one.  A GPU is waited for wherever time is read."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
         self.open = False
         self.backward_part, self.mark = "", 0.0
+
+    def now(self) -> float:
+        if self.device is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def around(
         self, name: str, function: Callable[..., Any], after: Callable[..., None] | None = None
@@ -43,12 +49,12 @@ class Watch:
         def timed(*args: Any, **kwargs: Any) -> Any:
             if self.open:
                 return function(*args, **kwargs)
-            self.open, begun = True, time.perf_counter()
+            self.open, begun = True, self.now()
             try:
                 result = function(*args, **kwargs)
             finally:
                 self.open = False
-                self.seconds[name] += time.perf_counter() - begun
+                self.seconds[name] += self.now() - begun
             if after is not None:
                 after(result)
             return result
@@ -57,7 +63,7 @@ class Watch:
 
     def switch(self, part: str) -> None:
         """From now on the backward pass works for ``part``."""
-        now = time.perf_counter()
+        now = self.now()
         if self.backward_part:
             self.seconds[self.backward_part] += now - self.mark
         self.backward_part, self.mark = part, now

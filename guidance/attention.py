@@ -12,15 +12,17 @@ Batch layout everywhere: (objects x views), the views of one object consecutive.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.models import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, XFormersAttnProcessor
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor
 
 CAMERA_DIM = 16
+Kind = Literal["sdpa", "xformers"]
+"""Who computes softmax(q k) v: torch's scaled_dot_product_attention, or xformers' memory_efficient_attention."""
 
 
 class MultiviewAttnProcessor(AttnProcessor2_0):
@@ -31,9 +33,10 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
     ``self.n_view``.
     """
 
-    def __init__(self, n_view: int = 1) -> None:
+    def __init__(self, n_view: int = 1, kind: Kind = "sdpa") -> None:
         super().__init__()
-        self.n_view, self.plain = n_view, AttnProcessor()
+        self.n_view, self.kind, self.plain = n_view, kind, AttnProcessor()
+        self.xformers = XFormersAttnProcessor() if kind == "xformers" else None
 
     def __call__(
         self,
@@ -50,7 +53,7 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
         tokens = join_views(hidden_states, views) if joined else hidden_states
         # in bf16 on a CPU torch 2.13 takes five times as long for the backward of fused attention as for plain products
         learning = torch.is_grad_enabled() and tokens.device.type == "cpu" and attention_mask is None
-        process = self.plain if learning else super().__call__
+        process = self.plain if learning else self.xformers or super().__call__
         out = process(attn, tokens, encoder_hidden_states, attention_mask, temb)
         return out.reshape(hidden_states.shape) if joined else out
 
@@ -84,10 +87,11 @@ def make_multiview(unet: UNet2DConditionModel, n_view: int = 1) -> UNet2DConditi
     """Install the joined attention, and the optional camera if the network has a camera branch; returns
     ``unet``.
 
-    Tensor names, shapes and the saved config stay those of the stock network. Idempotent.
+    Tensor names, shapes and the saved config stay those of the stock network. Idempotent; what `set_attention` chose
+    stays.
     """
-    processor = MultiviewAttnProcessor(n_view)
-    unet.set_attn_processor(dict.fromkeys(unet.attn_processors, processor))
+    kinds = {processor.kind for processor in _processors(unet)}
+    _install(unet, MultiviewAttnProcessor(n_view, kinds.pop() if kinds else "sdpa"))
     embedding: Any = unet.class_embedding
     if isinstance(embedding, TimestepEmbedding) and not isinstance(embedding, CameraEmbedding):
         # Same tensors under another forward: a new module would lose dtype, device, hooks and LoRA layers.
@@ -95,11 +99,24 @@ def make_multiview(unet: UNet2DConditionModel, n_view: int = 1) -> UNet2DConditi
     return unet
 
 
+def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
+    """Who computes the attention of a network prepared by `make_multiview`; "xformers" has to be installed."""
+    _install(unet, MultiviewAttnProcessor(_processors(unet)[0].n_view, kind))
+
+
+def _install(unet: UNet2DConditionModel, processor: MultiviewAttnProcessor) -> None:
+    unet.set_attn_processor(dict.fromkeys(unet.attn_processors, processor))
+
+
+def _processors(unet: UNet2DConditionModel) -> list[MultiviewAttnProcessor]:
+    return [p for p in unet.attn_processors.values() if isinstance(p, MultiviewAttnProcessor)]
+
+
 def set_views(unet: UNet2DConditionModel, n_view: int) -> None:
     """Views per object for calls that do not say it themselves (a stock pipeline, ``unet(x, t, text)``)."""
     if n_view < 1:
         raise ValueError(f"n_view must be at least 1, got {n_view}")
-    found = [p for p in unet.attn_processors.values() if isinstance(p, MultiviewAttnProcessor)]
+    found = _processors(unet)
     if not found:
         make_multiview(unet, n_view)
     for processor in found:

@@ -23,7 +23,7 @@ from threedgen.config import ConfigError
 from threedgen.poses import opengl_to_blender
 
 from . import components, diffusion, tokens
-from .attention import make_multiview, predict
+from .attention import make_multiview, predict, set_attention
 from .draft import Draft
 from .options import MVDreamConfig
 
@@ -34,7 +34,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
     """The prior that a config describes. Raises ConfigError."""
-    return MVDream.load(options.weights, device, options.dtype, options.tokenizer, options.image_size)
+    if options.attention == "xformers" and torch.device(device).type != "cuda":
+        raise ConfigError(f"attention: 'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa")
+    prior = MVDream.load(options.weights, device, options.dtype, options.tokenizer, options.image_size)
+    set_attention(prior.unet, options.attention)
+    return prior
 
 
 class MVDream:
@@ -104,6 +108,13 @@ class MVDream:
         """Those that it has, under the names of their folders."""
         every = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder, "draft": self.draft}
         return {name: network for name, network in every.items() if network is not None}
+
+    def release(self) -> None:
+        """Gives up what a distillation does not ask for once the prompt is encoded: text encoder and VAE's decoder.
+
+        Their memory is free when nobody else holds them. From then on there are no new prompts and no pictures.
+        """
+        self.text_encoder = self.vae.decoder = self.vae.post_quant_conv = None
 
     def pipeline(self) -> Any:
         """The same networks, not copied, as a diffusers pipeline (`MVDreamPipeline`)."""

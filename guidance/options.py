@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, Schedule, at
+from threedgen.extras import require
 
 
 class MVDreamConfig(Config):
@@ -29,6 +30,9 @@ class MVDreamConfig(Config):
         "auto",
         description="precision of the UNet; auto: bf16 on GPUs and on CPUs with bf16 instructions, else fp32",
     )
+    attention: Literal["sdpa", "xformers"] = Field(
+        "sdpa", description="who computes the UNet's attention: torch itself, or xformers where it is installed"
+    )
     image_size: int | None = Field(
         None,
         ge=8,
@@ -39,6 +43,8 @@ class MVDreamConfig(Config):
     def check(self) -> None:
         from .loading import check
 
+        if self.attention == "xformers":
+            require("xformers", "attention: xformers", "choose attention=sdpa")
         check(self.weights, self.tokenizer)
 
     def describe(self) -> str:

@@ -15,12 +15,16 @@ from .draft import Draft
 
 
 class Outline(NamedTuple):
-    """Networks on torch's meta device, and how many parameters the whole prior has, text encoder included."""
+    """Networks on torch's meta device, and how many parameters the whole prior has, text encoder included.
+
+    kept: how many of them it still has after `MVDream.release`.
+    """
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     draft: Draft | None
     parameters: int
+    kept: int
 
 
 def outline(weights: str) -> Outline:
@@ -45,4 +49,7 @@ def outline(weights: str) -> Outline:
             draft = Draft.from_config(configs["draft"]).requires_grad_(False) if "draft" in configs else None
     except Exception as error:  # the config comes from outside: any kind
         raise ConfigError(f"{path}: its config describes no known network ({type(error).__name__})") from None
-    return Outline(unet, vae, draft, sum(tensor.numel() for part in tensors.values() for tensor in part.values()))
+    kept = sum(tensor.numel() for network in (unet, draft) if network is not None for tensor in network.parameters())
+    kept += sum(tensor.numel() for part in (vae.encoder, vae.quant_conv) if part for tensor in part.parameters())
+    whole = sum(tensor.numel() for part in tensors.values() for tensor in part.values())
+    return Outline(unet, vae, draft, whole, kept)

@@ -8,6 +8,14 @@ from pydantic import Field, field_validator, model_validator
 
 from threedgen import registry
 from threedgen.config import Config
+from threedgen.extras import EXTRAS, require
+
+
+def _require(backend: str) -> None:
+    """Raises ConfigError for a back end that is not installed."""
+    if backend in EXTRAS:
+        require(backend, f"backend: {backend}", "choose backend=auto")
+
 
 # --- encodings of a point --------------------------------------------------------------------------
 
@@ -21,9 +29,14 @@ class HashGridConfig(Config):
     log2_hashmap_size: int = Field(19, ge=4, le=24, description="at most 2**this entries per level")
     base_resolution: int = Field(16, ge=2, le=512, description="resolution of the coarsest level")
     per_level_scale: float = Field(1.447269237440378, ge=1.0, le=4.0, description="growth of the resolution per level")
-    backend: Literal["auto", "numba", "torch"] = Field(
-        "auto", description="auto: numba for float32 on a CPU, else torch"
+    backend: Literal["auto", "numba", "torch", "triton", "tinycudann"] = Field(
+        "auto",
+        description="auto: numba for float32 on a CPU, triton on a GPU where it is installed, else torch; tinycudann: "
+        "where it is installed",
     )
+
+    def check(self) -> None:
+        _require(self.backend)
 
     @model_validator(mode="after")
     def _finest(self) -> HashGridConfig:
@@ -150,7 +163,12 @@ class MarchConfig(Config):
         description="samples whose graph is held at a time: a training render with more is made twice, in chunks, with "
         "the same gradient; auto: as many as fit into a quarter of the free memory; null: all",
     )
-    backend: Literal["auto", "numba", "torch"] = Field("auto", description="auto: numba on a CPU, else torch")
+    backend: Literal["auto", "numba", "torch", "triton"] = Field(
+        "auto", description="auto: numba on a CPU, triton on a GPU where it is installed, else torch"
+    )
+
+    def check(self) -> None:
+        _require(self.backend)
 
 
 class OccupancyConfig(Config):

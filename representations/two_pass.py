@@ -11,7 +11,7 @@ the exchange of gradients between devices (DDP) therefore see no difference from
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache
 from typing import Any
@@ -50,7 +50,7 @@ class _TwoPass(Function):
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in {"cpu", *(p.device.type for p in parameters)}
         ]
-        columns = zip(*(look(part) for part in parts), strict=True)
+        columns = zip(*_each(parts, look), strict=True)
         return tuple(None if column[0] is None else torch.cat(column) for column in columns)
 
     @staticmethod
@@ -60,16 +60,7 @@ class _TwoPass(Function):
         parameters = ctx.saved_tensors
         learnt = [p for p, needed in zip(parameters, ctx.needs_input_grad[2:], strict=True) if needed]
         sums: list[Tensor | None] = [None] * len(learnt)
-        waiting = list(reversed(ctx.parts))
-        while waiting:
-            part = waiting.pop()
-            try:
-                found = _learn(ctx, part, gradients, learnt)
-            except torch.OutOfMemoryError:
-                if part.stop - part.start < 2:
-                    raise
-                waiting += _halves(part)
-                continue
+        for found in _each(ctx.parts, lambda part: _learn(ctx, part, gradients, learnt)):
             for k, gradient in enumerate(found):
                 if gradient is not None:
                     total = sums[k]
@@ -96,11 +87,21 @@ def _learn(ctx: Any, part: slice, gradients: Outputs, parameters: list[Tensor]) 
     return torch.autograd.grad(wanted, parameters, given, allow_unused=True)
 
 
-def _halves(part: slice) -> list[slice]:
-    """A part of two rays or more as two, the first one last."""
-    middle = (part.start + part.stop) // 2
-    _say_halved()
-    return [slice(middle, part.stop), slice(part.start, middle)]
+def _each(parts: Sequence[slice], work: Look) -> Iterator[Outputs]:
+    """work(part) for one part after the other; one that does not fit into the memory of a GPU is halved."""
+    waiting = list(reversed(parts))
+    while waiting:
+        part = waiting.pop()
+        try:
+            found = work(part)
+        except torch.OutOfMemoryError:
+            if part.stop - part.start < 2:
+                raise
+            middle = (part.start + part.stop) // 2
+            waiting += [slice(middle, part.stop), slice(part.start, middle)]
+            _say_halved()
+        else:
+            yield found
 
 
 @cache

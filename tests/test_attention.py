@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models import attention_processor
 from diffusers.models.attention_processor import Attention
 from tiny_prior import TEXT_WIDTH, tiny_unet
 from torch import Tensor
 
-from threedgen.guidance.attention import MultiviewAttnProcessor, make_multiview, predict, set_views
+from threedgen.guidance.attention import (
+    MultiviewAttnProcessor,
+    make_multiview,
+    predict,
+    set_attention,
+    set_views,
+)
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +198,28 @@ def test_impossible_calls_are_named(unet: UNet2DConditionModel) -> None:
     with pytest.raises(ValueError, match="no camera branch"):
         predict(plain, x, t, text, camera)
     assert predict(plain, x, t, text, None, 2).shape == x.shape
+
+
+def test_xformers_computes_the_same_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in under xformers' name and signature: tokens joined before it, everything else as ever."""
+    lengths = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, attn_bias: Any, op: Any, scale: float) -> Tensor:
+        assert attn_bias is None and op is None
+        lengths.append((q.shape[1], k.shape[1]))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+
+    ops = SimpleNamespace(memory_efficient_attention=attend)
+    monkeypatch.setattr(attention_processor, "xformers", SimpleNamespace(ops=ops))
+    network, (x, t, text, camera) = tiny_unet(), inputs()
+    with torch.no_grad():
+        wanted = predict(network, x, t, text, camera, 4)
+        assert not lengths
+        set_attention(network, "xformers")
+        make_multiview(network)  # as a pipeline of the same network does
+        torch.testing.assert_close(predict(network, x, t, text, camera, 4), wanted)
+    assert (4 * 64, 4 * 64) in lengths and (64, 5) in lengths
+    set_attention(network, "sdpa")
+    lengths.clear()
+    with torch.no_grad():
+        assert torch.equal(predict(network, x, t, text, camera, 4), wanted) and not lengths

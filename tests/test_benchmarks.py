@@ -10,7 +10,7 @@ import torch
 from tiny_prior import tiny_prior
 
 from benchmarks import __main__ as command
-from benchmarks import breakdown, hashgrid, memory, scene, step
+from benchmarks import breakdown, hashgrid, memory, mvdream, scene, step
 from benchmarks.clock import interleaved, machine, ratio
 from benchmarks.scene import Bench, Stepper
 from benchmarks.table import Table
@@ -115,3 +115,37 @@ def test_memory_falls_with_the_chunk_and_the_gradient_stays() -> None:
     assert [whole["march.chunk"], parts["march.chunk"]] == ["null (one pass)", "4096"]
     assert float(parts["gradient norm"]) == pytest.approx(float(whole["gradient norm"]), rel=1e-5)
     assert float(parts["MiB"]) < 0.5 * float(whole["MiB"])
+
+
+NARROW = {
+    "sample_size": 8, "block_out_channels": (32, 32), "attention_head_dim": 4, "use_linear_projection": True,
+    "cross_attention_dim": 64, "layers_per_block": 1, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}  # fmt: skip
+
+
+def test_the_steps_at_full_size_at_a_tiny_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mvdream, "UNET", NARROW)
+    short = {"block_out_channels": (32, 32), "down_block_types": ("DownEncoderBlock2D",) * 2}
+    monkeypatch.setattr(mvdream, "VAE", short | {"up_block_types": ("UpDecoderBlock2D",) * 2})
+    monkeypatch.setattr(mvdream, "matmul_rate", lambda *where: 1e9)
+    words = [
+        *TINY, "size={0: 8, 4: 16}", "occupancy.warmup=3", "prior.dtype=fp32", "trainer.precision=32-true",
+        "trainer.accelerator=cpu", "groups=1",
+    ]  # fmt: skip
+    assert command.main(["mvdream", "--rounds", "1", "--size", "16", "--out", str(tmp_path), *words]) == 0
+    steps, unet = json.loads((tmp_path / "benchmarks.json").read_text())["tables"]
+    assert [(row["config"], row["step"]) for row in steps["rows"]] == [
+        (config, variant) for config in mvdream.CONFIGS for variant in mvdream.VARIANTS
+    ]
+    for row in steps["rows"]:
+        parts = [row[f"{part}, ms"] for part in mvdream.PARTS]
+        assert min(parts) > 0 and sum(parts) == pytest.approx(1e3 * row["seconds"])
+        assert row["peak GB"] == "not measured"
+    (call,) = unet["rows"]
+    assert call["images"] == 8 and call["TFLOP"] > 0 and call["products, TFLOP/s"] == 1e-3
+    assert call["times their time"] == pytest.approx(call["ms"] * 1e-3 * 1e-3 / call["TFLOP"])
+    with pytest.raises(ConfigError, match="--size: the config renders at 8, 16 pixels, not at 32"):
+        mvdream.tables(32, 1, words)

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from interpreted import BACKENDS, KERNELS
 from parity_files import parity_files
 from torch import Tensor
 
 from threedgen.errors import ConfigError
-from threedgen.representations.hashgrid import autograd, numba_kernels, torch_twin
+from threedgen.representations.hashgrid import numba_backend, numba_kernels, torch_twin
 from threedgen.representations.hashgrid.encoding import Frequency, HashGrid, position_gradient
 from threedgen.representations.hashgrid.torch_twin import grid_levels
 from threedgen.representations.options import FrequencyConfig, HashGridConfig
 
-BACKENDS = ["torch", "numba"]
 SMALL = HashGridConfig(n_levels=6, log2_hashmap_size=9, base_resolution=4, per_level_scale=1.6)  # dense and hashed
 
 
@@ -69,20 +69,22 @@ def test_features_and_their_slopes_are_those_of_tiny_cuda_nn(file: Path, backend
     x = torch.from_numpy(data["positions"]).requires_grad_()
     encoded = grid(x)
     close(encoded.detach(), torch.from_numpy(data["encoded"]), 1e-3)
-    columns = encoded.unbind(dim=1)
+    few = slice(None, None, 11 if backend == "triton" else 1)  # its interpreter is slow
+    columns = encoded.unbind(dim=1)[few]
     slopes = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0] for column in columns]
-    close(torch.stack(slopes, dim=1), torch.from_numpy(data["d_encoded_d_pos"]), 1e-3)
+    close(torch.stack(slopes, dim=1), torch.from_numpy(data["d_encoded_d_pos"])[:, few], 1e-3)
 
 
 # --- kernels against their twin ---
 
 
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("n_features", [2, 3])
-@pytest.mark.parametrize("n_points", [1, 1000])
-def test_kernels_equal_their_twin_to_second_order(n_features: int, n_points: int) -> None:
-    grid = filled(HashGridConfig(**{**SMALL.model_dump(), "n_features": n_features}))
+@pytest.mark.parametrize("n_points", [1, 300])
+def test_kernels_equal_their_twin_to_second_order(n_features: int, n_points: int, name: str) -> None:
+    grid = filled(HashGridConfig(**{**SMALL.model_dump(), "n_features": n_features, "backend": name}))
     results = []
-    for backend in (torch_twin, autograd):
+    for backend in (torch_twin, grid.backend()):
         x, table = points(n_points).requires_grad_(), grid.table.detach().clone().requires_grad_()
         grad = rand_like(torch.empty(n_points, grid.output_dim), 2).requires_grad_()
         out = backend.encode(x, table, grid.levels)
@@ -131,13 +133,16 @@ def test_no_position_gradient_unless_asked(monkeypatch: pytest.MonkeyPatch) -> N
     assert grid.table.grad is not None and grid.table.grad.abs().max() > 0
 
 
-def test_gradients_in_any_memory_order() -> None:
-    grid, x = filled(SMALL), points(500)
+@pytest.mark.parametrize("backend", KERNELS)
+def test_gradients_in_any_memory_order(backend: str) -> None:
+    grid, x = filled(SMALL.model_copy(update={"backend": backend})), points(500)
     grad = rand_like(torch.empty(500, grid.output_dim), 6)
     (rows,) = torch.autograd.grad(grid(x), grid.table, grad)
     (columns,) = torch.autograd.grad(grid(x), grid.table, grad.t().contiguous().t())
     (part,) = torch.autograd.grad(grid(x), grid.table, torch.stack([grad, grad], dim=-1)[..., 0])
     assert torch.equal(rows, columns) and torch.equal(rows, part)
+    (scattered,) = torch.autograd.grad(grid(x.t().contiguous().t()), grid.table, grad)
+    assert torch.equal(rows, scattered)
 
 
 def test_bits_do_not_depend_on_threads() -> None:
@@ -259,7 +264,7 @@ def test_default_is_the_usual_grid() -> None:
 
 
 def test_backend_falls_back_or_says_why_not() -> None:
-    assert filled(SMALL).backend() is autograd
+    assert filled(SMALL).backend().kernels is numba_backend
     assert filled(SMALL).double().backend() is torch_twin
     with pytest.raises(ConfigError, match="'numba' computes float32 on a CPU, not torch.float64"):
         filled(SMALL.model_copy(update={"backend": "numba"})).double()(points(3).double())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreted import BACKENDS, KERNELS
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -23,7 +24,7 @@ from threedgen.representations.march import (
 )
 from threedgen.representations.options import MarchConfig
 
-BACKENDS = ("numba", "torch")
+PLACING = ("numba", "torch")  # triton leaves that to torch
 
 
 def rays(n: int, seed: int, distance: float = 2.5) -> tuple[Tensor, Tensor]:
@@ -57,7 +58,7 @@ def test_backends_place_the_same_samples(sampler, bound, radius, jittered, size)
     jitter = torch.rand(300, generator=torch.Generator().manual_seed(1)) if jittered else None
     grid = blobs(size, 3) if size else None
     found = []
-    for name in BACKENDS:
+    for name in PLACING:
         options = MarchConfig(sampler=sampler, bound=bound, radius=radius, samples=60, backend=name)
         found.append(march(origins, directions, options, grid, jitter))
     for name in ("ray_index", "t_start", "t_end", "start", "count"):
@@ -79,7 +80,7 @@ def test_skipping_drops_empty_cells_and_nothing_else(seed, distance, samples, si
     grid = blobs(size, seed, part)
     pair = [
         march(origins, directions, MarchConfig(samples=samples, bound="box", backend=name), grid)
-        for name in BACKENDS
+        for name in PLACING
     ]
     assert torch.equal(pair[0].ray_index, pair[1].ray_index)
     assert torch.equal(pair[0].t_start, pair[1].t_start)
@@ -136,8 +137,9 @@ def test_near_and_inside():
     assert float(samples.t_end.max()) == pytest.approx(1.25, abs=0.02)
 
 
-@pytest.mark.parametrize("counts", [[5, 0, 3, 1], [0, 0], [], [40] * 6])
-def test_compositing_and_its_gradients_agree_with_the_twin(counts):
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("counts", [[5, 0, 3, 1], [0, 0], [], [40, 64, 65, 200]])
+def test_compositing_and_its_gradients_agree_with_the_twin(counts, kernels):
     samples, sigma, values = packed(counts, seed=11, channels=4)
     g = torch.Generator().manual_seed(12)
     pulls = [
@@ -145,7 +147,7 @@ def test_compositing_and_its_gradients_agree_with_the_twin(counts):
         for s in ((len(counts), 4), (len(counts), 1), (len(counts), 1), (len(sigma),))
     ]
     results, grads = [], []
-    for name in BACKENDS:
+    for name in (kernels, "torch"):
         s, v = sigma.clone().requires_grad_(), values.clone().requires_grad_()
         out = composite(s, v, samples, name)
         loss = sum((a * b).sum() for a, b in zip(out, pulls, strict=True)) + (out.opacity * out.depth).sum()
@@ -157,11 +159,12 @@ def test_compositing_and_its_gradients_agree_with_the_twin(counts):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("part", range(4))
-def test_gradients_of_one_output_alone(part):
+def test_gradients_of_one_output_alone(part, kernels):
     samples, sigma, values = packed([7, 2, 9], seed=21)
     grads = []
-    for name in BACKENDS:
+    for name in (kernels, "torch"):
         s = sigma.clone().requires_grad_()
         grads.append(torch.autograd.grad(composite(s, values, samples, name)[part].square().sum(), s)[0])
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)

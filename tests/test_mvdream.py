@@ -13,8 +13,11 @@ from parity_files import parity_files
 from tiny_prior import TEXT_WIDTH, cpu, output, tiny_prior
 from torch import Tensor
 
+from threedgen import extras
+from threedgen.config import ConfigError
 from threedgen.guidance import diffusion, mvdream
 from threedgen.guidance.mvdream import MVDream, camera_vector, script_cameras
+from threedgen.guidance.options import MVDreamConfig
 from threedgen.poses import opengl_to_blender
 
 
@@ -113,6 +116,31 @@ def test_latents_become_images(prior: MVDream) -> None:
     assert image.shape == (2, 16, 16, 3) and image.min() >= 0 and image.max() <= 1
     raw = prior.vae.decode(z / 0.18215).sample.permute(0, 2, 3, 1)
     torch.testing.assert_close(image, ((raw + 1) / 2).clamp(0, 1))
+
+
+def test_what_distillation_does_not_need_is_given_up() -> None:
+    whole, part = tiny_prior(), tiny_prior()
+    size = sum(p.numel() for network in part.networks.values() for p in network.parameters())
+    gone = sum(p.numel() for p in [*part.text_encoder.parameters(), *part.vae.decoder.parameters()])
+    gone += sum(p.numel() for p in part.vae.post_quant_conv.parameters())
+    text, rgb = whole.encode_prompt(["a red dog"]).repeat(4, 1, 1), torch.rand(4, 16, 16, 3, generator=cpu())
+    part.release()
+    left = sum(p.numel() for network in part.to("cpu").networks.values() for p in network.parameters())
+    assert left == size - gone and set(part.networks) == {"unet", "vae"}
+    x, t = torch.randn(4, 4, 8, 8, generator=cpu()), torch.full((4,), 500)
+    found, wanted = (
+        [prior.encode_images(rgb, cpu()), prior.denoise(x, t, text, script_cameras(4), 4)] for prior in (part, whole)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_xformers_is_asked_for_only_where_it_can_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = MVDreamConfig(attention="xformers")
+    with pytest.raises(ConfigError, match="attention: 'xformers' computes on a CUDA device, not on cpu"):
+        mvdream.build(options, "cpu")
+    monkeypatch.setattr(extras, "installed", lambda module: False)
+    with pytest.raises(ConfigError, match=r"attention: xformers needs the package xformers: pip install 'threedgen\["):
+        options.check()
 
 
 # ---------------------------------------------------------------- noise and samples

@@ -13,6 +13,7 @@ from diffusers import EulerDiscreteScheduler
 from PIL import Image
 from tiny_prior import cpu, drafting_prior, tiny_prior
 
+from threedgen import folder
 from threedgen.guidance.mvdream import MVDream, script_poses
 from threedgen.guidance.pipeline import MVDreamPipeline
 
@@ -126,6 +127,29 @@ def test_parts_are_shared_and_may_be_offloaded(prior: MVDream) -> None:
     networks = {name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     assert set(pipeline.model_cpu_offload_seq.split("->")) - {"draft"} == networks - {"draft"}
     assert ("draft" in networks) == (prior.draft is not None)
+
+
+def test_the_embedded_folder_is_a_pipeline() -> None:
+    """What diffusers reads there draws what our own reader draws."""
+    pipeline = MVDreamPipeline.from_pretrained(folder("weights") / "toybox-prior", torch_dtype=torch.float32)
+    assert pipeline.draft is not None
+    ours = MVDream.load("embedded", dtype="fp32")
+    wanted = ours.sample("a blue dog", script_poses(4), steps=2, guidance_scale=3, generator=cpu())
+    found = draw(pipeline, "a blue dog", num_inference_steps=2)
+    assert found.shape == (4, ours.image_size, ours.image_size, 3)
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-3)
+
+
+def test_offload_hooks_change_nothing(prior: MVDream) -> None:
+    """accelerate's hooks, with the CPU in the place of the GPU; they are set anew after each call."""
+    pytest.importorskip("accelerate")
+    wanted = draw(prior.pipeline())
+    pipeline = drafting_prior().pipeline() if prior.draft is not None else tiny_prior().pipeline()
+    pipeline.enable_model_cpu_offload(device="cpu")
+    assert len(pipeline._all_hooks) == (3 if prior.draft is None else 4)
+    for _ in range(2):
+        np.testing.assert_array_equal(draw(pipeline), wanted)
+    assert all(hasattr(network, "_hf_hook") for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
 
 
 @pytest.mark.gpu

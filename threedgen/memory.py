@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
+
+from threedgen.errors import ConfigError
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -29,6 +32,15 @@ def free_bytes(device: torch.device) -> int:
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     container = _container()
     return _available() if container is None else min(_available(), container)
+
+
+@contextmanager
+def enough_memory(doing: str, remedy: str) -> Iterator[None]:
+    """Inside, the OutOfMemoryError of a GPU becomes a ConfigError: what was done, and what to set."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise ConfigError(f"{doing} takes more memory than the GPU has free: {remedy}") from None
 
 
 def _available() -> int:

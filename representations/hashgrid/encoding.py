@@ -6,21 +6,27 @@ An encoding is a module with `output_dim` that maps x (N, 3) in [0, 1]^3 to (N, 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from threedgen.errors import ConfigError
 from threedgen.representations.options import FrequencyConfig, HashGridConfig
 
+from ..backends import choose
+from .autograd import Differentiable
 from .torch_twin import grid_levels
 
-# Modules with encode(x, table, levels) and position_gradient(x, table, grad, levels), imported at need.
-BACKENDS = {
-    "torch": "threedgen.representations.hashgrid.torch_twin",
-    "numba": "threedgen.representations.hashgrid.autograd",
+KERNELS = {
+    "numba": "threedgen.representations.hashgrid.numba_backend",
+    "triton": "threedgen.representations.hashgrid.triton_kernels",
 }
+"""Modules of bare kernels, which `Differentiable` makes differentiable; imported at need."""
+DIFFERENTIABLE = {
+    "torch": "threedgen.representations.hashgrid.torch_twin",
+    "tinycudann": "threedgen.representations.hashgrid.tinycudann_grid",
+}
+"""Modules with encode(x, table, levels) and position_gradient(x, table, grad, levels)."""
 
 
 def position_gradient(encoding: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
@@ -54,16 +60,12 @@ class HashGrid(nn.Module):
         table = torch.rand(self.levels.entries, o.n_features, generator=generator)
         self.table = nn.Parameter((2 * table - 1) * 1e-4)
 
-    def backend(self) -> ModuleType:
-        """The module that computes: the one asked for, else numba where it can run. Raises ConfigError."""
-        name = self.options.backend
-        kernels_can = self.table.device.type == "cpu" and self.table.dtype == torch.float32
-        if name == "auto":
-            name = "numba" if kernels_can else "torch"
-        elif name == "numba" and not kernels_can:
-            where = f"{self.table.dtype} on {self.table.device.type}"
-            raise ConfigError(f"backend: 'numba' computes float32 on a CPU, not {where}; choose 'auto' or 'torch'")
-        return importlib.import_module(BACKENDS[name])
+    def backend(self) -> Any:
+        """What computes, see `backends.choose`. Raises ConfigError."""
+        name = choose(self.options.backend, self.table.device, self.table.dtype)
+        if name in KERNELS:
+            return Differentiable(importlib.import_module(KERNELS[name]))  # type: ignore[arg-type]
+        return importlib.import_module(DIFFERENTIABLE[name])
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3) -> (N, L*F)."""

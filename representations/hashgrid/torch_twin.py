@@ -15,6 +15,7 @@ Convention (tiny-cuda-nn), for level l of a grid with base resolution b, growth 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,10 @@ class Levels(NamedTuple):
     resolution: np.ndarray  # (L,) uint32, grid points per axis
     offset: np.ndarray  # (L+1,) uint32, first entry of each level in the table; last: number of entries
     hashed: np.ndarray  # (L,) bool, False where the table holds the whole cube
+    n_levels: int
+    log2_entries: int  # at most 2 to this entries in a level
+    base: int  # resolution of the coarsest level
+    growth: float  # of the resolution from level to level
 
     @property
     def entries(self) -> int:
@@ -52,6 +57,10 @@ def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per
         resolution=resolution.astype(np.uint32),
         offset=np.cumsum([0, *entries]).astype(np.uint32),
         hashed=np.array([count > 2**log2_hashmap_size for count in dense]),
+        n_levels=n_levels,
+        log2_entries=log2_hashmap_size,
+        base=base_resolution,
+        growth=per_level_scale,
     )
 
 
@@ -92,7 +101,9 @@ def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
     return torch.cat(features, dim=-1)
 
 
-def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor:
+def position_gradient(
+    x: Tensor, table: Tensor, grad: Tensor, levels: Levels, encode: Callable[[Tensor, Tensor, Levels], Tensor] = encode
+) -> Tensor:
     """d<grad, encode(x)>/dx, (N, 3), for grad (N, L*F); differentiable in all three if grad mode is on."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():

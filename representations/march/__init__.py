@@ -1,13 +1,14 @@
-"""Ray marching and compositing over packed samples: one interface, a torch twin and numba kernels.
+"""Ray marching and compositing over packed samples: one interface, a torch twin and kernels.
 
 Samples of all rays lie one after the other in flat arrays, sorted by ray; ``start`` and ``count`` say which
 belong to a ray. Sample k of a ray covers [t_k, t_k + step] with t_k = entry + (k + jitter) * step and is kept
-when its midpoint lies inside the bound and, if a grid is given, in an occupied cell. Both back ends return
-the same samples.
+when its midpoint lies inside the bound and, if a grid is given, in an occupied cell. All back ends
+return the same samples.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends import choose
+
 if TYPE_CHECKING:
     from ..options import MarchConfig
+
+MODULES = {
+    "torch": "threedgen.representations.march.torch_twin",
+    "numba": "threedgen.representations.march.numba_kernels",
+    "triton": "threedgen.representations.march.triton_kernels",
+}
+"""Modules with march, positions, composite and visible; imported at need."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +172,8 @@ def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto
 
     w_i = T_i (1 - exp(-sigma_i dt_i)) with T_i = exp(-sum_(j<i) sigma_j dt_j), for sigma (N,) >= 0 and values
     (N, C). Gives sum w v, opacity = sum w, depth = sum w t (not normalised) and w; all four are
-    differentiable with respect to sigma, the first also with respect to values. The numba back end works in
-    float32 and differentiates once, the torch twin any number of times.
+    differentiable with respect to sigma, the first also with respect to values. Kernels work in float32 and
+    differentiate once, the torch twin any number of times.
     """
     return backend(sigma, name).composite(sigma, values, samples)
 
@@ -191,11 +201,5 @@ def depth_variance(result: Composite, samples: Samples, normalised: bool = False
 
 
 def backend(like: Tensor, name: str = "auto") -> ModuleType:
-    """The module that does the work: numba for CPU tensors, torch elsewhere or when asked for."""
-    if name == "torch" or (name == "auto" and like.device.type != "cpu"):
-        from . import torch_twin
-
-        return torch_twin
-    from . import numba_kernels
-
-    return numba_kernels
+    """The module that does the work where `like` is, see `backends.choose`. Raises ConfigError."""
+    return importlib.import_module(MODULES[choose(name, like.device)])

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError
 
 from threedgen.errors import ConfigError
-from threedgen.export.extras import require_parts
 from threedgen.export.simplify import BudgetTooSmall, simplify
+from threedgen.extras import require
 
 Array = NDArray[Any]
 Part = tuple[Array, Array]
@@ -56,7 +56,7 @@ def convex_parts(vertices: Array, faces: Array, seed: int = 0) -> list[Part]:
 
     vertices (V, 3), faces (F, 3), welded. Raises ConfigError if the library is not there.
     """
-    require_parts()
+    require("coacd", "collision: parts", "take collision=hull")
     import coacd
 
     try:

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from threedgen import runs
 from threedgen.config import Config
 from threedgen.errors import ConfigError, short
-from threedgen.export.extras import require_parts, require_usd
+from threedgen.extras import require
 from threedgen.options import TaskConfig
 
 CHECKPOINTS = "checkpoints"
@@ -112,9 +112,9 @@ class AssetConfig(Config):
 
     def check(self) -> None:
         if "usdz" in self.formats:
-            require_usd()
+            require("pxr", "formats: usdz", "leave usdz out")
         if self.collision == "parts":
-            require_parts()
+            require("coacd", "collision: parts", "take collision=hull")
         super().check()
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from threedgen.errors import ConfigError
-from threedgen.export.extras import require_usd
 from threedgen.export.glb import to_gltf_axes
 from threedgen.export.textured import TexturedMesh
+from threedgen.extras import require
 
 
 def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -> bytes:
     """A package with the mesh, metres, y up, front +z, and its material (UsdPreviewSurface). Raises ConfigError."""
-    require_usd()
+    require("pxr", "formats: usdz", "leave usdz out")
     from pxr import Gf, Kind, Sdf, Usd, UsdGeom, UsdShade, UsdUtils, Vt
 
     prim = "".join(c if c.isalnum() and c.isascii() else "_" for c in name)

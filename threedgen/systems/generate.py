@@ -6,6 +6,7 @@ by (seed, step, purpose), so a resumed run goes on exactly.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from torch.nn import functional as F
 
 from threedgen import losses, registry
 from threedgen.cameras import Cameras, orbit, sample_multiview
-from threedgen.config import at, dump
+from threedgen.config import ConfigError, at, dump
 from threedgen.images import grid, write_png
-from threedgen.memory import free_bytes
+from threedgen.memory import enough_memory, free_bytes
 from threedgen.representations.march import step_size
 from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.render import Render, render, sample_bytes, samples_that_fit
@@ -27,8 +28,12 @@ from threedgen.seeding import generator
 
 from .options import GenerateConfig
 
+logger = logging.getLogger(__name__)
+
 EVAL_CHUNK = 1 << 20
 """Samples rendered at a time where no gradient is needed."""
+SOME = 1 << 18
+"""Samples assumed to be too many where chunks are off and the render itself ran out of memory."""
 
 
 class GenerateSystem(pl.LightningModule):
@@ -66,6 +71,9 @@ class GenerateSystem(pl.LightningModule):
         self.unregistered = (prior,)
         self.distill: Any = registry.build("distillation", config.distillation, prior.schedule, self.max_steps)
         self.chunks: dict[str, int] = {}
+        self.again = False
+        self.held: int | None = None  # samples whose graph the last render held
+        self.most: int | None = None  # a bound on chunks, since memory ran out
         self.terms: dict[str, float] = {}
         self.metrics: dict[str, float] = {}
 
@@ -94,7 +102,7 @@ class GenerateSystem(pl.LightningModule):
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step = int(batch)
-        if self.occupancy is not None:
+        if self.occupancy is not None and not self.again:  # a step that is repeated finds it up to date
             self.occupancy.update(self.field.density, step, generator(self.config.seed, step, "occupancy"))
         warm = step < self.config.warm_start.steps
         self.terms, loss = (self.fit_views if warm else self.distillation_loss)(step)
@@ -152,18 +160,26 @@ class GenerateSystem(pl.LightningModule):
         light = cameras.light.to(self.device).repeat_interleave(cameras.height * cameras.width, 0)
         rng = self.rng(step, "render")
         shading = self.material.draw(step, training, rng)
+        chunk = self.held = self.chunk(normals or shading.lit) if grad else EVAL_CHUNK
         with torch.set_grad_enabled(grad):
-            return render(
+            seen = render(
                 self.field, self.background, self.material, self.occupancy, self.config.march, origins, directions,
                 generator=rng, training=training, step=step, light=light, need_normals=normals, shading=shading,
-                chunk=self.chunk(normals or shading.lit) if grad else EVAL_CHUNK,
+                chunk=chunk,
             )  # fmt: skip
+        self.held = min(chunk or len(seen.samples), len(seen.samples))
+        return seen
 
     def chunk(self, normals: bool) -> int | None:
         """Samples whose graph is held at a time, as the config says or as the free memory is when it is first asked.
 
         A resumed run keeps what was chosen: the number decides the last bits of a gradient.
         """
+        chosen = self._chosen(normals)
+        return chosen if self.most is None else min(self.most, chosen or self.most)
+
+    def _chosen(self, normals: bool) -> int | None:
+        """By config or free memory."""
         asked = self.config.march.chunk
         if asked != "auto":
             return asked
@@ -172,6 +188,34 @@ class GenerateSystem(pl.LightningModule):
             need = sample_bytes(self.field, self.background, self.material, self.config.march, normals, self.device)
             self.chunks[kind] = samples_that_fit(free_bytes(self.device), need)
         return self.chunks[kind]
+
+    def optimizer_step(self, *given: Any, **more: Any) -> None:
+        """A step that does not fit into the memory of a GPU is made once more in smaller chunks.
+
+        Its random numbers are the same again. Raises ConfigError, which says what to set, if that is not enough, and
+        at once with several devices, which wait for each other within a step.
+        """
+        remedy = "set march.chunk=65536 or less, groups=1, a smaller size, or prior.dtype=bf16, and go on with --resume"
+        try:
+            return super().optimizer_step(*given, **more)
+        except torch.OutOfMemoryError:
+            if self.trainer.world_size > 1:
+                raise ConfigError(f"{self._where()} takes more memory than the GPU has free: {remedy}") from None
+        # after the handler nothing holds the graph any more
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.most = max(1, (self.held or SOME) // 4)
+        logger.warning(
+            "%s ran out of memory: from now on %d samples are rendered at a time (march.chunk)",
+            self._where(), self.most,
+        )  # fmt: skip
+        self.again = True
+        with enough_memory(self._where(), remedy):
+            super().optimizer_step(*given, **more)
+        self.again = False
+
+    def _where(self) -> str:
+        return f"step {self.global_step} on {self.device}"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["chunks"] = self.chunks

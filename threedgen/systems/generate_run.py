@@ -20,8 +20,10 @@ from threedgen.images import grid, write_png
 from threedgen.interrupts import Interrupts
 from threedgen.ledger import read_summary, write_summary
 from threedgen.loop import Status, fit, set_threads
+from threedgen.memory import enough_memory
 from threedgen.progress import silence_lightning
 from threedgen.prompts import tidy, warn_about
+from threedgen.representations.backends import choose
 from threedgen.seeding import generator
 from threedgen.viewer.report import PAGE, write_report
 
@@ -76,11 +78,15 @@ def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool =
         return Status.FINISHED
     silence_lightning()
     set_threads(config.threads)
+    check_backends(config)
     say_weights(config.prior, quiet)
-    prior = load_prior(config.prior, config.trainer.accelerator)
-    notes = warn_about(config.prompt, prior)
-    text = embeddings(folder, prior, prompt, config.negative_prompt)
-    views, cameras = preview(config, prior, prompt, folder)
+    with enough_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
+        prior = load_prior(config.prior, config.trainer.accelerator)
+        notes = warn_about(config.prompt, prior)
+        text = embeddings(folder, prior, prompt, config.negative_prompt)
+        views, cameras = preview(config, prior, prompt, folder)
+    if hasattr(prior, "release"):
+        prior.release()  # no more text, no more pictures
     system = GenerateSystem(config, prior, text, views if config.warm_start.steps else None, cameras)
     with Interrupts() as interrupts:
         prepared = time.monotonic()
@@ -112,6 +118,16 @@ def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool =
 def _asset_file(figures: dict[str, Any]) -> list[str]:
     """The asset's file, if there is one: a run that has lost it makes it again."""
     return [figures["asset"]["file"]] if "asset" in figures else []
+
+
+def check_backends(config: GenerateConfig) -> None:
+    """Raises ConfigError for a back end that cannot compute on the device of this run."""
+    here = torch.device(device(config.trainer.accelerator))
+    for key, options in {"field.encoding": getattr(config.field, "encoding", None), "march": config.march}.items():
+        try:
+            choose(getattr(options, "backend", "auto"), here)
+        except ConfigError as error:
+            raise ConfigError(f"{key}.{error}") from None
 
 
 def _reason(system: GenerateSystem) -> str:

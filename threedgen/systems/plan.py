@@ -83,12 +83,12 @@ def plan(config: GenerateConfig) -> str:
     chunk, largest = system.chunk(normals), max(samples, default=0)
     held = largest if chunk is None else min(chunk, largest)
     bytes_of = {
-        "prior": 4.0 * prior.parameters,
+        "prior": 4.0 * prior.kept,
         "field and optimiser": STATE * sum(p.numel() * p.element_size() for p in system.parameters()),
         "graph of the VAE": max((stage.images for stage in stages), default=0) * vae_bytes(prior.vae, size),
         "graph of the render": BACKWARD * each * held,
     }
-    total, free = sum(bytes_of.values()), free_bytes(device)
+    total, free = max(4.0 * prior.parameters, sum(bytes_of.values())), free_bytes(device)
     passes = "one pass" if held == largest else f"two passes, {chunk} samples at a time"
     lines = [
         f"would generate: {prompt}",
@@ -126,7 +126,7 @@ def operations(prior: Outline, size: int, images: int, n_view: int) -> tuple[flo
 
     On the meta device. The way back ends at the pictures and not at the weights, so it costs as much as the way there.
     """
-    unet, vae, draft, _ = prior
+    unet, vae, draft = prior[:3]
     side, empty = size // 2 ** (len(vae.config["block_out_channels"]) - 1), partial(torch.empty, device="meta")
     views = n_view if n_view > 1 and unet.class_embedding is not None else 1
     x = empty(2 * images, unet.config["in_channels"], side, side)

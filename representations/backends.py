@@ -1,0 +1,46 @@
+"""Which implementation of the kernels computes: the one that a config asks for, or the fastest that can."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from threedgen.errors import ConfigError
+from threedgen.extras import EXTRAS, installed, require
+
+PLACES = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda"}
+"""Where each computes, float32 everywhere; plain torch computes anything anywhere."""
+
+
+def choose(asked: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """A name for "auto": numba on a CPU, triton on a GPU where it is installed, else torch; other names are checked.
+
+    Where deterministic algorithms are demanded (trainer.deterministic=true) auto leaves out triton, which adds to the
+    hash grid's gradient in any order.
+    Raises ConfigError for a back end that is not installed, or cannot compute this dtype on this device.
+    """
+    if asked == "auto":
+        fast = ("numba",) if _strict() else ("numba", "triton")
+        able = [name for name in fast if _can(name, device, dtype) and installed(name)]
+        return able[0] if able else "torch"
+    if asked in EXTRAS:
+        require(asked, f"backend: {asked}", "choose backend=auto")
+    if asked != "torch" and not _can(asked, device, dtype):
+        place = "a CPU" if PLACES[asked] == "cpu" else "a CUDA device"
+        raise ConfigError(
+            f"backend: {asked!r} computes float32 on {place}, not {dtype} on {device.type}; choose 'auto' or 'torch'"
+        )
+    return asked
+
+
+def _can(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Triton's interpreter, for tests, computes on a CPU too."""
+    interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    return dtype == torch.float32 and (device.type == PLACES[name] or interpreted)
+
+
+def _strict() -> bool:
+    """Are deterministic algorithms demanded, not only wished for?"""
+    wished = torch.are_deterministic_algorithms_enabled()
+    return wished and not torch.is_deterministic_algorithms_warn_only_enabled()

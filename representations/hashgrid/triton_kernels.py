@@ -1,0 +1,248 @@
+"""The hash grid on a GPU: Triton kernels, of tensors, with the convention of torch_twin.py.
+
+The three kernels are those of numba_kernels.py, whose algebra holds here too: features, what goes back to the table,
+what goes back to the points, and the first two along a direction. One program works on a block of points in one level
+(of the points' gradient, in all levels: it has one writer). Blocks of one level run one after the other, so that its
+table stays in the second-level cache. Additions to the table are atomic: their order, and with it the last bits of its
+gradient, changes from run to run.
+
+Inside the kernels: x and direction (N, 3), features and their gradients (L*F, N), table (entries, F), all contiguous
+float32; `scales` (L,) float32, `geometry` (L, 4) int32: resolution, first entry, entries, is it hashed.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .torch_twin import Levels
+
+BLOCK = 256  # points of a program
+
+
+@triton.jit
+def _inside(x):
+    """Clamped to [0, 1]; NaN counts as 0."""
+    return tl.where(x > 0, tl.minimum(x, 1.0), 0.0)
+
+
+@triton.jit
+def _speed(x, scale):
+    """Cells per unit of motion: 0 for a coordinate that is clamped."""
+    return tl.where((x >= 0) & (x <= 1), scale, 0.0)
+
+
+@triton.jit
+def _point(x, at, there):
+    """The three coordinates of points, or of directions."""
+    return (
+        tl.load(x + at * 3, mask=there, other=0.0),
+        tl.load(x + at * 3 + 1, mask=there, other=0.0),
+        tl.load(x + at * 3 + 2, mask=there, other=0.0),
+    )
+
+
+@triton.jit
+def _cell(x, scale):
+    """Cell along one axis, and where in it."""
+    position = _inside(x) * scale + 0.5
+    cell = position.to(tl.int32)
+    return cell, position - cell.to(tl.float32)
+
+
+@triton.jit
+def _row(x, y, z, corner: tl.constexpr, resolution, entries, hashed):
+    """Entry, in its level, of a corner of cells; bits 0, 1, 2 of its number are its steps in x, y, z.
+
+    A hashed level has a power of two entries: modulo is a mask. A dense index is below twice the entries.
+    """
+    x, y, z = x + (corner & 1), y + ((corner >> 1) & 1), z + (corner >> 2)
+    mixed = x.to(tl.uint32) ^ (y.to(tl.uint32) * 2654435761) ^ (z.to(tl.uint32) * 805459861)
+    dense = x + resolution * (y + resolution * z)
+    dense = tl.where(dense >= entries, dense - entries, dense)
+    return tl.where(hashed != 0, mixed.to(tl.int32) & (entries - 1), dense)
+
+
+@triton.jit
+def _side(fraction, upper: tl.constexpr):
+    """Linear weight of the lower or upper corner of an axis."""
+    if upper:
+        side = fraction
+    else:
+        side = 1.0 - fraction
+    return side
+
+
+@triton.jit
+def _weight(x, y, z, u, v, w, corner: tl.constexpr, ALONG: tl.constexpr):
+    """Trilinear weight of a corner for the position (x, y, z) in the cell; ALONG: its derivative along (u, v, w)."""
+    a, b, c = _side(x, corner & 1), _side(y, (corner >> 1) & 1), _side(z, corner >> 2)
+    if ALONG:
+        p, q, r = _signed(u, corner & 1), _signed(v, (corner >> 1) & 1), _signed(w, corner >> 2)
+        weight = p * b * c + a * q * c + a * b * r
+    else:
+        weight = a * b * c
+    return weight
+
+
+@triton.jit
+def _signed(slope, upper: tl.constexpr):
+    """Derivative of `_side`, times a slope."""
+    if upper:
+        signed = slope
+    else:
+        signed = -slope
+    return signed
+
+
+@triton.jit
+def _level(scales, geometry, level):
+    """Scale, resolution, first entry, number of entries, and whether it is hashed."""
+    shape = geometry + level * 4
+    return tl.load(scales + level), tl.load(shape), tl.load(shape + 1), tl.load(shape + 2), tl.load(shape + 3)
+
+
+@triton.jit
+def _locate(x, direction, at, there, scale, ALONG: tl.constexpr):
+    """Cells, positions in them and, in cells, the motion along `direction`: three numbers each."""
+    px, py, pz = _point(x, at, there)
+    i, fx = _cell(px, scale)
+    j, fy = _cell(py, scale)
+    k, fz = _cell(pz, scale)
+    u, v, w = _speed(px, scale), _speed(py, scale), _speed(pz, scale)
+    if ALONG:
+        along_x, along_y, along_z = _point(direction, at, there)
+        u, v, w = u * along_x, v * along_y, w * along_z
+    return i, j, k, fx, fy, fz, u, v, w
+
+
+@triton.jit
+def _encode(x, direction, table, out, scales, geometry, n, F: tl.constexpr, PAIRS: tl.constexpr,
+            ALONG: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """out (L*F, N) <- features of the points, or their derivative along `direction`."""
+    level = tl.program_id(1)
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    f = tl.arange(0, PAIRS)
+    there = at < n
+    both = there[:, None] & (f < F)[None, :]
+    scale, resolution, first, entries, hashed = _level(scales, geometry, level)
+    i, j, k, fx, fy, fz, u, v, w = _locate(x, direction, at, there, scale, ALONG)
+    total = tl.zeros((BLOCK, PAIRS), tl.float32)
+    for corner in tl.static_range(8):
+        row = (first + _row(i, j, k, corner, resolution, entries, hashed)).to(tl.int64)
+        values = tl.load(table + row[:, None] * F + f[None, :], mask=both, other=0.0)
+        total += _weight(fx, fy, fz, u, v, w, corner, ALONG)[:, None] * values
+    tl.store(out + (level * F + f[None, :]).to(tl.int64) * n + at[:, None], total, mask=both)
+
+
+@triton.jit
+def _scatter(x, direction, grad, out, scales, geometry, n, F: tl.constexpr, PAIRS: tl.constexpr,
+             ALONG: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """out (entries, F) += gradient of the table for grad (L*F, N)."""
+    level = tl.program_id(1)
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    f = tl.arange(0, PAIRS)
+    there = at < n
+    both = there[:, None] & (f < F)[None, :]
+    scale, resolution, first, entries, hashed = _level(scales, geometry, level)
+    i, j, k, fx, fy, fz, u, v, w = _locate(x, direction, at, there, scale, ALONG)
+    given = tl.load(grad + (level * F + f[None, :]).to(tl.int64) * n + at[:, None], mask=both, other=0.0)
+    for corner in tl.static_range(8):
+        row = (first + _row(i, j, k, corner, resolution, entries, hashed)).to(tl.int64)
+        weight = _weight(fx, fy, fz, u, v, w, corner, ALONG)
+        tl.atomic_add(out + row[:, None] * F + f[None, :], weight[:, None] * given, mask=both, sem="relaxed")
+
+
+@triton.jit
+def _position_gradient(x, table, grad, out, scales, geometry, n, levels, F: tl.constexpr, PAIRS: tl.constexpr,
+                       BLOCK: tl.constexpr):  # fmt: skip
+    """out (N, 3) <- d<grad, encode(x)>/dx for grad (L*F, N)."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    f = tl.arange(0, PAIRS)
+    there = at < n
+    both = there[:, None] & (f < F)[None, :]
+    to_x, to_y, to_z = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    for level in range(levels):
+        scale, resolution, first, entries, hashed = _level(scales, geometry, level)
+        i, j, k, fx, fy, fz, u, v, w = _locate(x, x, at, there, scale, False)
+        given = tl.load(grad + (level * F + f[None, :]).to(tl.int64) * n + at[:, None], mask=both, other=0.0)
+        for corner in tl.static_range(8):
+            row = (first + _row(i, j, k, corner, resolution, entries, hashed)).to(tl.int64)
+            values = tl.load(table + row[:, None] * F + f[None, :], mask=both, other=0.0)
+            product = tl.sum(values * given, axis=1)
+            a, b, c = _side(fx, corner & 1), _side(fy, (corner >> 1) & 1), _side(fz, corner >> 2)
+            to_x += product * _signed(u, corner & 1) * b * c
+            to_y += product * a * _signed(v, (corner >> 1) & 1) * c
+            to_z += product * a * b * _signed(w, corner >> 2)
+    tl.store(out + at * 3, to_x, mask=there)
+    tl.store(out + at * 3 + 1, to_y, mask=there)
+    tl.store(out + at * 3 + 2, to_z, mask=there)
+
+
+# --- of tensors -------------------------------------------------------------------------------------------------
+
+
+def encode(x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
+    """Features (N, L*F) of points x (N, 3), or their derivative along direction (N, 3)."""
+    n, width = len(x), table.shape[1]
+    out = x.new_empty(len(levels.scale) * width, n)
+    _encode[_programs(n, levels)](
+        x.contiguous(), _rows(x, direction), table.contiguous(), out, *_on_device(levels, x.device), n,
+        F=width, PAIRS=triton.next_power_of_2(width), ALONG=direction is not None, BLOCK=BLOCK,
+    )  # fmt: skip
+    return out.t()
+
+
+def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
+    """Gradient of the table (entries, F) for grad (N, L*F), or its derivative along direction (N, 3)."""
+    n, width = len(x), grad.shape[1] // len(levels.scale)
+    out = x.new_zeros(levels.entries, width)
+    _scatter[_programs(n, levels)](
+        x.contiguous(), _rows(x, direction), grad.t().contiguous(), out, *_on_device(levels, x.device), n,
+        F=width, PAIRS=triton.next_power_of_2(width), ALONG=direction is not None, BLOCK=BLOCK,
+    )  # fmt: skip
+    return out
+
+
+def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor:
+    """d<grad, encode(x)>/dx, (N, 3), for grad (N, L*F)."""
+    n, width = len(x), table.shape[1]
+    out = x.new_empty(n, 3)
+    _position_gradient[(triton.cdiv(n, BLOCK),)](
+        x.contiguous(), table.contiguous(), grad.t().contiguous(), out, *_on_device(levels, x.device), n,
+        len(levels.scale), F=width, PAIRS=triton.next_power_of_2(width), BLOCK=BLOCK,
+    )  # fmt: skip
+    return out
+
+
+def _programs(n: int, levels: Levels) -> tuple[int, int]:
+    return triton.cdiv(n, BLOCK), len(levels.scale)
+
+
+def _rows(x: Tensor, direction: Tensor | None) -> Tensor:
+    """A direction as the kernels want it; x stands in for one that is not read."""
+    return x if direction is None else direction.contiguous()
+
+
+def _on_device(levels: Levels, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`scales` and `geometry`."""
+    lists = (levels.scale, levels.resolution, levels.offset, levels.hashed)
+    return _uploaded(device, *(tuple(values.tolist()) for values in lists))
+
+
+@lru_cache(maxsize=64)
+def _uploaded(
+    device: torch.device,
+    scale: tuple[float, ...],
+    resolution: tuple[int, ...],
+    offset: tuple[int, ...],
+    hashed: tuple[bool, ...],
+) -> tuple[Tensor, Tensor]:
+    """Kept, since each copy to a GPU would wait for it."""
+    entries = (after - before for before, after in zip(offset, offset[1:], strict=False))
+    rows = list(zip(resolution, offset[:-1], entries, hashed, strict=True))
+    return torch.tensor(scale, device=device), torch.tensor(rows, dtype=torch.int32, device=device)

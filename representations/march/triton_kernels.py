@@ -1,0 +1,162 @@
+"""Compositing on a GPU as Triton kernels; samples are placed by the torch twin.
+
+One program composites one ray, BLOCK samples at a time, and is the only writer of what it writes: results are the same
+bits every time. Everything is float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import Composite, Samples
+from .torch_twin import march, positions
+
+__all__ = ["composite", "march", "positions", "visible"]
+
+BLOCK = 64  # samples of a ray at a time
+
+
+@triton.jit
+def _interval(sigma, t_start, t_end, at, there):
+    """Optical depth, length and midpoint of samples; 0 where there is none."""
+    first = tl.load(t_start + at, mask=there, other=0.0)
+    last = tl.load(t_end + at, mask=there, other=0.0)
+    return tl.load(sigma + at, mask=there, other=0.0) * (last - first), last - first, 0.5 * (first + last)
+
+
+@triton.jit
+def _forward(sigma, values, t_start, t_end, start, count, weights, behind, total, opacity, depth,
+             C: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """behind (N,): the transmittance after each sample, kept for the backward pass."""
+    ray = tl.program_id(0).to(tl.int64)
+    begin, many = tl.load(start + ray), tl.load(count + ray)
+    k, c = tl.arange(0, BLOCK), tl.arange(0, WIDE)
+    passed, seen, far = 0.0, 0.0, 0.0
+    colour = tl.zeros((WIDE,), tl.float32)
+    for done in range(0, many, BLOCK):
+        there = done + k < many
+        at = begin + done + k
+        optical, _, middle = _interval(sigma, t_start, t_end, at, there)
+        before = passed + tl.cumsum(optical, axis=0) - optical
+        light, through = tl.exp(-before), tl.exp(-optical)
+        weight = light * (1.0 - through)
+        tl.store(weights + at, weight, mask=there)
+        tl.store(behind + at, light * through, mask=there)
+        both = there[:, None] & (c < C)[None, :]
+        value = tl.load(values + at[:, None] * C + c[None, :], mask=both, other=0.0)
+        colour += tl.sum(weight[:, None] * value, axis=0)
+        seen += tl.sum(weight, axis=0)
+        far += tl.sum(weight * middle, axis=0)
+        passed += tl.sum(optical, axis=0)
+    tl.store(total + ray * C + c, colour, mask=c < C)
+    tl.store(opacity + ray, seen)
+    tl.store(depth + ray, far)
+
+
+@triton.jit
+def _backward(g_total, g_opacity, g_depth, g_weights, sigma, values, t_start, t_end, start, count, weights, behind,
+              g_sigma, g_values, WEIGHTS: tl.constexpr, VALUES: tl.constexpr, C: tl.constexpr, WIDE: tl.constexpr,
+              BLOCK: tl.constexpr):  # fmt: skip
+    """d w_j / d sigma_i = dt_i T_(i+1) for j = i and -dt_i w_j for j > i: from the far end, with a running sum.
+
+    WEIGHTS: something depends on the weights themselves; VALUES: the values need a gradient.
+    """
+    ray = tl.program_id(0).to(tl.int64)
+    begin, many = tl.load(start + ray), tl.load(count + ray)
+    k, c = tl.arange(0, BLOCK), tl.arange(0, WIDE)
+    to_colour = tl.load(g_total + ray * C + c, mask=c < C, other=0.0)
+    to_opacity, to_depth, later = tl.load(g_opacity + ray), tl.load(g_depth + ray), 0.0
+    for done in range(0, many, BLOCK):
+        there = done + k < many
+        at = begin + many - 1 - done - k
+        _, length, middle = _interval(sigma, t_start, t_end, at, there)
+        both = there[:, None] & (c < C)[None, :]
+        cell = at[:, None] * C + c[None, :]
+        value = tl.load(values + cell, mask=both, other=0.0)
+        weight = tl.load(weights + at, mask=there, other=0.0)
+        to_weight = to_opacity + to_depth * middle + tl.sum(to_colour[None, :] * value, axis=1)
+        if WEIGHTS:
+            to_weight += tl.load(g_weights + at, mask=there, other=0.0)
+        share = weight * to_weight
+        beyond = later + tl.cumsum(share, axis=0) - share
+        light = tl.load(behind + at, mask=there, other=0.0)
+        tl.store(g_sigma + at, length * (light * to_weight - beyond), mask=there)
+        if VALUES:
+            tl.store(g_values + cell, weight[:, None] * to_colour[None, :], mask=both)
+        later += tl.sum(share, axis=0)
+
+
+@triton.jit
+def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, keep, BLOCK: tl.constexpr):
+    ray = tl.program_id(0).to(tl.int64)
+    begin, many = tl.load(start + ray), tl.load(count + ray)
+    k = tl.arange(0, BLOCK)
+    passed = 0.0
+    for done in range(0, many, BLOCK):
+        there = done + k < many
+        at = begin + done + k
+        optical, _, _ = _interval(sigma, t_start, t_end, at, there)
+        before = passed + tl.cumsum(optical, axis=0) - optical
+        shown = (tl.exp(-before) >= early_stop) & (1.0 - tl.exp(-optical) >= alpha_threshold)
+        tl.store(keep + at, shown.to(tl.uint8), mask=there)
+        passed += tl.sum(optical, axis=0)
+
+
+# --- of tensors -------------------------------------------------------------------------------------------------
+
+
+def _of(samples: Samples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return tuple(t.contiguous() for t in (samples.t_start, samples.t_end, samples.start, samples.count))  # type: ignore
+
+
+def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
+    """See `march.visible`."""
+    keep = torch.empty(len(samples), dtype=torch.uint8, device=sigma.device)
+    given = sigma.float().contiguous(), *_of(samples), float(alpha_threshold), float(early_stop)
+    _visible[(samples.n_rays,)](*given, keep, BLOCK=BLOCK)
+    return keep.bool()
+
+
+class _Composite(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, ...]:
+        sigma, values, rays, channels = sigma.contiguous(), values.contiguous(), len(samples[2]), values.shape[1]
+        weights, behind = torch.empty_like(sigma), torch.empty_like(sigma)
+        total, opacity, depth = sigma.new_empty(rays, channels), sigma.new_empty(rays, 1), sigma.new_empty(rays, 1)
+        _forward[(rays,)](
+            sigma, values, *samples, weights, behind, total, opacity, depth,
+            C=channels, WIDE=triton.next_power_of_2(channels), BLOCK=BLOCK,
+        )  # fmt: skip
+        ctx.save_for_backward(sigma, values, *samples, weights, behind)
+        ctx.set_materialize_grads(False)
+        return total, opacity, depth, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
+        sigma, values, *samples, weights, behind = ctx.saved_tensors
+        rays, channels, learnt = len(samples[2]), values.shape[1], ctx.needs_input_grad[1]
+        shapes = (rays, channels), (rays, 1), (rays, 1)
+        pixels = [
+            sigma.new_zeros(shape) if grad is None else grad.contiguous()
+            for grad, shape in zip(given, shapes, strict=False)
+        ]
+        g_sigma, g_values = torch.empty_like(sigma), torch.empty_like(values) if learnt else None
+        to_weights = None if given[3] is None else given[3].contiguous()
+        _backward[(rays,)](
+            *pixels, sigma if to_weights is None else to_weights, sigma, values, *samples, weights, behind, g_sigma,
+            values if g_values is None else g_values, WEIGHTS=to_weights is not None, VALUES=learnt,
+            C=channels, WIDE=triton.next_power_of_2(channels), BLOCK=BLOCK,
+        )  # fmt: skip
+        return g_sigma, g_values, None, None, None, None
+
+
+def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
+    """See `march.composite`."""
+    return Composite(*_Composite.apply(sigma.float(), values.float(), *_of(samples)))

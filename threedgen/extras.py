@@ -1,0 +1,31 @@
+"""Optional packages: asked for before any work begins, and without loading them."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from threedgen.errors import ConfigError
+
+EXTRAS = {
+    "pxr": ("usd-core", "pip install 'threedgen[usd]'"),
+    "coacd": ("coacd", "pip install 'threedgen[parts]'"),
+    "triton": ("triton", "pip install 'threedgen[triton]'"),
+    "xformers": ("xformers", "pip install 'threedgen[xformers]'"),
+    "tinycudann": (
+        "tinycudann",
+        "pip install 'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch'",
+    ),
+}
+"""Module: the package that holds it, and how to get that. tinycudann is on no index: pip builds it from its sources."""
+
+
+def installed(module: str) -> bool:
+    """Can it be imported? Nothing is loaded."""
+    return importlib.util.find_spec(module) is not None
+
+
+def require(module: str, asked: str, instead: str) -> None:
+    """Raises ConfigError if a module of `EXTRAS` is missing: what asked for it, how to get it, what to do instead."""
+    if not installed(module):
+        package, how = EXTRAS[module]
+        raise ConfigError(f"{asked} needs the package {package}: {how}, or {instead}")
