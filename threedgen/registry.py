@@ -40,6 +40,7 @@ _EXPORT = "threedgen.export.options"
 _SRN = "threedgen.data.srn.options"
 _VIEWER = "threedgen.viewer.options"
 _CONSISTENCY = "threedgen.evaluation.consistency"
+_THREEDIM = "threedgen.guidance.threedim"
 
 TABLE: dict[str, dict[str, Entry]] = {
     # a task is a function run(config, resume: Path | None, quiet: bool) -> exit code | None;
@@ -73,6 +74,9 @@ TABLE: dict[str, dict[str, Entry]] = {
         f"{_CONSISTENCY}.options",
         mvdream=("MVDreamSampler", "MVDreamSamplerConfig"),
         folder=("FolderSampler", "FolderSamplerConfig"),
+    )
+    | _entries(
+        f"{_THREEDIM}.novel_views", f"{_THREEDIM}.options", threedim=("ThreeDiMSampler", "ThreeDiMSamplerConfig")
     ),
     "scenes": _entries(
         f"{_CONSISTENCY}.scenes",
