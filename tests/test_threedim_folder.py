@@ -17,6 +17,9 @@ from threedgen import config as configs
 from threedgen import registry
 from threedgen.cameras import orbit
 from threedgen.config import ConfigError
+from threedgen.data.srn.writer import write_instance
+from threedgen.evaluation.consistency import run
+from threedgen.evaluation.consistency.options import ConsistencyConfig
 from threedgen.guidance.threedim import folder
 from threedgen.guidance.threedim.latents import LatentPairs
 from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
@@ -212,6 +215,27 @@ def test_doubtful_requests_are_said(saved: Path, caplog: pytest.LogCaptureFixtur
     zoomed = Viewpoints(bare.target.c2w, bare.target.K * torch.tensor([1.2, 1.2, 1.0])[:, None], 16, 16)
     with pytest.raises(ConfigError, match="several focal lengths"):
         sampler([Request("one", bare.condition, zoomed, bare.numbers)])
+
+
+def test_the_consistency_score_asks_it_for_the_views_around_the_given_one(saved: Path, tmp_path: Path) -> None:
+    at = Viewpoints.of(orbit(6, 0.3, 2.4, 0.7, 16, 16))
+    truth = Views(torch.rand(6, 16, 16, 3, generator=torch.Generator().manual_seed(0)), at)
+    write_instance(tmp_path / "data" / "cars_test" / "one", truth)
+    grid = {"n_levels": 2, "log2_hashmap_size": 8, "base_resolution": 4}
+    config = ConsistencyConfig.model_validate(
+        {
+            "task": "consistency", "out": str(tmp_path / "run"), "threads": 1, "bootstrap": 100, "device": "cpu",
+            "sampler": {"name": "threedim", "weights": str(saved), "steps": 2, "device": "cpu"},
+            "scenes": {"name": "srn", "path": str(tmp_path / "data"), "condition": 2}, "tsed": {"pairs": 0},
+            "protocol": {"name": "subsampled", "steps": 2, "rays": 64, "samples": 12, "width": 8, "encoding": grid},
+        }
+    )  # fmt: skip
+    (tmp_path / "run").mkdir()
+    config.sampler.check()
+    assert run.run(config, quiet=True) == 0
+    told = json.loads((tmp_path / "run" / "consistency.json").read_text())
+    assert told["sampler"] == "threedim" and set(told["rows"]) == {"sampled", "original"}
+    assert [path.name for path in (tmp_path / "run" / "views").iterdir()] == ["one.safetensors"]
 
 
 def test_time_steps_are_those_of_the_noise_level() -> None:
