@@ -50,9 +50,9 @@ class LatentsConfig(Config):
 
 
 class PairTrainingConfig(Config):
-    """How it learns (3DiM, section 7.2); the defaults are the paper's, but for bf16 and the batch of a device."""
+    """How it learns (3DiM, section 7.2); the defaults are the paper's, but for bf16."""
 
-    batch: int = Field(128, ge=1, description="pairs in a step of one device")
+    batch: int = Field(128, ge=1, description="pairs that a device sees at once")
     dropped: float = Field(0.1, ge=0, le=1, description="share of the pairs whose condition is dropped, for guidance")
     learning_rate: float = Field(1e-4, gt=0, description="of Adam, after the warm-up")
     warmup: int = Field(10_000_000, ge=0, description="examples over which the rate rises from 0, linearly")
