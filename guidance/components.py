@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from diffusers import __version__
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from threedgen.config import ConfigError
@@ -21,6 +17,7 @@ from threedgen.config import ConfigError
 from . import clip_keys, ldm_keys, loading, reading, tokens
 from .diffusion import Schedule
 from .draft import Draft
+from .writing import save_tensors, whole_folder, write_json
 
 if TYPE_CHECKING:
     from .mvdream import MVDream
@@ -190,12 +187,7 @@ def save(prior: MVDream, folder: Path) -> None:
 
     Raises ConfigError if ``folder`` holds something else, or a weight does not fit into float16.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
-        raise ConfigError(f"{folder} holds something else than a saved prior: choose another folder")
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with whole_folder(folder, "model_index.json") as part:
         prior.unet.save_config(part / "unet")
         prior.vae.save_config(part / "vae")
         prior.text_encoder.config.save_pretrained(part / "text_encoder")
@@ -209,28 +201,6 @@ def save(prior: MVDream, folder: Path) -> None:
         save_tensors(prior.text_encoder, part / "text_encoder" / "model.safetensors", "text_model.")
         write_json(part / "scheduler" / "scheduler_config.json", scheduler_config(prior.schedule))
         write_json(part / "model_index.json", model_index(prior))
-        reading.write_sums(part)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def save_tensors(network: nn.Module, path: Path, prefix: str = "") -> None:
-    """float16 copies of all tensors. ConfigError if one of them overflows."""
-    tensors = {}
-    for name, tensor in network.state_dict().items():
-        half = tensor.detach().cpu().half().contiguous()
-        if not torch.isfinite(half).all():
-            raise ConfigError(f"cannot save {path.parent.name}: {name!r} does not fit into float16")
-        tensors[prefix + name.removeprefix(prefix)] = half
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def scheduler_config(schedule: Schedule) -> dict[str, Any]:

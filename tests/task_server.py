@@ -83,6 +83,25 @@ TINY_PRIOR = {
     "checkpoint": {"seconds": 0},
 }
 
+TINY_THREEDIM = {
+    "task": "train-threedim",
+    "threads": 1,
+    "data": {"name": "toybox", "scenes": 12, "views": 4, "held_out": 4},
+    "model": {
+        "name": "pixels",
+        "network": {
+            "image_size": 8, "channels": 8, "channel_mult": [1, 2], "emb_channels": 8, "num_res_blocks": 1,
+            "attn_resolutions": [4], "attn_heads": 2, "groups": 4, "dropout": 0.1, "origin_degrees": 4,
+        },
+    },
+    "training": {
+        "batch": 4, "warmup": 16, "ema_half_life": 8, "learning_rate": 1e-2, "bf16": False, "sheet_scenes": 1,
+        "sheet_views": 2, "sheet_steps": 2, "gap_levels": [0.5, 0.05],
+    },
+    "trainer": {"max_steps": 10, "val_check_interval": 5, "log_every_n_steps": 5, "accelerator": "cpu"},
+    "checkpoint": {"seconds": 0},
+}  # fmt: skip
+
 
 # ---------------------------------------------------------------- the children
 
@@ -109,9 +128,10 @@ def child(
     from threedgen.systems.generate import GenerateSystem
     from threedgen.systems.prior_training import PriorSystem
     from threedgen.systems.text_training import TextSystem
+    from threedgen.systems.threedim.training import PairSystem
 
     now = {"step": -1}
-    for system in (GenerateSystem, AutoencoderSystem, TextSystem, DraftSystem, PriorSystem):
+    for system in (GenerateSystem, AutoencoderSystem, TextSystem, DraftSystem, PriorSystem, PairSystem):
 
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:
             now["step"] = batch
@@ -186,6 +206,7 @@ def serve() -> None:
 
     import threedgen.systems.generate_run  # noqa: F401  what every child needs
     import threedgen.systems.sample
+    import threedgen.systems.threedim.train
     import threedgen.systems.train_prior  # noqa: F401
 
     torch.set_num_threads(1)

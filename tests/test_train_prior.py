@@ -18,7 +18,7 @@ from toy_run import log
 
 from threedgen import config
 from threedgen.config import ConfigError
-from threedgen.data import latents
+from threedgen.data import cache
 from threedgen.data.latents import BLOCK, LatentBank
 from threedgen.data.toybox.world import Toybox
 from threedgen.guidance.mvdream import MVDream
@@ -396,8 +396,8 @@ def test_scenes_are_kept_in_memory_while_the_disk_is_full(
         return LatentBank(folder, Toybox(5), tiny_prior(), 40, n_view=2)
 
     wanted = bank(tmp_path / "a").scenes([1, BLOCK])
-    free = {"bytes": latents.SPARE - 1}
-    monkeypatch.setattr(latents.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free["bytes"]}))
+    free = {"bytes": cache.SPARE - 1}
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free["bytes"]}))
     full = bank(tmp_path / "b")
     assert torch.equal(full.scenes([1]), wanted[:1]) and not full.done.any()
     monkeypatch.setattr(full, "fill", lambda block, fill=full.fill: fill(block) if block else 1 / 0)

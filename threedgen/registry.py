@@ -40,6 +40,8 @@ _EXPORT = "threedgen.export.options"
 _SRN = "threedgen.data.srn.options"
 _VIEWER = "threedgen.viewer.options"
 _CONSISTENCY = "threedgen.evaluation.consistency"
+_VIEWS = "threedgen.systems.threedim"
+_THREEDIM = "threedgen.guidance.threedim"
 
 TABLE: dict[str, dict[str, Entry]] = {
     # a task is a function run(config, resume: Path | None, quiet: bool) -> exit code | None;
@@ -53,6 +55,8 @@ TABLE: dict[str, dict[str, Entry]] = {
         "evaluate-3d": Entry("threedgen.evaluation.object_score:run", f"{_EVALUATION}:Evaluate3DConfig"),
         "consistency": Entry(f"{_CONSISTENCY}.run:run", f"{_CONSISTENCY}.options:ConsistencyConfig"),
         "refine-decoder": Entry("threedgen.systems.refine_decoder:run", f"{_SYSTEMS}:RefineDecoderConfig"),
+        "train-threedim": Entry(f"{_VIEWS}.train:run", f"{_VIEWS}.options:TrainThreeDiMConfig"),
+        "image-to-3d": Entry(f"{_VIEWS}.image_to_3d:run", f"{_VIEWS}.options:ImageTo3DConfig"),
         "report": Entry("threedgen.viewer.report:run", f"{_VIEWER}:ReportConfig"),
         "gallery": Entry("threedgen.viewer.gallery:run", f"{_VIEWER}:GalleryConfig"),
         "export": Entry("threedgen.export.export_run:run", f"{_EXPORT}:ExportConfig"),
@@ -73,6 +77,9 @@ TABLE: dict[str, dict[str, Entry]] = {
         f"{_CONSISTENCY}.options",
         mvdream=("MVDreamSampler", "MVDreamSamplerConfig"),
         folder=("FolderSampler", "FolderSamplerConfig"),
+    )
+    | _entries(
+        f"{_THREEDIM}.novel_views", f"{_THREEDIM}.options", threedim=("ThreeDiMSampler", "ThreeDiMSamplerConfig")
     ),
     "scenes": _entries(
         f"{_CONSISTENCY}.scenes",

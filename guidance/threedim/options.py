@@ -1,4 +1,4 @@
-"""Config model of the 3DiM network; no torch here."""
+"""Config models of the 3DiM network and of its sampler; no torch here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,50 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from threedgen.config import Config
+
+NO_WEIGHTS = (
+    "there are none: give the folder of a trained model, weights=RUN/model of `--config train-threedim-toybox`, or the "
+    "file of the public PyTorch port"
+)
+
+
+class CamerasConfig(Config):
+    """The cameras that a model was trained with, in the units of their poses; kept beside its weights."""
+
+    elevation: tuple[float, float] = Field(description="lowest and highest, degrees above the horizon")
+    distance: tuple[float, float] = Field(description="smallest and largest, to the origin")
+    focal: float = Field(gt=0, description="focal length in heights of the picture")
+
+
+class SamplingConfig(Config):
+    """How the views of a scene are sampled one after the other (3DiM, sections 2.2 and 7.3)."""
+
+    strategy: Literal["stochastic", "first", "last"] = Field(
+        "stochastic",
+        description="which view conditions a denoising step: any that is there, drawn anew each time; always the given "
+        "one; one of the newest `last`",
+    )
+    last: int = Field(1, ge=1, description="for the strategy 'last'")
+    steps: int = Field(256, ge=1, le=10_000, description="denoising steps of a view; 1 for a one-step regression")
+    guidance_scale: float = Field(
+        3.0, ge=0, description="eps_u + s (eps_c - eps_u); 1: none, which takes half the time"
+    )
+
+
+class ThreeDiMSamplerConfig(SamplingConfig):
+    """A trained 3DiM model, asked for many views of the scene of a given one."""
+
+    name: Literal["threedim"] = Field("threedim", description="novel views from a given view (3DiM)")
+    weights: str | None = Field(None, description="folder of a trained model, or the checkpoint of the public port")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="precision of the network; auto: bf16 where the machine has instructions for it, else fp32"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
+
+    def check(self) -> None:
+        from .folder import check
+
+        check(self.weights)
 
 
 class XUNetConfig(Config):

@@ -135,7 +135,12 @@ class UNet(nn.Module):
 
 
 class XUNet(nn.Module):
-    """The network of a ``config``: X-UNet, or the concatenating baseline. Fresh weights predict zeros."""
+    """The network of a ``config``: X-UNet, or the concatenating baseline. Fresh weights predict zeros.
+
+    A ``model.ViewModel`` on pictures themselves.
+    """
+
+    clip = 1.0
 
     def __init__(self, config: XUNetConfig) -> None:
         super().__init__()
@@ -151,6 +156,16 @@ class XUNet(nn.Module):
     def prediction(self) -> Prediction:
         """What the output is."""
         return self.config.prediction
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        return self.config.size
+
+    def from_pictures(self, rgb: Tensor) -> Tensor:
+        return 2 * rgb.permute(0, 3, 1, 2) - 1
+
+    def to_pictures(self, x: Tensor) -> Tensor:
+        return (x.clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1)
 
     def forward(
         self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, cond_mask: Tensor | None = None

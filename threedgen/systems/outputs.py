@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from threedgen.cameras import turntable
+from torch import Tensor
+
+from threedgen.cameras import Cameras, turntable
 from threedgen.config import config_hash
+from threedgen.export.from_field import FieldView
 from threedgen.export.glb import save_glb
 from threedgen.export.mesh import EmptyField, extract
 from threedgen.export.options import FOLDER
-from threedgen.export.run_field import albedo
+from threedgen.export.run_field import view_of
 from threedgen.images import grid, write_mp4, write_png
 from threedgen.ledger import read_summary
 
 from .asset import write_asset
 from .generate import GenerateSystem
+from .options import ResultConfig
 
 logger = logging.getLogger(__name__)
 VIEWS = 8
@@ -85,26 +90,33 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str]) -> dic
     """Draw and export the field; returns figures for the summary.  A field without a surface is a note, no error."""
     config = system.config
     system.eval()
-    pictures = system.pictures(turntable(config.result.turntable))
-    write_mp4(list(pictures), folder / "turntable.mp4", config.result.fps)
-    write_png(folder / "views.png", grid(pictures[view_indices(len(pictures))], VIEWS // 2))
-    figures: dict[str, Any] = {}
+    write_turn(system.pictures, config.result, folder)
+    view = view_of(system.field, system.occupancy, config.march, system.device)
+    extras = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
+    figures = write_mesh(view, config.result.mesh_resolution, folder, extras, notes)
+    if not figures:
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)  # of an earlier, shorter part of the run
+        return {}
+    return figures | (write_asset(system, folder, notes) if config.export.enabled else {})
+
+
+def write_turn(pictures: Callable[[Cameras], Tensor], options: ResultConfig, folder: Path) -> None:
+    """turntable.mp4, and views.png with some of its pictures; ``pictures``: cameras -> (B, H, W, 3) in [0, 1]."""
+    turn = pictures(turntable(options.turntable))
+    write_mp4(list(turn), folder / "turntable.mp4", options.fps)
+    write_png(folder / "views.png", grid(turn[view_indices(len(turn))], VIEWS // 2))
+
+
+def write_mesh(
+    view: FieldView, resolution: int, folder: Path, extras: dict[str, Any], notes: list[str]
+) -> dict[str, Any]:
+    """mesh.glb; returns its size. Without a surface there is none, and a note says so."""
     try:
-        mesh = extract(
-            system.field.density,
-            lambda x: albedo(system.field, x),
-            config.result.mesh_resolution,
-            config.march.radius,
-            mask=None if system.occupancy is None else system.occupancy.binary.cpu().numpy(),
-            device=system.device,
-        )
+        mesh = extract(view.density, view.colour, resolution, view.radius, mask=view.mask, device=view.device)
     except EmptyField as error:
         notes.append(str(error))
         logger.warning("%s", error)
         (folder / "mesh.glb").unlink(missing_ok=True)  # of an earlier, shorter part of the run
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)
-        return figures
-    extras = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
+        return {}
     save_glb(mesh, folder / "mesh.glb", extras)
-    figures |= {"vertices": len(mesh.vertices), "triangles": len(mesh.faces)}
-    return figures | (write_asset(system, folder, notes) if config.export.enabled else {})
+    return {"vertices": len(mesh.vertices), "triangles": len(mesh.faces)}

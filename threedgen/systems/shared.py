@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from threedgen import registry
+from threedgen import registry, seeding
 from threedgen.cli import say
 from threedgen.config import Schedule, at
 from threedgen.errors import ConfigError
@@ -52,6 +52,11 @@ def adamw(
     optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: at(learning_rate, step, max_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def seed_networks(seed: int, name: str) -> None:
+    """Lets the random weights of new networks depend on nothing that happened before."""
+    torch.manual_seed(seeding.key(seed, 0, name))
 
 
 # --- tensors that a resumed run must find as they were ----------------------------------------------------------

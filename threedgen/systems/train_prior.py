@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from threedgen import seeding
 from threedgen.cli import say
 from threedgen.data.latents import LatentBank
 from threedgen.data.toybox.world import Toybox
@@ -34,7 +33,7 @@ from threedgen.runs import write_atomic
 
 from . import autoencoder, draft_training, prior_training, text_training
 from .options import TrainPriorConfig
-from .shared import device, existing, finished, writing
+from .shared import device, existing, finished, seed_networks, writing
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +81,6 @@ def run(config: TrainPriorConfig, resume: Path | None = None, quiet: bool = Fals
             )  # fmt: skip
         say(str(folder / "prior"))
     return status.exit_code
-
-
-def seed_networks(seed: int, name: str) -> None:
-    """Lets the random weights of new networks depend on nothing that happened before."""
-    torch.manual_seed(seeding.key(seed, 0, name))
 
 
 def starting_prior(config: TrainPriorConfig) -> MVDream:

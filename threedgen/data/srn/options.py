@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from threedgen.config import Config
+from threedgen.errors import ConfigError
 from threedgen.options import Elevations, RunConfig
 
 Count = Annotated[int, Field(ge=0, le=100_000)]
@@ -37,4 +40,36 @@ class MakeSRNToyboxConfig(RunConfig):
             raise ValueError("train, val and test are all 0: there is nothing to make")
         if len(set(self.families)) < len(self.families):
             raise ValueError(f"families should not repeat: {list(self.families)}")
+        return self
+
+
+class SRNPairsConfig(Config):
+    """Training pairs from a split in the layout of the SRN archives."""
+
+    name: Literal["srn"] = "srn"
+    path: str = Field(min_length=1, description="folder that holds the split, or its scenes")
+    split: Literal["cars_train", "cars_val", "cars_test", "chairs_train", "chairs_val", "chairs_test"] = "cars_train"
+    held_out: int = Field(64, ge=2, description="last scenes, which only the gap test and the sheet see")
+    up: Literal["z", "y"] = Field("z", description="which axis of its world points up")
+
+    def check(self) -> None:
+        if not Path(self.path).expanduser().is_dir():
+            raise ConfigError(f"path: there is no folder {self.path!r}")
+
+
+class ToyboxPairsConfig(Config):
+    """Training pairs of marked toybox objects, rendered when they are wanted first."""
+
+    name: Literal["toybox"] = "toybox"
+    families: tuple[Literal["cars", "chairs"], ...] = Field(("cars", "chairs"), min_length=1, max_length=2)
+    scenes: int = Field(1000, ge=4, le=100_000, description="in all, the held-out ones included")
+    views: int = Field(50, ge=2, le=10_000, description="random views of a scene")
+    held_out: int = Field(64, ge=2, description="last scenes, which only the gap test and the sheet see")
+
+    @model_validator(mode="after")
+    def _room(self) -> ToyboxPairsConfig:
+        if self.held_out >= self.scenes:
+            raise ValueError(f"held_out {self.held_out} should be less than scenes {self.scenes}")
+        if self.held_out < 2 * len(self.families):
+            raise ValueError(f"held_out {self.held_out} should be at least 2 of each of the families")
         return self

@@ -1,0 +1,112 @@
+"""A trained novel-view model as a folder, and back. torch is imported only to read and write tensors.
+
+    FOLDER/config.json          which model it is, its sizes, the cameras of its training
+    FOLDER/model.safetensors    the weights of an X-UNet, float16 or float32
+    FOLDER/prior/               instead of them: the prior with the trained UNet, a diffusers folder
+    FOLDER/SHA256SUMS
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from threedgen.config import ConfigError
+from threedgen.errors import short
+from threedgen.guidance import loading
+from threedgen.guidance.reading import check_sums, fill, read_json, read_tensors, sha256, sha256_of_files, sniff
+from threedgen.guidance.writing import save_tensors, whole_folder, write_json
+
+from .options import NO_WEIGHTS, CamerasConfig, XUNetConfig
+
+if TYPE_CHECKING:
+    from .latents import LatentPairs
+    from .xunet import XUNet
+
+CONFIG, TENSORS, PRIOR = "config.json", "model.safetensors", "prior"
+KINDS = ("XUNet", "LatentPairs")
+
+
+def save(model: Any, folder: Path, cameras: CamerasConfig | None = None, half: bool = True) -> None:
+    """Writes an ``XUNet`` or ``LatentPairs`` (always float16), whole or not at all; ``cameras``: of its training.
+
+    Raises ConfigError if ``folder`` holds something else, or a weight does not fit into float16.
+    """
+    told: dict[str, Any] = {"_class_name": type(model).__name__, "cameras": cameras and cameras.model_dump()}
+    with whole_folder(folder, CONFIG) as part:
+        if told["_class_name"] == "LatentPairs":
+            told["poses"] = model.poses
+            model.prior.save(part / PRIOR)
+        else:
+            told["network"] = model.config.model_dump(mode="json")
+            save_tensors(model, part / TENSORS, half=half)
+        write_json(part / CONFIG, told)
+
+
+def check(weights: str | None) -> Path:
+    """The path that ``weights`` names. Raises ConfigError if it plainly cannot be loaded; reads no tensor."""
+    if not weights:
+        raise ConfigError(f"weights: {NO_WEIGHTS}")
+    try:
+        path = Path(weights).expanduser()
+        there = path.exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, an unknown ~user
+        raise ConfigError(f"weights: {short(weights)} is not a path") from None
+    if not there:
+        raise ConfigError(f"weights: there is no file or folder {short(weights)}")
+    if path.is_file():
+        sniff(path)
+    elif kind(path) == "LatentPairs":
+        loading.check_folder(path / PRIOR)
+    else:
+        sniff(path / TENSORS)
+    return path
+
+
+def kind(path: Path) -> str:
+    """Which model a folder holds. Raises ConfigError for a folder of another kind."""
+    if not (path / CONFIG).is_file():
+        other = "a text-to-image prior" if (path / "model_index.json").is_file() else f"no {CONFIG}"
+        raise ConfigError(f"weights: {path} has {other} in it, not a novel-view model")
+    name = read_json(path / CONFIG).get("_class_name")
+    if name not in KINDS:
+        raise ConfigError(f"weights: {path / CONFIG} describes {short(name)}, not a novel-view model")
+    return str(name)
+
+
+def load(weights: str | None) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
+    """A frozen model on the CPU, and the cameras of its training if they are known.
+
+    ``weights``: a folder that ``save`` wrote, or a checkpoint of the public PyTorch port. Raises ConfigError.
+    """
+    path = check(weights)
+    if path.is_file():
+        from .port import load_port
+
+        return load_port(path), None
+    check_sums(path)
+    told = read_json(path / CONFIG)
+    try:
+        cameras = None if told.get("cameras") is None else CamerasConfig.model_validate(told["cameras"])
+        network = XUNetConfig.model_validate(told.get("network") or {})
+    except ValidationError as error:
+        raise ConfigError(f"{path / CONFIG} is damaged: {error.errors()[0]['msg']}") from None
+    if told["_class_name"] == "XUNet":
+        from .xunet import XUNet
+
+        return fill(lambda: XUNet(network), read_tensors(path / TENSORS), "3DiM network"), cameras
+    from threedgen.guidance.mvdream import MVDream
+
+    from .latents import LatentPairs
+
+    if told.get("poses") not in ("absolute", "relative"):
+        raise ConfigError(f"{path / CONFIG} is damaged: its poses are neither absolute nor relative")
+    return LatentPairs(MVDream.load(str(path / PRIOR)), told["poses"]).eval().requires_grad_(False), cameras
+
+
+def digest(weights: str | None) -> str:
+    """SHA-256 of the files, whatever their place."""
+    path = check(weights)
+    return sha256(path) if path.is_file() else sha256_of_files(sorted(f for f in path.rglob("*") if f.is_file()), path)

@@ -1,0 +1,154 @@
+"""Pairs of views for the training of novel-view models: from an archive, or straight from the marked toybox.
+
+Opening, decoding and resizing 50 pictures of a scene costs more than a training step spends on it, so a scene is read
+once and then taken from a cache, in the form in which the model wants it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from threedgen.errors import ConfigError
+from threedgen.images import to_uint8
+from threedgen.views import Views
+
+from ..cache import BlockCache
+from .make import Job, scene
+from .options import MakeSRNToyboxConfig, SRNPairsConfig, ToyboxPairsConfig
+from .reader import open_instance, scenes, split_folder
+
+Places = Sequence[int] | NDArray[np.int64]
+
+
+class Source(Protocol):
+    """Scenes with equally many views; those of one kind are ``kinds`` places apart."""
+
+    kinds: int
+    views: int
+
+    def __len__(self) -> int: ...
+
+    def scene(self, index: int) -> Views:
+        """All views of a scene. Raises ConfigError naming a file that cannot be read."""
+        ...
+
+    def told(self) -> str:
+        """What decides the pictures."""
+        ...
+
+
+class ArchiveScenes:
+    """The scenes of a split, in the order of their names, ``size`` pixels a side."""
+
+    kinds = 1
+
+    def __init__(self, config: SRNPairsConfig, size: int) -> None:
+        """Raises ConfigError if there are none; the first one says how many views each of them has."""
+        self.config, self.size = config, size
+        self.folders = scenes(split_folder(config.path, config.split))
+        self.views = len(open_instance(self.folders[0], config.up))
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+    def scene(self, index: int) -> Views:
+        instance = open_instance(self.folders[index], self.config.up)
+        if len(instance) < self.views:
+            raise ConfigError(
+                f"{instance.folder} has {len(instance)} views, but {self.folders[0].name} has {self.views}: "
+                "all scenes should have as many"
+            )
+        return instance.views(range(self.views), self.size)
+
+    def told(self) -> str:
+        return f"{self.folders[0].parent.resolve()}, {len(self)} scenes, up {self.config.up}"
+
+
+class ToyboxScenes:
+    """Marked cars and chairs by turns, as ``make-srn-toybox`` with the same seed writes them for training."""
+
+    def __init__(self, config: ToyboxPairsConfig, size: int, seed: int) -> None:
+        self.count, self.views, self.kinds = config.scenes, config.views, len(config.families)
+        self.config = MakeSRNToyboxConfig(
+            task="make-srn-toybox", seed=seed, families=config.families, train=config.scenes, size=size,
+            train_views=config.views,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return self.count
+
+    def scene(self, index: int) -> Views:
+        number, family = divmod(index, self.kinds)
+        return scene(self.config, Job(self.config.families[family], "train", number))
+
+    def told(self) -> str:
+        return f"marked toybox, seed {self.config.seed}, {', '.join(self.config.families)}, {self.count} scenes"
+
+
+def open_source(config: SRNPairsConfig | ToyboxPairsConfig, size: int, seed: int) -> Source:
+    """What a config describes, in pictures of ``size`` pixels a side. Raises ConfigError."""
+    return ArchiveScenes(config, size) if isinstance(config, SRNPairsConfig) else ToyboxScenes(config, size, seed)
+
+
+class PairBank:
+    """Views of the scenes of a ``source``; the last ``held_out`` scenes are not for training.
+
+    ``encode``: pictures (V, H, W, 3) -> what is kept of them (V, C, h, w), as float16; none: the pictures, 8-bit.
+    ``told``: what decides the encoding.
+    """
+
+    def __init__(
+        self, folder: Path, source: Source, size: int, held_out: int,
+        encode: Callable[[Tensor], Tensor] | None = None, told: str = "",
+    ) -> None:  # fmt: skip
+        """Raises ConfigError if no scenes are left to train on."""
+        if len(source) <= held_out:
+            raise ConfigError(f"data: there are {len(source)} scenes, too few to hold out {held_out}")
+        self.source, self.encode, self.size = source, encode, size
+        self.train, self.held_out = len(source) - held_out, held_out
+        count, views = len(source), source.views
+        shape, dtype = ((views, size, size, 3), np.uint8) if encode is None else (self._shape(size), np.float16)
+        text = f"{source.told()}\n{views} views of {size} px\n{told}\n"
+        self.kept = BlockCache(folder / "views", "views", count, shape, dtype, text)
+        self.cameras = BlockCache(folder / "cameras", "cameras", count, (views, 25), np.float32, text)
+
+    def _shape(self, size: int) -> tuple[int, ...]:
+        assert self.encode is not None
+        return (self.source.views, *self.encode(torch.zeros(1, size, size, 3)).shape[1:])
+
+    def fill(self, index: int) -> None:
+        """Read and keep a scene."""
+        seen = self.source.scene(index)
+        if self.encode is None:
+            kept = to_uint8(seen.images)
+        else:
+            kept = torch.cat([self.encode(part) for part in seen.images.split(16)]).float().cpu().numpy()
+        numbers = torch.cat([seen.at.c2w.flatten(1), seen.at.K.flatten(1)], dim=1)
+        self.cameras.store(index, numbers.numpy()[None])
+        self.kept.store(index, kept[None])
+
+    def views(self, chosen: Places, places: Places) -> tuple[Tensor, Tensor, Tensor]:
+        """Of some scenes a view each: what is kept of it, (B, H, W, 3) in [0, 1] or (B, C, h, w), and its camera: pose
+        (B, 4, 4) and K (B, 3, 3)."""
+        for index in sorted({*self.kept.lacking(chosen), *self.cameras.lacking(chosen)}):
+            self.fill(index)
+        pairs = list(zip(chosen, places, strict=True))
+        kept = torch.from_numpy(np.stack([self.kept[scene][place] for scene, place in pairs])).float()
+        numbers = torch.from_numpy(np.stack([self.cameras[scene][place] for scene, place in pairs]))
+        pose, K = numbers[:, :16].unflatten(1, (4, 4)), numbers[:, 16:].unflatten(1, (3, 3))
+        return kept / 255 if self.encode is None else kept, pose, K
+
+    def pairs(self, chosen: Places, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Two different views of each scene: conditions, targets, poses of both (B, 2, 4, 4), K (B, 3, 3)."""
+        count = self.source.views
+        first = rng.integers(0, count, len(chosen))
+        second = (first + rng.integers(1, count, len(chosen))) % count
+        (x, pose, K), (y, other, _) = self.views(chosen, first), self.views(chosen, second)
+        return x, y, torch.stack([pose, other], dim=1), K

@@ -1,0 +1,1 @@
+"""Learning a novel-view model (3DiM), and using one: a picture becomes an object."""
