@@ -105,12 +105,13 @@ def child(
     from threedgen.guidance.mvdream import MVDream
     from threedgen.systems.autoencoder import AutoencoderSystem
     from threedgen.systems.draft_training import DraftSystem
+    from threedgen.systems.dreambooth.system import DreamBoothSystem
     from threedgen.systems.generate import GenerateSystem
     from threedgen.systems.prior_training import PriorSystem
     from threedgen.systems.text_training import TextSystem
 
     now = {"step": -1}
-    for system in (GenerateSystem, AutoencoderSystem, TextSystem, DraftSystem, PriorSystem):
+    for system in (GenerateSystem, AutoencoderSystem, TextSystem, DraftSystem, PriorSystem, DreamBoothSystem):
 
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:
             now["step"] = batch
@@ -183,6 +184,7 @@ def _load_kernels() -> None:
 def serve() -> None:
     import torch
 
+    import threedgen.systems.dreambooth.task
     import threedgen.systems.generate_run  # noqa: F401  what every child needs
     import threedgen.systems.sample
     import threedgen.systems.train_prior  # noqa: F401

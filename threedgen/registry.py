@@ -33,6 +33,7 @@ def _entries(implementations: str, configs: str, **classes: tuple[str, str]) -> 
 
 
 _SYSTEMS = "threedgen.systems.options"
+_DREAMBOOTH = "threedgen.systems.dreambooth"
 _GUIDANCE = "threedgen.guidance.options"
 _REPRESENTATIONS = "threedgen.representations.options"
 _EVALUATION = "threedgen.evaluation.options"
@@ -48,6 +49,7 @@ TABLE: dict[str, dict[str, Entry]] = {
         "generate": Entry("threedgen.systems.generate_run:run", f"{_SYSTEMS}:GenerateConfig"),
         "sample": Entry("threedgen.systems.sample:run", f"{_SYSTEMS}:SampleConfig"),
         "train-prior": Entry("threedgen.systems.train_prior:run", f"{_SYSTEMS}:TrainPriorConfig"),
+        "mvdreambooth": Entry(f"{_DREAMBOOTH}.task:run", f"{_DREAMBOOTH}.options:MVDreamBoothConfig"),
         "train-probe": Entry("threedgen.systems.train_probe:run", f"{_EVALUATION}:TrainProbeConfig"),
         "evaluate-prior": Entry("threedgen.evaluation.prior_score:run", f"{_EVALUATION}:EvaluatePriorConfig"),
         "evaluate-3d": Entry("threedgen.evaluation.object_score:run", f"{_EVALUATION}:Evaluate3DConfig"),
