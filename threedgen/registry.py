@@ -59,6 +59,7 @@ TABLE: dict[str, dict[str, Entry]] = {
         "gallery": Entry("threedgen.viewer.gallery:run", f"{_VIEWER}:GalleryConfig"),
         "export": Entry("threedgen.export.export_run:run", f"{_EXPORT}:ExportConfig"),
         "make-srn-toybox": Entry("threedgen.data.srn.make:run", f"{_SRN}:MakeSRNToyboxConfig"),
+        "toybox-subjects": Entry("threedgen.data.toybox.subjects:run", f"{_SYSTEMS}:ToyboxSubjectsConfig"),
         "toybox-sheet": Entry("threedgen.data.toybox.sheet:run", f"{_SYSTEMS}:ToyboxSheetConfig"),
     },
     # what --dry-run says of a task: a function (config) -> text
