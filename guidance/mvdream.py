@@ -28,10 +28,9 @@ from . import personalisation as personal
 from .attention import make_multiview, predict
 from .draft import Draft
 from .options import MVDreamConfig
+from .precision import compute_dtype
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
@@ -262,20 +261,6 @@ class MVDream:
             denoise, x_T, text, camera, n_view, self.schedule, steps, eta, generator, progress
         )
         return self.decode_latents(z).float().cpu()
-
-
-def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """fp32, bf16, fp16, or auto: bf16 where the machine has instructions for it, else fp32."""
-    if name != "auto":
-        return DTYPES[name]
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else bf16_cpu() and device.type == "cpu"
-    return torch.bfloat16 if fast else torch.float32
-
-
-def bf16_cpu() -> bool:
-    """Has the CPU bf16 instructions? (Without them bf16 is emulated, slower than fp32.)"""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def camera_vector(c2w: Tensor) -> Tensor:

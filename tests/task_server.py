@@ -82,6 +82,17 @@ TINY_PRIOR = {
     "checkpoint": {"seconds": 0},
 }
 
+TINY_DREAMBOOTH = {
+    "task": "mvdreambooth",
+    "threads": 1,
+    "prompt": "a [v] dog",
+    "photos": "photos",
+    "tuning": {"batch": 2, "learning_rate": 1e-3, "word_learning_rate": 1e-2},
+    "sheet": {"steps": 1},
+    "trainer": {"max_steps": 8, "val_check_interval": 4, "log_every_n_steps": 2, "accelerator": "cpu"},
+    "checkpoint": {"seconds": 0},
+}
+
 
 # ---------------------------------------------------------------- the children
 

@@ -15,7 +15,7 @@ import torch
 from official import official_checkpoint
 from PIL import Image
 from safetensors.torch import load_file
-from task_server import assert_same, prior_folder, saved_at, server, weights, write_config
+from task_server import TINY_DREAMBOOTH, assert_same, prior_folder, saved_at, server, weights, write_config
 from tiny_prior import drafting_prior, tiny_prior
 from toy_run import log
 
@@ -30,16 +30,6 @@ from threedgen.systems.dreambooth.system import DreamBoothSystem, augment, prese
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 RESULT = "personalisation.safetensors"
-TINY = {
-    "task": "mvdreambooth",
-    "threads": 1,
-    "prompt": "a [v] dog",
-    "photos": "photos",
-    "tuning": {"batch": 2, "learning_rate": 1e-3, "word_learning_rate": 1e-2},
-    "sheet": {"steps": 1},
-    "trainer": {"max_steps": 8, "val_check_interval": 4, "log_every_n_steps": 2, "accelerator": "cpu"},
-    "checkpoint": {"seconds": 0},
-}
 
 
 def tiny(folder: Path, **values: Any) -> Path:
@@ -50,7 +40,7 @@ def tiny(folder: Path, **values: Any) -> Path:
         picture[8:30, 12 + k : 28] = colour
         Image.fromarray(picture).save(folder / "photos" / f"{k}.png")
     prior = {"weights": str(prior_folder()), "dtype": "fp32"}
-    return write_config(folder / "dreambooth.yaml", TINY, **({"prior": prior} | values))
+    return write_config(folder / "dreambooth.yaml", TINY_DREAMBOOTH, **({"prior": prior} | values))
 
 
 def command(folder: Path, *overrides: str) -> list[str]:

@@ -15,6 +15,12 @@ from threedgen.registry import Component
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
 
+def require_peft(key: str) -> None:
+    """Raises ConfigError, naming the key that asks for it, if peft is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError(f"{key}: lora needs the package peft: pip install 'threedgen[lora]'")
+
+
 class LoRAConfig(Config):
     """Low-rank terms on the attention of the UNet (arXiv 2106.09685)."""
 
@@ -86,7 +92,7 @@ class MVDreamBoothConfig(RunConfig):
         tidy(self.prompt)
         if not self.class_prompt:
             raise ConfigError(f'prompt: should also say of what kind the subject is, such as "a {self.identifier} dog"')
-        if self.tuning.preservation == "lora" and importlib.util.find_spec("peft") is None:
-            raise ConfigError("tuning.preservation: lora needs the package peft: pip install 'threedgen[lora]'")
+        if self.tuning.preservation == "lora":
+            require_peft("tuning.preservation")
         find(self.photos)
         super().check()

@@ -41,11 +41,20 @@ FILES = (RESULT, "photos.png")
 
 def run(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Tune, or go on tuning; returns the exit code."""
-    begun, folder = time.monotonic(), Path(str(config.out))
+    folder = Path(str(config.out))
     if resume and finished(folder, config.trainer.max_steps):
         logger.warning("%s is finished already; its files are as they were", folder)
+        status = Status.FINISHED
+    else:
+        status = run_status(config, resume, quiet)
+    if (folder / RESULT).exists() and status in (Status.FINISHED, Status.INTERRUPTED):
         say(str(folder / RESULT))
-        return Status.FINISHED.exit_code
+    return status.exit_code
+
+
+def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> Status:
+    """The same; how it ended."""
+    begun, folder = time.monotonic(), Path(str(config.out))
     set_threads(config.threads)
     say_weights(config.prior, quiet)
     prior = load_prior(config.prior, config.trainer.accelerator)
@@ -55,7 +64,7 @@ def run(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = Fa
     personalisation.add_word(prior.tokenizer, prior.text_encoder, config.identifier, like=config.tuning.like)
     notes = warn_about(config.prompt, prior)
     system = DreamBoothSystem(config, prior, pictures, base, class_pictures(config, folder, prior, quiet))
-    if not (folder / "samples" / f"{0:06d}.png").exists() and resume is None:
+    if not (folder / "samples" / f"{0:06d}.png").exists():
         with aside(system), writing(folder):
             system.validate(0, folder)
     shown = ("loss_subject", "loss_class", "drift")
@@ -71,8 +80,7 @@ def run(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = Fa
                 folder, config, time.monotonic() - begun, status=status.value, steps=steps,
                 files=existing(folder, FILES), notes=notes, base=base, photos=len(pictures),
             )  # fmt: skip
-        say(str(folder / RESULT))
-    return status.exit_code
+    return status
 
 
 def seen_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
