@@ -51,8 +51,10 @@ TABLE: dict[str, dict[str, Entry]] = {
         "train-prior": Entry("threedgen.systems.train_prior:run", f"{_SYSTEMS}:TrainPriorConfig"),
         "mvdreambooth": Entry(f"{_DREAMBOOTH}.task:run", f"{_DREAMBOOTH}.options:MVDreamBoothConfig"),
         "train-probe": Entry("threedgen.systems.train_probe:run", f"{_EVALUATION}:TrainProbeConfig"),
+        "train-identity": Entry("threedgen.systems.train_identity:run", f"{_EVALUATION}:TrainIdentityConfig"),
         "evaluate-prior": Entry("threedgen.evaluation.prior_score:run", f"{_EVALUATION}:EvaluatePriorConfig"),
         "evaluate-3d": Entry("threedgen.evaluation.object_score:run", f"{_EVALUATION}:Evaluate3DConfig"),
+        "evaluate-subjects": Entry("threedgen.evaluation.subject_score:run", f"{_EVALUATION}:EvaluateSubjectsConfig"),
         "consistency": Entry(f"{_CONSISTENCY}.run:run", f"{_CONSISTENCY}.options:ConsistencyConfig"),
         "refine-decoder": Entry("threedgen.systems.refine_decoder:run", f"{_SYSTEMS}:RefineDecoderConfig"),
         "report": Entry("threedgen.viewer.report:run", f"{_VIEWER}:ReportConfig"),
@@ -70,6 +72,13 @@ TABLE: dict[str, dict[str, Entry]] = {
         _GUIDANCE,
         sds=("SDS", "SDSConfig"),
         reconstruction=("Reconstruction", "ReconstructionConfig"),
+    ),
+    # pictures (V, H, W, 3) -> unit vectors (V, D): is it the same subject?
+    "identity": _entries(
+        "threedgen.evaluation.identity",
+        _EVALUATION,
+        toybox=("ToyboxIdentity", "ToyboxIdentityConfig"),
+        hub=("HubIdentity", "HubIdentityConfig"),
     ),
     "sampler": _entries(
         f"{_CONSISTENCY}.samplers",

@@ -122,8 +122,8 @@ def _portrait(image: Image.Image, path: Path, size: int, fill: float) -> NDArray
     if opaque.min() > 0.99:  # no subject was cut out: the middle of the photo
         centre, side = (height / 2, width / 2), float(min(height, width))
     else:
-        centre = (rows[0] + rows[-1] + 1) / 2, (columns[0] + columns[-1] + 1) / 2
-        side = max(rows[-1] - rows[0], columns[-1] - columns[0]) / fill + 1
+        centre = float(rows[0] + rows[-1] + 1) / 2, float(columns[0] + columns[-1] + 1) / 2
+        side = (1 + float(max(rows[-1] - rows[0], columns[-1] - columns[0]))) / fill
     layers = rgb * opaque[..., None] + GREY * (1 - opaque[..., None])
     top, left = centre[0] - side / 2, centre[1] - side / 2
     room = int(np.ceil(max(0, -top, -left, top + side - height, left + side - width)))

@@ -83,8 +83,8 @@ def views(subject: Asset, azimuth: np.ndarray, elevation: np.ndarray, size: int)
 
 def palette(rng: np.random.Generator) -> list[np.ndarray]:
     """Three colours (3,), each FAR from the others."""
-    names, found = rng.permutation(list(COLOURS)), []
-    for name in names:
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for name in rng.permutation(list(COLOURS)):
         value = np.asarray(COLOURS[str(name)])
         if all(np.linalg.norm(value - other) > FAR for other, _ in found):
             found.append((value, colour_value(str(name), rng)))
