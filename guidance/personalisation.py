@@ -1,4 +1,4 @@
-"""A prior that knows one subject by a word of its own, kept as a small file beside the weights it was tuned from.
+"""A prior that knows one subject by a word of its own, kept as a file beside the weights it was tuned from.
 
 DreamBooth (arXiv 2208.12242) binds a subject to a word that means nothing yet, the identifier; MVDream
 (arXiv 2308.16512) does so in its 2D mode and then draws the subject from all sides. What such a tuning changes:

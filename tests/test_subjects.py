@@ -44,6 +44,7 @@ def test_colours_of_a_subject_can_be_told_apart() -> None:
         assert len(colours) == 3
         gaps = [np.linalg.norm(a - b) for k, a in enumerate(colours) for b in colours[:k]]
         assert min(gaps) > FAR - 0.3, "centres are FAR apart; each has a jitter"
+        assert min(np.abs(colour - 0.5).max() for colour in colours) > 0.08, "told from the background"
 
 
 def test_a_subject_is_farther_from_its_noun_than_two_of_the_noun_are() -> None:

@@ -112,7 +112,9 @@ def _load(path: Path) -> Image.Image:
 def _portrait(image: Image.Image, path: Path, size: int, fill: float) -> NDArray[np.uint8]:
     """(size, size, 3), the subject in the middle."""
     rgb = np.asarray(image.convert("RGB"), np.float32) / 255
-    opaque = np.asarray(image.getchannel("A"), np.float32) / 255 if image.mode == "RGBA" else np.ones(rgb.shape[:2])
+    opaque: Floats = np.ones(rgb.shape[:2])
+    if image.mode == "RGBA":
+        opaque = np.asarray(image.getchannel("A"), np.float32) / 255
     if opaque.min() > 0.99:
         opaque = in_front(rgb)
     rows, columns = (np.flatnonzero((opaque > 0.5).any(axis)) for axis in (1, 0))

@@ -34,6 +34,8 @@ OVERSIZE = (0.6, 1.5, 1.8)
 """Of the odd part."""
 FAR = 0.5
 """Colours of a pattern are that far apart in sRGB."""
+FROM_GREY = 0.3
+"""And that far from the grey behind them, so that a subject can be cut out of its photos."""
 FOV = np.deg2rad(40.0)
 
 
@@ -82,11 +84,12 @@ def views(subject: Asset, azimuth: np.ndarray, elevation: np.ndarray, size: int)
 
 
 def palette(rng: np.random.Generator) -> list[np.ndarray]:
-    """Three colours (3,), each FAR from the others."""
+    """Three colours (3,), each FAR from the others and FROM_GREY."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for name in rng.permutation(list(COLOURS)):
         value = np.asarray(COLOURS[str(name)])
-        if all(np.linalg.norm(value - other) > FAR for other, _ in found):
+        clear = np.linalg.norm(value - 0.5) > FROM_GREY
+        if clear and all(np.linalg.norm(value - other) > FAR for other, _ in found):
             found.append((value, colour_value(str(name), rng)))
     return [value for _, value in found[:3]]
 
