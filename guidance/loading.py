@@ -20,6 +20,7 @@ from .reading import read_json, sha256, sha256_of_files, sniff
 
 EMBEDDED = "toybox-prior"
 ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
+PERSONALISATION = "threedgen personalisation 1"
 PARTS = ("unet", "vae", "text_encoder")
 RUNS_NOW = "the config mvdream-toybox runs without a download"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
@@ -44,6 +45,25 @@ def check(weights: str, tokenizer: str | None = None) -> None:
         sniff(path)
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
         raise ConfigError(f"tokenizer: there is no folder {tokenizer!r}")
+
+
+def personalisation_card(path: Path | str) -> dict[str, str]:
+    """What the file of a personalised prior says of itself; no tensor is read."""
+    from safetensors import SafetensorError, safe_open
+
+    make = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
+    try:
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"personalisation: there is no file {str(path)[:120]!r}; {make}")
+        with safe_open(path, "np") as file:
+            card = file.metadata() or {}
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).split("\n")[0][:80]
+        raise ConfigError(f"personalisation: {str(path)[:120]!r} cannot be read ({reason}); {make}") from None
+    if card.get("format") != PERSONALISATION:
+        raise ConfigError(f"personalisation: {path} is not of the format {PERSONALISATION!r}; {make}")
+    return card
 
 
 def locate(weights: str) -> Path:

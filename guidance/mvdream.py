@@ -21,22 +21,24 @@ from transformers import CLIPTextModel
 
 from threedgen.config import ConfigError
 from threedgen.poses import opengl_to_blender
+from threedgen.prompts import without
 
 from . import components, diffusion, tokens
+from . import personalisation as personal
 from .attention import make_multiview, predict, set_attention
 from .draft import Draft
 from .options import MVDreamConfig
+from .precision import compute_dtype
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
     """The prior that a config describes. Raises ConfigError."""
     if options.attention == "xformers" and torch.device(device).type != "cuda":
         raise ConfigError(f"attention: 'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa")
-    prior = MVDream.load(options.weights, device, options.dtype, options.tokenizer, options.image_size)
+    o = options
+    prior = MVDream.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, personalisation=o.personalisation)
     set_attention(prior.unet, options.attention)
     return prior
 
@@ -86,13 +88,17 @@ class MVDream:
         tokenizer: str | None = None,
         image_size: int | None = None,
         camera: bool = True,
+        personalisation: str | None = None,
     ) -> MVDream:
         """Frozen networks from ``weights``: "embedded", a diffusers folder, a hub id, an original checkpoint.
 
         ``camera`` demands a camera branch; without it a plain Stable Diffusion loads too (2D mode only).
+        ``personalisation``: the file that teaches these very weights one subject (personalisation.py).
         Nothing in the files is executed. Raises ConfigError, one sentence, for anything missing or wrong.
         """
         found = components.load(weights, tokenizer, camera)
+        if personalisation is not None:
+            personal.apply(found, Path(personalisation).expanduser())
         return cls(*found, image_size=image_size, dtype=dtype, device=device)
 
     def to(self, device: torch.device | str) -> MVDream:
@@ -147,13 +153,26 @@ class MVDream:
     def encode_prompt(self, prompts: list[str]) -> Tensor:
         """n prompts -> (n, L, D) float32: last hidden state after the final layer norm.
 
-        What does not fit is cut off (logged as info); ask ``tokens_cut`` and ``unknown_words`` beforehand.
+        A prior with a draft and an identifier gives (n, 2L, D): behind it the same of the prompts without the
+        identifier, which is what the draft reads (personalisation.py). What does not fit is cut off (logged as
+        info); ask ``tokens_cut`` and ``unknown_words`` beforehand.
         """
         for prompt in prompts:
             if cut := self.tokens_cut(prompt):
                 logger.info("a prompt is too long, these words have no effect: %r", cut)
+        text = self._encode(prompts)
+        if self.draft is None or not self.identifiers:
+            return text
+        return torch.cat([text, self._encode([without(p, self.identifiers) for p in prompts])], dim=1)
+
+    def _encode(self, prompts: list[str]) -> Tensor:
         ids = tokens.token_ids(self.tokenizer, prompts, self.max_tokens)
         return self.text_encoder(ids.to(self.device)).last_hidden_state.float()
+
+    @property
+    def identifiers(self) -> list[str]:
+        """The words that stand for a subject; none unless the prior is personalised."""
+        return tokens.added_words(self.tokenizer)
 
     def tokens_cut(self, prompt: str) -> str:
         """The end of the prompt that the text encoder will not see; "" if it sees all of it."""
@@ -202,7 +221,8 @@ class MVDream:
         ``draft``: the first guess (B,4,h,w), if it is known already.
         """
         if self.draft is not None:
-            draft = self.draft(text, camera) if draft is None else draft
+            text, typical = text.chunk(2, 1) if text.shape[1] == 2 * self.max_tokens else (text, text)
+            draft = self.draft(typical, camera) if draft is None else draft
             if draft.shape[-2:] != x.shape[-2:]:  # pictures of another size than it was trained at
                 draft = F.interpolate(draft, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, draft.to(x.dtype)], dim=1)
@@ -252,20 +272,6 @@ class MVDream:
             denoise, x_T, text, camera, n_view, self.schedule, steps, eta, generator, progress
         )
         return self.decode_latents(z).float().cpu()
-
-
-def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """fp32, bf16, fp16, or auto: bf16 where the machine has instructions for it, else fp32."""
-    if name != "auto":
-        return DTYPES[name]
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else bf16_cpu() and device.type == "cpu"
-    return torch.bfloat16 if fast else torch.float32
-
-
-def bf16_cpu() -> bool:
-    """Has the CPU bf16 instructions? (Without them bf16 is emulated, slower than fp32.)"""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def camera_vector(c2w: Tensor) -> Tensor:

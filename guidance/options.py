@@ -39,13 +39,19 @@ class MVDreamConfig(Config):
         le=2048,
         description="pixels per side that the prior sees; default: what it was trained at",
     )
+    personalisation: str | None = Field(
+        None,
+        description="the file of an mvdreambooth run with these weights: its subject can then be asked for",
+    )
 
     def check(self) -> None:
-        from .loading import check
+        from .loading import check, personalisation_card
 
         if self.attention == "xformers":
             require("xformers", "attention: xformers", "choose attention=sdpa")
         check(self.weights, self.tokenizer)
+        if self.personalisation is not None:
+            personalisation_card(self.personalisation)
 
     def describe(self) -> str:
         """Which files these are: place, size and SHA-256; what is only on the hub is fetched. Raises ConfigError."""

@@ -27,7 +27,8 @@ from threedgen.cameras import orbit
 from . import diffusion
 from .attention import make_multiview
 from .draft import Draft
-from .mvdream import DTYPES, MVDream, camera_vector
+from .mvdream import MVDream, camera_vector
+from .precision import DTYPES
 
 
 @dataclass

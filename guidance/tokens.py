@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.prompts import without
 
 from .loading import RUNS_NOW, cached, hub_file, reachable
 
@@ -96,9 +97,24 @@ def unknown_words(tokenizer: Any, prompt: str) -> list[tuple[str, list[str]]]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or type(backend.model).__name__ != "WordLevel":
         return []
+    prompt = without(prompt, added_words(tokenizer))
     text = backend.normalizer.normalize_str(prompt) if backend.normalizer is not None else prompt
     splitter = backend.pre_tokenizer
     words = [word for word, _ in splitter.pre_tokenize_str(text)] if splitter is not None else text.split()
     known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     unknown = [word for word in dict.fromkeys(words) if word not in known]
     return [(word, difflib.get_close_matches(word, sorted(known), n=3, cutoff=0.6)) for word in unknown]
+
+
+# --- words that came after the training: the identifier of a personalised prior ----------------------------------
+
+
+def added_words(tokenizer: Any) -> list[str]:
+    """Words that were added to the finished vocabulary, special tokens left out."""
+    return [word for word in tokenizer.get_added_vocab() if word not in tokenizer.all_special_tokens]
+
+
+def is_known(tokenizer: Any, word: str) -> bool:
+    """Is it one token already, and not the one for unknown words?"""
+    pieces = tokenizer.tokenize(word)
+    return len(pieces) == 1 and pieces[0] != tokenizer.unk_token

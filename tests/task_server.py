@@ -101,6 +101,16 @@ TINY_THREEDIM = {
     "trainer": {"max_steps": 10, "val_check_interval": 5, "log_every_n_steps": 5, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
 }  # fmt: skip
+TINY_DREAMBOOTH = {
+    "task": "mvdreambooth",
+    "threads": 1,
+    "prompt": "a [v] dog",
+    "photos": "photos",
+    "tuning": {"batch": 2, "learning_rate": 1e-3, "word_learning_rate": 1e-2},
+    "sheet": {"steps": 1},
+    "trainer": {"max_steps": 8, "val_check_interval": 4, "log_every_n_steps": 2, "accelerator": "cpu"},
+    "checkpoint": {"seconds": 0},
+}
 
 
 # ---------------------------------------------------------------- the children
@@ -125,13 +135,17 @@ def child(
     from threedgen.guidance.mvdream import MVDream
     from threedgen.systems.autoencoder import AutoencoderSystem
     from threedgen.systems.draft_training import DraftSystem
+    from threedgen.systems.dreambooth.system import DreamBoothSystem
     from threedgen.systems.generate import GenerateSystem
     from threedgen.systems.prior_training import PriorSystem
     from threedgen.systems.text_training import TextSystem
     from threedgen.systems.threedim.training import PairSystem
 
     now = {"step": -1}
-    for system in (GenerateSystem, AutoencoderSystem, TextSystem, DraftSystem, PriorSystem, PairSystem):
+    systems = (
+        GenerateSystem, AutoencoderSystem, TextSystem, DraftSystem, PriorSystem, PairSystem, DreamBoothSystem,
+    )  # fmt: skip
+    for system in systems:
 
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:
             now["step"] = batch
@@ -204,6 +218,7 @@ def _load_kernels() -> None:
 def serve() -> None:
     import torch
 
+    import threedgen.systems.dreambooth.task
     import threedgen.systems.generate_run  # noqa: F401  what every child needs
     import threedgen.systems.sample
     import threedgen.systems.threedim.train

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from threedgen import extras
 from threedgen.config import ConfigError
-from threedgen.guidance import diffusion, mvdream
+from threedgen.guidance import diffusion, mvdream, precision
 from threedgen.guidance.mvdream import MVDream, camera_vector, script_cameras
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.poses import opengl_to_blender
@@ -169,10 +169,10 @@ def test_half_precision_is_close_and_returns_float32(prior: MVDream) -> None:
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_auto_takes_bf16_only_where_it_is_fast(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mvdream, "bf16_cpu", lambda: fast)
+    monkeypatch.setattr(precision, "bf16_cpu", lambda: fast)
     expected = torch.bfloat16 if fast else torch.float32
-    assert mvdream.compute_dtype("auto", torch.device("cpu")) == expected
-    assert mvdream.compute_dtype("fp16", torch.device("cpu")) == torch.float16
+    assert precision.compute_dtype("auto", torch.device("cpu")) == expected
+    assert precision.compute_dtype("fp16", torch.device("cpu")) == torch.float16
 
 
 def test_sampling_is_repeatable_and_follows_prompt_and_cameras(prior: MVDream) -> None:

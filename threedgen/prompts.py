@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from threedgen.errors import ConfigError
@@ -25,10 +27,18 @@ def with_suffix(prompt: str, suffix: str) -> str:
     return prompt if "3d" in prompt.lower() else prompt + suffix
 
 
+def without(prompt: str, words: Iterable[str]) -> str:
+    """The prompt less these words, in upper or lower case: "a [v] dog" -> "a dog"."""
+    for word in words:
+        prompt = re.sub(re.escape(word), " ", prompt, flags=re.IGNORECASE)
+    return " ".join(prompt.split())
+
+
 def warn_about(prompt: str, prior: Any) -> list[str]:
     """Logs and returns a sentence for each thing of which the prior will not take notice.
 
-    Line breaks, words that are cut off, words that it never saw (with the nearest ones that it did).
+    Line breaks, words that are cut off, words that it never saw (with the nearest ones that it did), and an
+    identifier that is not asked for.
     """
     text, notes = tidy(prompt), []
     if len(prompt.strip().splitlines()) > 1:
@@ -43,6 +53,9 @@ def warn_about(prompt: str, prior: Any) -> list[str]:
         )
         more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         notes.append(f"this prior does not know {words}{more}; it goes on without them")
+    silent = [word for word in getattr(prior, "identifiers", ()) if word.lower() not in text.lower()]
+    if silent:
+        notes.append(f"the prompt does not say {', '.join(silent)}, so it asks for the kind and not for the subject")
     for note in notes:
         logger.warning("%s", note)
     return notes

@@ -33,6 +33,7 @@ def _entries(implementations: str, configs: str, **classes: tuple[str, str]) -> 
 
 
 _SYSTEMS = "threedgen.systems.options"
+_DREAMBOOTH = "threedgen.systems.dreambooth"
 _GUIDANCE = "threedgen.guidance.options"
 _REPRESENTATIONS = "threedgen.representations.options"
 _EVALUATION = "threedgen.evaluation.options"
@@ -50,9 +51,12 @@ TABLE: dict[str, dict[str, Entry]] = {
         "generate": Entry("threedgen.systems.generate_run:run", f"{_SYSTEMS}:GenerateConfig"),
         "sample": Entry("threedgen.systems.sample:run", f"{_SYSTEMS}:SampleConfig"),
         "train-prior": Entry("threedgen.systems.train_prior:run", f"{_SYSTEMS}:TrainPriorConfig"),
+        "mvdreambooth": Entry(f"{_DREAMBOOTH}.task:run", f"{_DREAMBOOTH}.options:MVDreamBoothConfig"),
         "train-probe": Entry("threedgen.systems.train_probe:run", f"{_EVALUATION}:TrainProbeConfig"),
+        "train-identity": Entry("threedgen.systems.train_identity:run", f"{_EVALUATION}:TrainIdentityConfig"),
         "evaluate-prior": Entry("threedgen.evaluation.prior_score:run", f"{_EVALUATION}:EvaluatePriorConfig"),
         "evaluate-3d": Entry("threedgen.evaluation.object_score:run", f"{_EVALUATION}:Evaluate3DConfig"),
+        "evaluate-subjects": Entry("threedgen.evaluation.subject_score:run", f"{_EVALUATION}:EvaluateSubjectsConfig"),
         "consistency": Entry(f"{_CONSISTENCY}.run:run", f"{_CONSISTENCY}.options:ConsistencyConfig"),
         "refine-decoder": Entry("threedgen.systems.refine_decoder:run", f"{_SYSTEMS}:RefineDecoderConfig"),
         "train-threedim": Entry(f"{_VIEWS}.train:run", f"{_VIEWS}.options:TrainThreeDiMConfig"),
@@ -61,6 +65,7 @@ TABLE: dict[str, dict[str, Entry]] = {
         "gallery": Entry("threedgen.viewer.gallery:run", f"{_VIEWER}:GalleryConfig"),
         "export": Entry("threedgen.export.export_run:run", f"{_EXPORT}:ExportConfig"),
         "make-srn-toybox": Entry("threedgen.data.srn.make:run", f"{_SRN}:MakeSRNToyboxConfig"),
+        "toybox-subjects": Entry("threedgen.data.toybox.subjects:run", f"{_SYSTEMS}:ToyboxSubjectsConfig"),
         "toybox-sheet": Entry("threedgen.data.toybox.sheet:run", f"{_SYSTEMS}:ToyboxSheetConfig"),
     },
     # what --dry-run says of a task: a function (config) -> text
@@ -71,6 +76,13 @@ TABLE: dict[str, dict[str, Entry]] = {
         _GUIDANCE,
         sds=("SDS", "SDSConfig"),
         reconstruction=("Reconstruction", "ReconstructionConfig"),
+    ),
+    # pictures (V, H, W, 3) -> unit vectors (V, D): is it the same subject?
+    "identity": _entries(
+        "threedgen.evaluation.identity",
+        _EVALUATION,
+        toybox=("ToyboxIdentity", "ToyboxIdentityConfig"),
+        hub=("HubIdentity", "HubIdentityConfig"),
     ),
     "sampler": _entries(
         f"{_CONSISTENCY}.samplers",

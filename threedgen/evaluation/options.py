@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from threedgen.config import Config, Schedule
+from threedgen.config import Config, ConfigError, Schedule
 from threedgen.options import CheckpointConfig, Elevations, RunConfig, TrainerConfig
 from threedgen.registry import Component
+from threedgen.systems.dreambooth.options import require_peft
 
 
 class ProbeNetworkConfig(Config):
@@ -82,3 +84,104 @@ class Evaluate3DConfig(EvaluationConfig):
     calibration: int = Field(4, ge=0, le=100, description="ground-truth objects of each prompt, measured alike")
     sheet: int = Field(30, ge=0, le=1000, description="objects on the contact sheet")
     sheet_views: int = Field(4, ge=1, le=8, description="of the eight views, so many on the sheet")
+
+
+class IdentityNetworkConfig(Config):
+    """Size of the network that tells subjects apart."""
+
+    image_size: int = Field(64, ge=32, le=256, multiple_of=16, description="pixels it looks at; others are resized")
+    channels: tuple[int, int, int, int] = Field((32, 64, 96, 128), description="width of each level")
+    width: int = Field(64, ge=2, le=1024, description="numbers of an answer")
+
+
+class IdentityTrainingConfig(Config):
+    """How it learns: from subjects of ground truth, of which it sees two sides each."""
+
+    kinds: int = Field(6, ge=1, description="kinds of things in a step")
+    alike: int = Field(4, ge=2, description="subjects of each kind, to be told from one another")
+    temperature: float = Field(0.1, gt=0, description="of the contrastive loss")
+    augment: float = Field(1.0, ge=0, le=2, description="strength of blur, noise, colour shifts and moves; 0: none")
+    learning_rate: Schedule = Field({"0%": 1e-4, "5%": 2e-3, "40%": 2e-3, "100%": 1e-5}, ge=0)
+    weight_decay: float = Field(0.02, ge=0)
+    bf16: bool = Field(True, description="bfloat16 autocast")
+
+
+class TrainIdentityConfig(RunConfig):
+    """Train the network that says whether two pictures show the same toybox subject."""
+
+    network: IdentityNetworkConfig = IdentityNetworkConfig()
+    training: IdentityTrainingConfig = IdentityTrainingConfig()
+    measured: int = Field(40, ge=1, description="kinds of which `alike` fresh subjects each make its own ROC")
+    trainer: TrainerConfig = TrainerConfig(max_steps=3000, gradient_clip_val=5.0)
+    checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
+
+
+class ToyboxIdentityConfig(Config):
+    """The network of a train-toybox-identity run."""
+
+    name: Literal["toybox"] = Field("toybox", description="for subjects of the toybox")
+    weights: str = Field("", description="the .safetensors file that the run left in RUN/identity, or that folder")
+
+    def file(self) -> Path:
+        """Raises ConfigError if there is none."""
+        train = "train one with `launch.py --config train-toybox-identity` and give the file in RUN/identity"
+        path = Path(self.weights).expanduser()
+        path = path / "toybox-identity.safetensors" if path.is_dir() else path
+        if not self.weights or not path.is_file():
+            raise ConfigError(f"weights: there is no file {self.weights[:120]!r}; {train}")
+        return path
+
+    def check(self) -> None:
+        self.file()
+
+
+class HubIdentityConfig(Config):
+    """An image encoder of the Hugging Face hub: for photos."""
+
+    name: Literal["hub"] = Field("hub", description="any image encoder that transformers knows")
+    weights: str = Field("facebook/dinov2-small", min_length=1, description="a folder, or an id on the hub")
+    size: int = Field(224, ge=14, le=1024, description="pixels a side that it looks at")
+    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="of the colours that it was trained on")
+    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="their spread")
+
+
+class EvaluateSubjectsConfig(RunConfig):
+    """Tune a prior on toybox subjects, and measure how much of them its samples show and what it forgot for it."""
+
+    probe: ProbeConfig = ProbeConfig()
+    identity: Annotated[Any, Component("identity", default="toybox")] = Field(
+        {}, description="who says whether it is the same subject"
+    )
+    config: str = Field("mvdreambooth-toybox", min_length=1, description="the mvdreambooth config that is measured")
+    overrides: tuple[str, ...] = Field((), description="key=value changes of that config")
+    preservation: tuple[Literal["l1", "l2", "images", "lora", "none"], ...] = Field(
+        ("l1", "l2", "images", "lora", "none"), min_length=1, description="what is compared; the first is on the sheet"
+    )
+    subjects: int = Field(10, ge=1, le=1000, description="how many, of different kinds as far as there are")
+    first: int = Field(0, ge=0, description="number of the first one")
+    photos: int = Field(5, ge=2, le=100, description="pictures that each is learnt from")
+    settings: tuple[str, ...] = Field(
+        ("", "red hat", "blue scarf", "green glasses"),
+        min_length=1,
+        description="what a subject wears, COLOUR ACCESSORY; empty: nothing",
+    )
+    held_out: int = Field(20, ge=1, le=10_000, description="held-out prompts that show what was forgotten")
+    steps: int = Field(25, ge=1, le=1000, description="DDIM steps of the samples")
+    guidance_scale: float = Field(3.0, ge=0)
+    objects: str | None = Field(
+        None, description="the generate config, such as quick-toybox, that makes 3D objects too; null: none are made"
+    )
+
+    @model_validator(mode="after")
+    def _worn(self) -> EvaluateSubjectsConfig:
+        for setting in self.settings:
+            if setting and len(setting.split()) != 2:
+                raise ValueError(f"settings should be COLOUR ACCESSORY, such as 'red hat' (got {setting!r})")
+        if len(set(self.preservation)) < len(self.preservation):
+            raise ValueError("preservation should name each way once")
+        return self
+
+    def check(self) -> None:
+        if "lora" in self.preservation:
+            require_peft("preservation")
+        super().check()

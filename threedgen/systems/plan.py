@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from threedgen.cameras import sample_multiview
 from threedgen.guidance import diffusion
 from threedgen.guidance.attention import make_multiview, predict
-from threedgen.guidance.mvdream import compute_dtype
 from threedgen.guidance.outline import Outline, outline
+from threedgen.guidance.precision import compute_dtype
 from threedgen.loop import set_threads
 from threedgen.memory import free_bytes, graph_bytes
 from threedgen.prompts import tidy

@@ -1,0 +1,149 @@
+"""A prior that knows one subject by a word of its own, kept as a file beside the weights it was tuned from.
+
+DreamBooth (arXiv 2208.12242) binds a subject to a word that means nothing yet, the identifier; MVDream
+(arXiv 2308.16512) does so in its 2D mode and then draws the subject from all sides. What such a tuning changes:
+
+    the UNet           all of its weights, or low-rank terms of its attention (LoRA, arXiv 2106.09685)
+    the identifier     one new row of the text encoder's table of tokens, the same for both kinds of tokenizer: a
+                       closed vocabulary has no word to spare, and CLIP would spell "[v]" with the tokens of brackets
+
+The text encoder, the VAE and the draft of a small prior stay as they are. The draft shows the UNet what a caption
+usually looks like, and a subject is just what does not look as usual; it also knows best which side a camera sees.
+So it reads the prompt without the identifier, "a dog" for "a [v] dog": its picture stays that of the class, from the
+right side, while the UNet, which reads the whole prompt, learns what to repaint where the identifier stands. Prompts
+without the identifier get the very draft that they had.
+
+The file, in safetensors (``NAME``: a parameter of the UNet):
+
+    unet.NAME                       tuned minus base weight, bfloat16          kind "difference"
+    unet.NAME.lora_A, .lora_B       (r, in), (out, r): weight += scale B A     kind "lora"
+    identifier                      (D,) the new row, float32
+
+Its metadata hold the format, the kind, the identifier, the prompt, the scale, and the check sum of the base.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from threedgen.config import ConfigError
+from threedgen.runs import write_atomic
+
+from . import loading, reading, tokens
+
+A, B = ".lora_A", ".lora_B"
+
+
+def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
+    """SHA-256 of the weights that a personalisation adds to, whatever file they came from."""
+    digest = hashlib.sha256()
+    for network in (unet, text_encoder):
+        for name, value in sorted(network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_identifier(tokenizer: Any, identifier: str) -> None:
+    """Raises ConfigError for a word that the prior knows already."""
+    if tokens.is_known(tokenizer, identifier):
+        raise ConfigError(
+            f"identifier: {identifier!r} is a word that this prior knows already, and it would lose its meaning; "
+            "choose one that is no word, such as [v]"
+        )
+
+
+def add_word(tokenizer: Any, text_encoder: Any, identifier: str, row: Tensor | None = None, like: str = "") -> int:
+    """Teaches tokenizer and text encoder a new word; returns its number.
+
+    Its row (D,) is ``row``, else the mean of those of the words ``like``, else that of the whole table.
+    """
+    old = text_encoder.get_input_embeddings().weight.detach()
+    if row is None:
+        numbers = tokenizer(like, add_special_tokens=False).input_ids if like else []
+        row = old[numbers].mean(0) if numbers else old.mean(0)
+    row = row.clone()
+    tokenizer.add_tokens([identifier])
+    if len(tokenizer) > len(old):
+        text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    text_encoder.requires_grad_(False)
+    number = int(tokenizer.convert_tokens_to_ids(identifier))
+    with torch.no_grad():
+        text_encoder.get_input_embeddings().weight[number] = row
+    return number
+
+
+def difference(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What was added to the weights, bfloat16 (each number to 0.4 %); weights that stayed the same are left out."""
+    moved = {name: tuned[name].detach().cpu() - base[name].cpu() for name in base}
+    return {f"unet.{name}": value.bfloat16().contiguous() for name, value in moved.items() if value.any()}
+
+
+def low_rank(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """The adapters among the parameters of a network that peft has put them into, under the names of the file."""
+    found = {}
+    for name, value in parameters:
+        for end in (A, B):
+            before, mark, _ = name.partition(f"{end}.")
+            if mark:
+                found[f"unet.{before}.weight{end}"] = value.detach().float().cpu().contiguous()
+    return found
+
+
+def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[str, str]) -> None:
+    """The file of ``changes`` and of the identifier's row (D,); ``card``: kind, identifier, prompt, scale, base.
+
+    Raises OSError.
+    """
+    tensors = {**changes, "identifier": row.detach().float().cpu().contiguous()}
+    write_atomic(path, to_bytes(tensors, {"format": loading.PERSONALISATION, **card}))
+
+
+def apply(found: Any, path: Path) -> None:
+    """Adds a personalisation to the networks ``found`` (``components.Components``), in place.
+
+    Raises ConfigError, before anything is changed, for a file that is damaged or was tuned from other weights.
+    """
+    card = loading.personalisation_card(path)
+    base = checksum(found.unet, found.text_encoder)
+    if card.get("base") != base:
+        raise ConfigError(
+            f"personalisation: {path} was tuned from other weights (SHA-256 {card.get('base', '')[:12]}..., these have "
+            f"{base[:12]}...); set prior.weights to those of its run"
+        )
+    tensors = reading.read_safetensors(path)
+    parameters = dict(found.unet.named_parameters())
+    row = tensors.pop("identifier", torch.empty(0))
+    try:
+        changes = _changes(tensors, float(card.get("scale", 1)))
+        width = found.text_encoder.get_input_embeddings().weight.shape[1:]
+        wrong = [name for name, value in changes.items() if parameters[name].shape != value.shape]
+        whole = all(torch.isfinite(value).all() for value in (*changes.values(), row))
+    except (KeyError, ValueError, RuntimeError):
+        wrong, whole, changes, width = ["?"], False, {}, torch.Size()
+    if wrong or not whole or row.shape != width or "identifier" not in card:
+        raise ConfigError(f"personalisation: {path} is damaged: its tensors are not those of its kind; make it again")
+    with torch.no_grad():
+        for name, value in changes.items():
+            parameters[name] += value
+    add_word(found.tokenizer, found.text_encoder, card["identifier"], row)
+
+
+def _changes(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """What is added to each parameter of the UNet, float32."""
+    changes = {}
+    for name, value in tensors.items():
+        inner = name.removeprefix("unet.")
+        if inner.endswith(A):
+            inner = inner.removesuffix(A)
+            changes[inner] = scale * tensors[f"unet.{inner}{B}"].float() @ value.float()
+        elif not inner.endswith(B):
+            changes[inner] = value.float()
+    return changes

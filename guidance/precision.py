@@ -1,0 +1,23 @@
+"""In which number format a prior computes: by name, or by what the machine is fast at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """fp32, bf16, fp16, or auto: bf16 where the machine has instructions for it, else fp32."""
+    if name != "auto":
+        return DTYPES[name]
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else bf16_cpu() and device.type == "cpu"
+    return torch.bfloat16 if fast else torch.float32
+
+
+def bf16_cpu() -> bool:
+    """Has the CPU bf16 instructions? (Without them bf16 is emulated, slower than fp32.)"""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,154 @@
+"""Photos of one subject, as a prior wants to see them: square, the subject in the middle, neutral grey around it.
+
+    files = find(["photos/"])                 paths of pictures, each opened but not yet decoded
+    pictures = read(files, size=128)          (N, 128, 128, 3) uint8
+
+What is subject is told by the picture's alpha channel; without one, by a background of one colour (a sheet of paper, a
+wall), which is everything like the border and connected with it. A photo with neither keeps its background and is cut
+to its middle square.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from threedgen.errors import ConfigError, short
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+FEWEST, MOST = 2, 100
+MOST_PIXELS = 64_000_000
+"""A camera's largest pictures; a file of a few bytes can claim any size (a decompression bomb)."""
+GREY = 0.5
+WORKING_SIZE = 1024
+"""Pixels of the longer side at which backgrounds are found."""
+TOLERANCE, SHARE = 0.08, 0.95
+"""A background is of one colour if this share of the border is that close to the border's median, in each channel."""
+SPECK = 1e-3
+"""Smaller islands in front of a background, as a share of the picture, are dust."""
+
+Floats = NDArray[np.floating]
+
+
+def find(paths: Sequence[str]) -> list[Path]:
+    """The pictures that files and folders name, folders in the order of the names in them; headers are checked.
+
+    Raises ConfigError for no or too few pictures, too many, one that cannot be read or is far too large.
+    """
+    found: list[Path] = []
+    for text in paths:
+        try:
+            path = Path(text).expanduser()
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+            missing = not path.exists()
+        except (OSError, ValueError, RuntimeError):
+            missing, inside = True, []
+        if missing:
+            raise ConfigError(f"photos: there is no file or folder {short(text)}")
+        found += inside
+    if not found:
+        where = f" in {', '.join(map(short, paths))}" if paths else ""
+        raise ConfigError(f"photos: there is no picture{where}; give 4 to 6 photos of one subject, photos=FOLDER")
+    if len(found) < FEWEST:
+        raise ConfigError(
+            f"photos: one picture cannot tell the subject from its surroundings; give 4 to 6 from different sides "
+            f"(got {found[0]})"
+        )
+    if len(found) > MOST:
+        raise ConfigError(f"photos: should be at most {MOST} pictures of one subject (got {len(found)})")
+    for path in found:
+        _open(path).close()
+    return found
+
+
+def read(files: Sequence[Path], size: int, fill: float = 0.75) -> NDArray[np.uint8]:
+    """Pictures (N, size, size, 3) on neutral grey; a subject that was cut out fills the share ``fill`` of the side.
+
+    Raises ConfigError, naming the file, for one that is damaged or shows nothing.
+    """
+    return np.stack([_portrait(_load(path), path, size, fill) for path in files])
+
+
+def _open(path: Path) -> Image.Image:
+    """The header of a picture."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except Image.DecompressionBombError:
+        raise ConfigError(f"photos: {path} is far too large: more than {MOST_PIXELS:,} pixels") from None
+    except UnidentifiedImageError:
+        raise ConfigError(f"photos: {path} is no picture that can be read; save it as PNG or JPEG") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ConfigError(f"photos: {path} cannot be read ({type(error).__name__})") from None
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        image.close()
+        raise ConfigError(f"photos: {path} is far too large: {width} x {height}, more than {MOST_PIXELS:,} pixels")
+    return image
+
+
+def _load(path: Path) -> Image.Image:
+    """A picture as RGB or, if anything in it is transparent, RGBA; upright, at most WORKING_SIZE."""
+    with _open(path) as image:
+        try:
+            image.draft("RGB", (WORKING_SIZE, WORKING_SIZE))
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits
+                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+            clear = image.has_transparency_data
+            image = image.convert("RGBA" if clear else "RGB")
+        except (OSError, ValueError, SyntaxError, MemoryError) as error:
+            raise ConfigError(f"photos: {path} is damaged or cut off ({type(error).__name__})") from None
+    image.thumbnail((WORKING_SIZE, WORKING_SIZE))
+    return image
+
+
+def _portrait(image: Image.Image, path: Path, size: int, fill: float) -> NDArray[np.uint8]:
+    """(size, size, 3), the subject in the middle."""
+    rgb = np.asarray(image.convert("RGB"), np.float32) / 255
+    opaque: Floats = np.ones(rgb.shape[:2])
+    if image.mode == "RGBA":
+        opaque = np.asarray(image.getchannel("A"), np.float32) / 255
+    if opaque.min() > 0.99:
+        opaque = in_front(rgb)
+    rows, columns = (np.flatnonzero((opaque > 0.5).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        raise ConfigError(f"photos: {path} shows nothing but its background")
+    height, width = opaque.shape
+    if opaque.min() > 0.99:  # no subject was cut out: the middle of the photo
+        centre, side = (height / 2, width / 2), float(min(height, width))
+    else:
+        centre = float(rows[0] + rows[-1] + 1) / 2, float(columns[0] + columns[-1] + 1) / 2
+        side = (1 + float(max(rows[-1] - rows[0], columns[-1] - columns[0]))) / fill
+    layers = rgb * opaque[..., None] + GREY * (1 - opaque[..., None])
+    top, left = centre[0] - side / 2, centre[1] - side / 2
+    room = int(np.ceil(max(0, -top, -left, top + side - height, left + side - width)))
+    padded = np.pad(layers, ((room, room), (room, room), (0, 0)), constant_values=GREY)
+    box = (left + room, top + room, left + room + side, top + room + side)
+    whole = Image.fromarray(np.round(padded * 255).clip(0, 255).astype(np.uint8))
+    return np.asarray(whole.resize((size, size), Image.Resampling.LANCZOS, box=box))
+
+
+def in_front(rgb: Floats) -> Floats:
+    """What stands in front of a background of one colour, (H, W) of 0 and 1; all ones if there is no such one."""
+    from skimage.measure import label
+
+    edge = max(1, min(rgb.shape[:2]) // 50)
+    border = np.ones(rgb.shape[:2], bool)
+    border[edge:-edge, edge:-edge] = False
+    colour = np.median(rgb[border], axis=0)
+    like = np.abs(rgb - colour).max(-1) < TOLERANCE
+    if like[border].mean() < SHARE:
+        return np.ones(rgb.shape[:2])
+    regions = label(like, connectivity=1)
+    behind = np.isin(regions, np.setdiff1d(regions[border], [0]))
+    islands = label(~behind, connectivity=1)
+    large = np.bincount(islands.ravel()) >= SPECK * behind.size
+    large[0] = False
+    return large[islands].astype(np.float64)

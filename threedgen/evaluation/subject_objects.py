@@ -1,0 +1,54 @@
+"""3D objects of toybox subjects, made by the base and by a prior that was tuned on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from threedgen.config import ConfigError, load
+from threedgen.loop import Status
+
+from .identity import likeness
+from .object_score import make, read
+from .subject_cases import KEYS, Instruments, Subject, asked_for, spec
+from .verdicts import judge_pictures
+
+NOTHING = np.full((8, 16, 16, 3), 0.5)
+"""Stands for a run whose loss broke down."""
+
+
+def objects(
+    look: Instruments, thing: Subject, worn: Sequence[tuple[str, str]], personalisation: Path | None = None
+) -> dict[str, Any]:
+    """``identity`` and answers of one object for each setting; finished runs are not made again.
+
+    Ends the process with the code of a run that was stopped. Raises ConfigError.
+    """
+    config, likes, answers = look.config, [], []
+    for k, setting in enumerate(worn):
+        kind = "base" if personalisation is None else personalisation.parent.name
+        values = {
+            "prompt": asked_for(thing.asset.noun, setting, "" if personalisation is None else "[v]"),
+            "seed": config.seed, "threads": config.threads, "out": str(thing.folder / "objects" / f"{kind}-{k}"),
+        }  # fmt: skip
+        if personalisation is not None:
+            values["prior.personalisation"] = str(personalisation)
+        task = load(str(config.objects)).task
+        if task != "generate":
+            raise ConfigError(f"objects: should be a config of the task generate (got {config.objects!r}, {task})")
+        wanted = load(str(config.objects), [], values)
+        status = make(wanted)
+        if status in (Status.INTERRUPTED, Status.TERMINATED):
+            raise SystemExit(status.exit_code)
+        views, azimuth = NOTHING, 2 * np.pi * np.arange(8) / 8
+        if status is Status.FINISHED:
+            made = read(wanted)
+            views, azimuth = made.views / 255, made.azimuth
+        likes.append(likeness(look.embed(torch.from_numpy(views).float()), thing.truth))
+        verdict = judge_pictures(look.probe, views, spec(thing.asset.noun, setting), azimuth, vote=True)
+        answers.append({key: verdict.answers.get(key) for key in KEYS})
+    return {"identity": likes, "answers": answers}

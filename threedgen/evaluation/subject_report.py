@@ -1,0 +1,107 @@
+"""The table of evaluate-subjects: every way of tuning beside the base, paired, with intervals over subjects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from threedgen.images import grid, write_png
+
+from .figures import Share, paired, share
+from .options import EvaluateSubjectsConfig
+from .report import limits, percent, write_report
+
+Rows = Sequence[dict[str, Any]]
+NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
+
+
+def write(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> None:
+    """report.json, report.md and sheet.png. ``rows``: of each subject its folder's name and what was ``found``."""
+    figures = {kind: compared(rows, kind) for kind in config.preservation}
+    base = float(np.mean([row["found"]["base"]["identity"] for row in rows]))
+    text = f"""# Subjects
+
+{len(rows)} toybox subjects, {config.photos} photos each, {len(config.settings)} prompts, four views, DDIM
+{config.steps} steps, guidance {config.guidance_scale:g}, seed {config.seed}. Identity is the mean cosine to the
+subject's true views; that of the base, asked for the kind of thing, is {base:.3f}. Differences are tuned minus base
+from the same noise and cameras, their 95 % intervals bootstrapped over subjects. A score is the share of the probe's
+right answers.
+
+{table(figures)}
+{objects_text(rows, config)}"""
+    write_report(folder, text, {"base_identity": base, "compared": figures, "subjects": list(rows)})
+    kind, inside = config.preservation[0], folder / "subjects"
+    strips, labels = [], []
+    for row in rows:
+        for name in ("base", kind):
+            with Image.open(inside / row["subject"] / f"{name}.png") as picture:
+                strips.append(np.asarray(picture.convert("RGB")))
+            labels.append(f"{row['subject']}: {NAMES.get(name, name)}")
+    write_png(folder / "sheet.png", grid(np.stack(strips), 2, labels))
+
+
+def compared(rows: Rows, kind: str) -> dict[str, Any]:
+    """One way of tuning against the base: ``paired`` triples, and shares of its own."""
+
+    def difference(ours: str, theirs: str, inside: str = "") -> tuple[float, float, float]:
+        def mean(found: dict[str, Any], key: str) -> float:
+            return float(np.mean(found[key]))
+
+        tuned = [row["found"][kind][inside] if inside else row["found"][kind] for row in rows]
+        return paired([mean(t, ours) - mean(row["found"]["base"], theirs) for t, row in zip(tuned, rows, strict=True)])
+
+    def told(key: str) -> dict[str, Any]:
+        return share([answer[key] for row in rows for answer in row["found"][kind]["answers"]]).plain()
+
+    seconds = [row["found"][kind]["seconds"] for row in rows if row["found"][kind].get("seconds") is not None]
+    return {
+        "identity": float(np.mean([row["found"][kind]["identity"] for row in rows])),
+        "identity_gain": difference("identity", "identity"),
+        "class_change": difference("scores", "scores", "class"),
+        "held_out_change": difference("held_out", "held_out"),
+        "order": told("order"),
+        "bound": told("bound"),
+        "seconds": float(np.median(seconds)) if seconds else None,
+    }
+
+
+def table(figures: dict[str, dict[str, Any]]) -> str:
+    """Markdown."""
+    head = ["", "identity", "more than the base", "sides in order", "accessory in its colour",
+            "class prompts, points", "held-out prompts, points", "seconds"]  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for kind, found in figures.items():
+        cells = [NAMES[kind], f"{found['identity']:.3f}", _interval(found["identity_gain"], 1, 3)]
+        cells += [_share(found["order"]), _share(found["bound"])]
+        cells += [_interval(found[key], 100, 1) for key in ("class_change", "held_out_change")]
+        cells.append("-" if found["seconds"] is None else f"{found['seconds']:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def objects_text(rows: Rows, config: EvaluateSubjectsConfig) -> str:
+    """A paragraph about the 3D objects, if any were made."""
+    if config.objects is None:
+        return ""
+    kind, seen = config.preservation[0], [row["found"] for row in rows]
+    before, now = ([float(np.mean(found[name]["objects"]["identity"])) for found in seen] for name in ("base", kind))
+    gain = paired([b - a for a, b in zip(before, now, strict=True)])
+    order = share([answer["order"] for found in seen for answer in found[kind]["objects"]["answers"]])
+    return f"""
+3D objects, made by {config.objects} with the prior tuned by {NAMES[kind]}: identity {np.mean(now):.3f}, more than the
+base's by {_interval(gain, 1, 3)}; sides in order {percent(order)}, {limits(order)}.
+"""
+
+
+def _interval(found: Sequence[float], scale: float, digits: int) -> str:
+    mean, low, high = (f"{scale * value:+.{digits}f}" for value in found)
+    return f"{mean} ({low} to {high})"
+
+
+def _share(plain: dict[str, Any]) -> str:
+    figure = Share(plain["hits"], plain["total"])
+    return f"{percent(figure)}, {limits(figure)}"

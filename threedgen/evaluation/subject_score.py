@@ -1,0 +1,173 @@
+"""The task "evaluate-subjects": is a tuned prior's subject the one in the photos, and what did it forget?
+
+    RUN/subjects/003-dog/photos/       what it was learnt from
+    RUN/subjects/003-dog/l1/           the mvdreambooth run; a finished one is not made again
+    RUN/subjects/003-dog/l1.json       what was measured of it; likewise
+    RUN/subjects/003-dog/objects/      generate runs of the base and of the tuned prior, if they are asked for
+    RUN/report.json, report.md         the table, paired with the base, with intervals
+    RUN/sheet.png                      the base's samples beside the tuned one's
+
+Base and tuned prior start from the same noise and cameras. The base is asked for "a dog wearing a red hat", the tuned
+one for "a [v] dog wearing a red hat" (identity) and for the same as the base (what it forgot of its class); both for
+held-out prompts of any kind (what it forgot of the world). With ``objects`` 3D results are made and looked at too.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from threedgen import registry, runs
+from threedgen.cameras import orbit_c2w
+from threedgen.config import ConfigError, load
+from threedgen.count import Count
+from threedgen.data.toybox.grammar import article
+from threedgen.images import grid, to_uint8, write_png
+from threedgen.ledger import read_summary, write_summary
+from threedgen.loop import Status, set_threads
+from threedgen.runs import write_atomic
+from threedgen.seeding import generator
+from threedgen.systems.dreambooth import task as dreambooth
+from threedgen.systems.dreambooth.options import MVDreamBoothConfig
+from threedgen.systems.shared import finished
+
+from .cases import held_out_cases
+from .identity import likeness
+from .options import EvaluateSubjectsConfig
+from .prior_score import FOV, RELATIVE_DISTANCE, sample_batch
+from .probe import Probe
+from .subject_cases import KEYS, VIEWS, Instruments, Subject, accessory, asked_for, score, spec, stand, subject
+from .subject_objects import objects
+from .subject_report import write
+from .verdicts import judge_pictures
+
+
+def run(config: EvaluateSubjectsConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Tune, sample, look, report; returns the exit code. Raises ConfigError before any work if something is missing."""
+    begun, folder = time.monotonic(), Path(str(config.out))
+    worn = [accessory(setting) for setting in config.settings]
+    base_config = tuning_config(config, folder, config.preservation[0], "thing").prior
+    look = Instruments(Probe.load(config.probe.weights), registry.build("identity", config.identity), config)
+    set_threads(config.threads)
+    base = registry.build("prior", base_config)
+    rows: list[dict[str, Any]] = []
+    with Count("subjects", config.subjects, quiet) as count:
+        before = once(folder / "held-out.json", held_out, look, base)
+        for number in range(config.first, config.first + config.subjects):
+            thing = subject(look, number, worn, folder / "subjects", base.image_size)
+            found = {"base": once(thing.folder / "base.json", samples, look, thing, worn, base, "base")}
+            found["base"]["held_out"] = before["scores"]
+            for kind in config.preservation:
+                wanted = tuning_config(config, thing.folder, kind, thing.asset.noun)
+                status = tune(wanted)
+                if status is not Status.FINISHED:
+                    return status.exit_code
+                found[kind] = once(thing.folder / f"{kind}.json", after, look, thing, worn, wanted, kind)
+            if config.objects is not None:
+                kind = config.preservation[0]
+                file = thing.folder / kind / dreambooth.RESULT
+                found["base"]["objects"] = once(thing.folder / "base-3d.json", objects, look, thing, worn)
+                found[kind]["objects"] = once(thing.folder / f"{kind}-3d.json", objects, look, thing, worn, file)
+            rows.append({"subject": thing.folder.name, "found": found})
+            count.add(1, thing.asset.caption)
+    write(config, folder, rows)
+    write_summary(folder, config, time.monotonic() - begun, status="finished")
+    print(folder / "report.md")
+    return 0
+
+
+# --- the tuned priors ---------------------------------------------------------------------------------------------
+
+
+def tuning_config(config: EvaluateSubjectsConfig, folder: Path, kind: str, noun: str) -> MVDreamBoothConfig:
+    """The run that teaches the subject in ``folder``. Raises ConfigError for a config of another task."""
+    values = {
+        "prompt": f"{article(noun)} [v] {noun}", "identifier": "[v]", "photos": [str(folder / "photos")],
+        "seed": config.seed, "threads": config.threads, "out": str(folder / kind), "tuning.preservation": kind,
+    }  # fmt: skip
+    task = load(config.config, list(config.overrides)).task
+    if task != "mvdreambooth":
+        raise ConfigError(f"config: should be a config of the task mvdreambooth (got {config.config!r}, {task})")
+    return load(config.config, list(config.overrides), values)
+
+
+def tune(config: MVDreamBoothConfig) -> Status:
+    """Carries out, or goes on with, one run; a finished one is left as it is."""
+    config.check()
+    begun, resume = runs.begin(config, "subjects")
+    if finished(Path(str(begun.out)), config.trainer.max_steps):
+        return Status.FINISHED
+    return dreambooth.run_status(begun, resume, quiet=True)
+
+
+# --- what is seen ------------------------------------------------------------------------------------------------
+
+
+def sampled(look: Instruments, prior: Any, prompt: str, number: int, setting: int) -> tuple[np.ndarray, np.ndarray]:
+    """Views (4, S, S, 3) uint8, and their azimuth (4,)."""
+    config = look.config
+    azimuth, elevation = stand(config, number, setting)
+    ring = torch.from_numpy(azimuth).float()
+    c2w = orbit_c2w(torch.full_like(ring, elevation), ring, torch.full_like(ring, RELATIVE_DISTANCE / np.tan(FOV / 2)))
+    rng = generator(config.seed, number, f"subject sample {setting}")
+    drawn = sample_batch(prior, [prompt], c2w[None], config.steps, config.guidance_scale, [rng])[0]
+    return to_uint8(drawn), azimuth
+
+
+def samples(
+    look: Instruments, thing: Subject, worn: Sequence[tuple[str, str]], prior: Any, kind: str, identifier: str = ""
+) -> dict[str, Any]:
+    """What is seen of a subject in each setting: ``identity``, answers and ``scores``; the first is on a picture."""
+    likes, answers, scores = [], [], []
+    for k, setting in enumerate(worn):
+        asked = spec(thing.asset.noun, setting)
+        prompt = asked_for(asked.noun, setting, identifier)
+        views, azimuth = sampled(look, prior, prompt, thing.asset.index, k)
+        if k == 0:
+            write_png(thing.folder / f"{kind}.png", grid(views, VIEWS))
+        verdict = judge_pictures(look.probe, views, asked, azimuth)
+        likes.append(likeness(look.embed(torch.from_numpy(views).float() / 255), thing.truth))
+        answers.append({key: verdict.answers.get(key) for key in KEYS})
+        scores.append(score(verdict))
+    return {"identity": likes, "answers": answers, "scores": scores}
+
+
+def after(
+    look: Instruments, thing: Subject, worn: Sequence[tuple[str, str]], wanted: MVDreamBoothConfig, kind: str
+) -> dict[str, Any]:
+    """The same of the tuned prior; ``class``: asked without the identifier; ``held_out``; ``seconds`` of the tuning."""
+    run_folder = Path(str(wanted.out))
+    prior = wanted.prior.model_copy(update={"personalisation": str(run_folder / dreambooth.RESULT)})
+    tuned = registry.build("prior", prior)
+    return {
+        **samples(look, thing, worn, tuned, kind, wanted.identifier),
+        "class": samples(look, thing, worn, tuned, f"{kind}-class"),
+        "held_out": held_out(look, tuned)["scores"],
+        "seconds": read_summary(run_folder).get("seconds"),
+    }
+
+
+def held_out(look: Instruments, prior: Any) -> dict[str, Any]:
+    """Scores of held-out prompts, the same for every prior."""
+    config, scores = look.config, []
+    for case in held_out_cases(config.held_out, config.seed):
+        views, azimuth = sampled(look, prior, case.caption, case.index, -1)
+        scores.append(score(judge_pictures(look.probe, views, case.spec, azimuth)))
+    return {"scores": scores}
+
+
+def once(path: Path, make: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What a file holds, or what ``make(*arguments)`` gives, written there, so that a killed run goes on."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = make(*arguments)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(found, indent=1) + "\n")
+        return found

@@ -1,0 +1,191 @@
+"""Learning one subject (DreamBooth, arXiv 2208.12242) without losing the other views (MVDream, arXiv 2308.16512).
+
+The photos are plain pictures without cameras, so the UNet learns from them in its 2D mode: each by itself, no camera
+given. The same weights draw the four views, and what was learnt shows there as long as they stay near those of the
+base. With x_t the noisy latents of a photo and c its prompt,
+
+    loss = mean |target - UNet(x_t, t, c)|^2 + lambda |theta - theta_0| / N
+
+where |.| is the sum of absolute differences (l1) or of squares (l2) over the N weights of the UNet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from threedgen.cameras import orbit_c2w
+from threedgen.config import at, dump
+from threedgen.guidance import personalisation
+from threedgen.guidance.mvdream import MVDream
+from threedgen.guidance.tokens import token_ids
+from threedgen.images import grid, readable, write_png
+from threedgen.seeding import generator
+
+from ..prior_training import stratified
+from .options import LoRAConfig, MVDreamBoothConfig
+
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+VIEWS = 4
+
+
+def preservation(weights: Mapping[str, Tensor], originals: Mapping[str, Tensor], norm: str) -> Tensor:
+    """|theta - theta_0| / N: the mean absolute ("l1") or squared ("l2") difference of all weights; a scalar."""
+    distance = torch.abs if norm == "l1" else torch.square
+    total = torch.stack([distance(weights[name] - before).sum() for name, before in originals.items()]).sum()
+    return total / sum(before.numel() for before in originals.values())
+
+
+def augment(pictures: Tensor, rng: torch.Generator, strength: float) -> Tensor:
+    """Pictures (B, H, W, 3) in [0, 1], each zoomed by up to 8 %, moved by up to 4 % and lit by up to 5 % more or less.
+
+    Never mirrored: marks sit on one side. What comes in from outside repeats the edge.
+    """
+    if strength == 0:
+        return pictures
+    draws = (2 * torch.rand(len(pictures), 4, generator=rng) - 1) * strength
+    theta = torch.zeros(len(pictures), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 + 0.08 * draws[:, 0]
+    theta[:, :, 2] = 0.08 * draws[:, 1:3]  # the picture is 2 wide
+    x = pictures.permute(0, 3, 1, 2)
+    place = F.affine_grid(theta, list(x.shape), align_corners=False)
+    moved = F.grid_sample(x, place, padding_mode="border", align_corners=False)
+    return (moved * (1 + 0.05 * draws[:, 3, None, None, None])).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def add_lora(unet: nn.Module, options: LoRAConfig) -> None:
+    """Puts trainable low-rank terms, which begin as zero, beside the frozen attention of a network."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    unet.requires_grad_(False)
+    wanted = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=LORA_TARGETS)
+    inject_adapter_in_model(wanted, unet)
+
+
+class DreamBoothSystem(pl.LightningModule):
+    """The UNet (or its low-rank terms) and the identifier's row learn; the networks around them are no part of it.
+
+    ``photos`` (N, S, S, 3) in [0, 1]; ``others``, if any, pictures of the class that the base drew; ``base``: its
+    check sum. The prior knows the identifier already (``personalisation.add_word``).
+    """
+
+    stage = "subject"
+
+    def __init__(
+        self, config: MVDreamBoothConfig, prior: MVDream, photos: Tensor, base: str, others: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.config, self.options, self.seed = config, config.tuning, config.seed
+        self.max_steps = config.trainer.max_steps
+        self.config_yaml = dump(config.model_copy(update={"out": None})) + f"base: {base}\n"
+        self.base, self.prompt, self.class_prompt = base, config.prompt, config.class_prompt
+        self.number = int(prior.tokenizer.convert_tokens_to_ids(config.identifier))
+        self.word = nn.Parameter(prior.text_encoder.get_input_embeddings().weight[self.number].detach().clone())
+        self.originals: dict[str, Tensor] = {}
+        if self.options.preservation == "lora":
+            torch.manual_seed(self.seed)
+            add_lora(prior.unet, self.options.lora)
+        else:
+            prior.unet.requires_grad_(True)
+            self.originals = {name: p.detach().clone() for name, p in prior.unet.named_parameters()}
+        self.unet = prior.unet.train()
+        self.frozen = (prior, photos, others)  # in a tuple: no sub-modules, hence in no checkpoint
+        self.metrics: dict[str, float] = {}
+
+    def setup(self, stage: str) -> None:
+        self.frozen[0].to(self.device)
+        self.originals = {name: value.to(self.device) for name, value in self.originals.items()}
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The weights of the UNet that learn."""
+        return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+
+    def text(self, prompt: str) -> Tensor:
+        """(1, L, D), with a gradient to the identifier's row."""
+        prior = self.frozen[0]
+        table = prior.text_encoder.get_input_embeddings().weight
+        name = next(name for name, p in prior.text_encoder.named_parameters() if p is table)
+        learnt = table.detach().index_copy(0, torch.tensor([self.number], device=table.device), self.word[None])
+        ids = token_ids(prior.tokenizer, [prompt], prior.max_tokens).to(table.device)
+        return functional_call(prior.text_encoder, {name: learnt}, (ids,)).last_hidden_state
+
+    def denoising(self, pictures: Tensor, prompt: str, rng: torch.Generator) -> Tensor:
+        """mean |target - UNet(x_t, t, c)|^2 of pictures (B, S, S, 3), each by itself and without a camera."""
+        prior, count = self.frozen[0], len(pictures)
+        schedule = prior.schedule.to(self.device)
+        with torch.no_grad():
+            z = prior.encode_images(pictures, rng)
+        t = (schedule.T * stratified(count, rng)).long().clamp(max=schedule.T - 1).to(z.device)
+        noise = torch.randn(z.shape, generator=rng).to(z.device)
+        with prior.autocast():
+            text, draft = self.text(prompt), None
+            if prior.draft is not None:  # see personalisation.py for what it reads
+                with torch.no_grad():
+                    draft = prior.draft(self.text(self.class_prompt), None).expand(count, -1, -1, -1)
+            x = schedule.add_noise(z, noise, t)
+            out = prior.predict(x, t, text.expand(count, -1, -1), None, 1, draft).float()
+        return F.mse_loss(out, schedule.target(z, noise, t))
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        o, (_, photos, others) = self.options, self.frozen
+        rng = generator(self.seed, int(batch), "subject", self.global_rank)
+        chosen = torch.randint(len(photos), (o.batch,), generator=rng)
+        loss = self.denoising(augment(photos[chosen], rng, o.augment), self.prompt, rng)
+        self.metrics = {"loss_subject": float(loss.detach())}
+        if others is not None:
+            chosen = torch.randint(len(others), (o.batch,), generator=rng)
+            kept = self.denoising(others[chosen], self.class_prompt, rng)
+            self.metrics["loss_class"] = float(kept.detach())
+            loss = loss + o.weight * kept
+        elif o.preservation in ("l1", "l2"):
+            drift = preservation(self.trained, self.originals, o.preservation)
+            self.metrics["drift"] = float(drift.detach())
+            loss = loss + o.weight * drift
+        return loss
+
+    def configure_optimizers(self):
+        o, groups = self.options, [{"params": list(self.trained.values())}, {"params": [self.word]}]
+        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        rates = [
+            lambda step, rate=rate: at(rate, step, self.max_steps) for rate in (o.learning_rate, o.word_learning_rate)
+        ]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # --- what is seen and kept -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def views(self, prompt: str) -> Tensor:
+        """(4, S, S, 3): what the prior draws now, always from the same noise."""
+        prior, o = self.frozen[0], self.config.sheet
+        prior.text_encoder.get_input_embeddings().weight[self.number] = self.word
+        azimuth = torch.deg2rad(o.azimuth + 90.0 * torch.arange(VIEWS))
+        c2w = orbit_c2w(torch.full_like(azimuth, o.elevation).deg2rad(), azimuth, torch.full_like(azimuth, 2.6))
+        rng = generator(self.seed, 0, "sheet")
+        return prior.sample(prompt, c2w, o.steps, o.guidance_scale, generator=rng)
+
+    def validate(self, step: int, folder: Path) -> None:
+        """samples/000100.png: four views of the subject, then four of its class from the same noise."""
+        rows = torch.cat([self.views(self.prompt), self.views(self.class_prompt)])
+        labels = [self.prompt] * VIEWS + [self.class_prompt] * VIEWS
+        write_png(folder / "samples" / f"{step:06d}.png", grid(readable(rows), 2 * VIEWS, labels))
+
+    def write(self, path: Path) -> None:
+        """The difference from the base, or the low-rank terms, and the identifier."""
+        lora = self.options.preservation == "lora"
+        card = {"kind": "lora" if lora else "difference", "identifier": self.config.identifier, "prompt": self.prompt}
+        card["base"] = self.base
+        if lora:
+            card["scale"] = repr(self.options.lora.alpha / self.options.lora.rank)
+            changes: dict[str, Any] = personalisation.low_rank(self.unet.named_parameters())
+        else:
+            changes = personalisation.difference(self.trained, self.originals)
+        personalisation.write(path, changes, self.word, card)

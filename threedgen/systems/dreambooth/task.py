@@ -1,0 +1,114 @@
+"""The task "mvdreambooth": photos of one subject -> the file that ``prior.personalisation`` takes.
+
+RUN/photos.png                    what the prior gets to see of the photos (photos.safetensors: the same, exactly)
+RUN/class.safetensors             pictures of the class that the base drew, for preservation=images
+RUN/samples/000100.png            four views of the subject and four of its class, every so many steps
+RUN/checkpoints/
+RUN/personalisation.safetensors   the result
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from threedgen.callbacks import aside
+from threedgen.cli import say
+from threedgen.count import Count
+from threedgen.data import photos
+from threedgen.guidance import personalisation
+from threedgen.images import grid, readable, write_png
+from threedgen.ledger import write_summary
+from threedgen.loop import Status, fit, set_threads
+from threedgen.prompts import warn_about
+from threedgen.seeding import generator
+
+from ..shared import device, existing, finished, kept, load_prior, say_weights, writing
+from .options import MVDreamBoothConfig
+from .system import DreamBoothSystem
+
+logger = logging.getLogger(__name__)
+
+RESULT = "personalisation.safetensors"
+FILES = (RESULT, "photos.png")
+"""What a run makes."""
+
+
+def run(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Tune, or go on tuning; returns the exit code."""
+    folder = Path(str(config.out))
+    if resume and finished(folder, config.trainer.max_steps):
+        logger.warning("%s is finished already; its files are as they were", folder)
+        status = Status.FINISHED
+    else:
+        status = run_status(config, resume, quiet)
+    if (folder / RESULT).exists() and status in (Status.FINISHED, Status.INTERRUPTED):
+        say(str(folder / RESULT))
+    return status.exit_code
+
+
+def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> Status:
+    """The same; how it ended."""
+    begun, folder = time.monotonic(), Path(str(config.out))
+    set_threads(config.threads)
+    say_weights(config.prior, quiet)
+    prior = load_prior(config.prior, config.trainer.accelerator)
+    personalisation.check_identifier(prior.tokenizer, config.identifier)
+    pictures = seen_photos(config, folder, prior.image_size)
+    base = personalisation.checksum(prior.unet, prior.text_encoder)
+    personalisation.add_word(prior.tokenizer, prior.text_encoder, config.identifier, like=config.tuning.like)
+    notes = warn_about(config.prompt, prior)
+    system = DreamBoothSystem(config, prior, pictures, base, class_pictures(config, folder, prior, quiet))
+    if not (folder / "samples" / f"{0:06d}.png").exists():
+        with aside(system), writing(folder):
+            system.validate(0, folder)
+    shown = ("loss_subject", "loss_class", "drift")
+    status = fit(system, config, folder, resume=resume is not None, quiet=quiet, metrics=shown)
+    if status in (Status.FINISHED, Status.INTERRUPTED) and system.trainer.is_global_zero:
+        system.eval().to(device(config.trainer.accelerator))  # Lightning leaves it on the CPU
+        system.setup("fit")
+        steps = system.trainer.global_step
+        with torch.no_grad(), writing(folder):
+            system.write(folder / RESULT)
+            system.validate(steps, folder)
+            write_summary(
+                folder, config, time.monotonic() - begun, status=status.value, steps=steps,
+                files=existing(folder, FILES), notes=notes, base=base, photos=len(pictures),
+            )  # fmt: skip
+    return status
+
+
+def seen_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
+    """(N, size, size, 3) in [0, 1], read once: a run that goes on finds them as they were. Raises ConfigError."""
+
+    def read() -> Tensor:
+        pictures = photos.read(photos.find(config.photos), size, config.fill)
+        with writing(folder):
+            write_png(folder / "photos.png", grid(readable(pictures), 6))
+        return torch.from_numpy(pictures).float() / 255
+
+    return kept(folder / "photos.safetensors", "photos", (None, size, size, 3), read)
+
+
+def class_pictures(config: MVDreamBoothConfig, folder: Path, prior: Any, quiet: bool) -> Tensor | None:
+    """Pictures (N, size, size, 3) of the class, drawn by the 2D model of the base; None unless they are asked for."""
+    o = config.tuning
+    if o.preservation != "images":
+        return None
+
+    def draw() -> Tensor:
+        drawn = []
+        with Count("drawing the class", o.class_images, quiet) as count:
+            for k in range(o.class_images):
+                rng = generator(config.seed, k, "class")
+                drawn.append(prior.sample(config.class_prompt, None, o.class_steps, o.class_guidance, generator=rng))
+                count.add(1)
+        return torch.cat(drawn)
+
+    shape = (o.class_images, prior.image_size, prior.image_size, 3)
+    return kept(folder / "class.safetensors", "pictures", shape, draw)
