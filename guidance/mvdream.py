@@ -65,7 +65,8 @@ class MVDream:
     ) -> None:
         """device None leaves the networks where they are, for an owner that moves them itself."""
         components.check_together(unet, vae, text_encoder, tokenizer, draft)
-        self.unet, self.vae, self.text_encoder = make_multiview(unet), vae, text_encoder
+        self.unet, self.vae = make_multiview(unet), vae
+        self.text_encoder: Any = text_encoder
         self.tokenizer, self.draft = tokenizer, draft
         self.schedule = schedule or diffusion.Schedule.scaled_linear()
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per latent and axis
@@ -120,7 +121,9 @@ class MVDream:
 
         Their memory is free when nobody else holds them. From then on there are no new prompts and no pictures.
         """
-        self.text_encoder = self.vae.decoder = self.vae.post_quant_conv = None
+        vae: Any = self.vae
+        self.text_encoder = None
+        vae.decoder = vae.post_quant_conv = None
 
     def pipeline(self) -> Any:
         """The same networks, not copied, as a diffusers pipeline (`MVDreamPipeline`)."""

@@ -55,13 +55,14 @@ class ThreeDiMSampler:
         height, width = self.model.picture_size
         images = torch.stack([resize(given(r).images, height, width) for r in requests]).to(self.device)
         x = self.model.from_pictures(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        poses = (torch.stack([given(r).at.c2w for r in requests]), torch.stack([r.target.c2w for r in requests]))
+        seen = torch.stack([given(r).at.c2w for r in requests]).to(self.device)
+        wanted = torch.stack([r.target.c2w for r in requests]).to(self.device)
         K = torch.stack([intrinsics(r, height, width) for r in requests])
         o = self.config
         rngs = [generator(r.seed, 0, f"novel views of {r.scene}") for r in requests]
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             views = sample_views(
-                self.model, x, *(c2w.to(self.device) for c2w in poses), K.to(self.device), rngs,
+                self.model, x, seen, wanted, K.to(self.device), rngs,
                 strategy(o.strategy, o.last), o.steps, o.guidance_scale, self.model.clip, self.progress,
             )  # fmt: skip
         pictures = torch.cat([self.model.to_pictures(one) for one in views.flatten(0, 1).split(16)])

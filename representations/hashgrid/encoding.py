@@ -64,7 +64,7 @@ class HashGrid(nn.Module):
         """What computes, see `backends.choose`. Raises ConfigError."""
         name = choose(self.options.backend, self.table.device, self.table.dtype)
         if name in KERNELS:
-            return Differentiable(importlib.import_module(KERNELS[name]))  # type: ignore[arg-type]
+            return Differentiable(importlib.import_module(KERNELS[name]))
         return importlib.import_module(DIFFERENTIABLE[name])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def compared(rows: Rows, kind: str) -> dict[str, Any]:
     }
 
 
-def table(figures: dict[str, dict[str, Any]]) -> str:
+def table(figures: Mapping[Any, dict[str, Any]]) -> str:
     """Markdown."""
     head = ["", "identity", "more than the base", "sides in order", "accessory in its colour",
             "class prompts, points", "held-out prompts, points", "seconds"]  # fmt: skip

@@ -11,7 +11,7 @@ where |.| is the sum of absolute differences (l1) or of squares (l2) over the N 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,12 @@ def add_lora(unet: nn.Module, options: LoRAConfig) -> None:
     inject_adapter_in_model(wanted, unet)
 
 
+def table_of(prior: MVDream) -> Tensor:
+    """The text encoder's rows of its tokens: (words, D)."""
+    embeddings: Any = prior.text_encoder.get_input_embeddings()
+    return embeddings.weight
+
+
 class DreamBoothSystem(pl.LightningModule):
     """The UNet (or its low-rank terms) and the identifier's row learn; the networks around them are no part of it.
 
@@ -87,7 +93,7 @@ class DreamBoothSystem(pl.LightningModule):
         self.config_yaml = dump(config.model_copy(update={"out": None})) + f"base: {base}\n"
         self.base, self.prompt, self.class_prompt = base, config.prompt, config.class_prompt
         self.number = int(prior.tokenizer.convert_tokens_to_ids(config.identifier))
-        self.word = nn.Parameter(prior.text_encoder.get_input_embeddings().weight[self.number].detach().clone())
+        self.word = nn.Parameter(table_of(prior)[self.number].detach().clone())
         self.originals: dict[str, Tensor] = {}
         if self.options.preservation == "lora":
             torch.manual_seed(self.seed)
@@ -111,7 +117,7 @@ class DreamBoothSystem(pl.LightningModule):
     def text(self, prompt: str) -> Tensor:
         """(1, L, D), with a gradient to the identifier's row."""
         prior = self.frozen[0]
-        table = prior.text_encoder.get_input_embeddings().weight
+        table = table_of(prior)
         name = next(name for name, p in prior.text_encoder.named_parameters() if p is table)
         learnt = table.detach().index_copy(0, torch.tensor([self.number], device=table.device), self.word[None])
         ids = token_ids(prior.tokenizer, [prompt], prior.max_tokens).to(table.device)
@@ -154,7 +160,7 @@ class DreamBoothSystem(pl.LightningModule):
     def configure_optimizers(self):
         o, groups = self.options, [{"params": list(self.trained.values())}, {"params": [self.word]}]
         optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-        rates = [
+        rates: list[Callable[[int], float]] = [
             lambda step, rate=rate: at(rate, step, self.max_steps) for rate in (o.learning_rate, o.word_learning_rate)
         ]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
@@ -166,7 +172,7 @@ class DreamBoothSystem(pl.LightningModule):
     def views(self, prompt: str) -> Tensor:
         """(4, S, S, 3): what the prior draws now, always from the same noise."""
         prior, o = self.frozen[0], self.config.sheet
-        prior.text_encoder.get_input_embeddings().weight[self.number] = self.word
+        table_of(prior)[self.number] = self.word
         azimuth = torch.deg2rad(o.azimuth + 90.0 * torch.arange(VIEWS))
         c2w = orbit_c2w(torch.full_like(azimuth, o.elevation).deg2rad(), azimuth, torch.full_like(azimuth, 2.6))
         rng = generator(self.seed, 0, "sheet")
