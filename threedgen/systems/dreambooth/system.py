@@ -12,6 +12,7 @@ where |.| is the sum of absolute differences (l1) or of squares (l2) over the N 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ class DreamBoothSystem(pl.LightningModule):
         o, groups = self.options, [{"params": list(self.trained.values())}, {"params": [self.word]}]
         optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
         rates: list[Callable[[int], float]] = [
-            lambda step, rate=rate: at(rate, step, self.max_steps) for rate in (o.learning_rate, o.word_learning_rate)
+            partial(at, rate, max_steps=self.max_steps) for rate in (o.learning_rate, o.word_learning_rate)
         ]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
