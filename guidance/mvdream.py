@@ -68,8 +68,7 @@ class MVDream:
         self.unet, self.vae = make_multiview(unet), vae
         self.text_encoder: Any = text_encoder
         self.tokenizer, self.draft = tokenizer, draft
-        # the length to which prompts are filled up or cut, start and end token included
-        self.max_tokens = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+        self.text_positions = int(text_encoder.config.max_position_embeddings)
         self.schedule = schedule or diffusion.Schedule.scaled_linear()
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per latent and axis
         self.image_size = image_size or self.trained_size
@@ -148,6 +147,11 @@ class MVDream:
         """Pixels per side of the training images."""
         size = self.unet.config["sample_size"] or components.LATENT_SIZE
         return (max(size) if isinstance(size, list | tuple) else size) * self.factor
+
+    @property
+    def max_tokens(self) -> int:
+        """Length to which prompts are filled up or cut, start and end token included."""
+        return min(self.tokenizer.model_max_length, self.text_positions)
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:

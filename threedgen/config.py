@@ -212,6 +212,11 @@ def validate(model: type[BaseModel], layers: list[Layer]) -> Any:
         raise ConfigError("\n".join(explain(error, model, tree, layers))) from None
 
 
+def task_of(name_or_path: str | Path) -> str:
+    """The task of a config file or shipped name, before anything else in it is checked. Raises ConfigError."""
+    return str(merged(read_layers(find(name_or_path))).get("task", "generate"))
+
+
 def load(
     name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
 ) -> Any:

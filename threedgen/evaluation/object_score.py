@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from threedgen import runs
-from threedgen.config import ConfigError, load
+from threedgen.config import ConfigError, load, task_of
 from threedgen.count import Count
 from threedgen.ledger import write_summary
 from threedgen.loop import Status
@@ -86,10 +86,9 @@ def generate_config(config: Evaluate3DConfig, case: Case, folder: Path) -> Gener
         "out": str(folder / "objects" / runs.slug(case.caption)),
         "export.enabled": False,
     }
-    wanted = load(config.config, list(config.overrides), values)
-    if wanted.task != "generate":
-        raise ConfigError(f"config: should be a config of the task generate (got {config.config!r}, {wanted.task})")
-    return wanted
+    if (task := task_of(config.config)) != "generate":
+        raise ConfigError(f"config: should be a config of the task generate (got {config.config!r}, {task})")
+    return load(config.config, list(config.overrides), values)
 
 
 def make(config: GenerateConfig) -> Status:

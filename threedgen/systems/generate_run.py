@@ -14,7 +14,7 @@ from torch import Tensor
 from threedgen import runs
 from threedgen.cameras import Cameras, orbit
 from threedgen.cli import config_name, say
-from threedgen.config import ConfigError, find, load, merged, read_layers
+from threedgen.config import ConfigError, find, load, task_of
 from threedgen.guard import FiniteGuard
 from threedgen.images import grid, write_png
 from threedgen.interrupts import Interrupts
@@ -38,8 +38,7 @@ logger = logging.getLogger(__name__)
 def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", **values: Any) -> Run:
     """A prompt becomes a 3D object; see ``threedgen.generate``."""
     path = find(os.fspath(config))
-    task = merged(read_layers(path)).get("task", "generate")
-    if task != "generate":
+    if (task := task_of(path)) != "generate":
         raise ConfigError(f"config: should be of the task generate (got {path.name}, which is of {task})")
     if isinstance(values.get("out"), os.PathLike):
         values["out"] = os.fspath(values["out"])
