@@ -47,7 +47,9 @@ class Verdict:
     azimuth_error: float | None
 
     def plain(self) -> dict[str, Any]:
-        return asdict(self)
+        """For a report; its numbers to five digits, for the last ones depend on where in memory the pictures lay."""
+        numbers = {key: value for key, value in asdict(self).items() if isinstance(value, float)}
+        return asdict(self) | {key: float(f"{value:.5g}") for key, value in numbers.items()}
 
     def wrong(self, keys: Iterable[str]) -> list[str]:
         return [key for key in keys if self.answers.get(key) is False]
