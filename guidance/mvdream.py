@@ -35,11 +35,11 @@ logger = logging.getLogger(__name__)
 
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
     """The prior that a config describes. Raises ConfigError."""
-    if options.attention == "xformers" and torch.device(device).type != "cuda":
-        raise ConfigError(f"attention: 'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa")
     o = options
+    if o.attention == "xformers" and torch.device(device).type != "cuda":
+        raise ConfigError(f"attention: 'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa")
     prior = MVDream.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, personalisation=o.personalisation)
-    set_attention(prior.unet, options.attention)
+    set_attention(prior.unet, o.attention)
     return prior
 
 

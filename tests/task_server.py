@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,19 @@ def prior_folder() -> Path:
     atexit.register(kept.cleanup)
     tiny_prior().save(Path(kept.name) / "prior")
     return Path(kept.name) / "prior"
+
+
+@functools.cache
+def finished_run(command: Callable[[Path], list[str]]) -> Path:
+    """The folder of a run that nothing disturbed, of the words that `command` gives for a folder; one per command."""
+    import atexit
+    import tempfile
+
+    kept = tempfile.TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    folder = Path(kept.name)
+    assert server().run(folder, words=command(folder)) == 0, toy_run.log(folder)
+    return folder / "run"
 
 
 def write_config(path: Path, tree: dict[str, Any], **values: Any) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
@@ -15,7 +14,16 @@ import torch
 from official import official_checkpoint
 from PIL import Image
 from safetensors.torch import load_file
-from task_server import TINY_DREAMBOOTH, assert_same, prior_folder, saved_at, server, weights, write_config
+from task_server import (
+    TINY_DREAMBOOTH,
+    assert_same,
+    finished_run,
+    prior_folder,
+    saved_at,
+    server,
+    weights,
+    write_config,
+)
 from tiny_prior import drafting_prior, tiny_prior
 from toy_run import log
 
@@ -47,16 +55,8 @@ def command(folder: Path, *overrides: str) -> list[str]:
     return ["--config", str(tiny(folder)), "out=run", *overrides]
 
 
-@functools.cache
 def undisturbed() -> Path:
-    """The folder of a run that nothing disturbed."""
-    import atexit
-    import tempfile
-
-    kept = tempfile.TemporaryDirectory()
-    atexit.register(kept.cleanup)
-    assert server().run(Path(kept.name), words=command(Path(kept.name))) == 0, log(Path(kept.name))
-    return Path(kept.name) / "run"
+    return finished_run(command)
 
 
 def system_of(folder: Path, prior: MVDream, *overrides: str, others: torch.Tensor | None = None) -> DreamBoothSystem:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ import torch
 import toy_run
 from example_run import SHOWN, Page
 from PIL import Image
-from task_server import TINY, assert_same, prior_folder, saved_at, server, snapshot, weights, write_config
+from task_server import TINY, assert_same, finished_run, prior_folder, saved_at, server, snapshot, weights, write_config
 from toy_run import log
 
 import threedgen
@@ -50,17 +49,8 @@ def command(folder: Path, *overrides: str) -> list[str]:
     return ["--config", str(tiny(folder)), "out=run", *overrides]
 
 
-@functools.cache
 def undisturbed() -> Path:
-    """The folder of a run that nothing disturbed."""
-    import atexit
-    import tempfile
-
-    kept = tempfile.TemporaryDirectory()
-    atexit.register(kept.cleanup)
-    folder = Path(kept.name)
-    assert server().run(folder, words=command(folder)) == 0, log(folder)
-    return folder / "run"
+    return finished_run(command)
 
 
 @pytest.fixture

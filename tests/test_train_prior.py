@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import shutil
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from task_server import TINY_PRIOR, assert_same, saved_at, server, snapshot, weights, write_config
+from task_server import TINY_PRIOR, assert_same, finished_run, saved_at, server, snapshot, weights, write_config
 from tiny_prior import tiny_prior
 from toy_run import log
 
@@ -39,16 +38,8 @@ def command(folder: Path, *overrides: str) -> list[str]:
     return ["--config", str(tiny(folder)), "out=run", *overrides]
 
 
-@functools.cache
 def undisturbed() -> Path:
-    """The folder of a run that nothing disturbed."""
-    import atexit
-    import tempfile
-
-    kept = tempfile.TemporaryDirectory()
-    atexit.register(kept.cleanup)
-    assert server().run(Path(kept.name), words=command(Path(kept.name))) == 0, log(Path(kept.name))
-    return Path(kept.name) / "run"
+    return finished_run(command)
 
 
 def assert_same_run(run: Path) -> None:

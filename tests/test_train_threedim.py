@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import os
 import signal
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from task_server import TINY_THREEDIM, assert_same, saved_at, server, weights, write_config
+from task_server import TINY_THREEDIM, assert_same, finished_run, saved_at, server, weights, write_config
 from tiny_prior import tiny_draft, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from tiny_threedim import inputs, tiny_network
 from torch import Tensor
@@ -156,16 +155,8 @@ def test_an_archive_and_the_toybox_give_the_same_pairs_and_a_cache_is_only_a_cac
 # ---------------------------------------------------------------- runs
 
 
-@functools.cache
 def undisturbed() -> Path:
-    """The folder of a run that nothing disturbed."""
-    import atexit
-    import tempfile
-
-    kept = tempfile.TemporaryDirectory()
-    atexit.register(kept.cleanup)
-    assert server().run(Path(kept.name), words=command(Path(kept.name))) == 0, log(Path(kept.name))
-    return Path(kept.name) / "run"
+    return finished_run(command)
 
 
 @unix

@@ -9,6 +9,7 @@ from threedgen.errors import ConfigError
 EXTRAS = {
     "pxr": ("usd-core", "pip install 'threedgen[usd]'"),
     "coacd": ("coacd", "pip install 'threedgen[parts]'"),
+    "peft": ("peft", "pip install 'threedgen[lora]'"),
     "triton": ("triton", "pip install 'threedgen[triton]'"),
     "xformers": ("xformers", "pip install 'threedgen[xformers]'"),
     "tinycudann": (

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError, Schedule
+from threedgen.extras import require
 from threedgen.options import CheckpointConfig, Elevations, RunConfig, TrainerConfig
 from threedgen.registry import Component
-from threedgen.systems.dreambooth.options import require_peft
 
 
 class ProbeNetworkConfig(Config):
@@ -183,5 +183,5 @@ class EvaluateSubjectsConfig(RunConfig):
 
     def check(self) -> None:
         if "lora" in self.preservation:
-            require_peft("preservation")
+            require("peft", "preservation: lora", "leave it out: preservation=[l1, l2, images, none]")
         super().check()

@@ -48,8 +48,7 @@ class Verdict:
 
     def plain(self) -> dict[str, Any]:
         """For a report; its numbers to five digits, for the last ones depend on where in memory the pictures lay."""
-        numbers = {key: value for key, value in asdict(self).items() if isinstance(value, float)}
-        return asdict(self) | {key: float(f"{value:.5g}") for key, value in numbers.items()}
+        return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in asdict(self).items()}
 
     def wrong(self, keys: Iterable[str]) -> list[str]:
         return [key for key in keys if self.answers.get(key) is False]

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from threedgen.config import Config, ConfigError, Schedule
+from threedgen.extras import require
 from threedgen.options import CheckpointConfig, RunConfig, TrainerConfig
 from threedgen.prompts import tidy, without
 from threedgen.registry import Component
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
-
-
-def require_peft(key: str) -> None:
-    """Raises ConfigError, naming the key that asks for it, if peft is not installed."""
-    if importlib.util.find_spec("peft") is None:
-        raise ConfigError(f"{key}: lora needs the package peft: pip install 'threedgen[lora]'")
 
 
 class LoRAConfig(Config):
@@ -93,6 +87,6 @@ class MVDreamBoothConfig(RunConfig):
         if not self.class_prompt:
             raise ConfigError(f'prompt: should also say of what kind the subject is, such as "a {self.identifier} dog"')
         if self.tuning.preservation == "lora":
-            require_peft("tuning.preservation")
+            require("peft", "tuning.preservation: lora", "choose l1")
         find(self.photos)
         super().check()
