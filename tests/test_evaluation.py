@@ -29,7 +29,6 @@ from threedgen.evaluation.figures import (
     share,
     side_of,
     sides_right,
-    smooth,
     wilson,
 )
 from threedgen.evaluation.options import Evaluate3DConfig, EvaluatePriorConfig, ProbeNetworkConfig
@@ -153,16 +152,6 @@ def test_fronts_are_counted(front: list[float], count: int) -> None:
     for turn in range(8):
         assert front_count(np.roll(front, turn)) == count
         assert front_count(np.roll(front[::-1], turn)) == count
-
-
-def test_one_view_alone_makes_no_second_front() -> None:
-    """A probe that errs in one view of a good object, and a face behind that deserves the name."""
-    good = np.array([0.95, 0.6, 0, 0, 0, 0, 0, 0.6])
-    for turn in range(8):
-        slip, janus = np.roll(good, turn), np.roll(np.maximum(good, np.roll(good, 4)), turn)
-        slip[(turn + 4) % 8] = 0.9
-        assert front_count(slip) == 2 and front_count(smooth(slip)) == 1
-        assert front_count(smooth(janus)) == 2 and front_count(smooth(np.full(8, 0.9))) == 2
 
 
 def test_three_fronts_on_a_fine_ring() -> None:

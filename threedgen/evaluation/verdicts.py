@@ -14,7 +14,7 @@ from threedgen.data.toybox.grammar import NOUNS, Spec
 from threedgen.data.toybox.world import Toybox
 from threedgen.images import to_uint8
 
-from .figures import Share, front_count, in_order, majority, share, sides_right, smooth
+from .figures import Share, front_count, in_order, majority, share, sides_right
 from .probe import Probe, Seen, together
 from .truth import Labels, labelled, spec_of
 
@@ -108,7 +108,7 @@ def judge_pictures(
 def _sides(views: Seen, azimuth: np.ndarray) -> tuple[dict[str, Any], int, float]:
     """Answers about the viewing sides, the number of fronts, and the mean error of the azimuth in degrees."""
     seen = views.side.argmax(1).numpy()
-    fronts = front_count(smooth(views.side[:, 0].exp().numpy()))
+    fronts = front_count(views.side[:, 0].exp().numpy())
     single = sides_right(seen, azimuth)
     answers = {"side": single.tolist(), "each_side": bool(single.all())}
     if len(azimuth) % 4 == 0:

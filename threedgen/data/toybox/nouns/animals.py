@@ -17,16 +17,16 @@ def headwear(b: Builder) -> bool:
 
 
 def face(b: Builder, at, head: float, eye: float = 0.16, spread: float = 0.42, height: float = 0.25) -> None:
-    """Two white eyes with black pupils on the front of a head of radius ``head`` centred ``at``."""
+    """Two white eyes with large black pupils on the front of a head of radius ``head`` centred ``at``."""
     x, y, z = at
     for side in (-1, 1):
         b.sphere(
-            (x + 0.82 * head, y + side * spread * head, z + height * head), eye * head * 1.4, WHITE, "eyes"
+            (x + 0.76 * head, y + side * spread * head, z + height * head), eye * head * 2.0, WHITE, "eyes"
         )
         b.sphere(
-            (x + 0.98 * head, y + side * spread * head, z + height * head), eye * head * 0.85, BLACK, "eyes"
+            (x + 0.97 * head, y + side * spread * head, z + height * head), eye * head * 1.35, BLACK, "eyes"
         )
-    b.anchor("eyes", (x + 0.95 * head, y, z + height * head), spread / 0.42 * head)
+    b.anchor("eyes", (x + 1.0 * head, y, z + height * head), spread / 0.42 * head)
 
 
 def skull(b: Builder, at, radius: float, **eyes: float) -> None:
@@ -88,7 +88,7 @@ def dog(b: Builder) -> None:
     b.limb((length * 0.6, 0, z), (hx, 0, hz), 0.18, caps=False)
     skull(b, (hx, 0, hz), head)
     b.sphere((hx + head * 0.95, 0, hz - 0.1), (0.22, 0.16, 0.13), b.shade(b.colour, 1.5), "snout")
-    b.sphere((hx + head * 0.95 + 0.2, 0, hz - 0.06), 0.07, BLACK, "nose")
+    b.sphere((hx + head * 0.95 + 0.19, 0, hz - 0.05), 0.1, BLACK, "nose")
     pair(
         b,
         (hx - 0.05, head * 1.0, hz),
@@ -221,10 +221,12 @@ def horse(b: Builder) -> None:
     nose = (poll[0] + 0.42, 0, poll[2] - 0.24)
     chain(b, (nose, poll), 0.175, None, "head", top=1.31)
     b.sphere((nose[0] + 0.05, 0, nose[2]), (0.17, 0.19, 0.17), b.shade(b.colour, 0.7), "muzzle")
+    blaze = WHITE if b.colour.mean() < 0.75 else hair
+    b.limb((poll[0] + 0.16, 0, poll[2] + 0.14), (nose[0] + 0.06, 0, nose[2] + 0.16), 0.09, blaze, "blaze")
     for side in (-1, 1):
-        b.sphere((poll[0] + 0.16, side * 0.18, poll[2] + 0.02), 0.08, WHITE, "eyes")
-        b.sphere((poll[0] + 0.19, side * 0.225, poll[2] + 0.02), 0.055, BLACK, "eyes")
-        b.sphere((nose[0] + 0.19, side * 0.09, nose[2] + 0.06), 0.04, BLACK, "nostrils")
+        b.sphere((poll[0] + 0.17, side * 0.18, poll[2] + 0.04), 0.12, WHITE, "eyes")
+        b.sphere((poll[0] + 0.22, side * 0.225, poll[2] + 0.05), 0.085, BLACK, "eyes")
+        b.sphere((nose[0] + 0.19, side * 0.09, nose[2] + 0.04), 0.055, BLACK, "nostrils")
         b.cone(
             (poll[0] - 0.02, side * (0.19 if headwear(b) else 0.12), poll[2] + 0.27),
             0.09,

@@ -93,7 +93,9 @@ def house(b: Builder) -> None:
         "chimney",
     )
     side = b.pick(-0.3, 0.0, 0.3)
-    door(b, depth, 0.14, 0.42, side * width)
+    door(b, depth, 0.16, 0.46, side * width)
+    b.box((depth + 0.14, side * width, 0.04), (0.14, 0.22, 0.05), STONE, "step")
+    b.prism((depth + 0.12, side * width, 0.56), (0.28, 0.14, 0.07), roof, "porch", ACROSS)
     for y in {-0.3: (0.4,), 0.3: (-0.4,)}.get(side, (-0.63, 0.63)):
         window(b, (depth, y * width, 0.36), 0.13, 0.14)
     window(b, (-depth, 0, height * 0.6), 0.32, 0.13)
@@ -123,6 +125,7 @@ def castle(b: Builder) -> None:
     gate = contrast(b.colour, (0.75, 0.55, 0.3), (0.22, 0.13, 0.07))
     b.box((half, 0, wall * 0.32), (0.05, 0.2, wall * 0.32), gate, "gate")
     b.cylinder((half, 0, wall * 0.64), 0.2, 0.05, gate, "gate", ALONG_X)
+    b.box((half + 0.2, 0, 0.04), (0.26, 0.2, 0.05), gate, "bridge")
 
 
 @noun("church", "buildings", parts=("roof", "windows"))
@@ -215,6 +218,8 @@ def tent(b: Builder) -> None:
                 b.limb(
                     (0, 0, top - 0.15), (0.13 * np.cos(a), 0.13 * np.sin(a), top + 0.14), 0.03, WOOD, "poles"
                 )
+    reach = length if kind == "ridge" else radius  # a mat before the entrance
+    b.box((reach + 0.16, 0, 0.025), (0.2, 0.24, 0.03), contrast(b.colour, WOOD, (0.8, 0.7, 0.5)), "mat")
     if "flag" in b.bound:
         flag(b, (0, 0, top - 0.03))
 
@@ -257,6 +262,7 @@ def barn(b: Builder) -> None:
         plank(b, length + 0.02, (y, z + 0.03), (-y, tall), 0.025, trim, "trim")
     b.box((length, 0, tall + 0.02), (0.05, half + 0.05, 0.045), trim, "trim")
     b.box((length, 0, height + rise * 0.62), (0.04, 0.12, 0.12), trim, "loft")
+    b.prism((length, 0, 0.08), (0.4, half, 0.08), STONE, "ramp")
     if "silo" in b.bound or b.chance(0.4):
         silo, tall = b.part("silo", (0.72, 0.73, 0.75)), b.vary(0.52)
         b.cylinder((-length * 0.4, width + 0.26, tall), 0.24, tall, silo, "silo")

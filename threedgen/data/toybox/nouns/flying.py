@@ -17,7 +17,7 @@ def airplane(b: Builder) -> None:
     wings, tail = b.part("wings", b.shade(b.colour, 0.85)), b.part("tail", b.shade(b.colour, 0.85))
     b.limb((0.45, 0, 0), (-0.75, 0, 0.1), body, None, "body", top=0.42)
     b.sphere((0.45, 0, 0), (body * 1.55, body, body))
-    b.sphere((0.42, 0, body * 0.62), (0.26, body * 0.72, body * 0.62), glass(b.colour), "cockpit")
+    b.sphere((0.46, 0, body * 0.64), (0.28, body * 0.76, body * 0.68), glass(b.colour), "cockpit")
     levels = (-0.1, 0.42) if propeller and b.chance(0.4) else (-0.06,)
     for z in levels:
         for side in (-1, 1):
@@ -38,8 +38,8 @@ def airplane(b: Builder) -> None:
                     "struts",
                     caps=False,
                 )
-    b.box((-0.8, 0, 0.34), (0.15, 0.045, 0.25), tail, "tail", (0, -25, 0))
-    b.box((-0.78, 0, 0.12), (0.13, 0.36, 0.04), tail, "tail")
+    b.box((-0.8, 0, 0.38), (0.17, 0.055, 0.3), tail, "tail", (0, -25, 0))
+    b.box((-0.78, 0, 0.12), (0.15, 0.38, 0.05), tail, "tail")
     if propeller:
         nose = 0.45 + body * 1.5
         b.cone((nose + 0.05, 0, 0), 0.1, 0.1, METAL, "propeller", ALONG_X)
@@ -99,8 +99,8 @@ def rocket(b: Builder) -> None:
     for k in range(2):  # each gable makes two opposite fins
         b.prism((0, 0, 0.42), (reach, 0.055, 0.42), fins, "fins", (0, 0, turn + 90 * k))
     ring = contrast(b.colour, (0.95, 0.85, 0.4), (0.25, 0.25, 0.28))
-    b.cylinder((radius * 0.92, 0, z + half * 0.35), 0.18, 0.06, ring, "window", ALONG_X)
-    b.sphere((radius * 0.98, 0, z + half * 0.35), (0.07, 0.13, 0.13), (0.45, 0.75, 0.95), "window")
-    b.box((radius * 0.97, 0, z - half * 0.5), (0.03, 0.12, 0.16), b.shade(b.colour, 0.6), "hatch")
+    b.cylinder((radius * 0.92, 0, z + half * 0.35), 0.22, 0.11, ring, "window", ALONG_X)
+    b.sphere((radius * 0.98, 0, z + half * 0.35), (0.11, 0.16, 0.16), (0.45, 0.75, 0.95), "window")
+    b.box((radius * 0.97, 0, z - half * 0.5), (0.06, 0.14, 0.18), ring, "hatch")
     if b.chance(0.5):
         b.cylinder((0, 0, z + half * 0.82), radius * 0.94, 0.05, b.shade(b.colour, 0.6), "band")

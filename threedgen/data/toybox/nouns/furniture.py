@@ -114,11 +114,11 @@ def bed(b: Builder) -> None:
         (-length * 0.02, 0, low + 0.19), (length * 0.95, width * 0.94, 0.11), (0.95, 0.95, 0.93), "mattress"
     )
     b.box((length * 0.28, 0, low + 0.2), (length * 0.67, width * 1.03, 0.15), blanket, "blanket")
-    head = b.vary(0.42)
+    head = b.vary(0.56)
     b.box((-length, 0, low + head / 2 + 0.1), (0.07, width * 1.05, head / 2 + 0.22))
     if b.chance(0.5):
         b.cylinder((-length, 0, low + head + 0.3), width * 0.6, 0.068, None, "body", ALONG_X)
-    b.box((length, 0, low + 0.1), (0.07, width * 1.05, 0.27))
+    b.box((length, 0, low + 0.05), (0.07, width * 1.05, 0.2))
     pillows = b.part("pillows", (0.98, 0.98, 0.98))
     for y in (-1, 1):
         pillow(
@@ -166,6 +166,8 @@ def bookshelf(b: Builder) -> None:
     b.box((-depth + 0.03, 0, height / 2), (0.05, width, height / 2))
     for y in (-1, 1):
         b.box((0, y * width, height / 2), (depth, 0.07, height / 2 + 0.03))
+    b.box((0.14, 0, 0.05), (depth, width, 0.1), b.shade(b.colour, 0.7), "plinth")
+    b.box((0.08, 0, height + 0.05), (depth, width * 1.05, 0.06), b.shade(b.colour, 0.7), "cornice")
     gap = height / rows
     for k in range(rows + 1):
         b.box((0.01, 0, k * gap), (depth, width, 0.055))
@@ -214,7 +216,7 @@ def clock(b: Builder) -> None:
     if kind == "mantel":
         width, depth, half = b.vary(0.55), b.vary(0.24), b.vary(0.45)
         b.box((0, 0, half + 0.1), (depth, width, half))
-        b.box((0, 0, 0.08), (depth * 1.2, width * 1.15, 0.09), b.shade(b.colour, 0.7), "base")
+        b.box((0.09, 0, 0.08), (depth * 1.3, width * 1.15, 0.09), b.shade(b.colour, 0.7), "base")
         if b.chance(0.5):
             b.prism(
                 (0, 0, 2 * half + 0.25),
@@ -228,7 +230,7 @@ def clock(b: Builder) -> None:
         dial(b, depth, half + 0.13, min(width, half) * 0.82, 1.2)
     elif kind == "grandfather":
         width, depth = b.vary(0.33), b.vary(0.24)
-        b.box((0, 0, 0.18), (depth * 1.15, width * 1.15, 0.18), b.shade(b.colour, 0.8), "base")
+        b.box((0.08, 0, 0.18), (depth * 1.25, width * 1.15, 0.18), b.shade(b.colour, 0.8), "base")
         b.box((0, 0, 0.7), (depth, width * 0.85, 0.45))
         b.box((0, 0, 1.35), (depth * 1.1, width * 1.15, 0.36))
         b.prism((0, 0, 1.82), (width * 1.25, depth * 1.15, 0.13), b.shade(b.colour, 0.8), "top", (0, 0, 90))
@@ -259,4 +261,5 @@ def clock(b: Builder) -> None:
                 (side * -32, 0, 0),
             )
         b.limb((0, 0, z + radius), (0, 0, z + radius + 0.25), 0.05, metal, "bells")
+        b.cylinder((-depth - 0.08, 0, z), 0.2, 0.09, metal, "winder", ALONG_X)
         dial(b, depth, z, radius * 0.8, 1.2)

@@ -29,12 +29,13 @@ def teapot(b: Builder) -> None:
     r = b.vary(0.62)
     b.sphere((0, 0, 0), (r, r, 0.85 * r))
     b.cylinder((0, 0, -0.72 * r), 0.6 * r, 0.1 * r)
-    b.limb((0.75 * r, 0, -0.1 * r), (1.55 * r, 0, 0.72 * r), 0.2 * r, top=0.6)
+    b.limb((0.75 * r, 0, -0.1 * r), (1.6 * r, 0, 0.74 * r), 0.24 * r, top=0.7)
+    b.sphere((1.6 * r, 0, 0.75 * r), 0.13 * r, b.shade(b.colour, 0.3 if b.colour.mean() > 0.2 else 4.0), "spout")
     b.torus(
         (-1.12 * r, 0, 0.05),
         0.55 * r,
-        0.12 * r,
-        b.part("handle", b.shade(b.colour, 0.8)),
+        0.15 * r,
+        b.part("handle", b.shade(b.colour, 0.6 if b.colour.mean() > 0.2 else 2.5)),
         "handle",
         (90, 0, 0),
     )

@@ -151,14 +151,14 @@ def snowman(b: Builder) -> None:
     for z, r in ((z1, low), (z2, mid), (z3, top)):
         b.sphere((0, 0, z), r)
     for side in (-1, 1):
-        b.sphere((0.88 * top, side * 0.36 * top, z3 + 0.3 * top), 0.17 * top, BLACK, "eyes")
+        b.sphere((0.88 * top, side * 0.36 * top, z3 + 0.3 * top), 0.22 * top, BLACK, "eyes")
         hand = (0.1, side * (mid + 0.42), z2 + b.between(0.0, 0.4))
         b.limb((0, side * 0.8 * mid, z2 + 0.1), hand, 0.07, b.part("arms", WOOD), "arms", caps=False)
         for lift in (-0.1, 0.12):
             chain(b, (hand, (0.12, hand[1] + side * 0.1, hand[2] + lift)), 0.05, b.part("arms", WOOD), "arms")
-    b.cone((top + 0.2, 0, z3 - 0.02), 0.15, 0.28, b.part("nose", (0.97, 0.5, 0.08)), "nose", (0, 90, 0))
+    b.cone((top + 0.24, 0, z3 - 0.04), 0.19, 0.34, b.part("nose", (0.97, 0.5, 0.08)), "nose", (0, 90, 0))
     for lift in (0.35, -0.1, -0.55):
-        b.sphere((mid * (1 - 0.5 * lift**2), 0, z2 + lift * mid), 0.065, BLACK, "buttons")
+        b.sphere((mid * (1 - 0.5 * lift**2), 0, z2 + lift * mid), 0.085, BLACK, "buttons")
     b.anchor("head_top", (0, 0, z3 + 0.85 * top), 0.85 * top)
     b.anchor("head", (0, 0, z3), top)
     b.anchor("eyes", (0.93 * top, 0, z3 + 0.3 * top), 0.86 * top)

@@ -22,8 +22,8 @@ def rabbit(b: Builder) -> None:
     b.sphere((-0.5, 0, 0.24), 0.2, WHITE, "tail")
     skull(b, (0.08, 0, 1.15), head)
     pair(b, (0.08 + 0.85 * head, 0.09, 1.07), (0.12, 0.12, 0.1), WHITE, "cheeks")
-    b.sphere((0.1 + head, 0, 1.14), 0.06, PINK, "nose")
-    b.box((0.1 + head, 0, 0.98), (0.03, 0.07, 0.07), WHITE, "teeth")
+    b.sphere((0.12 + head, 0, 1.14), 0.09, PINK, "nose")
+    b.box((0.1 + head, 0, 0.97), (0.04, 0.08, 0.08), WHITE, "teeth")
     if headwear(b):
         pair(b, (-0.05, head + 0.08, 1.0), (0.14, 0.09, long), ear, rotate=(14, 0, 0))
     else:
@@ -156,7 +156,7 @@ def frog(b: Builder) -> None:
 @noun("turtle", "animals", parts=("shell",), wears=("hat", "crown", "helmet", "scarf", "glasses"))
 def turtle(b: Builder) -> None:
     """A domed shell with plates, a head on a neck, four flat feet."""
-    long, wide, tall, head = b.vary(0.58), b.vary(0.56), b.vary(0.62), b.vary(0.3)
+    long, wide, tall, head = b.vary(0.58), b.vary(0.56), b.vary(0.62), b.vary(0.34)
     shell = b.part("shell", b.shade(b.colour, 0.55))
     b.dome((0, 0, 0.3), (long, wide, tall), shell, "shell")
     b.add(TORUS, (0, 0, 0.31), (long * 1.1, wide * 1.1, 0.55), b.shade(b.colour, 1.3), "rim", param=0.16)
@@ -169,7 +169,7 @@ def turtle(b: Builder) -> None:
     for x in (-0.48, 0.48):
         for side in (-1, 1):
             chain(b, ((x, side * 0.36, 0.28), (x * 1.2, side * 0.52, 0.13)), 0.17, None, "legs")
-    at = (long + b.between(0.14, 0.22), 0, b.between(0.6, 0.7))
+    at = (long + b.between(0.18, 0.26), 0, b.between(0.62, 0.72))
     b.limb((long * 0.7, 0, 0.34), at, 0.17, None, "head", caps=False)
     skull(b, at, head)
     b.sphere((at[0] + 0.8 * head, 0, at[2] - 0.3 * head), (0.13, 0.15, 0.09), b.shade(b.colour, 1.3), "snout")
@@ -192,9 +192,9 @@ def fish(b: Builder) -> None:
     b.sphere((-0.1, 0, -tall), (0.22, 0.07, 0.16), fin, "fins", (0, -20, 0))
     pair(b, (0.02, wide + 0.1, -0.12), (0.22, 0.06, 0.15), fin, "fins", (-20, -20, 40))
     for side in (-1, 1):
-        b.sphere((long * 0.52, side * wide * 0.72, 0.12), 0.13, WHITE, "eyes")
-        b.sphere((long * 0.57, side * (wide * 0.72 + 0.08), 0.13), 0.075, BLACK, "eyes")
-    b.torus((long * 0.98, 0, -0.06), 0.13, 0.06, (0.95, 0.45, 0.4), "mouth", (0, 90, 0))
+        b.sphere((long * 0.56, side * wide * 0.7, 0.12), 0.16, WHITE, "eyes")
+        b.sphere((long * 0.65, side * (wide * 0.7 + 0.09), 0.13), 0.1, BLACK, "eyes")
+    b.torus((long * 0.98, 0, -0.06), 0.15, 0.08, (0.95, 0.45, 0.4), "mouth", (0, 90, 0))
     if "stripes" in b.bound or b.chance(0.4):
         stripe = b.part("stripes", b.shade(b.colour, 1.8 if b.colour.mean() < 0.7 else 0.6))
         for x in (-0.6, -0.1, 0.32) if "stripes" in b.bound else (-0.5, 0.08):

@@ -56,5 +56,6 @@ def lighthouse(b: Builder) -> None:
         b.cone((0, 0, height + 0.42), upper * 1.25, 0.15, roof, "roof")
     if b.chance(0.35):
         b.dome((0, 0, -0.06), (radius * 1.5, radius * 1.5, 0.16), STONE, "rock")
-    door(b, radius * 0.95, 0.12, 0.36)
+    door(b, radius * 0.95, 0.14, 0.4)
+    b.box((radius * 1.25, 0, 0.05), (0.2, 0.18, 0.06), STONE, "step")
     window(b, (radius * 0.82, 0, height * 0.58), 0.07, 0.09)

@@ -80,6 +80,7 @@ def guitar(b: Builder) -> None:
     b.add(2, (0, 0, 0.02), (0.72 * r, 0.72 * r, 0.17), rotate=flat)
     b.add(2, (0.16, 0, -0.32), (0.36 * r, 0.36 * r, 0.03), DARK, "hole", flat)
     b.box((0.18, 0, -0.78), (0.05, 0.2, 0.06), DARK, "bridge")
+    b.limb((-0.1, 0, -0.3), (-0.55, 0, -0.55 - r), 0.06, DARK, "stand")
     neck = b.part("neck", b.shade(b.colour, 0.4))
     b.box((0.12, 0, 0.68), (0.08, 0.1, 0.5), neck, "neck")
     b.box((0.1, 0, 1.28), (0.08, 0.17, 0.16), neck, "neck")
