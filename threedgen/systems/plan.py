@@ -61,7 +61,7 @@ def plan(config: GenerateConfig) -> str:
     """The text of a dry run. Raises ConfigError for what would stop the run at its beginning."""
     prompt = tidy(config.prompt)
     set_threads(config.threads)
-    weights = config.prior.describe()
+    weights = config.prior.describe(fetch=False)
     device = torch.device(device_name(config.trainer.accelerator))
     prior = outline(config.prior.weights)
     factor = 2 ** (len(prior.vae.config["block_out_channels"]) - 1)
