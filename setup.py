@@ -43,7 +43,7 @@ setup(
     install_requires=[
         "torch>=2.6",
         "pytorch-lightning>=2.6",
-        "diffusers>=0.40",
+        "diffusers>=0.42",
         "transformers>=5",
         "tokenizers",
         "safetensors",
