@@ -116,7 +116,8 @@ def run(command: Command) -> int:
     """Check the config and what it needs, choose the folder, say so, and only then import and run the task."""
     resume: Path | None = None
     if "--dry-run" in command.flags:
-        checked, lacking = config.load(command.config, command.overrides), None
+        checked = config.load(command.config, command.overrides)
+        lacking: AbsentWeights | None = None
         try:
             checked.check()
         except AbsentWeights as error:  # what the run would be is known; that it would not begin is said at the end
