@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nerfacc_stand_in import nerfacc_on_a_cpu  # noqa: F401
 from parity_files import parity_files
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -141,6 +142,21 @@ def test_thinning_shades_fewer_samples_and_keeps_the_picture():
     occupancy = grid(True)
     occupancy.values.fill_(1e-4)
     assert float(look(fog, occupancy, options=thin).opacity.detach().max()) > 0.2, "fog must be able to grow"
+
+
+@pytest.mark.usefixtures("nerfacc_on_a_cpu")
+def test_nerfacc_renders_the_same_picture_and_gradient():
+    occupancy, results = grid(True), []
+    occupancy.binary[::3, :, 4:] = False
+    for name in ("nerfacc", "torch"):
+        options = MARCH.model_copy(update={"backend": name, "alpha_threshold": 0.01, "early_stop": 1e-4})
+        field = Ball(density=20.0)
+        seen = look(field, occupancy, options, training=True, generator=generator(0, 0, "render"), need_normals=True)
+        (seen.rgb.square().sum() + seen.depth.sum() + seen.away.sum() + seen.z_variance.sum()).backward()
+        results.append([seen.samples.t_start, seen.rgb, seen.depth, *(p.grad for p in field.parameters())])
+    assert torch.equal(results[0][0], results[1][0]) and len(results[0][0]) > 1000
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
 def test_only_training_is_random_and_only_by_its_generator():
