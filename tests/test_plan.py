@@ -58,6 +58,7 @@ def test_too_little_memory_is_said(
     [
         (["prompt= "], "prompt: is empty"),
         (["prior.weights=nowhere.pt"], "prior.weights: there is no file or folder"),
+        (["march.backend=nerfacc"], "march.backend: 'nerfacc' computes float32 on a CUDA device, not"),
         (["--resume", "run"], "--dry-run: says what a new run would do"),
         (["--dry-rn"], "did you mean '--dry-run'"),
     ],

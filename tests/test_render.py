@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from threedgen import losses
 from threedgen.representations.materials import DiffuseMaterial, NoMaterial, Shading, soft
-from threedgen.representations.ngp import NGP
+from threedgen.representations.ngp import BLOBS, NGP
 from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig
 from threedgen.representations.render import Render, render
@@ -228,11 +228,12 @@ class Recorded:
         width = self["w.density_network.layers.0.weight"].shape[0]
         octaves = ast.literal_eval(self.meta["enc"])["n_frequencies"]
         hidden = sum(key.startswith("w.density_network") for key in self.data) - 1
+        blob, bias = (self.meta["bias"], 0.0) if self.meta["bias"] in BLOBS else ("none", float(self.meta["bias"]))
         field = NGP(
             NGPConfig(
                 radius=self["radius"].item(), encoding={"name": "frequency", "n_octaves": octaves},
                 width=width, hidden_layers=hidden, normal=kind,
-                density_activation=self.ACTIVATIONS[self.meta["act"]], density_blob=self.meta["bias"],
+                density_activation=self.ACTIVATIONS[self.meta["act"]], density_blob=blob, density_bias=bias,
                 density_blob_scale=float(self.meta["scale"]), density_blob_std=float(self.meta["std"]),
             )
         )  # fmt: skip

@@ -3,7 +3,7 @@
 Samples of all rays lie one after the other in flat arrays, sorted by ray; ``start`` and ``count`` say which
 belong to a ray. Sample k of a ray covers [t_k, t_k + step] with t_k = entry + (k + jitter) * step and is kept
 when its midpoint lies inside the bound and, if a grid is given, in an occupied cell. All back ends
-return the same samples.
+return the same samples, but for nerfacc's rounding at the borders of cells.
 """
 
 from __future__ import annotations
