@@ -43,14 +43,13 @@ setup(
     install_requires=[
         "torch>=2.6",
         "pytorch-lightning>=2.6",
-        "diffusers>=0.40",
+        "diffusers>=0.42",
         "transformers>=5",
         "tokenizers",
         "safetensors",
         "huggingface-hub",
         "numba>=0.60",
         "numpy>=2",
-        "nerfacc>=0.5.3",
         "kornia>=0.8",
         "fast-simplification>=0.2",
         "imageio>=2.30",
@@ -67,8 +66,9 @@ setup(
         "xatlas>=0.0.11",
     ],
     extras_require={
-        "dev": ["hypothesis>=6", "mypy>=1.13", "pygltflib>=1.16", "pytest>=8", "ruff>=0.9"],
+        "dev": ["hypothesis>=6", "mypy>=1.13", "nerfacc>=0.5.3", "pygltflib>=1.16", "pytest>=8", "ruff>=0.9"],
         # back ends for GPUs; torch for CUDA brings triton along. tinycudann is on no index, see docs/mvdream.md
+        "nerfacc": ["nerfacc>=0.5.3"],
         "triton": ["triton>=3.2"],
         "xformers": ["xformers"],
         "lora": ["peft>=0.17"],

@@ -1,6 +1,6 @@
 """Peak memory of a training render against march.chunk, each in a process of its own: a peak never falls again.
 
-    python -m benchmarks.memory SIZE [CHUNK | null]        one measurement, as JSON
+    python -m benchmarks.memory SIZE CHUNK|null [key=value ...]        one measurement, as JSON
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def table(size: int, overrides: Sequence[str] = (), chunks: Sequence[int | None]
     rows: list[Row] = []
     samples = 0
     for chunk in chunks:
-        words = [sys.executable, "-m", "benchmarks.memory", str(size), "null" if chunk is None else str(chunk)]
-        done = subprocess.run([*words, *overrides], capture_output=True, text=True, cwd=ROOT)
+        command = [sys.executable, "-m", "benchmarks.memory", str(size), "null" if chunk is None else str(chunk)]
+        done = subprocess.run([*command, *overrides], capture_output=True, text=True, cwd=ROOT)
         if done.returncode < 0:  # the system ends processes that take too much
             rows.append({"march.chunk": _name(chunk), "MiB": "killed", "seconds": "", "gradient norm": ""})
             continue
@@ -83,9 +83,10 @@ def table(size: int, overrides: Sequence[str] = (), chunks: Sequence[int | None]
                 "gradient norm": f"{found['gradient']:.6g}",
             }
         )
+    words = "".join(f" {word}" for word in overrides)
     notes = [
-        f"{CONFIG}, 4 views of {size} x {size} with normals, a new field, {samples:,} samples, on a CPU; memory beyond "
-        "that of the process before, without the prior."
+        f"{CONFIG}{words}, 4 views of {size} x {size} with normals, a new field, {samples:,} samples, on a CPU; memory "
+        "beyond that of the process before, without the prior."
     ]
     return Table("Memory of a training render", rows, notes)
 

@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from threedgen.config import load
 from threedgen.errors import ConfigError
+from threedgen.guidance import released
 from threedgen.guidance.attention import multiview_unet
 from threedgen.guidance.mvdream import MVDream
 from threedgen.guidance.outline import Outline
@@ -38,23 +39,8 @@ VARIANTS: dict[str, list[str]] = {
 }
 PARTS = ("occupancy grid", "render", "VAE encoder", "UNet", "backward: VAE", "backward: render", "optimiser", "rest")
 COLUMNS = ("config", "step", "seconds", *(f"{part}, ms" for part in PARTS), "peak GB")
-UNET: dict[str, Any] = {
-    "sample_size": 32,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "attention_head_dim": (5, 10, 20, 20),
-    "use_linear_projection": True,
-    "cross_attention_dim": 1024,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    "layers_per_block": 2,
-}
-"""The network of sd-v2.1-base-4view.pt."""
-VAE: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-}
+UNET: dict[str, Any] = released.UNETS["sd-v2.1-base-4view.pt"]
+VAE: dict[str, Any] = released.VAE
 
 
 def networks() -> tuple[Any, Any]:

@@ -17,12 +17,11 @@ from threedgen.config import ConfigError
 from . import clip_keys, ldm_keys, loading, reading, tokens
 from .diffusion import Schedule
 from .draft import Draft
+from .released import LATENT_SIZE
 from .writing import save_tensors, whole_folder, write_json
 
 if TYPE_CHECKING:
     from .mvdream import MVDream
-
-LATENT_SIZE = 32  # both original checkpoints: 256 pixels, 8 per latent
 
 
 class Components(NamedTuple):

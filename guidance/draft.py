@@ -16,6 +16,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from .attend import plain
+
 HARMONICS = 4
 """Multiples of the azimuth that the draft is told; the camera vector as it is had no effect in 300 steps."""
 
@@ -120,8 +122,7 @@ def attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
     """
     parts = (query.to(key_value.dtype), *key_value.chunk(2, -1))
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
-    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
-    return (weights @ v).transpose(1, 2).flatten(2)
+    return plain(q, k, v).transpose(1, 2).flatten(2)
 
 
 def directions(camera: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 
 from threedgen import folder
 from threedgen.config import ConfigError
+from threedgen.errors import AbsentWeights
 
 from .reading import read_json, sha256, sha256_of_files, sniff
 
@@ -80,11 +81,19 @@ def locate(weights: str) -> Path:
     return hub_folder(repo) if name == "model_index.json" else hub_file(repo, name)
 
 
-def describe(weights: str) -> str:
+def awaited(weights: str) -> bool:
+    """Is it one of the released checkpoints, and not on this machine yet?"""
+    return weights in ORIGINALS and local(weights) is None and cached(*hub_name(weights)) is None
+
+
+def describe(weights: str, fetch: bool = True) -> str:
     """`PATH (SIZE, SHA-256 DIGEST)` of ``weights``, which are fetched first if they are only on the hub.
 
-    The digest of a folder is that of the lines which sha256sum prints for its files of tensors, part by part.
+    fetch False: of a released checkpoint that is not here it is said only that, and how to get it. The digest of a
+    folder is that of the lines which sha256sum prints for its files of tensors, part by part.
     """
+    if not fetch and awaited(weights):
+        return f"{weights}, not on this machine yet; `hf download {ORIGINALS[weights]} {weights}` fetches it"
     path = locate(weights)
     files = [path] if path.is_file() else [file for part in parts(path) for file in tensor_files(path / part)]
     digest = sha256(path) if path.is_file() else sha256_of_files(files, path)
@@ -158,7 +167,8 @@ def absent(weights: str, repo: str, name: str, why: str = "the hub cannot be rea
     """Says what is missing, how to get it, and what runs without it."""
     what = f"{name} of {repo}" if name in ORIGINALS else repo
     file = f" {name}" if name in ORIGINALS else ""
-    return ConfigError(
+    kind = AbsentWeights if name in ORIGINALS else ConfigError
+    return kind(
         f"weights: {weights!r} is neither a file or folder here nor in the hub's cache, and {why}; where "
         f"there is a network, `hf download {repo}{file}` fetches {what}, then give its path; {RUNS_NOW}"
     )

@@ -53,11 +53,14 @@ class MVDreamConfig(Config):
         if self.personalisation is not None:
             personalisation_card(self.personalisation)
 
-    def describe(self) -> str:
-        """Which files these are: place, size and SHA-256; what is only on the hub is fetched. Raises ConfigError."""
+    def describe(self, fetch: bool = True) -> str:
+        """Which files these are: place, size and SHA-256; what is only on the hub is fetched. Raises ConfigError.
+
+        fetch False: the released checkpoints are not, but named.
+        """
         from .loading import describe
 
-        return describe(self.weights)
+        return describe(self.weights, fetch)
 
 
 class DistillationConfig(Config):

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from threedgen.config import ConfigError
 
-from . import components, ldm_keys, loading, reading
+from . import components, ldm_keys, loading, reading, released
 from .draft import Draft
 
 
@@ -28,7 +29,12 @@ class Outline(NamedTuple):
 
 
 def outline(weights: str) -> Outline:
-    """That of anything that ``loading.locate`` finds. Raises ConfigError."""
+    """That of anything that ``loading.locate`` finds, and of a released checkpoint also before it is here.
+
+    Raises ConfigError.
+    """
+    if loading.awaited(weights):
+        return _released(weights)
     path = loading.locate(weights)
     size = {"sample_size": components.LATENT_SIZE}
     configs: dict[str, dict[str, Any]] = {}
@@ -49,7 +55,18 @@ def outline(weights: str) -> Outline:
             draft = Draft.from_config(configs["draft"]).requires_grad_(False) if "draft" in configs else None
     except Exception as error:  # the config comes from outside: any kind
         raise ConfigError(f"{path}: its config describes no known network ({type(error).__name__})") from None
-    kept = sum(tensor.numel() for network in (unet, draft) if network is not None for tensor in network.parameters())
-    kept += sum(tensor.numel() for part in (vae.encoder, vae.quant_conv) if part for tensor in part.parameters())
     whole = sum(tensor.numel() for part in tensors.values() for tensor in part.values())
-    return Outline(unet, vae, draft, whole, kept)
+    return Outline(unet, vae, draft, whole, _parameters(unet, draft, vae.encoder, vae.quant_conv))
+
+
+def _released(name: str) -> Outline:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(released.UNETS[name]).requires_grad_(False)
+        vae = AutoencoderKL.from_config(released.VAE).requires_grad_(False)
+        text = CLIPTextModel(CLIPTextConfig(**released.TEXT_ENCODERS[name]))
+    kept = _parameters(unet, vae.encoder, vae.quant_conv)
+    return Outline(unet, vae, None, _parameters(unet, vae, text), kept)
+
+
+def _parameters(*networks: nn.Module | None) -> int:
+    return sum(tensor.numel() for network in networks if network is not None for tensor in network.parameters())

@@ -1,6 +1,6 @@
 """The multi-view prior as a diffusers pipeline: for whoever knows diffusers, and for the sampling configs.
 
-    pipe = MVDreamPipeline.from_pretrained("folder or hub id", torch_dtype=torch.float16).to("cuda")
+    pipe = MVDreamPipeline.from_pretrained("folder or hub id", dtype=torch.float16).to("cuda")
     pipe = MVDreamPipeline.from_single_file("sd-v2.1-base-4view.pt")        the authors' files
     images = pipe("an astronaut riding a horse, 3d asset", guidance_scale=10.0).images
 """

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Mapping
+from types import ModuleType
 
 import torch
 
 from threedgen.errors import ConfigError
 from threedgen.extras import EXTRAS, installed, require
 
-PLACES = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda"}
+PLACES = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda", "nerfacc": "cuda"}
 """Where each computes, float32 everywhere; plain torch computes anything anywhere."""
 
 
@@ -32,6 +35,24 @@ def choose(asked: str, device: torch.device, dtype: torch.dtype = torch.float32)
             f"backend: {asked!r} computes float32 on {place}, not {dtype} on {device.type}; choose 'auto' or 'torch'"
         )
     return asked
+
+
+def load(
+    modules: Mapping[str, str], asked: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> ModuleType:
+    """The module that computes, of `modules` by the names of `choose`; a missing build may be made now.
+
+    Raises ConfigError as `choose` does, and for an optional package that is there but cannot be loaded.
+    """
+    name = choose(asked, device, dtype)
+    try:
+        return importlib.import_module(modules[name])
+    except (ImportError, OSError, RuntimeError) as error:
+        if name not in EXTRAS:
+            raise
+        raise ConfigError(
+            f"backend: {name!r} is installed but cannot be loaded: {error}; choose 'auto' or 'torch'"
+        ) from error
 
 
 def _can(name: str, device: torch.device, dtype: torch.dtype) -> bool:

@@ -163,8 +163,10 @@ class MarchConfig(Config):
         description="samples whose graph is held at a time: a training render with more is made twice, in chunks, with "
         "the same gradient; auto: as many as fit into a quarter of the free memory; null: all",
     )
-    backend: Literal["auto", "numba", "torch", "triton"] = Field(
-        "auto", description="auto: numba on a CPU, triton on a GPU where it is installed, else torch"
+    backend: Literal["auto", "numba", "torch", "triton", "nerfacc"] = Field(
+        "auto",
+        description="auto: numba on a CPU, triton on a GPU where it is installed, else torch; nerfacc: where it is "
+        "installed",
     )
 
     def check(self) -> None:

@@ -48,7 +48,7 @@ def test_auto_takes_the_fastest_that_can(monkeypatch: pytest.MonkeyPatch) -> Non
     assert choose("auto", CPU) == "numba"
 
 
-@pytest.mark.parametrize("name", ["triton", "tinycudann"])
+@pytest.mark.parametrize("name", ["triton", "tinycudann", "nerfacc"])
 def test_what_is_asked_for_is_there_or_a_sentence_says_how_to_get_it(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +76,7 @@ def test_a_march_on_a_gpu_is_not_given_to_numba() -> None:
         ("field.encoding.backend=tinycudann", "field.encoding.backend: tinycudann needs the package tinycudann: pip"),
         ("field.encoding.backend=triton", "pip install 'threedgen[triton]', or choose backend=auto"),
         ("march.backend=triton", "march.backend: triton needs the package triton"),
+        ("march.backend=nerfacc", "march.backend: nerfacc needs the package nerfacc: pip install 'threedgen[nerfacc]'"),
     ],
 )
 def test_a_run_says_so_before_it_begins(
@@ -94,6 +95,18 @@ def test_a_run_says_where_a_back_end_cannot_compute_before_weights_are_loaded(mo
     only(monkeypatch, "triton")
     made = config.load("mvdream-toybox", ["prompt=a dog", "march.backend=triton", "trainer.accelerator=cpu", "out=x"])
     with pytest.raises(ConfigError, match="^march.backend: 'triton' computes float32 on a CUDA device, not .* on cpu"):
+        generate_run.run_status(made, quiet=True)
+
+
+def test_nerfacc_without_its_kernels_is_said_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate_run, "load_prior", lambda *given: pytest.fail("weights were loaded"))
+    monkeypatch.setitem(backends.PLACES, "nerfacc", "cpu")
+    monkeypatch.setitem(sys.modules, "nerfacc.cuda._backend", SimpleNamespace(_C=None))
+    monkeypatch.delitem(sys.modules, "threedgen.representations.march.nerfacc_backend", raising=False)
+    only(monkeypatch, "nerfacc")
+    made = config.load("mvdream-toybox", ["prompt=a dog", "march.backend=nerfacc", "trainer.accelerator=cpu", "out=x"])
+    said = "^march.backend: 'nerfacc' is installed but cannot be loaded: its kernels are not built.*; choose 'auto' or"
+    with pytest.raises(ConfigError, match=said):
         generate_run.run_status(made, quiet=True)
 
 
@@ -130,7 +143,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "threedgen.representations.hashgrid.tinycudann_grid"
     monkeypatch.setitem(sys.modules, "tinycudann", SimpleNamespace(Encoding=Encoding))
     monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr("threedgen.representations.hashgrid.encoding.choose", lambda asked, *where: asked)
+    monkeypatch.setitem(backends.PLACES, "tinycudann", "cpu")
+    monkeypatch.setattr(backends, "require", lambda *asked: None)
     yield
     sys.modules.pop(name, None)
 

@@ -67,7 +67,6 @@ TYPOS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--config", "tiny.yaml", "prompt="], ("prompt: is empty", 'prompt="a blue dog')),
     (["--config", "tiny.yaml", "prompt=\n\t "], ("prompt: is empty",)),
     (["--config", "sample-toybox", "prompt="], ("prompt: is empty",)),
-    (["--config", "mvdream-sd21", "prompt=a dog", "--dry-run"], ("prior.weights", "hf download", "runs without")),
     (["--config", "tiny.yaml", "march.chunk=0"], ("march.chunk", "(got 0)")),
     (["--config", "tiny.yaml", "march.chunk=atuo"], ("march.chunk", "(got 'atuo')")),
     (["--config", "tiny.yaml", "march.radius=3"], ("field.radius 1 and march.radius 3",)),

@@ -111,7 +111,9 @@ def test_memory_falls_with_the_chunk_and_the_gradient_stays() -> None:
         "threads=1", "march.samples=64", "field.encoding.n_levels=4", "field.encoding.log2_hashmap_size=12",
         "march.alpha_threshold=0",
     ]  # fmt: skip
-    whole, parts = memory.table(48, small, chunks=(None, 4096)).rows
+    table = memory.table(48, small, chunks=(None, 4096))
+    assert "march.samples=64" in table.notes[0] and "48 x 48" in table.notes[0]
+    whole, parts = table.rows
     assert [whole["march.chunk"], parts["march.chunk"]] == ["null (one pass)", "4096"]
     assert float(parts["gradient norm"]) == pytest.approx(float(whole["gradient norm"]), rel=1e-5)
     assert float(parts["MiB"]) < 0.5 * float(whole["MiB"])

@@ -34,11 +34,11 @@ from threedgen.evaluation.consistency.options import (
 from threedgen.evaluation.consistency.report import distances
 from threedgen.evaluation.consistency.samplers import MVDreamSampler
 from threedgen.evaluation.consistency.scenes import Scene
-from threedgen.evaluation.consistency.scores import bootstrap, psnr, ssim
+from threedgen.evaluation.consistency.scores import bootstrap, ssim
 from threedgen.evaluation.options import ProbeNetworkConfig
 from threedgen.evaluation.probe import Probe
 from threedgen.evaluation.truth import Labels
-from threedgen.images import to_uint8
+from threedgen.images import psnr, to_uint8
 from threedgen.views import Request, Viewpoints, Views
 
 SIZE = 16

@@ -1,4 +1,4 @@
-"""The marcher and the compositor: numba against the torch twin, against nerfacc, and against geometry."""
+"""The marcher and the compositor: kernels against the torch twin, against nerfacc, and against geometry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpreted import BACKENDS, KERNELS
+from interpreted import BACKENDS, KERNELS, needs_triton
+from nerfacc_stand_in import nerfacc_on_a_cpu  # noqa: F401
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -24,7 +25,12 @@ from threedgen.representations.march import (
 )
 from threedgen.representations.options import MarchConfig
 
-PLACING = ("numba", "torch")  # triton leaves that to torch
+pytestmark = pytest.mark.usefixtures("nerfacc_on_a_cpu")
+ALL = [*BACKENDS, "nerfacc"]
+OTHERS = [*KERNELS, "nerfacc"]
+"""Those that are compared with the torch twin."""
+RAYS = {"triton": 60}
+"""Its interpreter is slow; the others are given 300."""
 
 
 def rays(n: int, seed: int, distance: float = 2.5) -> tuple[Tensor, Tensor]:
@@ -50,15 +56,17 @@ def packed(counts: list[int], seed: int, channels: int = 3):
     return samples, sigma, torch.randn(len(index), channels, generator=g)
 
 
+@pytest.mark.parametrize("kernels", OTHERS)
 @pytest.mark.parametrize("sampler", ["occupancy", "stratified"])
 @pytest.mark.parametrize("bound", ["box", "sphere"])
 @pytest.mark.parametrize(("radius", "jittered", "size"), [(1.0, True, 32), (2.0, False, 7), (0.7, True, 0)])
-def test_backends_place_the_same_samples(sampler, bound, radius, jittered, size):
-    origins, directions = rays(300, seed=size)
-    jitter = torch.rand(300, generator=torch.Generator().manual_seed(1)) if jittered else None
+def test_backends_place_the_same_samples(sampler, bound, radius, jittered, size, kernels):
+    many = RAYS.get(kernels, 300)
+    origins, directions = rays(many, seed=size)
+    jitter = torch.rand(many, generator=torch.Generator().manual_seed(1)) if jittered else None
     grid = blobs(size, 3) if size else None
     found = []
-    for name in PLACING:
+    for name in (kernels, "torch"):
         options = MarchConfig(sampler=sampler, bound=bound, radius=radius, samples=60, backend=name)
         found.append(march(origins, directions, options, grid, jitter))
     for name in ("ray_index", "t_start", "t_end", "start", "count"):
@@ -67,23 +75,38 @@ def test_backends_place_the_same_samples(sampler, bound, radius, jittered, size)
     assert (found[0].positions(origins, directions).abs() <= radius * (1 + 1e-5)).all()
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(
-    seed=st.integers(0, 10**6),
-    distance=st.floats(0.0, 20.0),
-    samples=st.integers(1, 700),
-    size=st.integers(1, 40),
-    part=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
-)
-def test_skipping_drops_empty_cells_and_nothing_else(seed, distance, samples, size, part):
-    origins, directions = rays(16, seed, distance)
+SCENES = {
+    "seed": st.integers(0, 10**6),
+    "distance": st.floats(0.0, 20.0),
+    "samples": st.integers(1, 700),
+    "size": st.integers(1, 40),
+    "part": st.sampled_from([0.0, 0.02, 0.5, 1.0]),
+}
+
+
+def assert_skips_as_the_twin(kernels, seed, distance, samples, size, part, many=16):
+    origins, directions = rays(many, seed, distance)
     grid = blobs(size, seed, part)
     pair = [
         march(origins, directions, MarchConfig(samples=samples, bound="box", backend=name), grid)
-        for name in PLACING
+        for name in (kernels, "torch")
     ]
     assert torch.equal(pair[0].ray_index, pair[1].ray_index)
     assert torch.equal(pair[0].t_start, pair[1].t_start)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(**SCENES)
+def test_skipping_drops_empty_cells_and_nothing_else(**scene):
+    assert_skips_as_the_twin("numba", **scene)
+
+
+@needs_triton
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(**SCENES)
+def test_triton_skips_the_same_cells(**scene):
+    assert_skips_as_the_twin("triton", **scene, many=8)
 
 
 @pytest.mark.parametrize("bound", ["box", "sphere"])
@@ -96,14 +119,17 @@ def test_full_grid_equals_no_grid(bound):
     assert torch.equal(full.t_start, none.t_start) and torch.equal(full.count, none.count)
 
 
-def test_empty_grid_and_missing_rays_give_no_samples():
+@pytest.mark.parametrize("name", ALL)
+def test_empty_grid_and_missing_rays_give_no_samples(name):
+    options = MarchConfig(samples=40, backend=name)
     origins, directions = rays(50, seed=6)
-    empty = march(origins, directions, MarchConfig(samples=40), torch.zeros(4, 4, 4, dtype=torch.bool))
-    away = march(origins, normalize(origins, dim=-1), MarchConfig(samples=40))
+    empty = march(origins, directions, options, torch.zeros(4, 4, 4, dtype=torch.bool))
+    away = march(origins, normalize(origins, dim=-1), options)
     for samples in (empty, away):
         assert len(samples) == 0 and samples.n_rays == 50 and int(samples.count.sum()) == 0
-    beside = march(torch.tensor([[2.0, 1.5, 0.0]]), torch.tensor([[-1.0, 0.0, 0.0]]), MarchConfig(samples=40))
+    beside = march(torch.tensor([[2.0, 1.5, 0.0]]), torch.tensor([[-1.0, 0.0, 0.0]]), options)
     assert len(beside) == 0
+    assert march(torch.empty(0, 3), torch.empty(0, 3), options).n_rays == 0
 
 
 def test_samples_are_sorted_packed_and_of_one_step():
@@ -130,14 +156,15 @@ def test_stratified_parts_fill_the_chord():
     torch.testing.assert_close(samples.t_end[:-1], samples.t_start[1:])
 
 
-def test_near_and_inside():
+@pytest.mark.parametrize("name", ALL)
+def test_near_and_inside(name):
     origins, directions = torch.zeros(1, 3), torch.tensor([[0.0, 0.6, 0.8]])
-    samples = march(origins, directions, MarchConfig(samples=100, near=0.5))
+    samples = march(origins, directions, MarchConfig(samples=100, near=0.5, backend=name))
     assert float(samples.t_start.min()) == 0.5
     assert float(samples.t_end.max()) == pytest.approx(1.25, abs=0.02)
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kernels", OTHERS)
 @pytest.mark.parametrize("counts", [[5, 0, 3, 1], [0, 0], [], [40, 64, 65, 200]])
 def test_compositing_and_its_gradients_agree_with_the_twin(counts, kernels):
     samples, sigma, values = packed(counts, seed=11, channels=4)
@@ -159,7 +186,7 @@ def test_compositing_and_its_gradients_agree_with_the_twin(counts, kernels):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kernels", OTHERS)
 @pytest.mark.parametrize("part", range(4))
 def test_gradients_of_one_output_alone(part, kernels):
     samples, sigma, values = packed([7, 2, 9], seed=21)
@@ -204,7 +231,7 @@ def test_weights_are_a_partition_of_at_most_one(counts, scale, seed):
     torch.testing.assert_close(samples.sum(out.weights)[:, None], out.opacity)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_solid_ball_is_where_it_is(name):
     origins, _ = rays(64, seed=41)
     directions = normalize(-origins, dim=-1)

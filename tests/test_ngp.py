@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen.representations.mlp import MLP
-from threedgen.representations.ngp import ACTIVATIONS, NGP, exp_linear, finite_difference_normal
+from threedgen.representations.ngp import ACTIVATIONS, BLOBS, NGP, exp_linear, finite_difference_normal
 from threedgen.representations.options import FrequencyConfig, HashGridConfig, NGPConfig
 
 GRID = {
@@ -47,6 +47,7 @@ def from_reference(data: np.lib.npyio.NpzFile) -> NGP:
     normal = {"finite_difference": "forward", "finite_difference_laplacian": "central"}
     weights = {key: data[f"w.{key}"] for key in (name[2:] for name in data.files if name.startswith("w."))}
     first = weights["density_network.layers.0.weight"]
+    blob, bias = (meta["bias"], 0.0) if meta["bias"] in BLOBS else ("none", float(meta["bias"]))
     options = NGPConfig(
         radius=data["radius"].item(),
         encoding=FrequencyConfig(n_octaves=octaves),
@@ -54,7 +55,8 @@ def from_reference(data: np.lib.npyio.NpzFile) -> NGP:
         hidden_layers=sum(key.startswith("density_network") for key in weights) - 1,
         n_features=data["out_features"].shape[-1],
         density_activation=meta["act"],
-        density_blob=meta["bias"],
+        density_blob=blob,
+        density_bias=bias,
         density_blob_scale=float(meta["scale"]),
         density_blob_std=float(meta["std"]),
         normal=normal.get(meta["normal"], "analytic"),

@@ -18,6 +18,7 @@ from toy_run import log
 from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.guidance.mvdream import MVDream, script_poses
+from threedgen.guidance.outline import outline
 from threedgen.systems.options import GenerateConfig, SampleConfig
 from threedgen.systems.shared import read_summary
 
@@ -68,6 +69,17 @@ def test_it_loads_and_samples(kind: Kind) -> None:
     assert prior.trained_size == 256 and prior.factor == 8 and prior.schedule.prediction == "epsilon"
     views = prior.sample("a dog", script_poses(4), steps=2, generator=torch.Generator().manual_seed(0))
     assert views.shape == (4, 64, 64, 3) and torch.isfinite(views).all() and views.std() > 0
+
+
+@pytest.mark.parametrize("kind", ["sd21", "sd15"])
+def test_a_dry_run_sees_the_networks_that_would_be_loaded(kind: Kind) -> None:
+    path = str(folder(kind) / NAMES[kind])
+    found, prior = outline(path), MVDream.load(path, dtype="fp32", tokenizer=str(folder(kind) / "clip"), image_size=64)
+    for seen, loaded in ((found.unet, prior.unet), (found.vae, prior.vae)):
+        shapes = {name: tensor.shape for name, tensor in seen.state_dict().items()}
+        assert shapes == {name: tensor.shape for name, tensor in loaded.state_dict().items()}
+    prior.release()
+    assert found.kept == sum(p.numel() for network in prior.networks.values() for p in network.parameters())
 
 
 @unix

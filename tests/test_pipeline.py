@@ -113,8 +113,8 @@ def test_saved_and_loaded_by_diffusers_and_by_us(prior: MVDream, tmp_path: Path)
 
 def test_half_precision_as_in_any_pipeline(prior: MVDream, tmp_path: Path) -> None:
     prior.save(tmp_path / "prior")
-    exact = MVDreamPipeline.from_pretrained(tmp_path / "prior", torch_dtype=torch.float32)
-    rough = MVDreamPipeline.from_pretrained(tmp_path / "prior", torch_dtype=torch.bfloat16)
+    exact = MVDreamPipeline.from_pretrained(tmp_path / "prior", dtype=torch.float32)
+    rough = MVDreamPipeline.from_pretrained(tmp_path / "prior", dtype=torch.bfloat16)
     assert rough.prior.dtype == torch.bfloat16 and exact.prior.dtype == torch.float32
     difference = np.abs(draw(rough) - draw(exact)).mean()
     assert 0 < difference < 0.1
@@ -131,7 +131,7 @@ def test_parts_are_shared_and_may_be_offloaded(prior: MVDream) -> None:
 
 def test_the_embedded_folder_is_a_pipeline() -> None:
     """What diffusers reads there draws what our own reader draws."""
-    pipeline = MVDreamPipeline.from_pretrained(folder("weights") / "toybox-prior", torch_dtype=torch.float32)
+    pipeline = MVDreamPipeline.from_pretrained(folder("weights") / "toybox-prior", dtype=torch.float32)
     assert pipeline.draft is not None
     ours = MVDream.load("embedded", dtype="fp32")
     wanted = ours.sample("a blue dog", script_poses(4), steps=2, guidance_scale=3, generator=cpu())

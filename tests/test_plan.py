@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from official import NAMES, WIDTHS, Kind, ldm_unet
 from task_server import TINY, prior_folder, write_config
 from tiny_prior import drafting_prior, tiny_prior
 from torch import nn
@@ -57,6 +58,7 @@ def test_too_little_memory_is_said(
     [
         (["prompt= "], "prompt: is empty"),
         (["prior.weights=nowhere.pt"], "prior.weights: there is no file or folder"),
+        (["march.backend=nerfacc"], "march.backend: 'nerfacc' computes float32 on a CUDA device, not"),
         (["--resume", "run"], "--dry-run: says what a new run would do"),
         (["--dry-rn"], "did you mean '--dry-run'"),
     ],
@@ -66,6 +68,44 @@ def test_mistakes_are_found_as_in_a_run(
 ) -> None:
     code, out, err = dry(tmp_path, capsys, *words)
     assert code == 2 and out == "" and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["sd21", "sd15"])
+def test_released_weights_that_are_not_here_are_planned_with_and_then_said_to_be_lacking(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new clone without a network: nothing is fetched, the run is described, and the exit code is that of the run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    small = ["field.encoding.log2_hashmap_size=8", "march.samples=24", "occupancy.resolution=8", "threads=1"]
+    assert cli.main(["--config", f"mvdream-{kind}", "prompt=an astronaut riding a horse", "--dry-run", *small]) == 2
+    output = capsys.readouterr()
+    lines = dict(line.split(": ", 1) for line in output.out.splitlines()[:-1])
+    assert lines["would generate"] == "an astronaut riding a horse"
+    how = f"`hf download MVDream/MVDream {NAMES[kind]}` fetches it"
+    assert lines["weights"] == f"{NAMES[kind]}, not on this machine yet; {how}"
+    assert "pictures of 256 px" in lines["prior"] and "GB (prior" in lines["memory"] and "at best" in lines["time"]
+    assert output.err.count("\n") == 1 and output.err.startswith(f"prior.weights: '{NAMES[kind]}' is neither a file")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["sd21", "sd15"])
+def test_the_released_networks_are_those_of_their_files(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names and shapes of the UNet, and sizes: 867,572,164 and 861,182,404 parameters."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    found = outline(NAMES[kind])
+    with torch.device("meta"):
+        names = ldm_unet(kind, WIDTHS)
+    assert {tuple(t.shape) for t in names.values()} == {tuple(t.shape) for t in found.unet.state_dict().values()}
+    unet = sum(p.numel() for p in found.unet.parameters())
+    assert unet == {"sd21": 867_572_164, "sd15": 861_182_404}[kind] == sum(t.numel() for t in names.values())
+    text = found.parameters - unet - sum(p.numel() for p in found.vae.parameters())
+    assert text == {"sd21": 340_387_840, "sd15": 123_060_480}[kind], "OpenCLIP ViT-H without its last layer; CLIP ViT-L"
+    assert unet < found.kept < unet + 35e6, "and the encoder of the VAE"
 
 
 def test_another_task_has_no_estimate(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from threedgen.cameras import Cameras, orbit
 from threedgen.errors import ConfigError
-from threedgen.export.refine_texture import Samples, gradient, look, optimise, predict, psnr, reads, refine_texture
+from threedgen.export.refine_texture import Samples, gradient, look, optimise, predict, reads, refine_texture
+from threedgen.images import psnr
 from threedgen.raster import rasterise_uv, render
 from threedgen.texture import fill
 
@@ -114,11 +115,6 @@ def test_adam_finds_the_least_squares_solution():
     assert np.allclose(free, 0.6, atol=2e-3) and before < after == pytest.approx(psnr(np.array(0.2), np.array(0.0)))
     held, _, _ = optimise(start, Samples(uv, target), 300, 0.05, 2.0)
     assert np.allclose(held, 0.4, atol=2e-3)
-
-
-def test_psnr():
-    assert psnr(np.zeros((4, 3)), np.full((4, 3), 0.1)) == pytest.approx(20)
-    assert psnr(np.ones(3), np.ones(3)) == math.inf
 
 
 # ---------------------------------------------------------------- pictures

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nerfacc_stand_in import nerfacc_on_a_cpu  # noqa: F401
 from parity_files import parity_files
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from threedgen import losses
 from threedgen.representations.materials import DiffuseMaterial, NoMaterial, Shading, soft
-from threedgen.representations.ngp import NGP
+from threedgen.representations.ngp import BLOBS, NGP
 from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig
 from threedgen.representations.render import Render, render
@@ -143,6 +144,21 @@ def test_thinning_shades_fewer_samples_and_keeps_the_picture():
     assert float(look(fog, occupancy, options=thin).opacity.detach().max()) > 0.2, "fog must be able to grow"
 
 
+@pytest.mark.usefixtures("nerfacc_on_a_cpu")
+def test_nerfacc_renders_the_same_picture_and_gradient():
+    occupancy, results = grid(True), []
+    occupancy.binary[::3, :, 4:] = False
+    for name in ("nerfacc", "torch"):
+        options = MARCH.model_copy(update={"backend": name, "alpha_threshold": 0.01, "early_stop": 1e-4})
+        field = Ball(density=20.0)
+        seen = look(field, occupancy, options, training=True, generator=generator(0, 0, "render"), need_normals=True)
+        (seen.rgb.square().sum() + seen.depth.sum() + seen.away.sum() + seen.z_variance.sum()).backward()
+        results.append([seen.samples.t_start, seen.rgb, seen.depth, *(p.grad for p in field.parameters())])
+    assert torch.equal(results[0][0], results[1][0]) and len(results[0][0]) > 1000
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
 def test_only_training_is_random_and_only_by_its_generator():
     state = torch.get_rng_state()
     first, second, other = (look(training=True, generator=generator(seed, 0, "render")) for seed in (0, 0, 1))
@@ -212,11 +228,12 @@ class Recorded:
         width = self["w.density_network.layers.0.weight"].shape[0]
         octaves = ast.literal_eval(self.meta["enc"])["n_frequencies"]
         hidden = sum(key.startswith("w.density_network") for key in self.data) - 1
+        blob, bias = (self.meta["bias"], 0.0) if self.meta["bias"] in BLOBS else ("none", float(self.meta["bias"]))
         field = NGP(
             NGPConfig(
                 radius=self["radius"].item(), encoding={"name": "frequency", "n_octaves": octaves},
                 width=width, hidden_layers=hidden, normal=kind,
-                density_activation=self.ACTIVATIONS[self.meta["act"]], density_blob=self.meta["bias"],
+                density_activation=self.ACTIVATIONS[self.meta["act"]], density_blob=blob, density_bias=bias,
                 density_blob_scale=float(self.meta["scale"]), density_blob_std=float(self.meta["std"]),
             )
         )  # fmt: skip

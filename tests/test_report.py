@@ -5,29 +5,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from example_run import CONFIG, SHOWN, SUMMARY, Page, asset_glb, box_glb, decoded, example, glb_json
+from example_run import CONFIG, SHOWN, SUMMARY, Page, asset_glb, decoded, example, glb_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from threedgen import cli, yaml_text
-from threedgen.config import ConfigError
 from threedgen.readable import size, visible
 from threedgen.viewer import page as pages
-from threedgen.viewer import plots
 from threedgen.viewer.record import Record
-from threedgen.viewer.report import PAGE, SCRIPTS, report, write_report
+from threedgen.viewer.report import PAGE, report, write_report
 
-ROOT = Path(__file__).parents[1]
 HOSTILE = [
     "<script>alert(1)</script>",
     "</script><script>alert(1)</script>",
@@ -320,63 +313,6 @@ def test_values_of_any_kind_do_not_stop_the_page(key: str, value: Any, option: s
     assert Page(report(record)).texts["h1"] and record.ended.utcoffset() is not None
 
 
-# ---------------------------------------------------------------- plots
-
-
-def coordinates(svg: str) -> list[tuple[float, float]]:
-    """All points of the lines of a plot."""
-    lines = re.findall(r'class="(?:line|spread)" d="M([^"Z]*)', svg)
-    return [(float(x), float(y)) for line in lines for x, y in (pair.split(",") for pair in line.split())]
-
-
-@settings(max_examples=200)
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False).filter(plots.drawable), min_size=1, max_size=600))
-def test_a_plot_stays_in_its_frame(values: list[float]) -> None:
-    for from_zero in (False, min(values) >= 0):
-        svg = str(plots.plot("x", list(enumerate(values, 1)), (1, len(values)), from_zero))
-        points = coordinates(svg)
-        assert len(points) >= min(len(values), plots.POINTS)
-        for x, y in points:
-            assert plots.LEFT - 0.1 <= x <= plots.WIDTH - plots.RIGHT + 0.1
-            assert plots.TOP - 0.1 <= y <= plots.HEIGHT - plots.BOTTOM + 0.1
-        assert "nan" not in svg and "inf" not in svg
-
-
-def test_what_is_drawn_is_what_was_logged() -> None:
-    points = coordinates(str(plots.plot("x", [(0, 1.0), (50, 3.0), (100, 2.0)], (-100, 100))))
-    (x0, y0), (x1, y1), (x2, y2) = points
-    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2) and y1 < y2 < y0
-    assert x0 == pytest.approx((plots.LEFT + x2) / 2, abs=0.2)  # nothing was there before
-    assert (y0 - y2) == pytest.approx((y0 - y1) / 2, abs=0.2)
-
-
-def test_a_loss_that_falls_by_decades_gets_a_logarithmic_axis() -> None:
-    points = [(step, 1000.0 * 10 ** (-step / 10)) for step in range(31)]
-    (x0, y0), *_, (x1, y1) = drawn = coordinates(str(plots.plot("Loss", points, (0, 30))))
-    assert drawn[15][1] == pytest.approx((y0 + y1) / 2, abs=0.2)  # a straight line
-    assert plots.axis([v for _, v in points]).ticks() == [1.0, 10.0, 100.0, 1000.0]
-    assert not plots.axis([0.0, 1000.0]).log and not plots.axis([10.0, 50.0]).log
-
-
-@given(st.floats(-1e9, 1e9), st.floats(1e-5, 10))
-def test_ticks_are_round_and_on_the_axis(low: float, span: float) -> None:
-    axis = plots.Axis(low, low + span * max(1, abs(low)))
-    ticks = axis.ticks()
-    assert len(ticks) <= 5 and all(-1e-6 <= axis.at(tick) <= 1 + 1e-6 for tick in ticks)
-    assert len(ticks) >= 1
-    if len(ticks) > 1:
-        step = ticks[1] - ticks[0]
-        assert round(step / 10 ** math.floor(math.log10(step) + 1e-9), 3) in (1, 2, 5)
-
-
-def test_a_long_run_keeps_its_peaks() -> None:
-    points = [(float(step), 1.0) for step in range(10_000)]
-    points[5_003] = (5_003.0, 100.0)
-    line = plots.thin(points)
-    assert len(line.means) == plots.POINTS and max(most for _, _, most in line.spread) == 100.0
-    assert coordinates(str(plots.plot("x", points, (0, 9999))))[0][0] == pytest.approx(plots.LEFT, abs=1)
-
-
 def test_lines_without_a_number_are_left_out(tmp_path: Path) -> None:
     run = example(tmp_path / "run")
     lines = [{"step": 1, "loss": None}, {"step": 2, "loss": "3"}, {"step": 3, "loss": 5.0}, {"step": 4, "loss": True}]
@@ -387,158 +323,3 @@ def test_lines_without_a_number_are_left_out(tmp_path: Path) -> None:
     page = seen(run)
     labels = [given["aria-label"] for tag, given in page.attributes if tag == "svg"]
     assert labels == ["Loss: 5 at step 3, 4 at step 6"]
-
-
-# ---------------------------------------------------------------- the viewer's own reading of a GLB
-
-node = pytest.mark.skipif(shutil.which("node") is None, reason="no node here")
-
-
-def read_by_viewer(data: bytes) -> dict[str, Any]:
-    """What glb.js makes of a file: sums and counts, or the error."""
-    script = (ROOT / "threedgen/viewer/assets/glb.js").read_text(encoding="utf-8") + """
-    const all = (values) => values && Array.from(values);
-    try {
-      const { parts, images } = readGlb(new Uint8Array(require("fs").readFileSync(0)));
-      const plain = parts.map((p) => ({
-        positions: all(p.positions), normals: all(p.normals), colours: all(p.colours), uvs: all(p.uvs),
-        tangents: all(p.tangents), indices: all(p.indices), factor: p.factor,
-        image: p.image, relief: p.relief, openness: p.openness }));
-      console.log(JSON.stringify({ parts: plain, images: images.map((i) => [i.type, i.bytes.length]) }));
-    } catch (error) { console.log(JSON.stringify({ error: error.message })); }
-    """
-    done = subprocess.run(["node", "-e", script], input=data, capture_output=True, check=True)
-    return json.loads(done.stdout)
-
-
-@node
-def test_the_viewer_reads_what_is_in_the_file() -> None:
-    (part,) = read_by_viewer(box_glb())["parts"]
-    assert len(part["positions"]) == len(part["normals"]) == 72 and len(part["indices"]) == 36
-    assert max(part["positions"][2::3]) == pytest.approx(0.7) and min(part["positions"][1::3]) == pytest.approx(-0.3)
-    assert part["colours"][:4] == pytest.approx([1, 30 / 255, 30 / 255, 1]) and part["uvs"] is None
-    for k in range(0, 36, 3):  # corners run counter-clockwise, seen from where the normal points
-        a, b, c = (part["positions"][3 * i : 3 * i + 3] for i in part["indices"][k : k + 3])
-        u, v = [q - p for p, q in zip(a, b, strict=True)], [q - p for p, q in zip(a, c, strict=True)]
-        across = [u[1] * v[2] - u[2] * v[1], u[2] * v[0] - u[0] * v[2], u[0] * v[1] - u[1] * v[0]]
-        normal = part["normals"][3 * part["indices"][k] : 3 * part["indices"][k] + 3]
-        assert sum(p * q for p, q in zip(across, normal, strict=True)) > 0
-
-
-@node
-def test_the_viewer_reads_textures_and_nodes() -> None:
-    read = read_by_viewer(box_glb(textured=True, translation=[1, 0, 0], scale=[2, 1, -1]))
-    (part,) = read["parts"]
-    assert part["image"] == {"index": 0, "amount": 1} and read["images"][0] == ["image/png", read["images"][0][1]]
-    assert read["images"][0][1] > 60 and part["relief"]["index"] == part["openness"]["index"] == -1
-    assert part["uvs"][:2] == [0.25, 0.25] and part["colours"] is None
-    assert (min(part["positions"][0::3]), max(part["positions"][0::3])) == (0, 2)
-    assert part["normals"][:3] == pytest.approx([1, 0, 0])  # of the face at +x, in spite of the mirror
-
-
-@node
-def test_the_viewer_reads_the_maps_of_an_asset() -> None:
-    """What the exporter writes: tangents, and three maps on one set of texture coordinates."""
-    (part,) = read_by_viewer(asset_glb())["parts"]
-    assert [part[key] for key in ("image", "relief", "openness")] == [{"index": k, "amount": 1} for k in range(3)]
-    assert len(part["tangents"]) // 4 == len(part["normals"]) // 3 == len(part["uvs"]) // 2
-    assert {abs(sign) for sign in part["tangents"][3::4]} == {1}
-
-
-@node
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        (b"", "no GLB"),
-        (b"glTF" + bytes(30), "no GLB"),
-        (box_glb()[:-100], "its end is missing"),
-        (box_glb().replace(b"VEC3", b"VECX", 1), "unknown kind"),
-    ],
-)
-def test_the_viewer_says_what_is_wrong_with_a_file(data: bytes, said: str) -> None:
-    assert said in read_by_viewer(data)["error"]
-
-
-# ---------------------------------------------------------------- the command
-
-
-def test_the_command_makes_the_page_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = example(tmp_path / "run")
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert cli.main(["--config", "report.yaml", f"run={run}"]) == 0
-    assert capsys.readouterr().out == f"{run / PAGE}\n"
-    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert after.pop(run / PAGE).startswith(b"<!doctype html>") and after == before
-
-
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda run: None, ("run: should be the folder of a run", "config.yaml", "run")),
-        (lambda run: run.mkdir(), ("run: should be the folder of a run", "config.yaml")),
-        (lambda run: write(run, "task: sample\nprompt: x\n"), ("task generate", "sample")),
-        (lambda run: write(run, "task: [\n"), ("config.yaml",)),
-        (lambda run: write(run, "[]"), ("config.yaml", "holds no config")),
-        (lambda run: write(run, "task: generate", "{"), ("summary.json", "damaged", "--resume")),
-    ],
-)
-def test_a_folder_that_is_no_run_is_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Any, said: tuple[str, ...]
-) -> None:
-    make(tmp_path / "run")
-    assert cli.main(["--config", "report", f"run={tmp_path / 'run'}"]) == 2
-    output = capsys.readouterr()
-    assert output.out == "" and output.err.count("\n") == 1 and all(part in output.err for part in said), output.err
-    assert not (tmp_path / "run" / PAGE).exists()
-
-
-def write(run: Path, config: str, summary: str = "") -> None:
-    run.mkdir()
-    (run / "config.yaml").write_text(config)
-    if summary:
-        (run / "summary.json").write_text(summary)
-
-
-def test_without_a_run_it_says_how_to_name_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--config", "report"]) == 2
-    assert capsys.readouterr().err.startswith("run: is missing; say which, such as run=outputs/")
-
-
-def test_a_full_disk_leaves_the_old_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = example(tmp_path / "run")
-    before = write_report(run).read_bytes()
-    (run / "mesh.glb").unlink()
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr(os, "fsync", full)
-    assert cli.main(["--config", "report", f"run={run}"]) == 2
-    assert re.search(r"report.html could not be made \(No space left.*run the same command", capsys.readouterr().err)
-    assert (run / PAGE).read_bytes() == before and not list(run.glob("*.tmp"))
-
-
-def test_pages_need_no_torch(tmp_path: Path) -> None:
-    """Looking at a run answers at once."""
-    run = example(tmp_path / "run")
-    code = "import sys; from threedgen import cli; code = cli.main(); print('torch' in sys.modules); sys.exit(code)"
-    for words in (["--config", "report", f"run={run}"], ["--config", "gallery", f"runs={tmp_path}"]):
-        done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0 and done.stdout.splitlines()[-1] == "False", done.stderr
-
-
-def test_scripts_and_styles_do_not_end_early() -> None:
-    for name in (*SCRIPTS, "gallery.js", "page.css"):
-        text = (pages.ASSETS / name).read_text(encoding="utf-8")
-        assert "</" not in text and text.isascii(), name
-        assert len(text.splitlines()) <= 300, name
-
-
-def test_a_broken_config_is_an_error_from_python_too(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no config"):
-        write_report(tmp_path)
-    (tmp_path / "config.yaml").write_text(yaml_text.write(CONFIG | {"task": "sample"}))
-    with pytest.raises(ConfigError, match="it is of 'sample'"):
-        write_report(tmp_path)

@@ -11,11 +11,12 @@ from tiny_threedim import TINY, Inputs, inputs, poses, shaken, tiny_network
 from torch import Tensor
 
 from threedgen.cameras import Cameras
-from threedgen.guidance.threedim import blocks
-from threedgen.guidance.threedim.blocks import Attention, attend
+from threedgen.guidance.attend import PLAIN_TOKENS, attend
+from threedgen.guidance.threedim.blocks import Attention
 from threedgen.guidance.threedim.options import XUNetConfig
-from threedgen.guidance.threedim.rays import intrinsics, noise_level_encoding, opencv_axes, posenc, rays
+from threedgen.guidance.threedim.rays import intrinsics, noise_level_encoding, posenc
 from threedgen.guidance.threedim.xunet import XUNet
+from threedgen.poses import opencv_axes, pixel_rays
 
 BOTH = pytest.mark.parametrize("architecture", ["xunet", "concat"])
 
@@ -191,7 +192,7 @@ def test_attention_between_frames(cross: bool) -> None:
 # ---------------------------------------------------------------- numbers
 
 
-@pytest.mark.parametrize("length", [7, blocks.PLAIN_TOKENS + 1])
+@pytest.mark.parametrize("length", [7, PLAIN_TOKENS + 1])
 @pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 def test_attention_is_the_fused_one_with_its_gradient(
     length: int, dtype: torch.dtype, most: float, monkeypatch: pytest.MonkeyPatch
@@ -242,7 +243,7 @@ def test_rays_are_those_of_the_projects_cameras_also_under_autocast() -> None:
     none = torch.zeros(3)
     origins, directions = Cameras(c2w, fov, 6, 9, none, none, none, torch.zeros(3, 3)).rays()
     with torch.autocast("cpu", torch.bfloat16):
-        found = rays(c2w[:, None], intrinsics(fov, 6, 9), 6, 9)
+        found = pixel_rays(c2w[:, None], intrinsics(fov, 6, 9)[:, None], 6, 9)
     torch.testing.assert_close(found[0][:, 0].expand_as(origins), origins, rtol=0, atol=1e-6)
     torch.testing.assert_close(found[1][:, 0], directions, rtol=0, atol=1e-6)
     assert torch.equal(opencv_axes(opencv_axes(c2w)), c2w)
@@ -297,7 +298,7 @@ def test_sizes_that_do_not_fit_are_named(options: dict[str, Any], sentence: str)
         ("logsnr", torch.zeros(2), "logsnr has the shape"),
         ("c2w", torch.zeros(2, 4, 4), "c2w has the shape"),
         ("K", torch.zeros(2, 2, 3, 3), "K has the shape"),
-        ("K", torch.stack([torch.eye(3), torch.zeros(3, 3)]), "intrinsics K of scene 1 have no inverse"),
+        ("K", torch.stack([torch.eye(3), torch.zeros(3, 3)]), "intrinsics K number 1 have no inverse"),
         ("cond_mask", torch.zeros(3, dtype=torch.bool), "cond_mask has the shape"),
         ("cond_mask", torch.ones(2), "cond_mask should be bool"),
     ],

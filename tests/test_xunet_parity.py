@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from threedgen.config import ConfigError
 from threedgen.guidance.threedim.port import CONDITIONING, ENDS, RESIDUAL, convert_port, load_port
-from threedgen.guidance.threedim.rays import opencv_axes, rays
 from threedgen.guidance.threedim.xunet import XUNet
+from threedgen.poses import opencv_axes, pixel_rays
 
 JAX, PORT = parity_files("xunet_jax"), parity_files("xunet_a6o")
 
@@ -74,7 +74,7 @@ def test_network_matches_the_papers_listing(path: Path) -> None:
     where |= {"mid/ResnetBlock_0": "unet.downsample.0"} if "mid/ResnetBlock_0" in rest else {}
     found = heard(network, where)
     eps = run(network, rest, channels_last=True).permute(0, 2, 3, 1)
-    origins, directions = rays(c2w_of(rest["in/R"], rest["in/t"]), rest["in/K"], height, width)
+    origins, directions = pixel_rays(c2w_of(rest["in/R"], rest["in/t"]), rest["in/K"][:, None], height, width)
     close(origins.expand_as(directions), rest["mid/ray_pos"], 0)
     close(directions, rest["mid/ray_dir"], 1e-6)
     for key, tensor in found.items():

@@ -13,7 +13,8 @@ import torch
 from threedgen.representations.hashgrid import torch_twin as grid_twin
 from threedgen.representations.hashgrid import triton_kernels as grid
 from threedgen.representations.hashgrid.autograd import Differentiable
-from threedgen.representations.march import pack, torch_twin, triton_kernels
+from threedgen.representations.march import march, pack, torch_twin, triton_kernels
+from threedgen.representations.options import MarchConfig
 
 
 def compile_all(capability: int) -> None:
@@ -25,12 +26,16 @@ def compile_all(capability: int) -> None:
     shape = {"F": 2, "PAIRS": 2, "BLOCK": grid.BLOCK}
     wide = {"C": 6, "WIDE": 8, "BLOCK": triton_kernels.BLOCK}
     rays = [big, big]
+    marched, cells = [f] * 5 + ["*u8", i, "fp32", "fp32"], {"SIZE": 32, "BLOCK": triton_kernels.BLOCK}
     cases = [
         (grid._encode, [f, f, f, f, f, i, "i32"], shape | {"ALONG": False}),
         (grid._encode, [f, f, f, f, f, i, "i32"], shape | {"ALONG": True}),
         (grid._scatter, [f, f, f, f, f, i, "i32"], shape | {"ALONG": False}),
         (grid._scatter, [f, f, f, f, f, i, "i32"], {"F": 3, "PAIRS": 4, "BLOCK": grid.BLOCK, "ALONG": True}),
         (grid._position_gradient, [f, f, f, f, f, i, "i32", "i32"], shape),
+        (triton_kernels._count, [*marched, big], cells),
+        (triton_kernels._fill, [*marched, big, big, f, f], cells),
+        (triton_kernels._fill, [*marched, big, big, f, f], cells | {"SIZE": 0}),
         (triton_kernels._forward, [f] * 4 + rays + [f] * 5, wide),
         (triton_kernels._backward, [f] * 8 + rays + [f] * 4, wide | {"WEIGHTS": True, "VALUES": True}),
         (triton_kernels._visible, [f] * 3 + rays + ["fp32", "fp32", "*u8"], {"BLOCK": triton_kernels.BLOCK}),
@@ -50,7 +55,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, name: str) -> None:
 
 
 def compare(device: str, points: int = 5000) -> None:
-    """Values, first and second derivatives of the hash grid, and of compositing values and gradients."""
+    """Of the hash grid values, first and second derivatives; where samples are; of compositing values, gradients."""
     rng = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -69,6 +74,18 @@ def compare(device: str, points: int = 5000) -> None:
     names = ("features", "d x", "d table", "d2 table", "d2 grad")
     for name, ours, theirs in zip(names, *results, strict=True):
         close(ours.detach(), theirs.detach(), name)
+
+    origins = 2.5 * torch.nn.functional.normalize(draw(3000, 3), dim=-1)
+    toward = torch.nn.functional.normalize(0.6 * draw(3000, 3) - origins, dim=-1)
+    full, jitter = torch.rand(32, 32, 32, generator=rng).to(device) < 0.1, torch.rand(3000, generator=rng).to(device)
+    for sampler, bound in (("occupancy", "box"), ("occupancy", "sphere"), ("stratified", "box")):
+        placed = [
+            march(origins, toward, MarchConfig(samples=512, sampler=sampler, bound=bound, backend=name), full, jitter)
+            for name in ("triton", "torch")
+        ]
+        same = all(torch.equal(*(getattr(s, name) for s in placed)) for name in ("ray_index", "t_start", "t_end"))
+        print("march", sampler, bound, len(placed[0]))
+        assert same, f"march {sampler} {bound}"
 
     counts = torch.randint(0, 200, (300,), generator=rng)
     index = torch.repeat_interleave(torch.arange(300), counts)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from threedgen import __version__, config, help, registry, runs
-from threedgen.errors import ConfigError, did_you_mean, nearest, short
+from threedgen.errors import AbsentWeights, ConfigError, did_you_mean, nearest, short
 from threedgen.options import RunConfig
 
 DEFAULT_CONFIG = "mvdream-toybox"
@@ -117,8 +117,14 @@ def run(command: Command) -> int:
     resume: Path | None = None
     if "--dry-run" in command.flags:
         checked = config.load(command.config, command.overrides)
-        checked.check()
+        lacking: AbsentWeights | None = None
+        try:
+            checked.check()
+        except AbsentWeights as error:  # what the run would be is known; that it would not begin is said at the end
+            lacking = error
         say(registry.implementation("plan", checked.task)(checked))
+        if lacking:
+            raise lacking
         return OK
     if "--resume" in command.flags:
         checked, resume = runs.reopen(command.flags["--resume"], command.overrides)

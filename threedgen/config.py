@@ -89,7 +89,7 @@ class Config(BaseModel):
             except ConfigError as error:
                 key = re.match(r"\w*", str(error)).group()  # type: ignore[union-attr]
                 inside = key in type(section).model_fields
-                raise ConfigError(f"{name}.{error}" if inside else str(error)) from None
+                raise type(error)(f"{name}.{error}" if inside else str(error)) from None
 
 
 def _key_mistake(key: str, value: Any, problem: str) -> PydanticCustomError:

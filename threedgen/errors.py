@@ -15,6 +15,10 @@ class ConfigError(Exception):
     """
 
 
+class AbsentWeights(ConfigError):
+    """The weights of a released model are not on this machine; what it consists of is known all the same."""
+
+
 def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The choice most like `word`, upper and lower case alike; None if none reaches `cutoff` in [0, 1]."""
     by_lower = {choice.lower(): choice for choice in choices}

@@ -1,4 +1,4 @@
-"""Pictures and films on the disk: PNG, contact sheets, MP4.
+"""Pictures and films on the disk: PNG, contact sheets, MP4; and how alike two pictures are.
 
 Images are (H, W, 3), sRGB, floats in [0, 1] or uint8, arrays or tensors.
 """
@@ -21,6 +21,8 @@ from threedgen.runs import write_atomic
 Array = NDArray[Any]
 GAP = 2
 """Pixels of paper around each picture of a contact sheet."""
+CEILING = 100.0
+"""PSNR of pictures that are equal, in dB."""
 _PAPER, _INK = 255, (20, 20, 20)
 
 
@@ -34,6 +36,12 @@ def to_uint8(images: Any) -> Array:
     if not np.issubdtype(array.dtype, np.floating):
         raise TypeError(f"images should be floats in [0, 1] or uint8 (got {array.dtype})")
     return np.round(np.clip(np.nan_to_num(array.astype(np.float32), nan=0.0), 0, 1) * 255).astype(np.uint8)
+
+
+def psnr(truth: Array, image: Array) -> float:
+    """-10 log10 of the mean squared error of two arrays of values in [0, 1], in dB, at most ``CEILING``."""
+    error = float(np.square(np.asarray(truth, np.float64) - image).mean())
+    return min(CEILING, -10 * float(np.log10(max(error, 1e-30))))
 
 
 def _rgb(image: Any) -> Array:

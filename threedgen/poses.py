@@ -34,6 +34,28 @@ def opengl_to_blender(c2w: Tensor) -> Tensor:
     return turn.to(c2w) @ c2w
 
 
+def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Origins (..., 1, 1, 3) and unit directions (..., H, W, 3) through the pixel centres, float32.
+
+    ``c2w`` (..., 4, 4), OpenGL axes; ``K`` (..., 3, 3), intrinsics in pixels, may broadcast. Raises ValueError if a K
+    has no inverse.
+    """
+    c2w, K = c2w.float(), K.float()
+    with torch.autocast(c2w.device.type, enabled=False):  # products in bfloat16 would move the rays by pixels
+        x = torch.arange(width, device=c2w.device) + 0.5
+        y = torch.arange(height, device=c2w.device) + 0.5
+        columns, rows = torch.meshgrid(x, y, indexing="xy")
+        pixels = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1)
+        inverse, failed = torch.linalg.inv_ex(K)
+        if failed.any():
+            which = int(failed.flatten().argmax())
+            raise ValueError(f"the intrinsics K number {which} have no inverse: is its focal length 0?")
+        plane = pixels.reshape(-1, 3) @ inverse.mT
+        rotation = opencv_axes(c2w[..., :3, :3])
+        directions = normalize(plane @ rotation.mT, dim=-1).unflatten(-2, (height, width))
+        return c2w[..., None, None, :3, 3], directions
+
+
 def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
     """Cameras (B,4,4) on a sphere that look at its centre, the origin; angles and ``distance`` (B,).
 

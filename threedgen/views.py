@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from threedgen.cameras import Cameras
-from threedgen.poses import opencv_axes
+from threedgen.poses import opencv_axes, pixel_rays
 
 Index = slice | Sequence[int] | Tensor
 
@@ -62,13 +62,8 @@ class Viewpoints:
 
     def rays(self) -> tuple[Tensor, Tensor]:
         """Origins and unit directions (N, H, W, 3) through the pixel centres."""
-        x = torch.arange(self.width, device=self.K.device) + 0.5
-        y = torch.arange(self.height, device=self.K.device) + 0.5
-        across, down = torch.meshgrid(x, y, indexing="xy")
-        pixels = torch.stack([across, down, torch.ones_like(across)], dim=-1)
-        local = torch.einsum("nij,hwj->nhwi", torch.linalg.inv(self.K), pixels.to(self.K))
-        directions = torch.einsum("nij,nhwj->nhwi", self.opencv[:, :3, :3], local)
-        return self.position[:, None, None].expand_as(directions), F.normalize(directions, dim=-1)
+        origins, directions = pixel_rays(self.c2w, self.K, self.height, self.width)
+        return origins.expand_as(directions), directions
 
 
 @dataclass(frozen=True)

@@ -9,28 +9,12 @@ from __future__ import annotations
 from math import sqrt
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attend import attend
+
 Resample = Literal["up", "down"] | None
-
-HALF = (torch.bfloat16, torch.float16)
-PLAIN_TOKENS = 256
-"""Longest sequence for which plain products in bfloat16 are faster on a CPU than torch's fused kernel and its backward:
-2.13 needs 12 times as long for 16 tokens, 2.5 times for 256, half as long for 1024. In float32 it is never slower."""
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for (N, heads, L, d).
-
-    Where gradients are wanted, a CPU gets plain products for short sequences in half precision (autocast).
-    """
-    slow = query.device.type == "cpu" and query.dtype in HALF and query.shape[-2] <= PLAIN_TOKENS
-    if slow and torch.is_grad_enabled() and query.requires_grad:
-        weights = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
-        return weights.to(value.dtype) @ value
-    return F.scaled_dot_product_attention(query, key, value)
 
 
 def resampled(h: Tensor, how: Resample) -> Tensor:

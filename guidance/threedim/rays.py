@@ -11,9 +11,8 @@ from math import pi
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from threedgen.poses import opencv_axes, world_to_camera
+from threedgen.poses import world_to_camera
 
 
 def intrinsics(fov: Tensor, height: int, width: int) -> Tensor:
@@ -27,27 +26,6 @@ def intrinsics(fov: Tensor, height: int, width: int) -> Tensor:
 def relative_poses(c2w: Tensor) -> Tensor:
     """Poses (B, F, 4, 4) as seen from the first camera of each row, whose own becomes the identity."""
     return world_to_camera(c2w[:, :1]) @ c2w
-
-
-def rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Origins (B, F, 1, 1, 3) and unit directions (B, F, H, W, 3) through the pixel centres, float32.
-
-    ``c2w`` (B, F, 4, 4); ``K`` (B, 3, 3) is shared by the F views. Raises ValueError if a K has no inverse.
-    """
-    c2w, K = c2w.float(), K.float()
-    with torch.autocast(c2w.device.type, enabled=False):  # products in bfloat16 would move the rays by pixels
-        x = torch.arange(width, device=c2w.device) + 0.5
-        y = torch.arange(height, device=c2w.device) + 0.5
-        columns, rows = torch.meshgrid(x, y, indexing="xy")
-        pixels = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1)
-        inverse, failed = torch.linalg.inv_ex(K)
-        if failed.any():
-            scene = int(failed.argmax())
-            raise ValueError(f"the intrinsics K of scene {scene} have no inverse: is its focal length 0?")
-        plane = pixels.reshape(1, -1, 3) @ inverse.mT  # (B, H W, 3)
-        rotation = opencv_axes(c2w[..., :3, :3])
-        directions = normalize(plane[:, None] @ rotation.mT, dim=-1).unflatten(2, (height, width))
-        return c2w[..., None, None, :3, 3], directions
 
 
 def posenc(x: Tensor, degrees: int) -> Tensor:

@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from threedgen.poses import pixel_rays
+
 from .blocks import Attention, Block, Resample, ResBlock, initialise
 from .logsnr import LOGSNR_MAX, Prediction
 from .options import XUNetConfig
-from .rays import encode_rays, noise_level_encoding, rays, relative_poses
+from .rays import encode_rays, noise_level_encoding, relative_poses
 
 
 class Conditioning(nn.Module):
@@ -203,7 +205,7 @@ class XUNet(nn.Module):
         if c.poses == "relative":
             with torch.autocast(c2w.device.type, enabled=False):
                 c2w = relative_poses(c2w.float())
-        encoded = encode_rays(*rays(c2w, K, *c.size), c.origin_degrees, c.direction_degrees)
+        encoded = encode_rays(*pixel_rays(c2w, K[:, None], *c.size), c.origin_degrees, c.direction_degrees)
         if cond_mask is not None:
             encoded = torch.where(cond_mask[:, None, None, None, None], encoded, 0.0)
         return encoded.permute(0, 1, 4, 2, 3)

@@ -5,7 +5,6 @@ An encoding is a module with `output_dim` that maps x (N, 3) in [0, 1]^3 to (N, 
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from threedgen.representations.options import FrequencyConfig, HashGridConfig
 
-from ..backends import choose
+from ..backends import load
 from .autograd import Differentiable
 from .torch_twin import grid_levels
 
@@ -27,6 +26,7 @@ DIFFERENTIABLE = {
     "tinycudann": "threedgen.representations.hashgrid.tinycudann_grid",
 }
 """Modules with encode(x, table, levels) and position_gradient(x, table, grad, levels)."""
+MODULES = KERNELS | DIFFERENTIABLE
 
 
 def position_gradient(encoding: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
@@ -61,11 +61,9 @@ class HashGrid(nn.Module):
         self.table = nn.Parameter((2 * table - 1) * 1e-4)
 
     def backend(self) -> Any:
-        """What computes, see `backends.choose`. Raises ConfigError."""
-        name = choose(self.options.backend, self.table.device, self.table.dtype)
-        if name in KERNELS:
-            return Differentiable(importlib.import_module(KERNELS[name]))
-        return importlib.import_module(DIFFERENTIABLE[name])
+        """What computes, see `backends.load`. Raises ConfigError."""
+        module = load(MODULES, self.options.backend, self.table.device, self.table.dtype)
+        return Differentiable(module) if module.__name__ in KERNELS.values() else module
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3) -> (N, L*F)."""

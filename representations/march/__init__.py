@@ -3,12 +3,11 @@
 Samples of all rays lie one after the other in flat arrays, sorted by ray; ``start`` and ``count`` say which
 belong to a ray. Sample k of a ray covers [t_k, t_k + step] with t_k = entry + (k + jitter) * step and is kept
 when its midpoint lies inside the bound and, if a grid is given, in an occupied cell. All back ends
-return the same samples.
+return the same samples, but for nerfacc's rounding at the borders of cells.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends import choose
+from ..backends import load
 
 if TYPE_CHECKING:
     from ..options import MarchConfig
@@ -28,6 +27,7 @@ MODULES = {
     "torch": "threedgen.representations.march.torch_twin",
     "numba": "threedgen.representations.march.numba_kernels",
     "triton": "threedgen.representations.march.triton_kernels",
+    "nerfacc": "threedgen.representations.march.nerfacc_backend",
 }
 """Modules with march, positions, composite and visible; imported at need."""
 
@@ -201,5 +201,5 @@ def depth_variance(result: Composite, samples: Samples, normalised: bool = False
 
 
 def backend(like: Tensor, name: str = "auto") -> ModuleType:
-    """The module that does the work where `like` is, see `backends.choose`. Raises ConfigError."""
-    return importlib.import_module(MODULES[choose(name, like.device)])
+    """The module that does the work where `like` is, see `backends.load`. Raises ConfigError."""
+    return load(MODULES, name, like.device)

@@ -21,23 +21,39 @@ def march(
     jitter: Tensor | None,
 ) -> Samples:
     """Test every step of every ray; see `march.march`. step None: ``samples`` equal parts of each chord."""
-    chord = sphere_chord if sphere else box_chord
-    enter, leave = chord(origins, directions, radius)
-    enter = enter.clamp(min=near)
-    hit = leave > enter
-    length = (leave - enter).where(hit, torch.zeros_like(enter))
-    steps = length / samples if step is None else torch.full_like(enter, step)
-    shift = torch.zeros_like(enter) if jitter is None else jitter
-    limit = samples if step is None else int(length.max() / step) + 1 if len(length) else 0
+    first, leave, steps = spans(origins, directions, step, samples, radius, sphere, near, jitter)
+    room = (leave - first).where(leave > first, torch.zeros_like(first))
+    limit = samples if step is None else int(room.max() / step) + 1 if len(room) else 0
 
     k = torch.arange(limit + 1, dtype=torch.float32, device=origins.device)
-    edges = (enter + shift * steps)[:, None] + k * steps[:, None]
+    edges = first[:, None] + k * steps[:, None]
     t_start, t_end = edges[:, :-1], edges[:, 1:]
     t_mid = 0.5 * (t_start + t_end)
-    keep = (t_mid < leave[:, None]) & hit[:, None]
+    keep = t_mid < leave[:, None]
     if grid is not None:
         keep &= occupied(grid, origins[:, None] + t_mid[..., None] * directions[:, None], radius)
     return pack(keep.nonzero()[:, 0], t_start[keep], t_end[keep], len(origins))
+
+
+def spans(
+    origins: Tensor,
+    directions: Tensor,
+    step: float | None,
+    samples: int,
+    radius: float,
+    sphere: bool,
+    near: float,
+    jitter: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances (R,) of each ray's first sample and of its exit, and its step (R,); a miss: exit <= first.
+
+    Sample k lies between first + k * step and first + (k + 1) * step.
+    """
+    enter, leave = (sphere_chord if sphere else box_chord)(origins, directions, radius)
+    enter = enter.clamp(min=near)
+    length = (leave - enter).where(leave > enter, torch.zeros_like(enter))
+    steps = length / samples if step is None else torch.full_like(enter, step)
+    return (enter if jitter is None else enter + jitter * steps), leave, steps
 
 
 def box_chord(origins: Tensor, directions: Tensor, radius: float) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""Compositing on a GPU as Triton kernels; samples are placed by the torch twin.
+"""The marcher and the compositor on a GPU as Triton kernels.
 
-One program composites one ray, BLOCK samples at a time, and is the only writer of what it writes: results are the same
-bits every time. Everything is float32.
+One program works on one ray, BLOCK steps or samples at a time, and is the only writer of what it writes: results are
+the same bits every time. Everything is float32. The marcher needs no memory but for the samples that it keeps.
 """
 
 from __future__ import annotations
@@ -15,11 +15,59 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import Composite, Samples
-from .torch_twin import march, positions
+from .torch_twin import positions, spans
 
 __all__ = ["composite", "march", "positions", "visible"]
 
 BLOCK = 64  # samples of a ray at a time
+
+
+@triton.jit
+def _steps(origins, directions, first, leave, steps, cells, ray, k, scale, radius, SIZE: tl.constexpr):
+    """Where steps k (BLOCK,) of a ray begin and end, and which of them are kept. cells (SIZE, SIZE, SIZE), flat."""
+    begin, step = tl.load(first + ray), tl.load(steps + ray)
+    t_start, t_end = begin + k.to(tl.float32) * step, begin + (k + 1).to(tl.float32) * step
+    t_mid = 0.5 * (t_start + t_end)
+    keep = t_mid < tl.load(leave + ray)
+    if SIZE > 0:
+        cell = tl.zeros_like(k)
+        for axis in tl.static_range(3):
+            x = tl.load(origins + ray * 3 + axis) + t_mid * tl.load(directions + ray * 3 + axis)
+            along = ((x + radius) * scale).to(tl.int32)
+            cell = cell * SIZE + tl.minimum(tl.maximum(along, 0), SIZE - 1)
+        keep = keep & (tl.load(cells + cell, mask=keep, other=0) != 0)
+    return t_start, t_end, keep
+
+
+@triton.jit
+def _count(origins, directions, first, leave, steps, cells, limit, scale, radius, count,
+           SIZE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    ray = tl.program_id(0).to(tl.int64)
+    k, kept = tl.arange(0, BLOCK), 0
+    most = tl.load(limit + ray)
+    for done in range(0, most, BLOCK):
+        at = done + k
+        _, _, keep = _steps(origins, directions, first, leave, steps, cells, ray, at, scale, radius, SIZE)
+        kept += tl.sum((keep & (at < most)).to(tl.int32), axis=0)
+    tl.store(count + ray, kept)
+
+
+@triton.jit
+def _fill(origins, directions, first, leave, steps, cells, limit, scale, radius, start, ray_index, t_starts, t_ends,
+          SIZE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """The same steps again, now that it is known where each ray's samples begin."""
+    ray = tl.program_id(0).to(tl.int64)
+    k, free = tl.arange(0, BLOCK), tl.load(start + ray)
+    most = tl.load(limit + ray)
+    for done in range(0, most, BLOCK):
+        at = done + k
+        t_start, t_end, keep = _steps(origins, directions, first, leave, steps, cells, ray, at, scale, radius, SIZE)
+        keep = keep & (at < most)
+        before = tl.cumsum(keep.to(tl.int32), axis=0) - 1
+        tl.store(ray_index + free + before, ray, mask=keep)
+        tl.store(t_starts + free + before, t_start, mask=keep)
+        tl.store(t_ends + free + before, t_end, mask=keep)
+        free += tl.sum(keep.to(tl.int32), axis=0)
 
 
 @triton.jit
@@ -109,6 +157,36 @@ def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, k
 
 
 # --- of tensors -------------------------------------------------------------------------------------------------
+
+
+def march(
+    origins: Tensor,
+    directions: Tensor,
+    *,
+    step: float | None,
+    samples: int,
+    radius: float,
+    sphere: bool,
+    near: float,
+    grid: Tensor | None,
+    jitter: Tensor | None,
+) -> Samples:
+    """Count the samples of each ray, then fill them in; see `march.march`."""
+    first, leave, steps = spans(origins, directions, step, samples, radius, sphere, near, jitter)
+    many = (((leave - first) / steps).long() + 1) * (leave > first)
+    limit = (many.clamp(max=samples) if step is None else many).int()
+    size = 0 if grid is None else len(grid)
+    cells = first if grid is None else grid.contiguous().view(torch.uint8)
+    given = origins, directions, first, leave, steps, cells, limit, size / (2 * radius), float(radius)
+    count = torch.empty_like(many)
+    # a product and a sum stay two roundings, as in torch
+    options: dict[str, Any] = {"SIZE": size, "BLOCK": BLOCK, "enable_fp_fusion": False}
+    _count[(len(first),)](*given, count, **options)
+    start = count.cumsum(0) - count
+    total = int(count.sum())
+    ray_index, t_start, t_end = many.new_empty(total), first.new_empty(total), first.new_empty(total)
+    _fill[(len(first),)](*given, start, ray_index, t_start, t_end, **options)
+    return Samples(ray_index, t_start, t_end, start, count)
 
 
 def _of(samples: Samples) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,5 +1,5 @@
-"""Rays against the triangles of a mesh (numba): a balanced tree of boxes, the first hit, the nearest along a line,
-and how much of the sky a point sees.
+"""Rays against the triangles of a mesh (numba): a balanced tree of boxes, the nearest along a line, and how much of
+the sky a point sees.
 
 The tree is a heap without pointers: node k has the children 2 k + 1 and 2 k + 2, all leaves are on the last level and
 hold equally many triangles (the last triangle again where they do not fill up). Every query writes its own place of
@@ -76,18 +76,16 @@ def build(vertices: Array, faces: Array) -> Bvh:
     return Bvh(np.concatenate([np.concatenate(low), np.concatenate(high)], axis=1), corners, order.astype(np.int64))
 
 
-def first_hit(bvh: Bvh, origins: Array, directions: Array, reach: float = np.inf) -> Hits:
-    """The first triangle that each ray meets, from either side, at a distance in (0, reach) of `directions`."""
-    return _hits(bvh, origins, directions, reach, False)
-
-
 def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> Hits:
     """The nearest triangle before or behind each origin (N, 3) on the line along its direction (N, 3).
 
     Only triangles that face along the direction count (their normal has a positive part along it), nearer than
     `reach` both ways: so a thin wall's other side is never found.
     """
-    return _hits(bvh, origins, directions, reach, True)
+    place = np.empty(len(origins), np.int64)
+    bary, distance = np.empty((len(origins), 3), np.float32), np.empty(len(origins), np.float32)
+    _trace(bvh.bounds, bvh.corners, _rows(origins), _rows(directions), float(reach), place, bary, distance)
+    return Hits(np.where(place >= 0, bvh.face[place], -1), bary, distance)
 
 
 def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, lift: float) -> Array:
@@ -103,13 +101,6 @@ def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, l
     out = np.empty(len(points), np.float32)
     _openness(bvh.bounds, bvh.corners, _rows(points), _rows(normals), sky, float(reach), float(lift), out)
     return out
-
-
-def _hits(bvh: Bvh, origins: Array, directions: Array, reach: float, both_ways: bool) -> Hits:
-    place = np.empty(len(origins), np.int64)
-    bary, distance = np.empty((len(origins), 3), np.float32), np.empty(len(origins), np.float32)
-    _trace(bvh.bounds, bvh.corners, _rows(origins), _rows(directions), float(reach), both_ways, place, bary, distance)
-    return Hits(np.where(place >= 0, bvh.face[place], -1), bary, distance)
 
 
 def _rows(vectors: Array) -> Array:
@@ -192,12 +183,12 @@ def _meet(corners, k, ox, oy, oz, dx, dy, dz):
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _trace(bounds, corners, o, d, reach, both_ways, place, bary, distance):
+def _trace(bounds, corners, o, d, reach, place, bary, distance):
     for block in prange((o.shape[0] + BLOCK - 1) // BLOCK):
         stack = np.empty(128, np.int64)
         for n in range(block * BLOCK, min((block + 1) * BLOCK, o.shape[0])):
             k, t, v, w = _nearest(
-                bounds, corners, stack, o[n, 0], o[n, 1], o[n, 2], d[n, 0], d[n, 1], d[n, 2], reach, both_ways, False
+                bounds, corners, stack, o[n, 0], o[n, 1], o[n, 2], d[n, 0], d[n, 1], d[n, 2], reach, True, False
             )
             place[n], distance[n] = k, t
             v, w = max(v, 0.0), max(w, 0.0)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threedgen.errors import ConfigError
+from threedgen.images import psnr
 from threedgen.raster import checked, interpolate, rasterise, rasterise_uv, unit
 from threedgen.texture import fill, sample, scatter
 
@@ -149,7 +150,7 @@ def optimise(
 
     start, best = texture, texture
     colours = predict(texture, samples)
-    before = after = psnr(colours, samples.target)
+    before = after = psnr(samples.target, colours)
     least = loss()
     mean, square = np.zeros_like(texture), np.zeros_like(texture)
     for step in range(1, steps + 1):
@@ -163,7 +164,7 @@ def optimise(
         colours = predict(texture, samples)
         now = loss()
         if now < least:
-            best, least, after = texture, now, psnr(colours, samples.target)
+            best, least, after = texture, now, psnr(samples.target, colours)
     return best, before, after
 
 
@@ -183,12 +184,6 @@ def reads(samples: Samples, shape: tuple[int, ...]) -> Array:
     """(H, W): how much of the pixels, in pixels, each texel makes up."""
     share = np.full((*samples.uv.shape[:2], 1), 1 / samples.uv.shape[1], np.float32)
     return scatter(share, samples.uv, (shape[0], shape[1]))[..., 0]
-
-
-def psnr(image: Array, target: Array) -> float:
-    """Peak signal-to-noise ratio in dB of values in [0, 1]; inf if they are equal."""
-    error = float(np.square(image.astype(np.float64) - target).mean())
-    return math.inf if error == 0 else -10 * math.log10(error)
 
 
 def _blocks(values: Array, factor: int) -> Array:

@@ -23,7 +23,9 @@ from threedgen.loop import Status, fit, set_threads
 from threedgen.memory import enough_memory
 from threedgen.progress import silence_lightning
 from threedgen.prompts import tidy, warn_about
-from threedgen.representations.backends import choose
+from threedgen.representations import march
+from threedgen.representations.backends import load as load_backend
+from threedgen.representations.hashgrid import encoding
 from threedgen.seeding import generator
 from threedgen.viewer.report import PAGE, write_report
 
@@ -120,11 +122,12 @@ def _asset_file(figures: dict[str, Any]) -> list[str]:
 
 
 def check_backends(config: GenerateConfig) -> None:
-    """Raises ConfigError for a back end that cannot compute on the device of this run."""
+    """Raises ConfigError for a back end that cannot compute on the device of this run, or cannot be loaded."""
     here = torch.device(device(config.trainer.accelerator))
-    for key, options in {"field.encoding": getattr(config.field, "encoding", None), "march": config.march}.items():
+    grid = getattr(config.field, "encoding", None)
+    for key, options, modules in (("field.encoding", grid, encoding.MODULES), ("march", config.march, march.MODULES)):
         try:
-            choose(getattr(options, "backend", "auto"), here)
+            load_backend(modules, getattr(options, "backend", "auto"), here)
         except ConfigError as error:
             raise ConfigError(f"{key}.{error}") from None
 

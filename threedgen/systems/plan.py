@@ -30,6 +30,7 @@ from threedgen.representations.render import BACKWARD, sample_bytes
 from threedgen.seeding import generator
 
 from .generate import GenerateSystem, jump
+from .generate_run import check_backends
 from .options import GenerateConfig
 from .shared import device as device_name
 
@@ -61,7 +62,8 @@ def plan(config: GenerateConfig) -> str:
     """The text of a dry run. Raises ConfigError for what would stop the run at its beginning."""
     prompt = tidy(config.prompt)
     set_threads(config.threads)
-    weights = config.prior.describe()
+    check_backends(config)
+    weights = config.prior.describe(fetch=False)
     device = torch.device(device_name(config.trainer.accelerator))
     prior = outline(config.prior.weights)
     factor = 2 ** (len(prior.vae.config["block_out_channels"]) - 1)

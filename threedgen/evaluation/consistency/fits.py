@@ -23,14 +23,14 @@ import numpy as np
 import torch
 
 from threedgen.config import config_hash
-from threedgen.images import to_uint8
+from threedgen.images import psnr, to_uint8
 from threedgen.loop import set_threads
 from threedgen.runs import write_atomic
 from threedgen.views import Viewpoints, Views
 
 from .field import Bounds, fit
 from .options import ProtocolConfig, TSEDConfig
-from .scores import mean, psnr, ssim
+from .scores import mean, ssim
 from .tsed import tsed
 
 logger = logging.getLogger(__name__)

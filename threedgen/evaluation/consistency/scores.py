@@ -10,16 +10,8 @@ from skimage.metrics import structural_similarity
 
 Floats = NDArray[np.floating]
 
-CEILING = 100.0
-"""PSNR of pictures that are equal, in dB."""
 WINDOW = 11
 """Pixels a side of SSIM's Gaussian window of sigma 1.5 (Wang et al. 2004)."""
-
-
-def psnr(truth: Floats, image: Floats) -> float:
-    """-10 log10 of the mean squared error of two pictures in [0, 1], at most ``CEILING``."""
-    error = float(np.square(np.asarray(truth, np.float64) - image).mean())
-    return min(CEILING, -10 * float(np.log10(max(error, 1e-30))))
 
 
 def ssim(truth: Floats, image: Floats) -> float | None:
