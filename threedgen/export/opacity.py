@@ -27,9 +27,9 @@ Array = NDArray[Any]
 HALF_OPAQUE = math.log(2) / 2
 HAZE = 0.1
 """What counts as empty, as a share of the density of typical matter."""
-BLUR, MOST_BLUR = 0.1, 0.03
-"""Standard deviation of the blur of a density: in free paths of light through typical matter, and at most, in radii of
-the world."""
+BLUR, MOST_BLUR = 0.6, 0.03
+"""Standard deviation of the blur of a density, in radii of the world: for the square of the free path of light through
+typical matter, and at most."""
 DEEPEST = 0.03
 """How deep in typical matter the surface may lie, in radii of the world."""
 
@@ -47,7 +47,8 @@ def depth_field(
     optical depth of the surface at most; smallest: as in `clean`. Raises EmptyField.
     """
     matter = typical(sigma)
-    blur = min(BLUR / matter, MOST_BLUR * radius) if matter else 0.0
+    path = 1 / (matter * radius) if matter else 0.0  # of light through it, in radii
+    blur = min(BLUR * path**2, MOST_BLUR) * radius
     sigma = soften(sigma, blur / cell)
     tau = optical_depth(np.maximum(sigma - HAZE * matter, 0, out=sigma), cell)
     for axis in range(3):
@@ -79,9 +80,9 @@ def typical(sigma: Array) -> float:
 def soften(sigma: Array, blur: float) -> Array:
     """The density without what is finer than light can tell: blurred by a Gaussian of so many cells.
 
-    Light goes about 1 / typical(sigma) into matter. Where a field is that soft, pictures do not say how its density
-    varies over a tenth of that: it is noise, and would crumple the surface. A blur below a quarter of a cell, as that
-    of an opaque field, would change nothing and is left out.
+    Light goes about 1 / typical(sigma) into matter. Where that is far, pictures do not say how the density varies on
+    the way: it is noise, and would crumple the surface. A blur below a quarter of a cell, as that of an opaque field,
+    would change nothing and is left out.
     """
     return sigma if blur < 0.25 else ndimage.gaussian_filter(sigma, blur, truncate=3.0)
 
