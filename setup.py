@@ -66,7 +66,15 @@ setup(
         "xatlas>=0.0.11",
     ],
     extras_require={
-        "dev": ["hypothesis>=6", "mypy>=1.13", "nerfacc>=0.5.3", "pygltflib>=1.16", "pytest>=8", "ruff>=0.9"],
+        "dev": [
+            "assimp-py>=1.1",
+            "hypothesis>=6",
+            "mypy>=1.13",
+            "nerfacc>=0.5.3",
+            "pygltflib>=1.16",
+            "pytest>=8",
+            "ruff>=0.9",
+        ],
         # back ends for GPUs; torch for CUDA brings triton along. tinycudann is on no index, see docs/mvdream.md
         "nerfacc": ["nerfacc>=0.5.3"],
         "triton": ["triton>=3.2"],

@@ -1,4 +1,4 @@
-"""python -m benchmarks [hashgrid] [step] [breakdown] [memory] [export] [mvdream] [options] [key=value ...]"""
+"""python -m benchmarks [hashgrid] [step] [breakdown] [memory] [export [runs=...]] [mvdream] [options] [key=value]"""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 
 from threedgen.errors import ConfigError
 
-PARTS = ("hashgrid", "step", "breakdown", "memory", "export")
-AT_FULL_SIZE = "mvdream"
-"""Measured only when it is asked for: it is meant for a GPU."""
+PARTS = ("hashgrid", "step", "breakdown", "memory")
+LONG = ("export", "mvdream")
+"""Measured only when they are asked for: the first makes many assets, the second is meant for a GPU."""
+RUNS = "runs="
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -21,22 +22,26 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "words", nargs="*", metavar="PART | key=value",
-        help=f"what to measure ({', '.join(PARTS)}; default: all these; or {AT_FULL_SIZE}, for a GPU), and options of "
-        "the config mvdream-toybox, such as prior.weights=FOLDER or threads=2",
+        help=f"what to measure ({', '.join(PARTS)}; default: all these; or {' and '.join(LONG)}), and options of "
+        "the config mvdream-toybox, such as prior.weights=FOLDER or threads=2; runs=FOLDER or runs=[RUN, RUN]: assets "
+        "of these, not of synthetic fields",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3, help="repeats of every measurement (default 3)")
     parser.add_argument("--size", type=int, default=64, help="pixels of the renders in a step (default 64)")
     parser.add_argument("--ablations", action="store_true", help="also the twins alone, no skipping alone")
     parser.add_argument("--seeds", type=int, default=5, help="fields of each shape to export (default 5)")
-    parser.add_argument("--grid", type=int, default=256, help="grid points along an edge for them (default 256)")
+    parser.add_argument("--grid", type=int, default=256, help="grid points along an edge to export (default 256)")
     parser.add_argument("--run", type=Path, help="take the field from this run, not from pictures of a dog")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the results")
     given = parser.parse_intermixed_args(words)
     given.parts = [word for word in given.words if "=" not in word] or list(PARTS)
-    given.overrides = [word for word in given.words if "=" in word]
+    given.runs = next((word.removeprefix(RUNS) for word in reversed(given.words) if word.startswith(RUNS)), None)
+    given.overrides = [word for word in given.words if "=" in word and not word.startswith(RUNS)]
     for part in given.parts:
-        if part not in (*PARTS, AT_FULL_SIZE):
-            parser.error(f"there is no part {part!r}; there are: {', '.join((*PARTS, AT_FULL_SIZE))}")
+        if part not in PARTS + LONG:
+            parser.error(f"there is no part {part!r}; there are: {', '.join(PARTS + LONG)}")
+    if given.runs is not None and "export" not in given.parts:
+        parser.error("runs= belongs to the part export; try: export runs=FOLDER")
     if given.rounds < 1 or given.size < 8:
         parser.error("--rounds should be at least 1 and --size at least 8")
     if given.seeds < 1 or not 64 <= given.grid <= 512:
@@ -54,6 +59,10 @@ def main(words: list[str] | None = None) -> int:
     from .scene import Bench
 
     tables = []
+    jobs: list[export.Job] = []
+    if "export" in given.parts:
+        of = {"grid": given.grid, "out": str((given.out / "assets").resolve())}
+        jobs = export.synthetic(given.seeds, **of) if given.runs is None else export.of_runs(given.runs, **of)
     bench = Bench(given.overrides, given.run) if set(given.parts) & {"step", "breakdown"} else None
     about = machine()
     if "hashgrid" in given.parts:
@@ -69,9 +78,9 @@ def main(words: list[str] | None = None) -> int:
         tables.append(memory.table(given.size, given.overrides))
         print(tables[-1].text() + "\n", flush=True)
     if "export" in given.parts:
-        tables.append(export.table(given.seeds, given.grid, given.out / "assets"))
+        tables.append(export.table(jobs))
         print(tables[-1].text() + "\n", flush=True)
-    if AT_FULL_SIZE in given.parts:
+    if "mvdream" in given.parts:
         for made in mvdream.tables(given.size, given.rounds, given.overrides):
             tables.append(made)
             print(made.text() + "\n", flush=True)

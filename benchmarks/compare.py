@@ -20,7 +20,8 @@ Body = tuple[Array, Array]
 """vertices (V, 3) and faces (F, 3)"""
 
 VIEWS, PIXELS, FOV = 8, 256, 0.75
-SAMPLES = 60_000
+SAMPLES = 240_000
+"""Points of each surface: even equal ones are some way apart, the less the more points there are."""
 LAMP = unit(np.array([1.0, 0.7, 1.2]))
 
 
@@ -35,8 +36,7 @@ def silhouette(one: Body, other: Body) -> float:
 
 
 def mean_distance(one: Body, other: Body) -> float:
-    """The symmetric mean distance between points of the surfaces, over the diagonal of the first; its floor is
-    0.16 % with 60 000 points."""
+    """The symmetric mean distance between points of the surfaces, over the diagonal of the first."""
     a, b = _points(one, 0), _points(other, 1)
     diagonal = float(np.linalg.norm(np.ptp(one[0], axis=0)))
     there, back = cKDTree(b).query(a)[0].mean(), cKDTree(a).query(b)[0].mean()

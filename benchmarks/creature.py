@@ -127,7 +127,7 @@ class Creature:
     """
 
     def __init__(self, shape: str = "animal", seed: int = 0, scale: float = 1.0, clean: bool = False) -> None:
-        self.parts, self.scale, self.clean = SHAPES[shape](), scale, clean
+        self.shape, self.parts, self.scale, self.clean = shape, SHAPES[shape](), scale, clean
         rng = np.random.default_rng(seed)
         self.noise = torch.from_numpy(np.exp(0.35 * rng.normal(size=(1, 1, 40, 40, 40)))).float()
         self.left = float(rng.uniform(0.05, 0.35))

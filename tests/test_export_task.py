@@ -20,7 +20,7 @@ from threedgen.export import export_run
 from threedgen.export.asset import make_asset
 from threedgen.export.check import Finding
 from threedgen.export.from_field import FieldView, FullField, border_share, dense_surface, half_depth
-from threedgen.export.mesh import EmptyField
+from threedgen.export.opacity import EmptyField
 from threedgen.export.options import PRESETS, AssetConfig
 from threedgen.export.read_glb import read_glb
 from threedgen.export.run_field import asset_name, open_run

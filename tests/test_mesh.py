@@ -15,7 +15,8 @@ from scipy import ndimage
 from threedgen.errors import ConfigError
 from threedgen.export import mesh as meshes
 from threedgen.export.glb import glb_bytes, linear, save_glb, to_gltf_axes
-from threedgen.export.mesh import EmptyField, Mesh, extract, haze, optical_depth, sample_density
+from threedgen.export.mesh import Mesh, extract, sample_density
+from threedgen.export.opacity import EmptyField, clean, depth_field, optical_depth, soften, typical
 
 R = 56
 
@@ -192,14 +193,41 @@ def test_optical_depth_is_that_of_the_clearest_direction():
     assert solid_block[2, 2, 2] == pytest.approx(0.25) and solid_block[1, 2, 2] == pytest.approx(0.15)
 
 
-def test_haze_does_not_depend_on_the_box_and_scales_with_the_density():
+def test_typical_matter_does_not_depend_on_the_box_and_scales_with_the_density():
     rng = np.random.default_rng(0)
     dense, thin = 50 + 10 * rng.random(2000), 0.5 * rng.random(20_000)
-    level = haze(np.concatenate([dense, thin]).astype(np.float32))
-    assert 4 < level < 6
-    assert haze(np.concatenate([dense, thin, np.zeros(10**5)])) == pytest.approx(level, rel=1e-5)
-    assert haze(3 * np.concatenate([dense, thin])) == pytest.approx(3 * level, rel=1e-5)
-    assert haze(np.zeros((3, 3, 3))) == 0
+    level = typical(np.concatenate([dense, thin]).astype(np.float32))
+    assert 40 < level < 60
+    assert typical(np.concatenate([dense, thin, np.zeros(10**5)])) == pytest.approx(level, rel=1e-5)
+    assert typical(3 * np.concatenate([dense, thin])) == pytest.approx(3 * level, rel=1e-5)
+    assert typical(np.zeros((3, 3, 3))) == 0
+
+
+def test_a_soft_field_is_freed_of_noise_and_an_opaque_one_left_alone():
+    noise = np.random.default_rng(0).uniform(0.5, 1.5, (R, R, R)).astype(np.float32)
+    cell = 2 / (R - 1)
+
+    def crumpled(peak):
+        """How far from a plane the top of a block of noisy matter lies, in cells; and the blur."""
+        sigma = np.zeros((R, R, R), np.float32)
+        sigma[4:-4, 4:-4, 4 : R // 2] = peak * noise[4:-4, 4:-4, 4 : R // 2]
+        tau, info = depth_field(sigma, cell, 1.0)
+        middle = tau[12:-12, 12:-12, R // 4 :] > info["level"]
+        height = middle.sum(axis=-1)
+        return np.ptp(height), info["blur"] / cell
+
+    assert crumpled(60)[1] < 0.25 and crumpled(4)[1] > 0.5
+    assert crumpled(4)[0] <= 1
+    block = np.ones((8, 8, 8), np.float32)
+    assert soften(block, 0.2) is block and soften(block, 1.0) == pytest.approx(block)
+
+
+@pytest.mark.parametrize("peak", [5, 15, 60])
+def test_a_surface_lies_near_to_where_the_matter_begins(peak):
+    """A block of thin matter keeps its size: half of the light would come many cells deep into it."""
+    made = extract(box((0.5, 0.4, 0.3), peak=peak), position_colour, R)
+    assert np.allclose(np.abs(made.vertices).max(axis=0), [0.5, 0.4, 0.3], atol=0.07)
+    assert solid(made).volume == pytest.approx(8 * 0.5 * 0.4 * 0.3, rel=0.25)
 
 
 def test_cleaning_fills_cavities_and_joins_over_corners():
@@ -207,7 +235,7 @@ def test_cleaning_fills_cavities_and_joins_over_corners():
     tau[2:9, 2:9, 2:9] = 1
     tau[4:7, 4:7, 4:7] = 0
     tau[9, 9, 9] = 1  # touches only at a corner
-    cleaned, info = meshes.clean(tau, 0.35, 0.01)
+    cleaned, info = clean(tau, 0.35, 0.01)
     inside = cleaned > 0.35
     assert info["parts_found"] == 1 and info["cavities_filled"] > 0 and inside[5, 5, 5] and inside[9, 9, 9]
     assert ndimage.label(~inside)[1] == 1
@@ -217,7 +245,7 @@ def test_a_crumb_that_hangs_on_a_corner_is_no_body():
     """On the grid it is one part with the block; the surface goes between the two, and the crumb goes."""
     tau = np.zeros((16, 16, 16), np.float32)
     tau[3:11, 3:11, 3:11] = tau[11, 11, 11] = 1
-    tau, info = meshes.clean(tau, 0.5, 0.01)
+    tau, info = clean(tau, 0.5, 0.01)
     vertices, faces = meshes.isosurface(tau, 0.5, 0.1, 0.0)
     assert info["parts_kept"] == 1 and trimesh.Trimesh(vertices, faces, process=False).body_count == 2
     vertices, faces, count = meshes.large_pieces(vertices, faces, 0.01)

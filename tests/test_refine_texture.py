@@ -10,7 +10,17 @@ import pytest
 
 from threedgen.cameras import Cameras, orbit
 from threedgen.errors import ConfigError
-from threedgen.export.refine_texture import Samples, gradient, look, optimise, predict, reads, refine_texture
+from threedgen.export import refine_texture as refine_texture_module
+from threedgen.export.refine_texture import (
+    Samples,
+    footprint,
+    gradient,
+    look,
+    optimise,
+    predict,
+    reads,
+    refine_texture,
+)
 from threedgen.images import psnr
 from threedgen.raster import rasterise_uv, render
 from threedgen.texture import fill
@@ -150,6 +160,21 @@ def test_pictures_by_ray_casting_improve_the_texture():
     seen = refined.seen
     assert seen.mean() > 0.6
     assert np.abs(refined.texture - exact)[seen].mean() < 0.5 * np.abs(start - exact)[seen].mean()
+
+
+def test_no_texel_of_a_pixel_stays_behind(monkeypatch):
+    """A texture much finer than the pictures that is all too dark becomes brighter evenly, not in speckles."""
+    worn, truth = globe(), np.full((192, 384, 3), 0.6, np.float32)
+    given = photographs(worn, truth, around(5))
+    samples = look(*worn.parts(), *given, 2, 0.95, 0.2)
+    assert 2 < footprint(samples, truth.shape) < 6
+    even = refine_texture(truth - 0.3, *worn.parts(), *given)
+    monkeypatch.setattr(refine_texture_module, "SPREAD", 0)
+    speckled = refine_texture(truth - 0.3, *worn.parts(), *given)
+    near = np.s_[70:120, 20:360]  # the middle latitudes, looked at from the front
+    rough, before = (np.abs(np.diff(found.texture[near], axis=1)).mean() for found in (even, speckled))
+    assert rough < 0.4 * before, (rough, before)
+    assert np.abs(even.texture - truth)[near].mean() < np.abs(speckled.texture - truth)[near].mean() < 0.15
 
 
 def test_texels_that_nobody_sees_keep_their_value():

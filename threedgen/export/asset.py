@@ -32,7 +32,6 @@ from threedgen.export.usdz import usdz_bytes
 
 Array = NDArray[Any]
 Colours = Callable[[Array], Array]
-
 FILE_SIZE = 3.0
 """Megabytes that a GLB with maps of 1024 texels should not exceed; larger maps may have more."""
 
@@ -102,6 +101,7 @@ def make_asset(
     with asset.timed("khronos"):
         _ask_khronos(asset)
     asset.figures |= {"levels": {title: len(made.faces) for title, made in levels.items()}}
+    asset.figures["placement"] = {"pivot": place.pivot.tolist(), "scale": place.scale}
     asset.figures["size_m"] = np.ptp(levels[name].vertices, axis=0).round(4).tolist()
     return asset
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from threedgen.runs import write_atomic
 from . import manifest
 from .asset import Asset, make_asset
 from .from_field import FieldView, dense_surface
+from .mesh import Mesh
 from .options import FOLDER, AssetConfig, ExportConfig
-from .pictures import Shots, shoot
+from .pictures import shoot
 from .run_field import RunField, asset_name, extras, open_run
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def export(source: RunField, config: AssetConfig, nearest_budget: bool = False) 
     name = asset_name(config.name or source.config.prompt)
     sampled = time.perf_counter() - begun
     told = extras(source.config, source.steps)
-    asset = make_asset(dense, config, name, source.view.colours, told, _camera(source.view, config), nearest_budget)
+    asset = export_view(source.view, dense, config, name, told, nearest_budget)
     asset.seconds = {"surface": round(sampled, 3)} | asset.seconds
     asset.notes = notes + asset.notes
     if config.strict and asset.problems:
@@ -65,12 +65,15 @@ def export(source: RunField, config: AssetConfig, nearest_budget: bool = False) 
     return asset
 
 
-def _camera(view: FieldView, config: AssetConfig) -> Callable[[], Shots] | None:
-    """What takes the pictures that the texture is fitted to, when it is asked to."""
+def export_view(
+    view: FieldView, dense: Mesh, config: AssetConfig, name: str, told: dict[str, Any], nearest_budget: bool = False
+) -> Asset:
+    """The asset of a field with the dense surface of it, its colours, and pictures to which the texture is fitted."""
     pictures = view.pictures
-    if pictures is None or not config.refine:
-        return None
-    return lambda: shoot(pictures, config.refine, config.texels, view.radius)
+    camera = None
+    if pictures is not None and config.refine:
+        camera = lambda: shoot(pictures, config.refine, config.texels, view.radius)  # noqa: E731
+    return make_asset(dense, config, name, view.colours, told, camera, nearest_budget)
 
 
 def save(asset: Asset, folder: Path, config: AssetConfig) -> Path:

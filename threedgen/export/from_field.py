@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from threedgen.errors import ConfigError
 from threedgen.export.mesh import Field, Mesh, extract
+from threedgen.export.opacity import HAZE
 from threedgen.export.pictures import Pictures
 
 FULL = 0.2
@@ -82,6 +83,6 @@ def border_share(mesh: Mesh, radius: float, cell: float) -> float:
 
 def half_depth(mesh: Mesh) -> float:
     """The depth in which half of the light is gone in typical matter of the field, over the object's size."""
-    typical = 10 * float(mesh.info.get("haze", 0.0))  # see mesh.haze: a tenth of it counts as empty
+    typical = float(mesh.info.get("haze", 0.0)) / HAZE
     size = float(np.ptp(mesh.vertices, axis=0).max())
     return math.log(2) / typical / size if typical > 0 else 0.0

@@ -1,18 +1,7 @@
-"""From a density and a colour field to a closed, coloured triangle mesh.
-
-The surface is where a ray has lost a share of its light, not where the density passes some number: densities
-of trained fields differ by a factor of a hundred, are hollow inside and hazy outside, and no fixed threshold
-fits them. For each grid point the optical depth from the clearest of the six axis directions is summed up,
-
-    tau(x) = min over directions of the integral of sigma from the border to x,
-
-and the surface is tau = ln 2 / 2. At the middle of a thin part this means an optical thickness of ln 2 across
-it: a part is kept when the renderer shows it at least half opaque. Haze is subtracted first (see haze()).
-"""
+"""From a density and a colour field to a closed, coloured triangle mesh: the surface of opacity.py."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,16 +12,11 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from skimage.measure import marching_cubes
 
-from threedgen.errors import ConfigError
+from threedgen.export.opacity import HALF_OPAQUE, EmptyField, depth_field
 from threedgen.export.topology import compact, pieces
 
-HALF_OPAQUE = math.log(2) / 2
 Array = NDArray[Any]
 Field = Callable[[torch.Tensor], torch.Tensor]
-
-
-class EmptyField(ConfigError):
-    """There is nothing in the field that a mesh could be made of."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +52,18 @@ def extract(
     density_fn: points (N, 3) in world units -> sigma (N,) per world unit; colour_fn: points -> sRGB (N, 3).
     resolution: grid points along an edge of the cube around the sphere. mask: boolean (M, M, M) over that
     cube, [x, y, z]; where it is False the field is empty and not asked (a cell of margin is added).
-    level: optical depth of the surface. smallest: parts with less than this share of the surface of the
+    level: optical depth of the surface at most. smallest: parts with less than this share of the surface of the
     largest part are dropped. smoothing: Taubin iterations. chunk: points asked for at once.
     Raises EmptyField.
     """
     sigma = sample_density(density_fn, resolution, radius, mask, chunk, device)
     cell = 2 * radius / (resolution - 1)
-    floor = haze(sigma)
-    tau = optical_depth(np.maximum(sigma - floor, 0, out=sigma), cell)
-    tau, info = clean(tau, level, smallest)
-    vertices, faces, info["parts_kept"] = large_pieces(*isosurface(tau, level, cell, radius), smallest)
+    tau, info = depth_field(sigma, cell, radius, level, smallest)
+    vertices, faces, info["parts_kept"] = large_pieces(*isosurface(tau, info["level"], cell, radius), smallest)
     vertices = taubin(vertices, faces, smoothing)
     normals = vertex_normals(vertices, faces)
     colours = surface_colours(density_fn, colour_fn, vertices, normals, cell, chunk, device)
-    info |= {"level": level, "haze": float(floor), "resolution": resolution, "radius": radius}
+    info |= {"resolution": resolution, "radius": radius}
     return Mesh(vertices, faces, colours, normals, info)
 
 
@@ -122,73 +104,6 @@ def sample_density(
     if not np.isfinite(sigma).all():
         raise EmptyField("the field holds values that are not finite, so no mesh can be made of it")
     return np.maximum(sigma, 0, out=sigma)
-
-
-def haze(sigma: Array) -> float:
-    """A tenth of the density below which 2 % of sum(sigma^2) lies: what is thinner counts as empty.
-
-    Weighted by sigma^2, the quantile sees neither empty space nor haze, so it does not depend on the size of
-    the box, and it scales with the density.
-    """
-    values = np.sort(sigma[sigma > 0])
-    if not len(values):
-        return 0.0
-    share = np.cumsum(values.astype(np.float64) ** 2)
-    return 0.1 * float(values[np.searchsorted(share, 0.02 * share[-1])])
-
-
-def optical_depth(sigma: Array, cell: float) -> Array:
-    """tau (R, R, R): the smallest optical depth from the border to each point along the six axis directions.
-
-    A point counts half of its own cell. sigma (R, R, R) per world unit, `cell` in world units.
-    """
-    tau = np.full_like(sigma, np.inf)
-    for axis in range(3):
-        upto = np.cumsum(sigma, axis=axis)
-        upto -= sigma / 2
-        np.minimum(tau, upto, out=tau)
-        np.subtract(sigma.sum(axis=axis, keepdims=True), upto, out=upto)
-        np.minimum(tau, upto, out=tau)
-    tau *= cell
-    return tau
-
-
-def clean(tau: Array, level: float, smallest: float) -> tuple[Array, dict[str, Any]]:
-    """tau without its small parts and inner cavities, closed at the border, in place; and what was found.
-
-    Done on the grid because the surface then comes out closed. A part is what hangs together over corners,
-    and its size is the number of its points on the surface. Values are cut at twice the level: a surface
-    between an empty and an opaque point is then put half-way. Raises EmptyField.
-    """
-    for axis in range(3):
-        np.moveaxis(tau, axis, 0)[[0, -1]] = 0
-    np.minimum(tau, 2 * level, out=tau)
-    inside = tau > level
-    if not inside.any():
-        opacity = 1 - math.exp(-2 * float(tau.max()))
-        raise EmptyField(
-            f"the field is empty: at its densest it hides {100 * opacity:.0f} % of what is behind it; "
-            "train longer, or choose another seed"
-        )
-    corners = np.ones((3, 3, 3), bool)
-    labels, count = ndimage.label(inside, corners)
-    surface = inside & ~ndimage.binary_erosion(inside)
-    sizes = np.bincount(labels[surface], minlength=count + 1)
-    large = sizes >= max(smallest * sizes.max(), 1)
-    large[0] = False
-    kept = large[labels]
-    dropped = inside & ~kept
-    if dropped.any():
-        near_dropped = ndimage.binary_dilation(dropped, corners)
-        tau[dropped | (near_dropped & ~ndimage.binary_dilation(kept, corners))] = 0
-    cavities = ndimage.binary_fill_holes(kept) & ~kept
-    tau[cavities] = 2 * level
-    return tau, {
-        "parts_found": int(count),
-        "parts_kept": int(large.sum()),
-        "volume_dropped": float(dropped.sum() / inside.sum()),
-        "cavities_filled": float(cavities.sum() / inside.sum()),
-    }
 
 
 def isosurface(values: Array, level: float, cell: float, radius: float) -> tuple[Array, Array]:

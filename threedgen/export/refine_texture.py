@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from threedgen.errors import ConfigError
 from threedgen.images import psnr
@@ -26,15 +27,18 @@ STAY = 0.1
 """Weight of staying with the baked texel, in pixels: one seen by less than this hardly moves, whatever it is told.
 
 Without it, texels that are smaller than pixels take in what differs from view to view. On 18 views of a toy with a
-checker, 512 texels wide, views that were not shown came to 35.6, 36.5, 36.6, 36.3 dB with 0.01, 0.1, 0.3, 1 from 35.2
-baked, and from colours that were too pale, 29.1 dB, to 36.0, 36.4, 36.1, 34.1.
+checker, 512 texels wide, SPREAD 0, views that were not shown came to 35.6, 36.5, 36.6, 36.3 dB with 0.01, 0.1, 0.3, 1
+from 35.2 baked, and from colours that were too pale, 29.1 dB, to 36.0, 36.4, 36.1, 34.1.
 """
+SPREAD = 0.5
+"""Standard deviation, in pixels of the pictures, of the blur of the gradient: pictures cannot tell apart the texels of
+one pixel, and without the blur those that no reading meets stay behind as speckles."""
 
 
 @dataclass(frozen=True)
 class Refined:
-    """texture (H, W, 3) float32 in [0, 1]; seen (H, W) bool: texels that any compared pixel reads, only these were
-    optimised; psnr_before and psnr_after, in dB, over the pixels that were compared, `pixels` of them."""
+    """texture (H, W, 3) float32 in [0, 1]; seen (H, W) bool: texels that any compared pixel reads, only these and those
+    within a pixel of them were optimised; psnr_before and psnr_after, in dB, over the `pixels` that were compared."""
 
     texture: Array
     seen: Array
@@ -73,10 +77,10 @@ def refine_texture(
     vertices (N, 3), faces (F, 3), uv (N, 2) or (F, 3, 2); c2w (V, 4, 4) and fov as in `raster.rasterise`; masks
     (V, h, w) in [0, 1]: opacity of what the targets show. Compared are pixels that the mesh fills with faces seen at a
     cosine of at least `grazing` and whose mask reaches `opaque`: near outlines field and mesh never quite agree.
-    steps: of Adam over all views at once, with a rate that falls to 0; stay: see STAY. Texels that no such pixel
-    reads keep their value to the last bit, but for those outside of all charts, which are filled again from the
-    nearest. The best texture on the way is returned, the given one if none is better. Raises ConfigError for shapes
-    that do not fit and if there is no pixel to compare.
+    steps: of Adam over all views at once, with a rate that falls to 0; stay: see STAY. Texels further than a pixel from
+    any that such a pixel reads keep their value to the last bit, but for those outside of all charts, which are filled
+    again from the nearest. The best texture on the way is returned, the given one if none is better. Raises ConfigError
+    for shapes that do not fit and if there is no pixel to compare.
     """
     texture, targets = np.asarray(texture, np.float32), np.asarray(targets, np.float32)
     if texture.ndim != 3 or texture.shape[2] != 3:
@@ -149,12 +153,16 @@ def optimise(
         return 0.5 * float(np.square(colours - samples.target).sum() + stay * np.square(texture - start).sum())
 
     start, best = texture, texture
+    blur = SPREAD * footprint(samples, texture.shape)
     colours = predict(texture, samples)
     before = after = psnr(samples.target, colours)
     least = loss()
     mean, square = np.zeros_like(texture), np.zeros_like(texture)
     for step in range(1, steps + 1):
-        slope = gradient(colours, samples, texture.shape) + stay * (texture - start)
+        slope = gradient(colours, samples, texture.shape)
+        if blur >= 0.5:
+            slope = ndimage.gaussian_filter(slope, (blur, blur, 0), truncate=2.0)
+        slope += stay * (texture - start)
         mean = 0.9 * mean + 0.1 * slope
         square = 0.99 * square + 0.01 * slope**2
         # without the shares that the zeros of the beginning have; a texel that is hardly seen goes slower than the rate
@@ -178,6 +186,15 @@ def gradient(colours: Array, samples: Samples, shape: tuple[int, ...]) -> Array:
     """Of half the sum of squared errors of pixels (P, 3), in the texels of a texture of `shape` (H, W, 3)."""
     error = (colours - samples.target) / samples.uv.shape[1]
     return scatter(np.broadcast_to(error[:, None], (*samples.uv.shape[:2], 3)), samples.uv, (shape[0], shape[1]))
+
+
+def footprint(samples: Samples, shape: tuple[int, ...]) -> float:
+    """How many texels of a texture of `shape` a pixel is wide, typically; 0 for a single reading in each."""
+    side = math.isqrt(samples.uv.shape[1])
+    if side < 2:
+        return 0.0
+    step = (samples.uv[:, 1] - samples.uv[:, 0]) * (shape[1], shape[0])
+    return side * float(np.median(np.linalg.norm(step, axis=1)))
 
 
 def reads(samples: Samples, shape: tuple[int, ...]) -> Array:

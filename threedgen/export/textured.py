@@ -47,6 +47,10 @@ class Placement:
         """Points (N, 3) float32, placed."""
         return ((vertices.astype(np.float64) - self.pivot) * self.scale).astype(np.float32)
 
+    def back(self, points: Array) -> Array:
+        """Points (N, 3) float32 of the asset, where the field has them."""
+        return (points.astype(np.float64) / self.scale + self.pivot).astype(np.float32)
+
     def mesh(self, mesh: TexturedMesh) -> TexturedMesh:
         """A mesh, placed; directions and texture stay."""
         return replace(mesh, vertices=self.points(mesh.vertices))

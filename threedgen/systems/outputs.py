@@ -15,7 +15,8 @@ from threedgen.cameras import Cameras, turntable
 from threedgen.config import config_hash
 from threedgen.export.from_field import FieldView
 from threedgen.export.glb import save_glb
-from threedgen.export.mesh import EmptyField, extract
+from threedgen.export.mesh import extract
+from threedgen.export.opacity import EmptyField
 from threedgen.export.options import FOLDER
 from threedgen.export.run_field import view_of
 from threedgen.images import grid, write_mp4, write_png
