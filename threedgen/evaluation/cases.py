@@ -29,10 +29,10 @@ class Case:
         return build(self.spec, numpy_generator(seed, self.index, f"truth {number}"), index=self.index)
 
 
-def held_out_cases(count: int, seed: int, first: int = 0, spread: bool = False) -> list[Case]:
+def held_out_cases(count: int, seed: int, first: int = 0, spread: bool = False, front: bool = False) -> list[Case]:
     """``count`` different combinations from sample ``first`` on; with ``spread`` each noun that has any comes once
-    before one comes again. Raises ConfigError for more than there are."""
-    rooms = held_out_rooms()
+    before one comes again; ``front``: only of nouns that have a front. Raises ConfigError for more than there are."""
+    rooms = {word: count for word, count in held_out_rooms().items() if NOUNS[word].front or not front}
     most = len(COLOURS) * (len(rooms) * min(rooms.values()) if spread else sum(rooms.values())) // 2
     if count > most:
         raise ConfigError(f"the toybox has not so many held-out captions: ask for at most {most} (got {count})")
@@ -42,7 +42,7 @@ def held_out_cases(count: int, seed: int, first: int = 0, spread: bool = False) 
     turns = dict.fromkeys(rooms, 0)
     while len(cases) < count:
         spec, _ = box.spec(index)
-        allowed = not spread or turns[spec.noun] <= len(cases) // len(rooms)
+        allowed = spec.noun in rooms and (not spread or turns[spec.noun] <= len(cases) // len(rooms))
         if spec not in taken and allowed:
             taken.add(spec)
             turns[spec.noun] += 1
