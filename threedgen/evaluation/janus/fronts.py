@@ -25,7 +25,7 @@ class Look:
     """What a ring of views says of an object.
 
     ``fronts``: the most views that show a front and are all more than 90 degrees apart; ``peaks``: local maxima of
-    the smoothed front probability; ``doubt`` in [0, 1]: the highest threshold at which there are still two fronts;
+    the front probability, not smoothed; ``doubt`` in [0, 1]: the highest threshold at which there are still two fronts;
     ``shown``: which views show a front; ``right``: which show the side that their camera faces (see ``directions``).
     """
 
@@ -47,7 +47,7 @@ def read(sides: Floats, azimuth: Floats, threshold: float = THRESHOLD, free: boo
     curve = front_curve(sides)
     return Look(
         fronts=front_count(curve, threshold),
-        peaks=front_peaks(smooth(sides)[:, FRONT], threshold),
+        peaks=front_peaks(np.asarray(sides)[:, FRONT], threshold),
         doubt=doubt(curve),
         shown=tuple((curve >= threshold).tolist()),
         right=tuple(directions(np.asarray(sides).argmax(1), azimuth, free).tolist()),
@@ -109,7 +109,9 @@ def front_peaks(front: Floats, prominence: float = THRESHOLD) -> int:
     return len(find_peaks(opened, prominence=prominence)[0])
 
 
-def directions(seen: NDArray[np.integer], azimuth: Floats, free: bool = False, slack: float = SLACK) -> NDArray[np.bool_]:
+def directions(
+    seen: NDArray[np.integer], azimuth: Floats, free: bool = False, slack: float = SLACK
+) -> NDArray[np.bool_]:
     """Which views (V,) show the side that their camera faces.
 
     With ``free``, the object may face any of the V directions: the one that makes most views right is taken. That

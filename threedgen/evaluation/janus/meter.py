@@ -1,4 +1,4 @@
-"""The meter: a thing is photographed from all around, a classifier looks at each picture, ``fronts`` judges the ring."""
+"""The meter: a thing is photographed from all around, a classifier looks at each picture, and the ring is judged."""
 
 from __future__ import annotations
 
@@ -45,10 +45,8 @@ class Meter:
 
     def look(self, thing: Thing, prompt: str, light: bool | None = None) -> Reading:
         """``light``: shade it as the toybox is; None: only what has no colour of its own."""
-        config = self.config
-        views = pictures(
-            thing, self.c2w, np.deg2rad(config.fov), config.size, config.background, thing.plain if light is None else light
-        )  # fmt: skip
+        config, light = self.config, thing.plain if light is None else light
+        views = pictures(thing, self.c2w, np.deg2rad(config.fov), config.size, config.background, light)
         sides = self.classifier.sides(torch.from_numpy(views), prompt).double().numpy()
         return Reading(views, sides)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from threedgen.config import Config, ConfigError
-from threedgen.errors import short
+from threedgen.errors import did_you_mean, nearest, short
 from threedgen.extras import require
 from threedgen.options import RunConfig
 from threedgen.registry import Component
@@ -72,11 +72,18 @@ class TruthConfig(Config):
 
     objects: int = Field(300, ge=0, le=100_000, description="how many, on which the meter's errors are measured")
     calibration: int = Field(200, ge=1, le=100_000, description="others, on which meter.threshold=null is chosen")
+    nouns: tuple[str, ...] = Field((), description="of which toybox nouns; none given: all with one clear front")
     assets: str | None = Field(
-        None, description="folder of GLB and OBJ files that face +z, y up, named by what they show; null: toybox objects"
+        None, description="folder of GLB and OBJ files that face +z, y up, named by what they show; null: toybox"
     )
 
     def check(self) -> None:
+        from .prompts import clear_nouns
+
+        for noun in self.nouns:
+            if noun not in (known := clear_nouns()):
+                hint = did_you_mean(nearest(noun, known)) or f" (there are: {', '.join(known)})"
+                raise ConfigError(f"nouns: no toybox noun with one clear front has this name{hint} (got {short(noun)})")
         if self.assets is not None:
             folder_of_assets(self.assets, "assets")
         super().check()

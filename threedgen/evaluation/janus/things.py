@@ -63,9 +63,11 @@ def read_thing(path: Path, up: Literal["y", "z"] = "y") -> Thing:
     import trimesh
 
     try:
-        scene = trimesh.load_scene(str(path))
-        pieces = [piece for piece in scene.dump() if isinstance(piece, trimesh.Trimesh) and len(piece.faces)]
-        parts = [_part(piece, path.suffix.lower() != ".obj") for piece in pieces]
+        scene = trimesh.load_scene(str(path), process=False)
+        placed = [scene.graph[node] for node in scene.graph.nodes_geometry]
+        placed = [(scene.geometry[name], place) for place, name in placed]
+        placed = [(piece, place) for piece, place in placed if isinstance(piece, trimesh.Trimesh) and len(piece.faces)]
+        parts = [_moved(_part(piece, path.suffix.lower() != ".obj"), place) for piece, place in placed]
     except ConfigError:
         raise
     except Exception as error:  # whatever a reader of other people's files may meet
@@ -75,8 +77,12 @@ def read_thing(path: Path, up: Literal["y", "z"] = "y") -> Thing:
     if not parts:
         raise ConfigError(f"{path} is empty: it has no triangle with an area")
     turned = [replace(part, corners=part.corners[..., [2, 0, 1]]) for part in parts] if up == "y" else parts
-    coloured = [_coloured(piece) for piece in pieces]
-    return Thing(tuple(turned), plain=not any(coloured))
+    return Thing(tuple(turned), plain=not any(_coloured(piece) for piece, _ in placed))
+
+
+def _moved(part: Part, place: Array) -> Part:
+    """``place`` (4, 4)."""
+    return replace(part, corners=part.corners @ place[:3, :3].T + place[:3, 3])
 
 
 def _sound(part: Part) -> Part:
@@ -90,7 +96,9 @@ def _sound(part: Part) -> Part:
 
 def _coloured(piece: Any) -> bool:
     visual = piece.visual
-    return visual.kind in ("vertex", "face") or (visual.kind == "texture" and _picture(visual) is not None)
+    return visual.kind in ("vertex", "face") or (
+        visual.kind == "texture" and (_picture(visual) is not None or _painted_corners(piece) is not None)
+    )
 
 
 def _picture(visual: Any) -> Any:
@@ -99,29 +107,42 @@ def _picture(visual: Any) -> Any:
     return getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
 
 
-def _part(piece: Any, linear: bool) -> Part:
-    """``linear``: colours of vertices and materials are linear light, as glTF has them; pictures never are."""
+def _painted_corners(piece: Any) -> Array | None:
+    """Colours (F, 3, 3) that a piece has beside its material, as they are in the file."""
+    colours = getattr(piece.visual, "vertex_attributes", {}).get("color")
+    if colours is None or len(colours) != len(piece.vertices):
+        return None
+    whole = np.iinfo(colours.dtype).max if colours.dtype.kind in "ui" else 1
+    return (np.asarray(colours, np.float64)[:, :3] / whole)[piece.faces]
+
+
+def _part(piece: Any, gltf: bool) -> Part:
+    """Colours of corners and of materials are linear light in glTF, and multiply each other; pictures never are linear.
+    Beside a picture, colours of corners are left out, and of an OBJ file those of the material: few programs that write
+    one mean it."""
     corners, visual = np.asarray(piece.vertices, np.float64)[piece.faces], piece.visual
-    if visual.kind == "texture" and visual.uv is not None and (picture := _picture(visual)) is not None:
-        texture = np.asarray(picture.convert("RGB"), np.float32) / 255 * _factor(visual.material, linear)
-        return Part(corners, np.asarray(visual.uv, np.float64)[piece.faces], texture)
     if visual.kind == "vertex":
         colours = np.asarray(visual.vertex_colors, np.float64)[:, :3][piece.faces] / 255
     elif visual.kind == "face":
         colours = np.repeat(np.asarray(visual.face_colors, np.float64)[:, None, :3] / 255, 3, axis=1)
+    elif visual.kind != "texture":
+        return Part(corners, np.full((len(corners), 3, 3), PLAIN))
+    elif visual.uv is not None and (picture := _picture(visual)) is not None:
+        factor = _srgb(_factor(visual.material)) if gltf else 1.0
+        texture = np.asarray(picture.convert("RGB"), np.float32) / 255 * factor
+        return Part(corners, np.asarray(visual.uv, np.float64)[piece.faces], texture)
     else:
-        grey = _factor(visual.material, linear) if visual.kind == "texture" else np.full(3, PLAIN)
-        return Part(corners, np.broadcast_to(grey, (len(corners), 3, 3)).copy())
-    return Part(corners, _srgb(colours) if linear else colours)
+        painted, factor = _painted_corners(piece), _factor(visual.material)
+        colours = np.broadcast_to(factor, (len(corners), 3, 3)) * (1.0 if painted is None else painted)
+    return Part(corners, _srgb(colours) if gltf else colours)
 
 
-def _factor(material: Any, linear: bool) -> Array:
-    """The colour by which a material multiplies its texture, or which it has without one."""
+def _factor(material: Any) -> Array:
+    """The colour (3,) by which a material multiplies, as it is in the file."""
     for name in ("baseColorFactor", "diffuse"):
         value = getattr(material, name, None)
         if value is not None:
-            colour = np.asarray(value, np.float64)[:3] / (255 if np.asarray(value).dtype.kind == "u" else 1)
-            return _srgb(colour) if linear else colour
+            return np.asarray(value, np.float64)[:3] / (255 if np.asarray(value).dtype.kind == "u" else 1)
     return np.ones(3)
 
 
@@ -143,21 +164,17 @@ def centred(thing: Thing, radius: float = 0.8) -> Thing:
 
 
 def glued(thing: Thing) -> Thing:
-    """Two front halves, back to back: what is in front of the middle of the bounding box, and its mirror image.
+    """Two front halves, back to back: what is in front of the middle of the bounding box, and the same turned half
+    around the vertical axis, as if a painter of single views had drawn the front again from behind.
 
-    The two cuts lie on each other, so that a closed thing stays closed.
+    Of a thing that is symmetric the two cuts lie on each other, so that what is closed stays closed.
     """
-    points = thing.corners.reshape(-1, 3)
-    middle = (points[:, 0].min() + points[:, 0].max()) / 2
-    halves = [_front_half(part, middle) for part in thing.parts]
-    halves = [half for half in halves if len(half.corners)]
-    return replace(thing, parts=tuple(halves + [_mirrored(half, middle) for half in halves]))
-
-
-def _mirrored(part: Part, middle: float) -> Part:
-    corners = part.corners[:, ::-1].copy()  # the other way round, so that outside stays outside
-    corners[..., 0] = 2 * middle - corners[..., 0]
-    return replace(part, corners=corners, values=part.values[:, ::-1].copy())
+    x = thing.corners[..., 0]
+    middle = (x.min() + x.max()) / 2
+    halves = [half for part in thing.parts if len((half := _front_half(part, middle)).corners)]
+    turn = np.array([-1.0, -1.0, 1.0])
+    behind = [replace(half, corners=half.corners * turn + [2 * middle, 0, 0]) for half in halves]
+    return replace(thing, parts=tuple(halves + behind))
 
 
 def _front_half(part: Part, middle: float) -> Part:

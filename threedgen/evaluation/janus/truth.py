@@ -3,15 +3,15 @@
     RUN/meter.json, meter.md    false alarms on good objects, recall on two-faced ones, with intervals
     RUN/sheet.png               objects and what the meter says of them, those it errs about first
 
-A good object is a fresh one of the toybox, or a file that faces +z. A two-faced one is made of it: its front half and
-the mirror image of that, back to back.
+A good object is a fresh one of the toybox, or a file that faces +z. A two-faced one is made of it: its front half
+twice, back to back.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,13 @@ from threedgen.ledger import write_summary
 from threedgen.loop import set_threads
 from threedgen.runs import write_atomic
 
-from ..cases import held_out_cases, held_out_rooms
+from ..cases import held_out_cases
 from ..figures import Share, share
 from ..report import limits, percent
 from ..verdicts import equal_error
 from .meter import Meter, Reading, described
 from .options import JanusMeterConfig, TruthConfig, asset_files, folder_of_assets
+from .prompts import clear_nouns
 from .rates import ErrorRates
 from .things import Thing, centred, glued, read_thing, toybox_thing
 
@@ -37,7 +38,7 @@ FRESH, CALIBRATION = 1_000_000, 2_000_000
 
 @dataclass(frozen=True)
 class Known:
-    """What the meter saw of an object whose truth is known. ``right``: share of views that show their side."""
+    """What the meter saw of an object whose truth is known, as it is and glued."""
 
     prompt: str
     good: Reading
@@ -61,6 +62,7 @@ def run(config: JanusMeterConfig, resume: Path | None = None, quiet: bool = Fals
     found = measure(meter, config.truth, config.seed, quiet)
     figures = {**found.rates.plain(), "direction_accuracy": found.right.plain(), "meter": described(config.meter)}
     figures |= {"truth": config.truth.model_dump(mode="json"), "seed": config.seed}
+    figures["doubts"] = doubts(meter, found.known)
     text = page(found, config)
     write_atomic(folder / "meter.json", json.dumps(figures, indent=1) + "\n")
     write_atomic(folder / "meter.md", text)
@@ -76,9 +78,8 @@ def measure(meter: Meter, truth: TruthConfig, seed: int, quiet: bool = True) -> 
     """Error rates on ``truth.objects`` objects, at the meter's threshold or at one chosen on others."""
     threshold = meter.config.threshold
     if threshold is None:
-        seen = look_at(meter, truth, seed, CALIBRATION, truth.calibration, "calibration", quiet)
-        present, absent = ([doubt(meter, reading) for reading in kind] for kind in zip(*map(pair, seen), strict=True))
-        threshold = min(max(equal_error(present, absent), 1e-6), 1 - 1e-6)
+        seen = doubts(meter, look_at(meter, truth, seed, CALIBRATION, truth.calibration, "calibration", quiet))
+        threshold = min(max(equal_error(seen["glued"], seen["good"]), 1e-6), 1 - 1e-6)
     known = look_at(meter, truth, seed, FRESH, truth.objects, "ground truth", quiet)
     good = [meter.judge(k.good.sides, threshold) for k in known]
     bad = [meter.judge(k.janus.sides, threshold) for k in known]
@@ -87,13 +88,13 @@ def measure(meter: Meter, truth: TruthConfig, seed: int, quiet: bool = True) -> 
     return Measured(ErrorRates(alarms, hits, threshold), right, known)
 
 
-def pair(known: Known) -> tuple[Reading, Reading]:
-    """The two-faced one, then the good one."""
-    return known.janus, known.good
+def doubts(meter: Meter, known: Sequence[Known]) -> dict[str, list[float]]:
+    """At which thresholds each object would be called Janus: at this one and below (see ``fronts.Look``)."""
 
+    def of(reading: Reading) -> float:
+        return meter.judge(reading.sides, meter.config.threshold or 0.5).doubt
 
-def doubt(meter: Meter, reading: Reading) -> float:
-    return meter.judge(reading.sides, 0.5).doubt
+    return {"good": [of(k.good) for k in known], "glued": [of(k.janus) for k in known]}
 
 
 def look_at(
@@ -110,9 +111,9 @@ def look_at(
 
 
 def objects(truth: TruthConfig, seed: int, first: int, count: int) -> Iterator[tuple[str, Thing]]:
-    """Prompts and good objects: the files, or of the toybox ``count`` held-out things with a front, no two alike.
+    """Prompts and good objects: the files, or ``count`` toybox things, no two alike, of which every noun comes in turn.
 
-    All nouns with a front come in turn. Of files the calibration takes every other one, and the measurement the rest.
+    Of files the calibration takes every other one, and the measurement the rest.
     """
     if truth.assets is not None:
         files = asset_files(folder_of_assets(truth.assets, "truth.assets"))
@@ -120,17 +121,11 @@ def objects(truth: TruthConfig, seed: int, first: int, count: int) -> Iterator[t
         for path in kept[:count]:
             yield path.stem.replace("_", " "), centred(read_thing(path))
         return
-    cases = held_out_cases(front_nouns(), seed, spread=True, front=True)
+    nouns = truth.nouns or clear_nouns()
+    cases = held_out_cases(len(nouns), seed, spread=True, nouns=nouns)
     for k in range(count):
         case, number = cases[k % len(cases)], first + k // len(cases)
         yield case.caption, toybox_thing(case.truth(seed, number))
-
-
-def front_nouns() -> int:
-    """How many nouns have a front and held-out combinations."""
-    from threedgen.data.toybox.grammar import NOUNS
-
-    return sum(NOUNS[word].front for word in held_out_rooms())
 
 
 # --- what is written ---------------------------------------------------------------------------------------------
@@ -144,7 +139,8 @@ def page(found: Measured, config: JanusMeterConfig) -> str:
     lines = [f"| {name} | {percent(value)} | {limits(value)} |" for name, value in rows]
     return f"""# Errors of the Janus meter
 
-Classifier {config.meter.classifier.name}, {config.meter.n_view} views, threshold {rates.threshold:.3g}; truth: {what}, seed {config.seed}.
+Classifier {config.meter.classifier.name}, {config.meter.n_view} views, threshold {rates.threshold:.3g}.
+Truth: {what}, seed {config.seed}.
 
 | what | measured | 95 % interval |
 |---|---|---|
