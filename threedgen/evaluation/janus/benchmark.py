@@ -21,7 +21,7 @@ from threedgen.cli import say
 from threedgen.count import Count
 from threedgen.ledger import write_summary
 from threedgen.loop import set_threads
-from threedgen.runs import user_path, write_atomic
+from threedgen.runs import write_atomic
 
 from .claims import FINAL, FINISHED, REFUSED, Claims
 from .engines import employ
@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 def run(config: JanusBenchmarkConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Make, look, report; returns the exit code. Raises ConfigError before any work if something is missing."""
     begun, folder = time.monotonic(), Path(str(config.out))
-    user_path(config.mesh, "mesh")
     plan = make_plan(config)
     for prompt, noun in plan.left_out.items():
         logger.warning("left out: %r, for a %s has no front", prompt, noun)

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from threedgen import registry
+from threedgen.images import to_uint8
 from threedgen.poses import orbit_c2w
 
 from ..figures import SIDES
@@ -19,13 +21,22 @@ from .fronts import Look
 from .options import MeterConfig
 from .things import Array, Thing, pictures
 
+SHOWN = 96
+"""Pixels of a view on a sheet and in a report."""
+
 
 @dataclass(frozen=True)
 class Reading:
-    """Views (V, S, S, 3) in [0, 1] of a thing and the probability of each side in them (V, 4)."""
+    """Views (V, S, S, 3) of a thing, floats in [0, 1] or uint8, and the probability of each side in them (V, 4)."""
 
     views: Array
     sides: Array
+
+    def small(self, size: int = SHOWN) -> Reading:
+        """With views of at most ``size`` pixels, as uint8: many can be kept."""
+        size = min(size, self.views.shape[1])
+        pictures = [Image.fromarray(view).resize((size, size), Image.Resampling.BOX) for view in to_uint8(self.views)]
+        return Reading(np.stack([np.asarray(picture) for picture in pictures]), self.sides)
 
     def said(self) -> list[str]:
         """The meter's word about each view: "front 0.93"."""

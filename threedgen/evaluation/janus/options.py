@@ -165,6 +165,13 @@ class JanusBenchmarkConfig(MeteredConfig):
     lost_after: float = Field(60.0, gt=0, description="seconds without one until its run is given to another")
     attempts: int = Field(3, ge=1, le=100, description="how often a run is tried that fails or loses its worker")
 
+    @field_validator("mesh")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        if Path(value).is_absolute() or ".." in Path(value).parts:
+            raise ValueError("should be a file in the folder of a run, such as mesh.glb")
+        return value
+
     @model_validator(mode="after")
     def _fit(self) -> JanusBenchmarkConfig:
         for key in ("methods", "prompts", "seeds"):

@@ -123,13 +123,11 @@ def asset(result: Result) -> dict[str, Any]:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by underscores; an interval becomes _low and _high."""
+    """Nested keys joined by underscores."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             found |= flat(value, f"{prefix}{key}_")
-        elif isinstance(value, (list, tuple)):
-            found |= {f"{prefix}{key}_low": value[0], f"{prefix}{key}_high": value[1]}
         else:
             found[prefix + key] = value
     return found
@@ -159,7 +157,8 @@ def html(
     ]
     return page(
         "janus.html", (), title="Janus rates", head=HEAD, lines=[cells(row) for row in table],
-        about=about(config, rates), sections=sections, left_out=left_out, count=sum(result.state == "seen" for result in results),
+        about=about(config, rates), sections=sections, left_out=left_out,
+        count=sum(result.state == "seen" for result in results),
     )  # fmt: skip
 
 

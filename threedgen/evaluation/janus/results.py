@@ -11,10 +11,9 @@ from statistics import median
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from threedgen.errors import ConfigError
-from threedgen.images import to_uint8
+from threedgen.images import write_png
 from threedgen.runs import write_atomic
 
 from ..distributions import r_precision
@@ -23,9 +22,6 @@ from .meter import Meter, described
 from .options import MeterConfig
 from .rates import ErrorRates
 from .things import centred, read_thing
-
-SHOWN = 96
-"""Pixels of a view in a report."""
 
 
 @dataclass(frozen=True)
@@ -120,23 +116,13 @@ class Reader:
         found = {"key": key, "sides": reading.sides.tolist()}
         found["likeness"] = self.meter.likeness(reading.views, self.prompts) if self.prompts else None
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_strip(self.strip(name), reading.views)
+        write_png(self.strip(name), np.concatenate(list(reading.small().views), axis=1))
         write_atomic(kept, json.dumps(found) + "\n")
         return found
 
     def strip(self, name: str) -> Path:
-        """All views of an asset, side by side."""
+        """All views of an asset, side by side without a gap."""
         return self.folder / f"{name}.png"
-
-
-def write_strip(path: Path, views: np.ndarray) -> None:
-    """Views (V, S, S, 3) side by side without a gap, each of at most ``SHOWN`` pixels."""
-    size = min(SHOWN, views.shape[1])
-    small = [Image.fromarray(v).resize((size, size), Image.Resampling.BOX) for v in to_uint8(views)]
-    strip = Image.fromarray(np.concatenate([np.asarray(picture) for picture in small], axis=1))
-    temporary = path.with_suffix(".part")
-    strip.save(temporary, format="PNG")
-    temporary.replace(path)
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
@@ -161,9 +147,11 @@ class Row:
     reason: str = ""
 
     def plain(self) -> dict[str, Any]:
-        found = asdict(self)
-        shares = {key: value.plain() for key, value in vars(self).items() if isinstance(value, Share)}
-        return {key: _rounded(value) for key, value in found.items()} | shares
+        """For JSON: shares with their intervals, the corrected rate in the same form."""
+        low, high = self.interval or (None, None)
+        found = {key: value.plain() if isinstance(value, Share) else value for key, value in vars(self).items()}
+        found["corrected"] = {"share": self.corrected, "low": low, "high": high}
+        return {key: value for key, value in found.items() if key != "interval"}
 
 
 def rows(
@@ -192,7 +180,8 @@ def row(
     return Row(
         method, raw, share([result.fronts == 0 for result in seen]), rates.corrected(raw) if rates else None,
         rates.interval(raw) if rates else None, share([view for result in seen for view in result.right]), match,
-        states, median(seconds) if seconds else None, max(memory, default=None), reason or (reasons[0] if reasons else ""),
+        states, median(seconds) if seconds else None, max(memory, default=None),
+        reason or next(iter(reasons), ""),
     )  # fmt: skip
 
 

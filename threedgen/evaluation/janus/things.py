@@ -49,7 +49,7 @@ class Thing:
 # --- where they come from ----------------------------------------------------------------------------------------
 
 
-def toybox_thing(asset: Asset, segments: int = 48) -> Thing:
+def toybox_thing(asset: Asset, segments: int = 32) -> Thing:
     """The solids of a toybox asset as triangles, unlit."""
     vertices, faces, colours, _ = asset.mesh(segments)
     return Thing((Part(vertices[faces], np.repeat(colours[:, None], 3, axis=1)),))

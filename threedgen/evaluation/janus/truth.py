@@ -17,7 +17,7 @@ from pathlib import Path
 
 from threedgen.cli import say
 from threedgen.count import Count
-from threedgen.images import grid, to_uint8, write_png
+from threedgen.images import grid, write_png
 from threedgen.ledger import write_summary
 from threedgen.loop import set_threads
 from threedgen.runs import write_atomic
@@ -105,7 +105,8 @@ def look_at(
     with Count(stage, count, quiet) as counter:
         for prompt, thing in objects(truth, seed, first, count):
             light = True if truth.assets is None else None
-            known.append(Known(prompt, meter.look(thing, prompt, light), meter.look(glued(thing), prompt, light)))
+            seen = [meter.look(each, prompt, light) for each in (thing, glued(thing))]
+            known.append(Known(prompt, *(reading.small() for reading in seen)))
             counter.add(1, prompt)
     return known
 
@@ -159,5 +160,5 @@ def write_sheet(path: Path, meter: Meter, found: Measured, count: int) -> None:
             strips.append((not wrong, f"{label} ({', '.join(reading.said())})", reading.views))
     strips = sorted(strips, key=lambda strip: strip[0])[:count]
     if strips:
-        pictures = [grid(to_uint8(views), len(views)) for _, _, views in strips]
+        pictures = [grid(views, len(views)) for _, _, views in strips]
         write_png(path, grid(pictures, 1, [label for _, label, _ in strips]))
