@@ -18,7 +18,7 @@ from threedgen import registry, runs
 from threedgen.config import ConfigError
 from threedgen.ledger import peak_memory, read_summary
 
-from .claims import FAILED, FINISHED, REFUSED, RELEASED, STUMBLED, Claim, Claims
+from .claims import FAILED, FINAL, FINISHED, REFUSED, RELEASED, STUMBLED, Claim, Claims
 from .jobs import Job, make_plan
 from .options import JanusBenchmarkConfig
 
@@ -58,7 +58,7 @@ def work(
         code = carry_out(job, claim, folder / "runs" / job.key, threads(config))
         if claim.told["state"] == REFUSED:
             refused.add(job.method)
-        if told is not None and not code:
+        if told is not None and claim.told["state"] in FINAL:
             told(job)
         if code:
             return code
@@ -69,7 +69,7 @@ def claims_of(config: JanusBenchmarkConfig, folder: Path) -> Claims:
 
 
 def over(claims: Claims, job: Job, newest: dict[str, int]) -> bool:
-    return job.key in newest and claims.told(job.key, newest[job.key]).get("state") in (FINISHED, FAILED)
+    return job.key in newest and claims.told(job.key, newest[job.key]).get("state") in FINAL
 
 
 def threads(config: JanusBenchmarkConfig) -> int | None:
