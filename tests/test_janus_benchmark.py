@@ -14,6 +14,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import janus_stub
@@ -22,13 +23,13 @@ import pytest
 from task_server import TINY, prior_folder, write_config
 
 from threedgen import cli, extras, registry, runs
-from threedgen.config import ConfigError
+from threedgen.config import ConfigError, load
 from threedgen.evaluation.janus import engines
 from threedgen.evaluation.janus.claims import FAILED, FINISHED, REFUSED, RELEASED, STUMBLED, Claims
 from threedgen.evaluation.janus.jobs import make_plan
 from threedgen.evaluation.janus.options import JanusBenchmarkConfig
 from threedgen.evaluation.janus.score import prompt_of
-from threedgen.evaluation.janus.worker import STOPPED
+from threedgen.evaluation.janus.worker import STOPPED, work
 from threedgen.export.glb import save_glb
 
 ROOT = Path(__file__).parents[1]
@@ -332,6 +333,50 @@ def test_a_benchmark_killed_twice_gives_the_table_of_an_undisturbed_one() -> Non
     assert table() == killed
 
 
+def test_what_ray_says_of_a_task_becomes_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for Ray: what is asked of it, and how its answers are read."""
+
+    class RayError(Exception):
+        cause: Exception | None = None
+
+    class TaskCancelledError(RayError):
+        pass
+
+    answers: list[Any] = []
+    asked: list[Any] = []
+
+    def remote(**options: Any) -> Any:
+        asked.append(options)
+        return lambda task: SimpleNamespace(remote=lambda *arguments: asked.append((task, arguments)) or "reference")
+
+    def get(reference: str) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    fake = SimpleNamespace(
+        remote=remote, get=get, wait=lambda references, timeout: ((references, []) if answers else ([], references)),
+        cancel=lambda reference: asked.append("cancel"), exceptions=SimpleNamespace(
+            RayError=RayError, TaskCancelledError=TaskCancelledError),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    config = load("janus-benchmark", ["engine=processes", "out=run", "cpus=2"])
+    worker = engines.RayWorker(config, 3)
+    task, (given, table, number) = asked[1]
+    assert asked[0] == {"num_cpus": 2, "num_gpus": 0, "max_retries": 0, "max_calls": 1}
+    assert task is work and number == 3 and table is registry.TABLE and given.out == str(Path("run").resolve())
+    assert worker.code() is None
+    wrong = RayError("the task failed")
+    wrong.cause = ConfigError("methods: no such config")
+    answers += [0, 143, RayError("the worker died"), TaskCancelledError("stopped"), wrong]
+    assert [worker.code() for _ in range(4)] == [0, 143, 1, 130]
+    with pytest.raises(ConfigError, match="no such config"):
+        worker.code()
+    worker.end()
+    assert asked[-1] == "cancel"
+
+
 @pytest.mark.slow
 def test_ray_loses_nothing_when_a_worker_is_killed() -> None:
     pytest.importorskip("ray")
@@ -375,8 +420,6 @@ def test_ray_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_the_shipped_benchmark_asks_for_thirty_prompts_and_more() -> None:
-    from threedgen.config import load
-
     config: JanusBenchmarkConfig = load("janus-benchmark")
     plan = make_plan(config)
     assert len(plan.prompts) >= 30 and not plan.refused and not plan.left_out and len(config.seeds) >= 3

@@ -36,7 +36,7 @@ def place() -> str:
     parts = [socket.gethostname()]
     for path, read in (("/proc/sys/kernel/random/boot_id", Path.read_text), ("/proc/self/ns/pid", os.readlink)):
         try:
-            parts.append(str(read(Path(path))).strip())  # type: ignore[operator]
+            parts.append(str(read(Path(path))).strip())
         except OSError:  # not Linux
             continue
     return "/".join(parts)
@@ -83,7 +83,7 @@ class Claims:
 
     def take(self, key: str, newest: int) -> Claim | None:
         """A claim of a job whose newest claim has the number ``newest`` (0: none yet); None if it is not to be had."""
-        before = self.told(key, newest) if newest else {"state": RELEASED, "attempt": 0}
+        before: dict[str, Any] = self.told(key, newest) if newest else {"state": RELEASED, "attempt": 0}
         state = before.get("state", WORKING)
         if state in FINAL or (state == WORKING and not self.lost(self.path(key, newest))):
             return None

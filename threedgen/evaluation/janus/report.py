@@ -164,7 +164,7 @@ def html(
 
 def card(folder: Path, result: Result) -> dict[str, Any]:
     """An asset as the page shows it: its strip of views and the meter's word on each."""
-    verdict = result.state
+    verdict: str = result.state
     if result.state == "seen":
         verdict = f"{result.fronts} front{'s' * (result.fronts != 1)}"
     facts = [f"seed {result.seed}"] if result.seed is not None else []

@@ -64,9 +64,9 @@ def read_thing(path: Path, up: Literal["y", "z"] = "y") -> Thing:
 
     try:
         scene = trimesh.load_scene(str(path), process=False)
-        placed = [scene.graph[node] for node in scene.graph.nodes_geometry]
-        placed = [(scene.geometry[name], place) for place, name in placed]
-        placed = [(piece, place) for piece, place in placed if isinstance(piece, trimesh.Trimesh) and len(piece.faces)]
+        nodes = [scene.graph[node] for node in scene.graph.nodes_geometry]
+        found: list[tuple[Any, Any]] = [(scene.geometry[name], place) for place, name in nodes]
+        placed = [(piece, place) for piece, place in found if isinstance(piece, trimesh.Trimesh) and len(piece.faces)]
         parts = [_moved(_part(piece, path.suffix.lower() != ".obj"), place) for piece, place in placed]
     except ConfigError:
         raise
