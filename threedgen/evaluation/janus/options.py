@@ -78,10 +78,12 @@ class TruthConfig(Config):
     )
 
     def check(self) -> None:
-        from .prompts import clear_nouns
+        if self.nouns:
+            from .prompts import clear_nouns
 
+            known = clear_nouns()
         for noun in self.nouns:
-            if noun not in (known := clear_nouns()):
+            if noun not in known:
                 hint = did_you_mean(nearest(noun, known)) or f" (there are: {', '.join(known)})"
                 raise ConfigError(f"nouns: no toybox noun with one clear front has this name{hint} (got {short(noun)})")
         if self.assets is not None:
