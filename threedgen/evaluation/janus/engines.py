@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from threedgen import registry
 from threedgen.config import ConfigError
 from threedgen.interrupts import Interrupts
+from threedgen.readable import clean
 
 from .jobs import Job
 from .options import JanusBenchmarkConfig
@@ -111,8 +113,12 @@ def connect(config: JanusBenchmarkConfig) -> None:
     """Raises ConfigError if there is no such cluster."""
     import ray
 
+    # a checkout is found by its path, on all machines that share the disk
+    paths = {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}
     try:
-        ray.init(address=config.address, ignore_reinit_error=True, log_to_driver=False)
+        ray.init(
+            address=config.address, ignore_reinit_error=True, log_to_driver=False, runtime_env={"env_vars": paths}
+        )
     except Exception as error:  # Ray raises what it likes: no such cluster, none that starts in time
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"address: there is no Ray cluster that answers ({reason}; got {config.address!r})") from None
@@ -140,7 +146,7 @@ class RayWorker:
         except self.ray.exceptions.RayError as error:
             if isinstance(cause := getattr(error, "cause", None), ConfigError):
                 raise cause from None
-            logger.warning("%s", str(error).strip().splitlines()[0])
+            logger.warning("%s", clean(str(error).strip().splitlines()[-1]))
             return 1
 
     def end(self) -> None:
