@@ -1,6 +1,6 @@
 """Who does what: files in a folder that all workers share, of one machine or of many. No server, no lock.
 
-    claims/KEY.0001    JSON: who, the how manieth attempt, in which state, how long it has worked
+    claims/KEY.0001    JSON: who, which attempt it is, in which state, how long it has worked
 
 A job belongs to the newest of its claims. A claim is made by creating its file, which the file system lets only one
 worker do; it is alive while its content changes. Whoever sees one stand still creates the next. So nothing is ever
