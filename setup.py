@@ -80,6 +80,8 @@ setup(
         "triton": ["triton>=3.2"],
         "xformers": ["xformers"],
         "lora": ["peft>=0.17"],
+        # engine=ray of janus-benchmark
+        "ray": ["ray>=2.9"],
         # collision=parts: several convex shapes that follow the object
         "parts": ["coacd>=1.0.5"],
         # formats=[usdz]

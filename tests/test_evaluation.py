@@ -21,16 +21,7 @@ from threedgen.count import Count
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out
 from threedgen.evaluation import object_score, prior_score
 from threedgen.evaluation.cases import held_out_cases, held_out_rooms
-from threedgen.evaluation.figures import (
-    Share,
-    front_count,
-    in_order,
-    majority,
-    share,
-    side_of,
-    sides_right,
-    wilson,
-)
+from threedgen.evaluation.figures import Share, in_order, majority, share, side_of, sides_right, wilson
 from threedgen.evaluation.options import Evaluate3DConfig, EvaluatePriorConfig, ProbeNetworkConfig
 from threedgen.evaluation.probe import Probe, Seen
 from threedgen.evaluation.report import mark, percent, worst
@@ -128,36 +119,6 @@ def test_order_of_eight_views_is_asked_of_both_rings() -> None:
     assert not in_order(np.log(probability), azimuth)
     with pytest.raises(ValueError, match="4, 8"):
         in_order(np.log(probability[:6]), azimuth[:6])
-
-
-# --- fronts ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("front", "count"),
-    [
-        ([0.9, 0.1, 0, 0, 0, 0, 0, 0.1], 1),
-        ([0.9, 0.6, 0, 0, 0, 0, 0, 0.6], 1),  # up to 45 degrees to each side, around the beginning
-        ([0.6, 0.9, 0.6, 0, 0, 0, 0, 0], 1),
-        ([0, 0, 0, 0, 0, 0, 0.7, 0.7], 1),
-        ([0.9, 0, 0, 0, 0.9, 0, 0, 0], 2),  # a face behind
-        ([0.9, 0.6, 0, 0.6, 0, 0, 0, 0], 2),  # 135 degrees
-        ([0.9, 0, 0.6, 0, 0, 0, 0, 0], 1),  # 90 degrees
-        ([0.8, 0, 0, 0, 0, 0.8, 0, 0], 2),  # 135 degrees, across the beginning
-        ([0.9] * 8, 2),  # a body of revolution
-        ([0.2] * 8, 0),
-    ],
-)
-def test_fronts_are_counted(front: list[float], count: int) -> None:
-    for turn in range(8):
-        assert front_count(np.roll(front, turn)) == count
-        assert front_count(np.roll(front[::-1], turn)) == count
-
-
-def test_three_fronts_on_a_fine_ring() -> None:
-    front = np.zeros(12)
-    front[[0, 4, 8]] = 1
-    assert front_count(front) == 3
 
 
 # --- verdicts ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ EXTRAS = {
     "pxr": ("usd-core", "pip install 'threedgen[usd]'"),
     "coacd": ("coacd", "pip install 'threedgen[parts]'"),
     "peft": ("peft", "pip install 'threedgen[lora]'"),
+    "ray": ("ray", "pip install 'threedgen[ray]'"),
     "triton": ("triton", "pip install 'threedgen[triton]'"),
     "nerfacc": ("nerfacc", "pip install 'threedgen[nerfacc]'"),
     "xformers": ("xformers", "pip install 'threedgen[xformers]'"),

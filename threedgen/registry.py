@@ -41,6 +41,7 @@ _EXPORT = "threedgen.export.options"
 _SRN = "threedgen.data.srn.options"
 _VIEWER = "threedgen.viewer.options"
 _CONSISTENCY = "threedgen.evaluation.consistency"
+_JANUS = "threedgen.evaluation.janus"
 _VIEWS = "threedgen.systems.threedim"
 _THREEDIM = "threedgen.guidance.threedim"
 
@@ -58,6 +59,9 @@ TABLE: dict[str, dict[str, Entry]] = {
         "evaluate-3d": Entry("threedgen.evaluation.object_score:run", f"{_EVALUATION}:Evaluate3DConfig"),
         "evaluate-subjects": Entry("threedgen.evaluation.subject_score:run", f"{_EVALUATION}:EvaluateSubjectsConfig"),
         "consistency": Entry(f"{_CONSISTENCY}.run:run", f"{_CONSISTENCY}.options:ConsistencyConfig"),
+        "janus-meter": Entry(f"{_JANUS}.truth:run", f"{_JANUS}.options:JanusMeterConfig"),
+        "janus-score": Entry(f"{_JANUS}.score:run", f"{_JANUS}.options:JanusScoreConfig"),
+        "janus-benchmark": Entry(f"{_JANUS}.benchmark:run", f"{_JANUS}.options:JanusBenchmarkConfig"),
         "refine-decoder": Entry("threedgen.systems.refine_decoder:run", f"{_SYSTEMS}:RefineDecoderConfig"),
         "train-threedim": Entry(f"{_VIEWS}.train:run", f"{_VIEWS}.options:TrainThreeDiMConfig"),
         "image-to-3d": Entry(f"{_VIEWS}.image_to_3d:run", f"{_VIEWS}.options:ImageTo3DConfig"),
@@ -83,6 +87,13 @@ TABLE: dict[str, dict[str, Entry]] = {
         _EVALUATION,
         toybox=("ToyboxIdentity", "ToyboxIdentityConfig"),
         hub=("HubIdentity", "HubIdentityConfig"),
+    ),
+    # which side of an object does a single view show? see threedgen.evaluation.janus.classifiers.ViewClassifier
+    "view-classifier": _entries(
+        f"{_JANUS}.classifiers",
+        f"{_JANUS}.options",
+        probe=("ProbeSides", "ProbeSidesConfig"),
+        clip=("CLIPSides", "CLIPSidesConfig"),
     ),
     "sampler": _entries(
         f"{_CONSISTENCY}.samplers",

@@ -38,6 +38,15 @@ HARMLESS = (
     "march.chunk",
     "validation",
     "logging",
+    # who works, and how workers are watched
+    "engine",
+    "workers",
+    "address",
+    "cpus",
+    "gpus",
+    "heartbeat",
+    "lost_after",
+    "attempts",
 )
 _MEGABYTE = 1 << 20
 

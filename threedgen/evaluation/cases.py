@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 
@@ -29,11 +30,13 @@ class Case:
         return build(self.spec, numpy_generator(seed, self.index, f"truth {number}"), index=self.index)
 
 
-def held_out_cases(count: int, seed: int, first: int = 0, spread: bool = False) -> list[Case]:
+def held_out_cases(
+    count: int, seed: int, first: int = 0, spread: bool = False, nouns: Collection[str] | None = None
+) -> list[Case]:
     """``count`` different combinations from sample ``first`` on; with ``spread`` each noun that has any comes once
-    before one comes again. Raises ConfigError for more than there are."""
-    rooms = held_out_rooms()
-    most = len(COLOURS) * (len(rooms) * min(rooms.values()) if spread else sum(rooms.values())) // 2
+    before one comes again; ``nouns``: only of these. Raises ConfigError for more than there are."""
+    rooms = {word: count for word, count in held_out_rooms().items() if nouns is None or word in nouns}
+    most = len(COLOURS) * (len(rooms) * min(rooms.values(), default=0) if spread else sum(rooms.values())) // 2
     if count > most:
         raise ConfigError(f"the toybox has not so many held-out captions: ask for at most {most} (got {count})")
     box, index = Toybox(seed, "held-out"), first
@@ -42,7 +45,7 @@ def held_out_cases(count: int, seed: int, first: int = 0, spread: bool = False) 
     turns = dict.fromkeys(rooms, 0)
     while len(cases) < count:
         spec, _ = box.spec(index)
-        allowed = not spread or turns[spec.noun] <= len(cases) // len(rooms)
+        allowed = spec.noun in rooms and (not spread or turns[spec.noun] <= len(cases) // len(rooms))
         if spec not in taken and allowed:
             taken.add(spec)
             turns[spec.noun] += 1

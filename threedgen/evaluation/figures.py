@@ -1,4 +1,4 @@
-"""The arithmetic of the evaluations: shares with their intervals, viewing sides in order, fronts on a ring.
+"""The arithmetic of the evaluations: shares with their intervals, viewing sides in order.
 
 Angles are in radians, azimuth 0 is the front and grows counter-clockwise seen from above (threedgen.cameras).
 """
@@ -114,29 +114,3 @@ def _ring_in_order(log_probability: Floats, azimuth: Floats, slack: float) -> bo
     ways = np.array(list(permutations(range(4))))
     likeliest = log_probability[np.arange(4), ways].sum(1).argmax()
     return tuple(ways[likeliest].tolist()) in right
-
-
-# --- fronts ------------------------------------------------------------------------------------------------------
-
-FRONT = 0.6
-"""Probability from which a view shows a front, chosen on ground truth and on two fronts glued together (test_janus)."""
-
-
-def front_count(front: Floats, threshold: float = FRONT, apart: float = pi / 2) -> int:
-    """How many fronts an object has: the most views that show one and are all more than ``apart`` from each other.
-
-    ``front`` (V,): how surely view k, at azimuth 2 pi k / V (any start), shows the front. Of a real front, views
-    up to 45 degrees to each side show it: at most 90 degrees apart, hence one.
-    """
-    angles = [2 * pi * int(k) / len(front) for k in np.flatnonzero(np.asarray(front) >= threshold)]
-    return max((_chain(angles, start, apart) for start in range(len(angles))), default=0)
-
-
-def _chain(angles: list[float], start: int, apart: float) -> int:
-    """Fronts met on one turn from the ``start``-th, each more than ``apart`` after the one before."""
-    count, last = 1, 0.0
-    for step in range(1, len(angles)):
-        angle = (angles[(start + step) % len(angles)] - angles[start]) % (2 * pi)
-        if angle - last > apart + 1e-6 and 2 * pi - angle > apart + 1e-6:
-            count, last = count + 1, angle
-    return count

@@ -11,6 +11,7 @@ of its kind. For photos any image encoder of the Hugging Face hub, such as DINOv
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from .options import HubIdentityConfig, IdentityNetworkConfig, ToyboxIdentityCon
 from .probe import Residual, convolution, prepare
 
 NAME = "toybox-identity"
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of the colours of the photos that every CLIP was trained on."""
 TRAIN = "train one with `launch.py --config train-toybox-identity`, which leaves it in RUN/identity"
 
 
@@ -100,14 +104,20 @@ class HubIdentity:
 
     def _features(self, pictures: Tensor) -> Tensor:
         """(V, H, W, 3) in [0, 1] -> (V, D): of CLIP and its kin their image features, else the class token."""
-        mean, std = (torch.tensor(value)[:, None, None] for value in (self.config.mean, self.config.std))
-        x = pictures.permute(0, 3, 1, 2).float()
-        x = F.interpolate(x, [self.config.size] * 2, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        x = (x - mean) / std
+        x = encoder_input(pictures, self.config.size, self.config.mean, self.config.std)
         if hasattr(self.net, "get_image_features"):
             answer = self.net.get_image_features(pixel_values=x)
             return answer if isinstance(answer, Tensor) else answer.pooler_output
         return self.net(pixel_values=x).last_hidden_state[:, 0]
+
+
+def encoder_input(pictures: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Square pictures (V, H, W, 3) in [0, 1] as an image encoder takes them: (V, 3, size, size), bicubic with
+    antialiasing, colours less ``mean`` over ``std``."""
+    x = pictures.permute(0, 3, 1, 2).float()
+    x = F.interpolate(x, [size] * 2, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    middle, spread = (torch.tensor(value)[:, None, None] for value in (mean, std))
+    return (x - middle) / spread
 
 
 # --- figures -----------------------------------------------------------------------------------------------------

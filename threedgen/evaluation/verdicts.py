@@ -14,7 +14,8 @@ from threedgen.data.toybox.grammar import NOUNS, Spec
 from threedgen.data.toybox.world import Toybox
 from threedgen.images import to_uint8
 
-from .figures import Share, front_count, in_order, majority, share, sides_right
+from .figures import Share, in_order, majority, share
+from .janus import fronts
 from .probe import Probe, Seen, together
 from .truth import Labels, labelled, spec_of
 
@@ -90,11 +91,11 @@ def judge(
             wanted = labels.colours.index(spec.part_colour)
             answers |= {"part_colour": painted == wanted, "bound": visible and painted == wanted}
             certainty.append(float(seen.part_colour[word, wanted]))
-    fronts, error = None, None
+    count, error = None, None
     if azimuth is not None and NOUNS[spec.noun].front:
-        found, fronts, error = _sides(views, azimuth)
+        found, count, error = _sides(views, azimuth)
         answers |= found
-    return Verdict(answers, said, float(np.mean(certainty)), fronts, error)
+    return Verdict(answers, said, float(np.mean(certainty)), count, error)
 
 
 def judge_pictures(
@@ -107,16 +108,14 @@ def judge_pictures(
 
 def _sides(views: Seen, azimuth: np.ndarray) -> tuple[dict[str, Any], int, float]:
     """Answers about the viewing sides, the number of fronts, and the mean error of the azimuth in degrees."""
-    seen = views.side.argmax(1).numpy()
-    fronts = front_count(views.side[:, 0].exp().numpy())
-    single = sides_right(seen, azimuth)
-    answers = {"side": single.tolist(), "each_side": bool(single.all())}
+    look = fronts.read(views.side.exp().numpy(), azimuth)
+    answers: dict[str, Any] = {"side": list(look.right), "each_side": all(look.right)}
     if len(azimuth) % 4 == 0:
         answers["order"] = in_order(views.side.numpy(), azimuth)
     if len(azimuth) >= 8:
-        answers["one_front"] = fronts == 1
+        answers["one_front"] = look.fronts == 1
     away = views.azimuth.numpy() - azimuth
-    return answers, fronts, float(np.degrees(np.abs(np.angle(np.exp(1j * away)))).mean())
+    return answers, look.fronts, float(np.degrees(np.abs(np.angle(np.exp(1j * away)))).mean())
 
 
 def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:

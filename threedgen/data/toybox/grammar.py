@@ -7,6 +7,7 @@ size, one colour, one noun and one clause ("wearing a red hat", "with yellow whe
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -138,6 +139,20 @@ def caption(spec: Spec, wording: int = 0) -> str:
 
 
 WORDINGS = 6
+
+
+def mentioned(text: str) -> Spec | None:
+    """The first noun of the toybox in a text, and the last colour word before it; None if there is no such noun.
+
+    For captions in the plain wording and whatever people type: "a white dog on a red chair" -> a white dog.
+    """
+    words = re.findall(r"[a-z]+", text.lower())
+    for k in range(len(words)):
+        for length in (2, 1):  # "ice cream" has two words
+            if (word := " ".join(words[k : k + length])) in NOUNS:
+                colours = [colour for colour in words[:k] if colour in COLOURS]
+                return Spec(word, colours[-1] if colours else "")
+    return None
 
 
 def held_out(spec: Spec) -> bool:

@@ -1,0 +1,482 @@
+"""The Janus benchmark with boxes for objects: what is made, by whom, how often, and what the report says."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import janus_stub
+import numpy as np
+import pytest
+from task_server import TINY, prior_folder, write_config
+
+from threedgen import cli, extras, registry, runs
+from threedgen.config import ConfigError, load
+from threedgen.evaluation.janus import engines
+from threedgen.evaluation.janus.claims import FAILED, FINISHED, REFUSED, RELEASED, STUMBLED, Claims
+from threedgen.evaluation.janus.jobs import make_plan
+from threedgen.evaluation.janus.options import JanusBenchmarkConfig
+from threedgen.evaluation.janus.score import prompt_of
+from threedgen.evaluation.janus.worker import STOPPED, work
+from threedgen.export.glb import save_glb
+
+ROOT = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    janus_stub.register()
+    monkeypatch.chdir(tmp_path)
+    Path("boxes").mkdir()
+    for fronts in range(3):
+        save_glb(janus_stub.box(fronts), Path("boxes") / f"{fronts}.glb")
+    for name, extra in (("good", "fronts: 1"), ("bad", "fronts: 2")):
+        method(name, extra)
+
+
+def method(name: str, extra: str) -> None:
+    """A config NAME.yaml that makes boxes."""
+    places = f"log: {Path('log.txt').resolve()}\nboxes: {Path('boxes').resolve()}\n"
+    Path(f"{name}.yaml").write_text(f"task: stub-object\n{places}{extra}\n")
+
+
+def words(*more: str, methods: str = "[good, bad]") -> list[str]:
+    meter = "meter: {classifier: {name: stub}, size: 24}\ntruth: {objects: 0}\n"
+    Path("bench.yaml").write_text(f"task: janus-benchmark\n{meter}")
+    always = ["out=run", f"methods={methods}", "prompts=[a blue dog, a red car]", "seeds=[0, 1]", "threads=1"]
+    return ["--config", "bench.yaml", *always, "heartbeat=0.2", "lost_after=1", "-q", *more]
+
+
+def log() -> Counter[str]:
+    """Lines of the log -> how often they are there."""
+    return Counter(Path("log.txt").read_text().splitlines() if Path("log.txt").exists() else [])
+
+
+def report() -> dict[str, Any]:
+    return json.loads(Path("run/report.json").read_text())
+
+
+def table() -> list[dict[str, Any]]:
+    """The table without what depends on the clock and the machine."""
+    rows = report()["methods"]
+    return [{key: value for key, value in row.items() if key not in ("seconds", "memory_mib")} for row in rows]
+
+
+# --- here --------------------------------------------------------------------------------------------------------
+
+
+def test_a_benchmark_counts_and_reports(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert cli.main(words("prompts=[a blue dog, a red ball, a red car]")) == 0
+    assert "'a red ball', for a ball has no front" in caplog.text
+    assert capsys.readouterr().out.strip() == "run/report.html"
+    good, bad = report()["methods"]
+    assert (good["method"], good["raw"]["hits"], good["raw"]["total"]) == ("good", 0, 4)
+    assert good["corrected"] == {"share": None, "low": None, "high": None}
+    assert (bad["raw"]["hits"], bad["raw"]["total"]) == (4, 4) and bad["raw"]["low"] == pytest.approx(0.5101, abs=1e-3)
+    assert good["right"]["share"] == 1 and bad["right"]["hits"] == 4 * 5
+    assert good["match"] == bad["match"] and good["match"]["hits"] == 2  # all look like the first prompt
+    assert good["seconds"] is not None and good["memory_mib"] > 1 and good["states"] == {"seen": 4}
+    assert len(log()) == 16 and set(log().values()) == {1}
+
+    assert len(list(Path("run/runs").iterdir())) == 8
+    lines = list(csv.DictReader(Path("run/assets.csv").open()))
+    assert len(lines) == 8 and {line["fronts"] for line in lines if line["method"] == "bad"} == {"2"}
+    assert [line["method"] for line in csv.DictReader(Path("run/methods.csv").open())] == ["good", "bad"]
+    page = Path("run/report.html").read_text()
+    assert page.count("data:image/jpeg") == 8 and page.count("Janus, 2 fronts") == 4 and "front 1.00" in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page) and "a red ball" in page
+    text = Path("run/report.md").read_text()
+    assert "| bad | 100.0 % (4/4) | 51.0 - 100.0 % | - |" in text and "left out: a red ball" in text
+
+
+def test_what_is_done_is_not_done_again_and_what_was_deleted_is() -> None:
+    assert cli.main(words()) == 0
+    first = Path("run/report.json").read_bytes()
+    assert cli.main(words()) == 0 and set(log().values()) == {1}
+    assert Path("run/report.json").read_bytes() == first
+    gone = next(Path("run/runs").glob("bad-*"))
+    for file in sorted(gone.rglob("*"), reverse=True):
+        file.unlink()
+    gone.rmdir()
+    assert cli.main(words()) == 0
+    again = {line: count for line, count in log().items() if count > 1}
+    assert again == {f"begun {gone.name}": 2, f"done {gone.name}": 2}
+
+
+def test_the_rate_is_corrected_by_errors_that_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("truth").mkdir()
+    for name in "abcdefghij":
+        save_glb(janus_stub.box(1), Path("truth") / f"{name}.glb")
+    assert cli.main(words("truth.assets=truth", "truth.objects=5")) == 0
+    good, bad = report()["methods"]
+    assert (report()["errors"]["recall"]["hits"], report()["errors"]["recall"]["total"]) == (5, 5)
+    assert good["corrected"]["share"] == 0 and bad["corrected"]["share"] == 1
+    assert 0 < good["corrected"]["high"] < 1 and 0 < bad["corrected"]["low"] < 1
+    assert "recall of two fronts glued together 100.0 % (5/5)" in Path("run/report.html").read_text()
+    from threedgen.evaluation.janus import benchmark
+
+    monkeypatch.setattr(benchmark, "measure", lambda *args: pytest.fail("once is enough"))
+    assert cli.main(words("truth.assets=truth", "truth.objects=5")) == 0
+
+
+def test_methods_that_cannot_run_have_a_row_that_says_so() -> None:
+    for trouble in ("weights", "late weights", "fails", "empty", "damaged", "error"):
+        method(trouble.replace(" ", "-"), f"trouble: {trouble}")
+    assert cli.main(words(methods="[weights, good, late-weights, fails, empty, damaged, error]")) == 0
+    rows = {row["method"]: row for row in report()["methods"]}
+    assert rows["good"]["raw"]["total"] == 4 and list(rows)[0] == "weights"
+    assert "no file 'sd.ckpt'" in rows["weights"]["reason"] and rows["weights"]["states"] == {}
+    assert "no such id" in rows["late-weights"]["reason"] and rows["late-weights"]["states"] == {"missing": 4}
+    assert rows["fails"]["states"] == {"failed": 4} and "no longer a number" in rows["fails"]["reason"]
+    assert rows["empty"]["states"] == {"empty": 4} and rows["damaged"]["states"] == {"empty": 4}
+    assert "cannot be read" in rows["damaged"]["reason"] and rows["damaged"]["raw"]["total"] == 0
+    assert "after 3 attempts: RuntimeError: no memory" in rows["error"]["reason"]
+    assert rows["error"]["states"] == {"failed": 4}
+    begun = Counter(line.split()[1].rpartition("-a-")[0] for line in log().elements() if line.startswith("begun"))
+    assert begun["error"] == 12 and begun["late-weights"] == 1 and begun["fails"] == 4
+    assert "weights: weights: there is no file" in Path("run/report.md").read_text()
+
+
+
+def test_an_error_that_does_not_come_again_and_a_stop_are_survived() -> None:
+    method("error-once", "trouble: error once")
+    assert cli.main(words(methods="[error-once]")) == 0
+    assert report()["methods"][0]["states"] == {"seen": 4}
+    method("stops", "trouble: stops once")
+    for _ in range(4):  # each of the four jobs is stopped once, as by Ctrl-C
+        assert cli.main(words("out=two", methods="[stops]")) == 130
+    assert not Path("two/report.json").exists()
+    assert cli.main(words("out=two", methods="[stops]")) == 0
+    claims = sorted(path.name.rpartition(".")[2] for path in Path("two/claims").iterdir())
+    assert claims == ["0001"] * 4 + ["0002"] * 4
+
+
+@pytest.mark.slow
+def test_real_runs_are_made_looked_at_and_left_alone() -> None:
+    """A tiny prior and a run of a second: everything in it, everything small."""
+    write_config(Path("tiny.yaml"), TINY, prior={"weights": str(prior_folder()), "dtype": "fp32"})
+    asked = words("seeds=[3]", "prompts=[a red dog]", methods="[tiny.yaml]")
+    assert cli.main(asked) == 0
+    (folder,) = Path("run/runs").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["seed"], summary["prompt"]) == ("finished", 3, "a red dog")
+    (row,) = report()["methods"]
+    assert row["states"] == ({"seen": 1} if (folder / "mesh.glb").exists() else {"empty": 1})
+    assert row["seconds"] > 0 and row["memory_mib"] == pytest.approx(summary["peak_memory_mib"], rel=1e-3)
+    made = (folder / "summary.json").stat().st_mtime_ns
+    assert cli.main(asked) == 0 and (folder / "summary.json").stat().st_mtime_ns == made
+
+
+# --- claims ------------------------------------------------------------------------------------------------------
+
+
+def of_machine(name: str, **options: Any) -> Claims:
+    return Claims(Path("claims"), **({"heartbeat": 0.05, "lost_after": 0.3} | options), _place=name)
+
+
+def test_a_job_has_one_worker_at_a_time() -> None:
+    here, there = of_machine("here"), of_machine("there")
+    claim = here.take("job", 0)
+    assert claim is not None and there.take("job", 0) is None and there.newest() == {"job": 1}
+    with claim:
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            assert there.take("job", 1) is None  # it shows signs of life
+            time.sleep(0.05)
+        claim.end(FINISHED, memory_mib=5.0)
+    assert there.take("job", 1) is None
+    told = there.told("job", 1)
+    assert told["state"] == FINISHED and told["attempt"] == 1 and told["seconds"] >= 1 and told["memory_mib"] == 5
+
+
+def test_a_lost_job_is_taken_over_by_one_and_its_old_worker_has_no_say() -> None:
+    here, there, third = (of_machine(name) for name in ("here", "there", "third"))
+    old = here.take("job", 0)
+    assert old is not None and there.take("job", 1) is None and third.take("job", 1) is None  # first seen just now
+    time.sleep(0.4)
+    new = there.take("job", 1)
+    assert new is not None and third.take("job", 1) is None and third.take("job", 2) is None
+    old.end(FINISHED)  # it only slept
+    assert old.lost and third.told("job", 1)["state"] == "working"
+    new.end(FINISHED)
+    assert third.told("job", 2) | {"worker": ""} == {
+        "state": FINISHED, "attempt": 2, "worker": "", "before": 0.0, "seconds": 0.0, "beat": 0,
+    }  # fmt: skip
+
+
+def test_a_dead_process_of_this_machine_is_known_at_once() -> None:
+    mine = Claims(Path("claims"), lost_after=1000)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    claim = mine.take("job", 0)
+    assert claim is not None
+    told = json.loads(claim.path.read_text())
+    assert mine.take("job", 1) is None
+    told |= {"worker": told["worker"].rpartition("#")[0] + f"#{dead.pid}", "seconds": 7}
+    claim.path.write_text(json.dumps(told))
+    again = mine.take("job", 1)
+    assert again is not None and again.told["before"] == 7 and again.told["attempt"] == 2
+
+
+def test_attempts_are_counted_but_not_those_that_were_stopped() -> None:
+    mine = of_machine("here", attempts=2)
+    for number, (state, attempt) in enumerate(
+        [(RELEASED, 1), (REFUSED, 1), (RELEASED, 1), (STUMBLED, 1), (STUMBLED, 2)]
+    ):
+        claim = mine.take("job", number)
+        assert claim is not None and claim.told["attempt"] == attempt
+        claim.end(state, reason="no memory")
+    assert mine.take("job", 5) is None
+    told = mine.told("job", 6)
+    assert told["state"] == FAILED and told["reason"] == "given up after 2 attempts: no memory"
+    assert mine.take("job", 6) is None
+
+
+def test_many_workers_at_one_folder_do_each_job_once() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(grab, [Path("claims").resolve()] * 8))
+    assert sorted(sum(won, [])) == sorted(f"job{k}" for k in range(50))
+
+
+def grab(folder: Path) -> list[str]:
+    claims = Claims(folder, lost_after=1000)
+    return [key for k in range(50) if claims.take(key := f"job{k}", 0)]
+
+
+# --- engines -----------------------------------------------------------------------------------------------------
+
+
+class FakeWorker:
+    def __init__(self, codes: list[int | None]) -> None:
+        self.codes, self.ended = codes, 0
+
+    def code(self) -> int | None:
+        return 143 if self.ended else self.codes.pop(0) if len(self.codes) > 1 else self.codes[0]
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+def supervise(lives: list[list[int | None]], count: int, attempts: int = 1) -> tuple[int, list[FakeWorker]]:
+    made: list[FakeWorker] = []
+
+    def start(number: int) -> FakeWorker:
+        made.append(FakeWorker(lives[len(made)]))
+        return made[-1]
+
+    return engines.supervise(start, count, attempts, lambda: 0), made
+
+
+def test_workers_that_die_are_replaced_until_all_have_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "POLL", 0.001)
+    code, made = supervise([[None, None, 0], [None, -9], [None, 0]], 2)
+    assert code == 0 and len(made) == 3 and not any(worker.ended for worker in made)
+    code, made = supervise([[None, 143], [None]], 2)  # one was stopped: the other is too, and none is replaced
+    assert code == 143 and len(made) == 2 and made[1].ended >= 1
+    with pytest.raises(ConfigError, match="5 workers died"):
+        supervise([[1]] * 20, 2)
+    assert STOPPED == (130, 143)
+
+
+@pytest.mark.slow
+def test_processes_survive_the_death_of_one() -> None:
+    method("dies", "trouble: dies once")
+    assert cli.main(words("engine=processes", "workers=2", "seeds=[0]", "lost_after=100", methods="[dies, good]")) == 0
+    assert [row["states"] for row in report()["methods"]] == [{"seen": 2}] * 2
+    for line, count in log().items():
+        assert count == (2 if line.startswith("begun dies") else 1), line
+
+
+@pytest.mark.slow
+def test_a_benchmark_killed_twice_gives_the_table_of_an_undisturbed_one() -> None:
+    """SIGKILL at random moments, to the one that began; its workers notice, and nothing is done twice."""
+    slow = ["overrides=[seconds=0.5]", "seeds=[0, 1, 2, 3, 4, 5]", "engine=processes", "workers=2"]
+    slow += ["heartbeat=1", "lost_after=100"]  # a busy machine beats late
+    rng = np.random.default_rng()
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(TESTS)!r}]\n" + (
+        "import janus_stub; from threedgen import cli\n"
+        "if __name__ == '__main__':\n    janus_stub.register(); sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    Path("main.py").write_text(code)
+    for round_ in range(2):
+        before = sum(log().values())
+        process = subprocess.Popen([sys.executable, "main.py", *words(*slow)], start_new_session=True)
+        deadline = time.monotonic() + 400
+        while sum(log().values()) < before + 3 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(rng.uniform(0, 1.5))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.returncode == -9, f"round {round_}: it was over already"
+    assert cli.main(words(*slow)) == 0
+    killed = table()
+    done = {line: count for line, count in log().items() if line.startswith("done")}
+    assert len(done) == 24 and set(done.values()) == {1}
+    assert cli.main(words(*slow, "out=undisturbed", "engine=here")) == 0
+    Path("run").rename("killed")
+    Path("undisturbed").rename("run")
+    assert table() == killed
+
+
+def test_what_ray_says_of_a_task_becomes_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for Ray: what is asked of it, and how its answers are read."""
+
+    class RayError(Exception):
+        cause: Exception | None = None
+
+    class TaskCancelledError(RayError):
+        pass
+
+    answers: list[Any] = []
+    asked: list[Any] = []
+
+    def remote(**options: Any) -> Any:
+        asked.append(options)
+        return lambda task: SimpleNamespace(remote=lambda *arguments: asked.append((task, arguments)) or "reference")
+
+    def get(reference: str) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    fake = SimpleNamespace(
+        remote=remote, get=get, wait=lambda references, timeout: ((references, []) if answers else ([], references)),
+        cancel=lambda reference: asked.append("cancel"), exceptions=SimpleNamespace(
+            RayError=RayError, TaskCancelledError=TaskCancelledError),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    config = load("janus-benchmark", ["engine=processes", "out=run", "cpus=2"])
+    worker = engines.RayWorker(config, 3)
+    task, (given, table, number) = asked[1]
+    assert asked[0] == {"num_cpus": 2, "num_gpus": 0, "max_retries": 0, "max_calls": 1}
+    assert task is work and number == 3 and table is registry.TABLE and given.out == str(Path("run").resolve())
+    assert worker.code() is None
+    wrong = RayError("the task failed")
+    wrong.cause = ConfigError("methods: no such config")
+    answers += [0, 143, RayError("the worker died"), TaskCancelledError("stopped"), wrong]
+    assert [worker.code() for _ in range(4)] == [0, 143, 1, 130]
+    with pytest.raises(ConfigError, match="no such config"):
+        worker.code()
+    worker.end()
+    assert asked[-1] == "cancel"
+
+
+@pytest.mark.slow
+def test_ray_loses_nothing_when_a_worker_is_killed() -> None:
+    pytest.importorskip("ray")
+    method("dies", "trouble: dies once")
+    more = ["engine=ray", "workers=2", "seeds=[0]", "cpus=0.5", "lost_after=100"]
+    assert cli.main(words(*more, methods="[dies, good]")) == 0
+    assert [row["states"] for row in report()["methods"]] == [{"seen": 2}] * 2
+    for line, count in log().items():
+        assert count == (2 if line.startswith("begun dies") else 1), line
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["methods=[godo]"], "methods: godo: config: no file"),
+        (["methods=[mvdream-toibox]"], "did you mean 'mvdream-toybox'"),
+        (["methods=[toybox-sheet]"], "makes an object of a prompt"),
+        (["methods=[good, good]"], "named once|once"),
+        (["methods=[]"], "methods"),
+        (["prompts=[a red ball, a table]"], "none of these things has a front (ball, table)"),
+        (["overrides=[seed=3]"], "overrides: seed is set by the benchmark"),
+        (["overrides=[secnods=3]"], "did you mean 'seconds'"),
+        (["lost_after=0.3"], "3 x heartbeat"),
+        (["address=auto"], "belongs to engine=ray"),
+        (["engine=rya"], "engine"),
+        (["meter.classifier.name=prob"], "did you mean 'probe'"),
+    ],
+)
+def test_mistakes_are_said_before_any_work(more: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words(*more)) == 2
+    assert re.search(said if "|" in said else re.escape(said), capsys.readouterr().err) and not log()
+
+
+def test_ray_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(extras, "installed", lambda module: module != "ray")
+    assert cli.main(words("engine=ray")) == 2
+    assert "pip install 'threedgen[ray]'" in capsys.readouterr().err
+
+
+def test_the_shipped_benchmark_asks_for_thirty_prompts_and_more() -> None:
+    config: JanusBenchmarkConfig = load("janus-benchmark")
+    plan = make_plan(config)
+    assert len(plan.prompts) >= 30 and not plan.refused and not plan.left_out and len(config.seeds) >= 3
+    assert len(plan.jobs) == len(plan.prompts) * len(config.methods) * len(config.seeds)
+    assert len({job.key for job in plan.jobs}) == len(plan.jobs)
+    assert not any(job.config.export.enabled for job in plan.jobs)
+    again = make_plan(load("janus-benchmark", ["threads=1", "workers=4", "engine=processes"]))
+    assert [job.key for job in again.jobs] == [job.key for job in plan.jobs]
+    other = make_plan(load("janus-benchmark", ["overrides=[trainer.max_steps=150]"]))
+    assert not {job.key for job in other.jobs} & {job.key for job in plan.jobs}
+
+
+# --- files of others ---------------------------------------------------------------------------------------------
+
+
+def test_files_of_others_are_scored(capsys: pytest.CaptureFixture[str]) -> None:
+    for path, fronts in (("ours/a blue dog.glb", 1), ("theirs/a-blue-dog.glb", 2), ("theirs/x.glb", 1)):
+        Path("assets", path).parent.mkdir(parents=True, exist_ok=True)
+        save_glb(janus_stub.box(fronts), Path("assets", path))
+    box = janus_stub.box()
+    turned = (30 * box.vertices @ np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]])).astype(np.float32)
+    save_glb(replace(box, vertices=turned), Path("assets/theirs/x.glb"))
+    Path("assets/theirs/a-cow.obj").write_text("v 0 0 0\n")
+    Path("assets/theirs/a-ball.obj").write_text("v 0 0 0\n")
+    Path("score.yaml").write_text(
+        "task: janus-score\nmeter: {classifier: {name: stub}, size: 24}\ntruth: {objects: 0}\nprompts: {x: a red car}\n"
+    )
+    assert cli.main(["--config", "score.yaml", "assets=assets", "out=run"]) == 0
+    ours, theirs = report()["methods"]
+    assert (ours["method"], ours["raw"]["hits"], ours["raw"]["total"]) == ("ours", 0, 1)
+    assert (theirs["raw"]["hits"], theirs["raw"]["total"], theirs["states"]) == (1, 2, {"seen": 2, "empty": 1})
+    car = next(asset for asset in report()["assets"] if asset["prompt"] == "a red car")
+    assert car["fronts"] == 1 and all(car["right"])  # turned by 90 degrees, which does not count against it
+    assert "a ball has no front" in Path("run/report.html").read_text() and "| theirs |" in capsys.readouterr().out
+    assert cli.main(["--config", "score.yaml", "assets=assets", "out=known", "orientation=known", "-q"]) == 0
+    Path("run").rename("free")
+    Path("known").rename("run")
+    car = next(asset for asset in report()["assets"] if asset["prompt"] == "a red car")
+    assert not car["right"][0] and sum(car["right"]) < 4
+
+
+def test_names_of_files_are_prompts() -> None:
+    class Given:
+        prompts = {"007": "a spy"}
+
+    for name, prompt in (("a_blue-dog", "a blue dog"), ("007", "a spy"), ("---", "---")):
+        assert prompt_of(Path(f"{name}.glb"), Given()) == prompt  # type: ignore[arg-type]
+
+
+def test_looks_are_kept_until_the_mesh_or_the_meter_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(words()) == 0
+    looked: list[int] = []
+    real = janus_stub.StubSides.sides
+    monkeypatch.setattr(janus_stub.StubSides, "sides", lambda *args: looked.append(1) or real(*args))
+    assert cli.main(words()) == 0 and not looked
+    mesh = next(Path("run/runs").glob("good-*")) / "mesh.glb"
+    save_glb(janus_stub.box(2), mesh)
+    assert cli.main(words()) == 0 and len(looked) == 1
+    assert report()["methods"][0]["raw"]["hits"] == 1
+    assert registry.names("task") and runs.stored_config(Path("run")) is not None

@@ -1,0 +1,123 @@
+"""From what single views show to a verdict on the object: fronts on a ring, and whether there are too many.
+
+A ring is V views at azimuths 2 pi k / V (any start). Sides are those of ``figures.SIDES``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import pi
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import find_peaks
+
+from ..figures import SLACK, Floats, sides_right
+
+FRONT = 0
+APART = pi / 2
+"""Of one real front, views up to 45 degrees to each side show it: at most this far apart (radians)."""
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a ring of views says of an object.
+
+    ``fronts``: the most views that show a front and are all more than 90 degrees apart; ``peaks``: local maxima of
+    the front probability, not smoothed; ``doubt`` in [0, 1]: the highest threshold at which there are still two fronts;
+    ``shown``: which views show a front; ``right``: which show the side that their camera faces (see ``directions``).
+    """
+
+    fronts: int
+    peaks: int
+    doubt: float
+    shown: tuple[bool, ...]
+    right: tuple[bool, ...]
+
+    @property
+    def failed(self) -> bool:
+        """A Janus failure: two views more than 90 degrees apart show a front."""
+        return self.fronts > 1
+
+
+def read(sides: Floats, azimuth: Floats, threshold: float = THRESHOLD, free: bool = False) -> Look:
+    """``sides`` (V, 4): probability of each side in view k, whose camera stands at ``azimuth`` (V,) radians; ``free``:
+    nobody knows where the object's front should be."""
+    curve = front_curve(sides)
+    return Look(
+        fronts=front_count(curve, threshold),
+        peaks=front_peaks(np.asarray(sides)[:, FRONT], threshold),
+        doubt=doubt(curve),
+        shown=tuple((curve >= threshold).tolist()),
+        right=tuple(directions(np.asarray(sides).argmax(1), azimuth, free).tolist()),
+    )
+
+
+def smooth(values: Floats) -> Floats:
+    """Curves around the object (V,) or (V, C), averaged with a hat of 90 degrees to each side: one view alone makes no
+    front. Of 8 views the weights are (1, 2, 1) / 4."""
+    values = np.asarray(values, float)
+    count = len(values)
+    away = np.minimum(np.arange(count), count - np.arange(count)) * (2 * pi / count)
+    weight = np.maximum(0.0, 1 - away / APART)
+    circulant = weight[(np.arange(count)[:, None] - np.arange(count)) % count]
+    result: Floats = (circulant / weight.sum()) @ values
+    return result
+
+
+def front_curve(sides: Floats) -> Floats:
+    """How surely each view shows a front, (V,): its smoothed probability, and 0 where another side is likelier."""
+    even = smooth(sides)
+    return np.where(even.argmax(1) == FRONT, even[:, FRONT], 0.0)
+
+
+def front_count(front: Floats, threshold: float = THRESHOLD, apart: float = APART) -> int:
+    """How many fronts an object has: the most views with ``front`` (V,) >= ``threshold`` that are all more than
+    ``apart`` from each other."""
+    angles = [2 * pi * int(k) / len(front) for k in np.flatnonzero(np.asarray(front) >= threshold)]
+    return max((_chain(angles, start, apart) for start in range(len(angles))), default=0)
+
+
+def _chain(angles: list[float], start: int, apart: float) -> int:
+    """Fronts met on one turn from the ``start``-th, each more than ``apart`` after the one before."""
+    count, last = 1, 0.0
+    for step in range(1, len(angles)):
+        angle = (angles[(start + step) % len(angles)] - angles[start]) % (2 * pi)
+        if angle - last > apart + 1e-6 and 2 * pi - angle > apart + 1e-6:
+            count, last = count + 1, angle
+    return count
+
+
+def doubt(front: Floats, apart: float = APART) -> float:
+    """The highest threshold at which ``front_count`` finds two fronts: of all pairs of views more than ``apart`` from
+    each other, the largest min(front_i, front_j)."""
+    front = np.asarray(front, float)
+    count, steps = len(front), np.arange(len(front))
+    between = np.abs(steps[:, None] - steps)
+    angle = np.minimum(between, count - between) * (2 * pi / count)
+    pairs = np.where(angle > apart + 1e-6, np.minimum(front[:, None], front), 0.0)
+    return float(pairs.max())
+
+
+def front_peaks(front: Floats, prominence: float = THRESHOLD) -> int:
+    """Local maxima of a curve around the object (V,) that stand ``prominence`` or more above the higher of the two
+    valleys beside them; the curve is closed. A flat one has none."""
+    front = np.asarray(front, float)
+    low = int(front.argmin())
+    opened = np.append(np.roll(front, -low), front[low])  # from valley to valley, so that no peak is cut
+    return len(find_peaks(opened, prominence=prominence)[0])
+
+
+def directions(
+    seen: NDArray[np.integer], azimuth: Floats, free: bool = False, slack: float = SLACK
+) -> NDArray[np.bool_]:
+    """Which views (V,) show the side that their camera faces.
+
+    With ``free``, the object may face any of the V directions: the one that makes most views right is taken. That
+    flatters an object whose sides are random, so figures of both kinds are not to be compared.
+    """
+    azimuth = np.asarray(azimuth, float)
+    turns = 2 * pi / len(azimuth) * np.arange(len(azimuth) if free else 1)
+    ways = [sides_right(seen, azimuth + turn, slack) for turn in turns]
+    return max(ways, key=lambda right: int(right.sum()))

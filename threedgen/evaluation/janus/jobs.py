@@ -1,0 +1,92 @@
+"""What a benchmark has to do: a job for each prompt, method and seed, with a name that says what it is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from threedgen.config import ConfigError, find, load, plain, split_override, task_of, tree_hash
+from threedgen.options import RunConfig
+from threedgen.registry import config_model
+from threedgen.runs import slug
+
+from .options import JanusBenchmarkConfig
+from .prompts import toybox_prompts, without_front
+
+OWN = ("prompt", "seed", "out", "threads", "task")
+"""Keys of a method that the benchmark sets."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One object to be made. ``key``: name of its folder, with a hash of the config, so that the same job has the same
+    name on every machine; ``config``: without a folder."""
+
+    method: str
+    prompt: str
+    seed: int
+    key: str
+    config: Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``refused``: methods that cannot run -> why. ``left_out``: prompts without a front -> their noun."""
+
+    jobs: list[Job]
+    prompts: list[str]
+    refused: dict[str, str]
+    left_out: dict[str, str]
+
+
+def make_plan(config: JanusBenchmarkConfig) -> Plan:
+    """All jobs, those of one seed before the next, and of one prompt together: a table that is begun compares already.
+
+    Raises ConfigError for a method that is none, and if no prompt is left.
+    """
+    asked = list(config.prompts) or toybox_prompts(config.toybox, config.seed)
+    left_out = without_front(asked)
+    prompts = [prompt for prompt in asked if prompt not in left_out]
+    if not prompts:
+        nouns = ", ".join(sorted(set(left_out.values())))
+        raise ConfigError(f"prompts: none of these things has a front ({nouns}); name some that do, such as a dog")
+    methods = {method: method_config(config, method, prompts[0]) for method in config.methods}
+    refused: dict[str, str] = {}
+    for method, base in methods.items():
+        try:
+            base.check()
+        except ConfigError as error:
+            refused[method] = str(error)
+    jobs = [
+        job(method, base, prompt, seed)
+        for seed in config.seeds for prompt in prompts for method, base in methods.items() if method not in refused
+    ]  # fmt: skip
+    return Plan(jobs, prompts, refused, left_out)
+
+
+def method_config(config: JanusBenchmarkConfig, method: str, prompt: str) -> Any:
+    """The checked config of a method. Raises ConfigError if it cannot make an object of a prompt."""
+    for key in (".".join(split_override(text)[0]) for text in config.overrides):
+        if key in OWN:
+            raise ConfigError(f"overrides: {key} is set by the benchmark itself; give it as its own key")
+    try:
+        task = task_of(find(method))
+        model = config_model("task", task)
+        if not issubclass(model, RunConfig) or "prompt" not in model.model_fields:
+            raise ConfigError(f"should be the config of a task that makes an object of a prompt (got {task})")
+        values: dict[str, Any] = {"prompt": prompt}
+        if "export" in model.model_fields:
+            values["export.enabled"] = False  # the mesh is looked at; game-ready assets would only cost time
+        return load(method, config.overrides, values)
+    except ConfigError as error:
+        raise ConfigError(f"methods: {method}: {error}") from None
+
+
+def job(method: str, base: Any, prompt: str, seed: int) -> Job:
+    """``base`` for another prompt and seed."""
+    config = base.model_copy(update={"prompt": prompt, "seed": seed, "out": None, "threads": None})
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(method).stem).strip("-")[:40]
+    words = slug(prompt)[:-9][:40].strip("-")
+    return Job(method, prompt, seed, f"{name}-{words}-{seed}-{tree_hash(plain(config))[:12]}", config)

@@ -1,0 +1,76 @@
+"""The meter: a thing is photographed from all around, a classifier looks at each picture, and the ring is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from threedgen import registry
+from threedgen.images import to_uint8
+from threedgen.poses import orbit_c2w
+
+from ..figures import SIDES
+from . import fronts
+from .classifiers import ViewClassifier
+from .fronts import Look
+from .options import MeterConfig
+from .things import Array, Thing, pictures
+
+SHOWN = 96
+"""Pixels of a view on a sheet and in a report."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Views (V, S, S, 3) of a thing, floats in [0, 1] or uint8, and the probability of each side in them (V, 4)."""
+
+    views: Array
+    sides: Array
+
+    def small(self, size: int = SHOWN) -> Reading:
+        """With views of at most ``size`` pixels, as uint8: many can be kept."""
+        size = min(size, self.views.shape[1])
+        pictures = [Image.fromarray(view).resize((size, size), Image.Resampling.BOX) for view in to_uint8(self.views)]
+        return Reading(np.stack([np.asarray(picture) for picture in pictures]), self.sides)
+
+    def said(self) -> list[str]:
+        """The meter's word about each view: "front 0.93"."""
+        return [f"{SIDES[k]} {p[k]:.2f}" for p in self.sides if (k := int(p.argmax())) >= 0]
+
+
+class Meter:
+    """Raises ConfigError if the classifier cannot be loaded."""
+
+    def __init__(self, config: MeterConfig) -> None:
+        self.config = config
+        self.classifier: ViewClassifier = registry.build("view-classifier", config.classifier)
+        self.azimuth = 2 * np.pi * np.arange(config.n_view) / config.n_view
+        same = torch.ones(config.n_view)
+        ring = torch.from_numpy(self.azimuth).float()
+        self.c2w = orbit_c2w(np.deg2rad(config.elevation) * same, ring, config.distance * same).numpy()
+
+    def look(self, thing: Thing, prompt: str, light: bool | None = None) -> Reading:
+        """``light``: shade it as the toybox is; None: only what has no colour of its own."""
+        config, light = self.config, thing.plain if light is None else light
+        views = pictures(thing, self.c2w, np.deg2rad(config.fov), config.size, config.background, light)
+        sides = self.classifier.sides(torch.from_numpy(views), prompt).double().numpy()
+        return Reading(views, sides)
+
+    def judge(self, sides: Array, threshold: float, free: bool = False) -> Look:
+        """The verdict on a ring of views."""
+        return fronts.read(sides, self.azimuth, threshold, free)
+
+    def likeness(self, views: Array, prompts: Sequence[str]) -> list[float] | None:
+        """How well a thing fits each prompt, mean over its views."""
+        found = self.classifier.likeness(torch.from_numpy(views), prompts)
+        return None if found is None else found.double().mean(0).tolist()
+
+
+def described(config: MeterConfig) -> dict[str, Any]:
+    """What has to be told beside every figure of the meter."""
+    return config.model_dump(mode="json")

@@ -1,0 +1,196 @@
+"""Config models of the Janus meter and of the benchmark (no torch here)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from threedgen.config import Config, ConfigError
+from threedgen.errors import did_you_mean, nearest, short
+from threedgen.extras import require
+from threedgen.options import RunConfig
+from threedgen.registry import Component
+from threedgen.runs import user_path
+
+from ..options import ProbeConfig
+
+# --- the meter ---------------------------------------------------------------------------------------------------
+
+
+class ProbeSidesConfig(ProbeConfig):
+    """The toybox probe: for objects of the toybox."""
+
+    name: Literal["probe"] = Field("probe", description="for objects of the toybox")
+
+
+class CLIPSidesConfig(Config):
+    """CLIP, asked which of four sentences a view fits: for everything else."""
+
+    name: Literal["clip"] = Field("clip", description="CLIP zero-shot, for anything that photos show")
+    weights: str = Field(
+        "openai/clip-vit-large-patch14", min_length=1, description="a folder, or an id on the hub; not the one that "
+        "an asset was optimised with"
+    )  # fmt: skip
+    sentences: tuple[str, str, str, str] = Field(
+        ("{prompt}, front view", "{prompt}, side view facing left", "{prompt}, back view",
+         "{prompt}, side view facing right"),
+        description="for front, left, back and right, each with {prompt} in it",
+    )  # fmt: skip
+    batch: int = Field(16, ge=1, le=4096, description="pictures looked at together")
+
+    @field_validator("sentences")
+    @classmethod
+    def _hold_the_prompt(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for sentence in value:
+            if "{prompt}" not in sentence:
+                raise ValueError(f"each sentence should have {{prompt}} in it (got {sentence!r})")
+        return value
+
+
+class MeterConfig(Config):
+    """How an object is looked at: from a ring of cameras, by a classifier of single views."""
+
+    classifier: Annotated[Any, Component("view-classifier", default="probe")] = Field(
+        {}, description="who says which side a view shows"
+    )
+    n_view: int = Field(8, ge=8, le=360, description="views, evenly around")
+    elevation: float = Field(15.0, ge=-90, le=90, description="degrees above the horizon")
+    distance: float = Field(2.6, gt=1, description="of the cameras to the centre; objects lie in the unit sphere")
+    fov: float = Field(40.0, gt=0, lt=180, description="vertical field of view, degrees")
+    size: int = Field(128, ge=16, le=2048, description="pixels of a view")
+    background: float = Field(0.5, ge=0, le=1, description="grey behind the object")
+    threshold: float | None = Field(
+        0.5, gt=0, lt=1, description="probability from which a view shows a front; null: chosen on objects whose truth "
+        "is known (`calibration`), so that as many good ones are called Janus as two-faced ones are missed"
+    )  # fmt: skip
+
+
+class TruthConfig(Config):
+    """The objects whose truth is known: each as it is, and with two front halves glued together."""
+
+    objects: int = Field(300, ge=0, le=100_000, description="how many, on which the meter's errors are measured")
+    calibration: int = Field(200, ge=1, le=100_000, description="others, on which meter.threshold=null is chosen")
+    nouns: tuple[str, ...] = Field((), description="of which toybox nouns; none given: all with one clear front")
+    assets: str | None = Field(
+        None, description="folder of GLB and OBJ files that face +z, y up, named by what they show; null: toybox"
+    )
+
+    def check(self) -> None:
+        if self.nouns:
+            from .prompts import clear_nouns
+
+            known = clear_nouns()
+        for noun in self.nouns:
+            if noun not in known:
+                hint = did_you_mean(nearest(noun, known)) or f" (there are: {', '.join(known)})"
+                raise ConfigError(f"nouns: no toybox noun with one clear front has this name{hint} (got {short(noun)})")
+        if self.assets is not None:
+            folder_of_assets(self.assets, "assets")
+        super().check()
+
+
+class MeteredConfig(RunConfig):
+    """What looks through the meter."""
+
+    meter: MeterConfig = MeterConfig()
+    truth: TruthConfig = TruthConfig()
+
+    @model_validator(mode="after")
+    def _threshold(self) -> MeteredConfig:
+        if self.meter.threshold is None and not self.truth.objects:
+            raise ValueError("meter.threshold should be a number when there are no truth.objects to choose it on")
+        return self
+
+
+class JanusMeterConfig(MeteredConfig):
+    """Measure the errors of the Janus meter on objects whose truth is known."""
+
+    sheet: int = Field(12, ge=0, le=1000, description="objects on the contact sheet, those it errs about first")
+
+
+class JanusScoreConfig(MeteredConfig):
+    """Look at GLB and OBJ files that somebody made."""
+
+    assets: str = Field("", description="folder with GLB, glTF and OBJ files, at any depth; a folder in it is a method")
+    up: Literal["y", "z"] = Field("y", description="axis that points up in the files; with y they face +z, with z +x")
+    orientation: Literal["free", "known"] = Field(
+        "free", description="free: the files may face any way, and directions are judged up to a turn"
+    )
+    prompts: dict[str, str] = Field({}, description="what a file shows, by its name without the end; else its name")
+
+    def check(self) -> None:
+        if not self.assets.strip():
+            raise ConfigError("assets: is missing; say which folder, such as assets=results")
+        folder_of_assets(self.assets, "assets")
+        super().check()
+
+
+def folder_of_assets(text: str, key: str) -> Path:
+    """Raises ConfigError if there is no such folder, or no mesh in it."""
+    folder = user_path(text, key)
+    if not folder.is_dir():
+        raise ConfigError(f"{key}: should be a folder with GLB or OBJ files (got {short(text)})")
+    if not asset_files(folder):
+        raise ConfigError(f"{key}: there is no GLB, glTF or OBJ file in this folder (got {short(text)})")
+    return folder
+
+
+def asset_files(folder: Path) -> list[Path]:
+    """GLB, glTF and OBJ files at any depth, in order."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".glb", ".gltf", ".obj"))
+
+
+# --- the benchmark -----------------------------------------------------------------------------------------------
+
+
+class JanusBenchmarkConfig(MeteredConfig):
+    """Prompts x methods x seeds become objects, and the meter counts those with two fronts."""
+
+    methods: tuple[str, ...] = Field(
+        ("mvdream-toybox", "quick-toybox"), min_length=1, description="configs that make an object of a prompt"
+    )
+    overrides: tuple[str, ...] = Field((), description="key=value changes of all of them")
+    prompts: tuple[str, ...] = Field((), description="things with one clear front; none given: held-out toybox ones")
+    toybox: int = Field(36, ge=1, le=1000, description="how many held-out toybox prompts, where none are given")
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0, 1, 2), min_length=1)
+    mesh: str = Field("mesh.glb", min_length=1, description="what a run leaves in its folder and is looked at")
+    engine: Literal["here", "processes", "ray"] = Field(
+        "here", description="who works: this process, processes of this machine, or a Ray cluster"
+    )
+    workers: int = Field(1, ge=1, le=10_000, description="of the engines processes and ray, side by side")
+    address: str | None = Field(None, description="of the Ray cluster; null: RAY_ADDRESS, or a new one on this machine")
+    cpus: float = Field(1.0, gt=0, description="CPUs that a Ray worker asks for")
+    gpus: float = Field(0.0, ge=0, description="GPUs that a Ray worker asks for")
+    heartbeat: float = Field(5.0, gt=0, le=600, description="seconds between signs of life of a worker")
+    lost_after: float = Field(60.0, gt=0, description="seconds without one until its run is given to another")
+    attempts: int = Field(3, ge=1, le=100, description="how often a run is tried that fails or loses its worker")
+
+    @field_validator("mesh")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        if Path(value).is_absolute() or ".." in Path(value).parts:
+            raise ValueError("should be a file in the folder of a run, such as mesh.glb")
+        return value
+
+    @model_validator(mode="after")
+    def _fit(self) -> JanusBenchmarkConfig:
+        for key in ("methods", "prompts", "seeds"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                twice = next(value for value in values if values.count(value) > 1)
+                raise ValueError(f"{key} should name each one once (got {twice!r} twice)")
+        if self.lost_after < 3 * self.heartbeat:
+            raise ValueError(
+                f"lost_after {self.lost_after:g} should be 3 x heartbeat {self.heartbeat:g} or more: a busy machine "
+                "beats late"
+            )
+        if self.address is not None and self.engine != "ray":
+            raise ValueError(f"address belongs to engine=ray (got engine={self.engine})")
+        return self
+
+    def check(self) -> None:
+        if self.engine == "ray":
+            require("ray", "engine: ray", "choose engine=processes")
+        super().check()

@@ -1,0 +1,189 @@
+"""From a mesh to a line of the table, and from lines to the figures of a method."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+
+from threedgen.errors import ConfigError
+from threedgen.images import write_png
+from threedgen.runs import write_atomic
+
+from ..distributions import r_precision
+from ..figures import SIDES, Share, share
+from .meter import Meter, described
+from .options import MeterConfig
+from .rates import ErrorRates
+from .things import centred, read_thing
+
+
+@dataclass(frozen=True)
+class Result:
+    """One asset. ``state``: seen, empty (nothing to look at), failed (its run), missing (not made yet); ``fronts`` and
+    what follows only of those that were seen. ``shown``, ``right``: of each view, whether it counts as a front and
+    whether it shows its side. ``likeness``: to each prompt of the benchmark."""
+
+    method: str
+    prompt: str
+    seed: int | None
+    folder: str
+    state: Literal["seen", "empty", "failed", "missing"]
+    reason: str = ""
+    fronts: int | None = None
+    peaks: int | None = None
+    doubt: float | None = None
+    shown: tuple[bool, ...] = ()
+    right: tuple[bool, ...] = ()
+    sides: tuple[tuple[float, ...], ...] = ()
+    likeness: tuple[float, ...] | None = None
+    seconds: float | None = None
+    memory_mib: float | None = None
+
+    @property
+    def janus(self) -> bool:
+        return self.fronts is not None and self.fronts > 1
+
+    def said(self) -> list[str]:
+        """Of each view the likeliest side, and how likely: "front 0.93"."""
+        return [f"{SIDES[int(np.argmax(row))]} {max(row):.2f}" for row in self.sides]
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON; its figures to five digits, for the last ones depend on where in memory the pictures lay."""
+        return {key: _rounded(value) for key, value in asdict(self).items()} | {"janus": self.janus}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+class Reader:
+    """Looks at meshes and keeps what it saw in ``folder``/NAME.json and NAME.png: nothing is looked at twice."""
+
+    def __init__(self, config: MeterConfig, prompts: Sequence[str], folder: Path, rates: ErrorRates | None, free: bool):
+        self.config, self.prompts, self.folder, self.free = config, list(prompts), folder, free
+        self.threshold = rates.threshold if rates is not None else config.threshold or 0.5
+        self._meter: Meter | None = None
+        looked = {key: value for key, value in described(config).items() if key != "threshold"}
+        self._settings = json.dumps([looked, self.prompts], sort_keys=True)
+
+    @property
+    def meter(self) -> Meter:
+        """Loaded when something is looked at."""
+        if self._meter is None:
+            self._meter = Meter(self.config)
+        return self._meter
+
+    def read(
+        self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False
+    ) -> dict[str, Any]:
+        """State and figures of the mesh at ``path``, as keyword arguments of Result. ``fit``: move it to the middle and
+        scale it, for files of unknown measures."""
+        if not path.is_file():
+            return {"state": "empty", "reason": f"there is no {path.name}"}
+        meter = self.meter
+        try:
+            found = self._looked(path, name, prompt, up, fit)
+        except ConfigError as error:
+            return {"state": "empty", "reason": str(error)}
+        look = meter.judge(np.array(found["sides"]), self.threshold, self.free)
+        return {
+            "state": "seen", "fronts": look.fronts, "peaks": look.peaks, "doubt": look.doubt, "shown": look.shown,
+            "right": look.right, "sides": tuple(map(tuple, found["sides"])),
+            "likeness": tuple(found["likeness"]) if found["likeness"] is not None else None,
+        }  # fmt: skip
+
+    def _looked(self, path: Path, name: str, prompt: str, up: Literal["y", "z"], fit: bool) -> dict[str, Any]:
+        parts = (path.read_bytes(), self._settings.encode(), prompt.encode(), f"{up}{fit}".encode())
+        key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+        kept = self.folder / f"{name}.json"
+        try:
+            found = json.loads(kept.read_text(encoding="utf-8"))
+            if found["key"] == key and self.strip(name).is_file():
+                return found
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        thing = read_thing(path, up)
+        reading = self.meter.look(centred(thing) if fit else thing, prompt)
+        found = {"key": key, "sides": reading.sides.tolist()}
+        found["likeness"] = self.meter.likeness(reading.views, self.prompts) if self.prompts else None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_png(self.strip(name), np.concatenate(list(reading.small().views), axis=1))
+        write_atomic(kept, json.dumps(found) + "\n")
+        return found
+
+    def strip(self, name: str) -> Path:
+        """All views of an asset, side by side without a gap."""
+        return self.folder / f"{name}.png"
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's figures. ``raw``: assets with two fronts or more, of those that were seen; ``no_front``: of the same,
+    those that show none; ``right``: views that show their side; ``match``: assets whose own prompt fits them best of
+    all prompts (R-Precision); seconds: median; memory: the most."""
+
+    method: str
+    raw: Share
+    no_front: Share
+    corrected: float | None
+    interval: tuple[float, float] | None
+    right: Share
+    match: Share
+    states: dict[str, int]
+    seconds: float | None
+    memory_mib: float | None
+    reason: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: shares with their intervals, the corrected rate in the same form."""
+        low, high = self.interval or (None, None)
+        found = {key: value.plain() if isinstance(value, Share) else value for key, value in vars(self).items()}
+        found["corrected"] = {"share": self.corrected, "low": low, "high": high}
+        return {key: value for key, value in found.items() if key != "interval"}
+
+
+def rows(
+    methods: Sequence[str], results: Sequence[Result], prompts: Sequence[str], rates: ErrorRates | None,
+    refused: dict[str, str],
+) -> list[Row]:  # fmt: skip
+    """A row for each method, those that cannot run included."""
+    return [
+        row(method, [r for r in results if r.method == method], prompts, rates, refused.get(method, ""))
+        for method in methods
+    ]
+
+
+def row(
+    method: str, results: Sequence[Result], prompts: Sequence[str], rates: ErrorRates | None, reason: str
+) -> Row:
+    seen = [result for result in results if result.state == "seen"]
+    raw = share([result.janus for result in seen])
+    named = [result for result in seen if result.likeness is not None]
+    own = [list(prompts).index(result.prompt) for result in named]
+    match = r_precision(np.array([result.likeness for result in named]), own) if named else Share(0, 0)
+    seconds = [result.seconds for result in results if result.seconds is not None]
+    memory = [result.memory_mib for result in results if result.memory_mib is not None]
+    states = {state: count for state in ("seen", "empty", "failed", "missing") if (count := _count(results, state))}
+    reasons = [result.reason for result in results if result.reason]
+    return Row(
+        method, raw, share([result.fronts == 0 for result in seen]), rates.corrected(raw) if rates else None,
+        rates.interval(raw) if rates else None, share([view for result in seen for view in result.right]), match,
+        states, median(seconds) if seconds else None, max(memory, default=None),
+        reason or next(iter(reasons), ""),
+    )  # fmt: skip
+
+
+def _count(results: Sequence[Result], state: str) -> int:
+    return sum(result.state == state for result in results)

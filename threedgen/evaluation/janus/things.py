@@ -1,0 +1,247 @@
+"""Coloured triangles to look at: read from GLB and OBJ files, or made of toybox objects; and how they are glued.
+
+Axes are the world's: z up, front +x. A thing is a list of parts, each with colours or with a texture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threedgen import raster
+from threedgen.data.toybox.primitives import Asset
+from threedgen.errors import ConfigError
+from threedgen.texture import sample
+
+Array = NDArray[Any]
+SUFFIXES = (".glb", ".gltf", ".obj")
+PLAIN = 0.7
+"""Grey of what has no colour of its own."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """F triangles: corners (F, 3, 3); values (F, 3, 3), colours of the corners in sRGB, or with a texture (H, W, 3)
+    (F, 3, 2), their uv with v up."""
+
+    corners: Array
+    values: Array
+    texture: Array | None = None
+
+
+@dataclass(frozen=True)
+class Thing:
+    """``plain``: no part has a colour of its own, so only light tells its sides apart."""
+
+    parts: tuple[Part, ...]
+    plain: bool = False
+
+    @property
+    def corners(self) -> Array:
+        """Of all parts, (F, 3, 3)."""
+        return np.concatenate([part.corners for part in self.parts])
+
+
+# --- where they come from ----------------------------------------------------------------------------------------
+
+
+def toybox_thing(asset: Asset, segments: int = 32) -> Thing:
+    """The solids of a toybox asset as triangles, unlit."""
+    vertices, faces, colours, _ = asset.mesh(segments)
+    return Thing((Part(vertices[faces], np.repeat(colours[:, None], 3, axis=1)),))
+
+
+def read_thing(path: Path, up: Literal["y", "z"] = "y") -> Thing:
+    """A GLB, glTF or OBJ file. With ``up`` y the front is +z, as glTF has it, with z the axes are ours already.
+
+    Raises ConfigError, naming the file, for what cannot be read and for what has no triangle with an area.
+    """
+    import trimesh
+
+    try:
+        scene = trimesh.load_scene(str(path), process=False)
+        nodes = [scene.graph[node] for node in scene.graph.nodes_geometry]
+        found: list[tuple[Any, Any]] = [(scene.geometry[name], place) for place, name in nodes]
+        placed = [(piece, place) for piece, place in found if isinstance(piece, trimesh.Trimesh) and len(piece.faces)]
+        parts = [_moved(_part(piece, path.suffix.lower() != ".obj"), place) for piece, place in placed]
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a reader of other people's files may meet
+        reason = " ".join(str(error).split())[:120]
+        raise ConfigError(f"{path} cannot be read as a mesh ({type(error).__name__}: {reason})") from None
+    parts = [part for part in (_sound(part) for part in parts) if len(part.corners)]
+    if not parts:
+        raise ConfigError(f"{path} is empty: it has no triangle with an area")
+    turned = [replace(part, corners=part.corners[..., [2, 0, 1]]) for part in parts] if up == "y" else parts
+    return Thing(tuple(turned), plain=not any(_coloured(piece) for piece, _ in placed))
+
+
+def _moved(part: Part, place: Array) -> Part:
+    """``place`` (4, 4)."""
+    return replace(part, corners=part.corners @ place[:3, :3].T + place[:3, 3])
+
+
+def _sound(part: Part) -> Part:
+    """Without triangles that are not finite or have no area."""
+    a, b, c = (part.corners[:, k] for k in range(3))
+    with np.errstate(all="ignore"):
+        area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
+        keep = np.isfinite(part.corners).all((1, 2)) & np.isfinite(part.values).all((1, 2)) & (area > 0)
+    return replace(part, corners=part.corners[keep], values=part.values[keep])
+
+
+def _coloured(piece: Any) -> bool:
+    visual = piece.visual
+    return visual.kind in ("vertex", "face") or (
+        visual.kind == "texture" and (_picture(visual) is not None or _painted_corners(piece) is not None)
+    )
+
+
+def _picture(visual: Any) -> Any:
+    """The base colour's picture of a textured piece, PIL, or None."""
+    material = visual.material
+    return getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
+
+
+def _painted_corners(piece: Any) -> Array | None:
+    """Colours (F, 3, 3) that a piece has beside its material, as they are in the file."""
+    colours = getattr(piece.visual, "vertex_attributes", {}).get("color")
+    if colours is None or len(colours) != len(piece.vertices):
+        return None
+    whole = np.iinfo(colours.dtype).max if colours.dtype.kind in "ui" else 1
+    return (np.asarray(colours, np.float64)[:, :3] / whole)[piece.faces]
+
+
+def _part(piece: Any, gltf: bool) -> Part:
+    """Colours of corners and of materials are linear light in glTF, and multiply each other; pictures never are linear.
+    Beside a picture, colours of corners are left out, and of an OBJ file those of the material: few programs that write
+    one mean it."""
+    corners, visual = np.asarray(piece.vertices, np.float64)[piece.faces], piece.visual
+    if visual.kind == "vertex":
+        colours = np.asarray(visual.vertex_colors, np.float64)[:, :3][piece.faces] / 255
+    elif visual.kind == "face":
+        colours = np.repeat(np.asarray(visual.face_colors, np.float64)[:, None, :3] / 255, 3, axis=1)
+    elif visual.kind != "texture":
+        return Part(corners, np.full((len(corners), 3, 3), PLAIN))
+    elif visual.uv is not None and (picture := _picture(visual)) is not None:
+        factor = _srgb(_factor(visual.material)) if gltf else 1.0
+        texture = np.asarray(picture.convert("RGB"), np.float32) / 255 * factor
+        return Part(corners, np.asarray(visual.uv, np.float64)[piece.faces], texture)
+    else:
+        painted, factor = _painted_corners(piece), _factor(visual.material)
+        colours = np.broadcast_to(factor, (len(corners), 3, 3)) * (1.0 if painted is None else painted)
+    return Part(corners, _srgb(colours) if gltf else colours)
+
+
+def _factor(material: Any) -> Array:
+    """The colour (3,) by which a material multiplies, as it is in the file."""
+    for name in ("baseColorFactor", "diffuse"):
+        value = getattr(material, name, None)
+        if value is not None:
+            return np.asarray(value, np.float64)[:3] / (255 if np.asarray(value).dtype.kind == "u" else 1)
+    return np.ones(3)
+
+
+def _srgb(linear: Array) -> Array:
+    """Linear light in [0, 1] to sRGB (IEC 61966-2-1)."""
+    value: Array = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
+    return value
+
+
+# --- what is done with them --------------------------------------------------------------------------------------
+
+
+def centred(thing: Thing, radius: float = 0.8) -> Thing:
+    """Moved and scaled so that its bounding box is about the origin and its farthest corner ``radius`` away."""
+    points = thing.corners.reshape(-1, 3)
+    middle = (points.min(0) + points.max(0)) / 2
+    scale = radius / np.linalg.norm(points - middle, axis=1).max()
+    return replace(thing, parts=tuple(replace(p, corners=(p.corners - middle) * scale) for p in thing.parts))
+
+
+def glued(thing: Thing) -> Thing:
+    """Two front halves, back to back: what is in front of the middle of the bounding box, and the same turned half
+    around the vertical axis, as if a painter of single views had drawn the front again from behind.
+
+    Of a thing that is symmetric the two cuts lie on each other, so that what is closed stays closed.
+    """
+    x = thing.corners[..., 0]
+    middle = (x.min() + x.max()) / 2
+    halves = [half for part in thing.parts if len((half := _front_half(part, middle)).corners)]
+    turn = np.array([-1.0, -1.0, 1.0])
+    behind = [replace(half, corners=half.corners * turn + [2 * middle, 0, 0]) for half in halves]
+    return replace(thing, parts=tuple(halves + behind))
+
+
+def _front_half(part: Part, middle: float) -> Part:
+    """What has x >= middle; triangles across are cut, and what they carry is interpolated."""
+    rows = np.concatenate([part.corners, part.values], axis=2)
+    inside = rows[..., 0] >= middle
+    count = inside.sum(1)
+
+    def turned(which: Array, first: Array) -> Array:
+        """Triangles whose corners begin with ``first``, in their order."""
+        return rows[which][np.arange(which.sum())[:, None], (first[:, None] + np.arange(3)) % 3]
+
+    def cut(a: Array, b: Array) -> Array:
+        share = (middle - a[:, 0]) / (b[:, 0] - a[:, 0])
+        return a + share[:, None] * (b - a)
+
+    one, two = count == 1, count == 2
+    a, b, c = turned(one, inside[one].argmax(1)).swapaxes(0, 1)
+    tips = np.stack([a, cut(a, b), cut(a, c)], axis=1)
+    a, b, c = turned(two, inside[two].argmin(1)).swapaxes(0, 1)  # a is outside
+    ab, ac = cut(a, b), cut(a, c)
+    kept = np.concatenate([rows[count == 3], tips, np.stack([ab, b, c], 1), np.stack([ab, c, ac], 1)])
+    return _sound(replace(part, corners=kept[..., :3], values=kept[..., 3:]))
+
+
+# --- how they are seen -------------------------------------------------------------------------------------------
+
+
+def pictures(
+    thing: Thing, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False, supersample: int = 2
+) -> Array:
+    """(V, size, size, 3) in [0, 1]. ``light``: the toybox's, 0.5 + 0.2 n_z + 0.3 n . v; else colours as they are."""
+    corners = thing.corners
+    faces = np.arange(len(corners) * 3).reshape(-1, 3)
+    views = []
+    for pose in c2w:
+        seen = raster.rasterise(corners.reshape(-1, 3), faces, pose[None], fov, size * supersample)
+        mask = seen.mask[0]
+        face, weight = seen.face[0][mask], seen.bary[0][mask][:, :, None]
+        colour = _painted(thing, face, weight)
+        if light:
+            colour *= _light(corners, face, weight, pose[:3, 3])[:, None]
+        picture = np.full((*mask.shape, 3), background, np.float32)
+        picture[mask] = colour
+        views.append(raster.shrink(picture[None], supersample)[0])
+    return np.clip(np.stack(views), 0, 1)
+
+
+def _painted(thing: Thing, face: Array, weight: Array) -> Array:
+    """Colours (P, 3) of points on faces (P,), which are counted through all parts, at barycentrics (P, 3, 1)."""
+    colour, first = np.zeros((len(face), 3), np.float32), 0
+    for part in thing.parts:
+        mine = (face >= first) & (face < first + len(part.corners))
+        value = (part.values[face[mine] - first] * weight[mine]).sum(1)
+        if part.texture is None:
+            colour[mine] = value
+        else:
+            beyond = (value < 0) | (value > 1)  # glTF's and OBJ's textures go on by repeating themselves
+            colour[mine] = sample(part.texture, np.where(beyond, value - np.floor(value), value))
+        first += len(part.corners)
+    return colour
+
+
+def _light(corners: Array, face: Array, weight: Array, eye: Array) -> Array:
+    """Shade (P,) of points on faces, whose normals are taken to point to the eye."""
+    a, b, c = corners[face].swapaxes(0, 1)
+    normal = raster.unit(np.cross(b - a, c - a))
+    towards = raster.unit(eye - (corners[face] * weight).sum(1))
+    facing = (normal * towards).sum(1)
+    return 0.5 + 0.2 * np.sign(facing) * normal[:, 2] + 0.3 * np.abs(facing)

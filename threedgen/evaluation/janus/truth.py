@@ -1,0 +1,164 @@
+"""The task "janus-meter": how often does the meter err, on objects whose truth is known?
+
+    RUN/meter.json, meter.md    false alarms on good objects, recall on two-faced ones, with intervals
+    RUN/sheet.png               objects and what the meter says of them, those it errs about first
+
+A good object is a fresh one of the toybox, or a file that faces +z. A two-faced one is made of it: its front half
+twice, back to back.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from threedgen.cli import say
+from threedgen.count import Count
+from threedgen.images import grid, write_png
+from threedgen.ledger import write_summary
+from threedgen.loop import set_threads
+from threedgen.runs import write_atomic
+
+from ..cases import held_out_cases
+from ..figures import Share, share
+from ..report import limits, percent
+from ..verdicts import equal_error
+from .meter import Meter, Reading, described
+from .options import JanusMeterConfig, TruthConfig, asset_files, folder_of_assets
+from .prompts import clear_nouns
+from .rates import ErrorRates
+from .things import Thing, centred, glued, read_thing, toybox_thing
+
+FRESH, CALIBRATION = 1_000_000, 2_000_000
+"""Numbers of the first objects; no other evaluation asks for the same ones."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the meter saw of an object whose truth is known, as it is and glued."""
+
+    prompt: str
+    good: Reading
+    janus: Reading
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``rates``, the share of good objects' views with the right side, and what was seen of each object."""
+
+    rates: ErrorRates
+    right: Share
+    known: list[Known]
+
+
+def run(config: JanusMeterConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Measure, report; returns the exit code. Raises ConfigError."""
+    begun, folder = time.monotonic(), Path(str(config.out))
+    set_threads(config.threads)
+    meter = Meter(config.meter)
+    found = measure(meter, config.truth, config.seed, quiet)
+    figures = {**found.rates.plain(), "direction_accuracy": found.right.plain(), "meter": described(config.meter)}
+    figures |= {"truth": config.truth.model_dump(mode="json"), "seed": config.seed}
+    figures["doubts"] = doubts(meter, found.known)
+    text = page(found, config)
+    write_atomic(folder / "meter.json", json.dumps(figures, indent=1) + "\n")
+    write_atomic(folder / "meter.md", text)
+    write_sheet(folder / "sheet.png", meter, found, config.sheet)
+    write_summary(folder, config, time.monotonic() - begun, status="finished")
+    if not quiet:
+        say(text)
+    say(str(folder / "meter.md"))
+    return 0
+
+
+def measure(meter: Meter, truth: TruthConfig, seed: int, quiet: bool = True) -> Measured:
+    """Error rates on ``truth.objects`` objects, at the meter's threshold or at one chosen on others."""
+    threshold = meter.config.threshold
+    if threshold is None:
+        seen = doubts(meter, look_at(meter, truth, seed, CALIBRATION, truth.calibration, "calibration", quiet))
+        threshold = min(max(equal_error(seen["glued"], seen["good"]), 1e-6), 1 - 1e-6)
+    known = look_at(meter, truth, seed, FRESH, truth.objects, "ground truth", quiet)
+    good = [meter.judge(k.good.sides, threshold) for k in known]
+    bad = [meter.judge(k.janus.sides, threshold) for k in known]
+    alarms, hits = share([look.failed for look in good]), share([look.failed for look in bad])
+    right = share([view for look in good for view in look.right])
+    return Measured(ErrorRates(alarms, hits, threshold), right, known)
+
+
+def doubts(meter: Meter, known: Sequence[Known]) -> dict[str, list[float]]:
+    """At which thresholds each object would be called Janus: at this one and below (see ``fronts.Look``)."""
+
+    def of(reading: Reading) -> float:
+        return meter.judge(reading.sides, meter.config.threshold or 0.5).doubt
+
+    return {"good": [of(k.good) for k in known], "glued": [of(k.janus) for k in known]}
+
+
+def look_at(
+    meter: Meter, truth: TruthConfig, seed: int, first: int, count: int, stage: str, quiet: bool
+) -> list[Known]:
+    """What is seen of ``count`` objects as they are and glued."""
+    known = []
+    with Count(stage, count, quiet) as counter:
+        for prompt, thing in objects(truth, seed, first, count):
+            light = True if truth.assets is None else None
+            seen = [meter.look(each, prompt, light) for each in (thing, glued(thing))]
+            known.append(Known(prompt, *(reading.small() for reading in seen)))
+            counter.add(1, prompt)
+    return known
+
+
+def objects(truth: TruthConfig, seed: int, first: int, count: int) -> Iterator[tuple[str, Thing]]:
+    """Prompts and good objects: the files, or ``count`` toybox things, no two alike, of which every noun comes in turn.
+
+    Of files the calibration takes every other one, and the measurement the rest.
+    """
+    if truth.assets is not None:
+        files = asset_files(folder_of_assets(truth.assets, "truth.assets"))
+        kept = files[0 if first == FRESH else 1 :: 2]
+        for path in kept[:count]:
+            yield path.stem.replace("_", " "), centred(read_thing(path))
+        return
+    nouns = truth.nouns or clear_nouns()
+    cases = held_out_cases(len(nouns), seed, spread=True, nouns=nouns)
+    for k in range(count):
+        case, number = cases[k % len(cases)], first + k // len(cases)
+        yield case.caption, toybox_thing(case.truth(seed, number))
+
+
+# --- what is written ---------------------------------------------------------------------------------------------
+
+
+def page(found: Measured, config: JanusMeterConfig) -> str:
+    """meter.md"""
+    rates, what = found.rates, config.truth.assets or "fresh toybox objects"
+    rows = [("false alarms, good objects", rates.alarms), ("recall, two fronts glued", rates.hits)]
+    rows += [("views with the right side, good objects", found.right)]
+    lines = [f"| {name} | {percent(value)} | {limits(value)} |" for name, value in rows]
+    return f"""# Errors of the Janus meter
+
+Classifier {config.meter.classifier.name}, {config.meter.n_view} views, threshold {rates.threshold:.3g}.
+Truth: {what}, seed {config.seed}.
+
+| what | measured | 95 % interval |
+|---|---|---|
+{chr(10).join(lines)}
+"""
+
+
+def write_sheet(path: Path, meter: Meter, found: Measured, count: int) -> None:
+    """Strips of views with the meter's words, those it errs about first."""
+    strips = []
+    for known in found.known:
+        for truth, reading in ((1, known.good), (2, known.janus)):
+            look = meter.judge(reading.sides, found.rates.threshold)
+            wrong = look.failed != (truth == 2)
+            label = f"{known.prompt}: {truth} front{'s' * (truth > 1)}, found {look.fronts}{' WRONG' if wrong else ''}"
+            strips.append((not wrong, f"{label} ({', '.join(reading.said())})", reading.views))
+    strips = sorted(strips, key=lambda strip: strip[0])[:count]
+    if strips:
+        pictures = [grid(views, len(views)) for _, _, views in strips]
+        write_png(path, grid(pictures, 1, [label for _, label, _ in strips]))
