@@ -72,6 +72,8 @@ setup(
         "triton": ["triton>=3.2"],
         "xformers": ["xformers"],
         "lora": ["peft>=0.17"],
+        # T5's vocabulary as DeepFloyd IF ships it
+        "deepfloyd": ["sentencepiece", "protobuf"],
         # collision=parts: several convex shapes that follow the object
         "parts": ["coacd>=1.0.5"],
         # formats=[usdz]

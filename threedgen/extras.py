@@ -10,6 +10,7 @@ EXTRAS = {
     "pxr": ("usd-core", "pip install 'threedgen[usd]'"),
     "coacd": ("coacd", "pip install 'threedgen[parts]'"),
     "peft": ("peft", "pip install 'threedgen[lora]'"),
+    "sentencepiece": ("sentencepiece", "pip install 'threedgen[deepfloyd]'"),
     "triton": ("triton", "pip install 'threedgen[triton]'"),
     "xformers": ("xformers", "pip install 'threedgen[xformers]'"),
     "tinycudann": (

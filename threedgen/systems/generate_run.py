@@ -16,6 +16,7 @@ from threedgen.cameras import Cameras, orbit
 from threedgen.cli import config_name, say
 from threedgen.config import ConfigError, find, load, task_of
 from threedgen.guard import FiniteGuard
+from threedgen.guidance.view_prompts import prompts
 from threedgen.images import grid, write_png
 from threedgen.interrupts import Interrupts
 from threedgen.ledger import read_summary, write_summary
@@ -81,8 +82,8 @@ def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool =
     say_weights(config.prior, quiet)
     with enough_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
         prior = load_prior(config.prior, config.trainer.accelerator)
-        notes = warn_about(config.prompt, prior)
-        text = embeddings(folder, prior, prompt, config.negative_prompt)
+        notes = warn_about(config.prompt, prior) + unknown_sides(config, prior)
+        text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
         views, cameras = preview(config, prior, prompt, folder)
     if hasattr(prior, "release"):
         prior.release()  # no more text, no more pictures
@@ -135,19 +136,30 @@ def _reason(system: GenerateSystem) -> str:
     return next((g.failure for g in guards if g.failure), "the loss was no longer a number")
 
 
-def embeddings(folder: Path, prior: Any, prompt: str, negative: str) -> Tensor:
-    """The two texts as embeddings (2, L, D), kept in the run folder: a resumed run must use the very same."""
+def unknown_sides(config: GenerateConfig, prior: Any) -> list[str]:
+    """Logs and returns a sentence if the prior does not know the words for the side from which one looks."""
+    sides = prompts("", "", config.view_prompts)[2:]
+    unknown = dict.fromkeys(word for side in sides for word, _ in prior.unknown_words(side) if word.isalnum())
+    if not unknown:
+        return []
+    note = f"this prior does not know the words of view_prompts ({', '.join(unknown)}); they have no meaning to it"
+    logger.warning("%s", note)
+    return [note]
+
+
+def embeddings(folder: Path, prior: Any, texts: list[str]) -> Tensor:
+    """The n texts as embeddings (n, L, D), kept in the run folder: a resumed run must use the very same."""
     return kept(
         folder / "text.safetensors",
         "text",
-        (2, None, None),
-        lambda: prior.encode_prompt([prompt, negative]),
+        (len(texts), None, None),
+        lambda: prior.encode_prompt(texts),
     )
 
 
 def preview(config: GenerateConfig, prior: Any, prompt: str, folder: Path) -> tuple[Tensor | None, Cameras | None]:
     """Views sampled from the prompt and their cameras, written to preview.png; kept for a resumed run."""
-    p, n_view = config.preview, config.camera.n_view
+    p, n_view = config.preview, config.joined
     if not (p.enabled or config.warm_start.steps) or n_view < 2:
         return None, None
     table = config.result.turntable

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError, Schedule
 from threedgen.export.options import ExportSection
+from threedgen.guidance.options import ViewPromptsConfig
 from threedgen.options import (
     CheckpointConfig,
     MultiviewCameraConfig,
@@ -236,6 +237,7 @@ class OptimizerConfig(Config):
     encoding: Schedule = Field(0.01, ge=0, description="learning rate of the field's encoding")
     networks: Schedule = Field(0.001, ge=0, description="learning rate of its small networks")
     background: Schedule = Field(0.001, ge=0, description="learning rate of the background")
+    distillation: Schedule = Field(1e-4, ge=0, description="learning rate of what the distillation trains (vsd)")
     betas: tuple[float, float] = Field((0.9, 0.99))
     eps: float = Field(1e-15, gt=0)
     weight_decay: float = Field(0.01, ge=0, description="for adamw; 0.01 is torch's default, which MVDream ran with")
@@ -249,6 +251,7 @@ class LossConfig(Config):
     sparsity: Schedule = Field(0.0, ge=0, description="against matter at all: clears haze")
     opaque: Schedule = Field(0.0, ge=0, description="against half-transparent rays: clears halos late in a run")
     z_variance: Schedule = Field(0.0, ge=0, description="against matter spread out along rays")
+    eikonal: Schedule = Field(0.0, ge=0, description="for a field of distances: its gradient has length 1")
 
 
 class WarmStartConfig(Config):
@@ -284,6 +287,7 @@ class GenerateConfig(RunConfig):
 
     prompt: str = Field("", description="what to make; taken as it is")
     negative_prompt: str = Field("", description="what to stay away from")
+    view_prompts: ViewPromptsConfig = ViewPromptsConfig()
     prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="who judges the views")
     distillation: Annotated[Any, Component("distillation", default="reconstruction")] = Field(
         {}, description="how the judgement becomes a loss"
@@ -305,6 +309,11 @@ class GenerateConfig(RunConfig):
     trainer: TrainerConfig = TrainerConfig(val_check_interval=100)
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    @property
+    def joined(self) -> int:
+        """How many views the prior looks at together; 1 is a prior's 2D mode, without cameras."""
+        return self.camera.n_view if getattr(self.prior, "multiview", True) else 1
+
     @model_validator(mode="after")
     def _agree(self) -> GenerateConfig:
         """What one section says has to suit the others."""
@@ -314,14 +323,22 @@ class GenerateConfig(RunConfig):
                 f"field.radius {radius:g} and march.radius {self.march.radius:g} should be the same: rays are "
                 "followed through the cube in which the field lives"
             )
+        if self.loss.eikonal != 0 and not getattr(self.field, "distance", False):
+            raise ValueError(
+                f"loss.eikonal is for fields of distances, and field.name {getattr(self.field, 'name', '')} has none; "
+                "set loss.eikonal=0 or field.name=sdf"
+            )
         warm, steps = self.warm_start.steps, self.trainer.max_steps
         if warm > steps:
             raise ValueError(
                 f"warm_start.steps {warm} should not exceed trainer.max_steps {steps}; "
                 f"try warm_start.steps={steps // 2}"
             )
-        if warm and self.camera.n_view < 2:
-            raise ValueError("warm_start.steps needs several sampled views: camera.n_view should be 2 or more")
+        if warm and self.joined < 2:
+            raise ValueError(
+                "warm_start.steps needs several sampled views of one object: camera.n_view should be 2 or more, and "
+                "the prior one that knows cameras, such as prior.name=mvdream"
+            )
         if self.trainer.accumulate_grad_batches > 1:
             raise ValueError("trainer.accumulate_grad_batches should be 1; for more views in a step, set groups")
         return self
@@ -337,13 +354,24 @@ class SampleConfig(RunConfig):
     prompt: str = Field("", description="what to draw; taken as it is")
     negative_prompt: str = ""
     suffix: str = Field("", description="added to a prompt that does not say 3d, such as ', 3d asset' for MVDream")
-    prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="who draws")
+    prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream", "stable-diffusion"))] = Field(
+        {}, description="who draws"
+    )
     n_view: int = Field(4, ge=0, le=64, description="views around the object; 0: one picture of the 2D model")
     samples: int = Field(1, ge=1, le=64, description="how many different objects, a row each")
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(5.0, ge=0)
     elevation: float = Field(15.0, ge=-90, le=90, description="degrees")
     azimuth: float = Field(0.0, ge=-360, le=360, description="degrees, of the first view; 0 is the front")
+
+    @model_validator(mode="after")
+    def _able(self) -> SampleConfig:
+        if self.n_view and not getattr(self.prior, "multiview", True):
+            raise ValueError(
+                f"n_view {self.n_view}: the prior {self.prior.name} knows no cameras, so it cannot draw several views "
+                "of one object; try n_view=0 with samples=4"
+            )
+        return self
 
     def check(self) -> None:
         tidy(self.prompt)
