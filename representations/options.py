@@ -142,6 +142,30 @@ class SDFConfig(EncodedFieldConfig):
         return self
 
 
+class DMTetConfig(Config):
+    """A mesh: distances on a tetrahedral grid, coloured by another field (Shen et al. 2021; Magic3D's second stage).
+
+    mesh: is it a surface that is rasterised, not a volume that rays are followed through?
+    """
+
+    mesh: ClassVar[bool] = True
+
+    name: Literal["dmtet"] = "dmtet"
+    resolution: int = Field(64, ge=2, le=256, description="small cubes along an edge, of six tetrahedra each")
+    sphere: float = Field(0.5, gt=0, le=100, description="radius of the ball that it begins as, without a stage before")
+    level: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        "auto", description="density of the stage before where the surface is; auto: the mean of what is not empty"
+    )
+    paint: Annotated[Any, registry.Component("representation", default="ngp", only=("ngp", "sdf"))] = Field(
+        {}, description="the field that colours it: that of the stage before, with its options"
+    )
+
+    @property
+    def radius(self) -> float:
+        """Of the world that the grid lies in."""
+        return self.paint.radius
+
+
 # --- backgrounds -------------------------------------------------------------------------------------
 
 Colour = tuple[

@@ -68,7 +68,8 @@ class Render:
     sum of weight * distance, not divided by the opacity; z_variance (R, 1) see `march.depth_variance`; normal
     (R, 3) as a picture, opacity * (unit normal + 1) / 2, and away (R, 1), see `losses.facing_away`, or None if no
     normals were needed; eikonal (R, 1), summed over the samples, see `losses.eikonal`, or None for fields without a
-    distance. Per sample: samples; weights (N,) and normals (N, 3) unless it was made in chunks.
+    distance; surface: vertices (N, 3) and faces (F, 3) of a mesh. Per sample: samples; weights (N,) and normals (N, 3)
+    unless it was made in chunks.
     """
 
     rgb: Tensor
@@ -84,6 +85,7 @@ class Render:
     samples: Samples
     weights: Tensor | None
     normals: Tensor | None
+    surface: tuple[Tensor, Tensor] | None = None
 
     @property
     def ray_index(self) -> Tensor:

@@ -25,16 +25,35 @@ SMALL = [
 ]  # fmt: skip
 """The configs as they are but for sizes."""
 EARLY = ["material.ambient_only_steps=5"]
-NEAR = ["camera.distance_range=[1.5,1.6]"]
+def small_mesh(first: str) -> list[str]:
+    """What is small in a config that begins with a stage of this name, and ends with a mesh."""
+    places, stage = ("field.paint", f"stages.{first}.field"), f"stages.{first}"
+    options = (
+        "encoding.n_levels=3", "encoding.log2_hashmap_size=8", "encoding.base_resolution=4",
+        "encoding.per_level_scale=2", "width=8", "density_blob_scale=30",
+    )  # fmt: skip
+    inside = [f"{place}.{option}" for place in places for option in options]
+    around = [option for option in SMALL if not option.startswith("field.")]
+    sizes = ["field.resolution=10", "field.level=auto", "size=12", f"{stage}.size=12", f"{stage}.trainer.max_steps=6"]
+    return [*inside, *around, *sizes]
+
+
+STAGED: dict[str, tuple[str, str, list[str]]] = {
+    "magic3d-toybox": ("toybox", "toybox", small_mesh("coarse")),
+    "magic3d-if-sd": ("if", "sd", small_mesh("coarse")),
+    "prolificdreamer-toybox": ("toybox", "toybox", [*small_mesh("field"), "stages.shape.trainer.max_steps=4"]),
+    "prolificdreamer-sd": (
+        "sd", "sd", [*small_mesh("field"), "stages.shape.trainer.max_steps=4", "camera.distance_range=[1.5,1.6]"],
+    ),
+}  # fmt: skip
+"""Config: weights of the first stage and of the last, and what else is small."""
 METHODS: dict[str, tuple[str, list[str]]] = {
     "sds-toybox": ("toybox", ["size=12", "field.density_blob_scale=20"]),
     "dreamfusion-toybox": ("toybox", ["size=12", "field.density_blob_scale=20", *EARLY]),
-    "prolificdreamer-toybox": ("toybox", ["size=12", "field.density_blob_scale=20"]),
     "text2mesh-toybox": ("toybox", ["size=12", *EARLY]),
     "dreamfusion-if": ("if", ["size=12", "field.density_blob_scale=40", "field.levels={0: 1, 5: 3}", *EARLY]),
     "text2mesh-if": ("if", ["size=12", "field.levels={0: 1, 5: 3}", *EARLY]),
     "sds-sd": ("sd", ["size=12", "field.density_blob_scale=40", "field.levels={0: 1, 5: 3}", *EARLY]),
-    "prolificdreamer-sd": ("sd", ["size={0: 8, 5: 16}", "field.density_blob_scale=20", *NEAR]),
 }
 """Config: which weights, and what else is small or early."""
 
@@ -55,14 +74,29 @@ def test_ten_steps_of_each_method_to_a_mesh(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "preview.png").exists(), "a prior without cameras draws no views of one object"
 
 
+@unix
+@pytest.mark.parametrize("name", STAGED)
+def test_a_field_becomes_a_mesh(name: str, tmp_path: Path) -> None:
+    first, last, more = STAGED[name]
+    words = ["--config", name, "prompt=a red dog", "out=run", f"prior.weights={weights(last)}", *more]
+    if first != last:
+        words += [f"stages.coarse.prior.weights={weights(first)}", "stages.coarse.prior.dtype=fp32"]
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    before = [read_summary(place) for place in sorted((tmp_path / "run" / "stages").iterdir())]
+    summary = read_summary(tmp_path / "run")
+    assert (summary["status"], summary["steps"], before[0]["steps"]) == ("finished", 10, 6)
+    assert len(before) == len(config.load(name).stages) and all(told["triangles"] > 10 for told in [*before, summary])
+    assert all((tmp_path / "run" / file).stat().st_size > 100 for file in ("mesh.glb", "turntable.mp4", "views.png"))
+
+
 @pytest.mark.parametrize("name", ["prolificdreamer-sd", "dreamfusion-if"])
 def test_what_it_would_cost_is_told(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    kind, more = METHODS[name]
-    words = ["--config", name, "prompt=a dog", "--dry-run", f"prior.weights={weights(kind)}", *SMALL, *more]
-    assert cli.main(words) == 0
+    kind, more = STAGED[name][1:] if name in STAGED else (METHODS[name][0], [*SMALL, *METHODS[name][1]])
+    assert cli.main(["--config", name, "prompt=a dog", "--dry-run", f"prior.weights={weights(kind)}", *more]) == 0
     said = capsys.readouterr().out
     assert "would generate: a dog" in said and str(weights(kind)) in said
-    assert ("graph of the UNet" in said) == (name == "prolificdreamer-sd"), "where a copy learns"
+    copies = 2 if name == "prolificdreamer-sd" else 0
+    assert said.count("graph of the UNet") == copies, "where a copy learns: for field and texture, not for the shape"
     assert ("graph of the VAE" in said) == (kind == "sd")
 
 
@@ -114,6 +148,25 @@ def test_dreamfusion_has_the_reference_values() -> None:
     assert made.trainer.max_steps == 10_000 and made.trainer.precision == "16-mixed"
 
 
+def test_magic3d_has_the_reference_values() -> None:
+    made = loaded("magic3d-if-sd")
+    coarse = made.stage("coarse")
+    assert (coarse.prior.name, made.prior.name) == ("deepfloyd", "stable-diffusion")
+    assert (coarse.distillation.guidance_scale, coarse.distillation.weighting) == (21, "uniform")
+    assert (made.distillation.guidance_scale, made.distillation.weighting) == (101, "one_minus_alpha_bar")
+    assert (coarse.distillation.max_step_percent, made.distillation.max_step_percent) == (0.98, 0.5)
+    assert coarse.field.name == "ngp" and coarse.field.levels is None and coarse.field == made.field.paint
+    assert made.field.name == "dmtet" and made.field.resolution == 64 and made.field.level == "auto"
+    assert (coarse.size, made.size, coarse.trainer.max_steps, made.trainer.max_steps) == (64, 512, 10_000, 5000)
+    assert coarse.camera.light_sample_strategy == "magic3d" and coarse.camera.elevation_range == (-10, 90)
+    assert made.camera.fov_range == (30, 45) and made.camera.elevation_range == (-10, 45)
+    assert made.camera.distance_range == (1.5, 2) and made.loss.normal_consistency == 10_000
+    assert (made.loss.sparsity, made.loss.orientation, coarse.loss.sparsity) == (0, 0, 1)
+    assert coarse.loss.normal_consistency == 0 and config.at(coarse.loss.orientation, 5000) == 1000
+    assert (coarse.material.ambient_only_steps, coarse.material.soft_shading) == (2001, True)
+    assert (made.material.ambient_only_steps, made.material.soft_shading) == (0, True)
+
+
 def test_plain_sds_differs_in_the_prior_and_its_guidance() -> None:
     one, other = (loaded(name).model_dump() for name in ("dreamfusion-if", "sds-sd"))
     assert {key for key in one if one[key] != other[key]} == {"about", "needs", "prior", "distillation"}
@@ -133,7 +186,8 @@ def test_text2mesh_is_dreamfusion_with_a_surface() -> None:
 
 
 def test_prolificdreamer_has_the_reference_values() -> None:
-    made = loaded("prolificdreamer-sd")
+    last = loaded("prolificdreamer-sd")
+    made, shape = last.stage("field"), last.stage("shape")
     d = made.distillation
     assert (d.name, d.guidance_scale, d.lora_guidance_scale, d.pose_dropout) == ("vsd", 7.5, 1, 0.1)
     assert [config.at(d.max_step_percent, s) for s in (0, 5000, 5001, 24_999)] == [0.98, 0.98, 0.5, 0.5]
@@ -145,3 +199,10 @@ def test_prolificdreamer_has_the_reference_values() -> None:
     assert (made.optimizer.kind, made.optimizer.distillation) == ("adamw", 1e-4)
     assert made.size == {0: 64, 5000: 512} and made.trainer.max_steps == 25_000 and made.field.radius == 1
     assert made.trainer.precision == "32-true" and (made.view_prompts.front_within, made.material.name) == (30, "none")
+    assert made.background.random_probability == 0.5 and last.background.random_probability == 0
+    assert (shape.judged, shape.distillation.name, shape.distillation.guidance_scale) == ("normal", "sds", 101)
+    assert (shape.loss.normal_consistency, shape.loss.laplacian, shape.optimizer.geometry) == (1e4, 1e4, 0.005)
+    assert (shape.optimizer.kind, shape.trainer.max_steps, shape.view_prompts.front_within) == ("adam", 15_000, 45)
+    assert last.distillation == d and (last.judged, last.optimizer.geometry, last.size) == ("colour", 0, 512)
+    assert last.field.level == 25 and last.field.paint == made.field and last.trainer.max_steps == 30_000
+    assert last.loss.normal_consistency == last.loss.laplacian == last.loss.sparsity == 0

@@ -108,6 +108,7 @@ TABLE: dict[str, dict[str, Entry]] = {
     "representation": {
         "ngp": Entry("threedgen.representations.ngp:NGP", f"{_REPRESENTATIONS}:NGPConfig"),
         "sdf": Entry("threedgen.representations.sdf:SDF", f"{_REPRESENTATIONS}:SDFConfig"),
+        "dmtet": Entry("threedgen.representations.dmtet:DMTet", f"{_REPRESENTATIONS}:DMTetConfig"),
     },
     "encoding": _entries(
         "threedgen.representations.hashgrid.encoding",

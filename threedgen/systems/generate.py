@@ -22,6 +22,7 @@ from threedgen.config import ConfigError, at, dump
 from threedgen.guidance.view_prompts import view_text
 from threedgen.images import grid, write_png
 from threedgen.memory import enough_memory, free_bytes
+from threedgen.representations import mesh_losses
 from threedgen.representations.march import step_size
 from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.render import Render, render, sample_bytes, samples_that_fit
@@ -64,9 +65,8 @@ class GenerateSystem(pl.LightningModule):
         self.background: Any = registry.build("background", config.background, generator=start)
         self.material: Any = registry.build("material", config.material)
         march = config.march
-        self.occupancy = (
-            None if config.occupancy is None else OccupancyGrid(config.occupancy, march.radius, step_size(march))
-        )
+        rays = config.occupancy is not None and not hasattr(self.field, "look")  # a mesh is rasterised
+        self.occupancy = OccupancyGrid(config.occupancy, march.radius, step_size(march)) if rays else None
         self.register_buffer("text", text, persistent=False)
         self.register_buffer("views", views, persistent=False)
         self.view_cameras: Any = view_cameras
@@ -132,8 +132,10 @@ class GenerateSystem(pl.LightningModule):
         groups = int(jump(c.groups, step, self.max_steps))
         cameras = sample_multiview(c.camera, self.rng(step, "cameras"), step, n_groups=groups, height=size, width=size)
         weights = {name: at(getattr(c.loss, name), step, self.max_steps) for name in type(c.loss).model_fields}
-        seen = self.render(cameras, step, training=True, grad=True, normals=weights["orientation"] > 0)
-        rgb = seen.rgb.view(len(cameras), size, size, 3)
+        shape = c.judged == "normal"
+        seen = self.render(cameras, step, training=True, grad=True, normals=shape or weights["orientation"] > 0)
+        rgb: Any = seen.normal if shape else seen.rgb
+        rgb = rgb.view(len(cameras), size, size, 3)
 
         latents = self.prior.encode_images(rgb, self.rng(step, "posterior"))
         c2w = cameras.c2w.to(self.device)
@@ -164,14 +166,21 @@ class GenerateSystem(pl.LightningModule):
         if weights["eikonal"]:
             assert seen.eikonal is not None
             terms["eikonal"] = losses.eikonal(seen.eikonal, len(seen.samples))
+        for name in ("normal_consistency", "laplacian"):
+            if seen.surface is not None and weights[name]:
+                terms[name] = getattr(mesh_losses, name)(*seen.surface)
         return terms
 
     def render(self, cameras: Cameras, step: int, *, training: bool, grad: bool, normals: bool = False) -> Render:
         """All pixels of all cameras as rays (B H W, ...)."""
-        origins, directions = (rays.reshape(-1, 3).to(self.device) for rays in cameras.rays())
-        light = cameras.light.to(self.device).repeat_interleave(cameras.height * cameras.width, 0)
         rng = self.rng(step, "render")
         shading = self.material.draw(step, training, rng)
+        if hasattr(self.field, "look"):
+            options: Any = {"generator": rng, "training": training, "step": step, "shading": shading}
+            with torch.set_grad_enabled(grad):
+                return self.field.look(cameras, self.background, self.material, **options)
+        origins, directions = (rays.reshape(-1, 3).to(self.device) for rays in cameras.rays())
+        light = cameras.light.to(self.device).repeat_interleave(cameras.height * cameras.width, 0)
         chunk = self.held = self.chunk(normals or shading.lit) if grad else EVAL_CHUNK
         with torch.set_grad_enabled(grad):
             seen = render(
@@ -250,9 +259,11 @@ class GenerateSystem(pl.LightningModule):
     def configure_optimizers(self):
         o = self.config.optimizer
         encoding = list(self.field.encoding.parameters())
-        known = {id(p) for p in encoding}
+        geometry = [] if o.geometry is None or not hasattr(self.field, "geometry") else self.field.geometry()
+        known = {id(p) for p in (*encoding, *geometry)}
         groups = {
             "encoding": encoding,
+            "geometry": geometry,
             "networks": [p for p in self.field.parameters() if id(p) not in known],
             "background": list(self.background.parameters()),
             "distillation": list(self.distill.parameters()),

@@ -32,6 +32,7 @@ from .generate import GenerateSystem
 from .options import GenerateConfig
 from .outputs import FILES, Run, write_results
 from .shared import device, existing, finished, kept, load_prior, say_weights, writing
+from .stages import run_stages, start_from
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +65,12 @@ def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False)
     return status.exit_code
 
 
-def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool = False) -> Status:
+def run_status(
+    config: GenerateConfig, resume: Path | None = None, quiet: bool = False, start: Path | None = None
+) -> Status:
     """Everything from the prompt to the files.  A loss that is no longer a number is FAILED, and was logged.
 
+    start: the folder of a run from whose object this one begins.  The stages of a config are carried out first.
     Raises ConfigError for what is wrong with prompt, prior, checkpoint or disk.
     """
     begun, folder = time.monotonic(), Path(str(config.out))
@@ -76,6 +80,10 @@ def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool =
         later = f"; launch.py --config export run={folder} makes the asset that it lacks" if lacking else ""
         logger.warning("%s is finished already; its files are as they were%s", folder, later)
         return Status.FINISHED
+    if config.stages:
+        status, start = run_stages(config, folder, quiet, run_status)
+        if status is not Status.FINISHED:
+            return status
     silence_lightning()
     set_threads(config.threads)
     check_backends(config)
@@ -88,6 +96,8 @@ def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool =
     if hasattr(prior, "release"):
         prior.release()  # no more text, no more pictures
     system = GenerateSystem(config, prior, text, views if config.warm_start.steps else None, cameras)
+    if start is not None:
+        start_from(system, start)  # a checkpoint, if there is one, comes after it
     with Interrupts() as interrupts:
         prepared = time.monotonic()
         status = fit(
@@ -123,7 +133,8 @@ def _asset_file(figures: dict[str, Any]) -> list[str]:
 def check_backends(config: GenerateConfig) -> None:
     """Raises ConfigError for a back end that cannot compute on the device of this run."""
     here = torch.device(device(config.trainer.accelerator))
-    for key, options in {"field.encoding": getattr(config.field, "encoding", None), "march": config.march}.items():
+    place, field = ("field.paint", config.field.paint) if hasattr(config.field, "paint") else ("field", config.field)
+    for key, options in {f"{place}.encoding": getattr(field, "encoding", None), "march": config.march}.items():
         try:
             choose(getattr(options, "backend", "auto"), here)
         except ConfigError as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from threedgen.config import Config, ConfigError, Schedule
+from threedgen.config import Config, ConfigError, Layer, Schedule, merge, plain, validate
 from threedgen.export.options import ExportSection
 from threedgen.guidance.options import ViewPromptsConfig
 from threedgen.options import (
@@ -236,6 +237,9 @@ class OptimizerConfig(Config):
     kind: Literal["adam", "adamw"] = Field("adam", description="adamw decays weights, adam does not")
     encoding: Schedule = Field(0.01, ge=0, description="learning rate of the field's encoding")
     networks: Schedule = Field(0.001, ge=0, description="learning rate of its small networks")
+    geometry: Schedule | None = Field(
+        None, ge=0, description="learning rate of a mesh's shape, 0: it stays; null: as networks"
+    )
     background: Schedule = Field(0.001, ge=0, description="learning rate of the background")
     distillation: Schedule = Field(1e-4, ge=0, description="learning rate of what the distillation trains (vsd)")
     betas: tuple[float, float] = Field((0.9, 0.99))
@@ -252,6 +256,8 @@ class LossConfig(Config):
     opaque: Schedule = Field(0.0, ge=0, description="against half-transparent rays: clears halos late in a run")
     z_variance: Schedule = Field(0.0, ge=0, description="against matter spread out along rays")
     eikonal: Schedule = Field(0.0, ge=0, description="for a field of distances: its gradient has length 1")
+    normal_consistency: Schedule = Field(0.0, ge=0, description="for a mesh: normals change little along its edges")
+    laplacian: Schedule = Field(0.0, ge=0, description="for a mesh: vertices lie amidst their neighbours")
 
 
 class WarmStartConfig(Config):
@@ -298,6 +304,9 @@ class GenerateConfig(RunConfig):
     march: MarchConfig = MarchConfig()
     occupancy: OccupancyConfig | None = Field(OccupancyConfig(), description="null: no empty-space skipping")
     camera: MultiviewCameraConfig = MultiviewCameraConfig()
+    judged: Literal["colour", "normal"] = Field(
+        "colour", description="what the prior is shown: the picture, or the normals as colours, for the shape"
+    )
     size: Schedule = Field(64, ge=8, le=2048, description="pixels of a training render; changes take effect in jumps")
     groups: Schedule = Field(1, ge=1, le=64, description="groups of camera.n_view views in a step; changes in jumps")
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -308,6 +317,28 @@ class GenerateConfig(RunConfig):
     export: ExportSection = ExportSection()
     trainer: TrainerConfig = TrainerConfig(val_check_interval=100)
     checkpoint: CheckpointConfig = CheckpointConfig()
+    stages: dict[str, dict[str, Any]] = Field(
+        {},
+        description="what is done first, one after the other: name: {options that differ from these}; each begins from "
+        "the object of the one before, and the run itself from the last",
+    )
+
+    def stage(self, name: str) -> GenerateConfig:
+        """The config of a stage: this one with the stage's options over it, without an asset. Raises ConfigError."""
+        whole = {k: v for k, v in plain(self).items() if k not in ("stages", "out", "about", "needs")}
+        tree = merge(merge(whole, {"export": {"enabled": False}}), self.stages[name])
+        return validate(type(self), [Layer(f"stages.{name}", tree)])
+
+    @model_validator(mode="after")
+    def _stages(self) -> GenerateConfig:
+        for name in self.stages:
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
+                raise ValueError(f"stages {name!r} should be a name of letters, digits, '_' and '-', 40 at most")
+            try:
+                self.stage(name)
+            except ConfigError as error:
+                raise ValueError(str(error).split("\n")[0]) from None
+        return self
 
     @property
     def joined(self) -> int:
@@ -328,6 +359,12 @@ class GenerateConfig(RunConfig):
                 f"loss.eikonal is for fields of distances, and field.name {getattr(self.field, 'name', '')} has none; "
                 "set loss.eikonal=0 or field.name=sdf"
             )
+        for name in ("normal_consistency", "laplacian"):
+            if getattr(self.loss, name) != 0 and not getattr(self.field, "mesh", False):
+                raise ValueError(
+                    f"loss.{name} is for meshes, and field.name {getattr(self.field, 'name', '')} is none; "
+                    "set it to 0, or field.name=dmtet"
+                )
         warm, steps = self.warm_start.steps, self.trainer.max_steps
         if warm > steps:
             raise ValueError(
@@ -346,6 +383,11 @@ class GenerateConfig(RunConfig):
     def check(self) -> None:
         tidy(self.prompt)
         super().check()
+        for name in self.stages:
+            try:
+                self.stage(name).check()
+            except ConfigError as error:
+                raise ConfigError(f"stages.{name}.{error}") from None
 
 
 class SampleConfig(RunConfig):

@@ -58,7 +58,14 @@ class Stage:
 
 
 def plan(config: GenerateConfig) -> str:
-    """The text of a dry run. Raises ConfigError for what would stop the run at its beginning."""
+    """The text of a dry run, its stages first. Raises ConfigError for what would stop the run at its beginning."""
+    parts = [f"stage {name}\n{_plan(config.stage(name))}" for name in config.stages]
+    last = _plan(config)
+    return "\n".join([*parts, f"then\n{last}" if parts else last, "nothing was run or written"])
+
+
+def _plan(config: GenerateConfig) -> str:
+    """The text of one run."""
     prompt = tidy(config.prompt)
     set_threads(config.threads)
     weights = config.prior.describe()
@@ -70,10 +77,12 @@ def plan(config: GenerateConfig) -> str:
     system = _system(config, prior.unet).to(device)
     normals = config.material.name != "none" or _ever(config.loss.orientation)
     parts = (system.field, system.background, system.material, config.march)
-    each, seconds_each = sample_bytes(*parts, normals, device), sample_seconds(system, normals)
+    rays = not hasattr(system.field, "look")  # a mesh is rasterised, whose share is small
+    each = sample_bytes(*parts, normals, device) if rays else 0.0
+    seconds_each = sample_seconds(system, normals) if rays else 0.0
     rates = matmul_rate(device, dtype), matmul_rate(device, step_dtype(config.trainer.precision, device))
     stages = stages_of(config)
-    samples = [samples_of(system, stage) for stage in stages]
+    samples = [samples_of(system, stage) if rays else 0 for stage in stages]
     calls = system.distill.calls + 2 * config.view_prompts.perp_neg
     seconds: float = 0
     for stage, many in zip(stages, samples, strict=True):
@@ -99,15 +108,18 @@ def plan(config: GenerateConfig) -> str:
         f"prior: {prior.parameters / 1e6:.1f} million parameters, pictures of {size} px, "
         + str(dtype).removeprefix("torch."),
         f"device: {_name(device)}, {free / 1e9:.1f} GB free",
-        *(f"{stage}, {many:,} samples as the field begins" for stage, many in zip(stages, samples, strict=True)),
-        f"render: {passes}; {each:.0f} bytes of graph for a sample",
+        *(
+            f"{stage}, {many:,} samples as the field begins" if rays else str(stage)
+            for stage, many in zip(stages, samples, strict=True)
+        ),
+        f"render: {passes}; {each:.0f} bytes of graph for a sample" if rays else "render: a mesh, not counted",
         f"memory: about {total / 1e9:.1f} GB ({', '.join(f'{k} {v / 1e9:.1f}' for k, v in bytes_of.items())})",
         f"time: {_duration(seconds)} at best, with {rates[0] / 1e12:.2f} TFLOP/s in the UNet, {rates[1] / 1e12:.2f} in "
         "the VAE",
     ]
     if total > free:
         lines.append("memory: more than is free; march.chunk makes the render smaller, groups and size the rest")
-    return "\n".join([*lines, "nothing was run or written"])
+    return "\n".join(lines)
 
 
 def stages_of(config: GenerateConfig) -> list[Stage]:
