@@ -74,7 +74,7 @@ def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
     noise = their_logging.get_verbosity()
     their_logging.set_verbosity_error()  # what it would print is said in one sentence below
     try:
-        model, told = T5EncoderModel.from_pretrained(
+        found: Any = T5EncoderModel.from_pretrained(
             folder, local_files_only=True, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # the files come from outside: any kind
@@ -82,6 +82,7 @@ def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
         raise ConfigError(f"weights: {folder} cannot be read ({type(error).__name__}: {reason})") from None
     finally:
         their_logging.set_verbosity(noise)
+    model, told = found
     if missing := sorted(told["missing_keys"]):
         raise ConfigError(f"weights: {folder} lacks {len(missing)} tensors of a T5 encoder (first {missing[0]!r})")
     return model.eval().requires_grad_(False)
@@ -116,7 +117,8 @@ class DeepFloyd:
         """Moves the UNet, and chooses the precision anew if it is "auto"."""
         self.device = torch.device(device)
         self.dtype = compute_dtype(self.precision, self.device)
-        self.unet.to(self.device, self.dtype)
+        network: Any = self.unet
+        network.to(self.device, self.dtype)
         return self
 
     @torch.no_grad()

@@ -119,12 +119,12 @@ class DMTet(nn.Module):
         seen = surface_points(vertices, faces, cameras)
         _, features = self.paint(seen.position)
         per_view = cameras.height * cameras.width
-        light = cameras.light.to(device)[seen.index // per_view]
+        light = cameras.light.to(device)[seen.number // per_view]
         colours = material(features, seen.normal, seen.position, light, shading)
         away = facing_away(torch.ones_like(seen.depth), seen.normal, seen.directions)[:, None]
         solid = torch.ones_like(away)
         columns = torch.cat([colours, solid, seen.depth[:, None], seen.normal, away], dim=-1)
-        flat = columns.new_zeros(count, columns.shape[1]).index_copy(0, seen.index, columns)
+        flat = columns.new_zeros(count, columns.shape[1]).index_copy(0, seen.number, columns)
         picture = flat.view(len(cameras), cameras.height, cameras.width, -1)
         smooth = antialias(picture, seen.face, vertices, faces, cameras).view(count, -1)
         rgb_fg, opacity, depth, normal, away = smooth.split([3, 1, 1, 3, 1], dim=-1)

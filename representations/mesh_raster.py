@@ -20,11 +20,11 @@ from .mesh_losses import vertex_normals
 
 
 class SurfacePoints(NamedTuple):
-    """What P pixels see: index (P,) of the pixel among B H W; position, normal, directions (P, 3); depth (P,) along
+    """What P pixels see: number (P,) of the pixel among B H W; position, normal, directions (P, 3); depth (P,) along
     the ray; face (B, H, W) int64, -1 for the background.
     """
 
-    index: Tensor
+    number: Tensor
     position: Tensor
     normal: Tensor
     directions: Tensor

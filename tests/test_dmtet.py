@@ -11,9 +11,11 @@ from torch import Tensor
 
 from threedgen import raster
 from threedgen.cameras import orbit
-from threedgen.config import ConfigError
+from threedgen.config import ConfigError, load
+from threedgen.export.export_run import export
 from threedgen.export.from_field import dense_surface, surface_of
-from threedgen.export.run_field import view_of
+from threedgen.export.options import AssetConfig
+from threedgen.export.run_field import RunField, view_of
 from threedgen.export.topology import signed_volume, topology
 from threedgen.representations.background import SolidBackground
 from threedgen.representations.dmtet import DMTet, large_parts
@@ -96,7 +98,7 @@ def test_a_ball_is_a_ball_and_follows_its_distances() -> None:
 def test_pixels_see_points_of_the_surface() -> None:
     vertices, faces = sphere()
     seen = surface_points(vertices, faces, cameras())
-    assert (seen.position.norm(dim=-1) - 0.6).abs().max() < 0.03 and len(seen.index) > 50
+    assert (seen.position.norm(dim=-1) - 0.6).abs().max() < 0.03 and len(seen.number) > 50
     assert ((seen.normal * seen.position).sum(-1) / 0.6).min() > 0.95
     assert (seen.normal * seen.directions).sum(-1).max() < 0.1
     buffers = raster.rasterise(vertices.numpy(), faces.numpy(), cameras().c2w.numpy(), 0.7, SIZE)
@@ -106,7 +108,7 @@ def test_pixels_see_points_of_the_surface() -> None:
 def coverage(vertices: Tensor, faces: Tensor, size: int = SIZE) -> Tensor:
     """Share of the pictures that the mesh covers."""
     seen = surface_points(vertices, faces, cameras(2, size))
-    flat = torch.zeros(seen.face.numel(), 1).index_fill(0, seen.index, 1.0)
+    flat = torch.zeros(seen.face.numel(), 1).index_fill(0, seen.number, 1.0)
     return antialias(flat.view(*seen.face.shape, 1), seen.face, vertices, faces, cameras(2, size)).mean()
 
 
@@ -132,7 +134,7 @@ def test_moving_sideways_changes_the_picture_as_it_should() -> None:
     def right(shift: Tensor) -> Tensor:
         moved = vertices + shift * torch.tensor([0.0, 1.0, 0.0])
         seen = surface_points(moved, faces, camera)
-        flat = torch.zeros(seen.face.numel(), 1).index_fill(0, seen.index, 1.0).view(*seen.face.shape, 1)
+        flat = torch.zeros(seen.face.numel(), 1).index_fill(0, seen.number, 1.0).view(*seen.face.shape, 1)
         weight = torch.linspace(-1, 1, SIZE).view(1, 1, SIZE, 1)
         return (antialias(flat, seen.face, moved, faces, camera) * weight).mean()
 
@@ -210,6 +212,15 @@ def test_its_files_are_made_of_its_own_triangles() -> None:
     assert colours.shape == (3, SIZE, SIZE, 3) and opacities.shape == (3, SIZE, SIZE)
     middle = opacities[:, SIZE // 2, SIZE // 2]
     assert (middle == 1).all() and 0 < colours[opacities > 0.99].mean() < 1
+
+
+def test_its_asset_is_made_like_any_other() -> None:
+    config = load("magic3d-toybox", ["prompt=a ball"])
+    view = view_of(mesh(14), None, config.march, "cpu")
+    options = AssetConfig(budget=200, texture=64, lods=(), refine=2, resolution=16)
+    asset = export(RunField(view, config, config.trainer.max_steps), options, nearest_budget=True)
+    assert asset.notes == [] and any(name.endswith(".glb") for name in asset.files)
+    assert 50 < max(asset.figures["levels"].values()) <= 200 and asset.figures["topology"]["open_edges"] == 0
 
 
 def test_it_begins_from_a_field() -> None:

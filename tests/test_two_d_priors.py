@@ -49,6 +49,14 @@ def test_stable_diffusion_is_diffusers_own_network() -> None:
     assert not any(p.requires_grad for network in prior.networks.values() for p in network.parameters())
 
 
+def test_it_draws_single_pictures() -> None:
+    prior = sd()
+    drawn = prior.sample("a red dog", None, steps=2, generator=cpu())
+    assert drawn.shape == (1, 16, 16, 3) and drawn.std() > 0
+    call = {"n_view": 0, "num_inference_steps": 2, "output_type": "np", "guidance_scale": 3.0}
+    assert prior.pipeline()("a red dog", "", **call, generator=cpu()).images.shape == (1, 16, 16, 3)
+
+
 def test_the_embedded_prior_plays_it_in_its_2d_mode() -> None:
     """Whatever cameras and views are told: each picture is alone, as MVDream's network judges it without a camera."""
     options = StableDiffusionConfig(weights=str(prior_folder()), dtype="fp32")

@@ -65,8 +65,8 @@ class GenerateSystem(pl.LightningModule):
         self.background: Any = registry.build("background", config.background, generator=start)
         self.material: Any = registry.build("material", config.material)
         march = config.march
-        rays = config.occupancy is not None and not hasattr(self.field, "look")  # a mesh is rasterised
-        self.occupancy = OccupancyGrid(config.occupancy, march.radius, step_size(march)) if rays else None
+        grid = None if hasattr(self.field, "look") else config.occupancy  # a mesh is rasterised
+        self.occupancy = None if grid is None else OccupancyGrid(grid, march.radius, step_size(march))
         self.register_buffer("text", text, persistent=False)
         self.register_buffer("views", views, persistent=False)
         self.view_cameras: Any = view_cameras

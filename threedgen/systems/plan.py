@@ -75,7 +75,7 @@ def _plan(config: GenerateConfig) -> str:
     dtype = compute_dtype(config.prior.dtype, device)
 
     system = _system(config, prior.unet).to(device)
-    normals = config.material.name != "none" or _ever(config.loss.orientation)
+    normals = config.material.name != "none" or config.judged == "normal" or _ever(config.loss.orientation)
     parts = (system.field, system.background, system.material, config.march)
     rays = not hasattr(system.field, "look")  # a mesh is rasterised, whose share is small
     each = sample_bytes(*parts, normals, device) if rays else 0.0
