@@ -82,6 +82,8 @@ setup(
         "lora": ["peft>=0.17"],
         # engine=ray of janus-benchmark
         "ray": ["ray>=2.9"],
+        # T5's vocabulary as DeepFloyd IF ships it
+        "deepfloyd": ["sentencepiece", "protobuf"],
         # collision=parts: several convex shapes that follow the object
         "parts": ["coacd>=1.0.5"],
         # formats=[usdz]

@@ -23,6 +23,8 @@ from .writing import save_tensors, whole_folder, write_json
 if TYPE_CHECKING:
     from .mvdream import MVDream
 
+SD_LATENT_SIZE = 64  # Stable Diffusion 1 and 2-base: 512 pixels
+
 
 class Components(NamedTuple):
     """What a prior consists of."""
@@ -54,14 +56,19 @@ def load_folder(path: Path, tokenizer: str | None = None) -> Components:
         words = tokens.read_tokenizer(path / "tokenizer")
     else:
         words = tokens.clip_tokenizer(tokenizer, open_clip=False)
-    try:
-        schedule = Schedule.from_diffusers(reading.read_json(path / "scheduler" / "scheduler_config.json"))
-    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
-        reason = str(error).split("\n")[0][:120]
-        raise ConfigError(f"{path / 'scheduler'}: {reason}") from None
+    schedule = read_schedule(path)
     return Components(
         read_unet(path), read_vae(path), read_text_encoder(path), words, schedule, read_draft(path)
     )
+
+
+def read_schedule(path: Path) -> Schedule:
+    """The noise schedule of a diffusers folder."""
+    try:
+        return Schedule.from_diffusers(reading.read_json(path / "scheduler" / "scheduler_config.json"))
+    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
+        reason = str(error).split("\n")[0][:120]
+        raise ConfigError(f"{path / 'scheduler'}: {reason}") from None
 
 
 def load_file(path: Path, tokenizer: str | None = None) -> Components:
@@ -71,9 +78,9 @@ def load_file(path: Path, tokenizer: str | None = None) -> Components:
     for part in ("unet", "vae", text):
         if part not in parts:
             prefix = ldm_keys.PARTS[part]
-            raise ConfigError(f"{path} is not an MVDream checkpoint: it has no tensor named {prefix}...")
+            raise ConfigError(f"{path} is no checkpoint of MVDream's kind: it has no tensor named {prefix}...")
     converted = ldm_keys.convert_unet(parts["unet"])
-    unet = make_unet({**converted.config, "sample_size": LATENT_SIZE}, converted.tensors)
+    unet = make_unet(with_size(converted.config), converted.tensors)
     vae = make_vae(*vars(ldm_keys.convert_vae(parts["vae"])).values())
     convert = clip_keys.convert_open_clip if text == "open_clip" else clip_keys.convert_clip
     encoder = make_text_encoder(*vars(convert(parts[text])).values())
@@ -86,9 +93,14 @@ def read_unet(path: Path) -> UNet2DConditionModel:
     config, tensors = read_part(path / "unet")
     if "input_blocks.0.0.weight" in tensors:
         converted = ldm_keys.convert_unet(tensors)
-        return make_unet({**converted.config, "sample_size": LATENT_SIZE}, converted.tensors)
+        return make_unet(with_size(converted.config), converted.tensors)
     expect(config, "_class_name", "UNet2DConditionModel", path / "unet")
     return make_unet(config, tensors)
+
+
+def with_size(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of an ldm UNet with the size that it was trained at, which its file does not say."""
+    return {**config, "sample_size": LATENT_SIZE if "class_embed_type" in config else SD_LATENT_SIZE}
 
 
 def read_vae(path: Path) -> AutoencoderKL:

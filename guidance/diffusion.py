@@ -6,10 +6,10 @@ A network enters only as a ``Denoiser``: a function of (x, t, text, camera, n_vi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -148,20 +148,20 @@ def per_image(text: Tensor, count: int) -> Tensor:
     return text.repeat_interleave(count // len(text), dim=0)
 
 
-def both_branches(
-    denoise: Denoiser, x: Tensor, t: Tensor, text: TextPair, camera: Tensor | None, n_view: int
-) -> tuple[Tensor, Tensor]:
-    """(eps_cond, eps_uncond), each like ``x``, in one network call of batch 2B in the order [cond, uncond].
+def branches(
+    denoise: Denoiser, x: Tensor, t: Tensor, texts: Sequence[Tensor], camera: Tensor | None, n_view: int
+) -> tuple[Tensor, ...]:
+    """The noise (float32, like ``x``) that each of K texts amounts to, in one network call of batch K B.
 
-    ``text`` = (conditional, unconditional), each (n,L,D) with n dividing B. Both branches see the same
-    camera: only the text is dropped (MVDream).
+    ``texts``: usually (conditional, unconditional), each (n,L,D) with n dividing B. All branches see the same
+    camera: only the text differs (MVDream).
     """
-    both = torch.cat([per_image(part, len(x)) for part in text])
-    cameras = None if camera is None else torch.cat([camera, camera])
+    count = len(texts)
+    text = torch.cat([per_image(part, len(x)) for part in texts])
+    cameras = None if camera is None else torch.cat([camera] * count)
     t = t.reshape(-1).expand(len(x))
-    eps = denoise(torch.cat([x, x]), torch.cat([t, t]), both, cameras, n_view)
-    eps_cond, eps_uncond = eps.float().chunk(2)
-    return eps_cond, eps_uncond
+    eps = denoise(torch.cat([x] * count), torch.cat([t] * count), text, cameras, n_view)
+    return eps.float().chunk(count)
 
 
 def combine(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tensor:
@@ -170,6 +170,35 @@ def combine(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tens
     threestudio's Stable Diffusion and DeepFloyd guidances count from the other side: their s is this s - 1.
     """
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
+
+
+class Negatives(NamedTuple):
+    """K texts for each image to stay away from: text (K,B,L,D), and how strongly, weights (K,B) >= 0."""
+    text: Tensor
+    weights: Tensor
+
+
+def perpendicular(x: Tensor, y: Tensor) -> Tensor:
+    """What is left of ``x`` (B,...) without its share along ``y``, image by image."""
+    size = (y * y).flatten(1).sum(1).clamp(min=1e-6)
+    share = (x * y).flatten(1).sum(1) / size
+    return x - share.reshape(-1, *[1] * (x.dim() - 1)) * y
+
+
+def combine_perp_neg(
+    eps_cond: Tensor, eps_uncond: Tensor, eps_negative: Sequence[Tensor], weights: Tensor, guidance_scale: float
+) -> Tensor:
+    """eps_u + s (d - sum_k w_k d_k^perp), d = eps_c - eps_u, d_k = eps_k - eps_u (Armandpour et al. 2023, "Perp-Neg").
+
+    Of each negative text only the part counts that is perpendicular to what the prompt asks for, so that it cannot
+    undo the prompt. ``weights`` (K,B).
+    """
+    wanted = eps_cond - eps_uncond
+    step = wanted
+    for eps, weight in zip(eps_negative, weights, strict=True):
+        weight = weight.to(wanted).reshape(-1, *[1] * (wanted.dim() - 1))
+        step = step - weight * perpendicular(eps - eps_uncond, wanted)
+    return eps_uncond + guidance_scale * step
 
 
 def guided(denoise: Denoiser, guidance_scale: float) -> Denoiser:
@@ -181,7 +210,8 @@ def guided(denoise: Denoiser, guidance_scale: float) -> Denoiser:
     def call(x: Tensor, t: Tensor, text: TextPair, camera: Tensor | None, n_view: int) -> Tensor:
         if guidance_scale == 1:
             return denoise(x, t, per_image(text[0], len(x)), camera, n_view).float()
-        return combine(*both_branches(denoise, x, t, text, camera, n_view), guidance_scale)
+        eps_cond, eps_uncond = branches(denoise, x, t, text, camera, n_view)
+        return combine(eps_cond, eps_uncond, guidance_scale)
 
     return call
 

@@ -2,7 +2,7 @@
 
 Both add noise to the latents z of rendered images, let a frozen denoiser predict it with classifier-free
 guidance, and return a loss whose gradient with respect to z says where to go. The denoiser itself is never
-differentiated.
+differentiated. (The form that trains a copy of it beside the object is in ``variational.py``.)
 B counts images, not groups: the loss is a sum over pixels and a mean over images.
 """
 
@@ -12,12 +12,22 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from threedgen.config import at
 
-from .diffusion import Denoiser, Schedule, TextPair, both_branches, combine, fresh_noise, per_image
-from .options import ReconstructionConfig, SDSConfig
+from .diffusion import (
+    Denoiser,
+    Negatives,
+    Schedule,
+    TextPair,
+    branches,
+    combine,
+    combine_perp_neg,
+    fresh_noise,
+    per_image,
+)
+from .options import DistillationConfig
 
 Logs = dict[str, Tensor | float]
 Weighting = Literal["one_minus_alpha_bar", "uniform"]
@@ -35,22 +45,23 @@ def sds_eps(
     noise: Tensor,
     guidance_scale: float,
     weighting: Weighting = "one_minus_alpha_bar",
+    negatives: Negatives | None = None,
 ) -> tuple[Tensor, Logs]:
     """Classic SDS (DreamFusion, Poole et al. 2022, eq. 3): d loss / d z = w(t) (eps - noise) / B.
 
     ``latents`` (B,C,h,w), views fastest, B a multiple of ``n_view``; ``text`` = (cond, uncond), each (n,L,D)
     with n dividing B; ``camera`` (B,16) or None; ``t`` (1,) for all or (B,); ``noise`` like the latents. w(t)
-    is 1 - alpha_bar_t, or 1 ("uniform").
+    is 1 - alpha_bar_t, or 1 ("uniform"). ``negatives``: see ``combine_perp_neg``.
     """
     with torch.no_grad():
         z = latents.float()
         x = schedule.add_noise(z, noise, t)
-        eps, _ = _predict(denoise, x, t, text, camera, n_view, guidance_scale)
+        eps, _ = predict(denoise, x, t, text, camera, n_view, guidance_scale, negatives)
         direction = eps - noise
         if weighting == "one_minus_alpha_bar":
             _, sigma = schedule.alpha_sigma(t, z)
             direction = sigma**2 * direction
-    return _loss(latents, direction, t)
+    return follow(latents, direction, t)
 
 
 def reconstruction(
@@ -65,6 +76,7 @@ def reconstruction(
     noise: Tensor,
     guidance_scale: float,
     recon_std_rescale: float = 0.5,
+    negatives: Negatives | None = None,
 ) -> tuple[Tensor, Logs]:
     """The x0-reconstruction loss of MVDream (Shi et al. 2023, section 3.2): 0.5 |z - x0|^2 / B.
 
@@ -75,12 +87,12 @@ def reconstruction(
     with torch.no_grad():
         z = latents.float()
         x = schedule.add_noise(z, noise, t)
-        eps, eps_cond = _predict(denoise, x, t, text, camera, n_view, guidance_scale)
+        eps, eps_cond = predict(denoise, x, t, text, camera, n_view, guidance_scale, negatives)
         x0 = schedule.x0_from_eps(x, eps, t)
         if recon_std_rescale > 0:
             x0 = rescale_std(x0, schedule.x0_from_eps(x, eps_cond, t), recon_std_rescale, n_view)
         direction = z - x0
-    return _loss(latents, direction, t)
+    return follow(latents, direction, t)
 
 
 def rescale_std(x0: Tensor, x0_cond: Tensor, share: float, n_view: int) -> Tensor:
@@ -112,7 +124,7 @@ def sample_timestep(
     return torch.randint(low, high + 1, (count,), generator=generator, device=generator.device)
 
 
-def _predict(
+def predict(
     denoise: Denoiser,
     x: Tensor,
     t: Tensor,
@@ -120,16 +132,22 @@ def _predict(
     camera: Tensor | None,
     n_view: int,
     guidance_scale: float,
+    negatives: Negatives | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(guided eps, conditional eps); at scale 1 they are the same and the other branch is not computed."""
+    if negatives is not None:
+        texts = (*text, *negatives.text)
+        eps_cond, eps_uncond, *eps_negative = branches(denoise, x, t, texts, camera, n_view)
+        eps = combine_perp_neg(eps_cond, eps_uncond, eps_negative, negatives.weights, guidance_scale)
+        return eps, eps_cond
     if guidance_scale == 1:
         eps = denoise(x, t.reshape(-1).expand(len(x)), per_image(text[0], len(x)), camera, n_view).float()
         return eps, eps
-    eps_cond, eps_uncond = both_branches(denoise, x, t, text, camera, n_view)
+    eps_cond, eps_uncond = branches(denoise, x, t, text, camera, n_view)
     return combine(eps_cond, eps_uncond, guidance_scale), eps_cond
 
 
-def _loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor, Logs]:
+def follow(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor, Logs]:
     """0.5 |z - stopgrad(z - direction)|^2 / B, whose gradient is direction / B, and what to log.
 
     Single values that are not finite (half precision overflows) count as zero. If none is finite they stay,
@@ -143,16 +161,31 @@ def _loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor, Logs]:
     return loss, {"grad_norm": direction.norm() / count, "t": t.float().mean()}
 
 
-class Distillation:
-    """What the two losses share: t drawn from the scheduled range, and fresh noise."""
+class Distillation(nn.Module):
+    """What the losses share: t drawn from the scheduled range, and fresh noise.
+
+    A module, because a loss may have parameters of its own, which learn beside the object.
+    """
 
     pure: Callable[..., tuple[Tensor, Logs]]
+    calls: float = 2.0
+    """How many forward passes of the UNet a picture costs, for estimates."""
 
     def __init__(
-        self, options: SDSConfig | ReconstructionConfig, schedule: Schedule, max_steps: int | None = None
+        self,
+        options: DistillationConfig,
+        schedule: Schedule,
+        max_steps: int | None = None,
+        prior: Any = None,
+        generator: torch.Generator | None = None,
     ) -> None:
-        """``schedule`` is the prior's; ``max_steps`` the length of the run, for options in percents of it."""
-        self.options, self.schedule, self.max_steps = options, schedule, max_steps
+        """``schedule`` is the prior's; ``max_steps`` the length of the run, for options in percents of it.
+
+        ``prior`` and ``generator`` are for losses that learn: a network to copy, and random initial weights.
+        """
+        super().__init__()
+        self.options: Any = options
+        self.schedule, self.max_steps = schedule, max_steps
 
     def value(self, name: str, step: int) -> float:
         """The option ``name`` at optimisation step ``step``."""
@@ -162,7 +195,18 @@ class Distillation:
         """Arguments that only this loss has."""
         raise NotImplementedError
 
-    def __call__(
+    def draw(
+        self, latents: Tensor, n_view: int, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Logs]:
+        """t, (1,) for all images or (B,), noise like the latents, and the range of t, to be logged."""
+        low, high = self.value("min_step_percent", step), self.value("max_step_percent", step)
+        groups = len(latents) // n_view if self.options.timestep_per == "group" else 1
+        t = sample_timestep(low, high, generator, self.schedule.T, groups)
+        t = (t.repeat_interleave(n_view) if groups > 1 else t).to(latents.device)
+        t_min, t_max = timestep_range(low, high, self.schedule.T)
+        return t, fresh_noise(latents.float(), generator), {"t_min": float(t_min), "t_max": float(t_max)}
+
+    def forward(
         self,
         latents: Tensor,
         denoise: Denoiser,
@@ -172,11 +216,17 @@ class Distillation:
         n_view: int,
         step: int,
         generator: torch.Generator,
+        *,
+        negatives: Negatives | None = None,
+        plain: Tensor | None = None,
+        c2w: Tensor | None = None,
     ) -> tuple[Tensor, Logs]:
-        """(loss, numbers to log) of ``latents`` (B,C,h,w); first t, then noise come from ``generator``."""
-        low, high = self.value("min_step_percent", step), self.value("max_step_percent", step)
-        groups = len(latents) // n_view if self.options.timestep_per == "group" else 1
-        t = sample_timestep(low, high, generator, self.schedule.T, groups)
+        """(loss, numbers to log) of ``latents`` (B,C,h,w); first t, then noise come from ``generator``.
+
+        ``negatives``: texts to stay away from. ``plain`` (1,L,D), the prompt without words for the view, and the poses
+        ``c2w`` (B,4,4) are for losses that learn.
+        """
+        t, noise, drawn = self.draw(latents, n_view, step, generator)
         loss, logs = self.pure(
             latents,
             denoise,
@@ -184,30 +234,28 @@ class Distillation:
             camera,
             n_view,
             schedule=self.schedule,
-            t=(t.repeat_interleave(n_view) if groups > 1 else t).to(latents.device),
-            noise=fresh_noise(latents.float(), generator),
+            t=t,
+            noise=noise,
             guidance_scale=self.value("guidance_scale", step),
+            negatives=negatives,
             **self.more(step),
         )
-        t_min, t_max = timestep_range(low, high, self.schedule.T)
-        return loss, logs | {"t_min": float(t_min), "t_max": float(t_max)}
+        return loss, logs | drawn
 
 
 class SDS(Distillation):
-    """``sds_eps`` with its options."""
+    """``sds_eps`` with the options of SDSConfig."""
 
     pure = staticmethod(sds_eps)
-    options: SDSConfig
 
     def more(self, step: int) -> dict[str, Any]:
         return {"weighting": self.options.weighting}
 
 
 class Reconstruction(Distillation):
-    """``reconstruction`` with its options."""
+    """``reconstruction`` with the options of ReconstructionConfig."""
 
     pure = staticmethod(reconstruction)
-    options: ReconstructionConfig
 
     def more(self, step: int) -> dict[str, Any]:
         return {"recon_std_rescale": self.value("recon_std_rescale", step)}

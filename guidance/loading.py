@@ -17,21 +17,24 @@ from threedgen import folder
 from threedgen.config import ConfigError
 from threedgen.errors import AbsentWeights
 
+from .options import PARTS
 from .reading import read_json, sha256, sha256_of_files, sniff
+
+Parts = tuple[str, ...]
 
 EMBEDDED = "toybox-prior"
 ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
 PERSONALISATION = "threedgen personalisation 1"
-PARTS = ("unet", "vae", "text_encoder")
 RUNS_NOW = "the config mvdream-toybox runs without a download"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
-def check(weights: str, tokenizer: str | None = None) -> None:
+def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> None:
     """Raises ConfigError when ``weights`` (see ``locate``) plainly cannot be loaded; reads no tensor.
 
-    Of an id on the hub that is not in the local cache, one small file is fetched.
+    ``wanted``: the parts of a diffusers folder that have to be there, here and below. Of an id on the hub that is
+    not in the local cache, one small file is fetched.
     """
     path = local(weights)
     if path is None:
@@ -41,7 +44,7 @@ def check(weights: str, tokenizer: str | None = None) -> None:
         elif cached(repo, name) is None and not reachable():
             raise absent(weights, repo, name)
     elif path.is_dir():
-        check_folder(path)
+        check_folder(path, wanted)
     else:
         sniff(path)
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
@@ -67,7 +70,7 @@ def personalisation_card(path: Path | str) -> dict[str, str]:
     return card
 
 
-def locate(weights: str) -> Path:
+def locate(weights: str, wanted: Parts = PARTS) -> Path:
     """The local folder or file that ``weights`` names; what is only on the hub is downloaded into the hub's
     cache.
 
@@ -78,7 +81,7 @@ def locate(weights: str) -> Path:
     if path is not None:
         return path
     repo, name = hub_name(weights)
-    return hub_folder(repo) if name == "model_index.json" else hub_file(repo, name)
+    return hub_folder(repo, wanted) if name == "model_index.json" else hub_file(repo, name)
 
 
 def awaited(weights: str) -> bool:
@@ -86,7 +89,7 @@ def awaited(weights: str) -> bool:
     return weights in ORIGINALS and local(weights) is None and cached(*hub_name(weights)) is None
 
 
-def describe(weights: str, fetch: bool = True) -> str:
+def describe(weights: str, wanted: Parts = PARTS, fetch: bool = True) -> str:
     """`PATH (SIZE, SHA-256 DIGEST)` of ``weights``, which are fetched first if they are only on the hub.
 
     fetch False: of a released checkpoint that is not here it is said only that, and how to get it. The digest of a
@@ -94,8 +97,11 @@ def describe(weights: str, fetch: bool = True) -> str:
     """
     if not fetch and awaited(weights):
         return f"{weights}, not on this machine yet; `hf download {ORIGINALS[weights]} {weights}` fetches it"
-    path = locate(weights)
-    files = [path] if path.is_file() else [file for part in parts(path) for file in tensor_files(path / part)]
+    path, files = locate(weights, wanted), []
+    if path.is_file():
+        files = [path]
+    else:
+        files = [file for part in parts(path, wanted) for file in tensor_files(path / part)]
     digest = sha256(path) if path.is_file() else sha256_of_files(files, path)
     return f"{path} ({sum(file.stat().st_size for file in files) / 1e9:.2f} GB, SHA-256 {digest})"
 
@@ -190,48 +196,48 @@ def hub_file(repo: str, name: str) -> Path:
         raise absent(weights, repo, name, f"the download failed ({type(error).__name__})") from None
 
 
-def hub_folder(repo: str) -> Path:
+def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
     """A diffusers folder of the hub: only what is read here (no second copies in other formats or
     precisions).
     """
     found = cached(repo, "model_index.json")
-    if found is not None and complete(found.parent):
+    if found is not None and complete(found.parent, needed):
         return found.parent
     if not reachable():
         raise absent(repo, repo, "model_index.json")
     from huggingface_hub import snapshot_download
 
     wanted = ["model_index.json", "scheduler/*", "tokenizer/*", "draft/*"]
-    wanted += [f"{part}/config.json" for part in PARTS]
-    tensors = [f"{part}/*model*.safetensors*" for part in PARTS], [f"{part}/*model*.bin*" for part in PARTS]
+    wanted += [f"{part}/config.json" for part in needed]
+    tensors = [f"{part}/*model*.safetensors*" for part in needed], [f"{part}/*model*.bin*" for part in needed]
     try:
         for files in tensors:
             path = Path(
                 snapshot_download(repo, allow_patterns=wanted + files, ignore_patterns=["*fp16*", "*ema*"])
             )
-            if complete(path):
+            if complete(path, needed):
                 return path
     except Exception as error:
         raise absent(
             repo, repo, "model_index.json", f"the download failed ({type(error).__name__})"
         ) from None
     raise ConfigError(
-        f"weights: {repo!r} on the hub is not a folder in diffusers format with {', '.join(PARTS)}"
+        f"weights: {repo!r} on the hub is not a folder in diffusers format with {', '.join(needed)}"
     )
 
 
-def complete(path: Path) -> bool:
+def complete(path: Path, wanted: Parts = PARTS) -> bool:
     """Does the folder hold all that is needed?"""
     try:
-        check_folder(path)
+        check_folder(path, wanted)
     except ConfigError:
         return False
     return True
 
 
-def check_folder(path: Path) -> None:
+def check_folder(path: Path, wanted: Parts = PARTS) -> None:
     """Raises ConfigError unless every part has a config and readable-looking tensors."""
-    for part in parts(path):
+    for part in parts(path, wanted):
         read_json(path / part / "config.json")
         for file in tensor_files(path / part):
             sniff(file)
@@ -240,9 +246,14 @@ def check_folder(path: Path) -> None:
         raise ConfigError(f"{path} has no folder 'tokenizer'")
 
 
-def parts(path: Path) -> tuple[str, ...]:
+def ready_tokenizer(path: Path) -> bool:
+    """Has the folder, or its sub-folder, a tokenizer that needs no other package to be read?"""
+    return any((path / inside / "tokenizer.json").is_file() for inside in ("tokenizer", "."))
+
+
+def parts(path: Path, wanted: Parts = PARTS) -> Parts:
     """The parts of a diffusers folder that hold tensors: a draft only where there is one."""
-    return (*PARTS, "draft") if (path / "draft").is_dir() else PARTS
+    return (*wanted, "draft") if (path / "draft").is_dir() else wanted
 
 
 def tensor_files(part: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -36,11 +36,16 @@ logger = logging.getLogger(__name__)
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
     """The prior that a config describes. Raises ConfigError."""
     o = options
-    if o.attention == "xformers" and torch.device(device).type != "cuda":
-        raise ConfigError(f"attention: 'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa")
+    require_attention(o.attention, device)
     prior = MVDream.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, personalisation=o.personalisation)
     set_attention(prior.unet, o.attention)
     return prior
+
+
+def require_attention(kind: str, device: torch.device | str) -> None:
+    """Raises ConfigError for an attention that cannot compute on the device."""
+    if kind == "xformers" and torch.device(device).type != "cuda":
+        raise ConfigError(f"attention: 'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa")
 
 
 class MVDream:
@@ -91,7 +96,7 @@ class MVDream:
         image_size: int | None = None,
         camera: bool = True,
         personalisation: str | None = None,
-    ) -> MVDream:
+    ) -> Self:
         """Frozen networks from ``weights``: "embedded", a diffusers folder, a hub id, an original checkpoint.
 
         ``camera`` demands a camera branch; without it a plain Stable Diffusion loads too (2D mode only).

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from threedgen.config import Config, Schedule, at
+from threedgen.config import Config, ConfigError, Schedule, at
 from threedgen.extras import require
 
+PARTS = ("unet", "vae", "text_encoder")
+"""Folders with tensors that a latent prior in diffusers format has."""
 
-class MVDreamConfig(Config):
-    """A multi-view diffusion prior: which weights, and how they run."""
 
-    name: Literal["mvdream"] = Field("mvdream", description="multi-view diffusion (arXiv 2308.16512)")
-    weights: str = Field(
-        "embedded",
-        min_length=1,
-        description="'embedded' (the toybox prior that comes with threedgen), a diffusers-format folder, an "
-        "id on the Hugging Face hub, or an original checkpoint (sd-v2.1-base-4view.pt, sd-v1.5-4view.pt: a "
-        "path, or only the name)",
-    )
+class PriorConfig(Config):
+    """A diffusion prior: which weights, and how they run.
+
+    multiview: does it look at several views together, and know their cameras? parts: folders of a diffusers folder
+    that it needs.
+    """
+
+    multiview: ClassVar[bool] = False
+    parts: ClassVar[tuple[str, ...]] = PARTS
+
+    name: str = Field(description="which prior")
+    weights: str = Field("embedded", min_length=1, description="which weights")
     tokenizer: str | None = Field(
         None,
         description="folder or hub id of the tokenizer, for checkpoints that hold none (the original .pt "
@@ -39,19 +44,13 @@ class MVDreamConfig(Config):
         le=2048,
         description="pixels per side that the prior sees; default: what it was trained at",
     )
-    personalisation: str | None = Field(
-        None,
-        description="the file of an mvdreambooth run with these weights: its subject can then be asked for",
-    )
 
     def check(self) -> None:
-        from .loading import check, personalisation_card
+        from .loading import check
 
         if self.attention == "xformers":
             require("xformers", "attention: xformers", "choose attention=sdpa")
-        check(self.weights, self.tokenizer)
-        if self.personalisation is not None:
-            personalisation_card(self.personalisation)
+        check(self.weights, self.tokenizer, self.parts)
 
     def describe(self, fetch: bool = True) -> str:
         """Which files these are: place, size and SHA-256; what is only on the hub is fetched. Raises ConfigError.
@@ -60,7 +59,94 @@ class MVDreamConfig(Config):
         """
         from .loading import describe
 
-        return describe(self.weights, fetch)
+        return describe(self.weights, self.parts, fetch)
+
+
+class MVDreamConfig(PriorConfig):
+    """A multi-view diffusion prior."""
+
+    multiview: ClassVar[bool] = True
+
+    name: Literal["mvdream"] = Field("mvdream", description="multi-view diffusion (arXiv 2308.16512)")
+    weights: str = Field(
+        "embedded",
+        min_length=1,
+        description="'embedded' (the toybox prior that comes with threedgen), a diffusers-format folder, an "
+        "id on the Hugging Face hub, or an original checkpoint (sd-v2.1-base-4view.pt, sd-v1.5-4view.pt: a "
+        "path, or only the name)",
+    )
+    personalisation: str | None = Field(
+        None,
+        description="the file of an mvdreambooth run with these weights: its subject can then be asked for",
+    )
+
+    def check(self) -> None:
+        from .loading import personalisation_card
+
+        super().check()
+        if self.personalisation is not None:
+            personalisation_card(self.personalisation)
+
+
+class StableDiffusionConfig(PriorConfig):
+    """A 2D diffusion prior in latent space: each picture by itself, without a camera."""
+
+    name: Literal["stable-diffusion"] = Field("stable-diffusion", description="2D diffusion (arXiv 2112.10752)")
+    weights: str = Field(
+        "embedded",
+        min_length=1,
+        description="'embedded' (the toybox prior in its 2D mode), a diffusers-format folder, an id on the Hugging "
+        "Face hub (stabilityai/stable-diffusion-2-1-base), or a single-file checkpoint",
+    )
+
+
+class DeepFloydConfig(PriorConfig):
+    """A 2D diffusion prior on pixels: DeepFloyd IF's first stage, which sees pictures of 64 pixels."""
+
+    parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder")
+
+    name: Literal["deepfloyd"] = Field("deepfloyd", description="2D diffusion on pixels (DeepFloyd IF, first stage)")
+    weights: str = Field(
+        "DeepFloyd/IF-I-XL-v1.0",
+        min_length=1,
+        description="a diffusers-format folder with unet and T5 text encoder, or an id on the Hugging Face hub",
+    )
+    tokenizer: str | None = Field(None, description="a folder with T5's tokenizer; default: that of the weights")
+
+    def check(self) -> None:
+        from .loading import ready_tokenizer
+
+        super().check()
+        if self.tokenizer is not None and not Path(self.tokenizer).expanduser().is_dir():
+            raise ConfigError(f"tokenizer: there is no folder {self.tokenizer!r}")
+        if not ready_tokenizer(Path(self.tokenizer or self.weights).expanduser()):
+            require("sentencepiece", "tokenizer: a spiece.model", "put the tokenizer.json of any T5 beside it")
+
+
+Words = Annotated[str, Field(max_length=200)]
+Angle = Annotated[float, Field(ge=0, le=180)]
+
+
+class ViewPromptsConfig(Config):
+    """Words behind the prompt for the side from which one looks (DreamFusion, section 3.2), and Perp-Neg."""
+
+    enabled: bool = Field(False, description="use them; only a prior that knows the words can make sense of them")
+    perp_neg: bool = Field(
+        False, description="go over between the sides' texts by the angle, and push away from neighbouring ones"
+    )
+    side: Words = Field(", side view", description="words from the side")
+    front: Words = Field(", front view", description="words from the front")
+    back: Words = Field(", back view", description="words from behind")
+    overhead: Words = Field(", overhead view", description="words from above")
+    front_within: Angle = Field(45.0, description="degrees to either side of azimuth 0 that count as front")
+    back_within: Angle = Field(45.0, description="degrees to either side of azimuth 180 that count as back")
+    overhead_above: float = Field(60.0, ge=-90, le=90, description="degrees of elevation above which all is overhead")
+
+    @model_validator(mode="after")
+    def _enabled(self) -> ViewPromptsConfig:
+        if self.perp_neg and not self.enabled:
+            raise ValueError("perp_neg goes between the words for the sides: set enabled=true with it")
+        return self
 
 
 class DistillationConfig(Config):
@@ -93,6 +179,22 @@ class DistillationConfig(Config):
                 where = f"{low:g} > {high:g} at {key}"
                 raise ValueError(f"min_step_percent should not exceed max_step_percent ({where})")
         return self
+
+
+class VSDConfig(DistillationConfig):
+    """Variational score distillation (ProlificDreamer, arXiv 2305.16213)."""
+
+    name: Literal["vsd"] = Field("vsd", description="against a copy of the prior that learns the renders")
+    guidance_scale: Schedule = Field(
+        7.5, ge=0, description="classifier-free guidance of the prior, eps_u + s (eps_c - eps_u); 1: none"
+    )
+    min_step_percent: Schedule = Field(0.02, ge=0, le=1, description="least noise, as a share of the timesteps")
+    max_step_percent: Schedule = Field(
+        {"0%": 0.98, "20%": 0.98, "20.01%": 0.5}, ge=0, le=1, description="most noise, as a share of the timesteps"
+    )
+    rank: int = Field(4, ge=1, le=256, description="rank of the copy's additions to the prior (LoRA)")
+    lora_guidance_scale: float = Field(1.0, ge=0, description="guidance of the copy towards the pose; 1: none")
+    pose_dropout: float = Field(0.1, ge=0, le=1, description="how often the copy learns without the pose")
 
 
 class SDSConfig(DistillationConfig):

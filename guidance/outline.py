@@ -18,45 +18,50 @@ from .draft import Draft
 class Outline(NamedTuple):
     """Networks on torch's meta device, and how many parameters the whole prior has, text encoder included.
 
-    kept: how many of them it still has after `MVDream.release`.
+    vae: None for a prior on pixels. kept: how many of them it still has after `release`.
     """
 
     unet: UNet2DConditionModel
-    vae: AutoencoderKL
+    vae: AutoencoderKL | None
     draft: Draft | None
     parameters: int
     kept: int
 
+    @property
+    def factor(self) -> int:
+        """Pixels for each number that the UNet sees, along each axis."""
+        return 1 if self.vae is None else 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
-def outline(weights: str) -> Outline:
+
+def outline(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> Outline:
     """That of anything that ``loading.locate`` finds, and of a released checkpoint also before it is here.
 
     Raises ConfigError.
     """
     if loading.awaited(weights):
         return _released(weights)
-    path = loading.locate(weights)
-    size = {"sample_size": components.LATENT_SIZE}
+    path = loading.locate(weights, wanted)
     configs: dict[str, dict[str, Any]] = {}
     tensors: dict[str, dict[str, Tensor]] = {}
     if path.is_dir():
-        for part in loading.parts(path):
+        for part in loading.parts(path, wanted):
             configs[part], tensors[part] = components.read_part(path / part)
         if "input_blocks.0.0.weight" in tensors["unet"]:
-            configs["unet"] = ldm_keys.convert_unet(tensors["unet"]).config | size
+            configs["unet"] = components.with_size(ldm_keys.convert_unet(tensors["unet"]).config)
     else:
         tensors = ldm_keys.split_checkpoint(reading.read_tensors(path))
-        configs["unet"] = ldm_keys.unet_config(tensors.get("unet", {})) | size
+        configs["unet"] = components.with_size(ldm_keys.unet_config(tensors.get("unet", {})))
         configs["vae"] = ldm_keys.vae_config(tensors.get("vae", {}))
     try:
         with torch.device("meta"):
             unet = UNet2DConditionModel.from_config(configs["unet"]).requires_grad_(False)
-            vae = AutoencoderKL.from_config(configs["vae"]).requires_grad_(False)
+            vae = AutoencoderKL.from_config(configs["vae"]).requires_grad_(False) if "vae" in configs else None
             draft = Draft.from_config(configs["draft"]).requires_grad_(False) if "draft" in configs else None
     except Exception as error:  # the config comes from outside: any kind
         raise ConfigError(f"{path}: its config describes no known network ({type(error).__name__})") from None
+    encoder = () if vae is None else (vae.encoder, vae.quant_conv)
     whole = sum(tensor.numel() for part in tensors.values() for tensor in part.values())
-    return Outline(unet, vae, draft, whole, _parameters(unet, draft, vae.encoder, vae.quant_conv))
+    return Outline(unet, vae, draft, whole, _parameters(unet, draft, *encoder))
 
 
 def _released(name: str) -> Outline:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen import registry
+from threedgen.config import ConfigError, at
 
 from .hashgrid.encoding import position_gradient
 from .mlp import MLP
@@ -62,7 +63,51 @@ def finite_difference_normal(
     return -F.normalize(rise / eps, dim=-1)
 
 
-class NGP(nn.Module):
+def take(mine: nn.Module, other: nn.Module) -> None:
+    """Copies all numbers of a field of the same kind and sizes. Raises ConfigError for another one."""
+    one, two = ({k: tuple(v.shape) for k, v in part.state_dict().items()} for part in (mine, other))
+    if type(mine) is not type(other) or one != two:
+        sizes = " of other sizes" if type(mine) is type(other) else ""
+        raise ConfigError(
+            f"stages: a field goes on from one of its own kind and sizes; {type(mine).__name__} cannot begin from "
+            f"{type(other).__name__}{sizes}"
+        )
+    mine.load_state_dict(other.state_dict())
+
+
+class EncodedField(nn.Module):
+    """What fields share: a cube [-radius, radius]^3, an encoding of its points, and how many of its levels count."""
+
+    options: Any
+    used_levels: Tensor | None
+
+    def __init__(self, options: Any, generator: torch.Generator | None, encoding: nn.Module | None = None) -> None:
+        super().__init__()
+        self.options = o = options
+        self.encoding: Any = encoding or registry.build("encoding", o.encoding, generator=generator)
+        self.register_buffer("used_levels", None if o.levels is None else torch.tensor(int(at(o.levels, 0, 1))))
+
+    def at_step(self, step: int, max_steps: int | None = None) -> None:
+        """Lets as many levels of the encoding count as the option `levels` says for this step."""
+        if self.used_levels is not None:
+            self.used_levels.fill_(int(at(self.options.levels, step, max_steps)))
+
+    def start(self, other: nn.Module) -> None:
+        """Begins from a field that was optimised before. Raises ConfigError for one of another kind."""
+        take(self, other)
+
+    def _unit(self, x: Tensor) -> Tensor:
+        return (x + self.options.radius) / (2 * self.options.radius)
+
+    def _coarse(self, encoded: Tensor) -> Tensor:
+        """Zeros in place of the levels that do not count yet (Li et al. 2023, "Neuralangelo", section 3.2)."""
+        if self.used_levels is None:
+            return encoded
+        level = torch.arange(encoded.shape[1], device=encoded.device) // self.options.encoding.n_features
+        return encoded * (level < self.used_levels)
+
+
+class NGP(EncodedField):
     """Density and features of points in [-radius, radius]^3 (Mueller et al. 2022).
 
     sigma = density_scale * activation(mlp(encoding) + blob(x) + density_bias); features are raw, a material
@@ -77,11 +122,10 @@ class NGP(nn.Module):
         generator: torch.Generator | None = None,
         encoding: nn.Module | None = None,
     ) -> None:
-        super().__init__()
-        self.options = o = options or NGPConfig()
-        self.encoding = encoding or registry.build("encoding", o.encoding, generator=generator)
+        super().__init__(options or NGPConfig(), generator, encoding)
+        o = self.options
         outputs = 1 + o.n_features if o.shared_mlp else 1
-        inputs: Any = self.encoding.output_dim
+        inputs = self.encoding.output_dim
         self.density_mlp = MLP(inputs, outputs, o.width, o.hidden_layers, generator)
         self.feature_mlp = None
         if not o.shared_mlp:
@@ -95,7 +139,7 @@ class NGP(nn.Module):
 
     def density(self, x: Tensor) -> Tensor:
         """x (N, 3) -> sigma (N,); the features are not computed."""
-        return self._sigma(self.density_mlp(self.encoding(self._unit(x)), n_out=1)[:, 0], x)
+        return self._sigma(self.density_mlp(self._coarse(self.encoding(self._unit(x))), n_out=1)[:, 0], x)
 
     def normal(self, x: Tensor, create_graph: bool | None = None) -> Tensor:
         """Outward unit normals (N, 3), see `with_normal`."""
@@ -134,10 +178,8 @@ class NGP(nn.Module):
             normal = -F.normalize(gradient + to_raw[:, None] * self._blob_gradient(x), dim=-1)
         return (sigma, features, normal) if training else (sigma.detach(), features.detach(), normal)
 
-    def _unit(self, x: Tensor) -> Tensor:
-        return (x + self.options.radius) / (2 * self.options.radius)
-
     def _heads(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        encoded = self._coarse(encoded)
         if self.feature_mlp is None:
             both = self.density_mlp(encoded)
             return both[:, 0], both[:, 1:]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from threedgen import registry
-from threedgen.config import Config
+from threedgen.config import Config, Schedule
 from threedgen.extras import EXTRAS, require
 
 
@@ -60,20 +60,42 @@ class FrequencyConfig(Config):
 # --- fields ------------------------------------------------------------------------------------------
 
 
-class NGPConfig(Config):
-    """Instant-NGP field: an encoding, a small MLP for density and one for features (unshaded colours)."""
+class EncodedFieldConfig(Config):
+    """What fields of an encoding and small networks have.
 
-    name: Literal["ngp"] = "ngp"
+    distance: does the field know the distance to its surface, so that its gradient should have length 1?
+    """
+
+    distance: ClassVar[bool] = False
+
+    name: str = Field(description="which field")
     radius: float = Field(1.0, gt=0, le=100, description="the field lives in the cube [-radius, radius]^3")
     encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field(
         {}, description="what turns a point into the input of the MLPs"
     )
+    levels: Schedule | None = Field(
+        None, ge=1, description="how many levels of a hash grid count, coarse ones first, by step; null: all"
+    )
     width: int = Field(64, ge=1, le=1024, description="neurons of a hidden layer")
     hidden_layers: int = Field(1, ge=1, le=8)
+    n_features: int = Field(3, ge=1, le=64, description="features per point, 3 for a colour")
+
+    @model_validator(mode="after")
+    def _levels(self) -> EncodedFieldConfig:
+        if self.levels is not None and not hasattr(self.encoding, "n_levels"):
+            raise ValueError(
+                f"levels are those of a hash grid, and the encoding is {self.encoding.name}: set levels=null"
+            )
+        return self
+
+
+class NGPConfig(EncodedFieldConfig):
+    """Instant-NGP field: an encoding, a small MLP for density and one for features (unshaded colours)."""
+
+    name: Literal["ngp"] = "ngp"
     feature_hidden_layers: int | None = Field(
         None, ge=1, le=8, description="of the MLP for features, if it is another; null: as many"
     )
-    n_features: int = Field(3, ge=1, le=64, description="features per point, 3 for a colour")
     shared_mlp: bool = Field(False, description="one MLP with 1 + n_features outputs (faster on a CPU) in place of two")
     density_activation: Literal["softplus", "exp", "relu"] = "softplus"
     density_scale: float = Field(1.0, gt=0, le=1000, description="factor after the activation")
@@ -87,6 +109,61 @@ class NGPConfig(Config):
         "analytic", description="gradient of the density, or finite differences with 6 or 3 extra evaluations"
     )
     normal_eps: float = Field(0.01, gt=0, le=1, description="step of the finite differences in world units")
+
+
+class SDFConfig(EncodedFieldConfig):
+    """Signed distance to a surface, seen through NeuS's opacity (Wang et al. 2021): a surface, not a fog."""
+
+    distance: ClassVar[bool] = True
+
+    name: Literal["sdf"] = "sdf"
+    sphere: float = Field(0.5, gt=0, le=100, description="radius of the ball that it begins as, in world units")
+    log_sharpness: float = Field(
+        3.0, ge=0, le=10, description="log of the sharpness s that it begins with; the surface is about 1/s thick"
+    )
+    cosine: Schedule = Field(
+        {"0%": 0.0, "100%": 1.0},
+        ge=0,
+        le=1,
+        description="how far the angle between ray and surface counts for the opacity; below 1 is softer",
+    )
+    normal_eps: Literal["cell"] | Annotated[float, Field(gt=0, le=1)] = Field(
+        "cell", description="step of the differences for the gradient, world units; cell: of the finest level in use"
+    )
+
+    @model_validator(mode="after")
+    def _cell(self) -> SDFConfig:
+        if self.normal_eps == "cell" and not hasattr(self.encoding, "n_levels"):
+            raise ValueError(
+                f"normal_eps is a number for the encoding {self.encoding.name}, which has no cells; try 0.01"
+            )
+        if self.sphere >= self.radius:
+            raise ValueError(f"sphere {self.sphere:g} should be smaller than the field's radius {self.radius:g}")
+        return self
+
+
+class DMTetConfig(Config):
+    """A mesh: distances on a tetrahedral grid, coloured by another field (Shen et al. 2021; Magic3D's second stage).
+
+    mesh: is it a surface that is rasterised, not a volume that rays are followed through?
+    """
+
+    mesh: ClassVar[bool] = True
+
+    name: Literal["dmtet"] = "dmtet"
+    resolution: int = Field(64, ge=2, le=256, description="small cubes along an edge, of six tetrahedra each")
+    sphere: float = Field(0.5, gt=0, le=100, description="radius of the ball that it begins as, without a stage before")
+    level: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        "auto", description="density of the stage before where the surface is; auto: the mean of what is not empty"
+    )
+    paint: Annotated[Any, registry.Component("representation", default="ngp", only=("ngp", "sdf"))] = Field(
+        {}, description="the field that colours it: that of the stage before, with its options"
+    )
+
+    @property
+    def radius(self) -> float:
+        """Of the world that the grid lies in."""
+        return self.paint.radius
 
 
 # --- backgrounds -------------------------------------------------------------------------------------

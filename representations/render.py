@@ -21,7 +21,10 @@ from .two_pass import two_pass
 
 
 class Field(Protocol):
-    """Points (N, 3) in world units, inside the marcher's cube, to density (N,) >= 0, features and normals."""
+    """Points (N, 3) in world units, inside the marcher's cube, to density (N,) >= 0, features and normals.
+
+    A field whose density depends on the ray (`sdf.py`) has a method `along` too, which is asked instead.
+    """
 
     def density(self, x: Tensor) -> Tensor: ...
 
@@ -64,7 +67,9 @@ class Render:
     rgb = rgb_fg + background * (1 - opacity), each (R, 3); opacity (R, 1) = sum of weights; depth (R, 1) =
     sum of weight * distance, not divided by the opacity; z_variance (R, 1) see `march.depth_variance`; normal
     (R, 3) as a picture, opacity * (unit normal + 1) / 2, and away (R, 1), see `losses.facing_away`, or None if no
-    normals were needed. Per sample: samples; weights (N,) and normals (N, 3) unless it was made in chunks.
+    normals were needed; eikonal (R, 1), summed over the samples, see `losses.eikonal`, or None for fields without a
+    distance; surface: vertices (N, 3) and faces (F, 3) of a mesh. Per sample: samples; weights (N,) and normals (N, 3)
+    unless it was made in chunks.
     """
 
     rgb: Tensor
@@ -75,10 +80,12 @@ class Render:
     z_variance: Tensor
     normal: Tensor | None
     away: Tensor | None
+    eikonal: Tensor | None
     shading: Shading
     samples: Samples
     weights: Tensor | None
     normals: Tensor | None
+    surface: tuple[Tensor, Tensor] | None = None
 
     @property
     def ray_index(self) -> Tensor:
@@ -157,6 +164,7 @@ class _Pixels(NamedTuple):
     z_variance: Tensor
     normal: Tensor | None
     away: Tensor | None
+    eikonal: Tensor | None
 
 
 class _PerSample(NamedTuple):
@@ -219,8 +227,12 @@ def _look(
         samples, points = _nothing(rays.origins, options.radius)
     else:
         points = samples.positions(rays.origins, rays.directions)
-    normals = None
-    if need_normals or shading.lit:
+    normals = eikonal = None
+    if hasattr(field, "along"):
+        seen_along = rays.directions.index_select(0, samples.ray_index)
+        sigma, features, normals, steepness = field.along(points, seen_along, samples.t_end - samples.t_start)
+        eikonal = samples.sum((steepness - 1).square())[:, None]
+    elif need_normals or shading.lit:
         sigma, features, normals = field.with_normal(points)
     else:
         sigma, features = field(points)
@@ -235,7 +247,7 @@ def _look(
         normal = seen.opacity * (normalize(toward, dim=-1) + 1) / 2
         directions = rays.directions.index_select(0, samples.ray_index)
         away = samples.sum(facing_away(seen.weights, normals, directions))[:, None]
-    pixels = _Pixels(rgb_fg, seen.opacity, seen.depth, depth_variance(seen, samples), normal, away)
+    pixels = _Pixels(rgb_fg, seen.opacity, seen.depth, depth_variance(seen, samples), normal, away, eikonal)
     return pixels, _PerSample(seen.weights, normals)
 
 

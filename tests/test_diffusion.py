@@ -14,7 +14,7 @@ from torch import Tensor
 
 from threedgen.guidance.diffusion import (
     Schedule,
-    both_branches,
+    branches,
     combine,
     ddim_alphas,
     ddim_sample,
@@ -268,7 +268,7 @@ def test_scale_one_asks_only_for_the_conditional_half():
 def test_branches_come_back_in_order_and_in_float32():
     half = torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16)
     texts = (torch.full((1, 1, 1), 2.0), torch.full((1, 1, 1), 5.0))
-    cond, uncond = both_branches(recorder([]), half, torch.tensor([3]), texts, None, 1)
+    cond, uncond = branches(recorder([]), half, torch.tensor([3]), texts, None, 1)
     assert cond.eq(2).all() and uncond.eq(5).all() and cond.dtype == torch.float32
 
 

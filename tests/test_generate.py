@@ -304,7 +304,7 @@ def test_damaged_caches_are_made_again(tmp_path: Path, caplog: pytest.LogCapture
     options = config.load(tiny(tmp_path / "config"))
 
     def ask() -> tuple[Any, Any]:
-        text = generate_run.embeddings(tmp_path, prior, "a red dog", "a cat")
+        text = generate_run.embeddings(tmp_path, prior, ["a red dog", "a cat"])
         return text, generate_run.preview(options, prior, "a red dog", tmp_path)[0]
 
     first = ask()

@@ -11,6 +11,7 @@ EXTRAS = {
     "coacd": ("coacd", "pip install 'threedgen[parts]'"),
     "peft": ("peft", "pip install 'threedgen[lora]'"),
     "ray": ("ray", "pip install 'threedgen[ray]'"),
+    "sentencepiece": ("sentencepiece", "pip install 'threedgen[deepfloyd]'"),
     "triton": ("triton", "pip install 'threedgen[triton]'"),
     "nerfacc": ("nerfacc", "pip install 'threedgen[nerfacc]'"),
     "xformers": ("xformers", "pip install 'threedgen[xformers]'"),

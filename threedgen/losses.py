@@ -45,6 +45,14 @@ def z_variance(variance: Tensor, opacity: Tensor, threshold: float = 0.5) -> Ten
     return torch.where(solid, variance, torch.zeros_like(variance)).sum() / solid.sum().clamp(min=1)
 
 
+def eikonal(error: Tensor, samples: int) -> Tensor:
+    """Mean of (|grad f| - 1)^2 over the samples: a distance grows by as much as one moves (Gropp et al. 2020, "IGR").
+
+    error: of each sample, or summed over each ray, for so many samples in all.
+    """
+    return error.sum() / max(1, samples)
+
+
 def distortion(
     weights: Tensor, t_start: Tensor, t_end: Tensor, ray_index: Tensor, start: Tensor, span: float = 1.0
 ) -> Tensor:

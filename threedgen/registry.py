@@ -74,13 +74,18 @@ TABLE: dict[str, dict[str, Entry]] = {
     },
     # what --dry-run says of a task: a function (config) -> text
     "plan": {"generate": Entry("threedgen.systems.plan:plan", f"{_SYSTEMS}:GenerateConfig")},
-    "prior": _entries("threedgen.guidance.mvdream", _GUIDANCE, mvdream=("build", "MVDreamConfig")),
+    "prior": {
+        "mvdream": Entry("threedgen.guidance.mvdream:build", f"{_GUIDANCE}:MVDreamConfig"),
+        "stable-diffusion": Entry("threedgen.guidance.stable_diffusion:build", f"{_GUIDANCE}:StableDiffusionConfig"),
+        "deepfloyd": Entry("threedgen.guidance.deepfloyd:build", f"{_GUIDANCE}:DeepFloydConfig"),
+    },
     "distillation": _entries(
         "threedgen.guidance.distillation",
         _GUIDANCE,
         sds=("SDS", "SDSConfig"),
         reconstruction=("Reconstruction", "ReconstructionConfig"),
-    ),
+    )
+    | _entries("threedgen.guidance.variational", _GUIDANCE, vsd=("VSD", "VSDConfig")),
     # pictures (V, H, W, 3) -> unit vectors (V, D): is it the same subject?
     "identity": _entries(
         "threedgen.evaluation.identity",
@@ -111,7 +116,11 @@ TABLE: dict[str, dict[str, Entry]] = {
         srn=("srn", "SRNScenesConfig"),
         sampled=("sampled", "SampledScenesConfig"),
     ),
-    "representation": _entries("threedgen.representations.ngp", _REPRESENTATIONS, ngp=("NGP", "NGPConfig")),
+    "representation": {
+        "ngp": Entry("threedgen.representations.ngp:NGP", f"{_REPRESENTATIONS}:NGPConfig"),
+        "sdf": Entry("threedgen.representations.sdf:SDF", f"{_REPRESENTATIONS}:SDFConfig"),
+        "dmtet": Entry("threedgen.representations.dmtet:DMTet", f"{_REPRESENTATIONS}:DMTetConfig"),
+    },
     "encoding": _entries(
         "threedgen.representations.hashgrid.encoding",
         _REPRESENTATIONS,
@@ -181,11 +190,12 @@ class Component:
 
     Used as `prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="...")`; the
     value of the field is an instance of the chosen model, which must have a field `name`. `default` is taken
-    when the section gives no name.
+    when the section gives no name. `only`: the names that will do here, if not all of them do.
     """
 
     kind: str
     default: str | None = None
+    only: tuple[str, ...] = ()
 
     def model(self, value: Any) -> type[BaseModel] | None:
         """The model for a section given as a dict or as a config; None if its name is not known."""
@@ -205,6 +215,9 @@ class Component:
         model = self.model(value)
         if model is None:
             raise PydanticCustomError("component_name", "{problem}", {"problem": _unknown(self.kind, name)})
+        if self.only and name not in self.only:
+            problem = f"this {self.kind} cannot do what is asked of it here (one that can: {', '.join(self.only)})"
+            raise PydanticCustomError("component_name", "{problem}", {"problem": problem})
         return model.model_validate({**value, "name": name})
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -65,7 +65,7 @@ class EvaluationConfig(RunConfig):
 class EvaluatePriorConfig(EvaluationConfig):
     """Sample held-out combinations from a prior and measure what it drew."""
 
-    prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="who draws")
+    prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = Field({}, description="who draws")
     samples: int = Field(200, ge=1, le=100_000, description="held-out combinations, one object each")
     n_view: int = Field(4, ge=2, le=64, description="views of each object")
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")

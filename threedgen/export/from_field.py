@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from threedgen.errors import ConfigError
-from threedgen.export.mesh import Field, Mesh, extract
+from threedgen.export.mesh import Field, Mesh, extract, from_triangles
 from threedgen.export.opacity import HAZE
 from threedgen.export.pictures import Pictures
 
@@ -32,7 +34,8 @@ class FieldView:
 
     density: points (N, 3) in world units -> sigma (N,); colour: points -> sRGB (N, 3) in [0, 1]; radius of its
     world; mask (M, M, M) bool over the cube around that: where there may be something; device of the points;
-    pictures: a renderer of it, if there is one (see pictures.py).
+    pictures: a renderer of it, if there is one (see pictures.py). mesh: for a field that is a mesh already, its
+    vertices (N, 3) and faces (F, 3).
     """
 
     density: Field
@@ -41,6 +44,7 @@ class FieldView:
     mask: NDArray[np.bool_] | None = None
     device: torch.device | str = "cpu"
     pictures: Pictures | None = None
+    mesh: Callable[[], tuple[NDArray[Any], NDArray[Any]]] | None = None
 
     def colours(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """sRGB (N, 3) of points (N, 3), as arrays and without gradients."""
@@ -49,12 +53,19 @@ class FieldView:
         return answer.float().clamp(0, 1).cpu().numpy()
 
 
+def surface_of(field: FieldView, resolution: int) -> Mesh:
+    """Its mesh, if it is one, or else the surface from a grid of so many points along an edge. Raises EmptyField."""
+    if field.mesh is not None:
+        return from_triangles(*field.mesh(), field.colour, field.device)
+    return extract(field.density, field.colour, resolution, field.radius, mask=field.mask, device=field.device)
+
+
 def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
     """The field's surface from a grid of so many points along an edge, and a note for each thing to be known.
 
     Raises EmptyField for a field without surface, FullField for one that fills its world.
     """
-    mesh = extract(field.density, field.colour, resolution, field.radius, mask=field.mask, device=field.device)
+    mesh = surface_of(field, resolution)
     share = border_share(mesh, field.radius, 2 * field.radius / (resolution - 1))
     if share > FULL:
         raise FullField(

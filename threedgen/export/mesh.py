@@ -67,6 +67,19 @@ def extract(
     return Mesh(vertices, faces, colours, normals, info)
 
 
+def from_triangles(
+    vertices: Array, faces: Array, colour_fn: Field, device: torch.device | str = "cpu", smallest: float = 0.01
+) -> Mesh:
+    """A mesh that is one already, less its small pieces: vertices (N, 3), faces (F, 3). Raises EmptyField."""
+    if not len(faces):
+        raise EmptyField("the mesh has no triangles left; train with a smaller learning rate, or choose another seed")
+    if not np.isfinite(vertices).all():
+        raise EmptyField("the mesh has vertices that are not finite")
+    vertices, faces, parts = large_pieces(vertices.astype(np.float32), faces.astype(np.int32), smallest)
+    colours = np.clip(_query(colour_fn, vertices, 1 << 17, device), 0, 1).astype(np.float32)
+    return Mesh(vertices, faces, colours, vertex_normals(vertices, faces), {"parts_kept": parts})
+
+
 def _query(function: Field, points: Array, chunk: int, device: torch.device | str) -> Array:
     """`function` at points (N, 3), in chunks, without gradients, as float32."""
     parts = []

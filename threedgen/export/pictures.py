@@ -62,9 +62,13 @@ def field_pictures(field: Any, occupancy: Any, options: MarchConfig, device: tor
     def pictures(cameras: Cameras) -> tuple[Array, Array]:
         rgb, opacity = [], []
         for k in range(len(cameras)):
-            rays = (ray.reshape(-1, 3).to(device) for ray in cameras.select([k]).rays())
+            one = cameras.select([k])
+            rays = (ray.reshape(-1, 3).to(device) for ray in one.rays())
             with torch.no_grad():
-                seen = render(field, background, material, occupancy, options, *rays, chunk=CHUNK)
+                if hasattr(field, "look"):
+                    seen = field.look(one, background, material)
+                else:
+                    seen = render(field, background, material, occupancy, options, *rays, chunk=CHUNK)
             part = seen.opacity.clamp(min=1e-3)
             rgb.append((seen.rgb_fg / part).clamp(0, 1).cpu().numpy())
             opacity.append(seen.opacity.cpu().numpy())

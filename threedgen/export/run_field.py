@@ -36,6 +36,12 @@ class RunField:
 
 def open_run(folder: Path, device: str = "cpu") -> RunField:
     """The newest readable state of the generate run in `folder`. Raises ConfigError for one that does not fit."""
+    config, field, grid, checkpoint = open_field(folder, device)
+    return RunField(view_of(field, grid, config.march, device), config, int(checkpoint["global_step"]))
+
+
+def open_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGrid | None, dict[str, Any]]:
+    """Config, field, occupancy grid and checkpoint of the generate run in `folder`. Raises ConfigError."""
     config = load((folder / runs.CONFIG).resolve())
     found = latest(folder / CHECKPOINTS)
     if found is None:
@@ -53,18 +59,19 @@ def open_run(folder: Path, device: str = "cpu") -> RunField:
         grid = OccupancyGrid(config.occupancy, config.march.radius, step_size(config.march))
         grid.load_state_dict({name: state[f"occupancy.{name}"] for name in grid.state_dict()})
         grid.to(device)
-    return RunField(view_of(field, grid, config.march, device), config, int(found[1]["global_step"]))
+    return config, field, grid, found[1]
 
 
 def view_of(field: Any, occupancy: OccupancyGrid | None, march: MarchConfig, device: torch.device | str) -> FieldView:
     """A representation and its occupancy grid, if it has one, as what a mesh is made of."""
     return FieldView(
-        field.density,
+        getattr(field, "density", lambda x: field(x)[0]),
         lambda x: albedo(field, x),
         march.radius,
         None if occupancy is None else occupancy.binary.cpu().numpy(),
         device,
         field_pictures(field, occupancy, march, device),
+        getattr(field, "mesh", None),
     )
 
 

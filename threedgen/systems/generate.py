@@ -19,8 +19,10 @@ from torch.nn import functional as F
 from threedgen import losses, registry
 from threedgen.cameras import Cameras, orbit, sample_multiview
 from threedgen.config import ConfigError, at, dump
+from threedgen.guidance.view_prompts import view_text
 from threedgen.images import grid, write_png
 from threedgen.memory import enough_memory, free_bytes
+from threedgen.representations import mesh_losses
 from threedgen.representations.march import step_size
 from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.render import Render, render, sample_bytes, samples_that_fit
@@ -39,8 +41,9 @@ SOME = 1 << 18
 class GenerateSystem(pl.LightningModule):
     """Optimises one field for one prompt.
 
-    ``text`` (2, L, D): the prompt's and the negative prompt's embedding.  ``views`` (V, H, W, 3): sampled pictures for
-    a warm start, seen by ``view_cameras``.  The prior is frozen, not registered and in no checkpoint.
+    ``text`` (2 or 6, L, D): embeddings of ``view_prompts.prompts``.  ``views`` (V, H, W, 3): sampled pictures for a
+    warm start, seen by ``view_cameras``.  The prior is frozen, not registered and in no checkpoint; what a
+    distillation trains beside the object is registered, and saved.
     """
 
     text: Tensor
@@ -62,14 +65,16 @@ class GenerateSystem(pl.LightningModule):
         self.background: Any = registry.build("background", config.background, generator=start)
         self.material: Any = registry.build("material", config.material)
         march = config.march
-        self.occupancy = (
-            None if config.occupancy is None else OccupancyGrid(config.occupancy, march.radius, step_size(march))
-        )
+        grid = None if hasattr(self.field, "look") else config.occupancy  # a mesh is rasterised
+        self.occupancy = None if grid is None else OccupancyGrid(grid, march.radius, step_size(march))
         self.register_buffer("text", text, persistent=False)
         self.register_buffer("views", views, persistent=False)
         self.view_cameras: Any = view_cameras
         self.unregistered = (prior,)
-        self.distill: Any = registry.build("distillation", config.distillation, prior.schedule, self.max_steps)
+        self.distill: Any = registry.build(
+            "distillation", config.distillation, prior.schedule, self.max_steps, prior,
+            generator(config.seed, 0, "distillation parameters"),
+        )  # fmt: skip
         self.chunks: dict[str, int] = {}
         self.again = False
         self.held: int | None = None  # samples whose graph the last render held
@@ -102,6 +107,8 @@ class GenerateSystem(pl.LightningModule):
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step = int(batch)
+        if hasattr(self.field, "at_step"):
+            self.field.at_step(step, self.max_steps)
         if self.occupancy is not None and not self.again:  # a step that is repeated finds it up to date
             self.occupancy.update(self.field.density, step, generator(self.config.seed, step, "occupancy"))
         warm = step < self.config.warm_start.steps
@@ -125,14 +132,18 @@ class GenerateSystem(pl.LightningModule):
         groups = int(jump(c.groups, step, self.max_steps))
         cameras = sample_multiview(c.camera, self.rng(step, "cameras"), step, n_groups=groups, height=size, width=size)
         weights = {name: at(getattr(c.loss, name), step, self.max_steps) for name in type(c.loss).model_fields}
-        seen = self.render(cameras, step, training=True, grad=True, normals=weights["orientation"] > 0)
-        rgb = seen.rgb.view(len(cameras), size, size, 3)
+        shape = c.judged == "normal"
+        seen = self.render(cameras, step, training=True, grad=True, normals=shape or weights["orientation"] > 0)
+        rgb: Any = seen.normal if shape else seen.rgb
+        rgb = rgb.view(len(cameras), size, size, 3)
 
         latents = self.prior.encode_images(rgb, self.rng(step, "posterior"))
-        camera = self.prior.camera(cameras.c2w.to(self.device)) if c.camera.n_view > 1 else None
+        c2w = cameras.c2w.to(self.device)
+        camera = self.prior.camera(c2w) if c.joined > 1 else None
+        said = view_text(self.text, cameras, c.view_prompts)
         distilled, logs = self.distill(
-            latents, self.prior.denoise, self.text[:1], self.text[1:], camera, c.camera.n_view, step,
-            self.rng(step, "distillation"),
+            latents, self.prior.denoise, said.cond, said.uncond, camera, c.joined, step, self.rng(step, "distillation"),
+            negatives=said.negatives, plain=self.text[:1], c2w=c2w,
         )  # fmt: skip
         terms = {"distillation": distilled} | self.regularisers(seen, weights)
         loss = sum(weights[name] * value for name, value in terms.items())
@@ -152,14 +163,24 @@ class GenerateSystem(pl.LightningModule):
             terms["opaque"] = losses.opaque(seen.opacity)
         if weights["z_variance"]:
             terms["z_variance"] = losses.z_variance(seen.z_variance, seen.opacity)
+        if weights["eikonal"]:
+            assert seen.eikonal is not None
+            terms["eikonal"] = losses.eikonal(seen.eikonal, len(seen.samples))
+        for name in ("normal_consistency", "laplacian"):
+            if seen.surface is not None and weights[name]:
+                terms[name] = getattr(mesh_losses, name)(*seen.surface)
         return terms
 
     def render(self, cameras: Cameras, step: int, *, training: bool, grad: bool, normals: bool = False) -> Render:
         """All pixels of all cameras as rays (B H W, ...)."""
-        origins, directions = (rays.reshape(-1, 3).to(self.device) for rays in cameras.rays())
-        light = cameras.light.to(self.device).repeat_interleave(cameras.height * cameras.width, 0)
         rng = self.rng(step, "render")
         shading = self.material.draw(step, training, rng)
+        if hasattr(self.field, "look"):
+            options: Any = {"generator": rng, "training": training, "step": step, "shading": shading}
+            with torch.set_grad_enabled(grad):
+                return self.field.look(cameras, self.background, self.material, **options)
+        origins, directions = (rays.reshape(-1, 3).to(self.device) for rays in cameras.rays())
+        light = cameras.light.to(self.device).repeat_interleave(cameras.height * cameras.width, 0)
         chunk = self.held = self.chunk(normals or shading.lit) if grad else EVAL_CHUNK
         with torch.set_grad_enabled(grad):
             seen = render(
@@ -238,11 +259,14 @@ class GenerateSystem(pl.LightningModule):
     def configure_optimizers(self):
         o = self.config.optimizer
         encoding = list(self.field.encoding.parameters())
-        known = {id(p) for p in encoding}
+        geometry = [] if o.geometry is None or not hasattr(self.field, "geometry") else self.field.geometry()
+        known = {id(p) for p in (*encoding, *geometry)}
         groups = {
             "encoding": encoding,
+            "geometry": geometry,
             "networks": [p for p in self.field.parameters() if id(p) not in known],
             "background": list(self.background.parameters()),
+            "distillation": list(self.distill.parameters()),
         }
         used = {name: parameters for name, parameters in groups.items() if parameters}
         kind = torch.optim.Adam if o.kind == "adam" else torch.optim.AdamW

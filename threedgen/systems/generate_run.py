@@ -16,6 +16,7 @@ from threedgen.cameras import Cameras, orbit
 from threedgen.cli import config_name, say
 from threedgen.config import ConfigError, find, load, task_of
 from threedgen.guard import FiniteGuard
+from threedgen.guidance.view_prompts import prompts
 from threedgen.images import grid, write_png
 from threedgen.interrupts import Interrupts
 from threedgen.ledger import read_summary, write_summary
@@ -33,6 +34,7 @@ from .generate import GenerateSystem
 from .options import GenerateConfig
 from .outputs import FILES, Run, write_results
 from .shared import device, existing, finished, kept, load_prior, say_weights, writing
+from .stages import run_stages, start_from
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +67,12 @@ def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False)
     return status.exit_code
 
 
-def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool = False) -> Status:
+def run_status(
+    config: GenerateConfig, resume: Path | None = None, quiet: bool = False, start: Path | None = None
+) -> Status:
     """Everything from the prompt to the files.  A loss that is no longer a number is FAILED, and was logged.
 
+    start: the folder of a run from whose object this one begins.  The stages of a config are carried out first.
     Raises ConfigError for what is wrong with prompt, prior, checkpoint or disk.
     """
     begun, folder = time.monotonic(), Path(str(config.out))
@@ -77,18 +82,24 @@ def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool =
         later = f"; launch.py --config export run={folder} makes the asset that it lacks" if lacking else ""
         logger.warning("%s is finished already; its files are as they were%s", folder, later)
         return Status.FINISHED
+    if config.stages:
+        status, start = run_stages(config, folder, quiet, run_status)
+        if status is not Status.FINISHED:
+            return status
     silence_lightning()
     set_threads(config.threads)
     check_backends(config)
     say_weights(config.prior, quiet)
     with enough_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
         prior = load_prior(config.prior, config.trainer.accelerator)
-        notes = warn_about(config.prompt, prior)
-        text = embeddings(folder, prior, prompt, config.negative_prompt)
+        notes = warn_about(config.prompt, prior) + unknown_sides(config, prior)
+        text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
         views, cameras = preview(config, prior, prompt, folder)
     if hasattr(prior, "release"):
         prior.release()  # no more text, no more pictures
     system = GenerateSystem(config, prior, text, views if config.warm_start.steps else None, cameras)
+    if start is not None:
+        start_from(system, start)  # a checkpoint, if there is one, comes after it
     with Interrupts() as interrupts:
         prepared = time.monotonic()
         status = fit(
@@ -124,8 +135,9 @@ def _asset_file(figures: dict[str, Any]) -> list[str]:
 def check_backends(config: GenerateConfig) -> None:
     """Raises ConfigError for a back end that cannot compute on the device of this run, or cannot be loaded."""
     here = torch.device(device(config.trainer.accelerator))
-    grid = getattr(config.field, "encoding", None)
-    for key, options, modules in (("field.encoding", grid, encoding.MODULES), ("march", config.march, march.MODULES)):
+    place, field = ("field.paint", config.field.paint) if hasattr(config.field, "paint") else ("field", config.field)
+    grid = (f"{place}.encoding", getattr(field, "encoding", None), encoding.MODULES)
+    for key, options, modules in (grid, ("march", config.march, march.MODULES)):
         try:
             load_backend(modules, getattr(options, "backend", "auto"), here)
         except ConfigError as error:
@@ -138,19 +150,30 @@ def _reason(system: GenerateSystem) -> str:
     return next((g.failure for g in guards if g.failure), "the loss was no longer a number")
 
 
-def embeddings(folder: Path, prior: Any, prompt: str, negative: str) -> Tensor:
-    """The two texts as embeddings (2, L, D), kept in the run folder: a resumed run must use the very same."""
+def unknown_sides(config: GenerateConfig, prior: Any) -> list[str]:
+    """Logs and returns a sentence if the prior does not know the words for the side from which one looks."""
+    sides = prompts("", "", config.view_prompts)[2:]
+    unknown = dict.fromkeys(word for side in sides for word, _ in prior.unknown_words(side) if word.isalnum())
+    if not unknown:
+        return []
+    note = f"this prior does not know the words of view_prompts ({', '.join(unknown)}); they have no meaning to it"
+    logger.warning("%s", note)
+    return [note]
+
+
+def embeddings(folder: Path, prior: Any, texts: list[str]) -> Tensor:
+    """The n texts as embeddings (n, L, D), kept in the run folder: a resumed run must use the very same."""
     return kept(
         folder / "text.safetensors",
         "text",
-        (2, None, None),
-        lambda: prior.encode_prompt([prompt, negative]),
+        (len(texts), None, None),
+        lambda: prior.encode_prompt(texts),
     )
 
 
 def preview(config: GenerateConfig, prior: Any, prompt: str, folder: Path) -> tuple[Tensor | None, Cameras | None]:
     """Views sampled from the prompt and their cameras, written to preview.png; kept for a resumed run."""
-    p, n_view = config.preview, config.camera.n_view
+    p, n_view = config.preview, config.joined
     if not (p.enabled or config.warm_start.steps) or n_view < 2:
         return None, None
     table = config.result.turntable

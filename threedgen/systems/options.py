@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from threedgen.config import Config, ConfigError, Schedule
+from threedgen.config import Config, ConfigError, Layer, Schedule, merge, plain, validate
 from threedgen.export.options import ExportSection
+from threedgen.guidance.options import ViewPromptsConfig
 from threedgen.options import (
     CheckpointConfig,
     MultiviewCameraConfig,
@@ -235,7 +237,11 @@ class OptimizerConfig(Config):
     kind: Literal["adam", "adamw"] = Field("adam", description="adamw decays weights, adam does not")
     encoding: Schedule = Field(0.01, ge=0, description="learning rate of the field's encoding")
     networks: Schedule = Field(0.001, ge=0, description="learning rate of its small networks")
+    geometry: Schedule | None = Field(
+        None, ge=0, description="learning rate of a mesh's shape, 0: it stays; null: as networks"
+    )
     background: Schedule = Field(0.001, ge=0, description="learning rate of the background")
+    distillation: Schedule = Field(1e-4, ge=0, description="learning rate of what the distillation trains (vsd)")
     betas: tuple[float, float] = Field((0.9, 0.99))
     eps: float = Field(1e-15, gt=0)
     weight_decay: float = Field(0.01, ge=0, description="for adamw; 0.01 is torch's default, which MVDream ran with")
@@ -249,6 +255,9 @@ class LossConfig(Config):
     sparsity: Schedule = Field(0.0, ge=0, description="against matter at all: clears haze")
     opaque: Schedule = Field(0.0, ge=0, description="against half-transparent rays: clears halos late in a run")
     z_variance: Schedule = Field(0.0, ge=0, description="against matter spread out along rays")
+    eikonal: Schedule = Field(0.0, ge=0, description="for a field of distances: its gradient has length 1")
+    normal_consistency: Schedule = Field(0.0, ge=0, description="for a mesh: normals change little along its edges")
+    laplacian: Schedule = Field(0.0, ge=0, description="for a mesh: vertices lie amidst their neighbours")
 
 
 class WarmStartConfig(Config):
@@ -284,6 +293,7 @@ class GenerateConfig(RunConfig):
 
     prompt: str = Field("", description="what to make; taken as it is")
     negative_prompt: str = Field("", description="what to stay away from")
+    view_prompts: ViewPromptsConfig = ViewPromptsConfig()
     prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="who judges the views")
     distillation: Annotated[Any, Component("distillation", default="reconstruction")] = Field(
         {}, description="how the judgement becomes a loss"
@@ -294,6 +304,9 @@ class GenerateConfig(RunConfig):
     march: MarchConfig = MarchConfig()
     occupancy: OccupancyConfig | None = Field(OccupancyConfig(), description="null: no empty-space skipping")
     camera: MultiviewCameraConfig = MultiviewCameraConfig()
+    judged: Literal["colour", "normal"] = Field(
+        "colour", description="what the prior is shown: the picture, or the normals as colours, for the shape"
+    )
     size: Schedule = Field(64, ge=8, le=2048, description="pixels of a training render; changes take effect in jumps")
     groups: Schedule = Field(1, ge=1, le=64, description="groups of camera.n_view views in a step; changes in jumps")
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -304,6 +317,33 @@ class GenerateConfig(RunConfig):
     export: ExportSection = ExportSection()
     trainer: TrainerConfig = TrainerConfig(val_check_interval=100)
     checkpoint: CheckpointConfig = CheckpointConfig()
+    stages: dict[str, dict[str, Any]] = Field(
+        {},
+        description="what is done first, one after the other: name: {options that differ from these}; each begins from "
+        "the object of the one before, and the run itself from the last",
+    )
+
+    def stage(self, name: str) -> GenerateConfig:
+        """The config of a stage: this one with the stage's options over it, without an asset. Raises ConfigError."""
+        whole = {k: v for k, v in plain(self).items() if k not in ("stages", "out", "about", "needs")}
+        tree = merge(merge(whole, {"export": {"enabled": False}}), self.stages[name])
+        return validate(type(self), [Layer(f"stages.{name}", tree)])
+
+    @model_validator(mode="after")
+    def _stages(self) -> GenerateConfig:
+        for name in self.stages:
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
+                raise ValueError(f"stages {name!r} should be a name of letters, digits, '_' and '-', 40 at most")
+            try:
+                self.stage(name)
+            except ConfigError as error:
+                raise ValueError(str(error).split("\n")[0]) from None
+        return self
+
+    @property
+    def joined(self) -> int:
+        """How many views the prior looks at together; 1 is a prior's 2D mode, without cameras."""
+        return self.camera.n_view if getattr(self.prior, "multiview", True) else 1
 
     @model_validator(mode="after")
     def _agree(self) -> GenerateConfig:
@@ -314,14 +354,28 @@ class GenerateConfig(RunConfig):
                 f"field.radius {radius:g} and march.radius {self.march.radius:g} should be the same: rays are "
                 "followed through the cube in which the field lives"
             )
+        if self.loss.eikonal != 0 and not getattr(self.field, "distance", False):
+            raise ValueError(
+                f"loss.eikonal is for fields of distances, and field.name {getattr(self.field, 'name', '')} has none; "
+                "set loss.eikonal=0 or field.name=sdf"
+            )
+        for name in ("normal_consistency", "laplacian"):
+            if getattr(self.loss, name) != 0 and not getattr(self.field, "mesh", False):
+                raise ValueError(
+                    f"loss.{name} is for meshes, and field.name {getattr(self.field, 'name', '')} is none; "
+                    "set it to 0, or field.name=dmtet"
+                )
         warm, steps = self.warm_start.steps, self.trainer.max_steps
         if warm > steps:
             raise ValueError(
                 f"warm_start.steps {warm} should not exceed trainer.max_steps {steps}; "
                 f"try warm_start.steps={steps // 2}"
             )
-        if warm and self.camera.n_view < 2:
-            raise ValueError("warm_start.steps needs several sampled views: camera.n_view should be 2 or more")
+        if warm and self.joined < 2:
+            raise ValueError(
+                "warm_start.steps needs several sampled views of one object: camera.n_view should be 2 or more, and "
+                "the prior one that knows cameras, such as prior.name=mvdream"
+            )
         if self.trainer.accumulate_grad_batches > 1:
             raise ValueError("trainer.accumulate_grad_batches should be 1; for more views in a step, set groups")
         return self
@@ -329,6 +383,11 @@ class GenerateConfig(RunConfig):
     def check(self) -> None:
         tidy(self.prompt)
         super().check()
+        for name in self.stages:
+            try:
+                self.stage(name).check()
+            except ConfigError as error:
+                raise ConfigError(f"stages.{name}.{error}") from None
 
 
 class SampleConfig(RunConfig):
@@ -337,13 +396,24 @@ class SampleConfig(RunConfig):
     prompt: str = Field("", description="what to draw; taken as it is")
     negative_prompt: str = ""
     suffix: str = Field("", description="added to a prompt that does not say 3d, such as ', 3d asset' for MVDream")
-    prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="who draws")
+    prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream", "stable-diffusion"))] = Field(
+        {}, description="who draws"
+    )
     n_view: int = Field(4, ge=0, le=64, description="views around the object; 0: one picture of the 2D model")
     samples: int = Field(1, ge=1, le=64, description="how many different objects, a row each")
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(5.0, ge=0)
     elevation: float = Field(15.0, ge=-90, le=90, description="degrees")
     azimuth: float = Field(0.0, ge=-360, le=360, description="degrees, of the first view; 0 is the front")
+
+    @model_validator(mode="after")
+    def _able(self) -> SampleConfig:
+        if self.n_view and not getattr(self.prior, "multiview", True):
+            raise ValueError(
+                f"n_view {self.n_view}: the prior {self.prior.name} knows no cameras, so it cannot draw several views "
+                "of one object; try n_view=0 with samples=4"
+            )
+        return self
 
     def check(self) -> None:
         tidy(self.prompt)

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from threedgen.cameras import Cameras, turntable
 from threedgen.config import config_hash
-from threedgen.export.from_field import FieldView
+from threedgen.export.from_field import FieldView, surface_of
 from threedgen.export.glb import save_glb
-from threedgen.export.mesh import extract
 from threedgen.export.opacity import EmptyField
 from threedgen.export.options import FOLDER
 from threedgen.export.run_field import view_of
@@ -113,7 +112,7 @@ def write_mesh(
 ) -> dict[str, Any]:
     """mesh.glb; returns its size. Without a surface there is none, and a note says so."""
     try:
-        mesh = extract(view.density, view.colour, resolution, view.radius, mask=view.mask, device=view.device)
+        mesh = surface_of(view, resolution)
     except EmptyField as error:
         notes.append(str(error))
         logger.warning("%s", error)

@@ -59,35 +59,47 @@ class Stage:
 
 
 def plan(config: GenerateConfig) -> str:
-    """The text of a dry run. Raises ConfigError for what would stop the run at its beginning."""
+    """The text of a dry run, its stages first. Raises ConfigError for what would stop the run at its beginning."""
+    parts = [f"stage {name}\n{_plan(config.stage(name))}" for name in config.stages]
+    last = _plan(config)
+    return "\n".join([*parts, f"then\n{last}" if parts else last, "nothing was run or written"])
+
+
+def _plan(config: GenerateConfig) -> str:
+    """The text of one run."""
     prompt = tidy(config.prompt)
     set_threads(config.threads)
     check_backends(config)
     weights = config.prior.describe(fetch=False)
     device = torch.device(device_name(config.trainer.accelerator))
-    prior = outline(config.prior.weights)
-    factor = 2 ** (len(prior.vae.config["block_out_channels"]) - 1)
-    size = config.prior.image_size or prior.unet.config["sample_size"] * factor
+    prior = outline(config.prior.weights, config.prior.parts)
+    size = config.prior.image_size or prior.unet.config["sample_size"] * prior.factor
     dtype = compute_dtype(config.prior.dtype, device)
 
-    system = _system(config).to(device)
-    normals = config.material.name != "none" or _ever(config.loss.orientation)
+    system = _system(config, prior.unet).to(device)
+    normals = config.material.name != "none" or config.judged == "normal" or _ever(config.loss.orientation)
     parts = (system.field, system.background, system.material, config.march)
-    each, seconds_each = sample_bytes(*parts, normals, device), sample_seconds(system, normals)
+    rays = not hasattr(system.field, "look")  # a mesh is rasterised, whose share is small
+    each = sample_bytes(*parts, normals, device) if rays else 0.0
+    seconds_each = sample_seconds(system, normals) if rays else 0.0
     rates = matmul_rate(device, dtype), matmul_rate(device, step_dtype(config.trainer.precision, device))
     stages = stages_of(config)
-    samples = [samples_of(system, stage) for stage in stages]
+    samples = [samples_of(system, stage) if rays else 0 for stage in stages]
+    calls = system.distill.calls + 2 * config.view_prompts.perp_neg
     seconds: float = 0
     for stage, many in zip(stages, samples, strict=True):
-        to_unet, to_vae = operations(prior, size, stage.images, config.camera.n_view)
-        seconds += stage.steps * (to_unet / rates[0] + to_vae / rates[1] + many * seconds_each)
+        to_unet, to_vae = operations(prior, size, stage.images, config.joined)
+        seconds += stage.steps * (calls / 2 * to_unet / rates[0] + to_vae / rates[1] + many * seconds_each)
 
     chunk, largest = system.chunk(normals), max(samples, default=0)
     held = largest if chunk is None else min(chunk, largest)
+    images = max((stage.images for stage in stages), default=0)
+    learning = sum(1 for _ in system.distill.parameters()) > 0
     bytes_of = {
         "prior": 4.0 * prior.kept,
         "field and optimiser": STATE * sum(p.numel() * p.element_size() for p in system.parameters()),
-        "graph of the VAE": max((stage.images for stage in stages), default=0) * vae_bytes(prior.vae, size),
+        **({"graph of the VAE": images * vae_bytes(prior.vae, size)} if prior.vae else {}),
+        **({"graph of the UNet": images * unet_bytes(prior, size)} if learning else {}),
         "graph of the render": BACKWARD * each * held,
     }
     total, free = max(4.0 * prior.parameters, sum(bytes_of.values())), free_bytes(device)
@@ -98,15 +110,18 @@ def plan(config: GenerateConfig) -> str:
         f"prior: {prior.parameters / 1e6:.1f} million parameters, pictures of {size} px, "
         + str(dtype).removeprefix("torch."),
         f"device: {_name(device)}, {free / 1e9:.1f} GB free",
-        *(f"{stage}, {many:,} samples as the field begins" for stage, many in zip(stages, samples, strict=True)),
-        f"render: {passes}; {each:.0f} bytes of graph for a sample",
+        *(
+            f"{stage}, {many:,} samples as the field begins" if rays else str(stage)
+            for stage, many in zip(stages, samples, strict=True)
+        ),
+        f"render: {passes}; {each:.0f} bytes of graph for a sample" if rays else "render: a mesh, not counted",
         f"memory: about {total / 1e9:.1f} GB ({', '.join(f'{k} {v / 1e9:.1f}' for k, v in bytes_of.items())})",
         f"time: {_duration(seconds)} at best, with {rates[0] / 1e12:.2f} TFLOP/s in the UNet, {rates[1] / 1e12:.2f} in "
         "the VAE",
     ]
     if total > free:
         lines.append("memory: more than is free; march.chunk makes the render smaller, groups and size the rest")
-    return "\n".join([*lines, "nothing was run or written"])
+    return "\n".join(lines)
 
 
 def stages_of(config: GenerateConfig) -> list[Stage]:
@@ -129,18 +144,40 @@ def operations(prior: Outline, size: int, images: int, n_view: int) -> tuple[flo
     On the meta device. The way back ends at the pictures and not at the weights, so it costs as much as the way there.
     """
     unet, vae, draft = prior[:3]
-    side, empty = size // 2 ** (len(vae.config["block_out_channels"]) - 1), partial(torch.empty, device="meta")
+    empty = partial(torch.empty, device="meta")
     views = n_view if n_view > 1 and unet.class_embedding is not None else 1
-    x = empty(2 * images, unet.config["in_channels"], side, side)
-    text = empty(2 * images, TOKENS, unet.config["cross_attention_dim"])
+    x, t, text = unet_inputs(prior, size, 2 * images)
     camera = empty(2 * images, 16) if views > 1 else None
     with torch.no_grad(), FlopCounterMode(display=False) as judging:
-        predict(make_multiview(unet), x, empty(2 * images), text, camera, views)
+        if vae is None:
+            unet(x, t, text)
+        else:
+            predict(make_multiview(unet), x, t, text, camera, views)
         if draft is not None:
             draft(text, camera)
+    if vae is None:
+        return float(judging.get_total_flops()), 0.0
     with torch.no_grad(), FlopCounterMode(display=False) as encoding:
         vae.encode(empty(images, 3, size, size))
     return float(judging.get_total_flops()), 2.0 * encoding.get_total_flops()
+
+
+def unet_inputs(prior: Outline, size: int, images: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, t and text for pictures of so many pixels, on the meta device."""
+    c, side, empty = prior.unet.config, size // prior.factor, partial(torch.empty, device="meta")
+    width = c["encoder_hid_dim"] or c["cross_attention_dim"]
+    return empty(images, c["in_channels"], side, side), empty(images), empty(images, TOKENS, width)
+
+
+def unet_bytes(prior: Outline, size: int) -> float:
+    """Bytes of graph that the UNet keeps for a picture when a copy of it learns, in float32, on the meta device."""
+
+    def ask(images: int) -> torch.Tensor:
+        x, t, text = unet_inputs(prior, size, images)
+        labels = None if prior.unet.class_embedding is None else torch.empty(images, 16, device="meta")
+        return prior.unet(x.requires_grad_(), t, text, class_labels=labels).sample
+
+    return float(graph_bytes(lambda: ask(2)) - graph_bytes(lambda: ask(1)))
 
 
 def vae_bytes(vae: Any, size: int) -> float:
@@ -155,9 +192,9 @@ def vae_bytes(vae: Any, size: int) -> float:
 # --- the field ----------------------------------------------------------------------------------------------------
 
 
-def _system(config: GenerateConfig) -> GenerateSystem:
-    """A new field and all that renders it; no prior, but for its schedule."""
-    prior = SimpleNamespace(schedule=diffusion.Schedule.scaled_linear())
+def _system(config: GenerateConfig, unet: Any = None) -> GenerateSystem:
+    """A new field and all that renders it; of the prior only its schedule, and the shape of its UNet."""
+    prior = SimpleNamespace(schedule=diffusion.Schedule.scaled_linear(), unet=unet)
     system = GenerateSystem(config, prior, torch.zeros(2, 1, 1))
     if system.occupancy is not None:
         system.occupancy.update(system.field.density, 0, generator(config.seed, 0, "occupancy"))

@@ -26,7 +26,7 @@ class MVDreamSamplerConfig(Config):
     """The 4-view prior, asked for many views of what a text says."""
 
     name: Literal["mvdream"] = Field("mvdream", description="a multi-view diffusion prior; draws from words alone")
-    prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="who draws")
+    prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = Field({}, description="who draws")
     together: int = Field(
         0, ge=0, le=1024, description="views that are denoised together, evenly spread; 0: all of a scene at once. "
         "Groups know of each other only by the words, so that each shows another object"

@@ -59,7 +59,9 @@ class MVDreamBoothConfig(RunConfig):
     fill: float = Field(0.75, gt=0.1, le=1, description="how much of a picture's side a subject fills that is cut out")
     prompt: str = Field("", description="what the photos show, such as 'a [v] dog', the identifier in it")
     identifier: str = Field("[v]", min_length=1, max_length=32, pattern=r"^\S+$", description="the subject's name")
-    prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="the base that is tuned")
+    prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = Field(
+        {}, description="the base that is tuned"
+    )
     tuning: TuningConfig = TuningConfig()
     sheet: SheetConfig = SheetConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=400, gradient_clip_val=1.0, val_check_interval=100)
