@@ -72,6 +72,8 @@ setup(
         "triton": ["triton>=3.2"],
         "xformers": ["xformers"],
         "lora": ["peft>=0.17"],
+        # --view
+        "viser": ["viser>=1.1"],
         # collision=parts: several convex shapes that follow the object
         "parts": ["coacd>=1.0.5"],
         # formats=[usdz]

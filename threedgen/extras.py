@@ -10,6 +10,7 @@ EXTRAS = {
     "pxr": ("usd-core", "pip install 'threedgen[usd]'"),
     "coacd": ("coacd", "pip install 'threedgen[parts]'"),
     "peft": ("peft", "pip install 'threedgen[lora]'"),
+    "viser": ("viser", "pip install 'threedgen[viser]'"),
     "triton": ("triton", "pip install 'threedgen[triton]'"),
     "xformers": ("xformers", "pip install 'threedgen[xformers]'"),
     "tinycudann": (

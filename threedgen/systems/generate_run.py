@@ -31,6 +31,7 @@ from .generate import GenerateSystem
 from .options import GenerateConfig
 from .outputs import FILES, Run, write_results
 from .shared import device, existing, finished, kept, load_prior, say_weights, writing
+from .watch import watched
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +88,11 @@ def run_status(config: GenerateConfig, resume: Path | None = None, quiet: bool =
     if hasattr(prior, "release"):
         prior.release()  # no more text, no more pictures
     system = GenerateSystem(config, prior, text, views if config.warm_start.steps else None, cameras)
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, watched(system, folder, interrupts) as callbacks:
         prepared = time.monotonic()
         status = fit(
             system, config, folder, resume=resume is not None, quiet=quiet, metrics=("opacity", "t"),
-            interrupts=interrupts,
+            callbacks=callbacks, interrupts=interrupts,
         )  # fmt: skip
         trained = time.monotonic()
         if status is Status.TERMINATED or not system.trainer.is_global_zero:
