@@ -72,7 +72,7 @@ setup(
         "triton": ["triton>=3.2"],
         "xformers": ["xformers"],
         "lora": ["peft>=0.17"],
-        # --view
+        # --view; viser wants rich below 15, so constraints.txt has it there
         "viser": ["viser>=1.1"],
         # collision=parts: several convex shapes that follow the object
         "parts": ["coacd>=1.0.5"],

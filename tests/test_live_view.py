@@ -40,9 +40,7 @@ class Watched:
         self.module.stage, self.module.metrics = "distilling at 64 px", {"opacity": 0.25}
         self.trainer = SimpleNamespace(global_step=0, max_steps=100, is_global_zero=True)
         chosen = ViewConfig(**({"size": 16} | options))
-        self.view = LiveView(
-            chosen, self.open, self.pictures, self.export, self.interrupts, clock=lambda: self.now
-        )
+        self.view = LiveView(chosen, self.open, self.pictures, self.export, self.interrupts, clock=lambda: self.now)
 
     def open(self) -> Any:
         return self.window

@@ -143,7 +143,7 @@ class LiveView(pl.Callback):
         self._guarded(lambda window: self._serve(window, trainer, pl_module, outputs))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._note = "no more steps; the results are being made"
+        self._figures, self._note = [], "no more steps; the results are being made"
         self._guarded(lambda window: self._tell(window, trainer, pl_module, busy=True))
 
     def close(self) -> None:
