@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from example_run import Page
 from fake_window import FakeWindow
 from task_server import TINY, assert_same, finished_run, prior_folder, server, weights, write_config
 from toy_run import log
@@ -25,6 +26,7 @@ from threedgen.ledger import read_summary
 from threedgen.poses import opencv_axes
 from threedgen.viewer.live import EVERY, Eye, LiveView
 from threedgen.viewer.options import ViewConfig
+from threedgen.viewer.report import PAGE
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -190,6 +192,8 @@ def test_an_export_that_fails_is_said_and_the_run_goes_on(caplog: pytest.LogCapt
 def test_a_window_that_breaks_is_closed_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     watched = Watched().start()
     watched.window.show = lambda eye, picture: 1 / 0
+    close = watched.window.close
+    watched.window.close = lambda: (close(), 1 / 0)
     watched.steps(5)
     assert watched.window.closed == 1 and watched.spent == 1
     assert caplog.text.count("the live view was closed, the run goes on: ZeroDivisionError") == 1
@@ -280,6 +284,8 @@ def test_a_run_that_is_watched_is_the_run_that_is_not(tmp_path: Path) -> None:
         assert (run / name).read_bytes() == (alone / name).read_bytes(), name
     assert read_summary(run)["config_hash"] == read_summary(alone)["config_hash"]
     assert (run / "live/000008/a_red_dog.glb").stat().st_size > 1000
+    cells = Page((run / PAGE).read_text(encoding="utf-8")).texts["td"]
+    assert cells[cells.index("live/000008/a_red_dog.glb") + 2].startswith("of an asset that was asked for on the way")
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert len(seen["pictures"]) >= 8 and {name for name, _, _ in seen["pictures"]} == {0, 1}
     assert all(shape == [16, 16 + 8 * name, 3] and spread > 0.1 for name, shape, spread in seen["pictures"])

@@ -11,12 +11,10 @@ import pytorch_lightning as pl
 from threedgen.cameras import turntable
 from threedgen.interrupts import Interrupts
 from threedgen.viewer.live import LiveView, Window
+from threedgen.viewer.options import LIVE
 
 from .asset import make
 from .generate import GenerateSystem
-
-FOLDER = "live"
-"""Assets that were asked for on the way, each in a folder named by its step."""
 
 
 @contextmanager
@@ -27,7 +25,7 @@ def watched(system: GenerateSystem, folder: Path, interrupts: Interrupts) -> Ite
         return
 
     def export() -> Path:
-        place = folder / FOLDER / f"{system.trainer.global_step:06d}"
+        place = folder / LIVE / f"{system.trainer.global_step:06d}"
         return place / next(iter(make(system, place).files))
 
     view = LiveView(system.config.view, lambda: open_window(system), system.pictures, export, interrupts)

@@ -147,10 +147,13 @@ class LiveView(pl.Callback):
         self._guarded(lambda window: self._tell(window, trainer, pl_module, busy=True))
 
     def close(self) -> None:
-        """The window is shut, if it is open."""
+        """The window is shut, if it is open; one that does not close either is left as it is."""
         window, self._window = self._window, None
         if window is not None:
-            window.close()
+            try:
+                window.close()
+            except Exception as error:
+                logger.debug("the live view", exc_info=error)
 
     def _guarded(self, action: Callable[[Window], None]) -> None:
         """Does something with the window as long as there is one; what fails there must not fail the run."""

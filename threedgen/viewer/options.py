@@ -35,6 +35,10 @@ class GalleryConfig(TaskConfig):
         super().check()
 
 
+LIVE = "live"
+"""Folder of assets that were asked for in the live view, each in one named by its step."""
+
+
 class ViewConfig(Config):
     """Watching a run in a browser while it optimises. It changes no result, so it is not kept with the run."""
 

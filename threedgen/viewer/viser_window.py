@@ -6,6 +6,8 @@ import math
 import os
 import queue
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import rich
@@ -35,9 +37,8 @@ class ViserWindow:
     """
 
     def __init__(self, prompt: str, port: int, start: Cameras) -> None:
-        self._said = rich.get_console().quiet
-        rich.get_console().quiet = True  # viser would print to stdout, which is for results
-        self._server = _Local(HOST, free_port(port), label="threedgen", verbose=False)
+        with _hushed():
+            self._server = _Local(HOST, free_port(port), label="threedgen", verbose=False)
         self.url = f"http://{HOST}:{self._server.get_port()}"
         self._open = True
         self._pressed: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -88,8 +89,19 @@ class ViserWindow:
         if self._open:
             self._open = False
             self._server.flush()
-            self._server.stop()
-            rich.get_console().quiet = self._said
+            with _hushed():
+                self._server.stop()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """viser announces itself on stdout, which is for results; inside it does not."""
+    console = rich.get_console()
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 
 def _paragraphs(lines: list[str]) -> str:
