@@ -84,6 +84,8 @@ setup(
         "ray": ["ray>=2.9"],
         # T5's vocabulary as DeepFloyd IF ships it
         "deepfloyd": ["sentencepiece", "protobuf"],
+        # --view; viser wants rich below 15, so constraints.txt has it there
+        "viser": ["viser>=1.1"],
         # collision=parts: several convex shapes that follow the object
         "parts": ["coacd>=1.0.5"],
         # formats=[usdz]

@@ -124,13 +124,15 @@ def child(
     nan_from: int | None = None,
     die_in: str = "",
     full_from: str = "",
+    window: dict[str, str] | None = None,
     **rest: Any,
 ) -> int:
     """One command.
 
     `hold_at`: in this step (of the system `hold_in`, if that is given) write a file "held" and wait for one named
     "go"; `nan_from`: the first step at which the prior answers NaN; `die_in`: a function whose call is the end of
-    the process; `full_from`: one from which on the disk is full.
+    the process; `full_from`: one from which on the disk is full; `window`: the live view is a FakeWindow, whose buttons
+    are pressed after these steps.
     """
     from threedgen import cli
     from threedgen.guidance.mvdream import MVDream
@@ -162,7 +164,20 @@ def child(
         _instead(die_in, lambda: os.kill(os.getpid(), signal.SIGKILL))
     if full_from:
         _instead(full_from, _fill_the_disk)
+    if window is not None:
+        _look_in(window)
     return cli.main(words)
+
+
+def _look_in(presses: dict[str, str]) -> None:
+    """A live view without viser, which writes what was seen into the file seen.json."""
+    from fake_window import FakeWindow
+
+    from threedgen import extras
+    from threedgen.systems import watch
+
+    extras.installed = lambda module: True
+    watch.open_window = lambda system: FakeWindow(presses, Path("seen.json").resolve())
 
 
 def _hold() -> None:

@@ -17,7 +17,7 @@ from threedgen.errors import AbsentWeights, ConfigError, did_you_mean, nearest, 
 from threedgen.options import RunConfig
 
 DEFAULT_CONFIG = "mvdream-toybox"
-FLAGS = ("--config", "--dry-run", "--help", "--list", "--print-config", "--quiet", "--resume", "--version")
+FLAGS = ("--config", "--dry-run", "--help", "--list", "--print-config", "--quiet", "--resume", "--version", "--view")
 SHORT_FLAGS = {"-c": "--config", "-h": "--help", "-q": "--quiet"}
 WITH_VALUE = ("--config", "--resume")
 DEBUG = "THREEDGEN_DEBUG"
@@ -112,35 +112,47 @@ def answer(command: Command) -> str | None:
     return None
 
 
+def dry_run(checked: config.Config) -> int:
+    """Say what would run. That weights are not here stops it at the end only: what the run would be is known."""
+    lacking: AbsentWeights | None = None
+    try:
+        checked.check()
+    except AbsentWeights as error:
+        lacking = error
+    say(registry.implementation("plan", checked.task)(checked))
+    if lacking:
+        raise lacking
+    return OK
+
+
 def run(command: Command) -> int:
     """Check the config and what it needs, choose the folder, say so, and only then import and run the task."""
     resume: Path | None = None
-    if "--dry-run" in command.flags:
-        checked = config.load(command.config, command.overrides)
-        lacking: AbsentWeights | None = None
-        try:
-            checked.check()
-        except AbsentWeights as error:  # what the run would be is known; that it would not begin is said at the end
-            lacking = error
-        say(registry.implementation("plan", checked.task)(checked))
-        if lacking:
-            raise lacking
-        return OK
     if "--resume" in command.flags:
         checked, resume = runs.reopen(command.flags["--resume"], command.overrides)
-        checked.check()
-        name = resume.name
     else:
         checked = config.load(command.config, command.overrides)
-        name = config_name(config.find(command.config))
-        checked.check()
-        if isinstance(checked, RunConfig):
-            checked, resume = runs.begin(checked, name)
+    if "--view" in command.flags:
+        checked = viewed(checked)
+    if "--dry-run" in command.flags:
+        return dry_run(checked)
+    checked.check()
+    name = resume.name if resume else config_name(config.find(command.config))
+    if resume is None and isinstance(checked, RunConfig):
+        checked, resume = runs.begin(checked, name)
     quiet = "--quiet" in command.flags
     if not quiet and isinstance(checked, RunConfig) and os.environ.get("LOCAL_RANK", "0") == "0":
         say(f"{name}: {checked.task}{' goes on' if resume else ''} in {checked.out}")
     result: Any = registry.implementation("task", checked.task)(checked, resume=resume, quiet=quiet)
     return result if isinstance(result, int) else OK
+
+
+def viewed(checked: Any) -> Any:
+    """The same config with its live view on. Raises ConfigError for a task that has none."""
+    view = getattr(checked, "view", None)
+    if view is None:
+        raise ConfigError(f"--view: a run of the task generate can be watched, this one cannot (got {checked.task!r})")
+    return checked.model_copy(update={"view": view.model_copy(update={"enabled": True})})
 
 
 def config_name(path: Path) -> str:

@@ -19,6 +19,14 @@ class AbsentWeights(ConfigError):
     """The weights of a released model are not on this machine; what it consists of is known all the same."""
 
 
+def in_a_line(error: BaseException) -> str:
+    """What stood in the way, on one line; a ConfigError says it itself, others are named by their kind."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C"
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
 def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The choice most like `word`, upper and lower case alike; None if none reaches `cutoff` in [0, 1]."""
     by_lower = {choice.lower(): choice for choice in choices}

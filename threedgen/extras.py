@@ -12,6 +12,7 @@ EXTRAS = {
     "peft": ("peft", "pip install 'threedgen[lora]'"),
     "ray": ("ray", "pip install 'threedgen[ray]'"),
     "sentencepiece": ("sentencepiece", "pip install 'threedgen[deepfloyd]'"),
+    "viser": ("viser", "pip install 'threedgen[viser]'"),
     "triton": ("triton", "pip install 'threedgen[triton]'"),
     "nerfacc": ("nerfacc", "pip install 'threedgen[nerfacc]'"),
     "xformers": ("xformers", "pip install 'threedgen[xformers]'"),

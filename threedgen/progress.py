@@ -145,7 +145,7 @@ class Progress(pl.Callback):
             self._bar = None
 
     def _stage(self, module: pl.LightningModule) -> str:
-        return clean(str(getattr(module, "stage", "") or self.stage or "training"))
+        return stage_of(module, self.stage)
 
     def _is_due(self, now: float, before: int, total: int, stage: str) -> bool:
         quarter = total > 0 and 4 * self._step // total > 4 * before // total
@@ -165,21 +165,33 @@ class Progress(pl.Callback):
         return ", ".join([done, *self._details(trainer, module, outputs)])
 
     def _details(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any) -> list[str]:
-        parts = []
-        pace = self.speed.seconds_a_step()
-        if pace is not None:
-            parts.append(f"{pace:.3g} s/step" if pace >= 1 else f"{1000 * pace:.3g} ms/step")
-            if trainer.max_steps > self._step:
-                parts.append(f"{duration(pace * (trainer.max_steps - self._step))} left")
-        shown: dict[str, Any] = {"loss": outputs.get("loss") if isinstance(outputs, dict) else outputs}
-        known: dict[str, Any] = getattr(module, "metrics", {})
-        shown |= {name: known.get(name) for name in self.metrics}
-        numbers = {name: value for name, value in shown.items() if _is_number(value)}
-        return parts + [f"{clean(name)} {number(float(value))}" for name, value in numbers.items()]
+        left = trainer.max_steps - self._step
+        return details(self.speed.seconds_a_step(), left, module, outputs, self.metrics)
 
     def _say(self, line: str) -> None:
         self._said_at = self.clock()
         self.console.print(line, markup=False, highlight=False, soft_wrap=True, emoji=False)
+
+
+def stage_of(module: pl.LightningModule, otherwise: str = "") -> str:
+    """What the module is doing, on one line."""
+    return clean(str(getattr(module, "stage", "") or otherwise or "training"))
+
+
+def details(
+    pace: float | None, left: int, module: pl.LightningModule, outputs: Any, metrics: Iterable[str] = ()
+) -> list[str]:
+    """Step time, time left, loss and chosen metrics in words; `pace`: seconds a step, `left`: steps to come."""
+    parts = []
+    if pace is not None:
+        parts.append(f"{pace:.3g} s/step" if pace >= 1 else f"{1000 * pace:.3g} ms/step")
+        if left > 0:
+            parts.append(f"{duration(pace * left)} left")
+    shown: dict[str, Any] = {"loss": outputs.get("loss") if isinstance(outputs, dict) else outputs}
+    known: dict[str, Any] = getattr(module, "metrics", {})
+    shown |= {name: known.get(name) for name in metrics}
+    numbers = {name: value for name, value in shown.items() if _is_number(value)}
+    return parts + [f"{clean(name)} {number(float(value))}" for name, value in numbers.items()]
 
 
 def _is_number(value: Any) -> bool:

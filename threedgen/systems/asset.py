@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from threedgen.errors import ConfigError
+from threedgen.errors import in_a_line
+from threedgen.export.asset import Asset
 from threedgen.export.export_run import export, save
 from threedgen.export.options import FOLDER
 from threedgen.export.run_field import RunField, view_of
@@ -18,6 +19,15 @@ from .generate import GenerateSystem
 logger = logging.getLogger(__name__)
 
 
+def make(system: GenerateSystem, folder: Path) -> Asset:
+    """Writes the asset of the field as it is now into `folder`. Raises ConfigError; a low budget is no error."""
+    config = system.config
+    view = view_of(system.field, system.occupancy, config.march, system.device)
+    asset = export(RunField(view, config, system.trainer.global_step), config.export, nearest_budget=True)
+    save(asset, folder, config.export)
+    return asset
+
+
 def write_asset(system: GenerateSystem, folder: Path, notes: list[str]) -> dict[str, Any]:
     """Writes folder/asset; returns figures for the summary.
 
@@ -25,14 +35,11 @@ def write_asset(system: GenerateSystem, folder: Path, notes: list[str]) -> dict[
     fault in a library) is one note and no error, and there is no asset; a budget that the shape does not allow becomes
     the nearest.
     """
-    config, field = system.config, system.field
     try:
-        view = view_of(field, system.occupancy, config.march, system.device)
-        asset = export(RunField(view, config, system.trainer.global_step), config.export, nearest_budget=True)
-        save(asset, folder / FOLDER, config.export)
+        asset = make(system, folder / FOLDER)
     except (Exception, KeyboardInterrupt) as error:
         logger.debug("no asset", exc_info=error)
-        _note(notes, f"no asset: {_reason(error)} (launch.py --config export run={folder} tries again)")
+        _note(notes, f"no asset: {in_a_line(error)} (launch.py --config export run={folder} tries again)")
         shutil.rmtree(folder / FOLDER, ignore_errors=True)  # half of it, or that of an earlier, shorter part of the run
         return {}
     for text in asset.notes + asset.problems:
@@ -44,14 +51,6 @@ def write_asset(system: GenerateSystem, folder: Path, notes: list[str]) -> dict[
             "seconds": round(sum(asset.seconds.values()), 2),
         }
     }
-
-
-def _reason(error: BaseException) -> str:
-    """What stood in the way, on one line."""
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped by Ctrl-C"
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def _note(notes: list[str], text: str) -> None:

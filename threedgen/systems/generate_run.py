@@ -35,6 +35,7 @@ from .options import GenerateConfig
 from .outputs import FILES, Run, write_results
 from .shared import device, existing, finished, kept, load_prior, say_weights, writing
 from .stages import run_stages, start_from
+from .watch import watched
 
 logger = logging.getLogger(__name__)
 
@@ -100,11 +101,11 @@ def run_status(
     system = GenerateSystem(config, prior, text, views if config.warm_start.steps else None, cameras)
     if start is not None:
         start_from(system, start)  # a checkpoint, if there is one, comes after it
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, watched(system, folder, interrupts) as callbacks:
         prepared = time.monotonic()
         status = fit(
             system, config, folder, resume=resume is not None, quiet=quiet, metrics=("opacity", "t"),
-            interrupts=interrupts,
+            callbacks=callbacks, interrupts=interrupts,
         )  # fmt: skip
         trained = time.monotonic()
         if status is Status.TERMINATED or not system.trainer.is_global_zero:

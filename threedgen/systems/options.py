@@ -20,6 +20,7 @@ from threedgen.options import (
 from threedgen.prompts import tidy
 from threedgen.registry import Component
 from threedgen.representations.options import MarchConfig, OccupancyConfig
+from threedgen.viewer.options import ViewConfig
 
 
 def _divisible(name: str, values: tuple[int, ...], parts_name: str, parts: int) -> None:
@@ -315,6 +316,7 @@ class GenerateConfig(RunConfig):
     warm_start: WarmStartConfig = WarmStartConfig()
     result: ResultConfig = ResultConfig()
     export: ExportSection = ExportSection()
+    view: ViewConfig = Field(ViewConfig(), exclude=True)  # no part of the run, so in no config.yaml and no hash
     trainer: TrainerConfig = TrainerConfig(val_check_interval=100)
     checkpoint: CheckpointConfig = CheckpointConfig()
     stages: dict[str, dict[str, Any]] = Field(

@@ -1,1 +1,1 @@
-"""Looking at runs: the report page of one, the gallery of many. HTML that stands alone, and no torch."""
+"""Looking at runs: the report page of one, the gallery of many (HTML that stands alone, no torch); the live view."""

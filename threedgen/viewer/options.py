@@ -1,10 +1,12 @@
-"""Config models of the pages (no torch here)."""
+"""Config models of the pages and of the live view (no torch here)."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
+from threedgen.config import Config
 from threedgen.errors import ConfigError, short
+from threedgen.extras import require
 from threedgen.options import TaskConfig
 from threedgen.runs import ROOT, run_folder, user_path
 
@@ -31,3 +33,20 @@ class GalleryConfig(TaskConfig):
         if not user_path(self.runs, "runs").is_dir():
             raise ConfigError(f"runs: should be a folder with runs below it (got {short(self.runs)})")
         super().check()
+
+
+LIVE = "live"
+"""Folder of assets that were asked for in the live view, each in one named by its step."""
+
+
+class ViewConfig(Config):
+    """Watching a run in a browser while it optimises. It changes no result, so it is not kept with the run."""
+
+    enabled: bool = Field(False, description="open it (the flag --view does so); needs the extra viser")
+    port: int = Field(8080, ge=0, le=65_535, description="of 127.0.0.1; if it is taken, or 0, one that is free")
+    size: int = Field(192, ge=16, le=1024, description="pixels of a picture from top to bottom")
+    share: float = Field(0.2, gt=0, lt=1, description="most of the run's time that pictures may take, as a share")
+
+    def check(self) -> None:
+        if self.enabled:
+            require("viser", "--view", "leave it out")

@@ -17,7 +17,7 @@ from threedgen.ledger import read_metrics
 from threedgen.readable import clean, duration, number, size
 from threedgen.runs import run_folder, write_atomic
 
-from .options import ReportConfig
+from .options import LIVE, ReportConfig
 from .page import embedded, making, page
 from .plots import drawable, plot
 from .record import ROW, Record, figure, read_record, whole
@@ -206,4 +206,6 @@ def what(relative: str) -> str:
     folder, _, name = relative.rpartition("/")
     if folder == FOLDER:
         return next((text for pattern, text in ASSET if fnmatchcase(name, pattern)), "")
+    if folder.startswith(f"{LIVE}/"):
+        return "of an asset that was asked for on the way, at the step that names its folder"
     return WHAT.get(relative, "")

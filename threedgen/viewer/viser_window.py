@@ -1,0 +1,122 @@
+"""The window of the live view as a page in a browser, by viser; on 127.0.0.1 only."""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import rich
+import viser
+from markupsafe import Markup, escape
+from numpy.typing import NDArray
+
+from threedgen.cameras import Cameras
+from threedgen.readable import visible
+
+from .live import EXPORT, STOP, Eye
+
+HOST = "127.0.0.1"
+
+
+class _Local(viser.ViserServer):
+    """A page could ask the server for a public address of it: it gets none."""
+
+    def request_share_url(self, verbose: bool = True) -> str | None:
+        return None
+
+
+class ViserWindow:
+    """A server with one page: the field fills it, a panel has the prompt, the figures and the buttons.
+
+    `start`: the camera with which a page begins; people turn it from there.
+    """
+
+    def __init__(self, prompt: str, port: int, start: Cameras) -> None:
+        with _hushed():
+            self._server = _Local(HOST, free_port(port), label="threedgen", verbose=False)
+        self.url = f"http://{HOST}:{self._server.get_port()}"
+        self._open = True
+        self._pressed: queue.SimpleQueue[str] = queue.SimpleQueue()
+        server, gui = self._server, self._server.gui
+        gui.configure_theme(show_logo=False, show_share_button=False)
+        camera = server.initial_camera
+        camera.position, camera.look_at = start.position[0].numpy(), np.zeros(3)
+        camera.fov = float(start.fov[0])
+        gui.add_html(_paragraphs([prompt]))
+        self._bar = gui.add_progress_bar(0.0)
+        self._lines = gui.add_html("")
+        self._buttons = [self._button("Export the asset", EXPORT), self._button("Stop the run", STOP)]
+
+    def _button(self, label: str, name: str) -> viser.GuiButtonHandle:
+        """A button that is noted when it is pressed; viser calls from threads of its own."""
+        button = self._server.gui.add_button(label)
+        button.on_click(lambda event: self._pressed.put(name))
+        return button
+
+    def eyes(self) -> list[Eye]:
+        found = []
+        for name, client in self._server.get_clients().items():
+            camera = client.camera
+            height = camera.image_height
+            aspect = camera.image_width / height if height else math.nan
+            rotation = viser.transforms.SO3(camera.wxyz).as_matrix()
+            found.append(Eye.opencv(name, rotation, camera.position, camera.fov, aspect))
+        return [eye for eye in found if eye is not None]
+
+    def show(self, eye: Eye, picture: NDArray[np.uint8]) -> None:
+        client = self._server.get_clients().get(eye.name)
+        if client is not None:
+            client.scene.set_background_image(picture, format="png")
+
+    def tell(self, done: float, lines: list[str], busy: bool) -> None:
+        self._bar.value = 100 * done
+        self._lines.content = _paragraphs(lines)
+        for button in self._buttons:
+            button.disabled = busy
+
+    def pressed(self) -> set[str]:
+        names = set()
+        while not self._pressed.empty():
+            names.add(self._pressed.get())
+        return names
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._server.flush()
+            with _hushed():
+                self._server.stop()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """viser announces itself on stdout, which is for results; inside it does not."""
+    console = rich.get_console()
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
+def _paragraphs(lines: list[str]) -> str:
+    """Plain text as HTML; a prompt may hold markup, which stays text."""
+    style = "margin: 0.4em 1em; overflow-wrap: anywhere; font-size: 0.9em"
+    return "".join(Markup('<p style="{}">{}</p>').format(style, escape(visible(line))) for line in lines)
+
+
+def free_port(port: int) -> int:
+    """`port`, or 0, for which the system chooses one, if somebody has it. viser's own search may not end."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        if os.name == "posix":  # a port that was just given back is free; Windows means something else by it
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return 0
+    return port
