@@ -18,6 +18,7 @@ from threedgen.config import ConfigError
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out, mentioned
 from threedgen.data.toybox.world import Toybox, build, orbit_c2w, photograph
 from threedgen.evaluation.cases import held_out_cases
+from threedgen.evaluation.janus.fronts import THRESHOLD
 from threedgen.evaluation.janus.meter import Meter
 from threedgen.evaluation.janus.options import CLIPSidesConfig, MeterConfig, TruthConfig
 from threedgen.evaluation.janus.prompts import clear_nouns, toybox_prompts, without_front
@@ -223,7 +224,7 @@ def test_a_clip_that_is_none_is_named(tmp_path: Path) -> None:
 def test_the_probe_knows_the_sides_and_the_noun() -> None:
     meter = Meter(MeterConfig())
     reading = meter.look(dog(), "a blue dog", light=True)
-    look = meter.judge(reading.sides, 0.5)
+    look = meter.judge(reading.sides, THRESHOLD)
     assert look.fronts == 1 and sum(look.right) >= 7 and reading.said()[0].startswith("front")
     likeness = meter.likeness(reading.views, ["a red car", "a blue dog", "a green fish"])
     assert likeness is not None and int(np.argmax(likeness)) == 1
@@ -243,7 +244,7 @@ def test_errors_on_files_whose_truth_is_known(tmp_path: Path) -> None:
         save_glb(janus_stub.box(fronts), tmp_path / name)
     found = measure(stub_meter(), TruthConfig(assets=str(tmp_path), objects=10), 0)
     assert (found.rates.alarms.hits, found.rates.alarms.total) == (1, 2)
-    assert (found.rates.hits.hits, found.rates.hits.total) == (2, 2) and found.rates.threshold == 0.5
+    assert (found.rates.hits.hits, found.rates.hits.total) == (2, 2) and found.rates.threshold == THRESHOLD
     chosen = measure(stub_meter(threshold=None), TruthConfig(assets=str(tmp_path), objects=10), 0)
     assert 0 < chosen.rates.threshold < 1 and len(chosen.known) == 2
 

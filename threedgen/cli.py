@@ -112,7 +112,7 @@ def answer(command: Command) -> str | None:
     return None
 
 
-def dry_run(checked: config.Config) -> int:
+def dry_run(checked: Any) -> int:
     """Say what would run. That weights are not here stops it at the end only: what the run would be is known."""
     lacking: AbsentWeights | None = None
     try:
