@@ -56,8 +56,8 @@ def read(sides: Floats, azimuth: Floats, threshold: float = THRESHOLD, free: boo
 
 
 def smooth(values: Floats) -> Floats:
-    """Curves around the object (V,) or (V, C), averaged with a hat of 90 degrees to each side: one view alone hardly makes a
-    front. Of 8 views the weights are (1, 2, 1) / 4."""
+    """Curves around the object (V,) or (V, C), averaged with a hat of 90 degrees to each side: one view alone
+    hardly makes a front. Of 8 views the weights are (1, 2, 1) / 4."""
     values = np.asarray(values, float)
     count = len(values)
     away = np.minimum(np.arange(count), count - np.arange(count)) * (2 * pi / count)
