@@ -43,7 +43,7 @@ def test_one_view_alone_makes_no_second_front() -> None:
     good = np.array([0.95, 0.6, 0, 0, 0, 0, 0, 0.6])
     for turn in range(8):
         slip, janus = np.roll(good, turn), np.roll(np.maximum(good, np.roll(good, 4)), turn)
-        slip[(turn + 4) % 8] = 0.85
+        slip[(turn + 4) % 8] = 0.75
         assert front_count(slip) == 2 and front_count(smooth(slip)) == 1
         assert front_count(smooth(janus)) == 2 and front_count(smooth(np.full(8, 0.9))) == 2
 

@@ -62,7 +62,7 @@ class MeterConfig(Config):
     size: int = Field(128, ge=16, le=2048, description="pixels of a view")
     background: float = Field(0.5, ge=0, le=1, description="grey behind the object")
     threshold: float | None = Field(
-        0.45, gt=0, lt=1, description="probability from which a view shows a front; null: chosen on objects whose "
+        0.4, gt=0, lt=1, description="probability from which a view shows a front; null: chosen on objects whose "
         "truth is known (`calibration`), so that as many good ones are called Janus as two-faced ones are missed"
     )  # fmt: skip
 
