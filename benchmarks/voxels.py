@@ -24,6 +24,8 @@ CELLS, EMPTY = 64, 0.05
 class Voxels:
     """Density and colour at linspace(-1, 1, resolution)^3, trilinear between; sigma (1, 1, R, R, R) is [x, y, z]."""
 
+    rasterised = False
+
     def __init__(self, creature: Creature, resolution: int) -> None:
         axis = torch.linspace(-1, 1, resolution)
         y, z = (c.reshape(-1) for c in torch.meshgrid(axis, axis, indexing="ij"))

@@ -20,9 +20,9 @@ from threedgen.cameras import Cameras
 from threedgen.config import ConfigError
 from threedgen.losses import facing_away
 
+from .base import Representation
 from .march import pack
 from .mesh_raster import antialias, surface_points
-from .ngp import take
 from .options import DMTetConfig
 from .render import Background, Material, Render
 from .tetrahedra import marching_tetrahedra, tetrahedral_grid
@@ -37,12 +37,13 @@ TOGETHER = 1 << 16
 """Points that a field is asked for at once."""
 
 
-class DMTet(nn.Module):
+class DMTet(Representation):
     """Distances (V,), negative inside, in units of their own; deformation (V, 3), in half cells after a tanh.
 
     `low` and `high` (3,) are the box of the grid in world units. `generator` (CPU) draws the paint's parameters.
     """
 
+    rasterised = True
     low: Tensor
     high: Tensor
     points: Tensor
@@ -72,8 +73,7 @@ class DMTet(nn.Module):
 
     def at_step(self, step: int, max_steps: int | None = None) -> None:
         """The paint's levels, as its options say for this step."""
-        if hasattr(self.paint, "at_step"):
-            self.paint.at_step(step, max_steps)
+        self.paint.at_step(step, max_steps)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (N, 3) -> density and features (N, F) of the paint; only the latter has a meaning here."""
@@ -161,9 +161,9 @@ class DMTet(nn.Module):
         ConfigError for a field of another kind or without matter.
         """
         if isinstance(other, DMTet):
-            take(self, other)
+            super().start(other)
             return
-        take(self.paint, other)
+        self.paint.start(other)
         field: Any = other
         density = self._density(field)
         level = self.options.level

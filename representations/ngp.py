@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen import registry
-from threedgen.config import ConfigError, at
+from threedgen.config import at
 
+from .base import Representation
 from .hashgrid.encoding import position_gradient
 from .mlp import MLP
 from .options import NGPConfig
@@ -63,22 +64,9 @@ def finite_difference_normal(
     return -F.normalize(rise / eps, dim=-1)
 
 
-def take(mine: nn.Module, other: nn.Module) -> None:
-    """Copies all numbers of a field of the same kind and sizes. Raises ConfigError for another one."""
-    one, two = ({k: tuple(v.shape) for k, v in part.state_dict().items()} for part in (mine, other))
-    if type(mine) is not type(other) or one != two:
-        sizes = " of other sizes" if type(mine) is type(other) else ""
-        raise ConfigError(
-            f"stages: a field goes on from one of its own kind and sizes; {type(mine).__name__} cannot begin from "
-            f"{type(other).__name__}{sizes}"
-        )
-    mine.load_state_dict(other.state_dict())
-
-
-class EncodedField(nn.Module):
+class EncodedField(Representation):
     """What fields share: a cube [-radius, radius]^3, an encoding of its points, and how many of its levels count."""
 
-    options: Any
     used_levels: Tensor | None
 
     def __init__(self, options: Any, generator: torch.Generator | None, encoding: nn.Module | None = None) -> None:
@@ -91,10 +79,6 @@ class EncodedField(nn.Module):
         """Lets as many levels of the encoding count as the option `levels` says for this step."""
         if self.used_levels is not None:
             self.used_levels.fill_(int(at(self.options.levels, step, max_steps)))
-
-    def start(self, other: nn.Module) -> None:
-        """Begins from a field that was optimised before. Raises ConfigError for one of another kind."""
-        take(self, other)
 
     def _unit(self, x: Tensor) -> Tensor:
         return (x + self.options.radius) / (2 * self.options.radius)

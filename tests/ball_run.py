@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from threedgen import checkpoint, runs
 from threedgen.config import Config, load
+from threedgen.representations.base import Representation
 
 SMALL = ["budget=300", "texture=256", "lods=[100]", "resolution=40", "threads=1", "refine=0"]
 
@@ -21,7 +22,7 @@ class BallConfig(Config):
     radius: float = 1.0
 
 
-class Ball(nn.Module):
+class Ball(Representation):
     """A ball at `place` (x, y, z, radius, density): the state of a checkpoint decides what it is."""
 
     def __init__(self, config: Any = None, generator: Any = None) -> None:

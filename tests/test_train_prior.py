@@ -22,8 +22,8 @@ from threedgen.data.latents import BLOCK, LatentBank
 from threedgen.data.toybox.world import Toybox
 from threedgen.guidance.mvdream import MVDream
 from threedgen.systems import autoencoder, draft_training, prior_training, text_training, train_prior
-from threedgen.systems.options import DraftTrainingConfig, NetworkConfig, TextTrainingConfig, TrainPriorConfig
 from threedgen.systems.shared import read_summary
+from threedgen.systems.training_options import DraftTrainingConfig, NetworkConfig, TextTrainingConfig, TrainPriorConfig
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STEPS = TINY_PRIOR["trainer"]["max_steps"]

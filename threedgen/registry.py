@@ -33,6 +33,7 @@ def _entries(implementations: str, configs: str, **classes: tuple[str, str]) -> 
 
 
 _SYSTEMS = "threedgen.systems.options"
+_TRAINING = "threedgen.systems.training_options"
 _DREAMBOOTH = "threedgen.systems.dreambooth"
 _GUIDANCE = "threedgen.guidance.options"
 _REPRESENTATIONS = "threedgen.representations.options"
@@ -51,7 +52,7 @@ TABLE: dict[str, dict[str, Entry]] = {
     "task": {
         "generate": Entry("threedgen.systems.generate_run:run", f"{_SYSTEMS}:GenerateConfig"),
         "sample": Entry("threedgen.systems.sample:run", f"{_SYSTEMS}:SampleConfig"),
-        "train-prior": Entry("threedgen.systems.train_prior:run", f"{_SYSTEMS}:TrainPriorConfig"),
+        "train-prior": Entry("threedgen.systems.train_prior:run", f"{_TRAINING}:TrainPriorConfig"),
         "mvdreambooth": Entry(f"{_DREAMBOOTH}.task:run", f"{_DREAMBOOTH}.options:MVDreamBoothConfig"),
         "train-probe": Entry("threedgen.systems.train_probe:run", f"{_EVALUATION}:TrainProbeConfig"),
         "train-identity": Entry("threedgen.systems.train_identity:run", f"{_EVALUATION}:TrainIdentityConfig"),
@@ -62,7 +63,7 @@ TABLE: dict[str, dict[str, Entry]] = {
         "janus-meter": Entry(f"{_JANUS}.truth:run", f"{_JANUS}.options:JanusMeterConfig"),
         "janus-score": Entry(f"{_JANUS}.score:run", f"{_JANUS}.options:JanusScoreConfig"),
         "janus-benchmark": Entry(f"{_JANUS}.benchmark:run", f"{_JANUS}.options:JanusBenchmarkConfig"),
-        "refine-decoder": Entry("threedgen.systems.refine_decoder:run", f"{_SYSTEMS}:RefineDecoderConfig"),
+        "refine-decoder": Entry("threedgen.systems.refine_decoder:run", f"{_TRAINING}:RefineDecoderConfig"),
         "train-threedim": Entry(f"{_VIEWS}.train:run", f"{_VIEWS}.options:TrainThreeDiMConfig"),
         "image-to-3d": Entry(f"{_VIEWS}.image_to_3d:run", f"{_VIEWS}.options:ImageTo3DConfig"),
         "report": Entry("threedgen.viewer.report:run", f"{_VIEWER}:ReportConfig"),

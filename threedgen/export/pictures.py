@@ -65,7 +65,7 @@ def field_pictures(field: Any, occupancy: Any, options: MarchConfig, device: tor
             one = cameras.select([k])
             rays = (ray.reshape(-1, 3).to(device) for ray in one.rays())
             with torch.no_grad():
-                if hasattr(field, "look"):
+                if field.rasterised:
                     seen = field.look(one, background, material)
                 else:
                     seen = render(field, background, material, occupancy, options, *rays, chunk=CHUNK)

@@ -24,8 +24,8 @@ from threedgen.data.toybox.world import Toybox
 from threedgen.images import grid, write_png
 from threedgen.seeding import generator, numpy_generator
 
-from .options import AutoencoderConfig
 from .shared import adamw
+from .training_options import AutoencoderConfig
 
 
 def build(options: AutoencoderConfig) -> AutoencoderKL:

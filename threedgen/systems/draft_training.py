@@ -18,8 +18,8 @@ from threedgen.guidance.mvdream import MVDream, camera_vector
 from threedgen.guidance.tokens import token_ids
 from threedgen.seeding import numpy_generator
 
-from .options import DraftTrainingConfig
 from .shared import adamw
+from .training_options import DraftTrainingConfig
 
 
 class DraftSystem(pl.LightningModule):

@@ -65,7 +65,7 @@ class GenerateSystem(pl.LightningModule):
         self.background: Any = registry.build("background", config.background, generator=start)
         self.material: Any = registry.build("material", config.material)
         march = config.march
-        grid = None if hasattr(self.field, "look") else config.occupancy  # a mesh is rasterised
+        grid = None if self.field.rasterised else config.occupancy
         self.occupancy = None if grid is None else OccupancyGrid(grid, march.radius, step_size(march))
         self.register_buffer("text", text, persistent=False)
         self.register_buffer("views", views, persistent=False)
@@ -107,8 +107,7 @@ class GenerateSystem(pl.LightningModule):
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step = int(batch)
-        if hasattr(self.field, "at_step"):
-            self.field.at_step(step, self.max_steps)
+        self.field.at_step(step, self.max_steps)
         if self.occupancy is not None and not self.again:  # a step that is repeated finds it up to date
             self.occupancy.update(self.field.density, step, generator(self.config.seed, step, "occupancy"))
         warm = step < self.config.warm_start.steps
@@ -124,7 +123,9 @@ class GenerateSystem(pl.LightningModule):
         grey = wanted[:, :2].mean((1, 2))[:, None, None]
         rgb = seen.rgb_fg.view(wanted.shape) + grey * (1 - seen.opacity.view(*wanted.shape[:3], 1))
         loss = F.mse_loss(rgb, wanted) * 10
-        return {"loss_views": loss.item()}, loss + 0.01 * losses.opaque(seen.opacity)
+        # fog in the colour of the background fits the views as well as nothing does: hence the second one
+        clear = 0.01 * losses.opaque(seen.opacity) + 0.1 * losses.sparsity(seen.opacity)
+        return {"loss_views": loss.item()}, loss + clear
 
     def distillation_loss(self, step: int) -> tuple[dict[str, float], Tensor]:
         """Score distillation of freshly rendered views, and the regularisers."""
@@ -175,7 +176,7 @@ class GenerateSystem(pl.LightningModule):
         """All pixels of all cameras as rays (B H W, ...)."""
         rng = self.rng(step, "render")
         shading = self.material.draw(step, training, rng)
-        if hasattr(self.field, "look"):
+        if self.field.rasterised:
             options: Any = {"generator": rng, "training": training, "step": step, "shading": shading}
             with torch.set_grad_enabled(grad):
                 return self.field.look(cameras, self.background, self.material, **options)
@@ -259,7 +260,7 @@ class GenerateSystem(pl.LightningModule):
     def configure_optimizers(self):
         o = self.config.optimizer
         encoding = list(self.field.encoding.parameters())
-        geometry = [] if o.geometry is None or not hasattr(self.field, "geometry") else self.field.geometry()
+        geometry = [] if o.geometry is None else self.field.geometry()
         known = {id(p) for p in (*encoding, *geometry)}
         groups = {
             "encoding": encoding,

@@ -79,7 +79,7 @@ def _plan(config: GenerateConfig) -> str:
     system = _system(config, prior.unet).to(device)
     normals = config.material.name != "none" or config.judged == "normal" or _ever(config.loss.orientation)
     parts = (system.field, system.background, system.material, config.march)
-    rays = not hasattr(system.field, "look")  # a mesh is rasterised, whose share is small
+    rays = not system.field.rasterised  # a mesh is rasterised, whose share is small
     each = sample_bytes(*parts, normals, device) if rays else 0.0
     seconds_each = sample_seconds(system, normals) if rays else 0.0
     rates = matmul_rate(device, dtype), matmul_rate(device, step_dtype(config.trainer.precision, device))

@@ -27,8 +27,8 @@ from threedgen.guidance.mvdream import MVDream, camera_vector
 from threedgen.guidance.tokens import token_ids
 from threedgen.seeding import generator, numpy_generator
 
-from .options import NetworkConfig, TrainPriorConfig
 from .shared import adamw
+from .training_options import NetworkConfig, TrainPriorConfig
 
 CAMERA_GAIN = 5.0
 """Makes the camera start about as loud as the time step and the caption, to which its embedding is added."""

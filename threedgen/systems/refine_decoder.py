@@ -16,8 +16,8 @@ from threedgen.ledger import write_summary
 from threedgen.loop import Status, fit, set_threads
 
 from .autoencoder import AutoencoderSystem
-from .options import RefineDecoderConfig
 from .shared import writing
+from .training_options import RefineDecoderConfig
 
 
 def run(config: RefineDecoderConfig, resume: Path | None = None, quiet: bool = False) -> int:

@@ -12,7 +12,6 @@ from typing import Any
 
 from threedgen import runs
 from threedgen.cli import say
-from threedgen.config import ConfigError
 from threedgen.export.run_field import open_field
 from threedgen.loop import Status
 
@@ -53,8 +52,6 @@ def start_from(system: GenerateSystem, folder: Path) -> None:
     Raises ConfigError if the one cannot become the other.
     """
     _, field, _, checkpoint = open_field(folder)
-    if not hasattr(system.field, "start"):
-        raise ConfigError(f"stages: field.name {system.config.field.name} cannot begin from another object")
     system.field.start(field)
     behind = "background."
     found = {n.removeprefix(behind): v for n, v in checkpoint["state_dict"].items() if n.startswith(behind)}

@@ -17,8 +17,8 @@ from threedgen.guidance.mvdream import MVDream
 from threedgen.guidance.tokens import token_ids
 from threedgen.seeding import numpy_generator
 
-from .options import TextTrainingConfig
 from .shared import adamw
+from .training_options import TextTrainingConfig
 
 
 class LatentTower(nn.Sequential):

@@ -32,8 +32,8 @@ from threedgen.loop import Status, fit, set_threads
 from threedgen.runs import write_atomic
 
 from . import autoencoder, draft_training, prior_training, text_training
-from .options import TrainPriorConfig
 from .shared import device, existing, finished, seed_networks, writing
+from .training_options import TrainPriorConfig
 
 logger = logging.getLogger(__name__)
 
