@@ -8,7 +8,8 @@ fits them. For each grid point the optical depth from the clearest of the six ax
 
 and the surface is tau = ln 2 / 2. At the middle of a thin part this means an optical thickness of ln 2 across
 it: a part is kept when the renderer shows it at least half opaque. In matter so thin that this lies deep inside,
-the surface is put nearer to where the matter begins, as an outline does that is looked at along it.
+the surface is put nearer to where the matter begins, as an outline does that is looked at along it; in matter so dense
+that its haze alone is opaque, deeper.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ HAZE = 0.1
 BLUR, MOST_BLUR = 0.6, 0.03
 """Standard deviation of the blur of a density, in radii of the world: for the square of the free path of light through
 typical matter, and at most."""
-DEEPEST = 0.03
-"""How deep in typical matter the surface may lie, in radii of the world."""
+SHALLOWEST, DEEPEST = 0.008, 0.03
+"""How deep in typical matter the surface lies at least and at most, in radii of the world. The least is about a cell of
+the grid: where the light is lost on a shorter way, it would be lost in the haze before the object already."""
 
 
 class EmptyField(ConfigError):
@@ -44,7 +46,7 @@ def depth_field(
     """tau (R, R, R), whose surface {tau = info["level"]} is closed and without crumbs; and how it came about.
 
     sigma (R, R, R): density per world unit at points `cell` apart, in a world of `radius`; it is used up. level: the
-    optical depth of the surface at most; smallest: as in `clean`. Raises EmptyField.
+    optical depth of the surface, unless that is too shallow or deep; smallest: as in `clean`. Raises EmptyField.
     """
     matter = typical(sigma)
     path = 1 / (matter * radius) if matter else 0.0  # of light through it, in radii
@@ -59,6 +61,7 @@ def depth_field(
             f"the field is empty: at its densest it hides {100 * opacity:.0f} % of what is behind it; "
             "train longer, or choose another seed"
         )
+    level = max(level, min(SHALLOWEST * radius * matter, float(tau.max()) / 2))
     level = min(level, DEEPEST * radius * matter)
     tau, info = clean(tau, level, smallest)
     return tau, info | {"level": level, "haze": HAZE * matter, "blur": blur}
