@@ -123,7 +123,6 @@ def test_mistakes_are_said_in_a_sentence(tmp_path: Path, car: Path) -> None:
     assert "image: there is no file '/nowhere.png'" in said("image=/nowhere.png")
     (tmp_path / "notes.png").write_text("not a picture")
     assert "cannot be read as a picture" in said(f"image={tmp_path / 'notes.png'}")
-    assert "weights: there are none: give the folder" in said(f"image={car}")
     assert "no config.json in it, not a novel-view model" in said(f"image={car}", f"weights={tmp_path}")
     folder.save(tiny_network(), tmp_path / "model")  # cameras unknown
     with pytest.raises(ConfigError, match="distance, fov: the weights do not say"):

@@ -208,6 +208,19 @@ def test_it_learns(tmp_path: Path, regression: bool) -> None:
     assert len(lines) == (1 if regression else 2)
 
 
+def test_training_goes_on_from_a_trained_network_of_the_same_sizes(tmp_path: Path) -> None:
+    network, start = TINY_THREEDIM["model"]["network"], str(undisturbed() / "model")
+    model = {"name": "pixels", "start": start, "network": network}
+    shut = TINY_THREEDIM["training"] | {"learning_rate": 1e-12}
+    config = checked(tmp_path, model=model, training=shut, trainer=TINY_THREEDIM["trainer"] | {"max_steps": 2})
+    assert train.run(config, quiet=True) == 0
+    found, before = (folder.load(place)[0].state_dict() for place in (str(tmp_path / "model"), start))
+    assert_same(dict(found), dict(before))
+    other = model | {"network": network | {"channels": 2 * network["channels"]}}
+    with pytest.raises(ConfigError, match="model.network.channels: .* but the network of model.start has"):
+        train.build(checked(tmp_path, model=other))
+
+
 def drafting_pairs() -> LatentPairs:
     """Around a tiny prior with a draft, as the embedded one has it."""
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
@@ -257,6 +270,7 @@ def test_half_lives_and_warm_ups_count_examples(tmp_path: Path) -> None:
         ("train-threedim-toybox", ["model.network.image_channels=4"], "square, with 3 channels"),
         ("train-threedim-toybox", ["data.held_out=5000"], "held_out 5000 should be less than scenes"),
         ("train-threedim-toybox", ["data.held_out=2"], "at least 2 of each"),
+        ("train-threedim-toybox", ["model.start=/nowhere"], "model.start: there is no file or folder"),
         ("threedim-latent-toybox", ["model.start=/nowhere"], "start: there is no file or folder"),
         ("threedim-srn-cars", ["data.path=/nowhere"], "data.path: there is no folder '/nowhere'"),
     ],

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from threedgen import folder as project_folder
 from threedgen.config import ConfigError
 from threedgen.errors import short
 from threedgen.guidance import loading
 from threedgen.guidance.reading import check_sums, fill, read_json, read_tensors, sha256, sha256_of_files, sniff
 from threedgen.guidance.writing import save_tensors, whole_folder, write_json
 
-from .options import NO_WEIGHTS, CamerasConfig, XUNetConfig
+from .options import CamerasConfig, XUNetConfig
 
 if TYPE_CHECKING:
     from .latents import LatentPairs
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 CONFIG, TENSORS, PRIOR = "config.json", "model.safetensors", "prior"
 KINDS = ("XUNet", "LatentPairs")
+EMBEDDED = "threedim-toybox"
 
 
 def save(model: Any, folder: Path, cameras: CamerasConfig | None = None, half: bool = True) -> None:
@@ -45,15 +47,15 @@ def save(model: Any, folder: Path, cameras: CamerasConfig | None = None, half: b
         write_json(part / CONFIG, told)
 
 
-def check(weights: str | None) -> Path:
+def check(weights: str) -> Path:
     """The path that ``weights`` names. Raises ConfigError if it plainly cannot be loaded; reads no tensor."""
-    if not weights:
-        raise ConfigError(f"weights: {NO_WEIGHTS}")
     try:
-        path = Path(weights).expanduser()
+        path = project_folder("weights") / EMBEDDED if weights == "embedded" else Path(weights).expanduser()
         there = path.exists()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, an unknown ~user
         raise ConfigError(f"weights: {short(weights)} is not a path") from None
+    if not there and weights == "embedded":
+        raise ConfigError("weights: this installation lacks the embedded novel-view model; reinstall threedgen")
     if not there:
         raise ConfigError(f"weights: there is no file or folder {short(weights)}")
     if path.is_file():
@@ -76,10 +78,11 @@ def kind(path: Path) -> str:
     return str(name)
 
 
-def load(weights: str | None) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
+def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
     """A frozen model on the CPU, and the cameras of its training if they are known.
 
-    ``weights``: a folder that ``save`` wrote, or a checkpoint of the public PyTorch port. Raises ConfigError.
+    ``weights``: "embedded", a folder that ``save`` wrote, or a checkpoint of the public PyTorch port. Raises
+    ConfigError.
     """
     path = check(weights)
     if path.is_file():
@@ -106,7 +109,7 @@ def load(weights: str | None) -> tuple[XUNet | LatentPairs, CamerasConfig | None
     return LatentPairs(MVDream.load(str(path / PRIOR)), told["poses"]).eval().requires_grad_(False), cameras
 
 
-def digest(weights: str | None) -> str:
+def digest(weights: str) -> str:
     """SHA-256 of the files, whatever their place."""
     path = check(weights)
     return sha256(path) if path.is_file() else sha256_of_files(sorted(f for f in path.rglob("*") if f.is_file()), path)

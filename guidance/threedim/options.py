@@ -8,11 +8,6 @@ from pydantic import Field, model_validator
 
 from threedgen.config import Config
 
-NO_WEIGHTS = (
-    "there are none: give the folder of a trained model, weights=RUN/model of `--config train-threedim-toybox`, or the "
-    "file of the public PyTorch port"
-)
-
 
 class CamerasConfig(Config):
     """The cameras that a model was trained with, in the units of their poses; kept beside its weights."""
@@ -41,7 +36,10 @@ class ThreeDiMSamplerConfig(SamplingConfig):
     """A trained 3DiM model, asked for many views of the scene of a given one."""
 
     name: Literal["threedim"] = Field("threedim", description="novel views from a given view (3DiM)")
-    weights: str | None = Field(None, description="folder of a trained model, or the checkpoint of the public port")
+    weights: str = Field(
+        "embedded", min_length=1, description="embedded (toybox cars and chairs, 32 pixels), the folder of a trained "
+        "model (RUN/model), or the checkpoint of the public port"
+    )  # fmt: skip
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="precision of the network; auto: bf16 where the machine has instructions for it, else fp32"
     )

@@ -18,9 +18,12 @@ from ..options import ResultConfig
 
 
 class PixelsConfig(Config):
-    """The paper's form: a network on the pixels, from nothing."""
+    """The paper's form: a network on the pixels."""
 
     name: Literal["pixels"] = "pixels"
+    start: str | None = Field(
+        None, min_length=1, description="weights to go on from (embedded, a folder); null: from nothing"
+    )
     network: XUNetConfig = XUNetConfig()
 
     @model_validator(mode="after")
@@ -29,6 +32,15 @@ class PixelsConfig(Config):
         if height != width or self.network.image_channels != 3:
             raise ValueError("network: pictures to train on are square, with 3 channels")
         return self
+
+    def check(self) -> None:
+        from threedgen.guidance.threedim.folder import check
+
+        if self.start is not None:
+            try:
+                check(self.start)
+            except ConfigError as error:
+                raise ConfigError(str(error).replace("weights:", "start:", 1)) from None
 
 
 class LatentsConfig(Config):
@@ -100,7 +112,10 @@ class ImageTo3DConfig(RunConfig):
     """A picture becomes a 3D object: views around it are sampled, and a field is fitted to them."""
 
     image: str = Field("", description="file with a picture of an object on white, or cut out (transparent around it)")
-    weights: str | None = Field(None, description="folder of a trained novel-view model, or checkpoint of the port")
+    weights: str = Field(
+        "embedded", min_length=1, description="novel-view model: embedded (toybox cars and chairs), the folder of a "
+        "trained one, or a checkpoint of the port"
+    )  # fmt: skip
     elevation: float = Field(20.0, gt=-90, lt=90, description="of the camera that took the picture, degrees")
     azimuth: float = Field(0.0, ge=-360, le=360, description="of this camera, degrees; 0: it sees the front")
     distance: float | None = Field(None, gt=0, description="of all cameras, to the origin; null: as in the training")

@@ -18,9 +18,12 @@ from typing import Any
 import torch
 
 from threedgen.cli import say
+from threedgen.config import ConfigError
 from threedgen.data.srn.pairs import PairBank, open_source
 from threedgen.guidance.mvdream import MVDream
+from threedgen.guidance.threedim import folder as folders
 from threedgen.guidance.threedim.latents import LatentPairs
+from threedgen.guidance.threedim.options import XUNetConfig
 from threedgen.guidance.threedim.xunet import XUNet
 from threedgen.ledger import write_summary
 from threedgen.loop import Status, fit, set_threads
@@ -60,11 +63,25 @@ def run(config: TrainThreeDiMConfig, resume: Path | None = None, quiet: bool = F
 
 
 def build(config: TrainThreeDiMConfig) -> XUNet | LatentPairs:
-    """A fresh network, or the UNet of a prior."""
+    """A fresh network, one that was trained before, or the UNet of a prior. Raises ConfigError."""
     if isinstance(config.model, PixelsConfig):
+        if config.model.start is not None:
+            return earlier(config.model.start, config.model.network)
         seed_networks(config.seed, "novel views")
         return XUNet(config.model.network)
     return LatentPairs(MVDream.load(config.model.start), config.model.poses)
+
+
+def earlier(weights: str, network: XUNetConfig) -> XUNet:
+    """A trained network to go on from. Raises ConfigError unless it is one on pixels, of the same form and sizes."""
+    model, _ = folders.load(weights)
+    if not isinstance(model, XUNet):
+        raise ConfigError(f"model.start: {weights} works on latents, model.name=pixels on pixels")
+    for name, wanted in network:
+        found = getattr(model.config, name)
+        if found != wanted:
+            raise ConfigError(f"model.network.{name}: {wanted}, but the network of model.start has {found}; set that")
+    return model
 
 
 def bank(config: TrainThreeDiMConfig, model: Any, folder: Path) -> PairBank:
