@@ -17,6 +17,8 @@ from threedgen import config as configs
 from threedgen import registry
 from threedgen.cameras import orbit
 from threedgen.config import ConfigError
+from threedgen.data.srn.options import ToyboxPairsConfig
+from threedgen.data.srn.pairs import ToyboxScenes
 from threedgen.data.srn.writer import write_instance
 from threedgen.evaluation.consistency import run
 from threedgen.evaluation.consistency.options import ConsistencyConfig
@@ -25,7 +27,9 @@ from threedgen.guidance.threedim.latents import LatentPairs
 from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
 from threedgen.guidance.threedim.options import CamerasConfig, ThreeDiMSamplerConfig
 from threedgen.guidance.threedim.sampler import sample_views
+from threedgen.guidance.threedim.xunet import XUNet
 from threedgen.seeding import generator
+from threedgen.systems.threedim.gap import Pairs, gap_test
 from threedgen.views import Request, Viewpoints, Views
 
 CAMERAS = CamerasConfig(elevation=(0.0, 40.0), distance=(2.0, 2.8), focal=1.4)
@@ -155,6 +159,18 @@ def test_no_weights_and_foreign_folders_are_said_before_any_work(tmp_path: Path)
     tiny_prior().save(tmp_path / "prior")
     assert "has a text-to-image prior in it" in said(f"sampler.weights={tmp_path / 'prior'}")
     assert "has no config.json in it" in said(f"sampler.weights={tmp_path}")
+
+
+def test_the_embedded_model_looks_at_its_condition() -> None:
+    """On scenes of a seed that it was not trained on, by more than 2 dB at alpha_bar 0.05."""
+    model, cameras = folder.load("embedded")
+    assert isinstance(model, XUNet) and model.picture_size == (32, 32) and cameras is not None
+    source = ToyboxScenes(ToyboxPairsConfig(scenes=16, views=2, held_out=4), 32, seed=77)
+    seen = [source.scene(k) for k in range(16)]
+    x, x0 = (model.from_pictures(torch.stack([one.images[place] for one in seen])) for place in (0, 1))
+    pairs = Pairs(x, x0, torch.stack([one.at.c2w for one in seen]), torch.stack([one.at.K[0] for one in seen]))
+    (gap,) = gap_test(model, pairs, (0.05,), torch.Generator().manual_seed(0), kinds=2)
+    assert gap.gap > 2 and gap.true > 18
 
 
 # ---------------------------------------------------------------- as a sampler

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from threedgen import folder
 from threedgen.config import Config, ConfigError, Schedule
 from threedgen.extras import require
 from threedgen.options import CheckpointConfig, Elevations, RunConfig, TrainerConfig
@@ -117,17 +118,20 @@ class TrainIdentityConfig(RunConfig):
 
 
 class ToyboxIdentityConfig(Config):
-    """The network of a train-toybox-identity run."""
+    """The network that a train-toybox-identity run made."""
 
     name: Literal["toybox"] = Field("toybox", description="for subjects of the toybox")
-    weights: str = Field("", description="the .safetensors file that the run left in RUN/identity, or that folder")
+    weights: str = Field(
+        "embedded", min_length=1, description="embedded, or the .safetensors file that a run left in RUN/identity, or "
+        "that folder"
+    )  # fmt: skip
 
     def file(self) -> Path:
         """Raises ConfigError if there is none."""
         train = "train one with `launch.py --config train-toybox-identity` and give the file in RUN/identity"
-        path = Path(self.weights).expanduser()
+        path = folder("weights") if self.weights == "embedded" else Path(self.weights).expanduser()
         path = path / "toybox-identity.safetensors" if path.is_dir() else path
-        if not self.weights or not path.is_file():
+        if not path.is_file():
             raise ConfigError(f"weights: there is no file {self.weights[:120]!r}; {train}")
         return path
 
