@@ -18,9 +18,8 @@ from threedgen.config import ConfigError
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out, mentioned
 from threedgen.data.toybox.world import Toybox, build, orbit_c2w, photograph
 from threedgen.evaluation.cases import held_out_cases
-from threedgen.evaluation.janus.fronts import THRESHOLD
 from threedgen.evaluation.janus.meter import Meter
-from threedgen.evaluation.janus.options import CLIPSidesConfig, MeterConfig, TruthConfig
+from threedgen.evaluation.janus.options import THRESHOLD, CLIPSidesConfig, MeterConfig, TruthConfig
 from threedgen.evaluation.janus.prompts import clear_nouns, toybox_prompts, without_front
 from threedgen.evaluation.janus.things import Thing, centred, glued, pictures, read_thing, toybox_thing
 from threedgen.evaluation.janus.truth import measure

@@ -18,9 +18,8 @@ from threedgen.runs import write_atomic
 
 from ..distributions import r_precision
 from ..figures import SIDES, Share, share
-from . import fronts
 from .meter import Meter, described
-from .options import MeterConfig
+from .options import THRESHOLD, MeterConfig
 from .rates import ErrorRates
 from .things import centred, read_thing
 
@@ -71,7 +70,7 @@ class Reader:
 
     def __init__(self, config: MeterConfig, prompts: Sequence[str], folder: Path, rates: ErrorRates | None, free: bool):
         self.config, self.prompts, self.folder, self.free = config, list(prompts), folder, free
-        self.threshold = rates.threshold if rates is not None else config.threshold or fronts.THRESHOLD
+        self.threshold = rates.threshold if rates is not None else config.threshold or THRESHOLD
         self._meter: Meter | None = None
         looked = {key: value for key, value in described(config).items() if key != "threshold"}
         self._settings = json.dumps([looked, self.prompts], sort_keys=True)

@@ -26,9 +26,8 @@ from ..cases import held_out_cases
 from ..figures import Share, share
 from ..report import limits, percent
 from ..verdicts import equal_error
-from . import fronts
 from .meter import Meter, Reading, described
-from .options import JanusMeterConfig, TruthConfig, asset_files, folder_of_assets
+from .options import THRESHOLD, JanusMeterConfig, TruthConfig, asset_files, folder_of_assets
 from .prompts import clear_nouns
 from .rates import ErrorRates
 from .things import Thing, centred, glued, read_thing, toybox_thing
@@ -93,7 +92,7 @@ def doubts(meter: Meter, known: Sequence[Known]) -> dict[str, list[float]]:
     """At which thresholds each object would be called Janus: at this one and below (see ``fronts.Look``)."""
 
     def of(reading: Reading) -> float:
-        return meter.judge(reading.sides, meter.config.threshold or fronts.THRESHOLD).doubt
+        return meter.judge(reading.sides, meter.config.threshold or THRESHOLD).doubt
 
     return {"good": [of(k.good) for k in known], "glued": [of(k.janus) for k in known]}
 
