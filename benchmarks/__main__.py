@@ -1,4 +1,4 @@
-"""python -m benchmarks [hashgrid] [step] [breakdown] [memory] [export [runs=...]] [mvdream] [options] [key=value]"""
+"""python -m benchmarks [hashgrid] [step] [breakdown] [memory] [export [runs=...]] [mvdream] [threedim] [options]"""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from threedgen.errors import ConfigError
 
 PARTS = ("hashgrid", "step", "breakdown", "memory")
-LONG = ("export", "mvdream")
-"""Measured only when they are asked for: the first makes many assets, the second is meant for a GPU."""
+LONG = ("export", "mvdream", "threedim")
+"""Measured only when they are asked for: many assets, what is meant for a GPU, novel views and their score."""
 RUNS = "runs="
 
 
@@ -22,7 +22,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "words", nargs="*", metavar="PART | key=value",
-        help=f"what to measure ({', '.join(PARTS)}; default: all these; or {' and '.join(LONG)}), and options of "
+        help=f"what to measure ({', '.join(PARTS)}; default: all these; or {', '.join(LONG)}), and options of "
         "the config mvdream-toybox, such as prior.weights=FOLDER or threads=2; runs=FOLDER or runs=[RUN, RUN]: assets "
         "of these, not of synthetic fields",
     )  # fmt: skip
@@ -31,6 +31,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ablations", action="store_true", help="also the twins alone, no skipping alone")
     parser.add_argument("--seeds", type=int, default=5, help="fields of each shape to export (default 5)")
     parser.add_argument("--grid", type=int, default=256, help="grid points along an edge to export (default 256)")
+    parser.add_argument("--longer", action="store_true", help="also the fit of ten times as many steps (threedim)")
     parser.add_argument("--run", type=Path, help="take the field from this run, not from pictures of a dog")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the results")
     given = parser.parse_intermixed_args(words)
@@ -54,7 +55,7 @@ def main(words: list[str] | None = None) -> int:
     given = arguments(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # after the options are checked: these take seconds
-    from . import breakdown, export, hashgrid, memory, mvdream, step
+    from . import breakdown, export, hashgrid, memory, mvdream, step, threedim
     from .clock import machine
     from .scene import Bench
 
@@ -82,6 +83,10 @@ def main(words: list[str] | None = None) -> int:
         print(tables[-1].text() + "\n", flush=True)
     if "mvdream" in given.parts:
         for made in mvdream.tables(given.size, given.rounds, given.overrides):
+            tables.append(made)
+            print(made.text() + "\n", flush=True)
+    if "threedim" in given.parts:
+        for made in threedim.tables(given.rounds, given.longer):
             tables.append(made)
             print(made.text() + "\n", flush=True)
     given.out.mkdir(parents=True, exist_ok=True)

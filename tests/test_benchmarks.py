@@ -10,11 +10,12 @@ import torch
 from tiny_prior import tiny_prior
 
 from benchmarks import __main__ as command
-from benchmarks import breakdown, hashgrid, memory, mvdream, scene, step
+from benchmarks import breakdown, hashgrid, memory, mvdream, scene, step, threedim
 from benchmarks.clock import interleaved, machine, ratio
 from benchmarks.scene import Bench, Stepper
 from benchmarks.table import Table
 from threedgen.config import ConfigError
+from threedgen.evaluation.consistency.options import SubsampledProtocolConfig
 
 TINY = [
     "threads=1", "march.samples=16", "field.width=8", "field.encoding.n_levels=2",
@@ -151,3 +152,16 @@ def test_the_steps_at_full_size_at_a_tiny_size(
     assert call["times their time"] == pytest.approx(call["ms"] * 1e-3 * 1e-3 / call["TFLOP"])
     with pytest.raises(ConfigError, match="--size: the config renders at 8, 16 pixels, not at 32"):
         mvdream.tables(32, 1, words)
+
+
+def test_novel_views_and_their_score_at_a_tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SIZE": 16, "VIEWS": 12, "BATCH": 2, "STEPS": 2, "LONGER": 2}.items():
+        monkeypatch.setattr(threedim, name, value)
+    monkeypatch.setattr(threedim.torch.nn.Module, "compile", lambda module: None)
+    monkeypatch.setattr(threedim, "PROTOCOL", SubsampledProtocolConfig(steps=2, samples=12, rays=64))
+    calls, sampling, fits = threedim.tables(1, longer=True)
+    assert [row["precision"] for row in calls.rows] == ["float32", "bfloat16", "bfloat16, compiled"]
+    assert calls.rows[0]["times faster than float32"] == 1 and min(row["ms a pair"] for row in calls.rows) > 0
+    assert [row["scenes together"] for row in sampling.rows] == ["1", "2"]
+    assert min(row["views a minute"] for row in sampling.rows) > 0
+    assert fits.rows[1]["steps"] == 2 * fits.rows[0]["steps"] and fits.rows[0]["PSNR, dB"] > 0

@@ -225,7 +225,8 @@ def test_values_from_python_are_taken_as_they_are(toy: Path) -> None:  # noqa: F
         ("trainer.gradient_clip_val=.inf", ["trainer.gradient_clip_val: should be"]),
         ("seed=true", ["seed: should be a number", "(got True)"]),
         ("trainer=3", ["trainer: should be a section"]),
-        ("prior=3", ["prior: should be a section"]),
+        ("prior=3", ["prior.name: no toy-prior has this name", "(there are: big, small)"]),
+        ("prior=[3]", ["prior: should be a section"]),
         ("elevation=[1]", ["elevation"]),
         ("elevation=[2, 1]", ["elevation should rise"]),
         ("prior.guidance_scale=[1]", ["should be a number, or {step: value, ...}"]),
@@ -242,6 +243,16 @@ def test_mistakes_name_key_value_and_remedy(toy: Path, override: str, words: lis
     message = mistakes(toy, override)
     assert "\n" not in message and "command line" in message
     assert all(word in message for word in words), message
+
+
+def test_a_component_may_be_given_by_its_name_alone(toy: Path) -> None:  # noqa: F811
+    chosen = config.load(toy, ["prior=small", "prior.width=3"]).prior
+    assert (chosen.name, chosen.width) == ("small", 3)
+    toy.write_text("task: toy\nprompt: a cat\nprior: small\n")
+    assert config.load(toy).prior.width == 8
+    chosen = config.load(toy, ["prior.width=3"]).prior  # an option of it does not forget the name
+    assert (chosen.name, chosen.width) == ("small", 3)
+    assert "did you mean 'small'?" in mistakes(toy, "prior=smal")
 
 
 def test_all_mistakes_are_named_at_once_with_their_place(toy: Path) -> None:  # noqa: F811

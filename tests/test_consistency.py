@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from tiny_prior import tiny_prior
 
 from threedgen import config as configs
@@ -234,16 +235,17 @@ def test_a_folder_is_scored_beside_the_original_and_a_killed_run_goes_on(
     with pytest.raises(KeyboardInterrupt):
         run.run(config, quiet=True)
     assert run.run(config, resume=out, quiet=True) == 0
-    assert done == ["a sampled", "a original", "b sampled", "b sampled", "b original"]
+    assert done == ["a folder", "a original", "b folder", "b folder", "b original"]
     tree = without_times(out / "consistency.json")
-    assert tree["rows"]["sampled"]["scenes"] == tree["rows"]["original"]["scenes"] == 2
+    assert tree["rows"]["folder"]["scenes"] == tree["rows"]["original"]["scenes"] == 2
     held = [entry["held_out"] for entry in tree["scenes"]]
     assert all(one == held[0] for one in held) and len(held[0]) == 2 and 2 not in held[0]
     by = {(entry["scene"], entry["row"]): entry for entry in tree["scenes"]}
-    assert by["a", "sampled"]["psnr"] == by["a", "original"]["psnr"] != by["b", "sampled"]["psnr"]
+    assert by["a", "folder"]["psnr"] == by["a", "original"]["psnr"] != by["b", "folder"]["psnr"]
+    assert by["a", "folder"]["true_psnr"] == 100 > 40 > by["b", "folder"]["true_psnr"]
     lines = list(csv.DictReader((out / "consistency.csv").read_text().splitlines()))
     assert [(line["scene"], line["row"]) for line in lines] == [
-        ("a", "original"), ("a", "sampled"), ("b", "original"), ("b", "sampled")
+        ("a", "folder"), ("a", "original"), ("b", "folder"), ("b", "original")
     ]  # fmt: skip
     text = (out / "consistency.md").read_text()
     assert "| original data | 2 |" in text and "| folder | 2 |" in text and (out / "sheet.png").is_file()
@@ -254,7 +256,34 @@ def test_a_folder_is_scored_beside_the_original_and_a_killed_run_goes_on(
     path = folder / "a" / "rgb" / "000007.png"
     shutil.copy(folder / "a" / "rgb" / "000008.png", path)  # other pixels: only their own score is made anew
     run.run(config, resume=out, quiet=True)
-    assert done[6:] == ["a sampled"]
+    assert done[6:] == ["a folder"]
+
+
+def test_several_samplers_are_compared_scene_by_scene(folder: Path, tmp_path: Path) -> None:
+    """One draws the truth, the other the views in a wrong order: the first wins in every scene."""
+    wrong = tmp_path / "wrong"
+    shutil.copytree(folder, wrong)
+    for scene in "ab":
+        names = sorted(path.name for path in (folder / scene / "rgb").iterdir())
+        for k, name in enumerate(names):
+            shutil.copy(folder / scene / "rgb" / names[(5 * k + 3) % len(names)], wrong / scene / "rgb" / name)
+    out = tmp_path / "run"
+    out.mkdir()
+    scenes = {"name": "srn", "path": str(folder), "condition": 2}
+    samplers = {"right": str(folder), "wrong": {"name": "folder", "path": str(wrong)}}
+    config = settings(out, samplers=samplers, scenes=scenes, protocol=TINY | {"steps": 40, "rays": 256})
+    assert run.run(config, quiet=True) == 0
+    tree = json.loads((out / "consistency.json").read_text())
+    rows, less = tree["rows"], tree["differences"]["wrong"]
+    assert rows["right"]["psnr"] == rows["original"]["psnr"] and rows["original"]["true_psnr"]["mean"] is None
+    assert rows["right"]["psnr"]["mean"] - rows["wrong"]["psnr"]["mean"] == pytest.approx(less["psnr"]["mean"])
+    assert less["psnr"]["won"] == 2 and less["psnr"]["low"] > 0 and rows["right"]["true_psnr"]["mean"] == 100
+    text = (out / "consistency.md").read_text()
+    assert "| right minus |" in text and "| PSNR to the true views |" in text
+    assert (out / "views.png").is_file()
+    for name in ("original", "a/b", ""):
+        with pytest.raises(ValidationError, match="no name for a row"):
+            settings(out, samplers={name: str(folder)})
 
 
 def test_a_folder_alone_has_no_original_row(folder: Path, tmp_path: Path) -> None:
@@ -262,7 +291,7 @@ def test_a_folder_alone_has_no_original_row(folder: Path, tmp_path: Path) -> Non
     out.mkdir()
     assert run.run(settings(out, sampler=str(folder)), quiet=True) == 0
     assert "| original data (none is known) |" in (out / "consistency.md").read_text()
-    assert list(json.loads((out / "consistency.json").read_text())["rows"]) == ["sampled"]
+    assert list(json.loads((out / "consistency.json").read_text())["rows"]) == ["folder"]
 
 
 def test_the_prior_is_scored_and_what_it_drew_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +310,7 @@ def test_the_prior_is_scored_and_what_it_drew_is_kept(tmp_path: Path, monkeypatc
     assert run.run(config, quiet=True) == 0 and len(drawn) == 2
     assert run.run(config, resume=tmp_path, quiet=True) == 0 and len(drawn) == 2
     rows = json.loads((tmp_path / "consistency.json").read_text())["rows"]
-    assert rows["original"]["scenes"] == rows["sampled"]["scenes"] == 1
+    assert rows["original"]["scenes"] == rows["mvdream"]["scenes"] == 1
 
 
 class Compass:

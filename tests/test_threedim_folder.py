@@ -249,8 +249,9 @@ def test_the_consistency_score_asks_it_for_the_views_around_the_given_one(saved:
     config.sampler.check()
     assert run.run(config, quiet=True) == 0
     told = json.loads((tmp_path / "run" / "consistency.json").read_text())
-    assert told["sampler"] == "threedim" and set(told["rows"]) == {"sampled", "original"}
-    assert [path.name for path in (tmp_path / "run" / "views").iterdir()] == ["one.safetensors"]
+    assert told["samplers"] == {"threedim": "threedim"} and set(told["rows"]) == {"threedim", "original"}
+    views = tmp_path / "run" / "views" / "threedim"
+    assert [path.name for path in views.iterdir()] == ["one.safetensors"]
 
 
 def test_time_steps_are_those_of_the_noise_level() -> None:

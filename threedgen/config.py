@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,8 +162,25 @@ def split_override(text: str) -> tuple[tuple[str, ...], str]:
     return parts, value
 
 
+def _written_out(
+    model: type[BaseModel], tree: dict, given: list[tuple[tuple[str, ...], str]]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Overrides with `sampler=mvdream` as `sampler.name=mvdream`, for options of it that come beside it."""
+    for key, text in given:
+        try:
+            field = fields.locate(model, tree, key)
+        except KeyError:
+            field = None
+        mark = fields.component(field) if field is not None else None
+        if mark is None or text == "null" or text[:1] in ("", "{", "["):
+            yield key, text
+        else:
+            yield from (((*key, name), value) for name, value in mark.section(text).items())
+
+
 def _override_layer(model: type[BaseModel], tree: dict, given: list[tuple[tuple[str, ...], str]]) -> Layer:
     """Overrides as data: texts raw, everything else read as YAML. Raises ConfigError with every mistake."""
+    given = list(_written_out(model, tree, given))
     names: dict[str, Any] = {}
     for key, text in given:
         if key[-1] == "name":
@@ -244,8 +261,9 @@ def load(
         raise ConfigError(
             f"{COMMAND_LINE if ('task',) in dict(given) else layers[-1].where}: {error}"
         ) from None
+    layers = [Layer(layer.where, fields.spelled(model, layer.tree)) for layer in layers]
     if given:
-        layers.append(_override_layer(model, tree, given))
+        layers.append(_override_layer(model, merged(layers), given))
     return validate(model, layers)
 
 

@@ -51,6 +51,11 @@ class Count:
                 clean(f"{self.stage}: {self.done}/{self.total}{left}"), markup=False, highlight=False, emoji=False
             )
 
+    def note(self, text: str) -> None:
+        """What is being done now, on the bar."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=clean(f"{self.stage} {text}"))
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

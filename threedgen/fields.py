@@ -86,6 +86,21 @@ def may_be_none(field: FieldInfo) -> bool:
     return type(None) in choices(field.annotation)
 
 
+def spelled(model: type[BaseModel], tree: Any) -> Any:
+    """The data of a section with every component that is given as a text written out."""
+    if not isinstance(tree, dict):
+        return tree
+    whole = dict(tree)
+    for name in whole.keys() & model.model_fields.keys():
+        field, value = model.model_fields[name], whole[name]
+        mark = component(field)
+        if mark and isinstance(value, str):
+            whole[name] = mark.section(value)
+        inner = section(field, whole[name])
+        whole[name] = whole[name] if inner is None else spelled(inner, whole[name])
+    return whole
+
+
 class Place(NamedTuple):
     """A field somewhere in a config."""
 

@@ -191,17 +191,26 @@ class Component:
 
     Used as `prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="...")`; the
     value of the field is an instance of the chosen model, which must have a field `name`. `default` is taken
-    when the section gives no name. `only`: the names that will do here, if not all of them do.
+    when the section gives no name. `only`: the names that will do here, if not all of them do. A text in the place
+    of the section is a name; if it is none, and there is `path_of`, the `path` of the component of that name.
     """
 
     kind: str
     default: str | None = None
     only: tuple[str, ...] = ()
+    path_of: str | None = None
+
+    def section(self, text: str) -> dict[str, str]:
+        """What a text in the place of the section means."""
+        if self.path_of is None or text in names(self.kind):
+            return {"name": text}
+        return {"name": self.path_of, "path": text}
 
     def model(self, value: Any) -> type[BaseModel] | None:
         """The model for a section given as a dict or as a config; None if its name is not known."""
         if isinstance(value, BaseModel):
             return type(value)
+        value = self.section(value) if isinstance(value, str) else value
         name = value.get("name", self.default) if isinstance(value, dict) else self.default
         if not isinstance(name, str) or name not in TABLE.get(self.kind, {}):
             return None
@@ -210,6 +219,7 @@ class Component:
     def _validate(self, value: Any) -> BaseModel:
         if isinstance(value, BaseModel):
             value = value.model_dump()
+        value = self.section(value) if isinstance(value, str) else value
         if not isinstance(value, dict):
             raise PydanticCustomError("component", "should be a section with a name and its options")
         name = value.get("name", self.default)

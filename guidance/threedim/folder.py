@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 CONFIG, TENSORS, PRIOR = "config.json", "model.safetensors", "prior"
 KINDS = ("XUNet", "LatentPairs")
-EMBEDDED = "threedim-toybox"
+EMBEDDED = {"embedded": "threedim-toybox", "embedded-concat": "threedim-toybox-concat"}
+"""What a name in the place of a path means: a folder of weights in this installation."""
 
 
 def save(model: Any, folder: Path, cameras: CamerasConfig | None = None, half: bool = True) -> None:
@@ -50,11 +51,12 @@ def save(model: Any, folder: Path, cameras: CamerasConfig | None = None, half: b
 def check(weights: str) -> Path:
     """The path that ``weights`` names. Raises ConfigError if it plainly cannot be loaded; reads no tensor."""
     try:
-        path = project_folder("weights") / EMBEDDED if weights == "embedded" else Path(weights).expanduser()
+        own = EMBEDDED.get(weights)
+        path = project_folder("weights") / own if own else Path(weights).expanduser()
         there = path.exists()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, an unknown ~user
         raise ConfigError(f"weights: {short(weights)} is not a path") from None
-    if not there and weights == "embedded":
+    if not there and own:
         raise ConfigError("weights: this installation lacks the embedded novel-view model; reinstall threedgen")
     if not there:
         raise ConfigError(f"weights: there is no file or folder {short(weights)}")
@@ -81,8 +83,8 @@ def kind(path: Path) -> str:
 def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
     """A frozen model on the CPU, and the cameras of its training if they are known.
 
-    ``weights``: "embedded", a folder that ``save`` wrote, or a checkpoint of the public PyTorch port. Raises
-    ConfigError.
+    ``weights``: a name in ``EMBEDDED``, a folder that ``save`` wrote, or a checkpoint of the public PyTorch port.
+    Raises ConfigError.
     """
     path = check(weights)
     if path.is_file():

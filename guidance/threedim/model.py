@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .sampler import PairModel
 
 
 class ViewModel(PairModel, Protocol):
-    """A ``PairModel`` that knows pictures: those of ``picture_size``, or latents that it makes of them itself."""
+    """A ``PairModel`` that knows pictures: those of ``picture_size``, or latents that it makes of them itself.
+
+    ``unet`` is the module in which its time goes.
+    """
+
+    unet: nn.Module
 
     @property
     def clip(self) -> float | None:

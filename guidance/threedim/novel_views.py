@@ -39,6 +39,8 @@ class ThreeDiMSampler:
         self.device = torch.device("cuda" if gpu else "cpu")
         self.model = model.to(self.device)
         self.dtype = compute_dtype(config.dtype, self.device)
+        if config.compile:
+            self.model.unet.compile()
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
         alike: dict[tuple[int, int], list[int]] = {}
@@ -69,7 +71,7 @@ class ThreeDiMSampler:
         return pictures.float().cpu().unflatten(0, views.shape[:2])
 
     def fingerprint(self) -> str:
-        rest = self.config.model_copy(update={"weights": None, "device": "auto"})
+        rest = self.config.model_copy(update={"weights": None, "device": "auto", "compile": False})
         return f"{folder.digest(self.config.weights)} {config_hash(rest)}"
 
     def warn(self, request: Request) -> None:

@@ -1,8 +1,9 @@
 """Toybox cars and chairs whose four sides tell nothing of each other.
 
 An object that can be guessed from one view leaves a novel-view sampler nothing to keep consistent. So each side of
-these carries a sign with a symbol, and often something that sticks out, all drawn by themselves: shapes, colours and
-places. Who sees the left side knows nothing of the right one, but whoever has drawn it must draw it again.
+these is covered by a panel with a symbol, and often something sticks out, all drawn by themselves: shapes, colours and
+places. Who sees the left side knows nothing of the right one, but whoever has drawn it must draw it again. Panels are
+large, so that it matters and small models can learn it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ SYMBOLS = ("disc", "ring", "cone", "bar", "cross")
 ATTACHMENTS = ("ball", "horn", "rod", "block")
 ATTACHED = 0.7
 """How often something sticks out of a side."""
-THICK = 0.05
+PANEL = (0.55, 0.8)
+"""Range of a panel's width and height, of the side's."""
+THICK = 0.04
 
 Box = tuple[np.ndarray, np.ndarray]
 
@@ -87,27 +90,33 @@ def surface(solids: Sequence[Primitive], box: Box, side: str, across: float, up:
 def _mark(
     b: Builder, rng: np.random.Generator, bare: Sequence[Primitive], box: Box, side: str, names: list[str]
 ) -> None:
-    """A sign with a symbol on a side of the ``bare`` object, and perhaps something that sticks out."""
+    """A panel with a symbol on a side of the ``bare`` object, and perhaps something that sticks out."""
     flat, turn = SIDES[side]
     normal = np.array([*flat, 0.0])
 
-    def place(width: float) -> np.ndarray:
+    def place(width: float, low: float, high: float) -> np.ndarray:
         """A point of the bare side, drawn until there is one."""
         while True:
-            found = surface(bare, box, side, rng.uniform(-width, width), rng.uniform(-0.55, 0.25))
+            found = surface(bare, box, side, rng.uniform(-width, width), rng.uniform(low, high))
             if found is not None:
                 return found
 
-    sign, symbol, attached = (colour_value(names[int(k)], rng) for k in rng.permutation(len(names))[:3])
-    at, size = place(0.45), rng.uniform(0.15, 0.21, 2)
-    b.add(BOX, at, (*size, THICK), sign, f"{side} sign", turn)
-    _symbol(b, b.pick(*SYMBOLS), at + normal * THICK, 0.75 * float(size.min()), symbol, f"{side} symbol", turn)
+    panel, symbol, attached = (colour_value(names[int(k)], rng) for k in rng.permutation(len(names))[:3])
+    half = (box[1] - box[0]) / 2
+    up, across = half[2], half @ np.array([abs(flat[1]), abs(flat[0]), 0.0])
+    # before the turn its first axis points up (front and back) or across (left and right)
+    wide, high = across * rng.uniform(*PANEL), up * rng.uniform(*PANEL)
+    at = place(0.1, -0.2, 0.0)
+    size = (high, wide) if flat[0] else (wide, high)
+    b.add(BOX, at, (*size, THICK), panel, f"{side} panel", turn)
+    _symbol(b, b.pick(*SYMBOLS), at + normal * THICK, 0.6 * min(wide, high), symbol, f"{side} symbol", turn)
     if rng.random() < ATTACHED:
-        _attach(b, b.pick(*ATTACHMENTS), place(0.8), normal, rng.uniform(0.07, 0.11), attached, f"{side} piece", turn)
+        point, size = place(0.8, -0.55, 0.25), rng.uniform(0.07, 0.11)
+        _attach(b, b.pick(*ATTACHMENTS), point, normal, size, attached, f"{side} piece", turn)
 
 
 def _symbol(b: Builder, kind: str, at: np.ndarray, size: float, colour: np.ndarray, label: str, turn) -> None:
-    """A flat shape of half width ``size`` on a sign, seen from outside."""
+    """A flat shape of half width ``size`` on a panel, seen from outside."""
     if kind == "disc":
         b.cylinder(at, size, 0.02, colour, label, turn)
     elif kind == "ring":

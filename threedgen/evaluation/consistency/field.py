@@ -142,6 +142,10 @@ def loss(options: ProtocolConfig, seen: Render, colours: Tensor, span: float, fa
     if facing and seen.away is not None:
         # `normals` is the share of the rays that are asked, so that the sum over a step is that of all of them
         total = total + facing / options.normals * seen.away.mean()
+    if options.sparsity:
+        total = total + options.sparsity * losses.sparsity(seen.opacity)
+    if options.opaque:
+        total = total + options.opaque * losses.opaque(seen.opacity)
     return total
 
 

@@ -1,7 +1,9 @@
 """Scores of single scenes: a field for each, side by side if there are workers, kept on the disk one by one.
 
-    RUN/scores/SCENE.sampled.json     the figures, with a key of everything that they depend on
-    RUN/scores/SCENE.sampled.npz      held-out views and the field's renders of them, uint8
+    RUN/scores/SCENE.ROW.json     the figures, with a key of everything that they depend on
+    RUN/scores/SCENE.ROW.npz      held-out views and the field's renders of them, uint8
+
+A row is a sampler's name, or "original".
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ import logging
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +32,11 @@ from threedgen.views import Viewpoints, Views
 
 from .field import Bounds, fit
 from .options import ProtocolConfig, TSEDConfig
-from .scores import mean, ssim
+from .scores import Floats, mean, ssim
 from .tsed import tsed
 
 logger = logging.getLogger(__name__)
 
-Row = Literal["sampled", "original"]
 Score = dict[str, Any]
 
 
@@ -44,7 +45,7 @@ class Job:
     """One field to fit: the views of a scene, 8-bit, and all that decides its score. Travels to workers."""
 
     scene: str
-    row: Row
+    row: str
     images: np.ndarray
     c2w: np.ndarray
     K: np.ndarray
@@ -54,14 +55,18 @@ class Job:
     seed: int
     folder: Path
     device: str = "cpu"
+    truth: np.ndarray | None = None
+    drawn: tuple[int, ...] = ()
 
     @classmethod
     def of(
-        cls, scene: str, row: Row, views: Views, held: list[int], protocol: ProtocolConfig, options: TSEDConfig,
-        seed: int, folder: Path, device: str = "cpu",
+        cls, scene: str, row: str, views: Views, held: list[int], protocol: ProtocolConfig, options: TSEDConfig,
+        seed: int, folder: Path, device: str = "cpu", truth: Views | None = None, drawn: Sequence[int] = (),
     ) -> Job:  # fmt: skip
+        """``truth``: the true views, with which those at the places ``drawn`` are compared besides."""
         arrays = to_uint8(views.images), views.at.c2w.numpy(), views.at.K.numpy()
-        return cls(scene, row, *arrays, tuple(held), protocol, options, seed, folder, device)
+        true = (None, ()) if truth is None else (to_uint8(truth.images), tuple(drawn))
+        return cls(scene, row, *arrays, tuple(held), protocol, options, seed, folder, device, *true)
 
     @property
     def views(self) -> Views:
@@ -77,9 +82,10 @@ class Job:
     def key(self) -> str:
         """16 hex digits of everything that decides the score."""
         digest = hashlib.sha256()
-        for array in (self.images, self.c2w, self.K):
+        truth = () if self.truth is None else (self.truth,)
+        for array in (self.images, self.c2w, self.K, *truth):
             digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
-        rest = [self.seed, self.held, config_hash(self.protocol), config_hash(self.tsed)]
+        rest = [self.seed, self.held, self.drawn, config_hash(self.protocol), config_hash(self.tsed)]
         digest.update(json.dumps(rest).encode())
         return digest.hexdigest()[:16]
 
@@ -105,14 +111,14 @@ def score(job: Job) -> Score:
     fitted = time.monotonic() - begun
     truth = views.select(held)
     render = scene.pictures(truth.at).clamp(0, 1).cpu().numpy()
-    pairs = list(zip(truth.images.numpy(), render, strict=True))
-    each: dict[str, list[float | None]] = {
-        "psnr": [psnr(*pair) for pair in pairs], "ssim": [ssim(*pair) for pair in pairs]
-    }  # fmt: skip
+    each = compared(truth.images.numpy(), render)
+    drawn = list(job.drawn)
+    to_truth = {} if job.truth is None else compared(job.truth[drawn] / 255, job.images[drawn] / 255)
     epipolar = tsed(views, job.tsed)
     found: Score = {
         "key": job.key(), "scene": job.scene, "row": job.row,
         "psnr": mean(each["psnr"]), "ssim": mean(each["ssim"]), "tsed": epipolar.share,
+        "true_psnr": mean(to_truth.get("psnr", ())), "true_ssim": mean(to_truth.get("ssim", ())),
         "consistent_pairs": epipolar.consistent, "pairs": epipolar.total,
         "matches": mean([float(n) for n in epipolar.matches]),
         "held_out": held, "each": each, "fit_seconds": round(fitted, 2),
@@ -123,6 +129,12 @@ def score(job: Job) -> Score:
     write_atomic(job.path.with_suffix(".npz"), pictures.getvalue())
     write_atomic(job.path, json.dumps(found, allow_nan=False) + "\n")
     return found
+
+
+def compared(truth: Floats, images: Floats) -> dict[str, list[float | None]]:
+    """The figures of each pair of pictures of two stacks (N, H, W, 3) in [0, 1]."""
+    pairs = list(zip(truth, images, strict=True))
+    return {"psnr": [psnr(*pair) for pair in pairs], "ssim": [ssim(*pair) for pair in pairs]}
 
 
 class Fits:

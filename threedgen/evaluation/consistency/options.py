@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from threedgen import registry
+from threedgen import fields
 from threedgen.config import Config, ConfigError, Schedule
 from threedgen.options import RunConfig
 from threedgen.registry import Component
 
 from ..options import ProbeConfig
+
+ORIGINAL = "original"
+"""The row of the original data."""
 
 # --- samplers ----------------------------------------------------------------------------------------------------
 
@@ -109,6 +113,8 @@ class ProtocolConfig(Config):
         "and the gradients of its normals would drown those of the colours",
     )
     normals: float = Field(1.0, gt=0, le=1, description="share of the pixels of a step that this loss looks at")
+    sparsity: float = Field(0.0, ge=0, description="weight of a loss of all matter in sight; not in the paper")
+    opaque: float = Field(0.0, ge=0, description="weight of a loss of matter half in sight; not in the paper")
     chunk: int = Field(8192, ge=1, description="pixels rendered at a time, which only takes memory")
 
 
@@ -148,9 +154,13 @@ class TSEDConfig(Config):
 class ConsistencyConfig(RunConfig):
     """Score how well the views of a sampler fit one object."""
 
-    sampler: Annotated[Any, Component("sampler", default="mvdream")] = Field(
+    sampler: Annotated[Any, Component("sampler", default="mvdream", path_of="folder")] = Field(
         {}, description="who draws; the name of a sampler or the path of a folder may be given alone"
     )
+    samplers: dict[str, Annotated[Any, Component("sampler", default="mvdream", path_of="folder")]] = Field(
+        {}, description="several by names of one's own, in the place of `sampler`: all draw the same views, and the "
+        "first is compared with each of the others scene by scene"
+    )  # fmt: skip
     scenes: Annotated[Any, Component("scenes", default="toybox")] = Field(
         {}, description="what is drawn; with a folder of samples: its own scenes, unless others are named"
     )
@@ -168,22 +178,31 @@ class ConsistencyConfig(RunConfig):
     sheet: int = Field(8, ge=0, le=1000, description="scenes on the sheet of pictures")
     bootstrap: int = Field(2000, ge=100, le=1_000_000, description="resamples of the scenes for the intervals")
 
+    @property
+    def contestants(self) -> dict[str, Any]:
+        """The configs of the samplers by the names of their rows."""
+        return self.samplers or {self.sampler.name: self.sampler}
+
+    @model_validator(mode="after")
+    def _names(self) -> ConsistencyConfig:
+        for name in self.samplers:
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) or name == ORIGINAL:
+                raise ValueError(
+                    f"samplers: {name!r} is no name for a row; letters, digits, - and _ make one, and {ORIGINAL!r} is "
+                    "taken"
+                )
+        return self
+
     @model_validator(mode="before")
     @classmethod
-    def _short_forms(cls, data: Any) -> Any:
-        """`sampler=NAME` or `sampler=FOLDER`; a folder brings its own scenes."""
-        if not isinstance(data, dict):
+    def _own_scenes(cls, data: Any) -> Any:
+        """A folder alone brings its own scenes."""
+        if not isinstance(data, dict) or data.get("samplers"):
             return data
-        given = dict(data)
-        sampler = given.get("sampler")
-        if isinstance(sampler, str):
-            known = sampler in registry.names("sampler")
-            sampler = {"name": sampler} if known else {"name": "folder", "path": sampler}
-            given["sampler"] = sampler
+        data = fields.spelled(cls, data)
+        sampler, scenes = data.get("sampler"), data.get("scenes")
         name = sampler.get("name") if isinstance(sampler, dict) else getattr(sampler, "name", None)
-        if name == "folder" and not given.get("scenes"):
-            given["scenes"] = {"name": "sampled"}
-        return given
+        return data | {"scenes": {"name": "sampled"}} if name == "folder" and not scenes else data
 
     @model_validator(mode="after")
     def _agree(self) -> ConsistencyConfig:

@@ -21,14 +21,17 @@ from threedgen.images import grid, readable, write_png
 from threedgen.runs import write_atomic
 from threedgen.seeding import numpy_generator
 
+from ..figures import paired
 from ..probe import Probe, prepare
-from .fits import Row, Score
-from .options import ConsistencyConfig
+from .fits import Score
+from .options import ORIGINAL, ConsistencyConfig
 from .scores import bootstrap, mean
 
-ROWS: tuple[Row, ...] = ("sampled", "original")
-FIGURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "tsed": "TSED"}
-COLUMNS = ("scene", "row", "psnr", "ssim", "tsed", "consistent_pairs", "pairs", "matches", "fit_seconds")
+FIGURES = {
+    "psnr": "PSNR, dB", "ssim": "SSIM", "tsed": "TSED",
+    "true_psnr": "PSNR to the true views", "true_ssim": "SSIM to the true views",
+}  # fmt: skip
+COLUMNS = ("scene", "row", *FIGURES, "consistent_pairs", "pairs", "matches", "fit_seconds")
 SUBSET = 1000
 """Pictures in a subset of KID."""
 ERROR_GAIN = 3.0
@@ -39,20 +42,23 @@ def write(
     config: ConsistencyConfig, folder: Path, scores: Sequence[Score], features: dict[str, Any], notes: Sequence[str]
 ) -> str:
     """consistency.json, .csv, .md and sheet.png; returns the table as text."""
-    figures = {row: summary(config, [s for s in scores if s["row"] == row]) for row in ROWS}
+    of = {row: [score for score in scores if score["row"] == row] for row in (*config.contestants, ORIGINAL)}
     tree = {
-        "sampler": config.sampler.name,
+        "samplers": {row: options.name for row, options in config.contestants.items()},
         "scenes_of": config.scenes.name,
         "protocol": config.protocol.name,
         "protocol_hash": config_hash(config.protocol)[:16],
         "held_out_share": config.held_out,
-        "rows": {row: figures[row] | features.get(row, {}) for row in ROWS if figures[row]["scenes"]},
+        "rows": {row: summary(config, mine) | features.get(row, {}) for row, mine in of.items() if mine},
+        "differences": differences(of),
         "notes": list(notes),
         "scenes": list(scores),
     }
     write_atomic(folder / "consistency.json", json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_atomic(folder / "consistency.csv", as_csv(scores))
     text = table(config, tree["rows"])
+    if tree["differences"]:
+        text += f"\n\n{difference_table(config, tree['differences'])}"
     write_atomic(folder / "consistency.md", f"# 3D consistency\n\n{text}\n\n{explained(config)}\n")
     if config.sheet:
         write_png(folder / "sheet.png", sheet(folder / "scores", scores, config.sheet))
@@ -70,19 +76,47 @@ def summary(config: ConsistencyConfig, scores: Sequence[Score]) -> dict[str, Any
     return found
 
 
+def differences(of: dict[str, list[Score]]) -> dict[str, Any]:
+    """The first sampler minus each other one, scene by scene: mean and interval of each figure."""
+    (first, mine), *others = ((row, scores) for row, scores in of.items() if row != ORIGINAL)
+    found: dict[str, Any] = {}
+    for row, scores in others:
+        pairs = list(zip(mine, scores, strict=True))
+        for key in FIGURES:
+            values = [a[key] - b[key] for a, b in pairs if a[key] is not None and b[key] is not None]
+            if values:
+                middle, low, high = paired(values)
+                won = sum(value > 0 for value in values)
+                found.setdefault(row, {})[key] = {"mean": middle, "low": low, "high": high, "won": won}
+    return found
+
+
 def table(config: ConsistencyConfig, rows: dict[str, Any]) -> str:
-    """Markdown: the sampler's row and that of the original data."""
+    """Markdown: a row for each sampler and for the original data."""
+    figures = [key for key in FIGURES if any(row[key]["mean"] is not None for row in rows.values())]
     extra = [key for key in ("fid", "kid") if any(key in row for row in rows.values())]
-    heads = ["views", "scenes", *FIGURES.values(), *(key.upper() for key in extra)]
+    heads = ["views", "scenes", *(FIGURES[key] for key in figures), *(key.upper() for key in extra)]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for row in ROWS:
-        name = "original data" if row == "original" else config.sampler.name
+    for row in (*config.contestants, ORIGINAL):
+        name = "original data" if row == ORIGINAL else row
         if row not in rows:
             lines.append(f"| {name} (none is known) |" + " - |" * (len(heads) - 1))
             continue
-        cells = [name, str(rows[row]["scenes"]), *(_cell(rows[row][key]) for key in FIGURES)]
+        cells = [name, str(rows[row]["scenes"]), *(_cell(rows[row][key]) for key in figures)]
         cells += [f"{rows[row][key]:.3f}" if key in rows[row] else "-" for key in extra]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def difference_table(config: ConsistencyConfig, found: dict[str, Any]) -> str:
+    """Markdown: what the first sampler has more than each other one."""
+    first = next(iter(config.contestants))
+    figures = [key for key in FIGURES if any(key in row for row in found.values())]
+    heads = [f"{first} minus", *(FIGURES[key] for key in figures), "scenes with more PSNR"]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for row, differences in found.items():
+        cells = [_cell(differences[key]) if key in differences else "-" for key in figures]
+        lines.append(f"| {row} | {' | '.join(cells)} | {differences['psnr']['won']} |")
     return "\n".join(lines)
 
 
@@ -102,7 +136,9 @@ def explained(config: ConsistencyConfig) -> str:
 {100 * (1 - config.held_out):.0f} % of a scene's views, {pixels}, and its renders are compared with the
 others, which are drawn once and are the same for all samplers. In brackets 95 % bootstrap intervals over the scenes.
 Scores compare only within one protocol with the same settings ({config_hash(p)[:16]}); the row of the original data is
-what they can be expected to reach at most, but for views that are smoother than it. TSED: share of neighbouring views
+what they can be expected to reach at most, but for views that are smoother than it. The columns "to the true views"
+compare what was drawn with the original views, which is no measure of consistency: a made-up side that differs from the
+true one costs there and not here. TSED: share of neighbouring views
 with at least {config.tsed.t_matches} matches and a median symmetric epipolar distance below
 {config.tsed.t_error:g} pixels of a picture of 256."""
 
@@ -123,12 +159,12 @@ def pictures(folder: Path, score: Score) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sheet(folder: Path, scores: Sequence[Score], count: int) -> np.ndarray:
-    """For some scenes the held-out view of middling PSNR, the field's render, the difference: sampled, original."""
+    """For some scenes the held-out view of middling PSNR, the field's render, the difference; two rows a line."""
     names = list(dict.fromkeys(score["scene"] for score in scores))[:count]
     cells, labels = [], []
     for name in names:
         mine = [score for score in scores if score["scene"] == name]
-        for score in sorted(mine, key=lambda score: ROWS.index(score["row"])):
+        for score in mine:
             each = score["each"]["psnr"]
             middle = int(np.argsort(each)[len(each) // 2])
             held, render = (stack[middle] for stack in pictures(folder, score))
@@ -137,7 +173,7 @@ def sheet(folder: Path, scores: Sequence[Score], count: int) -> np.ndarray:
             labels += [f"{name} {score['row']}", f"field, {each[middle]:.1f} dB", f"error x {ERROR_GAIN:g}"]
     rows = {score["row"] for score in scores}
     cells = _one_size(cells)
-    return grid(readable(np.stack(cells)), 3 * len(rows), labels)
+    return grid(readable(np.stack(cells)), 3 * min(2, len(rows)), labels)
 
 
 def _one_size(cells: list[np.ndarray]) -> list[np.ndarray]:
@@ -175,7 +211,7 @@ class ProbeFeatures(nn.Module):
 def distances(probe: Probe, folder: Path, scores: Sequence[Score]) -> dict[str, Any]:
     """FID and KID (not scaled) between all held-out views and all renders of each row, on the probe's features."""
     found: dict[str, Any] = {}
-    for row in ROWS:
+    for row in dict.fromkeys(score["row"] for score in scores):
         chosen = [score for score in scores if score["row"] == row]
         count = sum(len(score["held_out"]) for score in chosen)
         if count < 2:

@@ -1,9 +1,10 @@
 """The task "consistency": views of many scenes are drawn or read, fields fitted to them, and held-out views compared.
 
-    RUN/views/SCENE.safetensors     what the sampler drew, unless it is on the disk already
+    RUN/views/ROW/SCENE.safetensors what a sampler drew, unless it is on the disk already
     RUN/scores/                     one score for each field, see ``fits.py``: a killed run goes on with the others
     RUN/consistency.json, .csv, .md figures of all scenes and of each, beside those of the original data
     RUN/sheet.png                   held-out views, the field's renders, their difference
+    RUN/views.png                   some views of some scenes: the given one, then those of each sampler, the true ones
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from threedgen.runs import write_atomic
 from threedgen.views import Views
 
 from ..probe import Probe
-from .fits import Fits, Job, Row, Score, stored
+from .fits import Fits, Job, Score, stored
 from .held_out import held_out_places, warn_about
-from .options import ConsistencyConfig
+from .options import ORIGINAL, ConsistencyConfig
 from .report import distances, write
 from .scenes import Scene, fit_to
+from .strips import Strips
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +46,15 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
     begun, folder = time.monotonic(), Path(str(config.out))
     threads = set_threads(config.threads)
     probe = Probe.load(config.features.weights) if config.features else None
-    sampler = registry.build("sampler", config.sampler)
-    every: list[Scene] = registry.build("scenes", config.scenes, sampler, config.seed)
-    held = check(config, sampler, every)
+    samplers = {row: registry.build("sampler", options) for row, options in config.contestants.items()}
+    every: list[Scene] = registry.build("scenes", config.scenes, next(iter(samplers.values())), config.seed)
+    for sampler in samplers.values():
+        check(config, sampler, every)
+    held = {scene.name: held_out_places(scene, config.held_out, config.seed) for scene in every}
     notes = [note for scene in every for note in warn_about(scene, held[scene.name])]
     scores: list[Score] = []
-    fields = sum(1 + (scene.original is not None) for scene in every)
+    strips = Strips(config.sheet)
+    fields = sum(len(samplers) + (scene.original is not None) for scene in every)
     with Interrupts() as interrupts, Count("fields", fields, quiet) as count:
 
         def done(score: Score) -> None:
@@ -59,13 +64,20 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
         with Fits(config.workers, threads, done) as fits:
             for start in range(0, len(every), config.batch):
                 batch = every[start : start + config.batch]
-                for scene, views in zip(batch, draw(config, sampler, batch, folder / "views"), strict=True):
-                    for row, seen in rows(scene, views):
+                true = [true_views(scene) for scene in batch]
+                for row in (*samplers, ORIGINAL):
+                    mine = row in samplers
+                    seen = draw(config, row, samplers[row], batch, folder / "views" / row, count) if mine else true
+                    for scene, views, truth in zip(batch, seen, true, strict=True):
                         if interrupts.stop:
                             return 130
+                        if views is None:
+                            continue
+                        strips.add(scene, row, views)
                         job = Job.of(
-                            scene.name, row, seen, held[scene.name], config.protocol, config.tsed, config.seed,
+                            scene.name, row, views, held[scene.name], config.protocol, config.tsed, config.seed,
                             folder / "scores", config.device,
+                            truth if mine and scene.condition else None, scene.targets,
                         )  # fmt: skip
                         before = stored(job)
                         if before is not None:
@@ -73,8 +85,11 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
                         else:
                             fits.submit(job)
     place = {scene.name: k for k, scene in enumerate(every)}
-    scores.sort(key=lambda score: (place[score["scene"]], score["row"]))
-    text = write(config, folder, scores, distances(probe, folder / "scores", scores) if probe else {}, notes)
+    order = [*samplers, ORIGINAL]
+    scores.sort(key=lambda score: (place[score["scene"]], order.index(score["row"])))
+    features = distances(probe, folder / "scores", scores) if probe else {}
+    text = write(config, folder, scores, features, notes)
+    strips.write(folder / "views.png")
     write_summary(folder, config, time.monotonic() - begun, status="finished", scenes=len(every))
     if not quiet:
         say(text)
@@ -82,42 +97,44 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
     return 0
 
 
-def check(config: ConsistencyConfig, sampler: Any, every: Sequence[Scene]) -> dict[str, list[int]]:
-    """Held-out places of each scene. Raises ConfigError for what the sampler cannot draw."""
+def check(config: ConsistencyConfig, sampler: Any, every: Sequence[Scene]) -> None:
+    """Raises ConfigError for what a sampler cannot draw."""
     if not every:
         raise ConfigError("scenes: there are none")
+    name = sampler.config.name if hasattr(sampler, "config") else "folder"
     for scene in every:
         if getattr(sampler, "needs_text", False) and not scene.text:
             raise ConfigError(
-                f"sampler: {config.sampler.name} draws from words, and the scenes {config.scenes.name!r} have none; "
+                f"sampler: {name} draws from words, and the scenes {config.scenes.name!r} have none; "
                 "scenes.name=toybox has"
             )
         if getattr(sampler, "needs_condition", False) and not scene.condition:
             raise ConfigError(
-                f"sampler: {config.sampler.name} draws from a given view, and the scenes {config.scenes.name!r} have "
+                f"sampler: {name} draws from a given view, and the scenes {config.scenes.name!r} have "
                 "none; scenes.name=srn has"
             )
         if getattr(sampler, "on_disk", False):
             sampler.places(scene.request(config.seed, pictures=False))
-    return {scene.name: held_out_places(scene, config.held_out, config.seed) for scene in every}
 
 
-def rows(scene: Scene, views: Views) -> list[tuple[Row, Views]]:
-    """What is scored of a scene: the sampler's views, and the original ones if there are any."""
-    found: list[tuple[Row, Views]] = [("sampled", views)]
-    if scene.original is not None:
-        original = scene.original(range(len(scene.at)))
-        found.append(("original", Views(fit_to(scene, original.images), scene.at)))
-    return found
+def true_views(scene: Scene) -> Views | None:
+    """The original views of a scene, if there are any."""
+    if scene.original is None:
+        return None
+    return Views(fit_to(scene, scene.original(range(len(scene.at))).images), scene.at)
 
 
-def draw(config: ConsistencyConfig, sampler: Any, batch: Sequence[Scene], folder: Path) -> list[Views]:
+def draw(
+    config: ConsistencyConfig, row: str, sampler: Any, batch: Sequence[Scene], folder: Path, count: Count
+) -> Sequence[Views | None]:
     """All views of some scenes, those given included; from the files of an earlier run where it drew them."""
     told = {"sampler": sampler.fingerprint(), "seed": str(config.seed)}
     requests = [scene.request(config.seed) for scene in batch]
     paths = [folder / f"{scene.name}.safetensors" for scene in batch]
     kept = [_read(path, told) for path in paths]
     lacking = [k for k, images in enumerate(kept) if images is None]
+    if lacking:
+        count.note(f"{row} draws {' '.join(batch[k].name for k in lacking)}")
     drawn = sampler([requests[k] for k in lacking]) if lacking else []
     for k, images in zip(lacking, drawn, strict=True):
         kept[k] = fit_to(batch[k], images)
