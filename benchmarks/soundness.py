@@ -82,8 +82,8 @@ def measure(given: argparse.Namespace) -> Table:
                 rng = generator(0, k, f"soundness {way}")
                 views = spoil(truth[k], strength, truth[k + 2], rng)
                 held = held_out_places(Scene(str(k), views.at, tuple(range(len(views)))), 0.1, 0)
-                name = f"{k:03d}-{way.replace(' ', '-').replace(',', '')}-{strength:g}"
-                job = Job.of(name, "sampled", views, held, protocol, options, 0, given.out / "scores", "auto")
+                spoilt = f"{way.replace(' ', '-').replace(',', '')}-{strength:g}" if strength else "not"
+                job = Job.of(f"{k:03d}", spoilt, views, held, protocol, options, 0, given.out / "scores", "auto")
                 found.append(stored(job) or score(job))
             means: dict[str, float] = {key: mean([one[key] for one in found]) or 0.0 for key in FIGURES}
             low, high = bootstrap([one["psnr"] for one in found], numpy_generator(0, 0, "soundness")) or (0.0, 0.0)

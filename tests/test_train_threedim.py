@@ -127,6 +127,20 @@ def test_lines_of_the_gap_table_that_a_killed_run_left_are_dropped(tmp_path: Pat
 # ---------------------------------------------------------------- data
 
 
+def test_near_pairs_are_of_neighbouring_cameras(tmp_path: Path) -> None:
+    source = ToyboxScenes(ToyboxPairsConfig(scenes=4, views=40, held_out=2, families=("cars",)), 8, seed=0)
+    bank = PairBank(tmp_path, source, 8, held_out=2)
+    angle = {}
+    for near in (0.0, 0.5, 1.0):
+        pose = bank.pairs(np.arange(400) % 4, np.random.default_rng(0), near)[2][:, :, :3, 3]
+        a, b = torch.nn.functional.normalize(pose, dim=-1).unbind(1)
+        angle[near] = torch.rad2deg(torch.acos((a * b).sum(-1).clamp(-1, 1)))
+        assert angle[near].min() > 0.1  # never the view itself
+    assert angle[1.0].max() < 75 and angle[1.0].mean() < 35 < 60 < angle[0.0].mean()
+    close = {near: float((angle[near] < angle[1.0].max()).float().mean()) for near in angle}
+    assert close[0.5] == pytest.approx((close[0.0] + 1) / 2, abs=0.1)
+
+
 def test_an_archive_and_the_toybox_give_the_same_pairs_and_a_cache_is_only_a_cache(tmp_path: Path) -> None:
     box = ToyboxScenes(ToyboxPairsConfig(families=("cars",), scenes=4, views=5, held_out=2), 16, seed=3)
     for number in range(4):

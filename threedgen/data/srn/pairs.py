@@ -24,6 +24,8 @@ from .make import Job, scene
 from .options import MakeSRNToyboxConfig, SRNPairsConfig, ToyboxPairsConfig
 from .reader import open_instance, scenes, split_folder
 
+NEAREST = 6
+"""Of 50 random views about those within 35 degrees."""
 Places = Sequence[int] | NDArray[np.int64]
 
 
@@ -145,10 +147,26 @@ class PairBank:
         pose, K = numbers[:, :16].unflatten(1, (4, 4)), numbers[:, 16:].unflatten(1, (3, 3))
         return kept / 255 if self.encode is None else kept, pose, K
 
-    def pairs(self, chosen: Places, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Two different views of each scene: conditions, targets, poses of both (B, 2, 4, 4), K (B, 3, 3)."""
+    def pairs(
+        self, chosen: Places, rng: np.random.Generator, near: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Two different views of each scene: conditions, targets, poses of both (B, 2, 4, 4), K (B, 3, 3).
+
+        ``near``: in this share of the pairs the target's camera is one of the ``NEAREST`` to the condition's.
+        """
         count = self.source.views
         first = rng.integers(0, count, len(chosen))
         second = (first + rng.integers(1, count, len(chosen))) % count
+        for k in np.flatnonzero(rng.random(len(chosen)) < near):
+            second[k] = rng.choice(self.neighbours(int(chosen[k]), int(first[k])))
         (x, pose, K), (y, other, _) = self.views(chosen, first), self.views(chosen, second)
         return x, y, torch.stack([pose, other], dim=1), K
+
+    def neighbours(self, index: int, place: int) -> NDArray[np.int64]:
+        """The views of a scene whose cameras are ``NEAREST`` to that of one of them, as seen from the origin."""
+        for lacking in self.cameras.lacking([index]):
+            self.fill(lacking)
+        position = self.cameras[index][:, [3, 7, 11]]
+        toward = position / np.linalg.norm(position, axis=1, keepdims=True)
+        order = np.argsort(-(toward @ toward[place]), kind="stable")
+        return order[order != place][:NEAREST]

@@ -75,6 +75,10 @@ class PairTrainingConfig(Config):
         1.0, gt=0, le=2, description="t = u^this of the noise schedule, u uniform: below 1 favours noise, where the "
         "colours of the unseen are decided"
     )
+    near: float = Field(
+        0.0, ge=0, le=1, description="share of the pairs whose cameras are neighbours, from which it learns sooner to "
+        "repeat what it is shown; paper: none"
+    )  # fmt: skip
     regression: bool = Field(
         False, description="the paper's ablation: the target is always pure noise, and one step predicts the view"
     )

@@ -73,7 +73,7 @@ class PairSystem(pl.LightningModule):
         step, o = int(batch), self.options
         rng = numpy_generator(self.seed, step, "pairs", self.global_rank)
         gen = generator(self.seed, step, "diffusion", self.global_rank)
-        pairs = self.pairs(rng.integers(0, self.bank.train, o.batch), rng)
+        pairs = self.pairs(rng.integers(0, self.bank.train, o.batch), rng, o.near)
         if o.regression:
             logsnr = torch.full((o.batch,), LOGSNR_MIN)
         else:
@@ -83,9 +83,9 @@ class PairSystem(pl.LightningModule):
         with self.autocast():
             return pair_loss(self.model, pairs, logsnr.to(self.device), keep.to(self.device), noise, blank)
 
-    def pairs(self, chosen: np.ndarray, rng: np.random.Generator) -> Pairs:
+    def pairs(self, chosen: np.ndarray, rng: np.random.Generator, near: float = 0.0) -> Pairs:
         """A pair of each scene, in the form that the model wants."""
-        x, y, c2w, K = self.bank.pairs(chosen, rng)
+        x, y, c2w, K = self.bank.pairs(chosen, rng, near)
         if self.bank.encode is None:
             x, y = self.model.from_pictures(x), self.model.from_pictures(y)
         return Pairs(x, y, c2w, K).to(self.device)
