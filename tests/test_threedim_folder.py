@@ -162,7 +162,7 @@ def test_no_weights_and_foreign_folders_are_said_before_any_work(tmp_path: Path)
 
 
 def test_the_embedded_model_looks_at_its_condition() -> None:
-    """On scenes of a seed that it was not trained on, by more than 2 dB at alpha_bar 0.05."""
+    """On scenes of a seed that it was not trained on, by more than 4 dB at alpha_bar 0.05."""
     model, cameras = folder.load("embedded")
     assert isinstance(model, XUNet) and model.picture_size == (32, 32) and cameras is not None
     source = ToyboxScenes(ToyboxPairsConfig(scenes=16, views=2, held_out=4), 32, seed=77)
@@ -170,7 +170,7 @@ def test_the_embedded_model_looks_at_its_condition() -> None:
     x, x0 = (model.from_pictures(torch.stack([one.images[place] for one in seen])) for place in (0, 1))
     pairs = Pairs(x, x0, torch.stack([one.at.c2w for one in seen]), torch.stack([one.at.K[0] for one in seen]))
     (gap,) = gap_test(model, pairs, (0.05,), torch.Generator().manual_seed(0), kinds=2)
-    assert gap.gap > 2 and gap.true > 18
+    assert gap.gap > 4 and gap.true > 19
 
 
 # ---------------------------------------------------------------- as a sampler
