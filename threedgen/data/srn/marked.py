@@ -111,8 +111,8 @@ def _mark(
     b.add(BOX, at, (*size, THICK), panel, f"{side} panel", turn)
     _symbol(b, b.pick(*SYMBOLS), at + normal * THICK, 0.6 * min(wide, high), symbol, f"{side} symbol", turn)
     if rng.random() < ATTACHED:
-        point, size = place(0.8, -0.55, 0.25), rng.uniform(0.07, 0.11)
-        _attach(b, b.pick(*ATTACHMENTS), point, normal, size, attached, f"{side} piece", turn)
+        point, stout = place(0.8, -0.55, 0.25), rng.uniform(0.07, 0.11)
+        _attach(b, b.pick(*ATTACHMENTS), point, normal, stout, attached, f"{side} piece", turn)
 
 
 def _symbol(b: Builder, kind: str, at: np.ndarray, size: float, colour: np.ndarray, label: str, turn) -> None:

@@ -157,7 +157,7 @@ class PairBank:
         count = self.source.views
         first = rng.integers(0, count, len(chosen))
         second = (first + rng.integers(1, count, len(chosen))) % count
-        for k in np.flatnonzero(rng.random(len(chosen)) < near):
+        for k in np.flatnonzero(rng.random(len(chosen)) < near).tolist():
             second[k] = rng.choice(self.neighbours(int(chosen[k]), int(first[k])))
         (x, pose, K), (y, other, _) = self.views(chosen, first), self.views(chosen, second)
         return x, y, torch.stack([pose, other], dim=1), K
