@@ -281,6 +281,9 @@ def test_several_samplers_are_compared_scene_by_scene(folder: Path, tmp_path: Pa
     text = (out / "consistency.md").read_text()
     assert "| right minus |" in text and "| PSNR to the true views |" in text
     assert (out / "views.png").is_file()
+    (out / "nothing").mkdir()
+    with pytest.raises(ConfigError, match=r"samplers\.ours\.weights: .*no config\.json"):
+        settings(out, samplers={"ours": {"name": "threedim", "weights": str(out / "nothing")}}).check()
     for name in ("original", "a/b", ""):
         with pytest.raises(ValidationError, match="no name for a row"):
             settings(out, samplers={name: str(folder)})

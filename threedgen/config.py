@@ -80,8 +80,10 @@ class Config(BaseModel):
         needs something answers for itself (``def check``); here the sections are asked one after the other,
         and the key that a message begins with is completed by the section's name.
         """
-        for name in type(self).model_fields:
-            section = getattr(self, name)
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        for name in [name for name, value in values.items() if isinstance(value, dict)]:
+            values |= {f"{name}.{key}": one for key, one in values[name].items()}
+        for name, section in values.items():
             if not isinstance(section, Config):
                 continue
             try:

@@ -108,6 +108,15 @@ def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Arra
     return sheet
 
 
+def one_size(cells: Sequence[Array]) -> list[Array]:
+    """Pictures on white of the largest height and width."""
+    height, width = max(c.shape[0] for c in cells), max(c.shape[1] for c in cells)
+    made = [np.full((height, width, 3), 255, np.uint8) for _ in cells]
+    for target, cell in zip(made, cells, strict=True):
+        target[: cell.shape[0], : cell.shape[1]] = cell
+    return made
+
+
 def _line_height(font: Any) -> int:
     box = font.getbbox("Ág")
     return int(np.ceil(box[3])) + 3

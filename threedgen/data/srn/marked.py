@@ -2,8 +2,8 @@
 
 An object that can be guessed from one view leaves a novel-view sampler nothing to keep consistent. So each side of
 these is covered by a panel with a symbol, and often something sticks out, all drawn by themselves: shapes, colours and
-places. Who sees the left side knows nothing of the right one, but whoever has drawn it must draw it again. Panels are
-large, so that it matters and small models can learn it.
+places. Whoever has drawn a side must draw it again. Panels are large, so that it matters and small models can learn it;
+those that stand above the body can be seen from behind, too.
 """
 
 from __future__ import annotations

@@ -17,11 +17,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from threedgen.config import config_hash
-from threedgen.images import grid, readable, write_png
+from threedgen.images import grid, one_size, readable, write_png
 from threedgen.runs import write_atomic
 from threedgen.seeding import numpy_generator
 
-from ..figures import paired
 from ..probe import Probe, prepare
 from .fits import Score
 from .options import ORIGINAL, ConsistencyConfig
@@ -50,7 +49,7 @@ def write(
         "protocol_hash": config_hash(config.protocol)[:16],
         "held_out_share": config.held_out,
         "rows": {row: summary(config, mine) | features.get(row, {}) for row, mine in of.items() if mine},
-        "differences": differences(of),
+        "differences": differences(config, of),
         "notes": list(notes),
         "scenes": list(scores),
     }
@@ -76,24 +75,26 @@ def summary(config: ConsistencyConfig, scores: Sequence[Score]) -> dict[str, Any
     return found
 
 
-def differences(of: dict[str, list[Score]]) -> dict[str, Any]:
-    """The first sampler minus each other one, scene by scene: mean and interval of each figure."""
-    (first, mine), *others = ((row, scores) for row, scores in of.items() if row != ORIGINAL)
+def differences(config: ConsistencyConfig, of: dict[str, list[Score]]) -> dict[str, Any]:
+    """The first sampler minus each other one, scene by scene: mean, interval, and in how many scenes it has more."""
+    first, *others = config.contestants
     found: dict[str, Any] = {}
-    for row, scores in others:
-        pairs = list(zip(mine, scores, strict=True))
+    for row in others:
+        pairs = list(zip(of[first], of[row], strict=True))
+        less = [{key: _minus(a[key], b[key]) for key in FIGURES} for a, b in pairs]
+        found[row] = summary(config, less)
         for key in FIGURES:
-            values = [a[key] - b[key] for a, b in pairs if a[key] is not None and b[key] is not None]
-            if values:
-                middle, low, high = paired(values)
-                won = sum(value > 0 for value in values)
-                found.setdefault(row, {})[key] = {"mean": middle, "low": low, "high": high, "won": won}
+            found[row][key]["won"] = sum(one[key] is not None and one[key] > 0 for one in less)
     return found
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
 
 
 def table(config: ConsistencyConfig, rows: dict[str, Any]) -> str:
     """Markdown: a row for each sampler and for the original data."""
-    figures = [key for key in FIGURES if any(row[key]["mean"] is not None for row in rows.values())]
+    figures = _measured(rows)
     extra = [key for key in ("fid", "kid") if any(key in row for row in rows.values())]
     heads = ["views", "scenes", *(FIGURES[key] for key in figures), *(key.upper() for key in extra)]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
@@ -111,13 +112,18 @@ def table(config: ConsistencyConfig, rows: dict[str, Any]) -> str:
 def difference_table(config: ConsistencyConfig, found: dict[str, Any]) -> str:
     """Markdown: what the first sampler has more than each other one."""
     first = next(iter(config.contestants))
-    figures = [key for key in FIGURES if any(key in row for row in found.values())]
+    figures = _measured(found)
     heads = [f"{first} minus", *(FIGURES[key] for key in figures), "scenes with more PSNR"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row, differences in found.items():
-        cells = [_cell(differences[key]) if key in differences else "-" for key in figures]
+        cells = (_cell(differences[key]) for key in figures)
         lines.append(f"| {row} | {' | '.join(cells)} | {differences['psnr']['won']} |")
     return "\n".join(lines)
+
+
+def _measured(rows: dict[str, Any]) -> list[str]:
+    """The figures that any row has."""
+    return [key for key in FIGURES if any(row[key]["mean"] is not None for row in rows.values())]
 
 
 def _cell(figure: dict[str, float | None]) -> str:
@@ -138,9 +144,8 @@ others, which are drawn once and are the same for all samplers. In brackets 95 %
 Scores compare only within one protocol with the same settings ({config_hash(p)[:16]}); the row of the original data is
 what they can be expected to reach at most, but for views that are smoother than it. The columns "to the true views"
 compare what was drawn with the original views, which is no measure of consistency: a made-up side that differs from the
-true one costs there and not here. TSED: share of neighbouring views
-with at least {config.tsed.t_matches} matches and a median symmetric epipolar distance below
-{config.tsed.t_error:g} pixels of a picture of 256."""
+true one costs there and not here. TSED: share of neighbouring views with at least {config.tsed.t_matches} matches and a
+median symmetric epipolar distance below {config.tsed.t_error:g} pixels of a picture of 256."""
 
 
 def as_csv(scores: Sequence[Score]) -> str:
@@ -172,17 +177,7 @@ def sheet(folder: Path, scores: Sequence[Score], count: int) -> np.ndarray:
             cells += [held, render, error]
             labels += [f"{name} {score['row']}", f"field, {each[middle]:.1f} dB", f"error x {ERROR_GAIN:g}"]
     rows = {score["row"] for score in scores}
-    cells = _one_size(cells)
-    return grid(readable(np.stack(cells)), 3 * min(2, len(rows)), labels)
-
-
-def _one_size(cells: list[np.ndarray]) -> list[np.ndarray]:
-    """Pictures on white of the largest height and width."""
-    height, width = max(c.shape[0] for c in cells), max(c.shape[1] for c in cells)
-    made = [np.full((height, width, 3), 255, np.uint8) for _ in cells]
-    for target, cell in zip(made, cells, strict=True):
-        target[: cell.shape[0], : cell.shape[1]] = cell
-    return made
+    return grid(readable(np.stack(one_size(cells))), 3 * min(2, len(rows)), labels)
 
 
 # --- distances between sets of pictures ----------------------------------------------------------------------------

@@ -48,8 +48,8 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
     probe = Probe.load(config.features.weights) if config.features else None
     samplers = {row: registry.build("sampler", options) for row, options in config.contestants.items()}
     every: list[Scene] = registry.build("scenes", config.scenes, next(iter(samplers.values())), config.seed)
-    for sampler in samplers.values():
-        check(config, sampler, every)
+    for row, sampler in samplers.items():
+        check(config, row, sampler, every)
     held = {scene.name: held_out_places(scene, config.held_out, config.seed) for scene in every}
     notes = [note for scene in every for note in warn_about(scene, held[scene.name])]
     scores: list[Score] = []
@@ -97,20 +97,19 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
     return 0
 
 
-def check(config: ConsistencyConfig, sampler: Any, every: Sequence[Scene]) -> None:
-    """Raises ConfigError for what a sampler cannot draw."""
+def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Scene]) -> None:
+    """Raises ConfigError for what the sampler of a row cannot draw."""
     if not every:
         raise ConfigError("scenes: there are none")
-    name = sampler.config.name if hasattr(sampler, "config") else "folder"
     for scene in every:
         if getattr(sampler, "needs_text", False) and not scene.text:
             raise ConfigError(
-                f"sampler: {name} draws from words, and the scenes {config.scenes.name!r} have none; "
+                f"sampler: {row} draws from words, and the scenes {config.scenes.name!r} have none; "
                 "scenes.name=toybox has"
             )
         if getattr(sampler, "needs_condition", False) and not scene.condition:
             raise ConfigError(
-                f"sampler: {name} draws from a given view, and the scenes {config.scenes.name!r} have "
+                f"sampler: {row} draws from a given view, and the scenes {config.scenes.name!r} have "
                 "none; scenes.name=srn has"
             )
         if getattr(sampler, "on_disk", False):

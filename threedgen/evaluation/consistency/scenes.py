@@ -80,14 +80,14 @@ def toybox(config: ToyboxScenesConfig, sampler: Any, seed: int) -> list[Scene]:
 def srn(config: SRNScenesConfig, sampler: Any, seed: int) -> list[Scene]:
     """Scenes of an archive, the standard protocol: one view is given, the others are targets."""
     found = scenes(split_folder(config.path, config.split))
-    chosen = [found[k] for k in _evenly(len(found), config.count)]
+    chosen = [found[k] for k in evenly(len(found), config.count)]
     return [_from_archive(config, open_instance(path, config.up, LEAST)) for path in chosen]
 
 
 def _from_archive(config: SRNScenesConfig, instance: Instance) -> Scene:
     instance.verify()
     given, targets = condition_and_targets(instance, config.condition)
-    keep = targets if config.views is None else [targets[k] for k in _evenly(len(targets), config.views - 1)]
+    keep = targets if config.views is None else [targets[k] for k in evenly(len(targets), config.views - 1)]
     places = sorted([given, *keep])
     at = instance.at.select(places)
     if config.size is not None:
@@ -107,7 +107,8 @@ def sampled(config: SampledScenesConfig, sampler: Any, seed: int) -> list[Scene]
     return [Scene(name, one.at, one.numbers) for name, one in sampler.instances.items()]
 
 
-def _evenly(count: int, wanted: int) -> list[int]:
+def evenly(count: int, wanted: int) -> list[int]:
+    """``wanted`` places of ``count``, the first and the last among them; all if there are fewer."""
     return np.unique(np.round(np.linspace(0, count - 1, min(wanted, count))).astype(int)).tolist()
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from threedgen.images import grid, readable, to_uint8, write_png
+from threedgen.images import grid, one_size, readable, to_uint8, write_png
 from threedgen.views import Views
 
-from .scenes import Scene
+from .scenes import Scene, evenly
 
 VIEWS = 10
 """Views of a strip: the given one, if there is one, then others evenly chosen from all, in their order."""
@@ -20,31 +20,22 @@ class Strips:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._strips: dict[tuple[str, str], np.ndarray] = {}
+        self._strips: dict[str, dict[str, list[np.ndarray]]] = {}
 
     def add(self, scene: Scene, row: str, views: Views) -> None:
-        if scene.name not in {name for name, _ in self._strips} and self._scenes() >= self.count:
+        if scene.name not in self._strips and len(self._strips) >= self.count:
             return
         targets = scene.targets
-        wanted = VIEWS - len(scene.condition)
-        even = np.unique(np.round(np.linspace(0, len(targets) - 1, min(wanted, len(targets)))).astype(int))
-        places = [*scene.condition, *(targets[k] for k in even)]
-        self._strips[scene.name, row] = to_uint8(views.images[places])
+        chosen = [targets[k] for k in evenly(len(targets), VIEWS - len(scene.condition))]
+        strip = list(to_uint8(views.images[[*scene.condition, *chosen]]))
+        self._strips.setdefault(scene.name, {})[row] = strip
 
     def write(self, path: Path) -> None:
         """A line for each scene and row, each as wide as the longest; nothing if there are no strips."""
-        if not self._strips:
+        lines = [(f"{name} {row}", strip) for name, rows in self._strips.items() for row, strip in rows.items()]
+        if not lines:
             return
-        names = list(dict.fromkeys(name for name, _ in self._strips))
-        lines = [(key, strip) for name in names for key, strip in self._strips.items() if key[0] == name]
-        shape = tuple(max(strip.shape[axis] for _, strip in lines) for axis in range(3))
-        cells, labels = [], []
-        for (name, row), strip in lines:
-            whole = np.full((*shape, 3), 255, np.uint8)
-            whole[: strip.shape[0], : strip.shape[1], : strip.shape[2]] = strip
-            cells.append(whole)
-            labels += [f"{name} {row}"] + [""] * (shape[0] - 1)
-        write_png(path, grid(readable(np.concatenate(cells)), shape[0], labels))
-
-    def _scenes(self) -> int:
-        return len({name for name, _ in self._strips})
+        columns, nothing = max(len(strip) for _, strip in lines), np.full((1, 1, 3), 255, np.uint8)
+        cells = [cell for _, strip in lines for cell in [*strip, *[nothing] * (columns - len(strip))]]
+        labels = [text for label, _ in lines for text in [label, *[""] * (columns - 1)]]
+        write_png(path, grid(readable(np.stack(one_size(cells))), columns, labels))
