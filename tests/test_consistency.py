@@ -35,7 +35,7 @@ from threedgen.evaluation.consistency.options import (
 from threedgen.evaluation.consistency.report import distances
 from threedgen.evaluation.consistency.samplers import MVDreamSampler
 from threedgen.evaluation.consistency.scenes import Scene
-from threedgen.evaluation.consistency.scores import bootstrap, ssim
+from threedgen.evaluation.consistency.scores import ssim
 from threedgen.evaluation.options import ProbeNetworkConfig
 from threedgen.evaluation.probe import Probe
 from threedgen.evaluation.truth import Labels
@@ -76,16 +76,6 @@ def test_psnr_and_ssim() -> None:
     assert psnr(picture, picture) == 100 and ssim(picture, picture) == pytest.approx(1)
     assert psnr(np.zeros((4, 4, 3)), np.full((4, 4, 3), 0.1)) == pytest.approx(20)
     assert (ssim(picture, 1 - picture) or 0) < 0 and ssim(picture[:8], picture[:8]) is None
-
-
-def test_bootstrap_is_about_two_standard_errors() -> None:
-    values = np.random.default_rng(1).normal(20, 2, 100).tolist()
-    low, high = bootstrap(values, np.random.default_rng(2), 4000) or (0.0, 0.0)
-    error = np.std(values) / 10
-    assert (np.mean(values) - low) / error == pytest.approx(1.96, abs=0.25)
-    assert (high - np.mean(values)) / error == pytest.approx(1.96, abs=0.25)
-    assert bootstrap([1.0], np.random.default_rng(0)) is None
-    assert bootstrap([2.0, None, 2.0], np.random.default_rng(0)) == (2.0, 2.0)
 
 
 # --- which views -------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from threedgen.count import Count
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out
 from threedgen.evaluation import object_score, prior_score
 from threedgen.evaluation.cases import held_out_cases, held_out_rooms
-from threedgen.evaluation.figures import Share, in_order, majority, share, side_of, sides_right, wilson
+from threedgen.evaluation.figures import Share, bootstrap, in_order, majority, share, side_of, sides_right, wilson
 from threedgen.evaluation.options import Evaluate3DConfig, EvaluatePriorConfig, ProbeNetworkConfig
 from threedgen.evaluation.probe import Probe, Seen
 from threedgen.evaluation.report import mark, percent, worst
@@ -386,3 +386,13 @@ def test_counting_without_a_terminal_says_a_line_a_minute(capsys: pytest.Capture
     with Count("sampling", 1, quiet=True) as count:
         count.add(1)
     assert capsys.readouterr().err == ""
+
+
+def test_bootstrap_is_about_two_standard_errors() -> None:
+    values = np.random.default_rng(1).normal(20, 2, 100).tolist()
+    low, high = bootstrap(values, np.random.default_rng(2), 4000) or (0.0, 0.0)
+    error = np.std(values) / 10
+    assert (np.mean(values) - low) / error == pytest.approx(1.96, abs=0.25)
+    assert (high - np.mean(values)) / error == pytest.approx(1.96, abs=0.25)
+    assert bootstrap([1.0], np.random.default_rng(0)) is None
+    assert bootstrap([2.0, None, 2.0], np.random.default_rng(0)) == (2.0, 2.0)

@@ -5,32 +5,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from task_server import TINY, TINY_DREAMBOOTH, prior_folder, snapshot, write_config
 
 from threedgen import cli
 from threedgen.evaluation import subject_score
-from threedgen.evaluation.figures import paired
 from threedgen.evaluation.identity import IdentityNet
 from threedgen.evaluation.options import IdentityNetworkConfig, ProbeNetworkConfig
 from threedgen.evaluation.probe import Probe
-from threedgen.evaluation.subject_report import compared, table
+from threedgen.evaluation.subject_report import compared, gained, table
 from threedgen.evaluation.truth import Labels
 from threedgen.systems.dreambooth import task as dreambooth
 
 
-def test_paired_intervals() -> None:
-    rng = np.random.default_rng(3)
-    values = rng.normal(0.2, 0.1, 40)
-    mean, low, high = paired(values.tolist())
-    half = 1.96 * values.std() / np.sqrt(40)
-    assert mean == pytest.approx(values.mean()) and low == pytest.approx(mean - half, abs=0.006)
-    assert high == pytest.approx(mean + half, abs=0.006) and paired(values.tolist()) == (mean, low, high)
-    assert paired([0.5]) == (0.5, 0.5, 0.5)
-    with pytest.raises(ValueError, match="no differences"):
-        paired([])
+def test_gains_have_intervals() -> None:
+    mean, low, high = gained([0.1, 0.3, 0.2, 0.4])
+    assert mean == pytest.approx(0.25) and 0.1 <= low < mean < high <= 0.4
+    assert gained([0.1, 0.3, 0.2, 0.4]) == (mean, low, high)
+    assert gained([0.5]) == (0.5, 0.5, 0.5)
 
 
 def found(identity: list[float], scores: list[float], order: list[bool | None]) -> dict:

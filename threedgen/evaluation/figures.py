@@ -66,15 +66,24 @@ def majority(log_probability: Floats) -> int:
     return int(best[log_probability.mean(0)[best].argmax()])
 
 
-def paired(differences: Sequence[float], resamples: int = 10_000) -> tuple[float, float, float]:
-    """Mean of the differences of pairs, and its 95 % interval: percentiles of the bootstrap (Efron 1979), always the
-    same for the same numbers. ValueError for none."""
-    if not len(differences):
-        raise ValueError("there are no differences")
-    values, rng = np.asarray(differences, float), np.random.default_rng(0)
-    means = values[rng.integers(0, len(values), (resamples, len(values)))].mean(1)
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of those that there are."""
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None
+
+
+def bootstrap(
+    values: Sequence[float | None], rng: np.random.Generator | None = None, resamples: int = 10_000
+) -> tuple[float, float] | None:
+    """95 % interval of the mean of those that there are: percentiles of means of values drawn with replacement (Efron
+    1979). None below two values. Without ``rng`` always the same for the same values."""
+    there = np.array([value for value in values if value is not None], np.float64)
+    if len(there) < 2:
+        return None
+    rng = rng or np.random.default_rng(0)
+    means = there[rng.integers(0, len(there), (resamples, len(there)))].mean(1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
+    return float(low), float(high)
 
 
 # --- sides -------------------------------------------------------------------------------------------------------

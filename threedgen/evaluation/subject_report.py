@@ -11,7 +11,7 @@ from PIL import Image
 
 from threedgen.images import grid, write_png
 
-from .figures import Share, paired, share
+from .figures import Share, bootstrap, share
 from .options import EvaluateSubjectsConfig
 from .report import limits, percent, write_report
 
@@ -45,14 +45,12 @@ right answers.
 
 
 def compared(rows: Rows, kind: str) -> dict[str, Any]:
-    """One way of tuning against the base: ``paired`` triples, and shares of its own."""
+    """One way of tuning against the base: what was ``gained``, and shares of its own."""
 
     def difference(ours: str, theirs: str, inside: str = "") -> tuple[float, float, float]:
-        def mean(found: dict[str, Any], key: str) -> float:
-            return float(np.mean(found[key]))
-
         tuned = [row["found"][kind][inside] if inside else row["found"][kind] for row in rows]
-        return paired([mean(t, ours) - mean(row["found"]["base"], theirs) for t, row in zip(tuned, rows, strict=True)])
+        before = [row["found"]["base"][theirs] for row in rows]
+        return gained([np.mean(t[ours]) - np.mean(b) for t, b in zip(tuned, before, strict=True)])
 
     def told(key: str) -> dict[str, Any]:
         return share([answer[key] for row in rows for answer in row["found"][kind]["answers"]]).plain()
@@ -67,6 +65,12 @@ def compared(rows: Rows, kind: str) -> dict[str, Any]:
         "bound": told("bound"),
         "seconds": float(np.median(seconds)) if seconds else None,
     }
+
+
+def gained(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of the differences of pairs, and its 95 % interval; of one pair there is no interval but itself."""
+    middle = float(np.mean(differences))
+    return middle, *(bootstrap(differences) or (middle, middle))
 
 
 def table(figures: Mapping[Any, dict[str, Any]]) -> str:
@@ -89,7 +93,7 @@ def objects_text(rows: Rows, config: EvaluateSubjectsConfig) -> str:
         return ""
     kind, seen = config.preservation[0], [row["found"] for row in rows]
     before, now = ([float(np.mean(found[name]["objects"]["identity"])) for found in seen] for name in ("base", kind))
-    gain = paired([b - a for a, b in zip(before, now, strict=True)])
+    gain = gained([b - a for a, b in zip(before, now, strict=True)])
     order = share([answer["order"] for found in seen for answer in found[kind]["objects"]["answers"]])
     return f"""
 3D objects, made by {config.objects} with the prior tuned by {NAMES[kind]}: identity {np.mean(now):.3f}, more than the

@@ -2,8 +2,8 @@
 
 An object that can be guessed from one view leaves a novel-view sampler nothing to keep consistent. So each side of
 these is covered by a panel with a symbol, and often something sticks out, all drawn by themselves: shapes, colours and
-places. Whoever has drawn a side must draw it again. Panels are large, so that it matters and small models can learn it;
-those that stand above the body can be seen from behind, too.
+places. Who sees the left side knows nothing of the right one, but whoever has drawn it must draw it again. Panels are
+large, so that it matters and small models can learn it; a frame in the body's colour hides each from behind and beside.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ SYMBOLS = ("disc", "ring", "cone", "bar", "cross")
 ATTACHMENTS = ("ball", "horn", "rod", "block")
 ATTACHED = 0.7
 """How often something sticks out of a side."""
-PANEL = (0.55, 0.8)
+PANEL = (0.65, 0.85)
 """Range of a panel's width and height, of the side's."""
-THICK = 0.04
+THICK = 0.02
+"""Half the thickness of a panel."""
+RIM = 0.05
+"""Width of the frame around a panel, in the body's colour."""
 
 Box = tuple[np.ndarray, np.ndarray]
 
@@ -108,6 +111,8 @@ def _mark(
     wide, high = across * rng.uniform(*PANEL), up * rng.uniform(*PANEL)
     at = place(0.1, -0.2, 0.0)
     size = (high, wide) if flat[0] else (wide, high)
+    frame = (size[0] + RIM, size[1] + RIM, 2 * THICK)
+    b.add(BOX, at - 1.1 * THICK * normal, frame, None, f"{side} frame", turn)  # leaves only the panel's face to be seen
     b.add(BOX, at, (*size, THICK), panel, f"{side} panel", turn)
     _symbol(b, b.pick(*SYMBOLS), at + normal * THICK, 0.6 * min(wide, high), symbol, f"{side} symbol", turn)
     if rng.random() < ATTACHED:

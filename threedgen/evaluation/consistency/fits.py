@@ -30,9 +30,10 @@ from threedgen.loop import set_threads
 from threedgen.runs import write_atomic
 from threedgen.views import Viewpoints, Views
 
+from ..figures import mean
 from .field import Bounds, fit
 from .options import ProtocolConfig, TSEDConfig
-from .scores import Floats, mean, ssim
+from .scores import Floats, ssim
 from .tsed import tsed
 
 logger = logging.getLogger(__name__)

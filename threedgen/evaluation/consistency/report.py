@@ -21,10 +21,10 @@ from threedgen.images import grid, one_size, readable, write_png
 from threedgen.runs import write_atomic
 from threedgen.seeding import numpy_generator
 
+from ..figures import bootstrap, mean
 from ..probe import Probe, prepare
 from .fits import Score
 from .options import ORIGINAL, ConsistencyConfig
-from .scores import bootstrap, mean
 
 FIGURES = {
     "psnr": "PSNR, dB", "ssim": "SSIM", "tsed": "TSED",

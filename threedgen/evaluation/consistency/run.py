@@ -28,7 +28,7 @@ from threedgen.interrupts import Interrupts
 from threedgen.ledger import write_summary
 from threedgen.loop import set_threads
 from threedgen.runs import write_atomic
-from threedgen.views import Views
+from threedgen.views import Request, Views
 
 from ..probe import Probe
 from .fits import Fits, Job, Score, stored
@@ -127,10 +127,10 @@ def draw(
     config: ConsistencyConfig, row: str, sampler: Any, batch: Sequence[Scene], folder: Path, count: Count
 ) -> Sequence[Views | None]:
     """All views of some scenes, those given included; from the files of an earlier run where it drew them."""
-    told = {"sampler": sampler.fingerprint(), "seed": str(config.seed)}
     requests = [scene.request(config.seed) for scene in batch]
     paths = [folder / f"{scene.name}.safetensors" for scene in batch]
-    kept = [_read(path, told) for path in paths]
+    told = [_told(config, sampler, request) for request in requests]
+    kept = [_read(path, there) for path, there in zip(paths, told, strict=True)]
     lacking = [k for k, images in enumerate(kept) if images is None]
     if lacking:
         count.note(f"{row} draws {' '.join(batch[k].name for k in lacking)}")
@@ -139,9 +139,15 @@ def draw(
         kept[k] = fit_to(batch[k], images)
         if not getattr(sampler, "on_disk", False):
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(paths[k], save({"views": torch.from_numpy(to_uint8(kept[k]))}, told))
+            write_atomic(paths[k], save({"views": torch.from_numpy(to_uint8(kept[k]))}, told[k]))
     pairs = zip(batch, requests, kept, strict=True)
     return [scene.together(request, images) for scene, request, images in pairs if images is not None]
+
+
+def _told(config: ConsistencyConfig, sampler: Any, request: Request) -> dict[str, str]:
+    """What decides the drawn views of a request."""
+    numbers = " ".join(map(str, request.numbers))
+    return {"sampler": sampler.fingerprint(), "seed": str(config.seed), "views": numbers}
 
 
 def _read(path: Path, told: dict[str, str]) -> torch.Tensor | None:
@@ -151,7 +157,7 @@ def _read(path: Path, told: dict[str, str]) -> torch.Tensor | None:
     try:
         with safe_open(path, "pt") as file:
             if file.metadata() != told:
-                logger.warning("%s was drawn by another sampler; drawing it again", path)
+                logger.warning("%s is of another sampler, or of other views; drawing it again", path)
                 return None
             return file.get_tensor("views").float() / 255
     except (SafetensorError, OSError) as error:

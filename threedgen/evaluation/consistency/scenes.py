@@ -37,8 +37,11 @@ class Scene:
 
     @property
     def targets(self) -> list[int]:
-        """Places of the views that a sampler draws."""
-        return [k for k in range(len(self.at)) if k not in self.condition]
+        """Places of the views that a sampler draws, in the order in which it does: on from the view given last, then
+        back from it. So those that are drawn first are beside the given one, and neighbours follow each other."""
+        start = self.condition[-1] if self.condition else -1
+        outward = [*range(start + 1, len(self.at)), *reversed(range(max(start, 0)))]
+        return [k for k in outward if k not in self.condition]
 
     def request(self, seed: int, pictures: bool = True) -> Request:
         """What a sampler is asked for; without ``pictures`` the given views are left out."""

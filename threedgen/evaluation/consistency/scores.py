@@ -1,8 +1,6 @@
-"""Figures of held-out views, and of scenes together."""
+"""Figures of held-out views."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,21 +22,3 @@ def ssim(truth: Floats, image: Floats) -> float | None:
             gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
         )
     )  # fmt: skip
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """Of those that there are."""
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else None
-
-
-def bootstrap(
-    values: Sequence[float | None], rng: np.random.Generator, resamples: int = 2000, level: float = 0.95
-) -> tuple[float, float] | None:
-    """Percentile interval of the mean over scenes that are drawn with replacement; None below two scenes."""
-    there = np.array([value for value in values if value is not None], np.float64)
-    if len(there) < 2:
-        return None
-    means = there[rng.integers(0, len(there), (resamples, len(there)))].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
