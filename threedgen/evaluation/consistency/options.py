@@ -207,8 +207,7 @@ class ConsistencyConfig(RunConfig):
     @model_validator(mode="after")
     def _agree(self) -> ConsistencyConfig:
         """What is drawn has to suit who draws."""
-        if self.scenes.name == "sampled" and self.sampler.name != "folder":
-            raise ValueError(
-                f"scenes 'sampled' are those of a folder of samples, but the sampler is {self.sampler.name!r}"
-            )
+        first = next(iter(self.contestants.values()))
+        if self.scenes.name == "sampled" and first.name != "folder":
+            raise ValueError(f"scenes 'sampled' are those of a folder of samples, but the sampler is {first.name!r}")
         return self
