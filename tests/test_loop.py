@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -237,3 +239,23 @@ def test_aside_leaves_no_trace():
 
 def test_exit_codes():
     assert [status.exit_code for status in Status] == [0, 130, 143, 2]
+
+
+def test_the_number_of_threads_stays_when_numba_begins_its_own() -> None:
+    """With another number in the environment too; the number decides the last bits of sums, hence exact resuming."""
+    words = """
+import numba, numpy, torch
+from threedgen.loop import set_threads
+
+@numba.njit(parallel=True)
+def total(values):
+    result = 0.0
+    for k in numba.prange(len(values)):
+        result += values[k]
+    return result
+
+set_threads(1)
+seen = [torch.get_num_threads(), total(numpy.ones(100)) and torch.get_num_threads(), numba.get_num_threads()]
+assert seen == [1, 1, 1], seen
+"""
+    subprocess.run([sys.executable, "-c", words], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)

@@ -65,12 +65,12 @@ def set_threads(count: int | None) -> int:
     To be called before the first kernel: the number of threads decides the last bits of sums.
     """
     count = count or _cores()
-    if torch.get_num_threads() != count:
-        torch.set_num_threads(count)
     available = int(vars(numba.config)["NUMBA_NUM_THREADS"])  # set by the library at import
     if count > available:
         logger.warning("numba has %d threads, not the %d asked for (NUMBA_NUM_THREADS)", available, count)
-    numba.set_num_threads(min(count, available))
+    numba.set_num_threads(min(count, available))  # begins its threads, which may change OpenMP's number, hence torch's
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
     return count
 
 

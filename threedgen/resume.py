@@ -41,12 +41,13 @@ def check_config(checkpoint: dict[str, Any], config_yaml: str) -> None:
 
 def numerics() -> dict[str, str]:
     """What decides the last bits of results: versions, processor, threads."""
+    rays = numba.get_num_threads()  # asked first: its first call may change torch's number, see loop.set_threads
     return {
         "torch": str(torch.__version__),  # a class of torch's own, which a checkpoint must not hold
         "lightning": pl.__version__,
         "numba": numba.__version__,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        "threads": f"{torch.get_num_threads()}/{numba.get_num_threads()}",
+        "threads": f"{torch.get_num_threads()}/{rays}",
     }
 
 
