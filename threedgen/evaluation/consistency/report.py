@@ -84,7 +84,7 @@ def differences(config: ConsistencyConfig, of: dict[str, list[Score]]) -> dict[s
         less = [{key: _minus(a[key], b[key]) for key in FIGURES} for a, b in pairs]
         found[row] = summary(config, less)
         for key in FIGURES:
-            found[row][key]["won"] = sum(one[key] is not None and one[key] > 0 for one in less)
+            found[row][key]["won"] = sum((one[key] or 0) > 0 for one in less)
     return found
 
 
