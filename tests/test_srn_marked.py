@@ -13,7 +13,7 @@ AZIMUTH = dict(zip(SIDES, np.deg2rad([0.0, 90.0, 180.0, 270.0]), strict=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("elevation", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("elevation", [0.15, 0.5, 1.0])
 def test_a_panel_is_seen_from_its_side_and_not_from_behind(family: str, elevation: float) -> None:
     seen = {side: [] for side in SIDES}  # type: ignore[var-annotated]
     for index in range(6):
@@ -28,7 +28,8 @@ def test_a_panel_is_seen_from_its_side_and_not_from_behind(family: str, elevatio
             seen[side].append((pixels[k], pixels[(k + 1) % 4], pixels[(k + 2) % 4], pixels[(k + 3) % 4]))
     for side, counts in seen.items():
         there, *elsewhere = np.array(counts).T
-        assert there.mean() >= 40, (side, counts)  # one under a seat is hidden from above
+        assert there.mean() >= 40, (side, counts)
+        assert (there >= 20).all() or elevation > 0.15, (side, counts)  # one under a seat is hidden from above
         assert np.mean(elsewhere) < 0.03 * there.mean(), (side, counts)
 
 
