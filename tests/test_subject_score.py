@@ -81,7 +81,7 @@ def test_subjects_are_tuned_looked_at_and_not_made_twice(place: Path, monkeypatc
         for kind in ("base", "l1", "none"):
             seen = row["found"][kind]
             assert len(seen["identity"]) == 2 and len(seen["held_out"]) == 2
-            assert (Path("run/subjects") / row["subject"] / f"{kind}.png").exists()
+            assert (Path("run/subjects") / row["subject"] / f"{kind}-1.png").exists()
         base, tuned = row["found"]["base"]["identity"], row["found"]["l1"]["identity"]
         assert base != tuned
     assert "| preservation L1 |" in Path("run/report.md").read_text() and Path("run/sheet.png").exists()

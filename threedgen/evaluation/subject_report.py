@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from threedgen.images import grid, write_png
+from threedgen.images import grid, one_size, write_png
 
 from .figures import Share, bootstrap, share
 from .options import EvaluateSubjectsConfig
 from .report import limits, percent, write_report
+from .subject_cases import VIEWS
 
 Rows = Sequence[dict[str, Any]]
 NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
@@ -34,14 +35,29 @@ right answers.
 {table(figures)}
 {objects_text(rows, config)}"""
     write_report(folder, text, {"base_identity": base, "compared": figures, "subjects": list(rows)})
-    kind, inside = config.preservation[0], folder / "subjects"
-    strips, labels = [], []
+    write_png(folder / "sheet.png", sheet(config, folder / "subjects", rows))
+
+
+def sheet(config: EvaluateSubjectsConfig, inside: Path, rows: Rows) -> np.ndarray:
+    """A row for each subject: photos, then four views each of the base, of the tuned prior in the first two settings,
+    and of its class."""
+    kind, settings = config.preservation[0], [f" {setting}" if setting else "" for setting in config.settings[:2]]
+    shown = {"base-0": "{}, base"}
+    shown |= {f"{kind}-{k}": f"[v]{setting}, {NAMES[kind]}" for k, setting in enumerate(settings)}
+    shown[f"{kind}-class-0"] = "{}, after that"
+    cells, labels = [], []
     for row in rows:
-        for name in ("base", kind):
-            with Image.open(inside / row["subject"] / f"{name}.png") as picture:
-                strips.append(np.asarray(picture.convert("RGB")))
-            labels.append(f"{row['subject']}: {NAMES.get(name, name)}")
-    write_png(folder / "sheet.png", grid(np.stack(strips), 2, labels))
+        place, noun = inside / row["subject"], row["subject"].split("-", 1)[-1]
+        photos = [read_rgb(path, half=True) for path in sorted((place / "photos").glob("*.png"))[:VIEWS]]
+        cells += [grid(photos, VIEWS), *(read_rgb(place / f"{name}.png") for name in shown)]
+        labels += [f"{noun}, photos", *(label.format(noun) for label in shown.values())]
+    return grid(one_size(cells), 1 + len(shown), labels)
+
+
+def read_rgb(path: Path, half: bool = False) -> np.ndarray:
+    """uint8 (H, W, 3); photos are taken at twice the size of samples."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB").reduce(2 if half else 1))
 
 
 def compared(rows: Rows, kind: str) -> dict[str, Any]:

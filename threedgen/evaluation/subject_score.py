@@ -3,9 +3,10 @@
     RUN/subjects/003-dog/photos/       what it was learnt from
     RUN/subjects/003-dog/l1/           the mvdreambooth run; a finished one is not made again
     RUN/subjects/003-dog/l1.json       what was measured of it; likewise
+    RUN/subjects/003-dog/l1-0.png      four views of it in the first setting; l1-class-0.png: of its class
     RUN/subjects/003-dog/objects/      generate runs of the base and of the tuned prior, if they are asked for
     RUN/report.json, report.md         the table, paired with the base, with intervals
-    RUN/sheet.png                      the base's samples beside the tuned one's
+    RUN/sheet.png                      photos, the base's samples, the tuned one's in two settings and of its class
 
 Base and tuned prior start from the same noise and cameras. The base is asked for "a dog wearing a red hat", the tuned
 one for "a [v] dog wearing a red hat" (identity) and for the same as the base (what it forgot of its class); both for
@@ -46,6 +47,9 @@ from .subject_cases import KEYS, VIEWS, Instruments, Subject, accessory, asked_f
 from .subject_objects import objects
 from .subject_report import write
 from .verdicts import judge_pictures
+
+BATCH = 5
+"""Held-out prompts that are sampled together."""
 
 
 def run(config: EvaluateSubjectsConfig, resume: Path | None = None, quiet: bool = False) -> int:
@@ -109,29 +113,34 @@ def tune(config: MVDreamBoothConfig) -> Status:
 # --- what is seen ------------------------------------------------------------------------------------------------
 
 
-def sampled(look: Instruments, prior: Any, prompt: str, number: int, setting: int) -> tuple[np.ndarray, np.ndarray]:
-    """Views (4, S, S, 3) uint8, and their azimuth (4,)."""
-    config = look.config
-    azimuth, elevation = stand(config, number, setting)
-    ring = torch.from_numpy(azimuth).float()
-    c2w = orbit_c2w(torch.full_like(ring, elevation), ring, torch.full_like(ring, RELATIVE_DISTANCE / np.tan(FOV / 2)))
-    rng = generator(config.seed, number, f"subject sample {setting}")
-    drawn = sample_batch(prior, [prompt], c2w[None], config.steps, config.guidance_scale, [rng])[0]
-    return to_uint8(drawn), azimuth
+def sampled(
+    look: Instruments, prior: Any, prompts: Sequence[str], places: Sequence[tuple[int, int]]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Of each prompt its views (4, S, S, 3) uint8 and their azimuth (4,); ``places``: (number, setting) of each, which
+    draw its cameras and its noise. All are sampled together."""
+    config, azimuths, cameras, rngs = look.config, [], [], []
+    for number, setting in places:
+        azimuth, elevation = stand(config, number, setting)
+        ring = torch.from_numpy(azimuth).float()
+        away = torch.full_like(ring, RELATIVE_DISTANCE / np.tan(FOV / 2))
+        cameras.append(orbit_c2w(torch.full_like(ring, elevation), ring, away))
+        rngs.append(generator(config.seed, number, f"subject sample {setting}"))
+        azimuths.append(azimuth)
+    drawn = sample_batch(prior, prompts, torch.stack(cameras), config.steps, config.guidance_scale, rngs)
+    return [to_uint8(views) for views in drawn], azimuths
 
 
 def samples(
     look: Instruments, thing: Subject, worn: Sequence[tuple[str, str]], prior: Any, kind: str, identifier: str = ""
 ) -> dict[str, Any]:
-    """What is seen of a subject in each setting: ``identity``, answers and ``scores``; the first is on a picture."""
+    """What is seen of a subject in each setting: ``identity``, answers and ``scores``; each is a picture too."""
+    noun, number = thing.asset.noun, thing.asset.index
+    prompts = [asked_for(noun, setting, identifier) for setting in worn]
+    drawn, azimuths = sampled(look, prior, prompts, [(number, k) for k in range(len(worn))])
     likes, answers, scores = [], [], []
-    for k, setting in enumerate(worn):
-        asked = spec(thing.asset.noun, setting)
-        prompt = asked_for(asked.noun, setting, identifier)
-        views, azimuth = sampled(look, prior, prompt, thing.asset.index, k)
-        if k == 0:
-            write_png(thing.folder / f"{kind}.png", grid(views, VIEWS))
-        verdict = judge_pictures(look.probe, views, asked, azimuth)
+    for k, (setting, views, azimuth) in enumerate(zip(worn, drawn, azimuths, strict=True)):
+        write_png(thing.folder / f"{kind}-{k}.png", grid(views, VIEWS))
+        verdict = judge_pictures(look.probe, views, spec(noun, setting), azimuth)
         likes.append(likeness(look.embed(torch.from_numpy(views).float() / 255), thing.truth))
         answers.append({key: verdict.answers.get(key) for key in KEYS})
         scores.append(score(verdict))
@@ -155,10 +164,12 @@ def after(
 
 def held_out(look: Instruments, prior: Any) -> dict[str, Any]:
     """Scores of held-out prompts, the same for every prior."""
-    config, scores = look.config, []
-    for case in held_out_cases(config.held_out, config.seed):
-        views, azimuth = sampled(look, prior, case.caption, case.index, -1)
-        scores.append(score(judge_pictures(look.probe, views, case.spec, azimuth)))
+    cases = list(held_out_cases(look.config.held_out, look.config.seed))
+    scores = []
+    for begin in range(0, len(cases), BATCH):
+        some = cases[begin : begin + BATCH]
+        drawn = sampled(look, prior, [case.caption for case in some], [(case.index, -1) for case in some])
+        scores += [score(judge_pictures(look.probe, v, case.spec, at)) for case, v, at in zip(some, *drawn, strict=True)]
     return {"scores": scores}
 
 
