@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,26 @@ def test_free_memory_of_a_gpu() -> None:
     assert 0 < free_bytes(device) <= before - (1 << 28) + (1 << 24)
     del held
     assert free_bytes(device) >= before - (1 << 24), "what torch keeps for reuse is free"
+
+
+FAULTS = """
+import resource, torch
+from threedgen.memory import keep_freed_memory
+def touched():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(25_000_000)  # 100 MB
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize()
+before = touched()
+keep_freed_memory()
+touched()
+print(before, touched())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told")
+def test_tensors_are_taken_from_what_was_freed() -> None:
+    """Bytes in pages that are touched for the first time, in a process of its own: the setting stays."""
+    found = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    before, after = map(int, found.stdout.split())
+    assert after < min(before, 20e6)

@@ -164,12 +164,12 @@ def after(
 
 def held_out(look: Instruments, prior: Any) -> dict[str, Any]:
     """Scores of held-out prompts, the same for every prior."""
-    cases = list(held_out_cases(look.config.held_out, look.config.seed))
-    scores = []
+    cases, scores = held_out_cases(look.config.held_out, look.config.seed), []
     for begin in range(0, len(cases), BATCH):
         some = cases[begin : begin + BATCH]
         drawn = sampled(look, prior, [case.caption for case in some], [(case.index, -1) for case in some])
-        scores += [score(judge_pictures(look.probe, v, case.spec, at)) for case, v, at in zip(some, *drawn, strict=True)]
+        for case, views, azimuth in zip(some, *drawn, strict=True):
+            scores.append(score(judge_pictures(look.probe, views, case.spec, azimuth)))
     return {"scores": scores}
 
 

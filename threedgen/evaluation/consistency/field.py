@@ -19,6 +19,7 @@ from torch.nn.functional import mse_loss
 
 from threedgen import losses
 from threedgen.config import at
+from threedgen.memory import keep_freed_memory
 from threedgen.representations.background import SolidBackground
 from threedgen.representations.march import step_size
 from threedgen.representations.materials import NoMaterial
@@ -104,8 +105,9 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
     """A field that was fitted to ``views``. Everything random is drawn from ``seed``: same views, same field.
 
     ``device``: "cpu", "cuda", or "auto" for a GPU if there is one.
-    Takes memory for the rays (36 bytes a pixel) and for the graph of ``options.chunk`` of them.
+    Takes memory for the rays (36 bytes a pixel) and the graph of ``options.chunk`` of them, and keeps what it frees.
     """
+    keep_freed_memory()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     scene = SceneField(options, bounds, border_colour(views), seed, device)
     origins, directions = scene.rays(views.at)
