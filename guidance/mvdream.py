@@ -37,7 +37,10 @@ def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream
     """The prior that a config describes. Raises ConfigError."""
     o = options
     require_attention(o.attention, device)
-    prior = MVDream.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, personalisation=o.personalisation)
+    prior = MVDream.load(
+        o.weights, device, o.dtype, o.tokenizer, o.image_size,
+        personalisation=o.personalisation, personalisation_strength=o.personalisation_strength,
+    )  # fmt: skip
     set_attention(prior.unet, o.attention)
     return prior
 
@@ -96,16 +99,18 @@ class MVDream:
         image_size: int | None = None,
         camera: bool = True,
         personalisation: str | None = None,
+        personalisation_strength: float = 1.0,
     ) -> Self:
         """Frozen networks from ``weights``: "embedded", a diffusers folder, a hub id, an original checkpoint.
 
         ``camera`` demands a camera branch; without it a plain Stable Diffusion loads too (2D mode only).
-        ``personalisation``: the file that teaches these very weights one subject (personalisation.py).
+        ``personalisation``: the file that teaches these very weights one subject (personalisation.py), and how
+        much of it is added.
         Nothing in the files is executed. Raises ConfigError, one sentence, for anything missing or wrong.
         """
         found = components.load(weights, tokenizer, camera)
         if personalisation is not None:
-            personal.apply(found, Path(personalisation).expanduser())
+            personal.apply(found, Path(personalisation).expanduser(), personalisation_strength)
         return cls(*found, image_size=image_size, dtype=dtype, device=device)
 
     def to(self, device: torch.device | str) -> MVDream:

@@ -79,6 +79,12 @@ class MVDreamConfig(PriorConfig):
         None,
         description="the file of an mvdreambooth run with these weights: its subject can then be asked for",
     )
+    personalisation_strength: float = Field(
+        1.0,
+        ge=0,
+        le=2,
+        description="share of it that is added: less looks less like the subject, and obeys the prompt better",
+    )
 
     def check(self) -> None:
         from .loading import personalisation_card

@@ -106,8 +106,8 @@ def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[
     write_atomic(path, to_bytes(tensors, {"format": loading.PERSONALISATION, **card}))
 
 
-def apply(found: Any, path: Path) -> None:
-    """Adds a personalisation to the networks ``found`` (``components.Components``), in place.
+def apply(found: Any, path: Path, strength: float = 1.0) -> None:
+    """Adds a personalisation, or a share of it, to the networks ``found`` (``components.Components``), in place.
 
     Raises ConfigError, before anything is changed, for a file that is damaged or was tuned from other weights.
     """
@@ -132,7 +132,7 @@ def apply(found: Any, path: Path) -> None:
         raise ConfigError(f"personalisation: {path} is damaged: its tensors are not those of its kind; make it again")
     with torch.no_grad():
         for name, value in changes.items():
-            parameters[name] += value
+            parameters[name] += strength * value
     add_word(found.tokenizer, found.text_encoder, card["identifier"], row)
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_prior import cpu, drafting_prior, letter_tokenizer, tiny_prior, tiny_text_encoder, tiny_unet
 
+from threedgen import registry
 from threedgen.config import ConfigError
 from threedgen.guidance import personalisation, tokens
 from threedgen.guidance.loading import personalisation_card
@@ -50,6 +51,17 @@ def test_the_difference_is_added_and_nothing_else_changes(saved: Path) -> None:
     assert torch.equal(found.encode_prompt(text), base.encode_prompt(text))
     assert not torch.equal(found.encode_prompt(["a [v] dog"]), base.encode_prompt(["a [v] dog"]))
     assert found.unknown_words("a [v] dgo")[0][0] == "dgo" and not found.unknown_words("a [V] dog")
+
+
+def test_less_of_it_is_that_share_of_the_difference(saved: Path) -> None:
+    weights, file = str(saved / "base"), str(saved / "dog.safetensors")
+    options = MVDreamConfig(weights=weights, personalisation=file, personalisation_strength=0.25, dtype="fp32")
+    base, whole = MVDream.load(weights, dtype="fp32"), MVDream.load(weights, dtype="fp32", personalisation=file)
+    some = registry.build("prior", options)
+    for name, before in base.unet.named_parameters():
+        there, after = some.unet.get_parameter(name), whole.unet.get_parameter(name)
+        assert torch.allclose(there - before, 0.25 * (after - before), atol=1e-6), name
+    assert torch.equal(some.encode_prompt(["a [v] dog"]), whole.encode_prompt(["a [v] dog"])), "the word is whole"
 
 
 def test_it_is_refused_on_another_base(saved: Path) -> None:

@@ -41,6 +41,7 @@ def test_a_row_of_the_table_by_hand() -> None:
     row = compared(rows, "l1")
     assert row["identity"] == pytest.approx(0.7) and row["identity_gain"][0] == pytest.approx(0.5)
     assert row["class_change"] == pytest.approx((-0.1, -0.1, -0.1))
+    assert row["own_change"] == pytest.approx((0.4, 0.4, 0.4))
     assert row["held_out_change"][0] == pytest.approx(-0.2)
     assert (row["order"]["hits"], row["order"]["total"]) == (2, 4) and row["bound"]["total"] == 0
     line = table({"l1": row}).splitlines()[-1]
@@ -66,7 +67,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     asked = {
         "task": "evaluate-subjects", "threads": 1, "config": "tune.yaml", "probe": {"weights": "p.safetensors"},
         "identity": {"weights": "toybox-identity.safetensors"}, "subjects": 2, "photos": 2,
-        "settings": ["", "red hat"], "preservation": ["l1", "none"], "held_out": 2, "steps": 1,
+        "settings": ["", "red hat"], "preservation": ["l1", "none"], "strengths": [0.5], "held_out": 2, "steps": 1,
     }  # fmt: skip
     write_config(tmp_path / "evaluate.yaml", asked)
     return tmp_path
@@ -76,15 +77,17 @@ def test_subjects_are_tuned_looked_at_and_not_made_twice(place: Path, monkeypatc
     words = ["--config", "evaluate.yaml", "out=run", "-q"]
     assert cli.main(words) == 0
     report = json.loads(Path("run/report.json").read_text())
-    assert set(report["compared"]) == {"l1", "none"} and len(report["subjects"]) == 2
+    assert list(report["compared"]) == ["l1", "l1-0.5", "none"] and len(report["subjects"]) == 2
     for row in report["subjects"]:
-        for kind in ("base", "l1", "none"):
+        for kind in ("base", "l1", "l1-0.5", "none"):
             seen = row["found"][kind]
             assert len(seen["identity"]) == 2 and len(seen["held_out"]) == 2
             assert (Path("run/subjects") / row["subject"] / f"{kind}-1.png").exists()
-        base, tuned = row["found"]["base"]["identity"], row["found"]["l1"]["identity"]
-        assert base != tuned
-    assert "| preservation L1 |" in Path("run/report.md").read_text() and Path("run/sheet.png").exists()
+        base, tuned, some = (row["found"][kind]["identity"] for kind in ("base", "l1", "l1-0.5"))
+        assert base != tuned != some
+    text = Path("run/report.md").read_text()
+    assert "| preservation L1 |" in text and "| preservation L1, strength 0.5 |" in text
+    assert Path("run/sheet.png").exists()
     before = contents(Path("run/subjects"))
     monkeypatch.setattr(subject_score, "sample_batch", lambda *a, **k: pytest.fail("nothing is sampled again"))
     monkeypatch.setattr(dreambooth, "fit", lambda *a, **k: pytest.fail("nothing is tuned again"))

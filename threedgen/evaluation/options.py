@@ -161,6 +161,9 @@ class EvaluateSubjectsConfig(RunConfig):
     preservation: tuple[Literal["l1", "l2", "images", "lora", "none"], ...] = Field(
         ("l1", "l2", "images", "lora", "none"), min_length=1, description="what is compared; the first is on the sheet"
     )
+    strengths: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(
+        (), description="further rows: the first way with prior.personalisation_strength at these values"
+    )
     subjects: int = Field(10, ge=1, le=1000, description="how many, of different kinds as far as there are")
     first: int = Field(0, ge=0, description="number of the first one")
     photos: int = Field(5, ge=2, le=100, description="pictures that each is learnt from")
@@ -183,6 +186,8 @@ class EvaluateSubjectsConfig(RunConfig):
                 raise ValueError(f"settings should be COLOUR ACCESSORY, such as 'red hat' (got {setting!r})")
         if len(set(self.preservation)) < len(self.preservation):
             raise ValueError("preservation should name each way once")
+        if 1.0 in self.strengths or len(set(self.strengths)) < len(self.strengths):
+            raise ValueError("strengths should name each value once, and not 1, which is looked at anyway")
         return self
 
     def check(self) -> None:

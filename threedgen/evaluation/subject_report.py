@@ -22,7 +22,9 @@ NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class imag
 
 def write(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> None:
     """report.json, report.md and sheet.png. ``rows``: of each subject its folder's name and what was ``found``."""
-    figures = {kind: compared(rows, kind) for kind in config.preservation}
+    first, *others = config.preservation
+    keys = [first, *(row_key(first, strength) for strength in config.strengths), *others]
+    figures = {key: compared(rows, key) for key in keys}
     base = float(np.mean([row["found"]["base"]["identity"] for row in rows]))
     text = f"""# Subjects
 
@@ -30,12 +32,23 @@ def write(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> None:
 {config.steps} steps, guidance {config.guidance_scale:g}, seed {config.seed}. Identity is the mean cosine to the
 subject's true views; that of the base, asked for the kind of thing, is {base:.3f}. Differences are tuned minus base
 from the same noise and cameras, their 95 % intervals bootstrapped over subjects. A score is the share of the probe's
-right answers.
+right answers: for the subject's own prompts beside the base's for the class, for the class's, for held-out ones.
 
 {table(figures)}
 {objects_text(rows, config)}"""
     write_report(folder, text, {"base_identity": base, "compared": figures, "subjects": list(rows)})
     write_png(folder / "sheet.png", sheet(config, folder / "subjects", rows))
+
+
+def row_key(kind: str, strength: float) -> str:
+    """ "images", or "images-0.6" with less than all of it."""
+    return kind if strength == 1 else f"{kind}-{strength:g}"
+
+
+def row_name(key: str) -> str:
+    """ "class images", or "class images, strength 0.6"."""
+    kind, _, strength = key.partition("-")
+    return f"{NAMES[kind]}, strength {strength}" if strength else NAMES[kind]
 
 
 def sheet(config: EvaluateSubjectsConfig, inside: Path, rows: Rows) -> np.ndarray:
@@ -75,6 +88,7 @@ def compared(rows: Rows, kind: str) -> dict[str, Any]:
     return {
         "identity": float(np.mean([row["found"][kind]["identity"] for row in rows])),
         "identity_gain": difference("identity", "identity"),
+        "own_change": difference("scores", "scores"),
         "class_change": difference("scores", "scores", "class"),
         "held_out_change": difference("held_out", "held_out"),
         "order": told("order"),
@@ -92,12 +106,12 @@ def gained(differences: Sequence[float]) -> tuple[float, float, float]:
 def table(figures: Mapping[Any, dict[str, Any]]) -> str:
     """Markdown."""
     head = ["", "identity", "more than the base", "sides in order", "accessory in its colour",
-            "class prompts, points", "held-out prompts, points", "seconds"]  # fmt: skip
+            "its prompts, points", "class prompts, points", "held-out prompts, points", "seconds"]  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for kind, found in figures.items():
-        cells = [NAMES[kind], f"{found['identity']:.3f}", _interval(found["identity_gain"], 1, 3)]
+        cells = [row_name(kind), f"{found['identity']:.3f}", _interval(found["identity_gain"], 1, 3)]
         cells += [_share(found["order"]), _share(found["bound"])]
-        cells += [_interval(found[key], 100, 1) for key in ("class_change", "held_out_change")]
+        cells += [_interval(found[key], 100, 1) for key in ("own_change", "class_change", "held_out_change")]
         cells.append("-" if found["seconds"] is None else f"{found['seconds']:.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

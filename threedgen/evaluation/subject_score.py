@@ -45,7 +45,7 @@ from .prior_score import FOV, RELATIVE_DISTANCE, sample_batch
 from .probe import Probe
 from .subject_cases import KEYS, VIEWS, Instruments, Subject, accessory, asked_for, score, spec, stand, subject
 from .subject_objects import objects
-from .subject_report import write
+from .subject_report import row_key, write
 from .verdicts import judge_pictures
 
 BATCH = 5
@@ -72,7 +72,9 @@ def run(config: EvaluateSubjectsConfig, resume: Path | None = None, quiet: bool 
                 status = tune(wanted)
                 if status is not Status.FINISHED:
                     return status.exit_code
-                found[kind] = once(thing.folder / f"{kind}.json", after, look, thing, worn, wanted, kind)
+                for strength in (1.0, *config.strengths) if kind == config.preservation[0] else (1.0,):
+                    key = row_key(kind, strength)
+                    found[key] = once(thing.folder / f"{key}.json", after, look, thing, worn, wanted, key, strength)
             if config.objects is not None:
                 kind = config.preservation[0]
                 file = thing.folder / kind / dreambooth.RESULT
@@ -148,11 +150,17 @@ def samples(
 
 
 def after(
-    look: Instruments, thing: Subject, worn: Sequence[tuple[str, str]], wanted: MVDreamBoothConfig, kind: str
+    look: Instruments,
+    thing: Subject,
+    worn: Sequence[tuple[str, str]],
+    wanted: MVDreamBoothConfig,
+    kind: str,
+    strength: float,
 ) -> dict[str, Any]:
     """The same of the tuned prior; ``class``: asked without the identifier; ``held_out``; ``seconds`` of the tuning."""
     run_folder = Path(str(wanted.out))
-    prior = wanted.prior.model_copy(update={"personalisation": str(run_folder / dreambooth.RESULT)})
+    file = {"personalisation": str(run_folder / dreambooth.RESULT), "personalisation_strength": strength}
+    prior = wanted.prior.model_copy(update=file)
     tuned = registry.build("prior", prior)
     return {
         **samples(look, thing, worn, tuned, kind, wanted.identifier),
