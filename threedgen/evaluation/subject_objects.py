@@ -24,7 +24,8 @@ NOTHING = np.full((8, 16, 16, 3), 0.5)
 def objects(
     look: Instruments, thing: Subject, worn: Sequence[tuple[str, str]], personalisation: Path | None = None
 ) -> dict[str, Any]:
-    """``identity`` and answers of one object for each setting; finished runs are not made again.
+    """``identity`` and answers of one object for each setting; finished runs are not made again. Game assets are not
+    made.
 
     Ends the process with the code of a run that was stopped. Raises ConfigError.
     """
@@ -34,6 +35,7 @@ def objects(
         values = {
             "prompt": asked_for(thing.asset.noun, setting, "" if personalisation is None else "[v]"),
             "seed": config.seed, "threads": config.threads, "out": str(thing.folder / "objects" / f"{kind}-{k}"),
+            "export.enabled": False,
         }  # fmt: skip
         if personalisation is not None:
             values["prior.personalisation"] = str(personalisation)
