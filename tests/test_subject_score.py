@@ -108,6 +108,7 @@ def test_objects_are_made_by_the_base_and_by_the_tuned_prior(place: Path) -> Non
     assert runs == ["base-0", "none-0"]
     seen = [row["found"][kind]["objects"]["identity"] for kind in ("base", "none")]
     assert len(seen[0]) == len(seen[1]) == 1 and seen[0] != seen[1]
+    assert Path("run/objects.png").exists()
     assert "3D objects, made by make.yaml" in Path("run/report.md").read_text()
 
 

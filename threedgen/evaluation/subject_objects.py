@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from threedgen.config import ConfigError, load
+from threedgen.images import grid, readable, write_png
 from threedgen.loop import Status
 
 from .identity import likeness
 from .object_score import make, read
-from .subject_cases import KEYS, Instruments, Subject, asked_for, spec
+from .subject_cases import KEYS, VIEWS, Instruments, Subject, asked_for, spec
 from .verdicts import judge_pictures
 
 NOTHING = np.full((8, 16, 16, 3), 0.5)
@@ -50,6 +51,7 @@ def objects(
         if status is Status.FINISHED:
             made = read(wanted)
             views, azimuth = made.views / 255, made.azimuth
+        write_png(thing.folder / f"{kind}-3d-{k}.png", grid(readable(views[:: len(views) // VIEWS]), VIEWS))
         likes.append(likeness(look.embed(torch.from_numpy(views).float()), thing.truth))
         verdict = judge_pictures(look.probe, views, spec(thing.asset.noun, setting), azimuth, vote=True)
         answers.append({key: verdict.answers.get(key) for key in KEYS})

@@ -38,6 +38,8 @@ right answers: for the subject's own prompts beside the base's for the class, fo
 {objects_text(rows, config)}"""
     write_report(folder, text, {"base_identity": base, "compared": figures, "subjects": list(rows)})
     write_png(folder / "sheet.png", sheet(config, folder / "subjects", rows))
+    if config.objects is not None:
+        write_png(folder / "objects.png", sheet(config, folder / "subjects", rows, "-3d"))
 
 
 def row_key(kind: str, strength: float) -> str:
@@ -51,13 +53,14 @@ def row_name(key: str) -> str:
     return f"{NAMES[kind]}, strength {strength}" if strength else NAMES[kind]
 
 
-def sheet(config: EvaluateSubjectsConfig, inside: Path, rows: Rows) -> np.ndarray:
+def sheet(config: EvaluateSubjectsConfig, inside: Path, rows: Rows, of: str = "") -> np.ndarray:
     """A row for each subject: photos, then four views each of the base, of the tuned prior in the first two settings,
-    and of its class."""
+    and, of samples, of its class; ``of``: "-3d" for objects."""
     kind, settings = config.preservation[0], [f" {setting}" if setting else "" for setting in config.settings[:2]]
-    shown = {"base-0": "{}, base"}
-    shown |= {f"{kind}-{k}": f"[v]{setting}, {NAMES[kind]}" for k, setting in enumerate(settings)}
-    shown[f"{kind}-class-0"] = "{}, after that"
+    shown = {f"base{of}-0": "{}, base"}
+    shown |= {f"{kind}{of}-{k}": f"[v]{setting}, {NAMES[kind]}" for k, setting in enumerate(settings)}
+    if not of:
+        shown[f"{kind}-class-0"] = "{}, after that"
     cells, labels = [], []
     for row in rows:
         place, noun = inside / row["subject"], row["subject"].split("-", 1)[-1]

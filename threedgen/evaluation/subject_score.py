@@ -6,6 +6,7 @@
     RUN/subjects/003-dog/l1-0.png      four views of it in the first setting; l1-class-0.png: of its class
     RUN/subjects/003-dog/objects/      generate runs of the base and of the tuned prior, if they are asked for
     RUN/report.json, report.md         the table, paired with the base, with intervals
+    RUN/objects.png                    photos and views of the objects, if any
     RUN/sheet.png                      photos, the base's samples, the tuned one's in two settings and of its class
 
 Base and tuned prior start from the same noise and cameras. The base is asked for "a dog wearing a red hat", the tuned
