@@ -76,8 +76,9 @@ def add_lora(unet: nn.Module, options: LoRAConfig) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     unet.requires_grad_(False)
-    wanted = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=LORA_TARGETS)
-    inject_adapter_in_model(wanted, unet)
+    # a float is right, too, though peft's types say int
+    wanted: dict[str, Any] = {"r": options.rank, "lora_alpha": options.alpha, "target_modules": LORA_TARGETS}
+    inject_adapter_in_model(LoraConfig(**wanted), unet)
 
 
 def table_of(prior: MVDream) -> Tensor:
