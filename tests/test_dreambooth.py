@@ -34,7 +34,7 @@ from threedgen.guidance.loading import personalisation_card
 from threedgen.guidance.mvdream import MVDream
 from threedgen.ledger import read_summary
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
-from threedgen.systems.dreambooth.system import DreamBoothSystem, augment, class_cameras, preservation
+from threedgen.systems.dreambooth.system import DreamBoothSystem, augment, preservation
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 RESULT = "personalisation.safetensors"
@@ -149,12 +149,11 @@ def test_killed_and_gone_on_it_is_the_same_run(tmp_path: Path) -> None:
 
 
 @unix
-@pytest.mark.parametrize(("kind", "count"), [("images", 2), ("views", 4)])
-def test_pictures_of_the_class_are_drawn_once(tmp_path: Path, kind: str, count: int) -> None:
-    more = [f"tuning.preservation={kind}", "tuning.class_images=2", "tuning.class_steps=1", "trainer.max_steps=2"]
+def test_pictures_of_the_class_are_drawn_once(tmp_path: Path) -> None:
+    more = ["tuning.preservation=images", "tuning.class_images=2", "tuning.class_steps=1", "trainer.max_steps=2"]
     assert server().run(tmp_path, words=command(tmp_path, *more)) == 0, log(tmp_path)
     drawn = load_file(tmp_path / "run" / "class.safetensors")["pictures"]
-    assert drawn.shape == (count, 16, 16, 3) and not torch.equal(drawn[0], drawn[1])
+    assert drawn.shape == (2, 16, 16, 3) and not torch.equal(drawn[0], drawn[1])
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert "loss_class" in json.loads(lines[-1])
 
@@ -221,32 +220,6 @@ def test_the_draft_seen_while_learning_is_that_of_the_class(tmp_path: Path) -> N
     with torch.no_grad():
         plain = prior.draft(prior.encode_prompt(["a dog"])[:, : prior.max_tokens], None)
     assert torch.allclose(seen[0], plain.expand_as(seen[0]), atol=1e-6)
-
-
-def test_views_of_the_class_keep_their_cameras_and_their_noise_level(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prior = drafting_prior()
-    views = torch.arange(8.0)[:, None, None, None].expand(-1, 16, 16, 3) / 8
-    system = system_of(tmp_path, prior, "tuning.preservation=views", "tuning.batch=8", others=views)
-    pictures, c2w = system.of_class(views, torch.Generator().manual_seed(1))
-    assert c2w is not None
-    for some, cameras in zip(pictures.split(4), c2w.split(4), strict=True):
-        number = int(some[0, 0, 0, 0] * 8) // 4
-        assert torch.equal(some, views[4 * number : 4 * number + 4])
-        assert torch.equal(cameras, class_cameras(system.seed, number))
-    azimuth = torch.atan2(c2w[:4, 1, 3], c2w[:4, 0, 3])
-    assert torch.allclose(azimuth.diff().remainder(2 * torch.pi), torch.tensor(torch.pi / 2), atol=1e-5)
-    seen: list[tuple] = []
-    predict = prior.predict
-    monkeypatch.setattr(prior, "predict", lambda *inputs: seen.append(inputs) or predict(*inputs))
-    system.denoising(pictures, "a dog", torch.Generator().manual_seed(1), c2w)
-    _, t, _, camera, n_view, draft = seen[0]
-    assert n_view == 4 and torch.equal(camera, prior.camera(c2w))
-    assert torch.equal(t, t.view(2, 4)[:, :1].expand(-1, 4).flatten()) and t[0] != t[4]
-    with torch.no_grad():
-        typical = prior.encode_prompt(["a dog"])[:, : prior.max_tokens].expand(8, -1, -1)
-        assert torch.allclose(draft, prior.draft(typical, camera), atol=1e-5)
 
 
 def test_lora_learns_few_numbers_and_its_file_is_the_tuned_network(tmp_path: Path) -> None:

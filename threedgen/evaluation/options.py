@@ -158,10 +158,8 @@ class EvaluateSubjectsConfig(RunConfig):
     )
     config: str = Field("mvdreambooth-toybox", min_length=1, description="the mvdreambooth config that is measured")
     overrides: tuple[str, ...] = Field((), description="key=value changes of that config")
-    preservation: tuple[Literal["l1", "l2", "images", "views", "lora", "none"], ...] = Field(
-        ("l1", "l2", "images", "views", "lora", "none"),
-        min_length=1,
-        description="what is compared; the first is on the sheet",
+    preservation: tuple[Literal["l1", "l2", "images", "lora", "none"], ...] = Field(
+        ("l1", "l2", "images", "lora", "none"), min_length=1, description="what is compared; the first is on the sheet"
     )
     strengths: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(
         (), description="further rows: the first way with prior.personalisation_strength at these values"
@@ -194,5 +192,5 @@ class EvaluateSubjectsConfig(RunConfig):
 
     def check(self) -> None:
         if "lora" in self.preservation:
-            require("peft", "preservation: lora", "leave it out: preservation=[l1, l2, images, views, none]")
+            require("peft", "preservation: lora", "leave it out: preservation=[l1, l2, images, none]")
         super().check()

@@ -17,10 +17,7 @@ from .report import limits, percent, write_report
 from .subject_cases import VIEWS
 
 Rows = Sequence[dict[str, Any]]
-NAMES = {
-    "l1": "preservation L1", "l2": "preservation L2", "images": "class images", "views": "class views", "lora": "LoRA",
-    "none": "none",
-}  # fmt: skip
+NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
 
 
 def write(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> None:

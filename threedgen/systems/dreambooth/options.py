@@ -25,11 +25,11 @@ class LoRAConfig(Config):
 class TuningConfig(Config):
     """What moves, how fast, and what keeps the prior from forgetting its other subjects."""
 
-    preservation: Literal["l1", "l2", "images", "views", "lora", "none"] = Field(
+    preservation: Literal["l1", "l2", "images", "lora", "none"] = Field(
         "l1",
         description="against forgetting: distance of the weights to those of the base, l1 (MVDream) or l2 (squared), "
-        "divided by their number; pictures of the class that the base drew (DreamBooth), one by one (images) or four "
-        "views together with their cameras (views); lora, only low-rank terms learn; none",
+        "divided by their number; pictures of the class that the base drew (DreamBooth); lora, only low-rank terms "
+        "learn; none",
     )
     weight: float = Field(1.0, ge=0, description="of the preservation term, lambda")
     batch: int = Field(4, ge=1, le=256, description="pictures in a step")
@@ -37,7 +37,7 @@ class TuningConfig(Config):
     word_learning_rate: Schedule = Field(0.0, ge=0, description="of the identifier's row in the text encoder; 0: stays")
     like: str = Field("", description="words whose mean the identifier starts from; empty: that of all words")
     augment: float = Field(1.0, ge=0, le=2, description="strength of zooms, moves and changes of brightness; 0: none")
-    class_images: int = Field(16, ge=1, le=1000, description="pictures of the class, for preservation=images and views")
+    class_images: int = Field(16, ge=1, le=1000, description="pictures of the class, for preservation=images")
     class_steps: int = Field(30, ge=1, le=1000, description="DDIM steps of these")
     class_guidance: float = Field(5.0, ge=0, description="their guidance scale")
     lora: LoRAConfig = LoRAConfig()

@@ -33,8 +33,6 @@ from threedgen.seeding import generator
 from ..prior_training import stratified
 from .options import LoRAConfig, MVDreamBoothConfig
 
-ELEVATIONS = (0.0, 30.0)
-"""Degrees, of the cameras of class views: those of MVDream's training."""
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 VIEWS = 4
 
@@ -44,14 +42,6 @@ def preservation(weights: Mapping[str, Tensor], originals: Mapping[str, Tensor],
     distance = torch.abs if norm == "l1" else torch.square
     total = torch.stack([distance(weights[name] - before).sum() for name, before in originals.items()]).sum()
     return total / sum(before.numel() for before in originals.values())
-
-
-def class_cameras(seed: int, number: int) -> Tensor:
-    """(4, 4, 4): four views around, of set ``number`` of the class views, from a random first azimuth and elevation."""
-    turn, height = torch.rand(2, generator=generator(seed, number, "class cameras"))
-    azimuth = 2 * torch.pi * turn + torch.pi / 2 * torch.arange(VIEWS)
-    elevation = torch.deg2rad(ELEVATIONS[0] + (ELEVATIONS[1] - ELEVATIONS[0]) * height)
-    return orbit_c2w(elevation.expand(VIEWS), azimuth, torch.full((VIEWS,), 2.6))
 
 
 def augment(pictures: Tensor, rng: torch.Generator, strength: float) -> Tensor:
@@ -135,26 +125,21 @@ class DreamBoothSystem(pl.LightningModule):
         ids = token_ids(prior.tokenizer, [prompt], prior.max_tokens).to(table.device)
         return functional_call(prior.text_encoder, {name: learnt}, (ids,)).last_hidden_state
 
-    def denoising(self, pictures: Tensor, prompt: str, rng: torch.Generator, c2w: Tensor | None = None) -> Tensor:
-        """mean |target - UNet(x_t, t, c)|^2 of pictures (B, S, S, 3): each by itself and without a camera, or, with
-        ``c2w`` (B, 4, 4), four at a time as the views of one object, which share their noise level."""
+    def denoising(self, pictures: Tensor, prompt: str, rng: torch.Generator) -> Tensor:
+        """mean |target - UNet(x_t, t, c)|^2 of pictures (B, S, S, 3), each by itself and without a camera."""
         prior, count = self.frozen[0], len(pictures)
-        n_view = 1 if c2w is None else VIEWS
         schedule = prior.schedule.to(self.device)
         with torch.no_grad():
             z = prior.encode_images(pictures, rng)
-        t = (schedule.T * stratified(count // n_view, rng)).long().clamp(max=schedule.T - 1)
-        t = t.repeat_interleave(n_view).to(z.device)
+        t = (schedule.T * stratified(count, rng)).long().clamp(max=schedule.T - 1).to(z.device)
         noise = torch.randn(z.shape, generator=rng).to(z.device)
         with prior.autocast():
-            text, draft = self.text(prompt).expand(count, -1, -1), None
-            camera = None if c2w is None else prior.camera(c2w.to(z.device))
+            text, draft = self.text(prompt), None
             if prior.draft is not None:  # see personalisation.py for what it reads
                 with torch.no_grad():
-                    typical = self.text(self.class_prompt).expand(1 if camera is None else count, -1, -1)
-                    draft = prior.draft(typical, camera).expand(count, -1, -1, -1)
+                    draft = prior.draft(self.text(self.class_prompt), None).expand(count, -1, -1, -1)
             x = schedule.add_noise(z, noise, t)
-            out = prior.predict(x, t, text, camera, n_view, draft).float()
+            out = prior.predict(x, t, text.expand(count, -1, -1), None, 1, draft).float()
         return F.mse_loss(out, schedule.target(z, noise, t))
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -164,8 +149,8 @@ class DreamBoothSystem(pl.LightningModule):
         loss = self.denoising(augment(photos[chosen], rng, o.augment), self.prompt, rng)
         self.metrics = {"loss_subject": float(loss.detach())}
         if others is not None:
-            pictures, c2w = self.of_class(others, rng)
-            kept = self.denoising(pictures, self.class_prompt, rng, c2w)
+            chosen = torch.randint(len(others), (o.batch,), generator=rng)
+            kept = self.denoising(others[chosen], self.class_prompt, rng)
             self.metrics["loss_class"] = float(kept.detach())
             loss = loss + o.weight * kept
         elif o.preservation in ("l1", "l2"):
@@ -173,14 +158,6 @@ class DreamBoothSystem(pl.LightningModule):
             self.metrics["drift"] = float(drift.detach())
             loss = loss + o.weight * drift
         return loss
-
-    def of_class(self, others: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """A batch of the class's pictures: single ones, or whole sets of views with their cameras."""
-        count, together = self.options.batch, self.options.preservation == "views"
-        sets = others.unflatten(0, (-1, VIEWS if together else 1))
-        chosen = torch.randint(len(sets), (-(-count // sets.shape[1]),), generator=rng)
-        c2w = torch.cat([class_cameras(self.seed, int(number)) for number in chosen]) if together else None
-        return sets[chosen].flatten(0, 1), c2w
 
     def configure_optimizers(self):
         o, groups = self.options, [{"params": list(self.trained.values())}, {"params": [self.word]}]

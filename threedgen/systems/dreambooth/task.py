@@ -1,7 +1,7 @@
 """The task "mvdreambooth": photos of one subject -> the file that ``prior.personalisation`` takes.
 
 RUN/photos.png                    what the prior gets to see of the photos (photos.safetensors: the same, exactly)
-RUN/class.safetensors             pictures of the class that the base drew, for preservation=images and views
+RUN/class.safetensors             pictures of the class that the base drew, for preservation=images
 RUN/samples/000100.png            four views of the subject and four of its class, every so many steps
 RUN/checkpoints/
 RUN/personalisation.safetensors   the result
@@ -30,7 +30,7 @@ from threedgen.seeding import generator
 
 from ..shared import device, existing, finished, kept, load_prior, say_weights, writing
 from .options import MVDreamBoothConfig
-from .system import VIEWS, DreamBoothSystem, class_cameras
+from .system import DreamBoothSystem
 
 logger = logging.getLogger(__name__)
 
@@ -96,23 +96,19 @@ def seen_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
 
 
 def class_pictures(config: MVDreamBoothConfig, folder: Path, prior: Any, quiet: bool) -> Tensor | None:
-    """Pictures (N, size, size, 3) of the class that the base draws, one by one or, for preservation=views, four views
-    of ``class_cameras`` together; None unless they are asked for."""
+    """Pictures (N, size, size, 3) of the class, drawn by the 2D model of the base; None unless they are asked for."""
     o = config.tuning
-    if o.preservation not in ("images", "views"):
+    if o.preservation != "images":
         return None
-    n_view = VIEWS if o.preservation == "views" else 1
-    sets = -(-o.class_images // n_view)
 
     def draw() -> Tensor:
         drawn = []
-        with Count("drawing the class", sets, quiet) as count:
-            for k in range(sets):
+        with Count("drawing the class", o.class_images, quiet) as count:
+            for k in range(o.class_images):
                 rng = generator(config.seed, k, "class")
-                c2w = class_cameras(config.seed, k) if n_view > 1 else None
-                drawn.append(prior.sample(config.class_prompt, c2w, o.class_steps, o.class_guidance, generator=rng))
+                drawn.append(prior.sample(config.class_prompt, None, o.class_steps, o.class_guidance, generator=rng))
                 count.add(1)
         return torch.cat(drawn)
 
-    shape = (sets * n_view, prior.image_size, prior.image_size, 3)
+    shape = (o.class_images, prior.image_size, prior.image_size, 3)
     return kept(folder / "class.safetensors", "pictures", shape, draw)
