@@ -158,6 +158,27 @@ def test_pictures_of_the_class_are_drawn_once(tmp_path: Path) -> None:
     assert "loss_class" in json.loads(lines[-1])
 
 
+def test_each_picture_of_the_class_is_learnt_with_its_own_words(tmp_path: Path) -> None:
+    said = "tuning.class_prompts=['{class}', '{class} wearing a hat', never]"
+    others = torch.rand(2, 16, 16, 3)
+    system = system_of(
+        tmp_path, tiny_prior(), "tuning.preservation=images", "tuning.class_images=2", said, others=others
+    )
+    assert system.class_prompts == ["a dog", "a dog wearing a hat"]
+    seen, denoising = set(), system.denoising
+
+    def spied(pictures: torch.Tensor, prompt: str, rng: torch.Generator) -> torch.Tensor:
+        if prompt != system.prompt:
+            shown = {k for k, other in enumerate(others) for picture in pictures if torch.equal(picture, other)}
+            assert shown == {system.class_prompts.index(prompt)}
+            seen.update(shown)
+        return denoising(pictures, prompt, rng)
+
+    system.denoising = spied
+    steps(system, 12)
+    assert seen == {0, 1}
+
+
 @unix
 def test_the_config_of_the_released_weights_runs_end_to_end(tmp_path: Path) -> None:
     """A checkpoint as MVDream's authors released it, but for the widths: tuned, and its subject drawn."""

@@ -38,6 +38,9 @@ class TuningConfig(Config):
     like: str = Field("", description="words whose mean the identifier starts from; empty: that of all words")
     augment: float = Field(1.0, ge=0, le=2, description="strength of zooms, moves and changes of brightness; 0: none")
     class_images: int = Field(16, ge=1, le=1000, description="pictures of the class, for preservation=images")
+    class_prompts: tuple[str, ...] = Field(
+        ("{class}",), min_length=1, description="what they show, in turn; {class} is the prompt without the identifier"
+    )
     class_steps: int = Field(30, ge=1, le=1000, description="DDIM steps of these")
     class_guidance: float = Field(5.0, ge=0, description="their guidance scale")
     lora: LoRAConfig = LoRAConfig()
@@ -74,6 +77,12 @@ class MVDreamBoothConfig(RunConfig):
         if getattr(self.prior, "dtype", "") == "fp16":
             raise ValueError("prior.dtype should be auto, bf16 or fp32: gradients would vanish in fp16")
         return self
+
+    @property
+    def class_prompts(self) -> list[str]:
+        """What pictures of the class are drawn of: no more prompts than pictures."""
+        said = [text.replace("{class}", self.class_prompt) for text in self.tuning.class_prompts]
+        return said[: self.tuning.class_images]
 
     @property
     def class_prompt(self) -> str:

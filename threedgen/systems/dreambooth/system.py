@@ -28,6 +28,7 @@ from threedgen.guidance import personalisation
 from threedgen.guidance.mvdream import MVDream
 from threedgen.guidance.tokens import token_ids
 from threedgen.images import grid, readable, write_png
+from threedgen.prompts import without
 from threedgen.seeding import generator
 
 from ..prior_training import stratified
@@ -80,8 +81,8 @@ def table_of(prior: MVDream) -> Tensor:
 class DreamBoothSystem(pl.LightningModule):
     """The UNet (or its low-rank terms) and the identifier's row learn; the networks around them are no part of it.
 
-    ``photos`` (N, S, S, 3) in [0, 1]; ``others``, if any, pictures of the class that the base drew; ``base``: its
-    check sum. The prior knows the identifier already (``personalisation.add_word``).
+    ``photos`` (N, S, S, 3) in [0, 1]; ``others``, if any, pictures that the base drew of the class prompts, of each in
+    turn; ``base``: its check sum. The prior knows the identifier already (``personalisation.add_word``).
     """
 
     stage = "subject"
@@ -94,6 +95,7 @@ class DreamBoothSystem(pl.LightningModule):
         self.max_steps = config.trainer.max_steps
         self.config_yaml = dump(config.model_copy(update={"out": None})) + f"base: {base}\n"
         self.base, self.prompt, self.class_prompt = base, config.prompt, config.class_prompt
+        self.class_prompts = config.class_prompts
         self.number = int(prior.tokenizer.convert_tokens_to_ids(config.identifier))
         self.word = nn.Parameter(table_of(prior)[self.number].detach().clone())
         self.originals: dict[str, Tensor] = {}
@@ -137,7 +139,8 @@ class DreamBoothSystem(pl.LightningModule):
             text, draft = self.text(prompt), None
             if prior.draft is not None:  # see personalisation.py for what it reads
                 with torch.no_grad():
-                    draft = prior.draft(self.text(self.class_prompt), None).expand(count, -1, -1, -1)
+                    kind = self.text(without(prompt, [self.config.identifier]))
+                    draft = prior.draft(kind, None).expand(count, -1, -1, -1)
             x = schedule.add_noise(z, noise, t)
             out = prior.predict(x, t, text.expand(count, -1, -1), None, 1, draft).float()
         return F.mse_loss(out, schedule.target(z, noise, t))
@@ -149,8 +152,10 @@ class DreamBoothSystem(pl.LightningModule):
         loss = self.denoising(augment(photos[chosen], rng, o.augment), self.prompt, rng)
         self.metrics = {"loss_subject": float(loss.detach())}
         if others is not None:
+            said = int(torch.randint(len(self.class_prompts), (1,), generator=rng))
+            others = others[said :: len(self.class_prompts)]
             chosen = torch.randint(len(others), (o.batch,), generator=rng)
-            kept = self.denoising(others[chosen], self.class_prompt, rng)
+            kept = self.denoising(others[chosen], self.class_prompts[said], rng)
             self.metrics["loss_class"] = float(kept.detach())
             loss = loss + o.weight * kept
         elif o.preservation in ("l1", "l2"):

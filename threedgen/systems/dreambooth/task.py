@@ -97,7 +97,7 @@ def seen_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
 
 def class_pictures(config: MVDreamBoothConfig, folder: Path, prior: Any, quiet: bool) -> Tensor | None:
     """Pictures (N, size, size, 3) of the class, drawn by the 2D model of the base; None unless they are asked for."""
-    o = config.tuning
+    o, prompts = config.tuning, config.class_prompts
     if o.preservation != "images":
         return None
 
@@ -105,8 +105,8 @@ def class_pictures(config: MVDreamBoothConfig, folder: Path, prior: Any, quiet: 
         drawn = []
         with Count("drawing the class", o.class_images, quiet) as count:
             for k in range(o.class_images):
-                rng = generator(config.seed, k, "class")
-                drawn.append(prior.sample(config.class_prompt, None, o.class_steps, o.class_guidance, generator=rng))
+                rng, said = generator(config.seed, k, "class"), prompts[k % len(prompts)]
+                drawn.append(prior.sample(said, None, o.class_steps, o.class_guidance, generator=rng))
                 count.add(1)
         return torch.cat(drawn)
 
