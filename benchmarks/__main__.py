@@ -1,4 +1,4 @@
-"""python -m benchmarks [hashgrid] [step] [breakdown] [memory] [export [runs=...]] [mvdream] [threedim] [options]"""
+"""python -m benchmarks [hashgrid] [step] [breakdown] [memory] [export [runs=...]] [mvdream] [threedim] [janus] ..."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 from threedgen.errors import ConfigError
 
 PARTS = ("hashgrid", "step", "breakdown", "memory")
-LONG = ("export", "mvdream", "threedim")
-"""Measured only when they are asked for: many assets, what is meant for a GPU, novel views and their score."""
+LONG = ("export", "mvdream", "threedim", "janus")
+"""Measured only when they are asked for: many assets, what is meant for a GPU, novel views and their score, workers
+of the Janus benchmark."""
 RUNS = "runs="
 
 
@@ -32,6 +33,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5, help="fields of each shape to export (default 5)")
     parser.add_argument("--grid", type=int, default=256, help="grid points along an edge to export (default 256)")
     parser.add_argument("--longer", action="store_true", help="also the fit of ten times as many steps (threedim)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each job that only waits (janus, default 10)")
     parser.add_argument("--run", type=Path, help="take the field from this run, not from pictures of a dog")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the results")
     given = parser.parse_intermixed_args(words)
@@ -47,6 +49,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         parser.error("--rounds should be at least 1 and --size at least 8")
     if given.seeds < 1 or not 64 <= given.grid <= 512:
         parser.error("--seeds should be at least 1 and --grid between 64 and 512")
+    if not given.seconds > 0:
+        parser.error("--seconds should be more than 0")
     return given
 
 
@@ -55,7 +59,7 @@ def main(words: list[str] | None = None) -> int:
     given = arguments(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # after the options are checked: these take seconds
-    from . import breakdown, export, hashgrid, memory, mvdream, step, threedim
+    from . import breakdown, export, hashgrid, janus, memory, mvdream, step, threedim
     from .clock import machine
     from .scene import Bench
 
@@ -89,6 +93,9 @@ def main(words: list[str] | None = None) -> int:
         for made in threedim.tables(given.rounds, given.longer):
             tables.append(made)
             print(made.text() + "\n", flush=True)
+    if "janus" in given.parts:
+        tables.append(janus.table(given.seconds))
+        print(tables[-1].text() + "\n", flush=True)
     given.out.mkdir(parents=True, exist_ok=True)
     record = {"machine": about, "options": given.overrides, "tables": [table.json() for table in tables]}
     (given.out / "benchmarks.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -86,6 +86,13 @@ class MVDreamConfig(PriorConfig):
         description="share of it that is added: less looks less like the subject, and obeys the prompt better",
     )
 
+    @model_validator(mode="after")
+    def _of_something(self) -> MVDreamConfig:
+        if self.personalisation is None and self.personalisation_strength != 1:
+            strength = f"personalisation_strength={self.personalisation_strength:g}"
+            raise ValueError(f"{strength} has no effect without personalisation=FILE")
+        return self
+
     def check(self) -> None:
         from .loading import personalisation_card
 

@@ -10,10 +10,11 @@ import torch
 from tiny_prior import tiny_prior
 
 from benchmarks import __main__ as command
-from benchmarks import breakdown, hashgrid, memory, mvdream, scene, step, threedim
+from benchmarks import breakdown, hashgrid, janus, memory, mvdream, scene, step, threedim
 from benchmarks.clock import interleaved, machine, ratio
 from benchmarks.scene import Bench, Stepper
 from benchmarks.table import Table
+from threedgen import registry
 from threedgen.config import ConfigError
 from threedgen.evaluation.consistency.options import SubsampledProtocolConfig
 
@@ -165,3 +166,14 @@ def test_novel_views_and_their_score_at_a_tiny_size(monkeypatch: pytest.MonkeyPa
     assert [row["scenes together"] for row in sampling.rows] == ["1", "2"]
     assert min(row["views a minute"] for row in sampling.rows) > 0
     assert fits.rows[1]["steps"] == 2 * fits.rows[0]["steps"] and fits.rows[0]["PSNR, dB"] > 0
+
+
+def test_pauses_between_jobs_of_the_janus_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.TABLE, "task", dict(registry.TABLE["task"]))  # the job that waits is not left there
+    monkeypatch.setattr(janus, "WORKERS", (1,))
+    monkeypatch.setattr(janus, "installed", lambda module: False)
+    made = janus.table(0.1)
+    (row,) = made.rows
+    assert (row["engine"], row["workers"], row["jobs"]) == ("processes", 1, 5)
+    assert row["pause, ms"] > 0 and row["overhead, %"] == pytest.approx(row["pause, ms"] / 0.1 / 10)
+    assert 0 < row["speed-up"] < 1 and made.notes[-1] == "Ray is not installed here."

@@ -62,6 +62,8 @@ def test_less_of_it_is_that_share_of_the_difference(saved: Path) -> None:
         there, after = some.unet.get_parameter(name), whole.unet.get_parameter(name)
         assert torch.allclose(there - before, 0.25 * (after - before), atol=1e-6), name
     assert torch.equal(some.encode_prompt(["a [v] dog"]), whole.encode_prompt(["a [v] dog"])), "the word is whole"
+    with pytest.raises(ValueError, match="personalisation_strength=0.25 has no effect without personalisation=FILE"):
+        MVDreamConfig(weights=weights, personalisation_strength=0.25)
 
 
 def test_it_is_refused_on_another_base(saved: Path) -> None:
