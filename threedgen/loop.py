@@ -38,6 +38,7 @@ from threedgen.checkpoint import AtomicCheckpointIO, Checkpoint, free_megabytes,
 from threedgen.errors import ConfigError
 from threedgen.guard import FiniteGuard
 from threedgen.interrupts import Interrupts
+from threedgen.memory import keep_freed_memory
 from threedgen.progress import Progress, silence_lightning
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ def fit(
     """
     silence_lightning()
     set_threads(config.threads)
+    keep_freed_memory()
     folder = Path(folder).resolve()
     checkpoints = folder / CHECKPOINTS
     path = _go_on_from(module, checkpoints, config.checkpoint.keep, resume)
