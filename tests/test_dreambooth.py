@@ -28,13 +28,14 @@ from tiny_prior import drafting_prior, tiny_prior
 from toy_run import log
 
 from threedgen import cli, config
+from threedgen.cameras import orbit_c2w
 from threedgen.config import ConfigError
 from threedgen.guidance import personalisation
 from threedgen.guidance.loading import personalisation_card
 from threedgen.guidance.mvdream import MVDream
 from threedgen.ledger import read_summary
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
-from threedgen.systems.dreambooth.system import DreamBoothSystem, augment, preservation
+from threedgen.systems.dreambooth.system import DreamBoothSystem, augment, fitting_drafts, preservation
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 RESULT = "personalisation.safetensors"
@@ -167,12 +168,12 @@ def test_each_picture_of_the_class_is_learnt_with_its_own_words(tmp_path: Path) 
     assert system.class_prompts == ["a dog", "a dog wearing a hat"]
     seen, denoising = set(), system.denoising
 
-    def spied(pictures: torch.Tensor, prompt: str, rng: torch.Generator) -> torch.Tensor:
+    def spied(pictures: torch.Tensor, draft: None, prompt: str, rng: torch.Generator) -> torch.Tensor:
         if prompt != system.prompt:
             shown = {k for k, other in enumerate(others) for picture in pictures if torch.equal(picture, other)}
             assert shown == {system.class_prompts.index(prompt)}
             seen.update(shown)
-        return denoising(pictures, prompt, rng)
+        return denoising(pictures, draft, prompt, rng)
 
     system.denoising = spied
     steps(system, 12)
@@ -232,15 +233,26 @@ def test_the_loss_falls_and_only_the_unet_and_the_identifier_learn(tmp_path: Pat
     assert torch.equal(now[table][other], before[table][other])
 
 
-def test_the_draft_seen_while_learning_is_that_of_the_class(tmp_path: Path) -> None:
+def test_the_draft_seen_while_learning_is_that_of_the_class_from_the_side_of_the_photo(tmp_path: Path) -> None:
     prior = drafting_prior()
-    system = system_of(tmp_path, prior, "tuning.augment=0")
+    azimuth = torch.tensor([15.0, 120.0, 285.0]).deg2rad()
+    c2w = orbit_c2w(torch.full((3,), 15.0).deg2rad(), azimuth, torch.full((3,), 2.6))
+    text = prior.encode_prompt(["a dog"]).expand(3, -1, -1)
+    with torch.no_grad():
+        prior.draft.camera.weight.mul_(50)  # untrained, it hardly minds the camera
+        wanted = prior.draft(text, prior.camera(c2w))
+        prior.encode_images = lambda rgb, rng: wanted + 0.01 * torch.randn(wanted.shape, generator=rng)
+        assert torch.allclose(fitting_drafts(prior, torch.zeros(3, 16, 16, 3), ["a dog"]), wanted, atol=1e-5)
+        mixed = fitting_drafts(prior, torch.zeros(3, 16, 16, 3), ["a cat", "a dog"])
+    assert torch.allclose(mixed[1], wanted[1], atol=1e-5) and not torch.allclose(mixed[0], wanted[0], atol=1e-3)
+    system = system_of(tmp_path, prior, "tuning.augment=0", "tuning.batch=32")
     seen: list[torch.Tensor] = []
     prior.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, 4:].detach()))
+    prior.encode_images = lambda rgb, rng: torch.zeros(len(rgb), 4, 8, 8)
     system.training_step(0, 0)
-    with torch.no_grad():
-        plain = prior.draft(prior.encode_prompt(["a dog"])[:, : prior.max_tokens], None)
-    assert torch.allclose(seen[0], plain.expand_as(seen[0]), atol=1e-6)
+    which = [[bool(torch.allclose(one, draft, atol=1e-5)) for draft in wanted] for one in seen[0]]
+    assert all(sum(row) == 1 for row in which) and {row.index(True) for row in which} == {0, 1, 2}
+    assert fitting_drafts(tiny_prior(), torch.zeros(3, 16, 16, 3), ["a dog"]) is None
 
 
 def test_lora_learns_few_numbers_and_its_file_is_the_tuned_network(tmp_path: Path) -> None:

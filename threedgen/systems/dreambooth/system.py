@@ -2,7 +2,8 @@
 
 The photos are plain pictures without cameras, so the UNet learns from them in its 2D mode: each by itself, no camera
 given. The same weights draw the four views, and what was learnt shows there as long as they stay near those of the
-base. With x_t the noisy latents of a photo and c its prompt,
+base. A small prior's UNet also sees the draft, which in the four views is of one side each: beside a photo it gets
+the one, of all sides, that looks most like it. With x_t the noisy latents of a photo and c its prompt,
 
     loss = mean |target - UNet(x_t, t, c)|^2 + lambda |theta - theta_0| / N
 
@@ -11,7 +12,7 @@ where |.| is the sum of absolute differences (l1) or of squares (l2) over the N 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ from threedgen.guidance import personalisation
 from threedgen.guidance.mvdream import MVDream
 from threedgen.guidance.tokens import token_ids
 from threedgen.images import grid, readable, write_png
-from threedgen.prompts import without
 from threedgen.seeding import generator
 
 from ..prior_training import stratified
 from .options import LoRAConfig, MVDreamBoothConfig
 
+ELEVATIONS = 0.0, 15.0, 30.0
+"""Degrees, of the sides that the draft is asked for."""
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 VIEWS = 4
 
@@ -60,6 +62,23 @@ def augment(pictures: Tensor, rng: torch.Generator, strength: float) -> Tensor:
     place = F.affine_grid(theta, list(x.shape), align_corners=False)
     moved = F.grid_sample(x, place, padding_mode="border", align_corners=False)
     return (moved * (1 + 0.05 * draws[:, 3, None, None, None])).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+@torch.no_grad()
+def fitting_drafts(prior: MVDream, pictures: Tensor, prompts: Sequence[str]) -> Tensor | None:
+    """(N, C, h, w): of what the draft shows of the prompts, in turn, from all around, the nearest to each picture's
+    latents. None without a draft."""
+    if prior.draft is None:
+        return None
+    azimuth = torch.deg2rad(torch.arange(0.0, 360.0, 15.0)).repeat(len(ELEVATIONS))
+    elevation = torch.deg2rad(torch.tensor(ELEVATIONS)).repeat_interleave(len(azimuth) // len(ELEVATIONS))
+    camera = prior.camera(orbit_c2w(elevation, azimuth, torch.full_like(azimuth, 2.6)).to(prior.device))
+    found = []
+    for k, z in enumerate(prior.encode_images(pictures, generator(0, 0, "fitting draft")).cpu()):
+        text = prior.encode_prompt([prompts[k % len(prompts)]])[:, : prior.max_tokens]
+        sides = prior.draft(text.expand(len(camera), -1, -1), camera).float().cpu()
+        found.append(sides[(sides - z).square().flatten(1).mean(1).argmin()])
+    return torch.stack(found)
 
 
 def add_lora(unet: nn.Module, options: LoRAConfig) -> None:
@@ -106,7 +125,9 @@ class DreamBoothSystem(pl.LightningModule):
             prior.unet.requires_grad_(True)
             self.originals = {name: p.detach().clone() for name, p in prior.unet.named_parameters()}
         self.unet = prior.unet.train()
-        self.frozen = (prior, photos, others)  # in a tuple: no sub-modules, hence in no checkpoint
+        drafts = fitting_drafts(prior, photos, [self.class_prompt])
+        kept = None if others is None else fitting_drafts(prior, others, self.class_prompts)
+        self.frozen = (prior, photos, others, drafts, kept)  # in a tuple: no sub-modules, hence in no checkpoint
         self.metrics: dict[str, float] = {}
 
     def setup(self, stage: str) -> None:
@@ -127,7 +148,7 @@ class DreamBoothSystem(pl.LightningModule):
         ids = token_ids(prior.tokenizer, [prompt], prior.max_tokens).to(table.device)
         return functional_call(prior.text_encoder, {name: learnt}, (ids,)).last_hidden_state
 
-    def denoising(self, pictures: Tensor, prompt: str, rng: torch.Generator) -> Tensor:
+    def denoising(self, pictures: Tensor, draft: Tensor | None, prompt: str, rng: torch.Generator) -> Tensor:
         """mean |target - UNet(x_t, t, c)|^2 of pictures (B, S, S, 3), each by itself and without a camera."""
         prior, count = self.frozen[0], len(pictures)
         schedule = prior.schedule.to(self.device)
@@ -136,26 +157,25 @@ class DreamBoothSystem(pl.LightningModule):
         t = (schedule.T * stratified(count, rng)).long().clamp(max=schedule.T - 1).to(z.device)
         noise = torch.randn(z.shape, generator=rng).to(z.device)
         with prior.autocast():
-            text, draft = self.text(prompt), None
-            if prior.draft is not None:  # see personalisation.py for what it reads
-                with torch.no_grad():
-                    kind = self.text(without(prompt, [self.config.identifier]))
-                    draft = prior.draft(kind, None).expand(count, -1, -1, -1)
+            text = self.text(prompt)
+            draft = None if draft is None else draft.to(z.device)
             x = schedule.add_noise(z, noise, t)
             out = prior.predict(x, t, text.expand(count, -1, -1), None, 1, draft).float()
         return F.mse_loss(out, schedule.target(z, noise, t))
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        o, (_, photos, others) = self.options, self.frozen
+        o, (_, photos, others, drafts, kept_drafts) = self.options, self.frozen
         rng = generator(self.seed, int(batch), "subject", self.global_rank)
         chosen = torch.randint(len(photos), (o.batch,), generator=rng)
-        loss = self.denoising(augment(photos[chosen], rng, o.augment), self.prompt, rng)
+        draft = None if drafts is None else drafts[chosen]
+        loss = self.denoising(augment(photos[chosen], rng, o.augment), draft, self.prompt, rng)
         self.metrics = {"loss_subject": float(loss.detach())}
         if others is not None:
-            said = int(torch.randint(len(self.class_prompts), (1,), generator=rng))
-            others = others[said :: len(self.class_prompts)]
-            chosen = torch.randint(len(others), (o.batch,), generator=rng)
-            kept = self.denoising(others[chosen], self.class_prompts[said], rng)
+            count = len(self.class_prompts)
+            said = int(torch.randint(count, (1,), generator=rng))
+            chosen = said + count * torch.randint(len(others[said::count]), (o.batch,), generator=rng)
+            draft = None if kept_drafts is None else kept_drafts[chosen]
+            kept = self.denoising(others[chosen], draft, self.class_prompts[said], rng)
             self.metrics["loss_class"] = float(kept.detach())
             loss = loss + o.weight * kept
         elif o.preservation in ("l1", "l2"):

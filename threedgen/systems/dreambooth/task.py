@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from threedgen.callbacks import aside
+from threedgen.cameras import orbit_c2w
 from threedgen.cli import say
 from threedgen.count import Count
 from threedgen.data import photos
@@ -96,7 +97,7 @@ def seen_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
 
 
 def class_pictures(config: MVDreamBoothConfig, folder: Path, prior: Any, quiet: bool) -> Tensor | None:
-    """Pictures (N, size, size, 3) of the class, drawn by the 2D model of the base; None unless they are asked for."""
+    """Pictures (N, size, size, 3) of the class, each drawn by itself by the base; None unless they are asked for."""
     o, prompts = config.tuning, config.class_prompts
     if o.preservation != "images":
         return None
@@ -106,9 +107,17 @@ def class_pictures(config: MVDreamBoothConfig, folder: Path, prior: Any, quiet: 
         with Count("drawing the class", o.class_images, quiet) as count:
             for k in range(o.class_images):
                 rng, said = generator(config.seed, k, "class"), prompts[k % len(prompts)]
-                drawn.append(prior.sample(said, None, o.class_steps, o.class_guidance, generator=rng))
+                # where there is a draft, pictures from a side of which it knows something are better
+                c2w = None if prior.draft is None else anywhere(generator(config.seed, k, "class camera"))
+                drawn.append(prior.sample(said, c2w, o.class_steps, o.class_guidance, generator=rng))
                 count.add(1)
         return torch.cat(drawn)
 
     shape = (o.class_images, prior.image_size, prior.image_size, 3)
     return kept(folder / "class.safetensors", "pictures", shape, draw)
+
+
+def anywhere(rng: torch.Generator) -> Tensor:
+    """c2w (1, 4, 4) from a random side, at most 30 degrees above the horizon."""
+    azimuth, elevation = 360 * torch.rand(1, generator=rng), 30 * torch.rand(1, generator=rng)
+    return orbit_c2w(elevation.deg2rad(), azimuth.deg2rad(), torch.full((1,), 2.6))
