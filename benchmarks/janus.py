@@ -43,12 +43,15 @@ def row(engine: str, workers: int, seconds: float) -> Row:
         words += [f"workers={workers}", *(["cpus=0.01"] if engine == "ray" else [])]
         config = load("janus-benchmark", words, {"out": str(folder / "run")})
         jobs = len(make_plan(config).jobs)
+
+        def done() -> list[Path]:
+            return sorted((folder / "run").glob(f"runs/*/{janus_stub.TIMES}"))
+
         begun = time.monotonic()
-        code = employ(config, lambda job: None, lambda: len(list((folder / "run").glob(f"runs/*/{janus_stub.TIMES}"))))
+        code = employ(config, lambda job: None, lambda: len(done()))
         wall = time.monotonic() - begun
         assert code == 0, code
-        found = sorted((folder / "run").glob(f"runs/*/{janus_stub.TIMES}"))
-        times = [json.loads(path.read_text(encoding="utf-8")) for path in found]
+        times = [json.loads(path.read_text(encoding="utf-8")) for path in done()]
     assert len(times) == jobs, "a job was lost"
     pauses = []
     for worker in {job["worker"] for job in times}:

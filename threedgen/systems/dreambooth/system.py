@@ -73,12 +73,14 @@ def fitting_drafts(prior: MVDream, pictures: Tensor, prompts: Sequence[str]) -> 
     azimuth = torch.deg2rad(torch.arange(0.0, 360.0, 15.0)).repeat(len(ELEVATIONS))
     elevation = torch.deg2rad(torch.tensor(ELEVATIONS)).repeat_interleave(len(azimuth) // len(ELEVATIONS))
     camera = prior.camera(orbit_c2w(elevation, azimuth, torch.full_like(azimuth, 2.6)).to(prior.device))
-    found = []
-    for k, z in enumerate(prior.encode_images(pictures, generator(0, 0, "fitting draft")).cpu()):
-        text = prior.encode_prompt([prompts[k % len(prompts)]])[:, : prior.max_tokens]
+    latents = prior.encode_images(pictures, generator(0, 0, "fitting draft")).cpu()
+    found = torch.empty_like(latents)
+    for k, prompt in enumerate(prompts):
+        text = prior.encode_prompt([prompt])[:, : prior.max_tokens]
         sides = prior.draft(text.expand(len(camera), -1, -1), camera).float().cpu()
-        found.append(sides[(sides - z).square().flatten(1).mean(1).argmin()])
-    return torch.stack(found)
+        away = (latents[k :: len(prompts), None] - sides).square().flatten(2).mean(2)
+        found[k :: len(prompts)] = sides[away.argmin(1)]
+    return found
 
 
 def add_lora(unet: nn.Module, options: LoRAConfig) -> None:

@@ -107,7 +107,7 @@ def class_pictures(config: MVDreamBoothConfig, folder: Path, prior: Any, quiet: 
         with Count("drawing the class", o.class_images, quiet) as count:
             for k in range(o.class_images):
                 rng, said = generator(config.seed, k, "class"), prompts[k % len(prompts)]
-                # where there is a draft, pictures from a side of which it knows something are better
+                # where there is a draft, it is of one side: that of the picture
                 c2w = None if prior.draft is None else anywhere(generator(config.seed, k, "class camera"))
                 drawn.append(prior.sample(said, c2w, o.class_steps, o.class_guidance, generator=rng))
                 count.add(1)
