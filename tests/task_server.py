@@ -331,6 +331,13 @@ def write_config(path: Path, tree: dict[str, Any], **values: Any) -> Path:
     return path
 
 
+def tiny_generate(folder: Path, **values: Any) -> Path:
+    """The config of a generate run of a second, in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prior = {"weights": str(prior_folder()), "dtype": "fp32"}
+    return write_config(folder / "tiny.yaml", TINY | {"prior": prior}, **values)
+
+
 def weights(run: Path) -> dict[str, Any]:
     """The state that counts, from the newest checkpoint of a run."""
     from threedgen.checkpoint import LAST, read

@@ -13,7 +13,7 @@ import pytest
 import torch
 from official import official_checkpoint
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from task_server import (
     TINY_DREAMBOOTH,
     assert_same,
@@ -28,14 +28,15 @@ from tiny_prior import drafting_prior, tiny_prior
 from toy_run import log
 
 from threedgen import cli, config
-from threedgen.cameras import orbit_c2w
 from threedgen.config import ConfigError
 from threedgen.guidance import personalisation
 from threedgen.guidance.loading import personalisation_card
 from threedgen.guidance.mvdream import MVDream
 from threedgen.ledger import read_summary
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
-from threedgen.systems.dreambooth.system import DreamBoothSystem, augment, fitting_drafts, preservation
+from threedgen.systems.dreambooth.sides import candidates, drafts, photo_sides
+from threedgen.systems.dreambooth.system import DreamBoothSystem, Shown, augment, preservation
+from threedgen.systems.dreambooth.task import class_pictures, with_drafts
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 RESULT = "personalisation.safetensors"
@@ -60,12 +61,14 @@ def undisturbed() -> Path:
     return finished_run(command)
 
 
-def system_of(folder: Path, prior: MVDream, *overrides: str, others: torch.Tensor | None = None) -> DreamBoothSystem:
+def system_of(
+    folder: Path, prior: MVDream, *overrides: str, others: Shown | None = None, photos: Shown | None = None
+) -> DreamBoothSystem:
     """The LightningModule alone, on noise for photos."""
     options: MVDreamBoothConfig = config.load(tiny(folder), list(overrides))
     personalisation.add_word(prior.tokenizer, prior.text_encoder, "[v]")
     pictures = torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(0))
-    return DreamBoothSystem(options, prior, pictures, "base", others)
+    return DreamBoothSystem(options, prior, photos or Shown(pictures), "base", others)
 
 
 def steps(system: DreamBoothSystem, count: int) -> list[float]:
@@ -163,17 +166,17 @@ def test_each_picture_of_the_class_is_learnt_with_its_own_words(tmp_path: Path) 
     said = "tuning.class_prompts=['{class}', '{class} wearing a hat', never]"
     others = torch.rand(2, 16, 16, 3)
     system = system_of(
-        tmp_path, tiny_prior(), "tuning.preservation=images", "tuning.class_images=2", said, others=others
+        tmp_path, tiny_prior(), "tuning.preservation=images", "tuning.class_images=2", said, others=Shown(others)
     )
     assert system.class_prompts == ["a dog", "a dog wearing a hat"]
     seen, denoising = set(), system.denoising
 
-    def spied(pictures: torch.Tensor, draft: None, prompt: str, rng: torch.Generator) -> torch.Tensor:
+    def spied(shown: Shown, prompt: str, rng: torch.Generator) -> torch.Tensor:
         if prompt != system.prompt:
-            shown = {k for k, other in enumerate(others) for picture in pictures if torch.equal(picture, other)}
-            assert shown == {system.class_prompts.index(prompt)}
-            seen.update(shown)
-        return denoising(pictures, draft, prompt, rng)
+            found = {k for k, other in enumerate(others) for picture in shown.rgb if torch.equal(picture, other)}
+            assert found == {system.class_prompts.index(prompt)}
+            seen.update(found)
+        return denoising(shown, prompt, rng)
 
     system.denoising = spied
     steps(system, 12)
@@ -233,26 +236,55 @@ def test_the_loss_falls_and_only_the_unet_and_the_identifier_learn(tmp_path: Pat
     assert torch.equal(now[table][other], before[table][other])
 
 
-def test_the_draft_seen_while_learning_is_that_of_the_class_from_the_side_of_the_photo(tmp_path: Path) -> None:
+def test_the_side_of_a_photo_is_the_one_whose_camera_tells_its_noise_best(tmp_path: Path) -> None:
     prior = drafting_prior()
-    azimuth = torch.tensor([15.0, 120.0, 285.0]).deg2rad()
-    c2w = orbit_c2w(torch.full((3,), 15.0).deg2rad(), azimuth, torch.full((3,), 2.6))
-    text = prior.encode_prompt(["a dog"]).expand(3, -1, -1)
+    taken = candidates()[[3, 40, 71]]
+    clean = 100.0 * torch.arange(3)[:, None, None, None].expand(3, 4, 8, 8)
+    prior.encode_images = lambda rgb, rng: clean
+
+    def network(x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
+        alpha = prior.schedule.alpha_bar[t[0]] ** 0.5
+        which = int((x.mean() / alpha / 100).round())
+        noise = prior.schedule.eps_from_x0(x, clean[which], t)
+        away = (camera - prior.camera(taken[which, None])).norm(dim=1)
+        return prior.schedule.target(clean[which], noise, t) + away[:, None, None, None]
+
+    prior.network = network
+    assert torch.equal(photo_sides(prior, torch.zeros(3, 16, 16, 3), "a dog"), taken)
+
+
+def test_the_draft_seen_while_learning_is_that_of_the_side(tmp_path: Path) -> None:
+    prior, options = drafting_prior(), config.load(tiny(tmp_path))
     with torch.no_grad():
         prior.draft.camera.weight.mul_(50)  # untrained, it hardly minds the camera
-        wanted = prior.draft(text, prior.camera(c2w))
-        prior.encode_images = lambda rgb, rng: wanted + 0.01 * torch.randn(wanted.shape, generator=rng)
-        assert torch.allclose(fitting_drafts(prior, torch.zeros(3, 16, 16, 3), ["a dog"]), wanted, atol=1e-5)
-        mixed = fitting_drafts(prior, torch.zeros(3, 16, 16, 3), ["a cat", "a dog"])
-    assert torch.allclose(mixed[1], wanted[1], atol=1e-5) and not torch.allclose(mixed[0], wanted[0], atol=1e-3)
-    system = system_of(tmp_path, prior, "tuning.augment=0", "tuning.batch=32")
+    sides = candidates()[[3, 40, 71]]
+    (tmp_path / "sides.safetensors").write_bytes(save({"c2w": sides}))
+    photos = with_drafts(options, tmp_path, prior, torch.rand(3, 16, 16, 3))
+    wanted = drafts(prior, ["a dog"] * 3, sides)
+    assert torch.equal(photos.drafts, wanted) and (wanted[0] - wanted[1]).abs().max() > 1e-3
+    system = system_of(tmp_path, prior, "tuning.augment=0", "tuning.batch=32", photos=photos)
     seen: list[torch.Tensor] = []
     prior.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, 4:].detach()))
-    prior.encode_images = lambda rgb, rng: torch.zeros(len(rgb), 4, 8, 8)
     system.training_step(0, 0)
     which = [[bool(torch.allclose(one, draft, atol=1e-5)) for draft in wanted] for one in seen[0]]
     assert all(sum(row) == 1 for row in which) and {row.index(True) for row in which} == {0, 1, 2}
-    assert fitting_drafts(tiny_prior(), torch.zeros(3, 16, 16, 3), ["a dog"]) is None
+    plain = tiny_prior()
+    assert drafts(plain, ["a dog"], sides[:1]) is None
+    assert with_drafts(options, tmp_path / "none", plain, torch.rand(3, 16, 16, 3)).drafts is None
+
+
+def test_pictures_of_the_class_are_seen_from_where_they_were_drawn(tmp_path: Path) -> None:
+    options = config.load(tiny(tmp_path), ["tuning.preservation=images", "tuning.class_images=3"])
+    prior, asked = drafting_prior(), []
+    with torch.no_grad():
+        prior.draft.camera.weight.mul_(50)
+    prior.sample = lambda prompt, c2w, *rest, generator: asked.append((prompt, c2w)) or torch.rand(1, 16, 16, 3)
+    made = class_pictures(options, tmp_path, prior, quiet=True)
+    assert [prompt for prompt, _ in asked] == ["a dog"] * 3 and made.rgb.shape == (3, 16, 16, 3)
+    for (prompt, c2w), draft in zip(asked, made.drafts, strict=True):
+        assert torch.allclose(drafts(prior, [prompt], c2w)[0], draft, atol=1e-5)
+    again = class_pictures(options, tmp_path, prior, quiet=True)
+    assert len(asked) == 3 and torch.equal(again.rgb, made.rgb) and torch.equal(again.drafts, made.drafts)
 
 
 def test_lora_learns_few_numbers_and_its_file_is_the_tuned_network(tmp_path: Path) -> None:

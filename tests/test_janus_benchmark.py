@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,6 @@ from task_server import TINY, prior_folder, write_config
 from threedgen import cli, extras, registry, runs
 from threedgen.config import ConfigError, load
 from threedgen.evaluation.janus import engines
-from threedgen.evaluation.janus.claims import FAILED, FINISHED, REFUSED, RELEASED, STUMBLED, Claims
 from threedgen.evaluation.janus.jobs import make_plan
 from threedgen.evaluation.janus.options import JanusBenchmarkConfig
 from threedgen.evaluation.janus.score import prompt_of
@@ -180,82 +178,6 @@ def test_real_runs_are_made_looked_at_and_left_alone() -> None:
     assert row["seconds"] > 0 and row["memory_mib"] == pytest.approx(summary["peak_memory_mib"], rel=1e-3)
     made = (folder / "summary.json").stat().st_mtime_ns
     assert cli.main(asked) == 0 and (folder / "summary.json").stat().st_mtime_ns == made
-
-
-# --- claims ------------------------------------------------------------------------------------------------------
-
-
-def of_machine(name: str, **options: Any) -> Claims:
-    return Claims(Path("claims"), **({"heartbeat": 0.05, "lost_after": 0.3} | options), _place=name)
-
-
-def test_a_job_has_one_worker_at_a_time() -> None:
-    here, there = of_machine("here"), of_machine("there")
-    claim = here.take("job", 0)
-    assert claim is not None and there.take("job", 0) is None and there.newest() == {"job": 1}
-    with claim:
-        end = time.monotonic() + 1
-        while time.monotonic() < end:
-            assert there.take("job", 1) is None  # it shows signs of life
-            time.sleep(0.05)
-        claim.end(FINISHED, memory_mib=5.0)
-    assert there.take("job", 1) is None
-    told = there.told("job", 1)
-    assert told["state"] == FINISHED and told["attempt"] == 1 and told["seconds"] >= 1 and told["memory_mib"] == 5
-
-
-def test_a_lost_job_is_taken_over_by_one_and_its_old_worker_has_no_say() -> None:
-    here, there, third = (of_machine(name) for name in ("here", "there", "third"))
-    old = here.take("job", 0)
-    assert old is not None and there.take("job", 1) is None and third.take("job", 1) is None  # first seen just now
-    time.sleep(0.4)
-    new = there.take("job", 1)
-    assert new is not None and third.take("job", 1) is None and third.take("job", 2) is None
-    old.end(FINISHED)  # it only slept
-    assert old.lost and third.told("job", 1)["state"] == "working"
-    new.end(FINISHED)
-    assert third.told("job", 2) | {"worker": ""} == {
-        "state": FINISHED, "attempt": 2, "worker": "", "before": 0.0, "seconds": 0.0, "beat": 0,
-    }  # fmt: skip
-
-
-def test_a_dead_process_of_this_machine_is_known_at_once() -> None:
-    mine = Claims(Path("claims"), lost_after=1000)
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    claim = mine.take("job", 0)
-    assert claim is not None
-    told = json.loads(claim.path.read_text())
-    assert mine.take("job", 1) is None
-    told |= {"worker": told["worker"].rpartition("#")[0] + f"#{dead.pid}", "seconds": 7}
-    claim.path.write_text(json.dumps(told))
-    again = mine.take("job", 1)
-    assert again is not None and again.told["before"] == 7 and again.told["attempt"] == 2
-
-
-def test_attempts_are_counted_but_not_those_that_were_stopped() -> None:
-    mine = of_machine("here", attempts=2)
-    for number, (state, attempt) in enumerate(
-        [(RELEASED, 1), (REFUSED, 1), (RELEASED, 1), (STUMBLED, 1), (STUMBLED, 2)]
-    ):
-        claim = mine.take("job", number)
-        assert claim is not None and claim.told["attempt"] == attempt
-        claim.end(state, reason="no memory")
-    assert mine.take("job", 5) is None
-    told = mine.told("job", 6)
-    assert told["state"] == FAILED and told["reason"] == "given up after 2 attempts: no memory"
-    assert mine.take("job", 6) is None
-
-
-def test_many_workers_at_one_folder_do_each_job_once() -> None:
-    with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(grab, [Path("claims").resolve()] * 8))
-    assert sorted(sum(won, [])) == sorted(f"job{k}" for k in range(50))
-
-
-def grab(folder: Path) -> list[str]:
-    claims = Claims(folder, lost_after=1000)
-    return [key for k in range(50) if claims.take(key := f"job{k}", 0)]
 
 
 # --- engines -----------------------------------------------------------------------------------------------------

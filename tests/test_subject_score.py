@@ -10,6 +10,7 @@ import torch
 from task_server import TINY, TINY_DREAMBOOTH, prior_folder, snapshot, write_config
 
 from threedgen import cli
+from threedgen.config import load
 from threedgen.evaluation import subject_score
 from threedgen.evaluation.identity import IdentityNet
 from threedgen.evaluation.options import IdentityNetworkConfig, ProbeNetworkConfig
@@ -67,7 +68,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     asked = {
         "task": "evaluate-subjects", "threads": 1, "config": "tune.yaml", "probe": {"weights": "p.safetensors"},
         "identity": {"weights": "toybox-identity.safetensors"}, "subjects": 2, "photos": 2,
-        "settings": ["", "red hat"], "preservation": ["l1", "none"], "strengths": [0.5], "held_out": 2, "steps": 1,
+        "settings": ["", "red hat"], "preservation": ["l1", "none"], "strengths": [1.0, 0.5], "held_out": 2, "steps": 1,
     }  # fmt: skip
     write_config(tmp_path / "evaluate.yaml", asked)
     return tmp_path
@@ -102,11 +103,14 @@ def test_objects_are_made_by_the_base_and_by_the_tuned_prior(place: Path) -> Non
     result = TINY["result"] | {"turntable": TINY["result"]["turntable"] | {"n_view": 8}}
     write_config(place / "make.yaml", TINY, prior=prior, result=result, **still)
     words = ["--config", "evaluate.yaml", "out=run", "-q", "subjects=1", "settings=['']", "preservation=[none]"]
+    words.append("strengths=[0.5]")
     assert cli.main([*words, "objects=make.yaml"]) == 0
     (row,) = json.loads(Path("run/report.json").read_text())["subjects"]
     runs = sorted(path.name for path in (Path("run/subjects") / row["subject"] / "objects").iterdir())
-    assert runs == ["base-0", "none-0"]
-    seen = [row["found"][kind]["objects"]["identity"] for kind in ("base", "none")]
+    assert runs == ["base-0", "none-0.5-0"]
+    made = load(Path("run/subjects") / row["subject"] / "objects" / "none-0.5-0" / "config.yaml")
+    assert made.prior.personalisation_strength == 0.5
+    seen = [row["found"][key]["objects"]["identity"] for key in ("base", "none-0.5")]
     assert len(seen[0]) == len(seen[1]) == 1 and seen[0] != seen[1]
     assert Path("run/objects.png").exists()
     assert "3D objects, made by make.yaml" in Path("run/report.md").read_text()
@@ -119,6 +123,7 @@ def test_objects_are_made_by_the_base_and_by_the_tuned_prior(place: Path) -> Non
         (["settings=[rde hat]"], "settings: the toybox has no colour 'rde'; did you mean 'red'?"),
         (["settings=[hat]"], "settings should be COLOUR ACCESSORY"),
         (["preservation=[l1, l1]"], "preservation should name each way once"),
+        (["strengths=[1, 1]"], "strengths should name each value once"),
         (["config=sample-toybox"], "config: should be a config of the task mvdreambooth"),
         (["identity.weights=none"], "identity.weights: there is no file 'none'"),
     ],

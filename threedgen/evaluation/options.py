@@ -162,7 +162,9 @@ class EvaluateSubjectsConfig(RunConfig):
         ("l1", "l2", "images", "lora", "none"), min_length=1, description="what is compared; the first is on the sheet"
     )
     strengths: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(
-        (), description="further rows: the first way with prior.personalisation_strength at these values"
+        (1.0,),
+        min_length=1,
+        description="prior.personalisation_strength: the first for all ways and for objects, others for the first way",
     )
     subjects: int = Field(10, ge=1, le=1000, description="how many, of different kinds as far as there are")
     first: int = Field(0, ge=0, description="number of the first one")
@@ -186,9 +188,16 @@ class EvaluateSubjectsConfig(RunConfig):
                 raise ValueError(f"settings should be COLOUR ACCESSORY, such as 'red hat' (got {setting!r})")
         if len(set(self.preservation)) < len(self.preservation):
             raise ValueError("preservation should name each way once")
-        if 1.0 in self.strengths or len(set(self.strengths)) < len(self.strengths):
-            raise ValueError("strengths should name each value once, and not 1, which is looked at anyway")
+        if len(set(self.strengths)) < len(self.strengths):
+            raise ValueError("strengths should name each value once")
         return self
+
+    @property
+    def rows(self) -> list[tuple[str, float]]:
+        """Way and strength of each row of the table."""
+        first, strength = self.preservation[0], self.strengths[0]
+        further: list[tuple[str, float]] = [(first, other) for other in self.strengths[1:]]
+        return [(first, strength), *further, *((other, strength) for other in self.preservation[1:])]
 
     def check(self) -> None:
         if "lora" in self.preservation:

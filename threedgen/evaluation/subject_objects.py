@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,23 +22,20 @@ NOTHING = np.full((8, 16, 16, 3), 0.5)
 
 
 def objects(
-    look: Instruments, thing: Subject, worn: Sequence[tuple[str, str]], personalisation: Path | None = None
+    look: Instruments, thing: Subject, worn: Sequence[tuple[str, str]], key: str, prior: Mapping[str, Any]
 ) -> dict[str, Any]:
     """``identity`` and answers of one object for each setting; finished runs are not made again. Game assets are not
-    made.
+    made. ``key``: of the table's row; ``prior``: the config's values that make it a tuned one.
 
     Ends the process with the code of a run that was stopped. Raises ConfigError.
     """
     config, likes, answers = look.config, [], []
     for k, setting in enumerate(worn):
-        kind = "base" if personalisation is None else personalisation.parent.name
         values = {
-            "prompt": asked_for(thing.asset.noun, setting, "" if personalisation is None else "[v]"),
-            "seed": config.seed, "threads": config.threads, "out": str(thing.folder / "objects" / f"{kind}-{k}"),
-            "export.enabled": False,
+            "prompt": asked_for(thing.asset.noun, setting, "[v]" if prior else ""),
+            "seed": config.seed, "threads": config.threads, "out": str(thing.folder / "objects" / f"{key}-{k}"),
+            "export.enabled": False, **prior,
         }  # fmt: skip
-        if personalisation is not None:
-            values["prior.personalisation"] = str(personalisation)
         task = load(str(config.objects)).task
         if task != "generate":
             raise ConfigError(f"objects: should be a config of the task generate (got {config.objects!r}, {task})")
@@ -51,7 +47,7 @@ def objects(
         if status is Status.FINISHED:
             made = read(wanted)
             views, azimuth = made.views / 255, made.azimuth
-        write_png(thing.folder / f"{kind}-3d-{k}.png", grid(readable(views[:: len(views) // VIEWS]), VIEWS))
+        write_png(thing.folder / f"{key}-3d-{k}.png", grid(readable(views[:: len(views) // VIEWS]), VIEWS))
         likes.append(likeness(look.embed(torch.from_numpy(views).float()), thing.truth))
         verdict = judge_pictures(look.probe, views, spec(thing.asset.noun, setting), azimuth, vote=True)
         answers.append({key: verdict.answers.get(key) for key in KEYS})

@@ -22,9 +22,7 @@ NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class imag
 
 def write(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> None:
     """report.json, report.md and sheet.png. ``rows``: of each subject its folder's name and what was ``found``."""
-    first, *others = config.preservation
-    keys = [first, *(row_key(first, strength) for strength in config.strengths), *others]
-    figures = {key: compared(rows, key) for key in keys}
+    figures = {key: compared(rows, key) for key in (row_key(*row) for row in config.rows)}
     base = float(np.mean([row["found"]["base"]["identity"] for row in rows]))
     text = f"""# Subjects
 
@@ -56,11 +54,11 @@ def row_name(key: str) -> str:
 def sheet(config: EvaluateSubjectsConfig, inside: Path, rows: Rows, of: str = "") -> np.ndarray:
     """A row for each subject: photos, then four views each of the base, of the tuned prior in the first two settings,
     and, of samples, of its class; ``of``: "-3d" for objects."""
-    kind, settings = config.preservation[0], [f" {setting}" if setting else "" for setting in config.settings[:2]]
+    key, settings = row_key(*config.rows[0]), [f" {setting}" if setting else "" for setting in config.settings[:2]]
     shown = {f"base{of}-0": "{}, base"}
-    shown |= {f"{kind}{of}-{k}": f"[v]{setting}, {NAMES[kind]}" for k, setting in enumerate(settings)}
+    shown |= {f"{key}{of}-{k}": f"[v]{setting}, {row_name(key)}" for k, setting in enumerate(settings)}
     if not of:
-        shown[f"{kind}-class-0"] = "{}, after that"
+        shown[f"{key}-class-0"] = "{}, after that"
     cells, labels = [], []
     for row in rows:
         place, noun = inside / row["subject"], row["subject"].split("-", 1)[-1]
@@ -124,12 +122,12 @@ def objects_text(rows: Rows, config: EvaluateSubjectsConfig) -> str:
     """A paragraph about the 3D objects, if any were made."""
     if config.objects is None:
         return ""
-    kind, seen = config.preservation[0], [row["found"] for row in rows]
-    before, now = ([float(np.mean(found[name]["objects"]["identity"])) for found in seen] for name in ("base", kind))
+    key, seen = row_key(*config.rows[0]), [row["found"] for row in rows]
+    before, now = ([float(np.mean(found[name]["objects"]["identity"])) for found in seen] for name in ("base", key))
     gain = gained([b - a for a, b in zip(before, now, strict=True)])
-    order = share([answer["order"] for found in seen for answer in found[kind]["objects"]["answers"]])
+    order = share([answer["order"] for found in seen for answer in found[key]["objects"]["answers"]])
     return f"""
-3D objects, made by {config.objects} with the prior tuned by {NAMES[kind]}: identity {np.mean(now):.3f}, more than the
+3D objects, made by {config.objects} with the prior tuned by {row_name(key)}: identity {np.mean(now):.3f}, more than the
 base's by {_interval(gain, 1, 3)}; sides in order {percent(order)}, {limits(order)}.
 """
 

@@ -2,7 +2,7 @@
 
     RUN/subjects/003-dog/photos/       what it was learnt from
     RUN/subjects/003-dog/l1/           the mvdreambooth run; a finished one is not made again
-    RUN/subjects/003-dog/l1.json       what was measured of it; likewise
+    RUN/subjects/003-dog/l1.json       what was measured of it; likewise (l1-0.8.json: at that strength)
     RUN/subjects/003-dog/l1-0.png      four views of it in the first setting; l1-class-0.png: of its class
     RUN/subjects/003-dog/objects/      generate runs of the base and of the tuned prior, if they are asked for
     RUN/report.json, report.md         the table, paired with the base, with intervals
@@ -68,19 +68,22 @@ def run(config: EvaluateSubjectsConfig, resume: Path | None = None, quiet: bool 
             thing = subject(look, number, worn, folder / "subjects", base.image_size)
             found = {"base": once(thing.folder / "base.json", samples, look, thing, worn, base, "base")}
             found["base"]["held_out"] = before["scores"]
-            for kind in config.preservation:
+            for kind, strength in config.rows:
                 wanted = tuning_config(config, thing.folder, kind, thing.asset.noun)
                 status = tune(wanted)
                 if status is not Status.FINISHED:
                     return status.exit_code
-                for strength in (1.0, *config.strengths) if kind == config.preservation[0] else (1.0,):
-                    key = row_key(kind, strength)
-                    found[key] = once(thing.folder / f"{key}.json", after, look, thing, worn, wanted, key, strength)
+                key = row_key(kind, strength)
+                found[key] = once(thing.folder / f"{key}.json", after, look, thing, worn, wanted, key, strength)
             if config.objects is not None:
-                kind = config.preservation[0]
-                file = thing.folder / kind / dreambooth.RESULT
-                found["base"]["objects"] = once(thing.folder / "base-3d.json", objects, look, thing, worn)
-                found[kind]["objects"] = once(thing.folder / f"{kind}-3d.json", objects, look, thing, worn, file)
+                kind, strength = config.rows[0]
+                tuned = {
+                    "prior.personalisation": str(thing.folder / kind / dreambooth.RESULT),
+                    "prior.personalisation_strength": strength,
+                }
+                for key, prior in (("base", {}), (row_key(kind, strength), tuned)):
+                    path = thing.folder / f"{key}-3d.json"
+                    found[key]["objects"] = once(path, objects, look, thing, worn, key, prior)
             rows.append({"subject": thing.folder.name, "found": found})
             count.add(1, thing.asset.caption)
     write(config, folder, rows)

@@ -2,8 +2,8 @@
 
 The photos are plain pictures without cameras, so the UNet learns from them in its 2D mode: each by itself, no camera
 given. The same weights draw the four views, and what was learnt shows there as long as they stay near those of the
-base. A small prior's UNet also sees the draft, which in the four views is of one side each: beside a photo it gets
-the one, of all sides, that looks most like it. With x_t the noisy latents of a photo and c its prompt,
+base. A small prior's UNet also sees a draft, beside a photo that of its side (sides.py). With x_t the noisy latents of
+a photo and c its prompt,
 
     loss = mean |target - UNet(x_t, t, c)|^2 + lambda |theta - theta_0| / N
 
@@ -12,10 +12,10 @@ where |.| is the sum of absolute differences (l1) or of squares (l2) over the N 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -34,8 +34,6 @@ from threedgen.seeding import generator
 from ..prior_training import stratified
 from .options import LoRAConfig, MVDreamBoothConfig
 
-ELEVATIONS = 0.0, 15.0, 30.0
-"""Degrees, of the sides that the draft is asked for."""
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 VIEWS = 4
 
@@ -64,23 +62,14 @@ def augment(pictures: Tensor, rng: torch.Generator, strength: float) -> Tensor:
     return (moved * (1 + 0.05 * draws[:, 3, None, None, None])).clamp(0, 1).permute(0, 2, 3, 1)
 
 
-@torch.no_grad()
-def fitting_drafts(prior: MVDream, pictures: Tensor, prompts: Sequence[str]) -> Tensor | None:
-    """(N, C, h, w): of what the draft shows of the prompts, in turn, from all around, the nearest to each picture's
-    latents. None without a draft."""
-    if prior.draft is None:
-        return None
-    azimuth = torch.deg2rad(torch.arange(0.0, 360.0, 15.0)).repeat(len(ELEVATIONS))
-    elevation = torch.deg2rad(torch.tensor(ELEVATIONS)).repeat_interleave(len(azimuth) // len(ELEVATIONS))
-    camera = prior.camera(orbit_c2w(elevation, azimuth, torch.full_like(azimuth, 2.6)).to(prior.device))
-    latents = prior.encode_images(pictures, generator(0, 0, "fitting draft")).cpu()
-    found = torch.empty_like(latents)
-    for k, prompt in enumerate(prompts):
-        text = prior.encode_prompt([prompt])[:, : prior.max_tokens]
-        sides = prior.draft(text.expand(len(camera), -1, -1), camera).float().cpu()
-        away = (latents[k :: len(prompts), None] - sides).square().flatten(2).mean(2)
-        found[k :: len(prompts)] = sides[away.argmin(1)]
-    return found
+class Shown(NamedTuple):
+    """Pictures (N, S, S, 3) in [0, 1], and the drafts (N, C, h, w) of their sides if the prior has any."""
+
+    rgb: Tensor
+    drafts: Tensor | None = None
+
+    def of(self, chosen: Tensor) -> Shown:
+        return Shown(self.rgb[chosen], None if self.drafts is None else self.drafts[chosen])
 
 
 def add_lora(unet: nn.Module, options: LoRAConfig) -> None:
@@ -102,14 +91,14 @@ def table_of(prior: MVDream) -> Tensor:
 class DreamBoothSystem(pl.LightningModule):
     """The UNet (or its low-rank terms) and the identifier's row learn; the networks around them are no part of it.
 
-    ``photos`` (N, S, S, 3) in [0, 1]; ``others``, if any, pictures that the base drew of the class prompts, of each in
-    turn; ``base``: its check sum. The prior knows the identifier already (``personalisation.add_word``).
+    ``others``, if any, are pictures that the base drew of the class prompts, of each in turn; ``base``: its check sum.
+    The prior knows the identifier already (``personalisation.add_word``).
     """
 
     stage = "subject"
 
     def __init__(
-        self, config: MVDreamBoothConfig, prior: MVDream, photos: Tensor, base: str, others: Tensor | None = None
+        self, config: MVDreamBoothConfig, prior: MVDream, photos: Shown, base: str, others: Shown | None = None
     ) -> None:
         super().__init__()
         self.config, self.options, self.seed = config, config.tuning, config.seed
@@ -127,9 +116,7 @@ class DreamBoothSystem(pl.LightningModule):
             prior.unet.requires_grad_(True)
             self.originals = {name: p.detach().clone() for name, p in prior.unet.named_parameters()}
         self.unet = prior.unet.train()
-        drafts = fitting_drafts(prior, photos, [self.class_prompt])
-        kept = None if others is None else fitting_drafts(prior, others, self.class_prompts)
-        self.frozen = (prior, photos, others, drafts, kept)  # in a tuple: no sub-modules, hence in no checkpoint
+        self.frozen = (prior, photos, others)  # in a tuple: no sub-modules, hence in no checkpoint
         self.metrics: dict[str, float] = {}
 
     def setup(self, stage: str) -> None:
@@ -150,34 +137,32 @@ class DreamBoothSystem(pl.LightningModule):
         ids = token_ids(prior.tokenizer, [prompt], prior.max_tokens).to(table.device)
         return functional_call(prior.text_encoder, {name: learnt}, (ids,)).last_hidden_state
 
-    def denoising(self, pictures: Tensor, draft: Tensor | None, prompt: str, rng: torch.Generator) -> Tensor:
-        """mean |target - UNet(x_t, t, c)|^2 of pictures (B, S, S, 3), each by itself and without a camera."""
-        prior, count = self.frozen[0], len(pictures)
+    def denoising(self, shown: Shown, prompt: str, rng: torch.Generator) -> Tensor:
+        """mean |target - UNet(x_t, t, c)|^2 of pictures, each by itself and without a camera."""
+        prior, count = self.frozen[0], len(shown.rgb)
         schedule = prior.schedule.to(self.device)
         with torch.no_grad():
-            z = prior.encode_images(pictures, rng)
+            z = prior.encode_images(shown.rgb, rng)
         t = (schedule.T * stratified(count, rng)).long().clamp(max=schedule.T - 1).to(z.device)
         noise = torch.randn(z.shape, generator=rng).to(z.device)
         with prior.autocast():
             text = self.text(prompt)
-            draft = None if draft is None else draft.to(z.device)
+            draft = None if shown.drafts is None else shown.drafts.to(z.device)
             x = schedule.add_noise(z, noise, t)
             out = prior.predict(x, t, text.expand(count, -1, -1), None, 1, draft).float()
         return F.mse_loss(out, schedule.target(z, noise, t))
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        o, (_, photos, others, drafts, kept_drafts) = self.options, self.frozen
+        o, (_, photos, others) = self.options, self.frozen
         rng = generator(self.seed, int(batch), "subject", self.global_rank)
-        chosen = torch.randint(len(photos), (o.batch,), generator=rng)
-        draft = None if drafts is None else drafts[chosen]
-        loss = self.denoising(augment(photos[chosen], rng, o.augment), draft, self.prompt, rng)
+        shown = photos.of(torch.randint(len(photos.rgb), (o.batch,), generator=rng))
+        loss = self.denoising(shown._replace(rgb=augment(shown.rgb, rng, o.augment)), self.prompt, rng)
         self.metrics = {"loss_subject": float(loss.detach())}
         if others is not None:
             count = len(self.class_prompts)
             said = int(torch.randint(count, (1,), generator=rng))
-            chosen = said + count * torch.randint(len(others[said::count]), (o.batch,), generator=rng)
-            draft = None if kept_drafts is None else kept_drafts[chosen]
-            kept = self.denoising(others[chosen], draft, self.class_prompts[said], rng)
+            chosen = said + count * torch.randint(len(others.rgb[said::count]), (o.batch,), generator=rng)
+            kept = self.denoising(others.of(chosen), self.class_prompts[said], rng)
             self.metrics["loss_class"] = float(kept.detach())
             loss = loss + o.weight * kept
         elif o.preservation in ("l1", "l2"):

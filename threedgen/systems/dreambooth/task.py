@@ -1,6 +1,7 @@
 """The task "mvdreambooth": photos of one subject -> the file that ``prior.personalisation`` takes.
 
 RUN/photos.png                    what the prior gets to see of the photos (photos.safetensors: the same, exactly)
+RUN/sides.safetensors             from where the photos seem to be taken, for a prior with a draft
 RUN/class.safetensors             pictures of the class that the base drew, for preservation=images
 RUN/samples/000100.png            four views of the subject and four of its class, every so many steps
 RUN/checkpoints/
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor
 
 from threedgen.callbacks import aside
-from threedgen.cameras import orbit_c2w
 from threedgen.cli import say
 from threedgen.count import Count
 from threedgen.data import photos
@@ -31,7 +31,8 @@ from threedgen.seeding import generator
 
 from ..shared import device, existing, finished, kept, load_prior, say_weights, writing
 from .options import MVDreamBoothConfig
-from .system import DreamBoothSystem
+from .sides import drafts, look_from, photo_sides
+from .system import DreamBoothSystem, Shown
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +65,13 @@ def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bo
     base = personalisation.checksum(prior.unet, prior.text_encoder)
     personalisation.add_word(prior.tokenizer, prior.text_encoder, config.identifier, like=config.tuning.like)
     notes = warn_about(config.prompt, prior)
-    system = DreamBoothSystem(config, prior, pictures, base, class_pictures(config, folder, prior, quiet))
+    shown = with_drafts(config, folder, prior, pictures)
+    system = DreamBoothSystem(config, prior, shown, base, class_pictures(config, folder, prior, quiet))
     if not (folder / "samples" / f"{0:06d}.png").exists():
         with aside(system), writing(folder):
             system.validate(0, folder)
-    shown = ("loss_subject", "loss_class", "drift")
-    status = fit(system, config, folder, resume=resume is not None, quiet=quiet, metrics=shown)
+    metrics = ("loss_subject", "loss_class", "drift")
+    status = fit(system, config, folder, resume=resume is not None, quiet=quiet, metrics=metrics)
     if status in (Status.FINISHED, Status.INTERRUPTED) and system.trainer.is_global_zero:
         system.eval().to(device(config.trainer.accelerator))  # Lightning leaves it on the CPU
         system.setup("fit")
@@ -96,28 +98,43 @@ def seen_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
     return kept(folder / "photos.safetensors", "photos", (None, size, size, 3), read)
 
 
-def class_pictures(config: MVDreamBoothConfig, folder: Path, prior: Any, quiet: bool) -> Tensor | None:
-    """Pictures (N, size, size, 3) of the class, each drawn by itself by the base; None unless they are asked for."""
-    o, prompts = config.tuning, config.class_prompts
+def with_drafts(config: MVDreamBoothConfig, folder: Path, prior: Any, pictures: Tensor) -> Shown:
+    """The photos with the drafts of their sides, which are found once."""
+    if prior.draft is None:
+        return Shown(pictures)
+
+    def find() -> Tensor:
+        return photo_sides(prior, pictures, config.class_prompt)
+
+    c2w = kept(folder / "sides.safetensors", "c2w", (len(pictures), 4, 4), find)
+    return Shown(pictures, drafts(prior, [config.class_prompt] * len(pictures), c2w))
+
+
+def class_pictures(config: MVDreamBoothConfig, folder: Path, prior: Any, quiet: bool) -> Shown | None:
+    """Pictures of the class, each drawn by itself by the base; None unless they are asked for.
+
+    Where there is a draft, which is of one side, each is drawn from a side of its own.
+    """
+    o = config.tuning
     if o.preservation != "images":
         return None
+    prompts = [config.class_prompts[k % len(config.class_prompts)] for k in range(o.class_images)]
+    c2w = torch.cat([anywhere(generator(config.seed, k, "class camera")) for k in range(o.class_images)])
 
     def draw() -> Tensor:
         drawn = []
         with Count("drawing the class", o.class_images, quiet) as count:
-            for k in range(o.class_images):
-                rng, said = generator(config.seed, k, "class"), prompts[k % len(prompts)]
-                # where there is a draft, it is of one side: that of the picture
-                c2w = None if prior.draft is None else anywhere(generator(config.seed, k, "class camera"))
-                drawn.append(prior.sample(said, c2w, o.class_steps, o.class_guidance, generator=rng))
+            for k, prompt in enumerate(prompts):
+                rng, camera = generator(config.seed, k, "class"), None if prior.draft is None else c2w[k : k + 1]
+                drawn.append(prior.sample(prompt, camera, o.class_steps, o.class_guidance, generator=rng))
                 count.add(1)
         return torch.cat(drawn)
 
     shape = (o.class_images, prior.image_size, prior.image_size, 3)
-    return kept(folder / "class.safetensors", "pictures", shape, draw)
+    return Shown(kept(folder / "class.safetensors", "pictures", shape, draw), drafts(prior, prompts, c2w))
 
 
 def anywhere(rng: torch.Generator) -> Tensor:
     """c2w (1, 4, 4) from a random side, at most 30 degrees above the horizon."""
     azimuth, elevation = 360 * torch.rand(1, generator=rng), 30 * torch.rand(1, generator=rng)
-    return orbit_c2w(elevation.deg2rad(), azimuth.deg2rad(), torch.full((1,), 2.6))
+    return look_from(elevation, azimuth)
