@@ -63,15 +63,18 @@ def sheet(config: EvaluateSubjectsConfig, inside: Path, rows: Rows, of: str = ""
     for row in rows:
         place, noun = inside / row["subject"], row["subject"].split("-", 1)[-1]
         photos = [read_rgb(path, half=True) for path in sorted((place / "photos").glob("*.png"))[:VIEWS]]
-        cells += [grid(photos, VIEWS), *(read_rgb(place / f"{name}.png") for name in shown)]
+        cells.append(grid(photos, VIEWS))
+        size = cells[-1].shape[1::-1]  # objects may be seen in more pixels
+        cells += [read_rgb(place / f"{name}.png", size=size) for name in shown]
         labels += [f"{noun}, photos", *(label.format(noun) for label in shown.values())]
     return grid(one_size(cells), 1 + len(shown), labels)
 
 
-def read_rgb(path: Path, half: bool = False) -> np.ndarray:
-    """uint8 (H, W, 3); photos are taken at twice the size of samples."""
+def read_rgb(path: Path, half: bool = False, size: tuple[int, int] | None = None) -> np.ndarray:
+    """uint8 (H, W, 3), of another size (W, H) if it is asked for; photos are taken at twice the size of samples."""
     with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB").reduce(2 if half else 1))
+        seen = picture.convert("RGB").reduce(2 if half else 1)
+        return np.asarray(seen if size is None else seen.resize(size))
 
 
 def compared(rows: Rows, kind: str) -> dict[str, Any]:
@@ -125,10 +128,14 @@ def objects_text(rows: Rows, config: EvaluateSubjectsConfig) -> str:
     key, seen = row_key(*config.rows[0]), [row["found"] for row in rows]
     before, now = ([float(np.mean(found[name]["objects"]["identity"])) for found in seen] for name in ("base", key))
     gain = gained([b - a for a, b in zip(before, now, strict=True)])
-    order = share([answer["order"] for found in seen for answer in found[key]["objects"]["answers"]])
+    ours, theirs = (
+        share([answer["order"] for found in seen for answer in found[name]["objects"]["answers"]])
+        for name in (key, "base")
+    )
     return f"""
 3D objects, made by {config.objects} with the prior tuned by {row_name(key)}: identity {np.mean(now):.3f}, more than the
-base's by {_interval(gain, 1, 3)}; sides in order {percent(order)}, {limits(order)}.
+base's by {_interval(gain, 1, 3)}; sides in order {percent(ours)}, {limits(ours)},
+of the base's {percent(theirs)}.
 """
 
 
