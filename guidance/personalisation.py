@@ -11,7 +11,7 @@ The text encoder, the VAE and the draft of a small prior stay as they are. The d
 usually looks like, and a subject is just what does not look as usual; it also knows best which side a camera sees.
 So it reads the prompt without the identifier, "a dog" for "a [v] dog": its picture stays that of the class, from the
 right side, while the UNet, which reads the whole prompt, learns what to repaint where the identifier stands (beside a
-photo, whose camera nobody knows, it sees the draft that fits the photo best). Prompts without the identifier get the
+photo it sees the draft of the side from which the photo seems to be taken). Prompts without the identifier get the
 very draft that they had.
 
 The file, in safetensors (``NAME``: a parameter of the UNet):

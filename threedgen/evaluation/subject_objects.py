@@ -50,5 +50,5 @@ def objects(
         write_png(thing.folder / f"{key}-3d-{k}.png", grid(readable(views[:: len(views) // VIEWS]), VIEWS))
         likes.append(likeness(look.embed(torch.from_numpy(views).float()), thing.truth))
         verdict = judge_pictures(look.probe, views, spec(thing.asset.noun, setting), azimuth, vote=True)
-        answers.append({key: verdict.answers.get(key) for key in KEYS})
+        answers.append({name: verdict.answers.get(name) for name in KEYS})
     return {"identity": likes, "answers": answers}

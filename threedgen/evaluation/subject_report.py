@@ -64,17 +64,17 @@ def sheet(config: EvaluateSubjectsConfig, inside: Path, rows: Rows, of: str = ""
         place, noun = inside / row["subject"], row["subject"].split("-", 1)[-1]
         photos = [read_rgb(path, half=True) for path in sorted((place / "photos").glob("*.png"))[:VIEWS]]
         cells.append(grid(photos, VIEWS))
-        size = cells[-1].shape[1::-1]  # objects may be seen in more pixels
-        cells += [read_rgb(place / f"{name}.png", size=size) for name in shown]
+        height = cells[-1].shape[0]  # objects may be seen in more pixels
+        cells += [read_rgb(place / f"{name}.png", height=height) for name in shown]
         labels += [f"{noun}, photos", *(label.format(noun) for label in shown.values())]
     return grid(one_size(cells), 1 + len(shown), labels)
 
 
-def read_rgb(path: Path, half: bool = False, size: tuple[int, int] | None = None) -> np.ndarray:
-    """uint8 (H, W, 3), of another size (W, H) if it is asked for; photos are taken at twice the size of samples."""
+def read_rgb(path: Path, half: bool = False, height: int | None = None) -> np.ndarray:
+    """uint8 (H, W, 3), scaled to a ``height`` if it is asked for; photos are taken at twice the size of samples."""
     with Image.open(path) as picture:
         seen = picture.convert("RGB").reduce(2 if half else 1)
-        return np.asarray(seen if size is None else seen.resize(size))
+        return np.asarray(seen.resize((round(seen.width * height / seen.height), height)) if height else seen)
 
 
 def compared(rows: Rows, kind: str) -> dict[str, Any]:

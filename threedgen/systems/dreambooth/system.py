@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from threedgen.cameras import orbit_c2w
 from threedgen.config import at, dump
 from threedgen.guidance import personalisation
 from threedgen.guidance.mvdream import MVDream
@@ -33,6 +32,7 @@ from threedgen.seeding import generator
 
 from ..prior_training import stratified
 from .options import LoRAConfig, MVDreamBoothConfig
+from .sides import look_from
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 VIEWS = 4
@@ -187,8 +187,8 @@ class DreamBoothSystem(pl.LightningModule):
         """(4, S, S, 3): what the prior draws now, always from the same noise."""
         prior, o = self.frozen[0], self.config.sheet
         table_of(prior)[self.number] = self.word
-        azimuth = torch.deg2rad(o.azimuth + 90.0 * torch.arange(VIEWS))
-        c2w = orbit_c2w(torch.full_like(azimuth, o.elevation).deg2rad(), azimuth, torch.full_like(azimuth, 2.6))
+        azimuth = o.azimuth + 90.0 * torch.arange(VIEWS)
+        c2w = look_from(torch.full_like(azimuth, o.elevation), azimuth)
         rng = generator(self.seed, 0, "sheet")
         return prior.sample(prompt, c2w, o.steps, o.guidance_scale, generator=rng)
 
