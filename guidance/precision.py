@@ -21,3 +21,9 @@ def bf16_cpu() -> bool:
     """Has the CPU bf16 instructions? (Without them bf16 is emulated, slower than fp32.)"""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def mixed(device: torch.device, wanted: bool = True) -> torch.autocast:
+    """bfloat16 autocast for training, where it is wanted and the machine has instructions for it."""
+    dtype = compute_dtype("auto", device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and dtype is torch.bfloat16)

@@ -173,6 +173,9 @@ def test_auto_takes_bf16_only_where_it_is_fast(fast: bool, monkeypatch: pytest.M
     expected = torch.bfloat16 if fast else torch.float32
     assert precision.compute_dtype("auto", torch.device("cpu")) == expected
     assert precision.compute_dtype("fp16", torch.device("cpu")) == torch.float16
+    for wanted in (True, False):
+        with precision.mixed(torch.device("cpu"), wanted):
+            assert torch.is_autocast_enabled("cpu") == (wanted and fast)
 
 
 def test_sampling_is_repeatable_and_follows_prompt_and_cameras(prior: MVDream) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash
-from threedgen.guidance.mvdream import compute_dtype
+from threedgen.guidance.precision import compute_dtype
 from threedgen.seeding import generator
 from threedgen.views import Request, Viewpoints, Views, resize
 

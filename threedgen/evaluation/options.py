@@ -31,7 +31,7 @@ class ProbeTrainingConfig(Config):
     augment: float = Field(1.0, ge=0, le=2, description="strength of blur, noise, colour shifts and moves; 0: none")
     learning_rate: Schedule = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
     weight_decay: float = Field(0.02, ge=0)
-    bf16: bool = Field(True, description="bfloat16 autocast")
+    bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
 
 
 class TrainProbeConfig(RunConfig):
@@ -104,7 +104,7 @@ class IdentityTrainingConfig(Config):
     augment: float = Field(1.0, ge=0, le=2, description="strength of blur, noise, colour shifts and moves; 0: none")
     learning_rate: Schedule = Field({"0%": 1e-4, "5%": 2e-3, "40%": 2e-3, "100%": 1e-5}, ge=0)
     weight_decay: float = Field(0.02, ge=0)
-    bf16: bool = Field(True, description="bfloat16 autocast")
+    bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
 
 
 class TrainIdentityConfig(RunConfig):

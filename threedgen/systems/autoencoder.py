@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from threedgen.config import dump
 from threedgen.data.toybox.world import Toybox
+from threedgen.guidance.precision import mixed
 from threedgen.images import grid, write_png
 from threedgen.seeding import generator, numpy_generator
 
@@ -141,7 +142,7 @@ class AutoencoderSystem(pl.LightningModule):
         step = int(batch)
         x = self.pictures(step)
         noise = generator(self.seed, step, "posterior")
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.bf16):
+        with mixed(x.device, self.options.bf16):
             posterior = self.vae.encode(x).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
             spread = torch.exp(0.5 * logvar) + self.options.latent_noise

@@ -15,6 +15,7 @@ from threedgen.config import dump
 from threedgen.data.latents import LatentBank
 from threedgen.ema import EMA
 from threedgen.guidance.mvdream import MVDream, camera_vector
+from threedgen.guidance.precision import mixed
 from threedgen.guidance.tokens import token_ids
 from threedgen.seeding import numpy_generator
 
@@ -53,7 +54,7 @@ class DraftSystem(pl.LightningModule):
         z = bank.scenes(chosen)[:, 0].to(self.device)
         camera = None if rng.random() < o.two_d else camera_vector(bank.c2w(chosen)[:, 0]).to(self.device)
         ids = token_ids(prior.tokenizer, captions, prior.max_tokens).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=o.bf16):
+        with mixed(self.device, o.bf16):
             with torch.no_grad():
                 text = prior.text_encoder(ids).last_hidden_state
             guess = self.draft(text, camera).float()

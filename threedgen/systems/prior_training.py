@@ -25,6 +25,7 @@ from threedgen.guidance.attention import multiview_unet
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.draft import Draft
 from threedgen.guidance.mvdream import MVDream, camera_vector
+from threedgen.guidance.precision import mixed
 from threedgen.guidance.tokens import token_ids
 from threedgen.seeding import generator, numpy_generator
 
@@ -153,7 +154,7 @@ class PriorSystem(pl.LightningModule):
         z, t, noise = z.to(self.device), t.to(self.device), noise.to(self.device)
         x = prior.schedule.to(self.device).add_noise(z, noise, t)
         camera = None if two_d else camera_vector(c2w).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=o.bf16):
+        with mixed(self.device, o.bf16):
             with torch.no_grad():  # as for Stable Diffusion's, the text encoder has learnt its words before
                 text = self.text(captions).repeat_interleave(n_view, 0)
                 draft = None if prior.draft is None else prior.draft(text, camera)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from threedgen.config import dump
 from threedgen.data.latents import LatentBank
 from threedgen.guidance.mvdream import MVDream
+from threedgen.guidance.precision import mixed
 from threedgen.guidance.tokens import token_ids
 from threedgen.seeding import numpy_generator
 
@@ -66,7 +67,7 @@ class TextSystem(pl.LightningModule):
         views = numpy_generator(self.seed, step, "views").integers(0, bank.n_view, (len(chosen), o.n_view))
         z = bank.scenes(chosen)[torch.arange(len(chosen))[:, None], torch.from_numpy(views)]
         ids = token_ids(tokenizer, [bank.words(i) for i in chosen], length).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=o.bf16):
+        with mixed(self.device, o.bf16):
             seen = self.tower(z.flatten(0, 1).to(self.device)).float().unflatten(0, (len(chosen), -1)).mean(1)
             read = self.text_encoder(ids).pooler_output
         read = F.normalize(self.project(read.float()), dim=-1)

@@ -28,6 +28,7 @@ from threedgen.config import dump
 from threedgen.data.toybox.subjects import draw, kinds, views
 from threedgen.evaluation.identity import NAME, IdentityNet, pairs, roc
 from threedgen.evaluation.options import TrainIdentityConfig
+from threedgen.guidance.precision import mixed
 from threedgen.ledger import write_summary
 from threedgen.loop import Status, fit, set_threads
 from threedgen.seeding import generator, numpy_generator
@@ -116,7 +117,7 @@ class IdentitySystem(pl.LightningModule):
     def training_step(self, batch: int, index: int) -> Tensor:
         rng = generator(self.seed, int(batch), "augment", self.global_rank)
         x = augment(self.pictures(int(batch)), rng, self.options.augment).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
+        with mixed(self.device, self.options.bf16):
             vectors = self.net(x)
         loss, right = contrastive(vectors, self.options.temperature)
         self.metrics = {"right": right}

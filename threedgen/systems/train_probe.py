@@ -24,6 +24,7 @@ from threedgen.evaluation.options import TrainProbeConfig
 from threedgen.evaluation.probe import NAME, Probe, Raw
 from threedgen.evaluation.truth import OPEN, Labels, Lessons, Truth, labelled
 from threedgen.evaluation.verdicts import azimuth_error, calibrate, own_accuracy, tally
+from threedgen.guidance.precision import mixed
 from threedgen.images import to_uint8
 from threedgen.ledger import write_summary
 from threedgen.loop import Status, fit, set_threads
@@ -131,7 +132,7 @@ class ProbeSystem(pl.LightningModule):
         x, truth = self.pictures(step)
         rng = generator(self.seed, step, "augment", self.global_rank)
         x = augment(x, rng, self.options.augment).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
+        with mixed(self.device, self.options.bf16):
             raw = self.probe(x)
         loss, self.metrics = probe_loss(raw, truth.to(self.device), self.emphasis)
         return loss

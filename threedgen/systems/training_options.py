@@ -39,7 +39,7 @@ class AutoencoderConfig(Config):
     learning_rate: Schedule = Field({"0%": 1e-4, "2%": 2e-3, "60%": 2e-3, "100%": 1e-4})
     kl: float = Field(1e-5, ge=0, description="weight of the KL divergence per latent number")
     latent_noise: float = Field(0.0, ge=0, le=1, description="noise on the latents, beyond the posterior's")
-    bf16: bool = Field(True, description="bfloat16 autocast")
+    bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
 
     @property
     def factor(self) -> int:
@@ -110,7 +110,7 @@ class TextTrainingConfig(Config):
     fresh: int = Field(16, ge=0, description="scenes that a step adds to those of the step before")
     learning_rate: Schedule = Field({"0%": 0.0, "5%": 1e-3, "60%": 1e-3, "100%": 2e-5})
     weight_decay: float = Field(0.05, ge=0)
-    bf16: bool = Field(True, description="bfloat16 autocast")
+    bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
 
 
 class DraftTrainingConfig(Config):
@@ -125,7 +125,7 @@ class DraftTrainingConfig(Config):
     learning_rate: Schedule = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 2e-5})
     weight_decay: float = Field(0.05, ge=0)
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the average of the weights, which is kept")
-    bf16: bool = Field(True, description="bfloat16 autocast")
+    bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
 
 
 class PriorTrainingConfig(Config):
@@ -156,7 +156,7 @@ class PriorTrainingConfig(Config):
     learning_rate: Schedule = Field({"0%": 0.0, "1%": 3e-4, "20%": 3e-4, "100%": 1e-5})
     weight_decay: float = Field(0.01, ge=0)
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
-    bf16: bool = Field(True, description="bfloat16 autocast")
+    bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
     sheet_prompts: tuple[str, ...] = Field(
         (
             "a blue dog wearing a red hat",

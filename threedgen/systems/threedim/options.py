@@ -82,7 +82,7 @@ class PairTrainingConfig(Config):
     regression: bool = Field(
         False, description="the paper's ablation: the target is always pure noise, and one step predicts the view"
     )
-    bf16: bool = Field(True, description="bfloat16 autocast")
+    bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
     gap_levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.5, 0.05, 0.006), min_length=1, description="alpha_bar (share of signal) at which the gap test is done"
     )

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from threedgen.config import dump
 from threedgen.data.srn.pairs import PairBank
 from threedgen.ema import EMA
+from threedgen.guidance.precision import mixed
 from threedgen.guidance.threedim import folder as folders
 from threedgen.guidance.threedim.logsnr import LOGSNR_MIN, add_noise, logsnr_cosine, target
 from threedgen.guidance.threedim.model import ViewModel
@@ -91,7 +92,7 @@ class PairSystem(pl.LightningModule):
         return Pairs(x, y, c2w, K).to(self.device)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16)
+        return mixed(self.device, self.options.bf16)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
