@@ -108,9 +108,13 @@ class StableDiffusionConfig(PriorConfig):
     weights: str = Field(
         "embedded",
         min_length=1,
-        description="'embedded' (the toybox prior in its 2D mode), a diffusers-format folder, an id on the Hugging "
-        "Face hub (stabilityai/stable-diffusion-2-1-base), or a single-file checkpoint",
+        description="'embedded' (the toybox prior, not told the camera), a diffusers-format folder, an id on the "
+        "Hugging Face hub (stabilityai/stable-diffusion-2-1-base), or a single-file checkpoint",
     )
+    front: float = Field(
+        3.0, ge=0, le=10, description="of a prior with a draft, such as the embedded one: pictures from azimuth a are "
+        "in proportion to e^(this cos a), as photographers prefer the front; 0: all sides alike"
+    )  # fmt: skip
 
 
 class DeepFloydConfig(PriorConfig):

@@ -1,8 +1,8 @@
 """Stable Diffusion (arXiv 2112.10752) as a prior: one picture at a time, judged without a camera.
 
 The networks and their loading are MVDream's (``mvdream.py``), which is this model plus cameras and joined attention;
-here neither is used. So any weights of Stable Diffusion's architecture do, and the embedded prior plays its role: in
-its 2D mode it draws single pictures and has no idea of the side from which one looks.
+here neither is used. So any weights of Stable Diffusion's architecture do, and the embedded prior plays its role:
+it is asked for single pictures, and nobody tells it the side from which one looks (``unseen.py``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from .attention import set_attention
 from .mvdream import MVDream, require_attention
 from .options import StableDiffusionConfig
+from .unseen import UnseenCamera, candidates
 
 
 def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") -> StableDiffusion:
@@ -21,11 +22,22 @@ def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") ->
     require_attention(o.attention, device)
     prior = StableDiffusion.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, camera=False)
     set_attention(prior.unet, o.attention)
+    prior.front = o.front
     return prior
 
 
 class StableDiffusion(MVDream):
-    """MVDream's networks in 2D mode: whatever is asked, each picture is alone and no camera is told."""
+    """MVDream's networks in 2D mode: whatever is asked, each picture is alone and no camera is told.
+
+    front: how much a prior with a draft prefers the front, from which photographers take most pictures.
+    """
+
+    front = 3.0
+    unseen: UnseenCamera | None = None
+
+    def to(self, device: torch.device | str) -> MVDream:
+        self.unseen = None
+        return super().to(device)
 
     def predict(
         self,
@@ -37,4 +49,9 @@ class StableDiffusion(MVDream):
         draft: Tensor | None = None,
     ) -> Tensor:
         """As MVDream's, but ``camera`` and ``n_view`` are left out."""
-        return super().predict(x, t, text, None, 1, draft)
+        if self.draft is None:
+            return super().predict(x, t, text)
+        if self.unseen is None:
+            self.unseen = UnseenCamera(self.draft, self.camera(candidates().to(x.device)), self.front)
+        seen = self.unseen(x, t, text, self.schedule)
+        return super().predict(x, t, text, seen.camera, 1, seen.draft)

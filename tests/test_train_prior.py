@@ -9,7 +9,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from task_server import TINY_PRIOR, assert_same, finished_run, saved_at, server, snapshot, weights, write_config
@@ -362,27 +361,6 @@ def test_views_are_of_scenes_of_their_own_at_first_and_joined_later(
     assert set(asked[:20]) == {(6, 1, 6), flat} and set(asked[20:]) == {(6, 2, 6), flat}
     assert 2 <= asked.count(flat) <= 16
 
-
-def test_single_pictures_show_the_front_as_often_as_is_asked(tmp_path: Path) -> None:
-    box = Toybox(5)
-    c2w = np.stack([box.cameras(i, 4)[0] for i in range(3000)])
-    azimuth = np.arctan2(c2w[:, :, 1, 3], c2w[:, :, 0, 3])
-    rng = np.random.default_rng(0)
-    alike = azimuth[np.arange(3000), prior_training.pick(c2w, 0.0, rng)]
-    biased = azimuth[np.arange(3000), prior_training.pick(c2w, 1.0, rng)]
-    wanted = (np.exp(np.cos(azimuth)) * np.cos(azimuth)).sum(1) / np.exp(np.cos(azimuth)).sum(1)
-    assert abs(np.cos(alike).mean()) < 0.04
-    assert np.cos(biased).mean() == pytest.approx(wanted.mean(), abs=0.04)
-
-
-def test_a_prior_of_single_pictures_shows_single_pictures(tmp_path: Path) -> None:
-    options: TrainPriorConfig = config.load(tiny(tmp_path), ["training.two_d=1", "training.sheet_prompts=[a dog]"])
-    prior = tiny_prior()
-    asked: list[Any] = []
-    sample = prior.sample
-    prior.sample = lambda prompt, c2w, **more: asked.append(c2w) or sample(prompt, c2w, **more)
-    prior_training.PriorSystem(options, prior, None).validate(0, tmp_path)
-    assert asked == [None] * 4 and (tmp_path / "samples.png").exists()
 
 
 @pytest.mark.parametrize("count", [1, 3, 16])

@@ -57,7 +57,7 @@ def test_it_draws_single_pictures() -> None:
     assert prior.pipeline()("a red dog", "", **call, generator=cpu()).images.shape == (1, 16, 16, 3)
 
 
-def test_the_embedded_prior_plays_it_in_its_2d_mode() -> None:
+def test_a_multi_view_prior_plays_it_in_its_2d_mode() -> None:
     """Whatever cameras and views are told: each picture is alone, as MVDream's network judges it without a camera."""
     options = StableDiffusionConfig(weights=str(prior_folder()), dtype="fp32")
     prior, whole = stable_diffusion.build(options), MVDream.load(str(prior_folder()), dtype="fp32")

@@ -10,7 +10,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -88,15 +87,6 @@ def vocabulary(prior: MVDream) -> str:
     return hashlib.blake2b(repr(numbers).encode(), digest_size=8).hexdigest()
 
 
-def pick(c2w: np.ndarray, front: float, rng: np.random.Generator) -> np.ndarray:
-    """One view of each scene (N,), from cameras (N, V, 4, 4): those of azimuth a in proportion to e^(front cos a)."""
-    if front == 0:
-        return rng.integers(0, c2w.shape[1], len(c2w))
-    forward = c2w[:, :, 0, 3] / np.linalg.norm(c2w[:, :, :2, 3], axis=-1)  # cos a: objects face +x
-    share = np.exp(front * forward).cumsum(1)
-    return (rng.random((len(c2w), 1)) * share[:, -1:] > share).sum(1)
-
-
 class PriorSystem(pl.LightningModule):
     """The UNet with its running average.  The frozen networks around it are not part of the module."""
 
@@ -143,7 +133,7 @@ class PriorSystem(pl.LightningModule):
         captions = [bank.words(i) if rng.random() >= o.no_text else "" for i in chosen]
         z, c2w = bank.scenes(chosen), bank.c2w(chosen)
         if alone:
-            one = torch.arange(len(chosen)), torch.from_numpy(pick(c2w.numpy(), o.two_d_front if two_d else 0.0, rng))
+            one = torch.arange(len(chosen)), torch.from_numpy(rng.integers(0, z.shape[1], len(chosen)))
             z, c2w = z[one][:, None], c2w[one][:, None]
         z, c2w = z.flatten(0, 1), c2w.flatten(0, 1)
 
@@ -181,11 +171,8 @@ class PriorSystem(pl.LightningModule):
             prior.save(folder / "prior")
             azimuth = torch.deg2rad(torch.tensor([20.0, 110.0, 200.0, 290.0]))
             c2w = orbit_c2w(torch.full((4,), 0.26), azimuth, torch.full((4,), 2.6))
-            # four views of an object, or of a prior that learns single pictures only four of those
-            draws = [(c2w, "sheet")] if self.options.two_d < 1 else [(None, f"sheet {j}") for j in range(4)]
             rows = [
-                prior.sample(p, at, steps=30, guidance_scale=4.0, generator=generator(self.seed, k, purpose))
+                prior.sample(p, c2w, steps=30, guidance_scale=4.0, generator=generator(self.seed, k, "sheet"))
                 for k, p in enumerate(self.options.sheet_prompts)
-                for at, purpose in draws
             ]
         write_png(folder / "samples.png", grid(torch.cat(rows), 4))

@@ -138,10 +138,6 @@ class PriorTrainingConfig(Config):
     scenes: int = Field(100_000, ge=1, description="scenes at most; from then on all are seen again")
     first_scene: int = Field(0, ge=0, description="index of the first scene; another number, another part of the world")
     two_d: float = Field(0.3, ge=0, le=1, description="share of 2D batches: attention by view, no camera")
-    two_d_front: float = Field(
-        0.0, ge=0, le=5, description="2D batches take the view from azimuth a in proportion to e^(this cos a), as "
-        "photographers prefer the front; 0: all views alike"
-    )  # fmt: skip
     alone: float = Field(
         0.5,
         ge=0,

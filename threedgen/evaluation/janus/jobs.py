@@ -17,6 +17,8 @@ from .prompts import toybox_prompts, without_front
 
 OWN = ("prompt", "seed", "out", "threads", "task")
 """Keys of a method that the benchmark sets."""
+UNSEEN = {"export.enabled": False, "preview.enabled": False, "result.turntable.n_view": 8}
+"""What would only cost time, for the mesh is what is looked at."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,25 @@ def make_plan(config: JanusBenchmarkConfig) -> Plan:
     return Plan(jobs, prompts, refused, left_out)
 
 
+def words_of(method: str) -> list[str]:
+    """A method's config, and its own key=value changes behind it; names of files may have blanks in them."""
+    return re.split(r"\s+(?=[A-Za-z_][\w.]*=)", method.strip())
+
+
 def method_config(config: JanusBenchmarkConfig, method: str, prompt: str) -> Any:
     """The checked config of a method. Raises ConfigError if it cannot make an object of a prompt."""
-    for key in (".".join(split_override(text)[0]) for text in config.overrides):
+    name, *own = words_of(method)
+    overrides = [*config.overrides, *own]
+    for key in (".".join(split_override(text)[0]) for text in overrides):
         if key in OWN:
             raise ConfigError(f"overrides: {key} is set by the benchmark itself; give it as its own key")
     try:
-        task = task_of(find(method))
+        task = task_of(find(name))
         model = config_model("task", task)
         if not issubclass(model, RunConfig) or "prompt" not in model.model_fields:
             raise ConfigError(f"should be the config of a task that makes an object of a prompt (got {task})")
-        values: dict[str, Any] = {"prompt": prompt}
-        if "export" in model.model_fields:
-            values["export.enabled"] = False  # the mesh is looked at; game-ready assets would only cost time
-        return load(method, config.overrides, values)
+        spared = {key: value for key, value in UNSEEN.items() if key.split(".")[0] in model.model_fields}
+        return load(name, overrides, {"prompt": prompt, **spared})
     except ConfigError as error:
         raise ConfigError(f"methods: {method}: {error}") from None
 
@@ -87,6 +94,6 @@ def method_config(config: JanusBenchmarkConfig, method: str, prompt: str) -> Any
 def job(method: str, base: Any, prompt: str, seed: int) -> Job:
     """``base`` for another prompt and seed."""
     config = base.model_copy(update={"prompt": prompt, "seed": seed, "out": None, "threads": None})
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(method).stem).strip("-")[:40]
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(words_of(method)[0]).stem).strip("-")[:40]
     words = slug(prompt)[:-9][:40].strip("-")
     return Job(method, prompt, seed, f"{name}-{words}-{seed}-{tree_hash(plain(config))[:12]}", config)

@@ -152,7 +152,10 @@ class JanusBenchmarkConfig(MeteredConfig):
     """Prompts x methods x seeds become objects, and the meter counts those with two fronts."""
 
     methods: tuple[str, ...] = Field(
-        ("mvdream-toybox", "quick-toybox"), min_length=1, description="configs that make an object of a prompt"
+        ("mvdream-toybox", "sds-toybox", "dreamfusion-toybox"),
+        min_length=1,
+        description="configs that make an object of a prompt, each with key=value changes of its own behind it if "
+        "wished",
     )
     overrides: tuple[str, ...] = Field((), description="key=value changes of all of them")
     prompts: tuple[str, ...] = Field((), description="things with one clear front; none given: held-out toybox ones")
@@ -194,6 +197,9 @@ class JanusBenchmarkConfig(MeteredConfig):
         return self
 
     def check(self) -> None:
+        from .jobs import make_plan
+
         if self.engine == "ray":
             require("ray", "engine: ray", "choose engine=processes")
         super().check()
+        make_plan(self)

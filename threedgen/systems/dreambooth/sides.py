@@ -13,27 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from threedgen.cameras import orbit_c2w
 from threedgen.guidance.mvdream import MVDream
+from threedgen.guidance.unseen import candidates
 from threedgen.seeding import generator
 
-ELEVATIONS = 0.0, 15.0, 30.0
-"""Degrees, of the sides that are tried, every 15 degrees of azimuth."""
 LEVELS = 0.35, 0.5, 0.65
 """Of noise, in shares of the time steps; with less or more of it fewer sides were found."""
-DISTANCE = 2.6
-
-
-def candidates() -> Tensor:
-    """c2w (72, 4, 4) from all around."""
-    azimuth = torch.arange(0.0, 360.0, 15.0)
-    elevation, azimuth = torch.meshgrid(torch.tensor(ELEVATIONS), azimuth, indexing="ij")
-    return look_from(elevation.flatten(), azimuth.flatten())
-
-
-def look_from(elevation: Tensor, azimuth: Tensor) -> Tensor:
-    """c2w (B, 4, 4) of cameras that look at the centre; degrees (B,)."""
-    return orbit_c2w(elevation.deg2rad(), azimuth.deg2rad(), torch.full_like(azimuth, DISTANCE))
 
 
 @torch.no_grad()

@@ -27,12 +27,12 @@ from threedgen.config import at, dump
 from threedgen.guidance import personalisation
 from threedgen.guidance.mvdream import MVDream
 from threedgen.guidance.tokens import token_ids
+from threedgen.guidance.unseen import look_from
 from threedgen.images import grid, readable, write_png
 from threedgen.seeding import generator
 
 from ..prior_training import stratified
 from .options import LoRAConfig, MVDreamBoothConfig
-from .sides import look_from
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 VIEWS = 4

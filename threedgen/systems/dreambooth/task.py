@@ -23,6 +23,7 @@ from threedgen.cli import say
 from threedgen.count import Count
 from threedgen.data import photos
 from threedgen.guidance import personalisation
+from threedgen.guidance.unseen import look_from
 from threedgen.images import grid, readable, write_png
 from threedgen.ledger import write_summary
 from threedgen.loop import Status, fit, set_threads
@@ -31,7 +32,7 @@ from threedgen.seeding import generator
 
 from ..shared import device, existing, finished, kept, load_prior, say_weights, writing
 from .options import MVDreamBoothConfig
-from .sides import drafts, look_from, photo_sides
+from .sides import drafts, photo_sides
 from .system import DreamBoothSystem, Shown
 
 logger = logging.getLogger(__name__)
