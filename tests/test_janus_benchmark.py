@@ -24,7 +24,7 @@ from task_server import TINY, prior_folder, write_config
 from threedgen import cli, extras, registry, runs
 from threedgen.config import ConfigError, load
 from threedgen.evaluation.janus import engines
-from threedgen.evaluation.janus.jobs import make_plan
+from threedgen.evaluation.janus.jobs import make_plan, words_of
 from threedgen.evaluation.janus.options import JanusBenchmarkConfig
 from threedgen.evaluation.janus.score import prompt_of
 from threedgen.evaluation.janus.worker import STOPPED, work
@@ -323,6 +323,8 @@ def test_ray_loses_nothing_when_a_worker_is_killed() -> None:
         (["methods=[]"], "methods"),
         (["prompts=[a red ball, a table]"], "none of these things has a front (ball, table)"),
         (["overrides=[seed=3]"], "overrides: seed is set by the benchmark"),
+        (["methods=[good, good.yaml seed=3]"], "overrides: seed is set by the benchmark"),
+        (["methods=[good fronst=3]"], "did you mean 'fronts'"),
         (["overrides=[secnods=3]"], "did you mean 'seconds'"),
         (["lost_after=0.3"], "3 x heartbeat"),
         (["address=auto"], "belongs to engine=ray"),
@@ -333,6 +335,7 @@ def test_ray_loses_nothing_when_a_worker_is_killed() -> None:
 def test_mistakes_are_said_before_any_work(more: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words(*more)) == 2
     assert re.search(said if "|" in said else re.escape(said), capsys.readouterr().err) and not log()
+    assert not Path("run").exists()
 
 
 def test_ray_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -352,6 +355,27 @@ def test_the_shipped_benchmark_asks_for_thirty_prompts_and_more() -> None:
     assert [job.key for job in again.jobs] == [job.key for job in plan.jobs]
     other = make_plan(load("janus-benchmark", ["overrides=[trainer.max_steps=150]"]))
     assert not {job.key for job in other.jobs} & {job.key for job in plan.jobs}
+
+
+def test_the_claim_gives_each_method_changes_of_its_own_and_as_many_pictures() -> None:
+    plan = make_plan(load("janus-claim"))
+    assert len(plan.prompts) == 30 and len(plan.jobs) == 30 * 3 * 3 and not plan.refused
+    shown = {job.config.trainer.max_steps * job.config.groups * job.config.camera.n_view for job in plan.jobs}
+    assert shown == {600} and {job.config.size for job in plan.jobs} == {64}
+    whole = make_plan(load("janus-claim", ["methods=[mvdream-toybox]", "overrides=[size=64, trainer.max_steps=150]"]))
+    assert {job.key for job in whole.jobs} < {job.key for job in plan.jobs}  # a job is what it is, however it was asked
+
+
+def test_methods_may_have_changes_of_their_own() -> None:
+    Path("good.yaml").rename("with blanks.yaml")
+    asked = ["with blanks.yaml fronts=2", "with blanks.yaml", "bad fronts=1 views={a: 1}"]
+    assert [words_of(method) for method in asked] == [
+        ["with blanks.yaml", "fronts=2"], ["with blanks.yaml"], ["bad", "fronts=1", "views={a: 1}"]
+    ]  # fmt: skip
+    assert cli.main(words(methods="[with blanks.yaml fronts=2, with blanks.yaml]")) == 0
+    assert [(row["method"], row["raw"]["share"]) for row in table()] == [
+        ("with blanks.yaml fronts=2", 1.0), ("with blanks.yaml", 0.0)
+    ]  # fmt: skip
 
 
 # --- files of others ---------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen.errors import ConfigError
+from threedgen.guidance.loading import reachable
 from threedgen.runs import write_atomic
 
 from .options import HubIdentityConfig, IdentityNetworkConfig, ToyboxIdentityConfig
@@ -91,7 +92,10 @@ class HubIdentity:
 
         self.config = config
         try:
-            self.net = AutoModel.from_pretrained(config.weights, trust_remote_code=False).eval().requires_grad_(False)
+            net = AutoModel.from_pretrained(
+                config.weights, trust_remote_code=False, local_files_only=not reachable()
+            )
+            self.net = net.eval().requires_grad_(False)
         except Exception as error:  # a dozen kinds: no such id, no network, damaged, no network that is known
             raise ConfigError(
                 f"identity.weights: {config.weights!r} cannot be loaded as an image encoder ({type(error).__name__}); "

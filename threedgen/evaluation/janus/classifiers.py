@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from threedgen.data.toybox.grammar import mentioned
 from threedgen.errors import ConfigError
+from threedgen.guidance.loading import reachable
 
 from ..identity import CLIP_MEAN, CLIP_STD, encoder_input
 from ..probe import Probe
@@ -56,10 +57,11 @@ class CLIPSides:
     def __init__(self, config: CLIPSidesConfig) -> None:
         from transformers import AutoTokenizer, CLIPModel
 
-        self.config = config
+        self.config, offline = config, not reachable()
         try:
-            self.net = CLIPModel.from_pretrained(config.weights).eval().requires_grad_(False)
-            self.tokenizer = AutoTokenizer.from_pretrained(config.weights)
+            net = CLIPModel.from_pretrained(config.weights, local_files_only=offline)
+            self.net = net.eval().requires_grad_(False)
+            self.tokenizer = AutoTokenizer.from_pretrained(config.weights, local_files_only=offline)
         except Exception as error:  # a dozen kinds: no such id, no network, damaged, no CLIP
             raise ConfigError(
                 f"meter.classifier.weights: {config.weights!r} cannot be loaded as CLIP ({type(error).__name__}); "
