@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -386,6 +387,15 @@ def test_counting_without_a_terminal_says_a_line_a_minute(capsys: pytest.Capture
     with Count("sampling", 1, quiet=True) as count:
         count.add(1)
     assert capsys.readouterr().err == ""
+
+
+def test_the_pace_is_not_taken_from_what_was_done_before(capsys: pytest.CaptureFixture[str]) -> None:
+    with Count("sampling", 1_000_003, done=1_000_000) as count:
+        time.sleep(0.2)
+        count.add(1)
+        assert (count.speed.seconds_a_step() or 0.0) >= 0.2
+        count.add(2)
+    assert capsys.readouterr().err.splitlines() == ["sampling: 1000000/1000003", "sampling: 1000003/1000003"]
 
 
 def test_bootstrap_is_about_two_standard_errors() -> None:

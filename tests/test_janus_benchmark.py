@@ -88,6 +88,7 @@ def test_a_benchmark_counts_and_reports(
     assert (bad["raw"]["hits"], bad["raw"]["total"]) == (4, 4) and bad["raw"]["low"] == pytest.approx(0.5101, abs=1e-3)
     assert good["right"]["share"] == 1 and bad["right"]["hits"] == 4 * 5
     assert good["match"] == bad["match"] and good["match"]["hits"] == 2  # all look like the first prompt
+    assert [(row["recognised"]["hits"], row["recognised"]["total"]) for row in (good, bad)] == [(0, 2), (2, 2)]
     assert good["seconds"] is not None and good["memory_mib"] > 1 and good["states"] == {"seen": 4}
     assert len(log()) == 16 and set(log().values()) == {1}
 

@@ -48,8 +48,7 @@ def run(config: JanusBenchmarkConfig, resume: Path | None = None, quiet: bool = 
     Meter(config.meter)  # a classifier that is missing is said before hours of work
     claims = claims_of(config, folder)
     forget_what_is_gone(claims, plan.jobs, folder)
-    with Count("objects", len(plan.jobs), quiet) as count:
-        count.add(ended(claims, plan.jobs))
+    with Count("objects", len(plan.jobs), quiet, done=ended(claims, plan.jobs)) as count:
 
         def progress() -> int:
             done = ended(claims, plan.jobs)

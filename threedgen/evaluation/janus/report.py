@@ -22,7 +22,8 @@ from .rates import ErrorRates
 from .results import Result, Row
 
 HEAD = (
-    "method", "Janus rate", "95 %", "corrected", "95 %", "no front", "right side", "R-Precision", "seconds", "memory",
+    "method", "Janus rate", "95 %", "corrected", "95 %", "no front", "right side", "R-Precision", "Janus of these",
+    "seconds", "memory",
 )  # fmt: skip
 
 
@@ -62,6 +63,7 @@ def cells(row: Row) -> list[str]:
         percent(row.no_front),
         percent(row.right),
         percent(row.match),
+        percent(row.recognised),
         "-" if row.seconds is None else f"{row.seconds:.3g}",
         "-" if row.memory_mib is None else f"{row.memory_mib:.0f} MiB",
     ]
@@ -87,7 +89,8 @@ def about(config: MeteredConfig, rates: ErrorRates | None) -> list[str]:
         "views more than 90 degrees apart.",
         "Right side: views whose likeliest side is the one that the camera faces"
         + (", after the turn of the asset that makes most of them right." if free else ".")
-        + " R-Precision: assets whose own prompt fits their views best of all prompts here. Intervals are 95 %: "
+        + " R-Precision: assets whose own prompt fits their views best of all prompts here; of these alone the Janus "
+        "rate stands beside it, for in a vague object a classifier may see anything. Intervals are 95 %: "
         "Wilson's, for the corrected rate Lang and Reiczigel's.",
     ]
     if rates is None:

@@ -16,7 +16,6 @@ from threedgen.errors import ConfigError
 from threedgen.images import write_png
 from threedgen.runs import write_atomic
 
-from ..distributions import r_precision
 from ..figures import SIDES, Share, share
 from .meter import Meter, described
 from .options import THRESHOLD, MeterConfig
@@ -49,6 +48,10 @@ class Result:
     @property
     def janus(self) -> bool:
         return self.fronts is not None and self.fronts > 1
+
+    def recognised(self, prompts: Sequence[str]) -> bool:
+        """Its own prompt fits it best of all ``prompts``."""
+        return self.likeness is not None and prompts[int(np.argmax(self.likeness))] == self.prompt
 
     def said(self) -> list[str]:
         """Of each view the likeliest side, and how likely: "front 0.93"."""
@@ -132,7 +135,8 @@ class Reader:
 class Row:
     """A method's figures. ``raw``: assets with two fronts or more, of those that were seen; ``no_front``: of the same,
     those that show none; ``right``: views that show their side; ``match``: assets whose own prompt fits them best of
-    all prompts (R-Precision); seconds: median; memory: the most."""
+    all prompts (R-Precision); ``recognised``: assets with two fronts or more, of those; seconds: median; memory: the
+    most."""
 
     method: str
     raw: Share
@@ -141,6 +145,7 @@ class Row:
     interval: tuple[float, float] | None
     right: Share
     match: Share
+    recognised: Share
     states: dict[str, int]
     seconds: float | None
     memory_mib: float | None
@@ -171,8 +176,8 @@ def row(
     seen = [result for result in results if result.state == "seen"]
     raw = share([result.janus for result in seen])
     named = [result for result in seen if result.likeness is not None]
-    own = [list(prompts).index(result.prompt) for result in named]
-    match = r_precision(np.array([result.likeness for result in named]), own) if named else Share(0, 0)
+    match = share([result.recognised(prompts) for result in named])
+    recognised = share([result.janus for result in named if result.recognised(prompts)])
     seconds = [result.seconds for result in results if result.seconds is not None]
     memory = [result.memory_mib for result in results if result.memory_mib is not None]
     states = {state: count for state in ("seen", "empty", "failed", "missing") if (count := _count(results, state))}
@@ -180,7 +185,7 @@ def row(
     return Row(
         method, raw, share([result.fronts == 0 for result in seen]), rates.corrected(raw) if rates else None,
         rates.interval(raw) if rates else None, share([view for result in seen for view in result.right]), match,
-        states, median(seconds) if seconds else None, max(memory, default=None),
+        recognised, states, median(seconds) if seconds else None, max(memory, default=None),
         reason or next(iter(reasons), ""),
     )  # fmt: skip
 
