@@ -16,7 +16,7 @@ from . import janus_stub
 from .table import Row, Table
 
 WORKERS = (1, 2, 16, 64)
-EACH = 5
+EACH = 8
 """Jobs for each worker."""
 
 
@@ -26,9 +26,10 @@ def table(seconds: float) -> Table:
     kinds = ["processes", *(["ray"] if installed("ray") else [])]
     rows = [row(engine, workers, seconds) for engine in kinds for workers in WORKERS]
     notes = [
-        f"{EACH} jobs of {seconds:g} s for each worker. Overhead: the pause between two jobs of a worker as a share of "
-        "a job, mean over all. Speed-up: jobs a second, from the first beginning to the last end, over those of one "
-        "worker that never pauses; workers begin one after the other, which counts."
+        f"{EACH} jobs of {seconds:g} s for each worker. Start: from the first job of the first worker to that of the "
+        "last; so long the cores have processes to start. Overhead: the pause between two jobs of a worker as a share "
+        "of a job, mean over those after the start. Speed-up: jobs a second, from the first beginning to the last end, "
+        "over those of one worker that never pauses; the start counts."
     ]
     if not installed("ray"):
         notes.append("Ray is not installed here.")
@@ -53,13 +54,17 @@ def row(engine: str, workers: int, seconds: float) -> Row:
         assert code == 0, code
         times = [json.loads(path.read_text(encoding="utf-8")) for path in done()]
     assert len(times) == jobs, "a job was lost"
-    pauses = []
-    for worker in {job["worker"] for job in times}:
-        own = sorted((job["begun"], job["ended"]) for job in times if job["worker"] == worker)
-        pauses += [later[0] - earlier[1] for earlier, later in zip(own, own[1:], strict=False)]
-    span = max(job["ended"] for job in times) - min(job["begun"] for job in times)
+    each: dict[int, list[tuple[float, float]]] = {}
+    for job in sorted(times, key=lambda job: job["begun"]):
+        each.setdefault(job["worker"], []).append((job["begun"], job["ended"]))
+    first, last = min(job["begun"] for job in times), max(job["ended"] for job in times)
+    full = max(own[0][0] for own in each.values())
+    pauses = [
+        begun - ended
+        for own in each.values() for (_, ended), (begun, _) in zip(own, own[1:], strict=False) if ended >= full
+    ]  # fmt: skip
+    pause = sum(pauses) / len(pauses) if pauses else float("nan")
     return {
-        "engine": engine, "workers": workers, "jobs": jobs, "pause, ms": 1000 * sum(pauses) / len(pauses),
-        "overhead, %": 100 * sum(pauses) / len(pauses) / seconds, "speed-up": jobs * seconds / span,
-        "seconds in all": wall,
+        "engine": engine, "workers": workers, "jobs": jobs, "start, s": full - first, "pause, ms": 1000 * pause,
+        "overhead, %": 100 * pause / seconds, "speed-up": jobs * seconds / (last - first), "seconds in all": wall,
     }  # fmt: skip
