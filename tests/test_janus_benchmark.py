@@ -216,6 +216,24 @@ def test_workers_that_die_are_replaced_until_all_have_returned(monkeypatch: pyte
     assert STOPPED == (130, 143)
 
 
+@pytest.mark.parametrize(("signal_", "wanted"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_workers_are_asked_to_stop_when_a_benchmark_is(
+    signal_: signal.Signals, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "POLL", 0.001)
+    workers = [FakeWorker([None]), FakeWorker([None])]
+    rounds = iter(range(100))
+
+    def progress() -> int:
+        if next(rounds) == 3:
+            os.kill(os.getpid(), signal_)
+        return 0
+
+    before = signal.getsignal(signal_)
+    assert engines.supervise(lambda number: workers[number], 2, 1, progress) == wanted
+    assert [worker.ended for worker in workers] == [1, 1] and signal.getsignal(signal_) == before
+
+
 @pytest.mark.slow
 def test_processes_survive_the_death_of_one() -> None:
     method("dies", "trouble: dies once")

@@ -30,6 +30,7 @@ class Interrupts:
         self.terminated = False
         self._depth = 0
         self._before: Any = None
+        self._before_term: Any = None
 
     def __enter__(self) -> Interrupts:
         self._depth += 1
@@ -44,11 +45,15 @@ class Interrupts:
         if self._depth == 0 and self._before is not None:
             signal.signal(signal.SIGINT, self._before)
             self._before = None
+        if self._depth == 0 and self._before_term is not None:
+            if signal.getsignal(signal.SIGTERM) == self._terminate:  # Lightning gives its own back
+                signal.signal(signal.SIGTERM, self._before_term)
+            self._before_term = None
 
     def obey_sigterm(self) -> None:
-        """From now on SIGTERM only sets `terminated`; whoever calls this gives the handler back."""
+        """From now on, until the end, SIGTERM only sets `terminated`."""
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._terminate)
+            self._before_term = signal.signal(signal.SIGTERM, self._terminate)
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         self.terminated = True

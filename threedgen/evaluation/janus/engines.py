@@ -51,11 +51,12 @@ def employ(config: JanusBenchmarkConfig, told: Callable[[Job], None], progress: 
 
 
 def supervise(start: Callable[[int], Worker], count: int, attempts: int, progress: Callable[[], int]) -> int:
-    """Keep ``count`` workers at work until all have returned. Ctrl-C lets them stop at their next good moment, a second
-    one at once."""
+    """Keep ``count`` workers at work until all have returned. Ctrl-C and SIGTERM let them stop at their next good
+    moment, a second Ctrl-C at once."""
     workers = {number: start(number) for number in range(count)}
     done, deaths, stopped, ending = progress(), 0, 0, False
     with Interrupts() as interrupts:
+        interrupts.obey_sigterm()
         try:
             while workers:
                 time.sleep(POLL)
@@ -67,21 +68,22 @@ def supervise(start: Callable[[int], Worker], count: int, attempts: int, progres
                         continue
                     del workers[number]
                     if code in STOPPED:
-                        stopped = code
-                    elif code and not interrupts.stop and not stopped:
+                        stopped = stopped or code
+                    elif code and not ending:
                         deaths += 1
                         if deaths > count * (attempts + 1):
                             raise ConfigError(f"engine: {deaths} workers died one after the other (code {code})")
                         logger.warning("a worker died (code %s) and is replaced", code)
                         workers[number] = start(number)
-                if (interrupts.stop or stopped) and not ending:
+                stopped = stopped or (143 if interrupts.terminated else 130 if interrupts.stop else 0)
+                if stopped and not ending:
                     ending = True
                     for worker in workers.values():
                         worker.end()
         finally:
             for worker in workers.values():
                 worker.end()
-    return stopped or (130 if interrupts.stop else 0)
+    return stopped
 
 
 class LocalWorker:
