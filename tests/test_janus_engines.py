@@ -18,7 +18,7 @@ from janus_bench import log, method, report, stub, table, words  # noqa: F401
 from threedgen import cli, registry
 from threedgen.config import ConfigError, load
 from threedgen.evaluation.janus import engines
-from threedgen.evaluation.janus.worker import STOPPED, work
+from threedgen.evaluation.janus.worker import STOPPED
 
 ROOT = Path(__file__).parents[1]
 TESTS = Path(__file__).parent
@@ -146,7 +146,13 @@ def test_what_ray_says_of_a_task_becomes_an_exit_code(monkeypatch: pytest.Monkey
     worker = engines.RayWorker(config, 3)
     task, (given, table, number) = asked[1]
     assert asked[0] == {"num_cpus": 2, "num_gpus": 0, "max_retries": 0, "max_calls": 1}
-    assert task is work and number == 3 and table is registry.TABLE and given.out == str(Path("run").resolve())
+    assert number == 3 and table is registry.TABLE and given.out == str(Path("run").resolve())
+    monkeypatch.setattr(engines, "work", lambda *given: signal.getsignal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it begins with &
+    try:
+        assert task(given, table, number) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert worker.code() is None
     wrong = RayError("the task failed")
     wrong.cause = ConfigError("methods: no such config")

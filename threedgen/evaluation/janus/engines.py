@@ -126,6 +126,12 @@ def connect(config: JanusBenchmarkConfig) -> None:
         raise ConfigError(f"address: there is no Ray cluster that answers ({reason}; got {config.address!r})") from None
 
 
+def work_for_ray(config: JanusBenchmarkConfig, table: Any, number: int) -> int:
+    """``work``, where Ray's way to stop a task is heard, which is SIGINT: what a shell begins with & ignores that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return work(config, table, number)
+
+
 class RayWorker:
     """A task of a Ray cluster, whose machines see the folder under the same path. Ray itself retries nothing: a new
     worker finds in the claims what the dead one had."""
@@ -134,7 +140,7 @@ class RayWorker:
         import ray
 
         config = config.model_copy(update={"out": os.path.abspath(str(config.out))})
-        remote = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=0, max_calls=1)(work)
+        remote = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=0, max_calls=1)(work_for_ray)
         self.ray, self.answer = ray, remote.remote(config, registry.TABLE, number)
 
     def code(self) -> int | None:
