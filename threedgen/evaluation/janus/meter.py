@@ -39,8 +39,13 @@ class Reading:
         return Reading(np.stack([np.asarray(picture) for picture in pictures]), self.sides)
 
     def said(self) -> list[str]:
-        """The meter's word about each view: "front 0.93"."""
-        return [f"{SIDES[k]} {p[k]:.2f}" for p in self.sides if (k := int(p.argmax())) >= 0]
+        """The meter's word about each view."""
+        return said(self.sides)
+
+
+def said(sides: Array) -> list[str]:
+    """The likeliest side in each view (V, 4), and how likely: "front 0.93"."""
+    return [f"{SIDES[int(view.argmax())]} {view.max():.2f}" for view in np.asarray(sides)]
 
 
 class Meter:

@@ -16,8 +16,8 @@ from threedgen.errors import ConfigError
 from threedgen.images import write_png
 from threedgen.runs import write_atomic
 
-from ..figures import SIDES, Share, share
-from .meter import Meter, described
+from ..figures import Share, share
+from .meter import Meter, described, said
 from .options import THRESHOLD, MeterConfig
 from .rates import ErrorRates
 from .things import centred, read_thing
@@ -54,8 +54,8 @@ class Result:
         return self.likeness is not None and prompts[int(np.argmax(self.likeness))] == self.prompt
 
     def said(self) -> list[str]:
-        """Of each view the likeliest side, and how likely: "front 0.93"."""
-        return [f"{SIDES[int(np.argmax(row))]} {max(row):.2f}" for row in self.sides]
+        """The meter's word about each view."""
+        return said(np.array(self.sides))
 
     def plain(self) -> dict[str, Any]:
         """For JSON; its figures to five digits, for the last ones depend on where in memory the pictures lay."""
