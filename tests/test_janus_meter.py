@@ -21,7 +21,7 @@ from threedgen.evaluation.cases import held_out_cases
 from threedgen.evaluation.janus.meter import Meter
 from threedgen.evaluation.janus.options import THRESHOLD, CLIPSidesConfig, MeterConfig, TruthConfig
 from threedgen.evaluation.janus.prompts import clear_nouns, toybox_prompts, without_front
-from threedgen.evaluation.janus.things import Thing, centred, glued, pictures, read_thing, toybox_thing
+from threedgen.evaluation.janus.things import Thing, centred, glued, read_thing, toybox_thing
 from threedgen.evaluation.janus.truth import measure
 from threedgen.export.glb import save_glb
 
@@ -31,7 +31,7 @@ DISTANCE, FOV = 0.95 / np.tan(np.deg2rad(20)), np.deg2rad(40)
 def around(thing: Thing, degrees: list[float], size: int = 32, light: bool = False) -> np.ndarray:
     a = np.deg2rad(np.array(degrees, float))
     c2w = orbit_c2w(np.full_like(a, np.deg2rad(15)), a, np.full_like(a, DISTANCE))
-    return pictures(thing, c2w, FOV, size, light=light)
+    return thing.pictures(c2w, FOV, size, light=light)
 
 
 def dog() -> Thing:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from threedgen.poses import look_at
 
-from .janus.things import Thing, pictures
+from .janus.things import Thing
 
 Array = NDArray[Any]
 ZOOMS = (3.0, 4.0, 5.0, 6.0, 7.5)
@@ -66,7 +66,7 @@ def quality_of(thing: Thing, reward: Callable[[Array], float], size: int = SIZE,
     """The quality of a mesh, unlit on black: 810 pictures by default."""
     corners, edges = icosphere(subdivisions)
     thing, poses = fitted(thing), cameras(corners)
-    rewards = [[reward(pictures(thing, pose[None], pi / zoom, size, 0.0)[0]) for zoom in ZOOMS] for pose in poses]
+    rewards = [[reward(thing.pictures(pose[None], pi / zoom, size, 0.0)[0]) for zoom in ZOOMS] for pose in poses]
     return quality(np.array(rewards), edges)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,10 +19,23 @@ from . import fronts
 from .classifiers import ViewClassifier
 from .fronts import Look
 from .options import MeterConfig
-from .things import Array, Thing, pictures
+from .things import Array
 
 SHOWN = 96
 """Pixels of a view on a sheet and in a report."""
+
+
+class Visible(Protocol):
+    """What can be looked at: a mesh (``things.Thing``), the field of a run (``run_thing.FieldThing``)."""
+
+    @property
+    def plain(self) -> bool:
+        """It has no colour of its own."""
+        ...
+
+    def pictures(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
+        """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4); ``fov`` in radians."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,10 +72,10 @@ class Meter:
         ring = torch.from_numpy(self.azimuth).float()
         self.c2w = orbit_c2w(np.deg2rad(config.elevation) * same, ring, config.distance * same).numpy()
 
-    def look(self, thing: Thing, prompt: str, light: bool | None = None) -> Reading:
+    def look(self, thing: Visible, prompt: str, light: bool | None = None) -> Reading:
         """``light``: shade it as the toybox is; None: only what has no colour of its own."""
         config, light = self.config, thing.plain if light is None else light
-        views = pictures(thing, self.c2w, np.deg2rad(config.fov), config.size, config.background, light)
+        views = thing.pictures(self.c2w, np.deg2rad(config.fov), config.size, config.background, light)
         sides = self.classifier.sides(torch.from_numpy(views), prompt).double().numpy()
         return Reading(views, sides)
 

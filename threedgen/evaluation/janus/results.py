@@ -12,14 +12,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from threedgen.checkpoint_file import LAST
 from threedgen.errors import ConfigError
 from threedgen.images import write_png
 from threedgen.runs import write_atomic
 
 from ..figures import Share, share
-from .meter import Meter, described, said
+from .meter import Meter, Visible, described, said
 from .options import THRESHOLD, MeterConfig
 from .rates import ErrorRates
+from .run_thing import run_thing
 from .things import centred, read_thing
 
 
@@ -88,9 +90,9 @@ class Reader:
     def read(
         self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False
     ) -> dict[str, Any]:
-        """State and figures of the mesh at ``path``, as keyword arguments of Result. ``fit``: move it to the middle and
-        scale it, for files of unknown measures."""
-        if not path.is_file():
+        """State and figures of the mesh at ``path``, or of the field if this is a run's folder of checkpoints, as
+        keyword arguments of Result. ``fit``: move a mesh to the middle and scale it, for files of unknown measures."""
+        if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
         meter = self.meter
         try:
@@ -105,7 +107,7 @@ class Reader:
         }  # fmt: skip
 
     def _looked(self, path: Path, name: str, prompt: str, up: Literal["y", "z"], fit: bool) -> dict[str, Any]:
-        parts = (path.read_bytes(), self._settings.encode(), prompt.encode(), f"{up}{fit}".encode())
+        parts = (_content(path), self._settings.encode(), prompt.encode(), f"{up}{fit}".encode())
         key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
         kept = self.folder / f"{name}.json"
         try:
@@ -114,8 +116,7 @@ class Reader:
                 return found
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        thing = read_thing(path, up)
-        reading = self.meter.look(centred(thing) if fit else thing, prompt)
+        reading = self.meter.look(_opened(path, up, fit), prompt)
         found = {"key": key, "sides": reading.sides.tolist()}
         found["likeness"] = self.meter.likeness(reading.views, self.prompts) if self.prompts else None
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -126,6 +127,21 @@ class Reader:
     def strip(self, name: str) -> Path:
         """All views of an asset, side by side without a gap."""
         return self.folder / f"{name}.png"
+
+
+def _content(path: Path) -> bytes:
+    """What decides how the thing at ``path`` looks. Raises ConfigError."""
+    try:
+        return (path / LAST if path.is_dir() else path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def _opened(path: Path, up: Literal["y", "z"], fit: bool) -> Visible:
+    if path.is_dir():
+        return run_thing(path.parent)
+    thing = read_thing(path, up)
+    return centred(thing) if fit else thing
 
 
 # --- the table ---------------------------------------------------------------------------------------------------

@@ -45,6 +45,26 @@ class Thing:
         """Of all parts, (F, 3, 3)."""
         return np.concatenate([part.corners for part in self.parts])
 
+    def pictures(
+        self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False, supersample: int = 2
+    ) -> Array:
+        """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4). ``light``: the toybox's, 0.5 + 0.2 n_z + 0.3 n . v; else
+        colours as they are."""
+        corners = self.corners
+        faces = np.arange(len(corners) * 3).reshape(-1, 3)
+        views = []
+        for pose in c2w:
+            seen = raster.rasterise(corners.reshape(-1, 3), faces, pose[None], fov, size * supersample)
+            mask = seen.mask[0]
+            face, weight = seen.face[0][mask], seen.bary[0][mask][:, :, None]
+            colour = _painted(self, face, weight)
+            if light:
+                colour *= _light(corners, face, weight, pose[:3, 3])[:, None]
+            picture = np.full((*mask.shape, 3), background, np.float32)
+            picture[mask] = colour
+            views.append(raster.shrink(picture[None], supersample)[0])
+        return np.clip(np.stack(views), 0, 1)
+
 
 # --- where they come from ----------------------------------------------------------------------------------------
 
@@ -201,26 +221,6 @@ def _front_half(part: Part, middle: float) -> Part:
 
 
 # --- how they are seen -------------------------------------------------------------------------------------------
-
-
-def pictures(
-    thing: Thing, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False, supersample: int = 2
-) -> Array:
-    """(V, size, size, 3) in [0, 1]. ``light``: the toybox's, 0.5 + 0.2 n_z + 0.3 n . v; else colours as they are."""
-    corners = thing.corners
-    faces = np.arange(len(corners) * 3).reshape(-1, 3)
-    views = []
-    for pose in c2w:
-        seen = raster.rasterise(corners.reshape(-1, 3), faces, pose[None], fov, size * supersample)
-        mask = seen.mask[0]
-        face, weight = seen.face[0][mask], seen.bary[0][mask][:, :, None]
-        colour = _painted(thing, face, weight)
-        if light:
-            colour *= _light(corners, face, weight, pose[:3, 3])[:, None]
-        picture = np.full((*mask.shape, 3), background, np.float32)
-        picture[mask] = colour
-        views.append(raster.shrink(picture[None], supersample)[0])
-    return np.clip(np.stack(views), 0, 1)
 
 
 def _painted(thing: Thing, face: Array, weight: Array) -> Array:

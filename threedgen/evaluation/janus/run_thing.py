@@ -1,0 +1,46 @@
+"""The field of a run as a thing to look at, without the mesh that was made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from threedgen.cameras import Cameras
+from threedgen.errors import ConfigError
+from threedgen.export.pictures import Pictures, field_pictures
+from threedgen.export.run_field import open_field
+
+from .things import Array
+
+FAINT = 0.1
+"""A field whose opacity is below this in every pixel shows nothing."""
+
+
+@dataclass(frozen=True)
+class FieldThing:
+    """``render`` draws it (see ``export/pictures.py``); ``folder`` is that of its run."""
+
+    render: Pictures
+    folder: Path
+    plain = False
+
+    def pictures(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
+        """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4), unlit always. Raises ConfigError if nothing is there."""
+        pose = torch.from_numpy(np.asarray(c2w, np.float32))
+        none = torch.zeros(len(pose))
+        cameras = Cameras(pose, torch.full((len(pose),), fov), size, size, none, none, none, pose[:, :3, 3])
+        colours, opacity = self.render(cameras)
+        if opacity.max() < FAINT:
+            raise ConfigError(f"{self.folder} is empty: its field shows nothing")
+        there = opacity[..., None]
+        seen: Array = colours * there + background * (1 - there)
+        return seen
+
+
+def run_thing(folder: Path) -> FieldThing:
+    """The field in the newest checkpoint of the run in ``folder``. Raises ConfigError if there is none that fits."""
+    config, field, occupancy, _ = open_field(folder)
+    return FieldThing(field_pictures(field, occupancy, config.march), folder)
