@@ -165,9 +165,12 @@ class Probe(nn.Module):
         write_atomic(path.with_suffix(".json"), json.dumps(card, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
-    def load(cls, weights: str = "embedded") -> Probe:
-        """The probe of a file, in eval mode on the CPU. Raises ConfigError, one sentence, for what is no probe."""
-        path = locate(weights)
+    def load(cls, weights: str = "embedded", name: str = NAME) -> Probe:
+        """The probe of a file, or the embedded one of this ``name``, in eval mode on the CPU.
+
+        Raises ConfigError, one sentence, for what is no probe.
+        """
+        path = locate(weights, name)
         card = read_card(path)
         try:
             probe = cls(Labels.from_plain(card["labels"]), ProbeNetworkConfig(**card["network"]))
@@ -193,10 +196,10 @@ def prepare(pictures: Tensor, size: int) -> Tensor:
     return x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
 
 
-def locate(weights: str) -> Path:
+def locate(weights: str, name: str = NAME) -> Path:
     """The .safetensors file that ``weights`` names. Raises ConfigError if there is none."""
     if weights == "embedded":
-        path = folder("weights") / f"{NAME}.safetensors"
+        path = folder("weights") / f"{name}.safetensors"
         if not path.is_file():
             raise ConfigError(f"probe.weights: this installation lacks the probe ({path.name}); {TRAIN}")
         return path

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from threedgen.config import ConfigError, dump
 from threedgen.data.toybox.grammar import ACCESSORIES
 from threedgen.data.toybox.world import Toybox, View
+from threedgen.evaluation.janus.lessons import spoil
 from threedgen.evaluation.options import TrainProbeConfig
 from threedgen.evaluation.probe import NAME, Probe, Raw
 from threedgen.evaluation.truth import OPEN, Labels, Lessons, Truth, labelled
@@ -123,7 +124,9 @@ class ProbeSystem(pl.LightningModule):
             o = self.options
             first = (number + self.global_rank * RANK) * o.block
             indices = range(first, first + o.block)
-            _, rgb, truth = labelled(self.box, indices, self.size, o.n_view, self.probe.labels)
+            assets, rgb, truth = labelled(self.box, indices, self.size, o.n_view, self.probe.labels)
+            rng = numpy_generator(self.seed, number, "spoiled", self.global_rank)
+            spoil(self.box, indices, assets, rgb, truth, o.spoiled, rng)
             self.cache[number] = torch.from_numpy(to_uint8(rgb)), truth
         return self.cache[number]
 

@@ -30,11 +30,15 @@ class ViewClassifier(Protocol):
         ...
 
 
+EMBEDDED = "toybox-sides"
+"""The toybox probe, trained on with rough and with two-faced objects (``lessons.py``)."""
+
+
 class ProbeSides:
-    """The probe of the toybox, which needs no prompt for the sides. Raises ConfigError if it is missing."""
+    """A probe of the toybox, which needs no prompt for the sides. Raises ConfigError if it is missing."""
 
     def __init__(self, config: ProbeSidesConfig) -> None:
-        self.probe = Probe.load(config.weights)
+        self.probe = Probe.load(config.weights, EMBEDDED)
 
     def sides(self, pictures: Tensor, prompt: str) -> Tensor:
         return self.probe.look(pictures).side.exp()

@@ -76,6 +76,10 @@ class TruthConfig(Config):
     objects: int = Field(300, ge=0, le=100_000, description="how many, on which the meter's errors are measured")
     calibration: int = Field(200, ge=1, le=100_000, description="others, on which meter.threshold=null is chosen")
     nouns: tuple[str, ...] = Field((), description="of which toybox nouns; none given: all with one clear front")
+    rough: float = Field(
+        0.0, ge=0, le=10, description="how much their surfaces and colours are shaken by smooth noise; 1: about as "
+        "meshes of methods are"
+    )  # fmt: skip
     assets: str | None = Field(
         None, description="folder of GLB and OBJ files that face +z, y up, named by what they show; null: toybox"
     )

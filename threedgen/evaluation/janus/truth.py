@@ -21,6 +21,7 @@ from threedgen.images import grid, write_png
 from threedgen.ledger import write_summary
 from threedgen.loop import set_threads
 from threedgen.runs import write_atomic
+from threedgen.seeding import numpy_generator
 
 from ..cases import held_out_cases
 from ..figures import Share, share
@@ -30,6 +31,7 @@ from .meter import Meter, Reading, described
 from .options import THRESHOLD, JanusMeterConfig, TruthConfig, asset_files, folder_of_assets
 from .prompts import clear_nouns
 from .rates import ErrorRates
+from .rough import rough
 from .things import Thing, centred, glued, read_thing, toybox_thing
 
 FRESH, CALIBRATION = 1_000_000, 2_000_000
@@ -103,8 +105,9 @@ def look_at(
     """What is seen of ``count`` objects as they are and glued."""
     known = []
     with Count(stage, count, quiet) as counter:
-        for prompt, thing in objects(truth, seed, first, count):
+        for number, (prompt, smooth) in enumerate(objects(truth, seed, first, count), first):
             light = True if truth.assets is None else None
+            thing = rough(smooth, numpy_generator(seed, number, "rough"), truth.rough)
             seen = [meter.look(each, prompt, light) for each in (thing, glued(thing))]
             known.append(Known(prompt, *(reading.small() for reading in seen)))
             counter.add(1, prompt)
