@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import janus_stub
 import numpy as np
 import pytest
 
 from threedgen.data.toybox.grammar import Spec
 from threedgen.data.toybox.world import build
 from threedgen.evaluation.janus.lessons import nearer_front, spoil
+from threedgen.evaluation.janus.meter import Meter
+from threedgen.evaluation.janus.options import MeterConfig, TruthConfig
 from threedgen.evaluation.janus.rough import EDGE, SHAKE, Noise, halved, rough
 from threedgen.evaluation.janus.things import Part, Thing, toybox_thing
+from threedgen.evaluation.janus.truth import measure
 from threedgen.evaluation.truth import OPEN, Labels, Lessons, labelled
 
 
@@ -56,6 +60,15 @@ def test_a_rough_thing_is_moved_by_what_was_asked_and_stays_closed() -> None:
     first = np.unique(which, return_index=True)[1]
     assert np.allclose(places(once), places(once)[first][which.ravel()], atol=1e-6)
     assert all((part.values >= 0).all() and (part.values <= 1).all() for part in once.parts)
+
+
+def test_errors_can_be_measured_on_rough_objects() -> None:
+    janus_stub.register()
+    meter = Meter(MeterConfig(classifier={"name": "stub"}, size=32))
+    smooth, shaken = (measure(meter, TruthConfig(objects=2, rough=strength), 0).known for strength in (0, 1))
+    for one, other in zip(smooth, shaken, strict=True):
+        assert one.prompt == other.prompt
+        assert (one.good.views != other.good.views).any() and (one.janus.views != other.janus.views).any()
 
 
 def test_the_texture_of_a_rough_thing_stays() -> None:
