@@ -30,8 +30,8 @@ class ProbeTrainingConfig(Config):
     window: int = Field(256, ge=1, description="how many steps back those earlier ones come from")
     augment: float = Field(1.0, ge=0, le=2, description="strength of blur, noise, colour shifts and moves; 0: none")
     spoiled: float = Field(
-        0.0, ge=0, le=1, description="share of objects made rough, as methods leave them, every other one of them with "
-        "two front halves glued together"
+        0.0, ge=0, le=1, description="share of objects made rough, and half of those that have a front with two front "
+        "halves glued together"
     )  # fmt: skip
     learning_rate: Schedule = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
     weight_decay: float = Field(0.02, ge=0)

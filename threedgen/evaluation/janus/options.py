@@ -77,8 +77,8 @@ class TruthConfig(Config):
     calibration: int = Field(200, ge=1, le=100_000, description="others, on which meter.threshold=null is chosen")
     nouns: tuple[str, ...] = Field((), description="of which toybox nouns; none given: all with one clear front")
     rough: float = Field(
-        0.0, ge=0, le=10, description="how much their surfaces and colours are shaken by smooth noise; 1: more "
-        "than on most meshes that methods make"
+        0.0, ge=0, le=10, description="how much their surfaces and colours are shaken by smooth noise; 1: more, by "
+        "eye, than on most meshes that methods make"
     )  # fmt: skip
     assets: str | None = Field(
         None, description="folder of GLB and OBJ files that face +z, y up, named by what they show; null: toybox"
