@@ -211,7 +211,7 @@ def test_a_run_does_not_go_on_with_other_word_numbers(copy: Path, monkeypatch: p
 def untrained(tmp_path: Path) -> tuple[MVDream, LatentBank]:
     """A prior before its second stage, and scenes in latents of unit variance."""
     vae = tiny_prior().vae
-    autoencoder.standardise(vae, Toybox(5), 16, samples=16)
+    autoencoder.standardise(vae, torch.from_numpy(Toybox(5).batch(range(16), 16, n_view=1)[1]))
     torch.manual_seed(0)
     prior = prior_training.build(NetworkConfig(**TINY_PRIOR["network"]), vae, 16)
     return prior, LatentBank(tmp_path, Toybox(5), prior, 96, n_view=2)

@@ -52,6 +52,7 @@ TABLE: dict[str, dict[str, Entry]] = {
     "task": {
         "generate": Entry("threedgen.systems.generate_run:run", f"{_SYSTEMS}:GenerateConfig"),
         "sample": Entry("threedgen.systems.sample:run", f"{_SYSTEMS}:SampleConfig"),
+        "train-base": Entry("threedgen.systems.train_base.task:run", "threedgen.systems.train_base.options:TrainBaseConfig"),
         "train-prior": Entry("threedgen.systems.train_prior:run", f"{_TRAINING}:TrainPriorConfig"),
         "mvdreambooth": Entry(f"{_DREAMBOOTH}.task:run", f"{_DREAMBOOTH}.options:MVDreamBoothConfig"),
         "train-probe": Entry("threedgen.systems.train_probe:run", f"{_EVALUATION}:TrainProbeConfig"),

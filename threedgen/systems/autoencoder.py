@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen.config import dump
+from threedgen.data.toybox.rooms import Rooms
 from threedgen.data.toybox.world import Toybox
 from threedgen.guidance.precision import mixed
 from threedgen.images import grid, write_png
+from threedgen.muon import Muon
 from threedgen.seeding import generator, numpy_generator
 
-from .shared import adamw
+from .shared import scheduled
 from .training_options import AutoencoderConfig
 
 
@@ -93,6 +95,11 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
 
 
+def shrunk(x: Tensor) -> Tensor:
+    """(B, C, H, W) at half the size."""
+    return F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)
+
+
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
     """L1 + 2 MSE, 0.5 L1 of the edges (keeps eyes and outlines sharp) and L1 of the pictures shrunk 8 times (colours
     are learnt first, and stay right), of pictures in [-1, 1]."""
@@ -118,25 +125,29 @@ class AutoencoderSystem(pl.LightningModule):
         super().__init__()
         self.options, self.seed, self.max_steps = options, seed, max_steps
         self.config_yaml = dump(options)
-        self.vae = vae or build(options)
+        self.vae = (vae or build(options)).to(memory_format=torch.channels_last)  # faster on a CPU
         if decoder_only:
             self.vae.encoder.requires_grad_(False)
             self.vae.get_submodule("quant_conv").requires_grad_(False)
-        self.box = Toybox(seed=seed + 1, split="train")
+        self.box, self.rooms = Toybox(seed + 1, "train"), Rooms(seed + 1, "train")
         self.metrics: dict[str, float] = {}
 
     def pictures(self, step: int) -> Tensor:
         """The batch of a step: (B, 3, size, size) in [-1, 1]; crops until the last ``whole`` share of the run."""
         o, rng = self.options, numpy_generator(self.seed, step, "crops")
-        indices = range(step * o.batch, (step + 1) * o.batch)
-        _, rgb, _, _ = self.box.batch(indices, o.image_size, n_view=1, jumbles=o.jumbles)
+        interiors = round(o.rooms * o.batch)
+        things = o.batch - interiors
+        _, rgb, _, _ = self.box.batch(range(step * things, (step + 1) * things), o.image_size, 1, o.jumbles)
+        if interiors:
+            shots, _, _ = self.rooms.shots(range(step * interiors, (step + 1) * interiors), o.image_size)
+            rgb = np.concatenate([rgb, shots])
         if step < (1 - o.whole) * self.max_steps:
             c = o.crop
             middle = (o.image_size - c) / 2
             corner = np.clip(rng.normal(middle, 0.8 * middle, (2, o.batch, 2)), 0, o.image_size - c).astype(int)
             rgb = np.stack([rgb[i, y : y + c, x : x + c] for pair in corner for i, (y, x) in enumerate(pair)])
         x = torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2) * 2 - 1
-        return x.contiguous().to(self.device)
+        return x.contiguous(memory_format=torch.channels_last).to(self.device)
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step = int(batch)
@@ -148,8 +159,11 @@ class AutoencoderSystem(pl.LightningModule):
             spread = torch.exp(0.5 * logvar) + self.options.latent_noise
             z = mean + spread * torch.randn(mean.shape, generator=noise).to(mean)
             y = self.vae.decode(z).sample.float()
+            small = self.vae.decode(shrunk(z)).sample.float() if self.options.shrunk else None
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         loss = reconstruction_loss(y, x) + self.options.kl * kl
+        if small is not None:
+            loss = loss + self.options.shrunk * reconstruction_loss(small, shrunk(x))
         mse = F.mse_loss(y, x).detach()
         self.metrics = {"psnr": float(10 * torch.log10(4 / mse)), "kl": float(kl.detach())}
         return loss
@@ -163,15 +177,15 @@ class AutoencoderSystem(pl.LightningModule):
 
     def configure_optimizers(self):
         trained = [p for p in self.vae.parameters() if p.requires_grad]
-        return adamw(trained, self.options.learning_rate, self.max_steps, weight_decay=1e-4)
+        ends = (self.vae.encoder.conv_in.weight, self.vae.decoder.conv_out.weight)
+        return scheduled(Muon(trained, 1.0, weight_decay=1e-4, elementwise=ends), self.options.learning_rate, self.max_steps)
 
 
 @torch.no_grad()
-def standardise(vae: Any, box: Toybox, size: int, samples: int = 64) -> None:
+def standardise(vae: Any, rgb: Tensor) -> None:
     """Fold mean and deviation of each latent channel into the 1x1 convolutions, in place and exactly: afterwards the
-    latents are standard normal by channel and ``scaling_factor`` is 1."""
-    _, rgb, _, _ = box.batch(range(samples), size, n_view=1)
-    x = torch.from_numpy(rgb).permute(0, 3, 1, 2) * 2 - 1
+    latents of the pictures ``rgb`` (N, H, W, 3) are standard normal by channel and ``scaling_factor`` is 1."""
+    x = rgb.permute(0, 3, 1, 2) * 2 - 1
     z = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in x.split(8)]).float()
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
     c = len(mean)

@@ -50,6 +50,11 @@ def adamw(
 ) -> dict[str, Any]:
     """What Lightning's configure_optimizers gives back: AdamW whose rate follows a schedule of the config."""
     optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+    return scheduled(optimizer, learning_rate, max_steps)
+
+
+def scheduled(optimizer: torch.optim.Optimizer, learning_rate: Schedule, max_steps: int) -> dict[str, Any]:
+    """What Lightning's configure_optimizers gives back: an optimizer whose rate, set to 1, follows a schedule."""
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: at(learning_rate, step, max_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

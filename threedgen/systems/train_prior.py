@@ -114,7 +114,8 @@ def train_autoencoder(
     status = _stage(system, config, options.max_steps, folder, resume, quiet, "psnr")
     if status is Status.FINISHED:
         vae = system.vae.cpu().eval()
-        autoencoder.standardise(vae, Toybox(config.seed, "train"), options.image_size)
+        _, rgb, _, _ = Toybox(config.seed, "train").batch(range(64), options.image_size, n_view=1)
+        autoencoder.standardise(vae, torch.from_numpy(rgb))
         _write(done, vae)
     return system.vae, status
 

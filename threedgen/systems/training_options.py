@@ -26,17 +26,22 @@ def _multiple(name: str, value: int, unit: int, what: str) -> None:
 class AutoencoderConfig(Config):
     """The autoencoder of an embedded prior and how it is trained."""
 
-    channels: tuple[int, ...] = Field((16, 32, 64, 128), description="width of each level; each halves the picture")
+    channels: tuple[int, ...] = Field((24, 48, 96, 160), description="width of each level; each halves the picture")
     layers_per_block: int = Field(1, ge=1, le=4, description="residual blocks of a level")
-    latent_channels: int = Field(4, ge=1, le=64)
+    latent_channels: int = Field(8, ge=1, le=64)
     groups: int = Field(1, ge=1, description="groups of the group norms; one keeps colours comparable")
     image_size: int = Field(128, ge=32, le=1024, description="pictures it is trained on, in pixels")
     crop: int = Field(64, ge=16, description="size of the crops that most steps train on, in pixels")
     whole: float = Field(0.25, ge=0, le=1, description="last share of the steps, which sees whole pictures")
     batch: int = Field(16, ge=1, description="assets in a step; a crop step takes two crops of each")
     jumbles: float = Field(0.25, ge=0, le=1, description="share of the pictures that show heaps of random solids")
-    max_steps: int = Field(1500, ge=1)
-    learning_rate: Schedule = Field({"0%": 1e-4, "2%": 2e-3, "60%": 2e-3, "100%": 1e-4})
+    rooms: float = Field(0.2, ge=0, le=1, description="share of the pictures taken inside toy rooms")
+    shrunk: float = Field(
+        0.25, ge=0, description="weight of decoding latents at half the size as the picture at half the size: latents "
+        "without fine noise are learnt sooner by a UNet (Skorokhodov et al. 2025, arXiv 2502.14831)",
+    )  # fmt: skip
+    max_steps: int = Field(5000, ge=1)
+    learning_rate: Schedule = Field({"0%": 1e-4, "1%": 1e-3, "60%": 1e-3, "100%": 2e-5})
     kl: float = Field(1e-5, ge=0, description="weight of the KL divergence per latent number")
     latent_noise: float = Field(0.0, ge=0, le=1, description="noise on the latents, beyond the posterior's")
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")

@@ -21,6 +21,17 @@ def _outline(kind: int, param: float) -> np.ndarray:
     return tessellate(kind, param, 8)[0]
 
 
+def corners(solids: Sequence[Primitive]) -> np.ndarray:
+    """Points of all solids that nearly bound them: (N, 3)."""
+    return np.concatenate([_outline(s.kind, s.param) @ s.matrix.T + s.centre for s in solids])
+
+
+def bounds(solids: Sequence[Primitive]) -> np.ndarray:
+    """The lower and the upper corner of the box about solids: (2, 3)."""
+    points = corners(solids)
+    return np.stack([points.min(0), points.max(0)])
+
+
 def rotation(degrees: Sequence[float]) -> np.ndarray:
     """Rotation about x, then y, then z, in degrees: (3, 3)."""
     ax, ay, az = np.deg2rad(np.asarray(degrees, float))
@@ -160,12 +171,7 @@ class Builder:
     def finish(self, size: float = 1.0, stretch: Sequence[float] | np.ndarray = (1, 1, 1)) -> tuple[Primitive, ...]:
         """The solids stretched, centred and scaled into the ball of radius ``RADIUS`` x size."""
         stretch_matrix = np.diag(np.asarray(stretch, float))
-        points = np.concatenate(
-            [
-                _outline(s.kind, s.param) @ (stretch_matrix @ s.matrix).T + stretch_matrix @ s.centre
-                for s in self.solids
-            ]
-        )
+        points = corners(self.solids) @ stretch_matrix
         centre = (points.min(0) + points.max(0)) / 2
         # 8 segments inscribe a curved solid: 3 % is the most by which they fall short of it
         scale = RADIUS * size / (1.03 * float(np.linalg.norm(points - centre, axis=1).max()))

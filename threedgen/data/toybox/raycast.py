@@ -1,7 +1,8 @@
 """Ray caster for lists of solids (numba, no compiler): colour, mask, depth, normals and part labels, exact.
 
-The light is fixed to the world from above plus a lamp at the camera, so that sides can be told apart and a colour
-looks nearly the same from every azimuth: shade = 0.5 + 0.2 n_z + 0.3 max(0, n . v).
+Objects are lit from above and by a lamp at the camera, so that sides can be told apart and a colour looks nearly the
+same from every azimuth: shade = 0.5 + 0.2 n_z + 0.3 max(0, n . v).  Rooms have a lamp of their own at a point p, so
+that a wall looks the same from everywhere: shade = 0.55 + 0.45 max(0, n . (p - x) / |p - x|).  No shadows.
 """
 
 from __future__ import annotations
@@ -36,22 +37,31 @@ def render(
     background: np.ndarray | float = 0.5,
     supersample: int = 2,
     truth: bool = False,
+    lamp: np.ndarray | None = None,
+    panorama: bool = False,
 ) -> Picture:
-    """Render view v of asset ``view_asset[v]`` from ``c2w[v]`` (4, 4) with the vertical fov ``fov[v]`` (radians)."""
+    """Render view v of asset ``view_asset[v]`` from ``c2w[v]`` (4, 4) with the vertical fov ``fov[v]`` (radians).
+
+    ``lamp``: (V, 3) points that light comes from, for rooms.  ``panorama``: equirectangular pictures (size, 2 size) in
+    place of square perspective ones, what the camera looks at in their middle; ``fov`` then means nothing.
+    """
     arrays = [asset.arrays() for asset in assets]
     offsets = np.cumsum([0] + [len(a["kind"]) for a in arrays]).astype(np.int64)
     stacked = {key: np.concatenate([a[key] for a in arrays]) for key in arrays[0]}
     views = len(c2w)
     grey = np.broadcast_to(np.asarray(background, np.float32), (views,)).astype(np.float32)
-    rgb = np.empty((views, size, size, 3), np.float32)
-    n = size if truth else 0
-    depth = np.full((views, n, n), np.inf, np.float32)
-    normal = np.zeros((views, n, n, 3), np.float32)
-    label = np.zeros((views, n, n), np.int32)
+    height, width = size, 2 * size if panorama else size
+    rgb = np.empty((views, height, width, 3), np.float32)
+    shape = (views, height, width) if truth else (views, 0, 0)
+    depth = np.full(shape, np.inf, np.float32)
+    normal = np.zeros((*shape, 3), np.float32)
+    label = np.zeros(shape, np.int32)
+    lamps = np.zeros((0, 3)) if lamp is None else np.broadcast_to(lamp, (views, 3))
     _render(
         stacked["kind"], stacked["param"], stacked["inverse"], stacked["centre"], stacked["reach"], stacked["colour"],
         stacked["label"], offsets, np.asarray(view_asset, np.int64), np.asarray(c2w, np.float32),
-        np.asarray(fov, np.float32), grey, supersample, truth, rgb, depth, normal, label,
+        np.asarray(fov, np.float32), grey, np.asarray(lamps, np.float32), panorama, supersample, truth,
+        rgb, depth, normal, label,
     )  # fmt: skip
     return Picture(rgb, label > 0, depth, normal, label)
 
@@ -168,11 +178,33 @@ def _ring(tube, ox, oy, oz, dx, dy, dz):
 
 
 @njit(cache=True)
-def _trace(kind, param, inverse, centre, reach, start, stop, px, py, pz, dx, dy, dz):
-    """Nearest solid along a unit ray: index (-1 if none), distance, unit world normal."""
+def _near_row(centre, reach, start, stop, m, slope, half_pixel, chosen):
+    """Writes the solids that rays of a row of pixels can meet into ``chosen``; returns how many.
+
+    The rays of a row lie in the plane through the camera and its right axis that rises by ``slope``; ``half_pixel`` is
+    the change of slope within the row.
+    """
+    count = 0
+    tilt = 1.0 / np.sqrt(1.0 + slope * slope)
+    for i in range(start, stop):
+        x, y, z = centre[i, 0] - m[0, 3], centre[i, 1] - m[1, 3], centre[i, 2] - m[2, 3]
+        up = m[0, 1] * x + m[1, 1] * y + m[2, 1] * z
+        back = m[0, 2] * x + m[1, 2] * y + m[2, 2] * z
+        away = abs(up + slope * back) * tilt
+        if back < reach[i] and away <= reach[i] + half_pixel * np.sqrt(x * x + y * y + z * z):
+            chosen[count] = i
+            count += 1
+    return count
+
+
+@njit(cache=True)
+def _trace(kind, param, inverse, centre, reach, chosen, count, px, py, pz, dx, dy, dz):
+    """Nearest of the first ``count`` solids in ``chosen`` along a unit ray: index (-1 if none), distance, unit world
+    normal."""
     best, hit = np.inf, -1
     bx, by, bz = 0.0, 0.0, 0.0
-    for i in range(start, stop):
+    for k in range(count):
+        i = chosen[k]
         cx, cy, cz = centre[i, 0] - px, centre[i, 1] - py, centre[i, 2] - pz
         along = cx * dx + cy * dy + cz * dz
         off = cx * cx + cy * cy + cz * cz - along * along
@@ -185,11 +217,11 @@ def _trace(kind, param, inverse, centre, reach, start, stop, px, py, pz, dx, dy,
         ux = m[0, 0] * dx + m[0, 1] * dy + m[0, 2] * dz
         uy = m[1, 0] * dx + m[1, 1] * dy + m[1, 2] * dz
         uz = m[2, 0] * dx + m[2, 1] * dy + m[2, 2] * dz
-        k = kind[i]
-        if k == BOX or k == PRISM:
-            t, nx, ny, nz = _slabs(k, ox, oy, oz, ux, uy, uz)
-        elif k == SPHERE or k == DOME or k == FRUSTUM:
-            t, nx, ny, nz = _quadric(k, param[i], ox, oy, oz, ux, uy, uz)
+        form = kind[i]
+        if form == BOX or form == PRISM:
+            t, nx, ny, nz = _slabs(form, ox, oy, oz, ux, uy, uz)
+        elif form == SPHERE or form == DOME or form == FRUSTUM:
+            t, nx, ny, nz = _quadric(form, param[i], ox, oy, oz, ux, uy, uz)
         else:
             t, nx, ny, nz = _ring(param[i], ox, oy, oz, ux, uy, uz)
         if t < best:
@@ -203,8 +235,8 @@ def _trace(kind, param, inverse, centre, reach, start, stop, px, py, pz, dx, dy,
 
 @njit(cache=True, parallel=True)
 def _render(
-    kind, param, inverse, centre, reach, colour, label_of, offsets, view_asset, c2w, fov, grey, ss, truth,
-    rgb, depth, normal, label,
+    kind, param, inverse, centre, reach, colour, label_of, offsets, view_asset, c2w, fov, grey, lamp, panorama,
+    ss, truth, rgb, depth, normal, label,
 ):  # fmt: skip
     views, height, width = rgb.shape[0], rgb.shape[1], rgb.shape[2]
     for row in prange(views * height):
@@ -213,6 +245,14 @@ def _render(
         m = c2w[v]
         focal = 0.5 * height / np.tan(0.5 * fov[v])
         px, py, pz = m[0, 3], m[1, 3], m[2, 3]
+        chosen, count = np.empty(stop - start, np.int64), 0
+        if panorama:
+            for k in range(start, stop):
+                chosen[count] = k
+                count += 1
+        else:
+            slope = -(j + 0.5 - 0.5 * height) / focal
+            count = _near_row(centre, reach, start, stop, m, slope, 0.51 / focal, chosen)
         for i in range(width):
             r, g, b = 0.0, 0.0, 0.0
             samples = ss * ss + (1 if truth else 0)
@@ -221,14 +261,18 @@ def _render(
                     x, y = i + (s % ss + 0.5) / ss, j + (s // ss + 0.5) / ss
                 else:
                     x, y = i + 0.5, j + 0.5
-                qx, qy = (x - 0.5 * width) / focal, -(y - 0.5 * height) / focal
-                dx = m[0, 0] * qx + m[0, 1] * qy - m[0, 2]
-                dy = m[1, 0] * qx + m[1, 1] * qy - m[1, 2]
-                dz = m[2, 0] * qx + m[2, 1] * qy - m[2, 2]
+                if panorama:
+                    turn, rise = 2 * np.pi * (x / width - 0.5), np.pi * (0.5 - y / height)
+                    qx, qy, qz = np.sin(turn) * np.cos(rise), np.sin(rise), -np.cos(turn) * np.cos(rise)
+                else:
+                    qx, qy, qz = (x - 0.5 * width) / focal, -(y - 0.5 * height) / focal, -1.0
+                dx = m[0, 0] * qx + m[0, 1] * qy + m[0, 2] * qz
+                dy = m[1, 0] * qx + m[1, 1] * qy + m[1, 2] * qz
+                dz = m[2, 0] * qx + m[2, 1] * qy + m[2, 2] * qz
                 norm = 1.0 / np.sqrt(dx * dx + dy * dy + dz * dz)
                 dx, dy, dz = dx * norm, dy * norm, dz * norm
                 hit, t, nx, ny, nz = _trace(
-                    kind, param, inverse, centre, reach, start, stop, px, py, pz, dx, dy, dz
+                    kind, param, inverse, centre, reach, chosen, count, px, py, pz, dx, dy, dz
                 )
                 if s == ss * ss:
                     if hit >= 0:
@@ -236,7 +280,12 @@ def _render(
                         label[v, j, i] = label_of[hit]
                         normal[v, j, i, 0], normal[v, j, i, 1], normal[v, j, i, 2] = nx, ny, nz
                 elif hit >= 0:
-                    shade = 0.5 + 0.2 * nz + 0.3 * max(0.0, -(nx * dx + ny * dy + nz * dz))
+                    if len(lamp):
+                        lx, ly, lz = lamp[v, 0] - px - t * dx, lamp[v, 1] - py - t * dy, lamp[v, 2] - pz - t * dz
+                        facing = (nx * lx + ny * ly + nz * lz) / np.sqrt(lx * lx + ly * ly + lz * lz + 1e-12)
+                        shade = 0.55 + 0.45 * max(0.0, facing)
+                    else:
+                        shade = 0.5 + 0.2 * nz + 0.3 * max(0.0, -(nx * dx + ny * dy + nz * dz))
                     r += shade * colour[hit, 0]
                     g += shade * colour[hit, 1]
                     b += shade * colour[hit, 2]

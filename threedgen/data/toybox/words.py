@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import nouns  # noqa: F401  (fills NOUNS)
+from . import nouns, rooms  # noqa: F401  (nouns fills NOUNS)
 from .grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, WORDINGS, Spec, caption
 
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
 
 
 def captions() -> Iterator[str]:
-    """Every noun with every part and accessory of it, in every wording: all words that a caption can contain."""
+    """Every noun with every part and accessory of it, in every wording, and rooms: all words that a caption can contain."""
     colours, sizes = list(COLOURS), [s for s in SIZES if s]
     n = 0
     for entry in NOUNS.values():
@@ -21,6 +21,7 @@ def captions() -> Iterator[str]:
                 colour, size = colours[n % len(colours)], sizes[n % len(sizes)]
                 yield caption(Spec(entry.word, colour, size, part, colours[n % 7] if part else ""), wording)
     yield from ACCESSORIES
+    yield from rooms.captions()
 
 
 def train_tokenizer(max_tokens: int):

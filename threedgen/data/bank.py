@@ -1,0 +1,111 @@
+"""Pictures that are rendered and encoded once, then read from the disk: what a diffusion model of latents learns from.
+
+Rendering and encoding a picture costs about as much as a training step spends on it, so a step takes a few new ones and
+otherwise returns to old ones.  What is stored is a cache only: picture i is the same whether read or made again (always
+in the same block), so a lost or foreign file changes nothing but time.  Only an edit of the toybox itself is not
+noticed: delete the folder then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cache import BlockCache
+
+BLOCK = 32
+"""Entries made together.  Fixed, because the last bits of a convolution depend on the size of its batch."""
+TEXT = 160
+"""Bytes kept of a caption."""
+
+
+class Captioned(NamedTuple):
+    """N entries of V views: rgb (N * V, H, W, 3) in [0, 1], views fastest, N captions, c2w (N * V, 4, 4)."""
+
+    rgb: np.ndarray
+    captions: list[str]
+    c2w: np.ndarray
+
+
+class Source(Protocol):
+    """Endless captioned pictures; entry ``index`` is always the same."""
+
+    n_view: int
+
+    def describe(self) -> str:
+        """What decides the pictures, in a line."""
+
+    def block(self, indices: range, size: int) -> Captioned:
+        """The entries ``indices`` at ``size`` pixels."""
+
+
+class LatentBank:
+    """Latents, captions and cameras of the entries 0 ... ``count`` - 1 of a source, from entry ``first`` of it on.
+
+    The VAE must not change while the bank is in use.  Files: ``folder``/latents.npy (float16), text/ and c2w/ beside
+    it.  Raises OSError.
+    """
+
+    def __init__(self, folder: Path, source: Source, vae: Any, size: int, count: int, first: int = 0) -> None:
+        self.source, self.vae, self.size, self.count, self.first = source, vae, size, count, first
+        side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
+        n, told = source.n_view, f"{source.describe()}\nfrom {first}, {size} px\nVAE {digest(vae)}\n"
+        shape = (n, int(vae.config["latent_channels"]), side, side)
+        self.z = BlockCache(folder, "latents", count, shape, np.float16, told, BLOCK)
+        self.text = BlockCache(folder / "text", "text", count, (TEXT,), np.uint8, told, BLOCK)
+        self.poses = BlockCache(folder / "c2w", "c2w", count, (n, 4, 4), np.float32, told, BLOCK)
+
+    def prepare(self, indices: Sequence[int] | np.ndarray) -> None:
+        """Makes those entries that are not there yet."""
+        for block in sorted({*self.z.lacking(indices), *self.text.lacking(indices), *self.poses.lacking(indices)}):
+            self.fill(block)
+
+    def latents(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """(N, V, C, h, w) float32"""
+        self.prepare(indices)
+        return torch.from_numpy(np.stack([self.z[i] for i in indices])).float()
+
+    def captions(self, indices: Sequence[int] | np.ndarray) -> list[str]:
+        self.prepare(indices)
+        return [bytes(self.text[i]).rstrip(b"\0").decode() for i in indices]
+
+    def c2w(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """(N, V, 4, 4)"""
+        self.prepare(indices)
+        return torch.from_numpy(np.stack([self.poses[i] for i in indices]))
+
+    def fill(self, block: int) -> None:
+        """Render and encode one block."""
+        start = self.first + block * BLOCK
+        made = self.source.block(range(start, start + BLOCK), self.size)
+        z = encode(self.vae, torch.from_numpy(made.rgb))
+        lines = [text.encode()[:TEXT].ljust(TEXT, b"\0") for text in made.captions]
+        n = self.source.n_view
+        self.text.store(block, np.stack([np.frombuffer(line, np.uint8) for line in lines]))
+        self.poses.store(block, made.c2w.reshape(BLOCK, n, 4, 4))
+        self.z.store(block, z.cpu().numpy().reshape(BLOCK, n, *z.shape[1:]))
+
+
+@torch.no_grad()
+def encode(vae: Any, rgb: Tensor) -> Tensor:
+    """Means of the posterior of pictures (B, H, W, 3) in [0, 1], times the VAE's scaling factor, float32."""
+    from threedgen.guidance.precision import mixed
+
+    with mixed(vae.device):
+        x = (rgb.permute(0, 3, 1, 2) * 2 - 1).to(vae.device)
+        z = torch.cat([vae.encode(part).latent_dist.mean.float() for part in x.split(16)])
+    return z * float(vae.config["scaling_factor"])
+
+
+def digest(vae: Any) -> str:
+    """Of the weights of a network."""
+    weights = hashlib.blake2b(digest_size=16)
+    for _, tensor in sorted(vae.state_dict().items()):
+        weights.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return weights.hexdigest()

@@ -1,0 +1,79 @@
+"""What the toybox is learnt from: single pictures as photographers take them, and objects from four sides.
+
+Both are sources of ``threedgen.data.bank``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from threedgen.data.bank import Captioned
+
+from .raycast import render
+from .rooms import Rooms
+from .world import Split, Toybox, orbit_c2w
+
+FRONT = 1.2
+"""How much photographers prefer the front: the density of the azimuth is proportional to exp(FRONT cos azimuth)."""
+SHOTS = 2
+"""Pictures taken in one room."""
+
+
+class Photographs:
+    """Single captioned pictures: of every four the last is a view inside a room, the others show an object, mostly from
+    the front.  No camera is ever told."""
+
+    n_view = 1
+
+    def __init__(self, seed: int = 0, split: Split = "train") -> None:
+        self.seed, self.split = seed, split
+        self.box, self.rooms = Toybox(seed, split), Rooms(seed, split)
+
+    def describe(self) -> str:
+        return f"photographs, seed {self.seed}, {self.split}, {self.box.view}, front {FRONT}"
+
+    def block(self, indices: range, size: int) -> Captioned:
+        inside = np.array([i % 4 == 3 for i in indices])
+        rgb = np.empty((len(indices), size, size, 3), np.float32)
+        c2w, captions = np.empty((len(indices), 4, 4), np.float32), [""] * len(indices)
+        for where, take in ((inside, self.shots), (~inside, self.portraits)):
+            places = np.flatnonzero(where)
+            if len(places):
+                rgb[places], texts, c2w[places] = take([indices[k] for k in places], size)
+                for k, text in zip(places, texts, strict=True):
+                    captions[k] = text
+        return Captioned(rgb, captions, c2w)
+
+    def portraits(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """One picture of each object."""
+        assets = [self.box.asset(i) for i in indices]
+        rngs, view = [self.box.rng(i, 4) for i in indices], self.box.view
+        azimuth = np.array([rng.vonmises(0, FRONT) for rng in rngs])
+        elevation, fov = (np.deg2rad([rng.uniform(*r) for rng in rngs]) for r in (view.elevation, view.fov))
+        near = np.array([rng.uniform(*view.relative_distance) for rng in rngs])
+        c2w = orbit_c2w(elevation, azimuth, near / np.tan(fov / 2))
+        grey = np.array([rng.uniform(*view.grey) for rng in rngs])
+        picture = render(assets, np.arange(len(assets)), c2w, fov, size, grey)
+        return picture.rgb, [asset.caption for asset in assets], c2w
+
+    def shots(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """``SHOTS`` pictures of each room, in turn."""
+        numbers = [i // 4 for i in indices]
+        rooms = sorted({n // SHOTS for n in numbers})
+        rgb, texts, c2w = self.rooms.shots(rooms, size, SHOTS)
+        chosen = [rooms.index(n // SHOTS) * SHOTS + n % SHOTS for n in numbers]
+        return rgb[chosen], [texts[k] for k in chosen], c2w[chosen]
+
+
+class FourSides:
+    """Objects from ``n_view`` sides at once, with their cameras."""
+
+    def __init__(self, seed: int = 0, split: Split = "train", n_view: int = 4) -> None:
+        self.n_view, self.box = n_view, Toybox(seed, split)
+
+    def describe(self) -> str:
+        return f"{self.n_view} sides, seed {self.box.seed}, {self.box.split}, {self.box.view}"
+
+    def block(self, indices: range, size: int) -> Captioned:
+        assets, rgb, c2w, _ = self.box.batch(indices, size, self.n_view)
+        return Captioned(rgb, [asset.caption for asset in assets], c2w)

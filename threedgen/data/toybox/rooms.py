@@ -1,0 +1,377 @@
+"""Toy rooms: captioned interiors with doors, windows, a lamp, furniture and things of the toybox, seen from inside.
+
+rooms = Rooms(seed=0, split="train")
+room = rooms.room(17)                       # its solids, its lamp, and what stands where
+shot = rooms.shots([17], 128, n_view=2)     # pictures, captions of what each shows, cameras
+
+Lengths are metres, the floor is z = 0 and the middle of the floor the origin.  Room ``index`` of a seed and a split is
+always the same, as samples of the toybox are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .builder import Builder, bounds, rotation
+from .grammar import COLOURS, NOUNS, Spec, article, caption, colour_value
+from .primitives import Asset, Primitive
+from .raycast import Picture, render
+from .world import Split, build
+
+RADII = {
+    "sofa": 1.0, "bed": 1.15, "bookshelf": 1.0, "table": 0.75, "chair": 0.62, "lamp": 0.55, "television": 0.6,
+    "clock": 0.8, "tree": 0.8, "pine": 0.8, "palm": 0.9, "cactus": 0.7, "guitar": 0.6, "dog": 0.5, "ball": 0.33,
+    "present": 0.4, "bucket": 0.4, "drum": 0.45,
+}  # fmt: skip
+"""Metres from the middle of a thing to its outermost point; 0.5 for those that are not here."""
+FURNITURE = ("sofa", "bed", "bookshelf", "table", "chair", "television", "clock", "lamp", "chair", "sofa", "table")
+LIVING = 0.85
+"""Metres about the middle of a room that stay free, for cameras."""
+WALLS = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
+"""The directions in which they stand."""
+GLASS, FRAME = (0.70, 0.86, 0.95), (0.93, 0.93, 0.90)
+
+
+@dataclass(frozen=True)
+class Item:
+    """What can be named in a room: ``phrase`` as captions have it ("a red sofa"), ``at`` (3,) its middle."""
+
+    phrase: str
+    at: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Solids in ``asset``, whose label ``str(k)`` is that of ``items[k]`` and "" that of the bare room.
+
+    ``half`` (2,): half lengths along x and y; ``lamp`` (3,): where light comes from; ``wall`` and ``floor``: their
+    colour words.
+    """
+
+    asset: Asset
+    items: tuple[Item, ...]
+    half: np.ndarray
+    height: float
+    lamp: np.ndarray
+    wall: str
+    floor: str
+
+
+class Furnisher:
+    """Fills a room: keeps account of the free floor and of what stands where."""
+
+    def __init__(self, rng: np.random.Generator, half: np.ndarray, height: float) -> None:
+        self.rng, self.half, self.height = rng, half, height
+        self.solids: list[Primitive] = []
+        self.items: list[Item] = []
+        living = np.full(2, LIVING / np.sqrt(2))
+        self.taken = [(-living, living)]  # boxes of the floor: lower and upper corner
+        self.hung: list[tuple[int, float, float]] = []  # stretches of walls: wall, from, to
+
+    def add(self, solids: Sequence[Primitive], phrase: str = "") -> None:
+        """Solids of one item, or of the bare room."""
+        label = str(len(self.items)) if phrase else ""
+        self.solids += [replace(solid, label=label) for solid in solids]
+        if phrase:
+            low, high = bounds(solids)
+            x, y, z = ((low + high) / 2).tolist()
+            self.items.append(Item(phrase, (x, y, z)))
+
+    def free(self, low: np.ndarray, high: np.ndarray) -> bool:
+        return not any((low < b).all() and (high > a).all() for a, b in self.taken)
+
+    def stand(self, asset: Asset, radius: float, phrase: str, wall: int | None) -> bool:
+        """Put a thing on the floor, its back to a wall or anywhere; False if there was no room."""
+        for _ in range(12):
+            if wall is None:
+                turn = self.rng.uniform(0, 360)
+            else:
+                turn = float(np.rad2deg(np.arctan2(*-WALLS[wall][::-1])))
+            size = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
+            solids = [placed(solid, size, turn, np.zeros(3)) for solid in asset.primitives]
+            low, high = bounds(solids)
+            span = np.maximum(self.half - 0.06 - (high - low)[:2] / 2, 0)
+            at = self.rng.uniform(-span, span)
+            if wall is not None:
+                at = np.where(WALLS[wall] == 0, at, WALLS[wall] * span)
+            shift = np.append(at, 0) - np.append((low + high)[:2] / 2, low[2])
+            low, high = (low + shift)[:2] - 0.05, (high + shift)[:2] + 0.05
+            if self.free(low, high):
+                self.taken.append((low, high))
+                self.add([placed(solid, 1.0, 0.0, shift) for solid in solids], phrase)
+                return True
+        return False
+
+    def hang(self, wide: float) -> tuple[int, float] | None:
+        """A free stretch of a wall, ``wide`` long: the wall and the place along it."""
+        for _ in range(12):
+            wall = int(self.rng.integers(4))
+            span = self.half[1 if WALLS[wall][0] else 0] - wide / 2 - 0.15
+            if span <= 0:
+                continue
+            at = float(self.rng.uniform(-span, span))
+            low, high = at - wide / 2 - 0.1, at + wide / 2 + 0.1
+            if not any(w == wall and low < b and high > a for w, a, b in self.hung):
+                self.hung.append((wall, low, high))
+                return wall, at
+        return None
+
+    def fixed(self, wall: int, at: float, z: float, draw: Builder, phrase: str) -> None:
+        """Solids drawn around the origin, facing +x, fixed to a wall at height ``z``."""
+        turn = float(np.rad2deg(np.arctan2(*-WALLS[wall][::-1])))
+        inner = WALLS[wall] * (self.half[0] if WALLS[wall][0] else self.half[1])
+        place = inner + np.abs(WALLS[wall][::-1]) * at
+        self.add([placed(solid, 1.0, turn, np.append(place, z)) for solid in draw.solids], phrase)
+
+
+def placed(solid: Primitive, size: float, turn: float, at: np.ndarray) -> Primitive:
+    """A solid scaled, turned about z (degrees) and moved."""
+    spin = size * rotation((0, 0, turn))
+    return replace(solid, matrix=spin @ solid.matrix, centre=spin @ solid.centre + at)
+
+
+class Rooms:
+    """Endless captioned rooms and pictures taken in them."""
+
+    def __init__(self, seed: int = 0, split: Split = "train") -> None:
+        self.seed, self.split = seed, split
+
+    def rng(self, index: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, 2 if self.split == "train" else 3, index, purpose])
+
+    def room(self, index: int) -> Room:
+        return furnish(self.rng(index, 0))
+
+    def shots(self, indices: Sequence[int], size: int, n_view: int = 1) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """``n_view`` pictures in each room (N * n, size, size, 3), what each shows, and c2w (N * n, 4, 4)."""
+        rooms = [self.room(i) for i in indices]
+        rng = [self.rng(i, 1) for i in indices]
+        cameras = [snapshot(room, r) for room, r in zip(rooms, rng, strict=True) for _ in range(n_view)]
+        c2w, fov = np.stack([c for c, _ in cameras]), np.array([f for _, f in cameras])
+        of = np.repeat(np.arange(len(rooms)), n_view)
+        rgb = view(rooms, of, c2w, fov, size).rgb
+        shown = view(rooms, of, c2w, fov, 32, supersample=1, truth=True).label
+        texts = [describe(rooms[k], label, rng[k]) for k, label in zip(of, shown, strict=True)]
+        return rgb, texts, c2w
+
+
+def view(
+    rooms: Sequence[Room],
+    view_room: np.ndarray,
+    c2w: np.ndarray,
+    fov: np.ndarray,
+    size: int,
+    supersample: int = 2,
+    truth: bool = False,
+    panorama: bool = False,
+) -> Picture:
+    """Pictures inside rooms, as ``render`` makes them of assets; labels are 1 + the number of the item, and
+    behind these the bare room."""
+    lamps = np.stack([room.lamp for room in rooms])[view_room]
+    assets = [room.asset for room in rooms]
+    return render(assets, view_room, c2w, fov, size, 0.5, supersample, truth, lamps, panorama)
+
+
+def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -> np.ndarray:
+    """Camera-to-world of cameras at ``position`` (..., 3) that look towards ``azimuth`` and ``elevation`` (radians),
+    OpenGL axes, z up: (..., 4, 4) float32."""
+    ce, se, ca, sa = np.cos(elevation), np.sin(elevation), np.cos(azimuth), np.sin(azimuth)
+    back = -np.stack([ce * ca, ce * sa, se], -1)
+    right = np.stack([sa, -ca, np.zeros_like(sa)], -1)
+    c2w = np.zeros((*back.shape[:-1], 4, 4), np.float32)
+    c2w[..., :3, 0], c2w[..., :3, 1], c2w[..., :3, 2] = right, np.cross(back, right), back
+    c2w[..., :3, 3], c2w[..., 3, 3] = position, 1
+    return c2w
+
+
+def standpoint(room: Room, rng: np.random.Generator) -> np.ndarray:
+    """A place in the free middle of a room, at the height of eyes: (3,)."""
+    x, y = rng.uniform(-0.5, 0.5, 2) * LIVING
+    return np.array([x, y, rng.uniform(1.1, 1.6)])
+
+
+def snapshot(room: Room, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """A camera in a room: c2w and fov.  Half of them level with 90 degrees, as those of a panorama are."""
+    azimuth, level = rng.uniform(0, 2 * np.pi), rng.random() < 0.5
+    elevation = 0.0 if level else np.deg2rad(np.clip(rng.normal(-4, 8), -25, 20))
+    fov = np.deg2rad(90.0 if level else rng.uniform(55, 95))
+    return look_c2w(standpoint(room, rng), np.asarray(azimuth), np.asarray(elevation)), float(fov)
+
+
+# --- captions ------------------------------------------------------------------------------------------------------
+
+
+def describe(room: Room, label: np.ndarray, rng: np.random.Generator, most: int = 3, least: float = 0.012) -> str:
+    """What a picture shows: the room's colours and the largest things in ``label`` (H, W), numbered from 1."""
+    n = len(room.items)
+    share = np.bincount(label.ravel(), minlength=n + 2)[1 : n + 1] / label.size
+    seen = [k for k in np.argsort(-share, kind="stable") if share[k] >= least][:most]
+    return sentence(room.wall, room.floor, [room.items[k].phrase for k in seen], int(rng.integers(ROOM_WORDINGS)))
+
+
+def captions() -> Iterator[str]:
+    """Sentences with all words that captions of rooms have beyond those of objects."""
+    things = ["a red door", "a window", "a picture", "a blue rug"]
+    for wording in range(ROOM_WORDINGS):
+        yield sentence("red", "orange", things, wording)
+        yield sentence("red", "orange", ["a window", "a window"], wording)
+        yield sentence("red", "orange", [], wording)
+
+
+def summary(room: Room, rng: np.random.Generator, most: int = 4) -> str:
+    """What a whole room is, for its panorama: the furniture that was put there first."""
+    things = [item.phrase for item in room.items[:most]]
+    return sentence(room.wall, room.floor, things, int(rng.integers(ROOM_WORDINGS)))
+
+
+ROOM_WORDINGS = 6
+
+
+def sentence(wall: str, floor: str, things: list[str], wording: int) -> str:
+    """ "a blue room with a red sofa and a window", in one of the wordings.  ``wall``, ``floor``: colour words."""
+    core = f"{wall} room"
+    plain = f"{article(core)} {core}"
+    if things.count("a window") > 1:
+        things = [t for t in things if t != "a window"] + ["two windows"]
+    if wording == 1:
+        things = [f"{article(floor)} {floor} floor", *things[:2]]
+    if not things:
+        return (plain, f"the corner of {plain}")[wording % 2]
+    listed = things[0] if len(things) == 1 else f"{', '.join(things[:-1])} and {things[-1]}"
+    forms = [
+        f"{plain} with {listed}", f"{plain} with {listed}", f"inside {plain} with {listed}",
+        f"{core}, {', '.join(things)}", f"{listed} in {plain}", f"a room with {wall} walls, {listed}",
+    ]  # fmt: skip
+    return forms[wording % ROOM_WORDINGS]
+
+
+# --- furnishing ----------------------------------------------------------------------------------------------------
+
+
+def furnish(rng: np.random.Generator) -> Room:
+    """A random room.  Its things have neither parts nor accessories, so no combination in it is held out."""
+    half, height = rng.uniform(1.9, 2.7, 2), float(rng.uniform(2.4, 2.8))
+    names = list(COLOURS)
+    wall, floor = (names[int(k)] for k in rng.integers(len(names), size=2))
+    f = Furnisher(rng, half, height)
+    _shell(f, colour_value(wall, rng), colour_value(floor, rng))
+    _door(f)
+    for _ in range(int(rng.integers(1, 3))):
+        _window(f)
+    for word in rng.permutation(np.array(FURNITURE))[: int(rng.integers(5, 9))]:
+        _thing(f, str(word), int(rng.integers(4)))
+    others = [word for word in NOUNS if word not in FURNITURE]
+    for _ in range(int(rng.integers(3, 7))):
+        _thing(f, others[int(rng.integers(len(others)))], None)
+    if rng.random() < 0.6:
+        _picture(f)
+    if rng.random() < 0.5:
+        _rug(f)
+    lamp = _ceiling_lamp(f)
+    order = sorted(range(len(f.items)), key=lambda k: "door" in f.items[k].phrase or "window" in f.items[k].phrase)
+    rank = {str(old): str(new) for new, old in enumerate(order)} | {"": ""}
+    solids = tuple(replace(solid, label=rank[solid.label]) for solid in f.solids)
+    items = tuple(f.items[k] for k in order)
+    labels = (*(str(k) for k in range(len(items))), "")
+    asset = Asset(solids, "", "room", "rooms", wall, "", "", "", False, labels=labels)
+    return Room(asset, items, half, height, lamp, wall, floor)
+
+
+def _named(rng: np.random.Generator, noun: str) -> tuple[str, np.ndarray]:
+    """A colour for a noun that is not of the grammar: how it is called, and the colour."""
+    word = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+    return f"{article(word)} {word} {noun}", colour_value(word, rng)
+
+
+def _shell(f: Furnisher, wall: np.ndarray, floor: np.ndarray) -> None:
+    (x, y), h, b = f.half, f.height, Builder(f.rng, wall)
+    skirting = b.shade(wall, 0.6)
+    b.box((0, 0, -0.05), (x + 0.1, y + 0.1, 0.05), floor)
+    b.box((0, 0, h + 0.05), (x + 0.1, y + 0.1, 0.05), (0.95, 0.95, 0.94))
+    for side in (-1, 1):
+        b.box((side * (x + 0.05), 0, h / 2), (0.05, y + 0.1, h / 2))
+        b.box((0, side * (y + 0.05), h / 2), (x + 0.1, 0.05, h / 2))
+        b.box((side * x, 0, 0.06), (0.025, y, 0.06), skirting)
+        b.box((0, side * y, 0.06), (x, 0.025, 0.06), skirting)
+    f.add(b.solids)
+
+
+def _door(f: Furnisher) -> None:
+    place = f.hang(0.95)
+    if place is None:
+        return
+    phrase, colour = _named(f.rng, "door")
+    b = Builder(f.rng, colour)
+    b.box((0, 0, 1.0), (0.03, 0.47, 1.02), b.shade(colour, 0.65))
+    b.box((0.02, 0, 0.98), (0.03, 0.41, 0.97))
+    for z in (0.5, 1.4):
+        b.box((0.045, 0, z), (0.015, 0.28, 0.34), b.shade(colour, 0.85))
+    b.sphere((0.08, 0.32, 1.0), 0.05, (0.85, 0.7, 0.3))
+    f.fixed(*place, 0.0, b, phrase)
+    wall, at = place  # nothing stands before a door
+    inner = WALLS[wall] * (f.half - 0.35) + np.abs(WALLS[wall][::-1]) * at
+    f.taken.append((inner - 0.45, inner + 0.45))
+
+
+def _window(f: Furnisher) -> None:
+    wide = float(f.rng.uniform(0.8, 1.5))
+    place = f.hang(wide)
+    if place is None:
+        return
+    b = Builder(f.rng, GLASS)
+    b.box((0, 0, 0), (0.02, wide / 2, 0.55), FRAME)
+    panes = 2 if wide < 1.2 else 3
+    for k in range(panes):
+        step = (wide - 0.1) / panes
+        b.box((0.015, (k - (panes - 1) / 2) * step, 0), (0.02, step / 2 - 0.04, 0.48), GLASS)
+    b.box((0.04, 0, -0.58), (0.08, wide / 2 + 0.06, 0.035), FRAME)
+    f.fixed(*place, 1.55, b, "a window")
+
+
+def _picture(f: Furnisher) -> None:
+    place = f.hang(0.8)
+    if place is None:
+        return
+    _, ground = _named(f.rng, "")
+    b = Builder(f.rng, ground)
+    b.box((0, 0, 0), (0.025, 0.4, 0.32), (0.35, 0.22, 0.1))
+    b.box((0.01, 0, 0), (0.025, 0.34, 0.26))
+    b.cylinder((0.035, f.rng.uniform(-0.15, 0.15), 0.03), 0.14, 0.01, _named(f.rng, "")[1], rotate=(0, 90, 0))
+    b.box((0.03, 0, -0.19), (0.015, 0.34, 0.07), _named(f.rng, "")[1])
+    f.fixed(*place, 1.6, b, "a picture")
+
+
+def _rug(f: Furnisher) -> None:
+    phrase, colour = _named(f.rng, "rug")
+    b, (x, y) = Builder(f.rng, colour), f.rng.uniform(0.7, 1.2, 2)
+    if f.rng.random() < 0.5:
+        b.cylinder((0, 0, 0.01), x, 0.012)
+        b.cylinder((0, 0, 0.016), 0.75 * x, 0.012, b.shade(colour, 1.5))
+    else:
+        b.box((0, 0, 0.01), (x, y, 0.012))
+        b.box((0, 0, 0.016), (0.8 * x, 0.8 * y, 0.012), b.shade(colour, 1.5))
+    f.add(b.solids, phrase)
+
+
+def _ceiling_lamp(f: Furnisher) -> np.ndarray:
+    """Hangs it; returns the place of its light."""
+    _, colour = _named(f.rng, "lamp")
+    b, h = Builder(f.rng, colour), f.height
+    b.cylinder((0, 0, h - 0.15), 0.02, 0.16, (0.2, 0.2, 0.2))
+    if f.rng.random() < 0.5:
+        b.sphere((0, 0, h - 0.4), 0.18, (1.0, 0.97, 0.85))
+    else:
+        b.cylinder((0, 0, h - 0.38), 0.3, 0.12, top=0.4)
+        b.sphere((0, 0, h - 0.46), 0.12, (1.0, 0.97, 0.85))
+    f.add(b.solids)
+    return np.array([0.0, 0.0, h - 0.75])
+
+
+def _thing(f: Furnisher, word: str, wall: int | None) -> None:
+    """A noun of the toybox, in its colour, without parts and sizes."""
+    spec = Spec(word, list(COLOURS)[int(f.rng.integers(len(COLOURS)))])
+    radius = RADII.get(word, 0.5) * float(f.rng.uniform(0.9, 1.1))
+    f.stand(build(spec, f.rng), radius, caption(spec), wall)

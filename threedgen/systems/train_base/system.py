@@ -1,0 +1,153 @@
+"""The 2D model of the toybox: a stock UNet that learns single captioned pictures, as Stable Diffusion did."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from diffusers.models import UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from threedgen.config import dump
+from threedgen.data.bank import LatentBank
+from threedgen.ema import EMA
+from threedgen.guidance.diffusion import Schedule
+from threedgen.guidance.precision import mixed
+from threedgen.guidance.stable_diffusion import StableDiffusion
+from threedgen.guidance.tokens import token_ids
+from threedgen.images import grid, write_png
+from threedgen.muon import Muon
+from threedgen.seeding import generator, numpy_generator
+from threedgen.systems.shared import scheduled
+from threedgen.systems.training_options import NetworkConfig
+
+from .options import TrainBaseConfig
+
+
+def text_encoder(options: NetworkConfig, tokenizer: Any) -> Any:
+    """A fresh CLIPTextModel. Its tables are small, so that a caption's words are learnt and not fought."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=options.text_width, intermediate_size=4 * options.text_width,
+            num_hidden_layers=options.text_layers, num_attention_heads=options.text_heads,
+            max_position_embeddings=options.max_tokens, hidden_act="gelu", pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+
+
+def build(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, image_size: int) -> StableDiffusion:
+    """A fresh UNet around the networks that were trained before it."""
+    down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in options.attention)
+    up = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(options.attention))
+    pooled = {"addition_embed_type": "text", "addition_embed_type_num_heads": options.text_heads}
+    channels = int(vae.config.latent_channels)
+    unet = UNet2DConditionModel(
+        **(pooled if options.pooled_text else {}),
+        resnet_time_scale_shift="scale_shift" if options.scale_shift else "default",
+        sample_size=image_size // 2 ** (len(vae.config.block_out_channels) - 1),
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=options.layers_per_block,
+        block_out_channels=options.channels,
+        down_block_types=down,
+        up_block_types=up,
+        attention_head_dim=options.heads,  # diffusers' name for the number of heads
+        cross_attention_dim=options.text_width,
+        norm_num_groups=options.groups,
+        use_linear_projection=True,
+    )
+    schedule = Schedule.linear if options.schedule == "linear" else Schedule.scaled_linear
+    return StableDiffusion(unet, vae, text, tokenizer, schedule(prediction=options.prediction))
+
+
+def stratified(count: int, gen: torch.Generator) -> Tensor:
+    """``count`` numbers in [0, 1), one in each of as many equal intervals, in random order (Kingma et al. 2021, "VDM"):
+    the loss of a step then depends less on which noise levels it happened to draw."""
+    return (torch.rand(count, generator=gen) + torch.randperm(count, generator=gen)) / count
+
+
+def vocabulary(tokenizer: Any) -> str:
+    """A digest of which word has which number: an edit of the grammar moves them, and no run can go on over that."""
+    return hashlib.blake2b(repr(sorted(tokenizer.get_vocab().items())).encode(), digest_size=8).hexdigest()
+
+
+class BaseSystem(pl.LightningModule):
+    """The UNet with its running average.  The frozen networks around it are not part of the module."""
+
+    stage = "UNet"
+
+    def __init__(self, config: TrainBaseConfig, prior: StableDiffusion, bank: LatentBank) -> None:
+        super().__init__()
+        self.options, self.seed, self.max_steps = config.training, config.seed, config.trainer.max_steps
+        known = f"vocabulary: {vocabulary(prior.tokenizer)}\n"
+        self.config_yaml = dump(config.model_copy(update={"out": None})) + known
+        self.unet = prior.unet.requires_grad_(True).train()
+        self.average = EMA(self.unet, self.options.ema)
+        self.frozen = (prior, bank)  # in a tuple: no sub-modules, hence in no checkpoint
+        self.metrics: dict[str, float] = {}
+
+    def setup(self, stage: str) -> None:
+        self.frozen[0].to(self.device)
+
+    def pictures(self, step: int) -> Any:
+        """The pictures of a step: the newest ``fresh`` ones, and others among all that came before them."""
+        o = self.options
+        known = min(o.pictures, o.first + step * o.fresh)
+        chosen = numpy_generator(self.seed, step, "pictures", self.global_rank).integers(0, known, o.batch)
+        fresh = min(o.fresh, o.pictures - known)
+        chosen[:fresh] = range(known, known + fresh)
+        return chosen
+
+    def text(self, captions: list[str]) -> Tensor:
+        """(N, L, D)"""
+        prior = self.frozen[0]
+        ids = token_ids(prior.tokenizer, captions, prior.max_tokens)
+        made: Tensor = prior.text_encoder(ids.to(self.device)).last_hidden_state
+        return made
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step, o = int(batch), self.options
+        prior, bank = self.frozen
+        rng = numpy_generator(self.seed, step, "choices", self.global_rank)
+        gen = generator(self.seed, step, "diffusion", self.global_rank)
+        chosen = self.pictures(step)
+        z = bank.latents(chosen)[:, 0]
+        captions = [text if rng.random() >= o.no_text else "" for text in bank.captions(chosen)]
+        t = (prior.schedule.T * stratified(len(chosen), gen) ** o.timestep_power).long().clamp(max=prior.schedule.T - 1)
+        noise = torch.randn(z.shape, generator=gen)
+        z, t, noise = z.to(self.device), t.to(self.device), noise.to(self.device)
+        schedule = prior.schedule.to(self.device)
+        with mixed(self.device, o.bf16):
+            with torch.no_grad():  # as for Stable Diffusion's, the text encoder has learnt its words before
+                text = self.text(captions)
+            out = prior.predict(schedule.add_noise(z, noise, t), t, text).float()
+        loss = F.mse_loss(out, schedule.target(z, noise, t))
+        self.metrics = {"loss_2d": float(loss.detach())}
+        return loss
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.average.update(self.unet, self.global_step)
+
+    def configure_optimizers(self):
+        o = self.options
+        ends = (self.unet.conv_in.weight, self.unet.conv_out.weight)
+        optimizer = Muon(self.unet.parameters(), 1.0, weight_decay=o.weight_decay, elementwise=ends)
+        return scheduled(optimizer, o.learning_rate, self.max_steps)
+
+    def validate(self, step: int, folder: Path) -> None:
+        """Saves the averaged weights as a diffusers folder and draws its sample sheet."""
+        prior, prompts = self.frozen[0], self.options.sheet_prompts
+        with self.average.applied(self.unet):
+            prior.save(folder / "base")
+            drawn = [
+                prior.sample(p, None, steps=30, guidance_scale=4.0, generator=generator(self.seed, k, "sheet"))
+                for k, p in enumerate(prompts)
+            ]
+        write_png(folder / "samples.png", grid(torch.cat(drawn), 4, list(prompts)))
