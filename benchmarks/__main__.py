@@ -8,7 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 
 PARTS = ("hashgrid", "step", "breakdown", "memory")
 LONG = ("export", "mvdream", "threedim", "janus")

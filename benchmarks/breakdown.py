@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import torch
 
-from threedgen.cameras import Cameras
+from threedgen.geometry.cameras import Cameras
 from threedgen.representations import render as rendering
 from threedgen.representations.march import Composite, Samples
 from threedgen.systems import generate

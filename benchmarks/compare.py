@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, cKDTree
 
-from threedgen.cameras import orbit
 from threedgen.export.mesh import Mesh
 from threedgen.export.read_glb import Glb, read_glb
 from threedgen.export.topology import signed_volume
-from threedgen.raster import interpolate, rasterise, unit
-from threedgen.texture import sample
+from threedgen.geometry.cameras import orbit
+from threedgen.geometry.raster import interpolate, rasterise, unit
+from threedgen.geometry.texture import sample
 
 Array = NDArray[Any]
 Body = tuple[Array, Array]

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from threedgen import runs
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 from threedgen.export.options import CHECKPOINTS
+from threedgen.run import folder as runs
 
 from .creature import SHAPES
 from .table import Table

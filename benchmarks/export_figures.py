@@ -18,8 +18,8 @@ from threedgen.export.simplify import simplify
 from threedgen.export.textured import Placement
 from threedgen.export.topology import topology, weld
 from threedgen.export.uv_layout import layout
-from threedgen.raster import rasterise_uv
-from threedgen.texture import fill
+from threedgen.geometry.raster import rasterise_uv
+from threedgen.geometry.texture import fill
 
 from .compare import hull_share, lit_gain, mean_distance, silhouette
 from .creature import TAIL, Creature

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 from threedgen.export.asset import Asset, make_asset
 from threedgen.export.export_run import export_view
 from threedgen.export.from_field import FieldView, dense_surface
@@ -22,8 +22,8 @@ from threedgen.export.options import AssetConfig
 from threedgen.export.pictures import FOV, Shots, around
 from threedgen.export.read_glb import read_glb
 from threedgen.export.run_field import extras, open_run
-from threedgen.ledger import peak_memory
-from threedgen.runs import write_atomic
+from threedgen.run.folder import write_atomic
+from threedgen.run.metrics import peak_memory
 
 from .creature import Creature
 from .export import FAILED, Job

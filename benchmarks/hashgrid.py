@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from threedgen import registry
+from threedgen.config import registry
 from threedgen.representations.options import HashGridConfig
 
 from .clock import interleaved, ratio

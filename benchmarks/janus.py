@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from threedgen.config import load
+from threedgen.config.optional import installed
 from threedgen.evaluation.janus.engines import employ
 from threedgen.evaluation.janus.jobs import make_plan
-from threedgen.extras import installed
 
 from . import janus_stub
 from .table import Row, Table

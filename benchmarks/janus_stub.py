@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from threedgen import registry
-from threedgen.ledger import write_summary
-from threedgen.options import RunConfig
+from threedgen.config import registry
+from threedgen.config.sections import RunConfig
+from threedgen.run.metrics import write_summary
 
 TIMES = "times.json"
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threedgen.cameras import orbit
 from threedgen.export.pictures import Pictures
-from threedgen.images import psnr
-from threedgen.raster import render
+from threedgen.geometry.cameras import orbit
+from threedgen.geometry.images import psnr
+from threedgen.geometry.raster import render
 
 Array = NDArray[Any]
 

@@ -27,14 +27,14 @@ def measure(size: int, chunk: int | None, overrides: Sequence[str] = ()) -> dict
     """Render four views of a new field with normals, and learn from them: MiB beyond what was held, seconds."""
     import torch
 
-    from threedgen import losses
-    from threedgen.cameras import sample_multiview
     from threedgen.config import load
+    from threedgen.geometry.cameras import sample_multiview
     from threedgen.guidance.diffusion import Schedule
-    from threedgen.ledger import peak_memory
-    from threedgen.loop import set_threads
-    from threedgen.seeding import generator
+    from threedgen.representations import losses
+    from threedgen.run.metrics import peak_memory
+    from threedgen.run.seeding import generator
     from threedgen.systems.generate import GenerateSystem
+    from threedgen.train.loop import set_threads
 
     config = load(CONFIG, ["prompt=nothing", f"march.chunk={'null' if chunk is None else chunk}", *overrides])
     set_threads(config.threads)

@@ -17,15 +17,15 @@ from diffusers.models import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from threedgen.config import load
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 from threedgen.guidance import released
 from threedgen.guidance.attention import multiview_unet
 from threedgen.guidance.mvdream import MVDream
 from threedgen.guidance.outline import Outline
-from threedgen.loop import set_threads
 from threedgen.systems.generate import GenerateSystem
 from threedgen.systems.plan import TOKENS, Stage, matmul_rate, operations, stages_of, step_dtype
 from threedgen.systems.shared import device
+from threedgen.train.loop import set_threads
 
 from .breakdown import Watch
 from .scene import Stepper

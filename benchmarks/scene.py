@@ -16,18 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen import registry
-from threedgen.cameras import Cameras, orbit, sample_multiview
-from threedgen.checkpoint import latest
-from threedgen.config import load
+from threedgen.config import load, registry
+from threedgen.config.errors import ConfigError
 from threedgen.data.toybox.grammar import Spec
 from threedgen.data.toybox.raycast import render
 from threedgen.data.toybox.world import build
-from threedgen.errors import ConfigError
-from threedgen.loop import CHECKPOINTS, set_threads
+from threedgen.geometry.cameras import Cameras, orbit, sample_multiview
 from threedgen.representations.march import march
-from threedgen.seeding import generator
+from threedgen.run.seeding import generator
 from threedgen.systems.generate import GenerateSystem
+from threedgen.train.checkpoint import latest
+from threedgen.train.loop import CHECKPOINTS, set_threads
 
 CONFIG = "mvdream-toybox"
 PROMPT = "a blue dog wearing a red hat"

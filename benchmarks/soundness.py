@@ -25,9 +25,9 @@ from threedgen.evaluation.consistency.held_out import held_out_places
 from threedgen.evaluation.consistency.options import SubsampledProtocolConfig, TSEDConfig
 from threedgen.evaluation.consistency.scenes import Scene
 from threedgen.evaluation.figures import bootstrap, mean
-from threedgen.seeding import generator, numpy_generator
+from threedgen.geometry.views import Viewpoints, Views
+from threedgen.run.seeding import generator, numpy_generator
 from threedgen.viewer.plots import plot
-from threedgen.views import Viewpoints, Views
 
 from .table import Row, Table
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from threedgen.cameras import orbit
 from threedgen.data.srn.make import Job as Picture
 from threedgen.data.srn.make import scene
 from threedgen.data.srn.options import MakeSRNToyboxConfig
@@ -18,13 +17,14 @@ from threedgen.evaluation.consistency.field import Bounds, fit
 from threedgen.evaluation.consistency.held_out import held_out_places
 from threedgen.evaluation.consistency.options import SubsampledProtocolConfig
 from threedgen.evaluation.consistency.scenes import Scene
+from threedgen.geometry.cameras import orbit
+from threedgen.geometry.images import psnr
+from threedgen.geometry.views import Viewpoints
 from threedgen.guidance.threedim import folder
 from threedgen.guidance.threedim.options import XUNetConfig
 from threedgen.guidance.threedim.sampler import sample_views
 from threedgen.guidance.threedim.xunet import XUNet
-from threedgen.images import psnr
-from threedgen.ledger import peak_memory
-from threedgen.views import Viewpoints
+from threedgen.run.metrics import peak_memory
 
 from .clock import interleaved, ratio
 from .table import Row, Table

@@ -17,7 +17,7 @@ from diffusers.models import UNet2DConditionModel
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.extras import require
+from threedgen.config.optional import require
 
 from . import components, loading, reading, tokens
 from .diffusion import Schedule

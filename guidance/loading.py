@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 from threedgen import folder
 from threedgen.config import ConfigError
-from threedgen.errors import AbsentWeights
+from threedgen.config.errors import AbsentWeights
 
 from .options import PARTS
 from .reading import read_json, sha256, sha256_of_files, sniff

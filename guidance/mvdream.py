@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from threedgen.config import ConfigError
-from threedgen.poses import opengl_to_blender
-from threedgen.prompts import without
+from threedgen.geometry.poses import opengl_to_blender
+from threedgen.run.prompts import without
 
 from . import components, diffusion, tokens
 from . import personalisation as personal
@@ -303,7 +303,7 @@ def script_poses(
 ) -> Tensor:
     """(n,4,4) poses on the unit sphere in the convention of MVDream's image script, angles in degrees.
 
-    Azimuths are start + i span / n. The script's azimuth 90 is azimuth 0 (front, +x) of threedgen.cameras.
+    Azimuths are start + i span / n. The script's azimuth 90 is azimuth 0 (front, +x) of threedgen.geometry.cameras.
     ``blender`` False leaves the script's own world (y up), on which the network was not trained.
     """
     azimuth = torch.deg2rad(azimuth_start + torch.arange(n, dtype=torch.float64) * azimuth_span / n)

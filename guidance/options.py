@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError, Schedule, at
-from threedgen.extras import require
+from threedgen.config.optional import require
 
 PARTS = ("unet", "vae", "text_encoder")
 """Folders with tensors that a latent prior in diffusers format has."""

@@ -35,7 +35,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from threedgen.config import ConfigError
-from threedgen.runs import write_atomic
+from threedgen.run.folder import write_atomic
 
 from . import loading, reading, tokens
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from threedgen.cameras import orbit
+from threedgen.geometry.cameras import orbit
 
 from . import diffusion
 from .attention import make_multiview

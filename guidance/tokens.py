@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.prompts import without
+from threedgen.run.prompts import without
 
 from .loading import RUNS_NOW, cached, hub_file, reachable
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threedgen.cameras import orbit_c2w
+from threedgen.geometry.cameras import orbit_c2w
 
 from .diffusion import Schedule
 from .draft import Draft

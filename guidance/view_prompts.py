@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from threedgen.cameras import Cameras, wrap_angle
+from threedgen.geometry.cameras import Cameras, wrap_angle
 
 from .diffusion import Negatives
 from .options import ViewPromptsConfig

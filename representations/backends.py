@@ -9,8 +9,8 @@ from types import ModuleType
 
 import torch
 
-from threedgen.errors import ConfigError
-from threedgen.extras import EXTRAS, installed, require
+from threedgen.config.errors import ConfigError
+from threedgen.config.optional import EXTRAS, installed, require
 
 PLACES = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda", "nerfacc": "cuda"}
 """Where each computes, float32 everywhere; plain torch computes anything anywhere."""

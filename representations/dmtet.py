@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 
-from threedgen import registry
-from threedgen.cameras import Cameras
-from threedgen.config import ConfigError
-from threedgen.losses import facing_away
+from threedgen.config import ConfigError, registry
+from threedgen.geometry.cameras import Cameras
+from threedgen.representations.losses import facing_away
 
 from .base import Representation
 from .march import pack

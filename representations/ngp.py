@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen import registry
-from threedgen.config import at
+from threedgen.config import at, registry
 
 from .base import Representation
 from .hashgrid.encoding import position_gradient

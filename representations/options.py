@@ -6,9 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from threedgen import registry
-from threedgen.config import Config, Schedule
-from threedgen.extras import EXTRAS, require
+from threedgen.config import Config, Schedule, registry
+from threedgen.config.optional import EXTRAS, require
 
 
 def _require(backend: str) -> None:

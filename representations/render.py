@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from threedgen.losses import facing_away
-from threedgen.memory import graph_bytes
+from threedgen.representations.losses import facing_away
+from threedgen.run.memory import graph_bytes
 
 from .march import Samples, composite, depth_variance, join, march, pack, visible
 from .materials import Shading

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from threedgen import checkpoint, runs
 from threedgen.config import Config, load
 from threedgen.representations.base import Representation
+from threedgen.run import folder as runs
+from threedgen.train import checkpoint
 
 SMALL = ["budget=300", "texture=256", "lods=[100]", "resolution=40", "threads=1", "refine=0"]
 
@@ -43,7 +44,7 @@ class Ball(Representation):
 
 def register(patch: Any) -> None:
     """The field `ball`, for as long as the test runs."""
-    from threedgen import registry
+    from threedgen.config import registry
 
     tables = {kind: dict(table) for kind, table in registry.TABLE.items()}
     patch.setattr(registry, "TABLE", tables)

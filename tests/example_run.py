@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from threedgen import yaml_text
-from threedgen.images import grid, write_mp4, write_png
+from threedgen.config import yaml_text
+from threedgen.geometry.images import grid, write_mp4, write_png
 
 CONFIG: dict[str, Any] = {
     "task": "generate",

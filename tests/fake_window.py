@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from threedgen.cameras import orbit
+from threedgen.geometry.cameras import orbit
 from threedgen.viewer.live import Eye
 
 

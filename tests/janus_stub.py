@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from threedgen import registry
-from threedgen.config import Config, ConfigError
-from threedgen.options import RunConfig
+from threedgen.config import Config, ConfigError, registry
+from threedgen.config.sections import RunConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +77,7 @@ def note(config: StubConfig, word: str) -> int:
 
 
 def run(config: StubConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    from threedgen.ledger import write_summary
+    from threedgen.run.metrics import write_summary
 
     folder = Path(str(config.out))
     begun = note(config, "begun")

@@ -173,7 +173,7 @@ def _look_in(presses: dict[str, str]) -> None:
     """A live view without viser, which writes what was seen into the file seen.json."""
     from fake_window import FakeWindow
 
-    from threedgen import extras
+    from threedgen.config import optional as extras
     from threedgen.systems import watch
 
     extras.installed = lambda module: True
@@ -340,7 +340,7 @@ def tiny_generate(folder: Path, **values: Any) -> Path:
 
 def weights(run: Path) -> dict[str, Any]:
     """The state that counts, from the newest checkpoint of a run."""
-    from threedgen.checkpoint import LAST, read
+    from threedgen.train.checkpoint import LAST, read
 
     return read(run / "checkpoints" / LAST)["state_dict"]
 

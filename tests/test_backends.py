@@ -12,8 +12,9 @@ import torch
 from interpreted import needs_triton
 from torch import Tensor, nn
 
-from threedgen import cli, config, extras
+from threedgen import cli, config
 from threedgen.config import ConfigError
+from threedgen.config import optional as extras
 from threedgen.representations import backends
 from threedgen.representations.backends import choose
 from threedgen.representations.hashgrid import torch_twin

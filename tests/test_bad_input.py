@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from task_server import TINY, prior_folder, write_config
 
-from threedgen import cli, config, fields, registry, runs
-from threedgen.checkpoint import LAST, write
-from threedgen.config import Config, ConfigError
+from threedgen import cli, config
+from threedgen.config import Config, ConfigError, fields, registry
+from threedgen.run import folder as runs
 from threedgen.systems import generate_run
 from threedgen.systems.options import GenerateConfig
+from threedgen.train.checkpoint import LAST, write
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = config.shipped()

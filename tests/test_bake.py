@@ -11,11 +11,11 @@ import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 from threedgen.export import bvh
 from threedgen.export.bake import Texels, bake, gather, project, tangent_space, texel_frames
 from threedgen.export.mesh import Mesh, vertex_normals
-from threedgen.raster import rasterise_uv, unit
+from threedgen.geometry.raster import rasterise_uv, unit
 
 
 @dataclass(frozen=True)

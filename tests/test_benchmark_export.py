@@ -20,7 +20,7 @@ from benchmarks.export import RULES, Job, Rule, of_runs
 from benchmarks.export_figures import iou
 from benchmarks.likeness import likeness
 from benchmarks.voxels import Voxels
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 from threedgen.export.from_field import dense_surface
 from threedgen.export.mesh import sample_density
 from threedgen.export.pictures import around

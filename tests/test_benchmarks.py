@@ -14,8 +14,7 @@ from benchmarks import breakdown, hashgrid, janus, memory, mvdream, scene, step,
 from benchmarks.clock import interleaved, machine, ratio
 from benchmarks.scene import Bench, Stepper
 from benchmarks.table import Table
-from threedgen import registry
-from threedgen.config import ConfigError
+from threedgen.config import ConfigError, registry
 from threedgen.evaluation.consistency.options import SubsampledProtocolConfig
 
 TINY = [

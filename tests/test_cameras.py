@@ -15,8 +15,8 @@ from parity_files import parity_files
 from pydantic import ValidationError
 from torch import Tensor
 
-from threedgen import seeding
-from threedgen.cameras import (
+from threedgen.config.sections import MultiviewCameraConfig, OrbitCameraConfig
+from threedgen.geometry.cameras import (
     Cameras,
     cameras_from_draws,
     draw,
@@ -29,7 +29,7 @@ from threedgen.cameras import (
     world_to_camera,
     wrap_angle,
 )
-from threedgen.options import MultiviewCameraConfig, OrbitCameraConfig
+from threedgen.run import seeding
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
 TOLERANCE = 1e-5

@@ -14,9 +14,9 @@ import pytest
 import torch
 import toy_run
 
-from threedgen import checkpoint_file
-from threedgen.checkpoint_file import LAST, file_names, latest, read, remove_strays, write
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
+from threedgen.train import checkpoint_file
+from threedgen.train.checkpoint_file import LAST, file_names, latest, read, remove_strays, write
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -245,7 +245,7 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(tmp_path, undisturbed):
 
 
 def test_too_little_space_is_said_before_the_run(tmp_path, monkeypatch):
-    from threedgen import loop
+    from threedgen.train import loop
 
     monkeypatch.setattr(loop, "free_megabytes", lambda folder: 1.0)
     loop._check_space(torch.nn.Linear(10, 10), tmp_path, keep=2)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from toy_task import YAML, toy  # noqa: F401
 
-from threedgen import __version__, cli, config, help, registry, runs
-from threedgen.config import ConfigError
-from threedgen.options import TrainerConfig
+from threedgen import __version__, cli, config
+from threedgen.config import ConfigError, help, registry
+from threedgen.config.sections import TrainerConfig
+from threedgen.run import folder as runs
 
 ROOT = Path(__file__).parents[1]
 

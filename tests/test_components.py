@@ -25,8 +25,7 @@ from tiny_prior import (
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from threedgen import registry
-from threedgen.config import ConfigError
+from threedgen.config import ConfigError, registry
 from threedgen.guidance import components, diffusion, ldm_keys, loading, mvdream, tokens
 from threedgen.guidance.mvdream import MVDream
 from threedgen.guidance.options import MVDreamConfig

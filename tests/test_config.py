@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from toy_task import YAML, ToyConfig, toy  # noqa: F401
 
-from threedgen import config, fields, registry, yaml_text
-from threedgen.config import ConfigError
-from threedgen.errors import nearest_key
+from threedgen import config
+from threedgen.config import ConfigError, fields, registry, yaml_text
+from threedgen.config.errors import nearest_key
 from threedgen.representations.options import NGPConfig
 
 SPECIAL = "{}[]()&*!|>'\"%@`#,:?-=<>~$\\/ \t\n\r\x00\x1b\x85\ufeff\u2028é猫🐶0123456789eE.+_nulltrue"

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from toy_task import YAML, ToyConfig, toy  # noqa: F401
 
-from threedgen import config, fields, registry
-from threedgen.config import ConfigError, Schedule, at
-from threedgen.errors import nearest, short
+from threedgen import config
+from threedgen.config import ConfigError, Schedule, at, fields, registry
+from threedgen.config.errors import nearest, short
 
 
 class _OneSchedule(config.Config):

@@ -16,9 +16,7 @@ from pydantic import ValidationError
 from tiny_prior import tiny_prior
 
 from threedgen import config as configs
-from threedgen import registry
-from threedgen.cameras import orbit
-from threedgen.config import ConfigError
+from threedgen.config import ConfigError, registry
 from threedgen.data.srn.writer import write_instance
 from threedgen.data.toybox.raycast import render
 from threedgen.data.toybox.world import Toybox
@@ -39,8 +37,9 @@ from threedgen.evaluation.consistency.scores import ssim
 from threedgen.evaluation.options import ProbeNetworkConfig
 from threedgen.evaluation.probe import Probe
 from threedgen.evaluation.truth import Labels
-from threedgen.images import psnr, to_uint8
-from threedgen.views import Request, Viewpoints, Views
+from threedgen.geometry.cameras import orbit
+from threedgen.geometry.images import psnr, to_uint8
+from threedgen.geometry.views import Request, Viewpoints, Views
 
 SIZE = 16
 GRID = {"n_levels": 4, "log2_hashmap_size": 10, "base_resolution": 4, "per_level_scale": 1.6}

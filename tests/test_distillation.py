@@ -14,7 +14,6 @@ from parity_files import parity_files
 from pydantic import ValidationError
 from torch import Tensor
 
-from threedgen import seeding
 from threedgen.config import at
 from threedgen.guidance import diffusion
 from threedgen.guidance.diffusion import Schedule
@@ -30,6 +29,7 @@ from threedgen.guidance.distillation import (
 from threedgen.guidance.ldm_keys import convert_vae
 from threedgen.guidance.mvdream import MVDream, camera_vector
 from threedgen.guidance.options import ReconstructionConfig, SDSConfig
+from threedgen.run import seeding
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=40)
 SD = Schedule.scaled_linear()

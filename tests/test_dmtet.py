@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from threedgen import raster
-from threedgen.cameras import orbit
 from threedgen.config import ConfigError, load
 from threedgen.export.export_run import export
 from threedgen.export.from_field import dense_surface, surface_of
 from threedgen.export.options import AssetConfig
 from threedgen.export.run_field import RunField, view_of
 from threedgen.export.topology import signed_volume, topology
+from threedgen.geometry import raster
+from threedgen.geometry.cameras import orbit
 from threedgen.representations.background import SolidBackground
 from threedgen.representations.dmtet import DMTet, large_parts
 from threedgen.representations.materials import DiffuseMaterial, NoMaterial, soft
@@ -25,7 +25,7 @@ from threedgen.representations.mesh_raster import antialias, surface_points
 from threedgen.representations.ngp import NGP
 from threedgen.representations.options import DMTetConfig, MarchConfig, NGPConfig
 from threedgen.representations.tetrahedra import marching_tetrahedra, tetrahedral_grid
-from threedgen.seeding import generator
+from threedgen.run.seeding import generator
 
 PAINT: dict[str, Any] = {
     "encoding": {

@@ -33,7 +33,7 @@ from threedgen.guidance import personalisation
 from threedgen.guidance.loading import personalisation_card
 from threedgen.guidance.mvdream import MVDream
 from threedgen.guidance.unseen import candidates
-from threedgen.ledger import read_summary
+from threedgen.run.metrics import read_summary
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
 from threedgen.systems.dreambooth.sides import drafts, photo_sides
 from threedgen.systems.dreambooth.system import DreamBoothSystem, Shown, augment, preservation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from threedgen.ema import EMA
+from threedgen.train.ema import EMA
 
 
 class Model(torch.nn.Module):

@@ -16,9 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_prior import tiny_prior
 
-from threedgen import registry
-from threedgen.config import ConfigError
-from threedgen.count import Count
+from threedgen.config import ConfigError, registry
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out
 from threedgen.evaluation import object_score, prior_score
 from threedgen.evaluation.cases import held_out_cases, held_out_rooms
@@ -28,9 +26,10 @@ from threedgen.evaluation.probe import Probe, Seen
 from threedgen.evaluation.report import mark, percent, worst
 from threedgen.evaluation.truth import Labels, ring
 from threedgen.evaluation.verdicts import equal_error, judge, tally
-from threedgen.images import grid, write_png
-from threedgen.loop import Status
+from threedgen.geometry.images import grid, write_png
+from threedgen.run.count import Count
 from threedgen.systems.outputs import view_indices
+from threedgen.train.loop import Status
 
 LABELS = Labels.of_toybox()
 TURN = np.deg2rad([0.0, 90.0, 180.0, 270.0])

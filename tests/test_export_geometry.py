@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.measure import marching_cubes
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 from threedgen.export import simplify as simplifying
 from threedgen.export.collapse import collapse
 from threedgen.export.simplify import BudgetTooSmall, simplify

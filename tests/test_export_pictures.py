@@ -9,13 +9,13 @@ import pytest
 import torch
 from ball_run import Ball, ball_run, register
 
+from threedgen.config.sections import OrbitCameraConfig
 from threedgen.export import export_run
 from threedgen.export.asset import make_asset
 from threedgen.export.from_field import dense_surface
 from threedgen.export.options import AssetConfig
 from threedgen.export.pictures import FOV, Shots, around, field_pictures, shoot
 from threedgen.export.run_field import open_run, view_of
-from threedgen.options import OrbitCameraConfig
 from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.options import MarchConfig, OccupancyConfig
 

@@ -12,9 +12,9 @@ import torch
 import trimesh
 from ball_run import SMALL, ball_run, register
 
-from threedgen import checkpoint, cli, registry, runs
-from threedgen.config import load
-from threedgen.errors import ConfigError
+from threedgen import cli
+from threedgen.config import load, registry
+from threedgen.config.errors import ConfigError
 from threedgen.export import asset as assets
 from threedgen.export import export_run
 from threedgen.export.asset import make_asset
@@ -26,7 +26,9 @@ from threedgen.export.read_glb import read_glb
 from threedgen.export.run_field import asset_name, open_run
 from threedgen.export.unwrap import UnwrapError
 from threedgen.representations.occupancy import OccupancyGrid
-from threedgen.seeding import generator
+from threedgen.run import folder as runs
+from threedgen.run.seeding import generator
+from threedgen.train import checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from ball_run import Ball, ball_run, register
 
-from threedgen import runs
 from threedgen.config import ConfigError, load, plain, shipped
+from threedgen.run import folder as runs
 from threedgen.systems.asset import write_asset
 from threedgen.systems.outputs import Run
 

@@ -11,7 +11,7 @@ from interpreted import BACKENDS, KERNELS
 from parity_files import parity_files
 from torch import Tensor
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 from threedgen.representations.hashgrid import numba_backend, numba_kernels, torch_twin
 from threedgen.representations.hashgrid.encoding import Frequency, HashGrid, position_gradient
 from threedgen.representations.hashgrid.torch_twin import grid_levels

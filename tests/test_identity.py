@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from threedgen import registry
-from threedgen.config import ConfigError
+from threedgen.config import ConfigError, registry
 from threedgen.evaluation.identity import HubIdentity, IdentityNet, ToyboxIdentity, likeness, pairs, roc
 from threedgen.evaluation.options import (
     EvaluateSubjectsConfig,

@@ -14,13 +14,13 @@ from tiny_threedim import tiny_network
 
 from threedgen import config as configs
 from threedgen.config import ConfigError
+from threedgen.geometry.views import Request
 from threedgen.guidance.threedim import folder
 from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
 from threedgen.guidance.threedim.options import CamerasConfig
-from threedgen.ledger import read_summary
+from threedgen.run.metrics import read_summary
 from threedgen.systems.threedim import image_to_3d
 from threedgen.systems.threedim.options import ImageTo3DConfig
-from threedgen.views import Request
 
 PROTOCOL: dict[str, Any] = {
     "name": "subsampled", "steps": 60, "rays": 256, "samples": 24, "width": 16, "colour_layers": 1, "orientation": 0,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from threedgen import images
-from threedgen.images import grid, to_uint8, upscale, write_mp4, write_png
+from threedgen.geometry import images
+from threedgen.geometry.images import grid, to_uint8, upscale, write_mp4, write_png
 
 
 def noise(*shape: int) -> np.ndarray:

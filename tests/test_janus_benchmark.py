@@ -15,12 +15,14 @@ import pytest
 from janus_bench import log, method, report, stub, table, words  # noqa: F401
 from task_server import TINY, prior_folder, write_config
 
-from threedgen import cli, extras, registry, runs
-from threedgen.config import load
+from threedgen import cli
+from threedgen.config import load, registry
+from threedgen.config import optional as extras
 from threedgen.evaluation.janus.jobs import make_plan, words_of
 from threedgen.evaluation.janus.options import JanusBenchmarkConfig
 from threedgen.evaluation.janus.score import prompt_of
 from threedgen.export.glb import save_glb
+from threedgen.run import folder as runs
 
 # --- here --------------------------------------------------------------------------------------------------------
 

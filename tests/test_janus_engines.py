@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from janus_bench import log, method, report, stub, table, words  # noqa: F401
 
-from threedgen import cli, registry
-from threedgen.config import ConfigError, load
+from threedgen import cli
+from threedgen.config import ConfigError, load, registry
 from threedgen.evaluation.janus import engines
 from threedgen.evaluation.janus.worker import STOPPED
 

@@ -17,7 +17,7 @@ from threedgen.evaluation.janus.things import read_thing
 from threedgen.export.from_field import surface_of
 from threedgen.export.glb import save_glb
 from threedgen.export.run_field import open_run
-from threedgen.poses import orbit_c2w
+from threedgen.geometry.poses import orbit_c2w
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ import trimesh
 from PIL import Image
 from tiny_prior import letter_tokenizer
 
-from threedgen import cli, registry
-from threedgen.config import ConfigError
+from threedgen import cli
+from threedgen.config import ConfigError, registry
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out, mentioned
 from threedgen.data.toybox.world import Toybox, build, orbit_c2w, photograph
 from threedgen.evaluation.cases import held_out_cases

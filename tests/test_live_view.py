@@ -17,13 +17,14 @@ from fake_window import FakeWindow
 from task_server import TINY, assert_same, finished_run, prior_folder, server, weights, write_config
 from toy_run import log
 
-from threedgen import cli, config, extras
-from threedgen.cameras import orbit
-from threedgen.checkpoint import LAST, read
+from threedgen import cli, config
 from threedgen.config import ConfigError
-from threedgen.interrupts import Interrupts
-from threedgen.ledger import read_summary
-from threedgen.poses import opencv_axes
+from threedgen.config import optional as extras
+from threedgen.geometry.cameras import orbit
+from threedgen.geometry.poses import opencv_axes
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.metrics import read_summary
+from threedgen.train.checkpoint import LAST, read
 from threedgen.viewer.live import EVERY, Eye, LiveView
 from threedgen.viewer.options import ViewConfig
 from threedgen.viewer.report import PAGE

@@ -13,13 +13,13 @@ import torch
 import toy_run
 from toy_run import CONFIG_YAML, STEPS, log, result
 
-from threedgen.callbacks import aside
-from threedgen.checkpoint import LAST, latest, read
-from threedgen.errors import ConfigError
-from threedgen.guard import nonfinite
-from threedgen.interrupts import Interrupts
-from threedgen.loop import Status, Steps
-from threedgen.resume import NUMERICS_KEY, check_config, numerics, warn_numerics
+from threedgen.config.errors import ConfigError
+from threedgen.run.interrupts import Interrupts
+from threedgen.train.callbacks import aside
+from threedgen.train.checkpoint import LAST, latest, read
+from threedgen.train.finite_check import nonfinite
+from threedgen.train.loop import Status, Steps
+from threedgen.train.resume import NUMERICS_KEY, check_config, numerics, warn_numerics
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -245,7 +245,7 @@ def test_the_number_of_threads_stays_when_numba_begins_its_own() -> None:
     """With another number in the environment too; the number decides the last bits of sums, hence exact resuming."""
     words = """
 import numba, numpy, torch
-from threedgen.loop import set_threads
+from threedgen.train.loop import set_threads
 
 @numba.njit(parallel=True)
 def total(values):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from threedgen import losses
+from threedgen.representations import losses
 
 
 def test_orientation_counts_visible_matter_facing_away():

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from threedgen import registry
+from threedgen.config import registry
 from threedgen.representations.materials import DiffuseMaterial, NoMaterial, Shading, irradiance, shade, soft
 from threedgen.representations.options import DiffuseMaterialConfig, NoMaterialConfig
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from threedgen import memory
-from threedgen.memory import free_bytes, graph_bytes
+from threedgen.run import memory
+from threedgen.run.memory import free_bytes, graph_bytes
 
 CPU = torch.device("cpu")
 
@@ -67,7 +67,7 @@ def test_free_memory_of_a_gpu() -> None:
 
 FAULTS = """
 import resource, torch
-from threedgen.memory import keep_freed_memory
+from threedgen.run.memory import keep_freed_memory
 def touched():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):

@@ -12,7 +12,7 @@ import torch
 import trimesh
 from scipy import ndimage
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 from threedgen.export import mesh as meshes
 from threedgen.export.glb import glb_bytes, linear, save_glb, to_gltf_axes
 from threedgen.export.mesh import Mesh, extract, sample_density

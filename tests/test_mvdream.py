@@ -13,12 +13,12 @@ from parity_files import parity_files
 from tiny_prior import TEXT_WIDTH, cpu, output, tiny_prior
 from torch import Tensor
 
-from threedgen import extras
 from threedgen.config import ConfigError
+from threedgen.config import optional as extras
+from threedgen.geometry.poses import opengl_to_blender
 from threedgen.guidance import diffusion, mvdream, precision
 from threedgen.guidance.mvdream import MVDream, camera_vector, script_cameras
 from threedgen.guidance.options import MVDreamConfig
-from threedgen.poses import opengl_to_blender
 
 
 @pytest.fixture(scope="module")

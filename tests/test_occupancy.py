@@ -8,7 +8,7 @@ from torch import Tensor
 
 from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.options import OccupancyConfig
-from threedgen.seeding import generator
+from threedgen.run.seeding import generator
 
 
 def grid(**options) -> OccupancyGrid:

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 from textured_box import files, textured
 
-from threedgen.cameras import orbit
 from threedgen.export.check import Expected, check_glb
 from threedgen.export.glb import textured_glb_bytes, to_gltf_axes
 from threedgen.export.read_glb import read_glb
-from threedgen.raster import render
+from threedgen.geometry.cameras import orbit
+from threedgen.geometry.raster import render
 
 MESH, TEXTURES = textured()
 PNGS = files(TEXTURES)

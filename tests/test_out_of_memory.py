@@ -10,12 +10,13 @@ import pytest
 import torch
 from task_server import TINY, prior_folder, write_config
 
-from threedgen import config, runs
-from threedgen.checkpoint import latest
+from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.guidance.mvdream import MVDream
-from threedgen.loop import CHECKPOINTS, Status
+from threedgen.run import folder as runs
 from threedgen.systems import generate_run
+from threedgen.train.checkpoint import latest
+from threedgen.train.loop import CHECKPOINTS, Status
 
 
 def start(folder: Path, **values: Any) -> Status:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import threedgen
-from threedgen import registry
+from threedgen.config import registry
 from threedgen.representations.options import NGPConfig
 
 ROOT = Path(__file__).parents[1]

@@ -9,13 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_prior import cpu, drafting_prior, letter_tokenizer, tiny_prior, tiny_text_encoder, tiny_unet
 
-from threedgen import registry
-from threedgen.config import ConfigError
+from threedgen.config import ConfigError, registry
 from threedgen.guidance import personalisation, tokens
 from threedgen.guidance.loading import personalisation_card
 from threedgen.guidance.mvdream import MVDream, script_cameras
 from threedgen.guidance.options import MVDreamConfig
-from threedgen.prompts import warn_about
+from threedgen.run.prompts import warn_about
 
 
 def tuned_file(path: Path, base: MVDream, size: float = 0.01) -> dict[str, torch.Tensor]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from threedgen.config.errors import ConfigError
 from threedgen.data import photos
-from threedgen.errors import ConfigError
 
 RED, GREEN = (200, 30, 30), (30, 160, 60)
 

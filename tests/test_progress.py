@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from threedgen.progress import Progress, Speed, clean, duration, silence_lightning
+from threedgen.run.progress import Progress, Speed, clean, duration, silence_lightning
 
 
 class Clock:

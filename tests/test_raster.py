@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import Delaunay
 
-from threedgen.cameras import Cameras, orbit
-from threedgen.errors import ConfigError
-from threedgen.raster import Buffers, interpolate, rasterise, rasterise_uv, render, unit
-from threedgen.texture import fill, sample, scatter
+from threedgen.config.errors import ConfigError
+from threedgen.geometry.cameras import Cameras, orbit
+from threedgen.geometry.raster import Buffers, interpolate, rasterise, rasterise_uv, render, unit
+from threedgen.geometry.texture import fill, sample, scatter
 
 
 def view(

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from threedgen.cameras import Cameras, orbit
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 from threedgen.export import refine_texture as refine_texture_module
 from threedgen.export.refine_texture import (
     Samples,
@@ -21,9 +20,10 @@ from threedgen.export.refine_texture import (
     reads,
     refine_texture,
 )
-from threedgen.images import psnr
-from threedgen.raster import rasterise_uv, render
-from threedgen.texture import fill
+from threedgen.geometry.cameras import Cameras, orbit
+from threedgen.geometry.images import psnr
+from threedgen.geometry.raster import rasterise_uv, render
+from threedgen.geometry.texture import fill
 
 SIZE = 48
 

@@ -14,13 +14,13 @@ from parity_files import parity_files
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from threedgen import losses
+from threedgen.representations import losses
 from threedgen.representations.materials import DiffuseMaterial, NoMaterial, Shading, soft
 from threedgen.representations.ngp import BLOBS, NGP
 from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig
 from threedgen.representations.render import Render, render
-from threedgen.seeding import generator
+from threedgen.run.seeding import generator
 
 MARCH = MarchConfig(samples=200, bound="sphere")
 

@@ -16,7 +16,7 @@ from example_run import CONFIG, SHOWN, SUMMARY, Page, asset_glb, decoded, exampl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from threedgen.readable import size, visible
+from threedgen.run.text import size, visible
 from threedgen.viewer import page as pages
 from threedgen.viewer.record import Record
 from threedgen.viewer.report import PAGE, report, write_report

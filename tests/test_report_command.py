@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from example_run import CONFIG, example
 
-from threedgen import cli, yaml_text
-from threedgen.config import ConfigError
+from threedgen import cli
+from threedgen.config import ConfigError, yaml_text
 from threedgen.viewer import page as pages
 from threedgen.viewer.report import PAGE, SCRIPTS, write_report
 

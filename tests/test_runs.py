@@ -18,8 +18,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from toy_task import toy  # noqa: F401
 
-from threedgen import config, ledger, runs
+from threedgen import config
 from threedgen.config import ConfigError
+from threedgen.run import folder as runs
+from threedgen.run import metrics as ledger
 
 
 def loaded(*overrides: str) -> Any:
@@ -192,7 +194,7 @@ import subprocess, sys
 much = b"x" * (600 << 20)
 print(subprocess.run([sys.executable, "-c", sys.argv[1]], check=True, capture_output=True, text=True).stdout)
 """
-    child = "from threedgen.ledger import peak_memory; a = peak_memory(); b'x' * (100 << 20); print(a, peak_memory())"
+    child = "from threedgen.run.metrics import peak_memory; a = peak_memory(); b'x' * (100 << 20); print(a, peak_memory())"
     words, root = [sys.executable, "-c", start, child], Path(__file__).parents[1]
     done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=root)
     before, after = (float(figure) for figure in done.stdout.split())

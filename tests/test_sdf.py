@@ -12,16 +12,17 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from threedgen import config, losses
+from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.export.mesh import extract
+from threedgen.representations import losses
 from threedgen.representations.background import SolidBackground
 from threedgen.representations.materials import NoMaterial
 from threedgen.representations.ngp import NGP
 from threedgen.representations.options import MarchConfig, NGPConfig, SDFConfig
 from threedgen.representations.render import Render, render
 from threedgen.representations.sdf import SDF
-from threedgen.seeding import generator
+from threedgen.run.seeding import generator
 
 SMALL: dict[str, Any] = {
     "encoding": {

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from threedgen import seeding
+from threedgen.run import seeding
 
 PURPOSES = st.sampled_from(["noise", "cameras", "1"])
 KEYS = st.tuples(st.integers(0, 5), st.integers(0, 5), PURPOSES, st.integers(0, 3))
@@ -61,6 +61,6 @@ def test_any_integer_is_a_seed(seed):
 
 def test_another_process_draws_the_same_and_torch_is_not_needed():
     root = Path(__file__).parents[1]
-    code = "import sys; from threedgen.seeding import key; print(key(3, 4, 'n', 5), 'torch' in sys.modules)"
+    code = "import sys; from threedgen.run.seeding import key; print(key(3, 4, 'n', 5), 'torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert out.stdout.split() == [str(seeding.key(3, 4, "n", 5)), "False"]

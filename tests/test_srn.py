@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from threedgen.cameras import orbit
 from threedgen.config import ConfigError
 from threedgen.data.srn import make
 from threedgen.data.srn.options import MakeSRNToyboxConfig
@@ -20,8 +19,9 @@ from threedgen.data.srn.reader import condition_and_targets, open_instance, scen
 from threedgen.data.srn.writer import write_instance
 from threedgen.data.toybox.raycast import render
 from threedgen.data.toybox.world import Toybox
-from threedgen.poses import opencv_axes
-from threedgen.views import Viewpoints, Views
+from threedgen.geometry.cameras import orbit
+from threedgen.geometry.poses import opencv_axes
+from threedgen.geometry.views import Viewpoints, Views
 
 SIZE = 24
 

@@ -14,23 +14,22 @@ from tiny_prior import tiny_prior
 from tiny_threedim import inputs, poses, tiny_network
 
 from threedgen import config as configs
-from threedgen import registry
-from threedgen.cameras import orbit
-from threedgen.config import ConfigError
+from threedgen.config import ConfigError, registry
 from threedgen.data.srn.options import ToyboxPairsConfig
 from threedgen.data.srn.pairs import ToyboxScenes
 from threedgen.data.srn.writer import write_instance
 from threedgen.evaluation.consistency import run
 from threedgen.evaluation.consistency.options import ConsistencyConfig
+from threedgen.geometry.cameras import orbit
+from threedgen.geometry.views import Request, Viewpoints, Views
 from threedgen.guidance.threedim import folder
 from threedgen.guidance.threedim.latents import LatentPairs
 from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
 from threedgen.guidance.threedim.options import CamerasConfig, ThreeDiMSamplerConfig
 from threedgen.guidance.threedim.sampler import sample_views
 from threedgen.guidance.threedim.xunet import XUNet
-from threedgen.seeding import generator
+from threedgen.run.seeding import generator
 from threedgen.systems.threedim.gap import Pairs, gap_test
-from threedgen.views import Request, Viewpoints, Views
 
 CAMERAS = CamerasConfig(elevation=(0.0, 40.0), distance=(2.0, 2.8), focal=1.4)
 

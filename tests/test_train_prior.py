@@ -17,10 +17,10 @@ from toy_run import log
 
 from threedgen import config
 from threedgen.config import ConfigError
-from threedgen.data import cache
 from threedgen.data.latents import BLOCK, LatentBank
 from threedgen.data.toybox.world import Toybox
 from threedgen.guidance.mvdream import MVDream
+from threedgen.run import cache
 from threedgen.systems import autoencoder, draft_training, prior_training, text_training, train_prior
 from threedgen.systems.shared import read_summary
 from threedgen.systems.training_options import DraftTrainingConfig, NetworkConfig, TextTrainingConfig, TrainPriorConfig

@@ -9,7 +9,6 @@ import pytest
 import torch
 from parity_files import parity_files
 
-from threedgen.cameras import orbit
 from threedgen.evaluation.consistency.options import TSEDConfig
 from threedgen.evaluation.consistency.tsed import (
     describe,
@@ -20,7 +19,8 @@ from threedgen.evaluation.consistency.tsed import (
     symmetric_epipolar_distance,
     tsed,
 )
-from threedgen.views import Viewpoints, Views
+from threedgen.geometry.cameras import orbit
+from threedgen.geometry.views import Viewpoints, Views
 
 FILES = parity_files("metric_tsed")
 

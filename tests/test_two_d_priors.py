@@ -14,8 +14,9 @@ from tiny_methods import folders, if_pipeline, sd_pipeline
 from tiny_prior import cpu
 from torch import Tensor
 
-from threedgen import config, extras
+from threedgen import config
 from threedgen.config import ConfigError
+from threedgen.config import optional as extras
 from threedgen.guidance import deepfloyd, stable_diffusion
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.mvdream import MVDream, script_cameras, script_poses

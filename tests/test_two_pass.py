@@ -12,11 +12,11 @@ from task_server import TINY, prior_folder, write_config
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from threedgen import config, losses
-from threedgen.cameras import sample_multiview
+from threedgen import config
+from threedgen.config.sections import MultiviewCameraConfig
+from threedgen.geometry.cameras import sample_multiview
 from threedgen.guidance.mvdream import MVDream
-from threedgen.memory import graph_bytes
-from threedgen.options import MultiviewCameraConfig
+from threedgen.representations import losses
 from threedgen.representations import two_pass as module
 from threedgen.representations.background import NeuralBackground
 from threedgen.representations.march import Samples, join, pack
@@ -26,7 +26,8 @@ from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig
 from threedgen.representations.render import Render, render, sample_bytes, samples_that_fit
 from threedgen.representations.two_pass import two_pass
-from threedgen.seeding import generator
+from threedgen.run.memory import graph_bytes
+from threedgen.run.seeding import generator
 from threedgen.systems.generate import GenerateSystem
 
 # ---------------------------------------------------------------- the mechanism

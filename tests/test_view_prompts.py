@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from threedgen.cameras import Cameras, orbit
+from threedgen.geometry.cameras import Cameras, orbit
 from threedgen.guidance.diffusion import Negatives, Schedule, combine, combine_perp_neg, perpendicular
 from threedgen.guidance.distillation import sds_eps
 from threedgen.guidance.options import ViewPromptsConfig

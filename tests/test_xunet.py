@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from tiny_threedim import TINY, Inputs, inputs, poses, shaken, tiny_network
 from torch import Tensor
 
-from threedgen.cameras import Cameras
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.poses import opencv_axes, pixel_rays
 from threedgen.guidance.attend import PLAIN_TOKENS, attend
 from threedgen.guidance.threedim.blocks import Attention
 from threedgen.guidance.threedim.options import XUNetConfig
 from threedgen.guidance.threedim.rays import intrinsics, noise_level_encoding, posenc
 from threedgen.guidance.threedim.xunet import XUNet
-from threedgen.poses import opencv_axes, pixel_rays
 
 BOTH = pytest.mark.parametrize("architecture", ["xunet", "concat"])
 

@@ -15,9 +15,9 @@ from tiny_threedim import inputs, tiny_network
 from torch import Tensor, nn
 
 from threedgen.config import ConfigError
+from threedgen.geometry.poses import opencv_axes, pixel_rays
 from threedgen.guidance.threedim.port import CONDITIONING, ENDS, RESIDUAL, convert_port, load_port
 from threedgen.guidance.threedim.xunet import XUNet
-from threedgen.poses import opencv_axes, pixel_rays
 
 JAX, PORT = parity_files("xunet_jax"), parity_files("xunet_a6o")
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from threedgen.cameras import orbit_c2w
+from threedgen.geometry.cameras import orbit_c2w
 from threedgen.guidance.threedim.options import XUNetConfig
 from threedgen.guidance.threedim.rays import intrinsics
 from threedgen.guidance.threedim.xunet import XUNet

@@ -37,8 +37,8 @@ def _toy(width: int, pause: float, nan: list[int], sleep_at: int, config_yaml: s
     import pytorch_lightning as pl
     import torch
 
-    from threedgen import seeding
-    from threedgen.ema import EMA
+    from threedgen.run import seeding
+    from threedgen.train.ema import EMA
 
     class Toy(pl.LightningModule):
         """Dropout, a schedule, an EMA, a grid that feeds the loss, and draws from every kind of generator."""
@@ -135,9 +135,9 @@ def run(
     environment: dict[str, str] | None = None,
 ) -> int:
     """One fit; leaves result.json (status, step, digest) and log.txt in `folder`; returns the exit code."""
-    from threedgen.errors import ConfigError
-    from threedgen.loop import fit
-    from threedgen.options import CheckpointConfig, TrainerConfig
+    from threedgen.config.errors import ConfigError
+    from threedgen.config.sections import CheckpointConfig, TrainerConfig
+    from threedgen.train.loop import fit
 
     os.environ.update(environment or {})
     _sabotage(die_at, die_after, list(full), full_as)
@@ -182,7 +182,7 @@ def _child(options: dict[str, Any]) -> None:
 def serve() -> None:
     import torch
 
-    import threedgen.loop  # noqa: F401  what every child needs
+    import threedgen.train.loop  # noqa: F401  what every child needs
 
     torch.set_num_threads(1)
     print("ready", flush=True)

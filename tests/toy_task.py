@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from threedgen import registry
-from threedgen.config import Config, Schedule
-from threedgen.options import CheckpointConfig, RunConfig, TrainerConfig
+from threedgen.config import Config, Schedule, registry
+from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
 
 YAML = "task: toy\nprompt: a cat\nprior:\n  name: big\n  weights: here\n"
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from threedgen import __version__, config, help, registry, runs
-from threedgen.errors import AbsentWeights, ConfigError, did_you_mean, nearest, short
-from threedgen.options import RunConfig
+from threedgen import __version__, config
+from threedgen.config import help, registry
+from threedgen.config.errors import AbsentWeights, ConfigError, did_you_mean, nearest, short
+from threedgen.config.sections import RunConfig
+from threedgen.run import folder as runs
 
 DEFAULT_CONFIG = "mvdream-toybox"
 FLAGS = ("--config", "--dry-run", "--help", "--list", "--print-config", "--quiet", "--resume", "--version", "--view")

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from threedgen import folder as project_folder
 from threedgen.config import ConfigError
-from threedgen.errors import short
+from threedgen.config.errors import short
 from threedgen.guidance import loading
 from threedgen.guidance.reading import check_sums, fill, read_json, read_tensors, sha256, sha256_of_files, sniff
 from threedgen.guidance.writing import save_tensors, whole_folder, write_json

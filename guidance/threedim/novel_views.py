@@ -1,4 +1,4 @@
-"""A trained novel-view model as a ``threedgen.views.NovelViewSampler``."""
+"""A trained novel-view model as a ``threedgen.geometry.views.NovelViewSampler``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash
+from threedgen.geometry.views import Request, Viewpoints, Views, resize
 from threedgen.guidance.precision import compute_dtype
-from threedgen.seeding import generator
-from threedgen.views import Request, Viewpoints, Views, resize
+from threedgen.run.seeding import generator
 
 from . import folder
 from .options import CamerasConfig, ThreeDiMSamplerConfig

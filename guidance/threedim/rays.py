@@ -12,7 +12,7 @@ from math import pi
 import torch
 from torch import Tensor
 
-from threedgen.poses import world_to_camera
+from threedgen.geometry.poses import world_to_camera
 
 
 def intrinsics(fov: Tensor, height: int, width: int) -> Tensor:

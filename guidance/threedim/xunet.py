@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threedgen.poses import pixel_rays
+from threedgen.geometry.poses import pixel_rays
 
 from .blocks import Attention, Block, Resample, ResBlock, initialise
 from .logsnr import LOGSNR_MAX, Prediction

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from threedgen.representations.backends import load
 from threedgen.representations.options import FrequencyConfig, HashGridConfig
 
-from ..backends import load
 from .autograd import Differentiable
 from .torch_twin import grid_levels
 

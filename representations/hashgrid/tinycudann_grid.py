@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 
 from . import torch_twin
 from .torch_twin import Levels

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends import load
+from threedgen.representations.backends import load
 
 if TYPE_CHECKING:
-    from ..options import MarchConfig
+    from threedgen.representations.options import MarchConfig
 
 MODULES = {
     "torch": "threedgen.representations.march.torch_twin",

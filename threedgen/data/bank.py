@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cache import BlockCache
+from threedgen.run.cache import BlockCache
 
 BLOCK = 32
 """Entries made together.  Fixed, because the last bits of a convolution depend on the size of its batch."""

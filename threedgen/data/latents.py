@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from threedgen.guidance.mvdream import MVDream
+from threedgen.run.cache import BlockCache
 
-from .cache import BlockCache
 from .toybox.grammar import caption
 from .toybox.world import Toybox
 

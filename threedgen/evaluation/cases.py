@@ -10,7 +10,7 @@ from threedgen.config import ConfigError
 from threedgen.data.toybox.grammar import COLOURS, NOUNS, Spec, caption, held_out
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.world import Toybox, build
-from threedgen.seeding import numpy_generator
+from threedgen.run.seeding import numpy_generator
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The arithmetic of the evaluations: shares with their intervals, viewing sides in order.
 
-Angles are in radians, azimuth 0 is the front and grows counter-clockwise seen from above (threedgen.cameras).
+Angles are in radians, azimuth 0 is the front and grows counter-clockwise seen from above (threedgen.geometry.cameras).
 """
 
 from __future__ import annotations

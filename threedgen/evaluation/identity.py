@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 from threedgen.guidance.loading import reachable
-from threedgen.runs import write_atomic
+from threedgen.run.folder import write_atomic
 
 from .options import HubIdentityConfig, IdentityNetworkConfig, ToyboxIdentityConfig
 from .probe import Residual, convolution, prepare

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from threedgen import runs
 from threedgen.config import ConfigError, load, task_of
-from threedgen.count import Count
-from threedgen.ledger import write_summary
-from threedgen.loop import Status
+from threedgen.run import folder as runs
+from threedgen.run.count import Count
+from threedgen.run.metrics import write_summary
 from threedgen.systems.generate_run import run_status
 from threedgen.systems.options import GenerateConfig
 from threedgen.systems.outputs import VIEWS, view_indices
+from threedgen.train.loop import Status
 
 from .cases import Case, held_out_cases
 from .options import Evaluate3DConfig

@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 
 from threedgen import folder
 from threedgen.config import Config, ConfigError, Schedule
-from threedgen.extras import require
-from threedgen.options import CheckpointConfig, Elevations, RunConfig, TrainerConfig
-from threedgen.registry import Component
+from threedgen.config.optional import require
+from threedgen.config.registry import Component
+from threedgen.config.sections import CheckpointConfig, Elevations, RunConfig, TrainerConfig
 
 
 class ProbeNetworkConfig(Config):

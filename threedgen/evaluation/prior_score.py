@@ -20,16 +20,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from threedgen import registry
-from threedgen.cameras import orbit_c2w
-from threedgen.count import Count
+from threedgen.config import registry
+from threedgen.geometry.cameras import orbit_c2w
+from threedgen.geometry.images import to_uint8
 from threedgen.guidance import diffusion
-from threedgen.images import to_uint8
-from threedgen.interrupts import Interrupts
-from threedgen.ledger import write_summary
-from threedgen.loop import set_threads
-from threedgen.runs import write_atomic
-from threedgen.seeding import generator, numpy_generator
+from threedgen.run.count import Count
+from threedgen.run.folder import write_atomic
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.metrics import write_summary
+from threedgen.run.seeding import generator, numpy_generator
+from threedgen.train.loop import set_threads
 
 from .cases import Case, held_out_cases
 from .options import EvaluatePriorConfig

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen import folder
-from threedgen.errors import ConfigError
-from threedgen.runs import write_atomic
+from threedgen.config.errors import ConfigError
+from threedgen.run.folder import write_atomic
 
 from .options import ProbeNetworkConfig
 from .truth import Labels

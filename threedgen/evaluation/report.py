@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from threedgen.images import grid, write_png
-from threedgen.runs import write_atomic
+from threedgen.geometry.images import grid, write_png
+from threedgen.run.folder import write_atomic
 
 from .figures import Share
 from .verdicts import FIGURES, Verdict, azimuth_error, tally

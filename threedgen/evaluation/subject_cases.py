@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import did_you_mean, nearest
 from threedgen.data.toybox import subjects
 from threedgen.data.toybox.grammar import ACCESSORIES, COLOURS, Spec, caption
 from threedgen.data.toybox.primitives import Asset
-from threedgen.errors import did_you_mean, nearest
-from threedgen.images import write_png
-from threedgen.seeding import numpy_generator
+from threedgen.geometry.images import write_png
+from threedgen.run.seeding import numpy_generator
 
 from .options import EvaluateSubjectsConfig
 from .probe import Probe

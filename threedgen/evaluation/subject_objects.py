@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from threedgen.config import ConfigError, load
-from threedgen.images import grid, readable, write_png
-from threedgen.loop import Status
+from threedgen.geometry.images import grid, readable, write_png
+from threedgen.train.loop import Status
 
 from .identity import likeness
 from .object_score import make, read

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from threedgen.images import grid, one_size, write_png
+from threedgen.geometry.images import grid, one_size, write_png
 
 from .figures import Share, bootstrap, share
 from .options import EvaluateSubjectsConfig

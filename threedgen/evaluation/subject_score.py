@@ -25,19 +25,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from threedgen import registry, runs
-from threedgen.cameras import orbit_c2w
-from threedgen.config import ConfigError, load
-from threedgen.count import Count
+from threedgen.config import ConfigError, load, registry
 from threedgen.data.toybox.grammar import article
-from threedgen.images import grid, to_uint8, write_png
-from threedgen.ledger import read_summary, write_summary
-from threedgen.loop import Status, set_threads
-from threedgen.runs import write_atomic
-from threedgen.seeding import generator
+from threedgen.geometry.cameras import orbit_c2w
+from threedgen.geometry.images import grid, to_uint8, write_png
+from threedgen.run import folder as runs
+from threedgen.run.count import Count
+from threedgen.run.folder import write_atomic
+from threedgen.run.metrics import read_summary, write_summary
+from threedgen.run.seeding import generator
 from threedgen.systems.dreambooth import task as dreambooth
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
 from threedgen.systems.shared import finished
+from threedgen.train.loop import Status, set_threads
 
 from .cases import held_out_cases
 from .identity import likeness

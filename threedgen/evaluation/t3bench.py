@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threedgen.poses import look_at
+from threedgen.geometry.poses import look_at
 
 from .janus.things import Thing
 

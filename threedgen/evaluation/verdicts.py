@@ -12,7 +12,7 @@ from torch import Tensor
 
 from threedgen.data.toybox.grammar import NOUNS, Spec
 from threedgen.data.toybox.world import Toybox
-from threedgen.images import to_uint8
+from threedgen.geometry.images import to_uint8
 
 from .figures import Share, in_order, majority, share
 from .janus import fronts

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 from threedgen.export.bake import Maps, bake
 from threedgen.export.check import Expected, Finding, check_collider, check_glb
 from threedgen.export.collider import ENGINES, Part, collider_names, convex_parts, hull

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from threedgen.errors import ConfigError
-from threedgen.raster import Buffers, interpolate, rasterise_uv, unit
-from threedgen.texture import fill
+from threedgen.config.errors import ConfigError
+from threedgen.geometry.raster import Buffers, interpolate, rasterise_uv, unit
+from threedgen.geometry.texture import fill
 
 from . import bvh as rays
 from .mesh import Mesh

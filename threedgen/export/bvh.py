@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 
 Array = NDArray[Any]
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
+from threedgen.config.optional import require
 from threedgen.export.simplify import BudgetTooSmall, simplify
-from threedgen.extras import require
 
 Array = NDArray[Any]
 Part = tuple[Array, Array]

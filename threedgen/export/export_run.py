@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from threedgen import __version__, runs
+from threedgen import __version__
 from threedgen.cli import say
-from threedgen.errors import ConfigError
-from threedgen.loop import set_threads
-from threedgen.readable import visible
-from threedgen.runs import write_atomic
+from threedgen.config.errors import ConfigError
+from threedgen.run import folder as runs
+from threedgen.run.folder import write_atomic
+from threedgen.run.text import visible
+from threedgen.train.loop import set_threads
 
 from . import manifest
 from .asset import Asset, make_asset

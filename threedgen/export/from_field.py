@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 from threedgen.export.mesh import Field, Mesh, extract, from_triangles
 from threedgen.export.opacity import HAZE
 from threedgen.export.pictures import Pictures

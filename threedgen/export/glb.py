@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from threedgen.export.mesh import Mesh
 from threedgen.export.textured import TexturedMesh
-from threedgen.runs import write_atomic
+from threedgen.run.folder import write_atomic
 
 Array = NDArray[Any]
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 
 Array = NDArray[Any]
 

@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from threedgen import runs
 from threedgen.config import Config
-from threedgen.errors import ConfigError, short
-from threedgen.extras import require
-from threedgen.options import TaskConfig
+from threedgen.config.errors import ConfigError, short
+from threedgen.config.optional import require
+from threedgen.config.sections import TaskConfig
+from threedgen.run import folder as runs
 
 CHECKPOINTS = "checkpoints"
 FOLDER = "asset"

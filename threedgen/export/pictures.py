@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from threedgen.cameras import Cameras
-from threedgen.poses import orbit_c2w
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.poses import orbit_c2w
 from threedgen.representations.background import SolidBackground
 from threedgen.representations.materials import NoMaterial
 from threedgen.representations.options import MarchConfig

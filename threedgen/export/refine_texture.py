@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from threedgen.errors import ConfigError
-from threedgen.images import psnr
-from threedgen.raster import checked, interpolate, rasterise, rasterise_uv, unit
-from threedgen.texture import fill, sample, scatter
+from threedgen.config.errors import ConfigError
+from threedgen.geometry.images import psnr
+from threedgen.geometry.raster import checked, interpolate, rasterise, rasterise_uv, unit
+from threedgen.geometry.texture import fill, sample, scatter
 
 Array = NDArray[Any]
 

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threedgen import __version__, registry, runs
-from threedgen.checkpoint import latest
-from threedgen.config import config_hash, load
-from threedgen.errors import ConfigError
+from threedgen import __version__
+from threedgen.config import config_hash, load, registry
+from threedgen.config.errors import ConfigError
 from threedgen.representations import materials
 from threedgen.representations.march import step_size
 from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.options import MarchConfig
-from threedgen.seeding import generator
+from threedgen.run import folder as runs
+from threedgen.run.seeding import generator
+from threedgen.train.checkpoint import latest
 
 from .from_field import FieldView
 from .options import CHECKPOINTS

@@ -8,7 +8,7 @@ import fast_simplification
 import numpy as np
 from numpy.typing import NDArray
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 from threedgen.export.collapse import collapse
 from threedgen.export.topology import compact, topology
 

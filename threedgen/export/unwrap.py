@@ -9,7 +9,7 @@ import numpy as np
 import xatlas
 from numpy.typing import NDArray
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 from threedgen.export.mesh import vertex_normals
 from threedgen.export.uv_layout import density
 

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
+from threedgen.config.optional import require
 from threedgen.export.glb import to_gltf_axes
 from threedgen.export.textured import TexturedMesh
-from threedgen.extras import require
 
 
 def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -> bytes:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from threedgen.export.topology import pieces
-from threedgen.raster import rasterise_uv
+from threedgen.geometry.raster import rasterise_uv
 
 Array = NDArray[Any]
 

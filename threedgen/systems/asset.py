@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from threedgen.errors import in_a_line
+from threedgen.config.errors import in_a_line
 from threedgen.export.asset import Asset
 from threedgen.export.export_run import export, save
 from threedgen.export.options import FOLDER
 from threedgen.export.run_field import RunField, view_of
-from threedgen.readable import visible
+from threedgen.run.text import visible
 
 from .generate import GenerateSystem
 

@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from threedgen.config import dump
 from threedgen.data.toybox.rooms import Rooms
 from threedgen.data.toybox.world import Toybox
+from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.precision import mixed
-from threedgen.images import grid, write_png
-from threedgen.muon import Muon
-from threedgen.seeding import generator, numpy_generator
+from threedgen.run.seeding import generator, numpy_generator
+from threedgen.train.muon import Muon
 
 from .shared import scheduled
 from .training_options import AutoencoderConfig
@@ -125,7 +125,8 @@ class AutoencoderSystem(pl.LightningModule):
         super().__init__()
         self.options, self.seed, self.max_steps = options, seed, max_steps
         self.config_yaml = dump(options)
-        self.vae = (vae or build(options)).to(memory_format=torch.channels_last)  # faster on a CPU
+        self.vae: Any = vae or build(options)
+        self.vae.to(memory_format=torch.channels_last)  # faster on a CPU
         if decoder_only:
             self.vae.encoder.requires_grad_(False)
             self.vae.get_submodule("quant_conv").requires_grad_(False)

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from threedgen.config import dump
 from threedgen.data.latents import LatentBank
-from threedgen.ema import EMA
 from threedgen.guidance.mvdream import MVDream, camera_vector
 from threedgen.guidance.precision import mixed
 from threedgen.guidance.tokens import token_ids
-from threedgen.seeding import numpy_generator
+from threedgen.run.seeding import numpy_generator
+from threedgen.train.ema import EMA
 
 from .shared import adamw
 from .training_options import DraftTrainingConfig

@@ -16,17 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from threedgen import losses, registry
-from threedgen.cameras import Cameras, orbit, sample_multiview
-from threedgen.config import ConfigError, at, dump
+from threedgen.config import ConfigError, at, dump, registry
+from threedgen.geometry.cameras import Cameras, orbit, sample_multiview
+from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.view_prompts import view_text
-from threedgen.images import grid, write_png
-from threedgen.memory import enough_memory, free_bytes
-from threedgen.representations import mesh_losses
+from threedgen.representations import losses, mesh_losses
 from threedgen.representations.march import step_size
 from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.render import Render, render, sample_bytes, samples_that_fit
-from threedgen.seeding import generator
+from threedgen.run.memory import enough_memory, free_bytes
+from threedgen.run.seeding import generator
 
 from .options import GenerateConfig
 

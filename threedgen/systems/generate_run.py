@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threedgen import runs
-from threedgen.cameras import Cameras, orbit
 from threedgen.cli import config_name, say
 from threedgen.config import ConfigError, find, load, task_of
-from threedgen.guard import FiniteGuard
+from threedgen.geometry.cameras import Cameras, orbit
+from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.view_prompts import prompts
-from threedgen.images import grid, write_png
-from threedgen.interrupts import Interrupts
-from threedgen.ledger import read_summary, write_summary
-from threedgen.loop import Status, fit, set_threads
-from threedgen.memory import enough_memory
-from threedgen.progress import silence_lightning
-from threedgen.prompts import tidy, warn_about
 from threedgen.representations import march
 from threedgen.representations.backends import load as load_backend
 from threedgen.representations.hashgrid import encoding
-from threedgen.seeding import generator
+from threedgen.run import folder as runs
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.memory import enough_memory
+from threedgen.run.metrics import read_summary, write_summary
+from threedgen.run.progress import silence_lightning
+from threedgen.run.prompts import tidy, warn_about
+from threedgen.run.seeding import generator
+from threedgen.train.finite_check import FiniteGuard
+from threedgen.train.loop import Status, fit, set_threads
 from threedgen.viewer.report import PAGE, write_report
 
 from .generate import GenerateSystem

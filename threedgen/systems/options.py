@@ -8,18 +8,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError, Layer, Schedule, merge, plain, validate
-from threedgen.export.options import ExportSection
-from threedgen.guidance.options import ViewPromptsConfig
-from threedgen.options import (
+from threedgen.config.registry import Component
+from threedgen.config.sections import (
     CheckpointConfig,
     MultiviewCameraConfig,
     OrbitCameraConfig,
     RunConfig,
     TrainerConfig,
 )
-from threedgen.prompts import tidy
-from threedgen.registry import Component
+from threedgen.export.options import ExportSection
+from threedgen.guidance.options import ViewPromptsConfig
 from threedgen.representations.options import MarchConfig, OccupancyConfig
+from threedgen.run.prompts import tidy
 from threedgen.viewer.options import ViewConfig
 
 

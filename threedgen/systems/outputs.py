@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from threedgen.cameras import Cameras, turntable
 from threedgen.config import config_hash
 from threedgen.export.from_field import FieldView, surface_of
 from threedgen.export.glb import save_glb
 from threedgen.export.opacity import EmptyField
 from threedgen.export.options import FOLDER
 from threedgen.export.run_field import view_of
-from threedgen.images import grid, write_mp4, write_png
-from threedgen.ledger import read_summary
+from threedgen.geometry.cameras import Cameras, turntable
+from threedgen.geometry.images import grid, write_mp4, write_png
+from threedgen.run.metrics import read_summary
 
 from .asset import write_asset
 from .generate import GenerateSystem

@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from threedgen.cameras import sample_multiview
+from threedgen.geometry.cameras import sample_multiview
 from threedgen.guidance import diffusion
 from threedgen.guidance.attention import make_multiview, predict
 from threedgen.guidance.outline import Outline, outline
 from threedgen.guidance.precision import compute_dtype
-from threedgen.loop import set_threads
-from threedgen.memory import free_bytes, graph_bytes
-from threedgen.prompts import tidy
 from threedgen.representations.render import BACKWARD, sample_bytes
-from threedgen.seeding import generator
+from threedgen.run.memory import free_bytes, graph_bytes
+from threedgen.run.prompts import tidy
+from threedgen.run.seeding import generator
+from threedgen.train.loop import set_threads
 
 from .generate import GenerateSystem, jump
 from .generate_run import check_backends

@@ -19,14 +19,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from threedgen.config import dump
 from threedgen.data.latents import LatentBank
 from threedgen.data.toybox.words import train_tokenizer
-from threedgen.ema import EMA
 from threedgen.guidance.attention import multiview_unet
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.draft import Draft
 from threedgen.guidance.mvdream import MVDream, camera_vector
 from threedgen.guidance.precision import mixed
 from threedgen.guidance.tokens import token_ids
-from threedgen.seeding import generator, numpy_generator
+from threedgen.run.seeding import generator, numpy_generator
+from threedgen.train.ema import EMA
 
 from .shared import adamw
 from .training_options import NetworkConfig, TrainPriorConfig
@@ -163,8 +163,8 @@ class PriorSystem(pl.LightningModule):
 
     def validate(self, step: int, folder: Path) -> None:
         """Saves the averaged weights as a prior and draws its sample sheet."""
-        from threedgen.cameras import orbit_c2w
-        from threedgen.images import grid, write_png
+        from threedgen.geometry.cameras import orbit_c2w
+        from threedgen.geometry.images import grid, write_png
 
         prior = self.frozen[0]
         with self.average.applied(self.unet):

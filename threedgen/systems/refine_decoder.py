@@ -12,8 +12,8 @@ from pathlib import Path
 
 from threedgen.cli import say
 from threedgen.guidance.mvdream import MVDream
-from threedgen.ledger import write_summary
-from threedgen.loop import Status, fit, set_threads
+from threedgen.run.metrics import write_summary
+from threedgen.train.loop import Status, fit, set_threads
 
 from .autoencoder import AutoencoderSystem
 from .shared import writing

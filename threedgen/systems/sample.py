@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from threedgen.cli import say
-from threedgen.images import grid, write_png
-from threedgen.ledger import write_summary
-from threedgen.loop import set_threads
-from threedgen.progress import silence_lightning
-from threedgen.prompts import tidy, warn_about, with_suffix
-from threedgen.seeding import generator
+from threedgen.geometry.images import grid, write_png
+from threedgen.run.metrics import write_summary
+from threedgen.run.progress import silence_lightning
+from threedgen.run.prompts import tidy, warn_about, with_suffix
+from threedgen.run.seeding import generator
+from threedgen.train.loop import set_threads
 
 from .options import SampleConfig
 from .shared import load_prior, say_weights, writing

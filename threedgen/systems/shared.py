@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from threedgen import registry, seeding
 from threedgen.cli import say
-from threedgen.config import Schedule, at
-from threedgen.errors import ConfigError
-from threedgen.ledger import read_summary
-from threedgen.loop import Status
-from threedgen.runs import write_atomic
+from threedgen.config import Schedule, at, registry
+from threedgen.config.errors import ConfigError
+from threedgen.run import seeding
+from threedgen.run.folder import write_atomic
+from threedgen.run.metrics import read_summary
+from threedgen.train.loop import Status
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from threedgen import runs
 from threedgen.cli import say
 from threedgen.export.run_field import open_field
-from threedgen.loop import Status
+from threedgen.run import folder as runs
+from threedgen.train.loop import Status
 
 from .generate import GenerateSystem
 from .options import GenerateConfig

@@ -16,7 +16,7 @@ from threedgen.data.latents import LatentBank
 from threedgen.guidance.mvdream import MVDream
 from threedgen.guidance.precision import mixed
 from threedgen.guidance.tokens import token_ids
-from threedgen.seeding import numpy_generator
+from threedgen.run.seeding import numpy_generator
 
 from .shared import adamw
 from .training_options import TextTrainingConfig

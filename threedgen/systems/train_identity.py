@@ -29,9 +29,9 @@ from threedgen.data.toybox.subjects import draw, kinds, views
 from threedgen.evaluation.identity import NAME, IdentityNet, pairs, roc
 from threedgen.evaluation.options import TrainIdentityConfig
 from threedgen.guidance.precision import mixed
-from threedgen.ledger import write_summary
-from threedgen.loop import Status, fit, set_threads
-from threedgen.seeding import generator, numpy_generator
+from threedgen.run.metrics import write_summary
+from threedgen.run.seeding import generator, numpy_generator
+from threedgen.train.loop import Status, fit, set_threads
 
 from .shared import adamw, writing
 from .train_probe import augment

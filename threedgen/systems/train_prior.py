@@ -23,13 +23,13 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from threedgen.cli import say
+from threedgen.config.errors import ConfigError
 from threedgen.data.latents import LatentBank
 from threedgen.data.toybox.world import Toybox
-from threedgen.errors import ConfigError
 from threedgen.guidance.mvdream import MVDream
-from threedgen.ledger import write_summary
-from threedgen.loop import Status, fit, set_threads
-from threedgen.runs import write_atomic
+from threedgen.run.folder import write_atomic
+from threedgen.run.metrics import write_summary
+from threedgen.train.loop import Status, fit, set_threads
 
 from . import autoencoder, draft_training, prior_training, text_training
 from .shared import device, existing, finished, seed_networks, writing

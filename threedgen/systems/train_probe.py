@@ -25,11 +25,11 @@ from threedgen.evaluation.options import TrainProbeConfig
 from threedgen.evaluation.probe import NAME, Probe, Raw
 from threedgen.evaluation.truth import OPEN, Labels, Lessons, Truth, labelled
 from threedgen.evaluation.verdicts import azimuth_error, calibrate, own_accuracy, tally
+from threedgen.geometry.images import to_uint8
 from threedgen.guidance.precision import mixed
-from threedgen.images import to_uint8
-from threedgen.ledger import write_summary
-from threedgen.loop import Status, fit, set_threads
-from threedgen.seeding import generator, numpy_generator
+from threedgen.run.metrics import write_summary
+from threedgen.run.seeding import generator, numpy_generator
+from threedgen.train.loop import Status, fit, set_threads
 
 from .shared import adamw
 

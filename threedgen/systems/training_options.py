@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError, Schedule
-from threedgen.options import CheckpointConfig, RunConfig, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
 
 
 def _divisible(name: str, values: tuple[int, ...], parts_name: str, parts: int) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from threedgen.cameras import turntable
-from threedgen.interrupts import Interrupts
+from threedgen.geometry.cameras import turntable
+from threedgen.run.interrupts import Interrupts
 from threedgen.viewer.live import LiveView, Window
 from threedgen.viewer.options import LIVE
 
@@ -37,7 +37,7 @@ def watched(system: GenerateSystem, folder: Path, interrupts: Interrupts) -> Ite
 
 def open_window(system: GenerateSystem) -> Window:
     """A page in a browser that begins with the view of the turntable's first picture."""
-    from threedgen.viewer.viser_window import ViserWindow  # optional, see threedgen.extras
+    from threedgen.viewer.viser_window import ViserWindow  # optional, see threedgen.config.optional
 
     config = system.config
     return ViserWindow(config.prompt, config.view.port, turntable(config.result.turntable, 1))

@@ -21,14 +21,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from threedgen.callbacks import aside
-from threedgen.cameras import Cameras
 from threedgen.cli import say
-from threedgen.errors import ConfigError, in_a_line
-from threedgen.interrupts import Interrupts
-from threedgen.poses import opencv_axes
-from threedgen.progress import Speed, details, stage_of
-from threedgen.readable import visible
+from threedgen.config.errors import ConfigError, in_a_line
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.poses import opencv_axes
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.progress import Speed, details, stage_of
+from threedgen.run.text import visible
+from threedgen.train.callbacks import aside
 
 from .options import ViewConfig
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import Field
 
 from threedgen.config import Config
-from threedgen.errors import ConfigError, short
-from threedgen.extras import require
-from threedgen.options import TaskConfig
-from threedgen.runs import ROOT, run_folder, user_path
+from threedgen.config.errors import ConfigError, short
+from threedgen.config.optional import require
+from threedgen.config.sections import TaskConfig
+from threedgen.run.folder import ROOT, run_folder, user_path
 
 
 class ReportConfig(TaskConfig):

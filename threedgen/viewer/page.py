@@ -19,8 +19,8 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from threedgen.errors import ConfigError
-from threedgen.readable import duration, number, size, visible
+from threedgen.config.errors import ConfigError
+from threedgen.run.text import duration, number, size, visible
 
 ASSETS = Path(__file__).parent / "assets"
 LARGEST = 64_000_000

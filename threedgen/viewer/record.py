@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from threedgen.errors import ConfigError, short
+from threedgen.config.errors import ConfigError, short
 from threedgen.export import manifest
 from threedgen.export.options import FOLDER
-from threedgen.ledger import read_summary
-from threedgen.runs import CONFIG, stored_config
+from threedgen.run.folder import CONFIG, stored_config
+from threedgen.run.metrics import read_summary
 
 STATES = ("finished", "interrupted", "failed", "unfinished")
 SIDES, ROW = 8, 4

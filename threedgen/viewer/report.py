@@ -12,10 +12,10 @@ from markupsafe import Markup
 
 from threedgen.cli import say
 from threedgen.export.options import FOLDER
-from threedgen.images import GAP
-from threedgen.ledger import read_metrics
-from threedgen.readable import clean, duration, number, size
-from threedgen.runs import run_folder, write_atomic
+from threedgen.geometry.images import GAP
+from threedgen.run.folder import run_folder, write_atomic
+from threedgen.run.metrics import read_metrics
+from threedgen.run.text import clean, duration, number, size
 
 from .options import LIVE, ReportConfig
 from .page import embedded, making, page

@@ -15,8 +15,8 @@ import viser
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from threedgen.cameras import Cameras
-from threedgen.readable import visible
+from threedgen.geometry.cameras import Cameras
+from threedgen.run.text import visible
 
 from .live import EXPORT, STOP, Eye
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from threedgen.errors import ConfigError, short
+from threedgen.config.errors import ConfigError, short
 
 Floats = NDArray[np.float64]
 

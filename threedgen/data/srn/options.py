@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from threedgen.config import Config
-from threedgen.errors import ConfigError
-from threedgen.options import Elevations, RunConfig
+from threedgen.config.errors import ConfigError
+from threedgen.config.sections import Elevations, RunConfig
 
 Count = Annotated[int, Field(ge=0, le=100_000)]
 

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from threedgen.errors import ConfigError
-from threedgen.images import to_uint8
-from threedgen.views import Views
+from threedgen.config.errors import ConfigError
+from threedgen.geometry.images import to_uint8
+from threedgen.geometry.views import Views
+from threedgen.run.cache import BlockCache
 
-from ..cache import BlockCache
 from .make import Job, scene
 from .options import MakeSRNToyboxConfig, SRNPairsConfig, ToyboxPairsConfig
 from .reader import open_instance, scenes, split_folder

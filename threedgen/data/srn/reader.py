@@ -4,7 +4,7 @@
     SPLIT/SCENE/pose/000000.txt ...     camera-to-world, 16 numbers in one line or four, OpenCV axes
     SPLIT/SCENE/intrinsics.txt          see ``intrinsics.py``
 
-Poses become those of ``threedgen.cameras`` (OpenGL axes). The archives' world has z up, which is how it is taken
+Poses become those of ``threedgen.geometry.cameras`` (OpenGL axes). The archives' world has z up, which is how it is taken
 here too; ``up="y"`` turns a world whose y points up.
 """
 
@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from threedgen.errors import ConfigError, did_you_mean, nearest
-from threedgen.poses import opencv_axes, opengl_to_blender
-from threedgen.views import Viewpoints, Views, resize
+from threedgen.config.errors import ConfigError, did_you_mean, nearest
+from threedgen.geometry.poses import opencv_axes, opengl_to_blender
+from threedgen.geometry.views import Viewpoints, Views, resize
 
 from .intrinsics import read_intrinsics, read_numbers
 

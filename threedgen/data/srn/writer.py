@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from threedgen.images import to_uint8
-from threedgen.views import Views
+from threedgen.geometry.images import to_uint8
+from threedgen.geometry.views import Views
 
 
 def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | None = None) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from threedgen.errors import ConfigError, did_you_mean, nearest
-from threedgen.images import grid, write_png
+from threedgen.config.errors import ConfigError, did_you_mean, nearest
+from threedgen.geometry.images import grid, write_png
 
 from .grammar import COLOURS, NOUNS, Spec, caption, held_out
 from .world import build, photograph

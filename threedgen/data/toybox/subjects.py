@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from threedgen.cli import say
-from threedgen.images import grid, readable, write_png
-from threedgen.runs import write_atomic
+from threedgen.geometry.images import grid, readable, write_png
+from threedgen.run.folder import write_atomic
 
 from . import nouns  # noqa: F401  (registers the recipes)
 from .builder import Builder

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from threedgen import losses
 from threedgen.config import at
-from threedgen.memory import keep_freed_memory
+from threedgen.geometry.views import Viewpoints, Views
+from threedgen.representations import losses
 from threedgen.representations.background import SolidBackground
 from threedgen.representations.march import step_size
 from threedgen.representations.materials import NoMaterial
@@ -27,8 +27,8 @@ from threedgen.representations.ngp import NGP
 from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig, SolidBackgroundConfig
 from threedgen.representations.render import Render, render
-from threedgen.seeding import generator
-from threedgen.views import Viewpoints, Views
+from threedgen.run.memory import keep_freed_memory
+from threedgen.run.seeding import generator
 
 from .options import ProtocolConfig
 

@@ -25,12 +25,12 @@ import numpy as np
 import torch
 
 from threedgen.config import config_hash
-from threedgen.images import psnr, to_uint8
-from threedgen.loop import set_threads
-from threedgen.runs import write_atomic
-from threedgen.views import Viewpoints, Views
+from threedgen.evaluation.figures import mean
+from threedgen.geometry.images import psnr, to_uint8
+from threedgen.geometry.views import Viewpoints, Views
+from threedgen.run.folder import write_atomic
+from threedgen.train.loop import set_threads
 
-from ..figures import mean
 from .field import Bounds, fit
 from .options import ProtocolConfig, TSEDConfig
 from .scores import Floats, ssim

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from threedgen.config import ConfigError
-from threedgen.seeding import numpy_generator
-from threedgen.views import Viewpoints
+from threedgen.geometry.views import Viewpoints
+from threedgen.run.seeding import numpy_generator
 
 from .scenes import Scene
 

@@ -8,12 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from threedgen import fields
-from threedgen.config import Config, ConfigError, Schedule
-from threedgen.options import RunConfig
-from threedgen.registry import Component
-
-from ..options import ProbeConfig
+from threedgen.config import Config, ConfigError, Schedule, fields
+from threedgen.config.registry import Component
+from threedgen.config.sections import RunConfig
+from threedgen.evaluation.options import ProbeConfig
 
 ORIGINAL = "original"
 """The row of the original data."""

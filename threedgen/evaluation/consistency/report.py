@@ -17,12 +17,12 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from threedgen.config import config_hash
-from threedgen.images import grid, one_size, readable, write_png
-from threedgen.runs import write_atomic
-from threedgen.seeding import numpy_generator
+from threedgen.evaluation.figures import bootstrap, mean
+from threedgen.evaluation.probe import Probe, prepare
+from threedgen.geometry.images import grid, one_size, readable, write_png
+from threedgen.run.folder import write_atomic
+from threedgen.run.seeding import numpy_generator
 
-from ..figures import bootstrap, mean
-from ..probe import Probe, prepare
 from .fits import Score
 from .options import ORIGINAL, ConsistencyConfig
 

@@ -19,18 +19,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from threedgen import registry
 from threedgen.cli import say
-from threedgen.config import ConfigError
-from threedgen.count import Count
-from threedgen.images import to_uint8
-from threedgen.interrupts import Interrupts
-from threedgen.ledger import write_summary
-from threedgen.loop import set_threads
-from threedgen.runs import write_atomic
-from threedgen.views import Request, Views
+from threedgen.config import ConfigError, registry
+from threedgen.evaluation.probe import Probe
+from threedgen.geometry.images import to_uint8
+from threedgen.geometry.views import Request, Views
+from threedgen.run.count import Count
+from threedgen.run.folder import write_atomic
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.metrics import write_summary
+from threedgen.train.loop import set_threads
 
-from ..probe import Probe
 from .fits import Fits, Job, Score, stored
 from .held_out import held_out_places, warn_about
 from .options import ORIGINAL, ConsistencyConfig

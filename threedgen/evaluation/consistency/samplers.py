@@ -1,6 +1,6 @@
 """Samplers of novel views that need no model of their own: the multi-view prior, and a folder on the disk.
 
-A sampler is a `threedgen.views.NovelViewSampler`, built from its config by the registry's kind "sampler". It may have
+A sampler is a `threedgen.geometry.views.NovelViewSampler`, built from its config by the registry's kind "sampler". It may have
 ``needs_text`` or ``needs_condition``, which are asked for before anything is drawn, and ``on_disk`` if what it draws
 need not be kept.
 """
@@ -14,13 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from threedgen import registry
-from threedgen.config import ConfigError, config_hash
+from threedgen.config import ConfigError, config_hash, registry
 from threedgen.data.srn.reader import Instance, open_instance, scenes
-from threedgen.seeding import generator
-from threedgen.views import Request
+from threedgen.evaluation.prior_score import fingerprint
+from threedgen.geometry.views import Request
+from threedgen.run.seeding import generator
 
-from ..prior_score import fingerprint
 from .options import FolderSamplerConfig, MVDreamSamplerConfig
 
 logger = logging.getLogger(__name__)

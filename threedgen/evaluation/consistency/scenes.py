@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from threedgen.cameras import orbit
 from threedgen.config import ConfigError
 from threedgen.data.srn.reader import Instance, condition_and_targets, open_instance, scenes, split_folder
 from threedgen.data.toybox.raycast import render
-from threedgen.images import to_uint8
-from threedgen.views import Request, Viewpoints, Views, resize
+from threedgen.evaluation.cases import Case, held_out_cases
+from threedgen.geometry.cameras import orbit
+from threedgen.geometry.images import to_uint8
+from threedgen.geometry.views import Request, Viewpoints, Views, resize
 
-from ..cases import Case, held_out_cases
 from .options import SampledScenesConfig, SRNScenesConfig, ToyboxScenesConfig
 from .samplers import LEAST, FolderSampler
 

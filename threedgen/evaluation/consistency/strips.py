@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from threedgen.images import grid, one_size, readable, to_uint8, write_png
-from threedgen.views import Views
+from threedgen.geometry.images import grid, one_size, readable, to_uint8, write_png
+from threedgen.geometry.views import Views
 
 from .scenes import Scene, evenly
 

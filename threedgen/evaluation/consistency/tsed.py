@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.feature import SIFT, match_descriptors
 
-from threedgen.images import to_uint8
-from threedgen.views import Views
+from threedgen.geometry.images import to_uint8
+from threedgen.geometry.views import Views
 
 from .options import TSEDConfig
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from threedgen.cli import say
-from threedgen.count import Count
-from threedgen.ledger import write_summary
-from threedgen.loop import set_threads
-from threedgen.runs import write_atomic
+from threedgen.run.count import Count
+from threedgen.run.folder import write_atomic
+from threedgen.run.metrics import write_summary
+from threedgen.train.loop import set_threads
 
 from .claims import FINAL, FINISHED, REFUSED, Claims
 from .engines import employ

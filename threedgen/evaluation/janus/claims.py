@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from threedgen.runs import write_atomic
+from threedgen.run.folder import write_atomic
 
 WORKING, RELEASED, STUMBLED, REFUSED, FINISHED, FAILED = (
     "working", "released", "stumbled", "refused", "finished", "failed",

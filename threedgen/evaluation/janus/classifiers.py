@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from threedgen.config.errors import ConfigError
 from threedgen.data.toybox.grammar import mentioned
-from threedgen.errors import ConfigError
+from threedgen.evaluation.identity import CLIP_MEAN, CLIP_STD, encoder_input
+from threedgen.evaluation.probe import Probe
 from threedgen.guidance.loading import reachable
 
-from ..identity import CLIP_MEAN, CLIP_STD, encoder_input
-from ..probe import Probe
 from .options import CLIPSidesConfig, ProbeSidesConfig
 
 

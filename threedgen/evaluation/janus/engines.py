@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from threedgen import registry
-from threedgen.config import ConfigError
-from threedgen.interrupts import Interrupts
-from threedgen.readable import clean
+from threedgen.config import ConfigError, registry
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.text import clean
 
 from .jobs import Job
 from .options import JanusBenchmarkConfig

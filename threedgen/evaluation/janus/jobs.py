@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from threedgen.config import ConfigError, find, load, plain, split_override, task_of, tree_hash
-from threedgen.options import RunConfig
-from threedgen.registry import config_model
-from threedgen.runs import slug
+from threedgen.config.registry import config_model
+from threedgen.config.sections import RunConfig
+from threedgen.run.folder import slug
 
 from .options import JanusBenchmarkConfig
 from .prompts import toybox_prompts, without_front

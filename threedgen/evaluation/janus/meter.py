@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from threedgen import registry
-from threedgen.images import to_uint8
-from threedgen.poses import orbit_c2w
+from threedgen.config import registry
+from threedgen.evaluation.figures import SIDES
+from threedgen.geometry.images import to_uint8
+from threedgen.geometry.poses import orbit_c2w
 
-from ..figures import SIDES
 from . import fronts
 from .classifiers import ViewClassifier
 from .fronts import Look

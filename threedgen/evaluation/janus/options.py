@@ -8,13 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from threedgen.config import Config, ConfigError
-from threedgen.errors import did_you_mean, nearest, short
-from threedgen.extras import require
-from threedgen.options import RunConfig
-from threedgen.registry import Component
-from threedgen.runs import user_path
-
-from ..options import ProbeConfig
+from threedgen.config.errors import did_you_mean, nearest, short
+from threedgen.config.optional import require
+from threedgen.config.registry import Component
+from threedgen.config.sections import RunConfig
+from threedgen.evaluation.options import ProbeConfig
+from threedgen.run.folder import user_path
 
 THRESHOLD = 0.4
 """Chosen on 500 fresh toybox objects, each as it is and with two fronts: 2.4 % false alarms, 97.2 % recall."""

@@ -11,11 +11,11 @@ from typing import Any
 
 from PIL import Image
 
-from threedgen.readable import clean, duration
-from threedgen.runs import write_atomic
+from threedgen.evaluation.report import limits, percent
+from threedgen.run.folder import write_atomic
+from threedgen.run.text import clean, duration
 from threedgen.viewer.page import data_uri, making, page
 
-from ..report import limits, percent
 from .meter import described
 from .options import MeteredConfig
 from .rates import ErrorRates

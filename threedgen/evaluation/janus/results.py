@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from threedgen.checkpoint_file import LAST
-from threedgen.errors import ConfigError
-from threedgen.images import write_png
-from threedgen.runs import write_atomic
+from threedgen.config.errors import ConfigError
+from threedgen.evaluation.figures import Share, share
+from threedgen.geometry.images import write_png
+from threedgen.run.folder import write_atomic
+from threedgen.train.checkpoint_file import LAST
 
-from ..figures import Share, share
 from .meter import Meter, Visible, described, said
 from .options import THRESHOLD, MeterConfig
 from .rates import ErrorRates

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from threedgen.cameras import Cameras
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 from threedgen.export.pictures import Pictures, field_pictures
 from threedgen.export.run_field import open_field
+from threedgen.geometry.cameras import Cameras
 
 from .things import Array
 

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 from threedgen.cli import say
-from threedgen.count import Count
-from threedgen.ledger import write_summary
-from threedgen.loop import set_threads
-from threedgen.runs import slug
+from threedgen.run.count import Count
+from threedgen.run.folder import slug
+from threedgen.run.metrics import write_summary
+from threedgen.train.loop import set_threads
 
 from .benchmark import error_rates
 from .options import JanusScoreConfig, asset_files, folder_of_assets

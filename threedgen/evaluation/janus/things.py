@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from threedgen import raster
+from threedgen.config.errors import ConfigError
 from threedgen.data.toybox.primitives import Asset
-from threedgen.errors import ConfigError
-from threedgen.texture import sample
+from threedgen.geometry import raster
+from threedgen.geometry.texture import sample
 
 Array = NDArray[Any]
 SUFFIXES = (".glb", ".gltf", ".obj")

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from threedgen.cli import say
-from threedgen.count import Count
-from threedgen.images import grid, write_png
-from threedgen.ledger import write_summary
-from threedgen.loop import set_threads
-from threedgen.runs import write_atomic
-from threedgen.seeding import numpy_generator
+from threedgen.evaluation.cases import held_out_cases
+from threedgen.evaluation.figures import Share, share
+from threedgen.evaluation.report import limits, percent
+from threedgen.evaluation.verdicts import equal_error
+from threedgen.geometry.images import grid, write_png
+from threedgen.run.count import Count
+from threedgen.run.folder import write_atomic
+from threedgen.run.metrics import write_summary
+from threedgen.run.seeding import numpy_generator
+from threedgen.train.loop import set_threads
 
-from ..cases import held_out_cases
-from ..figures import Share, share
-from ..report import limits, percent
-from ..verdicts import equal_error
 from .meter import Meter, Reading, described
 from .options import THRESHOLD, JanusMeterConfig, TruthConfig, asset_files, folder_of_assets
 from .prompts import clear_nouns

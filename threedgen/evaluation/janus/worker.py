@@ -14,9 +14,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from threedgen import registry, runs
-from threedgen.config import ConfigError
-from threedgen.ledger import peak_memory, read_summary
+from threedgen.config import ConfigError, registry
+from threedgen.run import folder as runs
+from threedgen.run.metrics import peak_memory, read_summary
 
 from .claims import FAILED, FINAL, FINISHED, REFUSED, RELEASED, STUMBLED, Claim, Claims
 from .jobs import Job, make_plan

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from threedgen.config import Config, ConfigError, Schedule
-from threedgen.extras import require
-from threedgen.options import CheckpointConfig, RunConfig, TrainerConfig
-from threedgen.prompts import tidy, without
-from threedgen.registry import Component
+from threedgen.config.optional import require
+from threedgen.config.registry import Component
+from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
+from threedgen.run.prompts import tidy, without
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from threedgen.guidance.mvdream import MVDream
 from threedgen.guidance.unseen import candidates
-from threedgen.seeding import generator
+from threedgen.run.seeding import generator
 
 LEVELS = 0.35, 0.5, 0.65
 """Of noise, in shares of the time steps; with less or more of it fewer sides were found."""

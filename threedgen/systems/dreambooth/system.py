@@ -24,14 +24,14 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from threedgen.config import at, dump
+from threedgen.geometry.images import grid, readable, write_png
 from threedgen.guidance import personalisation
 from threedgen.guidance.mvdream import MVDream
 from threedgen.guidance.tokens import token_ids
 from threedgen.guidance.unseen import look_from
-from threedgen.images import grid, readable, write_png
-from threedgen.seeding import generator
+from threedgen.run.seeding import generator
+from threedgen.systems.prior_training import stratified
 
-from ..prior_training import stratified
 from .options import LoRAConfig, MVDreamBoothConfig
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]

@@ -18,19 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threedgen.callbacks import aside
 from threedgen.cli import say
-from threedgen.count import Count
 from threedgen.data import photos
+from threedgen.geometry.images import grid, readable, write_png
 from threedgen.guidance import personalisation
 from threedgen.guidance.unseen import look_from
-from threedgen.images import grid, readable, write_png
-from threedgen.ledger import write_summary
-from threedgen.loop import Status, fit, set_threads
-from threedgen.prompts import warn_about
-from threedgen.seeding import generator
+from threedgen.run.count import Count
+from threedgen.run.metrics import write_summary
+from threedgen.run.prompts import warn_about
+from threedgen.run.seeding import generator
+from threedgen.systems.shared import device, existing, finished, kept, load_prior, say_weights, writing
+from threedgen.train.callbacks import aside
+from threedgen.train.loop import Status, fit, set_threads
 
-from ..shared import device, existing, finished, kept, load_prior, say_weights, writing
 from .options import MVDreamBoothConfig
 from .sides import drafts, photo_sides
 from .system import DreamBoothSystem, Shown

@@ -21,22 +21,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from threedgen.cameras import Cameras
 from threedgen.cli import say
 from threedgen.config import ConfigError, config_hash
-from threedgen.count import Count
 from threedgen.evaluation.consistency.field import Bounds, SceneField, border_colour, fit
 from threedgen.export.run_field import view_of
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.images import grid, readable, write_png
+from threedgen.geometry.poses import orbit_c2w
+from threedgen.geometry.views import Request, Viewpoints, Views
 from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
 from threedgen.guidance.threedim.options import CamerasConfig
-from threedgen.images import grid, readable, write_png
-from threedgen.ledger import read_summary, write_summary
-from threedgen.loop import set_threads
-from threedgen.poses import orbit_c2w
-from threedgen.views import Request, Viewpoints, Views
+from threedgen.run.count import Count
+from threedgen.run.metrics import read_summary, write_summary
+from threedgen.systems.outputs import write_mesh, write_turn
+from threedgen.systems.shared import existing, kept, writing
+from threedgen.train.loop import set_threads
 
-from ..outputs import write_mesh, write_turn
-from ..shared import existing, kept, writing
 from .options import ImageTo3DConfig
 
 logger = logging.getLogger(__name__)

@@ -9,12 +9,11 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError
+from threedgen.config.sections import CheckpointConfig, OrbitCameraConfig, RunConfig, TrainerConfig
 from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
 from threedgen.evaluation.consistency.options import PaperProtocolConfig, SubsampledProtocolConfig
 from threedgen.guidance.threedim.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
-from threedgen.options import CheckpointConfig, OrbitCameraConfig, RunConfig, TrainerConfig
-
-from ..options import ResultConfig
+from threedgen.systems.options import ResultConfig
 
 
 class PixelsConfig(Config):

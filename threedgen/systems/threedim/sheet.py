@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from threedgen.data.srn.pairs import PairBank
+from threedgen.geometry.images import grid, readable, write_png
+from threedgen.geometry.views import Views
 from threedgen.guidance.threedim.model import ViewModel
 from threedgen.guidance.threedim.sampler import sample_views
-from threedgen.images import grid, readable, write_png
-from threedgen.seeding import generator
-from threedgen.views import Views
+from threedgen.run.seeding import generator
 
 from .options import PairTrainingConfig
 

@@ -25,10 +25,10 @@ from threedgen.guidance.threedim import folder as folders
 from threedgen.guidance.threedim.latents import LatentPairs
 from threedgen.guidance.threedim.options import XUNetConfig
 from threedgen.guidance.threedim.xunet import XUNet
-from threedgen.ledger import write_summary
-from threedgen.loop import Status, fit, set_threads
+from threedgen.run.metrics import write_summary
+from threedgen.systems.shared import device, existing, finished, seed_networks, writing
+from threedgen.train.loop import Status, fit, set_threads
 
-from ..shared import device, existing, finished, seed_networks, writing
 from .options import PixelsConfig, TrainThreeDiMConfig
 from .training import PairSystem
 

@@ -16,16 +16,16 @@ from torch.nn import functional as F
 
 from threedgen.config import dump
 from threedgen.data.srn.pairs import PairBank
-from threedgen.ema import EMA
 from threedgen.guidance.precision import mixed
 from threedgen.guidance.threedim import folder as folders
 from threedgen.guidance.threedim.logsnr import LOGSNR_MIN, add_noise, logsnr_cosine, target
 from threedgen.guidance.threedim.model import ViewModel
 from threedgen.guidance.threedim.options import CamerasConfig
-from threedgen.runs import write_atomic
-from threedgen.seeding import generator, numpy_generator
+from threedgen.run.folder import write_atomic
+from threedgen.run.seeding import generator, numpy_generator
+from threedgen.systems.prior_training import stratified
+from threedgen.train.ema import EMA
 
-from ..prior_training import stratified
 from .gap import Gap, Pairs, gap_test
 from .options import TrainThreeDiMConfig
 from .sheet import write_sheet

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, Schedule
-from threedgen.options import CheckpointConfig, RunConfig, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
 from threedgen.systems.training_options import AutoencoderConfig, NetworkConfig
 
 

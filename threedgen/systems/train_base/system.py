@@ -15,16 +15,16 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from threedgen.config import dump
 from threedgen.data.bank import LatentBank
-from threedgen.ema import EMA
+from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.precision import mixed
 from threedgen.guidance.stable_diffusion import StableDiffusion
 from threedgen.guidance.tokens import token_ids
-from threedgen.images import grid, write_png
-from threedgen.muon import Muon
-from threedgen.seeding import generator, numpy_generator
+from threedgen.run.seeding import generator, numpy_generator
 from threedgen.systems.shared import scheduled
 from threedgen.systems.training_options import NetworkConfig
+from threedgen.train.ema import EMA
+from threedgen.train.muon import Muon
 
 from .options import TrainBaseConfig
 

@@ -24,12 +24,11 @@ from threedgen.cli import say
 from threedgen.data.bank import LatentBank
 from threedgen.data.toybox.pictures import Photographs
 from threedgen.data.toybox.words import train_tokenizer
-from threedgen.data.toybox.world import Toybox
-from threedgen.ledger import write_summary
-from threedgen.loop import Status, fit, set_threads
-from threedgen.runs import write_atomic
+from threedgen.run.folder import write_atomic
+from threedgen.run.metrics import write_summary
 from threedgen.systems import autoencoder
 from threedgen.systems.shared import device, existing, finished, seed_networks, writing
+from threedgen.train.loop import Status, fit, set_threads
 
 from . import system as unets
 from .options import TrainBaseConfig

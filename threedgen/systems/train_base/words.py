@@ -17,7 +17,7 @@ from threedgen.config import dump
 from threedgen.data.bank import LatentBank
 from threedgen.guidance.precision import mixed
 from threedgen.guidance.tokens import token_ids
-from threedgen.seeding import numpy_generator
+from threedgen.run.seeding import numpy_generator
 from threedgen.systems.shared import adamw
 
 from .options import WordsConfig

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..builder import Builder
-from ..grammar import accessory
-from ..primitives import FRUSTUM
+from threedgen.data.toybox.builder import Builder
+from threedgen.data.toybox.grammar import accessory
+from threedgen.data.toybox.primitives import FRUSTUM
 
 GOLD = (0.93, 0.75, 0.2)
 

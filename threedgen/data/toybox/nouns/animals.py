@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..builder import Builder
-from ..grammar import HEADWEAR, noun
+from threedgen.data.toybox.builder import Builder
+from threedgen.data.toybox.grammar import HEADWEAR, noun
 
 WEARS = (*HEADWEAR, "scarf", "glasses", "backpack", "cape", "bow")
 BLACK, WHITE, PINK, BILL = (0.05, 0.05, 0.05), (0.97, 0.97, 0.97), (0.95, 0.6, 0.65), (0.98, 0.6, 0.08)

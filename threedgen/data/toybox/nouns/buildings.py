@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..builder import Builder, Colour
-from ..grammar import noun
+from threedgen.data.toybox.builder import Builder, Colour
+from threedgen.data.toybox.grammar import noun
 
 WOOD = (0.42, 0.25, 0.12)
 STONE = (0.58, 0.56, 0.53)

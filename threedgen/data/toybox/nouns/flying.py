@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..builder import Builder
-from ..grammar import noun
+from threedgen.data.toybox.builder import Builder
+from threedgen.data.toybox.grammar import noun
+
 from .buildings import ALONG_X, WOOD, contrast, glass
 from .vehicles import ALONG_Y, DARK, METAL, RUBBER
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..builder import Builder
-from ..grammar import noun
+from threedgen.data.toybox.builder import Builder
+from threedgen.data.toybox.grammar import noun
 
 LEAF = (0.20, 0.55, 0.15)
 STALK = (0.38, 0.24, 0.10)

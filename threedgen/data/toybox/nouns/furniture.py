@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..builder import Builder, Colour
-from ..grammar import noun
+from threedgen.data.toybox.builder import Builder, Colour
+from threedgen.data.toybox.grammar import noun
+
 from .buildings import ALONG_X, WOOD, contrast
 
 BOOKS = (

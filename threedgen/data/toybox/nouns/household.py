@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..builder import Builder
-from ..grammar import noun
+from threedgen.data.toybox.builder import Builder
+from threedgen.data.toybox.grammar import noun
 
 STEEL = (0.66, 0.68, 0.72)
 WOOD = (0.60, 0.40, 0.20)

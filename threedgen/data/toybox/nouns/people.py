@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..builder import Builder
-from ..grammar import noun
+from threedgen.data.toybox.builder import Builder
+from threedgen.data.toybox.grammar import noun
+
 from .animals import chain, face
 
 SKIN = ((0.98, 0.82, 0.7), (0.9, 0.7, 0.54), (0.76, 0.55, 0.4), (0.55, 0.36, 0.24), (0.36, 0.23, 0.16))

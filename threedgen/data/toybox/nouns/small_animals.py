@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..builder import Builder
-from ..grammar import noun
-from ..primitives import FRUSTUM, TORUS
+from threedgen.data.toybox.builder import Builder
+from threedgen.data.toybox.grammar import noun
+from threedgen.data.toybox.primitives import FRUSTUM, TORUS
+
 from .animals import BILL, BLACK, PINK, WEARS, WHITE, chain, egg, headwear, pair, skull
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..builder import Builder
-from ..grammar import noun
+from threedgen.data.toybox.builder import Builder
+from threedgen.data.toybox.grammar import noun
 
 DARK = (0.08, 0.08, 0.10)
 LIGHT = (0.95, 0.93, 0.86)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..builder import Builder, Colour
-from ..grammar import noun
+from threedgen.data.toybox.builder import Builder, Colour
+from threedgen.data.toybox.grammar import noun
+
 from .buildings import ALONG_X, WOOD, contrast, glass
 
 RUBBER = (0.09, 0.09, 0.10)

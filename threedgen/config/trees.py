@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from threedgen.schedule import is_step
+from threedgen.config.schedule import is_step
 
 
 def merge(below: Any, above: Any) -> Any:

@@ -1,6 +1,6 @@
 """Pictures of one scene with the cameras that took them, and what a novel-view sampler is asked for.
 
-``c2w`` (N, 4, 4) is in the conventions of ``threedgen.cameras``: OpenGL axes, z up. ``K`` (N, 3, 3) are intrinsics in
+``c2w`` (N, 4, 4) is in the conventions of ``threedgen.geometry.cameras``: OpenGL axes, z up. ``K`` (N, 3, 3) are intrinsics in
 pixels as everybody writes them: x to the right, y down, pixel centres at +0.5, so that the middle of a picture of
 width W is at W / 2. Unlike ``cameras.Cameras``, which are drawn from options, these are measured: the principal point
 may lie anywhere, and pixels need not be square.
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threedgen.cameras import Cameras
-from threedgen.poses import opencv_axes, pixel_rays
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.poses import opencv_axes, pixel_rays
 
 Index = slice | Sequence[int] | Tensor
 

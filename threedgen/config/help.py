@@ -9,9 +9,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from threedgen import config, fields, registry, trees
-from threedgen.errors import ConfigError, did_you_mean, nearest_key
-from threedgen.schedule import Schedule
+from threedgen import config
+from threedgen.config import fields, layers, registry, trees
+from threedgen.config.errors import ConfigError, did_you_mean, nearest_key
+from threedgen.config.schedule import Schedule
 
 USAGE = """\
 Text to 3D by optimisation.
@@ -125,7 +126,7 @@ def _align(rows: list[tuple[str, ...]]) -> list[str]:
 
 def help_text(config_name: str, section: str = "") -> str:
     """--help for a config: usage, and every option with type, value and description. Raises ConfigError."""
-    tree = config.merged(config.read_layers(config.find(config_name)))
+    tree = layers.merged(layers.read_layers(layers.find(config_name)))
     model = registry.config_model("task", tree.get("task", ""))
     if section:
         return options(model, tree, section) + "\n"
@@ -138,7 +139,7 @@ def list_text() -> str:
     lines = []
     for name in config.shipped():
         try:
-            tree = config.merged(config.read_layers(config.find(name)))
+            tree = layers.merged(layers.read_layers(layers.find(name)))
         except ConfigError as error:
             lines.append(f"{name}\n    cannot be read: {error}")
             continue

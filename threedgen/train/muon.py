@@ -52,26 +52,26 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    update = self._orthogonal(p, group) if group["matrices"] else self._adam(p, group)
+                    update = (self._orthogonal if group["matrices"] else self._adam)(p, p.grad, group)
                     p.add_(update, alpha=-group["lr"])
         return loss
 
-    def _orthogonal(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+    def _orthogonal(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-        state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-        ahead = p.grad.lerp(state["momentum"], group["momentum"])  # Nesterov
+        state["momentum"].lerp_(grad, 1 - group["momentum"])
+        ahead = grad.lerp(state["momentum"], group["momentum"])  # Nesterov
         update = orthogonalise(ahead.flatten(1))
         return (0.2 * max(update.shape) ** 0.5 * update).reshape(p.shape).to(p.dtype)
 
-    def _adam(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+    def _adam(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         state, (beta1, beta2) = self.state[p], group["betas"]
         if not state:
             state.update(step=torch.zeros(()), first=torch.zeros_like(p), second=torch.zeros_like(p))
         state["step"] += 1
-        state["first"].lerp_(p.grad, 1 - beta1)
-        state["second"].lerp_(p.grad.square(), 1 - beta2)
+        state["first"].lerp_(grad, 1 - beta1)
+        state["second"].lerp_(grad.square(), 1 - beta2)
         n = float(state["step"])
         second = (state["second"] / (1 - beta2**n)).sqrt_() + group["eps"]
         return state["first"] / (1 - beta1**n) / second

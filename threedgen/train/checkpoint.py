@@ -12,19 +12,10 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from threedgen.checkpoint_file import (
-    LAST,
-    file_names,
-    free_megabytes,
-    latest,
-    read,
-    remove_strays,
-    space,
-    write,
-)
-from threedgen.errors import ConfigError
-from threedgen.guard import anywhere, nonfinite
-from threedgen.resume import CONFIG_KEY, NUMERICS_KEY, numerics
+from threedgen.config.errors import ConfigError
+from threedgen.train.checkpoint_file import LAST, file_names, free_megabytes, latest, read, remove_strays, space, write
+from threedgen.train.finite_check import anywhere, nonfinite
+from threedgen.train.resume import CONFIG_KEY, NUMERICS_KEY, numerics
 
 __all__ = [
     "LAST",

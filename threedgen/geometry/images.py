@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from threedgen.runs import write_atomic
+from threedgen.run.folder import write_atomic
 
 Array = NDArray[Any]
 GAP = 2

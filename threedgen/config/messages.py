@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from threedgen import fields
-from threedgen.errors import did_you_mean, nearest, nearest_key, short
+from threedgen.config import fields
+from threedgen.config.errors import did_you_mean, nearest, nearest_key, short
 
 
 def explain(error: ValidationError, model: type[BaseModel], tree: dict, layers: list) -> list[str]:

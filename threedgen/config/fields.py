@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from threedgen.registry import Component
-from threedgen.trees import merge
+from threedgen.config.registry import Component
+from threedgen.config.trees import merge
 
 
 def component(field: FieldInfo) -> Component | None:

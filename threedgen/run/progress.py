@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from threedgen.readable import clean, duration, number
+from threedgen.run.text import clean, duration, number
 
 _CHATTY = (
     "pytorch_lightning",

@@ -1,4 +1,4 @@
-"""The rasteriser's loops (numba); what P, z and the barycentrics are is told in `threedgen.raster`.
+"""The rasteriser's loops (numba); what P, z and the barycentrics are is told in `threedgen.geometry.raster`.
 
 Edges are tested in whole subpixels of 64 bits, so without any rounding. Each band of rows has one writer, which goes
 through all faces in order: the result does not depend on the number of threads.

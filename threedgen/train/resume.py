@@ -10,8 +10,9 @@ import numba
 import pytorch_lightning as pl
 import torch
 
-from threedgen import runs, yaml_text
-from threedgen.errors import ConfigError
+from threedgen.config import yaml_text
+from threedgen.config.errors import ConfigError
+from threedgen.run import folder as runs
 
 logger = logging.getLogger(__name__)
 

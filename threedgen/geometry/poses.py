@@ -1,6 +1,6 @@
 """Camera matrices from places and angles, and back to clip space: pure functions of tensors.
 
-The conventions are those of ``threedgen.cameras``: z up, OpenGL axes, radians.
+The conventions are those of ``threedgen.geometry.cameras``: z up, OpenGL axes, radians.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threedgen.errors import ConfigError
-from threedgen.raster_kernels import fill, prepare
-from threedgen.texture import sample
+from threedgen.config.errors import ConfigError
+from threedgen.geometry.raster_kernels import fill, prepare
+from threedgen.geometry.texture import sample
 
 Array = NDArray[Any]
 Size = int | tuple[int, int]
@@ -49,7 +49,7 @@ def rasterise(
 ) -> Buffers:
     """What V cameras see of a mesh, through the centres of their pixels.
 
-    vertices (N, 3) world units; faces (F, 3); c2w (V, 4, 4) as in `threedgen.cameras`; fov vertical, radians, one
+    vertices (N, 3) world units; faces (F, 3); c2w (V, 4, 4) as in `threedgen.geometry.cameras`; fov vertical, radians, one
     or (V,); size: pixels of an edge, or (height, width). A face that crosses the plane at distance `near` is cut
     there, exactly, and what lies closer or behind is not seen. cull leaves out faces that are turned away (clockwise
     as seen). Where faces are equally far, the first in `faces` is seen. Raises ConfigError for faces of missing

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from threedgen import __version__
 from threedgen.config import config_hash
-from threedgen.runs import write_atomic
+from threedgen.run.folder import write_atomic
 
 logger = logging.getLogger(__name__)
 

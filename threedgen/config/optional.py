@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 
 EXTRAS = {
     "pxr": ("usd-core", "pip install 'threedgen[usd]'"),

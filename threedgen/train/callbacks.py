@@ -13,11 +13,11 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from threedgen import seeding
-from threedgen.guard import anywhere
-from threedgen.interrupts import Interrupts
-from threedgen.ledger import Metrics
-from threedgen.progress import Speed
+from threedgen.run import seeding
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.metrics import Metrics
+from threedgen.run.progress import Speed
+from threedgen.train.finite_check import anywhere
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 class Seeding(pl.Callback):
     """Seeds the global generators of torch, numpy and python from (seed, batch, rank) before each batch.
 
-    For what draws from them (dropout, libraries); our own code asks threedgen.seeding by purpose. numba has
+    For what draws from them (dropout, libraries); our own code asks threedgen.run.seeding by purpose. numba has
     generators of its own that this does not reach: kernels are given their random numbers.
     """
 

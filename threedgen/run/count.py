@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from threedgen.progress import Speed
-from threedgen.readable import clean, duration
+from threedgen.run.progress import Speed
+from threedgen.run.text import clean, duration
 
 WINDOW = 600
 """Seconds from which the pace is taken: pieces may last minutes."""

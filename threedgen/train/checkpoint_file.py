@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from threedgen.errors import ConfigError, did_you_mean, nearest, short
+from threedgen.config.errors import ConfigError, did_you_mean, nearest, short
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 
 Array = NDArray[Any]
 

@@ -10,7 +10,7 @@
 
 `training_step(self, batch, batch_idx)` gets as its batch only a number: that of the optimisation step, or
 with accumulation that of the batch since the beginning; it is the same after a resume. Draws are keyed by it
-(threedgen.seeding), and the global generators are seeded from it. State that counts lives in parameters and
+(threedgen.run.seeding), and the global generators are seeded from it. State that counts lives in parameters and
 persistent buffers and is changed inside the step, never in the module's own on_train_batch_end, which comes
 after the checkpoint. Then a resumed run is, byte for byte on the same CPU, the run that was not interrupted.
 """
@@ -32,14 +32,14 @@ import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from threedgen import resume as resuming
-from threedgen.callbacks import Logging, Seeding, StopOnInterrupt, Validation
-from threedgen.checkpoint import AtomicCheckpointIO, Checkpoint, free_megabytes, latest
-from threedgen.errors import ConfigError
-from threedgen.guard import FiniteGuard
-from threedgen.interrupts import Interrupts
-from threedgen.memory import keep_freed_memory
-from threedgen.progress import Progress, silence_lightning
+from threedgen.config.errors import ConfigError
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.memory import keep_freed_memory
+from threedgen.run.progress import Progress, silence_lightning
+from threedgen.train import resume as resuming
+from threedgen.train.callbacks import Logging, Seeding, StopOnInterrupt, Validation
+from threedgen.train.checkpoint import AtomicCheckpointIO, Checkpoint, free_megabytes, latest
+from threedgen.train.finite_check import FiniteGuard
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def fit(
     """Trains `module` up to config.trainer.max_steps, with checkpoints in `folder`/checkpoints.
 
     Returns how it ended; after TERMINATED the process should end soon.
-    `config` has `trainer`, `checkpoint`, `seed` and `threads` (threedgen.options). `resume`: go on from the
+    `config` has `trainer`, `checkpoint`, `seed` and `threads` (threedgen.config.sections). `resume`: go on from the
     newest good checkpoint, or from the beginning if there is none; "force": even if the config has changed.
     `metrics`: names in `module.metrics` to show. `interrupts`: the caller's, to obey Ctrl-C afterwards too.
     Raises ConfigError for a checkpoint that does not fit and for a disk that is full, KeyboardInterrupt at

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from threedgen.options import MultiviewCameraConfig, OrbitCameraConfig
-from threedgen.poses import look_at, orbit_c2w, projection_matrix, unit_vector, world_to_camera, wrap_angle
+from threedgen.config.sections import MultiviewCameraConfig, OrbitCameraConfig
+from threedgen.geometry.poses import look_at, orbit_c2w, projection_matrix, unit_vector, world_to_camera, wrap_angle
 
 __all__ = [
     "Cameras",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from threedgen.errors import ConfigError
+from threedgen.config.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

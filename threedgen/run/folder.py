@@ -19,9 +19,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from threedgen import yaml_text
-from threedgen.config import COMMAND_LINE, dump, load, plain
-from threedgen.errors import ConfigError, short
+from threedgen.config import COMMAND_LINE, dump, load, plain, yaml_text
+from threedgen.config.errors import ConfigError, short
 
 CONFIG = "config.yaml"
 ROOT = Path("outputs")

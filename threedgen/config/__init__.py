@@ -1,0 +1,29 @@
+"""Words and YAML become typed, checked configs; every mistake is one line. Nothing here imports torch."""
+
+from .errors import ConfigError, nearest
+from .layers import COMMAND_LINE, Layer, find, load, merged, shipped, split_override, task_of, validate
+from .model import Config, config_hash, dump, tree_hash
+from .schedule import Schedule, at
+from .trees import merge, plain
+
+__all__ = [
+    "COMMAND_LINE",
+    "Config",
+    "ConfigError",
+    "Layer",
+    "Schedule",
+    "at",
+    "config_hash",
+    "dump",
+    "find",
+    "load",
+    "merge",
+    "merged",
+    "nearest",
+    "plain",
+    "shipped",
+    "split_override",
+    "task_of",
+    "tree_hash",
+    "validate",
+]

@@ -1,0 +1,1 @@
+"""Cameras, meshes seen by cameras, and pictures: mathematics that knows no model."""
