@@ -13,9 +13,9 @@ from unittest.mock import patch
 import torch
 
 from threedgen.geometry.cameras import Cameras
-from threedgen.representations import render as rendering
 from threedgen.representations.march import Composite, Samples
-from threedgen.systems import generate
+from threedgen.representations.volume import render as rendering
+from threedgen.systems.generate import system as generate
 
 from .scene import Bench, Stepper, points_of
 from .step import START

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, cKDTree
 
-from threedgen.export.mesh import Mesh
-from threedgen.export.read_glb import Glb, read_glb
-from threedgen.export.topology import signed_volume
+from threedgen.export.files.read_glb import Glb, read_glb
+from threedgen.export.shape.mesh import Mesh
+from threedgen.export.shape.topology import signed_volume
 from threedgen.geometry.cameras import orbit
 from threedgen.geometry.raster import interpolate, rasterise, unit
 from threedgen.geometry.texture import sample

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from threedgen.export import khronos
 from threedgen.export.asset import Asset
-from threedgen.export.mesh import Mesh
-from threedgen.export.opacity import depth_field
-from threedgen.export.read_glb import Glb, read_glb
-from threedgen.export.simplify import simplify
-from threedgen.export.textured import Placement
-from threedgen.export.topology import topology, weld
-from threedgen.export.uv_layout import layout
+from threedgen.export.files import khronos
+from threedgen.export.files.read_glb import Glb, read_glb
+from threedgen.export.files.textured import Placement
+from threedgen.export.shape.mesh import Mesh
+from threedgen.export.shape.opacity import depth_field
+from threedgen.export.shape.simplify import simplify
+from threedgen.export.shape.topology import topology, weld
+from threedgen.export.shape.uv_layout import layout
 from threedgen.geometry.raster import rasterise_uv
 from threedgen.geometry.texture import fill
 

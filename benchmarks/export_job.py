@@ -16,12 +16,12 @@ import torch
 
 from threedgen.config.errors import ConfigError
 from threedgen.export.asset import Asset, make_asset
-from threedgen.export.export_run import export_view
-from threedgen.export.from_field import FieldView, dense_surface
+from threedgen.export.files.read_glb import read_glb
 from threedgen.export.options import AssetConfig
-from threedgen.export.pictures import FOV, Shots, around
-from threedgen.export.read_glb import read_glb
 from threedgen.export.run_field import extras, open_run
+from threedgen.export.shape.from_field import FieldView, dense_surface
+from threedgen.export.surface.pictures import FOV, Shots, around
+from threedgen.export.task import export_view
 from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import peak_memory
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threedgen.export.pictures import Pictures
+from threedgen.export.surface.pictures import Pictures
 from threedgen.geometry.cameras import orbit
 from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import render

@@ -33,7 +33,7 @@ def measure(size: int, chunk: int | None, overrides: Sequence[str] = ()) -> dict
     from threedgen.representations import losses
     from threedgen.run.metrics import peak_memory
     from threedgen.run.seeding import generator
-    from threedgen.systems.generate import GenerateSystem
+    from threedgen.systems.generate.system import GenerateSystem
     from threedgen.train.loop import set_threads
 
     config = load(CONFIG, ["prompt=nothing", f"march.chunk={'null' if chunk is None else chunk}", *overrides])

@@ -18,12 +18,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from threedgen.config import load
 from threedgen.config.errors import ConfigError
-from threedgen.guidance import released
-from threedgen.guidance.attention import multiview_unet
-from threedgen.guidance.mvdream import MVDream
-from threedgen.guidance.outline import Outline
-from threedgen.systems.generate import GenerateSystem
-from threedgen.systems.plan import TOKENS, Stage, matmul_rate, operations, stages_of, step_dtype
+from threedgen.guidance.multiview.joined import multiview_unet
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.weights import known_checkpoints as released
+from threedgen.guidance.weights.meta_networks import Outline
+from threedgen.systems.generate.plan import TOKENS, Stage, matmul_rate, operations, stages_of, step_dtype
+from threedgen.systems.generate.system import GenerateSystem
 from threedgen.systems.shared import device
 from threedgen.train.loop import set_threads
 

@@ -24,7 +24,7 @@ from threedgen.data.toybox.world import build
 from threedgen.geometry.cameras import Cameras, orbit, sample_multiview
 from threedgen.representations.march import march
 from threedgen.run.seeding import generator
-from threedgen.systems.generate import GenerateSystem
+from threedgen.systems.generate.system import GenerateSystem
 from threedgen.train.checkpoint import latest
 from threedgen.train.loop import CHECKPOINTS, set_threads
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from threedgen.export.from_field import FieldView
-from threedgen.export.pictures import field_pictures
+from threedgen.export.shape.from_field import FieldView
+from threedgen.export.surface.pictures import field_pictures
 from threedgen.representations.march import step_size
-from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.options import MarchConfig, OccupancyConfig
+from threedgen.representations.volume.occupancy import OccupancyGrid
 
 from .creature import Creature
 

@@ -16,7 +16,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from .attend import plain
+from .attention_cpu import plain
 
 HARMONICS = 4
 """Multiples of the azimuth that the draft is told; the camera vector as it is had no effect in 300 steps."""

@@ -46,7 +46,7 @@ class PriorConfig(Config):
     )
 
     def check(self) -> None:
-        from .loading import check
+        from .weights.loading import check
 
         if self.attention == "xformers":
             require("xformers", "attention: xformers", "choose attention=sdpa")
@@ -57,7 +57,7 @@ class PriorConfig(Config):
 
         fetch False: the released checkpoints are not, but named.
         """
-        from .loading import describe
+        from .weights.loading import describe
 
         return describe(self.weights, self.parts, fetch)
 
@@ -94,7 +94,7 @@ class MVDreamConfig(PriorConfig):
         return self
 
     def check(self) -> None:
-        from .loading import personalisation_card
+        from .weights.loading import personalisation_card
 
         super().check()
         if self.personalisation is not None:
@@ -131,7 +131,7 @@ class DeepFloydConfig(PriorConfig):
     tokenizer: str | None = Field(None, description="a folder with T5's tokenizer; default: that of the weights")
 
     def check(self) -> None:
-        from .loading import ready_tokenizer
+        from .weights.loading import ready_tokenizer
 
         super().check()
         if self.tokenizer is not None and not Path(self.tokenizer).expanduser().is_dir():

@@ -285,6 +285,6 @@ class DiffuseMaterialConfig(Config):
     diffuse: float = Field(0.0, ge=0, le=10, description="light of the point, without soft shading")
 
 
-_MATERIALS = "threedgen.representations.materials"
+_MATERIALS = "threedgen.representations.shading"
 registry.register("material", "none", f"{_MATERIALS}:NoMaterial", f"{__name__}:NoMaterialConfig")
 registry.register("material", "diffuse", f"{_MATERIALS}:DiffuseMaterial", f"{__name__}:DiffuseMaterialConfig")

@@ -10,7 +10,7 @@ from typing import Any
 import janus_stub
 import pytest
 
-from threedgen.export.glb import save_glb
+from threedgen.export.files.glb import save_glb
 
 
 @pytest.fixture(autouse=True)

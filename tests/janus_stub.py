@@ -52,7 +52,7 @@ def register() -> None:
 
 def box(fronts: int = 1):
     """A box of the export's Mesh: red in front; with two fronts behind as well, with none grey there."""
-    from threedgen.export.mesh import Mesh
+    from threedgen.export.shape.mesh import Mesh
 
     paints = [COLOURS[0] if fronts else [0.3] * 3, COLOURS[1], COLOURS[0 if fronts == 2 else 2], COLOURS[3]]
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], float) * 0.4

@@ -10,7 +10,7 @@ from tiny_prior import letter_tokenizer, open_clip_names, tiny_text_encoder, tin
 from torch import Tensor
 
 from threedgen.guidance.diffusion import Schedule
-from threedgen.guidance.ldm_keys import unet_prefixes, vae_prefixes
+from threedgen.guidance.weights.ldm_keys import unet_prefixes, vae_prefixes
 
 Kind = Literal["sd21", "sd15"]
 NAMES: dict[Kind, str] = {"sd21": "sd-v2.1-base-4view.pt", "sd15": "sd-v1.5-4view.pt"}

@@ -135,14 +135,14 @@ def child(
     are pressed after these steps.
     """
     from threedgen import cli
-    from threedgen.guidance.mvdream import MVDream
-    from threedgen.systems.autoencoder import AutoencoderSystem
-    from threedgen.systems.draft_training import DraftSystem
+    from threedgen.guidance.priors.mvdream import MVDream
     from threedgen.systems.dreambooth.system import DreamBoothSystem
-    from threedgen.systems.generate import GenerateSystem
-    from threedgen.systems.prior_training import PriorSystem
-    from threedgen.systems.text_training import TextSystem
-    from threedgen.systems.threedim.training import PairSystem
+    from threedgen.systems.generate.system import GenerateSystem
+    from threedgen.systems.novel_view.system import PairSystem
+    from threedgen.systems.train_base.autoencoder import AutoencoderSystem
+    from threedgen.systems.train_prior.draft import DraftSystem
+    from threedgen.systems.train_prior.system import PriorSystem
+    from threedgen.systems.train_prior.text import TextSystem
 
     now = {"step": -1}
     systems = (
@@ -174,7 +174,7 @@ def _look_in(presses: dict[str, str]) -> None:
     from fake_window import FakeWindow
 
     from threedgen.config import optional as extras
-    from threedgen.systems import watch
+    from threedgen.systems.generate import watch
 
     extras.installed = lambda module: True
     watch.open_window = lambda system: FakeWindow(presses, Path("seen.json").resolve())
@@ -224,7 +224,7 @@ def _load_kernels() -> None:
     """Loads what numba needs, and the kernels without threads, once for all children."""
     import torch
 
-    from threedgen.representations.ngp import NGP
+    from threedgen.representations.field.ngp import NGP
     from threedgen.representations.options import NGPConfig
 
     field = NGP(NGPConfig(encoding={"n_levels": 2, "log2_hashmap_size": 4}, width=2))
@@ -235,10 +235,10 @@ def serve() -> None:
     import torch
 
     import threedgen.systems.dreambooth.task
-    import threedgen.systems.generate_run  # noqa: F401  what every child needs
-    import threedgen.systems.sample
-    import threedgen.systems.threedim.train
-    import threedgen.systems.train_prior  # noqa: F401
+    import threedgen.systems.generate.task  # noqa: F401  what every child needs
+    import threedgen.systems.novel_view.task
+    import threedgen.systems.sample.task
+    import threedgen.systems.train_prior.task  # noqa: F401
 
     torch.set_num_threads(1)
     _load_kernels()

@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import Attention
 from tiny_prior import TEXT_WIDTH, tiny_unet
 from torch import Tensor
 
-from threedgen.guidance.attention import (
+from threedgen.guidance.multiview.joined import (
     MultiviewAttnProcessor,
     make_multiview,
     predict,

@@ -22,7 +22,7 @@ from threedgen.representations.hashgrid.encoding import HashGrid, position_gradi
 from threedgen.representations.hashgrid.torch_twin import grid_levels
 from threedgen.representations.march import backend
 from threedgen.representations.options import HashGridConfig
-from threedgen.systems import generate_run
+from threedgen.systems.generate import task as generate_run
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -10,7 +10,7 @@ import torch
 from parity_files import parity_files
 from torch import Tensor
 
-from threedgen.representations.background import NeuralBackground, SolidBackground, spherical_harmonics
+from threedgen.representations.field.background import NeuralBackground, SolidBackground, spherical_harmonics
 from threedgen.representations.options import NeuralBackgroundConfig, SolidBackgroundConfig
 
 

@@ -19,8 +19,8 @@ from task_server import TINY, prior_folder, write_config
 from threedgen import cli, config
 from threedgen.config import Config, ConfigError, fields, registry
 from threedgen.run import folder as runs
-from threedgen.systems import generate_run
-from threedgen.systems.options import GenerateConfig
+from threedgen.systems.generate import task as generate_run
+from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.checkpoint import LAST, write
 
 ROOT = Path(__file__).parents[1]

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from threedgen.config.errors import ConfigError
-from threedgen.export import bvh
-from threedgen.export.bake import Texels, bake, gather, project, tangent_space, texel_frames
-from threedgen.export.mesh import Mesh, vertex_normals
+from threedgen.export.shape.mesh import Mesh, vertex_normals
+from threedgen.export.surface import bvh
+from threedgen.export.surface.bake import Texels, bake, gather, project, tangent_space, texel_frames
 from threedgen.geometry.raster import rasterise_uv, unit
 
 

@@ -21,10 +21,10 @@ from benchmarks.export_figures import iou
 from benchmarks.likeness import likeness
 from benchmarks.voxels import Voxels
 from threedgen.config.errors import ConfigError
-from threedgen.export.from_field import dense_surface
-from threedgen.export.mesh import sample_density
-from threedgen.export.pictures import around
 from threedgen.export.run_field import view_of
+from threedgen.export.shape.from_field import dense_surface
+from threedgen.export.shape.mesh import sample_density
+from threedgen.export.surface.pictures import around
 from threedgen.representations.options import MarchConfig
 
 

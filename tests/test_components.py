@@ -26,9 +26,11 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from threedgen.config import ConfigError, registry
-from threedgen.guidance import components, diffusion, ldm_keys, loading, mvdream, tokens
-from threedgen.guidance.mvdream import MVDream
+from threedgen.guidance import diffusion
 from threedgen.guidance.options import MVDreamConfig
+from threedgen.guidance.priors import mvdream
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.weights import components, ldm_keys, loading, tokens
 
 
 @pytest.fixture(scope="module")

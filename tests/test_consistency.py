@@ -34,9 +34,9 @@ from threedgen.evaluation.consistency.report import distances
 from threedgen.evaluation.consistency.samplers import MVDreamSampler
 from threedgen.evaluation.consistency.scenes import Scene
 from threedgen.evaluation.consistency.scores import ssim
-from threedgen.evaluation.options import ProbeNetworkConfig
-from threedgen.evaluation.probe import Probe
-from threedgen.evaluation.truth import Labels
+from threedgen.evaluation.toybox.labels import Labels
+from threedgen.evaluation.toybox.options import ProbeNetworkConfig
+from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.cameras import orbit
 from threedgen.geometry.images import psnr, to_uint8
 from threedgen.geometry.views import Request, Viewpoints, Views

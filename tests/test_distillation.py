@@ -17,7 +17,7 @@ from torch import Tensor
 from threedgen.config import at
 from threedgen.guidance import diffusion
 from threedgen.guidance.diffusion import Schedule
-from threedgen.guidance.distillation import (
+from threedgen.guidance.distillation.sds import (
     SDS,
     Reconstruction,
     reconstruction,
@@ -26,9 +26,9 @@ from threedgen.guidance.distillation import (
     sds_eps,
     timestep_range,
 )
-from threedgen.guidance.ldm_keys import convert_vae
-from threedgen.guidance.mvdream import MVDream, camera_vector
 from threedgen.guidance.options import ReconstructionConfig, SDSConfig
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.guidance.weights.ldm_keys import convert_vae
 from threedgen.run import seeding
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=40)

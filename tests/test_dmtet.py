@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError, load
-from threedgen.export.export_run import export
-from threedgen.export.from_field import dense_surface, surface_of
 from threedgen.export.options import AssetConfig
 from threedgen.export.run_field import RunField, view_of
-from threedgen.export.topology import signed_volume, topology
+from threedgen.export.shape.from_field import dense_surface, surface_of
+from threedgen.export.shape.topology import signed_volume, topology
+from threedgen.export.task import export
 from threedgen.geometry import raster
 from threedgen.geometry.cameras import orbit
-from threedgen.representations.background import SolidBackground
-from threedgen.representations.dmtet import DMTet, large_parts
-from threedgen.representations.materials import DiffuseMaterial, NoMaterial, soft
-from threedgen.representations.mesh_losses import laplacian, normal_consistency, vertex_normals
-from threedgen.representations.mesh_raster import antialias, surface_points
-from threedgen.representations.ngp import NGP
+from threedgen.representations.field.background import SolidBackground
+from threedgen.representations.field.ngp import NGP
+from threedgen.representations.mesh.dmtet import DMTet, large_parts
+from threedgen.representations.mesh.losses import laplacian, normal_consistency, vertex_normals
+from threedgen.representations.mesh.raster import antialias, surface_points
+from threedgen.representations.mesh.tetrahedra import marching_tetrahedra, tetrahedral_grid
 from threedgen.representations.options import DMTetConfig, MarchConfig, NGPConfig
-from threedgen.representations.tetrahedra import marching_tetrahedra, tetrahedral_grid
+from threedgen.representations.shading import DiffuseMaterial, NoMaterial, soft
 from threedgen.run.seeding import generator
 
 PAINT: dict[str, Any] = {

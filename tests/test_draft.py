@@ -11,7 +11,7 @@ from tiny_prior import TEXT_WIDTH, cpu, drafting_prior, output, tiny_draft, tiny
 
 from threedgen.config import ConfigError
 from threedgen.guidance.draft import directions
-from threedgen.guidance.mvdream import MVDream, camera_vector, script_poses
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
 
 
 def test_each_picture_has_its_own_words_and_camera() -> None:

@@ -29,10 +29,10 @@ from toy_run import log
 
 from threedgen import cli, config
 from threedgen.config import ConfigError
-from threedgen.guidance import personalisation
-from threedgen.guidance.loading import personalisation_card
-from threedgen.guidance.mvdream import MVDream
-from threedgen.guidance.unseen import candidates
+from threedgen.guidance.priors.camera_posterior import candidates
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.weights import subject_weights as personalisation
+from threedgen.guidance.weights.loading import personalisation_card
 from threedgen.run.metrics import read_summary
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
 from threedgen.systems.dreambooth.sides import drafts, photo_sides

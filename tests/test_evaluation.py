@@ -18,17 +18,26 @@ from tiny_prior import tiny_prior
 
 from threedgen.config import ConfigError, registry
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out
-from threedgen.evaluation import object_score, prior_score
-from threedgen.evaluation.cases import held_out_cases, held_out_rooms
-from threedgen.evaluation.figures import Share, bootstrap, in_order, majority, share, side_of, sides_right, wilson
-from threedgen.evaluation.options import Evaluate3DConfig, EvaluatePriorConfig, ProbeNetworkConfig
-from threedgen.evaluation.probe import Probe, Seen
-from threedgen.evaluation.report import mark, percent, worst
-from threedgen.evaluation.truth import Labels, ring
-from threedgen.evaluation.verdicts import equal_error, judge, tally
+from threedgen.evaluation.metrics.figures import (
+    Share,
+    bootstrap,
+    in_order,
+    majority,
+    share,
+    side_of,
+    sides_right,
+    wilson,
+)
+from threedgen.evaluation.toybox import object_score, prior_score
+from threedgen.evaluation.toybox.held_out import held_out_cases, held_out_rooms
+from threedgen.evaluation.toybox.judging import equal_error, judge, tally
+from threedgen.evaluation.toybox.labels import Labels, ring
+from threedgen.evaluation.toybox.options import Evaluate3DConfig, EvaluatePriorConfig, ProbeNetworkConfig
+from threedgen.evaluation.toybox.probe import Probe, Seen
+from threedgen.evaluation.toybox.report import mark, percent, worst
 from threedgen.geometry.images import grid, write_png
 from threedgen.run.count import Count
-from threedgen.systems.outputs import view_indices
+from threedgen.systems.generate.outputs import view_indices
 from threedgen.train.loop import Status
 
 LABELS = Labels.of_toybox()

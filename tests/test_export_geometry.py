@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from skimage.measure import marching_cubes
 
 from threedgen.config.errors import ConfigError
-from threedgen.export import simplify as simplifying
-from threedgen.export.collapse import collapse
-from threedgen.export.simplify import BudgetTooSmall, simplify
-from threedgen.export.topology import compact, topology, weld
-from threedgen.export.unwrap import UnwrapError, padding, unwrap
+from threedgen.export.shape import simplify as simplifying
+from threedgen.export.shape.collapse import collapse
+from threedgen.export.shape.simplify import BudgetTooSmall, simplify
+from threedgen.export.shape.topology import compact, topology, weld
+from threedgen.export.shape.unwrap import UnwrapError, padding, unwrap
 
 BOX = trimesh.creation.box()
 
@@ -178,7 +178,7 @@ def test_uneven_texels_are_tried_again(
 ) -> None:
     from types import SimpleNamespace
 
-    from threedgen.export import unwrap as module
+    from threedgen.export.shape import unwrap as module
 
     evenness, tried = {8.0: first, 2.0: second}, []
 

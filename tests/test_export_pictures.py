@@ -10,14 +10,14 @@ import torch
 from ball_run import Ball, ball_run, register
 
 from threedgen.config.sections import OrbitCameraConfig
-from threedgen.export import export_run
+from threedgen.export import task as export_run
 from threedgen.export.asset import make_asset
-from threedgen.export.from_field import dense_surface
 from threedgen.export.options import AssetConfig
-from threedgen.export.pictures import FOV, Shots, around, field_pictures, shoot
 from threedgen.export.run_field import open_run, view_of
-from threedgen.representations.occupancy import OccupancyGrid
+from threedgen.export.shape.from_field import dense_surface
+from threedgen.export.surface.pictures import FOV, Shots, around, field_pictures, shoot
 from threedgen.representations.options import MarchConfig, OccupancyConfig
+from threedgen.representations.volume.occupancy import OccupancyGrid
 
 MARCH = MarchConfig(samples=96)
 SMALL = AssetConfig(budget=400, texture=256, lods=(), collision="none", resolution=40, refine=6)

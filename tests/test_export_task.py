@@ -16,16 +16,16 @@ from threedgen import cli
 from threedgen.config import load, registry
 from threedgen.config.errors import ConfigError
 from threedgen.export import asset as assets
-from threedgen.export import export_run
+from threedgen.export import task as export_run
 from threedgen.export.asset import make_asset
-from threedgen.export.check import Finding
-from threedgen.export.from_field import FieldView, FullField, border_share, dense_surface, half_depth
-from threedgen.export.opacity import EmptyField
+from threedgen.export.files.check import Finding
+from threedgen.export.files.read_glb import read_glb
 from threedgen.export.options import PRESETS, AssetConfig
-from threedgen.export.read_glb import read_glb
 from threedgen.export.run_field import asset_name, open_run
-from threedgen.export.unwrap import UnwrapError
-from threedgen.representations.occupancy import OccupancyGrid
+from threedgen.export.shape.from_field import FieldView, FullField, border_share, dense_surface, half_depth
+from threedgen.export.shape.opacity import EmptyField
+from threedgen.export.shape.unwrap import UnwrapError
+from threedgen.representations.volume.occupancy import OccupancyGrid
 from threedgen.run import folder as runs
 from threedgen.run.seeding import generator
 from threedgen.train import checkpoint

@@ -32,9 +32,9 @@ from toy_run import log
 
 from threedgen import cli, config
 from threedgen.config import ConfigError
-from threedgen.guidance.mvdream import MVDream
-from threedgen.systems import generate_run
-from threedgen.systems.outputs import FILES
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.systems.generate import task as generate_run
+from threedgen.systems.generate.outputs import FILES
 from threedgen.systems.shared import finished, kept, read_summary
 from threedgen.viewer.report import PAGE
 
@@ -277,11 +277,11 @@ def test_nan_from_the_prior_stops_the_run_and_keeps_the_last_good_state(tmp_path
 @unix
 def test_an_export_that_fails_is_done_later_without_training_again(tmp_path: Path) -> None:
     words, run = command(tmp_path), tmp_path / "run"
-    assert server().run(tmp_path, words=words, full_from="threedgen.systems.generate_run.write_results") == 2
+    assert server().run(tmp_path, words=words, full_from="threedgen.systems.generate.task.write_results") == 2
     said = log(tmp_path).splitlines()[-1]
     assert said.startswith("run could not be written (No space left on device)") and "make room" in said
     trained = saved_at(run), steps_logged(run)
-    dies = "threedgen.systems.outputs.save_glb"
+    dies = "threedgen.systems.generate.outputs.save_glb"
     assert server().run(tmp_path, words=words, die_in=dies) == -signal.SIGKILL
     assert not (run / "mesh.glb").exists()
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)

@@ -13,10 +13,10 @@ from task_server import TINY, snapshot, tiny_generate
 import threedgen
 from threedgen import config
 from threedgen.config import ConfigError
-from threedgen.systems import generate_run
-from threedgen.systems.generate import jump
-from threedgen.systems.options import GenerateConfig
-from threedgen.systems.outputs import VIEWS, Run, view_indices
+from threedgen.systems.generate import task as generate_run
+from threedgen.systems.generate.options import GenerateConfig
+from threedgen.systems.generate.outputs import VIEWS, Run, view_indices
+from threedgen.systems.generate.system import jump
 from threedgen.systems.shared import device, read_summary
 from threedgen.train.loop import Status
 from threedgen.viewer.record import ROW, SIDES

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from threedgen.config import ConfigError, registry
-from threedgen.evaluation.identity import HubIdentity, IdentityNet, ToyboxIdentity, likeness, pairs, roc
-from threedgen.evaluation.options import (
+from threedgen.evaluation.toybox.identity import HubIdentity, IdentityNet, ToyboxIdentity, likeness, pairs, roc
+from threedgen.evaluation.toybox.options import (
     EvaluateSubjectsConfig,
     HubIdentityConfig,
     IdentityNetworkConfig,
     ToyboxIdentityConfig,
     TrainIdentityConfig,
 )
-from threedgen.systems.train_identity import IdentitySystem, contrastive, measure
+from threedgen.evaluation.toybox.train_identity import IdentitySystem, contrastive, measure
 
 SMALL = IdentityNetworkConfig(image_size=32, channels=(8, 8, 16, 16), width=8)
 

@@ -19,8 +19,8 @@ from threedgen.guidance.threedim import folder
 from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
 from threedgen.guidance.threedim.options import CamerasConfig
 from threedgen.run.metrics import read_summary
-from threedgen.systems.threedim import image_to_3d
-from threedgen.systems.threedim.options import ImageTo3DConfig
+from threedgen.systems.novel_view import image_to_3d
+from threedgen.systems.novel_view.options import ImageTo3DConfig
 
 PROTOCOL: dict[str, Any] = {
     "name": "subsampled", "steps": 60, "rays": 256, "samples": 24, "width": 16, "colour_layers": 1, "orientation": 0,

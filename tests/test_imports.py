@@ -41,7 +41,7 @@ SOURCES = sorted(
 
 
 def module_name(path: Path) -> str:
-    """guidance/mvdream.py -> threedgen.guidance.mvdream"""
+    """guidance/priors/mvdream.py -> threedgen.guidance.priors.mvdream"""
     parts = path.relative_to(ROOT).with_suffix("").parts
     parts = parts if parts[0] == "threedgen" else ("threedgen", *parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -74,7 +74,7 @@ def _statements(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def room(name: str) -> str:
-    """threedgen.guidance.mvdream -> guidance; the core's own modules -> core."""
+    """threedgen.guidance.priors.mvdream -> guidance; the core's own modules -> core."""
     parts = name.split(".")
     known = len(parts) > 1 and parts[1] in (*ROOMS, "guidance", "representations")
     return parts[1] if known else "core"

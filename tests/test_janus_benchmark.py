@@ -21,7 +21,7 @@ from threedgen.config import optional as extras
 from threedgen.evaluation.janus.jobs import make_plan, words_of
 from threedgen.evaluation.janus.options import JanusBenchmarkConfig
 from threedgen.evaluation.janus.score import prompt_of
-from threedgen.export.glb import save_glb
+from threedgen.export.files.glb import save_glb
 from threedgen.run import folder as runs
 
 # --- here --------------------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from threedgen.evaluation.janus.options import MeterConfig
 from threedgen.evaluation.janus.results import Reader
 from threedgen.evaluation.janus.run_thing import run_thing
 from threedgen.evaluation.janus.things import read_thing
-from threedgen.export.from_field import surface_of
-from threedgen.export.glb import save_glb
+from threedgen.export.files.glb import save_glb
 from threedgen.export.run_field import open_run
+from threedgen.export.shape.from_field import surface_of
 from threedgen.geometry.poses import orbit_c2w
 
 

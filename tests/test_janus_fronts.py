@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from threedgen.evaluation.figures import Share
 from threedgen.evaluation.janus.fronts import directions, doubt, front_count, front_curve, front_peaks, read, smooth
 from threedgen.evaluation.janus.rates import ErrorRates
+from threedgen.evaluation.metrics.figures import Share
 
 # --- fronts ------------------------------------------------------------------------------------------------------
 

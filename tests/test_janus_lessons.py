@@ -14,7 +14,7 @@ from threedgen.evaluation.janus.options import MeterConfig, TruthConfig
 from threedgen.evaluation.janus.rough import EDGE, SHAKE, Noise, halved, rough
 from threedgen.evaluation.janus.things import Part, Thing, toybox_thing
 from threedgen.evaluation.janus.truth import measure
-from threedgen.evaluation.truth import OPEN, Labels, Lessons, labelled
+from threedgen.evaluation.toybox.labels import OPEN, Labels, Lessons, labelled
 
 
 def dog() -> Thing:

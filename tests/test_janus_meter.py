@@ -17,13 +17,13 @@ from threedgen import cli
 from threedgen.config import ConfigError, registry
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out, mentioned
 from threedgen.data.toybox.world import Toybox, build, orbit_c2w, photograph
-from threedgen.evaluation.cases import held_out_cases
 from threedgen.evaluation.janus.meter import Meter
 from threedgen.evaluation.janus.options import THRESHOLD, CLIPSidesConfig, MeterConfig, TruthConfig
 from threedgen.evaluation.janus.prompts import clear_nouns, toybox_prompts, without_front
 from threedgen.evaluation.janus.things import Thing, centred, glued, read_thing, toybox_thing
 from threedgen.evaluation.janus.truth import measure
-from threedgen.export.glb import save_glb
+from threedgen.evaluation.toybox.held_out import held_out_cases
+from threedgen.export.files.glb import save_glb
 
 DISTANCE, FOV = 0.95 / np.tan(np.deg2rad(20)), np.deg2rad(40)
 
@@ -184,7 +184,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clip_gives_the_probabilities_of_its_own_forward_pass(clip: Path) -> None:
     from transformers import CLIPModel
 
-    from threedgen.evaluation.identity import CLIP_MEAN, CLIP_STD, encoder_input
+    from threedgen.evaluation.toybox.identity import CLIP_MEAN, CLIP_STD, encoder_input
 
     classifier = registry.build("view-classifier", CLIPSidesConfig(weights=str(clip), batch=2))
     views = torch.rand(5, 40, 40, 3, generator=torch.Generator().manual_seed(1))

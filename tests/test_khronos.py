@@ -11,11 +11,11 @@ from ball_run import SMALL, ball_run, register
 from textured_box import files, textured
 
 from threedgen import cli
-from threedgen.export import khronos
-from threedgen.export.check import Finding
-from threedgen.export.collider import hull
-from threedgen.export.glb import plain_glb_bytes, textured_glb_bytes
-from threedgen.export.khronos import NoAnswer, validate
+from threedgen.export.files import khronos
+from threedgen.export.files.check import Finding
+from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes
+from threedgen.export.files.khronos import NoAnswer, validate
+from threedgen.export.shape.collider import hull
 
 unix = pytest.mark.skipif(os.name == "nt", reason="needs a shell")
 TWO = {"a.glb": b"one", "b.glb": b"two"}

@@ -13,7 +13,7 @@ from tiny_prior import tiny_prior, tiny_vae
 from threedgen.data.latents import BLOCK, LatentBank
 from threedgen.data.toybox.grammar import caption
 from threedgen.data.toybox.world import Toybox
-from threedgen.guidance.mvdream import MVDream
+from threedgen.guidance.priors.mvdream import MVDream
 
 WANTED = [3, 20, 3]
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from threedgen.config import ConfigError
-from threedgen.guidance.attention import make_multiview, predict
-from threedgen.guidance.clip_keys import convert_clip, convert_open_clip
-from threedgen.guidance.ldm_keys import (
+from threedgen.guidance.multiview.joined import make_multiview, predict
+from threedgen.guidance.weights.clip_keys import convert_clip, convert_open_clip
+from threedgen.guidance.weights.ldm_keys import (
     convert_unet,
     convert_vae,
     split_checkpoint,

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from threedgen.config import ConfigError
-from threedgen.guidance import loading, reading
+from threedgen.guidance.weights import loading, reading
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.0, 2.0]), "n": torch.ones(4)}
 
@@ -364,6 +364,6 @@ def test_a_tokenizer_that_is_nowhere_is_named(tmp_path: Path) -> None:
 
 
 def test_the_cheap_check_imports_no_torch() -> None:
-    code = "import sys, threedgen.guidance.loading as m; assert m.check; assert 'torch' not in sys.modules"
+    code = "import sys, threedgen.guidance.weights.loading as m; assert m.check; assert 'torch' not in sys.modules"
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)

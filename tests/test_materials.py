@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from threedgen.config import registry
-from threedgen.representations.materials import DiffuseMaterial, NoMaterial, Shading, irradiance, shade, soft
 from threedgen.representations.options import DiffuseMaterialConfig, NoMaterialConfig
+from threedgen.representations.shading import DiffuseMaterial, NoMaterial, Shading, irradiance, shade, soft
 
 UP = torch.tensor([[0.0, 0.0, 1.0]])
 

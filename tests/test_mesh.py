@@ -13,10 +13,10 @@ import trimesh
 from scipy import ndimage
 
 from threedgen.config.errors import ConfigError
-from threedgen.export import mesh as meshes
-from threedgen.export.glb import glb_bytes, linear, save_glb, to_gltf_axes
-from threedgen.export.mesh import Mesh, extract, sample_density
-from threedgen.export.opacity import EmptyField, clean, depth_field, optical_depth, soften, typical
+from threedgen.export.files.glb import glb_bytes, linear, save_glb, to_gltf_axes
+from threedgen.export.shape import mesh as meshes
+from threedgen.export.shape.mesh import Mesh, extract, sample_density
+from threedgen.export.shape.opacity import EmptyField, clean, depth_field, optical_depth, soften, typical
 
 R = 56
 

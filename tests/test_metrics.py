@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from parity_files import parity_files
 
-from threedgen.evaluation.distributions import fid, inception_score, kid, kid_subsets, r_precision
-from threedgen.evaluation.elo import ratings, wins
-from threedgen.evaluation.figures import Share
 from threedgen.evaluation.janus.things import Part, Thing
-from threedgen.evaluation.t3bench import cameras, icosphere, quality, quality_of, smoothed
+from threedgen.evaluation.metrics.distributions import fid, inception_score, kid, kid_subsets, r_precision
+from threedgen.evaluation.metrics.elo import ratings, wins
+from threedgen.evaluation.metrics.figures import Share
+from threedgen.evaluation.metrics.t3bench import cameras, icosphere, quality, quality_of, smoothed
 
 PREFIXES = ("metric_distribution", "metric_elo", "metric_t3bench_quality")
 

@@ -16,9 +16,11 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.config import optional as extras
 from threedgen.geometry.poses import opengl_to_blender
-from threedgen.guidance import diffusion, mvdream, precision
-from threedgen.guidance.mvdream import MVDream, camera_vector, script_cameras
+from threedgen.guidance import diffusion
+from threedgen.guidance import dtypes as precision
 from threedgen.guidance.options import MVDreamConfig
+from threedgen.guidance.priors import mvdream
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_cameras
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from parity_files import parity_files
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.representations.mlp import MLP
-from threedgen.representations.ngp import ACTIVATIONS, BLOBS, NGP, exp_linear, finite_difference_normal
+from threedgen.representations.field.mlp import MLP
+from threedgen.representations.field.ngp import ACTIVATIONS, BLOBS, NGP, exp_linear, finite_difference_normal
 from threedgen.representations.options import FrequencyConfig, HashGridConfig, NGPConfig
 
 GRID = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.options import OccupancyConfig
+from threedgen.representations.volume.occupancy import OccupancyGrid
 from threedgen.run.seeding import generator
 
 

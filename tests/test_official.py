@@ -17,9 +17,10 @@ from toy_run import log
 
 from threedgen import config
 from threedgen.config import ConfigError
-from threedgen.guidance.mvdream import MVDream, script_poses
-from threedgen.guidance.outline import outline
-from threedgen.systems.options import GenerateConfig, SampleConfig
+from threedgen.guidance.priors.mvdream import MVDream, script_poses
+from threedgen.guidance.weights.meta_networks import outline
+from threedgen.systems.generate.options import GenerateConfig
+from threedgen.systems.sample.options import SampleConfig
 from threedgen.systems.shared import read_summary
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from textured_box import files, textured
 
-from threedgen.export.check import Expected, check_glb
-from threedgen.export.glb import textured_glb_bytes, to_gltf_axes
-from threedgen.export.read_glb import read_glb
+from threedgen.export.files.check import Expected, check_glb
+from threedgen.export.files.glb import textured_glb_bytes, to_gltf_axes
+from threedgen.export.files.read_glb import read_glb
 from threedgen.geometry.cameras import orbit
 from threedgen.geometry.raster import render
 

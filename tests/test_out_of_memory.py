@@ -12,9 +12,9 @@ from task_server import TINY, prior_folder, write_config
 
 from threedgen import config
 from threedgen.config import ConfigError
-from threedgen.guidance.mvdream import MVDream
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run import folder as runs
-from threedgen.systems import generate_run
+from threedgen.systems.generate import task as generate_run
 from threedgen.train.checkpoint import latest
 from threedgen.train.loop import CHECKPOINTS, Status
 

@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from tiny_prior import cpu, drafting_prior, letter_tokenizer, tiny_prior, tiny_text_encoder, tiny_unet
 
 from threedgen.config import ConfigError, registry
-from threedgen.guidance import personalisation, tokens
-from threedgen.guidance.loading import personalisation_card
-from threedgen.guidance.mvdream import MVDream, script_cameras
 from threedgen.guidance.options import MVDreamConfig
+from threedgen.guidance.priors.mvdream import MVDream, script_cameras
+from threedgen.guidance.weights import subject_weights as personalisation
+from threedgen.guidance.weights import tokens
+from threedgen.guidance.weights.loading import personalisation_card
 from threedgen.run.prompts import warn_about
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from tiny_prior import cpu, drafting_prior, tiny_prior
 
 from threedgen import folder
-from threedgen.guidance.mvdream import MVDream, script_poses
-from threedgen.guidance.pipeline import MVDreamPipeline
+from threedgen.guidance.priors.mvdream import MVDream, script_poses
+from threedgen.guidance.priors.pipeline import MVDreamPipeline
 
 
 @pytest.fixture(scope="module", params=[tiny_prior, drafting_prior], ids=["plain", "drafting"])

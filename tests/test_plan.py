@@ -13,9 +13,9 @@ from tiny_prior import drafting_prior, tiny_prior
 from torch import nn
 
 from threedgen import cli, config
-from threedgen.guidance.outline import outline
-from threedgen.systems import plan as module
-from threedgen.systems.plan import Stage, _duration, matmul_rate, operations, samples_of, stages_of, vae_bytes
+from threedgen.guidance.weights.meta_networks import outline
+from threedgen.systems.generate import plan as module
+from threedgen.systems.generate.plan import Stage, _duration, matmul_rate, operations, samples_of, stages_of, vae_bytes
 
 
 def tiny(folder: Path, **values: Any) -> Path:

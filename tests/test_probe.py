@@ -13,10 +13,9 @@ import torch
 from threedgen.config import ConfigError
 from threedgen.data.toybox.grammar import ACCESSORIES, NOUNS, Spec, held_out
 from threedgen.data.toybox.world import build, photograph
-from threedgen.evaluation import probe as probing
-from threedgen.evaluation.options import ProbeNetworkConfig, TrainProbeConfig
-from threedgen.evaluation.probe import Probe, Raw, Seen, prepare, together
-from threedgen.evaluation.truth import (
+from threedgen.evaluation.toybox import probe as probing
+from threedgen.evaluation.toybox import train_probe
+from threedgen.evaluation.toybox.labels import (
     OPEN,
     Labels,
     Lessons,
@@ -26,7 +25,8 @@ from threedgen.evaluation.truth import (
     picture_truth,
     word_colours,
 )
-from threedgen.systems import train_probe
+from threedgen.evaluation.toybox.options import ProbeNetworkConfig, TrainProbeConfig
+from threedgen.evaluation.toybox.probe import Probe, Raw, Seen, prepare, together
 
 LABELS = Labels.of_toybox()
 TINY = ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 16))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_prior import letter_tokenizer, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 
 from threedgen.config import ConfigError
-from threedgen.guidance.mvdream import MVDream
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.prompts import tidy, warn_about, with_suffix
 
 NASTY = st.text(alphabet=st.sampled_from("a \n\t\r\x0b\x00\x1b\u200b\u2028[]{}$`'\"\\.:/#=%é🐶\u202e"), max_size=40)

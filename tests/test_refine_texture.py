@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from threedgen.config.errors import ConfigError
-from threedgen.export import refine_texture as refine_texture_module
-from threedgen.export.refine_texture import (
+from threedgen.export.surface import refine_texture as refine_texture_module
+from threedgen.export.surface.refine_texture import (
     Samples,
     footprint,
     gradient,

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from threedgen.representations import losses
-from threedgen.representations.materials import DiffuseMaterial, NoMaterial, Shading, soft
-from threedgen.representations.ngp import BLOBS, NGP
-from threedgen.representations.occupancy import OccupancyGrid
+from threedgen.representations.field.ngp import BLOBS, NGP
 from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig
-from threedgen.representations.render import Render, render
+from threedgen.representations.shading import DiffuseMaterial, NoMaterial, Shading, soft
+from threedgen.representations.volume.occupancy import OccupancyGrid
+from threedgen.representations.volume.render import Render, render
 from threedgen.run.seeding import generator
 
 MARCH = MarchConfig(samples=200, bound="sphere")

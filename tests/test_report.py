@@ -77,8 +77,8 @@ def test_the_mesh_in_the_page_is_a_whole_glb(tmp_path: Path) -> None:
 def test_the_mesh_that_a_run_exports_is_embedded_as_it_is(tmp_path: Path) -> None:
     import numpy as np
 
-    from threedgen.export.glb import save_glb
-    from threedgen.export.mesh import Mesh
+    from threedgen.export.files.glb import save_glb
+    from threedgen.export.shape.mesh import Mesh
 
     corners = np.asarray([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]], np.float32)
     faces = np.asarray([[0, 1, 2], [0, 3, 1], [1, 3, 2], [2, 3, 0]], np.int32)

@@ -11,7 +11,7 @@ from PIL import Image
 from task_server import prior_folder, write_config
 
 from threedgen import cli
-from threedgen.systems import sample
+from threedgen.systems.sample import task as sample
 
 SAMPLE = {"task": "sample", "threads": 1, "n_view": 2, "steps": 2}
 

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from threedgen import config
 from threedgen.config import ConfigError
-from threedgen.export.mesh import extract
+from threedgen.export.shape.mesh import extract
 from threedgen.representations import losses
-from threedgen.representations.background import SolidBackground
-from threedgen.representations.materials import NoMaterial
-from threedgen.representations.ngp import NGP
+from threedgen.representations.field.background import SolidBackground
+from threedgen.representations.field.ngp import NGP
+from threedgen.representations.field.sdf import SDF
 from threedgen.representations.options import MarchConfig, NGPConfig, SDFConfig
-from threedgen.representations.render import Render, render
-from threedgen.representations.sdf import SDF
+from threedgen.representations.shading import NoMaterial
+from threedgen.representations.volume.render import Render, render
 from threedgen.run.seeding import generator
 
 SMALL: dict[str, Any] = {

@@ -12,7 +12,7 @@ from threedgen import cli
 from threedgen.config import ConfigError
 from threedgen.data.toybox import sheet
 from threedgen.data.toybox.grammar import COLOURS, NOUNS, Spec, held_out
-from threedgen.systems.options import ToyboxSheetConfig
+from threedgen.data.toybox.options import ToyboxSheetConfig
 
 
 def config(folder: Path, **values: object) -> ToyboxSheetConfig:

@@ -11,12 +11,12 @@ from task_server import TINY, TINY_DREAMBOOTH, prior_folder, snapshot, write_con
 
 from threedgen import cli
 from threedgen.config import load
-from threedgen.evaluation import subject_score
-from threedgen.evaluation.identity import IdentityNet
-from threedgen.evaluation.options import IdentityNetworkConfig, ProbeNetworkConfig
-from threedgen.evaluation.probe import Probe
-from threedgen.evaluation.subject_report import compared, gained, table
-from threedgen.evaluation.truth import Labels
+from threedgen.evaluation.toybox import subject_score
+from threedgen.evaluation.toybox.identity import IdentityNet
+from threedgen.evaluation.toybox.labels import Labels
+from threedgen.evaluation.toybox.options import IdentityNetworkConfig, ProbeNetworkConfig
+from threedgen.evaluation.toybox.probe import Probe
+from threedgen.evaluation.toybox.subject_report import compared, gained, table
 from threedgen.systems.dreambooth import task as dreambooth
 
 

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from textured_box import Textures, files, textured
 
-from threedgen.export.check import Expected, check_collider, check_glb, passed
-from threedgen.export.collider import collider_names, convex_parts, hull
-from threedgen.export.glb import plain_glb_bytes, textured_glb_bytes, to_gltf_axes
-from threedgen.export.obj import obj_zip
-from threedgen.export.read_glb import read_glb
-from threedgen.export.tangents import vertex_tangents
-from threedgen.export.textured import TexturedMesh, stand
-from threedgen.export.topology import topology
-from threedgen.export.uv_layout import layout
+from threedgen.export.files.check import Expected, check_collider, check_glb, passed
+from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes, to_gltf_axes
+from threedgen.export.files.obj import obj_zip
+from threedgen.export.files.read_glb import read_glb
+from threedgen.export.files.textured import TexturedMesh, stand
+from threedgen.export.shape.collider import collider_names, convex_parts, hull
+from threedgen.export.shape.topology import topology
+from threedgen.export.shape.uv_layout import layout
+from threedgen.export.surface.tangents import vertex_tangents
 
 MESH, TEXTURES = textured()
 PNGS = files(TEXTURES)
@@ -132,7 +132,7 @@ def test_usdz_is_read_by_its_own_library(tmp_path: object) -> None:
     usd = pytest.importorskip("pxr.Usd")
     from pxr import UsdGeom
 
-    from threedgen.export.usdz import usdz_bytes
+    from threedgen.export.files.usdz import usdz_bytes
 
     path = f"{tmp_path}/ball.usdz"
     with open(path, "wb") as file:

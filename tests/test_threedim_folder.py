@@ -29,7 +29,7 @@ from threedgen.guidance.threedim.options import CamerasConfig, ThreeDiMSamplerCo
 from threedgen.guidance.threedim.sampler import sample_views
 from threedgen.guidance.threedim.xunet import XUNet
 from threedgen.run.seeding import generator
-from threedgen.systems.threedim.gap import Pairs, gap_test
+from threedgen.systems.novel_view.gap import Pairs, gap_test
 
 CAMERAS = CamerasConfig(elevation=(0.0, 40.0), distance=(2.0, 2.8), focal=1.4)
 

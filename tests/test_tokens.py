@@ -10,7 +10,7 @@ import pytest
 from tiny_prior import letter_tokenizer, word_tokenizer
 
 from threedgen.config import ConfigError
-from threedgen.guidance import tokens
+from threedgen.guidance.weights import tokens
 
 
 def test_words_cut_off_by_byte_pairs() -> None:

@@ -19,11 +19,20 @@ from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.data.latents import BLOCK, LatentBank
 from threedgen.data.toybox.world import Toybox
-from threedgen.guidance.mvdream import MVDream
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run import cache
-from threedgen.systems import autoencoder, draft_training, prior_training, text_training, train_prior
 from threedgen.systems.shared import read_summary
-from threedgen.systems.training_options import DraftTrainingConfig, NetworkConfig, TextTrainingConfig, TrainPriorConfig
+from threedgen.systems.train_base import autoencoder
+from threedgen.systems.train_prior import draft as draft_training
+from threedgen.systems.train_prior import system as prior_training
+from threedgen.systems.train_prior import task as train_prior
+from threedgen.systems.train_prior import text as text_training
+from threedgen.systems.train_prior.options import (
+    DraftTrainingConfig,
+    NetworkConfig,
+    TextTrainingConfig,
+    TrainPriorConfig,
+)
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STEPS = TINY_PRIOR["trainer"]["max_steps"]
@@ -125,17 +134,17 @@ def test_killed_in_every_stage_and_the_result_is_the_same(tmp_path: Path) -> Non
     killed_at(3, "Autoencoder")
     assert saved_at(run / "autoencoder")
     killed_in(
-        "threedgen.systems.autoencoder.standardise",  # trained, but not yet written
-        "threedgen.systems.prior_training.build",  # written, but the second stage has not begun
+        "threedgen.systems.train_base.autoencoder.standardise",  # trained, but not yet written
+        "threedgen.systems.train_prior.system.build",  # written, but the second stage has not begun
         "threedgen.data.latents.caption",  # in the middle of its first step
     )
     assert not saved_at(run / "text") and (run / "autoencoder" / "vae.safetensors").exists()
     killed_at(3, "Text")
     assert saved_at(run / "text")
-    killed_in("threedgen.systems.train_prior._write")  # trained, but not yet written
+    killed_in("threedgen.systems.train_prior.task._write")  # trained, but not yet written
     killed_at(3, "Draft")
     assert saved_at(run / "draft") and (run / "text" / "text_encoder.safetensors").exists()
-    killed_in("threedgen.systems.train_prior._write", "threedgen.systems.prior_training.vocabulary")
+    killed_in("threedgen.systems.train_prior.task._write", "threedgen.systems.train_prior.system.vocabulary")
     assert not saved_at(run) and (run / "draft" / "draft.safetensors").exists()
     killed_at(6, "Prior")
     assert saved_at(run)

@@ -23,15 +23,15 @@ from threedgen.data.srn.make import Job, scene
 from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
 from threedgen.data.srn.pairs import ArchiveScenes, PairBank, ToyboxScenes
 from threedgen.data.srn.writer import write_instance
-from threedgen.guidance.mvdream import MVDream
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.threedim import folder
 from threedgen.guidance.threedim.latents import LatentPairs
 from threedgen.guidance.threedim.logsnr import add_noise, target
+from threedgen.systems.novel_view import task as train
+from threedgen.systems.novel_view.gap import Pairs, gap_test
+from threedgen.systems.novel_view.options import TrainThreeDiMConfig
+from threedgen.systems.novel_view.system import PairSystem, pair_loss, rate_share, write_gaps
 from threedgen.systems.shared import read_summary
-from threedgen.systems.threedim import train
-from threedgen.systems.threedim.gap import Pairs, gap_test
-from threedgen.systems.threedim.options import TrainThreeDiMConfig
-from threedgen.systems.threedim.training import PairSystem, pair_loss, rate_share, write_gaps
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STEPS = TINY_THREEDIM["trainer"]["max_steps"]

@@ -17,13 +17,13 @@ from torch import Tensor
 from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.config import optional as extras
-from threedgen.guidance import deepfloyd, stable_diffusion
 from threedgen.guidance.diffusion import Schedule
-from threedgen.guidance.mvdream import MVDream, script_cameras, script_poses
+from threedgen.guidance.distillation.vsd import VSD
 from threedgen.guidance.options import DeepFloydConfig, StableDiffusionConfig, VSDConfig
-from threedgen.guidance.outline import outline
-from threedgen.guidance.variational import VSD
-from threedgen.systems.plan import operations
+from threedgen.guidance.priors import deepfloyd, stable_diffusion
+from threedgen.guidance.priors.mvdream import MVDream, script_cameras, script_poses
+from threedgen.guidance.weights.meta_networks import outline
+from threedgen.systems.generate.plan import operations
 
 
 def sd(**options: Any) -> stable_diffusion.StableDiffusion:

@@ -15,20 +15,20 @@ from torch.nn.parallel import DistributedDataParallel
 from threedgen import config
 from threedgen.config.sections import MultiviewCameraConfig
 from threedgen.geometry.cameras import sample_multiview
-from threedgen.guidance.mvdream import MVDream
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.representations import losses
-from threedgen.representations import two_pass as module
-from threedgen.representations.background import NeuralBackground
+from threedgen.representations.field.background import NeuralBackground
+from threedgen.representations.field.ngp import NGP
 from threedgen.representations.march import Samples, join, pack
-from threedgen.representations.materials import DiffuseMaterial, Shading, soft
-from threedgen.representations.ngp import NGP
-from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig
-from threedgen.representations.render import Render, render, sample_bytes, samples_that_fit
-from threedgen.representations.two_pass import two_pass
+from threedgen.representations.shading import DiffuseMaterial, Shading, soft
+from threedgen.representations.volume import two_pass as module
+from threedgen.representations.volume.occupancy import OccupancyGrid
+from threedgen.representations.volume.render import Render, render, sample_bytes, samples_that_fit
+from threedgen.representations.volume.two_pass import two_pass
 from threedgen.run.memory import graph_bytes
 from threedgen.run.seeding import generator
-from threedgen.systems.generate import GenerateSystem
+from threedgen.systems.generate.system import GenerateSystem
 
 # ---------------------------------------------------------------- the mechanism
 
@@ -336,7 +336,7 @@ def test_auto_is_remembered_by_a_resumed_run(tmp_path: Path, monkeypatch: pytest
     chosen = made.chunk(normals=True)
     assert chosen is not None and chosen & (chosen - 1) == 0
     made.on_save_checkpoint(checkpoint)
-    monkeypatch.setattr("threedgen.systems.generate.free_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr("threedgen.systems.generate.system.free_bytes", lambda device: 1 << 20)
     resumed = system(tmp_path, chunk="auto")
     resumed.on_load_checkpoint(checkpoint)
     assert resumed.chunk(normals=True) == chosen

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_prior import cpu, drafting_prior
 
-from threedgen.guidance import stable_diffusion
 from threedgen.guidance.diffusion import Schedule
-from threedgen.guidance.mvdream import MVDream, camera_vector
 from threedgen.guidance.options import StableDiffusionConfig
-from threedgen.guidance.unseen import UnseenCamera, candidates
+from threedgen.guidance.priors import stable_diffusion
+from threedgen.guidance.priors.camera_posterior import UnseenCamera, candidates
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 
 SCHEDULE = Schedule.linear()
 

@@ -16,10 +16,10 @@ from toy_run import log
 
 from threedgen.config import ConfigError
 from threedgen.guidance.diffusion import Schedule
-from threedgen.guidance.lora import LoRA
-from threedgen.guidance.mvdream import MVDream, script_cameras, script_poses
+from threedgen.guidance.distillation.lora import LoRA
+from threedgen.guidance.distillation.vsd import VSD
 from threedgen.guidance.options import VSDConfig
-from threedgen.guidance.variational import VSD
+from threedgen.guidance.priors.mvdream import MVDream, script_cameras, script_poses
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

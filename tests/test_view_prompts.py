@@ -11,10 +11,10 @@ from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras, orbit
 from threedgen.guidance.diffusion import Negatives, Schedule, combine, combine_perp_neg, perpendicular
-from threedgen.guidance.distillation import sds_eps
+from threedgen.guidance.distillation.sds import sds_eps
 from threedgen.guidance.options import ViewPromptsConfig
-from threedgen.guidance.view_prompts import DIRECTIONS, direction, prompts, view_text
-from threedgen.systems.generate_run import unknown_sides
+from threedgen.guidance.priors.view_prompts import DIRECTIONS, direction, prompts, view_text
+from threedgen.systems.generate.task import unknown_sides
 
 WORDS = ViewPromptsConfig(enabled=True)
 PERP = ViewPromptsConfig(enabled=True, perp_neg=True)

@@ -10,8 +10,8 @@ import pytest
 from threedgen.data.toybox.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, WORDINGS, Spec, caption
 from threedgen.data.toybox.words import END, PAD, START, UNKNOWN, train_tokenizer
 from threedgen.data.toybox.world import Toybox
-from threedgen.guidance.tokens import read_tokenizer, token_ids, tokens_cut, unknown_words
-from threedgen.systems.training_options import NetworkConfig
+from threedgen.guidance.weights.tokens import read_tokenizer, token_ids, tokens_cut, unknown_words
+from threedgen.systems.train_prior.options import NetworkConfig
 
 LENGTH = NetworkConfig().max_tokens
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.poses import opencv_axes, pixel_rays
-from threedgen.guidance.attend import PLAIN_TOKENS, attend
+from threedgen.guidance.attention_cpu import PLAIN_TOKENS, attend
 from threedgen.guidance.threedim.blocks import Attention
 from threedgen.guidance.threedim.options import XUNetConfig
 from threedgen.guidance.threedim.rays import intrinsics, noise_level_encoding, posenc

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import trimesh
 
-from threedgen.export.tangents import vertex_tangents
-from threedgen.export.textured import TexturedMesh, png, stand
-from threedgen.export.unwrap import unwrap
+from threedgen.export.files.textured import TexturedMesh, png, stand
+from threedgen.export.shape.unwrap import unwrap
+from threedgen.export.surface.tangents import vertex_tangents
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast
 
-from threedgen.guidance.attention import multiview_unet
 from threedgen.guidance.draft import Draft
-from threedgen.guidance.mvdream import MVDream, script_cameras
+from threedgen.guidance.multiview.joined import multiview_unet
+from threedgen.guidance.priors.mvdream import MVDream, script_cameras
 
 WORDS = "a the red blue green dog cat car house hat with wearing on of and 3d asset".split()
 TEXT_WIDTH = 24

@@ -56,6 +56,6 @@ def generate(prompt: str, config: str = "mvdream-toybox", **values: Any) -> Any:
     `values` are keys of the config: `seed=3`, `out="dog"`, `trainer={"max_steps": 100}` or
     `**{"trainer.max_steps": 100}`. Raises threedgen.config.ConfigError on a mistake in them.
     """
-    from threedgen.systems.generate_run import generate as run  # imports torch, so not before it is asked for
+    from threedgen.systems.generate.task import generate as run  # imports torch, so not before it is asked for
 
     return run(prompt=prompt, config=config, **values)

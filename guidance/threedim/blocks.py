@@ -12,7 +12,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threedgen.guidance.attend import attend
+from threedgen.guidance.attention_cpu import attend
 
 Resample = Literal["up", "down"] | None
 

@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from threedgen import folder as project_folder
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
-from threedgen.guidance import loading
-from threedgen.guidance.reading import check_sums, fill, read_json, read_tensors, sha256, sha256_of_files, sniff
-from threedgen.guidance.writing import save_tensors, whole_folder, write_json
+from threedgen.guidance.weights import loading
+from threedgen.guidance.weights.reading import check_sums, fill, read_json, read_tensors, sha256, sha256_of_files, sniff
+from threedgen.guidance.weights.writing import save_tensors, whole_folder, write_json
 
 from .options import CamerasConfig, XUNetConfig
 
@@ -102,7 +102,7 @@ def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
         from .xunet import XUNet
 
         return fill(lambda: XUNet(network), read_tensors(path / TENSORS), "3DiM network"), cameras
-    from threedgen.guidance.mvdream import MVDream
+    from threedgen.guidance.priors.mvdream import MVDream
 
     from .latents import LatentPairs
 

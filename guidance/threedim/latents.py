@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from threedgen.guidance.mvdream import MVDream, camera_vector
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 
 from .logsnr import Prediction
 from .rays import relative_poses

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.guidance.reading import fill, read_tensors
+from threedgen.guidance.weights.reading import fill, read_tensors
 
 from .options import XUNetConfig
 from .xunet import XUNet

@@ -32,65 +32,65 @@ def _entries(implementations: str, configs: str, **classes: tuple[str, str]) -> 
     }
 
 
-_SYSTEMS = "threedgen.systems.options"
-_TRAINING = "threedgen.systems.training_options"
+_SYSTEMS = "threedgen.systems.generate.options"
+_TRAINING = "threedgen.systems.train_prior.options"
 _DREAMBOOTH = "threedgen.systems.dreambooth"
 _GUIDANCE = "threedgen.guidance.options"
 _REPRESENTATIONS = "threedgen.representations.options"
-_EVALUATION = "threedgen.evaluation.options"
+_EVALUATION = "threedgen.evaluation.toybox.options"
 _EXPORT = "threedgen.export.options"
 _SRN = "threedgen.data.srn.options"
 _VIEWER = "threedgen.viewer.options"
 _CONSISTENCY = "threedgen.evaluation.consistency"
 _JANUS = "threedgen.evaluation.janus"
-_VIEWS = "threedgen.systems.threedim"
+_VIEWS = "threedgen.systems.novel_view"
 _THREEDIM = "threedgen.guidance.threedim"
 
 TABLE: dict[str, dict[str, Entry]] = {
     # a task is a function run(config, resume: Path | None, quiet: bool) -> exit code | None;
     # a run gets its folder before it begins if its config model is a RunConfig
     "task": {
-        "generate": Entry("threedgen.systems.generate_run:run", f"{_SYSTEMS}:GenerateConfig"),
-        "sample": Entry("threedgen.systems.sample:run", f"{_SYSTEMS}:SampleConfig"),
+        "generate": Entry("threedgen.systems.generate.task:run", f"{_SYSTEMS}:GenerateConfig"),
+        "sample": Entry("threedgen.systems.sample.task:run", "threedgen.systems.sample.options:SampleConfig"),
         "train-base": Entry("threedgen.systems.train_base.task:run", "threedgen.systems.train_base.options:TrainBaseConfig"),
-        "train-prior": Entry("threedgen.systems.train_prior:run", f"{_TRAINING}:TrainPriorConfig"),
+        "train-prior": Entry("threedgen.systems.train_prior.task:run", f"{_TRAINING}:TrainPriorConfig"),
         "mvdreambooth": Entry(f"{_DREAMBOOTH}.task:run", f"{_DREAMBOOTH}.options:MVDreamBoothConfig"),
-        "train-probe": Entry("threedgen.systems.train_probe:run", f"{_EVALUATION}:TrainProbeConfig"),
-        "train-identity": Entry("threedgen.systems.train_identity:run", f"{_EVALUATION}:TrainIdentityConfig"),
-        "evaluate-prior": Entry("threedgen.evaluation.prior_score:run", f"{_EVALUATION}:EvaluatePriorConfig"),
-        "evaluate-3d": Entry("threedgen.evaluation.object_score:run", f"{_EVALUATION}:Evaluate3DConfig"),
-        "evaluate-subjects": Entry("threedgen.evaluation.subject_score:run", f"{_EVALUATION}:EvaluateSubjectsConfig"),
+        "train-probe": Entry("threedgen.evaluation.toybox.train_probe:run", f"{_EVALUATION}:TrainProbeConfig"),
+        "train-identity": Entry("threedgen.evaluation.toybox.train_identity:run", f"{_EVALUATION}:TrainIdentityConfig"),
+        "evaluate-prior": Entry("threedgen.evaluation.toybox.prior_score:run", f"{_EVALUATION}:EvaluatePriorConfig"),
+        "evaluate-3d": Entry("threedgen.evaluation.toybox.object_score:run", f"{_EVALUATION}:Evaluate3DConfig"),
+        "evaluate-subjects": Entry("threedgen.evaluation.toybox.subject_score:run", f"{_EVALUATION}:EvaluateSubjectsConfig"),
         "consistency": Entry(f"{_CONSISTENCY}.run:run", f"{_CONSISTENCY}.options:ConsistencyConfig"),
         "janus-meter": Entry(f"{_JANUS}.truth:run", f"{_JANUS}.options:JanusMeterConfig"),
         "janus-score": Entry(f"{_JANUS}.score:run", f"{_JANUS}.options:JanusScoreConfig"),
         "janus-benchmark": Entry(f"{_JANUS}.benchmark:run", f"{_JANUS}.options:JanusBenchmarkConfig"),
-        "refine-decoder": Entry("threedgen.systems.refine_decoder:run", f"{_TRAINING}:RefineDecoderConfig"),
+        "refine-decoder": Entry("threedgen.systems.train_prior.refine_decoder:run", f"{_TRAINING}:RefineDecoderConfig"),
         "train-threedim": Entry(f"{_VIEWS}.train:run", f"{_VIEWS}.options:TrainThreeDiMConfig"),
         "image-to-3d": Entry(f"{_VIEWS}.image_to_3d:run", f"{_VIEWS}.options:ImageTo3DConfig"),
         "report": Entry("threedgen.viewer.report:run", f"{_VIEWER}:ReportConfig"),
         "gallery": Entry("threedgen.viewer.gallery:run", f"{_VIEWER}:GalleryConfig"),
-        "export": Entry("threedgen.export.export_run:run", f"{_EXPORT}:ExportConfig"),
+        "export": Entry("threedgen.export.task:run", f"{_EXPORT}:ExportConfig"),
         "make-srn-toybox": Entry("threedgen.data.srn.make:run", f"{_SRN}:MakeSRNToyboxConfig"),
-        "toybox-subjects": Entry("threedgen.data.toybox.subjects:run", f"{_SYSTEMS}:ToyboxSubjectsConfig"),
-        "toybox-sheet": Entry("threedgen.data.toybox.sheet:run", f"{_SYSTEMS}:ToyboxSheetConfig"),
+        "toybox-subjects": Entry("threedgen.data.toybox.subjects:run", "threedgen.data.toybox.options:ToyboxSubjectsConfig"),
+        "toybox-sheet": Entry("threedgen.data.toybox.sheet:run", "threedgen.data.toybox.options:ToyboxSheetConfig"),
     },
     # what --dry-run says of a task: a function (config) -> text
-    "plan": {"generate": Entry("threedgen.systems.plan:plan", f"{_SYSTEMS}:GenerateConfig")},
+    "plan": {"generate": Entry("threedgen.systems.generate.plan:plan", f"{_SYSTEMS}:GenerateConfig")},
     "prior": {
-        "mvdream": Entry("threedgen.guidance.mvdream:build", f"{_GUIDANCE}:MVDreamConfig"),
-        "stable-diffusion": Entry("threedgen.guidance.stable_diffusion:build", f"{_GUIDANCE}:StableDiffusionConfig"),
-        "deepfloyd": Entry("threedgen.guidance.deepfloyd:build", f"{_GUIDANCE}:DeepFloydConfig"),
+        "mvdream": Entry("threedgen.guidance.priors.mvdream:build", f"{_GUIDANCE}:MVDreamConfig"),
+        "stable-diffusion": Entry("threedgen.guidance.priors.stable_diffusion:build", f"{_GUIDANCE}:StableDiffusionConfig"),
+        "deepfloyd": Entry("threedgen.guidance.priors.deepfloyd:build", f"{_GUIDANCE}:DeepFloydConfig"),
     },
     "distillation": _entries(
-        "threedgen.guidance.distillation",
+        "threedgen.guidance.distillation.sds",
         _GUIDANCE,
         sds=("SDS", "SDSConfig"),
         reconstruction=("Reconstruction", "ReconstructionConfig"),
     )
-    | _entries("threedgen.guidance.variational", _GUIDANCE, vsd=("VSD", "VSDConfig")),
+    | _entries("threedgen.guidance.distillation.vsd", _GUIDANCE, vsd=("VSD", "VSDConfig")),
     # pictures (V, H, W, 3) -> unit vectors (V, D): is it the same subject?
     "identity": _entries(
-        "threedgen.evaluation.identity",
+        "threedgen.evaluation.toybox.identity",
         _EVALUATION,
         toybox=("ToyboxIdentity", "ToyboxIdentityConfig"),
         hub=("HubIdentity", "HubIdentityConfig"),
@@ -119,9 +119,9 @@ TABLE: dict[str, dict[str, Entry]] = {
         sampled=("sampled", "SampledScenesConfig"),
     ),
     "representation": {
-        "ngp": Entry("threedgen.representations.ngp:NGP", f"{_REPRESENTATIONS}:NGPConfig"),
-        "sdf": Entry("threedgen.representations.sdf:SDF", f"{_REPRESENTATIONS}:SDFConfig"),
-        "dmtet": Entry("threedgen.representations.dmtet:DMTet", f"{_REPRESENTATIONS}:DMTetConfig"),
+        "ngp": Entry("threedgen.representations.field.ngp:NGP", f"{_REPRESENTATIONS}:NGPConfig"),
+        "sdf": Entry("threedgen.representations.field.sdf:SDF", f"{_REPRESENTATIONS}:SDFConfig"),
+        "dmtet": Entry("threedgen.representations.mesh.dmtet:DMTet", f"{_REPRESENTATIONS}:DMTetConfig"),
     },
     "encoding": _entries(
         "threedgen.representations.hashgrid.encoding",
@@ -130,13 +130,13 @@ TABLE: dict[str, dict[str, Entry]] = {
         frequency=("Frequency", "FrequencyConfig"),
     ),
     "material": _entries(
-        "threedgen.representations.materials",
+        "threedgen.representations.shading",
         _REPRESENTATIONS,
         none=("NoMaterial", "NoMaterialConfig"),
         diffuse=("DiffuseMaterial", "DiffuseMaterialConfig"),
     ),
     "background": _entries(
-        "threedgen.representations.background",
+        "threedgen.representations.field.background",
         _REPRESENTATIONS,
         solid=("SolidBackground", "SolidBackgroundConfig"),
         neural=("NeuralBackground", "NeuralBackgroundConfig"),

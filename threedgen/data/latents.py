@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.guidance.mvdream import MVDream
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.cache import BlockCache
 
 from .toybox.grammar import caption

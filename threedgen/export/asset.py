@@ -12,23 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threedgen.config.errors import ConfigError
-from threedgen.export.bake import Maps, bake
-from threedgen.export.check import Expected, Finding, check_collider, check_glb
-from threedgen.export.collider import ENGINES, Part, collider_names, convex_parts, hull
-from threedgen.export.glb import plain_glb_bytes, textured_glb_bytes
-from threedgen.export.khronos import NoAnswer, validate
-from threedgen.export.lods import level
-from threedgen.export.mesh import Mesh
-from threedgen.export.obj import obj_zip
+from threedgen.export.files.check import Expected, Finding, check_collider, check_glb
+from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes
+from threedgen.export.files.khronos import NoAnswer, validate
+from threedgen.export.files.obj import obj_zip
+from threedgen.export.files.textured import TexturedMesh, png, stand
+from threedgen.export.files.usdz import usdz_bytes
 from threedgen.export.options import AssetConfig
-from threedgen.export.pictures import Shots
-from threedgen.export.refine_texture import refine_texture
-from threedgen.export.simplify import BudgetTooSmall, simplify
-from threedgen.export.tangents import vertex_tangents
-from threedgen.export.textured import TexturedMesh, png, stand
-from threedgen.export.topology import topology, weld
-from threedgen.export.unwrap import unwrap
-from threedgen.export.usdz import usdz_bytes
+from threedgen.export.shape.collider import ENGINES, Part, collider_names, convex_parts, hull
+from threedgen.export.shape.lods import level
+from threedgen.export.shape.mesh import Mesh
+from threedgen.export.shape.simplify import BudgetTooSmall, simplify
+from threedgen.export.shape.topology import topology, weld
+from threedgen.export.shape.unwrap import unwrap
+from threedgen.export.surface.bake import Maps, bake
+from threedgen.export.surface.pictures import Shots
+from threedgen.export.surface.refine_texture import refine_texture
+from threedgen.export.surface.tangents import vertex_tangents
 
 Array = NDArray[Any]
 Colours = Callable[[Array], Array]

@@ -13,17 +13,17 @@ from torch import Tensor
 from threedgen import __version__
 from threedgen.config import config_hash, load, registry
 from threedgen.config.errors import ConfigError
-from threedgen.representations import materials
+from threedgen.representations import shading as materials
 from threedgen.representations.march import step_size
-from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.options import MarchConfig
+from threedgen.representations.volume.occupancy import OccupancyGrid
 from threedgen.run import folder as runs
 from threedgen.run.seeding import generator
 from threedgen.train.checkpoint import latest
 
-from .from_field import FieldView
 from .options import CHECKPOINTS
-from .pictures import field_pictures
+from .shape.from_field import FieldView
+from .surface.pictures import field_pictures
 
 
 @dataclass(frozen=True)

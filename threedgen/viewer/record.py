@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from threedgen.config.errors import ConfigError, short
-from threedgen.export import manifest
+from threedgen.export.files import manifest
 from threedgen.export.options import FOLDER
 from threedgen.run.folder import CONFIG, stored_config
 from threedgen.run.metrics import read_summary

@@ -20,13 +20,13 @@ from torch.nn.functional import mse_loss
 from threedgen.config import at
 from threedgen.geometry.views import Viewpoints, Views
 from threedgen.representations import losses
-from threedgen.representations.background import SolidBackground
+from threedgen.representations.field.background import SolidBackground
+from threedgen.representations.field.ngp import NGP
 from threedgen.representations.march import step_size
-from threedgen.representations.materials import NoMaterial
-from threedgen.representations.ngp import NGP
-from threedgen.representations.occupancy import OccupancyGrid
 from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig, SolidBackgroundConfig
-from threedgen.representations.render import Render, render
+from threedgen.representations.shading import NoMaterial
+from threedgen.representations.volume.occupancy import OccupancyGrid
+from threedgen.representations.volume.render import Render, render
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.seeding import generator
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from threedgen.config import config_hash
-from threedgen.evaluation.figures import mean
+from threedgen.evaluation.metrics.figures import mean
 from threedgen.geometry.images import psnr, to_uint8
 from threedgen.geometry.views import Viewpoints, Views
 from threedgen.run.folder import write_atomic

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from threedgen.config import Config, ConfigError, Schedule, fields
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
-from threedgen.evaluation.options import ProbeConfig
+from threedgen.evaluation.toybox.options import ProbeConfig
 
 ORIGINAL = "original"
 """The row of the original data."""

@@ -17,8 +17,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from threedgen.config import config_hash
-from threedgen.evaluation.figures import bootstrap, mean
-from threedgen.evaluation.probe import Probe, prepare
+from threedgen.evaluation.metrics.figures import bootstrap, mean
+from threedgen.evaluation.toybox.probe import Probe, prepare
 from threedgen.geometry.images import grid, one_size, readable, write_png
 from threedgen.run.folder import write_atomic
 from threedgen.run.seeding import numpy_generator

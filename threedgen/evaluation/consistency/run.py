@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 from threedgen.cli import say
 from threedgen.config import ConfigError, registry
-from threedgen.evaluation.probe import Probe
+from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.views import Request, Views
 from threedgen.run.count import Count

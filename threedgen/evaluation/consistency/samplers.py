@@ -16,7 +16,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash, registry
 from threedgen.data.srn.reader import Instance, open_instance, scenes
-from threedgen.evaluation.prior_score import fingerprint
+from threedgen.evaluation.toybox.prior_score import fingerprint
 from threedgen.geometry.views import Request
 from threedgen.run.seeding import generator
 

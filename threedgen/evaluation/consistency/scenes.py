@@ -12,7 +12,7 @@ import torch
 from threedgen.config import ConfigError
 from threedgen.data.srn.reader import Instance, condition_and_targets, open_instance, scenes, split_folder
 from threedgen.data.toybox.raycast import render
-from threedgen.evaluation.cases import Case, held_out_cases
+from threedgen.evaluation.toybox.held_out import Case, held_out_cases
 from threedgen.geometry.cameras import orbit
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.views import Request, Viewpoints, Views, resize

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from threedgen.config.errors import ConfigError
 from threedgen.data.toybox.grammar import mentioned
-from threedgen.evaluation.identity import CLIP_MEAN, CLIP_STD, encoder_input
-from threedgen.evaluation.probe import Probe
-from threedgen.guidance.loading import reachable
+from threedgen.evaluation.toybox.identity import CLIP_MEAN, CLIP_STD, encoder_input
+from threedgen.evaluation.toybox.probe import Probe
+from threedgen.guidance.weights.loading import reachable
 
 from .options import CLIPSidesConfig, ProbeSidesConfig
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import find_peaks
 
-from threedgen.evaluation.figures import SLACK, Floats, sides_right
+from threedgen.evaluation.metrics.figures import SLACK, Floats, sides_right
 
 from .options import THRESHOLD
 

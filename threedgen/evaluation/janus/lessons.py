@@ -9,7 +9,7 @@ import torch
 
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.world import Toybox
-from threedgen.evaluation.truth import OPEN, Truth
+from threedgen.evaluation.toybox.labels import OPEN, Truth
 
 from .rough import rough
 from .things import Array, glued, toybox_thing

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from threedgen.config import registry
-from threedgen.evaluation.figures import SIDES
+from threedgen.evaluation.metrics.figures import SIDES
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import orbit_c2w
 

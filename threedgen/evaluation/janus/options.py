@@ -12,7 +12,7 @@ from threedgen.config.errors import did_you_mean, nearest, short
 from threedgen.config.optional import require
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
-from threedgen.evaluation.options import ProbeConfig
+from threedgen.evaluation.toybox.options import ProbeConfig
 from threedgen.run.folder import user_path
 
 THRESHOLD = 0.4

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from threedgen.data.toybox.grammar import NOUNS, mentioned
 from threedgen.data.toybox.world import Toybox  # noqa: F401  (registers the nouns)
-from threedgen.evaluation.cases import held_out_cases, held_out_rooms
+from threedgen.evaluation.toybox.held_out import held_out_cases, held_out_rooms
 
 FAMILIES = ("animals", "people", "vehicles")
 UNCLEAR = ("rocket",)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-from threedgen.evaluation.figures import Share
+from threedgen.evaluation.metrics.figures import Share
 
 Z = 1.959963984540054
 LEAST = 0.2

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from threedgen.evaluation.report import limits, percent
+from threedgen.evaluation.toybox.report import limits, percent
 from threedgen.run.folder import write_atomic
 from threedgen.run.text import clean, duration
 from threedgen.viewer.page import data_uri, making, page

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from threedgen.config.errors import ConfigError
-from threedgen.evaluation.figures import Share, share
+from threedgen.evaluation.metrics.figures import Share, share
 from threedgen.geometry.images import write_png
 from threedgen.run.folder import write_atomic
 from threedgen.train.checkpoint_file import LAST

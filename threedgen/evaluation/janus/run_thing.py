@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from threedgen.config.errors import ConfigError
-from threedgen.export.pictures import Pictures, field_pictures
 from threedgen.export.run_field import open_field
+from threedgen.export.surface.pictures import Pictures, field_pictures
 from threedgen.geometry.cameras import Cameras
 
 from .things import Array

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from threedgen.cli import say
-from threedgen.evaluation.cases import held_out_cases
-from threedgen.evaluation.figures import Share, share
-from threedgen.evaluation.report import limits, percent
-from threedgen.evaluation.verdicts import equal_error
+from threedgen.evaluation.metrics.figures import Share, share
+from threedgen.evaluation.toybox.held_out import held_out_cases
+from threedgen.evaluation.toybox.judging import equal_error
+from threedgen.evaluation.toybox.report import limits, percent
 from threedgen.geometry.images import grid, write_png
 from threedgen.run.count import Count
 from threedgen.run.folder import write_atomic

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from threedgen.guidance.mvdream import MVDream
-from threedgen.guidance.unseen import candidates
+from threedgen.guidance.priors.camera_posterior import candidates
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.seeding import generator
 
 LEVELS = 0.35, 0.5, 0.65

@@ -25,12 +25,12 @@ from torch.nn import functional as F
 
 from threedgen.config import at, dump
 from threedgen.geometry.images import grid, readable, write_png
-from threedgen.guidance import personalisation
-from threedgen.guidance.mvdream import MVDream
-from threedgen.guidance.tokens import token_ids
-from threedgen.guidance.unseen import look_from
+from threedgen.guidance.priors.camera_posterior import look_from
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.weights import subject_weights as personalisation
+from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.seeding import generator
-from threedgen.systems.prior_training import stratified
+from threedgen.systems.train_prior.system import stratified
 
 from .options import LoRAConfig, MVDreamBoothConfig
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from threedgen.cli import say
 from threedgen.data import photos
 from threedgen.geometry.images import grid, readable, write_png
-from threedgen.guidance import personalisation
-from threedgen.guidance.unseen import look_from
+from threedgen.guidance.priors.camera_posterior import look_from
+from threedgen.guidance.weights import subject_weights as personalisation
 from threedgen.run.count import Count
 from threedgen.run.metrics import write_summary
 from threedgen.run.prompts import warn_about

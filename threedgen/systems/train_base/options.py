@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from threedgen.config import Config, Schedule
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
-from threedgen.systems.training_options import AutoencoderConfig, NetworkConfig
+from threedgen.systems.train_prior.options import AutoencoderConfig, NetworkConfig
 
 
 class WordsConfig(Config):

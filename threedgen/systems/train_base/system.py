@@ -17,12 +17,12 @@ from threedgen.config import dump
 from threedgen.data.bank import LatentBank
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.diffusion import Schedule
-from threedgen.guidance.precision import mixed
-from threedgen.guidance.stable_diffusion import StableDiffusion
-from threedgen.guidance.tokens import token_ids
+from threedgen.guidance.dtypes import mixed
+from threedgen.guidance.priors.stable_diffusion import StableDiffusion
+from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.systems.shared import scheduled
-from threedgen.systems.training_options import NetworkConfig
+from threedgen.systems.train_prior.options import NetworkConfig
 from threedgen.train.ema import EMA
 from threedgen.train.muon import Muon
 

@@ -26,8 +26,8 @@ from threedgen.data.toybox.pictures import Photographs
 from threedgen.data.toybox.words import train_tokenizer
 from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import write_summary
-from threedgen.systems import autoencoder
 from threedgen.systems.shared import device, existing, finished, seed_networks, writing
+from threedgen.systems.train_base import autoencoder
 from threedgen.train.loop import Status, fit, set_threads
 
 from . import system as unets

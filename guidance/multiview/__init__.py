@@ -1,0 +1,1 @@
+"""Attention processors that make a stock UNet see several views."""

@@ -1,0 +1,1 @@
+"""What differs from one diffusion prior to the next."""

@@ -1,0 +1,168 @@
+"""DeepFloyd IF's first stage as a prior: diffusion on pictures of 64 pixels, without a VAE, with a T5 text encoder.
+
+It stands for Imagen, with which DreamFusion and Magic3D were made. The UNet is diffusers' own, under its own names; it
+gives a variance beside the noise, which is left out here. The text encoder has more parameters than the UNet and is
+needed once, so it is loaded when a prompt is encoded and forgotten afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models import UNet2DConditionModel
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.config.optional import require
+from threedgen.guidance.diffusion import Schedule
+from threedgen.guidance.dtypes import compute_dtype
+from threedgen.guidance.options import DeepFloydConfig
+from threedgen.guidance.weights import components, loading, reading, tokens
+
+logger = logging.getLogger(__name__)
+
+MAX_TOKENS = 77
+"""Length to which prompts are filled up or cut, as in diffusers' own pipeline for these weights."""
+CHANNELS = 3
+
+
+def build(options: DeepFloydConfig, device: torch.device | str = "cpu") -> DeepFloyd:
+    """The prior that a config describes. Raises ConfigError."""
+    o = options
+    if o.attention != "sdpa":
+        raise ConfigError("attention: these weights compute it with torch itself; choose attention=sdpa")
+    path = loading.locate(o.weights, o.parts)
+    if not path.is_dir():
+        raise ConfigError(f"weights: {path} is a single file; these weights come as a folder in diffusers format")
+    loading.check_folder(path, o.parts)
+    reading.check_sums(path)
+    parts = read_unet(path), path / "text_encoder", read_words(path, o.tokenizer), components.read_schedule(path)
+    return DeepFloyd(*parts, o.image_size, o.dtype, device)
+
+
+def read_unet(path: Path) -> UNet2DConditionModel:
+    """The UNet of a diffusers folder, in float32. Raises ConfigError if it is not one of a first stage on pixels."""
+    config, tensors = components.read_part(path / "unet")
+    components.expect(config, "_class_name", "UNet2DConditionModel", path / "unet")
+    if config.get("in_channels") != CHANNELS or config.get("class_embed_type") is not None:
+        raise ConfigError(
+            f"weights: {path} is no first stage on pixels: its UNet takes {config.get('in_channels')} channels, not "
+            f"{CHANNELS} alone; Stable Diffusion's weights go with prior.name=stable-diffusion"
+        )
+    return components.make_unet(config, tensors)
+
+
+def read_words(path: Path, tokenizer: str | None) -> Any:
+    """The tokenizer, of this folder or of the one that is named. Raises ConfigError."""
+    path = path if tokenizer is None else Path(tokenizer).expanduser()
+    if not loading.ready_tokenizer(path):
+        require("sentencepiece", "tokenizer: a spiece.model", "put the tokenizer.json of any T5 beside it")
+    return tokens.read_tokenizer(path)
+
+
+def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
+    """T5's encoder, frozen. Raises ConfigError if it is not whole."""
+    from transformers import T5EncoderModel
+    from transformers.utils import logging as their_logging
+
+    components.expect(reading.read_json(folder / "config.json"), "model_type", "t5", folder)
+    noise = their_logging.get_verbosity()
+    their_logging.set_verbosity_error()  # what it would print is said in one sentence below
+    try:
+        found: Any = T5EncoderModel.from_pretrained(
+            folder, local_files_only=True, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # the files come from outside: any kind
+        reason = str(error).split("\n")[0][:120]
+        raise ConfigError(f"weights: {folder} cannot be read ({type(error).__name__}: {reason})") from None
+    finally:
+        their_logging.set_verbosity(noise)
+    model, told = found
+    if missing := sorted(told["missing_keys"]):
+        raise ConfigError(f"weights: {folder} lacks {len(missing)} tensors of a T5 encoder (first {missing[0]!r})")
+    return model.eval().requires_grad_(False)
+
+
+class DeepFloyd:
+    """A prior on pixels: its "latents" are the pictures themselves, (B,3,h,w) in [-1,1]; cameras mean nothing to it.
+
+    The UNet is frozen and kept in the number format in which it computes, ``dtype``.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text_encoder: Path,
+        tokenizer: Any,
+        schedule: Schedule,
+        image_size: int | None = None,
+        dtype: str = "auto",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """``text_encoder``: the folder that it is loaded from when it is needed."""
+        self.unet, self.text_folder, self.tokenizer, self.schedule = unet, text_encoder, tokenizer, schedule
+        self.image_size = image_size or int(unet.config["sample_size"])
+        self.factor = 1
+        if self.image_size % (unit := 2 ** (len(unet.config["block_out_channels"]) - 1)):
+            raise ConfigError(f"image_size: {self.image_size} is not a multiple of {unit}")
+        self.precision = dtype
+        self.to(device)
+
+    def to(self, device: torch.device | str) -> DeepFloyd:
+        """Moves the UNet, and chooses the precision anew if it is "auto"."""
+        self.device = torch.device(device)
+        self.dtype = compute_dtype(self.precision, self.device)
+        network: Any = self.unet
+        network.to(self.device, self.dtype)
+        return self
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: list[str]) -> Tensor:
+        """n prompts -> (n,77,D) float32: T5's last hidden state; in small letters, as the weights were trained."""
+        prompts = [prompt.lower().strip() for prompt in prompts]
+        for prompt in prompts:
+            if cut := self.tokens_cut(prompt):
+                logger.info("a prompt is too long, these words have no effect: %r", cut)
+        # never float16, in which T5's activations overflow
+        dtype = torch.float32 if self.dtype == torch.float32 else torch.bfloat16
+        encoder = read_text_encoder(self.text_folder, dtype).to(self.device)
+        options = {"padding": "max_length", "truncation": True, "max_length": MAX_TOKENS, "return_tensors": "pt"}
+        given = self.tokenizer(prompts, **options).to(self.device)
+        text = encoder(given.input_ids, attention_mask=given.attention_mask)[0].float()
+        if text.shape[-1] != (width := self.unet.config["encoder_hid_dim"] or self.unet.config["cross_attention_dim"]):
+            raise ConfigError(f"the parts of the prior do not fit: T5 gives {text.shape[-1]} features, not {width}")
+        return text
+
+    def tokens_cut(self, prompt: str) -> str:
+        """The end of the prompt that the text encoder will not see; "" if it sees all of it."""
+        return tokens.tokens_cut(self.tokenizer, prompt, MAX_TOKENS)
+
+    def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
+        """None: its vocabulary can spell any word."""
+        return tokens.unknown_words(self.tokenizer, prompt)
+
+    def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(B,H,W,3) in [0,1] -> (B,3,s,s) in [-1,1] at the size it was trained at; nothing is random."""
+        x = rgb.to(self.device, torch.float32).permute(0, 3, 1, 2)
+        size = (self.image_size, self.image_size)
+        if x.shape[-2:] != size:
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+        return x * 2 - 1
+
+    def denoise(
+        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
+    ) -> Tensor:
+        """The noise in ``x`` (B,3,s,s) at ``t`` (B,), float32, given text (B,L,D); the rest is left out."""
+        return self.schedule.eps_from_output(x, self.network(x, t, text), t)
+
+    def network(
+        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
+    ) -> Tensor:
+        """What the UNet itself says, float32, less the variance."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            out = self.unet(x.to(self.dtype), t, text.to(self.dtype), return_dict=False)[0]
+        return out[:, : x.shape[1]].float()

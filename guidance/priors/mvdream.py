@@ -1,0 +1,324 @@
+"""MVDream (arXiv 2308.16512): a text-to-image diffusion model that draws several views of one object at once.
+
+The object of this file is the same for the released weights and for the small embedded toybox prior: stock
+UNet, VAE and text encoder, made multi-view by ``attention.py``. With n_view = 1 and no camera it is the 2D
+model. Classifier-free guidance and losses are elsewhere (``diffusion.py``, ``distillation.py``).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from threedgen.config import ConfigError
+from threedgen.geometry.poses import opengl_to_blender
+from threedgen.guidance import diffusion
+from threedgen.guidance.draft import Draft
+from threedgen.guidance.dtypes import compute_dtype
+from threedgen.guidance.multiview.joined import make_multiview, predict, set_attention
+from threedgen.guidance.options import MVDreamConfig
+from threedgen.guidance.weights import components, tokens
+from threedgen.guidance.weights import subject_weights as personal
+from threedgen.run.prompts import without
+
+logger = logging.getLogger(__name__)
+
+
+def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
+    """The prior that a config describes. Raises ConfigError."""
+    o = options
+    require_attention(o.attention, device)
+    prior = MVDream.load(
+        o.weights, device, o.dtype, o.tokenizer, o.image_size,
+        personalisation=o.personalisation, personalisation_strength=o.personalisation_strength,
+    )  # fmt: skip
+    set_attention(prior.unet, o.attention)
+    return prior
+
+
+def require_attention(kind: str, device: torch.device | str) -> None:
+    """Raises ConfigError for an attention that cannot compute on the device."""
+    if kind == "xformers" and torch.device(device).type != "cuda":
+        raise ConfigError(f"attention: 'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa")
+
+
+class MVDream:
+    """A multi-view prior. Images are (B,H,W,3) in [0,1], latents (B,4,h,w), views of an object consecutive.
+
+    The networks are used as they are given: ``load`` freezes them, a trainer may hand in live ones. Weights
+    stay float32; ``dtype`` is the precision in which UNet and encoder compute (autocast); pictures are decoded
+    in float32.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: Any,
+        schedule: diffusion.Schedule | None = None,
+        draft: Draft | None = None,
+        image_size: int | None = None,
+        dtype: str = "auto",
+        device: torch.device | str | None = "cpu",
+    ) -> None:
+        """device None leaves the networks where they are, for an owner that moves them itself."""
+        components.check_together(unet, vae, text_encoder, tokenizer, draft)
+        self.unet, self.vae = make_multiview(unet), vae
+        self.text_encoder: Any = text_encoder
+        self.tokenizer, self.draft = tokenizer, draft
+        self.text_positions = int(text_encoder.config.max_position_embeddings)
+        self.schedule = schedule or diffusion.Schedule.scaled_linear()
+        self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per latent and axis
+        self.image_size = image_size or self.trained_size
+        if self.image_size % self.factor:
+            raise ConfigError(f"image_size: {self.image_size} is not a multiple of {self.factor}")
+        self.scaling_factor = float(vae.config["scaling_factor"])
+        self.precision = dtype
+        self.device = unet.device
+        self.dtype = compute_dtype(dtype, self.device)
+        if device is not None:
+            self.to(device)
+
+    @classmethod
+    def load(
+        cls,
+        weights: str = "embedded",
+        device: torch.device | str = "cpu",
+        dtype: str = "auto",
+        tokenizer: str | None = None,
+        image_size: int | None = None,
+        camera: bool = True,
+        personalisation: str | None = None,
+        personalisation_strength: float = 1.0,
+    ) -> Self:
+        """Frozen networks from ``weights``: "embedded", a diffusers folder, a hub id, an original checkpoint.
+
+        ``camera`` demands a camera branch; without it a plain Stable Diffusion loads too (2D mode only).
+        ``personalisation``: the file that teaches these very weights one subject (personalisation.py), and how
+        much of it is added.
+        Nothing in the files is executed. Raises ConfigError, one sentence, for anything missing or wrong.
+        """
+        found = components.load(weights, tokenizer, camera)
+        if personalisation is not None:
+            personal.apply(found, Path(personalisation).expanduser(), personalisation_strength)
+        return cls(*found, image_size=image_size, dtype=dtype, device=device)
+
+    def to(self, device: torch.device | str) -> MVDream:
+        """Moves the networks, and chooses the precision anew if it is "auto"."""
+        self.device = torch.device(device)
+        for network in self.networks.values():
+            network.to(self.device)
+        self.dtype = compute_dtype(self.precision, self.device)
+        return self
+
+    @property
+    def networks(self) -> dict[str, torch.nn.Module]:
+        """Those that it has, under the names of their folders."""
+        every = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder, "draft": self.draft}
+        return {name: network for name, network in every.items() if network is not None}
+
+    def release(self) -> None:
+        """Gives up what a distillation does not ask for once the prompt is encoded: text encoder and VAE's decoder.
+
+        Their memory is free when nobody else holds them. From then on there are no new prompts and no pictures.
+        """
+        vae: Any = self.vae
+        self.text_encoder = None
+        vae.decoder = vae.post_quant_conv = None
+
+    def pipeline(self) -> Any:
+        """The same networks, not copied, as a diffusers pipeline (`MVDreamPipeline`)."""
+        from diffusers import DDIMScheduler
+
+        from .pipeline import MVDreamPipeline
+
+        scheduler = DDIMScheduler.from_config(components.scheduler_config(self.schedule))
+        parts = (self.unet, self.vae, self.text_encoder, self.tokenizer, scheduler, self.draft)
+        made = MVDreamPipeline(*parts)
+        made.precision, made.image_size = self.precision, self.image_size
+        return made
+
+    def save(self, folder: Path | str) -> None:
+        """Writes a diffusers folder (float16, SHA256SUMS) that ``load`` and diffusers can read."""
+        components.save(self, Path(folder))
+
+    @property
+    def trained_size(self) -> int:
+        """Pixels per side of the training images."""
+        size = self.unet.config["sample_size"] or components.LATENT_SIZE
+        return (max(size) if isinstance(size, list | tuple) else size) * self.factor
+
+    @property
+    def max_tokens(self) -> int:
+        """Length to which prompts are filled up or cut, start and end token included."""
+        return min(self.tokenizer.model_max_length, self.text_positions)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: list[str]) -> Tensor:
+        """n prompts -> (n, L, D) float32: last hidden state after the final layer norm.
+
+        A prior with a draft and an identifier gives (n, 2L, D): behind it the same of the prompts without the
+        identifier, which is what the draft reads (personalisation.py). What does not fit is cut off (logged as
+        info); ask ``tokens_cut`` and ``unknown_words`` beforehand.
+        """
+        for prompt in prompts:
+            if cut := self.tokens_cut(prompt):
+                logger.info("a prompt is too long, these words have no effect: %r", cut)
+        text = self._encode(prompts)
+        if self.draft is None or not self.identifiers:
+            return text
+        return torch.cat([text, self._encode([without(p, self.identifiers) for p in prompts])], dim=1)
+
+    def _encode(self, prompts: list[str]) -> Tensor:
+        ids = tokens.token_ids(self.tokenizer, prompts, self.max_tokens)
+        return self.text_encoder(ids.to(self.device)).last_hidden_state.float()
+
+    @property
+    def identifiers(self) -> list[str]:
+        """The words that stand for a subject; none unless the prior is personalised."""
+        return tokens.added_words(self.tokenizer)
+
+    def tokens_cut(self, prompt: str) -> str:
+        """The end of the prompt that the text encoder will not see; "" if it sees all of it."""
+        return tokens.tokens_cut(self.tokenizer, prompt, self.max_tokens)
+
+    def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
+        """Words that the text encoder never saw, each with the nearest ones that it did."""
+        return tokens.unknown_words(self.tokenizer, prompt)
+
+    @staticmethod
+    def camera(c2w: Tensor) -> Tensor:
+        """Poses (B,4,4) as this prior wants them: (B,16), see ``camera_vector``."""
+        return camera_vector(c2w)
+
+    def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(B,H,W,3) -> latents (B,4,h,w) drawn from the VAE's posterior; gradients flow back to ``rgb``."""
+        x = rgb.to(self.device, torch.float32).permute(0, 3, 1, 2)
+        size = (self.image_size, self.image_size)
+        if x.shape[-2:] != size:
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+        with self.autocast():
+            posterior = self.vae.encode(x * 2 - 1).latent_dist
+        mean, std = posterior.mean.float(), posterior.std.float()
+        return self.scaling_factor * (mean + std * diffusion.fresh_noise(mean, generator))
+
+    def autocast(self) -> torch.autocast:
+        """The precision ``dtype``, for what is computed inside."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """Latents (B,4,h,w) -> (B,H,W,3) in [0,1]."""
+        image = self.vae.decode(z.to(self.device, self.vae.dtype) / self.scaling_factor).sample
+        return (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        camera: Tensor | None = None,
+        n_view: int = 1,
+        draft: Tensor | None = None,
+    ) -> Tensor:
+        """What the UNet says of latents ``x`` (B,4,h,w): eps or v, as it was trained; otherwise as ``denoise``.
+
+        ``draft``: the first guess (B,4,h,w), if it is known already.
+        """
+        if self.draft is not None:
+            text, typical = text.chunk(2, 1) if text.shape[1] == 2 * self.max_tokens else (text, text)
+            draft = self.draft(typical, camera) if draft is None else draft
+            if draft.shape[-2:] != x.shape[-2:]:  # pictures of another size than it was trained at
+                draft = F.interpolate(draft, x.shape[-2:], mode="bilinear", align_corners=False)
+            x = torch.cat([x, draft.to(x.dtype)], dim=1)
+        return predict(self.unet, x, t, text, camera, n_view)
+
+    def denoise(
+        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
+    ) -> Tensor:
+        """The noise in latents ``x`` (B,4,h,w) at time steps ``t`` (B,) or (), float32, like ``x``.
+
+        Text (B,L,D); camera (B,16) of ``camera_vector``, or None with n_view = 1 for the 2D model.
+        ValueError if n_view does not divide B.
+        """
+        return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view), t)
+
+    def network(
+        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
+    ) -> Tensor:
+        """What the UNet itself says, float32: the noise or v, as ``schedule.prediction`` has it; see ``denoise``."""
+        with self.autocast():
+            return self.predict(x.float(), t, text, camera, n_view).float()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompt: str,
+        c2w: Tensor | None,
+        steps: int = 50,
+        guidance_scale: float = 10.0,
+        negative_prompt: str = "",
+        generator: torch.Generator | None = None,
+        eta: float = 0.0,
+        progress: Callable[[int, int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """DDIM samples of the views ``c2w`` (n,4,4) of one object -> (n,H,W,3) in [0,1], on the CPU.
+
+        Without cameras one image from the 2D model. The noise is drawn on the generator's device, so a CPU
+        generator gives the same start everywhere.
+        """
+        text = self.encode_prompt([prompt, negative_prompt]).split(1)
+        camera = None if c2w is None else self.camera(c2w.to(self.device).float())
+        n_view, side = 1 if c2w is None else len(c2w), self.image_size // self.factor
+        like = torch.empty(n_view, self.unet.config["out_channels"], side, side, device=self.device)
+        x_T = diffusion.fresh_noise(like, generator)
+        denoise = diffusion.guided(self.denoise, guidance_scale)
+        z = diffusion.ddim_sample(
+            denoise, x_T, text, camera, n_view, self.schedule, steps, eta, generator, progress
+        )
+        return self.decode_latents(z).float().cpu()
+
+
+def camera_vector(c2w: Tensor) -> Tensor:
+    """(B,4,4) camera-to-world (OpenGL axes, z up) -> (B,16): row-major, the translation scaled to length 1.
+
+    So the network sees directions only, neither distance nor field of view. ``c2w`` is left as it is.
+    """
+    unit = F.normalize(c2w[:, :3, 3:], dim=1, eps=1e-8)
+    top = torch.cat([c2w[:, :3, :3], unit], dim=2)
+    return torch.cat([top, c2w[:, 3:]], dim=1).flatten(1)
+
+
+def script_poses(
+    n: int, elevation: float = 15, azimuth_start: float = 90, azimuth_span: float = 360, blender: bool = True
+) -> Tensor:
+    """(n,4,4) poses on the unit sphere in the convention of MVDream's image script, angles in degrees.
+
+    Azimuths are start + i span / n. The script's azimuth 90 is azimuth 0 (front, +x) of threedgen.geometry.cameras.
+    ``blender`` False leaves the script's own world (y up), on which the network was not trained.
+    """
+    azimuth = torch.deg2rad(azimuth_start + torch.arange(n, dtype=torch.float64) * azimuth_span / n)
+    height = torch.full_like(azimuth, math.radians(elevation))
+    flat, zero, one = height.cos(), torch.zeros_like(azimuth), torch.ones_like(azimuth)
+    back = torch.stack([flat * azimuth.sin(), height.sin(), flat * azimuth.cos()], dim=1)
+    right = torch.stack([azimuth.cos(), zero, -azimuth.sin()], dim=1)
+    axes = torch.stack([right, torch.linalg.cross(back, right), back, back], dim=2)
+    last = torch.stack([zero, zero, zero, one], dim=1)[:, None]
+    c2w = torch.cat([axes, last], dim=1).float()
+    return opengl_to_blender(c2w) if blender else c2w
+
+
+def script_cameras(
+    n: int, elevation: float = 15, azimuth_start: float = 90, azimuth_span: float = 360, blender: bool = True
+) -> Tensor:
+    """(n,16) camera vectors of ``script_poses``."""
+    return camera_vector(script_poses(n, elevation, azimuth_start, azimuth_span, blender))

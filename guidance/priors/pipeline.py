@@ -1,0 +1,169 @@
+"""The multi-view prior as a diffusers pipeline: for whoever knows diffusers, and for the sampling configs.
+
+    pipe = MVDreamPipeline.from_pretrained("folder or hub id", dtype=torch.float16).to("cuda")
+    pipe = MVDreamPipeline.from_single_file("sd-v2.1-base-4view.pt")        the authors' files
+    images = pipe("an astronaut riding a horse, 3d asset", guidance_scale=10.0).images
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from threedgen.geometry.cameras import orbit
+from threedgen.guidance import diffusion
+from threedgen.guidance.draft import Draft
+from threedgen.guidance.dtypes import DTYPES
+from threedgen.guidance.multiview.joined import make_multiview
+
+from .mvdream import MVDream, camera_vector
+
+
+@dataclass
+class MVDreamPipelineOutput(BaseOutput):
+    """Pictures of one prompt after another, the views of an object consecutive: PIL, (n,H,W,3) or (n,3,H,W)."""
+
+    images: list[Image.Image] | np.ndarray | Tensor
+
+
+class MVDreamPipeline(DiffusionPipeline):
+    """Text to views of one object (MVDream, arXiv 2308.16512), on stock diffusers networks.
+
+    The parts are those of a Stable Diffusion folder, so files are shared with it, and the scheduler may be any of
+    diffusers. Its methods work as ever: `save_pretrained`, `to`, `enable_model_cpu_offload`, `progress_bar`.
+    """
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+    draft: Any
+    model_cpu_offload_seq: Any = "text_encoder->draft->unet->vae"
+    _optional_components = ["draft"]
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: Any,
+        scheduler: Any,
+        draft: Draft | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            unet=make_multiview(unet), vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler,
+            draft=draft,
+        )  # fmt: skip
+        self.precision: str | None = None
+        """In what the UNet computes, with weights in float32: see MVDreamConfig.dtype. None: as its weights are."""
+        self.image_size: int | None = None
+        """Pixels a side; None: what the UNet was trained at."""
+
+    @classmethod
+    def from_single_file(cls, weights: str, tokenizer: str | None = None) -> MVDreamPipeline:
+        """From anything that `prior.weights` takes, such as the authors' checkpoints. Raises ConfigError."""
+        return MVDream.load(weights, dtype="fp32", tokenizer=tokenizer).pipeline()
+
+    @property
+    def prior(self) -> MVDream:
+        """The same networks as the other parts of this package see them."""
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        made = MVDream(
+            self.unet, self.vae, self.text_encoder, self.tokenizer,
+            diffusion.Schedule.from_diffusers(self.scheduler.config), self.draft, self.image_size,
+            dtype=self.precision or names[self.unet.dtype], device=None,
+        )  # fmt: skip
+        made.device = torch.device(self._execution_device)
+        return made
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str = "",
+        n_view: int = 4,
+        elevation: float = 15.0,
+        azimuth: float = 0.0,
+        c2w: Tensor | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 10.0,
+        eta: float = 0.0,
+        generator: torch.Generator | None = None,
+        latents: Tensor | None = None,
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+    ) -> MVDreamPipelineOutput | tuple[Any]:
+        """Draw `n_view` views of each prompt.
+
+        Args:
+            prompt: one object or several; each is drawn by itself.
+            negative_prompt: what to stay away from, for all of them.
+            n_view: views around the object, equally spaced; 0: one picture each from the 2D model.
+            elevation, azimuth: degrees, of all views and of the first one; azimuth 0 is the front.
+            c2w: poses (n,4,4) instead of these, OpenGL axes, z up; only their directions count.
+            num_inference_steps, eta: as the scheduler takes them.
+            guidance_scale: s of eps_u + s (eps_c - eps_u).
+            generator: of the start and of eta's noise; one on the CPU gives the same start everywhere.
+            latents: a start (prompts x views, 4, h, w) instead of noise.
+            output_type: "pil", "np" (n,H,W,3) in [0,1], "pt" (n,3,H,W) in [0,1], or "latent".
+            callback_on_step_end: called as f(pipeline, k, t, {"latents": ...}); what it returns replaces them.
+
+        Raises ValueError for no prompt, fewer than 0 views, or an unknown output_type.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts or n_view < 0 or output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"there is nothing to draw: {len(prompts)} prompts, n_view {n_view} as {output_type!r}")
+        prior = self.prior
+        poses = _poses(n_view, elevation, azimuth) if c2w is None else c2w
+        views = 1 if poses is None else len(poses)
+        camera = None if poses is None else camera_vector(poses.to(prior.device).float()).repeat(len(prompts), 1)
+        text = prior.encode_prompt([*prompts, *[negative_prompt] * len(prompts)]).chunk(2)
+        shape = (len(prompts) * views, self.unet.config["out_channels"], *[prior.image_size // prior.factor] * 2)
+        if latents is None:
+            latents = diffusion.fresh_noise(torch.empty(shape, device=prior.device), generator)
+        self.scheduler.set_timesteps(num_inference_steps, device=prior.device)
+        x = latents.to(prior.device, torch.float32) * self.scheduler.init_noise_sigma
+        network = diffusion.guided(prior.network, guidance_scale)
+        takes = inspect.signature(self.scheduler.step).parameters
+        more = {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in takes}
+        for k, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            # a grid of as many steps as there are timesteps ends one behind the table
+            known = t.clamp(max=prior.schedule.T - 1)
+            output = network(self.scheduler.scale_model_input(x, t), known.expand(len(x)), text, camera, views)
+            x = self.scheduler.step(output, known, x, **more).prev_sample
+            if callback_on_step_end is not None:
+                x = (callback_on_step_end(self, k, t, {"latents": x}) or {}).get("latents", x)
+        images = x if output_type == "latent" else _images(prior.decode_latents(x).float().cpu(), output_type)
+        self.maybe_free_model_hooks()
+        return MVDreamPipelineOutput(images=images) if return_dict else (images,)
+
+
+def _poses(n_view: int, elevation: float, azimuth: float) -> Tensor | None:
+    """(n,4,4) around the object, angles in degrees; None for no view."""
+    if n_view == 0:
+        return None
+    return orbit(n_view, math.radians(elevation), 1.0, 1.0, 1, 1, azimuth=math.radians(azimuth)).c2w
+
+
+def _images(pictures: Tensor, output_type: str) -> Any:
+    """(n,H,W,3) on the CPU in the form that was asked for."""
+    if output_type == "pt":
+        return pictures.permute(0, 3, 1, 2)
+    array = pictures.numpy()
+    return array if output_type == "np" else DiffusionPipeline.numpy_to_pil(array)

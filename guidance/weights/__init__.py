@@ -1,0 +1,1 @@
+"""The files of priors: found, read without trust, converted, written."""

@@ -1,0 +1,256 @@
+"""The networks of a prior from files, and back: diffusers folders, and single files of the ldm code base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from diffusers import __version__
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from threedgen.config import ConfigError
+from threedgen.guidance.diffusion import Schedule
+from threedgen.guidance.draft import Draft
+
+from . import clip_keys, ldm_keys, loading, reading, tokens
+from .known_checkpoints import LATENT_SIZE
+from .writing import save_tensors, whole_folder, write_json
+
+if TYPE_CHECKING:
+    from threedgen.guidance.priors.mvdream import MVDream
+
+SD_LATENT_SIZE = 64  # Stable Diffusion 1 and 2-base: 512 pixels
+
+
+class Components(NamedTuple):
+    """What a prior consists of."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: Any
+    schedule: Schedule
+    draft: Draft | None = None
+
+
+def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Components:
+    """Frozen networks on the CPU from anything that ``loading.locate`` finds. Raises ConfigError."""
+    path = loading.locate(weights)
+    found = load_folder(path, tokenizer) if path.is_dir() else load_file(path, tokenizer)
+    if camera and found.unet.class_embedding is None:
+        raise ConfigError(
+            f"weights: {weights!r} has no camera branch, so it is not a multi-view model but a 2D one"
+        )
+    return found
+
+
+def load_folder(path: Path, tokenizer: str | None = None) -> Components:
+    """A folder in diffusers format."""
+    loading.check_folder(path)
+    reading.check_sums(path)
+    if tokenizer is None:
+        words = tokens.read_tokenizer(path / "tokenizer")
+    else:
+        words = tokens.clip_tokenizer(tokenizer, open_clip=False)
+    schedule = read_schedule(path)
+    return Components(
+        read_unet(path), read_vae(path), read_text_encoder(path), words, schedule, read_draft(path)
+    )
+
+
+def read_schedule(path: Path) -> Schedule:
+    """The noise schedule of a diffusers folder."""
+    try:
+        return Schedule.from_diffusers(reading.read_json(path / "scheduler" / "scheduler_config.json"))
+    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
+        reason = str(error).split("\n")[0][:120]
+        raise ConfigError(f"{path / 'scheduler'}: {reason}") from None
+
+
+def load_file(path: Path, tokenizer: str | None = None) -> Components:
+    """A single-file checkpoint of the ldm code base, such as MVDream's own two."""
+    parts = ldm_keys.split_checkpoint(reading.read_tensors(path))
+    text = "open_clip" if "open_clip" in parts else "clip"
+    for part in ("unet", "vae", text):
+        if part not in parts:
+            prefix = ldm_keys.PARTS[part]
+            raise ConfigError(f"{path} is no checkpoint of MVDream's kind: it has no tensor named {prefix}...")
+    converted = ldm_keys.convert_unet(parts["unet"])
+    unet = make_unet(with_size(converted.config), converted.tensors)
+    vae = make_vae(*vars(ldm_keys.convert_vae(parts["vae"])).values())
+    convert = clip_keys.convert_open_clip if text == "open_clip" else clip_keys.convert_clip
+    encoder = make_text_encoder(*vars(convert(parts[text])).values())
+    words = tokens.clip_tokenizer(tokenizer, open_clip=text == "open_clip")
+    return Components(unet, vae, encoder, words, Schedule.scaled_linear())
+
+
+def read_unet(path: Path) -> UNet2DConditionModel:
+    """The UNet of a diffusers folder; ports of MVDream that keep ldm's network and names are converted."""
+    config, tensors = read_part(path / "unet")
+    if "input_blocks.0.0.weight" in tensors:
+        converted = ldm_keys.convert_unet(tensors)
+        return make_unet(with_size(converted.config), converted.tensors)
+    expect(config, "_class_name", "UNet2DConditionModel", path / "unet")
+    return make_unet(config, tensors)
+
+
+def with_size(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of an ldm UNet with the size that it was trained at, which its file does not say."""
+    return {**config, "sample_size": LATENT_SIZE if "class_embed_type" in config else SD_LATENT_SIZE}
+
+
+def read_vae(path: Path) -> AutoencoderKL:
+    config, tensors = read_part(path / "vae")
+    expect(config, "_class_name", "AutoencoderKL", path / "vae")
+    return make_vae(config, {old_vae_name(name): tensor for name, tensor in tensors.items()})
+
+
+def read_text_encoder(path: Path) -> CLIPTextModel:
+    config, tensors = read_part(path / "text_encoder")
+    expect(config, "model_type", "clip_text_model", path / "text_encoder")
+    return make_text_encoder(config, clip_keys.short_names(tensors))
+
+
+def read_draft(path: Path) -> Draft | None:
+    """The first guess of an embedded prior; None if the folder has none."""
+    if not (path / "draft").is_dir():
+        return None
+    config, tensors = read_part(path / "draft")
+    expect(config, "_class_name", "Draft", path / "draft")
+    return reading.fill(lambda: Draft.from_config(config), tensors, "draft")
+
+
+def read_part(part: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors (of all shards) of one part of a diffusers folder."""
+    tensors: dict[str, Tensor] = {}
+    for file in loading.tensor_files(part):
+        tensors |= reading.read_tensors(file)
+    return reading.read_json(part / "config.json"), tensors
+
+
+def expect(config: Mapping[str, Any], key: str, value: str, part: Path) -> None:
+    if config.get(key) != value:
+        raise ConfigError(f"{part}: config.json describes a {str(config.get(key))[:60]!r}, not a {value}")
+
+
+def old_vae_name(name: str) -> str:
+    """Folders written by diffusers before 0.15 name the layers of the VAE's attention as here on the left."""
+    for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
+        name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+    return name
+
+
+def make_unet(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> UNet2DConditionModel:
+    bounded(config, tensors, "UNet")
+    return reading.fill(lambda: UNet2DConditionModel.from_config(config), tensors, "UNet")
+
+
+def make_vae(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> AutoencoderKL:
+    bounded(config, tensors, "VAE")
+    return reading.fill(lambda: AutoencoderKL.from_config(config), tensors, "VAE")
+
+
+def make_text_encoder(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> CLIPTextModel:
+    bounded(config, tensors, "text encoder")
+    return reading.fill(lambda: CLIPTextModel(CLIPTextConfig.from_dict(config)), tensors, "text encoder")
+
+
+def bounded(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuses a config with more layers than there are tensors: building it would take for ever."""
+    keys = ("layers_per_block", "num_hidden_layers", "transformer_layers_per_block")
+    for key in keys:
+        values = config.get(key)
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, int) and value > len(tensors):
+                raise ConfigError(
+                    f"the config of the {what} does not belong to its weights: {key} is {value}"
+                )
+
+
+def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, draft: Any = None) -> None:
+    """Raises ConfigError unless the parts fit each other."""
+    features = ("features per token of the text encoder", text_encoder.config.hidden_size)
+    latents, inputs = vae.config.latent_channels, vae.config.latent_channels
+    pairs = [(*features, "text features that the UNet takes", unet.config.cross_attention_dim)]
+    if draft is not None:
+        inputs += draft.config.latent_channels
+        pairs += [(*features, "text features that the draft takes", draft.config.text_width)]
+        pairs += [("latents per side of the UNet", unet.config.sample_size, "of the draft", draft.config.size)]
+    pairs += [
+        ("channels of the VAE's latents" + " and the draft" * (draft is not None), inputs,
+         "channels that the UNet takes", unet.config.in_channels),
+        ("channels of the VAE's latents", latents, "channels that the UNet gives", unet.config.out_channels),
+    ]  # fmt: skip
+    for left, a, right, b in pairs:
+        if a != b:
+            raise ConfigError(f"the parts of the prior do not fit: {a} {left}, {b} {right}")
+    if len(tokenizer) > text_encoder.config.vocab_size:
+        known = text_encoder.config.vocab_size
+        raise ConfigError(f"the tokenizer has {len(tokenizer)} words, the text encoder only {known}")
+
+
+def save(prior: MVDream, folder: Path) -> None:
+    """Writes a diffusers folder with float16 tensors and SHA256SUMS, complete or not at all.
+
+    Raises ConfigError if ``folder`` holds something else, or a weight does not fit into float16.
+    """
+    with whole_folder(folder, "model_index.json") as part:
+        prior.unet.save_config(part / "unet")
+        prior.vae.save_config(part / "vae")
+        prior.text_encoder.config.save_pretrained(part / "text_encoder")
+        prior.tokenizer.save_pretrained(part / "tokenizer")
+        save_tensors(prior.unet, part / "unet" / "diffusion_pytorch_model.safetensors")
+        if prior.draft is not None:
+            prior.draft.save_config(part / "draft")
+            save_tensors(prior.draft, part / "draft" / "diffusion_pytorch_model.safetensors")
+        save_tensors(prior.vae, part / "vae" / "diffusion_pytorch_model.safetensors")
+        # The prefix is what transformers 4 and the folders on the hub have; transformers 5 reads both.
+        save_tensors(prior.text_encoder, part / "text_encoder" / "model.safetensors", "text_model.")
+        write_json(part / "scheduler" / "scheduler_config.json", scheduler_config(prior.schedule))
+        write_json(part / "model_index.json", model_index(prior))
+
+
+def scheduler_config(schedule: Schedule) -> dict[str, Any]:
+    """The DDIM scheduler of diffusers that samples like ours; unusual betas are listed one by one."""
+    known = {
+        "scaled_linear": (0.00085, 0.012, Schedule.scaled_linear(T=schedule.T)),
+        "linear": (0.0001, 0.02, Schedule.linear(T=schedule.T)),
+    }
+    same = [name for name, found in known.items() if torch.equal(found[2].betas, schedule.betas.cpu())]
+    name = same[0] if same else "scaled_linear"
+    return {
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": __version__,
+        "beta_start": known[name][0],
+        "beta_end": known[name][1],
+        "beta_schedule": name,
+        "trained_betas": None if same else schedule.betas.tolist(),
+        "num_train_timesteps": schedule.T,
+        "prediction_type": schedule.prediction,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+    }
+
+
+def model_index(prior: MVDream) -> dict[str, Any]:
+    """Lets diffusers' own pipelines find the parts, and ``MVDreamPipeline`` the draft."""
+    draft = {} if prior.draft is None else {"draft": [type(prior.draft).__module__, type(prior.draft).__name__]}
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": __version__,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", type(prior.tokenizer).__name__],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    } | draft

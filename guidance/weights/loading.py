@@ -1,0 +1,276 @@
+"""Finding the files of a prior: embedded, in a folder, in one file, on the hub or in the hub's cache.
+
+``check`` is cheap (paths, first bytes, no torch), so that a long run can ask before it starts. All functions
+raise ConfigError, one sentence that says what is missing and how to get it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlparse
+
+from threedgen import folder
+from threedgen.config import ConfigError
+from threedgen.config.errors import AbsentWeights
+from threedgen.guidance.options import PARTS
+
+from .reading import read_json, sha256, sha256_of_files, sniff
+
+Parts = tuple[str, ...]
+
+EMBEDDED = "toybox-prior"
+ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
+PERSONALISATION = "threedgen personalisation 1"
+RUNS_NOW = "the config mvdream-toybox runs without a download"
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+
+
+def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> None:
+    """Raises ConfigError when ``weights`` (see ``locate``) plainly cannot be loaded; reads no tensor.
+
+    ``wanted``: the parts of a diffusers folder that have to be there, here and below. Of an id on the hub that is
+    not in the local cache, one small file is fetched.
+    """
+    path = local(weights)
+    if path is None:
+        repo, name = hub_name(weights)
+        if name not in ORIGINALS:
+            hub_file(repo, name)
+        elif cached(repo, name) is None and not reachable():
+            raise absent(weights, repo, name)
+    elif path.is_dir():
+        check_folder(path, wanted)
+    else:
+        sniff(path)
+    if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
+        raise ConfigError(f"tokenizer: there is no folder {tokenizer!r}")
+
+
+def personalisation_card(path: Path | str) -> dict[str, str]:
+    """What the file of a personalised prior says of itself; no tensor is read."""
+    from safetensors import SafetensorError, safe_open
+
+    make = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
+    try:
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"personalisation: there is no file {str(path)[:120]!r}; {make}")
+        with safe_open(path, "np") as file:
+            card = file.metadata() or {}
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).split("\n")[0][:80]
+        raise ConfigError(f"personalisation: {str(path)[:120]!r} cannot be read ({reason}); {make}") from None
+    if card.get("format") != PERSONALISATION:
+        raise ConfigError(f"personalisation: {path} is not of the format {PERSONALISATION!r}; {make}")
+    return card
+
+
+def locate(weights: str, wanted: Parts = PARTS) -> Path:
+    """The local folder or file that ``weights`` names; what is only on the hub is downloaded into the hub's
+    cache.
+
+    ``weights``: "embedded", a folder in diffusers format, a single-file checkpoint, the bare name of an
+    original MVDream checkpoint, or a hub id "owner/name".
+    """
+    path = local(weights)
+    if path is not None:
+        return path
+    repo, name = hub_name(weights)
+    return hub_folder(repo, wanted) if name == "model_index.json" else hub_file(repo, name)
+
+
+def awaited(weights: str) -> bool:
+    """Is it one of the released checkpoints, and not on this machine yet?"""
+    return weights in ORIGINALS and local(weights) is None and cached(*hub_name(weights)) is None
+
+
+def describe(weights: str, wanted: Parts = PARTS, fetch: bool = True) -> str:
+    """`PATH (SIZE, SHA-256 DIGEST)` of ``weights``, which are fetched first if they are only on the hub.
+
+    fetch False: of a released checkpoint that is not here it is said only that, and how to get it. The digest of a
+    folder is that of the lines which sha256sum prints for its files of tensors, part by part.
+    """
+    if not fetch and awaited(weights):
+        return f"{weights}, not on this machine yet; `hf download {ORIGINALS[weights]} {weights}` fetches it"
+    path, files = locate(weights, wanted), []
+    if path.is_file():
+        files = [path]
+    else:
+        files = [file for part in parts(path, wanted) for file in tensor_files(path / part)]
+    digest = sha256(path) if path.is_file() else sha256_of_files(files, path)
+    return f"{path} ({sum(file.stat().st_size for file in files) / 1e9:.2f} GB, SHA-256 {digest})"
+
+
+def local(weights: str) -> Path | None:
+    """The existing folder or file, None for something on the hub, ConfigError for anything else."""
+    if weights == "embedded":
+        path = folder("weights") / EMBEDDED
+        if not path.is_dir():
+            raise ConfigError("weights: this installation lacks the embedded prior; reinstall threedgen")
+        return path
+    try:
+        path = Path(weights).expanduser()
+        exists = path.exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, an unknown ~user
+        raise ConfigError(f"weights: {weights[:80]!r} is not a path") from None
+    if exists:
+        return path
+    if weights in ORIGINALS or is_hub_id(weights):
+        return None
+    name = path.name
+    fetch = f"; `hf download {ORIGINALS[name]} {name}` fetches it from the hub" if name in ORIGINALS else ""
+    raise ConfigError(f"weights: there is no file or folder {weights!r}{fetch}; {RUNS_NOW}")
+
+
+def is_hub_id(name: str) -> bool:
+    """Is it of the form owner/name, and not rather the path of a file?"""
+    form = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
+    return (
+        bool(form)
+        and len(name) <= 96
+        and not re.search(r"--|\.\.|[.-]$|[.-]/", name)
+        and not name.endswith(WEIGHT_SUFFIXES)
+    )
+
+
+def hub_name(weights: str) -> tuple[str, str]:
+    """(repository, file that must be there) on the hub."""
+    return (ORIGINALS[weights], weights) if weights in ORIGINALS else (weights, "model_index.json")
+
+
+def cached(repo: str, name: str) -> Path | None:
+    """A file of the hub that is already on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(repo, name)
+    except ValueError:  # the hub's own rules for ids
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def reachable() -> bool:
+    """May the hub be asked? Its own library would retry for half a minute to find out that it cannot."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    try:
+        socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+def absent(weights: str, repo: str, name: str, why: str = "the hub cannot be reached") -> ConfigError:
+    """Says what is missing, how to get it, and what runs without it."""
+    what = f"{name} of {repo}" if name in ORIGINALS else repo
+    file = f" {name}" if name in ORIGINALS else ""
+    kind = AbsentWeights if name in ORIGINALS else ConfigError
+    return kind(
+        f"weights: {weights!r} is neither a file or folder here nor in the hub's cache, and {why}; where "
+        f"there is a network, `hf download {repo}{file}` fetches {what}, then give its path; {RUNS_NOW}"
+    )
+
+
+def hub_file(repo: str, name: str) -> Path:
+    """A file of the hub, from the cache if it is there."""
+    found = cached(repo, name)
+    if found is not None:
+        return found
+    weights = name if name in ORIGINALS else repo
+    if not reachable():
+        raise absent(weights, repo, name)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, name))
+    except Exception as error:  # a dozen kinds: no such repository or file, gated, connection, disk
+        raise absent(weights, repo, name, f"the download failed ({type(error).__name__})") from None
+
+
+def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
+    """A diffusers folder of the hub: only what is read here (no second copies in other formats or
+    precisions).
+    """
+    found = cached(repo, "model_index.json")
+    if found is not None and complete(found.parent, needed):
+        return found.parent
+    if not reachable():
+        raise absent(repo, repo, "model_index.json")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["model_index.json", "scheduler/*", "tokenizer/*", "draft/*"]
+    wanted += [f"{part}/config.json" for part in needed]
+    tensors = [f"{part}/*model*.safetensors*" for part in needed], [f"{part}/*model*.bin*" for part in needed]
+    try:
+        for files in tensors:
+            path = Path(
+                snapshot_download(repo, allow_patterns=wanted + files, ignore_patterns=["*fp16*", "*ema*"])
+            )
+            if complete(path, needed):
+                return path
+    except Exception as error:
+        raise absent(
+            repo, repo, "model_index.json", f"the download failed ({type(error).__name__})"
+        ) from None
+    raise ConfigError(
+        f"weights: {repo!r} on the hub is not a folder in diffusers format with {', '.join(needed)}"
+    )
+
+
+def complete(path: Path, wanted: Parts = PARTS) -> bool:
+    """Does the folder hold all that is needed?"""
+    try:
+        check_folder(path, wanted)
+    except ConfigError:
+        return False
+    return True
+
+
+def check_folder(path: Path, wanted: Parts = PARTS) -> None:
+    """Raises ConfigError unless every part has a config and readable-looking tensors."""
+    for part in parts(path, wanted):
+        read_json(path / part / "config.json")
+        for file in tensor_files(path / part):
+            sniff(file)
+    read_json(path / "scheduler" / "scheduler_config.json")
+    if not (path / "tokenizer").is_dir():
+        raise ConfigError(f"{path} has no folder 'tokenizer'")
+
+
+def ready_tokenizer(path: Path) -> bool:
+    """Has the folder, or its sub-folder, a tokenizer that needs no other package to be read?"""
+    return any((path / inside / "tokenizer.json").is_file() for inside in ("tokenizer", "."))
+
+
+def parts(path: Path, wanted: Parts = PARTS) -> Parts:
+    """The parts of a diffusers folder that hold tensors: a draft only where there is one."""
+    return (*wanted, "draft") if (path / "draft").is_dir() else wanted
+
+
+def tensor_files(part: Path) -> list[Path]:
+    """The files with the tensors of one part of a diffusers folder; an index file lists shards."""
+    for suffix in (".safetensors", ".fp16.safetensors", ".bin"):
+        for stem in WEIGHT_NAMES:
+            if (part / (stem + suffix)).is_file():
+                return [part / (stem + suffix)]
+            index = part / f"{stem}{suffix}.index.json"
+            if index.is_file():
+                return list(shards(index))
+    raise ConfigError(f"{part} has no weights: neither {WEIGHT_NAMES[0]}.safetensors nor model.safetensors")
+
+
+def shards(index: Path) -> Iterator[Path]:
+    table = read_json(index).get("weight_map")
+    names = list(table.values()) if isinstance(table, dict) else []
+    if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names):
+        raise ConfigError(f"{index} is damaged: its weight_map does not name files")
+    yield from (index.parent / name for name in sorted(set(names)))

@@ -1,0 +1,1 @@
+"""Fields: what is where, and what colour it has."""

@@ -1,0 +1,184 @@
+"""Instant-NGP as a field: an encoding of the point, then small MLPs for density and features.
+
+State-dict names beside those of the reference implementation (threestudio's "implicit-volume"):
+`density_mlp.` is its `density_network.`, `feature_mlp.` its `feature_network.`; what follows
+(`layers.0.weight`, `layers.2.weight`, ...) is the same. `encoding.table` is tiny-cuda-nn's flat parameter
+vector, reshaped to (entries, F).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from threedgen.config import at, registry
+from threedgen.representations.base import Representation
+from threedgen.representations.hashgrid.encoding import position_gradient
+from threedgen.representations.options import NGPConfig
+
+from .mlp import MLP
+
+
+def exp_linear(x: Tensor) -> Tensor:
+    """exp(x), continued from x = 15 on by its tangent, so that neither value nor gradient can overflow."""
+    return torch.exp(x.clamp(max=15)) * (1 + F.relu(x - 15))
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softplus": F.softplus,
+    "exp": exp_linear,
+    "relu": F.relu,
+}
+
+
+def blob_magic3d(x: Tensor, scale: float, std: float) -> Tensor:
+    """scale (1 - |x|/std), (N,), for x (N, 3): a cone (Lin et al. 2023, "Magic3D")."""
+    return scale * (1 - torch.linalg.vector_norm(x, dim=-1) / std)
+
+
+def blob_dreamfusion(x: Tensor, scale: float, std: float) -> Tensor:
+    """scale exp(-|x|^2 / (2 std^2)), (N,), for x (N, 3): a bell (Poole et al. 2022, "DreamFusion")."""
+    return scale * torch.exp(-0.5 * x.square().sum(dim=-1) / std**2)
+
+
+BLOBS = {"blob_magic3d": blob_magic3d, "blob_dreamfusion": blob_dreamfusion}
+
+
+def finite_difference_normal(
+    density: Callable[[Tensor], Tensor], x: Tensor, eps: float, radius: float, central: bool = True
+) -> Tensor:
+    """Outward unit normals (N, 3) from differences of `density` between x + eps and x - eps, or x.
+
+    Points are clamped to the cube [-radius, radius]^3. 0 where the density is constant.
+    """
+    steps = eps * torch.eye(3, device=x.device, dtype=x.dtype)
+    steps = torch.cat([steps, -steps]) if central else steps
+    around = (x[:, None, :] + steps).clamp(-radius, radius)
+    values = density(around.reshape(-1, 3)).view(len(x), -1)
+    rise = values[:, :3] - (values[:, 3:] if central else density(x)[:, None])
+    return -F.normalize(rise / eps, dim=-1)
+
+
+class EncodedField(Representation):
+    """What fields share: a cube [-radius, radius]^3, an encoding of its points, and how many of its levels count."""
+
+    used_levels: Tensor | None
+
+    def __init__(self, options: Any, generator: torch.Generator | None, encoding: nn.Module | None = None) -> None:
+        super().__init__()
+        self.options = o = options
+        self.encoding: Any = encoding or registry.build("encoding", o.encoding, generator=generator)
+        self.register_buffer("used_levels", None if o.levels is None else torch.tensor(int(at(o.levels, 0, 1))))
+
+    def at_step(self, step: int, max_steps: int | None = None) -> None:
+        """Lets as many levels of the encoding count as the option `levels` says for this step."""
+        if self.used_levels is not None:
+            self.used_levels.fill_(int(at(self.options.levels, step, max_steps)))
+
+    def _unit(self, x: Tensor) -> Tensor:
+        return (x + self.options.radius) / (2 * self.options.radius)
+
+    def _coarse(self, encoded: Tensor) -> Tensor:
+        """Zeros in place of the levels that do not count yet (Li et al. 2023, "Neuralangelo", section 3.2)."""
+        if self.used_levels is None:
+            return encoded
+        level = torch.arange(encoded.shape[1], device=encoded.device) // self.options.encoding.n_features
+        return encoded * (level < self.used_levels)
+
+
+class NGP(EncodedField):
+    """Density and features of points in [-radius, radius]^3 (Mueller et al. 2022).
+
+    sigma = density_scale * activation(mlp(encoding) + blob(x) + density_bias); features are raw, a material
+    turns them into colours. With `shared_mlp`, `density_mlp` gives both (first output: density) and there
+    is no `feature_mlp`. `generator` (CPU) draws the initial parameters; `encoding`, any module with
+    `output_dim`, replaces the option's.
+    """
+
+    def __init__(
+        self,
+        options: NGPConfig | None = None,
+        generator: torch.Generator | None = None,
+        encoding: nn.Module | None = None,
+    ) -> None:
+        super().__init__(options or NGPConfig(), generator, encoding)
+        o = self.options
+        outputs = 1 + o.n_features if o.shared_mlp else 1
+        inputs = self.encoding.output_dim
+        self.density_mlp = MLP(inputs, outputs, o.width, o.hidden_layers, generator)
+        self.feature_mlp = None
+        if not o.shared_mlp:
+            layers = o.feature_hidden_layers or o.hidden_layers
+            self.feature_mlp = MLP(inputs, o.n_features, o.width, layers, generator)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N, 3) -> sigma (N,), features (N, n_features)."""
+        raw, features = self._heads(self.encoding(self._unit(x)))
+        return self._sigma(raw, x), features
+
+    def density(self, x: Tensor) -> Tensor:
+        """x (N, 3) -> sigma (N,); the features are not computed."""
+        return self._sigma(self.density_mlp(self._coarse(self.encoding(self._unit(x))), n_out=1)[:, 0], x)
+
+    def normal(self, x: Tensor, create_graph: bool | None = None) -> Tensor:
+        """Outward unit normals (N, 3), see `with_normal`."""
+        return self.with_normal(x, create_graph)[2]
+
+    def with_normal(self, x: Tensor, create_graph: bool | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (N, 3) -> sigma (N,), features (N, n_features), outward unit normals (N, 3).
+
+        How normals are found is the option `normal`.
+        Normals are -grad(sigma)/|grad(sigma)|, 0 where the gradient is 0. They are differentiable in the
+        parameters if `create_graph` (default: if grad mode is on); analytic ones take x as constant.
+        """
+        create_graph = torch.is_grad_enabled() if create_graph is None else create_graph
+        if self.options.normal == "analytic":
+            return self._with_analytic_normal(x.detach(), create_graph)
+        sigma, features = self(x)
+        o = self.options
+        with torch.set_grad_enabled(create_graph):
+            normal = finite_difference_normal(self.density, x, o.normal_eps, o.radius, o.normal == "central")
+        return sigma, features, normal
+
+    def _with_analytic_normal(self, x: Tensor, create_graph: bool) -> tuple[Tensor, Tensor, Tensor]:
+        training = torch.is_grad_enabled()
+        unit = self._unit(x)
+        encoded = self.encoding(unit)
+        with torch.enable_grad():
+            if not encoded.requires_grad:
+                encoded.requires_grad_()
+            raw, features = self._heads(encoded)
+            sigma = self._sigma(raw, x)
+            to_encoded, to_raw = torch.autograd.grad(
+                sigma.sum(), (encoded, raw), retain_graph=training, create_graph=create_graph
+            )
+        with torch.set_grad_enabled(create_graph):
+            gradient = position_gradient(self.encoding, unit, to_encoded) / (2 * self.options.radius)
+            normal = -F.normalize(gradient + to_raw[:, None] * self._blob_gradient(x), dim=-1)
+        return (sigma, features, normal) if training else (sigma.detach(), features.detach(), normal)
+
+    def _heads(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        encoded = self._coarse(encoded)
+        if self.feature_mlp is None:
+            both = self.density_mlp(encoded)
+            return both[:, 0], both[:, 1:]
+        return self.density_mlp(encoded)[:, 0], self.feature_mlp(encoded)
+
+    def _sigma(self, raw: Tensor, x: Tensor) -> Tensor:
+        o = self.options
+        if o.density_blob != "none":
+            raw = raw + BLOBS[o.density_blob](x, o.density_blob_scale, o.density_blob_std)
+        return o.density_scale * ACTIVATIONS[o.density_activation](raw + o.density_bias)
+
+    def _blob_gradient(self, x: Tensor) -> Tensor:
+        o = self.options
+        if o.density_blob == "none":
+            return torch.zeros_like(x)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            total = BLOBS[o.density_blob](leaf, o.density_blob_scale, o.density_blob_std).sum()
+        return torch.autograd.grad(total, leaf)[0]

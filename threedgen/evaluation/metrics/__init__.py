@@ -1,0 +1,1 @@
+"""Figures of any pictures: distributions, shares with intervals, ratings."""

@@ -1,0 +1,192 @@
+"""From what the probe saw of one object, and what was asked for, to a verdict; from many verdicts to figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threedgen.data.toybox.grammar import NOUNS, Spec
+from threedgen.data.toybox.world import Toybox
+from threedgen.evaluation.janus import fronts
+from threedgen.evaluation.metrics.figures import Share, in_order, majority, share
+from threedgen.geometry.images import to_uint8
+
+from .labels import Labels, labelled, spec_of
+from .probe import Probe, Seen, together
+
+FIGURES = {
+    "noun": "noun",
+    "colour": "colour of the noun",
+    "part": "the named part is there",
+    "part_absent": "an accessory that is not there is not seen",
+    "part_colour": "the named part has its colour",
+    "bound": "the named part is there in its colour",
+    "order": "viewing sides in the right order",
+    "each_side": "every view by itself shows its side",
+    "one_front": "one front only",
+    "side": "viewing side, single view",
+    "noun_single": "noun, single view",
+    "colour_single": "colour, single view",
+}
+"""Keys of a verdict's answers, and how a report calls them."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """About one object. ``answers``: key of FIGURES -> True, False, None (not applicable) or one of these for each
+    view; ``said``: the probe's own words; ``certainty``: mean log-probability of what was asked for, at most 0."""
+
+    answers: dict[str, Any]
+    said: dict[str, str]
+    certainty: float
+    fronts: int | None
+    azimuth_error: float | None
+
+    def plain(self) -> dict[str, Any]:
+        """For a report; its numbers to five digits, for the last ones depend on where in memory the pictures lay."""
+        return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+    def wrong(self, keys: Iterable[str]) -> list[str]:
+        return [key for key in keys if self.answers.get(key) is False]
+
+
+def judge(
+    views: Seen,
+    spec: Spec,
+    labels: Labels,
+    azimuth: np.ndarray | None = None,
+    vote: bool = False,
+    threshold: float = 0.5,
+) -> Verdict:
+    """Compare ``views`` of one object with ``spec``; what it leaves open is not judged.
+
+    ``azimuth`` (V,) radians: where the cameras stood, for the viewing sides. ``vote``: noun and colour by majority
+    of the views instead of their mean log-probability. ``threshold``: probability from which a part is seen.
+    """
+    seen = together(views)
+    pick: Callable[[Tensor], int] = (lambda x: majority(x.numpy())) if vote else (lambda x: int(x.mean(0).argmax()))
+    noun, wanted = pick(views.noun), labels.nouns.index(spec.noun)
+    answers: dict[str, Any] = {"noun": noun == wanted, "noun_single": (views.noun.argmax(1) == wanted).tolist()}
+    said = {"noun": labels.nouns[noun]}
+    certainty = [float(seen.noun[wanted])]
+    colour = pick(views.colour)
+    said["colour"] = labels.colours[colour]
+    if spec.colour:
+        wanted = labels.colours.index(spec.colour)
+        answers |= {"colour": colour == wanted, "colour_single": (views.colour.argmax(1) == wanted).tolist()}
+        certainty.append(float(seen.colour[wanted]))
+    if spec.part:
+        word = labels.words.index(spec.part)
+        there, painted = float(seen.part[word]), int(seen.part_colour[word].argmax())
+        visible = there > threshold
+        said["part"] = f"{labels.colours[painted]} {spec.part}" if visible else f"no {spec.part}"
+        answers["part"] = visible
+        certainty.append(float(np.log(max(there, 1e-6))))
+        if spec.part_colour:
+            wanted = labels.colours.index(spec.part_colour)
+            answers |= {"part_colour": painted == wanted, "bound": visible and painted == wanted}
+            certainty.append(float(seen.part_colour[word, wanted]))
+    count, error = None, None
+    if azimuth is not None and NOUNS[spec.noun].front:
+        found, count, error = _sides(views, azimuth)
+        answers |= found
+    return Verdict(answers, said, float(np.mean(certainty)), count, error)
+
+
+def judge_pictures(
+    probe: Probe, pictures: np.ndarray, spec: Spec, azimuth: np.ndarray | None = None, vote: bool = False
+) -> Verdict:
+    """``judge`` what the probe sees in the views (V, H, W, 3) of one object, uint8 or floats in [0, 1]."""
+    views = probe.look(torch.from_numpy(to_uint8(pictures)).float() / 255)
+    return judge(views, spec, probe.labels, azimuth, vote, probe.threshold)
+
+
+def _sides(views: Seen, azimuth: np.ndarray) -> tuple[dict[str, Any], int, float]:
+    """Answers about the viewing sides, the number of fronts, and the mean error of the azimuth in degrees."""
+    look = fronts.read(views.side.exp().numpy(), azimuth)
+    answers: dict[str, Any] = {"side": list(look.right), "each_side": all(look.right)}
+    if len(azimuth) % 4 == 0:
+        answers["order"] = in_order(views.side.numpy(), azimuth)
+    if len(azimuth) >= 8:
+        answers["one_front"] = look.fronts == 1
+    away = views.azimuth.numpy() - azimuth
+    return answers, look.fronts, float(np.degrees(np.abs(np.angle(np.exp(1j * away)))).mean())
+
+
+def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
+    """The share of right answers for each key that was asked at all."""
+    figures = {}
+    for key in FIGURES:
+        answers: list[bool | None] = []
+        for verdict in verdicts:
+            answer = verdict.answers.get(key)
+            answers += answer if isinstance(answer, list) else [answer]
+        figures[key] = share(answers)
+    return {key: figure for key, figure in figures.items() if figure.total}
+
+
+def azimuth_error(verdicts: Sequence[Verdict]) -> float | None:
+    """Median over the objects of their mean azimuth error, degrees."""
+    errors = [verdict.azimuth_error for verdict in verdicts if verdict.azimuth_error is not None]
+    return float(np.median(errors)) if errors else None
+
+
+def own_accuracy(
+    probe: Probe, box: Toybox, indices: Sequence[int], n_view: int = 4, size: int = 128, chunk: int = 32
+) -> list[Verdict]:
+    """Verdicts on ground truth: samples of a toybox, rendered as ``box.view`` says, judged like anything else.
+
+    And of one accessory that an object could wear and does not: whether the probe sees it nevertheless.
+    """
+    verdicts = []
+    for start in range(0, len(indices), chunk):
+        assets, rgb, truth = labelled(box, indices[start : start + chunk], size, n_view, probe.labels)
+        views, azimuth = probe.look(torch.from_numpy(rgb)), truth.azimuth.numpy()
+        for k, asset in enumerate(assets):
+            part = slice(k * n_view, (k + 1) * n_view)
+            verdict = judge(views[part], spec_of(asset), probe.labels, azimuth[part], threshold=probe.threshold)
+            absent = [word for word in NOUNS[asset.noun].wears if word not in asset.labels]
+            if absent:
+                word = probe.labels.words.index(absent[asset.index % len(absent)])
+                verdict.answers["part_absent"] = float(together(views[part]).part[word]) <= probe.threshold
+            verdicts.append(verdict)
+    return verdicts
+
+
+def calibrate(probe: Probe, box: Toybox, indices: Sequence[int], n_view: int = 4, size: int = 128) -> float:
+    """The probability from which on an accessory should count as seen: then as many are missed as imagined.
+
+    In training most words are absent from most pictures, so the probe is shy; asked about a caption's word, it
+    should answer without that prejudice. Keeps what it finds in ``probe.threshold``.
+    """
+    present, absent = [], []
+    for start in range(0, len(indices), 32):
+        assets, rgb, truth = labelled(box, indices[start : start + 32], size, n_view, probe.labels)
+        seen = probe.look(torch.from_numpy(rgb)).part.unflatten(0, (-1, n_view)).amax(1)
+        shown = truth.seen.unflatten(0, (-1, n_view)).amax(1)
+        for k, asset in enumerate(assets):
+            for word in NOUNS[asset.noun].wears:
+                column = probe.labels.words.index(word)
+                if shown[k, column] == 1:
+                    present.append(float(seen[k, column]))
+                elif word not in asset.labels:
+                    absent.append(float(seen[k, column]))
+    probe.threshold = equal_error(present, absent)
+    return probe.threshold
+
+
+def equal_error(present: Sequence[float], absent: Sequence[float]) -> float:
+    """The threshold at which the share of ``present`` below equals the share of ``absent`` above it, as near as it
+    comes; 0.5 if either is empty."""
+    if not present or not absent:
+        return 0.5
+    here, gone = np.sort(present), np.sort(absent)
+    choices = np.unique([*here, *gone])
+    missed = np.searchsorted(here, choices, side="right") / len(here)
+    imagined = 1 - np.searchsorted(gone, choices, side="right") / len(gone)
+    return float(choices[np.abs(missed - imagined).argmin()])

@@ -1,0 +1,222 @@
+"""The probe: a small network that says what one picture of the toybox shows, used for nothing but measuring.
+
+It sees pixels only, never a caption. Answers for one object are put together from its views: mean
+log-probabilities for noun and colour; a part is there if any view shows it, and its colour is judged by the
+views in proportion to how surely they show it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from threedgen import folder
+from threedgen.config.errors import ConfigError
+from threedgen.run.folder import write_atomic
+
+from .labels import Labels
+from .options import ProbeNetworkConfig
+
+NAME = "toybox-probe"
+TRAIN = "train one with `launch.py --config train-toybox-probe`, which leaves it in RUN/probe"
+
+
+class Raw(NamedTuple):
+    """Unnormalised answers for B pictures: logits, and ``heading`` (B, 2) along (cos, sin) of the azimuth."""
+
+    noun: Tensor
+    colour: Tensor
+    seen: Tensor
+    part_colour: Tensor
+    side: Tensor
+    heading: Tensor
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Answers for V views, on the CPU: log-probabilities noun (V, N), colour (V, C), side (V, 4) and part_colour
+    (V, W, C); part (V, W) the probability that a part is visible; azimuth (V,) radians."""
+
+    noun: Tensor
+    colour: Tensor
+    part: Tensor
+    part_colour: Tensor
+    side: Tensor
+    azimuth: Tensor
+
+    def __getitem__(self, views: slice) -> Seen:
+        return Seen(*(value[views] for value in vars(self).values()))
+
+    def __len__(self) -> int:
+        return len(self.noun)
+
+
+class Together(NamedTuple):
+    """Answers for one object: log-probabilities noun (N,), colour (C,) and part_colour (W, C); part (W,)."""
+
+    noun: Tensor
+    colour: Tensor
+    part: Tensor
+    part_colour: Tensor
+
+
+def together(views: Seen) -> Together:
+    """What the views of one object say together."""
+    weight = views.part / views.part.sum(0).clamp(min=1e-6)
+    painted = (weight[..., None] * views.part_colour).sum(0)
+    return Together(views.noun.mean(0), views.colour.mean(0), views.part.amax(0), painted)
+
+
+def convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inner, outer, 3, stride, 1, bias=False), nn.BatchNorm2d(outer), nn.ReLU(inplace=True)
+    )
+
+
+class Residual(nn.Module):
+    """x + f(x) of two convolutions (He et al. 2015)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        last = nn.BatchNorm2d(width)
+        nn.init.zeros_(last.weight)
+        self.path = nn.Sequential(convolution(width, width), nn.Conv2d(width, width, 3, 1, 1, bias=False), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.path(x))
+
+
+class Probe(nn.Module):
+    """Four levels, each half the size; a map at a quarter of the picture on which each part word, and the object
+    itself, looks for its place; the colour is read there."""
+
+    def __init__(self, labels: Labels, options: ProbeNetworkConfig | None = None) -> None:
+        super().__init__()
+        self.labels, self.options = labels, options or ProbeNetworkConfig()
+        self.threshold = 0.5  # probability from which a part counts as seen; calibrated after training
+        a, b, c, d = self.options.channels
+        words, colours = len(labels.words), len(labels.colours)
+        self.stem = convolution(3, a, 2)
+        self.fine = nn.Sequential(convolution(a, b, 2), Residual(b))
+        self.middle = nn.Sequential(convolution(b, c, 2), Residual(c), Residual(c))
+        self.coarse = nn.Sequential(convolution(c, d, 2), Residual(d))
+        self.laterals = nn.ModuleList([nn.Conv2d(width, b, 1) for width in (b, c, d)])
+        self.place = nn.Conv2d(b, words + 1, 1)
+        self.paint = nn.Sequential(nn.Linear(b, b), nn.ReLU(), nn.Linear(b, colours))
+        self.there = nn.Parameter(0.1 * torch.randn(words, b))
+        self.whole = nn.Linear(2 * d, len(labels.nouns) + 4 + 2 + words)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # twice as fast on a CPU
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Raw:
+        """Pictures (B, 3, S, S) in [0, 1] -> answers, float32."""
+        x = ((x - 0.5) * 4).contiguous(memory_format=torch.channels_last)
+        fine = self.fine(self.stem(x))
+        middle = self.middle(fine)
+        coarse = self.coarse(middle)
+        levels = [lateral(y) for lateral, y in zip(self.laterals, (fine, middle, coarse), strict=True)]
+        features = F.relu(torch.stack([F.interpolate(y, size=fine.shape[-2:]) for y in levels]).sum(0))
+        places = self.place(features).flatten(2).float().softmax(-1)
+        found = torch.einsum("bwp,bcp->bwc", places.to(features.dtype), features.flatten(2))
+        colours = self.paint(found).float()
+        pooled = torch.cat([coarse.mean((2, 3)), coarse.amax((2, 3))], 1)
+        answers = self.whole(pooled).float()
+        noun, side, heading, seen = answers.split(
+            [len(self.labels.nouns), 4, 2, len(self.labels.words)], dim=1
+        )
+        seen = seen + (found[:, 1:].float() * self.there.float()).sum(-1)
+        return Raw(noun, colours[:, 0], seen, colours[:, 1:], side, heading)
+
+    @torch.no_grad()
+    def look(self, pictures: Tensor, chunk: int = 64) -> Seen:
+        """What pictures (V, H, W, 3) in [0, 1] of any size show, each for itself. Eval mode while it looks."""
+        device, training = next(self.parameters()).device, self.training
+        self.eval()
+        try:
+            raws = [self(prepare(part.to(device), self.options.image_size)) for part in pictures.split(chunk)]
+        finally:
+            self.train(training)
+        noun, colour, seen, part_colour, side, heading = (
+            torch.cat(parts).float().cpu() for parts in zip(*raws, strict=True)
+        )
+        return Seen(
+            noun.log_softmax(-1), colour.log_softmax(-1), seen.sigmoid(), part_colour.log_softmax(-1),
+            side.log_softmax(-1), torch.atan2(heading[:, 1], heading[:, 0]),
+        )  # fmt: skip
+
+    # -- files ------------------------------------------------------------------------------------------------
+    def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
+        """PATH.safetensors in float16, and beside it a .json with labels, sizes and ``about``. Raises OSError."""
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, save(tensors))
+        network = self.options.model_dump(mode="json")
+        card = {"labels": self.labels.plain(), "network": network, "threshold": self.threshold, **(about or {})}
+        write_atomic(path.with_suffix(".json"), json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, weights: str = "embedded", name: str = NAME) -> Probe:
+        """The probe of a file, or the embedded one of this ``name``, in eval mode on the CPU.
+
+        Raises ConfigError, one sentence, for what is no probe.
+        """
+        path = locate(weights, name)
+        card = read_card(path)
+        try:
+            probe = cls(Labels.from_plain(card["labels"]), ProbeNetworkConfig(**card["network"]))
+            probe.load_state_dict(load_file(path))  # which widens float16 to float32
+            probe.threshold = float(card.get("threshold", 0.5))
+        except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            reason = str(error).split("\n")[0][:120]
+            raise ConfigError(f"probe.weights: {path} is damaged or no probe ({reason}); {TRAIN}") from None
+        known, needed = probe.labels.plain(), Labels.of_toybox().plain()
+        if unknown := [word for kind in needed for word in needed[kind] if word not in known[kind]]:
+            words = ", ".join(unknown[:5])
+            raise ConfigError(f"probe.weights: {path} was trained on an older toybox, without {words}; {TRAIN}")
+        return probe.eval().requires_grad_(False)
+
+
+def prepare(pictures: Tensor, size: int) -> Tensor:
+    """Square pictures (V, H, W, 3) in [0, 1] -> (V, 3, size, size): larger ones averaged, smaller ones enlarged."""
+    if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.shape[1] != pictures.shape[2]:
+        raise ValueError(f"the probe looks at square pictures (V, H, W, 3) (got {tuple(pictures.shape)})")
+    x = pictures.permute(0, 3, 1, 2).float()
+    if x.shape[-1] > size:
+        return F.interpolate(x, (size, size), mode="area")
+    return x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
+
+
+def locate(weights: str, name: str = NAME) -> Path:
+    """The .safetensors file that ``weights`` names. Raises ConfigError if there is none."""
+    if weights == "embedded":
+        path = folder("weights") / f"{name}.safetensors"
+        if not path.is_file():
+            raise ConfigError(f"probe.weights: this installation lacks the probe ({path.name}); {TRAIN}")
+        return path
+    path = Path(weights).expanduser()
+    path = path / f"{NAME}.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError(f"probe.weights: there is no file {weights[:120]!r}; {TRAIN}")
+    return path
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The .json beside a probe. Raises ConfigError."""
+    card = path.with_suffix(".json")
+    try:
+        tree = json.loads(card.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"probe.weights: {card} is missing or damaged, and it tells what the answers mean; {TRAIN}")
+    return tree

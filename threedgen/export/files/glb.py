@@ -1,0 +1,190 @@
+"""A mesh as a GLB file (glTF 2.0, binary): one buffer, one JSON chunk, no surprises.
+
+Written here rather than by a library for three reasons: linear vertex colours need more than eight bits to
+keep dark shades apart, tangents have to be those that the normal map was made with, and equal input must give
+equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.shape.mesh import Mesh
+from threedgen.run.folder import write_atomic
+
+Array = NDArray[Any]
+
+_FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
+_VERTICES, _INDICES = 34962, 34963
+_LINEAR, _LINEAR_MIPMAP_LINEAR, _CLAMP = 9729, 9987, 33071
+_JSON_CHUNK, _BINARY_CHUNK = 0x4E4F534A, 0x004E4942
+
+
+def to_gltf_axes(vectors: Array) -> Array:
+    """World axes (z up, front +x) to glTF's (y up, front +z), a rotation: x' = y, y' = z, z' = x."""
+    return np.ascontiguousarray(vectors[:, [1, 2, 0]])
+
+
+def linear(srgb: Array) -> Array:
+    """sRGB in [0, 1] to linear light, which glTF's vertex colours are (IEC 61966-2-1)."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+class _Buffer:
+    """Collects arrays into one binary chunk with its views and accessors."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.views: list[dict[str, Any]] = []
+        self.accessors: list[dict[str, Any]] = []
+
+    def blob(self, raw: bytes, **more: Any) -> int:
+        """Appends bytes, aligned to 4; returns the number of their view."""
+        self.views.append({"buffer": 0, "byteOffset": len(self.data), "byteLength": len(raw)} | more)
+        self.data += raw + bytes(-len(raw) % 4)
+        return len(self.views) - 1
+
+    def add(self, array: Array, kind: str, component: int, target: int, **more: Any) -> int:
+        """Appends an array; returns the number of its accessor. Every row is a multiple of 4 bytes."""
+        accessor = {
+            "bufferView": self.blob(np.ascontiguousarray(array).tobytes(), target=target),
+            "componentType": component,
+            "count": len(array) if kind != "SCALAR" else array.size,
+            "type": kind,
+        }
+        self.accessors.append(accessor | more)
+        return len(self.accessors) - 1
+
+    def positions(self, vertices: Array) -> int:
+        """Vertices in world axes, as an accessor with the bounds that the format demands."""
+        turned = to_gltf_axes(vertices).astype("<f4")
+        bounds = {"min": turned.min(axis=0).tolist(), "max": turned.max(axis=0).tolist()}
+        return self.add(turned, "VEC3", _FLOAT, _VERTICES, **bounds)
+
+    def floats(self, array: Array) -> int:
+        """An attribute (V, 2), (V, 3) or (V, 4) as it is."""
+        return self.add(array.astype("<f4"), f"VEC{array.shape[1]}", _FLOAT, _VERTICES)
+
+    def indices(self, faces: Array, vertices: int) -> int:
+        small = vertices < 65535
+        flat = faces.astype("<u2" if small else "<u4").reshape(-1)
+        return self.add(flat, "SCALAR", _UINT16 if small else _UINT32, _INDICES)
+
+
+def glb_bytes(mesh: Mesh, name: str = "mesh", extras: dict[str, Any] | None = None) -> bytes:
+    """A file with vertex colours. `extras` (JSON data) go into the asset and into the node, which viewers keep."""
+    colours = np.ones((len(mesh.vertices), 4))
+    colours[:, :3] = linear(np.clip(mesh.colours, 0, 1))
+    buffer = _Buffer()
+    attributes = {
+        "POSITION": buffer.positions(mesh.vertices),
+        "NORMAL": buffer.floats(to_gltf_axes(mesh.normals)),
+        "COLOR_0": buffer.add(np.round(colours * 65535).astype("<u2"), "VEC4", _UINT16, _VERTICES, normalized=True),
+    }
+    material = {"name": name, "pbrMetallicRoughness": {"metallicFactor": 0, "roughnessFactor": 1}}
+    indices = buffer.indices(mesh.faces, len(mesh.vertices))
+    meshes = [_mesh(name, attributes, indices, material=0)]
+    nodes = [{"mesh": 0, "name": name, "extras": extras or {}}]
+    return _pack(buffer, meshes, nodes, extras, materials=[material])
+
+
+def textured_glb_bytes(
+    mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh", extras: dict[str, Any] | None = None
+) -> bytes:
+    """A file with textures inside. pngs: the files of Maps.uint8() by their names, base_colour at least."""
+    buffer = _Buffer()
+    attributes = {
+        "POSITION": buffer.positions(mesh.vertices),
+        "NORMAL": buffer.floats(to_gltf_axes(mesh.normals)),
+        "TANGENT": buffer.floats(np.column_stack([to_gltf_axes(mesh.tangents[:, :3]), mesh.tangents[:, 3]])),
+        "TEXCOORD_0": buffer.floats(mesh.uv * (1, -1) + (0, 1)),  # glTF's v runs downwards
+    }
+    indices = buffer.indices(mesh.faces, len(mesh.vertices))
+    images = [
+        {"name": f"{name}_{kind}", "mimeType": "image/png", "bufferView": buffer.blob(data)}
+        for kind, data in pngs.items()
+    ]
+    material = _material(name, {kind: number for number, kind in enumerate(pngs)})
+    sampler = {"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP_LINEAR, "wrapS": _CLAMP, "wrapT": _CLAMP}
+    return _pack(
+        buffer,
+        [_mesh(name, attributes, indices, material=0)],
+        [{"mesh": 0, "name": name, "extras": extras or {}}],
+        extras,
+        materials=[material],
+        images=images,
+        textures=[{"source": number, "sampler": 0, "name": image["name"]} for number, image in enumerate(images)],
+        samplers=[sampler],
+    )
+
+
+def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], extras: dict[str, Any] | None = None) -> bytes:
+    """A file of bare meshes, a node each: name -> vertices (V, 3) in world axes, faces (F, 3). For colliders."""
+    buffer = _Buffer()
+    meshes, nodes = [], []
+    for number, (name, (vertices, faces)) in enumerate(parts.items()):
+        attributes = {"POSITION": buffer.positions(vertices)}
+        meshes.append(_mesh(name, attributes, buffer.indices(faces, len(vertices))))
+        nodes.append({"mesh": number, "name": name})
+    return _pack(buffer, meshes, nodes, extras)
+
+
+def _mesh(name: str, attributes: dict[str, int], indices: int, **more: Any) -> dict[str, Any]:
+    return {"name": name, "primitives": [{"attributes": attributes, "indices": indices} | more]}
+
+
+def _material(name: str, number: dict[str, int]) -> dict[str, Any]:
+    """A material whose textures have these numbers. Without a map for it, nothing is metal and all is rough."""
+    pbr: dict[str, Any] = {"baseColorTexture": {"index": number["base_colour"]}}
+    material: dict[str, Any] = {"name": name, "pbrMetallicRoughness": pbr}
+    if "orm" in number:
+        pbr |= {"metallicRoughnessTexture": {"index": number["orm"]}, "metallicFactor": 1, "roughnessFactor": 1}
+        material["occlusionTexture"] = {"index": number["orm"]}
+    else:
+        pbr |= {"metallicFactor": 0, "roughnessFactor": 1}
+    if "normal" in number:
+        material["normalTexture"] = {"index": number["normal"]}
+    return material
+
+
+def _pack(
+    buffer: _Buffer, meshes: list[Any], nodes: list[Any], extras: dict[str, Any] | None, **lists: list[Any]
+) -> bytes:
+    """The whole file: header, JSON, buffer."""
+    tree = {
+        "asset": {"version": "2.0", "generator": "threedgen", "extras": extras or {}},
+        "scene": 0,
+        "scenes": [{"nodes": list(range(len(nodes)))}],
+        "nodes": nodes,
+        "meshes": meshes,
+        **lists,
+        "buffers": [{"byteLength": len(buffer.data)}],
+        "bufferViews": buffer.views,
+        "accessors": buffer.accessors,
+    }
+    text = json.dumps(tree, separators=(",", ":"), allow_nan=False).encode("ascii")
+    text += b" " * (-len(text) % 4)
+    total = 12 + 8 + len(text) + 8 + len(buffer.data)
+    return b"".join(
+        [
+            struct.pack("<4sII", b"glTF", 2, total),
+            struct.pack("<II", len(text), _JSON_CHUNK),
+            text,
+            struct.pack("<II", len(buffer.data), _BINARY_CHUNK),
+            bytes(buffer.data),
+        ]
+    )
+
+
+def save_glb(mesh: Mesh, path: Path | str, extras: dict[str, Any] | None = None) -> Path:
+    """Writes `mesh` to `path`, whole or not at all; `extras` and how the mesh was made travel in the file."""
+    path = Path(path)
+    write_atomic(path, glb_bytes(mesh, path.stem, {**(extras or {}), **mesh.info}))
+    return path

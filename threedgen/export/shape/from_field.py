@@ -1,0 +1,99 @@
+"""The dense surface of a field, refused or remarked upon where no good asset can come of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from threedgen.config.errors import ConfigError
+from threedgen.export.shape.mesh import Field, Mesh, extract, from_triangles
+from threedgen.export.shape.opacity import HAZE
+from threedgen.export.surface.pictures import Pictures
+
+FULL = 0.2
+"""Share of the surface on the border of the field's world from which on there is no object to be seen."""
+CUT = 0.01
+"""Share from which on it is worth a word."""
+TRANSLUCENT = 0.02
+"""How deep half of the light may come into the object, as a share of its size."""
+
+
+class FullField(ConfigError):
+    """The field is filled up to the border of its world."""
+
+
+@dataclass(frozen=True)
+class FieldView:
+    """A field to be meshed.
+
+    density: points (N, 3) in world units -> sigma (N,); colour: points -> sRGB (N, 3) in [0, 1]; radius of its
+    world; mask (M, M, M) bool over the cube around that: where there may be something; device of the points;
+    pictures: a renderer of it, if there is one (see pictures.py). mesh: for a field that is a mesh already, its
+    vertices (N, 3) and faces (F, 3).
+    """
+
+    density: Field
+    colour: Field
+    radius: float
+    mask: NDArray[np.bool_] | None = None
+    device: torch.device | str = "cpu"
+    pictures: Pictures | None = None
+    mesh: Callable[[], tuple[NDArray[Any], NDArray[Any]]] | None = None
+
+    def colours(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """sRGB (N, 3) of points (N, 3), as arrays and without gradients."""
+        with torch.no_grad():
+            answer = self.colour(torch.from_numpy(np.ascontiguousarray(points, np.float32)).to(self.device))
+        return answer.float().clamp(0, 1).cpu().numpy()
+
+
+def surface_of(field: FieldView, resolution: int) -> Mesh:
+    """Its mesh, if it is one, or else the surface from a grid of so many points along an edge. Raises EmptyField."""
+    if field.mesh is not None:
+        return from_triangles(*field.mesh(), field.colour, field.device)
+    return extract(field.density, field.colour, resolution, field.radius, mask=field.mask, device=field.device)
+
+
+def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
+    """The field's surface from a grid of so many points along an edge, and a note for each thing to be known.
+
+    Raises EmptyField for a field without surface, FullField for one that fills its world.
+    """
+    mesh = surface_of(field, resolution)
+    share = border_share(mesh, field.radius, 2 * field.radius / (resolution - 1))
+    if share > FULL:
+        raise FullField(
+            f"the field fills its world: {share:.0%} of its surface lies on the border, so no object can be cut out; "
+            "train longer, or with a higher loss.sparsity"
+        )
+    notes = []
+    if share > CUT:
+        notes.append(f"{share:.0%} of the surface lies on the border of the field's world, where the object is cut off")
+    depth = half_depth(mesh)
+    if depth > TRANSLUCENT:
+        notes.append(
+            f"the object is translucent: half of the light comes {depth:.1%} of its size deep (up to {TRANSLUCENT:.0%} "
+            "is usual), so thin parts may be lost; train longer, or with a higher loss.opaque"
+        )
+    return mesh, notes
+
+
+def border_share(mesh: Mesh, radius: float, cell: float) -> float:
+    """Share of the surface within two cells of the sphere beyond which the field is not asked, in [0, 1]."""
+    corner = mesh.vertices[mesh.faces].astype(np.float64)
+    area = np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
+    far = np.linalg.norm(corner.mean(axis=1), axis=1) > radius - 2 * cell
+    return float(area[far].sum() / max(area.sum(), 1e-30))
+
+
+def half_depth(mesh: Mesh) -> float:
+    """The depth in which half of the light is gone in typical matter of the field, over the object's size."""
+    typical = float(mesh.info.get("haze", 0.0)) / HAZE
+    size = float(np.ptp(mesh.vertices, axis=0).max())
+    return math.log(2) / typical / size if typical > 0 else 0.0

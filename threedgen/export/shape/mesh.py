@@ -1,0 +1,200 @@
+"""From a density and a colour field to a closed, coloured triangle mesh: the surface of opacity.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage, sparse
+from skimage.measure import marching_cubes
+
+from threedgen.export.shape.opacity import HALF_OPAQUE, EmptyField, depth_field
+from threedgen.export.shape.topology import compact, pieces
+
+Array = NDArray[Any]
+Field = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A closed triangle mesh in world axes (z up, front +x) and world units.
+
+    vertices (V, 3) float32; faces (F, 3) int32, counter-clockwise seen from outside; colours (V, 3) float32,
+    sRGB in [0, 1]; normals (V, 3) float32, unit, outward; info: how it was made.
+    """
+
+    vertices: Array
+    faces: Array
+    colours: Array
+    normals: Array
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def extract(
+    density_fn: Field,
+    colour_fn: Field,
+    resolution: int = 128,
+    radius: float = 1.0,
+    *,
+    mask: Array | None = None,
+    level: float = HALF_OPAQUE,
+    smallest: float = 0.01,
+    smoothing: int = 10,
+    chunk: int = 1 << 17,
+    device: torch.device | str = "cpu",
+) -> Mesh:
+    """The surface of a field inside the sphere of `radius` about the origin.
+
+    density_fn: points (N, 3) in world units -> sigma (N,) per world unit; colour_fn: points -> sRGB (N, 3).
+    resolution: grid points along an edge of the cube around the sphere. mask: boolean (M, M, M) over that
+    cube, [x, y, z]; where it is False the field is empty and not asked (a cell of margin is added).
+    level: optical depth of the surface at most. smallest: parts with less than this share of the surface of the
+    largest part are dropped. smoothing: Taubin iterations. chunk: points asked for at once.
+    Raises EmptyField.
+    """
+    sigma = sample_density(density_fn, resolution, radius, mask, chunk, device)
+    cell = 2 * radius / (resolution - 1)
+    tau, info = depth_field(sigma, cell, radius, level, smallest)
+    vertices, faces, info["parts_kept"] = large_pieces(*isosurface(tau, info["level"], cell, radius), smallest)
+    vertices = taubin(vertices, faces, smoothing)
+    normals = vertex_normals(vertices, faces)
+    colours = surface_colours(density_fn, colour_fn, vertices, normals, cell, chunk, device)
+    info |= {"resolution": resolution, "radius": radius}
+    return Mesh(vertices, faces, colours, normals, info)
+
+
+def from_triangles(
+    vertices: Array, faces: Array, colour_fn: Field, device: torch.device | str = "cpu", smallest: float = 0.01
+) -> Mesh:
+    """A mesh that is one already, less its small pieces: vertices (N, 3), faces (F, 3). Raises EmptyField."""
+    if not len(faces):
+        raise EmptyField("the mesh has no triangles left; train with a smaller learning rate, or choose another seed")
+    if not np.isfinite(vertices).all():
+        raise EmptyField("the mesh has vertices that are not finite")
+    vertices, faces, parts = large_pieces(vertices.astype(np.float32), faces.astype(np.int32), smallest)
+    colours = np.clip(_query(colour_fn, vertices, 1 << 17, device), 0, 1).astype(np.float32)
+    return Mesh(vertices, faces, colours, vertex_normals(vertices, faces), {"parts_kept": parts})
+
+
+def _query(function: Field, points: Array, chunk: int, device: torch.device | str) -> Array:
+    """`function` at points (N, 3), in chunks, without gradients, as float32."""
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(points), chunk):
+            batch = torch.from_numpy(points[start : start + chunk]).to(device)
+            parts.append(function(batch).float().cpu().numpy())
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def sample_density(
+    density_fn: Field,
+    resolution: int,
+    radius: float,
+    mask: Array | None = None,
+    chunk: int = 1 << 17,
+    device: torch.device | str = "cpu",
+) -> Array:
+    """Density (R, R, R) float32 [x, y, z] at linspace(-radius, radius, R); 0 outside the sphere and the mask.
+
+    Raises EmptyField if the field is not finite somewhere.
+    """
+    axis = np.linspace(-radius, radius, resolution, dtype=np.float32)
+    wanted = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2) <= radius**2
+    if mask is not None:
+        roomy = ndimage.binary_dilation(mask, np.ones((3, 3, 3), bool))
+        cells = [np.clip(((axis / radius + 1) / 2 * n).astype(int), 0, n - 1) for n in mask.shape]
+        wanted &= roomy[np.ix_(*cells)]
+    x, y, z = np.nonzero(wanted)
+    sigma = np.zeros((resolution,) * 3, np.float32)
+    for start in range(0, len(x), chunk):  # the points too are made in chunks: they are three times the grid
+        part = tuple(index[start : start + chunk] for index in (x, y, z))
+        points = np.stack([axis[index] for index in part], axis=-1)
+        sigma[part] = _query(density_fn, points, chunk, device).reshape(-1)
+    if not np.isfinite(sigma).all():
+        raise EmptyField("the field holds values that are not finite, so no mesh can be made of it")
+    return np.maximum(sigma, 0, out=sigma)
+
+
+def isosurface(values: Array, level: float, cell: float, radius: float) -> tuple[Array, Array]:
+    """Vertices (V, 3) float32 in world units and faces (F, 3) int32 of {values = level}, larger inside."""
+    vertices, faces, _, _ = marching_cubes(
+        values, level, spacing=(cell,) * 3, gradient_direction="ascent", allow_degenerate=False
+    )
+    return (vertices - radius).astype(np.float32), faces.astype(np.int32)
+
+
+def large_pieces(vertices: Array, faces: Array, smallest: float) -> tuple[Array, Array, int]:
+    """Only the pieces with at least `smallest` of the largest one's area, and how many they are.
+
+    What hangs together over a corner of the grid alone is one part there, and cut in two by the surface: the lesser of
+    the two may be a crumb. Each piece is closed, so the rest stays closed.
+    """
+    piece = pieces(faces, len(vertices))
+    corner = vertices[faces].astype(np.float64)
+    twice_area = np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
+    areas = np.bincount(piece, twice_area)
+    large = areas >= smallest * areas.max()
+    vertices, faces, _ = compact(vertices, faces[large[piece]])
+    return vertices, faces, int(large.sum())
+
+
+def taubin(vertices: Array, faces: Array, iterations: int, shrink: float = 0.5, grow: float = 0.53) -> Array:
+    """Removes the steps of the grid, keeps the volume: Laplacian steps in and out by turns (Taubin 1995)."""
+    n = len(vertices)
+    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    ends = np.concatenate([ends, ends[:, ::-1]])
+    edges = sparse.csr_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
+    edges.data[:] = 1  # an edge of two faces came twice
+    mean = sparse.diags(1 / np.maximum(np.asarray(edges.sum(axis=1)).ravel(), 1)) @ edges
+    moved = vertices.astype(np.float64)
+    for _ in range(iterations):
+        for factor in (shrink, -grow):
+            moved += factor * (mean @ moved - moved)
+    return moved.astype(np.float32)
+
+
+def vertex_normals(vertices: Array, faces: Array) -> Array:
+    """Unit normals (V, 3) float32: the mean of the faces around, weighted by area."""
+    a, b, c = (vertices[faces[:, k]].astype(np.float64) for k in range(3))
+    twice_area = np.cross(b - a, c - a)
+    total = np.zeros((len(vertices), 3))
+    for k in range(3):
+        for axis in range(3):
+            total[:, axis] += np.bincount(faces[:, k], twice_area[:, axis], len(vertices))
+    length = np.linalg.norm(total, axis=1, keepdims=True)
+    up = np.array([0.0, 0.0, 1.0])
+    return np.where(length > 0, total / np.maximum(length, 1e-30), up).astype(np.float32)
+
+
+def surface_colours(
+    density_fn: Field,
+    colour_fn: Field,
+    vertices: Array,
+    normals: Array,
+    cell: float,
+    chunk: int = 1 << 17,
+    device: torch.device | str = "cpu",
+    depths: tuple[float, ...] = (-0.5, 0.5, 1.5, 2.5),
+) -> Array:
+    """What a short ray along the inward normal sees: colours (V, 3) float32 in [0, 1].
+
+    Composited like a pixel at `depths` cells below the surface: the colour of one point would be that of the
+    skin, which a trained field leaves undefined where it is transparent.
+    """
+    light = np.ones(len(vertices), np.float32)
+    total = np.zeros((len(vertices), 3), np.float32)
+    plain = np.zeros_like(total)
+    for depth in depths:
+        points = vertices - np.float32(depth * cell) * normals
+        sigma = np.maximum(_query(density_fn, points, chunk, device).reshape(-1), 0)
+        colour = _query(colour_fn, points, chunk, device).reshape(-1, 3)
+        passed = np.exp(-sigma * cell)
+        total += (light * (1 - passed))[:, None] * colour
+        plain += colour / len(depths)
+        light *= passed
+    seen = (1 - light)[:, None]
+    return np.clip(np.where(seen > 1e-3, total / np.maximum(seen, 1e-3), plain), 0, 1).astype(np.float32)

@@ -1,0 +1,1 @@
+"""What a mesh wears: textures baked from a field and refined."""

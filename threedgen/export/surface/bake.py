@@ -1,0 +1,210 @@
+"""What the dense surface knows, in textures of the simple one: colour, small relief, and how open each place is.
+
+Each texel that a face covers has a place on the simple mesh. From there the dense surface is looked for along the
+smooth normal, both ways, within a cage; its normal is written in the tangent frame of the simple mesh, and the field
+is asked for the colour there. Everything else of the texture is filled from the nearest texel that is covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from threedgen.config.errors import ConfigError
+from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.shape.mesh import Mesh
+from threedgen.geometry.raster import Buffers, interpolate, rasterise_uv, unit
+from threedgen.geometry.texture import fill
+
+from . import bvh as rays
+
+Array = NDArray[Any]
+Colours = Callable[[Array], Array]
+
+CAGE = 0.012
+"""How far the dense surface may be from the simple one, as a share of the diagonal of its box."""
+LIFT = 0.004
+"""How far above the surface the rays of the occlusion start, as a share of the diagonal: above its own facets."""
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Textures (H, W, 3) float32, whole backgrounds filled; row 0 is at v = 1.
+
+    base_colour: unlit, sRGB in [0, 1]. normal: unit vectors in the tangent frame, green along growing v (OpenGL, glTF).
+    orm: red occlusion (1 is open), green roughness, blue metal, all linear in [0, 1]. covered (H, W) bool: texels of
+    faces. info: coverage, and the share of texels for which no dense surface was found in the cage.
+    """
+
+    base_colour: Array
+    normal: Array
+    orm: Array
+    covered: Array
+    info: dict[str, float]
+
+    def uint8(self) -> dict[str, Array]:
+        """base_colour, normal and orm (H, W, 3) uint8, as they go into files: 255 x, and 128 + 127 n for normals."""
+        return {
+            "base_colour": _bytes(255 * self.base_colour),
+            "normal": _bytes(128 + 127 * self.normal),
+            "orm": _bytes(255 * self.orm),
+        }
+
+
+def bake(
+    low: TexturedMesh,
+    dense: Mesh,
+    size: int | tuple[int, int],
+    colours: Colours | None = None,
+    *,
+    cage: float = CAGE,
+    occlusion_rays: int = 64,
+    occlusion_reach: float = 0.3,
+    roughness: float = 1.0,
+    metallic: float = 0.0,
+    supersample: int = 1,
+    chunk: int = 1 << 17,
+) -> Maps:
+    """The textures of `low`, of `size` or (height, width) texels.
+
+    colours: points (N, 3) float32 in world units -> sRGB (N, 3), asked for `chunk` points at a time; None: the colours
+    of the dense mesh's vertices. cage and occlusion_reach are shares of the diagonal of low's box; occlusion_rays 0
+    leaves the occlusion at 1. supersample: points across a texel, whose mean it becomes; costs its square.
+    Raises ConfigError for parameters out of range, uv outside the texture, and colours of the wrong shape.
+    """
+    if not (cage > 0 and occlusion_reach > 0 and occlusion_rays >= 0 and supersample >= 1):
+        raise ConfigError("baking takes a cage and a reach above 0, no rays or some, and supersample of at least 1")
+    if not (0 <= roughness <= 1 and 0 <= metallic <= 1):
+        raise ConfigError(f"roughness and metallic are in [0, 1] (got {roughness} and {metallic})")
+    height, width = (size, size) if isinstance(size, int) else size
+    fine = rasterise_uv(low.uv, low.faces, (height * supersample, width * supersample))
+    if not fine.mask.any():
+        raise ConfigError("no texel is covered by a face: the uv are outside of [0, 1], or the texture is too small")
+    texels = texel_frames(low, fine)
+    diagonal = float(np.linalg.norm(np.ptp(low.vertices, axis=0)))
+    tree = rays.build(dense.vertices, dense.faces)
+    found = project(tree, dense, texels.points, texels.normals, cage * diagonal)
+    toward = unit(found.of(dense.normals, dense.faces))
+    bumps = tangent_space(np.where(found.hit[:, None], toward, texels.normals), texels)
+    rgb = found.of(dense.colours, dense.faces) if colours is None else _ask(colours, found.points, chunk)
+    openness = np.ones(len(dense.vertices), np.float32)
+    if occlusion_rays:
+        openness = rays.openness(
+            tree, dense.vertices, dense.normals, occlusion_rays, occlusion_reach * diagonal, LIFT * diagonal
+        )
+    openness = found.of(openness[:, None], dense.faces)
+
+    flat = np.concatenate([rgb, bumps, openness], axis=1).astype(np.float32)
+    image, covered = gather(flat, fine.mask, supersample)
+    image = fill(image, covered)
+    constant = np.broadcast_to(np.array([roughness, metallic], np.float32), (height, width, 2))
+    return Maps(
+        base_colour=np.clip(image[..., :3], 0, 1),
+        normal=unit(image[..., 3:6]).astype(np.float32),
+        orm=np.concatenate([np.clip(image[..., 6:], 0, 1), constant], axis=-1),
+        covered=covered,
+        info={"coverage": float(covered.mean()), "missed": float(1 - found.hit.mean())},
+    )
+
+
+@dataclass(frozen=True)
+class Texels:
+    """Frames of N texels on the simple mesh: points (N, 3), normals and tangents (N, 3), unit; signs (N,), +-1."""
+
+    points: Array
+    normals: Array
+    tangents: Array
+    signs: Array
+
+
+def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
+    """The frames of the covered texels, row by row, as a renderer interpolates them."""
+    parts = (low.vertices, low.normals, low.tangents)
+    points, normals, tangents = (interpolate(part, low.faces, buffers)[buffers.mask] for part in parts)
+    signs = np.where(tangents[:, 3] < 0, -1, 1).astype(np.float32)
+    return Texels(points, unit(normals), unit(tangents[:, :3]), signs)
+
+
+@dataclass(frozen=True)
+class Projected:
+    """N points of the dense surface: points (N, 3); the face (N,) and weights (N, 3) of its corners; hit (N,) bool.
+
+    Without a hit, points are where they were, and the face and weights name the nearest vertex.
+    """
+
+    points: Array
+    face: Array
+    bary: Array
+    hit: Array
+
+    def of(self, attribute: Array, faces: Array) -> Array:
+        """An attribute (V, C) of the dense vertices at the points, (N, C)."""
+        values: Array = (attribute[faces[self.face]] * self.bary[..., None]).sum(axis=1)
+        return values
+
+
+def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: float) -> Projected:
+    """The nearest place of the dense surface along the normals, either way, nearer than `cage` (world units), of those
+    that face the same way."""
+    hits = rays.nearest_along(tree, points, normals, cage)
+    hit = hits.face >= 0
+    face, bary = hits.face.copy(), hits.bary.copy()
+    moved = points + np.where(hit, hits.distance, 0)[:, None] * normals
+    lost = np.flatnonzero(~hit)
+    if len(lost):
+        _, nearest = cKDTree(dense.vertices).query(points[lost])
+        owner = np.zeros(len(dense.vertices), np.int64)
+        corner = np.zeros(len(dense.vertices), np.int64)
+        for k in range(3):
+            owner[dense.faces[:, k]], corner[dense.faces[:, k]] = np.arange(len(dense.faces)), k
+        face[lost], bary[lost] = owner[nearest], np.eye(3, dtype=np.float32)[corner[nearest]]
+    return Projected(moved.astype(np.float32), face, bary, hit)
+
+
+def tangent_space(directions: Array, texels: Texels) -> Array:
+    """Unit directions (N, 3) as x, y, z with x T + y B + z N along them, unit; T and N may lean towards each other.
+
+    A renderer makes B = sign * cross(N, T) from the interpolated T and N, both unit, so this is what it undoes.
+    Directions below the surface, which such a texture cannot hold, are brought up to just above it.
+    """
+    normal, tangent = texels.normals, texels.tangents
+    bitangent = np.cross(normal, tangent) * texels.signs[:, None]
+    lean = (tangent * normal).sum(axis=1)
+    along, up = (directions * tangent).sum(axis=1), (directions * normal).sum(axis=1)
+    straight = np.maximum(1 - lean**2, 1e-6)
+    x, z = (along - lean * up) / straight, (up - lean * along) / straight
+    y = (directions * bitangent).sum(axis=1) / straight
+    return unit(np.stack([x, y, np.maximum(z, 0.01)], axis=1)).astype(np.float32)
+
+
+def gather(values: Array, mask: Array, factor: int) -> tuple[Array, Array]:
+    """Values (N, C) of the True places of a fine mask (H f, W f), row by row, to means over f x f blocks.
+
+    Returns the texture (H, W, C) float32, 0 where a block has no value, and where one has (H, W) bool.
+    """
+    sums = np.zeros((*mask.shape, values.shape[1] + 1), np.float32)
+    sums[mask, :-1], sums[mask, -1] = values, 1
+    height, width = mask.shape[0] // factor, mask.shape[1] // factor
+    sums = sums.reshape(height, factor, width, factor, -1).sum(axis=(1, 3))
+    return sums[..., :-1] / np.maximum(sums[..., -1:], 1), sums[..., -1] > 0
+
+
+def _ask(colours: Colours, points: Array, chunk: int) -> Array:
+    """Colours (N, 3) in [0, 1] of points, in chunks."""
+    rgb = np.empty((len(points), 3), np.float32)
+    for start in range(0, len(points), chunk):
+        part = points[start : start + chunk]
+        answer = np.asarray(colours(part))
+        if answer.shape != part.shape or not np.isfinite(answer).all():
+            raise ConfigError(f"the field's colours of {part.shape} points are {answer.shape} or not finite")
+        rgb[start : start + chunk] = answer
+    return np.clip(rgb, 0, 1)
+
+
+def _bytes(values: Array) -> Array:
+    return np.round(np.clip(values, 0, 255)).astype(np.uint8)

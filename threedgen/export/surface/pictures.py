@@ -1,0 +1,78 @@
+"""Unlit pictures of a field from all around: what the texture of its asset should look like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.poses import orbit_c2w
+from threedgen.representations.field.background import SolidBackground
+from threedgen.representations.options import MarchConfig
+from threedgen.representations.shading import NoMaterial
+from threedgen.representations.volume.render import render
+
+Array = NDArray[Any]
+Pictures = Callable[[Cameras], tuple[Array, Array]]
+"""Cameras (V) -> colours (V, H, W, 3) in [0, 1] of what is there, opacities (V, H, W)"""
+
+CHUNK = 1 << 19
+"""Samples rendered at a time."""
+FOV, DISTANCE = math.radians(40), 3.0
+"""Angle of view, and distance in radii of the field: its whole sphere is in the picture."""
+LOWEST, HIGHEST = math.radians(-40), math.radians(75)
+
+
+def around(views: int, size: int, radius: float = 1.0) -> Cameras:
+    """Cameras on a spiral from below to above, each a golden angle further (the views cover the sphere evenly)."""
+    k = torch.arange(views, dtype=torch.float32)
+    height = math.sin(LOWEST) + (math.sin(HIGHEST) - math.sin(LOWEST)) * (k + 0.5) / views
+    steep, turn = torch.asin(height), (k * math.pi * (3 - math.sqrt(5))) % (2 * math.pi)
+    far = torch.full((views,), DISTANCE * radius)
+    c2w = orbit_c2w(steep, turn, far)
+    return Cameras(c2w, torch.full((views,), FOV), size, size, steep, turn, far, c2w[:, :3, 3].clone())
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Pictures of a field: c2w (V, 4, 4); fov, radians; colours (V, H, W, 3) in [0, 1]; opacities (V, H, W)."""
+
+    c2w: Array
+    fov: float
+    colours: Array
+    opacities: Array
+
+
+def shoot(pictures: Pictures, views: int, texels: int, radius: float = 1.0) -> Shots:
+    """So many pictures from all around, with as many pixels as are worth it for a texture of `texels`."""
+    cameras = around(views, min(max(texels // 4, 64), 512), radius)
+    return Shots(cameras.c2w.numpy(), FOV, *pictures(cameras))
+
+
+def field_pictures(field: Any, occupancy: Any, options: MarchConfig, device: torch.device | str = "cpu") -> Pictures:
+    """A renderer of `field` (see representations.render) without light, background and gradients."""
+    background, material = SolidBackground().to(device), NoMaterial()
+
+    def pictures(cameras: Cameras) -> tuple[Array, Array]:
+        rgb, opacity = [], []
+        for k in range(len(cameras)):
+            one = cameras.select([k])
+            rays = (ray.reshape(-1, 3).to(device) for ray in one.rays())
+            with torch.no_grad():
+                if field.rasterised:
+                    seen = field.look(one, background, material)
+                else:
+                    seen = render(field, background, material, occupancy, options, *rays, chunk=CHUNK)
+            part = seen.opacity.clamp(min=1e-3)
+            rgb.append((seen.rgb_fg / part).clamp(0, 1).cpu().numpy())
+            opacity.append(seen.opacity.cpu().numpy())
+        shape = (len(cameras), cameras.height, cameras.width)
+        return np.stack(rgb).reshape(*shape, 3), np.stack(opacity).reshape(shape)
+
+    return pictures

@@ -1,0 +1,112 @@
+"""The task "export": from the checkpoint of a run to a folder with a game-ready asset."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from threedgen import __version__
+from threedgen.cli import say
+from threedgen.config.errors import ConfigError
+from threedgen.run import folder as runs
+from threedgen.run.folder import write_atomic
+from threedgen.run.text import visible
+from threedgen.train.loop import set_threads
+
+from .asset import Asset, make_asset
+from .files import manifest
+from .options import FOLDER, AssetConfig, ExportConfig
+from .run_field import RunField, asset_name, extras, open_run
+from .shape.from_field import FieldView, dense_surface
+from .shape.mesh import Mesh
+from .surface.pictures import shoot
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Carry out a config; prints the folder. With `strict`, raises ConfigError for any finding and writes nothing."""
+    set_threads(config.threads)
+    folder = runs.run_folder(config.run, "run")
+    out = folder / FOLDER if config.out is None else runs.user_path(config.out, "out")
+    runs.prepare(out, megabytes=64)
+    source = open_run(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    asset = export(source, config)
+    save(asset, out, config)
+    for note in asset.notes + asset.problems:
+        logger.warning("%s", visible(note))
+    if not quiet:
+        say("\n".join(f"{name}  {len(data) / 1024:.0f} KB" for name, data in asset.files.items()))
+        if "khronos" in asset.figures:
+            say(f"Khronos validator: {asset.figures['khronos']}")
+    say(str(out))
+    return 0
+
+
+def export(source: RunField, config: AssetConfig, nearest_budget: bool = False) -> Asset:
+    """The asset of a run's field. Raises ConfigError, with `strict` also for what the checker finds."""
+    begun = time.perf_counter()
+    dense, notes = dense_surface(source.view, config.grid)
+    wanted = source.config.trainer.max_steps
+    if source.steps < wanted:
+        notes.append(f"the run is not finished: {source.steps} of {wanted} steps")
+    name = asset_name(config.name or source.config.prompt)
+    sampled = time.perf_counter() - begun
+    told = extras(source.config, source.steps)
+    asset = export_view(source.view, dense, config, name, told, nearest_budget)
+    asset.seconds = {"surface": round(sampled, 3)} | asset.seconds
+    asset.notes = notes + asset.notes
+    if config.strict and asset.problems:
+        raise ConfigError("strict: the asset was not written: " + "; ".join(asset.problems))
+    return asset
+
+
+def export_view(
+    view: FieldView, dense: Mesh, config: AssetConfig, name: str, told: dict[str, Any], nearest_budget: bool = False
+) -> Asset:
+    """The asset of a field with the dense surface of it, its colours, and pictures to which the texture is fitted."""
+    pictures = view.pictures
+    camera = None
+    if pictures is not None and config.refine:
+        camera = lambda: shoot(pictures, config.refine, config.texels, view.radius)  # noqa: E731
+    return make_asset(dense, config, name, view.colours, told, camera, nearest_budget)
+
+
+def save(asset: Asset, folder: Path, config: AssetConfig) -> Path:
+    """Writes an asset's files and asset.json, each whole or not at all; those of an earlier export are removed.
+
+    asset.json comes last, so it lists only what is there. Raises ConfigError for a disk that is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        before = manifest.read(folder).get("files", {})
+        for name, data in asset.files.items():
+            write_atomic(folder / name, data)
+        path = folder / manifest.NAME
+        write_atomic(path, json.dumps(summary(asset, config), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        for name in set(before) - set(asset.files):
+            if Path(name).name == name:  # the summary may have been written by anyone
+                (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: {folder} could not be written ({error.strerror or error}); make room there") from error
+    return path
+
+
+def summary(asset: Asset, config: AssetConfig) -> dict[str, Any]:
+    """What asset.json tells: files and their sizes, findings, notes, how long each step took."""
+    return {
+        "name": asset.name,
+        "version": __version__,
+        "preset": config.preset,
+        "texture": config.texels,
+        **asset.figures,
+        "files": {name: len(data) for name, data in asset.files.items()},
+        "findings": {name: [found.json() for found in all_found] for name, all_found in asset.findings.items()},
+        "notes": asset.notes,
+        "seconds": asset.seconds,
+    }

@@ -1,0 +1,183 @@
+"""Config models of the task that makes objects (no torch here)."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from threedgen.config import Config, ConfigError, Layer, Schedule, merge, plain, validate
+from threedgen.config.registry import Component
+from threedgen.config.sections import (
+    CheckpointConfig,
+    MultiviewCameraConfig,
+    OrbitCameraConfig,
+    RunConfig,
+    TrainerConfig,
+)
+from threedgen.export.options import ExportSection
+from threedgen.guidance.options import ViewPromptsConfig
+from threedgen.representations.options import MarchConfig, OccupancyConfig
+from threedgen.run.prompts import tidy
+from threedgen.viewer.options import ViewConfig
+
+
+class OptimizerConfig(Config):
+    """Adam or AdamW with a learning rate for each group of parameters."""
+
+    kind: Literal["adam", "adamw"] = Field("adam", description="adamw decays weights, adam does not")
+    encoding: Schedule = Field(0.01, ge=0, description="learning rate of the field's encoding")
+    networks: Schedule = Field(0.001, ge=0, description="learning rate of its small networks")
+    geometry: Schedule | None = Field(
+        None, ge=0, description="learning rate of a mesh's shape, 0: it stays; null: as networks"
+    )
+    background: Schedule = Field(0.001, ge=0, description="learning rate of the background")
+    distillation: Schedule = Field(1e-4, ge=0, description="learning rate of what the distillation trains (vsd)")
+    betas: tuple[float, float] = Field((0.9, 0.99))
+    eps: float = Field(1e-15, gt=0)
+    weight_decay: float = Field(0.01, ge=0, description="for adamw; 0.01 is torch's default, which MVDream ran with")
+
+
+class LossConfig(Config):
+    """Weights of the terms; each may change with the step."""
+
+    distillation: Schedule = Field(1.0, ge=0, description="the prior's opinion")
+    orientation: Schedule = Field(0.0, ge=0, description="against matter that faces away; needs normals")
+    sparsity: Schedule = Field(0.0, ge=0, description="against matter at all: clears haze")
+    opaque: Schedule = Field(0.0, ge=0, description="against half-transparent rays: clears halos late in a run")
+    z_variance: Schedule = Field(0.0, ge=0, description="against matter spread out along rays")
+    eikonal: Schedule = Field(0.0, ge=0, description="for a field of distances: its gradient has length 1")
+    normal_consistency: Schedule = Field(0.0, ge=0, description="for a mesh: normals change little along its edges")
+    laplacian: Schedule = Field(0.0, ge=0, description="for a mesh: vertices lie amidst their neighbours")
+
+
+class WarmStartConfig(Config):
+    """Fit the field to sampled views first; distillation then refines it."""
+
+    steps: int = Field(0, ge=0, description="optimisation steps on the sampled views; 0: start from nothing")
+    size: int = Field(64, ge=8, le=2048, description="pixels of the renders while fitting")
+
+
+class PreviewConfig(Config):
+    """The views that the prior samples from the prompt before the 3D work begins."""
+
+    enabled: bool = Field(True, description="sample them (a warm start does so anyway)")
+    steps: int = Field(30, ge=1, le=1000, description="DDIM steps")
+    guidance_scale: float = Field(5.0, ge=0)
+    elevation: float = Field(15.0, ge=-90, le=90, description="degrees")
+    azimuth: float = Field(0.0, ge=-360, le=360, description="degrees, of the first view; 0 is the front")
+
+
+class ResultConfig(Config):
+    """What is written at the end of a run."""
+
+    turntable: OrbitCameraConfig = Field(
+        OrbitCameraConfig(n_view=60, distance=2.6, height=256, width=256),
+        description="cameras of turntable.mp4",
+    )
+    fps: int = Field(20, ge=1, le=120)
+    mesh_resolution: int = Field(128, ge=16, le=512, description="grid points along an edge for marching cubes")
+
+
+class GenerateConfig(RunConfig):
+    """A prompt becomes a 3D object: cameras -> render -> distillation -> step."""
+
+    prompt: str = Field("", description="what to make; taken as it is")
+    negative_prompt: str = Field("", description="what to stay away from")
+    view_prompts: ViewPromptsConfig = ViewPromptsConfig()
+    prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="who judges the views")
+    distillation: Annotated[Any, Component("distillation", default="reconstruction")] = Field(
+        {}, description="how the judgement becomes a loss"
+    )
+    field: Annotated[Any, Component("representation", default="ngp")] = Field({}, description="what is optimised")
+    background: Annotated[Any, Component("background", default="solid")] = Field({}, description="what is behind it")
+    material: Annotated[Any, Component("material", default="none")] = Field({}, description="how features are lit")
+    march: MarchConfig = MarchConfig()
+    occupancy: OccupancyConfig | None = Field(OccupancyConfig(), description="null: no empty-space skipping")
+    camera: MultiviewCameraConfig = MultiviewCameraConfig()
+    judged: Literal["colour", "normal"] = Field(
+        "colour", description="what the prior is shown: the picture, or the normals as colours, for the shape"
+    )
+    size: Schedule = Field(64, ge=8, le=2048, description="pixels of a training render; changes take effect in jumps")
+    groups: Schedule = Field(1, ge=1, le=64, description="groups of camera.n_view views in a step; changes in jumps")
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss: LossConfig = LossConfig()
+    preview: PreviewConfig = PreviewConfig()
+    warm_start: WarmStartConfig = WarmStartConfig()
+    result: ResultConfig = ResultConfig()
+    export: ExportSection = ExportSection()
+    view: ViewConfig = Field(ViewConfig(), exclude=True)  # no part of the run, so in no config.yaml and no hash
+    trainer: TrainerConfig = TrainerConfig(val_check_interval=100)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    stages: dict[str, dict[str, Any]] = Field(
+        {},
+        description="what is done first, one after the other: name: {options that differ from these}; each begins from "
+        "the object of the one before, and the run itself from the last",
+    )
+
+    def stage(self, name: str) -> GenerateConfig:
+        """The config of a stage: this one with the stage's options over it, without an asset. Raises ConfigError."""
+        whole = {k: v for k, v in plain(self).items() if k not in ("stages", "out", "about", "needs")}
+        tree = merge(merge(whole, {"export": {"enabled": False}}), self.stages[name])
+        return validate(type(self), [Layer(f"stages.{name}", tree)])
+
+    @model_validator(mode="after")
+    def _stages(self) -> GenerateConfig:
+        for name in self.stages:
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
+                raise ValueError(f"stages {name!r} should be a name of letters, digits, '_' and '-', 40 at most")
+            try:
+                self.stage(name)
+            except ConfigError as error:
+                raise ValueError(str(error).split("\n")[0]) from None
+        return self
+
+    @property
+    def joined(self) -> int:
+        """How many views the prior looks at together; 1 is a prior's 2D mode, without cameras."""
+        return self.camera.n_view if getattr(self.prior, "multiview", True) else 1
+
+    @model_validator(mode="after")
+    def _agree(self) -> GenerateConfig:
+        """What one section says has to suit the others."""
+        radius = getattr(self.field, "radius", self.march.radius)
+        if radius != self.march.radius:
+            raise ValueError(
+                f"field.radius {radius:g} and march.radius {self.march.radius:g} should be the same: rays are "
+                "followed through the cube in which the field lives"
+            )
+        if self.loss.eikonal != 0 and not getattr(self.field, "distance", False):
+            raise ValueError(
+                f"loss.eikonal is for fields of distances, and field.name {getattr(self.field, 'name', '')} has none; "
+                "set loss.eikonal=0 or field.name=sdf"
+            )
+        for name in ("normal_consistency", "laplacian"):
+            if getattr(self.loss, name) != 0 and not getattr(self.field, "mesh", False):
+                raise ValueError(
+                    f"loss.{name} is for meshes, and field.name {getattr(self.field, 'name', '')} is none; "
+                    "set it to 0, or field.name=dmtet"
+                )
+        warm, steps = self.warm_start.steps, self.trainer.max_steps
+        if warm > steps:
+            raise ValueError(
+                f"warm_start.steps {warm} should not exceed trainer.max_steps {steps}; "
+                f"try warm_start.steps={steps // 2}"
+            )
+        if warm and self.joined < 2:
+            raise ValueError(
+                "warm_start.steps needs several sampled views of one object: camera.n_view should be 2 or more, and "
+                "the prior one that knows cameras, such as prior.name=mvdream"
+            )
+        if self.trainer.accumulate_grad_batches > 1:
+            raise ValueError("trainer.accumulate_grad_batches should be 1; for more views in a step, set groups")
+        return self
+
+    def check(self) -> None:
+        tidy(self.prompt)
+        super().check()
+        for name in self.stages:
+            try:
+                self.stage(name).check()
+            except ConfigError as error:
+                raise ConfigError(f"stages.{name}.{error}") from None

@@ -1,0 +1,122 @@
+"""What a generate run leaves behind: turntable, views, mesh, summary; and the object that Python gets back."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from threedgen.config import config_hash
+from threedgen.export.files.glb import save_glb
+from threedgen.export.options import FOLDER
+from threedgen.export.run_field import view_of
+from threedgen.export.shape.from_field import FieldView, surface_of
+from threedgen.export.shape.opacity import EmptyField
+from threedgen.geometry.cameras import Cameras, turntable
+from threedgen.geometry.images import grid, write_mp4, write_png
+from threedgen.run.metrics import read_summary
+from threedgen.systems.generate.options import ResultConfig
+
+from .asset import write_asset
+from .system import GenerateSystem
+
+logger = logging.getLogger(__name__)
+VIEWS = 8
+"""Sides on views.png, in two rows."""
+FILES = ("preview.png", "turntable.mp4", "views.png", "mesh.glb")
+"""What a run makes, as far as it can."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and its files; a file that the run could not make is None."""
+
+    folder: Path
+    status: str
+
+    def file(self, name: str) -> Path | None:
+        path = self.folder / name
+        return path if path.exists() else None
+
+    @property
+    def mesh(self) -> Path | None:
+        """mesh.glb: vertex colours, +Y up, front +Z."""
+        return self.file("mesh.glb")
+
+    @property
+    def asset(self) -> Path | None:
+        """The GLB in asset/: textured, within the triangle budget; its levels of detail and collider lie beside it."""
+        told = read_summary(self.folder).get("asset")
+        return self.file(str(told["file"])) if isinstance(told, dict) and "file" in told else None
+
+    @property
+    def turntable(self) -> Path | None:
+        """turntable.mp4"""
+        return self.file("turntable.mp4")
+
+    @property
+    def views(self) -> Path | None:
+        """views.png: eight sides of the result."""
+        return self.file("views.png")
+
+    @property
+    def preview(self) -> Path | None:
+        """preview.png: the views that the prior sampled from the prompt."""
+        return self.file("preview.png")
+
+    @property
+    def report(self) -> Path | None:
+        """report.html: all of it on one page."""
+        return self.file("report.html")
+
+    @property
+    def summary(self) -> Path | None:
+        """summary.json: time, memory, versions, seed."""
+        return self.file("summary.json")
+
+
+def view_indices(n: int) -> list[int]:
+    """Which of the ``n`` turntable pictures are on views.png: eight, evenly, or all if there are fewer."""
+    count = min(VIEWS, n)
+    return [k * n // count for k in range(count)]
+
+
+def write_results(system: GenerateSystem, folder: Path, notes: list[str]) -> dict[str, Any]:
+    """Draw and export the field; returns figures for the summary.  A field without a surface is a note, no error."""
+    config = system.config
+    system.eval()
+    write_turn(system.pictures, config.result, folder)
+    view = view_of(system.field, system.occupancy, config.march, system.device)
+    extras = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
+    figures = write_mesh(view, config.result.mesh_resolution, folder, extras, notes)
+    if not figures:
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)  # of an earlier, shorter part of the run
+        return {}
+    return figures | (write_asset(system, folder, notes) if config.export.enabled else {})
+
+
+def write_turn(pictures: Callable[[Cameras], Tensor], options: ResultConfig, folder: Path) -> None:
+    """turntable.mp4, and views.png with some of its pictures; ``pictures``: cameras -> (B, H, W, 3) in [0, 1]."""
+    turn = pictures(turntable(options.turntable))
+    write_mp4(list(turn), folder / "turntable.mp4", options.fps)
+    write_png(folder / "views.png", grid(turn[view_indices(len(turn))], VIEWS // 2))
+
+
+def write_mesh(
+    view: FieldView, resolution: int, folder: Path, extras: dict[str, Any], notes: list[str]
+) -> dict[str, Any]:
+    """mesh.glb; returns its size. Without a surface there is none, and a note says so."""
+    try:
+        mesh = surface_of(view, resolution)
+    except EmptyField as error:
+        notes.append(str(error))
+        logger.warning("%s", error)
+        (folder / "mesh.glb").unlink(missing_ok=True)  # of an earlier, shorter part of the run
+        return {}
+    save_glb(mesh, folder / "mesh.glb", extras)
+    return {"vertices": len(mesh.vertices), "triangles": len(mesh.faces)}

@@ -1,0 +1,301 @@
+"""The Lightning system of text to 3D: cameras -> render -> the prior's opinion -> loss -> step.
+
+It knows no prior, field or loss by name: the config names them, the registry builds them.  Every random draw is keyed
+by (seed, step, purpose), so a resumed run goes on exactly.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from threedgen.config import ConfigError, at, dump, registry
+from threedgen.geometry.cameras import Cameras, orbit, sample_multiview
+from threedgen.geometry.images import grid, write_png
+from threedgen.guidance.priors.view_prompts import view_text
+from threedgen.representations import losses
+from threedgen.representations.march import step_size
+from threedgen.representations.mesh import losses as mesh_losses
+from threedgen.representations.volume.occupancy import OccupancyGrid
+from threedgen.representations.volume.render import Render, render, sample_bytes, samples_that_fit
+from threedgen.run.memory import enough_memory, free_bytes
+from threedgen.run.seeding import generator
+from threedgen.systems.generate.options import GenerateConfig
+
+logger = logging.getLogger(__name__)
+
+EVAL_CHUNK = 1 << 20
+"""Samples rendered at a time where no gradient is needed."""
+SOME = 1 << 18
+"""Samples assumed to be too many where chunks are off and the render itself ran out of memory."""
+
+
+class GenerateSystem(pl.LightningModule):
+    """Optimises one field for one prompt.
+
+    ``text`` (2 or 6, L, D): embeddings of ``view_prompts.prompts``.  ``views`` (V, H, W, 3): sampled pictures for a
+    warm start, seen by ``view_cameras``.  The prior is frozen, not registered and in no checkpoint; what a
+    distillation trains beside the object is registered, and saved.
+    """
+
+    text: Tensor
+    views: Tensor
+
+    def __init__(
+        self,
+        config: GenerateConfig,
+        prior: Any,
+        text: Tensor,
+        views: Tensor | None = None,
+        view_cameras: Cameras | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.max_steps = config, config.trainer.max_steps
+        self.config_yaml = dump(config.model_copy(update={"out": None}))
+        start = generator(config.seed, 0, "field")
+        self.field: Any = registry.build("representation", config.field, generator=start)
+        self.background: Any = registry.build("background", config.background, generator=start)
+        self.material: Any = registry.build("material", config.material)
+        march = config.march
+        grid = None if self.field.rasterised else config.occupancy
+        self.occupancy = None if grid is None else OccupancyGrid(grid, march.radius, step_size(march))
+        self.register_buffer("text", text, persistent=False)
+        self.register_buffer("views", views, persistent=False)
+        self.view_cameras: Any = view_cameras
+        self.unregistered = (prior,)
+        self.distill: Any = registry.build(
+            "distillation", config.distillation, prior.schedule, self.max_steps, prior,
+            generator(config.seed, 0, "distillation parameters"),
+        )  # fmt: skip
+        self.chunks: dict[str, int] = {}
+        self.again = False
+        self.held: int | None = None  # samples whose graph the last render held
+        self.most: int | None = None  # a bound on chunks, since memory ran out
+        self.terms: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def prior(self) -> Any:
+        return self.unregistered[0]
+
+    @property
+    def stage(self) -> str:
+        """What the progress bar says."""
+        if self.global_step < self.config.warm_start.steps:
+            return "fitting the sampled views"
+        return f"distilling at {self.size(self.global_step)} px"
+
+    def setup(self, stage: str) -> None:
+        self.prior.to(self.device)
+
+    # -- one step -----------------------------------------------------------------------------------------------
+    def rng(self, step: int, purpose: str) -> torch.Generator:
+        """Each device draws its own cameras and noise; what must be equal on all is drawn without a rank."""
+        return generator(self.config.seed, step, purpose, self.global_rank)
+
+    def size(self, step: int) -> int:
+        """Pixels of the renders of a step.  A schedule changes at its keys, not in between."""
+        return int(jump(self.config.size, step, self.max_steps))
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step = int(batch)
+        self.field.at_step(step, self.max_steps)
+        if self.occupancy is not None and not self.again:  # a step that is repeated finds it up to date
+            self.occupancy.update(self.field.density, step, generator(self.config.seed, step, "occupancy"))
+        warm = step < self.config.warm_start.steps
+        self.terms, loss = (self.fit_views if warm else self.distillation_loss)(step)
+        return loss
+
+    def fit_views(self, step: int) -> tuple[dict[str, float], Tensor]:
+        """Warm start: renders should equal the sampled views."""
+        size = self.config.warm_start.size
+        seen = self.render(self.view_cameras.with_size(size, size), step, training=False, grad=True)
+        wanted = F.interpolate(self.views.permute(0, 3, 1, 2), (size, size), mode="area").permute(0, 2, 3, 1)
+        # what the samples show at the border is their background
+        grey = wanted[:, :2].mean((1, 2))[:, None, None]
+        rgb = seen.rgb_fg.view(wanted.shape) + grey * (1 - seen.opacity.view(*wanted.shape[:3], 1))
+        loss = F.mse_loss(rgb, wanted) * 10
+        # fog in the colour of the background fits the views as well as nothing does: hence the second one
+        clear = 0.01 * losses.opaque(seen.opacity) + 0.1 * losses.sparsity(seen.opacity)
+        return {"loss_views": loss.item()}, loss + clear
+
+    def distillation_loss(self, step: int) -> tuple[dict[str, float], Tensor]:
+        """Score distillation of freshly rendered views, and the regularisers."""
+        c, size = self.config, self.size(step)
+        groups = int(jump(c.groups, step, self.max_steps))
+        cameras = sample_multiview(c.camera, self.rng(step, "cameras"), step, n_groups=groups, height=size, width=size)
+        weights = {name: at(getattr(c.loss, name), step, self.max_steps) for name in type(c.loss).model_fields}
+        shape = c.judged == "normal"
+        seen = self.render(cameras, step, training=True, grad=True, normals=shape or weights["orientation"] > 0)
+        rgb: Any = seen.normal if shape else seen.rgb
+        rgb = rgb.view(len(cameras), size, size, 3)
+
+        latents = self.prior.encode_images(rgb, self.rng(step, "posterior"))
+        c2w = cameras.c2w.to(self.device)
+        camera = self.prior.camera(c2w) if c.joined > 1 else None
+        said = view_text(self.text, cameras, c.view_prompts)
+        distilled, logs = self.distill(
+            latents, self.prior.denoise, said.cond, said.uncond, camera, c.joined, step, self.rng(step, "distillation"),
+            negatives=said.negatives, plain=self.text[:1], c2w=c2w,
+        )  # fmt: skip
+        terms = {"distillation": distilled} | self.regularisers(seen, weights)
+        loss = sum(weights[name] * value for name, value in terms.items())
+        self.metrics = {name: float(value) for name, value in logs.items()}
+        self.metrics["opacity"] = float(seen.opacity.detach().mean())
+        return {name: value.item() for name, value in terms.items()}, loss
+
+    def regularisers(self, seen: Render, weights: dict[str, float]) -> dict[str, Tensor]:
+        """The terms whose weight is not zero at this step."""
+        terms: dict[str, Tensor] = {}
+        if weights["orientation"]:
+            assert seen.away is not None
+            terms["orientation"] = losses.orientation(seen.away, seen.opacity)
+        if weights["sparsity"]:
+            terms["sparsity"] = losses.sparsity(seen.opacity)
+        if weights["opaque"]:
+            terms["opaque"] = losses.opaque(seen.opacity)
+        if weights["z_variance"]:
+            terms["z_variance"] = losses.z_variance(seen.z_variance, seen.opacity)
+        if weights["eikonal"]:
+            assert seen.eikonal is not None
+            terms["eikonal"] = losses.eikonal(seen.eikonal, len(seen.samples))
+        for name in ("normal_consistency", "laplacian"):
+            if seen.surface is not None and weights[name]:
+                terms[name] = getattr(mesh_losses, name)(*seen.surface)
+        return terms
+
+    def render(self, cameras: Cameras, step: int, *, training: bool, grad: bool, normals: bool = False) -> Render:
+        """All pixels of all cameras as rays (B H W, ...)."""
+        rng = self.rng(step, "render")
+        shading = self.material.draw(step, training, rng)
+        if self.field.rasterised:
+            options: Any = {"generator": rng, "training": training, "step": step, "shading": shading}
+            with torch.set_grad_enabled(grad):
+                return self.field.look(cameras, self.background, self.material, **options)
+        origins, directions = (rays.reshape(-1, 3).to(self.device) for rays in cameras.rays())
+        light = cameras.light.to(self.device).repeat_interleave(cameras.height * cameras.width, 0)
+        chunk = self.held = self.chunk(normals or shading.lit) if grad else EVAL_CHUNK
+        with torch.set_grad_enabled(grad):
+            seen = render(
+                self.field, self.background, self.material, self.occupancy, self.config.march, origins, directions,
+                generator=rng, training=training, step=step, light=light, need_normals=normals, shading=shading,
+                chunk=chunk,
+            )  # fmt: skip
+        self.held = min(chunk or len(seen.samples), len(seen.samples))
+        return seen
+
+    def chunk(self, normals: bool) -> int | None:
+        """Samples whose graph is held at a time, as the config says or as the free memory is when it is first asked.
+
+        A resumed run keeps what was chosen: the number decides the last bits of a gradient.
+        """
+        chosen = self._chosen(normals)
+        return chosen if self.most is None else min(self.most, chosen or self.most)
+
+    def _chosen(self, normals: bool) -> int | None:
+        """By config or free memory."""
+        asked = self.config.march.chunk
+        if asked != "auto":
+            return asked
+        kind = "with normals" if normals else "without normals"
+        if kind not in self.chunks:
+            need = sample_bytes(self.field, self.background, self.material, self.config.march, normals, self.device)
+            self.chunks[kind] = samples_that_fit(free_bytes(self.device), need)
+        return self.chunks[kind]
+
+    def optimizer_step(self, *given: Any, **more: Any) -> None:
+        """A step that does not fit into the memory of a GPU is made once more in smaller chunks.
+
+        Its random numbers are the same again. Raises ConfigError, which says what to set, if that is not enough, and
+        at once with several devices, which wait for each other within a step.
+        """
+        remedy = "set march.chunk=65536 or less, groups=1, a smaller size, or prior.dtype=bf16, and go on with --resume"
+        try:
+            return super().optimizer_step(*given, **more)
+        except torch.OutOfMemoryError:
+            if self.trainer.world_size > 1:
+                raise ConfigError(f"{self._where()} takes more memory than the GPU has free: {remedy}") from None
+        # after the handler nothing holds the graph any more
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.most = max(1, (self.held or SOME) // 4)
+        logger.warning(
+            "%s ran out of memory: from now on %d samples are rendered at a time (march.chunk)",
+            self._where(), self.most,
+        )  # fmt: skip
+        self.again = True
+        with enough_memory(self._where(), remedy):
+            super().optimizer_step(*given, **more)
+        self.again = False
+
+    def _where(self) -> str:
+        return f"step {self.global_step} on {self.device}"
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["chunks"] = self.chunks
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.chunks |= checkpoint.get("chunks", {})
+
+    def pictures(self, cameras: Cameras) -> Tensor:
+        """Renders as the result will be seen: (B, H, W, 3) in [0, 1], on the CPU."""
+        return torch.cat(
+            [
+                self.render(cameras.select([k]), self.max_steps, training=False, grad=False)
+                .rgb.view(1, cameras.height, cameras.width, 3)
+                .cpu()
+                for k in range(len(cameras))
+            ]
+        )
+
+    # -- the optimiser ------------------------------------------------------------------------------------------
+    def configure_optimizers(self):
+        o = self.config.optimizer
+        encoding = list(self.field.encoding.parameters())
+        geometry = [] if o.geometry is None else self.field.geometry()
+        known = {id(p) for p in (*encoding, *geometry)}
+        groups = {
+            "encoding": encoding,
+            "geometry": geometry,
+            "networks": [p for p in self.field.parameters() if id(p) not in known],
+            "background": list(self.background.parameters()),
+            "distillation": list(self.distill.parameters()),
+        }
+        used = {name: parameters for name, parameters in groups.items() if parameters}
+        kind = torch.optim.Adam if o.kind == "adam" else torch.optim.AdamW
+        optimizer = kind(
+            [{"params": parameters} for parameters in used.values()],
+            lr=1.0,
+            betas=o.betas,
+            eps=o.eps,
+            fused=True,
+            weight_decay=0.0 if o.kind == "adam" else o.weight_decay,
+        )
+        rates: Any = [partial(at, getattr(o, name), max_steps=self.max_steps) for name in used]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def validate(self, step: int, folder: Path) -> None:
+        """Four sides of the object as it is now."""
+        table = self.config.result.turntable
+        size = min(table.height, 128)
+        angle = torch.deg2rad(torch.tensor([table.elevation, table.fov]))
+        cameras = orbit(4, float(angle[0]), table.distance, float(angle[1]), size, size, azimuth=0.35)
+        (folder / "validation").mkdir(exist_ok=True)
+        write_png(folder / "validation" / f"{step:06d}.png", grid(self.pictures(cameras), 4))
+
+
+def jump(schedule: float | dict, step: int, max_steps: int) -> float:
+    """A schedule read as steps: the value of the last key that has been reached."""
+    if not isinstance(schedule, dict):
+        return schedule
+    places = {k: float(k[:-1]) / 100 * max_steps if isinstance(k, str) else k for k in schedule}
+    reached = [key for key, place in places.items() if place <= step]
+    return schedule[reached[-1] if reached else next(iter(schedule))]

@@ -1,0 +1,194 @@
+"""The task "generate": from a checked config to a folder with a turntable and a mesh, also from Python."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from threedgen.cli import config_name, say
+from threedgen.config import ConfigError, find, load, task_of
+from threedgen.geometry.cameras import Cameras, orbit
+from threedgen.geometry.images import grid, write_png
+from threedgen.guidance.priors.view_prompts import prompts
+from threedgen.representations import march
+from threedgen.representations.backends import load as load_backend
+from threedgen.representations.hashgrid import encoding
+from threedgen.run import folder as runs
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.memory import enough_memory
+from threedgen.run.metrics import read_summary, write_summary
+from threedgen.run.progress import silence_lightning
+from threedgen.run.prompts import tidy, warn_about
+from threedgen.run.seeding import generator
+from threedgen.systems.generate.options import GenerateConfig
+from threedgen.systems.shared import device, existing, finished, kept, load_prior, say_weights, writing
+from threedgen.train.finite_check import FiniteGuard
+from threedgen.train.loop import Status, fit, set_threads
+from threedgen.viewer.report import PAGE, write_report
+
+from .outputs import FILES, Run, write_results
+from .stages import run_stages, start_from
+from .system import GenerateSystem
+from .watch import watched
+
+logger = logging.getLogger(__name__)
+
+
+def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", **values: Any) -> Run:
+    """A prompt becomes a 3D object; see ``threedgen.generate``."""
+    path = find(os.fspath(config))
+    if (task := task_of(path)) != "generate":
+        raise ConfigError(f"config: should be of the task generate (got {path.name}, which is of {task})")
+    if isinstance(values.get("out"), os.PathLike):
+        values["out"] = os.fspath(values["out"])
+    checked = load(path, values=values | {"prompt": prompt})
+    checked.check()
+    checked, resume = runs.begin(checked, config_name(path))
+    status, folder = run_status(checked, resume, quiet=True), Path(str(checked.out))
+    if status is Status.FAILED:
+        raise ConfigError(f"{folder}: {read_summary(folder).get('reason', 'the run failed')}")
+    return Run(folder, status.value)
+
+
+def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Carry out a config; returns the exit code.  Asset and page are printed, and the results' folder last."""
+    status = run_status(config, resume, quiet)
+    if status in (Status.FINISHED, Status.INTERRUPTED):
+        made = Run(Path(str(config.out)), status.value)
+        for name, path in (("asset", made.asset), ("page", made.report)):
+            if path is not None and not quiet:
+                say(f"{name}: {path}")
+        say(str(config.out))
+    return status.exit_code
+
+
+def run_status(
+    config: GenerateConfig, resume: Path | None = None, quiet: bool = False, start: Path | None = None
+) -> Status:
+    """Everything from the prompt to the files.  A loss that is no longer a number is FAILED, and was logged.
+
+    start: the folder of a run from whose object this one begins.  The stages of a config are carried out first.
+    Raises ConfigError for what is wrong with prompt, prior, checkpoint or disk.
+    """
+    begun, folder = time.monotonic(), Path(str(config.out))
+    prompt = tidy(config.prompt)
+    if resume and finished(folder, config.trainer.max_steps):
+        lacking = config.export.enabled and "asset" not in read_summary(folder)
+        later = f"; launch.py --config export run={folder} makes the asset that it lacks" if lacking else ""
+        logger.warning("%s is finished already; its files are as they were%s", folder, later)
+        return Status.FINISHED
+    if config.stages:
+        status, start = run_stages(config, folder, quiet, run_status)
+        if status is not Status.FINISHED:
+            return status
+    silence_lightning()
+    set_threads(config.threads)
+    check_backends(config)
+    say_weights(config.prior, quiet)
+    with enough_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
+        prior = load_prior(config.prior, config.trainer.accelerator)
+        notes = warn_about(config.prompt, prior) + unknown_sides(config, prior)
+        text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
+        views, cameras = preview(config, prior, prompt, folder)
+    if hasattr(prior, "release"):
+        prior.release()  # no more text, no more pictures
+    system = GenerateSystem(config, prior, text, views if config.warm_start.steps else None, cameras)
+    if start is not None:
+        start_from(system, start)  # a checkpoint, if there is one, comes after it
+    with Interrupts() as interrupts, watched(system, folder, interrupts) as callbacks:
+        prepared = time.monotonic()
+        status = fit(
+            system, config, folder, resume=resume is not None, quiet=quiet, metrics=("opacity", "t"),
+            callbacks=callbacks, interrupts=interrupts,
+        )  # fmt: skip
+        trained = time.monotonic()
+        if status is Status.TERMINATED or not system.trainer.is_global_zero:
+            return status
+        figures: dict[str, Any] = {}
+        with writing(folder):
+            if status is Status.FAILED:
+                figures["reason"] = _reason(system)
+            else:
+                system.to(device(config.trainer.accelerator))  # Lightning leaves it on the CPU
+                figures |= write_results(system, folder, notes)
+            done = time.monotonic()
+            seconds = {"prepare": prepared - begun, "optimise": trained - prepared, "export": done - trained}
+            write_summary(
+                folder, config, done - begun, status=status.value, steps=system.trainer.global_step,
+                seconds_of={k: round(v, 2) for k, v in seconds.items()}, notes=notes,
+                files=[*existing(folder, FILES), *_asset_file(figures), PAGE], **figures,
+            )  # fmt: skip
+            write_report(folder)  # it shows the summary, so it comes last; a run without it is not finished
+    return status
+
+
+def _asset_file(figures: dict[str, Any]) -> list[str]:
+    """The asset's file, if there is one: a run that has lost it makes it again."""
+    return [figures["asset"]["file"]] if "asset" in figures else []
+
+
+def check_backends(config: GenerateConfig) -> None:
+    """Raises ConfigError for a back end that cannot compute on the device of this run, or cannot be loaded."""
+    here = torch.device(device(config.trainer.accelerator))
+    place, field = ("field.paint", config.field.paint) if hasattr(config.field, "paint") else ("field", config.field)
+    grid = (f"{place}.encoding", getattr(field, "encoding", None), encoding.MODULES)
+    for key, options, modules in (grid, ("march", config.march, march.MODULES)):
+        try:
+            load_backend(modules, getattr(options, "backend", "auto"), here)
+        except ConfigError as error:
+            raise ConfigError(f"{key}.{error}") from None
+
+
+def _reason(system: GenerateSystem) -> str:
+    """Why a run was stopped, in a sentence."""
+    guards = [c for c in system.trainer.callbacks if isinstance(c, FiniteGuard)]  # type: ignore[attr-defined]
+    return next((g.failure for g in guards if g.failure), "the loss was no longer a number")
+
+
+def unknown_sides(config: GenerateConfig, prior: Any) -> list[str]:
+    """Logs and returns a sentence if the prior does not know the words for the side from which one looks."""
+    sides = prompts("", "", config.view_prompts)[2:]
+    unknown = dict.fromkeys(word for side in sides for word, _ in prior.unknown_words(side) if word.isalnum())
+    if not unknown:
+        return []
+    note = f"this prior does not know the words of view_prompts ({', '.join(unknown)}); they have no meaning to it"
+    logger.warning("%s", note)
+    return [note]
+
+
+def embeddings(folder: Path, prior: Any, texts: list[str]) -> Tensor:
+    """The n texts as embeddings (n, L, D), kept in the run folder: a resumed run must use the very same."""
+    return kept(
+        folder / "text.safetensors",
+        "text",
+        (len(texts), None, None),
+        lambda: prior.encode_prompt(texts),
+    )
+
+
+def preview(config: GenerateConfig, prior: Any, prompt: str, folder: Path) -> tuple[Tensor | None, Cameras | None]:
+    """Views sampled from the prompt and their cameras, written to preview.png; kept for a resumed run."""
+    p, n_view = config.preview, config.joined
+    if not (p.enabled or config.warm_start.steps) or n_view < 2:
+        return None, None
+    table = config.result.turntable
+    angles = torch.deg2rad(torch.tensor([p.elevation, p.azimuth, table.fov]))
+    elevation, azimuth, fov = (float(a) for a in angles)
+    size = prior.image_size
+    cameras = orbit(n_view, elevation, table.distance, fov, size, size, azimuth=azimuth)
+
+    def sample() -> Tensor:
+        rng = generator(config.seed, 0, "preview")
+        return prior.sample(prompt, cameras.c2w, p.steps, p.guidance_scale, config.negative_prompt, generator=rng)
+
+    views = kept(folder / "preview.safetensors", "views", (n_view, size, size, 3), sample)
+    if not (folder / "preview.png").exists():
+        with writing(folder):
+            write_png(folder / "preview.png", grid(views, n_view))
+    return views, cameras

@@ -1,0 +1,134 @@
+"""The task "image-to-3d": a picture -> views around its object, sampled one from another -> a field -> a mesh.
+
+RUN/sampled.png         the picture as the model sees it, then the sampled views, ring by ring
+RUN/views.safetensors   the same, kept for a run that goes on
+RUN/turntable.mp4, views.png, mesh.glb   of the field, as after a prompt
+
+The object is around the origin of the sampled cameras; the mesh is in radii of the field, half the cameras' distance.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from threedgen.cli import say
+from threedgen.config import ConfigError, config_hash
+from threedgen.evaluation.consistency.field import Bounds, SceneField, border_colour, fit
+from threedgen.export.run_field import view_of
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.images import grid, readable, write_png
+from threedgen.geometry.poses import orbit_c2w
+from threedgen.geometry.views import Request, Viewpoints, Views
+from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
+from threedgen.guidance.threedim.options import CamerasConfig
+from threedgen.run.count import Count
+from threedgen.run.metrics import read_summary, write_summary
+from threedgen.systems.generate.outputs import write_mesh, write_turn
+from threedgen.systems.shared import existing, kept, writing
+from threedgen.train.loop import set_threads
+
+from .options import ImageTo3DConfig
+
+logger = logging.getLogger(__name__)
+
+FILES = ("sampled.png", "turntable.mp4", "views.png", "mesh.glb")
+WHITE = 0.9
+"""A border darker than this is not the white background of the training."""
+
+
+def run(config: ImageTo3DConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Carry out a config; prints the folder. Raises ConfigError. A killed run keeps views that were all sampled."""
+    begun, folder = time.monotonic(), Path(str(config.out))
+    told = read_summary(folder) if resume else {}
+    if told.get("status") == "finished" and all((folder / str(name)).exists() for name in told.get("files", [])):
+        logger.warning("%s is finished already; its files are as they were", folder)
+        say(str(folder))
+        return 0
+    set_threads(config.threads)
+    notes: list[str] = []
+    views = sampled(config, folder, notes, quiet)
+    with writing(folder):
+        write_png(folder / "sampled.png", grid(readable(views.images), config.views + 1))
+    field = fit(views, Bounds.of(views.at), config.protocol, config.seed, config.device)
+    figures: dict[str, Any] = {}
+    with writing(folder):
+        write_turn(lambda cameras: field.pictures(from_ball(field, cameras)), config.result, folder)
+        extras = {"image": Path(config.image).name, "seed": config.seed, "config_hash": config_hash(config)}
+        view = view_of(field.field, field.occupancy, field.march, field.device)
+        figures |= write_mesh(view, config.result.mesh_resolution, folder, extras, notes)
+        write_summary(
+            folder, config, time.monotonic() - begun, status="finished", notes=notes, files=existing(folder, FILES),
+            **figures,
+        )  # fmt: skip
+    say(str(folder))
+    return 0
+
+
+def sampled(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool) -> Views:
+    """The picture and the views sampled from it, with their cameras."""
+    count = len(config.rings) * config.views
+    with Count("sampling steps", count * config.sampling.steps, quiet) as progress:
+        sampler = ThreeDiMSampler(config.sampler, lambda done, total, x0: progress.add(1))
+        height, width = sampler.model.picture_size
+        at = cameras(config, sampler.cameras, height, width)
+        picture = read_picture(Path(config.image).expanduser(), height, width)
+        views = Views(picture[None], at.select([0]))
+        if float(border_colour(views).min()) < WHITE:
+            notes.append("the picture's background is not white, as it was in the training: cut the object out")
+            logger.warning("%s", notes[-1])
+        request = Request(Path(config.image).stem, views, at.select(range(1, len(at))), tuple(range(1, len(at))))
+        request = replace(request, seed=config.seed)
+        images = kept(
+            folder / "views.safetensors", "views", (len(at), height, width, 3),
+            lambda: torch.cat([picture[None], sampler([request])[0]]),
+        )  # fmt: skip
+    return Views(images, at)
+
+
+def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int, width: int) -> Viewpoints:
+    """That of the picture, then the rings, each beginning at its azimuth. Raises ConfigError if there is no telling."""
+    if trained is None and (config.distance is None or config.fov is None):
+        raise ConfigError("distance, fov: the weights do not say which cameras they were trained with: give both")
+    distance = config.distance or (sum(trained.distance) / 2 if trained else 0.0)
+    turn = [config.azimuth + 360 * k / config.views for _ in config.rings for k in range(config.views)]
+    steep = [elevation for elevation in config.rings for _ in range(config.views)]
+    azimuth = torch.deg2rad(torch.tensor([config.azimuth, *turn]))
+    elevation = torch.deg2rad(torch.tensor([config.elevation, *steep]))
+    c2w = orbit_c2w(elevation, azimuth, torch.full_like(azimuth, distance))
+    focal = height * (trained.focal if trained else 1.0)
+    if config.fov is not None:
+        focal = 0.5 * height / math.tan(math.radians(config.fov) / 2)
+    K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    return Viewpoints(c2w, K.expand(len(c2w), 3, 3), height, width)
+
+
+def read_picture(path: Path, height: int, width: int) -> Tensor:
+    """(H, W, 3) in [0, 1], in the middle of white of the wanted shape; what is transparent is white."""
+    with Image.open(path) as picture:
+        cut = picture.convert("RGBA")
+    paper = Image.new("RGBA", cut.size, "white")
+    paper.alpha_composite(cut)
+    scale = min(height / paper.height, width / paper.width)
+    size = max(1, round(paper.width * scale)), max(1, round(paper.height * scale))
+    small = paper.convert("RGB").resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
+    whole = Image.new("RGB", (width, height), "white")
+    whole.paste(small, ((width - size[0]) // 2, (height - size[1]) // 2))
+    return torch.from_numpy(np.asarray(whole, np.float32) / 255)
+
+
+def from_ball(field: SceneField, at: Cameras) -> Viewpoints:
+    """Cameras in radii of the field as cameras in the units of the sampled poses."""
+    here = Viewpoints.of(at)
+    c2w = here.c2w.clone()
+    c2w[:, :3, 3] *= field.bounds.radius
+    return replace(here, c2w=c2w)

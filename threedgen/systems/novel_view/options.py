@@ -1,0 +1,162 @@
+"""Config models of the training of novel-view models, and of what they are used for (no torch here)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from PIL import Image, UnidentifiedImageError
+from pydantic import Field, model_validator
+
+from threedgen.config import Config, ConfigError
+from threedgen.config.sections import CheckpointConfig, OrbitCameraConfig, RunConfig, TrainerConfig
+from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
+from threedgen.evaluation.consistency.options import PaperProtocolConfig, SubsampledProtocolConfig
+from threedgen.guidance.threedim.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
+from threedgen.systems.generate.options import ResultConfig
+
+
+class PixelsConfig(Config):
+    """The paper's form: a network on the pixels."""
+
+    name: Literal["pixels"] = "pixels"
+    start: str | None = Field(
+        None, min_length=1, description="weights to go on from (embedded, a folder); null: from nothing"
+    )
+    network: XUNetConfig = XUNetConfig()
+
+    @model_validator(mode="after")
+    def _pictures(self) -> PixelsConfig:
+        height, width = self.network.size
+        if height != width or self.network.image_channels != 3:
+            raise ValueError("network: pictures to train on are square, with 3 channels")
+        return self
+
+    def check(self) -> None:
+        from threedgen.guidance.threedim.folder import check
+
+        if self.start is not None:
+            try:
+                check(self.start)
+            except ConfigError as error:
+                raise ConfigError(str(error).replace("weights:", "start:", 1)) from None
+
+
+class LatentsConfig(Config):
+    """The quick form: the UNet of a multi-view prior, trained on in its latents."""
+
+    name: Literal["latents"] = "latents"
+    start: str = Field("embedded", min_length=1, description="the prior: embedded, a folder, an id on the hub")
+    poses: Literal["absolute", "relative"] = Field(
+        "absolute", description="relative: the network is told the cameras as seen from that of the condition"
+    )
+
+    def check(self) -> None:
+        from threedgen.guidance.weights.loading import check
+
+        try:
+            check(self.start)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("weights:", "start:", 1)) from None
+
+
+class PairTrainingConfig(Config):
+    """How it learns (3DiM, section 7.2); the defaults are the paper's, but for bf16."""
+
+    batch: int = Field(128, ge=1, description="pairs that a device sees at once")
+    dropped: float = Field(0.1, ge=0, le=1, description="share of the pairs whose condition is dropped, for guidance")
+    learning_rate: float = Field(1e-4, gt=0, description="of Adam, after the warm-up")
+    warmup: int = Field(10_000_000, ge=0, description="examples over which the rate rises from 0, linearly")
+    decay: float = Field(0.0, ge=0, le=1, description="last share of the steps, over which it falls to 0; paper: none")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    ema_half_life: int = Field(500_000, ge=1, description="examples after which a weight counts half in the average")
+    time_power: float = Field(
+        1.0, gt=0, le=2, description="t = u^this of the noise schedule, u uniform: below 1 favours noise, where the "
+        "colours of the unseen are decided"
+    )
+    near: float = Field(
+        0.0, ge=0, le=1, description="share of the pairs whose cameras are neighbours, from which it learns sooner to "
+        "repeat what it is shown; paper: none"
+    )  # fmt: skip
+    regression: bool = Field(
+        False, description="the paper's ablation: the target is always pure noise, and one step predicts the view"
+    )
+    bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
+    gap_levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.5, 0.05, 0.006), min_length=1, description="alpha_bar (share of signal) at which the gap test is done"
+    )
+    sheet_scenes: int = Field(3, ge=0, le=100, description="held-out scenes on the sheet of samples")
+    sheet_views: int = Field(6, ge=1, le=100, description="views that are sampled of each")
+    sheet_steps: int = Field(32, ge=1, le=1000, description="denoising steps of a view")
+    sheet_guidance: float = Field(2.0, ge=0, description="scale of classifier-free guidance on the sheet")
+
+
+class TrainThreeDiMConfig(RunConfig):
+    """Train a novel-view model on pairs of views."""
+
+    data: Annotated[ToyboxPairsConfig | SRNPairsConfig, Field(discriminator="name")] = ToyboxPairsConfig()
+    model: Annotated[PixelsConfig | LatentsConfig, Field(discriminator="name")] = PixelsConfig()
+    training: PairTrainingConfig = PairTrainingConfig()
+    trainer: TrainerConfig = TrainerConfig(max_steps=100_000, gradient_clip_val=1.0, val_check_interval=1000)
+    checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
+
+    @model_validator(mode="after")
+    def _agree(self) -> TrainThreeDiMConfig:
+        prediction = self.model.network.prediction if isinstance(self.model, PixelsConfig) else "that of the prior"
+        if self.training.regression != (prediction == "sample"):
+            raise ValueError(
+                "training.regression and model.network.prediction=sample belong together: one step from pure noise "
+                f"predicts the view itself (got regression {self.training.regression}, prediction {prediction})"
+            )
+        return self
+
+
+class ImageTo3DConfig(RunConfig):
+    """A picture becomes a 3D object: views around it are sampled, and a field is fitted to them."""
+
+    image: str = Field("", description="file with a picture of an object on white, or cut out (transparent around it)")
+    weights: str = Field(
+        "embedded", min_length=1, description="novel-view model: embedded (toybox cars and chairs), the folder of a "
+        "trained one, or a checkpoint of the port"
+    )  # fmt: skip
+    elevation: float = Field(20.0, gt=-90, lt=90, description="of the camera that took the picture, degrees")
+    azimuth: float = Field(0.0, ge=-360, le=360, description="of this camera, degrees; 0: it sees the front")
+    distance: float | None = Field(None, gt=0, description="of all cameras, to the origin; null: as in the training")
+    fov: float | None = Field(None, gt=0, lt=180, description="degrees, of all cameras; null: as in the training")
+    rings: tuple[Annotated[float, Field(gt=-90, lt=90)], ...] = Field(
+        (20.0, 50.0, 0.0), min_length=1, description="elevations of the rings of sampled views, degrees, in this order"
+    )
+    views: int = Field(16, ge=2, le=1000, description="views of a ring, evenly around the object")
+    sampling: SamplingConfig = SamplingConfig(steps=64)
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="precision of the network")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
+    protocol: Annotated[PaperProtocolConfig | SubsampledProtocolConfig, Field(discriminator="name")] = Field(
+        SubsampledProtocolConfig(), description="how the field is fitted, as in the task consistency"
+    )
+    result: ResultConfig = Field(
+        ResultConfig(turntable=OrbitCameraConfig(n_view=60, distance=2.0, height=256, width=256)),
+        description="distances are in radii of the field: at 2 are the cameras of the sampled views",
+    )
+
+    @property
+    def prompt(self) -> str:
+        """Names the folder of the run."""
+        return Path(self.image).stem
+
+    @property
+    def sampler(self) -> ThreeDiMSamplerConfig:
+        own = {"weights": self.weights, "dtype": self.dtype, "device": self.device}
+        return ThreeDiMSamplerConfig(**self.sampling.model_dump(), **own)
+
+    def check(self) -> None:
+        if not self.image:
+            raise ConfigError("image: there is none: give the file of a picture, image=car.png")
+        try:
+            with Image.open(Path(self.image).expanduser()) as picture:
+                picture.verify()
+        except FileNotFoundError:
+            raise ConfigError(f"image: there is no file {self.image!r}") from None
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+            raise ConfigError(f"image: {self.image!r} cannot be read as a picture") from None
+        self.sampler.check()
+        super().check()

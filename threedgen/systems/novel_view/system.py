@@ -1,0 +1,176 @@
+"""Learning a novel-view model from pairs of views (3DiM, sections 2.1 and 7.2)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from threedgen.config import dump
+from threedgen.data.srn.pairs import PairBank
+from threedgen.guidance.dtypes import mixed
+from threedgen.guidance.threedim import folder as folders
+from threedgen.guidance.threedim.logsnr import LOGSNR_MIN, add_noise, logsnr_cosine, target
+from threedgen.guidance.threedim.model import ViewModel
+from threedgen.guidance.threedim.options import CamerasConfig
+from threedgen.run.folder import write_atomic
+from threedgen.run.seeding import generator, numpy_generator
+from threedgen.systems.train_prior.system import stratified
+from threedgen.train.ema import EMA
+
+from .gap import Gap, Pairs, gap_test
+from .options import TrainThreeDiMConfig
+from .sheet import write_sheet
+
+BETAS = (0.9, 0.99)
+SHOWN = 0.05
+"""The level nearest to this is the one whose gap is shown while training."""
+
+
+def pair_loss(
+    model: ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, noise: Tensor, blank: Tensor
+) -> Tensor:
+    """Mean squared error of what the network predicts for x0 at the noise levels ``logsnr`` (B,).
+
+    ``noise`` is that of the targets. Where ``keep`` (B,) bool is False the condition is ``blank``, pure noise.
+    """
+    x = torch.where(keep[:, None, None, None], pairs.x, blank)
+    z = add_noise(pairs.x0, noise, logsnr)
+    out = model.predict(x, z, logsnr, pairs.c2w, pairs.K, keep)
+    return F.mse_loss(out, target(pairs.x0, noise, logsnr, model.prediction))
+
+
+class PairSystem(pl.LightningModule):
+    """A model with its running average. The bank, and what is frozen around a model, is in no checkpoint."""
+
+    stage = "novel views"
+
+    def __init__(self, config: TrainThreeDiMConfig, model: Any, bank: PairBank) -> None:
+        super().__init__()
+        self.config, self.options, self.seed = config, config.training, config.seed
+        self.config_yaml = dump(config.model_copy(update={"out": None}))
+        self.model = model.requires_grad_(True).train()
+        self.average = EMA(self.model, 0.0)
+        self.bank = bank
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def examples(self) -> int:
+        """Pairs in an optimisation step, on all devices."""
+        return self.options.batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def setup(self, stage: str) -> None:
+        self.average.decay = 0.5 ** (self.examples / self.options.ema_half_life)
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step, o = int(batch), self.options
+        rng = numpy_generator(self.seed, step, "pairs", self.global_rank)
+        gen = generator(self.seed, step, "diffusion", self.global_rank)
+        pairs = self.pairs(rng.integers(0, self.bank.train, o.batch), rng, o.near)
+        if o.regression:
+            logsnr = torch.full((o.batch,), LOGSNR_MIN)
+        else:
+            logsnr = logsnr_cosine(stratified(o.batch, gen) ** o.time_power)
+        keep = torch.rand(o.batch, generator=gen) >= o.dropped
+        noise, blank = (torch.randn(pairs.x.shape, generator=gen).to(self.device) for _ in range(2))
+        with self.autocast():
+            return pair_loss(self.model, pairs, logsnr.to(self.device), keep.to(self.device), noise, blank)
+
+    def pairs(self, chosen: np.ndarray, rng: np.random.Generator, near: float = 0.0) -> Pairs:
+        """A pair of each scene, in the form that the model wants."""
+        x, y, c2w, K = self.bank.pairs(chosen, rng, near)
+        if self.bank.encode is None:
+            x, y = self.model.from_pictures(x), self.model.from_pictures(y)
+        return Pairs(x, y, c2w, K).to(self.device)
+
+    def autocast(self) -> torch.autocast:
+        return mixed(self.device, self.options.bf16)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.average.update(self.model, self.global_step)
+
+    def configure_optimizers(self) -> Any:
+        o = self.options
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=o.learning_rate, betas=BETAS, weight_decay=o.weight_decay, fused=True
+        )
+        share = rate_share(o.warmup / self.examples, o.decay, self.config.trainer.max_steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- what is looked at on the way ------------------------------------------------------------------------
+
+    def held_out(self) -> Pairs:
+        """One pair of each held-out scene, always the same; as many as are a multiple of the kinds."""
+        bank = self.bank
+        count = bank.held_out // bank.source.kinds * bank.source.kinds
+        return self.pairs(np.arange(bank.train, bank.train + count), numpy_generator(self.seed, 0, "held-out pairs"))
+
+    def validate(self, step: int, folder: Path) -> None:
+        """Of the averaged weights: the gap test, the folder of the model, the sheet of samples."""
+        o = self.options
+        levels = (float(torch.tensor(LOGSNR_MIN).double().sigmoid()),) if o.regression else o.gap_levels
+        with self.average.applied(self.model):
+            rng = generator(self.seed, 0, "gap test")
+            with self.autocast():
+                gaps = gap_test(self.model, self.held_out(), levels, rng, self.bank.source.kinds)
+            write_gaps(folder / "gap.csv", step, gaps)
+            self.metrics = shown(gaps)
+            folders.save(self.model, folder / "model", cameras(self.bank))
+            if o.sheet_scenes:
+                with self.autocast():
+                    write_sheet(folder / "samples.png", self.model, self.bank, o, self.seed, self.device)
+
+
+def rate_share(warmup: float, decay: float, max_steps: int) -> Any:
+    """Step -> share of the learning rate: rises over ``warmup`` steps, falls over the last share ``decay``."""
+
+    def share(step: int) -> float:
+        rise = min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
+        left = (max_steps - step) / (decay * max_steps) if decay > 0 else 1.0
+        return min(rise, max(0.0, left))
+
+    return share
+
+
+def shown(gaps: Sequence[Gap]) -> dict[str, float]:
+    """The gap at the level nearest to ``SHOWN`` and its two figures, for the progress line and metrics.jsonl."""
+    one = min(gaps, key=lambda g: abs(g.alpha_bar - SHOWN))
+    return {"gap": one.gap, "psnr_true": one.true, "psnr_shuffled": one.shuffled}
+
+
+def write_gaps(path: Path, step: int, gaps: Sequence[Gap]) -> None:
+    """Adds the lines of a step to a table, and drops those of this step and later ones, which a killed run left."""
+    heads = ["step", "alpha_bar", "true", "shuffled", "gap"]
+    rows: list[list[str]] = []
+    if path.is_file():
+        before = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))[1:]
+        rows = [row for row in before if len(row) == len(heads) and row[0].isdecimal() and int(row[0]) < step]
+    rows += [[str(step), f"{g.alpha_bar:g}", f"{g.true:.3f}", f"{g.shuffled:.3f}", f"{g.gap:.3f}"] for g in gaps]
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([heads, *rows])
+    write_atomic(path, text.getvalue())
+
+
+def cameras(bank: PairBank, scenes: int = 16) -> CamerasConfig:
+    """The cameras of some held-out scenes, which stand for all."""
+    views = bank.source.views
+    some = range(bank.train, bank.train + min(scenes, bank.held_out))
+    chosen, places = np.repeat(np.array(some), views), np.tile(np.arange(views), len(some))
+    _, pose, K = bank.views(chosen, places)
+    place = pose[:, :3, 3]
+    distance = place.norm(dim=-1)
+    elevation = torch.rad2deg(torch.asin((place[:, 2] / distance.clamp(min=1e-9)).clamp(-1, 1)))
+    low, high = float(elevation.min()), float(elevation.max())
+    near, far = float(distance.min()), float(distance.max())
+    size = bank.size
+    return CamerasConfig(elevation=(low, high), distance=(near, far), focal=float(K[:, 1, 1].mean()) / size)

@@ -1,0 +1,1 @@
+"""Views of one object straight from the prior."""

@@ -1,0 +1,1 @@
+"""The embedded multi-view prior is trained."""
