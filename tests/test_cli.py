@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from toy_task import YAML, toy  # noqa: F401
 
+from tests.support.toy_task import YAML, toy  # noqa: F401
 from threedgen import __version__, cli, config
 from threedgen.config import ConfigError, help, registry
 from threedgen.config.sections import TrainerConfig
@@ -202,14 +202,14 @@ def test_types_in_words() -> None:
 
 
 RUNNER = (
-    "import sys, toy_task; toy_task.register(); from threedgen.cli import main; code = main(); "
+    "import sys; from tests.support import toy_task; toy_task.register(); from threedgen.cli import main; code = main(); "
     "sys.stderr.write(f'torch={\"torch\" in sys.modules}'); sys.exit(code)"
 )
 
 
 def process(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONPATH": str(ROOT),
         "PYTHONIOENCODING": "ascii",
     }
     return subprocess.run(
@@ -237,7 +237,7 @@ def test_bytes_that_are_no_text_are_a_clear_mistake(toy: Path) -> None:  # noqa:
 
 def test_a_closed_pipe_is_no_error(toy: Path) -> None:  # noqa: F811
     code = RUNNER.replace("code = main()", "sys.stdout.close = lambda: None; code = main()")
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stdout:

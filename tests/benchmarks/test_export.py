@@ -1,0 +1,199 @@
+"""The acceptance table of the export: the shapes are what they say, every rule is measured, and a fault shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import compare, export, export_job
+from benchmarks.creature import SHAPES, TAIL, Creature, Primitive
+from benchmarks.export import RULES, Job, Rule, of_runs
+from benchmarks.export_figures import iou
+from benchmarks.likeness import likeness
+from benchmarks.voxels import Voxels
+from tests.support.ball_run import Ball, ball_run, register
+from threedgen.config.errors import ConfigError
+from threedgen.export.run_field import view_of
+from threedgen.export.shape.from_field import dense_surface
+from threedgen.export.shape.mesh import sample_density
+from threedgen.export.surface.pictures import around
+from threedgen.representations.options import MarchConfig
+
+
+def points(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, 3, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+# ---------------------------------------------------------------- the shapes
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_distance_is_one(shape: str) -> None:
+    """It changes by no more than one goes, but for the relief, and is positive at the border of the world."""
+    creature = Creature(shape, clean=True)
+    x = points(4000)
+    step = 0.05 * torch.nn.functional.normalize(points(4000, 1), dim=1)
+    change = (creature.distance(x + step) - creature.distance(x)).abs()
+    assert change.max() < 0.05 + 2 * 0.0041
+    on_sphere = torch.nn.functional.normalize(points(2000, 2), dim=1)
+    assert creature.distance(on_sphere).min() > 0.02
+    assert (creature.distance(x) < 0).float().mean() > 0.005
+
+
+def test_the_animal_has_its_parts() -> None:
+    creature = Creature("animal")
+    assert len(creature.parts) == 34
+    assert creature.distance(torch.tensor(np.linspace(*TAIL, 20), dtype=torch.float32)).max() < 0
+    thinnest = min(size for part in creature.parts if part.kind == "cone" for size in part.sizes)
+    assert thinnest == 0.003
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10**6), kind=st.sampled_from(["cone", "ring", "disc"]))
+def test_primitives_against_points_on_them(seed: int, kind: str) -> None:
+    """The nearest point of the surface is as far away as the distance says."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.uniform(-0.5, 0.5, 3), rng.uniform(-0.5, 0.5, 3)
+    axis = b / np.linalg.norm(b)
+    sizes = (0.1, 0.1) if kind == "cone" else (0.3, 0.1)  # with two sizes it is not exact
+    one = Primitive(kind, tuple(a), tuple(b if kind == "cone" else axis), sizes, (1.0, 1.0, 1.0))
+    if kind == "cone" and np.linalg.norm(b - a) < 0.3:
+        return
+    x = torch.tensor(rng.uniform(-1.5, 1.5, (300, 3)), dtype=torch.float32, requires_grad=True)
+    distance = one.distance(x)
+    (slope,) = torch.autograd.grad(distance.sum(), x)
+    surface = (x - distance[:, None] * slope).detach()
+    good = slope.norm(dim=1).sub(1).abs() < 1e-3
+    assert one.distance(surface)[good].abs().quantile(0.9) < 0.05 and good.float().mean() > 0.5
+
+
+def test_a_field_is_bad_in_the_ways_it_should_be() -> None:
+    clean, noisy, other = Creature("stool", clean=True), Creature("stool", 1), Creature("stool", 2)
+    x = points(20_000)
+    away = clean.distance(x) > 0.1
+    assert clean.density(x)[away].max() < 0.01 and noisy.density(x)[away].mean() > 0.1
+    inside = clean.distance(x) < -0.05
+    assert clean.density(x)[inside].min() > 50 and noisy.density(x)[inside].median() < 40
+    assert not torch.equal(noisy.density(x), other.density(x))
+    assert torch.equal(noisy.density(x), Creature("stool", 1).density(x))
+    assert torch.allclose(Creature("stool", 1, scale=3).density(x), 3 * noisy.density(x))
+    assert clean.colour(x).min() >= 0 and clean.colour(x).max() <= 1
+
+
+def test_voxels_are_the_field_at_their_points_and_its_pictures() -> None:
+    creature, size = Creature("stool", 1), 33
+    voxels = Voxels(creature, size)
+    axis = torch.linspace(-1, 1, size)
+    x = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3)
+    assert torch.allclose(voxels.density(x), creature.density(x), atol=1e-3)
+    assert torch.allclose(voxels.colour(x), creature.colour(x), atol=1e-5)
+    assert torch.allclose(torch.sigmoid(voxels(x)[1]), creature.colour(x), atol=1e-3)
+    inside = x.norm(dim=1) <= 1
+    grid = sample_density(voxels.density, size, 1.0).reshape(-1)
+    assert np.allclose(grid[inside], creature.density(x)[inside], atol=1e-3)
+    view = voxels.view()
+    assert view.pictures is not None
+    colours, opacity = view.pictures(around(2, 32))
+    assert 0.02 < (opacity > 0.9).mean() < 0.5 and colours.shape == (2, 32, 32, 3)
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+def test_comparisons_know_equal_from_different() -> None:
+    ball = trimesh.creation.icosphere(3, 0.6)
+    body = np.asarray(ball.vertices, np.float32), np.asarray(ball.faces)
+    smaller = body[0] * np.float32(0.9), body[1]
+    assert compare.silhouette(body, body) == 1
+    assert compare.silhouette(body, smaller) == pytest.approx(0.81, abs=0.02)
+    diagonal = 2 * 0.6 * 3**0.5
+    assert compare.mean_distance(body, smaller) == pytest.approx(0.06 / diagonal, rel=0.1)
+    assert compare.mean_distance(body, body) < 0.003
+    a, b = np.array([True, True, False]), np.array([True, False, False])
+    assert iou(a, b) == 0.5 and iou(a, a) == 1
+
+
+def test_a_mesh_beside_the_pictures_of_its_field() -> None:
+    """A ball that is half red: the right texture beats the wrong one, and a ball that is too small its outline."""
+    view = view_of(Ball(), None, MarchConfig(samples=96), "cpu")
+    dense, _ = dense_surface(view, 48)
+    uv = np.stack([(dense.vertices[:, 0] > 0.2).astype(np.float32), np.full(len(dense.vertices), 0.5)], axis=1)
+    right = np.array([[[0.0, 0, 1], [1, 0, 0]]], np.float32)
+    textures = {"right": right, "wrong": right[:, ::-1]}
+    found = likeness(view.pictures, 1.0, dense.vertices, dense.faces, uv, textures, 3, 48)
+    assert found["inside right"] > found["inside wrong"] + 6 and found["whole right"] > found["whole wrong"] + 3
+    smaller = dense.vertices * np.float32(0.8)
+    less = likeness(view.pictures, 1.0, smaller, dense.faces, uv, textures, 3, 48)
+    assert 0.9 < found["outline"] <= 1 and less["outline"] < found["outline"] - 0.1
+
+
+# ---------------------------------------------------------------- the table
+
+SMALL = {"grid": 64, "coarse": 32, "triangles": 600, "texture": 256, "levels": (200, 60), "pictures": 3,
+         "views": 2, "pixels": 48}  # fmt: skip
+
+
+def test_a_bar_is_kept_or_not() -> None:
+    low, high, both, told = Rule("", "", low=2), Rule("", "", high=0), Rule("", "", 0.95, 1), Rule("", "")
+    assert [rule.bar for rule in (low, high, both, told)] == [">= 2", "0", "0.95 to 1", "(told)"]
+    assert low.row([3, 2]) == {"check": "", "bar": ">= 2", "worst": "2", "median": "2.5", "held": "2 of 2",
+                               "verdict": "pass"}  # fmt: skip
+    assert low.row([3, 1])["verdict"] == "FAIL" and high.row([0, 0])["verdict"] == "pass"
+    assert both.row([0.97, 1.01])["worst"] == "1.01" and both.row([0.9, 1])["worst"] == "0.9"
+    assert told.row([0.4, 0.5])["worst"] == "0.4" and told.row([0.4])["verdict"] == "told"
+    assert high.row([])["verdict"] == "not measured"
+
+
+def test_every_rule_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SAMPLES": 2000, "PIXELS": 64, "VIEWS": 2}.items():
+        monkeypatch.setattr(compare, name, value)
+    made = export.table([Job("stool_1", shape="stool", seed=1, out=str(tmp_path), **SMALL)], export_job.measure)
+    assert [row["check"] for row in made.rows] == [rule.check for rule in RULES if rule.key != "tail"]
+    told = {row["check"]: row for row in made.rows}
+    for check in ("an asset was made", "triangles, share of the budget", "edges without two faces, welded",
+                  "files that differ in a second process", "height off what was asked, m",
+                  "maps of the levels that are not the first one's"):  # fmt: skip
+        assert told[check]["verdict"] == "pass", told[check]
+    assert float(told["outline, IoU with the dense mesh"]["worst"]) > 0.8
+    assert float(told["outline, IoU with the field"]["worst"]) > 0.5
+    assert json.loads(json.dumps(made.json())) and "simplify" in made.notes[1] and "| pass |" in made.markdown()
+    assert (tmp_path / "stool_1.glb").stat().st_size > 10_000
+
+
+def test_runs_are_found_measured_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch)
+    one, two = ball_run(tmp_path / "a" / "one"), ball_run(tmp_path / "a" / "two")
+    assert [Path(str(job.run)) for job in of_runs(str(tmp_path))] == [one, two]
+    assert [Path(str(job.run)) for job in of_runs(f"[{two}, {tmp_path}]")] == [two, one]
+    with pytest.raises(ConfigError, match="runs: no run of the task generate with a checkpoint is at"):
+        of_runs(str(tmp_path / "b"))
+    jobs = of_runs(str(one), **SMALL | {"pictures": 2})
+    made = export.table(jobs, export_job.measure)
+    told = {row["check"]: row for row in made.rows}
+    assert "IoU with the truth" not in told and told["files that differ in a second process"]["verdict"] == "pass"
+    assert float(told["outline, IoU with the field"]["worst"]) > 0.8
+
+
+def test_a_field_that_makes_no_asset_is_a_line_of_the_table() -> None:
+    def measure(job: Job) -> dict[str, Any]:
+        return {"made": 0, "why": "the field is empty"}
+
+    made = export.table([Job("01", run="outputs/a")], measure)
+    assert [row["verdict"] for row in made.rows] == ["FAIL"] and made.notes[-1] == "01: the field is empty"
+
+
+@pytest.mark.slow
+def test_each_asset_has_a_process_of_its_own(tmp_path: Path) -> None:
+    job = Job("stool_1", shape="stool", seed=1, out=str(tmp_path), bytes_only=True, **SMALL)
+    here, there = export_job.measure(job), export.in_a_process(job)
+    assert there["hashes"] == here["hashes"] and there["seconds"] > 0 and there["memory"] > 0
+    empty = export.in_a_process(Job("empty", run=str(tmp_path), bytes_only=True))
+    assert empty["made"] == 0 and "config" in empty["why"]

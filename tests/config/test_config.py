@@ -1,0 +1,345 @@
+"""Configs: every text survives, every mistake is one clear line, nothing but ConfigError is raised."""
+
+from __future__ import annotations
+
+import random
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+
+from tests.support.toy_task import YAML, ToyConfig, toy  # noqa: F401
+from threedgen import config
+from threedgen.config import ConfigError, fields, registry, yaml_text
+from threedgen.config.errors import nearest_key
+from threedgen.representations.options import NGPConfig
+
+SPECIAL = "{}[]()&*!|>'\"%@`#,:?-=<>~$\\/ \t\n\r\x00\x1b\x85\ufeff\u2028é猫🐶0123456789eE.+_nulltrue"
+TEXTS = st.one_of(st.text(st.sampled_from(SPECIAL), max_size=40), st.text(max_size=40))
+KEYS = st.one_of(
+    st.text(st.sampled_from(SPECIAL), max_size=8), st.integers(-9, 99), st.floats(allow_nan=False)
+)
+LEAVES = st.one_of(
+    TEXTS, st.booleans(), st.none(), st.integers(), st.floats(allow_nan=False, allow_infinity=False)
+)
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=10,
+)
+in_place = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+
+
+def mistakes(path: Path | str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        config.load(path, overrides)
+    return str(error.value)
+
+
+# --- YAML -------------------------------------------------------------------------------------------------
+
+
+@given(TREES)
+def test_written_data_reads_back_equal(tree: Any) -> None:
+    assume("inf" not in repr(tree))
+    back = yaml_text.parse(yaml_text.write(tree), "test")
+    assert back == tree
+    assert repr(back) == repr(tree)  # 1 is not 1.0 and not true
+
+
+@given(st.one_of(TEXTS, st.text(st.sampled_from("[]{}:- \n#'\"&*!a1,?|>%"), max_size=60)))
+@example("[" * 5000)
+@example("- " * 5000)
+@example("9" * 5000)
+@example("\ud800")
+@example("%YAML 1.1\n---\na")
+@example("? ? ? a")
+def test_any_text_is_data_or_one_clear_error(text: str) -> None:
+    try:
+        yaml_text.parse(text, "file.yaml")
+    except ConfigError as error:
+        assert str(error).startswith("file.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e4", 1e4),
+        ("1e-2", 0.01),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("-3", -3),
+        ("012", 12),
+        ("no", "no"),
+        ("on", "on"),
+        ("yes", "yes"),
+        ("true", True),
+        ("False", False),
+        ("1:30", "1:30"),
+        ("2020-01-01", "2020-01-01"),
+        ("0x10", "0x10"),
+        ("1_000", "1_000"),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        (".inf", ".inf"),
+        ("${HOME}", "${HOME}"),
+    ],
+)
+def test_scalars_mean_what_they_look_like(text: str, value: Any) -> None:
+    found = yaml_text.parse(text, "test")
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\nb: 2\na: 3\n", ["line 3", "'a'", "twice"]),
+        ("a: &x [1]\nb: *x\n", ["line 1", "aliases"]),
+        ("a: !!python/object/apply:os.system ['true']\n", ["line 1", "tag"]),
+        ("a: !env HOME\n", ["line 1", "tag"]),
+        ("true: 1\n", ["line 1", "key"]),
+        ("? [1, 2]\n: 3\n", ["line 1", "key"]),
+        ("a: 1\n---\nb: 2\n", ["line 2"]),
+        ("a: [1, 2\n", ["line 2"]),
+        ("[" * 5000, ["nested"]),
+    ],
+)
+def test_refused_yaml_names_the_line(toy: Path, text: str, words: list[str]) -> None:  # noqa: F811
+    toy.write_text(text, encoding="utf-8")
+    message = mistakes(toy)
+    assert all(word in message for word in [str(toy), *words]), message
+
+
+def test_refused_files(toy: Path) -> None:  # noqa: F811
+    toy.write_bytes(b"\xff\xfe\x00")
+    assert "UTF-8" in mistakes(toy)
+    toy.write_text("- a\n- b\n")
+    assert "key: value" in mistakes(toy)
+    toy.write_text("#" * 1_000_001)
+    assert "larger than 1 MB" in mistakes(toy)
+    toy.write_text("")
+    assert "task: is missing" in mistakes(toy)
+    toy.write_text("\ufeff" + YAML, encoding="utf-8")  # a byte order mark of an editor is no mistake
+    assert config.load(toy).prompt == "a cat"
+
+
+# --- overrides --------------------------------------------------------------------------------------------
+
+
+@in_place
+@given(prompt=TEXTS)
+@example("a cat #1")
+@example("4k: best")
+@example("007")
+@example("1e3")
+@example("null")
+@example("${oc.env:HOME}")
+@example("a=b=c")
+@example("")
+@example("  two spaces  ")
+@example("- a\n  b: [")
+def test_every_prompt_survives_unchanged(toy: Path, prompt: str) -> None:  # noqa: F811
+    first = config.load(toy, [f"prompt={prompt}"])
+    assert first.prompt == prompt
+    saved = toy.with_name("resolved.yaml")
+    saved.write_text(config.dump(first), encoding="utf-8", newline="")
+    again = config.load(saved)
+    assert again == first and again.prompt == prompt
+    assert config.config_hash(again) == config.config_hash(first)
+
+
+@in_place
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["seed", "prior.guidance_scale", "trainer.devices", "x", "", "a.b"]), TEXTS)
+    )
+)
+def test_nothing_but_config_error_is_raised(toy: Path, words: list[tuple[str, str]]) -> None:  # noqa: F811
+    try:
+        config.load(toy, [f"{key}={value}" for key, value in words])
+    except ConfigError as error:
+        assert all(character.isprintable() or character == "\n" for character in str(error))
+
+
+@in_place
+@given(TREES)
+def test_random_files_load_or_are_refused(toy: Path, tree: Any) -> None:  # noqa: F811
+    data = {"task": "toy", "prompt": "a", "prior": tree, "shape": tree, "trainer": {"max_steps": tree}}
+    toy.write_text(yaml_text.write(data), encoding="utf-8", newline="")
+    try:
+        loaded = config.load(toy)
+    except ConfigError:
+        return
+    assert config.load(toy, ["seed=0"]) == loaded
+
+
+def test_overrides_are_typed_by_their_field(toy: Path) -> None:  # noqa: F811
+    loaded = config.load(
+        toy,
+        [
+            "seed=1e4",
+            "trainer.max_steps = 12".replace(" ", ""),
+            "elevation=[10, 20]",
+            "prior.guidance_scale={0: 10, 50: 5}",
+            "note=null",
+            "lambdas.orient=0.5",
+            "trainer.deterministic=true",
+            "checkpoint={seconds: 5}",
+        ],
+    )
+    assert (loaded.seed, loaded.trainer.max_steps, loaded.elevation) == (10000, 12, (10.0, 20.0))
+    assert loaded.prior.guidance_scale == {0: 10.0, 50: 5.0}
+    assert loaded.note is None and loaded.lambdas == {"orient": 0.5}
+    assert loaded.trainer.deterministic is True and loaded.checkpoint.seconds == 5
+    assert config.load(toy, ["note=nullx"]).note == "nullx"
+    assert config.load(toy, ["seed=1", "seed=2"]).seed == 2
+
+
+def test_values_from_python_are_taken_as_they_are(toy: Path) -> None:  # noqa: F811
+    loaded = config.load(toy, values={"prompt": "1: 2", "trainer": {"max_steps": 3}, "trainer.devices": 2})
+    assert (loaded.prompt, loaded.trainer.max_steps, loaded.trainer.devices) == ("1: 2", 3, 2)
+    with pytest.raises(ConfigError, match="arguments: sed: unknown key; did you mean 'seed'"):
+        config.load(toy, values={"sed": 1})
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sed=3", ["sed: unknown key", "did you mean 'seed'", "(got '3')"]),
+        ("max_steps=3", ["did you mean 'trainer.max_steps'"]),
+        ("prior.width=3", ["prior.width: unknown key"]),
+        ("shape.side=3", ["shape.side: unknown key"]),
+        ("seed.a=3", ["seed.a: unknown key"]),
+        ("prior.name=bigg", ["prior.name: ", "did you mean 'big'", "small", "(got 'bigg')"]),
+        ("shape.name=squar", ["shape.name: should be one of", "did you mean 'square'", "(got 'squar')"]),
+        ("shape.radius=-1", ["shape.radius: should be greater than 0", "(got -1)"]),
+        ("mode=exakt", ["'fast' or 'exact'", "did you mean 'exact'", "(got 'exakt')"]),
+        ("trainer.max_steps=0", ["trainer.max_steps: should be greater than or equal to 1 (got 0)"]),
+        ("trainer.max_steps=1.5", ["trainer.max_steps: should be a valid integer"]),
+        ("trainer.max_steps=ten", ["trainer.max_steps: should be a valid integer", "(got 'ten')"]),
+        ("trainer.devices=x", ["trainer.devices: should be 'auto' or", "(got 'x')"]),
+        ("trainer.gradient_clip_val=.inf", ["trainer.gradient_clip_val: should be"]),
+        ("seed=true", ["seed: should be a number", "(got True)"]),
+        ("trainer=3", ["trainer: should be a section"]),
+        ("prior=3", ["prior.name: no toy-prior has this name", "(there are: big, small)"]),
+        ("prior=[3]", ["prior: should be a section"]),
+        ("elevation=[1]", ["elevation"]),
+        ("elevation=[2, 1]", ["elevation should rise"]),
+        ("prior.guidance_scale=[1]", ["should be a number, or {step: value, ...}"]),
+        ("prior.guidance_scale={0: 1, 50%: 2}", ["mixed"]),
+        ("prior.guidance_scale={0: 1, 5: -2}", ["greater than or equal to 0"]),
+        ("prior.guidance_scale={}", ["empty"]),
+        ("seed=[1", ["command line: seed line 1"]),
+        ("seed", ["key=value", "'seed'"]),
+        ("=3", ["key=value"]),
+        ("task=tooy", ["task", "did you mean 'toy'"]),
+    ],
+)
+def test_mistakes_name_key_value_and_remedy(toy: Path, override: str, words: list[str]) -> None:  # noqa: F811
+    message = mistakes(toy, override)
+    assert "\n" not in message and "command line" in message
+    assert all(word in message for word in words), message
+
+
+def test_a_component_may_be_given_by_its_name_alone(toy: Path) -> None:  # noqa: F811
+    chosen = config.load(toy, ["prior=small", "prior.width=3"]).prior
+    assert (chosen.name, chosen.width) == ("small", 3)
+    toy.write_text("task: toy\nprompt: a cat\nprior: small\n")
+    assert config.load(toy).prior.width == 8
+    chosen = config.load(toy, ["prior.width=3"]).prior  # an option of it does not forget the name
+    assert (chosen.name, chosen.width) == ("small", 3)
+    assert "did you mean 'small'?" in mistakes(toy, "prior=smal")
+
+
+def test_all_mistakes_are_named_at_once_with_their_place(toy: Path) -> None:  # noqa: F811
+    toy.write_text(YAML + "trainr:\n  max_steps: 3\nshape:\n  name: square\n  sid: 2\n")
+    message = mistakes(toy, "seed=-1", "mode=x")
+    assert len(message.splitlines()) == 4, message
+    assert f"{toy}: trainr: unknown key; did you mean 'trainer'?" in message
+    assert f"{toy}: shape.sid: unknown key; did you mean 'shape.side'?" in message
+    assert "command line: seed: should be greater than or equal to 0 (got -1)" in message
+    toy.write_text("task: toy\n")
+    assert mistakes(toy) == f"{toy}: prompt: is missing" or "prompt: is missing" in mistakes(toy)
+
+
+def test_one_letter_typos_find_the_right_key() -> None:
+    keys = fields.paths(ToyConfig) + [f"representation.{path}" for path in fields.paths(NGPConfig)]
+    rng, right, count = random.Random(0), 0, 1500
+    for _ in range(count):
+        key = rng.choice([key for key in keys if len(key) > 3])
+        place, letter = rng.randrange(len(key)), rng.choice(string.ascii_lowercase)
+        typo = rng.choice(
+            [
+                key[:place] + key[place + 1 :],
+                key[:place] + letter + key[place:],
+                key[:place] + letter + key[place + 1 :],
+                key[:place] + key[place : place + 2][::-1] + key[place + 2 :],
+            ]
+        )
+        right += typo in keys or nearest_key(typo, keys) == key
+    assert right / count > 0.95
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def test_base_is_built_on(toy: Path) -> None:  # noqa: F811
+    below = toy.with_name("below.yaml")
+    below.write_text(
+        YAML + "trainer: {max_steps: 5, devices: 2}\nelevation: [1, 2]\nlambdas: {a: 1}\nmode: exact\n"
+        "shape: {name: square, side: 4}\n"
+    )
+    toy.write_text(
+        "base: below\nprior:\n  guidance_scale: {0: 3}\ntrainer: {devices: 1}\nlambdas: {b: 2}\n"
+        "shape: {name: round}\n"
+    )
+    loaded = config.load(toy, ["prior.guidance_scale={7: 1}"])
+    assert (loaded.trainer.max_steps, loaded.trainer.devices, loaded.mode) == (5, 1, "exact")
+    assert loaded.lambdas == {"a": 1, "b": 2} and loaded.prior.weights == "here"
+    assert loaded.prior.guidance_scale == {7: 1.0}  # a schedule replaces
+    assert loaded.shape.radius == 1.0  # a section of another name replaces: `side` is gone
+
+
+def test_bases_in_a_circle_are_shown_as_a_chain(toy: Path) -> None:  # noqa: F811
+    for name, base in (("a", "b"), ("b", "c"), ("c", "b")):
+        toy.with_name(f"{name}.yaml").write_text(f"base: {base}.yaml\n")
+    assert "b.yaml -> c.yaml -> b.yaml" in mistakes("a")
+    toy.write_text("base: nowhere\n")
+    assert "base" in mistakes(toy) and "nowhere" in mistakes(toy)
+    toy.write_text("base: [a, b]\n")
+    assert "should be one file" in mistakes(toy)
+
+
+def test_a_config_is_found_by_path_or_name(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    shipped = toy.parent / "shipped"
+    (shipped / "more").mkdir(parents=True)
+    (shipped / "mvdream-toybox.yaml").write_text(YAML)
+    (shipped / "more" / "deep.yaml").write_text(YAML)
+    monkeypatch.setattr(config, "folder", lambda name: shipped)
+    for name in ("mvdream-toybox", "mvdream-toybox.yaml", "more/deep", str(toy), "toy", "toy.yaml"):
+        assert config.load(name).prompt == "a cat"
+    assert config.shipped() == ["more/deep", "mvdream-toybox"]
+    assert "did you mean 'mvdream-toybox'" in mistakes("mvdraem-toybx.yaml")
+    for name in ("", "\0", "x" * 5000, "shipped", "\x1b[31m"):
+        message = mistakes(name)
+        assert "\x1b" not in message and "\0" not in message
+
+
+def test_every_shipped_config_is_valid() -> None:
+    for name in config.shipped():
+        tree = config.merged(config.read_layers(config.find(name)))
+        assert tree.get("about") and tree.get("needs"), name
+        needs_prompt = "prompt" in registry.config_model("task", tree["task"]).model_fields
+        loaded = config.load(name, ["prompt=a dog"] if needs_prompt else [])
+        assert config.dump(loaded)
+
+
+def test_hash_sees_what_matters(toy: Path) -> None:  # noqa: F811
+    first = config.config_hash(config.load(toy))
+    assert first == config.config_hash(config.load(toy, ["out=elsewhere", "about=x"]))
+    assert first != config.config_hash(config.load(toy, ["seed=1"]))
+    assert len(first) == 64

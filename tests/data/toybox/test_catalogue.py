@@ -1,0 +1,39 @@
+"""The list of the toybox in docs/toybox.md is the one that the code gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from threedgen.data.toybox import catalogue
+from threedgen.data.toybox.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES
+
+PAGE = Path(__file__).parents[3] / "docs" / "toybox.md"
+COMMAND = "python -m threedgen.data.toybox.catalogue docs/toybox.md"
+
+
+def test_the_page_is_up_to_date() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert catalogue.update(page) == page, f"renew it: {COMMAND}"
+    assert COMMAND in page
+
+
+def test_everything_is_listed() -> None:
+    text = catalogue.markdown()
+    rows = {line.split("|")[1].strip(" *"): line for line in text.splitlines() if line.startswith("| ")}
+    for word, entry in NOUNS.items():
+        assert all(part in rows[word] for part in entry.parts + entry.wears), word
+        assert (f"*{word}*" in rows[word]) == (not entry.front)
+    assert set(COLOURS) | {size for size in SIZES if size} <= set(rows)
+    assert all(f" {word}" in text for word in ACCESSORIES)
+    assert set(catalogue.SIZE_WORDS) == {size for size in SIZES if size}, "say what the new size means"
+
+
+def test_updating_keeps_the_rest_of_the_page() -> None:
+    page = f"# Title\n\n{catalogue.BEGIN}\nOUTDATED\n{catalogue.END}\n\nmore\n"
+    new = catalogue.update(page)
+    assert new.startswith("# Title\n\n") and new.endswith(f"{catalogue.END}\n\nmore\n") and "OUTDATED" not in new
+    assert catalogue.update(new) == new
+    with pytest.raises(ValueError, match="should hold the lines"):
+        catalogue.update("# Title\n")

@@ -1,0 +1,432 @@
+"""The consistency score: what it is made of, that it falls when views disagree, and runs that go on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tests.support.tiny_prior import tiny_prior
+from threedgen import config as configs
+from threedgen.config import ConfigError, registry
+from threedgen.data.srn.writer import write_instance
+from threedgen.data.toybox.raycast import render
+from threedgen.data.toybox.world import Toybox
+from threedgen.evaluation.consistency import fits, run
+from threedgen.evaluation.consistency.field import Bounds, _parts, border_colour, fit
+from threedgen.evaluation.consistency.held_out import far_views, held_out_places, looked_at, warn_about
+from threedgen.evaluation.consistency.options import (
+    ConsistencyConfig,
+    MVDreamSamplerConfig,
+    PaperProtocolConfig,
+    SubsampledProtocolConfig,
+    TSEDConfig,
+)
+from threedgen.evaluation.consistency.report import distances
+from threedgen.evaluation.consistency.samplers import MVDreamSampler
+from threedgen.evaluation.consistency.scenes import Scene
+from threedgen.evaluation.consistency.scores import ssim
+from threedgen.evaluation.toybox.labels import Labels
+from threedgen.evaluation.toybox.options import ProbeNetworkConfig
+from threedgen.evaluation.toybox.probe import Probe
+from threedgen.geometry.cameras import orbit
+from threedgen.geometry.images import psnr, to_uint8
+from threedgen.geometry.views import Request, Viewpoints, Views
+
+SIZE = 16
+GRID = {"n_levels": 4, "log2_hashmap_size": 10, "base_resolution": 4, "per_level_scale": 1.6}
+TINY: dict[str, Any] = {
+    "name": "subsampled", "steps": 200, "rays": 512, "samples": 24, "width": 16, "colour_layers": 1, "orientation": 0,
+    "encoding": GRID,
+}  # fmt: skip
+
+
+def photographs(count: int = 24, index: int = 5, turn: float = 0.0) -> Views:
+    """A toybox object on white from a spiral of cameras; ``turn``: the cameras are said to be so many degrees away,
+    each in its own direction."""
+    at = Viewpoints.of(orbit(count, 0.0, 2.6, 0.7, SIZE, SIZE))
+    up = torch.linspace(0, 0.9, count)
+    lift = torch.stack([Viewpoints.of(orbit(count, float(e), 2.6, 0.7, SIZE, SIZE)).c2w[k] for k, e in enumerate(up)])
+    at = Viewpoints(lift, at.K, SIZE, SIZE)
+    fov, which = np.full(count, 0.7), np.zeros(count, int)
+    rgb = render([Toybox(3).asset(index)], which, at.c2w.numpy(), fov, SIZE, 1.0).rgb
+    if turn:
+        axis = torch.randn(count, 3, generator=torch.Generator().manual_seed(1))
+        axis = np.deg2rad(turn) * torch.nn.functional.normalize(axis, dim=-1)
+        cross = torch.zeros(count, 4, 4)
+        cross[:, [2, 0, 1], [1, 2, 0]], cross[:, [1, 2, 0], [2, 0, 1]] = axis, -axis
+        at = Viewpoints(torch.linalg.matrix_exp(cross) @ at.c2w, at.K, SIZE, SIZE)
+    return Views(torch.from_numpy(to_uint8(rgb)).float() / 255, at)
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+def test_psnr_and_ssim() -> None:
+    picture = np.random.default_rng(0).random((16, 16, 3))
+    assert psnr(picture, picture) == 100 and ssim(picture, picture) == pytest.approx(1)
+    assert psnr(np.zeros((4, 4, 3)), np.full((4, 4, 3), 0.1)) == pytest.approx(20)
+    assert (ssim(picture, 1 - picture) or 0) < 0 and ssim(picture[:8], picture[:8]) is None
+
+
+# --- which views -------------------------------------------------------------------------------------------------
+
+
+def scene(count: int = 24, **more: Any) -> Scene:
+    views = photographs(count) if count == 24 else None
+    at = views.at if views else Viewpoints.of(orbit(count, 0.2, 2.6, 0.7, SIZE, SIZE))
+    return Scene("one", at, tuple(range(count)), **more)
+
+
+def test_the_same_views_are_held_out_everywhere_and_never_the_given_one() -> None:
+    places = held_out_places(scene(251), 0.1, 0)
+    two = Scene("two", photographs().at.select([0] * 251), tuple(range(251)))
+    assert len(set(places)) == 25 and places == held_out_places(two, 0.1, 0)
+    assert places != held_out_places(scene(251), 0.1, 1)
+    for given in range(24):
+        assert given not in held_out_places(scene(24, condition=(given,)), 0.5, 0)
+    with pytest.raises(ConfigError, match="one has 4 views, too few"):
+        held_out_places(scene(4), 0.85, 0)
+
+
+def test_doubtful_cameras_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    at = scene().at
+    near = at.select(range(1, 24))
+    assert far_views(near, at.select([0])) == []
+    moved = at.c2w[[0, 0]].clone()
+    moved[0, :3, 3] *= 2  # twice as far away
+    moved[1] = torch.diag(torch.tensor([1.0, -1, -1, 1])) @ moved[1] @ torch.diag(torch.tensor([1.0, -1, -1, 1]))
+    moved[1, :3, 3] = torch.tensor([0.0, 0.0, -2.6])  # from below
+    assert far_views(near, Viewpoints(moved, at.K[:2], SIZE, SIZE)) == [0, 1]
+    assert torch.allclose(looked_at(at), torch.zeros(3), atol=1e-4)
+    aside = at.c2w.clone()
+    aside[:, :3, 3] += torch.tensor([0.0, 2.0, 0.0])
+    there = Scene("one", Viewpoints(aside, at.K, SIZE, SIZE), tuple(range(24)))
+    assert torch.allclose(looked_at(there.at), torch.tensor([0.0, 2.0, 0.0]), atol=1e-4)
+    with caplog.at_level(logging.WARNING):
+        assert len(warn_about(there, [3])) == 1
+    assert "fitted around the origin" in caplog.text and warn_about(scene(), [3]) == []
+
+
+# --- the field ---------------------------------------------------------------------------------------------------
+
+
+def test_bounds_and_background() -> None:
+    bounds = Bounds.of(scene().at)
+    assert (bounds.radius, bounds.near) == (pytest.approx(1.3, abs=1e-4), pytest.approx(0.975, abs=1e-4))
+    assert bounds.span * bounds.radius == pytest.approx(1.5 * 2.6 - 0.375 * 2.6, abs=1e-4)
+    assert border_colour(photographs()).tolist() == [1, 1, 1]
+
+
+def score_of(views: Views) -> float:
+    """PSNR of held-out views, as the task measures it, without its files."""
+    held = [3, 9, 15, 20]
+    rest = [k for k in range(len(views)) if k not in held]
+    field = fit(views.select(rest), Bounds.of(views.at), SubsampledProtocolConfig.model_validate(TINY), 0)
+    seen = field.pictures(views.at.select(held)).numpy()
+    return float(np.mean([psnr(a, b) for a, b in zip(views.images[held].numpy(), seen, strict=True)]))
+
+
+def test_the_score_falls_when_views_disagree() -> None:
+    """Ground truth, cameras that are said to be elsewhere, every third view of another object."""
+    truth = photographs()
+    mixed = truth.images.clone()
+    mixed[1::3] = photographs(index=8).images[1::3]
+    good, turned, swapped = score_of(truth), score_of(photographs(turn=10)), score_of(Views(mixed, truth.at))
+    assert good > 23 and good > turned + 1.5 and good > swapped + 1.5
+
+
+def test_a_fit_is_repeated_to_the_bit_and_knows_no_units() -> None:
+    views = photographs()
+    options = SubsampledProtocolConfig.model_validate(TINY | {"steps": 5, "orientation": 0.01, "rays": 64})
+    one, two = (fit(views, Bounds.of(views.at), options, 0).pictures(views.at.select([0])) for _ in range(2))
+    assert torch.isfinite(one).all() and torch.equal(one, two) and not torch.equal(
+        one, fit(views, Bounds.of(views.at), options, 1).pictures(views.at.select([0]))
+    )
+    big = views.at.c2w.clone()
+    big[:, :3, 3] *= 8  # a power of two, so that nothing is rounded
+    large = Views(views.images, Viewpoints(big, views.at.K, SIZE, SIZE))
+    again = fit(large, Bounds.of(large.at), options, 0).pictures(large.at.select([0]))
+    assert torch.allclose(one, again, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["paper", "subsampled"])
+def test_the_pixels_of_a_step(name: str) -> None:
+    """The paper's: each once, all with normals. Subsampled: some of them, a share with normals. In small parts."""
+    options = {"paper": PaperProtocolConfig, "subsampled": SubsampledProtocolConfig}[name](chunk=300)
+    parts = list(_parts(options, 10_000, True, torch.Generator().manual_seed(0)))
+    assert not any(normals for _, normals, _ in _parts(options, 10_000, False, torch.Generator().manual_seed(0)))
+    pixels = torch.cat([part for part, _, _ in parts])
+    assert max(len(part) for part, _, _ in parts) == 300 and sum(share for *_, share in parts) == pytest.approx(1)
+    asked = sum(len(part) for part, normals, _ in parts if normals)
+    if name == "paper":
+        assert torch.equal(pixels.sort().values, torch.arange(10_000)) and asked == 10_000
+        assert options.steps == 1000 and options.learning_rate == {0: 0.01, 100: 0.001}
+    else:
+        assert len(pixels) == 4096 and asked == 512 and pixels.max() < 10_000
+
+
+# --- runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two scenes as somebody else might have drawn them."""
+    for name, index in (("a", 5), ("b", 8)):
+        write_instance(tmp_path / "views" / name, photographs(index=index))
+    return tmp_path / "views"
+
+
+def settings(out: Path, **given: Any) -> ConsistencyConfig:
+    quick = TINY | {"steps": 3, "rays": 64}
+    values = {
+        "task": "consistency", "out": str(out), "threads": 1, "protocol": quick, "bootstrap": 100,
+        "tsed": {"pairs": 1, "size": 16},
+    }  # fmt: skip
+    return ConsistencyConfig.model_validate(values | given)
+
+
+def without_times(path: Path) -> Any:
+    tree = json.loads(path.read_text())
+    for entry in tree["scenes"]:
+        entry.pop("fit_seconds")
+    return tree
+
+
+def test_a_folder_is_scored_beside_the_original_and_a_killed_run_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = tmp_path / "cars_test"
+    shutil.copytree(folder, truth)
+    for path in (folder / "b" / "rgb").iterdir():  # what was drawn is not the truth
+        shutil.copy(folder / "a" / "rgb" / path.name, path)
+    out = tmp_path / "run"
+    out.mkdir()
+    config = settings(out, sampler=str(folder), scenes={"name": "srn", "path": str(truth), "condition": 2})
+    done: list[str] = []
+    real = fits.score
+
+    def counted(job: fits.Job) -> fits.Score:
+        done.append(f"{job.scene} {job.row}")
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return real(job)
+
+    monkeypatch.setattr(fits, "score", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(config, quiet=True)
+    assert run.run(config, resume=out, quiet=True) == 0
+    assert done == ["a folder", "a original", "b folder", "b folder", "b original"]
+    tree = without_times(out / "consistency.json")
+    assert tree["rows"]["folder"]["scenes"] == tree["rows"]["original"]["scenes"] == 2
+    held = [entry["held_out"] for entry in tree["scenes"]]
+    assert all(one == held[0] for one in held) and len(held[0]) == 2 and 2 not in held[0]
+    by = {(entry["scene"], entry["row"]): entry for entry in tree["scenes"]}
+    assert by["a", "folder"]["psnr"] == by["a", "original"]["psnr"] != by["b", "folder"]["psnr"]
+    assert by["a", "folder"]["true_psnr"] == 100 > 40 > by["b", "folder"]["true_psnr"]
+    lines = list(csv.DictReader((out / "consistency.csv").read_text().splitlines()))
+    assert [(line["scene"], line["row"]) for line in lines] == [
+        ("a", "folder"), ("a", "original"), ("b", "folder"), ("b", "original")
+    ]  # fmt: skip
+    text = (out / "consistency.md").read_text()
+    assert "| original data | 2 |" in text and "| folder | 2 |" in text and (out / "sheet.png").is_file()
+
+    (out / "scores" / "b.original.json").write_text('{"key": "')  # as a disk that was full might leave it
+    assert run.run(config, resume=out, quiet=True) == 0
+    assert done[5:] == ["b original"] and without_times(out / "consistency.json") == tree
+    path = folder / "a" / "rgb" / "000007.png"
+    shutil.copy(folder / "a" / "rgb" / "000008.png", path)  # other pixels: only their own score is made anew
+    run.run(config, resume=out, quiet=True)
+    assert done[6:] == ["a folder"]
+
+
+def test_several_samplers_are_compared_scene_by_scene(folder: Path, tmp_path: Path) -> None:
+    """One draws the truth, the other the views in a wrong order: the first wins in every scene."""
+    wrong = tmp_path / "wrong"
+    shutil.copytree(folder, wrong)
+    for scene in "ab":
+        names = sorted(path.name for path in (folder / scene / "rgb").iterdir())
+        for k, name in enumerate(names):
+            shutil.copy(folder / scene / "rgb" / names[(5 * k + 3) % len(names)], wrong / scene / "rgb" / name)
+    out = tmp_path / "run"
+    out.mkdir()
+    scenes = {"name": "srn", "path": str(folder), "condition": 2}
+    samplers = {"right": str(folder), "wrong": {"name": "folder", "path": str(wrong)}}
+    config = settings(out, samplers=samplers, scenes=scenes, protocol=TINY | {"steps": 40, "rays": 256})
+    assert run.run(config, quiet=True) == 0
+    tree = json.loads((out / "consistency.json").read_text())
+    rows, less = tree["rows"], tree["differences"]["wrong"]
+    assert rows["right"]["psnr"] == rows["original"]["psnr"] and rows["original"]["true_psnr"]["mean"] is None
+    assert rows["right"]["psnr"]["mean"] - rows["wrong"]["psnr"]["mean"] == pytest.approx(less["psnr"]["mean"])
+    assert less["psnr"]["won"] == 2 and less["psnr"]["low"] > 0 and rows["right"]["true_psnr"]["mean"] == 100
+    text = (out / "consistency.md").read_text()
+    assert "| right minus |" in text and "| PSNR to the true views |" in text
+    assert (out / "views.png").is_file()
+    (out / "nothing").mkdir()
+    with pytest.raises(ConfigError, match=r"samplers\.ours\.weights: .*no config\.json"):
+        settings(out, samplers={"ours": {"name": "threedim", "weights": str(out / "nothing")}}).check()
+    for name in ("original", "a/b", ""):
+        with pytest.raises(ValidationError, match="no name for a row"):
+            settings(out, samplers={name: str(folder)})
+    assert settings(out, samplers={"one": str(folder)}, scenes="sampled").check() is None
+    with pytest.raises(ValidationError, match="the sampler is 'threedim'"):
+        settings(out, samplers={"one": "threedim"}, scenes="sampled")
+
+
+def test_views_are_drawn_outward_from_the_given_one() -> None:
+    at = photographs(6).at
+    assert Scene("a", at, tuple(range(6)), (2,)).targets == [3, 4, 5, 1, 0]
+    assert Scene("a", at, tuple(range(6))).targets == [0, 1, 2, 3, 4, 5]
+    scene = Scene("a", at, (10, 11, 12, 13, 14, 15), (1, 4))
+    assert scene.targets == [5, 3, 2, 0]
+    request = scene.request(0, pictures=False)
+    drawn = torch.tensor(request.numbers).float()[:, None, None, None].expand(4, SIZE, SIZE, 3)
+    assert scene.together(request, drawn).images[[0, 2, 3, 5], 0, 0, 0].tolist() == [10, 12, 13, 15]
+
+
+def test_a_folder_alone_has_no_original_row(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    assert run.run(settings(out, sampler=str(folder)), quiet=True) == 0
+    assert "| original data (none is known) |" in (out / "consistency.md").read_text()
+    assert list(json.loads((out / "consistency.json").read_text())["rows"]) == ["folder"]
+
+
+def test_the_prior_is_scored_and_what_it_drew_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
+    build = registry.build
+
+    def built(kind: str, *rest: Any, **more: Any) -> Any:
+        return prior if kind == "prior" else build(kind, *rest, **more)
+
+    monkeypatch.setattr(registry, "build", built)
+    drawn: list[int] = []
+    sample = prior.sample
+    monkeypatch.setattr(prior, "sample", lambda *words, **more: drawn.append(1) or sample(*words, **more))
+    scenes = {"name": "toybox", "count": 1, "views": 8, "size": SIZE}
+    config = settings(tmp_path, sampler={"name": "mvdream", "together": 4, "steps": 1}, scenes=scenes)
+    assert run.run(config, quiet=True) == 0 and len(drawn) == 2
+    assert run.run(config, resume=tmp_path, quiet=True) == 0 and len(drawn) == 2
+    rows = json.loads((tmp_path / "consistency.json").read_text())["rows"]
+    assert rows["original"]["scenes"] == rows["mvdream"]["scenes"] == 1
+
+
+class Compass:
+    """A prior whose pictures show the azimuth they were asked for."""
+
+    def sample(self, text: str, c2w: torch.Tensor, *rest: Any) -> torch.Tensor:
+        angle = torch.atan2(c2w[:, 1, 3], c2w[:, 0, 3]).remainder(2 * torch.pi) / (2 * torch.pi)
+        return angle[:, None, None, None].expand(-1, 4, 4, 3)
+
+
+def test_views_come_back_in_order_and_odd_elevations_are_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(registry, "build", lambda *words: Compass())
+    sampler = MVDreamSampler(MVDreamSamplerConfig(together=4))
+    at = Viewpoints.of(orbit(10, 0.2, 2.0, 0.7, 4, 4))
+    with caplog.at_level(logging.WARNING):
+        (pictures,) = sampler([Request("one", None, at, tuple(range(10)), "a dog")])
+        assert torch.allclose(pictures[:, 0, 0, 0], torch.arange(10) / 10, atol=1e-4) and not caplog.records
+        sampler([Request("one", None, Viewpoints.of(orbit(4, 1.2, 2.0, 0.7, 4, 4)), (0, 1, 2, 3), "a dog")])
+    assert "4 target views are far outside" in caplog.text
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------------
+
+
+def test_short_forms_of_the_sampler(folder: Path) -> None:
+    config = configs.load("consistency", [f"sampler={folder}"])
+    assert (config.sampler.name, config.sampler.path, config.scenes.name) == ("folder", str(folder), "sampled")
+    config = configs.load("consistency", ["sampler=mvdream", "protocol.name=paper"])
+    assert (config.sampler.name, config.scenes.name, config.protocol.steps) == ("mvdream", "toybox", 1000)
+    with pytest.raises(ConfigError, match="sampled"):
+        configs.load("consistency", ["scenes.name=sampled"])
+    with pytest.raises(ConfigError, match="sampler.path: there is no folder"):
+        configs.load("consistency", ["sampler=/nowhere/at/all"]).check()
+
+
+def test_mistakes_are_found_before_any_field_is_fitted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fits, "score", lambda job: pytest.fail("too late"))
+    truth = tmp_path / "cars_test"
+    shutil.copytree(folder, truth)
+    with_truth = settings(
+        tmp_path / "run", sampler=str(folder), scenes={"name": "srn", "path": str(truth), "condition": 2}
+    )
+
+    def said(config: ConsistencyConfig) -> str:
+        with pytest.raises(ConfigError) as error:
+            run.run(config, quiet=True)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    pose = folder / "a" / "pose" / "000004.txt"
+    right = pose.read_text()
+    pose.write_text((folder / "a" / "pose" / "000005.txt").read_text())
+    assert "a/pose/000004.txt is another pose" in said(with_truth)
+    pose.write_text(right)
+    picture = folder / "b" / "rgb" / "000006.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:120])
+    assert "b/rgb/000006.png cannot be read" in said(settings(tmp_path / "run", sampler=str(folder)))
+    picture.unlink()
+    (folder / "b" / "pose" / "000006.txt").unlink()
+    assert "b/rgb/000006.png is missing: this view is asked for" in said(with_truth)
+    shutil.rmtree(folder / "b")
+    assert "views/b is missing" in said(with_truth)
+    shutil.rmtree(folder / "a")
+    assert "has no scenes in it" in said(settings(tmp_path / "run", sampler=str(folder)))
+    monkeypatch.setattr(MVDreamSampler, "__init__", lambda self, config: None)
+    wordless = settings(tmp_path / "run", sampler="mvdream", scenes=with_truth.scenes)
+    assert "draws from words" in said(wordless)
+
+
+def test_distances_on_a_probe_tell_pictures_apart(tmp_path: Path) -> None:
+    """Equal sets have FID 0; renders of another brightness have more, and more KID than equal ones."""
+    torch.manual_seed(0)
+    probe = Probe(Labels.of_toybox(), ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 16))).eval()
+    held = np.random.default_rng(0).integers(0, 255, (12, SIZE, SIZE, 3), np.uint8)
+    np.savez(tmp_path / "a.sampled.npz", held=held, render=held // 2)
+    np.savez(tmp_path / "a.original.npz", held=held, render=held)
+    scores = [{"scene": "a", "row": row, "held_out": list(range(12))} for row in ("sampled", "original")]
+    found = distances(probe, tmp_path, scores)
+    same, darker = found["original"], found["sampled"]
+    assert same["pictures"] == 12 and darker["fid"] > 1e-3 > 10 * abs(same["fid"]) and darker["kid"] > same["kid"]
+
+
+@pytest.mark.slow
+def test_fields_are_fitted_side_by_side(folder: Path, tmp_path: Path) -> None:
+    """Two workers give what one gives."""
+    trees = []
+    for workers in (1, 2):
+        out = tmp_path / f"run{workers}"
+        out.mkdir()
+        run.run(settings(out, sampler=str(folder), workers=workers), quiet=True)
+        trees.append(without_times(out / "consistency.json"))
+    assert trees[0] == trees[1]
+
+
+def test_the_key_knows_everything_that_decides(folder: Path, tmp_path: Path) -> None:
+    protocol, tsed = SubsampledProtocolConfig(), TSEDConfig()
+    views = photographs()
+    key = fits.Job.of("a", "sampled", views, [1], protocol, tsed, 0, tmp_path).key()
+    other = photographs(turn=1)
+    for changed in (
+        fits.Job.of("a", "sampled", other, [1], protocol, tsed, 0, tmp_path),
+        fits.Job.of("a", "sampled", views, [2], protocol, tsed, 0, tmp_path),
+        fits.Job.of("a", "sampled", views, [1], protocol, tsed, 1, tmp_path),
+        fits.Job.of("a", "sampled", views, [1], SubsampledProtocolConfig(steps=9), tsed, 0, tmp_path),
+        fits.Job.of("a", "sampled", views, [1], protocol, TSEDConfig(pairs=3), 0, tmp_path),
+    ):
+        assert changed.key() != key
+    assert fits.Job.of("z", "original", views, [1], protocol, tsed, 0, tmp_path / "x").key() == key

@@ -1,0 +1,102 @@
+"""TSED against recorded outputs of the reference, and on pictures whose geometry is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.parity_files import parity_files
+from threedgen.evaluation.consistency.options import TSEDConfig
+from threedgen.evaluation.consistency.tsed import (
+    describe,
+    fundamental,
+    judge,
+    match,
+    neighbours,
+    symmetric_epipolar_distance,
+    tsed,
+)
+from threedgen.geometry.cameras import orbit
+from threedgen.geometry.views import Viewpoints, Views
+
+FILES = parity_files("metric_tsed")
+
+
+def test_parity_files_are_there() -> None:
+    assert FILES
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_parity(file: Path) -> None:
+    recorded = np.load(file, allow_pickle=False)
+    poses, focal = recorded["in:poses_c2w"], 256 * float(recorded["in:focal_y"])
+    K = np.array([[focal, 0, 128], [0, focal, 128], [0, 0, 1]])
+    found = []
+    for k in range(len(poses) - 1):
+        F = fundamental(poses[k], poses[k + 1], K, K)
+        found.append(symmetric_epipolar_distance(recorded[f"in:matches_{k}"], F))
+        np.testing.assert_allclose(found[-1], recorded[f"out:sed_{k}"], atol=1e-6, rtol=0)
+    pairs = judge(found, float(recorded["in:t_error"]), int(recorded["in:t_matches"]))
+    wanted = np.where(recorded["out:median_sed"] > 1e10, np.inf, recorded["out:median_sed"])
+    np.testing.assert_allclose(pairs.median_sed, wanted, atol=1e-6, rtol=0)
+    assert (pairs.consistent, pairs.total) == (int(recorded["out:n_consistent"]), len(found))
+
+
+def test_points_in_space_obey_the_geometry_and_others_do_not() -> None:
+    at = Viewpoints.of(orbit(8, 0.4, 2.5, 0.8, 100, 60))
+    c2w, K = at.c2w.double().numpy(), at.K.double().numpy()
+    points = np.random.default_rng(0).normal(0, 0.3, (20, 3))
+
+    def pixels(k: int) -> np.ndarray:
+        x = (points - c2w[k, :3, 3]) @ c2w[k, :3, :3] @ np.diag([1.0, -1.0, -1.0]) @ K[k].T
+        return x[:, :2] / x[:, 2:]
+
+    matches = np.hstack([pixels(0), pixels(1)])
+    F = fundamental(c2w[0], c2w[1], K[0], K[1])
+    assert symmetric_epipolar_distance(matches, F).max() < 1e-4
+    assert np.median(symmetric_epipolar_distance(matches, fundamental(c2w[0], c2w[2], K[0], K[2]))) > 1
+    same = symmetric_epipolar_distance(matches, fundamental(c2w[0], c2w[0], K[0], K[0]))
+    assert np.isinf(same).all()  # no line between cameras in one place
+
+
+def test_what_makes_a_pair_consistent() -> None:
+    good, far, few, none = np.full(10, 1.9), np.full(30, 2.0), np.full(9, 0.1), np.zeros(0)
+    pairs = judge([good, far, few, none], 2.0, 10)
+    assert (pairs.consistent, pairs.total, pairs.matches) == (1, 4, (10, 30, 9, 0)) and pairs.share == 0.25
+    assert judge([], 2.0, 10).share is None
+
+
+def test_neighbours_are_spread() -> None:
+    assert neighbours(4, 100) == [(0, 1), (1, 2), (2, 3)]
+    assert neighbours(251, 3) == [(0, 1), (124, 125), (249, 250)]
+    assert neighbours(251, 0) == neighbours(1, 5) == []
+
+
+def shifted(step: int) -> Views:
+    """A textured wall at distance 1, seen by three cameras ``step`` pixels to the right of each other."""
+    size, focal = 64, 64.0
+    wall = torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+    wall = torch.nn.functional.interpolate(wall, (size, 110), mode="bicubic").clamp(0, 1)[0].permute(1, 2, 0)
+    c2w = torch.eye(4).repeat(3, 1, 1)
+    c2w[:, 0, 3] = torch.arange(3) * step / focal
+    K = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]]).expand(3, 3, 3)
+    images = torch.stack([wall[:, k * step : k * step + size] for k in range(3)])
+    return Views(images, Viewpoints(c2w, K, size, size))
+
+
+def test_pictures_of_a_wall() -> None:
+    options = TSEDConfig(size=64)
+    views = shifted(8)
+    assert tsed(views, options).share == 1
+    up = views.at.c2w.clone()
+    up[:, :2, 3] = up[:, :2, 3].flip(-1)  # cameras that are said to climb, with the pictures of those that go right
+    wrong = tsed(Views(views.images, Viewpoints(up, views.at.K, 64, 64)), options)
+    assert wrong.share == 0 and min(wrong.matches) >= 10
+
+
+def test_a_blank_picture_has_no_matches() -> None:
+    blank = describe(np.full((32, 32, 3), 128, np.uint8))
+    assert blank is None and match(blank, blank, 0.8).shape == (0, 4)

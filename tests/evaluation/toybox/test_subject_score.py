@@ -1,0 +1,136 @@
+"""The task "evaluate-subjects": subjects are tuned and looked at, once each, and paired with the base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.task_server import TINY, TINY_DREAMBOOTH, prior_folder, snapshot, write_config
+from threedgen import cli
+from threedgen.config import load
+from threedgen.evaluation.toybox import subject_score
+from threedgen.evaluation.toybox.identity import IdentityNet
+from threedgen.evaluation.toybox.labels import Labels
+from threedgen.evaluation.toybox.options import IdentityNetworkConfig, ProbeNetworkConfig
+from threedgen.evaluation.toybox.probe import Probe
+from threedgen.evaluation.toybox.subject_report import compared, gained, table
+from threedgen.systems.dreambooth import task as dreambooth
+
+
+def test_gains_have_intervals() -> None:
+    mean, low, high = gained([0.1, 0.3, 0.2, 0.4])
+    assert mean == pytest.approx(0.25) and 0.1 <= low < mean < high <= 0.4
+    assert gained([0.1, 0.3, 0.2, 0.4]) == (mean, low, high)
+    assert gained([0.5]) == (0.5, 0.5, 0.5)
+
+
+def found(identity: list[float], scores: list[float], order: list[bool | None]) -> dict:
+    answers = [{"noun": True, "colour": None, "bound": None, "order": o} for o in order]
+    return {"identity": identity, "scores": scores, "answers": answers, "held_out": scores, "seconds": 5.0}
+
+
+def test_a_row_of_the_table_by_hand() -> None:
+    rows = []
+    for k in (0.0, 0.2):
+        base, tuned = found([0.1, 0.3], [0.5, 0.7], [True, None]), found([0.6 + k, 0.6 + k], [1.0, 1.0], [True, False])
+        tuned["class"] = found([0, 0], [0.5, 0.5], [True])
+        tuned["held_out"] = [0.4, 0.4]
+        rows.append({"subject": f"{k}", "found": {"base": base, "l1": tuned}})
+    row = compared(rows, "l1")
+    assert row["identity"] == pytest.approx(0.7) and row["identity_gain"][0] == pytest.approx(0.5)
+    assert row["class_change"] == pytest.approx((-0.1, -0.1, -0.1))
+    assert row["own_change"] == pytest.approx((0.4, 0.4, 0.4))
+    assert row["held_out_change"][0] == pytest.approx(-0.2)
+    assert (row["order"]["hits"], row["order"]["total"]) == (2, 4) and row["bound"]["total"] == 0
+    line = table({"l1": row}).splitlines()[-1]
+    assert "preservation L1" in line and "+0.500" in line and "50.0 % (2/4)" in line and "-10.0" in line
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: content for name, (_, content) in snapshot(folder).items()}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with everything that an evaluation needs, all of it random."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    small = IdentityNetworkConfig(image_size=32, channels=(8, 8, 16, 16), width=8)
+    IdentityNet(small).eval().save(tmp_path / "toybox-identity.safetensors")
+    sizes = ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 16))
+    Probe(Labels.of_toybox(), sizes).save(tmp_path / "p.safetensors")
+    trainer = TINY_DREAMBOOTH["trainer"] | {"max_steps": 1, "val_check_interval": 0}
+    prior = {"weights": str(prior_folder()), "dtype": "fp32"}
+    write_config(tmp_path / "tune.yaml", TINY_DREAMBOOTH, prior=prior, trainer=trainer)
+    asked = {
+        "task": "evaluate-subjects", "threads": 1, "config": "tune.yaml", "probe": {"weights": "p.safetensors"},
+        "identity": {"weights": "toybox-identity.safetensors"}, "subjects": 2, "photos": 2,
+        "settings": ["", "red hat"], "preservation": ["l1", "none"], "strengths": [1.0, 0.5], "held_out": 2, "steps": 1,
+    }  # fmt: skip
+    write_config(tmp_path / "evaluate.yaml", asked)
+    return tmp_path
+
+
+def test_subjects_are_tuned_looked_at_and_not_made_twice(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--config", "evaluate.yaml", "out=run", "-q"]
+    assert cli.main(words) == 0
+    report = json.loads(Path("run/report.json").read_text())
+    assert list(report["compared"]) == ["l1", "l1-0.5", "none"] and len(report["subjects"]) == 2
+    for row in report["subjects"]:
+        for kind in ("base", "l1", "l1-0.5", "none"):
+            seen = row["found"][kind]
+            assert len(seen["identity"]) == 2 and len(seen["held_out"]) == 2
+            assert (Path("run/subjects") / row["subject"] / f"{kind}-1.png").exists()
+        base, tuned, some = (row["found"][kind]["identity"] for kind in ("base", "l1", "l1-0.5"))
+        assert base != tuned != some
+    text = Path("run/report.md").read_text()
+    assert "| preservation L1 |" in text and "| preservation L1, strength 0.5 |" in text
+    assert Path("run/sheet.png").exists()
+    before = contents(Path("run/subjects"))
+    monkeypatch.setattr(subject_score, "sample_batch", lambda *a, **k: pytest.fail("nothing is sampled again"))
+    monkeypatch.setattr(dreambooth, "fit", lambda *a, **k: pytest.fail("nothing is tuned again"))
+    Path("run/report.md").unlink()
+    assert cli.main(words) == 0 and Path("run/report.md").exists()
+    assert contents(Path("run/subjects")) == before
+
+
+def test_objects_are_made_by_the_base_and_by_the_tuned_prior(place: Path) -> None:
+    prior = {"weights": str(prior_folder()), "dtype": "fp32"}
+    still = {"warm_start": {"steps": 0}, "trainer": TINY["trainer"] | {"max_steps": 1}, "export": {"enabled": False}}
+    result = TINY["result"] | {"turntable": TINY["result"]["turntable"] | {"n_view": 8}}
+    write_config(place / "make.yaml", TINY, prior=prior, result=result, **still)
+    words = ["--config", "evaluate.yaml", "out=run", "-q", "subjects=1", "settings=['']", "preservation=[none]"]
+    words.append("strengths=[0.5]")
+    assert cli.main([*words, "objects=make.yaml"]) == 0
+    (row,) = json.loads(Path("run/report.json").read_text())["subjects"]
+    runs = sorted(path.name for path in (Path("run/subjects") / row["subject"] / "objects").iterdir())
+    assert runs == ["base-0", "none-0.5-0"]
+    made = load(Path("run/subjects") / row["subject"] / "objects" / "none-0.5-0" / "config.yaml")
+    assert made.prior.personalisation_strength == 0.5
+    seen = [row["found"][key]["objects"]["identity"] for key in ("base", "none-0.5")]
+    assert len(seen[0]) == len(seen[1]) == 1 and seen[0] != seen[1]
+    assert Path("run/objects.png").exists()
+    assert "3D objects, made by make.yaml" in Path("run/report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["settings=[red hta]"], "settings: the toybox has no accessory 'hta'; did you mean 'hat'?"),
+        (["settings=[rde hat]"], "settings: the toybox has no colour 'rde'; did you mean 'red'?"),
+        (["settings=[hat]"], "settings should be COLOUR ACCESSORY"),
+        (["preservation=[l1, l1]"], "preservation should name each way once"),
+        (["strengths=[1, 1]"], "strengths should name each value once"),
+        (["config=sample-toybox"], "config: should be a config of the task mvdreambooth"),
+        (["identity.weights=none"], "identity.weights: there is no file 'none'"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert cli.main(["--config", "evaluate.yaml", "out=run", *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1

@@ -1,0 +1,269 @@
+"""Textured files: what other programs read in them, and that the checker sees every fault."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import trimesh
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.support.textured_box import Textures, files, textured
+from threedgen.export.files.check import Expected, check_collider, check_glb, passed
+from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes, to_gltf_axes
+from threedgen.export.files.obj import obj_zip
+from threedgen.export.files.read_glb import read_glb
+from threedgen.export.files.textured import TexturedMesh, stand
+from threedgen.export.shape.collider import collider_names, convex_parts, hull
+from threedgen.export.shape.topology import topology
+from threedgen.export.shape.uv_layout import layout
+from threedgen.export.surface.tangents import vertex_tangents
+
+MESH, TEXTURES = textured()
+PNGS = files(TEXTURES)
+EXTRAS = {"prompt": "a ball \u00e9 </script>", "seed": 3}
+DATA = textured_glb_bytes(MESH, PNGS, "ball", EXTRAS)
+EXPECTED = Expected(320, 256, extras=("prompt", "seed"))
+
+
+def codes(data: bytes, expected: Expected = EXPECTED) -> set[str]:
+    return {finding.code for finding in check_glb(data, expected)}
+
+
+def changed(**parts: np.ndarray) -> set[str]:
+    """What the checker says of the ball with some of its arrays replaced."""
+    return codes(textured_glb_bytes(dataclasses.replace(MESH, **parts), PNGS, "ball", EXTRAS))
+
+
+# ---------------------------------------------------------------- tangents
+
+
+def test_tangents_of_a_plane_follow_its_texture() -> None:
+    """Seen from above, u to the right (+x) and v up (+y): the tangent is +x, the bitangent +y, the sign +."""
+    points = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)
+    faces = np.array([[0, 1, 2], [0, 2, 3]])
+    up = np.tile(np.float32([0, 0, 1]), (4, 1))
+    assert np.allclose(vertex_tangents(points, faces, up, points[:, :2]), [1, 0, 0, 1])
+    mirrored = points[:, :2] * (-1, 1) + (1, 0)
+    assert np.allclose(vertex_tangents(points, faces, up, mirrored), [-1, 0, 0, -1])
+    turned = points[:, [1, 0]] * (-1, 1) + (1, 0)  # u grows against y, v along x
+    tangents = vertex_tangents(points, faces, up, turned)
+    assert np.allclose(tangents, [0, -1, 0, 1])
+    assert np.allclose(np.cross(up, tangents[:, :3]) * tangents[:, 3:], [1, 0, 0])
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10**6), flat=st.booleans())
+def test_tangents_are_unit_perpendicular_and_signed_whatever_the_uvs(seed: int, flat: bool) -> None:
+    rng = np.random.default_rng(seed)
+    uv = np.zeros_like(MESH.uv) if flat else rng.random(MESH.uv.shape).astype(np.float32)
+    made = vertex_tangents(MESH.vertices, MESH.faces, MESH.normals, uv)
+    assert np.allclose(np.linalg.norm(made[:, :3], axis=1), 1, atol=1e-5) and np.isin(made[:, 3], (-1, 1)).all()
+    assert np.abs((made[:, :3] * MESH.normals).sum(1)).max() < 1e-5
+
+
+# ---------------------------------------------------------------- GLB
+
+
+def test_a_textured_glb_as_another_program_reads_it() -> None:
+    (read,) = trimesh.load(io.BytesIO(DATA), file_type="glb", process=False).geometry.values()
+    assert np.allclose(read.vertices, to_gltf_axes(MESH.vertices)) and np.array_equal(read.faces, MESH.faces)
+    assert np.allclose(read.visual.uv, MESH.uv, atol=1e-6), "trimesh counts v upwards"
+    material = read.visual.material
+    assert np.array_equal(np.asarray(material.baseColorTexture.convert("RGB")), TEXTURES.base_colour)
+    assert np.array_equal(np.asarray(material.normalTexture.convert("RGB")), TEXTURES.normal)
+    assert material.metallicFactor == 1 and material.roughnessFactor == 1
+    assert (read.vertices[:, 1].min(), read.visual.material.alphaMode) == (0, None)
+
+
+def test_equal_input_gives_equal_bytes_and_missing_maps_are_left_out() -> None:
+    assert DATA == textured_glb_bytes(MESH, PNGS, "ball", EXTRAS)
+    alone = textured_glb_bytes(MESH, files(Textures(TEXTURES.base_colour)), "ball", EXTRAS)
+    material = read_glb(alone).tree["materials"][0]
+    assert "normalTexture" not in material and material["pbrMetallicRoughness"]["metallicFactor"] == 0
+    assert codes(alone) == set()
+
+
+def test_a_mesh_stands_on_its_bottom_centre_as_high_as_asked() -> None:
+    moved = MESH.vertices * 3 + np.float32([5, -2, 7])
+    placed = stand(moved, 1.7).points(moved)
+    low, high = placed.min(0), placed.max(0)
+    assert low[2] == pytest.approx(0, abs=1e-6) and high[2] == pytest.approx(1.7, abs=1e-5)
+    assert np.allclose(low[:2], -high[:2], atol=1e-5)
+    assert np.allclose(np.ptp(stand(moved).points(moved), axis=0), np.ptp(moved, axis=0), atol=1e-5)
+
+
+def test_colliders_are_nodes_with_the_engines_names() -> None:
+    parts = {name: hull(MESH.vertices) for name in collider_names("ball", 2)}
+    tree = read_glb(plain_glb_bytes(parts)).tree
+    assert [node["name"] for node in tree["nodes"]] == ["UCX_ball_00", "UCX_ball_01"]
+    assert tree["scenes"][0]["nodes"] == [0, 1] and "materials" not in tree
+
+
+# ---------------------------------------------------------------- OBJ
+
+
+def test_the_zip_holds_an_obj_with_its_material_and_pictures(tmp_path: object) -> None:
+    data = obj_zip({"ball": MESH, "ball_LOD1": MESH}, PNGS, "ball")
+    assert data == obj_zip({"ball": MESH, "ball_LOD1": MESH}, PNGS, "ball")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        archive.extractall(str(tmp_path))
+        names = {"ball.obj", "ball.mtl", "ball_base_colour.png", "ball_normal.png", "ball_orm.png"}
+        assert set(archive.namelist()) == names
+        lines = archive.read("ball.obj").decode().splitlines()
+    assert [line for line in lines if line[:2] == "o "] == ["o ball", "o ball_LOD1"]
+    read = trimesh.load(f"{tmp_path}/ball.obj", process=False)
+    assert len(read.faces) == 2 * len(MESH.faces)
+    assert read.volume == pytest.approx(2 * trimesh.Trimesh(MESH.vertices, MESH.faces).volume, rel=1e-4)
+    assert np.array_equal(np.asarray(read.visual.material.image.convert("RGB")), TEXTURES.base_colour)
+    uv = np.sort(np.concatenate([MESH.uv, MESH.uv]), axis=0)
+    assert np.allclose(np.sort(read.visual.uv, axis=0), uv, atol=1e-5)
+
+
+def test_usdz_is_read_by_its_own_library(tmp_path: object) -> None:
+    usd = pytest.importorskip("pxr.Usd")
+    from pxr import UsdGeom
+
+    from threedgen.export.files.usdz import usdz_bytes
+
+    path = f"{tmp_path}/ball.usdz"
+    with open(path, "wb") as file:
+        file.write(usdz_bytes(MESH, PNGS, "1 ball"))
+    stage = usd.Stage.Open(path)
+    body = UsdGeom.Mesh(stage.GetPrimAtPath("/_1_ball/mesh"))
+    assert np.allclose(np.array(body.GetPointsAttr().Get()), to_gltf_axes(MESH.vertices))
+    assert UsdGeom.GetStageUpAxis(stage) == "Y" and UsdGeom.GetStageMetersPerUnit(stage) == 1
+    with zipfile.ZipFile(path) as archive:
+        assert {"base_colour.png", "normal.png", "orm.png"} <= {name.split("/")[-1] for name in archive.namelist()}
+
+
+# ---------------------------------------------------------------- the checker sees faults
+
+
+def test_a_sound_file_has_no_findings() -> None:
+    assert check_glb(DATA, EXPECTED) == [] and passed(check_glb(DATA, EXPECTED))
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda m: {"faces": m.faces[1:]}, "open"),
+        (lambda m: {"faces": m.faces[:, ::-1]}, "inside-out"),
+        (lambda m: {"faces": np.concatenate([m.faces, m.faces[:1]])}, "crowded"),
+        (lambda m: {"vertices": m.vertices + 1}, "pivot"),
+        (lambda m: {"tangents": m.tangents * np.float32("nan")}, "finite"),
+        (lambda m: {"normals": -m.normals}, "normals"),
+        (lambda m: {"normals": m.normals * 2}, "normals"),
+        (lambda m: {"tangents": m.tangents * np.float32([1, 1, 1, -1])}, "tangents"),
+        (lambda m: {"tangents": m.tangents * 3}, "tangents"),
+        (lambda m: {"uv": m.uv * 1.5}, "uv-range"),
+        (lambda m: {"uv": m.uv * 0.5}, "uv-layout"),
+        (lambda m: {"uv": np.abs(m.uv * 2 - 1)}, "uv-overlap"),
+        (lambda m: {"faces": np.where(m.faces == 0, 10**5, m.faces)}, "indices"),
+    ],
+)
+def test_a_fault_of_the_mesh_is_found(change: Callable[[TexturedMesh], dict[str, np.ndarray]], code: str) -> None:
+    assert code in changed(**change(MESH))
+
+
+def test_what_was_asked_for_is_compared() -> None:
+    assert codes(DATA, Expected(319)) == {"budget"}
+    assert codes(DATA, Expected(texture=128)) == {"maps"}
+    assert codes(DATA, Expected(height=2.0)) == {"height"}
+    assert codes(DATA, Expected(megabytes=0.001)) == {"size"}
+    assert codes(DATA, Expected(extras=("config_hash",))) == {"extras"}
+    inverted = dataclasses.replace(TEXTURES, normal=np.full_like(TEXTURES.normal, 20))
+    assert codes(textured_glb_bytes(MESH, files(inverted), "ball", EXTRAS)) == {"maps"}
+
+
+@settings(max_examples=60)
+@given(place=st.integers(0, len(DATA) - 1), value=st.integers(0, 255), cut=st.booleans())
+def test_a_damaged_file_is_a_finding_and_never_an_error(place: int, value: int, cut: bool) -> None:
+    data = DATA[:place] if cut else DATA[:place] + bytes([value]) + DATA[place + 1 :]
+    found = check_glb(data, EXPECTED)
+    assert not cut or not passed(found)
+
+
+def test_a_description_that_lies_is_found() -> None:
+    length = struct.unpack_from("<I", DATA, 12)[0]
+    tree = json.loads(DATA[20 : 20 + length])
+
+    def rewritten(change: Callable[[dict], None]) -> bytes:
+        copy = json.loads(json.dumps(tree))
+        change(copy)
+        text = json.dumps(copy).encode()
+        text += b" " * (-len(text) % 4)
+        rest = DATA[20 + length :]
+        head = struct.pack("<4sIII4s", b"glTF", 2, 20 + len(text) + len(rest), len(text), b"JSON")
+        return head + text + rest
+
+    assert codes(rewritten(lambda t: None)) == set()
+    assert codes(rewritten(lambda t: t["accessors"][0].update(min=[0, 0, 0]))) == {"format"}
+    assert codes(rewritten(lambda t: t["bufferViews"][1].update(byteOffset=0))) >= {"format"}
+    assert codes(rewritten(lambda t: t["accessors"][0].update(count=10**6))) == {"file"}
+    assert codes(rewritten(lambda t: t.update(samplers=[]))) == {"format"}
+    assert codes(rewritten(lambda t: t["scenes"][0].update(nodes=[]))) == {"format"}
+
+
+def test_the_layout_of_charts_is_measured() -> None:
+    """Two squares of 20 texels, 6 apart, in a texture of 64; the right one twice as dense along each side."""
+    square = np.array([[0, 0], [20, 0], [20, 20], [0, 20]]) / 64
+    uv = np.concatenate([square, square + (26 / 64, 0)])
+    points = np.zeros((8, 3))
+    points[:4, :2], points[4:, :2] = square, square / 2 + 1
+    faces = np.array([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
+    found = layout(points, faces, uv, 64)
+    assert found.charts == 2 and found.overlap == 0 and found.coverage == pytest.approx(800 / 64**2)
+    assert found.gap == pytest.approx(7)  # between the centres of the outermost texels
+    assert found.density == (1, 2)
+    over = np.concatenate([square, square + (10 / 64, 0)])
+    assert layout(points, faces, over, 64).overlap == pytest.approx(200 / 600)
+
+
+# ---------------------------------------------------------------- colliders
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 10**6))
+def test_a_hull_is_small_convex_and_nearly_whole(seed: int) -> None:
+    points = np.random.default_rng(seed).uniform(-1, 1, (900, 3)).astype(np.float32)
+    points = points[np.linalg.norm(points, axis=1) < 1] * np.float32([1, 0.3, 2])
+    vertices, faces = hull(points)
+    whole = trimesh.Trimesh(points, process=False).convex_hull.volume
+    assert topology(vertices, faces).solid and len(faces) <= 128
+    assert 0.85 * whole <= topology(vertices, faces).volume <= 1.0001 * whole
+    assert trimesh.Trimesh(vertices, faces).is_convex
+    assert check_collider([(vertices, faces)], points) == []
+    assert passed(check_collider([(vertices, faces[1:])], points)) is False
+    assert "off its own ends" in check_collider([(vertices / 2, faces)], points)[0].message
+
+
+def test_convex_parts_follow_a_shape_that_a_hull_does_not() -> None:
+    pytest.importorskip("coacd")
+    body = trimesh.creation.torus(0.6, 0.15, major_sections=24, minor_sections=10)
+    vertices, faces = np.asarray(body.vertices, np.float32), np.asarray(body.faces, np.int32)
+    parts = convex_parts(vertices, faces)
+    assert 2 <= len(parts) <= 8 and check_collider(parts, vertices) == []
+    assert all(len(points) <= 32 for points, _ in parts)
+    volume = sum(topology(*part).volume for part in parts)
+    assert body.volume < volume < 0.8 * topology(*hull(vertices)).volume
+
+
+def test_a_flat_shape_has_no_hull() -> None:
+    flat = np.random.default_rng(0).random((50, 3)).astype(np.float32) * np.float32([1, 1, 0])
+    with pytest.raises(Exception, match="collision: the shape is flat") as caught:
+        hull(flat)
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_are_kept_to_the_last_bit() -> None:
+    for name, data in PNGS.items():
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), TEXTURES.maps()[name])

@@ -1,0 +1,128 @@
+"""Round trips through programs that share no code with this one: what they read is what was written."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.textured_box import files, textured
+from threedgen.export.files.check import Expected, check_glb
+from threedgen.export.files.glb import textured_glb_bytes, to_gltf_axes
+from threedgen.export.files.read_glb import read_glb
+from threedgen.geometry.cameras import orbit
+from threedgen.geometry.raster import render
+
+MESH, TEXTURES = textured()
+PNGS = files(TEXTURES)
+EXTRAS = {"prompt": "a ball \u00e9 </script>", "seed": 3}
+DATA = textured_glb_bytes(MESH, PNGS, "ball", EXTRAS)
+
+
+def test_pygltflib_reads_every_array_and_map() -> None:
+    pygltflib = pytest.importorskip("pygltflib")
+    gltf = pygltflib.GLTF2.load_from_bytes(DATA)
+    blob, here = gltf.binary_blob(), read_glb(DATA)
+
+    def part(view: int) -> bytes:
+        where = gltf.bufferViews[view]
+        return blob[where.byteOffset : where.byteOffset + where.byteLength]
+
+    (primitive,) = gltf.meshes[0].primitives
+    for name, values in here.attributes.items():
+        accessor = gltf.accessors[getattr(primitive.attributes, name)]
+        assert accessor.count == len(values) and accessor.componentType == pygltflib.FLOAT
+        assert np.array_equal(np.frombuffer(part(accessor.bufferView), "<f4").reshape(values.shape), values)
+    tangents = here.attributes["TANGENT"]
+    assert np.allclose(tangents[:, :3], to_gltf_axes(MESH.tangents[:, :3]))
+    assert np.array_equal(tangents[:, 3], MESH.tangents[:, 3])
+    indices = gltf.accessors[primitive.indices]
+    assert np.array_equal(np.frombuffer(part(indices.bufferView), "<u2"), here.faces.reshape(-1))
+    assert [part(image.bufferView) for image in gltf.images] == list(PNGS.values())
+    material = gltf.materials[primitive.material]
+    maps = material.pbrMetallicRoughness.baseColorTexture, material.normalTexture, material.occlusionTexture
+    assert [gltf.textures[used.index].source for used in maps] == [0, 1, 2]
+    assert material.occlusionTexture.index == material.pbrMetallicRoughness.metallicRoughnessTexture.index
+    assert gltf.asset.extras == gltf.nodes[0].extras == EXTRAS
+
+
+def test_what_pygltflib_writes_again_is_the_same_asset() -> None:
+    pygltflib = pytest.importorskip("pygltflib")
+    here = read_glb(DATA)
+    again = b"".join(pygltflib.GLTF2.load_from_bytes(DATA).save_to_bytes())
+    assert check_glb(again, Expected(320, 256, extras=("prompt", "seed"))) == []
+    there = read_glb(again)
+    assert np.array_equal(there.faces, here.faces) and there.extras == EXTRAS
+    assert all(np.array_equal(there.attributes[name], values) for name, values in here.attributes.items())
+    assert all(np.array_equal(there.images[name], pixels) for name, pixels in here.images.items())
+
+
+def test_assimp_reads_the_same_mesh(tmp_path: Path) -> None:
+    """The library behind many engines' importers; its bitangent shows what it makes of the sign of a tangent."""
+    assimp: Any = pytest.importorskip("assimp_py")
+    (tmp_path / "ball.glb").write_bytes(DATA)
+    scene = assimp.import_file(str(tmp_path / "ball.glb"), assimp.Process_Triangulate)
+    assert (scene.num_meshes, scene.root_node.name) == (1, "ball")
+    (mesh,) = scene.meshes
+
+    order = MESH.faces.reshape(-1)  # assimp numbers the vertices as the faces name them: corners are compared
+
+    def corners(values: Any, columns: int = 3) -> np.ndarray:
+        return np.asarray(values).reshape(-1, columns)[np.asarray(mesh.indices)]
+
+    assert mesh.num_vertices == len(MESH.vertices) and mesh.num_faces == len(MESH.faces)
+    assert np.array_equal(corners(mesh.vertices), to_gltf_axes(MESH.vertices)[order])
+    normals, tangents = to_gltf_axes(MESH.normals), to_gltf_axes(MESH.tangents[:, :3])
+    assert np.allclose(corners(mesh.normals), normals[order], atol=1e-6)
+    assert np.allclose(corners(mesh.tangents), tangents[order], atol=1e-6)
+    bitangents = np.cross(normals, tangents) * MESH.tangents[:, 3:]
+    assert np.allclose(corners(mesh.bitangents), bitangents[order], atol=1e-6)
+    uv = corners(mesh.texcoords[0], mesh.num_uv_components[0])[:, :2]
+    assert np.allclose(uv, MESH.uv[order], atol=1e-6), "v upwards"
+    textures = scene.materials[mesh.material_index]["TEXTURES"]
+    kinds = assimp.TextureType_DIFFUSE, assimp.TextureType_NORMALS, assimp.TextureType_LIGHTMAP
+    assert len({textures[kind][0] for kind in kinds}) == 3, "base colour, normal map, occlusion"
+
+
+@pytest.mark.slow
+def test_blender_shows_what_the_rasteriser_shows(tmp_path: Path) -> None:
+    """Its importer, its own tangents (MikkTSpace), and a picture by Cycles. Blender has its own demands on Python and
+    numpy: BPY_PYTHON names an interpreter that has it, if this one has not."""
+    python = os.environ.get("BPY_PYTHON") or (sys.executable if importlib.util.find_spec("bpy") else None)
+    if python is None:
+        pytest.skip("needs Blender: pip install bpy in some environment, and BPY_PYTHON=its python")
+    fov, pixels = 0.6, 128
+    c2w = orbit(1, 0.3, 2.5, fov, pixels, pixels, azimuth=0.7).c2w.numpy().copy()
+    c2w[:, :3, 3] += (0, 0, 0.5)  # the ball stands on the floor
+    turn = np.array([[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # the front, +x here, is Blender's -y
+    camera = {"c2w": (turn @ c2w[0]).tolist(), "fov": fov, "pixels": pixels}
+    (tmp_path / "camera.json").write_text(json.dumps(camera))
+    (tmp_path / "ball.glb").write_bytes(DATA)
+    out = tmp_path / "out"
+    subprocess.run([python, Path(__file__).parents[1] / "support" / "blender_look.py", tmp_path / "ball.glb", tmp_path / "camera.json",
+                    out], check=True, capture_output=True, timeout=300)  # fmt: skip
+    theirs = np.load(f"{out}.npz")
+    assert json.loads(str(theirs["properties"])) == {"name": "ball", **EXTRAS}
+    assert np.allclose(theirs["vertices"], MESH.vertices @ turn[:3, :3].T, atol=1e-5)
+    corners = MESH.faces.reshape(-1)
+    assert np.array_equal(theirs["corners"], corners)
+    cosine = (theirs["tangents"] * (MESH.tangents[corners, :3] @ turn[:3, :3].T)).sum(axis=1)
+    assert (cosine > math.cos(math.radians(1))).mean() >= 0.99
+    assert (theirs["signs"] == MESH.tangents[corners, 3]).mean() >= 0.995
+
+    texture = TEXTURES.base_colour.astype(np.float32) / 255
+    seen = render(MESH.vertices, MESH.faces, c2w, fov, pixels, uv=MESH.uv, texture=texture)
+    rgba = np.asarray(Image.open(f"{out}.png").convert("RGBA"), np.float32) / 255
+    here, there = seen.alpha[0] > 0.5, rgba[..., 3] > 0.5
+    assert (here & there).sum() / (here | there).sum() > 0.98
+    inside = (seen.alpha[0] == 1) & (rgba[..., 3] > 0.999)
+    assert np.abs(seen.rgb[0] - rgba[..., :3])[inside].mean() < 0.02

@@ -1,0 +1,292 @@
+"""Schedules, parameterisations, guidance and DDIM: recorded reference values, inverses, known answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers.models.embeddings import get_timestep_embedding
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.support.parity_files import parity_files
+from threedgen.guidance.diffusion import (
+    Schedule,
+    branches,
+    combine,
+    ddim_alphas,
+    ddim_sample,
+    ddim_sigma,
+    ddim_step,
+    ddim_timesteps,
+    guided,
+    per_image,
+)
+
+FILES = parity_files("schedule_ddim_")
+FIXED = settings(derandomize=True, deadline=None, max_examples=40)
+SD = Schedule.scaled_linear()
+
+
+def load(path) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.asarray(array)) for name, array in np.load(path).items()}
+
+
+def close(got: Tensor, want: Tensor, tolerance: float) -> None:
+    """Largest difference relative to the largest value."""
+    assert got.shape == want.shape
+    scale = max(float(want.abs().max()), 1e-12)
+    assert float((got.double() - want.double()).abs().max()) <= tolerance * scale
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def recorded(request) -> dict[str, Tensor]:
+    return load(request.param)
+
+
+def test_parity_files_are_there():
+    assert FILES
+
+
+def test_parity_tables(recorded):
+    close(SD.betas, recorded["betas"], 1e-5)
+    close(SD.alpha_bar, recorded["alphas_cumprod"], 1e-5)
+    close(SD.alpha_bar.double().rsqrt(), recorded["sqrt_recip_alphas_cumprod"].double(), 1e-5)
+
+
+def test_parity_ddim_tables(recorded):
+    steps, eta = int(recorded["S"]), float(recorded["eta"])
+    timesteps = ddim_timesteps(steps, compat=True)
+    assert torch.equal(timesteps, recorded["ddim_timesteps"])
+    a, a_prev = ddim_alphas(SD, timesteps)
+    close(a, recorded["ddim_alphas"], 1e-5)
+    close(a_prev, recorded["ddim_alphas_prev"], 1e-5)
+    close(ddim_sigma(a, a_prev, eta), recorded["ddim_sigmas"], 1e-5)
+
+
+def test_parity_one_step(recorded):
+    r = recorded
+    a, a_prev = ddim_alphas(SD, ddim_timesteps(int(r["S"]), compat=True))
+    i = int(r["index"])
+    eps = combine(r["eps_cond"], r["eps_uncond"], float(r["scale"]))
+    x_prev, x0 = ddim_step(r["x"], eps, a[i], a_prev[i], float(r["eta"]), r["step_noise"])
+    close(x_prev, r["x_prev"], 1e-5)
+    close(x0, r["pred_x0"], 1e-5)
+
+
+def test_parity_forward_process(recorded):
+    r = recorded
+    close(SD.add_noise(r["x"], r["q_noise"], r["q_t"]), r["q_sample"], 1e-5)
+    close(SD.x0_from_eps(r["x"], r["q_noise"], r["q_t"]), r["x0_from_eps"], 1e-5)
+
+
+def test_parity_timestep_features_are_those_of_stock_diffusers(recorded):
+    width = recorded["temb32"].shape[1]
+    got = get_timestep_embedding(recorded["temb_t"], width, flip_sin_to_cos=True, downscale_freq_shift=0)
+    close(got, recorded["temb32"], 1e-5)
+
+
+def test_parity_loop(recorded):
+    r = recorded
+    if "loop_out" not in r:
+        pytest.skip("this file has no loop")
+
+    def fake(x, t, text, camera, n_view):
+        wave = torch.sin(t.float() / 100)[:, None, None, None]
+        return torch.einsum("oc,bchw->bohw", r["loop_W"], x) + text.reshape(-1, 1, 1, 1) * wave
+
+    text = (torch.full((1, 1, 1), 0.2), torch.full((1, 1, 1), 0.1))
+    denoise = guided(fake, float(r["scale"]))
+    got = ddim_sample(denoise, r["loop_xT"], text, None, 4, SD, int(r["S"]), float(r["eta"]), compat=True)
+    close(got, r["loop_out"], 1e-4)
+
+
+@pytest.mark.parametrize(
+    "ours, name, start, end",
+    [
+        (Schedule.scaled_linear(), "scaled_linear", 0.00085, 0.012),
+        (Schedule.linear(), "linear", 1e-4, 0.02),
+        (Schedule.cosine(), "squaredcos_cap_v2", 1e-4, 0.02),
+    ],
+)
+def test_schedules_agree_with_diffusers(ours, name, start, end):
+    theirs = DDPMScheduler(beta_schedule=name, beta_start=start, beta_end=end)
+    close(ours.alpha_bar, theirs.alphas_cumprod, 2e-5)
+    assert torch.equal(Schedule.from_diffusers(theirs.config).alpha_bar, ours.alpha_bar)
+
+
+def test_sampling_agrees_with_diffusers_when_steps_divide_the_table():
+    theirs = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    theirs.set_timesteps(20)
+    x = x_T = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    for t in theirs.timesteps:
+        x = theirs.step(0.3 * x.tanh(), t, x).prev_sample
+    got = ddim_sample(lambda x, *_: 0.3 * x.tanh(), x_T, None, None, 1, SD, 20)
+    close(got, x, 1e-5)
+
+
+@FIXED
+@given(st.integers(0, 999), st.sampled_from(["scaled_linear", "linear", "cosine"]), st.integers(0, 99))
+def test_parameterisations_are_inverses(t, name, seed):
+    schedule = getattr(Schedule, name)()
+    x0, noise = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = schedule.add_noise(x0, noise, t)
+    v = schedule.v_from_eps(x0, noise, t)
+    alpha, sigma = schedule.alpha_sigma(t, x)
+    # float32 tables leave an error of 1e-7, which a division by a small alpha or sigma enlarges.
+    torch.testing.assert_close(schedule.eps_from_v(x, v, t), noise, atol=1e-5, rtol=0)
+    torch.testing.assert_close(schedule.x0_from_v(x, v, t), x0, atol=1e-5, rtol=0)
+    torch.testing.assert_close(schedule.x0_from_eps(x, noise, t), x0, atol=1e-6 / float(alpha), rtol=0)
+    torch.testing.assert_close(schedule.eps_from_x0(x, x0, t), noise, atol=1e-6 / float(sigma), rtol=0)
+
+
+def test_prediction_decides_target_and_reading():
+    x0, noise = torch.randn(2, 2, 4, 2, 2, generator=torch.Generator().manual_seed(1))
+    t = torch.tensor([10, 700])
+    for prediction in ("epsilon", "v_prediction"):
+        schedule = Schedule.scaled_linear(prediction=prediction)
+        x = schedule.add_noise(x0, noise, t)
+        close(schedule.eps_from_output(x, schedule.target(x0, noise, t), t), noise, 1e-5)
+    assert not torch.allclose(schedule.target(x0, noise, t), noise, atol=0.1)
+
+
+def test_each_image_gets_its_own_t():
+    x0, noise = torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1)
+    got = SD.add_noise(x0, noise, torch.tensor([0, 999])).flatten()
+    assert got[0] == pytest.approx((1 - 0.99915) ** 0.5, rel=1e-3)
+    assert got[1] == pytest.approx((1 - 0.0046600983) ** 0.5, rel=1e-5)
+
+
+@FIXED
+@given(st.integers(1, 1000), st.integers(1, 1000))
+def test_exactly_the_steps_asked_for(a, b):
+    steps, T = sorted((a, b))
+    got = ddim_timesteps(steps, T)
+    assert len(got) == steps
+    assert got[0] >= 0 and got[-1] < T
+    assert steps == 1 or int(got.diff().min()) > 0
+    if T % steps == 0 and steps < T:
+        assert torch.equal(got, ddim_timesteps(steps, T, compat=True))
+
+
+def test_compat_keeps_the_extra_step_only_when_asked():
+    assert len(ddim_timesteps(30)) == 30
+    compat = ddim_timesteps(30, compat=True)
+    assert len(compat) == 31 and int(compat[-1]) == 991
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_impossible_step_counts_are_named(steps):
+    with pytest.raises(ValueError, match=f"steps = {steps} .*1 to 1000"):
+        ddim_timesteps(steps)
+
+
+def gaussian_denoiser(std: float):
+    """The exact eps for data ~ N(0, std^2)."""
+
+    def denoise(x, t, text, camera, n_view):
+        a = SD.alpha_bar[t].reshape(-1, 1, 1, 1)
+        return (1 - a).sqrt() * x / (a * std**2 + 1 - a)
+
+    return denoise
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("std", [0.5, 2.0])
+def test_sampling_a_known_gaussian_gives_its_spread(eta, std):
+    generator = torch.Generator().manual_seed(0)
+    # The start must have the true spread at the last t, or the error stays to the end.
+    a_T = float(SD.alpha_bar[ddim_timesteps(250)[-1]])
+    x_T = torch.randn(64, 4, 8, 8, generator=generator) * (a_T * std**2 + 1 - a_T) ** 0.5
+    x = ddim_sample(gaussian_denoiser(std), x_T, None, None, 1, SD, 250, eta, generator)
+    assert float(x.std()) == pytest.approx(std, rel=0.05)
+
+
+def test_noise_of_a_step_comes_from_the_generator():
+    def run(seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        x_T = torch.ones(1, 1, 2, 2)
+        return ddim_sample(gaussian_denoiser(1.0), x_T, None, None, 1, SD, 5, 1.0, generator)
+
+    assert torch.equal(run(3), run(3))
+    assert not torch.equal(run(3), run(4))
+
+
+def test_a_noisy_step_without_noise_is_refused():
+    with pytest.raises(ValueError, match="eta = 1"):
+        ddim_step(torch.zeros(1), torch.zeros(1), torch.tensor(0.5), torch.tensor(0.6), eta=1)
+
+
+def test_progress_is_told_of_every_step():
+    seen = []
+    x_T = torch.ones(1, 1, 2, 2)
+
+    def progress(done, total, x0):
+        seen.append((done, total, x0.shape))
+
+    ddim_sample(gaussian_denoiser(1.0), x_T, None, None, 1, SD, 4, progress=progress)
+    assert seen == [(i, 4, x_T.shape) for i in (1, 2, 3, 4)]
+
+
+def recorder(calls: list):
+    def denoise(x, t, text, camera, n_view):
+        calls.append((x, t, text, camera, n_view))
+        return text.mean(dim=(1, 2))[:, None, None, None].expand_as(x)
+
+    return denoise
+
+
+def test_guidance_is_one_call_with_the_conditional_half_first():
+    calls: list = []
+    x, camera = torch.randn(4, 2, 3, 3), torch.randn(4, 16)
+    cond, uncond = torch.full((1, 5, 6), 3.0), torch.full((1, 5, 6), 1.0)
+    got = guided(recorder(calls), 10.0)(x, torch.tensor(7), (cond, uncond), camera, 4)
+    [(xs, ts, texts, cameras, n_view)] = calls
+    assert torch.equal(xs, torch.cat([x, x])) and torch.equal(cameras, torch.cat([camera, camera]))
+    assert texts[:4].eq(3).all() and texts[4:].eq(1).all() and texts.shape == (8, 5, 6)
+    assert ts.shape == (8,) and ts.eq(7).all() and n_view == 4
+    torch.testing.assert_close(got, torch.full_like(x, 1 + 10 * (3 - 1)))
+
+
+def test_scale_one_asks_only_for_the_conditional_half():
+    calls: list = []
+    x, text = torch.randn(2, 1, 2, 2), (torch.full((1, 1, 1), 3.0), torch.zeros(1, 1, 1))
+    got = guided(recorder(calls), 1.0)(x, torch.tensor([1, 2]), text, None, 1)
+    assert len(calls) == 1 and len(calls[0][0]) == 2 and calls[0][3] is None
+    assert got.eq(3).all()
+
+
+def test_branches_come_back_in_order_and_in_float32():
+    half = torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16)
+    texts = (torch.full((1, 1, 1), 2.0), torch.full((1, 1, 1), 5.0))
+    cond, uncond = branches(recorder([]), half, torch.tensor([3]), texts, None, 1)
+    assert cond.eq(2).all() and uncond.eq(5).all() and cond.dtype == torch.float32
+
+
+def test_prompts_are_shared_by_their_consecutive_images():
+    got = per_image(torch.tensor([1.0, 2.0]).reshape(2, 1, 1), 4).flatten()
+    assert got.tolist() == [1, 1, 2, 2]
+    with pytest.raises(ValueError, match="4 images .* 3 prompts"):
+        per_image(torch.zeros(3, 1, 1), 4)
+
+
+@pytest.mark.parametrize(
+    "config, word",
+    [
+        ({"beta_schedule": "sigmoid"}, "sigmoid"),
+        ({"prediction_type": "sample"}, "sample"),
+        ({"rescale_betas_zero_snr": True}, "zero_snr"),
+    ],
+)
+def test_unknown_scheduler_files_are_refused_by_name(config, word):
+    with pytest.raises(ValueError, match=word):
+        Schedule.from_diffusers(config)

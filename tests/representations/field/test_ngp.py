@@ -1,0 +1,286 @@
+"""The field: the reference's numbers, normals of every kind and order, and what a density may cost."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.support.parity_files import parity_files
+from threedgen.representations.field.mlp import MLP
+from threedgen.representations.field.ngp import ACTIVATIONS, BLOBS, NGP, exp_linear, finite_difference_normal
+from threedgen.representations.options import FrequencyConfig, HashGridConfig, NGPConfig
+
+GRID = {
+    "name": "hashgrid",
+    "n_levels": 4,
+    "log2_hashmap_size": 9,
+    "base_resolution": 4,
+    "per_level_scale": 1.6,
+}
+
+
+def build(seed: int = 0, **options: object) -> NGP:
+    """A small field whose table has entries of the size of trained ones."""
+    field = NGP(NGPConfig(**{"encoding": GRID, "width": 16, **options}), torch.Generator().manual_seed(seed))
+    if "encoding" not in options:
+        field.encoding.table.data.mul_(5000)
+    return field
+
+
+def points(n: int, seed: int = 1, radius: float = 1.0) -> Tensor:
+    return radius * (2 * torch.rand(n, 3, generator=torch.Generator().manual_seed(seed)) - 1)
+
+
+# --- the reference ---
+
+
+def from_reference(data: np.lib.npyio.NpzFile) -> NGP:
+    """The field of a recorded run of the reference implementation, with its weights."""
+    meta = dict(re.findall(r"(\w+)=(\S+)", str(data["meta"])))
+    octaves = int(re.search(r"n_frequencies': (\d+)", str(data["meta"])).group(1))
+    normal = {"finite_difference": "forward", "finite_difference_laplacian": "central"}
+    weights = {key: data[f"w.{key}"] for key in (name[2:] for name in data.files if name.startswith("w."))}
+    first = weights["density_network.layers.0.weight"]
+    blob, bias = (meta["bias"], 0.0) if meta["bias"] in BLOBS else ("none", float(meta["bias"]))
+    options = NGPConfig(
+        radius=data["radius"].item(),
+        encoding=FrequencyConfig(n_octaves=octaves),
+        width=len(first),
+        hidden_layers=sum(key.startswith("density_network") for key in weights) - 1,
+        n_features=data["out_features"].shape[-1],
+        density_activation=meta["act"],
+        density_blob=blob,
+        density_bias=bias,
+        density_blob_scale=float(meta["scale"]),
+        density_blob_std=float(meta["std"]),
+        normal=normal.get(meta["normal"], "analytic"),
+    )
+    field = NGP(options)
+    names = {"density_network": "density_mlp", "feature_network": "feature_mlp"}
+    state = {re.sub("|".join(names), lambda m: names[m[0]], key): torch.from_numpy(w) for key, w in weights.items()}
+    field.load_state_dict(state)
+    return field
+
+
+@pytest.mark.parametrize("file", parity_files("volume_"), ids=lambda file: file.stem)
+def test_field_is_that_of_the_reference(file: Path) -> None:
+    data = np.load(file)
+    field = from_reference(data)
+    rays = torch.from_numpy(data["ray_indices"])
+    origins, directions = (torch.from_numpy(data[key]).view(-1, 3)[rays] for key in ("rays_o", "rays_d"))
+    middle = torch.from_numpy(data["t_starts"] + data["t_ends"])[:, None] / 2
+    with torch.no_grad():
+        sigma, features, normal = field.with_normal(origins + middle * directions)
+    for ours, key in ((sigma[:, None], "out_density"), (features, "out_features")):
+        expected = torch.from_numpy(data[key])
+        assert float((ours - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    if "out_normal" in data.files:
+        inward = -1 if field.options.normal == "forward" else 1  # the reference's one-sided normals point inwards
+        error = (inward * normal - torch.from_numpy(data["out_normal"])).abs()
+        assert float(error.max()) <= (1e-2 if field.options.normal == "forward" else 1e-4)
+        assert float(error.mean()) <= 1e-4
+
+
+# --- values ---
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_density_alone_is_the_density_of_forward(shared: bool) -> None:
+    field, x = build(shared_mlp=shared), points(200)
+    sigma, features = field(x)
+    assert sigma.shape == (200,) and features.shape == (200, 3)
+    torch.testing.assert_close(field.density(x), sigma)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_density_computes_no_features(shared: bool) -> None:
+    field = build(shared_mlp=shared)
+    field.density(points(50)).sum().backward()
+    if shared:
+        gradient = field.density_mlp.layers[-1].weight.grad
+        assert gradient[0].any() and not gradient[1:].any()
+    else:
+        assert all(weight.grad is None for weight in field.feature_mlp.parameters())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_names_of_the_parameters(shared: bool) -> None:
+    names = [name for name, _ in build(shared_mlp=shared).named_parameters()]
+    networks = ["density_mlp"] if shared else ["density_mlp", "feature_mlp"]
+    layers = [f"{network}.layers.{layer}.weight" for network in networks for layer in (0, 2)]
+    assert names == ["encoding.table", *layers]
+
+
+@pytest.mark.parametrize("blob", ["blob_magic3d", "blob_dreamfusion", "none"])
+def test_the_blob_puts_matter_in_the_middle(blob: str) -> None:
+    field = build(density_blob=blob, density_bias=-2.0)
+    for weight in field.density_mlp.parameters():
+        weight.data.zero_()
+    x = torch.tensor([[0.0, 0.0, 0.0], [0.3, 0.0, 0.4], [0.0, -1.0, 0.0]])
+    values = {
+        "blob_magic3d": [8, -2, -12],
+        "blob_dreamfusion": [8, 10 * np.exp(-0.5) - 2, 10 * np.exp(-2) - 2],
+    }
+    expected = torch.tensor(values.get(blob, [-2, -2, -2]), dtype=torch.float32)
+    torch.testing.assert_close(field.density(x), F.softplus(expected))
+
+
+def test_options_scale_and_shift_the_density() -> None:
+    plain, changed = (
+        build(),
+        build(density_scale=7.0, density_bias=1.5, density_activation="exp", density_blob="none"),
+    )
+    changed.load_state_dict(plain.state_dict())
+    x = points(50)
+    raw = changed.density_mlp(changed.encoding((x + 1) / 2))[:, 0]
+    torch.testing.assert_close(changed.density(x), 7 * torch.exp(raw + 1.5))
+
+
+def test_exponential_never_overflows() -> None:
+    x = torch.tensor([-3.0, 0.0, 14.9, 15.1, 1e4], requires_grad=True)
+    y = exp_linear(x)
+    torch.testing.assert_close(y[:3], torch.exp(x[:3]))
+    y.sum().backward()
+    assert torch.isfinite(y).all() and torch.isfinite(x.grad).all()
+    torch.testing.assert_close(x.grad[-1], torch.exp(torch.tensor(15.0)))
+    assert y[3] > torch.exp(torch.tensor(15.0))
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_density_is_never_negative(activation: str) -> None:
+    sigma = build(density_activation=activation, density_blob_scale=1.0)(points(500))[0]
+    assert (sigma >= 0).all() and sigma.max() > 0
+
+
+def test_radius_scales_space() -> None:
+    one, two = build(density_blob="none"), build(density_blob="none", radius=2.5)
+    two.load_state_dict(one.state_dict())
+    torch.testing.assert_close(two(2.5 * points(50))[0], one(points(50))[0], rtol=1e-4, atol=1e-5)
+
+
+def test_no_points() -> None:
+    field = build()
+    sigma, features, normal = field.with_normal(torch.empty(0, 3))
+    assert sigma.shape == (0,) and features.shape == (0, 3) and normal.shape == (0, 3)
+    (sigma.sum() + features.sum() + normal.sum()).backward()
+    assert not field.encoding.table.grad.any()
+
+
+def test_initial_weights_come_from_the_generator_alone() -> None:
+    state = torch.get_rng_state()
+    first, again, other = build(3).state_dict(), build(3).state_dict(), build(4).state_dict()
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_any_encoding_will_do() -> None:
+    class Cube(nn.Module):
+        output_dim = 3
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x**3
+
+    field = NGP(NGPConfig(width=8, density_blob="none"), torch.Generator().manual_seed(0), encoding=Cube())
+    x = points(20)
+    expected = finite_difference_normal(field.double().density, x.double(), 1e-5, 1.0)
+    torch.testing.assert_close(field.normal(x.double()), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_stays_in_float32_under_autocast() -> None:
+    network = MLP(8, 2, 16, 2, torch.Generator().manual_seed(0))
+    x = torch.rand(10, 8, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = network(x)
+    assert under.dtype == torch.float32 and torch.equal(under, network(x))
+
+
+# --- normals ---
+
+
+@pytest.mark.parametrize("normal", ["analytic", "central", "forward"])
+@pytest.mark.parametrize("blob", ["blob_magic3d", "blob_dreamfusion"])
+def test_normals_of_a_ball_point_outwards(blob: str, normal: str) -> None:
+    field = build(density_blob=blob, normal=normal, normal_eps=1e-3)
+    for weight in field.density_mlp.parameters():
+        weight.data.zero_()
+    x = 0.9 * points(50)
+    assert ((field.normal(x) * F.normalize(x, dim=-1)).sum(dim=-1) > 0.995).all()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("encoding", [GRID, {"name": "frequency"}], ids=["hashgrid", "frequency"])
+def test_analytic_normals_are_those_of_differences(encoding: dict, shared: bool) -> None:
+    field = build(shared_mlp=shared, encoding=encoding, density_blob_scale=1.0, radius=1.5).double()
+    field.encoding.double()
+    x = points(300, radius=1.4).double()
+    expected = finite_difference_normal(field.density, x, 1e-6, 1.5)
+    agree = (field.normal(x) - expected).abs().max(dim=-1).values < 1e-3
+    assert agree.double().mean() > 0.98  # a step may cross the face of a cell
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_loss_on_analytic_normals_trains_every_weight_of_the_density(shared: bool) -> None:
+    field, x = build(shared_mlp=shared, density_blob_scale=1.0), points(100)
+    target = F.normalize(points(100, seed=5), dim=-1)
+
+    def gradients(normal: Tensor) -> list[Tensor]:
+        parameters = [field.encoding.table, *field.density_mlp.parameters()]
+        return list(torch.autograd.grad((normal - target).square().mean(), parameters))
+
+    leaf = x.clone().requires_grad_()
+    sigma, _ = field(leaf)
+    (slope,) = torch.autograd.grad(sigma.sum(), leaf, create_graph=True)
+    expected = gradients(-F.normalize(slope, dim=-1))
+    for ours, theirs in zip(gradients(field.normal(x)), expected, strict=True):
+        assert theirs.abs().max() > 0
+        assert float((ours - theirs).abs().max()) <= 1e-4 * float(theirs.abs().max())
+
+
+@pytest.mark.parametrize("normal", ["analytic", "central"])
+def test_normals_without_a_graph(normal: str) -> None:
+    field, x = build(normal=normal), points(50)
+    sigma, features, constant = field.with_normal(x, create_graph=False)
+    assert sigma.requires_grad and features.requires_grad and not constant.requires_grad
+    (sigma.sum() + features.sum()).backward()
+    with torch.no_grad():
+        parts = field.with_normal(x)
+    assert not any(part.requires_grad for part in parts)
+    for ours, theirs in zip(parts, (sigma, features, constant), strict=True):
+        torch.testing.assert_close(ours, theirs.detach())
+
+
+def test_differences_stay_in_the_box() -> None:
+    seen = []
+
+    def density(x: Tensor) -> Tensor:
+        seen.append(x)
+        return -x.square().sum(dim=-1)
+
+    normal = finite_difference_normal(density, torch.tensor([[1.0, 0.0, -1.0], [0.2, 0.4, 0.1]]), 0.05, 1.0)
+    assert max(float(x.abs().max()) for x in seen) <= 1.0
+    torch.testing.assert_close(normal[1], F.normalize(torch.tensor([0.2, 0.4, 0.1]), dim=0), rtol=1e-3, atol=1e-3)
+
+
+def test_constant_density_has_no_normal() -> None:
+    field = build(density_blob="none")
+    for weight in field.density_mlp.parameters():
+        weight.data.zero_()
+    assert not field.normal(points(10)).any()
+
+
+def test_defaults_are_the_published_ones() -> None:
+    options = NGPConfig()
+    assert isinstance(options.encoding, HashGridConfig)
+    assert (options.width, options.hidden_layers, options.density_blob_scale, options.density_blob_std) == (
+        64,
+        1,
+        10,
+        0.5,
+    )

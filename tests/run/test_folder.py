@@ -1,0 +1,212 @@
+"""Run folders: any prompt is a safe name, files are whole or absent, another run's folder is never taken."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.support.toy_task import toy  # noqa: F401
+from threedgen import config
+from threedgen.config import ConfigError
+from threedgen.run import folder as runs
+from threedgen.run import metrics as ledger
+
+
+def loaded(*overrides: str) -> Any:
+    return config.load("toy", list(overrides))
+
+
+@given(st.text(max_size=100))
+@example("../../etc/passwd")
+@example("\x00\x1b[31m")
+@example("\ud800")
+@example("🐶🐶")
+@example(".hidden")
+@example("-rf /")
+@example("CON")
+@example("x" * 5000)
+def test_any_text_makes_a_safe_folder_name(text: str) -> None:
+    name = runs.slug(text)
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert 10 <= len(name) <= 69 and not name.startswith("-")
+    assert name != runs.slug(text + " ")
+    root = Path("outputs").resolve()
+    assert (root / name).resolve().parent == root
+
+
+def test_slug_keeps_the_words() -> None:
+    assert runs.slug("A blue Dog, très chic!").rsplit("-", 1)[0] == "a-blue-dog-tres-chic"
+    assert runs.slug("").startswith("prompt-")
+
+
+def test_the_same_config_gets_the_same_folder_and_another_a_new_one(toy: Path) -> None:  # noqa: F811
+    first, resume = runs.begin(loaded(), "toy")
+    assert resume is None
+    assert first.out == str(Path("outputs") / "toy" / runs.slug("a cat"))
+    again, resume = runs.begin(loaded(), "toy")
+    assert again.out == first.out and resume == Path(first.out)
+    second, resume = runs.begin(loaded("seed=1"), "toy")
+    assert second.out == f"{first.out}-2" and resume is None
+    third, _ = runs.begin(loaded("seed=2"), "toy")
+    assert third.out == f"{first.out}-3"
+    assert runs.begin(loaded("seed=1", "checkpoint.seconds=1"), "toy")[0].out == second.out
+    assert runs.begin(loaded("trainer.max_steps=1"), "toy")[0].out == f"{first.out}-4"
+    other, _ = runs.begin(loaded("prompt=a dog"), "../toy: x")
+    assert Path(other.out).parent == Path("outputs") / "toy-x"
+
+
+def test_a_damaged_config_is_not_overwritten(toy: Path) -> None:  # noqa: F811
+    first, _ = runs.begin(loaded(), "toy")
+    damaged = Path(first.out) / "config.yaml"
+    damaged.write_text("{")
+    assert runs.begin(loaded(), "toy")[0].out == f"{first.out}-2"
+    assert damaged.read_text() == "{"
+
+
+def test_an_explicit_folder_refuses_another_config_but_for_harmless_keys(toy: Path) -> None:  # noqa: F811
+    runs.begin(loaded("out=dog"), "toy")
+    for harmless in (
+        "trainer.max_steps=7",
+        "checkpoint.seconds=1",
+        "trainer.log_every_n_steps=3",
+        "threads=1",
+    ):
+        assert runs.begin(loaded("out=dog", harmless), "toy")[1] == Path("dog")
+    with pytest.raises(ConfigError, match=r"seed: 0 -> 1; prior.guidance_scale: 7.5 -> \{0: 2.0\}"):
+        runs.begin(loaded("out=dog", "seed=1", "prior.guidance_scale={0: 2}"), "toy")
+    with pytest.raises(ConfigError, match="prompt: 'a cat' -> 'a cow'"):
+        runs.begin(loaded("out=dog", "prompt=a cow"), "toy")
+
+
+def test_places_that_cannot_be_written(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    Path("file").write_text("")
+    for out in ("file", "file/below", "", "x" * 300, "~nobody-has-this-name/x", "a\0b"):
+        with pytest.raises(ConfigError, match="out: "):
+            runs.begin(loaded(f"out={out}"), "toy")
+
+    def full(path: Path) -> Any:
+        return shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(shutil, "disk_usage", full)
+    with pytest.raises(ConfigError, match="1 MB of free disk and the run needs 200"):
+        runs.begin(loaded("out=full"), "toy")
+
+
+def test_a_moved_run_is_reopened_with_its_own_config(toy: Path) -> None:  # noqa: F811
+    runs.begin(loaded("out=dog", "seed=5"), "toy")
+    assert "dog" not in Path("dog/config.yaml").read_text()
+    shutil.move("dog", "moved")
+    reopened, folder = runs.reopen("moved", ["trainer.max_steps=9"])
+    assert (reopened.seed, reopened.out, reopened.trainer.max_steps) == (5, "moved", 9)
+    assert runs.reopen("moved/config.yaml", [])[0].trainer.max_steps == 9
+    with pytest.raises(ConfigError, match="another run: seed: 5 -> 6"):
+        runs.reopen(folder, ["seed=6"])
+    assert runs.reopen(folder, ["seed=6"], force=True)[0].seed == 6
+    for wrong in ("nowhere", "", "a\0"):
+        with pytest.raises(ConfigError, match="--resume"):
+            runs.reopen(wrong, [])
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.json"
+    runs.write_atomic(path, "old é")
+    assert path.read_bytes() == "old é".encode()
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        runs.write_atomic(path, b"new")
+    assert path.read_bytes() == "old é".encode() and os.listdir(tmp_path) == ["file.json"]
+
+
+def test_files_reach_the_disk_before_they_take_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("fsync"), sync(descriptor))[1])
+    monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("replace"), replace(old, new))[1])
+    runs.write_atomic(tmp_path / "a", b"1")
+    assert calls == (["fsync", "replace", "fsync"] if os.name != "nt" else ["fsync", "replace"])
+
+
+class _Tensor:
+    def __float__(self) -> float:
+        return 2.5
+
+
+def test_metrics_survive_a_kill_and_forget_what_will_be_done_again(tmp_path: Path) -> None:
+    metrics = ledger.Metrics(tmp_path)
+    for step in range(1, 6):
+        metrics.log(step, {"loss": _Tensor(), "part": step / 2} | ({"late": math.nan} if step > 2 else {}))
+    with open(metrics.path, "a") as file:
+        file.write('{"step": 6, "lo')
+    resumed = ledger.Metrics(tmp_path, step=3)
+    resumed.log(4, {"loss": 1.0})
+    assert [line["step"] for line in resumed.lines()] == [1, 2, 3, 4]
+    with open(resumed.write_csv(), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "loss", "part", "late"]
+    assert rows[0]["loss"] == "2.5" and rows[3] == {"step": "4", "loss": "1.0", "part": "", "late": ""}
+    assert ledger.Metrics(tmp_path / "none").lines() == []
+
+
+def test_mutated_metrics_never_raise(tmp_path: Path) -> None:
+    metrics = ledger.Metrics(tmp_path)
+    for step in range(20):
+        metrics.log(step, {"loss": step})
+    whole, rng = metrics.path.read_bytes(), random.Random(0)
+    for _ in range(100):
+        cut, length = rng.randrange(len(whole)), rng.randrange(1, 9)
+        middle = bytes(rng.randrange(256) for _ in range(rng.choice([0, length])))
+        metrics.path.write_bytes(whole[:cut] + middle + whole[cut + length :])
+        assert len(ledger.Metrics(tmp_path, step=10).lines()) <= 12
+
+
+def test_a_full_disk_warns_once_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    metrics = ledger.Metrics(tmp_path / "gone")
+    metrics.log(1, {"loss": 1})
+    metrics.log(2, {"loss": 1})
+    assert len(caplog.records) == 1 and "going on" in caplog.text
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone counts the parent")
+def test_peak_memory_is_that_of_this_process_and_not_of_its_parent() -> None:
+    start = """
+import subprocess, sys
+much = b"x" * (600 << 20)
+print(subprocess.run([sys.executable, "-c", sys.argv[1]], check=True, capture_output=True, text=True).stdout)
+"""
+    child = "from threedgen.run.metrics import peak_memory; a = peak_memory(); b'x' * (100 << 20); print(a, peak_memory())"
+    words, root = [sys.executable, "-c", start, child], Path(__file__).parents[2]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=root)
+    before, after = (float(figure) for figure in done.stdout.split())
+    assert before < 400 and 90 < after - before < 200
+
+
+def test_the_summary_has_what_reproduces_a_run(toy: Path) -> None:  # noqa: F811
+    summary = json.loads(
+        ledger.write_summary(toy.parent, loaded("prompt=é"), 1.23456, steps=7).read_text("utf-8")
+    )
+    assert summary["seconds"] == 1.235 and summary["steps"] == 7 and summary["prompt"] == "é"
+    assert summary["peak_memory_mib"] is None or 10 < summary["peak_memory_mib"] < 1e6
+    assert summary["config_hash"] == config.config_hash(loaded("prompt=é"))
+    assert {"versions", "cpu", "threads", "cores"} <= set(summary["environment"])
+    assert "torch" in summary["environment"]["versions"]

@@ -1,0 +1,68 @@
+"""The folder of a generate run whose field is a coloured ball with a knob, made in milliseconds and without a prior."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from threedgen.config import Config, load
+from threedgen.representations.base import Representation
+from threedgen.run import folder as runs
+from threedgen.train import checkpoint
+
+SMALL = ["budget=300", "texture=256", "lods=[100]", "resolution=40", "threads=1", "refine=0"]
+
+
+class BallConfig(Config):
+    """A field that the tests register under the name `ball`."""
+
+    name: str = "ball"
+    radius: float = 1.0
+
+
+class Ball(Representation):
+    """A ball at `place` (x, y, z, radius, density): the state of a checkpoint decides what it is."""
+
+    def __init__(self, config: Any = None, generator: Any = None) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.tensor([0.2, -0.1, 0.1, 0.45, 60.0]))
+
+    def density(self, x: Tensor) -> Tensor:
+        centre, radius, peak = self.place[:3], self.place[3], self.place[4]
+        knob = torch.tensor([0.8, 0.0, 0.0]) * radius
+        out = torch.minimum((x - centre).norm(dim=-1) - radius, (x - centre - knob).norm(dim=-1) - 0.5 * radius)
+        return peak * torch.sigmoid(-out / 0.01)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Red in front (+x), else blue."""
+        front = (x[:, :1] > self.place[0]).float()
+        return self.density(x), 6 * torch.cat([2 * front - 1, 0 * front - 1, 1 - 2 * front], dim=1)
+
+
+def register(patch: Any) -> None:
+    """The field `ball`, for as long as the test runs."""
+    from threedgen.config import registry
+
+    tables = {kind: dict(table) for kind, table in registry.TABLE.items()}
+    patch.setattr(registry, "TABLE", tables)
+    registry.register("representation", "ball", "tests.support.ball_run:Ball", "tests.support.ball_run:BallConfig")
+
+
+def ball_run(folder: Path, *overrides: str, **place: Any) -> Path:
+    """A finished run; place: replaces numbers of the ball, as p0=... to p4=..."""
+    words = ["field.name=ball", "occupancy=null", "trainer.max_steps=10", *overrides]
+    if not any(word.startswith("prompt=") for word in words):
+        words.append("prompt=a ball with a knob")
+    config = load("mvdream-toybox", words)
+    (folder / "checkpoints").mkdir(parents=True)
+    runs.write_config(folder, config)
+    field = Ball()
+    with torch.no_grad():
+        for key, value in place.items():
+            field.place[int(key[1:])] = value
+    state = {f"field.{name}": value for name, value in field.state_dict().items()}
+    checkpoint.write({"state_dict": state, "global_step": 10, "loops": {}}, folder / "checkpoints" / "last.ckpt")
+    return folder

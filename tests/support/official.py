@@ -1,0 +1,100 @@
+"""Checkpoints exactly as MVDream's authors released them, but for the widths: names, nesting, buffers, data types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tests.support.tiny_prior import letter_tokenizer, open_clip_names, tiny_text_encoder, tiny_unet, tiny_vae, to_ldm
+from threedgen.guidance.diffusion import Schedule
+from threedgen.guidance.weights.ldm_keys import unet_prefixes, vae_prefixes
+
+Kind = Literal["sd21", "sd15"]
+NAMES: dict[Kind, str] = {"sd21": "sd-v2.1-base-4view.pt", "sd15": "sd-v1.5-4view.pt"}
+
+TOPOLOGY: dict[str, Any] = {
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "layers_per_block": 2,
+}
+RELEASED = {"block_out_channels": (320, 640, 1280, 1280)}
+WIDTHS: dict[Kind, dict[str, Any]] = {
+    "sd21": RELEASED
+    | {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True, "cross_attention_dim": 1024},
+    "sd15": RELEASED | {"attention_head_dim": 8, "use_linear_projection": False, "cross_attention_dim": 768},
+}
+TINY_WIDTHS: dict[Kind, dict[str, Any]] = {
+    "sd21": {
+        "block_out_channels": (64, 128, 192, 192),
+        "attention_head_dim": (1, 2, 3, 3),
+        "use_linear_projection": True,
+        "cross_attention_dim": 64,
+    },
+    "sd15": WIDTHS["sd15"] | {"block_out_channels": (32, 64, 96, 96), "cross_attention_dim": 64},
+}
+
+
+def ldm_unet(kind: Kind, widths: dict[Kind, dict[str, Any]]) -> dict[str, Tensor]:
+    """A UNet of this kind under the names of the released files."""
+    unet = tiny_unet(**TOPOLOGY, **widths[kind])
+    return to_ldm(unet.state_dict(), unet_prefixes(unet.config))
+
+
+def schedule_buffers() -> dict[str, Tensor]:
+    """What ldm registers beside the networks."""
+    betas, a = Schedule.scaled_linear().betas, Schedule.scaled_linear().alpha_bar
+    before = torch.cat([torch.ones(1), a[:-1]])
+    variance = betas * (1 - before) / (1 - a)
+    return {
+        "betas": betas,
+        "alphas_cumprod": a,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": a.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - a).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - a).log(),
+        "sqrt_recip_alphas_cumprod": (1 / a).sqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / a - 1).sqrt(),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": betas * before.sqrt() / (1 - a),
+        "posterior_mean_coef2": (1 - before) * (1 - betas).sqrt() / (1 - a),
+    }
+
+
+def official_checkpoint(folder: Path, kind: Kind) -> Path:
+    """The file under its own name, and CLIP's tokenizer in `folder`/clip, as the hub would have it."""
+    vae = tiny_vae(
+        block_out_channels=(32,) * 4, layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+    act = "gelu" if kind == "sd21" else "quick_gelu"
+    encoder = tiny_text_encoder(100, hidden_size=64, num_attention_heads=1, hidden_act=act)
+    parts = {
+        "model.diffusion_model.": ldm_unet(kind, TINY_WIDTHS),
+        "first_stage_model.": as_convolutions(to_ldm(vae.state_dict(), vae_prefixes(vae.config))),
+    }
+    if kind == "sd21":
+        parts["cond_stage_model.model."] = open_clip_names(encoder)
+    else:
+        parts["cond_stage_model.transformer.text_model."] = encoder.state_dict() | {
+            "embeddings.position_ids": torch.arange(16)[None]
+        }
+    tensors = schedule_buffers()
+    for prefix, found in parts.items():
+        tensors |= {prefix + name: tensor for name, tensor in found.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, folder / NAMES[kind])
+    letter_tokenizer().save_pretrained(folder / "clip")
+    return folder / NAMES[kind]
+
+
+def as_convolutions(vae: dict[str, Tensor]) -> dict[str, Tensor]:
+    """ldm's attention in the VAE consists of 1x1 convolutions."""
+    layers = (".q.", ".k.", ".v.", ".proj_out.")
+    return {
+        name: tensor[:, :, None, None] if tensor.ndim == 2 and any(layer in name for layer in layers) else tensor
+        for name, tensor in vae.items()
+    }

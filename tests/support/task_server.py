@@ -1,0 +1,371 @@
+"""Whole commands in forked processes, for tests that kill them; see toy_run.py for the idea.
+
+    python tests/task_server.py        then lines on stdin: {"folder": ..., "words": [...], faults of child()}
+
+The server has imported what the tasks need and computed nothing.  `folder` is the child's working directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.support import toy_run
+
+TINY = {
+    "task": "generate",
+    "prompt": "a red dog",
+    "threads": 1,
+    "field": {
+        "encoding": {"n_levels": 3, "log2_hashmap_size": 8, "base_resolution": 4},
+        "width": 8,
+        "density_blob_scale": 20.0,
+    },
+    "background": {"name": "neural", "width": 4},
+    "march": {"samples": 12, "chunk": 400},  # two to five chunks in a step
+    "occupancy": {"resolution": 8, "interval": 4, "warmup": 8},
+    "size": {"0%": 8, "50%": 12},
+    "groups": {"0%": 1, "75%": 2},
+    "camera": {"n_view": 2},
+    "preview": {"steps": 2},
+    "warm_start": {"steps": 3, "size": 8},
+    "result": {
+        "turntable": {"n_view": 2, "height": 16, "width": 16, "distance": 2.6},
+        "mesh_resolution": 16,
+    },
+    "export": {"enabled": False},
+    "trainer": {"max_steps": 16, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
+    "checkpoint": {"seconds": 0},
+}
+"""A generate run of a second: everything in it, everything small."""
+
+TINY_PRIOR = {
+    "task": "train-prior",
+    "threads": 1,
+    "image_size": 32,
+    "autoencoder": {
+        "channels": [8, 16],
+        "image_size": 32,
+        "crop": 16,
+        "batch": 2,
+        "max_steps": 6,
+        "bf16": False,
+    },
+    "network": {
+        "channels": [16, 32],
+        "attention": [False, True],
+        "heads": [1, 2],
+        "groups": 8,
+        "text_width": 16,
+        "text_layers": 1,
+        "text_heads": 2,
+    },
+    "text": {"max_steps": 5, "batch": 4, "fresh": 2, "scenes": 12, "bf16": False},
+    "draft": {"max_steps": 5, "batch": 4, "fresh": 2, "scenes": 12, "bf16": False},
+    "training": {
+        "batch": 3,
+        "n_view": 2,
+        "fresh": 2,
+        "first": 17,
+        "scenes": 40,
+        "bf16": False,
+        "sheet_prompts": ["a red dog"],
+    },
+    "trainer": {"max_steps": 10, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
+    "checkpoint": {"seconds": 0},
+}
+
+TINY_THREEDIM = {
+    "task": "train-threedim",
+    "threads": 1,
+    "data": {"name": "toybox", "scenes": 12, "views": 4, "held_out": 4},
+    "model": {
+        "name": "pixels",
+        "network": {
+            "image_size": 8, "channels": 8, "channel_mult": [1, 2], "emb_channels": 8, "num_res_blocks": 1,
+            "attn_resolutions": [4], "attn_heads": 2, "groups": 4, "dropout": 0.1, "origin_degrees": 4,
+        },
+    },
+    "training": {
+        "batch": 4, "warmup": 16, "ema_half_life": 8, "learning_rate": 1e-2, "bf16": False, "sheet_scenes": 1,
+        "sheet_views": 2, "sheet_steps": 2, "gap_levels": [0.5, 0.05],
+    },
+    "trainer": {"max_steps": 10, "val_check_interval": 5, "log_every_n_steps": 5, "accelerator": "cpu"},
+    "checkpoint": {"seconds": 0},
+}  # fmt: skip
+TINY_DREAMBOOTH = {
+    "task": "mvdreambooth",
+    "threads": 1,
+    "prompt": "a [v] dog",
+    "photos": "photos",
+    "tuning": {"batch": 2, "learning_rate": 1e-3, "word_learning_rate": 1e-2},
+    "sheet": {"steps": 1},
+    "trainer": {"max_steps": 8, "val_check_interval": 4, "log_every_n_steps": 2, "accelerator": "cpu"},
+    "checkpoint": {"seconds": 0},
+}
+
+
+# ---------------------------------------------------------------- the children
+
+
+def child(
+    words: list[str],
+    hold_at: int | None = None,
+    hold_in: str = "",
+    nan_from: int | None = None,
+    die_in: str = "",
+    full_from: str = "",
+    window: dict[str, str] | None = None,
+    **rest: Any,
+) -> int:
+    """One command.
+
+    `hold_at`: in this step (of the system `hold_in`, if that is given) write a file "held" and wait for one named
+    "go"; `nan_from`: the first step at which the prior answers NaN; `die_in`: a function whose call is the end of
+    the process; `full_from`: one from which on the disk is full; `window`: the live view is a FakeWindow, whose buttons
+    are pressed after these steps.
+    """
+    from threedgen import cli
+    from threedgen.guidance.priors.mvdream import MVDream
+    from threedgen.systems.dreambooth.system import DreamBoothSystem
+    from threedgen.systems.generate.system import GenerateSystem
+    from threedgen.systems.novel_view.system import PairSystem
+    from threedgen.systems.train_base.autoencoder import AutoencoderSystem
+    from threedgen.systems.train_prior.draft import DraftSystem
+    from threedgen.systems.train_prior.system import PriorSystem
+    from threedgen.systems.train_prior.text import TextSystem
+
+    now = {"step": -1}
+    systems = (
+        GenerateSystem, AutoencoderSystem, TextSystem, DraftSystem, PriorSystem, PairSystem, DreamBoothSystem,
+    )  # fmt: skip
+    for system in systems:
+
+        def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:
+            now["step"] = batch
+            if batch == hold_at and type(self).__name__.startswith(hold_in):
+                _hold()
+            return real(self, batch, index)
+
+        system.training_step = step
+    if nan_from is not None:
+        denoise = MVDream.denoise
+        MVDream.denoise = lambda *a, **k: denoise(*a, **k) * (float("nan") if now["step"] >= nan_from else 1)
+    if die_in:
+        _instead(die_in, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    if full_from:
+        _instead(full_from, _fill_the_disk)
+    if window is not None:
+        _look_in(window)
+    return cli.main(words)
+
+
+def _look_in(presses: dict[str, str]) -> None:
+    """A live view without viser, which writes what was seen into the file seen.json."""
+    from tests.support.fake_window import FakeWindow
+    from threedgen.config import optional as extras
+    from threedgen.systems.generate import watch
+
+    extras.installed = lambda module: True
+    watch.open_window = lambda system: FakeWindow(presses, Path("seen.json").resolve())
+
+
+def _hold() -> None:
+    Path("held").touch()
+    toy_run.when(Path("go").exists, 600)
+
+
+def _instead(name: str, first: Any) -> None:
+    """Lets `first()` happen whenever the function `module.name` is called."""
+    module, _, attribute = name.rpartition(".")
+    owner = importlib.import_module(module)
+    real = getattr(owner, attribute)
+
+    @functools.wraps(real)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        first()
+        return real(*args, **kwargs)
+
+    setattr(owner, attribute, called)
+
+
+def _fill_the_disk() -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    os.fsync = fsync
+
+
+def _run(order: dict[str, Any]) -> None:
+    os.chdir(order["folder"])
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code = 70
+    try:
+        code = child(**order)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _load_kernels() -> None:
+    """Loads what numba needs, and the kernels without threads, once for all children."""
+    import torch
+
+    from threedgen.representations.field.ngp import NGP
+    from threedgen.representations.options import NGPConfig
+
+    field = NGP(NGPConfig(encoding={"n_levels": 2, "log2_hashmap_size": 4}, width=2))
+    field.density(torch.zeros(2, 3)).sum().backward()
+
+
+def serve() -> None:
+    import torch
+
+    import threedgen.systems.dreambooth.task
+    import threedgen.systems.generate.task  # noqa: F401  what every child needs
+    import threedgen.systems.novel_view.task
+    import threedgen.systems.sample.task
+    import threedgen.systems.train_prior.task  # noqa: F401
+
+    torch.set_num_threads(1)
+    _load_kernels()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+            continue
+        pid = os.fork()
+        if not pid:
+            _run(order)
+        print(pid, flush=True)
+
+
+# ---------------------------------------------------------------- the tests' side
+
+
+class Server(toy_run.Server):
+    """`run(folder, words=[...])` and `start(folder, words=[...])` of commands."""
+
+    def __init__(self) -> None:
+        variables = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "CI")}
+        root = Path(__file__).resolve().parents[2]
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=root,
+            env={**os.environ, **variables, "PYTHONPATH": str(root)},
+        )
+        assert self._line() == "ready"
+
+    def held(self, folder: Path, **options: Any) -> int:
+        """Starts a command with `hold_at` and returns its process id when it has come there."""
+        for name in ("held", "go"):
+            (folder / name).unlink(missing_ok=True)
+        pid = self.start(folder, **options)
+        toy_run.when((folder / "held").exists, 600)
+        return pid
+
+    def signalled(self, folder: Path, number: int, **options: Any) -> int:
+        """A command that gets a signal in the middle of step `hold_at`; its exit code."""
+        pid = self.held(folder, **options)
+        os.kill(pid, number)
+        (folder / "go").touch()
+        return self.wait(pid)
+
+
+@functools.cache
+def server() -> Server:
+    import atexit
+
+    made = Server()
+    atexit.register(made.process.kill)
+    return made
+
+
+@functools.cache
+def prior_folder() -> Path:
+    """A tiny prior, saved; for all tests of the process."""
+    import atexit
+    import tempfile
+
+    from tests.support.tiny_prior import tiny_prior
+
+    kept = tempfile.TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    tiny_prior().save(Path(kept.name) / "prior")
+    return Path(kept.name) / "prior"
+
+
+@functools.cache
+def finished_run(command: Callable[[Path], list[str]]) -> Path:
+    """The folder of a run that nothing disturbed, of the words that `command` gives for a folder; one per command."""
+    import atexit
+    import tempfile
+
+    kept = tempfile.TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    folder = Path(kept.name)
+    assert server().run(folder, words=command(folder)) == 0, toy_run.log(folder)
+    return folder / "run"
+
+
+def write_config(path: Path, tree: dict[str, Any], **values: Any) -> Path:
+    """A config file; `values` replace top-level keys (JSON is YAML)."""
+    path.write_text(json.dumps(tree | values))
+    return path
+
+
+def tiny_generate(folder: Path, **values: Any) -> Path:
+    """The config of a generate run of a second, in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prior = {"weights": str(prior_folder()), "dtype": "fp32"}
+    return write_config(folder / "tiny.yaml", TINY | {"prior": prior}, **values)
+
+
+def weights(run: Path) -> dict[str, Any]:
+    """The state that counts, from the newest checkpoint of a run."""
+    from threedgen.train.checkpoint import LAST, read
+
+    return read(run / "checkpoints" / LAST)["state_dict"]
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Equal names, equal bits."""
+    import torch
+
+    assert list(one) == list(other) and len(one) > 3
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, different
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of change and content of every file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def saved_at(run: Path) -> int:
+    """When the newest checkpoint was written; 0 if there is none."""
+    try:
+        return (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+if __name__ == "__main__":
+    serve()

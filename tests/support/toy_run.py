@@ -1,0 +1,280 @@
+"""A small run for crash tests, and a server that forks one after the other.
+
+    python tests/toy_run.py        then lines on stdin: {"folder": ..., options of run()} or {"wait": pid}
+
+A line starts a child and is answered by its pid; `wait` by its exit code (negative: what signal ended it).
+The server has imported everything and computes nothing, so that its children may fork from it safely and a
+test costs tenths of a second instead of the seconds that the imports take.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+STEPS = 60
+CONFIG_YAML = "task: toy\nseed: 3\ntrainer:\n  max_steps: 60\nlearning_rate: 0.01\n"
+
+
+# ---------------------------------------------------------------- the run (in the server's children)
+
+
+def _toy(width: int, pause: float, nan: list[int], sleep_at: int, config_yaml: str) -> Any:
+    import numpy as np
+    import pytorch_lightning as pl
+    import torch
+
+    from threedgen.run import seeding
+    from threedgen.train.ema import EMA
+
+    class Toy(pl.LightningModule):
+        """Dropout, a schedule, an EMA, a grid that feeds the loss, and draws from every kind of generator."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.net = torch.nn.Sequential(torch.nn.Linear(6, width), torch.nn.Dropout(0.2), torch.nn.Linear(width, 1))
+            self.ema = EMA(self.net, 0.9)
+            self.register_buffer("grid", torch.zeros(10))
+            self.config_yaml = config_yaml
+            self.terms: dict[str, Any] = {}
+
+        def training_step(self, batch: int, batch_idx: int) -> torch.Tensor:
+            time.sleep(300 if batch == sleep_at else pause)
+            x = torch.randn(8, 6) + torch.rand(8, 1, generator=seeding.generator(3, batch, "shift"))
+            x = x * np.random.rand() + random.random()
+            self.grid[batch % 10] = 0.5 * self.grid[batch % 10] + x.mean()
+            fit_term = (self.net(x) - x.sum(1, keepdim=True)).square().mean()
+            if batch in nan:
+                fit_term = fit_term * float("nan")
+            self.terms = {"reconstruction": fit_term.detach(), "grid": self.grid.mean()}
+            return fit_term + 0.1 * self.net[0].weight.square().mean() * self.grid.mean()
+
+        def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            super().optimizer_step(*args, **kwargs)
+            self.ema.update(self.net, self.global_step)
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.AdamW(self.net.parameters(), 1e-2, fused=True)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+        def validate(self, step: int, folder: Path) -> None:
+            assert not self.net.training and not torch.is_grad_enabled()
+            torch.rand(7), np.random.rand(5), random.random()
+            (folder / f"validation-{step}.txt").write_text(str(step))
+
+    return Toy()
+
+
+def digest(module: Any) -> str:
+    """SHA-256 of all weights, averages and buffers."""
+    sha = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        sha.update(name.encode() + value.contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _sabotage(die_at: str, die_after: int, full: list[int], full_as: str) -> None:
+    """Makes the disk, or the process, fail in the middle of writing a checkpoint."""
+    import torch
+
+    saves = {"n": 0}
+    real = {"fsync": os.fsync, "replace": os.replace, "save": torch.save}
+
+    def save(*args: Any, **kwargs: Any) -> None:
+        saves["n"] += 1
+        if full and full[0] <= saves["n"] <= full[1]:
+            if full_as == "torch":
+                raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real["save"](*args, **kwargs)
+
+    def fatal(name: str, *args: Any) -> None:
+        if saves["n"] >= die_after and die_at == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real[name.split(" ")[0]](*args)
+
+    def replace(source: Any, target: Any) -> None:
+        fatal("replace last" if str(target).endswith("last.ckpt") else "replace previous", source, target)
+
+    torch.save = save
+    os.replace = replace
+    os.fsync = functools.partial(fatal, "fsync")
+
+
+def run(
+    folder: str,
+    resume: bool | str = False,
+    max_steps: int = STEPS,
+    seconds: float = 0.05,
+    pause: float = 0.004,
+    accumulate: int = 1,
+    validate: int = 0,
+    nan: tuple[int, ...] = (),
+    sleep_at: int = -1,
+    width: int = 12,
+    config_yaml: str = CONFIG_YAML,
+    die_at: str = "",
+    die_after: int = 3,
+    full: tuple[int, ...] = (),
+    full_as: str = "system",
+    environment: dict[str, str] | None = None,
+) -> int:
+    """One fit; leaves result.json (status, step, digest) and log.txt in `folder`; returns the exit code."""
+    from threedgen.config.errors import ConfigError
+    from threedgen.config.sections import CheckpointConfig, TrainerConfig
+    from threedgen.train.loop import fit
+
+    os.environ.update(environment or {})
+    _sabotage(die_at, die_after, list(full), full_as)
+    module = _toy(width, pause, list(nan), sleep_at, config_yaml)
+    config = SimpleNamespace(
+        trainer=TrainerConfig(
+            max_steps=max_steps,
+            accelerator="cpu",
+            accumulate_grad_batches=accumulate,
+            val_check_interval=validate,
+        ),
+        checkpoint=CheckpointConfig(seconds=seconds),
+        seed=3,
+        threads=1,
+    )
+    try:
+        status = fit(module, config, folder, resume=resume)
+    except ConfigError as error:
+        logging.getLogger("toy").error("ConfigError: %s", error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    result = {"status": status.value, "step": module.trainer.global_step, "digest": digest(module)}
+    (Path(folder) / "result.json").write_text(json.dumps(result))
+    return status.exit_code
+
+
+def _child(options: dict[str, Any]) -> None:
+    folder = Path(options["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code = 70
+    try:
+        code = run(**options)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def serve() -> None:
+    import torch
+
+    import threedgen.train.loop  # noqa: F401  what every child needs
+
+    torch.set_num_threads(1)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            code = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
+            print(code, flush=True)
+            continue
+        pid = os.fork()
+        if not pid:
+            _child(order)
+        print(pid, flush=True)
+
+
+# ---------------------------------------------------------------- the tests' side
+
+
+class Server:
+    """The process that forks; one for all tests, ended with them."""
+
+    def __init__(self) -> None:
+        variables = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "CI")}
+        root = Path(__file__).resolve().parents[2]
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=root,
+            env={**os.environ, **variables, "PYTHONPATH": str(root)},
+        )
+        assert self._line() == "ready"
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def _ask(self, order: dict[str, Any]) -> int:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return int(self._line())
+
+    def start(self, folder: Path, **options: Any) -> int:
+        """Starts a run and returns its process id."""
+        return self._ask({"folder": str(folder), **options})
+
+    def wait(self, pid: int) -> int:
+        return self._ask({"wait": pid})
+
+    def run(self, folder: Path, **options: Any) -> int:
+        """A whole run; its exit code."""
+        return self.wait(self.start(folder, **options))
+
+
+@functools.cache
+def server() -> Server:
+    import atexit
+
+    made = Server()
+    atexit.register(made.process.kill)
+    return made
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+def log(folder: Path) -> str:
+    """What the runs in `folder` have said so far."""
+    path = folder / "log.txt"
+    return path.read_text() if path.exists() else ""
+
+
+@functools.cache
+def undisturbed(**options: Any) -> str:
+    """The digest of a run that nothing disturbed and that saved nothing but its end."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        code = server().run(folder, seconds=1000, pause=0, **options)
+        assert code == 0, log(folder)
+        return result(folder)["digest"]
+
+
+def when(condition: Any, seconds: float = 120) -> None:
+    """Returns as soon as `condition()` is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.002)
+
+
+if __name__ == "__main__":
+    serve()

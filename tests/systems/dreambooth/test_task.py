@@ -1,0 +1,362 @@
+"""The task "mvdreambooth": photos become a file that other configs load, killed or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save
+
+from tests.support.official import official_checkpoint
+from tests.support.task_server import (
+    TINY_DREAMBOOTH,
+    assert_same,
+    finished_run,
+    prior_folder,
+    saved_at,
+    server,
+    weights,
+    write_config,
+)
+from tests.support.tiny_prior import drafting_prior, tiny_prior
+from tests.support.toy_run import log
+from threedgen import cli, config
+from threedgen.config import ConfigError
+from threedgen.guidance.priors.camera_posterior import candidates
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.weights import subject_weights as personalisation
+from threedgen.guidance.weights.loading import personalisation_card
+from threedgen.run.metrics import read_summary
+from threedgen.systems.dreambooth.options import MVDreamBoothConfig
+from threedgen.systems.dreambooth.sides import drafts, photo_sides
+from threedgen.systems.dreambooth.system import DreamBoothSystem, Shown, augment, preservation
+from threedgen.systems.dreambooth.task import class_pictures, with_drafts
+
+unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+RESULT = "personalisation.safetensors"
+
+
+def tiny(folder: Path, **values: Any) -> Path:
+    """dreambooth.yaml, and photos of three coloured boxes, in a folder."""
+    (folder / "photos").mkdir(exist_ok=True)
+    for k, colour in enumerate([(200, 30, 30), (190, 40, 20), (210, 20, 60)]):
+        picture = np.full((40, 40, 3), 250, np.uint8)
+        picture[8:30, 12 + k : 28] = colour
+        Image.fromarray(picture).save(folder / "photos" / f"{k}.png")
+    prior = {"weights": str(prior_folder()), "dtype": "fp32"}
+    return write_config(folder / "dreambooth.yaml", TINY_DREAMBOOTH, **({"prior": prior} | values))
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    return ["--config", str(tiny(folder)), "out=run", *overrides]
+
+
+def undisturbed() -> Path:
+    return finished_run(command)
+
+
+def system_of(
+    folder: Path, prior: MVDream, *overrides: str, others: Shown | None = None, photos: Shown | None = None
+) -> DreamBoothSystem:
+    """The LightningModule alone, on noise for photos."""
+    options: MVDreamBoothConfig = config.load(tiny(folder), list(overrides))
+    personalisation.add_word(prior.tokenizer, prior.text_encoder, "[v]")
+    pictures = torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(0))
+    return DreamBoothSystem(options, prior, photos or Shown(pictures), "base", others)
+
+
+def steps(system: DreamBoothSystem, count: int) -> list[float]:
+    made = system.configure_optimizers()
+    losses = []
+    for step in range(count):
+        made["optimizer"].zero_grad()
+        loss = system.training_step(step, step)
+        loss.backward()
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+        losses.append(system.metrics["loss_subject"])
+    return losses
+
+
+def distance(system: DreamBoothSystem) -> float:
+    return float(preservation(system.trained, system.originals, "l1"))
+
+
+# ---------------------------------------------------------------- what a run leaves behind
+
+
+@unix
+def test_a_run_leaves_a_file_that_makes_the_subject_known() -> None:
+    run = undisturbed()
+    summary = read_summary(run)
+    assert summary["status"] == "finished" and summary["steps"] == 8 and summary["photos"] == 3
+    card = personalisation_card(run / RESULT)
+    assert (card["kind"], card["identifier"], card["prompt"]) == ("difference", "[v]", "a [v] dog")
+    assert card["base"] == summary["base"]
+    base = MVDream.load(str(prior_folder()), dtype="fp32")
+    tuned = MVDream.load(str(prior_folder()), dtype="fp32", personalisation=str(run / RESULT))
+    state, moved = weights(run), 0
+    for name, value in tuned.unet.named_parameters():
+        learnt, before = state[f"unet.{name}"], base.unet.get_parameter(name)
+        assert torch.allclose(value, learnt, rtol=0, atol=float((learnt - before).abs().max()) * 2**-8), name
+        moved += not torch.equal(value, before)
+    assert moved > 20
+    assert torch.equal(state["word"],
+                       load_file(run / RESULT)["identifier"])
+
+
+@unix
+def test_sheets_show_the_subject_beside_its_class() -> None:
+    run = undisturbed()
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["000000.png", "000004.png", "000008.png"]
+    with Image.open(run / "samples" / "000008.png") as picture:
+        assert picture.width == 8 * 128 + 9 * 2
+    assert (run / "photos.png").exists()
+    assert (run / "samples" / "000000.png").read_bytes() != (run / "samples" / "000008.png").read_bytes()
+
+
+@unix
+def test_the_subject_can_be_asked_for_in_another_config(tmp_path: Path) -> None:
+    prior = {"weights": str(prior_folder()), "dtype": "fp32"}
+    write_config(tmp_path / "sample.yaml", {"task": "sample", "threads": 1, "n_view": 2, "steps": 2}, prior=prior)
+    words = ["--config", "sample.yaml", "prompt=a [v] dog"]
+    file = f"prior.personalisation={undisturbed() / RESULT}"
+    for name, more in (("plain", []), ("tuned", [file])):
+        assert server().run(tmp_path, words=[*words, f"out={name}", *more]) == 0, log(tmp_path)
+    plain, tuned = (read_summary(tmp_path / name)["notes"] for name in ("plain", "tuned"))
+    assert "does not know" in plain[0] and tuned == []
+    assert (tmp_path / "plain" / "views.png").read_bytes() != (tmp_path / "tuned" / "views.png").read_bytes()
+
+
+@unix
+def test_killed_and_gone_on_it_is_the_same_run(tmp_path: Path) -> None:
+    words = command(tmp_path)
+    for step in (2, 5):
+        pid = server().held(tmp_path, words=words, hold_at=step, hold_in="DreamBooth")
+        os.kill(pid, signal.SIGKILL)
+        assert server().wait(pid) == -signal.SIGKILL, log(tmp_path)
+        assert saved_at(tmp_path / "run")
+    for path in (tmp_path / "photos").iterdir():  # they were read when the run began
+        path.write_bytes((tmp_path / "photos" / "0.png").read_bytes())
+    words = ["--resume", "run"]
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    assert_same(weights(tmp_path / "run"), weights(undisturbed()))
+    for name in (RESULT, "photos.png", "samples/000008.png"):
+        assert (tmp_path / "run" / name).read_bytes() == (undisturbed() / name).read_bytes(), name
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+@unix
+def test_pictures_of_the_class_are_drawn_once(tmp_path: Path) -> None:
+    more = ["tuning.preservation=images", "tuning.class_images=2", "tuning.class_steps=1", "trainer.max_steps=2"]
+    assert server().run(tmp_path, words=command(tmp_path, *more)) == 0, log(tmp_path)
+    drawn = load_file(tmp_path / "run" / "class.safetensors")["pictures"]
+    assert drawn.shape == (2, 16, 16, 3) and not torch.equal(drawn[0], drawn[1])
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert "loss_class" in json.loads(lines[-1])
+
+
+def test_each_picture_of_the_class_is_learnt_with_its_own_words(tmp_path: Path) -> None:
+    said = "tuning.class_prompts=['{class}', '{class} wearing a hat', never]"
+    others = torch.rand(2, 16, 16, 3)
+    system = system_of(
+        tmp_path, tiny_prior(), "tuning.preservation=images", "tuning.class_images=2", said, others=Shown(others)
+    )
+    assert system.class_prompts == ["a dog", "a dog wearing a hat"]
+    seen, denoising = set(), system.denoising
+
+    def spied(shown: Shown, prompt: str, rng: torch.Generator) -> torch.Tensor:
+        if prompt != system.prompt:
+            found = {k for k, other in enumerate(others) for picture in shown.rgb if torch.equal(picture, other)}
+            assert found == {system.class_prompts.index(prompt)}
+            seen.update(found)
+        return denoising(shown, prompt, rng)
+
+    system.denoising = spied
+    steps(system, 12)
+    assert seen == {0, 1}
+
+
+@unix
+def test_the_config_of_the_released_weights_runs_end_to_end(tmp_path: Path) -> None:
+    """A checkpoint as MVDream's authors released it, but for the widths: tuned, and its subject drawn."""
+    path = official_checkpoint(tmp_path, "sd21")
+    tiny(tmp_path)
+    small = ["threads=1", f"prior.weights={path}", "prior.tokenizer=clip", "prior.dtype=fp32", "prior.image_size=64"]
+    words = ["--config", "mvdreambooth-sd21", "prompt=a photo of a [v] dog", "photos=photos", "out=run", *small,
+             "sheet.steps=1", "trainer.max_steps=2", "trainer.accelerator=cpu"]
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    words = ["--config", "preview-mvdream-sd21", "prompt=a [v] dog on a chair", "out=seen", "steps=1", *small,
+             f"prior.personalisation=run/{RESULT}"]
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    with Image.open(tmp_path / "seen" / "views.png") as picture:
+        assert picture.size == (4 * 64 + 5 * 2, 64 + 2 * 2)
+
+
+# ---------------------------------------------------------------- what learns, and what keeps it back
+
+
+def test_the_preservation_term_by_hand() -> None:
+    weights = {"a": torch.tensor([1.0, -3.0]), "b": torch.tensor([[2.0]]), "c": torch.tensor(9.0)}
+    before = {"a": torch.tensor([0.0, 1.0]), "b": torch.tensor([[2.5]])}
+    assert float(preservation(weights, before, "l1")) == pytest.approx((1 + 4 + 0.5) / 3)
+    assert float(preservation(weights, before, "l2")) == pytest.approx((1 + 16 + 0.25) / 3)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_preservation_limits_the_drift(tmp_path: Path, norm: str) -> None:
+    count = sum(p.numel() for p in tiny_prior().unet.parameters())
+    free = system_of(tmp_path, tiny_prior(), "tuning.preservation=none")
+    held = system_of(tmp_path, tiny_prior(), f"tuning.preservation={norm}", f"tuning.weight={100 * count}")
+    assert distance(free) == distance(held) == 0
+    steps(free, 12), steps(held, 12)
+    assert 0 < distance(held) < 0.5 * distance(free)
+
+
+def test_the_loss_falls_and_only_the_unet_and_the_identifier_learn(tmp_path: Path) -> None:
+    prior = drafting_prior()
+    around = {name: {k: v.clone() for k, v in network.state_dict().items()} for name, network in prior.networks.items()}
+    system = system_of(tmp_path, prior, "tuning.learning_rate=2e-3", "tuning.augment=0", "tuning.batch=8")
+    word = system.word.detach().clone()
+    losses = steps(system, 40)
+    assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
+    assert not torch.equal(system.word, word)
+    for name in ("vae", "draft"):
+        assert_same(dict(prior.networks[name].state_dict()), around[name])
+    table = "embeddings.token_embedding.weight"
+    now, before = prior.text_encoder.state_dict(), around["text_encoder"]
+    assert all(torch.equal(now[key], before[key]) for key in before if key != table)
+    other = [k for k in range(len(before[table])) if k != system.number]
+    assert torch.equal(now[table][other], before[table][other])
+
+
+def test_the_side_of_a_photo_is_the_one_whose_camera_tells_its_noise_best(tmp_path: Path) -> None:
+    prior = drafting_prior()
+    taken = candidates()[[3, 40, 71]]
+    clean = 100.0 * torch.arange(3)[:, None, None, None].expand(3, 4, 8, 8)
+    prior.encode_images = lambda rgb, rng: clean
+
+    def network(x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
+        alpha = prior.schedule.alpha_bar[t[0]] ** 0.5
+        which = int((x.mean() / alpha / 100).round())
+        noise = prior.schedule.eps_from_x0(x, clean[which], t)
+        away = (camera - prior.camera(taken[which, None])).norm(dim=1)
+        return prior.schedule.target(clean[which], noise, t) + away[:, None, None, None]
+
+    prior.network = network
+    assert torch.equal(photo_sides(prior, torch.zeros(3, 16, 16, 3), "a dog"), taken)
+
+
+def test_the_draft_seen_while_learning_is_that_of_the_side(tmp_path: Path) -> None:
+    prior, options = drafting_prior(), config.load(tiny(tmp_path))
+    with torch.no_grad():
+        prior.draft.camera.weight.mul_(50)  # untrained, it hardly minds the camera
+    sides = candidates()[[3, 40, 71]]
+    (tmp_path / "sides.safetensors").write_bytes(save({"c2w": sides}))
+    photos = with_drafts(options, tmp_path, prior, torch.rand(3, 16, 16, 3))
+    wanted = drafts(prior, ["a dog"] * 3, sides)
+    assert torch.equal(photos.drafts, wanted) and (wanted[0] - wanted[1]).abs().max() > 1e-3
+    system = system_of(tmp_path, prior, "tuning.augment=0", "tuning.batch=32", photos=photos)
+    seen: list[torch.Tensor] = []
+    prior.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, 4:].detach()))
+    system.training_step(0, 0)
+    which = [[bool(torch.allclose(one, draft, atol=1e-5)) for draft in wanted] for one in seen[0]]
+    assert all(sum(row) == 1 for row in which) and {row.index(True) for row in which} == {0, 1, 2}
+    plain = tiny_prior()
+    assert drafts(plain, ["a dog"], sides[:1]) is None
+    assert with_drafts(options, tmp_path / "none", plain, torch.rand(3, 16, 16, 3)).drafts is None
+
+
+def test_pictures_of_the_class_are_seen_from_where_they_were_drawn(tmp_path: Path) -> None:
+    options = config.load(tiny(tmp_path), ["tuning.preservation=images", "tuning.class_images=3"])
+    prior, asked = drafting_prior(), []
+    with torch.no_grad():
+        prior.draft.camera.weight.mul_(50)
+    prior.sample = lambda prompt, c2w, *rest, generator: asked.append((prompt, c2w)) or torch.rand(1, 16, 16, 3)
+    made = class_pictures(options, tmp_path, prior, quiet=True)
+    assert [prompt for prompt, _ in asked] == ["a dog"] * 3 and made.rgb.shape == (3, 16, 16, 3)
+    for (prompt, c2w), draft in zip(asked, made.drafts, strict=True):
+        assert torch.allclose(drafts(prior, [prompt], c2w)[0], draft, atol=1e-5)
+    again = class_pictures(options, tmp_path, prior, quiet=True)
+    assert len(asked) == 3 and torch.equal(again.rgb, made.rgb) and torch.equal(again.drafts, made.drafts)
+
+
+def test_lora_learns_few_numbers_and_its_file_is_the_tuned_network(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    base = tiny_prior()
+    base.save(tmp_path / "base")
+    prior = MVDream.load(str(tmp_path / "base"), dtype="fp32")
+    system = system_of(tmp_path, prior, "tuning.preservation=lora", "tuning.lora.rank=2", "tuning.lora.alpha=4")
+    system.base = personalisation.checksum(*[getattr(MVDream.load(str(tmp_path / "base")), part)
+                                             for part in ("unet", "text_encoder")])
+    steps(system, 4)
+    learnt = sum(p.numel() for p in system.trained.values())
+    assert 0 < learnt < 0.1 * sum(p.numel() for p in base.unet.parameters())
+    system.write(tmp_path / RESULT)
+    found = MVDream.load(str(tmp_path / "base"), dtype="fp32", personalisation=str(tmp_path / RESULT))
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([500, 500])
+    text = found.encode_prompt(["a dog"]).repeat(2, 1, 1)
+    with torch.no_grad():
+        wanted = prior.predict(x, t, text)
+        untouched = MVDream.load(str(tmp_path / "base"), dtype="fp32").predict(x, t, text)
+        assert torch.allclose(found.predict(x, t, text), wanted, atol=1e-5)
+    assert not torch.allclose(untouched, wanted, atol=1e-5)
+
+
+def test_augmentation_is_light_and_never_mirrors() -> None:
+    x = torch.zeros(16, 32, 32, 3)
+    x[:, :, :16] = 1.0
+    moved = augment(x, torch.Generator().manual_seed(0), 1.0)
+    assert moved.min() >= 0 and moved.max() <= 1 and len({float(m.mean()) for m in moved}) > 8
+    assert (moved[:, :, :12] > 0.9).all() and (moved[:, :, 20:] < 0.1).all()
+    assert torch.equal(augment(x, torch.Generator().manual_seed(0), 0.0), x)
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["photos=none"], "photos: there is no file or folder 'none'"),
+        (["photos=[]"], "photos: there is no picture"),
+        (["photos=photos/0.png"], "photos: one picture cannot tell"),
+        (["prompt="], 'prompt: is empty; say what the photos show, such as prompt="a [v] dog"'),
+        (["prompt=[v]"], "prompt: should also say of what kind"),
+        (["identifier=dog"], "identifier: 'dog' is a word that this prior knows already"),
+        (["identifier=a b"], "identifier"),
+        (["prior.personalisation=x.safetensors"], "prior.personalisation should be left out"),
+        (["prior.dtype=fp16"], "prior.dtype should be auto, bf16 or fp32"),
+        (["tuning.preservation=l3"], "tuning.preservation"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny(tmp_path)
+    assert cli.main(["--config", "dreambooth.yaml", "out=run", *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+def test_lora_without_peft_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    options = config.load(tiny(tmp_path), ["tuning.preservation=lora"])
+    with pytest.raises(ConfigError, match=r"needs the package peft: pip install 'threedgen\[lora\]'"):
+        options.check()
+
+
+@unix
+def test_a_prompt_without_the_identifier_is_warned_about(tmp_path: Path) -> None:
+    more = ["prompt=a dog", "trainer.max_steps=1", "trainer.val_check_interval=0"]
+    assert server().run(tmp_path, words=command(tmp_path, *more)) == 0, log(tmp_path)
+    assert any("does not say [v]" in note for note in read_summary(tmp_path / "run")["notes"])

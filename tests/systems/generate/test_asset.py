@@ -1,0 +1,115 @@
+"""The asset at the end of a run: what it leaves, and that nothing about it can spoil the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.ball_run import Ball, ball_run, register
+from threedgen.config import ConfigError, load, plain, shipped
+from threedgen.run import folder as runs
+from threedgen.systems.generate.asset import write_asset
+from threedgen.systems.generate.outputs import Run
+
+WORDS = [
+    "field.name=ball", "occupancy=null", "prompt=a ball", "trainer.max_steps=10", "export.texture=128",
+    "export.lods=[]", "export.resolution=32", "export.refine=0",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _ball(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch)
+
+
+def system(*words: str, **place: float) -> Any:
+    """What write_asset sees of a system."""
+    config = load("mvdream-toybox", [*WORDS, "export.budget=200", *words])
+    field = Ball()
+    with torch.no_grad():
+        for key, value in place.items():
+            field.place[int(key[1:])] = value
+    trainer = SimpleNamespace(global_step=10)
+    return SimpleNamespace(config=config, field=field, occupancy=None, device="cpu", trainer=trainer)
+
+
+def test_a_run_ends_with_its_asset(tmp_path: Path) -> None:
+    notes: list[str] = []
+    figures = write_asset(system(), tmp_path, notes)
+    assert figures["asset"]["file"] == "asset/a_ball.glb" and figures["asset"]["levels"]["a_ball"] <= 200
+    assert (tmp_path / "asset/a_ball.glb").is_file() and (tmp_path / "asset/asset.json").is_file() and notes == []
+    (tmp_path / "summary.json").write_text('{"asset": {"file": "asset/a_ball.glb"}}')
+    assert Run(tmp_path, "finished").asset == tmp_path / "asset/a_ball.glb"
+    (tmp_path / "asset/a_ball.glb").unlink()
+    assert Run(tmp_path, "finished").asset is None
+
+
+def test_what_stands_in_the_way_is_a_note(tmp_path: Path) -> None:
+    write_asset(system(), tmp_path, [])
+    notes: list[str] = []
+    assert write_asset(system(p3=3.0), tmp_path, notes) == {}
+    assert "no asset: the field fills its world" in notes[0] and not (tmp_path / "asset").exists()
+    notes.clear()
+    assert write_asset(system("export.budget=12"), tmp_path, notes) or "no asset" in notes[0]
+    notes.clear()
+    write_asset(system(p4=8.0), tmp_path, notes)
+    assert "asset: the object is translucent" in notes[0]
+
+
+def test_a_disk_that_is_full_is_a_note(tmp_path: Path) -> None:
+    notes: list[str] = []
+    (tmp_path / "asset").write_text("a file in the way")
+    assert write_asset(system(), tmp_path, notes) == {}
+    assert len(notes) == 1 and "could not be written" in notes[0] and "make room there" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (KeyboardInterrupt(), "no asset: stopped by Ctrl-C (launch.py --config export run="),
+        (RuntimeError("two\nlines"), "no asset: RuntimeError: two lines (launch.py"),
+        (MemoryError(), "no asset: MemoryError (launch.py"),
+    ],
+)
+def test_whatever_breaks_on_the_way_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: BaseException, said: str
+) -> None:
+    """The run has its result by then; an asset of before, which is not of this field, does not stay."""
+    write_asset(system(), tmp_path, [])
+
+    def breaks(*args: Any) -> Any:
+        raise fault
+
+    monkeypatch.setattr("threedgen.export.asset.unwrap", breaks)
+    notes: list[str] = []
+    assert write_asset(system(), tmp_path, notes) == {} and not (tmp_path / "asset").exists()
+    assert len(notes) == 1 and notes[0].startswith(said)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == notes
+
+
+def test_every_shipped_config_ends_in_an_asset() -> None:
+    made = {name: load(name).export for name in shipped() if getattr(load(name), "task", "") == "generate"}
+    assert len(made) > 3 and all(section.enabled for section in made.values())
+    assert made["mvdream-toybox"].triangles == 15_000 and made["quick-toybox"].triangles == 3000
+
+
+def test_an_older_run_goes_on_with_an_export(tmp_path: Path) -> None:
+    """Its config knows no section `export`: that is no other run."""
+    folder = ball_run(tmp_path / "run")
+    old = runs.stored_config(folder)
+    assert old is not None
+    del old["export"]
+    assert runs.differences(old, plain(load(folder / "config.yaml"))) == []
+
+
+def test_missing_packages_are_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from threedgen.export.options import ExportSection
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    ExportSection(formats=("usdz",), enabled=False).check()
+    with pytest.raises(ConfigError, match="usd-core"):
+        ExportSection(formats=("usdz",), enabled=True).check()

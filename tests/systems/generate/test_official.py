@@ -1,0 +1,188 @@
+"""The released checkpoints and the configs that use them, at a size for tests: from the file to a mesh."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.support.official import NAMES, TINY_WIDTHS, WIDTHS, Kind, ldm_unet, official_checkpoint
+from tests.support.task_server import server
+from tests.support.toy_run import log
+from threedgen import config
+from threedgen.config import ConfigError
+from threedgen.guidance.priors.mvdream import MVDream, script_poses
+from threedgen.guidance.weights.meta_networks import outline
+from threedgen.systems.generate.options import GenerateConfig
+from threedgen.systems.sample.options import SampleConfig
+from threedgen.systems.shared import read_summary
+
+unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+SMALL = [
+    "threads=1", "prior.tokenizer=clip", "prior.dtype=fp32", "prior.image_size=64",
+    "field.encoding.n_levels=3", "field.encoding.log2_hashmap_size=8", "field.encoding.base_resolution=4",
+    "field.encoding.per_level_scale=2", "field.width=8", "field.density_blob_scale=20", "march.samples=24",
+    "march.chunk=3000", "occupancy.resolution=8", "size={0: 8, 5: 16}", "groups={0: 2, 5: 1}", "preview.steps=2",
+    "result.turntable.n_view=2", "result.turntable.height=16", "result.turntable.width=16",
+    "result.mesh_resolution=16", "export.enabled=false", "trainer.max_steps=10", "trainer.precision=32-true",
+    "trainer.accelerator=cpu",
+]  # fmt: skip
+"""The configs as they are but for sizes; what happens at step 5,000 happens at step 5."""
+SHADING = ["material.ambient_only_steps=5", "loss.orientation={0: 10, 5: 1000}"]
+
+
+@functools.cache
+def folder(kind: Kind) -> Path:
+    """A place with the checkpoint and CLIP's tokenizer in it."""
+    import atexit
+    import tempfile
+
+    kept = tempfile.TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    official_checkpoint(Path(kept.name), kind)
+    return Path(kept.name)
+
+
+@pytest.mark.parametrize("kind", ["sd21", "sd15"])
+def test_the_small_file_has_the_names_of_the_released_one(kind: Kind) -> None:
+    with torch.device("meta"):
+        released = ldm_unet(kind, WIDTHS)
+    tiny = torch.load(folder(kind) / NAMES[kind])
+    prefix = "model.diffusion_model."
+    assert {name for name in tiny if name.startswith(prefix)} == {prefix + name for name in released}
+    assert len(released) == 690
+    dimensions = {prefix + name: tensor.ndim for name, tensor in released.items()}
+    assert all(tiny[name].ndim == ndim for name, ndim in dimensions.items())
+    assert ldm_unet(kind, TINY_WIDTHS).keys() == released.keys()
+
+
+@pytest.mark.parametrize("kind", ["sd21", "sd15"])
+def test_it_loads_and_samples(kind: Kind) -> None:
+    path = folder(kind) / NAMES[kind]
+    prior = MVDream.load(str(path), dtype="fp32", tokenizer=str(folder(kind) / "clip"), image_size=64)
+    assert prior.trained_size == 256 and prior.factor == 8 and prior.schedule.prediction == "epsilon"
+    views = prior.sample("a dog", script_poses(4), steps=2, generator=torch.Generator().manual_seed(0))
+    assert views.shape == (4, 64, 64, 3) and torch.isfinite(views).all() and views.std() > 0
+
+
+@pytest.mark.parametrize("kind", ["sd21", "sd15"])
+def test_a_dry_run_sees_the_networks_that_would_be_loaded(kind: Kind) -> None:
+    path = str(folder(kind) / NAMES[kind])
+    found, prior = outline(path), MVDream.load(path, dtype="fp32", tokenizer=str(folder(kind) / "clip"), image_size=64)
+    for seen, loaded in ((found.unet, prior.unet), (found.vae, prior.vae)):
+        shapes = {name: tensor.shape for name, tensor in seen.state_dict().items()}
+        assert shapes == {name: tensor.shape for name, tensor in loaded.state_dict().items()}
+    prior.release()
+    assert found.kept == sum(p.numel() for network in prior.networks.values() for p in network.parameters())
+
+
+@unix
+@pytest.mark.parametrize(
+    ("name", "kind", "more"),
+    [("mvdream-sd21", "sd21", []), ("mvdream-sd21-shading", "sd21", SHADING), ("mvdream-sd15", "sd15", [])],
+)
+def test_ten_steps_of_the_config_to_a_mesh(name: str, kind: Kind, more: list[str]) -> None:
+    """The checkpoint lies in the working directory under its own name, as after a download."""
+    place, run = folder(kind), folder(kind) / name
+    words = ["--config", name, "prompt=a dog", f"out={name}", *SMALL, *more]
+    assert server().run(place, words=words) == 0, log(place)
+    summary = read_summary(run)
+    assert summary["status"] == "finished" and summary["steps"] == 10 and summary["triangles"] > 10
+    assert all((run / file).stat().st_size > 100 for file in ("mesh.glb", "turntable.mp4", "views.png"))
+    with Image.open(run / "preview.png") as picture:
+        assert picture.size == (4 * 64 + 5 * 2, 64 + 2 * 2)
+    content = (place / NAMES[kind]).read_bytes()
+    digest, said = hashlib.sha256(content).hexdigest(), log(place)
+    assert f"weights: {NAMES[kind]} ({len(content) / 1e9:.2f} GB, SHA-256 {digest})" in said
+    assert said.index(digest) < said.index("distilling at 8 px"), "before anything else"
+
+
+@unix
+def test_the_preview_config_draws_four_views() -> None:
+    words = ["--config", "preview-mvdream-sd21", "prompt=a dog", "out=seen", "steps=2", *SMALL[:4]]
+    assert server().run(folder("sd21"), words=words) == 0, log(folder("sd21"))
+    with Image.open(folder("sd21") / "seen" / "views.png") as picture:
+        assert picture.size == (4 * 64 + 5 * 2, 64 + 2 * 2)
+
+
+# ---------------------------------------------------------------- the authors' values
+
+
+def loaded(name: str) -> Any:
+    return config.load(name, ["prompt=a"])
+
+
+def test_shading_is_the_plain_config_with_light_normals_and_orientation() -> None:
+    """MVDream-threestudio's configs/mvdream-sd21-shading.yaml against its mvdream-sd21.yaml"""
+    plain, lit = (loaded(name).model_dump() for name in ("mvdream-sd21", "mvdream-sd21-shading"))
+    changed = {key for key in plain if plain[key] != lit[key]}
+    assert changed == {"about", "material", "loss"}
+    assert lit["field"]["normal"] == "analytic"
+    assert lit["loss"] == plain["loss"] | {"orientation": {0: 10.0, 5000: 1000.0}}
+    assert lit["material"] == {
+        "name": "diffuse", "ambient_only_steps": 5000, "diffuse_probability": 0.75, "textureless_probability": 0.5,
+        "soft_shading": True, "ambient": 1.0, "diffuse": 0.0,
+    }  # fmt: skip
+    weights = [config.at(lit["loss"]["orientation"], step, 10_000) for step in (0, 2500, 5000, 9999)]
+    assert weights == [10, 505, 1000, 1000]
+
+
+def test_sd15_differs_in_the_weights_alone() -> None:
+    plain, other = (loaded(name).model_dump() for name in ("mvdream-sd21", "mvdream-sd15"))
+    assert {key for key in plain if plain[key] != other[key]} == {"about", "needs", "prior"}
+    assert other["prior"] == plain["prior"] | {"weights": NAMES["sd15"]}
+
+
+def test_the_reference_values_that_no_other_test_looks_at() -> None:
+    made: GenerateConfig = loaded("mvdream-sd21")
+    camera = made.camera
+    assert camera.fov_range == (15, 60) and camera.distance_range == (0.8, 1.0) and camera.relative_distance
+    assert camera.elevation_range == (0, 30) and camera.n_view == 4 and camera.progressive_until == 0
+    assert camera.light_distance_range == (0.8, 1.5) and camera.light_position_perturb == 1
+    assert (camera.camera_perturb, camera.center_perturb, camera.up_perturb) == (0, 0, 0)
+    table = made.result.turntable
+    assert (table.n_view, table.height, table.elevation, table.distance, table.fov) == (120, 512, 15, 3, 40)
+    assert made.optimizer.betas == (0.9, 0.99) and made.optimizer.eps == 1e-15 and made.optimizer.weight_decay == 0.01
+    assert made.optimizer.background == 0.001 and made.trainer.gradient_clip_val is None and made.seed == 0
+    assert made.field.encoding.base_resolution == 16 and made.field.encoding.per_level_scale == 1.447269237440378
+    assert made.field.density_blob == "blob_magic3d" and made.field.density_blob_std == 0.5
+    assert made.occupancy is not None and made.occupancy.resolution == 32 and made.occupancy.threshold == 0.01
+    assert made.distillation.timestep_per == "batch" and made.trainer.val_check_interval == 200
+
+
+def test_the_preview_is_that_of_the_authors_script() -> None:
+    made: SampleConfig = loaded("preview-mvdream-sd21")
+    assert (made.steps, made.guidance_scale, made.elevation, made.azimuth, made.n_view) == (50, 10, 15, 0, 4)
+    assert made.suffix == ", 3d asset" and made.seed == 23 and made.negative_prompt == ""
+
+
+# ---------------------------------------------------------------- what is wrong with a file
+
+
+def changed(folder: Path, kind: Kind, **tensors: torch.Tensor | None) -> str:
+    """The official file with some tensors replaced, or removed by None."""
+    path = official_checkpoint(folder, kind)
+    content = torch.load(path) | {f"model.diffusion_model.{name}": t for name, t in tensors.items()}
+    torch.save({name: t for name, t in content.items() if t is not None}, path)
+    return str(path)
+
+
+def test_missing_tensors_are_counted_and_three_are_named(tmp_path: Path) -> None:
+    gone = {f"middle_block.0.in_layers.{k}.{end}": None for k in (0, 2) for end in ("weight", "bias")}
+    with pytest.raises(ConfigError, match="4 tensors are missing") as caught:
+        MVDream.load(changed(tmp_path, "sd21", **gone), tokenizer=str(tmp_path / "clip"))
+    assert str(caught.value).count("'mid_block.resnets.0.") == 3 and "\n" not in str(caught.value)
+
+
+def test_weights_without_the_needed_network_are_one_sentence(tmp_path: Path) -> None:
+    path = official_checkpoint(tmp_path, "sd21")
+    torch.save({n: t for n, t in torch.load(path).items() if not n.startswith("first_stage")}, path)
+    with pytest.raises(ConfigError, match="no tensor named first_stage_model"):
+        MVDream.load(str(path), tokenizer=str(tmp_path / "clip"))

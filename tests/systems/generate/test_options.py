@@ -1,0 +1,151 @@
+"""The task "generate": what may stand in its config, and its call from Python."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import threedgen
+from tests.support.task_server import TINY, snapshot, tiny_generate
+from threedgen import config
+from threedgen.config import ConfigError
+from threedgen.systems.generate import task as generate_run
+from threedgen.systems.generate.options import GenerateConfig
+from threedgen.systems.generate.outputs import VIEWS, Run, view_indices
+from threedgen.systems.generate.system import jump
+from threedgen.systems.shared import device, read_summary
+from threedgen.train.loop import Status
+from threedgen.viewer.record import ROW, SIDES
+
+# ---------------------------------------------------------------- rules between sections
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["march.radius=2"], "field.radius 1 and march.radius 2 should be the same"),
+        (["field.radius=0.5"], "field.radius 0.5 and march.radius 1 should be the same"),
+        (["trainer.max_steps=2"], "warm_start.steps 3 should not exceed trainer.max_steps 2"),
+        (["camera.n_view=1"], "camera.n_view should be 2 or more"),
+        (["trainer.accumulate_grad_batches=2"], "set groups"),
+    ],
+)
+def test_sections_that_contradict_each_other(tmp_path: Path, words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(tiny_generate(tmp_path), words)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_sd21_config_has_the_authors_values() -> None:
+    """facts of MVDream-threestudio's configs/mvdream-sd21.yaml"""
+    made: GenerateConfig = config.load("mvdream-sd21", ["prompt=a"])
+    at = {name: [config.at(getattr(made.distillation, f"{name}_step_percent"), s) for s in (0, 4000, 9000)]
+          for name in ("min", "max")}  # fmt: skip
+    assert at["min"] == pytest.approx([0.98, 0.5, 0.02]) and at["max"] == pytest.approx([0.98, 0.74, 0.5])
+    assert [jump(made.size, s, 10_000) for s in (0, 4999, 5000, 9999)] == [64, 64, 256, 256]
+    assert [jump(made.groups, s, 10_000) for s in (0, 4999, 5000)] == [2, 2, 1]
+    assert made.distillation.guidance_scale == 50 and made.distillation.recon_std_rescale == 0.5
+    assert made.optimizer.kind == "adamw" and made.optimizer.encoding == 0.01 and made.optimizer.networks == 0.001
+    assert made.trainer.max_steps == 10_000 and made.trainer.precision == "16-mixed"
+    assert made.march.alpha_threshold == 0.01 and made.march.early_stop == 1e-4 and made.march.samples == 512
+    assert made.field.encoding.log2_hashmap_size == 19 and made.background.random_probability == 0.5
+    assert made.negative_prompt.startswith("ugly") and made.negative_prompt.endswith("quality, artifacts, duplicate, "
+                                                    "morbid, mutilated, poorly drawn face, deformed, dehydrated, "
+                                                    "bad proportions")  # fmt: skip
+
+
+def test_a_schedule_that_jumps() -> None:
+    assert [jump({"0%": 8, "50%": 12}, step, 16) for step in (0, 7, 8, 15)] == [8, 8, 12, 12]
+    assert jump({10: 5, 20: 6}, 0, 30) == 5 and jump(7, 3, 10) == 7
+
+
+def test_sides_of_the_sheet() -> None:
+    assert (VIEWS, VIEWS // 2) == (SIDES, ROW)  # what the pages take it to be
+    assert view_indices(60) == [0, 7, 15, 22, 30, 37, 45, 52] and view_indices(3) == [0, 1, 2]
+
+
+def test_where_the_prior_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [device(name) for name in ("auto", "gpu", "cuda", "cpu")] == ["cuda:1"] * 3 + ["cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device("auto") == "cpu"
+
+
+# ---------------------------------------------------------------- from Python
+
+
+def values(**more: Any) -> dict[str, Any]:
+    """A run of two steps."""
+    short = {"max_steps": 2, "val_check_interval": 0, "accelerator": "cpu"}
+    return {"trainer": short, "warm_start": {"steps": 0}, "preview": {"enabled": False}} | more
+
+
+def test_generate_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tiny_generate(tmp_path)
+    run = threedgen.generate(prompt="a blue cat", config=path, out=tmp_path / "cat", **values())
+    assert isinstance(run, Run) and run.folder == tmp_path / "cat" and run.status == "finished"
+    for file in (run.mesh, run.turntable, run.views, run.summary, run.report):
+        assert file is not None and file.parent == run.folder and file.stat().st_size > 100
+    assert run.preview is None and capsys.readouterr().out == ""
+    assert config.load(run.folder / "config.yaml").prompt == "a blue cat"
+    before = snapshot(run.folder)
+    again = threedgen.generate(prompt="a blue cat", config=path, out=str(tmp_path / "cat"), **values())
+    assert again == run and before.items() - snapshot(run.folder).items() <= {("config.yaml", before["config.yaml"])}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"prompt": " \n"}, "prompt: is empty"),
+        ({"prompt": 3}, "prompt: should be text"),
+        ({"sed": 3}, "did you mean 'seed'"),
+        ({"config": "train-toybox-prior"}, "task generate"),
+        ({"config": "mvdream-toybx"}, "did you mean 'mvdream-toybox'"),
+        ({"out": "tiny.yaml"}, "a file has this name"),
+        ({"prior": {"weights": "nowhere.pt"}}, "prior.weights: there is no file or folder"),
+    ],
+)
+def test_mistakes_in_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"prompt": "a cat", "config": tiny_generate(tmp_path)} | arguments
+    with pytest.raises(ConfigError) as caught:
+        threedgen.generate(**given)
+    assert said in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_a_failed_run_is_an_error_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(options: GenerateConfig, *more: Any, **named: Any) -> Status:
+        (Path(str(options.out)) / "summary.json").write_text('{"reason": "the loss term is not finite"}')
+        return Status.FAILED
+
+    monkeypatch.setattr(generate_run, "run_status", failed)
+    with pytest.raises(ConfigError, match="run: the loss term is not finite"):
+        threedgen.generate("a cat", tiny_generate(tmp_path), out=tmp_path / "run")
+
+
+@pytest.mark.gpu
+def test_generate_on_a_gpu(tmp_path: Path) -> None:
+    trainer = TINY["trainer"] | {"accelerator": "gpu"}
+    run = threedgen.generate("a red dog", tiny_generate(tmp_path), out=tmp_path / "run", trainer=trainer)
+    assert run.status == "finished" and run.mesh is not None
+
+
+def test_an_empty_field_is_a_note_and_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    nothing = {"name": "ngp", "density_blob": "none", "density_bias": -100.0, "width": 8}
+    field = nothing | {"encoding": TINY["field"]["encoding"]}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mesh.glb").write_bytes(b"of an earlier part of the run")
+    run = threedgen.generate("a red dog", tiny_generate(tmp_path), out=tmp_path / "run", field=field, **values())
+    assert run.status == "finished" and run.mesh is None and run.views is not None
+    assert len(read_summary(run.folder)["notes"]) == 1 and "the field is empty" in caplog.text

@@ -1,0 +1,77 @@
+"""A GPU without enough memory: smaller chunks once, said aloud, or a sentence that says what to set. Simulated."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.task_server import TINY, prior_folder, write_config
+from threedgen import config
+from threedgen.config import ConfigError
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.run import folder as runs
+from threedgen.systems.generate import task as generate_run
+from threedgen.train.checkpoint import latest
+from threedgen.train.loop import CHECKPOINTS, Status
+
+
+def start(folder: Path, **values: Any) -> Status:
+    """A run of a few steps in this process."""
+    folder.mkdir(exist_ok=True)
+    short = {"trainer": TINY["trainer"] | {"max_steps": 6}, "warm_start": {"steps": 1}, "preview": {"steps": 1}}
+    prior = {"prior": {"weights": str(prior_folder()), "dtype": "fp32"}}
+    path = write_config(folder / "tiny.yaml", TINY | short | prior | values)
+    made, _ = runs.begin(config.load(path, [f"out={folder / 'run'}"]), "tiny")
+    return generate_run.run_status(made, quiet=True)
+
+
+def table(folder: Path) -> torch.Tensor:
+    found = latest(folder / "run" / CHECKPOINTS)
+    assert found is not None and found[1]["global_step"] == 6
+    return found[1]["state_dict"]["field.encoding.table"]
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
+    """The prior runs out of memory at these of its calls."""
+    denoise, count = MVDream.denoise, [0]
+
+    def limited(self: MVDream, *given: Any, **more: Any) -> Any:
+        count[0] += self.text_encoder is None  # distilling
+        if count[0] in calls:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return denoise(self, *given, **more)
+
+    monkeypatch.setattr(MVDream, "denoise", limited)
+
+
+def test_a_step_is_repeated_in_smaller_chunks_and_the_result_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert start(tmp_path / "plenty") is Status.FINISHED
+    failing(monkeypatch, 3)
+    with caplog.at_level(logging.WARNING, logger="threedgen"):
+        assert start(tmp_path / "scarce") is Status.FINISHED
+    said = [record.getMessage() for record in caplog.records if "ran out of memory" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith("step 3 on cpu ran out of memory: from now on ")
+    assert "march.chunk" in said[0]
+    plenty, scarce = table(tmp_path / "plenty"), table(tmp_path / "scarce")
+    assert float((plenty - scarce).norm() / plenty.norm()) < 1e-2  # Adam enlarges the last bits of small gradients
+
+
+def test_what_does_not_fit_in_chunks_either_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, *range(2, 99))
+    with pytest.raises(ConfigError, match=r"^step 2 on cpu takes more memory than the GPU has free: set march.chunk"):
+        start(tmp_path)
+
+
+def test_a_prior_that_does_not_fit_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(generate_run, "load_prior", full)
+    with pytest.raises(ConfigError, match="^the prior takes more memory than the GPU has free: set "):
+        start(tmp_path)

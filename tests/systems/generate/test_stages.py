@@ -1,0 +1,124 @@
+"""Stages: runs before a run, each from the object of the one before, that go on wherever they were stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.task_server import TINY, assert_same, finished_run, prior_folder, server, weights, write_config
+from tests.support.toy_run import log
+from threedgen import cli, config
+from threedgen.config import ConfigError
+from threedgen.systems.shared import read_summary
+
+unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+FIELD = TINY["field"] | {"name": "ngp"}
+TREE: dict[str, Any] = TINY | {
+    "prior": {"name": "stable-diffusion", "weights": str(prior_folder()), "dtype": "fp32"},
+    "distillation": {"name": "sds", "min_step_percent": 0.1, "max_step_percent": 0.9},
+    "field": {"name": "dmtet", "resolution": 8, "paint": FIELD},
+    "warm_start": {"steps": 0},
+    "size": 12,
+    "groups": 1,
+    "loss": {"normal_consistency": 1.0},
+    "trainer": TINY["trainer"] | {"max_steps": 5},
+    "stages": {
+        "coarse": {"field": FIELD, "loss": {"normal_consistency": 0.0}, "trainer": {"max_steps": 6}},
+        "mesh": {"trainer": {"max_steps": 4}},
+    },
+}  # fmt: skip
+
+
+def command(folder: Path, *words: str) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return ["--config", str(write_config(folder / "staged.yaml", TREE)), "out=run", *words]
+
+
+@unix
+def test_each_stage_begins_where_the_one_before_ended() -> None:
+    run = finished_run(command)
+    coarse, middle, last = (weights(run / place) for place in ("stages/coarse", "stages/mesh", "."))
+    assert read_summary(run)["steps"] == 5 and read_summary(run / "stages" / "coarse")["steps"] == 6
+    assert "field.distance" not in coarse and middle["field.distance"].shape == last["field.distance"].shape
+    paint = {n.replace("field.", "field.paint."): value for n, value in coarse.items() if n.startswith("field.")}
+    moved = max(float((middle[n] - value).abs().max()) for n, value in paint.items())
+    assert 0 < moved < 0.2, "four steps from the coarse field's colours"
+    assert float((last["field.low"] - middle["field.low"]).abs().max()) == 0
+    said = log(run.parent)
+    assert said.index("stage coarse: run/stages/coarse") < said.index("stage mesh: run/stages/mesh")
+    assert (run / "mesh.glb").stat().st_size > 100 and (run / "views.png").stat().st_size > 100
+
+
+@unix
+@pytest.mark.parametrize(("hold_at", "place"), [(4, "stages/coarse"), (2, "stages/coarse"), (0, "stages/coarse")])
+def test_a_stop_in_a_stage_changes_nothing(tmp_path: Path, hold_at: int, place: str) -> None:
+    words = command(tmp_path, "checkpoint.seconds=1000")
+    assert server().signalled(tmp_path, signal.SIGTERM, words=words, hold_at=hold_at) == 143, log(tmp_path)
+    assert (tmp_path / "run" / place / "checkpoints").exists()
+    assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
+    assert_same(weights(tmp_path / "run"), weights(finished_run(command)))
+
+
+@unix
+def test_a_stop_after_the_first_stage_does_not_do_it_again(tmp_path: Path) -> None:
+    words = command(tmp_path)
+    assert server().run(tmp_path, words=words, die_in="threedgen.systems.generate.task.start_from") < 0
+    first = tmp_path / "run" / "stages" / "coarse" / "summary.json"
+    before = first.stat().st_mtime_ns
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    assert first.stat().st_mtime_ns == before
+    assert_same(weights(tmp_path / "run"), weights(finished_run(command)))
+
+
+def refused(tmp_path: Path, said: str, **stages: Any) -> None:
+    path = write_config(tmp_path / "bad.yaml", TREE, stages=stages)
+    with pytest.raises(ConfigError, match=said):
+        config.load(path)
+
+
+def test_mistakes_in_a_stage_are_found_at_once(tmp_path: Path) -> None:
+    refused(tmp_path, r"stages\.first.*trainer\.max_stps.*did you mean 'trainer\.max_steps'", first={
+        "trainer": {"max_stps": 3}
+    })  # fmt: skip
+    refused(tmp_path, "letters, digits", **{"a/b": {}})
+    refused(tmp_path, "normal_consistency is for meshes", coarse={"field": FIELD})
+    made = config.load(write_config(tmp_path / "good.yaml", TREE), ["stages.coarse.trainer.max_steps=9"])
+    assert made.stage("coarse").trainer.max_steps == 9 and made.stage("mesh").field.name == "dmtet"
+    assert not made.stage("coarse").stages and not made.stage("coarse").export.enabled
+    assert config.load(write_config(tmp_path / "b.yaml", TREE)).stage("coarse").occupancy.resolution == 8
+
+
+def test_missing_weights_of_a_stage_are_said_before_the_first(tmp_path: Path) -> None:
+    stages = TREE["stages"] | {"fine": {"prior": {"weights": "nowhere.pt"}}}
+    made = config.load(write_config(tmp_path / "c.yaml", TREE, stages=stages))
+    with pytest.raises(ConfigError, match=r"^stages\.fine\.prior\.weights: there is no file"):
+        made.check()
+
+
+def test_a_dry_run_tells_of_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*command(tmp_path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("stage coarse") < said.index("stage mesh") < said.index("then")
+    assert said.count("would generate: a red dog") == 3 and said.count("render: a mesh") == 2
+    assert said.rstrip().endswith("nothing was run or written") and said.count("nothing was run") == 1
+
+
+def test_optimisers_know_the_new_parameters() -> None:
+    from types import SimpleNamespace
+
+    from threedgen.guidance.diffusion import Schedule
+    from threedgen.systems.generate.system import GenerateSystem
+
+    tree = {k: v for k, v in TREE.items() if k != "stages"}
+    made = config.registry.config_model("task", "generate").model_validate(tree)
+    system = GenerateSystem(made, SimpleNamespace(schedule=Schedule.scaled_linear()), torch.zeros(2, 1, 1))
+    groups = system.configure_optimizers()["optimizer"].param_groups
+    known = {id(p) for group in groups for p in group["params"]}
+    assert id(system.field.distance) in known and known == {id(p) for p in system.parameters()}

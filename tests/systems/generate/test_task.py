@@ -1,0 +1,354 @@
+"""The task "generate": what a run survives, what it leaves behind, and what must not change its result."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.support import toy_run
+from tests.support.example_run import SHOWN, Page
+from tests.support.task_server import (
+    TINY,
+    assert_same,
+    finished_run,
+    prior_folder,
+    saved_at,
+    server,
+    snapshot,
+    tiny_generate,
+    weights,
+)
+from tests.support.toy_run import log
+from threedgen import cli, config
+from threedgen.config import ConfigError
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.systems.generate import task as generate_run
+from threedgen.systems.generate.outputs import FILES
+from threedgen.systems.shared import finished, kept, read_summary
+from threedgen.viewer.report import PAGE
+
+unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+STEPS = TINY["trainer"]["max_steps"]
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    """The words of a run in `folder`/run."""
+    return ["--config", str(tiny_generate(folder)), "out=run", *overrides]
+
+
+def undisturbed() -> Path:
+    return finished_run(command)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of a finished run, in its own working directory."""
+    shutil.copytree(undisturbed(), tmp_path / "run")
+    return tmp_path
+
+
+def steps_logged(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---------------------------------------------------------------- what a run leaves behind
+
+
+@unix
+def test_a_run_leaves_its_files_behind() -> None:
+    run = undisturbed()
+    assert all((run / name).stat().st_size > 100 for name in (*FILES, "config.yaml", "metrics.csv"))
+    assert not list(run.rglob("*.tmp"))
+    summary = read_summary(run)
+    assert summary["status"] == "finished" and summary["steps"] == STEPS and summary["files"] == [*FILES, PAGE]
+    assert summary["prompt"] == "a red dog" and summary["triangles"] > 10
+    assert summary["seconds_of"].keys() == {"prepare", "optimise", "export"}
+    with Image.open(run / "views.png") as views, Image.open(run / "preview.png") as preview:
+        assert views.size == preview.size == (2 * 16 + 3 * 2, 16 + 2 * 2)
+    assert np.asarray(Image.open(run / "views.png")).std() > 1
+    said = log(run.parent)
+    assert said.splitlines()[0] == "tiny: generate in run" and said.splitlines()[-1] == "run"
+    assert "fitting the sampled views" in said and "distilling at 12 px" in said
+
+
+@unix
+def test_a_run_ends_with_its_page() -> None:
+    run = undisturbed()
+    page = Page((run / PAGE).read_text(encoding="utf-8"))
+    for name, file in SHOWN.items():
+        assert page.decoded(name) == (run / file).read_bytes(), file
+    text = page.texts["body"][0]
+    assert page.texts["h1"] == ["a red dog"] and f"seed 0 · {STEPS} steps" in text
+    assert [given["aria-label"].split(":")[0] for tag, given in page.attributes if tag == "svg"] == [
+        "Loss", "Seconds a step", "Opacity, mean of the pictures", "Noise level"
+    ]  # fmt: skip
+
+
+ASSET = ["export.enabled=true", "export.budget=200", "export.texture=64", "export.lods=[]", "export.resolution=16",
+         "export.refine=2"]  # fmt: skip
+
+
+@unix
+def test_a_run_ends_with_its_asset(tmp_path: Path) -> None:
+    words, run = command(tmp_path, *ASSET), tmp_path / "run"
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    summary, asset = read_summary(run), run / "asset" / "a_red_dog.glb"
+    assert summary["asset"]["file"] == "asset/a_red_dog.glb"
+    assert summary["files"] == [*FILES, "asset/a_red_dog.glb", PAGE]
+    assert all(note.startswith("asset: ") for note in summary["notes"])
+    assert log(tmp_path).splitlines()[-3:] == ["asset: run/asset/a_red_dog.glb", f"page: run/{PAGE}", "run"]
+    assert_same(weights(run), weights(undisturbed()))  # the asset has no part in what is learnt
+    before = asset.read_bytes()
+    assert server().run(tmp_path, words=["--resume", "run"]) == 0
+    assert "finished already; its files are as they were\n" in log(tmp_path) and asset.read_bytes() == before
+    asset.unlink()
+    assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
+    assert asset.read_bytes() == before and "asset: run/asset/a_red_dog.glb" in log(tmp_path)
+
+
+@unix
+def test_a_finished_run_without_an_asset_says_how_to_make_one(copy: Path) -> None:
+    assert server().run(copy, words=command(copy, *ASSET)) == 0
+    assert "launch.py --config export run=run makes the asset that it lacks" in log(copy)
+    assert not (copy / "run" / "asset").exists()
+
+
+@unix
+def test_no_prior_and_no_path_in_a_checkpoint() -> None:
+    path = undisturbed() / "checkpoints" / "last.ckpt"
+    parts = {name.partition(".")[0] for name in weights(undisturbed())}
+    assert parts == {"field", "background", "occupancy"}
+    assert str(undisturbed().parent).encode() not in path.read_bytes()
+
+
+# ---------------------------------------------------------------- kills and signals
+
+
+@unix
+def test_killed_three_times_and_the_result_is_the_same(tmp_path: Path) -> None:
+    rng, run = random.Random(7), tmp_path / "run"
+    for hold in (5, 10, 14):  # further than that it does not come before it is killed
+        before = saved_at(run)
+        (tmp_path / "go").unlink(missing_ok=True)
+        pid = server().start(tmp_path, words=command(tmp_path), hold_at=hold)
+        toy_run.when(lambda before=before: saved_at(run) > before, 600)
+        time.sleep(rng.uniform(0, 0.15))
+        os.kill(pid, signal.SIGKILL)
+        assert server().wait(pid) == -signal.SIGKILL
+    assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
+    assert_same(weights(run), weights(undisturbed()))
+    assert read_summary(run)["triangles"] == read_summary(undisturbed())["triangles"]
+    assert (run / "views.png").read_bytes() == (undisturbed() / "views.png").read_bytes()
+
+
+@unix
+def test_sigterm_saves_and_a_moved_run_goes_on(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    words = command(here, "checkpoint.seconds=1000")
+    assert server().signalled(here, signal.SIGTERM, words=words, hold_at=8) == 143, log(here)
+    assert not (here / "run" / "views.png").exists() and saved_at(here / "run")
+    assert max(steps_logged(here / "run")) <= 9
+    shutil.move(here / "run", there)
+    shutil.rmtree(here)
+    assert server().run(tmp_path, words=["--resume", "there"]) == 0, log(tmp_path)
+    assert_same(weights(there), weights(undisturbed()))
+    assert steps_logged(there) == [5, 10, 15]
+
+
+@unix
+def test_ctrl_c_once_exports_what_there_is(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert server().signalled(tmp_path, signal.SIGINT, words=command(tmp_path), hold_at=6) == 130, log(tmp_path)
+    summary = read_summary(run)
+    assert summary["status"] == "interrupted" and summary["steps"] == 7
+    assert all((run / name).exists() for name in FILES)
+    assert Page((run / PAGE).read_text(encoding="utf-8")).has_class("interrupted")
+    assert log(tmp_path).count("stopping after this step") == 1 and "Traceback" not in log(tmp_path)
+    assert server().run(tmp_path, words=command(tmp_path)) == 0
+    assert read_summary(run)["status"] == "finished"
+    assert_same(weights(run), weights(undisturbed()))
+
+
+# ---------------------------------------------------------------- nothing else counts
+
+
+@unix
+def test_validation_logging_and_saving_do_not_change_the_result(tmp_path: Path) -> None:
+    changed = ("trainer.val_check_interval=3", "trainer.log_every_n_steps=1", "checkpoint.seconds=1000")
+    assert server().run(tmp_path, words=[*command(tmp_path, *changed), "--quiet"]) == 0, log(tmp_path)
+    assert_same(weights(tmp_path / "run"), weights(undisturbed()))
+    pictures = [path.name for path in sorted((tmp_path / "run" / "validation").iterdir())]
+    assert pictures == [f"{step:06d}.png" for step in range(3, STEPS + 1, 3)]
+    assert log(tmp_path) == "run\n"  # --quiet: only the folder
+
+
+@unix
+def test_another_number_of_threads_is_said_and_changes_next_to_nothing(tmp_path: Path) -> None:
+    words = command(tmp_path)
+    assert server().signalled(tmp_path, signal.SIGTERM, words=words, hold_at=8) == 143
+    assert server().run(tmp_path, words=["--resume", "run", "threads=2"]) == 0, log(tmp_path)
+    assert log(tmp_path).count("results may differ in the last bits") == 1 and "threads 1/1 -> 2/1" in log(tmp_path)
+    one, other = (np.asarray(Image.open(run / "views.png"), float) for run in (undisturbed(), tmp_path / "run"))
+    assert np.abs(one - other).mean() < 3
+
+
+@unix
+def test_the_same_command_again_repeats_no_work(copy: Path) -> None:
+    before = snapshot(copy / "run")
+    for words in (command(copy), ["--resume", "run"]):
+        assert server().run(copy, words=words) == 0, log(copy)
+    after = snapshot(copy / "run")
+    before.pop("config.yaml"), after.pop("config.yaml")  # written again, the same
+    assert after == before
+    assert log(copy).count("finished already") == 2 and log(copy).splitlines()[-1] == "run"
+
+
+@unix
+@pytest.mark.parametrize("lost", ["mesh.glb", PAGE])
+def test_a_run_that_lost_a_result_makes_it_again_without_training(copy: Path, lost: str) -> None:
+    trained = saved_at(copy / "run")
+    (copy / "run" / lost).unlink()
+    assert server().run(copy, words=command(copy)) == 0, log(copy)
+    assert (copy / "run" / PAGE).exists()
+    assert (copy / "run" / "mesh.glb").read_bytes() == (undisturbed() / "mesh.glb").read_bytes()
+    assert saved_at(copy / "run") == trained
+
+
+@unix
+def test_a_longer_run_goes_on_from_a_finished_one(copy: Path) -> None:
+    words = ["--resume", "run", f"trainer.max_steps={STEPS + 2}", "march.chunk=50"]  # another chunk is the same run
+    assert server().run(copy, words=words) == 0, log(copy)
+    assert read_summary(copy / "run")["steps"] == STEPS + 2
+
+
+@unix
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["out=run", "seed=1"], "seed: 0 -> 1"),
+        (["out=run", "prompt=a blue dog"], "prompt: 'a red dog' -> 'a blue dog'"),
+        (["out=run", "loss.opaque=0.5"], "loss.opaque: 0.0 -> 0.5"),
+        (["out=run", "prior.dtype=bf16"], "prior.dtype: 'fp32' -> 'bf16'"),
+        (["--resume", "run", "march.samples=13", "seed=1"], "march.samples: 12 -> 13"),
+    ],
+)
+def test_another_config_is_refused_by_its_keys(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    config_words = [] if words[0] == "--resume" else command(copy)[:2]
+    monkeypatch.chdir(copy)
+    before = snapshot(copy / "run")
+    assert cli.main([*config_words, *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert snapshot(copy / "run") == before
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+@unix
+def test_nan_from_the_prior_stops_the_run_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    words = command(tmp_path, "trainer.max_steps=24")
+    assert server().run(tmp_path, words=words, nan_from=7) == 2
+    said, run = log(tmp_path), tmp_path / "run"
+    sentence = "the loss term 'distillation' is not finite for 10 steps in a row; the last good checkpoint is kept"
+    assert said.count(sentence) == 1 and "Traceback" not in said
+    assert sentence in read_summary(run)["reason"] and read_summary(run)["status"] == "failed"
+    assert not (run / "views.png").exists()
+    assert sentence in " ".join(Page((run / PAGE).read_text(encoding="utf-8")).texts["li"])
+    state = weights(run)
+    assert all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point())
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)  # with a prior that is well again
+    assert read_summary(run)["status"] == "finished" and "reason" not in read_summary(run)
+
+
+@unix
+def test_an_export_that_fails_is_done_later_without_training_again(tmp_path: Path) -> None:
+    words, run = command(tmp_path), tmp_path / "run"
+    assert server().run(tmp_path, words=words, full_from="threedgen.systems.generate.task.write_results") == 2
+    said = log(tmp_path).splitlines()[-1]
+    assert said.startswith("run could not be written (No space left on device)") and "make room" in said
+    trained = saved_at(run), steps_logged(run)
+    dies = "threedgen.systems.generate.outputs.save_glb"
+    assert server().run(tmp_path, words=words, die_in=dies) == -signal.SIGKILL
+    assert not (run / "mesh.glb").exists()
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    assert (saved_at(run), steps_logged(run)) == trained
+    assert_same(weights(run), weights(undisturbed()))
+    assert (run / "mesh.glb").read_bytes() == (undisturbed() / "mesh.glb").read_bytes()
+
+
+def damaged(path: Path, how: str) -> None:
+    whole = path.read_bytes()
+    content = {"cut": whole[: len(whole) // 2], "empty": b"", "junk": b"x" * 100}
+    path.write_bytes(content[how])
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "junk"])
+def test_damaged_caches_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str) -> None:
+    prior = MVDream.load(str(prior_folder()), dtype="fp32")
+    options = config.load(tiny_generate(tmp_path / "config"))
+
+    def ask() -> tuple[Any, Any]:
+        text = generate_run.embeddings(tmp_path, prior, ["a red dog", "a cat"])
+        return text, generate_run.preview(options, prior, "a red dog", tmp_path)[0]
+
+    first = ask()
+    assert first[0].shape[0] == 2 and first[1].shape == (2, 16, 16, 3)
+    for name in ("text.safetensors", "preview.safetensors"):
+        damaged(tmp_path / name, how)
+        (tmp_path / "preview.png").unlink()
+        for made, again in zip(first, ask(), strict=True):
+            assert torch.equal(made, again)
+        assert f"{name} is damaged and was made again" in caplog.text
+        assert (tmp_path / "preview.png").exists()
+    assert len(caplog.records) == 2 and not list(tmp_path.glob("*.tmp"))
+
+
+def test_kept_tensors_are_not_made_twice(tmp_path: Path) -> None:
+    path, made = tmp_path / "x.safetensors", torch.rand(2, 3)
+    assert torch.equal(kept(path, "x", (2, None), lambda: made), made)
+    assert torch.equal(kept(path, "x", (2, None), lambda: 1 / 0), made)
+    for name, shape in (("x", (3, None)), ("x", (2, 3, None)), ("y", (2, 3))):
+        other = torch.zeros(3, 3)
+        assert torch.equal(kept(path, name, shape, lambda other=other: other), other)
+        path.unlink()
+        kept(path, "x", (2, None), lambda: made)
+    kept(path, "x", (1,), lambda: torch.full((2, 3), torch.nan))
+    assert torch.equal(kept(path, "x", (2, 3), lambda: made), made)
+
+
+def test_a_full_disk_while_preparing_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigError, match="No space left on device.*make room") as caught:
+        kept(tmp_path / "x.safetensors", "x", (1,), lambda: torch.zeros(1))
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "summary",
+    ["", "[]", "{", '{"status": "finished"}', '{"status": "failed", "steps": 5}',
+     '{"status": "finished", "steps": 5, "files": ["gone"]}', '{"status": "finished", "steps": 5, "files": 3}',
+     '{"status": "finished", "steps": 4}'],
+)  # fmt: skip
+def test_only_a_whole_summary_means_finished(tmp_path: Path, summary: str) -> None:
+    assert not finished(tmp_path, 5)
+    (tmp_path / "summary.json").write_text(summary)
+    assert not finished(tmp_path, 5)
+    (tmp_path / "summary.json").write_text('{"status": "finished", "steps": 5, "files": ["summary.json"]}')
+    assert finished(tmp_path, 5)

@@ -1,0 +1,136 @@
+"""A picture becomes an object: cameras, the picture as the model sees it, the files, mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.support.tiny_threedim import tiny_network
+from threedgen import config as configs
+from threedgen.config import ConfigError
+from threedgen.geometry.views import Request
+from threedgen.guidance.threedim import folder
+from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
+from threedgen.guidance.threedim.options import CamerasConfig
+from threedgen.run.metrics import read_summary
+from threedgen.systems.novel_view import image_to_3d
+from threedgen.systems.novel_view.options import ImageTo3DConfig
+
+PROTOCOL: dict[str, Any] = {
+    "name": "subsampled", "steps": 60, "rays": 256, "samples": 24, "width": 16, "colour_layers": 1, "orientation": 0,
+    "encoding": {"n_levels": 4, "log2_hashmap_size": 10, "base_resolution": 4, "per_level_scale": 1.6},
+}  # fmt: skip
+TRAINED = CamerasConfig(elevation=(-10.0, 80.0), distance=(2.6, 2.6), focal=1.374)
+
+
+@pytest.fixture
+def car(tmp_path: Path) -> Path:
+    """A red box, twice as wide as high, with nothing around it."""
+    pixels = np.zeros((20, 40, 4), np.uint8)
+    pixels[4:16, 8:32] = (200, 20, 20, 255)
+    Image.fromarray(pixels).save(tmp_path / "car.png")
+    return tmp_path / "car.png"
+
+
+def settings(tmp_path: Path, car: Path, **given: Any) -> ImageTo3DConfig:
+    values: dict[str, Any] = {
+        "task": "image-to-3d", "out": str(tmp_path / "run"), "threads": 1, "image": str(car), "device": "cpu",
+        "weights": str(tmp_path / "model"), "views": 4, "rings": [20, 40], "sampling": {"steps": 2},
+        "protocol": PROTOCOL, "dtype": "fp32",
+        "result": {"turntable": {"n_view": 2, "height": 16, "width": 16}, "mesh_resolution": 16},
+    }  # fmt: skip
+    (tmp_path / "run").mkdir(exist_ok=True)
+    return ImageTo3DConfig.model_validate(values | given)
+
+
+def boxes(sampler: ThreeDiMSampler, requests: list[Request]) -> list[torch.Tensor]:
+    """Views in which there is a dark square in the middle, from everywhere."""
+    views = torch.ones(len(requests[0].target), 8, 8, 3)
+    views[:, 2:6, 2:6] = torch.tensor([0.7, 0.1, 0.1])
+    return [views]
+
+
+def test_a_picture_becomes_files(tmp_path: Path, car: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.save(tiny_network(), tmp_path / "model", TRAINED)
+    monkeypatch.setattr(ThreeDiMSampler, "__call__", boxes)
+    config, run = settings(tmp_path, car), tmp_path / "run"
+    assert image_to_3d.run(config, quiet=True) == 0
+    told = read_summary(run)
+    assert told["status"] == "finished" and told["files"] == ["sampled.png", "turntable.mp4", "views.png", "mesh.glb"]
+    assert told["triangles"] > 20
+    from trimesh import load
+
+    mesh = load(run / "mesh.glb", force="mesh")
+    assert 0.1 < np.abs(mesh.vertices).max() < 1  # in radii of the field, which is larger than the object
+    monkeypatch.setattr(ThreeDiMSampler, "__call__", lambda *words: pytest.fail("sampled again"))
+    assert image_to_3d.run(config, resume=run, quiet=True) == 0
+    before = (run / "mesh.glb").read_bytes()
+    (run / "summary.json").unlink()
+    assert image_to_3d.run(config, resume=run, quiet=True) == 0  # goes on from the views that were sampled
+    assert (run / "mesh.glb").read_bytes() == before
+
+
+def test_the_network_is_asked_for_the_rings(tmp_path: Path, car: Path) -> None:
+    folder.save(tiny_network(), tmp_path / "model", TRAINED)
+    views = image_to_3d.sampled(settings(tmp_path, car), tmp_path, [], quiet=True)
+    assert views.images.shape == (9, 8, 8, 3)
+    assert torch.equal(views.images[0], image_to_3d.read_picture(car, 8, 8))
+    place = views.at.position / 2.6
+    steep = torch.rad2deg(torch.asin(place[:, 2]))
+    assert torch.allclose(steep, torch.tensor([20.0] * 5 + [40.0] * 4), atol=1e-3)
+    ring = torch.rad2deg(torch.atan2(place[:, 1], place[:, 0])).round().remainder(360)
+    assert ring.tolist() == [0, 0, 90, 180, 270, 0, 90, 180, 270]
+    assert torch.allclose(views.at.K[0], torch.tensor([[10.992, 0, 4], [0, 10.992, 4], [0, 0, 1]]))
+
+
+def test_pictures_are_laid_on_white_in_the_middle(car: Path, tmp_path: Path) -> None:
+    seen = image_to_3d.read_picture(car, 10, 10)
+    assert seen.shape == (10, 10, 3)
+    white = (seen == 1).all(-1)
+    box = torch.zeros(10, 10, dtype=torch.bool)
+    box[3:6, 2:8] = True
+    assert torch.equal(white, ~box)
+    Image.new("L", (3, 6), 0).save(tmp_path / "grey.jpg")
+    dark = image_to_3d.read_picture(tmp_path / "grey.jpg", 12, 12)
+    assert dark[:, 4:8].max() < 0.1 and (dark[:, :3] == 1).all() and (dark[:, 9:] == 1).all()
+
+
+def test_a_dark_background_is_said(tmp_path: Path, car: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.save(tiny_network(), tmp_path / "model", TRAINED)
+    monkeypatch.setattr(ThreeDiMSampler, "__call__", boxes)
+    notes: list[str] = []
+    image_to_3d.sampled(settings(tmp_path, car), tmp_path / "run", notes, quiet=True)
+    assert notes == []
+    Image.new("RGB", (8, 8), "navy").save(tmp_path / "night.png")
+    image_to_3d.sampled(settings(tmp_path, tmp_path / "night.png"), tmp_path, notes, quiet=True)
+    assert "background is not white" in notes[0]
+
+
+def test_mistakes_are_said_in_a_sentence(tmp_path: Path, car: Path) -> None:
+    def said(*words: str) -> str:
+        with pytest.raises(ConfigError) as error:
+            configs.load("threedim-toybox", list(words)).check()
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "image: there is none: give the file" in said()
+    assert "image: there is no file '/nowhere.png'" in said("image=/nowhere.png")
+    (tmp_path / "notes.png").write_text("not a picture")
+    assert "cannot be read as a picture" in said(f"image={tmp_path / 'notes.png'}")
+    assert "no config.json in it, not a novel-view model" in said(f"image={car}", f"weights={tmp_path}")
+    folder.save(tiny_network(), tmp_path / "model")  # cameras unknown
+    with pytest.raises(ConfigError, match="distance, fov: the weights do not say"):
+        image_to_3d.run(settings(tmp_path, car), quiet=True)
+    at = image_to_3d.cameras(settings(tmp_path, car, distance=2.0, fov=90), None, 8, 8)
+    assert at.position.norm(dim=-1).tolist() == pytest.approx([2.0] * 9) and float(at.K[0, 0, 0]) == pytest.approx(4)
+
+
+def test_the_run_is_named_after_the_picture(tmp_path: Path, car: Path) -> None:
+    assert settings(tmp_path, car).prompt == "car"
+    assert "prompt" not in json.loads(settings(tmp_path, car).model_dump_json())

@@ -1,0 +1,301 @@
+"""Training of novel-view models: the loss, the gap test, what a run leaves, and runs that are killed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.task_server import TINY_THREEDIM, assert_same, finished_run, saved_at, server, weights, write_config
+from tests.support.tiny_prior import tiny_draft, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
+from tests.support.tiny_threedim import inputs, tiny_network
+from tests.support.toy_run import log
+from threedgen import config as configs
+from threedgen.config import ConfigError
+from threedgen.data.srn.make import Job, scene
+from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
+from threedgen.data.srn.pairs import ArchiveScenes, PairBank, ToyboxScenes
+from threedgen.data.srn.writer import write_instance
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.threedim import folder
+from threedgen.guidance.threedim.latents import LatentPairs
+from threedgen.guidance.threedim.logsnr import add_noise, target
+from threedgen.systems.novel_view import task as train
+from threedgen.systems.novel_view.gap import Pairs, gap_test
+from threedgen.systems.novel_view.options import TrainThreeDiMConfig
+from threedgen.systems.novel_view.system import PairSystem, pair_loss, rate_share, write_gaps
+from threedgen.systems.shared import read_summary
+
+unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+STEPS = TINY_THREEDIM["trainer"]["max_steps"]
+LEVELS = (0.5, 0.05)
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    path = write_config(folder / "tiny.yaml", TINY_THREEDIM)
+    return ["--config", str(path), "out=run", *overrides]
+
+
+def checked(out: Path, **sections: Any) -> TrainThreeDiMConfig:
+    tree = {name: value for name, value in TINY_THREEDIM.items()} | {"out": str(out)} | sections
+    return TrainThreeDiMConfig.model_validate(tree)
+
+
+# ---------------------------------------------------------------- the loss and the gap
+
+
+class Copycat:
+    """Takes its condition for the target, or zeros if it may not look."""
+
+    prediction, clip, picture_size = "sample", 1.0, (8, 8)
+
+    def __init__(self, looks: bool) -> None:
+        self.looks = looks
+        self.seen: list[Tensor] = []
+
+    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
+        self.seen.append(x)
+        return x if self.looks else 0.5 * z
+
+    def from_pictures(self, rgb: Tensor) -> Tensor:
+        return 2 * rgb.permute(0, 3, 1, 2) - 1
+
+    def to_pictures(self, x: Tensor) -> Tensor:
+        return (x / 2 + 0.5).permute(0, 2, 3, 1)
+
+
+def equal_pairs(count: int = 6) -> Pairs:
+    """Pairs whose target is their condition."""
+    some = inputs(tiny_network(), count)
+    x = some.x.clamp(-1, 1)
+    return Pairs(x, x, some.c2w, some.K)
+
+
+def test_the_gap_of_a_model_that_ignores_its_condition_is_zero() -> None:
+    for gap in gap_test(Copycat(looks=False), equal_pairs(), LEVELS, torch.Generator().manual_seed(0)):
+        assert gap.gap == 0 and 0 < gap.true < 30
+    for gap in gap_test(Copycat(looks=True), equal_pairs(), LEVELS, torch.Generator().manual_seed(0)):
+        assert gap.true == 100 and gap.gap > 80
+
+
+def test_conditions_are_shuffled_within_their_kind() -> None:
+    model, pairs = Copycat(looks=True), equal_pairs()
+    gap_test(model, pairs, (0.5,), torch.Generator().manual_seed(0), kinds=2)
+    true, shuffled = model.seen
+    assert torch.equal(true, pairs.x) and torch.equal(shuffled, pairs.x[[2, 3, 4, 5, 0, 1]])
+
+
+def test_the_loss_is_that_of_the_prediction_and_a_dropped_condition_is_noise() -> None:
+    model, pairs = Copycat(looks=True), equal_pairs(4)
+    gen = torch.Generator().manual_seed(0)
+    noise, blank = torch.randn(2, *pairs.x.shape, generator=gen)
+    keep = torch.tensor([True, True, False, False])
+    loss = pair_loss(model, pairs, torch.zeros(4), keep, noise, blank)
+    assert torch.equal(model.seen[0][:2], pairs.x[:2]) and torch.equal(model.seen[0][2:], blank[2:])
+    assert torch.allclose(loss, (blank[2:] - pairs.x0[2:]).square().mean() / 2)
+    network, level = tiny_network(prediction="v_prediction"), torch.tensor([-2.0, 0, 1, 4])
+    z, wanted = add_noise(pairs.x0, noise, level), target(pairs.x0, noise, level, "v_prediction")
+    with torch.no_grad():
+        out = network.predict(pairs.x, z, level, pairs.c2w, pairs.K, torch.ones(4, dtype=torch.bool))
+        found = pair_loss(network, pairs, level, torch.ones(4, dtype=torch.bool), noise, blank)
+    assert torch.allclose(found, (out - wanted).square().mean())
+
+
+def test_the_rate_rises_over_examples_and_falls_at_the_end() -> None:
+    share = rate_share(warmup=4, decay=0.5, max_steps=20)
+    assert [share(step) for step in (0, 1, 3, 9, 10, 15, 20)] == [0.25, 0.5, 1, 1, 1, 0.5, 0]
+    assert rate_share(0, 0, 20)(0) == rate_share(0, 0, 20)(19) == 1
+
+
+def test_lines_of_the_gap_table_that_a_killed_run_left_are_dropped(tmp_path: Path) -> None:
+    gaps = gap_test(Copycat(looks=False), equal_pairs(), LEVELS, torch.Generator().manual_seed(0))
+    for step in (5, 10, 15, 10):
+        write_gaps(tmp_path / "gap.csv", step, gaps)
+    lines = list(csv.DictReader((tmp_path / "gap.csv").read_text().splitlines()))
+    assert [(line["step"], line["alpha_bar"]) for line in lines] == [
+        ("5", "0.5"), ("5", "0.05"), ("10", "0.5"), ("10", "0.05")
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- data
+
+
+def test_near_pairs_are_of_neighbouring_cameras(tmp_path: Path) -> None:
+    source = ToyboxScenes(ToyboxPairsConfig(scenes=4, views=40, held_out=2, families=("cars",)), 8, seed=0)
+    bank = PairBank(tmp_path, source, 8, held_out=2)
+    angle = {}
+    for near in (0.0, 0.5, 1.0):
+        pose = bank.pairs(np.arange(400) % 4, np.random.default_rng(0), near)[2][:, :, :3, 3]
+        a, b = torch.nn.functional.normalize(pose, dim=-1).unbind(1)
+        angle[near] = torch.rad2deg(torch.acos((a * b).sum(-1).clamp(-1, 1)))
+        assert angle[near].min() > 0.1  # never the view itself
+    assert angle[1.0].max() < 75 and angle[1.0].mean() < 35 < 60 < angle[0.0].mean()
+    close = {near: float((angle[near] < angle[1.0].max()).float().mean()) for near in angle}
+    assert close[0.5] == pytest.approx((close[0.0] + 1) / 2, abs=0.1)
+
+
+def test_an_archive_and_the_toybox_give_the_same_pairs_and_a_cache_is_only_a_cache(tmp_path: Path) -> None:
+    box = ToyboxScenes(ToyboxPairsConfig(families=("cars",), scenes=4, views=5, held_out=2), 16, seed=3)
+    for number in range(4):
+        job = Job("cars", "train", number)
+        write_instance(tmp_path / "cars_train" / job.name, scene(box.config, job))
+    archive = ArchiveScenes(SRNPairsConfig(path=str(tmp_path), held_out=2), 16)
+    mine, theirs = (
+        PairBank(tmp_path / name, source, 16, 2) for name, source in (("a", box), ("b", archive))
+    )  # fmt: skip
+    assert mine.train == theirs.train == 2 and archive.views == 5
+    chosen = np.array([1, 0, 1])
+    one, other = (bank.pairs(chosen, np.random.default_rng(0)) for bank in (mine, theirs))
+    for a, b in zip(one, other, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    x, y, c2w, K = one
+    assert x.shape == (3, 16, 16, 3) and c2w.shape == (3, 2, 4, 4) and K.shape == (3, 3, 3)
+    assert not any(torch.equal(pose[0], pose[1]) for pose in c2w)
+    again = PairBank(tmp_path / "a", box, 16, 2)
+    assert not again.kept.lacking([0, 1]) and again.kept.lacking([2]) == [2]
+    for a, b in zip(one, again.pairs(chosen, np.random.default_rng(0)), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ConfigError, match="4 scenes, too few to hold out 4"):
+        PairBank(tmp_path / "c", box, 16, 4)
+
+
+# ---------------------------------------------------------------- runs
+
+
+def undisturbed() -> Path:
+    return finished_run(command)
+
+
+@unix
+def test_a_run_leaves_a_model_a_table_of_gaps_and_a_sheet() -> None:
+    run = undisturbed()
+    assert read_summary(run)["status"] == "finished" and read_summary(run)["steps"] == STEPS
+    model, cameras = folder.load(str(run / "model"))
+    assert cameras is not None and cameras.focal == pytest.approx(0.5 / np.tan(np.deg2rad(20)), rel=1e-4)
+    assert cameras.distance == (pytest.approx(2.61, abs=0.01), pytest.approx(2.61, abs=0.01))
+    assert -10 <= cameras.elevation[0] < cameras.elevation[1] <= 80
+    state = weights(run)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[f"average./{name.replace('.', '/')}"].half().float()), name
+    assert any(not torch.equal(value, state[f"model.{name}"]) for name, value in model.state_dict().items())
+    lines = list(csv.DictReader((run / "gap.csv").read_text().splitlines()))
+    assert [line["step"] for line in lines] == ["5", "5", "10", "10"] and (run / "samples.png").is_file()
+    assert not list(run.rglob("*.tmp")) and not list(run.rglob("*.part"))
+
+
+@unix
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    run, words = tmp_path / "run", command(tmp_path)
+    for step in (3, 7):
+        pid = server().held(tmp_path, words=words, hold_at=step, hold_in="Pair")
+        os.kill(pid, signal.SIGKILL)
+        assert server().wait(pid) == -signal.SIGKILL, log(tmp_path)
+        assert saved_at(run)
+    assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
+    assert_same(weights(run), weights(undisturbed()))
+    for name in ("model/SHA256SUMS", "samples.png", "gap.csv"):
+        assert (run / name).read_bytes() == (undisturbed() / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("regression", [False, True])
+def test_it_learns(tmp_path: Path, regression: bool) -> None:
+    """On two scenes the loss comes below that of a model that knows nothing."""
+    network = TINY_THREEDIM["model"]["network"] | {"dropout": 0.0, "channels": 16}
+    network |= {"prediction": "sample" if regression else "v_prediction"}
+    config = checked(
+        tmp_path, model={"name": "pixels", "network": network},
+        training=TINY_THREEDIM["training"] | {"regression": regression, "batch": 8, "learning_rate": 5e-3},
+        trainer=TINY_THREEDIM["trainer"] | {"max_steps": 60, "val_check_interval": 0, "log_every_n_steps": 1},
+        checkpoint={"seconds": 1000},
+    )  # fmt: skip
+    assert train.run(config, quiet=True) == 0
+    losses = [float(line["loss"]) for line in csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())]
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:3])
+    lines = list(csv.DictReader((tmp_path / "gap.csv").read_text().splitlines()))
+    assert len(lines) == (1 if regression else 2)
+
+
+def test_training_goes_on_from_a_trained_network_of_the_same_sizes(tmp_path: Path) -> None:
+    network, start = TINY_THREEDIM["model"]["network"], str(undisturbed() / "model")
+    model = {"name": "pixels", "start": start, "network": network}
+    shut = TINY_THREEDIM["training"] | {"learning_rate": 1e-12}
+    config = checked(tmp_path, model=model, training=shut, trainer=TINY_THREEDIM["trainer"] | {"max_steps": 2})
+    assert train.run(config, quiet=True) == 0
+    found, before = (folder.load(place)[0].state_dict() for place in (str(tmp_path / "model"), start))
+    assert_same(dict(found), dict(before))
+    other = model | {"network": network | {"channels": 2 * network["channels"]}}
+    with pytest.raises(ConfigError, match="model.network.channels: .* but the network of model.start has"):
+        train.build(checked(tmp_path, model=other))
+
+
+def drafting_pairs() -> LatentPairs:
+    """Around a tiny prior with a draft, as the embedded one has it."""
+    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
+    unet = tiny_unet(in_channels=8, out_channels=4, **camera)
+    prior = MVDream(unet, tiny_vae(), tiny_text_encoder(), word_tokenizer(), draft=tiny_draft(), dtype="fp32")
+    return LatentPairs(prior)
+
+
+def test_the_unet_of_a_prior_is_trained_in_its_latents(tmp_path: Path) -> None:
+    model = drafting_pairs()
+    model.prior.save(tmp_path / "prior")
+    before = {name: value.clone() for name, value in MVDream.load(str(tmp_path / "prior")).vae.state_dict().items()}
+    config = checked(
+        tmp_path / "run", model={"name": "latents", "start": str(tmp_path / "prior")},
+        trainer=TINY_THREEDIM["trainer"] | {"max_steps": 3},
+    )  # fmt: skip
+    (tmp_path / "run").mkdir()
+    assert train.run(config, quiet=True) == 0
+    found, _ = folder.load(str(tmp_path / "run" / "model"))
+    assert isinstance(found, LatentPairs) and found.picture_size == (16, 16)
+    assert_same(dict(found.prior.vae.state_dict()), before)
+    moved = found.unet.conv_in.weight - model.unet.conv_in.weight.half().float()
+    assert 0 < moved.abs().max() < 0.1
+    assert all(name.startswith(("model.unet.", "average./unet/")) for name in weights(tmp_path / "run"))
+
+
+def test_half_lives_and_warm_ups_count_examples(tmp_path: Path) -> None:
+    config = checked(tmp_path)
+    system = PairSystem(config, train.build(config), train.bank(config, train.build(config), tmp_path / "bank"))
+
+    class Trainer:
+        world_size, accumulate_grad_batches = 2, 4
+
+    trainer = Trainer()
+    system._trainer = trainer  # type: ignore[assignment]
+    system.setup("fit")
+    assert system.examples == 32 and system.average.decay == pytest.approx(0.5**4)
+    optimizer = system.configure_optimizers()["optimizer"]
+    assert optimizer.defaults["betas"] == (0.9, 0.99)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2)  # 16 examples are less than a step
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "said"),
+    [
+        ("train-threedim-toybox", ["training.regression=true"], "belong together"),
+        ("train-threedim-toybox", ["model.network.image_channels=4"], "square, with 3 channels"),
+        ("train-threedim-toybox", ["data.held_out=5000"], "held_out 5000 should be less than scenes"),
+        ("train-threedim-toybox", ["data.held_out=2"], "at least 2 of each"),
+        ("train-threedim-toybox", ["model.start=/nowhere"], "model.start: there is no file or folder"),
+        ("threedim-latent-toybox", ["model.start=/nowhere"], "start: there is no file or folder"),
+        ("threedim-srn-cars", ["data.path=/nowhere"], "data.path: there is no folder '/nowhere'"),
+    ],
+)
+def test_mistakes_are_said_in_a_sentence(config: str, words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        configs.load(config, words).check()
+
+
+def test_the_shipped_configs_are_whole() -> None:
+    paper = configs.load("threedim-srn-cars")
+    assert (paper.model.network.channels, paper.model.network.size) == (256, (128, 128))
+    assert paper.training.batch * paper.trainer.accumulate_grad_batches == 128
+    assert configs.load("threedim-latent-toybox").model.start == "embedded"

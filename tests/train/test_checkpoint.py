@@ -1,0 +1,254 @@
+"""Checkpoints: written whole or not at all, never trusted; a killed run goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import toy_run
+from threedgen.config.errors import ConfigError
+from threedgen.train import checkpoint_file
+from threedgen.train.checkpoint_file import LAST, file_names, latest, read, remove_strays, write
+
+unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def state(step: int) -> dict:
+    generator = torch.Generator().manual_seed(step)
+    weights = {"net.weight": torch.randn(40, 10, generator=generator), "n": torch.tensor(step)}
+    return {"state_dict": weights, "global_step": step, "loops": {}, "config_yaml": "a: 1\n"}
+
+
+def same(one: dict, other: dict) -> bool:
+    return (
+        one.keys() == other.keys()
+        and one["global_step"] == other["global_step"]
+        and all(torch.equal(value, other["state_dict"].get(key)) for key, value in one["state_dict"].items())
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> str:
+    return toy_run.undisturbed()
+
+
+# ---------------------------------------------------------------- writing
+
+
+def test_keeps_the_newest_and_the_one_before(tmp_path):
+    assert latest(tmp_path) is None
+    for step in range(1, 5):
+        write(state(step), tmp_path / LAST, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert [read(tmp_path / name)["global_step"] for name in file_names(2)] == [4, 3]
+    write(state(5), tmp_path / LAST, keep=3)
+    assert [read(tmp_path / name)["global_step"] for name in file_names(3)] == [5, 4, 3]
+    write(state(6), tmp_path / "other.ckpt")
+    assert read(tmp_path / LAST)["global_step"] == 5
+
+
+def test_forced_to_the_disk_before_the_old_one_gives_way(tmp_path, monkeypatch):
+    write(state(1), tmp_path / LAST)
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(Path(b).name), replace(a, b)))
+    write(state(2), tmp_path / LAST)
+    assert calls == ["fsync", "previous.ckpt", "last.ckpt", "fsync"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("unexpected pos 704 vs 598")])
+def test_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch, error):
+    write(state(1), tmp_path / LAST)
+
+    def full(checkpoint, file):
+        file.write(b"half of a checkpoint")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(state(2), tmp_path / LAST)
+    assert same(read(tmp_path / LAST), state(1))
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+
+
+def test_strays_of_dead_writers_are_removed(tmp_path):
+    dead, mine, alive = 2**22 + 1, os.getpid(), os.getppid()
+    for pid in (dead, mine, alive):
+        (tmp_path / f"last.ckpt.{pid}.tmp").write_bytes(b"x")
+    (tmp_path / "notes.tmp").write_bytes(b"x")
+    remove_strays(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"last.ckpt.{alive}.tmp", "notes.tmp"]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_falls_back_to_the_one_before_with_one_line(tmp_path, caplog):
+    write(state(1), tmp_path / LAST)
+    write(state(2), tmp_path / LAST)
+    whole = (tmp_path / LAST).read_bytes()
+    (tmp_path / LAST).write_bytes(whole[: len(whole) // 2])
+    path, found = latest(tmp_path)
+    assert path.name == "previous.ckpt" and same(found, state(1))
+    assert len(caplog.records) == 1 and "last.ckpt" in caplog.text and "damaged" in caplog.text
+    (tmp_path / "previous.ckpt").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"last\.ckpt is damaged"):
+        latest(tmp_path)
+
+
+class Malicious:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("how", ["torch zip", "torch legacy", "pickle"])
+def test_code_in_a_file_is_not_executed(tmp_path, how):
+    content = state(1) | {"extra": Malicious(tmp_path / "executed")}
+    path = tmp_path / LAST
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "torch zip")
+    with pytest.raises(ConfigError) as caught:
+        latest(tmp_path)
+    assert not (tmp_path / "executed").exists()
+    message = str(caught.value)
+    assert "weights_only" not in message and "\n" not in message
+    if how == "torch zip":
+        assert "Python objects" in message and "mkdir" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"\n<html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        (b"hello", "not a checkpoint"),
+        (b"PK\x03\x04 and nonsense", "damaged"),
+    ],
+)
+def test_foreign_files_are_named_for_what_they_are(tmp_path, content, said):
+    (tmp_path / LAST).write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        latest(tmp_path)
+
+
+def test_plain_weights_are_not_the_checkpoint_of_a_run(tmp_path):
+    torch.save(state(1)["state_dict"], tmp_path / LAST)
+    with pytest.raises(ConfigError, match="not the checkpoint of a run"):
+        latest(tmp_path)
+
+
+def test_no_damage_goes_unnoticed(tmp_path):
+    """300 files with bytes changed, cut out, put in or cut off: each is refused or says what it said."""
+    path = tmp_path / LAST
+    write(state(1), path)
+    whole, rng, refused = path.read_bytes(), random.Random(0), 0
+    for n in range(300):
+        data, at, length = bytearray(whole), rng.randrange(len(whole)), rng.randrange(1, 30)
+        if n % 4 == 0:
+            data = data[:at]
+        elif n % 4 == 1:
+            data[at : at + length] = rng.randbytes(length)
+        elif n % 4 == 2:
+            del data[at : at + length]
+        else:
+            data[at:at] = rng.randbytes(length)
+        path.write_bytes(data)
+        try:
+            assert same(read(path), state(1))
+        except ConfigError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 200
+
+
+# ---------------------------------------------------------------- kills
+
+
+@unix
+def test_killed_three_times_and_the_result_is_the_same(tmp_path, undisturbed):
+    rng, run, newest = random.Random(5), toy_run.server(), tmp_path / "checkpoints" / LAST
+
+    def saved_at() -> int:
+        return newest.stat().st_mtime_ns if newest.exists() else 0
+
+    for kill in range(3):
+        before = saved_at()
+        pid = run.start(tmp_path, resume=kill > 0, pause=0.02)
+        toy_run.when(lambda before=before: saved_at() > before)
+        time.sleep(rng.uniform(0, 0.12))
+        os.kill(pid, signal.SIGKILL)
+        assert run.wait(pid) == -signal.SIGKILL
+    assert run.run(tmp_path, resume=True, pause=0) == 0, toy_run.log(tmp_path)
+    assert toy_run.result(tmp_path) == {"status": "finished", "step": toy_run.STEPS, "digest": undisturbed}
+
+
+@unix
+@pytest.mark.parametrize("moment", ["fsync", "replace previous", "replace last"])
+def test_killed_while_writing(tmp_path, undisturbed, moment):
+    run, folder = toy_run.server(), tmp_path / "checkpoints"
+    code = run.run(tmp_path, pause=0, seconds=0, die_at=moment, die_after=4)
+    assert code == -signal.SIGKILL
+    assert len(list(folder.glob("*.tmp"))) == 1
+    _, kept = latest(folder)
+    assert kept["global_step"] == 3
+    assert run.run(tmp_path, resume=True, pause=0) == 0
+    assert toy_run.result(tmp_path)["digest"] == undisturbed
+    assert not list(folder.glob("*.tmp"))
+
+
+@unix
+def test_a_moved_run_goes_on_and_its_checkpoint_knows_no_place(tmp_path, undisturbed):
+    run, here, there = toy_run.server(), tmp_path / "first place", tmp_path / "second place"
+    assert run.run(here, pause=0, max_steps=25) == 0
+    assert str(tmp_path).encode() not in (here / "checkpoints" / LAST).read_bytes()
+    shutil.move(here, there)
+    assert run.run(there, resume=True, pause=0) == 0
+    assert toy_run.result(there)["digest"] == undisturbed
+    assert not here.exists()
+
+
+@unix
+@pytest.mark.parametrize("full_as", ["system", "torch"])
+def test_the_run_goes_on_while_the_disk_is_full(tmp_path, undisturbed, full_as):
+    run = toy_run.server()
+    assert run.run(tmp_path, pause=0, seconds=0, full=[5, 20], full_as=full_as) == 0
+    assert toy_run.result(tmp_path)["digest"] == undisturbed
+    assert toy_run.log(tmp_path).count("no checkpoint could be written") == 1
+    assert "MB free" in toy_run.log(tmp_path)
+    assert latest(tmp_path / "checkpoints")[1]["global_step"] == toy_run.STEPS
+
+
+@unix
+def test_a_disk_that_stays_full_is_an_error_at_the_end(tmp_path, undisturbed):
+    run = toy_run.server()
+    assert run.run(tmp_path, pause=0, seconds=0, full=[5, 10_000]) == 2
+    assert "make room" in toy_run.log(tmp_path)
+    assert latest(tmp_path / "checkpoints")[1]["global_step"] == 4
+    assert run.run(tmp_path, pause=0, resume=True) == 0
+    assert toy_run.result(tmp_path)["digest"] == undisturbed
+
+
+def test_too_little_space_is_said_before_the_run(tmp_path, monkeypatch):
+    from threedgen.train import loop
+
+    monkeypatch.setattr(loop, "free_megabytes", lambda folder: 1.0)
+    loop._check_space(torch.nn.Linear(10, 10), tmp_path, keep=2)
+    with pytest.raises(ConfigError, match=r"1 MB free, but the run's checkpoints need 34 MB"):
+        loop._check_space(torch.nn.Linear(1000, 1000), tmp_path, keep=2)
+    assert checkpoint_file.free_megabytes(tmp_path) > 0
