@@ -104,7 +104,7 @@ def test_diffusers_reads_the_prior() -> None:
     text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").float()
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
-    assert unet.config.class_embed_type == "projection" and vae.config.latent_channels == 4
+    assert unet.config.class_embed_type == "projection" and vae.config.latent_channels == 8
     assert len(tokenizer) <= text.config.vocab_size and tokenizer.tokenize("A Red dog") == ["a", "red", "dog"]
     assert scheduler.config.num_train_timesteps == 1000
     ours = MVDream.load(str(folder), dtype="fp32")
