@@ -19,8 +19,8 @@ from tests.support.textured_box import files, textured
 from threedgen.export.files.check import Expected, check_glb
 from threedgen.export.files.glb import textured_glb_bytes, to_gltf_axes
 from threedgen.export.files.read_glb import read_glb
-from threedgen.geometry.cameras import orbit
 from threedgen.geometry.raster import render
+from threedgen.geometry.rigs import orbit
 
 MESH, TEXTURES = textured()
 PNGS = files(TEXTURES)

@@ -20,8 +20,8 @@ from tests.support.toy_run import log
 from threedgen import cli, config
 from threedgen.config import ConfigError
 from threedgen.config import optional as extras
-from threedgen.geometry.cameras import orbit
 from threedgen.geometry.poses import opencv_axes
+from threedgen.geometry.rigs import orbit
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import read_summary
 from threedgen.train.checkpoint import LAST, read

@@ -20,9 +20,10 @@ from threedgen.export.surface.refine_texture import (
     reads,
     refine_texture,
 )
-from threedgen.geometry.cameras import Cameras, orbit
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import rasterise_uv, render
+from threedgen.geometry.rigs import orbit
 from threedgen.geometry.texture import fill
 
 SIZE = 48

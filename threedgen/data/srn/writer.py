@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from threedgen.geometry.images import to_uint8
+from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.views import Views
 
 
@@ -31,7 +32,7 @@ def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | No
     try:
         for part in ("rgb", "pose"):
             (temporary / part).mkdir(parents=True)
-        poses = views.at.opencv.double().numpy()
+        poses = opencv_axes(views.at.c2w).double().numpy()
         for k, number in enumerate(range(len(views)) if numbers is None else numbers):
             Image.fromarray(to_uint8(views.images[k])).save(temporary / "rgb" / f"{number:06d}.png")
             text = " ".join(f"{x:.9g}" for x in poses[k].ravel())

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from threedgen.config import at
-from threedgen.geometry.views import Viewpoints, Views
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.views import Views
 from threedgen.representations import losses
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.field.ngp import NGP
@@ -46,7 +47,7 @@ class Bounds:
     near: float
 
     @classmethod
-    def of(cls, cameras: Viewpoints) -> Bounds:
+    def of(cls, cameras: Cameras) -> Bounds:
         """Of all cameras of a scene, held-out ones included."""
         distance = cameras.position.norm(dim=-1)
         return cls(float(distance.max()) / 2, 3 * float(distance.min()) / 8)
@@ -80,7 +81,7 @@ class SceneField:
         self.material = NoMaterial()
         self.occupancy = OccupancyGrid(OCCUPANCY, 1.0, step_size(self.march)).to(self.device)
 
-    def rays(self, cameras: Viewpoints) -> tuple[Tensor, Tensor]:
+    def rays(self, cameras: Cameras) -> tuple[Tensor, Tensor]:
         """Origins in units of the ball and unit directions (N * H * W, 3)."""
         origins, directions = (part.reshape(-1, 3).to(self.device) for part in cameras.rays())
         return origins / self.bounds.radius, directions
@@ -93,7 +94,7 @@ class SceneField:
         return render(*parts, origins, directions, generator=rng, training=rng is not None, need_normals=normals)
 
     @torch.no_grad()
-    def pictures(self, cameras: Viewpoints) -> Tensor:
+    def pictures(self, cameras: Cameras) -> Tensor:
         """(N, H, W, 3) in [0, 1]."""
         origins, directions = self.rays(cameras)
         parts = zip(origins.split(self.options.chunk), directions.split(self.options.chunk), strict=True)

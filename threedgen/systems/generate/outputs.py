@@ -17,8 +17,9 @@ from threedgen.export.options import FOLDER
 from threedgen.export.run_field import view_of
 from threedgen.export.shape.from_field import FieldView, surface_of
 from threedgen.export.shape.opacity import EmptyField
-from threedgen.geometry.cameras import Cameras, turntable
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_mp4, write_png
+from threedgen.geometry.rigs import turntable
 from threedgen.run.metrics import read_summary
 from threedgen.systems.generate.options import ResultConfig
 
