@@ -108,8 +108,9 @@ def test_blender_shows_what_the_rasteriser_shows(tmp_path: Path) -> None:
     (tmp_path / "camera.json").write_text(json.dumps(camera))
     (tmp_path / "ball.glb").write_bytes(DATA)
     out = tmp_path / "out"
-    subprocess.run([python, Path(__file__).parents[1] / "support" / "blender_look.py", tmp_path / "ball.glb", tmp_path / "camera.json",
-                    out], check=True, capture_output=True, timeout=300)  # fmt: skip
+    script = Path(__file__).parents[1] / "support" / "blender_look.py"
+    command = [python, script, tmp_path / "ball.glb", tmp_path / "camera.json", out]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
     theirs = np.load(f"{out}.npz")
     assert json.loads(str(theirs["properties"])) == {"name": "ball", **EXTRAS}
     assert np.allclose(theirs["vertices"], MESH.vertices @ turn[:3, :3].T, atol=1e-5)

@@ -16,7 +16,7 @@ from threedgen.export.files.check import Expected, Finding, check_collider, chec
 from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes
 from threedgen.export.files.khronos import NoAnswer, validate
 from threedgen.export.files.obj import obj_zip
-from threedgen.export.files.textured import TexturedMesh, png, stand
+from threedgen.export.files.textured import TexturedMesh, stand
 from threedgen.export.files.usdz import usdz_bytes
 from threedgen.export.options import AssetConfig
 from threedgen.export.shape.collider import ENGINES, Part, collider_names, convex_parts, hull
@@ -29,6 +29,7 @@ from threedgen.export.surface.bake import Maps, bake
 from threedgen.export.surface.pictures import Shots
 from threedgen.export.surface.refine_texture import refine_texture
 from threedgen.export.surface.tangents import vertex_tangents
+from threedgen.geometry.images import png
 
 Array = NDArray[Any]
 Colours = Callable[[Array], Array]

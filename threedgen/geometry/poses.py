@@ -73,7 +73,8 @@ def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor,
     c2w, K = c2w.float(), K.float()
     flat = K[..., 0, 0] * K[..., 1, 1] == 0
     if flat.any():
-        raise ValueError(f"the intrinsics K number {int(flat.flatten().int().argmax())} have no inverse: focal length 0")
+        which = int(flat.flatten().int().argmax())
+        raise ValueError(f"the intrinsics K number {which} have no inverse: is its focal length 0?")
     with torch.autocast(c2w.device.type, enabled=False):  # products in bfloat16 would move the rays by pixels
         x, y = pixels_to_plane(pixel_centres(height, width, c2w.device).reshape(-1, 2), K).unbind(-1)
         local = torch.stack([x, -y, -torch.ones_like(x)], dim=-1)

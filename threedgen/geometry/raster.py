@@ -49,8 +49,8 @@ def rasterise(
 ) -> Buffers:
     """What V cameras see of a mesh, through the centres of their pixels.
 
-    vertices (N, 3) world units; faces (F, 3); c2w (V, 4, 4) as in `threedgen.geometry.cameras`; fov vertical, radians, one
-    or (V,); size: pixels of an edge, or (height, width). A face that crosses the plane at distance `near` is cut
+    vertices (N, 3) world units; faces (F, 3); c2w (V, 4, 4) as in `threedgen.geometry.cameras`; fov vertical, radians,
+    one or (V,); size: pixels of an edge, or (height, width). A face that crosses the plane at distance `near` is cut
     there, exactly, and what lies closer or behind is not seen. cull leaves out faces that are turned away (clockwise
     as seen). Where faces are equally far, the first in `faces` is seen. Raises ConfigError for faces of missing
     vertices, numbers that are not finite and wrong shapes.

@@ -4,8 +4,8 @@
     SPLIT/SCENE/pose/000000.txt ...     camera-to-world, 16 numbers in one line or four, OpenCV axes
     SPLIT/SCENE/intrinsics.txt          see ``intrinsics.py``
 
-Poses become those of ``threedgen.geometry.cameras`` (OpenGL axes). The archives' world has z up, which is how it is taken
-here too; ``up="y"`` turns a world whose y points up.
+Poses become those of ``threedgen.geometry.cameras`` (OpenGL axes). The archives' world has z up, which is how it is
+taken here too; ``up="y"`` turns a world whose y points up.
 """
 
 from __future__ import annotations
