@@ -128,14 +128,14 @@ def render(
     rays = _Rays(origins, directions, jitter, None if light is None else light.expand(len(origins), 3))
     samples = _place(field, occupancy, options, rays, chunk)
 
-    def look(part: slice) -> tuple[_Pixels, _PerSample]:
-        return _look(field, material, options, rays.part(part), samples.of_rays(part), shading, need_normals)
+    def shade(part: slice) -> tuple[_Pixels, _PerSample]:
+        return _shade(field, material, options, rays.part(part), samples.of_rays(part), shading, need_normals)
 
     parts, per_sample = samples.split(chunk), _PerSample(None, None)
     if len(parts) == 1:
-        seen, per_sample = look(parts[0])
+        seen, per_sample = shade(parts[0])
     else:
-        seen = _Pixels(*two_pass(lambda part: look(part)[0], parts, field.parameters()))
+        seen = _Pixels(*two_pass(lambda part: shade(part)[0], parts, field.parameters()))
     rgb = seen.rgb_fg + behind * (1 - seen.opacity)
     return Render(
         rgb=rgb, background=behind, shading=shading, samples=samples, **seen._asdict(), **per_sample._asdict()
@@ -213,7 +213,7 @@ def _worth_shading(
     return samples.select(visible(sigma, samples, least, options.early_stop, options.backend))
 
 
-def _look(
+def _shade(
     field: Field,
     material: Material,
     options: MarchConfig,

@@ -118,9 +118,6 @@ def test_an_eye_sees_along_the_same_rays_as_its_camera() -> None:
         assert camera.width == 15
         for one, other in zip(camera.rays(), ring.select([k]).rays(), strict=True):
             assert torch.allclose(one, other, atol=1e-6)
-        assert float(camera.elevation) == pytest.approx(0.4, abs=1e-5)
-        assert float(camera.distance) == pytest.approx(2.2, abs=1e-5)
-        assert torch.allclose(torch.cos(camera.azimuth - ring.azimuth[k]), torch.ones(1))
 
 
 @pytest.mark.parametrize(

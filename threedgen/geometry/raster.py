@@ -115,7 +115,7 @@ def shrink(images: Array, factor: int) -> Array:
 
 
 @dataclass(frozen=True)
-class Picture:
+class MeshRender:
     """rgb (V, H, W, 3) in [0, 1], over the background; alpha (V, H, W) in [0, 1], the share the mesh covers."""
 
     rgb: Array
@@ -135,7 +135,7 @@ def render(
     background: Array | float = 1.0,
     supersample: int = 2,
     near: float = 1e-2,
-) -> Picture:
+) -> MeshRender:
     """Unlit pictures of a mesh with a texture (H', W', 3) and uv, or with colours (N, 3) of vertices.
 
     uv (N, 2) or (F, 3, 2), v up; the texture is read bilinearly (no mip-maps). background: grey, or rgb (3,), or
@@ -162,7 +162,7 @@ def render(
         image = np.where(seen.mask[..., None], image, behind[v])
         rgb[v] = shrink(image, supersample)[0]
         alpha[v] = shrink(seen.mask[..., None].astype(np.float32), supersample)[0, ..., 0]
-    return Picture(rgb, alpha)
+    return MeshRender(rgb, alpha)
 
 
 def checked(points: Array, faces: Array, columns: int) -> tuple[Array, Array]:

@@ -86,7 +86,7 @@ class SceneField:
         origins, directions = (part.reshape(-1, 3).to(self.device) for part in cameras.rays())
         return origins / self.bounds.radius, directions
 
-    def look(
+    def render(
         self, origins: Tensor, directions: Tensor, rng: torch.Generator | None = None, normals: bool = False
     ) -> Render:
         """What rays see; in training, with ``rng``, their samples are jittered."""
@@ -98,7 +98,7 @@ class SceneField:
         """(N, H, W, 3) in [0, 1]."""
         origins, directions = self.rays(cameras)
         parts = zip(origins.split(self.options.chunk), directions.split(self.options.chunk), strict=True)
-        rgb = torch.cat([self.look(*part).rgb for part in parts])
+        rgb = torch.cat([self.render(*part).rgb for part in parts])
         return rgb.view(len(cameras), cameras.height, cameras.width, 3)
 
 
@@ -127,7 +127,7 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
         facing = at(options.orientation, step, options.steps)
         for part, normals, share in _parts(options, len(colours), facing > 0, rng):
             part = part.to(device)
-            seen = scene.look(origins[part], directions[part], rng, normals)
+            seen = scene.render(origins[part], directions[part], rng, normals)
             (share * loss(options, seen, colours[part], bounds.span, facing)).backward()
         torch.nn.utils.clip_grad_norm_(parameters, options.clip)
         optimizer.step()

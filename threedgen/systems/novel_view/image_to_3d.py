@@ -63,9 +63,9 @@ def run(config: ImageTo3DConfig, resume: Path | None = None, quiet: bool = False
     figures: dict[str, Any] = {}
     with writing(folder):
         write_turn(lambda cameras: field.pictures(from_ball(field, cameras)), config.result, folder)
-        extras = {"image": Path(config.image).name, "seed": config.seed, "config_hash": config_hash(config)}
+        provenance = {"image": Path(config.image).name, "seed": config.seed, "config_hash": config_hash(config)}
         view = view_of(field.field, field.occupancy, field.march, field.device)
-        figures |= write_mesh(view, config.result.mesh_resolution, folder, extras, notes)
+        figures |= write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
         write_summary(
             folder, config, time.monotonic() - begun, status="finished", notes=notes, files=existing(folder, FILES),
             **figures,
