@@ -21,7 +21,8 @@ from threedgen.representations.base import Representation
 from threedgen.representations.losses import facing_away
 from threedgen.representations.march import pack
 from threedgen.representations.options import DMTetConfig
-from threedgen.representations.volume.render import Background, Material, Render
+from threedgen.representations.shading import Material
+from threedgen.representations.volume.render import Background, Render
 
 from .raster import antialias, surface_points
 from .tetrahedra import marching_tetrahedra, tetrahedral_grid

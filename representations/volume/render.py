@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from threedgen.representations.losses import facing_away
 from threedgen.representations.march import Samples, composite, depth_variance, join, march, pack, visible
 from threedgen.representations.options import MarchConfig
-from threedgen.representations.shading import Shading
+from threedgen.representations.shading import Material, Shading
 from threedgen.run.memory import graph_bytes
 
 from .occupancy import OccupancyGrid
@@ -40,23 +40,6 @@ class Background(Protocol):
 
     def __call__(
         self, directions: Tensor, *, training: bool = False, generator: torch.Generator | None = None
-    ) -> Tensor: ...
-
-
-class Material(Protocol):
-    """Colours (N, 3) of samples; `draw` picks the shading of one call."""
-
-    def draw(
-        self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
-    ) -> Shading: ...
-
-    def __call__(
-        self,
-        features: Tensor,
-        normal: Tensor | None = None,
-        position: Tensor | None = None,
-        light: Tensor | None = None,
-        shading: Shading | None = None,
     ) -> Tensor: ...
 
 

@@ -92,22 +92,22 @@ def test_parity_multiview_batch(path):
 def test_parity_evaluation_orbit(path):
     recorded, cfg = load(path)
     azimuth = recorded["azimuth_deg"]
+    n = len(azimuth) - int(azimuth[-1] > 359.9)  # the reference repeats the first view at the end of its test orbit
     cameras = orbit(
-        len(azimuth),
+        n,
         radians(float(recorded["elevation_deg"][0])),
         float(recorded["camera_distances"][0]),
         radians(cfg["eval_fovy_deg"]),
         cfg["eval_height"],
         cfg["eval_width"],
-        closed=float(azimuth[-1]) > 359.9,
     )
     origins, directions = cameras.rays()
     rows, columns = recorded["rays_o"].shape[1:3]
-    close(cameras.c2w, recorded["c2w"])
-    close(cameras.position, recorded["camera_positions"])
-    close(cameras.position, recorded["light_positions"])  # where the renderer puts the light without a rig
-    close(origins[:, :rows, :columns], recorded["rays_o"])
-    close(directions, recorded["rays_d"])
+    close(cameras.c2w, recorded["c2w"][:n])
+    close(cameras.position, recorded["camera_positions"][:n])
+    close(cameras.position, recorded["light_positions"][:n])  # where the renderer puts the light without a rig
+    close(origins[:, :rows, :columns], recorded["rays_o"][:n])
+    close(directions, recorded["rays_d"][:n])
 
 
 def some_rig(seed: int, n_groups: int = 2, **options) -> Rig:
@@ -213,8 +213,6 @@ def test_turntable_closes_without_repeating():
     assert len(cameras) == 8 and (cameras.height, cameras.width) == (6, 10)
     azimuth = torch.atan2(cameras.position[:, 1], cameras.position[:, 0]).rad2deg() % 360
     assert azimuth.tolist() == pytest.approx([(90 + 45 * i) % 360 for i in range(8)], abs=1e-3)
-    closed = orbit(5, 0.1, 2.0, 0.7, 4, 4, closed=True)
-    torch.testing.assert_close(closed.c2w[0], closed.c2w[-1], atol=1e-6, rtol=0)
 
 
 def test_groups_are_whole():

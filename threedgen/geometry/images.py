@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -80,16 +80,9 @@ def readable(images: Any) -> Array:
     return upscale(images, -(-128 // np.shape(images)[-2]))
 
 
-def upscale(images: Any, factor: int, method: Literal["nearest", "lanczos"] = "nearest") -> Array:
-    """(H, W, 3) or (N, H, W, 3) enlarged `factor` times, as uint8; nearest keeps the pixels to be seen."""
-    array = to_uint8(images)
-    if array.ndim == 4:
-        return np.stack([upscale(image, factor, method) for image in array])
-    array = _rgb(array)
-    if method == "nearest":
-        return array.repeat(factor, axis=0).repeat(factor, axis=1)
-    size = (array.shape[1] * factor, array.shape[0] * factor)
-    return np.asarray(Image.fromarray(array).resize(size, Image.Resampling.LANCZOS))
+def upscale(images: Any, factor: int) -> Array:
+    """(..., H, W, C) enlarged `factor` times, as uint8, so that the pixels can be seen."""
+    return to_uint8(images).repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
 def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Array:

@@ -48,13 +48,9 @@ def orbit(
     height: int,
     width: int,
     azimuth: float = 0.0,
-    closed: bool = False,
 ) -> Cameras:
-    """Places ``n`` cameras evenly around the object, the first at ``azimuth``; angles in radians.
-
-    ``closed`` repeats the first view at the end, as the reference's test orbit does; a loop must not.
-    """
-    turn = torch.linspace(0.0, 2 * pi, n if closed else n + 1)[:n]
+    """Places ``n`` cameras evenly around the object, the first at ``azimuth``; angles in radians."""
+    turn = torch.linspace(0.0, 2 * pi, n + 1)[:n]
     ring, steep, far = turn + azimuth, torch.full((n,), float(elevation)), torch.full((n,), float(distance))
     projection = Projection.perspective(torch.full((n,), float(fov)), height, width)
     return Cameras(orbit_c2w(steep, ring, far), projection, height, width)

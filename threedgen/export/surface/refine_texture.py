@@ -179,7 +179,8 @@ def optimise(
 def _blurred(values: Tensor, sigma: float) -> Tensor:
     """values (H, W, C) after a Gaussian of `sigma` texels, cut off at twice that; the outermost go on beyond.
 
-    A blur by less than half a texel is left out.
+    A blur by less than half a texel is left out. Not kornia's gaussian_blur2d, which takes two to seven times as long
+    in this loop.
     """
     if sigma < 0.5:
         return values
