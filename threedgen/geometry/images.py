@@ -12,7 +12,7 @@ from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
-from imageio_ffmpeg import count_frames_and_secs
+from imageio_ffmpeg import count_frames_and_secs  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -168,7 +168,8 @@ def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
             written += 1
 
     try:
-        iio.imwrite(temporary, checked(), plugin="FFMPEG", is_batch=True, fps=fps, **H264)  # type: ignore[arg-type]
+        stream: Any = checked()  # taken one by one, which the plugin does and its types do not say
+        iio.imwrite(temporary, stream, plugin="FFMPEG", is_batch=True, fps=fps, **H264)
         if not written:
             raise ValueError("a film needs at least one frame")
         _require_frames(temporary, written)
