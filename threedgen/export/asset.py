@@ -165,7 +165,11 @@ def _refined(asset: ExportedAsset, low: TexturedMesh, maps: Maps, shoot: Callabl
 
 
 def _check(
-    asset: ExportedAsset, levels: dict[str, TexturedMesh], config: AssetConfig, pngs: dict[str, bytes], metadata: dict[str, Any]
+    asset: ExportedAsset,
+    levels: dict[str, TexturedMesh],
+    config: AssetConfig,
+    pngs: dict[str, bytes],
+    metadata: dict[str, Any],
 ) -> None:
     """The checker on every level, written or not: a fault of the mesh is in the other formats as well."""
     room = FILE_SIZE * max(1.0, (config.texels / 1024) ** 2)
