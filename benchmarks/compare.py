@@ -11,8 +11,8 @@ from scipy.spatial import ConvexHull, cKDTree
 from threedgen.export.files.read_glb import Glb, read_glb
 from threedgen.export.shape.mesh import Mesh
 from threedgen.export.shape.topology import signed_volume
-from threedgen.geometry.cameras import orbit
 from threedgen.geometry.raster import interpolate, rasterise, unit
+from threedgen.geometry.rigs import orbit
 from threedgen.geometry.texture import sample
 
 Array = NDArray[Any]

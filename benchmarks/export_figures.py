@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from threedgen.export.asset import Asset
+from threedgen.export.asset import ExportedAsset
 from threedgen.export.files import khronos
 from threedgen.export.files.read_glb import Glb, read_glb
 from threedgen.export.files.textured import Placement
@@ -30,7 +30,7 @@ FEW = 3000
 """Triangles of a second, simpler mesh whose outline is compared."""
 
 
-def at_home(glb: Glb, asset: Asset) -> tuple[Array, Array]:
+def at_home(glb: Glb, asset: ExportedAsset) -> tuple[Array, Array]:
     """A file's mesh, vertices (V, 3) and faces, where the field has it: z up, front +x, moved and scaled back."""
     placed = asset.figures["placement"]
     place = Placement(np.array(placed["pivot"]), placed["scale"])
@@ -43,7 +43,7 @@ def v_up(glb: Glb) -> Array:
     return np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)
 
 
-def of_asset(asset: Asset, dense: Mesh, budget: int, height: float) -> dict[str, Any]:
+def of_asset(asset: ExportedAsset, dense: Mesh, budget: int, height: float) -> dict[str, Any]:
     """Figures of the files, against the dense mesh they were made of."""
     low, *levels = (read_glb(data) for name, data in asset.files.items() if "collision" not in name)
     whole = dense.vertices, dense.faces
@@ -85,7 +85,7 @@ def of_asset(asset: Asset, dense: Mesh, budget: int, height: float) -> dict[str,
     }
 
 
-def _khronos(asset: Asset) -> int | None:
+def _khronos(asset: ExportedAsset) -> int | None:
     """Errors and warnings of the Khronos validator; None if it is not here."""
     try:
         found, said = khronos.validate({name: data for name, data in asset.files.items() if name.endswith(".glb")})

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from threedgen.config.errors import ConfigError
-from threedgen.export.asset import Asset, make_asset
+from threedgen.export.asset import ExportedAsset, make_asset
 from threedgen.export.files.read_glb import read_glb
 from threedgen.export.options import AssetConfig
-from threedgen.export.run_field import extras, open_run
+from threedgen.export.run_field import open_run, provenance
 from threedgen.export.shape.from_field import FieldView, dense_surface
 from threedgen.export.surface.pictures import FOV, Shots, around
 from threedgen.export.task import export_view
@@ -57,10 +57,10 @@ def measure(job: Job) -> dict[str, Any]:
     """All figures of one asset, or the hashes of its files alone. Raises ConfigError for a field that makes none."""
     creature = None if job.run else Creature(job.shape, job.seed)
     voxels = None if creature is None else Voxels(creature, job.grid)
-    told: dict[str, Any] = {"seed": job.seed}
+    metadata: dict[str, Any] = {"seed": job.seed}
     if voxels is None:
         source = open_run(Path(str(job.run)))
-        view, told = source.view, extras(source.config, source.steps)
+        view, metadata = source.view, provenance(source.config, source.steps)
     else:
         view = voxels.view()
     config = AssetConfig(budget=job.triangles, texture=job.texture, lods=job.levels, height=job.height,
@@ -72,7 +72,7 @@ def measure(job: Job) -> dict[str, Any]:
     held, begun = peak_memory() or 0.0, time.perf_counter()
     dense, _ = dense_surface(watched, job.grid)
     surface = time.perf_counter() - begun
-    asset = export_view(watched, dense, config, job.name, told)
+    asset = export_view(watched, dense, config, job.name, metadata)
     seconds = time.perf_counter() - begun - watch.seconds
     figures: dict[str, Any] = {"made": 1, "seconds": seconds, "memory": (peak_memory() or 0.0) - held}
     figures["parts"] = {"surface": surface} | asset.seconds
@@ -83,7 +83,7 @@ def measure(job: Job) -> dict[str, Any]:
         Path(job.out).mkdir(parents=True, exist_ok=True)
         for name, data in asset.files.items():
             write_atomic(Path(job.out) / name, data)
-    baked = export_view(view, dense, config.model_copy(update={"refine": 0}), job.name, told)
+    baked = export_view(view, dense, config.model_copy(update={"refine": 0}), job.name, metadata)
     figures |= of_asset(asset, dense, job.triangles, job.height) | _likeness(job, view, asset, baked)
     if creature is not None and voxels is not None:
         figures |= of_rule(creature, voxels.sigma[0, 0].numpy(), job.coarse)
@@ -92,7 +92,7 @@ def measure(job: Job) -> dict[str, Any]:
     return figures
 
 
-def _likeness(job: Job, view: FieldView, asset: Asset, baked: Asset) -> dict[str, float]:
+def _likeness(job: Job, view: FieldView, asset: ExportedAsset, baked: ExportedAsset) -> dict[str, float]:
     """Mesh against field, before and after the texture was refined: the two assets differ in nothing else."""
     assert view.pictures is not None
     file = read_glb(asset.files[f"{job.name}.glb"])
@@ -124,9 +124,9 @@ def reset_peak() -> None:
 
 def main(words: list[str]) -> int:
     """Measure and print."""
-    told = json.loads(words[0])
+    metadata = json.loads(words[0])
     try:
-        figures = measure(Job(**told | {"levels": tuple(told["levels"])}))
+        figures = measure(Job(**metadata | {"levels": tuple(metadata["levels"])}))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return FAILED

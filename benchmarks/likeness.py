@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threedgen.export.surface.pictures import Pictures
-from threedgen.geometry.cameras import orbit
 from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import render
+from threedgen.geometry.rigs import orbit
 
 Array = NDArray[Any]
 

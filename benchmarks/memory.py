@@ -28,7 +28,7 @@ def measure(size: int, chunk: int | None, overrides: Sequence[str] = ()) -> dict
     import torch
 
     from threedgen.config import load
-    from threedgen.geometry.cameras import sample_multiview
+    from threedgen.geometry.rigs import sample_multiview
     from threedgen.guidance.diffusion import Schedule
     from threedgen.representations import losses
     from threedgen.run.metrics import peak_memory
@@ -43,8 +43,8 @@ def measure(size: int, chunk: int | None, overrides: Sequence[str] = ()) -> dict
     system.occupancy.update(system.field.density, 0, generator(0, 0, "occupancy"))
 
     def learn(pixels: int) -> tuple[int, float]:
-        cameras = sample_multiview(config.camera, generator(0, STEP, "cameras"), STEP, height=pixels, width=pixels)
-        seen = system.render(cameras, STEP, training=True, grad=True, normals=True)
+        rig = sample_multiview(config.camera, generator(0, STEP, "cameras"), STEP, height=pixels, width=pixels)
+        seen = system.render(rig.cameras, STEP, training=True, grad=True, normals=True)
         loss = seen.rgb.square().mean() + losses.orientation(seen.away, seen.opacity)
         system.zero_grad()
         loss.backward()

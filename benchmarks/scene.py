@@ -21,7 +21,8 @@ from threedgen.config.errors import ConfigError
 from threedgen.data.toybox.grammar import Spec
 from threedgen.data.toybox.raycast import render
 from threedgen.data.toybox.world import build
-from threedgen.geometry.cameras import Cameras, orbit, sample_multiview
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.rigs import orbit, sample_multiview
 from threedgen.representations.march import march
 from threedgen.run.seeding import generator
 from threedgen.systems.generate.system import GenerateSystem
@@ -123,7 +124,7 @@ def points_of(system: GenerateSystem, step: int) -> int:
     """How many points the field is asked for in a step."""
     config, size = system.config, system.size(step)
     rng = generator(config.seed, step, "cameras")
-    cameras = sample_multiview(config.camera, rng, step, height=size, width=size)
+    cameras = sample_multiview(config.camera, rng, step, height=size, width=size).cameras
     origins, directions = (rays.reshape(-1, 3) for rays in cameras.rays())
     grid = None if system.occupancy is None else system.occupancy.binary
     return len(march(origins, directions, config.march, grid))

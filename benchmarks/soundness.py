@@ -25,7 +25,8 @@ from threedgen.evaluation.consistency.held_out import held_out_places
 from threedgen.evaluation.consistency.options import SubsampledProtocolConfig, TSEDConfig
 from threedgen.evaluation.consistency.scenes import Scene
 from threedgen.evaluation.metrics.figures import bootstrap, mean
-from threedgen.geometry.views import Viewpoints, Views
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.views import Views
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.viewer.plots import plot
 
@@ -45,7 +46,7 @@ def turned(views: Views, degrees: float, other: Views, rng: torch.Generator) -> 
     cross = torch.zeros(len(views), 4, 4)
     cross[:, [2, 0, 1], [1, 2, 0]], cross[:, [1, 2, 0], [2, 0, 1]] = axis, -axis
     at = views.at
-    return Views(views.images, Viewpoints(torch.linalg.matrix_exp(cross) @ at.c2w, at.K, at.height, at.width))
+    return Views(views.images, Cameras(torch.linalg.matrix_exp(cross) @ at.c2w, Projection(at.K), at.height, at.width))
 
 
 def jittered(views: Views, strength: float, other: Views, rng: torch.Generator) -> Views:

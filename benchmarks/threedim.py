@@ -17,9 +17,9 @@ from threedgen.evaluation.consistency.field import Bounds, fit
 from threedgen.evaluation.consistency.held_out import held_out_places
 from threedgen.evaluation.consistency.options import SubsampledProtocolConfig
 from threedgen.evaluation.consistency.scenes import Scene
-from threedgen.geometry.cameras import orbit
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import psnr
-from threedgen.geometry.views import Viewpoints
+from threedgen.geometry.rigs import orbit
 from threedgen.guidance.threedim import folder
 from threedgen.guidance.threedim.options import XUNetConfig
 from threedgen.guidance.threedim.sampler import sample_views
@@ -116,8 +116,8 @@ def _views(model: Any, size: int, scenes: int) -> Callable[[], None]:
     return run
 
 
-def cameras(count: int, size: int) -> Viewpoints:
-    return Viewpoints.of(orbit(count, float(np.deg2rad(20)), 2.6, float(np.deg2rad(40)), size, size))
+def cameras(count: int, size: int) -> Cameras:
+    return Cameras.of(orbit(count, float(np.deg2rad(20)), 2.6, float(np.deg2rad(40)), size, size))
 
 
 def fits(longer: bool) -> Table:

@@ -12,7 +12,7 @@ from threedgen.config import ConfigError
 class Representation(nn.Module):
     """A field or a mesh: it has `density`, and is called with points, as `render.Field` says.
 
-    A rasterised one draws whole pictures with a method `look` (`dmtet.DMTet.look`); through others rays are marched.
+    A rasterised one draws whole pictures with `render` (`dmtet.DMTet.render`); through others rays are marched.
     `encoding`, a module, learns at a rate of its own.
     """
 

@@ -57,11 +57,8 @@ def shade(features: Tensor, normal: Tensor, position: Tensor, light: Tensor, sha
     return albedo(features) * bright
 
 
-class NoMaterial:
-    """The sigmoid of the features, whatever the light: MVDream's default."""
-
-    def __init__(self, options: NoMaterialConfig | None = None):
-        self.options = options or NoMaterialConfig()
+class Material:
+    """How matter shows its features: `draw` picks the shading of one call, the call itself gives colours."""
 
     def draw(
         self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
@@ -77,11 +74,18 @@ class NoMaterial:
         light: Tensor | None = None,
         shading: Shading | None = None,
     ) -> Tensor:
-        """Colours (N, 3) of features (N, 3)."""
+        """Colours (N, 3) of features (N, 3). Raises ValueError if a lit mode lacks what it needs."""
         return albedo(features)
 
 
-class DiffuseMaterial:
+class NoMaterial(Material):
+    """The sigmoid of the features, whatever the light: MVDream's default."""
+
+    def __init__(self, options: NoMaterialConfig | None = None):
+        self.options = options or NoMaterialConfig()
+
+
+class DiffuseMaterial(Material):
     """Albedo first; later a random mix of albedo, lit albedo and lit white: texture cannot fake shape."""
 
     def __init__(self, options: DiffuseMaterialConfig | None = None):

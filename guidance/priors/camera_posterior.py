@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threedgen.geometry.cameras import orbit_c2w
+from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.draft import Draft
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from threedgen.geometry.cameras import orbit
+from threedgen.geometry.rigs import orbit
 from threedgen.guidance import diffusion
 from threedgen.guidance.draft import Draft
 from threedgen.guidance.dtypes import DTYPES

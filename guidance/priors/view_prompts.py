@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from threedgen.geometry.cameras import Cameras, wrap_angle
+from threedgen.geometry.poses import wrap_angle
+from threedgen.geometry.rigs import Rig
 from threedgen.guidance.diffusion import Negatives
 from threedgen.guidance.options import ViewPromptsConfig
 
@@ -41,35 +42,35 @@ def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]
     return [prompt, negative, *(prompt + word for word in words)]
 
 
-def view_text(text: Tensor, cameras: Cameras, options: ViewPromptsConfig) -> ViewText:
-    """``text`` (2 or 6,L,D), the embeddings of ``prompts``, as the B ``cameras`` need them."""
+def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> ViewText:
+    """``text`` (2 or 6,L,D), the embeddings of ``prompts``, as the B cameras of the ``rig`` need them."""
     if not options.enabled:
         return ViewText(text[:1], text[1:2])
     sides = text[2:]
     if options.perp_neg:
-        return _perp_neg(text[1:2], sides, cameras, options)
-    return ViewText(sides[direction(cameras, options).to(text.device)], text[1:2])
+        return _perp_neg(text[1:2], sides, rig, options)
+    return ViewText(sides[direction(rig, options).to(text.device)], text[1:2])
 
 
-def direction(cameras: Cameras, options: ViewPromptsConfig) -> Tensor:
+def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
     """(B,) int64, where in ``DIRECTIONS`` each camera belongs; azimuth 0 is the front, above ``overhead_above`` all is
     overhead.
     """
-    turn, steep = torch.rad2deg(wrap_angle(cameras.azimuth).abs()), torch.rad2deg(cameras.elevation)
-    found = torch.zeros(len(cameras), dtype=torch.long, device=turn.device)
+    turn, steep = torch.rad2deg(wrap_angle(rig.azimuth).abs()), torch.rad2deg(rig.elevation)
+    found = torch.zeros(len(rig.azimuth), dtype=torch.long, device=turn.device)
     found[turn < options.front_within] = 1
     found[turn > 180 - options.back_within] = 2
     found[steep > options.overhead_above] = 3
     return found
 
 
-def _perp_neg(uncond: Tensor, sides: Tensor, cameras: Cameras, options: ViewPromptsConfig) -> ViewText:
+def _perp_neg(uncond: Tensor, sides: Tensor, rig: Rig, options: ViewPromptsConfig) -> ViewText:
     """Text between two sides, in proportion to the angle, and two negatives for each image.
 
     From overhead there is no such order: that text alone, without negatives.
     """
-    overhead = (direction(cameras, options) == 3).to(sides.device)
-    turn = (wrap_angle(cameras.azimuth).abs() / (pi / 2)).to(sides)  # 0 front, 1 side, 2 back
+    overhead = (direction(rig, options) == 3).to(sides.device)
+    turn = (wrap_angle(rig.azimuth).abs() / (pi / 2)).to(sides)  # 0 front, 1 side, 2 back
     fronts = turn < 1
     near = torch.where(fronts, 1 - turn, 2 - turn)  # 1 at the front, or at the side; 0 at the other end
     side, front, back, above = sides

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash
-from threedgen.geometry.views import Request, Viewpoints, Views, resize
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.views import Request, Views, resize
 from threedgen.guidance.dtypes import compute_dtype
 from threedgen.run.seeding import generator
 
@@ -95,14 +96,14 @@ def given(request: Request) -> Views:
 
 def intrinsics(request: Request, height: int, width: int) -> Tensor:
     """K (3, 3) of all views of a request in pixels of ``height`` x ``width``. Raises ConfigError if they differ."""
-    both = given(request).at.resized(height, width).K, request.target.resized(height, width).K
+    both = given(request).at.with_size(height, width).K, request.target.with_size(height, width).K
     every = torch.cat(both)
     if (every - every[0]).abs().max() > SAME * height:
         raise ConfigError(f"{request.scene}: its views have several focal lengths or principal points; 3DiM needs one")
     return every[0]
 
 
-def far_outside(at: Viewpoints, cameras: CamerasConfig) -> list[int]:
+def far_outside(at: Cameras, cameras: CamerasConfig) -> list[int]:
     """Places of cameras that are unlike those of the training."""
     distance = at.position.norm(dim=-1).clamp(min=1e-9)
     elevation = torch.rad2deg(torch.asin((at.position[:, 2] / distance).clamp(-1, 1)))

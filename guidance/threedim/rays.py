@@ -15,14 +15,6 @@ from torch import Tensor
 from threedgen.geometry.poses import world_to_camera
 
 
-def intrinsics(fov: Tensor, height: int, width: int) -> Tensor:
-    """K (B, 3, 3) of pictures with square pixels and the axis in the middle; ``fov`` (B,) vertical, radians."""
-    K = torch.eye(3, dtype=fov.dtype, device=fov.device).repeat(len(fov), 1, 1)
-    K[:, 0, 0] = K[:, 1, 1] = 0.5 * height / torch.tan(0.5 * fov)
-    K[:, 0, 2], K[:, 1, 2] = 0.5 * width, 0.5 * height
-    return K
-
-
 def relative_poses(c2w: Tensor) -> Tensor:
     """Poses (B, F, 4, 4) as seen from the first camera of each row, whose own becomes the identity."""
     return world_to_camera(c2w[:, :1]) @ c2w

@@ -53,14 +53,15 @@ def finite_difference_normal(
 ) -> Tensor:
     """Outward unit normals (N, 3) from differences of `density` between x + eps and x - eps, or x.
 
-    Points are clamped to the cube [-radius, radius]^3. 0 where the density is constant.
+    Points are clamped to the cube [-radius, radius]^3. 0 where the density is constant, shorter than 1 where the
+    gradient is below 1e-12 (threestudio's `finite_difference_laplacian` and `finite_difference`).
     """
     steps = eps * torch.eye(3, device=x.device, dtype=x.dtype)
     steps = torch.cat([steps, -steps]) if central else steps
     around = (x[:, None, :] + steps).clamp(-radius, radius)
     values = density(around.reshape(-1, 3)).view(len(x), -1)
     rise = values[:, :3] - (values[:, 3:] if central else density(x)[:, None])
-    return -F.normalize(rise / eps, dim=-1)
+    return -F.normalize(rise / (2 * eps if central else eps), dim=-1)
 
 
 class EncodedField(Representation):

@@ -185,19 +185,10 @@ def visible(
     return backend(sigma, name).visible(sigma.detach(), samples, alpha_threshold, early_stop)
 
 
-def depth_variance(result: Composite, samples: Samples, normalised: bool = False) -> Tensor:
-    """Spread of each ray's weights along the ray, (R, 1).
-
-    As MVDream writes it, sum w (t - depth)^2 with the plain weights; normalised: with w / opacity throughout,
-    the variance proper, which does not grow where the ray is half transparent.
-    """
-    weights, depth = result.weights, result.depth
-    if normalised:
-        opacity = result.opacity.clamp(min=1e-5)
-        weights = weights / opacity[:, 0].index_select(0, samples.ray_index)
-        depth = depth / opacity
-    distance = samples.t_mid - depth[:, 0].index_select(0, samples.ray_index)
-    return samples.sum(weights * distance * distance)[:, None]
+def depth_variance(result: Composite, samples: Samples) -> Tensor:
+    """Spread of each ray's weights along the ray, (R, 1): sum w (t - depth)^2 with the plain weights (MVDream)."""
+    distance = samples.t_mid - result.depth[:, 0].index_select(0, samples.ray_index)
+    return samples.sum(result.weights * distance * distance)[:, None]
 
 
 def backend(like: Tensor, name: str = "auto") -> ModuleType:

@@ -21,7 +21,8 @@ from threedgen.representations.base import Representation
 from threedgen.representations.losses import facing_away
 from threedgen.representations.march import pack
 from threedgen.representations.options import DMTetConfig
-from threedgen.representations.volume.render import Background, Material, Render
+from threedgen.representations.shading import Material
+from threedgen.representations.volume.render import Background, Render
 
 from .raster import antialias, surface_points
 from .tetrahedra import marching_tetrahedra, tetrahedral_grid
@@ -94,7 +95,7 @@ class DMTet(Representation):
             vertices, faces = self.surface()
         return vertices.float().cpu().numpy(), faces.int().cpu().numpy()
 
-    def look(
+    def render(
         self,
         cameras: Cameras,
         background: Background,
@@ -103,9 +104,13 @@ class DMTet(Representation):
         generator: torch.Generator | None = None,
         training: bool = False,
         step: int = 0,
+        light: Tensor | None = None,
         shading: Any = None,
     ) -> Render:
-        """All pixels of all cameras, (B H W, ...), as `render.render` gives them for a field; each has its light."""
+        """All pixels of all cameras, (B H W, ...), as `volume.render` gives them for a field.
+
+        light (B, 3) is the point light of each view, which is at the camera if none is given.
+        """
         device, count = self.distance.device, len(cameras) * cameras.height * cameras.width
         shading = material.draw(step, training, generator) if shading is None else shading
         _, directions = (rays.reshape(-1, 3).to(device) for rays in cameras.rays())
@@ -118,7 +123,7 @@ class DMTet(Representation):
         seen = surface_points(vertices, faces, cameras)
         _, features = self.paint(seen.position)
         per_view = cameras.height * cameras.width
-        light = cameras.light.to(device)[seen.number // per_view]
+        light = (cameras.position if light is None else light).to(device)[seen.number // per_view]
         colours = material(features, seen.normal, seen.position, light, shading)
         away = facing_away(torch.ones_like(seen.depth), seen.normal, seen.directions)[:, None]
         solid = torch.ones_like(away)

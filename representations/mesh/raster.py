@@ -1,4 +1,4 @@
-"""A mesh seen by cameras, differentiable in its vertices: on a CPU, from the faces that `threedgen.geometry.raster` finds.
+"""A mesh seen by cameras, differentiable in its vertices: from the faces that `threedgen.geometry.raster` finds.
 
 Which face a pixel sees is not differentiable. Where on the face, is: the ray through the pixel meets the plane of the
 face, and all that is interpolated follows (`surface_points`). The outline moves by `antialias`: pixels on either side

@@ -55,10 +55,6 @@ class OccupancyGrid(nn.Module):
         """Mean of the values; row by row, which no number of threads can change in the last bit."""
         return float(self.values.mean(-1).mean())
 
-    def fraction(self) -> float:
-        """Part of the cells that is sampled, in [0, 1]."""
-        return float(self.binary.float().mean())
-
     def _all(self) -> Tensor:
         return torch.arange(self.values.numel(), device=self.values.device)
 

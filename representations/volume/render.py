@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from threedgen.representations.losses import facing_away
 from threedgen.representations.march import Samples, composite, depth_variance, join, march, pack, visible
 from threedgen.representations.options import MarchConfig
-from threedgen.representations.shading import Shading
+from threedgen.representations.shading import Material, Shading
 from threedgen.run.memory import graph_bytes
 
 from .occupancy import OccupancyGrid
@@ -40,23 +40,6 @@ class Background(Protocol):
 
     def __call__(
         self, directions: Tensor, *, training: bool = False, generator: torch.Generator | None = None
-    ) -> Tensor: ...
-
-
-class Material(Protocol):
-    """Colours (N, 3) of samples; `draw` picks the shading of one call."""
-
-    def draw(
-        self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
-    ) -> Shading: ...
-
-    def __call__(
-        self,
-        features: Tensor,
-        normal: Tensor | None = None,
-        position: Tensor | None = None,
-        light: Tensor | None = None,
-        shading: Shading | None = None,
     ) -> Tensor: ...
 
 
@@ -128,14 +111,14 @@ def render(
     rays = _Rays(origins, directions, jitter, None if light is None else light.expand(len(origins), 3))
     samples = _place(field, occupancy, options, rays, chunk)
 
-    def look(part: slice) -> tuple[_Pixels, _PerSample]:
-        return _look(field, material, options, rays.part(part), samples.of_rays(part), shading, need_normals)
+    def shade(part: slice) -> tuple[_Pixels, _PerSample]:
+        return _shade(field, material, options, rays.part(part), samples.of_rays(part), shading, need_normals)
 
     parts, per_sample = samples.split(chunk), _PerSample(None, None)
     if len(parts) == 1:
-        seen, per_sample = look(parts[0])
+        seen, per_sample = shade(parts[0])
     else:
-        seen = _Pixels(*two_pass(lambda part: look(part)[0], parts, field.parameters()))
+        seen = _Pixels(*two_pass(lambda part: shade(part)[0], parts, field.parameters()))
     rgb = seen.rgb_fg + behind * (1 - seen.opacity)
     return Render(
         rgb=rgb, background=behind, shading=shading, samples=samples, **seen._asdict(), **per_sample._asdict()
@@ -213,7 +196,7 @@ def _worth_shading(
     return samples.select(visible(sigma, samples, least, options.early_stop, options.backend))
 
 
-def _look(
+def _shade(
     field: Field,
     material: Material,
     options: MarchConfig,

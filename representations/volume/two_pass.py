@@ -23,34 +23,34 @@ from torch.autograd import Function
 logger = logging.getLogger(__name__)
 
 Outputs = Sequence[Tensor | None]
-Look = Callable[[slice], Outputs]
+Compute = Callable[[slice], Outputs]
 
 
-def two_pass(look: Look, parts: Sequence[slice], parameters: Iterable[Tensor]) -> tuple[Any, ...]:
-    """What `look` gives for each of the consecutive `parts`, joined along the first axis.
+def two_pass(compute: Compute, parts: Sequence[slice], parameters: Iterable[Tensor]) -> tuple[Any, ...]:
+    """What `compute` gives for each of the consecutive `parts`, joined along the first axis.
 
-    look(part) is a tuple of tensors, or None, with one row for each of part.start ... part.stop - 1. It may be
+    compute(part) is a tuple of tensors, or None, with one row for each of part.start ... part.stop - 1. It may be
     differentiated with respect to `parameters` only, once, and has to give the same whenever it is asked: random
     numbers are drawn outside of it. At any time the graph of one part is held. A part that does not fit into the
     memory of a GPU is halved, which is said once. Raises RuntimeError in backward if a parameter was changed since,
     or if a graph of the gradient is asked for.
     """
-    return _TwoPass.apply(look, parts, *parameters)
+    return _TwoPass.apply(compute, parts, *parameters)
 
 
 class _TwoPass(Function):
-    """(look, parts, *parameters) -> the joined outputs."""
+    """(compute, parts, *parameters) -> the joined outputs."""
 
     @staticmethod
-    def forward(ctx: Any, look: Look, parts: Sequence[slice], *parameters: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.look, ctx.parts = look, parts
+    def forward(ctx: Any, compute: Compute, parts: Sequence[slice], *parameters: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.compute, ctx.parts = compute, parts
         ctx.save_for_backward(*parameters)  # autograd compares their versions when they are asked for
         ctx.set_materialize_grads(False)
         ctx.autocast = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in {"cpu", *(p.device.type for p in parameters)}
         ]
-        columns = zip(*_each(parts, look), strict=True)
+        columns = zip(*_each(parts, compute), strict=True)
         return tuple(None if column[0] is None else torch.cat(column) for column in columns)
 
     @staticmethod
@@ -75,7 +75,7 @@ def _learn(ctx: Any, part: slice, gradients: Outputs, parameters: list[Tensor]) 
         stack.enter_context(torch.enable_grad())
         for kind, enabled, dtype in ctx.autocast:
             stack.enter_context(torch.autocast(kind, dtype, enabled))
-        outputs = ctx.look(part)
+        outputs = ctx.compute(part)
     pairs = [
         (output, gradient[part])
         for output, gradient in zip(outputs, gradients, strict=True)
@@ -87,7 +87,7 @@ def _learn(ctx: Any, part: slice, gradients: Outputs, parameters: list[Tensor]) 
     return torch.autograd.grad(wanted, parameters, given, allow_unused=True)
 
 
-def _each(parts: Sequence[slice], work: Look) -> Iterator[Outputs]:
+def _each(parts: Sequence[slice], work: Compute) -> Iterator[Outputs]:
     """work(part) for one part after the other; one that does not fit into the memory of a GPU is halved."""
     waiting = list(reversed(parts))
     while waiting:

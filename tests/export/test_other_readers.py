@@ -19,8 +19,8 @@ from tests.support.textured_box import files, textured
 from threedgen.export.files.check import Expected, check_glb
 from threedgen.export.files.glb import textured_glb_bytes, to_gltf_axes
 from threedgen.export.files.read_glb import read_glb
-from threedgen.geometry.cameras import orbit
 from threedgen.geometry.raster import render
+from threedgen.geometry.rigs import orbit
 
 MESH, TEXTURES = textured()
 PNGS = files(TEXTURES)
@@ -59,7 +59,7 @@ def test_what_pygltflib_writes_again_is_the_same_asset() -> None:
     pygltflib = pytest.importorskip("pygltflib")
     here = read_glb(DATA)
     again = b"".join(pygltflib.GLTF2.load_from_bytes(DATA).save_to_bytes())
-    assert check_glb(again, Expected(320, 256, extras=("prompt", "seed"))) == []
+    assert check_glb(again, Expected(320, 256, gltf_extras=("prompt", "seed"))) == []
     there = read_glb(again)
     assert np.array_equal(there.faces, here.faces) and there.extras == EXTRAS
     assert all(np.array_equal(there.attributes[name], values) for name, values in here.attributes.items())
@@ -108,8 +108,9 @@ def test_blender_shows_what_the_rasteriser_shows(tmp_path: Path) -> None:
     (tmp_path / "camera.json").write_text(json.dumps(camera))
     (tmp_path / "ball.glb").write_bytes(DATA)
     out = tmp_path / "out"
-    subprocess.run([python, Path(__file__).parents[1] / "support" / "blender_look.py", tmp_path / "ball.glb", tmp_path / "camera.json",
-                    out], check=True, capture_output=True, timeout=300)  # fmt: skip
+    script = Path(__file__).parents[1] / "support" / "blender_look.py"
+    command = [python, script, tmp_path / "ball.glb", tmp_path / "camera.json", out]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
     theirs = np.load(f"{out}.npz")
     assert json.loads(str(theirs["properties"])) == {"name": "ball", **EXTRAS}
     assert np.allclose(theirs["vertices"], MESH.vertices @ turn[:3, :3].T, atol=1e-5)

@@ -79,8 +79,9 @@ def test_the_main_file_stands_upright_wears_its_colours_and_tells_its_story(made
     glb = read_glb(path.read_bytes())
     place = glb.attributes["POSITION"]
     assert place[:, 1].min() == pytest.approx(0, abs=1e-5) and place[:, 1].max() == pytest.approx(1.5, abs=1e-4)
-    assert glb.extras["prompt"] == "a ball with a knob" and glb.extras["steps"] == 10 and glb.extras["seed"] == 0
-    assert glb.extras["parts_kept"] == 1 and len(glb.extras["config_hash"]) == 64 and "version" in glb.extras
+    provenance = glb.gltf_extras
+    assert provenance["prompt"] == "a ball with a knob" and provenance["steps"] == 10 and provenance["seed"] == 0
+    assert provenance["parts_kept"] == 1 and len(provenance["config_hash"]) == 64 and "version" in provenance
     (scene,) = trimesh.load(path, process=False).geometry.values()
     front = scene.vertices[scene.vertices[:, 2].argmax()]
     assert abs(front[0]) < 0.1, "the knob points along +z"

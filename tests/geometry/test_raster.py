@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from scipy.spatial import Delaunay
 
 from threedgen.config.errors import ConfigError
-from threedgen.geometry.cameras import Cameras, orbit
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.raster import Buffers, interpolate, rasterise, rasterise_uv, render, unit
+from threedgen.geometry.rigs import orbit
 from threedgen.geometry.texture import fill, sample, scatter
 
 
@@ -232,7 +233,7 @@ def test_what_is_nearer_than_the_near_plane_is_cut_off_exactly():
         z = seen.z[0][seen.mask[0]]
         assert z.min() >= near * 0.999 and z.min() == pytest.approx(near, rel=0.02)
         lowest = np.flatnonzero(seen.mask[0].any(1)).max()
-        assert lowest + 0.5 == pytest.approx(100 + 0.5 / near * float(cameras.focal[0]), abs=1)
+        assert lowest + 0.5 == pytest.approx(100 + 0.5 / near * float(cameras.K[0, 1, 1]), abs=1)
     assert not seen_by(cameras, vertices + [10, 0, 0], faces).mask.any()  # all of it behind
 
 

@@ -158,7 +158,8 @@ def asset_glb(bump: tuple[float, float, float] = (0.0, 0.0, 1.0)) -> bytes:
     bump: the normal everywhere in its normal map, in the tangent frame.
     """
     from threedgen.export.files.glb import textured_glb_bytes
-    from threedgen.export.files.textured import TexturedMesh, png
+    from threedgen.export.files.textured import TexturedMesh
+    from threedgen.geometry.images import png
 
     azimuth, elevation = 0.5, 0.26  # START in viewer.js
     right = np.array([np.cos(azimuth), 0, -np.sin(azimuth)])

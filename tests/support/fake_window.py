@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from threedgen.geometry.cameras import orbit
+from threedgen.geometry.rigs import orbit
 from threedgen.viewer.live import Eye
 
 

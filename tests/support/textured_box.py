@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import trimesh
 
-from threedgen.export.files.textured import TexturedMesh, png, stand
+from threedgen.export.files.textured import TexturedMesh, stand
 from threedgen.export.shape.unwrap import unwrap
 from threedgen.export.surface.tangents import vertex_tangents
+from threedgen.geometry.images import png
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from threedgen.geometry.cameras import orbit_c2w
+from threedgen.geometry.cameras import Projection
+from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.threedim.options import XUNetConfig
-from threedgen.guidance.threedim.rays import intrinsics
 from threedgen.guidance.threedim.xunet import XUNet
 
 TINY: dict[str, Any] = {
@@ -46,7 +46,7 @@ def inputs(network: XUNet, batch: int = 2, seed: int = 0) -> Inputs:
     height, width = network.config.size
     x, z = torch.randn(2, batch, network.config.image_channels, height, width, generator=gen)
     logsnr = torch.stack([torch.full((batch,), 20.0), 6 * torch.rand(batch, generator=gen) - 3], dim=1)
-    K = intrinsics(torch.full((batch,), 0.8), height, width)
+    K = Projection.perspective(torch.full((batch,), 0.8), height, width).K
     return Inputs(x, z, logsnr, poses(2 * batch, gen).unflatten(0, (batch, 2)), K, torch.ones(batch, dtype=torch.bool))
 
 

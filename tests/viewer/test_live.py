@@ -20,8 +20,8 @@ from tests.support.toy_run import log
 from threedgen import cli, config
 from threedgen.config import ConfigError
 from threedgen.config import optional as extras
-from threedgen.geometry.cameras import orbit
 from threedgen.geometry.poses import opencv_axes
+from threedgen.geometry.rigs import orbit
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import read_summary
 from threedgen.train.checkpoint import LAST, read
@@ -118,9 +118,6 @@ def test_an_eye_sees_along_the_same_rays_as_its_camera() -> None:
         assert camera.width == 15
         for one, other in zip(camera.rays(), ring.select([k]).rays(), strict=True):
             assert torch.allclose(one, other, atol=1e-6)
-        assert float(camera.elevation) == pytest.approx(0.4, abs=1e-5)
-        assert float(camera.distance) == pytest.approx(2.2, abs=1e-5)
-        assert torch.allclose(torch.cos(camera.azimuth - ring.azimuth[k]), torch.ones(1))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ import msgspec  # noqa: E402  viser needs these three
 import websockets.sync.client  # noqa: E402
 import zstandard  # noqa: E402
 
-from threedgen.geometry.cameras import orbit  # noqa: E402
+from threedgen.geometry.rigs import orbit  # noqa: E402
 from threedgen.viewer.viser_window import HOST, ViserWindow, free_port  # noqa: E402
 
 PROMPT = "<b>a dog</b> ![x](http://example.com/x.png)"

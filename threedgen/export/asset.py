@@ -16,7 +16,7 @@ from threedgen.export.files.check import Expected, Finding, check_collider, chec
 from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes
 from threedgen.export.files.khronos import NoAnswer, validate
 from threedgen.export.files.obj import obj_zip
-from threedgen.export.files.textured import TexturedMesh, png, stand
+from threedgen.export.files.textured import TexturedMesh, stand
 from threedgen.export.files.usdz import usdz_bytes
 from threedgen.export.options import AssetConfig
 from threedgen.export.shape.collider import ENGINES, Part, collider_names, convex_parts, hull
@@ -29,6 +29,7 @@ from threedgen.export.surface.bake import Maps, bake
 from threedgen.export.surface.pictures import Shots
 from threedgen.export.surface.refine_texture import refine_texture
 from threedgen.export.surface.tangents import vertex_tangents
+from threedgen.geometry.images import png
 
 Array = NDArray[Any]
 Colours = Callable[[Array], Array]
@@ -37,7 +38,7 @@ FILE_SIZE = 3.0
 
 
 @dataclass
-class Asset:
+class ExportedAsset:
     """files: name -> content, the GLB of the finest level first; what was found about them, and how they were made."""
 
     name: str
@@ -64,50 +65,50 @@ def make_asset(
     config: AssetConfig,
     name: str = "mesh",
     colours: Colours | None = None,
-    extras: dict[str, Any] | None = None,
+    gltf_extras: dict[str, Any] | None = None,
     shoot: Callable[[], Shots] | None = None,
     nearest_budget: bool = False,
-) -> Asset:
+) -> ExportedAsset:
     """An asset as `config` describes it, with the colours of a field, points (N, 3) -> sRGB (N, 3), or of `dense`.
 
-    extras (JSON data) travel in the GLB, with what was found and dropped on the way. shoot: takes pictures of the
+    gltf_extras (JSON data) travel in the GLB, with what was found and dropped on the way. shoot: takes pictures of the
     field, to which the texture is fitted. nearest_budget: a budget below what the shape allows becomes the nearest
     that it does, and a note. Raises BudgetTooSmall, UnwrapError, ConfigError.
     """
-    asset = Asset(name)
+    asset = ExportedAsset(name)
     low, pngs = _textured(asset, dense, config, colours, shoot, nearest_budget)
     with asset.timed("levels"):
         levels = {name: low}
         for number, count in enumerate(config.levels, 1):
-            made = level(low, count)
-            levels[f"{name}_LOD{number}"] = made
-            if len(made.faces) > count:
-                asset.notes.append(f"level {number} has {len(made.faces)} triangles: its seams do not allow {count}")
+            coarser = level(low, count)
+            levels[f"{name}_LOD{number}"] = coarser
+            if len(coarser.faces) > count:
+                asset.notes.append(f"level {number} has {len(coarser.faces)} triangles: its seams do not allow {count}")
     place = stand(low.vertices, config.height)
-    levels = {title: place.mesh(made) for title, made in levels.items()}
-    told = {**(extras or {}), **dense.info, "triangles": len(low.faces), "preset": config.preset}
+    levels = {title: place.mesh(mesh) for title, mesh in levels.items()}
+    metadata = {**(gltf_extras or {}), **dense.info, "triangles": len(low.faces), "preset": config.preset}
     with asset.timed("write"):
         if "glb" in config.formats:
-            for title, made in levels.items():
-                asset.files[f"{title}.glb"] = textured_glb_bytes(made, pngs, title, told)
+            for title, mesh in levels.items():
+                asset.files[f"{title}.glb"] = textured_glb_bytes(mesh, pngs, title, metadata)
         if "obj" in config.formats:
             asset.files[f"{name}_obj.zip"] = obj_zip(levels, pngs, name)
         if "usdz" in config.formats:
             asset.files[f"{name}.usdz"] = usdz_bytes(levels[name], pngs, name)
     with asset.timed("check"):
-        _check(asset, levels, config, pngs, told)
+        _check(asset, levels, config, pngs, metadata)
     with asset.timed("collision"):
-        _collide(asset, levels[name], config, told)
+        _collide(asset, levels[name], config, metadata)
     with asset.timed("khronos"):
         _ask_khronos(asset)
-    asset.figures |= {"levels": {title: len(made.faces) for title, made in levels.items()}}
+    asset.figures |= {"levels": {title: len(mesh.faces) for title, mesh in levels.items()}}
     asset.figures["placement"] = {"pivot": place.pivot.tolist(), "scale": place.scale}
     asset.figures["size_m"] = np.ptp(levels[name].vertices, axis=0).round(4).tolist()
     return asset
 
 
 def _textured(
-    asset: Asset,
+    asset: ExportedAsset,
     dense: Mesh,
     config: AssetConfig,
     colours: Colours | None,
@@ -126,23 +127,23 @@ def _textured(
             budget = error.possible
             vertices, faces = simplify(dense.vertices, dense.faces, budget)
     with asset.timed("unwrap"):
-        made = unwrap(vertices, faces, config.texels)
+        unwrapped = unwrap(vertices, faces, config.texels)
     with asset.timed("bake"):
-        tangents = vertex_tangents(made.vertices, made.faces, made.normals, made.uv)
-        low = TexturedMesh(made.vertices, made.faces, made.normals, made.uv, tangents)
+        tangents = vertex_tangents(unwrapped.vertices, unwrapped.faces, unwrapped.normals, unwrapped.uv)
+        low = TexturedMesh(unwrapped.vertices, unwrapped.faces, unwrapped.normals, unwrapped.uv, tangents)
         maps = bake(low, dense, config.texels, colours)
     maps = maps if shoot is None else _refined(asset, low, maps, shoot)
     with asset.timed("write"):
         pngs = {kind: png(pixels) for kind, pixels in maps.uint8().items()}
     asset.figures |= {
         "budget": budget,
-        "charts": made.charts,
+        "charts": unwrapped.charts,
         "bake": {k: round(float(v), 6) for k, v in maps.info.items()},
     }
     return low, pngs
 
 
-def _refined(asset: Asset, low: TexturedMesh, maps: Maps, shoot: Callable[[], Shots]) -> Maps:
+def _refined(asset: ExportedAsset, low: TexturedMesh, maps: Maps, shoot: Callable[[], Shots]) -> Maps:
     """The maps with the colours that make the mesh look most like the pictures; as they are if nothing compares."""
     with asset.timed("pictures"):
         shots = shoot()
@@ -164,20 +165,24 @@ def _refined(asset: Asset, low: TexturedMesh, maps: Maps, shoot: Callable[[], Sh
 
 
 def _check(
-    asset: Asset, levels: dict[str, TexturedMesh], config: AssetConfig, pngs: dict[str, bytes], told: dict[str, Any]
+    asset: ExportedAsset,
+    levels: dict[str, TexturedMesh],
+    config: AssetConfig,
+    pngs: dict[str, bytes],
+    metadata: dict[str, Any],
 ) -> None:
     """The checker on every level, written or not: a fault of the mesh is in the other formats as well."""
     room = FILE_SIZE * max(1.0, (config.texels / 1024) ** 2)
     for number, (title, mesh) in enumerate(levels.items()):
         file = f"{title}.glb"
-        data = asset.files.get(file) or textured_glb_bytes(mesh, pngs, title, told)
+        data = asset.files.get(file) or textured_glb_bytes(mesh, pngs, title, metadata)
         first = number == 0
         expected = Expected(
             triangles=asset.figures["budget"] if first else None,
             texture=config.texels,
             height=config.height if first else None,
             megabytes=room,
-            extras=tuple(told),
+            gltf_extras=tuple(metadata),
             layout=first,
         )
         asset.findings[file] = check_glb(data, expected)
@@ -185,7 +190,7 @@ def _check(
     asset.figures["topology"] = body.json() | {"volume": round(body.volume, 6)}
 
 
-def _collide(asset: Asset, mesh: TexturedMesh, config: AssetConfig, told: dict[str, Any]) -> None:
+def _collide(asset: ExportedAsset, mesh: TexturedMesh, config: AssetConfig, metadata: dict[str, Any]) -> None:
     """The collider, once for each engine's way of naming."""
     if config.collision == "none":
         return
@@ -199,21 +204,21 @@ def _collide(asset: Asset, mesh: TexturedMesh, config: AssetConfig, told: dict[s
     for engine in ENGINES:
         file = f"{asset.name}_collision_{engine}.glb"
         named = dict(zip(collider_names(asset.name, len(parts), engine), parts, strict=True))
-        asset.files[file] = plain_glb_bytes(named, {"collider_of": asset.name} | told)
+        asset.files[file] = plain_glb_bytes(named, {"collider_of": asset.name} | metadata)
     asset.findings[file] = check_collider(parts, mesh.vertices)
 
 
-def _ask_khronos(asset: Asset) -> None:
+def _ask_khronos(asset: ExportedAsset) -> None:
     """The Khronos validator on every GLB, where it is; asset.json tells whether it looked: nobody is no clean bill."""
     glbs = {name: data for name, data in asset.files.items() if name.endswith(".glb")}
     if not glbs:
         return
     try:
-        found, said = validate(glbs)
+        found, answer = validate(glbs)
     except NoAnswer as error:
         asset.notes.append(f"the Khronos validator did not answer: {error}")
-        found, said = {}, "did not answer"
+        found, answer = {}, "did not answer"
     for name, findings in found.items():
         if findings:  # the collider of the one engine is otherwise not listed: it is that of the other
             asset.findings.setdefault(name, []).extend(findings)
-    asset.figures["khronos"] = said
+    asset.figures["khronos"] = answer

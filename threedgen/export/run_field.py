@@ -13,7 +13,7 @@ from torch import Tensor
 from threedgen import __version__
 from threedgen.config import config_hash, load, registry
 from threedgen.config.errors import ConfigError
-from threedgen.representations import shading as materials
+from threedgen.representations import shading
 from threedgen.representations.march import step_size
 from threedgen.representations.options import MarchConfig
 from threedgen.representations.volume.occupancy import OccupancyGrid
@@ -79,10 +79,10 @@ def view_of(field: Any, occupancy: OccupancyGrid | None, march: MarchConfig, dev
 def albedo(field: Any, x: Tensor) -> Tensor:
     """Unlit colour of points: (N, 3) -> (N, 3) sRGB."""
     _, features = field(x)
-    return materials.albedo(features[:, :3])
+    return shading.albedo(features[:, :3])
 
 
-def extras(config: Any, steps: int) -> dict[str, Any]:
+def provenance(config: Any, steps: int) -> dict[str, Any]:
     """Where an asset comes from, for its file."""
     return {
         "prompt": config.prompt,

@@ -18,10 +18,10 @@ from threedgen.run.folder import write_atomic
 from threedgen.run.text import visible
 from threedgen.train.loop import set_threads
 
-from .asset import Asset, make_asset
+from .asset import ExportedAsset, make_asset
 from .files import manifest
 from .options import FOLDER, AssetConfig, ExportConfig
-from .run_field import RunField, asset_name, extras, open_run
+from .run_field import RunField, asset_name, open_run, provenance
 from .shape.from_field import FieldView, dense_surface
 from .shape.mesh import Mesh
 from .surface.pictures import shoot
@@ -48,7 +48,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
     return 0
 
 
-def export(source: RunField, config: AssetConfig, nearest_budget: bool = False) -> Asset:
+def export(source: RunField, config: AssetConfig, nearest_budget: bool = False) -> ExportedAsset:
     """The asset of a run's field. Raises ConfigError, with `strict` also for what the checker finds."""
     begun = time.perf_counter()
     dense, notes = dense_surface(source.view, config.grid)
@@ -57,8 +57,8 @@ def export(source: RunField, config: AssetConfig, nearest_budget: bool = False) 
         notes.append(f"the run is not finished: {source.steps} of {wanted} steps")
     name = asset_name(config.name or source.config.prompt)
     sampled = time.perf_counter() - begun
-    told = extras(source.config, source.steps)
-    asset = export_view(source.view, dense, config, name, told, nearest_budget)
+    metadata = provenance(source.config, source.steps)
+    asset = export_view(source.view, dense, config, name, metadata, nearest_budget)
     asset.seconds = {"surface": round(sampled, 3)} | asset.seconds
     asset.notes = notes + asset.notes
     if config.strict and asset.problems:
@@ -67,17 +67,17 @@ def export(source: RunField, config: AssetConfig, nearest_budget: bool = False) 
 
 
 def export_view(
-    view: FieldView, dense: Mesh, config: AssetConfig, name: str, told: dict[str, Any], nearest_budget: bool = False
-) -> Asset:
+    view: FieldView, dense: Mesh, config: AssetConfig, name: str, metadata: dict[str, Any], nearest_budget: bool = False
+) -> ExportedAsset:
     """The asset of a field with the dense surface of it, its colours, and pictures to which the texture is fitted."""
     pictures = view.pictures
     camera = None
     if pictures is not None and config.refine:
         camera = lambda: shoot(pictures, config.refine, config.texels, view.radius)  # noqa: E731
-    return make_asset(dense, config, name, view.colours, told, camera, nearest_budget)
+    return make_asset(dense, config, name, view.colours, metadata, camera, nearest_budget)
 
 
-def save(asset: Asset, folder: Path, config: AssetConfig) -> Path:
+def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:
     """Writes an asset's files and asset.json, each whole or not at all; those of an earlier export are removed.
 
     asset.json comes last, so it lists only what is there. Raises ConfigError for a disk that is full.
@@ -97,7 +97,7 @@ def save(asset: Asset, folder: Path, config: AssetConfig) -> Path:
     return path
 
 
-def summary(asset: Asset, config: AssetConfig) -> dict[str, Any]:
+def summary(asset: ExportedAsset, config: AssetConfig) -> dict[str, Any]:
     """What asset.json tells: files and their sizes, findings, notes, how long each step took."""
     return {
         "name": asset.name,

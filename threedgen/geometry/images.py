@@ -5,14 +5,14 @@ Images are (H, W, 3), sRGB, floats in [0, 1] or uint8, arrays or tensors.
 
 from __future__ import annotations
 
-import io
 import os
-import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
+from imageio_ffmpeg import count_frames_and_secs  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -23,6 +23,13 @@ GAP = 2
 """Pixels of paper around each picture of a contact sheet."""
 CEILING = 100.0
 """PSNR of pictures that are equal, in dB."""
+H264: dict[str, Any] = {
+    "codec": "libx264",
+    "pixelformat": "yuv420p",
+    "macro_block_size": 2,
+    "output_params": ["-crf", "18", "-preset", "medium", "-threads", "1", "-movflags", "+faststart"],
+}
+"""What every player shows; one thread, so that equal frames give equal bytes."""
 _PAPER, _INK = 255, (20, 20, 20)
 
 
@@ -57,11 +64,15 @@ def _rgb(image: Any) -> Array:
 def write_png(path: Path | str, image: Any) -> Path:
     """Writes one picture, whole or not at all. Raises OSError."""
     path = Path(path)
-    buffer = io.BytesIO()
-    Image.fromarray(_rgb(image)).save(buffer, format="PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, png(_rgb(image)))
     return path
+
+
+def png(pixels: Array) -> bytes:
+    """Encodes uint8 pixels (H, W), (H, W, 3) or (H, W, 4) as a PNG file."""
+    encoded: bytes = iio.imwrite("<bytes>", pixels, extension=".png")
+    return encoded
 
 
 def readable(images: Any) -> Array:
@@ -69,16 +80,9 @@ def readable(images: Any) -> Array:
     return upscale(images, -(-128 // np.shape(images)[-2]))
 
 
-def upscale(images: Any, factor: int, method: Literal["nearest", "lanczos"] = "nearest") -> Array:
-    """(H, W, 3) or (N, H, W, 3) enlarged `factor` times, as uint8; nearest keeps the pixels to be seen."""
-    array = to_uint8(images)
-    if array.ndim == 4:
-        return np.stack([upscale(image, factor, method) for image in array])
-    array = _rgb(array)
-    if method == "nearest":
-        return array.repeat(factor, axis=0).repeat(factor, axis=1)
-    size = (array.shape[1] * factor, array.shape[0] * factor)
-    return np.asarray(Image.fromarray(array).resize(size, Image.Resampling.LANCZOS))
+def upscale(images: Any, factor: int) -> Array:
+    """(..., H, W, C) enlarged `factor` times, as uint8, so that the pixels can be seen."""
+    return to_uint8(images).repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
 def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Array:
@@ -143,70 +147,50 @@ def _label(lines: Sequence[str], width: int, height: int, font: Any) -> Array:
 
 
 def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
-    """H.264 film that every player shows (yuv420p); frames of one size, (H, W, 3), taken one by one.
+    """Encodes frames of one size, (H, W, 3), taken one by one, as a film that every player shows (H.264, yuv420p).
 
-    An odd width or height is filled up by repeating the last column or row. Written whole or not at all.
-    Raises OSError, and ValueError for no frames or frames of different sizes.
+    An odd width or height is filled up by repeating the last column or row. Written whole or not at all. Raises
+    OSError, and ValueError for no frames or frames of different sizes.
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    encoder: subprocess.Popen[bytes] | None = None
-    shape: tuple[int, ...] = ()
-    try:
+    temporary, written = path.with_name(f"{path.name}.{os.getpid()}.tmp.mp4"), 0
+
+    def checked() -> Iterator[Array]:
+        nonlocal written
+        shape: tuple[int, ...] = ()
         for frame in frames:
             even = _even(_rgb(frame))
-            if encoder is None:
-                shape = even.shape
-                encoder = _encoder(temporary, shape, fps)
+            shape = shape or even.shape
             if even.shape != shape:
                 raise ValueError(f"frames should have one size (got {even.shape} after {shape})")
-            if not _send(encoder, even.tobytes()):
-                break
-        if encoder is None:
+            yield even
+            written += 1
+
+    try:
+        stream: Any = checked()  # taken one by one, which the plugin does and its types do not say
+        iio.imwrite(temporary, stream, plugin="FFMPEG", is_batch=True, fps=fps, **H264)
+        if not written:
             raise ValueError("a film needs at least one frame")
-        _, errors = encoder.communicate()
-        if encoder.returncode:
-            reason = errors.decode("utf-8", "replace").strip().splitlines()
-            raise OSError(f"{path} could not be written: {reason[-1] if reason else 'ffmpeg failed'}")
+        _require_frames(temporary, written)
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
     finally:
-        if encoder is not None and encoder.poll() is None:
-            encoder.kill()
-            encoder.communicate()
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _require_frames(film: Path, count: int) -> None:
+    """Raises OSError for a film without all its frames: imageio does not say if its encoder failed at the end."""
+    try:
+        found, _ = count_frames_and_secs(str(film))
+    except RuntimeError:
+        found = 0
+    if found != count:
+        raise OSError(f"the encoder wrote {found} of {count} frames")
 
 
 def _even(image: Array) -> Array:
     """Even height and width: yuv420p has one colour for 2 x 2 pixels."""
     return np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
-
-
-def _encoder(path: Path, shape: tuple[int, ...], fps: int) -> subprocess.Popen[bytes]:
-    """ffmpeg, waiting for raw frames; one thread, so that equal frames give equal bytes."""
-    import imageio_ffmpeg  # type: ignore[import-untyped]  # finds the program that came with it
-
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error"]
-    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{shape[1]}x{shape[0]}", "-r", str(fps)]
-    command += ["-i", "pipe:0"]
-    command += ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18", "-preset", "medium", "-threads", "1"]
-    command += ["-movflags", "+faststart", "-f", "mp4", f"file:{path}"]
-    # a session of its own: Ctrl-C in the terminal is ours to handle
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def _send(encoder: subprocess.Popen[bytes], data: bytes) -> bool:
-    """One frame; False if the encoder is gone (its exit code then says why)."""
-    assert encoder.stdin is not None
-    try:
-        encoder.stdin.write(data)
-    except BrokenPipeError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""Camera matrices from places and angles, and back to clip space: pure functions of tensors.
+"""Camera matrices from places and angles, and the rays of pixels: pure functions of tensors.
 
 The conventions are those of ``threedgen.geometry.cameras``: z up, OpenGL axes, radians.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from math import pi
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
@@ -34,25 +36,49 @@ def opengl_to_blender(c2w: Tensor) -> Tensor:
     return turn.to(c2w) @ c2w
 
 
-def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Origins (..., 1, 1, 3) and unit directions (..., H, W, 3) through the pixel centres, float32.
+def square_pixels(focal: Tensor, height: int, width: int) -> Tensor:
+    """Intrinsics K (B,3,3) in pixels of one ``focal`` length (B,) for both axes, the viewing axis in the middle."""
+    K = torch.zeros(len(focal), 3, 3, dtype=focal.dtype, device=focal.device)
+    K[:, 0, 0] = K[:, 1, 1] = focal
+    K[:, 0, 2], K[:, 1, 2], K[:, 2, 2] = width / 2, height / 2, 1
+    return K
 
-    ``c2w`` (..., 4, 4), OpenGL axes; ``K`` (..., 3, 3), intrinsics in pixels, may broadcast. Raises ValueError if a K
+
+def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """(H,W,2) as (x, y)."""
+    x, y = torch.arange(width, device=device) + 0.5, torch.arange(height, device=device) + 0.5
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+
+
+def pixels_to_plane(pixels: Tensor, K: Tensor) -> Tensor:
+    """K^-1 of pixels (...,N,2), for K (...,3,3) whose lower left is zero: x to the right, y down."""
+    y = (pixels[..., 1] - K[..., 1, 2, None]) / K[..., 1, 1, None]
+    x = (pixels[..., 0] - K[..., 0, 2, None] - K[..., 0, 1, None] * y) / K[..., 0, 0, None]
+    return torch.stack([x, y], dim=-1)
+
+
+def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
+    """The inverse of ``pixels_to_plane``."""
+    x, y = plane.unbind(-1)
+    x = x * K[..., 0, 0, None] + y * K[..., 0, 1, None] + K[..., 0, 2, None]
+    return torch.stack([x, y * K[..., 1, 1, None] + K[..., 1, 2, None]], dim=-1)
+
+
+def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Origins (...,1,1,3) and unit directions (...,H,W,3) through the pixel centres, float32.
+
+    ``c2w`` (...,4,4), OpenGL axes; ``K`` (...,3,3), intrinsics in pixels, may broadcast. Raises ValueError if a K
     has no inverse.
     """
     c2w, K = c2w.float(), K.float()
+    flat = K[..., 0, 0] * K[..., 1, 1] == 0
+    if flat.any():
+        which = int(flat.flatten().int().argmax())
+        raise ValueError(f"the intrinsics K number {which} have no inverse: is its focal length 0?")
     with torch.autocast(c2w.device.type, enabled=False):  # products in bfloat16 would move the rays by pixels
-        x = torch.arange(width, device=c2w.device) + 0.5
-        y = torch.arange(height, device=c2w.device) + 0.5
-        columns, rows = torch.meshgrid(x, y, indexing="xy")
-        pixels = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1)
-        inverse, failed = torch.linalg.inv_ex(K)
-        if failed.any():
-            which = int(failed.flatten().argmax())
-            raise ValueError(f"the intrinsics K number {which} have no inverse: is its focal length 0?")
-        plane = pixels.reshape(-1, 3) @ inverse.mT
-        rotation = opencv_axes(c2w[..., :3, :3])
-        directions = normalize(plane @ rotation.mT, dim=-1).unflatten(-2, (height, width))
+        x, y = pixels_to_plane(pixel_centres(height, width, c2w.device).reshape(-1, 2), K).unbind(-1)
+        local = torch.stack([x, -y, -torch.ones_like(x)], dim=-1)
+        directions = normalize(local @ c2w[..., :3, :3].mT, dim=-1).unflatten(-2, (height, width))
         return c2w[..., None, None, :3, 3], directions
 
 
@@ -65,6 +91,12 @@ def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
     right = unit_vector(torch.zeros_like(elevation), azimuth + pi / 2)
     up = unit_vector(elevation + pi / 2, azimuth)
     return _assemble(right, up, back, back * distance[..., None])
+
+
+def orbit_array(elevation: ArrayLike, azimuth: ArrayLike, distance: ArrayLike) -> NDArray[np.float32]:
+    """``orbit_c2w`` of arrays (B,) that broadcast: computed in float64, rounded to float32 at the end."""
+    parts = (torch.from_numpy(np.array(x, np.float64)) for x in np.broadcast_arrays(elevation, azimuth, distance))
+    return orbit_c2w(*parts).float().numpy()
 
 
 def look_at(position: Tensor, center: Tensor, up: Tensor) -> Tensor:
@@ -93,18 +125,3 @@ def world_to_camera(c2w: Tensor) -> Tensor:
     rotation = c2w[..., :3, :3].mT
     top = torch.cat([rotation, -rotation @ c2w[..., :3, 3:]], dim=-1)
     return torch.cat([top, c2w[..., 3:, :]], dim=-2)
-
-
-def projection_matrix(fov: Tensor, aspect: float, near: float = 0.1, far: float = 1000.0) -> Tensor:
-    """OpenGL perspective (B,4,4) with the y row negated: row 0 of the picture is at the top (nvdiffrast).
-
-    ``aspect`` is width / height.
-    """
-    cot = 1 / torch.tan(0.5 * fov)
-    matrix = torch.zeros(len(fov), 4, 4, dtype=fov.dtype, device=fov.device)
-    matrix[:, 0, 0] = cot / aspect
-    matrix[:, 1, 1] = -cot
-    matrix[:, 2, 2] = -(far + near) / (far - near)
-    matrix[:, 2, 3] = -2 * far * near / (far - near)
-    matrix[:, 3, 2] = -1
-    return matrix

@@ -49,8 +49,8 @@ def rasterise(
 ) -> Buffers:
     """What V cameras see of a mesh, through the centres of their pixels.
 
-    vertices (N, 3) world units; faces (F, 3); c2w (V, 4, 4) as in `threedgen.geometry.cameras`; fov vertical, radians, one
-    or (V,); size: pixels of an edge, or (height, width). A face that crosses the plane at distance `near` is cut
+    vertices (N, 3) world units; faces (F, 3); c2w (V, 4, 4) as in `threedgen.geometry.cameras`; fov vertical, radians,
+    one or (V,); size: pixels of an edge, or (height, width). A face that crosses the plane at distance `near` is cut
     there, exactly, and what lies closer or behind is not seen. cull leaves out faces that are turned away (clockwise
     as seen). Where faces are equally far, the first in `faces` is seen. Raises ConfigError for faces of missing
     vertices, numbers that are not finite and wrong shapes.
@@ -115,7 +115,7 @@ def shrink(images: Array, factor: int) -> Array:
 
 
 @dataclass(frozen=True)
-class Picture:
+class MeshRender:
     """rgb (V, H, W, 3) in [0, 1], over the background; alpha (V, H, W) in [0, 1], the share the mesh covers."""
 
     rgb: Array
@@ -135,7 +135,7 @@ def render(
     background: Array | float = 1.0,
     supersample: int = 2,
     near: float = 1e-2,
-) -> Picture:
+) -> MeshRender:
     """Unlit pictures of a mesh with a texture (H', W', 3) and uv, or with colours (N, 3) of vertices.
 
     uv (N, 2) or (F, 3, 2), v up; the texture is read bilinearly (no mip-maps). background: grey, or rgb (3,), or
@@ -162,7 +162,7 @@ def render(
         image = np.where(seen.mask[..., None], image, behind[v])
         rgb[v] = shrink(image, supersample)[0]
         alpha[v] = shrink(seen.mask[..., None].astype(np.float32), supersample)[0, ..., 0]
-    return Picture(rgb, alpha)
+    return MeshRender(rgb, alpha)
 
 
 def checked(points: Array, faces: Array, columns: int) -> tuple[Array, Array]:

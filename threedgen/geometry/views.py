@@ -1,69 +1,15 @@
-"""Pictures of one scene with the cameras that took them, and what a novel-view sampler is asked for.
-
-``c2w`` (N, 4, 4) is in the conventions of ``threedgen.geometry.cameras``: OpenGL axes, z up. ``K`` (N, 3, 3) are intrinsics in
-pixels as everybody writes them: x to the right, y down, pixel centres at +0.5, so that the middle of a picture of
-width W is at W / 2. Unlike ``cameras.Cameras``, which are drawn from options, these are measured: the principal point
-may lie anywhere, and pixels need not be square.
-"""
+"""Pictures of one scene with the cameras that took them, and what a novel-view sampler is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.poses import opencv_axes, pixel_rays
-
-Index = slice | Sequence[int] | Tensor
-
-@dataclass(frozen=True)
-class Viewpoints:
-    """N cameras: poses (N, 4, 4), intrinsics (N, 3, 3), and the size of their pictures in pixels."""
-
-    c2w: Tensor
-    K: Tensor
-    height: int
-    width: int
-
-    def __len__(self) -> int:
-        return len(self.c2w)
-
-    @classmethod
-    def of(cls, cameras: Cameras) -> Viewpoints:
-        """The same cameras: square pixels, principal point in the middle."""
-        K = torch.zeros(len(cameras), 3, 3)
-        K[:, 0, 0] = K[:, 1, 1] = cameras.focal
-        K[:, 0, 2], K[:, 1, 2], K[:, 2, 2] = cameras.width / 2, cameras.height / 2, 1
-        return cls(cameras.c2w, K, cameras.height, cameras.width)
-
-    @property
-    def position(self) -> Tensor:
-        """Centres of projection (N, 3)."""
-        return self.c2w[:, :3, 3]
-
-    @property
-    def opencv(self) -> Tensor:
-        """Poses (N, 4, 4) with OpenCV axes."""
-        return opencv_axes(self.c2w)
-
-    def select(self, index: Index) -> Viewpoints:
-        """Some of them, in the order of ``index``."""
-        return replace(self, c2w=self.c2w[index], K=self.K[index])
-
-    def resized(self, height: int, width: int) -> Viewpoints:
-        """The same views in another resolution: focal lengths and principal points grow with the sides."""
-        scale = self.K.new_tensor([width / self.width, height / self.height, 1.0])
-        return Viewpoints(self.c2w, self.K * scale[:, None], height, width)
-
-    def rays(self) -> tuple[Tensor, Tensor]:
-        """Origins and unit directions (N, H, W, 3) through the pixel centres."""
-        origins, directions = pixel_rays(self.c2w, self.K, self.height, self.width)
-        return origins.expand_as(directions), directions
+from threedgen.geometry.cameras import Cameras, Index
 
 
 @dataclass(frozen=True)
@@ -71,7 +17,7 @@ class Views:
     """Pictures (N, H, W, 3), float in [0, 1], and their cameras. Raises ValueError if the two do not fit."""
 
     images: Tensor
-    at: Viewpoints
+    at: Cameras
 
     def __post_init__(self) -> None:
         wanted = (len(self.at), self.at.height, self.at.width, 3)
@@ -92,7 +38,7 @@ class Views:
         """
         if (self.at.height, self.at.width) == (size, size):
             return self
-        return Views(resize(self.images, size, size), self.at.resized(size, size))
+        return Views(resize(self.images, size, size), self.at.with_size(size, size))
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
@@ -115,7 +61,7 @@ class Request:
 
     scene: str
     condition: Views | None
-    target: Viewpoints
+    target: Cameras
     numbers: tuple[int, ...]
     text: str = ""
     seed: int = 0

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from threedgen.cli import say
 from threedgen.config.errors import ConfigError, in_a_line
-from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Speed, details, stage_of
@@ -66,14 +66,10 @@ class Eye:
         return cls(name, pose, min(max(fov, NARROWEST_FOV), WIDEST_FOV), min(max(aspect, 1 / WIDEST), WIDEST))
 
     def camera(self, size: int) -> Cameras:
-        """The one camera of a picture of `size` pixels from top to bottom, its light beside it."""
-        place = self.c2w[:3, 3]
-        distance = place.norm()
-        elevation = torch.asin((place[2] / distance.clamp(min=1e-9)).clamp(-1, 1))
-        angles = (torch.tensor(self.fov), elevation, torch.atan2(place[1], place[0]), distance)
-        fov, elevation, azimuth, distance = (angle.reshape(1).float() for angle in angles)
+        """The one camera of a picture of `size` pixels from top to bottom."""
         width = max(1, round(size * self.aspect))
-        return Cameras(self.c2w[None], fov, size, width, elevation, azimuth, distance, place[None].clone())
+        projection = Projection.perspective(torch.tensor([self.fov]), size, width)
+        return Cameras(self.c2w[None], projection, size, width)
 
 
 class Window(Protocol):

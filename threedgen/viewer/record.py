@@ -51,7 +51,7 @@ class Record:
         """A value of the config, such as option("trainer", "max_steps"); None if it is not there."""
         return _inside(self.config, keys)
 
-    def told(self, *keys: str) -> Any:
+    def metadata(self, *keys: str) -> Any:
         """A value of the summary, in the same way."""
         return _inside(self.summary, keys)
 
@@ -67,7 +67,7 @@ class Record:
     @property
     def steps(self) -> int | None:
         """Optimisation steps done, as far as the summary says."""
-        return whole(self.told("steps"))
+        return whole(self.metadata("steps"))
 
     @property
     def max_steps(self) -> int | None:
@@ -80,19 +80,19 @@ class Record:
 
     @property
     def seconds(self) -> float | None:
-        return figure(self.told("seconds"))
+        return figure(self.metadata("seconds"))
 
     @property
     def state(self) -> str:
         """One of STATES. A finished run that was made longer since then is unfinished."""
-        status = self.told("status")
+        status = self.metadata("status")
         longer = status == "finished" and (self.steps or 0) < (self.max_steps or 0)
         return str(status) if isinstance(status, str) and status in STATES and not longer else "unfinished"
 
     @property
     def notes(self) -> list[str]:
         """What the user should know: why it stopped, what the prior did not understand."""
-        notes, reason = self.told("notes"), self.told("reason")
+        notes, reason = self.metadata("notes"), self.metadata("reason")
         found = [str(note) for note in notes] if isinstance(notes, list) else []
         return [str(reason), *found] if reason else found
 
@@ -100,7 +100,7 @@ class Record:
     def ended(self) -> datetime:
         """When it ended (UTC); while it has not, or does not say, when its files last changed."""
         try:
-            return datetime.fromisoformat(str(self.told("ended"))).astimezone(UTC)
+            return datetime.fromisoformat(str(self.metadata("ended"))).astimezone(UTC)
         except (ValueError, OverflowError, OSError):
             names = ("summary.json",) if self.summary else ("metrics.jsonl", CONFIG)
             changed = [path.stat().st_mtime for path in map(self.file, names) if path]

@@ -134,15 +134,15 @@ def plots(record: Record) -> list[tuple[str, Markup]]:
 
 def facts(record: Record) -> list[tuple[str, Rows]]:
     """Tables of figures; a table without rows says nothing."""
-    counts = [("Triangles", whole(record.told("triangles"))), ("Vertices", whole(record.told("vertices")))]
+    counts = [("Triangles", whole(record.metadata("triangles"))), ("Vertices", whole(record.metadata("vertices")))]
     made = [
         ("Prior", record.option("prior", "weights")),
         ("Distillation", record.option("distillation", "name")),
         ("Field", record.option("field", "name")),
         ("Seed", record.seed),
     ]
-    machine = [(name, record.told("environment", key)) for name, key in MACHINE]
-    versions = record.told("environment", "versions")
+    machine = [(name, record.metadata("environment", key)) for name, key in MACHINE]
+    versions = record.metadata("environment", "versions")
     return [
         ("Asset", asset_rows(record.asset)),
         ("Dense mesh", [(name, f"{count:,}") for name, count in counts if count is not None]),
@@ -153,9 +153,9 @@ def facts(record: Record) -> list[tuple[str, Rows]]:
     ]
 
 
-def asset_rows(told: dict[str, Any]) -> Rows:
+def asset_rows(metadata: dict[str, Any]) -> Rows:
     """What asset.json says: triangles of each level, texels, metres, what the checker found."""
-    levels, texels, metres, findings = (told.get(key) for key in ("levels", "texture", "size_m", "findings"))
+    levels, texels, metres, findings = (metadata.get(key) for key in ("levels", "texture", "size_m", "findings"))
     counts = [whole(count) for count in levels.values()] if isinstance(levels, dict) else []
     sizes = [figure(value) for value in metres] if isinstance(metres, list) else []
     depth, width, height = sizes if len(sizes) == 3 else (None, None, None)  # x, y, z: front, left, up
@@ -167,20 +167,20 @@ def asset_rows(told: dict[str, Any]) -> Rows:
     if isinstance(findings, dict):
         found = sum(len(part) for part in findings.values() if isinstance(part, list))
         rows.append(("Checkers", f"{found} found" if found else "nothing found"))
-    if isinstance(khronos := told.get("khronos"), str):
+    if isinstance(khronos := metadata.get("khronos"), str):
         rows.append(("Khronos validator", khronos))
     return [(name, value) for name, value in rows if value]
 
 
 def costs(record: Record) -> Rows:
     """Where the time went, and the most memory."""
-    parts = record.told("seconds_of")
+    parts = record.metadata("seconds_of")
     times = [(str(k).capitalize(), figure(v)) for k, v in parts.items()] if isinstance(parts, dict) else []
     rows = [(name, duration(seconds)) for name, seconds in [*times, ("Altogether", record.seconds)] if seconds]
     paces = [pace for line in read_metrics(record.folder) if (pace := figure(line.get("step_seconds"))) is not None]
     if paces:
         rows.append(("A step, median", f"{number(statistics.median(paces))} s"))
-    memory = figure(record.told("peak_memory_mib"))
+    memory = figure(record.metadata("peak_memory_mib"))
     rows += [("Peak memory", size(memory * 2**20))] if memory else []
     return rows + ([("Ended", f"{record.ended:%Y-%m-%d %H:%M} UTC")] if record.summary else [])
 

@@ -7,7 +7,7 @@ import pytest
 
 from threedgen.data.srn.marked import FAMILIES, SIDES, marked
 from threedgen.data.toybox.raycast import render
-from threedgen.data.toybox.world import orbit_c2w
+from threedgen.geometry.poses import orbit_array
 
 AZIMUTH = dict(zip(SIDES, np.deg2rad([0.0, 90.0, 180.0, 270.0]), strict=True))
 
@@ -19,7 +19,7 @@ def test_a_panel_is_seen_from_its_side_and_not_from_behind(family: str, elevatio
     for index in range(6):
         asset = marked(family, np.random.default_rng(index), index)
         azimuth = np.array(list(AZIMUTH.values()))
-        c2w = orbit_c2w(np.full(4, elevation), azimuth, np.full(4, 2.61))
+        c2w = orbit_array(np.full(4, elevation), azimuth, np.full(4, 2.61))
         labels = render([asset], np.zeros(4, int), c2w, np.full(4, 0.7), 48, 1.0, 1, truth=True).label
         for k, side in enumerate(SIDES):
             panel = asset.labels.index(f"{side} panel") + 1

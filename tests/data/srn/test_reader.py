@@ -19,16 +19,17 @@ from threedgen.data.srn.reader import condition_and_targets, open_instance, scen
 from threedgen.data.srn.writer import write_instance
 from threedgen.data.toybox.raycast import render
 from threedgen.data.toybox.world import Toybox
-from threedgen.geometry.cameras import orbit
+from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes
-from threedgen.geometry.views import Viewpoints, Views
+from threedgen.geometry.rigs import orbit
+from threedgen.geometry.views import Views
 
 SIZE = 24
 
 
 def random_views(count: int = 4, seed: int = 0) -> Views:
     """Cameras around the origin whose pictures are noise."""
-    at = Viewpoints.of(orbit(count, 0.4, 2.6, 0.7, SIZE, SIZE))
+    at = orbit(count, 0.4, 2.6, 0.7, SIZE, SIZE)
     return Views(torch.rand(count, SIZE, SIZE, 3, generator=torch.Generator().manual_seed(seed)), at)
 
 
@@ -40,25 +41,19 @@ def scene(tmp_path: Path) -> Path:
 # --- cameras -----------------------------------------------------------------------------------------------------
 
 
-def test_viewpoints_have_the_rays_of_cameras() -> None:
-    cameras = orbit(3, 0.3, 2.0, 0.8, 6, 10)
-    for mine, theirs in zip(Viewpoints.of(cameras).rays(), cameras.rays(), strict=True):
-        assert torch.allclose(mine, theirs, atol=1e-6)
-
-
 def test_resizing_keeps_the_corners_where_they_are() -> None:
     """Averaging blocks of 2 x 2 pixels: the ray of a block is the mean of its rays, off-centre cameras included."""
-    at = Viewpoints.of(orbit(2, 0.3, 2.0, 0.2, 8, 8))
+    at = orbit(2, 0.3, 2.0, 0.2, 8, 8)
     K = at.K.clone()
     K[:, 0, 2] += 1.5
-    at = Viewpoints(at.c2w, K, 8, 8)
-    fine, coarse = at.rays()[1], at.resized(4, 4).rays()[1]
+    at = Cameras(at.c2w, Projection(K), 8, 8)
+    fine, coarse = at.rays()[1], at.with_size(4, 4).rays()[1]
     blocks = fine.unflatten(1, (4, 2)).unflatten(3, (4, 2)).mean((2, 4))
     assert torch.allclose(coarse, torch.nn.functional.normalize(blocks, dim=-1), atol=2e-4)
     views = Views(torch.rand(2, 8, 8, 3), at).resized(4)
-    assert torch.equal(views.at.K, at.resized(4, 4).K)
+    assert torch.equal(views.at.K, at.with_size(4, 4).K)
     with pytest.raises(ValueError, match="cameras are of pictures"):
-        Views(torch.rand(2, 8, 8, 3), at.resized(4, 4))
+        Views(torch.rand(2, 8, 8, 3), at.with_size(4, 4))
 
 
 # --- there and back ----------------------------------------------------------------------------------------------
@@ -84,7 +79,7 @@ def test_the_file_has_opencv_axes(scene: Path) -> None:
 def test_rays_hit_what_the_pictures_show(tmp_path: Path) -> None:
     """The whole way: solids -> pictures -> files -> rays, which meet the solids where the pictures are not white."""
     asset = Toybox(3).asset(5)
-    at = Viewpoints.of(orbit(3, 0.5, 2.6, 0.7, SIZE, SIZE, azimuth=0.3))
+    at = orbit(3, 0.5, 2.6, 0.7, SIZE, SIZE, azimuth=0.3)
     fov = np.full(3, 0.7)
     picture = render([asset], np.zeros(3, int), at.c2w.numpy(), fov, SIZE, 1.0, 1, truth=True)
     folder = write_instance(tmp_path / "scene", Views(torch.from_numpy(picture.rgb), at))

@@ -12,7 +12,8 @@ from threedgen.data.toybox.builder import Builder
 from threedgen.data.toybox.grammar import Spec
 from threedgen.data.toybox.primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, TORUS, Asset, tessellate
 from threedgen.data.toybox.raycast import render
-from threedgen.data.toybox.world import Toybox, build, orbit_c2w, photograph
+from threedgen.data.toybox.world import Toybox, build, photograph
+from threedgen.geometry.poses import orbit_array
 
 SOLIDS = {
     "sphere": (SPHERE, 1.0),
@@ -39,7 +40,7 @@ def one_solid(name: str, stretch: str) -> Asset:
 
 def cameras(azimuths: list[float], fov: float = 0.7) -> tuple[np.ndarray, np.ndarray]:
     azimuth = np.deg2rad(azimuths)
-    c2w = orbit_c2w(np.full_like(azimuth, 0.35), azimuth, np.full_like(azimuth, 2.6))
+    c2w = orbit_array(np.full_like(azimuth, 0.35), azimuth, np.full_like(azimuth, 2.6))
     return c2w, np.full(len(azimuth), fov)
 
 

@@ -30,7 +30,8 @@ from threedgen.data.toybox.grammar import (
 )
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.raycast import render
-from threedgen.data.toybox.world import Toybox, build, jumble, orbit_c2w, photograph
+from threedgen.data.toybox.world import Toybox, build, jumble, photograph
+from threedgen.geometry.poses import orbit_array
 
 ROOT = Path(__file__).parents[3]
 EVERY = [pytest.param(entry, id=word) for word, entry in NOUNS.items()]
@@ -88,7 +89,7 @@ def test_every_part_is_there_and_can_be_seen(entry: Noun) -> None:
     assets = [example(entry.word, part) for part in said]
     views, size = 4, 64
     azimuth = np.tile(np.deg2rad([0.0, 90.0, 180.0, 270.0]), len(said))
-    c2w = orbit_c2w(np.full_like(azimuth, 0.26), azimuth, np.full_like(azimuth, 2.6))
+    c2w = orbit_array(np.full_like(azimuth, 0.26), azimuth, np.full_like(azimuth, 2.6))
     owner = np.repeat(np.arange(len(said)), views)
     seen = render(assets, owner, c2w, np.full(len(c2w), 0.7), size, supersample=1, truth=True)
     for k, (part, asset) in enumerate(zip(said, assets, strict=True)):

@@ -37,9 +37,10 @@ from threedgen.evaluation.consistency.scores import ssim
 from threedgen.evaluation.toybox.labels import Labels
 from threedgen.evaluation.toybox.options import ProbeNetworkConfig
 from threedgen.evaluation.toybox.probe import Probe
-from threedgen.geometry.cameras import orbit
+from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr, to_uint8
-from threedgen.geometry.views import Request, Viewpoints, Views
+from threedgen.geometry.rigs import orbit
+from threedgen.geometry.views import Request, Views
 
 SIZE = 16
 GRID = {"n_levels": 4, "log2_hashmap_size": 10, "base_resolution": 4, "per_level_scale": 1.6}
@@ -52,10 +53,10 @@ TINY: dict[str, Any] = {
 def photographs(count: int = 24, index: int = 5, turn: float = 0.0) -> Views:
     """A toybox object on white from a spiral of cameras; ``turn``: the cameras are said to be so many degrees away,
     each in its own direction."""
-    at = Viewpoints.of(orbit(count, 0.0, 2.6, 0.7, SIZE, SIZE))
+    at = orbit(count, 0.0, 2.6, 0.7, SIZE, SIZE)
     up = torch.linspace(0, 0.9, count)
-    lift = torch.stack([Viewpoints.of(orbit(count, float(e), 2.6, 0.7, SIZE, SIZE)).c2w[k] for k, e in enumerate(up)])
-    at = Viewpoints(lift, at.K, SIZE, SIZE)
+    lift = torch.stack([orbit(count, float(e), 2.6, 0.7, SIZE, SIZE).c2w[k] for k, e in enumerate(up)])
+    at = Cameras(lift, Projection(at.K), SIZE, SIZE)
     fov, which = np.full(count, 0.7), np.zeros(count, int)
     rgb = render([Toybox(3).asset(index)], which, at.c2w.numpy(), fov, SIZE, 1.0).rgb
     if turn:
@@ -63,7 +64,7 @@ def photographs(count: int = 24, index: int = 5, turn: float = 0.0) -> Views:
         axis = np.deg2rad(turn) * torch.nn.functional.normalize(axis, dim=-1)
         cross = torch.zeros(count, 4, 4)
         cross[:, [2, 0, 1], [1, 2, 0]], cross[:, [1, 2, 0], [2, 0, 1]] = axis, -axis
-        at = Viewpoints(torch.linalg.matrix_exp(cross) @ at.c2w, at.K, SIZE, SIZE)
+        at = Cameras(torch.linalg.matrix_exp(cross) @ at.c2w, Projection(at.K), SIZE, SIZE)
     return Views(torch.from_numpy(to_uint8(rgb)).float() / 255, at)
 
 
@@ -82,7 +83,7 @@ def test_psnr_and_ssim() -> None:
 
 def scene(count: int = 24, **more: Any) -> Scene:
     views = photographs(count) if count == 24 else None
-    at = views.at if views else Viewpoints.of(orbit(count, 0.2, 2.6, 0.7, SIZE, SIZE))
+    at = views.at if views else orbit(count, 0.2, 2.6, 0.7, SIZE, SIZE)
     return Scene("one", at, tuple(range(count)), **more)
 
 
@@ -105,11 +106,11 @@ def test_doubtful_cameras_are_said(caplog: pytest.LogCaptureFixture) -> None:
     moved[0, :3, 3] *= 2  # twice as far away
     moved[1] = torch.diag(torch.tensor([1.0, -1, -1, 1])) @ moved[1] @ torch.diag(torch.tensor([1.0, -1, -1, 1]))
     moved[1, :3, 3] = torch.tensor([0.0, 0.0, -2.6])  # from below
-    assert far_views(near, Viewpoints(moved, at.K[:2], SIZE, SIZE)) == [0, 1]
+    assert far_views(near, Cameras(moved, Projection(at.K[:2]), SIZE, SIZE)) == [0, 1]
     assert torch.allclose(looked_at(at), torch.zeros(3), atol=1e-4)
     aside = at.c2w.clone()
     aside[:, :3, 3] += torch.tensor([0.0, 2.0, 0.0])
-    there = Scene("one", Viewpoints(aside, at.K, SIZE, SIZE), tuple(range(24)))
+    there = Scene("one", Cameras(aside, Projection(at.K), SIZE, SIZE), tuple(range(24)))
     assert torch.allclose(looked_at(there.at), torch.tensor([0.0, 2.0, 0.0]), atol=1e-4)
     with caplog.at_level(logging.WARNING):
         assert len(warn_about(there, [3])) == 1
@@ -153,7 +154,7 @@ def test_a_fit_is_repeated_to_the_bit_and_knows_no_units() -> None:
     )
     big = views.at.c2w.clone()
     big[:, :3, 3] *= 8  # a power of two, so that nothing is rounded
-    large = Views(views.images, Viewpoints(big, views.at.K, SIZE, SIZE))
+    large = Views(views.images, Cameras(big, Projection(views.at.K), SIZE, SIZE))
     again = fit(large, Bounds.of(large.at), options, 0).pictures(large.at.select([0]))
     assert torch.allclose(one, again, atol=1e-5)
 
@@ -332,11 +333,11 @@ def test_views_come_back_in_order_and_odd_elevations_are_said(
 ) -> None:
     monkeypatch.setattr(registry, "build", lambda *words: Compass())
     sampler = MVDreamSampler(MVDreamSamplerConfig(together=4))
-    at = Viewpoints.of(orbit(10, 0.2, 2.0, 0.7, 4, 4))
+    at = orbit(10, 0.2, 2.0, 0.7, 4, 4)
     with caplog.at_level(logging.WARNING):
         (pictures,) = sampler([Request("one", None, at, tuple(range(10)), "a dog")])
         assert torch.allclose(pictures[:, 0, 0, 0], torch.arange(10) / 10, atol=1e-4) and not caplog.records
-        sampler([Request("one", None, Viewpoints.of(orbit(4, 1.2, 2.0, 0.7, 4, 4)), (0, 1, 2, 3), "a dog")])
+        sampler([Request("one", None, orbit(4, 1.2, 2.0, 0.7, 4, 4), (0, 1, 2, 3), "a dog")])
     assert "4 target views are far outside" in caplog.text
 
 

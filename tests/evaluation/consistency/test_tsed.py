@@ -19,8 +19,9 @@ from threedgen.evaluation.consistency.tsed import (
     symmetric_epipolar_distance,
     tsed,
 )
-from threedgen.geometry.cameras import orbit
-from threedgen.geometry.views import Viewpoints, Views
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.rigs import orbit
+from threedgen.geometry.views import Views
 
 FILES = parity_files("metric_tsed")
 
@@ -46,7 +47,7 @@ def test_parity(file: Path) -> None:
 
 
 def test_points_in_space_obey_the_geometry_and_others_do_not() -> None:
-    at = Viewpoints.of(orbit(8, 0.4, 2.5, 0.8, 100, 60))
+    at = orbit(8, 0.4, 2.5, 0.8, 100, 60)
     c2w, K = at.c2w.double().numpy(), at.K.double().numpy()
     points = np.random.default_rng(0).normal(0, 0.3, (20, 3))
 
@@ -84,7 +85,7 @@ def shifted(step: int) -> Views:
     c2w[:, 0, 3] = torch.arange(3) * step / focal
     K = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]]).expand(3, 3, 3)
     images = torch.stack([wall[:, k * step : k * step + size] for k in range(3)])
-    return Views(images, Viewpoints(c2w, K, size, size))
+    return Views(images, Cameras(c2w, Projection(K), size, size))
 
 
 def test_pictures_of_a_wall() -> None:
@@ -93,7 +94,7 @@ def test_pictures_of_a_wall() -> None:
     assert tsed(views, options).share == 1
     up = views.at.c2w.clone()
     up[:, :2, 3] = up[:, :2, 3].flip(-1)  # cameras that are said to climb, with the pictures of those that go right
-    wrong = tsed(Views(views.images, Viewpoints(up, views.at.K, 64, 64)), options)
+    wrong = tsed(Views(views.images, Cameras(up, Projection(views.at.K), 64, 64)), options)
     assert wrong.share == 0 and min(wrong.matches) >= 10
 
 

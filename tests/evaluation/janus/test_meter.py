@@ -16,7 +16,7 @@ from tests.support.tiny_prior import letter_tokenizer
 from threedgen import cli
 from threedgen.config import ConfigError, registry
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out, mentioned
-from threedgen.data.toybox.world import Toybox, build, orbit_c2w, photograph
+from threedgen.data.toybox.world import Toybox, build, photograph
 from threedgen.evaluation.janus.meter import Meter
 from threedgen.evaluation.janus.options import THRESHOLD, CLIPSidesConfig, MeterConfig, TruthConfig
 from threedgen.evaluation.janus.prompts import clear_nouns, toybox_prompts, without_front
@@ -24,13 +24,14 @@ from threedgen.evaluation.janus.things import Thing, centred, glued, read_thing,
 from threedgen.evaluation.janus.truth import measure
 from threedgen.evaluation.toybox.held_out import held_out_cases
 from threedgen.export.files.glb import save_glb
+from threedgen.geometry.poses import orbit_array
 
 DISTANCE, FOV = 0.95 / np.tan(np.deg2rad(20)), np.deg2rad(40)
 
 
 def around(thing: Thing, degrees: list[float], size: int = 32, light: bool = False) -> np.ndarray:
     a = np.deg2rad(np.array(degrees, float))
-    c2w = orbit_c2w(np.full_like(a, np.deg2rad(15)), a, np.full_like(a, DISTANCE))
+    c2w = orbit_array(np.full_like(a, np.deg2rad(15)), a, np.full_like(a, DISTANCE))
     return thing.pictures(c2w, FOV, size, light=light)
 
 

@@ -31,7 +31,7 @@ MESH, TEXTURES = textured()
 PNGS = files(TEXTURES)
 EXTRAS = {"prompt": "a ball \u00e9 </script>", "seed": 3}
 DATA = textured_glb_bytes(MESH, PNGS, "ball", EXTRAS)
-EXPECTED = Expected(320, 256, extras=("prompt", "seed"))
+EXPECTED = Expected(320, 256, gltf_extras=("prompt", "seed"))
 
 
 def codes(data: bytes, expected: Expected = EXPECTED) -> set[str]:
@@ -179,7 +179,7 @@ def test_what_was_asked_for_is_compared() -> None:
     assert codes(DATA, Expected(texture=128)) == {"maps"}
     assert codes(DATA, Expected(height=2.0)) == {"height"}
     assert codes(DATA, Expected(megabytes=0.001)) == {"size"}
-    assert codes(DATA, Expected(extras=("config_hash",))) == {"extras"}
+    assert codes(DATA, Expected(gltf_extras=("config_hash",))) == {"extras"}
     inverted = dataclasses.replace(TEXTURES, normal=np.full_like(TEXTURES.normal, 20))
     assert codes(textured_glb_bytes(MESH, files(inverted), "ball", EXTRAS)) == {"maps"}
 

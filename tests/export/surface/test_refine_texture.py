@@ -14,15 +14,16 @@ from threedgen.export.surface.refine_texture import (
     Samples,
     footprint,
     gradient,
-    look,
     optimise,
     predict,
     reads,
     refine_texture,
+    sample_pixels,
 )
-from threedgen.geometry.cameras import Cameras, orbit
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import rasterise_uv, render
+from threedgen.geometry.rigs import orbit
 from threedgen.geometry.texture import fill
 
 SIZE = 48
@@ -137,11 +138,11 @@ def test_a_blurred_checker_becomes_sharp_also_in_views_that_were_not_shown():
     refined = refine_texture(start, *worn.parts(), *given, steps=60)
     assert refined.psnr_after > refined.psnr_before + 5
     fresh = photographs(worn, truth, around(3, azimuth=0.39, elevation=0.15))
-    samples = look(*worn.parts(), *fresh, 2, 0.95, 0.2)
+    samples = sample_pixels(*worn.parts(), *fresh, 2, 0.95, 0.2)
     before, after = (psnr(predict(t, samples), samples.target) for t in (start, refined.texture))
     assert after > before + 3
     assert refined.texture.min() >= 0 and refined.texture.max() <= 1 and refined.texture.dtype == np.float32
-    assert refined.pixels == len(look(*worn.parts(), *given, 2, 0.95, 0.2).target) > 3000
+    assert refined.pixels == len(sample_pixels(*worn.parts(), *given, 2, 0.95, 0.2).target) > 3000
 
 
 def test_pictures_by_ray_casting_improve_the_texture():
@@ -166,7 +167,7 @@ def test_no_texel_of_a_pixel_stays_behind(monkeypatch):
     """A texture much finer than the pictures that is all too dark becomes brighter evenly, not in speckles."""
     worn, truth = globe(), np.full((192, 384, 3), 0.6, np.float32)
     given = photographs(worn, truth, around(5))
-    samples = look(*worn.parts(), *given, 2, 0.95, 0.2)
+    samples = sample_pixels(*worn.parts(), *given, 2, 0.95, 0.2)
     assert 2 < footprint(samples, truth.shape) < 6
     even = refine_texture(truth - 0.3, *worn.parts(), *given)
     monkeypatch.setattr(refine_texture_module, "SPREAD", 0)

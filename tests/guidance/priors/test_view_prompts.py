@@ -9,7 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from threedgen.geometry.cameras import Cameras, orbit
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.poses import orbit_c2w
+from threedgen.geometry.rigs import Rig
 from threedgen.guidance.diffusion import Negatives, Schedule, combine, combine_perp_neg, perpendicular
 from threedgen.guidance.distillation.sds import sds_eps
 from threedgen.guidance.options import ViewPromptsConfig
@@ -20,12 +22,12 @@ WORDS = ViewPromptsConfig(enabled=True)
 PERP = ViewPromptsConfig(enabled=True, perp_neg=True)
 
 
-def cameras(azimuths: list[float], elevation: float = 10.0) -> Cameras:
+def cameras(azimuths: list[float], elevation: float = 10.0) -> Rig:
     """Cameras at these azimuths, degrees; they may be beyond a full turn."""
-    each = [orbit(1, math.radians(elevation), 2.0, 0.7, 4, 4, azimuth=math.radians(a)) for a in azimuths]
-    c2w, azimuth = torch.cat([c.c2w for c in each]), torch.cat([c.azimuth for c in each])
-    steep, far = torch.cat([c.elevation for c in each]), torch.cat([c.distance for c in each])
-    return Cameras(c2w, torch.full((len(each),), 0.7), 4, 4, steep, azimuth, far, c2w[:, :3, 3])
+    azimuth, same = torch.tensor(azimuths).deg2rad(), torch.ones(len(azimuths))
+    steep, far = math.radians(elevation) * same, 2.0 * same
+    c2w = orbit_c2w(steep, azimuth, far)
+    return Rig(Cameras(c2w, Projection.perspective(0.7 * same, 4, 4), 4, 4), steep, azimuth, far, c2w[:, :3, 3])
 
 
 def embeddings() -> Tensor:

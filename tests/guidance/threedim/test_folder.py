@@ -20,8 +20,9 @@ from threedgen.data.srn.pairs import ToyboxScenes
 from threedgen.data.srn.writer import write_instance
 from threedgen.evaluation.consistency import run
 from threedgen.evaluation.consistency.options import ConsistencyConfig
-from threedgen.geometry.cameras import orbit
-from threedgen.geometry.views import Request, Viewpoints, Views
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.rigs import orbit
+from threedgen.geometry.views import Request, Views
 from threedgen.guidance.threedim import folder
 from threedgen.guidance.threedim.latents import LatentPairs
 from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
@@ -176,7 +177,7 @@ def test_the_embedded_model_looks_at_its_condition() -> None:
 
 
 def request(name: str = "one", views: int = 3, size: int = 16, distance: float = 2.4) -> Request:
-    at = Viewpoints.of(orbit(views + 1, 0.3, distance, 0.7, size, size))
+    at = orbit(views + 1, 0.3, distance, 0.7, size, size)
     images = torch.rand(1, size, size, 3, generator=torch.Generator().manual_seed(3))
     return Request(name, Views(images, at.select([0])), at.select(range(1, views + 1)), tuple(range(1, views + 1)))
 
@@ -188,7 +189,7 @@ def test_it_samples_what_the_chain_does(saved: Path) -> None:
     first, second = sampler([one, other])
     assert first.shape == (3, 8, 8, 3) and second.shape == (2, 8, 8, 3) and 0 <= first.min() and first.max() <= 1
     network, _ = folder.load(str(saved))
-    small, K = one.condition.resized(8), one.target.resized(8, 8).K[:1]  # type: ignore[union-attr]
+    small, K = one.condition.resized(8), one.target.with_size(8, 8).K[:1]  # type: ignore[union-attr]
     x = 2 * small.images.permute(0, 3, 1, 2)[None] - 1
     rng = [generator(0, 0, "novel views of one")]
     wanted = sample_views(
@@ -226,13 +227,13 @@ def test_doubtful_requests_are_said(saved: Path, caplog: pytest.LogCaptureFixtur
     bare = request()
     with pytest.raises(ConfigError, match="needs a given view"):
         sampler([Request("one", None, bare.target, bare.numbers)])
-    zoomed = Viewpoints(bare.target.c2w, bare.target.K * torch.tensor([1.2, 1.2, 1.0])[:, None], 16, 16)
+    zoomed = Cameras(bare.target.c2w, Projection(bare.target.K * torch.tensor([1.2, 1.2, 1.0])[:, None]), 16, 16)
     with pytest.raises(ConfigError, match="several focal lengths"):
         sampler([Request("one", bare.condition, zoomed, bare.numbers)])
 
 
 def test_the_consistency_score_asks_it_for_the_views_around_the_given_one(saved: Path, tmp_path: Path) -> None:
-    at = Viewpoints.of(orbit(6, 0.3, 2.4, 0.7, 16, 16))
+    at = orbit(6, 0.3, 2.4, 0.7, 16, 16)
     truth = Views(torch.rand(6, 16, 16, 3, generator=torch.Generator().manual_seed(0)), at)
     write_instance(tmp_path / "data" / "cars_test" / "one", truth)
     grid = {"n_levels": 2, "log2_hashmap_size": 8, "base_resolution": 4}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.support.tiny_threedim import poses, tiny_network
+from threedgen.geometry.cameras import Projection
 from threedgen.guidance.threedim.logsnr import Prediction, alpha_sigma, target
-from threedgen.guidance.threedim.rays import intrinsics
 from threedgen.guidance.threedim.sampler import guided_x0, sample_views
 from threedgen.guidance.threedim.strategies import every_view, first_view, last_views, strategy
 
@@ -28,7 +28,7 @@ def scenes(count: int = 2, inputs: int = 1, targets: int = 3, size: int = 4) -> 
         "images": torch.rand(count, inputs, 3, size, size, generator=gen) * 2 - 1,
         "c2w": c2w[:, :inputs],
         "targets": c2w[:, inputs:],
-        "K": intrinsics(torch.full((count,), 0.8), size, size),
+        "K": Projection.perspective(torch.full((count,), 0.8), size, size).K,
         "generators": generators(count),
     }
 

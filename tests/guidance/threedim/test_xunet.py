@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.support.tiny_threedim import TINY, Inputs, inputs, poses, shaken, tiny_network
-from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes, pixel_rays
 from threedgen.guidance.attention_cpu import PLAIN_TOKENS, attend
 from threedgen.guidance.threedim.blocks import Attention
 from threedgen.guidance.threedim.options import XUNetConfig
-from threedgen.guidance.threedim.rays import intrinsics, noise_level_encoding, posenc
+from threedgen.guidance.threedim.rays import noise_level_encoding, posenc
 from threedgen.guidance.threedim.xunet import XUNet
 
 BOTH = pytest.mark.parametrize("architecture", ["xunet", "concat"])
@@ -240,10 +240,10 @@ def test_autocast_is_close_to_float32(architecture: str, learning: bool) -> None
 
 def test_rays_are_those_of_the_projects_cameras_also_under_autocast() -> None:
     c2w, fov = poses(3, torch.Generator().manual_seed(0)), torch.tensor([0.5, 0.8, 1.1])
-    none = torch.zeros(3)
-    origins, directions = Cameras(c2w, fov, 6, 9, none, none, none, torch.zeros(3, 3)).rays()
+    cameras = Cameras(c2w, Projection.perspective(fov, 6, 9), 6, 9)
+    origins, directions = cameras.rays()
     with torch.autocast("cpu", torch.bfloat16):
-        found = pixel_rays(c2w[:, None], intrinsics(fov, 6, 9)[:, None], 6, 9)
+        found = pixel_rays(c2w[:, None], cameras.K[:, None], 6, 9)
     torch.testing.assert_close(found[0][:, 0].expand_as(origins), origins, rtol=0, atol=1e-6)
     torch.testing.assert_close(found[1][:, 0], directions, rtol=0, atol=1e-6)
     assert torch.equal(opencv_axes(opencv_axes(c2w)), c2w)

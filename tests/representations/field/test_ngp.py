@@ -214,6 +214,16 @@ def test_normals_of_a_ball_point_outwards(blob: str, normal: str) -> None:
     assert ((field.normal(x) * F.normalize(x, dim=-1)).sum(dim=-1) > 0.995).all()
 
 
+@pytest.mark.parametrize("central", [True, False])
+def test_differences_are_slopes_also_where_they_are_almost_zero(central: bool) -> None:
+    """Normals shrink where the slope is below 1e-12, so twice the slope would show there."""
+    x = points(20).double()
+    for slope, length in ((1e-6, 1.0), (0.7e-12, 0.7)):
+        normal = finite_difference_normal(lambda at, s=slope: s * at[:, 0], x, 1e-3, 2.0, central)
+        expected = torch.tensor([-length, 0.0, 0.0], dtype=torch.float64).expand(20, 3)
+        torch.testing.assert_close(normal, expected, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("encoding", [GRID, {"name": "frequency"}], ids=["hashgrid", "frequency"])
 def test_analytic_normals_are_those_of_differences(encoding: dict, shared: bool) -> None:

@@ -16,7 +16,7 @@ from threedgen.export.shape.from_field import dense_surface, surface_of
 from threedgen.export.shape.topology import signed_volume, topology
 from threedgen.export.task import export
 from threedgen.geometry import raster
-from threedgen.geometry.cameras import orbit
+from threedgen.geometry.rigs import orbit
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.field.ngp import NGP
 from threedgen.representations.mesh.dmtet import DMTet, large_parts
@@ -148,7 +148,7 @@ def test_moving_sideways_changes_the_picture_as_it_should() -> None:
 
 
 def look(field: DMTet, material: Any = None, **options: Any) -> Any:
-    return field.look(cameras(), SolidBackground(), material or NoMaterial(), **options)
+    return field.render(cameras(), SolidBackground(), material or NoMaterial(), **options)
 
 
 def test_it_is_seen_as_the_ball_that_it_begins_as() -> None:

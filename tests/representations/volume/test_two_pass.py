@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.support.task_server import TINY, prior_folder, write_config
 from threedgen import config
 from threedgen.config.sections import MultiviewCameraConfig
-from threedgen.geometry.cameras import sample_multiview
+from threedgen.geometry.rigs import sample_multiview
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.representations import losses
 from threedgen.representations.field.background import NeuralBackground

@@ -153,11 +153,11 @@ def test_the_graph_of_the_vae_is_counted_without_computing_it() -> None:
 def test_samples_are_extrapolated_from_a_small_render(tmp_path: Path) -> None:
     system = module._system(config.load(tiny(tmp_path), ["march.samples=40"]))
     guess = samples_of(system, Stage(4, 4, 64, 2))
-    cameras = module.sample_multiview(
+    rig = module.sample_multiview(
         system.config.camera, module.generator(0, 4, "cameras"), 4, n_groups=1, height=64, width=64
     )
     with torch.no_grad():
-        truth = len(system.render(cameras, 4, training=True, grad=False).samples)
+        truth = len(system.render(rig.cameras, 4, training=True, grad=False).samples)
     assert guess == pytest.approx(truth, rel=0.1)
 
 

@@ -20,9 +20,10 @@ import torch
 from threedgen.cli import say
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.raycast import render
-from threedgen.geometry.cameras import orbit_c2w
+from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import grid, readable, write_png
-from threedgen.geometry.views import Viewpoints, Views
+from threedgen.geometry.poses import orbit_c2w, square_pixels
+from threedgen.geometry.views import Views
 from threedgen.run.count import Count
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import write_summary
@@ -90,14 +91,14 @@ def scene(config: MakeSRNToyboxConfig, job: Job) -> Views:
     return photograph(config, job.asset(config.seed), viewpoints(config, job))
 
 
-def photograph(config: MakeSRNToyboxConfig, asset: Asset, at: Viewpoints) -> Views:
+def photograph(config: MakeSRNToyboxConfig, asset: Asset, at: Cameras) -> Views:
     """What cameras with the config's field of view see of an asset."""
     fov = np.full(len(at), np.deg2rad(config.fov), np.float32)
     picture = render([asset], np.zeros(len(at), np.int64), at.c2w.numpy(), fov, at.height, WHITE, config.supersample)
     return Views(torch.from_numpy(picture.rgb), at)
 
 
-def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Viewpoints:
+def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
     """Cameras of a scene: uniform on a zone of the sphere for training, else the same spiral for all."""
     if job.split == "train":
         rng, n = job.rng(config.seed, "cameras"), config.train_views
@@ -110,14 +111,13 @@ def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Viewpoints:
     return at_angles(config, elevation, azimuth)
 
 
-def at_angles(config: MakeSRNToyboxConfig, elevation: np.ndarray, azimuth: np.ndarray) -> Viewpoints:
+def at_angles(config: MakeSRNToyboxConfig, elevation: np.ndarray, azimuth: np.ndarray) -> Cameras:
     """Cameras that look at the origin from the config's distance; radians (N,)."""
     half = np.tan(np.deg2rad(config.fov) / 2)
     steep, ring = (torch.from_numpy(np.asarray(angle, np.float32)) for angle in (elevation, azimuth))
     c2w = orbit_c2w(steep, ring, torch.full_like(ring, config.relative_distance / float(half)))
-    focal = config.size / 2 / half
-    K = torch.tensor([[focal, 0, config.size / 2], [0, focal, config.size / 2], [0, 0, 1]], dtype=torch.float32)
-    return Viewpoints(c2w, K.expand(len(c2w), 3, 3), config.size, config.size)
+    focal = torch.full((len(c2w),), config.size / 2 / float(half))
+    return Cameras(c2w, Projection(square_pixels(focal, config.size, config.size)), config.size, config.size)
 
 
 def sheet(config: MakeSRNToyboxConfig) -> np.ndarray:

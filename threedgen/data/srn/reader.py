@@ -4,8 +4,8 @@
     SPLIT/SCENE/pose/000000.txt ...     camera-to-world, 16 numbers in one line or four, OpenCV axes
     SPLIT/SCENE/intrinsics.txt          see ``intrinsics.py``
 
-Poses become those of ``threedgen.geometry.cameras`` (OpenGL axes). The archives' world has z up, which is how it is taken
-here too; ``up="y"`` turns a world whose y points up.
+Poses become those of ``threedgen.geometry.cameras`` (OpenGL axes). The archives' world has z up, which is how it is
+taken here too; ``up="y"`` turns a world whose y points up.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from threedgen.config.errors import ConfigError, did_you_mean, nearest
+from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes, opengl_to_blender
-from threedgen.geometry.views import Viewpoints, Views, resize
+from threedgen.geometry.views import Views, resize
 
 from .intrinsics import read_intrinsics, read_numbers
 
@@ -44,7 +45,7 @@ class Instance:
 
     folder: Path
     files: tuple[Path, ...]
-    at: Viewpoints
+    at: Cameras
 
     def __len__(self) -> int:
         return len(self.files)
@@ -72,7 +73,7 @@ class Instance:
         images = torch.from_numpy(np.stack([_pixels(self.files[k]) for k in chosen]))
         at = self.at.select(chosen)
         if size is not None and (at.height, at.width) != (size, size):
-            images, at = resize(images, size, size), at.resized(size, size)
+            images, at = resize(images, size, size), at.with_size(size, size)
         return Views(images, at)
 
     def verify(self) -> None:
@@ -140,7 +141,7 @@ def open_instance(folder: Path | str, up: Literal["z", "y"] = "z", least: int = 
     _apart(folder, poses)
     c2w = opencv_axes(torch.from_numpy(poses).double())
     c2w = opengl_to_blender(c2w) if up == "y" else c2w
-    return Instance(folder, tuple(files), Viewpoints(c2w.float(), torch.from_numpy(K).float(), height, width))
+    return Instance(folder, tuple(files), Cameras(c2w.float(), Projection(torch.from_numpy(K).float()), height, width))
 
 
 def read_pose(path: Path) -> NDArray[np.float64]:

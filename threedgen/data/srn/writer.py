@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from threedgen.geometry.images import to_uint8
+from threedgen.geometry.images import png, to_uint8
+from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.views import Views
 
 
@@ -31,9 +31,9 @@ def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | No
     try:
         for part in ("rgb", "pose"):
             (temporary / part).mkdir(parents=True)
-        poses = views.at.opencv.double().numpy()
+        poses = opencv_axes(views.at.c2w).double().numpy()
         for k, number in enumerate(range(len(views)) if numbers is None else numbers):
-            Image.fromarray(to_uint8(views.images[k])).save(temporary / "rgb" / f"{number:06d}.png")
+            (temporary / "rgb" / f"{number:06d}.png").write_bytes(png(to_uint8(views.images[k])))
             text = " ".join(f"{x:.9g}" for x in poses[k].ravel())
             (temporary / "pose" / f"{number:06d}.txt").write_text(text + "\n", encoding="utf-8")
         focal = f"{K[0, 0]:.9g} {K[0, 2]:.9g} {K[1, 2]:.9g} 0."

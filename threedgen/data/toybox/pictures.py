@@ -8,10 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from threedgen.data.bank import Captioned
+from threedgen.geometry.poses import orbit_array
 
 from .raycast import render
 from .rooms import Rooms
-from .world import Split, Toybox, orbit_c2w
+from .world import Split, Toybox
 
 FRONT = 1.2
 """How much photographers prefer the front: the density of the azimuth is proportional to exp(FRONT cos azimuth)."""
@@ -51,7 +52,7 @@ class Photographs:
         azimuth = np.array([rng.vonmises(0, FRONT) for rng in rngs])
         elevation, fov = (np.deg2rad([rng.uniform(*r) for rng in rngs]) for r in (view.elevation, view.fov))
         near = np.array([rng.uniform(*view.relative_distance) for rng in rngs])
-        c2w = orbit_c2w(elevation, azimuth, near / np.tan(fov / 2))
+        c2w = orbit_array(elevation, azimuth, near / np.tan(fov / 2))
         grey = np.array([rng.uniform(*view.grey) for rng in rngs])
         picture = render(assets, np.arange(len(assets)), c2w, fov, size, grey)
         return picture.rgb, [asset.caption for asset in assets], c2w

@@ -18,6 +18,7 @@ import numpy as np
 
 from threedgen.cli import say
 from threedgen.geometry.images import grid, readable, write_png
+from threedgen.geometry.poses import orbit_array
 from threedgen.run.folder import write_atomic
 
 from . import nouns  # noqa: F401  (registers the recipes)
@@ -25,7 +26,6 @@ from .builder import Builder
 from .grammar import COLOURS, NOUNS, Noun, article, colour_value
 from .primitives import BOX, FRUSTUM, SPHERE, Asset, Primitive
 from .raycast import render
-from .world import orbit_c2w
 
 PATTERNS = ("patches", "bands", "spots")
 STRETCHES = (0.7, 0.78, 1.28, 1.45)
@@ -78,8 +78,7 @@ def photograph(
 
 def views(subject: Asset, azimuth: np.ndarray, elevation: np.ndarray, size: int) -> np.ndarray:
     """(V, size, size, 3) in [0, 1] on grey 0.5 from ``azimuth`` and ``elevation`` (V,), radians."""
-    distance = np.full(len(azimuth), 0.95 / np.tan(FOV / 2))
-    c2w = orbit_c2w(elevation, azimuth, distance)
+    c2w = orbit_array(elevation, azimuth, 0.95 / np.tan(FOV / 2))
     return render([subject], np.zeros(len(azimuth), np.int64), c2w, np.full(len(azimuth), FOV), size).rgb
 
 

@@ -13,6 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from threedgen.geometry.poses import orbit_array
+
 from . import nouns  # noqa: F401  (registers the recipes)
 from .builder import Builder, Luck, Typical
 from .grammar import (
@@ -81,7 +83,7 @@ class Toybox:
         elevation = np.deg2rad(rng.uniform(*v.elevation))
         distance = rng.uniform(*v.relative_distance) / np.tan(fov / 2)
         azimuth = (rng.uniform(0, 2 * np.pi) + 2 * np.pi / n_view * np.arange(n_view)) % (2 * np.pi)
-        c2w = orbit_c2w(np.full(n_view, elevation), azimuth, np.full(n_view, distance))
+        c2w = orbit_array(elevation, azimuth, distance)
         return c2w, np.full(n_view, fov, np.float32), azimuth.astype(np.float32), float(rng.uniform(*v.grey))
 
     def batch(
@@ -140,22 +142,11 @@ def jumble(rng: np.random.Generator, index: int = -1) -> Asset:
     return Asset(builder.finish(rng.uniform(0.6, 1.0)), "", "", "", "", "", "", "", False, index, ("body",))
 
 
-def orbit_c2w(elevation: np.ndarray, azimuth: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Camera-to-world of cameras that look at the origin, OpenGL axes, z up (radians): (B, 4, 4) float32."""
-    ce, se, ca, sa = np.cos(elevation), np.sin(elevation), np.cos(azimuth), np.sin(azimuth)
-    back = np.stack([ce * ca, ce * sa, se], -1)
-    right = np.stack([-sa, ca, np.zeros_like(sa)], -1)
-    c2w = np.zeros((*back.shape[:-1], 4, 4), np.float32)
-    c2w[..., :3, 0], c2w[..., :3, 1], c2w[..., :3, 2] = right, np.cross(back, right), back
-    c2w[..., :3, 3], c2w[..., 3, 3] = back * distance[..., None], 1
-    return c2w
-
-
 def photograph(
     asset: Asset, azimuths: Sequence[float], size: int, elevation: float = 15.0, truth: bool = False
 ) -> Picture:
     """Plain portraits of one asset from ``azimuths`` (degrees), fov 40, grey 0.5."""
     a = np.deg2rad(np.asarray(azimuths, float))
     fov = np.deg2rad(40.0)
-    c2w = orbit_c2w(np.full_like(a, np.deg2rad(elevation)), a, np.full_like(a, 0.95 / np.tan(fov / 2)))
+    c2w = orbit_array(np.deg2rad(elevation), a, 0.95 / np.tan(fov / 2))
     return render([asset], np.zeros(len(a), np.int64), c2w, np.full(len(a), fov), size, truth=truth)

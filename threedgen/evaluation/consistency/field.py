@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from threedgen.config import at
-from threedgen.geometry.views import Viewpoints, Views
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.views import Views
 from threedgen.representations import losses
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.field.ngp import NGP
@@ -46,7 +47,7 @@ class Bounds:
     near: float
 
     @classmethod
-    def of(cls, cameras: Viewpoints) -> Bounds:
+    def of(cls, cameras: Cameras) -> Bounds:
         """Of all cameras of a scene, held-out ones included."""
         distance = cameras.position.norm(dim=-1)
         return cls(float(distance.max()) / 2, 3 * float(distance.min()) / 8)
@@ -80,12 +81,12 @@ class SceneField:
         self.material = NoMaterial()
         self.occupancy = OccupancyGrid(OCCUPANCY, 1.0, step_size(self.march)).to(self.device)
 
-    def rays(self, cameras: Viewpoints) -> tuple[Tensor, Tensor]:
+    def rays(self, cameras: Cameras) -> tuple[Tensor, Tensor]:
         """Origins in units of the ball and unit directions (N * H * W, 3)."""
         origins, directions = (part.reshape(-1, 3).to(self.device) for part in cameras.rays())
         return origins / self.bounds.radius, directions
 
-    def look(
+    def render(
         self, origins: Tensor, directions: Tensor, rng: torch.Generator | None = None, normals: bool = False
     ) -> Render:
         """What rays see; in training, with ``rng``, their samples are jittered."""
@@ -93,11 +94,11 @@ class SceneField:
         return render(*parts, origins, directions, generator=rng, training=rng is not None, need_normals=normals)
 
     @torch.no_grad()
-    def pictures(self, cameras: Viewpoints) -> Tensor:
+    def pictures(self, cameras: Cameras) -> Tensor:
         """(N, H, W, 3) in [0, 1]."""
         origins, directions = self.rays(cameras)
         parts = zip(origins.split(self.options.chunk), directions.split(self.options.chunk), strict=True)
-        rgb = torch.cat([self.look(*part).rgb for part in parts])
+        rgb = torch.cat([self.render(*part).rgb for part in parts])
         return rgb.view(len(cameras), cameras.height, cameras.width, 3)
 
 
@@ -126,7 +127,7 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
         facing = at(options.orientation, step, options.steps)
         for part, normals, share in _parts(options, len(colours), facing > 0, rng):
             part = part.to(device)
-            seen = scene.look(origins[part], directions[part], rng, normals)
+            seen = scene.render(origins[part], directions[part], rng, normals)
             (share * loss(options, seen, colours[part], bounds.span, facing)).backward()
         torch.nn.utils.clip_grad_norm_(parameters, options.clip)
         optimizer.step()

@@ -26,8 +26,9 @@ import torch
 
 from threedgen.config import config_hash
 from threedgen.evaluation.metrics.figures import mean
+from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr, to_uint8
-from threedgen.geometry.views import Viewpoints, Views
+from threedgen.geometry.views import Views
 from threedgen.run.folder import write_atomic
 from threedgen.train.loop import set_threads
 
@@ -72,7 +73,7 @@ class Job:
     @property
     def views(self) -> Views:
         height, width = self.images.shape[1:3]
-        at = Viewpoints(torch.from_numpy(self.c2w), torch.from_numpy(self.K), height, width)
+        at = Cameras(torch.from_numpy(self.c2w), Projection(torch.from_numpy(self.K)), height, width)
         return Views(torch.from_numpy(self.images).float() / 255, at)
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from threedgen.config import ConfigError
-from threedgen.geometry.views import Viewpoints
+from threedgen.geometry.cameras import Cameras
 from threedgen.run.seeding import numpy_generator
 
 from .scenes import Scene
@@ -52,9 +52,9 @@ def warn_about(scene: Scene, held: Sequence[int]) -> list[str]:
     return said
 
 
-def far_views(near: Viewpoints, asked: Viewpoints) -> list[int]:
+def far_views(near: Cameras, asked: Cameras) -> list[int]:
     """Places of cameras in ``asked`` that no camera in ``near`` is like, as seen from the origin."""
-    def polar(cameras: Viewpoints) -> tuple[torch.Tensor, torch.Tensor]:
+    def polar(cameras: Cameras) -> tuple[torch.Tensor, torch.Tensor]:
         distance = cameras.position.norm(dim=-1)
         return cameras.position / distance.clamp(min=1e-9)[:, None], distance
 
@@ -64,7 +64,7 @@ def far_views(near: Viewpoints, asked: Viewpoints) -> list[int]:
     return ((angle > ANGLE) | outside).nonzero()[:, 0].tolist()
 
 
-def looked_at(cameras: Viewpoints) -> torch.Tensor:
+def looked_at(cameras: Cameras) -> torch.Tensor:
     """The point (3,) nearest to all viewing axes; for axes that are all parallel the one nearest to the origin too."""
     axis = -cameras.c2w[:, :3, 2].double()
     across = torch.eye(3, dtype=torch.float64) - axis[:, :, None] * axis[:, None, :]

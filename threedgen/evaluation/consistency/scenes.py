@@ -13,9 +13,10 @@ from threedgen.config import ConfigError
 from threedgen.data.srn.reader import Instance, condition_and_targets, open_instance, scenes, split_folder
 from threedgen.data.toybox.raycast import render
 from threedgen.evaluation.toybox.held_out import Case, held_out_cases
-from threedgen.geometry.cameras import orbit
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_uint8
-from threedgen.geometry.views import Request, Viewpoints, Views, resize
+from threedgen.geometry.rigs import orbit
+from threedgen.geometry.views import Request, Views, resize
 
 from .options import SampledScenesConfig, SRNScenesConfig, ToyboxScenesConfig
 from .samplers import LEAST, FolderSampler
@@ -29,7 +30,7 @@ class Scene:
     """One scene: all its cameras, which views are given (places), words, and how to get original views by place."""
 
     name: str
-    at: Viewpoints
+    at: Cameras
     numbers: tuple[int, ...]
     condition: tuple[int, ...] = ()
     text: str = ""
@@ -63,7 +64,7 @@ def toybox(config: ToyboxScenesConfig, sampler: Any, seed: int) -> list[Scene]:
     half = np.tan(np.deg2rad(config.fov) / 2)
     fov, distance = float(np.deg2rad(config.fov)), config.relative_distance / float(half)
     steep = float(np.deg2rad(config.elevation))
-    at = Viewpoints.of(orbit(config.views, steep, distance, fov, config.size, config.size))
+    at = orbit(config.views, steep, distance, fov, config.size, config.size)
 
     def original(case: Case) -> Callable[[Sequence[int]], Views]:
         def photograph(places: Sequence[int]) -> Views:
@@ -94,7 +95,7 @@ def _from_archive(config: SRNScenesConfig, instance: Instance) -> Scene:
     places = sorted([given, *keep])
     at = instance.at.select(places)
     if config.size is not None:
-        at = at.resized(config.size, config.size)
+        at = at.with_size(config.size, config.size)
     numbers = tuple(instance.numbers[k] for k in places)
 
     def original(chosen: Sequence[int]) -> Views:

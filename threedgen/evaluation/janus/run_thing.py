@@ -11,7 +11,7 @@ import torch
 from threedgen.config.errors import ConfigError
 from threedgen.export.run_field import open_field
 from threedgen.export.surface.pictures import Pictures, field_pictures
-from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.cameras import Cameras, Projection
 
 from .things import Array
 
@@ -30,9 +30,8 @@ class FieldThing:
     def pictures(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
         """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4), unlit always. Raises ConfigError if nothing is there."""
         pose = torch.from_numpy(np.asarray(c2w, np.float32))
-        none = torch.zeros(len(pose))
-        cameras = Cameras(pose, torch.full((len(pose),), fov), size, size, none, none, none, pose[:, :3, 3])
-        colours, opacity = self.render(cameras)
+        projection = Projection.perspective(torch.full((len(pose),), fov), size, size)
+        colours, opacity = self.render(Cameras(pose, projection, size, size))
         if opacity.max() < FAINT:
             raise ConfigError(f"{self.folder} is empty: its field shows nothing")
         there = opacity[..., None]

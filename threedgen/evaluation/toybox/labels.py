@@ -13,7 +13,8 @@ from torch import Tensor
 from threedgen.data.toybox.grammar import COLOURS, NOUNS, SIZES, Spec
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.raycast import render
-from threedgen.data.toybox.world import Toybox, View, orbit_c2w
+from threedgen.data.toybox.world import Toybox, View
+from threedgen.geometry.poses import orbit_array
 
 OPEN = -1
 """Where there is no answer: the caption leaves a colour open, a part is hidden, two colours are as near."""
@@ -125,7 +126,7 @@ def ring(
 ) -> np.ndarray:
     """Pictures (V, size, size, 3) of an asset on grey 0.5 from ``azimuth`` (V,), all angles in radians."""
     same = np.ones(len(azimuth))
-    c2w = orbit_c2w(elevation * same, azimuth, relative_distance / np.tan(fov / 2) * same)
+    c2w = orbit_array(elevation, azimuth, relative_distance / np.tan(fov / 2))
     return render([asset], np.zeros(len(azimuth), np.int64), c2w, fov * same, size).rgb
 
 

@@ -21,8 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from threedgen.config import registry
-from threedgen.geometry.cameras import orbit_c2w
 from threedgen.geometry.images import to_uint8
+from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance import diffusion
 from threedgen.run.count import Count
 from threedgen.run.folder import write_atomic

@@ -27,8 +27,8 @@ import torch
 
 from threedgen.config import ConfigError, load, registry
 from threedgen.data.toybox.grammar import article
-from threedgen.geometry.cameras import orbit_c2w
 from threedgen.geometry.images import grid, to_uint8, write_png
+from threedgen.geometry.poses import orbit_c2w
 from threedgen.run import folder as runs
 from threedgen.run.count import Count
 from threedgen.run.folder import write_atomic

@@ -47,7 +47,7 @@ class Expected:
     texture: int | None = None
     height: float | None = None
     megabytes: float = 3.0
-    extras: tuple[str, ...] = ()
+    gltf_extras: tuple[str, ...] = ()
     layout: bool = True
     """Look at the UV layout too (levels of detail wear the first one's)."""
 
@@ -85,7 +85,7 @@ def _file(glb: Glb, data: bytes, expected: Expected) -> list[Finding]:
     for name in ("POSITION", "NORMAL", "TANGENT", "TEXCOORD_0"):
         if name not in glb.attributes:
             findings.append(Finding("error", "attributes", f"the mesh has no {name}"))
-    missing = [key for key in expected.extras if key not in glb.extras]
+    missing = [key for key in expected.gltf_extras if key not in glb.gltf_extras]
     if missing:
         findings.append(Finding("error", "extras", f"the extras do not tell {', '.join(missing)}"))
     return findings

@@ -78,8 +78,8 @@ class _Buffer:
         return self.add(flat, "SCALAR", _UINT16 if small else _UINT32, _INDICES)
 
 
-def glb_bytes(mesh: Mesh, name: str = "mesh", extras: dict[str, Any] | None = None) -> bytes:
-    """A file with vertex colours. `extras` (JSON data) go into the asset and into the node, which viewers keep."""
+def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: dict[str, Any] | None = None) -> bytes:
+    """A file with vertex colours. `gltf_extras` (JSON data) go into the asset and into the node, which viewers keep."""
     colours = np.ones((len(mesh.vertices), 4))
     colours[:, :3] = linear(np.clip(mesh.colours, 0, 1))
     buffer = _Buffer()
@@ -91,12 +91,12 @@ def glb_bytes(mesh: Mesh, name: str = "mesh", extras: dict[str, Any] | None = No
     material = {"name": name, "pbrMetallicRoughness": {"metallicFactor": 0, "roughnessFactor": 1}}
     indices = buffer.indices(mesh.faces, len(mesh.vertices))
     meshes = [_mesh(name, attributes, indices, material=0)]
-    nodes = [{"mesh": 0, "name": name, "extras": extras or {}}]
-    return _pack(buffer, meshes, nodes, extras, materials=[material])
+    nodes = [{"mesh": 0, "name": name, "extras": gltf_extras or {}}]
+    return _pack(buffer, meshes, nodes, gltf_extras, materials=[material])
 
 
 def textured_glb_bytes(
-    mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh", extras: dict[str, Any] | None = None
+    mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh", gltf_extras: dict[str, Any] | None = None
 ) -> bytes:
     """A file with textures inside. pngs: the files of Maps.uint8() by their names, base_colour at least."""
     buffer = _Buffer()
@@ -116,8 +116,8 @@ def textured_glb_bytes(
     return _pack(
         buffer,
         [_mesh(name, attributes, indices, material=0)],
-        [{"mesh": 0, "name": name, "extras": extras or {}}],
-        extras,
+        [{"mesh": 0, "name": name, "extras": gltf_extras or {}}],
+        gltf_extras,
         materials=[material],
         images=images,
         textures=[{"source": number, "sampler": 0, "name": image["name"]} for number, image in enumerate(images)],
@@ -125,7 +125,7 @@ def textured_glb_bytes(
     )
 
 
-def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], extras: dict[str, Any] | None = None) -> bytes:
+def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: dict[str, Any] | None = None) -> bytes:
     """A file of bare meshes, a node each: name -> vertices (V, 3) in world axes, faces (F, 3). For colliders."""
     buffer = _Buffer()
     meshes, nodes = [], []
@@ -133,7 +133,7 @@ def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], extras: dict[str, Any
         attributes = {"POSITION": buffer.positions(vertices)}
         meshes.append(_mesh(name, attributes, buffer.indices(faces, len(vertices))))
         nodes.append({"mesh": number, "name": name})
-    return _pack(buffer, meshes, nodes, extras)
+    return _pack(buffer, meshes, nodes, gltf_extras)
 
 
 def _mesh(name: str, attributes: dict[str, int], indices: int, **more: Any) -> dict[str, Any]:
@@ -155,11 +155,11 @@ def _material(name: str, number: dict[str, int]) -> dict[str, Any]:
 
 
 def _pack(
-    buffer: _Buffer, meshes: list[Any], nodes: list[Any], extras: dict[str, Any] | None, **lists: list[Any]
+    buffer: _Buffer, meshes: list[Any], nodes: list[Any], gltf_extras: dict[str, Any] | None, **lists: list[Any]
 ) -> bytes:
     """The whole file: header, JSON, buffer."""
     tree = {
-        "asset": {"version": "2.0", "generator": "threedgen", "extras": extras or {}},
+        "asset": {"version": "2.0", "generator": "threedgen", "extras": gltf_extras or {}},
         "scene": 0,
         "scenes": [{"nodes": list(range(len(nodes)))}],
         "nodes": nodes,
@@ -183,8 +183,8 @@ def _pack(
     )
 
 
-def save_glb(mesh: Mesh, path: Path | str, extras: dict[str, Any] | None = None) -> Path:
-    """Writes `mesh` to `path`, whole or not at all; `extras` and how the mesh was made travel in the file."""
+def save_glb(mesh: Mesh, path: Path | str, gltf_extras: dict[str, Any] | None = None) -> Path:
+    """Writes `mesh` to `path`, whole or not at all; `gltf_extras` and how the mesh was made travel in the file."""
     path = Path(path)
-    write_atomic(path, glb_bytes(mesh, path.stem, {**(extras or {}), **mesh.info}))
+    write_atomic(path, glb_bytes(mesh, path.stem, {**(gltf_extras or {}), **mesh.info}))
     return path

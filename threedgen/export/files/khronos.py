@@ -78,8 +78,8 @@ def _ask(node: str, paths: list[Path]) -> Any:
     except subprocess.TimeoutExpired as error:
         raise NoAnswer(f"it took more than {PATIENCE} s") from error
     except subprocess.CalledProcessError as error:
-        said = error.stderr.decode("utf-8", "replace").split("\n")[0]
-        raise NoAnswer(f"node ended with code {error.returncode}: {said}") from error
+        reason = error.stderr.decode("utf-8", "replace").split("\n")[0]
+        raise NoAnswer(f"node ended with code {error.returncode}: {reason}") from error
     except (OSError, ValueError) as error:
         raise NoAnswer(str(error)) from error
 

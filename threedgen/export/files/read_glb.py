@@ -29,14 +29,14 @@ class Glb:
     """The first mesh of a file, as stored: y up, v downwards.
 
     attributes: name -> (V, C); faces (F, 3); images: name of the texture in the material -> (H, W, 3) uint8;
-    extras: of the asset; problems: faults of the structure, a sentence each.
+    gltf_extras: of the asset; problems: faults of the structure, a sentence each.
     """
 
     tree: dict[str, Any]
     attributes: dict[str, Array] = field(default_factory=dict)
     faces: Array = field(default_factory=lambda: np.zeros((0, 3), np.int64))
     images: dict[str, Array] = field(default_factory=dict)
-    extras: dict[str, Any] = field(default_factory=dict)
+    gltf_extras: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -44,7 +44,7 @@ def read_glb(data: bytes) -> Glb:
     """The content of a GLB of one buffer. Raises Broken where nothing can be read; lesser faults are listed."""
     tree, binary = _chunks(data)
     try:
-        glb = Glb(tree, extras=tree.get("asset", {}).get("extras", {}))
+        glb = Glb(tree, gltf_extras=tree.get("asset", {}).get("extras", {}))
         _check_views(glb, binary)
         primitive = tree["meshes"][0]["primitives"][0]
         if primitive.get("mode", 4) != 4:

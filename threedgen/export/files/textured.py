@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 Array = NDArray[Any]
 
@@ -27,13 +25,6 @@ class TexturedMesh:
     normals: Array
     uv: Array
     tangents: Array
-
-
-def png(pixels: Array) -> bytes:
-    """The file for (H, W, 3) uint8; equal pixels give equal bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels, np.uint8)).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)

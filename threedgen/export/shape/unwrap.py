@@ -60,9 +60,9 @@ def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> Unwrapped:
     """
     tried = []
     for cost in COSTS:
-        made = _unwrap(vertices, faces, texture, cost)
-        low, high = density(made.vertices, made.faces, made.uv)
-        tried.append((min(low / EVEN[0], EVEN[1] / max(high, 1e-30)), made))
+        unwrapped = _unwrap(vertices, faces, texture, cost)
+        low, high = density(unwrapped.vertices, unwrapped.faces, unwrapped.uv)
+        tried.append((min(low / EVEN[0], EVEN[1] / max(high, 1e-30)), unwrapped))
         if tried[-1][0] >= 1:
             break
     return max(tried, key=lambda one: one[0])[1]

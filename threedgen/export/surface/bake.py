@@ -30,6 +30,8 @@ CAGE = 0.012
 """How far the dense surface may be from the simple one, as a share of the diagonal of its box."""
 LIFT = 0.004
 """How far above the surface the rays of the occlusion start, as a share of the diagonal: above its own facets."""
+ROUGH_NO_METAL = np.array([1.0, 0.0], np.float32)
+"""Roughness and metal of every texel: a field knows neither."""
 
 
 @dataclass(frozen=True)
@@ -65,27 +67,21 @@ def bake(
     cage: float = CAGE,
     occlusion_rays: int = 64,
     occlusion_reach: float = 0.3,
-    roughness: float = 1.0,
-    metallic: float = 0.0,
-    supersample: int = 1,
     chunk: int = 1 << 17,
 ) -> Maps:
     """The textures of `low`, of `size` or (height, width) texels.
 
     colours: points (N, 3) float32 in world units -> sRGB (N, 3), asked for `chunk` points at a time; None: the colours
     of the dense mesh's vertices. cage and occlusion_reach are shares of the diagonal of low's box; occlusion_rays 0
-    leaves the occlusion at 1. supersample: points across a texel, whose mean it becomes; costs its square.
-    Raises ConfigError for parameters out of range, uv outside the texture, and colours of the wrong shape.
+    leaves the occlusion at 1. Raises ConfigError for parameters out of range, uv outside the texture, and colours of
+    the wrong shape.
     """
-    if not (cage > 0 and occlusion_reach > 0 and occlusion_rays >= 0 and supersample >= 1):
-        raise ConfigError("baking takes a cage and a reach above 0, no rays or some, and supersample of at least 1")
-    if not (0 <= roughness <= 1 and 0 <= metallic <= 1):
-        raise ConfigError(f"roughness and metallic are in [0, 1] (got {roughness} and {metallic})")
-    height, width = (size, size) if isinstance(size, int) else size
-    fine = rasterise_uv(low.uv, low.faces, (height * supersample, width * supersample))
-    if not fine.mask.any():
+    if not (cage > 0 and occlusion_reach > 0 and occlusion_rays >= 0):
+        raise ConfigError("baking takes a cage and a reach above 0, and no rays or some")
+    seen = rasterise_uv(low.uv, low.faces, size)
+    if not seen.mask.any():
         raise ConfigError("no texel is covered by a face: the uv are outside of [0, 1], or the texture is too small")
-    texels = texel_frames(low, fine)
+    texels = texel_frames(low, seen)
     diagonal = float(np.linalg.norm(np.ptp(low.vertices, axis=0)))
     tree = rays.build(dense.vertices, dense.faces)
     found = project(tree, dense, texels.points, texels.normals, cage * diagonal)
@@ -99,16 +95,16 @@ def bake(
         )
     openness = found.of(openness[:, None], dense.faces)
 
-    flat = np.concatenate([rgb, bumps, openness], axis=1).astype(np.float32)
-    image, covered = gather(flat, fine.mask, supersample)
-    image = fill(image, covered)
-    constant = np.broadcast_to(np.array([roughness, metallic], np.float32), (height, width, 2))
+    image = np.zeros((*seen.mask.shape, 7), np.float32)
+    image[seen.mask] = np.concatenate([rgb, bumps, openness], axis=1)
+    image = fill(image, seen.mask)
+    constant = np.broadcast_to(ROUGH_NO_METAL, (*seen.mask.shape, 2))
     return Maps(
         base_colour=np.clip(image[..., :3], 0, 1),
         normal=unit(image[..., 3:6]).astype(np.float32),
         orm=np.concatenate([np.clip(image[..., 6:], 0, 1), constant], axis=-1),
-        covered=covered,
-        info={"coverage": float(covered.mean()), "missed": float(1 - found.hit.mean())},
+        covered=seen.mask,
+        info={"coverage": float(seen.mask.mean()), "missed": float(1 - found.hit.mean())},
     )
 
 
@@ -180,18 +176,6 @@ def tangent_space(directions: Array, texels: Texels) -> Array:
     x, z = (along - lean * up) / straight, (up - lean * along) / straight
     y = (directions * bitangent).sum(axis=1) / straight
     return unit(np.stack([x, y, np.maximum(z, 0.01)], axis=1)).astype(np.float32)
-
-
-def gather(values: Array, mask: Array, factor: int) -> tuple[Array, Array]:
-    """Values (N, C) of the True places of a fine mask (H f, W f), row by row, to means over f x f blocks.
-
-    Returns the texture (H, W, C) float32, 0 where a block has no value, and where one has (H, W) bool.
-    """
-    sums = np.zeros((*mask.shape, values.shape[1] + 1), np.float32)
-    sums[mask, :-1], sums[mask, -1] = values, 1
-    height, width = mask.shape[0] // factor, mask.shape[1] // factor
-    sums = sums.reshape(height, factor, width, factor, -1).sum(axis=(1, 3))
-    return sums[..., :-1] / np.maximum(sums[..., -1:], 1), sums[..., -1] > 0
 
 
 def _ask(colours: Colours, points: Array, chunk: int) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.options import MarchConfig
@@ -35,8 +35,8 @@ def around(views: int, size: int, radius: float = 1.0) -> Cameras:
     height = math.sin(LOWEST) + (math.sin(HIGHEST) - math.sin(LOWEST)) * (k + 0.5) / views
     steep, turn = torch.asin(height), (k * math.pi * (3 - math.sqrt(5))) % (2 * math.pi)
     far = torch.full((views,), DISTANCE * radius)
-    c2w = orbit_c2w(steep, turn, far)
-    return Cameras(c2w, torch.full((views,), FOV), size, size, steep, turn, far, c2w[:, :3, 3].clone())
+    projection = Projection.perspective(torch.full((views,), FOV), size, size)
+    return Cameras(orbit_c2w(steep, turn, far), projection, size, size)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def field_pictures(field: Any, occupancy: Any, options: MarchConfig, device: tor
             rays = (ray.reshape(-1, 3).to(device) for ray in one.rays())
             with torch.no_grad():
                 if field.rasterised:
-                    seen = field.look(one, background, material)
+                    seen = field.render(one, background, material)
                 else:
                     seen = render(field, background, material, occupancy, options, *rays, chunk=CHUNK)
             part = seen.opacity.clamp(min=1e-3)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from threedgen.config.errors import in_a_line
-from threedgen.export.asset import Asset
+from threedgen.export.asset import ExportedAsset
 from threedgen.export.options import FOLDER
 from threedgen.export.run_field import RunField, view_of
 from threedgen.export.task import export, save
@@ -19,7 +19,7 @@ from .system import GenerateSystem
 logger = logging.getLogger(__name__)
 
 
-def make(system: GenerateSystem, folder: Path) -> Asset:
+def make(system: GenerateSystem, folder: Path) -> ExportedAsset:
     """Writes the asset of the field as it is now into `folder`. Raises ConfigError; a low budget is no error."""
     config = system.config
     view = view_of(system.field, system.occupancy, config.march, system.device)

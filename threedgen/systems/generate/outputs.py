@@ -17,8 +17,9 @@ from threedgen.export.options import FOLDER
 from threedgen.export.run_field import view_of
 from threedgen.export.shape.from_field import FieldView, surface_of
 from threedgen.export.shape.opacity import EmptyField
-from threedgen.geometry.cameras import Cameras, turntable
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_mp4, write_png
+from threedgen.geometry.rigs import turntable
 from threedgen.run.metrics import read_summary
 from threedgen.systems.generate.options import ResultConfig
 
@@ -92,8 +93,8 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str]) -> dic
     system.eval()
     write_turn(system.pictures, config.result, folder)
     view = view_of(system.field, system.occupancy, config.march, system.device)
-    extras = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
-    figures = write_mesh(view, config.result.mesh_resolution, folder, extras, notes)
+    provenance = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
+    figures = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
     if not figures:
         shutil.rmtree(folder / FOLDER, ignore_errors=True)  # of an earlier, shorter part of the run
         return {}
@@ -108,7 +109,7 @@ def write_turn(pictures: Callable[[Cameras], Tensor], options: ResultConfig, fol
 
 
 def write_mesh(
-    view: FieldView, resolution: int, folder: Path, extras: dict[str, Any], notes: list[str]
+    view: FieldView, resolution: int, folder: Path, provenance: dict[str, Any], notes: list[str]
 ) -> dict[str, Any]:
     """mesh.glb; returns its size. Without a surface there is none, and a note says so."""
     try:
@@ -118,5 +119,5 @@ def write_mesh(
         logger.warning("%s", error)
         (folder / "mesh.glb").unlink(missing_ok=True)  # of an earlier, shorter part of the run
         return {}
-    save_glb(mesh, folder / "mesh.glb", extras)
+    save_glb(mesh, folder / "mesh.glb", provenance)
     return {"vertices": len(mesh.vertices), "triangles": len(mesh.faces)}

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from threedgen.geometry.cameras import sample_multiview
+from threedgen.geometry.rigs import sample_multiview
 from threedgen.guidance import diffusion
 from threedgen.guidance.dtypes import compute_dtype
 from threedgen.guidance.multiview.joined import make_multiview, predict
@@ -205,8 +205,8 @@ def samples_of(system: GenerateSystem, stage: Stage) -> int:
     """Samples of a render of this stage, from a small one of the same views."""
     rng, small = generator(system.config.seed, stage.first, "cameras"), min(GLANCE, stage.size)
     groups = stage.images // system.config.camera.n_view
-    cameras = sample_multiview(system.config.camera, rng, stage.first, n_groups=groups, height=small, width=small)
-    seen = system.render(cameras, stage.first, training=True, grad=False)
+    rig = sample_multiview(system.config.camera, rng, stage.first, n_groups=groups, height=small, width=small)
+    seen = system.render(rig.cameras, stage.first, training=True, grad=False)
     return len(seen.samples) * stage.size**2 // small**2
 
 

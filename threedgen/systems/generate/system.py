@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from threedgen.config import ConfigError, at, dump, registry
-from threedgen.geometry.cameras import Cameras, orbit, sample_multiview
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
+from threedgen.geometry.rigs import orbit, sample_multiview
 from threedgen.guidance.priors.view_prompts import view_text
 from threedgen.representations import losses
 from threedgen.representations.march import step_size
@@ -130,17 +131,18 @@ class GenerateSystem(pl.LightningModule):
         """Score distillation of freshly rendered views, and the regularisers."""
         c, size = self.config, self.size(step)
         groups = int(jump(c.groups, step, self.max_steps))
-        cameras = sample_multiview(c.camera, self.rng(step, "cameras"), step, n_groups=groups, height=size, width=size)
+        rig = sample_multiview(c.camera, self.rng(step, "cameras"), step, n_groups=groups, height=size, width=size)
         weights = {name: at(getattr(c.loss, name), step, self.max_steps) for name in type(c.loss).model_fields}
         shape = c.judged == "normal"
-        seen = self.render(cameras, step, training=True, grad=True, normals=shape or weights["orientation"] > 0)
+        normals = shape or weights["orientation"] > 0
+        seen = self.render(rig.cameras, step, light=rig.light, training=True, grad=True, normals=normals)
         rgb: Any = seen.normal if shape else seen.rgb
-        rgb = rgb.view(len(cameras), size, size, 3)
+        rgb = rgb.view(len(rig.cameras), size, size, 3)
 
         latents = self.prior.encode_images(rgb, self.rng(step, "posterior"))
-        c2w = cameras.c2w.to(self.device)
+        c2w = rig.cameras.c2w.to(self.device)
         camera = self.prior.camera(c2w) if c.joined > 1 else None
-        said = view_text(self.text, cameras, c.view_prompts)
+        said = view_text(self.text, rig, c.view_prompts)
         distilled, logs = self.distill(
             latents, self.prior.denoise, said.cond, said.uncond, camera, c.joined, step, self.rng(step, "distillation"),
             negatives=said.negatives, plain=self.text[:1], c2w=c2w,
@@ -171,16 +173,27 @@ class GenerateSystem(pl.LightningModule):
                 terms[name] = getattr(mesh_losses, name)(*seen.surface)
         return terms
 
-    def render(self, cameras: Cameras, step: int, *, training: bool, grad: bool, normals: bool = False) -> Render:
-        """All pixels of all cameras as rays (B H W, ...)."""
+    def render(
+        self,
+        cameras: Cameras,
+        step: int,
+        *,
+        training: bool,
+        grad: bool,
+        normals: bool = False,
+        light: Tensor | None = None,
+    ) -> Render:
+        """All pixels of all cameras as rays (B H W, ...); ``light`` (B, 3) is the point light of each view, else it is
+        at the camera."""
         rng = self.rng(step, "render")
         shading = self.material.draw(step, training, rng)
         if self.field.rasterised:
-            options: Any = {"generator": rng, "training": training, "step": step, "shading": shading}
+            options: Any = {"generator": rng, "training": training, "step": step, "light": light, "shading": shading}
             with torch.set_grad_enabled(grad):
-                return self.field.look(cameras, self.background, self.material, **options)
+                return self.field.render(cameras, self.background, self.material, **options)
         origins, directions = (rays.reshape(-1, 3).to(self.device) for rays in cameras.rays())
-        light = cameras.light.to(self.device).repeat_interleave(cameras.height * cameras.width, 0)
+        light = (cameras.position if light is None else light).to(self.device)
+        light = light.repeat_interleave(cameras.height * cameras.width, 0)
         chunk = self.held = self.chunk(normals or shading.lit) if grad else EVAL_CHUNK
         with torch.set_grad_enabled(grad):
             seen = render(

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from threedgen.cli import config_name, say
 from threedgen.config import ConfigError, find, load, task_of
-from threedgen.geometry.cameras import Cameras, orbit
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
+from threedgen.geometry.rigs import orbit
 from threedgen.guidance.priors.view_prompts import prompts
 from threedgen.representations import march
 from threedgen.representations.backends import load as load_backend

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from threedgen.geometry.cameras import turntable
+from threedgen.geometry.rigs import turntable
 from threedgen.run.interrupts import Interrupts
 from threedgen.viewer.live import LiveView, Window
 from threedgen.viewer.options import LIVE

@@ -25,10 +25,10 @@ from threedgen.cli import say
 from threedgen.config import ConfigError, config_hash
 from threedgen.evaluation.consistency.field import Bounds, SceneField, border_colour, fit
 from threedgen.export.run_field import view_of
-from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import grid, readable, write_png
-from threedgen.geometry.poses import orbit_c2w
-from threedgen.geometry.views import Request, Viewpoints, Views
+from threedgen.geometry.poses import orbit_c2w, square_pixels
+from threedgen.geometry.views import Request, Views
 from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
 from threedgen.guidance.threedim.options import CamerasConfig
 from threedgen.run.count import Count
@@ -63,9 +63,9 @@ def run(config: ImageTo3DConfig, resume: Path | None = None, quiet: bool = False
     figures: dict[str, Any] = {}
     with writing(folder):
         write_turn(lambda cameras: field.pictures(from_ball(field, cameras)), config.result, folder)
-        extras = {"image": Path(config.image).name, "seed": config.seed, "config_hash": config_hash(config)}
+        provenance = {"image": Path(config.image).name, "seed": config.seed, "config_hash": config_hash(config)}
         view = view_of(field.field, field.occupancy, field.march, field.device)
-        figures |= write_mesh(view, config.result.mesh_resolution, folder, extras, notes)
+        figures |= write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
         write_summary(
             folder, config, time.monotonic() - begun, status="finished", notes=notes, files=existing(folder, FILES),
             **figures,
@@ -95,7 +95,7 @@ def sampled(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool
     return Views(images, at)
 
 
-def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int, width: int) -> Viewpoints:
+def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int, width: int) -> Cameras:
     """That of the picture, then the rings, each beginning at its azimuth. Raises ConfigError if there is no telling."""
     if trained is None and (config.distance is None or config.fov is None):
         raise ConfigError("distance, fov: the weights do not say which cameras they were trained with: give both")
@@ -108,8 +108,8 @@ def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int,
     focal = height * (trained.focal if trained else 1.0)
     if config.fov is not None:
         focal = 0.5 * height / math.tan(math.radians(config.fov) / 2)
-    K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
-    return Viewpoints(c2w, K.expand(len(c2w), 3, 3), height, width)
+    K = square_pixels(torch.full((len(c2w),), focal), height, width)
+    return Cameras(c2w, Projection(K), height, width)
 
 
 def read_picture(path: Path, height: int, width: int) -> Tensor:
@@ -126,9 +126,8 @@ def read_picture(path: Path, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.asarray(whole, np.float32) / 255)
 
 
-def from_ball(field: SceneField, at: Cameras) -> Viewpoints:
+def from_ball(field: SceneField, at: Cameras) -> Cameras:
     """Cameras in radii of the field as cameras in the units of the sampled poses."""
-    here = Viewpoints.of(at)
-    c2w = here.c2w.clone()
+    c2w = at.c2w.clone()
     c2w[:, :3, 3] *= field.bounds.radius
-    return replace(here, c2w=c2w)
+    return replace(at, c2w=c2w)

@@ -163,8 +163,8 @@ class PriorSystem(pl.LightningModule):
 
     def validate(self, step: int, folder: Path) -> None:
         """Saves the averaged weights as a prior and draws its sample sheet."""
-        from threedgen.geometry.cameras import orbit_c2w
         from threedgen.geometry.images import grid, write_png
+        from threedgen.geometry.poses import orbit_c2w
 
         prior = self.frozen[0]
         with self.average.applied(self.unet):
