@@ -7,6 +7,8 @@ it is asked for single pictures, and nobody tells it the side from which one loo
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,7 @@ class StableDiffusion(MVDream):
     front = 3.0
     unseen: UnseenCamera | None = None
 
-    def to(self, device: torch.device | str) -> MVDream:
+    def to(self, device: torch.device | str) -> Self:
         self.unseen = None
         return super().to(device)
 

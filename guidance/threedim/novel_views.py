@@ -10,7 +10,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash
 from threedgen.geometry.views import Request, Viewpoints, Views, resize
-from threedgen.guidance.dtypes import compute_dtype
+from threedgen.run.dtypes import compute_dtype
 from threedgen.run.seeding import generator
 
 from . import folder

@@ -19,7 +19,7 @@ from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.distillation.vsd import VSD
 from threedgen.guidance.options import VSDConfig
-from threedgen.guidance.priors.mvdream import MVDream, script_cameras, script_poses
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -117,7 +117,7 @@ def test_the_copy_learns_the_renders(prior: MVDream, prediction: Any) -> None:
     schedule = Schedule.scaled_linear(prediction=prediction)
     distil = VSD(VSDConfig(pose_dropout=0.0), schedule, 100, prior, cpu(7))
     z, text = torch.ones(2, 4, 8, 8), torch.randn(2, 3, TEXT_WIDTH, generator=cpu(1))
-    poses, camera = script_poses(2).flatten(1), script_cameras(2)
+    poses, camera = script_poses(2).flatten(1), camera_vector(script_poses(2))
     optimiser = torch.optim.Adam(distil.parameters(), lr=0.03)
     errors = []
     for _ in range(6):

@@ -21,7 +21,7 @@ from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.distillation.vsd import VSD
 from threedgen.guidance.options import DeepFloydConfig, StableDiffusionConfig, VSDConfig
 from threedgen.guidance.priors import deepfloyd, stable_diffusion
-from threedgen.guidance.priors.mvdream import MVDream, script_cameras, script_poses
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
 from threedgen.guidance.weights.meta_networks import outline
 from threedgen.systems.generate.plan import operations
 
@@ -65,9 +65,9 @@ def test_a_multi_view_prior_plays_it_in_its_2d_mode() -> None:
     x, t = torch.randn(4, 4, 8, 8, generator=cpu()), torch.full((4,), 500)
     text = prior.encode_prompt(["a red dog"]).repeat(4, 1, 1)
     with torch.no_grad():
-        told = prior.denoise(x, t, text, script_cameras(4), 4)
+        told = prior.denoise(x, t, text, camera_vector(script_poses(4)), 4)
         assert torch.equal(told, whole.denoise(x, t, text))
-        assert not torch.allclose(told, whole.denoise(x, t, text, script_cameras(4), 4), atol=1e-3)
+        assert not torch.allclose(told, whole.denoise(x, t, text, camera_vector(script_poses(4)), 4), atol=1e-3)
         alone = torch.cat([prior.denoise(x[k : k + 1], t[:1], text[:1]) for k in range(4)])
     torch.testing.assert_close(told, alone, atol=1e-5, rtol=0)
 
@@ -98,7 +98,8 @@ def test_deepfloyd_is_diffusers_own_network() -> None:
         torch.testing.assert_close(text, torch.cat([cond, uncond]), atol=1e-5, rtol=1e-4)
         x, t = torch.randn(2, 3, 16, 16, generator=cpu()), torch.tensor([100, 900])
         wanted = theirs.unet(x, t, text).sample[:, :3]
-        torch.testing.assert_close(prior.denoise(x, t, text, script_cameras(2), 2), wanted, atol=1e-5, rtol=0)
+        found = prior.denoise(x, t, text, camera_vector(script_poses(2)), 2)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
     torch.testing.assert_close(prior.schedule.alpha_bar, theirs.scheduler.alphas_cumprod, atol=1e-6, rtol=0)
     torch.testing.assert_close(prior.schedule.alpha_bar, Schedule.cosine().alpha_bar)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny_prior import cpu, drafting_prior, letter_tokenizer, tiny_prior, tiny_text_encoder, tiny_unet
 from threedgen.config import ConfigError, registry
 from threedgen.guidance.options import MVDreamConfig
-from threedgen.guidance.priors.mvdream import MVDream, script_cameras
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
 from threedgen.guidance.weights import subject_weights as personalisation
 from threedgen.guidance.weights import tokens
 from threedgen.guidance.weights.loading import personalisation_card
@@ -130,7 +130,8 @@ def test_the_draft_reads_the_prompt_without_the_identifier() -> None:
 
     def draft_of(prompt: str) -> torch.Tensor:
         with torch.no_grad():
-            answer = prior.denoise(x, t, prior.encode_prompt([prompt]).repeat(4, 1, 1), script_cameras(4), 4)
+            text = prior.encode_prompt([prompt]).repeat(4, 1, 1)
+            answer = prior.denoise(x, t, text, camera_vector(script_poses(4)), 4)
         assert answer.shape == x.shape
         return seen[-1]
 

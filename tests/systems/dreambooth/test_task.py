@@ -244,9 +244,9 @@ def test_the_side_of_a_photo_is_the_one_whose_camera_tells_its_noise_best(tmp_pa
     prior.encode_images = lambda rgb, rng: clean
 
     def network(x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
-        alpha = prior.schedule.alpha_bar[t[0]] ** 0.5
+        alpha, sigma = prior.schedule.alpha_sigma(t[0], x)
         which = int((x.mean() / alpha / 100).round())
-        noise = prior.schedule.eps_from_x0(x, clean[which], t)
+        noise = (x - alpha * clean[which]) / sigma
         away = (camera - prior.camera(taken[which, None])).norm(dim=1)
         return prior.schedule.target(clean[which], noise, t) + away[:, None, None, None]
 

@@ -72,9 +72,9 @@ class MVDreamBoothConfig(RunConfig):
 
     @model_validator(mode="after")
     def _tunable(self) -> MVDreamBoothConfig:
-        if getattr(self.prior, "personalisation", None) is not None:
+        if self.prior.personalisation is not None:
             raise ValueError("prior.personalisation should be left out: a subject is learnt from the base itself")
-        if getattr(self.prior, "dtype", "") == "fp16":
+        if self.prior.dtype == "fp16":
             raise ValueError("prior.dtype should be auto, bf16 or fp32: gradients would vanish in fp16")
         return self
 

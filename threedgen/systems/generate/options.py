@@ -136,7 +136,7 @@ class GenerateConfig(RunConfig):
     @property
     def joined(self) -> int:
         """How many views the prior looks at together; 1 is a prior's 2D mode, without cameras."""
-        return self.camera.n_view if getattr(self.prior, "multiview", True) else 1
+        return self.camera.n_view if self.prior.multiview else 1
 
     @model_validator(mode="after")
     def _agree(self) -> GenerateConfig:

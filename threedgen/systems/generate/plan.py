@@ -20,10 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from threedgen.geometry.cameras import sample_multiview
 from threedgen.guidance import diffusion
-from threedgen.guidance.dtypes import compute_dtype
 from threedgen.guidance.multiview.joined import make_multiview, predict
 from threedgen.guidance.weights.meta_networks import Outline, outline
 from threedgen.representations.volume.render import BACKWARD, sample_bytes
+from threedgen.run.dtypes import compute_dtype
 from threedgen.run.memory import free_bytes, graph_bytes
 from threedgen.run.prompts import tidy
 from threedgen.run.seeding import generator

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from threedgen.config import ConfigError, at, dump, registry
 from threedgen.geometry.cameras import Cameras, orbit, sample_multiview
 from threedgen.geometry.images import grid, write_png
+from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
 from threedgen.representations import losses
 from threedgen.representations.march import step_size
@@ -51,7 +52,7 @@ class GenerateSystem(pl.LightningModule):
     def __init__(
         self,
         config: GenerateConfig,
-        prior: Any,
+        prior: Prior,
         text: Tensor,
         views: Tensor | None = None,
         view_cameras: Cameras | None = None,
@@ -82,7 +83,7 @@ class GenerateSystem(pl.LightningModule):
         self.metrics: dict[str, float] = {}
 
     @property
-    def prior(self) -> Any:
+    def prior(self) -> Prior:
         return self.unregistered[0]
 
     @property
