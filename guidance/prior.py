@@ -53,6 +53,7 @@ class Prior(Protocol):
 
     def release(self) -> None:
         """Gives up what a distillation does not ask for once the prompt is encoded: no new prompts, no pictures."""
+        return  # a prior that holds nothing else has nothing to give up
 
     @abstractmethod
     def encode_prompt(self, prompts: list[str]) -> Tensor:

@@ -135,7 +135,7 @@ def test_the_steps_at_full_size_at_a_tiny_size(
     monkeypatch.setattr(mvdream, "VAE", short | {"up_block_types": ("UpDecoderBlock2D",) * 2})
     words = [
         *TINY, "size={0: 8, 4: 16}", "occupancy.warmup=3", "prior.dtype=fp32", "trainer.precision=32-true",
-        "trainer.accelerator=cpu", "groups=1",
+        "trainer.accelerator=cpu", "scenes_per_step=1",
     ]  # fmt: skip
     assert command.main(["mvdream", "--rounds", "1", "--size", "16", "--out", str(tmp_path), *words]) == 0
     (steps,) = json.loads((tmp_path / "benchmarks.json").read_text())["tables"]

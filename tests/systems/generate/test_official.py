@@ -29,7 +29,7 @@ SMALL = [
     "threads=1", "prior.tokenizer=clip", "prior.dtype=fp32", "prior.image_size=64",
     "field.encoding.n_levels=3", "field.encoding.log2_hashmap_size=8", "field.encoding.base_resolution=4",
     "field.encoding.per_level_scale=2", "field.width=8", "field.density_blob_scale=20", "march.samples=24",
-    "march.chunk=3000", "occupancy.resolution=8", "size={0: 8, 5: 16}", "groups={0: 2, 5: 1}", "preview.steps=2",
+    "march.chunk=3000", "occupancy.resolution=8", "size={0: 8, 5: 16}", "scenes_per_step={0: 2, 5: 1}", "preview.steps=2",
     "result.turntable.n_view=2", "result.turntable.height=16", "result.turntable.width=16",
     "result.mesh_resolution=16", "export.enabled=false", "trainer.max_steps=10", "trainer.precision=32-true",
     "trainer.accelerator=cpu",

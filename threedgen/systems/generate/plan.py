@@ -86,7 +86,7 @@ def _plan(config: GenerateConfig) -> str:
         f"memory: about {total / 1e9:.1f} GB ({', '.join(f'{k} {v / 1e9:.1f}' for k, v in bytes_of.items())})",
     ]
     if total > free:
-        lines.append("memory: more than is free; march.chunk makes the render smaller, groups and size the rest")
+        lines.append("memory: more than is free; march.chunk makes the render smaller, scenes_per_step and size the rest")
     return "\n".join(lines)
 
 
@@ -96,7 +96,7 @@ def _render(system: GenerateSystem, stages: list[Stage]) -> tuple[str, float]:
     if system.field.rasterised:
         return "a mesh, not counted", 0.0
     ever_oriented = any((shown if isinstance(shown, dict) else {0: shown}).values())
-    normals = config.material.name != "none" or config.judged == "normal" or ever_oriented
+    normals = config.material.name != "none" or config.guidance_input == "normal" or ever_oriented
     each = sample_bytes(system.field, system.background, system.material, config.march, normals, system.device)
     largest = max((samples_of(system, stage) for stage in stages), default=0)
     chunk = system.chunk(normals) or largest
@@ -110,7 +110,7 @@ def stages_of(config: GenerateConfig) -> list[Stage]:
     first, end = config.warm_start.steps, config.trainer.max_steps
 
     def kind(step: int) -> tuple[int, int]:
-        return int(jump(config.size, step, end)), int(jump(config.groups, step, end)) * config.camera.n_view
+        return int(jump(config.size, step, end)), int(jump(config.scenes_per_step, step, end)) * config.camera.n_view
 
     runs = [(made, list(steps)) for made, steps in groupby(range(first, end), kind)]
     return [Stage(steps[0], steps[-1], size, images) for (size, images), steps in runs]
@@ -151,8 +151,8 @@ def _system(config: GenerateConfig, unet: Any = None) -> GenerateSystem:
 def samples_of(system: GenerateSystem, stage: Stage) -> int:
     """Samples of a render of this stage, from a small one of the same views."""
     rng, small = generator(system.config.seed, stage.first, "cameras"), min(GLANCE, stage.size)
-    groups = stage.images // system.config.camera.n_view
-    cameras = sample_multiview(system.config.camera, rng, stage.first, n_groups=groups, height=small, width=small)
+    scenes = stage.images // system.config.camera.n_view
+    cameras = sample_multiview(system.config.camera, rng, stage.first, n_groups=scenes, height=small, width=small)
     seen = system.render(cameras, stage.first, training=True, grad=False)
     return len(seen.samples) * stage.size**2 // small**2
 

@@ -175,7 +175,7 @@ def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:
 
 def preview(config: GenerateConfig, prior: Prior, prompt: str, folder: Path) -> tuple[Tensor | None, Cameras | None]:
     """Views sampled from the prompt and their cameras, written to preview.png; kept for a resumed run."""
-    p, n_view = config.preview, config.joined
+    p, n_view = config.preview, config.views_per_scene
     if not (p.enabled or config.warm_start.steps) or n_view < 2:
         return None, None
     table = config.result.turntable
