@@ -1,8 +1,8 @@
 """MVDream (arXiv 2308.16512): a text-to-image diffusion model that draws several views of one object at once.
 
 The object of this file is the same for the released weights and for the small embedded toybox prior: stock
-UNet, VAE and text encoder, made multi-view by ``attention.py``. With n_view = 1 and no camera it is the 2D
-model. Classifier-free guidance and losses are elsewhere (``diffusion.py``, ``distillation.py``).
+UNet, VAE and text encoder, made multi-view by ``multiview/joined.py``. With n_view = 1 and no camera it is
+the 2D model. Classifier-free guidance and losses are elsewhere (``diffusion.py``, ``distillation/``).
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from threedgen.guidance.draft import Draft
 from threedgen.guidance.multiview.joined import make_multiview, predict, set_attention
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.prior import MultiviewPrior
-from threedgen.guidance.weights import components, tokens
-from threedgen.guidance.weights import subject_weights as personal
+from threedgen.guidance.weights import components, subject_weights, tokens
 from threedgen.run.dtypes import compute_dtype
 from threedgen.run.prompts import without
 
@@ -106,13 +105,13 @@ class MVDream(MultiviewPrior):
         """Frozen networks from ``weights``: "embedded", a diffusers folder, a hub id, an original checkpoint.
 
         ``camera`` demands a camera branch; without it a plain Stable Diffusion loads too (2D mode only).
-        ``personalisation``: the file that teaches these very weights one subject (personalisation.py), and how
+        ``personalisation``: the file that teaches these very weights one subject (subject_weights.py), and how
         much of it is added.
         Nothing in the files is executed. Raises ConfigError, one sentence, for anything missing or wrong.
         """
         found = components.load(weights, tokenizer, camera)
         if personalisation is not None:
-            personal.apply(found, Path(personalisation).expanduser(), personalisation_strength)
+            subject_weights.apply(found, Path(personalisation).expanduser(), personalisation_strength)
         return cls(*found, image_size=image_size, dtype=dtype, device=device)
 
     def to(self, device: torch.device | str) -> Self:
@@ -173,7 +172,7 @@ class MVDream(MultiviewPrior):
         """n prompts -> (n, L, D) float32: last hidden state after the final layer norm.
 
         A prior with a draft and an identifier gives (n, 2L, D): behind it the same of the prompts without the
-        identifier, which is what the draft reads (personalisation.py). What does not fit is cut off (logged as
+        identifier, which is what the draft reads (subject_weights.py). What does not fit is cut off (logged as
         info); ask ``tokens_cut`` and ``unknown_words`` beforehand.
         """
         for prompt in prompts:
@@ -190,7 +189,7 @@ class MVDream(MultiviewPrior):
 
     @property
     def identifiers(self) -> list[str]:
-        """The words that stand for a subject; none unless the prior is personalised."""
+        """The words that stand for a subject; none unless the prior was tuned to one."""
         return tokens.added_words(self.tokenizer)
 
     def tokens_cut(self, prompt: str) -> str:

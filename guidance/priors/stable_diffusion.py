@@ -2,7 +2,7 @@
 
 The networks and their loading are MVDream's (``mvdream.py``), which is this model plus cameras and joined attention;
 here neither is used. So any weights of Stable Diffusion's architecture do, and the embedded prior plays its role:
-it is asked for single pictures, and nobody tells it the side from which one looks (``unseen.py``).
+it is asked for single pictures, and nobody tells it the side from which one looks (``camera_posterior.py``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") ->
 
 
 class StableDiffusion(MVDream):
-    """MVDream's networks in 2D mode: whatever is asked, each picture is alone and no camera is told.
+    """MVDream's networks in 2D mode: whatever is asked, each picture is alone and no camera is given.
 
     front: how much a prior with a draft prefers the front, from which photographers take most pictures.
     """

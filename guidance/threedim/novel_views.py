@@ -14,9 +14,9 @@ from threedgen.run.dtypes import compute_dtype
 from threedgen.run.seeding import generator
 
 from . import folder
+from .conditioning import strategy
 from .options import CamerasConfig, ThreeDiMSamplerConfig
 from .sampler import Progress, sample_views
-from .strategies import strategy
 
 logger = logging.getLogger(__name__)
 

@@ -31,8 +31,8 @@ from threedgen import cli, config
 from threedgen.config import ConfigError
 from threedgen.guidance.priors.camera_posterior import candidates
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.weights import subject_weights as personalisation
-from threedgen.guidance.weights.loading import personalisation_card
+from threedgen.guidance.weights import subject_weights
+from threedgen.guidance.weights.loading import subject_card
 from threedgen.run.metrics import read_summary
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
 from threedgen.systems.dreambooth.sides import drafts, photo_sides
@@ -67,7 +67,7 @@ def system_of(
 ) -> DreamBoothSystem:
     """The LightningModule alone, on noise for photos."""
     options: MVDreamBoothConfig = config.load(tiny(folder), list(overrides))
-    personalisation.add_word(prior.tokenizer, prior.text_encoder, "[v]")
+    subject_weights.add_word(prior.tokenizer, prior.text_encoder, "[v]")
     pictures = torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(0))
     return DreamBoothSystem(options, prior, photos or Shown(pictures), "base", others)
 
@@ -97,7 +97,7 @@ def test_a_run_leaves_a_file_that_makes_the_subject_known() -> None:
     run = undisturbed()
     summary = read_summary(run)
     assert summary["status"] == "finished" and summary["steps"] == 8 and summary["photos"] == 3
-    card = personalisation_card(run / RESULT)
+    card = subject_card(run / RESULT)
     assert (card["kind"], card["identifier"], card["prompt"]) == ("difference", "[v]", "a [v] dog")
     assert card["base"] == summary["base"]
     base = MVDream.load(str(prior_folder()), dtype="fp32")
@@ -294,7 +294,7 @@ def test_lora_learns_few_numbers_and_its_file_is_the_tuned_network(tmp_path: Pat
     base.save(tmp_path / "base")
     prior = MVDream.load(str(tmp_path / "base"), dtype="fp32")
     system = system_of(tmp_path, prior, "tuning.preservation=lora", "tuning.lora.rank=2", "tuning.lora.alpha=4")
-    system.base = personalisation.checksum(*[getattr(MVDream.load(str(tmp_path / "base")), part)
+    system.base = subject_weights.checksum(*[getattr(MVDream.load(str(tmp_path / "base")), part)
                                              for part in ("unet", "text_encoder")])
     steps(system, 4)
     learnt = sum(p.numel() for p in system.trained.values())

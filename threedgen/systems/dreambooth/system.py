@@ -27,7 +27,7 @@ from threedgen.config import at, dump
 from threedgen.geometry.images import grid, readable, write_png
 from threedgen.guidance.priors.camera_posterior import look_from
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.weights import subject_weights as personalisation
+from threedgen.guidance.weights import subject_weights
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.seeding import generator
 from threedgen.systems.train_prior.system import stratified
@@ -92,7 +92,7 @@ class DreamBoothSystem(pl.LightningModule):
     """The UNet (or its low-rank terms) and the identifier's row learn; the networks around them are no part of it.
 
     ``others``, if any, are pictures that the base drew of the class prompts, of each in turn; ``base``: its check sum.
-    The prior knows the identifier already (``personalisation.add_word``).
+    The prior knows the identifier already (``subject_weights.add_word``).
     """
 
     stage = "subject"
@@ -205,7 +205,7 @@ class DreamBoothSystem(pl.LightningModule):
         card["base"] = self.base
         if lora:
             card["scale"] = repr(self.options.lora.alpha / self.options.lora.rank)
-            changes: dict[str, Any] = personalisation.low_rank(self.unet.named_parameters())
+            changes: dict[str, Any] = subject_weights.low_rank(self.unet.named_parameters())
         else:
-            changes = personalisation.difference(self.trained, self.originals)
-        personalisation.write(path, changes, self.word, card)
+            changes = subject_weights.difference(self.trained, self.originals)
+        subject_weights.write(path, changes, self.word, card)

@@ -22,7 +22,7 @@ from threedgen.data import photos
 from threedgen.geometry.images import grid, readable, write_png
 from threedgen.guidance.priors.camera_posterior import look_from
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.weights import subject_weights as personalisation
+from threedgen.guidance.weights import subject_weights
 from threedgen.run.count import Count
 from threedgen.run.metrics import write_summary
 from threedgen.run.prompts import warn_about
@@ -61,10 +61,10 @@ def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bo
     set_threads(config.threads)
     say_weights(config.prior, quiet)
     prior: MVDream = load_prior(config.prior, config.trainer.accelerator)
-    personalisation.check_identifier(prior.tokenizer, config.identifier)
+    subject_weights.check_identifier(prior.tokenizer, config.identifier)
     pictures = seen_photos(config, folder, prior.image_size)
-    base = personalisation.checksum(prior.unet, prior.text_encoder)
-    personalisation.add_word(prior.tokenizer, prior.text_encoder, config.identifier, like=config.tuning.like)
+    base = subject_weights.checksum(prior.unet, prior.text_encoder)
+    subject_weights.add_word(prior.tokenizer, prior.text_encoder, config.identifier, like=config.tuning.like)
     notes = warn_about(config.prompt, prior)
     shown = with_drafts(config, folder, prior, pictures)
     system = DreamBoothSystem(config, prior, shown, base, class_pictures(config, folder, prior, quiet))

@@ -147,21 +147,21 @@ class GenerateConfig(RunConfig):
     @model_validator(mode="after")
     def _agree(self) -> GenerateConfig:
         """What one section says has to suit the others."""
-        radius = getattr(self.field, "radius", self.march.radius)
+        radius = self.field.radius
         if radius != self.march.radius:
             raise ValueError(
                 f"field.radius {radius:g} and march.radius {self.march.radius:g} should be the same: rays are "
                 "followed through the cube in which the field lives"
             )
-        if self.loss.eikonal != 0 and not getattr(self.field, "distance", False):
+        if self.loss.eikonal != 0 and not self.field.distance:
             raise ValueError(
-                f"loss.eikonal is for fields of distances, and field.name {getattr(self.field, 'name', '')} has none; "
+                f"loss.eikonal is for fields of distances, and field.name {self.field.name} has none; "
                 "set loss.eikonal=0 or field.name=sdf"
             )
         for name in ("normal_consistency", "laplacian"):
-            if getattr(self.loss, name) != 0 and not getattr(self.field, "mesh", False):
+            if getattr(self.loss, name) != 0 and not self.field.mesh:
                 raise ValueError(
-                    f"loss.{name} is for meshes, and field.name {getattr(self.field, 'name', '')} is none; "
+                    f"loss.{name} is for meshes, and field.name {self.field.name} is none; "
                     "set it to 0, or field.name=dmtet"
                 )
         warm, steps = self.warm_start.steps, self.trainer.max_steps

@@ -137,7 +137,8 @@ def _asset_file(figures: dict[str, Any]) -> list[str]:
 def check_backends(config: GenerateConfig) -> None:
     """Raises ConfigError for a back end that cannot compute on the device of this run, or cannot be loaded."""
     here = torch.device(device(config.trainer.accelerator))
-    place, field = ("field.paint", config.field.paint) if hasattr(config.field, "paint") else ("field", config.field)
+    field = config.field.volume
+    place = "field" if field is config.field else "field.paint"
     grid = (f"{place}.encoding", getattr(field, "encoding", None), encoding.MODULES)
     for key, options, modules in (grid, ("march", config.march, march.MODULES)):
         try:
