@@ -16,7 +16,7 @@ from threedgen.guidance.diffusion import Denoiser, Negatives, Schedule, combine,
 from threedgen.guidance.options import VSDConfig
 from threedgen.guidance.prior import Prior
 
-from .lora import LoRA
+from .lora import PosedLoRA
 from .sds import Distillation, Logs, follow, predict
 
 
@@ -35,7 +35,7 @@ class VSD(Distillation):
         if prior is None:
             raise ValueError("VSD trains a copy of the prior's network and needs the prior")
         self.unregistered = (prior,)  # frozen: in no checkpoint
-        self.lora = LoRA(prior.unet, options.rank, generator)
+        self.lora = PosedLoRA(prior.unet, options.rank, generator)
 
     def forward(
         self,

@@ -1,8 +1,8 @@
 """Ancestral sampling of views one after the other, many scenes at once (3DiM, sections 2.2 and 7.3).
 
-A view's chain starts from noise; at every step one of the views that are there (``conditioning``) is its condition. When
-the chain ends, its view joins them. With ``steps`` = 1 this is the one-step regression: a network that predicts the
-"sample" is asked once, of white noise.
+A view's chain starts from noise; at every step one of the views that are there (``conditioning``) is its condition.
+When the chain ends, its view joins them. With ``steps`` = 1 this is the one-step regression: a network that predicts
+the "sample" is asked once, of white noise.
 """
 
 from __future__ import annotations

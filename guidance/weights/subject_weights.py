@@ -87,14 +87,12 @@ def difference(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[
     return {f"unet.{name}": value.bfloat16().contiguous() for name, value in moved.items() if value.any()}
 
 
-def low_rank(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """The adapters among the parameters of a network that peft has put them into, under the names of the file."""
+def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Low-rank terms of linear layers, (r, in) and (out, r) each, under the names of the file."""
     found = {}
-    for name, value in parameters:
-        for end in (A, B):
-            before, mark, _ = name.partition(f"{end}.")
-            if mark:
-                found[f"unet.{before}.weight{end}"] = value.detach().float().cpu().contiguous()
+    for layer, a, b in zip(layers, down, up, strict=True):
+        for end, value in ((A, a), (B, b)):
+            found[f"unet.{layer}.weight{end}"] = value.detach().float().cpu().contiguous()
     return found
 
 

@@ -110,8 +110,7 @@ def test_low_rank_terms_are_added(saved: Path) -> None:
     weight = base.unet.get_parameter(name).clone()
     a, b = torch.randn(2, weight.shape[1], generator=cpu(1)), torch.randn(weight.shape[0], 2, generator=cpu(2))
     inner = name.removesuffix(".weight")
-    terms = subject_weights.low_rank([(f"{inner}.lora_A.default.weight", a), (f"{inner}.lora_B.default.weight", b),
-                                      (name, weight)])
+    terms = subject_weights.low_rank([inner], [a], [b])
     card = {"kind": "lora", "identifier": "[v]", "scale": "0.5",
             "base": subject_weights.checksum(base.unet, base.text_encoder)}
     subject_weights.write(saved / "lora.safetensors", terms, torch.zeros(24), card)

@@ -28,7 +28,6 @@ from tests.support.task_server import (
 from tests.support.tiny_prior import drafting_prior, tiny_prior
 from tests.support.toy_run import log
 from threedgen import cli, config
-from threedgen.config import ConfigError
 from threedgen.guidance.priors.camera_posterior import candidates
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
@@ -289,7 +288,6 @@ def test_pictures_of_the_class_are_seen_from_where_they_were_drawn(tmp_path: Pat
 
 
 def test_lora_learns_few_numbers_and_its_file_is_the_tuned_network(tmp_path: Path) -> None:
-    pytest.importorskip("peft")
     base = tiny_prior()
     base.save(tmp_path / "base")
     prior = MVDream.load(str(tmp_path / "base"), dtype="fp32")
@@ -345,14 +343,6 @@ def test_a_mistake_is_one_sentence(
     assert cli.main(["--config", "dreambooth.yaml", "out=run", *words]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
-
-
-def test_lora_without_peft_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    options = config.load(tiny(tmp_path), ["tuning.preservation=lora"])
-    with pytest.raises(ConfigError, match=r"needs the package peft: pip install 'threedgen\[lora\]'"):
-        options.check()
 
 
 @unix

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from threedgen.config import Config, ConfigError, Schedule
-from threedgen.config.optional import require
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
 from threedgen.run.prompts import tidy, without
@@ -97,7 +96,5 @@ class MVDreamBoothConfig(RunConfig):
         tidy(self.prompt)
         if not self.class_prompt:
             raise ConfigError(f'prompt: should also say of what kind the subject is, such as "a {self.identifier} dog"')
-        if self.tuning.preservation == "lora":
-            require("peft", "tuning.preservation: lora", "choose l1")
         find(self.photos)
         super().check()
