@@ -176,7 +176,9 @@ class GenerateConfig(RunConfig):
                 "the prior one that knows cameras, such as prior.name=mvdream"
             )
         if self.trainer.accumulate_grad_batches > 1:
-            raise ValueError("trainer.accumulate_grad_batches should be 1; for more views in a step, set scenes_per_step")
+            raise ValueError(
+                "trainer.accumulate_grad_batches should be 1; for more views in a step, set scenes_per_step"
+            )
         return self
 
     def check(self) -> None:

@@ -86,7 +86,8 @@ def _plan(config: GenerateConfig) -> str:
         f"memory: about {total / 1e9:.1f} GB ({', '.join(f'{k} {v / 1e9:.1f}' for k, v in bytes_of.items())})",
     ]
     if total > free:
-        lines.append("memory: more than is free; march.chunk makes the render smaller, scenes_per_step and size the rest")
+        remedy = "march.chunk makes the render smaller, scenes_per_step and size the rest"
+        lines.append(f"memory: more than is free; {remedy}")
     return "\n".join(lines)
 
 

@@ -143,8 +143,8 @@ class GenerateSystem(pl.LightningModule):
         camera = self.prior.camera(c2w) if c.views_per_scene > 1 else None
         texts = view_text(self.text, cameras, c.view_prompts)
         distilled, logs = self.distill(
-            latents, self.prior.denoise, texts.cond, texts.uncond, camera, c.views_per_scene, step, self.rng(step, "distillation"),
-            negatives=texts.negatives, plain=self.text[:1], c2w=c2w,
+            latents, self.prior.denoise, texts.cond, texts.uncond, camera, c.views_per_scene, step,
+            self.rng(step, "distillation"), negatives=texts.negatives, plain=self.text[:1], c2w=c2w,
         )  # fmt: skip
         terms = {"distillation": distilled} | self.regularisers(seen, weights)
         loss = sum(weights[name] * value for name, value in terms.items())
@@ -217,7 +217,10 @@ class GenerateSystem(pl.LightningModule):
         Its random numbers are the same again. Raises ConfigError, which says what to set, if that is not enough, and
         at once with several devices, which wait for each other within a step.
         """
-        remedy = "set march.chunk=65536 or less, scenes_per_step=1, a smaller size, or prior.dtype=bf16, and go on with --resume"
+        remedy = (
+            "set march.chunk=65536 or less, scenes_per_step=1, a smaller size, or prior.dtype=bf16, and go on with "
+            "--resume"
+        )
         try:
             return super().optimizer_step(*given, **more)
         except torch.OutOfMemoryError:
