@@ -79,7 +79,6 @@ setup(
         "nerfacc": ["nerfacc>=0.5.3"],
         "triton": ["triton>=3.2"],
         "xformers": ["xformers"],
-        "lora": ["peft>=0.17"],
         # engine=ray of janus-benchmark
         "ray": ["ray>=2.9"],
         # T5's vocabulary as DeepFloyd IF ships it

@@ -21,8 +21,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.guidance.multiview.joined import multiview_unet
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import known_checkpoints as released
-from threedgen.guidance.weights.meta_networks import Outline
-from threedgen.systems.generate.plan import TOKENS, Stage, matmul_rate, operations, stages_of, step_dtype
+from threedgen.systems.generate.plan import TOKENS, Stage, stages_of
 from threedgen.systems.generate.system import GenerateSystem
 from threedgen.systems.shared import device
 from threedgen.train.loop import set_threads
@@ -67,6 +66,13 @@ def stage_of(config: Any, size: int) -> Stage:
     if size not in stages:
         raise ConfigError(f"--size: the config renders at {', '.join(map(str, stages))} pixels, not at {size}")
     return stages[size]
+
+
+def step_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """In what the VAE computes: Lightning's precision of the training step (which has no float16 on a CPU)."""
+    if precision == "16-mixed" and device.type != "cpu":
+        return torch.float16
+    return torch.bfloat16 if precision.endswith("-mixed") else torch.float32
 
 
 def step_by_parts(stepper: Stepper, scaler: Any, number: int) -> dict[str, float]:
@@ -139,11 +145,11 @@ def measure(name: str, variant: str, size: int, rounds: int, overrides: list[str
 
 
 def tables(size: int, rounds: int, overrides: list[str]) -> list[Table]:
-    """Steps of both configs in both ways, and the UNet's time against that of its operations. Raises ConfigError."""
+    """Steps of both configs in both ways. Raises ConfigError."""
     config = load(CONFIGS[0], ["prompt=nothing", *overrides])
     set_threads(config.threads)
     where = torch.device(device(config.trainer.accelerator))
-    stage, views = stage_of(config, size), config.camera.n_view
+    stage = stage_of(config, size)
     prior = random_prior(config.prior.dtype, where)
     rows: list[Row] = []
     for name in CONFIGS:
@@ -159,13 +165,4 @@ def tables(size: int, rounds: int, overrides: list[str]) -> list[Table]:
         f"{stage.images} views of {size} x {size}, {where}, prior {prior.dtype}, step {config.trainer.precision}; the "
         f"median of {rounds} rounds, each from one update of the occupancy grid to the next.",
     ]
-    with torch.device("meta"):
-        outline = Outline(*networks(), draft=None, parameters=0, kept=0)
-    work, _ = operations(outline, prior.image_size, stage.images, views)
-    rate = matmul_rate(where, prior.dtype)
-    spent = median(float(row["UNet, ms"]) for row in rows if isinstance(row["UNet, ms"], float))
-    unet: Row = {
-        "images": 2 * stage.images, "ms": spent, "TFLOP": work / 1e12, "products, TFLOP/s": rate / 1e12,
-        "times their time": spent * 1e-3 * rate / work,
-    }  # fmt: skip
-    return [Table(f"Steps at full size, {size} px", rows, notes), Table("A call of the UNet", [unet])]
+    return [Table(f"Steps at full size, {size} px", rows, notes)]

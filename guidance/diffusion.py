@@ -17,6 +17,7 @@ from torch import Tensor
 Prediction = Literal["epsilon", "v_prediction"]
 Timesteps = Tensor | int
 TextPair = tuple[Tensor, Tensor]
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class Denoiser(Protocol):
@@ -114,18 +115,10 @@ class Schedule:
         alpha, sigma = self.alpha_sigma(t, x)
         return (x - sigma * eps) / alpha
 
-    def eps_from_x0(self, x: Tensor, x0: Tensor, t: Timesteps) -> Tensor:
-        alpha, sigma = self.alpha_sigma(t, x)
-        return (x - alpha * x0) / sigma
-
     def eps_from_v(self, x: Tensor, v: Tensor, t: Timesteps) -> Tensor:
         """Inverse of ``v_from_eps`` when x is the noised image (Salimans and Ho 2022, appendix D)."""
         alpha, sigma = self.alpha_sigma(t, x)
         return alpha * v + sigma * x
-
-    def x0_from_v(self, x: Tensor, v: Tensor, t: Timesteps) -> Tensor:
-        alpha, sigma = self.alpha_sigma(t, x)
-        return alpha * x - sigma * v
 
     def v_from_eps(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
         """v = sqrt(a) eps - sqrt(1-a) x0."""
@@ -274,14 +267,14 @@ def ddim_sample(
     schedule: Schedule,
     steps: int = 50,
     eta: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     progress: Callable[[int, int, Tensor], None] | None = None,
     compat: bool = False,
 ) -> Tensor:
     """From noise ``x_T`` (B,C,h,w) to a sample of the same shape.
 
-    Wrap the network in ``guided`` for classifier-free guidance and pass ``text`` as its pair. ``generator``
-    is read only when ``eta`` > 0. ``progress(done, total, x0)`` is called after each step.
+    Wrap the network in ``guided`` for classifier-free guidance and pass ``text`` as its pair. ``generator`` (see
+    ``fresh_noise``) is read only when ``eta`` > 0. ``progress(done, total, x0)`` is called after each step.
     """
     timesteps = ddim_timesteps(steps, schedule.T, compat)
     alphas, alphas_prev = ddim_alphas(schedule, timesteps)
@@ -296,7 +289,15 @@ def ddim_sample(
     return x
 
 
-def fresh_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Unit Gaussian noise like ``like``, drawn where the generator lives: from a CPU one always the same."""
+def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:
+    """Unit Gaussian noise like ``like`` (B,...), drawn where the generator lives: from a CPU one always the same.
+
+    Of several generators each draws its share of the B, which are divided evenly.
+    """
+    if isinstance(generator, Sequence):
+        if len(like) % len(generator):
+            raise ValueError(f"{len(like)} images cannot be shared by {len(generator)} generators evenly")
+        shares = like.split(len(like) // len(generator))
+        return torch.cat([fresh_noise(share, one) for share, one in zip(shares, generator, strict=True)])
     device = like.device if generator is None else generator.device
     return torch.randn(like.shape, generator=generator, device=device, dtype=torch.float32).to(like)

@@ -94,11 +94,11 @@ class MVDreamConfig(PriorConfig):
         return self
 
     def check(self) -> None:
-        from .weights.loading import personalisation_card
+        from .weights.loading import subject_card
 
         super().check()
         if self.personalisation is not None:
-            personalisation_card(self.personalisation)
+            subject_card(self.personalisation)
 
 
 class StableDiffusionConfig(PriorConfig):

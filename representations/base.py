@@ -13,11 +13,13 @@ class Representation(nn.Module):
     """A field or a mesh: it has `density`, and is called with points, as `render.Field` says.
 
     A rasterised one draws whole pictures with `render` (`dmtet.DMTet.render`); through others rays are marched.
-    `encoding`, a module, learns at a rate of its own.
+    `encoding`, a module, learns at a rate of its own. `along`, where the density depends on the ray, is asked instead
+    of the field itself (`sdf.SDF.along`).
     """
 
     options: Any
     rasterised = False
+    along: Any = None
 
     def at_step(self, step: int, max_steps: int | None = None) -> None:
         """Sets what the options let change during a run to its value at this step."""

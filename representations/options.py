@@ -59,13 +59,24 @@ class FrequencyConfig(Config):
 # --- fields ------------------------------------------------------------------------------------------
 
 
-class EncodedFieldConfig(Config):
-    """What fields of an encoding and small networks have.
+class FieldConfig(Config):
+    """What the config of every field says, beside a ``name`` and the ``radius`` of its cube.
 
     distance: does the field know the distance to its surface, so that its gradient should have length 1?
+    mesh: is it a surface that is rasterised, not a volume that rays are followed through?
     """
 
     distance: ClassVar[bool] = False
+    mesh: ClassVar[bool] = False
+
+    @property
+    def volume(self) -> FieldConfig:
+        """The field that is asked for colours at points: itself, or the one that paints a mesh."""
+        return self
+
+
+class EncodedFieldConfig(FieldConfig):
+    """What fields of an encoding and small networks have."""
 
     name: str = Field(description="which field")
     radius: float = Field(1.0, gt=0, le=100, description="the field lives in the cube [-radius, radius]^3")
@@ -141,11 +152,8 @@ class SDFConfig(EncodedFieldConfig):
         return self
 
 
-class DMTetConfig(Config):
-    """A mesh: distances on a tetrahedral grid, coloured by another field (Shen et al. 2021; Magic3D's second stage).
-
-    mesh: is it a surface that is rasterised, not a volume that rays are followed through?
-    """
+class DMTetConfig(FieldConfig):
+    """A mesh: distances on a tetrahedral grid, coloured by another field (Shen et al. 2021; Magic3D's second stage)."""
 
     mesh: ClassVar[bool] = True
 
@@ -163,6 +171,10 @@ class DMTetConfig(Config):
     def radius(self) -> float:
         """Of the world that the grid lies in."""
         return self.paint.radius
+
+    @property
+    def volume(self) -> FieldConfig:
+        return self.paint
 
 
 # --- backgrounds -------------------------------------------------------------------------------------

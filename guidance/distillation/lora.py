@@ -1,20 +1,22 @@
-"""A second network for the price of some small matrices: low-rank additions to a frozen UNet (LoRA), and a camera.
+"""Low-rank additions to the attention of a frozen UNet (LoRA, Hu et al. 2021, arXiv 2106.09685).
 
-VSD (ProlificDreamer, arXiv 2305.16213) needs a copy of the prior that learns what the renders look like. The copy is
-the prior itself with low-rank additions on its attention (Hu et al. 2021, arXiv 2106.09685) and an embedding of the
-pose, which is added to that of the time step as MVDream does it. They are switched on for one call at a time.
+They are a second network for the price of some small matrices. DreamBooth trains them to know a subject
+(``weights/subject_weights.py``). VSD (ProlificDreamer, arXiv 2305.16213) needs a copy of the prior that learns what the
+renders look like: the prior with such additions and an embedding of the pose, which is added to that of the time step
+as MVDream does it. They are switched on for one call at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from threedgen.config import ConfigError
 
@@ -23,21 +25,50 @@ POSE = 16
 
 
 class LoRA(nn.Module):
-    """Additions to a UNet that is not kept: outputs of linear layers, W x + up(down(x)), and of the time embedding.
+    """Additions to the linear layers of a UNet's attention: W x + scale up(down(x)).
 
-    It begins without effect: ``up`` and the last layer of the pose's embedding are zero, so the copy is at first the
-    prior itself. ``generator`` (CPU) draws the rest. Raises ConfigError for a network without attention.
+    They begin without effect, as ``up`` is zero; ``generator`` (CPU) draws ``down``. The UNet itself is not kept.
     """
 
-    def __init__(self, unet: nn.Module, rank: int = 4, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        rank: int = 4,
+        generator: torch.Generator | None = None,
+        scale: float = 1.0,
+        std: Callable[[int], float] | None = None,
+    ) -> None:
+        """``std``: deviation of ``down`` by the width of a layer's input, 1 / rank by default.
+
+        Raises ConfigError for a network without attention.
+        """
         super().__init__()
         layers = {n: m for n, m in unet.named_modules() if n.endswith(TARGETS) and isinstance(m, nn.Linear)}
         if not layers:
             raise ConfigError("distillation: vsd trains additions to the attention of a UNet, and this one has none")
-        self.names = tuple(layers)
+        self.names, self.scale = tuple(layers), scale
         sizes = [(m.in_features, m.out_features) for m in layers.values()]
-        self.down = nn.ParameterList(_normal((rank, wide), 1 / rank, generator) for wide, _ in sizes)
+        self.down = nn.ParameterList(
+            _normal((rank, wide), 1 / rank if std is None else std(wide), generator) for wide, _ in sizes
+        )
         self.up = nn.ParameterList(torch.zeros(wide, rank) for _, wide in sizes)
+
+    def attach(self, unet: nn.Module) -> list[RemovableHandle]:
+        """Lets ``unet`` (the one it was made for) answer with the additions, until the handles are removed."""
+        return [
+            unet.get_submodule(name).register_forward_hook(partial(_add, down, up, self.scale))
+            for name, down, up in zip(self.names, self.down, self.up, strict=True)
+        ]
+
+
+class PosedLoRA(LoRA):
+    """The same, and an addition to the time embedding: VSD's copy of the prior, which knows the pose.
+
+    The last layer of the pose's embedding is zero, so the copy is at first the prior itself.
+    """
+
+    def __init__(self, unet: nn.Module, rank: int = 4, generator: torch.Generator | None = None) -> None:
+        super().__init__(unet, rank, generator)
         time: Any = unet.get_submodule("time_embedding")
         width = int(time.linear_2.out_features)
         self.pose_in = nn.Parameter(_normal((width, POSE), POSE**-0.5, generator))
@@ -50,20 +81,22 @@ class LoRA(nn.Module):
     @contextmanager
     def applied(self, unet: nn.Module, c2w: Tensor) -> Iterator[None]:
         """Inside, ``unet`` (the one it was made for) answers as the copy, for images seen from ``c2w`` (B,16)."""
-        with ExitStack() as stack:
-            for name, down, up in zip(self.names, self.down, self.up, strict=True):
-                hook = unet.get_submodule(name).register_forward_hook(partial(_add, down, up))
-                stack.callback(hook.remove)
-            hook = unet.get_submodule("time_embedding").register_forward_hook(
+        handles = self.attach(unet)
+        handles.append(
+            unet.get_submodule("time_embedding").register_forward_hook(
                 lambda module, given, out: out + self.pose(c2w).to(out.dtype)
             )
-            stack.callback(hook.remove)
+        )
+        try:
             yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
-def _add(down: Tensor, up: Tensor, module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+def _add(down: Tensor, up: Tensor, scale: float, module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
     """The forward hook of one layer."""
-    return out + F.linear(F.linear(given[0].to(down.dtype), down), up).to(out.dtype)
+    return out + (scale * F.linear(F.linear(given[0].to(down.dtype), down), up)).to(out.dtype)
 
 
 def _normal(shape: tuple[int, int], std: float, generator: torch.Generator | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 Both add noise to the latents z of rendered images, let a frozen denoiser predict it with classifier-free
 guidance, and return a loss whose gradient with respect to z says where to go. The denoiser itself is never
-differentiated. (The form that trains a copy of it beside the object is in ``variational.py``.)
+differentiated. (The form that trains a copy of it beside the object is in ``vsd.py``.)
 B counts images, not groups: the loss is a sum over pixels and a mean over images.
 """
 
@@ -27,6 +27,7 @@ from threedgen.guidance.diffusion import (
     per_image,
 )
 from threedgen.guidance.options import DistillationConfig
+from threedgen.guidance.prior import Prior
 
 Logs = dict[str, Tensor | float]
 Weighting = Literal["one_minus_alpha_bar", "uniform"]
@@ -167,15 +168,13 @@ class Distillation(nn.Module):
     """
 
     pure: Callable[..., tuple[Tensor, Logs]]
-    calls: float = 2.0
-    """How many forward passes of the UNet a picture costs, for estimates."""
 
     def __init__(
         self,
         options: DistillationConfig,
         schedule: Schedule,
         max_steps: int | None = None,
-        prior: Any = None,
+        prior: Prior | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         """``schedule`` is the prior's; ``max_steps`` the length of the run, for options in percents of it.

@@ -8,37 +8,34 @@ low-rank additions and the pose (``lora.py``); its parameters belong to this mod
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from threedgen.guidance.diffusion import Denoiser, Negatives, Schedule, combine, fresh_noise, per_image
 from threedgen.guidance.options import VSDConfig
+from threedgen.guidance.prior import Prior
 
-from .lora import LoRA
+from .lora import PosedLoRA
 from .sds import Distillation, Logs, follow, predict
 
 
 class VSD(Distillation):
-    """``options`` is a VSDConfig; ``prior`` has ``unet`` and ``network(x, t, text, camera, n_view)``."""
+    """``options`` is a VSDConfig; ``prior`` is copied, and stays frozen."""
 
     def __init__(
         self,
         options: VSDConfig,
         schedule: Schedule,
         max_steps: int | None = None,
-        prior: Any = None,
+        prior: Prior | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(options, schedule, max_steps)
         if prior is None:
             raise ValueError("VSD trains a copy of the prior's network and needs the prior")
         self.unregistered = (prior,)  # frozen: in no checkpoint
-        self.lora = LoRA(prior.unet, options.rank, generator)
-        # guidance of the prior (2), the copy's opinion (1, or 2 with its own guidance), its training forth and back
-        self.calls = 5.0 + (options.lora_guidance_scale != 1)
+        self.lora = PosedLoRA(prior.unet, options.rank, generator)
 
     def forward(
         self,

@@ -29,13 +29,12 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
     """Scaled dot-product attention in which self-attention joins the tokens of ``n_view`` consecutive images.
 
     One instance serves a whole network: cross-attention (text) passes through unchanged. The number of views
-    comes with the call (``cross_attention_kwargs={"n_view": 4}``, what :func:`predict` does), else from
-    ``self.n_view``.
+    comes with the call (see :func:`predict`); 1 is the 2D model.
     """
 
-    def __init__(self, n_view: int = 1, kind: Kind = "sdpa") -> None:
+    def __init__(self, kind: Kind = "sdpa") -> None:
         super().__init__()
-        self.n_view, self.kind, self.plain = n_view, kind, AttnProcessor()
+        self.kind, self.plain = kind, AttnProcessor()
         self.xformers = XFormersAttnProcessor() if kind == "xformers" else None
 
     def __call__(
@@ -45,12 +44,11 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
-        n_view: int | None = None,
+        n_view: int = 1,
     ) -> Tensor:
         """hidden_states (B F, L, C) -> (B F, L, C). Raises ValueError when F does not divide the batch."""
-        views = self.n_view if n_view is None else n_view
-        joined = views > 1 and encoder_hidden_states is None
-        tokens = join_views(hidden_states, views) if joined else hidden_states
+        joined = n_view > 1 and encoder_hidden_states is None
+        tokens = join_views(hidden_states, n_view) if joined else hidden_states
         # in bf16 on a CPU torch 2.13 takes five times as long for the backward of fused attention as for plain products
         learning = torch.is_grad_enabled() and tokens.device.type == "cpu" and attention_mask is None
         process = self.plain if learning else self.xformers or super().__call__
@@ -83,15 +81,15 @@ class CameraEmbedding(TimestepEmbedding):
         return super().forward(sample, condition)
 
 
-def make_multiview(unet: UNet2DConditionModel, n_view: int = 1) -> UNet2DConditionModel:
+def make_multiview(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Install the joined attention, and the optional camera if the network has a camera branch; returns
     ``unet``.
 
     Tensor names, shapes and the saved config stay those of the stock network. Idempotent; what `set_attention` chose
     stays.
     """
-    kinds = {processor.kind for processor in _processors(unet)}
-    _install(unet, MultiviewAttnProcessor(n_view, kinds.pop() if kinds else "sdpa"))
+    if not any(isinstance(processor, MultiviewAttnProcessor) for processor in unet.attn_processors.values()):
+        set_attention(unet, "sdpa")
     embedding: Any = unet.class_embedding
     if isinstance(embedding, TimestepEmbedding) and not isinstance(embedding, CameraEmbedding):
         # Same tensors under another forward: a new module would lose dtype, device, hooks and LoRA layers.
@@ -100,27 +98,8 @@ def make_multiview(unet: UNet2DConditionModel, n_view: int = 1) -> UNet2DConditi
 
 
 def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
-    """Who computes the attention of a network prepared by `make_multiview`; "xformers" has to be installed."""
-    _install(unet, MultiviewAttnProcessor(_processors(unet)[0].n_view, kind))
-
-
-def _install(unet: UNet2DConditionModel, processor: MultiviewAttnProcessor) -> None:
-    unet.set_attn_processor(dict.fromkeys(unet.attn_processors, processor))
-
-
-def _processors(unet: UNet2DConditionModel) -> list[MultiviewAttnProcessor]:
-    return [p for p in unet.attn_processors.values() if isinstance(p, MultiviewAttnProcessor)]
-
-
-def set_views(unet: UNet2DConditionModel, n_view: int) -> None:
-    """Views per object for calls that do not say it themselves (a stock pipeline, ``unet(x, t, text)``)."""
-    if n_view < 1:
-        raise ValueError(f"n_view must be at least 1, got {n_view}")
-    found = _processors(unet)
-    if not found:
-        make_multiview(unet, n_view)
-    for processor in found:
-        processor.n_view = n_view
+    """Who computes the attention; "xformers" has to be installed."""
+    unet.set_attn_processor(dict.fromkeys(unet.attn_processors, MultiviewAttnProcessor(kind)))
 
 
 def multiview_unet(**config: Any) -> UNet2DConditionModel:
@@ -138,14 +117,17 @@ def predict(
     text: Tensor,
     camera: Tensor | None = None,
     n_view: int = 1,
+    **views: Any,
 ) -> Tensor:
     """The network's output (eps or v) for noisy latents.
 
     Args:
-        unet: a network prepared by :func:`make_multiview`.
+        unet: a network prepared by :func:`make_multiview`, or with other processors in the place of its own.
         x: noisy latents (B F, C, h, w), views fastest.  t: time steps (B F,) or ().  text: (B F, L, D).
         camera: (B F, 16), see ``mvdream.camera_vector``; None skips the camera branch altogether (2D mode).
         n_view: F, how many consecutive images attend to each other; 1 is the 2D model.
+        views: what else the attention processors are told in this call, such as poses or corresponding pixels. Like
+            ``n_view`` it reaches each processor as the argument of that name.
 
     Raises ValueError when F does not divide the batch, or a camera is given to a network without a camera
     branch.
@@ -158,5 +140,5 @@ def predict(
         labels = None
     else:
         labels = x.new_zeros(x.shape[0], 0) if camera is None else camera.to(x.dtype)
-    kwargs = {"n_view": n_view}
-    return unet(x, t, text, class_labels=labels, cross_attention_kwargs=kwargs, return_dict=False)[0]
+    info = {"n_view": n_view, **views}
+    return unet(x, t, text, class_labels=labels, cross_attention_kwargs=info, return_dict=False)[0]

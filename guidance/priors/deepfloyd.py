@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,10 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.config.optional import require
 from threedgen.guidance.diffusion import Schedule
-from threedgen.guidance.dtypes import compute_dtype
 from threedgen.guidance.options import DeepFloydConfig
+from threedgen.guidance.prior import Prior
 from threedgen.guidance.weights import components, loading, reading, tokens
+from threedgen.run.dtypes import compute_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +88,13 @@ def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
     return model.eval().requires_grad_(False)
 
 
-class DeepFloyd:
+class DeepFloyd(Prior):
     """A prior on pixels: its "latents" are the pictures themselves, (B,3,h,w) in [-1,1]; cameras mean nothing to it.
 
     The UNet is frozen and kept in the number format in which it computes, ``dtype``.
     """
+
+    unet: UNet2DConditionModel
 
     def __init__(
         self,
@@ -112,8 +115,15 @@ class DeepFloyd:
         self.precision = dtype
         self.to(device)
 
-    def to(self, device: torch.device | str) -> DeepFloyd:
-        """Moves the UNet, and chooses the precision anew if it is "auto"."""
+    @property
+    def networks(self) -> dict[str, torch.nn.Module]:
+        return {"unet": self.unet}
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return CHANNELS, self.image_size, self.image_size
+
+    def to(self, device: torch.device | str) -> Self:
         self.device = torch.device(device)
         self.dtype = compute_dtype(self.precision, self.device)
         network: Any = self.unet
@@ -138,7 +148,6 @@ class DeepFloyd:
         return text
 
     def tokens_cut(self, prompt: str) -> str:
-        """The end of the prompt that the text encoder will not see; "" if it sees all of it."""
         return tokens.tokens_cut(self.tokenizer, prompt, MAX_TOKENS)
 
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
@@ -153,16 +162,14 @@ class DeepFloyd:
             x = F.interpolate(x, size, mode="bilinear", align_corners=False)
         return x * 2 - 1
 
-    def denoise(
-        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
-    ) -> Tensor:
-        """The noise in ``x`` (B,3,s,s) at ``t`` (B,), float32, given text (B,L,D); the rest is left out."""
-        return self.schedule.eps_from_output(x, self.network(x, t, text), t)
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """(B,3,s,s) in [-1,1] -> (B,s,s,3) in [0,1]."""
+        return (z / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
     def network(
         self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
     ) -> Tensor:
-        """What the UNet itself says, float32, less the variance."""
+        """The noise in ``x`` (B,3,s,s), less the variance; camera and views are left out."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             out = self.unet(x.to(self.dtype), t, text.to(self.dtype), return_dict=False)[0]
         return out[:, : x.shape[1]].float()

@@ -1,15 +1,14 @@
 """MVDream (arXiv 2308.16512): a text-to-image diffusion model that draws several views of one object at once.
 
 The object of this file is the same for the released weights and for the small embedded toybox prior: stock
-UNet, VAE and text encoder, made multi-view by ``attention.py``. With n_view = 1 and no camera it is the 2D
-model. Classifier-free guidance and losses are elsewhere (``diffusion.py``, ``distillation.py``).
+UNet, VAE and text encoder, made multi-view by ``multiview/joined.py``. With n_view = 1 and no camera it is
+the 2D model. Classifier-free guidance and losses are elsewhere (``diffusion.py``, ``distillation/``).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,11 +22,11 @@ from threedgen.config import ConfigError
 from threedgen.geometry.poses import opengl_to_blender
 from threedgen.guidance import diffusion
 from threedgen.guidance.draft import Draft
-from threedgen.guidance.dtypes import compute_dtype
 from threedgen.guidance.multiview.joined import make_multiview, predict, set_attention
 from threedgen.guidance.options import MVDreamConfig
-from threedgen.guidance.weights import components, tokens
-from threedgen.guidance.weights import subject_weights as personal
+from threedgen.guidance.prior import MultiviewPrior
+from threedgen.guidance.weights import components, subject_weights, tokens
+from threedgen.run.dtypes import compute_dtype
 from threedgen.run.prompts import without
 
 logger = logging.getLogger(__name__)
@@ -51,13 +50,15 @@ def require_attention(kind: str, device: torch.device | str) -> None:
         raise ConfigError(f"attention: 'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa")
 
 
-class MVDream:
+class MVDream(MultiviewPrior):
     """A multi-view prior. Images are (B,H,W,3) in [0,1], latents (B,4,h,w), views of an object consecutive.
 
     The networks are used as they are given: ``load`` freezes them, a trainer may hand in live ones. Weights
     stay float32; ``dtype`` is the precision in which UNet and encoder compute (autocast); pictures are decoded
     in float32.
     """
+
+    unet: UNet2DConditionModel
 
     def __init__(
         self,
@@ -104,17 +105,16 @@ class MVDream:
         """Frozen networks from ``weights``: "embedded", a diffusers folder, a hub id, an original checkpoint.
 
         ``camera`` demands a camera branch; without it a plain Stable Diffusion loads too (2D mode only).
-        ``personalisation``: the file that teaches these very weights one subject (personalisation.py), and how
+        ``personalisation``: the file that teaches these very weights one subject (subject_weights.py), and how
         much of it is added.
         Nothing in the files is executed. Raises ConfigError, one sentence, for anything missing or wrong.
         """
         found = components.load(weights, tokenizer, camera)
         if personalisation is not None:
-            personal.apply(found, Path(personalisation).expanduser(), personalisation_strength)
+            subject_weights.apply(found, Path(personalisation).expanduser(), personalisation_strength)
         return cls(*found, image_size=image_size, dtype=dtype, device=device)
 
-    def to(self, device: torch.device | str) -> MVDream:
-        """Moves the networks, and chooses the precision anew if it is "auto"."""
+    def to(self, device: torch.device | str) -> Self:
         self.device = torch.device(device)
         for network in self.networks.values():
             network.to(self.device)
@@ -123,7 +123,6 @@ class MVDream:
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
-        """Those that it has, under the names of their folders."""
         every = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder, "draft": self.draft}
         return {name: network for name, network in every.items() if network is not None}
 
@@ -153,6 +152,11 @@ class MVDream:
         components.save(self, Path(folder))
 
     @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = self.image_size // self.factor
+        return self.unet.config["out_channels"], side, side
+
+    @property
     def trained_size(self) -> int:
         """Pixels per side of the training images."""
         size = self.unet.config["sample_size"] or components.LATENT_SIZE
@@ -168,7 +172,7 @@ class MVDream:
         """n prompts -> (n, L, D) float32: last hidden state after the final layer norm.
 
         A prior with a draft and an identifier gives (n, 2L, D): behind it the same of the prompts without the
-        identifier, which is what the draft reads (personalisation.py). What does not fit is cut off (logged as
+        identifier, which is what the draft reads (subject_weights.py). What does not fit is cut off (logged as
         info); ask ``tokens_cut`` and ``unknown_words`` beforehand.
         """
         for prompt in prompts:
@@ -185,20 +189,17 @@ class MVDream:
 
     @property
     def identifiers(self) -> list[str]:
-        """The words that stand for a subject; none unless the prior is personalised."""
+        """The words that stand for a subject; none unless the prior was tuned to one."""
         return tokens.added_words(self.tokenizer)
 
     def tokens_cut(self, prompt: str) -> str:
-        """The end of the prompt that the text encoder will not see; "" if it sees all of it."""
         return tokens.tokens_cut(self.tokenizer, prompt, self.max_tokens)
 
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
-        """Words that the text encoder never saw, each with the nearest ones that it did."""
         return tokens.unknown_words(self.tokenizer, prompt)
 
-    @staticmethod
-    def camera(c2w: Tensor) -> Tensor:
-        """Poses (B,4,4) as this prior wants them: (B,16), see ``camera_vector``."""
+    def camera(self, c2w: Tensor) -> Tensor:
+        """Poses (B,4,4) -> (B,16), see ``camera_vector``."""
         return camera_vector(c2w)
 
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -230,7 +231,7 @@ class MVDream:
         n_view: int = 1,
         draft: Tensor | None = None,
     ) -> Tensor:
-        """What the UNet says of latents ``x`` (B,4,h,w): eps or v, as it was trained; otherwise as ``denoise``.
+        """What the UNet says of latents ``x`` (B,4,h,w): eps or v, as it was trained; otherwise as ``network``.
 
         ``draft``: the first guess (B,4,h,w), if it is known already.
         """
@@ -242,50 +243,11 @@ class MVDream:
             x = torch.cat([x, draft.to(x.dtype)], dim=1)
         return predict(self.unet, x, t, text, camera, n_view)
 
-    def denoise(
-        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
-    ) -> Tensor:
-        """The noise in latents ``x`` (B,4,h,w) at time steps ``t`` (B,) or (), float32, like ``x``.
-
-        Text (B,L,D); camera (B,16) of ``camera_vector``, or None with n_view = 1 for the 2D model.
-        ValueError if n_view does not divide B.
-        """
-        return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view), t)
-
     def network(
         self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
     ) -> Tensor:
-        """What the UNet itself says, float32: the noise or v, as ``schedule.prediction`` has it; see ``denoise``."""
         with self.autocast():
             return self.predict(x.float(), t, text, camera, n_view).float()
-
-    @torch.no_grad()
-    def sample(
-        self,
-        prompt: str,
-        c2w: Tensor | None,
-        steps: int = 50,
-        guidance_scale: float = 10.0,
-        negative_prompt: str = "",
-        generator: torch.Generator | None = None,
-        eta: float = 0.0,
-        progress: Callable[[int, int, Tensor], None] | None = None,
-    ) -> Tensor:
-        """DDIM samples of the views ``c2w`` (n,4,4) of one object -> (n,H,W,3) in [0,1], on the CPU.
-
-        Without cameras one image from the 2D model. The noise is drawn on the generator's device, so a CPU
-        generator gives the same start everywhere.
-        """
-        text = self.encode_prompt([prompt, negative_prompt]).split(1)
-        camera = None if c2w is None else self.camera(c2w.to(self.device).float())
-        n_view, side = 1 if c2w is None else len(c2w), self.image_size // self.factor
-        like = torch.empty(n_view, self.unet.config["out_channels"], side, side, device=self.device)
-        x_T = diffusion.fresh_noise(like, generator)
-        denoise = diffusion.guided(self.denoise, guidance_scale)
-        z = diffusion.ddim_sample(
-            denoise, x_T, text, camera, n_view, self.schedule, steps, eta, generator, progress
-        )
-        return self.decode_latents(z).float().cpu()
 
 
 def camera_vector(c2w: Tensor) -> Tensor:
@@ -315,10 +277,3 @@ def script_poses(
     last = torch.stack([zero, zero, zero, one], dim=1)[:, None]
     c2w = torch.cat([axes, last], dim=1).float()
     return opengl_to_blender(c2w) if blender else c2w
-
-
-def script_cameras(
-    n: int, elevation: float = 15, azimuth_start: float = 90, azimuth_span: float = 360, blender: bool = True
-) -> Tensor:
-    """(n,16) camera vectors of ``script_poses``."""
-    return camera_vector(script_poses(n, elevation, azimuth_start, azimuth_span, blender))

@@ -25,8 +25,8 @@ from transformers import CLIPTextModel
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance import diffusion
 from threedgen.guidance.draft import Draft
-from threedgen.guidance.dtypes import DTYPES
 from threedgen.guidance.multiview.joined import make_multiview
+from threedgen.run.dtypes import DTYPES
 
 from .mvdream import MVDream, camera_vector
 

@@ -2,10 +2,12 @@
 
 The networks and their loading are MVDream's (``mvdream.py``), which is this model plus cameras and joined attention;
 here neither is used. So any weights of Stable Diffusion's architecture do, and the embedded prior plays its role:
-it is asked for single pictures, and nobody tells it the side from which one looks (``unseen.py``).
+it is asked for single pictures, and nobody tells it the side from which one looks (``camera_posterior.py``).
 """
 
 from __future__ import annotations
+
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") ->
 
 
 class StableDiffusion(MVDream):
-    """MVDream's networks in 2D mode: whatever is asked, each picture is alone and no camera is told.
+    """MVDream's networks in 2D mode: whatever is asked, each picture is alone and no camera is given.
 
     front: how much a prior with a draft prefers the front, from which photographers take most pictures.
     """
@@ -36,7 +38,7 @@ class StableDiffusion(MVDream):
     front = 3.0
     unseen: UnseenCamera | None = None
 
-    def to(self, device: torch.device | str) -> MVDream:
+    def to(self, device: torch.device | str) -> Self:
         self.unseen = None
         return super().to(device)
 

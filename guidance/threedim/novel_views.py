@@ -12,12 +12,13 @@ from threedgen.config import ConfigError, config_hash
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.views import Request, Views, resize
 from threedgen.guidance.dtypes import compute_dtype
+from threedgen.run.dtypes import compute_dtype
 from threedgen.run.seeding import generator
 
 from . import folder
+from .conditioning import strategy
 from .options import CamerasConfig, ThreeDiMSamplerConfig
 from .sampler import Progress, sample_views
-from .strategies import strategy
 
 logger = logging.getLogger(__name__)
 

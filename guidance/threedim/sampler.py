@@ -1,8 +1,8 @@
 """Ancestral sampling of views one after the other, many scenes at once (3DiM, sections 2.2 and 7.3).
 
-A view's chain starts from noise; at every step one of the views that are there (``strategies``) is its condition. When
-the chain ends, its view joins them. With ``steps`` = 1 this is the one-step regression: a network that predicts the
-"sample" is asked once, of white noise.
+A view's chain starts from noise; at every step one of the views that are there (``conditioning``) is its condition.
+When the chain ends, its view joins them. With ``steps`` = 1 this is the one-step regression: a network that predicts
+the "sample" is asked once, of white noise.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from threedgen.guidance.diffusion import combine
 
+from .conditioning import Strategy, every_view
 from .logsnr import Prediction, logsnr_steps, posterior, x0_from_output
-from .strategies import Strategy, every_view
 
 Progress = Callable[[int, int, Tensor], None]
 
@@ -70,7 +70,7 @@ def sample_views(
         targets: poses of the views to make (S, T, 4, 4).  K: intrinsics in pixels (S, 3, 3), of all views of a scene.
         generators: one a scene; a scene's views do not depend on which scenes are sampled beside it, and the same
             generator gives the same noise under every strategy and guidance.
-        strategy: which views may condition, see ``strategies``.
+        strategy: which views may condition, see ``conditioning``.
         steps: denoising steps of a view; 256 in the paper.
         guidance_scale: eps_u + s (eps_c - eps_u), so 1 is none and 0 ignores the condition. Other than 0 and 1, each
             step asks the network for twice as many pictures. A weight w of the form (1 + w) eps_c - w eps_u, as in the

@@ -24,7 +24,7 @@ Parts = tuple[str, ...]
 
 EMBEDDED = "toybox-prior"
 ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
-PERSONALISATION = "threedgen personalisation 1"
+SUBJECT_FORMAT = "threedgen personalisation 1"
 RUNS_NOW = "the config mvdream-toybox runs without a download"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -51,8 +51,8 @@ def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> 
         raise ConfigError(f"tokenizer: there is no folder {tokenizer!r}")
 
 
-def personalisation_card(path: Path | str) -> dict[str, str]:
-    """What the file of a personalised prior says of itself; no tensor is read."""
+def subject_card(path: Path | str) -> dict[str, str]:
+    """Reads what the file of subject weights says of itself; no tensor is read."""
     from safetensors import SafetensorError, safe_open
 
     make = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
@@ -65,8 +65,8 @@ def personalisation_card(path: Path | str) -> dict[str, str]:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).split("\n")[0][:80]
         raise ConfigError(f"personalisation: {str(path)[:120]!r} cannot be read ({reason}); {make}") from None
-    if card.get("format") != PERSONALISATION:
-        raise ConfigError(f"personalisation: {path} is not of the format {PERSONALISATION!r}; {make}")
+    if card.get("format") != SUBJECT_FORMAT:
+        raise ConfigError(f"personalisation: {path} is not of the format {SUBJECT_FORMAT!r}; {make}")
     return card
 
 

@@ -1,4 +1,4 @@
-"""What can be said of a prior from the shapes in its files, for estimates: networks that hold no numbers."""
+"""The networks of a prior on torch's meta device: shapes without numbers, from which its memory is known."""
 
 from __future__ import annotations
 
@@ -10,21 +10,18 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from threedgen.config import ConfigError
-from threedgen.guidance.draft import Draft
 
-from . import components, ldm_keys, loading, reading
-from . import known_checkpoints as released
+from . import components, known_checkpoints, ldm_keys, loading, reading
 
 
-class Outline(NamedTuple):
-    """Networks on torch's meta device, and how many parameters the whole prior has, text encoder included.
+class MetaNetworks(NamedTuple):
+    """UNet and VAE (None for a prior on pixels), and how many numbers the prior has.
 
-    vae: None for a prior on pixels. kept: how many of them it still has after `release`.
+    parameters: of all of it, text encoder included.  kept: after `release`.
     """
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL | None
-    draft: Draft | None
     parameters: int
     kept: int
 
@@ -34,13 +31,16 @@ class Outline(NamedTuple):
         return 1 if self.vae is None else 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
 
-def outline(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> Outline:
-    """That of anything that ``loading.locate`` finds, and of a released checkpoint also before it is here.
+def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> MetaNetworks:
+    """Those of anything that ``loading.locate`` finds, and of a released checkpoint also before it is here.
 
     Raises ConfigError.
     """
     if loading.awaited(weights):
-        return _released(weights)
+        with torch.device("meta"):
+            text = CLIPTextModel(CLIPTextConfig(**known_checkpoints.TEXT_ENCODERS[weights]))
+        found = _build(known_checkpoints.UNETS[weights], known_checkpoints.VAE)
+        return found._replace(parameters=_parameters(found.unet, found.vae, text))
     path = loading.locate(weights, wanted)
     configs: dict[str, dict[str, Any]] = {}
     tensors: dict[str, dict[str, Tensor]] = {}
@@ -54,24 +54,20 @@ def outline(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> Outline:
         configs["unet"] = components.with_size(ldm_keys.unet_config(tensors.get("unet", {})))
         configs["vae"] = ldm_keys.vae_config(tensors.get("vae", {}))
     try:
-        with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(configs["unet"]).requires_grad_(False)
-            vae = AutoencoderKL.from_config(configs["vae"]).requires_grad_(False) if "vae" in configs else None
-            draft = Draft.from_config(configs["draft"]).requires_grad_(False) if "draft" in configs else None
+        found = _build(configs["unet"], configs.get("vae"))
     except Exception as error:  # the config comes from outside: any kind
         raise ConfigError(f"{path}: its config describes no known network ({type(error).__name__})") from None
-    encoder = () if vae is None else (vae.encoder, vae.quant_conv)
+    draft = sum(tensor.numel() for tensor in tensors.get("draft", {}).values())
     whole = sum(tensor.numel() for part in tensors.values() for tensor in part.values())
-    return Outline(unet, vae, draft, whole, _parameters(unet, draft, *encoder))
+    return found._replace(parameters=whole, kept=found.kept + draft)
 
 
-def _released(name: str) -> Outline:
+def _build(unet_config: dict[str, Any], vae_config: dict[str, Any] | None) -> MetaNetworks:
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(released.UNETS[name]).requires_grad_(False)
-        vae = AutoencoderKL.from_config(released.VAE).requires_grad_(False)
-        text = CLIPTextModel(CLIPTextConfig(**released.TEXT_ENCODERS[name]))
-    kept = _parameters(unet, vae.encoder, vae.quant_conv)
-    return Outline(unet, vae, None, _parameters(unet, vae, text), kept)
+        unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
+        vae = None if vae_config is None else AutoencoderKL.from_config(vae_config).requires_grad_(False)
+    encoder = () if vae is None else (vae.encoder, vae.quant_conv)
+    return MetaNetworks(unet, vae, 0, _parameters(unet, *encoder))
 
 
 def _parameters(*networks: nn.Module | None) -> int:

@@ -43,7 +43,7 @@ A, B = ".lora_A", ".lora_B"
 
 
 def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
-    """SHA-256 of the weights that a personalisation adds to, whatever file they came from."""
+    """SHA-256 of the weights that subject weights are added to, whatever file they came from."""
     digest = hashlib.sha256()
     for network in (unet, text_encoder):
         for name, value in sorted(network.state_dict().items()):
@@ -87,14 +87,12 @@ def difference(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[
     return {f"unet.{name}": value.bfloat16().contiguous() for name, value in moved.items() if value.any()}
 
 
-def low_rank(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """The adapters among the parameters of a network that peft has put them into, under the names of the file."""
+def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Low-rank terms of linear layers, (r, in) and (out, r) each, under the names of the file."""
     found = {}
-    for name, value in parameters:
-        for end in (A, B):
-            before, mark, _ = name.partition(f"{end}.")
-            if mark:
-                found[f"unet.{before}.weight{end}"] = value.detach().float().cpu().contiguous()
+    for layer, a, b in zip(layers, down, up, strict=True):
+        for end, value in ((A, a), (B, b)):
+            found[f"unet.{layer}.weight{end}"] = value.detach().float().cpu().contiguous()
     return found
 
 
@@ -104,15 +102,15 @@ def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[
     Raises OSError.
     """
     tensors = {**changes, "identifier": row.detach().float().cpu().contiguous()}
-    write_atomic(path, to_bytes(tensors, {"format": loading.PERSONALISATION, **card}))
+    write_atomic(path, to_bytes(tensors, {"format": loading.SUBJECT_FORMAT, **card}))
 
 
 def apply(found: Any, path: Path, strength: float = 1.0) -> None:
-    """Adds a personalisation, or a share of it, to the networks ``found`` (``components.Components``), in place.
+    """Adds the file's weights, or a share of them, to the networks ``found`` (``components.Components``), in place.
 
     Raises ConfigError, before anything is changed, for a file that is damaged or was tuned from other weights.
     """
-    card = loading.personalisation_card(path)
+    card = loading.subject_card(path)
     base = checksum(found.unet, found.text_encoder)
     if card.get("base") != base:
         raise ConfigError(

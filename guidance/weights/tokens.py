@@ -106,7 +106,7 @@ def unknown_words(tokenizer: Any, prompt: str) -> list[tuple[str, list[str]]]:
     return [(word, difflib.get_close_matches(word, sorted(known), n=3, cutoff=0.6)) for word in unknown]
 
 
-# --- words that came after the training: the identifier of a personalised prior ----------------------------------
+# --- words that came after the training: the identifier of a subject ----------------------------------
 
 
 def added_words(tokenizer: Any) -> list[str]:

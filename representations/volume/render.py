@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ from .two_pass import two_pass
 class Field(Protocol):
     """Points (N, 3) in world units, inside the marcher's cube, to density (N,) >= 0, features and normals.
 
-    A field whose density depends on the ray (`sdf.py`) has a method `along` too, which is asked instead.
+    `along`: of a field whose density depends on the ray (`sdf.py`), what is asked instead; else None.
     """
+
+    along: Any
 
     def density(self, x: Tensor) -> Tensor: ...
 
@@ -211,7 +213,7 @@ def _shade(
     else:
         points = samples.positions(rays.origins, rays.directions)
     normals = eikonal = None
-    if hasattr(field, "along"):
+    if field.along is not None:
         seen_along = rays.directions.index_select(0, samples.ray_index)
         sigma, features, normals, steepness = field.along(points, seen_along, samples.t_end - samples.t_start)
         eikonal = samples.sum((steepness - 1).square())[:, None]

@@ -141,12 +141,10 @@ def test_parameterisations_are_inverses(t, name, seed):
     x0, noise = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     x = schedule.add_noise(x0, noise, t)
     v = schedule.v_from_eps(x0, noise, t)
-    alpha, sigma = schedule.alpha_sigma(t, x)
-    # float32 tables leave an error of 1e-7, which a division by a small alpha or sigma enlarges.
+    alpha, _ = schedule.alpha_sigma(t, x)
+    # float32 tables leave an error of 1e-7, which a division by a small alpha enlarges.
     torch.testing.assert_close(schedule.eps_from_v(x, v, t), noise, atol=1e-5, rtol=0)
-    torch.testing.assert_close(schedule.x0_from_v(x, v, t), x0, atol=1e-5, rtol=0)
     torch.testing.assert_close(schedule.x0_from_eps(x, noise, t), x0, atol=1e-6 / float(alpha), rtol=0)
-    torch.testing.assert_close(schedule.eps_from_x0(x, x0, t), noise, atol=1e-6 / float(sigma), rtol=0)
 
 
 def test_prediction_decides_target_and_reading():

@@ -20,6 +20,8 @@ LONG = "a red dog and " * 800  # more than 10,000 characters
 class Stub:
     """A prior that knows short words and takes ten characters."""
 
+    identifiers = ()
+
     def tokens_cut(self, prompt: str) -> str:
         return prompt[10:].strip()
 

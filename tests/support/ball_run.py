@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from threedgen.config import Config, load
+from threedgen.config import load
 from threedgen.representations.base import Representation
+from threedgen.representations.options import FieldConfig
 from threedgen.run import folder as runs
 from threedgen.train import checkpoint
 
 SMALL = ["budget=300", "texture=256", "lods=[100]", "resolution=40", "threads=1", "refine=0"]
 
 
-class BallConfig(Config):
+class BallConfig(FieldConfig):
     """A field that the tests register under the name `ball`."""
 
     name: str = "ball"

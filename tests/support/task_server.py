@@ -34,7 +34,7 @@ TINY = {
     "march": {"samples": 12, "chunk": 400},  # two to five chunks in a step
     "occupancy": {"resolution": 8, "interval": 4, "warmup": 8},
     "size": {"0%": 8, "50%": 12},
-    "groups": {"0%": 1, "75%": 2},
+    "scenes_per_step": {"0%": 1, "75%": 2},
     "camera": {"n_view": 2},
     "preview": {"steps": 2},
     "warm_start": {"steps": 3, "size": 8},

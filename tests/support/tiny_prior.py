@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTraine
 
 from threedgen.guidance.draft import Draft
 from threedgen.guidance.multiview.joined import multiview_unet
-from threedgen.guidance.priors.mvdream import MVDream, script_cameras
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
 
 WORDS = "a the red blue green dog cat car house hat with wearing on of and 3d asset".split()
 TEXT_WIDTH = 24
@@ -136,4 +136,4 @@ def output(prior: MVDream) -> Tensor:
     """What a prior thinks of fixed noise, in the multi-view mode."""
     x, text = torch.randn(4, 4, 8, 8, generator=cpu()), prior.encode_prompt(["a red dog"]).repeat(4, 1, 1)
     with torch.no_grad():
-        return prior.denoise(x, torch.full((4,), 500), text, script_cameras(4), 4)
+        return prior.denoise(x, torch.full((4,), 500), text, camera_vector(script_poses(4)), 4)

@@ -25,7 +25,7 @@ Text to 3D by optimisation.
   --list                  every shipped config: what it does and what it needs
   --help [SECTION]        this text, or the options of one section of the config, such as trainer
   --print-config          the complete config as YAML, and nothing is run
-  --dry-run               what would run, with which weights, on what, in how much memory and time; nothing is run
+  --dry-run               what would run, with which weights, on what, in how much memory; nothing is run
   --view                  watch the run in a browser while it optimises (section view; needs the extra viser)
   --quiet                 print the place of the result only
   --version               the version

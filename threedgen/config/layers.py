@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from threedgen import folder
-from threedgen.config import fields, registry, yaml_text
+from threedgen.config import fields, registry, renamed, yaml_text
 from threedgen.config.errors import ConfigError, did_you_mean, nearest, nearest_key, short
 from threedgen.config.messages import explain
 from threedgen.config.trees import merge, put
@@ -49,6 +49,8 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
                     return candidate
             except OSError:  # a name too long for the file system
                 continue
+    if (now := renamed.file(text.removesuffix(".yaml"))) in shipped():
+        return folder("configs") / f"{now}.yaml"
     guess = nearest(Path(text).stem, shipped())
     raise ConfigError(
         f"config: no file and no shipped config has this name{did_you_mean(guess)} (got {short(text)})"
@@ -187,7 +189,8 @@ def load(
         raise ConfigError(
             f"{COMMAND_LINE if ('task',) in dict(given) else layers[-1].where}: {error}"
         ) from None
-    layers = [Layer(layer.where, fields.spelled(model, layer.tree)) for layer in layers]
+    layers = [Layer(at, renamed.in_tree(model, fields.spelled(model, tree), at)) for at, tree in layers]
+    given = [(renamed.in_key(model, merged(layers), key, COMMAND_LINE), text) for key, text in given]
     if given:
         layers.append(_override_layer(model, merged(layers), given))
     return validate(model, layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
@@ -18,7 +18,12 @@ NOT_HASHED = ("out", "about", "needs")
 
 
 class Config(BaseModel):
-    """Base of every config model: unknown keys, infinities and later changes are errors."""
+    """Base of every config model: unknown keys, infinities and later changes are errors.
+
+    renamed: keys that had another name, old -> new.
+    """
+
+    renamed: ClassVar[dict[str, str]] = {}
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 

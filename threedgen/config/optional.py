@@ -9,7 +9,6 @@ from threedgen.config.errors import ConfigError
 EXTRAS = {
     "pxr": ("usd-core", "pip install 'threedgen[usd]'"),
     "coacd": ("coacd", "pip install 'threedgen[parts]'"),
-    "peft": ("peft", "pip install 'threedgen[lora]'"),
     "ray": ("ray", "pip install 'threedgen[ray]'"),
     "sentencepiece": ("sentencepiece", "pip install 'threedgen[deepfloyd]'"),
     "viser": ("viser", "pip install 'threedgen[viser]'"),

@@ -95,7 +95,7 @@ class LatentBank:
 @torch.no_grad()
 def encode(vae: Any, rgb: Tensor) -> Tensor:
     """Means of the posterior of pictures (B, H, W, 3) in [0, 1], times the VAE's scaling factor, float32."""
-    from threedgen.guidance.dtypes import mixed
+    from threedgen.run.dtypes import mixed
 
     with mixed(vae.device):
         x = (rgb.permute(0, 3, 1, 2) * 2 - 1).to(vae.device)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from threedgen.config import COMMAND_LINE, dump, load, plain, yaml_text
+from threedgen.config import COMMAND_LINE, dump, load, plain, renamed, yaml_text
 from threedgen.config.errors import ConfigError, short
 
 CONFIG = "config.yaml"
@@ -86,7 +86,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`key: old -> new` for every key that would change the result of a run, two configs given as data."""
-    before, after = _flat(old), _flat(new)
+    before, after = _flat(renamed.in_run(old)), _flat(new)
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return [
         f"{key}: {short(before.get(key))} -> {short(after.get(key))}"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from threedgen.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from threedgen.guidance.prior import Prior
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ def without(prompt: str, words: Iterable[str]) -> str:
     return " ".join(prompt.split())
 
 
-def warn_about(prompt: str, prior: Any) -> list[str]:
+def warn_about(prompt: str, prior: Prior) -> list[str]:
     """Logs and returns a sentence for each thing of which the prior will not take notice.
 
     Line breaks, words that are cut off, words that it never saw (with the nearest ones that it did), and an
@@ -53,7 +56,7 @@ def warn_about(prompt: str, prior: Any) -> list[str]:
         )
         more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         notes.append(f"this prior does not know {words}{more}; it goes on without them")
-    silent = [word for word in getattr(prior, "identifiers", ()) if word.lower() not in text.lower()]
+    silent = [word for word in prior.identifiers if word.lower() not in text.lower()]
     if silent:
         notes.append(f"the prompt does not say {', '.join(silent)}, so it asks for the kind and not for the subject")
     for note in notes:

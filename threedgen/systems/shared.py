@@ -17,6 +17,7 @@ from torch import Tensor
 from threedgen.cli import say
 from threedgen.config import Schedule, at, registry
 from threedgen.config.errors import ConfigError
+from threedgen.guidance.options import PriorConfig
 from threedgen.run import seeding
 from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import read_summary
@@ -25,15 +26,15 @@ from threedgen.train.loop import Status
 logger = logging.getLogger(__name__)
 
 
-def load_prior(config: Any, accelerator: str = "auto") -> Any:
+def load_prior(config: PriorConfig, accelerator: str = "auto") -> Any:
     """The prior that a config describes, on the device where it will be asked. Raises ConfigError."""
     return registry.build("prior", config, device(accelerator))
 
 
-def say_weights(prior: Any, quiet: bool) -> None:
+def say_weights(config: PriorConfig, quiet: bool) -> None:
     """One line before any work: which files the config of a prior leads to, and their check sum. Raises ConfigError."""
-    if not quiet and os.environ.get("LOCAL_RANK", "0") == "0" and hasattr(prior, "describe"):
-        say(f"weights: {prior.describe()}")
+    if not quiet and os.environ.get("LOCAL_RANK", "0") == "0":
+        say(f"weights: {config.describe()}")
 
 
 def device(accelerator: str = "auto") -> str:

@@ -182,7 +182,7 @@ def test_the_shipped_benchmark_asks_for_thirty_prompts_and_more() -> None:
 def test_the_claim_gives_each_method_changes_of_its_own_and_as_many_pictures() -> None:
     plan = make_plan(load("janus-claim"))
     assert len(plan.prompts) == 30 and len(plan.jobs) == 30 * 3 * 3 and not plan.refused
-    shown = {job.config.trainer.max_steps * job.config.groups * job.config.camera.n_view for job in plan.jobs}
+    shown = {job.config.trainer.max_steps * job.config.scenes_per_step * job.config.camera.n_view for job in plan.jobs}
     assert shown == {600} and {job.config.size for job in plan.jobs} == {64}
     plain = make_plan(load("janus-claim", ["methods=[sds-toybox]", "overrides=[trainer.max_steps=600]"]))
     assert {job.key for job in plain.jobs} < {job.key for job in plan.jobs}  # a job is what it is, however it was asked

@@ -249,7 +249,8 @@ def test_objects_denoised_together_are_those_denoised_alone() -> None:
     cases = held_out_cases(2, 0)
     c2w = torch.stack([prior_score.poses(config, case) for case in cases])
     prompts = ["a red dog", "a blue house"]
-    both = prior_score.sample_batch(prior, prompts, c2w, 2, 3.0, [torch.Generator().manual_seed(k) for k in (1, 2)])
+    rngs = [torch.Generator().manual_seed(k) for k in (1, 2)]
+    both = prior.sample(prompts, c2w, 2, 3.0, generator=rngs).unflatten(0, (2, 4))
     assert both.shape == (2, 4, 16, 16, 3)
     for k in range(2):
         alone = prior.sample(prompts[k], c2w[k], 2, 3.0, generator=torch.Generator().manual_seed(k + 1))
@@ -263,13 +264,13 @@ def test_evaluate_prior_reports_and_goes_on(
     prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
     monkeypatch.setattr(registry, "build", lambda kind, config: prior)
     calls: list[int] = []
-    real = prior_score.sample_batch
+    real = prior.sample
 
     def counted(*args: Any) -> torch.Tensor:
-        calls.append(len(args[1]))
+        calls.append(len(args[0]))
         return real(*args)
 
-    monkeypatch.setattr(prior_score, "sample_batch", counted)
+    monkeypatch.setattr(prior, "sample", counted)
     config, out = prior_config(tmp_path / "run", probe_file), tmp_path / "run"
     assert prior_score.run(config, quiet=True) == 0
     assert calls == [2, 2, 1]

@@ -16,10 +16,10 @@ from tests.support.tiny_prior import TEXT_WIDTH, cpu, tiny_prior
 from tests.support.toy_run import log
 from threedgen.config import ConfigError
 from threedgen.guidance.diffusion import Schedule
-from threedgen.guidance.distillation.lora import LoRA
+from threedgen.guidance.distillation.lora import PosedLoRA
 from threedgen.guidance.distillation.vsd import VSD
 from threedgen.guidance.options import VSDConfig
-from threedgen.guidance.priors.mvdream import MVDream, script_cameras, script_poses
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -44,15 +44,15 @@ def inputs() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ask(lora: LoRA, prior: MVDream, c2w: Tensor) -> Tensor:
+def ask(lora: PosedLoRA, prior: MVDream, c2w: Tensor) -> Tensor:
     x, text = torch.randn(2, 4, 8, 8, generator=cpu(4)), torch.randn(2, 3, TEXT_WIDTH, generator=cpu(5))
     with lora.applied(prior.unet, c2w), torch.no_grad():
         return prior.network(x, torch.tensor([300, 600]), text)
 
 
 def test_the_copy_begins_as_the_prior_and_leaves_no_trace(prior: MVDream) -> None:
-    lora, poses = LoRA(prior.unet, 2, cpu()), script_poses(2).flatten(1)
-    plain = ask(LoRA(prior.unet, 2, cpu()), prior, poses)
+    lora, poses = PosedLoRA(prior.unet, 2, cpu()), script_poses(2).flatten(1)
+    plain = ask(PosedLoRA(prior.unet, 2, cpu()), prior, poses)
     x, text = torch.randn(2, 4, 8, 8, generator=cpu(4)), torch.randn(2, 3, TEXT_WIDTH, generator=cpu(5))
     with torch.no_grad():
         assert torch.equal(plain, prior.network(x, torch.tensor([300, 600]), text))
@@ -69,14 +69,14 @@ def test_the_copy_begins_as_the_prior_and_leaves_no_trace(prior: MVDream) -> Non
 
 
 def test_the_seed_decides_the_copy(prior: MVDream) -> None:
-    one, same, other = (LoRA(prior.unet, 2, cpu(seed)).state_dict() for seed in (0, 0, 1))
+    one, same, other = (PosedLoRA(prior.unet, 2, cpu(seed)).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["down.0"], other["down.0"])
 
 
 def test_a_network_without_attention_is_refused() -> None:
     with pytest.raises(ConfigError, match="attention of a UNet"):
-        LoRA(nn.Linear(2, 2))
+        PosedLoRA(nn.Linear(2, 2))
 
 
 def test_at_first_the_gradient_is_guidance_alone(prior: MVDream) -> None:
@@ -117,7 +117,7 @@ def test_the_copy_learns_the_renders(prior: MVDream, prediction: Any) -> None:
     schedule = Schedule.scaled_linear(prediction=prediction)
     distil = VSD(VSDConfig(pose_dropout=0.0), schedule, 100, prior, cpu(7))
     z, text = torch.ones(2, 4, 8, 8), torch.randn(2, 3, TEXT_WIDTH, generator=cpu(1))
-    poses, camera = script_poses(2).flatten(1), script_cameras(2)
+    poses, camera = script_poses(2).flatten(1), camera_vector(script_poses(2))
     optimiser = torch.optim.Adam(distil.parameters(), lr=0.03)
     errors = []
     for _ in range(6):

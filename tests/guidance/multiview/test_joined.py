@@ -20,7 +20,6 @@ from threedgen.guidance.multiview.joined import (
     make_multiview,
     predict,
     set_attention,
-    set_views,
 )
 
 
@@ -109,24 +108,20 @@ def test_the_order_of_views_does_not_matter(unet: UNet2DConditionModel) -> None:
 
 
 @torch.no_grad()
-def test_set_views_is_the_default_of_direct_calls_only(unet: UNet2DConditionModel) -> None:
-    unet = copy.deepcopy(unet)
-    x, t, text, camera = inputs()
-    set_views(unet, 4)
-    assert torch.equal(unet(x, t, text, class_labels=camera).sample, predict(unet, x, t, text, camera, 4))
-    two = predict(unet, x, t, text, camera, 2)
-    set_views(unet, 2)
-    assert torch.equal(unet(x, t, text, class_labels=camera).sample, two)
+def test_a_processor_is_told_what_the_call_says(unet: UNet2DConditionModel) -> None:
+    """As the processors of other models need it: poses, corresponding pixels."""
+    seen = []
 
+    class Other(MultiviewAttnProcessor):
+        def __call__(self, *given: Any, n_view: int = 1, poses: Any = None, **more: Any) -> Tensor:
+            seen.append((n_view, poses))
+            return super().__call__(*given, n_view=n_view, **more)
 
-def test_set_views_prepares_a_stock_network() -> None:
-    stock = UNet2DConditionModel.from_config(tiny_unet().config).eval()
-    set_views(stock, 4)
+    other = copy.deepcopy(unet)
+    other.set_attn_processor(Other())
     x, t, text, camera = inputs()
-    with torch.no_grad():
-        assert torch.equal(
-            stock(x, t, text, class_labels=camera).sample, predict(stock, x, t, text, camera, 4)
-        )
+    assert torch.equal(predict(other, x, t, text, camera, 4, poses="here"), predict(unet, x, t, text, camera, 4))
+    assert seen and set(seen) == {(4, "here")}
 
 
 def test_gradients_reach_every_weight_and_skip_the_camera_in_2d_mode(unet: UNet2DConditionModel) -> None:
@@ -192,8 +187,6 @@ def test_impossible_calls_are_named(unet: UNet2DConditionModel) -> None:
     x, t, text, camera = inputs(6)
     with pytest.raises(ValueError, match="6 images is not a multiple of n_view = 4"):
         predict(unet, x, t, text, camera, 4)
-    with pytest.raises(ValueError, match="at least 1"):
-        set_views(unet, 0)
     plain = tiny_unet(class_embed_type=None, projection_class_embeddings_input_dim=None)
     with pytest.raises(ValueError, match="no camera branch"):
         predict(plain, x, t, text, camera)

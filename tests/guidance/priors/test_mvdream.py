@@ -17,10 +17,10 @@ from threedgen.config import ConfigError
 from threedgen.config import optional as extras
 from threedgen.geometry.poses import opengl_to_blender
 from threedgen.guidance import diffusion
-from threedgen.guidance import dtypes as precision
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.priors import mvdream
-from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_cameras
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
+from threedgen.run import dtypes as precision
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_cameras_match_the_reference(path: Path) -> None:
     arrays = {name: torch.from_numpy(a) for name, a in np.load(path).items()}
     for name in (n for n in arrays if n.startswith("cfg")):
         n, elevation, start, span, blender = arrays[name].tolist()
-        found = script_cameras(int(n), elevation, start, span, bool(blender))
+        found = camera_vector(script_poses(int(n), elevation, start, span, bool(blender)))
         torch.testing.assert_close(found, arrays[name.replace("cfg", "cam")], rtol=0, atol=1e-6)
     c2w, before = arrays["c2w_in"], arrays["c2w_in"].clone()
     torch.testing.assert_close(opengl_to_blender(c2w), arrays["opengl_to_blender"], rtol=0, atol=1e-6)
@@ -130,8 +130,9 @@ def test_what_distillation_does_not_need_is_given_up() -> None:
     left = sum(p.numel() for network in part.to("cpu").networks.values() for p in network.parameters())
     assert left == size - gone and set(part.networks) == {"unet", "vae"}
     x, t = torch.randn(4, 4, 8, 8, generator=cpu()), torch.full((4,), 500)
+    camera = camera_vector(script_poses(4))
     found, wanted = (
-        [prior.encode_images(rgb, cpu()), prior.denoise(x, t, text, script_cameras(4), 4)] for prior in (part, whole)
+        [prior.encode_images(rgb, cpu()), prior.denoise(x, t, text, camera, 4)] for prior in (part, whole)
     )
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
@@ -211,6 +212,6 @@ def test_sampling_is_the_published_ddim(prior: MVDream) -> None:
     x = torch.randn(4, 4, 8, 8, generator=cpu())
     with torch.no_grad():
         for t in scheduler.timesteps:
-            c, u = (prior.denoise(x, t, text, script_cameras(4), 4) for text in (cond, uncond))
+            c, u = (prior.denoise(x, t, text, camera_vector(script_poses(4)), 4) for text in (cond, uncond))
             x = scheduler.step(u + 4 * (c - u), t, x).prev_sample
         torch.testing.assert_close(found, prior.decode_latents(x), rtol=0, atol=1e-4)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tests.support.tiny_threedim import poses, tiny_network
 from threedgen.geometry.cameras import Projection
+from threedgen.guidance.threedim.conditioning import every_view, first_view, last_views, strategy
 from threedgen.guidance.threedim.logsnr import Prediction, alpha_sigma, target
 from threedgen.guidance.threedim.sampler import guided_x0, sample_views
-from threedgen.guidance.threedim.strategies import every_view, first_view, last_views, strategy
 
 
 def generators(scenes: int, seed: int = 0) -> list[torch.Generator]:

@@ -12,8 +12,7 @@ from torch import Tensor
 from tests.support.tiny_threedim import TINY, Inputs, inputs, poses, shaken, tiny_network
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes, pixel_rays
-from threedgen.guidance.attention_cpu import PLAIN_TOKENS, attend
-from threedgen.guidance.threedim.blocks import Attention
+from threedgen.guidance.threedim.blocks import PLAIN_TOKENS, Attention, attend
 from threedgen.guidance.threedim.options import XUNetConfig
 from threedgen.guidance.threedim.rays import noise_level_encoding, posenc
 from threedgen.guidance.threedim.xunet import XUNet

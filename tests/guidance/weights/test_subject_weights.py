@@ -11,10 +11,9 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny_prior import cpu, drafting_prior, letter_tokenizer, tiny_prior, tiny_text_encoder, tiny_unet
 from threedgen.config import ConfigError, registry
 from threedgen.guidance.options import MVDreamConfig
-from threedgen.guidance.priors.mvdream import MVDream, script_cameras
-from threedgen.guidance.weights import subject_weights as personalisation
-from threedgen.guidance.weights import tokens
-from threedgen.guidance.weights.loading import personalisation_card
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
+from threedgen.guidance.weights import subject_weights, tokens
+from threedgen.guidance.weights.loading import subject_card
 from threedgen.run.prompts import warn_about
 
 
@@ -24,8 +23,8 @@ def tuned_file(path: Path, base: MVDream, size: float = 0.01) -> dict[str, torch
     tuned = {name: value + size * torch.randn(value.shape, generator=cpu(k)) for k, (name, value) in
              enumerate(state.items())}
     card = {"kind": "difference", "identifier": "[v]", "prompt": "a [v] dog",
-            "base": personalisation.checksum(base.unet, base.text_encoder)}
-    personalisation.write(path, personalisation.difference(tuned, state), torch.full((24,), 0.5), card)
+            "base": subject_weights.checksum(base.unet, base.text_encoder)}
+    subject_weights.write(path, subject_weights.difference(tuned, state), torch.full((24,), 0.5), card)
     return tuned
 
 
@@ -91,7 +90,7 @@ def test_what_is_no_personalisation_is_one_sentence_before_anything_is_loaded(sa
 @pytest.mark.parametrize("damage", ["nan", "name", "shape", "no identifier"])
 def test_damaged_tensors_are_refused(saved: Path, damage: str) -> None:
     path = saved / "dog.safetensors"
-    card, tensors = personalisation_card(path), load_file(path)
+    card, tensors = subject_card(path), load_file(path)
     if damage == "nan":
         tensors["unet.conv_in.bias"] = tensors["unet.conv_in.bias"] * float("nan")
     elif damage == "name":
@@ -111,11 +110,10 @@ def test_low_rank_terms_are_added(saved: Path) -> None:
     weight = base.unet.get_parameter(name).clone()
     a, b = torch.randn(2, weight.shape[1], generator=cpu(1)), torch.randn(weight.shape[0], 2, generator=cpu(2))
     inner = name.removesuffix(".weight")
-    terms = personalisation.low_rank([(f"{inner}.lora_A.default.weight", a), (f"{inner}.lora_B.default.weight", b),
-                                      (name, weight)])
+    terms = subject_weights.low_rank([inner], [a], [b])
     card = {"kind": "lora", "identifier": "[v]", "scale": "0.5",
-            "base": personalisation.checksum(base.unet, base.text_encoder)}
-    personalisation.write(saved / "lora.safetensors", terms, torch.zeros(24), card)
+            "base": subject_weights.checksum(base.unet, base.text_encoder)}
+    subject_weights.write(saved / "lora.safetensors", terms, torch.zeros(24), card)
     found = MVDream.load(str(saved / "base"), dtype="fp32", personalisation=str(saved / "lora.safetensors"))
     assert torch.allclose(found.unet.get_parameter(name), weight + 0.5 * b @ a, atol=1e-6)
     others = {n: p for n, p in base.unet.named_parameters() if n != name}
@@ -130,12 +128,13 @@ def test_the_draft_reads_the_prompt_without_the_identifier() -> None:
 
     def draft_of(prompt: str) -> torch.Tensor:
         with torch.no_grad():
-            answer = prior.denoise(x, t, prior.encode_prompt([prompt]).repeat(4, 1, 1), script_cameras(4), 4)
+            text = prior.encode_prompt([prompt]).repeat(4, 1, 1)
+            answer = prior.denoise(x, t, text, camera_vector(script_poses(4)), 4)
         assert answer.shape == x.shape
         return seen[-1]
 
     before, other = draft_of("a red dog"), draft_of("a blue cat")
-    personalisation.add_word(prior.tokenizer, prior.text_encoder, "[v]", like="dog")
+    subject_weights.add_word(prior.tokenizer, prior.text_encoder, "[v]", like="dog")
     assert torch.equal(draft_of("a [v] red dog"), before) and torch.equal(draft_of("a red dog"), before)
     assert not torch.equal(before, other)
     both = prior.encode_prompt(["a [v] dog"])
@@ -158,7 +157,7 @@ def test_a_new_word_in_both_kinds_of_tokenizer(tokenizer: str) -> None:
     words = prior.tokenizer if tokenizer == "words" else letter_tokenizer()
     encoder = tiny_text_encoder(100)
     old = encoder.get_input_embeddings().weight.detach().clone()
-    number = personalisation.add_word(words, encoder, "[v]", like="dog")
+    number = subject_weights.add_word(words, encoder, "[v]", like="dog")
     ids = words("dog", add_special_tokens=False).input_ids
     table = encoder.get_input_embeddings().weight
     assert torch.allclose(table[number], old[ids].mean(0)) and torch.equal(table[:number], old[:number])
@@ -169,9 +168,9 @@ def test_a_new_word_in_both_kinds_of_tokenizer(tokenizer: str) -> None:
 def test_an_identifier_that_is_a_word_is_refused() -> None:
     for tokenizer, known in ((tiny_prior().tokenizer, "Dog"), (letter_tokenizer(), "a")):
         with pytest.raises(ConfigError, match="identifier: .*knows already"):
-            personalisation.check_identifier(tokenizer, known)
+            subject_weights.check_identifier(tokenizer, known)
         for fresh in ("[v]", "sks"):
-            personalisation.check_identifier(tokenizer, fresh)
+            subject_weights.check_identifier(tokenizer, fresh)
 
 
 def test_the_checksum_is_of_weights_and_not_of_files(tmp_path: Path) -> None:
@@ -180,8 +179,8 @@ def test_the_checksum_is_of_weights_and_not_of_files(tmp_path: Path) -> None:
     one = MVDream.load(str(tmp_path / "one"), dtype="fp32")
     one.save(tmp_path / "two")
     two = MVDream.load(str(tmp_path / "two"), dtype="bf16")
-    sums = {personalisation.checksum(p.unet, p.text_encoder) for p in (one, two)}
-    other = personalisation.checksum(tiny_unet(layers_per_block=2), one.text_encoder)
+    sums = {subject_weights.checksum(p.unet, p.text_encoder) for p in (one, two)}
+    other = subject_weights.checksum(tiny_unet(layers_per_block=2), one.text_encoder)
     assert len(sums) == 1 and other not in sums
 
 

@@ -28,6 +28,8 @@ MARCH = MarchConfig(samples=200, bound="sphere")
 class Ball(nn.Module):
     """A ball of radius 0.5 with a soft edge; red above, blue below; all parameters learnable."""
 
+    along = None
+
     def __init__(self, density: float = 200.0):
         super().__init__()
         self.strength = nn.Parameter(torch.tensor(density))

@@ -28,11 +28,10 @@ from tests.support.task_server import (
 from tests.support.tiny_prior import drafting_prior, tiny_prior
 from tests.support.toy_run import log
 from threedgen import cli, config
-from threedgen.config import ConfigError
 from threedgen.guidance.priors.camera_posterior import candidates
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.weights import subject_weights as personalisation
-from threedgen.guidance.weights.loading import personalisation_card
+from threedgen.guidance.weights import subject_weights
+from threedgen.guidance.weights.loading import subject_card
 from threedgen.run.metrics import read_summary
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
 from threedgen.systems.dreambooth.sides import drafts, photo_sides
@@ -67,7 +66,7 @@ def system_of(
 ) -> DreamBoothSystem:
     """The LightningModule alone, on noise for photos."""
     options: MVDreamBoothConfig = config.load(tiny(folder), list(overrides))
-    personalisation.add_word(prior.tokenizer, prior.text_encoder, "[v]")
+    subject_weights.add_word(prior.tokenizer, prior.text_encoder, "[v]")
     pictures = torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(0))
     return DreamBoothSystem(options, prior, photos or Shown(pictures), "base", others)
 
@@ -97,7 +96,7 @@ def test_a_run_leaves_a_file_that_makes_the_subject_known() -> None:
     run = undisturbed()
     summary = read_summary(run)
     assert summary["status"] == "finished" and summary["steps"] == 8 and summary["photos"] == 3
-    card = personalisation_card(run / RESULT)
+    card = subject_card(run / RESULT)
     assert (card["kind"], card["identifier"], card["prompt"]) == ("difference", "[v]", "a [v] dog")
     assert card["base"] == summary["base"]
     base = MVDream.load(str(prior_folder()), dtype="fp32")
@@ -244,9 +243,9 @@ def test_the_side_of_a_photo_is_the_one_whose_camera_tells_its_noise_best(tmp_pa
     prior.encode_images = lambda rgb, rng: clean
 
     def network(x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
-        alpha = prior.schedule.alpha_bar[t[0]] ** 0.5
+        alpha, sigma = prior.schedule.alpha_sigma(t[0], x)
         which = int((x.mean() / alpha / 100).round())
-        noise = prior.schedule.eps_from_x0(x, clean[which], t)
+        noise = (x - alpha * clean[which]) / sigma
         away = (camera - prior.camera(taken[which, None])).norm(dim=1)
         return prior.schedule.target(clean[which], noise, t) + away[:, None, None, None]
 
@@ -289,12 +288,11 @@ def test_pictures_of_the_class_are_seen_from_where_they_were_drawn(tmp_path: Pat
 
 
 def test_lora_learns_few_numbers_and_its_file_is_the_tuned_network(tmp_path: Path) -> None:
-    pytest.importorskip("peft")
     base = tiny_prior()
     base.save(tmp_path / "base")
     prior = MVDream.load(str(tmp_path / "base"), dtype="fp32")
     system = system_of(tmp_path, prior, "tuning.preservation=lora", "tuning.lora.rank=2", "tuning.lora.alpha=4")
-    system.base = personalisation.checksum(*[getattr(MVDream.load(str(tmp_path / "base")), part)
+    system.base = subject_weights.checksum(*[getattr(MVDream.load(str(tmp_path / "base")), part)
                                              for part in ("unet", "text_encoder")])
     steps(system, 4)
     learnt = sum(p.numel() for p in system.trained.values())
@@ -345,14 +343,6 @@ def test_a_mistake_is_one_sentence(
     assert cli.main(["--config", "dreambooth.yaml", "out=run", *words]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
-
-
-def test_lora_without_peft_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    options = config.load(tiny(tmp_path), ["tuning.preservation=lora"])
-    with pytest.raises(ConfigError, match=r"needs the package peft: pip install 'threedgen\[lora\]'"):
-        options.check()
 
 
 @unix

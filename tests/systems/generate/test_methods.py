@@ -132,7 +132,7 @@ def test_dreamfusion_has_the_reference_values() -> None:
     assert made.field.radius == made.march.radius == 2 and made.march.samples == 512
     assert [int(config.at(made.field.levels, s)) for s in (0, 1999, 2500, 3000, 5999, 9999)] == [8, 8, 9, 10, 15, 16]
     camera = made.camera
-    assert (camera.n_view, made.groups, made.size, made.joined) == (1, 1, 64, 1)
+    assert (camera.n_view, made.scenes_per_step, made.size, made.views_per_scene) == (1, 1, 64, 1)
     assert camera.distance_range == (1.5, 2) and camera.fov_range == (40, 70) and camera.elevation_range == (-10, 90)
     assert (camera.camera_perturb, camera.center_perturb, camera.up_perturb) == (0.1, 0.2, 0.02)
     assert not camera.relative_distance and made.background.random_probability == 0
@@ -200,9 +200,9 @@ def test_prolificdreamer_has_the_reference_values() -> None:
     assert made.size == {0: 64, 5000: 512} and made.trainer.max_steps == 25_000 and made.field.radius == 1
     assert made.trainer.precision == "32-true" and (made.view_prompts.front_within, made.material.name) == (30, "none")
     assert made.background.random_probability == 0.5 and last.background.random_probability == 0
-    assert (shape.judged, shape.distillation.name, shape.distillation.guidance_scale) == ("normal", "sds", 101)
+    assert (shape.guidance_input, shape.distillation.name, shape.distillation.guidance_scale) == ("normal", "sds", 101)
     assert (shape.loss.normal_consistency, shape.loss.laplacian, shape.optimizer.geometry) == (1e4, 1e4, 0.005)
     assert (shape.optimizer.kind, shape.trainer.max_steps, shape.view_prompts.front_within) == ("adam", 15_000, 45)
-    assert last.distillation == d and (last.judged, last.optimizer.geometry, last.size) == ("colour", 0, 512)
+    assert last.distillation == d and (last.guidance_input, last.optimizer.geometry, last.size) == ("colour", 0, 512)
     assert last.field.level == 25 and last.field.paint == made.field and last.trainer.max_steps == 30_000
     assert last.loss.normal_consistency == last.loss.laplacian == last.loss.sparsity == 0

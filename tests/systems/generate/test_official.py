@@ -18,7 +18,7 @@ from tests.support.toy_run import log
 from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.guidance.priors.mvdream import MVDream, script_poses
-from threedgen.guidance.weights.meta_networks import outline
+from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.sample.options import SampleConfig
 from threedgen.systems.shared import read_summary
@@ -29,7 +29,8 @@ SMALL = [
     "threads=1", "prior.tokenizer=clip", "prior.dtype=fp32", "prior.image_size=64",
     "field.encoding.n_levels=3", "field.encoding.log2_hashmap_size=8", "field.encoding.base_resolution=4",
     "field.encoding.per_level_scale=2", "field.width=8", "field.density_blob_scale=20", "march.samples=24",
-    "march.chunk=3000", "occupancy.resolution=8", "size={0: 8, 5: 16}", "groups={0: 2, 5: 1}", "preview.steps=2",
+    "march.chunk=3000", "occupancy.resolution=8", "size={0: 8, 5: 16}", "scenes_per_step={0: 2, 5: 1}",
+    "preview.steps=2",
     "result.turntable.n_view=2", "result.turntable.height=16", "result.turntable.width=16",
     "result.mesh_resolution=16", "export.enabled=false", "trainer.max_steps=10", "trainer.precision=32-true",
     "trainer.accelerator=cpu",
@@ -75,7 +76,8 @@ def test_it_loads_and_samples(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", ["sd21", "sd15"])
 def test_a_dry_run_sees_the_networks_that_would_be_loaded(kind: Kind) -> None:
     path = str(folder(kind) / NAMES[kind])
-    found, prior = outline(path), MVDream.load(path, dtype="fp32", tokenizer=str(folder(kind) / "clip"), image_size=64)
+    found = meta_networks(path)
+    prior = MVDream.load(path, dtype="fp32", tokenizer=str(folder(kind) / "clip"), image_size=64)
     for seen, loaded in ((found.unet, prior.unet), (found.vae, prior.vae)):
         shapes = {name: tensor.shape for name, tensor in seen.state_dict().items()}
         assert shapes == {name: tensor.shape for name, tensor in loaded.state_dict().items()}

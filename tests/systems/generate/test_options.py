@@ -31,7 +31,7 @@ from threedgen.viewer.record import ROW, SIDES
         (["field.radius=0.5"], "field.radius 0.5 and march.radius 1 should be the same"),
         (["trainer.max_steps=2"], "warm_start.steps 3 should not exceed trainer.max_steps 2"),
         (["camera.n_view=1"], "camera.n_view should be 2 or more"),
-        (["trainer.accumulate_grad_batches=2"], "set groups"),
+        (["trainer.accumulate_grad_batches=2"], "set scenes_per_step"),
     ],
 )
 def test_sections_that_contradict_each_other(tmp_path: Path, words: list[str], said: str) -> None:
@@ -47,7 +47,7 @@ def test_the_sd21_config_has_the_authors_values() -> None:
           for name in ("min", "max")}  # fmt: skip
     assert at["min"] == pytest.approx([0.98, 0.5, 0.02]) and at["max"] == pytest.approx([0.98, 0.74, 0.5])
     assert [jump(made.size, s, 10_000) for s in (0, 4999, 5000, 9999)] == [64, 64, 256, 256]
-    assert [jump(made.groups, s, 10_000) for s in (0, 4999, 5000)] == [2, 2, 1]
+    assert [jump(made.scenes_per_step, s, 10_000) for s in (0, 4999, 5000)] == [2, 2, 1]
     assert made.distillation.guidance_scale == 50 and made.distillation.recon_std_rescale == 0.5
     assert made.optimizer.kind == "adamw" and made.optimizer.encoding == 0.01 and made.optimizer.networks == 0.001
     assert made.trainer.max_steps == 10_000 and made.trainer.precision == "16-mixed"

@@ -25,7 +25,7 @@ TREE: dict[str, Any] = TINY | {
     "field": {"name": "dmtet", "resolution": 8, "paint": FIELD},
     "warm_start": {"steps": 0},
     "size": 12,
-    "groups": 1,
+    "scenes_per_step": 1,
     "loss": {"normal_consistency": 1.0},
     "trainer": TINY["trainer"] | {"max_steps": 5},
     "stages": {

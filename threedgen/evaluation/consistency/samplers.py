@@ -18,6 +18,7 @@ from threedgen.config import ConfigError, config_hash, registry
 from threedgen.data.srn.reader import Instance, open_instance, scenes
 from threedgen.evaluation.toybox.prior_score import fingerprint
 from threedgen.geometry.views import Request
+from threedgen.guidance.prior import Prior
 from threedgen.run.seeding import generator
 
 from .options import FolderSamplerConfig, MVDreamSamplerConfig
@@ -38,7 +39,7 @@ class MVDreamSampler:
 
     def __init__(self, config: MVDreamSamplerConfig) -> None:
         self.config = config
-        self.prior = registry.build("prior", config.prior)
+        self.prior: Prior = registry.build("prior", config.prior)
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
         return [self._draw(request) for request in requests]

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from threedgen import folder
 from threedgen.config import Config, ConfigError, Schedule
-from threedgen.config.optional import require
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, Elevations, RunConfig, TrainerConfig
 
@@ -202,8 +201,3 @@ class EvaluateSubjectsConfig(RunConfig):
         first, strength = self.preservation[0], self.strengths[0]
         further: list[tuple[str, float]] = [(first, other) for other in self.strengths[1:]]
         return [(first, strength), *further, *((other, strength) for other in self.preservation[1:])]
-
-    def check(self) -> None:
-        if "lora" in self.preservation:
-            require("peft", "preservation: lora", "leave it out: preservation=[l1, l2, images, none]")
-        super().check()

@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ from torch import Tensor
 from threedgen.config import registry
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import orbit_c2w
-from threedgen.guidance import diffusion
+from threedgen.guidance.prior import Prior
 from threedgen.run.count import Count
 from threedgen.run.folder import write_atomic
 from threedgen.run.interrupts import Interrupts
@@ -50,7 +48,7 @@ def run(config: EvaluatePriorConfig, resume: Path | None = None, quiet: bool = F
     probe = Probe.load(config.probe.weights)
     set_threads(config.threads)
     cases = held_out_cases(config.samples, config.seed, config.first)
-    prior = registry.build("prior", config.prior)
+    prior: Prior = registry.build("prior", config.prior)
     with Interrupts() as interrupts:
         drawn = draw_all(config, prior, cases, folder / "samples", quiet, interrupts)
     if drawn is None:
@@ -87,33 +85,8 @@ def poses(config: EvaluatePriorConfig, case: Case) -> Tensor:
     return orbit_c2w(torch.full_like(ring_of, elevation), ring_of, torch.full_like(ring_of, distance))
 
 
-@torch.no_grad()
-def sample_batch(
-    prior: Any,
-    prompts: Sequence[str],
-    c2w: Tensor,
-    steps: int,
-    guidance_scale: float,
-    generators: Sequence[torch.Generator],
-    negative_prompt: str = "",
-) -> Tensor:
-    """DDIM samples of n objects in one go: ``c2w`` (n, V, 4, 4), a generator each -> (n, V, H, W, 3) in [0, 1].
-
-    The noise of an object comes from its own generator, so the batch it is in changes only rounding.
-    """
-    count, n_view = c2w.shape[:2]
-    text = prior.encode_prompt(list(prompts)), prior.encode_prompt([negative_prompt])
-    camera = prior.camera(c2w.flatten(0, 1).to(prior.device).float())
-    side = prior.image_size // prior.factor
-    shape = (n_view, prior.unet.config["out_channels"], side, side)
-    x_T = torch.cat([torch.randn(shape, generator=rng) for rng in generators]).to(prior.device)
-    denoise = diffusion.guided(prior.denoise, guidance_scale)
-    z = diffusion.ddim_sample(denoise, x_T, text, camera, n_view, prior.schedule, steps)
-    return torch.stack([prior.decode_latents(part).float().cpu() for part in z.split(n_view)])
-
-
 def draw_all(
-    config: EvaluatePriorConfig, prior: Any, cases: list[Case], folder: Path, quiet: bool, interrupts: Interrupts
+    config: EvaluatePriorConfig, prior: Prior, cases: list[Case], folder: Path, quiet: bool, interrupts: Interrupts
 ) -> list[np.ndarray] | None:
     """Views (V, H, W, 3) uint8 of every case, from the files that are there already or newly sampled; None after
     Ctrl-C."""
@@ -130,11 +103,11 @@ def draw_all(
                 if interrupts.stop:
                     return None
                 rngs = [generator(config.seed, case.index, "evaluation sample") for case in batch]
-                views = sample_batch(
-                    prior, [case.caption for case in batch], torch.stack([poses(config, case) for case in batch]),
-                    config.steps, config.guidance_scale, rngs, config.negative_prompt,
+                views = prior.sample(
+                    [case.caption for case in batch], torch.stack([poses(config, case) for case in batch]),
+                    config.steps, config.guidance_scale, config.negative_prompt, rngs,
                 )  # fmt: skip
-                pictures = to_uint8(views)
+                pictures = to_uint8(views.unflatten(0, (len(batch), -1)))
                 write_atomic(path, save({"views": torch.from_numpy(pictures)}, told))
             drawn += list(pictures)
             count.add(len(batch))
@@ -156,7 +129,7 @@ def read_batch(path: Path, told: dict[str, str]) -> np.ndarray | None:
         return None
 
 
-def fingerprint(prior: Any) -> str:
+def fingerprint(prior: Prior) -> str:
     """16 hex digits of the weights, so that samples of an earlier state are not taken for this one's."""
     digest = hashlib.sha256()
     for network in prior.networks.values():

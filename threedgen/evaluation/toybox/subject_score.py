@@ -29,6 +29,7 @@ from threedgen.config import ConfigError, load, registry
 from threedgen.data.toybox.grammar import article
 from threedgen.geometry.images import grid, to_uint8, write_png
 from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.prior import Prior
 from threedgen.run import folder as runs
 from threedgen.run.count import Count
 from threedgen.run.folder import write_atomic
@@ -43,7 +44,7 @@ from .held_out import held_out_cases
 from .identity import likeness
 from .judging import judge_pictures
 from .options import EvaluateSubjectsConfig
-from .prior_score import FOV, RELATIVE_DISTANCE, sample_batch
+from .prior_score import FOV, RELATIVE_DISTANCE
 from .probe import Probe
 from .subject_cases import KEYS, VIEWS, Instruments, Subject, accessory, asked_for, score, spec, stand, subject
 from .subject_objects import objects
@@ -120,7 +121,7 @@ def tune(config: MVDreamBoothConfig) -> Status:
 
 
 def sampled(
-    look: Instruments, prior: Any, prompts: Sequence[str], places: Sequence[tuple[int, int]]
+    look: Instruments, prior: Prior, prompts: Sequence[str], places: Sequence[tuple[int, int]]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Of each prompt its views (4, S, S, 3) uint8 and their azimuth (4,); ``places``: (number, setting) of each, which
     draw its cameras and its noise. All are sampled together."""
@@ -132,12 +133,12 @@ def sampled(
         cameras.append(orbit_c2w(torch.full_like(ring, elevation), ring, away))
         rngs.append(generator(config.seed, number, f"subject sample {setting}"))
         azimuths.append(azimuth)
-    drawn = sample_batch(prior, prompts, torch.stack(cameras), config.steps, config.guidance_scale, rngs)
-    return [to_uint8(views) for views in drawn], azimuths
+    drawn = prior.sample(prompts, torch.stack(cameras), config.steps, config.guidance_scale, generator=rngs)
+    return [to_uint8(views) for views in drawn.chunk(len(prompts))], azimuths
 
 
 def samples(
-    look: Instruments, thing: Subject, worn: Sequence[tuple[str, str]], prior: Any, kind: str, identifier: str = ""
+    look: Instruments, thing: Subject, worn: Sequence[tuple[str, str]], prior: Prior, kind: str, identifier: str = ""
 ) -> dict[str, Any]:
     """What is seen of a subject in each setting: ``identity``, answers and ``scores``; each is a picture too."""
     noun, number = thing.asset.noun, thing.asset.index
@@ -174,7 +175,7 @@ def after(
     }
 
 
-def held_out(look: Instruments, prior: Any) -> dict[str, Any]:
+def held_out(look: Instruments, prior: Prior) -> dict[str, Any]:
     """Scores of held-out prompts, the same for every prior."""
     cases, scores = held_out_cases(look.config.held_out, look.config.seed), []
     for begin in range(0, len(cases), BATCH):

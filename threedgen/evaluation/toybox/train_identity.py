@@ -28,7 +28,7 @@ from threedgen.config import dump
 from threedgen.data.toybox.subjects import draw, kinds, views
 from threedgen.evaluation.toybox.identity import NAME, IdentityNet, pairs, roc
 from threedgen.evaluation.toybox.options import TrainIdentityConfig
-from threedgen.guidance.dtypes import mixed
+from threedgen.run.dtypes import mixed
 from threedgen.run.metrics import write_summary
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.systems.shared import adamw, writing

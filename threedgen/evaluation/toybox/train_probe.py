@@ -26,7 +26,7 @@ from threedgen.evaluation.toybox.labels import OPEN, Labels, Lessons, Truth, lab
 from threedgen.evaluation.toybox.options import TrainProbeConfig
 from threedgen.evaluation.toybox.probe import NAME, Probe, Raw
 from threedgen.geometry.images import to_uint8
-from threedgen.guidance.dtypes import mixed
+from threedgen.run.dtypes import mixed
 from threedgen.run.metrics import write_summary
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.systems.shared import adamw

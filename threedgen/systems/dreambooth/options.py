@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from threedgen.config import Config, ConfigError, Schedule
-from threedgen.config.optional import require
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
 from threedgen.run.prompts import tidy, without
@@ -72,9 +71,9 @@ class MVDreamBoothConfig(RunConfig):
 
     @model_validator(mode="after")
     def _tunable(self) -> MVDreamBoothConfig:
-        if getattr(self.prior, "personalisation", None) is not None:
+        if self.prior.personalisation is not None:
             raise ValueError("prior.personalisation should be left out: a subject is learnt from the base itself")
-        if getattr(self.prior, "dtype", "") == "fp16":
+        if self.prior.dtype == "fp16":
             raise ValueError("prior.dtype should be auto, bf16 or fp32: gradients would vanish in fp16")
         return self
 
@@ -97,7 +96,5 @@ class MVDreamBoothConfig(RunConfig):
         tidy(self.prompt)
         if not self.class_prompt:
             raise ConfigError(f'prompt: should also say of what kind the subject is, such as "a {self.identifier} dog"')
-        if self.tuning.preservation == "lora":
-            require("peft", "tuning.preservation: lora", "choose l1")
         find(self.photos)
         super().check()

@@ -25,16 +25,16 @@ from torch.nn import functional as F
 
 from threedgen.config import at, dump
 from threedgen.geometry.images import grid, readable, write_png
+from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.priors.camera_posterior import look_from
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.weights import subject_weights as personalisation
+from threedgen.guidance.weights import subject_weights
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.seeding import generator
 from threedgen.systems.train_prior.system import stratified
 
 from .options import LoRAConfig, MVDreamBoothConfig
 
-LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 VIEWS = 4
 
 
@@ -72,14 +72,9 @@ class Shown(NamedTuple):
         return Shown(self.rgb[chosen], None if self.drafts is None else self.drafts[chosen])
 
 
-def add_lora(unet: nn.Module, options: LoRAConfig) -> None:
-    """Puts trainable low-rank terms, which begin as zero, beside the frozen attention of a network."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    unet.requires_grad_(False)
-    # a float is right, too, though peft's types say int
-    wanted: dict[str, Any] = {"r": options.rank, "lora_alpha": options.alpha, "target_modules": LORA_TARGETS}
-    inject_adapter_in_model(LoraConfig(**wanted), unet)
+def lora_of(unet: nn.Module, options: LoRAConfig, rng: torch.Generator) -> LoRA:
+    """Low-rank terms that begin with the deviation of torch's own linear layers, as those of peft do."""
+    return LoRA(unet, options.rank, rng, options.alpha / options.rank, lambda wide: (3 * wide) ** -0.5)
 
 
 def table_of(prior: MVDream) -> Tensor:
@@ -92,7 +87,7 @@ class DreamBoothSystem(pl.LightningModule):
     """The UNet (or its low-rank terms) and the identifier's row learn; the networks around them are no part of it.
 
     ``others``, if any, are pictures that the base drew of the class prompts, of each in turn; ``base``: its check sum.
-    The prior knows the identifier already (``personalisation.add_word``).
+    The prior knows the identifier already (``subject_weights.add_word``).
     """
 
     stage = "subject"
@@ -109,9 +104,11 @@ class DreamBoothSystem(pl.LightningModule):
         self.number = int(prior.tokenizer.convert_tokens_to_ids(config.identifier))
         self.word = nn.Parameter(table_of(prior)[self.number].detach().clone())
         self.originals: dict[str, Tensor] = {}
+        self.lora: LoRA | None = None
         if self.options.preservation == "lora":
-            torch.manual_seed(self.seed)
-            add_lora(prior.unet, self.options.lora)
+            prior.unet.requires_grad_(False)
+            self.lora = lora_of(prior.unet, self.options.lora, generator(self.seed, 0, "lora"))
+            self.lora.attach(prior.unet)
         else:
             prior.unet.requires_grad_(True)
             self.originals = {name: p.detach().clone() for name, p in prior.unet.named_parameters()}
@@ -125,7 +122,9 @@ class DreamBoothSystem(pl.LightningModule):
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """The weights of the UNet that learn."""
+        """The weights of the UNet that learn, or its low-rank terms."""
+        if self.lora is not None:
+            return dict(self.lora.named_parameters())
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
     def text(self, prompt: str) -> Tensor:
@@ -200,12 +199,11 @@ class DreamBoothSystem(pl.LightningModule):
 
     def write(self, path: Path) -> None:
         """The difference from the base, or the low-rank terms, and the identifier."""
-        lora = self.options.preservation == "lora"
-        card = {"kind": "lora" if lora else "difference", "identifier": self.config.identifier, "prompt": self.prompt}
-        card["base"] = self.base
-        if lora:
-            card["scale"] = repr(self.options.lora.alpha / self.options.lora.rank)
-            changes: dict[str, Any] = personalisation.low_rank(self.unet.named_parameters())
+        card = {"identifier": self.config.identifier, "prompt": self.prompt, "base": self.base}
+        if self.lora is not None:
+            card |= {"kind": "lora", "scale": repr(self.lora.scale)}
+            changes = subject_weights.low_rank(self.lora.names, self.lora.down, self.lora.up)
         else:
-            changes = personalisation.difference(self.trained, self.originals)
-        personalisation.write(path, changes, self.word, card)
+            card["kind"] = "difference"
+            changes = subject_weights.difference(self.trained, self.originals)
+        subject_weights.write(path, changes, self.word, card)

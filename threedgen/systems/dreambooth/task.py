@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,8 @@ from threedgen.cli import say
 from threedgen.data import photos
 from threedgen.geometry.images import grid, readable, write_png
 from threedgen.guidance.priors.camera_posterior import look_from
-from threedgen.guidance.weights import subject_weights as personalisation
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.weights import subject_weights
 from threedgen.run.count import Count
 from threedgen.run.metrics import write_summary
 from threedgen.run.prompts import warn_about
@@ -60,11 +60,11 @@ def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bo
     begun, folder = time.monotonic(), Path(str(config.out))
     set_threads(config.threads)
     say_weights(config.prior, quiet)
-    prior = load_prior(config.prior, config.trainer.accelerator)
-    personalisation.check_identifier(prior.tokenizer, config.identifier)
+    prior: MVDream = load_prior(config.prior, config.trainer.accelerator)
+    subject_weights.check_identifier(prior.tokenizer, config.identifier)
     pictures = seen_photos(config, folder, prior.image_size)
-    base = personalisation.checksum(prior.unet, prior.text_encoder)
-    personalisation.add_word(prior.tokenizer, prior.text_encoder, config.identifier, like=config.tuning.like)
+    base = subject_weights.checksum(prior.unet, prior.text_encoder)
+    subject_weights.add_word(prior.tokenizer, prior.text_encoder, config.identifier, like=config.tuning.like)
     notes = warn_about(config.prompt, prior)
     shown = with_drafts(config, folder, prior, pictures)
     system = DreamBoothSystem(config, prior, shown, base, class_pictures(config, folder, prior, quiet))
@@ -99,7 +99,7 @@ def seen_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
     return kept(folder / "photos.safetensors", "photos", (None, size, size, 3), read)
 
 
-def with_drafts(config: MVDreamBoothConfig, folder: Path, prior: Any, pictures: Tensor) -> Shown:
+def with_drafts(config: MVDreamBoothConfig, folder: Path, prior: MVDream, pictures: Tensor) -> Shown:
     """The photos with the drafts of their sides, which are found once."""
     if prior.draft is None:
         return Shown(pictures)
@@ -111,7 +111,7 @@ def with_drafts(config: MVDreamBoothConfig, folder: Path, prior: Any, pictures: 
     return Shown(pictures, drafts(prior, [config.class_prompt] * len(pictures), c2w))
 
 
-def class_pictures(config: MVDreamBoothConfig, folder: Path, prior: Any, quiet: bool) -> Shown | None:
+def class_pictures(config: MVDreamBoothConfig, folder: Path, prior: MVDream, quiet: bool) -> Shown | None:
     """Pictures of the class, each drawn by itself by the base; None unless they are asked for.
 
     Where there is a draft, which is of one side, each is drawn from a side of its own.

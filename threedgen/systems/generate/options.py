@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError, Layer, Schedule, merge, plain, validate
 from threedgen.config.registry import Component
+from threedgen.config.renamed import in_tree
 from threedgen.config.sections import (
     CheckpointConfig,
     MultiviewCameraConfig,
@@ -83,6 +84,8 @@ class ResultConfig(Config):
 class GenerateConfig(RunConfig):
     """A prompt becomes a 3D object: cameras -> render -> distillation -> step."""
 
+    renamed: ClassVar[dict[str, str]] = {"judged": "guidance_input", "groups": "scenes_per_step"}
+
     prompt: str = Field("", description="what to make; taken as it is")
     negative_prompt: str = Field("", description="what to stay away from")
     view_prompts: ViewPromptsConfig = ViewPromptsConfig()
@@ -96,11 +99,13 @@ class GenerateConfig(RunConfig):
     march: MarchConfig = MarchConfig()
     occupancy: OccupancyConfig | None = Field(OccupancyConfig(), description="null: no empty-space skipping")
     camera: MultiviewCameraConfig = MultiviewCameraConfig()
-    judged: Literal["colour", "normal"] = Field(
+    guidance_input: Literal["colour", "normal"] = Field(
         "colour", description="what the prior is shown: the picture, or the normals as colours, for the shape"
     )
     size: Schedule = Field(64, ge=8, le=2048, description="pixels of a training render; changes take effect in jumps")
-    groups: Schedule = Field(1, ge=1, le=64, description="groups of camera.n_view views in a step; changes in jumps")
+    scenes_per_step: Schedule = Field(
+        1, ge=1, le=64, description="how often camera.n_view views are rendered in a step; changes in jumps"
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
     preview: PreviewConfig = PreviewConfig()
@@ -118,8 +123,9 @@ class GenerateConfig(RunConfig):
 
     def stage(self, name: str) -> GenerateConfig:
         """The config of a stage: this one with the stage's options over it, without an asset. Raises ConfigError."""
+        stage = in_tree(type(self), self.stages[name], f"stages.{name}")
         whole = {k: v for k, v in plain(self).items() if k not in ("stages", "out", "about", "needs")}
-        tree = merge(merge(whole, {"export": {"enabled": False}}), self.stages[name])
+        tree = merge(merge(whole, {"export": {"enabled": False}}), stage)
         return validate(type(self), [Layer(f"stages.{name}", tree)])
 
     @model_validator(mode="after")
@@ -134,28 +140,28 @@ class GenerateConfig(RunConfig):
         return self
 
     @property
-    def joined(self) -> int:
+    def views_per_scene(self) -> int:
         """How many views the prior looks at together; 1 is a prior's 2D mode, without cameras."""
-        return self.camera.n_view if getattr(self.prior, "multiview", True) else 1
+        return self.camera.n_view if self.prior.multiview else 1
 
     @model_validator(mode="after")
     def _agree(self) -> GenerateConfig:
         """What one section says has to suit the others."""
-        radius = getattr(self.field, "radius", self.march.radius)
+        radius = self.field.radius
         if radius != self.march.radius:
             raise ValueError(
                 f"field.radius {radius:g} and march.radius {self.march.radius:g} should be the same: rays are "
                 "followed through the cube in which the field lives"
             )
-        if self.loss.eikonal != 0 and not getattr(self.field, "distance", False):
+        if self.loss.eikonal != 0 and not self.field.distance:
             raise ValueError(
-                f"loss.eikonal is for fields of distances, and field.name {getattr(self.field, 'name', '')} has none; "
+                f"loss.eikonal is for fields of distances, and field.name {self.field.name} has none; "
                 "set loss.eikonal=0 or field.name=sdf"
             )
         for name in ("normal_consistency", "laplacian"):
-            if getattr(self.loss, name) != 0 and not getattr(self.field, "mesh", False):
+            if getattr(self.loss, name) != 0 and not self.field.mesh:
                 raise ValueError(
-                    f"loss.{name} is for meshes, and field.name {getattr(self.field, 'name', '')} is none; "
+                    f"loss.{name} is for meshes, and field.name {self.field.name} is none; "
                     "set it to 0, or field.name=dmtet"
                 )
         warm, steps = self.warm_start.steps, self.trainer.max_steps
@@ -164,13 +170,15 @@ class GenerateConfig(RunConfig):
                 f"warm_start.steps {warm} should not exceed trainer.max_steps {steps}; "
                 f"try warm_start.steps={steps // 2}"
             )
-        if warm and self.joined < 2:
+        if warm and self.views_per_scene < 2:
             raise ValueError(
                 "warm_start.steps needs several sampled views of one object: camera.n_view should be 2 or more, and "
                 "the prior one that knows cameras, such as prior.name=mvdream"
             )
         if self.trainer.accumulate_grad_batches > 1:
-            raise ValueError("trainer.accumulate_grad_batches should be 1; for more views in a step, set groups")
+            raise ValueError(
+                "trainer.accumulate_grad_batches should be 1; for more views in a step, set scenes_per_step"
+            )
         return self
 
     def check(self) -> None:

@@ -20,6 +20,7 @@ from threedgen.config import ConfigError, at, dump, registry
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit, sample_multiview
+from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
 from threedgen.representations import losses
 from threedgen.representations.march import step_size
@@ -52,7 +53,7 @@ class GenerateSystem(pl.LightningModule):
     def __init__(
         self,
         config: GenerateConfig,
-        prior: Any,
+        prior: Prior,
         text: Tensor,
         views: Tensor | None = None,
         view_cameras: Cameras | None = None,
@@ -83,7 +84,7 @@ class GenerateSystem(pl.LightningModule):
         self.metrics: dict[str, float] = {}
 
     @property
-    def prior(self) -> Any:
+    def prior(self) -> Prior:
         return self.unregistered[0]
 
     @property
@@ -130,10 +131,10 @@ class GenerateSystem(pl.LightningModule):
     def distillation_loss(self, step: int) -> tuple[dict[str, float], Tensor]:
         """Score distillation of freshly rendered views, and the regularisers."""
         c, size = self.config, self.size(step)
-        groups = int(jump(c.groups, step, self.max_steps))
-        rig = sample_multiview(c.camera, self.rng(step, "cameras"), step, n_groups=groups, height=size, width=size)
+        scenes = int(jump(c.scenes_per_step, step, self.max_steps))
+        rig = sample_multiview(c.camera, self.rng(step, "cameras"), step, n_groups=scenes, height=size, width=size)
         weights = {name: at(getattr(c.loss, name), step, self.max_steps) for name in type(c.loss).model_fields}
-        shape = c.judged == "normal"
+        shape = c.guidance_input == "normal"
         normals = shape or weights["orientation"] > 0
         seen = self.render(rig.cameras, step, light=rig.light, training=True, grad=True, normals=normals)
         rgb: Any = seen.normal if shape else seen.rgb
@@ -141,11 +142,11 @@ class GenerateSystem(pl.LightningModule):
 
         latents = self.prior.encode_images(rgb, self.rng(step, "posterior"))
         c2w = rig.cameras.c2w.to(self.device)
-        camera = self.prior.camera(c2w) if c.joined > 1 else None
-        said = view_text(self.text, rig, c.view_prompts)
+        camera = self.prior.camera(c2w) if c.views_per_scene > 1 else None
+        texts = view_text(self.text, rig, c.view_prompts)
         distilled, logs = self.distill(
-            latents, self.prior.denoise, said.cond, said.uncond, camera, c.joined, step, self.rng(step, "distillation"),
-            negatives=said.negatives, plain=self.text[:1], c2w=c2w,
+            latents, self.prior.denoise, texts.cond, texts.uncond, camera, c.views_per_scene, step,
+            self.rng(step, "distillation"), negatives=texts.negatives, plain=self.text[:1], c2w=c2w,
         )  # fmt: skip
         terms = {"distillation": distilled} | self.regularisers(seen, weights)
         loss = sum(weights[name] * value for name, value in terms.items())
@@ -229,7 +230,10 @@ class GenerateSystem(pl.LightningModule):
         Its random numbers are the same again. Raises ConfigError, which says what to set, if that is not enough, and
         at once with several devices, which wait for each other within a step.
         """
-        remedy = "set march.chunk=65536 or less, groups=1, a smaller size, or prior.dtype=bf16, and go on with --resume"
+        remedy = (
+            "set march.chunk=65536 or less, scenes_per_step=1, a smaller size, or prior.dtype=bf16, and go on with "
+            "--resume"
+        )
         try:
             return super().optimizer_step(*given, **more)
         except torch.OutOfMemoryError:

@@ -16,6 +16,7 @@ from threedgen.config import ConfigError, find, load, task_of
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit
+from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import prompts
 from threedgen.representations import march
 from threedgen.representations.backends import load as load_backend
@@ -92,13 +93,13 @@ def run_status(
     set_threads(config.threads)
     check_backends(config)
     say_weights(config.prior, quiet)
+    prior: Prior
     with enough_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
         prior = load_prior(config.prior, config.trainer.accelerator)
         notes = warn_about(config.prompt, prior) + unknown_sides(config, prior)
         text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
         views, cameras = preview(config, prior, prompt, folder)
-    if hasattr(prior, "release"):
-        prior.release()  # no more text, no more pictures
+    prior.release()  # no more text, no more pictures
     system = GenerateSystem(config, prior, text, views if config.warm_start.steps else None, cameras)
     if start is not None:
         start_from(system, start)  # a checkpoint, if there is one, comes after it
@@ -137,7 +138,8 @@ def _asset_file(figures: dict[str, Any]) -> list[str]:
 def check_backends(config: GenerateConfig) -> None:
     """Raises ConfigError for a back end that cannot compute on the device of this run, or cannot be loaded."""
     here = torch.device(device(config.trainer.accelerator))
-    place, field = ("field.paint", config.field.paint) if hasattr(config.field, "paint") else ("field", config.field)
+    field = config.field.volume
+    place = "field" if field is config.field else "field.paint"
     grid = (f"{place}.encoding", getattr(field, "encoding", None), encoding.MODULES)
     for key, options, modules in (grid, ("march", config.march, march.MODULES)):
         try:
@@ -152,7 +154,7 @@ def _reason(system: GenerateSystem) -> str:
     return next((g.failure for g in guards if g.failure), "the loss was no longer a number")
 
 
-def unknown_sides(config: GenerateConfig, prior: Any) -> list[str]:
+def unknown_sides(config: GenerateConfig, prior: Prior) -> list[str]:
     """Logs and returns a sentence if the prior does not know the words for the side from which one looks."""
     sides = prompts("", "", config.view_prompts)[2:]
     unknown = dict.fromkeys(word for side in sides for word, _ in prior.unknown_words(side) if word.isalnum())
@@ -163,7 +165,7 @@ def unknown_sides(config: GenerateConfig, prior: Any) -> list[str]:
     return [note]
 
 
-def embeddings(folder: Path, prior: Any, texts: list[str]) -> Tensor:
+def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:
     """The n texts as embeddings (n, L, D), kept in the run folder: a resumed run must use the very same."""
     return kept(
         folder / "text.safetensors",
@@ -173,9 +175,9 @@ def embeddings(folder: Path, prior: Any, texts: list[str]) -> Tensor:
     )
 
 
-def preview(config: GenerateConfig, prior: Any, prompt: str, folder: Path) -> tuple[Tensor | None, Cameras | None]:
+def preview(config: GenerateConfig, prior: Prior, prompt: str, folder: Path) -> tuple[Tensor | None, Cameras | None]:
     """Views sampled from the prompt and their cameras, written to preview.png; kept for a resumed run."""
-    p, n_view = config.preview, config.joined
+    p, n_view = config.preview, config.views_per_scene
     if not (p.enabled or config.warm_start.steps) or n_view < 2:
         return None, None
     table = config.result.turntable

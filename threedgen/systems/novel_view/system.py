@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from threedgen.config import dump
 from threedgen.data.srn.pairs import PairBank
-from threedgen.guidance.dtypes import mixed
 from threedgen.guidance.threedim import folder as folders
 from threedgen.guidance.threedim.logsnr import LOGSNR_MIN, add_noise, logsnr_cosine, target
 from threedgen.guidance.threedim.model import ViewModel
 from threedgen.guidance.threedim.options import CamerasConfig
+from threedgen.run.dtypes import mixed
 from threedgen.run.folder import write_atomic
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.systems.train_prior.system import stratified

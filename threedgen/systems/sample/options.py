@@ -29,7 +29,7 @@ class SampleConfig(RunConfig):
 
     @model_validator(mode="after")
     def _able(self) -> SampleConfig:
-        if self.n_view and not getattr(self.prior, "multiview", True):
+        if self.n_view and not self.prior.multiview:
             raise ValueError(
                 f"n_view {self.n_view}: the prior {self.prior.name} knows no cameras, so it cannot draw several views "
                 "of one object; try n_view=0 with samples=4"

@@ -23,7 +23,7 @@ from threedgen.config import dump
 from threedgen.data.toybox.rooms import Rooms
 from threedgen.data.toybox.world import Toybox
 from threedgen.geometry.images import grid, write_png
-from threedgen.guidance.dtypes import mixed
+from threedgen.run.dtypes import mixed
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.systems.shared import scheduled
 from threedgen.systems.train_prior.options import AutoencoderConfig

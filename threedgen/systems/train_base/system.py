@@ -17,9 +17,9 @@ from threedgen.config import dump
 from threedgen.data.bank import LatentBank
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.diffusion import Schedule
-from threedgen.guidance.dtypes import mixed
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.weights.tokens import token_ids
+from threedgen.run.dtypes import mixed
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.systems.shared import scheduled
 from threedgen.systems.train_prior.options import NetworkConfig

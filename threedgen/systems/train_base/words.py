@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from threedgen.config import dump
 from threedgen.data.bank import LatentBank
-from threedgen.guidance.dtypes import mixed
 from threedgen.guidance.weights.tokens import token_ids
+from threedgen.run.dtypes import mixed
 from threedgen.run.seeding import numpy_generator
 from threedgen.systems.shared import adamw
 

@@ -21,10 +21,10 @@ from threedgen.data.latents import LatentBank
 from threedgen.data.toybox.words import train_tokenizer
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.draft import Draft
-from threedgen.guidance.dtypes import mixed
 from threedgen.guidance.multiview.joined import multiview_unet
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.weights.tokens import token_ids
+from threedgen.run.dtypes import mixed
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.systems.shared import adamw
 from threedgen.train.ema import EMA

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from threedgen.config import dump
 from threedgen.data.latents import LatentBank
-from threedgen.guidance.dtypes import mixed
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights.tokens import token_ids
+from threedgen.run.dtypes import mixed
 from threedgen.run.seeding import numpy_generator
 from threedgen.systems.shared import adamw
 

@@ -1,0 +1,141 @@
+"""What every diffusion prior offers: text, noise, pictures; a multi-view one also takes cameras.
+
+Systems, losses and evaluation know priors by these two interfaces only. A prior inherits from one of them, which gives
+it `sample`; mypy then checks that it has all the rest.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from threedgen.guidance.diffusion import Generators, Schedule, ddim_sample, fresh_noise, guided
+
+
+class Prior(Protocol):
+    """A frozen diffusion model of pictures.
+
+    Images are (B,H,W,3) in [0,1], latents (B,C,h,w) (of a prior on pixels these are the pictures, in [-1,1]).
+    The views of an object are consecutive.
+
+    unet: the network that denoises.  schedule: the noise that it was trained with.  image_size: pixels per side of its
+    pictures.  factor: pixels per latent and axis.  device: where it computes.  identifiers: words that stand for a
+    subject it was tuned to.
+    """
+
+    unet: nn.Module
+    schedule: Schedule
+    image_size: int
+    factor: int
+    device: torch.device
+
+    @property
+    @abstractmethod
+    def networks(self) -> Mapping[str, nn.Module]:
+        """Those that it has, under the names of their folders."""
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C,h,w) of the latents of one picture."""
+
+    @property
+    def identifiers(self) -> Sequence[str]:
+        return ()
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the networks, and chooses the precision anew if it is "auto"."""
+
+    def release(self) -> None:
+        """Gives up what a distillation does not ask for once the prompt is encoded: no new prompts, no pictures."""
+        return  # a prior that holds nothing else has nothing to give up
+
+    @abstractmethod
+    def encode_prompt(self, prompts: list[str]) -> Tensor:
+        """n prompts -> (n,L,D) float32. What does not fit is cut off; ask ``tokens_cut`` beforehand."""
+
+    @abstractmethod
+    def tokens_cut(self, prompt: str) -> str:
+        """The end of the prompt that the text encoder will not see; "" if it sees all of it."""
+
+    @abstractmethod
+    def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
+        """Words that the text encoder never saw, each with the nearest ones that it did."""
+
+    def camera(self, c2w: Tensor) -> Tensor | None:
+        """Poses (B,4,4), OpenGL axes and z up, as ``denoise`` takes them; None: this prior knows no cameras."""
+        return None
+
+    @abstractmethod
+    def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(B,H,W,3) of any size -> latents, with gradients; ``generator`` where the encoding is random."""
+
+    @abstractmethod
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """Latents -> (B,H,W,3) in [0,1]."""
+
+    @abstractmethod
+    def network(
+        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
+    ) -> Tensor:
+        """What the UNet itself says, float32: the noise or v, as ``schedule.prediction`` has it; see ``denoise``."""
+
+    def denoise(
+        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
+    ) -> Tensor:
+        """The noise in latents ``x`` (B,C,h,w) at time steps ``t`` (B,) or (), float32, like ``x``.
+
+        Text (B,L,D). A prior without cameras looks at each picture by itself, whatever ``camera`` and ``n_view`` are.
+        """
+        return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view), t)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: str | Sequence[str],
+        c2w: Tensor | None,
+        steps: int = 50,
+        guidance_scale: float = 10.0,
+        negative_prompt: str = "",
+        generator: Generators = None,
+        eta: float = 0.0,
+        progress: Callable[[int, int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """DDIM samples of P prompts with V views each, denoised together -> (P V,H,W,3) in [0,1], on the CPU.
+
+        Args:
+            prompts: one or several.  negative_prompt: what to stay away from, for all of them.
+            c2w: poses (V,4,4) of the views of each prompt, or (P,V,4,4); None: one picture each from the 2D model.
+            generator: one, or one a prompt; then a prompt's noise does not depend on the others, which change no more
+                than rounding. Noise is drawn on its device, so one on the CPU gives the same start everywhere.
+            steps, eta, progress: as in ``ddim_sample``.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        n_view = 1 if c2w is None else c2w.shape[-3]
+        camera = None
+        if c2w is not None:
+            poses = c2w.expand(len(prompts), n_view, 4, 4).flatten(0, 1)
+            camera = self.camera(poses.to(self.device).float())
+        text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
+        like = torch.empty(len(prompts) * n_view, *self.latent_shape, device=self.device)
+        z = ddim_sample(
+            guided(self.denoise, guidance_scale), fresh_noise(like, generator), text, camera, n_view, self.schedule,
+            steps, eta, generator, progress,
+        )  # fmt: skip
+        return torch.cat([self.decode_latents(views).float().cpu() for views in z.split(n_view)])
+
+
+class MultiviewPrior(Prior, Protocol):
+    """A prior that draws several views of an object at once.
+
+    ``denoise`` lets ``n_view`` consecutive pictures see each other and tells them apart by their cameras; with n_view
+    = 1 and no camera it is the 2D model. It raises ValueError if n_view does not divide the batch.
+    """
+
+    @abstractmethod
+    def camera(self, c2w: Tensor) -> Tensor: ...

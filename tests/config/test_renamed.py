@@ -1,0 +1,58 @@
+"""Keys and configs that got another name: the old one still works, and one line says the new one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from threedgen import config
+from threedgen.config import ConfigError, renamed
+from threedgen.config.layers import find
+from threedgen.run.folder import differences
+
+
+def written(folder: Path, text: str) -> Path:
+    renamed._say.cache_clear()
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_an_old_key_is_the_new_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = written(tmp_path, "base: mvdream-sd21\ngroups: 3\nprompt: a dog\n")
+    made = config.load(path)
+    assert made.scenes_per_step == 3, "over that of the base, which has the new name"
+    assert config.load(path).scenes_per_step == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: groups is called scenes_per_step now; the old name works for one more release"
+    ]
+    assert "groups:" not in config.dump(made) and config.load(path, ["groups=5"]).scenes_per_step == 5
+    assert caplog.records[-1].getMessage().startswith("command line: groups is called")
+    assert config.load("mvdream-sd21", values={"prompt": "a", "judged": "normal"}).guidance_input == "normal"
+
+
+def test_stages_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = written(tmp_path, "base: mvdream-toybox\nprompt: a dog\nstages: {coarse: {groups: 2}}\n")
+    assert config.load(path).stage("coarse").scenes_per_step == 2
+    assert [record.getMessage().split(" is ")[0] for record in caplog.records] == ["stages.coarse: groups"]
+
+
+def test_both_names_are_one_too_many(tmp_path: Path) -> None:
+    path = written(tmp_path, "base: mvdream-toybox\ngroups: 2\nscenes_per_step: 3\n")
+    with pytest.raises(ConfigError, match="groups: is called scenes_per_step now, which is given too"):
+        config.load(path)
+
+
+def test_a_run_of_the_release_before_goes_on() -> None:
+    now = config.plain(config.load("mvdream-toybox", ["prompt=a dog"]))
+    before = {{"scenes_per_step": "groups", "guidance_input": "judged"}.get(key, key): now[key] for key in now}
+    assert differences(before, now) == []
+    assert differences(before | {"groups": 7}, now) == ["scenes_per_step: 7 -> 1.0"]
+
+
+def test_an_old_config_is_the_new_one(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(renamed.FILES, "mvdream-small", "mvdream-toybox")
+    renamed._say.cache_clear()
+    assert find("mvdream-small") == find("mvdream-small.yaml") == find("mvdream-toybox")
+    assert "config: mvdream-small is called mvdream-toybox now" in caplog.text and len(caplog.records) == 1
