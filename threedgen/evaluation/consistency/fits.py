@@ -28,11 +28,12 @@ from threedgen.config import config_hash
 from threedgen.evaluation.metrics.figures import mean
 from threedgen.geometry.images import psnr, to_uint8
 from threedgen.geometry.views import Viewpoints, Views
+from threedgen.representations.fit import Bounds, fit
+from threedgen.representations.options import ProtocolConfig
 from threedgen.run.folder import write_atomic
 from threedgen.train.loop import set_threads
 
-from .field import Bounds, fit
-from .options import ProtocolConfig, TSEDConfig
+from .options import TSEDConfig
 from .scores import Floats, ssim
 from .tsed import tsed
 
