@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from skimage.metrics import structural_similarity
 
 from tests.support.photographs import SIZE, TINY, photographs
 from tests.support.tiny_prior import tiny_prior
@@ -29,7 +30,6 @@ from threedgen.evaluation.consistency.options import (
 from threedgen.evaluation.consistency.report import distances
 from threedgen.evaluation.consistency.samplers import MVDreamSampler
 from threedgen.evaluation.consistency.scenes import Scene
-from threedgen.evaluation.consistency.scores import ssim
 from threedgen.evaluation.toybox.labels import Labels
 from threedgen.evaluation.toybox.options import ProbeNetworkConfig
 from threedgen.evaluation.toybox.probe import Probe
@@ -42,10 +42,16 @@ from threedgen.representations.options import SubsampledProtocolConfig
 
 
 def test_psnr_and_ssim() -> None:
-    picture = np.random.default_rng(0).random((16, 16, 3))
-    assert psnr(picture, picture) == 100 and ssim(picture, picture) == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    one, other = rng.random((2, 2, 16, 16, 3))
     assert psnr(np.zeros((4, 4, 3)), np.full((4, 4, 3), 0.1)) == pytest.approx(20)
-    assert (ssim(picture, 1 - picture) or 0) < 0 and ssim(picture[:8], picture[:8]) is None
+    same, far = fits.compared(one, one), fits.compared(one, other)
+    assert same["psnr"] == [100, 100] and same["ssim"] == pytest.approx([1, 1])
+    how = {"data_range": 1, "channel_axis": -1, "gaussian_weights": True, "use_sample_covariance": False}
+    pairs = zip(one, other, strict=True)
+    assert far["ssim"] == pytest.approx([structural_similarity(*pair, **how) for pair in pairs], abs=1e-9)
+    assert (fits.compared(one, 1 - one)["ssim"][0] or 0) < 0
+    assert fits.compared(one[:, :8], one[:, :8])["ssim"] == [None, None]
 
 
 # --- which views -------------------------------------------------------------------------------------------------

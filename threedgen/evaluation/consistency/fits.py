@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from kornia.metrics import ssim
+from numpy.typing import NDArray
 
 from threedgen.config import config_hash
 from threedgen.evaluation.metrics.figures import mean
@@ -34,12 +36,14 @@ from threedgen.run.folder import write_atomic
 from threedgen.train.loop import set_threads
 
 from .options import TSEDConfig
-from .scores import Floats, ssim
 from .tsed import tsed
 
 logger = logging.getLogger(__name__)
 
 Score = dict[str, Any]
+Floats = NDArray[np.floating]
+WINDOW = 11
+"""Pixels a side of SSIM's Gaussian window of sigma 1.5 (Wang et al. 2004)."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +137,14 @@ def score(job: Job) -> Score:
     return found
 
 
-def compared(truth: Floats, images: Floats) -> dict[str, list[float | None]]:
-    """The figures of each pair of pictures of two stacks (N, H, W, 3) in [0, 1]."""
-    pairs = list(zip(truth, images, strict=True))
-    return {"psnr": [psnr(*pair) for pair in pairs], "ssim": [ssim(*pair) for pair in pairs]}
+def compared(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]]:
+    """Compares the pictures of two stacks (N, H, W, 3) in [0, 1] pair by pair: PSNR, and SSIM unless the pictures are
+    smaller than its window."""
+    similar: list[float] | list[None] = [None] * len(truth)
+    if min(truth.shape[1:3]) >= WINDOW:
+        stacks = (torch.from_numpy(stack).double().permute(0, 3, 1, 2) for stack in (truth, images))
+        similar = ssim(*stacks, WINDOW, padding="valid").mean((1, 2, 3)).tolist()
+    return {"psnr": [psnr(*pair) for pair in zip(truth, images, strict=True)], "ssim": similar}
 
 
 class Fits:

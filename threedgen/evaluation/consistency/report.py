@@ -5,20 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from threedgen.config import config_hash
+from threedgen.evaluation.metrics.distributions import fid, kid
 from threedgen.evaluation.metrics.figures import bootstrap, mean
-from threedgen.evaluation.toybox.probe import Probe, prepare
+from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.images import grid, one_size, readable, write_png
 from threedgen.run.folder import write_atomic
 from threedgen.run.seeding import numpy_generator
@@ -183,46 +180,17 @@ def sheet(folder: Path, scores: Sequence[Score], count: int) -> np.ndarray:
 # --- distances between sets of pictures ----------------------------------------------------------------------------
 
 
-class ProbeFeatures(nn.Module):
-    """What a probe knows of pictures just before its answers: (B, 3, S, S) in [0, 1] -> (B, D)."""
-
-    def __init__(self, probe: Probe) -> None:
-        super().__init__()
-        self.probe = probe.eval()
-        self.num_features = probe.whole.in_features
-        self._seen: Tensor | None = None
-        probe.whole.register_forward_pre_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._seen = inputs[0]
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        self.probe(x)
-        assert self._seen is not None
-        return self._seen.float().flatten(1)
-
-
 def distances(probe: Probe, folder: Path, scores: Sequence[Score]) -> dict[str, Any]:
-    """FID and KID (not scaled) between all held-out views and all renders of each row, on the probe's features."""
+    """Measures FID and KID (not scaled) between all held-out views and all renders of each row, on the probe's
+    features."""
     found: dict[str, Any] = {}
     for row in dict.fromkeys(score["row"] for score in scores):
-        chosen = [score for score in scores if score["row"] == row]
-        count = sum(len(score["held_out"]) for score in chosen)
-        if count < 2:
-            continue
-        features = ProbeFeatures(probe)
-        fid = FrechetInceptionDistance(features, normalize=True)
-        with warnings.catch_warnings():  # some hundred numbers a picture: the memory is no matter
-            warnings.filterwarnings("ignore", message=".*Kernel Inception Distance.*")
-            subsets = 100 if count > SUBSET else 1
-            kid = KernelInceptionDistance(features, subsets=subsets, subset_size=min(count, SUBSET))
-        for score in chosen:
-            for stack, real in zip(pictures(folder, score), (True, False), strict=True):
-                x = prepare(torch.from_numpy(stack).float() / 255, probe.options.image_size)
-                for metric in (fid, kid):
-                    metric.update(x, real=real)
-        with torch.random.fork_rng(devices=[]):  # KID draws its subsets from the global generator
-            torch.manual_seed(0)
-            found[row] = {"fid": float(fid.compute()), "kid": float(kid.compute()[0]), "pictures": count}
+        stacks = [pictures(folder, score) for score in scores if score["row"] == row]
+        held, renders = (
+            np.concatenate([probe.features(torch.from_numpy(stack).float() / 255).numpy() for stack in column])
+            for column in zip(*stacks, strict=True)
+        )
+        if (count := len(held)) > 1:
+            subsets, size = (100, SUBSET) if count > SUBSET else (1, count)
+            found[row] = {"fid": fid(held, renders), "kid": kid(held, renders, subsets, size)[0], "pictures": count}
     return found

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from math import pi, sqrt
+from math import pi
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 SIDES = ("front", "left", "back", "right")
 """Side k is what a camera sees within 45 degrees of azimuth 90 k; at azimuth 90 that is the object's left."""
@@ -43,31 +44,26 @@ class Share:
 
 
 def share(answers: Sequence[bool | None]) -> Share:
-    """How many are True; None (not applicable) does not count."""
+    """Counts the True ones; None (not applicable) does not count."""
     asked = [answer for answer in answers if answer is not None]
     return Share(sum(map(bool, asked)), len(asked))
 
 
-def wilson(hits: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Score interval of a share (Wilson 1927); z = 1.96 for 95 %. ValueError unless 0 <= hits <= total, total > 0."""
-    if not 0 <= hits <= total or total < 1:
-        raise ValueError(f"{hits} of {total} is no share")
-    p, scale = hits / total, 1 + z * z / total
-    middle = (p + z * z / (2 * total)) / scale
-    half = z / scale * sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    low, high = max(0.0, middle - half), min(1.0, middle + half)
-    return (0.0 if hits == 0 else low), (1.0 if hits == total else high)
+def wilson(hits: int, total: int) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson 1927). Raises ValueError unless 0 <= hits <= total and total > 0."""
+    low, high = stats.binomtest(hits, total).proportion_ci(0.95, "wilson")
+    return float(low), float(high)
 
 
 def majority(log_probability: Floats) -> int:
-    """The class that most views (V, K) vote for; of equally many votes the more probable one."""
+    """Finds the class that most views (V, K) vote for; of equally many votes the more probable one."""
     votes = np.bincount(log_probability.argmax(1), minlength=log_probability.shape[1])
     best = np.flatnonzero(votes == votes.max())
     return int(best[log_probability.mean(0)[best].argmax()])
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Of those that there are."""
+    """Averages those that there are."""
     there = [value for value in values if value is not None]
     return float(np.mean(there)) if there else None
 
@@ -75,14 +71,14 @@ def mean(values: Sequence[float | None]) -> float | None:
 def bootstrap(
     values: Sequence[float | None], rng: np.random.Generator | None = None, resamples: int = 10_000
 ) -> tuple[float, float] | None:
-    """95 % interval of the mean of those that there are: percentiles of means of values drawn with replacement (Efron
-    1979). None below two values. Without ``rng`` always the same for the same values."""
+    """Finds the 95 % interval of the mean of those that there are: percentiles of means of values drawn with
+    replacement (Efron 1979). None below two values. Without ``rng`` always the same for the same values."""
     there = np.array([value for value in values if value is not None], np.float64)
     if len(there) < 2:
         return None
     rng = rng or np.random.default_rng(0)
-    means = there[rng.integers(0, len(there), (resamples, len(there)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    found = stats.bootstrap((there,), np.mean, n_resamples=resamples, method="percentile", rng=rng)
+    low, high = found.confidence_interval
     return float(low), float(high)
 
 

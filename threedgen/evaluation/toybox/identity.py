@@ -29,7 +29,7 @@ from threedgen.guidance.weights.loading import reachable
 from threedgen.run.folder import write_atomic
 
 from .options import HubIdentityConfig, IdentityNetworkConfig, ToyboxIdentityConfig
-from .probe import Residual, convolution, prepare
+from .probe import Residual, convolution, pooled, prepare
 
 NAME = "toybox-identity"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -53,8 +53,7 @@ class IdentityNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] -> (B, D) of length 1, float32."""
-        found = self.levels((x - 0.5) * 4)
-        return F.normalize(self.out(torch.cat([found.mean((2, 3)), found.amax((2, 3))], 1)).float(), dim=1)
+        return F.normalize(self.out(pooled(self.levels((x - 0.5) * 4))).float(), dim=1)
 
     def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
         """PATH.safetensors, and beside it a .json with the sizes and ``about``. Raises OSError."""

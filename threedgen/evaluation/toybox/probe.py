@@ -118,23 +118,31 @@ class Probe(nn.Module):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Raw:
-        """Pictures (B, 3, S, S) in [0, 1] -> answers, float32."""
-        x = ((x - 0.5) * 4).contiguous(memory_format=torch.channels_last)
-        fine = self.fine(self.stem(x))
-        middle = self.middle(fine)
-        coarse = self.coarse(middle)
+        """Answers for pictures (B, 3, S, S) in [0, 1], float32."""
+        fine, middle, coarse = self._levels(x)
         levels = [lateral(y) for lateral, y in zip(self.laterals, (fine, middle, coarse), strict=True)]
         features = F.relu(torch.stack([F.interpolate(y, size=fine.shape[-2:]) for y in levels]).sum(0))
         places = self.place(features).flatten(2).float().softmax(-1)
         found = torch.einsum("bwp,bcp->bwc", places.to(features.dtype), features.flatten(2))
         colours = self.paint(found).float()
-        pooled = torch.cat([coarse.mean((2, 3)), coarse.amax((2, 3))], 1)
-        answers = self.whole(pooled).float()
+        answers = self.whole(pooled(coarse)).float()
         noun, side, heading, seen = answers.split(
             [len(self.labels.nouns), 4, 2, len(self.labels.words)], dim=1
         )
         seen = seen + (found[:, 1:].float() * self.there.float()).sum(-1)
         return Raw(noun, colours[:, 0], seen, colours[:, 1:], side, heading)
+
+    def _levels(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = ((x - 0.5) * 4).contiguous(memory_format=torch.channels_last)
+        fine = self.fine(self.stem(x))
+        middle = self.middle(fine)
+        return fine, middle, self.coarse(middle)
+
+    @torch.no_grad()
+    def features(self, pictures: Tensor) -> Tensor:
+        """Gives what the last layer sees of pictures (V, H, W, 3) in [0, 1]: (V, D). For a probe in eval mode."""
+        *_, coarse = self._levels(prepare(pictures, self.options.image_size))
+        return pooled(coarse).float()
 
     @torch.no_grad()
     def look(self, pictures: Tensor, chunk: int = 64) -> Seen:
@@ -184,6 +192,11 @@ class Probe(nn.Module):
             words = ", ".join(unknown[:5])
             raise ConfigError(f"probe.weights: {path} was trained on an older toybox, without {words}; {TRAIN}")
         return probe.eval().requires_grad_(False)
+
+
+def pooled(x: Tensor) -> Tensor:
+    """Pools a map (B, D, H, W) to (B, 2 D): the mean and the most of each channel."""
+    return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
 
 
 def prepare(pictures: Tensor, size: int) -> Tensor:
