@@ -11,7 +11,7 @@ import torch
 from tests.support.task_server import TINY, TINY_DREAMBOOTH, prior_folder, snapshot, write_config
 from threedgen import cli
 from threedgen.config import load
-from threedgen.evaluation.toybox import subject_score
+from threedgen.evaluation.toybox import subject_views
 from threedgen.evaluation.toybox.identity import IdentityNet
 from threedgen.evaluation.toybox.labels import Labels
 from threedgen.evaluation.toybox.options import IdentityNetworkConfig, ProbeNetworkConfig
@@ -90,7 +90,7 @@ def test_subjects_are_tuned_looked_at_and_not_made_twice(place: Path, monkeypatc
     assert "| preservation L1 |" in text and "| preservation L1, strength 0.5 |" in text
     assert Path("run/sheet.png").exists()
     before = contents(Path("run/subjects"))
-    monkeypatch.setattr(subject_score, "sample_batch", lambda *a, **k: pytest.fail("nothing is sampled again"))
+    monkeypatch.setattr(subject_views, "sample_batch", lambda *a, **k: pytest.fail("nothing is sampled again"))
     monkeypatch.setattr(dreambooth, "fit", lambda *a, **k: pytest.fail("nothing is tuned again"))
     Path("run/report.md").unlink()
     assert cli.main(words) == 0 and Path("run/report.md").exists()

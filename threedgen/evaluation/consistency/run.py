@@ -9,23 +9,19 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from threedgen.cli import say
 from threedgen.config import ConfigError, registry
+from threedgen.evaluation.sampling import read_views, write_views
 from threedgen.evaluation.toybox.probe import Probe
-from threedgen.geometry.images import to_uint8
 from threedgen.geometry.views import Request, Views
 from threedgen.run.count import Count
-from threedgen.run.folder import write_atomic
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import write_summary
 from threedgen.train.loop import set_threads
@@ -36,8 +32,6 @@ from .options import ORIGINAL, ConsistencyConfig
 from .report import distances, write
 from .scenes import Scene, fit_to
 from .strips import Strips
-
-logger = logging.getLogger(__name__)
 
 
 def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = False) -> int:
@@ -128,37 +122,22 @@ def draw(
     """All views of some scenes, those given included; from the files of an earlier run where it drew them."""
     requests = [scene.request(config.seed) for scene in batch]
     paths = [folder / f"{scene.name}.safetensors" for scene in batch]
-    told = [_told(config, sampler, request) for request in requests]
-    kept = [_read(path, there) for path, there in zip(paths, told, strict=True)]
-    lacking = [k for k, images in enumerate(kept) if images is None]
+    metadata = [provenance(config, sampler, request) for request in requests]
+    kept = [read_views(path, expected) for path, expected in zip(paths, metadata, strict=True)]
+    images = [None if views is None else torch.from_numpy(views).float() / 255 for views in kept]
+    lacking = [k for k, views in enumerate(images) if views is None]
     if lacking:
         count.note(f"{row} draws {' '.join(batch[k].name for k in lacking)}")
     drawn = sampler([requests[k] for k in lacking]) if lacking else []
-    for k, images in zip(lacking, drawn, strict=True):
-        kept[k] = fit_to(batch[k], images)
+    for k, views in zip(lacking, drawn, strict=True):
+        images[k] = fit_to(batch[k], views)
         if not getattr(sampler, "on_disk", False):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(paths[k], save({"views": torch.from_numpy(to_uint8(kept[k]))}, told[k]))
-    pairs = zip(batch, requests, kept, strict=True)
-    return [scene.together(request, images) for scene, request, images in pairs if images is not None]
+            write_views(paths[k], images[k], metadata[k])
+    triples = zip(batch, requests, images, strict=True)
+    return [scene.together(request, views) for scene, request, views in triples if views is not None]
 
 
-def _told(config: ConsistencyConfig, sampler: Any, request: Request) -> dict[str, str]:
-    """What decides the drawn views of a request."""
+def provenance(config: ConsistencyConfig, sampler: Any, request: Request) -> dict[str, str]:
+    """Collects what decides the drawn views of a request."""
     numbers = " ".join(map(str, request.numbers))
     return {"sampler": sampler.fingerprint(), "seed": str(config.seed), "views": numbers}
-
-
-def _read(path: Path, told: dict[str, str]) -> torch.Tensor | None:
-    """Drawn views (N, H, W, 3) of a scene; None if they are missing, damaged, or of another sampler."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            if file.metadata() != told:
-                logger.warning("%s is of another sampler, or of other views; drawing it again", path)
-                return None
-            return file.get_tensor("views").float() / 255
-    except (SafetensorError, OSError) as error:
-        logger.warning("%s is damaged (%s); drawing it again", path, str(error).split("\n")[0])
-        return None

@@ -1,8 +1,8 @@
-"""Samplers of novel views that need no model of their own: the multi-view prior, and a folder on the disk.
+"""Draws novel views without a model of its own: by the multi-view prior, or from a folder on the disk.
 
-A sampler is a `threedgen.geometry.views.NovelViewSampler`, built from its config by the registry's kind "sampler". It may have
-``needs_text`` or ``needs_condition``, which are asked for before anything is drawn, and ``on_disk`` if what it draws
-need not be kept.
+A sampler is a `threedgen.geometry.views.NovelViewSampler`, built from its config by the registry's kind "sampler". It
+may have ``needs_text`` or ``needs_condition``, which are asked for before anything is drawn, and ``on_disk`` if what it
+draws need not be kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash, registry
 from threedgen.data.srn.reader import Instance, open_instance, scenes
-from threedgen.evaluation.toybox.prior_score import fingerprint
+from threedgen.evaluation.sampling import fingerprint
 from threedgen.geometry.views import Request
 from threedgen.run.seeding import generator
 

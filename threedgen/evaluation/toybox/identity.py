@@ -126,8 +126,8 @@ def encoder_input(pictures: Tensor, size: int, mean: Sequence[float], std: Seque
 # --- figures -----------------------------------------------------------------------------------------------------
 
 
-def likeness(ours: Tensor, theirs: Tensor) -> float:
-    """Mean cosine of all pairs of the vectors (V, D) and (W, D), in [-1, 1]: DINO or CLIP-I of one subject."""
+def similarity(ours: Tensor, theirs: Tensor) -> float:
+    """Averages the cosine of all pairs of the vectors (V, D) and (W, D), in [-1, 1]: DINO or CLIP-I of one subject."""
     return float((ours @ theirs.T).mean())
 
 

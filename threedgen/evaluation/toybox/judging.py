@@ -39,17 +39,18 @@ FIGURES = {
 @dataclass(frozen=True)
 class Verdict:
     """About one object. ``answers``: key of FIGURES -> True, False, None (not applicable) or one of these for each
-    view; ``said``: the probe's own words; ``certainty``: mean log-probability of what was asked for, at most 0."""
+    view; ``words``: what the probe sees; ``certainty``: mean log-probability of what was asked for, at most 0."""
 
     answers: dict[str, Any]
-    said: dict[str, str]
+    words: dict[str, str]
     certainty: float
     fronts: int | None
     azimuth_error: float | None
 
     def plain(self) -> dict[str, Any]:
         """For a report; its numbers to five digits, for the last ones depend on where in memory the pictures lay."""
-        return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in asdict(self).items()}
+        tree = {"said" if key == "words" else key: value for key, value in asdict(self).items()}
+        return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in tree.items()}
 
     def wrong(self, keys: Iterable[str]) -> list[str]:
         return [key for key in keys if self.answers.get(key) is False]
@@ -70,39 +71,39 @@ def judge(
     """
     seen = together(views)
     pick: Callable[[Tensor], int] = (lambda x: majority(x.numpy())) if vote else (lambda x: int(x.mean(0).argmax()))
-    noun, wanted = pick(views.noun), labels.nouns.index(spec.noun)
-    answers: dict[str, Any] = {"noun": noun == wanted, "noun_single": (views.noun.argmax(1) == wanted).tolist()}
-    said = {"noun": labels.nouns[noun]}
-    certainty = [float(seen.noun[wanted])]
+    noun, expected = pick(views.noun), labels.nouns.index(spec.noun)
+    answers: dict[str, Any] = {"noun": noun == expected, "noun_single": (views.noun.argmax(1) == expected).tolist()}
+    words = {"noun": labels.nouns[noun]}
+    certainty = [float(seen.noun[expected])]
     colour = pick(views.colour)
-    said["colour"] = labels.colours[colour]
+    words["colour"] = labels.colours[colour]
     if spec.colour:
-        wanted = labels.colours.index(spec.colour)
-        answers |= {"colour": colour == wanted, "colour_single": (views.colour.argmax(1) == wanted).tolist()}
-        certainty.append(float(seen.colour[wanted]))
+        expected = labels.colours.index(spec.colour)
+        answers |= {"colour": colour == expected, "colour_single": (views.colour.argmax(1) == expected).tolist()}
+        certainty.append(float(seen.colour[expected]))
     if spec.part:
         word = labels.words.index(spec.part)
         there, painted = float(seen.part[word]), int(seen.part_colour[word].argmax())
         visible = there > threshold
-        said["part"] = f"{labels.colours[painted]} {spec.part}" if visible else f"no {spec.part}"
+        words["part"] = f"{labels.colours[painted]} {spec.part}" if visible else f"no {spec.part}"
         answers["part"] = visible
         certainty.append(float(np.log(max(there, 1e-6))))
         if spec.part_colour:
-            wanted = labels.colours.index(spec.part_colour)
-            answers |= {"part_colour": painted == wanted, "bound": visible and painted == wanted}
-            certainty.append(float(seen.part_colour[word, wanted]))
+            expected = labels.colours.index(spec.part_colour)
+            answers |= {"part_colour": painted == expected, "bound": visible and painted == expected}
+            certainty.append(float(seen.part_colour[word, expected]))
     count, error = None, None
     if azimuth is not None and NOUNS[spec.noun].front:
         found, count, error = _sides(views, azimuth)
         answers |= found
-    return Verdict(answers, said, float(np.mean(certainty)), count, error)
+    return Verdict(answers, words, float(np.mean(certainty)), count, error)
 
 
 def judge_pictures(
     probe: Probe, pictures: np.ndarray, spec: Spec, azimuth: np.ndarray | None = None, vote: bool = False
 ) -> Verdict:
     """``judge`` what the probe sees in the views (V, H, W, 3) of one object, uint8 or floats in [0, 1]."""
-    views = probe.look(torch.from_numpy(to_uint8(pictures)).float() / 255)
+    views = probe.classify(torch.from_numpy(to_uint8(pictures)).float() / 255)
     return judge(views, spec, probe.labels, azimuth, vote, probe.threshold)
 
 
@@ -146,7 +147,7 @@ def own_accuracy(
     verdicts = []
     for start in range(0, len(indices), chunk):
         assets, rgb, truth = labelled(box, indices[start : start + chunk], size, n_view, probe.labels)
-        views, azimuth = probe.look(torch.from_numpy(rgb)), truth.azimuth.numpy()
+        views, azimuth = probe.classify(torch.from_numpy(rgb)), truth.azimuth.numpy()
         for k, asset in enumerate(assets):
             part = slice(k * n_view, (k + 1) * n_view)
             verdict = judge(views[part], spec_of(asset), probe.labels, azimuth[part], threshold=probe.threshold)
@@ -167,7 +168,7 @@ def calibrate(probe: Probe, box: Toybox, indices: Sequence[int], n_view: int = 4
     present, absent = [], []
     for start in range(0, len(indices), 32):
         assets, rgb, truth = labelled(box, indices[start : start + 32], size, n_view, probe.labels)
-        seen = probe.look(torch.from_numpy(rgb)).part.unflatten(0, (-1, n_view)).amax(1)
+        seen = probe.classify(torch.from_numpy(rgb)).part.unflatten(0, (-1, n_view)).amax(1)
         shown = truth.seen.unflatten(0, (-1, n_view)).amax(1)
         for k, asset in enumerate(assets):
             for word in NOUNS[asset.noun].wears:

@@ -145,7 +145,7 @@ WIDE = View(fov=(33.0, 47.0), elevation=(-5.0, 35.0), relative_distance=(0.88, 1
 """Cameras and backgrounds that the probe learns from: somewhat more than it will be shown."""
 
 
-class Lessons(Toybox):
+class ProbeToybox(Toybox):
     """The toybox as the probe learns it: every combination, those that the prior never sees included, and far more
     accessories than captions mention, for they are rare and hard to see."""
 

@@ -145,8 +145,8 @@ class Probe(nn.Module):
         return pooled(coarse).float()
 
     @torch.no_grad()
-    def look(self, pictures: Tensor, chunk: int = 64) -> Seen:
-        """What pictures (V, H, W, 3) in [0, 1] of any size show, each for itself. Eval mode while it looks."""
+    def classify(self, pictures: Tensor, chunk: int = 64) -> Seen:
+        """Says what pictures (V, H, W, 3) in [0, 1] of any size show, each for itself. In eval mode meanwhile."""
         device, training = next(self.parameters()).device, self.training
         self.eval()
         try:

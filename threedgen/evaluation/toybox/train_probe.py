@@ -22,7 +22,7 @@ from threedgen.data.toybox.grammar import ACCESSORIES
 from threedgen.data.toybox.world import Toybox, View
 from threedgen.evaluation.janus.lessons import spoil
 from threedgen.evaluation.toybox.judging import azimuth_error, calibrate, own_accuracy, tally
-from threedgen.evaluation.toybox.labels import OPEN, Labels, Lessons, Truth, labelled
+from threedgen.evaluation.toybox.labels import OPEN, Labels, ProbeToybox, Truth, labelled
 from threedgen.evaluation.toybox.options import TrainProbeConfig
 from threedgen.evaluation.toybox.probe import NAME, Probe, Raw
 from threedgen.geometry.images import to_uint8
@@ -61,7 +61,7 @@ def run(config: TrainProbeConfig, resume: Path | None = None, quiet: bool = Fals
         steps = system.trainer.global_step
         system.probe.cpu().save(path)
         shipped = Probe.load(str(path))  # rounded to float16, as it will be used
-        calibrate(shipped, Lessons(config.seed + 2 * FRESH, View()), range(config.calibrated))
+        calibrate(shipped, ProbeToybox(config.seed + 2 * FRESH, View()), range(config.calibrated))
         accuracy = measure(shipped, config.measured, config.seed)
         shipped.save(path, {"accuracy": accuracy, "steps": steps, "seed": config.seed})
         write_summary(folder, config, time.monotonic() - begun, status=status.value, steps=steps, accuracy=accuracy)
@@ -94,7 +94,7 @@ class ProbeSystem(pl.LightningModule):
         self.options, self.seed, self.max_steps = config.training, config.seed, config.trainer.max_steps
         self.size = config.network.image_size
         self.probe = Probe(labels or Labels.of_toybox(), config.network)
-        self.box = Lessons(config.seed)
+        self.box = ProbeToybox(config.seed)
         worn = [EMPHASIS if word in ACCESSORIES else 1.0 for word in self.probe.labels.words]
         self.register_buffer("emphasis", torch.tensor(worn), persistent=False)
         self.cache: dict[int, tuple[Tensor, Truth]] = {}
