@@ -1,4 +1,4 @@
-"""The task "consistency": views of many scenes are drawn or read, fields fitted to them, and held-out views compared.
+"""Carries out the task "consistency": draws or reads views of many scenes, fits fields, compares held-out views.
 
     RUN/views/ROW/SCENE.safetensors what a sampler drew, unless it is on the disk already
     RUN/scores/                     one score for each field, see ``fits.py``: a killed run goes on with the others
@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import write_summary
 from threedgen.train.loop import set_threads
 
-from .fits import Fits, Job, Score, stored
+from .fits import Job, Score, scored
 from .held_out import held_out_places, warn_about
 from .options import ORIGINAL, ConsistencyConfig
 from .report import distances, write
@@ -35,7 +35,7 @@ from .strips import Strips
 
 
 def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Draw, fit, score, report; returns the exit code. Raises ConfigError before any drawing for what cannot work."""
+    """Draws, fits, scores, reports; returns the exit code. Raises ConfigError before any drawing."""
     begun, folder = time.monotonic(), Path(str(config.out))
     threads = set_threads(config.threads)
     probe = Probe.load(config.features.weights) if config.features else None
@@ -49,34 +49,11 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
     strips = Strips(config.sheet)
     fields = sum(len(samplers) + (scene.original is not None) for scene in every)
     with Interrupts() as interrupts, Count("fields", fields, quiet) as count:
-
-        def done(score: Score) -> None:
+        for score in scored(jobs(config, samplers, every, held, strips, interrupts, count), config.workers, threads):
             scores.append(score)
             count.add(1, f"{score['scene']} {score['row']} {score['psnr']:.1f} dB")
-
-        with Fits(config.workers, threads, done) as fits:
-            for start in range(0, len(every), config.batch):
-                batch = every[start : start + config.batch]
-                true = [true_views(scene) for scene in batch]
-                for row in (*samplers, ORIGINAL):
-                    mine = row in samplers
-                    seen = draw(config, row, samplers[row], batch, folder / "views" / row, count) if mine else true
-                    for scene, views, truth in zip(batch, seen, true, strict=True):
-                        if interrupts.stop:
-                            return 130
-                        if views is None:
-                            continue
-                        strips.add(scene, row, views)
-                        job = Job.of(
-                            scene.name, row, views, held[scene.name], config.protocol, config.tsed, config.seed,
-                            folder / "scores", config.device,
-                            truth if mine and scene.condition else None, scene.targets,
-                        )  # fmt: skip
-                        before = stored(job)
-                        if before is not None:
-                            done(before)
-                        else:
-                            fits.submit(job)
+    if len(scores) < fields:
+        return 130
     place = {scene.name: k for k, scene in enumerate(every)}
     order = [*samplers, ORIGINAL]
     scores.sort(key=lambda score: (place[score["scene"]], order.index(score["row"])))
@@ -88,6 +65,30 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
         say(text)
     say(str(folder / "consistency.md"))
     return 0
+
+
+def jobs(
+    config: ConsistencyConfig, samplers: Mapping[str, Any], every: Sequence[Scene], held: Mapping[str, list[int]],
+    strips: Strips, interrupts: Interrupts, count: Count,
+) -> Iterator[Job]:  # fmt: skip
+    """Yields a field to fit for each row of each scene, with the views that it is fitted to; after Ctrl-C no more."""
+    folder = Path(str(config.out))
+    for start in range(0, len(every), config.batch):
+        batch = every[start : start + config.batch]
+        true = [true_views(scene) for scene in batch]
+        for row in (*samplers, ORIGINAL):
+            drawn = row in samplers
+            seen = draw(config, row, samplers[row], batch, folder / "views" / row, count) if drawn else true
+            for scene, views, truth in zip(batch, seen, true, strict=True):
+                if interrupts.stop:
+                    return
+                if views is None:
+                    continue
+                strips.add(scene, row, views)
+                yield Job.of(
+                    scene.name, row, views, held[scene.name], config.protocol, config.tsed, config.seed,
+                    folder / "scores", config.device, truth if drawn and scene.condition else None, scene.targets,
+                )  # fmt: skip
 
 
 def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Scene]) -> None:
@@ -110,7 +111,7 @@ def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Sce
 
 
 def true_views(scene: Scene) -> Views | None:
-    """The original views of a scene, if there are any."""
+    """Gives the original views of a scene, if there are any."""
     if scene.original is None:
         return None
     return Views(fit_to(scene, scene.original(range(len(scene.at))).images), scene.at)
@@ -119,7 +120,7 @@ def true_views(scene: Scene) -> Views | None:
 def draw(
     config: ConsistencyConfig, row: str, sampler: Any, batch: Sequence[Scene], folder: Path, count: Count
 ) -> Sequence[Views | None]:
-    """All views of some scenes, those given included; from the files of an earlier run where it drew them."""
+    """Draws all views of some scenes, those given included, or reads them where an earlier run drew them."""
     requests = [scene.request(config.seed) for scene in batch]
     paths = [folder / f"{scene.name}.safetensors" for scene in batch]
     metadata = [provenance(config, sampler, request) for request in requests]

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen.config.errors import ConfigError
+from threedgen.evaluation.tables import write_json
 from threedgen.guidance.weights.loading import reachable
 from threedgen.run.folder import write_atomic
 
@@ -59,8 +60,7 @@ class IdentityNet(nn.Module):
         """PATH.safetensors, and beside it a .json with the sizes and ``about``. Raises OSError."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, save({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}))
-        card = {"network": self.options.model_dump(mode="json"), **(about or {})}
-        write_atomic(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
+        write_json(path.with_suffix(".json"), {"network": self.options.model_dump(mode="json"), **(about or {})})
 
 
 class ToyboxIdentity:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from threedgen import folder
 from threedgen.config.errors import ConfigError
+from threedgen.evaluation.tables import write_json
 from threedgen.run.folder import write_atomic
 
 from .labels import Labels
@@ -170,7 +171,7 @@ class Probe(nn.Module):
         write_atomic(path, save(tensors))
         network = self.options.model_dump(mode="json")
         card = {"labels": self.labels.plain(), "network": network, "threshold": self.threshold, **(about or {})}
-        write_atomic(path.with_suffix(".json"), json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+        write_json(path.with_suffix(".json"), card)
 
     @classmethod
     def load(cls, weights: str = "embedded", name: str = NAME) -> Probe:

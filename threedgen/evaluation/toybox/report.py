@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from threedgen.evaluation.metrics.figures import Share
+from threedgen.evaluation.tables import markdown_table, write_json
 from threedgen.geometry.images import grid, write_png
 from threedgen.run.folder import write_atomic
 
@@ -46,14 +46,11 @@ def figures_plain(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 def table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[str]) -> str:
     """Tabulates in markdown what was measured beside what the probe makes of the ground truth of the same captions."""
     ours, theirs = tally(measured), tally(truth)
-    lines = ["| what | measured | 95 % interval | probe on ground truth | 95 % interval |", "|---|---|---|---|---|"]
-    for key in keys:
-        if key in ours or key in theirs:
-            cells = [FIGURES[key]]
-            for figure in (ours.get(key), theirs.get(key)):
-                cells += [percent(figure), limits(figure)]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    heads = ["what", "measured", "95 % interval", "probe on ground truth", "95 % interval"]
+    return markdown_table(heads, [
+        [FIGURES[key], *(words(shares.get(key)) for shares in (ours, theirs) for words in (percent, limits))]
+        for key in keys if key in ours or key in theirs
+    ])  # fmt: skip
 
 
 def worst(captions: Sequence[str], verdicts: Sequence[Verdict], count: int) -> list[dict[str, Any]]:
@@ -129,4 +126,4 @@ def write_scores(
 def write_report(folder: Path, text: str, figures: dict[str, Any]) -> None:
     """Writes report.md and report.json."""
     write_atomic(folder / "report.md", text)
-    write_atomic(folder / "report.json", json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(folder / "report.json", figures)

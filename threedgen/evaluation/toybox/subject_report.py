@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from threedgen.evaluation.metrics.figures import Share, bootstrap, share
+from threedgen.evaluation.tables import markdown_table
 from threedgen.geometry.images import grid, one_size, write_png
 
 from .options import EvaluateSubjectsConfig
@@ -111,14 +112,13 @@ def table(figures: Mapping[Any, dict[str, Any]]) -> str:
     """Tabulates in markdown."""
     head = ["", "identity", "more than the base", "sides in order", "accessory in its colour",
             "its prompts, points", "class prompts, points", "held-out prompts, points", "seconds"]  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = []
     for kind, found in figures.items():
         cells = [row_name(kind), f"{found['identity']:.3f}", _interval(found["identity_gain"], 1, 3)]
         cells += [_share(found["order"]), _share(found["bound"])]
         cells += [_interval(found[key], 100, 1) for key in ("own_change", "class_change", "held_out_change")]
-        cells.append("-" if found["seconds"] is None else f"{found['seconds']:.0f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([*cells, "-" if found["seconds"] is None else f"{found['seconds']:.0f}"])
+    return markdown_table(head, rows)
 
 
 def objects_text(rows: Rows, config: EvaluateSubjectsConfig) -> str:

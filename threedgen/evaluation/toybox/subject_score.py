@@ -24,9 +24,9 @@ from typing import Any
 
 from threedgen.config import registry
 from threedgen.data.toybox.grammar import article
+from threedgen.evaluation.tables import write_json
 from threedgen.run import folder as runs
 from threedgen.run.count import Count
-from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import read_summary, write_summary
 from threedgen.systems.dreambooth import task as dreambooth
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
@@ -120,6 +120,5 @@ def once(path: Path, make: Callable[..., dict[str, Any]], *arguments: Any) -> di
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = make(*arguments)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(found, indent=1) + "\n")
+        write_json(path, found)
         return found
