@@ -32,7 +32,7 @@ BEYOND = 15.0
 
 
 class MVDreamSampler:
-    """The multi-view prior draws the views of a text, ``together`` at a time, each time from the same words."""
+    """Draws by the multi-view prior the views of a text, ``together`` at a time, each time from the same words."""
 
     needs_text, on_disk = True, False
 
@@ -75,7 +75,7 @@ class MVDreamSampler:
 
 
 class FolderSampler:
-    """Pictures that somebody has drawn already. Everything but their pixels is checked at once."""
+    """Reads pictures that somebody has drawn already. Everything but their pixels is checked at once."""
 
     needs_text, on_disk = False, True
 
@@ -94,20 +94,20 @@ class FolderSampler:
         return [self.instance(request).views(self.places(request)).images for request in requests]
 
     def instance(self, request: Request) -> Instance:
-        """The folder of a scene. Raises ConfigError if there is none."""
+        """Finds the folder of a scene. Raises ConfigError if there is none."""
         if request.scene not in self.instances:
             raise ConfigError(f"{self.folder / request.scene} is missing: the scene is asked for, but was not drawn")
         return self.instances[request.scene]
 
     def places(self, request: Request) -> list[int]:
-        """Where the asked views are. Raises ConfigError for one that is missing or drawn from another pose."""
+        """Finds where the asked views are. Raises ConfigError for one that is missing or drawn from another pose."""
         instance = self.instance(request)
         place = {number: k for k, number in enumerate(instance.numbers)}
         for k, number in enumerate(request.numbers):
             if number not in place:
                 raise ConfigError(f"{instance.folder / 'rgb' / f'{number:06d}.png'} is missing: this view is asked for")
-            mine, wanted = instance.at.c2w[place[number]], request.target.c2w[k]
-            if (mine - wanted).abs().max() > SAME_POSE * max(1.0, float(wanted[:3, 3].norm())):
+            mine, asked = instance.at.c2w[place[number]], request.target.c2w[k]
+            if (mine - asked).abs().max() > SAME_POSE * max(1.0, float(asked[:3, 3].norm())):
                 path = instance.folder / "pose" / f"{instance.names[place[number]]}.txt"
                 raise ConfigError(f"{path} is another pose than that of the view which was asked for")
         return [place[number] for number in request.numbers]

@@ -1,4 +1,4 @@
-"""Elo ratings from comparisons of pairs, as GPTEval3D has them (arXiv 2401.04092).
+"""Finds Elo ratings from comparisons of pairs, as GPTEval3D has them (arXiv 2401.04092).
 
     loss(e) = sum over i != j of W_ij log(1 + 10^((e_j - e_i) / 400)),    W_ij: how often i won over j
 
@@ -45,7 +45,7 @@ def ratings(table: Array, frozen: Mapping[int, float] | None = None, most: float
         raise ValueError(f"wins should be a square table of counts (got {table.shape})")
     fixed = {0: 0.0} if frozen is None else dict(frozen)
     if not fixed:
-        raise ValueError("one rating at least has to be frozen: only differences are told")
+        raise ValueError("one rating at least has to be frozen: only differences are known")
     rate = np.full(len(table), float(np.mean(list(fixed.values()))))
     bounds = [((middle - most) / UNIT, (middle + most) / UNIT) for middle in rate]
     for method, rating in fixed.items():

@@ -1,4 +1,4 @@
-"""The arithmetic of the evaluations: shares with their intervals, viewing sides in order.
+"""Computes what all evaluations share: shares with their intervals, viewing sides in order.
 
 Angles are in radians, azimuth 0 is the front and grows counter-clockwise seen from above (threedgen.geometry.cameras).
 """
@@ -50,7 +50,7 @@ def share(answers: Sequence[bool | None]) -> Share:
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson 1927). Raises ValueError unless 0 <= hits <= total and total > 0."""
+    """Finds the 95 % score interval of a share (Wilson 1927). Raises ValueError for hits > total or no total."""
     low, high = stats.binomtest(hits, total).proportion_ci(0.95, "wilson")
     return float(low), float(high)
 
@@ -86,23 +86,23 @@ def bootstrap(
 
 
 def wrap(angle: Floats | float) -> Floats:
-    """Angles brought into [-pi, pi)."""
+    """Brings angles into [-pi, pi)."""
     return (np.asarray(angle, float) + pi) % (2 * pi) - pi
 
 
 def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
-    """The side, 0 to 3, that a camera at ``azimuth`` sees."""
+    """Finds the side, 0 to 3, that a camera at ``azimuth`` sees."""
     return np.round(np.asarray(azimuth, float) / (pi / 2)).astype(np.int64) % 4
 
 
 def sides_right(seen: Sequence[int] | NDArray[np.integer], azimuth: Floats, slack: float = SLACK) -> NDArray[np.bool_]:
-    """Which of the sides ``seen`` (V,) fit cameras at ``azimuth`` (V,): within 45 degrees + ``slack`` of them."""
+    """Tells which of the sides ``seen`` (V,) fit cameras at ``azimuth`` (V,): within 45 degrees + ``slack`` of them."""
     centre = np.asarray(seen, float) * (pi / 2)
     return np.abs(wrap(np.asarray(azimuth, float) - centre)) <= pi / 4 + slack + 1e-9
 
 
 def in_order(log_probability: Floats, azimuth: Floats, slack: float = SLACK) -> bool:
-    """Whether the views together show the four sides in the order in which their cameras stand around the object.
+    """Tells whether the views together show the four sides in the order in which their cameras stand around the object.
 
     Of the 24 ways to give four sides to four views at right angles, the most probable must be the one that the
     cameras say: so not mirrored, not turned, no two swapped. ``log_probability`` (V, 4) of each view's side,

@@ -1,4 +1,4 @@
-"""Is it the same subject? Pictures become unit vectors; their cosine says how alike two of them are.
+"""Tells whether two pictures show one subject: they become unit vectors, whose cosine says how alike they are.
 
 For toybox subjects a small network, trained on ground truth to know a subject from any side and to tell it from others
 of its kind. For photos any image encoder of the Hugging Face hub, such as DINOv2 or CLIP, as DreamBooth does it
@@ -115,7 +115,7 @@ class HubIdentity:
 
 
 def encoder_input(pictures: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Square pictures (V, H, W, 3) in [0, 1] as an image encoder takes them: (V, 3, size, size), bicubic with
+    """Brings square pictures (V, H, W, 3) in [0, 1] to what an image encoder takes: (V, 3, size, size), bicubic with
     antialiasing, colours less ``mean`` over ``std``."""
     x = pictures.permute(0, 3, 1, 2).float()
     x = F.interpolate(x, [size] * 2, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
@@ -134,7 +134,7 @@ def similarity(ours: Tensor, theirs: Tensor) -> float:
 @dataclass(frozen=True)
 class ROC:
     """How well a figure tells "same" from "different". ``area`` in [0, 1]: the share of pairs in order, ties half;
-    ``threshold``: where most is told right, ``hits`` of the same and ``alarms`` of the others from there on."""
+    ``threshold``: where most answers are right, ``hits`` of the same and ``alarms`` of the others from there on."""
 
     area: float
     threshold: float
@@ -143,7 +143,7 @@ class ROC:
 
 
 def roc(same: NDArray[np.floating], different: NDArray[np.floating]) -> ROC:
-    """Of the figures of pairs that are the same and of pairs that are not. Raises ValueError if one is empty."""
+    """Rates the figures of pairs that are the same and of pairs that are not. Raises ValueError if one is empty."""
     if not len(same) or not len(different):
         raise ValueError("a ROC needs figures of both kinds")
     low = np.sort(different)
@@ -157,7 +157,7 @@ def roc(same: NDArray[np.floating], different: NDArray[np.floating]) -> ROC:
 
 
 def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.integer]) -> tuple[Any, Any]:
-    """Cosines of all pairs of pictures (V, D) of the same subject, and of different subjects of the same kind."""
+    """Collects the cosines of all pairs of pictures (V, D) of one subject, and of different ones of the same kind."""
     cosine = (vectors @ vectors.T).numpy()
     once = np.triu(np.ones_like(cosine, bool), 1)
     same = subject[:, None] == subject

@@ -1,4 +1,4 @@
-"""The probe: a small network that says what one picture of the toybox shows, used for nothing but measuring.
+"""Says what one picture of the toybox shows, by a small network that is used for nothing but measuring.
 
 It sees pixels only, never a caption. Answers for one object are put together from its views: mean
 log-probabilities for noun and colour; a part is there if any view shows it, and its colour is judged by the
@@ -70,7 +70,7 @@ class Together(NamedTuple):
 
 
 def together(views: Seen) -> Together:
-    """What the views of one object say together."""
+    """Puts together what the views of one object say."""
     weight = views.part / views.part.sum(0).clamp(min=1e-6)
     painted = (weight[..., None] * views.part_colour).sum(0)
     return Together(views.noun.mean(0), views.colour.mean(0), views.part.amax(0), painted)
@@ -164,7 +164,7 @@ class Probe(nn.Module):
 
     # -- files ------------------------------------------------------------------------------------------------
     def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
-        """PATH.safetensors in float16, and beside it a .json with labels, sizes and ``about``. Raises OSError."""
+        """Writes PATH.safetensors in float16, and beside it a .json with labels, sizes and ``about``."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ class Probe(nn.Module):
 
     @classmethod
     def load(cls, weights: str = "embedded", name: str = NAME) -> Probe:
-        """The probe of a file, or the embedded one of this ``name``, in eval mode on the CPU.
+        """Loads the probe of a file, or the embedded one of this ``name``, in eval mode on the CPU.
 
         Raises ConfigError, one sentence, for what is no probe.
         """
@@ -201,7 +201,7 @@ def pooled(x: Tensor) -> Tensor:
 
 
 def prepare(pictures: Tensor, size: int) -> Tensor:
-    """Square pictures (V, H, W, 3) in [0, 1] -> (V, 3, size, size): larger ones averaged, smaller ones enlarged."""
+    """Brings square pictures (V, H, W, 3) in [0, 1] to (V, 3, size, size): averaged or enlarged."""
     if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.shape[1] != pictures.shape[2]:
         raise ValueError(f"the probe looks at square pictures (V, H, W, 3) (got {tuple(pictures.shape)})")
     x = pictures.permute(0, 3, 1, 2).float()
@@ -211,7 +211,7 @@ def prepare(pictures: Tensor, size: int) -> Tensor:
 
 
 def locate(weights: str, name: str = NAME) -> Path:
-    """The .safetensors file that ``weights`` names. Raises ConfigError if there is none."""
+    """Finds the .safetensors file that ``weights`` names. Raises ConfigError if there is none."""
     if weights == "embedded":
         path = folder("weights") / f"{name}.safetensors"
         if not path.is_file():
@@ -225,7 +225,7 @@ def locate(weights: str, name: str = NAME) -> Path:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The .json beside a probe. Raises ConfigError."""
+    """Reads the .json beside a probe. Raises ConfigError."""
     card = path.with_suffix(".json")
     try:
         tree = json.loads(card.read_text(encoding="utf-8"))
