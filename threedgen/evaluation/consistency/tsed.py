@@ -49,7 +49,8 @@ def fundamental(first: Viewpoints, second: Viewpoints) -> Tensor:
     point in both. F is 0 if the two stand in one place."""
     (R_1, t_1), (R_2, t_2) = ((w2c[:, :3, :3], w2c[:, :3, 3:]) for w2c in (_w2c(first), _w2c(second)))
     E = epipolar.essential_from_Rt(R_1, t_1, R_2, t_2)
-    return epipolar.fundamental_from_essential(E, first.K.double(), second.K.double())
+    apart = (first.position != second.position).any(1)  # else rounding would draw lines
+    return apart[:, None, None] * epipolar.fundamental_from_essential(E, first.K.double(), second.K.double())
 
 
 def _w2c(at: Viewpoints) -> Tensor:

@@ -84,4 +84,4 @@ def pictures(model: ViewModel, x: Tensor) -> Tensor:
 
 def mean_psnr(a: Tensor, b: Tensor) -> float:
     """Averages PSNR over pictures (B, H, W, 3) in [0, 1], dB."""
-    return fmean(psnr(*pair) for pair in zip(a.cpu().numpy(), b.cpu().numpy(), strict=True))
+    return fmean(psnr(*pair) for pair in zip(a.float().cpu().numpy(), b.float().cpu().numpy(), strict=True))
