@@ -82,10 +82,12 @@ def judge(distances: Sequence[Floats], t_error: float, t_matches: int) -> Pairs:
 def tsed(views: Views, options: TSEDConfig) -> Pairs:
     """Measures TSED of neighbouring views, in the order in which they are given, at ``options.size`` pixels a side."""
     pairs = neighbours(len(views), options.pairs)
+    if not pairs:
+        return judge([], options.t_error, options.t_matches)
     needed = sorted({k for pair in pairs for k in pair})
+    images = to_uint8(views.select(needed).resized(options.size).images)
+    features = {k: describe(image) for k, image in zip(needed, images, strict=True)}
     at = views.at.resized(options.size, options.size)
-    seen = views.select(needed).resized(options.size).images if needed else ()
-    features = {k: describe(image) for k, image in zip(needed, map(to_uint8, seen), strict=True)}
     F = fundamental(*(at.select([pair[end] for pair in pairs]) for end in (0, 1)))
     matches = [match(features[one], features[two], options.ratio) for one, two in pairs]
     distances = list(map(symmetric_epipolar_distance, matches, F))
