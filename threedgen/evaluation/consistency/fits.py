@@ -142,8 +142,8 @@ def compared(truth: Floats, images: Floats) -> dict[str, list[float] | list[None
     smaller than its window."""
     similar: list[float] | list[None] = [None] * len(truth)
     if min(truth.shape[1:3]) >= WINDOW:
-        stacks = (torch.from_numpy(stack).double().permute(0, 3, 1, 2) for stack in (truth, images))
-        similar = ssim(*stacks, WINDOW, padding="valid").mean((1, 2, 3)).tolist()
+        one, other = (torch.from_numpy(stack).double().permute(0, 3, 1, 2) for stack in (truth, images))
+        similar = ssim(one, other, WINDOW, padding="valid").mean((1, 2, 3)).tolist()
     return {"psnr": [psnr(*pair) for pair in zip(truth, images, strict=True)], "ssim": similar}
 
 
