@@ -22,11 +22,12 @@ from threedgen.data.srn.make import scene
 from threedgen.data.srn.options import MakeSRNToyboxConfig
 from threedgen.evaluation.consistency.fits import Job, score, stored
 from threedgen.evaluation.consistency.held_out import held_out_places
-from threedgen.evaluation.consistency.options import SubsampledProtocolConfig, TSEDConfig
+from threedgen.evaluation.consistency.options import TSEDConfig
 from threedgen.evaluation.consistency.scenes import Scene
 from threedgen.evaluation.metrics.figures import bootstrap, mean
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.views import Views
+from threedgen.representations.options import SubsampledProtocolConfig
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.viewer.plots import plot
 

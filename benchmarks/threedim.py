@@ -13,9 +13,7 @@ import torch
 from threedgen.data.srn.make import Job as Picture
 from threedgen.data.srn.make import scene
 from threedgen.data.srn.options import MakeSRNToyboxConfig
-from threedgen.evaluation.consistency.field import Bounds, fit
 from threedgen.evaluation.consistency.held_out import held_out_places
-from threedgen.evaluation.consistency.options import SubsampledProtocolConfig
 from threedgen.evaluation.consistency.scenes import Scene
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import psnr
@@ -24,6 +22,8 @@ from threedgen.guidance.threedim import folder
 from threedgen.guidance.threedim.options import XUNetConfig
 from threedgen.guidance.threedim.sampler import sample_views
 from threedgen.guidance.threedim.xunet import XUNet
+from threedgen.representations.fit import Bounds, fit
+from threedgen.representations.options import SubsampledProtocolConfig
 from threedgen.run.metrics import peak_memory
 
 from .clock import interleaved, ratio

@@ -11,7 +11,6 @@ from torch import Tensor
 from threedgen.config import ConfigError, config_hash
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.views import Request, Views, resize
-from threedgen.guidance.dtypes import compute_dtype
 from threedgen.run.dtypes import compute_dtype
 from threedgen.run.seeding import generator
 

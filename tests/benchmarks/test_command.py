@@ -15,7 +15,7 @@ from benchmarks.scene import Bench, Stepper
 from benchmarks.table import Table
 from tests.support.tiny_prior import tiny_prior
 from threedgen.config import ConfigError, registry
-from threedgen.evaluation.consistency.options import SubsampledProtocolConfig
+from threedgen.representations.options import SubsampledProtocolConfig
 
 TINY = [
     "threads=1", "march.samples=16", "field.width=8", "field.encoding.n_levels=2",

@@ -41,6 +41,7 @@ WHAT = {
     "mesh.glb": "the dense surface, with vertex colours",
     "turntable.mp4": "film of one turn",
     "views.png": "sides of the result",
+    "views.npz": "the same for programs",
     "preview.png": "what the prior sampled from the prompt",
     "config.yaml": "the complete config; with --config it does the run again",
     "metrics.csv": "losses and times by step",

@@ -13,69 +13,46 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from skimage.metrics import structural_similarity
 
+from tests.support.photographs import SIZE, TINY, photographs
 from tests.support.tiny_prior import tiny_prior
 from threedgen import config as configs
 from threedgen.config import ConfigError, registry
 from threedgen.data.srn.writer import write_instance
-from threedgen.data.toybox.raycast import render
-from threedgen.data.toybox.world import Toybox
 from threedgen.evaluation.consistency import fits, run
-from threedgen.evaluation.consistency.field import Bounds, _parts, border_colour, fit
 from threedgen.evaluation.consistency.held_out import far_views, held_out_places, looked_at, warn_about
 from threedgen.evaluation.consistency.options import (
     ConsistencyConfig,
     MVDreamSamplerConfig,
-    PaperProtocolConfig,
-    SubsampledProtocolConfig,
     TSEDConfig,
 )
 from threedgen.evaluation.consistency.report import distances
 from threedgen.evaluation.consistency.samplers import MVDreamSampler
 from threedgen.evaluation.consistency.scenes import Scene
-from threedgen.evaluation.consistency.scores import ssim
 from threedgen.evaluation.toybox.labels import Labels
 from threedgen.evaluation.toybox.options import ProbeNetworkConfig
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.images import psnr, to_uint8
+from threedgen.geometry.images import psnr
 from threedgen.geometry.rigs import orbit
-from threedgen.geometry.views import Request, Views
-
-SIZE = 16
-GRID = {"n_levels": 4, "log2_hashmap_size": 10, "base_resolution": 4, "per_level_scale": 1.6}
-TINY: dict[str, Any] = {
-    "name": "subsampled", "steps": 200, "rays": 512, "samples": 24, "width": 16, "colour_layers": 1, "orientation": 0,
-    "encoding": GRID,
-}  # fmt: skip
-
-
-def photographs(count: int = 24, index: int = 5, turn: float = 0.0) -> Views:
-    """A toybox object on white from a spiral of cameras; ``turn``: the cameras are said to be so many degrees away,
-    each in its own direction."""
-    at = orbit(count, 0.0, 2.6, 0.7, SIZE, SIZE)
-    up = torch.linspace(0, 0.9, count)
-    lift = torch.stack([orbit(count, float(e), 2.6, 0.7, SIZE, SIZE).c2w[k] for k, e in enumerate(up)])
-    at = Cameras(lift, Projection(at.K), SIZE, SIZE)
-    fov, which = np.full(count, 0.7), np.zeros(count, int)
-    rgb = render([Toybox(3).asset(index)], which, at.c2w.numpy(), fov, SIZE, 1.0).rgb
-    if turn:
-        axis = torch.randn(count, 3, generator=torch.Generator().manual_seed(1))
-        axis = np.deg2rad(turn) * torch.nn.functional.normalize(axis, dim=-1)
-        cross = torch.zeros(count, 4, 4)
-        cross[:, [2, 0, 1], [1, 2, 0]], cross[:, [1, 2, 0], [2, 0, 1]] = axis, -axis
-        at = Cameras(torch.linalg.matrix_exp(cross) @ at.c2w, Projection(at.K), SIZE, SIZE)
-    return Views(torch.from_numpy(to_uint8(rgb)).float() / 255, at)
-
+from threedgen.geometry.views import Request
+from threedgen.representations.options import SubsampledProtocolConfig
 
 # --- figures -----------------------------------------------------------------------------------------------------
 
 
 def test_psnr_and_ssim() -> None:
-    picture = np.random.default_rng(0).random((16, 16, 3))
-    assert psnr(picture, picture) == 100 and ssim(picture, picture) == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    one, other = rng.random((2, 2, 16, 16, 3))
     assert psnr(np.zeros((4, 4, 3)), np.full((4, 4, 3), 0.1)) == pytest.approx(20)
-    assert (ssim(picture, 1 - picture) or 0) < 0 and ssim(picture[:8], picture[:8]) is None
+    same, far = fits.compared(one, one), fits.compared(one, other)
+    assert same["psnr"] == [100, 100] and same["ssim"] == pytest.approx([1, 1])
+    how = {"data_range": 1, "channel_axis": -1, "gaussian_weights": True, "use_sample_covariance": False}
+    pairs = zip(one, other, strict=True)
+    assert far["ssim"] == pytest.approx([structural_similarity(*pair, **how) for pair in pairs], abs=1e-9)
+    assert (fits.compared(one, 1 - one)["ssim"][0] or 0) < 0
+    assert fits.compared(one[:, :8], one[:, :8])["ssim"] == [None, None]
 
 
 # --- which views -------------------------------------------------------------------------------------------------
@@ -115,64 +92,6 @@ def test_doubtful_cameras_are_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert len(warn_about(there, [3])) == 1
     assert "fitted around the origin" in caplog.text and warn_about(scene(), [3]) == []
-
-
-# --- the field ---------------------------------------------------------------------------------------------------
-
-
-def test_bounds_and_background() -> None:
-    bounds = Bounds.of(scene().at)
-    assert (bounds.radius, bounds.near) == (pytest.approx(1.3, abs=1e-4), pytest.approx(0.975, abs=1e-4))
-    assert bounds.span * bounds.radius == pytest.approx(1.5 * 2.6 - 0.375 * 2.6, abs=1e-4)
-    assert border_colour(photographs()).tolist() == [1, 1, 1]
-
-
-def score_of(views: Views) -> float:
-    """PSNR of held-out views, as the task measures it, without its files."""
-    held = [3, 9, 15, 20]
-    rest = [k for k in range(len(views)) if k not in held]
-    field = fit(views.select(rest), Bounds.of(views.at), SubsampledProtocolConfig.model_validate(TINY), 0)
-    seen = field.pictures(views.at.select(held)).numpy()
-    return float(np.mean([psnr(a, b) for a, b in zip(views.images[held].numpy(), seen, strict=True)]))
-
-
-def test_the_score_falls_when_views_disagree() -> None:
-    """Ground truth, cameras that are said to be elsewhere, every third view of another object."""
-    truth = photographs()
-    mixed = truth.images.clone()
-    mixed[1::3] = photographs(index=8).images[1::3]
-    good, turned, swapped = score_of(truth), score_of(photographs(turn=10)), score_of(Views(mixed, truth.at))
-    assert good > 23 and good > turned + 1.5 and good > swapped + 1.5
-
-
-def test_a_fit_is_repeated_to_the_bit_and_knows_no_units() -> None:
-    views = photographs()
-    options = SubsampledProtocolConfig.model_validate(TINY | {"steps": 5, "orientation": 0.01, "rays": 64})
-    one, two = (fit(views, Bounds.of(views.at), options, 0).pictures(views.at.select([0])) for _ in range(2))
-    assert torch.isfinite(one).all() and torch.equal(one, two) and not torch.equal(
-        one, fit(views, Bounds.of(views.at), options, 1).pictures(views.at.select([0]))
-    )
-    big = views.at.c2w.clone()
-    big[:, :3, 3] *= 8  # a power of two, so that nothing is rounded
-    large = Views(views.images, Cameras(big, Projection(views.at.K), SIZE, SIZE))
-    again = fit(large, Bounds.of(large.at), options, 0).pictures(large.at.select([0]))
-    assert torch.allclose(one, again, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["paper", "subsampled"])
-def test_the_pixels_of_a_step(name: str) -> None:
-    """The paper's: each once, all with normals. Subsampled: some of them, a share with normals. In small parts."""
-    options = {"paper": PaperProtocolConfig, "subsampled": SubsampledProtocolConfig}[name](chunk=300)
-    parts = list(_parts(options, 10_000, True, torch.Generator().manual_seed(0)))
-    assert not any(normals for _, normals, _ in _parts(options, 10_000, False, torch.Generator().manual_seed(0)))
-    pixels = torch.cat([part for part, _, _ in parts])
-    assert max(len(part) for part, _, _ in parts) == 300 and sum(share for *_, share in parts) == pytest.approx(1)
-    asked = sum(len(part) for part, normals, _ in parts if normals)
-    if name == "paper":
-        assert torch.equal(pixels.sort().values, torch.arange(10_000)) and asked == 10_000
-        assert options.steps == 1000 and options.learning_rate == {0: 0.01, 100: 0.001}
-    else:
-        assert len(pixels) == 4096 and asked == 512 and pixels.max() < 10_000
 
 
 # --- runs --------------------------------------------------------------------------------------------------------

@@ -34,10 +34,10 @@ def test_parity_files_are_there() -> None:
 def test_parity(file: Path) -> None:
     recorded = np.load(file, allow_pickle=False)
     poses, focal = recorded["in:poses_c2w"], 256 * float(recorded["in:focal_y"])
-    K = np.array([[focal, 0, 128], [0, focal, 128], [0, 0, 1]])
+    K = torch.tensor([[focal, 0, 128], [0, focal, 128], [0, 0, 1]], dtype=torch.float64).expand(len(poses), 3, 3)
+    at = Cameras(torch.from_numpy(poses).double(), Projection(K), 256, 256)
     found = []
-    for k in range(len(poses) - 1):
-        F = fundamental(poses[k], poses[k + 1], K, K)
+    for k, F in enumerate(fundamental(at.select(slice(0, -1)), at.select(slice(1, None)))):
         found.append(symmetric_epipolar_distance(recorded[f"in:matches_{k}"], F))
         np.testing.assert_allclose(found[-1], recorded[f"out:sed_{k}"], atol=1e-6, rtol=0)
     pairs = judge(found, float(recorded["in:t_error"]), int(recorded["in:t_matches"]))
@@ -56,11 +56,10 @@ def test_points_in_space_obey_the_geometry_and_others_do_not() -> None:
         return x[:, :2] / x[:, 2:]
 
     matches = np.hstack([pixels(0), pixels(1)])
-    F = fundamental(c2w[0], c2w[1], K[0], K[1])
-    assert symmetric_epipolar_distance(matches, F).max() < 1e-4
-    assert np.median(symmetric_epipolar_distance(matches, fundamental(c2w[0], c2w[2], K[0], K[2]))) > 1
-    same = symmetric_epipolar_distance(matches, fundamental(c2w[0], c2w[0], K[0], K[0]))
-    assert np.isinf(same).all()  # no line between cameras in one place
+    right, wrong, same = fundamental(at.select([0, 0, 0]), at.select([1, 2, 0]))
+    assert symmetric_epipolar_distance(matches, right).max() < 1e-4
+    assert np.median(symmetric_epipolar_distance(matches, wrong)) > 1
+    assert np.isinf(symmetric_epipolar_distance(matches, same)).all()  # no line between cameras in one place
 
 
 def test_what_makes_a_pair_consistent() -> None:

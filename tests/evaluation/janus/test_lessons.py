@@ -14,7 +14,7 @@ from threedgen.evaluation.janus.options import MeterConfig, TruthConfig
 from threedgen.evaluation.janus.rough import EDGE, SHAKE, Noise, halved, rough
 from threedgen.evaluation.janus.things import Part, Thing, toybox_thing
 from threedgen.evaluation.janus.truth import measure
-from threedgen.evaluation.toybox.labels import OPEN, Labels, Lessons, labelled
+from threedgen.evaluation.toybox.labels import OPEN, Labels, ProbeToybox, labelled
 
 
 def dog() -> Thing:
@@ -85,7 +85,7 @@ def test_sides_of_two_fronts_count_from_the_nearer_one() -> None:
 
 
 def test_spoiling_changes_pictures_and_only_what_is_no_longer_true() -> None:
-    box, labels, indices = Lessons(3), Labels.of_toybox(), range(12)
+    box, labels, indices = ProbeToybox(3), Labels.of_toybox(), range(12)
 
     def lesson(share: float):
         assets, rgb, truth = labelled(box, indices, 32, 2, labels)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support.parity_files import parity_files
 from threedgen.evaluation.janus.things import Part, Thing
-from threedgen.evaluation.metrics.distributions import fid, inception_score, kid, kid_subsets, r_precision
+from threedgen.evaluation.metrics.distributions import fid, inception_score, kid, r_precision
 from threedgen.evaluation.metrics.elo import ratings, wins
 from threedgen.evaluation.metrics.figures import Share
 from threedgen.evaluation.metrics.t3bench import cameras, icosphere, quality, quality_of, smoothed
@@ -34,7 +35,8 @@ def test_distribution_parity(file: Path) -> None:
     found = np.load(file, allow_pickle=False)
     x, y = found["in:features_x"], found["in:features_y"]
     assert fid(x, y) == pytest.approx(float(found["out:fid"]), rel=1e-6)
-    assert kid(x, y) == pytest.approx(float(found["out:kid"]), rel=1e-6)
+    count = min(len(x), len(y))
+    assert kid(x[:count], y[:count], 1, count)[0] == pytest.approx(float(found["out:kid"]), rel=1e-6)
     splits = int(json.loads(str(found["meta_json"]))["is_splits"])
     wanted = float(found["out:is_mean"]), float(found["out:is_std"])
     assert inception_score(found["in:logits"], splits) == pytest.approx(wanted, rel=1e-6)
@@ -45,11 +47,14 @@ def test_distances_of_equal_and_of_shifted_features() -> None:
     assert fid(x, x) == pytest.approx(0, abs=1e-9) and fid(x, x + 2) == pytest.approx(24)
     assert fid(x[:, :1], 3 * x[:, :1]) == pytest.approx(4 * (x[:, 0].mean() ** 2 + x[:, 0].var(ddof=1)))
     y = np.random.default_rng(1).normal(size=(300, 6))
-    assert abs(kid(x, y)) < 0.1 < kid(x, y + 1)  # unbiased: about 0 for the same distribution
-    mean, spread = kid_subsets(x, y + 1, subsets=20, size=100)
-    assert mean == pytest.approx(kid(x[:300], y + 1), rel=0.15) and spread > 0
+    assert abs(kid(x[:300], y, 1, 300)[0]) < 0.1 < kid(x[:300], y + 1, 1, 300)[0]  # about 0 for the same distribution
+    mean, spread = kid(x, y + 1, subsets=20, size=100)
+    assert mean == pytest.approx(kid(x[:300], y + 1, 1, 300)[0], rel=0.15) and spread > 0
+    state = torch.get_rng_state()
+    assert kid(x, y, 2, 100) == kid(x, y, 2, 100) != kid(x, y, 2, 100, seed=1)
+    assert torch.equal(state, torch.get_rng_state())
     with pytest.raises(ValueError, match="subsets of 1000"):
-        kid_subsets(x, y)
+        kid(x, y)
     for wrong in (x[:1], x[:, :3], x[0]):
         with pytest.raises(ValueError, match="features should be"):
             fid(x, wrong)
@@ -64,11 +69,11 @@ def test_inception_score_counts_the_classes_that_are_seen() -> None:
 
 
 def test_r_precision() -> None:
-    likeness = [[0.9, 0.1, 0.2], [0.5, 0.4, 0.1], [0.1, 0.2, 0.3]]
-    assert r_precision(np.array(likeness)) == Share(2, 3)
-    assert r_precision(np.array(likeness + [[0.0, 1.0, 0.0]]), [0, 1, 2, 1]) == Share(3, 4)
+    similarity = [[0.9, 0.1, 0.2], [0.5, 0.4, 0.1], [0.1, 0.2, 0.3]]
+    assert r_precision(np.array(similarity)) == Share(2, 3)
+    assert r_precision(np.array(similarity + [[0.0, 1.0, 0.0]]), [0, 1, 2, 1]) == Share(3, 4)
     with pytest.raises(ValueError, match="a row for each asset"):
-        r_precision(np.array(likeness)[:, :2])
+        r_precision(np.array(similarity)[:, :2])
 
 
 # --- Elo ---------------------------------------------------------------------------------------------------------

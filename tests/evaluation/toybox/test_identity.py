@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from threedgen.config import ConfigError, registry
-from threedgen.evaluation.toybox.identity import HubIdentity, IdentityNet, ToyboxIdentity, likeness, pairs, roc
+from threedgen.evaluation.toybox.identity import HubIdentity, IdentityNet, ToyboxIdentity, pairs, roc, similarity
 from threedgen.evaluation.toybox.options import (
     EvaluateSubjectsConfig,
     HubIdentityConfig,
@@ -39,9 +39,9 @@ def test_only_subjects_of_one_kind_are_told_apart() -> None:
     assert same.tolist() == [1.0] and len(different) == 3 and not different.any()
 
 
-def test_likeness_is_the_mean_cosine() -> None:
+def test_similarity_is_the_mean_cosine() -> None:
     a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    assert likeness(a, b) == 0.5 and likeness(a, a) == 1
+    assert similarity(a, b) == 0.5 and similarity(a, a) == 1
 
 
 def test_the_loss_asks_for_the_partner() -> None:

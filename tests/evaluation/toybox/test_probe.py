@@ -18,7 +18,7 @@ from threedgen.evaluation.toybox import train_probe
 from threedgen.evaluation.toybox.labels import (
     OPEN,
     Labels,
-    Lessons,
+    ProbeToybox,
     Truth,
     labelled,
     nearest_colour,
@@ -100,7 +100,7 @@ def test_it_looks_at_pictures_of_any_size_and_never_learns_from_it() -> None:
     probe = tiny_probe()
     before = {name: value.clone() for name, value in probe.state_dict().items()}
     for size in (16, 32, 50, 128):
-        seen = probe.look(torch.rand(3, size, size, 3), chunk=2)
+        seen = probe.classify(torch.rand(3, size, size, 3), chunk=2)
         assert seen.noun.shape == (3, 76) and seen.part_colour.shape == (3, len(LABELS.words), 12)
         assert torch.allclose(seen.side.exp().sum(1), torch.ones(3), atol=1e-5)
     assert probe.training
@@ -156,7 +156,7 @@ def test_it_learns_three_things() -> None:
         loss.backward()
         optimizer.step()
     pictures, truth = batch(1234)
-    seen = probe.look(pictures)
+    seen = probe.classify(pictures)
     assert (seen.noun.argmax(1) == truth.noun).float().mean() > 0.8
     assert (seen.colour.argmax(1) == truth.colour).float().mean() > 0.8
 
@@ -189,7 +189,7 @@ def test_a_saved_probe_says_the_same(tmp_path: Path) -> None:
     probe.threshold = 0.25
     probe.save(tmp_path / "toybox-probe.safetensors", {"steps": 7})
     again = Probe.load(str(tmp_path))
-    assert torch.allclose(again.look(pictures).noun, probe.look(pictures).noun, atol=1e-2)
+    assert torch.allclose(again.classify(pictures).noun, probe.classify(pictures).noun, atol=1e-2)
     assert again.labels == LABELS and again.threshold == 0.25
     assert probing.read_card(tmp_path / "toybox-probe.safetensors")["steps"] == 7
     assert not again.training and not any(p.requires_grad for p in again.parameters())
@@ -260,13 +260,13 @@ def test_blocks_are_seen_again_but_never_mixed_up() -> None:
     fresh, newest = system.pictures(5)
     assert set(system.cache) <= {3, 4, 5}
     assert not torch.equal(fresh[:4], rgb[:4])
-    _, pictures, told = labelled(Lessons(0), [10, 11], 32, 2, LABELS)
+    _, pictures, told = labelled(ProbeToybox(0), [10, 11], 32, 2, LABELS)
     assert torch.equal(newest.noun[:4], told.noun) and torch.equal(newest.azimuth[:4], told.azimuth)
     assert torch.allclose(fresh[:4].permute(0, 2, 3, 1), torch.from_numpy(pictures), atol=0.5 / 255 + 1e-6)
 
 
 def test_lessons_hold_every_accessory_and_held_out_combinations() -> None:
-    specs = [Lessons(1).spec(k)[0] for k in range(1500)]
+    specs = [ProbeToybox(1).spec(k)[0] for k in range(1500)]
     worn = [spec for spec in specs if spec.part in ACCESSORIES]
     assert {spec.part for spec in worn} == set(ACCESSORIES) and 0.2 < len(worn) / len(specs) < 0.5
     assert {spec.noun for spec in specs} == set(NOUNS)

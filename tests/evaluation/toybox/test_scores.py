@@ -28,6 +28,7 @@ from threedgen.evaluation.metrics.figures import (
     sides_right,
     wilson,
 )
+from threedgen.evaluation.sampling import ring_poses
 from threedgen.evaluation.toybox import object_score, prior_score
 from threedgen.evaluation.toybox.held_out import held_out_cases, held_out_rooms
 from threedgen.evaluation.toybox.judging import equal_error, judge, tally
@@ -35,9 +36,8 @@ from threedgen.evaluation.toybox.labels import Labels, ring
 from threedgen.evaluation.toybox.options import Evaluate3DConfig, EvaluatePriorConfig, ProbeNetworkConfig
 from threedgen.evaluation.toybox.probe import Probe, Seen
 from threedgen.evaluation.toybox.report import mark, percent, worst
-from threedgen.geometry.images import grid, write_png
 from threedgen.run.count import Count
-from threedgen.systems.generate.outputs import view_indices
+from threedgen.systems.generate.outputs import view_azimuths, view_indices, write_views
 from threedgen.train.loop import Status
 
 LABELS = Labels.of_toybox()
@@ -247,7 +247,7 @@ def test_objects_denoised_together_are_those_denoised_alone() -> None:
     prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
     config = EvaluatePriorConfig(task="evaluate-prior")  # type: ignore[call-arg]
     cases = held_out_cases(2, 0)
-    c2w = torch.stack([prior_score.poses(config, case) for case in cases])
+    c2w = torch.stack([ring_poses(prior_score.cameras(config, case)) for case in cases])
     prompts = ["a red dog", "a blue house"]
     rngs = [torch.Generator().manual_seed(k) for k in (1, 2)]
     both = prior.sample(prompts, c2w, 2, 3.0, generator=rngs).unflatten(0, (2, 4))
@@ -303,15 +303,6 @@ def test_a_missing_probe_is_said_before_the_prior_is_loaded(tmp_path: Path, monk
 # --- evaluate-3d -------------------------------------------------------------------------------------------------
 
 
-def test_sheets_can_be_cut_again() -> None:
-    rng = np.random.default_rng(0)
-    for count, columns in ((8, 4), (3, 4), (5, 4)):
-        pictures = rng.integers(0, 255, (count, 6, 6, 3), dtype=np.uint8)
-        assert np.array_equal(object_score.cut(grid(pictures, columns), count, columns, 6, 6), pictures)
-    with pytest.raises(ValueError, match="does not hold"):
-        object_score.cut(np.zeros((40, 40, 3), np.uint8), 8, 4, 6, 6)
-
-
 def test_views_lie_evenly_on_the_turn() -> None:
     assert view_indices(8) == list(range(8)) and view_indices(3) == [0, 1, 2]
     for n in (9, 60, 100, 120):
@@ -342,9 +333,9 @@ def test_evaluate_3d_makes_measures_and_leaves_finished_runs(
             (folder / "checkpoints").mkdir(exist_ok=True)
             (folder / "checkpoints" / "last.ckpt").touch()
             raise ConfigError("the loss was no longer a number")
-        azimuth = 2 * np.pi * np.array(view_indices(60)) / 60
+        azimuth = view_azimuths(begun.result.turntable)
         views = ring(cases[begun.prompt].truth(9), azimuth, 0.26, 0.95, 0.7, 64)
-        write_png(folder / "views.png", grid(views, 4))
+        write_views(views, folder)
         (folder / "summary.json").write_text(json.dumps({"seconds": 12.5, "peak_memory_mib": 100.0}))
         return Status.FINISHED
 
@@ -360,6 +351,9 @@ def test_evaluate_3d_makes_measures_and_leaves_finished_runs(
 
     assert object_score.run(config, resume=tmp_path / "run", quiet=True) == 0
     assert made == [*cases, broken]  # only the one that failed is tried again
+    next((tmp_path / "run" / "objects").glob("*/views.npz")).write_bytes(b"PK")  # as a full disk might leave it
+    with pytest.raises(ConfigError, match=r"lacks views\.npz of a finished run"):
+        object_score.run(config, resume=tmp_path / "run", quiet=True)
 
 
 def test_evaluate_3d_stops_at_ctrl_c_and_at_mistakes_that_hold_for_all_runs(

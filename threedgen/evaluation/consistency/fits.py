@@ -1,4 +1,4 @@
-"""Scores of single scenes: a field for each, side by side if there are workers, kept on the disk one by one.
+"""Scores single scenes by a field for each, side by side if there are workers, kept on the disk one by one.
 
     RUN/scores/SCENE.ROW.json     the figures, with a key of everything that they depend on
     RUN/scores/SCENE.ROW.npz      held-out views and the field's renders of them, uint8
@@ -15,31 +15,36 @@ import logging
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from kornia.metrics import ssim
+from numpy.typing import NDArray
 
 from threedgen.config import config_hash
 from threedgen.evaluation.metrics.figures import mean
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr, to_uint8
 from threedgen.geometry.views import Views
+from threedgen.representations.fit import Bounds, fit
+from threedgen.representations.options import ProtocolConfig
 from threedgen.run.folder import write_atomic
 from threedgen.train.loop import set_threads
 
-from .field import Bounds, fit
-from .options import ProtocolConfig, TSEDConfig
-from .scores import Floats, ssim
+from .options import TSEDConfig
 from .tsed import tsed
 
 logger = logging.getLogger(__name__)
 
 Score = dict[str, Any]
+Floats = NDArray[np.floating]
+WINDOW = 11
+"""Pixels a side of SSIM's Gaussian window of sigma 1.5 (Wang et al. 2004)."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,11 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """Of the figures; the pictures are beside them."""
+        """The file of the figures; the pictures are beside them."""
         return self.folder / f"{self.scene}.{self.row}.json"
 
     def key(self) -> str:
-        """16 hex digits of everything that decides the score."""
+        """Hashes everything that decides the score to 16 hex digits."""
         digest = hashlib.sha256()
         truth = () if self.truth is None else (self.truth,)
         for array in (self.images, self.c2w, self.K, *truth):
@@ -93,7 +98,7 @@ class Job:
 
 
 def stored(job: Job) -> Score | None:
-    """The score of a job that was done before; None if there is none or it is of other views or settings."""
+    """Reads the score of a job that was done before; None if there is none or it is of other views or settings."""
     try:
         found = json.loads(job.path.read_text(encoding="utf-8"))
         return found if found.get("key") == job.key() and job.path.with_suffix(".npz").is_file() else None
@@ -105,7 +110,7 @@ def stored(job: Job) -> Score | None:
 
 
 def score(job: Job) -> Score:
-    """Fit, render what was held out, compare, and write it down: the pictures first, so that figures mean both."""
+    """Fits, renders what was held out, compares, and writes it down: the pictures first, so that figures mean both."""
     begun, views = time.monotonic(), job.views
     held = list(job.held)
     rest = [k for k in range(len(views)) if k not in job.held]
@@ -133,54 +138,42 @@ def score(job: Job) -> Score:
     return found
 
 
-def compared(truth: Floats, images: Floats) -> dict[str, list[float | None]]:
-    """The figures of each pair of pictures of two stacks (N, H, W, 3) in [0, 1]."""
-    pairs = list(zip(truth, images, strict=True))
-    return {"psnr": [psnr(*pair) for pair in pairs], "ssim": [ssim(*pair) for pair in pairs]}
+def compared(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]]:
+    """Compares the pictures of two stacks (N, H, W, 3) in [0, 1] pair by pair: PSNR, and SSIM unless the pictures are
+    smaller than its window."""
+    similar: list[float] | list[None] = [None] * len(truth)
+    if min(truth.shape[1:3]) >= WINDOW:
+        one, other = (torch.from_numpy(stack).double().permute(0, 3, 1, 2) for stack in (truth, images))
+        similar = ssim(one, other, WINDOW, padding="valid").mean((1, 2, 3)).tolist()
+    return {"psnr": [psnr(*pair) for pair in zip(truth, images, strict=True)], "ssim": similar}
 
 
-class Fits:
-    """Does jobs, here or in ``workers`` processes; ``done`` hears each score. Waits for all of them at the end.
+def scored(jobs: Iterable[Job], workers: int, threads: int) -> Iterator[Score]:
+    """Does jobs that were not done before, here or in ``workers`` processes, and yields each score when it is there.
 
-    with Fits(2, threads, done) as fits:
-        fits.submit(job)
+    The next job is asked for when a worker has at most one more waiting.
     """
-
-    def __init__(self, workers: int, threads: int, done: Callable[[Score], None]) -> None:
-        self.workers, self.threads, self.done = workers, threads, done
-        self._pool: ProcessPoolExecutor | None = None
-        self._waiting: set[Future[Score]] = set()
-
-    def __enter__(self) -> Fits:
-        if self.workers > 1:
-            self._pool = ProcessPoolExecutor(
-                self.workers, multiprocessing.get_context("spawn"), _begin, (max(1, self.threads // self.workers),)
-            )
-        return self
-
-    def submit(self, job: Job) -> None:
-        """Do it, or give it away; blocks while every worker has one more waiting."""
-        if self._pool is None:
-            self.done(score(job))
-            return
-        self._waiting.add(self._pool.submit(score, job))
-        if len(self._waiting) >= 2 * self.workers:
-            self._collect(wait(self._waiting, return_when=FIRST_COMPLETED).done)
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self._pool is None:
-            return
-        if kind is None:
-            self._collect(wait(self._waiting).done)
-        self._pool.shutdown(cancel_futures=kind is not None)
-
-    def _collect(self, ready: set[Future[Score]]) -> None:
-        self._waiting -= ready
-        for future in ready:
-            self.done(future.result())
+    if workers == 1:
+        yield from (stored(job) or score(job) for job in jobs)
+        return
+    waiting: set[Future[Score]] = set()
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _begin, (max(1, threads // workers),))
+    try:
+        for job in jobs:
+            if (found := stored(job)) is not None:
+                yield found
+                continue
+            waiting.add(pool.submit(score, job))
+            if len(waiting) >= 2 * workers:
+                ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in ready)
+        yield from (future.result() for future in as_completed(waiting))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin(threads: int) -> None:
-    """A worker: Ctrl-C is for the one that gave it its work."""
+    """Begins a worker: Ctrl-C is for the one that gave it its work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_threads(threads)

@@ -1,4 +1,4 @@
-"""Which views a field does not see, and whether its cameras are such that it can be expected to know them."""
+"""Chooses the views that a field does not see, and warns of cameras from which it cannot be expected to know them."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ ASIDE = 0.25
 
 
 def held_out_places(scene: Scene, share: float, seed: int) -> list[int]:
-    """Places of the held-out views: 25 of 251 for 10 %. The same for all scenes with as many views, and for all
-    samplers; never a view that was given. Raises ConfigError if nothing is left."""
+    """Draws the places of the held-out views: 25 of 251 for 10 %. The same for all scenes with as many views, and for
+    all samplers; never a view that was given. Raises ConfigError if nothing is left."""
     count = len(scene.at)
     free = scene.targets
-    wanted = max(1, round(share * count))
-    if wanted > len(free) - 1 or count - wanted < 2:
-        raise ConfigError(f"{scene.name} has {count} views, too few to hold out {wanted} and fit a field to the others")
+    number = max(1, round(share * count))
+    if number > len(free) - 1 or count - number < 2:
+        raise ConfigError(f"{scene.name} has {count} views, too few to hold out {number} and fit a field to the others")
     rng = numpy_generator(seed, count, "held-out views")
-    return sorted(int(k) for k in rng.choice(free, wanted, replace=False))
+    return sorted(int(k) for k in rng.choice(free, number, replace=False))
 
 
 def warn_about(scene: Scene, held: Sequence[int]) -> list[str]:
-    """Say what makes a score doubtful: held-out views far from all others, cameras around another point."""
-    said = []
+    """Says what makes a score doubtful: held-out views far from all others, cameras around another point."""
+    notes = []
     rest = [k for k in range(len(scene.at)) if k not in held]
     far = far_views(scene.at.select(rest), scene.at.select(list(held)))
     if far:
-        said.append(
+        notes.append(
             f"{scene.name}: {len(far)} held-out views are far outside the cameras that the field is fitted to, "
             f"such as number {scene.numbers[held[far[0]]]}"
         )
     point = looked_at(scene.at)
     if float(point.norm()) > ASIDE * float(scene.at.position.norm(dim=-1).median()):
         where = ", ".join(f"{x:.3g}" for x in point.tolist())
-        said.append(f"{scene.name}: the cameras look at ({where}), but the field is fitted around the origin")
-    for sentence in said:
+        notes.append(f"{scene.name}: the cameras look at ({where}), but the field is fitted around the origin")
+    for sentence in notes:
         logger.warning("%s", sentence)
-    return said
+    return notes
 
 
 def far_views(near: Cameras, asked: Cameras) -> list[int]:
-    """Places of cameras in ``asked`` that no camera in ``near`` is like, as seen from the origin."""
+    """Finds the places of cameras in ``asked`` that no camera in ``near`` is like, as seen from the origin."""
     def polar(cameras: Cameras) -> tuple[torch.Tensor, torch.Tensor]:
         distance = cameras.position.norm(dim=-1)
         return cameras.position / distance.clamp(min=1e-9)[:, None], distance
@@ -65,7 +65,7 @@ def far_views(near: Cameras, asked: Cameras) -> list[int]:
 
 
 def looked_at(cameras: Cameras) -> torch.Tensor:
-    """The point (3,) nearest to all viewing axes; for axes that are all parallel the one nearest to the origin too."""
+    """Finds the point (3,) nearest to all viewing axes; of parallel axes the one nearest to the origin too."""
     axis = -cameras.c2w[:, :3, 2].double()
     across = torch.eye(3, dtype=torch.float64) - axis[:, :, None] * axis[:, None, :]
     A, b = across.sum(0), (across @ cameras.position.double()[..., None]).sum(0)

@@ -1,4 +1,4 @@
-"""Config models of the consistency score: samplers, scenes, the field that is fitted (no torch here)."""
+"""Config models of the consistency score: samplers, scenes, the task (no torch here)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from threedgen.config import Config, ConfigError, Schedule, fields
+from threedgen.config import Config, ConfigError, fields
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
 from threedgen.evaluation.toybox.options import ProbeConfig
+from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
 
 ORIGINAL = "original"
 """The row of the original data."""
@@ -87,53 +88,7 @@ class SampledScenesConfig(Config):
     name: Literal["sampled"] = "sampled"
 
 
-# --- the field ---------------------------------------------------------------------------------------------------
-
-
-class ProtocolConfig(Config):
-    """How a field is fitted to views: scores can be compared only if all of this is the same."""
-
-    steps: int = Field(1000, ge=1)
-    rays: int | None = Field(None, ge=1, description="pixels of a step, drawn from all views; null: every pixel")
-    samples: int = Field(256, ge=2, le=8192, description="on the diameter of the ball in which the scene is")
-    width: int = Field(64, ge=1, le=1024)
-    density_layers: int = Field(1, ge=1, le=8, description="hidden layers of the MLP for density")
-    colour_layers: int = Field(2, ge=1, le=8, description="hidden layers of the MLP for colour")
-    encoding: Annotated[Any, Component("encoding", default="hashgrid")] = Field({})
-    learning_rate: Schedule = Field({0: 0.01, 100: 0.001}, ge=0)
-    weight_decay: float = Field(0.1, ge=0, description="of AdamW")
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    distortion: float = Field(0.01, ge=0, description="weight of Mip-NeRF 360's loss; the paper does not say it")
-    orientation: Schedule = Field(
-        {"0%": 0, "40%": 0, "60%": 0.01},
-        ge=0,
-        description="weight of Ref-NeRF's loss; the paper does not say it. Not from the beginning: fog has no surface, "
-        "and the gradients of its normals would drown those of the colours",
-    )
-    normals: float = Field(1.0, gt=0, le=1, description="share of the pixels of a step that this loss looks at")
-    sparsity: float = Field(0.0, ge=0, description="weight of a loss of all matter in sight; not in the paper")
-    opaque: float = Field(0.0, ge=0, description="weight of a loss of matter half in sight; not in the paper")
-    chunk: int = Field(8192, ge=1, description="pixels rendered at a time, which only takes memory")
-
-
-class PaperProtocolConfig(ProtocolConfig):
-    """3DiM's own: every pixel of every training view in each of 1000 steps. For GPUs."""
-
-    name: Literal["paper"] = "paper"
-
-
-class SubsampledProtocolConfig(ProtocolConfig):
-    """For small machines: random pixels and a smaller grid. Its scores compare with each other only."""
-
-    name: Literal["subsampled"] = "subsampled"
-    steps: int = Field(1200, ge=1)
-    rays: int | None = Field(4096, ge=1, description="pixels of a step, drawn from all views; null: every pixel")
-    samples: int = Field(96, ge=2, le=8192, description="on the diameter of the ball in which the scene is")
-    encoding: Annotated[Any, Component("encoding", default="hashgrid")] = Field(
-        {"n_levels": 8, "log2_hashmap_size": 15, "base_resolution": 8, "per_level_scale": 1.5}
-    )
-    learning_rate: Schedule = Field({"0%": 0.01, "100%": 0.001}, ge=0)
-    normals: float = Field(0.125, gt=0, le=1, description="share of the pixels of a step that orientation looks at")
+# --- the task -----------------------------------------------------------------------------------------------------
 
 
 class TSEDConfig(Config):
@@ -144,9 +99,6 @@ class TSEDConfig(Config):
     t_error: float = Field(2.0, gt=0, description="median distance below which a pair is consistent, in pixels of 256")
     t_matches: int = Field(10, ge=1, description="least number of matches of a consistent pair")
     ratio: float = Field(0.8, gt=0, le=1, description="Lowe's ratio test")
-
-
-# --- the task ----------------------------------------------------------------------------------------------------
 
 
 class ConsistencyConfig(RunConfig):

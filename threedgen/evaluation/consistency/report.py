@@ -1,24 +1,21 @@
-"""What a consistency run writes down: figures with intervals, a line for each scene, a sheet of pictures."""
+"""Writes what a consistency run found: figures with intervals, a line for each scene, a sheet of pictures."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from threedgen.config import config_hash
+from threedgen.evaluation.metrics.distributions import fid, kid
 from threedgen.evaluation.metrics.figures import bootstrap, mean
-from threedgen.evaluation.toybox.probe import Probe, prepare
+from threedgen.evaluation.tables import markdown_table, write_json
+from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.images import grid, one_size, readable, write_png
 from threedgen.run.folder import write_atomic
 from threedgen.run.seeding import numpy_generator
@@ -40,7 +37,7 @@ ERROR_GAIN = 3.0
 def write(
     config: ConsistencyConfig, folder: Path, scores: Sequence[Score], features: dict[str, Any], notes: Sequence[str]
 ) -> str:
-    """consistency.json, .csv, .md and sheet.png; returns the table as text."""
+    """Writes consistency.json, .csv, .md and sheet.png; returns the table as text."""
     of = {row: [score for score in scores if score["row"] == row] for row in (*config.contestants, ORIGINAL)}
     tree = {
         "samplers": {row: options.name for row, options in config.contestants.items()},
@@ -53,7 +50,7 @@ def write(
         "notes": list(notes),
         "scenes": list(scores),
     }
-    write_atomic(folder / "consistency.json", json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(folder / "consistency.json", tree)
     write_atomic(folder / "consistency.csv", as_csv(scores))
     text = table(config, tree["rows"])
     if tree["differences"]:
@@ -65,7 +62,7 @@ def write(
 
 
 def summary(config: ConsistencyConfig, scores: Sequence[Score]) -> dict[str, Any]:
-    """Mean over the scenes of each figure, and its bootstrap interval."""
+    """Averages each figure over the scenes, with its bootstrap interval."""
     found: dict[str, Any] = {"scenes": len(scores)}
     for key in FIGURES:
         values = [score[key] for score in scores]
@@ -76,7 +73,7 @@ def summary(config: ConsistencyConfig, scores: Sequence[Score]) -> dict[str, Any
 
 
 def differences(config: ConsistencyConfig, of: dict[str, list[Score]]) -> dict[str, Any]:
-    """The first sampler minus each other one, scene by scene: mean, interval, and in how many scenes it has more."""
+    """Takes each other sampler from the first, scene by scene: mean, interval, in how many scenes it has more."""
     first, *others = config.contestants
     found: dict[str, Any] = {}
     for row in others:
@@ -93,36 +90,33 @@ def _minus(a: float | None, b: float | None) -> float | None:
 
 
 def table(config: ConsistencyConfig, rows: dict[str, Any]) -> str:
-    """Markdown: a row for each sampler and for the original data."""
+    """Tabulates in markdown: a row for each sampler and for the original data."""
     figures = _measured(rows)
     extra = [key for key in ("fid", "kid") if any(key in row for row in rows.values())]
     heads = ["views", "scenes", *(FIGURES[key] for key in figures), *(key.upper() for key in extra)]
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    lines = []
     for row in (*config.contestants, ORIGINAL):
         name = "original data" if row == ORIGINAL else row
         if row not in rows:
-            lines.append(f"| {name} (none is known) |" + " - |" * (len(heads) - 1))
+            lines.append([f"{name} (none is known)", *["-"] * (len(heads) - 1)])
             continue
         cells = [name, str(rows[row]["scenes"]), *(_cell(rows[row][key]) for key in figures)]
-        cells += [f"{rows[row][key]:.3f}" if key in rows[row] else "-" for key in extra]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells + [f"{rows[row][key]:.3f}" if key in rows[row] else "-" for key in extra])
+    return markdown_table(heads, lines)
 
 
 def difference_table(config: ConsistencyConfig, found: dict[str, Any]) -> str:
-    """Markdown: what the first sampler has more than each other one."""
+    """Tabulates in markdown: what the first sampler has more than each other one."""
     first = next(iter(config.contestants))
     figures = _measured(found)
     heads = [f"{first} minus", *(FIGURES[key] for key in figures), "scenes with more PSNR"]
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for row, differences in found.items():
-        cells = (_cell(differences[key]) for key in figures)
-        lines.append(f"| {row} | {' | '.join(cells)} | {differences['psnr']['won']} |")
-    return "\n".join(lines)
+    return markdown_table(heads, [
+        [row, *(_cell(less[key]) for key in figures), str(less["psnr"]["won"])] for row, less in found.items()
+    ])  # fmt: skip
 
 
 def _measured(rows: dict[str, Any]) -> list[str]:
-    """The figures that any row has."""
+    """Lists the figures that any row has."""
     return [key for key in FIGURES if any(row[key]["mean"] is not None for row in rows.values())]
 
 
@@ -134,7 +128,7 @@ def _cell(figure: dict[str, float | None]) -> str:
 
 
 def explained(config: ConsistencyConfig) -> str:
-    """What the figures mean and when they may be compared."""
+    """Explains what the figures mean and when they may be compared."""
     p = config.protocol
     pixels = "every pixel of every view in each step" if p.rays is None else f"{p.rays} random pixels in each step"
     name = f'"{p.name}" (3DiM, section 7.4{"" if p.name == "paper" else ", subsampled"})'
@@ -149,7 +143,7 @@ median symmetric epipolar distance below {config.tsed.t_error:g} pixels of a pic
 
 
 def as_csv(scores: Sequence[Score]) -> str:
-    """A line for each field."""
+    """Writes a line for each field."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -158,13 +152,13 @@ def as_csv(scores: Sequence[Score]) -> str:
 
 
 def pictures(folder: Path, score: Score) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out views and renders (V, H, W, 3) uint8 of a score."""
+    """Reads held-out views and renders (V, H, W, 3) uint8 of a score."""
     with np.load(folder / f"{score['scene']}.{score['row']}.npz", allow_pickle=False) as file:
         return file["held"], file["render"]
 
 
 def sheet(folder: Path, scores: Sequence[Score], count: int) -> np.ndarray:
-    """For some scenes the held-out view of middling PSNR, the field's render, the difference; two rows a line."""
+    """Draws for some scenes the held-out view of middling PSNR, the field's render, the difference; two rows a line."""
     names = list(dict.fromkeys(score["scene"] for score in scores))[:count]
     cells, labels = [], []
     for name in names:
@@ -183,46 +177,17 @@ def sheet(folder: Path, scores: Sequence[Score], count: int) -> np.ndarray:
 # --- distances between sets of pictures ----------------------------------------------------------------------------
 
 
-class ProbeFeatures(nn.Module):
-    """What a probe knows of pictures just before its answers: (B, 3, S, S) in [0, 1] -> (B, D)."""
-
-    def __init__(self, probe: Probe) -> None:
-        super().__init__()
-        self.probe = probe.eval()
-        self.num_features = probe.whole.in_features
-        self._seen: Tensor | None = None
-        probe.whole.register_forward_pre_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._seen = inputs[0]
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        self.probe(x)
-        assert self._seen is not None
-        return self._seen.float().flatten(1)
-
-
 def distances(probe: Probe, folder: Path, scores: Sequence[Score]) -> dict[str, Any]:
-    """FID and KID (not scaled) between all held-out views and all renders of each row, on the probe's features."""
+    """Measures FID and KID (not scaled) between all held-out views and all renders of each row, on the probe's
+    features."""
     found: dict[str, Any] = {}
     for row in dict.fromkeys(score["row"] for score in scores):
-        chosen = [score for score in scores if score["row"] == row]
-        count = sum(len(score["held_out"]) for score in chosen)
-        if count < 2:
-            continue
-        features = ProbeFeatures(probe)
-        fid = FrechetInceptionDistance(features, normalize=True)
-        with warnings.catch_warnings():  # some hundred numbers a picture: the memory is no matter
-            warnings.filterwarnings("ignore", message=".*Kernel Inception Distance.*")
-            subsets = 100 if count > SUBSET else 1
-            kid = KernelInceptionDistance(features, subsets=subsets, subset_size=min(count, SUBSET))
-        for score in chosen:
-            for stack, real in zip(pictures(folder, score), (True, False), strict=True):
-                x = prepare(torch.from_numpy(stack).float() / 255, probe.options.image_size)
-                for metric in (fid, kid):
-                    metric.update(x, real=real)
-        with torch.random.fork_rng(devices=[]):  # KID draws its subsets from the global generator
-            torch.manual_seed(0)
-            found[row] = {"fid": float(fid.compute()), "kid": float(kid.compute()[0]), "pictures": count}
+        stacks = [pictures(folder, score) for score in scores if score["row"] == row]
+        held, renders = (
+            np.concatenate([probe.features(torch.from_numpy(stack).float() / 255).numpy() for stack in column])
+            for column in zip(*stacks, strict=True)
+        )
+        if (count := len(held)) > 1:
+            subsets, size = (100, SUBSET) if count > SUBSET else (1, count)
+            found[row] = {"fid": fid(held, renders), "kid": kid(held, renders, subsets, size)[0], "pictures": count}
     return found

@@ -1,4 +1,4 @@
-"""The task "consistency": views of many scenes are drawn or read, fields fitted to them, and held-out views compared.
+"""Carries out the task "consistency": draws or reads views of many scenes, fits fields, compares held-out views.
 
     RUN/views/ROW/SCENE.safetensors what a sampler drew, unless it is on the disk already
     RUN/scores/                     one score for each field, see ``fits.py``: a killed run goes on with the others
@@ -9,39 +9,33 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from threedgen.cli import say
 from threedgen.config import ConfigError, registry
+from threedgen.evaluation.sampling import read_views, write_views
 from threedgen.evaluation.toybox.probe import Probe
-from threedgen.geometry.images import to_uint8
 from threedgen.geometry.views import Request, Views
 from threedgen.run.count import Count
-from threedgen.run.folder import write_atomic
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import write_summary
 from threedgen.train.loop import set_threads
 
-from .fits import Fits, Job, Score, stored
+from .fits import Job, Score, scored
 from .held_out import held_out_places, warn_about
 from .options import ORIGINAL, ConsistencyConfig
 from .report import distances, write
 from .scenes import Scene, fit_to
 from .strips import Strips
 
-logger = logging.getLogger(__name__)
-
 
 def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Draw, fit, score, report; returns the exit code. Raises ConfigError before any drawing for what cannot work."""
+    """Draws, fits, scores, reports; returns the exit code. Raises ConfigError before any drawing."""
     begun, folder = time.monotonic(), Path(str(config.out))
     threads = set_threads(config.threads)
     probe = Probe.load(config.features.weights) if config.features else None
@@ -55,34 +49,11 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
     strips = Strips(config.sheet)
     fields = sum(len(samplers) + (scene.original is not None) for scene in every)
     with Interrupts() as interrupts, Count("fields", fields, quiet) as count:
-
-        def done(score: Score) -> None:
+        for score in scored(jobs(config, samplers, every, held, strips, interrupts, count), config.workers, threads):
             scores.append(score)
             count.add(1, f"{score['scene']} {score['row']} {score['psnr']:.1f} dB")
-
-        with Fits(config.workers, threads, done) as fits:
-            for start in range(0, len(every), config.batch):
-                batch = every[start : start + config.batch]
-                true = [true_views(scene) for scene in batch]
-                for row in (*samplers, ORIGINAL):
-                    mine = row in samplers
-                    seen = draw(config, row, samplers[row], batch, folder / "views" / row, count) if mine else true
-                    for scene, views, truth in zip(batch, seen, true, strict=True):
-                        if interrupts.stop:
-                            return 130
-                        if views is None:
-                            continue
-                        strips.add(scene, row, views)
-                        job = Job.of(
-                            scene.name, row, views, held[scene.name], config.protocol, config.tsed, config.seed,
-                            folder / "scores", config.device,
-                            truth if mine and scene.condition else None, scene.targets,
-                        )  # fmt: skip
-                        before = stored(job)
-                        if before is not None:
-                            done(before)
-                        else:
-                            fits.submit(job)
+    if len(scores) < fields:
+        return 130
     place = {scene.name: k for k, scene in enumerate(every)}
     order = [*samplers, ORIGINAL]
     scores.sort(key=lambda score: (place[score["scene"]], order.index(score["row"])))
@@ -94,6 +65,30 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
         say(text)
     say(str(folder / "consistency.md"))
     return 0
+
+
+def jobs(
+    config: ConsistencyConfig, samplers: Mapping[str, Any], every: Sequence[Scene], held: Mapping[str, list[int]],
+    strips: Strips, interrupts: Interrupts, count: Count,
+) -> Iterator[Job]:  # fmt: skip
+    """Yields a field to fit for each row of each scene, with the views that it is fitted to; after Ctrl-C no more."""
+    folder = Path(str(config.out))
+    for start in range(0, len(every), config.batch):
+        batch = every[start : start + config.batch]
+        true = [true_views(scene) for scene in batch]
+        for row in (*samplers, ORIGINAL):
+            drawn = row in samplers
+            seen = draw(config, row, samplers[row], batch, folder / "views" / row, count) if drawn else true
+            for scene, views, truth in zip(batch, seen, true, strict=True):
+                if interrupts.stop:
+                    return
+                if views is None:
+                    continue
+                strips.add(scene, row, views)
+                yield Job.of(
+                    scene.name, row, views, held[scene.name], config.protocol, config.tsed, config.seed,
+                    folder / "scores", config.device, truth if drawn and scene.condition else None, scene.targets,
+                )  # fmt: skip
 
 
 def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Scene]) -> None:
@@ -116,7 +111,7 @@ def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Sce
 
 
 def true_views(scene: Scene) -> Views | None:
-    """The original views of a scene, if there are any."""
+    """Gives the original views of a scene, if there are any."""
     if scene.original is None:
         return None
     return Views(fit_to(scene, scene.original(range(len(scene.at))).images), scene.at)
@@ -125,40 +120,25 @@ def true_views(scene: Scene) -> Views | None:
 def draw(
     config: ConsistencyConfig, row: str, sampler: Any, batch: Sequence[Scene], folder: Path, count: Count
 ) -> Sequence[Views | None]:
-    """All views of some scenes, those given included; from the files of an earlier run where it drew them."""
+    """Draws all views of some scenes, those given included, or reads them where an earlier run drew them."""
     requests = [scene.request(config.seed) for scene in batch]
     paths = [folder / f"{scene.name}.safetensors" for scene in batch]
-    told = [_told(config, sampler, request) for request in requests]
-    kept = [_read(path, there) for path, there in zip(paths, told, strict=True)]
-    lacking = [k for k, images in enumerate(kept) if images is None]
+    metadata = [provenance(config, sampler, request) for request in requests]
+    kept = [read_views(path, expected) for path, expected in zip(paths, metadata, strict=True)]
+    images = [None if views is None else torch.from_numpy(views).float() / 255 for views in kept]
+    lacking = [k for k, views in enumerate(images) if views is None]
     if lacking:
         count.note(f"{row} draws {' '.join(batch[k].name for k in lacking)}")
     drawn = sampler([requests[k] for k in lacking]) if lacking else []
-    for k, images in zip(lacking, drawn, strict=True):
-        kept[k] = fit_to(batch[k], images)
+    for k, views in zip(lacking, drawn, strict=True):
+        images[k] = fit_to(batch[k], views)
         if not getattr(sampler, "on_disk", False):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(paths[k], save({"views": torch.from_numpy(to_uint8(kept[k]))}, told[k]))
-    pairs = zip(batch, requests, kept, strict=True)
-    return [scene.together(request, images) for scene, request, images in pairs if images is not None]
+            write_views(paths[k], images[k], metadata[k])
+    triples = zip(batch, requests, images, strict=True)
+    return [scene.together(request, views) for scene, request, views in triples if views is not None]
 
 
-def _told(config: ConsistencyConfig, sampler: Any, request: Request) -> dict[str, str]:
-    """What decides the drawn views of a request."""
+def provenance(config: ConsistencyConfig, sampler: Any, request: Request) -> dict[str, str]:
+    """Collects what decides the drawn views of a request."""
     numbers = " ".join(map(str, request.numbers))
     return {"sampler": sampler.fingerprint(), "seed": str(config.seed), "views": numbers}
-
-
-def _read(path: Path, told: dict[str, str]) -> torch.Tensor | None:
-    """Drawn views (N, H, W, 3) of a scene; None if they are missing, damaged, or of another sampler."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            if file.metadata() != told:
-                logger.warning("%s is of another sampler, or of other views; drawing it again", path)
-                return None
-            return file.get_tensor("views").float() / 255
-    except (SafetensorError, OSError) as error:
-        logger.warning("%s is damaged (%s); drawing it again", path, str(error).split("\n")[0])
-        return None

@@ -1,8 +1,8 @@
-"""Samplers of novel views that need no model of their own: the multi-view prior, and a folder on the disk.
+"""Draws novel views without a model of its own: by the multi-view prior, or from a folder on the disk.
 
-A sampler is a `threedgen.geometry.views.NovelViewSampler`, built from its config by the registry's kind "sampler". It may have
-``needs_text`` or ``needs_condition``, which are asked for before anything is drawn, and ``on_disk`` if what it draws
-need not be kept.
+A sampler is a `threedgen.geometry.views.NovelViewSampler`, built from its config by the registry's kind "sampler". It
+may have ``needs_text`` or ``needs_condition``, which are asked for before anything is drawn, and ``on_disk`` if what it
+draws need not be kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash, registry
 from threedgen.data.srn.reader import Instance, open_instance, scenes
-from threedgen.evaluation.toybox.prior_score import fingerprint
+from threedgen.evaluation.sampling import fingerprint
 from threedgen.geometry.views import Request
 from threedgen.guidance.prior import Prior
 from threedgen.run.seeding import generator
@@ -33,7 +33,7 @@ BEYOND = 15.0
 
 
 class MVDreamSampler:
-    """The multi-view prior draws the views of a text, ``together`` at a time, each time from the same words."""
+    """Draws by the multi-view prior the views of a text, ``together`` at a time, each time from the same words."""
 
     needs_text, on_disk = True, False
 
@@ -76,7 +76,7 @@ class MVDreamSampler:
 
 
 class FolderSampler:
-    """Pictures that somebody has drawn already. Everything but their pixels is checked at once."""
+    """Reads pictures that somebody has drawn already. Everything but their pixels is checked at once."""
 
     needs_text, on_disk = False, True
 
@@ -95,20 +95,20 @@ class FolderSampler:
         return [self.instance(request).views(self.places(request)).images for request in requests]
 
     def instance(self, request: Request) -> Instance:
-        """The folder of a scene. Raises ConfigError if there is none."""
+        """Finds the folder of a scene. Raises ConfigError if there is none."""
         if request.scene not in self.instances:
             raise ConfigError(f"{self.folder / request.scene} is missing: the scene is asked for, but was not drawn")
         return self.instances[request.scene]
 
     def places(self, request: Request) -> list[int]:
-        """Where the asked views are. Raises ConfigError for one that is missing or drawn from another pose."""
+        """Finds where the asked views are. Raises ConfigError for one that is missing or drawn from another pose."""
         instance = self.instance(request)
         place = {number: k for k, number in enumerate(instance.numbers)}
         for k, number in enumerate(request.numbers):
             if number not in place:
                 raise ConfigError(f"{instance.folder / 'rgb' / f'{number:06d}.png'} is missing: this view is asked for")
-            mine, wanted = instance.at.c2w[place[number]], request.target.c2w[k]
-            if (mine - wanted).abs().max() > SAME_POSE * max(1.0, float(wanted[:3, 3].norm())):
+            mine, asked = instance.at.c2w[place[number]], request.target.c2w[k]
+            if (mine - asked).abs().max() > SAME_POSE * max(1.0, float(asked[:3, 3].norm())):
                 path = instance.folder / "pose" / f"{instance.names[place[number]]}.txt"
                 raise ConfigError(f"{path} is another pose than that of the view which was asked for")
         return [place[number] for number in request.numbers]

@@ -1,4 +1,4 @@
-"""What a sampler is asked to draw, and what the original data looks like."""
+"""Describes what a sampler is asked to draw, and how the original data looks."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Scene:
         return [k for k in outward if k not in self.condition]
 
     def request(self, seed: int, pictures: bool = True) -> Request:
-        """What a sampler is asked for; without ``pictures`` the given views are left out."""
+        """Words what a sampler is asked for; without ``pictures`` the given views are left out."""
         given = self.original(self.condition) if pictures and self.original and self.condition else None
         numbers = tuple(self.numbers[k] for k in self.targets)
         return Request(self.name, given, self.at.select(self.targets), numbers, self.text, seed)
 
     def together(self, request: Request, drawn: torch.Tensor) -> Views:
-        """All views of the scene in their order: those given, which the sampler was shown, and those drawn."""
+        """Joins all views of the scene in their order: those given, which the sampler was shown, and those drawn."""
         images = torch.empty(len(self.at), *drawn.shape[1:])
         images[self.targets] = drawn
         if request.condition is not None:
@@ -60,7 +60,7 @@ class Scene:
 
 
 def toybox(config: ToyboxScenesConfig, sampler: Any, seed: int) -> list[Scene]:
-    """Held-out captions; the original data is a fresh object of the same caption."""
+    """Makes scenes of held-out captions; the original data is a fresh object of the same caption."""
     half = np.tan(np.deg2rad(config.fov) / 2)
     fov, distance = float(np.deg2rad(config.fov)), config.relative_distance / float(half)
     steep = float(np.deg2rad(config.elevation))
@@ -82,7 +82,7 @@ def toybox(config: ToyboxScenesConfig, sampler: Any, seed: int) -> list[Scene]:
 
 
 def srn(config: SRNScenesConfig, sampler: Any, seed: int) -> list[Scene]:
-    """Scenes of an archive, the standard protocol: one view is given, the others are targets."""
+    """Reads scenes of an archive, the standard protocol: one view is given, the others are targets."""
     found = scenes(split_folder(config.path, config.split))
     chosen = [found[k] for k in evenly(len(found), config.count)]
     return [_from_archive(config, open_instance(path, config.up, LEAST)) for path in chosen]
@@ -105,19 +105,19 @@ def _from_archive(config: SRNScenesConfig, instance: Instance) -> Scene:
 
 
 def sampled(config: SampledScenesConfig, sampler: Any, seed: int) -> list[Scene]:
-    """The scenes that a folder has, without original data."""
+    """Takes the scenes that a folder has, without original data."""
     if not isinstance(sampler, FolderSampler):
         raise ConfigError("scenes: 'sampled' are those of a folder of samples, and the sampler is none")
     return [Scene(name, one.at, one.numbers) for name, one in sampler.instances.items()]
 
 
-def evenly(count: int, wanted: int) -> list[int]:
-    """``wanted`` places of ``count``, the first and the last among them; all if there are fewer."""
-    return np.unique(np.round(np.linspace(0, count - 1, min(wanted, count))).astype(int)).tolist()
+def evenly(count: int, most: int) -> list[int]:
+    """Chooses at most ``most`` of ``count`` places, evenly, the first and the last among them."""
+    return np.unique(np.round(np.linspace(0, count - 1, min(most, count))).astype(int)).tolist()
 
 
 def fit_to(scene: Scene, images: torch.Tensor) -> torch.Tensor:
-    """A sampler's pictures (N, h, w, 3) as 8-bit values in [0, 1] and in the scene's size: what a file would hold."""
+    """Brings a sampler's pictures (N, h, w, 3) to 8-bit values in [0, 1] and the scene's size, as a file would."""
     size = (scene.at.height, scene.at.width)
     if tuple(images.shape[1:3]) != size:
         images = resize(images, *size)

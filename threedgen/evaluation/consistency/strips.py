@@ -1,4 +1,4 @@
-"""A picture of views side by side: what a figure of consistency looks like."""
+"""Draws views side by side: how a figure of consistency looks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Strips:
         self._strips.setdefault(scene.name, {})[row] = strip
 
     def write(self, path: Path) -> None:
-        """A line for each scene and row, each as wide as the longest; nothing if there are no strips."""
+        """Writes a line for each scene and row, each as wide as the longest; nothing if there are no strips."""
         lines = [(f"{name} {row}", strip) for name, rows in self._strips.items() for row, strip in rows.items()]
         if not lines:
             return

@@ -1,4 +1,4 @@
-"""TSED: how many pairs of neighbouring views obey the epipolar geometry of their cameras (Yu et al. 2023,
+"""Measures TSED: how many pairs of neighbouring views obey the epipolar geometry of their cameras (Yu et al. 2023,
 "Long-Term Photometric Consistent Novel View Synthesis with Diffusion Models", section 4.2).
 
 Epipolar geometry says nothing about sliding along a line, and views without texture have no matches: it stands beside
@@ -12,10 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from kornia.geometry import epipolar
 from numpy.typing import NDArray
 from skimage.feature import SIFT, match_descriptors
+from torch import Tensor
 
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_uint8
+from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.views import Views
 
 from .options import TSEDConfig
@@ -41,36 +46,32 @@ class Pairs:
         return self.consistent / self.total if self.total else None
 
 
-def fundamental(first: Floats, second: Floats, K_first: Floats, K_second: Floats) -> Floats:
-    """F (3, 3) of two cameras: q^T F p = 0 for the pictures p, q (homogeneous pixels) of a point in both.
-
-    ``first``, ``second`` (4, 4): camera-to-world with OpenGL axes; K (3, 3). F is 0 if they stand in one place.
-    """
-    flip = np.diag([1.0, -1.0, -1.0, 1.0])
-    motion = np.linalg.inv(second @ flip) @ (first @ flip)  # from the first camera's frame to the second's
-    x, y, z = motion[:3, 3]
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.linalg.inv(K_second).T @ cross @ motion[:3, :3] @ np.linalg.inv(K_first)
+def fundamental(first: Cameras, second: Cameras) -> Tensor:
+    """Finds F (N, 3, 3) of N pairs of cameras, float64: q^T F p = 0 for the pictures p, q (homogeneous pixels) of a
+    point in both. F is 0 if the two stand in one place."""
+    (R_1, t_1), (R_2, t_2) = ((w2c[:, :3, :3], w2c[:, :3, 3:]) for w2c in (_w2c(first), _w2c(second)))
+    E = epipolar.essential_from_Rt(R_1, t_1, R_2, t_2)
+    apart = (first.position != second.position).any(1)  # else rounding would draw lines
+    return apart[:, None, None] * epipolar.fundamental_from_essential(E, first.K.double(), second.K.double())
 
 
-def symmetric_epipolar_distance(matches: Floats, F: Floats) -> Floats:
-    """(M,) pixels: the mean of each point's distance to the other's epipolar line.
+def _w2c(at: Cameras) -> Tensor:
+    """World-to-camera (N, 4, 4) with OpenCV axes, float64."""
+    return torch.linalg.inv(opencv_axes(at.c2w).double())
+
+
+def symmetric_epipolar_distance(matches: Floats, F: Tensor) -> Floats:
+    """Averages the distances (M,) in pixels of each match's two points to the other's epipolar line.
 
     ``matches`` (M, 4): (u, v) in the first picture and (u, v) in the second. inf where there is no line.
     """
-    ones = np.ones((len(matches), 1))
-    p, q = np.hstack([matches[:, :2], ones]), np.hstack([matches[:, 2:], ones])
-
-    def distance(points: Floats, lines: Floats) -> Floats:
-        norm = np.linalg.norm(lines[:, :2], axis=1)
-        error = np.abs((points * lines).sum(1))
-        return np.where(norm > 1e-12, error / np.maximum(norm, 1e-12), np.inf)
-
-    return 0.5 * (distance(q, p @ F.T) + distance(p, q @ F))
+    p, q = torch.from_numpy(np.asarray(matches, np.float64)).split(2, 1)
+    there, back = epipolar.left_to_right_epipolar_distance(p, q, F), epipolar.right_to_left_epipolar_distance(p, q, F)
+    return (0.5 * (there + back)).numpy()
 
 
 def judge(distances: Sequence[Floats], t_error: float, t_matches: int) -> Pairs:
-    """A pair is consistent with at least ``t_matches`` matches and a median distance below ``t_error`` pixels.
+    """Calls a pair consistent with at least ``t_matches`` matches and a median distance below ``t_error`` pixels.
 
     ``distances``: those of the matches of each pair, (M,) with any M, 0 included.
     """
@@ -81,23 +82,22 @@ def judge(distances: Sequence[Floats], t_error: float, t_matches: int) -> Pairs:
 
 
 def tsed(views: Views, options: TSEDConfig) -> Pairs:
-    """TSED of neighbouring views, in the order in which they are given, at ``options.size`` pixels a side."""
+    """Measures TSED of neighbouring views, in the order in which they are given, at ``options.size`` pixels a side."""
     pairs = neighbours(len(views), options.pairs)
+    if not pairs:
+        return judge([], options.t_error, options.t_matches)
     needed = sorted({k for pair in pairs for k in pair})
-    place = {k: n for n, k in enumerate(needed)}
-    seen = views.select(needed).resized(options.size) if needed else views
-    features = [describe(image) for image in to_uint8(seen.images)]
-    c2w, K = seen.at.c2w.double().numpy(), seen.at.K.double().numpy()
-    distances = []
-    for one, two in pairs:
-        a, b = place[one], place[two]
-        matches = match(features[a], features[b], options.ratio)
-        distances.append(symmetric_epipolar_distance(matches, fundamental(c2w[a], c2w[b], K[a], K[b])))
+    images = to_uint8(views.select(needed).resized(options.size).images)
+    features = {k: describe(image) for k, image in zip(needed, images, strict=True)}
+    at = views.at.with_size(options.size, options.size)
+    F = fundamental(*(at.select([pair[end] for pair in pairs]) for end in (0, 1)))
+    matches = [match(features[one], features[two], options.ratio) for one, two in pairs]
+    distances = list(map(symmetric_epipolar_distance, matches, F))
     return judge(distances, options.t_error * options.size / REFERENCE_SIZE, options.t_matches)
 
 
 def neighbours(count: int, pairs: int) -> list[tuple[int, int]]:
-    """At most ``pairs`` of the pairs (k, k + 1) of ``count`` views, evenly spread."""
+    """Chooses at most ``pairs`` of the pairs (k, k + 1) of ``count`` views, evenly spread."""
     if pairs == 0 or count < 2:
         return []
     first = np.unique(np.round(np.linspace(0, count - 2, min(pairs, count - 1))).astype(int))
@@ -108,8 +108,8 @@ Features = tuple[Floats, NDArray[np.uint8]]
 
 
 def describe(image: NDArray[np.uint8]) -> Features | None:
-    """Places (M, 2) as (u, v), pixel centres at +0.5, and SIFT descriptors (M, 128) of a picture (H, W, 3); None if it
-    has no feature at all."""
+    """Finds the features of a picture (H, W, 3): places (M, 2) as (u, v), pixel centres at +0.5, and SIFT descriptors
+    (M, 128); None if there is no feature at all."""
     sift = SIFT()
     try:
         sift.detect_and_extract((image @ LUMA) / 255)
@@ -120,7 +120,7 @@ def describe(image: NDArray[np.uint8]) -> Features | None:
 
 
 def match(first: Features | None, second: Features | None, ratio: float) -> Floats:
-    """(M, 4): the places of features that are each other's nearest and clearly nearer than the next."""
+    """Matches features that are each other's nearest and clearly nearer than the next: their places (M, 4)."""
     if first is None or second is None or min(len(first[0]), len(second[0])) < 2:
         return np.zeros((0, 4))
     index = match_descriptors(first[1], second[1], cross_check=True, max_ratio=ratio)

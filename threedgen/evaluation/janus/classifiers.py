@@ -41,12 +41,12 @@ class ProbeSides:
         self.probe = Probe.load(config.weights, EMBEDDED)
 
     def sides(self, pictures: Tensor, prompt: str) -> Tensor:
-        return self.probe.look(pictures).side.exp()
+        return self.probe.classify(pictures).side.exp()
 
     def likeness(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor | None:
         """Log-probability of the prompt's noun, and of its colour if it says one."""
         specs, labels = [mentioned(prompt) for prompt in prompts], self.probe.labels
-        seen, columns = self.probe.look(pictures), []
+        seen, columns = self.probe.classify(pictures), []
         for spec in specs:
             if spec is None:
                 return None

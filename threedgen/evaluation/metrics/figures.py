@@ -1,4 +1,4 @@
-"""The arithmetic of the evaluations: shares with their intervals, viewing sides in order.
+"""Computes what all evaluations share: shares with their intervals, viewing sides in order.
 
 Angles are in radians, azimuth 0 is the front and grows counter-clockwise seen from above (threedgen.geometry.cameras).
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from math import pi, sqrt
+from math import pi
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 SIDES = ("front", "left", "back", "right")
 """Side k is what a camera sees within 45 degrees of azimuth 90 k; at azimuth 90 that is the object's left."""
@@ -43,31 +44,26 @@ class Share:
 
 
 def share(answers: Sequence[bool | None]) -> Share:
-    """How many are True; None (not applicable) does not count."""
+    """Counts the True ones; None (not applicable) does not count."""
     asked = [answer for answer in answers if answer is not None]
     return Share(sum(map(bool, asked)), len(asked))
 
 
-def wilson(hits: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Score interval of a share (Wilson 1927); z = 1.96 for 95 %. ValueError unless 0 <= hits <= total, total > 0."""
-    if not 0 <= hits <= total or total < 1:
-        raise ValueError(f"{hits} of {total} is no share")
-    p, scale = hits / total, 1 + z * z / total
-    middle = (p + z * z / (2 * total)) / scale
-    half = z / scale * sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    low, high = max(0.0, middle - half), min(1.0, middle + half)
-    return (0.0 if hits == 0 else low), (1.0 if hits == total else high)
+def wilson(hits: int, total: int) -> tuple[float, float]:
+    """Finds the 95 % score interval of a share (Wilson 1927). Raises ValueError for hits > total or no total."""
+    low, high = stats.binomtest(hits, total).proportion_ci(0.95, "wilson")
+    return float(low), float(high)
 
 
 def majority(log_probability: Floats) -> int:
-    """The class that most views (V, K) vote for; of equally many votes the more probable one."""
+    """Finds the class that most views (V, K) vote for; of equally many votes the more probable one."""
     votes = np.bincount(log_probability.argmax(1), minlength=log_probability.shape[1])
     best = np.flatnonzero(votes == votes.max())
     return int(best[log_probability.mean(0)[best].argmax()])
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Of those that there are."""
+    """Averages those that there are."""
     there = [value for value in values if value is not None]
     return float(np.mean(there)) if there else None
 
@@ -75,14 +71,14 @@ def mean(values: Sequence[float | None]) -> float | None:
 def bootstrap(
     values: Sequence[float | None], rng: np.random.Generator | None = None, resamples: int = 10_000
 ) -> tuple[float, float] | None:
-    """95 % interval of the mean of those that there are: percentiles of means of values drawn with replacement (Efron
-    1979). None below two values. Without ``rng`` always the same for the same values."""
+    """Finds the 95 % interval of the mean of those that there are: percentiles of means of values drawn with
+    replacement (Efron 1979). None below two values. Without ``rng`` always the same for the same values."""
     there = np.array([value for value in values if value is not None], np.float64)
     if len(there) < 2:
         return None
     rng = rng or np.random.default_rng(0)
-    means = there[rng.integers(0, len(there), (resamples, len(there)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    found = stats.bootstrap((there,), np.mean, n_resamples=resamples, method="percentile", rng=rng)
+    low, high = found.confidence_interval
     return float(low), float(high)
 
 
@@ -90,23 +86,23 @@ def bootstrap(
 
 
 def wrap(angle: Floats | float) -> Floats:
-    """Angles brought into [-pi, pi)."""
+    """Brings angles into [-pi, pi)."""
     return (np.asarray(angle, float) + pi) % (2 * pi) - pi
 
 
 def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
-    """The side, 0 to 3, that a camera at ``azimuth`` sees."""
+    """Finds the side, 0 to 3, that a camera at ``azimuth`` sees."""
     return np.round(np.asarray(azimuth, float) / (pi / 2)).astype(np.int64) % 4
 
 
 def sides_right(seen: Sequence[int] | NDArray[np.integer], azimuth: Floats, slack: float = SLACK) -> NDArray[np.bool_]:
-    """Which of the sides ``seen`` (V,) fit cameras at ``azimuth`` (V,): within 45 degrees + ``slack`` of them."""
+    """Tells which of the sides ``seen`` (V,) fit cameras at ``azimuth`` (V,): within 45 degrees + ``slack`` of them."""
     centre = np.asarray(seen, float) * (pi / 2)
     return np.abs(wrap(np.asarray(azimuth, float) - centre)) <= pi / 4 + slack + 1e-9
 
 
 def in_order(log_probability: Floats, azimuth: Floats, slack: float = SLACK) -> bool:
-    """Whether the views together show the four sides in the order in which their cameras stand around the object.
+    """Tells whether the views together show the four sides in the order in which their cameras stand around the object.
 
     Of the 24 ways to give four sides to four views at right angles, the most probable must be the one that the
     cameras say: so not mirrored, not turned, no two swapped. ``log_probability`` (V, 4) of each view's side,

@@ -1,9 +1,9 @@
-"""T3Bench's quality protocol (arXiv 2310.02977), for those who have the network that gives the rewards.
+"""Scores meshes by T3Bench's quality protocol (arXiv 2310.02977), for those who have its network.
 
 A mesh is seen from the 162 corners of an icosphere at 5 zooms; of each corner the best zoom counts; three rounds of
 averaging with the neighbours punish a good side among bad ones; the best corner is the score.
 
-    score = quality_of(thing, reward)       reward: (512, 512, 3) in [0, 1] -> ImageReward-v1.0 for the prompt
+    score = quality_of(mesh, reward)       reward: (512, 512, 3) in [0, 1] -> ImageReward-v1.0 for the prompt
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DISTANCE, SIZE, ROUNDS = 2.2, 512, 3
 
 
 def icosphere(subdivisions: int = 2) -> tuple[Array, Array]:
-    """Corners (N, 3) on the unit sphere, 162 of them by default, and the edges (E, 2) between them, each once."""
+    """Makes corners (N, 3) on the unit sphere, 162 of them by default, and the edges (E, 2) between them, each once."""
     import trimesh
 
     ball = trimesh.creation.icosphere(subdivisions=subdivisions)
@@ -34,7 +34,7 @@ def icosphere(subdivisions: int = 2) -> tuple[Array, Array]:
 
 
 def smoothed(values: Array, edges: Array, rounds: int = ROUNDS) -> Array:
-    """Values (N,) of corners, each round replaced by (own + sum of neighbours) / (1 + number of neighbours)."""
+    """Smooths values (N,) of corners, each round replaced by (own + sum of neighbours) / (1 + number of neighbours)."""
     values, edges = np.asarray(values, np.float64), np.asarray(edges, np.int64).reshape(-1, 2)
     degree = np.bincount(edges.ravel(), minlength=len(values))
     for _ in range(rounds):
@@ -46,12 +46,12 @@ def smoothed(values: Array, edges: Array, rounds: int = ROUNDS) -> Array:
 
 
 def quality(rewards: Array, edges: Array, rounds: int = ROUNDS) -> float:
-    """20 r + 50 of the best corner, from rewards (N, Z) of N corners at Z zooms; can be below 50, or above 100."""
+    """Scores 20 r + 50 of the best corner, from rewards (N, Z) of N corners at Z zooms; below 50 or above 100 too."""
     return float(20 * smoothed(np.asarray(rewards, np.float64).max(1), edges, rounds).max() + 50)
 
 
 def cameras(corners: Array) -> Array:
-    """c2w (N, 4, 4) from ``corners`` at distance 2.2; up is z, but y for who looks along z."""
+    """Places c2w (N, 4, 4) at ``corners`` at distance 2.2; up is z, but y for who looks along z."""
     import torch
 
     corners = np.asarray(corners, np.float64)
@@ -61,17 +61,17 @@ def cameras(corners: Array) -> Array:
     return look_at(position, torch.zeros_like(position), torch.from_numpy(up).float()).numpy()
 
 
-def quality_of(thing: Thing, reward: Callable[[Array], float], size: int = SIZE, subdivisions: int = 2) -> float:
-    """The quality of a mesh, unlit on black: 810 pictures by default."""
+def quality_of(mesh: Thing, reward: Callable[[Array], float], size: int = SIZE, subdivisions: int = 2) -> float:
+    """Scores a mesh, unlit on black: 810 pictures by default."""
     corners, edges = icosphere(subdivisions)
-    thing, poses = fitted(thing), cameras(corners)
-    rewards = [[reward(thing.pictures(pose[None], pi / zoom, size, 0.0)[0]) for zoom in ZOOMS] for pose in poses]
+    mesh, poses = fitted(mesh), cameras(corners)
+    rewards = [[reward(mesh.pictures(pose[None], pi / zoom, size, 0.0)[0]) for zoom in ZOOMS] for pose in poses]
     return quality(np.array(rewards), edges)
 
 
-def fitted(thing: Thing) -> Thing:
-    """Moved by the mean of its vertices, those at one place counted once, and scaled into [-1, 1]."""
-    points = np.unique(thing.corners.reshape(-1, 3), axis=0)
+def fitted(mesh: Thing) -> Thing:
+    """Moves a mesh by the mean of its vertices, those at one place counted once, and scales it into [-1, 1]."""
+    points = np.unique(mesh.corners.reshape(-1, 3), axis=0)
     middle = points.mean(0)
     scale = np.abs(points - middle).max()
-    return replace(thing, parts=tuple(replace(part, corners=(part.corners - middle) / scale) for part in thing.parts))
+    return replace(mesh, parts=tuple(replace(part, corners=(part.corners - middle) / scale) for part in mesh.parts))

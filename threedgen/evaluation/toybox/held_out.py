@@ -1,4 +1,4 @@
-"""What the evaluations ask for: held-out combinations of the toybox, always the same for the same seed."""
+"""Chooses what the evaluations ask for: held-out combinations of the toybox, always the same for the same seed."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class Case:
 
     @property
     def caption(self) -> str:
-        """In the plain wording."""
+        """What is asked for, in the plain wording."""
         return caption(self.spec)
 
     def truth(self, seed: int, number: int = 0) -> Asset:
-        """A fresh asset of the same caption, which no training ever saw."""
+        """Builds a fresh asset of the same caption, which no training ever saw."""
         return build(self.spec, numpy_generator(seed, self.index, f"truth {number}"), index=self.index)
 
 
 def held_out_cases(
     count: int, seed: int, first: int = 0, spread: bool = False, nouns: Collection[str] | None = None
 ) -> list[Case]:
-    """``count`` different combinations from sample ``first`` on; with ``spread`` each noun that has any comes once
-    before one comes again; ``nouns``: only of these. Raises ConfigError for more than there are."""
+    """Draws ``count`` different combinations from sample ``first`` on; with ``spread`` each noun that has any comes
+    once before one comes again; ``nouns``: only of these. Raises ConfigError for more than there are."""
     rooms = {word: count for word, count in held_out_rooms().items() if nouns is None or word in nouns}
     most = len(COLOURS) * (len(rooms) * min(rooms.values(), default=0) if spread else sum(rooms.values())) // 2
     if count > most:
@@ -56,7 +56,7 @@ def held_out_cases(
 
 @cache
 def held_out_rooms() -> dict[str, int]:
-    """How many pairs of colour and part of each noun are held out, for the nouns that have any."""
+    """Counts how many pairs of colour and part of each noun are held out, for the nouns that have any."""
     rooms = {
         word: sum(held_out(Spec(word, colour, "", part)) for colour in COLOURS for part in noun.parts + noun.wears)
         for word, noun in NOUNS.items()

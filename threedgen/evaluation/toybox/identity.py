@@ -1,4 +1,4 @@
-"""Is it the same subject? Pictures become unit vectors; their cosine says how alike two of them are.
+"""Tells whether two pictures show one subject: they become unit vectors, whose cosine says how alike they are.
 
 For toybox subjects a small network, trained on ground truth to know a subject from any side and to tell it from others
 of its kind. For photos any image encoder of the Hugging Face hub, such as DINOv2 or CLIP, as DreamBooth does it
@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen.config.errors import ConfigError
+from threedgen.evaluation.tables import write_json
 from threedgen.guidance.weights.loading import reachable
 from threedgen.run.folder import write_atomic
 
 from .options import HubIdentityConfig, IdentityNetworkConfig, ToyboxIdentityConfig
-from .probe import Residual, convolution, prepare
+from .probe import Residual, convolution, pooled, prepare
 
 NAME = "toybox-identity"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -53,15 +54,13 @@ class IdentityNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] -> (B, D) of length 1, float32."""
-        found = self.levels((x - 0.5) * 4)
-        return F.normalize(self.out(torch.cat([found.mean((2, 3)), found.amax((2, 3))], 1)).float(), dim=1)
+        return F.normalize(self.out(pooled(self.levels((x - 0.5) * 4))).float(), dim=1)
 
     def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
         """PATH.safetensors, and beside it a .json with the sizes and ``about``. Raises OSError."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, save({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}))
-        card = {"network": self.options.model_dump(mode="json"), **(about or {})}
-        write_atomic(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
+        write_json(path.with_suffix(".json"), {"network": self.options.model_dump(mode="json"), **(about or {})})
 
 
 class ToyboxIdentity:
@@ -116,7 +115,7 @@ class HubIdentity:
 
 
 def encoder_input(pictures: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Square pictures (V, H, W, 3) in [0, 1] as an image encoder takes them: (V, 3, size, size), bicubic with
+    """Brings square pictures (V, H, W, 3) in [0, 1] to what an image encoder takes: (V, 3, size, size), bicubic with
     antialiasing, colours less ``mean`` over ``std``."""
     x = pictures.permute(0, 3, 1, 2).float()
     x = F.interpolate(x, [size] * 2, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
@@ -127,15 +126,15 @@ def encoder_input(pictures: Tensor, size: int, mean: Sequence[float], std: Seque
 # --- figures -----------------------------------------------------------------------------------------------------
 
 
-def likeness(ours: Tensor, theirs: Tensor) -> float:
-    """Mean cosine of all pairs of the vectors (V, D) and (W, D), in [-1, 1]: DINO or CLIP-I of one subject."""
+def similarity(ours: Tensor, theirs: Tensor) -> float:
+    """Averages the cosine of all pairs of the vectors (V, D) and (W, D), in [-1, 1]: DINO or CLIP-I of one subject."""
     return float((ours @ theirs.T).mean())
 
 
 @dataclass(frozen=True)
 class ROC:
     """How well a figure tells "same" from "different". ``area`` in [0, 1]: the share of pairs in order, ties half;
-    ``threshold``: where most is told right, ``hits`` of the same and ``alarms`` of the others from there on."""
+    ``threshold``: where most answers are right, ``hits`` of the same and ``alarms`` of the others from there on."""
 
     area: float
     threshold: float
@@ -144,7 +143,7 @@ class ROC:
 
 
 def roc(same: NDArray[np.floating], different: NDArray[np.floating]) -> ROC:
-    """Of the figures of pairs that are the same and of pairs that are not. Raises ValueError if one is empty."""
+    """Rates the figures of pairs that are the same and of pairs that are not. Raises ValueError if one is empty."""
     if not len(same) or not len(different):
         raise ValueError("a ROC needs figures of both kinds")
     low = np.sort(different)
@@ -158,7 +157,7 @@ def roc(same: NDArray[np.floating], different: NDArray[np.floating]) -> ROC:
 
 
 def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.integer]) -> tuple[Any, Any]:
-    """Cosines of all pairs of pictures (V, D) of the same subject, and of different subjects of the same kind."""
+    """Collects the cosines of all pairs of pictures (V, D) of one subject, and of different ones of the same kind."""
     cosine = (vectors @ vectors.T).numpy()
     once = np.triu(np.ones_like(cosine, bool), 1)
     same = subject[:, None] == subject

@@ -1,4 +1,4 @@
-"""What the probe should say of toybox pictures: noun, colours, visible parts, viewing side."""
+"""Labels toybox pictures with what the probe should say of them: noun, colours, visible parts, viewing side."""
 
 from __future__ import annotations
 
@@ -56,6 +56,9 @@ class Truth:
     azimuth: Tensor
     front: Tensor
 
+    def __getitem__(self, views: slice) -> Truth:
+        return Truth(*(value[views] for value in vars(self).values()))
+
     def to(self, device: torch.device | str) -> Truth:
         return Truth(**{name: value.to(device) for name, value in vars(self).items()})
 
@@ -65,14 +68,14 @@ class Truth:
 
 
 def nearest_colour(value: np.ndarray, margin: float = 0.6) -> int:
-    """Index of the named colour next to ``value`` (3,) sRGB; OPEN if another is nearly as near."""
+    """Finds the index of the named colour next to ``value`` (3,) sRGB; OPEN if another is nearly as near."""
     distance = np.linalg.norm(np.array(list(COLOURS.values())) - value, axis=1)
     first, second = np.sort(distance)[:2]
     return int(distance.argmin()) if first <= margin * second else OPEN
 
 
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
-    """The part words that an asset shows, each with its colour.
+    """Finds the part words that an asset shows, each with its colour.
 
     Parts in their default colours count too: so the probe has to look where a part is, and cannot take the
     one odd colour of a picture for the answer.
@@ -91,7 +94,7 @@ def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
 
 
 def picture_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray, labels: Labels) -> Truth:
-    """Answers for the renders of ``assets``, views fastest: ``label`` (N n, H, W) of the ray caster, ``azimuth``."""
+    """Labels the renders of ``assets``, views fastest: ``label`` (N n, H, W) of the ray caster, ``azimuth``."""
     count, n_view = len(label), len(label) // len(assets)
     seen = np.zeros((count, len(labels.words)), np.int64)
     painted = np.full((count, len(labels.words)), OPEN, np.int64)
@@ -117,14 +120,14 @@ def picture_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarra
 
 
 def spec_of(asset: Asset) -> Spec:
-    """What the caption of an asset says."""
+    """Describes an asset as its caption does."""
     return Spec(asset.noun, asset.colour, asset.size, asset.part, asset.part_colour)
 
 
 def ring(
     asset: Asset, azimuth: np.ndarray, elevation: float, relative_distance: float, fov: float, size: int
 ) -> np.ndarray:
-    """Pictures (V, size, size, 3) of an asset on grey 0.5 from ``azimuth`` (V,), all angles in radians."""
+    """Renders pictures (V, size, size, 3) of an asset on grey 0.5 from ``azimuth`` (V,), all angles in radians."""
     same = np.ones(len(azimuth))
     c2w = orbit_array(elevation, azimuth, relative_distance / np.tan(fov / 2))
     return render([asset], np.zeros(len(azimuth), np.int64), c2w, fov * same, size).rgb
@@ -133,7 +136,8 @@ def ring(
 def labelled(
     box: Toybox, indices: Sequence[int], size: int, n_view: int, labels: Labels
 ) -> tuple[list[Asset], np.ndarray, Truth]:
-    """Samples of a toybox, their pictures (N n, size, size, 3), each from its own cameras, and the truth of these."""
+    """Renders samples of a toybox: the assets, their pictures (N n, size, size, 3), each from its own cameras, and the
+    truth of these."""
     assets = [box.asset(i) for i in indices]
     cameras = [box.cameras(i, n_view) for i in indices]
     c2w, fov, azimuth = (np.concatenate([camera[k] for camera in cameras]) for k in range(3))
@@ -146,15 +150,15 @@ WIDE = View(fov=(33.0, 47.0), elevation=(-5.0, 35.0), relative_distance=(0.88, 1
 """Cameras and backgrounds that the probe learns from: somewhat more than it will be shown."""
 
 
-class Lessons(Toybox):
-    """The toybox as the probe learns it: every combination, those that the prior never sees included, and far more
-    accessories than captions mention, for they are rare and hard to see."""
+class ProbeToybox(Toybox):
+    """Draws the toybox as the probe learns it: every combination, those that the prior never sees included, and far
+    more accessories than captions mention, for they are rare and hard to see."""
 
     def __init__(self, seed: int = 0, view: View = WIDE) -> None:
         super().__init__(seed, "train", view)
 
     def spec(self, index: int) -> tuple[Spec, int]:
-        """Half of the samples can wear something, and half of those do."""
+        """Draws a sample; half of them can wear something, and half of those do."""
         rng = self.rng(index, 10)
         nouns = list(NOUNS.values())
         if rng.random() < 0.5:

@@ -185,7 +185,7 @@ class EvaluateSubjectsConfig(RunConfig):
     )
 
     @model_validator(mode="after")
-    def _worn(self) -> EvaluateSubjectsConfig:
+    def _lists(self) -> EvaluateSubjectsConfig:
         for setting in self.settings:
             if setting and len(setting.split()) != 2:
                 raise ValueError(f"settings should be COLOUR ACCESSORY, such as 'red hat' (got {setting!r})")

@@ -1,4 +1,4 @@
-"""The probe: a small network that says what one picture of the toybox shows, used for nothing but measuring.
+"""Says what one picture of the toybox shows, by a small network that is used for nothing but measuring.
 
 It sees pixels only, never a caption. Answers for one object are put together from its views: mean
 log-probabilities for noun and colour; a part is there if any view shows it, and its colour is judged by the
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from threedgen import folder
 from threedgen.config.errors import ConfigError
+from threedgen.evaluation.tables import write_json
 from threedgen.run.folder import write_atomic
 
 from .labels import Labels
@@ -69,7 +70,7 @@ class Together(NamedTuple):
 
 
 def together(views: Seen) -> Together:
-    """What the views of one object say together."""
+    """Puts together what the views of one object say."""
     weight = views.part / views.part.sum(0).clamp(min=1e-6)
     painted = (weight[..., None] * views.part_colour).sum(0)
     return Together(views.noun.mean(0), views.colour.mean(0), views.part.amax(0), painted)
@@ -118,27 +119,35 @@ class Probe(nn.Module):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Raw:
-        """Pictures (B, 3, S, S) in [0, 1] -> answers, float32."""
-        x = ((x - 0.5) * 4).contiguous(memory_format=torch.channels_last)
-        fine = self.fine(self.stem(x))
-        middle = self.middle(fine)
-        coarse = self.coarse(middle)
+        """Answers for pictures (B, 3, S, S) in [0, 1], float32."""
+        fine, middle, coarse = self._levels(x)
         levels = [lateral(y) for lateral, y in zip(self.laterals, (fine, middle, coarse), strict=True)]
         features = F.relu(torch.stack([F.interpolate(y, size=fine.shape[-2:]) for y in levels]).sum(0))
         places = self.place(features).flatten(2).float().softmax(-1)
         found = torch.einsum("bwp,bcp->bwc", places.to(features.dtype), features.flatten(2))
         colours = self.paint(found).float()
-        pooled = torch.cat([coarse.mean((2, 3)), coarse.amax((2, 3))], 1)
-        answers = self.whole(pooled).float()
+        answers = self.whole(pooled(coarse)).float()
         noun, side, heading, seen = answers.split(
             [len(self.labels.nouns), 4, 2, len(self.labels.words)], dim=1
         )
         seen = seen + (found[:, 1:].float() * self.there.float()).sum(-1)
         return Raw(noun, colours[:, 0], seen, colours[:, 1:], side, heading)
 
+    def _levels(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = ((x - 0.5) * 4).contiguous(memory_format=torch.channels_last)
+        fine = self.fine(self.stem(x))
+        middle = self.middle(fine)
+        return fine, middle, self.coarse(middle)
+
     @torch.no_grad()
-    def look(self, pictures: Tensor, chunk: int = 64) -> Seen:
-        """What pictures (V, H, W, 3) in [0, 1] of any size show, each for itself. Eval mode while it looks."""
+    def features(self, pictures: Tensor) -> Tensor:
+        """Gives what the last layer sees of pictures (V, H, W, 3) in [0, 1]: (V, D). For a probe in eval mode."""
+        *_, coarse = self._levels(prepare(pictures, self.options.image_size))
+        return pooled(coarse).float()
+
+    @torch.no_grad()
+    def classify(self, pictures: Tensor, chunk: int = 64) -> Seen:
+        """Says what pictures (V, H, W, 3) in [0, 1] of any size show, each for itself. In eval mode meanwhile."""
         device, training = next(self.parameters()).device, self.training
         self.eval()
         try:
@@ -155,18 +164,18 @@ class Probe(nn.Module):
 
     # -- files ------------------------------------------------------------------------------------------------
     def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
-        """PATH.safetensors in float16, and beside it a .json with labels, sizes and ``about``. Raises OSError."""
+        """Writes PATH.safetensors in float16, and beside it a .json with labels, sizes and ``about``."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, save(tensors))
         network = self.options.model_dump(mode="json")
         card = {"labels": self.labels.plain(), "network": network, "threshold": self.threshold, **(about or {})}
-        write_atomic(path.with_suffix(".json"), json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+        write_json(path.with_suffix(".json"), card)
 
     @classmethod
     def load(cls, weights: str = "embedded", name: str = NAME) -> Probe:
-        """The probe of a file, or the embedded one of this ``name``, in eval mode on the CPU.
+        """Loads the probe of a file, or the embedded one of this ``name``, in eval mode on the CPU.
 
         Raises ConfigError, one sentence, for what is no probe.
         """
@@ -186,8 +195,13 @@ class Probe(nn.Module):
         return probe.eval().requires_grad_(False)
 
 
+def pooled(x: Tensor) -> Tensor:
+    """Pools a map (B, D, H, W) to (B, 2 D): the mean and the most of each channel."""
+    return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+
+
 def prepare(pictures: Tensor, size: int) -> Tensor:
-    """Square pictures (V, H, W, 3) in [0, 1] -> (V, 3, size, size): larger ones averaged, smaller ones enlarged."""
+    """Brings square pictures (V, H, W, 3) in [0, 1] to (V, 3, size, size): averaged or enlarged."""
     if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.shape[1] != pictures.shape[2]:
         raise ValueError(f"the probe looks at square pictures (V, H, W, 3) (got {tuple(pictures.shape)})")
     x = pictures.permute(0, 3, 1, 2).float()
@@ -197,7 +211,7 @@ def prepare(pictures: Tensor, size: int) -> Tensor:
 
 
 def locate(weights: str, name: str = NAME) -> Path:
-    """The .safetensors file that ``weights`` names. Raises ConfigError if there is none."""
+    """Finds the .safetensors file that ``weights`` names. Raises ConfigError if there is none."""
     if weights == "embedded":
         path = folder("weights") / f"{name}.safetensors"
         if not path.is_file():
@@ -211,7 +225,7 @@ def locate(weights: str, name: str = NAME) -> Path:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The .json beside a probe. Raises ConfigError."""
+    """Reads the .json beside a probe. Raises ConfigError."""
     card = path.with_suffix(".json")
     try:
         tree = json.loads(card.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The table of evaluate-subjects: every way of tuning beside the base, paired, with intervals over subjects."""
+"""Writes the report of evaluate-subjects: every way of tuning beside the base, paired."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import numpy as np
 from PIL import Image
 
 from threedgen.evaluation.metrics.figures import Share, bootstrap, share
+from threedgen.evaluation.tables import markdown_table
 from threedgen.geometry.images import grid, one_size, write_png
 
 from .options import EvaluateSubjectsConfig
 from .report import limits, percent, write_report
-from .subject_cases import VIEWS
+from .subject_views import VIEWS
 
 Rows = Sequence[dict[str, Any]]
 NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
 
 
 def write(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> None:
-    """report.json, report.md and sheet.png. ``rows``: of each subject its folder's name and what was ``found``."""
+    """Writes report.json, .md and sheet.png. ``rows``: of each subject its folder's name and what was ``found``."""
     figures = {key: compared(rows, key) for key in (row_key(*row) for row in config.rows)}
     base = float(np.mean([row["found"]["base"]["identity"] for row in rows]))
     text = f"""# Subjects
@@ -41,19 +42,19 @@ right answers: for the subject's own prompts beside the base's for the class, fo
 
 
 def row_key(kind: str, strength: float) -> str:
-    """ "images", or "images-0.6" with less than all of it."""
+    """Names a row in files: "images", or "images-0.6" with less than all of it."""
     return kind if strength == 1 else f"{kind}-{strength:g}"
 
 
 def row_name(key: str) -> str:
-    """ "class images", or "class images, strength 0.6"."""
+    """Names a row for people: "class images", or "class images, strength 0.6"."""
     kind, _, strength = key.partition("-")
     return f"{NAMES[kind]}, strength {strength}" if strength else NAMES[kind]
 
 
 def sheet(config: EvaluateSubjectsConfig, inside: Path, rows: Rows, of: str = "") -> np.ndarray:
-    """A row for each subject: photos, then four views each of the base, of the tuned prior in the first two settings,
-    and, of samples, of its class; ``of``: "-3d" for objects."""
+    """Draws a row for each subject: photos, then four views each of the base, of the tuned prior in the first two
+    settings, and, of samples, of its class; ``of``: "-3d" for objects."""
     key, settings = row_key(*config.rows[0]), [f" {setting}" if setting else "" for setting in config.settings[:2]]
     shown = {f"base{of}-0": "{}, base"}
     shown |= {f"{key}{of}-{k}": f"[v]{setting}, {row_name(key)}" for k, setting in enumerate(settings)}
@@ -71,21 +72,21 @@ def sheet(config: EvaluateSubjectsConfig, inside: Path, rows: Rows, of: str = ""
 
 
 def read_rgb(path: Path, half: bool = False, height: int | None = None) -> np.ndarray:
-    """uint8 (H, W, 3), scaled to a ``height`` if it is asked for; photos are taken at twice the size of samples."""
+    """Reads uint8 (H, W, 3), scaled to a ``height`` if it is given; photos are taken at twice the size of samples."""
     with Image.open(path) as picture:
         seen = picture.convert("RGB").reduce(2 if half else 1)
         return np.asarray(seen.resize((round(seen.width * height / seen.height), height)) if height else seen)
 
 
 def compared(rows: Rows, kind: str) -> dict[str, Any]:
-    """One way of tuning against the base: what was ``gained``, and shares of its own."""
+    """Compares one way of tuning with the base: what was ``gained``, and shares of its own."""
 
     def difference(ours: str, theirs: str, inside: str = "") -> tuple[float, float, float]:
         tuned = [row["found"][kind][inside] if inside else row["found"][kind] for row in rows]
         before = [row["found"]["base"][theirs] for row in rows]
         return gained([np.mean(t[ours]) - np.mean(b) for t, b in zip(tuned, before, strict=True)])
 
-    def told(key: str) -> dict[str, Any]:
+    def of_answers(key: str) -> dict[str, Any]:
         return share([answer[key] for row in rows for answer in row["found"][kind]["answers"]]).plain()
 
     seconds = [row["found"][kind]["seconds"] for row in rows if row["found"][kind].get("seconds") is not None]
@@ -95,34 +96,33 @@ def compared(rows: Rows, kind: str) -> dict[str, Any]:
         "own_change": difference("scores", "scores"),
         "class_change": difference("scores", "scores", "class"),
         "held_out_change": difference("held_out", "held_out"),
-        "order": told("order"),
-        "bound": told("bound"),
+        "order": of_answers("order"),
+        "bound": of_answers("bound"),
         "seconds": float(np.median(seconds)) if seconds else None,
     }
 
 
 def gained(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of the differences of pairs, and its 95 % interval; of one pair there is no interval but itself."""
+    """Averages the differences of pairs, with the 95 % interval; of one pair there is no interval but itself."""
     middle = float(np.mean(differences))
     return middle, *(bootstrap(differences) or (middle, middle))
 
 
 def table(figures: Mapping[Any, dict[str, Any]]) -> str:
-    """Markdown."""
+    """Tabulates in markdown."""
     head = ["", "identity", "more than the base", "sides in order", "accessory in its colour",
             "its prompts, points", "class prompts, points", "held-out prompts, points", "seconds"]  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = []
     for kind, found in figures.items():
         cells = [row_name(kind), f"{found['identity']:.3f}", _interval(found["identity_gain"], 1, 3)]
         cells += [_share(found["order"]), _share(found["bound"])]
         cells += [_interval(found[key], 100, 1) for key in ("own_change", "class_change", "held_out_change")]
-        cells.append("-" if found["seconds"] is None else f"{found['seconds']:.0f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([*cells, "-" if found["seconds"] is None else f"{found['seconds']:.0f}"])
+    return markdown_table(head, rows)
 
 
 def objects_text(rows: Rows, config: EvaluateSubjectsConfig) -> str:
-    """A paragraph about the 3D objects, if any were made."""
+    """Words a paragraph about the 3D objects, if any were made."""
     if config.objects is None:
         return ""
     key, seen = row_key(*config.rows[0]), [row["found"] for row in rows]

@@ -1,4 +1,4 @@
-"""The task "train-identity": the network that says whether two pictures show the same toybox subject.
+"""Carries out the task "train-identity": trains the network that tells toybox subjects apart.
 
 RUN/checkpoints/
 RUN/identity/toybox-identity.*      the network, and beside it its own ROC on fresh subjects
@@ -45,7 +45,7 @@ PICTURES = 5
 
 
 def run(config: TrainIdentityConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Train, or go on training; returns the exit code."""
+    """Trains, or goes on training; returns the exit code."""
     begun, folder = time.monotonic(), Path(str(config.out))
     set_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -66,14 +66,14 @@ def run(config: TrainIdentityConfig, resume: Path | None = None, quiet: bool = F
 
 @torch.no_grad()
 def measure(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str, float]:
-    """Its ROC on fresh subjects, ``alike`` of each of ``count`` kinds: same subject against others of its kind."""
+    """Measures its ROC on fresh subjects, ``alike`` of each of ``count`` kinds: same subject or another of its kind."""
     rng, every = np.random.default_rng([seed, *b"measure"]), kinds()
     vectors, subject, kind = [], [], []
     for k in range(count):
         for number in range(alike):
-            thing = draw(seed, k * alike + number, every[k % len(every)].word)
+            asset = draw(seed, k * alike + number, every[k % len(every)].word)
             azimuth, elevation = rng.uniform(0, 2 * np.pi, PICTURES), np.deg2rad(rng.uniform(0, 30, PICTURES))
-            rgb = views(thing, azimuth, elevation, net.options.image_size)
+            rgb = views(asset, azimuth, elevation, net.options.image_size)
             vectors.append(net(torch.from_numpy(rgb).permute(0, 3, 1, 2)))
             subject += [k * alike + number] * PICTURES
             kind += [k] * PICTURES
@@ -82,7 +82,7 @@ def measure(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str, fl
 
 
 def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
-    """The loss of unit vectors (2 N, D), pictures 2 k and 2 k + 1 of one subject, and how many find their partner."""
+    """Computes the loss of unit vectors (2 N, D), pictures 2 k and 2 k + 1 of one subject, and the share right."""
     alike = vectors @ vectors.T / temperature
     alike = alike.masked_fill(torch.eye(len(vectors), dtype=torch.bool, device=vectors.device), -torch.inf)
     partner = torch.arange(len(vectors), device=vectors.device) ^ 1
@@ -103,7 +103,7 @@ class IdentitySystem(pl.LightningModule):
         self.metrics: dict[str, float] = {}
 
     def pictures(self, step: int) -> Tensor:
-        """(2 kinds alike, 3, S, S): two sides each of subjects that no other step shows."""
+        """Renders (2 kinds alike, 3, S, S): two sides each of subjects that no other step shows."""
         o, size = self.options, self.net.options.image_size
         rng, every = numpy_generator(self.seed, step, "subjects", self.global_rank), kinds()
         chosen = rng.permutation(len(every))[: o.kinds]

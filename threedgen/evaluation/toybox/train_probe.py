@@ -1,4 +1,4 @@
-"""The task "train-probe": the small network that all evaluations look through.
+"""Carries out the task "train-probe": trains the small network that all evaluations look through.
 
 RUN/checkpoints/
 RUN/validation.jsonl          accuracy on fresh objects as it goes on
@@ -21,10 +21,11 @@ from threedgen.config import ConfigError, dump
 from threedgen.data.toybox.grammar import ACCESSORIES
 from threedgen.data.toybox.world import Toybox, View
 from threedgen.evaluation.janus.lessons import spoil
-from threedgen.evaluation.toybox.judging import azimuth_error, calibrate, own_accuracy, tally
-from threedgen.evaluation.toybox.labels import OPEN, Labels, Lessons, Truth, labelled
+from threedgen.evaluation.toybox.judging import calibrate, own_accuracy
+from threedgen.evaluation.toybox.labels import OPEN, Labels, ProbeToybox, Truth, labelled
 from threedgen.evaluation.toybox.options import TrainProbeConfig
 from threedgen.evaluation.toybox.probe import NAME, Probe, Raw
+from threedgen.evaluation.toybox.report import figures_plain
 from threedgen.geometry.images import to_uint8
 from threedgen.run.dtypes import mixed
 from threedgen.run.metrics import write_summary
@@ -36,18 +37,14 @@ logger = logging.getLogger(__name__)
 
 FRESH = 1_000_003
 """Added to the seed for the objects that the probe is measured on: none of them was ever trained on."""
-
-
 RANK = 10_000_000
 """Blocks between the samples of one device and the next."""
-
-
 EMPHASIS = 4.0
 """Weight of the accessories among the words: each is rare, and small in the picture."""
 
 
 def run(config: TrainProbeConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Train, or go on training, a probe; returns the exit code."""
+    """Trains, or goes on training, a probe; returns the exit code."""
     begun, folder = time.monotonic(), Path(str(config.out))
     set_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -61,7 +58,7 @@ def run(config: TrainProbeConfig, resume: Path | None = None, quiet: bool = Fals
         steps = system.trainer.global_step
         system.probe.cpu().save(path)
         shipped = Probe.load(str(path))  # rounded to float16, as it will be used
-        calibrate(shipped, Lessons(config.seed + 2 * FRESH, View()), range(config.calibrated))
+        calibrate(shipped, ProbeToybox(config.seed + 2 * FRESH, View()), range(config.calibrated))
         accuracy = measure(shipped, config.measured, config.seed)
         shipped.save(path, {"accuracy": accuracy, "steps": steps, "seed": config.seed})
         write_summary(folder, config, time.monotonic() - begun, status=status.value, steps=steps, accuracy=accuracy)
@@ -73,13 +70,12 @@ def run(config: TrainProbeConfig, resume: Path | None = None, quiet: bool = Fals
 
 
 def measure(probe: Probe, count: int, seed: int) -> dict:
-    """Accuracy on ``count`` fresh objects of four views, half of them held-out combinations, for JSON."""
+    """Measures accuracy on ``count`` fresh objects of four views, half of them held-out combinations, for JSON."""
     verdicts = []
     for split, number in (("train", count - count // 2), ("held-out", count // 2)):
         box = Toybox(seed + FRESH, split)  # type: ignore[arg-type]
         verdicts += own_accuracy(probe, box, range(number))
-    shares = {key: figure.plain() for key, figure in tally(verdicts).items()}
-    return {"objects": count, **shares, "azimuth_error_median": azimuth_error(verdicts)}
+    return {"objects": count, **figures_plain(verdicts)}
 
 
 class ProbeSystem(pl.LightningModule):
@@ -94,21 +90,21 @@ class ProbeSystem(pl.LightningModule):
         self.options, self.seed, self.max_steps = config.training, config.seed, config.trainer.max_steps
         self.size = config.network.image_size
         self.probe = Probe(labels or Labels.of_toybox(), config.network)
-        self.box = Lessons(config.seed)
-        worn = [EMPHASIS if word in ACCESSORIES else 1.0 for word in self.probe.labels.words]
-        self.register_buffer("emphasis", torch.tensor(worn), persistent=False)
+        self.box = ProbeToybox(config.seed)
+        weights = [EMPHASIS if word in ACCESSORIES else 1.0 for word in self.probe.labels.words]
+        self.register_buffer("emphasis", torch.tensor(weights), persistent=False)
         self.cache: dict[int, tuple[Tensor, Truth]] = {}
         self.metrics: dict[str, float] = {}
         self.config_yaml = ""
 
     def go_on_from(self, probe: Probe) -> None:
-        """Take the weights of another probe. Raises ConfigError for one of other sizes."""
+        """Takes the weights of another probe. Raises ConfigError for one of other sizes."""
         if probe.options != self.probe.options or probe.labels != self.probe.labels:
             raise ConfigError(f"start: should be a probe of these sizes and words (it has {probe.options})")
         self.probe.load_state_dict(probe.state_dict())
 
     def pictures(self, step: int) -> tuple[Tensor, Truth]:
-        """The batch of a step: (B, 3, size, size) in [0, 1] and its truth. Devices share no samples."""
+        """Renders the batch of a step: (B, 3, size, size) in [0, 1] and its truth. Devices share no samples."""
         o = self.options
         self.cache.pop(step - o.window, None)
         rng = numpy_generator(self.seed, step, "blocks", self.global_rank)
@@ -118,7 +114,7 @@ class ProbeSystem(pl.LightningModule):
         return rgb, Truth.cat([truth for _, truth in blocks])
 
     def block(self, number: int) -> tuple[Tensor, Truth]:
-        """Block ``number``, uint8 (B, size, size, 3), rendered unless it is still there."""
+        """Renders block ``number``, uint8 (B, size, size, 3), unless it is still there."""
         if number not in self.cache:
             o = self.options
             first = (number + self.global_rank * RANK) * o.block
@@ -144,7 +140,7 @@ class ProbeSystem(pl.LightningModule):
         return adamw(self.probe.parameters(), o.learning_rate, self.max_steps, o.weight_decay)
 
     def validate(self, step: int, folder: Path) -> None:
-        """A line of validation.jsonl: shares on fresh objects."""
+        """Writes a line of validation.jsonl: shares on fresh objects."""
         figures = measure(self.probe, 128, self.seed + 1)
         shares = {key: value["share"] for key, value in figures.items() if isinstance(value, dict)}
         with open(folder / "validation.jsonl", "a", encoding="utf-8") as file:
@@ -155,7 +151,7 @@ class ProbeSystem(pl.LightningModule):
 
 
 def probe_loss(raw: Raw, truth: Truth, emphasis: Tensor | float = 1.0) -> tuple[Tensor, dict[str, float]]:
-    """The sum of the questions' losses, each over the pictures it can be asked of; and shares of right answers.
+    """Sums up the questions' losses, each over the pictures it can be asked of; and shares of right answers.
 
     ``emphasis`` (W,): weights of the part words.
     """
@@ -181,15 +177,15 @@ def probe_loss(raw: Raw, truth: Truth, emphasis: Tensor | float = 1.0) -> tuple[
 
 
 def entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy over the rows whose target is not OPEN; 0 if there is none."""
+    """Averages cross-entropy over the rows whose target is not OPEN; 0 if there is none."""
     total = F.cross_entropy(logits, target, ignore_index=OPEN, reduction="sum")
     return total / (target != OPEN).sum().clamp(min=1)
 
 
 def heading_loss(heading: Tensor, azimuth: Tensor, front: Tensor) -> Tensor:
-    """Mean of |heading - (cos, sin)|^2 over the pictures of things with a front; 0 if there is none."""
-    wanted = torch.stack([azimuth.cos(), azimuth.sin()], 1)
-    return ((heading - wanted).square().sum(1) * front).sum() / front.sum().clamp(min=1)
+    """Averages |heading - (cos, sin)|^2 over the pictures of things with a front; 0 if there is none."""
+    expected = torch.stack([azimuth.cos(), azimuth.sin()], 1)
+    return ((heading - expected).square().sum(1) * front).sum() / front.sum().clamp(min=1)
 
 
 def _accuracy(logits: Tensor, target: Tensor) -> Tensor:
@@ -201,7 +197,7 @@ def _accuracy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def augment(x: Tensor, rng: torch.Generator, strength: float = 1.0) -> Tensor:
-    """Pictures (B, 3, S, S) in [0, 1] made worse as samples and volume renders are: moved, blurred, tinted, noisy.
+    """Makes pictures (B, 3, S, S) in [0, 1] worse as samples and volume renders are: moved, blurred, tinted, noisy.
 
     Never mirrored: that would swap left and right. All draws come from ``rng`` (on the CPU).
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 from collections.abc import Callable
@@ -9,17 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from threedgen.config import config_hash
+from threedgen.config.sections import OrbitCameraConfig
 from threedgen.export.files.glb import save_glb
 from threedgen.export.options import FOLDER
 from threedgen.export.run_field import view_of
 from threedgen.export.shape.from_field import FieldView, surface_of
 from threedgen.export.shape.opacity import EmptyField
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.images import grid, write_mp4, write_png
+from threedgen.geometry.images import grid, to_uint8, write_mp4, write_png
 from threedgen.geometry.rigs import turntable
+from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import read_summary
 from threedgen.systems.generate.options import ResultConfig
 
@@ -29,7 +34,7 @@ from .system import GenerateSystem
 logger = logging.getLogger(__name__)
 VIEWS = 8
 """Sides on views.png, in two rows."""
-FILES = ("preview.png", "turntable.mp4", "views.png", "mesh.glb")
+FILES = ("preview.png", "turntable.mp4", "views.png", "views.npz", "mesh.glb")
 """What a run makes, as far as it can."""
 
 
@@ -81,6 +86,11 @@ class Run:
         return self.file("summary.json")
 
 
+def view_azimuths(options: OrbitCameraConfig) -> NDArray[np.floating]:
+    """Where the cameras of the sides in views.png stand: azimuths, radians."""
+    return np.deg2rad(options.azimuth) + 2 * np.pi * np.asarray(view_indices(options.n_view)) / options.n_view
+
+
 def view_indices(n: int) -> list[int]:
     """Which of the ``n`` turntable pictures are on views.png: eight, evenly, or all if there are fewer."""
     count = min(VIEWS, n)
@@ -105,7 +115,15 @@ def write_turn(pictures: Callable[[Cameras], Tensor], options: ResultConfig, fol
     """turntable.mp4, and views.png with some of its pictures; ``pictures``: cameras -> (B, H, W, 3) in [0, 1]."""
     turn = pictures(turntable(options.turntable))
     write_mp4(list(turn), folder / "turntable.mp4", options.fps)
-    write_png(folder / "views.png", grid(turn[view_indices(len(turn))], VIEWS // 2))
+    write_views(turn[view_indices(len(turn))], folder)
+
+
+def write_views(views: Any, folder: Path) -> None:
+    """views.png, and the same pictures (N, H, W, 3) for programs in views.npz, uint8."""
+    write_png(folder / "views.png", grid(views, VIEWS // 2))
+    packed = io.BytesIO()
+    np.savez_compressed(packed, views=to_uint8(views))
+    write_atomic(folder / "views.npz", packed.getvalue())
 
 
 def write_mesh(

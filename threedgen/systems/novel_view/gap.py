@@ -8,18 +8,18 @@ model that has learnt poses and shapes, and ignores what the condition shows, is
 from __future__ import annotations
 
 from math import log
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from threedgen.geometry.images import psnr
 from threedgen.guidance.threedim.logsnr import add_noise, x0_from_output
 from threedgen.guidance.threedim.model import ViewModel
 
 CHUNK = 16
 """Pairs that the network sees together."""
-LIMIT = 100.0
-"""dB of equal pictures."""
 
 
 class Gap(NamedTuple):
@@ -62,7 +62,7 @@ def gap_test(
         logsnr = torch.full((len(pairs.x),), log(a) - log(1 - a), device=pairs.x.device)
         z = add_noise(pairs.x0, noise, logsnr)
         true, shuffled = (
-            psnr(pictures(model, clean(model, pairs._replace(x=x), z, logsnr)), truth)
+            mean_psnr(pictures(model, clean(model, pairs._replace(x=x), z, logsnr)), truth)
             for x in (pairs.x, pairs.x.roll(-kinds, 0))
         )
         found.append(Gap(a, true, shuffled))
@@ -82,7 +82,6 @@ def pictures(model: ViewModel, x: Tensor) -> Tensor:
     return torch.cat([model.to_pictures(part) for part in x.split(CHUNK)]).clamp(0, 1)
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over pictures (B, H, W, 3) in [0, 1], dB."""
-    error = (a - b).square().flatten(1).mean(1).clamp(min=10 ** (-LIMIT / 10))
-    return float((-10 * torch.log10(error)).mean())
+def mean_psnr(a: Tensor, b: Tensor) -> float:
+    """Averages PSNR over pictures (B, H, W, 3) in [0, 1], dB."""
+    return fmean(psnr(*pair) for pair in zip(a.float().cpu().numpy(), b.float().cpu().numpy(), strict=True))

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from threedgen.cli import say
 from threedgen.config import ConfigError, config_hash
-from threedgen.evaluation.consistency.field import Bounds, SceneField, border_colour, fit
 from threedgen.export.run_field import view_of
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import grid, readable, write_png
@@ -31,6 +30,7 @@ from threedgen.geometry.poses import orbit_c2w, square_pixels
 from threedgen.geometry.views import Request, Views
 from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
 from threedgen.guidance.threedim.options import CamerasConfig
+from threedgen.representations.fit import Bounds, SceneField, border_colour, fit
 from threedgen.run.count import Count
 from threedgen.run.metrics import read_summary, write_summary
 from threedgen.systems.generate.outputs import write_mesh, write_turn

@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 from threedgen.config import Config, ConfigError
 from threedgen.config.sections import CheckpointConfig, OrbitCameraConfig, RunConfig, TrainerConfig
 from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
-from threedgen.evaluation.consistency.options import PaperProtocolConfig, SubsampledProtocolConfig
 from threedgen.guidance.threedim.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
+from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
 from threedgen.systems.generate.options import ResultConfig
 
 

@@ -1,11 +1,11 @@
-"""A field fitted to views of one scene, which shows how much of them one object can explain.
+"""Fits a field to views of one scene: it shows how much of them one object can explain.
 
-Instant-NGP without view dependence, so that what two views disagree on cannot be both; with the losses that keep its
-matter on surfaces. As 3DiM's section 7.4 has it, but for what it leaves open (the grid, the weights of the losses) and
-one thing: here density and colour are two networks on the same encoding. The scene is inside the ball about the origin
-that the paper's bounds mean, t_n = 3 r_min / 8 and t_f = 3 r_max / 2 for cameras at distances r_min to r_max: of radius
-t_f - r_max, what the farthest camera sees behind the origin. It is scaled to the unit ball, so that no setting depends
-on the units of the poses.
+The field is Instant-NGP without view dependence, so that what two views disagree on cannot be both; with the losses
+that keep its matter on surfaces. As 3DiM's section 7.4 has it, but for what it leaves open (the grid, the weights of
+the losses) and one thing: here density and colour are two networks on the same encoding. The scene is inside the ball
+about the origin that the paper's bounds mean, t_n = 3 r_min / 8 and t_f = 3 r_max / 2 for cameras at distances r_min to
+r_max: of radius t_f - r_max, what the farthest camera sees behind the origin. It is scaled to the unit ball, so that no
+setting depends on the units of the poses.
 """
 
 from __future__ import annotations
@@ -20,35 +20,34 @@ from torch.nn.functional import mse_loss
 from threedgen.config import at
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.views import Views
-from threedgen.representations import losses
-from threedgen.representations.field.background import SolidBackground
-from threedgen.representations.field.ngp import NGP
-from threedgen.representations.march import step_size
-from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig, SolidBackgroundConfig
-from threedgen.representations.shading import NoMaterial
-from threedgen.representations.volume.occupancy import OccupancyGrid
-from threedgen.representations.volume.render import Render, render
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.seeding import generator
 
-from .options import ProtocolConfig
+from . import losses
+from .field.background import SolidBackground
+from .field.ngp import NGP
+from .march import step_size
+from .options import MarchConfig, NGPConfig, OccupancyConfig, ProtocolConfig, SolidBackgroundConfig
+from .shading import NoMaterial
+from .volume.occupancy import OccupancyGrid
+from .volume.render import Render, render
 
 BETAS, EPS = (0.9, 0.99), 1e-15
-"""Of Adam, as Instant-NGP has them: gradients of a hash grid are small."""
+"""Adam's, as Instant-NGP has them: gradients of a hash grid are small."""
 OCCUPANCY = OccupancyConfig(interval=8, decay=0.7, warmup=10_000)
-"""Looked at often and forgotten soon: a fit is over in some hundred steps."""
+"""Updated often and forgotten soon: a fit is over in some hundred steps."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """``radius`` of the ball and ``near``, both in the units of the poses."""
+    """The ball around the scene: ``radius``, and ``near``, the distance of the first sample; in units of the poses."""
 
     radius: float
     near: float
 
     @classmethod
     def of(cls, cameras: Cameras) -> Bounds:
-        """Of all cameras of a scene, held-out ones included."""
+        """Bounds for all cameras of a scene, held-out ones included."""
         distance = cameras.position.norm(dim=-1)
         return cls(float(distance.max()) / 2, 3 * float(distance.min()) / 8)
 
@@ -59,7 +58,7 @@ class Bounds:
 
 
 class SceneField:
-    """The field of one scene with all that it takes to render it."""
+    """Holds the field of one scene with all that it takes to render it."""
 
     def __init__(
         self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: torch.device | str = "cpu"
@@ -86,24 +85,24 @@ class SceneField:
         origins, directions = (part.reshape(-1, 3).to(self.device) for part in cameras.rays())
         return origins / self.bounds.radius, directions
 
-    def render(
+    def render_rays(
         self, origins: Tensor, directions: Tensor, rng: torch.Generator | None = None, normals: bool = False
     ) -> Render:
-        """What rays see; in training, with ``rng``, their samples are jittered."""
+        """Renders rays (R, 3); in training, with ``rng``, their samples are jittered."""
         parts = (self.field, self.background, self.material, self.occupancy, self.march)
         return render(*parts, origins, directions, generator=rng, training=rng is not None, need_normals=normals)
 
     @torch.no_grad()
     def pictures(self, cameras: Cameras) -> Tensor:
-        """(N, H, W, 3) in [0, 1]."""
+        """Renders the views of cameras: (N, H, W, 3) in [0, 1]."""
         origins, directions = self.rays(cameras)
         parts = zip(origins.split(self.options.chunk), directions.split(self.options.chunk), strict=True)
-        rgb = torch.cat([self.render(*part).rgb for part in parts])
+        rgb = torch.cat([self.render_rays(*part).rgb for part in parts])
         return rgb.view(len(cameras), cameras.height, cameras.width, 3)
 
 
 def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device: str = "cpu") -> SceneField:
-    """A field that was fitted to ``views``. Everything random is drawn from ``seed``: same views, same field.
+    """Fits a field to ``views``. Everything random is drawn from ``seed``: same views, same field.
 
     ``device``: "cpu", "cuda", or "auto" for a GPU if there is one.
     Takes memory for the rays (36 bytes a pixel) and the graph of ``options.chunk`` of them, and keeps what it frees.
@@ -127,7 +126,7 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
         facing = at(options.orientation, step, options.steps)
         for part, normals, share in _parts(options, len(colours), facing > 0, rng):
             part = part.to(device)
-            seen = scene.render(origins[part], directions[part], rng, normals)
+            seen = scene.render_rays(origins[part], directions[part], rng, normals)
             (share * loss(options, seen, colours[part], bounds.span, facing)).backward()
         torch.nn.utils.clip_grad_norm_(parameters, options.clip)
         optimizer.step()
@@ -135,8 +134,8 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
 
 
 def loss(options: ProtocolConfig, seen: Render, colours: Tensor, span: float, facing: float) -> Tensor:
-    """Of some rays, a mean over them: the squared error, matter spread along rays, matter that faces away (with the
-    weight ``facing``)."""
+    """Sums up what is wrong with some rays, a mean over them: the squared error, matter spread along rays, matter that
+    faces away (with the weight ``facing``)."""
     total = mse_loss(seen.rgb, colours)
     if options.distortion and seen.weights is not None:
         s = seen.samples
@@ -155,8 +154,8 @@ def loss(options: ProtocolConfig, seen: Render, colours: Tensor, span: float, fa
 def _parts(
     options: ProtocolConfig, pixels: int, normals: bool, rng: torch.Generator
 ) -> Iterator[tuple[Tensor, bool, float]]:
-    """The pixels of a step in parts that fit into memory: their indices, whether their normals are wanted (of none, or
-    of the protocol's share), which part of the step they are."""
+    """Draws the pixels of a step, in parts that fit into memory: their indices, whether their normals are asked for (of
+    none, or of the protocol's share), which share of the step they are."""
     if options.rays is None or options.rays >= pixels:
         chosen = torch.randperm(pixels, generator=rng) if options.normals < 1 else torch.arange(pixels)
     else:
@@ -169,7 +168,7 @@ def _parts(
 
 
 def border_colour(views: Views) -> Tensor:
-    """The colour behind the scene (3,): the median of the pixels at the borders of its pictures."""
+    """Takes the colour behind the scene (3,) to be the median of the pixels at the borders of its pictures."""
     images = views.images
     sides = [images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]]
     return torch.cat([side.reshape(-1, 3) for side in sides]).median(0).values.clamp(0, 1)

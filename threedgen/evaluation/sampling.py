@@ -1,0 +1,67 @@
+"""Samples views of prompts from a prior, on rings of cameras, and keeps what was drawn for a run that goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from threedgen.geometry.images import to_uint8
+from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.prior import Prior
+from threedgen.run.folder import write_atomic
+
+logger = logging.getLogger(__name__)
+
+RELATIVE_DISTANCE, FOV = 0.95, np.deg2rad(40.0)
+Ring = tuple[np.ndarray, float]
+"""Azimuth (V,) of its cameras and their elevation, radians."""
+
+
+def random_ring(rng: np.random.Generator, n_view: int, elevation_range: tuple[float, float]) -> Ring:
+    """Draws a ring of cameras, evenly from a random azimuth on; ``elevation_range``: degrees."""
+    azimuth = rng.uniform(0, 2 * np.pi) + 2 * np.pi / n_view * np.arange(n_view)
+    return azimuth % (2 * np.pi), float(np.deg2rad(rng.uniform(*elevation_range)))
+
+
+def ring_poses(ring: Ring) -> Tensor:
+    """Places the cameras of a ring: (V, 4, 4) camera-to-world."""
+    azimuth = torch.from_numpy(ring[0]).float()
+    distance = RELATIVE_DISTANCE / np.tan(FOV / 2)
+    return orbit_c2w(torch.full_like(azimuth, ring[1]), azimuth, torch.full_like(azimuth, distance))
+
+
+def fingerprint(prior: Prior) -> str:
+    """Hashes the weights to 16 hex digits, so that samples of an earlier state are not taken for this one's."""
+    digest = hashlib.sha256()
+    for network in prior.networks.values():
+        for value in network.state_dict().values():
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write_views(path: Path, views: Any, metadata: dict[str, str]) -> None:
+    """Writes views (..., H, W, 3) as uint8, with ``metadata``: all that decides how they look. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, save({"views": torch.from_numpy(to_uint8(views))}, metadata))
+
+
+def read_views(path: Path, metadata: dict[str, str]) -> np.ndarray | None:
+    """Reads what ``write_views`` wrote, uint8; None if it is missing, damaged, or of other metadata."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            if file.metadata() == metadata:
+                return file.get_tensor("views").numpy()
+        logger.warning("%s is of another prior or sampler, or of other views; drawing it again", path)
+    except (SafetensorError, OSError) as error:
+        logger.warning("%s is damaged (%s); drawing it again", path, str(error).split("\n")[0])
+    return None
