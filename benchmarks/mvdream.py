@@ -24,8 +24,8 @@ from threedgen.guidance.weights import known_checkpoints as released
 from threedgen.guidance.weights.meta_networks import Outline
 from threedgen.systems.generate.plan import TOKENS, Stage, matmul_rate, operations, stages_of, step_dtype
 from threedgen.systems.generate.system import GenerateSystem
-from threedgen.systems.shared import device
 from threedgen.train.loop import set_threads
+from threedgen.train.task import device
 
 from .breakdown import Watch
 from .scene import Stepper

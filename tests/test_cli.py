@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.toy_task import YAML, toy  # noqa: F401
 from threedgen import __version__, cli, config
-from threedgen.config import ConfigError, help, registry
+from threedgen.config import ConfigError, help, layers, registry
 from threedgen.config.sections import TrainerConfig
 from threedgen.run import folder as runs
 
@@ -32,7 +32,7 @@ def shipped(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
     root.mkdir()
     (root / "mvdream-toybox.yaml").write_text(YAML + "about: A prompt becomes 3D.\nneeds: two cores\n")
     (root / "broken.yaml").write_text("a: [")
-    monkeypatch.setattr(config, "folder", lambda name: root)
+    monkeypatch.setattr(layers, "folder", lambda name: root)
     return root
 
 

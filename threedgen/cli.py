@@ -10,13 +10,14 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from threedgen import __version__, config
 from threedgen.config import help, registry
 from threedgen.config.errors import AbsentWeights, ConfigError, did_you_mean, nearest, short
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
+from threedgen.run.text import say
 
 DEFAULT_CONFIG = "mvdream-toybox"
 FLAGS = ("--config", "--dry-run", "--help", "--list", "--print-config", "--quiet", "--resume", "--version", "--view")
@@ -87,15 +88,6 @@ def _unknown_flag(flag: str) -> str:
 
 def _example(flag: str) -> str:
     return DEFAULT_CONFIG if flag == "--config" else "outputs/mvdream-toybox/a-blue-dog-0123abcd"
-
-
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Print lines of text; control characters are dropped, and what the terminal cannot show is escaped."""
-    stream = stream or sys.stdout
-    clean = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    stream.write(clean.encode(encoding, "backslashreplace").decode(encoding).rstrip("\n") + "\n")
-    stream.flush()
 
 
 def answer(command: Command) -> str | None:

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ValidationError
 from threedgen import folder
 from threedgen.config import fields, registry, yaml_text
 from threedgen.config.errors import ConfigError, did_you_mean, nearest, nearest_key, short
+from threedgen.config.fields import merge, put
 from threedgen.config.messages import explain
-from threedgen.config.trees import merge, put
 
 COMMAND_LINE = "command line"
 

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from threedgen.config import fields, yaml_text
 from threedgen.config.errors import ConfigError
-from threedgen.config.trees import plain, text_keys
+from threedgen.config.fields import plain, text_keys
 
 NOT_HASHED = ("out", "about", "needs")
 

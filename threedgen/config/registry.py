@@ -65,7 +65,7 @@ TABLE: dict[str, dict[str, Entry]] = {
         "janus-score": Entry(f"{_JANUS}.score:run", f"{_JANUS}.options:JanusScoreConfig"),
         "janus-benchmark": Entry(f"{_JANUS}.benchmark:run", f"{_JANUS}.options:JanusBenchmarkConfig"),
         "refine-decoder": Entry("threedgen.systems.train_prior.refine_decoder:run", f"{_TRAINING}:RefineDecoderConfig"),
-        "train-threedim": Entry(f"{_VIEWS}.train:run", f"{_VIEWS}.options:TrainThreeDiMConfig"),
+        "train-threedim": Entry(f"{_VIEWS}.task:run", f"{_VIEWS}.options:TrainThreeDiMConfig"),
         "image-to-3d": Entry(f"{_VIEWS}.image_to_3d:run", f"{_VIEWS}.options:ImageTo3DConfig"),
         "report": Entry("threedgen.viewer.report:run", f"{_VIEWER}:ReportConfig"),
         "gallery": Entry("threedgen.viewer.gallery:run", f"{_VIEWER}:GalleryConfig"),

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from threedgen import __version__
-from threedgen.cli import say
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
 from threedgen.run.folder import write_atomic
-from threedgen.run.text import visible
+from threedgen.run.text import say, visible
 from threedgen.train.loop import set_threads
 
 from .asset import Asset, make_asset

@@ -14,6 +14,8 @@ import os
 import re
 import shutil
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -237,11 +239,24 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Inside, an OSError (full disk, folder gone) becomes a ConfigError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} could not be written ({error.strerror or error}): make room there and run the same "
+            "command again, it goes on from its last checkpoint"
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Forces the renames in `folder` to the disk (Windows cannot open a folder: nothing to do there)."""
+    if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -21,13 +21,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from threedgen.cli import say
 from threedgen.config.errors import ConfigError, in_a_line
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.poses import opencv_axes
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Speed, details, stage_of
-from threedgen.run.text import visible
+from threedgen.run.text import say, visible
 from threedgen.train.callbacks import aside
 
 from .options import ViewConfig

@@ -36,7 +36,7 @@ from threedgen.evaluation.toybox.options import Evaluate3DConfig, EvaluatePriorC
 from threedgen.evaluation.toybox.probe import Probe, Seen
 from threedgen.evaluation.toybox.report import mark, percent, worst
 from threedgen.geometry.images import grid, write_png
-from threedgen.run.count import Count
+from threedgen.run.progress import Count
 from threedgen.systems.generate.outputs import view_indices
 from threedgen.train.loop import Status
 

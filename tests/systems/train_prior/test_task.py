@@ -30,7 +30,7 @@ from threedgen.data.latents import BLOCK, LatentBank
 from threedgen.data.toybox.world import Toybox
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run import cache
-from threedgen.systems.shared import read_summary
+from threedgen.run.metrics import read_summary
 from threedgen.systems.train_base import autoencoder
 from threedgen.systems.train_prior import draft as draft_training
 from threedgen.systems.train_prior import system as prior_training

@@ -19,15 +19,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from threedgen.cli import say
 from threedgen.config import ConfigError, registry
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.views import Request, Views
-from threedgen.run.count import Count
 from threedgen.run.folder import write_atomic
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import write_summary
+from threedgen.run.progress import Count
+from threedgen.run.text import say
 from threedgen.train.loop import set_threads
 
 from .fits import Fits, Job, Score, stored

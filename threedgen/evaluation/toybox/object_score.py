@@ -19,8 +19,8 @@ from PIL import Image
 
 from threedgen.config import ConfigError, load, task_of
 from threedgen.run import folder as runs
-from threedgen.run.count import Count
 from threedgen.run.metrics import write_summary
+from threedgen.run.progress import Count
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.generate.outputs import VIEWS, view_indices
 from threedgen.systems.generate.task import run_status

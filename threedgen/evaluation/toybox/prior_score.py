@@ -24,10 +24,10 @@ from threedgen.config import registry
 from threedgen.geometry.cameras import orbit_c2w
 from threedgen.geometry.images import to_uint8
 from threedgen.guidance import diffusion
-from threedgen.run.count import Count
 from threedgen.run.folder import write_atomic
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import write_summary
+from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.train.loop import set_threads
 

@@ -30,14 +30,14 @@ from threedgen.data.toybox.grammar import article
 from threedgen.geometry.cameras import orbit_c2w
 from threedgen.geometry.images import grid, to_uint8, write_png
 from threedgen.run import folder as runs
-from threedgen.run.count import Count
 from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import read_summary, write_summary
+from threedgen.run.progress import Count
 from threedgen.run.seeding import generator
 from threedgen.systems.dreambooth import task as dreambooth
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
-from threedgen.systems.shared import finished
 from threedgen.train.loop import Status, set_threads
+from threedgen.train.task import finished
 
 from .held_out import held_out_cases
 from .identity import likeness
