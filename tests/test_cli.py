@@ -177,8 +177,8 @@ def test_a_mistake_ends_before_anything_is_written(
 
 
 def test_names_of_run_folders() -> None:
-    assert cli.config_name(Path("configs/mvdream-toybox.yaml")) == "mvdream-toybox"
-    assert cli.config_name(Path("outputs/a-dog/config.yaml")) == "a-dog"
+    assert runs.config_name(Path("configs/mvdream-toybox.yaml")) == "mvdream-toybox"
+    assert runs.config_name(Path("outputs/a-dog/config.yaml")) == "a-dog"
 
 
 def test_what_the_terminal_cannot_show_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +202,8 @@ def test_types_in_words() -> None:
 
 
 RUNNER = (
-    "import sys; from tests.support import toy_task; toy_task.register(); from threedgen.cli import main; code = main(); "
+    "import sys; from tests.support import toy_task; toy_task.register(); from threedgen.cli import main; "
+    "code = main(); "
     "sys.stderr.write(f'torch={\"torch\" in sys.modules}'); sys.exit(code)"
 )
 

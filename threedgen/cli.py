@@ -63,7 +63,7 @@ def parse(words: list[str]) -> Command:
     if "--dry-run" in command.flags and "--resume" in command.flags:
         raise ConfigError("--dry-run: says what a new run would do, so --resume cannot be given with it")
     if "--config" in command.flags and "--resume" in command.flags:
-        raise ConfigError("--resume: takes the config of the run, so --config cannot be given with it")
+        raise ConfigError("takes the config of the run, so --config cannot be given with it", "--resume")
     return command
 
 
@@ -131,7 +131,7 @@ def run(command: Command) -> int:
     if "--dry-run" in command.flags:
         return dry_run(checked)
     checked.check()
-    name = resume.name if resume else config_name(config.find(command.config))
+    name = resume.name if resume else runs.config_name(config.find(command.config))
     if resume is None and isinstance(checked, RunConfig):
         checked, resume = runs.begin(checked, name)
     quiet = "--quiet" in command.flags
@@ -145,13 +145,8 @@ def viewed(checked: Any) -> Any:
     """The same config with its live view on. Raises ConfigError for a task that has none."""
     view = getattr(checked, "view", None)
     if view is None:
-        raise ConfigError(f"--view: a run of the task generate can be watched, this one cannot (got {checked.task!r})")
+        raise ConfigError("a run of the task generate can be watched, this one cannot", "--view", checked.task)
     return checked.model_copy(update={"view": view.model_copy(update={"enabled": True})})
-
-
-def config_name(path: Path) -> str:
-    """The name of a config's file for its run folders; for the config.yaml of a run, that of the run."""
-    return path.resolve().parent.name if path.name == runs.CONFIG else path.stem
 
 
 def main(words: list[str] | None = None) -> int:

@@ -106,7 +106,7 @@ def options(model: type[BaseModel], tree: dict, only: str = "") -> str:
             rows.append((f"  {name}", field_type(field), value, field.description or ""))
     if not rows:
         guess = nearest_key(only, fields.paths(model, tree))
-        raise ConfigError(f"--help: no section or key has this name{did_you_mean(guess)} (got '{only}')")
+        raise ConfigError(f"no section or key has this name{did_you_mean(guess)} (got '{only}')", "--help")
     return "\n".join(_align(rows))
 
 

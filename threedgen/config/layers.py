@@ -41,7 +41,7 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
     shipped name; `.yaml` may be left out. Raises ConfigError with the nearest name."""
     text = str(name_or_path)
     if not text.strip() or "\0" in text:
-        raise ConfigError(f"config: should be a file or a name (got {short(text)})")
+        raise ConfigError("should be a file or a name", "config", text)
     for root in (beside or Path(), folder("configs")):
         for candidate in (root / text, root / f"{text}.yaml"):
             try:
@@ -51,7 +51,7 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
                 continue
     guess = nearest(Path(text).stem, shipped())
     raise ConfigError(
-        f"config: no file and no shipped config has this name{did_you_mean(guess)} (got {short(text)})"
+        f"no file and no shipped config has this name{did_you_mean(guess)}", "config", text
     )
 
 

@@ -47,7 +47,8 @@ class LatentBank:
         """What decides the numbers: the world, the pictures and the weights of the VAE."""
         box, size = self.box, self.prior.image_size
         world = f"seed {box.seed}, {box.split}, {box.view}, from scene {self.first}{', typical' * box.typical}"
-        return f"{world}\n{self.n_view} views of {size} px\nVAE {digest(self.prior.vae)} x {self.prior.scaling_factor}\n"
+        vae = f"VAE {digest(self.prior.vae)} x {self.prior.scaling_factor}"
+        return f"{world}\n{self.n_view} views of {size} px\n{vae}\n"
 
     def scenes(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Latents of scenes: (N, n_view, C, h, w) float32."""

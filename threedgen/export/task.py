@@ -92,7 +92,8 @@ def save(asset: Asset, folder: Path, config: AssetConfig) -> Path:
             if Path(name).name == name:  # the summary may have been written by anyone
                 (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"out: {folder} could not be written ({error.strerror or error}); make room there") from error
+        problem = f"{folder} could not be written ({error.strerror or error}); make room there"
+        raise ConfigError(problem, "out") from error
     return path
 
 

@@ -125,7 +125,12 @@ def user_path(text: str | Path, key: str) -> Path:
         return path
     except (OSError, RuntimeError, ValueError):
         pass
-    raise ConfigError(f"{key}: should be the path of a folder (got {short(str(text))})")
+    raise ConfigError("should be the path of a folder", key, str(text))
+
+
+def config_name(path: Path) -> str:
+    """The name of a config's file for its run folders; for the config.yaml of a run, that of the run."""
+    return path.resolve().parent.name if path.name == CONFIG else path.stem
 
 
 def choose_folder(config: BaseModel, config_name: str, out: str | Path | None = None) -> Path:
@@ -138,7 +143,7 @@ def choose_folder(config: BaseModel, config_name: str, out: str | Path | None = 
     if out is not None:
         folder = user_path(out, "out")
         if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"out: should be a folder, but a file has this name (got {short(str(out))})")
+            raise ConfigError("should be a folder, but a file has this name", "out", str(out))
         refuse_other_config(folder, config)
         return folder
     prompt = getattr(config, "prompt", None)
@@ -166,12 +171,12 @@ def prepare(folder: Path, megabytes: float = 200) -> None:
         free = shutil.disk_usage(folder).free / _MEGABYTE
     except OSError as error:
         raise ConfigError(
-            f"out: {folder} cannot be written ({error.strerror}); choose another out="
+            f"{folder} cannot be written ({error.strerror}); choose another out=", "out"
         ) from error
     if free < megabytes:
         raise ConfigError(
-            f"out: {folder} has {free:.0f} MB of free disk and the run needs {megabytes:.0f}; "
-            "make room or choose another out="
+            f"{folder} has {free:.0f} MB of free disk and the run needs {megabytes:.0f}; "
+            "make room or choose another out=", "out"
         )
 
 
@@ -194,7 +199,7 @@ def run_folder(run: str | Path, key: str = "--resume") -> Path:
     folder = folder.parent if folder.is_file() else folder
     if not (folder / CONFIG).is_file():
         got = short(str(run))
-        raise ConfigError(f"{key}: should be the folder of a run, with a {CONFIG} in it (got {got})")
+        raise ConfigError(f"should be the folder of a run, with a {CONFIG} in it (got {got})", key)
     return folder
 
 

@@ -42,7 +42,7 @@ class System(pl.LightningModule):
         self.terms: dict[str, float] = {}
 
     def hold(self, **objects: Any) -> None:
-        """Sets attributes that are no part of the module: frozen networks, which are trained, moved and saved by nobody."""
+        """Sets attributes that are no part of the module: frozen networks, neither trained nor in checkpoints."""
         for name, value in objects.items():
             object.__setattr__(self, name, value)  # torch would register them
 

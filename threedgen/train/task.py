@@ -118,13 +118,13 @@ class Task:
         network: torch.nn.Module,
         system: Callable[[], System],
         metric: str,
-        settle: Callable[[System], object] = lambda system: None,
+        settle: Callable[[Any], object] = lambda system: None,
         file: str = "",
     ) -> None:
         """Trains a part of the model in a folder of its own, NAME, or reads it from NAME/`file`.
 
         `network`: what is kept in the file; `system` makes what trains it, and is called if there is no such file;
-        `settle`: what is done to the trained network before it is kept. Raises Stopped if training did not reach its end.
+        `settle`: what is done to the trained network before it is kept. Raises Stopped if training did not end.
         """
         folder = self.folder / name
         done = folder / (file or f"{name}.safetensors")

@@ -130,7 +130,7 @@ class LiveView(pl.Callback):
         try:
             self._window = self._open()
         except Exception as error:
-            raise ConfigError(f"--view: no window could be opened ({in_a_line(error)}); leave it out") from error
+            raise ConfigError(f"no window could be opened ({in_a_line(error)}); leave it out", "--view") from error
         self.speed.mark(self.clock(), trainer.global_step)
         say(f"live view: {self._window.url}", sys.stderr)
         self._guarded(lambda window: self._tell(window, trainer, pl_module))

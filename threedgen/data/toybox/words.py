@@ -13,7 +13,7 @@ PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
 
 
 def captions() -> Iterator[str]:
-    """Every noun with every part and accessory of it, in every wording, and rooms: all words that a caption can hold."""
+    """Every noun with every part and accessory of it, in every wording, and rooms: all words of captions."""
     colours, sizes = list(COLOURS), [s for s in SIZES if s]
     n = 0
     for entry in NOUNS.values():

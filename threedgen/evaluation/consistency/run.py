@@ -99,17 +99,17 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
 def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Scene]) -> None:
     """Raises ConfigError for what the sampler of a row cannot draw."""
     if not every:
-        raise ConfigError("scenes: there are none")
+        raise ConfigError("there are none", "scenes")
     for scene in every:
         if getattr(sampler, "needs_text", False) and not scene.text:
             raise ConfigError(
-                f"sampler: {row} draws from words, and the scenes {config.scenes.name!r} have none; "
-                "scenes.name=toybox has"
+                f"{row} draws from words, and the scenes {config.scenes.name!r} have none; "
+                "scenes.name=toybox has", "sampler"
             )
         if getattr(sampler, "needs_condition", False) and not scene.condition:
             raise ConfigError(
-                f"sampler: {row} draws from a given view, and the scenes {config.scenes.name!r} have "
-                "none; scenes.name=srn has"
+                f"{row} draws from a given view, and the scenes {config.scenes.name!r} have "
+                "none; scenes.name=srn has", "sampler"
             )
         if getattr(sampler, "on_disk", False):
             sampler.places(scene.request(config.seed, pictures=False))

@@ -87,7 +87,7 @@ def generate_config(config: Evaluate3DConfig, case: Case, folder: Path) -> Gener
         "export.enabled": False,
     }
     if (task := task_of(config.config)) != "generate":
-        raise ConfigError(f"config: should be a config of the task generate (got {config.config!r}, {task})")
+        raise ConfigError(f"should be a config of the task generate (got {config.config!r}, {task})", "config")
     return load(config.config, list(config.overrides), values)
 
 

@@ -52,7 +52,7 @@ def accessory(setting: str) -> tuple[str, str]:
     colour, word = setting.split()
     for given, known, what in ((colour, COLOURS, "colour"), (word, ACCESSORIES, "accessory")):
         if given not in known:
-            raise ConfigError(f"settings: the toybox has no {what} {given!r}{did_you_mean(nearest(given, known))}")
+            raise ConfigError(f"the toybox has no {what} {given!r}{did_you_mean(nearest(given, known))}", "settings")
     return colour, word
 
 

@@ -38,7 +38,7 @@ def objects(
         }  # fmt: skip
         task = load(str(config.objects)).task
         if task != "generate":
-            raise ConfigError(f"objects: should be a config of the task generate (got {config.objects!r}, {task})")
+            raise ConfigError(f"should be a config of the task generate (got {config.objects!r}, {task})", "objects")
         wanted = load(str(config.objects), [], values)
         status = make(wanted)
         if status in (Status.INTERRUPTED, Status.TERMINATED):

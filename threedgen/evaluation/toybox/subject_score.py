@@ -103,7 +103,7 @@ def tuning_config(config: EvaluateSubjectsConfig, folder: Path, kind: str, noun:
     }  # fmt: skip
     task = load(config.config, list(config.overrides)).task
     if task != "mvdreambooth":
-        raise ConfigError(f"config: should be a config of the task mvdreambooth (got {config.config!r}, {task})")
+        raise ConfigError(f"should be a config of the task mvdreambooth (got {config.config!r}, {task})", "config")
     return load(config.config, list(config.overrides), values)
 
 

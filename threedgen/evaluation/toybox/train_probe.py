@@ -104,7 +104,7 @@ class ProbeSystem(System):
     def go_on_from(self, probe: Probe) -> None:
         """Take the weights of another probe. Raises ConfigError for one of other sizes."""
         if probe.options != self.probe.options or probe.labels != self.probe.labels:
-            raise ConfigError(f"start: should be a probe of these sizes and words (it has {probe.options})")
+            raise ConfigError(f"should be a probe of these sizes and words (it has {probe.options})", "start")
         self.probe.load_state_dict(probe.state_dict())
 
     def pictures(self, step: int) -> tuple[Tensor, Truth]:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threedgen.cli import config_name
 from threedgen.config import ConfigError, find, load, task_of
+from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras, orbit
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.priors.view_prompts import prompts
@@ -46,12 +46,12 @@ def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", **v
     """A prompt becomes a 3D object; see ``threedgen.generate``."""
     path = find(os.fspath(config))
     if (task := task_of(path)) != "generate":
-        raise ConfigError(f"config: should be of the task generate (got {path.name}, which is of {task})")
+        raise ConfigError(f"should be of the task generate (got {path.name}, which is of {task})", "config")
     if isinstance(values.get("out"), os.PathLike):
         values["out"] = os.fspath(values["out"])
     checked = load(path, values=values | {"prompt": prompt})
     checked.check()
-    checked, resume = runs.begin(checked, config_name(path))
+    checked, resume = runs.begin(checked, runs.config_name(path))
     status, folder = run_status(checked, resume, quiet=True), Path(str(checked.out))
     if status is Status.FAILED:
         raise ConfigError(f"{folder}: {read_summary(folder).get('reason', 'the run failed')}")
@@ -131,10 +131,8 @@ def check_backends(config: GenerateConfig) -> None:
     place, field = ("field.paint", config.field.paint) if hasattr(config.field, "paint") else ("field", config.field)
     grid = (f"{place}.encoding", getattr(field, "encoding", None), encoding.MODULES)
     for key, options, modules in (grid, ("march", config.march, march.MODULES)):
-        try:
+        with within(key):
             load_backend(modules, getattr(options, "backend", "auto"), here)
-        except ConfigError as error:
-            raise ConfigError(f"{key}.{error}") from None
 
 
 def _reason(system: GenerateSystem) -> str:

@@ -59,7 +59,7 @@ def earlier(weights: str, network: XUNetConfig) -> XUNet:
     """A trained network to go on from. Raises ConfigError unless it is one on pixels, of the same form and sizes."""
     model, _ = folders.load(weights)
     if not isinstance(model, XUNet):
-        raise ConfigError(f"model.start: {weights} works on latents, model.name=pixels on pixels")
+        raise ConfigError(f"{weights} works on latents, model.name=pixels on pixels", "model.start")
     for name, wanted in network:
         found = getattr(model.config, name)
         if found != wanted:

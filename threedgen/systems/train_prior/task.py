@@ -59,7 +59,7 @@ def starting_prior(config: TrainPriorConfig) -> MVDream:
     prior = MVDream.load(str(config.start))
     if prior.image_size != config.image_size:
         raise ConfigError(
-            f"image_size: should be {prior.image_size}, that of the prior to start from (got {config.image_size})"
+            f"should be {prior.image_size}, that of the prior to start from (got {config.image_size})", "image_size"
         )
     return prior
 
@@ -82,7 +82,7 @@ def new_prior(task: Task) -> MVDream:
     def system() -> System:
         return autoencoder.AutoencoderSystem(options, config.seed, options.max_steps, vae)
 
-    def standardise(_: System) -> None:
+    def standardise(learner: System) -> None:
         _, rgb, _, _ = Toybox(config.seed, "train").batch(range(64), options.image_size, n_view=1)
         autoencoder.standardise(vae, torch.from_numpy(rgb))
 
