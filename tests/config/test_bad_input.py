@@ -278,7 +278,7 @@ def test_any_prompt_goes_through(
     monkeypatch: pytest.MonkeyPatch,
     prompt: str,
 ) -> None:
-    monkeypatch.setattr(generate_run, "fit", nothing_to_train)
+    monkeypatch.setattr("threedgen.train.task.fit", nothing_to_train)
     monkeypatch.setattr(generate_run, "write_results", lambda system, folder, notes: {})
     code = cli.main(["--config", "tiny.yaml", f"prompt={prompt}", "warm_start.steps=0", "preview.enabled=false"])
     output = capfd.readouterr()
