@@ -175,8 +175,8 @@ def absent(weights: str, repo: str, name: str, why: str = "the hub cannot be rea
     file = f" {name}" if name in ORIGINALS else ""
     kind = AbsentWeights if name in ORIGINALS else ConfigError
     return kind(
-        f"weights: {weights!r} is neither a file or folder here nor in the hub's cache, and {why}; where "
-        f"there is a network, `hf download {repo}{file}` fetches {what}, then give its path; {RUNS_NOW}"
+        f"{weights!r} is neither a file or folder here nor in the hub's cache, and {why}; where "
+        f"there is a network, `hf download {repo}{file}` fetches {what}, then give its path; {RUNS_NOW}", "weights"
     )
 
 
