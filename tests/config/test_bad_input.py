@@ -328,7 +328,9 @@ def test_sections_answer_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None
         weights: str = "here"
 
         def check(self) -> None:
-            raise ConfigError(f"no file {self.weights}", "weights") if self.weights else ConfigError("/a/path is damaged")
+            if self.weights:
+                raise ConfigError(f"no file {self.weights}", "weights")
+            raise ConfigError("/a/path is damaged")
 
     class Middle(Config):
         inner: Inner = Inner()
