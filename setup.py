@@ -61,6 +61,7 @@ setup(
         "pyyaml>=6",
         "rich>=13",
         "scikit-image>=0.24",
+        "scipy>=1.13",
         "torchmetrics>=1.4",
         "trimesh>=4",
         "xatlas>=0.0.11",
@@ -68,12 +69,17 @@ setup(
     extras_require={
         "dev": [
             "assimp-py>=1.1",
+            "coacd>=1.0.5",
             "hypothesis>=6",
             "mypy>=1.13",
             "nerfacc>=0.5.3",
+            "peft>=0.17",
             "pygltflib>=1.16",
             "pytest>=8",
+            "ray>=2.9",
             "ruff>=0.9",
+            "usd-core>=24.8",
+            "viser>=1.1",
         ],
         # back ends for GPUs; torch for CUDA brings triton along. tinycudann is on no index, see docs/mvdream.md
         "nerfacc": ["nerfacc>=0.5.3"],

@@ -23,8 +23,8 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import known_checkpoints as released
 from threedgen.systems.generate.plan import TOKENS, Stage, stages_of
 from threedgen.systems.generate.system import GenerateSystem
-from threedgen.systems.shared import device
 from threedgen.train.loop import set_threads
+from threedgen.train.task import device
 
 from .breakdown import Watch
 from .scene import Stepper

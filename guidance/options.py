@@ -135,7 +135,7 @@ class DeepFloydConfig(PriorConfig):
 
         super().check()
         if self.tokenizer is not None and not Path(self.tokenizer).expanduser().is_dir():
-            raise ConfigError(f"tokenizer: there is no folder {self.tokenizer!r}")
+            raise ConfigError(f"there is no folder {self.tokenizer!r}", "tokenizer")
         if not ready_tokenizer(Path(self.tokenizer or self.weights).expanduser()):
             require("sentencepiece", "tokenizer: a spiece.model", "put the tokenizer.json of any T5 beside it")
 

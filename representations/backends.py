@@ -32,7 +32,7 @@ def choose(asked: str, device: torch.device, dtype: torch.dtype = torch.float32)
     if asked != "torch" and not _can(asked, device, dtype):
         place = "a CPU" if PLACES[asked] == "cpu" else "a CUDA device"
         raise ConfigError(
-            f"backend: {asked!r} computes float32 on {place}, not {dtype} on {device.type}; choose 'auto' or 'torch'"
+            f"{asked!r} computes float32 on {place}, not {dtype} on {device.type}; choose 'auto' or 'torch'", "backend"
         )
     return asked
 
@@ -51,7 +51,7 @@ def load(
         if name not in EXTRAS:
             raise
         raise ConfigError(
-            f"backend: {name!r} is installed but cannot be loaded: {error}; choose 'auto' or 'torch'"
+            f"{name!r} is installed but cannot be loaded: {error}; choose 'auto' or 'torch'", "backend"
         ) from error
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.toy_task import YAML, toy  # noqa: F401
 from threedgen import __version__, cli, config
-from threedgen.config import ConfigError, help, registry
+from threedgen.config import ConfigError, help, layers, registry
 from threedgen.config.sections import TrainerConfig
 from threedgen.run import folder as runs
 
@@ -32,7 +32,7 @@ def shipped(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
     root.mkdir()
     (root / "mvdream-toybox.yaml").write_text(YAML + "about: A prompt becomes 3D.\nneeds: two cores\n")
     (root / "broken.yaml").write_text("a: [")
-    monkeypatch.setattr(config, "folder", lambda name: root)
+    monkeypatch.setattr(layers, "folder", lambda name: root)
     return root
 
 
@@ -177,8 +177,8 @@ def test_a_mistake_ends_before_anything_is_written(
 
 
 def test_names_of_run_folders() -> None:
-    assert cli.config_name(Path("configs/mvdream-toybox.yaml")) == "mvdream-toybox"
-    assert cli.config_name(Path("outputs/a-dog/config.yaml")) == "a-dog"
+    assert runs.config_name(Path("configs/mvdream-toybox.yaml")) == "mvdream-toybox"
+    assert runs.config_name(Path("outputs/a-dog/config.yaml")) == "a-dog"
 
 
 def test_what_the_terminal_cannot_show_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +202,8 @@ def test_types_in_words() -> None:
 
 
 RUNNER = (
-    "import sys; from tests.support import toy_task; toy_task.register(); from threedgen.cli import main; code = main(); "
+    "import sys; from tests.support import toy_task; toy_task.register(); from threedgen.cli import main; "
+    "code = main(); "
     "sys.stderr.write(f'torch={\"torch\" in sys.modules}'); sys.exit(code)"
 )
 

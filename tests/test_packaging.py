@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -100,6 +101,53 @@ def test_the_pins_cover_what_is_required() -> None:
     pinned = {plain(line.split("==")[0]) for line in lines if "==" in line}
     assert len(required) >= 19 and not required - pinned
     assert "torch==2.13.0" in lines
+
+
+DISTRIBUTIONS = {
+    "PIL": "pillow", "lightning_fabric": "pytorch-lightning", "pxr": "usd-core", "pydantic_core": "pydantic",
+    "skimage": "scikit-image", "yaml": "pyyaml",
+}  # fmt: skip
+"""Import names that are not those of the packages."""
+ON_NO_INDEX = {"tinycudann"}
+USED_BY_LIBRARIES = {"protobuf", "sentencepiece", "xformers"}
+"""Packages that transformers and diffusers import where we ask them to."""
+NOT_YET = {"imageio", "kornia"}
+
+
+def declared() -> dict[str, set[str]]:
+    """Normalised names of the packages in setup.py: those that are always installed (""), and by extra."""
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    call = next(node for node in calls if getattr(node.func, "id", "") == "setup")
+    given = {word.arg: word.value for word in call.keywords}
+    groups = {"": ast.literal_eval(given["install_requires"]), **ast.literal_eval(given["extras_require"])}
+    return {group: {re.split(r"[<>=]", name)[0].lower() for name in names} for group, names in groups.items()}
+
+
+def imported() -> set[str]:
+    """The packages that product code imports, at the top or when a function is called."""
+    found = set()
+    for path in (path for room in ("threedgen", "guidance", "representations") for path in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(str(node.module).split(".")[0])
+    foreign = found - set(sys.stdlib_module_names) - {"threedgen", "guidance", "representations"}
+    return {DISTRIBUTIONS.get(name, name).replace("_", "-").lower() for name in foreign}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    groups, used = declared(), imported()
+    product = set().union(*(names for group, names in groups.items() if group != "dev"))
+    assert used - product == ON_NO_INDEX
+    assert product - used - NOT_YET == USED_BY_LIBRARIES
+
+
+def test_a_checkout_for_development_skips_no_test_for_want_of_a_package() -> None:
+    groups = declared()
+    optional = set().union(*(groups[group] for group in ("lora", "nerfacc", "parts", "ray", "usd", "viser")))
+    assert optional <= groups["dev"]
 
 
 def test_project_files_name_no_machine() -> None:

@@ -10,13 +10,14 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from threedgen import __version__, config
 from threedgen.config import help, registry
 from threedgen.config.errors import AbsentWeights, ConfigError, did_you_mean, nearest, short
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
+from threedgen.run.text import say
 
 DEFAULT_CONFIG = "mvdream-toybox"
 FLAGS = ("--config", "--dry-run", "--help", "--list", "--print-config", "--quiet", "--resume", "--version", "--view")
@@ -62,7 +63,7 @@ def parse(words: list[str]) -> Command:
     if "--dry-run" in command.flags and "--resume" in command.flags:
         raise ConfigError("--dry-run: says what a new run would do, so --resume cannot be given with it")
     if "--config" in command.flags and "--resume" in command.flags:
-        raise ConfigError("--resume: takes the config of the run, so --config cannot be given with it")
+        raise ConfigError("takes the config of the run, so --config cannot be given with it", "--resume")
     return command
 
 
@@ -87,15 +88,6 @@ def _unknown_flag(flag: str) -> str:
 
 def _example(flag: str) -> str:
     return DEFAULT_CONFIG if flag == "--config" else "outputs/mvdream-toybox/a-blue-dog-0123abcd"
-
-
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Print lines of text; control characters are dropped, and what the terminal cannot show is escaped."""
-    stream = stream or sys.stdout
-    clean = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    stream.write(clean.encode(encoding, "backslashreplace").decode(encoding).rstrip("\n") + "\n")
-    stream.flush()
 
 
 def answer(command: Command) -> str | None:
@@ -139,7 +131,7 @@ def run(command: Command) -> int:
     if "--dry-run" in command.flags:
         return dry_run(checked)
     checked.check()
-    name = resume.name if resume else config_name(config.find(command.config))
+    name = resume.name if resume else runs.config_name(config.find(command.config))
     if resume is None and isinstance(checked, RunConfig):
         checked, resume = runs.begin(checked, name)
     quiet = "--quiet" in command.flags
@@ -153,13 +145,8 @@ def viewed(checked: Any) -> Any:
     """The same config with its live view on. Raises ConfigError for a task that has none."""
     view = getattr(checked, "view", None)
     if view is None:
-        raise ConfigError(f"--view: a run of the task generate can be watched, this one cannot (got {checked.task!r})")
+        raise ConfigError("a run of the task generate can be watched, this one cannot", "--view", checked.task)
     return checked.model_copy(update={"view": view.model_copy(update={"enabled": True})})
-
-
-def config_name(path: Path) -> str:
-    """The name of a config's file for its run folders; for the config.yaml of a run, that of the run."""
-    return path.resolve().parent.name if path.name == runs.CONFIG else path.stem
 
 
 def main(words: list[str] | None = None) -> int:

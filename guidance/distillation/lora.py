@@ -45,7 +45,7 @@ class LoRA(nn.Module):
         super().__init__()
         layers = {n: m for n, m in unet.named_modules() if n.endswith(TARGETS) and isinstance(m, nn.Linear)}
         if not layers:
-            raise ConfigError("distillation: vsd trains additions to the attention of a UNet, and this one has none")
+            raise ConfigError("vsd trains additions to the attention of a UNet, and this one has none", "distillation")
         self.names, self.scale = tuple(layers), scale
         sizes = [(m.in_features, m.out_features) for m in layers.values()]
         self.down = nn.ParameterList(

@@ -35,10 +35,10 @@ def build(options: DeepFloydConfig, device: torch.device | str = "cpu") -> DeepF
     """The prior that a config describes. Raises ConfigError."""
     o = options
     if o.attention != "sdpa":
-        raise ConfigError("attention: these weights compute it with torch itself; choose attention=sdpa")
+        raise ConfigError("these weights compute it with torch itself; choose attention=sdpa", "attention")
     path = loading.locate(o.weights, o.parts)
     if not path.is_dir():
-        raise ConfigError(f"weights: {path} is a single file; these weights come as a folder in diffusers format")
+        raise ConfigError(f"{path} is a single file; these weights come as a folder in diffusers format", "weights")
     loading.check_folder(path, o.parts)
     reading.check_sums(path)
     parts = read_unet(path), path / "text_encoder", read_words(path, o.tokenizer), components.read_schedule(path)
@@ -51,8 +51,8 @@ def read_unet(path: Path) -> UNet2DConditionModel:
     components.expect(config, "_class_name", "UNet2DConditionModel", path / "unet")
     if config.get("in_channels") != CHANNELS or config.get("class_embed_type") is not None:
         raise ConfigError(
-            f"weights: {path} is no first stage on pixels: its UNet takes {config.get('in_channels')} channels, not "
-            f"{CHANNELS} alone; Stable Diffusion's weights go with prior.name=stable-diffusion"
+            f"{path} is no first stage on pixels: its UNet takes {config.get('in_channels')} channels, not "
+            f"{CHANNELS} alone; Stable Diffusion's weights go with prior.name=stable-diffusion", "weights"
         )
     return components.make_unet(config, tensors)
 
@@ -79,12 +79,12 @@ def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
         )
     except Exception as error:  # the files come from outside: any kind
         reason = str(error).split("\n")[0][:120]
-        raise ConfigError(f"weights: {folder} cannot be read ({type(error).__name__}: {reason})") from None
+        raise ConfigError(f"{folder} cannot be read ({type(error).__name__}: {reason})", "weights") from None
     finally:
         their_logging.set_verbosity(noise)
     model, told = found
     if missing := sorted(told["missing_keys"]):
-        raise ConfigError(f"weights: {folder} lacks {len(missing)} tensors of a T5 encoder (first {missing[0]!r})")
+        raise ConfigError(f"{folder} lacks {len(missing)} tensors of a T5 encoder (first {missing[0]!r})", "weights")
     return model.eval().requires_grad_(False)
 
 
@@ -111,7 +111,7 @@ class DeepFloyd(Prior):
         self.image_size = image_size or int(unet.config["sample_size"])
         self.factor = 1
         if self.image_size % (unit := 2 ** (len(unet.config["block_out_channels"]) - 1)):
-            raise ConfigError(f"image_size: {self.image_size} is not a multiple of {unit}")
+            raise ConfigError(f"{self.image_size} is not a multiple of {unit}", "image_size")
         self.precision = dtype
         self.to(device)
 

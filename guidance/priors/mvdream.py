@@ -47,7 +47,7 @@ def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream
 def require_attention(kind: str, device: torch.device | str) -> None:
     """Raises ConfigError for an attention that cannot compute on the device."""
     if kind == "xformers" and torch.device(device).type != "cuda":
-        raise ConfigError(f"attention: 'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa")
+        raise ConfigError(f"'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa", "attention")
 
 
 class MVDream(MultiviewPrior):
@@ -82,7 +82,7 @@ class MVDream(MultiviewPrior):
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per latent and axis
         self.image_size = image_size or self.trained_size
         if self.image_size % self.factor:
-            raise ConfigError(f"image_size: {self.image_size} is not a multiple of {self.factor}")
+            raise ConfigError(f"{self.image_size} is not a multiple of {self.factor}", "image_size")
         self.scaling_factor = float(vae.config["scaling_factor"])
         self.precision = dtype
         self.device = unet.device

@@ -55,11 +55,11 @@ def check(weights: str) -> Path:
         path = project_folder("weights") / own if own else Path(weights).expanduser()
         there = path.exists()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, an unknown ~user
-        raise ConfigError(f"weights: {short(weights)} is not a path") from None
+        raise ConfigError(f"{short(weights)} is not a path", "weights") from None
     if not there and own:
-        raise ConfigError("weights: this installation lacks the embedded novel-view model; reinstall threedgen")
+        raise ConfigError("this installation lacks the embedded novel-view model; reinstall threedgen", "weights")
     if not there:
-        raise ConfigError(f"weights: there is no file or folder {short(weights)}")
+        raise ConfigError(f"there is no file or folder {short(weights)}", "weights")
     if path.is_file():
         sniff(path)
     elif kind(path) == "LatentPairs":
@@ -73,10 +73,10 @@ def kind(path: Path) -> str:
     """Which model a folder holds. Raises ConfigError for a folder of another kind."""
     if not (path / CONFIG).is_file():
         other = "a text-to-image prior" if (path / "model_index.json").is_file() else f"no {CONFIG}"
-        raise ConfigError(f"weights: {path} has {other} in it, not a novel-view model")
+        raise ConfigError(f"{path} has {other} in it, not a novel-view model", "weights")
     name = read_json(path / CONFIG).get("_class_name")
     if name not in KINDS:
-        raise ConfigError(f"weights: {path / CONFIG} describes {short(name)}, not a novel-view model")
+        raise ConfigError(f"{path / CONFIG} describes {short(name)}, not a novel-view model", "weights")
     return str(name)
 
 

@@ -56,7 +56,7 @@ class ThreeDiMSamplerConfig(SamplingConfig):
 
         check(self.weights)
         if self.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++"))):
-            raise ConfigError("compile: there is no C++ compiler here; install g++, or leave compile=false")
+            raise ConfigError("there is no C++ compiler here; install g++, or leave compile=false", "compile")
 
 
 class XUNetConfig(Config):

@@ -43,7 +43,7 @@ def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Com
     found = load_folder(path, tokenizer) if path.is_dir() else load_file(path, tokenizer)
     if camera and found.unet.class_embedding is None:
         raise ConfigError(
-            f"weights: {weights!r} has no camera branch, so it is not a multi-view model but a 2D one"
+            f"{weights!r} has no camera branch, so it is not a multi-view model but a 2D one", "weights"
         )
     return found
 

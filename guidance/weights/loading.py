@@ -48,7 +48,7 @@ def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> 
     else:
         sniff(path)
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
-        raise ConfigError(f"tokenizer: there is no folder {tokenizer!r}")
+        raise ConfigError(f"there is no folder {tokenizer!r}", "tokenizer")
 
 
 def subject_card(path: Path | str) -> dict[str, str]:
@@ -59,14 +59,14 @@ def subject_card(path: Path | str) -> dict[str, str]:
     try:
         path = Path(path).expanduser()
         if not path.is_file():
-            raise ConfigError(f"personalisation: there is no file {str(path)[:120]!r}; {make}")
+            raise ConfigError(f"there is no file {str(path)[:120]!r}; {make}", "personalisation")
         with safe_open(path, "np") as file:
             card = file.metadata() or {}
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).split("\n")[0][:80]
-        raise ConfigError(f"personalisation: {str(path)[:120]!r} cannot be read ({reason}); {make}") from None
+        raise ConfigError(f"{str(path)[:120]!r} cannot be read ({reason}); {make}", "personalisation") from None
     if card.get("format") != SUBJECT_FORMAT:
-        raise ConfigError(f"personalisation: {path} is not of the format {SUBJECT_FORMAT!r}; {make}")
+        raise ConfigError(f"{path} is not of the format {SUBJECT_FORMAT!r}; {make}", "personalisation")
     return card
 
 
@@ -111,20 +111,20 @@ def local(weights: str) -> Path | None:
     if weights == "embedded":
         path = folder("weights") / EMBEDDED
         if not path.is_dir():
-            raise ConfigError("weights: this installation lacks the embedded prior; reinstall threedgen")
+            raise ConfigError("this installation lacks the embedded prior; reinstall threedgen", "weights")
         return path
     try:
         path = Path(weights).expanduser()
         exists = path.exists()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, an unknown ~user
-        raise ConfigError(f"weights: {weights[:80]!r} is not a path") from None
+        raise ConfigError(f"{weights[:80]!r} is not a path", "weights") from None
     if exists:
         return path
     if weights in ORIGINALS or is_hub_id(weights):
         return None
     name = path.name
     fetch = f"; `hf download {ORIGINALS[name]} {name}` fetches it from the hub" if name in ORIGINALS else ""
-    raise ConfigError(f"weights: there is no file or folder {weights!r}{fetch}; {RUNS_NOW}")
+    raise ConfigError(f"there is no file or folder {weights!r}{fetch}; {RUNS_NOW}", "weights")
 
 
 def is_hub_id(name: str) -> bool:
@@ -175,8 +175,8 @@ def absent(weights: str, repo: str, name: str, why: str = "the hub cannot be rea
     file = f" {name}" if name in ORIGINALS else ""
     kind = AbsentWeights if name in ORIGINALS else ConfigError
     return kind(
-        f"weights: {weights!r} is neither a file or folder here nor in the hub's cache, and {why}; where "
-        f"there is a network, `hf download {repo}{file}` fetches {what}, then give its path; {RUNS_NOW}"
+        f"{weights!r} is neither a file or folder here nor in the hub's cache, and {why}; where "
+        f"there is a network, `hf download {repo}{file}` fetches {what}, then give its path; {RUNS_NOW}", "weights"
     )
 
 
@@ -222,7 +222,7 @@ def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
             repo, repo, "model_index.json", f"the download failed ({type(error).__name__})"
         ) from None
     raise ConfigError(
-        f"weights: {repo!r} on the hub is not a folder in diffusers format with {', '.join(needed)}"
+        f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(needed)}", "weights"
     )
 
 

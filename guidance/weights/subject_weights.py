@@ -56,8 +56,8 @@ def check_identifier(tokenizer: Any, identifier: str) -> None:
     """Raises ConfigError for a word that the prior knows already."""
     if tokens.is_known(tokenizer, identifier):
         raise ConfigError(
-            f"identifier: {identifier!r} is a word that this prior knows already, and it would lose its meaning; "
-            "choose one that is no word, such as [v]"
+            f"{identifier!r} is a word that this prior knows already, and it would lose its meaning; "
+            "choose one that is no word, such as [v]", "identifier"
         )
 
 
@@ -114,8 +114,8 @@ def apply(found: Any, path: Path, strength: float = 1.0) -> None:
     base = checksum(found.unet, found.text_encoder)
     if card.get("base") != base:
         raise ConfigError(
-            f"personalisation: {path} was tuned from other weights (SHA-256 {card.get('base', '')[:12]}..., these have "
-            f"{base[:12]}...); set prior.weights to those of its run"
+            f"{path} was tuned from other weights (SHA-256 {card.get('base', '')[:12]}..., these have "
+            f"{base[:12]}...); set prior.weights to those of its run", "personalisation"
         )
     tensors = reading.read_safetensors(path)
     parameters = dict(found.unet.named_parameters())
@@ -128,7 +128,7 @@ def apply(found: Any, path: Path, strength: float = 1.0) -> None:
     except (KeyError, ValueError, RuntimeError):
         wrong, whole, changes, width = ["?"], False, {}, torch.Size()
     if wrong or not whole or row.shape != width or "identifier" not in card:
-        raise ConfigError(f"personalisation: {path} is damaged: its tensors are not those of its kind; make it again")
+        raise ConfigError(f"{path} is damaged: its tensors are not those of its kind; make it again", "personalisation")
     with torch.no_grad():
         for name, value in changes.items():
             parameters[name] += strength * value

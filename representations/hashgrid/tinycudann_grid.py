@@ -39,7 +39,7 @@ def _module(n_levels: int, log2_entries: int, base: int, growth: float, n_featur
     """tiny-cuda-nn's module of this geometry; the parameters that it comes with are never read."""
     if n_features not in WIDTHS:
         raise ConfigError(
-            f"n_features: backend 'tinycudann' has kernels for 1, 2, 4 and 8, not {n_features}; choose backend=auto"
+            f"backend 'tinycudann' has kernels for 1, 2, 4 and 8, not {n_features}; choose backend=auto", "n_features"
         )
     return tinycudann.Encoding(
         n_input_dims=3,

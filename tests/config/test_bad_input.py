@@ -278,7 +278,7 @@ def test_any_prompt_goes_through(
     monkeypatch: pytest.MonkeyPatch,
     prompt: str,
 ) -> None:
-    monkeypatch.setattr(generate_run, "fit", nothing_to_train)
+    monkeypatch.setattr("threedgen.train.task.fit", nothing_to_train)
     monkeypatch.setattr(generate_run, "write_results", lambda system, folder, notes: {})
     code = cli.main(["--config", "tiny.yaml", f"prompt={prompt}", "warm_start.steps=0", "preview.enabled=false"])
     output = capfd.readouterr()
@@ -328,7 +328,9 @@ def test_sections_answer_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None
         weights: str = "here"
 
         def check(self) -> None:
-            raise ConfigError(f"weights: no file {self.weights}" if self.weights else "/a/path is damaged")
+            if self.weights:
+                raise ConfigError(f"no file {self.weights}", "weights")
+            raise ConfigError("/a/path is damaged")
 
     class Middle(Config):
         inner: Inner = Inner()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support.toy_task import YAML, ToyConfig, toy  # noqa: F401
 from threedgen import config
-from threedgen.config import ConfigError, fields, registry, yaml_text
+from threedgen.config import ConfigError, fields, layers, registry, yaml_text
 from threedgen.config.errors import nearest_key
 from threedgen.representations.options import NGPConfig
 
@@ -319,7 +319,7 @@ def test_a_config_is_found_by_path_or_name(toy: Path, monkeypatch: pytest.Monkey
     (shipped / "more").mkdir(parents=True)
     (shipped / "mvdream-toybox.yaml").write_text(YAML)
     (shipped / "more" / "deep.yaml").write_text(YAML)
-    monkeypatch.setattr(config, "folder", lambda name: shipped)
+    monkeypatch.setattr(layers, "folder", lambda name: shipped)
     for name in ("mvdream-toybox", "mvdream-toybox.yaml", "more/deep", str(toy), "toy", "toy.yaml"):
         assert config.load(name).prompt == "a cat"
     assert config.shipped() == ["more/deep", "mvdream-toybox"]
@@ -331,7 +331,7 @@ def test_a_config_is_found_by_path_or_name(toy: Path, monkeypatch: pytest.Monkey
 
 def test_every_shipped_config_is_valid() -> None:
     for name in config.shipped():
-        tree = config.merged(config.read_layers(config.find(name)))
+        tree = layers.merged(layers.read_layers(config.find(name)))
         assert tree.get("about") and tree.get("needs"), name
         needs_prompt = "prompt" in registry.config_model("task", tree["task"]).model_fields
         loaded = config.load(name, ["prompt=a dog"] if needs_prompt else [])

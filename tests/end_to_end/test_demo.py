@@ -15,7 +15,7 @@ import pytest
 import threedgen
 from tests.support.task_server import TINY, assert_same, prior_folder, saved_at, weights, write_config
 from tests.support.toy_run import when
-from threedgen.systems.shared import read_summary
+from threedgen.run.metrics import read_summary
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = threedgen.folder("weights") / "toybox-prior"

@@ -23,6 +23,7 @@ from threedgen.representations.hashgrid.torch_twin import grid_levels
 from threedgen.representations.march import backend
 from threedgen.representations.options import HashGridConfig
 from threedgen.systems.generate import task as generate_run
+from threedgen.train.task import Task
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -92,7 +93,7 @@ def test_a_run_says_so_before_it_begins(
 
 def test_a_run_says_where_a_back_end_cannot_compute_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(generate_run, "load_prior", lambda *given: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(Task, "load_prior", lambda task: pytest.fail("weights were loaded"))
     only(monkeypatch, "triton")
     made = config.load("mvdream-toybox", ["prompt=a dog", "march.backend=triton", "trainer.accelerator=cpu", "out=x"])
     with pytest.raises(ConfigError, match="^march.backend: 'triton' computes float32 on a CUDA device, not .* on cpu"):
@@ -100,7 +101,7 @@ def test_a_run_says_where_a_back_end_cannot_compute_before_weights_are_loaded(mo
 
 
 def test_nerfacc_without_its_kernels_is_said_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate_run, "load_prior", lambda *given: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(Task, "load_prior", lambda task: pytest.fail("weights were loaded"))
     monkeypatch.setitem(backends.PLACES, "nerfacc", "cpu")
     monkeypatch.setitem(sys.modules, "nerfacc.cuda._backend", SimpleNamespace(_C=None))
     monkeypatch.delitem(sys.modules, "threedgen.representations.march.nerfacc_backend", raising=False)

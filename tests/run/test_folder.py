@@ -194,7 +194,7 @@ import subprocess, sys
 much = b"x" * (600 << 20)
 print(subprocess.run([sys.executable, "-c", sys.argv[1]], check=True, capture_output=True, text=True).stdout)
 """
-    child = "from threedgen.run.metrics import peak_memory; a = peak_memory(); b'x' * (100 << 20); print(a, peak_memory())"
+    child = "from threedgen.run.metrics import peak_memory as peak; a = peak(); b'x' * (100 << 20); print(a, peak())"
     words, root = [sys.executable, "-c", start, child], Path(__file__).parents[2]
     done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=root)
     before, after = (float(figure) for figure in done.stdout.split())

@@ -15,11 +15,9 @@ from tests.support import toy_run
 from tests.support.toy_run import CONFIG_YAML, STEPS, log, result
 from threedgen.config.errors import ConfigError
 from threedgen.run.interrupts import Interrupts
-from threedgen.train.callbacks import aside
-from threedgen.train.checkpoint import LAST, latest, read
-from threedgen.train.finite_check import nonfinite
+from threedgen.train.callbacks import aside, nonfinite
+from threedgen.train.checkpoint import LAST, NUMERICS_KEY, check_config, latest, numerics, read, warn_numerics
 from threedgen.train.loop import Status, Steps
-from threedgen.train.resume import NUMERICS_KEY, check_config, numerics, warn_numerics
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -1,10 +1,10 @@
 """Words and YAML become typed, checked configs; every mistake is one line. Nothing here imports torch."""
 
 from .errors import ConfigError, nearest
+from .fields import merge, plain
 from .layers import COMMAND_LINE, Layer, find, load, merged, shipped, split_override, task_of, validate
 from .model import Config, config_hash, dump, tree_hash
 from .schedule import Schedule, at
-from .trees import merge, plain
 
 __all__ = [
     "COMMAND_LINE",

@@ -3,20 +3,54 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+_NOTHING = object()
 
 
 class ConfigError(Exception):
     """A mistake in what the user gave: a config, a key, a value, a file, a folder.
 
-    The message is one sentence (or one line for each mistake) that can be shown as it is; the command
-    line prints it without a traceback and exits with code 2.
+    Its text, `key: problem (got value)`, is one sentence (or one line for each mistake) that can be shown as it is;
+    the command line prints it without a traceback and exits with code 2. A key is that of the section which raises;
+    who asks the section completes it (`within`).
     """
+
+    def __init__(self, problem: str, key: str = "", got: Any = _NOTHING) -> None:
+        self.problem = problem if got is _NOTHING else f"{problem} (got {short(got)})"
+        self.key = key
+        super().__init__(self.problem, key)  # what it is pickled by
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.problem}" if self.key else self.problem
 
 
 class AbsentWeights(ConfigError):
     """The weights of a released model are not on this machine; what it consists of is known all the same."""
+
+
+@contextmanager
+def within(section: str) -> Iterator[None]:
+    """Inside, the key of a ConfigError is one of a section: it is completed by its name. Without a key it stays."""
+    try:
+        yield
+    except ConfigError as error:
+        if not error.key:
+            raise
+        raise type(error)(error.problem, f"{section}.{error.key}") from None
+
+
+@contextmanager
+def called(key: str) -> Iterator[None]:
+    """Inside, the key of a ConfigError is called by another name, that of the caller's. Without a key it stays."""
+    try:
+        yield
+    except ConfigError as error:
+        if not error.key:
+            raise
+        raise type(error)(error.problem, key) from None
 
 
 def in_a_line(error: BaseException) -> str:

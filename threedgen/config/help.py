@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from threedgen import config
-from threedgen.config import fields, layers, registry, trees
+from threedgen.config import fields, layers, registry
 from threedgen.config.errors import ConfigError, did_you_mean, nearest_key
 from threedgen.config.schedule import Schedule
 
@@ -102,11 +102,11 @@ def options(model: type[BaseModel], tree: dict, only: str = "") -> str:
             rows.append((f"\n{name}:", text))
         else:
             missing = place.value is None and field.is_required()
-            value = "(to be given)" if missing else trees.shown(trees.plain(place.value))
+            value = "(to be given)" if missing else fields.shown(fields.plain(place.value))
             rows.append((f"  {name}", field_type(field), value, field.description or ""))
     if not rows:
         guess = nearest_key(only, fields.paths(model, tree))
-        raise ConfigError(f"--help: no section or key has this name{did_you_mean(guess)} (got '{only}')")
+        raise ConfigError(f"no section or key has this name{did_you_mean(guess)} (got '{only}')", "--help")
     return "\n".join(_align(rows))
 
 

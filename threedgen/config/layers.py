@@ -17,8 +17,8 @@ from pydantic import BaseModel, ValidationError
 from threedgen import folder
 from threedgen.config import fields, registry, renamed, yaml_text
 from threedgen.config.errors import ConfigError, did_you_mean, nearest, nearest_key, short
+from threedgen.config.fields import merge, put
 from threedgen.config.messages import explain
-from threedgen.config.trees import merge, put
 
 COMMAND_LINE = "command line"
 
@@ -41,7 +41,7 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
     shipped name; `.yaml` may be left out. Raises ConfigError with the nearest name."""
     text = str(name_or_path)
     if not text.strip() or "\0" in text:
-        raise ConfigError(f"config: should be a file or a name (got {short(text)})")
+        raise ConfigError("should be a file or a name", "config", text)
     for root in (beside or Path(), folder("configs")):
         for candidate in (root / text, root / f"{text}.yaml"):
             try:
@@ -53,7 +53,7 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
         return folder("configs") / f"{now}.yaml"
     guess = nearest(Path(text).stem, shipped())
     raise ConfigError(
-        f"config: no file and no shipped config has this name{did_you_mean(guess)} (got {short(text)})"
+        f"no file and no shipped config has this name{did_you_mean(guess)}", "config", text
     )
 
 

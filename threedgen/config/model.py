@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from threedgen.config import fields, yaml_text
-from threedgen.config.errors import ConfigError
-from threedgen.config.trees import plain, text_keys
+from threedgen.config.errors import within
+from threedgen.config.fields import plain, text_keys
 
 NOT_HASHED = ("out", "about", "needs")
 
@@ -54,20 +53,15 @@ class Config(BaseModel):
 
         Asked before a run begins, not when a config is only read; cheap, and without torch. A section that
         needs something answers for itself (``def check``); here the sections are asked one after the other,
-        and the key that a message begins with is completed by the section's name.
+        and the key of a mistake is completed by the section's name.
         """
         values = {name: getattr(self, name) for name in type(self).model_fields}
         for name in [name for name, value in values.items() if isinstance(value, dict)]:
             values |= {f"{name}.{key}": one for key, one in values[name].items()}
         for name, section in values.items():
-            if not isinstance(section, Config):
-                continue
-            try:
-                section.check()
-            except ConfigError as error:
-                key = re.match(r"\w*", str(error)).group()  # type: ignore[union-attr]
-                inside = key in type(section).model_fields
-                raise type(error)(f"{name}.{error}" if inside else str(error)) from None
+            if isinstance(section, Config):
+                with within(name):
+                    section.check()
 
 
 def _key_mistake(key: str, value: Any, problem: str) -> PydanticCustomError:

@@ -32,4 +32,5 @@ def require(module: str, asked: str, instead: str) -> None:
     """Raises ConfigError if a module of `EXTRAS` is missing: what asked for it, how to get it, what to do instead."""
     if not installed(module):
         package, how = EXTRAS[module]
-        raise ConfigError(f"{asked} needs the package {package}: {how}, or {instead}")
+        key, _, value = asked.rpartition(": ")
+        raise ConfigError(f"{value} needs the package {package}: {how}, or {instead}", key)

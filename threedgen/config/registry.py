@@ -32,54 +32,58 @@ def _entries(implementations: str, configs: str, **classes: tuple[str, str]) -> 
     }
 
 
-_SYSTEMS = "threedgen.systems.generate.options"
-_TRAINING = "threedgen.systems.train_prior.options"
+_GENERATE = "threedgen.systems.generate"
+_SAMPLE = "threedgen.systems.sample"
+_BASE = "threedgen.systems.train_base"
+_PRIOR = "threedgen.systems.train_prior"
 _DREAMBOOTH = "threedgen.systems.dreambooth"
 _GUIDANCE = "threedgen.guidance.options"
 _REPRESENTATIONS = "threedgen.representations.options"
-_EVALUATION = "threedgen.evaluation.toybox.options"
+_TOYBOX = "threedgen.data.toybox"
+_SCORES = "threedgen.evaluation.toybox"
 _EXPORT = "threedgen.export.options"
 _SRN = "threedgen.data.srn.options"
 _VIEWER = "threedgen.viewer.options"
 _CONSISTENCY = "threedgen.evaluation.consistency"
 _JANUS = "threedgen.evaluation.janus"
 _VIEWS = "threedgen.systems.novel_view"
+_PRIORS = "threedgen.guidance.priors"
 _THREEDIM = "threedgen.guidance.threedim"
 
 TABLE: dict[str, dict[str, Entry]] = {
     # a task is a function run(config, resume: Path | None, quiet: bool) -> exit code | None;
     # a run gets its folder before it begins if its config model is a RunConfig
     "task": {
-        "generate": Entry("threedgen.systems.generate.task:run", f"{_SYSTEMS}:GenerateConfig"),
-        "sample": Entry("threedgen.systems.sample.task:run", "threedgen.systems.sample.options:SampleConfig"),
-        "train-base": Entry("threedgen.systems.train_base.task:run", "threedgen.systems.train_base.options:TrainBaseConfig"),
-        "train-prior": Entry("threedgen.systems.train_prior.task:run", f"{_TRAINING}:TrainPriorConfig"),
+        "generate": Entry(f"{_GENERATE}.task:run", f"{_GENERATE}.options:GenerateConfig"),
+        "sample": Entry(f"{_SAMPLE}.task:run", f"{_SAMPLE}.options:SampleConfig"),
+        "train-base": Entry(f"{_BASE}.task:run", f"{_BASE}.options:TrainBaseConfig"),
+        "train-prior": Entry(f"{_PRIOR}.task:run", f"{_PRIOR}.options:TrainPriorConfig"),
         "mvdreambooth": Entry(f"{_DREAMBOOTH}.task:run", f"{_DREAMBOOTH}.options:MVDreamBoothConfig"),
-        "train-probe": Entry("threedgen.evaluation.toybox.train_probe:run", f"{_EVALUATION}:TrainProbeConfig"),
-        "train-identity": Entry("threedgen.evaluation.toybox.train_identity:run", f"{_EVALUATION}:TrainIdentityConfig"),
-        "evaluate-prior": Entry("threedgen.evaluation.toybox.prior_score:run", f"{_EVALUATION}:EvaluatePriorConfig"),
-        "evaluate-3d": Entry("threedgen.evaluation.toybox.object_score:run", f"{_EVALUATION}:Evaluate3DConfig"),
-        "evaluate-subjects": Entry("threedgen.evaluation.toybox.subject_score:run", f"{_EVALUATION}:EvaluateSubjectsConfig"),
+        "train-probe": Entry(f"{_SCORES}.train_probe:run", f"{_SCORES}.options:TrainProbeConfig"),
+        "train-identity": Entry(f"{_SCORES}.train_identity:run", f"{_SCORES}.options:TrainIdentityConfig"),
+        "evaluate-prior": Entry(f"{_SCORES}.prior_score:run", f"{_SCORES}.options:EvaluatePriorConfig"),
+        "evaluate-3d": Entry(f"{_SCORES}.object_score:run", f"{_SCORES}.options:Evaluate3DConfig"),
+        "evaluate-subjects": Entry(f"{_SCORES}.subject_score:run", f"{_SCORES}.options:EvaluateSubjectsConfig"),
         "consistency": Entry(f"{_CONSISTENCY}.run:run", f"{_CONSISTENCY}.options:ConsistencyConfig"),
         "janus-meter": Entry(f"{_JANUS}.truth:run", f"{_JANUS}.options:JanusMeterConfig"),
         "janus-score": Entry(f"{_JANUS}.score:run", f"{_JANUS}.options:JanusScoreConfig"),
         "janus-benchmark": Entry(f"{_JANUS}.benchmark:run", f"{_JANUS}.options:JanusBenchmarkConfig"),
-        "refine-decoder": Entry("threedgen.systems.train_prior.refine_decoder:run", f"{_TRAINING}:RefineDecoderConfig"),
-        "train-threedim": Entry(f"{_VIEWS}.train:run", f"{_VIEWS}.options:TrainThreeDiMConfig"),
+        "refine-decoder": Entry(f"{_PRIOR}.refine_decoder:run", f"{_PRIOR}.options:RefineDecoderConfig"),
+        "train-threedim": Entry(f"{_VIEWS}.task:run", f"{_VIEWS}.options:TrainThreeDiMConfig"),
         "image-to-3d": Entry(f"{_VIEWS}.image_to_3d:run", f"{_VIEWS}.options:ImageTo3DConfig"),
         "report": Entry("threedgen.viewer.report:run", f"{_VIEWER}:ReportConfig"),
         "gallery": Entry("threedgen.viewer.gallery:run", f"{_VIEWER}:GalleryConfig"),
         "export": Entry("threedgen.export.task:run", f"{_EXPORT}:ExportConfig"),
         "make-srn-toybox": Entry("threedgen.data.srn.make:run", f"{_SRN}:MakeSRNToyboxConfig"),
-        "toybox-subjects": Entry("threedgen.data.toybox.subjects:run", "threedgen.data.toybox.options:ToyboxSubjectsConfig"),
-        "toybox-sheet": Entry("threedgen.data.toybox.sheet:run", "threedgen.data.toybox.options:ToyboxSheetConfig"),
+        "toybox-subjects": Entry(f"{_TOYBOX}.subjects:run", f"{_TOYBOX}.options:ToyboxSubjectsConfig"),
+        "toybox-sheet": Entry(f"{_TOYBOX}.sheet:run", f"{_TOYBOX}.options:ToyboxSheetConfig"),
     },
     # what --dry-run says of a task: a function (config) -> text
-    "plan": {"generate": Entry("threedgen.systems.generate.plan:plan", f"{_SYSTEMS}:GenerateConfig")},
+    "plan": {"generate": Entry(f"{_GENERATE}.plan:plan", f"{_GENERATE}.options:GenerateConfig")},
     "prior": {
-        "mvdream": Entry("threedgen.guidance.priors.mvdream:build", f"{_GUIDANCE}:MVDreamConfig"),
-        "stable-diffusion": Entry("threedgen.guidance.priors.stable_diffusion:build", f"{_GUIDANCE}:StableDiffusionConfig"),
-        "deepfloyd": Entry("threedgen.guidance.priors.deepfloyd:build", f"{_GUIDANCE}:DeepFloydConfig"),
+        "mvdream": Entry(f"{_PRIORS}.mvdream:build", f"{_GUIDANCE}:MVDreamConfig"),
+        "stable-diffusion": Entry(f"{_PRIORS}.stable_diffusion:build", f"{_GUIDANCE}:StableDiffusionConfig"),
+        "deepfloyd": Entry(f"{_PRIORS}.deepfloyd:build", f"{_GUIDANCE}:DeepFloydConfig"),
     },
     "distillation": _entries(
         "threedgen.guidance.distillation.sds",
@@ -90,8 +94,8 @@ TABLE: dict[str, dict[str, Entry]] = {
     | _entries("threedgen.guidance.distillation.vsd", _GUIDANCE, vsd=("VSD", "VSDConfig")),
     # pictures (V, H, W, 3) -> unit vectors (V, D): is it the same subject?
     "identity": _entries(
-        "threedgen.evaluation.toybox.identity",
-        _EVALUATION,
+        f"{_SCORES}.identity",
+        f"{_SCORES}.options",
         toybox=("ToyboxIdentity", "ToyboxIdentityConfig"),
         hub=("HubIdentity", "HubIdentityConfig"),
     ),

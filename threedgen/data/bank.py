@@ -8,7 +8,6 @@ noticed: delete the folder then.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.run.cache import BlockCache
+from threedgen.run.cache import BlockCache, digest
 
 BLOCK = 32
 """Entries made together.  Fixed, because the last bits of a convolution depend on the size of its batch."""
@@ -101,11 +100,3 @@ def encode(vae: Any, rgb: Tensor) -> Tensor:
         x = (rgb.permute(0, 3, 1, 2) * 2 - 1).to(vae.device)
         z = torch.cat([vae.encode(part).latent_dist.mean.float() for part in x.split(16)])
     return z * float(vae.config["scaling_factor"])
-
-
-def digest(vae: Any) -> str:
-    """Of the weights of a network."""
-    weights = hashlib.blake2b(digest_size=16)
-    for _, tensor in sorted(vae.state_dict().items()):
-        weights.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return weights.hexdigest()

@@ -8,7 +8,6 @@ not noticed: delete the folder then.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.run.cache import BlockCache
+from threedgen.run.cache import BlockCache, digest
 
 from .toybox.grammar import caption
 from .toybox.world import Toybox
@@ -46,12 +45,10 @@ class LatentBank:
 
     def source(self) -> str:
         """What decides the numbers: the world, the pictures and the weights of the VAE."""
-        weights = hashlib.blake2b(digest_size=16)
-        for _, tensor in sorted(self.prior.vae.state_dict().items()):
-            weights.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         box, size = self.box, self.prior.image_size
         world = f"seed {box.seed}, {box.split}, {box.view}, from scene {self.first}{', typical' * box.typical}"
-        return f"{world}\n{self.n_view} views of {size} px\nVAE {weights.hexdigest()} x {self.prior.scaling_factor}\n"
+        vae = f"VAE {digest(self.prior.vae)} x {self.prior.scaling_factor}"
+        return f"{world}\n{self.n_view} views of {size} px\n{vae}\n"
 
     def scenes(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Latents of scenes: (N, n_view, C, h, w) float32."""

@@ -49,18 +49,18 @@ def find(paths: Sequence[str]) -> list[Path]:
         except (OSError, ValueError, RuntimeError):
             missing, inside = True, []
         if missing:
-            raise ConfigError(f"photos: there is no file or folder {short(text)}")
+            raise ConfigError(f"there is no file or folder {short(text)}", "photos")
         found += inside
     if not found:
         where = f" in {', '.join(map(short, paths))}" if paths else ""
-        raise ConfigError(f"photos: there is no picture{where}; give 4 to 6 photos of one subject, photos=FOLDER")
+        raise ConfigError(f"there is no picture{where}; give 4 to 6 photos of one subject, photos=FOLDER", "photos")
     if len(found) < FEWEST:
         raise ConfigError(
-            f"photos: one picture cannot tell the subject from its surroundings; give 4 to 6 from different sides "
-            f"(got {found[0]})"
+            "one picture cannot tell the subject from its surroundings; give 4 to 6 from different sides "
+            f"(got {found[0]})", "photos"
         )
     if len(found) > MOST:
-        raise ConfigError(f"photos: should be at most {MOST} pictures of one subject (got {len(found)})")
+        raise ConfigError(f"should be at most {MOST} pictures of one subject (got {len(found)})", "photos")
     for path in found:
         _open(path).close()
     return found
@@ -81,15 +81,15 @@ def _open(path: Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(path)
     except Image.DecompressionBombError:
-        raise ConfigError(f"photos: {path} is far too large: more than {MOST_PIXELS:,} pixels") from None
+        raise ConfigError(f"{path} is far too large: more than {MOST_PIXELS:,} pixels", "photos") from None
     except UnidentifiedImageError:
-        raise ConfigError(f"photos: {path} is no picture that can be read; save it as PNG or JPEG") from None
+        raise ConfigError(f"{path} is no picture that can be read; save it as PNG or JPEG", "photos") from None
     except (OSError, ValueError, SyntaxError) as error:
-        raise ConfigError(f"photos: {path} cannot be read ({type(error).__name__})") from None
+        raise ConfigError(f"{path} cannot be read ({type(error).__name__})", "photos") from None
     width, height = image.size
     if width * height > MOST_PIXELS:
         image.close()
-        raise ConfigError(f"photos: {path} is far too large: {width} x {height}, more than {MOST_PIXELS:,} pixels")
+        raise ConfigError(f"{path} is far too large: {width} x {height}, more than {MOST_PIXELS:,} pixels", "photos")
     return image
 
 
@@ -104,7 +104,7 @@ def _load(path: Path) -> Image.Image:
             clear = image.has_transparency_data
             image = image.convert("RGBA" if clear else "RGB")
         except (OSError, ValueError, SyntaxError, MemoryError) as error:
-            raise ConfigError(f"photos: {path} is damaged or cut off ({type(error).__name__})") from None
+            raise ConfigError(f"{path} is damaged or cut off ({type(error).__name__})", "photos") from None
     image.thumbnail((WORKING_SIZE, WORKING_SIZE))
     return image
 
@@ -119,7 +119,7 @@ def _portrait(image: Image.Image, path: Path, size: int, fill: float) -> NDArray
         opaque = in_front(rgb)
     rows, columns = (np.flatnonzero((opaque > 0.5).any(axis)) for axis in (1, 0))
     if not len(rows):
-        raise ConfigError(f"photos: {path} shows nothing but its background")
+        raise ConfigError(f"{path} shows nothing but its background", "photos")
     height, width = opaque.shape
     if opaque.min() > 0.99:  # no subject was cut out: the middle of the photo
         centre, side = (height / 2, width / 2), float(min(height, width))

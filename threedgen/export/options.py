@@ -137,19 +137,20 @@ class ExportConfig(TaskConfig, AssetConfig):
 
     def check(self) -> None:
         if not self.run.strip():
-            raise ConfigError(f"run: is missing; say which, such as run={runs.ROOT}/mvdream-toybox/a-blue-dog-0123abcd")
+            example = f"run={runs.ROOT}/mvdream-toybox/a-blue-dog-0123abcd"
+            raise ConfigError(f"is missing; say which, such as {example}", "run")
         folder = runs.run_folder(self.run, "run")
         task = (runs.stored_config(folder) or {}).get("task", "generate")
         if task != "generate":
             raise ConfigError(
-                f"run: should be a run of the task generate, not of {short(task)} (got {short(self.run)})"
+                f"should be a run of the task generate, not of {short(task)}", "run", self.run
             )
         if not any((folder / CHECKPOINTS).glob("*.ckpt")):
             raise ConfigError(
-                f"run: {folder} has no checkpoint, which holds the field; launch.py --resume {folder} makes one"
+                f"{folder} has no checkpoint, which holds the field; launch.py --resume {folder} makes one", "run"
             )
         if self.out is not None:
             place = runs.user_path(self.out, "out")
             if place.exists() and not place.is_dir():
-                raise ConfigError(f"out: should be a folder, but a file has this name (got {short(self.out)})")
+                raise ConfigError("should be a folder, but a file has this name", "out", self.out)
         super().check()

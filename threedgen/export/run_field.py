@@ -46,14 +46,14 @@ def open_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGr
     config = load((folder / runs.CONFIG).resolve())
     found = latest(folder / CHECKPOINTS)
     if found is None:
-        raise ConfigError(f"run: {folder} has no checkpoint; launch.py --resume {folder} makes one")
+        raise ConfigError(f"{folder} has no checkpoint; launch.py --resume {folder} makes one", "run")
     state = found[1]["state_dict"]
     field: Any = registry.build("representation", config.field, generator=generator(config.seed, 0, "field"))
     own = {name.removeprefix("field."): value for name, value in state.items() if name.startswith("field.")}
     try:
         field.load_state_dict(own)
     except RuntimeError as error:
-        raise ConfigError(f"run: the checkpoint in {folder} is not of the field that its config describes") from error
+        raise ConfigError(f"the checkpoint in {folder} is not of the field that its config describes", "run") from error
     field.to(device).eval()
     grid = None
     if config.occupancy is not None and "occupancy.binary" in state:

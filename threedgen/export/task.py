@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from threedgen import __version__
-from threedgen.cli import say
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
 from threedgen.run.folder import write_atomic
-from threedgen.run.text import visible
+from threedgen.run.text import say, visible
 from threedgen.train.loop import set_threads
 
 from .asset import ExportedAsset, make_asset
@@ -93,7 +92,8 @@ def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:
             if Path(name).name == name:  # the summary may have been written by anyone
                 (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"out: {folder} could not be written ({error.strerror or error}); make room there") from error
+        problem = f"{folder} could not be written ({error.strerror or error}); make room there"
+        raise ConfigError(problem, "out") from error
     return path
 
 

@@ -1,15 +1,29 @@
-"""Arrays that are made once and read from the disk from then on: a cache, whose loss costs nothing but time."""
+"""What is made once and read from the disk from then on; its loss costs nothing but time.
+
+    BlockCache   an array that grows block by block
+    kept         one tensor
+    keep, fill   the weights of a network
+
+A cache of what a network made has the network's `digest` in its source.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from threedgen.run.folder import write_atomic, writing
 
 logger = logging.getLogger(__name__)
 
@@ -88,3 +102,66 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return ""
+
+
+# --- tensors that a resumed run must find as they were ----------------------------------------------------------
+
+
+def kept(path: Path, name: str, shape: tuple[int | None, ...], make: Callable[[], Tensor]) -> Tensor:
+    """The tensor `name` of a safetensors file; if it is not there yet, what `make` gives, float32, written there.
+
+    A file that is damaged, or holds another shape (None: any) or NaN, is made again. Raises ConfigError for a
+    full disk.
+    """
+    found = _read(path).get(name)
+    if found is not None and _fits(found, shape):
+        return found
+    if path.exists():
+        logger.warning("%s is damaged and was made again", path)
+    value = make().detach().float().cpu().contiguous()
+    with writing(path.parent):
+        write_atomic(path, save({name: value}))
+    return value
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError):
+        return {}
+
+
+def _fits(tensor: Tensor, shape: tuple[int | None, ...]) -> bool:
+    same = len(tensor.shape) == len(shape) and all(
+        expected in (None, size) for size, expected in zip(tensor.shape, shape, strict=True)
+    )
+    return same and tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all())
+
+
+# --- networks ---------------------------------------------------------------------------------------------------
+
+
+def keep(path: Path, network: torch.nn.Module) -> None:
+    """Writes the weights of a network. Raises ConfigError for a full disk."""
+    with writing(path.parent):
+        write_atomic(path, save({name: value.contiguous() for name, value in network.state_dict().items()}))
+
+
+def fill(network: torch.nn.Module, path: Path) -> bool:
+    """Loads what `keep` wrote; False if there is no such file, or it is damaged."""
+    if not path.exists():
+        return False
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        logger.warning("%s is damaged (%s) and is made again", path, type(error).__name__)
+        return False
+    return True
+
+
+def digest(network: torch.nn.Module) -> str:
+    """32 hex digits of the weights of a network as float32, on whatever device and of whatever type they are."""
+    weights = hashlib.blake2b(digest_size=16)
+    for _, tensor in sorted(network.state_dict().items()):
+        weights.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return weights.hexdigest()

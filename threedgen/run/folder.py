@@ -14,6 +14,8 @@ import os
 import re
 import shutil
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,7 +125,12 @@ def user_path(text: str | Path, key: str) -> Path:
         return path
     except (OSError, RuntimeError, ValueError):
         pass
-    raise ConfigError(f"{key}: should be the path of a folder (got {short(str(text))})")
+    raise ConfigError("should be the path of a folder", key, str(text))
+
+
+def config_name(path: Path) -> str:
+    """The name of a config's file for its run folders; for the config.yaml of a run, that of the run."""
+    return path.resolve().parent.name if path.name == CONFIG else path.stem
 
 
 def choose_folder(config: BaseModel, config_name: str, out: str | Path | None = None) -> Path:
@@ -136,7 +143,7 @@ def choose_folder(config: BaseModel, config_name: str, out: str | Path | None = 
     if out is not None:
         folder = user_path(out, "out")
         if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"out: should be a folder, but a file has this name (got {short(str(out))})")
+            raise ConfigError("should be a folder, but a file has this name", "out", str(out))
         refuse_other_config(folder, config)
         return folder
     prompt = getattr(config, "prompt", None)
@@ -164,12 +171,12 @@ def prepare(folder: Path, megabytes: float = 200) -> None:
         free = shutil.disk_usage(folder).free / _MEGABYTE
     except OSError as error:
         raise ConfigError(
-            f"out: {folder} cannot be written ({error.strerror}); choose another out="
+            f"{folder} cannot be written ({error.strerror}); choose another out=", "out"
         ) from error
     if free < megabytes:
         raise ConfigError(
-            f"out: {folder} has {free:.0f} MB of free disk and the run needs {megabytes:.0f}; "
-            "make room or choose another out="
+            f"{folder} has {free:.0f} MB of free disk and the run needs {megabytes:.0f}; "
+            "make room or choose another out=", "out"
         )
 
 
@@ -192,7 +199,7 @@ def run_folder(run: str | Path, key: str = "--resume") -> Path:
     folder = folder.parent if folder.is_file() else folder
     if not (folder / CONFIG).is_file():
         got = short(str(run))
-        raise ConfigError(f"{key}: should be the folder of a run, with a {CONFIG} in it (got {got})")
+        raise ConfigError(f"should be the folder of a run, with a {CONFIG} in it (got {got})", key)
     return folder
 
 
@@ -237,11 +244,24 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Inside, an OSError (full disk, folder gone) becomes a ConfigError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} could not be written ({error.strerror or error}): make room there and run the same "
+            "command again, it goes on from its last checkpoint"
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Forces the renames in `folder` to the disk (Windows cannot open a folder: nothing to do there)."""
+    if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -44,3 +44,10 @@ def generator(
 def numpy_generator(seed: int, step: int, purpose: str, rank: int = 0) -> np.random.Generator:
     """The same key as a fresh numpy generator (other numbers than torch's)."""
     return np.random.default_rng(key(seed, step, purpose, rank))
+
+
+def seed_networks(seed: int, name: str) -> None:
+    """Lets the random weights of new networks depend on nothing that happened before."""
+    import torch
+
+    torch.manual_seed(key(seed, 0, name))

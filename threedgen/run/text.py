@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
+from typing import TextIO
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print lines of text; control characters are dropped, and what the terminal cannot show is escaped."""
+    stream = stream or sys.stdout
+    clean = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(clean.encode(encoding, "backslashreplace").decode(encoding).rstrip("\n") + "\n")
+    stream.flush()
 
 
 def clean(text: str) -> str:

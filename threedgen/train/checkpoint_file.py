@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from threedgen.config.errors import ConfigError
+from threedgen.run.folder import sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def write(checkpoint: dict[str, Any], path: Path, keep: int = 2) -> None:
         if path.name == LAST:
             _push_down(path.parent, keep)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and re.search("inline_container|unexpected pos", str(error)):
@@ -77,17 +78,6 @@ def _push_down(folder: Path, keep: int) -> None:
     for older, newer in reversed(list(zip(names[1:], names[:-1], strict=True))):
         if (folder / newer).exists():
             os.replace(folder / newer, folder / older)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Forces the renames in `folder` to the disk (Windows cannot open a folder: nothing to do there)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove_strays(folder: Path) -> None:

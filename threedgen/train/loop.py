@@ -36,10 +36,17 @@ from threedgen.config.errors import ConfigError
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.progress import Progress, silence_lightning
-from threedgen.train import resume as resuming
-from threedgen.train.callbacks import Logging, Seeding, StopOnInterrupt, Validation
-from threedgen.train.checkpoint import AtomicCheckpointIO, Checkpoint, free_megabytes, latest
-from threedgen.train.finite_check import FiniteGuard
+from threedgen.train.callbacks import FiniteGuard, Logging, Seeding, StopOnInterrupt, Validation
+from threedgen.train.checkpoint import (
+    CONFIG_KEY,
+    AtomicCheckpointIO,
+    Checkpoint,
+    check_config,
+    check_fits,
+    free_megabytes,
+    latest,
+    warn_numerics,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -158,10 +165,10 @@ def _go_on_from(
         return None
     path, checkpoint = found
     if resume != "force":
-        resuming.check_config(checkpoint, str(getattr(module, resuming.CONFIG_KEY, "")))
+        check_config(checkpoint, str(getattr(module, CONFIG_KEY, "")))
     if module.strict_loading:
-        resuming.check_fits(module, checkpoint)
-    resuming.warn_numerics(checkpoint)
+        check_fits(module, checkpoint)
+    warn_numerics(checkpoint)
     return path
 
 

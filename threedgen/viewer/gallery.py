@@ -12,11 +12,10 @@ from pathlib import Path
 from markupsafe import Markup
 from PIL import Image
 
-from threedgen.cli import say
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.images import GAP
 from threedgen.run.folder import CONFIG, stored_config, user_path, write_atomic
-from threedgen.run.text import duration, visible
+from threedgen.run.text import duration, say, visible
 
 from .options import GalleryConfig
 from .page import data_uri, link, making, page

@@ -21,13 +21,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from threedgen.cli import say
 from threedgen.config.errors import ConfigError, in_a_line
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Speed, details, stage_of
-from threedgen.run.text import visible
+from threedgen.run.text import say, visible
 from threedgen.train.callbacks import aside
 
 from .options import ViewConfig
@@ -127,7 +126,7 @@ class LiveView(pl.Callback):
         try:
             self._window = self._open()
         except Exception as error:
-            raise ConfigError(f"--view: no window could be opened ({in_a_line(error)}); leave it out") from error
+            raise ConfigError(f"no window could be opened ({in_a_line(error)}); leave it out", "--view") from error
         self.speed.mark(self.clock(), trainer.global_step)
         say(f"live view: {self._window.url}", sys.stderr)
         self._guarded(lambda window: self._tell(window, trainer, pl_module))

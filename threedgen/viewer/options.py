@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from threedgen.config import Config
-from threedgen.config.errors import ConfigError, short
+from threedgen.config.errors import ConfigError
 from threedgen.config.optional import require
 from threedgen.config.sections import TaskConfig
 from threedgen.run.folder import ROOT, run_folder, user_path
@@ -18,7 +18,7 @@ class ReportConfig(TaskConfig):
 
     def check(self) -> None:
         if not self.run.strip():
-            raise ConfigError(f"run: is missing; say which, such as run={ROOT}/mvdream-toybox/a-blue-dog-0123abcd")
+            raise ConfigError(f"is missing; say which, such as run={ROOT}/mvdream-toybox/a-blue-dog-0123abcd", "run")
         run_folder(self.run, "run")
         super().check()
 
@@ -31,7 +31,7 @@ class GalleryConfig(TaskConfig):
 
     def check(self) -> None:
         if not user_path(self.runs, "runs").is_dir():
-            raise ConfigError(f"runs: should be a folder with runs below it (got {short(self.runs)})")
+            raise ConfigError("should be a folder with runs below it", "runs", self.runs)
         super().check()
 
 

@@ -10,12 +10,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from threedgen.cli import say
 from threedgen.export.options import FOLDER
 from threedgen.geometry.images import GAP
 from threedgen.run.folder import run_folder, write_atomic
 from threedgen.run.metrics import read_metrics
-from threedgen.run.text import clean, duration, number, size
+from threedgen.run.text import clean, duration, number, say, size
 
 from .options import LIVE, ReportConfig
 from .page import embedded, making, page

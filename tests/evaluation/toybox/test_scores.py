@@ -36,7 +36,7 @@ from threedgen.evaluation.toybox.labels import Labels, ring
 from threedgen.evaluation.toybox.options import Evaluate3DConfig, EvaluatePriorConfig, ProbeNetworkConfig
 from threedgen.evaluation.toybox.probe import Probe, Seen
 from threedgen.evaluation.toybox.report import mark, percent, worst
-from threedgen.run.count import Count
+from threedgen.run.progress import Count
 from threedgen.systems.generate.outputs import view_azimuths, view_indices, write_views
 from threedgen.train.loop import Status
 

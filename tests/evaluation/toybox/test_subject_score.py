@@ -17,7 +17,6 @@ from threedgen.evaluation.toybox.options import IdentityNetworkConfig, ProbeNetw
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.evaluation.toybox.subject_report import compared, gained, table
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.systems.dreambooth import task as dreambooth
 
 
 def test_gains_have_intervals() -> None:
@@ -91,7 +90,7 @@ def test_subjects_are_tuned_looked_at_and_not_made_twice(place: Path, monkeypatc
     assert Path("run/sheet.png").exists()
     before = contents(Path("run/subjects"))
     monkeypatch.setattr(MVDream, "sample", lambda *a, **k: pytest.fail("nothing is sampled again"))
-    monkeypatch.setattr(dreambooth, "fit", lambda *a, **k: pytest.fail("nothing is tuned again"))
+    monkeypatch.setattr("threedgen.train.task.fit", lambda *a, **k: pytest.fail("nothing is tuned again"))
     Path("run/report.md").unlink()
     assert cli.main(words) == 0 and Path("run/report.md").exists()
     assert contents(Path("run/subjects")) == before

@@ -12,7 +12,7 @@ from tests.support.task_server import prior_folder, server
 from tests.support.tiny_methods import folders
 from tests.support.toy_run import log
 from threedgen import cli, config
-from threedgen.systems.shared import read_summary
+from threedgen.run.metrics import read_summary
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -19,9 +19,9 @@ from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.guidance.priors.mvdream import MVDream, script_poses
 from threedgen.guidance.weights.meta_networks import meta_networks
+from threedgen.run.metrics import read_summary
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.sample.options import SampleConfig
-from threedgen.systems.shared import read_summary
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -13,12 +13,13 @@ import threedgen
 from tests.support.task_server import TINY, snapshot, tiny_generate
 from threedgen import config
 from threedgen.config import ConfigError
+from threedgen.run.metrics import read_summary
 from threedgen.systems.generate import task as generate_run
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.generate.outputs import VIEWS, Run, view_indices
 from threedgen.systems.generate.system import jump
-from threedgen.systems.shared import device, read_summary
 from threedgen.train.loop import Status
+from threedgen.train.task import device
 from threedgen.viewer.record import ROW, SIDES
 
 # ---------------------------------------------------------------- rules between sections

@@ -72,6 +72,6 @@ def test_a_prior_that_does_not_fit_is_one_sentence(tmp_path: Path, monkeypatch: 
     def full(*given: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(generate_run, "load_prior", full)
+    monkeypatch.setattr("threedgen.train.task.Task.load_prior", full)
     with pytest.raises(ConfigError, match="^the prior takes more memory than the GPU has free: set "):
         start(tmp_path)

@@ -14,7 +14,7 @@ from tests.support.task_server import TINY, assert_same, finished_run, prior_fol
 from tests.support.toy_run import log
 from threedgen import cli, config
 from threedgen.config import ConfigError
-from threedgen.systems.shared import read_summary
+from threedgen.run.metrics import read_summary
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -33,9 +33,11 @@ from tests.support.toy_run import log
 from threedgen import cli, config
 from threedgen.config import ConfigError
 from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.run.cache import kept
+from threedgen.run.metrics import read_summary
 from threedgen.systems.generate import task as generate_run
 from threedgen.systems.generate.outputs import FILES
-from threedgen.systems.shared import finished, kept, read_summary
+from threedgen.train.task import finished
 from threedgen.viewer.report import PAGE
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -30,7 +30,7 @@ from threedgen.data.latents import BLOCK, LatentBank
 from threedgen.data.toybox.world import Toybox
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run import cache
-from threedgen.systems.shared import read_summary
+from threedgen.run.metrics import read_summary
 from threedgen.systems.train_base import autoencoder
 from threedgen.systems.train_prior import draft as draft_training
 from threedgen.systems.train_prior import system as prior_training
@@ -150,10 +150,10 @@ def test_killed_in_every_stage_and_the_result_is_the_same(tmp_path: Path) -> Non
     assert not saved_at(run / "text") and (run / "autoencoder" / "vae.safetensors").exists()
     killed_at(3, "Text")
     assert saved_at(run / "text")
-    killed_in("threedgen.systems.train_prior.task._write")  # trained, but not yet written
+    killed_in("threedgen.run.cache.keep")  # trained, but not yet written
     killed_at(3, "Draft")
     assert saved_at(run / "draft") and (run / "text" / "text_encoder.safetensors").exists()
-    killed_in("threedgen.systems.train_prior.task._write", "threedgen.systems.train_prior.system.vocabulary")
+    killed_in("threedgen.run.cache.keep", "threedgen.systems.train_prior.system.vocabulary")
     assert not saved_at(run) and (run / "draft" / "draft.safetensors").exists()
     killed_at(6, "Prior")
     assert saved_at(run)

@@ -17,17 +17,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from threedgen.cli import say
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.raycast import render
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import grid, readable, write_png
 from threedgen.geometry.poses import orbit_c2w, square_pixels
 from threedgen.geometry.views import Views
-from threedgen.run.count import Count
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import write_summary
+from threedgen.run.progress import Count
 from threedgen.run.seeding import numpy_generator
+from threedgen.run.text import say
 from threedgen.train.loop import set_threads
 
 from .marked import marked

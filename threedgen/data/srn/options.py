@@ -54,7 +54,7 @@ class SRNPairsConfig(Config):
 
     def check(self) -> None:
         if not Path(self.path).expanduser().is_dir():
-            raise ConfigError(f"path: there is no folder {self.path!r}")
+            raise ConfigError(f"there is no folder {self.path!r}", "path")
 
 
 class ToyboxPairsConfig(Config):

@@ -112,7 +112,7 @@ class PairBank:
     ) -> None:  # fmt: skip
         """Raises ConfigError if no scenes are left to train on."""
         if len(source) <= held_out:
-            raise ConfigError(f"data: there are {len(source)} scenes, too few to hold out {held_out}")
+            raise ConfigError(f"there are {len(source)} scenes, too few to hold out {held_out}", "data")
         self.source, self.encode, self.size = source, encode, size
         self.train, self.held_out = len(source) - held_out, held_out
         count, views = len(source), source.views

@@ -91,7 +91,7 @@ def split_folder(root: Path | str, split: str) -> Path:
     chairs have it (chairs_train/chairs_2.0_train), ROOT/ANY/SPLIT, or ROOT itself. Raises ConfigError."""
     if split not in SPLITS:
         guess = did_you_mean(nearest(split, SPLITS))
-        raise ConfigError(f"split: there is no {split!r}{guess} (there are: {', '.join(SPLITS)})")
+        raise ConfigError(f"there is no {split!r}{guess} (there are: {', '.join(SPLITS)})", "split")
     root = Path(root).expanduser()
     places = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
     if root.name == split or root.name not in SPLITS:  # never another split's scenes

@@ -45,11 +45,11 @@ def run(config, resume: Path | None = None, quiet: bool = False) -> int:
     chosen = list(config.nouns) or list(NOUNS)
     for noun in chosen:
         if noun not in NOUNS:
-            raise ConfigError(f"nouns: the toybox has no {noun!r}{did_you_mean(nearest(noun, list(NOUNS)))}")
+            raise ConfigError(f"the toybox has no {noun!r}{did_you_mean(nearest(noun, list(NOUNS)))}", "nouns")
     rows = {noun: samples(noun, config.columns, config.split, config.seed) for noun in chosen}
     chosen = [noun for noun in chosen if rows[noun]]
     if not chosen:
-        raise ConfigError(f"nouns: no combination of {', '.join(rows)} is held out; others are, such as dog")
+        raise ConfigError(f"no combination of {', '.join(rows)} is held out; others are, such as dog", "nouns")
     pages = [chosen[k : k + 12] for k in range(0, len(chosen), 12)]
     for number, page in enumerate(pages, 1):
         pictures, labels = [], []

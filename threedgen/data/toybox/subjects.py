@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from threedgen.cli import say
 from threedgen.geometry.images import grid, readable, write_png
 from threedgen.geometry.poses import orbit_array
 from threedgen.run.folder import write_atomic
+from threedgen.run.text import say
 
 from . import nouns  # noqa: F401  (registers the recipes)
 from .builder import Builder

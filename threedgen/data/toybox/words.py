@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 from . import nouns, rooms  # noqa: F401  (nouns fills NOUNS)
 from .grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, WORDINGS, Spec, caption
@@ -11,7 +13,7 @@ PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
 
 
 def captions() -> Iterator[str]:
-    """Every noun with every part and accessory of it, in every wording, and rooms: all words that a caption can contain."""
+    """Every noun with every part and accessory of it, in every wording, and rooms: all words of captions."""
     colours, sizes = list(COLOURS), [s for s in SIZES if s]
     n = 0
     for entry in NOUNS.values():
@@ -41,3 +43,8 @@ def train_tokenizer(max_tokens: int):
         tokenizer_object=tokenizer, model_max_length=max_tokens,
         pad_token=PAD, bos_token=START, eos_token=END, unk_token=UNKNOWN,
     )  # fmt: skip
+
+
+def vocabulary(tokenizer: Any) -> str:
+    """A digest of which word has which number: an edit of the grammar moves them, and no run can go on over that."""
+    return hashlib.blake2b(repr(sorted(tokenizer.get_vocab().items())).encode(), digest_size=8).hexdigest()

@@ -22,7 +22,7 @@ ORIGINAL = "original"
 
 def _folder(path: str, key: str) -> None:
     if not Path(path).expanduser().is_dir():
-        raise ConfigError(f"{key}: there is no folder {path!r}")
+        raise ConfigError(f"there is no folder {path!r}", key)
 
 
 class MVDreamSamplerConfig(Config):

@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from threedgen.cli import say
 from threedgen.config import ConfigError, registry
 from threedgen.evaluation.sampling import read_views, write_views
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.views import Request, Views
-from threedgen.run.count import Count
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import write_summary
+from threedgen.run.progress import Count
+from threedgen.run.text import say
 from threedgen.train.loop import set_threads
 
 from .fits import Job, Score, scored
@@ -94,17 +94,17 @@ def jobs(
 def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Scene]) -> None:
     """Raises ConfigError for what the sampler of a row cannot draw."""
     if not every:
-        raise ConfigError("scenes: there are none")
+        raise ConfigError("there are none", "scenes")
     for scene in every:
         if getattr(sampler, "needs_text", False) and not scene.text:
             raise ConfigError(
-                f"sampler: {row} draws from words, and the scenes {config.scenes.name!r} have none; "
-                "scenes.name=toybox has"
+                f"{row} draws from words, and the scenes {config.scenes.name!r} have none; "
+                "scenes.name=toybox has", "sampler"
             )
         if getattr(sampler, "needs_condition", False) and not scene.condition:
             raise ConfigError(
-                f"sampler: {row} draws from a given view, and the scenes {config.scenes.name!r} have "
-                "none; scenes.name=srn has"
+                f"{row} draws from a given view, and the scenes {config.scenes.name!r} have "
+                "none; scenes.name=srn has", "sampler"
             )
         if getattr(sampler, "on_disk", False):
             sampler.places(scene.request(config.seed, pictures=False))

@@ -107,7 +107,7 @@ def _from_archive(config: SRNScenesConfig, instance: Instance) -> Scene:
 def sampled(config: SampledScenesConfig, sampler: Any, seed: int) -> list[Scene]:
     """Takes the scenes that a folder has, without original data."""
     if not isinstance(sampler, FolderSampler):
-        raise ConfigError("scenes: 'sampled' are those of a folder of samples, and the sampler is none")
+        raise ConfigError("'sampled' are those of a folder of samples, and the sampler is none", "scenes")
     return [Scene(name, one.at, one.numbers) for name, one in sampler.instances.items()]
 
 

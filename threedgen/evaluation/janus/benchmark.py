@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from threedgen.cli import say
-from threedgen.run.count import Count
 from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import write_summary
+from threedgen.run.progress import Count
+from threedgen.run.text import say
 from threedgen.train.loop import set_threads
 
 from .claims import FINAL, FINISHED, REFUSED, Claims

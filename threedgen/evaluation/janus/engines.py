@@ -71,7 +71,7 @@ def supervise(start: Callable[[int], Worker], count: int, attempts: int, progres
                     elif code and not ending:
                         deaths += 1
                         if deaths > count * (attempts + 1):
-                            raise ConfigError(f"engine: {deaths} workers died one after the other (code {code})")
+                            raise ConfigError(f"{deaths} workers died one after the other (code {code})", "engine")
                         logger.warning("a worker died (code %s) and is replaced", code)
                         workers[number] = start(number)
                 stopped = stopped or (143 if interrupts.terminated else 130 if interrupts.stop else 0)
@@ -122,7 +122,8 @@ def connect(config: JanusBenchmarkConfig) -> None:
         )
     except Exception as error:  # Ray raises what it likes: no such cluster, none that starts in time
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"address: there is no Ray cluster that answers ({reason}; got {config.address!r})") from None
+        problem = f"there is no Ray cluster that answers ({reason}; got {config.address!r})"
+        raise ConfigError(problem, "address") from None
 
 
 def work_for_ray(config: JanusBenchmarkConfig, table: Any, number: int) -> int:

@@ -53,7 +53,7 @@ def make_plan(config: JanusBenchmarkConfig) -> Plan:
     prompts = [prompt for prompt in asked if prompt not in left_out]
     if not prompts:
         nouns = ", ".join(sorted(set(left_out.values())))
-        raise ConfigError(f"prompts: none of these things has a front ({nouns}); name some that do, such as a dog")
+        raise ConfigError(f"none of these things has a front ({nouns}); name some that do, such as a dog", "prompts")
     methods = {method: method_config(config, method, prompts[0]) for method in config.methods}
     refused: dict[str, str] = {}
     for method, base in methods.items():
@@ -79,7 +79,7 @@ def method_config(config: JanusBenchmarkConfig, method: str, prompt: str) -> Any
     overrides = [*config.overrides, *own]
     for key in (".".join(split_override(text)[0]) for text in overrides):
         if key in OWN:
-            raise ConfigError(f"overrides: {key} is set by the benchmark itself; give it as its own key")
+            raise ConfigError(f"{key} is set by the benchmark itself; give it as its own key", "overrides")
     try:
         task = task_of(find(name))
         model = config_model("task", task)
@@ -88,7 +88,7 @@ def method_config(config: JanusBenchmarkConfig, method: str, prompt: str) -> Any
         spared = {key: value for key, value in UNSEEN.items() if key.split(".")[0] in model.model_fields}
         return load(name, overrides, {"prompt": prompt, **spared})
     except ConfigError as error:
-        raise ConfigError(f"methods: {method}: {error}") from None
+        raise ConfigError(f"{method}: {error}", "methods") from None
 
 
 def job(method: str, base: Any, prompt: str, seed: int) -> Job:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from threedgen.config import Config, ConfigError
-from threedgen.config.errors import did_you_mean, nearest, short
+from threedgen.config.errors import did_you_mean, nearest
 from threedgen.config.optional import require
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
@@ -91,7 +91,7 @@ class TruthConfig(Config):
         for noun in self.nouns:
             if noun not in known:
                 hint = did_you_mean(nearest(noun, known)) or f" (there are: {', '.join(known)})"
-                raise ConfigError(f"nouns: no toybox noun with one clear front has this name{hint} (got {short(noun)})")
+                raise ConfigError(f"no toybox noun with one clear front has this name{hint}", "nouns", noun)
         if self.assets is not None:
             folder_of_assets(self.assets, "assets")
         super().check()
@@ -128,7 +128,7 @@ class JanusScoreConfig(MeteredConfig):
 
     def check(self) -> None:
         if not self.assets.strip():
-            raise ConfigError("assets: is missing; say which folder, such as assets=results")
+            raise ConfigError("is missing; say which folder, such as assets=results", "assets")
         folder_of_assets(self.assets, "assets")
         super().check()
 
@@ -137,9 +137,9 @@ def folder_of_assets(text: str, key: str) -> Path:
     """Raises ConfigError if there is no such folder, or no mesh in it."""
     folder = user_path(text, key)
     if not folder.is_dir():
-        raise ConfigError(f"{key}: should be a folder with GLB or OBJ files (got {short(text)})")
+        raise ConfigError("should be a folder with GLB or OBJ files", key, text)
     if not asset_files(folder):
-        raise ConfigError(f"{key}: there is no GLB, glTF or OBJ file in this folder (got {short(text)})")
+        raise ConfigError("there is no GLB, glTF or OBJ file in this folder", key, text)
     return folder
 
 

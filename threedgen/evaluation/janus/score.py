@@ -10,10 +10,10 @@ import re
 import time
 from pathlib import Path
 
-from threedgen.cli import say
-from threedgen.run.count import Count
 from threedgen.run.folder import slug
 from threedgen.run.metrics import write_summary
+from threedgen.run.progress import Count
+from threedgen.run.text import say
 from threedgen.train.loop import set_threads
 
 from .benchmark import error_rates

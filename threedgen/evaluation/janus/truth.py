@@ -15,16 +15,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from threedgen.cli import say
 from threedgen.evaluation.metrics.figures import Share, share
 from threedgen.evaluation.toybox.held_out import held_out_cases
 from threedgen.evaluation.toybox.judging import equal_error
 from threedgen.evaluation.toybox.report import limits, percent
 from threedgen.geometry.images import grid, write_png
-from threedgen.run.count import Count
 from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import write_summary
+from threedgen.run.progress import Count
 from threedgen.run.seeding import numpy_generator
+from threedgen.run.text import say
 from threedgen.train.loop import set_threads
 
 from .meter import Meter, Reading, described

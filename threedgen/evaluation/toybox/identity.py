@@ -74,7 +74,7 @@ class ToyboxIdentity:
             net.load_state_dict(load_file(path))
         except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = str(error).split("\n")[0][:120]
-            raise ConfigError(f"identity.weights: {path} is damaged or of another kind ({reason}); {TRAIN}") from None
+            raise ConfigError(f"{path} is damaged or of another kind ({reason}); {TRAIN}", "identity.weights") from None
         self.net = net.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -97,8 +97,8 @@ class HubIdentity:
             self.net = net.eval().requires_grad_(False)
         except Exception as error:  # a dozen kinds: no such id, no network, damaged, no network that is known
             raise ConfigError(
-                f"identity.weights: {config.weights!r} cannot be loaded as an image encoder ({type(error).__name__}); "
-                "give a folder or an id of the hub such as facebook/dinov2-small"
+                f"{config.weights!r} cannot be loaded as an image encoder ({type(error).__name__}); "
+                "give a folder or an id of the hub such as facebook/dinov2-small", "identity.weights"
             ) from None
 
     @torch.no_grad()

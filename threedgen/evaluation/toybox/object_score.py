@@ -20,8 +20,8 @@ from PIL import Image
 
 from threedgen.config import ConfigError, load, task_of
 from threedgen.run import folder as runs
-from threedgen.run.count import Count
 from threedgen.run.metrics import read_summary, write_summary
+from threedgen.run.progress import Count
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.generate.outputs import VIEWS, view_azimuths
 from threedgen.systems.generate.task import run_status
@@ -92,7 +92,7 @@ def generate_config(config: Evaluate3DConfig, case: Case, folder: Path) -> Gener
 def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: dict[str, Any]) -> Any:
     """Loads the config ``name``, which ``key`` names, with changes. Raises ConfigError for one of another task."""
     if (found := task_of(name)) != task:
-        raise ConfigError(f"{key}: should be a config of the task {task} (got {name!r}, {found})")
+        raise ConfigError(f"should be a config of the task {task} (got {name!r}, {found})", key)
     return load(name, list(overrides), values)
 
 

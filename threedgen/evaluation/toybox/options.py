@@ -135,7 +135,7 @@ class ToyboxIdentityConfig(Config):
         path = folder("weights") if self.weights == "embedded" else Path(self.weights).expanduser()
         path = path / "toybox-identity.safetensors" if path.is_dir() else path
         if not path.is_file():
-            raise ConfigError(f"weights: there is no file {self.weights[:120]!r}; {train}")
+            raise ConfigError(f"there is no file {self.weights[:120]!r}; {train}", "weights")
         return path
 
     def check(self) -> None:

@@ -27,9 +27,9 @@ from threedgen.evaluation.sampling import (
 )
 from threedgen.geometry.images import to_uint8
 from threedgen.guidance.prior import Prior
-from threedgen.run.count import Count
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import write_summary
+from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.train.loop import set_threads
 

@@ -187,11 +187,11 @@ class Probe(nn.Module):
             probe.threshold = float(card.get("threshold", 0.5))
         except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = str(error).split("\n")[0][:120]
-            raise ConfigError(f"probe.weights: {path} is damaged or no probe ({reason}); {TRAIN}") from None
+            raise ConfigError(f"{path} is damaged or no probe ({reason}); {TRAIN}", "probe.weights") from None
         known, needed = probe.labels.plain(), Labels.of_toybox().plain()
         if unknown := [word for kind in needed for word in needed[kind] if word not in known[kind]]:
             words = ", ".join(unknown[:5])
-            raise ConfigError(f"probe.weights: {path} was trained on an older toybox, without {words}; {TRAIN}")
+            raise ConfigError(f"{path} was trained on an older toybox, without {words}; {TRAIN}", "probe.weights")
         return probe.eval().requires_grad_(False)
 
 
@@ -215,12 +215,12 @@ def locate(weights: str, name: str = NAME) -> Path:
     if weights == "embedded":
         path = folder("weights") / f"{name}.safetensors"
         if not path.is_file():
-            raise ConfigError(f"probe.weights: this installation lacks the probe ({path.name}); {TRAIN}")
+            raise ConfigError(f"this installation lacks the probe ({path.name}); {TRAIN}", "probe.weights")
         return path
     path = Path(weights).expanduser()
     path = path / f"{NAME}.safetensors" if path.is_dir() else path
     if not path.is_file():
-        raise ConfigError(f"probe.weights: there is no file {weights[:120]!r}; {TRAIN}")
+        raise ConfigError(f"there is no file {weights[:120]!r}; {TRAIN}", "probe.weights")
     return path
 
 
@@ -232,5 +232,5 @@ def read_card(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         tree = None
     if not isinstance(tree, dict):
-        raise ConfigError(f"probe.weights: {card} is missing or damaged, and it tells what the answers mean; {TRAIN}")
+        raise ConfigError(f"{card} is missing or damaged, and it tells what the answers mean; {TRAIN}", "probe.weights")
     return tree

@@ -26,12 +26,12 @@ from threedgen.config import registry
 from threedgen.data.toybox.grammar import article
 from threedgen.evaluation.tables import write_json
 from threedgen.run import folder as runs
-from threedgen.run.count import Count
 from threedgen.run.metrics import read_summary, write_summary
+from threedgen.run.progress import Count
 from threedgen.systems.dreambooth import task as dreambooth
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
-from threedgen.systems.shared import finished
 from threedgen.train.loop import Status, set_threads
+from threedgen.train.task import finished
 
 from .object_score import load_task
 from .options import EvaluateSubjectsConfig

@@ -12,27 +12,22 @@ which of the others is of its subject (Khosla et al. 2020, "Supervised contrasti
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from threedgen.cli import say
-from threedgen.config import dump
 from threedgen.data.toybox.subjects import draw, kinds, views
 from threedgen.evaluation.toybox.identity import NAME, IdentityNet, pairs, roc
 from threedgen.evaluation.toybox.options import TrainIdentityConfig
 from threedgen.run.dtypes import mixed
-from threedgen.run.metrics import write_summary
-from threedgen.run.seeding import generator, numpy_generator
-from threedgen.systems.shared import adamw, writing
-from threedgen.train.loop import Status, fit, set_threads
+from threedgen.train.loop import Status
+from threedgen.train.system import System
+from threedgen.train.task import Task, run_task
 
 from .train_probe import augment
 
@@ -44,24 +39,28 @@ PICTURES = 5
 """Of each of these."""
 
 
+RESULT = f"identity/{NAME}.safetensors"
+
+
 def run(config: TrainIdentityConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Trains, or goes on training; returns the exit code."""
-    begun, folder = time.monotonic(), Path(str(config.out))
-    set_threads(config.threads)
+    """Train, or go on training; returns the exit code."""
+    return run_task(train, config, resume, quiet, result=RESULT, files=(RESULT,))
+
+
+def train(task: Task) -> Status:
+    config: TrainIdentityConfig = task.config
     torch.manual_seed(config.seed)
     system = IdentitySystem(config)
-    status = fit(system, config, folder, resume=resume is not None, quiet=quiet, metrics=("right",))
-    if status is Status.FINISHED:
-        net = system.net.cpu().eval()
+
+    def finish() -> dict[str, Any]:
+        net = system.net.cpu()
         figures = measure(net, config.measured, config.training.alike, config.seed + FRESH)
-        path, steps = folder / "identity" / f"{NAME}.safetensors", system.trainer.global_step
-        with writing(folder):
-            net.save(path, {"roc": figures, "steps": steps, "seed": config.seed})
-            write_summary(folder, config, time.monotonic() - begun, status=status.value, steps=steps, roc=figures)
-        if not quiet:
+        net.save(task.folder / RESULT, {"roc": figures, "steps": system.trainer.global_step, "seed": config.seed})
+        if not task.quiet:
             logger.warning("area under the ROC %.3f, subjects of one kind", figures["area"])
-        say(str(path))
-    return status.exit_code
+        return {"roc": figures}
+
+    return task.train(system, metrics=("right",), finish=finish, partial=False)
 
 
 @torch.no_grad()
@@ -89,23 +88,20 @@ def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
     return F.cross_entropy(alike, partner), float((alike.argmax(1) == partner).float().mean())
 
 
-class IdentitySystem(pl.LightningModule):
+class IdentitySystem(System):
     """Trains an IdentityNet; what a step sees depends on its number only."""
 
     stage = "identity"
 
     def __init__(self, config: TrainIdentityConfig) -> None:
-        super().__init__()
-        self.config, self.options, self.seed = config, config.training, config.seed
-        self.max_steps = config.trainer.max_steps
-        self.config_yaml = dump(config.model_copy(update={"out": None}))
+        super().__init__(config)
+        self.options = config.training
         self.net = IdentityNet(config.network)
-        self.metrics: dict[str, float] = {}
 
     def pictures(self, step: int) -> Tensor:
         """Renders (2 kinds alike, 3, S, S): two sides each of subjects that no other step shows."""
         o, size = self.options, self.net.options.image_size
-        rng, every = numpy_generator(self.seed, step, "subjects", self.global_rank), kinds()
+        rng, every = self.numpy_rng(step, "subjects"), kinds()
         chosen = rng.permutation(len(every))[: o.kinds]
         seed, shown = int(rng.integers(2**31)), []
         for k in chosen:
@@ -115,7 +111,7 @@ class IdentitySystem(pl.LightningModule):
         return torch.from_numpy(np.concatenate(shown)).permute(0, 3, 1, 2)
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        rng = generator(self.seed, int(batch), "augment", self.global_rank)
+        rng = self.rng(int(batch), "augment")
         x = augment(self.pictures(int(batch)), rng, self.options.augment).to(self.device)
         with mixed(self.device, self.options.bf16):
             vectors = self.net(x)
@@ -125,4 +121,4 @@ class IdentitySystem(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         o = self.options
-        return adamw(self.net.parameters(), o.learning_rate, self.max_steps, o.weight_decay)
+        return self.adamw(self.net.parameters(), o.learning_rate, weight_decay=o.weight_decay)

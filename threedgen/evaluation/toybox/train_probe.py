@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from pathlib import Path
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from threedgen.config import ConfigError, dump
+from threedgen.config import ConfigError
 from threedgen.data.toybox.grammar import ACCESSORIES
 from threedgen.data.toybox.world import Toybox, View
 from threedgen.evaluation.janus.lessons import spoil
@@ -28,10 +27,9 @@ from threedgen.evaluation.toybox.probe import NAME, Probe, Raw
 from threedgen.evaluation.toybox.report import figures_plain
 from threedgen.geometry.images import to_uint8
 from threedgen.run.dtypes import mixed
-from threedgen.run.metrics import write_summary
-from threedgen.run.seeding import generator, numpy_generator
-from threedgen.systems.shared import adamw
-from threedgen.train.loop import Status, fit, set_threads
+from threedgen.train.loop import Status
+from threedgen.train.system import System
+from threedgen.train.task import Task, run_task
 
 logger = logging.getLogger(__name__)
 
@@ -43,30 +41,34 @@ EMPHASIS = 4.0
 """Weight of the accessories among the words: each is rare, and small in the picture."""
 
 
+RESULT = f"probe/{NAME}.safetensors"
+
+
 def run(config: TrainProbeConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Trains, or goes on training, a probe; returns the exit code."""
-    begun, folder = time.monotonic(), Path(str(config.out))
-    set_threads(config.threads)
+    """Train, or go on training, a probe; returns the exit code."""
+    return run_task(train, config, resume, quiet, result=RESULT, files=(RESULT,))
+
+
+def train(task: Task) -> Status:
+    config: TrainProbeConfig = task.config
     torch.manual_seed(config.seed)
     system = ProbeSystem(config)
-    if config.start and resume is None:
+    if config.start and not task.resume:
         system.go_on_from(Probe.load(config.start))
-    system.config_yaml = dump(config.model_copy(update={"out": None}))
-    status = fit(system, config, folder, resume=resume is not None, quiet=quiet, metrics=("noun", "colour", "side"))
-    if status is Status.FINISHED:
-        path = folder / "probe" / f"{NAME}.safetensors"
-        steps = system.trainer.global_step
+
+    def finish() -> dict[str, Any]:
+        path, steps = task.folder / RESULT, system.trainer.global_step
         system.probe.cpu().save(path)
         shipped = Probe.load(str(path))  # rounded to float16, as it will be used
         calibrate(shipped, ProbeToybox(config.seed + 2 * FRESH, View()), range(config.calibrated))
         accuracy = measure(shipped, config.measured, config.seed)
         shipped.save(path, {"accuracy": accuracy, "steps": steps, "seed": config.seed})
-        write_summary(folder, config, time.monotonic() - begun, status=status.value, steps=steps, accuracy=accuracy)
-        if not quiet:
+        if not task.quiet:
             noun, colour = (100 * accuracy[key]["share"] for key in ("noun", "colour"))
             logger.warning("probe: noun %.1f %%, colour %.1f %% of %d objects", noun, colour, config.measured)
-        print(path)
-    return status.exit_code
+        return {"accuracy": accuracy}
+
+    return task.train(system, metrics=("noun", "colour", "side"), finish=finish, partial=False)
 
 
 def measure(probe: Probe, count: int, seed: int) -> dict:
@@ -78,7 +80,7 @@ def measure(probe: Probe, count: int, seed: int) -> dict:
     return {"objects": count, **figures_plain(verdicts)}
 
 
-class ProbeSystem(pl.LightningModule):
+class ProbeSystem(System):
     """Trains a Probe. Each step renders one block of toybox samples and sees some of the last ``window`` ones again:
     rendering costs as much as learning. What a step sees depends on its number only, whatever happened before."""
 
@@ -86,28 +88,26 @@ class ProbeSystem(pl.LightningModule):
     emphasis: Tensor
 
     def __init__(self, config: TrainProbeConfig, labels: Labels | None = None) -> None:
-        super().__init__()
-        self.options, self.seed, self.max_steps = config.training, config.seed, config.trainer.max_steps
+        super().__init__(config)
+        self.options = config.training
         self.size = config.network.image_size
         self.probe = Probe(labels or Labels.of_toybox(), config.network)
         self.box = ProbeToybox(config.seed)
         weights = [EMPHASIS if word in ACCESSORIES else 1.0 for word in self.probe.labels.words]
         self.register_buffer("emphasis", torch.tensor(weights), persistent=False)
         self.cache: dict[int, tuple[Tensor, Truth]] = {}
-        self.metrics: dict[str, float] = {}
-        self.config_yaml = ""
 
     def go_on_from(self, probe: Probe) -> None:
         """Takes the weights of another probe. Raises ConfigError for one of other sizes."""
         if probe.options != self.probe.options or probe.labels != self.probe.labels:
-            raise ConfigError(f"start: should be a probe of these sizes and words (it has {probe.options})")
+            raise ConfigError(f"should be a probe of these sizes and words (it has {probe.options})", "start")
         self.probe.load_state_dict(probe.state_dict())
 
     def pictures(self, step: int) -> tuple[Tensor, Truth]:
         """Renders the batch of a step: (B, 3, size, size) in [0, 1] and its truth. Devices share no samples."""
         o = self.options
         self.cache.pop(step - o.window, None)
-        rng = numpy_generator(self.seed, step, "blocks", self.global_rank)
+        rng = self.numpy_rng(step, "blocks")
         earlier = rng.permutation(min(step, o.window - 1))[: o.blocks - 1]
         blocks = [self.block(step - int(back)) for back in (0, *(earlier + 1))]
         rgb = torch.cat([rgb for rgb, _ in blocks]).permute(0, 3, 1, 2).float() / 255
@@ -120,7 +120,7 @@ class ProbeSystem(pl.LightningModule):
             first = (number + self.global_rank * RANK) * o.block
             indices = range(first, first + o.block)
             assets, rgb, truth = labelled(self.box, indices, self.size, o.n_view, self.probe.labels)
-            rng = numpy_generator(self.seed, number, "spoiled", self.global_rank)
+            rng = self.numpy_rng(number, "spoiled")
             spoil(self.box, indices, assets, rgb, truth, o.spoiled, rng)
             self.cache[number] = torch.from_numpy(to_uint8(rgb)), truth
         return self.cache[number]
@@ -128,8 +128,7 @@ class ProbeSystem(pl.LightningModule):
     def training_step(self, batch: int, index: int) -> Tensor:
         step = int(batch)
         x, truth = self.pictures(step)
-        rng = generator(self.seed, step, "augment", self.global_rank)
-        x = augment(x, rng, self.options.augment).to(self.device)
+        x = augment(x, self.rng(step, "augment"), self.options.augment).to(self.device)
         with mixed(self.device, self.options.bf16):
             raw = self.probe(x)
         loss, self.metrics = probe_loss(raw, truth.to(self.device), self.emphasis)
@@ -137,7 +136,7 @@ class ProbeSystem(pl.LightningModule):
 
     def configure_optimizers(self):
         o = self.options
-        return adamw(self.probe.parameters(), o.learning_rate, self.max_steps, o.weight_decay)
+        return self.adamw(self.probe.parameters(), o.learning_rate, weight_decay=o.weight_decay)
 
     def validate(self, step: int, folder: Path) -> None:
         """Writes a line of validation.jsonl: shares on fresh objects."""

@@ -44,7 +44,7 @@ def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -
         stage.GetRootLayer().Save()
         package = Path(folder) / "mesh.usdz"
         if not UsdUtils.CreateNewUsdzPackage(str(layer), str(package)):
-            raise ConfigError("formats: the usdz package could not be written; leave usdz out")
+            raise ConfigError("the usdz package could not be written; leave usdz out", "formats")
         return package.read_bytes()
 
 

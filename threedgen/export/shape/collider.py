@@ -42,7 +42,7 @@ def convex(points: Array) -> Part:
     try:
         found = ConvexHull(points)
     except (QhullError, ValueError) as error:
-        raise ConfigError("collision: the shape is flat, so it has no convex hull; try collision=none") from error
+        raise ConfigError("the shape is flat, so it has no convex hull; try collision=none", "collision") from error
     faces = found.simplices.astype(np.int64)
     a, b, c = (points[faces[:, k]] for k in range(3))
     inward = (np.cross(b - a, c - a) * found.equations[:, :3]).sum(axis=1) < 0

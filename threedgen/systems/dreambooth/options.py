@@ -92,9 +92,10 @@ class MVDreamBoothConfig(RunConfig):
         from threedgen.data.photos import find
 
         if not self.prompt.strip():
-            raise ConfigError('prompt: is empty; say what the photos show, such as prompt="a [v] dog"')
+            raise ConfigError('is empty; say what the photos show, such as prompt="a [v] dog"', "prompt")
         tidy(self.prompt)
         if not self.class_prompt:
-            raise ConfigError(f'prompt: should also say of what kind the subject is, such as "a {self.identifier} dog"')
+            example = f'"a {self.identifier} dog"'
+            raise ConfigError(f"should also say of what kind the subject is, such as {example}", "prompt")
         find(self.photos)
         super().check()

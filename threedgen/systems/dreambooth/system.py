@@ -12,18 +12,15 @@ where |.| is the sum of absolute differences (l1) or of squares (l2) over the N 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from threedgen.config import at, dump
 from threedgen.geometry.images import grid, readable, write_png
 from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.priors.camera_posterior import look_from
@@ -31,7 +28,7 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.seeding import generator
-from threedgen.systems.train_prior.system import stratified
+from threedgen.train.system import System, stratified
 
 from .options import LoRAConfig, MVDreamBoothConfig
 
@@ -83,7 +80,7 @@ def table_of(prior: MVDream) -> Tensor:
     return embeddings.weight
 
 
-class DreamBoothSystem(pl.LightningModule):
+class DreamBoothSystem(System):
     """The UNet (or its low-rank terms) and the identifier's row learn; the networks around them are no part of it.
 
     ``others``, if any, are pictures that the base drew of the class prompts, of each in turn; ``base``: its check sum.
@@ -91,14 +88,13 @@ class DreamBoothSystem(pl.LightningModule):
     """
 
     stage = "subject"
+    prior: MVDream
 
     def __init__(
         self, config: MVDreamBoothConfig, prior: MVDream, photos: Shown, base: str, others: Shown | None = None
     ) -> None:
-        super().__init__()
-        self.config, self.options, self.seed = config, config.tuning, config.seed
-        self.max_steps = config.trainer.max_steps
-        self.config_yaml = dump(config.model_copy(update={"out": None})) + f"base: {base}\n"
+        super().__init__(config, base=base)
+        self.config, self.options = config, config.tuning
         self.base, self.prompt, self.class_prompt = base, config.prompt, config.class_prompt
         self.class_prompts = config.class_prompts
         self.number = int(prior.tokenizer.convert_tokens_to_ids(config.identifier))
@@ -113,11 +109,11 @@ class DreamBoothSystem(pl.LightningModule):
             prior.unet.requires_grad_(True)
             self.originals = {name: p.detach().clone() for name, p in prior.unet.named_parameters()}
         self.unet = prior.unet.train()
-        self.frozen = (prior, photos, others)  # in a tuple: no sub-modules, hence in no checkpoint
-        self.metrics: dict[str, float] = {}
+        self.photos, self.others = photos, others
+        self.hold(prior=prior)
 
     def setup(self, stage: str) -> None:
-        self.frozen[0].to(self.device)
+        self.prior.to(self.device)
         self.originals = {name: value.to(self.device) for name, value in self.originals.items()}
 
     @property
@@ -129,7 +125,7 @@ class DreamBoothSystem(pl.LightningModule):
 
     def text(self, prompt: str) -> Tensor:
         """(1, L, D), with a gradient to the identifier's row."""
-        prior = self.frozen[0]
+        prior = self.prior
         table = table_of(prior)
         name = next(name for name, p in prior.text_encoder.named_parameters() if p is table)
         learnt = table.detach().index_copy(0, torch.tensor([self.number], device=table.device), self.word[None])
@@ -138,7 +134,7 @@ class DreamBoothSystem(pl.LightningModule):
 
     def denoising(self, shown: Shown, prompt: str, rng: torch.Generator) -> Tensor:
         """mean |target - UNet(x_t, t, c)|^2 of pictures, each by itself and without a camera."""
-        prior, count = self.frozen[0], len(shown.rgb)
+        prior, count = self.prior, len(shown.rgb)
         schedule = prior.schedule.to(self.device)
         with torch.no_grad():
             z = prior.encode_images(shown.rgb, rng)
@@ -152,8 +148,8 @@ class DreamBoothSystem(pl.LightningModule):
         return F.mse_loss(out, schedule.target(z, noise, t))
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        o, (_, photos, others) = self.options, self.frozen
-        rng = generator(self.seed, int(batch), "subject", self.global_rank)
+        o, photos, others = self.options, self.photos, self.others
+        rng = self.rng(int(batch), "subject")
         shown = photos.of(torch.randint(len(photos.rgb), (o.batch,), generator=rng))
         loss = self.denoising(shown._replace(rgb=augment(shown.rgb, rng, o.augment)), self.prompt, rng)
         self.metrics = {"loss_subject": float(loss.detach())}
@@ -172,24 +168,18 @@ class DreamBoothSystem(pl.LightningModule):
 
     def configure_optimizers(self):
         o, groups = self.options, [{"params": list(self.trained.values())}, {"params": [self.word]}]
-        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-        rates: list[Callable[[int], float]] = [
-            partial(at, rate, max_steps=self.max_steps) for rate in (o.learning_rate, o.word_learning_rate)
-        ]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.adamw(groups, o.learning_rate, o.word_learning_rate)
 
     # --- what is seen and kept -----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def views(self, prompt: str) -> Tensor:
         """(4, S, S, 3): what the prior draws now, always from the same noise."""
-        prior, o = self.frozen[0], self.config.sheet
+        prior, o = self.prior, self.config.sheet
         table_of(prior)[self.number] = self.word
         azimuth = o.azimuth + 90.0 * torch.arange(VIEWS)
         c2w = look_from(torch.full_like(azimuth, o.elevation), azimuth)
-        rng = generator(self.seed, 0, "sheet")
-        return prior.sample(prompt, c2w, o.steps, o.guidance_scale, generator=rng)
+        return prior.sample(prompt, c2w, o.steps, o.guidance_scale, generator=self.rng(0, "sheet"))
 
     def validate(self, step: int, folder: Path) -> None:
         """samples/000100.png: four views of the subject, then four of its class from the same noise."""

@@ -10,32 +10,29 @@ RUN/personalisation.safetensors   the result
 
 from __future__ import annotations
 
-import logging
-import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from threedgen.cli import say
 from threedgen.data import photos
 from threedgen.geometry.images import grid, readable, write_png
 from threedgen.guidance.priors.camera_posterior import look_from
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
-from threedgen.run.count import Count
-from threedgen.run.metrics import write_summary
+from threedgen.run.cache import kept
+from threedgen.run.folder import writing
+from threedgen.run.progress import Count
 from threedgen.run.prompts import warn_about
 from threedgen.run.seeding import generator
-from threedgen.systems.shared import device, existing, finished, kept, load_prior, say_weights, writing
 from threedgen.train.callbacks import aside
-from threedgen.train.loop import Status, fit, set_threads
+from threedgen.train.loop import Status
+from threedgen.train.task import Task, carry_out, run_task
 
 from .options import MVDreamBoothConfig
 from .sides import drafts, photo_sides
 from .system import DreamBoothSystem, Shown
-
-logger = logging.getLogger(__name__)
 
 RESULT = "personalisation.safetensors"
 FILES = (RESULT, "photos.png")
@@ -44,47 +41,34 @@ FILES = (RESULT, "photos.png")
 
 def run(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Tune, or go on tuning; returns the exit code."""
-    folder = Path(str(config.out))
-    if resume and finished(folder, config.trainer.max_steps):
-        logger.warning("%s is finished already; its files are as they were", folder)
-        status = Status.FINISHED
-    else:
-        status = run_status(config, resume, quiet)
-    if (folder / RESULT).exists() and status in (Status.FINISHED, Status.INTERRUPTED):
-        say(str(folder / RESULT))
-    return status.exit_code
+    return run_task(tune, config, resume, quiet, result=RESULT, files=FILES)
 
 
 def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> Status:
     """The same; how it ended."""
-    begun, folder = time.monotonic(), Path(str(config.out))
-    set_threads(config.threads)
-    say_weights(config.prior, quiet)
-    prior: MVDream = load_prior(config.prior, config.trainer.accelerator)
+    return carry_out(tune, Task(config, resume, quiet, FILES))
+
+
+def tune(task: Task) -> Status:
+    """Everything from the photos to the file of the subject."""
+    config, folder = task.config, task.folder
+    prior: MVDream = task.load_prior()
     subject_weights.check_identifier(prior.tokenizer, config.identifier)
     pictures = seen_photos(config, folder, prior.image_size)
     base = subject_weights.checksum(prior.unet, prior.text_encoder)
     subject_weights.add_word(prior.tokenizer, prior.text_encoder, config.identifier, like=config.tuning.like)
     notes = warn_about(config.prompt, prior)
     shown = with_drafts(config, folder, prior, pictures)
-    system = DreamBoothSystem(config, prior, shown, base, class_pictures(config, folder, prior, quiet))
+    system = DreamBoothSystem(config, prior, shown, base, class_pictures(config, folder, prior, task.quiet))
     if not (folder / "samples" / f"{0:06d}.png").exists():
         with aside(system), writing(folder):
             system.validate(0, folder)
-    metrics = ("loss_subject", "loss_class", "drift")
-    status = fit(system, config, folder, resume=resume is not None, quiet=quiet, metrics=metrics)
-    if status in (Status.FINISHED, Status.INTERRUPTED) and system.trainer.is_global_zero:
-        system.eval().to(device(config.trainer.accelerator))  # Lightning leaves it on the CPU
-        system.setup("fit")
-        steps = system.trainer.global_step
-        with torch.no_grad(), writing(folder):
-            system.write(folder / RESULT)
-            system.validate(steps, folder)
-            write_summary(
-                folder, config, time.monotonic() - begun, status=status.value, steps=steps,
-                files=existing(folder, FILES), notes=notes, base=base, photos=len(pictures),
-            )  # fmt: skip
-    return status
+
+    def save() -> dict[str, Any]:
+        system.write(folder / RESULT)
+        return {"notes": notes, "base": base, "photos": len(pictures)}
+
+    return task.train(system, metrics=("loss_subject", "loss_class", "drift"), finish=save)
 
 
 def seen_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:

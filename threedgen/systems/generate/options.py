@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError, Layer, Schedule, merge, plain, validate
+from threedgen.config.errors import within
 from threedgen.config.registry import Component
 from threedgen.config.renamed import in_tree
 from threedgen.config.sections import (
@@ -185,7 +186,5 @@ class GenerateConfig(RunConfig):
         tidy(self.prompt)
         super().check()
         for name in self.stages:
-            try:
+            with within(f"stages.{name}"):
                 self.stage(name).check()
-            except ConfigError as error:
-                raise ConfigError(f"stages.{name}.{error}") from None

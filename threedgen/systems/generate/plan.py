@@ -21,8 +21,8 @@ from threedgen.run.memory import free_bytes, graph_bytes
 from threedgen.run.prompts import tidy
 from threedgen.run.seeding import generator
 from threedgen.systems.generate.options import GenerateConfig
-from threedgen.systems.shared import device as device_name
 from threedgen.train.loop import set_threads
+from threedgen.train.task import device as device_name
 
 from .system import GenerateSystem, jump
 from .task import check_backends

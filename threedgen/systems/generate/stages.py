@@ -10,24 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from threedgen.cli import say
 from threedgen.export.run_field import open_field
 from threedgen.run import folder as runs
+from threedgen.run.text import say
 from threedgen.systems.generate.options import GenerateConfig
-from threedgen.systems.shared import finished
 from threedgen.train.loop import Status
+from threedgen.train.task import Stopped, finished
 
 from .system import GenerateSystem
 
 FOLDER = "stages"
 
 
-def run_stages(
-    config: GenerateConfig, folder: Path, quiet: bool, run: Callable[..., Status]
-) -> tuple[Status, Path | None]:
+def run_stages(config: GenerateConfig, folder: Path, quiet: bool, run: Callable[..., Status]) -> Path | None:
     """Carries out what is left of the stages of `config`, by run(config, resume, quiet, start) -> status.
 
-    Returns how the last of them ended that was not finished before, and the folder of the last one if all are finished.
+    Returns the folder of the last one. Raises Stopped for one that was not finished.
     """
     start = None
     for name in config.stages:
@@ -41,9 +39,9 @@ def run_stages(
             runs.write_config(place, stage)
             status = run(stage, resume, quiet, start)
             if status is not Status.FINISHED:
-                return status, None
+                raise Stopped(status)
         start = place
-    return Status.FINISHED, start
+    return start
 
 
 def start_from(system: GenerateSystem, folder: Path) -> None:

@@ -7,16 +7,14 @@ by (seed, step, purpose), so a resumed run goes on exactly.
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from threedgen.config import ConfigError, at, dump, registry
+from threedgen.config import ConfigError, at, registry
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit, sample_multiview
@@ -30,6 +28,7 @@ from threedgen.representations.volume.render import Render, render, sample_bytes
 from threedgen.run.memory import enough_memory, free_bytes
 from threedgen.run.seeding import generator
 from threedgen.systems.generate.options import GenerateConfig
+from threedgen.train.system import System
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ SOME = 1 << 18
 """Samples assumed to be too many where chunks are off and the render itself ran out of memory."""
 
 
-class GenerateSystem(pl.LightningModule):
+class GenerateSystem(System):
     """Optimises one field for one prompt.
 
     ``text`` (2 or 6, L, D): embeddings of ``view_prompts.prompts``.  ``views`` (V, H, W, 3): sampled pictures for a
@@ -47,6 +46,7 @@ class GenerateSystem(pl.LightningModule):
     distillation trains beside the object is registered, and saved.
     """
 
+    prior: Any
     text: Tensor
     views: Tensor
 
@@ -58,9 +58,8 @@ class GenerateSystem(pl.LightningModule):
         views: Tensor | None = None,
         view_cameras: Cameras | None = None,
     ) -> None:
-        super().__init__()
-        self.config, self.max_steps = config, config.trainer.max_steps
-        self.config_yaml = dump(config.model_copy(update={"out": None}))
+        super().__init__(config)
+        self.config = config
         start = generator(config.seed, 0, "field")
         self.field: Any = registry.build("representation", config.field, generator=start)
         self.background: Any = registry.build("background", config.background, generator=start)
@@ -71,7 +70,7 @@ class GenerateSystem(pl.LightningModule):
         self.register_buffer("text", text, persistent=False)
         self.register_buffer("views", views, persistent=False)
         self.view_cameras: Any = view_cameras
-        self.unregistered = (prior,)
+        self.hold(prior=prior)
         self.distill: Any = registry.build(
             "distillation", config.distillation, prior.schedule, self.max_steps, prior,
             generator(config.seed, 0, "distillation parameters"),
@@ -80,15 +79,9 @@ class GenerateSystem(pl.LightningModule):
         self.again = False
         self.held: int | None = None  # samples whose graph the last render held
         self.most: int | None = None  # a bound on chunks, since memory ran out
-        self.terms: dict[str, float] = {}
-        self.metrics: dict[str, float] = {}
 
     @property
-    def prior(self) -> Prior:
-        return self.unregistered[0]
-
-    @property
-    def stage(self) -> str:
+    def stage(self) -> str:  # type: ignore[override]
         """What the progress bar says."""
         if self.global_step < self.config.warm_start.steps:
             return "fitting the sampled views"
@@ -98,10 +91,6 @@ class GenerateSystem(pl.LightningModule):
         self.prior.to(self.device)
 
     # -- one step -----------------------------------------------------------------------------------------------
-    def rng(self, step: int, purpose: str) -> torch.Generator:
-        """Each device draws its own cameras and noise; what must be equal on all is drawn without a rank."""
-        return generator(self.config.seed, step, purpose, self.global_rank)
-
     def size(self, step: int) -> int:
         """Pixels of the renders of a step.  A schedule changes at its keys, not in between."""
         return int(jump(self.config.size, step, self.max_steps))
@@ -295,9 +284,7 @@ class GenerateSystem(pl.LightningModule):
             fused=True,
             weight_decay=0.0 if o.kind == "adam" else o.weight_decay,
         )
-        rates: Any = [partial(at, getattr(o, name), max_steps=self.max_steps) for name in used]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.scheduled(optimizer, *(getattr(o, name) for name in used))
 
     def validate(self, step: int, folder: Path) -> None:
         """Four sides of the object as it is now."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threedgen.cli import config_name, say
 from threedgen.config import ConfigError, find, load, task_of
+from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit
@@ -22,16 +22,18 @@ from threedgen.representations import march
 from threedgen.representations.backends import load as load_backend
 from threedgen.representations.hashgrid import encoding
 from threedgen.run import folder as runs
+from threedgen.run.cache import kept
+from threedgen.run.folder import writing
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import enough_memory
-from threedgen.run.metrics import read_summary, write_summary
-from threedgen.run.progress import silence_lightning
+from threedgen.run.metrics import read_summary
 from threedgen.run.prompts import tidy, warn_about
 from threedgen.run.seeding import generator
+from threedgen.run.text import say
 from threedgen.systems.generate.options import GenerateConfig
-from threedgen.systems.shared import device, existing, finished, kept, load_prior, say_weights, writing
-from threedgen.train.finite_check import FiniteGuard
-from threedgen.train.loop import Status, fit, set_threads
+from threedgen.train.callbacks import FiniteGuard
+from threedgen.train.loop import Status, set_threads
+from threedgen.train.task import Task, carry_out, device
 from threedgen.viewer.report import PAGE, write_report
 
 from .outputs import FILES, Run, write_results
@@ -46,12 +48,12 @@ def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", **v
     """A prompt becomes a 3D object; see ``threedgen.generate``."""
     path = find(os.fspath(config))
     if (task := task_of(path)) != "generate":
-        raise ConfigError(f"config: should be of the task generate (got {path.name}, which is of {task})")
+        raise ConfigError(f"should be of the task generate (got {path.name}, which is of {task})", "config")
     if isinstance(values.get("out"), os.PathLike):
         values["out"] = os.fspath(values["out"])
     checked = load(path, values=values | {"prompt": prompt})
     checked.check()
-    checked, resume = runs.begin(checked, config_name(path))
+    checked, resume = runs.begin(checked, runs.config_name(path))
     status, folder = run_status(checked, resume, quiet=True), Path(str(checked.out))
     if status is Status.FAILED:
         raise ConfigError(f"{folder}: {read_summary(folder).get('reason', 'the run failed')}")
@@ -78,24 +80,22 @@ def run_status(
     start: the folder of a run from whose object this one begins.  The stages of a config are carried out first.
     Raises ConfigError for what is wrong with prompt, prior, checkpoint or disk.
     """
-    begun, folder = time.monotonic(), Path(str(config.out))
-    prompt = tidy(config.prompt)
-    if resume and finished(folder, config.trainer.max_steps):
-        lacking = config.export.enabled and "asset" not in read_summary(folder)
-        later = f"; launch.py --config export run={folder} makes the asset that it lacks" if lacking else ""
-        logger.warning("%s is finished already; its files are as they were%s", folder, later)
-        return Status.FINISHED
+    task = Task(config, resume, quiet, FILES)
+    lacking = config.export.enabled and "asset" not in read_summary(task.folder)
+    hint = f"; launch.py --config export run={task.folder} makes the asset that it lacks" if lacking else ""
+    return carry_out(lambda task: optimise(task, start), task, hint)
+
+
+def optimise(task: Task, start: Path | None = None) -> Status:
+    """Text, preview and training, and what is made of the object."""
+    config, folder, prompt = task.config, task.folder, tidy(task.config.prompt)
     if config.stages:
-        status, start = run_stages(config, folder, quiet, run_status)
-        if status is not Status.FINISHED:
-            return status
-    silence_lightning()
-    set_threads(config.threads)
+        start = run_stages(config, folder, task.quiet, run_status)
+        set_threads(config.threads)
     check_backends(config)
-    say_weights(config.prior, quiet)
     prior: Prior
     with enough_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
-        prior = load_prior(config.prior, config.trainer.accelerator)
+        prior = task.load_prior()
         notes = warn_about(config.prompt, prior) + unknown_sides(config, prior)
         text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
         views, cameras = preview(config, prior, prompt, folder)
@@ -104,27 +104,19 @@ def run_status(
     if start is not None:
         start_from(system, start)  # a checkpoint, if there is one, comes after it
     with Interrupts() as interrupts, watched(system, folder, interrupts) as callbacks:
-        prepared = time.monotonic()
-        status = fit(
-            system, config, folder, resume=resume is not None, quiet=quiet, metrics=("opacity", "t"),
-            callbacks=callbacks, interrupts=interrupts,
-        )  # fmt: skip
-        trained = time.monotonic()
-        if status is Status.TERMINATED or not system.trainer.is_global_zero:
+        times = [task.begun, time.monotonic()]
+        status = task.fit(system, ("opacity", "t"), callbacks, interrupts)
+        times.append(time.monotonic())
+        if status is Status.TERMINATED or not task.leader:
             return status
-        figures: dict[str, Any] = {}
         with writing(folder):
-            if status is Status.FAILED:
-                figures["reason"] = _reason(system)
-            else:
-                system.to(device(config.trainer.accelerator))  # Lightning leaves it on the CPU
-                figures |= write_results(system, folder, notes)
-            done = time.monotonic()
-            seconds = {"prepare": prepared - begun, "optimise": trained - prepared, "export": done - trained}
-            write_summary(
-                folder, config, done - begun, status=status.value, steps=system.trainer.global_step,
-                seconds_of={k: round(v, 2) for k, v in seconds.items()}, notes=notes,
-                files=[*existing(folder, FILES), *_asset_file(figures), PAGE], **figures,
+            failed = status is Status.FAILED
+            figures = {"reason": _reason(system)} if failed else write_results(system, folder, notes)
+            times.append(time.monotonic())
+            parts = zip(("prepare", "optimise", "export"), times[:-1], times[1:], strict=True)
+            task.summarise(
+                status, steps=system.trainer.global_step, notes=notes, files=[*_asset_file(figures), PAGE],
+                seconds_of={name: round(end - begun, 2) for name, begun, end in parts}, **figures,
             )  # fmt: skip
             write_report(folder)  # it shows the summary, so it comes last; a run without it is not finished
     return status
@@ -142,10 +134,8 @@ def check_backends(config: GenerateConfig) -> None:
     place = "field" if field is config.field else "field.paint"
     grid = (f"{place}.encoding", getattr(field, "encoding", None), encoding.MODULES)
     for key, options, modules in (grid, ("march", config.march, march.MODULES)):
-        try:
+        with within(key):
             load_backend(modules, getattr(options, "backend", "auto"), here)
-        except ConfigError as error:
-            raise ConfigError(f"{key}.{error}") from None
 
 
 def _reason(system: GenerateSystem) -> str:

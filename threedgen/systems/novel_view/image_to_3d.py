@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from threedgen.cli import say
 from threedgen.config import ConfigError, config_hash
 from threedgen.export.run_field import view_of
 from threedgen.geometry.cameras import Cameras, Projection
@@ -31,11 +28,12 @@ from threedgen.geometry.views import Request, Views
 from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
 from threedgen.guidance.threedim.options import CamerasConfig
 from threedgen.representations.fit import Bounds, SceneField, border_colour, fit
-from threedgen.run.count import Count
-from threedgen.run.metrics import read_summary, write_summary
+from threedgen.run.cache import kept
+from threedgen.run.folder import writing
+from threedgen.run.progress import Count
 from threedgen.systems.generate.outputs import write_mesh, write_turn
-from threedgen.systems.shared import existing, kept, writing
-from threedgen.train.loop import set_threads
+from threedgen.train.loop import Status
+from threedgen.train.task import Task, run_task
 
 from .options import ImageTo3DConfig
 
@@ -48,30 +46,23 @@ WHITE = 0.9
 
 def run(config: ImageTo3DConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Carry out a config; prints the folder. Raises ConfigError. A killed run keeps views that were all sampled."""
-    begun, folder = time.monotonic(), Path(str(config.out))
-    told = read_summary(folder) if resume else {}
-    if told.get("status") == "finished" and all((folder / str(name)).exists() for name in told.get("files", [])):
-        logger.warning("%s is finished already; its files are as they were", folder)
-        say(str(folder))
-        return 0
-    set_threads(config.threads)
-    notes: list[str] = []
-    views = sampled(config, folder, notes, quiet)
+    return run_task(make, config, resume, quiet, files=FILES)
+
+
+def make(task: Task) -> Status:
+    """The picture's views, a field fitted to them, and its mesh."""
+    config, folder, notes = task.config, task.folder, list[str]()
+    views = sampled(config, folder, notes, task.quiet)
     with writing(folder):
         write_png(folder / "sampled.png", grid(readable(views.images), config.views + 1))
     field = fit(views, Bounds.of(views.at), config.protocol, config.seed, config.device)
-    figures: dict[str, Any] = {}
     with writing(folder):
         write_turn(lambda cameras: field.pictures(from_ball(field, cameras)), config.result, folder)
         provenance = {"image": Path(config.image).name, "seed": config.seed, "config_hash": config_hash(config)}
         view = view_of(field.field, field.occupancy, field.march, field.device)
-        figures |= write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
-        write_summary(
-            folder, config, time.monotonic() - begun, status="finished", notes=notes, files=existing(folder, FILES),
-            **figures,
-        )  # fmt: skip
-    say(str(folder))
-    return 0
+        figures = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
+        task.summarise(notes=notes, **figures)
+    return Status.FINISHED
 
 
 def sampled(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool) -> Views:

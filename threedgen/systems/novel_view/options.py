@@ -9,6 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError
+from threedgen.config.errors import called
 from threedgen.config.sections import CheckpointConfig, OrbitCameraConfig, RunConfig, TrainerConfig
 from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
 from threedgen.guidance.threedim.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
@@ -36,10 +37,8 @@ class PixelsConfig(Config):
         from threedgen.guidance.threedim.folder import check
 
         if self.start is not None:
-            try:
+            with called("start"):
                 check(self.start)
-            except ConfigError as error:
-                raise ConfigError(str(error).replace("weights:", "start:", 1)) from None
 
 
 class LatentsConfig(Config):
@@ -54,10 +53,8 @@ class LatentsConfig(Config):
     def check(self) -> None:
         from threedgen.guidance.weights.loading import check
 
-        try:
+        with called("start"):
             check(self.start)
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("weights:", "start:", 1)) from None
 
 
 class PairTrainingConfig(Config):
@@ -150,13 +147,13 @@ class ImageTo3DConfig(RunConfig):
 
     def check(self) -> None:
         if not self.image:
-            raise ConfigError("image: there is none: give the file of a picture, image=car.png")
+            raise ConfigError("there is none: give the file of a picture, image=car.png", "image")
         try:
             with Image.open(Path(self.image).expanduser()) as picture:
                 picture.verify()
         except FileNotFoundError:
-            raise ConfigError(f"image: there is no file {self.image!r}") from None
+            raise ConfigError(f"there is no file {self.image!r}", "image") from None
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
-            raise ConfigError(f"image: {self.image!r} cannot be read as a picture") from None
+            raise ConfigError(f"{self.image!r} cannot be read as a picture", "image") from None
         self.sampler.check()
         super().check()

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from threedgen.config import dump
 from threedgen.data.srn.pairs import PairBank
 from threedgen.guidance.threedim import folder as folders
 from threedgen.guidance.threedim.logsnr import LOGSNR_MIN, add_noise, logsnr_cosine, target
@@ -22,9 +20,7 @@ from threedgen.guidance.threedim.model import ViewModel
 from threedgen.guidance.threedim.options import CamerasConfig
 from threedgen.run.dtypes import mixed
 from threedgen.run.folder import write_atomic
-from threedgen.run.seeding import generator, numpy_generator
-from threedgen.systems.train_prior.system import stratified
-from threedgen.train.ema import EMA
+from threedgen.train.system import AveragedSystem, stratified
 
 from .gap import Gap, Pairs, gap_test
 from .options import TrainThreeDiMConfig
@@ -48,19 +44,16 @@ def pair_loss(
     return F.mse_loss(out, target(pairs.x0, noise, logsnr, model.prediction))
 
 
-class PairSystem(pl.LightningModule):
+class PairSystem(AveragedSystem):
     """A model with its running average. The bank, and what is frozen around a model, is in no checkpoint."""
 
     stage = "novel views"
 
     def __init__(self, config: TrainThreeDiMConfig, model: Any, bank: PairBank) -> None:
-        super().__init__()
-        self.config, self.options, self.seed = config, config.training, config.seed
-        self.config_yaml = dump(config.model_copy(update={"out": None}))
+        super().__init__(config)
+        self.options, self.bank = config.training, bank
         self.model = model.requires_grad_(True).train()
-        self.average = EMA(self.model, 0.0)
-        self.bank = bank
-        self.metrics: dict[str, float] = {}
+        self.keep_average(self.model, 0.0)
 
     @property
     def examples(self) -> int:
@@ -72,8 +65,7 @@ class PairSystem(pl.LightningModule):
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o = int(batch), self.options
-        rng = numpy_generator(self.seed, step, "pairs", self.global_rank)
-        gen = generator(self.seed, step, "diffusion", self.global_rank)
+        rng, gen = self.numpy_rng(step, "pairs"), self.rng(step, "diffusion")
         pairs = self.pairs(rng.integers(0, self.bank.train, o.batch), rng, o.near)
         if o.regression:
             logsnr = torch.full((o.batch,), LOGSNR_MIN)
@@ -94,16 +86,12 @@ class PairSystem(pl.LightningModule):
     def autocast(self) -> torch.autocast:
         return mixed(self.device, self.options.bf16)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        self.average.update(self.model, self.global_step)
-
     def configure_optimizers(self) -> Any:
         o = self.options
         optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=o.learning_rate, betas=BETAS, weight_decay=o.weight_decay, fused=True
         )
-        share = rate_share(o.warmup / self.examples, o.decay, self.config.trainer.max_steps)
+        share = rate_share(o.warmup / self.examples, o.decay, self.max_steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -113,14 +101,14 @@ class PairSystem(pl.LightningModule):
         """One pair of each held-out scene, always the same; as many as are a multiple of the kinds."""
         bank = self.bank
         count = bank.held_out // bank.source.kinds * bank.source.kinds
-        return self.pairs(np.arange(bank.train, bank.train + count), numpy_generator(self.seed, 0, "held-out pairs"))
+        return self.pairs(np.arange(bank.train, bank.train + count), self.numpy_rng(0, "held-out pairs"))
 
     def validate(self, step: int, folder: Path) -> None:
         """Of the averaged weights: the gap test, the folder of the model, the sheet of samples."""
         o = self.options
         levels = (float(torch.tensor(LOGSNR_MIN).double().sigmoid()),) if o.regression else o.gap_levels
         with self.average.applied(self.model):
-            rng = generator(self.seed, 0, "gap test")
+            rng = self.rng(0, "gap test")
             with self.autocast():
                 gaps = gap_test(self.model, self.held_out(), levels, rng, self.bank.source.kinds)
             write_gaps(folder / "gap.csv", step, gaps)

@@ -9,15 +9,9 @@ RUN/model/          the averaged weights so far
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from threedgen.cli import say
 from threedgen.config import ConfigError
 from threedgen.data.srn.pairs import PairBank, open_source
 from threedgen.guidance.priors.mvdream import MVDream
@@ -25,14 +19,14 @@ from threedgen.guidance.threedim import folder as folders
 from threedgen.guidance.threedim.latents import LatentPairs
 from threedgen.guidance.threedim.options import XUNetConfig
 from threedgen.guidance.threedim.xunet import XUNet
-from threedgen.run.metrics import write_summary
-from threedgen.systems.shared import device, existing, finished, seed_networks, writing
-from threedgen.train.loop import Status, fit, set_threads
+from threedgen.run.cache import digest
+from threedgen.run.folder import writing
+from threedgen.run.seeding import seed_networks
+from threedgen.train.loop import Status
+from threedgen.train.task import Task, run_task
 
 from .options import PixelsConfig, TrainThreeDiMConfig
 from .system import PairSystem
-
-logger = logging.getLogger(__name__)
 
 FILES = ("model/config.json", "gap.csv", "samples.png")
 """What a run makes."""
@@ -40,26 +34,15 @@ FILES = ("model/config.json", "gap.csv", "samples.png")
 
 def run(config: TrainThreeDiMConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Train, or go on training, the model that ``config`` describes; returns the exit code. Raises ConfigError."""
-    begun, folder = time.monotonic(), Path(str(config.out))
-    if resume and finished(folder, config.trainer.max_steps):
-        logger.warning("%s is finished already; its files are as they were", folder)
-        say(str(folder / "model"))
-        return Status.FINISHED.exit_code
-    set_threads(config.threads)
+    return run_task(train, config, resume, quiet, result="model", files=FILES)
+
+
+def train(task: Task) -> Status:
+    config: TrainThreeDiMConfig = task.config
     model = build(config)
-    with writing(folder):
-        system = PairSystem(config, model, bank(config, model, folder / "bank"))
-    status = fit(system, config, folder, resume=resume is not None, quiet=quiet, metrics=("gap",))
-    if status in (Status.FINISHED, Status.INTERRUPTED) and system.trainer.is_global_zero:
-        system.eval().to(device(config.trainer.accelerator))  # Lightning leaves it on the CPU
-        with torch.no_grad(), writing(folder):
-            system.validate(system.trainer.global_step, folder)
-            write_summary(
-                folder, config, time.monotonic() - begun, status=status.value, steps=system.trainer.global_step,
-                files=existing(folder, FILES), **system.metrics,
-            )  # fmt: skip
-        say(str(folder / "model"))
-    return status.exit_code
+    with writing(task.folder):
+        system = PairSystem(config, model, bank(config, model, task.folder / "bank"))
+    return task.train(system, metrics=("gap",), finish=lambda: system.metrics)
 
 
 def build(config: TrainThreeDiMConfig) -> XUNet | LatentPairs:
@@ -76,7 +59,7 @@ def earlier(weights: str, network: XUNetConfig) -> XUNet:
     """A trained network to go on from. Raises ConfigError unless it is one on pixels, of the same form and sizes."""
     model, _ = folders.load(weights)
     if not isinstance(model, XUNet):
-        raise ConfigError(f"model.start: {weights} works on latents, model.name=pixels on pixels")
+        raise ConfigError(f"{weights} works on latents, model.name=pixels on pixels", "model.start")
     for name, wanted in network:
         found = getattr(model.config, name)
         if found != wanted:
@@ -90,7 +73,5 @@ def bank(config: TrainThreeDiMConfig, model: Any, folder: Path) -> PairBank:
     source = open_source(config.data, size, config.seed)
     if isinstance(model, XUNet):
         return PairBank(folder, source, size, config.data.held_out)
-    weights = hashlib.blake2b(digest_size=16)
-    for _, tensor in sorted(model.prior.vae.state_dict().items()):
-        weights.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return PairBank(folder, source, size, config.data.held_out, model.from_pictures, f"VAE {weights.hexdigest()}")
+    vae = f"VAE {digest(model.prior.vae)}"
+    return PairBank(folder, source, size, config.data.held_out, model.from_pictures, vae)

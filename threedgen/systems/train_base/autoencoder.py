@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.downsampling import Downsample2D
@@ -19,15 +18,13 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.config import dump
 from threedgen.data.toybox.rooms import Rooms
 from threedgen.data.toybox.world import Toybox
 from threedgen.geometry.images import grid, write_png
 from threedgen.run.dtypes import mixed
-from threedgen.run.seeding import generator, numpy_generator
-from threedgen.systems.shared import scheduled
 from threedgen.systems.train_prior.options import AutoencoderConfig
 from threedgen.train.muon import Muon
+from threedgen.train.system import System
 
 
 def build(options: AutoencoderConfig) -> AutoencoderKL:
@@ -107,7 +104,7 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
     return F.l1_loss(y, x) + 2 * F.mse_loss(y, x) + 0.5 * sharp + 2 * coarse
 
 
-class AutoencoderSystem(pl.LightningModule):
+class AutoencoderSystem(System):
     """Trains an AutoencoderKL; step s sees toybox samples [s n, (s + 1) n), whatever happened before."""
 
     stage = "autoencoder"
@@ -121,9 +118,8 @@ class AutoencoderSystem(pl.LightningModule):
         decoder_only: bool = False,
     ) -> None:
         """``decoder_only``: the latents stay what they are, only their decoding is trained."""
-        super().__init__()
-        self.options, self.seed, self.max_steps = options, seed, max_steps
-        self.config_yaml = dump(options)
+        super().__init__(options, seed, max_steps)
+        self.options = options
         self.vae = vae or build(options)
         network: Any = self.vae
         network.to(memory_format=torch.channels_last)  # faster on a CPU
@@ -131,11 +127,10 @@ class AutoencoderSystem(pl.LightningModule):
             self.vae.encoder.requires_grad_(False)
             self.vae.get_submodule("quant_conv").requires_grad_(False)
         self.box, self.rooms = Toybox(seed + 1, "train"), Rooms(seed + 1, "train")
-        self.metrics: dict[str, float] = {}
 
     def pictures(self, step: int) -> Tensor:
         """The batch of a step: (B, 3, size, size) in [-1, 1]; crops until the last ``whole`` share of the run."""
-        o, rng = self.options, numpy_generator(self.seed, step, "crops")
+        o, rng = self.options, self.numpy_rng(step, "crops")
         interiors = round(o.rooms * o.batch)
         things = o.batch - interiors
         _, rgb, _, _ = self.box.batch(range(step * things, (step + 1) * things), o.image_size, 1, o.jumbles)
@@ -153,7 +148,7 @@ class AutoencoderSystem(pl.LightningModule):
     def training_step(self, batch: int, index: int) -> Tensor:
         step = int(batch)
         x = self.pictures(step)
-        noise = generator(self.seed, step, "posterior")
+        noise = self.rng(step, "posterior")
         with mixed(x.device, self.options.bf16):
             posterior = self.vae.encode(x).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
@@ -179,7 +174,7 @@ class AutoencoderSystem(pl.LightningModule):
     def configure_optimizers(self):
         trained = [p for p in self.vae.parameters() if p.requires_grad]
         ends = (self.vae.encoder.conv_in.weight, self.vae.decoder.conv_out.weight)
-        return scheduled(Muon(trained, 1.0, weight_decay=1e-4, elementwise=ends), self.options.learning_rate, self.max_steps)
+        return self.scheduled(Muon(trained, 1.0, weight_decay=1e-4, elementwise=ends), self.options.learning_rate)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from threedgen.systems.train_prior.options import AutoencoderConfig, NetworkConf
 
 
 class WordsConfig(Config):
-    """How the text encoder learns what captions mean before the UNet begins: by telling pictures apart, as CLIP does."""
+    """How the text encoder learns what captions mean before the UNet begins: it tells pictures apart, as CLIP does."""
 
     max_steps: int = Field(800, ge=1)
     batch: int = Field(256, ge=2, description="pictures in a step, told apart by their captions")
@@ -40,7 +40,8 @@ class DiffusionConfig(Config):
         (
             "a blue dog wearing a red hat", "a yellow car with black wheels", "a white house with a red roof",
             "a green robot wearing a purple scarf", "a pink teapot", "a brown chair", "a red penguin", "a grey wizard",
-            "a blue room with a red sofa and a window", "a yellow room with a green bed, a brown door and a purple lamp",
+            "a blue room with a red sofa and a window",
+            "a yellow room with a green bed, a brown door and a purple lamp",
             "the corner of a green room", "a pink room with a blue floor and a black table",
         ),
         description="prompts of the sample sheet",

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from diffusers.models import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from threedgen.config import dump
 from threedgen.data.bank import LatentBank
+from threedgen.data.toybox.words import vocabulary
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
-from threedgen.run.seeding import generator, numpy_generator
-from threedgen.systems.shared import scheduled
 from threedgen.systems.train_prior.options import NetworkConfig
-from threedgen.train.ema import EMA
 from threedgen.train.muon import Muon
+from threedgen.train.system import AveragedSystem, stratified
 
 from .options import TrainBaseConfig
 
@@ -66,56 +62,40 @@ def build(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, image_siz
     return StableDiffusion(unet, vae, text, tokenizer, schedule(prediction=options.prediction))
 
 
-def stratified(count: int, gen: torch.Generator) -> Tensor:
-    """``count`` numbers in [0, 1), one in each of as many equal intervals, in random order (Kingma et al. 2021, "VDM"):
-    the loss of a step then depends less on which noise levels it happened to draw."""
-    return (torch.rand(count, generator=gen) + torch.randperm(count, generator=gen)) / count
-
-
-def vocabulary(tokenizer: Any) -> str:
-    """A digest of which word has which number: an edit of the grammar moves them, and no run can go on over that."""
-    return hashlib.blake2b(repr(sorted(tokenizer.get_vocab().items())).encode(), digest_size=8).hexdigest()
-
-
-class BaseSystem(pl.LightningModule):
-    """The UNet with its running average.  The frozen networks around it are not part of the module."""
+class BaseSystem(AveragedSystem):
+    """The UNet with its running average.  ``prior``, the frozen networks around it, is not part of the module."""
 
     stage = "UNet"
+    prior: StableDiffusion
 
     def __init__(self, config: TrainBaseConfig, prior: StableDiffusion, bank: LatentBank) -> None:
-        super().__init__()
-        self.options, self.seed, self.max_steps = config.training, config.seed, config.trainer.max_steps
-        known = f"vocabulary: {vocabulary(prior.tokenizer)}\n"
-        self.config_yaml = dump(config.model_copy(update={"out": None})) + known
+        super().__init__(config, vocabulary=vocabulary(prior.tokenizer))
+        self.options, self.bank = config.training, bank
         self.unet = prior.unet.requires_grad_(True).train()
-        self.average = EMA(self.unet, self.options.ema)
-        self.frozen = (prior, bank)  # in a tuple: no sub-modules, hence in no checkpoint
-        self.metrics: dict[str, float] = {}
+        self.keep_average(self.unet, self.options.ema)
+        self.hold(prior=prior)
 
     def setup(self, stage: str) -> None:
-        self.frozen[0].to(self.device)
+        self.prior.to(self.device)
 
     def pictures(self, step: int) -> Any:
         """The pictures of a step: the newest ``fresh`` ones, and others among all that came before them."""
         o = self.options
         known = min(o.pictures, o.first + step * o.fresh)
-        chosen = numpy_generator(self.seed, step, "pictures", self.global_rank).integers(0, known, o.batch)
+        chosen = self.numpy_rng(step, "pictures").integers(0, known, o.batch)
         fresh = min(o.fresh, o.pictures - known)
         chosen[:fresh] = range(known, known + fresh)
         return chosen
 
     def text(self, captions: list[str]) -> Tensor:
         """(N, L, D)"""
-        prior = self.frozen[0]
-        ids = token_ids(prior.tokenizer, captions, prior.max_tokens)
-        made: Tensor = prior.text_encoder(ids.to(self.device)).last_hidden_state
+        ids = token_ids(self.prior.tokenizer, captions, self.prior.max_tokens)
+        made: Tensor = self.prior.text_encoder(ids.to(self.device)).last_hidden_state
         return made
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        step, o = int(batch), self.options
-        prior, bank = self.frozen
-        rng = numpy_generator(self.seed, step, "choices", self.global_rank)
-        gen = generator(self.seed, step, "diffusion", self.global_rank)
+        step, o, prior, bank = int(batch), self.options, self.prior, self.bank
+        rng, gen = self.numpy_rng(step, "choices"), self.rng(step, "diffusion")
         chosen = self.pictures(step)
         z = bank.latents(chosen)[:, 0]
         captions = [text if rng.random() >= o.no_text else "" for text in bank.captions(chosen)]
@@ -131,23 +111,19 @@ class BaseSystem(pl.LightningModule):
         self.metrics = {"loss_2d": float(loss.detach())}
         return loss
 
-    def optimizer_step(self, *args, **kwargs) -> None:
-        super().optimizer_step(*args, **kwargs)
-        self.average.update(self.unet, self.global_step)
-
     def configure_optimizers(self):
         o = self.options
         ends = (self.unet.conv_in.weight, self.unet.conv_out.weight)
         optimizer = Muon(self.unet.parameters(), 1.0, weight_decay=o.weight_decay, elementwise=ends)
-        return scheduled(optimizer, o.learning_rate, self.max_steps)
+        return self.scheduled(optimizer, o.learning_rate)
 
     def validate(self, step: int, folder: Path) -> None:
         """Saves the averaged weights as a diffusers folder and draws its sample sheet."""
-        prior, prompts = self.frozen[0], self.options.sheet_prompts
+        prior, prompts = self.prior, self.options.sheet_prompts
         with self.average.applied(self.unet):
             prior.save(folder / "base")
             drawn = [
-                prior.sample(p, None, steps=30, guidance_scale=4.0, generator=generator(self.seed, k, "sheet"))
+                prior.sample(p, None, steps=30, guidance_scale=4.0, generator=self.rng(k, "sheet"))
                 for k, p in enumerate(prompts)
             ]
         write_png(folder / "samples.png", grid(torch.cat(drawn), 4, list(prompts)))

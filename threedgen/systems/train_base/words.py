@@ -8,23 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.config import dump
 from threedgen.data.bank import LatentBank
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
-from threedgen.run.seeding import numpy_generator
-from threedgen.systems.shared import adamw
+from threedgen.train.system import System
 
 from .options import WordsConfig
 
 
 class LatentTower(nn.Module):
-    """(B, C, h, w) latents -> (B, D): the half of CLIP that sees. ``features`` (B, 256, h / 4, w / 4) know the toybox."""
+    """(B, C, h, w) latents -> (B, D): the half of CLIP that sees. ``features`` (B, 256, h/4, w/4) know the toybox."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -45,7 +42,7 @@ class LatentTower(nn.Module):
         return made
 
 
-class WordsSystem(pl.LightningModule):
+class WordsSystem(System):
     """Text encoder and its counterpart for latents.  ``text_encoder`` is trained in place."""
 
     stage = "text encoder"
@@ -53,24 +50,21 @@ class WordsSystem(pl.LightningModule):
     def __init__(
         self, options: WordsConfig, seed: int, max_steps: int, text_encoder: Any, tokenizer: Any, bank: LatentBank
     ) -> None:
-        super().__init__()
-        self.options, self.seed, self.max_steps = options, seed, max_steps
-        self.config_yaml = dump(options)
+        super().__init__(options, seed, max_steps)
+        self.options = options
         self.text_encoder = text_encoder.requires_grad_(True).train()
         width = int(text_encoder.config.hidden_size)
         self.project = nn.Linear(width, width)
         self.tower = LatentTower(int(bank.vae.config["latent_channels"]), width)
         self.log_scale = nn.Parameter(torch.tensor(2.0))
-        self.frozen = (tokenizer, int(text_encoder.config.max_position_embeddings), bank)  # in a tuple: no sub-modules
-        self.metrics: dict[str, float] = {}
+        self.tokenizer, self.max_tokens, self.bank = tokenizer, int(text_encoder.config.max_position_embeddings), bank
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        step, o = int(batch), self.options
-        tokenizer, length, bank = self.frozen
+        step, o, bank = int(batch), self.options, self.bank
         known = min(o.pictures, bank.count, o.batch + step * o.fresh)
-        chosen = numpy_generator(self.seed, step, "captions").choice(known, min(o.batch, known), replace=False)
+        chosen = self.numpy_rng(step, "captions").choice(known, min(o.batch, known), replace=False)
         z, captions = bank.latents(chosen)[:, 0].to(self.device), bank.captions(chosen)
-        ids = token_ids(tokenizer, captions, length).to(self.device)
+        ids = token_ids(self.tokenizer, captions, self.max_tokens).to(self.device)
         with mixed(self.device, o.bf16):
             seen = self.tower(z).float()
             read = self.text_encoder(ids).pooler_output
@@ -82,4 +76,4 @@ class WordsSystem(pl.LightningModule):
 
     def configure_optimizers(self):
         o = self.options
-        return adamw(self.parameters(), o.learning_rate, self.max_steps, o.weight_decay)
+        return self.adamw(self.parameters(), o.learning_rate, weight_decay=o.weight_decay)

@@ -6,48 +6,43 @@ captions. ``guidance/draft.py`` says what it is good for.
 
 from __future__ import annotations
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.config import dump
 from threedgen.data.latents import LatentBank
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
-from threedgen.run.seeding import numpy_generator
-from threedgen.systems.shared import adamw
-from threedgen.train.ema import EMA
+from threedgen.train.system import AveragedSystem
 
 from .options import DraftTrainingConfig
 
 
-class DraftSystem(pl.LightningModule):
+class DraftSystem(AveragedSystem):
     """``prior.draft`` is trained in place, on a text encoder that stays as it is. ``bank``: one view of each scene."""
 
     stage = "draft"
+    prior: MVDream
 
     def __init__(
         self, options: DraftTrainingConfig, seed: int, max_steps: int, prior: MVDream, bank: LatentBank
     ) -> None:
-        super().__init__()
-        self.options, self.seed, self.max_steps = options, seed, max_steps
-        self.config_yaml = dump(options)
+        super().__init__(options, seed, max_steps)
+        self.options = options
         assert prior.draft is not None
         self.draft = prior.draft.requires_grad_(True).train()
-        self.average = EMA(self.draft, options.ema)
-        self.frozen = (prior, bank)  # in a tuple: no sub-modules
-        self.metrics: dict[str, float] = {}
+        self.keep_average(self.draft, options.ema)
+        self.bank = bank
+        self.hold(prior=prior)
 
     def setup(self, stage: str) -> None:
-        encoder: nn.Module = self.frozen[0].text_encoder
+        encoder: nn.Module = self.prior.text_encoder
         encoder.to(self.device)
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        step, o = int(batch), self.options
-        prior, bank = self.frozen
-        rng = numpy_generator(self.seed, step, "draft", self.global_rank)
+        step, o, prior, bank = int(batch), self.options, self.prior, self.bank
+        rng = self.numpy_rng(step, "draft")
         known = min(bank.count, o.batch + step * o.fresh)
         chosen = rng.integers(0, known, o.batch)
         captions = [bank.words(i) if rng.random() >= o.no_text else "" for i in chosen]
@@ -62,10 +57,6 @@ class DraftSystem(pl.LightningModule):
         self.metrics = {"draft_2d" if camera is None else "draft": float(loss.detach())}
         return loss
 
-    def optimizer_step(self, *args, **kwargs) -> None:
-        super().optimizer_step(*args, **kwargs)
-        self.average.update(self.draft, self.global_step)
-
     def configure_optimizers(self):
         o = self.options
-        return adamw(self.draft.parameters(), o.learning_rate, self.max_steps, o.weight_decay)
+        return self.adamw(self.draft.parameters(), o.learning_rate, weight_decay=o.weight_decay)

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from threedgen.config import Config, ConfigError, Schedule
+from threedgen.config import Config, Schedule
+from threedgen.config.errors import called
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
 
 
@@ -203,10 +204,8 @@ class TrainPriorConfig(RunConfig):
         from threedgen.guidance.weights.loading import check
 
         if self.start is not None:
-            try:
+            with called("start"):
                 check(self.start)
-            except ConfigError as error:
-                raise ConfigError(str(error).replace("weights:", "start:", 1)) from None
         super().check()
 
 

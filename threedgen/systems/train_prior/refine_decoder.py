@@ -7,33 +7,34 @@ RUN/prior/                the whole prior with the new decoder
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
-from threedgen.cli import say
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.run.metrics import write_summary
-from threedgen.systems.shared import writing
 from threedgen.systems.train_base.autoencoder import AutoencoderSystem
-from threedgen.train.loop import Status, fit, set_threads
+from threedgen.train.loop import Status
+from threedgen.train.task import Task, run_task
 
 from .options import RefineDecoderConfig
+
+FILES = ("prior/model_index.json", "reconstructions.png")
+"""What a run makes."""
 
 
 def run(config: RefineDecoderConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Train the decoder, or go on training it; returns the exit code."""
-    begun, folder = time.monotonic(), Path(str(config.out))
-    set_threads(config.threads)
+    return run_task(train, config, resume, quiet, result="prior", files=FILES)
+
+
+def train(task: Task) -> Status:
+    config: RefineDecoderConfig = task.config
     prior = MVDream.load(config.start)
     prior.vae.decoder.requires_grad_(True)
     prior.vae.get_submodule("post_quant_conv").requires_grad_(True)
     options = config.autoencoder.model_copy(update={"image_size": prior.image_size})
     system = AutoencoderSystem(options, config.seed, config.trainer.max_steps, prior.vae, decoder_only=True)
-    status = fit(system, config, folder, resume=resume is not None, quiet=quiet, metrics=("psnr",))
-    if status in (Status.FINISHED, Status.INTERRUPTED) and system.trainer.is_global_zero:
-        with writing(folder):
-            prior.vae.eval()
-            prior.save(folder / "prior")
-            write_summary(folder, config, time.monotonic() - begun, status=status.value)
-        say(str(folder / "prior"))
-    return status.exit_code
+
+    def save() -> dict:
+        prior.save(task.folder / "prior")
+        return {}
+
+    return task.train(system, metrics=("psnr",), finish=save)

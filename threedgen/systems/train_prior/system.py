@@ -6,28 +6,23 @@ without (a ``two_d`` share of the steps), which keeps it usable as an ordinary t
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from threedgen.config import dump
 from threedgen.data.latents import LatentBank
-from threedgen.data.toybox.words import train_tokenizer
+from threedgen.data.toybox.words import train_tokenizer, vocabulary
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.draft import Draft
 from threedgen.guidance.multiview.joined import multiview_unet
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
-from threedgen.run.seeding import generator, numpy_generator
-from threedgen.systems.shared import adamw
-from threedgen.train.ema import EMA
+from threedgen.train.system import AveragedSystem, stratified
 
 from .options import NetworkConfig, TrainPriorConfig
 
@@ -75,56 +70,39 @@ def build(options: NetworkConfig, vae: Any, image_size: int) -> MVDream:
     return MVDream(unet, vae, text, tokenizer, schedule(prediction=options.prediction), draft)
 
 
-def stratified(count: int, gen: torch.Generator) -> Tensor:
-    """``count`` numbers in [0, 1), one in each of as many equal intervals, in random order (Kingma et al. 2021, "VDM"):
-    the loss of a step then depends less on which noise levels it happened to draw."""
-    return (torch.rand(count, generator=gen) + torch.randperm(count, generator=gen)) / count
-
-
-def vocabulary(prior: MVDream) -> str:
-    """A digest of which word has which number: an edit of the grammar moves them, and no run can go on over that."""
-    numbers = sorted(prior.tokenizer.get_vocab().items())
-    return hashlib.blake2b(repr(numbers).encode(), digest_size=8).hexdigest()
-
-
-class PriorSystem(pl.LightningModule):
-    """The UNet with its running average.  The frozen networks around it are not part of the module."""
+class PriorSystem(AveragedSystem):
+    """The UNet with its running average.  ``prior``, the frozen networks around it, is not part of the module."""
 
     stage = "UNet"
+    prior: MVDream
 
     def __init__(self, config: TrainPriorConfig, prior: MVDream, bank: LatentBank) -> None:
-        super().__init__()
-        self.options, self.seed, self.max_steps = config.training, config.seed, config.trainer.max_steps
-        self.config_yaml = dump(config.model_copy(update={"out": None})) + f"vocabulary: {vocabulary(prior)}\n"
+        super().__init__(config, vocabulary=vocabulary(prior.tokenizer))
+        self.options, self.bank = config.training, bank
         self.unet = prior.unet.requires_grad_(True).train()
-        self.average = EMA(self.unet, self.options.ema)
-        self.frozen = (prior, bank)  # in a tuple: no sub-modules, hence in no checkpoint
-        self.metrics: dict[str, float] = {}
+        self.keep_average(self.unet, self.options.ema)
+        self.hold(prior=prior)
 
     def setup(self, stage: str) -> None:
-        self.frozen[0].to(self.device)
+        self.prior.to(self.device)
 
     def scenes(self, step: int, count: int):
         """The ``count`` scenes of a step: the newest ``fresh`` ones, and others among all that came before them."""
         o = self.options
         known = min(o.scenes, o.first + step * o.fresh)
-        rng = numpy_generator(self.seed, step, "scenes", self.global_rank)
-        old = rng.integers(0, known, count)
+        old = self.numpy_rng(step, "scenes").integers(0, known, count)
         fresh = min(o.fresh, o.scenes - known)
         old[:fresh] = range(known, known + fresh)
         return old
 
     def text(self, captions: list[str]) -> Tensor:
         """(N, L, D)"""
-        prior = self.frozen[0]
-        ids = token_ids(prior.tokenizer, captions, prior.max_tokens)
-        return prior.text_encoder(ids.to(self.device)).last_hidden_state
+        ids = token_ids(self.prior.tokenizer, captions, self.prior.max_tokens)
+        return self.prior.text_encoder(ids.to(self.device)).last_hidden_state
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        step, o = int(batch), self.options
-        prior, bank = self.frozen
-        rng = numpy_generator(self.seed, step, "choices", self.global_rank)
-        gen = generator(self.seed, step, "diffusion", self.global_rank)
+        step, o, prior, bank = int(batch), self.options, self.prior, self.bank
+        rng, gen = self.numpy_rng(step, "choices"), self.rng(step, "diffusion")
         two_d = rng.random() < o.two_d
         # a picture on its own may as well be of a scene of its own: four times as many captions and cameras a step
         alone = two_d or step < o.alone * self.max_steps
@@ -153,26 +131,22 @@ class PriorSystem(pl.LightningModule):
         self.metrics = {"loss_2d" if two_d else "loss_3d": float(loss.detach())}
         return loss
 
-    def optimizer_step(self, *args, **kwargs) -> None:
-        super().optimizer_step(*args, **kwargs)
-        self.average.update(self.unet, self.global_step)
-
     def configure_optimizers(self):
         o = self.options
-        return adamw(self.unet.parameters(), o.learning_rate, self.max_steps, o.weight_decay)
+        return self.adamw(self.unet.parameters(), o.learning_rate, weight_decay=o.weight_decay)
 
     def validate(self, step: int, folder: Path) -> None:
         """Saves the averaged weights as a prior and draws its sample sheet."""
         from threedgen.geometry.images import grid, write_png
         from threedgen.geometry.poses import orbit_c2w
 
-        prior = self.frozen[0]
+        prior = self.prior
         with self.average.applied(self.unet):
             prior.save(folder / "prior")
             azimuth = torch.deg2rad(torch.tensor([20.0, 110.0, 200.0, 290.0]))
             c2w = orbit_c2w(torch.full((4,), 0.26), azimuth, torch.full((4,), 2.6))
             rows = [
-                prior.sample(p, c2w, steps=30, guidance_scale=4.0, generator=generator(self.seed, k, "sheet"))
+                prior.sample(p, c2w, steps=30, guidance_scale=4.0, generator=self.rng(k, "sheet"))
                 for k, p in enumerate(self.options.sheet_prompts)
             ]
         write_png(folder / "samples.png", grid(torch.cat(rows), 4))

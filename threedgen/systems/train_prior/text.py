@@ -6,18 +6,15 @@ faint signal behind the noise, and nouns come many times later than colours.
 
 from __future__ import annotations
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.config import dump
 from threedgen.data.latents import LatentBank
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
-from threedgen.run.seeding import numpy_generator
-from threedgen.systems.shared import adamw
+from threedgen.train.system import System
 
 from .options import TextTrainingConfig
 
@@ -35,7 +32,7 @@ class LatentTower(nn.Sequential):
         )  # fmt: skip
 
 
-class TextSystem(pl.LightningModule):
+class TextSystem(System):
     """Text encoder and its counterpart for latents.  ``prior.text_encoder`` is trained in place."""
 
     stage = "text encoder"
@@ -43,30 +40,27 @@ class TextSystem(pl.LightningModule):
     def __init__(
         self, options: TextTrainingConfig, seed: int, max_steps: int, prior: MVDream, bank: LatentBank
     ) -> None:
-        super().__init__()
-        self.options, self.seed, self.max_steps = options, seed, max_steps
-        self.config_yaml = dump(options)
+        super().__init__(options, seed, max_steps)
+        self.options = options
         self.text_encoder = prior.text_encoder.requires_grad_(True).train()
         width = int(prior.text_encoder.config.hidden_size)
         self.project = nn.Linear(width, width)
         self.tower = LatentTower(int(prior.vae.config["latent_channels"]), width)
         self.log_scale = nn.Parameter(torch.tensor(2.0))
-        self.frozen = (prior.tokenizer, prior.max_tokens, bank)  # in a tuple: no sub-modules
-        self.metrics: dict[str, float] = {}
+        self.tokenizer, self.max_tokens, self.bank = prior.tokenizer, prior.max_tokens, bank
 
     def scenes(self, step: int):
         """The scenes of a step, each once, among those known so far: every step ``fresh`` more."""
         o = self.options
-        known = min(o.scenes, self.frozen[2].count, o.batch + step * o.fresh)
-        return numpy_generator(self.seed, step, "captions").choice(known, min(o.batch, known), replace=False)
+        known = min(o.scenes, self.bank.count, o.batch + step * o.fresh)
+        return self.numpy_rng(step, "captions").choice(known, min(o.batch, known), replace=False)
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        step, o = int(batch), self.options
-        tokenizer, length, bank = self.frozen
+        step, o, bank = int(batch), self.options, self.bank
         chosen = self.scenes(step)
-        views = numpy_generator(self.seed, step, "views").integers(0, bank.n_view, (len(chosen), o.n_view))
+        views = self.numpy_rng(step, "views").integers(0, bank.n_view, (len(chosen), o.n_view))
         z = bank.scenes(chosen)[torch.arange(len(chosen))[:, None], torch.from_numpy(views)]
-        ids = token_ids(tokenizer, [bank.words(i) for i in chosen], length).to(self.device)
+        ids = token_ids(self.tokenizer, [bank.words(i) for i in chosen], self.max_tokens).to(self.device)
         with mixed(self.device, o.bf16):
             seen = self.tower(z.flatten(0, 1).to(self.device)).float().unflatten(0, (len(chosen), -1)).mean(1)
             read = self.text_encoder(ids).pooler_output
@@ -78,4 +72,4 @@ class TextSystem(pl.LightningModule):
 
     def configure_optimizers(self):
         o = self.options
-        return adamw(self.parameters(), o.learning_rate, self.max_steps, o.weight_decay)
+        return self.adamw(self.parameters(), o.learning_rate, weight_decay=o.weight_decay)

@@ -1,0 +1,97 @@
+"""The base of every module that learns here: what a run, its checkpoints and its progress line ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from threedgen.config import Config, at, dump
+from threedgen.run.seeding import generator, numpy_generator
+from threedgen.train.ema import EMA
+
+
+class System(pl.LightningModule):
+    """A LightningModule whose randomness is keyed by step and purpose and whose frozen networks are in no checkpoint.
+
+    `stage`: what the progress bar says. `metrics`, `terms`: numbers of the last step, see threedgen.train.loop.
+    """
+
+    stage = "training"
+
+    def __init__(
+        self, config: Config, seed: int | None = None, max_steps: int | None = None, **facts: str
+    ) -> None:
+        """`config`: of a whole run, or a section of it, whose `seed` and `max_steps` are then given.
+
+        A checkpoint is only resumed under the same config and `facts`, such as the digest of a tokenizer's vocabulary.
+        """
+        super().__init__()
+        whole: Any = config
+        self.seed: int = whole.seed if seed is None else seed
+        self.max_steps: int = whole.trainer.max_steps if max_steps is None else max_steps
+        told = config.model_copy(update={"out": None}) if "out" in type(config).model_fields else config
+        self.config_yaml = dump(told) + "".join(f"{name}: {fact}\n" for name, fact in facts.items())
+        self.metrics: dict[str, float] = {}
+        self.terms: dict[str, float] = {}
+
+    def hold(self, **objects: Any) -> None:
+        """Sets attributes that are no part of the module: frozen networks, neither trained nor in checkpoints."""
+        for name, value in objects.items():
+            object.__setattr__(self, name, value)  # torch would register them
+
+    def rng(self, step: int, purpose: str) -> torch.Generator:
+        """A fresh generator of this step, purpose and device; what must be equal on all devices is drawn without."""
+        return generator(self.seed, step, purpose, self.global_rank)
+
+    def numpy_rng(self, step: int, purpose: str) -> np.random.Generator:
+        """The same for numpy."""
+        return numpy_generator(self.seed, step, purpose, self.global_rank)
+
+    # --- the optimiser ------------------------------------------------------------------------------------------
+
+    def adamw(self, parameters: Iterable[Any], *rates: Any, weight_decay: float = 0.0) -> dict[str, Any]:
+        """AdamW on parameters, or groups of them, with learning rates as for `scheduled`."""
+        optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+        return self.scheduled(optimizer, *rates)
+
+    def scheduled(self, optimizer: torch.optim.Optimizer, *rates: Any) -> dict[str, Any]:
+        """What configure_optimizers returns, for an optimizer whose learning rate is 1.
+
+        `rates`: a schedule of the config for all groups of parameters, or one for each.
+        """
+        steps: list[Callable[[int], float]] = [partial(at, rate, max_steps=self.max_steps) for rate in rates]
+        rate: Any = steps if len(steps) > 1 else steps[0]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def validate(self, step: int, folder: Path) -> None:
+        """Writes what there is to see after `step` steps; called in eval mode, without gradients."""
+
+
+class AveragedSystem(System):
+    """A system whose result is `average`, the running average of the weights of one network."""
+
+    average: EMA
+    averaged: torch.nn.Module
+
+    def keep_average(self, network: torch.nn.Module, decay: float) -> None:
+        """Begins the average of a network that learns."""
+        self.average = EMA(network, decay)
+        self.hold(averaged=network)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.average.update(self.averaged, self.global_step)
+
+
+def stratified(count: int, rng: torch.Generator) -> Tensor:
+    """`count` numbers in [0, 1), one in each of as many equal intervals, in random order (Kingma et al. 2021, "VDM"):
+    the loss of a step then depends less on which noise levels it happened to draw."""
+    return (torch.rand(count, generator=rng) + torch.randperm(count, generator=rng)) / count

@@ -1,0 +1,196 @@
+"""How the task of a run starts, goes on and ends: the same for all of them.
+
+    def run(config, resume=None, quiet=False) -> int:
+        return run_task(work, config, resume, quiet, result="prior", files=("prior/model_index.json",))
+
+    def work(task: Task) -> Status:
+        ...
+        return task.train(system, metrics=("loss",))
+
+A run that is finished already is not begun again; Ctrl-C leaves results of what was learnt so far; the place of the
+result is the last line on stdout, and the exit code says how it ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from threedgen.config import registry
+from threedgen.run import cache
+from threedgen.run.folder import writing
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.metrics import read_summary, write_summary
+from threedgen.run.progress import silence_lightning
+from threedgen.run.text import say
+from threedgen.train.loop import Status, fit, set_threads
+from threedgen.train.system import System
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """A stage of a task ended before its last step, so there is nothing to go on with."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status.value)
+        self.status = status
+
+
+class Task:
+    """One run: its config, its folder, when it began, and what it leaves there."""
+
+    def __init__(self, config: Any, resume: Path | None = None, quiet: bool = False, files: Iterable[str] = ()) -> None:
+        """`files`: what a run makes, as far as it can; one that has lost any of those that it made goes on."""
+        self.config, self.resume, self.quiet, self.files = config, resume is not None, quiet, tuple(files)
+        self.folder, self.begun = Path(str(config.out)), time.monotonic()
+        self.leader = True  # of all processes; known when a training has begun
+
+    @property
+    def finished(self) -> bool:
+        """Does the folder hold the results of this run, all of them?"""
+        trainer = getattr(self.config, "trainer", None)
+        return self.resume and finished(self.folder, trainer.max_steps if trainer else None)
+
+    def begin(self) -> None:
+        """What comes before the first kernel: the number of threads, and a quiet Lightning."""
+        silence_lightning()
+        set_threads(self.config.threads)
+
+    def load_prior(self) -> Any:
+        """The prior of the config on the device of the run; its weights are named first. Raises ConfigError."""
+        prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
+        if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0" and hasattr(prior, "describe"):
+            say(f"weights: {prior.describe()}")
+        return registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        system: System,
+        metrics: Iterable[str] = (),
+        callbacks: Iterable[pl.Callback] = (),
+        interrupts: Interrupts | None = None,
+    ) -> Status:
+        """Trains a system; where there are results to be made, it is then back on its device, in eval mode."""
+        status = fit(
+            system, self.config, self.folder, resume=self.resume, quiet=self.quiet, metrics=metrics,
+            callbacks=callbacks, interrupts=interrupts,
+        )  # fmt: skip
+        self.leader = system.trainer.is_global_zero
+        if self.leader and status in (Status.FINISHED, Status.INTERRUPTED):
+            system.eval().to(device(self.config.trainer.accelerator))  # Lightning leaves it on the CPU
+            system.setup("fit")  # the networks that it holds follow
+        return status
+
+    def train(
+        self,
+        system: System,
+        metrics: Iterable[str] = (),
+        finish: Callable[[], dict[str, Any]] = dict,
+        partial: bool = True,
+    ) -> Status:
+        """Trains a system, validates it a last time, and writes results and summary.
+
+        `finish` writes the results and returns figures for the summary; without `partial` an interrupted run has none.
+        """
+        status = self.fit(system, metrics)
+        if self.leader and (status is Status.FINISHED or partial and status is Status.INTERRUPTED):
+            steps = system.trainer.global_step
+            with torch.no_grad(), writing(self.folder):
+                if partial:
+                    system.validate(steps, self.folder)
+                figures = finish()
+                self.summarise(status, steps=steps, **figures)
+        return status
+
+    def stage(
+        self,
+        name: str,
+        network: torch.nn.Module,
+        system: Callable[[], System],
+        metric: str,
+        settle: Callable[[Any], object] = lambda system: None,
+        file: str = "",
+    ) -> None:
+        """Trains a part of the model in a folder of its own, NAME, or reads it from NAME/`file`.
+
+        `network`: what is kept in the file; `system` makes what trains it, and is called if there is no such file;
+        `settle`: what is done to the trained network before it is kept. Raises Stopped if training did not end.
+        """
+        folder = self.folder / name
+        done = folder / (file or f"{name}.safetensors")
+        if cache.fill(network, done):
+            return
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            learner = system()
+        trainer = self.config.trainer.model_copy(update={"max_steps": learner.max_steps, "val_check_interval": 200})
+        own = self.config.model_copy(update={"trainer": trainer})
+        status = fit(learner, own, folder, resume=self.resume, quiet=self.quiet, metrics=(metric,))
+        if status is not Status.FINISHED:
+            raise Stopped(status)
+        network.cpu().eval()
+        settle(learner)
+        cache.keep(done, network)
+
+    def summarise(self, status: Status = Status.FINISHED, **figures: Any) -> None:
+        """Writes summary.json, with which a run is finished. Raises OSError."""
+        files = [*(name for name in self.files if (self.folder / name).exists()), *figures.pop("files", ())]
+        seconds = time.monotonic() - self.begun
+        write_summary(self.folder, self.config, seconds, status=status.value, files=files, **figures)
+
+
+def run_task(
+    work: Callable[[Task], Status],
+    config: Any,
+    resume: Path | None = None,
+    quiet: bool = False,
+    *,
+    result: str = "",
+    files: Iterable[str] = (),
+) -> int:
+    """Carries out a config by `work`, unless it is finished already; says where `result` is; returns the exit code."""
+    task = Task(config, resume, quiet, files)
+    status = carry_out(work, task)
+    place = task.folder / result
+    if task.leader and status in (Status.FINISHED, Status.INTERRUPTED) and place.exists():
+        say(str(place))
+    return status.exit_code
+
+
+def carry_out(work: Callable[[Task], Status], task: Task, hint: str = "") -> Status:
+    """The same without a word on stdout; how it ended. `hint` is added to the line on a run that is finished."""
+    if task.finished:
+        logger.warning("%s is finished already; its files are as they were%s", task.folder, hint)
+        return Status.FINISHED
+    task.begin()
+    try:
+        return work(task)
+    except Stopped as stop:
+        return stop.status
+
+
+def finished(folder: Path, max_steps: int | None = None) -> bool:
+    """Does the folder hold the results of a run, all of them, of as many steps as are asked for?"""
+    summary = read_summary(folder)
+    whole = summary.get("status") == Status.FINISHED.value and summary.get("steps") == max_steps
+    files = summary.get("files", [])
+    return whole and isinstance(files, list) and all((folder / str(name)).exists() for name in files)
+
+
+def device(accelerator: str = "auto") -> str:
+    """torch's name of the device that Lightning will choose for this process."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
