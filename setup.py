@@ -73,7 +73,6 @@ setup(
             "hypothesis>=6",
             "mypy>=1.13",
             "nerfacc>=0.5.3",
-            "peft>=0.17",
             "pygltflib>=1.16",
             "pytest>=8",
             "ray>=2.9",

@@ -111,7 +111,6 @@ DISTRIBUTIONS = {
 ON_NO_INDEX = {"tinycudann"}
 USED_BY_LIBRARIES = {"protobuf", "sentencepiece", "xformers"}
 """Packages that transformers and diffusers import where we ask them to."""
-NOT_YET = {"imageio", "kornia"}
 
 
 def declared() -> dict[str, set[str]]:
@@ -141,12 +140,12 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     groups, used = declared(), imported()
     product = set().union(*(names for group, names in groups.items() if group != "dev"))
     assert used - product == ON_NO_INDEX
-    assert product - used - NOT_YET == USED_BY_LIBRARIES
+    assert product - used == USED_BY_LIBRARIES
 
 
 def test_a_checkout_for_development_skips_no_test_for_want_of_a_package() -> None:
     groups = declared()
-    optional = set().union(*(groups[group] for group in ("lora", "nerfacc", "parts", "ray", "usd", "viser")))
+    optional = set().union(*(groups[group] for group in ("nerfacc", "parts", "ray", "usd", "viser")))
     assert optional <= groups["dev"]
 
 

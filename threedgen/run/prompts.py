@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from threedgen.config.errors import ConfigError
-
-if TYPE_CHECKING:
-    from threedgen.guidance.prior import Prior
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 8
+
+
+class Reader(Protocol):
+    """Whoever reads prompts: any prior (threedgen.guidance.prior says what its methods give)."""
+
+    @property
+    def identifiers(self) -> list[str]: ...
+    def tokens_cut(self, prompt: str) -> str: ...
+    def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]: ...
 
 
 def tidy(prompt: str, key: str = "prompt") -> str:
@@ -37,7 +43,7 @@ def without(prompt: str, words: Iterable[str]) -> str:
     return " ".join(prompt.split())
 
 
-def warn_about(prompt: str, prior: Prior) -> list[str]:
+def warn_about(prompt: str, prior: Reader) -> list[str]:
     """Logs and returns a sentence for each thing of which the prior will not take notice.
 
     Line breaks, words that are cut off, words that it never saw (with the nearest ones that it did), and an
