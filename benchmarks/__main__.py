@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ def main(words: list[str] | None = None) -> int:
         tables.append(BENCHMARKS[name].table(module, given))
         print(tables[-1].text() + "\n", flush=True)
     if given.out is not None:
-        record = {"options": given.overrides, "tables": [made.json() for made in tables], "machine": environment()}
+        record = {"options": given.overrides, "tables": [asdict(made) for made in tables], "machine": environment()}
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 0

@@ -37,16 +37,15 @@ def interleaved(cases: Mapping[str, Case], rounds: int) -> dict[str, list[float]
     return seconds
 
 
-def paired(cases: Mapping[str, Case], baseline: str, rounds: int, unit: str = "ms") -> list[Row]:
+def paired(cases: Mapping[str, Case], baseline: str, rounds: int) -> list[Row]:
     """A row for each case: the least, median and greatest time of a unit, and its ratio to the baseline's, which is
     the median over the rounds: below 1 is faster."""
-    scale, seconds = {"ms": 1e3, "s": 1.0}[unit], interleaved(cases, rounds)
-    rows = []
+    rows, seconds = [], interleaved(cases, rounds)
     for name, case in cases.items():
         own, base = seconds[name], seconds[baseline]
         row: Row = {"case": name}
         for title, of in (("min", min), ("median", median), ("max", max)):
-            row[f"{title}, {unit}"] = scale * of(own) if own else "out of memory"
+            row[f"{title}, ms"] = 1e3 * of(own) if own else "out of memory"
         row["ratio"] = median(a / b for a, b in zip(own, base, strict=True)) if own and base else "-"
         rows.append(row | case.told())
     return rows

@@ -170,14 +170,9 @@ def similarity(
 def against_truth(creature: Creature, sigma: Array) -> dict[str, float]:
     """Figures of the rule that finds the surface. sigma (R, R, R): the density on the grid; it is multiplied by 3 and
     by 10 on one of half as many points along an edge."""
-    full, half = len(sigma), len(sigma) // 2 + 1
-    truth, coarse_truth = (grid(creature.distance, size)[..., 0].numpy() < 0 for size in (full, half))
-    coarse = grid(creature.density, half)[..., 0].numpy()
-    return {
-        "truth": iou(occupied(sigma), truth),
-        "times 3": iou(occupied(3 * coarse), coarse_truth),
-        "times 10": iou(occupied(10 * coarse), coarse_truth),
-    }
+    figures = {"truth": iou(occupied(sigma), grid(creature.distance, len(sigma))[..., 0].numpy() < 0)}
+    coarse, distance = (grid(f, len(sigma) // 2 + 1)[..., 0].numpy() for f in (creature.density, creature.distance))
+    return figures | {f"times {factor}": iou(occupied(factor * coarse), distance < 0) for factor in (3, 10)}
 
 
 def occupied(sigma: Array) -> Array:

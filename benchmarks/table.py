@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 Row = dict[str, str | int | float]
@@ -29,9 +29,6 @@ class Table:
             for row in (cells[0], rule, *cells[1:])
         ]
         return "\n".join([f"## {self.title}", "", *(f"| {line} |" for line in lines), "", *self.notes])
-
-    def json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def _text(value: str | int | float) -> str:

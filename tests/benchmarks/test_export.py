@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ def test_every_rule_is_measured(small: None) -> None:
     assert float(told["outline, IoU with the dense mesh"]["worst"]) > 0.8
     assert float(told["outline, IoU with the field"]["worst"]) > 0.5
     assert 0 < float(told["time of the dense surface, share of the whole"]["worst"]) < 1
-    assert json.loads(json.dumps(made.json()))["details"][0]["name"] == "stool_1"
+    assert json.loads(json.dumps(asdict(made)))["details"][0]["name"] == "stool_1"
 
 
 def test_runs_are_measured_and_one_without_a_field_is_a_note(
