@@ -1,1 +1,1 @@
-"""Speed, measured by one command: python -m benchmarks (README.md in this folder)."""
+"""Speed, measured by one command: python -m benchmarks NAME (README.md in this folder)."""

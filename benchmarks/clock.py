@@ -1,59 +1,66 @@
-"""How things are timed, and the machine they are timed on."""
+"""Paired timing: cases take turns, and each is compared with a baseline of the same rounds."""
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import NamedTuple
 
-import numba
 import torch
 
+from .table import Row
 
-def interleaved(cases: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each case, round by round in turn, so that a busy moment of the machine meets all of them.
 
-    Every case runs once before, untimed: compiling, caches, first allocations.
+class Case(NamedTuple):
+    """What is timed; how many steps (or other units) a call makes; what a row says after its figures (asked at the
+    end)."""
+
+    run: Callable[[], object]
+    count: int = 1
+    told: Callable[[], Row] = dict
+
+
+def interleaved(cases: Mapping[str, Case], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a unit of each case, round by round in turn, so that a busy moment of the machine meets all of them.
+
+    Every case runs once before, untimed: compiling, caches, first allocations. One that does not fit into the memory
+    of a GPU there has no seconds.
     """
-    for case in cases.values():
-        case()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
+    alive = [name for name, case in cases.items() if _fits(case)]
     for _ in range(rounds):
-        for name, case in cases.items():
+        for name in alive:
             begun = time.perf_counter()
-            case()
-            seconds[name].append(time.perf_counter() - begun)
+            _finish(cases[name])
+            seconds[name].append((time.perf_counter() - begun) / cases[name].count)
     return seconds
 
 
-def ratio(slow: list[float], fast: list[float]) -> float:
-    """How many times faster, the median over the rounds."""
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+def paired(cases: Mapping[str, Case], baseline: str, rounds: int) -> list[Row]:
+    """A row for each case: the least, median and greatest time of a unit, and its ratio to the baseline's, which is
+    the median over the rounds: below 1 is faster."""
+    rows, seconds = [], interleaved(cases, rounds)
+    for name, case in cases.items():
+        own, base = seconds[name], seconds[baseline]
+        row: Row = {"case": name}
+        for title, of in (("min", min), ("median", median), ("max", max)):
+            row[f"{title}, ms"] = 1e3 * of(own) if own else "out of memory"
+        row["ratio"] = median(a / b for a, b in zip(own, base, strict=True)) if own and base else "-"
+        rows.append(row | case.told())
+    return rows
 
 
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "load at the start": None if load is None else round(load, 1),
-        "torch threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numba": numba.__version__,
-        "bf16 instructions": bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")),
-    }
-
-
-def _cpu_name() -> str:
+def _fits(case: Case) -> bool:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        _finish(case)
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def _finish(case: Case) -> None:
+    """Runs a case until its device is done."""
+    case.run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

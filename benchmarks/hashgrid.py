@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ import torch
 from threedgen.config import registry
 from threedgen.representations.options import HashGridConfig
 
-from .clock import interleaved, ratio
-from .table import Table
+from .clock import Case, paired
+from .table import Row, Table
 
 SIZES: list[tuple[str, dict[str, Any], int]] = [
     ("toybox", {"n_levels": 10, "log2_hashmap_size": 15, "per_level_scale": 1.36}, 2**14),
@@ -25,31 +24,17 @@ SIZES: list[tuple[str, dict[str, Any], int]] = [
 
 
 def table(rounds: int) -> Table:
-    """A row for each size."""
-    rows = [_row(name, options, points, rounds) for name, options, points in SIZES]
-    note = f"Median of {rounds} interleaved rounds; random points in the cube, random gradients."
+    """Two rows for each size."""
+    rows: list[Row] = []
+    for name, options, points in SIZES:
+        grid: Row = {"grid": name, "log2 table": options["log2_hashmap_size"], "points": points}
+        cases = {backend: Case(_pass(options, points, backend)) for backend in ("torch", "numba")}
+        rows += [grid | row for row in paired(cases, "torch", rounds)]
+    note = f"{rounds} interleaved rounds; random points in the cube, random gradients."
     return Table("Hash grid, forward + backward", rows, [note])
 
 
-def _row(name: str, options: dict[str, Any], points: int, rounds: int) -> dict[str, str | int | float]:
-    backends = ("numba", "torch")
-    seconds = interleaved({name: _case(options, points, name) for name in backends}, rounds)
-    unit = 1e9 / points / options["n_levels"]
-    numba, torch_ = (median(seconds[name]) for name in backends)
-    return {
-        "grid": name,
-        "levels": options["n_levels"],
-        "log2 table": options["log2_hashmap_size"],
-        "points": points,
-        "numba ms": 1e3 * numba,
-        "torch ms": 1e3 * torch_,
-        "numba ns/point/level": unit * numba,
-        "torch ns/point/level": unit * torch_,
-        "times faster": ratio(seconds["torch"], seconds["numba"]),
-    }
-
-
-def _case(options: dict[str, Any], points: int, backend: str) -> Callable[[], None]:
+def _pass(options: dict[str, Any], points: int, backend: str) -> Callable[[], None]:
     """One forward and backward pass."""
     rng = torch.Generator().manual_seed(0)
     grid = registry.build("encoding", HashGridConfig(**options, backend=backend), generator=rng)

@@ -1,7 +1,8 @@
-"""The benchmarks run and add up; how fast anything is, is not tested."""
+"""Runs the benchmarks at a tiny size; how fast anything is, is not tested."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -9,13 +10,12 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import breakdown, hashgrid, janus, memory, mvdream, scene, step, threedim
-from benchmarks.clock import interleaved, machine, ratio
+from benchmarks import clock, hashgrid, janus, mvdream, scene, step
+from benchmarks.clock import Case, paired
 from benchmarks.scene import Bench, Stepper
 from benchmarks.table import Table
 from tests.support.tiny_prior import tiny_prior
 from threedgen.config import ConfigError, registry
-from threedgen.representations.options import SubsampledProtocolConfig
 
 TINY = [
     "threads=1", "march.samples=16", "field.width=8", "field.encoding.n_levels=2",
@@ -33,59 +33,69 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         return Bench([*TINY, f"prior.weights={folder}"])
 
 
-def test_cases_take_turns() -> None:
-    order: list[str] = []
-    seconds = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
-    assert order == ["a", "b"] * 3 and [len(seconds[name]) for name in "ab"] == [2, 2]
-    assert ratio([2.0, 6.0, 90.0], [1.0, 2.0, 3.0]) == 3.0
-    assert machine()["torch threads"] == torch.get_num_threads()
+def test_cases_take_turns_and_are_compared_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, order = [0.0], []
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    took = {"base": iter([9.0, 1.0, 2.0, 3.0]), "own": iter([9.0, 4.0, 12.0, 180.0])}
+
+    def case(name: str) -> Case:
+        def run() -> None:
+            order.append(name)
+            now[0] += next(took[name])
+
+        return Case(run, 2 if name == "own" else 1, lambda: {"told": name})
+
+    base, own = paired({name: case(name) for name in took}, "base", 3)
+    assert order == ["base", "own"] * 4
+    assert base == {"case": "base", "min, ms": 1e3, "median, ms": 2e3, "max, ms": 3e3, "ratio": 1, "told": "base"}
+    assert own == {"case": "own", "min, ms": 2e3, "median, ms": 6e3, "max, ms": 90e3, "ratio": 3, "told": "own"}
 
 
-def test_a_table_as_text_markdown_and_json() -> None:
+def test_a_case_that_does_not_fit_into_the_memory_is_a_row() -> None:
+    def full() -> None:
+        raise torch.OutOfMemoryError
+
+    base, own = paired({"base": Case(full), "own": Case(lambda: None)}, "base", 1)
+    assert base["min, ms"] == "out of memory" and base["ratio"] == own["ratio"] == "-" and own["max, ms"] > 0
+
+
+def test_a_table_as_text() -> None:
     rows = [{"what": "new", "ms": 1.234, "n": 5}, {"what": "older", "ms": 123.4, "n": 60}]
     table = Table("Speed", rows, ["So."])
-    lines = ["what      ms   n", "new     1.23   5", "older  123.4  60", "So."]
-    assert table.text().splitlines()[2:] == lines
-    assert "| new | 1.23 | 5 |" in table.markdown() and "|---" not in table.markdown().splitlines()[0]
-    assert json.loads(json.dumps(table.json()))["rows"][1]["n"] == 60
+    lines = ["| what  |    ms |   n |", "| ----- | ----: | --: |", "| new   |  1.23 |   5 |", "| older | 123.4 |  60 |"]
+    assert table.text().splitlines() == ["## Speed", "", *lines, "", "So."]
 
 
 def test_the_hash_grid_in_both_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashgrid, "SIZES", [("tiny", {"n_levels": 2, "log2_hashmap_size": 6}, 50)])
-    (row,) = hashgrid.table(2).rows
-    assert row["points"] == 50 and min(row["numba ms"], row["torch ms"], row["times faster"]) > 0
+    rows = hashgrid.table(2).rows
+    assert [row["case"] for row in rows] == ["torch", "numba"] and rows[0]["ratio"] == 1
+    assert min(rows[1]["min, ms"], rows[1]["ratio"]) > 0 and rows[1]["points"] == 50
 
 
 def test_all_variants_of_a_step_compute_the_same_field(bench: Bench) -> None:
-    slow = bench.system(*scene.TWINS, *scene.NO_SKIPPING)
+    slow = bench.system(*step.TWINS, *step.NO_SKIPPING)
     fast = bench.system()
     assert slow.occupancy is None and fast.occupancy is not None
     x = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) - 0.5
     assert torch.allclose(slow.field.density(x), fast.field.density(x), rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_against_its_twins(bench: Bench) -> None:
-    rows = step.table(bench, rounds=1, size=8, ablations=True).rows
-    assert len(rows) == 4 and rows[0]["times the default"] == 1 and all(row["seconds"] > 0 for row in rows)
-    points = {row["step"]: row["points"] for row in rows}
-    assert points[step.SLOW] >= points[step.DEFAULT] > 0
+def test_a_step_against_its_twins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "Bench", lambda overrides, run: bench)
+    rows = step.table(1, 8, [], None).rows
+    assert [row["case"] for row in rows] == list(step.VARIANTS)
+    assert rows[0]["ratio"] == 1 and all(row["min, ms"] > 0 and row["ratio"] > 0 for row in rows)
 
 
-def test_a_frozen_step_changes_nothing(bench: Bench) -> None:
-    system = bench.system("size=8")
-    before = [p.detach().clone() for p in system.parameters()]
-    Stepper(system, frozen=True).step(0)
-    assert all(torch.equal(a, b) for a, b in zip(before, system.parameters(), strict=True))
-    assert any(p.grad is not None and p.grad.any() for p in system.parameters())
-
-
-def test_every_part_of_a_step_is_seen(bench: Bench) -> None:
-    system = bench.system("size=8")
-    stepper = Stepper(system, frozen=True)
-    parts = breakdown.step_by_parts(stepper, 0)
-    assert set(parts) == {*breakdown.PARTS, "total"} and min(parts.values()) > 0
-    assert sum(parts[name] for name in breakdown.PARTS) == pytest.approx(parts["total"])
-    assert "forward" not in vars(system.field.encoding), "the stop watches were left behind"
+def test_a_frozen_step_changes_nothing_and_another_does(bench: Bench) -> None:
+    for frozen in (True, False):
+        system = bench.system("size=8")
+        before = [p.detach().clone() for p in system.parameters()]
+        Stepper(system, frozen=frozen).steps(0, 1)()
+        same = [torch.equal(a, b) for a, b in zip(before, system.parameters(), strict=True)]
+        assert all(same) if frozen else not all(same)
+        assert any(p.grad is not None and p.grad.any() for p in system.parameters())
 
 
 def test_a_run_without_checkpoints_is_named(tmp_path: Path) -> None:
@@ -97,27 +107,34 @@ def test_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hashgrid, "SIZES", [("tiny", {"n_levels": 2, "log2_hashmap_size": 6}, 50)])
-    assert command.main(["hashgrid", "--rounds", "1", "--out", str(tmp_path), "threads=1"]) == 0
-    assert "times faster" in capsys.readouterr().out
-    record = json.loads((tmp_path / "benchmarks.json").read_text())
+    out = tmp_path / "new" / "record.json"
+    assert command.main(["hashgrid", "--rounds", "1", "--out", str(out), "threads=1"]) == 0
+    assert "| tiny" in capsys.readouterr().out
+    record = json.loads(out.read_text())
     assert record["tables"][0]["rows"][0]["grid"] == "tiny" and record["options"] == ["threads=1"]
-    assert "| tiny |" in (tmp_path / "benchmarks.md").read_text()
-    with pytest.raises(SystemExit) as stop:
-        command.main(["hashgird"])
-    assert stop.value.code == 2 and "hashgird" in capsys.readouterr().err
+    assert record["machine"]["threads"]["torch"] == torch.get_num_threads()
+    for words, said in (
+        (["hashgird"], "there is no benchmark 'hashgird'; there are: hashgrid, step"),
+        (["threads=1"], "name a benchmark"),
+        (["hashgrid", "--rounds", "0"], "--rounds and --seeds should be at least 1"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            command.main(words)
+        assert stop.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_memory_falls_with_the_chunk_and_the_gradient_stays() -> None:
-    small = [
-        "threads=1", "march.samples=64", "field.encoding.n_levels=4", "field.encoding.log2_hashmap_size=12",
-        "march.alpha_threshold=0",
+def test_each_benchmark_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, tuple] = {}
+    for name in command.BENCHMARKS:
+        module = importlib.import_module(f"benchmarks.{name}")
+        monkeypatch.setattr(module, "table", lambda *given, name=name: told.update({name: given}) or Table("", [{}]))
+    words = ["--rounds", "2", "--size", "16", "--seeds", "1", "--grid", "64", "--seconds", "3", "--run", "a/b", "c"]
+    assert command.main([*command.BENCHMARKS, "threads=1", *words]) == 0
+    assert told["hashgrid"] == (2,) and told["janus"] == (3.0,) and told["mvdream"] == (2, 16, ["threads=1"])
+    assert told["step"] == (2, 16, ["threads=1"], Path("a/b"))
+    assert [(job.name, job.grid, job.run) for job in told["export"][0]] == [
+        ("b", 64, Path("a/b").resolve()), ("c", 64, Path("c").resolve())
     ]  # fmt: skip
-    table = memory.table(48, small, chunks=(None, 4096))
-    assert "march.samples=64" in table.notes[0] and "48 x 48" in table.notes[0]
-    whole, parts = table.rows
-    assert [whole["march.chunk"], parts["march.chunk"]] == ["null (one pass)", "4096"]
-    assert float(parts["gradient norm"]) == pytest.approx(float(whole["gradient norm"]), rel=1e-5)
-    assert float(parts["MiB"]) < 0.5 * float(whole["MiB"])
 
 
 NARROW = {
@@ -127,9 +144,7 @@ NARROW = {
 }  # fmt: skip
 
 
-def test_the_steps_at_full_size_at_a_tiny_size(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_steps_at_full_size_at_a_tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mvdream, "UNET", NARROW)
     short = {"block_out_channels": (32, 32), "down_block_types": ("DownEncoderBlock2D",) * 2}
     monkeypatch.setattr(mvdream, "VAE", short | {"up_block_types": ("UpDecoderBlock2D",) * 2})
@@ -137,30 +152,13 @@ def test_the_steps_at_full_size_at_a_tiny_size(
         *TINY, "size={0: 8, 4: 16}", "occupancy.warmup=3", "prior.dtype=fp32", "trainer.precision=32-true",
         "trainer.accelerator=cpu", "scenes_per_step=1",
     ]  # fmt: skip
-    assert command.main(["mvdream", "--rounds", "1", "--size", "16", "--out", str(tmp_path), *words]) == 0
-    (steps,) = json.loads((tmp_path / "benchmarks.json").read_text())["tables"]
-    assert [(row["config"], row["step"]) for row in steps["rows"]] == [
+    rows = mvdream.table(1, 16, words).rows
+    assert [(row["config"], row["case"]) for row in rows] == [
         (config, variant) for config in mvdream.CONFIGS for variant in mvdream.VARIANTS
     ]
-    for row in steps["rows"]:
-        parts = [row[f"{part}, ms"] for part in mvdream.PARTS]
-        assert min(parts) > 0 and sum(parts) == pytest.approx(1e3 * row["seconds"])
-        assert row["peak GB"] == "not measured"
+    assert all(row["min, ms"] > 0 and row["ratio"] > 0 and row["peak GB"] == "not measured" for row in rows)
     with pytest.raises(ConfigError, match="--size: the config renders at 8, 16 pixels, not at 32"):
-        mvdream.tables(32, 1, words)
-
-
-def test_novel_views_and_their_score_at_a_tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"SIZE": 16, "VIEWS": 12, "BATCH": 2, "STEPS": 2, "LONGER": 2}.items():
-        monkeypatch.setattr(threedim, name, value)
-    monkeypatch.setattr(threedim.torch.nn.Module, "compile", lambda module: None)
-    monkeypatch.setattr(threedim, "PROTOCOL", SubsampledProtocolConfig(steps=2, samples=12, rays=64))
-    calls, sampling, fits = threedim.tables(1, longer=True)
-    assert [row["precision"] for row in calls.rows] == ["float32", "bfloat16", "bfloat16, compiled"]
-    assert calls.rows[0]["times faster than float32"] == 1 and min(row["ms a pair"] for row in calls.rows) > 0
-    assert [row["scenes together"] for row in sampling.rows] == ["1", "2"]
-    assert min(row["views a minute"] for row in sampling.rows) > 0
-    assert fits.rows[1]["steps"] == 2 * fits.rows[0]["steps"] and fits.rows[0]["PSNR, dB"] > 0
+        mvdream.table(1, 32, words)
 
 
 def test_pauses_between_jobs_of_the_janus_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:

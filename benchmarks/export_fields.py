@@ -1,4 +1,4 @@
-"""Two shapes whose truth is known, seen as a bad radiance field: hollow, noisy, hazy, with floaters around them.
+"""Two shapes whose truth is known, as bad radiance fields: hollow, noisy, hazy, with floaters around them.
 
 A long-necked animal with a hat, a thin tail and whiskers, and a stool with a ring and a loop. World units in
 [-1, 1]^3, z up, front +x. Signed distances are exact for each primitive (tapered ones are a little
@@ -8,13 +8,19 @@ off), and joined smoothly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from threedgen.export.shape.from_field import FieldView
+from threedgen.export.surface.pictures import field_pictures
+from threedgen.representations.march import step_size
+from threedgen.representations.options import MarchConfig, OccupancyConfig
+from threedgen.representations.volume.occupancy import OccupancyGrid
 
 Vector = tuple[float, float, float]
 Colour = tuple[float, float, float]
@@ -26,6 +32,9 @@ SHELL = 0.06
 HAZE, HAZE_DEPTH = 1.2, 0.15
 FLOATERS = 25
 SMOOTH = 0.015
+MARCH = MarchConfig(samples=256, early_stop=1e-3)
+CELLS, EMPTY = 64, 0.05
+"""Cells along an edge of the grid that skips space, and the density that counts as none."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +130,10 @@ SHAPES: dict[str, Callable[[], list[Primitive]]] = {"animal": animal, "stool": s
 
 
 class Creature:
-    """A shape as a radiance field. seed: of the noise, what is left inside, and the floaters.
+    """A shape as a radiance field. seed: of the noise, what is left inside, and the floaters."""
 
-    scale multiplies the density of everything; clean leaves noise, floaters and haze away.
-    """
-
-    def __init__(self, shape: str = "animal", seed: int = 0, scale: float = 1.0, clean: bool = False) -> None:
-        self.shape, self.parts, self.scale, self.clean = shape, SHAPES[shape](), scale, clean
+    def __init__(self, shape: str = "animal", seed: int = 0) -> None:
+        self.parts = SHAPES[shape]()
         rng = np.random.default_rng(seed)
         self.noise = torch.from_numpy(np.exp(0.35 * rng.normal(size=(1, 1, 40, 40, 40)))).float()
         self.left = float(rng.uniform(0.05, 0.35))
@@ -152,15 +158,12 @@ class Creature:
         """sigma (N,) per unit."""
         distance = self.distance(x)
         shell = self.left + (1 - self.left) * torch.exp(-((distance.clamp(max=0) / SHELL) ** 2))
-        sigma = PEAK * torch.sigmoid(-distance / SKIN) * (1.0 if self.clean else shell)
-        if not self.clean:
-            grid = x.view(1, -1, 1, 1, 3)
-            rough = F.grid_sample(self.noise, grid, align_corners=True, padding_mode="border").view(-1)
-            sigma = (sigma + HAZE * torch.exp(-distance.clamp(min=0) / HAZE_DEPTH)) * rough
-            for cx, cy, cz, radius, peak in self.floaters.tolist():
-                near = ((x - x.new_tensor([cx, cy, cz])) ** 2).sum(dim=1)
-                sigma = sigma + peak * torch.exp(-near / (2 * (radius / 2) ** 2))
-        return self.scale * sigma
+        haze = HAZE * torch.exp(-distance.clamp(min=0) / HAZE_DEPTH)
+        sigma = (PEAK * torch.sigmoid(-distance / SKIN) * shell + haze) * _read(self.noise, x.flip(-1))[:, 0]
+        for cx, cy, cz, radius, peak in self.floaters.tolist():
+            near = ((x - x.new_tensor([cx, cy, cz])) ** 2).sum(dim=1)
+            sigma = sigma + peak * torch.exp(-near / (2 * (radius / 2) ** 2))
+        return sigma
 
     def colour(self, x: Tensor) -> Tensor:
         """sRGB (N, 3): that of the nearest primitive, with stripes on the first one."""
@@ -168,3 +171,55 @@ class Creature:
         rgb = x.new_tensor([part.colour for part in self.parts])[nearest]
         stripes = 0.85 + 0.15 * torch.sign(torch.sin(40 * x[:, 0]))
         return torch.where((nearest == 0)[:, None], rgb * stripes[:, None], rgb)
+
+
+class Voxels:
+    """Density and colour at linspace(-1, 1, resolution)^3, trilinear between: as quick to ask as a real field.
+
+    sigma (1, 1, R, R, R) is [x, y, z], rgb (1, 3, R, R, R).
+    """
+
+    rasterised = False
+
+    def __init__(self, creature: Creature, resolution: int) -> None:
+        self.sigma, self.rgb = (
+            grid(function, resolution).permute(3, 0, 1, 2)[None].contiguous()
+            for function in (creature.density, creature.colour)
+        )
+
+    def density(self, x: Tensor) -> Tensor:
+        """sigma (N,) of points (N, 3)."""
+        return _read(self.sigma, x)[:, 0]
+
+    def colour(self, x: Tensor) -> Tensor:
+        """sRGB (N, 3)."""
+        return _read(self.rgb, x)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Density and features, as a representation gives them: the sigmoid of the features is the colour."""
+        return self.density(x), torch.logit(self.colour(x), eps=1e-4)
+
+    def parameters(self) -> Iterable[Tensor]:
+        """Nothing is learned here."""
+        return ()
+
+    def view(self) -> FieldView:
+        """As what a mesh is made of, with a renderer that skips what is empty."""
+        skip = OccupancyGrid(OccupancyConfig(resolution=CELLS), 1.0, step_size(MARCH))
+        fullest = F.max_pool3d(F.adaptive_max_pool3d(self.sigma, CELLS), 3, 1, 1)  # a margin: cells share their points
+        skip.binary.copy_(fullest[0, 0] > EMPTY)
+        return FieldView(self.density, self.colour, 1.0, pictures=field_pictures(self, skip, MARCH))
+
+
+def grid(function: Callable[[Tensor], Tensor], resolution: int) -> Tensor:
+    """Values (R, R, R, C) over [-1, 1]^3 of a function of points (N, 3), slab by slab."""
+    axis = torch.linspace(-1, 1, resolution)
+    y, z = (c.reshape(-1) for c in torch.meshgrid(axis, axis, indexing="ij"))
+    slabs = (function(torch.stack([x.expand_as(y), y, z], dim=1)) for x in axis)
+    return torch.stack([slab.view(resolution, resolution, -1) for slab in slabs])
+
+
+def _read(volume: Tensor, x: Tensor) -> Tensor:
+    """Values (N, C) of a volume (1, C, X, Y, Z) at points (N, 3) of [-1, 1]^3."""
+    where = x.flip(-1).view(1, -1, 1, 1, 3)  # torch names the axes from the last
+    return F.grid_sample(volume, where, align_corners=True, padding_mode="border")[0, :, :, 0, 0].T

@@ -1,0 +1,191 @@
+"""Makes one asset of the acceptance table; compares it with its field, the dense mesh of that, and the truth."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import trimesh
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from threedgen.export.asset import Asset
+from threedgen.export.files.read_glb import Glb, read_glb
+from threedgen.export.files.textured import Placement
+from threedgen.export.options import AssetConfig
+from threedgen.export.run_field import open_run
+from threedgen.export.shape.from_field import FieldView, dense_surface
+from threedgen.export.shape.mesh import Mesh
+from threedgen.export.shape.opacity import depth_field
+from threedgen.export.shape.simplify import simplify
+from threedgen.export.shape.topology import signed_volume
+from threedgen.export.shape.uv_layout import layout
+from threedgen.export.surface.pictures import Pictures
+from threedgen.export.task import export_view
+from threedgen.geometry.images import psnr
+from threedgen.geometry.raster import rasterise, render
+from threedgen.geometry.rigs import orbit
+
+from .export_fields import Creature, Voxels, grid
+
+Array = NDArray[Any]
+Body = tuple[Array, Array]
+"""vertices (V, 3) and faces (F, 3)"""
+
+VIEWS, PIXELS, ANGLE, TURNTABLE = 8, 256, 0.75, 24
+"""Of the pictures in which meshes are compared; how many those of the field are."""
+SAMPLES = 240_000
+"""Points of each surface: even equal ones are some way apart, the less the more points there are."""
+FEW = 3000
+"""Triangles of a second, simpler mesh whose outline is compared."""
+OPAQUE = 0.95
+
+
+@dataclass(frozen=True)
+class Job:
+    """One asset to be measured: of a run, or of a synthetic field of some `shape` and `seed`, on a grid of so many
+    points along an edge."""
+
+    name: str
+    grid: int = 256
+    shape: str = "animal"
+    seed: int = 0
+    run: Path | None = None
+    asset: AssetConfig = AssetConfig(budget=15_000, texture=1024, lods=(5000, 1500), height=0.5)
+
+
+def measure(job: Job) -> dict[str, float]:
+    """All figures of one asset. Raises ConfigError for a field that makes none."""
+    creature = None if job.run else Creature(job.shape, job.seed)
+    voxels = None if creature is None else Voxels(creature, job.grid)
+    view = open_run(Path(str(job.run))).view if voxels is None else voxels.view()
+    begun = time.perf_counter()
+    dense, _ = dense_surface(view, job.grid)
+    surface = time.perf_counter() - begun
+    baked, asset = (
+        export_view(view, dense, job.asset.model_copy(update={"refine": pictures}), job.name, {})
+        for pictures in (0, job.asset.refine)
+    )  # the first also compiles what the second is timed with
+    figures = {"time": surface / (surface + sum(asset.seconds.values()))}
+    figures |= against_dense(asset, dense, job.asset.triangles) | against_field(view, asset, baked)
+    if creature is not None and voxels is not None:
+        figures |= against_truth(creature, voxels.sigma[0, 0].numpy())
+    return figures
+
+
+# --- with the dense mesh ------------------------------------------------------------------------------------------
+
+
+def against_dense(asset: Asset, dense: Mesh, budget: int) -> dict[str, float]:
+    """Figures of the files against the dense mesh they were made of."""
+    low = read_glb(asset.files[f"{asset.name}.glb"])
+    body, whole = at_home(low, asset), (dense.vertices, dense.faces)
+    points = low.attributes["POSITION"]
+    laid = layout(points, low.faces, v_up(low), low.images["baseColorTexture"].shape[0])
+    collider = read_glb(asset.files[f"{asset.name}_collision_unreal.glb"])
+    hull = signed_volume(collider.attributes["POSITION"], collider.faces)
+    return {
+        "budget": len(low.faces) / budget,
+        "silhouette": silhouette(body, whole),
+        "silhouette few": silhouette(simplify(*whole, FEW), whole),
+        "distance": 100 * mean_distance(body, whole),
+        "volume": 100 * abs(signed_volume(*body) / signed_volume(*whole) - 1),
+        "coverage": laid.coverage,
+        "charts": laid.charts,
+        "density low": laid.density[0],
+        "density high": laid.density[1],
+        "findings": sum(len(found) for found in asset.findings.values()),
+        "hull share": hull / float(trimesh.convex.convex_hull(points).volume),
+    }
+
+
+def at_home(glb: Glb, asset: Asset) -> Body:
+    """A file's mesh where the field has it: z up, front +x, moved and scaled back."""
+    placed = asset.figures["placement"]
+    place = Placement(np.array(placed["pivot"]), placed["scale"])
+    return place.back(glb.attributes["POSITION"][:, [2, 0, 1]]), glb.faces
+
+
+def v_up(glb: Glb) -> Array:
+    """uv (V, 2) with v upwards; files count it downwards."""
+    return glb.attributes["TEXCOORD_0"].astype(np.float64) * (1, -1) + (0, 1)
+
+
+def silhouette(one: Body, other: Body) -> float:
+    """The mean IoU of the outlines from all sides."""
+    poses = orbit(VIEWS, 0.25, 3.0, ANGLE, PIXELS, PIXELS).c2w.numpy()
+    return mean_iou(*(rasterise(*body, poses, ANGLE, PIXELS).mask for body in (one, other)))
+
+
+def mean_distance(one: Body, other: Body) -> float:
+    """The symmetric mean distance between points of the surfaces, over the diagonal of the first."""
+    bodies = (trimesh.Trimesh(*body, process=False) for body in (one, other))
+    a, b = (trimesh.sample.sample_surface(body, SAMPLES, seed=seed)[0] for seed, body in enumerate(bodies))
+    there, back = cKDTree(b).query(a)[0].mean(), cKDTree(a).query(b)[0].mean()
+    return float((there + back) / 2 / np.linalg.norm(np.ptp(one[0], axis=0)))
+
+
+# --- with the field -----------------------------------------------------------------------------------------------
+
+
+def against_field(view: FieldView, asset: Asset, baked: Asset) -> dict[str, float]:
+    """Figures of the asset's pictures, before and after the texture was refined: both differ in nothing else."""
+    assert view.pictures is not None
+    file, before = (read_glb(made.files[f"{asset.name}.glb"]) for made in (asset, baked))
+    textures = {"baked": before.images["baseColorTexture"], "refined": file.images["baseColorTexture"]}
+    figures = similarity(
+        view.pictures, view.radius, at_home(file, asset), v_up(file),
+        {name: pixels.astype(np.float32) / 255 for name, pixels in textures.items()},
+    )  # fmt: skip
+    return figures | {"gain": figures["inside refined"] - figures["inside baked"]}
+
+
+def similarity(
+    pictures: Pictures, radius: float, body: Body, uv: Array, textures: dict[str, Array]
+) -> dict[str, float]:
+    """Figures over the cameras of a run's turntable, to which no texture was fitted: the mean IoU of the outlines, and
+    for each of the textures (T, T, 3) in [0, 1] the PSNR inside, where both are opaque.
+
+    body in the field's world; uv (V, 2), v up. Keys: outline, `inside NAME`.
+    """
+    angle = math.radians(40)
+    cameras = orbit(TURNTABLE, math.radians(15), 2.6 * radius, angle, PIXELS, PIXELS)
+    colours, opacity = pictures(cameras)
+    figures: dict[str, float] = {}
+    for name, texture in textures.items():
+        seen = render(*body, cameras.c2w.numpy(), angle, PIXELS, uv=uv, texture=texture)
+        inside = (seen.alpha == 1) & (opacity >= OPAQUE)
+        figures[f"inside {name}"] = psnr(seen.rgb[inside], colours[inside]) if inside.any() else -math.inf
+        figures["outline"] = mean_iou(seen.alpha >= 0.5, opacity >= 0.5)
+    return figures
+
+
+# --- with the truth -----------------------------------------------------------------------------------------------
+
+
+def against_truth(creature: Creature, sigma: Array) -> dict[str, float]:
+    """Figures of the rule that finds the surface. sigma (R, R, R): the density on the grid; it is multiplied by 3 and
+    by 10 on one of half as many points along an edge."""
+    figures = {"truth": iou(occupied(sigma), grid(creature.distance, len(sigma))[..., 0].numpy() < 0)}
+    coarse, distance = (grid(f, len(sigma) // 2 + 1)[..., 0].numpy() for f in (creature.density, creature.distance))
+    return figures | {f"times {factor}": iou(occupied(factor * coarse), distance < 0) for factor in (3, 10)}
+
+
+def occupied(sigma: Array) -> Array:
+    """Where the export sees the object, (R, R, R) bool, from the density on a grid over [-1, 1]^3."""
+    tau, info = depth_field(sigma.copy(), 2 / (len(sigma) - 1), 1.0)
+    return tau > info["level"]
+
+
+def iou(a: Array, b: Array) -> float:
+    """Intersection over union of two sets."""
+    return float((a & b).sum() / max((a | b).sum(), 1))
+
+
+def mean_iou(a: Array, b: Array) -> float:
+    """The mean over pictures (V, H, W)."""
+    return float(np.mean([iou(*pair) for pair in zip(a, b, strict=True)]))
