@@ -13,7 +13,7 @@ import trimesh
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from threedgen.export.asset import Asset
+from threedgen.export.asset import ExportedAsset
 from threedgen.export.files.read_glb import Glb, read_glb
 from threedgen.export.files.textured import Placement
 from threedgen.export.options import AssetConfig
@@ -80,7 +80,7 @@ def measure(job: Job) -> dict[str, float]:
 # --- with the dense mesh ------------------------------------------------------------------------------------------
 
 
-def against_dense(asset: Asset, dense: Mesh, budget: int) -> dict[str, float]:
+def against_dense(asset: ExportedAsset, dense: Mesh, budget: int) -> dict[str, float]:
     """Figures of the files against the dense mesh they were made of."""
     low = read_glb(asset.files[f"{asset.name}.glb"])
     body, whole = at_home(low, asset), (dense.vertices, dense.faces)
@@ -103,7 +103,7 @@ def against_dense(asset: Asset, dense: Mesh, budget: int) -> dict[str, float]:
     }
 
 
-def at_home(glb: Glb, asset: Asset) -> Body:
+def at_home(glb: Glb, asset: ExportedAsset) -> Body:
     """A file's mesh where the field has it: z up, front +x, moved and scaled back."""
     placed = asset.figures["placement"]
     place = Placement(np.array(placed["pivot"]), placed["scale"])
@@ -132,7 +132,7 @@ def mean_distance(one: Body, other: Body) -> float:
 # --- with the field -----------------------------------------------------------------------------------------------
 
 
-def against_field(view: FieldView, asset: Asset, baked: Asset) -> dict[str, float]:
+def against_field(view: FieldView, asset: ExportedAsset, baked: ExportedAsset) -> dict[str, float]:
     """Figures of the asset's pictures, before and after the texture was refined: both differ in nothing else."""
     assert view.pictures is not None
     file, before = (read_glb(made.files[f"{asset.name}.glb"]) for made in (asset, baked))

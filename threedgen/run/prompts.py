@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from threedgen.config.errors import ConfigError
@@ -18,7 +18,7 @@ class Reader(Protocol):
     """Whoever reads prompts: any prior (threedgen.guidance.prior says what its methods give)."""
 
     @property
-    def identifiers(self) -> list[str]: ...
+    def identifiers(self) -> Sequence[str]: ...
     def tokens_cut(self, prompt: str) -> str: ...
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]: ...
 
