@@ -61,7 +61,7 @@ TABLE: dict[str, dict[str, Entry]] = {
         "evaluate-3d": Entry("threedgen.evaluation.toybox.object_score:run", f"{_EVALUATION}:Evaluate3DConfig"),
         "evaluate-subjects": Entry("threedgen.evaluation.toybox.subject_score:run", f"{_EVALUATION}:EvaluateSubjectsConfig"),
         "consistency": Entry(f"{_CONSISTENCY}.run:run", f"{_CONSISTENCY}.options:ConsistencyConfig"),
-        "janus-meter": Entry(f"{_JANUS}.truth:run", f"{_JANUS}.options:JanusMeterConfig"),
+        "janus-meter": Entry(f"{_JANUS}.meter_errors:run", f"{_JANUS}.options:JanusMeterConfig"),
         "janus-score": Entry(f"{_JANUS}.score:run", f"{_JANUS}.options:JanusScoreConfig"),
         "janus-benchmark": Entry(f"{_JANUS}.benchmark:run", f"{_JANUS}.options:JanusBenchmarkConfig"),
         "refine-decoder": Entry("threedgen.systems.train_prior.refine_decoder:run", f"{_TRAINING}:RefineDecoderConfig"),

@@ -12,11 +12,8 @@ import hashlib
 import io
 import json
 import logging
-import multiprocessing
-import signal
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,48 +135,7 @@ def compared(truth: Floats, images: Floats) -> dict[str, list[float | None]]:
     return {"psnr": [psnr(*pair) for pair in pairs], "ssim": [ssim(*pair) for pair in pairs]}
 
 
-class Fits:
-    """Does jobs, here or in ``workers`` processes; ``done`` hears each score. Waits for all of them at the end.
-
-    with Fits(2, threads, done) as fits:
-        fits.submit(job)
-    """
-
-    def __init__(self, workers: int, threads: int, done: Callable[[Score], None]) -> None:
-        self.workers, self.threads, self.done = workers, threads, done
-        self._pool: ProcessPoolExecutor | None = None
-        self._waiting: set[Future[Score]] = set()
-
-    def __enter__(self) -> Fits:
-        if self.workers > 1:
-            self._pool = ProcessPoolExecutor(
-                self.workers, multiprocessing.get_context("spawn"), _begin, (max(1, self.threads // self.workers),)
-            )
-        return self
-
-    def submit(self, job: Job) -> None:
-        """Do it, or give it away; blocks while every worker has one more waiting."""
-        if self._pool is None:
-            self.done(score(job))
-            return
-        self._waiting.add(self._pool.submit(score, job))
-        if len(self._waiting) >= 2 * self.workers:
-            self._collect(wait(self._waiting, return_when=FIRST_COMPLETED).done)
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self._pool is None:
-            return
-        if kind is None:
-            self._collect(wait(self._waiting).done)
-        self._pool.shutdown(cancel_futures=kind is not None)
-
-    def _collect(self, ready: set[Future[Score]]) -> None:
-        self._waiting -= ready
-        for future in ready:
-            self.done(future.result())
-
-
-def _begin(threads: int) -> None:
-    """A worker: Ctrl-C is for the one that gave it its work."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def score_with(threads: int, job: Job) -> Score:
+    """``score`` with so many CPU threads, in a worker."""
     set_threads(threads)
+    return score(job)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from threedgen.run.count import Count
 from threedgen.run.folder import write_atomic
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import write_summary
+from threedgen.run.workers import run_jobs
 from threedgen.train.loop import set_threads
 
-from .fits import Fits, Job, Score, stored
+from .fits import Job, Score, score_with, stored
 from .held_out import held_out_places, warn_about
 from .options import ORIGINAL, ConsistencyConfig
 from .report import distances, write
@@ -38,6 +40,9 @@ from .scenes import Scene, fit_to
 from .strips import Strips
 
 logger = logging.getLogger(__name__)
+
+ATTEMPTS = 2
+"""A fit may lose its worker once."""
 
 
 def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = False) -> int:
@@ -56,11 +61,11 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
     fields = sum(len(samplers) + (scene.original is not None) for scene in every)
     with Interrupts() as interrupts, Count("fields", fields, quiet) as count:
 
-        def done(score: Score) -> None:
+        def done(job: Job, score: Score) -> None:
             scores.append(score)
             count.add(1, f"{score['scene']} {score['row']} {score['psnr']:.1f} dB")
 
-        with Fits(config.workers, threads, done) as fits:
+        def jobs() -> Iterator[Job]:
             for start in range(0, len(every), config.batch):
                 batch = every[start : start + config.batch]
                 true = [true_views(scene) for scene in batch]
@@ -69,7 +74,7 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
                     seen = draw(config, row, samplers[row], batch, folder / "views" / row, count) if mine else true
                     for scene, views, truth in zip(batch, seen, true, strict=True):
                         if interrupts.stop:
-                            return 130
+                            return
                         if views is None:
                             continue
                         strips.add(scene, row, views)
@@ -80,9 +85,17 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
                         )  # fmt: skip
                         before = stored(job)
                         if before is not None:
-                            done(before)
+                            done(job, before)
                         else:
-                            fits.submit(job)
+                            yield job
+
+        code = run_jobs(
+            jobs(), partial(score_with, max(1, threads // config.workers)), done,
+            engine="processes" if config.workers > 1 else "here", workers=config.workers, attempts=ATTEMPTS,
+            interrupts=interrupts,
+        )  # fmt: skip
+        if code:
+            return code
     place = {scene.name: k for k, scene in enumerate(every)}
     order = [*samplers, ORIGINAL]
     scores.sort(key=lambda score: (place[score["scene"]], order.index(score["row"])))

@@ -22,7 +22,7 @@ APART = pi / 2
 
 
 @dataclass(frozen=True)
-class Look:
+class RingResult:
     """What a ring of views says of an object.
 
     ``fronts``: the most views that show a front and are all more than 90 degrees apart; ``peaks``: local maxima of
@@ -42,11 +42,11 @@ class Look:
         return self.fronts > 1
 
 
-def read(sides: Floats, azimuth: Floats, threshold: float = THRESHOLD, free: bool = False) -> Look:
+def classify_ring(sides: Floats, azimuth: Floats, threshold: float = THRESHOLD, free: bool = False) -> RingResult:
     """``sides`` (V, 4): probability of each side in view k, whose camera stands at ``azimuth`` (V,) radians; ``free``:
     nobody knows where the object's front should be."""
     curve = front_curve(sides)
-    return Look(
+    return RingResult(
         fronts=front_count(curve, threshold),
         peaks=front_peaks(np.asarray(sides)[:, FRONT], threshold),
         doubt=doubt(curve),

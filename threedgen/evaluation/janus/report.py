@@ -176,7 +176,7 @@ def card(folder: Path, result: Result) -> dict[str, Any]:
     return {
         "prompt": result.prompt, "verdict": verdict, "janus": result.janus, "reason": result.reason, "facts": facts,
         "strip": picture(folder / "looks" / f"{name}.png") if result.state == "seen" else None,
-        "views": list(zip(result.said(), result.shown, result.right, strict=True)),
+        "views": list(zip(result.labels(), result.shown, result.right, strict=True)),
     }  # fmt: skip
 
 

@@ -18,11 +18,11 @@ from threedgen.geometry.images import write_png
 from threedgen.run.folder import write_atomic
 from threedgen.train.checkpoint_file import LAST
 
-from .meter import Meter, Visible, described, said
+from .coloured_mesh import centred, read_mesh
+from .meter import Meter, Visible, described, view_labels
 from .options import THRESHOLD, MeterConfig
 from .rates import ErrorRates
-from .run_thing import run_thing
-from .things import centred, read_thing
+from .run_mesh import run_field
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Result:
         """Its own prompt fits it best of all ``prompts``."""
         return self.likeness is not None and prompts[int(np.argmax(self.likeness))] == self.prompt
 
-    def said(self) -> list[str]:
+    def labels(self) -> list[str]:
         """The meter's word about each view."""
-        return said(np.array(self.sides))
+        return view_labels(np.array(self.sides))
 
     def plain(self) -> dict[str, Any]:
         """For JSON; its figures to five digits, for the last ones depend on where in memory the pictures lay."""
@@ -71,14 +71,14 @@ def _rounded(value: Any) -> Any:
 
 
 class Reader:
-    """Looks at meshes and keeps what it saw in ``folder``/NAME.json and NAME.png: nothing is looked at twice."""
+    """Classifies meshes and keeps what it saw in ``folder``/NAME.json and NAME.png: nothing is classified twice."""
 
     def __init__(self, config: MeterConfig, prompts: Sequence[str], folder: Path, rates: ErrorRates | None, free: bool):
         self.config, self.prompts, self.folder, self.free = config, list(prompts), folder, free
         self.threshold = rates.threshold if rates is not None else config.threshold or THRESHOLD
         self._meter: Meter | None = None
-        looked = {key: value for key, value in described(config).items() if key != "threshold"}
-        self._settings = json.dumps([looked, self.prompts], sort_keys=True)
+        settings = {key: value for key, value in described(config).items() if key != "threshold"}
+        self._settings = json.dumps([settings, self.prompts], sort_keys=True)
 
     @property
     def meter(self) -> Meter:
@@ -96,17 +96,14 @@ class Reader:
             return {"state": "empty", "reason": f"there is no {path.name}"}
         meter = self.meter
         try:
-            found = self._looked(path, name, prompt, up, fit)
+            found = self._reading(path, name, prompt, up, fit)
         except ConfigError as error:
             return {"state": "empty", "reason": str(error)}
-        look = meter.judge(np.array(found["sides"]), self.threshold, self.free)
-        return {
-            "state": "seen", "fronts": look.fronts, "peaks": look.peaks, "doubt": look.doubt, "shown": look.shown,
-            "right": look.right, "sides": tuple(map(tuple, found["sides"])),
-            "likeness": tuple(found["likeness"]) if found["likeness"] is not None else None,
-        }  # fmt: skip
+        ring = meter.judge(np.array(found["sides"]), self.threshold, self.free)
+        likeness = found["likeness"] and tuple(found["likeness"])
+        return {"state": "seen", "sides": tuple(map(tuple, found["sides"])), "likeness": likeness} | vars(ring)
 
-    def _looked(self, path: Path, name: str, prompt: str, up: Literal["y", "z"], fit: bool) -> dict[str, Any]:
+    def _reading(self, path: Path, name: str, prompt: str, up: Literal["y", "z"], fit: bool) -> dict[str, Any]:
         parts = (_content(path), self._settings.encode(), prompt.encode(), f"{up}{fit}".encode())
         key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
         kept = self.folder / f"{name}.json"
@@ -116,7 +113,7 @@ class Reader:
                 return found
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        reading = self.meter.look(_opened(path, up, fit), prompt)
+        reading = self.meter.classify(_opened(path, up, fit), prompt)
         found = {"key": key, "sides": reading.sides.tolist()}
         found["likeness"] = self.meter.likeness(reading.views, self.prompts) if self.prompts else None
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +127,7 @@ class Reader:
 
 
 def _content(path: Path) -> bytes:
-    """What decides how the thing at ``path`` looks. Raises ConfigError."""
+    """What decides how the mesh at ``path`` looks. Raises ConfigError."""
     try:
         return (path / LAST if path.is_dir() else path).read_bytes()
     except OSError as error:
@@ -139,9 +136,9 @@ def _content(path: Path) -> bytes:
 
 def _opened(path: Path, up: Literal["y", "z"], fit: bool) -> Visible:
     if path.is_dir():
-        return run_thing(path.parent)
-    thing = read_thing(path, up)
-    return centred(thing) if fit else thing
+        return run_field(path.parent)
+    mesh = read_mesh(path, up)
+    return centred(mesh) if fit else mesh
 
 
 # --- the table ---------------------------------------------------------------------------------------------------

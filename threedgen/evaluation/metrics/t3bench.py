@@ -3,7 +3,7 @@
 A mesh is seen from the 162 corners of an icosphere at 5 zooms; of each corner the best zoom counts; three rounds of
 averaging with the neighbours punish a good side among bad ones; the best corner is the score.
 
-    score = quality_of(thing, reward)       reward: (512, 512, 3) in [0, 1] -> ImageReward-v1.0 for the prompt
+    score = quality_of(mesh, reward)       reward: (512, 512, 3) in [0, 1] -> ImageReward-v1.0 for the prompt
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threedgen.evaluation.janus.things import Thing
+from threedgen.evaluation.janus.coloured_mesh import ColouredMesh
 from threedgen.geometry.poses import look_at
 
 Array = NDArray[Any]
@@ -61,17 +61,17 @@ def cameras(corners: Array) -> Array:
     return look_at(position, torch.zeros_like(position), torch.from_numpy(up).float()).numpy()
 
 
-def quality_of(thing: Thing, reward: Callable[[Array], float], size: int = SIZE, subdivisions: int = 2) -> float:
+def quality_of(mesh: ColouredMesh, reward: Callable[[Array], float], size: int = SIZE, subdivisions: int = 2) -> float:
     """The quality of a mesh, unlit on black: 810 pictures by default."""
     corners, edges = icosphere(subdivisions)
-    thing, poses = fitted(thing), cameras(corners)
-    rewards = [[reward(thing.pictures(pose[None], pi / zoom, size, 0.0)[0]) for zoom in ZOOMS] for pose in poses]
+    mesh, poses = fitted(mesh), cameras(corners)
+    rewards = [[reward(mesh.render(pose[None], pi / zoom, size, 0.0)[0]) for zoom in ZOOMS] for pose in poses]
     return quality(np.array(rewards), edges)
 
 
-def fitted(thing: Thing) -> Thing:
+def fitted(mesh: ColouredMesh) -> ColouredMesh:
     """Moved by the mean of its vertices, those at one place counted once, and scaled into [-1, 1]."""
-    points = np.unique(thing.corners.reshape(-1, 3), axis=0)
+    points = np.unique(mesh.corners.reshape(-1, 3), axis=0)
     middle = points.mean(0)
     scale = np.abs(points - middle).max()
-    return replace(thing, parts=tuple(replace(part, corners=(part.corners - middle) / scale) for part in thing.parts))
+    return replace(mesh, parts=tuple(replace(part, corners=(part.corners - middle) / scale) for part in mesh.parts))

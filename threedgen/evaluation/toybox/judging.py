@@ -108,7 +108,7 @@ def judge_pictures(
 
 def _sides(views: Seen, azimuth: np.ndarray) -> tuple[dict[str, Any], int, float]:
     """Answers about the viewing sides, the number of fronts, and the mean error of the azimuth in degrees."""
-    look = fronts.read(views.side.exp().numpy(), azimuth)
+    look = fronts.classify_ring(views.side.exp().numpy(), azimuth)
     answers: dict[str, Any] = {"side": list(look.right), "each_side": all(look.right)}
     if len(azimuth) % 4 == 0:
         answers["order"] = in_order(views.side.numpy(), azimuth)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from threedgen.config import ConfigError, dump
 from threedgen.data.toybox.grammar import ACCESSORIES
 from threedgen.data.toybox.world import Toybox, View
-from threedgen.evaluation.janus.lessons import spoil
+from threedgen.evaluation.janus.probe_data import corrupt
 from threedgen.evaluation.toybox.judging import azimuth_error, calibrate, own_accuracy, tally
 from threedgen.evaluation.toybox.labels import OPEN, Labels, Lessons, Truth, labelled
 from threedgen.evaluation.toybox.options import TrainProbeConfig
@@ -125,7 +125,7 @@ class ProbeSystem(pl.LightningModule):
             indices = range(first, first + o.block)
             assets, rgb, truth = labelled(self.box, indices, self.size, o.n_view, self.probe.labels)
             rng = numpy_generator(self.seed, number, "spoiled", self.global_rank)
-            spoil(self.box, indices, assets, rgb, truth, o.spoiled, rng)
+            corrupt(self.box, indices, assets, rgb, truth, o.spoiled, rng)
             self.cache[number] = torch.from_numpy(to_uint8(rgb)), truth
         return self.cache[number]
 
