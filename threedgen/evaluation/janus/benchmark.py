@@ -18,20 +18,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from threedgen.cli import say
 from threedgen.run.count import Count
 from threedgen.run.folder import write_atomic
-from threedgen.run.metrics import write_summary
+from threedgen.run.metrics import read_json
 from threedgen.run.workers import run_jobs
 from threedgen.train.loop import set_threads
 
 from .jobs import Job, Plan, make_plan
 from .make import FAILED, FINISHED, OVER, REFUSED, make, read_record, write_record
-from .meter import Meter, described
+from .meter import Meter
 from .meter_errors import measure
 from .options import JanusBenchmarkConfig, MeteredConfig
 from .rates import ErrorRates
-from .report import write
+from .report import finish
 from .results import Reader, Result, rows
 
 logger = logging.getLogger(__name__)
@@ -52,12 +51,7 @@ def run(config: JanusBenchmarkConfig, resume: Path | None = None, quiet: bool = 
     rates = error_rates(config, folder, quiet)
     results = collect(config, plan, folder, rates, quiet)
     table = rows(config.methods, results, plan.prompts, rates, plan.refused)
-    write(folder, config, table, results, rates, plan.left_out)
-    write_summary(folder, config, time.monotonic() - begun, status="finished")
-    if not quiet:
-        say((folder / "report.md").read_text(encoding="utf-8"))
-    say(str(folder / "report.html"))
-    return 0
+    return finish(config, table, results, rates, plan.left_out, time.monotonic() - begun, quiet)
 
 
 def make_all(config: JanusBenchmarkConfig, jobs: list[Job], root: Path, quiet: bool) -> int:
@@ -98,14 +92,11 @@ def error_rates(config: MeteredConfig, folder: Path, quiet: bool) -> ErrorRates 
     """The meter's errors, from RUN/meter.json if they were measured there in the same way; None if not asked for."""
     if not config.truth.objects:
         return None
-    asked = {"meter": described(config.meter), "truth": config.truth.model_dump(mode="json"), "seed": config.seed}
+    asked = {key: getattr(config, key).model_dump(mode="json") for key in ("meter", "truth")} | {"seed": config.seed}
     path = folder / "meter.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if {key: found[key] for key in asked} == asked:
-            return ErrorRates.from_plain(found)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    found = read_json(path)
+    if found.items() >= asked.items():
+        return ErrorRates.from_plain(found)
     rates = measure(Meter(config.meter), config.truth, config.seed, quiet).rates
     write_atomic(path, json.dumps(rates.plain() | asked, indent=1) + "\n")
     return rates

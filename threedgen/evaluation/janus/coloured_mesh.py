@@ -18,7 +18,6 @@ from threedgen.geometry import raster
 from threedgen.geometry.texture import sample
 
 Array = NDArray[Any]
-SUFFIXES = (".glb", ".gltf", ".obj")
 PLAIN = 0.7
 """Grey of what has no colour of its own."""
 

@@ -10,6 +10,7 @@ from math import pi
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import circulant
 from scipy.signal import find_peaks
 
 from threedgen.evaluation.metrics.figures import SLACK, Floats, sides_right
@@ -62,8 +63,7 @@ def smooth(values: Floats) -> Floats:
     count = len(values)
     away = np.minimum(np.arange(count), count - np.arange(count)) * (2 * pi / count)
     weight = np.maximum(0.0, 1 - away / APART)
-    circulant = weight[(np.arange(count)[:, None] - np.arange(count)) % count]
-    result: Floats = (circulant / weight.sum()) @ values
+    result: Floats = (circulant(weight) / weight.sum()) @ values
     return result
 
 

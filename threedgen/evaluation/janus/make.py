@@ -16,7 +16,7 @@ from typing import Any
 
 from threedgen.config import ConfigError, registry
 from threedgen.run import folder as runs
-from threedgen.run.metrics import peak_memory, read_summary
+from threedgen.run.metrics import peak_memory, read_json, read_summary
 from threedgen.run.workers import STOPPED, Stopped
 
 from .jobs import Job
@@ -28,11 +28,7 @@ OVER = (FINISHED, FAILED)
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The record of a job's folder; empty if there is none that can be read."""
-    try:
-        found = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_json(folder / "job.json")
 
 
 def write_record(folder: Path, state: str, **figures: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -87,8 +87,3 @@ class Meter:
         """How well a mesh fits each prompt, mean over its views."""
         found = self.classifier.likeness(torch.from_numpy(views), prompts)
         return None if found is None else found.double().mean(0).tolist()
-
-
-def described(config: MeterConfig) -> dict[str, Any]:
-    """What has to be told beside every figure of the meter."""
-    return config.model_dump(mode="json")

@@ -28,7 +28,7 @@ from threedgen.run.seeding import numpy_generator
 from threedgen.train.loop import set_threads
 
 from .coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh, two_fronted
-from .meter import Meter, Reading, described
+from .meter import Meter, Reading
 from .options import THRESHOLD, JanusMeterConfig, TruthConfig, asset_files, folder_of_assets
 from .prompts import clear_nouns
 from .rates import ErrorRates
@@ -62,9 +62,13 @@ def run(config: JanusMeterConfig, resume: Path | None = None, quiet: bool = Fals
     set_threads(config.threads)
     meter = Meter(config.meter)
     found = measure(meter, config.truth, config.seed, quiet)
-    figures = {**found.rates.plain(), "direction_accuracy": found.right.plain(), "meter": described(config.meter)}
-    figures |= {"truth": config.truth.model_dump(mode="json"), "seed": config.seed}
-    figures["doubts"] = doubts(meter, found.known)
+    figures = found.rates.plain() | {
+        "direction_accuracy": found.right.plain(),
+        "meter": config.meter.model_dump(mode="json"),
+        "truth": config.truth.model_dump(mode="json"),
+        "seed": config.seed,
+        "doubts": doubts(meter, found.known),
+    }
     text = page(found, config)
     write_atomic(folder / "meter.json", json.dumps(figures, indent=1) + "\n")
     write_atomic(folder / "meter.md", text)

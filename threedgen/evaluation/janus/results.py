@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -16,13 +18,16 @@ from threedgen.config.errors import ConfigError
 from threedgen.evaluation.metrics.figures import Share, share
 from threedgen.geometry.images import write_png
 from threedgen.run.folder import write_atomic
+from threedgen.run.metrics import read_json
 from threedgen.train.checkpoint_file import LAST
 
 from .coloured_mesh import centred, read_mesh
-from .meter import Meter, Visible, described, view_labels
+from .meter import Meter, Visible, view_labels
 from .options import THRESHOLD, MeterConfig
 from .rates import ErrorRates
 from .run_mesh import run_field
+
+STATES = ("seen", "empty", "failed", "missing")
 
 
 @dataclass(frozen=True)
@@ -76,16 +81,12 @@ class Reader:
     def __init__(self, config: MeterConfig, prompts: Sequence[str], folder: Path, rates: ErrorRates | None, free: bool):
         self.config, self.prompts, self.folder, self.free = config, list(prompts), folder, free
         self.threshold = rates.threshold if rates is not None else config.threshold or THRESHOLD
-        self._meter: Meter | None = None
-        settings = {key: value for key, value in described(config).items() if key != "threshold"}
-        self._settings = json.dumps([settings, self.prompts], sort_keys=True)
+        seen_by = config.model_dump(mode="json", exclude={"threshold"})
+        self._settings = json.dumps([seen_by, self.prompts], sort_keys=True)
 
-    @property
+    @cached_property
     def meter(self) -> Meter:
-        """Loaded when something is looked at."""
-        if self._meter is None:
-            self._meter = Meter(self.config)
-        return self._meter
+        return Meter(self.config)
 
     def read(
         self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False
@@ -107,12 +108,9 @@ class Reader:
         parts = (_content(path), self._settings.encode(), prompt.encode(), f"{up}{fit}".encode())
         key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
         kept = self.folder / f"{name}.json"
-        try:
-            found = json.loads(kept.read_text(encoding="utf-8"))
-            if found["key"] == key and self.strip(name).is_file():
-                return found
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
+        found = read_json(kept)
+        if found.get("key") == key and self.strip(name).is_file():
+            return found
         reading = self.meter.classify(_opened(path, up, fit), prompt)
         found = {"key": key, "sides": reading.sides.tolist()}
         found["likeness"] = self.meter.likeness(reading.views, self.prompts) if self.prompts else None
@@ -186,22 +184,23 @@ def rows(
 def row(
     method: str, results: Sequence[Result], prompts: Sequence[str], rates: ErrorRates | None, reason: str
 ) -> Row:
+    """The figures of a method from its results. ``reason``: why it cannot run, if so."""
     seen = [result for result in results if result.state == "seen"]
-    raw = share([result.janus for result in seen])
     named = [result for result in seen if result.likeness is not None]
-    match = share([result.recognised(prompts) for result in named])
-    recognised = share([result.janus for result in named if result.recognised(prompts)])
+    raw = share([result.janus for result in seen])
     seconds = [result.seconds for result in results if result.seconds is not None]
-    memory = [result.memory_mib for result in results if result.memory_mib is not None]
-    states = {state: count for state in ("seen", "empty", "failed", "missing") if (count := _count(results, state))}
-    reasons = [result.reason for result in results if result.reason]
+    states = Counter(result.state for result in results)
     return Row(
-        method, raw, share([result.fronts == 0 for result in seen]), rates.corrected(raw) if rates else None,
-        rates.interval(raw) if rates else None, share([view for result in seen for view in result.right]), match,
-        recognised, states, median(seconds) if seconds else None, max(memory, default=None),
-        reason or next(iter(reasons), ""),
-    )  # fmt: skip
-
-
-def _count(results: Sequence[Result], state: str) -> int:
-    return sum(result.state == state for result in results)
+        method=method,
+        raw=raw,
+        no_front=share([result.fronts == 0 for result in seen]),
+        corrected=rates.corrected(raw) if rates else None,
+        interval=rates.interval(raw) if rates else None,
+        right=share([view for result in seen for view in result.right]),
+        match=share([result.recognised(prompts) for result in named]),
+        recognised=share([result.janus for result in named if result.recognised(prompts)]),
+        states={state: states[state] for state in STATES if states[state]},
+        seconds=median(seconds) if seconds else None,
+        memory_mib=max((result.memory_mib for result in results if result.memory_mib is not None), default=None),
+        reason=reason or next((result.reason for result in results if result.reason), ""),
+    )
