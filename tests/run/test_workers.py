@@ -215,7 +215,7 @@ def test_what_is_asked_of_ray_and_how_its_answers_are_read(run: Run, stand_in: S
     jobs = [run.job("a"), run.job("b", "fail", once=True), run.job("c")]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it begins with &
     try:
-        assert run(jobs, "ray", attempts=2, address="there:1", cpus=2, gpus=0.5) == 0
+        assert run(jobs, "ray", attempts=3, address="there:1", cpus=2, gpus=0.5) == 0
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
