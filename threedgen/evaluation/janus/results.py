@@ -189,7 +189,7 @@ def row(
     named = [result for result in seen if result.likeness is not None]
     raw = share([result.janus for result in seen])
     seconds = [result.seconds for result in results if result.seconds is not None]
-    states = Counter(result.state for result in results)
+    states = Counter[str](result.state for result in results)
     return Row(
         method=method,
         raw=raw,
