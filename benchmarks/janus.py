@@ -9,7 +9,7 @@ from pathlib import Path
 
 from threedgen.config import load
 from threedgen.config.optional import installed
-from threedgen.evaluation.janus.engines import employ
+from threedgen.evaluation.janus.benchmark import make_all
 from threedgen.evaluation.janus.jobs import make_plan
 
 from . import janus_stub
@@ -43,17 +43,13 @@ def row(engine: str, workers: int, seconds: float) -> Row:
         words = [f"methods=[{method}]", f"toybox={EACH}", f"seeds={list(range(workers))}", f"engine={engine}"]
         words += [f"workers={workers}", *(["cpus=0.01"] if engine == "ray" else [])]
         config = load("janus-benchmark", words, {"out": str(folder / "run")})
-        jobs = len(make_plan(config).jobs)
-
-        def done() -> list[Path]:
-            return sorted((folder / "run").glob(f"runs/*/{janus_stub.TIMES}"))
-
-        begun = time.monotonic()
-        code = employ(config, lambda job: None, lambda: len(done()))
+        jobs, begun = make_plan(config).jobs, time.monotonic()
+        code = make_all(config, jobs, folder / "run" / "runs", quiet=True)
         wall = time.monotonic() - begun
         assert code == 0, code
-        times = [json.loads(path.read_text(encoding="utf-8")) for path in done()]
-    assert len(times) == jobs, "a job was lost"
+        paths = sorted((folder / "run").glob(f"runs/*/{janus_stub.TIMES}"))
+        times = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    assert len(times) == len(jobs), "a job was lost"
     each: dict[int, list[tuple[float, float]]] = {}
     for job in sorted(times, key=lambda job: job["begun"]):
         each.setdefault(job["worker"], []).append((job["begun"], job["ended"]))
@@ -65,6 +61,6 @@ def row(engine: str, workers: int, seconds: float) -> Row:
     ]  # fmt: skip
     pause = sum(pauses) / len(pauses) if pauses else float("nan")
     return {
-        "engine": engine, "workers": workers, "jobs": jobs, "start, s": full - first, "pause, ms": 1000 * pause,
-        "overhead, %": 100 * pause / seconds, "speed-up": jobs * seconds / (last - first), "seconds in all": wall,
+        "engine": engine, "workers": workers, "jobs": len(jobs), "start, s": full - first, "pause, ms": 1000 * pause,
+        "overhead, %": 100 * pause / seconds, "speed-up": len(jobs) * seconds / (last - first), "seconds in all": wall,
     }  # fmt: skip

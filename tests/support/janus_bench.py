@@ -34,7 +34,7 @@ def words(*more: str, methods: str = "[good, bad]") -> list[str]:
     meter = "meter: {classifier: {name: stub}, size: 24}\ntruth: {objects: 0}\n"
     Path("bench.yaml").write_text(f"task: janus-benchmark\n{meter}")
     always = ["out=run", f"methods={methods}", "prompts=[a blue dog, a red car]", "seeds=[0, 1]", "threads=1"]
-    return ["--config", "bench.yaml", *always, "heartbeat=0.2", "lost_after=1", "-q", *more]
+    return ["--config", "bench.yaml", *always, "-q", *more]
 
 
 def log() -> Counter[str]:
@@ -42,11 +42,11 @@ def log() -> Counter[str]:
     return Counter(Path("log.txt").read_text().splitlines() if Path("log.txt").exists() else [])
 
 
-def report() -> dict[str, Any]:
-    return json.loads(Path("run/report.json").read_text())
+def report(folder: Path = Path("run")) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())
 
 
-def table() -> list[dict[str, Any]]:
+def table(folder: Path = Path("run")) -> list[dict[str, Any]]:
     """The table without what depends on the clock and the machine."""
-    rows = report()["methods"]
+    rows = report(folder)["methods"]
     return [{key: value for key, value in row.items() if key not in ("seconds", "memory_mib")} for row in rows]

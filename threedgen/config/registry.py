@@ -65,7 +65,7 @@ TABLE: dict[str, dict[str, Entry]] = {
         "evaluate-3d": Entry(f"{_SCORES}.object_score:run", f"{_SCORES}.options:Evaluate3DConfig"),
         "evaluate-subjects": Entry(f"{_SCORES}.subject_score:run", f"{_SCORES}.options:EvaluateSubjectsConfig"),
         "consistency": Entry(f"{_CONSISTENCY}.run:run", f"{_CONSISTENCY}.options:ConsistencyConfig"),
-        "janus-meter": Entry(f"{_JANUS}.truth:run", f"{_JANUS}.options:JanusMeterConfig"),
+        "janus-meter": Entry(f"{_JANUS}.meter_errors:run", f"{_JANUS}.options:JanusMeterConfig"),
         "janus-score": Entry(f"{_JANUS}.score:run", f"{_JANUS}.options:JanusScoreConfig"),
         "janus-benchmark": Entry(f"{_JANUS}.benchmark:run", f"{_JANUS}.options:JanusBenchmarkConfig"),
         "refine-decoder": Entry(f"{_PRIOR}.refine_decoder:run", f"{_PRIOR}.options:RefineDecoderConfig"),

@@ -39,14 +39,12 @@ HARMLESS = (
     "march.chunk",
     "validation",
     "logging",
-    # who works, and how workers are watched
+    # who works
     "engine",
     "workers",
     "address",
     "cpus",
     "gpus",
-    "heartbeat",
-    "lost_after",
     "attempts",
 )
 _MEGABYTE = 1 << 20

@@ -53,8 +53,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """summary.json of a run; empty if there is none that can be read."""
+    return read_json(folder / "summary.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none that can be read."""
     try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from threedgen.evaluation.janus.fronts import directions, doubt, front_count, front_curve, front_peaks, read, smooth
+from threedgen.evaluation.janus.fronts import (
+    classify_ring,
+    directions,
+    doubt,
+    front_count,
+    front_curve,
+    front_peaks,
+    smooth,
+)
 from threedgen.evaluation.janus.rates import ErrorRates
 from threedgen.evaluation.metrics.figures import Share
 
@@ -96,10 +104,10 @@ def sure(seen: list[int], p: float = 0.94) -> np.ndarray:
 
 
 def test_a_look_at_a_good_object_and_at_a_two_faced_one() -> None:
-    good = read(sure([0, 0, 1, 2, 2, 2, 3, 0]), RING)
+    good = classify_ring(sure([0, 0, 1, 2, 2, 2, 3, 0]), RING)
     assert (good.fronts, good.peaks, good.failed) == (1, 1, False) and all(good.right) and good.doubt < 0.5
     assert good.shown == (True, True, False, False, False, False, False, True)
-    janus = read(sure([0, 0, 1, 0, 0, 0, 3, 0]), RING)
+    janus = classify_ring(sure([0, 0, 1, 0, 0, 0, 3, 0]), RING)
     assert (janus.fronts, janus.peaks, janus.failed) == (2, 2, True) and janus.doubt > 0.9
     assert janus.right == (True, True, True, False, False, False, True, True)
 
@@ -107,7 +115,7 @@ def test_a_look_at_a_good_object_and_at_a_two_faced_one() -> None:
 def test_a_front_has_to_be_the_likeliest_side() -> None:
     """With a low threshold, 30 % of front make none where 40 % say back."""
     sides = np.tile([0.3, 0.15, 0.4, 0.15], (8, 1))
-    assert not front_curve(sides).any() and read(sides, RING, threshold=0.2).fronts == 0
+    assert not front_curve(sides).any() and classify_ring(sides, RING, threshold=0.2).fronts == 0
 
 
 def test_directions_may_be_judged_up_to_a_turn() -> None:

@@ -17,11 +17,11 @@ from threedgen import cli
 from threedgen.config import ConfigError, registry
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out, mentioned
 from threedgen.data.toybox.world import Toybox, build, photograph
+from threedgen.evaluation.janus.coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh, two_fronted
 from threedgen.evaluation.janus.meter import Meter
+from threedgen.evaluation.janus.meter_errors import measure
 from threedgen.evaluation.janus.options import THRESHOLD, CLIPSidesConfig, MeterConfig, TruthConfig
 from threedgen.evaluation.janus.prompts import clear_nouns, toybox_prompts, without_front
-from threedgen.evaluation.janus.things import Thing, centred, glued, read_thing, toybox_thing
-from threedgen.evaluation.janus.truth import measure
 from threedgen.evaluation.toybox.held_out import held_out_cases
 from threedgen.export.files.glb import save_glb
 from threedgen.geometry.poses import orbit_array
@@ -29,14 +29,14 @@ from threedgen.geometry.poses import orbit_array
 DISTANCE, FOV = 0.95 / np.tan(np.deg2rad(20)), np.deg2rad(40)
 
 
-def around(thing: Thing, degrees: list[float], size: int = 32, light: bool = False) -> np.ndarray:
+def around(mesh: ColouredMesh, degrees: list[float], size: int = 32, light: bool = False) -> np.ndarray:
     a = np.deg2rad(np.array(degrees, float))
     c2w = orbit_array(np.full_like(a, np.deg2rad(15)), a, np.full_like(a, DISTANCE))
-    return thing.pictures(c2w, FOV, size, light=light)
+    return mesh.render(c2w, FOV, size, light=light)
 
 
-def dog() -> Thing:
-    return toybox_thing(build(Spec("dog", "blue"), np.random.default_rng(0)))
+def dog() -> ColouredMesh:
+    return toybox_mesh(build(Spec("dog", "blue"), np.random.default_rng(0)))
 
 
 @pytest.fixture(autouse=True)
@@ -69,29 +69,29 @@ def test_the_noun_of_a_prompt() -> None:
 
 def test_triangles_look_as_the_ray_caster_draws_them() -> None:
     asset = Toybox(3).asset(5)
-    ours = around(toybox_thing(asset), [0, 130], 48, light=True)
+    ours = around(toybox_mesh(asset), [0, 130], 48, light=True)
     theirs = photograph(asset, [0, 130], 48).rgb
     assert np.abs(ours - theirs).mean() < 0.004 and theirs.std() > 0.02
 
 
 def test_a_glued_thing_shows_its_front_twice() -> None:
-    thing = dog()
-    front, left, back = around(thing, [0, 90, 180])
-    two = glued(thing)
+    mesh = dog()
+    front, left, back = around(mesh, [0, 90, 180])
+    two = two_fronted(mesh)
     again, side, behind = around(two, [0, 90, 180])
     assert np.abs(again - front).mean() < 0.02 < np.abs(back - front).mean()
     assert np.abs(behind - again).mean() < 1e-3
     np.testing.assert_allclose(side[:, ::-1], side, atol=0.35)  # symmetric, but for pixels of its outline
     x = two.corners[..., 0]
-    middle = (thing.corners[..., 0].min() + thing.corners[..., 0].max()) / 2
-    assert x.min() + x.max() == pytest.approx(2 * middle, abs=1e-9) and x.max() == thing.corners[..., 0].max()
+    middle = (mesh.corners[..., 0].min() + mesh.corners[..., 0].max()) / 2
+    assert x.min() + x.max() == pytest.approx(2 * middle, abs=1e-9) and x.max() == mesh.corners[..., 0].max()
 
 
 def test_cutting_keeps_the_surface_and_what_it_carries() -> None:
     """A square with a ramp of colour, across the cut: half the area on each side, and the ramp goes on."""
     corners = np.array([[[-1, 0, 0], [1, 0, 0], [1, 0, 2]], [[-1, 0, 0], [1, 0, 2], [-1, 0, 2]]], float)
     ramp = np.repeat((corners[..., :1] + 1) / 2, 3, axis=2)
-    halves = glued(Thing((janus_part(corners, ramp),)))
+    halves = two_fronted(ColouredMesh((janus_part(corners, ramp),)))
     areas = [np.linalg.norm(np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]), axis=1).sum() / 2
              for c in (part.corners for part in halves.parts)]  # fmt: skip
     assert areas == pytest.approx([2, 2]) and halves.parts[0].corners[..., 0].min() == 0
@@ -100,16 +100,16 @@ def test_cutting_keeps_the_surface_and_what_it_carries() -> None:
 
 
 def janus_part(corners: np.ndarray, values: np.ndarray):
-    from threedgen.evaluation.janus.things import Part
+    from threedgen.evaluation.janus.coloured_mesh import Part
 
     return Part(corners, values)
 
 
 def test_our_own_mesh_comes_back_as_it_was(tmp_path: Path) -> None:
     save_glb(janus_stub.box(), tmp_path / "mesh.glb")
-    thing = read_thing(tmp_path / "mesh.glb")
-    assert not thing.plain and np.abs(thing.corners).max() == pytest.approx(0.4)
-    colours = around(thing, [0, 90, 180, 270])[:, 16, 16]
+    mesh = read_mesh(tmp_path / "mesh.glb")
+    assert not mesh.plain and np.abs(mesh.corners).max() == pytest.approx(0.4)
+    colours = around(mesh, [0, 90, 180, 270])[:, 16, 16]
     np.testing.assert_allclose(colours, janus_stub.COLOURS, atol=0.02)
 
 
@@ -130,21 +130,21 @@ def test_textures_materials_and_places_of_other_peoples_files(tmp_path: Path) ->
     scene.add_geometry(back, transform=trimesh.transformations.translation_matrix([0, 0, -0.3]))
     for name in ("a.glb", "a.obj"):
         scene.export(str(tmp_path / name))
-        thing = read_thing(tmp_path / name)
-        assert not thing.plain and sorted(set(thing.corners[..., 0].round(3).ravel())) == [-0.3, 0.3]
-        views = around(thing, [0, 180])
+        mesh = read_mesh(tmp_path / name)
+        assert not mesh.plain and sorted(set(mesh.corners[..., 0].round(3).ravel())) == [-0.3, 0.3]
+        views = around(mesh, [0, 180])
         np.testing.assert_allclose(views[0, 11, 16], [0, 0, 1], atol=0.02)
         np.testing.assert_allclose(views[0, 21, 16], [0, 1, 0], atol=0.02)
         assert views[1, 16, 16, 0] > 0.6 and views[1, 16, 16, 1:].max() < 0.02
-    flat = read_thing(tmp_path / "a.glb", up="z")
+    flat = read_mesh(tmp_path / "a.glb", up="z")
     assert sorted(set(flat.corners[..., 2].round(3).ravel())) == [-0.3, 0.3]
 
 
 def test_what_has_no_colour_is_lit(tmp_path: Path) -> None:
     trimesh.creation.icosphere(subdivisions=2, radius=0.5).export(str(tmp_path / "ball.obj"))
-    thing = centred(read_thing(tmp_path / "ball.obj"))
-    assert thing.plain and np.linalg.norm(thing.corners, axis=-1).max() == pytest.approx(0.8)
-    lit, plain = (around(thing, [0], light=light)[0] for light in (True, False))
+    mesh = centred(read_mesh(tmp_path / "ball.obj"))
+    assert mesh.plain and np.linalg.norm(mesh.corners, axis=-1).max() == pytest.approx(0.8)
+    lit, plain = (around(mesh, [0], light=light)[0] for light in (True, False))
     inside = np.abs(plain - 0.7).max(-1) < 1e-4
     assert plain[inside].std() < 1e-4 and lit[inside].std() > 0.02
 
@@ -158,7 +158,7 @@ def test_files_that_hold_nothing_are_named(tmp_path: Path, content: bytes, said:
         path = tmp_path / name
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=f"nothing.*({said}|cannot be read)"):
-            read_thing(path)
+            read_mesh(path)
 
 
 # --- classifiers -------------------------------------------------------------------------------------------------
@@ -207,9 +207,9 @@ def test_clip_gives_the_probabilities_of_its_own_forward_pass(clip: Path) -> Non
 
 def test_a_meter_with_clip_looks_at_a_thing(clip: Path) -> None:
     meter = Meter(MeterConfig(classifier=CLIPSidesConfig(weights=str(clip)), size=32))
-    reading = meter.look(dog(), "a dog")
+    reading = meter.classify(dog(), "a dog")
     np.testing.assert_allclose(reading.sides.sum(1), 1, atol=1e-5)
-    assert reading.views.shape == (8, 32, 32, 3) and len(reading.said()) == 8
+    assert reading.views.shape == (8, 32, 32, 3) and len(reading.labels()) == 8
     assert len(meter.likeness(reading.views, ["a dog", "a cat"]) or []) == 2
 
 
@@ -223,9 +223,9 @@ def test_a_clip_that_is_none_is_named(tmp_path: Path) -> None:
 
 def test_the_probe_knows_the_sides_and_the_noun() -> None:
     meter = Meter(MeterConfig())
-    reading = meter.look(dog(), "a blue dog", light=True)
-    look = meter.judge(reading.sides, THRESHOLD)
-    assert look.fronts == 1 and sum(look.right) >= 7 and reading.said()[0].startswith("front")
+    reading = meter.classify(dog(), "a blue dog", light=True)
+    result = meter.judge(reading.sides, THRESHOLD)
+    assert result.fronts == 1 and sum(result.right) >= 7 and reading.labels()[0].startswith("front")
     likeness = meter.likeness(reading.views, ["a red car", "a blue dog", "a green fish"])
     assert likeness is not None and int(np.argmax(likeness)) == 1
     assert meter.likeness(reading.views, ["a unicorn"]) is None

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support.parity_files import parity_files
-from threedgen.evaluation.janus.things import Part, Thing
+from threedgen.evaluation.janus.coloured_mesh import ColouredMesh, Part
 from threedgen.evaluation.metrics.distributions import fid, inception_score, kid, r_precision
 from threedgen.evaluation.metrics.elo import ratings, wins
 from threedgen.evaluation.metrics.figures import Share
@@ -152,7 +152,7 @@ def test_cameras_look_at_the_middle_with_z_up() -> None:
 
 def test_a_mesh_is_scored_from_all_around_at_all_zooms() -> None:
     corners = np.array([[[0.0, -1, -1], [0, 1, -1], [0, 0, 1]]]) * 3 + 5
-    thing = Thing((Part(corners, np.ones((1, 3, 3))),))
+    thing = ColouredMesh((Part(corners, np.ones((1, 3, 3))),))
     sizes: list[float] = []
 
     def reward(picture: np.ndarray) -> float:

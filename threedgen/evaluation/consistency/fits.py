@@ -12,11 +12,8 @@ import hashlib
 import io
 import json
 import logging
-import multiprocessing
-import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,32 +145,7 @@ def compared(truth: Floats, images: Floats) -> dict[str, list[float] | list[None
     return {"psnr": [psnr(*pair) for pair in zip(truth, images, strict=True)], "ssim": similar}
 
 
-def scored(jobs: Iterable[Job], workers: int, threads: int) -> Iterator[Score]:
-    """Does jobs that were not done before, here or in ``workers`` processes, and yields each score when it is there.
-
-    The next job is asked for when a worker has at most one more waiting.
-    """
-    if workers == 1:
-        yield from (stored(job) or score(job) for job in jobs)
-        return
-    waiting: set[Future[Score]] = set()
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _begin, (max(1, threads // workers),))
-    try:
-        for job in jobs:
-            if (found := stored(job)) is not None:
-                yield found
-                continue
-            waiting.add(pool.submit(score, job))
-            if len(waiting) >= 2 * workers:
-                ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in ready)
-        yield from (future.result() for future in as_completed(waiting))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin(threads: int) -> None:
-    """Begins a worker: Ctrl-C is for the one that gave it its work."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def score_with(threads: int, job: Job) -> Score:
+    """``score`` with so many CPU threads, in a worker."""
     set_threads(threads)
+    return score(job)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,18 @@ from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import write_summary
 from threedgen.run.progress import Count
 from threedgen.run.text import say
+from threedgen.run.workers import run_jobs
 from threedgen.train.loop import set_threads
 
-from .fits import Job, Score, scored
+from .fits import Job, Score, score_with, stored
 from .held_out import held_out_places, warn_about
 from .options import ORIGINAL, ConsistencyConfig
 from .report import distances, write
 from .scenes import Scene, fit_to
 from .strips import Strips
+
+ATTEMPTS = 2
+"""A fit may lose its worker once."""
 
 
 def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = False) -> int:
@@ -49,11 +54,25 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
     strips = Strips(config.sheet)
     fields = sum(len(samplers) + (scene.original is not None) for scene in every)
     with Interrupts() as interrupts, Count("fields", fields, quiet) as count:
-        for score in scored(jobs(config, samplers, every, held, strips, interrupts, count), config.workers, threads):
+
+        def done(job: Job, score: Score) -> None:
             scores.append(score)
             count.add(1, f"{score['scene']} {score['row']} {score['psnr']:.1f} dB")
-    if len(scores) < fields:
-        return 130
+
+        def lacking() -> Iterator[Job]:
+            for job in jobs(config, samplers, every, held, strips, interrupts, count):
+                if (before := stored(job)) is not None:
+                    done(job, before)
+                else:
+                    yield job
+
+        code = run_jobs(
+            lacking(), partial(score_with, max(1, threads // config.workers)), done,
+            engine="processes" if config.workers > 1 else "here", workers=config.workers, attempts=ATTEMPTS,
+            interrupts=interrupts,
+        )  # fmt: skip
+    if code:
+        return code
     place = {scene.name: k for k, scene in enumerate(every)}
     order = [*samplers, ORIGINAL]
     scores.sort(key=lambda score: (place[score["scene"]], order.index(score["row"])))

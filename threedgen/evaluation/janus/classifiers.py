@@ -31,7 +31,7 @@ class ViewClassifier(Protocol):
 
 
 EMBEDDED = "toybox-sides"
-"""The toybox probe, trained on with rough and with two-faced objects (``lessons.py``)."""
+"""The toybox probe, trained on with rough and with two-faced objects (``probe_data.py``)."""
 
 
 class ProbeSides:
@@ -85,10 +85,10 @@ class CLIPSides:
         words = self.tokenizer(
             list(prompts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
         )
-        said = self._features(
+        sentences = self._features(
             self.net.get_text_features, input_ids=words.input_ids, attention_mask=words.attention_mask
         )
-        return torch.cat(seen) @ said.T
+        return torch.cat(seen) @ sentences.T
 
     def _batches(self, pictures: Tensor) -> list[Tensor]:
         return [encoder_input(part, self.size, CLIP_MEAN, CLIP_STD) for part in pictures.split(self.config.batch)]

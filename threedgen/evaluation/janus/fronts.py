@@ -10,6 +10,7 @@ from math import pi
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import circulant
 from scipy.signal import find_peaks
 
 from threedgen.evaluation.metrics.figures import SLACK, Floats, sides_right
@@ -22,7 +23,7 @@ APART = pi / 2
 
 
 @dataclass(frozen=True)
-class Look:
+class RingResult:
     """What a ring of views says of an object.
 
     ``fronts``: the most views that show a front and are all more than 90 degrees apart; ``peaks``: local maxima of
@@ -42,11 +43,11 @@ class Look:
         return self.fronts > 1
 
 
-def read(sides: Floats, azimuth: Floats, threshold: float = THRESHOLD, free: bool = False) -> Look:
+def classify_ring(sides: Floats, azimuth: Floats, threshold: float = THRESHOLD, free: bool = False) -> RingResult:
     """``sides`` (V, 4): probability of each side in view k, whose camera stands at ``azimuth`` (V,) radians; ``free``:
     nobody knows where the object's front should be."""
     curve = front_curve(sides)
-    return Look(
+    return RingResult(
         fronts=front_count(curve, threshold),
         peaks=front_peaks(np.asarray(sides)[:, FRONT], threshold),
         doubt=doubt(curve),
@@ -62,8 +63,7 @@ def smooth(values: Floats) -> Floats:
     count = len(values)
     away = np.minimum(np.arange(count), count - np.arange(count)) * (2 * pi / count)
     weight = np.maximum(0.0, 1 - away / APART)
-    circulant = weight[(np.arange(count)[:, None] - np.arange(count)) % count]
-    result: Floats = (circulant / weight.sum()) @ values
+    result: Floats = (circulant(weight) / weight.sum()) @ values
     return result
 
 

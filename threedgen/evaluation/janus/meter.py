@@ -1,10 +1,10 @@
-"""The meter: a thing is photographed from all around, a classifier looks at each picture, and the ring is judged."""
+"""The meter: a mesh is photographed from all around, a classifier looks at each picture, and the ring is judged."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,30 +17,30 @@ from threedgen.geometry.poses import orbit_c2w
 
 from . import fronts
 from .classifiers import ViewClassifier
-from .fronts import Look
+from .coloured_mesh import Array
+from .fronts import RingResult
 from .options import MeterConfig
-from .things import Array
 
 SHOWN = 96
 """Pixels of a view on a sheet and in a report."""
 
 
 class Visible(Protocol):
-    """What can be looked at: a mesh (``things.Thing``), the field of a run (``run_thing.FieldThing``)."""
+    """What can be looked at: a mesh (``ColouredMesh``), the field of a run (``RunField``)."""
 
     @property
     def plain(self) -> bool:
         """It has no colour of its own."""
         ...
 
-    def pictures(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
+    def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
         """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4); ``fov`` in radians."""
         ...
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Views (V, S, S, 3) of a thing, floats in [0, 1] or uint8, and the probability of each side in them (V, 4)."""
+    """Views (V, S, S, 3) of a mesh, floats in [0, 1] or uint8, and the probability of each side in them (V, 4)."""
 
     views: Array
     sides: Array
@@ -51,12 +51,12 @@ class Reading:
         pictures = [Image.fromarray(view).resize((size, size), Image.Resampling.BOX) for view in to_uint8(self.views)]
         return Reading(np.stack([np.asarray(picture) for picture in pictures]), self.sides)
 
-    def said(self) -> list[str]:
+    def labels(self) -> list[str]:
         """The meter's word about each view."""
-        return said(self.sides)
+        return view_labels(self.sides)
 
 
-def said(sides: Array) -> list[str]:
+def view_labels(sides: Array) -> list[str]:
     """The likeliest side in each view (V, 4), and how likely: "front 0.93"."""
     return [f"{SIDES[int(view.argmax())]} {view.max():.2f}" for view in np.asarray(sides)]
 
@@ -72,23 +72,18 @@ class Meter:
         ring = torch.from_numpy(self.azimuth).float()
         self.c2w = orbit_c2w(np.deg2rad(config.elevation) * same, ring, config.distance * same).numpy()
 
-    def look(self, thing: Visible, prompt: str, light: bool | None = None) -> Reading:
+    def classify(self, mesh: Visible, prompt: str, light: bool | None = None) -> Reading:
         """``light``: shade it as the toybox is; None: only what has no colour of its own."""
-        config, light = self.config, thing.plain if light is None else light
-        views = thing.pictures(self.c2w, np.deg2rad(config.fov), config.size, config.background, light)
+        config, light = self.config, mesh.plain if light is None else light
+        views = mesh.render(self.c2w, np.deg2rad(config.fov), config.size, config.background, light)
         sides = self.classifier.sides(torch.from_numpy(views), prompt).double().numpy()
         return Reading(views, sides)
 
-    def judge(self, sides: Array, threshold: float, free: bool = False) -> Look:
+    def judge(self, sides: Array, threshold: float, free: bool = False) -> RingResult:
         """The verdict on a ring of views."""
-        return fronts.read(sides, self.azimuth, threshold, free)
+        return fronts.classify_ring(sides, self.azimuth, threshold, free)
 
     def likeness(self, views: Array, prompts: Sequence[str]) -> list[float] | None:
-        """How well a thing fits each prompt, mean over its views."""
+        """How well a mesh fits each prompt, mean over its views."""
         found = self.classifier.likeness(torch.from_numpy(views), prompts)
         return None if found is None else found.double().mean(0).tolist()
-
-
-def described(config: MeterConfig) -> dict[str, Any]:
-    """What has to be told beside every figure of the meter."""
-    return config.model_dump(mode="json")

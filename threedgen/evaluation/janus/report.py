@@ -11,12 +11,13 @@ from typing import Any
 
 from PIL import Image
 
+from threedgen.cli import say
 from threedgen.evaluation.toybox.report import limits, percent
 from threedgen.run.folder import write_atomic
+from threedgen.run.metrics import write_summary
 from threedgen.run.text import clean, duration
 from threedgen.viewer.page import data_uri, making, page
 
-from .meter import described
 from .options import MeteredConfig
 from .rates import ErrorRates
 from .results import Result, Row
@@ -27,14 +28,28 @@ HEAD = (
 )  # fmt: skip
 
 
+def finish(
+    config: MeteredConfig, table: Sequence[Row], results: Sequence[Result], rates: ErrorRates | None,
+    left_out: dict[str, str], seconds: float, quiet: bool,
+) -> int:  # fmt: skip
+    """Writes the report and the summary of a run, and says where they are; returns the exit code."""
+    folder = Path(str(config.out))
+    write(folder, config, table, results, rates, left_out)
+    write_summary(folder, config, seconds, status="finished")
+    if not quiet:
+        say((folder / "report.md").read_text(encoding="utf-8"))
+    say(str(folder / "report.html"))
+    return 0
+
+
 def write(
     folder: Path, config: MeteredConfig, table: Sequence[Row], results: Sequence[Result], rates: ErrorRates | None,
     left_out: dict[str, str],
 ) -> None:  # fmt: skip
-    """All files of the report into ``folder``; the views are read from ``folder``/looks."""
+    """Writes all files of the report into ``folder``; the views are read from ``folder``/looks."""
     with making(folder / "report.html"):
         figures = {
-            "meter": described(config.meter),
+            "meter": config.meter.model_dump(mode="json"),
             "errors": rates.plain() if rates else None,
             "truth": config.truth.model_dump(mode="json") if rates else None,
             "methods": [row.plain() for row in table],
@@ -167,16 +182,14 @@ def html(
 
 def card(folder: Path, result: Result) -> dict[str, Any]:
     """An asset as the page shows it: its strip of views and the meter's word on each."""
-    verdict: str = result.state
-    if result.state == "seen":
-        verdict = f"{result.fronts} front{'s' * (result.fronts != 1)}"
+    outcome = f"{result.fronts} front{'s' * (result.fronts != 1)}" if result.state == "seen" else result.state
     facts = [f"seed {result.seed}"] if result.seed is not None else []
     facts += [duration(result.seconds)] if result.seconds is not None else []
     name = Path(result.folder).name
     return {
-        "prompt": result.prompt, "verdict": verdict, "janus": result.janus, "reason": result.reason, "facts": facts,
+        "prompt": result.prompt, "outcome": outcome, "janus": result.janus, "reason": result.reason, "facts": facts,
         "strip": picture(folder / "looks" / f"{name}.png") if result.state == "seen" else None,
-        "views": list(zip(result.said(), result.shown, result.right, strict=True)),
+        "views": list(zip(result.labels(), result.shown, result.right, strict=True)),
     }  # fmt: skip
 
 

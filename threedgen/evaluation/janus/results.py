@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -16,13 +18,16 @@ from threedgen.config.errors import ConfigError
 from threedgen.evaluation.metrics.figures import Share, share
 from threedgen.geometry.images import write_png
 from threedgen.run.folder import write_atomic
+from threedgen.run.metrics import read_json
 from threedgen.train.checkpoint_file import LAST
 
-from .meter import Meter, Visible, described, said
+from .coloured_mesh import centred, read_mesh
+from .meter import Meter, Visible, view_labels
 from .options import THRESHOLD, MeterConfig
 from .rates import ErrorRates
-from .run_thing import run_thing
-from .things import centred, read_thing
+from .run_mesh import run_field
+
+STATES = ("seen", "empty", "failed", "missing")
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,9 @@ class Result:
         """Its own prompt fits it best of all ``prompts``."""
         return self.likeness is not None and prompts[int(np.argmax(self.likeness))] == self.prompt
 
-    def said(self) -> list[str]:
+    def labels(self) -> list[str]:
         """The meter's word about each view."""
-        return said(np.array(self.sides))
+        return view_labels(np.array(self.sides))
 
     def plain(self) -> dict[str, Any]:
         """For JSON; its figures to five digits, for the last ones depend on where in memory the pictures lay."""
@@ -71,21 +76,17 @@ def _rounded(value: Any) -> Any:
 
 
 class Reader:
-    """Looks at meshes and keeps what it saw in ``folder``/NAME.json and NAME.png: nothing is looked at twice."""
+    """Classifies meshes and keeps what it saw in ``folder``/NAME.json and NAME.png: nothing is classified twice."""
 
     def __init__(self, config: MeterConfig, prompts: Sequence[str], folder: Path, rates: ErrorRates | None, free: bool):
         self.config, self.prompts, self.folder, self.free = config, list(prompts), folder, free
         self.threshold = rates.threshold if rates is not None else config.threshold or THRESHOLD
-        self._meter: Meter | None = None
-        looked = {key: value for key, value in described(config).items() if key != "threshold"}
-        self._settings = json.dumps([looked, self.prompts], sort_keys=True)
+        seen_by = config.model_dump(mode="json", exclude={"threshold"})
+        self._settings = json.dumps([seen_by, self.prompts], sort_keys=True)
 
-    @property
+    @cached_property
     def meter(self) -> Meter:
-        """Loaded when something is looked at."""
-        if self._meter is None:
-            self._meter = Meter(self.config)
-        return self._meter
+        return Meter(self.config)
 
     def read(
         self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False
@@ -96,27 +97,21 @@ class Reader:
             return {"state": "empty", "reason": f"there is no {path.name}"}
         meter = self.meter
         try:
-            found = self._looked(path, name, prompt, up, fit)
+            found = self._reading(path, name, prompt, up, fit)
         except ConfigError as error:
             return {"state": "empty", "reason": str(error)}
-        look = meter.judge(np.array(found["sides"]), self.threshold, self.free)
-        return {
-            "state": "seen", "fronts": look.fronts, "peaks": look.peaks, "doubt": look.doubt, "shown": look.shown,
-            "right": look.right, "sides": tuple(map(tuple, found["sides"])),
-            "likeness": tuple(found["likeness"]) if found["likeness"] is not None else None,
-        }  # fmt: skip
+        ring = meter.judge(np.array(found["sides"]), self.threshold, self.free)
+        likeness = found["likeness"] and tuple(found["likeness"])
+        return {"state": "seen", "sides": tuple(map(tuple, found["sides"])), "likeness": likeness} | vars(ring)
 
-    def _looked(self, path: Path, name: str, prompt: str, up: Literal["y", "z"], fit: bool) -> dict[str, Any]:
+    def _reading(self, path: Path, name: str, prompt: str, up: Literal["y", "z"], fit: bool) -> dict[str, Any]:
         parts = (_content(path), self._settings.encode(), prompt.encode(), f"{up}{fit}".encode())
         key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
         kept = self.folder / f"{name}.json"
-        try:
-            found = json.loads(kept.read_text(encoding="utf-8"))
-            if found["key"] == key and self.strip(name).is_file():
-                return found
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        reading = self.meter.look(_opened(path, up, fit), prompt)
+        found = read_json(kept)
+        if found.get("key") == key and self.strip(name).is_file():
+            return found
+        reading = self.meter.classify(_opened(path, up, fit), prompt)
         found = {"key": key, "sides": reading.sides.tolist()}
         found["likeness"] = self.meter.likeness(reading.views, self.prompts) if self.prompts else None
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +125,7 @@ class Reader:
 
 
 def _content(path: Path) -> bytes:
-    """What decides how the thing at ``path`` looks. Raises ConfigError."""
+    """What decides how the mesh at ``path`` looks. Raises ConfigError."""
     try:
         return (path / LAST if path.is_dir() else path).read_bytes()
     except OSError as error:
@@ -139,9 +134,9 @@ def _content(path: Path) -> bytes:
 
 def _opened(path: Path, up: Literal["y", "z"], fit: bool) -> Visible:
     if path.is_dir():
-        return run_thing(path.parent)
-    thing = read_thing(path, up)
-    return centred(thing) if fit else thing
+        return run_field(path.parent)
+    mesh = read_mesh(path, up)
+    return centred(mesh) if fit else mesh
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
@@ -189,22 +184,23 @@ def rows(
 def row(
     method: str, results: Sequence[Result], prompts: Sequence[str], rates: ErrorRates | None, reason: str
 ) -> Row:
+    """The figures of a method from its results. ``reason``: why it cannot run, if so."""
     seen = [result for result in results if result.state == "seen"]
-    raw = share([result.janus for result in seen])
     named = [result for result in seen if result.likeness is not None]
-    match = share([result.recognised(prompts) for result in named])
-    recognised = share([result.janus for result in named if result.recognised(prompts)])
+    raw = share([result.janus for result in seen])
     seconds = [result.seconds for result in results if result.seconds is not None]
-    memory = [result.memory_mib for result in results if result.memory_mib is not None]
-    states = {state: count for state in ("seen", "empty", "failed", "missing") if (count := _count(results, state))}
-    reasons = [result.reason for result in results if result.reason]
+    states = Counter[str](result.state for result in results)
     return Row(
-        method, raw, share([result.fronts == 0 for result in seen]), rates.corrected(raw) if rates else None,
-        rates.interval(raw) if rates else None, share([view for result in seen for view in result.right]), match,
-        recognised, states, median(seconds) if seconds else None, max(memory, default=None),
-        reason or next(iter(reasons), ""),
-    )  # fmt: skip
-
-
-def _count(results: Sequence[Result], state: str) -> int:
-    return sum(result.state == state for result in results)
+        method=method,
+        raw=raw,
+        no_front=share([result.fronts == 0 for result in seen]),
+        corrected=rates.corrected(raw) if rates else None,
+        interval=rates.interval(raw) if rates else None,
+        right=share([view for result in seen for view in result.right]),
+        match=share([result.recognised(prompts) for result in named]),
+        recognised=share([result.janus for result in named if result.recognised(prompts)]),
+        states={state: states[state] for state in STATES if states[state]},
+        seconds=median(seconds) if seconds else None,
+        memory_mib=max((result.memory_mib for result in results if result.memory_mib is not None), default=None),
+        reason=reason or next((result.reason for result in results if result.reason), ""),
+    )

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .things import Array, Part, Thing
+from .coloured_mesh import Array, ColouredMesh, Part
 
 SHAKE, PAINT = 0.02, 0.07
 """Root mean square of the noise on places (world units) and on colours, at strength 1."""
@@ -17,23 +17,23 @@ EDGE = 0.1
 TERMS = 24
 
 
-def rough(thing: Thing, rng: np.random.Generator, strength: float = 1.0) -> Thing:
-    """``thing`` with every point moved, and its colours changed, by noise that neighbours share; 0: as it is.
+def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -> ColouredMesh:
+    """``mesh`` with every point moved, and its colours changed, by noise that neighbours share; 0: as it is.
 
     Points at one place move alike, so what is closed stays closed. Pictures on the surface are not changed.
     """
     if strength == 0:
-        return thing
+        return mesh
     wave = rng.uniform(*WAVES)
     move, tint = (Noise(rng, wave) for _ in range(2))
     parts = []
-    for part in thing.parts:
+    for part in mesh.parts:
         fine = halved(part)
         values = fine.values
         if part.texture is None:
             values = np.clip(values + PAINT * strength * tint(fine.corners), 0, 1)
         parts.append(replace(fine, corners=fine.corners + SHAKE * strength * move(fine.corners), values=values))
-    return replace(thing, parts=tuple(parts))
+    return replace(mesh, parts=tuple(parts))
 
 
 class Noise:

@@ -11,15 +11,13 @@ import time
 from pathlib import Path
 
 from threedgen.run.folder import slug
-from threedgen.run.metrics import write_summary
 from threedgen.run.progress import Count
-from threedgen.run.text import say
 from threedgen.train.loop import set_threads
 
 from .benchmark import error_rates
 from .options import JanusScoreConfig, asset_files, folder_of_assets
 from .prompts import without_front
-from .report import write
+from .report import finish
 from .results import Reader, Result, rows
 
 
@@ -42,12 +40,7 @@ def run(config: JanusScoreConfig, resume: Path | None = None, quiet: bool = Fals
             results.append(Result(method, prompt, None, name, **looked))
             count.add(1, prompt)
     table = rows(list(dict.fromkeys(method for _, method, _ in kept)), results, prompts, rates, {})
-    write(folder, config, table, results, rates, left_out)
-    write_summary(folder, config, time.monotonic() - begun, status="finished")
-    if not quiet:
-        say((folder / "report.md").read_text(encoding="utf-8"))
-    say(str(folder / "report.html"))
-    return 0
+    return finish(config, table, results, rates, left_out, time.monotonic() - begun, quiet)
 
 
 def method_of(path: Path, assets: Path) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threedgen.evaluation.janus.things import Thing
+from threedgen.evaluation.janus.coloured_mesh import ColouredMesh
 from threedgen.geometry.poses import look_at
 
 Array = NDArray[Any]
@@ -61,15 +61,15 @@ def cameras(corners: Array) -> Array:
     return look_at(position, torch.zeros_like(position), torch.from_numpy(up).float()).numpy()
 
 
-def quality_of(mesh: Thing, reward: Callable[[Array], float], size: int = SIZE, subdivisions: int = 2) -> float:
+def quality_of(mesh: ColouredMesh, reward: Callable[[Array], float], size: int = SIZE, subdivisions: int = 2) -> float:
     """Scores a mesh, unlit on black: 810 pictures by default."""
     corners, edges = icosphere(subdivisions)
     mesh, poses = fitted(mesh), cameras(corners)
-    rewards = [[reward(mesh.pictures(pose[None], pi / zoom, size, 0.0)[0]) for zoom in ZOOMS] for pose in poses]
+    rewards = [[reward(mesh.render(pose[None], pi / zoom, size, 0.0)[0]) for zoom in ZOOMS] for pose in poses]
     return quality(np.array(rewards), edges)
 
 
-def fitted(mesh: Thing) -> Thing:
+def fitted(mesh: ColouredMesh) -> ColouredMesh:
     """Moves a mesh by the mean of its vertices, those at one place counted once, and scales it into [-1, 1]."""
     points = np.unique(mesh.corners.reshape(-1, 3), axis=0)
     middle = points.mean(0)

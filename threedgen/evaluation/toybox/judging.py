@@ -110,7 +110,7 @@ def judge_pictures(
 
 def _sides(views: Seen, azimuth: np.ndarray) -> tuple[dict[str, Any], int, float]:
     """Judges the viewing sides: answers, the number of fronts, and the mean error of the azimuth in degrees."""
-    found = fronts.read(views.side.exp().numpy(), azimuth)
+    found = fronts.classify_ring(views.side.exp().numpy(), azimuth)
     answers: dict[str, Any] = {"side": list(found.right), "each_side": all(found.right)}
     if len(azimuth) % 4 == 0:
         answers["order"] = in_order(views.side.numpy(), azimuth)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from threedgen.config import ConfigError
 from threedgen.data.toybox.grammar import ACCESSORIES
 from threedgen.data.toybox.world import Toybox, View
-from threedgen.evaluation.janus.lessons import spoil
+from threedgen.evaluation.janus.probe_data import corrupt
 from threedgen.evaluation.toybox.judging import calibrate, own_accuracy
 from threedgen.evaluation.toybox.labels import OPEN, Labels, ProbeToybox, Truth, labelled
 from threedgen.evaluation.toybox.options import TrainProbeConfig
@@ -121,7 +121,7 @@ class ProbeSystem(System):
             indices = range(first, first + o.block)
             assets, rgb, truth = labelled(self.box, indices, self.size, o.n_view, self.probe.labels)
             rng = self.numpy_rng(number, "spoiled")
-            spoil(self.box, indices, assets, rgb, truth, o.spoiled, rng)
+            corrupt(self.box, indices, assets, rgb, truth, o.spoiled, rng)
             self.cache[number] = torch.from_numpy(to_uint8(rgb)), truth
         return self.cache[number]
 

@@ -27,24 +27,24 @@ from threedgen.run.seeding import numpy_generator
 from threedgen.run.text import say
 from threedgen.train.loop import set_threads
 
-from .meter import Meter, Reading, described
+from .coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh, two_fronted
+from .meter import Meter, Reading
 from .options import THRESHOLD, JanusMeterConfig, TruthConfig, asset_files, folder_of_assets
 from .prompts import clear_nouns
 from .rates import ErrorRates
 from .rough import rough
-from .things import Thing, centred, glued, read_thing, toybox_thing
 
 FRESH, CALIBRATION = 1_000_000, 2_000_000
 """Numbers of the first objects; no other evaluation asks for the same ones."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """What the meter saw of an object whose truth is known, as it is and glued."""
+class Pair:
+    """What the meter saw of an object whose fronts are known: as it is, and with two of them."""
 
     prompt: str
     good: Reading
-    janus: Reading
+    two_fronted: Reading
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Measured:
 
     rates: ErrorRates
     right: Share
-    known: list[Known]
+    known: list[Pair]
 
 
 def run(config: JanusMeterConfig, resume: Path | None = None, quiet: bool = False) -> int:
@@ -62,9 +62,13 @@ def run(config: JanusMeterConfig, resume: Path | None = None, quiet: bool = Fals
     set_threads(config.threads)
     meter = Meter(config.meter)
     found = measure(meter, config.truth, config.seed, quiet)
-    figures = {**found.rates.plain(), "direction_accuracy": found.right.plain(), "meter": described(config.meter)}
-    figures |= {"truth": config.truth.model_dump(mode="json"), "seed": config.seed}
-    figures["doubts"] = doubts(meter, found.known)
+    figures = found.rates.plain() | {
+        "direction_accuracy": found.right.plain(),
+        "meter": config.meter.model_dump(mode="json"),
+        "truth": config.truth.model_dump(mode="json"),
+        "seed": config.seed,
+        "doubts": doubts(meter, found.known),
+    }
     text = page(found, config)
     write_atomic(folder / "meter.json", json.dumps(figures, indent=1) + "\n")
     write_atomic(folder / "meter.md", text)
@@ -80,41 +84,41 @@ def measure(meter: Meter, truth: TruthConfig, seed: int, quiet: bool = True) -> 
     """Error rates on ``truth.objects`` objects, at the meter's threshold or at one chosen on others."""
     threshold = meter.config.threshold
     if threshold is None:
-        seen = doubts(meter, look_at(meter, truth, seed, CALIBRATION, truth.calibration, "calibration", quiet))
+        seen = doubts(meter, classify(meter, truth, seed, CALIBRATION, truth.calibration, "calibration", quiet))
         threshold = min(max(equal_error(seen["glued"], seen["good"]), 1e-6), 1 - 1e-6)
-    known = look_at(meter, truth, seed, FRESH, truth.objects, "ground truth", quiet)
+    known = classify(meter, truth, seed, FRESH, truth.objects, "ground truth", quiet)
     good = [meter.judge(k.good.sides, threshold) for k in known]
-    bad = [meter.judge(k.janus.sides, threshold) for k in known]
-    alarms, hits = share([look.failed for look in good]), share([look.failed for look in bad])
-    right = share([view for look in good for view in look.right])
+    bad = [meter.judge(k.two_fronted.sides, threshold) for k in known]
+    alarms, hits = share([result.failed for result in good]), share([result.failed for result in bad])
+    right = share([view for result in good for view in result.right])
     return Measured(ErrorRates(alarms, hits, threshold), right, known)
 
 
-def doubts(meter: Meter, known: Sequence[Known]) -> dict[str, list[float]]:
-    """At which thresholds each object would be called Janus: at this one and below (see ``fronts.Look``)."""
+def doubts(meter: Meter, known: Sequence[Pair]) -> dict[str, list[float]]:
+    """At which thresholds each object would be called Janus: at this one and below (see ``fronts.RingResult``)."""
 
     def of(reading: Reading) -> float:
         return meter.judge(reading.sides, meter.config.threshold or THRESHOLD).doubt
 
-    return {"good": [of(k.good) for k in known], "glued": [of(k.janus) for k in known]}
+    return {"good": [of(k.good) for k in known], "glued": [of(k.two_fronted) for k in known]}
 
 
-def look_at(
+def classify(
     meter: Meter, truth: TruthConfig, seed: int, first: int, count: int, stage: str, quiet: bool
-) -> list[Known]:
-    """What is seen of ``count`` objects as they are and glued."""
+) -> list[Pair]:
+    """What is seen of ``count`` objects as they are and with two fronts."""
     known = []
     with Count(stage, count, quiet) as counter:
         for number, (prompt, smooth) in enumerate(objects(truth, seed, first, count), first):
             light = True if truth.assets is None else None
-            thing = rough(smooth, numpy_generator(seed, number, "rough"), truth.rough)
-            seen = [meter.look(each, prompt, light) for each in (thing, glued(thing))]
-            known.append(Known(prompt, *(reading.small() for reading in seen)))
+            mesh = rough(smooth, numpy_generator(seed, number, "rough"), truth.rough)
+            seen = [meter.classify(each, prompt, light) for each in (mesh, two_fronted(mesh))]
+            known.append(Pair(prompt, *(reading.small() for reading in seen)))
             counter.add(1, prompt)
     return known
 
 
-def objects(truth: TruthConfig, seed: int, first: int, count: int) -> Iterator[tuple[str, Thing]]:
+def objects(truth: TruthConfig, seed: int, first: int, count: int) -> Iterator[tuple[str, ColouredMesh]]:
     """Prompts and good objects: the files, or ``count`` toybox things, no two alike, of which every noun comes in turn.
 
     Of files the calibration takes every other one, and the measurement the rest.
@@ -123,13 +127,13 @@ def objects(truth: TruthConfig, seed: int, first: int, count: int) -> Iterator[t
         files = asset_files(folder_of_assets(truth.assets, "truth.assets"))
         kept = files[0 if first == FRESH else 1 :: 2]
         for path in kept[:count]:
-            yield path.stem.replace("_", " "), centred(read_thing(path))
+            yield path.stem.replace("_", " "), centred(read_mesh(path))
         return
     nouns = truth.nouns or clear_nouns()
     cases = held_out_cases(len(nouns), seed, spread=True, nouns=nouns)
     for k in range(count):
         case, number = cases[k % len(cases)], first + k // len(cases)
-        yield case.caption, toybox_thing(case.truth(seed, number))
+        yield case.caption, toybox_mesh(case.truth(seed, number))
 
 
 # --- what is written ---------------------------------------------------------------------------------------------
@@ -156,11 +160,11 @@ def write_sheet(path: Path, meter: Meter, found: Measured, count: int) -> None:
     """Strips of views with the meter's words, those it errs about first."""
     strips = []
     for known in found.known:
-        for truth, reading in ((1, known.good), (2, known.janus)):
-            look = meter.judge(reading.sides, found.rates.threshold)
-            wrong = look.failed != (truth == 2)
-            label = f"{known.prompt}: {truth} front{'s' * (truth > 1)}, found {look.fronts}{' WRONG' if wrong else ''}"
-            strips.append((not wrong, f"{label} ({', '.join(reading.said())})", reading.views))
+        for truth, reading in ((1, known.good), (2, known.two_fronted)):
+            result = meter.judge(reading.sides, found.rates.threshold)
+            wrong = result.failed != (truth == 2)
+            label = f"{known.prompt}: {truth} front{'s' * (truth > 1)}, found {result.fronts}{' WRONG' * wrong}"
+            strips.append((not wrong, f"{label} ({', '.join(reading.labels())})", reading.views))
     strips = sorted(strips, key=lambda strip: strip[0])[:count]
     if strips:
         pictures = [grid(views, len(views)) for _, _, views in strips]

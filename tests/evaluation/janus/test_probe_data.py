@@ -8,21 +8,21 @@ import pytest
 from tests.support import janus_stub
 from threedgen.data.toybox.grammar import Spec
 from threedgen.data.toybox.world import build
-from threedgen.evaluation.janus.lessons import nearer_front, spoil
+from threedgen.evaluation.janus.coloured_mesh import ColouredMesh, Part, toybox_mesh
 from threedgen.evaluation.janus.meter import Meter
+from threedgen.evaluation.janus.meter_errors import measure
 from threedgen.evaluation.janus.options import MeterConfig, TruthConfig
+from threedgen.evaluation.janus.probe_data import corrupt, nearer_front
 from threedgen.evaluation.janus.rough import EDGE, SHAKE, Noise, halved, rough
-from threedgen.evaluation.janus.things import Part, Thing, toybox_thing
-from threedgen.evaluation.janus.truth import measure
 from threedgen.evaluation.toybox.labels import OPEN, Labels, ProbeToybox, labelled
 
 
-def dog() -> Thing:
-    return toybox_thing(build(Spec("dog", "blue"), np.random.default_rng(0)))
+def dog() -> ColouredMesh:
+    return toybox_mesh(build(Spec("dog", "blue"), np.random.default_rng(0)))
 
 
-def places(thing: Thing) -> np.ndarray:
-    return thing.corners.reshape(-1, 3)
+def places(mesh: ColouredMesh) -> np.ndarray:
+    return mesh.corners.reshape(-1, 3)
 
 
 def test_halving_keeps_the_surface_and_what_it_carries() -> None:
@@ -48,13 +48,13 @@ def test_noise_has_the_strength_it_says_and_neighbours_share_it() -> None:
 
 
 def test_a_rough_thing_is_moved_by_what_was_asked_and_stays_closed() -> None:
-    thing = dog()
-    assert rough(thing, np.random.default_rng(0), 0) is thing
-    smooth = Thing(tuple(halved(part) for part in thing.parts))
+    mesh = dog()
+    assert rough(mesh, np.random.default_rng(0), 0) is mesh
+    smooth = ColouredMesh(tuple(halved(part) for part in mesh.parts))
     for strength in (0.5, 2):
-        shaken = [places(rough(thing, np.random.default_rng(k), strength)) - places(smooth) for k in range(12)]
+        shaken = [places(rough(mesh, np.random.default_rng(k), strength)) - places(smooth) for k in range(12)]
         assert np.sqrt(np.mean(np.square(shaken))) == pytest.approx(SHAKE * strength, rel=0.2)
-    once, again = (rough(thing, np.random.default_rng(5)) for _ in range(2))
+    once, again = (rough(mesh, np.random.default_rng(5)) for _ in range(2))
     assert (places(once) == places(again)).all()
     _, which = np.unique(places(smooth).round(9), axis=0, return_inverse=True)
     first = np.unique(which, return_index=True)[1]
@@ -68,12 +68,12 @@ def test_errors_can_be_measured_on_rough_objects() -> None:
     smooth, shaken = (measure(meter, TruthConfig(objects=2, rough=strength), 0).known for strength in (0, 1))
     for one, other in zip(smooth, shaken, strict=True):
         assert one.prompt == other.prompt
-        assert (one.good.views != other.good.views).any() and (one.janus.views != other.janus.views).any()
+        assert (one.good.views != other.good.views).any() and (one.two_fronted.views != other.two_fronted.views).any()
 
 
 def test_the_texture_of_a_rough_thing_stays() -> None:
     corners, uv = np.eye(3)[None] * 0.2, np.array([[[0, 0], [1, 0], [0, 1.0]]])
-    made = rough(Thing((Part(corners, uv, np.zeros((2, 2, 3))),)), np.random.default_rng(0))
+    made = rough(ColouredMesh((Part(corners, uv, np.zeros((2, 2, 3))),)), np.random.default_rng(0))
     assert made.parts[0].values.min() == 0 and made.parts[0].values.max() == 1 and made.parts[0].texture is not None
 
 
@@ -90,7 +90,7 @@ def test_spoiling_changes_pictures_and_only_what_is_no_longer_true() -> None:
     def lesson(share: float):
         assets, rgb, truth = labelled(box, indices, 32, 2, labels)
         before = rgb.copy()
-        spoil(box, indices, assets, rgb, truth, share, np.random.default_rng(4))
+        corrupt(box, indices, assets, rgb, truth, share, np.random.default_rng(4))
         return assets, before, rgb, truth
 
     _, before, rgb, plain = lesson(0)

@@ -1,6 +1,6 @@
 """Coloured triangles to look at: read from GLB and OBJ files, or made of toybox objects; and how they are glued.
 
-Axes are the world's: z up, front +x. A thing is a list of parts, each with colours or with a texture.
+Axes are the world's: z up, front +x. A mesh is a list of parts, each with colours or with a texture.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from threedgen.geometry import raster
 from threedgen.geometry.texture import sample
 
 Array = NDArray[Any]
-SUFFIXES = (".glb", ".gltf", ".obj")
 PLAIN = 0.7
 """Grey of what has no colour of its own."""
 
@@ -34,7 +33,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Thing:
+class ColouredMesh:
     """``plain``: no part has a colour of its own, so only light tells its sides apart."""
 
     parts: tuple[Part, ...]
@@ -45,7 +44,7 @@ class Thing:
         """Of all parts, (F, 3, 3)."""
         return np.concatenate([part.corners for part in self.parts])
 
-    def pictures(
+    def render(
         self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False, supersample: int = 2
     ) -> Array:
         """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4). ``light``: the toybox's, 0.5 + 0.2 n_z + 0.3 n . v; else
@@ -69,13 +68,13 @@ class Thing:
 # --- where they come from ----------------------------------------------------------------------------------------
 
 
-def toybox_thing(asset: Asset, segments: int = 32) -> Thing:
+def toybox_mesh(asset: Asset, segments: int = 32) -> ColouredMesh:
     """The solids of a toybox asset as triangles, unlit."""
     vertices, faces, colours, _ = asset.mesh(segments)
-    return Thing((Part(vertices[faces], np.repeat(colours[:, None], 3, axis=1)),))
+    return ColouredMesh((Part(vertices[faces], np.repeat(colours[:, None], 3, axis=1)),))
 
 
-def read_thing(path: Path, up: Literal["y", "z"] = "y") -> Thing:
+def read_mesh(path: Path, up: Literal["y", "z"] = "y") -> ColouredMesh:
     """A GLB, glTF or OBJ file. With ``up`` y the front is +z, as glTF has it, with z the axes are ours already.
 
     Raises ConfigError, naming the file, for what cannot be read and for what has no triangle with an area.
@@ -97,7 +96,7 @@ def read_thing(path: Path, up: Literal["y", "z"] = "y") -> Thing:
     if not parts:
         raise ConfigError(f"{path} is empty: it has no triangle with an area")
     turned = [replace(part, corners=part.corners[..., [2, 0, 1]]) for part in parts] if up == "y" else parts
-    return Thing(tuple(turned), plain=not any(_coloured(piece) for piece, _ in placed))
+    return ColouredMesh(tuple(turned), plain=not any(_coloured(piece) for piece, _ in placed))
 
 
 def _moved(part: Part, place: Array) -> Part:
@@ -175,26 +174,26 @@ def _srgb(linear: Array) -> Array:
 # --- what is done with them --------------------------------------------------------------------------------------
 
 
-def centred(thing: Thing, radius: float = 0.8) -> Thing:
+def centred(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
     """Moved and scaled so that its bounding box is about the origin and its farthest corner ``radius`` away."""
-    points = thing.corners.reshape(-1, 3)
+    points = mesh.corners.reshape(-1, 3)
     middle = (points.min(0) + points.max(0)) / 2
     scale = radius / np.linalg.norm(points - middle, axis=1).max()
-    return replace(thing, parts=tuple(replace(p, corners=(p.corners - middle) * scale) for p in thing.parts))
+    return replace(mesh, parts=tuple(replace(p, corners=(p.corners - middle) * scale) for p in mesh.parts))
 
 
-def glued(thing: Thing) -> Thing:
+def two_fronted(mesh: ColouredMesh) -> ColouredMesh:
     """Two front halves, back to back: what is in front of the middle of the bounding box, and the same turned half
     around the vertical axis, as if a painter of single views had drawn the front again from behind.
 
-    Of a thing that is symmetric the two cuts lie on each other, so that what is closed stays closed.
+    Of a mesh that is symmetric the two cuts lie on each other, so that what is closed stays closed.
     """
-    x = thing.corners[..., 0]
+    x = mesh.corners[..., 0]
     middle = (x.min() + x.max()) / 2
-    halves = [half for part in thing.parts if len((half := _front_half(part, middle)).corners)]
+    halves = [half for part in mesh.parts if len((half := _front_half(part, middle)).corners)]
     turn = np.array([-1.0, -1.0, 1.0])
     behind = [replace(half, corners=half.corners * turn + [2 * middle, 0, 0]) for half in halves]
-    return replace(thing, parts=tuple(halves + behind))
+    return replace(mesh, parts=tuple(halves + behind))
 
 
 def _front_half(part: Part, middle: float) -> Part:
@@ -223,10 +222,10 @@ def _front_half(part: Part, middle: float) -> Part:
 # --- how they are seen -------------------------------------------------------------------------------------------
 
 
-def _painted(thing: Thing, face: Array, weight: Array) -> Array:
+def _painted(mesh: ColouredMesh, face: Array, weight: Array) -> Array:
     """Colours (P, 3) of points on faces (P,), which are counted through all parts, at barycentrics (P, 3, 1)."""
     colour, first = np.zeros((len(face), 3), np.float32), 0
-    for part in thing.parts:
+    for part in mesh.parts:
         mine = (face >= first) & (face < first + len(part.corners))
         value = (part.values[face[mine] - first] * weight[mine]).sum(1)
         if part.texture is None:

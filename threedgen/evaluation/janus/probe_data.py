@@ -11,8 +11,8 @@ from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.world import Toybox
 from threedgen.evaluation.toybox.labels import OPEN, Truth
 
+from .coloured_mesh import Array, toybox_mesh, two_fronted
 from .rough import rough
-from .things import Array, glued, toybox_thing
 
 ROUGHEST = 2.0
 """Strengths of ``rough`` are drawn up to this one."""
@@ -22,7 +22,7 @@ CLEAR = np.deg2rad(60)
 """Two glued fronts show a side so far from either of them; further, they show two sides at once."""
 
 
-def spoil(
+def corrupt(
     box: Toybox, indices: Sequence[int], assets: Sequence[Asset], rgb: Array, truth: Truth, share: float,
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
@@ -35,10 +35,10 @@ def spoil(
         if rng.random() >= share:
             continue
         mine, two = slice(k * n_view, (k + 1) * n_view), asset.front and rng.random() < 0.5
-        thing = toybox_thing(asset, SEGMENTS)
-        thing = rough(glued(thing) if two else thing, rng, rng.uniform(0, ROUGHEST))
+        mesh = toybox_mesh(asset, SEGMENTS)
+        mesh = rough(two_fronted(mesh) if two else mesh, rng, rng.uniform(0, ROUGHEST))
         c2w, fov, azimuth, grey = box.cameras(index, n_view)
-        rgb[mine] = thing.pictures(c2w, float(fov[0]), size, grey, light=True)
+        rgb[mine] = mesh.render(c2w, float(fov[0]), size, grey, light=True)
         if two:
             truth.seen[mine], truth.part_colour[mine] = OPEN, OPEN
             turned, clear = nearer_front(azimuth)
@@ -46,7 +46,7 @@ def spoil(
 
 
 def nearer_front(azimuth: Array) -> tuple[Array, Array]:
-    """Of cameras at ``azimuth`` (V,) radians around a thing with fronts at 0 and pi: the azimuth (V,) from the nearer
+    """Of cameras at ``azimuth`` (V,) radians around a mesh with fronts at 0 and pi: the azimuth (V,) from the nearer
     front, and whether (V,) that is clear."""
     turned = np.where(np.cos(azimuth) < 0, azimuth + np.pi, azimuth) % (2 * np.pi)
     return turned.astype(np.float32), np.cos(turned) >= np.cos(CLEAR)

@@ -1,0 +1,73 @@
+"""Jobs for the tests of workers, known by name to worker processes; each leaves a trace in files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from threedgen.config import ConfigError
+from threedgen.run.workers import Stopped
+
+
+class Job(NamedTuple):
+    """``trouble``: a key of TROUBLES, each time or once only."""
+
+    name: str
+    folder: str
+    trouble: str = ""
+    once: bool = False
+
+    def traces(self, word: str) -> int:
+        return len(list(Path(self.folder).glob(f"{self.name}.{word}.*")))
+
+
+def work(job: Job) -> int:
+    """Returns the number of the process that did it."""
+    trace(job, "begun")
+    if job.trouble and not (job.once and job.traces("begun") > 1):
+        TROUBLES[job.trouble](job)
+    trace(job, "done")
+    return os.getpid()
+
+
+def trace(job: Job, word: str) -> None:
+    (Path(job.folder) / f"{job.name}.{word}.{time.time_ns()}").write_text(str(os.getpid()))
+
+
+def fail(job: Job) -> None:
+    raise ValueError("no memory")
+
+
+def mistake(job: Job) -> None:
+    raise ConfigError("weights: there are none")
+
+
+def obeyed(job: Job) -> None:
+    raise Stopped(143)
+
+
+def die(job: Job) -> None:
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def wait(job: Job) -> None:
+    """Until a signal comes, at which it saves what it has."""
+    try:
+        time.sleep(100)
+    finally:
+        trace(job, "saved")
+
+
+def deaf(job: Job) -> None:
+    """Hears no signal."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    trace(job, "deaf")
+    time.sleep(100)
+
+
+TROUBLES: dict[str, Any] = {
+    "fail": fail, "mistake": mistake, "obeyed": obeyed, "die": die, "wait": wait, "deaf": deaf,
+}  # fmt: skip

@@ -1,0 +1,266 @@
+"""Runs jobs one after the other in this process, or side by side in processes of this machine or on a Ray cluster.
+
+    code = run_jobs(jobs, work, on_done, engine="processes", workers=4, attempts=3)
+
+What is done is known by the files that ``work`` leaves: whoever hands out only jobs that are not finished goes on with
+what was killed. A worker process lives for many jobs, and its death costs no other job anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any, Literal, NamedTuple
+
+from threedgen.config import ConfigError, registry
+from threedgen.config.optional import require
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.text import clean
+
+logger = logging.getLogger(__name__)
+STOPPED = (130, 143)
+"""Exit codes of a task that obeyed Ctrl-C or SIGTERM."""
+POLL = 0.2
+"""Seconds until a signal is noticed at the latest."""
+
+
+class Stopped(SystemExit):
+    """Raised by work that obeyed Ctrl-C or SIGTERM, with one of the codes STOPPED; its job can go on later."""
+
+
+def run_jobs(
+    jobs: Iterable[Any], work: Callable[[Any], Any], on_done: Callable[[Any, Any], None],
+    on_failed: Callable[[Any, str], None] | None = None, *, engine: Literal["here", "processes", "ray"] = "here",
+    workers: int = 1, attempts: int = 1, address: str | None = None, cpus: float = 1.0, gpus: float = 0.0,
+    interrupts: Interrupts | None = None,
+) -> int:  # fmt: skip
+    """Does ``work(job)`` for each job; returns 0, or 130 or 143 if Ctrl-C or SIGTERM came, here or to a worker.
+
+    ``jobs`` are drawn when a worker is free, and one ahead. ``on_done(job, result)`` and ``on_failed(job, reason)`` are
+    called in this process. A job fails when it has raised an exception, or lost its worker, ``attempts`` times; without
+    ``on_failed`` that raises RuntimeError. Raises ConfigError if ``work`` does, if no Ray cluster answers at
+    ``address``, and if workers keep dying. Each worker on Ray asks for ``cpus`` and ``gpus``.
+
+    The first Ctrl-C, or SIGTERM, is passed on and the workers are waited for; at the second Ctrl-C, which raises
+    KeyboardInterrupt, they are gone at once. ``interrupts``: the caller's own. With ``engine`` here, signals are left
+    to ``work``, but for ``interrupts``, which are obeyed between two jobs.
+    """
+    kinds: dict[str, Callable[[], Worker]] = {"here": Worker, "processes": LocalProcess}
+    start = kinds.get(engine) or ray_tasks(address, cpus, gpus)
+    heard = interrupts or Interrupts()
+    with ExitStack() as stack:
+        if engine != "here":
+            stack.enter_context(heard)
+            heard.obey_sigterm()
+        crew = Crew(start, 1 if engine == "here" else workers, work, attempts, heard)
+        stack.callback(crew.close)
+        return crew.run(jobs, on_done, on_failed)
+
+
+class Answer(NamedTuple):
+    """What an attempt came to, as plain data: not every exception survives pickling."""
+
+    state: Literal["done", "stopped", "mistake", "error"]
+    value: Any
+
+
+def attempt(work: Callable[[Any], Any], job: Any, table: dict[str, Any]) -> Answer:
+    """Does one job, in a worker. ``table``: the registry of the process that began, plug-ins included."""
+    registry.TABLE.update(table)
+    try:
+        return Answer("done", work(job))
+    except (Stopped, KeyboardInterrupt) as stop:
+        return Answer("stopped", getattr(stop, "code", STOPPED[0]))
+    except ConfigError as error:
+        return Answer("mistake", str(error))
+    except (Exception, SystemExit) as error:
+        logger.debug("a job failed", exc_info=True)
+        return Answer("error", f"{type(error).__name__}: {error}")
+
+
+class Crew:
+    """Hands out jobs to ``count`` workers and settles their answers."""
+
+    def __init__(
+        self, start: Callable[[], Worker], count: int, work: Callable[[Any], Any], attempts: int, heard: Interrupts
+    ) -> None:
+        self.start, self.count, self.work, self.attempts, self.heard = start, count, work, attempts, heard
+        self.idle = [start() for _ in range(count)]
+        self.busy: dict[Future[Answer], tuple[Worker, Any, int]] = {}
+        self.coming: list[tuple[Any, int]] = []  # drawn ahead or to be tried again, with the number of the attempt
+        self.code = self.deaths = 0
+
+    def run(
+        self, jobs: Iterable[Any], on_done: Callable[[Any, Any], None], on_failed: Callable[[Any, str], None] | None
+    ) -> int:
+        jobs, told = iter(jobs), False
+        while True:
+            while self.idle and self.draw(jobs):
+                worker, (job, number) = self.idle.pop(), self.coming.pop()
+                self.busy[worker.submit(self.work, job, registry.TABLE)] = worker, job, number
+            if not self.busy:
+                return self.code if self.stopped() else 0
+            if not any(future.done() for future in self.busy):
+                self.draw(jobs)  # which may take its time too
+            if self.stopped() and not told:
+                told = True
+                for worker, _, _ in self.busy.values():
+                    worker.stop()
+            for future in wait(self.busy, POLL, return_when=FIRST_COMPLETED).done:
+                worker, job, number = self.busy.pop(future)
+                answer = self.answer(future, worker)
+                if answer.state == "done":
+                    on_done(job, answer.value)
+                elif answer.state == "error" and not self.stopped() and not self.again(job, number, answer.value):
+                    if on_failed is None:
+                        raise RuntimeError(answer.value)
+                    on_failed(job, answer.value)
+
+    def stopped(self) -> bool:
+        self.code = self.code or (143 if self.heard.terminated else 130 if self.heard.stop else 0)
+        return self.code != 0
+
+    def draw(self, jobs: Iterable[Any]) -> bool:
+        """Is there a job to begin? Not if a signal came while it was drawn."""
+        if not self.coming and not self.stopped():
+            self.coming += [(job, 1) for _, job in zip(range(1), jobs, strict=False)]
+        return bool(self.coming) and not self.stopped()
+
+    def answer(self, future: Future[Answer], worker: Worker) -> Answer:
+        """What a worker said, or that it died: it is replaced. Raises ConfigError for mistakes, and if all die."""
+        death = future.exception()
+        if death is not None:
+            worker.close()
+            worker, self.deaths = self.start(), self.deaths + 1
+            if self.deaths > self.count * (self.attempts + 1):
+                raise ConfigError(f"engine: {self.deaths} workers died one after the other ({clean(str(death))})")
+        self.idle.append(worker)
+        if death is not None:
+            return Answer("error", f"its worker was lost ({type(death).__name__})")
+        self.deaths, answer = 0, future.result()
+        if answer.state == "mistake":
+            raise ConfigError(answer.value)
+        self.code = self.code or (answer.value if answer.state == "stopped" else 0)
+        return answer
+
+    def again(self, job: Any, number: int, reason: str) -> bool:
+        """Tries a job once more, if it may be."""
+        if number >= self.attempts:
+            return False
+        logger.warning("attempt %d of %d failed: %s", number, self.attempts, clean(reason))
+        self.coming.append((job, number + 1))
+        return True
+
+    def close(self) -> None:
+        for worker in [*self.idle, *(worker for worker, _, _ in self.busy.values())]:
+            worker.close()
+
+
+# --- where they work ---------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """Does one job at a time: this one in the process that asks. If it dies, the future has an exception."""
+
+    def submit(self, *task: Any) -> Future[Answer]:
+        future: Future[Answer] = Future()
+        future.set_result(attempt(*task))
+        return future
+
+    def stop(self) -> None:
+        """Asks for an orderly end of the job."""
+
+    def close(self) -> None:
+        """Ends the worker, whatever it does."""
+
+
+class LocalProcess(Worker):
+    """A pool of one process: so a death is known to be that of one job, and the pools of the others stay whole."""
+
+    def __init__(self) -> None:
+        spawn = multiprocessing.get_context("spawn")  # a fork would inherit locks and threads of torch
+        theirs, self.leash = spawn.Pipe(duplex=False)
+        self.pool = ProcessPoolExecutor(1, spawn, begin, (theirs,))
+
+    def submit(self, *task: Any) -> Future[Answer]:
+        with suppress(BrokenProcessPool):
+            return self.pool.submit(attempt, *task)
+        self.__init__()  # type: ignore[misc]  # it died while it had nothing to do
+        return self.pool.submit(attempt, *task)
+
+    def stop(self) -> None:
+        with suppress(OSError):  # it has just died
+            self.leash.send("stop")
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.leash.close()
+
+
+def begin(leash: Connection) -> None:
+    """Prepares a process, in a group of its own: Ctrl-C in the terminal is for the one that began."""
+
+    def leave(*signal_and_frame: object) -> None:  # a task that trains has its own way to obey, and then this one again
+        raise Stopped(STOPPED[1])
+
+    def hold() -> None:
+        with suppress(EOFError, OSError):
+            while leash.recv():
+                os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(1)  # let go, or the process that began was killed: the job is left to its next start
+
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    signal.signal(signal.SIGTERM, leave)
+    threading.Thread(target=hold, daemon=True).start()
+
+
+class RayTask(Worker):
+    """One task of a Ray cluster at a time."""
+
+    def __init__(self, remote: Any, cancel: Callable[..., None]) -> None:
+        self.remote, self.cancel, self.reference = remote, cancel, None
+
+    def submit(self, *task: Any) -> Future[Answer]:
+        self.reference = self.remote.remote(*task)
+        future: Future[Answer] = self.reference.future()  # type: ignore[attr-defined]
+        return future
+
+    def stop(self) -> None:
+        self.cancel(self.reference)
+
+    def close(self) -> None:
+        if self.reference is not None:
+            self.cancel(self.reference, force=True)  # nothing happens to a task that is over
+
+
+def attempt_for_ray(*task: Any) -> Answer:
+    """Hears Ray's way to stop a task, which is SIGINT: what a shell begins with & ignores that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return attempt(*task)
+
+
+def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Worker]:
+    """Connects to a Ray cluster, or begins one on this machine. Raises ConfigError."""
+    require("ray", "engine: ray", "choose engine=processes")
+    import ray
+
+    # a checkout is found by its path, on all machines that share the disk
+    paths = {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}
+    try:
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, runtime_env={"env_vars": paths})
+    except Exception as error:  # Ray raises what it likes: no such cluster, none that starts in time
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"address: there is no Ray cluster that answers ({reason}; got {address!r})") from None
+    # Ray itself retries nothing: attempts are counted here
+    return partial(RayTask, ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(attempt_for_ray), ray.cancel)
