@@ -38,6 +38,7 @@ test-slow: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 # mypy runs no import hooks, so it is shown the folders where an installation puts them
 types: $(READY)

@@ -45,14 +45,17 @@ BENCHMARKS = {
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The words of the command line, checked."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Measures speed, each figure beside a baseline of the same run.",
+        prog="python -m benchmarks",
+        description="Measures speed, each figure beside a baseline of the same run.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="benchmarks:\n" + "\n".join(f"  {name:<10}{made.about}" for name, made in BENCHMARKS.items()),
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "words", nargs="+", metavar="NAME | key=value",
+        "words",
+        nargs="+",
+        metavar="NAME | key=value",
         help="a benchmark, or an option of the config that step and mvdream measure, such as threads=2",
-    )  # fmt: skip
+    )
     parser.add_argument("--rounds", type=int, default=3, help="repeats of every measurement (default 3)")
     parser.add_argument("--size", type=int, default=64, help="pixels of the renders in a step (default 64)")
     parser.add_argument("--seeds", type=int, default=5, help="fields of each shape to export (default 5)")

@@ -138,9 +138,12 @@ def against_field(view: FieldView, asset: ExportedAsset, baked: ExportedAsset) -
     file, before = (read_glb(made.files[f"{asset.name}.glb"]) for made in (asset, baked))
     textures = {"baked": before.images["baseColorTexture"], "refined": file.images["baseColorTexture"]}
     figures = similarity(
-        view.pictures, view.radius, at_home(file, asset), v_up(file),
+        view.pictures,
+        view.radius,
+        at_home(file, asset),
+        v_up(file),
         {name: pixels.astype(np.float32) / 255 for name, pixels in textures.items()},
-    )  # fmt: skip
+    )
     return figures | {"gain": figures["inside refined"] - figures["inside baked"]}
 
 

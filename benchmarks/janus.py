@@ -57,10 +57,18 @@ def row(engine: str, workers: int, seconds: float) -> Row:
     full = max(own[0][0] for own in each.values())
     pauses = [
         begun - ended
-        for own in each.values() for (_, ended), (begun, _) in zip(own, own[1:], strict=False) if ended >= full
-    ]  # fmt: skip
+        for own in each.values()
+        for (_, ended), (begun, _) in zip(own, own[1:], strict=False)
+        if ended >= full
+    ]
     pause = sum(pauses) / len(pauses) if pauses else float("nan")
     return {
-        "engine": engine, "workers": workers, "jobs": len(jobs), "start, s": full - first, "pause, ms": 1000 * pause,
-        "overhead, %": 100 * pause / seconds, "speed-up": len(jobs) * seconds / (last - first), "seconds in all": wall,
-    }  # fmt: skip
+        "engine": engine,
+        "workers": workers,
+        "jobs": len(jobs),
+        "start, s": full - first,
+        "pause, ms": 1000 * pause,
+        "overhead, %": 100 * pause / seconds,
+        "speed-up": len(jobs) * seconds / (last - first),
+        "seconds in all": wall,
+    }

@@ -41,8 +41,9 @@ def table(rounds: int, size: int, overrides: list[str]) -> Table:
     """Two rows for each config. Raises ConfigError for a size at which no step renders."""
     configs = {
         (name, variant): load(name, ["prompt=nothing", *overrides, *words])
-        for name in CONFIGS for variant, words in VARIANTS.items()
-    }  # fmt: skip
+        for name in CONFIGS
+        for variant, words in VARIANTS.items()
+    }
     first = configs[CONFIGS[0], OURS]
     set_threads(first.threads)
     prior = random_prior(first.prior.dtype, torch.device(device(first.trainer.accelerator)))

@@ -167,6 +167,7 @@ def combine(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tens
 
 class Negatives(NamedTuple):
     """K texts for each image to stay away from: text (K,B,L,D), and how strongly, weights (K,B) >= 0."""
+
     text: Tensor
     weights: Tensor
 

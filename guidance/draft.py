@@ -59,19 +59,19 @@ class Draft(ModelMixin, ConfigMixin):
         self.camera = nn.Linear(2 * HARMONICS + 2, width // 2)
         self.no_camera = nn.Parameter(torch.zeros(width // 2))
         self.mix = nn.Sequential(
-            nn.Linear(queries * text_width + width // 2, width), nn.SiLU(),
-            nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(queries * text_width + width // 2, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
             nn.Linear(width, channels[0] * self.base**2),
-        )  # fmt: skip
+        )
         first: Any = self.mix[0]
         nn.init.kaiming_normal_(first.weight)
         self.levels = nn.ModuleList(
             nn.ModuleList(Block(c, text_width, heads) for _ in range(count))
             for c, count in zip(channels, blocks, strict=True)
         )
-        self.finer = nn.ModuleList(
-            nn.Conv2d(a, 4 * b, 1) for a, b in zip(channels, channels[1:], strict=False)
-        )
+        self.finer = nn.ModuleList(nn.Conv2d(a, 4 * b, 1) for a, b in zip(channels, channels[1:], strict=False))
         self.out = nn.Conv2d(channels[-1], latent_channels, 3, padding=1)
 
     def forward(self, text: Tensor, camera: Tensor | None) -> Tensor:

@@ -112,9 +112,12 @@ class StableDiffusionConfig(PriorConfig):
         "Hugging Face hub (stabilityai/stable-diffusion-2-1-base), or a single-file checkpoint",
     )
     front: float = Field(
-        3.0, ge=0, le=10, description="of a prior with a draft, such as the embedded one: pictures from azimuth a are "
-        "in proportion to e^(this cos a), as photographers prefer the front; 0: all sides alike"
-    )  # fmt: skip
+        3.0,
+        ge=0,
+        le=10,
+        description="of a prior with a draft, such as the embedded one: pictures from azimuth a are "
+        "in proportion to e^(this cos a), as photographers prefer the front; 0: all sides alike",
+    )
 
 
 class DeepFloydConfig(PriorConfig):

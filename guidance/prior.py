@@ -80,14 +80,10 @@ class Prior(Protocol):
         """Latents -> (B,H,W,3) in [0,1]."""
 
     @abstractmethod
-    def network(
-        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
-    ) -> Tensor:
+    def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
         """What the UNet itself says, float32: the noise or v, as ``schedule.prediction`` has it; see ``denoise``."""
 
-    def denoise(
-        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
-    ) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
         """The noise in latents ``x`` (B,C,h,w) at time steps ``t`` (B,) or (), float32, like ``x``.
 
         Text (B,L,D). A prior without cameras looks at each picture by itself, whatever ``camera`` and ``n_view`` are.
@@ -124,9 +120,17 @@ class Prior(Protocol):
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
         like = torch.empty(len(prompts) * n_view, *self.latent_shape, device=self.device)
         z = ddim_sample(
-            guided(self.denoise, guidance_scale), fresh_noise(like, generator), text, camera, n_view, self.schedule,
-            steps, eta, generator, progress,
-        )  # fmt: skip
+            guided(self.denoise, guidance_scale),
+            fresh_noise(like, generator),
+            text,
+            camera,
+            n_view,
+            self.schedule,
+            steps,
+            eta,
+            generator,
+            progress,
+        )
         return torch.cat([self.decode_latents(views).float().cpu() for views in z.split(n_view)])
 
 

@@ -35,6 +35,7 @@ class Representation(nn.Module):
             sizes = " of other sizes" if type(self) is type(other) else ""
             raise ConfigError(
                 f"a field goes on from one of its own kind and sizes; {type(self).__name__} cannot begin from "
-                f"{type(other).__name__}{sizes}", "stages"
+                f"{type(other).__name__}{sizes}",
+                "stages",
             )
         self.load_state_dict(other.state_dict())

@@ -70,11 +70,15 @@ class SceneField:
         )
         self.field = NGP(
             NGPConfig(
-                encoding=options.encoding, width=options.width, hidden_layers=options.density_layers,
-                feature_hidden_layers=options.colour_layers, density_activation="exp", density_blob="none",
+                encoding=options.encoding,
+                width=options.width,
+                hidden_layers=options.density_layers,
+                feature_hidden_layers=options.colour_layers,
+                density_activation="exp",
+                density_blob="none",
             ),
             generator(seed, 0, "consistency field"),
-        ).to(self.device)  # fmt: skip
+        ).to(self.device)
         red, green, blue = colour.tolist()
         self.background = SolidBackground(SolidBackgroundConfig(color=(red, green, blue))).to(self.device)
         self.material = NoMaterial()
@@ -114,9 +118,13 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
     colours = views.images.reshape(-1, 3).to(device)
     parameters = list(scene.field.parameters())
     optimizer = torch.optim.AdamW(
-        parameters, lr=at(options.learning_rate, 0, options.steps), betas=BETAS, eps=EPS,
-        weight_decay=options.weight_decay, fused=True,
-    )  # fmt: skip
+        parameters,
+        lr=at(options.learning_rate, 0, options.steps),
+        betas=BETAS,
+        eps=EPS,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
     for step in range(options.steps):
         rng = generator(seed, step, "consistency step")
         scene.occupancy.update(scene.field.density, step, rng)

@@ -60,9 +60,7 @@ def shade(features: Tensor, normal: Tensor, position: Tensor, light: Tensor, sha
 class Material:
     """How matter shows its features: `draw` picks the shading of one call, the call itself gives colours."""
 
-    def draw(
-        self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
-    ) -> Shading:
+    def draw(self, step: int = 0, training: bool = False, generator: torch.Generator | None = None) -> Shading:
         """Always the albedo; draws nothing."""
         return Shading()
 
@@ -91,9 +89,7 @@ class DiffuseMaterial(Material):
     def __init__(self, options: DiffuseMaterialConfig | None = None):
         self.options = options or DiffuseMaterialConfig()
 
-    def draw(
-        self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
-    ) -> Shading:
+    def draw(self, step: int = 0, training: bool = False, generator: torch.Generator | None = None) -> Shading:
         """The shading of one call: the albedo before ``ambient_only_steps``.
 
         In training three numbers are drawn whatever comes of them, so that no option shifts the stream.

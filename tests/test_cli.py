@@ -65,9 +65,7 @@ def test_words_are_sorted() -> None:
         (["\x1b[31m"], ["'\\x1b[31m'"]),
     ],
 )
-def test_wrong_words_are_one_clear_line(
-    capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]
-) -> None:
+def test_wrong_words_are_one_clear_line(capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]) -> None:
     code, out, err = ask(capsys, *words)
     assert code == 2 and not out and err.count("\n") == 1
     assert all(part in err for part in parts), err

@@ -23,9 +23,7 @@ HEAVY = (
 )
 NO_TORCH = ("threedgen.cli", "threedgen.config", "threedgen.run.folder", "threedgen.run.prompts", "threedgen.run.text")
 """With every options.py: what answers --help, and every mistake in a config."""
-SOURCES = sorted(
-    path for room in ("threedgen", "guidance", "representations") for path in (ROOT / room).rglob("*.py")
-)
+SOURCES = sorted(path for room in ("threedgen", "guidance", "representations") for path in (ROOT / room).rglob("*.py"))
 
 
 def module_name(path: Path) -> str:
@@ -123,9 +121,10 @@ def test_relative_imports_stay_in_their_folder(path: Path) -> None:
 
 
 LIGHT = [
-    path for path in SOURCES
+    path
+    for path in SOURCES
     if path.name == "options.py" or any(f"{module_name(path)}.".startswith(f"{light}.") for light in NO_TORCH)
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("path", LIGHT, ids=module_name)

@@ -22,9 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 def python(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return subprocess.run(
-        [sys.executable, *words], cwd=cwd, env=clean | environment, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, *words], cwd=cwd, env=clean | environment, capture_output=True, text=True)
 
 
 def test_the_folders_have_one_name() -> None:
@@ -39,8 +37,7 @@ def test_no_file_is_loaded_twice() -> None:
     files = [
         os.path.realpath(module.__file__)
         for name, module in list(sys.modules.items())
-        if getattr(module, "__file__", None)
-        and name.split(".")[0] in ("threedgen", "guidance", "representations")
+        if getattr(module, "__file__", None) and name.split(".")[0] in ("threedgen", "guidance", "representations")
     ]
     assert len(files) == len(set(files))
 
@@ -192,17 +189,13 @@ def test_a_wheel_holds_everything_and_runs_alone(tmp_path: Path) -> None:
         ".git", ".venv", "build", "dist", "outputs", "*.egg-info", "__pycache__", ".*_cache"
     )
     shutil.copytree(ROOT, source, ignore=ignored)
-    build = python(
-        "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path / "wheels"), str(source), cwd=tmp_path
-    )
+    build = python("-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path / "wheels"), str(source), cwd=tmp_path)
     assert build.returncode == 0, build.stderr
     wheel = next((tmp_path / "wheels").glob("threedgen-*.whl"))
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    assert sorted(path.name for path in site.iterdir() if not path.name.endswith(".dist-info")) == [
-        "threedgen"
-    ]
+    assert sorted(path.name for path in site.iterdir() if not path.name.endswith(".dist-info")) == ["threedgen"]
     for folder in ("guidance", "representations", "configs", "weights"):
         suffixes = (".py",) if folder in ("guidance", "representations") else None
         for path in (ROOT / folder).rglob("*"):

@@ -72,11 +72,7 @@ def _override(word: str) -> str:
         config.split_override(word)
         return word
     known = nearest(Path(word).stem, config.shipped(), cutoff=0.8)
-    hint = (
-        f"; did you mean --config {known}?"
-        if known
-        else ', and text with spaces is quoted: prompt="a blue dog"'
-    )
+    hint = f"; did you mean --config {known}?" if known else ', and text with spaces is quoted: prompt="a blue dog"'
     raise ConfigError(f"command line: an option is written key=value{hint} (got {short(word)})")
 
 

@@ -193,9 +193,7 @@ class Distillation(nn.Module):
         """Arguments that only this loss has."""
         raise NotImplementedError
 
-    def draw(
-        self, latents: Tensor, n_view: int, step: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Logs]:
+    def draw(self, latents: Tensor, n_view: int, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Logs]:
         """t, (1,) for all images or (B,), noise like the latents, and the range of t, to be logged."""
         low, high = self.value("min_step_percent", step), self.value("max_step_percent", step)
         groups = len(latents) // n_view if self.options.timestep_per == "group" else 1

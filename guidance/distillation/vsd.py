@@ -71,9 +71,7 @@ class VSD(Distillation):
         learning = self.learn(z, text, camera, n_view, poses, generator)
         return loss + learning, logs | drawn | {"loss_lora": learning.detach()}
 
-    def own_eps(
-        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int, poses: Tensor
-    ) -> Tensor:
+    def own_eps(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int, poses: Tensor) -> Tensor:
         """The noise in ``x`` (B,C,h,w) as the copy sees it."""
         scale = self.options.lora_guidance_scale
         eps = self.schedule.eps_from_output(x, self.copy(x, t, text, camera, n_view, poses), t)
@@ -104,9 +102,7 @@ class VSD(Distillation):
         output = self.copy(self.schedule.add_noise(z, noise, t), t, text, camera, n_view, poses)
         return F.mse_loss(output, self.schedule.target(z, noise, t))
 
-    def copy(
-        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int, poses: Tensor
-    ) -> Tensor:
+    def copy(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int, poses: Tensor) -> Tensor:
         """What the copy's UNet itself says: noise or v, as the prior was trained."""
         prior = self.unregistered[0]
         with self.lora.applied(prior.unet, poses):

@@ -52,7 +52,8 @@ def read_unet(path: Path) -> UNet2DConditionModel:
     if config.get("in_channels") != CHANNELS or config.get("class_embed_type") is not None:
         raise ConfigError(
             f"{path} is no first stage on pixels: its UNet takes {config.get('in_channels')} channels, not "
-            f"{CHANNELS} alone; Stable Diffusion's weights go with prior.name=stable-diffusion", "weights"
+            f"{CHANNELS} alone; Stable Diffusion's weights go with prior.name=stable-diffusion",
+            "weights",
         )
     return components.make_unet(config, tensors)
 
@@ -166,9 +167,7 @@ class DeepFloyd(Prior):
         """(B,3,s,s) in [-1,1] -> (B,s,s,3) in [0,1]."""
         return (z / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
-    def network(
-        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
-    ) -> Tensor:
+    def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
         """The noise in ``x`` (B,3,s,s), less the variance; camera and views are left out."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             out = self.unet(x.to(self.dtype), t, text.to(self.dtype), return_dict=False)[0]

@@ -37,9 +37,14 @@ def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream
     o = options
     require_attention(o.attention, device)
     prior = MVDream.load(
-        o.weights, device, o.dtype, o.tokenizer, o.image_size,
-        personalisation=o.personalisation, personalisation_strength=o.personalisation_strength,
-    )  # fmt: skip
+        o.weights,
+        device,
+        o.dtype,
+        o.tokenizer,
+        o.image_size,
+        personalisation=o.personalisation,
+        personalisation_strength=o.personalisation_strength,
+    )
     set_attention(prior.unet, o.attention)
     return prior
 
@@ -243,9 +248,7 @@ class MVDream(MultiviewPrior):
             x = torch.cat([x, draft.to(x.dtype)], dim=1)
         return predict(self.unet, x, t, text, camera, n_view)
 
-    def network(
-        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1
-    ) -> Tensor:
+    def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
         with self.autocast():
             return self.predict(x.float(), t, text, camera, n_view).float()
 

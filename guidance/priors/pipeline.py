@@ -1,8 +1,8 @@
 """The multi-view prior as a diffusers pipeline: for whoever knows diffusers, and for the sampling configs.
 
-    pipe = MVDreamPipeline.from_pretrained("folder or hub id", dtype=torch.float16).to("cuda")
-    pipe = MVDreamPipeline.from_single_file("sd-v2.1-base-4view.pt")        the authors' files
-    images = pipe("an astronaut riding a horse, 3d asset", guidance_scale=10.0).images
+pipe = MVDreamPipeline.from_pretrained("folder or hub id", dtype=torch.float16).to("cuda")
+pipe = MVDreamPipeline.from_single_file("sd-v2.1-base-4view.pt")        the authors' files
+images = pipe("an astronaut riding a horse, 3d asset", guidance_scale=10.0).images
 """
 
 from __future__ import annotations
@@ -66,9 +66,13 @@ class MVDreamPipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         self.register_modules(
-            unet=make_multiview(unet), vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler,
+            unet=make_multiview(unet),
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            scheduler=scheduler,
             draft=draft,
-        )  # fmt: skip
+        )
         self.precision: str | None = None
         """In what the UNet computes, with weights in float32: see MVDreamConfig.dtype. None: as its weights are."""
         self.image_size: int | None = None
@@ -84,10 +88,16 @@ class MVDreamPipeline(DiffusionPipeline):
         """The same networks as the other parts of this package see them."""
         names = {dtype: name for name, dtype in DTYPES.items()}
         made = MVDream(
-            self.unet, self.vae, self.text_encoder, self.tokenizer,
-            diffusion.Schedule.from_diffusers(self.scheduler.config), self.draft, self.image_size,
-            dtype=self.precision or names[self.unet.dtype], device=None,
-        )  # fmt: skip
+            self.unet,
+            self.vae,
+            self.text_encoder,
+            self.tokenizer,
+            diffusion.Schedule.from_diffusers(self.scheduler.config),
+            self.draft,
+            self.image_size,
+            dtype=self.precision or names[self.unet.dtype],
+            device=None,
+        )
         made.device = torch.device(self._execution_device)
         return made
 

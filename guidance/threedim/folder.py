@@ -1,9 +1,9 @@
 """A trained novel-view model as a folder, and back. torch is imported only to read and write tensors.
 
-    FOLDER/config.json          which model it is, its sizes, the cameras of its training
-    FOLDER/model.safetensors    the weights of an X-UNet, float16 or float32
-    FOLDER/prior/               instead of them: the prior with the trained UNet, a diffusers folder
-    FOLDER/SHA256SUMS
+FOLDER/config.json          which model it is, its sizes, the cameras of its training
+FOLDER/model.safetensors    the weights of an X-UNet, float16 or float32
+FOLDER/prior/               instead of them: the prior with the trained UNet, a diffusers folder
+FOLDER/SHA256SUMS
 """
 
 from __future__ import annotations

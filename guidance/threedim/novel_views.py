@@ -65,9 +65,18 @@ class ThreeDiMSampler:
         rngs = [generator(r.seed, 0, f"novel views of {r.scene}") for r in requests]
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             views = sample_views(
-                self.model, x, seen, wanted, K.to(self.device), rngs,
-                strategy(o.strategy, o.last), o.steps, o.guidance_scale, self.model.clip, self.progress,
-            )  # fmt: skip
+                self.model,
+                x,
+                seen,
+                wanted,
+                K.to(self.device),
+                rngs,
+                strategy(o.strategy, o.last),
+                o.steps,
+                o.guidance_scale,
+                self.model.clip,
+                self.progress,
+            )
         pictures = torch.cat([self.model.to_pictures(one) for one in views.flatten(0, 1).split(16)])
         return pictures.float().cpu().unflatten(0, views.shape[:2])
 
@@ -83,8 +92,10 @@ class ThreeDiMSampler:
         if far:
             logger.warning(
                 "%s: %d target views are far outside the cameras that the model was trained with, such as number %d",
-                request.scene, len(far), request.numbers[far[0]],
-            )  # fmt: skip
+                request.scene,
+                len(far),
+                request.numbers[far[0]],
+            )
 
 
 def given(request: Request) -> Views:

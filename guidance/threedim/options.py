@@ -39,17 +39,20 @@ class ThreeDiMSamplerConfig(SamplingConfig):
 
     name: Literal["threedim"] = Field("threedim", description="novel views from a given view (3DiM)")
     weights: str = Field(
-        "embedded", min_length=1, description="embedded (toybox cars and chairs, 32 pixels), embedded-concat (the "
-        "baseline beside it), the folder of a trained model (RUN/model), or the checkpoint of the public port"
-    )  # fmt: skip
+        "embedded",
+        min_length=1,
+        description="embedded (toybox cars and chairs, 32 pixels), embedded-concat (the "
+        "baseline beside it), the folder of a trained model (RUN/model), or the checkpoint of the public port",
+    )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="precision of the network; auto: bf16 where the machine has instructions for it, else fp32"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     compile: bool = Field(
-        False, description="let torch.compile fuse the network: a minute's wait, then less time a view; on a CPU it "
-        "asks for a C++ compiler"
-    )  # fmt: skip
+        False,
+        description="let torch.compile fuse the network: a minute's wait, then less time a view; on a CPU it "
+        "asks for a C++ compiler",
+    )
 
     def check(self) -> None:
         from .folder import check

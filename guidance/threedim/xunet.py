@@ -104,9 +104,7 @@ class UNet(nn.Module):
         c = self.config
         inside = resample is not None and c.resample == "inside"
         swish = c.variant != "port"
-        return ResBlock(
-            channels_in, channels, c.emb_channels, c.groups, c.dropout, resample, inside, self.eps, swish
-        )
+        return ResBlock(channels_in, channels, c.emb_channels, c.groups, c.dropout, resample, inside, self.eps, swish)
 
     def block(self, channels_in: int, channels: int, attends: bool) -> Block:
         heads, groups = self.config.attn_heads, self.config.groups
@@ -210,9 +208,7 @@ class XUNet(nn.Module):
             encoded = torch.where(cond_mask[:, None, None, None, None], encoded, 0.0)
         return encoded.permute(0, 1, 4, 2, 3)
 
-    def check(
-        self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, cond_mask: Tensor | None
-    ) -> None:
+    def check(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, cond_mask: Tensor | None) -> None:
         """Raises ValueError that names the input of another shape than (B, ...) of ``x`` asks for."""
         B = len(x)
         image = (B, self.config.image_channels, *self.config.size)

@@ -42,9 +42,7 @@ def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Com
     path = loading.locate(weights)
     found = load_folder(path, tokenizer) if path.is_dir() else load_file(path, tokenizer)
     if camera and found.unet.class_embedding is None:
-        raise ConfigError(
-            f"{weights!r} has no camera branch, so it is not a multi-view model but a 2D one", "weights"
-        )
+        raise ConfigError(f"{weights!r} has no camera branch, so it is not a multi-view model but a 2D one", "weights")
     return found
 
 
@@ -57,9 +55,7 @@ def load_folder(path: Path, tokenizer: str | None = None) -> Components:
     else:
         words = tokens.clip_tokenizer(tokenizer, open_clip=False)
     schedule = read_schedule(path)
-    return Components(
-        read_unet(path), read_vae(path), read_text_encoder(path), words, schedule, read_draft(path)
-    )
+    return Components(read_unet(path), read_vae(path), read_text_encoder(path), words, schedule, read_draft(path))
 
 
 def read_schedule(path: Path) -> Schedule:
@@ -166,9 +162,7 @@ def bounded(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str)
         values = config.get(key)
         for value in values if isinstance(values, list) else [values]:
             if isinstance(value, int) and value > len(tensors):
-                raise ConfigError(
-                    f"the config of the {what} does not belong to its weights: {key} is {value}"
-                )
+                raise ConfigError(f"the config of the {what} does not belong to its weights: {key} is {value}")
 
 
 def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, draft: Any = None) -> None:
@@ -181,10 +175,14 @@ def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, draft
         pairs += [(*features, "text features that the draft takes", draft.config.text_width)]
         pairs += [("latents per side of the UNet", unet.config.sample_size, "of the draft", draft.config.size)]
     pairs += [
-        ("channels of the VAE's latents" + " and the draft" * (draft is not None), inputs,
-         "channels that the UNet takes", unet.config.in_channels),
+        (
+            "channels of the VAE's latents" + " and the draft" * (draft is not None),
+            inputs,
+            "channels that the UNet takes",
+            unet.config.in_channels,
+        ),
         ("channels of the VAE's latents", latents, "channels that the UNet gives", unet.config.out_channels),
-    ]  # fmt: skip
+    ]
     for left, a, right, b in pairs:
         if a != b:
             raise ConfigError(f"the parts of the prior do not fit: {a} {left}, {b} {right}")

@@ -75,9 +75,7 @@ def convert_unet(tensors: Tensors, heads: int | None = None, head_channels: int 
     return Converted(config, rename(tensors, unet_prefixes(config), "UNet"))
 
 
-def unet_config(
-    tensors: Tensors, heads: int | None = None, head_channels: int | None = None
-) -> dict[str, Any]:
+def unet_config(tensors: Tensors, heads: int | None = None, head_channels: int | None = None) -> dict[str, Any]:
     """Arguments of UNet2DConditionModel; block numbering as in ldm: R res blocks, then a downsampler, per
     level.
     """
@@ -92,9 +90,7 @@ def unet_config(
     middle = transformer_depth(tensors, "middle_block.1.")
     width = size(tensors, "input_blocks.0.0.weight", 0)
     if channels[0] != width:
-        raise ConfigError(
-            f"the UNet's first level has {channels[0]} channels, not the {width} of its first layer"
-        )
+        raise ConfigError(f"the UNet's first level has {channels[0]} channels, not the {width} of its first layer")
     if depths[-1] not in (0, middle) or middle == 0:
         raise ConfigError("the UNet's middle block needs as many transformer layers as its lowest level")
     linear = "middle_block.1.proj_in.weight" in tensors and tensors["middle_block.1.proj_in.weight"].ndim == 2
@@ -178,9 +174,7 @@ def vae_config(tensors: Tensors) -> dict[str, Any]:
     channels = [size(tensors, f"encoder.down.{i}.block.0.conv1.weight", 0) for i in range(levels)]
     width = size(tensors, "encoder.conv_in.weight", 0)
     if channels[0] != width:
-        raise ConfigError(
-            f"the VAE's first level has {channels[0]} channels, not the {width} of its first layer"
-        )
+        raise ConfigError(f"the VAE's first level has {channels[0]} channels, not the {width} of its first layer")
     attends = [f"encoder.down.{i}.attn.0.q.weight" in tensors for i in range(levels)]
     return {
         "in_channels": size(tensors, "encoder.conv_in.weight", 1),
@@ -226,9 +220,7 @@ def rename(tensors: Tensors, prefixes: Prefixes, what: str) -> dict[str, Tensor]
         while prefix and prefix not in table:
             prefix = prefix.rpartition(".")[0]
         if not prefix:
-            raise ConfigError(
-                f"unknown tensor {name!r} in the {what}: another architecture than the ldm {what}"
-            )
+            raise ConfigError(f"unknown tensor {name!r} in the {what}: another architecture than the ldm {what}")
         renamed[table[prefix] + name[len(prefix) :]] = tensor
     return renamed
 
@@ -249,9 +241,7 @@ def count(names: Iterable[str], pattern: str) -> int:
     found = indices(names, pattern)
     if found != set(range(len(found))):
         readable = pattern.replace("\\.", ".").replace(r"(\d+)", "N")
-        raise ConfigError(
-            f"another architecture: the tensors named {readable} are not numbered without a gap"
-        )
+        raise ConfigError(f"another architecture: the tensors named {readable} are not numbered without a gap")
     return len(found)
 
 

@@ -176,7 +176,8 @@ def absent(weights: str, repo: str, name: str, why: str = "the hub cannot be rea
     kind = AbsentWeights if name in ORIGINALS else ConfigError
     return kind(
         f"{weights!r} is neither a file or folder here nor in the hub's cache, and {why}; where "
-        f"there is a network, `hf download {repo}{file}` fetches {what}, then give its path; {RUNS_NOW}", "weights"
+        f"there is a network, `hf download {repo}{file}` fetches {what}, then give its path; {RUNS_NOW}",
+        "weights",
     )
 
 
@@ -212,18 +213,12 @@ def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
     tensors = [f"{part}/*model*.safetensors*" for part in needed], [f"{part}/*model*.bin*" for part in needed]
     try:
         for files in tensors:
-            path = Path(
-                snapshot_download(repo, allow_patterns=wanted + files, ignore_patterns=["*fp16*", "*ema*"])
-            )
+            path = Path(snapshot_download(repo, allow_patterns=wanted + files, ignore_patterns=["*fp16*", "*ema*"]))
             if complete(path, needed):
                 return path
     except Exception as error:
-        raise absent(
-            repo, repo, "model_index.json", f"the download failed ({type(error).__name__})"
-        ) from None
-    raise ConfigError(
-        f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(needed)}", "weights"
-    )
+        raise absent(repo, repo, "model_index.json", f"the download failed ({type(error).__name__})") from None
+    raise ConfigError(f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(needed)}", "weights")
 
 
 def complete(path: Path, wanted: Parts = PARTS) -> bool:

@@ -112,9 +112,7 @@ def sniff(path: Path) -> str:
             raise ConfigError(f"{path} is cut off: download or copy it again")
         return "safetensors"
     if head.startswith(b"\x80"):
-        raise ConfigError(
-            f"{path} is a bare pickle, which can run code when opened, so it was not; use safetensors"
-        )
+        raise ConfigError(f"{path} is a bare pickle, which can run code when opened, so it was not; use safetensors")
     raise ConfigError(f"{path} holds no weights: it is neither a safetensors nor a torch file")
 
 
@@ -139,9 +137,7 @@ def only_tensors(table: Any, path: Path) -> dict[str, Tensor]:
         raise ConfigError(f"{path} holds no named tensors, so it is not a checkpoint")
     for name, t in tensors.items():
         if t.layout != torch.strided or t.is_meta or t.is_complex() or t.is_quantized:
-            raise ConfigError(
-                f"{path} is not a checkpoint of a network: its tensor {name!r} is no plain array"
-            )
+            raise ConfigError(f"{path} is not a checkpoint of a network: its tensor {name!r} is no plain array")
     return tensors
 
 
@@ -152,9 +148,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(
-            f"{path} is damaged: it is not valid safetensors ({type(error).__name__})"
-        ) from None
+        raise ConfigError(f"{path} is damaged: it is not valid safetensors ({type(error).__name__})") from None
 
 
 def read_torch(path: Path) -> Any:
@@ -185,9 +179,7 @@ def refuse_damaged_zip(path: Path) -> None:
     except Exception:  # BadZipFile, EOFError, ValueError, UnicodeDecodeError, NotImplementedError, ...
         damaged = True
     if damaged:
-        raise ConfigError(
-            f"{path} is damaged: it was cut off or its bytes were changed; download or copy it again"
-        )
+        raise ConfigError(f"{path} is damaged: it was cut off or its bytes were changed; download or copy it again")
 
 
 def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -> Module:
@@ -206,9 +198,7 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
     compare(tensors, {name: tuple(t.shape) for name, t in network.state_dict().items()}, what)
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
-            raise ConfigError(
-                f"the weights of the {what} are {tensor.dtype}, not floating point numbers ({name!r})"
-            )
+            raise ConfigError(f"the weights of the {what} are {tensor.dtype}, not floating point numbers ({name!r})")
         if not torch.isfinite(tensor).all():
             raise ConfigError(f"the weights of the {what} are not finite: {name!r} holds NaN or infinity")
     network.to_empty(device="cpu")

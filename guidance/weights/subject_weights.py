@@ -57,7 +57,8 @@ def check_identifier(tokenizer: Any, identifier: str) -> None:
     if tokens.is_known(tokenizer, identifier):
         raise ConfigError(
             f"{identifier!r} is a word that this prior knows already, and it would lose its meaning; "
-            "choose one that is no word, such as [v]", "identifier"
+            "choose one that is no word, such as [v]",
+            "identifier",
         )
 
 
@@ -115,7 +116,8 @@ def apply(found: Any, path: Path, strength: float = 1.0) -> None:
     if card.get("base") != base:
         raise ConfigError(
             f"{path} was tuned from other weights (SHA-256 {card.get('base', '')[:12]}..., these have "
-            f"{base[:12]}...); set prior.weights to those of its run", "personalisation"
+            f"{base[:12]}...); set prior.weights to those of its run",
+            "personalisation",
         )
     tensors = reading.read_safetensors(path)
     parameters = dict(found.unet.named_parameters())

@@ -62,7 +62,8 @@ def hub_tokenizer(repo: str | None) -> Path:
         raise ConfigError(
             f"this checkpoint holds no tokenizer, and {repo or CLIP_SOURCES[0][0]} is not in the "
             "hub's cache nor can the hub be reached; copy CLIP's vocab.json and merges.txt into a folder and "
-            f"set tokenizer: FOLDER; {RUNS_NOW}", "tokenizer"
+            f"set tokenizer: FOLDER; {RUNS_NOW}",
+            "tokenizer",
         )
     problem = ConfigError("")
     for name, inside in sources:

@@ -121,8 +121,19 @@ def _locate(x, direction, at, there, scale, ALONG: tl.constexpr):
 
 
 @triton.jit
-def _encode(x, direction, table, out, scales, geometry, n, F: tl.constexpr, PAIRS: tl.constexpr,
-            ALONG: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def _encode(
+    x,
+    direction,
+    table,
+    out,
+    scales,
+    geometry,
+    n,
+    F: tl.constexpr,
+    PAIRS: tl.constexpr,
+    ALONG: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """out (L*F, N) <- features of the points, or their derivative along `direction`."""
     level = tl.program_id(1)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -140,8 +151,19 @@ def _encode(x, direction, table, out, scales, geometry, n, F: tl.constexpr, PAIR
 
 
 @triton.jit
-def _scatter(x, direction, grad, out, scales, geometry, n, F: tl.constexpr, PAIRS: tl.constexpr,
-             ALONG: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def _scatter(
+    x,
+    direction,
+    grad,
+    out,
+    scales,
+    geometry,
+    n,
+    F: tl.constexpr,
+    PAIRS: tl.constexpr,
+    ALONG: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """out (entries, F) += gradient of the table for grad (L*F, N)."""
     level = tl.program_id(1)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -158,8 +180,9 @@ def _scatter(x, direction, grad, out, scales, geometry, n, F: tl.constexpr, PAIR
 
 
 @triton.jit
-def _position_gradient(x, table, grad, out, scales, geometry, n, levels, F: tl.constexpr, PAIRS: tl.constexpr,
-                       BLOCK: tl.constexpr):  # fmt: skip
+def _position_gradient(
+    x, table, grad, out, scales, geometry, n, levels, F: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr
+):
     """out (N, 3) <- d<grad, encode(x)>/dx for grad (L*F, N)."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     f = tl.arange(0, PAIRS)
@@ -191,9 +214,17 @@ def encode(x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = 
     n, width = len(x), table.shape[1]
     out = x.new_empty(len(levels.scale) * width, n)
     _encode[_programs(n, levels)](
-        x.contiguous(), _rows(x, direction), table.contiguous(), out, *_on_device(levels, x.device), n,
-        F=width, PAIRS=triton.next_power_of_2(width), ALONG=direction is not None, BLOCK=BLOCK,
-    )  # fmt: skip
+        x.contiguous(),
+        _rows(x, direction),
+        table.contiguous(),
+        out,
+        *_on_device(levels, x.device),
+        n,
+        F=width,
+        PAIRS=triton.next_power_of_2(width),
+        ALONG=direction is not None,
+        BLOCK=BLOCK,
+    )
     return out.t()
 
 
@@ -202,9 +233,17 @@ def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = 
     n, width = len(x), grad.shape[1] // len(levels.scale)
     out = x.new_zeros(levels.entries, width)
     _scatter[_programs(n, levels)](
-        x.contiguous(), _rows(x, direction), grad.t().contiguous(), out, *_on_device(levels, x.device), n,
-        F=width, PAIRS=triton.next_power_of_2(width), ALONG=direction is not None, BLOCK=BLOCK,
-    )  # fmt: skip
+        x.contiguous(),
+        _rows(x, direction),
+        grad.t().contiguous(),
+        out,
+        *_on_device(levels, x.device),
+        n,
+        F=width,
+        PAIRS=triton.next_power_of_2(width),
+        ALONG=direction is not None,
+        BLOCK=BLOCK,
+    )
     return out
 
 
@@ -213,9 +252,17 @@ def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) ->
     n, width = len(x), table.shape[1]
     out = x.new_empty(n, 3)
     _position_gradient[(triton.cdiv(n, BLOCK),)](
-        x.contiguous(), table.contiguous(), grad.t().contiguous(), out, *_on_device(levels, x.device), n,
-        len(levels.scale), F=width, PAIRS=triton.next_power_of_2(width), BLOCK=BLOCK,
-    )  # fmt: skip
+        x.contiguous(),
+        table.contiguous(),
+        grad.t().contiguous(),
+        out,
+        *_on_device(levels, x.device),
+        n,
+        len(levels.scale),
+        F=width,
+        PAIRS=triton.next_power_of_2(width),
+        BLOCK=BLOCK,
+    )
     return out
 
 

@@ -178,9 +178,7 @@ def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto
     return backend(sigma, name).composite(sigma, values, samples)
 
 
-def visible(
-    sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float, name: str = "auto"
-) -> Tensor:
+def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float, name: str = "auto") -> Tensor:
     """(N,) bool: alpha of the sample >= alpha_threshold and transmittance up to it >= early_stop."""
     return backend(sigma, name).visible(sigma.detach(), samples, alpha_threshold, early_stop)
 

@@ -35,9 +35,16 @@ def march(
     """See `march.march`; equal parts of chords (step None) are left to the torch twin."""
     if step is None or len(origins) == 0:
         return torch_twin.march(
-            origins, directions, step=step, samples=samples, radius=radius, sphere=sphere, near=near, grid=grid,
+            origins,
+            directions,
+            step=step,
+            samples=samples,
+            radius=radius,
+            sphere=sphere,
+            near=near,
+            grid=grid,
             jitter=jitter,
-        )  # fmt: skip
+        )
     first, leave, _ = spans(origins, directions, step, samples, radius, sphere, near, jitter)
     cells = torch.ones(1, 1, 1, dtype=torch.bool, device=origins.device) if grid is None else grid
     box = origins.new_tensor([[-radius] * 3 + [radius] * 3])

@@ -40,8 +40,20 @@ def _steps(origins, directions, first, leave, steps, cells, ray, k, scale, radiu
 
 
 @triton.jit
-def _count(origins, directions, first, leave, steps, cells, limit, scale, radius, count,
-           SIZE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def _count(
+    origins,
+    directions,
+    first,
+    leave,
+    steps,
+    cells,
+    limit,
+    scale,
+    radius,
+    count,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     ray = tl.program_id(0).to(tl.int64)
     k, kept = tl.arange(0, BLOCK), 0
     most = tl.load(limit + ray)
@@ -53,8 +65,23 @@ def _count(origins, directions, first, leave, steps, cells, limit, scale, radius
 
 
 @triton.jit
-def _fill(origins, directions, first, leave, steps, cells, limit, scale, radius, start, ray_index, t_starts, t_ends,
-          SIZE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def _fill(
+    origins,
+    directions,
+    first,
+    leave,
+    steps,
+    cells,
+    limit,
+    scale,
+    radius,
+    start,
+    ray_index,
+    t_starts,
+    t_ends,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """The same steps again, now that it is known where each ray's samples begin."""
     ray = tl.program_id(0).to(tl.int64)
     k, free = tl.arange(0, BLOCK), tl.load(start + ray)
@@ -79,8 +106,22 @@ def _interval(sigma, t_start, t_end, at, there):
 
 
 @triton.jit
-def _forward(sigma, values, t_start, t_end, start, count, weights, behind, total, opacity, depth,
-             C: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def _forward(
+    sigma,
+    values,
+    t_start,
+    t_end,
+    start,
+    count,
+    weights,
+    behind,
+    total,
+    opacity,
+    depth,
+    C: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """behind (N,): the transmittance after each sample, kept for the backward pass."""
     ray = tl.program_id(0).to(tl.int64)
     begin, many = tl.load(start + ray), tl.load(count + ray)
@@ -108,9 +149,27 @@ def _forward(sigma, values, t_start, t_end, start, count, weights, behind, total
 
 
 @triton.jit
-def _backward(g_total, g_opacity, g_depth, g_weights, sigma, values, t_start, t_end, start, count, weights, behind,
-              g_sigma, g_values, WEIGHTS: tl.constexpr, VALUES: tl.constexpr, C: tl.constexpr, WIDE: tl.constexpr,
-              BLOCK: tl.constexpr):  # fmt: skip
+def _backward(
+    g_total,
+    g_opacity,
+    g_depth,
+    g_weights,
+    sigma,
+    values,
+    t_start,
+    t_end,
+    start,
+    count,
+    weights,
+    behind,
+    g_sigma,
+    g_values,
+    WEIGHTS: tl.constexpr,
+    VALUES: tl.constexpr,
+    C: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """d w_j / d sigma_i = dt_i T_(i+1) for j = i and -dt_i w_j for j > i: from the far end, with a running sum.
 
     WEIGHTS: something depends on the weights themselves; VALUES: the values need a gradient.
@@ -208,9 +267,18 @@ class _Composite(torch.autograd.Function):
         weights, behind = torch.empty_like(sigma), torch.empty_like(sigma)
         total, opacity, depth = sigma.new_empty(rays, channels), sigma.new_empty(rays, 1), sigma.new_empty(rays, 1)
         _forward[(rays,)](
-            sigma, values, *samples, weights, behind, total, opacity, depth,
-            C=channels, WIDE=triton.next_power_of_2(channels), BLOCK=BLOCK,
-        )  # fmt: skip
+            sigma,
+            values,
+            *samples,
+            weights,
+            behind,
+            total,
+            opacity,
+            depth,
+            C=channels,
+            WIDE=triton.next_power_of_2(channels),
+            BLOCK=BLOCK,
+        )
         ctx.save_for_backward(sigma, values, *samples, weights, behind)
         ctx.set_materialize_grads(False)
         return total, opacity, depth, weights
@@ -228,10 +296,21 @@ class _Composite(torch.autograd.Function):
         g_sigma, g_values = torch.empty_like(sigma), torch.empty_like(values) if learnt else None
         to_weights = None if given[3] is None else given[3].contiguous()
         _backward[(rays,)](
-            *pixels, sigma if to_weights is None else to_weights, sigma, values, *samples, weights, behind, g_sigma,
-            values if g_values is None else g_values, WEIGHTS=to_weights is not None, VALUES=learnt,
-            C=channels, WIDE=triton.next_power_of_2(channels), BLOCK=BLOCK,
-        )  # fmt: skip
+            *pixels,
+            sigma if to_weights is None else to_weights,
+            sigma,
+            values,
+            *samples,
+            weights,
+            behind,
+            g_sigma,
+            values if g_values is None else g_values,
+            WEIGHTS=to_weights is not None,
+            VALUES=learnt,
+            C=channels,
+            WIDE=triton.next_power_of_2(channels),
+            BLOCK=BLOCK,
+        )
         return g_sigma, g_values, None, None, None, None
 
 

@@ -150,12 +150,21 @@ class DMTet(Representation):
     ) -> Render:
         none = rgb.new_zeros(0)
         return Render(
-            rgb=rgb, rgb_fg=rgb_fg, background=behind, opacity=opacity, depth=depth,
-            z_variance=torch.zeros_like(opacity), normal=normal,
-            away=torch.zeros_like(opacity) if away is None else away, eikonal=None, shading=shading,
-            samples=pack(none.long(), none, none, len(rgb)), weights=None, normals=None,
+            rgb=rgb,
+            rgb_fg=rgb_fg,
+            background=behind,
+            opacity=opacity,
+            depth=depth,
+            z_variance=torch.zeros_like(opacity),
+            normal=normal,
+            away=torch.zeros_like(opacity) if away is None else away,
+            eikonal=None,
+            shading=shading,
+            samples=pack(none.long(), none, none, len(rgb)),
+            weights=None,
+            normals=None,
             surface=None if faces is None else (vertices, faces),
-        )  # fmt: skip
+        )
 
     @torch.no_grad()
     def start(self, other: nn.Module) -> None:

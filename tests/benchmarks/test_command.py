@@ -103,9 +103,7 @@ def test_a_run_without_checkpoints_is_named(tmp_path: Path) -> None:
         scene.trained(tmp_path)
 
 
-def test_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashgrid, "SIZES", [("tiny", {"n_levels": 2, "log2_hashmap_size": 6}, 50)])
     out = tmp_path / "new" / "record.json"
     assert command.main(["hashgrid", "--rounds", "1", "--out", str(out), "threads=1"]) == 0
@@ -133,8 +131,9 @@ def test_each_benchmark_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> Non
     assert told["hashgrid"] == (2,) and told["janus"] == (3.0,) and told["mvdream"] == (2, 16, ["threads=1"])
     assert told["step"] == (2, 16, ["threads=1"], Path("a/b"))
     assert [(job.name, job.grid, job.run) for job in told["export"][0]] == [
-        ("b", 64, Path("a/b").resolve()), ("c", 64, Path("c").resolve())
-    ]  # fmt: skip
+        ("b", 64, Path("a/b").resolve()),
+        ("c", 64, Path("c").resolve()),
+    ]
 
 
 NARROW = {

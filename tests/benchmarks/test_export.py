@@ -151,8 +151,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bar_is_kept_or_not() -> None:
     low, high, most, told = Rule("", "", low=2), Rule("", "", high=0), Rule("", "", high=0.5), Rule("", "")
     assert [rule.row([0])["bar"] for rule in (low, high, most, told)] == [">= 2", "0", "<= 0.5", "(told)"]
-    assert low.row([3, 2]) == {"check": "", "bar": ">= 2", "worst": "2", "median": "2.5", "held": "2 of 2",
-                               "verdict": "pass"}  # fmt: skip
+    assert low.row([3, 2]) == {
+        "check": "",
+        "bar": ">= 2",
+        "worst": "2",
+        "median": "2.5",
+        "held": "2 of 2",
+        "verdict": "pass",
+    }
     assert low.row([3, 1])["verdict"] == "FAIL" and low.row([3, 1])["held"] == "1 of 2"
     assert high.row([0, 0])["verdict"] == "pass" and high.row([0, 1])["worst"] == "1"
     assert told.row([0.5, 0.4])["worst"] == "0.4" and told.row([0.4])["verdict"] == "told"

@@ -19,12 +19,8 @@ from threedgen.representations.options import NGPConfig
 
 SPECIAL = "{}[]()&*!|>'\"%@`#,:?-=<>~$\\/ \t\n\r\x00\x1b\x85\ufeff\u2028é猫🐶0123456789eE.+_nulltrue"
 TEXTS = st.one_of(st.text(st.sampled_from(SPECIAL), max_size=40), st.text(max_size=40))
-KEYS = st.one_of(
-    st.text(st.sampled_from(SPECIAL), max_size=8), st.integers(-9, 99), st.floats(allow_nan=False)
-)
-LEAVES = st.one_of(
-    TEXTS, st.booleans(), st.none(), st.integers(), st.floats(allow_nan=False, allow_infinity=False)
-)
+KEYS = st.one_of(st.text(st.sampled_from(SPECIAL), max_size=8), st.integers(-9, 99), st.floats(allow_nan=False))
+LEAVES = st.one_of(TEXTS, st.booleans(), st.none(), st.integers(), st.floats(allow_nan=False, allow_infinity=False))
 TREES = st.recursive(
     LEAVES,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
@@ -153,11 +149,7 @@ def test_every_prompt_survives_unchanged(toy: Path, prompt: str) -> None:  # noq
 
 
 @in_place
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["seed", "prior.guidance_scale", "trainer.devices", "x", "", "a.b"]), TEXTS)
-    )
-)
+@given(st.lists(st.tuples(st.sampled_from(["seed", "prior.guidance_scale", "trainer.devices", "x", "", "a.b"]), TEXTS)))
 def test_nothing_but_config_error_is_raised(toy: Path, words: list[tuple[str, str]]) -> None:  # noqa: F811
     try:
         config.load(toy, [f"{key}={value}" for key, value in words])
@@ -294,8 +286,7 @@ def test_base_is_built_on(toy: Path) -> None:  # noqa: F811
         "shape: {name: square, side: 4}\n"
     )
     toy.write_text(
-        "base: below\nprior:\n  guidance_scale: {0: 3}\ntrainer: {devices: 1}\nlambdas: {b: 2}\n"
-        "shape: {name: round}\n"
+        "base: below\nprior:\n  guidance_scale: {0: 3}\ntrainer: {devices: 1}\nlambdas: {b: 2}\nshape: {name: round}\n"
     )
     loaded = config.load(toy, ["prior.guidance_scale={7: 1}"])
     assert (loaded.trainer.max_steps, loaded.trainer.devices, loaded.mode) == (5, 1, "exact")

@@ -193,9 +193,11 @@ def test_a_budget_that_the_shape_does_not_allow(tmp_path: Path, capsys: pytest.C
     parts = [trimesh.creation.icosphere(1, 0.1).apply_translation(place) for place in zip(x, y, z, strict=True)]
     body = trimesh.util.concatenate(parts)
     surface = assets.Mesh(
-        np.asarray(body.vertices, np.float32), np.asarray(body.faces, np.int32),
-        np.full((len(body.vertices), 3), 0.5, np.float32), np.asarray(body.vertex_normals, np.float32),
-    )  # fmt: skip
+        np.asarray(body.vertices, np.float32),
+        np.asarray(body.faces, np.int32),
+        np.full((len(body.vertices), 3), 0.5, np.float32),
+        np.asarray(body.vertex_normals, np.float32),
+    )
     config = AssetConfig(budget=100, lods=(), texture=256)
     with pytest.raises(ConfigError, match=r"^budget: should be at least 256 triangles for this shape \(got 100\)$"):
         make_asset(surface, config)
@@ -301,7 +303,5 @@ def test_without_a_collider_and_with_one_for_each_engine(made: Path) -> None:
     for engine in ("unreal", "godot"):
         tree = read_glb((made / f"asset/a_ball_with_a_knob_collision_{engine}.glb").read_bytes()).tree
         names[engine] = [node["name"] for node in tree["nodes"]]
-    assert names == {
-        "unreal": ["UCX_a_ball_with_a_knob_00"], "godot": ["a_ball_with_a_knob_00-convcolonly"]
-    }  # fmt: skip
+    assert names == {"unreal": ["UCX_a_ball_with_a_knob_00"], "godot": ["a_ball_with_a_knob_00-convcolonly"]}
     assert dataclasses.is_dataclass(Finding)

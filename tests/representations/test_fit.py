@@ -43,8 +43,10 @@ def test_a_fit_is_repeated_to_the_bit_and_knows_no_units() -> None:
     views = photographs()
     options = SubsampledProtocolConfig.model_validate(TINY | {"steps": 5, "orientation": 0.01, "rays": 64})
     one, two = (fit(views, Bounds.of(views.at), options, 0).pictures(views.at.select([0])) for _ in range(2))
-    assert torch.isfinite(one).all() and torch.equal(one, two) and not torch.equal(
-        one, fit(views, Bounds.of(views.at), options, 1).pictures(views.at.select([0]))
+    assert (
+        torch.isfinite(one).all()
+        and torch.equal(one, two)
+        and not torch.equal(one, fit(views, Bounds.of(views.at), options, 1).pictures(views.at.select([0])))
     )
     big = views.at.c2w.clone()
     big[:, :3, 3] *= 8  # a power of two, so that nothing is rounded

@@ -19,9 +19,7 @@ def test_orientation_counts_visible_matter_facing_away():
     assert loss.item() == pytest.approx((0.5 * 1 + 0.25 * 0.36) / 2)
     loss.backward()
     assert weights.grad is None, "matter must turn round, not vanish"
-    assert (
-        normals.grad is not None and float(normals.grad[0, 0]) > 0 and float(normals.grad[2].abs().sum()) == 0
-    )
+    assert normals.grad is not None and float(normals.grad[0, 0]) > 0 and float(normals.grad[2].abs().sum()) == 0
 
 
 def test_orientation_without_matter_is_zero():

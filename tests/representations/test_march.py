@@ -113,9 +113,7 @@ def test_triton_skips_the_same_cells(**scene):
 def test_full_grid_equals_no_grid(bound):
     origins, directions = rays(200, seed=5)
     options = MarchConfig(samples=40, bound=bound)
-    full, none = (
-        march(origins, directions, options, grid) for grid in (torch.ones(8, 8, 8, dtype=torch.bool), None)
-    )
+    full, none = (march(origins, directions, options, grid) for grid in (torch.ones(8, 8, 8, dtype=torch.bool), None))
     assert torch.equal(full.t_start, none.t_start) and torch.equal(full.count, none.count)
 
 
@@ -169,10 +167,7 @@ def test_near_and_inside(name):
 def test_compositing_and_its_gradients_agree_with_the_twin(counts, kernels):
     samples, sigma, values = packed(counts, seed=11, channels=4)
     g = torch.Generator().manual_seed(12)
-    pulls = [
-        torch.randn(s, generator=g)
-        for s in ((len(counts), 4), (len(counts), 1), (len(counts), 1), (len(sigma),))
-    ]
+    pulls = [torch.randn(s, generator=g) for s in ((len(counts), 4), (len(counts), 1), (len(counts), 1), (len(sigma),))]
     results, grads = [], []
     for name in (kernels, "torch"):
         s, v = sigma.clone().requires_grad_(), values.clone().requires_grad_()
@@ -205,9 +200,7 @@ def test_compositing_equals_nerfacc(name):
     weights, _, _ = nerfacc.render_weight_from_density(start, end, sigma.view(rays_, many))
     out = composite(sigma, values, samples, name)
     torch.testing.assert_close(out.weights.view(rays_, many), weights)
-    torch.testing.assert_close(
-        out.values, nerfacc.accumulate_along_rays(weights, values.view(rays_, many, 3))
-    )
+    torch.testing.assert_close(out.values, nerfacc.accumulate_along_rays(weights, values.view(rays_, many, 3)))
     depth = nerfacc.accumulate_along_rays(weights, ((start + end) / 2)[..., None])
     torch.testing.assert_close(out.depth, depth)
     seen = nerfacc.render_visibility_from_density(
@@ -273,9 +266,7 @@ def test_the_number_of_threads_does_not_matter():
             samples = march(origins, directions, MarchConfig(samples=50), blobs(16, 1, 0.4))
             sigma = samples.t_mid.clone().requires_grad_()
             out = composite(sigma, samples.positions(origins, directions), samples)
-            results.append(
-                (out.values, *torch.autograd.grad(out.values.square().sum() + out.depth.sum(), sigma))
-            )
+            results.append((out.values, *torch.autograd.grad(out.values.square().sum() + out.depth.sum(), sigma)))
     finally:
         numba.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

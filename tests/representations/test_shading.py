@@ -65,9 +65,7 @@ def test_soft_shading_shares_one_unit_of_light():
     lit = [s for s in draws(step=0, ambient_only_steps=0) if s.lit]
     assert all(s.ambient + s.diffuse == pytest.approx(1) for s in lit)
     assert min(s.ambient for s in lit) < 0.05 and max(s.ambient for s in lit) > 0.95
-    hard = [
-        s for s in draws(step=0, ambient_only_steps=0, soft_shading=False, ambient=0.1, diffuse=0.9) if s.lit
-    ]
+    hard = [s for s in draws(step=0, ambient_only_steps=0, soft_shading=False, ambient=0.1, diffuse=0.9) if s.lit]
     assert hard and all(s[1:] == (0.1, 0.9) for s in hard)
 
 

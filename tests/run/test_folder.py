@@ -136,9 +136,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert path.read_bytes() == "old é".encode() and os.listdir(tmp_path) == ["file.json"]
 
 
-def test_files_reach_the_disk_before_they_take_the_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_reach_the_disk_before_they_take_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     sync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("fsync"), sync(descriptor))[1])
@@ -202,9 +200,7 @@ print(subprocess.run([sys.executable, "-c", sys.argv[1]], check=True, capture_ou
 
 
 def test_the_summary_has_what_reproduces_a_run(toy: Path) -> None:  # noqa: F811
-    summary = json.loads(
-        ledger.write_summary(toy.parent, loaded("prompt=é"), 1.23456, steps=7).read_text("utf-8")
-    )
+    summary = json.loads(ledger.write_summary(toy.parent, loaded("prompt=é"), 1.23456, steps=7).read_text("utf-8"))
     assert summary["seconds"] == 1.235 and summary["steps"] == 7 and summary["prompt"] == "é"
     assert summary["peak_memory_mib"] is None or 10 < summary["peak_memory_mib"] < 1e6
     assert summary["config_hash"] == config.config_hash(loaded("prompt=é"))

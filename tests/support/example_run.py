@@ -57,8 +57,10 @@ def example(folder: Path, summary: dict[str, Any] | None = None, **config: Any) 
     (folder / "config.yaml").write_text(yaml_text.write(CONFIG | config), encoding="utf-8")
     told = SUMMARY | {"prompt": config.get("prompt", CONFIG["prompt"])} | (summary or {})
     (folder / "summary.json").write_text(json.dumps(told), encoding="utf-8")
-    lines = [{"step": s, "loss": 1000.0 / s, "step_seconds": 0.1 + s / 100, "opacity": 0.4, "t": 900.0 - s}
-             for s in range(2, 21, 2)]  # fmt: skip
+    lines = [
+        {"step": s, "loss": 1000.0 / s, "step_seconds": 0.1 + s / 100, "opacity": 0.4, "t": 900.0 - s}
+        for s in range(2, 21, 2)
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 

@@ -47,7 +47,9 @@ class StubSidesConfig(Config):
 
 def register() -> None:
     registry.register("task", "stub-object", "tests.support.janus_stub:run", "tests.support.janus_stub:StubConfig")
-    registry.register("view-classifier", "stub", "tests.support.janus_stub:StubSides", "tests.support.janus_stub:StubSidesConfig")
+    registry.register(
+        "view-classifier", "stub", "tests.support.janus_stub:StubSides", "tests.support.janus_stub:StubSidesConfig"
+    )
 
 
 def box(fronts: int = 1):

@@ -23,9 +23,20 @@ class Functions:
 
     @staticmethod
     def traverse_grids(
-        origins: Tensor, directions: Tensor, mask: Tensor, cells: Tensor, boxes: Tensor, t_sorted: Tensor,
-        t_indices: Tensor, hits: Tensor, near: Tensor, far: Tensor, step: float, cone: float, *more: object,
-    ) -> tuple[SimpleNamespace, SimpleNamespace, Tensor]:  # fmt: skip
+        origins: Tensor,
+        directions: Tensor,
+        mask: Tensor,
+        cells: Tensor,
+        boxes: Tensor,
+        t_sorted: Tensor,
+        t_indices: Tensor,
+        hits: Tensor,
+        near: Tensor,
+        far: Tensor,
+        step: float,
+        cone: float,
+        *more: object,
+    ) -> tuple[SimpleNamespace, SimpleNamespace, Tensor]:
         """One grid: from the near plane on step is added to step; a midpoint in a full cell keeps its interval."""
         assert mask.all() and len(cells) == len(boxes) == 1 and cone == 0 and more == (True, True, True, -1, False)
         inputs = (origins, directions, boxes, near, far)
@@ -70,10 +81,14 @@ class Functions:
 def _segments(rows: list[list[object]]) -> SimpleNamespace:
     ray, t, left, right = zip(*rows, strict=True) if rows else ((), (), (), ())
     return SimpleNamespace(
-        vals=torch.tensor(t, dtype=torch.float32), ray_indices=torch.tensor(ray, dtype=torch.long), chunk_starts=None,
-        chunk_cnts=None, is_left=torch.tensor(left, dtype=torch.bool), is_right=torch.tensor(right, dtype=torch.bool),
+        vals=torch.tensor(t, dtype=torch.float32),
+        ray_indices=torch.tensor(ray, dtype=torch.long),
+        chunk_starts=None,
+        chunk_cnts=None,
+        is_left=torch.tensor(left, dtype=torch.bool),
+        is_right=torch.tensor(right, dtype=torch.bool),
         is_valid=torch.tensor(left, dtype=torch.bool),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

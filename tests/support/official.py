@@ -67,9 +67,11 @@ def schedule_buffers() -> dict[str, Tensor]:
 def official_checkpoint(folder: Path, kind: Kind) -> Path:
     """The file under its own name, and CLIP's tokenizer in `folder`/clip, as the hub would have it."""
     vae = tiny_vae(
-        block_out_channels=(32,) * 4, layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
+        block_out_channels=(32,) * 4,
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
+    )
     act = "gelu" if kind == "sd21" else "quick_gelu"
     encoder = tiny_text_encoder(100, hidden_size=64, num_attention_heads=1, hidden_act=act)
     parts = {

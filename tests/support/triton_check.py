@@ -1,7 +1,7 @@
 """Triton's kernels outside of the interpreter, in a process of their own.
 
-    python triton_check.py compile 80     to the machine code of a GPU of that compute capability; none is needed
-    python triton_check.py compare        run on the GPU, against the torch twins
+python triton_check.py compile 80     to the machine code of a GPU of that compute capability; none is needed
+python triton_check.py compare        run on the GPU, against the torch twins
 """
 
 from __future__ import annotations

@@ -99,8 +99,12 @@ def test_nobody_looks_and_nothing_is_drawn() -> None:
 def test_figures_are_told_in_words_and_not_at_every_step() -> None:
     watched = Watched(FakeWindow(people=0)).start().steps(41, 0.125)
     assert watched.lines == [
-        "distilling at 64 px: step 41 of 100", "125 ms/step", "7 s left", "loss 0.5", "opacity 0.25"
-    ]  # fmt: skip
+        "distilling at 64 px: step 41 of 100",
+        "125 ms/step",
+        "7 s left",
+        "loss 0.5",
+        "opacity 0.25",
+    ]
     assert watched.window.told[0] == (0.0, ["distilling at 64 px: step 0 of 100"], False)
     assert watched.window.told[-1][0] == pytest.approx(0.41)
     assert len(watched.window.told) <= 2 + 41 * 0.125 / EVERY

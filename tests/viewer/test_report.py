@@ -59,9 +59,16 @@ def test_everything_of_the_run_is_in_the_page(tmp_path: Path) -> None:
     assert page.has_class("state")[0]["class"] == "state finished" and not page.has_class("missing")[1:]
     assert page.tags.count("svg") == 4 and not page.has_class("notes")
     text = " ".join(page.texts["body"][0].split())
-    for part in ("seed 3 · 20 steps · 1:35 min", "Altogether 1:35 min", "Peak memory 1.57 GB", "torch 2.13.0",
-                 "Ended 2020-01-02 03:04 UTC", "Processor a processor", "Dense mesh Triangles 12",
-                 "A step, median 0.21 s"):  # fmt: skip
+    for part in (
+        "seed 3 · 20 steps · 1:35 min",
+        "Altogether 1:35 min",
+        "Peak memory 1.57 GB",
+        "torch 2.13.0",
+        "Ended 2020-01-02 03:04 UTC",
+        "Processor a processor",
+        "Dense mesh Triangles 12",
+        "A step, median 0.21 s",
+    ):
         assert part in text, part
     sizes = {given["href"] for tag, given in page.attributes if tag == "a" and given["href"].startswith("./")}
     assert sizes >= {"./mesh.glb", "./config.yaml", "./validation/000010.png"} and f"./{PAGE}" not in sizes
@@ -111,8 +118,14 @@ def test_the_asset_is_what_is_turned(tmp_path: Path) -> None:
     page = seen(with_asset(tmp_path / "run"))
     assert page.decoded("mesh") == asset_glb() and page.by_id("mesh")["download"] == "a_blue_dog.glb"
     text = " ".join(page.texts["body"][0].split())
-    for part in ("Asset Triangles 12,345, 600", "Textures 64 x 64", "Wide, high, deep 0.25 x 1.5 x 0.5 m",
-                 "Checkers nothing found", "Khronos validator not here", "Dense mesh Triangles 12"):  # fmt: skip
+    for part in (
+        "Asset Triangles 12,345, 600",
+        "Textures 64 x 64",
+        "Wide, high, deep 0.25 x 1.5 x 0.5 m",
+        "Checkers nothing found",
+        "Khronos validator not here",
+        "Dense mesh Triangles 12",
+    ):
         assert part in text, part
     cells = page.texts["td"]
     assert cells[0].startswith("asset/a_blue_dog.glb") and cells[2].startswith("the asset: opens in Blender")

@@ -18,7 +18,9 @@ node = pytest.mark.skipif(shutil.which("node") is None, reason="no node here")
 
 def read_by_viewer(data: bytes) -> dict[str, Any]:
     """What glb.js makes of a file: sums and counts, or the error."""
-    script = (ROOT / "threedgen/viewer/assets/glb.js").read_text(encoding="utf-8") + """
+    script = (
+        (ROOT / "threedgen/viewer/assets/glb.js").read_text(encoding="utf-8")
+        + """
     const all = (values) => values && Array.from(values);
     try {
       const { parts, images } = readGlb(new Uint8Array(require("fs").readFileSync(0)));
@@ -29,6 +31,7 @@ def read_by_viewer(data: bytes) -> dict[str, Any]:
       console.log(JSON.stringify({ parts: plain, images: images.map((i) => [i.type, i.bytes.length]) }));
     } catch (error) { console.log(JSON.stringify({ error: error.message })); }
     """
+    )
     done = subprocess.run(["node", "-e", script], input=data, capture_output=True, check=True)
     return json.loads(done.stdout)
 

@@ -73,9 +73,17 @@ class Client:
     def look(self, position: tuple[float, float, float], width: int = 300, height: int = 200) -> None:
         """From a place on the +y side, in the direction of -y: OpenCV's z is the world's -y, its y the world's -z."""
         self.send(
-            type="ViewerCameraMessage", wxyz=(0.0, 0.0, 2**-0.5, -(2**-0.5)), position=position, fov=0.8, near=0.01,
-            far=100.0, image_height=height, image_width=width, look_at=(0.0, 0.0, 0.0), up_direction=(0.0, 0.0, 1.0),
-        )  # fmt: skip
+            type="ViewerCameraMessage",
+            wxyz=(0.0, 0.0, 2**-0.5, -(2**-0.5)),
+            position=position,
+            fov=0.8,
+            near=0.01,
+            far=100.0,
+            image_height=height,
+            image_width=width,
+            look_at=(0.0, 0.0, 0.0),
+            up_direction=(0.0, 0.0, 1.0),
+        )
 
     def has(self, kind: str) -> list[dict[str, Any]]:
         return [message for message in list(self.messages) if message["type"] == kind]

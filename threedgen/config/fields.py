@@ -38,9 +38,7 @@ def section(field: FieldInfo, value: Any = None) -> type[BaseModel] | None:
 
 def section_models(field: FieldInfo) -> list[type[BaseModel]]:
     """The models that an ordinary field can hold; more than one if their `name` decides."""
-    return [
-        kind for kind in choices(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)
-    ]
+    return [kind for kind in choices(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def with_default(field: FieldInfo, value: Any) -> Any:
@@ -69,8 +67,7 @@ def is_text(field: FieldInfo) -> bool:
     """Does the field hold text only (str, Path, a choice of texts), so that an override is taken raw?"""
     kinds = [choice for choice in choices(field.annotation) if choice is not type(None)]
     return all(
-        kind in (str, Path)
-        or (get_origin(kind) is Literal and all(isinstance(a, str) for a in get_args(kind)))
+        kind in (str, Path) or (get_origin(kind) is Literal and all(isinstance(a, str) for a in get_args(kind)))
         for kind in kinds
     )
 

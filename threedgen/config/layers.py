@@ -52,9 +52,7 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
     if (now := renamed.file(text.removesuffix(".yaml"))) in shipped():
         return folder("configs") / f"{now}.yaml"
     guess = nearest(Path(text).stem, shipped())
-    raise ConfigError(
-        f"no file and no shipped config has this name{did_you_mean(guess)}", "config", text
-    )
+    raise ConfigError(f"no file and no shipped config has this name{did_you_mean(guess)}", "config", text)
 
 
 def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
@@ -84,9 +82,7 @@ def split_override(text: str) -> tuple[tuple[str, ...], str]:
     key, equals, value = text.partition("=")
     parts = tuple(part.strip() for part in key.split("."))
     if not equals or not all(parts):
-        raise ConfigError(
-            f"{COMMAND_LINE}: an override is written key=value, such as seed=3 (got {short(text)})"
-        )
+        raise ConfigError(f"{COMMAND_LINE}: an override is written key=value, such as seed=3 (got {short(text)})")
     return parts, value
 
 
@@ -121,9 +117,7 @@ def _override_layer(model: type[BaseModel], tree: dict, given: list[tuple[tuple[
             field = fields.locate(model, present, key)
         except KeyError:
             guess = nearest_key(".".join(key), fields.paths(model, present))
-            problems.append(
-                f"{COMMAND_LINE}: {'.'.join(key)}: unknown key{did_you_mean(guess)} (got {short(text)})"
-            )
+            problems.append(f"{COMMAND_LINE}: {'.'.join(key)}: unknown key{did_you_mean(guess)} (got {short(text)})")
             continue
         try:
             put(result, key, _value(field, text, f"{COMMAND_LINE}: {'.'.join(key)}"))
@@ -162,9 +156,7 @@ def task_of(name_or_path: str | Path) -> str:
     return str(merged(read_layers(find(name_or_path))).get("task", "generate"))
 
 
-def load(
-    name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
-) -> Any:
+def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Any:
     """The checked config of a file or shipped name.
 
     `overrides`: `key=value` texts as on the command line. `values`: the same from Python, dotted keys to data
@@ -180,15 +172,11 @@ def load(
     tree = merged(layers)
     task = dict(given).get(("task",), tree.get("task"))
     if task is None:
-        raise ConfigError(
-            f"{layers[-1].where}: task: is missing (there are: {', '.join(registry.names('task'))})"
-        )
+        raise ConfigError(f"{layers[-1].where}: task: is missing (there are: {', '.join(registry.names('task'))})")
     try:
         model = registry.config_model("task", task)
     except ConfigError as error:
-        raise ConfigError(
-            f"{COMMAND_LINE if ('task',) in dict(given) else layers[-1].where}: {error}"
-        ) from None
+        raise ConfigError(f"{COMMAND_LINE if ('task',) in dict(given) else layers[-1].where}: {error}") from None
     layers = [Layer(at, renamed.in_tree(model, fields.spelled(model, tree), at)) for at, tree in layers]
     given = [(renamed.in_key(model, merged(layers), key, COMMAND_LINE), text) for key, text in given]
     if given:

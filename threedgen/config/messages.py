@@ -27,9 +27,7 @@ def explain(error: ValidationError, model: type[BaseModel], tree: dict, layers: 
         whole = isinstance(values[key], (dict, BaseModel)) and _is_section(key, model, tree)
         got = "" if found == ["is missing"] or whole else f" (got {short(values[key])})"
         name = ".".join(str(part) for part in key)
-        lines.append(
-            ": ".join(part for part in (_where(key, layers), name, " or ".join(found)) if part) + got
-        )
+        lines.append(": ".join(part for part in (_where(key, layers), name, " or ".join(found)) if part) + got)
     return lines
 
 
@@ -102,7 +100,5 @@ def _problem(item: Any) -> str:
         return "should be a section of `key: value` lines"
     if item["type"] == "string_type" and isinstance(item["input"], (int, float)):
         return "should be text: write it in quotes"
-    message = (
-        item["msg"].partition(", unable to parse")[0].removeprefix("Value error, ").removeprefix("Input ")
-    )
+    message = item["msg"].partition(", unable to parse")[0].removeprefix("Value error, ").removeprefix("Input ")
     return message[:1].lower() + message[1:]

@@ -57,7 +57,8 @@ def find(paths: Sequence[str]) -> list[Path]:
     if len(found) < FEWEST:
         raise ConfigError(
             "one picture cannot tell the subject from its surroundings; give 4 to 6 from different sides "
-            f"(got {found[0]})", "photos"
+            f"(got {found[0]})",
+            "photos",
         )
     if len(found) > MOST:
         raise ConfigError(f"should be at most {MOST} pictures of one subject (got {len(found)})", "photos")

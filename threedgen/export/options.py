@@ -39,10 +39,10 @@ class AssetConfig(Config):
     """A game-ready asset: a triangle budget, textures, levels of detail, a collider."""
 
     preset: Literal["mobile", "prop", "character", "hero"] = Field(
-        "prop", description="decides what is null below; " + "; ".join(
-            f"{name}: {p.budget} triangles, {p.texture} texels" for name, p in PRESETS.items()
-        ),
-    )  # fmt: skip
+        "prop",
+        description="decides what is null below; "
+        + "; ".join(f"{name}: {p.budget} triangles, {p.texture} texels" for name, p in PRESETS.items()),
+    )
     budget: int | None = Field(None, ge=12, le=1_000_000, description="triangles at most; null: those of the preset")
     texture: int | None = Field(
         None, ge=64, le=8192, description="texels along an edge of the maps, a power of two; null: as the preset"
@@ -142,9 +142,7 @@ class ExportConfig(TaskConfig, AssetConfig):
         folder = runs.run_folder(self.run, "run")
         task = (runs.stored_config(folder) or {}).get("task", "generate")
         if task != "generate":
-            raise ConfigError(
-                f"should be a run of the task generate, not of {short(task)}", "run", self.run
-            )
+            raise ConfigError(f"should be a run of the task generate, not of {short(task)}", "run", self.run)
         if not any((folder / CHECKPOINTS).glob("*.ckpt")):
             raise ConfigError(
                 f"{folder} has no checkpoint, which holds the field; launch.py --resume {folder} makes one", "run"

@@ -168,13 +168,12 @@ def prepare(folder: Path, megabytes: float = 200) -> None:
         probe.unlink()
         free = shutil.disk_usage(folder).free / _MEGABYTE
     except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be written ({error.strerror}); choose another out=", "out"
-        ) from error
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}); choose another out=", "out") from error
     if free < megabytes:
         raise ConfigError(
             f"{folder} has {free:.0f} MB of free disk and the run needs {megabytes:.0f}; "
-            "make room or choose another out=", "out"
+            "make room or choose another out=",
+            "out",
         )
 
 

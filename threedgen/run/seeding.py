@@ -26,9 +26,7 @@ def key(seed: int, step: int, purpose: str, rank: int = 0) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def generator(
-    seed: int, step: int, purpose: str, rank: int = 0, device: torch.device | str = "cpu"
-) -> torch.Generator:
+def generator(seed: int, step: int, purpose: str, rank: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh torch generator for one use, e.g. ``generator(seed, step, "cameras", rank)``.
 
     Two uses with equal keys get equal numbers, so a purpose is asked for once in a step. CPU and GPU

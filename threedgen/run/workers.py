@@ -39,11 +39,19 @@ class Stopped(SystemExit):
 
 
 def run_jobs(
-    jobs: Iterable[Any], work: Callable[[Any], Any], on_done: Callable[[Any, Any], None],
-    on_failed: Callable[[Any, str], None] | None = None, *, engine: Literal["here", "processes", "ray"] = "here",
-    workers: int = 1, attempts: int = 1, address: str | None = None, cpus: float = 1.0, gpus: float = 0.0,
+    jobs: Iterable[Any],
+    work: Callable[[Any], Any],
+    on_done: Callable[[Any, Any], None],
+    on_failed: Callable[[Any, str], None] | None = None,
+    *,
+    engine: Literal["here", "processes", "ray"] = "here",
+    workers: int = 1,
+    attempts: int = 1,
+    address: str | None = None,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
     interrupts: Interrupts | None = None,
-) -> int:  # fmt: skip
+) -> int:
     """Does ``work(job)`` for each job; returns 0, or 130 or 143 if Ctrl-C or SIGTERM came, here or to a worker.
 
     ``jobs`` are drawn when a worker is free, and one ahead. ``on_done(job, result)`` and ``on_failed(job, reason)`` are

@@ -25,9 +25,7 @@ class System(pl.LightningModule):
 
     stage = "training"
 
-    def __init__(
-        self, config: Config, seed: int | None = None, max_steps: int | None = None, **facts: str
-    ) -> None:
+    def __init__(self, config: Config, seed: int | None = None, max_steps: int | None = None, **facts: str) -> None:
         """`config`: of a whole run, or a section of it, whose `seed` and `max_steps` are then given.
 
         A checkpoint is only resumed under the same config and `facts`, such as the digest of a tokenizer's vocabulary.

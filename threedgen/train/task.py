@@ -82,9 +82,15 @@ class Task:
     ) -> Status:
         """Trains a system; where there are results to be made, it is then back on its device, in eval mode."""
         status = fit(
-            system, self.config, self.folder, resume=self.resume, quiet=self.quiet, metrics=metrics,
-            callbacks=callbacks, interrupts=interrupts,
-        )  # fmt: skip
+            system,
+            self.config,
+            self.folder,
+            resume=self.resume,
+            quiet=self.quiet,
+            metrics=metrics,
+            callbacks=callbacks,
+            interrupts=interrupts,
+        )
         self.leader = system.trainer.is_global_zero
         if self.leader and status in (Status.FINISHED, Status.INTERRUPTED):
             system.eval().to(device(self.config.trainer.accelerator))  # Lightning leaves it on the CPU

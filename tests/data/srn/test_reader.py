@@ -291,8 +291,11 @@ def tiny(out: Path, **more: object) -> MakeSRNToyboxConfig:
 def test_the_toybox_is_read_like_the_archives(tmp_path: Path) -> None:
     assert make.run(tiny(tmp_path), quiet=True) == 0
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
-        "cars_train", "cars_test", "chairs_train", "chairs_test"
-    }  # fmt: skip
+        "cars_train",
+        "cars_test",
+        "chairs_train",
+        "chairs_test",
+    }
     test = open_instance(scenes(split_folder(tmp_path, "cars_test"))[0])
     given, targets = condition_and_targets(test)
     assert given == 64 and len(targets) == 65

@@ -172,9 +172,7 @@ def test_a_typical_world_keeps_its_captions_and_directions() -> None:
 def test_sizes_mean_something() -> None:
     """From the same luck: the words change what they say and nothing else."""
     for word in ("dog", "house", "ball", "car"):
-        plain, small, large, tall, wide = (
-            example(word, size=s) for s in ("", "small", "large", "tall", "wide")
-        )
+        plain, small, large, tall, wide = (example(word, size=s) for s in ("", "small", "large", "tall", "wide"))
         assert farthest(small) < 0.8 * farthest(plain) <= 0.8 * farthest(large)
         shape = extent(plain) / extent(plain)[0]
         assert np.allclose(extent(tall) / extent(tall)[0], shape * (1, 1, 1.4), rtol=0.02)
@@ -277,8 +275,11 @@ def test_an_asset_is_what_its_caption_says() -> None:
         asset = box.asset(index)
         assert asset.caption == caption(spec, wording) and asset.index == index
         assert (asset.noun, asset.colour, asset.size, asset.part) == (
-            spec.noun, spec.colour, spec.size, spec.part,
-        )  # fmt: skip
+            spec.noun,
+            spec.colour,
+            spec.size,
+            spec.part,
+        )
         assert asset.family == NOUNS[spec.noun].family and asset.front == NOUNS[spec.noun].front
 
 

@@ -154,8 +154,11 @@ def test_a_folder_is_scored_beside_the_original_and_a_killed_run_goes_on(
     assert by["a", "folder"]["true_psnr"] == 100 > 40 > by["b", "folder"]["true_psnr"]
     lines = list(csv.DictReader((out / "consistency.csv").read_text().splitlines()))
     assert [(line["scene"], line["row"]) for line in lines] == [
-        ("a", "folder"), ("a", "original"), ("b", "folder"), ("b", "original")
-    ]  # fmt: skip
+        ("a", "folder"),
+        ("a", "original"),
+        ("b", "folder"),
+        ("b", "original"),
+    ]
     text = (out / "consistency.md").read_text()
     assert "| original data | 2 |" in text and "| folder | 2 |" in text and (out / "sheet.png").is_file()
 

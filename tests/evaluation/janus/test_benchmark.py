@@ -27,9 +27,7 @@ from threedgen.run import folder as runs
 # --- here --------------------------------------------------------------------------------------------------------
 
 
-def test_a_benchmark_counts_and_reports(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_benchmark_counts_and_reports(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     assert cli.main(words("prompts=[a blue dog, a red ball, a red car]")) == 0
     assert "'a red ball', for a ball has no front" in caplog.text
     assert capsys.readouterr().out.strip() == "run/report.html"
@@ -100,7 +98,6 @@ def test_methods_that_cannot_run_have_a_row_that_says_so() -> None:
     begun = Counter(line.split()[1].rpartition("-a-")[0] for line in log().elements() if line.startswith("begun"))
     assert begun["error"] == 12 and begun["late-weights"] == 1 and begun["fails"] == 4
     assert "weights: weights: there is no file" in Path("run/report.md").read_text()
-
 
 
 def test_an_error_that_does_not_come_again_and_a_stop_are_survived() -> None:
@@ -192,12 +189,15 @@ def test_methods_may_have_changes_of_their_own() -> None:
     Path("good.yaml").rename("with blanks.yaml")
     asked = ["with blanks.yaml fronts=2", "with blanks.yaml", "bad fronts=1 views={a: 1}"]
     assert [words_of(method) for method in asked] == [
-        ["with blanks.yaml", "fronts=2"], ["with blanks.yaml"], ["bad", "fronts=1", "views={a: 1}"]
-    ]  # fmt: skip
+        ["with blanks.yaml", "fronts=2"],
+        ["with blanks.yaml"],
+        ["bad", "fronts=1", "views={a: 1}"],
+    ]
     assert cli.main(words(methods="[with blanks.yaml fronts=2, with blanks.yaml]")) == 0
     assert [(row["method"], row["raw"]["share"]) for row in table()] == [
-        ("with blanks.yaml fronts=2", 1.0), ("with blanks.yaml", 0.0)
-    ]  # fmt: skip
+        ("with blanks.yaml fronts=2", 1.0),
+        ("with blanks.yaml", 0.0),
+    ]
 
 
 # --- files of others ---------------------------------------------------------------------------------------------

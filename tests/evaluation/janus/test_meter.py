@@ -92,8 +92,10 @@ def test_cutting_keeps_the_surface_and_what_it_carries() -> None:
     corners = np.array([[[-1, 0, 0], [1, 0, 0], [1, 0, 2]], [[-1, 0, 0], [1, 0, 2], [-1, 0, 2]]], float)
     ramp = np.repeat((corners[..., :1] + 1) / 2, 3, axis=2)
     halves = two_fronted(ColouredMesh((janus_part(corners, ramp),)))
-    areas = [np.linalg.norm(np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]), axis=1).sum() / 2
-             for c in (part.corners for part in halves.parts)]  # fmt: skip
+    areas = [
+        np.linalg.norm(np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]), axis=1).sum() / 2
+        for c in (part.corners for part in halves.parts)
+    ]
     assert areas == pytest.approx([2, 2]) and halves.parts[0].corners[..., 0].min() == 0
     kept = halves.parts[0]
     np.testing.assert_allclose(kept.values[..., 0], (kept.corners[..., 0] + 1) / 2, atol=1e-12)
@@ -194,9 +196,11 @@ def test_clip_gives_the_probabilities_of_its_own_forward_pass(clip: Path) -> Non
     sentences = [f"a dog, {side}" for side in sides]
     words = letter_tokenizer()(sentences, padding=True, return_tensors="pt", max_length=48, truncation=True)
     with torch.no_grad():
-        wanted = CLIPModel.from_pretrained(clip).eval()(
-            pixel_values=encoder_input(views, 32, CLIP_MEAN, CLIP_STD), **words
-        ).logits_per_image.softmax(1)
+        wanted = (
+            CLIPModel.from_pretrained(clip)
+            .eval()(pixel_values=encoder_input(views, 32, CLIP_MEAN, CLIP_STD), **words)
+            .logits_per_image.softmax(1)
+        )
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
     assert (found.argmax(1) != found.argmax(1)[0]).any() or found.std(0).max() > 1e-4
     far = classifier.sides(views, "a dog " * 200)  # cut off, not refused

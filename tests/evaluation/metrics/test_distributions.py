@@ -100,8 +100,9 @@ def test_a_new_method_leaves_the_others_where_they_are() -> None:
     table[2, 0], table[0, 2], table[2, 1], table[1, 2] = 20, 10, 8, 12
     found = ratings(table, old)
     assert found[:2].tolist() == [1000, 1200] and 1000 < found[2] < 1200
-    slope = sum(table[2, k] * (1 - win) - table[k, 2] * win for k in old
-                if (win := 1 / (1 + 10 ** ((old[k] - found[2]) / 400))))  # fmt: skip
+    slope = sum(
+        table[2, k] * (1 - win) - table[k, 2] * win for k in old if (win := 1 / (1 + 10 ** ((old[k] - found[2]) / 400)))
+    )
     assert slope == pytest.approx(0, abs=1e-6)
 
 

@@ -118,9 +118,10 @@ def test_an_encoder_of_the_hub_takes_its_place(tmp_path: Path, kind: str) -> Non
     else:
         tower = small | {"intermediate_size": 16}
         config = CLIPConfig(
-            text_config=tower | {"vocab_size": 50}, vision_config=tower | {"image_size": 28, "patch_size": 14},
+            text_config=tower | {"vocab_size": 50},
+            vision_config=tower | {"image_size": 28, "patch_size": 14},
             projection_dim=12,
-        )  # fmt: skip
+        )
         CLIPModel(config).save_pretrained(tmp_path)
     embed = registry.build("identity", HubIdentityConfig(weights=str(tmp_path), size=28))
     vectors = embed(torch.rand(3, 40, 40, 3), chunk=2)

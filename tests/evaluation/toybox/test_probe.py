@@ -73,8 +73,14 @@ def test_a_colour_that_the_caption_leaves_open_is_not_asked() -> None:
     truth = truth_of(Spec("ball"), [30])
     assert truth.colour.tolist() == [OPEN] and not truth.front.any()
     flat = Raw(*(torch.zeros(1, n) for n in (76, 12, 1)), torch.zeros(1, 1, 12), torch.zeros(1, 4), torch.zeros(1, 2))
-    none = Truth(truth.noun, truth.colour, truth.seen[:, :1] * 0 + OPEN, truth.part_colour[:, :1] * 0 + OPEN,
-                 truth.azimuth, truth.front)  # fmt: skip
+    none = Truth(
+        truth.noun,
+        truth.colour,
+        truth.seen[:, :1] * 0 + OPEN,
+        truth.part_colour[:, :1] * 0 + OPEN,
+        truth.azimuth,
+        truth.front,
+    )
     _, metrics = train_probe.probe_loss(flat, none)
     assert metrics["loss_colour"] == metrics["loss_side"] == metrics["loss_heading"] == 0
     assert metrics["loss_noun"] == pytest.approx(math.log(76), rel=1e-5)
@@ -166,9 +172,7 @@ def test_it_learns_three_things() -> None:
 
 def test_augmentation_is_repeatable_and_can_be_off() -> None:
     x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    first, again, other = (
-        train_probe.augment(x, torch.Generator().manual_seed(seed)) for seed in (2, 2, 3)
-    )
+    first, again, other = (train_probe.augment(x, torch.Generator().manual_seed(seed)) for seed in (2, 2, 3))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert 0 <= first.min() and first.max() <= 1
     assert train_probe.augment(x, torch.Generator(), 0) is x
@@ -244,9 +248,7 @@ def test_training_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
     assert train_probe.run(config(whole, 5), quiet=True) == 0
     assert train_probe.run(config(parts, 3), quiet=True) == 0
     assert train_probe.run(config(parts, 5), resume=parts, quiet=True) == 0
-    one, other = (
-        (folder / "probe" / "toybox-probe.safetensors").read_bytes() for folder in (whole, parts)
-    )
+    one, other = ((folder / "probe" / "toybox-probe.safetensors").read_bytes() for folder in (whole, parts))
     assert one == other
     card = probing.read_card(whole / "probe" / "toybox-probe.safetensors")
     assert card["steps"] == 5 and card["accuracy"]["noun"]["total"] == 4

@@ -148,9 +148,13 @@ def seen(noun: str, colour: str, part: str, part_colour: str, sides: list[int], 
     side = torch.zeros(len(sides), 4)
     side[torch.arange(len(sides)), sides] = 8
     return Seen(
-        sure(LABELS.nouns, noun), sure(LABELS.colours, colour), parts, painted.log_softmax(-1), side.log_softmax(1),
+        sure(LABELS.nouns, noun),
+        sure(LABELS.colours, colour),
+        parts,
+        painted.log_softmax(-1),
+        side.log_softmax(1),
         torch.tensor(sides) * (math.pi / 2),
-    )  # fmt: skip
+    )
 
 
 SPEC = Spec("dog", "blue", "", "hat", "red")
@@ -258,9 +262,7 @@ def test_objects_denoised_together_are_those_denoised_alone() -> None:
     assert not torch.allclose(both[0], both[1], atol=1e-2)
 
 
-def test_evaluate_prior_reports_and_goes_on(
-    tmp_path: Path, probe_file: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluate_prior_reports_and_goes_on(tmp_path: Path, probe_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
     monkeypatch.setattr(registry, "build", lambda kind, config: prior)
     calls: list[int] = []
@@ -315,9 +317,14 @@ def test_evaluate_3d_makes_measures_and_leaves_finished_runs(
 ) -> None:
     """Runs that write ground truth in the place of their results, one of which breaks down."""
     config = Evaluate3DConfig(
-        task="evaluate-3d", out=str(tmp_path / "run"), probe={"weights": probe_file}, prompts=3, calibration=1,
-        overrides=("result.turntable.height=64", "result.turntable.width=64", "trainer.max_steps=7"), threads=1,
-    )  # type: ignore[call-arg]  # fmt: skip
+        task="evaluate-3d",
+        out=str(tmp_path / "run"),
+        probe={"weights": probe_file},
+        prompts=3,
+        calibration=1,
+        overrides=("result.turntable.height=64", "result.turntable.width=64", "trainer.max_steps=7"),
+        threads=1,
+    )  # type: ignore[call-arg]
     cases = {case.caption: case for case in held_out_cases(3, 0, spread=True)}
     broken = list(cases)[1]
     made: list[str] = []

@@ -89,10 +89,12 @@ def test_node_gives_the_package_the_files(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_the_exporter_writes_is_valid() -> None:
     mesh, textures = textured()
     part = hull(mesh.vertices)
-    found, said = validate({
-        "ball.glb": textured_glb_bytes(mesh, files(textures), "ball", {"prompt": "a ball"}),
-        "ball_collision_unreal.glb": plain_glb_bytes({"UCX_ball_00": part}, {"collider_of": "ball"}),
-    })  # fmt: skip
+    found, said = validate(
+        {
+            "ball.glb": textured_glb_bytes(mesh, files(textures), "ball", {"prompt": "a ball"}),
+            "ball_collision_unreal.glb": plain_glb_bytes({"UCX_ball_00": part}, {"collider_of": "ball"}),
+        }
+    )
     if not found:
         pytest.skip(said)
     assert "0 errors and 0 warnings in 2 files" in said, found

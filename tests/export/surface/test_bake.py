@@ -319,9 +319,12 @@ def test_the_background_is_filled_from_the_nearest_chart():
     low = sheet()
     left, right = replace(low, uv=0.1 + 0.25 * low.uv), replace(low, uv=np.array([0.65, 0.6]) + 0.3 * low.uv)
     together = Low(
-        np.concatenate([left.vertices, right.vertices + [5, 0, 0]]), np.concatenate([low.faces, low.faces + 4]),
-        np.tile(low.normals, (2, 1)), np.concatenate([left.uv, right.uv]), np.tile(low.tangents, (2, 1)),
-    )  # fmt: skip
+        np.concatenate([left.vertices, right.vertices + [5, 0, 0]]),
+        np.concatenate([low.faces, low.faces + 4]),
+        np.tile(low.normals, (2, 1)),
+        np.concatenate([left.uv, right.uv]),
+        np.tile(low.tangents, (2, 1)),
+    )
     field = lambda p: np.where(p[:, :1] > 3, [[0.0, 0.2, 1.0]], [[1.0, 0.1, 0.0]])  # noqa: E731
     maps = bake(together, dense(together.vertices, together.faces), 40, field, occlusion_rays=0)
     assert maps.covered.mean() == pytest.approx(0.25**2 + 0.3**2, abs=0.02)

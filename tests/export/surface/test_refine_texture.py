@@ -74,7 +74,7 @@ def photographs(worn: Worn, texture: np.ndarray, cameras: Cameras):
     """c2w, fov, targets and masks, as `refine_texture` takes them."""
     picture = render(
         worn.vertices, worn.faces, cameras.c2w.numpy(), 0.75, SIZE, uv=worn.uv, texture=texture, supersample=2
-    )  # fmt: skip
+    )
     return cameras.c2w.numpy(), 0.75, picture.rgb, picture.alpha
 
 
@@ -209,7 +209,7 @@ def test_the_background_of_the_targets_does_not_come_in():
     cameras = around(6)
     picture = render(
         *small.parts()[:2], cameras.c2w.numpy(), 0.75, SIZE, uv=worn.uv, texture=truth, background=(0, 1, 0)
-    )  # fmt: skip
+    )
     arguments = (*worn.parts(), cameras.c2w.numpy(), 0.75, picture.rgb)
     refined = refine_texture(truth * 0.9, *arguments, picture.alpha)
     assert np.abs(refined.texture - truth).max() < 0.08

@@ -40,8 +40,13 @@ def inputs() -> dict[str, Any]:
     text = torch.randn(2, 3, TEXT_WIDTH, generator=cpu(1))
     return {
         "latents": torch.randn(2, 4, 8, 8, generator=cpu(2)).requires_grad_(),
-        "text_cond": text[:1], "text_uncond": text[1:], "camera": None, "n_view": 1, "step": 0, "generator": cpu(3),
-    }  # fmt: skip
+        "text_cond": text[:1],
+        "text_uncond": text[1:],
+        "camera": None,
+        "n_view": 1,
+        "step": 0,
+        "generator": cpu(3),
+    }
 
 
 def ask(lora: PosedLoRA, prior: MVDream, c2w: Tensor) -> Tensor:

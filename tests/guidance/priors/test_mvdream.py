@@ -131,9 +131,7 @@ def test_what_distillation_does_not_need_is_given_up() -> None:
     assert left == size - gone and set(part.networks) == {"unet", "vae"}
     x, t = torch.randn(4, 4, 8, 8, generator=cpu()), torch.full((4,), 500)
     camera = camera_vector(script_poses(4))
-    found, wanted = (
-        [prior.encode_images(rgb, cpu()), prior.denoise(x, t, text, camera, 4)] for prior in (part, whole)
-    )
+    found, wanted = ([prior.encode_images(rgb, cpu()), prior.denoise(x, t, text, camera, 4)] for prior in (part, whole))
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
@@ -204,9 +202,14 @@ def test_sampling_is_the_published_ddim(prior: MVDream) -> None:
     """Against diffusers' own scheduler and the guidance formula written out."""
     found = prior.sample("a red dog", mvdream.script_poses(4), steps=5, guidance_scale=4, generator=cpu())
     scheduler = DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
-        set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading",
-    )  # fmt: skip
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
     scheduler.set_timesteps(5)
     cond, uncond = (prior.encode_prompt([p]).repeat(4, 1, 1) for p in ("a red dog", ""))
     x = torch.randn(4, 4, 8, 8, generator=cpu())

@@ -63,8 +63,9 @@ def test_every_form_of_output(prior: MVDream) -> None:
     latents = draw(pipeline, output_type="latent")
     with torch.no_grad():
         np.testing.assert_array_equal(prior.decode_latents(latents).numpy(), array)
-    (as_tuple,) = pipeline("a red dog", generator=cpu(), num_inference_steps=4, guidance_scale=3.0, output_type="np",
-                           return_dict=False)  # fmt: skip
+    (as_tuple,) = pipeline(
+        "a red dog", generator=cpu(), num_inference_steps=4, guidance_scale=3.0, output_type="np", return_dict=False
+    )
     np.testing.assert_array_equal(as_tuple, array)
 
 
@@ -72,8 +73,10 @@ def test_several_prompts_are_drawn_each_by_itself(prior: MVDream) -> None:
     pipeline = prior.pipeline()
     start = torch.randn(8, 4, 8, 8, generator=cpu())
     both = draw(pipeline, ["a red dog", "a blue cat"], latents=start)
-    alone = [draw(pipeline, prompt, latents=part) for prompt, part in
-             zip(("a red dog", "a blue cat"), start.split(4), strict=True)]  # fmt: skip
+    alone = [
+        draw(pipeline, prompt, latents=part)
+        for prompt, part in zip(("a red dog", "a blue cat"), start.split(4), strict=True)
+    ]
     np.testing.assert_allclose(both, np.concatenate(alone), atol=1e-4)
 
 

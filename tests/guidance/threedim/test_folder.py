@@ -192,9 +192,7 @@ def test_it_samples_what_the_chain_does(saved: Path) -> None:
     small, K = one.condition.resized(8), one.target.with_size(8, 8).K[:1]  # type: ignore[union-attr]
     x = 2 * small.images.permute(0, 3, 1, 2)[None] - 1
     rng = [generator(0, 0, "novel views of one")]
-    wanted = sample_views(
-        network, x, small.at.c2w[None], one.target.c2w[None], K, rng, steps=3, guidance_scale=1.5
-    )  # fmt: skip
+    wanted = sample_views(network, x, small.at.c2w[None], one.target.c2w[None], K, rng, steps=3, guidance_scale=1.5)
     torch.testing.assert_close(first, (wanted[0].permute(0, 2, 3, 1) + 1) / 2, rtol=0, atol=1e-5)
 
 
@@ -239,12 +237,17 @@ def test_the_consistency_score_asks_it_for_the_views_around_the_given_one(saved:
     grid = {"n_levels": 2, "log2_hashmap_size": 8, "base_resolution": 4}
     config = ConsistencyConfig.model_validate(
         {
-            "task": "consistency", "out": str(tmp_path / "run"), "threads": 1, "bootstrap": 100, "device": "cpu",
+            "task": "consistency",
+            "out": str(tmp_path / "run"),
+            "threads": 1,
+            "bootstrap": 100,
+            "device": "cpu",
             "sampler": {"name": "threedim", "weights": str(saved), "steps": 2, "device": "cpu"},
-            "scenes": {"name": "srn", "path": str(tmp_path / "data"), "condition": 2}, "tsed": {"pairs": 0},
+            "scenes": {"name": "srn", "path": str(tmp_path / "data"), "condition": 2},
+            "tsed": {"pairs": 0},
             "protocol": {"name": "subsampled", "steps": 2, "rays": 64, "samples": 12, "width": 8, "encoding": grid},
         }
-    )  # fmt: skip
+    )
     (tmp_path / "run").mkdir()
     config.sampler.check()
     assert run.run(config, quiet=True) == 0

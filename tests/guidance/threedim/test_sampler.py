@@ -197,8 +197,10 @@ def test_guidance_is_the_same_in_every_parameterisation() -> None:
             x0, (alpha, sigma) = torch.cat([first, second]), alpha_sigma(logsnr, z)
             return target(x0, (z - alpha * x0) / sigma, logsnr, self.prediction)
 
-    found = [guided_x0(Two(p), x, blank, z, level, torch.zeros(2, 2, 4, 4), torch.zeros(2, 3, 3), 3.0)
-             for p in ("epsilon", "v_prediction", "sample")]  # fmt: skip
+    found = [
+        guided_x0(Two(p), x, blank, z, level, torch.zeros(2, 2, 4, 4), torch.zeros(2, 3, 3), 3.0)
+        for p in ("epsilon", "v_prediction", "sample")
+    ]
     for x0 in found:
         torch.testing.assert_close(x0, second + 3 * (first - second), rtol=1e-4, atol=1e-4)
 

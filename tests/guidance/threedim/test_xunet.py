@@ -86,9 +86,14 @@ def test_place_of_resampling_is_a_matter_of_form_not_of_weights(network: XUNet) 
 def test_paper_sizes() -> None:
     """Counted by an abstract initialisation of the JAX listing; without cross-attention, about the paper's 421 M."""
     with torch.device("meta"):
-        sizes = {name: count(XUNet(XUNetConfig(**options))) for name, options in {
-            "128": {}, "64": {"image_size": 64}, "concat": {"architecture": "concat"},
-        }.items()}  # fmt: skip
+        sizes = {
+            name: count(XUNet(XUNetConfig(**options)))
+            for name, options in {
+                "128": {},
+                "64": {"image_size": 64},
+                "concat": {"architecture": "concat"},
+            }.items()
+        }
     assert sizes["128"] == pytest.approx(461.66e6, abs=5e3)
     assert sizes["64"] == pytest.approx(474.62e6, abs=5e3)
     assert sizes["concat"] == pytest.approx(421e6, rel=0.02)

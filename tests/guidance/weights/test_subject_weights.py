@@ -20,10 +20,15 @@ from threedgen.run.prompts import warn_about
 def tuned_file(path: Path, base: MVDream, size: float = 0.01) -> dict[str, torch.Tensor]:
     """A personalisation of ``base`` by random numbers; returns what the UNet should be after it."""
     state = base.unet.state_dict()
-    tuned = {name: value + size * torch.randn(value.shape, generator=cpu(k)) for k, (name, value) in
-             enumerate(state.items())}
-    card = {"kind": "difference", "identifier": "[v]", "prompt": "a [v] dog",
-            "base": subject_weights.checksum(base.unet, base.text_encoder)}
+    tuned = {
+        name: value + size * torch.randn(value.shape, generator=cpu(k)) for k, (name, value) in enumerate(state.items())
+    }
+    card = {
+        "kind": "difference",
+        "identifier": "[v]",
+        "prompt": "a [v] dog",
+        "base": subject_weights.checksum(base.unet, base.text_encoder),
+    }
     subject_weights.write(path, subject_weights.difference(tuned, state), torch.full((24,), 0.5), card)
     return tuned
 
@@ -79,8 +84,12 @@ def test_what_is_no_personalisation_is_one_sentence_before_anything_is_loaded(sa
     plain, torn = saved / "plain.safetensors", saved / "torn.safetensors"
     save_file({"x": torch.zeros(2)}, plain)
     torn.write_bytes((saved / "dog.safetensors").read_bytes()[:100])
-    for path, said in ((plain, "is not of the format"), (torn, "cannot be read"), (saved / "no", "there is no file"),
-                       ("\0", "cannot be read|there is no file")):
+    for path, said in (
+        (plain, "is not of the format"),
+        (torn, "cannot be read"),
+        (saved / "no", "there is no file"),
+        ("\0", "cannot be read|there is no file"),
+    ):
         with pytest.raises(ConfigError, match=said) as caught:
             MVDreamConfig(weights=str(saved / "base"), personalisation=str(path)).check()
         assert str(caught.value).startswith("personalisation:") and "\n" not in str(caught.value)
@@ -111,8 +120,12 @@ def test_low_rank_terms_are_added(saved: Path) -> None:
     a, b = torch.randn(2, weight.shape[1], generator=cpu(1)), torch.randn(weight.shape[0], 2, generator=cpu(2))
     inner = name.removesuffix(".weight")
     terms = subject_weights.low_rank([inner], [a], [b])
-    card = {"kind": "lora", "identifier": "[v]", "scale": "0.5",
-            "base": subject_weights.checksum(base.unet, base.text_encoder)}
+    card = {
+        "kind": "lora",
+        "identifier": "[v]",
+        "scale": "0.5",
+        "base": subject_weights.checksum(base.unet, base.text_encoder),
+    }
     subject_weights.write(saved / "lora.safetensors", terms, torch.zeros(24), card)
     found = MVDream.load(str(saved / "base"), dtype="fp32", personalisation=str(saved / "lora.safetensors"))
     assert torch.allclose(found.unet.get_parameter(name), weight + 0.5 * b @ a, atol=1e-6)

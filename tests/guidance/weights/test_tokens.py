@@ -48,9 +48,7 @@ def test_open_clip_fills_up_with_token_0(tmp_path: Path) -> None:
     path = str(clip_files(tmp_path / "x"))
     assert tokens.token_ids(tokens.clip_tokenizer(path, open_clip=True), ["a"], 5)[0, 3:].tolist() == [0, 0]
     end = letter_tokenizer().eos_token_id
-    assert (
-        tokens.token_ids(tokens.clip_tokenizer(path, open_clip=False), ["a"], 5)[0, 2:].tolist() == [end] * 3
-    )
+    assert tokens.token_ids(tokens.clip_tokenizer(path, open_clip=False), ["a"], 5)[0, 2:].tolist() == [end] * 3
 
 
 def test_the_tokenizer_is_found_in_the_hub_cache(tmp_path: Path, monkeypatch: Any) -> None:

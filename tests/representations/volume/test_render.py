@@ -221,9 +221,7 @@ class Recorded:
         """(views, ...) or (views, H, W, 3) to (R, 3)."""
         views, height, width, _ = self["rays_o"].shape
         value = self[key]
-        return (value if value.ndim == 4 else value[:, None, None].expand(views, height, width, 3)).reshape(
-            -1, 3
-        )
+        return (value if value.ndim == 4 else value[:, None, None].expand(views, height, width, 3)).reshape(-1, 3)
 
     def field(self) -> NGP:
         kind, sign = self.NORMALS.get(self.meta["normal"], ("analytic", 1))
@@ -233,12 +231,18 @@ class Recorded:
         blob, bias = (self.meta["bias"], 0.0) if self.meta["bias"] in BLOBS else ("none", float(self.meta["bias"]))
         field = NGP(
             NGPConfig(
-                radius=self["radius"].item(), encoding={"name": "frequency", "n_octaves": octaves},
-                width=width, hidden_layers=hidden, normal=kind,
-                density_activation=self.ACTIVATIONS[self.meta["act"]], density_blob=blob, density_bias=bias,
-                density_blob_scale=float(self.meta["scale"]), density_blob_std=float(self.meta["std"]),
+                radius=self["radius"].item(),
+                encoding={"name": "frequency", "n_octaves": octaves},
+                width=width,
+                hidden_layers=hidden,
+                normal=kind,
+                density_activation=self.ACTIVATIONS[self.meta["act"]],
+                density_blob=blob,
+                density_bias=bias,
+                density_blob_scale=float(self.meta["scale"]),
+                density_blob_std=float(self.meta["std"]),
             )
-        )  # fmt: skip
+        )
         names = {name: self["w." + name.replace("_mlp", "_network")] for name, _ in field.named_parameters()}
         field.load_state_dict(names)
         if sign < 0:
@@ -251,12 +255,17 @@ class Recorded:
         if self.meta["shading"] in ("textureless", "diffuse"):
             shading = soft(self.meta["shading"], self["ambient_ratio"].item())
         return render(
-            field, lambda directions, **_: self.per_ray("bg_color"),
-            NoMaterial() if self.meta["material"] == "none" else DiffuseMaterial(), None,
+            field,
+            lambda directions, **_: self.per_ray("bg_color"),
+            NoMaterial() if self.meta["material"] == "none" else DiffuseMaterial(),
+            None,
             MarchConfig(sampler="stratified", samples=self["n_samples"].item(), radius=self["radius"].item()),
-            self.per_ray("rays_o"), self.per_ray("rays_d"), light=self.per_ray("light_positions"),
-            need_normals=self.meta["normal"] != "None", shading=shading,
-        )  # fmt: skip
+            self.per_ray("rays_o"),
+            self.per_ray("rays_d"),
+            light=self.per_ray("light_positions"),
+            need_normals=self.meta["normal"] != "None",
+            shading=shading,
+        )
 
     def loss(self, seen: Render) -> Tensor:
         """What the recorded gradients are of."""

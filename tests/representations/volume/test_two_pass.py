@@ -209,9 +209,7 @@ def test_rays_are_cut_by_samples_and_put_together_again(
 
 # ---------------------------------------------------------------- renders
 
-CAMERAS = sample_multiview(
-    MultiviewCameraConfig(n_view=2), torch.Generator().manual_seed(3), 0, height=9, width=9
-)
+CAMERAS = sample_multiview(MultiviewCameraConfig(n_view=2), torch.Generator().manual_seed(3), 0, height=9, width=9)
 
 
 def scene(backend: str, thin: bool, samples: int = 40) -> tuple[NGP, NeuralBackground, Callable[..., Render]]:
@@ -229,9 +227,19 @@ def scene(backend: str, thin: bool, samples: int = 40) -> tuple[NGP, NeuralBackg
 
     def look(chunk: int | None, shading: Shading) -> Render:
         return render(
-            field, background, DiffuseMaterial(), occupancy, options, *rays, light=torch.tensor([2.0, 1.0, 2.0]),
-            generator=generator(0, 0, "render"), training=True, need_normals=True, shading=shading, chunk=chunk,
-        )  # fmt: skip
+            field,
+            background,
+            DiffuseMaterial(),
+            occupancy,
+            options,
+            *rays,
+            light=torch.tensor([2.0, 1.0, 2.0]),
+            generator=generator(0, 0, "render"),
+            training=True,
+            need_normals=True,
+            shading=shading,
+            chunk=chunk,
+        )
 
     return field, background, look
 
@@ -346,8 +354,10 @@ def test_auto_is_remembered_by_a_resumed_run(tmp_path: Path, monkeypatch: pytest
 
 def test_what_a_sample_costs() -> None:
     small, wide = (NGP(NGPConfig(encoding={"n_levels": 2, "log2_hashmap_size": 6}, width=w)) for w in (8, 64))
-    cost = [sample_bytes(f, NeuralBackground(), DiffuseMaterial(), MarchConfig(samples=64), n)
-            for f, n in ((small, False), (wide, False), (wide, True))]  # fmt: skip
+    cost = [
+        sample_bytes(f, NeuralBackground(), DiffuseMaterial(), MarchConfig(samples=64), n)
+        for f, n in ((small, False), (wide, False), (wide, True))
+    ]
     assert cost[0] < cost[1] < cost[2] < 1e5
     assert cost[1] - cost[0] >= 4 * 2 * (64 - 8), "the hidden activations of two networks are kept"
 

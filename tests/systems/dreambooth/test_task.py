@@ -107,8 +107,7 @@ def test_a_run_leaves_a_file_that_makes_the_subject_known() -> None:
         assert torch.allclose(value, learnt, rtol=0, atol=float((learnt - before).abs().max()) * 2**-8), name
         moved += not torch.equal(value, before)
     assert moved > 20
-    assert torch.equal(state["word"],
-                       load_file(run / RESULT)["identifier"])
+    assert torch.equal(state["word"], load_file(run / RESULT)["identifier"])
 
 
 @unix
@@ -189,11 +188,27 @@ def test_the_config_of_the_released_weights_runs_end_to_end(tmp_path: Path) -> N
     path = official_checkpoint(tmp_path, "sd21")
     tiny(tmp_path)
     small = ["threads=1", f"prior.weights={path}", "prior.tokenizer=clip", "prior.dtype=fp32", "prior.image_size=64"]
-    words = ["--config", "mvdreambooth-sd21", "prompt=a photo of a [v] dog", "photos=photos", "out=run", *small,
-             "sheet.steps=1", "trainer.max_steps=2", "trainer.accelerator=cpu"]
+    words = [
+        "--config",
+        "mvdreambooth-sd21",
+        "prompt=a photo of a [v] dog",
+        "photos=photos",
+        "out=run",
+        *small,
+        "sheet.steps=1",
+        "trainer.max_steps=2",
+        "trainer.accelerator=cpu",
+    ]
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)
-    words = ["--config", "preview-mvdream-sd21", "prompt=a [v] dog on a chair", "out=seen", "steps=1", *small,
-             f"prior.personalisation=run/{RESULT}"]
+    words = [
+        "--config",
+        "preview-mvdream-sd21",
+        "prompt=a [v] dog on a chair",
+        "out=seen",
+        "steps=1",
+        *small,
+        f"prior.personalisation=run/{RESULT}",
+    ]
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)
     with Image.open(tmp_path / "seen" / "views.png") as picture:
         assert picture.size == (4 * 64 + 5 * 2, 64 + 2 * 2)
@@ -292,8 +307,9 @@ def test_lora_learns_few_numbers_and_its_file_is_the_tuned_network(tmp_path: Pat
     base.save(tmp_path / "base")
     prior = MVDream.load(str(tmp_path / "base"), dtype="fp32")
     system = system_of(tmp_path, prior, "tuning.preservation=lora", "tuning.lora.rank=2", "tuning.lora.alpha=4")
-    system.base = subject_weights.checksum(*[getattr(MVDream.load(str(tmp_path / "base")), part)
-                                             for part in ("unet", "text_encoder")])
+    system.base = subject_weights.checksum(
+        *[getattr(MVDream.load(str(tmp_path / "base")), part) for part in ("unet", "text_encoder")]
+    )
     steps(system, 4)
     learnt = sum(p.numel() for p in system.trained.values())
     assert 0 < learnt < 0.1 * sum(p.numel() for p in base.unet.parameters())

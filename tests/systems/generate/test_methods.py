@@ -25,6 +25,8 @@ SMALL = [
 ]  # fmt: skip
 """The configs as they are but for sizes."""
 EARLY = ["material.ambient_only_steps=5"]
+
+
 def small_mesh(first: str) -> list[str]:
     """What is small in a config that begins with a stage of this name, and ends with a mesh."""
     places, stage = ("field.paint", f"stages.{first}.field"), f"stages.{first}"

@@ -129,9 +129,14 @@ def test_shading_is_the_plain_config_with_light_normals_and_orientation() -> Non
     assert lit["field"]["normal"] == "analytic"
     assert lit["loss"] == plain["loss"] | {"orientation": {0: 10.0, 5000: 1000.0}}
     assert lit["material"] == {
-        "name": "diffuse", "ambient_only_steps": 5000, "diffuse_probability": 0.75, "textureless_probability": 0.5,
-        "soft_shading": True, "ambient": 1.0, "diffuse": 0.0,
-    }  # fmt: skip
+        "name": "diffuse",
+        "ambient_only_steps": 5000,
+        "diffuse_probability": 0.75,
+        "textureless_probability": 0.5,
+        "soft_shading": True,
+        "ambient": 1.0,
+        "diffuse": 0.0,
+    }
     weights = [config.at(lit["loss"]["orientation"], step, 10_000) for step in (0, 2500, 5000, 9999)]
     assert weights == [10, 505, 1000, 1000]
 

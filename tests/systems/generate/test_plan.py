@@ -39,8 +39,10 @@ def test_it_says_what_would_run_and_leaves_no_trace(
     assert str(prior_folder()) in lines["weights"] and len(lines["weights"].rpartition(" ")[2]) == 65
     stages = [line for line in out.splitlines() if line.startswith("steps ")]
     assert stages == [
-        "steps 3 to 7: 2 views of 8 px", "steps 8 to 11: 2 views of 12 px", "steps 12 to 15: 4 views of 12 px"
-    ]  # fmt: skip
+        "steps 3 to 7: 2 views of 8 px",
+        "steps 8 to 11: 2 views of 12 px",
+        "steps 12 to 15: 4 views of 12 px",
+    ]
     assert "two passes, 400 samples at a time" in lines["render"] and lines["memory"].startswith("about 0.0 GB")
     assert out.splitlines()[-1] == "nothing was run or written"
 

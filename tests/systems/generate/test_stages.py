@@ -32,7 +32,7 @@ TREE: dict[str, Any] = TINY | {
         "coarse": {"field": FIELD, "loss": {"normal_consistency": 0.0}, "trainer": {"max_steps": 6}},
         "mesh": {"trainer": {"max_steps": 4}},
     },
-}  # fmt: skip
+}
 
 
 def command(folder: Path, *words: str) -> list[str]:
@@ -84,9 +84,11 @@ def refused(tmp_path: Path, said: str, **stages: Any) -> None:
 
 
 def test_mistakes_in_a_stage_are_found_at_once(tmp_path: Path) -> None:
-    refused(tmp_path, r"stages\.first.*trainer\.max_stps.*did you mean 'trainer\.max_steps'", first={
-        "trainer": {"max_stps": 3}
-    })  # fmt: skip
+    refused(
+        tmp_path,
+        r"stages\.first.*trainer\.max_stps.*did you mean 'trainer\.max_steps'",
+        first={"trainer": {"max_stps": 3}},
+    )
     refused(tmp_path, "letters, digits", **{"a/b": {}})
     refused(tmp_path, "normal_consistency is for meshes", coarse={"field": FIELD})
     made = config.load(write_config(tmp_path / "good.yaml", TREE), ["stages.coarse.trainer.max_steps=9"])

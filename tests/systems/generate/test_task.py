@@ -93,8 +93,11 @@ def test_a_run_ends_with_its_page() -> None:
     text = page.texts["body"][0]
     assert page.texts["h1"] == ["a red dog"] and f"seed 0 · {STEPS} steps" in text
     assert [given["aria-label"].split(":")[0] for tag, given in page.attributes if tag == "svg"] == [
-        "Loss", "Seconds a step", "Opacity, mean of the pictures", "Noise level"
-    ]  # fmt: skip
+        "Loss",
+        "Seconds a step",
+        "Opacity, mean of the pictures",
+        "Noise level",
+    ]
 
 
 ASSET = ["export.enabled=true", "export.budget=200", "export.texture=64", "export.lods=[]", "export.resolution=16",
@@ -344,10 +347,17 @@ def test_a_full_disk_while_preparing_is_one_sentence(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(
     "summary",
-    ["", "[]", "{", '{"status": "finished"}', '{"status": "failed", "steps": 5}',
-     '{"status": "finished", "steps": 5, "files": ["gone"]}', '{"status": "finished", "steps": 5, "files": 3}',
-     '{"status": "finished", "steps": 4}'],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        "{",
+        '{"status": "finished"}',
+        '{"status": "failed", "steps": 5}',
+        '{"status": "finished", "steps": 5, "files": ["gone"]}',
+        '{"status": "finished", "steps": 5, "files": 3}',
+        '{"status": "finished", "steps": 4}',
+    ],
+)
 def test_only_a_whole_summary_means_finished(tmp_path: Path, summary: str) -> None:
     assert not finished(tmp_path, 5)
     (tmp_path / "summary.json").write_text(summary)

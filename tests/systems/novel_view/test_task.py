@@ -120,8 +120,11 @@ def test_lines_of_the_gap_table_that_a_killed_run_left_are_dropped(tmp_path: Pat
         write_gaps(tmp_path / "gap.csv", step, gaps)
     lines = list(csv.DictReader((tmp_path / "gap.csv").read_text().splitlines()))
     assert [(line["step"], line["alpha_bar"]) for line in lines] == [
-        ("5", "0.5"), ("5", "0.05"), ("10", "0.5"), ("10", "0.05")
-    ]  # fmt: skip
+        ("5", "0.5"),
+        ("5", "0.05"),
+        ("10", "0.5"),
+        ("10", "0.05"),
+    ]
 
 
 # ---------------------------------------------------------------- data
@@ -147,9 +150,7 @@ def test_an_archive_and_the_toybox_give_the_same_pairs_and_a_cache_is_only_a_cac
         job = Job("cars", "train", number)
         write_instance(tmp_path / "cars_train" / job.name, scene(box.config, job))
     archive = ArchiveScenes(SRNPairsConfig(path=str(tmp_path), held_out=2), 16)
-    mine, theirs = (
-        PairBank(tmp_path / name, source, 16, 2) for name, source in (("a", box), ("b", archive))
-    )  # fmt: skip
+    mine, theirs = (PairBank(tmp_path / name, source, 16, 2) for name, source in (("a", box), ("b", archive)))
     assert mine.train == theirs.train == 2 and archive.views == 5
     chosen = np.array([1, 0, 1])
     one, other = (bank.pairs(chosen, np.random.default_rng(0)) for bank in (mine, theirs))
@@ -210,11 +211,12 @@ def test_it_learns(tmp_path: Path, regression: bool) -> None:
     network = TINY_THREEDIM["model"]["network"] | {"dropout": 0.0, "channels": 16}
     network |= {"prediction": "sample" if regression else "v_prediction"}
     config = checked(
-        tmp_path, model={"name": "pixels", "network": network},
+        tmp_path,
+        model={"name": "pixels", "network": network},
         training=TINY_THREEDIM["training"] | {"regression": regression, "batch": 8, "learning_rate": 5e-3},
         trainer=TINY_THREEDIM["trainer"] | {"max_steps": 60, "val_check_interval": 0, "log_every_n_steps": 1},
         checkpoint={"seconds": 1000},
-    )  # fmt: skip
+    )
     assert train.run(config, quiet=True) == 0
     losses = [float(line["loss"]) for line in csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())]
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:3])
@@ -248,9 +250,10 @@ def test_the_unet_of_a_prior_is_trained_in_its_latents(tmp_path: Path) -> None:
     model.prior.save(tmp_path / "prior")
     before = {name: value.clone() for name, value in MVDream.load(str(tmp_path / "prior")).vae.state_dict().items()}
     config = checked(
-        tmp_path / "run", model={"name": "latents", "start": str(tmp_path / "prior")},
+        tmp_path / "run",
+        model={"name": "latents", "start": str(tmp_path / "prior")},
         trainer=TINY_THREEDIM["trainer"] | {"max_steps": 3},
-    )  # fmt: skip
+    )
     (tmp_path / "run").mkdir()
     assert train.run(config, quiet=True) == 0
     found, _ = folder.load(str(tmp_path / "run" / "model"))

@@ -272,9 +272,7 @@ def test_the_draft_learns_what_words_and_cameras_show(tmp_path: Path, untrained:
     assert loss.item() < 0.5 * (z - z.mean(0)).square().mean().item()
 
 
-def test_the_unet_sees_the_draft_and_nothing_else_learns(
-    tmp_path: Path, untrained: tuple[MVDream, LatentBank]
-) -> None:
+def test_the_unet_sees_the_draft_and_nothing_else_learns(tmp_path: Path, untrained: tuple[MVDream, LatentBank]) -> None:
     prior, bank = untrained
     options: TrainPriorConfig = config.load(tiny(tmp_path), ["training.two_d=0"])
     system = prior_training.PriorSystem(options, prior, bank)
@@ -378,7 +376,6 @@ def test_views_are_of_scenes_of_their_own_at_first_and_joined_later(
     flat = (6, 1, None)
     assert set(asked[:20]) == {(6, 1, 6), flat} and set(asked[20:]) == {(6, 2, 6), flat}
     assert 2 <= asked.count(flat) <= 16
-
 
 
 @pytest.mark.parametrize("count", [1, 3, 16])

@@ -56,9 +56,7 @@ def marked(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
     solids = builder.finish(rng.uniform(0.9, 1.0))
     labels = tuple(dict.fromkeys(solid.label for solid in solids))
     spec = Spec(noun.word, main)
-    return Asset(
-        solids, caption(spec), noun.word, noun.family, main, "", "", "", noun.front, index, labels
-    )  # fmt: skip
+    return Asset(solids, caption(spec), noun.word, noun.family, main, "", "", "", noun.front, index, labels)
 
 
 def bounds(solids: Sequence[Primitive]) -> Box:

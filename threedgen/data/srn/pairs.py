@@ -79,9 +79,13 @@ class ToyboxScenes:
     def __init__(self, config: ToyboxPairsConfig, size: int, seed: int) -> None:
         self.count, self.views, self.kinds = config.scenes, config.views, len(config.families)
         self.config = MakeSRNToyboxConfig(
-            task="make-srn-toybox", seed=seed, families=config.families, train=config.scenes, size=size,
+            task="make-srn-toybox",
+            seed=seed,
+            families=config.families,
+            train=config.scenes,
+            size=size,
             train_views=config.views,
-        )  # fmt: skip
+        )
 
     def __len__(self) -> int:
         return self.count
@@ -107,9 +111,14 @@ class PairBank:
     """
 
     def __init__(
-        self, folder: Path, source: Source, size: int, held_out: int,
-        encode: Callable[[Tensor], Tensor] | None = None, told: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        source: Source,
+        size: int,
+        held_out: int,
+        encode: Callable[[Tensor], Tensor] | None = None,
+        told: str = "",
+    ) -> None:
         """Raises ConfigError if no scenes are left to train on."""
         if len(source) <= held_out:
             raise ConfigError(f"there are {len(source)} scenes, too few to hold out {held_out}", "data")

@@ -69,9 +69,7 @@ class Builder:
     the one the caption binds to it, or the default.  ``anchors`` say where accessories sit: name -> (point, scale).
     """
 
-    def __init__(
-        self, rng: Luck, colour: Colour, bound: dict[str, np.ndarray] | None = None
-    ) -> None:
+    def __init__(self, rng: Luck, colour: Colour, bound: dict[str, np.ndarray] | None = None) -> None:
         self.rng = rng
         self.colour = np.asarray(colour, float)
         self.bound = bound or {}
@@ -106,16 +104,12 @@ class Builder:
         return c * factor if factor <= 1 else 1 - (1 - c) / factor
 
     # -- solids -------------------------------------------------------------------------------------------------
-    def add(
-        self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0
-    ) -> None:
+    def add(self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0) -> None:
         """A solid with half extents ``size`` (number or 3) centred ``at``, rotated about x, y, z (degrees)."""
         stretch = np.broadcast_to(np.asarray(size, float), (3,))
         matrix = rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3))
         colour = self.colour if colour is None else np.asarray(colour, float)
-        self.solids.append(
-            Primitive(kind, float(param), matrix, np.asarray(at, float), np.clip(colour, 0, 1), label)
-        )
+        self.solids.append(Primitive(kind, float(param), matrix, np.asarray(at, float), np.clip(colour, 0, 1), label))
 
     def sphere(self, at, size, colour=None, label="body", rotate=(0, 0, 0)) -> None:
         self.add(SPHERE, at, size, colour, label, rotate)
@@ -123,9 +117,7 @@ class Builder:
     def box(self, at, size, colour=None, label="body", rotate=(0, 0, 0)) -> None:
         self.add(BOX, at, size, colour, label, rotate)
 
-    def cylinder(
-        self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0
-    ):
+    def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
         """Upright cylinder (or frustum: upper radius = ``top`` x radius) of half height ``half``."""
         self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, top)
 
@@ -143,9 +135,7 @@ class Builder:
         """Gable: triangle in xz, along y."""
         self.add(PRISM, at, size, colour, label, rotate)
 
-    def limb(
-        self, start, end, radius: float, colour=None, label="body", top: float = 1.0, caps: bool = True
-    ) -> None:
+    def limb(self, start, end, radius: float, colour=None, label="body", top: float = 1.0, caps: bool = True) -> None:
         """A rod from ``start`` to ``end`` with round ends; ``top`` x radius at the end."""
         start, end = np.asarray(start, float), np.asarray(end, float)
         axis = end - start

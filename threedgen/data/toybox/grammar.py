@@ -72,9 +72,7 @@ ACCESSORIES: dict[str, Callable[[Builder, np.ndarray], None]] = {}
 HEADWEAR = ("hat", "crown", "helmet", "headphones")
 
 
-def noun(
-    word: str, family: str, *, front: bool = True, parts: tuple[str, ...] = (), wears: tuple[str, ...] = ()
-):
+def noun(word: str, family: str, *, front: bool = True, parts: tuple[str, ...] = (), wears: tuple[str, ...] = ()):
     """Register a recipe: ``@noun("dog", "animals", parts=("ears",), wears=("hat", "scarf"))``."""
 
     def register(recipe: Recipe) -> Recipe:

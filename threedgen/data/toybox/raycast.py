@@ -58,11 +58,27 @@ def render(
     label = np.zeros(shape, np.int32)
     lamps = np.zeros((0, 3)) if lamp is None else np.broadcast_to(lamp, (views, 3))
     _render(
-        stacked["kind"], stacked["param"], stacked["inverse"], stacked["centre"], stacked["reach"], stacked["colour"],
-        stacked["label"], offsets, np.asarray(view_asset, np.int64), np.asarray(c2w, np.float32),
-        np.asarray(fov, np.float32), grey, np.asarray(lamps, np.float32), panorama, supersample, truth,
-        rgb, depth, normal, label,
-    )  # fmt: skip
+        stacked["kind"],
+        stacked["param"],
+        stacked["inverse"],
+        stacked["centre"],
+        stacked["reach"],
+        stacked["colour"],
+        stacked["label"],
+        offsets,
+        np.asarray(view_asset, np.int64),
+        np.asarray(c2w, np.float32),
+        np.asarray(fov, np.float32),
+        grey,
+        np.asarray(lamps, np.float32),
+        panorama,
+        supersample,
+        truth,
+        rgb,
+        depth,
+        normal,
+        label,
+    )
     return Picture(rgb, label > 0, depth, normal, label)
 
 
@@ -235,9 +251,27 @@ def _trace(kind, param, inverse, centre, reach, chosen, count, px, py, pz, dx, d
 
 @njit(cache=True, parallel=True)
 def _render(
-    kind, param, inverse, centre, reach, colour, label_of, offsets, view_asset, c2w, fov, grey, lamp, panorama,
-    ss, truth, rgb, depth, normal, label,
-):  # fmt: skip
+    kind,
+    param,
+    inverse,
+    centre,
+    reach,
+    colour,
+    label_of,
+    offsets,
+    view_asset,
+    c2w,
+    fov,
+    grey,
+    lamp,
+    panorama,
+    ss,
+    truth,
+    rgb,
+    depth,
+    normal,
+    label,
+):
     views, height, width = rgb.shape[0], rgb.shape[1], rgb.shape[2]
     for row in prange(views * height):
         v, j = row // height, row % height
@@ -271,9 +305,7 @@ def _render(
                 dz = m[2, 0] * qx + m[2, 1] * qy + m[2, 2] * qz
                 norm = 1.0 / np.sqrt(dx * dx + dy * dy + dz * dz)
                 dx, dy, dz = dx * norm, dy * norm, dz * norm
-                hit, t, nx, ny, nz = _trace(
-                    kind, param, inverse, centre, reach, chosen, count, px, py, pz, dx, dy, dz
-                )
+                hit, t, nx, ny, nz = _trace(kind, param, inverse, centre, reach, chosen, count, px, py, pz, dx, dy, dz)
                 if s == ss * ss:
                     if hit >= 0:
                         depth[v, j, i] = t

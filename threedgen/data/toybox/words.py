@@ -40,9 +40,13 @@ def train_tokenizer(max_tokens: int):
     ids = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ids)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=max_tokens,
-        pad_token=PAD, bos_token=START, eos_token=END, unk_token=UNKNOWN,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        model_max_length=max_tokens,
+        pad_token=PAD,
+        bos_token=START,
+        eos_token=END,
+        unk_token=UNKNOWN,
+    )
 
 
 def vocabulary(tokenizer: Any) -> str:

@@ -55,9 +55,7 @@ class Toybox:
     ``typical``: no luck but in what the caption leaves open about colour, so that a caption is always the same shape.
     """
 
-    def __init__(
-        self, seed: int = 0, split: Split = "train", view: View | None = None, typical: bool = False
-    ) -> None:
+    def __init__(self, seed: int = 0, split: Split = "train", view: View | None = None, typical: bool = False) -> None:
         self.seed, self.split, self.typical = seed, split, typical
         self.view = view or (TYPICAL_VIEW if typical else View())
 
@@ -93,9 +91,7 @@ class Toybox:
 
         A share ``jumbles`` of the samples is a heap of random solids instead, for what must not depend on nouns.
         """
-        assets = [
-            jumble(r, i) if (r := self.rng(i, 3)).random() < jumbles else self.asset(i) for i in indices
-        ]
+        assets = [jumble(r, i) if (r := self.rng(i, 3)).random() < jumbles else self.asset(i) for i in indices]
         cams = [self.cameras(i, n_view) for i in indices]
         c2w, fov, azimuth = (np.concatenate([c[k] for c in cams]) for k in range(3))
         grey = np.repeat([c[3] for c in cams], n_view)
@@ -125,9 +121,18 @@ def build(
     solids = builder.finish(radius, list(np.asarray(stretch) * wobble))
     labels = tuple(dict.fromkeys(s.label for s in solids))
     return Asset(
-        solids, caption(spec) if text is None else text, spec.noun, entry.family, spec.colour, spec.size, spec.part,
-        spec.part_colour, entry.front, index, labels,
-    )  # fmt: skip
+        solids,
+        caption(spec) if text is None else text,
+        spec.noun,
+        entry.family,
+        spec.colour,
+        spec.size,
+        spec.part,
+        spec.part_colour,
+        entry.front,
+        index,
+        labels,
+    )
 
 
 def jumble(rng: np.random.Generator, index: int = -1) -> Asset:

@@ -64,9 +64,19 @@ class Job:
 
     @classmethod
     def of(
-        cls, scene: str, row: str, views: Views, held: list[int], protocol: ProtocolConfig, options: TSEDConfig,
-        seed: int, folder: Path, device: str = "cpu", truth: Views | None = None, drawn: Sequence[int] = (),
-    ) -> Job:  # fmt: skip
+        cls,
+        scene: str,
+        row: str,
+        views: Views,
+        held: list[int],
+        protocol: ProtocolConfig,
+        options: TSEDConfig,
+        seed: int,
+        folder: Path,
+        device: str = "cpu",
+        truth: Views | None = None,
+        drawn: Sequence[int] = (),
+    ) -> Job:
         """``truth``: the true views, with which those at the places ``drawn`` are compared besides."""
         arrays = to_uint8(views.images), views.at.c2w.numpy(), views.at.K.numpy()
         true = (None, ()) if truth is None else (to_uint8(truth.images), tuple(drawn))

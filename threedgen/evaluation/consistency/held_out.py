@@ -54,6 +54,7 @@ def warn_about(scene: Scene, held: Sequence[int]) -> list[str]:
 
 def far_views(near: Cameras, asked: Cameras) -> list[int]:
     """Finds the places of cameras in ``asked`` that no camera in ``near`` is like, as seen from the origin."""
+
     def polar(cameras: Cameras) -> tuple[torch.Tensor, torch.Tensor]:
         distance = cameras.position.norm(dim=-1)
         return cameras.position / distance.clamp(min=1e-9)[:, None], distance

@@ -110,9 +110,9 @@ def difference_table(config: ConsistencyConfig, found: dict[str, Any]) -> str:
     first = next(iter(config.contestants))
     figures = _measured(found)
     heads = [f"{first} minus", *(FIGURES[key] for key in figures), "scenes with more PSNR"]
-    return markdown_table(heads, [
-        [row, *(_cell(less[key]) for key in figures), str(less["psnr"]["won"])] for row, less in found.items()
-    ])  # fmt: skip
+    return markdown_table(
+        heads, [[row, *(_cell(less[key]) for key in figures), str(less["psnr"]["won"])] for row, less in found.items()]
+    )
 
 
 def _measured(rows: dict[str, Any]) -> list[str]:

@@ -1,10 +1,10 @@
 """Carries out the task "consistency": draws or reads views of many scenes, fits fields, compares held-out views.
 
-    RUN/views/ROW/SCENE.safetensors what a sampler drew, unless it is on the disk already
-    RUN/scores/                     one score for each field, see ``fits.py``: a killed run goes on with the others
-    RUN/consistency.json, .csv, .md figures of all scenes and of each, beside those of the original data
-    RUN/sheet.png                   held-out views, the field's renders, their difference
-    RUN/views.png                   some views of some scenes: the given one, then those of each sampler, the true ones
+RUN/views/ROW/SCENE.safetensors what a sampler drew, unless it is on the disk already
+RUN/scores/                     one score for each field, see ``fits.py``: a killed run goes on with the others
+RUN/consistency.json, .csv, .md figures of all scenes and of each, beside those of the original data
+RUN/sheet.png                   held-out views, the field's renders, their difference
+RUN/views.png                   some views of some scenes: the given one, then those of each sampler, the true ones
 """
 
 from __future__ import annotations
@@ -67,10 +67,14 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
                     yield job
 
         code = run_jobs(
-            lacking(), partial(score_with, max(1, threads // config.workers)), done,
-            engine="processes" if config.workers > 1 else "here", workers=config.workers, attempts=ATTEMPTS,
+            lacking(),
+            partial(score_with, max(1, threads // config.workers)),
+            done,
+            engine="processes" if config.workers > 1 else "here",
+            workers=config.workers,
+            attempts=ATTEMPTS,
             interrupts=interrupts,
-        )  # fmt: skip
+        )
     if code:
         return code
     place = {scene.name: k for k, scene in enumerate(every)}
@@ -87,9 +91,14 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
 
 
 def jobs(
-    config: ConsistencyConfig, samplers: Mapping[str, Any], every: Sequence[Scene], held: Mapping[str, list[int]],
-    strips: Strips, interrupts: Interrupts, count: Count,
-) -> Iterator[Job]:  # fmt: skip
+    config: ConsistencyConfig,
+    samplers: Mapping[str, Any],
+    every: Sequence[Scene],
+    held: Mapping[str, list[int]],
+    strips: Strips,
+    interrupts: Interrupts,
+    count: Count,
+) -> Iterator[Job]:
     """Yields a field to fit for each row of each scene, with the views that it is fitted to; after Ctrl-C no more."""
     folder = Path(str(config.out))
     for start in range(0, len(every), config.batch):
@@ -105,9 +114,18 @@ def jobs(
                     continue
                 strips.add(scene, row, views)
                 yield Job.of(
-                    scene.name, row, views, held[scene.name], config.protocol, config.tsed, config.seed,
-                    folder / "scores", config.device, truth if drawn and scene.condition else None, scene.targets,
-                )  # fmt: skip
+                    scene.name,
+                    row,
+                    views,
+                    held[scene.name],
+                    config.protocol,
+                    config.tsed,
+                    config.seed,
+                    folder / "scores",
+                    config.device,
+                    truth if drawn and scene.condition else None,
+                    scene.targets,
+                )
 
 
 def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Scene]) -> None:
@@ -117,13 +135,13 @@ def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Sce
     for scene in every:
         if getattr(sampler, "needs_text", False) and not scene.text:
             raise ConfigError(
-                f"{row} draws from words, and the scenes {config.scenes.name!r} have none; "
-                "scenes.name=toybox has", "sampler"
+                f"{row} draws from words, and the scenes {config.scenes.name!r} have none; scenes.name=toybox has",
+                "sampler",
             )
         if getattr(sampler, "needs_condition", False) and not scene.condition:
             raise ConfigError(
-                f"{row} draws from a given view, and the scenes {config.scenes.name!r} have "
-                "none; scenes.name=srn has", "sampler"
+                f"{row} draws from a given view, and the scenes {config.scenes.name!r} have none; scenes.name=srn has",
+                "sampler",
             )
         if getattr(sampler, "on_disk", False):
             sampler.places(scene.request(config.seed, pictures=False))

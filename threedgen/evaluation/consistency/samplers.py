@@ -56,9 +56,13 @@ class MVDreamSampler:
         for first in range(groups):
             places = list(range(first, count, groups))
             drawn = self.prior.sample(
-                request.text, request.target.c2w[places], self.config.steps, self.config.guidance_scale,
-                self.config.negative_prompt, generator(request.seed, first, f"novel views of {request.scene}"),
-            )  # fmt: skip
+                request.text,
+                request.target.c2w[places],
+                self.config.steps,
+                self.config.guidance_scale,
+                self.config.negative_prompt,
+                generator(request.seed, first, f"novel views of {request.scene}"),
+            )
             pictures |= dict(zip(places, drawn, strict=True))
         return torch.stack([pictures[place] for place in range(count)])
 
@@ -70,9 +74,14 @@ class MVDreamSampler:
         if far.any():
             logger.warning(
                 "%s: %d target views are far outside the elevations of the prior's training (%g to %g degrees), such "
-                "as number %d at %.0f", request.scene, int(far.sum()), low, high,
-                request.numbers[int(far.int().argmax())], float(elevation[far][0]),
-            )  # fmt: skip
+                "as number %d at %.0f",
+                request.scene,
+                int(far.sum()),
+                low,
+                high,
+                request.numbers[int(far.int().argmax())],
+                float(elevation[far][0]),
+            )
 
 
 class FolderSampler:

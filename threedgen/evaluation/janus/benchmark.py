@@ -72,10 +72,16 @@ def make_all(config: JanusBenchmarkConfig, jobs: list[Job], root: Path, quiet: b
 
         return run_jobs(
             (job for job in left if job.method not in refused),
-            partial(make, root=Path(os.path.abspath(root)), threads=threads(config)), done, failed,
-            engine=config.engine, workers=config.workers, attempts=config.attempts, address=config.address,
-            cpus=config.cpus, gpus=config.gpus,
-        )  # fmt: skip
+            partial(make, root=Path(os.path.abspath(root)), threads=threads(config)),
+            done,
+            failed,
+            engine=config.engine,
+            workers=config.workers,
+            attempts=config.attempts,
+            address=config.address,
+            cpus=config.cpus,
+            gpus=config.gpus,
+        )
 
 
 def threads(config: JanusBenchmarkConfig) -> int | None:

@@ -69,7 +69,8 @@ class CLIPSides:
         except Exception as error:  # a dozen kinds: no such id, no network, damaged, no CLIP
             raise ConfigError(
                 f"{config.weights!r} cannot be loaded as CLIP ({type(error).__name__}); "
-                "give a folder or an id of the hub such as openai/clip-vit-large-patch14", "meter.classifier.weights"
+                "give a folder or an id of the hub such as openai/clip-vit-large-patch14",
+                "meter.classifier.weights",
             ) from None
         self.size = int(self.net.config.vision_config.image_size)
         self.longest = int(self.net.config.text_config.max_position_embeddings)

@@ -63,8 +63,11 @@ def make_plan(config: JanusBenchmarkConfig) -> Plan:
             refused[method] = str(error)
     jobs = [
         job(method, base, prompt, seed)
-        for seed in config.seeds for prompt in prompts for method, base in methods.items() if method not in refused
-    ]  # fmt: skip
+        for seed in config.seeds
+        for prompt in prompts
+        for method, base in methods.items()
+        if method not in refused
+    ]
     return Plan(jobs, prompts, refused, left_out)
 
 

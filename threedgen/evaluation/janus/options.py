@@ -32,14 +32,19 @@ class CLIPSidesConfig(Config):
 
     name: Literal["clip"] = Field("clip", description="CLIP zero-shot, for anything that photos show")
     weights: str = Field(
-        "openai/clip-vit-large-patch14", min_length=1, description="a folder, or an id on the hub; not the one that "
-        "an asset was optimised with"
-    )  # fmt: skip
+        "openai/clip-vit-large-patch14",
+        min_length=1,
+        description="a folder, or an id on the hub; not the one that an asset was optimised with",
+    )
     sentences: tuple[str, str, str, str] = Field(
-        ("{prompt}, front view", "{prompt}, side view facing left", "{prompt}, back view",
-         "{prompt}, side view facing right"),
+        (
+            "{prompt}, front view",
+            "{prompt}, side view facing left",
+            "{prompt}, back view",
+            "{prompt}, side view facing right",
+        ),
         description="for front, left, back and right, each with {prompt} in it",
-    )  # fmt: skip
+    )
     batch: int = Field(16, ge=1, le=4096, description="pictures looked at together")
 
     @field_validator("sentences")
@@ -64,9 +69,12 @@ class MeterConfig(Config):
     size: int = Field(128, ge=16, le=2048, description="pixels of a view")
     background: float = Field(0.5, ge=0, le=1, description="grey behind the object")
     threshold: float | None = Field(
-        THRESHOLD, gt=0, lt=1, description="probability from which a view shows a front; null: chosen on objects whose "
-        "truth is known (`calibration`), so that as many good ones are called Janus as two-faced ones are missed"
-    )  # fmt: skip
+        THRESHOLD,
+        gt=0,
+        lt=1,
+        description="probability from which a view shows a front; null: chosen on objects whose "
+        "truth is known (`calibration`), so that as many good ones are called Janus as two-faced ones are missed",
+    )
 
 
 class TruthConfig(Config):
@@ -76,9 +84,12 @@ class TruthConfig(Config):
     calibration: int = Field(200, ge=1, le=100_000, description="others, on which meter.threshold=null is chosen")
     nouns: tuple[str, ...] = Field((), description="of which toybox nouns; none given: all with one clear front")
     rough: float = Field(
-        0.0, ge=0, le=10, description="how much their surfaces and colours are shaken by smooth noise; 1: more, by "
-        "eye, than on most meshes that methods make"
-    )  # fmt: skip
+        0.0,
+        ge=0,
+        le=10,
+        description="how much their surfaces and colours are shaken by smooth noise; 1: more, by "
+        "eye, than on most meshes that methods make",
+    )
     assets: str | None = Field(
         None, description="folder of GLB and OBJ files that face +z, y up, named by what they show; null: toybox"
     )
@@ -165,9 +176,10 @@ class JanusBenchmarkConfig(MeteredConfig):
     toybox: int = Field(36, ge=1, le=1000, description="how many held-out toybox prompts, where none are given")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0, 1, 2), min_length=1)
     mesh: str = Field(
-        "mesh.glb", min_length=1, description="file in the folder of a run that is looked at; checkpoints: the field "
-        "in them, without a mesh"
-    )  # fmt: skip
+        "mesh.glb",
+        min_length=1,
+        description="file in the folder of a run that is looked at; checkpoints: the field in them, without a mesh",
+    )
     engine: Literal["here", "processes", "ray"] = Field(
         "here", description="who works: this process, processes of this machine, or a Ray cluster"
     )

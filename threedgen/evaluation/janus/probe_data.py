@@ -23,9 +23,14 @@ CLEAR = np.deg2rad(60)
 
 
 def corrupt(
-    box: Toybox, indices: Sequence[int], assets: Sequence[Asset], rgb: Array, truth: Truth, share: float,
+    box: Toybox,
+    indices: Sequence[int],
+    assets: Sequence[Asset],
+    rgb: Array,
+    truth: Truth,
+    share: float,
     rng: np.random.Generator,
-) -> None:  # fmt: skip
+) -> None:
     """Draws a ``share`` of the samples ``indices`` anew, rough, and half of these that have a front with two of them.
 
     rgb (N n, size, size, 3), views fastest, and the truth are changed in place.

@@ -18,9 +18,10 @@ def clear_nouns() -> tuple[str, ...]:
     too, but two front halves of a bed are a bed."""
     held = held_out_rooms()
     return tuple(
-        word for word, noun in NOUNS.items()
+        word
+        for word, noun in NOUNS.items()
         if noun.front and noun.family in FAMILIES and word not in UNCLEAR and word in held
-    )  # fmt: skip
+    )
 
 
 def toybox_prompts(count: int, seed: int) -> list[str]:

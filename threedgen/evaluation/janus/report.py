@@ -29,9 +29,14 @@ HEAD = (
 
 
 def finish(
-    config: MeteredConfig, table: Sequence[Row], results: Sequence[Result], rates: ErrorRates | None,
-    left_out: dict[str, str], seconds: float, quiet: bool,
-) -> int:  # fmt: skip
+    config: MeteredConfig,
+    table: Sequence[Row],
+    results: Sequence[Result],
+    rates: ErrorRates | None,
+    left_out: dict[str, str],
+    seconds: float,
+    quiet: bool,
+) -> int:
     """Writes the report and the summary of a run, and says where they are; returns the exit code."""
     folder = Path(str(config.out))
     write(folder, config, table, results, rates, left_out)
@@ -43,9 +48,13 @@ def finish(
 
 
 def write(
-    folder: Path, config: MeteredConfig, table: Sequence[Row], results: Sequence[Result], rates: ErrorRates | None,
+    folder: Path,
+    config: MeteredConfig,
+    table: Sequence[Row],
+    results: Sequence[Result],
+    rates: ErrorRates | None,
     left_out: dict[str, str],
-) -> None:  # fmt: skip
+) -> None:
     """Writes all files of the report into ``folder``; the views are read from ``folder``/looks."""
     with making(folder / "report.html"):
         figures = {
@@ -119,9 +128,7 @@ def about(config: MeteredConfig, rates: ErrorRates | None) -> list[str]:
     ]
 
 
-def text(
-    config: MeteredConfig, table: Sequence[Row], rates: ErrorRates | None, left_out: dict[str, str]
-) -> str:
+def text(config: MeteredConfig, table: Sequence[Row], rates: ErrorRates | None, left_out: dict[str, str]) -> str:
     """report.md"""
     lines = ["# Janus rates", "", f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
     lines += [f"| {' | '.join(clean(cell).replace('|', '/') for cell in cells(row))} |" for row in table]
@@ -165,19 +172,29 @@ def table_csv(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def html(
-    folder: Path, config: MeteredConfig, table: Sequence[Row], results: Sequence[Result], rates: ErrorRates | None,
+    folder: Path,
+    config: MeteredConfig,
+    table: Sequence[Row],
+    results: Sequence[Result],
+    rates: ErrorRates | None,
     left_out: dict[str, str],
-) -> str:  # fmt: skip
+) -> str:
     """report.html; every picture is in it."""
     sections = [
         {"row": row, "remark": remark(row), "assets": [card(folder, r) for r in results if r.method == row.method]}
         for row in table
     ]
     return page(
-        "janus.html", (), title="Janus rates", head=HEAD, lines=[cells(row) for row in table],
-        about=about(config, rates), sections=sections, left_out=left_out,
+        "janus.html",
+        (),
+        title="Janus rates",
+        head=HEAD,
+        lines=[cells(row) for row in table],
+        about=about(config, rates),
+        sections=sections,
+        left_out=left_out,
         count=sum(result.state == "seen" for result in results),
-    )  # fmt: skip
+    )
 
 
 def card(folder: Path, result: Result) -> dict[str, Any]:
@@ -187,10 +204,14 @@ def card(folder: Path, result: Result) -> dict[str, Any]:
     facts += [duration(result.seconds)] if result.seconds is not None else []
     name = Path(result.folder).name
     return {
-        "prompt": result.prompt, "outcome": outcome, "janus": result.janus, "reason": result.reason, "facts": facts,
+        "prompt": result.prompt,
+        "outcome": outcome,
+        "janus": result.janus,
+        "reason": result.reason,
+        "facts": facts,
         "strip": picture(folder / "looks" / f"{name}.png") if result.state == "seen" else None,
         "views": list(zip(result.labels(), result.shown, result.right, strict=True)),
-    }  # fmt: skip
+    }
 
 
 def picture(path: Path) -> Any:

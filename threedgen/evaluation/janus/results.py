@@ -171,9 +171,12 @@ class Row:
 
 
 def rows(
-    methods: Sequence[str], results: Sequence[Result], prompts: Sequence[str], rates: ErrorRates | None,
+    methods: Sequence[str],
+    results: Sequence[Result],
+    prompts: Sequence[str],
+    rates: ErrorRates | None,
     refused: dict[str, str],
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """A row for each method, those that cannot run included."""
     return [
         row(method, [r for r in results if r.method == method], prompts, rates, refused.get(method, ""))
@@ -181,9 +184,7 @@ def rows(
     ]
 
 
-def row(
-    method: str, results: Sequence[Result], prompts: Sequence[str], rates: ErrorRates | None, reason: str
-) -> Row:
+def row(method: str, results: Sequence[Result], prompts: Sequence[str], rates: ErrorRates | None, reason: str) -> Row:
     """The figures of a method from its results. ``reason``: why it cannot run, if so."""
     seen = [result for result in results if result.state == "seen"]
     named = [result for result in seen if result.likeness is not None]

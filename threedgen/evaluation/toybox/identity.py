@@ -47,9 +47,14 @@ class IdentityNet(nn.Module):
         self.options = options or IdentityNetworkConfig()
         a, b, c, d = self.options.channels
         self.levels = nn.Sequential(
-            convolution(3, a, 2), convolution(a, b, 2), Residual(b), convolution(b, c, 2), Residual(c),
-            convolution(c, d, 2), Residual(d),
-        )  # fmt: skip
+            convolution(3, a, 2),
+            convolution(a, b, 2),
+            Residual(b),
+            convolution(b, c, 2),
+            Residual(c),
+            convolution(c, d, 2),
+            Residual(d),
+        )
         self.out = nn.Linear(2 * d, self.options.width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,14 +96,13 @@ class HubIdentity:
 
         self.config = config
         try:
-            net = AutoModel.from_pretrained(
-                config.weights, trust_remote_code=False, local_files_only=not reachable()
-            )
+            net = AutoModel.from_pretrained(config.weights, trust_remote_code=False, local_files_only=not reachable())
             self.net = net.eval().requires_grad_(False)
         except Exception as error:  # a dozen kinds: no such id, no network, damaged, no network that is known
             raise ConfigError(
                 f"{config.weights!r} cannot be loaded as an image encoder ({type(error).__name__}); "
-                "give a folder or an id of the hub such as facebook/dinov2-small", "identity.weights"
+                "give a folder or an id of the hub such as facebook/dinov2-small",
+                "identity.weights",
             ) from None
 
     @torch.no_grad()

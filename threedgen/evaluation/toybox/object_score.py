@@ -1,8 +1,8 @@
 """Carries out the task "evaluate-3d": held-out prompts become 3D objects; the probe looks at eight sides of each.
 
-    RUN/objects/WORDS-OF-THE-PROMPT/   the generate runs; finished ones are not made again
-    RUN/report.json, report.md         figures with intervals, beside ground-truth turntables of the same prompts
-    RUN/sheet.png                      the objects with captions and verdicts
+RUN/objects/WORDS-OF-THE-PROMPT/   the generate runs; finished ones are not made again
+RUN/report.json, report.md         figures with intervals, beside ground-truth turntables of the same prompts
+RUN/sheet.png                      the objects with captions and verdicts
 """
 
 from __future__ import annotations
@@ -80,13 +80,19 @@ def run(config: Evaluate3DConfig, resume: Path | None = None, quiet: bool = Fals
 
 def generate_config(config: Evaluate3DConfig, case: Case, folder: Path) -> GenerateConfig:
     """Loads the config of one prompt's run, without a game-ready asset: the field itself is measured."""
-    return load_task("config", "generate", config.config, config.overrides, {
-        "prompt": case.caption,
-        "seed": config.seed,
-        "threads": config.threads,
-        "out": str(folder / "objects" / runs.slug(case.caption)),
-        "export.enabled": False,
-    })  # fmt: skip
+    return load_task(
+        "config",
+        "generate",
+        config.config,
+        config.overrides,
+        {
+            "prompt": case.caption,
+            "seed": config.seed,
+            "threads": config.threads,
+            "out": str(folder / "objects" / runs.slug(case.caption)),
+            "export.enabled": False,
+        },
+    )
 
 
 def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: dict[str, Any]) -> Any:

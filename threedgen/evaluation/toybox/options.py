@@ -29,9 +29,12 @@ class ProbeTrainingConfig(Config):
     window: int = Field(256, ge=1, description="how many steps back those earlier ones come from")
     augment: float = Field(1.0, ge=0, le=2, description="strength of blur, noise, colour shifts and moves; 0: none")
     spoiled: float = Field(
-        0.0, ge=0, le=1, description="share of objects made rough, and half of those that have a front with two front "
-        "halves glued together"
-    )  # fmt: skip
+        0.0,
+        ge=0,
+        le=1,
+        description="share of objects made rough, and half of those that have a front with two front "
+        "halves glued together",
+    )
     learning_rate: Schedule = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
     weight_decay: float = Field(0.02, ge=0)
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
@@ -125,9 +128,10 @@ class ToyboxIdentityConfig(Config):
 
     name: Literal["toybox"] = Field("toybox", description="for subjects of the toybox")
     weights: str = Field(
-        "embedded", min_length=1, description="embedded, or the .safetensors file that a run left in RUN/identity, or "
-        "that folder"
-    )  # fmt: skip
+        "embedded",
+        min_length=1,
+        description="embedded, or the .safetensors file that a run left in RUN/identity, or that folder",
+    )
 
     def file(self) -> Path:
         """Raises ConfigError if there is none."""

@@ -1,8 +1,8 @@
 """Carries out the task "evaluate-prior": samples held-out captions from a prior; the probe says what was drawn.
 
-    RUN/samples/00003.safetensors   one batch of objects, kept: a killed run goes on after the last whole one
-    RUN/report.json, report.md      figures with intervals, beside the probe's own on ground truth
-    RUN/sheet.png                   some of the samples with captions and verdicts
+RUN/samples/00003.safetensors   one batch of objects, kept: a killed run goes on after the last whole one
+RUN/report.json, report.md      figures with intervals, beside the probe's own on ground truth
+RUN/sheet.png                   some of the samples with captions and verdicts
 """
 
 from __future__ import annotations

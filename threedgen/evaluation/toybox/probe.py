@@ -127,9 +127,7 @@ class Probe(nn.Module):
         found = torch.einsum("bwp,bcp->bwc", places.to(features.dtype), features.flatten(2))
         colours = self.paint(found).float()
         answers = self.whole(pooled(coarse)).float()
-        noun, side, heading, seen = answers.split(
-            [len(self.labels.nouns), 4, 2, len(self.labels.words)], dim=1
-        )
+        noun, side, heading, seen = answers.split([len(self.labels.nouns), 4, 2, len(self.labels.words)], dim=1)
         seen = seen + (found[:, 1:].float() * self.there.float()).sum(-1)
         return Raw(noun, colours[:, 0], seen, colours[:, 1:], side, heading)
 
@@ -158,9 +156,13 @@ class Probe(nn.Module):
             torch.cat(parts).float().cpu() for parts in zip(*raws, strict=True)
         )
         return Seen(
-            noun.log_softmax(-1), colour.log_softmax(-1), seen.sigmoid(), part_colour.log_softmax(-1),
-            side.log_softmax(-1), torch.atan2(heading[:, 1], heading[:, 0]),
-        )  # fmt: skip
+            noun.log_softmax(-1),
+            colour.log_softmax(-1),
+            seen.sigmoid(),
+            part_colour.log_softmax(-1),
+            side.log_softmax(-1),
+            torch.atan2(heading[:, 1], heading[:, 0]),
+        )
 
     # -- files ------------------------------------------------------------------------------------------------
     def save(self, path: Path, about: dict[str, Any] | None = None) -> None:

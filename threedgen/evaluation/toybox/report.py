@@ -47,14 +47,19 @@ def table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[
     """Tabulates in markdown what was measured beside what the probe makes of the ground truth of the same captions."""
     ours, theirs = tally(measured), tally(truth)
     heads = ["what", "measured", "95 % interval", "probe on ground truth", "95 % interval"]
-    return markdown_table(heads, [
-        [FIGURES[key], *(words(shares.get(key)) for shares in (ours, theirs) for words in (percent, limits))]
-        for key in keys if key in ours or key in theirs
-    ])  # fmt: skip
+    return markdown_table(
+        heads,
+        [
+            [FIGURES[key], *(words(shares.get(key)) for shares in (ours, theirs) for words in (percent, limits))]
+            for key in keys
+            if key in ours or key in theirs
+        ],
+    )
 
 
 def worst(captions: Sequence[str], verdicts: Sequence[Verdict], count: int) -> list[dict[str, Any]]:
     """Lists the objects least like what was asked for: most wrong answers first, then the least certain."""
+
     def rank(k: int) -> tuple[int, float]:
         return -len(verdicts[k].wrong(PART_OF_SHEET)), verdicts[k].certainty
 

@@ -149,11 +149,20 @@ def objects(tools: Instruments, subject: Subject, key: str, prior: Mapping[str, 
     """
     config, seen = tools.config, []
     for k, worn in enumerate(tools.accessories):
-        generate = load_task("objects", "generate", str(config.objects), [], {
-            "prompt": prompt_of(subject.asset.noun, worn, "[v]" if prior else ""),
-            "seed": config.seed, "threads": config.threads, "out": str(subject.folder / "objects" / f"{key}-{k}"),
-            "export.enabled": False, **prior,
-        })  # fmt: skip
+        generate = load_task(
+            "objects",
+            "generate",
+            str(config.objects),
+            [],
+            {
+                "prompt": prompt_of(subject.asset.noun, worn, "[v]" if prior else ""),
+                "seed": config.seed,
+                "threads": config.threads,
+                "out": str(subject.folder / "objects" / f"{key}-{k}"),
+                "export.enabled": False,
+                **prior,
+            },
+        )
         status = make(generate)
         if status in (Status.INTERRUPTED, Status.TERMINATED):
             raise SystemExit(status.exit_code)

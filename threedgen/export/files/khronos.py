@@ -72,8 +72,11 @@ def _ask(node: str, paths: list[Path]) -> Any:
     try:
         done = subprocess.run(
             [node, "-e", _SCRIPT, *map(str, paths)],
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=True,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=True,
+        )
         return json.loads(done.stdout)
     except subprocess.TimeoutExpired as error:
         raise NoAnswer(f"it took more than {PATIENCE} s") from error

@@ -66,9 +66,16 @@ def convex_parts(vertices: Array, faces: Array, seed: int = 0) -> list[Part]:
     coacd.set_log_level("error")
     found = coacd.run_coacd(
         coacd.Mesh(vertices.astype(np.float64), faces),
-        threshold=0.1, max_convex_hull=PARTS, preprocess_mode="off", mcts_iterations=50, mcts_nodes=10,
-        resolution=1000, decimate=True, max_ch_vertex=PART_VERTICES, seed=seed,
-    )  # fmt: skip
+        threshold=0.1,
+        max_convex_hull=PARTS,
+        preprocess_mode="off",
+        mcts_iterations=50,
+        mcts_nodes=10,
+        resolution=1000,
+        decimate=True,
+        max_ch_vertex=PART_VERTICES,
+        seed=seed,
+    )
     return [convex(np.asarray(points, np.float64)) for points, _ in found]
 
 

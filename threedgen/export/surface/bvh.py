@@ -218,8 +218,18 @@ def _openness(bounds, corners, points, normals, sky, reach, lift, out):
                 dy = p * sign * b + q * (sign + y * y * a) + up * y
                 dz = -p * sign * x - q * y + up * z
                 hit, _, _, _ = _nearest(
-                    bounds, corners, stack, points[n, 0] + lift * x, points[n, 1] + lift * y, points[n, 2] + lift * z,
-                    dx, dy, dz, reach, False, True,
-                )  # fmt: skip
+                    bounds,
+                    corners,
+                    stack,
+                    points[n, 0] + lift * x,
+                    points[n, 1] + lift * y,
+                    points[n, 2] + lift * z,
+                    dx,
+                    dy,
+                    dz,
+                    reach,
+                    False,
+                    True,
+                )
                 free += 1 if hit < 0 else 0
             out[n] = free / sky.shape[0]

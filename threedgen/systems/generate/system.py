@@ -72,9 +72,13 @@ class GenerateSystem(System):
         self.view_cameras: Any = view_cameras
         self.hold(prior=prior)
         self.distill: Any = registry.build(
-            "distillation", config.distillation, prior.schedule, self.max_steps, prior,
+            "distillation",
+            config.distillation,
+            prior.schedule,
+            self.max_steps,
+            prior,
             generator(config.seed, 0, "distillation parameters"),
-        )  # fmt: skip
+        )
         self.chunks: dict[str, int] = {}
         self.again = False
         self.held: int | None = None  # samples whose graph the last render held
@@ -134,9 +138,18 @@ class GenerateSystem(System):
         camera = self.prior.camera(c2w) if c.views_per_scene > 1 else None
         texts = view_text(self.text, rig, c.view_prompts)
         distilled, logs = self.distill(
-            latents, self.prior.denoise, texts.cond, texts.uncond, camera, c.views_per_scene, step,
-            self.rng(step, "distillation"), negatives=texts.negatives, plain=self.text[:1], c2w=c2w,
-        )  # fmt: skip
+            latents,
+            self.prior.denoise,
+            texts.cond,
+            texts.uncond,
+            camera,
+            c.views_per_scene,
+            step,
+            self.rng(step, "distillation"),
+            negatives=texts.negatives,
+            plain=self.text[:1],
+            c2w=c2w,
+        )
         terms = {"distillation": distilled} | self.regularisers(seen, weights)
         loss = sum(weights[name] * value for name, value in terms.items())
         self.metrics = {name: float(value) for name, value in logs.items()}
@@ -187,10 +200,21 @@ class GenerateSystem(System):
         chunk = self.held = self.chunk(normals or shading.lit) if grad else EVAL_CHUNK
         with torch.set_grad_enabled(grad):
             seen = render(
-                self.field, self.background, self.material, self.occupancy, self.config.march, origins, directions,
-                generator=rng, training=training, step=step, light=light, need_normals=normals, shading=shading,
+                self.field,
+                self.background,
+                self.material,
+                self.occupancy,
+                self.config.march,
+                origins,
+                directions,
+                generator=rng,
+                training=training,
+                step=step,
+                light=light,
+                need_normals=normals,
+                shading=shading,
                 chunk=chunk,
-            )  # fmt: skip
+            )
         self.held = min(chunk or len(seen.samples), len(seen.samples))
         return seen
 
@@ -234,8 +258,9 @@ class GenerateSystem(System):
         self.most = max(1, (self.held or SOME) // 4)
         logger.warning(
             "%s ran out of memory: from now on %d samples are rendered at a time (march.chunk)",
-            self._where(), self.most,
-        )  # fmt: skip
+            self._where(),
+            self.most,
+        )
         self.again = True
         with enough_memory(self._where(), remedy):
             super().optimizer_step(*given, **more)

@@ -115,9 +115,13 @@ def optimise(task: Task, start: Path | None = None) -> Status:
             times.append(time.monotonic())
             parts = zip(("prepare", "optimise", "export"), times[:-1], times[1:], strict=True)
             task.summarise(
-                status, steps=system.trainer.global_step, notes=notes, files=[*_asset_file(figures), PAGE],
-                seconds_of={name: round(end - begun, 2) for name, begun, end in parts}, **figures,
-            )  # fmt: skip
+                status,
+                steps=system.trainer.global_step,
+                notes=notes,
+                files=[*_asset_file(figures), PAGE],
+                seconds_of={name: round(end - begun, 2) for name, begun, end in parts},
+                **figures,
+            )
             write_report(folder)  # it shows the summary, so it comes last; a run without it is not finished
     return status
 

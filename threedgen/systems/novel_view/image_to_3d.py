@@ -80,9 +80,11 @@ def sampled(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool
         request = Request(Path(config.image).stem, views, at.select(range(1, len(at))), tuple(range(1, len(at))))
         request = replace(request, seed=config.seed)
         images = kept(
-            folder / "views.safetensors", "views", (len(at), height, width, 3),
+            folder / "views.safetensors",
+            "views",
+            (len(at), height, width, 3),
             lambda: torch.cat([picture[None], sampler([request])[0]]),
-        )  # fmt: skip
+        )
     return Views(images, at)
 
 

@@ -31,9 +31,7 @@ SHOWN = 0.05
 """The level nearest to this is the one whose gap is shown while training."""
 
 
-def pair_loss(
-    model: ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, noise: Tensor, blank: Tensor
-) -> Tensor:
+def pair_loss(model: ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, noise: Tensor, blank: Tensor) -> Tensor:
     """Mean squared error of what the network predicts for x0 at the noise levels ``logsnr`` (B,).
 
     ``noise`` is that of the targets. Where ``keep`` (B,) bool is False the condition is ``blank``, pure noise.

@@ -36,12 +36,18 @@ def sample(task: Task) -> Status:
     loaded = time.monotonic()
     rows = [
         pipeline(
-            with_suffix(prompt, config.suffix), config.negative_prompt, config.n_view, config.elevation, config.azimuth,
-            num_inference_steps=config.steps, guidance_scale=config.guidance_scale,
-            generator=generator(config.seed, k, "sample"), output_type="np",
+            with_suffix(prompt, config.suffix),
+            config.negative_prompt,
+            config.n_view,
+            config.elevation,
+            config.azimuth,
+            num_inference_steps=config.steps,
+            guidance_scale=config.guidance_scale,
+            generator=generator(config.seed, k, "sample"),
+            output_type="np",
         ).images
         for k in range(config.samples)
-    ]  # fmt: skip
+    ]
     sampled, columns = time.monotonic() - loaded, max(1, config.n_view)
     with writing(task.folder):
         write_png(task.folder / RESULT, grid(np.concatenate(rows), columns))

@@ -38,14 +38,21 @@ class DiffusionConfig(Config):
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
     sheet_prompts: tuple[str, ...] = Field(
         (
-            "a blue dog wearing a red hat", "a yellow car with black wheels", "a white house with a red roof",
-            "a green robot wearing a purple scarf", "a pink teapot", "a brown chair", "a red penguin", "a grey wizard",
+            "a blue dog wearing a red hat",
+            "a yellow car with black wheels",
+            "a white house with a red roof",
+            "a green robot wearing a purple scarf",
+            "a pink teapot",
+            "a brown chair",
+            "a red penguin",
+            "a grey wizard",
             "a blue room with a red sofa and a window",
             "a yellow room with a green bed, a brown door and a purple lamp",
-            "the corner of a green room", "a pink room with a blue floor and a black table",
+            "the corner of a green room",
+            "a pink room with a blue floor and a black table",
         ),
         description="prompts of the sample sheet",
-    )  # fmt: skip
+    )
 
     @model_validator(mode="after")
     def _room(self) -> DiffusionConfig:

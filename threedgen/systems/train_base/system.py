@@ -29,12 +29,18 @@ def text_encoder(options: NetworkConfig, tokenizer: Any) -> Any:
     """A fresh CLIPTextModel. Its tables are small, so that a caption's words are learnt and not fought."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=options.text_width, intermediate_size=4 * options.text_width,
-            num_hidden_layers=options.text_layers, num_attention_heads=options.text_heads,
-            max_position_embeddings=options.max_tokens, hidden_act="gelu", pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=options.text_width,
+            intermediate_size=4 * options.text_width,
+            num_hidden_layers=options.text_layers,
+            num_attention_heads=options.text_heads,
+            max_position_embeddings=options.max_tokens,
+            hidden_act="gelu",
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         )
-    )  # fmt: skip
+    )
 
 
 def build(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, image_size: int) -> StableDiffusion:

@@ -26,11 +26,15 @@ class LatentTower(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(channels, 64, 3, 1, 1), nn.SiLU(),
-            nn.Conv2d(64, 128, 3, 2, 1), nn.SiLU(),
-            nn.Conv2d(128, 192, 3, 2, 1), nn.GroupNorm(16, 192), nn.SiLU(),
+            nn.Conv2d(channels, 64, 3, 1, 1),
+            nn.SiLU(),
+            nn.Conv2d(64, 128, 3, 2, 1),
+            nn.SiLU(),
+            nn.Conv2d(128, 192, 3, 2, 1),
+            nn.GroupNorm(16, 192),
+            nn.SiLU(),
             nn.Conv2d(192, 256, 3, 1, 1),
-        )  # fmt: skip
+        )
         self.head = nn.Sequential(nn.SiLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(1024, width))
 
     def features(self, z: Tensor) -> Tensor:

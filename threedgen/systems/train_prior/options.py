@@ -38,9 +38,11 @@ class AutoencoderConfig(Config):
     jumbles: float = Field(0.25, ge=0, le=1, description="share of the pictures that show heaps of random solids")
     rooms: float = Field(0.2, ge=0, le=1, description="share of the pictures taken inside toy rooms")
     shrunk: float = Field(
-        0.25, ge=0, description="weight of decoding latents at half the size as the picture at half the size: latents "
+        0.25,
+        ge=0,
+        description="weight of decoding latents at half the size as the picture at half the size: latents "
         "without fine noise are learnt sooner by a UNet (Skorokhodov et al. 2025, arXiv 2502.14831)",
-    )  # fmt: skip
+    )
     max_steps: int = Field(5000, ge=1)
     learning_rate: Schedule = Field({"0%": 1e-4, "1%": 1e-3, "60%": 1e-3, "100%": 2e-5})
     kl: float = Field(1e-5, ge=0, description="weight of the KL divergence per latent number")

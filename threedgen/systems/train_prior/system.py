@@ -36,12 +36,18 @@ def build(options: NetworkConfig, vae: Any, image_size: int) -> MVDream:
     # position and token tables are small, so that a caption's words are learnt and not fought
     text = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=options.text_width, intermediate_size=4 * options.text_width,
-            num_hidden_layers=options.text_layers, num_attention_heads=options.text_heads,
-            max_position_embeddings=options.max_tokens, hidden_act="gelu", pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=options.text_width,
+            intermediate_size=4 * options.text_width,
+            num_hidden_layers=options.text_layers,
+            num_attention_heads=options.text_heads,
+            max_position_embeddings=options.max_tokens,
+            hidden_act="gelu",
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         )
-    )  # fmt: skip
+    )
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in options.attention)
     up = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(options.attention))

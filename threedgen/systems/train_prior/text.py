@@ -24,12 +24,19 @@ class LatentTower(nn.Sequential):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__(
-            nn.Conv2d(channels, 64, 3, 1, 1), nn.SiLU(),
-            nn.Conv2d(64, 128, 3, 2, 1), nn.SiLU(),
-            nn.Conv2d(128, 192, 3, 2, 1), nn.GroupNorm(16, 192), nn.SiLU(),
-            nn.Conv2d(192, 256, 3, 1, 1), nn.SiLU(),
-            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(1024, width),
-        )  # fmt: skip
+            nn.Conv2d(channels, 64, 3, 1, 1),
+            nn.SiLU(),
+            nn.Conv2d(64, 128, 3, 2, 1),
+            nn.SiLU(),
+            nn.Conv2d(128, 192, 3, 2, 1),
+            nn.GroupNorm(16, 192),
+            nn.SiLU(),
+            nn.Conv2d(192, 256, 3, 1, 1),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(1024, width),
+        )
 
 
 class TextSystem(System):

@@ -64,9 +64,7 @@ def headphones(b: Builder, colour: np.ndarray) -> None:
     b.torus(p, 1.3 * r, 0.15 * r, colour, "headphones", (0, 90, 0))
     for side in (-1, 1):
         b.cylinder(p + (0, side * 1.12 * r, 0), 0.56 * r, 0.2 * r, colour, "headphones", (90, 0, 0))
-        b.cylinder(
-            p + (0, side * 1.34 * r, 0), 0.36 * r, 0.06 * r, b.shade(colour, 0.5), "headphones", (90, 0, 0)
-        )
+        b.cylinder(p + (0, side * 1.34 * r, 0), 0.36 * r, 0.06 * r, b.shade(colour, 0.5), "headphones", (90, 0, 0))
 
 
 @accessory("scarf")

@@ -20,12 +20,8 @@ def face(b: Builder, at, head: float, eye: float = 0.16, spread: float = 0.42, h
     """Two white eyes with large black pupils on the front of a head of radius ``head`` centred ``at``."""
     x, y, z = at
     for side in (-1, 1):
-        b.sphere(
-            (x + 0.76 * head, y + side * spread * head, z + height * head), eye * head * 2.0, WHITE, "eyes"
-        )
-        b.sphere(
-            (x + 0.97 * head, y + side * spread * head, z + height * head), eye * head * 1.35, BLACK, "eyes"
-        )
+        b.sphere((x + 0.76 * head, y + side * spread * head, z + height * head), eye * head * 2.0, WHITE, "eyes")
+        b.sphere((x + 0.97 * head, y + side * spread * head, z + height * head), eye * head * 1.35, BLACK, "eyes")
     b.anchor("eyes", (x + 1.0 * head, y, z + height * head), spread / 0.42 * head)
 
 
@@ -52,9 +48,7 @@ def chain(b: Builder, points, radius: float, colour=None, label: str = "tail", t
         b.sphere(end, radius, colour, label)
 
 
-def barrel(
-    b: Builder, length: float, thick: float, leg: float, radius: float, legs=None, hooves=None
-) -> float:
+def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, legs=None, hooves=None) -> float:
     """A body on four legs, and its anchors; returns the height of its axis."""
     z = leg + 0.8 * thick
     b.sphere((0, 0, z), (length, thick, thick))
@@ -209,9 +203,7 @@ def elephant(b: Builder) -> None:
     b.anchor("neck", (0.5, 0, z + 0.1), 0.36)
 
 
-@noun(
-    "horse", "animals", parts=("mane", "saddle"), wears=("hat", "crown", "scarf", "backpack", "cape", "bow")
-)
+@noun("horse", "animals", parts=("mane", "saddle"), wears=("hat", "crown", "scarf", "backpack", "cape", "bow"))
 def horse(b: Builder) -> None:
     """Long legs, a long neck and a long head, a mane and a full tail."""
     thick, hair = b.vary(0.36), b.shade(b.colour, 0.4 if b.colour.mean() > 0.2 else 3.0)

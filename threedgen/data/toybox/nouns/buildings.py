@@ -210,14 +210,10 @@ def tent(b: Builder) -> None:
         else:  # a door that leans against the cone, and the ends of the poles
             height, slope = rise * 1.0, np.rad2deg(np.arctan2(radius, 2 * rise))
             middle = radius * (1 - height / (4 * rise))
-            b.prism(
-                (middle - 0.01, 0, height / 2), (0.3, 0.07, height * 0.57), inside, "door", (-slope, 0, 90)
-            )
+            b.prism((middle - 0.01, 0, height / 2), (0.3, 0.07, height * 0.57), inside, "door", (-slope, 0, 90))
             for k in range(3):
                 a = 2 * np.pi * k / 3
-                b.limb(
-                    (0, 0, top - 0.15), (0.13 * np.cos(a), 0.13 * np.sin(a), top + 0.14), 0.03, WOOD, "poles"
-                )
+                b.limb((0, 0, top - 0.15), (0.13 * np.cos(a), 0.13 * np.sin(a), top + 0.14), 0.03, WOOD, "poles")
     reach = length if kind == "ridge" else radius  # a mat before the entrance
     b.box((reach + 0.16, 0, 0.025), (0.2, 0.24, 0.03), contrast(b.colour, WOOD, (0.8, 0.7, 0.5)), "mat")
     if "flag" in b.bound:

@@ -61,9 +61,7 @@ def helicopter(b: Builder) -> None:
     rotor, tail = b.part("rotor", DARK), b.part("tail", b.shade(b.colour, 0.8))
     z = 0.28 + tall
     b.sphere((0.12, 0, z), (long, wide, tall))
-    b.sphere(
-        (0.12 + long * 0.42, 0, z + 0.05), (long * 0.64, wide * 0.84, tall * 0.7), glass(b.colour), "cockpit"
-    )
+    b.sphere((0.12 + long * 0.42, 0, z + 0.05), (long * 0.64, wide * 0.84, tall * 0.7), glass(b.colour), "cockpit")
     end = b.vary(0.8)
     b.limb((-0.15, 0, z + 0.08), (-end, 0, z + 0.14), 0.2, tail, "tail", top=0.5)
     b.box((-end, 0, z + 0.25), (0.13, 0.045, 0.24), tail, "tail", (0, -20, 0))

@@ -111,9 +111,7 @@ def bed(b: Builder) -> None:
     blanket = b.part("blanket", b.shade(b.colour, b.pick(0.75, 1.3)))
     b.box((0, 0, low), (length, width, 0.12))
     four_legs(b, length * 0.88, width * 0.85, low, 0.09, b.shade(b.colour, 0.6))
-    b.box(
-        (-length * 0.02, 0, low + 0.19), (length * 0.95, width * 0.94, 0.11), (0.95, 0.95, 0.93), "mattress"
-    )
+    b.box((-length * 0.02, 0, low + 0.19), (length * 0.95, width * 0.94, 0.11), (0.95, 0.95, 0.93), "mattress")
     b.box((length * 0.28, 0, low + 0.2), (length * 0.67, width * 1.03, 0.15), blanket, "blanket")
     head = b.vary(0.56)
     b.box((-length, 0, low + head / 2 + 0.1), (0.07, width * 1.05, head / 2 + 0.22))
@@ -238,9 +236,7 @@ def clock(b: Builder) -> None:
         dial(b, depth * 1.1, 1.36, width * 0.95)
         b.box((depth, 0, 0.72), (0.02, width * 0.5, 0.3), (0.12, 0.09, 0.07), "case")
         b.box((depth + 0.02, 0, 0.82), (0.02, 0.03, 0.2), (0.9, 0.72, 0.25), "pendulum")
-        b.cylinder(
-            (depth + 0.02, b.between(-0.04, 0.04), 0.58), 0.1, 0.035, (0.9, 0.72, 0.25), "pendulum", ALONG_X
-        )
+        b.cylinder((depth + 0.02, b.between(-0.04, 0.04), 0.58), 0.1, 0.035, (0.9, 0.72, 0.25), "pendulum", ALONG_X)
     else:
         radius, depth, metal = b.vary(0.52), b.vary(0.22), (0.78, 0.78, 0.8)
         z = radius + 0.14

@@ -85,9 +85,7 @@ def umbrella(b: Builder) -> None:
     b.dome((0, 0, 0), (r, r, b.vary(0.55)))
     ring = [k * np.pi / 4 for k in range(8)]
     for a in ring:
-        b.sphere(
-            (0.93 * r * np.cos(a), 0.93 * r * np.sin(a), 0.02), (0.12, 0.12, 0.1), b.shade(b.colour, 0.75)
-        )
+        b.sphere((0.93 * r * np.cos(a), 0.93 * r * np.sin(a), 0.02), (0.12, 0.12, 0.1), b.shade(b.colour, 0.75))
     handle = b.part("handle", WOOD)
     b.cylinder((0, 0, -0.42), 0.075, 0.5, handle, "handle")
     hook = [(0.0, 0.17 - 0.17 * np.cos(a), -0.9 - 0.17 * np.sin(a)) for a in np.linspace(0, np.pi, 5)]

@@ -55,9 +55,7 @@ def tree(b: Builder) -> None:
         for k, (x, y, _) in enumerate(ring(b.pick(4, 5), crown * 0.62, b.between(0, 6))):
             b.sphere((x, y, z - crown * b.between(0.1, 0.3)), crown * b.vary(0.62), low if k % 2 else None)
     if "apples" in b.bound:
-        scatter(
-            b, 16, (0, 0, z), np.array((1.08, 1.08, 1.08 * tall)) * crown, 0.1, b.part("apples"), "apples"
-        )
+        scatter(b, 16, (0, 0, z), np.array((1.08, 1.08, 1.08 * tall)) * crown, 0.1, b.part("apples"), "apples")
 
 
 @noun("pine", "plants", front=False, parts=("trunk", "balls", "star"))
@@ -159,9 +157,7 @@ def mushroom(b: Builder) -> None:
             for x, y, a in ring(count, cap * np.sin(t), start):
                 # flat spots that lie on the cap: tilted like its surface
                 slope = float(np.rad2deg(np.arctan2(np.sin(t) / cap, np.cos(t) / rise)))
-                b.sphere(
-                    (x, y, height - 0.03 + rise * np.cos(t)), (0.12, 0.12, 0.045), dots, "dots", (0, slope, a)
-                )
+                b.sphere((x, y, height - 0.03 + rise * np.cos(t)), (0.12, 0.12, 0.045), dots, "dots", (0, slope, a))
 
 
 @noun("flower", "plants", parts=("centre", "pot"))

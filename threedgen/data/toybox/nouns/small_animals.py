@@ -135,9 +135,7 @@ def frog(b: Builder) -> None:
     wide, limb = b.vary(0.52, 0.05), b.part("legs", b.shade(b.colour, 0.8))
     b.sphere((-0.1, 0, 0.4), (0.56, wide, 0.38), None, "body", (0, -22, 0))
     b.sphere((0.2, 0, 0.72), (0.42, 0.52, 0.28), None, "head")
-    b.sphere(
-        (0.1, 0, 0.36), (0.4, wide * 0.82, 0.3), b.part("belly", b.shade(b.colour, 1.9)), "belly", (0, -22, 0)
-    )
+    b.sphere((0.1, 0, 0.36), (0.4, wide * 0.82, 0.3), b.part("belly", b.shade(b.colour, 1.9)), "belly", (0, -22, 0))
     b.sphere((0.3, 0, 0.66), (0.34, 0.46, 0.045), BLACK, "mouth", (0, -4, 0))
     for side in (-1, 1):
         b.sphere((0.24, side * 0.3, 0.95), 0.19, None, "eyes")

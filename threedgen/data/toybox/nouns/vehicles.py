@@ -22,9 +22,7 @@ def wheel(b: Builder, at, radius: float, half: float) -> None:
     """A wheel with a hub that stands out on both sides."""
     tyre = b.part("wheels", RUBBER)
     b.cylinder(at, radius, half, tyre, "wheels", ALONG_Y)
-    b.cylinder(
-        at, radius * 0.5, half + 0.02, b.shade(tyre, 0.55) if "wheels" in b.bound else METAL, "hubs", ALONG_Y
-    )
+    b.cylinder(at, radius * 0.5, half + 0.02, b.shade(tyre, 0.55) if "wheels" in b.bound else METAL, "hubs", ALONG_Y)
 
 
 def axles(b: Builder, xs, y: float, radius: float, half: float) -> None:
@@ -115,9 +113,7 @@ def truck(b: Builder) -> None:
     else:  # a dump truck with a heap of sand
         b.box((middle, 0, z + 0.35), (long, width * 1.08, 0.28))
         b.box((middle - 0.02, 0, z + 0.63), (long * 1.06, width * 1.16, 0.06), b.shade(b.colour, 0.75), "rim")
-        b.sphere(
-            (middle, 0, z + 0.63), (long * 0.9, width * 0.95, b.between(0.18, 0.3)), (0.8, 0.65, 0.4), "load"
-        )
+        b.sphere((middle, 0, z + 0.63), (long * 0.9, width * 0.95, b.between(0.18, 0.3)), (0.8, 0.65, 0.4), "load")
     axles(b, (front - 0.2, middle + 0.05, middle - 0.4), width, radius, 0.1)
     lights(b, front + 0.09, middle - long - 0.02, width * 0.7, z + 0.08, 0.075)
     b.box((front + 0.06, 0, z - 0.03), (0.05, width, 0.05), METAL, "bumper")
@@ -236,9 +232,7 @@ def tank(b: Builder) -> None:
         for x in (-1.0, 1.0):
             b.cylinder((x * (length - track), y, track), track, 0.13, tracks, "tracks", ALONG_Y)
         for x in (-0.7, 0.0, 0.7):
-            b.cylinder(
-                (x * (length - track), y, track), track * 0.6, 0.15, b.shade(b.colour, 0.7), "hubs", ALONG_Y
-            )
+            b.cylinder((x * (length - track), y, track), track * 0.6, 0.15, b.shade(b.colour, 0.7), "hubs", ALONG_Y)
     top = 2 * track + 0.24
     b.box((0, 0, track + 0.05), (length * 0.85, width * 0.8, track))
     b.box((-0.04, 0, top - 0.1), (length * 0.9, width + 0.15, 0.12))
