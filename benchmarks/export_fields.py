@@ -180,6 +180,7 @@ class Voxels:
     """
 
     rasterised = False
+    along = None
 
     def __init__(self, creature: Creature, resolution: int) -> None:
         self.sigma, self.rgb = (

@@ -61,7 +61,7 @@ def test_what_pygltflib_writes_again_is_the_same_asset() -> None:
     again = b"".join(pygltflib.GLTF2.load_from_bytes(DATA).save_to_bytes())
     assert check_glb(again, Expected(320, 256, gltf_extras=("prompt", "seed"))) == []
     there = read_glb(again)
-    assert np.array_equal(there.faces, here.faces) and there.extras == EXTRAS
+    assert np.array_equal(there.faces, here.faces) and there.gltf_extras == EXTRAS
     assert all(np.array_equal(there.attributes[name], values) for name, values in here.attributes.items())
     assert all(np.array_equal(there.images[name], pixels) for name, pixels in here.images.items())
 

@@ -209,7 +209,7 @@ def test_rays_are_cut_by_samples_and_put_together_again(
 
 # ---------------------------------------------------------------- renders
 
-CAMERAS = sample_multiview(MultiviewCameraConfig(n_view=2), torch.Generator().manual_seed(3), 0, height=9, width=9)
+RIG = sample_multiview(MultiviewCameraConfig(n_view=2), torch.Generator().manual_seed(3), 0, height=9, width=9)
 
 
 def scene(backend: str, thin: bool, samples: int = 40) -> tuple[NGP, NeuralBackground, Callable[..., Render]]:
@@ -221,7 +221,7 @@ def scene(backend: str, thin: bool, samples: int = 40) -> tuple[NGP, NeuralBackg
     background = NeuralBackground(generator=draws)
     occupancy = OccupancyGrid(OccupancyConfig(resolution=8), 1.0, 0.1)
     occupancy.update(field.density, 0, torch.Generator().manual_seed(1))
-    rays = [part.reshape(-1, 3) for part in CAMERAS.rays()]
+    rays = [part.reshape(-1, 3) for part in RIG.cameras.rays()]
     thinning = {"alpha_threshold": 0.01, "early_stop": 1e-4} if thin else {}
     options = MarchConfig(samples=samples, backend=backend, **thinning)
 
@@ -320,7 +320,7 @@ def system(folder: Path, **march: Any) -> GenerateSystem:
     checked = config.load(write_config(folder / "tiny.yaml", tree))
     prior = MVDream.load(checked.prior.weights, dtype="fp32")
     views = torch.rand(2, 16, 16, 3, generator=torch.Generator().manual_seed(0))
-    cameras = sample_multiview(checked.camera, torch.Generator().manual_seed(0), 0)
+    cameras = sample_multiview(checked.camera, torch.Generator().manual_seed(0), 0).cameras
     made = GenerateSystem(checked, prior, prior.encode_prompt(["a red dog", ""]), views, cameras)
     return made.train()
 

@@ -11,11 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from threedgen.cli import say
 from threedgen.evaluation.toybox.report import limits, percent
 from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import write_summary
-from threedgen.run.text import clean, duration
+from threedgen.run.text import clean, duration, say
 from threedgen.viewer.page import data_uri, making, page
 
 from .options import MeteredConfig
