@@ -81,12 +81,7 @@ class Asset:
             colours.append(np.repeat(solid.colour[None], len(f), 0))
             labels.append(np.full(len(f), number, np.int32))
             start += len(v)
-        return (
-            np.concatenate(vertices),
-            np.concatenate(faces),
-            np.concatenate(colours),
-            np.concatenate(labels),
-        )
+        return (np.concatenate(vertices), np.concatenate(faces), np.concatenate(colours), np.concatenate(labels))
 
     def inside(self, points: np.ndarray) -> np.ndarray:
         """Which of ``points`` (N, 3) lie in any solid: (N,) bool, exact."""

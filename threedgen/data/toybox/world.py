@@ -17,18 +17,7 @@ from threedgen.geometry.poses import orbit_array
 
 from . import nouns  # noqa: F401  (registers the recipes)
 from .builder import Builder, Luck, Typical
-from .grammar import (
-    ACCESSORIES,
-    COLOURS,
-    NOUNS,
-    SIZES,
-    WORDINGS,
-    Spec,
-    caption,
-    colour_value,
-    draw_spec,
-    held_out,
-)
+from .grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, WORDINGS, Spec, caption, colour_value, draw_spec, held_out
 from .primitives import Asset
 from .raycast import Picture, render
 

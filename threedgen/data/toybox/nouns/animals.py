@@ -83,13 +83,7 @@ def dog(b: Builder) -> None:
     skull(b, (hx, 0, hz), head)
     b.sphere((hx + head * 0.95, 0, hz - 0.1), (0.22, 0.16, 0.13), b.shade(b.colour, 1.5), "snout")
     b.sphere((hx + head * 0.95 + 0.19, 0, hz - 0.05), 0.1, BLACK, "nose")
-    pair(
-        b,
-        (hx - 0.05, head * 1.0, hz),
-        (0.13, 0.08, 0.3),
-        b.part("ears", b.shade(b.colour, 0.55)),
-        rotate=(-12, 0, 0),
-    )
+    pair(b, (hx - 0.05, head * 1.0, hz), (0.13, 0.08, 0.3), b.part("ears", b.shade(b.colour, 0.55)), rotate=(-12, 0, 0))
     chain(b, ((-length * 0.9, 0, z + 0.1), (-length - 0.22, 0, z + b.between(0.3, 0.5))), 0.08)
     b.anchor("neck", (length * 0.85, 0, z + thick * 0.6), 0.25)
 
@@ -154,13 +148,7 @@ def pig(b: Builder) -> None:
     """Fat on short legs, a disc for a snout, folded ears, a curly tail."""
     thick, length, head = b.vary(0.46), b.vary(0.62), b.vary(0.38)
     z = barrel(
-        b,
-        length,
-        thick,
-        b.vary(0.24),
-        0.14,
-        b.part("legs"),
-        None if "legs" in b.bound else b.shade(b.colour, 0.45),
+        b, length, thick, b.vary(0.24), 0.14, b.part("legs"), None if "legs" in b.bound else b.shade(b.colour, 0.45)
     )
     at = (length + 0.05, 0, z + 0.2)
     skull(b, at, head, eye=0.13, spread=0.48, height=0.35)
@@ -242,12 +230,7 @@ def horse(b: Builder) -> None:
     b.anchor("neck", (0.52, 0, z + 0.3), 0.29)
 
 
-@noun(
-    "cow",
-    "animals",
-    parts=("spots", "horns"),
-    wears=("hat", "crown", "scarf", "glasses", "backpack", "cape", "bow"),
-)
+@noun("cow", "animals", parts=("spots", "horns"), wears=("hat", "crown", "scarf", "glasses", "backpack", "cape", "bow"))
 def cow(b: Builder) -> None:
     """A broad body with patches, horns, a big pink muzzle, an udder."""
     thick, head = b.vary(0.4), b.vary(0.32)
@@ -265,23 +248,8 @@ def cow(b: Builder) -> None:
     for side in (-1, 1):
         b.sphere((at[0] + 0.85 * head + 0.17, side * 0.1, at[2] - 0.12), 0.045, BLACK, "nostrils")
         tip = (at[0], side * (out * head + 0.22), at[2] + 0.98 * head + 0.18)
-        b.limb(
-            (at[0], side * out * 0.8 * head, at[2] + 0.62 * head),
-            tip,
-            0.095,
-            horn,
-            "horns",
-            top=0.5,
-            caps=False,
-        )
-    pair(
-        b,
-        (at[0] - 0.08, head + 0.12, at[2] + 0.1),
-        (0.07, 0.18, 0.1),
-        b.shade(b.colour, 0.7),
-        "ears",
-        (-15, 0, 0),
-    )
+        b.limb((at[0], side * out * 0.8 * head, at[2] + 0.62 * head), tip, 0.095, horn, "horns", top=0.5, caps=False)
+    pair(b, (at[0] - 0.08, head + 0.12, at[2] + 0.1), (0.07, 0.18, 0.1), b.shade(b.colour, 0.7), "ears", (-15, 0, 0))
     b.sphere((-0.25, 0, z - 0.85 * thick), (0.2, 0.18, 0.15), PINK, "udder")
     b.limb((-0.63, 0, z + 0.12), (-0.76, 0, z - 0.3), 0.05, None, "tail", caps=False)
     b.sphere((-0.78, 0, z - 0.36), 0.1, patch, "tail")

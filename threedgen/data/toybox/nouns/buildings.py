@@ -40,12 +40,7 @@ def door(b: Builder, x: float, width: float, height: float, y: float = 0.0) -> N
         "frame",
     )
     b.box((x, y, height / 2), (0.05, width, height / 2), colour, "door")
-    b.sphere(
-        (x + 0.05, y - 0.6 * width, height * 0.5),
-        0.035,
-        contrast(colour, (1, 0.85, 0.3), (0.15,) * 3),
-        "handle",
-    )
+    b.sphere((x + 0.05, y - 0.6 * width, height * 0.5), 0.035, contrast(colour, (1, 0.85, 0.3), (0.15,) * 3), "handle")
 
 
 def window(b: Builder, at, half: float, tall: float, along: str = "y") -> None:
@@ -170,11 +165,7 @@ def tent(b: Builder) -> None:
         if striped:
             for x in (-0.6, 0.05, 0.7):
                 b.prism(
-                    (x * length, 0, rise * 1.03),
-                    (width * 1.03, length * 0.14, rise * 1.03),
-                    stripes,
-                    "stripes",
-                    ACROSS,
+                    (x * length, 0, rise * 1.03), (width * 1.03, length * 0.14, rise * 1.03), stripes, "stripes", ACROSS
                 )
         b.prism((length, 0, rise * 0.76), (width * 0.5, 0.03, rise * 0.76), inside, "door", ACROSS)
         b.box(
@@ -197,12 +188,7 @@ def tent(b: Builder) -> None:
             for z in (0.12, 0.5):
                 outer, inner = 1.04 * radius * (1 - z), 1.04 * radius * (1 - z - 0.18)
                 b.cylinder(
-                    (0, 0, low + 2 * rise * (z + 0.09)),
-                    outer,
-                    2 * rise * 0.09,
-                    stripes,
-                    "stripes",
-                    top=inner / outer,
+                    (0, 0, low + 2 * rise * (z + 0.09)), outer, 2 * rise * 0.09, stripes, "stripes", top=inner / outer
                 )
         if low:  # an upright door with a canopy
             b.box((radius * 0.93, 0, low * 0.5), (0.05, 0.2, low * 0.5), inside, "door")
@@ -224,13 +210,7 @@ def plank(b: Builder, x: float, low, high, half: float, colour: Colour, label: s
     """A board from ``low`` to ``high`` (y, z), of half length ``half`` along x."""
     (y0, z0), (y1, z1) = low, high
     angle = np.rad2deg(np.arctan2(z1 - z0, y1 - y0))
-    b.box(
-        (x, (y0 + y1) / 2, (z0 + z1) / 2),
-        (half, np.hypot(y1 - y0, z1 - z0) / 2, 0.04),
-        colour,
-        label,
-        (angle, 0, 0),
-    )
+    b.box((x, (y0 + y1) / 2, (z0 + z1) / 2), (half, np.hypot(y1 - y0, z1 - z0) / 2, 0.04), colour, label, (angle, 0, 0))
 
 
 @noun("barn", "buildings", parts=("roof", "silo"))

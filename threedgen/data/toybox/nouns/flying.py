@@ -23,21 +23,10 @@ def airplane(b: Builder) -> None:
     for z in levels:
         for side in (-1, 1):
             back = np.tan(np.deg2rad(sweep)) * span / 2
-            b.box(
-                (0.12 - back, side * span / 2, z),
-                (0.22, span / 2, 0.05),
-                wings,
-                "wings",
-                (0, 0, side * sweep),
-            )
+            b.box((0.12 - back, side * span / 2, z), (0.22, span / 2, 0.05), wings, "wings", (0, 0, side * sweep))
             if len(levels) > 1:
                 b.limb(
-                    (0.12, side * span * 0.7, -0.1),
-                    (0.12, side * span * 0.7, 0.42),
-                    0.035,
-                    WOOD,
-                    "struts",
-                    caps=False,
+                    (0.12, side * span * 0.7, -0.1), (0.12, side * span * 0.7, 0.42), 0.035, WOOD, "struts", caps=False
                 )
     b.box((-0.8, 0, 0.38), (0.17, 0.055, 0.3), tail, "tail", (0, -25, 0))
     b.box((-0.78, 0, 0.12), (0.15, 0.38, 0.05), tail, "tail")
@@ -75,12 +64,7 @@ def helicopter(b: Builder) -> None:
         b.limb((-0.3, side * wide * 0.95, 0.06), (0.55, side * wide * 0.95, 0.06), 0.05, METAL, "skids")
         for x in (-0.05, 0.32):
             b.limb(
-                (x, side * wide * 0.5, z - tall * 0.6),
-                (x, side * wide * 0.95, 0.06),
-                0.04,
-                METAL,
-                "skids",
-                caps=False,
+                (x, side * wide * 0.5, z - tall * 0.6), (x, side * wide * 0.95, 0.06), 0.04, METAL, "skids", caps=False
             )
 
 

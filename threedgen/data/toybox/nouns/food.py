@@ -76,11 +76,7 @@ def pumpkin(b: Builder) -> None:
     """A carved lantern: triangle eyes, a nose and a grin in front."""
     r, flat = b.vary(0.62), b.vary(0.8)
     ring(
-        b,
-        8,
-        0.42 * r,
-        0,
-        lambda x, y, a: b.sphere((x, y, 0), (0.62 * r, 0.62 * r, flat * r), b.shade(b.colour, 0.97)),
+        b, 8, 0.42 * r, 0, lambda x, y, a: b.sphere((x, y, 0), (0.62 * r, 0.62 * r, flat * r), b.shade(b.colour, 0.97))
     )
     b.limb((0, 0, 0.7 * flat * r), (0.12, 0, 1.35 * flat * r), 0.13, b.part("stalk", (0.25, 0.45, 0.15)), "stalk")
     eyes = b.part("eyes", (0.06, 0.05, 0.05))

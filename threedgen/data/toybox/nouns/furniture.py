@@ -121,12 +121,7 @@ def bed(b: Builder) -> None:
     pillows = b.part("pillows", (0.98, 0.98, 0.98))
     for y in (-1, 1):
         pillow(
-            b,
-            (-length * 0.68, y * width * 0.47, low + 0.42),
-            (0.24, width * 0.4, 0.14),
-            pillows,
-            "pillows",
-            (0, 25, 0),
+            b, (-length * 0.68, y * width * 0.47, low + 0.42), (0.24, width * 0.4, 0.14), pillows, "pillows", (0, 25, 0)
         )
 
 
@@ -148,14 +143,7 @@ def sofa(b: Builder) -> None:
     for k in range(count):
         y = (2 * k + 1 - count) * half
         b.box((0.09, y, foot + seat + 0.06), (depth * 0.85, half - 0.015, 0.09), cushions, "cushions")
-        pillow(
-            b,
-            (-depth + 0.34, y, foot + seat + 0.33),
-            (0.12, half * 0.85, 0.2),
-            cushions,
-            "cushions",
-            (0, -15, 0),
-        )
+        pillow(b, (-depth + 0.34, y, foot + seat + 0.33), (0.12, half * 0.85, 0.2), cushions, "cushions", (0, -15, 0))
 
 
 @noun("bookshelf", "furniture", parts=("books",))
@@ -185,14 +173,7 @@ def dial(b: Builder, x: float, z: float, radius: float, scale: float = 1.0) -> N
     """A clock face that looks to +x: a rim, a disc, four marks and two hands."""
     face = b.part("face", (0.97, 0.95, 0.88))
     ink = contrast(face, (0.97, 0.97, 0.97), (0.06, 0.06, 0.06))
-    b.cylinder(
-        (x, 0, z),
-        radius * 1.13,
-        0.03,
-        contrast(b.colour, (0.85, 0.68, 0.25), (0.45, 0.3, 0.1)),
-        "rim",
-        ALONG_X,
-    )
+    b.cylinder((x, 0, z), radius * 1.13, 0.03, contrast(b.colour, (0.85, 0.68, 0.25), (0.45, 0.3, 0.1)), "rim", ALONG_X)
     b.cylinder((x, 0, z), radius, 0.05, face, "face", ALONG_X)
     for k in range(4):
         a = np.pi / 2 * k
@@ -218,11 +199,7 @@ def clock(b: Builder) -> None:
         b.box((0.09, 0, 0.08), (depth * 1.3, width * 1.15, 0.09), b.shade(b.colour, 0.7), "base")
         if b.chance(0.5):
             b.prism(
-                (0, 0, 2 * half + 0.25),
-                (width * 1.15, depth * 1.12, 0.16),
-                b.shade(b.colour, 0.8),
-                "top",
-                (0, 0, 90),
+                (0, 0, 2 * half + 0.25), (width * 1.15, depth * 1.12, 0.16), b.shade(b.colour, 0.8), "top", (0, 0, 90)
             )
         else:
             b.cylinder((0, 0, 2 * half + 0.1), width, depth, None, "body", ALONG_X)
@@ -250,13 +227,7 @@ def clock(b: Builder) -> None:
                 b.shade(b.colour, 0.6),
                 "feet",
             )
-            b.dome(
-                (0, side * radius * 0.58, z + radius * 0.9),
-                (0.26, 0.26, 0.22),
-                metal,
-                "bells",
-                (side * -32, 0, 0),
-            )
+            b.dome((0, side * radius * 0.58, z + radius * 0.9), (0.26, 0.26, 0.22), metal, "bells", (side * -32, 0, 0))
         b.limb((0, 0, z + radius), (0, 0, z + radius + 0.25), 0.05, metal, "bells")
         b.cylinder((-depth - 0.08, 0, z), 0.2, 0.09, metal, "winder", ALONG_X)
         dial(b, depth, z, radius * 0.8, 1.2)

@@ -101,10 +101,7 @@ def candle(b: Builder) -> None:
     for _ in range(3):
         a = b.between(0, 2 * np.pi)
         b.sphere(
-            (r * np.cos(a), r * np.sin(a), half - b.between(0.05, 0.3)),
-            (0.1, 0.1, 0.22),
-            b.shade(b.colour, 1.3),
-            "wax",
+            (r * np.cos(a), r * np.sin(a), half - b.between(0.05, 0.3)), (0.1, 0.1, 0.22), b.shade(b.colour, 1.3), "wax"
         )
     b.cylinder((0, 0, half + 0.06), 0.04, 0.08, DARK, "wick")
     flame = b.part("flame", (1.0, 0.72, 0.15))

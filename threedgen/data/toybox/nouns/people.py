@@ -212,12 +212,7 @@ def wizard(b: Builder) -> None:
     b.sphere((x + 0.08, y, 1.56), 0.14, b.pick((0.3, 0.9, 0.95), (0.95, 0.85, 0.2), (0.9, 0.3, 0.8)), "staff")
 
 
-@noun(
-    "astronaut",
-    "people",
-    parts=("visor", "backpack", "boots"),
-    wears=("scarf", "belt", "crown", "headphones"),
-)
+@noun("astronaut", "people", parts=("visor", "backpack", "boots"), wears=("scarf", "belt", "crown", "headphones"))
 def astronaut(b: Builder) -> None:
     """A puffy suit, a round helmet with a dark visor, life support on the back."""
     legs(b, None, b.part("boots", b.shade(b.colour, 0.5)), 1.25)
@@ -226,12 +221,7 @@ def astronaut(b: Builder) -> None:
     arms(b, b.shade(b.colour, 0.5), radius=0.16, raised=0.4, width=0.36)
     z = 1.62
     b.sphere((0, 0, z), 0.46, label="head")
-    b.sphere(
-        (0.17, 0, z),
-        (0.35, 0.37, 0.31),
-        b.part("visor", b.pick((0.06, 0.07, 0.12), (0.9, 0.62, 0.12))),
-        "visor",
-    )
+    b.sphere((0.17, 0, z), (0.35, 0.37, 0.31), b.part("visor", b.pick((0.06, 0.07, 0.12), (0.9, 0.62, 0.12))), "visor")
     if "scarf" not in b.bound:
         b.torus((0, 0, 1.25), 0.36, 0.08, b.shade(b.colour, 0.6), "collar")
     pack = b.part("backpack", b.shade(STEEL, 1.5))

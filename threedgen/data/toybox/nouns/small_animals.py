@@ -28,13 +28,7 @@ def rabbit(b: Builder) -> None:
     if headwear(b):
         pair(b, (-0.05, head + 0.08, 1.0), (0.14, 0.09, long), ear, rotate=(14, 0, 0))
     else:
-        pair(
-            b,
-            (0.0, 0.2, 1.4 + long),
-            (0.1, 0.17, long + 0.08),
-            ear,
-            rotate=(-b.between(8, 22), b.between(-20, 0), 0),
-        )
+        pair(b, (0.0, 0.2, 1.4 + long), (0.1, 0.17, long + 0.08), ear, rotate=(-b.between(8, 22), b.between(-20, 0), 0))
     b.anchor("neck", (0.03, 0, 0.85), 0.33)
 
 
@@ -100,10 +94,7 @@ def owl(b: Builder) -> None:
     wide, tall = b.vary(0.52, 0.05), b.vary(0.68, 0.05)
     egg(b, wide, tall, 0.44)
     b.sphere(
-        (0.14, 0, tall * 0.7),
-        (wide * 0.82, wide * 0.72, tall * 0.62),
-        b.part("belly", b.shade(b.colour, 1.7)),
-        "belly",
+        (0.14, 0, tall * 0.7), (wide * 0.82, wide * 0.72, tall * 0.62), b.part("belly", b.shade(b.colour, 1.7)), "belly"
     )
     z, x = 1.55 * tall, wide * 0.74
     b.sphere((0, 0, z), (wide * 0.92, wide * 1.05, 0.4), None, "head")

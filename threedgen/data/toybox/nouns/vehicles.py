@@ -11,11 +11,7 @@ RUBBER = (0.09, 0.09, 0.10)
 METAL = (0.74, 0.75, 0.77)
 DARK = (0.16, 0.16, 0.18)
 ALONG_Y = (90, 0, 0)
-BOW = (
-    90,
-    0,
-    90,
-)  # turns a gable into an upright wedge that points to +x: size (half width, half height, half length)
+BOW = (90, 0, 90)  # turns a gable into an upright wedge that points to +x: size (half width, half height, half length)
 
 
 def wheel(b: Builder, at, radius: float, half: float) -> None:
@@ -71,12 +67,7 @@ def car(b: Builder) -> None:
             back,
             roof,
         )
-        b.dome(
-            (-0.15 - back / 2, 0, z + low + 2 * tall + 0.08),
-            (0.34 - back / 2, width * 0.84, 0.09),
-            roof,
-            "roof",
-        )
+        b.dome((-0.15 - back / 2, 0, z + low + 2 * tall + 0.08), (0.34 - back / 2, width * 0.84, 0.09), roof, "roof")
     else:  # a beetle: a round cabin whose upper half is the roof
         tall = b.vary(0.4)
         b.dome((-0.12, 0, z + low - 0.02), (0.52, width * 0.92, tall), glass(b.colour), "windows")
@@ -104,12 +95,7 @@ def truck(b: Builder) -> None:
     if b.chance(0.6):
         tall = b.vary(0.45)
         b.box((middle, 0, z + 0.07 + tall), (long, width * 1.08, tall))
-        b.box(
-            (middle - long, 0, z + 0.07 + tall),
-            (0.02, width * 0.85, tall * 0.8),
-            b.shade(b.colour, 0.7),
-            "doors",
-        )
+        b.box((middle - long, 0, z + 0.07 + tall), (0.02, width * 0.85, tall * 0.8), b.shade(b.colour, 0.7), "doors")
     else:  # a dump truck with a heap of sand
         b.box((middle, 0, z + 0.35), (long, width * 1.08, 0.28))
         b.box((middle - 0.02, 0, z + 0.63), (long * 1.06, width * 1.16, 0.06), b.shade(b.colour, 0.75), "rim")
@@ -159,12 +145,7 @@ def train(b: Builder) -> None:
     b.sphere((length + 0.07, 0, z + 0.04), (0.06, 0.12, 0.12), (1.0, 0.92, 0.55), "headlights")
     tall = b.vary(0.46)
     b.box((-length + 0.26, 0, radius * 1.5 + tall), (0.28, 0.38, tall), cabin, "cabin")
-    b.box(
-        (-length + 0.26, 0, radius * 1.5 + 2 * tall + 0.03),
-        (0.35, 0.45, 0.05),
-        b.shade(b.colour, 0.6),
-        "roof",
-    )
+    b.box((-length + 0.26, 0, radius * 1.5 + 2 * tall + 0.03), (0.35, 0.45, 0.05), b.shade(b.colour, 0.6), "roof")
     b.box((-length + 0.28, 0, radius * 1.5 + 1.5 * tall), (0.15, 0.4, 0.14), glass(cabin), "windows")
     top, chimney = z + boiler, b.part("chimney", DARK)
     b.cylinder((length * 0.62, 0, top + 0.13), 0.15, 0.2, chimney, "chimney", top=1.2)
@@ -178,10 +159,7 @@ def hull(b: Builder, length: float, width: float, height: float) -> float:
     """A hull with a pointed bow and a round stern, a rail and a deck; returns the height of the deck."""
     low = b.shade(b.colour, 0.75)
     bow = length * 0.75
-    for z, half, grow, colour in (
-        (height * 0.3, height * 0.3, 0.88, low),
-        (height * 0.8, height * 0.25, 1.0, None),
-    ):
+    for z, half, grow, colour in ((height * 0.3, height * 0.3, 0.88, low), (height * 0.8, height * 0.25, 1.0, None)):
         b.box((-0.15 * length, 0, z), (length * 0.6 * grow, width * grow, half), colour)
         b.prism(
             (0.45 * length * grow + bow / 2 - 0.08, 0, z),
@@ -204,13 +182,7 @@ def boat(b: Builder) -> None:
     if sailing:
         sail, tall = b.part("sail", white), b.vary(0.44)
         b.cylinder((0.08, 0, deck + tall + 0.08), 0.045, tall + 0.1, WOOD, "mast")
-        b.prism(
-            (-0.16, 0.0, deck + tall + 0.12),
-            (0.42, 0.05, tall * 0.95),
-            sail,
-            "sail",
-            (0, 0, b.between(-20, 20)),
-        )
+        b.prism((-0.16, 0.0, deck + tall + 0.12), (0.42, 0.05, tall * 0.95), sail, "sail", (0, 0, b.between(-20, 20)))
         b.prism((0.42, 0, deck + tall * 0.7 + 0.1), (0.26, 0.045, tall * 0.65), b.shade(sail, 0.9), "sail")
     else:
         cabin = b.part("cabin", white)
@@ -244,12 +216,7 @@ def tank(b: Builder) -> None:
         b.cylinder((x, 0, top + 0.14), 0.4, 0.16, turret, "turret", top=0.85)
     barrel = b.shade(turret, 0.75)
     b.limb(
-        (x + 0.2, 0, top + 0.15),
-        (length + 0.22, 0, top + b.between(0.16, 0.3)),
-        0.075,
-        barrel,
-        "turret",
-        caps=False,
+        (x + 0.2, 0, top + 0.15), (length + 0.22, 0, top + b.between(0.16, 0.3)), 0.075, barrel, "turret", caps=False
     )
     b.cylinder((x - 0.1, 0.1, top + 0.32), 0.13, 0.05, b.shade(turret, 0.7), "turret")
     lights(b, length * 0.86 + 0.12, -length * 0.9 - 0.05, width * 0.75, top - 0.12, 0.07)
