@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .builder import Builder, bounds, rotation
-from .grammar import COLOURS, NOUNS, Spec, article, caption, colour_value
+from .grammar import COLOURS, NOUNS, Spec, article, caption, colour_value, draw_colour
 from .primitives import Asset, Primitive
 from .raycast import Picture, render
 from .world import Split, build
@@ -276,13 +276,13 @@ def furnish(rng: np.random.Generator) -> Room:
     solids = tuple(replace(solid, label=rank[solid.label]) for solid in f.solids)
     items = tuple(f.items[k] for k in order)
     labels = (*(str(k) for k in range(len(items))), "")
-    asset = Asset(solids, "", "room", "rooms", wall, "", "", "", False, labels=labels)
+    asset = Asset(solids, noun="room", family="rooms", colour=wall, labels=labels)
     return Room(asset, items, half, height, lamp, wall, floor)
 
 
 def _named(rng: np.random.Generator, noun: str) -> tuple[str, np.ndarray]:
     """A colour for a noun that is not of the grammar: how it is called, and the colour."""
-    word = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+    word = draw_colour(rng)
     return f"{article(word)} {word} {noun}", colour_value(word, rng)
 
 
@@ -372,6 +372,6 @@ def _ceiling_lamp(f: Furnisher) -> np.ndarray:
 
 def _thing(f: Furnisher, word: str, wall: int | None) -> None:
     """A noun of the toybox, in its colour, without parts and sizes."""
-    spec = Spec(word, list(COLOURS)[int(f.rng.integers(len(COLOURS)))])
+    spec = Spec(word, draw_colour(f.rng))
     radius = RADII.get(word, 0.5) * float(f.rng.uniform(0.9, 1.1))
     f.stand(build(spec, f.rng), radius, caption(spec), wall)

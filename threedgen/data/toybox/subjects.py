@@ -11,6 +11,7 @@ personalisation is measured on: photos from several sides, and the truth from an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,8 @@ def draw(seed: int, number: int, noun: str = "", wearing: Sequence[str] = ()) ->
     solids += _pattern(solids, str(rng.choice(PATTERNS)), second, rng)
     builder.solids = [*solids, _mark(solids, third, rng)]
     placed = builder.finish(rng.uniform(0.88, 1.0), rng.permutation(STRETCHES)[:3])
-    labels = tuple(dict.fromkeys(s.label for s in placed))
     text = f"{article(entry.word)} {entry.word}"
-    return Asset(placed, text, entry.word, entry.family, "", "", "", "", entry.front, number, labels)
+    return Asset(placed, text, entry.word, entry.family, front=entry.front, index=number)
 
 
 def photograph(
@@ -93,20 +93,13 @@ def palette(rng: np.random.Generator) -> list[np.ndarray]:
     return [value for _, value in found[:3]]
 
 
-def _repainted(solid: Primitive, colour: np.ndarray) -> Primitive:
-    return Primitive(solid.kind, solid.param, solid.matrix, solid.centre, colour, solid.label)
-
-
 def _odd_part(solids: list[Primitive], rng: np.random.Generator) -> list[Primitive]:
     """One of the parts in another size, each solid about its own centre."""
     parts = sorted({s.label for s in solids} - {"body", "eyes"})
     if not parts:
         return solids
     odd, factor = str(rng.choice(parts)), float(rng.choice(OVERSIZE))
-    return [
-        Primitive(s.kind, s.param, factor * s.matrix, s.centre, s.colour, s.label) if s.label == odd else s
-        for s in solids
-    ]
+    return [replace(s, matrix=factor * s.matrix) if s.label == odd else s for s in solids]
 
 
 def _largest(solids: Sequence[Primitive], count: int) -> list[Primitive]:
@@ -123,7 +116,7 @@ def _pattern(solids: list[Primitive], pattern: str, colour: np.ndarray, rng: np.
         largest = _largest(solids, 1)[0]
         for k, solid in enumerate(solids):
             if solid.label in chosen and solid is not largest:
-                solids[k] = _repainted(solid, colour)
+                solids[k] = replace(solid, colour=colour)
         return [_spot(largest, colour, rng, 0.6) for _ in range(2)]
     if pattern == "bands":
         places = (-0.5, 0.0, 0.5) if rng.random() < 0.5 else (-0.35, 0.35)
