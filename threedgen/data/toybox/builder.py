@@ -152,9 +152,11 @@ class Builder:
             if top > 0:
                 self.sphere(end, radius * top, colour, label)
 
-    def anchor(self, name: str, at, scale: float) -> None:
-        """Where an accessory sits ("head_top", "eyes", "neck", "back", "waist") and the radius it has to go around."""
-        self.anchors[name] = (np.asarray(at, float), float(scale))
+    def anchor(self, **places: tuple[float, float, float]) -> None:
+        """Where accessories sit ("head_top", "head", "eyes", "neck", "back", "waist"): x and z, in the plane between
+        left and right, and the radius they have to go around."""
+        for name, (x, z, radius) in places.items():
+            self.anchors[name] = (np.array((x, 0.0, z), float), float(radius))
 
     # -- the end ------------------------------------------------------------------------------------------------
     def finish(self, size: float = 1.0, stretch: Sequence[float] | np.ndarray = (1, 1, 1)) -> tuple[Primitive, ...]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from threedgen.data.toybox.builder import Builder
 from threedgen.data.toybox.grammar import accessory
-from threedgen.data.toybox.primitives import FRUSTUM
+from threedgen.data.toybox.primitives import BOX, FRUSTUM
 
 GOLD = (0.93, 0.75, 0.2)
 
@@ -110,8 +110,7 @@ def backpack(b: Builder, colour: np.ndarray) -> None:
         return
     b.box(p + (0, 0, 0.35 * r), (0.75 * r, 0.62 * r, 0.45 * r), colour, "backpack")
     b.sphere(p + (0, 0, 0.8 * r), (0.76 * r, 0.63 * r, 0.25 * r), dark, "backpack")
-    for side in (-1, 1):
-        b.box(p + (0, side * 0.72 * r, 0.25 * r), (0.45 * r, 0.14 * r, 0.28 * r), dark, "backpack")
+    b.pair(p + (0, 0.72 * r, 0.25 * r), (0.45 * r, 0.14 * r, 0.28 * r), dark, "backpack", kind=BOX)
     b.torus(p + (0, 0, -r), 1.14 * r, 0.13 * r, colour, "backpack", (0, 90, 0))
 
 

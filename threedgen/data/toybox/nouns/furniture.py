@@ -6,6 +6,7 @@ import numpy as np
 
 from threedgen.data.toybox.builder import Builder, Colour
 from threedgen.data.toybox.grammar import noun
+from threedgen.data.toybox.primitives import BOX
 
 from .buildings import ALONG_X, WOOD, contrast
 
@@ -50,8 +51,7 @@ def chair(b: Builder) -> None:
     if b.chance(0.5):
         b.box((x, 0, top + back / 2), (0.06, half, back / 2))
     else:  # two posts and two boards
-        for y in (-1, 1):
-            b.box((x, y * (half - 0.07), top + back / 2), (0.06, 0.07, back / 2))
+        b.pair((x, half - 0.07, top + back / 2), (0.06, 0.07, back / 2), kind=BOX)
         for z, tall in ((0.82, 0.17), (0.38, 0.12)):
             b.box((x, 0, top + back * z), (0.05, half, tall))
     if b.chance(0.3):
@@ -151,8 +151,7 @@ def bookshelf(b: Builder) -> None:
     """Boards around rows of books; the back is closed."""
     width, depth, height, rows = b.vary(0.52), b.vary(0.26), b.vary(1.35), b.pick(3, 3, 4)
     b.box((-depth + 0.03, 0, height / 2), (0.05, width, height / 2))
-    for y in (-1, 1):
-        b.box((0, y * width, height / 2), (depth, 0.07, height / 2 + 0.03))
+    b.pair((0, width, height / 2), (depth, 0.07, height / 2 + 0.03), kind=BOX)
     b.box((0.14, 0, 0.05), (depth, width, 0.1), b.shade(b.colour, 0.7), "plinth")
     b.box((0.08, 0, height + 0.05), (depth, width * 1.05, 0.06), b.shade(b.colour, 0.7), "cornice")
     gap = height / rows

@@ -163,8 +163,7 @@ def flower(b: Builder) -> None:
         pot(b, 0.34, 0.36)
     z = foot + b.vary(0.75)
     b.limb((-0.06, 0, foot), (-0.08, 0, z), 0.06, LEAF, "stem")
-    for side in (-1, 1):
-        b.sphere((-0.06, side * 0.2, foot + 0.2), (0.1, 0.24, 0.05), LEAF, "leaves", (side * 35, 0, 0))
+    b.pair((-0.06, 0.2, foot + 0.2), (0.1, 0.24, 0.05), LEAF, "leaves", (35, 0, 0))
     t = np.deg2rad(tilt)
     right, up, out = (np.array((0, 1.0, 0)), np.array((-np.sin(t), 0, np.cos(t))), np.array((np.cos(t), 0, np.sin(t))))
     wide = min(0.24, 3.3 * reach / count)

@@ -85,8 +85,7 @@ def guitar(b: Builder) -> None:
     b.box((0.12, 0, 0.68), (0.08, 0.1, 0.5), neck, "neck")
     b.box((0.1, 0, 1.28), (0.08, 0.17, 0.16), neck, "neck")
     for z in (1.2, 1.36):
-        for side in (-1, 1):
-            b.sphere((0.1, side * 0.22, z), 0.07, LIGHT, "pegs")
+        b.pair((0.1, 0.22, z), 0.07, LIGHT, "pegs")
 
 
 @noun("present", "toys", front=False, parts=("ribbon",))
