@@ -124,15 +124,8 @@ def cape(b: Builder, colour: np.ndarray) -> None:
         top, low = neck[2], max(p[2] - 2.6 * r, 0.12)
         high, lean = (top - low) / 2, 9
         x = min(neck[0] - around, p[0]) - 0.12 * r
-        b.add(
-            FRUSTUM,
-            (x - 0.16 * high, 0, low + high),
-            (0.2 * r, b.vary(1.6) * r, high),
-            colour,
-            "cape",
-            (0, lean, 0),
-            0.5,
-        )
+        size = (0.2 * r, b.vary(1.6) * r, high)
+        b.add(FRUSTUM, (x - 0.16 * high, 0, low + high), size, colour, "cape", (0, lean, 0), 0.5)
         b.sphere(neck + (1.25 * around, 0, -0.1 * around), 0.32 * around, GOLD, "cape")
         return
     reach = (neck[0] - p[0]) * 0.62 + 0.3 * r

@@ -162,13 +162,8 @@ def elephant(b: Builder) -> None:
     at = (0.68, 0, z + 0.32)
     skull(b, at, head, eye=0.12, spread=0.55, height=0.3)
     ear = b.vary(0.4)
-    b.pair(
-        (at[0] - 0.1, head + 0.18, at[2] - 0.04),
-        (0.07, ear * 0.8, ear),
-        b.part("ears", b.shade(b.colour, 0.7)),
-        "ears",
-        (12, 0, -30),
-    )
+    spot = (at[0] - 0.1, head + 0.18, at[2] - 0.04)
+    b.pair(spot, (0.07, ear * 0.8, ear), b.part("ears", b.shade(b.colour, 0.7)), "ears", (12, 0, -30))
     x, up = at[0] + head, b.chance(0.4)
     bend = (x - 0.12, 0, at[2] - 0.05), (x + 0.14, 0, at[2] - 0.2), (x + 0.2, 0, at[2] - 0.52)
     tip = (x + 0.48, 0, at[2] - 0.3) if up else (x + 0.22, 0, at[2] - 0.85)
@@ -198,14 +193,8 @@ def horse(b: Builder) -> None:
         b.sphere((poll[0] + 0.17, side * 0.18, poll[2] + 0.04), 0.12, WHITE, "eyes")
         b.sphere((poll[0] + 0.22, side * 0.225, poll[2] + 0.05), 0.085, BLACK, "eyes")
         b.sphere((nose[0] + 0.19, side * 0.09, nose[2] + 0.04), 0.055, BLACK, "nostrils")
-        b.cone(
-            (poll[0] - 0.02, side * (0.19 if headwear(b) else 0.12), poll[2] + 0.27),
-            0.09,
-            0.14,
-            None,
-            "ears",
-            (-side * 15, 0, 0),
-        )
+        at = (poll[0] - 0.02, side * (0.19 if headwear(b) else 0.12), poll[2] + 0.27)
+        b.cone(at, 0.09, 0.14, None, "ears", (-side * 15, 0, 0))
     mane = b.part("mane", hair)
     b.sphere((poll[0] + 0.12, 0, poll[2] + 0.17), (0.17, 0.12, 0.1), mane, "mane", (0, 30, 0))
     for t in (0, 0.33, 0.67, 1):

@@ -176,12 +176,8 @@ def dial(b: Builder, x: float, z: float, radius: float, scale: float = 1.0) -> N
     b.cylinder((x, 0, z), radius, 0.05, face, "face", ALONG_X)
     for k in range(4):
         a = np.pi / 2 * k
-        b.box(
-            (x + 0.05, 0.82 * radius * np.cos(a), z + 0.82 * radius * np.sin(a)),
-            (0.02, 0.04 * scale, 0.04 * scale),
-            ink,
-            "marks",
-        )
+        spot = (x + 0.05, 0.82 * radius * np.cos(a), z + 0.82 * radius * np.sin(a))
+        b.box(spot, (0.02, 0.04 * scale, 0.04 * scale), ink, "marks")
     for long, thick in ((0.62, 0.04), (0.42, 0.05)):
         turn = b.between(0, 360)
         a = np.deg2rad(turn)
@@ -219,13 +215,8 @@ def clock(b: Builder) -> None:
         b.cylinder((0, 0, z), radius, depth, None, "body", ALONG_X)
         b.torus((depth - 0.02, 0, z), radius * 1.05, 0.07, b.shade(b.colour, 0.8), "body", ALONG_X)
         for side in (-1, 1):
-            b.limb(
-                (0, side * radius * 0.6, z - radius * 0.7),
-                (0, side * radius * 0.85, 0.03),
-                0.08,
-                b.shade(b.colour, 0.6),
-                "feet",
-            )
+            at = (0, side * radius * 0.6, z - radius * 0.7)
+            b.limb(at, (0, side * radius * 0.85, 0.03), 0.08, b.shade(b.colour, 0.6), "feet")
             b.dome((0, side * radius * 0.58, z + radius * 0.9), (0.26, 0.26, 0.22), metal, "bells", (side * -32, 0, 0))
         b.limb((0, 0, z + radius), (0, 0, z + radius + 0.25), 0.05, metal, "bells")
         b.cylinder((-depth - 0.08, 0, z), 0.2, 0.09, metal, "winder", ALONG_X)

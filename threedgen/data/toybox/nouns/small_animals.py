@@ -67,13 +67,8 @@ def penguin(b: Builder) -> None:
     skull(b, at, head, height=0.2)
     b.cone((at[0] + head + 0.1, 0, at[2] - 0.06), 0.15, b.vary(0.17), BILL, "beak", (0, 95, 0))
     spread = b.between(12, 50)
-    b.pair(
-        (0, wide + 0.2 * spread / 50 + 0.02, tall * 1.1),
-        (0.16, 0.08, 0.4),
-        b.shade(b.colour, 0.8),
-        "flippers",
-        (spread, 0, 0),
-    )
+    spot = (0, wide + 0.2 * spread / 50 + 0.02, tall * 1.1)
+    b.pair(spot, (0.16, 0.08, 0.4), b.shade(b.colour, 0.8), "flippers", (spread, 0, 0))
     b.pair((0.2, 0.24, 0.05), (0.3, 0.19, 0.09), orange, "feet")
     b.cone((-wide - 0.02, 0, 0.2), 0.16, 0.2, None, "tail", (0, -70, 0))
     b.anchor(neck=(0.02, 2 * tall - 0.2, 0.32))
@@ -101,13 +96,8 @@ def owl(b: Builder) -> None:
         b.cone((-0.02, side * 0.38, z + 0.42), 0.16, 0.2, b.shade(b.colour, 0.7), "tufts", (-side * 25, 0, 0))
         b.box((0.26, side * 0.2, 0.04), (0.16, 0.13, 0.06), BILL, "feet")
     b.cone((x + 0.2, 0, z - 0.16), 0.11, 0.15, BILL, "beak", (0, 150, 0))
-    b.pair(
-        (-0.06, wide * 0.98, tall * 0.85),
-        (0.34, 0.1, 0.5),
-        b.part("wings", b.shade(b.colour, 0.6)),
-        "wings",
-        (8, 10, 0),
-    )
+    at = (-0.06, wide * 0.98, tall * 0.85)
+    b.pair(at, (0.34, 0.1, 0.5), b.part("wings", b.shade(b.colour, 0.6)), "wings", (8, 10, 0))
     b.box((-wide - 0.02, 0, 0.16), (0.1, 0.2, 0.2), b.shade(b.colour, 0.6), "tail", (0, 25, 0))
     b.anchor(head_top=(-0.02, z + 0.36, 0.36), head=(0, z, wide), eyes=(x + 0.14, z + 0.05, 0.52))
     b.anchor(neck=(0.02, 1.0 * tall, 0.45))

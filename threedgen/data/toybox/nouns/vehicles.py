@@ -116,12 +116,8 @@ def bus(b: Builder) -> None:
     bottom = radius * 0.8
     tall = deck * decks / 2 + 0.06
     b.box((0, 0, bottom + tall), (length, width, tall))
-    b.box(
-        (0, 0, bottom + 2 * tall + 0.03),
-        (length * 0.97, width * 0.94, 0.06),
-        b.part("roof", b.shade(b.colour, 1.4)),
-        "roof",
-    )
+    at = (0, 0, bottom + 2 * tall + 0.03)
+    b.box(at, (length * 0.97, width * 0.94, 0.06), b.part("roof", b.shade(b.colour, 1.4)), "roof")
     pane = glass(b.colour)
     for k in range(decks):
         z = bottom + 0.12 + deck * (k + 0.6)
@@ -165,13 +161,8 @@ def hull(b: Builder, length: float, width: float, height: float) -> float:
     bow = length * 0.75
     for z, half, grow, colour in ((height * 0.3, height * 0.3, 0.88, low), (height * 0.8, height * 0.25, 1.0, None)):
         b.box((-0.15 * length, 0, z), (length * 0.6 * grow, width * grow, half), colour)
-        b.prism(
-            (0.45 * length * grow + bow / 2 - 0.08, 0, z),
-            (width * grow, half * 0.99, bow / 2 * grow),
-            colour,
-            "body",
-            BOW,
-        )
+        at = (0.45 * length * grow + bow / 2 - 0.08, 0, z)
+        b.prism(at, (width * grow, half * 0.99, bow / 2 * grow), colour, "body", BOW)
         b.cylinder((-0.73 * length, 0, z), width * 0.99 * grow, half * 0.98, colour)
     b.box((-0.2 * length, 0, height * 1.03), (length * 0.55, width * 0.8, 0.03), (0.78, 0.6, 0.38), "deck")
     return height * 1.06
