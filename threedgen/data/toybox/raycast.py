@@ -230,12 +230,8 @@ def _render(solids, offsets, view_asset, c2w, fov, grey, lamp, panorama, ss, tru
         m = c2w[v]
         focal = 0.5 * height / np.tan(0.5 * fov[v])
         px, py, pz = m[0, 3], m[1, 3], m[2, 3]
-        chosen, count = np.empty(stop - start, np.int64), 0
-        if panorama:
-            for k in range(start, stop):
-                chosen[count] = k
-                count += 1
-        else:
+        chosen, count = np.arange(start, stop), stop - start
+        if not panorama:
             slope = -(j + 0.5 - 0.5 * height) / focal
             count = _near_row(centre, reach, start, stop, m, slope, 0.51 / focal, chosen)
         for i in range(width):

@@ -86,10 +86,7 @@ class Furnisher:
     def stand(self, asset: Asset, radius: float, phrase: str, wall: int | None) -> bool:
         """Put a thing on the floor, its back to a wall or anywhere; False if there was no room."""
         for _ in range(12):
-            if wall is None:
-                turn = self.rng.uniform(0, 360)
-            else:
-                turn = float(np.rad2deg(np.arctan2(*-WALLS[wall][::-1])))
+            turn = self.rng.uniform(0, 360) if wall is None else facing(wall)
             size = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
             solids = [placed(solid, size, turn, np.zeros(3)) for solid in asset.primitives]
             low, high = bounds(solids)
@@ -121,10 +118,13 @@ class Furnisher:
 
     def fixed(self, wall: int, at: float, z: float, draw: Builder, phrase: str) -> None:
         """Solids drawn around the origin, facing +x, fixed to a wall at height ``z``."""
-        turn = float(np.rad2deg(np.arctan2(*-WALLS[wall][::-1])))
-        inner = WALLS[wall] * (self.half[0] if WALLS[wall][0] else self.half[1])
-        place = inner + np.abs(WALLS[wall][::-1]) * at
-        self.add([placed(solid, 1.0, turn, np.append(place, z)) for solid in draw.solids], phrase)
+        place = WALLS[wall] * self.half + np.abs(WALLS[wall][::-1]) * at
+        self.add([placed(solid, 1.0, facing(wall), np.append(place, z)) for solid in draw.solids], phrase)
+
+
+def facing(wall: int) -> float:
+    """The azimuth, in degrees, of what has its back to a wall."""
+    return float(np.rad2deg(np.arctan2(*-WALLS[wall][::-1])))
 
 
 def placed(solid: Primitive, size: float, turn: float, at: np.ndarray) -> Primitive:

@@ -18,15 +18,13 @@ from typing import Any
 import numpy as np
 
 from threedgen.geometry.images import grid, readable, write_png
-from threedgen.geometry.poses import orbit_array
 from threedgen.run.folder import write_atomic
 from threedgen.run.text import say
 
-from . import nouns  # noqa: F401  (registers the recipes)
 from .builder import Builder
 from .grammar import COLOURS, NOUNS, Noun, article, colour_value
 from .primitives import BOX, FRUSTUM, SPHERE, Asset, Primitive
-from .raycast import render
+from .world import portraits
 
 PATTERNS = ("patches", "bands", "spots")
 STRETCHES = (0.7, 0.78, 1.28, 1.45)
@@ -37,7 +35,6 @@ FAR = 0.5
 """Colours of a pattern are that far apart in sRGB."""
 FROM_GREY = 0.3
 """And that far from the grey behind them, so that a subject can be cut out of its photos."""
-FOV = np.deg2rad(40.0)
 
 
 def kinds() -> list[Noun]:
@@ -78,8 +75,7 @@ def photograph(
 
 def views(subject: Asset, azimuth: np.ndarray, elevation: np.ndarray, size: int) -> np.ndarray:
     """(V, size, size, 3) in [0, 1] on grey 0.5 from ``azimuth`` and ``elevation`` (V,), radians."""
-    c2w = orbit_array(elevation, azimuth, 0.95 / np.tan(FOV / 2))
-    return render([subject], np.zeros(len(azimuth), np.int64), c2w, np.full(len(azimuth), FOV), size).rgb
+    return portraits(subject, azimuth, elevation, size).rgb
 
 
 def palette(rng: np.random.Generator) -> list[np.ndarray]:

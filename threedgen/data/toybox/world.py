@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from threedgen.geometry.poses import orbit_array
 
@@ -123,8 +124,12 @@ def jumble(rng: np.random.Generator, index: int = -1) -> Asset:
 def photograph(
     asset: Asset, azimuths: Sequence[float], size: int, elevation: float = 15.0, truth: bool = False
 ) -> Picture:
-    """Plain portraits of one asset from ``azimuths`` (degrees), fov 40, grey 0.5."""
-    a = np.deg2rad(np.asarray(azimuths, float))
-    fov = np.deg2rad(40.0)
-    c2w = orbit_array(np.deg2rad(elevation), a, 0.95 / np.tan(fov / 2))
-    return render([asset], np.zeros(len(a), np.int64), c2w, np.full(len(a), fov), size, truth=truth)
+    """``portraits`` with ``azimuths`` and ``elevation`` in degrees."""
+    return portraits(asset, np.deg2rad(np.asarray(azimuths, float)), np.deg2rad(elevation), size, truth)
+
+
+def portraits(asset: Asset, azimuth: np.ndarray, elevation: ArrayLike, size: int, truth: bool = False) -> Picture:
+    """Plain pictures of one asset from ``azimuth`` (V,) and ``elevation`` (radians), fov 40 degrees, on grey 0.5."""
+    fov = np.full(len(azimuth), np.deg2rad(40.0))
+    c2w = orbit_array(elevation, azimuth, 0.95 / np.tan(fov / 2))
+    return render([asset], np.zeros(len(azimuth), np.int64), c2w, fov, size, truth=truth)

@@ -1,5 +1,5 @@
-"""The recipes, a file for each family; importing this package registers them all.  Their order decides which noun a
-random number means: new ones go to the end."""
+"""The recipes, a file for each family; importing this package registers them all, in the order that decides which noun
+a random number means."""
 
 # isort: off
 from . import accessories, animals, buildings, vehicles, food, furniture, household  # noqa: F401
