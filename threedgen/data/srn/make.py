@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,13 +35,15 @@ from .options import MakeSRNToyboxConfig
 from .writer import write_instance
 
 WHITE = 1.0
+SPLITS = ("train", "val", "test")
+"""The names of the splits, and the config's numbers of scenes in them."""
 
 
 class Job(NamedTuple):
     """One scene to make."""
 
     family: str
-    split: Literal["train", "val", "test"]
+    split: str
     number: int
 
     @property
@@ -78,12 +80,9 @@ def run(config: MakeSRNToyboxConfig, resume: Path | None = None, quiet: bool = F
 
 def jobs(config: MakeSRNToyboxConfig) -> Iterator[Job]:
     """All scenes in the order in which they are made."""
-    counts: dict[Literal["train", "val", "test"], int] = {
-        "train": config.train, "val": config.val, "test": config.test
-    }  # fmt: skip
     for family in config.families:
-        for split, count in counts.items():
-            yield from (Job(family, split, index) for index in range(count))
+        for split in SPLITS:
+            yield from (Job(family, split, index) for index in range(getattr(config, split)))
 
 
 def scene(config: MakeSRNToyboxConfig, job: Job) -> Views:
@@ -124,9 +123,9 @@ def sheet(config: MakeSRNToyboxConfig) -> np.ndarray:
     """The first objects of each family from front, left, back and right, a row each."""
     azimuth = np.deg2rad(np.array([0.0, 90.0, 180.0, 270.0]))
     at = at_angles(config, np.full(4, np.deg2rad(20.0)), azimuth)
-    splits: dict[Literal["train", "val", "test"], int] = {"test": config.test, "train": config.train, "val": config.val}
-    split = next(name for name, count in splits.items() if count)
-    chosen = [Job(family, split, k) for family in config.families for k in range(min(config.sheet, splits[split]))]
+    split = "test" if config.test else "train" if config.train else "val"
+    count = min(config.sheet, getattr(config, split))
+    chosen = [Job(family, split, k) for family in config.families for k in range(count)]
     rows = [photograph(config, job.asset(config.seed), at).images.numpy() for job in chosen]
     labels = [f"{job.name} {side}" for job in chosen for side in ("front", "left", "back", "right")]
     return grid(readable(np.concatenate(rows)), 4, labels)

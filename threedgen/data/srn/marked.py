@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from threedgen.data.toybox import nouns  # noqa: F401  (registers the recipes)
-from threedgen.data.toybox.builder import Builder
-from threedgen.data.toybox.grammar import COLOURS, NOUNS, Spec, caption, colour_value
-from threedgen.data.toybox.primitives import BOX, Asset, Primitive, inside, tessellate
+from threedgen.data.toybox.builder import Builder, bounds
+from threedgen.data.toybox.grammar import COLOURS, NOUNS, Spec, caption, colour_value, draw_colour
+from threedgen.data.toybox.primitives import BOX, Asset, Primitive, inside
 
 FAMILIES = {"cars": "car", "chairs": "chair"}
 """The archives' categories and the nouns that stand for them."""
@@ -37,14 +37,11 @@ THICK = 0.02
 RIM = 0.05
 """Width of the frame around a panel, in the body's colour."""
 
-Box = tuple[np.ndarray, np.ndarray]
-
 
 def marked(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
     """A car or a chair with marks on its sides; everything is drawn from ``rng``. Raises KeyError."""
     noun = NOUNS[FAMILIES[family]]
-    names = list(COLOURS)
-    main = names[int(rng.integers(len(names)))]
+    main = draw_colour(rng)
     builder = Builder(rng, colour_value(main, rng))
     noun.recipe(builder)
     if family == "chairs":
@@ -52,18 +49,10 @@ def marked(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
     bare = tuple(builder.solids)  # so that no side depends on another's marks
     box = bounds(bare)
     for side in SIDES:
-        _mark(builder, rng, bare, box, side, [name for name in names if name != main])
+        _mark(builder, rng, bare, box, side, [name for name in COLOURS if name != main])
     solids = builder.finish(rng.uniform(0.9, 1.0))
-    labels = tuple(dict.fromkeys(solid.label for solid in solids))
     spec = Spec(noun.word, main)
-    return Asset(solids, caption(spec), noun.word, noun.family, main, "", "", "", noun.front, index, labels)
-
-
-def bounds(solids: Sequence[Primitive]) -> Box:
-    """The lower and the upper corner (3,) of the box around some solids."""
-    points = [tessellate(s.kind, s.param, 8)[0] @ s.matrix.T + s.centre for s in solids]
-    every = np.concatenate(points)
-    return every.min(0), every.max(0)
+    return Asset(solids, caption(spec), family=noun.family, front=noun.front, index=index, **vars(spec))
 
 
 def _chest(b: Builder) -> None:
@@ -74,8 +63,8 @@ def _chest(b: Builder) -> None:
     b.box((0, 0, 0.55 * top), (wide, wide, 0.45 * top), b.shade(b.colour, 0.85), "chest")
 
 
-def surface(solids: Sequence[Primitive], box: Box, side: str, across: float, up: float) -> np.ndarray | None:
-    """The first point (3,) of the solids in ``box`` that is met coming from a side, towards the middle plane.
+def surface(solids: Sequence[Primitive], box: np.ndarray, side: str, across: float, up: float) -> np.ndarray | None:
+    """The first point (3,) of the solids in ``box`` (2, 3) that is met coming from a side, towards the middle plane.
 
     ``across``, ``up``: where, in [-1, 1] of the half extents; None if there is nothing on this half.
     """
@@ -89,7 +78,7 @@ def surface(solids: Sequence[Primitive], box: Box, side: str, across: float, up:
 
 
 def _mark(
-    b: Builder, rng: np.random.Generator, bare: Sequence[Primitive], box: Box, side: str, names: list[str]
+    b: Builder, rng: np.random.Generator, bare: Sequence[Primitive], box: np.ndarray, side: str, names: list[str]
 ) -> None:
     """A panel with a symbol on a side of the ``bare`` object, and perhaps something that sticks out."""
     flat, turn = SIDES[side]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,25 +28,9 @@ NEAREST = 6
 Places = Sequence[int] | NDArray[np.int64]
 
 
-class Source(Protocol):
-    """Scenes with equally many views; those of one kind are ``kinds`` places apart."""
-
-    kinds: int
-    views: int
-
-    def __len__(self) -> int: ...
-
-    def scene(self, index: int) -> Views:
-        """All views of a scene. Raises ConfigError naming a file that cannot be read."""
-        ...
-
-    def told(self) -> str:
-        """What decides the pictures."""
-        ...
-
-
 class ArchiveScenes:
-    """The scenes of a split, in the order of their names, ``size`` pixels a side."""
+    """The scenes of a split, in the order of their names, ``size`` pixels a side, with equally many ``views``; those of
+    one kind are ``kinds`` places apart."""
 
     kinds = 1
 
@@ -61,6 +44,7 @@ class ArchiveScenes:
         return len(self.folders)
 
     def scene(self, index: int) -> Views:
+        """All views of a scene. Raises ConfigError naming a file that cannot be read."""
         instance = open_instance(self.folders[index], self.config.up)
         if len(instance) < self.views:
             raise ConfigError(
@@ -69,7 +53,8 @@ class ArchiveScenes:
             )
         return instance.views(range(self.views), self.size)
 
-    def told(self) -> str:
+    def describe(self) -> str:
+        """What decides the pictures."""
         return f"{self.folders[0].parent.resolve()}, {len(self)} scenes, up {self.config.up}"
 
 
@@ -78,13 +63,9 @@ class ToyboxScenes:
 
     def __init__(self, config: ToyboxPairsConfig, size: int, seed: int) -> None:
         self.count, self.views, self.kinds = config.scenes, config.views, len(config.families)
+        counts = {"train": config.scenes, "train_views": config.views}
         self.config = MakeSRNToyboxConfig(
-            task="make-srn-toybox",
-            seed=seed,
-            families=config.families,
-            train=config.scenes,
-            size=size,
-            train_views=config.views,
+            task="make-srn-toybox", seed=seed, families=config.families, size=size, **counts
         )
 
     def __len__(self) -> int:
@@ -94,8 +75,11 @@ class ToyboxScenes:
         number, family = divmod(index, self.kinds)
         return scene(self.config, Job(self.config.families[family], "train", number))
 
-    def told(self) -> str:
+    def describe(self) -> str:
         return f"marked toybox, seed {self.config.seed}, {', '.join(self.config.families)}, {self.count} scenes"
+
+
+Source = ArchiveScenes | ToyboxScenes
 
 
 def open_source(config: SRNPairsConfig | ToyboxPairsConfig, size: int, seed: int) -> Source:
@@ -126,7 +110,7 @@ class PairBank:
         self.train, self.held_out = len(source) - held_out, held_out
         count, views = len(source), source.views
         shape, dtype = ((views, size, size, 3), np.uint8) if encode is None else (self._shape(size), np.float16)
-        text = f"{source.told()}\n{views} views of {size} px\n{told}\n"
+        text = f"{source.describe()}\n{views} views of {size} px\n{told}\n"
         self.kept = BlockCache(folder / "views", "views", count, shape, dtype, text)
         self.cameras = BlockCache(folder / "cameras", "cameras", count, (views, 25), np.float32, text)
 

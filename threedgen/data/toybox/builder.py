@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partialmethod
 from typing import Any
 
 import numpy as np
@@ -107,33 +108,33 @@ class Builder:
     def add(self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0) -> None:
         """A solid with half extents ``size`` (number or 3) centred ``at``, rotated about x, y, z (degrees)."""
         stretch = np.broadcast_to(np.asarray(size, float), (3,))
-        matrix = rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3))
-        colour = self.colour if colour is None else np.asarray(colour, float)
-        self.solids.append(Primitive(kind, float(param), matrix, np.asarray(at, float), np.clip(colour, 0, 1), label))
+        self._place(kind, param, rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3)), at, colour, label)
 
-    def sphere(self, at, size, colour=None, label="body", rotate=(0, 0, 0)) -> None:
-        self.add(SPHERE, at, size, colour, label, rotate)
+    def _place(self, kind: int, param: float, matrix: np.ndarray, at, colour, label: str) -> None:
+        colour = np.clip(self.colour if colour is None else np.asarray(colour, float), 0, 1)
+        self.solids.append(Primitive(kind, float(param), matrix, np.asarray(at, float), colour, label))
 
-    def box(self, at, size, colour=None, label="body", rotate=(0, 0, 0)) -> None:
-        self.add(BOX, at, size, colour, label, rotate)
+    sphere = partialmethod(add, SPHERE)
+    box = partialmethod(add, BOX)
+    dome = partialmethod(add, DOME)
+    prism = partialmethod(add, PRISM)
+    """Gable: triangle in xz, along y."""
+
+    def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE) -> None:
+        """Two mirrored solids: ``at`` and ``rotate`` are the left one's, which comes second."""
+        (x, y, z), (ax, ay, az) = at, rotate
+        for side in (-1, 1):
+            self.add(kind, (x, side * y, z), size, colour, label, (side * ax, ay, side * az))
 
     def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
         """Upright cylinder (or frustum: upper radius = ``top`` x radius) of half height ``half``."""
         self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, top)
 
-    def cone(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0)) -> None:
-        self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, 0.0)
+    cone = partialmethod(cylinder, top=0.0)
 
     def torus(self, at, radius: float, tube: float, colour=None, label="body", rotate=(0, 0, 0)) -> None:
         """Ring in the xy plane: ``radius`` to the outer edge, ``tube`` the tube's radius."""
         self.add(TORUS, at, radius, colour, label, rotate, tube / radius)
-
-    def dome(self, at, size, colour=None, label="body", rotate=(0, 0, 0)) -> None:
-        self.add(DOME, at, size, colour, label, rotate)
-
-    def prism(self, at, size, colour=None, label="body", rotate=(0, 0, 0)) -> None:
-        """Gable: triangle in xz, along y."""
-        self.add(PRISM, at, size, colour, label, rotate)
 
     def limb(self, start, end, radius: float, colour=None, label="body", top: float = 1.0, caps: bool = True) -> None:
         """A rod from ``start`` to ``end`` with round ends; ``top`` x radius at the end."""
@@ -145,17 +146,17 @@ class Builder:
         x = np.cross(helper, z)
         x /= np.linalg.norm(x)
         frame = np.stack([x, np.cross(z, x), z], 1) @ np.diag([radius, radius, length / 2])
-        colour = self.colour if colour is None else np.asarray(colour, float)
-        colour = np.clip(colour, 0, 1)
-        self.solids.append(Primitive(FRUSTUM, float(top), frame, (start + end) / 2, colour, label))
+        self._place(FRUSTUM, top, frame, (start + end) / 2, colour, label)
         if caps:
             self.sphere(start, radius, colour, label)
             if top > 0:
                 self.sphere(end, radius * top, colour, label)
 
-    def anchor(self, name: str, at, scale: float) -> None:
-        """Where an accessory sits ("head_top", "eyes", "neck", "back", "waist") and the radius it has to go around."""
-        self.anchors[name] = (np.asarray(at, float), float(scale))
+    def anchor(self, **places: tuple[float, float, float]) -> None:
+        """Where accessories sit ("head_top", "head", "eyes", "neck", "back", "waist"): x and z, in the plane between
+        left and right, and the radius they have to go around."""
+        for name, (x, z, radius) in places.items():
+            self.anchors[name] = (np.array((x, 0.0, z), float), float(radius))
 
     # -- the end ------------------------------------------------------------------------------------------------
     def finish(self, size: float = 1.0, stretch: Sequence[float] | np.ndarray = (1, 1, 1)) -> tuple[Primitive, ...]:
@@ -166,13 +167,6 @@ class Builder:
         # 8 segments inscribe a curved solid: 3 % is the most by which they fall short of it
         scale = RADIUS * size / (1.03 * float(np.linalg.norm(points - centre, axis=1).max()))
         return tuple(
-            Primitive(
-                s.kind,
-                s.param,
-                scale * stretch_matrix @ s.matrix,
-                scale * (stretch_matrix @ s.centre - centre),
-                s.colour,
-                s.label,
-            )
+            replace(s, matrix=scale * stretch_matrix @ s.matrix, centre=scale * (stretch_matrix @ s.centre - centre))
             for s in self.solids
         )

@@ -100,6 +100,11 @@ def colour_value(name: str, rng: Luck, spread: float = 0.035) -> np.ndarray:
     return np.clip(value, 0.02, 1.0)
 
 
+def draw_colour(rng: Luck) -> str:
+    """The name of any colour."""
+    return list(COLOURS)[int(rng.integers(len(COLOURS)))]
+
+
 def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
@@ -164,12 +169,11 @@ def held_out(spec: Spec) -> bool:
 def draw_spec(rng: np.random.Generator) -> Spec:
     """A random spec, before the held-out split: 90 % say a colour, 60 % a clause, 25 % a size."""
     entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
-    names = list(COLOURS)
-    colour = names[int(rng.integers(len(names)))] if rng.random() < 0.9 else ""
+    colour = draw_colour(rng) if rng.random() < 0.9 else ""
     size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""
     options = entry.parts + entry.wears
     part, part_colour = "", ""
     if options and rng.random() < 0.6:
         part = options[int(rng.integers(len(options)))]
-        part_colour = names[int(rng.integers(len(names)))]
+        part_colour = draw_colour(rng)
     return Spec(entry.word, colour, size, part, part_colour)

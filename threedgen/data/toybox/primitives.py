@@ -8,7 +8,7 @@ affine map (stretch, rotate, shift).  All but the box and the prism are solids o
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -35,20 +35,25 @@ class Asset:
     """A list of solids inside the ball of radius 0.85, front towards +x, z up, and what a caption says of it.
 
     ``colour`` and ``part_colour`` are names or "" when the caption leaves them open; ``part`` is "" without a clause;
-    ``front`` is False for nouns that look alike from every side (a ball, an apple).
+    ``front`` is False for nouns that look alike from every side (a ball, an apple).  ``labels``: those of the solids,
+    each once, unless others are given.
     """
 
     primitives: tuple[Primitive, ...]
-    caption: str
-    noun: str
-    family: str
-    colour: str
-    size: str
-    part: str
-    part_colour: str
-    front: bool
+    caption: str = ""
+    noun: str = ""
+    family: str = ""
+    colour: str = ""
+    size: str = ""
+    part: str = ""
+    part_colour: str = ""
+    front: bool = False
     index: int = -1
-    labels: tuple[str, ...] = field(default=())
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            object.__setattr__(self, "labels", tuple(dict.fromkeys(solid.label for solid in self.primitives)))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The solids as arrays for the ray caster; ``label`` numbers follow ``labels`` (0 is the background)."""
@@ -81,12 +86,7 @@ class Asset:
             colours.append(np.repeat(solid.colour[None], len(f), 0))
             labels.append(np.full(len(f), number, np.int32))
             start += len(v)
-        return (
-            np.concatenate(vertices),
-            np.concatenate(faces),
-            np.concatenate(colours),
-            np.concatenate(labels),
-        )
+        return (np.concatenate(vertices), np.concatenate(faces), np.concatenate(colours), np.concatenate(labels))
 
     def inside(self, points: np.ndarray) -> np.ndarray:
         """Which of ``points`` (N, 3) lie in any solid: (N,) bool, exact."""

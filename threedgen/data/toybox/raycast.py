@@ -15,6 +15,10 @@ from numba import njit, prange
 
 from .primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, Asset
 
+BOX_PLANES = np.array([(1, 0, 0, 1), (-1, 0, 0, 1), (0, 1, 0, 1), (0, -1, 0, 1), (0, 0, 1, 1), (0, 0, -1, 1)], float)
+PRISM_PLANES = np.array([(0, 0, -1, 1), (0, 1, 0, 1), (0, -1, 0, 1), (2, 0, 1, 1), (-2, 0, 1, 1)], float)
+"""Half spaces n . x <= offset; the prism's last two are its slopes: 2 |x| + z <= 1."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -47,7 +51,7 @@ def render(
     """
     arrays = [asset.arrays() for asset in assets]
     offsets = np.cumsum([0] + [len(a["kind"]) for a in arrays]).astype(np.int64)
-    stacked = {key: np.concatenate([a[key] for a in arrays]) for key in arrays[0]}
+    solids = tuple(np.concatenate(parts) for parts in zip(*(a.values() for a in arrays), strict=True))
     views = len(c2w)
     grey = np.broadcast_to(np.asarray(background, np.float32), (views,)).astype(np.float32)
     height, width = size, 2 * size if panorama else size
@@ -57,28 +61,9 @@ def render(
     normal = np.zeros((*shape, 3), np.float32)
     label = np.zeros(shape, np.int32)
     lamps = np.zeros((0, 3)) if lamp is None else np.broadcast_to(lamp, (views, 3))
-    _render(
-        stacked["kind"],
-        stacked["param"],
-        stacked["inverse"],
-        stacked["centre"],
-        stacked["reach"],
-        stacked["colour"],
-        stacked["label"],
-        offsets,
-        np.asarray(view_asset, np.int64),
-        np.asarray(c2w, np.float32),
-        np.asarray(fov, np.float32),
-        grey,
-        np.asarray(lamps, np.float32),
-        panorama,
-        supersample,
-        truth,
-        rgb,
-        depth,
-        normal,
-        label,
-    )
+    of, poses, lamps = np.asarray(view_asset, np.int64), np.asarray(c2w, np.float32), np.asarray(lamps, np.float32)
+    way = (panorama, supersample, truth)
+    _render(solids, offsets, of, poses, np.asarray(fov, np.float32), grey, lamps, *way, rgb, depth, normal, label)
     return Picture(rgb, label > 0, depth, normal, label)
 
 
@@ -138,21 +123,7 @@ def _slabs(kind, ox, oy, oz, dx, dy, dz):
     """First hit of box and prism (both convex: enter all half spaces before leaving one)."""
     near, far = -np.inf, np.inf
     nx, ny, nz = 0.0, 0.0, 0.0
-    planes = 6 if kind == BOX else 5
-    for i in range(planes):
-        px, py, pz, offset = 0.0, 0.0, 0.0, 1.0
-        if kind == BOX:
-            px = 1.0 if i == 0 else (-1.0 if i == 1 else 0.0)
-            py = 1.0 if i == 2 else (-1.0 if i == 3 else 0.0)
-            pz = 1.0 if i == 4 else (-1.0 if i == 5 else 0.0)
-        elif i == 0:
-            pz = -1.0
-        elif i == 1:
-            py = 1.0
-        elif i == 2:
-            py = -1.0
-        else:  # the two slopes: 2 |x| + z <= 1
-            px, pz = (2.0 if i == 3 else -2.0), 1.0
+    for px, py, pz, offset in BOX_PLANES if kind == BOX else PRISM_PLANES:
         rate = px * dx + py * dy + pz * dz
         gap = offset - (px * ox + py * oy + pz * oz)
         if abs(rate) < 1e-12:
@@ -250,28 +221,8 @@ def _trace(kind, param, inverse, centre, reach, chosen, count, px, py, pz, dx, d
 
 
 @njit(cache=True, parallel=True)
-def _render(
-    kind,
-    param,
-    inverse,
-    centre,
-    reach,
-    colour,
-    label_of,
-    offsets,
-    view_asset,
-    c2w,
-    fov,
-    grey,
-    lamp,
-    panorama,
-    ss,
-    truth,
-    rgb,
-    depth,
-    normal,
-    label,
-):
+def _render(solids, offsets, view_asset, c2w, fov, grey, lamp, panorama, ss, truth, rgb, depth, normal, label):
+    kind, param, inverse, centre, reach, colour, label_of = solids
     views, height, width = rgb.shape[0], rgb.shape[1], rgb.shape[2]
     for row in prange(views * height):
         v, j = row // height, row % height
@@ -279,12 +230,8 @@ def _render(
         m = c2w[v]
         focal = 0.5 * height / np.tan(0.5 * fov[v])
         px, py, pz = m[0, 3], m[1, 3], m[2, 3]
-        chosen, count = np.empty(stop - start, np.int64), 0
-        if panorama:
-            for k in range(start, stop):
-                chosen[count] = k
-                count += 1
-        else:
+        chosen, count = np.arange(start, stop), stop - start
+        if not panorama:
             slope = -(j + 0.5 - 0.5 * height) / focal
             count = _near_row(centre, reach, start, stop, m, slope, 0.51 / focal, chosen)
         for i in range(width):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .builder import Builder, bounds, rotation
-from .grammar import COLOURS, NOUNS, Spec, article, caption, colour_value
+from .grammar import COLOURS, NOUNS, Spec, article, caption, colour_value, draw_colour
 from .primitives import Asset, Primitive
 from .raycast import Picture, render
 from .world import Split, build
@@ -86,10 +86,7 @@ class Furnisher:
     def stand(self, asset: Asset, radius: float, phrase: str, wall: int | None) -> bool:
         """Put a thing on the floor, its back to a wall or anywhere; False if there was no room."""
         for _ in range(12):
-            if wall is None:
-                turn = self.rng.uniform(0, 360)
-            else:
-                turn = float(np.rad2deg(np.arctan2(*-WALLS[wall][::-1])))
+            turn = self.rng.uniform(0, 360) if wall is None else facing(wall)
             size = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
             solids = [placed(solid, size, turn, np.zeros(3)) for solid in asset.primitives]
             low, high = bounds(solids)
@@ -121,10 +118,13 @@ class Furnisher:
 
     def fixed(self, wall: int, at: float, z: float, draw: Builder, phrase: str) -> None:
         """Solids drawn around the origin, facing +x, fixed to a wall at height ``z``."""
-        turn = float(np.rad2deg(np.arctan2(*-WALLS[wall][::-1])))
-        inner = WALLS[wall] * (self.half[0] if WALLS[wall][0] else self.half[1])
-        place = inner + np.abs(WALLS[wall][::-1]) * at
-        self.add([placed(solid, 1.0, turn, np.append(place, z)) for solid in draw.solids], phrase)
+        place = WALLS[wall] * self.half + np.abs(WALLS[wall][::-1]) * at
+        self.add([placed(solid, 1.0, facing(wall), np.append(place, z)) for solid in draw.solids], phrase)
+
+
+def facing(wall: int) -> float:
+    """The azimuth, in degrees, of what has its back to a wall."""
+    return float(np.rad2deg(np.arctan2(*-WALLS[wall][::-1])))
 
 
 def placed(solid: Primitive, size: float, turn: float, at: np.ndarray) -> Primitive:
@@ -276,13 +276,13 @@ def furnish(rng: np.random.Generator) -> Room:
     solids = tuple(replace(solid, label=rank[solid.label]) for solid in f.solids)
     items = tuple(f.items[k] for k in order)
     labels = (*(str(k) for k in range(len(items))), "")
-    asset = Asset(solids, "", "room", "rooms", wall, "", "", "", False, labels=labels)
+    asset = Asset(solids, noun="room", family="rooms", colour=wall, labels=labels)
     return Room(asset, items, half, height, lamp, wall, floor)
 
 
 def _named(rng: np.random.Generator, noun: str) -> tuple[str, np.ndarray]:
     """A colour for a noun that is not of the grammar: how it is called, and the colour."""
-    word = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+    word = draw_colour(rng)
     return f"{article(word)} {word} {noun}", colour_value(word, rng)
 
 
@@ -372,6 +372,6 @@ def _ceiling_lamp(f: Furnisher) -> np.ndarray:
 
 def _thing(f: Furnisher, word: str, wall: int | None) -> None:
     """A noun of the toybox, in its colour, without parts and sizes."""
-    spec = Spec(word, list(COLOURS)[int(f.rng.integers(len(COLOURS)))])
+    spec = Spec(word, draw_colour(f.rng))
     radius = RADII.get(word, 0.5) * float(f.rng.uniform(0.9, 1.1))
     f.stand(build(spec, f.rng), radius, caption(spec), wall)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from threedgen.geometry.images import grid, write_png
 from .grammar import COLOURS, NOUNS, Spec, caption, held_out
 from .world import build, photograph
 
-logger = logging.getLogger(__name__)
 AZIMUTHS = (25, -40, 60, 150, 20, 230, -70, 0)
 
 

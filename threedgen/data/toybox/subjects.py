@@ -11,21 +11,20 @@ personalisation is measured on: photos from several sides, and the truth from an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from threedgen.geometry.images import grid, readable, write_png
-from threedgen.geometry.poses import orbit_array
 from threedgen.run.folder import write_atomic
 from threedgen.run.text import say
 
-from . import nouns  # noqa: F401  (registers the recipes)
 from .builder import Builder
 from .grammar import COLOURS, NOUNS, Noun, article, colour_value
 from .primitives import BOX, FRUSTUM, SPHERE, Asset, Primitive
-from .raycast import render
+from .world import portraits
 
 PATTERNS = ("patches", "bands", "spots")
 STRETCHES = (0.7, 0.78, 1.28, 1.45)
@@ -36,7 +35,6 @@ FAR = 0.5
 """Colours of a pattern are that far apart in sRGB."""
 FROM_GREY = 0.3
 """And that far from the grey behind them, so that a subject can be cut out of its photos."""
-FOV = np.deg2rad(40.0)
 
 
 def kinds() -> list[Noun]:
@@ -61,9 +59,8 @@ def draw(seed: int, number: int, noun: str = "", wearing: Sequence[str] = ()) ->
     solids += _pattern(solids, str(rng.choice(PATTERNS)), second, rng)
     builder.solids = [*solids, _mark(solids, third, rng)]
     placed = builder.finish(rng.uniform(0.88, 1.0), rng.permutation(STRETCHES)[:3])
-    labels = tuple(dict.fromkeys(s.label for s in placed))
     text = f"{article(entry.word)} {entry.word}"
-    return Asset(placed, text, entry.word, entry.family, "", "", "", "", entry.front, number, labels)
+    return Asset(placed, text, entry.word, entry.family, front=entry.front, index=number)
 
 
 def photograph(
@@ -78,8 +75,7 @@ def photograph(
 
 def views(subject: Asset, azimuth: np.ndarray, elevation: np.ndarray, size: int) -> np.ndarray:
     """(V, size, size, 3) in [0, 1] on grey 0.5 from ``azimuth`` and ``elevation`` (V,), radians."""
-    c2w = orbit_array(elevation, azimuth, 0.95 / np.tan(FOV / 2))
-    return render([subject], np.zeros(len(azimuth), np.int64), c2w, np.full(len(azimuth), FOV), size).rgb
+    return portraits(subject, azimuth, elevation, size).rgb
 
 
 def palette(rng: np.random.Generator) -> list[np.ndarray]:
@@ -93,20 +89,13 @@ def palette(rng: np.random.Generator) -> list[np.ndarray]:
     return [value for _, value in found[:3]]
 
 
-def _repainted(solid: Primitive, colour: np.ndarray) -> Primitive:
-    return Primitive(solid.kind, solid.param, solid.matrix, solid.centre, colour, solid.label)
-
-
 def _odd_part(solids: list[Primitive], rng: np.random.Generator) -> list[Primitive]:
     """One of the parts in another size, each solid about its own centre."""
     parts = sorted({s.label for s in solids} - {"body", "eyes"})
     if not parts:
         return solids
     odd, factor = str(rng.choice(parts)), float(rng.choice(OVERSIZE))
-    return [
-        Primitive(s.kind, s.param, factor * s.matrix, s.centre, s.colour, s.label) if s.label == odd else s
-        for s in solids
-    ]
+    return [replace(s, matrix=factor * s.matrix) if s.label == odd else s for s in solids]
 
 
 def _largest(solids: Sequence[Primitive], count: int) -> list[Primitive]:
@@ -123,7 +112,7 @@ def _pattern(solids: list[Primitive], pattern: str, colour: np.ndarray, rng: np.
         largest = _largest(solids, 1)[0]
         for k, solid in enumerate(solids):
             if solid.label in chosen and solid is not largest:
-                solids[k] = _repainted(solid, colour)
+                solids[k] = replace(solid, colour=colour)
         return [_spot(largest, colour, rng, 0.6) for _ in range(2)]
     if pattern == "bands":
         places = (-0.5, 0.0, 0.5) if rng.random() < 0.5 else (-0.35, 0.35)

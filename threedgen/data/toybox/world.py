@@ -12,23 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from threedgen.geometry.poses import orbit_array
 
 from . import nouns  # noqa: F401  (registers the recipes)
 from .builder import Builder, Luck, Typical
-from .grammar import (
-    ACCESSORIES,
-    COLOURS,
-    NOUNS,
-    SIZES,
-    WORDINGS,
-    Spec,
-    caption,
-    colour_value,
-    draw_spec,
-    held_out,
-)
+from .grammar import ACCESSORIES, NOUNS, SIZES, WORDINGS, Spec, caption, colour_value, draw_colour, draw_spec, held_out
 from .primitives import Asset
 from .raycast import Picture, render
 
@@ -105,12 +95,9 @@ def build(
     """An asset of a spec; what the spec leaves open (colours, proportions) is drawn from ``rng``, with ``typical``
     the colour words only."""
     entry = NOUNS[spec.noun]
-    names = list(COLOURS)
     luck: Luck = Typical() if typical else rng
-    main = colour_value(spec.colour or names[int(rng.integers(len(names)))], luck)
-    bound = {}
-    if spec.part:
-        bound[spec.part] = colour_value(spec.part_colour or names[int(rng.integers(len(names)))], luck)
+    main = colour_value(spec.colour or draw_colour(rng), luck)
+    bound = {spec.part: colour_value(spec.part_colour or draw_colour(rng), luck)} if spec.part else {}
     builder = Builder(luck, main, bound)
     entry.recipe(builder)
     if spec.part in ACCESSORIES and spec.part in entry.wears:
@@ -119,39 +106,30 @@ def build(
     radius *= luck.uniform(0.85, 1.0) if spec.size == "" else luck.uniform(0.95, 1.0)
     wobble = np.exp(np.clip(luck.normal(0, 0.05, 3), -0.1, 0.1))
     solids = builder.finish(radius, list(np.asarray(stretch) * wobble))
-    labels = tuple(dict.fromkeys(s.label for s in solids))
-    return Asset(
-        solids,
-        caption(spec) if text is None else text,
-        spec.noun,
-        entry.family,
-        spec.colour,
-        spec.size,
-        spec.part,
-        spec.part_colour,
-        entry.front,
-        index,
-        labels,
-    )
+    text = caption(spec) if text is None else text
+    return Asset(solids, text, family=entry.family, front=entry.front, index=index, **vars(spec))
 
 
 def jumble(rng: np.random.Generator, index: int = -1) -> Asset:
     """A heap of 4 to 24 random solids in random colours, without a name."""
     builder = Builder(rng, (0.5, 0.5, 0.5))
-    names = list(COLOURS)
     for _ in range(int(rng.integers(4, 25))):
-        colour = colour_value(names[int(rng.integers(len(names)))], rng)
+        colour = colour_value(draw_colour(rng), rng)
         size = np.exp(rng.uniform(np.log(0.05), np.log(0.5), 3))
         kind, param = int(rng.integers(6)), float(rng.uniform(0.1, 0.5))
         builder.add(kind, rng.normal(0, 0.4, 3), size, colour, rotate=rng.uniform(0, 360, 3), param=param)
-    return Asset(builder.finish(rng.uniform(0.6, 1.0)), "", "", "", "", "", "", "", False, index, ("body",))
+    return Asset(builder.finish(rng.uniform(0.6, 1.0)), index=index)
 
 
 def photograph(
     asset: Asset, azimuths: Sequence[float], size: int, elevation: float = 15.0, truth: bool = False
 ) -> Picture:
-    """Plain portraits of one asset from ``azimuths`` (degrees), fov 40, grey 0.5."""
-    a = np.deg2rad(np.asarray(azimuths, float))
-    fov = np.deg2rad(40.0)
-    c2w = orbit_array(np.deg2rad(elevation), a, 0.95 / np.tan(fov / 2))
-    return render([asset], np.zeros(len(a), np.int64), c2w, np.full(len(a), fov), size, truth=truth)
+    """``portraits`` with ``azimuths`` and ``elevation`` in degrees."""
+    return portraits(asset, np.deg2rad(np.asarray(azimuths, float)), np.deg2rad(elevation), size, truth)
+
+
+def portraits(asset: Asset, azimuth: np.ndarray, elevation: ArrayLike, size: int, truth: bool = False) -> Picture:
+    """Plain pictures of one asset from ``azimuth`` (V,) and ``elevation`` (radians), fov 40 degrees, on grey 0.5."""
+    fov = np.full(len(azimuth), np.deg2rad(40.0))
+    c2w = orbit_array(elevation, azimuth, 0.95 / np.tan(fov / 2))
+    return render([asset], np.zeros(len(azimuth), np.int64), c2w, fov, size, truth=truth)

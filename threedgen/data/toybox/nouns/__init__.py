@@ -1,17 +1,6 @@
-"""The recipes, a file for each family; importing this package registers them all, in a fixed order."""
+"""The recipes, a file for each family; importing this package registers them all, in the order that decides which noun
+a random number means."""
 
-from . import (  # noqa: F401
-    accessories,
-    animals,
-    buildings,
-    flying,
-    food,
-    furniture,
-    household,
-    people,
-    plants,
-    small_animals,
-    towers,
-    toys,
-    vehicles,
-)
+# isort: off
+from . import accessories, animals, buildings, vehicles, food, furniture, household  # noqa: F401
+from . import people, plants, small_animals, towers, toys  # noqa: F401

@@ -6,7 +6,7 @@ import numpy as np
 
 from threedgen.data.toybox.builder import Builder
 from threedgen.data.toybox.grammar import accessory
-from threedgen.data.toybox.primitives import FRUSTUM
+from threedgen.data.toybox.primitives import BOX, FRUSTUM
 
 GOLD = (0.93, 0.75, 0.2)
 
@@ -110,8 +110,7 @@ def backpack(b: Builder, colour: np.ndarray) -> None:
         return
     b.box(p + (0, 0, 0.35 * r), (0.75 * r, 0.62 * r, 0.45 * r), colour, "backpack")
     b.sphere(p + (0, 0, 0.8 * r), (0.76 * r, 0.63 * r, 0.25 * r), dark, "backpack")
-    for side in (-1, 1):
-        b.box(p + (0, side * 0.72 * r, 0.25 * r), (0.45 * r, 0.14 * r, 0.28 * r), dark, "backpack")
+    b.pair(p + (0, 0.72 * r, 0.25 * r), (0.45 * r, 0.14 * r, 0.28 * r), dark, "backpack", kind=BOX)
     b.torus(p + (0, 0, -r), 1.14 * r, 0.13 * r, colour, "backpack", (0, 90, 0))
 
 
@@ -125,15 +124,8 @@ def cape(b: Builder, colour: np.ndarray) -> None:
         top, low = neck[2], max(p[2] - 2.6 * r, 0.12)
         high, lean = (top - low) / 2, 9
         x = min(neck[0] - around, p[0]) - 0.12 * r
-        b.add(
-            FRUSTUM,
-            (x - 0.16 * high, 0, low + high),
-            (0.2 * r, b.vary(1.6) * r, high),
-            colour,
-            "cape",
-            (0, lean, 0),
-            0.5,
-        )
+        size = (0.2 * r, b.vary(1.6) * r, high)
+        b.add(FRUSTUM, (x - 0.16 * high, 0, low + high), size, colour, "cape", (0, lean, 0), 0.5)
         b.sphere(neck + (1.25 * around, 0, -0.1 * around), 0.32 * around, GOLD, "cape")
         return
     reach = (neck[0] - p[0]) * 0.62 + 0.3 * r

@@ -22,22 +22,14 @@ def face(b: Builder, at, head: float, eye: float = 0.16, spread: float = 0.42, h
     for side in (-1, 1):
         b.sphere((x + 0.76 * head, y + side * spread * head, z + height * head), eye * head * 2.0, WHITE, "eyes")
         b.sphere((x + 0.97 * head, y + side * spread * head, z + height * head), eye * head * 1.35, BLACK, "eyes")
-    b.anchor("eyes", (x + 1.0 * head, y, z + height * head), spread / 0.42 * head)
+    b.anchor(eyes=(x + 1.0 * head, z + height * head, spread / 0.42 * head))
 
 
 def skull(b: Builder, at, radius: float, **eyes: float) -> None:
     """A round head with eyes, and its anchors."""
     b.sphere(at, radius, None, "head")
     face(b, at, radius, **eyes)
-    b.anchor("head_top", np.add(at, (-0.1 * radius, 0, 0.88 * radius)), 0.85 * radius)
-    b.anchor("head", at, radius)
-
-
-def pair(b: Builder, at, size, colour=None, label: str = "ears", rotate=(0, 0, 0)) -> None:
-    """Two mirrored ellipsoids: ``at`` and ``rotate`` are the left one's."""
-    (x, y, z), (ax, ay, az) = at, rotate
-    for side in (-1, 1):
-        b.sphere((x, side * y, z), size, colour, label, (side * ax, ay, side * az))
+    b.anchor(head_top=(at[0] - 0.1 * radius, at[2] + 0.88 * radius, 0.85 * radius), head=(at[0], at[2], radius))
 
 
 def chain(b: Builder, points, radius: float, colour=None, label: str = "tail", top: float = 1.0) -> None:
@@ -58,8 +50,7 @@ def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, l
             chain(b, ((x * length, y * thick, z - 0.4 * thick), foot), radius, legs, "legs")
             if hooves is not None:
                 b.cylinder((foot[0], foot[1], 0.08), 1.2 * radius, 0.09, hooves, "hooves", top=0.9)
-    b.anchor("back", (-0.15 * length, 0, z + 0.97 * thick), thick)
-    b.anchor("waist", (0, 0, z), thick)
+    b.anchor(back=(-0.15 * length, z + 0.97 * thick, thick), waist=(0, z, thick))
     return z
 
 
@@ -67,9 +58,11 @@ def egg(b: Builder, radius: float, half: float, neck: float) -> None:
     """An upright body from the ground to 2 ``half``, and its anchors; ``neck``: the radius there."""
     b.sphere((0, 0, half), (radius, radius, half))
     up = half * np.sqrt(max(1 - (neck / radius) ** 2, 0.0))
-    b.anchor("neck", (0, 0, half + up), neck)
-    b.anchor("back", (-0.95 * radius, 0, 1.15 * half), 0.9 * radius)
-    b.anchor("waist", (0, 0, 0.85 * half), 0.985 * radius)
+    b.anchor(
+        neck=(0, half + up, neck),
+        back=(-0.95 * radius, 1.15 * half, 0.9 * radius),
+        waist=(0, 0.85 * half, 0.985 * radius),
+    )
 
 
 @noun("dog", "animals", parts=("ears", "legs"), wears=WEARS)
@@ -83,15 +76,9 @@ def dog(b: Builder) -> None:
     skull(b, (hx, 0, hz), head)
     b.sphere((hx + head * 0.95, 0, hz - 0.1), (0.22, 0.16, 0.13), b.shade(b.colour, 1.5), "snout")
     b.sphere((hx + head * 0.95 + 0.19, 0, hz - 0.05), 0.1, BLACK, "nose")
-    pair(
-        b,
-        (hx - 0.05, head * 1.0, hz),
-        (0.13, 0.08, 0.3),
-        b.part("ears", b.shade(b.colour, 0.55)),
-        rotate=(-12, 0, 0),
-    )
+    b.pair((hx - 0.05, head * 1.0, hz), (0.13, 0.08, 0.3), b.part("ears", b.shade(b.colour, 0.55)), "ears", (-12, 0, 0))
     chain(b, ((-length * 0.9, 0, z + 0.1), (-length - 0.22, 0, z + b.between(0.3, 0.5))), 0.08)
-    b.anchor("neck", (length * 0.85, 0, z + thick * 0.6), 0.25)
+    b.anchor(neck=(length * 0.85, z + thick * 0.6, 0.25))
 
 
 @noun("cat", "animals", parts=("ears", "tail"), wears=WEARS)
@@ -100,21 +87,21 @@ def cat(b: Builder) -> None:
     paws, tail, head = b.shade(b.colour, 1.8), b.part("tail", b.shade(b.colour, 0.75)), b.vary(0.36)
     if b.chance(0.5):  # sitting
         egg(b, 0.4, 0.5, 0.24)
-        pair(b, (0.05, 0.27, 0.2), (0.32, 0.19, 0.21), None, "legs")
-        pair(b, (0.36, 0.2, 0.09), (0.19, 0.13, 0.1), paws, "paws")
+        b.pair((0.05, 0.27, 0.2), (0.32, 0.19, 0.21), None, "legs")
+        b.pair((0.36, 0.2, 0.09), (0.19, 0.13, 0.1), paws, "paws")
         for side in (-1, 1):
             b.limb((0.25, side * 0.14, 0.6), (0.37, side * 0.13, 0.1), 0.1, None, "legs", caps=False)
         bend = ((-0.3, 0, 0.12), (-0.52, 0.3, 0.18), (-0.5, 0.52, 0.5), (-0.42, 0.5, 0.9))
         at = (0.14, 0, 1.12)
-        b.anchor("neck", (0.08, 0, 0.84), 0.26)
+        b.anchor(neck=(0.08, 0.84, 0.26))
     else:
         z = barrel(b, 0.5, b.vary(0.25), 0.36, 0.1, None)
         for x in (-0.33, 0.34):
-            pair(b, (x, 0.14, 0.1), (0.15, 0.13, 0.1), paws, "paws")
+            b.pair((x, 0.14, 0.1), (0.15, 0.13, 0.1), paws, "paws")
         bend = ((-0.42, 0, z), (-0.62, 0, z + 0.22), (-0.56, 0, z + 0.62), (-0.72, 0, z + 0.82))
         at = (0.56, 0, z + 0.38)
         b.limb((0.35, 0, z), at, 0.17, caps=False)
-        b.anchor("neck", (0.44, 0, z + 0.1), 0.26)
+        b.anchor(neck=(0.44, z + 0.1, 0.26))
     chain(b, bend, 0.085, tail)
     skull(b, at, head, eye=0.17)
     x, _, z = at
@@ -140,13 +127,11 @@ def bear(b: Builder) -> None:
         chain(b, (hand, (0, side * 0.36, 0.98)), 0.15, None, "arms")
         b.sphere(hand, 0.18, paws, "paws")
     skull(b, (0.06, 0, 1.42), head, eye=0.13, height=0.22)
-    pair(b, (0, 0.95 * head if headwear(b) else 0.8 * head, 1.42 + 0.62 * head), (0.1, 0.18, 0.18), ear)
+    b.pair((0, 0.95 * head if headwear(b) else 0.8 * head, 1.42 + 0.62 * head), (0.1, 0.18, 0.18), ear, "ears")
     b.sphere((0.06 + 0.85 * head, 0, 1.3), (0.2, 0.2, 0.16), light, "muzzle")
     b.sphere((0.06 + 0.85 * head + 0.18, 0, 1.36), (0.06, 0.09, 0.06), BLACK, "nose")
     b.sphere((-0.45, 0, 0.5), 0.13, None, "tail")
-    b.anchor("neck", (0.03, 0, 1.1), 0.31)
-    b.anchor("back", (-0.44, 0, 0.82), 0.44)
-    b.anchor("waist", (0, 0, 0.62), 0.48)
+    b.anchor(neck=(0.03, 1.1, 0.31), back=(-0.44, 0.82, 0.44), waist=(0, 0.62, 0.48))
 
 
 @noun("pig", "animals", parts=("snout", "ears", "legs"), wears=WEARS)
@@ -154,13 +139,7 @@ def pig(b: Builder) -> None:
     """Fat on short legs, a disc for a snout, folded ears, a curly tail."""
     thick, length, head = b.vary(0.46), b.vary(0.62), b.vary(0.38)
     z = barrel(
-        b,
-        length,
-        thick,
-        b.vary(0.24),
-        0.14,
-        b.part("legs"),
-        None if "legs" in b.bound else b.shade(b.colour, 0.45),
+        b, length, thick, b.vary(0.24), 0.14, b.part("legs"), None if "legs" in b.bound else b.shade(b.colour, 0.45)
     )
     at = (length + 0.05, 0, z + 0.2)
     skull(b, at, head, eye=0.13, spread=0.48, height=0.35)
@@ -172,7 +151,7 @@ def pig(b: Builder) -> None:
         top = (at[0] - 0.02, side * (0.95 if headwear(b) else 0.7) * head, at[2] + 0.78 * head)
         b.cone(top, 0.19, 0.19, b.part("ears", b.shade(b.colour, 0.65)), "ears", (-side * 40, 25, 0))
     b.torus((-length - 0.06, 0, z + 0.15), 0.14, 0.045, b.shade(b.colour, 0.8), "tail", (90, 0, 0))
-    b.anchor("neck", (length - 0.12, 0, z + 0.08), 0.37)
+    b.anchor(neck=(length - 0.12, z + 0.08, 0.37))
 
 
 @noun("elephant", "animals", parts=("ears", "blanket"), wears=("hat", "crown", "glasses", "backpack"))
@@ -183,13 +162,8 @@ def elephant(b: Builder) -> None:
     at = (0.68, 0, z + 0.32)
     skull(b, at, head, eye=0.12, spread=0.55, height=0.3)
     ear = b.vary(0.4)
-    pair(
-        b,
-        (at[0] - 0.1, head + 0.18, at[2] - 0.04),
-        (0.07, ear * 0.8, ear),
-        b.part("ears", b.shade(b.colour, 0.7)),
-        rotate=(12, 0, -30),
-    )
+    spot = (at[0] - 0.1, head + 0.18, at[2] - 0.04)
+    b.pair(spot, (0.07, ear * 0.8, ear), b.part("ears", b.shade(b.colour, 0.7)), "ears", (12, 0, -30))
     x, up = at[0] + head, b.chance(0.4)
     bend = (x - 0.12, 0, at[2] - 0.05), (x + 0.14, 0, at[2] - 0.2), (x + 0.2, 0, at[2] - 0.52)
     tip = (x + 0.48, 0, at[2] - 0.3) if up else (x + 0.22, 0, at[2] - 0.85)
@@ -200,7 +174,7 @@ def elephant(b: Builder) -> None:
     chain(b, ((-0.58, 0, z + 0.1), (-0.74, 0, z - 0.35)), 0.06)
     if "blanket" in b.bound:
         b.sphere((-0.05, 0, z + 0.03), (0.44, thick * 1.12, thick * 1.07), b.part("blanket"), "blanket")
-    b.anchor("neck", (0.5, 0, z + 0.1), 0.36)
+    b.anchor(neck=(0.5, z + 0.1, 0.36))
 
 
 @noun("horse", "animals", parts=("mane", "saddle"), wears=("hat", "crown", "scarf", "backpack", "cape", "bow"))
@@ -219,14 +193,8 @@ def horse(b: Builder) -> None:
         b.sphere((poll[0] + 0.17, side * 0.18, poll[2] + 0.04), 0.12, WHITE, "eyes")
         b.sphere((poll[0] + 0.22, side * 0.225, poll[2] + 0.05), 0.085, BLACK, "eyes")
         b.sphere((nose[0] + 0.19, side * 0.09, nose[2] + 0.04), 0.055, BLACK, "nostrils")
-        b.cone(
-            (poll[0] - 0.02, side * (0.19 if headwear(b) else 0.12), poll[2] + 0.27),
-            0.09,
-            0.14,
-            None,
-            "ears",
-            (-side * 15, 0, 0),
-        )
+        at = (poll[0] - 0.02, side * (0.19 if headwear(b) else 0.12), poll[2] + 0.27)
+        b.cone(at, 0.09, 0.14, None, "ears", (-side * 15, 0, 0))
     mane = b.part("mane", hair)
     b.sphere((poll[0] + 0.12, 0, poll[2] + 0.17), (0.17, 0.12, 0.1), mane, "mane", (0, 30, 0))
     for t in (0, 0.33, 0.67, 1):
@@ -238,16 +206,10 @@ def horse(b: Builder) -> None:
         b.sphere((-0.08, 0, z + 0.03), (0.26, thick * 1.08, thick * 1.07), b.part("saddle"), "saddle")
         for x in (-0.3, 0.16):
             b.sphere((x, 0, z + thick), (0.08, 0.2, 0.14), b.part("saddle"), "saddle")
-    b.anchor("head_top", (poll[0] - 0.02, 0, poll[2] + 0.18), 0.3)
-    b.anchor("neck", (0.52, 0, z + 0.3), 0.29)
+    b.anchor(head_top=(poll[0] - 0.02, poll[2] + 0.18, 0.3), neck=(0.52, z + 0.3, 0.29))
 
 
-@noun(
-    "cow",
-    "animals",
-    parts=("spots", "horns"),
-    wears=("hat", "crown", "scarf", "glasses", "backpack", "cape", "bow"),
-)
+@noun("cow", "animals", parts=("spots", "horns"), wears=("hat", "crown", "scarf", "glasses", "backpack", "cape", "bow"))
 def cow(b: Builder) -> None:
     """A broad body with patches, horns, a big pink muzzle, an udder."""
     thick, head = b.vary(0.4), b.vary(0.32)
@@ -265,24 +227,9 @@ def cow(b: Builder) -> None:
     for side in (-1, 1):
         b.sphere((at[0] + 0.85 * head + 0.17, side * 0.1, at[2] - 0.12), 0.045, BLACK, "nostrils")
         tip = (at[0], side * (out * head + 0.22), at[2] + 0.98 * head + 0.18)
-        b.limb(
-            (at[0], side * out * 0.8 * head, at[2] + 0.62 * head),
-            tip,
-            0.095,
-            horn,
-            "horns",
-            top=0.5,
-            caps=False,
-        )
-    pair(
-        b,
-        (at[0] - 0.08, head + 0.12, at[2] + 0.1),
-        (0.07, 0.18, 0.1),
-        b.shade(b.colour, 0.7),
-        "ears",
-        (-15, 0, 0),
-    )
+        b.limb((at[0], side * out * 0.8 * head, at[2] + 0.62 * head), tip, 0.095, horn, "horns", top=0.5, caps=False)
+    b.pair((at[0] - 0.08, head + 0.12, at[2] + 0.1), (0.07, 0.18, 0.1), b.shade(b.colour, 0.7), "ears", (-15, 0, 0))
     b.sphere((-0.25, 0, z - 0.85 * thick), (0.2, 0.18, 0.15), PINK, "udder")
     b.limb((-0.63, 0, z + 0.12), (-0.76, 0, z - 0.3), 0.05, None, "tail", caps=False)
     b.sphere((-0.78, 0, z - 0.36), 0.1, patch, "tail")
-    b.anchor("neck", (0.62, 0, z + 0.14), 0.33)
+    b.anchor(neck=(0.62, z + 0.14, 0.33))

@@ -33,19 +33,10 @@ def tile(b: Builder) -> Colour:
 def door(b: Builder, x: float, width: float, height: float, y: float = 0.0) -> None:
     """A door with a frame on a wall whose outside is at ``x``."""
     colour = contrast(b.colour, (0.8, 0.6, 0.35), WOOD)
-    b.box(
-        (x, y, height / 2 + 0.02),
-        (0.025, width * 1.25, height / 2 + 0.04),
-        contrast(b.colour, (0.95,) * 3, (0.2,) * 3),
-        "frame",
-    )
+    at = (x, y, height / 2 + 0.02)
+    b.box(at, (0.025, width * 1.25, height / 2 + 0.04), contrast(b.colour, (0.95,) * 3, (0.2,) * 3), "frame")
     b.box((x, y, height / 2), (0.05, width, height / 2), colour, "door")
-    b.sphere(
-        (x + 0.05, y - 0.6 * width, height * 0.5),
-        0.035,
-        contrast(colour, (1, 0.85, 0.3), (0.15,) * 3),
-        "handle",
-    )
+    b.sphere((x + 0.05, y - 0.6 * width, height * 0.5), 0.035, contrast(colour, (1, 0.85, 0.3), (0.15,) * 3), "handle")
 
 
 def window(b: Builder, at, half: float, tall: float, along: str = "y") -> None:
@@ -58,13 +49,8 @@ def flag(b: Builder, at, scale: float = 1.0) -> None:
     """A pole with a flag that is turned by 40 degrees: neither the front nor a side sees it edge-on."""
     (x, y, z), s = at, scale
     b.limb((x, y, z - 0.05), (x, y, z + 0.56 * s), 0.03 * s, (0.85, 0.85, 0.85), "pole")
-    b.box(
-        (x + 0.19 * s, y + 0.16 * s, z + 0.37 * s),
-        (0.25 * s, 0.045 * s, 0.18 * s),
-        b.part("flag", (0.85, 0.1, 0.1)),
-        "flag",
-        (0, 0, 40),
-    )
+    spot = (x + 0.19 * s, y + 0.16 * s, z + 0.37 * s)
+    b.box(spot, (0.25 * s, 0.045 * s, 0.18 * s), b.part("flag", (0.85, 0.1, 0.1)), "flag", (0, 0, 40))
 
 
 @noun("house", "buildings", parts=("roof", "windows"))
@@ -78,20 +64,10 @@ def house(b: Builder) -> None:
     else:  # a gable towards the front, in the walls' colour
         b.prism((0, 0, height + rise), (width * 1.14, depth * 1.05, rise), roof, "roof", ACROSS)
         b.prism((0, 0, height + rise * 0.72), (width, depth * 1.08, rise * 0.72), None, "body", ACROSS)
-        b.cylinder(
-            (0, 0, height + rise * 0.5),
-            0.1,
-            depth * 1.08 + 0.02,
-            b.part("windows", glass(b.colour)),
-            "windows",
-            ALONG_X,
-        )
-    b.box(
-        (-0.25 * depth, 0.5 * width, height + rise * 1.5),
-        (0.1, 0.1, rise * 0.75),
-        b.pick((0.6, 0.3, 0.22), STONE),
-        "chimney",
-    )
+        at = (0, 0, height + rise * 0.5)
+        b.cylinder(at, 0.1, depth * 1.08 + 0.02, b.part("windows", glass(b.colour)), "windows", ALONG_X)
+    at = (-0.25 * depth, 0.5 * width, height + rise * 1.5)
+    b.box(at, (0.1, 0.1, rise * 0.75), b.pick((0.6, 0.3, 0.22), STONE), "chimney")
     side = b.pick(-0.3, 0.0, 0.3)
     door(b, depth, 0.16, 0.46, side * width)
     b.box((depth + 0.14, side * width, 0.04), (0.14, 0.22, 0.05), STONE, "step")
@@ -143,14 +119,8 @@ def church(b: Builder) -> None:
     b.box((length, 0, top + 0.06), (0.035, 0.035, 0.16), gold, "cross")
     b.box((length, 0, top + 0.1), (0.034, 0.11, 0.035), gold, "cross")
     door(b, front, 0.12, 0.4)
-    b.cylinder(
-        (length, 0, tower_height * 0.76),
-        0.13,
-        tower_half + 0.03,
-        b.part("windows", glass(b.colour)),
-        "windows",
-        ALONG_X,
-    )
+    at = (length, 0, tower_height * 0.76)
+    b.cylinder(at, 0.13, tower_half + 0.03, b.part("windows", glass(b.colour)), "windows", ALONG_X)
     window(b, (-length, 0, height * 0.55), 0.14, 0.18)
     for x in (-0.62, -0.02):
         for y in (-1, 1):
@@ -170,20 +140,11 @@ def tent(b: Builder) -> None:
         if striped:
             for x in (-0.6, 0.05, 0.7):
                 b.prism(
-                    (x * length, 0, rise * 1.03),
-                    (width * 1.03, length * 0.14, rise * 1.03),
-                    stripes,
-                    "stripes",
-                    ACROSS,
+                    (x * length, 0, rise * 1.03), (width * 1.03, length * 0.14, rise * 1.03), stripes, "stripes", ACROSS
                 )
         b.prism((length, 0, rise * 0.76), (width * 0.5, 0.03, rise * 0.76), inside, "door", ACROSS)
-        b.box(
-            (length + 0.03, width * 0.4, rise * 0.55),
-            (0.03, 0.11, rise * 0.6),
-            b.shade(b.colour, 0.7),
-            "flap",
-            (-28, 0, 0),
-        )
+        at = (length + 0.03, width * 0.4, rise * 0.55)
+        b.box(at, (0.03, 0.11, rise * 0.6), b.shade(b.colour, 0.7), "flap", (-28, 0, 0))
         for x in (-1, 1):
             b.limb((x * length, 0, 0.05), (x * length, 0, top + 0.1), 0.035, WOOD, "poles")
     else:
@@ -197,12 +158,7 @@ def tent(b: Builder) -> None:
             for z in (0.12, 0.5):
                 outer, inner = 1.04 * radius * (1 - z), 1.04 * radius * (1 - z - 0.18)
                 b.cylinder(
-                    (0, 0, low + 2 * rise * (z + 0.09)),
-                    outer,
-                    2 * rise * 0.09,
-                    stripes,
-                    "stripes",
-                    top=inner / outer,
+                    (0, 0, low + 2 * rise * (z + 0.09)), outer, 2 * rise * 0.09, stripes, "stripes", top=inner / outer
                 )
         if low:  # an upright door with a canopy
             b.box((radius * 0.93, 0, low * 0.5), (0.05, 0.2, low * 0.5), inside, "door")
@@ -224,13 +180,7 @@ def plank(b: Builder, x: float, low, high, half: float, colour: Colour, label: s
     """A board from ``low`` to ``high`` (y, z), of half length ``half`` along x."""
     (y0, z0), (y1, z1) = low, high
     angle = np.rad2deg(np.arctan2(z1 - z0, y1 - y0))
-    b.box(
-        (x, (y0 + y1) / 2, (z0 + z1) / 2),
-        (half, np.hypot(y1 - y0, z1 - z0) / 2, 0.04),
-        colour,
-        label,
-        (angle, 0, 0),
-    )
+    b.box((x, (y0 + y1) / 2, (z0 + z1) / 2), (half, np.hypot(y1 - y0, z1 - z0) / 2, 0.04), colour, label, (angle, 0, 0))
 
 
 @noun("barn", "buildings", parts=("roof", "silo"))
@@ -244,13 +194,9 @@ def barn(b: Builder) -> None:
     b.box((0, 0, height + rise / 2), (length, bend, rise / 2))
     for side in (-1, 1):
         b.prism((0, side * bend, height + rise / 2), (width - bend, length, rise / 2), None, "body", ACROSS)
-        eave, knee, ridge = (
-            (side * width * 1.07, height - 0.06),
-            (side * bend * 1.04, height + rise),
-            (0, height + rise + peak + 0.02),
-        )
-        plank(b, 0, eave, knee, length * 1.08, roof, "roof")
-        plank(b, 0, knee, ridge, length * 1.08, roof, "roof")
+        knee = (side * bend * 1.04, height + rise)
+        plank(b, 0, (side * width * 1.07, height - 0.06), knee, length * 1.08, roof, "roof")
+        plank(b, 0, knee, (0, height + rise + peak + 0.02), length * 1.08, roof, "roof")
     b.prism((0, 0, height + rise + peak / 2), (bend, length, peak / 2), None, "body", ACROSS)
     tall, half = height * 0.88, 0.27
     b.box((length, 0, tall / 2), (0.03, half, tall / 2), b.shade(b.colour, 0.6), "door")

@@ -13,7 +13,7 @@ CREAM = (0.98, 0.95, 0.86)
 DOUGH = (0.85, 0.60, 0.30)
 
 
-def ring(b: Builder, count: int, radius: float, z: float, draw) -> None:
+def ring(b: Builder, count: int, radius: float, draw) -> None:
     """Call ``draw(x, y, angle in degrees)`` at ``count`` places around the z axis."""
     turn = b.between(0, 360)
     for k in range(count):
@@ -25,7 +25,7 @@ def ring(b: Builder, count: int, radius: float, z: float, draw) -> None:
 def apple(b: Builder) -> None:
     r = b.vary(0.8)
     b.sphere((0, 0, 0), (r, r, 0.88 * r))
-    ring(b, 5, 0.28 * r, 0, lambda x, y, a: b.sphere((x, y, 0.42 * r), 0.52 * r))
+    ring(b, 5, 0.28 * r, lambda x, y, a: b.sphere((x, y, 0.42 * r), 0.52 * r))
     b.limb((0, 0, 0.7 * r), (0.08, 0, 1.3 * r), 0.09, STALK, "stalk")
     b.sphere((0.34, 0, 1.22 * r), (0.36, 0.2, 0.1), b.part("leaf", LEAF), "leaf", (0, -25, b.between(0, 360)))
 
@@ -58,14 +58,13 @@ def banana(b: Builder) -> None:
 @noun("carrot", "food", front=False, parts=("leaves",))
 def carrot(b: Builder) -> None:
     r, half = b.vary(0.42), b.vary(0.85)
-    b.add(2, (0, 0, -0.1), (r, r, half), rotate=(180, 0, 0), param=0.12)
+    b.cylinder((0, 0, -0.1), r, half, rotate=(180, 0, 0), top=0.12)
     b.sphere((0, 0, half - 0.1), (r, r, 0.5 * r))
     leaves = b.part("leaves", LEAF)
     ring(
         b,
         5,
         0.16,
-        0,
         lambda x, y, a: b.limb((x, y, half), (3.0 * x, 3.0 * y, half + 0.62), 0.1, leaves, "leaves", top=0.8),
     )
     b.limb((0, 0, half), (0, 0, half + 0.75), 0.12, leaves, "leaves", top=0.8)
@@ -75,13 +74,7 @@ def carrot(b: Builder) -> None:
 def pumpkin(b: Builder) -> None:
     """A carved lantern: triangle eyes, a nose and a grin in front."""
     r, flat = b.vary(0.62), b.vary(0.8)
-    ring(
-        b,
-        8,
-        0.42 * r,
-        0,
-        lambda x, y, a: b.sphere((x, y, 0), (0.62 * r, 0.62 * r, flat * r), b.shade(b.colour, 0.97)),
-    )
+    ring(b, 8, 0.42 * r, lambda x, y, a: b.sphere((x, y, 0), (0.62 * r, 0.62 * r, flat * r), b.shade(b.colour, 0.97)))
     b.limb((0, 0, 0.7 * flat * r), (0.12, 0, 1.35 * flat * r), 0.13, b.part("stalk", (0.25, 0.45, 0.15)), "stalk")
     eyes = b.part("eyes", (0.06, 0.05, 0.05))
     for side in (-1, 1):
@@ -104,13 +97,13 @@ def cake(b: Builder) -> None:
         b.cylinder((0, 0, z + 2 * half), 1.04 * r, 0.07, icing, "icing")
         z, r = z + 2 * half + 0.05, r * b.vary(0.68, 0.05)
     candles = b.part("candles", b.pick((0.9, 0.3, 0.3), (0.95, 0.9, 0.4), (0.4, 0.5, 0.95)))
-    ring(b, 4, 0.95 * r, z, lambda x, y, a: b.cylinder((x, y, z + 0.2), 0.09, 0.24, candles, "candles"))
+    ring(b, 4, 0.95 * r, lambda x, y, a: b.cylinder((x, y, z + 0.2), 0.09, 0.24, candles, "candles"))
 
 
 @noun("cupcake", "food", front=False, parts=("cherry", "cup"))
 def cupcake(b: Builder) -> None:
     r = b.vary(0.6)
-    b.add(2, (0, 0, -0.35), (1.0 * r, 1.0 * r, 0.42), b.part("cup", DOUGH), "cup", (180, 0, 0), 0.72)
+    b.cylinder((0, 0, -0.35), 1.0 * r, 0.42, b.part("cup", DOUGH), "cup", (180, 0, 0), 0.72)
     for k, w in enumerate((1.12, 0.86, 0.56)):
         b.sphere((0, 0, 0.16 + 0.3 * k), (w * r, w * r, 0.26))
     b.sphere((0, 0, 1.08), 0.22, b.part("cherry", (0.85, 0.08, 0.12)), "cherry")
@@ -123,15 +116,10 @@ def hamburger(b: Builder) -> None:
     b.cylinder((0, 0, -0.42), r, 0.13)
     b.cylinder((0, 0, -0.19), 1.1 * r, 0.06, b.part("salad", (0.35, 0.75, 0.2)), "salad")
     b.cylinder((0, 0, -0.02), 1.02 * r, 0.12, (0.36, 0.18, 0.08), "meat")
-    b.box(
-        (0, 0, 0.13),
-        (0.86 * r, 0.86 * r, 0.045),
-        b.part("cheese", (1.0, 0.78, 0.15)),
-        "cheese",
-        (0, 0, b.between(0, 90)),
-    )
+    at = (0, 0, 0.13)
+    b.box(at, (0.86 * r, 0.86 * r, 0.045), b.part("cheese", (1.0, 0.78, 0.15)), "cheese", (0, 0, b.between(0, 90)))
     b.dome((0, 0, 0.17), (r, r, b.vary(0.62)))
-    ring(b, 7, 0.45 * r, 0, lambda x, y, a: b.sphere((x, y, 0.17 + 0.54), (0.07, 0.05, 0.04), CREAM, "seeds"))
+    ring(b, 7, 0.45 * r, lambda x, y, a: b.sphere((x, y, 0.17 + 0.54), (0.07, 0.05, 0.04), CREAM, "seeds"))
 
 
 @noun("donut", "food", front=False, parts=("icing",))
@@ -141,13 +129,8 @@ def donut(b: Builder) -> None:
     tilt = (b.between(25, 50), 0, b.between(0, 360))
     icing = b.part("icing", b.shade(b.colour, b.pick(0.6, 2.2)))
     b.torus((0, 0, 0), 0.95, tube, rotate=tilt)
-    up = np.array(
-        [
-            np.sin(np.deg2rad(tilt[2])) * np.sin(np.deg2rad(tilt[0])),
-            -np.cos(np.deg2rad(tilt[2])) * np.sin(np.deg2rad(tilt[0])),
-            np.cos(np.deg2rad(tilt[0])),
-        ]
-    )
+    lean, turn = np.deg2rad(tilt[0]), np.deg2rad(tilt[2])
+    up = np.array([np.sin(turn) * np.sin(lean), -np.cos(turn) * np.sin(lean), np.cos(lean)])
     b.torus(up * 0.09, 0.94, 0.93 * tube, icing, "icing", tilt)
 
 
@@ -155,7 +138,7 @@ def donut(b: Builder) -> None:
 def ice_cream(b: Builder) -> None:
     scoops, r = b.pick(1, 2, 3), b.vary(0.5)
     half = b.vary(0.62)
-    b.add(2, (0, 0, -half), (0.9 * r, 0.9 * r, half), b.part("cone", DOUGH), "cone", (180, 0, 0), 0.08)
+    b.cylinder((0, 0, -half), 0.9 * r, half, b.part("cone", DOUGH), "cone", (180, 0, 0), 0.08)
     for k in range(scoops):
         b.sphere((0, 0, 0.2 + 0.66 * r * k * 1.3), r * (1 - 0.1 * k), b.shade(b.colour, (1.0, 1.25, 0.85)[k]))
     top = 0.2 + 0.66 * r * (scoops - 1) * 1.3 + r * (1 - 0.1 * (scoops - 1))

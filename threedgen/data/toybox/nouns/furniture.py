@@ -6,6 +6,7 @@ import numpy as np
 
 from threedgen.data.toybox.builder import Builder, Colour
 from threedgen.data.toybox.grammar import noun
+from threedgen.data.toybox.primitives import BOX
 
 from .buildings import ALONG_X, WOOD, contrast
 
@@ -50,8 +51,7 @@ def chair(b: Builder) -> None:
     if b.chance(0.5):
         b.box((x, 0, top + back / 2), (0.06, half, back / 2))
     else:  # two posts and two boards
-        for y in (-1, 1):
-            b.box((x, y * (half - 0.07), top + back / 2), (0.06, 0.07, back / 2))
+        b.pair((x, half - 0.07, top + back / 2), (0.06, 0.07, back / 2), kind=BOX)
         for z, tall in ((0.82, 0.17), (0.38, 0.12)):
             b.box((x, 0, top + back * z), (0.05, half, tall))
     if b.chance(0.3):
@@ -121,12 +121,7 @@ def bed(b: Builder) -> None:
     pillows = b.part("pillows", (0.98, 0.98, 0.98))
     for y in (-1, 1):
         pillow(
-            b,
-            (-length * 0.68, y * width * 0.47, low + 0.42),
-            (0.24, width * 0.4, 0.14),
-            pillows,
-            "pillows",
-            (0, 25, 0),
+            b, (-length * 0.68, y * width * 0.47, low + 0.42), (0.24, width * 0.4, 0.14), pillows, "pillows", (0, 25, 0)
         )
 
 
@@ -148,14 +143,7 @@ def sofa(b: Builder) -> None:
     for k in range(count):
         y = (2 * k + 1 - count) * half
         b.box((0.09, y, foot + seat + 0.06), (depth * 0.85, half - 0.015, 0.09), cushions, "cushions")
-        pillow(
-            b,
-            (-depth + 0.34, y, foot + seat + 0.33),
-            (0.12, half * 0.85, 0.2),
-            cushions,
-            "cushions",
-            (0, -15, 0),
-        )
+        pillow(b, (-depth + 0.34, y, foot + seat + 0.33), (0.12, half * 0.85, 0.2), cushions, "cushions", (0, -15, 0))
 
 
 @noun("bookshelf", "furniture", parts=("books",))
@@ -163,8 +151,7 @@ def bookshelf(b: Builder) -> None:
     """Boards around rows of books; the back is closed."""
     width, depth, height, rows = b.vary(0.52), b.vary(0.26), b.vary(1.35), b.pick(3, 3, 4)
     b.box((-depth + 0.03, 0, height / 2), (0.05, width, height / 2))
-    for y in (-1, 1):
-        b.box((0, y * width, height / 2), (depth, 0.07, height / 2 + 0.03))
+    b.pair((0, width, height / 2), (depth, 0.07, height / 2 + 0.03), kind=BOX)
     b.box((0.14, 0, 0.05), (depth, width, 0.1), b.shade(b.colour, 0.7), "plinth")
     b.box((0.08, 0, height + 0.05), (depth, width * 1.05, 0.06), b.shade(b.colour, 0.7), "cornice")
     gap = height / rows
@@ -185,23 +172,12 @@ def dial(b: Builder, x: float, z: float, radius: float, scale: float = 1.0) -> N
     """A clock face that looks to +x: a rim, a disc, four marks and two hands."""
     face = b.part("face", (0.97, 0.95, 0.88))
     ink = contrast(face, (0.97, 0.97, 0.97), (0.06, 0.06, 0.06))
-    b.cylinder(
-        (x, 0, z),
-        radius * 1.13,
-        0.03,
-        contrast(b.colour, (0.85, 0.68, 0.25), (0.45, 0.3, 0.1)),
-        "rim",
-        ALONG_X,
-    )
+    b.cylinder((x, 0, z), radius * 1.13, 0.03, contrast(b.colour, (0.85, 0.68, 0.25), (0.45, 0.3, 0.1)), "rim", ALONG_X)
     b.cylinder((x, 0, z), radius, 0.05, face, "face", ALONG_X)
     for k in range(4):
         a = np.pi / 2 * k
-        b.box(
-            (x + 0.05, 0.82 * radius * np.cos(a), z + 0.82 * radius * np.sin(a)),
-            (0.02, 0.04 * scale, 0.04 * scale),
-            ink,
-            "marks",
-        )
+        spot = (x + 0.05, 0.82 * radius * np.cos(a), z + 0.82 * radius * np.sin(a))
+        b.box(spot, (0.02, 0.04 * scale, 0.04 * scale), ink, "marks")
     for long, thick in ((0.62, 0.04), (0.42, 0.05)):
         turn = b.between(0, 360)
         a = np.deg2rad(turn)
@@ -218,11 +194,7 @@ def clock(b: Builder) -> None:
         b.box((0.09, 0, 0.08), (depth * 1.3, width * 1.15, 0.09), b.shade(b.colour, 0.7), "base")
         if b.chance(0.5):
             b.prism(
-                (0, 0, 2 * half + 0.25),
-                (width * 1.15, depth * 1.12, 0.16),
-                b.shade(b.colour, 0.8),
-                "top",
-                (0, 0, 90),
+                (0, 0, 2 * half + 0.25), (width * 1.15, depth * 1.12, 0.16), b.shade(b.colour, 0.8), "top", (0, 0, 90)
             )
         else:
             b.cylinder((0, 0, 2 * half + 0.1), width, depth, None, "body", ALONG_X)
@@ -243,20 +215,9 @@ def clock(b: Builder) -> None:
         b.cylinder((0, 0, z), radius, depth, None, "body", ALONG_X)
         b.torus((depth - 0.02, 0, z), radius * 1.05, 0.07, b.shade(b.colour, 0.8), "body", ALONG_X)
         for side in (-1, 1):
-            b.limb(
-                (0, side * radius * 0.6, z - radius * 0.7),
-                (0, side * radius * 0.85, 0.03),
-                0.08,
-                b.shade(b.colour, 0.6),
-                "feet",
-            )
-            b.dome(
-                (0, side * radius * 0.58, z + radius * 0.9),
-                (0.26, 0.26, 0.22),
-                metal,
-                "bells",
-                (side * -32, 0, 0),
-            )
+            at = (0, side * radius * 0.6, z - radius * 0.7)
+            b.limb(at, (0, side * radius * 0.85, 0.03), 0.08, b.shade(b.colour, 0.6), "feet")
+            b.dome((0, side * radius * 0.58, z + radius * 0.9), (0.26, 0.26, 0.22), metal, "bells", (side * -32, 0, 0))
         b.limb((0, 0, z + radius), (0, 0, z + radius + 0.25), 0.05, metal, "bells")
         b.cylinder((-depth - 0.08, 0, z), 0.2, 0.09, metal, "winder", ALONG_X)
         dial(b, depth, z, radius * 0.8, 1.2)

@@ -57,7 +57,7 @@ def bottle(b: Builder) -> None:
 @noun("bucket", "household", front=False, parts=("handle", "stripe"))
 def bucket(b: Builder) -> None:
     r, half = b.vary(0.62), b.vary(0.52)
-    b.add(2, (0, 0, 0), (r, r, half), rotate=(180, 0, 0), param=0.7)
+    b.cylinder((0, 0, 0), r, half, rotate=(180, 0, 0), top=0.7)
     b.torus((0, 0, half), 1.08 * r, 0.08, b.shade(b.colour, 0.8))
     b.cylinder((0, 0, half + 0.005), 0.9 * r, 0.01, b.shade(b.colour, 0.3), "inside")
     handle = b.part("handle", STEEL)
@@ -65,7 +65,7 @@ def bucket(b: Builder) -> None:
     for p, q in zip(arc, arc[1:], strict=False):
         b.limb(p, q, 0.075, handle, "handle")
     if "stripe" in b.bound:
-        b.add(2, (0, 0, 0.05), (0.93 * r, 0.93 * r, 0.16), b.bound["stripe"], "stripe", (180, 0, 0), 0.9)
+        b.cylinder((0, 0, 0.05), 0.93 * r, 0.16, b.bound["stripe"], "stripe", (180, 0, 0), 0.9)
 
 
 @noun("hammer", "household", front=True, parts=("handle",))
@@ -75,8 +75,8 @@ def hammer(b: Builder) -> None:
     b.cylinder((0, 0, -0.15), 0.13, half, b.part("handle", WOOD), "handle")
     z = half
     b.box((-0.05, 0, z), (0.3, 0.22, 0.22))
-    b.add(2, (0.45, 0, z), (0.26, 0.26, 0.2), rotate=(0, 90, 0), param=1.0)
-    b.add(5, (-0.6, 0, z), (0.22, 0.2, 0.32), rotate=(0, -90, 0))
+    b.cylinder((0.45, 0, z), 0.26, 0.2, rotate=(0, 90, 0))
+    b.prism((-0.6, 0, z), (0.22, 0.2, 0.32), rotate=(0, -90, 0))
 
 
 @noun("umbrella", "household", front=False, parts=("handle", "tip"))
@@ -101,10 +101,7 @@ def candle(b: Builder) -> None:
     for _ in range(3):
         a = b.between(0, 2 * np.pi)
         b.sphere(
-            (r * np.cos(a), r * np.sin(a), half - b.between(0.05, 0.3)),
-            (0.1, 0.1, 0.22),
-            b.shade(b.colour, 1.3),
-            "wax",
+            (r * np.cos(a), r * np.sin(a), half - b.between(0.05, 0.3)), (0.1, 0.1, 0.22), b.shade(b.colour, 1.3), "wax"
         )
     b.cylinder((0, 0, half + 0.06), 0.04, 0.08, DARK, "wick")
     flame = b.part("flame", (1.0, 0.72, 0.15))

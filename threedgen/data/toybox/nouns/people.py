@@ -44,9 +44,7 @@ def torso(b: Builder, robe: bool = False) -> None:
     else:
         b.cylinder((0, 0, 0.91), 0.37, 0.25, top=0.85)
     b.sphere((0, 0, 1.14), (0.3, 0.36, 0.16))
-    b.anchor("neck", (0, 0, 1.25), 0.27)
-    b.anchor("back", (-0.33, 0, 0.95), 0.36)
-    b.anchor("waist", (0, 0, 0.68), 0.42 if robe else 0.37)
+    b.anchor(neck=(0, 1.25, 0.27), back=(-0.33, 0.95, 0.36), waist=(0, 0.68, 0.42 if robe else 0.37))
 
 
 def head(b: Builder, skin, radius: float = 0.4) -> tuple[float, float, float]:
@@ -55,8 +53,7 @@ def head(b: Builder, skin, radius: float = 0.4) -> tuple[float, float, float]:
     b.sphere(at, radius, skin, "head")
     face(b, at, radius, eye=0.13, spread=0.38, height=0.1)
     b.sphere((0.98 * radius, 0, at[2] - 0.1 * radius), 0.15 * radius, b.shade(skin, 0.85), "nose")
-    b.anchor("head_top", (0, 0, at[2] + 0.86 * radius), 0.85 * radius)
-    b.anchor("head", at, radius)
+    b.anchor(head_top=(0, at[2] + 0.86 * radius, 0.85 * radius), head=(at[0], at[2], radius))
     return at
 
 
@@ -130,11 +127,8 @@ def robot(b: Builder) -> None:
     if not {"hat", "crown", "headphones"} & set(b.bound):
         b.cylinder((0, 0, z + top + 0.1), 0.04, 0.1, STEEL, "antenna")
         b.sphere((0, 0, z + top + 0.24), 0.09, (0.9, 0.15, 0.1), "antenna")
-    b.anchor("head_top", (0, 0, z + top), 0.34)
-    b.anchor("head", (0, 0, z), 0.38)
-    b.anchor("neck", (0, 0, 1.2), 0.28)
-    b.anchor("back", (-0.32, 0, 0.9), 0.4)
-    b.anchor("waist", (0, 0, 0.6), wide)
+    b.anchor(head_top=(0, z + top, 0.34), head=(0, z, 0.38))
+    b.anchor(neck=(0, 1.2, 0.28), back=(-0.32, 0.9, 0.4), waist=(0, 0.6, wide))
 
 
 @noun(
@@ -160,12 +154,10 @@ def snowman(b: Builder) -> None:
     b.cone((top + 0.24, 0, z3 - 0.04), 0.19, 0.34, b.part("nose", (0.97, 0.5, 0.08)), "nose", (0, 90, 0))
     for lift in (0.35, -0.1, -0.55):
         b.sphere((mid * (1 - 0.5 * lift**2), 0, z2 + lift * mid), 0.085, BLACK, "buttons")
-    b.anchor("head_top", (0, 0, z3 + 0.85 * top), 0.85 * top)
-    b.anchor("head", (0, 0, z3), top)
-    b.anchor("eyes", (0.93 * top, 0, z3 + 0.3 * top), 0.86 * top)
-    b.anchor("neck", (0, 0, z2 + 0.86 * mid), 0.31)
-    b.anchor("back", (-low, 0, z1 + 0.25 * low), low)
-    b.anchor("waist", (0, 0, z1 + 0.25 * low), 0.97 * low)
+    b.anchor(
+        head_top=(0, z3 + 0.85 * top, 0.85 * top), head=(0, z3, top), eyes=(0.93 * top, z3 + 0.3 * top, 0.86 * top)
+    )
+    b.anchor(neck=(0, z2 + 0.86 * mid, 0.31), back=(-low, z1 + 0.25 * low, low), waist=(0, z1 + 0.25 * low, 0.97 * low))
 
 
 @noun("knight", "people", parts=("plume", "shield"), wears=("cape", "scarf", "belt"))
@@ -174,8 +166,7 @@ def knight(b: Builder) -> None:
     legs(b, b.shade(b.colour, 0.8), b.shade(b.colour, 0.6))
     torso(b)
     right, left = arms(b, b.shade(b.colour, 0.6), raised=0.0)
-    for side in (-1, 1):
-        b.sphere((0, side * 0.36, 1.13), 0.19, b.shade(b.colour, 1.4), "armour")
+    b.pair((0, 0.36, 1.13), 0.19, b.shade(b.colour, 1.4), "armour")
     b.cylinder((0, 0, 1.5), 0.35, 0.28, top=0.97, label="head")
     b.dome((0, 0, 1.77), (0.345, 0.345, 0.2), label="head")
     b.box((0.3, 0, 1.58), (0.07, 0.27, 0.06), BLACK, "visor")
@@ -212,12 +203,7 @@ def wizard(b: Builder) -> None:
     b.sphere((x + 0.08, y, 1.56), 0.14, b.pick((0.3, 0.9, 0.95), (0.95, 0.85, 0.2), (0.9, 0.3, 0.8)), "staff")
 
 
-@noun(
-    "astronaut",
-    "people",
-    parts=("visor", "backpack", "boots"),
-    wears=("scarf", "belt", "crown", "headphones"),
-)
+@noun("astronaut", "people", parts=("visor", "backpack", "boots"), wears=("scarf", "belt", "crown", "headphones"))
 def astronaut(b: Builder) -> None:
     """A puffy suit, a round helmet with a dark visor, life support on the back."""
     legs(b, None, b.part("boots", b.shade(b.colour, 0.5)), 1.25)
@@ -226,12 +212,7 @@ def astronaut(b: Builder) -> None:
     arms(b, b.shade(b.colour, 0.5), radius=0.16, raised=0.4, width=0.36)
     z = 1.62
     b.sphere((0, 0, z), 0.46, label="head")
-    b.sphere(
-        (0.17, 0, z),
-        (0.35, 0.37, 0.31),
-        b.part("visor", b.pick((0.06, 0.07, 0.12), (0.9, 0.62, 0.12))),
-        "visor",
-    )
+    b.sphere((0.17, 0, z), (0.35, 0.37, 0.31), b.part("visor", b.pick((0.06, 0.07, 0.12), (0.9, 0.62, 0.12))), "visor")
     if "scarf" not in b.bound:
         b.torus((0, 0, 1.25), 0.36, 0.08, b.shade(b.colour, 0.6), "collar")
     pack = b.part("backpack", b.shade(STEEL, 1.5))
@@ -241,10 +222,7 @@ def astronaut(b: Builder) -> None:
     b.box((0.34, 0, 0.9), (0.07, 0.18, 0.12), WHITE, "panel")
     for y, lamp in ((0.07, (0.9, 0.1, 0.1)), (-0.07, (0.1, 0.3, 0.9))):
         b.sphere((0.42, y, 0.92), 0.05, lamp, "panel")
-    b.anchor("head_top", (0, 0, z + 0.38), 0.4)
-    b.anchor("head", (0, 0, z), 0.46)
-    b.anchor("neck", (0, 0, 1.2), 0.34)
-    b.anchor("waist", (0, 0, 0.7), 0.42)
+    b.anchor(head_top=(0, z + 0.38, 0.4), head=(0, z, 0.46), neck=(0, 1.2, 0.34), waist=(0, 0.7, 0.42))
 
 
 @noun("clown", "people", parts=("hair", "shoes"), wears=("hat", "crown", *BELOW))
@@ -271,7 +249,7 @@ def clown(b: Builder) -> None:
         b.sphere((0, 0.17, at[2] + 0.8), 0.08, WHITE, "cone")
     for z in (0.68, 0.96):
         b.sphere((0.39, 0, z), 0.085, (0.97, 0.85, 0.1), "buttons")
-    b.anchor("waist", (0, 0, 0.62), 0.4)
+    b.anchor(waist=(0, 0.62, 0.4))
 
 
 @noun("pirate", "people", parts=("hat", "beard"), wears=("belt", "scarf", "cape", "backpack"))

@@ -129,14 +129,7 @@ def cactus(b: Builder) -> None:
         b.limb(elbow, end, thick * 0.62)
         tops.append((end[0], end[1], end[2] + thick * 0.55))
     for k, (x, y, _) in enumerate(ring(4, thick * 0.86, 0.4)):  # ribs
-        b.limb(
-            (x, y, foot + 0.05),
-            (x, y, foot + height),
-            thick * 0.22,
-            b.shade(b.colour, 0.72),
-            "body",
-            caps=k < 0,
-        )
+        b.limb((x, y, foot + 0.05), (x, y, foot + height), thick * 0.22, b.shade(b.colour, 0.72), "body", caps=k < 0)
     if "flowers" in b.bound or (not potted and b.chance(0.25)):
         for at in tops:
             b.sphere(at, (0.15, 0.15, 0.11), b.part("flowers", (0.95, 0.4, 0.65)), "flowers")
@@ -170,14 +163,9 @@ def flower(b: Builder) -> None:
         pot(b, 0.34, 0.36)
     z = foot + b.vary(0.75)
     b.limb((-0.06, 0, foot), (-0.08, 0, z), 0.06, LEAF, "stem")
-    for side in (-1, 1):
-        b.sphere((-0.06, side * 0.2, foot + 0.2), (0.1, 0.24, 0.05), LEAF, "leaves", (side * 35, 0, 0))
+    b.pair((-0.06, 0.2, foot + 0.2), (0.1, 0.24, 0.05), LEAF, "leaves", (35, 0, 0))
     t = np.deg2rad(tilt)
-    right, up, out = (
-        np.array((0, 1.0, 0)),
-        np.array((-np.sin(t), 0, np.cos(t))),
-        np.array((np.cos(t), 0, np.sin(t))),
-    )
+    right, up, out = (np.array((0, 1.0, 0)), np.array((-np.sin(t), 0, np.cos(t))), np.array((np.cos(t), 0, np.sin(t))))
     wide = min(0.24, 3.3 * reach / count)
     for x, y, a in ring(count, reach, b.between(0, 1)):
         at = np.array((0, 0, z)) + x * right + y * up

@@ -8,7 +8,7 @@ from threedgen.data.toybox.builder import Builder
 from threedgen.data.toybox.grammar import noun
 from threedgen.data.toybox.primitives import FRUSTUM, TORUS
 
-from .animals import BILL, BLACK, PINK, WEARS, WHITE, chain, egg, headwear, pair, skull
+from .animals import BILL, BLACK, PINK, WEARS, WHITE, chain, egg, headwear, skull
 
 
 @noun("rabbit", "animals", parts=("ears", "belly"), wears=WEARS)
@@ -17,25 +17,19 @@ def rabbit(b: Builder) -> None:
     head, ear, long = b.vary(0.4), b.part("ears", b.shade(b.colour, 0.75)), b.vary(0.3)
     egg(b, 0.48, 0.5, 0.27)
     b.sphere((0.16, 0, 0.47), (0.37, 0.36, 0.38), b.part("belly", b.shade(b.colour, 1.8)), "belly")
-    pair(b, (0.3, 0.26, 0.1), (0.32, 0.14, 0.11), None, "feet")
+    b.pair((0.3, 0.26, 0.1), (0.32, 0.14, 0.11), None, "feet")
     for side in (-1, 1):
         chain(b, ((0.3, side * 0.3, 0.72), (0.46, side * 0.15, 0.55)), 0.1, None, "arms")
     b.sphere((-0.5, 0, 0.24), 0.2, WHITE, "tail")
     skull(b, (0.08, 0, 1.15), head)
-    pair(b, (0.08 + 0.85 * head, 0.09, 1.07), (0.12, 0.12, 0.1), WHITE, "cheeks")
+    b.pair((0.08 + 0.85 * head, 0.09, 1.07), (0.12, 0.12, 0.1), WHITE, "cheeks")
     b.sphere((0.12 + head, 0, 1.14), 0.09, PINK, "nose")
     b.box((0.1 + head, 0, 0.97), (0.04, 0.08, 0.08), WHITE, "teeth")
     if headwear(b):
-        pair(b, (-0.05, head + 0.08, 1.0), (0.14, 0.09, long), ear, rotate=(14, 0, 0))
+        b.pair((-0.05, head + 0.08, 1.0), (0.14, 0.09, long), ear, "ears", (14, 0, 0))
     else:
-        pair(
-            b,
-            (0.0, 0.2, 1.4 + long),
-            (0.1, 0.17, long + 0.08),
-            ear,
-            rotate=(-b.between(8, 22), b.between(-20, 0), 0),
-        )
-    b.anchor("neck", (0.03, 0, 0.85), 0.33)
+        b.pair((0.0, 0.2, 1.4 + long), (0.1, 0.17, long + 0.08), ear, "ears", (-b.between(8, 22), b.between(-20, 0), 0))
+    b.anchor(neck=(0.03, 0.85, 0.33))
 
 
 @noun(
@@ -56,13 +50,10 @@ def duck(b: Builder) -> None:
     b.sphere((at[0] + head + 0.08, 0, at[2] - 0.05), (0.26, 0.2, 0.08), bill, "beak", (0, -8, 0))
     b.sphere((at[0] + head + 0.02, 0, at[2] - 0.14), (0.2, 0.16, 0.06), b.shade(bill, 0.8), "beak", (0, 8, 0))
     wing = b.part("wings", b.shade(b.colour, 0.75))
-    pair(b, (-0.1, wide * 0.95, 0.56), (0.38, 0.1, 0.24), wing, "wings", (-10, b.between(-5, 20), 0))
-    pair(b, (0.1, 0.2, 0.07), (0.24, 0.16, 0.07), BILL, "feet")
-    for side in (-1, 1):
-        b.cylinder((0, side * 0.18, 0.15), 0.06, 0.14, BILL, "feet")
-    b.anchor("neck", (length * 0.63, 0, 0.83), 0.24)
-    b.anchor("back", (-0.1, 0, 0.87), wide)
-    b.anchor("waist", (0, 0, 0.5), wide)
+    b.pair((-0.1, wide * 0.95, 0.56), (0.38, 0.1, 0.24), wing, "wings", (-10, b.between(-5, 20), 0))
+    b.pair((0.1, 0.2, 0.07), (0.24, 0.16, 0.07), BILL, "feet")
+    b.pair((0, 0.18, 0.15), (0.06, 0.06, 0.14), BILL, "feet", kind=FRUSTUM)
+    b.anchor(neck=(length * 0.63, 0.83, 0.24), back=(-0.1, 0.87, wide), waist=(0, 0.5, wide))
 
 
 @noun("penguin", "animals", parts=("belly", "feet"), wears=(*WEARS, "belt"))
@@ -76,17 +67,11 @@ def penguin(b: Builder) -> None:
     skull(b, at, head, height=0.2)
     b.cone((at[0] + head + 0.1, 0, at[2] - 0.06), 0.15, b.vary(0.17), BILL, "beak", (0, 95, 0))
     spread = b.between(12, 50)
-    pair(
-        b,
-        (0, wide + 0.2 * spread / 50 + 0.02, tall * 1.1),
-        (0.16, 0.08, 0.4),
-        b.shade(b.colour, 0.8),
-        "flippers",
-        (spread, 0, 0),
-    )
-    pair(b, (0.2, 0.24, 0.05), (0.3, 0.19, 0.09), orange, "feet")
+    spot = (0, wide + 0.2 * spread / 50 + 0.02, tall * 1.1)
+    b.pair(spot, (0.16, 0.08, 0.4), b.shade(b.colour, 0.8), "flippers", (spread, 0, 0))
+    b.pair((0.2, 0.24, 0.05), (0.3, 0.19, 0.09), orange, "feet")
     b.cone((-wide - 0.02, 0, 0.2), 0.16, 0.2, None, "tail", (0, -70, 0))
-    b.anchor("neck", (0.02, 0, 2 * tall - 0.2), 0.32)
+    b.anchor(neck=(0.02, 2 * tall - 0.2, 0.32))
 
 
 @noun(
@@ -100,10 +85,7 @@ def owl(b: Builder) -> None:
     wide, tall = b.vary(0.52, 0.05), b.vary(0.68, 0.05)
     egg(b, wide, tall, 0.44)
     b.sphere(
-        (0.14, 0, tall * 0.7),
-        (wide * 0.82, wide * 0.72, tall * 0.62),
-        b.part("belly", b.shade(b.colour, 1.7)),
-        "belly",
+        (0.14, 0, tall * 0.7), (wide * 0.82, wide * 0.72, tall * 0.62), b.part("belly", b.shade(b.colour, 1.7)), "belly"
     )
     z, x = 1.55 * tall, wide * 0.74
     b.sphere((0, 0, z), (wide * 0.92, wide * 1.05, 0.4), None, "head")
@@ -114,19 +96,11 @@ def owl(b: Builder) -> None:
         b.cone((-0.02, side * 0.38, z + 0.42), 0.16, 0.2, b.shade(b.colour, 0.7), "tufts", (-side * 25, 0, 0))
         b.box((0.26, side * 0.2, 0.04), (0.16, 0.13, 0.06), BILL, "feet")
     b.cone((x + 0.2, 0, z - 0.16), 0.11, 0.15, BILL, "beak", (0, 150, 0))
-    pair(
-        b,
-        (-0.06, wide * 0.98, tall * 0.85),
-        (0.34, 0.1, 0.5),
-        b.part("wings", b.shade(b.colour, 0.6)),
-        "wings",
-        (8, 10, 0),
-    )
+    at = (-0.06, wide * 0.98, tall * 0.85)
+    b.pair(at, (0.34, 0.1, 0.5), b.part("wings", b.shade(b.colour, 0.6)), "wings", (8, 10, 0))
     b.box((-wide - 0.02, 0, 0.16), (0.1, 0.2, 0.2), b.shade(b.colour, 0.6), "tail", (0, 25, 0))
-    b.anchor("head_top", (-0.02, 0, z + 0.36), 0.36)
-    b.anchor("head", (0, 0, z), wide)
-    b.anchor("eyes", (x + 0.14, 0, z + 0.05), 0.52)
-    b.anchor("neck", (0.02, 0, 1.0 * tall), 0.45)
+    b.anchor(head_top=(-0.02, z + 0.36, 0.36), head=(0, z, wide), eyes=(x + 0.14, z + 0.05, 0.52))
+    b.anchor(neck=(0.02, 1.0 * tall, 0.45))
 
 
 @noun("frog", "animals", parts=("belly", "legs"), wears=("hat", "crown", "scarf", "backpack", "bow"))
@@ -145,11 +119,8 @@ def frog(b: Builder) -> None:
         b.sphere((0.12, side * (wide + 0.2), 0.06), (0.32, 0.17, 0.075), limb, "legs", (0, 0, side * 25))
         b.limb((0.3, side * 0.34, 0.42), (0.42, side * 0.38, 0.1), 0.095, limb, "legs", caps=False)
         b.sphere((0.5, side * 0.4, 0.05), (0.18, 0.14, 0.06), limb, "legs", (0, 0, side * 20))
-    b.anchor("head_top", (0.02, 0, 0.96), 0.3)
-    b.anchor("head", (0.2, 0, 0.72), 0.5)
-    b.anchor("neck", (0.14, 0, 0.5), 0.38)
-    b.anchor("back", (-0.3, 0, 0.68), 0.4)
-    b.anchor("waist", (-0.25, 0, 0.3), 0.5)
+    b.anchor(head_top=(0.02, 0.96, 0.3), head=(0.2, 0.72, 0.5))
+    b.anchor(neck=(0.14, 0.5, 0.38), back=(-0.3, 0.68, 0.4), waist=(-0.25, 0.3, 0.5))
 
 
 @noun("turtle", "animals", parts=("shell",), wears=("hat", "crown", "helmet", "scarf", "glasses"))
@@ -173,9 +144,7 @@ def turtle(b: Builder) -> None:
     skull(b, at, head)
     b.sphere((at[0] + 0.8 * head, 0, at[2] - 0.3 * head), (0.13, 0.15, 0.09), b.shade(b.colour, 1.3), "snout")
     b.cone((-long - 0.12, 0, 0.27), 0.1, 0.16, None, "tail", (0, -95, 0))
-    b.anchor("neck", (at[0] - 0.08, 0, at[2] - 0.22), 0.25)
-    b.anchor("back", (0, 0, 0.3 + tall), wide)
-    b.anchor("waist", (0, 0, 0.3), wide)
+    b.anchor(neck=(at[0] - 0.08, at[2] - 0.22, 0.25), back=(0, 0.3 + tall, wide), waist=(0, 0.3, wide))
 
 
 @noun("fish", "animals", parts=("fins", "stripes"), wears=("hat", "crown"))
@@ -189,7 +158,7 @@ def fish(b: Builder) -> None:
     if not headwear(b):
         b.sphere((-0.08, 0, tall * 0.98), (0.34, 0.07, 0.22), fin, "fins", (0, 12, 0))
     b.sphere((-0.1, 0, -tall), (0.22, 0.07, 0.16), fin, "fins", (0, -20, 0))
-    pair(b, (0.02, wide + 0.1, -0.12), (0.22, 0.06, 0.15), fin, "fins", (-20, -20, 40))
+    b.pair((0.02, wide + 0.1, -0.12), (0.22, 0.06, 0.15), fin, "fins", (-20, -20, 40))
     for side in (-1, 1):
         b.sphere((long * 0.56, side * wide * 0.7, 0.12), 0.16, WHITE, "eyes")
         b.sphere((long * 0.65, side * (wide * 0.7 + 0.09), 0.13), 0.1, BLACK, "eyes")
@@ -199,4 +168,4 @@ def fish(b: Builder) -> None:
         for x in (-0.6, -0.1, 0.32) if "stripes" in b.bound else (-0.5, 0.08):
             girth = np.sqrt(1 - x * x) + 0.035
             b.add(FRUSTUM, (x * long, 0, 0), (tall * girth, wide * girth, 0.1), stripe, "stripes", (0, 90, 0))
-    b.anchor("head_top", (0.05, 0, tall * 0.92), 0.3)
+    b.anchor(head_top=(0.05, tall * 0.92, 0.3))

@@ -27,7 +27,7 @@ def ball(b: Builder) -> None:
 def balloon(b: Builder) -> None:
     r = b.vary(0.62)
     b.sphere((0, 0, 0.3), (r, r, 1.12 * r))
-    b.add(2, (0, 0, 0.3 - 0.95 * r), (0.6 * r, 0.6 * r, 0.32 * r), rotate=(180, 0, 0), param=0.1)
+    b.cylinder((0, 0, 0.3 - 0.95 * r), 0.6 * r, 0.32 * r, rotate=(180, 0, 0), top=0.1)
     b.cone((0, 0, 0.3 - 1.35 * r), 0.17, 0.12)
     string = b.part("string", LIGHT)
     z = 0.3 - 1.35 * r
@@ -76,17 +76,16 @@ def guitar(b: Builder) -> None:
     """Standing upright, strings and sound hole in front."""
     r = b.vary(0.5)
     flat = (0, 90, 0)
-    b.add(2, (0, 0, -0.55), (r, r, 0.17), rotate=flat)
-    b.add(2, (0, 0, 0.02), (0.72 * r, 0.72 * r, 0.17), rotate=flat)
-    b.add(2, (0.16, 0, -0.32), (0.36 * r, 0.36 * r, 0.03), DARK, "hole", flat)
+    b.cylinder((0, 0, -0.55), r, 0.17, rotate=flat)
+    b.cylinder((0, 0, 0.02), 0.72 * r, 0.17, rotate=flat)
+    b.cylinder((0.16, 0, -0.32), 0.36 * r, 0.03, DARK, "hole", flat)
     b.box((0.18, 0, -0.78), (0.05, 0.2, 0.06), DARK, "bridge")
     b.limb((-0.1, 0, -0.3), (-0.55, 0, -0.55 - r), 0.06, DARK, "stand")
     neck = b.part("neck", b.shade(b.colour, 0.4))
     b.box((0.12, 0, 0.68), (0.08, 0.1, 0.5), neck, "neck")
     b.box((0.1, 0, 1.28), (0.08, 0.17, 0.16), neck, "neck")
     for z in (1.2, 1.36):
-        for side in (-1, 1):
-            b.sphere((0.1, side * 0.22, z), 0.07, LIGHT, "pegs")
+        b.pair((0.1, 0.22, z), 0.07, LIGHT, "pegs")
 
 
 @noun("present", "toys", front=False, parts=("ribbon",))

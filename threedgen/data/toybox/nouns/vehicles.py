@@ -1,9 +1,12 @@
-"""Vehicles on land and water: they drive towards +x, the ground is at z = 0."""
+"""Vehicles: they drive and fly towards +x (the rocket: its window); the ground is at z = 0 but for the airplane."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from threedgen.data.toybox.builder import Builder, Colour
 from threedgen.data.toybox.grammar import noun
+from threedgen.data.toybox.primitives import FRUSTUM
 
 from .buildings import ALONG_X, WOOD, contrast, glass
 
@@ -11,11 +14,8 @@ RUBBER = (0.09, 0.09, 0.10)
 METAL = (0.74, 0.75, 0.77)
 DARK = (0.16, 0.16, 0.18)
 ALONG_Y = (90, 0, 0)
-BOW = (
-    90,
-    0,
-    90,
-)  # turns a gable into an upright wedge that points to +x: size (half width, half height, half length)
+BOW = (90, 0, 90)
+"""Turns a gable into an upright wedge that points to +x: size (half width, half height, half length)."""
 
 
 def wheel(b: Builder, at, radius: float, half: float) -> None:
@@ -71,12 +71,7 @@ def car(b: Builder) -> None:
             back,
             roof,
         )
-        b.dome(
-            (-0.15 - back / 2, 0, z + low + 2 * tall + 0.08),
-            (0.34 - back / 2, width * 0.84, 0.09),
-            roof,
-            "roof",
-        )
+        b.dome((-0.15 - back / 2, 0, z + low + 2 * tall + 0.08), (0.34 - back / 2, width * 0.84, 0.09), roof, "roof")
     else:  # a beetle: a round cabin whose upper half is the roof
         tall = b.vary(0.4)
         b.dome((-0.12, 0, z + low - 0.02), (0.52, width * 0.92, tall), glass(b.colour), "windows")
@@ -104,12 +99,7 @@ def truck(b: Builder) -> None:
     if b.chance(0.6):
         tall = b.vary(0.45)
         b.box((middle, 0, z + 0.07 + tall), (long, width * 1.08, tall))
-        b.box(
-            (middle - long, 0, z + 0.07 + tall),
-            (0.02, width * 0.85, tall * 0.8),
-            b.shade(b.colour, 0.7),
-            "doors",
-        )
+        b.box((middle - long, 0, z + 0.07 + tall), (0.02, width * 0.85, tall * 0.8), b.shade(b.colour, 0.7), "doors")
     else:  # a dump truck with a heap of sand
         b.box((middle, 0, z + 0.35), (long, width * 1.08, 0.28))
         b.box((middle - 0.02, 0, z + 0.63), (long * 1.06, width * 1.16, 0.06), b.shade(b.colour, 0.75), "rim")
@@ -126,12 +116,8 @@ def bus(b: Builder) -> None:
     bottom = radius * 0.8
     tall = deck * decks / 2 + 0.06
     b.box((0, 0, bottom + tall), (length, width, tall))
-    b.box(
-        (0, 0, bottom + 2 * tall + 0.03),
-        (length * 0.97, width * 0.94, 0.06),
-        b.part("roof", b.shade(b.colour, 1.4)),
-        "roof",
-    )
+    at = (0, 0, bottom + 2 * tall + 0.03)
+    b.box(at, (length * 0.97, width * 0.94, 0.06), b.part("roof", b.shade(b.colour, 1.4)), "roof")
     pane = glass(b.colour)
     for k in range(decks):
         z = bottom + 0.12 + deck * (k + 0.6)
@@ -159,12 +145,7 @@ def train(b: Builder) -> None:
     b.sphere((length + 0.07, 0, z + 0.04), (0.06, 0.12, 0.12), (1.0, 0.92, 0.55), "headlights")
     tall = b.vary(0.46)
     b.box((-length + 0.26, 0, radius * 1.5 + tall), (0.28, 0.38, tall), cabin, "cabin")
-    b.box(
-        (-length + 0.26, 0, radius * 1.5 + 2 * tall + 0.03),
-        (0.35, 0.45, 0.05),
-        b.shade(b.colour, 0.6),
-        "roof",
-    )
+    b.box((-length + 0.26, 0, radius * 1.5 + 2 * tall + 0.03), (0.35, 0.45, 0.05), b.shade(b.colour, 0.6), "roof")
     b.box((-length + 0.28, 0, radius * 1.5 + 1.5 * tall), (0.15, 0.4, 0.14), glass(cabin), "windows")
     top, chimney = z + boiler, b.part("chimney", DARK)
     b.cylinder((length * 0.62, 0, top + 0.13), 0.15, 0.2, chimney, "chimney", top=1.2)
@@ -178,18 +159,10 @@ def hull(b: Builder, length: float, width: float, height: float) -> float:
     """A hull with a pointed bow and a round stern, a rail and a deck; returns the height of the deck."""
     low = b.shade(b.colour, 0.75)
     bow = length * 0.75
-    for z, half, grow, colour in (
-        (height * 0.3, height * 0.3, 0.88, low),
-        (height * 0.8, height * 0.25, 1.0, None),
-    ):
+    for z, half, grow, colour in ((height * 0.3, height * 0.3, 0.88, low), (height * 0.8, height * 0.25, 1.0, None)):
         b.box((-0.15 * length, 0, z), (length * 0.6 * grow, width * grow, half), colour)
-        b.prism(
-            (0.45 * length * grow + bow / 2 - 0.08, 0, z),
-            (width * grow, half * 0.99, bow / 2 * grow),
-            colour,
-            "body",
-            BOW,
-        )
+        at = (0.45 * length * grow + bow / 2 - 0.08, 0, z)
+        b.prism(at, (width * grow, half * 0.99, bow / 2 * grow), colour, "body", BOW)
         b.cylinder((-0.73 * length, 0, z), width * 0.99 * grow, half * 0.98, colour)
     b.box((-0.2 * length, 0, height * 1.03), (length * 0.55, width * 0.8, 0.03), (0.78, 0.6, 0.38), "deck")
     return height * 1.06
@@ -204,13 +177,7 @@ def boat(b: Builder) -> None:
     if sailing:
         sail, tall = b.part("sail", white), b.vary(0.44)
         b.cylinder((0.08, 0, deck + tall + 0.08), 0.045, tall + 0.1, WOOD, "mast")
-        b.prism(
-            (-0.16, 0.0, deck + tall + 0.12),
-            (0.42, 0.05, tall * 0.95),
-            sail,
-            "sail",
-            (0, 0, b.between(-20, 20)),
-        )
+        b.prism((-0.16, 0.0, deck + tall + 0.12), (0.42, 0.05, tall * 0.95), sail, "sail", (0, 0, b.between(-20, 20)))
         b.prism((0.42, 0, deck + tall * 0.7 + 0.1), (0.26, 0.045, tall * 0.65), b.shade(sail, 0.9), "sail")
     else:
         cabin = b.part("cabin", white)
@@ -244,12 +211,7 @@ def tank(b: Builder) -> None:
         b.cylinder((x, 0, top + 0.14), 0.4, 0.16, turret, "turret", top=0.85)
     barrel = b.shade(turret, 0.75)
     b.limb(
-        (x + 0.2, 0, top + 0.15),
-        (length + 0.22, 0, top + b.between(0.16, 0.3)),
-        0.075,
-        barrel,
-        "turret",
-        caps=False,
+        (x + 0.2, 0, top + 0.15), (length + 0.22, 0, top + b.between(0.16, 0.3)), 0.075, barrel, "turret", caps=False
     )
     b.cylinder((x - 0.1, 0.1, top + 0.32), 0.13, 0.05, b.shade(turret, 0.7), "turret")
     lights(b, length * 0.86 + 0.12, -length * 0.9 - 0.05, width * 0.75, top - 0.12, 0.07)
@@ -272,3 +234,80 @@ def tractor(b: Builder) -> None:
     b.limb((0.5, -0.12, z + 0.4), (0.5, -0.12, z + 0.78), 0.06, METAL, "pipe", caps=False)
     b.box((0.84, 0, z + 0.1), (0.025, 0.18, 0.2), DARK, "grille")
     lights(b, 0.87, -0.66, 0.16, z + 0.3, 0.085)
+
+
+@noun("airplane", "vehicles", parts=("wings", "tail"))
+def airplane(b: Builder) -> None:
+    body, span, sweep = b.vary(0.26), b.vary(0.74), b.pick(0, 15, 25)
+    propeller = sweep == 0
+    wings, tail = b.part("wings", b.shade(b.colour, 0.85)), b.part("tail", b.shade(b.colour, 0.85))
+    b.limb((0.45, 0, 0), (-0.75, 0, 0.1), body, None, "body", top=0.42)
+    b.sphere((0.45, 0, 0), (body * 1.55, body, body))
+    b.sphere((0.46, 0, body * 0.64), (0.28, body * 0.76, body * 0.68), glass(b.colour), "cockpit")
+    levels = (-0.1, 0.42) if propeller and b.chance(0.4) else (-0.06,)
+    for z in levels:
+        for side in (-1, 1):
+            back = np.tan(np.deg2rad(sweep)) * span / 2
+            b.box((0.12 - back, side * span / 2, z), (0.22, span / 2, 0.05), wings, "wings", (0, 0, side * sweep))
+            if len(levels) > 1:
+                b.limb(
+                    (0.12, side * span * 0.7, -0.1), (0.12, side * span * 0.7, 0.42), 0.035, WOOD, "struts", caps=False
+                )
+    b.box((-0.8, 0, 0.38), (0.17, 0.055, 0.3), tail, "tail", (0, -25, 0))
+    b.box((-0.78, 0, 0.12), (0.15, 0.38, 0.05), tail, "tail")
+    if propeller:
+        nose = 0.45 + body * 1.5
+        b.cone((nose + 0.05, 0, 0), 0.1, 0.1, METAL, "propeller", ALONG_X)
+        b.box((nose + 0.02, 0, 0), (0.03, 0.06, 0.36), DARK, "propeller", (b.between(0, 180), 0, 0))
+        for side in (-1, 1):
+            b.limb((0.25, side * 0.1, -0.1), (0.3, side * 0.25, -0.4), 0.04, METAL, "gear", caps=False)
+            b.cylinder((0.3, side * 0.25, -0.4), 0.12, 0.05, RUBBER, "gear", ALONG_Y)
+    else:
+        b.pair((0.12, span * 0.45, -0.2), (0.12, 0.12, 0.18), METAL, "engines", ALONG_X, FRUSTUM)
+        for x in (0.15, -0.05, -0.25):
+            b.box((x, 0, body * 0.3), (0.055, body * 0.97, 0.055), glass(b.colour), "windows")
+
+
+@noun("helicopter", "vehicles", parts=("rotor", "tail"))
+def helicopter(b: Builder) -> None:
+    long, wide, tall = b.vary(0.54), b.vary(0.38), b.vary(0.4)
+    rotor, tail = b.part("rotor", DARK), b.part("tail", b.shade(b.colour, 0.8))
+    z = 0.28 + tall
+    b.sphere((0.12, 0, z), (long, wide, tall))
+    b.sphere((0.12 + long * 0.42, 0, z + 0.05), (long * 0.64, wide * 0.84, tall * 0.7), glass(b.colour), "cockpit")
+    end = b.vary(0.8)
+    b.limb((-0.15, 0, z + 0.08), (-end, 0, z + 0.14), 0.2, tail, "tail", top=0.5)
+    b.box((-end, 0, z + 0.25), (0.13, 0.045, 0.24), tail, "tail", (0, -20, 0))
+    b.box((-end - 0.02, 0.1, z + 0.22), (0.04, 0.03, 0.22), rotor, "rotor", (0, b.between(0, 180), 0))
+    b.cylinder((0.08, 0, z + tall + 0.05), 0.08, 0.11, METAL, "mast")
+    b.cylinder((0.08, 0, z + tall + 0.19), 0.12, 0.06, rotor, "rotor")
+    turn, span, blades = b.between(0, 90), b.vary(0.64), b.pick((0, 90), (0, 90), (0, 60, 120))
+    for k, a in enumerate(blades):
+        b.box((0.08, 0, z + tall + 0.2 + 0.004 * k), (span, 0.085, 0.04), rotor, "rotor", (0, 0, turn + a))
+    for side in (-1, 1):
+        b.limb((-0.3, side * wide * 0.95, 0.06), (0.55, side * wide * 0.95, 0.06), 0.05, METAL, "skids")
+        for x in (-0.05, 0.32):
+            b.limb(
+                (x, side * wide * 0.5, z - tall * 0.6), (x, side * wide * 0.95, 0.06), 0.04, METAL, "skids", caps=False
+            )
+
+
+@noun("rocket", "vehicles", parts=("fins", "nose"))
+def rocket(b: Builder) -> None:
+    """Ready to start; the round window is in front."""
+    radius, half, rise = b.vary(0.3), b.vary(0.5), b.vary(0.24)
+    bright = contrast(b.colour, (0.95, 0.95, 0.95), (0.8, 0.12, 0.1))
+    fins, nose = b.part("fins", bright), b.part("nose", bright)
+    z = 0.2 + half
+    b.cylinder((0, 0, z), radius, half, top=0.9)
+    b.cone((0, 0, z + half + rise), radius * 0.9, rise, nose, "nose")
+    b.cylinder((0, 0, 0.12), radius * 0.75, 0.1, DARK, "engine", top=0.75)
+    turn, reach = 45.0, b.vary(0.66)
+    for k in range(2):  # each gable makes two opposite fins
+        b.prism((0, 0, 0.42), (reach, 0.055, 0.42), fins, "fins", (0, 0, turn + 90 * k))
+    ring = contrast(b.colour, (0.95, 0.85, 0.4), (0.25, 0.25, 0.28))
+    b.cylinder((radius * 0.92, 0, z + half * 0.35), 0.22, 0.11, ring, "window", ALONG_X)
+    b.sphere((radius * 0.98, 0, z + half * 0.35), (0.11, 0.16, 0.16), (0.45, 0.75, 0.95), "window")
+    b.box((radius * 0.97, 0, z - half * 0.5), (0.06, 0.14, 0.18), ring, "hatch")
+    if b.chance(0.5):
+        b.cylinder((0, 0, z + half * 0.82), radius * 0.94, 0.05, b.shade(b.colour, 0.6), "band")

@@ -1,6 +1,6 @@
 """What the toybox holds, as Markdown, so that its page in docs/ cannot go stale.
 
-python -m threedgen.data.toybox.catalogue docs/toybox.md     writes it anew between the page's marks
+python docs/catalogue.py docs/toybox.md     writes it anew between the page's marks
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, WORDINGS, Noun, Spec, caption, held_out
-from .world import Toybox
+from threedgen.data.toybox.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, WORDINGS, Noun, Spec, caption, held_out
+from threedgen.data.toybox.world import Toybox
 
-BEGIN, END = "<!-- catalogue: written by threedgen.data.toybox.catalogue -->", "<!-- end of the catalogue -->"
+BEGIN, END = "<!-- catalogue: written by docs/catalogue.py -->", "<!-- end of the catalogue -->"
 SIZE_WORDS = {
     "small": "about three fifths of the usual radius",
     "large": "fills the ball",

@@ -1,0 +1,72 @@
+"""The bank of encoded pictures is a cache: whatever happens to its files, an entry is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from tests.support.tiny_prior import tiny_vae
+from threedgen.data.bank import BLOCK, LatentBank, encode
+from threedgen.data.toybox.pictures import Photographs
+
+CHOSEN = [3, 35, 4]
+Entries = tuple[torch.Tensor, list[str], torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    return tiny_vae()
+
+
+def entries(folder: Path, vae: AutoencoderKL, seed: int = 5, first: int = 0) -> Entries:
+    """Latents, captions and cameras of the CHOSEN ones of pictures of 16 x 16 pixels."""
+    bank = LatentBank(folder, Photographs(seed), vae, 16, 2 * BLOCK, first)
+    return bank.latents(CHOSEN), bank.captions(CHOSEN), bank.c2w(CHOSEN)
+
+
+def same(a: Entries, b: Entries) -> bool:
+    return torch.equal(a[0], b[0]) and a[1] == b[1] and torch.equal(a[2], b[2])
+
+
+@pytest.fixture(scope="module")
+def fresh(vae: AutoencoderKL, tmp_path_factory: pytest.TempPathFactory) -> Entries:
+    return entries(tmp_path_factory.mktemp("fresh"), vae)
+
+
+def test_entries_are_the_encoded_pictures(vae: AutoencoderKL, fresh: Entries) -> None:
+    pictures = Photographs(5).block(range(BLOCK), 16)
+    z = encode(vae, torch.from_numpy(pictures.rgb))[3]
+    assert fresh[0].shape == (3, 1, 4, 8, 8) and torch.allclose(fresh[0][0, 0], z, atol=2e-3)
+    assert fresh[1][0] == pictures.captions[3] and np.array_equal(fresh[2][0, 0], pictures.c2w[3])
+
+
+def test_from_the_disk_it_is_as_made_anew(
+    tmp_path: Path, vae: AutoencoderKL, fresh: Entries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert same(entries(tmp_path, vae), fresh)
+    with monkeypatch.context() as forbid:
+        forbid.setattr(Photographs, "block", None)  # can only be read
+        assert same(entries(tmp_path, vae), fresh)
+
+
+def test_another_vae_source_or_start_is_noticed(tmp_path: Path, vae: AutoencoderKL, fresh: Entries) -> None:
+    entries(tmp_path, vae)
+    other = tiny_vae()
+    with torch.no_grad():
+        other.encoder.conv_in.weight.mul_(1.5)
+    changed = entries(tmp_path, other)
+    assert not torch.equal(changed[0], fresh[0]) and changed[1] == fresh[1]
+    assert entries(tmp_path, vae, seed=6)[1] != fresh[1]
+    assert entries(tmp_path, vae, first=BLOCK)[1][0] == entries(tmp_path, vae)[1][1]  # number 35 is entry 3 from there
+    assert same(entries(tmp_path, vae), fresh)
+
+
+@pytest.mark.parametrize("name", ["latents.npy", "text/text.npy", "c2w/c2w.npy", "done.npy"])
+def test_a_damaged_file_costs_time_only(tmp_path: Path, vae: AutoencoderKL, fresh: Entries, name: str) -> None:
+    entries(tmp_path, vae)
+    (tmp_path / name).write_bytes(b"damaged")
+    assert same(entries(tmp_path, vae), fresh)

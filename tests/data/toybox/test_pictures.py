@@ -1,0 +1,35 @@
+"""What a photographer brings home: things mostly from the front, and every fourth time a room."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from threedgen.data.toybox.pictures import FourSides, Photographs
+
+
+def test_three_of_four_photographs_show_objects_mostly_from_the_front() -> None:
+    taken = Photographs(3).block(range(160), 8)
+    inside = np.arange(160) % 4 == 3
+    rooms = np.array([any(word in text for word in ("room", "corner")) for text in taken.captions])
+    assert np.array_equal(rooms, inside)
+    x, y = taken.c2w[~inside, 0, 3], taken.c2w[~inside, 1, 3]
+    front = np.abs(np.arctan2(y, x)) < np.pi / 2
+    assert 0.65 < front.mean() < 0.95 and ((x < 0) & (np.abs(y) < -x)).any()  # a few from behind
+    assert taken.rgb.shape == (160, 8, 8, 3) and 0 <= taken.rgb.min() and taken.rgb.max() <= 1
+
+
+def test_a_photograph_is_the_same_in_every_block() -> None:
+    source = Photographs(3)
+    whole, part = source.block(range(8, 24), 16), source.block(range(14, 20), 16)
+    assert np.array_equal(whole.rgb[6:12], part.rgb) and np.array_equal(whole.c2w[6:12], part.c2w)
+    assert whole.captions[6:12] == part.captions
+    assert not np.array_equal(Photographs(4).block(range(14, 20), 16).rgb, part.rgb)
+    assert len({Photographs(3).describe(), Photographs(4).describe(), Photographs(3, "held-out").describe()}) == 3
+
+
+def test_four_sides_are_a_quarter_turn_apart() -> None:
+    taken = FourSides(3).block(range(3), 16)
+    assert taken.rgb.shape == (12, 16, 16, 3) and len(taken.captions) == 3
+    x, y, _ = taken.c2w.reshape(3, 4, 4, 4)[..., :3, 3].transpose(2, 0, 1)
+    turn = np.rad2deg(np.diff(np.unwrap(np.arctan2(y, x), axis=1), axis=1))
+    assert np.allclose(turn, 90, atol=1e-3)

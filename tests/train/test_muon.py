@@ -1,0 +1,83 @@
+"""Muon against what it promises, and against PyTorch's own where both take the same parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from threedgen.train.muon import Muon, orthogonalise
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 20), (24, 5)])
+def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    matrix = (u * s.clamp(min=0.1 * float(s.max()))) @ v
+    even = orthogonalise(matrix).float()
+    values = torch.linalg.svdvals(even)
+    assert 0.6 < values.min() and values.max() < 1.3 and even.shape == shape
+    assert torch.allclose(even, u @ v, atol=0.35)  # the same directions
+    assert torch.equal(orthogonalise(8 * matrix), even.bfloat16())
+
+
+def parameters() -> list[torch.Tensor]:
+    """A matrix, a convolution, a vector and a matrix that is to be left to AdamW."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(6, 4), (4, 3, 2, 2), (5,), (7, 3)]
+    return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+
+
+def descend(optimizer: Muon, weights: list[torch.Tensor], steps: int) -> float:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = sum(((w - 0.5) ** 2).sum() for w in weights)
+        loss.backward()
+        optimizer.step()
+    return float(loss)
+
+
+def muon(weights: list[torch.Tensor], lr: float = 0.02) -> Muon:
+    return Muon(weights, lr=lr, elementwise=weights[3:])
+
+
+def test_a_quadratic_is_minimised() -> None:
+    weights = parameters()
+    optimizer = muon(weights)
+    first = descend(optimizer, weights, 1)
+    descend(optimizer, weights, 250)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.002
+    assert descend(optimizer, weights, 200) < 0.01 * first
+
+
+def test_the_state_makes_a_round_trip() -> None:
+    weights = parameters()
+    optimizer = muon(weights)
+    descend(optimizer, weights, 5)
+    copies = [w.detach().clone().requires_grad_() for w in weights]
+    again = muon(copies, lr=1.0)
+    again.load_state_dict(optimizer.state_dict())
+    descend(optimizer, weights, 3)
+    descend(again, copies, 3)
+    assert all(torch.equal(a, b) for a, b in zip(weights, copies, strict=True))
+
+
+def test_matrices_move_as_with_pytorch_and_the_others_as_with_adamw() -> None:
+    weights, copies = parameters(), parameters()
+    ours = Muon(weights, lr=0.01, weight_decay=0.1, elementwise=weights[3:])
+    theirs = [
+        torch.optim.Muon(copies[:1], lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(copies[2:], lr=0.01, weight_decay=0.1, betas=(0.9, 0.98)),
+    ]
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(4):
+        for a, b in zip(weights, copies, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        ours.step()
+        for optimizer in theirs:
+            optimizer.step()
+    assert torch.allclose(weights[0], copies[0], atol=2e-4)
+    for place in (2, 3):
+        assert torch.allclose(weights[place], copies[place], atol=1e-6)
+    assert torch.equal(copies[1], parameters()[1]) and not torch.equal(weights[1], copies[1])  # a convolution moves too
