@@ -86,9 +86,7 @@ def bake(
     found = project(tree, dense, texels.points, texels.normals, cage * diagonal)
     toward = unit(found.of(dense.normals, dense.faces))
     bumps = tangent_space(np.where(found.hit[:, None], toward, texels.normals), texels)
-    rgb = (
-        found.of(dense.colours, dense.faces) if colours is None else _checked(colours(found.points), found.points.shape)
-    )
+    rgb = found.of(dense.colours, dense.faces) if colours is None else _ask(colours, found.points)
     openness = np.ones(len(dense.vertices), np.float32)
     if occlusion_rays:
         reach, lift = REACH * diagonal, LIFT * diagonal
@@ -178,11 +176,11 @@ def tangent_space(directions: Array, texels: Texels) -> Array:
     return unit(np.stack([x, y, np.maximum(z, 0.01)], axis=1)).astype(np.float32)
 
 
-def _checked(rgb: Array, shape: tuple[int, ...]) -> Array:
-    """A field's colours (N, 3), in [0, 1]."""
-    rgb = np.asarray(rgb, np.float32)
-    if rgb.shape != shape or not np.isfinite(rgb).all():
-        raise ConfigError(f"the field's colours of {shape} points are {rgb.shape} or not finite")
+def _ask(colours: Colours, points: Array) -> Array:
+    """Colours (N, 3) in [0, 1] of points."""
+    rgb = np.asarray(colours(points), np.float32)
+    if rgb.shape != points.shape or not np.isfinite(rgb).all():
+        raise ConfigError(f"the field's colours of {points.shape} points are {rgb.shape} or not finite")
     return np.clip(rgb, 0, 1)
 
 
