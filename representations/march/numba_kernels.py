@@ -159,26 +159,14 @@ def _forward(sigma, values, t_start, t_end, start, count, weights, behind, total
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _backward(
-    g_total,
-    g_opacity,
-    g_depth,
-    g_weights,
-    values,
-    t_start,
-    t_end,
-    start,
-    count,
-    weights,
-    behind,
-    g_sigma,
-    g_values,
-):
+def _backward(grads, values, t_start, t_end, start, count, weights, behind, g_sigma, g_values):
     """d w_j / d sigma_i = dt_i T_(i+1) for j = i and -dt_i w_j for j > i: one walk from the far end, with a
     running sum.
 
-    g_weights has length 0 when nothing depends on the weights; g_values when the values need no gradient.
+    grads: of the values, the opacity, the depth and the weights; the last has length 0 when nothing depends on the
+    weights, and g_values when the values need no gradient.
     """
+    g_total, g_opacity, g_depth, g_weights = grads
     channels = values.shape[1]
     for r in prange(start.shape[0]):
         later = 0.0
@@ -208,8 +196,8 @@ def backward(grads: Sequence[Tensor | None], saved: Sequence[Tensor], learn: boo
     """See `autograd.differentiable`."""
     sigma, values = saved[:2]
     g_sigma, g_values = torch.empty_like(sigma), torch.empty(values.shape if learn else (0, values.shape[1]))
-    given = [torch.empty(0) if grad is None else grad for grad in grads]
-    _backward(*(_array(a) for a in (*given, *saved[1:], g_sigma, g_values)))
+    given = tuple(np.empty(0, np.float32) if grad is None else _array(grad) for grad in grads)
+    _backward(given, *(_array(a) for a in (*saved[1:], g_sigma, g_values)))
     return g_sigma, g_values if learn else None
 
 
