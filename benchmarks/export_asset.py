@@ -13,7 +13,7 @@ import trimesh
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from threedgen.export.asset import ExportedAsset
+from threedgen.export.asset import ExportedAsset, make_asset
 from threedgen.export.files.read_glb import Glb, read_glb
 from threedgen.export.files.textured import Placement
 from threedgen.export.options import AssetConfig
@@ -25,7 +25,6 @@ from threedgen.export.shape.simplify import simplify
 from threedgen.export.shape.topology import signed_volume
 from threedgen.export.shape.uv_layout import layout
 from threedgen.export.surface.pictures import Pictures
-from threedgen.export.task import export_view
 from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import rasterise, render
 from threedgen.geometry.rigs import orbit
@@ -67,7 +66,7 @@ def measure(job: Job) -> dict[str, float]:
     dense, _ = dense_surface(view, job.grid)
     surface = time.perf_counter() - begun
     baked, asset = (
-        export_view(view, dense, job.asset.model_copy(update={"refine": pictures}), job.name, {})
+        make_asset(dense, job.asset.model_copy(update={"refine": pictures}), job.name, view)
         for pictures in (0, job.asset.refine)
     )  # the first also compiles what the second is timed with
     figures = {"time": surface / (surface + sum(asset.seconds.values()))}

@@ -179,24 +179,18 @@ class DMTetConfig(FieldConfig):
 
 # --- backgrounds -------------------------------------------------------------------------------------
 
-Colour = tuple[
-    Annotated[float, Field(ge=0, le=1)],
-    Annotated[float, Field(ge=0, le=1)],
-    Annotated[float, Field(ge=0, le=1)],
-]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class SolidBackgroundConfig(Config):
     """One colour behind everything."""
 
     name: Literal["solid"] = "solid"
-    color: Colour = Field((0.5, 0.5, 0.5), description="three numbers in [0, 1], or one for a grey")
+    color: tuple[Share, Share, Share] = Field((0.5, 0.5, 0.5), description="three numbers in [0, 1], or one for a grey")
     random: Literal["none", "grey", "color"] = Field(
         "none", description="in training: a random grey or colour, one for the whole batch"
     )
-    random_range: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = Field(
-        (0.0, 1.0), description="range of the random values"
-    )
+    random_range: tuple[Share, Share] = Field((0.0, 1.0), description="range of the random values")
 
     @field_validator("color", mode="before")
     @classmethod
@@ -218,10 +212,7 @@ class NeuralBackgroundConfig(Config):
     width: int = Field(16, ge=1, le=1024, description="neurons of a hidden layer")
     hidden_layers: int = Field(2, ge=1, le=8)
     random_probability: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="in training: how often one random colour replaces it for the whole batch",
+        0.5, ge=0, le=1, description="in training: how often one random colour replaces it for the whole batch"
     )
 
 
@@ -295,11 +286,6 @@ class DiffuseMaterialConfig(Config):
     )
     ambient: float = Field(1.0, ge=0, le=10, description="light from everywhere, without soft shading")
     diffuse: float = Field(0.0, ge=0, le=10, description="light of the point, without soft shading")
-
-
-_MATERIALS = "threedgen.representations.shading"
-registry.register("material", "none", f"{_MATERIALS}:NoMaterial", f"{__name__}:NoMaterialConfig")
-registry.register("material", "diffuse", f"{_MATERIALS}:DiffuseMaterial", f"{__name__}:DiffuseMaterialConfig")
 
 
 # --- fits to views ------------------------------------------------------------------------------------------------

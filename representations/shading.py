@@ -5,13 +5,13 @@ Features and normals come from the field, one row for each sample; all colours a
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from .options import DiffuseMaterialConfig, NoMaterialConfig
+from .options import DiffuseMaterialConfig
 
 Mode = Literal["albedo", "textureless", "diffuse"]
 
@@ -29,36 +29,33 @@ class Shading(NamedTuple):
         return self.mode != "albedo"
 
 
-def soft(mode: Mode, ambient: float) -> Shading:
-    """Lights of strengths ambient and 1 - ambient, ambient in [0, 1]."""
-    return Shading(mode, ambient, 1.0 - ambient)
-
-
 def albedo(features: Tensor) -> Tensor:
     """Features (N, F) to colours (N, F) in [0, 1]."""
     return torch.sigmoid(features)
 
 
-def irradiance(normal: Tensor, position: Tensor, light: Tensor, shading: Shading) -> Tensor:
-    """Lambert's law for a point light without fall-off, and ambient light: diffuse * max(0, n.l) + ambient.
+def shade(features: Tensor, normal: Tensor, position: Tensor, light: Tensor, shading: Shading) -> Tensor:
+    """Colours (N, 3) of lit matter: the light alone (textureless) or light times albedo (diffuse).
 
-    Gives (N, 1); normal (N, 3) unit, position (N, 3), light (N, 3) or (3,) where the lights are.
+    Lambert's law for a point light without fall-off, and ambient light: diffuse * max(0, n.l) + ambient. normal (N, 3)
+    unit, position (N, 3), light (N, 3) or (3,) where the lights are.
     """
     towards = functional.normalize(light - position, dim=-1)
     cosine = (normal * towards).sum(-1, keepdim=True).clamp(min=0)
-    return shading.diffuse * cosine + shading.ambient
+    bright = shading.diffuse * cosine + shading.ambient
+    return bright.expand(-1, 3) if shading.mode == "textureless" else albedo(features) * bright
 
 
-def shade(features: Tensor, normal: Tensor, position: Tensor, light: Tensor, shading: Shading) -> Tensor:
-    """Colours (N, 3) of lit matter: the light alone (textureless) or light times albedo (diffuse)."""
-    bright = irradiance(normal, position, light, shading)
-    if shading.mode == "textureless":
-        return bright.expand(-1, 3)
-    return albedo(features) * bright
+class NoMaterial:
+    """The sigmoid of the features, whatever the light: MVDream's default.
 
+    `draw` picks the shading of one call of the renderer, the call itself gives colours.
+    """
 
-class Material:
-    """How matter shows its features: `draw` picks the shading of one call, the call itself gives colours."""
+    heeds_light = False
+
+    def __init__(self, options: Any = None):
+        self.options = options
 
     def draw(self, step: int = 0, training: bool = False, generator: torch.Generator | None = None) -> Shading:
         """Always the albedo; draws nothing."""
@@ -72,22 +69,21 @@ class Material:
         light: Tensor | None = None,
         shading: Shading | None = None,
     ) -> Tensor:
-        """Colours (N, 3) of features (N, 3). Raises ValueError if a lit mode lacks what it needs."""
-        return albedo(features)
+        """Colours (N, 3) of features (N, 3). Raises ValueError if a lit mode lacks normals, positions or the light."""
+        if shading is None or not (shading.lit and self.heeds_light):
+            return albedo(features)
+        if normal is None or position is None or light is None:
+            raise ValueError(f"shading {shading.mode!r} needs normals, positions and a light position")
+        return shade(features, normal, position, light, shading)
 
 
-class NoMaterial(Material):
-    """The sigmoid of the features, whatever the light: MVDream's default."""
-
-    def __init__(self, options: NoMaterialConfig | None = None):
-        self.options = options or NoMaterialConfig()
-
-
-class DiffuseMaterial(Material):
+class DiffuseMaterial(NoMaterial):
     """Albedo first; later a random mix of albedo, lit albedo and lit white: texture cannot fake shape."""
 
+    heeds_light = True
+
     def __init__(self, options: DiffuseMaterialConfig | None = None):
-        self.options = options or DiffuseMaterialConfig()
+        super().__init__(options or DiffuseMaterialConfig())
 
     def draw(self, step: int = 0, training: bool = False, generator: torch.Generator | None = None) -> Shading:
         """The shading of one call: the albedo before ``ambient_only_steps``.
@@ -95,30 +91,13 @@ class DiffuseMaterial(Material):
         In training three numbers are drawn whatever comes of them, so that no option shifts the stream.
         """
         options = self.options
-        if training:
-            coin, kind, strength = torch.rand(3, generator=generator).tolist()
-            if step < options.ambient_only_steps or coin >= options.diffuse_probability:
-                return Shading()
-            mode: Mode = "textureless" if kind < options.textureless_probability else "diffuse"
-            if options.soft_shading:
-                return soft(mode, 1.0 - strength)
-            return Shading(mode, options.ambient, options.diffuse)
-        if step < options.ambient_only_steps or options.diffuse == 0:
+        if not training:
+            unlit = step < options.ambient_only_steps or options.diffuse == 0
+            return Shading() if unlit else Shading("diffuse", options.ambient, options.diffuse)
+        coin, kind, strength = torch.rand(3, generator=generator).tolist()
+        if step < options.ambient_only_steps or coin >= options.diffuse_probability:
             return Shading()
-        return Shading("diffuse", options.ambient, options.diffuse)
-
-    def __call__(
-        self,
-        features: Tensor,
-        normal: Tensor | None = None,
-        position: Tensor | None = None,
-        light: Tensor | None = None,
-        shading: Shading | None = None,
-    ) -> Tensor:
-        """Colours (N, 3). Raises ValueError if a lit mode lacks the normals, the positions or the light."""
-        shading = shading or Shading()
-        if not shading.lit:
-            return albedo(features)
-        if normal is None or position is None or light is None:
-            raise ValueError(f"shading {shading.mode!r} needs normals, positions and a light position")
-        return shade(features, normal, position, light, shading)
+        mode: Mode = "textureless" if kind < options.textureless_probability else "diffuse"
+        if options.soft_shading:
+            return Shading(mode, 1.0 - strength, 1.0 - (1.0 - strength))
+        return Shading(mode, options.ambient, options.diffuse)

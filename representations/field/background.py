@@ -1,7 +1,7 @@
 """What lies behind the object: one colour, or a small network from direction to colour.
 
-A background is called as background(directions (..., 3), generator=None, training=None) -> colours (..., 3)
-in [0, 1]. Randomness comes from the generator alone; training=None means the module's own mode.
+A background is called as background(directions (..., 3), generator=None, training=False) -> colours (..., 3)
+in [0, 1]. Randomness, in training, comes from the generator alone: without it that is a ValueError.
 """
 
 from __future__ import annotations
@@ -52,12 +52,10 @@ class SolidBackground(nn.Module):
         self.options = options or SolidBackgroundConfig()
         self.register_buffer("color", torch.tensor(self.options.color), persistent=False)
 
-    def forward(
-        self, directions: Tensor, generator: torch.Generator | None = None, training: bool | None = None
-    ) -> Tensor:
-        """directions (..., 3) -> (..., 3), one colour. Raises ValueError if randomness has no generator."""
+    def forward(self, directions: Tensor, generator: torch.Generator | None = None, training: bool = False) -> Tensor:
+        """directions (..., 3) -> (..., 3), one colour."""
         color = self.color.to(directions)
-        if self.options.random != "none" and (self.training if training is None else training):
+        if self.options.random != "none" and training:
             low, high = self.options.random_range
             draw = _draw(1 if self.options.random == "grey" else 3, generator)
             color = low + (high - low) * draw.to(directions)
@@ -77,11 +75,9 @@ class NeuralBackground(nn.Module):
         self.options = o = options or NeuralBackgroundConfig()
         self.mlp = MLP(9, 3, o.width, o.hidden_layers, generator)
 
-    def forward(
-        self, directions: Tensor, generator: torch.Generator | None = None, training: bool | None = None
-    ) -> Tensor:
-        """directions (..., 3), unit -> (..., 3). Raises ValueError if randomness has no generator."""
-        if self.options.random_probability > 0 and (self.training if training is None else training):
+    def forward(self, directions: Tensor, generator: torch.Generator | None = None, training: bool = False) -> Tensor:
+        """directions (..., 3), unit -> (..., 3)."""
+        if self.options.random_probability > 0 and training:
             draw = _draw(4, generator)
             if draw[0] < self.options.random_probability:
                 zero = sum(weight.sum() for weight in self.mlp.parameters()) * 0

@@ -125,27 +125,19 @@ class NGP(EncodedField):
         """x (N, 3) -> sigma (N,); the features are not computed."""
         return self._sigma(self.density_mlp(self._coarse(self.encoding(self._unit(x))), n_out=1)[:, 0], x)
 
-    def normal(self, x: Tensor, create_graph: bool | None = None) -> Tensor:
-        """Outward unit normals (N, 3), see `with_normal`."""
-        return self.with_normal(x, create_graph)[2]
-
-    def with_normal(self, x: Tensor, create_graph: bool | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def with_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (N, 3) -> sigma (N,), features (N, n_features), outward unit normals (N, 3).
 
         How normals are found is the option `normal`.
-        Normals are -grad(sigma)/|grad(sigma)|, 0 where the gradient is 0. They are differentiable in the
-        parameters if `create_graph` (default: if grad mode is on); analytic ones take x as constant.
+        Normals are -grad(sigma)/|grad(sigma)|, 0 where the gradient is 0. They are differentiable in the parameters;
+        analytic ones take x as constant.
         """
-        create_graph = torch.is_grad_enabled() if create_graph is None else create_graph
-        if self.options.normal == "analytic":
-            return self._with_analytic_normal(x.detach(), create_graph)
-        sigma, features = self(x)
         o = self.options
-        with torch.set_grad_enabled(create_graph):
-            normal = finite_difference_normal(self.density, x, o.normal_eps, o.radius, o.normal == "central")
-        return sigma, features, normal
+        if o.normal == "analytic":
+            return self._with_analytic_normal(x.detach())
+        return *self(x), finite_difference_normal(self.density, x, o.normal_eps, o.radius, o.normal == "central")
 
-    def _with_analytic_normal(self, x: Tensor, create_graph: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _with_analytic_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         training = torch.is_grad_enabled()
         unit = self._unit(x)
         encoded = self.encoding(unit)
@@ -155,11 +147,10 @@ class NGP(EncodedField):
             raw, features = self._heads(encoded)
             sigma = self._sigma(raw, x)
             to_encoded, to_raw = torch.autograd.grad(
-                sigma.sum(), (encoded, raw), retain_graph=training, create_graph=create_graph
+                sigma.sum(), (encoded, raw), retain_graph=training, create_graph=training
             )
-        with torch.set_grad_enabled(create_graph):
-            gradient = position_gradient(self.encoding, unit, to_encoded) / (2 * self.options.radius)
-            normal = -F.normalize(gradient + to_raw[:, None] * self._blob_gradient(x), dim=-1)
+        gradient = position_gradient(self.encoding, unit, to_encoded) / (2 * self.options.radius)
+        normal = -F.normalize(gradient + to_raw[:, None] * self._blob_gradient(x), dim=-1)
         return (sigma, features, normal) if training else (sigma.detach(), features.detach(), normal)
 
     def _heads(self, encoded: Tensor) -> tuple[Tensor, Tensor]:

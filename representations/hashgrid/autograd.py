@@ -19,7 +19,7 @@ from .torch_twin import Levels
 
 
 class Kernels(Protocol):
-    """Functions of tensors, without gradients: numba_backend and triton_kernels have them and say their shapes."""
+    """Functions of tensors, without gradients: numba_kernels and triton_kernels have them and say their shapes."""
 
     def encode(self, x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor: ...
 
@@ -34,12 +34,12 @@ class Encode(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor, levels: Levels, kernels: Kernels) -> Tensor:
         ctx.save_for_backward(x, table)
-        ctx.levels, ctx.kernels = levels, kernels
+        ctx.more = levels, kernels
         return kernels.encode(x, table, levels)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x, table), more = ctx.saved_tensors, (ctx.levels, ctx.kernels)
+        (x, table), more = ctx.saved_tensors, ctx.more
         to_x = PositionGradient.apply(x, table, grad, *more) if ctx.needs_input_grad[0] else None
         to_table = TableGradient.apply(x, grad, *more) if ctx.needs_input_grad[1] else None
         return to_x, to_table, None, None
@@ -51,12 +51,12 @@ class TableGradient(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, grad: Tensor, levels: Levels, kernels: Kernels) -> Tensor:
         ctx.save_for_backward(x, grad)
-        ctx.levels, ctx.kernels = levels, kernels
+        ctx.more = levels, kernels
         return kernels.scatter(x, grad, levels)
 
     @staticmethod
     def backward(ctx: Any, to_table: Tensor) -> tuple[Tensor | None, ...]:
-        (x, grad), more = ctx.saved_tensors, (ctx.levels, ctx.kernels)
+        (x, grad), more = ctx.saved_tensors, ctx.more
         to_x = PositionGradient.apply(x, to_table, grad, *more) if ctx.needs_input_grad[0] else None
         to_grad = Encode.apply(x, to_table, *more) if ctx.needs_input_grad[1] else None
         return to_x, to_grad, None, None
@@ -72,17 +72,17 @@ class PositionGradient(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor, grad: Tensor, levels: Levels, kernels: Kernels) -> Tensor:
         ctx.save_for_backward(x, table, grad)
-        ctx.levels, ctx.kernels = levels, kernels
+        ctx.more = levels, kernels
         return kernels.position_gradient(x, table, grad, levels)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, along: Tensor) -> tuple[Tensor | None, ...]:
         x, table, grad = ctx.saved_tensors
-        needs, kernels = ctx.needs_input_grad, ctx.kernels
-        to_x = _mixed_derivatives(x, table, grad, along, ctx.levels) if needs[0] else None
-        to_table = kernels.scatter(x, grad, ctx.levels, along) if needs[1] else None
-        to_grad = kernels.encode(x, table, ctx.levels, along) if needs[2] else None
+        needs, (levels, kernels) = ctx.needs_input_grad, ctx.more
+        to_x = _mixed_derivatives(x, table, grad, along, levels) if needs[0] else None
+        to_table = kernels.scatter(x, grad, levels, along) if needs[1] else None
+        to_grad = kernels.encode(x, table, levels, along) if needs[2] else None
         return to_x, to_table, to_grad, None, None
 
 

@@ -17,7 +17,7 @@ from .autograd import Differentiable
 from .torch_twin import grid_levels
 
 KERNELS = {
-    "numba": "threedgen.representations.hashgrid.numba_backend",
+    "numba": "threedgen.representations.hashgrid.numba_kernels",
     "triton": "threedgen.representations.hashgrid.triton_kernels",
 }
 """Modules of bare kernels, which `Differentiable` makes differentiable; imported at need."""

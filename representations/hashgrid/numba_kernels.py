@@ -1,4 +1,4 @@
-"""The hash grid on a CPU: numba kernels over NumPy arrays, float32 and 32-bit integers throughout.
+"""The hash grid on a CPU: numba kernels, float32 and 32-bit integers throughout.
 
 With B(x, T, g) = <g, encode(x, T)>, linear in the table T and in the gradient g, first and second
 derivatives need only
@@ -13,7 +13,7 @@ them follow. A kernel does one of `shares` equal shares of the work. Every outpu
 which adds in a fixed order: results do not depend on the number of shares. The convention is that of
 torch_twin.py.
 
-Arrays. x, direction: (3, N) float32 (direction (3, 0): none). Features and their gradients: (L*F, N), where
+Inside the kernels: x, direction: (3, N) float32 (direction (3, 0): none). Features and their gradients: (L*F, N), where
 a level's values are contiguous. table: flat, entries*F. features: a tuple of F zeros, since its length is a
 constant for the compiler. Levels: scale (L,) float32, resolution (L,) int32, offset (L+1,) int64, hashed
 (L,) bool.
@@ -28,6 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit
+from torch import Tensor
+
+from .torch_twin import Levels
 
 TILE = 128  # points whose corners are found at once: 11 KB, which the first-level cache holds
 BLOCK = 64 * TILE  # points of a task
@@ -200,7 +203,7 @@ def _slope(products, fraction, speed, count, out, start):
 
 
 @njit(cache=True, nogil=True)
-def encode(share, shares, x, direction, table, scale, resolution, offset, hashed, features, out):
+def _encode(share, shares, x, direction, table, scale, resolution, offset, hashed, features, out):
     """out (L*F, N) <- features of the points, or their derivative along `direction`."""
     n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
     n_blocks = (n_points + BLOCK - 1) // BLOCK
@@ -218,7 +221,7 @@ def encode(share, shares, x, direction, table, scale, resolution, offset, hashed
 
 
 @njit(cache=True, nogil=True)
-def scatter(share, shares, x, direction, grad, scale, resolution, offset, hashed, features, out):
+def _scatter(share, shares, x, direction, grad, scale, resolution, offset, hashed, features, out):
     """out (entries*F) <- gradient of the table for grad (L*F, N); a level is in one share."""
     n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
     scratch = _scratch()
@@ -235,7 +238,7 @@ def scatter(share, shares, x, direction, grad, scale, resolution, offset, hashed
 
 
 @njit(cache=True, nogil=True)
-def position_gradient(share, shares, x, table, grad, scale, resolution, offset, hashed, features, out):
+def _position_gradient(share, shares, x, table, grad, scale, resolution, offset, hashed, features, out):
     """out (3, N) <- d<grad, encode(x)>/dx for grad (L*F, N)."""
     n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
     n_blocks = (n_points + BLOCK - 1) // BLOCK
@@ -271,3 +274,44 @@ def in_shares(kernel: Callable[..., None], n_points: int, *arguments: Any) -> No
         kernel(0, shares, *arguments)
     for other in others:
         other.result()
+
+
+# --- of tensors: features (N, L*F) have the memory order of (L*F, N), which matrix products like too -----------------
+
+
+def encode(x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
+    """Features (N, L*F) of points x (N, 3), or their derivative along direction (N, 3)."""
+    out = torch.empty(levels.n_levels * table.shape[1], len(x))
+    _run(_encode, levels, table.shape[1], out, _columns(x), _columns(direction), _flat(table))
+    return out.t()
+
+
+def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
+    """Gradient of the table (entries, F) for grad (N, L*F), or its derivative along direction (N, 3)."""
+    n_features = grad.shape[1] // levels.n_levels
+    out = torch.empty(levels.entries * n_features)
+    _run(_scatter, levels, n_features, out, _columns(x), _columns(direction), _columns(grad))
+    return out.view(-1, n_features)
+
+
+def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor:
+    """d<grad, encode(x)>/dx, (N, 3), for grad (N, L*F)."""
+    out = torch.empty(3, len(x))
+    _run(_position_gradient, levels, table.shape[1], out, _columns(x), _flat(table), _columns(grad))
+    return out.t()
+
+
+def _run(kernel: Callable[..., None], levels: Levels, n_features: int, out: Tensor, *arrays: np.ndarray) -> None:
+    """Let a kernel fill `out`; its arrays are the points (3, N) and what else it reads."""
+    resolution, offset = levels.resolution.astype(np.int32), levels.offset.astype(np.int64)
+    geometry = levels.scale, resolution, offset, levels.hashed, (0,) * n_features
+    in_shares(kernel, arrays[0].shape[1], *arrays, *geometry, out.numpy())
+
+
+def _columns(rows: Tensor | None) -> np.ndarray:
+    """(N, C) as a C-contiguous array (C, N), without a copy if the memory order is that already; None: (3, 0)."""
+    return np.empty((3, 0), np.float32) if rows is None else rows.detach().t().contiguous().numpy()
+
+
+def _flat(table: Tensor) -> np.ndarray:
+    return table.detach().reshape(-1).numpy()

@@ -27,7 +27,7 @@ def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
     inside = torch.nan_to_num(x).clamp(0, 1)
     if len(x) == 0:
         return torch_twin.encode(inside, table, levels)
-    module = _module(levels.n_levels, levels.log2_entries, levels.base, levels.growth, table.shape[1])
+    module = _module(levels, table.shape[1])
     return functional_call(module, {"params": table.reshape(-1)}, (inside,)).to(table.dtype)
 
 
@@ -35,7 +35,7 @@ position_gradient = partial(torch_twin.position_gradient, encode=encode)
 
 
 @lru_cache(maxsize=8)
-def _module(n_levels: int, log2_entries: int, base: int, growth: float, n_features: int) -> Any:
+def _module(levels: Levels, n_features: int) -> Any:
     """tiny-cuda-nn's module of this geometry; the parameters that it comes with are never read."""
     if n_features not in WIDTHS:
         raise ConfigError(
@@ -45,11 +45,11 @@ def _module(n_levels: int, log2_entries: int, base: int, growth: float, n_featur
         n_input_dims=3,
         encoding_config={
             "otype": "HashGrid",
-            "n_levels": n_levels,
+            "n_levels": levels.n_levels,
             "n_features_per_level": n_features,
-            "log2_hashmap_size": log2_entries,
-            "base_resolution": base,
-            "per_level_scale": growth,
+            "log2_hashmap_size": levels.log2_entries,
+            "base_resolution": levels.base,
+            "per_level_scale": levels.growth,
         },
         dtype=torch.float32,
     )

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ from torch.nn import functional as F
 PRIMES = (1, 2654435761, 805459861)
 
 
-class Levels(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Levels:
     """Geometry of the L levels, as NumPy arrays (kernels take them as they are)."""
 
     scale: np.ndarray  # (L,) float32, cells per unit length
@@ -44,8 +46,12 @@ class Levels(NamedTuple):
         return int(self.offset[-1])
 
 
+@lru_cache(maxsize=64)
 def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per_level_scale: float) -> Levels:
-    """Geometry of a grid. The scale is computed in float32, since its rounding decides resolutions."""
+    """Geometry of a grid, the same object for the same numbers.
+
+    The scale is computed in float32, since its rounding decides resolutions.
+    """
     growth = np.log2(np.float32(per_level_scale), dtype=np.float32)
     exponent = np.arange(n_levels, dtype=np.float32) * growth
     scale = np.exp2(exponent, dtype=np.float32) * np.float32(base_resolution) - np.float32(1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -211,63 +212,32 @@ def _position_gradient(
 
 def encode(x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
     """Features (N, L*F) of points x (N, 3), or their derivative along direction (N, 3)."""
-    n, width = len(x), table.shape[1]
-    out = x.new_empty(len(levels.scale) * width, n)
-    _encode[_programs(n, levels)](
-        x.contiguous(),
-        _rows(x, direction),
-        table.contiguous(),
-        out,
-        *_on_device(levels, x.device),
-        n,
-        F=width,
-        PAIRS=triton.next_power_of_2(width),
-        ALONG=direction is not None,
-        BLOCK=BLOCK,
-    )
+    width, along = table.shape[1], direction is not None
+    out = x.new_empty(levels.n_levels * width, len(x))
+    given = x.contiguous(), _rows(x, direction), table.contiguous(), out, *_on_device(levels, x.device), len(x)
+    _encode[triton.cdiv(len(x), BLOCK), levels.n_levels](*given, ALONG=along, **_shape(width))
     return out.t()
 
 
 def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
     """Gradient of the table (entries, F) for grad (N, L*F), or its derivative along direction (N, 3)."""
-    n, width = len(x), grad.shape[1] // len(levels.scale)
+    width, along = grad.shape[1] // levels.n_levels, direction is not None
     out = x.new_zeros(levels.entries, width)
-    _scatter[_programs(n, levels)](
-        x.contiguous(),
-        _rows(x, direction),
-        grad.t().contiguous(),
-        out,
-        *_on_device(levels, x.device),
-        n,
-        F=width,
-        PAIRS=triton.next_power_of_2(width),
-        ALONG=direction is not None,
-        BLOCK=BLOCK,
-    )
+    given = x.contiguous(), _rows(x, direction), grad.t().contiguous(), out, *_on_device(levels, x.device), len(x)
+    _scatter[triton.cdiv(len(x), BLOCK), levels.n_levels](*given, ALONG=along, **_shape(width))
     return out
 
 
 def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor:
     """d<grad, encode(x)>/dx, (N, 3), for grad (N, L*F)."""
-    n, width = len(x), table.shape[1]
-    out = x.new_empty(n, 3)
-    _position_gradient[(triton.cdiv(n, BLOCK),)](
-        x.contiguous(),
-        table.contiguous(),
-        grad.t().contiguous(),
-        out,
-        *_on_device(levels, x.device),
-        n,
-        len(levels.scale),
-        F=width,
-        PAIRS=triton.next_power_of_2(width),
-        BLOCK=BLOCK,
-    )
+    out = x.new_empty(len(x), 3)
+    given = x.contiguous(), table.contiguous(), grad.t().contiguous(), out, *_on_device(levels, x.device), len(x)
+    _position_gradient[(triton.cdiv(len(x), BLOCK),)](*given, levels.n_levels, **_shape(table.shape[1]))
     return out
 
 
-def _programs(n: int, levels: Levels) -> tuple[int, int]:
-    return triton.cdiv(n, BLOCK), len(levels.scale)
+def _shape(width: int) -> dict[str, int]:
+    return {"F": width, "PAIRS": triton.next_power_of_2(width), "BLOCK": BLOCK}
 
 
 def _rows(x: Tensor, direction: Tensor | None) -> Tensor:
@@ -275,21 +245,9 @@ def _rows(x: Tensor, direction: Tensor | None) -> Tensor:
     return x if direction is None else direction.contiguous()
 
 
-def _on_device(levels: Levels, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`scales` and `geometry`."""
-    lists = (levels.scale, levels.resolution, levels.offset, levels.hashed)
-    return _uploaded(device, *(tuple(values.tolist()) for values in lists))
-
-
 @lru_cache(maxsize=64)
-def _uploaded(
-    device: torch.device,
-    scale: tuple[float, ...],
-    resolution: tuple[int, ...],
-    offset: tuple[int, ...],
-    hashed: tuple[bool, ...],
-) -> tuple[Tensor, Tensor]:
-    """Kept, since each copy to a GPU would wait for it."""
-    entries = (after - before for before, after in zip(offset, offset[1:], strict=False))
-    rows = list(zip(resolution, offset[:-1], entries, hashed, strict=True))
-    return torch.tensor(scale, device=device), torch.tensor(rows, dtype=torch.int32, device=device)
+def _on_device(levels: Levels, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`scales` and `geometry`; kept, since each copy to a GPU would wait for it."""
+    columns = levels.resolution, levels.offset[:-1], np.diff(levels.offset), levels.hashed
+    geometry = torch.from_numpy(np.stack(columns, axis=1).astype(np.int32))
+    return torch.from_numpy(levels.scale).to(device), geometry.to(device)

@@ -58,6 +58,10 @@ class Samples:
         """(N,) distance of the point that stands for the interval."""
         return 0.5 * (self.t_start + self.t_end)
 
+    def intervals(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """t_start, t_end, start and count, as kernels take them."""
+        return self.t_start.contiguous(), self.t_end.contiguous(), self.start.contiguous(), self.count.contiguous()
+
     def positions(self, origins: Tensor, directions: Tensor) -> Tensor:
         """World points (N, 3) at the midpoints of the intervals; no gradient reaches the rays (R, 3)."""
         return backend(self.t_start).positions(self, origins, directions)
@@ -152,19 +156,9 @@ def march(
     ``sampler: occupancy`` takes the fixed step of `step_size` and skips empty cells; ``sampler: stratified``
     divides each ray's chord in ``samples`` equal intervals and ignores the grid.
     """
-    stratified = options.sampler == "stratified"
-    step = None if stratified else step_size(options)
-    return backend(origins, options.backend).march(
-        origins.detach().contiguous(),
-        directions.detach().contiguous(),
-        step=step,
-        samples=options.samples,
-        radius=options.radius,
-        sphere=options.bound == "sphere",
-        near=options.near,
-        grid=None if stratified else grid,
-        jitter=jitter,
-    )
+    rays = origins.detach().contiguous(), directions.detach().contiguous()
+    grid = None if options.sampler == "stratified" else grid
+    return backend(origins, options.backend).march(*rays, options, grid, jitter)
 
 
 def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto") -> Composite:

@@ -11,7 +11,9 @@ import torch
 from nerfacc.cuda import _backend
 from torch import Tensor
 
-from . import Composite, Samples, pack, torch_twin
+from threedgen.representations.options import MarchConfig
+
+from . import Composite, Samples, pack, step_size, torch_twin
 from .torch_twin import positions, spans
 
 __all__ = ["composite", "march", "positions", "visible"]
@@ -21,31 +23,13 @@ if _backend._C is None:
 
 
 def march(
-    origins: Tensor,
-    directions: Tensor,
-    *,
-    step: float | None,
-    samples: int,
-    radius: float,
-    sphere: bool,
-    near: float,
-    grid: Tensor | None,
-    jitter: Tensor | None,
+    origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
 ) -> Samples:
-    """See `march.march`; equal parts of chords (step None) are left to the torch twin."""
-    if step is None or len(origins) == 0:
-        return torch_twin.march(
-            origins,
-            directions,
-            step=step,
-            samples=samples,
-            radius=radius,
-            sphere=sphere,
-            near=near,
-            grid=grid,
-            jitter=jitter,
-        )
-    first, leave, _ = spans(origins, directions, step, samples, radius, sphere, near, jitter)
+    """See `march.march`; equal parts of chords are left to the torch twin."""
+    if options.sampler == "stratified" or len(origins) == 0:
+        return torch_twin.march(origins, directions, options, grid, jitter)
+    first, leave, _ = spans(origins, directions, options, jitter)
+    radius, step = options.radius, step_size(options)
     cells = torch.ones(1, 1, 1, dtype=torch.bool, device=origins.device) if grid is None else grid
     box = origins.new_tensor([[-radius] * 3 + [radius] * 3])
     found, _, _ = nerfacc.traverse_grids(

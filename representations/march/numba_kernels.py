@@ -7,80 +7,41 @@ the torch twin does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numba import njit, prange
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from . import Composite, Samples
+from threedgen.representations.options import MarchConfig
+
+from . import Samples, torch_twin
+from .autograd import differentiable
 
 F, N = np.float32, np.int32  # a stray Python number would promote to 64 bits
-HALF, ZERO, ONE, TINY = F(0.5), F(0.0), F(1.0), F(1e-12)
+HALF, ZERO, ONE = F(0.5), F(0.0), F(1.0)
 MOST = 2**30
 
 
 def march(
-    origins: Tensor,
-    directions: Tensor,
-    *,
-    step: float | None,
-    samples: int,
-    radius: float,
-    sphere: bool,
-    near: float,
-    grid: Tensor | None,
-    jitter: Tensor | None,
+    origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
 ) -> Samples:
     """Count the samples of each ray, then fill them in; see `march.march`."""
-    rays = len(origins)
-    o, d = _array(origins), _array(directions)
+    spans = torch_twin.spans(origins, directions, options, jitter)
+    limit = torch_twin.most_steps(*spans, options)
     size = 0 if grid is None else grid.shape[0]
     cells = np.ones(1, np.bool_) if grid is None else _array(grid).reshape(-1)
-    shift = np.zeros(rays, np.float32) if jitter is None else _array(jitter)
-    span, count = np.empty((rays, 3), np.float32), np.empty(rays, np.int64)
-    first, last = np.empty(rays, np.int32), np.empty(rays, np.int32)
-    _chords(o, d, shift, F(radius), sphere, F(near), F(step or 0.0), samples if step is None else 0, span)
-    where = (o, d, span, cells, size, F(size / (2 * radius)), F(radius))
-    _count(*where, samples if step is None else MOST, first, last, count)
+    rays = (*(_array(a) for a in (origins, directions)), _array(torch.stack(spans, dim=1)))
+    where = (*rays, cells, size, F(size / (2 * options.radius)), F(options.radius))
+    first, last = np.empty(len(origins), np.int32), np.empty(len(origins), np.int32)
+    count = np.empty(len(origins), np.int64)
+    _count(*where, _array(limit.int()), first, last, count)
     start = np.cumsum(count) - count
     n = int(count.sum())
     ray_index, t_start, t_end = np.empty(n, np.int64), np.empty(n, np.float32), np.empty(n, np.float32)
     _fill(*where, first, last, start, ray_index, t_start, t_end)
     return Samples(*(torch.from_numpy(a) for a in (ray_index, t_start, t_end, start, count)))
-
-
-@njit(cache=True, error_model="numpy", inline="always")
-def _slab(o, d, radius):
-    """Distances at which a coordinate enters and leaves [-radius, radius]."""
-    if abs(d) < TINY:
-        d = TINY
-    first = (-radius - o) / d
-    second = (radius - o) / d
-    return min(first, second), max(first, second)
-
-
-@njit(cache=True, error_model="numpy", parallel=True)
-def _chords(o, d, shift, radius, sphere, near, step, parts, span):
-    """span (R, 3): distance of the first sample, of the exit, and the step; exit < first for a miss."""
-    for r in prange(o.shape[0]):
-        if sphere:
-            along = o[r, 0] * d[r, 0] + o[r, 1] * d[r, 1] + o[r, 2] * d[r, 2]
-            x, y, z = o[r, 0] - along * d[r, 0], o[r, 1] - along * d[r, 1], o[r, 2] - along * d[r, 2]
-            half = np.sqrt(max(radius * radius - (x * x + y * y + z * z), ZERO))
-            enter, leave = -along - half, -along + half
-        else:
-            x0, x1 = _slab(o[r, 0], d[r, 0], radius)
-            y0, y1 = _slab(o[r, 1], d[r, 1], radius)
-            z0, z1 = _slab(o[r, 2], d[r, 2], radius)
-            enter, leave = max(x0, y0, z0), min(x1, y1, z1)
-        enter = max(enter, near)
-        size = (leave - enter) / F(parts) if parts > 0 else step
-        span[r, 0] = enter + shift[r] * size
-        span[r, 1] = leave
-        span[r, 2] = size
-        if not leave > enter:
-            span[r, 0], span[r, 1], span[r, 2] = ONE, ZERO, ONE
 
 
 @njit(cache=True, error_model="numpy", inline="always")
@@ -95,6 +56,15 @@ def _cell(o, d, t, scale, radius, size):
     return min(max(N((o + t * d + radius) * scale), N(0)), N(size - 1))
 
 
+@njit(cache=True, error_model="numpy", inline="always")
+def _occupied(o, d, r, t, cells, scale, radius, size):
+    """Is the cell full in which ray r is at distance t?"""
+    i = _cell(o[r, 0], d[r, 0], t, scale, radius, size)
+    j = _cell(o[r, 1], d[r, 1], t, scale, radius, size)
+    m = _cell(o[r, 2], d[r, 2], t, scale, radius, size)
+    return cells[(i * N(size) + j) * N(size) + m]
+
+
 @njit(cache=True, error_model="numpy", parallel=True)
 def _count(o, d, span, cells, size, scale, radius, limit, first, last, count):
     """How many samples each ray keeps, and the first and last of them.
@@ -103,16 +73,12 @@ def _count(o, d, span, cells, size, scale, radius, limit, first, last, count):
     to cell (DDA), whose jumps the processor cannot foresee, even for 512 steps through 32 cells.
     """
     for r in prange(o.shape[0]):
-        steps = int((span[r, 1] - span[r, 0]) / span[r, 2]) + 1 if span[r, 1] > span[r, 0] else 0
         n, low, high = N(0), N(MOST), N(-1)
-        for k in range(N(min(steps, limit))):  # only 32 bits and reductions make it a vector loop
+        for k in range(limit[r]):  # only 32 bits and reductions make it a vector loop
             t = _middle(span, r, k)
             keep = t < span[r, 1]
             if size > 0:
-                i = _cell(o[r, 0], d[r, 0], t, scale, radius, size)
-                j = _cell(o[r, 1], d[r, 1], t, scale, radius, size)
-                m = _cell(o[r, 2], d[r, 2], t, scale, radius, size)
-                keep &= cells[(i * N(size) + j) * N(size) + m]
+                keep &= _occupied(o, d, r, t, cells, scale, radius, size)
             n += N(keep)
             low = min(low, N(k)) if keep else low
             high = max(high, N(k)) if keep else high
@@ -125,13 +91,8 @@ def _fill(o, d, span, cells, size, scale, radius, first, last, start, ray_index,
     for r in prange(o.shape[0]):
         n = start[r]
         for k in range(first[r], last[r] + 1):
-            if size > 0:
-                t = _middle(span, r, k)
-                i = _cell(o[r, 0], d[r, 0], t, scale, radius, size)
-                j = _cell(o[r, 1], d[r, 1], t, scale, radius, size)
-                m = _cell(o[r, 2], d[r, 2], t, scale, radius, size)
-                if not cells[(i * N(size) + j) * N(size) + m]:
-                    continue
+            if size > 0 and not _occupied(o, d, r, _middle(span, r, k), cells, scale, radius, size):
+                continue
             ray_index[n], t_start[n] = r, span[r, 0] + F(k) * span[r, 2]
             t_end[n] = span[r, 0] + F(k + 1) * span[r, 2]
             n += 1
@@ -149,7 +110,7 @@ def _positions(o, d, t_start, t_end, start, count, out):
 def positions(samples: Samples, origins: Tensor, directions: Tensor) -> Tensor:
     """See `march.Samples.positions`."""
     out = torch.empty(len(samples), 3)
-    _positions(_array(origins), _array(directions), *_arrays(samples), out.numpy())
+    _positions(_array(origins), _array(directions), *(_array(a) for a in samples.intervals()), out.numpy())
     return out
 
 
@@ -166,15 +127,8 @@ def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, k
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
     """See `march.visible`."""
     keep = np.empty(len(samples), np.bool_)
-    _visible(_array(sigma), *_arrays(samples), F(alpha_threshold), F(early_stop), keep)
+    _visible(_array(sigma), *(_array(a) for a in samples.intervals()), F(alpha_threshold), F(early_stop), keep)
     return torch.from_numpy(keep)
-
-
-def _arrays(samples: Samples) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """t_start, t_end (N,) float32, start, count (R,) int64 without copies."""
-    arrays = (samples.t_start, samples.t_end, samples.start, samples.count)
-    first, last, start, count = (_array(a) for a in arrays)
-    return first, last, start, count
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -205,26 +159,14 @@ def _forward(sigma, values, t_start, t_end, start, count, weights, behind, total
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _backward(
-    g_total,
-    g_opacity,
-    g_depth,
-    g_weights,
-    values,
-    t_start,
-    t_end,
-    start,
-    count,
-    weights,
-    behind,
-    g_sigma,
-    g_values,
-):
+def _backward(grads, values, t_start, t_end, start, count, weights, behind, g_sigma, g_values):
     """d w_j / d sigma_i = dt_i T_(i+1) for j = i and -dt_i w_j for j > i: one walk from the far end, with a
     running sum.
 
-    g_weights has length 0 when nothing depends on the weights; g_values when the values need no gradient.
+    grads: of the values, the opacity, the depth and the weights; the last has length 0 when nothing depends on the
+    weights, and g_values when the values need no gradient.
     """
+    g_total, g_opacity, g_depth, g_weights = grads
     channels = values.shape[1]
     for r in prange(start.shape[0]):
         later = 0.0
@@ -241,36 +183,22 @@ def _backward(
                     g_values[i, c] = weights[i] * g_total[r, c]
 
 
-class _Composite(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, sigma, values, t_start, t_end, start, count):
-        n, rays, channels = sigma.shape[0], start.shape[0], values.shape[1]
-        weights, behind = torch.empty(n), torch.empty(n)
-        total, opacity, depth = torch.empty(rays, channels), torch.empty(rays, 1), torch.empty(rays, 1)
-        inputs = (sigma, values, t_start, t_end, start, count)
-        _forward(*(_array(a) for a in (*inputs, weights, behind, total, opacity, depth)))
-        ctx.save_for_backward(values, t_start, t_end, start, count, weights, behind)
-        ctx.set_materialize_grads(False)
-        return total, opacity, depth, weights
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g_total, g_opacity, g_depth, g_weights):
-        values, t_start, t_end, start, count, weights, behind = ctx.saved_tensors
-        rays, channels = start.shape[0], values.shape[1]
-        g_total = torch.zeros(rays, channels) if g_total is None else g_total
-        g_opacity = torch.zeros(rays, 1) if g_opacity is None else g_opacity
-        g_depth = torch.zeros(rays, 1) if g_depth is None else g_depth
-        g_weights = torch.empty(0) if g_weights is None else g_weights
-        g_sigma = torch.empty_like(weights)
-        g_values = torch.empty(values.shape if ctx.needs_input_grad[1] else (0, channels))
-        saved = (values, t_start, t_end, start, count, weights, behind)
-        arrays = (g_total, g_opacity, g_depth, g_weights, *saved, g_sigma, g_values)
-        _backward(*(_array(a) for a in arrays))
-        return g_sigma, (g_values if ctx.needs_input_grad[1] else None), None, None, None, None
+def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, ...]:
+    """See `autograd.differentiable`."""
+    rays, channels = len(samples[2]), values.shape[1]
+    out = torch.empty(rays, channels), torch.empty(rays, 1), torch.empty(rays, 1)
+    weights, behind = torch.empty_like(sigma), torch.empty_like(sigma)
+    _forward(*(_array(a) for a in (sigma, values, *samples, weights, behind, *out)))
+    return *out, weights, behind
 
 
-def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
-    """See `march.composite`."""
-    arrays = (samples.t_start, samples.t_end, samples.start, samples.count)
-    return Composite(*_Composite.apply(sigma.float(), values.float(), *arrays))
+def backward(grads: Sequence[Tensor | None], saved: Sequence[Tensor], learn: bool) -> tuple[Tensor, Tensor | None]:
+    """See `autograd.differentiable`."""
+    sigma, values = saved[:2]
+    g_sigma, g_values = torch.empty_like(sigma), torch.empty(values.shape if learn else (0, values.shape[1]))
+    given = tuple(np.empty(0, np.float32) if grad is None else _array(grad) for grad in grads)
+    _backward(given, *(_array(a) for a in (*saved[1:], g_sigma, g_values)))
+    return g_sigma, g_values if learn else None
+
+
+composite = differentiable(forward, backward)

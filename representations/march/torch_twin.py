@@ -5,25 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import Composite, Samples, pack
+from threedgen.representations.options import MarchConfig
+
+from . import Composite, Samples, pack, step_size
 
 
 def march(
-    origins: Tensor,
-    directions: Tensor,
-    *,
-    step: float | None,
-    samples: int,
-    radius: float,
-    sphere: bool,
-    near: float,
-    grid: Tensor | None,
-    jitter: Tensor | None,
+    origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
 ) -> Samples:
-    """Test every step of every ray; see `march.march`. step None: ``samples`` equal parts of each chord."""
-    first, leave, steps = spans(origins, directions, step, samples, radius, sphere, near, jitter)
-    room = (leave - first).where(leave > first, torch.zeros_like(first))
-    limit = samples if step is None else int(room.max() / step) + 1 if len(room) else 0
+    """Test every step of every ray; see `march.march`."""
+    first, leave, steps = spans(origins, directions, options, jitter)
+    limit = int(most_steps(first, leave, steps, options).max()) if len(first) else 0
 
     k = torch.arange(limit + 1, dtype=torch.float32, device=origins.device)
     edges = first[:, None] + k * steps[:, None]
@@ -31,29 +23,31 @@ def march(
     t_mid = 0.5 * (t_start + t_end)
     keep = t_mid < leave[:, None]
     if grid is not None:
-        keep &= occupied(grid, origins[:, None] + t_mid[..., None] * directions[:, None], radius)
+        keep &= occupied(grid, origins[:, None] + t_mid[..., None] * directions[:, None], options.radius)
     return pack(keep.nonzero()[:, 0], t_start[keep], t_end[keep], len(origins))
 
 
 def spans(
-    origins: Tensor,
-    directions: Tensor,
-    step: float | None,
-    samples: int,
-    radius: float,
-    sphere: bool,
-    near: float,
-    jitter: Tensor | None,
+    origins: Tensor, directions: Tensor, options: MarchConfig, jitter: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Distances (R,) of each ray's first sample and of its exit, and its step (R,); a miss: exit <= first.
 
     Sample k lies between first + k * step and first + (k + 1) * step.
     """
-    enter, leave = (sphere_chord if sphere else box_chord)(origins, directions, radius)
-    enter = enter.clamp(min=near)
-    length = (leave - enter).where(leave > enter, torch.zeros_like(enter))
-    steps = length / samples if step is None else torch.full_like(enter, step)
+    chord = sphere_chord if options.bound == "sphere" else box_chord
+    enter, leave = chord(origins, directions, options.radius)
+    enter = enter.clamp(min=options.near)
+    if options.sampler == "stratified":
+        steps = (leave - enter).clamp(min=0) / options.samples
+    else:
+        steps = torch.full_like(enter, step_size(options))
     return (enter if jitter is None else enter + jitter * steps), leave, steps
+
+
+def most_steps(first: Tensor, leave: Tensor, steps: Tensor, options: MarchConfig) -> Tensor:
+    """How many samples (R,) of a ray may lie before its exit; at most ``samples`` equal parts of a chord."""
+    many = (((leave - first) / steps).long() + 1) * (leave > first)
+    return many.clamp(max=options.samples) if options.sampler == "stratified" else many
 
 
 def box_chord(origins: Tensor, directions: Tensor, radius: float) -> tuple[Tensor, Tensor]:

@@ -6,16 +6,19 @@ the same bits every time. Everything is float32. The marcher needs no memory but
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from . import Composite, Samples
-from .torch_twin import positions, spans
+from threedgen.representations.options import MarchConfig
+
+from . import Samples
+from .autograd import differentiable
+from .torch_twin import most_steps, positions, spans
 
 __all__ = ["composite", "march", "positions", "visible"]
 
@@ -219,101 +222,56 @@ def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, k
 
 
 def march(
-    origins: Tensor,
-    directions: Tensor,
-    *,
-    step: float | None,
-    samples: int,
-    radius: float,
-    sphere: bool,
-    near: float,
-    grid: Tensor | None,
-    jitter: Tensor | None,
+    origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
 ) -> Samples:
     """Count the samples of each ray, then fill them in; see `march.march`."""
-    first, leave, steps = spans(origins, directions, step, samples, radius, sphere, near, jitter)
-    many = (((leave - first) / steps).long() + 1) * (leave > first)
-    limit = (many.clamp(max=samples) if step is None else many).int()
-    size = 0 if grid is None else len(grid)
+    first, leave, steps = spans(origins, directions, options, jitter)
+    limit = most_steps(first, leave, steps, options).int()
+    size, radius = 0 if grid is None else len(grid), options.radius
     cells = first if grid is None else grid.contiguous().view(torch.uint8)
     given = origins, directions, first, leave, steps, cells, limit, size / (2 * radius), float(radius)
-    count = torch.empty_like(many)
+    count = torch.empty(len(first), dtype=torch.long, device=first.device)
     # a product and a sum stay two roundings, as in torch
-    options: dict[str, Any] = {"SIZE": size, "BLOCK": BLOCK, "enable_fp_fusion": False}
-    _count[(len(first),)](*given, count, **options)
+    constants: dict[str, Any] = {"SIZE": size, "BLOCK": BLOCK, "enable_fp_fusion": False}
+    _count[(len(first),)](*given, count, **constants)
     start = count.cumsum(0) - count
     total = int(count.sum())
-    ray_index, t_start, t_end = many.new_empty(total), first.new_empty(total), first.new_empty(total)
-    _fill[(len(first),)](*given, start, ray_index, t_start, t_end, **options)
+    ray_index, t_start, t_end = count.new_empty(total), first.new_empty(total), first.new_empty(total)
+    _fill[(len(first),)](*given, start, ray_index, t_start, t_end, **constants)
     return Samples(ray_index, t_start, t_end, start, count)
-
-
-def _of(samples: Samples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tuple(t.contiguous() for t in (samples.t_start, samples.t_end, samples.start, samples.count))  # type: ignore
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
     """See `march.visible`."""
     keep = torch.empty(len(samples), dtype=torch.uint8, device=sigma.device)
-    given = sigma.float().contiguous(), *_of(samples), float(alpha_threshold), float(early_stop)
+    given = sigma.float().contiguous(), *samples.intervals(), float(alpha_threshold), float(early_stop)
     _visible[(samples.n_rays,)](*given, keep, BLOCK=BLOCK)
     return keep.bool()
 
 
-class _Composite(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, ...]:
-        sigma, values, rays, channels = sigma.contiguous(), values.contiguous(), len(samples[2]), values.shape[1]
-        weights, behind = torch.empty_like(sigma), torch.empty_like(sigma)
-        total, opacity, depth = sigma.new_empty(rays, channels), sigma.new_empty(rays, 1), sigma.new_empty(rays, 1)
-        _forward[(rays,)](
-            sigma,
-            values,
-            *samples,
-            weights,
-            behind,
-            total,
-            opacity,
-            depth,
-            C=channels,
-            WIDE=triton.next_power_of_2(channels),
-            BLOCK=BLOCK,
-        )
-        ctx.save_for_backward(sigma, values, *samples, weights, behind)
-        ctx.set_materialize_grads(False)
-        return total, opacity, depth, weights
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
-        sigma, values, *samples, weights, behind = ctx.saved_tensors
-        rays, channels, learnt = len(samples[2]), values.shape[1], ctx.needs_input_grad[1]
-        shapes = (rays, channels), (rays, 1), (rays, 1)
-        pixels = [
-            sigma.new_zeros(shape) if grad is None else grad.contiguous()
-            for grad, shape in zip(given, shapes, strict=False)
-        ]
-        g_sigma, g_values = torch.empty_like(sigma), torch.empty_like(values) if learnt else None
-        to_weights = None if given[3] is None else given[3].contiguous()
-        _backward[(rays,)](
-            *pixels,
-            sigma if to_weights is None else to_weights,
-            sigma,
-            values,
-            *samples,
-            weights,
-            behind,
-            g_sigma,
-            values if g_values is None else g_values,
-            WEIGHTS=to_weights is not None,
-            VALUES=learnt,
-            C=channels,
-            WIDE=triton.next_power_of_2(channels),
-            BLOCK=BLOCK,
-        )
-        return g_sigma, g_values, None, None, None, None
+def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, ...]:
+    """See `autograd.differentiable`."""
+    rays, channels = len(samples[2]), values.shape[1]
+    weights, behind = torch.empty_like(sigma), torch.empty_like(sigma)
+    pixels = sigma.new_empty(rays, channels), sigma.new_empty(rays, 1), sigma.new_empty(rays, 1)
+    _forward[(rays,)](sigma, values, *samples, weights, behind, *pixels, **_shape(channels))
+    return *pixels, weights, behind
 
 
-def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
-    """See `march.composite`."""
-    return Composite(*_Composite.apply(sigma.float(), values.float(), *_of(samples)))
+def backward(grads: Sequence[Tensor | None], saved: Sequence[Tensor], learn: bool) -> tuple[Tensor, Tensor | None]:
+    """See `autograd.differentiable`."""
+    *pixels, to_weights = grads
+    sigma, values = saved[:2]
+    g_sigma, g_values = torch.empty_like(sigma), torch.empty_like(values) if learn else None
+    given = (*pixels, sigma if to_weights is None else to_weights, *saved)
+    flags = {"WEIGHTS": to_weights is not None, "VALUES": learn}
+    out = g_sigma, values if g_values is None else g_values
+    _backward[(len(saved[4]),)](*given, *out, **flags, **_shape(values.shape[1]))
+    return g_sigma, g_values
+
+
+def _shape(channels: int) -> dict[str, int]:
+    return {"C": channels, "WIDE": triton.next_power_of_2(channels), "BLOCK": BLOCK}
+
+
+composite = differentiable(forward, backward)

@@ -21,7 +21,7 @@ from threedgen.representations.base import Representation
 from threedgen.representations.losses import facing_away
 from threedgen.representations.march import pack
 from threedgen.representations.options import DMTetConfig
-from threedgen.representations.shading import Material
+from threedgen.representations.shading import NoMaterial
 from threedgen.representations.volume.render import Background, Render
 
 from .raster import antialias, surface_points
@@ -99,7 +99,7 @@ class DMTet(Representation):
         self,
         cameras: Cameras,
         background: Background,
-        material: Material,
+        material: NoMaterial,
         *,
         generator: torch.Generator | None = None,
         training: bool = False,
@@ -116,55 +116,40 @@ class DMTet(Representation):
         _, directions = (rays.reshape(-1, 3).to(device) for rays in cameras.rays())
         behind = background(directions, training=training, generator=generator)
         vertices, faces = self.surface()
-        if len(faces) == 0:  # nothing is left: a picture of the background, with a graph
-            nothing = (self.distance.sum() + self.deformation.sum()) * 0 + behind.new_zeros(count, 1)
-            black = nothing.expand(-1, 3)
-            return self._render(behind + nothing, black, behind, nothing, nothing, None, shading, vertices)
-        seen = surface_points(vertices, faces, cameras)
-        _, features = self.paint(seen.position)
-        per_view = cameras.height * cameras.width
-        light = (cameras.position if light is None else light).to(device)[seen.number // per_view]
-        colours = material(features, seen.normal, seen.position, light, shading)
-        away = facing_away(torch.ones_like(seen.depth), seen.normal, seen.directions)[:, None]
-        solid = torch.ones_like(away)
-        columns = torch.cat([colours, solid, seen.depth[:, None], seen.normal, away], dim=-1)
-        flat = columns.new_zeros(count, columns.shape[1]).index_copy(0, seen.number, columns)
-        picture = flat.view(len(cameras), cameras.height, cameras.width, -1)
-        smooth = antialias(picture, seen.face, vertices, faces, cameras).view(count, -1)
-        rgb_fg, opacity, depth, normal, away = smooth.split([3, 1, 1, 3, 1], dim=-1)
-        rgb = rgb_fg + behind * (1 - opacity)
-        return self._render(rgb, rgb_fg, behind, opacity, depth, (normal + opacity) / 2, shading, vertices, faces, away)
-
-    def _render(
-        self,
-        rgb: Tensor,
-        rgb_fg: Tensor,
-        behind: Tensor,
-        opacity: Tensor,
-        depth: Tensor,
-        normal: Tensor | None,
-        shading: Any,
-        vertices: Tensor,
-        faces: Tensor | None = None,
-        away: Tensor | None = None,
-    ) -> Render:
-        none = rgb.new_zeros(0)
+        if len(faces):
+            light = cameras.position if light is None else light
+            columns = self._columns(vertices, faces, cameras, material, light.to(device), shading)
+        else:  # nothing is left: a picture of the background, with a graph
+            columns = behind.new_zeros(count, 9) + 0 * (self.distance.sum() + self.deformation.sum())
+        rgb_fg, opacity, depth, normal, away = columns.split([3, 1, 1, 3, 1], dim=-1)
+        none = behind.new_zeros(0)
         return Render(
-            rgb=rgb,
+            rgb=rgb_fg + behind * (1 - opacity),
             rgb_fg=rgb_fg,
             background=behind,
             opacity=opacity,
             depth=depth,
             z_variance=torch.zeros_like(opacity),
-            normal=normal,
-            away=torch.zeros_like(opacity) if away is None else away,
-            eikonal=None,
             shading=shading,
-            samples=pack(none.long(), none, none, len(rgb)),
-            weights=None,
-            normals=None,
-            surface=None if faces is None else (vertices, faces),
+            samples=pack(none.long(), none, none, count),
+            normal=(normal + opacity) / 2,
+            away=away,
+            surface=(vertices, faces) if len(faces) else None,
         )
+
+    def _columns(
+        self, vertices: Tensor, faces: Tensor, cameras: Cameras, material: NoMaterial, light: Tensor, shading: Any
+    ) -> Tensor:
+        """Colour, opacity, depth, normal and `facing_away` of all pixels (B H W, 9), before a black background."""
+        seen = surface_points(vertices, faces, cameras)
+        _, features = self.paint(seen.position)
+        light = light[seen.number // (cameras.height * cameras.width)]
+        colours = material(features, seen.normal, seen.position, light, shading)
+        away = facing_away(torch.ones_like(seen.depth), seen.normal, seen.directions)[:, None]
+        parts = torch.cat([colours, torch.ones_like(away), seen.depth[:, None], seen.normal, away], dim=-1)
+        flat = parts.new_zeros(seen.face.numel(), parts.shape[1]).index_copy(0, seen.number, parts)
+        picture = flat.view(*seen.face.shape, -1)
+        return antialias(picture, seen.face, vertices, faces, cameras).flatten(0, 2)
 
     @torch.no_grad()
     def start(self, other: nn.Module) -> None:

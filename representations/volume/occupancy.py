@@ -41,7 +41,8 @@ class OccupancyGrid(nn.Module):
         """
         if not self.due(step):
             return
-        cells = self._all() if step < self.options.warmup else self._some(generator)
+        everything = torch.arange(self.values.numel(), device=self.values.device)
+        cells = everything if step < self.options.warmup else self._some(generator)
         seen = density(self._points(cells, generator)).reshape(-1).float() * self.step_size
         values = self.values.view(-1)
         decayed = values[cells] * self.options.decay
@@ -54,9 +55,6 @@ class OccupancyGrid(nn.Module):
     def mean(self) -> float:
         """Mean of the values; row by row, which no number of threads can change in the last bit."""
         return float(self.values.mean(-1).mean())
-
-    def _all(self) -> Tensor:
-        return torch.arange(self.values.numel(), device=self.values.device)
 
     def _some(self, generator: torch.Generator) -> Tensor:
         """A fixed number of cells drawn from all, and at most as many of the full ones."""

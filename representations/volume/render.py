@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from threedgen.representations.losses import facing_away
 from threedgen.representations.march import Samples, composite, depth_variance, join, march, pack, visible
 from threedgen.representations.options import MarchConfig
-from threedgen.representations.shading import Material, Shading
+from threedgen.representations.shading import NoMaterial, Shading
 from threedgen.run.memory import graph_bytes
 
 from .occupancy import OccupancyGrid
@@ -63,25 +63,20 @@ class Render:
     opacity: Tensor
     depth: Tensor
     z_variance: Tensor
-    normal: Tensor | None
-    away: Tensor | None
-    eikonal: Tensor | None
     shading: Shading
     samples: Samples
-    weights: Tensor | None
-    normals: Tensor | None
+    normal: Tensor | None = None
+    away: Tensor | None = None
+    eikonal: Tensor | None = None
+    weights: Tensor | None = None
+    normals: Tensor | None = None
     surface: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def ray_index(self) -> Tensor:
-        """(N,) the ray of each sample."""
-        return self.samples.ray_index
 
 
 def render(
     field: Field,
     background: Background,
-    material: Material,
+    material: NoMaterial,
     occupancy: OccupancyGrid | None,
     options: MarchConfig,
     origins: Tensor,
@@ -113,18 +108,16 @@ def render(
     rays = _Rays(origins, directions, jitter, None if light is None else light.expand(len(origins), 3))
     samples = _place(field, occupancy, options, rays, chunk)
 
-    def shade(part: slice) -> tuple[_Pixels, _PerSample]:
+    def shade(part: slice) -> _Shaded:
         return _shade(field, material, options, rays.part(part), samples.of_rays(part), shading, need_normals)
 
-    parts, per_sample = samples.split(chunk), _PerSample(None, None)
+    parts = samples.split(chunk)
     if len(parts) == 1:
-        seen, per_sample = shade(parts[0])
+        seen = shade(parts[0])
     else:
-        seen = _Pixels(*two_pass(lambda part: shade(part)[0], parts, field.parameters()))
+        seen = _Shaded(*two_pass(lambda part: shade(part)[:-2], parts, field.parameters()))
     rgb = seen.rgb_fg + behind * (1 - seen.opacity)
-    return Render(
-        rgb=rgb, background=behind, shading=shading, samples=samples, **seen._asdict(), **per_sample._asdict()
-    )
+    return Render(rgb=rgb, background=behind, shading=shading, samples=samples, **seen._asdict())
 
 
 class _Rays(NamedTuple):
@@ -140,8 +133,8 @@ class _Rays(NamedTuple):
         return _Rays(*(None if value is None else value[part] for value in self))  # type: ignore[arg-type]
 
 
-class _Pixels(NamedTuple):
-    """What `Render` has for each ray and the field has to be asked for."""
+class _Shaded(NamedTuple):
+    """What `Render` has that the field has to be asked for: for each ray, and the last two for each sample."""
 
     rgb_fg: Tensor
     opacity: Tensor
@@ -150,13 +143,8 @@ class _Pixels(NamedTuple):
     normal: Tensor | None
     away: Tensor | None
     eikonal: Tensor | None
-
-
-class _PerSample(NamedTuple):
-    """What `Render` has for each sample."""
-
-    weights: Tensor | None
-    normals: Tensor | None
+    weights: Tensor | None = None
+    normals: Tensor | None = None
 
 
 PLACING = 4
@@ -200,13 +188,13 @@ def _worth_shading(
 
 def _shade(
     field: Field,
-    material: Material,
+    material: NoMaterial,
     options: MarchConfig,
     rays: _Rays,
     samples: Samples,
     shading: Shading,
     need_normals: bool,
-) -> tuple[_Pixels, _PerSample]:
+) -> _Shaded:
     """Shading and compositing, without random numbers: the same again for the same rays."""
     if len(samples) == 0:
         samples, points = _nothing(rays.origins, options.radius)
@@ -232,8 +220,8 @@ def _shade(
         normal = seen.opacity * (normalize(toward, dim=-1) + 1) / 2
         directions = rays.directions.index_select(0, samples.ray_index)
         away = samples.sum(facing_away(seen.weights, normals, directions))[:, None]
-    pixels = _Pixels(rgb_fg, seen.opacity, seen.depth, depth_variance(seen, samples), normal, away, eikonal)
-    return pixels, _PerSample(seen.weights, normals)
+    spread = depth_variance(seen, samples)
+    return _Shaded(rgb_fg, seen.opacity, seen.depth, spread, normal, away, eikonal, seen.weights, normals)
 
 
 def _nothing(origins: Tensor, radius: float) -> tuple[Samples, Tensor]:
@@ -254,7 +242,7 @@ BACKWARD = 2.0
 def sample_bytes(
     field: Field,
     background: Background,
-    material: Material,
+    material: NoMaterial,
     options: MarchConfig,
     normals: bool,
     device: torch.device | str = "cpu",

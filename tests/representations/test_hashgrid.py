@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.support.interpreted import BACKENDS, KERNELS
 from tests.support.parity_files import parity_files
 from threedgen.config.errors import ConfigError
-from threedgen.representations.hashgrid import numba_backend, numba_kernels, torch_twin
+from threedgen.representations.hashgrid import numba_kernels, torch_twin
 from threedgen.representations.hashgrid.encoding import Frequency, HashGrid, position_gradient
 from threedgen.representations.hashgrid.torch_twin import grid_levels
 from threedgen.representations.options import FrequencyConfig, HashGridConfig
@@ -264,7 +264,7 @@ def test_default_is_the_usual_grid() -> None:
 
 
 def test_backend_falls_back_or_says_why_not() -> None:
-    assert filled(SMALL).backend().kernels is numba_backend
+    assert filled(SMALL).backend().kernels is numba_kernels
     assert filled(SMALL).double().backend() is torch_twin
     with pytest.raises(ConfigError, match="'numba' computes float32 on a CPU, not torch.float64"):
         filled(SMALL.model_copy(update={"backend": "numba"})).double()(points(3).double())

@@ -10,7 +10,6 @@ import trimesh
 
 from threedgen.export.files.textured import TexturedMesh, stand
 from threedgen.export.shape.unwrap import unwrap
-from threedgen.export.surface.tangents import vertex_tangents
 from threedgen.geometry.images import png
 
 
@@ -35,9 +34,7 @@ class Textures:
 def textured(body: trimesh.Trimesh | None = None, size: int = 256) -> tuple[TexturedMesh, Textures]:
     """A body (an icosphere of 320 triangles if none is given), unwrapped and standing on the ground, and its maps."""
     body = body or trimesh.creation.icosphere(2, 0.5)
-    made = unwrap(np.asarray(body.vertices, np.float32), np.asarray(body.faces, np.int32), size)
-    tangents = vertex_tangents(made.vertices, made.faces, made.normals, made.uv)
-    mesh = TexturedMesh(made.vertices, made.faces, made.normals, made.uv, tangents)
+    mesh, _ = unwrap(np.asarray(body.vertices, np.float32), np.asarray(body.faces, np.int32), size)
     ramp = np.linspace(0, 255, size).astype(np.uint8)
     colour = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], np.uint8(40)), axis=-1)
     flat = np.broadcast_to(np.array([128, 128, 255], np.uint8), (size, size, 3))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.check import Expected, Finding, check_collider, check_glb
@@ -20,19 +19,17 @@ from threedgen.export.files.textured import TexturedMesh, stand
 from threedgen.export.files.usdz import usdz_bytes
 from threedgen.export.options import AssetConfig
 from threedgen.export.shape.collider import ENGINES, Part, collider_names, convex_parts, hull
+from threedgen.export.shape.from_field import FieldView
 from threedgen.export.shape.lods import level
 from threedgen.export.shape.mesh import Mesh
 from threedgen.export.shape.simplify import BudgetTooSmall, simplify
 from threedgen.export.shape.topology import topology, weld
 from threedgen.export.shape.unwrap import unwrap
 from threedgen.export.surface.bake import Maps, bake
-from threedgen.export.surface.pictures import Shots
+from threedgen.export.surface.pictures import FOV, Pictures, around, pixels
 from threedgen.export.surface.refine_texture import refine_texture
-from threedgen.export.surface.tangents import vertex_tangents
 from threedgen.geometry.images import png
 
-Array = NDArray[Any]
-Colours = Callable[[Array], Array]
 FILE_SIZE = 3.0
 """Megabytes that a GLB with maps of 1024 texels should not exceed; larger maps may have more."""
 
@@ -64,19 +61,18 @@ def make_asset(
     dense: Mesh,
     config: AssetConfig,
     name: str = "mesh",
-    colours: Colours | None = None,
+    view: FieldView | None = None,
     gltf_extras: dict[str, Any] | None = None,
-    shoot: Callable[[], Shots] | None = None,
     nearest_budget: bool = False,
 ) -> ExportedAsset:
-    """An asset as `config` describes it, with the colours of a field, points (N, 3) -> sRGB (N, 3), or of `dense`.
+    """An asset as `config` describes it of a dense surface, with the colours of its field, or without one its own.
 
-    gltf_extras (JSON data) travel in the GLB, with what was found and dropped on the way. shoot: takes pictures of the
-    field, to which the texture is fitted. nearest_budget: a budget below what the shape allows becomes the nearest
-    that it does, and a note. Raises BudgetTooSmall, UnwrapError, ConfigError.
+    gltf_extras (JSON data) travel in the GLB, with what was found and dropped on the way. If the field has pictures,
+    the texture is fitted to them. nearest_budget: a budget below what the shape allows becomes the nearest that it
+    does, and a note. Raises BudgetTooSmall, UnwrapError, ConfigError.
     """
     asset = ExportedAsset(name)
-    low, pngs = _textured(asset, dense, config, colours, shoot, nearest_budget)
+    low, pngs = _textured(asset, dense, config, view, nearest_budget)
     with asset.timed("levels"):
         levels = {name: low}
         for number, count in enumerate(config.levels, 1):
@@ -108,12 +104,7 @@ def make_asset(
 
 
 def _textured(
-    asset: ExportedAsset,
-    dense: Mesh,
-    config: AssetConfig,
-    colours: Colours | None,
-    shoot: Callable[[], Shots] | None,
-    nearest_budget: bool,
+    asset: ExportedAsset, dense: Mesh, config: AssetConfig, view: FieldView | None, nearest_budget: bool
 ) -> tuple[TexturedMesh, dict[str, bytes]]:
     """The simple mesh in the field's world, with the files of its maps."""
     budget = config.triangles
@@ -127,36 +118,36 @@ def _textured(
             budget = error.possible
             vertices, faces = simplify(dense.vertices, dense.faces, budget)
     with asset.timed("unwrap"):
-        unwrapped = unwrap(vertices, faces, config.texels)
+        low, charts = unwrap(vertices, faces, config.texels)
     with asset.timed("bake"):
-        tangents = vertex_tangents(unwrapped.vertices, unwrapped.faces, unwrapped.normals, unwrapped.uv)
-        low = TexturedMesh(unwrapped.vertices, unwrapped.faces, unwrapped.normals, unwrapped.uv, tangents)
-        maps = bake(low, dense, config.texels, colours)
-    maps = maps if shoot is None else _refined(asset, low, maps, shoot)
+        maps = bake(low, dense, config.texels, None if view is None else view.colours)
+    if view is not None and view.pictures is not None and config.refine:
+        maps = _refined(asset, low, maps, config, view.pictures, view.radius)
     with asset.timed("write"):
         pngs = {kind: png(pixels) for kind, pixels in maps.uint8().items()}
     asset.figures |= {
         "budget": budget,
-        "charts": unwrapped.charts,
+        "charts": charts,
         "bake": {k: round(float(v), 6) for k, v in maps.info.items()},
     }
     return low, pngs
 
 
-def _refined(asset: ExportedAsset, low: TexturedMesh, maps: Maps, shoot: Callable[[], Shots]) -> Maps:
+def _refined(
+    asset: ExportedAsset, low: TexturedMesh, maps: Maps, config: AssetConfig, pictures: Pictures, radius: float
+) -> Maps:
     """The maps with the colours that make the mesh look most like the pictures; as they are if nothing compares."""
     with asset.timed("pictures"):
-        shots = shoot()
+        cameras = around(config.refine, pixels(config.texels), radius)
+        colours, opacities = pictures(cameras)
     with asset.timed("refine"):
         try:
-            better = refine_texture(
-                maps.base_colour, low.vertices, low.faces, low.uv, shots.c2w, shots.fov, shots.colours, shots.opacities
-            )
+            better = refine_texture(maps.base_colour, low, cameras.c2w.numpy(), FOV, colours, opacities)
         except ConfigError as error:
             asset.notes.append(f"the texture was not fitted to pictures: {error}")
             return maps
     asset.figures["refine"] = {
-        "views": len(shots.c2w),
+        "views": len(cameras),
         "pixels": better.pixels,
         "psnr_before": round(better.psnr_before, 2),
         "psnr_after": round(better.psnr_after, 2),

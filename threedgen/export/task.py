@@ -21,9 +21,7 @@ from .asset import ExportedAsset, make_asset
 from .files import manifest
 from .options import FOLDER, AssetConfig, ExportConfig
 from .run_field import RunField, asset_name, open_run, provenance
-from .shape.from_field import FieldView, dense_surface
-from .shape.mesh import Mesh
-from .surface.pictures import shoot
+from .shape.from_field import dense_surface
 
 logger = logging.getLogger(__name__)
 
@@ -57,23 +55,12 @@ def export(source: RunField, config: AssetConfig, nearest_budget: bool = False) 
     name = asset_name(config.name or source.config.prompt)
     sampled = time.perf_counter() - begun
     metadata = provenance(source.config, source.steps)
-    asset = export_view(source.view, dense, config, name, metadata, nearest_budget)
+    asset = make_asset(dense, config, name, source.view, metadata, nearest_budget)
     asset.seconds = {"surface": round(sampled, 3)} | asset.seconds
     asset.notes = notes + asset.notes
     if config.strict and asset.problems:
         raise ConfigError("strict: the asset was not written: " + "; ".join(asset.problems))
     return asset
-
-
-def export_view(
-    view: FieldView, dense: Mesh, config: AssetConfig, name: str, metadata: dict[str, Any], nearest_budget: bool = False
-) -> ExportedAsset:
-    """The asset of a field with the dense surface of it, its colours, and pictures to which the texture is fitted."""
-    pictures = view.pictures
-    camera = None
-    if pictures is not None and config.refine:
-        camera = lambda: shoot(pictures, config.refine, config.texels, view.radius)  # noqa: E731
-    return make_asset(dense, config, name, view.colours, metadata, camera, nearest_budget)
 
 
 def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from threedgen.config.errors import ConfigError
-from threedgen.export.shape.mesh import Mesh, vertex_normals
+from threedgen.export.shape.mesh import Mesh, on_arrays, vertex_normals
 from threedgen.export.surface import bvh
 from threedgen.export.surface.bake import Texels, bake, project, tangent_space, texel_frames
 from threedgen.geometry.raster import rasterise_uv, unit
@@ -192,7 +193,8 @@ def test_colours_are_asked_in_chunks_and_their_shape_is_checked():
         return place_colour(points)
 
     whole = bake(globe(), ball(3), 40, place_colour, occlusion_rays=0)
-    parts = bake(globe(), ball(3), 40, colour, occlusion_rays=0, chunk=100)
+    chunked = on_arrays(lambda points: torch.from_numpy(colour(points.numpy())), chunk=100)
+    parts = bake(globe(), ball(3), 40, chunked, occlusion_rays=0)
     assert max(sizes) == 100 and np.array_equal(whole.base_colour, parts.base_colour)
     for wrong in (lambda p: p[:, :2], lambda p: p * np.nan):
         with pytest.raises(ConfigError, match="colours"):

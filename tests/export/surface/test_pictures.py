@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from threedgen.export.asset import make_asset
 from threedgen.export.options import AssetConfig
 from threedgen.export.run_field import open_run, view_of
 from threedgen.export.shape.from_field import dense_surface
-from threedgen.export.surface.pictures import FOV, Shots, around, field_pictures, shoot
+from threedgen.export.surface.pictures import FOV, around, field_pictures
 from threedgen.representations.options import MarchConfig, OccupancyConfig
 from threedgen.representations.volume.occupancy import OccupancyGrid
 
@@ -61,20 +62,20 @@ def test_an_occupancy_grid_changes_nothing_but_the_time() -> None:
 def test_fitting_brings_the_texture_nearer_to_the_pictures() -> None:
     view = view_of(Ball(), None, MARCH, "cpu")
     dense, _ = dense_surface(view, 40)
-    pale = make_asset(dense, SMALL, "ball", lambda x: 0.5 + 0 * x, shoot=lambda: shoot(view.pictures, 6, 256))
+    grey = replace(view, colour=lambda x: 0.5 + 0 * x)
+    pale = make_asset(dense, SMALL, "ball", grey)
     told = pale.figures["refine"]
     assert told["views"] == 6 and told["pixels"] > 500
     assert told["psnr_after"] > told["psnr_before"] + 3
-    plain = make_asset(dense, SMALL, "ball", lambda x: 0.5 + 0 * x)
+    plain = make_asset(dense, SMALL, "ball", replace(grey, pictures=None))
     assert "refine" not in plain.figures and plain.files["ball.glb"] != pale.files["ball.glb"]
 
 
 def test_pictures_that_show_nothing_are_a_note() -> None:
     view = view_of(Ball(), None, MARCH, "cpu")
     dense, _ = dense_surface(view, 40)
-    poses = around(1, 16).c2w.numpy()
-    nothing = Shots(poses, FOV, np.zeros((1, 16, 16, 3)), np.zeros((1, 16, 16)))
-    asset = make_asset(dense, SMALL, "ball", view.colours, shoot=lambda: nothing)
+    nothing = replace(view, pictures=lambda cameras: (np.zeros((6, 64, 64, 3)), np.zeros((6, 64, 64))))
+    asset = make_asset(dense, SMALL, "ball", nothing)
     assert "was not fitted to pictures" in asset.notes[0] and "ball.glb" in asset.files
 
 

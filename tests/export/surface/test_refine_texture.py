@@ -37,9 +37,6 @@ class Worn:
     faces: np.ndarray
     uv: np.ndarray
 
-    def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.vertices, self.faces, self.uv
-
 
 def globe(columns: int = 48, rows: int = 24, scale: float = 1.0, shift: float = 0.0) -> Worn:
     """A unit sphere; uv are longitude and latitude, in a part of the texture if scaled."""
@@ -135,14 +132,14 @@ def test_a_blurred_checker_becomes_sharp_also_in_views_that_were_not_shown():
     worn, truth = globe(), checker()
     start = blurred(truth)
     given = photographs(worn, truth, around(8))
-    refined = refine_texture(start, *worn.parts(), *given, steps=60)
+    refined = refine_texture(start, worn, *given, steps=60)
     assert refined.psnr_after > refined.psnr_before + 5
     fresh = photographs(worn, truth, around(3, azimuth=0.39, elevation=0.15))
-    samples = sample_pixels(*worn.parts(), *fresh, 2, 0.95, 0.2)
+    samples = sample_pixels(worn, *fresh)
     before, after = (psnr(predict(t, samples), samples.target) for t in (start, refined.texture))
     assert after > before + 3
     assert refined.texture.min() >= 0 and refined.texture.max() <= 1 and refined.texture.dtype == np.float32
-    assert refined.pixels == len(sample_pixels(*worn.parts(), *given, 2, 0.95, 0.2).target) > 3000
+    assert refined.pixels == len(sample_pixels(worn, *given).target) > 3000
 
 
 def test_pictures_by_ray_casting_improve_the_texture():
@@ -155,7 +152,7 @@ def test_pictures_by_ray_casting_improve_the_texture():
     z = np.sin(math.pi * (v - 0.5))[:, None, None]
     exact = np.broadcast_to(0.5 + 0.4 * np.sin(9 * z + np.array([0, 1, 2.0])), (64, 128, 3)).astype(np.float32)
     start = np.clip(0.7 * blurred(exact, 20) + 0.2, 0, 1)  # too pale and too soft
-    arguments = (*globe().parts(), cameras.c2w.numpy(), 0.75, targets, hit.astype(np.float32))
+    arguments = (globe(), cameras.c2w.numpy(), 0.75, targets, hit.astype(np.float32))
     refined = refine_texture(start, *arguments, supersample=1)
     assert refined.psnr_before < 25 and refined.psnr_after > refined.psnr_before + 8
     seen = refined.seen
@@ -167,11 +164,11 @@ def test_no_texel_of_a_pixel_stays_behind(monkeypatch):
     """A texture much finer than the pictures that is all too dark becomes brighter evenly, not in speckles."""
     worn, truth = globe(), np.full((192, 384, 3), 0.6, np.float32)
     given = photographs(worn, truth, around(5))
-    samples = sample_pixels(*worn.parts(), *given, 2, 0.95, 0.2)
+    samples = sample_pixels(worn, *given)
     assert 2 < footprint(samples, truth.shape) < 6
-    even = refine_texture(truth - 0.3, *worn.parts(), *given)
+    even = refine_texture(truth - 0.3, worn, *given)
     monkeypatch.setattr(refine_texture_module, "SPREAD", 0)
-    speckled = refine_texture(truth - 0.3, *worn.parts(), *given)
+    speckled = refine_texture(truth - 0.3, worn, *given)
     near = np.s_[70:120, 20:360]  # the middle latitudes, looked at from the front
     rough, before = (np.abs(np.diff(found.texture[near], axis=1)).mean() for found in (even, speckled))
     assert rough < 0.4 * before, (rough, before)
@@ -182,7 +179,7 @@ def test_texels_that_nobody_sees_keep_their_value():
     worn, truth = globe(), checker()
     start = blurred(truth)
     given = photographs(worn, truth, around(2, azimuth=-0.2).select([0]))  # from the front only
-    refined = refine_texture(start, *worn.parts(), *given)
+    refined = refine_texture(start, worn, *given)
     assert 0.15 < refined.seen.mean() < 0.5
     assert np.array_equal(refined.texture[~refined.seen], start[~refined.seen])
     assert np.abs(refined.texture - start)[refined.seen].mean() > 0.02
@@ -193,12 +190,12 @@ def test_texels_that_nobody_sees_keep_their_value():
 def test_a_texture_that_is_right_stays_and_a_worse_one_is_never_returned():
     worn, truth = globe(), checker()
     given = photographs(worn, truth, around(4))
-    same = refine_texture(truth, *worn.parts(), *given, steps=5)
+    same = refine_texture(truth, worn, *given, steps=5)
     assert np.array_equal(same.texture, truth) and same.psnr_after == same.psnr_before > 80
     start = blurred(truth)
-    wild = refine_texture(start, *worn.parts(), *given, steps=3, rate=50.0)
+    wild = refine_texture(start, worn, *given, steps=3, rate=50.0)
     assert wild.psnr_after >= wild.psnr_before
-    none = refine_texture(start, *worn.parts(), *given, steps=0)
+    none = refine_texture(start, worn, *given, steps=0)
     assert np.array_equal(none.texture, start) and none.psnr_after == none.psnr_before
 
 
@@ -208,9 +205,9 @@ def test_the_background_of_the_targets_does_not_come_in():
     small = Worn(0.93 * worn.vertices, worn.faces, worn.uv)
     cameras = around(6)
     picture = render(
-        *small.parts()[:2], cameras.c2w.numpy(), 0.75, SIZE, uv=worn.uv, texture=truth, background=(0, 1, 0)
+        small.vertices, small.faces, cameras.c2w.numpy(), 0.75, SIZE, uv=worn.uv, texture=truth, background=(0, 1, 0)
     )
-    arguments = (*worn.parts(), cameras.c2w.numpy(), 0.75, picture.rgb)
+    arguments = (worn, cameras.c2w.numpy(), 0.75, picture.rgb)
     refined = refine_texture(truth * 0.9, *arguments, picture.alpha)
     assert np.abs(refined.texture - truth).max() < 0.08
     everything = refine_texture(truth * 0.9, *arguments, np.ones_like(picture.alpha))
@@ -222,33 +219,25 @@ def test_gutters_follow_the_charts():
     mask = rasterise_uv(worn.uv, worn.faces, 64).mask
     truth = fill(whole, mask)
     start = fill(blurred(whole), mask)
-    refined = refine_texture(start, *worn.parts(), *photographs(worn, truth, around(8)))
+    refined = refine_texture(start, worn, *photographs(worn, truth, around(8)))
     kept = mask | refined.seen
     assert np.array_equal(refined.texture, fill(refined.texture, kept))
     assert not np.array_equal(refined.texture[~kept], start[~kept]) and refined.psnr_after > refined.psnr_before + 1
-
-
-def test_corner_uv_and_shared_uv_are_the_same():
-    worn, truth = globe(24, 12), checker()
-    given = photographs(worn, truth, around(2))
-    one = refine_texture(blurred(truth), *worn.parts(), *given, steps=4)
-    two = refine_texture(blurred(truth), worn.vertices, worn.faces, worn.uv[worn.faces], *given, steps=4)
-    assert np.array_equal(one.texture, two.texture) and one.psnr_after == two.psnr_after
 
 
 def test_what_does_not_fit_is_said():
     worn, texture = globe(8, 4), checker()
     c2w, fov, rgb, alpha = photographs(worn, texture, around(2))
     for arguments, words in [
-        ((texture[..., 0], *worn.parts(), c2w, fov, rgb, alpha), "shape"),
-        ((texture, *worn.parts(), c2w, fov, rgb[:1], alpha), "2 cameras need targets"),
-        ((texture, *worn.parts(), c2w, fov, rgb, alpha[:, :4]), "masks"),
-        ((texture, *worn.parts(), c2w, fov, rgb, 0 * alpha), "no pixel"),
-        ((texture, *worn.parts(), c2w, fov, rgb * np.nan, alpha), "not finite"),
-        ((texture, worn.vertices, worn.faces + 40, worn.uv, c2w, fov, rgb, alpha), "vertices 40 to"),
-        ((texture, worn.vertices, worn.faces[:0], worn.uv, c2w, fov, rgb, alpha), "without faces"),
+        ((texture[..., 0], worn, c2w, fov, rgb, alpha), "shape"),
+        ((texture, worn, c2w, fov, rgb[:1], alpha), "2 cameras need targets"),
+        ((texture, worn, c2w, fov, rgb, alpha[:, :4]), "masks"),
+        ((texture, worn, c2w, fov, rgb, 0 * alpha), "no pixel"),
+        ((texture, worn, c2w, fov, rgb * np.nan, alpha), "not finite"),
+        ((texture, Worn(worn.vertices, worn.faces + 40, worn.uv), c2w, fov, rgb, alpha), "vertices 40 to"),
+        ((texture, Worn(worn.vertices, worn.faces[:0], worn.uv), c2w, fov, rgb, alpha), "without faces"),
     ]:
         with pytest.raises(ConfigError, match=words):
             refine_texture(*arguments)
     with pytest.raises(ConfigError, match="rate"):
-        refine_texture(texture, *worn.parts(), c2w, fov, rgb, alpha, rate=0)
+        refine_texture(texture, worn, c2w, fov, rgb, alpha, rate=0)

@@ -24,7 +24,7 @@ from threedgen.representations.mesh.losses import laplacian, normal_consistency,
 from threedgen.representations.mesh.raster import antialias, surface_points
 from threedgen.representations.mesh.tetrahedra import marching_tetrahedra, tetrahedral_grid
 from threedgen.representations.options import DMTetConfig, MarchConfig, NGPConfig
-from threedgen.representations.shading import DiffuseMaterial, NoMaterial, soft
+from threedgen.representations.shading import DiffuseMaterial, NoMaterial, Shading
 from threedgen.run.seeding import generator
 
 PAINT: dict[str, Any] = {
@@ -166,7 +166,7 @@ def test_it_is_seen_as_the_ball_that_it_begins_as() -> None:
 
 def test_distances_places_and_paint_all_learn() -> None:
     field = mesh()
-    lit = look(field, DiffuseMaterial(), shading=soft("diffuse", 0.3))
+    lit = look(field, DiffuseMaterial(), shading=Shading("diffuse", 0.3, 0.7))
     (lit.rgb.square().mean() + normal_consistency(*lit.surface) + laplacian(*lit.surface)).backward()
     for name in ("distance", "deformation"):
         grad = getattr(field, name).grad

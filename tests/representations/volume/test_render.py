@@ -17,7 +17,7 @@ from tests.support.parity_files import parity_files
 from threedgen.representations import losses
 from threedgen.representations.field.ngp import BLOBS, NGP
 from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig
-from threedgen.representations.shading import DiffuseMaterial, NoMaterial, Shading, soft
+from threedgen.representations.shading import DiffuseMaterial, NoMaterial, Shading
 from threedgen.representations.volume.occupancy import OccupancyGrid
 from threedgen.representations.volume.render import Render, render
 from threedgen.run.seeding import generator
@@ -99,7 +99,7 @@ def test_colours_add_up():
     seen = look()
     torch.testing.assert_close(seen.rgb, seen.rgb_fg + seen.background * (1 - seen.opacity))
     torch.testing.assert_close(seen.samples.sum(seen.weights)[:, None], seen.opacity)
-    assert len(seen.weights) == len(seen.ray_index) and seen.normal is None
+    assert len(seen.weights) == len(seen.samples.ray_index) and seen.normal is None
 
 
 def test_no_samples_gives_the_background_and_zero_gradients():
@@ -127,7 +127,7 @@ def test_skipping_empty_cells_changes_nothing():
 @torch.no_grad()
 @pytest.mark.parametrize("chunk", [7, 100, 10**6])
 def test_chunks_give_the_same_picture(chunk):
-    lit = {"material": DiffuseMaterial(), "light": picture()[0] + 0.5, "shading": soft("diffuse", 0.3)}
+    lit = {"material": DiffuseMaterial(), "light": picture()[0] + 0.5, "shading": Shading("diffuse", 0.3, 0.7)}
     whole, parts = (look(chunk=c, **lit) for c in (None, chunk))
     for name in ("rgb", "rgb_fg", "background", "opacity", "depth", "z_variance", "normal"):
         torch.testing.assert_close(getattr(whole, name), getattr(parts, name))
@@ -175,7 +175,7 @@ def test_only_training_is_random_and_only_by_its_generator():
 
 
 def test_light_falls_from_its_own_side():
-    light, shading = torch.tensor([3.0, 3.0, 0.0]), soft("textureless", 0.1)
+    light, shading = torch.tensor([3.0, 3.0, 0.0]), Shading("textureless", 0.1, 0.9)
     seen, (origins, _) = look(material=DiffuseMaterial(), light=light, shading=shading), picture()
     body = seen.opacity[:, 0] > 0.99
     left, right = (body & (sign * origins[:, 1] > 0.2) for sign in (1, -1))
@@ -253,7 +253,8 @@ class Recorded:
     def render(self, field: NGP) -> Render:
         shading = Shading()
         if self.meta["shading"] in ("textureless", "diffuse"):
-            shading = soft(self.meta["shading"], self["ambient_ratio"].item())
+            ambient = self["ambient_ratio"].item()
+            shading = Shading(self.meta["shading"], ambient, 1 - ambient)
         return render(
             field,
             lambda directions, **_: self.per_ray("bg_color"),
@@ -288,7 +289,7 @@ def test_pictures_of_the_reference(path):
     seen = recorded.render(recorded.field())
     near(seen.samples.t_start, recorded["t_starts"], 1e-6)
     near(seen.samples.t_end, recorded["t_ends"], 1e-6)
-    assert torch.equal(seen.ray_index, recorded["ray_indices"])
+    assert torch.equal(seen.samples.ray_index, recorded["ray_indices"])
     names = {"rgb": "comp_rgb", "rgb_fg": "comp_rgb_fg"}
     for name in ("rgb", "rgb_fg", "opacity", "depth", "z_variance", "weights"):
         near(getattr(seen, name), recorded["out_" + names.get(name, name)], 1e-5)

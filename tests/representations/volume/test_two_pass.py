@@ -21,7 +21,7 @@ from threedgen.representations.field.background import NeuralBackground
 from threedgen.representations.field.ngp import NGP
 from threedgen.representations.march import Samples, join, pack
 from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig
-from threedgen.representations.shading import DiffuseMaterial, Shading, soft
+from threedgen.representations.shading import DiffuseMaterial, Shading
 from threedgen.representations.volume import two_pass as module
 from threedgen.representations.volume.occupancy import OccupancyGrid
 from threedgen.representations.volume.render import Render, render, sample_bytes, samples_that_fit
@@ -270,9 +270,14 @@ def assert_close(some: list[Tensor | None], wanted: list[Tensor | None], each: f
     assert float((all_of_some - all_of_wanted).norm()) <= 1e-5 * float(all_of_wanted.norm())
 
 
+SHADINGS = [Shading("diffuse", 0.3, 0.7), Shading("textureless", 0.3, 0.7), Shading()]
+
+
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 @pytest.mark.parametrize("thin", [False, True])
-@pytest.mark.parametrize("shading", [soft("diffuse", 0.3), soft("textureless", 0.3), Shading()], ids=lambda s: s.mode)
+@pytest.mark.parametrize(
+    "shading", [Shading("diffuse", 0.3, 0.7), Shading("textureless", 0.3, 0.7), Shading()], ids=lambda s: s.mode
+)
 def test_chunks_give_the_same_gradient(backend: str, thin: bool, shading: Shading) -> None:
     """Through lit colours and the orientation loss these are second derivatives of the field."""
     field, background, look = scene(backend, thin)
@@ -298,7 +303,7 @@ def test_chunks_give_the_same_gradient(backend: str, thin: bool, shading: Shadin
 def test_what_waits_for_the_backward_pass_does_not_grow_with_the_samples() -> None:
     def kept(samples: int, chunk: int | None) -> int:
         _, _, look = scene("numba", thin=False, samples=samples)
-        return graph_bytes(lambda: look(chunk, soft("diffuse", 0.3)))
+        return graph_bytes(lambda: look(chunk, Shading("diffuse", 0.3, 0.7)))
 
     assert kept(160, None) > 2 * kept(40, None)
     assert kept(160, 100) == kept(40, 100) < kept(40, None)

@@ -6,6 +6,7 @@ stricter about the format and knows nothing of holes, overlapping charts or a no
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 
 from threedgen.export.files.read_glb import Broken, Glb, read_glb
 from threedgen.export.shape.topology import signed_volume, topology, weld
-from threedgen.export.shape.uv_layout import Layout, layout
+from threedgen.export.shape.uv_layout import layout
 
 Array = NDArray[Any]
+Severity = Literal["error", "warning"]
 
 MEGABYTE = 1 << 20
 FEW = 3000
@@ -31,7 +33,7 @@ HULL, LOOSE = 130, 0.05
 class Finding:
     """Something that is not as it should be. error: the asset is broken; warning: it works, but could be better."""
 
-    severity: Literal["error", "warning"]
+    severity: Severity
     code: str
     message: str
 
@@ -58,7 +60,7 @@ def check_glb(data: bytes, expected: Expected = Expected()) -> list[Finding]:  #
         glb = read_glb(data)
     except Broken as error:
         return [Finding("error", "file", str(error))]
-    findings = _file(glb, data, expected)
+    findings = [*_file(glb, data, expected)]
     if "POSITION" not in glb.attributes or not len(glb.faces):
         return [*findings, Finding("error", "empty", "the file holds no triangles")]
     bad = [name for name, values in glb.attributes.items() if not np.isfinite(values).all()]
@@ -66,10 +68,8 @@ def check_glb(data: bytes, expected: Expected = Expected()) -> list[Finding]:  #
         return [*findings, Finding("error", "finite", f"values of {', '.join(bad)} are not finite")]
     if int(glb.faces.max()) >= len(glb.attributes["POSITION"]):
         return [*findings, Finding("error", "indices", "a face names a vertex that is not there")]
-    findings += _body(glb, expected) + _place(glb, expected) + _directions(glb)
-    if "TEXCOORD_0" in glb.attributes:
-        findings += _uv(glb, expected)
-    return findings + _maps(glb, expected)
+    looks = _body, _place, _directions, _uv, _maps
+    return findings + [finding for look in looks for finding in look(glb, expected)]
 
 
 def passed(findings: list[Finding]) -> bool:
@@ -77,83 +77,78 @@ def passed(findings: list[Finding]) -> bool:
     return not any(finding.severity == "error" for finding in findings)
 
 
-def _file(glb: Glb, data: bytes, expected: Expected) -> list[Finding]:
-    findings = [Finding("error", "format", problem) for problem in glb.problems]
+def _file(glb: Glb, data: bytes, expected: Expected) -> Iterator[Finding]:
+    for problem in glb.problems:
+        yield Finding("error", "format", problem)
     if len(data) > expected.megabytes * MEGABYTE:
         size = len(data) / MEGABYTE
-        findings.append(Finding("warning", "size", f"the file has {size:.1f} MB, more than {expected.megabytes:g}"))
+        yield Finding("warning", "size", f"the file has {size:.1f} MB, more than {expected.megabytes:g}")
     for name in ("POSITION", "NORMAL", "TANGENT", "TEXCOORD_0"):
         if name not in glb.attributes:
-            findings.append(Finding("error", "attributes", f"the mesh has no {name}"))
+            yield Finding("error", "attributes", f"the mesh has no {name}")
     missing = [key for key in expected.gltf_extras if key not in glb.gltf_extras]
     if missing:
-        findings.append(Finding("error", "extras", f"the extras do not tell {', '.join(missing)}"))
-    return findings
+        yield Finding("error", "extras", f"the extras do not tell {', '.join(missing)}")
 
 
-def _body(glb: Glb, expected: Expected) -> list[Finding]:
+def _body(glb: Glb, expected: Expected) -> Iterator[Finding]:
     """The triangles, joined again where seams split them."""
     vertices, faces, _ = weld(glb.attributes["POSITION"], glb.faces)
     found = topology(vertices, faces)
-    findings = []
-
-    def fault(severity: Literal["error", "warning"], code: str, count: int, what: str) -> None:
-        if count:
-            findings.append(Finding(severity, code, f"{count} {what}"))
-
-    fault("error", "open", found.open_edges, "edges have one face: the surface has holes")
     few = len(faces) < FEW and found.crowded_edges <= CROWDED
-    fault("warning" if few else "error", "crowded", found.crowded_edges, "edges have more than two faces")
-    fault("error", "winding", found.twisted_edges, "edges join faces that disagree about where outside is")
-    fault("warning", "degenerate", found.degenerate, "triangles have no area")
+    unused = len(glb.attributes["POSITION"]) - len(np.unique(glb.faces))
+    counts: list[tuple[Severity, str, int, str]] = [
+        ("error", "open", found.open_edges, "edges have one face: the surface has holes"),
+        ("warning" if few else "error", "crowded", found.crowded_edges, "edges have more than two faces"),
+        ("error", "winding", found.twisted_edges, "edges join faces that disagree about where outside is"),
+        ("warning", "degenerate", found.degenerate, "triangles have no area"),
+        ("warning", "unused", unused, "vertices belong to no face"),
+    ]
+    for severity, code, count, what in counts:
+        if count:
+            yield Finding(severity, code, f"{count} {what}")
     if found.volume <= 0:
-        findings.append(Finding("error", "inside-out", "the faces look inwards"))
+        yield Finding("error", "inside-out", "the faces look inwards")
     if expected.triangles is not None and len(glb.faces) > expected.triangles:
         text = f"{len(glb.faces)} triangles, more than the {expected.triangles} asked for"
-        findings.append(Finding("error", "budget", text))
-    unused = len(glb.attributes["POSITION"]) - len(np.unique(glb.faces))
-    fault("warning", "unused", unused, "vertices belong to no face")
-    return findings
+        yield Finding("error", "budget", text)
 
 
-def _place(glb: Glb, expected: Expected) -> list[Finding]:
+def _place(glb: Glb, expected: Expected) -> Iterator[Finding]:
     """Bottom at 0, middle over the origin, as high as asked."""
     low, high = glb.attributes["POSITION"].min(axis=0), glb.attributes["POSITION"].max(axis=0)
     near = 1e-4 * max(float((high - low).max()), 1e-30)
-    findings = []
     off = max(abs(float(low[1])), abs(float(low[0] + high[0])) / 2, abs(float(low[2] + high[2])) / 2)
     if expected.height is not None and abs(float(high[1] - low[1]) - expected.height) > 1e-4 * expected.height:
-        text = f"{high[1] - low[1]:.4g} m high instead of {expected.height:g}"
-        findings.append(Finding("error", "height", text))
+        yield Finding("error", "height", f"{high[1] - low[1]:.4g} m high instead of {expected.height:g}")
     if expected.layout and off > near:
-        findings.append(Finding("error", "pivot", f"the origin is {off:.3g} m from the middle of the bottom"))
-    return findings
+        yield Finding("error", "pivot", f"the origin is {off:.3g} m from the middle of the bottom")
 
 
-def _directions(glb: Glb) -> list[Finding]:
+def _directions(glb: Glb, expected: Expected) -> Iterator[Finding]:
     """Normals and tangents: unit, at right angles, outwards."""
-    findings = []
     normal, tangent = glb.attributes.get("NORMAL"), glb.attributes.get("TANGENT")
-    if normal is not None:
-        if np.abs(np.linalg.norm(normal, axis=1) - 1).max() > 1e-3:
-            findings.append(Finding("error", "normals", "normals are not of length 1"))
-        corner = glb.attributes["POSITION"][glb.faces].astype(np.float64)
-        outward = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-        agree = (outward * normal[glb.faces].mean(axis=1)).sum(axis=1) >= 0
-        if agree.mean() < 0.99:
-            findings.append(Finding("error", "normals", f"{1 - agree.mean():.0%} of the normals look inwards"))
-    if tangent is not None and normal is not None:
-        if np.abs(np.linalg.norm(tangent[:, :3], axis=1) - 1).max() > 1e-3:
-            findings.append(Finding("error", "tangents", "tangents are not of length 1"))
-        if not np.isin(tangent[:, 3], (-1, 1)).all():
-            findings.append(Finding("error", "tangents", "the sign of a tangent is neither 1 nor -1"))
-        if np.abs((tangent[:, :3] * normal).sum(axis=1)).max() > 1e-2:
-            findings.append(Finding("error", "tangents", "tangents are not at right angles to the normals"))
-        wrong = _wrong_signs(glb)
-        if wrong > 0.02:
-            text = f"{wrong:.0%} of the faces have tangents against their UVs: a normal map looks inverted"
-            findings.append(Finding("error", "tangents", text))
-    return findings
+    if normal is None:
+        return
+    if np.abs(np.linalg.norm(normal, axis=1) - 1).max() > 1e-3:
+        yield Finding("error", "normals", "normals are not of length 1")
+    corner = glb.attributes["POSITION"][glb.faces].astype(np.float64)
+    outward = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+    agree = (outward * normal[glb.faces].mean(axis=1)).sum(axis=1) >= 0
+    if agree.mean() < 0.99:
+        yield Finding("error", "normals", f"{1 - agree.mean():.0%} of the normals look inwards")
+    if tangent is None:
+        return
+    if np.abs(np.linalg.norm(tangent[:, :3], axis=1) - 1).max() > 1e-3:
+        yield Finding("error", "tangents", "tangents are not of length 1")
+    if not np.isin(tangent[:, 3], (-1, 1)).all():
+        yield Finding("error", "tangents", "the sign of a tangent is neither 1 nor -1")
+    if np.abs((tangent[:, :3] * normal).sum(axis=1)).max() > 1e-2:
+        yield Finding("error", "tangents", "tangents are not at right angles to the normals")
+    wrong = _wrong_signs(glb)
+    if wrong > 0.02:
+        text = f"{wrong:.0%} of the faces have tangents against their UVs: a normal map looks inverted"
+        yield Finding("error", "tangents", text)
 
 
 def _wrong_signs(glb: Glb) -> float:
@@ -165,27 +160,26 @@ def _wrong_signs(glb: Glb) -> float:
     e, d = place[:, 1:] - place[:, :1], uv[:, 1:] - uv[:, :1]
     upwards = -(d[:, 0, 0] * d[:, 1, 1] - d[:, 0, 1] * d[:, 1, 0])  # the file's v runs downwards
     area = np.linalg.norm(np.cross(e[:, 0], e[:, 1]), axis=1)
-    told = glb.attributes["TANGENT"][glb.faces, 3].sum(axis=1)
-    wrong = (np.sign(told) * np.sign(upwards) < 0) & (np.abs(told) == 3)
+    sign = glb.attributes["TANGENT"][glb.faces, 3].sum(axis=1)
+    wrong = (np.sign(sign) * np.sign(upwards) < 0) & (np.abs(sign) == 3)
     return float(area[wrong].sum() / max(area.sum(), 1e-30))
 
 
-def _uv(glb: Glb, expected: Expected) -> list[Finding]:
-    uv = glb.attributes["TEXCOORD_0"]
+def _uv(glb: Glb, expected: Expected) -> Iterator[Finding]:
+    """UVs inside the texture, and how their charts lie there."""
+    uv = glb.attributes.get("TEXCOORD_0")
+    if uv is None:
+        return
     if uv.min() < 0 or uv.max() > 1:
-        return [Finding("error", "uv-range", f"UVs run from {uv.min():.3g} to {uv.max():.3g}, outside of [0, 1]")]
+        yield Finding("error", "uv-range", f"UVs run from {uv.min():.3g} to {uv.max():.3g}, outside of [0, 1]")
+        return
     if not expected.layout:
-        return []
+        return
     size = expected.texture or (max(glb.images["baseColorTexture"].shape[:2]) if glb.images else 1024)
-    return judge(layout(glb.attributes["POSITION"], glb.faces, uv * (1, -1) + (0, 1), size))
-
-
-def judge(found: Layout) -> list[Finding]:
-    """Findings about how charts lie in a texture."""
-    findings = []
+    found = layout(glb.attributes["POSITION"], glb.faces, uv * (1, -1) + (0, 1), size)
     if found.overlap > OVERLAP:
         text = f"{found.overlap:.2%} of the covered texels belong to two places of the surface"
-        findings.append(Finding("error", "uv-overlap", text))
+        yield Finding("error", "uv-overlap", text)
     low, high = found.density
     for wrong, text in (
         (found.coverage < COVERAGE, f"only {found.coverage:.0%} of the texture is used"),
@@ -194,25 +188,22 @@ def judge(found: Layout) -> list[Finding]:
         (found.gap < GAP, f"two charts are only {found.gap:.1f} texels apart, so their colours mix"),
     ):
         if wrong:
-            findings.append(Finding("warning", "uv-layout", text))
-    return findings
+            yield Finding("warning", "uv-layout", text)
 
 
-def _maps(glb: Glb, expected: Expected) -> list[Finding]:
+def _maps(glb: Glb, expected: Expected) -> Iterator[Finding]:
     """The pictures: there, square, as large as asked, and a normal map that points outwards."""
-    findings = []
     if "baseColorTexture" not in glb.images:
-        findings.append(Finding("error", "maps", "the material has no base colour"))
+        yield Finding("error", "maps", "the material has no base colour")
     for name, pixels in glb.images.items():
         height, width = pixels.shape[:2]
         if height != width or (expected.texture and height != expected.texture):
-            wanted = f" instead of {expected.texture} x {expected.texture}" if expected.texture else ", not square"
-            findings.append(Finding("error", "maps", f"the {name} has {width} x {height} texels{wanted}"))
+            asked = f" instead of {expected.texture} x {expected.texture}" if expected.texture else ", not square"
+            yield Finding("error", "maps", f"the {name} has {width} x {height} texels{asked}")
     normal = glb.images.get("normalTexture")
     if normal is not None and normal[..., 2].mean() < 0.8 * 255:
         text = f"the normal map's blue is {normal[..., 2].mean() / 255:.2f} on average: it hardly points outwards"
-        findings.append(Finding("warning", "maps", text))
-    return findings
+        yield Finding("warning", "maps", text)
 
 
 def check_collider(parts: list[tuple[Array, Array]], mesh: Array) -> list[Finding]:

@@ -88,11 +88,8 @@ def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: dict[str, Any] | None
         "NORMAL": buffer.floats(to_gltf_axes(mesh.normals)),
         "COLOR_0": buffer.add(np.round(colours * 65535).astype("<u2"), "VEC4", _UINT16, _VERTICES, normalized=True),
     }
-    material = {"name": name, "pbrMetallicRoughness": {"metallicFactor": 0, "roughnessFactor": 1}}
-    indices = buffer.indices(mesh.faces, len(mesh.vertices))
-    meshes = [_mesh(name, attributes, indices, material=0)]
-    nodes = [{"mesh": 0, "name": name, "extras": gltf_extras or {}}]
-    return _pack(buffer, meshes, nodes, gltf_extras, materials=[material])
+    meshes = [_mesh(buffer, name, attributes, mesh.faces, material=0)]
+    return _pack(buffer, meshes, gltf_extras, materials=[_material(name, {})])
 
 
 def textured_glb_bytes(
@@ -106,60 +103,58 @@ def textured_glb_bytes(
         "TANGENT": buffer.floats(np.column_stack([to_gltf_axes(mesh.tangents[:, :3]), mesh.tangents[:, 3]])),
         "TEXCOORD_0": buffer.floats(mesh.uv * (1, -1) + (0, 1)),  # glTF's v runs downwards
     }
-    indices = buffer.indices(mesh.faces, len(mesh.vertices))
-    images = [
-        {"name": f"{name}_{kind}", "mimeType": "image/png", "bufferView": buffer.blob(data)}
-        for kind, data in pngs.items()
-    ]
-    material = _material(name, {kind: number for number, kind in enumerate(pngs)})
-    sampler = {"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP_LINEAR, "wrapS": _CLAMP, "wrapT": _CLAMP}
+    meshes = [_mesh(buffer, name, attributes, mesh.faces, material=0)]
+    names = [f"{name}_{kind}" for kind in pngs]
+    views = [buffer.blob(data) for data in pngs.values()]
     return _pack(
         buffer,
-        [_mesh(name, attributes, indices, material=0)],
-        [{"mesh": 0, "name": name, "extras": gltf_extras or {}}],
+        meshes,
         gltf_extras,
-        materials=[material],
-        images=images,
-        textures=[{"source": number, "sampler": 0, "name": image["name"]} for number, image in enumerate(images)],
-        samplers=[sampler],
+        materials=[_material(name, {kind: number for number, kind in enumerate(pngs)})],
+        images=[{"name": n, "mimeType": "image/png", "bufferView": v} for n, v in zip(names, views, strict=True)],
+        textures=[{"source": number, "sampler": 0, "name": n} for number, n in enumerate(names)],
+        samplers=[{"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP_LINEAR, "wrapS": _CLAMP, "wrapT": _CLAMP}],
     )
 
 
 def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: dict[str, Any] | None = None) -> bytes:
     """A file of bare meshes, a node each: name -> vertices (V, 3) in world axes, faces (F, 3). For colliders."""
     buffer = _Buffer()
-    meshes, nodes = [], []
-    for number, (name, (vertices, faces)) in enumerate(parts.items()):
-        attributes = {"POSITION": buffer.positions(vertices)}
-        meshes.append(_mesh(name, attributes, buffer.indices(faces, len(vertices))))
-        nodes.append({"mesh": number, "name": name})
-    return _pack(buffer, meshes, nodes, gltf_extras)
+    meshes = [
+        _mesh(buffer, name, {"POSITION": buffer.positions(vertices)}, faces)
+        for name, (vertices, faces) in parts.items()
+    ]
+    return _pack(buffer, meshes, gltf_extras)
 
 
-def _mesh(name: str, attributes: dict[str, int], indices: int, **more: Any) -> dict[str, Any]:
+def _mesh(buffer: _Buffer, name: str, attributes: dict[str, int], faces: Array, **more: Any) -> dict[str, Any]:
+    """A mesh of one primitive, whose indices are appended."""
+    indices = buffer.indices(faces, buffer.accessors[attributes["POSITION"]]["count"])
     return {"name": name, "primitives": [{"attributes": attributes, "indices": indices} | more]}
 
 
 def _material(name: str, number: dict[str, int]) -> dict[str, Any]:
     """A material whose textures have these numbers. Without a map for it, nothing is metal and all is rough."""
-    pbr: dict[str, Any] = {"baseColorTexture": {"index": number["base_colour"]}}
+    pbr: dict[str, Any] = {}
     material: dict[str, Any] = {"name": name, "pbrMetallicRoughness": pbr}
+    if "base_colour" in number:
+        pbr["baseColorTexture"] = {"index": number["base_colour"]}
     if "orm" in number:
-        pbr |= {"metallicRoughnessTexture": {"index": number["orm"]}, "metallicFactor": 1, "roughnessFactor": 1}
-        material["occlusionTexture"] = {"index": number["orm"]}
-    else:
-        pbr |= {"metallicFactor": 0, "roughnessFactor": 1}
+        pbr["metallicRoughnessTexture"] = material["occlusionTexture"] = {"index": number["orm"]}
+    pbr |= {"metallicFactor": int("orm" in number), "roughnessFactor": 1}
     if "normal" in number:
         material["normalTexture"] = {"index": number["normal"]}
     return material
 
 
 def _pack(
-    buffer: _Buffer, meshes: list[Any], nodes: list[Any], gltf_extras: dict[str, Any] | None, **lists: list[Any]
+    buffer: _Buffer, meshes: list[dict[str, Any]], gltf_extras: dict[str, Any] | None, **lists: list[Any]
 ) -> bytes:
-    """The whole file: header, JSON, buffer."""
+    """The whole file: header, JSON, buffer. A node for each mesh; what wears a material tells the extras there too."""
+    extras = gltf_extras or {}
+    nodes = [{"mesh": k, "name": mesh["name"]} | ({"extras": extras} if lists else {}) for k, mesh in enumerate(meshes)]
     tree = {
-        "asset": {"version": "2.0", "generator": "threedgen", "extras": gltf_extras or {}},
+        "asset": {"version": "2.0", "generator": "threedgen", "extras": extras},
         "scene": 0,
         "scenes": [{"nodes": list(range(len(nodes)))}],
         "nodes": nodes,

@@ -145,12 +145,7 @@ def _collapse_some(points, uv, faces, corners, error, candidates, locked, first,
         new = np.full(2, -1, np.int64)
         for at in range(first[u], first[u + 1]):
             f = around[at]
-            iu = iv = -1
-            for k in range(3):
-                if faces[f, k] == u:
-                    iu = k
-                elif faces[f, k] == v:
-                    iv = k
+            iu, iv = _places(faces, f, u, v)
             if iv < 0:
                 continue
             if shared < 2:
@@ -178,14 +173,8 @@ def _collapse_some(points, uv, faces, corners, error, candidates, locked, first,
         fits = True
         for at in range(first[u], first[u + 1]):
             f = around[at]
-            i = 0
-            dying = False
-            for k in range(3):
-                if faces[f, k] == u:
-                    i = k
-                elif faces[f, k] == v:
-                    dying = True
-            if dying:
+            i, iv = _places(faces, f, u, v)
+            if iv >= 0:  # it goes away
                 continue
             c = corners[f, i]
             if c != old[0] and c != old[1]:
@@ -206,29 +195,33 @@ def _collapse_some(points, uv, faces, corners, error, candidates, locked, first,
             continue
         for at in range(first[u], first[u + 1]):
             f = around[at]
-            i = 0
-            dying = False
             for k in range(3):
                 touched[faces[f, k]] = True
-                if faces[f, k] == u:
-                    i = k
-                elif faces[f, k] == v:
-                    dying = True
-            if dying:
+            i, iv = _places(faces, f, u, v)
+            if iv >= 0:
                 continue
             faces[f, i] = v
             corners[f, i] = new[0] if corners[f, i] == old[0] else new[1]
         for at in range(first[u], first[u + 1]):  # after all were looked at: -1 is no vertex
             f = around[at]
-            if faces[f, 0] == u or faces[f, 1] == u or faces[f, 2] == u:
-                for k in range(3):
-                    faces[f, k] = -1
-        for i in range(4):
-            for k in range(4):
-                error[v, i, k] += error[u, i, k]
+            if _places(faces, f, u, v)[0] >= 0:
+                faces[f] = -1
+        error[v] += error[u]
         left -= 2
         made += 1
     return made
+
+
+@njit(cache=True, inline="always")
+def _places(faces, f, u, v):
+    """Which corners of a face u and v are, -1 for none."""
+    iu = iv = -1
+    for k in range(3):
+        if faces[f, k] == u:
+            iu = k
+        elif faces[f, k] == v:
+            iv = k
+    return iu, iv
 
 
 @njit(cache=True, inline="always")

@@ -20,20 +20,20 @@ DIRECTIONS = 64
 PARTS, PART_VERTICES, PART_SOURCE = 8, 32, 3000
 
 
-def hull(vertices: Array, directions: int = DIRECTIONS) -> Part:
-    """The convex hull of the points that lie furthest in `directions` directions: at most 2 * directions triangles.
+def hull(vertices: Array) -> Part:
+    """The convex hull of the points that lie furthest in some directions: at most 2 * DIRECTIONS triangles.
 
     They are spread evenly (Fibonacci lattice) over the sphere of the shape scaled to a cube. The hull lies within
     the full one, of which it holds nine tenths of the volume or so. Raises ConfigError for points without volume.
     """
-    n = np.arange(directions) + 0.5
-    height, turn = 1 - 2 * n / directions, np.pi * (1 + 5**0.5) * n
+    n = np.arange(DIRECTIONS) + 0.5
+    height, turn = 1 - 2 * n / DIRECTIONS, np.pi * (1 + 5**0.5) * n
     ring = np.sqrt(1 - height**2)
     away = np.stack([ring * np.cos(turn), ring * np.sin(turn), height], axis=1)
     axes = np.concatenate([np.eye(3), -np.eye(3)])  # so that the box around it is that of the mesh
     points = vertices.astype(np.float64)
     even = points / np.maximum(np.ptp(points, axis=0), 1e-30)
-    furthest = np.unique((np.concatenate([axes, away])[: max(directions, 6)] @ even.T).argmax(axis=1))
+    furthest = np.unique((np.concatenate([axes, away])[:DIRECTIONS] @ even.T).argmax(axis=1))
     return convex(points[furthest])
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from threedgen.config.errors import ConfigError
-from threedgen.export.shape.mesh import Field, Mesh, extract, from_triangles
+from threedgen.export.shape.mesh import Field, Mesh, extract, from_triangles, on_arrays
 from threedgen.export.shape.opacity import HAZE
 from threedgen.export.surface.pictures import Pictures
 
@@ -48,15 +48,13 @@ class FieldView:
 
     def colours(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """sRGB (N, 3) of points (N, 3), as arrays and without gradients."""
-        with torch.no_grad():
-            answer = self.colour(torch.from_numpy(np.ascontiguousarray(points, np.float32)).to(self.device))
-        return answer.float().clamp(0, 1).cpu().numpy()
+        return np.clip(on_arrays(self.colour, self.device)(points), 0, 1)
 
 
 def surface_of(field: FieldView, resolution: int) -> Mesh:
     """Its mesh, if it is one, or else the surface from a grid of so many points along an edge. Raises EmptyField."""
     if field.mesh is not None:
-        return from_triangles(*field.mesh(), field.colour, field.device)
+        return from_triangles(*field.mesh(), field.colours)
     return extract(field.density, field.colour, resolution, field.radius, mask=field.mask, device=field.device)
 
 

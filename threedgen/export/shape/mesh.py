@@ -12,11 +12,17 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from skimage.measure import marching_cubes
 
-from threedgen.export.shape.opacity import HALF_OPAQUE, EmptyField, depth_field
+from threedgen.export.shape.opacity import EmptyField, depth_field
 from threedgen.export.shape.topology import compact, pieces
 
 Array = NDArray[Any]
 Field = Callable[[torch.Tensor], torch.Tensor]
+SMALLEST = 0.01
+"""Share of the largest part's surface below which another part is dropped."""
+SMOOTHING = 10
+"""Taubin iterations."""
+DEPTHS = (-0.5, 0.5, 1.5, 2.5)
+"""In cells below the surface: where its colours are asked for."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,17 @@ class Mesh:
     info: dict[str, Any] = field(default_factory=dict)
 
 
+def on_arrays(function: Field, device: torch.device | str = "cpu", chunk: int = 1 << 17) -> Callable[[Array], Array]:
+    """`function` for arrays: points (N, 3), so many at once, to float32, without gradients."""
+
+    @torch.no_grad()
+    def call(points: Array) -> Array:
+        parts = torch.from_numpy(np.ascontiguousarray(points, np.float32)).split(chunk)
+        return np.concatenate([function(part.to(device)).float().cpu().numpy() for part in parts])
+
+    return call
+
+
 def extract(
     density_fn: Field,
     colour_fn: Field,
@@ -41,9 +58,7 @@ def extract(
     radius: float = 1.0,
     *,
     mask: Array | None = None,
-    level: float = HALF_OPAQUE,
-    smallest: float = 0.01,
-    smoothing: int = 10,
+    smallest: float = SMALLEST,
     chunk: int = 1 << 17,
     device: torch.device | str = "cpu",
 ) -> Mesh:
@@ -52,42 +67,29 @@ def extract(
     density_fn: points (N, 3) in world units -> sigma (N,) per world unit; colour_fn: points -> sRGB (N, 3).
     resolution: grid points along an edge of the cube around the sphere. mask: boolean (M, M, M) over that
     cube, [x, y, z]; where it is False the field is empty and not asked (a cell of margin is added).
-    level: optical depth of the surface at most. smallest: parts with less than this share of the surface of the
-    largest part are dropped. smoothing: Taubin iterations. chunk: points asked for at once.
-    Raises EmptyField.
+    smallest: parts with less than this share of the surface of the largest part are dropped. chunk: points asked for at
+    once. Raises EmptyField.
     """
     sigma = sample_density(density_fn, resolution, radius, mask, chunk, device)
     cell = 2 * radius / (resolution - 1)
-    tau, info = depth_field(sigma, cell, radius, level, smallest)
+    tau, info = depth_field(sigma, cell, radius, smallest)
     vertices, faces, info["parts_kept"] = large_pieces(*isosurface(tau, info["level"], cell, radius), smallest)
-    vertices = taubin(vertices, faces, smoothing)
+    vertices = taubin(vertices, faces, SMOOTHING)
     normals = vertex_normals(vertices, faces)
-    colours = surface_colours(density_fn, colour_fn, vertices, normals, cell, chunk, device)
+    density, colour = (on_arrays(function, device, chunk) for function in (density_fn, colour_fn))
+    colours = surface_colours(density, colour, vertices, normals, cell)
     info |= {"resolution": resolution, "radius": radius}
     return Mesh(vertices, faces, colours, normals, info)
 
 
-def from_triangles(
-    vertices: Array, faces: Array, colour_fn: Field, device: torch.device | str = "cpu", smallest: float = 0.01
-) -> Mesh:
+def from_triangles(vertices: Array, faces: Array, colours: Callable[[Array], Array]) -> Mesh:
     """A mesh that is one already, less its small pieces: vertices (N, 3), faces (F, 3). Raises EmptyField."""
     if not len(faces):
         raise EmptyField("the mesh has no triangles left; train with a smaller learning rate, or choose another seed")
     if not np.isfinite(vertices).all():
         raise EmptyField("the mesh has vertices that are not finite")
-    vertices, faces, parts = large_pieces(vertices.astype(np.float32), faces.astype(np.int32), smallest)
-    colours = np.clip(_query(colour_fn, vertices, 1 << 17, device), 0, 1).astype(np.float32)
-    return Mesh(vertices, faces, colours, vertex_normals(vertices, faces), {"parts_kept": parts})
-
-
-def _query(function: Field, points: Array, chunk: int, device: torch.device | str) -> Array:
-    """`function` at points (N, 3), in chunks, without gradients, as float32."""
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(points), chunk):
-            batch = torch.from_numpy(points[start : start + chunk]).to(device)
-            parts.append(function(batch).float().cpu().numpy())
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    vertices, faces, parts = large_pieces(vertices.astype(np.float32), faces.astype(np.int32), SMALLEST)
+    return Mesh(vertices, faces, colours(vertices), vertex_normals(vertices, faces), {"parts_kept": parts})
 
 
 def sample_density(
@@ -109,11 +111,11 @@ def sample_density(
         cells = [np.clip(((axis / radius + 1) / 2 * n).astype(int), 0, n - 1) for n in mask.shape]
         wanted &= roomy[np.ix_(*cells)]
     x, y, z = np.nonzero(wanted)
-    sigma = np.zeros((resolution,) * 3, np.float32)
+    sigma, density = np.zeros((resolution,) * 3, np.float32), on_arrays(density_fn, device, chunk)
     for start in range(0, len(x), chunk):  # the points too are made in chunks: they are three times the grid
         part = tuple(index[start : start + chunk] for index in (x, y, z))
         points = np.stack([axis[index] for index in part], axis=-1)
-        sigma[part] = _query(density_fn, points, chunk, device).reshape(-1)
+        sigma[part] = density(points).reshape(-1)
     if not np.isfinite(sigma).all():
         raise EmptyField("the field holds values that are not finite, so no mesh can be made of it")
     return np.maximum(sigma, 0, out=sigma)
@@ -171,30 +173,22 @@ def vertex_normals(vertices: Array, faces: Array) -> Array:
 
 
 def surface_colours(
-    density_fn: Field,
-    colour_fn: Field,
-    vertices: Array,
-    normals: Array,
-    cell: float,
-    chunk: int = 1 << 17,
-    device: torch.device | str = "cpu",
-    depths: tuple[float, ...] = (-0.5, 0.5, 1.5, 2.5),
+    density: Callable[[Array], Array], colour: Callable[[Array], Array], vertices: Array, normals: Array, cell: float
 ) -> Array:
     """What a short ray along the inward normal sees: colours (V, 3) float32 in [0, 1].
 
-    Composited like a pixel at `depths` cells below the surface: the colour of one point would be that of the
+    Composited like a pixel at DEPTHS, in cells below the surface: the colour of one point would be that of the
     skin, which a trained field leaves undefined where it is transparent.
     """
     light = np.ones(len(vertices), np.float32)
     total = np.zeros((len(vertices), 3), np.float32)
     plain = np.zeros_like(total)
-    for depth in depths:
+    for depth in DEPTHS:
         points = vertices - np.float32(depth * cell) * normals
-        sigma = np.maximum(_query(density_fn, points, chunk, device).reshape(-1), 0)
-        colour = _query(colour_fn, points, chunk, device).reshape(-1, 3)
+        sigma, rgb = np.maximum(density(points).reshape(-1), 0), colour(points).reshape(-1, 3)
         passed = np.exp(-sigma * cell)
-        total += (light * (1 - passed))[:, None] * colour
-        plain += colour / len(depths)
+        total += (light * (1 - passed))[:, None] * rgb
+        plain += rgb / len(DEPTHS)
         light *= passed
     seen = (1 - light)[:, None]
     return np.clip(np.where(seen > 1e-3, total / np.maximum(seen, 1e-3), plain), 0, 1).astype(np.float32)

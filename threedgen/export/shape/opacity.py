@@ -40,13 +40,11 @@ class EmptyField(ConfigError):
     """There is nothing in the field that a mesh could be made of."""
 
 
-def depth_field(
-    sigma: Array, cell: float, radius: float, level: float = HALF_OPAQUE, smallest: float = 0.01
-) -> tuple[Array, dict[str, Any]]:
+def depth_field(sigma: Array, cell: float, radius: float, smallest: float = 0.01) -> tuple[Array, dict[str, Any]]:
     """tau (R, R, R), whose surface {tau = info["level"]} is closed and without crumbs; and how it came about.
 
-    sigma (R, R, R): density per world unit at points `cell` apart, in a world of `radius`; it is used up. level: the
-    optical depth of the surface, unless that is too shallow or deep; smallest: as in `clean`. Raises EmptyField.
+    sigma (R, R, R): density per world unit at points `cell` apart, in a world of `radius`; it is used up. The
+    level is HALF_OPAQUE, unless that is too shallow or deep; smallest: as in `clean`. Raises EmptyField.
     """
     matter = typical(sigma)
     path = 1 / (matter * radius) if matter else 0.0  # of light through it, in radii
@@ -55,13 +53,13 @@ def depth_field(
     tau = optical_depth(np.maximum(sigma - HAZE * matter, 0, out=sigma), cell)
     for axis in range(3):
         np.moveaxis(tau, axis, 0)[[0, -1]] = 0
-    if not tau.max() > level:
+    if not tau.max() > HALF_OPAQUE:
         opacity = 1 - math.exp(-2 * float(tau.max()))
         raise EmptyField(
             f"the field is empty: at its densest it hides {100 * opacity:.0f} % of what is behind it; "
             "train longer, or choose another seed"
         )
-    level = max(level, min(SHALLOWEST * radius * matter, float(tau.max()) / 2))
+    level = max(HALF_OPAQUE, min(SHALLOWEST * radius * matter, float(tau.max()) / 2))
     level = min(level, DEEPEST * radius * matter)
     tau, info = clean(tau, level, smallest)
     return tau, info | {"level": level, "haze": HAZE * matter, "blur": blur}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,10 @@ import xatlas
 from numpy.typing import NDArray
 
 from threedgen.config.errors import ConfigError
+from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import vertex_normals
 from threedgen.export.shape.uv_layout import density
+from threedgen.export.surface.tangents import vertex_tangents
 
 Array = NDArray[Any]
 
@@ -28,47 +29,29 @@ class UnwrapError(ConfigError):
     """No texture coordinates could be made for a surface."""
 
 
-@dataclass(frozen=True)
-class Unwrapped:
-    """A mesh split along its seams, in the axes and units of the one it came from.
-
-    vertices (V, 3) float32; faces (F, 3) int32, the very triangles of the original in their order; normals
-    (V, 3) float32, unit, equal on both sides of a seam; uv (V, 2) float32 in [0, 1], v upwards;
-    origin (V,) int32: the original vertex of each; charts, size: number of charts, and the larger side in
-    texels of what was packed.
-    """
-
-    vertices: Array
-    faces: Array
-    normals: Array
-    uv: Array
-    origin: Array
-    charts: int
-    size: int
-
-
 def padding(texture: int) -> int:
     """Texels to keep free between charts in a texture of this size: enough for its mip levels."""
     return max(GAP, texture * GAP // 1024)
 
 
-def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> Unwrapped:
-    """Charts for a closed mesh, vertices (V, 3), faces (F, 3), with room between them for `texture` texels.
+def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> tuple[TexturedMesh, int]:
+    """A closed mesh, vertices (V, 3), faces (F, 3), split into charts with room between them for `texture` texels, and
+    how many they are. Axes, units, the triangles and their order are the same; normals are equal across a seam.
 
     Texels come out square and alike in size all over the surface: of the two COSTS, the second is taken where it makes
     them more so. Same input, same output. Raises UnwrapError.
     """
     tried = []
     for cost in COSTS:
-        unwrapped = _unwrap(vertices, faces, texture, cost)
-        low, high = density(unwrapped.vertices, unwrapped.faces, unwrapped.uv)
-        tried.append((min(low / EVEN[0], EVEN[1] / max(high, 1e-30)), unwrapped))
+        mesh, charts = _unwrap(vertices, faces, texture, cost)
+        low, high = density(mesh.vertices, mesh.faces, mesh.uv)
+        tried.append((min(low / EVEN[0], EVEN[1] / max(high, 1e-30)), mesh, charts))
         if tried[-1][0] >= 1:
             break
-    return max(tried, key=lambda one: one[0])[1]
+    return max(tried, key=lambda one: one[0])[1:]
 
 
-def _unwrap(vertices: Array, faces: Array, texture: int, cost: float) -> Unwrapped:
+def _unwrap(vertices: Array, faces: Array, texture: int, cost: float) -> tuple[TexturedMesh, int]:
     """The same with one limit for the cost of a chart."""
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     size = float((high - low).max())
@@ -87,15 +70,11 @@ def _unwrap(vertices: Array, faces: Array, texture: int, cost: float) -> Unwrapp
     if len(triangles) != len(faces) or not len(uv) or not np.isfinite(uv).all() or not side:
         raise UnwrapError("the surface could not be unwrapped; try another budget")
     uv[:, 1] = 1 - uv[:, 1]  # the library counts rows downwards
-    return Unwrapped(
-        vertices=np.ascontiguousarray(vertices[origin], np.float32),
-        faces=triangles.astype(np.int32),
-        normals=vertex_normals(vertices, faces)[origin],
-        uv=np.clip(uv, 0, 1).astype(np.float32),
-        origin=origin.astype(np.int32),
-        charts=int(atlas.chart_count),
-        size=int(side),
-    )
+    points = np.ascontiguousarray(vertices[origin], np.float32)
+    triangles, uv = triangles.astype(np.int32), np.clip(uv, 0, 1).astype(np.float32)
+    normals = vertex_normals(vertices, faces)[origin]
+    tangents = vertex_tangents(points, triangles, normals, uv)
+    return TexturedMesh(points, triangles, normals, uv, tangents), int(atlas.chart_count)
 
 
 def _pack(vertices: Array, faces: Array, texture: int, gap: int, cost: float) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,6 @@ class Layout:
     density: tuple[float, float]
     charts: int
     gap: float
-
-    def json(self) -> dict[str, Any]:
-        return asdict(self) | {"gap": min(self.gap, 1e9)}
 
 
 def layout(vertices: Array, faces: Array, uv: Array, size: int) -> Layout:

@@ -30,6 +30,8 @@ CAGE = 0.012
 """How far the dense surface may be from the simple one, as a share of the diagonal of its box."""
 LIFT = 0.004
 """How far above the surface the rays of the occlusion start, as a share of the diagonal: above its own facets."""
+REACH = 0.3
+"""How far away something still takes light, as a share of the diagonal."""
 ROUGH_NO_METAL = np.array([1.0, 0.0], np.float32)
 """Roughness and metal of every texel: a field knows neither."""
 
@@ -66,18 +68,15 @@ def bake(
     *,
     cage: float = CAGE,
     occlusion_rays: int = 64,
-    occlusion_reach: float = 0.3,
-    chunk: int = 1 << 17,
 ) -> Maps:
     """The textures of `low`, of `size` or (height, width) texels.
 
-    colours: points (N, 3) float32 in world units -> sRGB (N, 3), asked for `chunk` points at a time; None: the colours
-    of the dense mesh's vertices. cage and occlusion_reach are shares of the diagonal of low's box; occlusion_rays 0
-    leaves the occlusion at 1. Raises ConfigError for parameters out of range, uv outside the texture, and colours of
-    the wrong shape.
+    colours: points (N, 3) float32 in world units -> sRGB (N, 3); None: the colours of the dense mesh's vertices. cage
+    is a share of the diagonal of low's box; occlusion_rays 0 leaves the occlusion at 1. Raises ConfigError for
+    parameters out of range, uv outside the texture, and colours of the wrong shape.
     """
-    if not (cage > 0 and occlusion_reach > 0 and occlusion_rays >= 0):
-        raise ConfigError("baking takes a cage and a reach above 0, and no rays or some")
+    if not (cage > 0 and occlusion_rays >= 0):
+        raise ConfigError("baking takes a cage above 0, and no rays or some")
     seen = rasterise_uv(low.uv, low.faces, size)
     if not seen.mask.any():
         raise ConfigError("no texel is covered by a face: the uv are outside of [0, 1], or the texture is too small")
@@ -87,12 +86,11 @@ def bake(
     found = project(tree, dense, texels.points, texels.normals, cage * diagonal)
     toward = unit(found.of(dense.normals, dense.faces))
     bumps = tangent_space(np.where(found.hit[:, None], toward, texels.normals), texels)
-    rgb = found.of(dense.colours, dense.faces) if colours is None else _ask(colours, found.points, chunk)
+    rgb = found.of(dense.colours, dense.faces) if colours is None else _ask(colours, found.points)
     openness = np.ones(len(dense.vertices), np.float32)
     if occlusion_rays:
-        openness = rays.openness(
-            tree, dense.vertices, dense.normals, occlusion_rays, occlusion_reach * diagonal, LIFT * diagonal
-        )
+        reach, lift = REACH * diagonal, LIFT * diagonal
+        openness = rays.openness(tree, dense.vertices, dense.normals, occlusion_rays, reach, lift)
     openness = found.of(openness[:, None], dense.faces)
 
     image = np.zeros((*seen.mask.shape, 7), np.float32)
@@ -178,15 +176,11 @@ def tangent_space(directions: Array, texels: Texels) -> Array:
     return unit(np.stack([x, y, np.maximum(z, 0.01)], axis=1)).astype(np.float32)
 
 
-def _ask(colours: Colours, points: Array, chunk: int) -> Array:
-    """Colours (N, 3) in [0, 1] of points, in chunks."""
-    rgb = np.empty((len(points), 3), np.float32)
-    for start in range(0, len(points), chunk):
-        part = points[start : start + chunk]
-        answer = np.asarray(colours(part))
-        if answer.shape != part.shape or not np.isfinite(answer).all():
-            raise ConfigError(f"the field's colours of {part.shape} points are {answer.shape} or not finite")
-        rgb[start : start + chunk] = answer
+def _ask(colours: Colours, points: Array) -> Array:
+    """Colours (N, 3) in [0, 1] of points."""
+    rgb = np.asarray(colours(points), np.float32)
+    if rgb.shape != points.shape or not np.isfinite(rgb).all():
+        raise ConfigError(f"the field's colours of {points.shape} points are {rgb.shape} or not finite")
     return np.clip(rgb, 0, 1)
 
 

@@ -121,8 +121,9 @@ def _enter(bounds, node, ox, oy, oz, ix, iy, iz, best, both_ways):
 
 
 @njit(cache=True, error_model="numpy")
-def _nearest(bounds, corners, stack, ox, oy, oz, dx, dy, dz, reach, both_ways, any_hit):
+def _nearest(bounds, corners, stack, origin, direction, reach, both_ways, any_hit):
     """Place of the nearest triangle (-1: none), its signed distance and the weights of its corners 1 and 2."""
+    (ox, oy, oz), (dx, dy, dz) = origin, direction
     nodes = bounds.shape[0]
     inner = nodes // 2
     each = corners.shape[0] // (nodes - inner)
@@ -187,9 +188,8 @@ def _trace(bounds, corners, o, d, reach, place, bary, distance):
     for block in prange((o.shape[0] + BLOCK - 1) // BLOCK):
         stack = np.empty(128, np.int64)
         for n in range(block * BLOCK, min((block + 1) * BLOCK, o.shape[0])):
-            k, t, v, w = _nearest(
-                bounds, corners, stack, o[n, 0], o[n, 1], o[n, 2], d[n, 0], d[n, 1], d[n, 2], reach, True, False
-            )
+            origin, direction = (o[n, 0], o[n, 1], o[n, 2]), (d[n, 0], d[n, 1], d[n, 2])
+            k, t, v, w = _nearest(bounds, corners, stack, origin, direction, reach, True, False)
             place[n], distance[n] = k, t
             v, w = max(v, 0.0), max(w, 0.0)
             scale = max(v + w, 1.0)
@@ -210,6 +210,7 @@ def _openness(bounds, corners, points, normals, sky, reach, lift, out):
             b = x * y * a
             turn = 2 * np.pi * ((n * golden) % 1.0)
             cosine, sine = np.cos(turn), np.sin(turn)
+            origin = (points[n, 0] + lift * x, points[n, 1] + lift * y, points[n, 2] + lift * z)
             free = 0
             for k in range(sky.shape[0]):
                 p, q = cosine * sky[k, 0] - sine * sky[k, 1], sine * sky[k, 0] + cosine * sky[k, 1]
@@ -217,19 +218,6 @@ def _openness(bounds, corners, points, normals, sky, reach, lift, out):
                 dx = p * (1 + sign * x * x * a) + q * b + up * x
                 dy = p * sign * b + q * (sign + y * y * a) + up * y
                 dz = -p * sign * x - q * y + up * z
-                hit, _, _, _ = _nearest(
-                    bounds,
-                    corners,
-                    stack,
-                    points[n, 0] + lift * x,
-                    points[n, 1] + lift * y,
-                    points[n, 2] + lift * z,
-                    dx,
-                    dy,
-                    dz,
-                    reach,
-                    False,
-                    True,
-                )
+                hit, _, _, _ = _nearest(bounds, corners, stack, origin, (dx, dy, dz), reach, False, True)
                 free += 1 if hit < 0 else 0
             out[n] = free / sky.shape[0]

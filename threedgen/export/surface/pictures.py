@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,40 +38,29 @@ def around(views: int, size: int, radius: float = 1.0) -> Cameras:
     return Cameras(orbit_c2w(steep, turn, far), projection, size, size)
 
 
-@dataclass(frozen=True)
-class Shots:
-    """Pictures of a field: c2w (V, 4, 4); fov, radians; colours (V, H, W, 3) in [0, 1]; opacities (V, H, W)."""
-
-    c2w: Array
-    fov: float
-    colours: Array
-    opacities: Array
-
-
-def shoot(pictures: Pictures, views: int, texels: int, radius: float = 1.0) -> Shots:
-    """So many pictures from all around, with as many pixels as are worth it for a texture of `texels`."""
-    cameras = around(views, min(max(texels // 4, 64), 512), radius)
-    return Shots(cameras.c2w.numpy(), FOV, *pictures(cameras))
+def pixels(texels: int) -> int:
+    """How many pixels along an edge of a picture are worth it for a texture of so many texels."""
+    return min(max(texels // 4, 64), 512)
 
 
 def field_pictures(field: Any, occupancy: Any, options: MarchConfig, device: torch.device | str = "cpu") -> Pictures:
-    """A renderer of `field` (see representations.render) without light, background and gradients."""
+    """A renderer of `field` (see representations/volume/render.py) without light, background and gradients."""
     background, material = SolidBackground().to(device), NoMaterial()
 
+    @torch.no_grad()
     def pictures(cameras: Cameras) -> tuple[Array, Array]:
-        rgb, opacity = [], []
+        shape = (len(cameras), cameras.height, cameras.width)
+        rgb, opacity = np.empty((*shape, 3), np.float32), np.empty(shape, np.float32)
         for k in range(len(cameras)):
             one = cameras.select([k])
-            rays = (ray.reshape(-1, 3).to(device) for ray in one.rays())
-            with torch.no_grad():
-                if field.rasterised:
-                    seen = field.render(one, background, material)
-                else:
-                    seen = render(field, background, material, occupancy, options, *rays, chunk=CHUNK)
-            part = seen.opacity.clamp(min=1e-3)
-            rgb.append((seen.rgb_fg / part).clamp(0, 1).cpu().numpy())
-            opacity.append(seen.opacity.cpu().numpy())
-        shape = (len(cameras), cameras.height, cameras.width)
-        return np.stack(rgb).reshape(*shape, 3), np.stack(opacity).reshape(shape)
+            if field.rasterised:
+                seen = field.render(one, background, material)
+            else:
+                rays = (ray.reshape(-1, 3).to(device) for ray in one.rays())
+                seen = render(field, background, material, occupancy, options, *rays, chunk=CHUNK)
+            colours = (seen.rgb_fg / seen.opacity.clamp(min=1e-3)).clamp(0, 1)
+            rgb[k] = colours.view(*shape[1:], 3).cpu().numpy()
+            opacity[k] = seen.opacity.view(shape[1:]).cpu().numpy()
+        return rgb, opacity
 
     return pictures

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError
+from threedgen.export.files.textured import TexturedMesh
 from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import checked, interpolate, rasterise, rasterise_uv, unit
 from threedgen.geometry.texture import fill, sample, scatter
@@ -34,6 +35,8 @@ from 35.2 baked, and from colours that were too pale, 29.1 dB, to 36.0, 36.4, 36
 SPREAD = 0.5
 """Standard deviation, in pixels of the pictures, of the blur of the gradient: pictures cannot tell apart the texels of
 one pixel, and without the blur those that no reading meets stay behind as speckles."""
+OPAQUE, GRAZING = 0.95, 0.2
+"""Which pixels are compared: opacity of the target, and cosine at which the mesh is seen, at least."""
 SLOW = 1e-3
 """Adam's epsilon: a texel that is hardly seen goes slower than the rate."""
 
@@ -60,81 +63,63 @@ class Samples:
 
 def refine_texture(
     texture: Array,
-    vertices: Array,
-    faces: Array,
-    uv: Array,
+    mesh: TexturedMesh,
     c2w: Array,
-    fov: Array | float,
+    fov: float,
     targets: Array,
     masks: Array,
     *,
     steps: int = 60,
     rate: float = 0.02,
     supersample: int = 2,
-    opaque: float = 0.95,
-    grazing: float = 0.2,
-    stay: float = STAY,
 ) -> Refined:
-    """The texture (H, W, 3) in [0, 1], v up, with which the mesh looks most like targets (V, h, w, 3), sRGB in [0, 1].
+    """The texture (H, W, 3) in [0, 1], v up, with which a mesh looks most like targets (V, h, w, 3), sRGB in [0, 1].
 
-    vertices (N, 3), faces (F, 3), uv (N, 2) or (F, 3, 2); c2w (V, 4, 4) and fov as in `raster.rasterise`; masks
-    (V, h, w) in [0, 1]: opacity of what the targets show. Compared are pixels that the mesh fills with faces seen at a
-    cosine of at least `grazing` and whose mask reaches `opaque`: near outlines field and mesh never quite agree.
-    steps: of Adam over all views at once, with a rate that falls to 0; stay: see STAY. Texels further than a pixel from
-    any that such a pixel reads keep their value to the last bit, but for those outside of all charts, which are filled
-    again from the nearest. The best texture on the way is returned, the given one if none is better. Raises ConfigError
-    for shapes that do not fit and if there is no pixel to compare.
+    c2w (V, 4, 4) and fov as in `raster.rasterise`; masks (V, h, w) in [0, 1]: opacity of what the targets show.
+    Compared are pixels that the mesh fills with faces seen at a cosine of at least GRAZING and whose mask reaches
+    OPAQUE: near outlines field and mesh never quite agree. steps: of Adam over all views at once, with a rate that
+    falls to 0. Texels further than a pixel from any that such a pixel reads keep their value to the last bit, but for
+    those outside of all charts, which are filled again from the nearest. The best texture on the way is returned, the
+    given one if none is better. Raises ConfigError for shapes that do not fit and if there is no pixel to compare.
     """
     texture, targets = np.asarray(texture, np.float32), np.asarray(targets, np.float32)
     if texture.ndim != 3 or texture.shape[2] != 3:
         raise ConfigError(f"a texture to refine has the shape (H, W, 3) (got {texture.shape})")
-    if steps < 0 or rate <= 0 or supersample < 1 or stay < 0:
-        raise ConfigError("refining takes steps and stay of at least 0, a rate above 0 and one sample a pixel or more")
-    samples = sample_pixels(vertices, faces, uv, c2w, fov, targets, masks, supersample, opaque, grazing)
-    best, before, after = optimise(texture, samples, steps, rate, stay)
+    if steps < 0 or rate <= 0 or supersample < 1:
+        raise ConfigError("refining takes steps of at least 0, a rate above 0 and one sample a pixel or more")
+    samples = sample_pixels(mesh, c2w, fov, targets, masks, supersample)
+    best, before, after = optimise(texture, samples, steps, rate)
     seen = reads(samples, texture.shape[:2]) > 0
     if after > before:
-        charts = rasterise_uv(uv, faces if uv.ndim == 2 else None, (texture.shape[0], texture.shape[1])).mask
+        charts = rasterise_uv(mesh.uv, mesh.faces, (texture.shape[0], texture.shape[1])).mask
         best = fill(best, charts | seen)
     return Refined(best, seen, before, after, len(samples.target))
 
 
 def sample_pixels(
-    vertices: Array,
-    faces: Array,
-    uv: Array,
-    c2w: Array,
-    fov: Array | float,
-    targets: Array,
-    masks: Array,
-    supersample: int,
-    opaque: float,
-    grazing: float,
+    mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array, supersample: int = 2
 ) -> Samples:
     """The pixels that can be compared and where in the texture they read; as in `refine_texture`, with its errors."""
-    targets, masks = np.asarray(targets), np.asarray(masks)
     views = len(c2w)
     if targets.ndim != 4 or targets.shape[0] != views or targets.shape[3] != 3:
         raise ConfigError(f"{views} cameras need targets of the shape ({views}, H, W, 3) (got {targets.shape})")
     if masks.shape != targets.shape[:3]:
         raise ConfigError(f"the masks should have the shape {targets.shape[:3]} of the targets (got {masks.shape})")
-    if not np.isfinite(targets[masks >= opaque]).all():
+    if not np.isfinite(targets[masks >= OPAQUE]).all():
         raise ConfigError("the targets of a texture have colours that are not finite")
-    height, width = targets.shape[1] * supersample, targets.shape[2] * supersample
-    vertices, faces = checked(vertices, faces, 3)
+    size = targets.shape[1] * supersample, targets.shape[2] * supersample
+    vertices, faces = checked(mesh.vertices, mesh.faces, 3)
     if not len(faces):
         raise ConfigError("a mesh without faces wears no texture")
     a, b, c = (vertices[faces[:, k]] for k in range(3))
     normals = unit(np.cross(b - a, c - a))
-    angles = np.broadcast_to(np.asarray(fov, np.float64), (views,))
     where, colours = [], []
     for v in range(views):  # one by one: the buffers are supersample^2 times larger than the pictures
-        buffers = rasterise(vertices, faces, c2w[v : v + 1], angles[v : v + 1], (height, width))
-        place = interpolate(vertices, faces, buffers)[0]
-        toward = unit(np.asarray(c2w)[v, :3, 3] - place)
-        facing = (toward * normals[buffers.face[0]]).sum(axis=-1) >= grazing
-        good = _blocks(buffers.mask[0] & facing, supersample).all(axis=-1) & (masks[v] >= opaque)
-        reading = interpolate(uv, faces if uv.ndim == 2 else None, buffers)[0]
+        buffers = rasterise(vertices, faces, c2w[v : v + 1], fov, size)
+        toward = unit(np.asarray(c2w)[v, :3, 3] - interpolate(vertices, faces, buffers)[0])
+        facing = (toward * normals[buffers.face[0]]).sum(axis=-1) >= GRAZING
+        good = _blocks(buffers.mask[0] & facing, supersample).all(axis=-1) & (masks[v] >= OPAQUE)
+        reading = interpolate(mesh.uv, faces, buffers)[0]
         where.append(np.stack([_blocks(reading[..., axis], supersample)[good] for axis in range(2)], axis=-1))
         colours.append(targets[v][good])
     samples = Samples(np.concatenate(where).astype(np.float32), np.concatenate(colours).astype(np.float32))
@@ -151,7 +136,6 @@ def optimise(
 
     Returns the texture for which that was least, and the PSNR before and after, which can only have grown.
     """
-
     start, texels = torch.from_numpy(texture), torch.from_numpy(texture.copy())
     adam = torch.optim.Adam([texels], lr=rate, betas=(0.9, 0.99), eps=SLOW, fused=True)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(steps, 1))

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from threedgen.geometry.raster import unit
+
 Array = NDArray[Any]
 
 
@@ -28,12 +30,12 @@ def vertex_tangents(vertices: Array, faces: Array, normals: Array, uv: Array) ->
     for k in range(3):
         corner = faces[:, k]
         normal = normals[corner]
-        tangent = _unit(along - normal * (along * normal).sum(axis=1, keepdims=True))
+        tangent = unit(along - normal * (along * normal).sum(axis=1, keepdims=True))
         angle = _corner_angle(vertices, faces, k, normal)
         for axis in range(3):
             total[:, axis] += np.bincount(corner, tangent[:, axis] * angle, len(vertices))
         turns += np.bincount(corner, sign * angle, len(vertices))
-    tangent = _unit(total - normals * (total * normals).sum(axis=1, keepdims=True))
+    tangent = unit(total - normals * (total * normals).sum(axis=1, keepdims=True))
     lost = np.linalg.norm(tangent, axis=1) < 0.5
     tangent[lost] = _perpendicular(normals[lost])
     return np.column_stack([tangent, np.where(turns < 0, -1.0, 1.0)]).astype(np.float32)
@@ -53,17 +55,11 @@ def _corner_angle(vertices: Array, faces: Array, k: int, normal: Array) -> Array
     sides = []
     for other in (1, 2):
         side = vertices[faces[:, (k + other) % 3]] - here
-        sides.append(_unit(side - normal * (side * normal).sum(axis=1, keepdims=True)))
+        sides.append(unit(side - normal * (side * normal).sum(axis=1, keepdims=True)))
     return np.arccos(np.clip((sides[0] * sides[1]).sum(axis=1), -1, 1))
-
-
-def _unit(vectors: Array) -> Array:
-    """Of length one; vectors without length stay zero."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.where(length > 1e-20, vectors / np.maximum(length, 1e-20), 0.0)
 
 
 def _perpendicular(normals: Array) -> Array:
     """Some unit vector at a right angle to each normal: across the axis that is furthest from it."""
     axis = np.eye(3)[np.abs(normals).argmin(axis=1)] if len(normals) else np.zeros((0, 3))
-    return _unit(np.cross(normals, axis))
+    return unit(np.cross(normals, axis))
