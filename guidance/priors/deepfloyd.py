@@ -48,14 +48,14 @@ def build(options: DeepFloydConfig, device: torch.device | str = "cpu") -> DeepF
 def read_unet(path: Path) -> UNet2DConditionModel:
     """The UNet of a diffusers folder, in float32. Raises ConfigError if it is not one of a first stage on pixels."""
     config, tensors = components.read_part(path / "unet")
-    components.expect(config, "_class_name", "UNet2DConditionModel", path / "unet")
+    components.expect(config, *components.NETWORKS["unet"].named, path / "unet")
     if config.get("in_channels") != CHANNELS or config.get("class_embed_type") is not None:
         raise ConfigError(
             f"{path} is no first stage on pixels: its UNet takes {config.get('in_channels')} channels, not "
             f"{CHANNELS} alone; Stable Diffusion's weights go with prior.name=stable-diffusion",
             "weights",
         )
-    return components.make_unet(config, tensors)
+    return components.make("unet", config, tensors)
 
 
 def read_words(path: Path, tokenizer: str | None) -> Any:

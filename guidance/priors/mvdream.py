@@ -8,7 +8,6 @@ the 2D model. Classifier-free guidance and losses are elsewhere (``diffusion.py`
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,13 +18,12 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from threedgen.config import ConfigError
-from threedgen.geometry.poses import opengl_to_blender
 from threedgen.guidance import diffusion
 from threedgen.guidance.draft import Draft
 from threedgen.guidance.multiview.joined import make_multiview, predict, set_attention
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.prior import MultiviewPrior
-from threedgen.guidance.weights import components, subject_weights, tokens
+from threedgen.guidance.weights import components, ldm, subject_weights, tokens
 from threedgen.run.dtypes import compute_dtype
 from threedgen.run.prompts import without
 
@@ -164,7 +162,7 @@ class MVDream(MultiviewPrior):
     @property
     def trained_size(self) -> int:
         """Pixels per side of the training images."""
-        size = self.unet.config["sample_size"] or components.LATENT_SIZE
+        size = self.unet.config["sample_size"] or ldm.LATENT_SIZE[True]
         return (max(size) if isinstance(size, list | tuple) else size) * self.factor
 
     @property
@@ -261,22 +259,3 @@ def camera_vector(c2w: Tensor) -> Tensor:
     unit = F.normalize(c2w[:, :3, 3:], dim=1, eps=1e-8)
     top = torch.cat([c2w[:, :3, :3], unit], dim=2)
     return torch.cat([top, c2w[:, 3:]], dim=1).flatten(1)
-
-
-def script_poses(
-    n: int, elevation: float = 15, azimuth_start: float = 90, azimuth_span: float = 360, blender: bool = True
-) -> Tensor:
-    """(n,4,4) poses on the unit sphere in the convention of MVDream's image script, angles in degrees.
-
-    Azimuths are start + i span / n. The script's azimuth 90 is azimuth 0 (front, +x) of threedgen.geometry.cameras.
-    ``blender`` False leaves the script's own world (y up), on which the network was not trained.
-    """
-    azimuth = torch.deg2rad(azimuth_start + torch.arange(n, dtype=torch.float64) * azimuth_span / n)
-    height = torch.full_like(azimuth, math.radians(elevation))
-    flat, zero, one = height.cos(), torch.zeros_like(azimuth), torch.ones_like(azimuth)
-    back = torch.stack([flat * azimuth.sin(), height.sin(), flat * azimuth.cos()], dim=1)
-    right = torch.stack([azimuth.cos(), zero, -azimuth.sin()], dim=1)
-    axes = torch.stack([right, torch.linalg.cross(back, right), back, back], dim=2)
-    last = torch.stack([zero, zero, zero, one], dim=1)[:, None]
-    c2w = torch.cat([axes, last], dim=1).float()
-    return opengl_to_blender(c2w) if blender else c2w

@@ -28,7 +28,7 @@ from threedgen.guidance.distillation.sds import (
 )
 from threedgen.guidance.options import ReconstructionConfig, SDSConfig
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
-from threedgen.guidance.weights.ldm_keys import convert_vae
+from threedgen.guidance.weights.ldm import convert_vae
 from threedgen.run import seeding
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=40)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.script_poses import script_poses
 from tests.support.task_server import TINY, assert_same, prior_folder, server, weights, write_config
 from tests.support.tiny_prior import TEXT_WIDTH, cpu, tiny_prior
 from tests.support.toy_run import log
@@ -19,7 +20,7 @@ from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.distillation.lora import PosedLoRA
 from threedgen.guidance.distillation.vsd import VSD
 from threedgen.guidance.options import VSDConfig
-from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

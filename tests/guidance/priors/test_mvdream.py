@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from tests.support.parity_files import parity_files
+from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import TEXT_WIDTH, cpu, output, tiny_prior
 from threedgen.config import ConfigError
 from threedgen.config import optional as extras
@@ -19,7 +20,7 @@ from threedgen.geometry.poses import opengl_to_blender
 from threedgen.guidance import diffusion
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.priors import mvdream
-from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.run import dtypes as precision
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.support.official import NAMES, official_checkpoint
+from tests.support.script_poses import script_poses
 from tests.support.task_server import prior_folder
 from tests.support.tiny_methods import folders, if_pipeline, sd_pipeline
 from tests.support.tiny_prior import cpu
@@ -21,7 +22,7 @@ from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.distillation.vsd import VSD
 from threedgen.guidance.options import DeepFloydConfig, StableDiffusionConfig, VSDConfig
 from threedgen.guidance.priors import deepfloyd, stable_diffusion
-from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.weights.meta_networks import meta_networks
 
 
