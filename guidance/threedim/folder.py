@@ -50,15 +50,11 @@ def save(model: Any, folder: Path, cameras: CamerasConfig | None = None, half: b
 
 def check(weights: str) -> Path:
     """The path that ``weights`` names. Raises ConfigError if it plainly cannot be loaded; reads no tensor."""
-    try:
-        own = EMBEDDED.get(weights)
-        path = project_folder("weights") / own if own else Path(weights).expanduser()
-        there = path.exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, an unknown ~user
-        raise ConfigError(f"{short(weights)} is not a path", "weights") from None
-    if not there and own:
+    own = EMBEDDED.get(weights)
+    path = loading.existing(str(project_folder("weights") / own) if own else weights)
+    if path is None and own:
         raise ConfigError("this installation lacks the embedded novel-view model; reinstall threedgen", "weights")
-    if not there:
+    if path is None:
         raise ConfigError(f"there is no file or folder {short(weights)}", "weights")
     if path.is_file():
         sniff(path)

@@ -6,7 +6,22 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from .sampler import PairModel
+from .logsnr import Prediction
+
+
+class PairModel(Protocol):
+    """Predicts a target view from one condition: ``XUNet`` is one, anything with these two is another."""
+
+    @property
+    def prediction(self) -> Prediction: ...
+
+    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
+        """What ``prediction`` says, (B, C, H, W) float32.
+
+        x (B, C, H, W) is the condition, noise where ``keep`` (B,) bool is False; z the noisy target at ``logsnr`` (B,);
+        c2w (B, 2, 4, 4) of both, OpenGL axes; K (B, 3, 3) in pixels.
+        """
+        ...
 
 
 class ViewModel(PairModel, Protocol):
@@ -34,3 +49,10 @@ class ViewModel(PairModel, Protocol):
     def to_pictures(self, x: Tensor) -> Tensor:
         """The way back, into [0, 1]."""
         ...
+
+
+def check_shapes(need: str, **given: tuple[Tensor, tuple[int, ...]]) -> None:
+    """Raises ValueError that names the first tensor of another shape than the one beside it; ``need``: who needs it."""
+    for name, (tensor, shape) in given.items():
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; {need} {shape}")

@@ -15,7 +15,6 @@ from threedgen.run.dtypes import compute_dtype
 from threedgen.run.seeding import generator
 
 from . import folder
-from .conditioning import strategy
 from .options import CamerasConfig, ThreeDiMSamplerConfig
 from .sampler import Progress, sample_views
 
@@ -71,7 +70,8 @@ class ThreeDiMSampler:
                 wanted,
                 K.to(self.device),
                 rngs,
-                strategy(o.strategy, o.last),
+                o.strategy,
+                o.last,
                 o.steps,
                 o.guidance_scale,
                 self.model.clip,

@@ -28,7 +28,7 @@ Tensors = Mapping[str, Tensor]
 
 KINDS = ("weight", "bias")
 LATENT_SIZE = {True: 32, False: 64}
-"""Latents per side in the training of networks with and without cameras (MVDream, Stable Diffusion); no file says it."""
+"""Latents per side in the training of networks with cameras (MVDream) and without; no file says it."""
 PARTS = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",

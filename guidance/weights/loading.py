@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 from threedgen import folder
 from threedgen.config import ConfigError
-from threedgen.config.errors import AbsentWeights
+from threedgen.config.errors import AbsentWeights, short
 from threedgen.guidance.options import PARTS
 
 from .reading import read_json, sha256, sha256_of_files, sniff
@@ -113,18 +113,22 @@ def local(weights: str) -> Path | None:
         if not path.is_dir():
             raise ConfigError("this installation lacks the embedded prior; reinstall threedgen", "weights")
         return path
-    try:
-        path = Path(weights).expanduser()
-        exists = path.exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, an unknown ~user
-        raise ConfigError(f"{weights[:80]!r} is not a path", "weights") from None
-    if exists:
+    if (path := existing(weights)) is not None:
         return path
     if weights in ORIGINALS or is_hub_id(weights):
         return None
-    name = path.name
+    name = Path(weights).name
     fetch = f"; `hf download {ORIGINALS[name]} {name}` fetches it from the hub" if name in ORIGINALS else ""
     raise ConfigError(f"there is no file or folder {weights!r}{fetch}; {RUNS_NOW}", "weights")
+
+
+def existing(weights: str) -> Path | None:
+    """The file or folder of this name, if there is one. Raises ConfigError for what can be no path."""
+    try:
+        path = Path(weights).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, an unknown ~user
+        raise ConfigError(f"{short(weights)} is not a path", "weights") from None
 
 
 def is_hub_id(name: str) -> bool:
