@@ -8,46 +8,18 @@ B counts images, not groups: the loss is a sum over pixels and a mean over image
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from threedgen.config import at
-from threedgen.guidance.diffusion import (
-    Denoiser,
-    Negatives,
-    Schedule,
-    TextPair,
-    branches,
-    combine,
-    combine_perp_neg,
-    fresh_noise,
-    per_image,
-)
+from threedgen.guidance.diffusion import Conditions, Denoiser, Schedule, fresh_noise, predict
 from threedgen.guidance.options import DistillationConfig
 from threedgen.guidance.prior import Prior
 
 Logs = dict[str, Tensor | float]
 Weighting = Literal["one_minus_alpha_bar", "uniform"]
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What a prior is told about B images, which are B / ``n_view`` groups of views, views fastest.
-
-    text: (cond, uncond), each (n,L,D) with n dividing B.  camera: (B,16) or None.  negatives: texts to stay away from,
-    see ``combine_perp_neg``.  For losses that learn, ``plain`` (1,L,D) is the prompt without words for the view, and
-    ``c2w`` (B,4,4) the poses.
-    """
-
-    text: TextPair
-    camera: Tensor | None = None
-    n_view: int = 1
-    negatives: Negatives | None = None
-    plain: Tensor | None = None
-    c2w: Tensor | None = None
 
 
 class Noised(NamedTuple):
@@ -108,21 +80,6 @@ def sample_timestep(
     """``count`` integers, uniform with both ends included, int64 on the generator's device."""
     low, high = timestep_range(min_percent, max_percent, T)
     return torch.randint(low, high + 1, (count,), generator=generator, device=generator.device)
-
-
-def predict(denoise: Denoiser, x: Tensor, t: Tensor, given: Conditions, guidance_scale: float) -> tuple[Tensor, Tensor]:
-    """(guided eps, conditional eps); at scale 1 they are the same and the other branch is not computed."""
-    camera, n_view, negatives = given.camera, given.n_view, given.negatives
-    if negatives is not None:
-        texts = (*given.text, *negatives.text)
-        eps_cond, eps_uncond, *eps_negative = branches(denoise, x, t, texts, camera, n_view)
-        eps = combine_perp_neg(eps_cond, eps_uncond, eps_negative, negatives.weights, guidance_scale)
-        return eps, eps_cond
-    if guidance_scale == 1:
-        eps = denoise(x, t.reshape(-1).expand(len(x)), per_image(given.text[0], len(x)), camera, n_view).float()
-        return eps, eps
-    eps_cond, eps_uncond = branches(denoise, x, t, given.text, camera, n_view)
-    return combine(eps_cond, eps_uncond, guidance_scale), eps_cond
 
 
 def follow(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor, Logs]:

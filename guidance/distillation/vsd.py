@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threedgen.guidance.diffusion import Denoiser, Schedule, combine, fresh_noise, per_image
+from threedgen.guidance.diffusion import Conditions, Denoiser, Schedule, combine, fresh_noise, per_image
 from threedgen.guidance.options import VSDConfig
 from threedgen.guidance.prior import Prior
 
 from .lora import PosedLoRA
-from .sds import Conditions, Distillation, Logs, Noised
+from .sds import Distillation, Logs, Noised
 
 
 class VSD(Distillation):

@@ -132,8 +132,6 @@ def predict(
     Raises ValueError when F does not divide the batch, or a camera is given to a network without a camera
     branch.
     """
-    if x.shape[0] % n_view:
-        raise ValueError(f"a batch of {x.shape[0]} images is not a multiple of n_view = {n_view}")
     if unet.class_embedding is None:
         if camera is not None:
             raise ValueError("this UNet has no camera branch, so it cannot be given a camera")

@@ -9,28 +9,18 @@ from torch import Tensor, nn
 from .logsnr import Prediction
 
 
-class PairModel(Protocol):
-    """Predicts a target view from one condition: ``XUNet`` is one, anything with these two is another."""
-
-    @property
-    def prediction(self) -> Prediction: ...
-
-    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """What ``prediction`` says, (B, C, H, W) float32.
-
-        x (B, C, H, W) is the condition, noise where ``keep`` (B,) bool is False; z the noisy target at ``logsnr`` (B,);
-        c2w (B, 2, 4, 4) of both, OpenGL axes; K (B, 3, 3) in pixels.
-        """
-        ...
-
-
-class ViewModel(PairModel, Protocol):
-    """A ``PairModel`` that knows pictures: those of ``picture_size``, or latents that it makes of them itself.
+class ViewModel(Protocol):
+    """Predicts a target view from one condition: pictures of ``picture_size``, or latents that it makes of them itself.
 
     ``unet`` is the module in which its time goes.
     """
 
     unet: nn.Module
+
+    @property
+    def prediction(self) -> Prediction:
+        """What it predicts of the target."""
+        ...
 
     @property
     def clip(self) -> float | None:
@@ -48,6 +38,14 @@ class ViewModel(PairModel, Protocol):
 
     def to_pictures(self, x: Tensor) -> Tensor:
         """The way back, into [0, 1]."""
+        ...
+
+    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
+        """What ``prediction`` says, (B, C, H, W) float32.
+
+        x (B, C, H, W) is the condition, noise where ``keep`` (B,) bool is False; z the noisy target at ``logsnr`` (B,);
+        c2w (B, 2, 4, 4) of both, OpenGL axes; K (B, 3, 3) in pixels.
+        """
         ...
 
 

@@ -80,9 +80,8 @@ def convert_port(weights: Mapping[str, Tensor], attn_heads: int = 4) -> XUNet:
 
 def our_name(name: str, levels: int) -> str:
     """A name of the port as our network has it; one that the port does not have passes through, to be reported."""
-    name = re.sub(
-        r"^upsample\.(\d+)", lambda found: f"upsample.{levels - 1 - int(found[1])}", name
-    )  # ours: as they run
+    # going up, ours are numbered as they run
+    name = re.sub(r"^upsample\.(\d+)", lambda found: f"upsample.{levels - 1 - int(found[1])}", name)
     for pattern, ours in RULES:
         name = re.sub(pattern, ours, name)
     return name

@@ -16,14 +16,14 @@ from torch import Tensor
 from threedgen.guidance.diffusion import combine, fresh_noise
 
 from .logsnr import logsnr_steps, posterior, x0_from_output
-from .model import PairModel, check_shapes
+from .model import ViewModel, check_shapes
 
 Progress = Callable[[int, int, Tensor], None]
 StrategyName = Literal["stochastic", "first", "last"]
 
 
 def candidates(strategy: StrategyName, known: int, last: int = 1) -> range:
-    """Which of the ``known`` views, the given ones first, may condition the next: the only thing in which samplers differ.
+    """Which of the ``known`` views may condition the next; the given ones are the first of them.
 
     stochastic: all views that are there (section 2.2).  first: the first given one, so that generated views never see
     each other.  last: Markovian, the ``last`` >= 1 newest, given ones among them as long as too few are generated.
@@ -39,7 +39,7 @@ def streams(generator: torch.Generator) -> list[torch.Generator]:
 
 @torch.no_grad()
 def sample_views(
-    model: PairModel,
+    model: ViewModel,
     images: Tensor,
     c2w: Tensor,
     targets: Tensor,
@@ -97,7 +97,7 @@ def sample_views(
 
 
 def guided_x0(
-    model: PairModel,
+    model: ViewModel,
     x: Tensor,
     blank: Tensor,
     z: Tensor,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from diffusers import __version__
+from diffusers import DDIMScheduler, __version__
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -180,11 +180,11 @@ def save(prior: MVDream, folder: Path) -> None:
         prior.tokenizer.save_pretrained(part / "tokenizer")
         # The prefix is what transformers 4 and the folders on the hub have; transformers 5 reads both.
         save_tensors(prior.text_encoder, part / "text_encoder" / "model.safetensors", "text_model.")
-        write_json(part / "scheduler" / "scheduler_config.json", scheduler_config(prior.schedule))
+        scheduler(prior.schedule).save_config(part / "scheduler")
         write_json(part / "model_index.json", model_index(prior))
 
 
-def scheduler_config(schedule: Schedule) -> dict[str, Any]:
+def scheduler(schedule: Schedule) -> DDIMScheduler:
     """The DDIM scheduler of diffusers that samples like ours; unusual betas are listed one by one."""
     known = {
         "scaled_linear": (0.00085, 0.012, Schedule.scaled_linear(T=schedule.T)),
@@ -192,20 +192,17 @@ def scheduler_config(schedule: Schedule) -> dict[str, Any]:
     }
     same = [name for name, found in known.items() if torch.equal(found[2].betas, schedule.betas.cpu())]
     name = same[0] if same else "scaled_linear"
-    return {
-        "_class_name": "DDIMScheduler",
-        "_diffusers_version": __version__,
-        "beta_start": known[name][0],
-        "beta_end": known[name][1],
-        "beta_schedule": name,
-        "trained_betas": None if same else schedule.betas.tolist(),
-        "num_train_timesteps": schedule.T,
-        "prediction_type": schedule.prediction,
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-        "timestep_spacing": "leading",
-    }
+    return DDIMScheduler(
+        schedule.T,
+        *known[name][:2],
+        name,
+        trained_betas=None if same else schedule.betas.tolist(),
+        prediction_type=schedule.prediction,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
 
 
 def model_index(prior: MVDream) -> dict[str, Any]:

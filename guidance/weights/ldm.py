@@ -3,7 +3,7 @@
 MVDream, Stable Diffusion 1.x and 2.x were released in this form: one file with the tensors of a UNet, a VAE
 and a text encoder under ldm's names. diffusers knows how those are called in its own networks; what it wants to be told
 is their architecture (widths, levels, blocks, attention), which each ``convert_*`` reads from names and shapes. The
-number of attention heads leaves no trace in the tensors: it follows the released models unless it is given.
+number of attention heads leaves no trace in the tensors: it follows the released models.
 
 All functions raise ConfigError with one sentence when the tensors are not of the form expected.
 """
@@ -142,7 +142,7 @@ def vae_config(tensors: Tensors) -> dict[str, Any]:
     }
 
 
-def convert_open_clip(tensors: Tensors, heads: int | None = None) -> Converted:
+def convert_open_clip(tensors: Tensors) -> Converted:
     """OpenCLIP's text tower (Stable Diffusion 2, which does not use its last block) -> CLIPTextModel."""
     layers = count(tensors, r"transformer\.resblocks\.(\d+)\.") - 1
     if layers < 1:
@@ -155,16 +155,16 @@ def convert_open_clip(tensors: Tensors, heads: int | None = None) -> Converted:
     fused = sum(name.endswith((".in_proj_weight", ".in_proj_bias")) for name in used)
     if len(renamed) != len(used) + 2 * fused:
         raise ConfigError("unknown tensors in the text encoder: another architecture than OpenCLIP's")
-    return Converted(clip_config(renamed, layers, heads, "gelu"), renamed)
+    return Converted(clip_config(renamed, layers, "gelu"), renamed)
 
 
-def convert_clip(tensors: Tensors, heads: int | None = None) -> Converted:
+def convert_clip(tensors: Tensors) -> Converted:
     """A text encoder already under the names of transformers (Stable Diffusion 1) -> CLIPTextModel."""
     short = short_names(tensors)
     layers = count(short, r"encoder\.layers\.(\d+)\.")
     if layers == 0:
         raise ConfigError("not a CLIP text encoder: it has no tensors named encoder.layers")
-    return Converted(clip_config(short, layers, heads, "quick_gelu"), short)
+    return Converted(clip_config(short, layers, "quick_gelu"), short)
 
 
 def short_names(tensors: Tensors) -> dict[str, Tensor]:
@@ -174,21 +174,17 @@ def short_names(tensors: Tensors) -> dict[str, Tensor]:
     return short
 
 
-def clip_config(tensors: Tensors, layers: int, heads: int | None, activation: str) -> dict[str, Any]:
-    """Arguments of CLIPTextConfig; start and end tokens are the last two of the vocabulary, as in CLIP.
-
-    ``heads``: default one for each 64 channels.
+def clip_config(tensors: Tensors, layers: int, activation: str) -> dict[str, Any]:
+    """Arguments of CLIPTextConfig; a head for each 64 channels, and the last two words of the vocabulary as start and
+    end tokens, as in CLIP.
     """
     vocab, width = (size(tensors, "embeddings.token_embedding.weight", i) for i in (0, 1))
-    heads = heads or max(1, width // 64)
-    if width % heads:
-        raise ConfigError(f"{width} channels of the text encoder cannot be split into {heads} heads")
     return {
         "vocab_size": vocab,
         "hidden_size": width,
         "intermediate_size": size(tensors, "encoder.layers.0.mlp.fc1.weight", 0),
         "num_hidden_layers": layers,
-        "num_attention_heads": heads,
+        "num_attention_heads": max(1, width // 64),
         "max_position_embeddings": size(tensors, "embeddings.position_embedding.weight", 0),
         "hidden_act": activation,
         "bos_token_id": vocab - 2,

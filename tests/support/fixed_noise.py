@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from threedgen.guidance.diffusion import Schedule
-from threedgen.guidance.distillation.sds import SDS, Conditions, Distillation, Reconstruction
+from threedgen.guidance.diffusion import Conditions, Schedule
+from threedgen.guidance.distillation.sds import SDS, Distillation, Reconstruction
 from threedgen.guidance.options import ReconstructionConfig, SDSConfig
 
 

@@ -17,10 +17,9 @@ from tests.support.fixed_noise import reconstruction, sds_eps
 from tests.support.parity_files import parity_files
 from threedgen.config import at
 from threedgen.guidance import diffusion
-from threedgen.guidance.diffusion import Schedule
+from threedgen.guidance.diffusion import Conditions, Schedule
 from threedgen.guidance.distillation.sds import (
     SDS,
-    Conditions,
     Reconstruction,
     rescale_std,
     sample_timestep,

@@ -84,11 +84,10 @@ def test_too_large_for_float16_is_said_and_nothing_is_left(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="does not fit into float16"):
         folder.save(network, tmp_path / "model")
     assert not list(tmp_path.iterdir())
-    folder.save(network, tmp_path / "model", half=False)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigError, match="something else"):
-        folder.save(network, tmp_path / "mine", half=False)
+        folder.save(tiny_network(), tmp_path / "mine")
 
 
 # ---------------------------------------------------------------- what is wrong is said

@@ -116,10 +116,10 @@ def test_vae_matches_the_reference(path: Path) -> None:
 @torch.no_grad()
 def test_text_encoder_matches_the_reference(path: Path) -> None:
     weights, rest, meta = fixture(path)
-    heads = int(rest.get("heads", meta.get("heads", 0))) or None
+    heads = int(rest.get("heads", meta.get("heads", 0)))
     open_clip = "positional_embedding" in weights
-    converted = convert_open_clip(weights, heads) if open_clip else convert_clip(weights, heads)
-    encoder = CLIPTextModel(CLIPTextConfig(**converted.config)).eval()
+    converted = convert_open_clip(weights) if open_clip else convert_clip(weights)
+    encoder = CLIPTextModel(CLIPTextConfig(**converted.config | {"num_attention_heads": heads or 1})).eval()
     encoder.load_state_dict(converted.tensors)
     close(encoder(rest["tokens"]).last_hidden_state, rest["out"])
 
@@ -214,8 +214,8 @@ def test_vae_there_and_back(config: dict[str, Any]) -> None:
 @torch.no_grad()
 def test_open_clip_there_and_back(layers: int) -> None:
     encoder = tiny_text_encoder(num_hidden_layers=layers, hidden_act="gelu", intermediate_size=40)
-    converted = convert_open_clip(open_clip_names(encoder), heads=2)
-    back = CLIPTextModel(CLIPTextConfig(**converted.config)).eval()
+    converted = convert_open_clip(open_clip_names(encoder))
+    back = CLIPTextModel(CLIPTextConfig(**converted.config | {"num_attention_heads": 2})).eval()
     back.load_state_dict(converted.tensors)
     ids = torch.randint(0, 40, (2, 16), generator=torch.Generator().manual_seed(0))
     expected = encoder(ids).last_hidden_state
@@ -226,8 +226,8 @@ def test_open_clip_there_and_back(layers: int) -> None:
 def test_clip_under_transformers_names() -> None:
     encoder = tiny_text_encoder(hidden_act="quick_gelu")
     named = {f"text_model.{name}": tensor for name, tensor in encoder.state_dict().items()}
-    converted = convert_clip({**named, "text_model.embeddings.position_ids": torch.arange(16)[None]}, heads=2)
-    back = CLIPTextModel(CLIPTextConfig(**converted.config)).eval()
+    converted = convert_clip({**named, "text_model.embeddings.position_ids": torch.arange(16)[None]})
+    back = CLIPTextModel(CLIPTextConfig(**converted.config | {"num_attention_heads": 2})).eval()
     back.load_state_dict(converted.tensors)
     ids = torch.arange(16)[None]
     torch.testing.assert_close(back(ids).last_hidden_state, encoder(ids).last_hidden_state)

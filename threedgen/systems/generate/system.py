@@ -18,7 +18,7 @@ from threedgen.config import ConfigError, at, registry
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit, sample_multiview
-from threedgen.guidance.distillation.sds import Conditions
+from threedgen.guidance.diffusion import Conditions
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
 from threedgen.representations import losses
