@@ -67,10 +67,10 @@ class Schedule:
         return cls.from_betas(torch.linspace(beta_start, beta_end, T, dtype=torch.float64), prediction)
 
     @classmethod
-    def cosine(cls, T: int = 1000, prediction: Prediction = "epsilon", max_beta: float = 0.999) -> Schedule:
+    def cosine(cls, T: int = 1000, prediction: Prediction = "epsilon") -> Schedule:
         """alpha_bar follows a squared cosine (Nichol and Dhariwal 2021, eq. 17), beta capped."""
         curve = [cos((i / T + 0.008) / 1.008 * pi / 2) ** 2 for i in range(T + 1)]
-        betas = [min(1 - curve[i + 1] / curve[i], max_beta) for i in range(T)]
+        betas = [min(1 - curve[i + 1] / curve[i], 0.999) for i in range(T)]
         return cls.from_betas(torch.tensor(betas, dtype=torch.float64), prediction)
 
     @classmethod

@@ -74,14 +74,6 @@ def timestep_range(min_percent: float, max_percent: float, T: int) -> tuple[int,
     return low, high
 
 
-def sample_timestep(
-    min_percent: float, max_percent: float, generator: torch.Generator, T: int, count: int = 1
-) -> Tensor:
-    """``count`` integers, uniform with both ends included, int64 on the generator's device."""
-    low, high = timestep_range(min_percent, max_percent, T)
-    return torch.randint(low, high + 1, (count,), generator=generator, device=generator.device)
-
-
 def follow(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor, Logs]:
     """0.5 |z - stopgrad(z - direction)|^2 / B, whose gradient is direction / B, and what to log.
 
@@ -124,12 +116,12 @@ class Distillation(nn.Module):
 
     def draw(self, latents: Tensor, n_view: int, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Logs]:
         """t, (1,) for all images or (B,), noise like the latents, and the range of t, to be logged."""
-        low, high = self.value("min_step_percent", step), self.value("max_step_percent", step)
+        percents = self.value("min_step_percent", step), self.value("max_step_percent", step)
+        low, high = timestep_range(*percents, self.schedule.T)
         groups = len(latents) // n_view if self.options.timestep_per == "group" else 1
-        t = sample_timestep(low, high, generator, self.schedule.T, groups)
+        t = torch.randint(low, high + 1, (groups,), generator=generator, device=generator.device)
         t = (t.repeat_interleave(n_view) if groups > 1 else t).to(latents.device)
-        t_min, t_max = timestep_range(low, high, self.schedule.T)
-        return t, fresh_noise(latents.float(), generator), {"t_min": float(t_min), "t_max": float(t_max)}
+        return t, fresh_noise(latents.float(), generator), {"t_min": float(low), "t_max": float(high)}
 
     def direction(self, seen: Noised, given: Conditions, step: int) -> Tensor:
         """B times d loss / d z, like z."""

@@ -77,7 +77,7 @@ class MVDreamPipeline(DiffusionPipeline):
     def prior(self) -> MVDream:
         """The same networks as the other parts of this package see them."""
         names = {dtype: name for name, dtype in DTYPES.items()}
-        made = MVDream(
+        prior = MVDream(
             self.unet,
             self.vae,
             self.text_encoder,
@@ -88,8 +88,8 @@ class MVDreamPipeline(DiffusionPipeline):
             dtype=self.precision or names[self.unet.dtype],
             device=None,
         )
-        made.device = torch.device(self._execution_device)
-        return made
+        prior.device = torch.device(self._execution_device)
+        return prior
 
     @torch.no_grad()
     def __call__(

@@ -22,7 +22,6 @@ from threedgen.guidance.distillation.sds import (
     SDS,
     Reconstruction,
     rescale_std,
-    sample_timestep,
     timestep_range,
 )
 from threedgen.guidance.options import ReconstructionConfig, SDSConfig
@@ -271,7 +270,9 @@ def test_an_overflow_is_dropped_but_a_dead_prior_is_not_hidden(function):
 def test_timesteps_fill_their_range_both_ends_included(a, b, seed):
     low, high = sorted((a, b))
     generator = torch.Generator().manual_seed(seed)
-    t = sample_timestep(low / 1000 + 1e-6, high / 1000 + 1e-6, generator, 1000, 2000)
+    percents = {"min_step_percent": low / 1000 + 1e-6, "max_step_percent": high / 1000 + 1e-6}
+    distil = SDS(SDSConfig(**percents, timestep_per="group"), SD)
+    t, _, _ = distil.draw(torch.zeros(2000, 1, 1, 1), 1, 0, generator)
     assert (int(t.min()), int(t.max())) == (low, high) and t.dtype == torch.int64
 
 
