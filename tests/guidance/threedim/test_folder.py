@@ -49,16 +49,15 @@ def saved(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------- to the disk and back
 
 
-@pytest.mark.parametrize(("half", "tolerance"), [(False, 0.0), (True, 3e-2)])
-def test_a_network_comes_back(tmp_path: Path, half: bool, tolerance: float) -> None:
-    network = tiny_network(poses="relative", prediction="v_prediction")
-    folder.save(network, tmp_path / "model", CAMERAS, half)
+def test_a_network_comes_back(tmp_path: Path) -> None:
+    network = tiny_network(poses="relative", prediction="v_prediction").half().float()  # what the file can hold
+    folder.save(network, tmp_path / "model", CAMERAS)
     found, cameras = folder.load(str(tmp_path / "model"))
     assert cameras == CAMERAS and found.config == network.config and not found.training
     names = ["SHA256SUMS", "config.json", "model", "model.safetensors"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == names
     with torch.no_grad():
-        torch.testing.assert_close(found(*inputs(network)), network(*inputs(network)), rtol=0, atol=tolerance)
+        torch.testing.assert_close(found(*inputs(network)), network(*inputs(network)), rtol=0, atol=0)
     folder.save(tiny_network(), tmp_path / "model")  # a newer one takes its place
     assert folder.load(str(tmp_path / "model"))[1] is None
 
