@@ -17,7 +17,7 @@ from threedgen.config import load
 from threedgen.config.errors import ConfigError
 from threedgen.guidance.multiview.joined import multiview_unet
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.weights import known_checkpoints
+from threedgen.guidance.weights.meta_networks import RELEASED_UNETS, RELEASED_VAE
 from threedgen.systems.generate.system import GenerateSystem, jump
 from threedgen.train.loop import set_threads
 from threedgen.train.task import device
@@ -33,8 +33,8 @@ VARIANTS: dict[str, list[str]] = {
     OURS: [],
 }
 TOKENS = 77
-UNET: dict[str, Any] = known_checkpoints.UNETS["sd-v2.1-base-4view.pt"]
-VAE: dict[str, Any] = known_checkpoints.VAE
+UNET: dict[str, Any] = RELEASED_UNETS["sd-v2.1-base-4view.pt"]
+VAE: dict[str, Any] = RELEASED_VAE
 
 
 def table(rounds: int, size: int, overrides: list[str]) -> Table:

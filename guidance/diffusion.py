@@ -67,10 +67,10 @@ class Schedule:
         return cls.from_betas(torch.linspace(beta_start, beta_end, T, dtype=torch.float64), prediction)
 
     @classmethod
-    def cosine(cls, T: int = 1000, prediction: Prediction = "epsilon", max_beta: float = 0.999) -> Schedule:
+    def cosine(cls, T: int = 1000, prediction: Prediction = "epsilon") -> Schedule:
         """alpha_bar follows a squared cosine (Nichol and Dhariwal 2021, eq. 17), beta capped."""
         curve = [cos((i / T + 0.008) / 1.008 * pi / 2) ** 2 for i in range(T + 1)]
-        betas = [min(1 - curve[i + 1] / curve[i], max_beta) for i in range(T)]
+        betas = [min(1 - curve[i + 1] / curve[i], 0.999) for i in range(T)]
         return cls.from_betas(torch.tensor(betas, dtype=torch.float64), prediction)
 
     @classmethod
@@ -115,23 +115,22 @@ class Schedule:
         alpha, sigma = self.alpha_sigma(t, x)
         return (x - sigma * eps) / alpha
 
-    def eps_from_v(self, x: Tensor, v: Tensor, t: Timesteps) -> Tensor:
-        """Inverse of ``v_from_eps`` when x is the noised image (Salimans and Ho 2022, appendix D)."""
-        alpha, sigma = self.alpha_sigma(t, x)
-        return alpha * v + sigma * x
-
-    def v_from_eps(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
-        """v = sqrt(a) eps - sqrt(1-a) x0."""
-        alpha, sigma = self.alpha_sigma(t, x0)
-        return alpha * noise - sigma * x0
-
     def eps_from_output(self, x: Tensor, output: Tensor, t: Timesteps) -> Tensor:
-        """The noise, whatever the network predicts."""
-        return output if self.prediction == "epsilon" else self.eps_from_v(x, output, t)
+        """The noise, whatever the network predicts: of v it is sqrt(a) v + sqrt(1-a) x."""
+        if self.prediction == "epsilon":
+            return output
+        alpha, sigma = self.alpha_sigma(t, x)
+        return alpha * output + sigma * x
 
     def target(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
-        """What the network should output in training for x_t = add_noise(x0, noise, t)."""
-        return noise if self.prediction == "epsilon" else self.v_from_eps(x0, noise, t)
+        """What the network should output in training for x_t = add_noise(x0, noise, t).
+
+        v = sqrt(a) eps - sqrt(1-a) x0 (Salimans and Ho 2022, appendix D).
+        """
+        if self.prediction == "epsilon":
+            return noise
+        alpha, sigma = self.alpha_sigma(t, x0)
+        return alpha * noise - sigma * x0
 
 
 def per_image(text: Tensor, count: int) -> Tensor:
@@ -195,17 +194,43 @@ def combine_perp_neg(
     return eps_uncond + guidance_scale * step
 
 
-def guided(denoise: Denoiser, guidance_scale: float) -> Denoiser:
-    """Classifier-free guidance (Ho and Salimans 2022) as a denoiser whose ``text`` is a pair (cond, uncond).
+@dataclass(frozen=True)
+class Conditions:
+    """What a prior is told about B images, which are B / ``n_view`` groups of views, views fastest.
 
-    With a scale of exactly 1 the unconditional branch would cancel, so it is not computed.
+    text: (cond, uncond), each (n,L,D) with n dividing B.  camera: (B,16) or None.  negatives: texts to stay away from,
+    see ``combine_perp_neg``.  For losses that learn, ``plain`` (1,L,D) is the prompt without words for the view, and
+    ``c2w`` (B,4,4) the poses.
     """
 
+    text: TextPair
+    camera: Tensor | None = None
+    n_view: int = 1
+    negatives: Negatives | None = None
+    plain: Tensor | None = None
+    c2w: Tensor | None = None
+
+
+def predict(denoise: Denoiser, x: Tensor, t: Tensor, given: Conditions, guidance_scale: float) -> tuple[Tensor, Tensor]:
+    """(guided eps, conditional eps); at scale 1 they are the same and the other branch is not computed."""
+    camera, n_view, negatives = given.camera, given.n_view, given.negatives
+    if negatives is not None:
+        texts = (*given.text, *negatives.text)
+        eps_cond, eps_uncond, *eps_negative = branches(denoise, x, t, texts, camera, n_view)
+        eps = combine_perp_neg(eps_cond, eps_uncond, eps_negative, negatives.weights, guidance_scale)
+        return eps, eps_cond
+    if guidance_scale == 1:
+        eps = denoise(x, t.reshape(-1).expand(len(x)), per_image(given.text[0], len(x)), camera, n_view).float()
+        return eps, eps
+    eps_cond, eps_uncond = branches(denoise, x, t, given.text, camera, n_view)
+    return combine(eps_cond, eps_uncond, guidance_scale), eps_cond
+
+
+def guided(denoise: Denoiser, guidance_scale: float) -> Denoiser:
+    """Classifier-free guidance (Ho and Salimans 2022) as a denoiser whose ``text`` is a pair (cond, uncond)."""
+
     def call(x: Tensor, t: Tensor, text: TextPair, camera: Tensor | None, n_view: int) -> Tensor:
-        if guidance_scale == 1:
-            return denoise(x, t, per_image(text[0], len(x)), camera, n_view).float()
-        eps_cond, eps_uncond = branches(denoise, x, t, text, camera, n_view)
-        return combine(eps_cond, eps_uncond, guidance_scale)
+        return predict(denoise, x, t, Conditions(text, camera, n_view), guidance_scale)[0]
 
     return call
 

@@ -6,14 +6,19 @@ it `sample`; mypy then checks that it has all the rest.
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threedgen.guidance.diffusion import Generators, Schedule, ddim_sample, fresh_noise, guided
+from threedgen.guidance.weights import tokens
+
+logger = logging.getLogger(__name__)
 
 
 class Prior(Protocol):
@@ -23,15 +28,17 @@ class Prior(Protocol):
     The views of an object are consecutive.
 
     unet: the network that denoises.  schedule: the noise that it was trained with.  image_size: pixels per side of its
-    pictures.  factor: pixels per latent and axis.  device: where it computes.  identifiers: words that stand for a
-    subject it was tuned to.
+    pictures.  factor: pixels per latent and axis.  device, dtype: where and in what its networks compute.
+    identifiers: words that stand for a subject it was tuned to.
     """
 
     unet: nn.Module
+    tokenizer: Any
     schedule: Schedule
     image_size: int
     factor: int
     device: torch.device
+    dtype: torch.dtype
 
     @property
     @abstractmethod
@@ -59,13 +66,35 @@ class Prior(Protocol):
     def encode_prompt(self, prompts: list[str]) -> Tensor:
         """n prompts -> (n,L,D) float32. What does not fit is cut off; ask ``tokens_cut`` beforehand."""
 
+    @property
     @abstractmethod
+    def max_tokens(self) -> int:
+        """Length to which prompts are filled up or cut, start and end token included."""
+
     def tokens_cut(self, prompt: str) -> str:
         """The end of the prompt that the text encoder will not see; "" if it sees all of it."""
+        return tokens.tokens_cut(self.tokenizer, prompt, self.max_tokens)
 
-    @abstractmethod
+    def note_cuts(self, prompts: list[str]) -> None:
+        """Logs the words that have no effect."""
+        for prompt in prompts:
+            if cut := self.tokens_cut(prompt):
+                logger.info("a prompt is too long, these words have no effect: %r", cut)
+
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
         """Words that the text encoder never saw, each with the nearest ones that it did."""
+        return tokens.unknown_words(self.tokenizer, prompt)
+
+    def autocast(self) -> torch.autocast:
+        """The precision ``dtype``, for what is computed inside."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def resized(self, rgb: Tensor) -> Tensor:
+        """(B,H,W,3) in [0,1] -> (B,3,s,s) in [-1,1], s = ``image_size``, on its device."""
+        x = rgb.to(self.device, torch.float32).permute(0, 3, 1, 2)
+        if x.shape[-2:] != (size := (self.image_size, self.image_size)):
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+        return x * 2 - 1
 
     def camera(self, c2w: Tensor) -> Tensor | None:
         """Poses (B,4,4), OpenGL axes and z up, as ``denoise`` takes them; None: this prior knows no cameras."""

@@ -8,16 +8,18 @@ low-rank additions and the pose (``lora.py``); its parameters belong to this mod
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threedgen.guidance.diffusion import Denoiser, Negatives, Schedule, combine, fresh_noise, per_image
+from threedgen.guidance.diffusion import Conditions, Denoiser, Schedule, combine, fresh_noise, per_image
 from threedgen.guidance.options import VSDConfig
 from threedgen.guidance.prior import Prior
 
 from .lora import PosedLoRA
-from .sds import Distillation, Logs, follow, predict
+from .sds import Distillation, Logs, Noised
 
 
 class VSD(Distillation):
@@ -38,72 +40,43 @@ class VSD(Distillation):
         self.lora = PosedLoRA(prior.unet, options.rank, generator)
 
     def forward(
-        self,
-        latents: Tensor,
-        denoise: Denoiser,
-        text_cond: Tensor,
-        text_uncond: Tensor,
-        camera: Tensor | None,
-        n_view: int,
-        step: int,
-        generator: torch.Generator,
-        *,
-        negatives: Negatives | None = None,
-        plain: Tensor | None = None,
-        c2w: Tensor | None = None,
+        self, latents: Tensor, denoise: Denoiser, given: Conditions, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Logs]:
         """d loss / d z = (1 - alpha_bar_t) (eps_prior - eps_copy) / B, plus the copy's own loss (``learn``).
 
-        The two do not meet: the first reaches only ``latents`` (B,C,h,w), the second only the copy. It sees ``plain``
-        (1,L,D), by default the first text, and the poses ``c2w`` (B,4,4), by default none.
+        The two do not meet: the first reaches only ``latents`` (B,C,h,w), the second only the copy. It sees the plain
+        prompt, by default the first text, and the poses, by default none.
         """
-        t, noise, drawn = self.draw(latents, n_view, step, generator)
-        z = latents.detach().float()
-        text = per_image(text_cond[:1] if plain is None else plain, len(z))
-        poses = z.new_zeros(len(z), 16) if c2w is None else c2w.to(z).flatten(1)
-        with torch.no_grad():
-            x = self.schedule.add_noise(z, noise, t)
-            scale = self.value("guidance_scale", step)
-            eps, _ = predict(denoise, x, t, (text_cond, text_uncond), camera, n_view, scale, negatives)
-            own = self.own_eps(x, t, text, camera, n_view, poses)
-            _, sigma = self.schedule.alpha_sigma(t, z)
-        loss, logs = follow(latents, sigma**2 * (eps - own), t)
-        learning = self.learn(z, text, camera, n_view, poses, generator)
-        return loss + learning, logs | drawn | {"loss_lora": learning.detach()}
+        loss, logs = super().forward(latents, denoise, given, step, generator)
+        learning = self.learn(latents.detach().float(), given, generator)
+        return loss + learning, logs | {"loss_lora": learning.detach()}
 
-    def own_eps(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int, poses: Tensor) -> Tensor:
-        """The noise in ``x`` (B,C,h,w) as the copy sees it."""
+    def direction(self, seen: Noised, given: Conditions, step: int) -> Tensor:
         scale = self.options.lora_guidance_scale
-        eps = self.schedule.eps_from_output(x, self.copy(x, t, text, camera, n_view, poses), t)
-        if scale == 1:
-            return eps
-        blind = self.copy(x, t, text, camera, n_view, torch.zeros_like(poses))
-        return combine(eps, self.schedule.eps_from_output(x, blind, t), scale)
+        own = self.schedule.eps_from_output(seen.x, self.copy(seen.x, seen.t, given), seen.t)
+        if scale != 1:
+            blind = self.copy(seen.x, seen.t, replace(given, c2w=None))
+            own = combine(own, self.schedule.eps_from_output(seen.x, blind, seen.t), scale)
+        _, sigma = self.schedule.alpha_sigma(seen.t, seen.z)
+        return sigma**2 * (seen.eps - own)
 
-    def learn(
-        self,
-        z: Tensor,
-        text: Tensor,
-        camera: Tensor | None,
-        n_view: int,
-        poses: Tensor,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def learn(self, z: Tensor, given: Conditions, generator: torch.Generator) -> Tensor:
         """The diffusion loss of the copy on the renders' latents, with t from the whole table and noise of its own.
 
         Now and then (``pose_dropout``) it is told no pose.
         """
-        count = len(z) // n_view
+        count = len(z) // given.n_view
         t = torch.randint(self.schedule.T, (count,), generator=generator, device=generator.device)
-        t = t.repeat_interleave(n_view).to(z.device)
+        t = t.repeat_interleave(given.n_view).to(z.device)
         noise = fresh_noise(z, generator)
         coin = torch.rand((), generator=generator, device=generator.device)
-        poses = torch.zeros_like(poses) if float(coin) < self.options.pose_dropout else poses
-        output = self.copy(self.schedule.add_noise(z, noise, t), t, text, camera, n_view, poses)
-        return F.mse_loss(output, self.schedule.target(z, noise, t))
+        given = replace(given, c2w=None) if float(coin) < self.options.pose_dropout else given
+        return F.mse_loss(self.copy(self.schedule.add_noise(z, noise, t), t, given), self.schedule.target(z, noise, t))
 
-    def copy(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int, poses: Tensor) -> Tensor:
-        """What the copy's UNet itself says: noise or v, as the prior was trained."""
+    def copy(self, x: Tensor, t: Tensor, given: Conditions) -> Tensor:
+        """What the copy's UNet itself says: noise or v, as the prior was trained; no pose is one of zeros."""
         prior = self.unregistered[0]
+        text = per_image(given.text[0][:1] if given.plain is None else given.plain, len(x))
+        poses = x.new_zeros(len(x), 16) if given.c2w is None else given.c2w.to(x).flatten(1)
         with self.lora.applied(prior.unet, poses):
-            return prior.network(x, t.reshape(-1).expand(len(x)), text, camera, n_view)
+            return prior.network(x, t.reshape(-1).expand(len(x)), text, given.camera, given.n_view)

@@ -7,12 +7,10 @@ needed once, so it is loaded when a prompt is encoded and forgotten afterwards.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from diffusers.models import UNet2DConditionModel
 from torch import Tensor
 
@@ -24,10 +22,6 @@ from threedgen.guidance.prior import Prior
 from threedgen.guidance.weights import components, loading, reading, tokens
 from threedgen.run.dtypes import compute_dtype
 
-logger = logging.getLogger(__name__)
-
-MAX_TOKENS = 77
-"""Length to which prompts are filled up or cut, as in diffusers' own pipeline for these weights."""
 CHANNELS = 3
 
 
@@ -48,14 +42,14 @@ def build(options: DeepFloydConfig, device: torch.device | str = "cpu") -> DeepF
 def read_unet(path: Path) -> UNet2DConditionModel:
     """The UNet of a diffusers folder, in float32. Raises ConfigError if it is not one of a first stage on pixels."""
     config, tensors = components.read_part(path / "unet")
-    components.expect(config, "_class_name", "UNet2DConditionModel", path / "unet")
+    components.expect(config, *components.NETWORKS["unet"].named, path / "unet")
     if config.get("in_channels") != CHANNELS or config.get("class_embed_type") is not None:
         raise ConfigError(
             f"{path} is no first stage on pixels: its UNet takes {config.get('in_channels')} channels, not "
             f"{CHANNELS} alone; Stable Diffusion's weights go with prior.name=stable-diffusion",
             "weights",
         )
-    return components.make_unet(config, tensors)
+    return components.make("unet", config, tensors)
 
 
 def read_words(path: Path, tokenizer: str | None) -> Any:
@@ -96,6 +90,7 @@ class DeepFloyd(Prior):
     """
 
     unet: UNet2DConditionModel
+    max_tokens = 77  # as in diffusers' own pipeline for these weights
 
     def __init__(
         self,
@@ -135,33 +130,20 @@ class DeepFloyd(Prior):
     def encode_prompt(self, prompts: list[str]) -> Tensor:
         """n prompts -> (n,77,D) float32: T5's last hidden state; in small letters, as the weights were trained."""
         prompts = [prompt.lower().strip() for prompt in prompts]
-        for prompt in prompts:
-            if cut := self.tokens_cut(prompt):
-                logger.info("a prompt is too long, these words have no effect: %r", cut)
+        self.note_cuts(prompts)
         # never float16, in which T5's activations overflow
         dtype = torch.float32 if self.dtype == torch.float32 else torch.bfloat16
         encoder = read_text_encoder(self.text_folder, dtype).to(self.device)
-        options = {"padding": "max_length", "truncation": True, "max_length": MAX_TOKENS, "return_tensors": "pt"}
+        options = {"padding": "max_length", "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
         given = self.tokenizer(prompts, **options).to(self.device)
         text = encoder(given.input_ids, attention_mask=given.attention_mask)[0].float()
         if text.shape[-1] != (width := self.unet.config["encoder_hid_dim"] or self.unet.config["cross_attention_dim"]):
             raise ConfigError(f"the parts of the prior do not fit: T5 gives {text.shape[-1]} features, not {width}")
         return text
 
-    def tokens_cut(self, prompt: str) -> str:
-        return tokens.tokens_cut(self.tokenizer, prompt, MAX_TOKENS)
-
-    def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
-        """None: its vocabulary can spell any word."""
-        return tokens.unknown_words(self.tokenizer, prompt)
-
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(B,H,W,3) in [0,1] -> (B,3,s,s) in [-1,1] at the size it was trained at; nothing is random."""
-        x = rgb.to(self.device, torch.float32).permute(0, 3, 1, 2)
-        size = (self.image_size, self.image_size)
-        if x.shape[-2:] != size:
-            x = F.interpolate(x, size, mode="bilinear", align_corners=False)
-        return x * 2 - 1
+        """As ``resized``; nothing is random."""
+        return self.resized(rgb)
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """(B,3,s,s) in [-1,1] -> (B,s,s,3) in [0,1]."""
@@ -169,6 +151,6 @@ class DeepFloyd(Prior):
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
         """The noise in ``x`` (B,3,s,s), less the variance; camera and views are left out."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self.autocast():
             out = self.unet(x.to(self.dtype), t, text.to(self.dtype), return_dict=False)[0]
         return out[:, : x.shape[1]].float()

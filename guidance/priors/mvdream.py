@@ -7,8 +7,6 @@ the 2D model. Classifier-free guidance and losses are elsewhere (``diffusion.py`
 
 from __future__ import annotations
 
-import logging
-import math
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,40 +17,31 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from threedgen.config import ConfigError
-from threedgen.geometry.poses import opengl_to_blender
 from threedgen.guidance import diffusion
 from threedgen.guidance.draft import Draft
 from threedgen.guidance.multiview.joined import make_multiview, predict, set_attention
-from threedgen.guidance.options import MVDreamConfig
+from threedgen.guidance.options import MVDreamConfig, PriorConfig
 from threedgen.guidance.prior import MultiviewPrior
-from threedgen.guidance.weights import components, subject_weights, tokens
+from threedgen.guidance.weights import components, ldm, subject_weights, tokens
 from threedgen.run.dtypes import compute_dtype
 from threedgen.run.prompts import without
-
-logger = logging.getLogger(__name__)
 
 
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
     """The prior that a config describes. Raises ConfigError."""
     o = options
-    require_attention(o.attention, device)
-    prior = MVDream.load(
-        o.weights,
-        device,
-        o.dtype,
-        o.tokenizer,
-        o.image_size,
-        personalisation=o.personalisation,
-        personalisation_strength=o.personalisation_strength,
-    )
+    subject = {"personalisation": o.personalisation, "personalisation_strength": o.personalisation_strength}
+    return load_as(MVDream, o, device, **subject)
+
+
+def load_as(kind: type[Any], options: PriorConfig, device: torch.device | str, **more: Any) -> Any:
+    """A ``kind`` of MVDream as the options of any prior say. Raises ConfigError."""
+    o = options
+    if o.attention == "xformers" and torch.device(device).type != "cuda":
+        raise ConfigError(f"'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa", "attention")
+    prior = kind.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, **more)
     set_attention(prior.unet, o.attention)
     return prior
-
-
-def require_attention(kind: str, device: torch.device | str) -> None:
-    """Raises ConfigError for an attention that cannot compute on the device."""
-    if kind == "xformers" and torch.device(device).type != "cuda":
-        raise ConfigError(f"'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa", "attention")
 
 
 class MVDream(MultiviewPrior):
@@ -142,15 +131,12 @@ class MVDream(MultiviewPrior):
 
     def pipeline(self) -> Any:
         """The same networks, not copied, as a diffusers pipeline (`MVDreamPipeline`)."""
-        from diffusers import DDIMScheduler
-
         from .pipeline import MVDreamPipeline
 
-        scheduler = DDIMScheduler.from_config(components.scheduler_config(self.schedule))
-        parts = (self.unet, self.vae, self.text_encoder, self.tokenizer, scheduler, self.draft)
-        made = MVDreamPipeline(*parts)
-        made.precision, made.image_size = self.precision, self.image_size
-        return made
+        scheduler = components.scheduler(self.schedule)
+        found = MVDreamPipeline(self.unet, self.vae, self.text_encoder, self.tokenizer, scheduler, self.draft)
+        found.precision, found.image_size = self.precision, self.image_size
+        return found
 
     def save(self, folder: Path | str) -> None:
         """Writes a diffusers folder (float16, SHA256SUMS) that ``load`` and diffusers can read."""
@@ -164,12 +150,11 @@ class MVDream(MultiviewPrior):
     @property
     def trained_size(self) -> int:
         """Pixels per side of the training images."""
-        size = self.unet.config["sample_size"] or components.LATENT_SIZE
+        size = self.unet.config["sample_size"] or ldm.LATENT_SIZE[True]
         return (max(size) if isinstance(size, list | tuple) else size) * self.factor
 
     @property
     def max_tokens(self) -> int:
-        """Length to which prompts are filled up or cut, start and end token included."""
         return min(self.tokenizer.model_max_length, self.text_positions)
 
     @torch.no_grad()
@@ -180,9 +165,7 @@ class MVDream(MultiviewPrior):
         identifier, which is what the draft reads (subject_weights.py). What does not fit is cut off (logged as
         info); ask ``tokens_cut`` and ``unknown_words`` beforehand.
         """
-        for prompt in prompts:
-            if cut := self.tokens_cut(prompt):
-                logger.info("a prompt is too long, these words have no effect: %r", cut)
+        self.note_cuts(prompts)
         text = self._encode(prompts)
         if self.draft is None or not self.identifiers:
             return text
@@ -197,30 +180,20 @@ class MVDream(MultiviewPrior):
         """The words that stand for a subject; none unless the prior was tuned to one."""
         return tokens.added_words(self.tokenizer)
 
-    def tokens_cut(self, prompt: str) -> str:
-        return tokens.tokens_cut(self.tokenizer, prompt, self.max_tokens)
-
-    def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
-        return tokens.unknown_words(self.tokenizer, prompt)
-
     def camera(self, c2w: Tensor) -> Tensor:
         """Poses (B,4,4) -> (B,16), see ``camera_vector``."""
         return camera_vector(c2w)
 
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(B,H,W,3) -> latents (B,4,h,w) drawn from the VAE's posterior; gradients flow back to ``rgb``."""
-        x = rgb.to(self.device, torch.float32).permute(0, 3, 1, 2)
-        size = (self.image_size, self.image_size)
-        if x.shape[-2:] != size:
-            x = F.interpolate(x, size, mode="bilinear", align_corners=False)
-        with self.autocast():
-            posterior = self.vae.encode(x * 2 - 1).latent_dist
-        mean, std = posterior.mean.float(), posterior.std.float()
+        mean, std = self.posterior(rgb)
         return self.scaling_factor * (mean + std * diffusion.fresh_noise(mean, generator))
 
-    def autocast(self) -> torch.autocast:
-        """The precision ``dtype``, for what is computed inside."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+    def posterior(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,H,W,3) -> mean and deviation of the VAE's latents (B,4,h,w), not scaled, float32."""
+        with self.autocast():
+            found = self.vae.encode(self.resized(rgb)).latent_dist
+        return found.mean.float(), found.std.float()
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Latents (B,4,h,w) -> (B,H,W,3) in [0,1]."""
@@ -261,22 +234,3 @@ def camera_vector(c2w: Tensor) -> Tensor:
     unit = F.normalize(c2w[:, :3, 3:], dim=1, eps=1e-8)
     top = torch.cat([c2w[:, :3, :3], unit], dim=2)
     return torch.cat([top, c2w[:, 3:]], dim=1).flatten(1)
-
-
-def script_poses(
-    n: int, elevation: float = 15, azimuth_start: float = 90, azimuth_span: float = 360, blender: bool = True
-) -> Tensor:
-    """(n,4,4) poses on the unit sphere in the convention of MVDream's image script, angles in degrees.
-
-    Azimuths are start + i span / n. The script's azimuth 90 is azimuth 0 (front, +x) of threedgen.geometry.cameras.
-    ``blender`` False leaves the script's own world (y up), on which the network was not trained.
-    """
-    azimuth = torch.deg2rad(azimuth_start + torch.arange(n, dtype=torch.float64) * azimuth_span / n)
-    height = torch.full_like(azimuth, math.radians(elevation))
-    flat, zero, one = height.cos(), torch.zeros_like(azimuth), torch.ones_like(azimuth)
-    back = torch.stack([flat * azimuth.sin(), height.sin(), flat * azimuth.cos()], dim=1)
-    right = torch.stack([azimuth.cos(), zero, -azimuth.sin()], dim=1)
-    axes = torch.stack([right, torch.linalg.cross(back, right), back, back], dim=2)
-    last = torch.stack([zero, zero, zero, one], dim=1)[:, None]
-    c2w = torch.cat([axes, last], dim=1).float()
-    return opengl_to_blender(c2w) if blender else c2w

@@ -10,15 +10,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import BaseOutput
-from PIL import Image
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 from transformers import CLIPTextModel
 
@@ -29,13 +26,6 @@ from threedgen.guidance.multiview.joined import make_multiview
 from threedgen.run.dtypes import DTYPES
 
 from .mvdream import MVDream, camera_vector
-
-
-@dataclass
-class MVDreamPipelineOutput(BaseOutput):
-    """Pictures of one prompt after another, the views of an object consecutive: PIL, (n,H,W,3) or (n,3,H,W)."""
-
-    images: list[Image.Image] | np.ndarray | Tensor
 
 
 class MVDreamPipeline(DiffusionPipeline):
@@ -87,7 +77,7 @@ class MVDreamPipeline(DiffusionPipeline):
     def prior(self) -> MVDream:
         """The same networks as the other parts of this package see them."""
         names = {dtype: name for name, dtype in DTYPES.items()}
-        made = MVDream(
+        prior = MVDream(
             self.unet,
             self.vae,
             self.text_encoder,
@@ -98,8 +88,8 @@ class MVDreamPipeline(DiffusionPipeline):
             dtype=self.precision or names[self.unet.dtype],
             device=None,
         )
-        made.device = torch.device(self._execution_device)
-        return made
+        prior.device = torch.device(self._execution_device)
+        return prior
 
     @torch.no_grad()
     def __call__(
@@ -118,8 +108,8 @@ class MVDreamPipeline(DiffusionPipeline):
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
-    ) -> MVDreamPipelineOutput | tuple[Any]:
-        """Draw `n_view` views of each prompt.
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw `n_view` views of each prompt, the views of an object consecutive.
 
         Args:
             prompt: one object or several; each is drawn by itself.
@@ -140,9 +130,10 @@ class MVDreamPipeline(DiffusionPipeline):
         if not prompts or n_view < 0 or output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"there is nothing to draw: {len(prompts)} prompts, n_view {n_view} as {output_type!r}")
         prior = self.prior
-        poses = _poses(n_view, elevation, azimuth) if c2w is None else c2w
-        views = 1 if poses is None else len(poses)
-        camera = None if poses is None else camera_vector(poses.to(prior.device).float()).repeat(len(prompts), 1)
+        if c2w is None and n_view > 0:
+            c2w = orbit(n_view, math.radians(elevation), 1.0, 1.0, 1, 1, azimuth=math.radians(azimuth)).c2w
+        views = 1 if c2w is None else len(c2w)
+        camera = None if c2w is None else camera_vector(c2w.to(prior.device).float()).repeat(len(prompts), 1)
         text = prior.encode_prompt([*prompts, *[negative_prompt] * len(prompts)]).chunk(2)
         shape = (len(prompts) * views, self.unet.config["out_channels"], *[prior.image_size // prior.factor] * 2)
         if latents is None:
@@ -159,21 +150,9 @@ class MVDreamPipeline(DiffusionPipeline):
             x = self.scheduler.step(output, known, x, **more).prev_sample
             if callback_on_step_end is not None:
                 x = (callback_on_step_end(self, k, t, {"latents": x}) or {}).get("latents", x)
-        images = x if output_type == "latent" else _images(prior.decode_latents(x).float().cpu(), output_type)
+        images: Any = x
+        if output_type != "latent":
+            pictures = prior.decode_latents(x).float().cpu().permute(0, 3, 1, 2)
+            images = VaeImageProcessor(do_normalize=False).postprocess(pictures, output_type)
         self.maybe_free_model_hooks()
-        return MVDreamPipelineOutput(images=images) if return_dict else (images,)
-
-
-def _poses(n_view: int, elevation: float, azimuth: float) -> Tensor | None:
-    """(n,4,4) around the object, angles in degrees; None for no view."""
-    if n_view == 0:
-        return None
-    return orbit(n_view, math.radians(elevation), 1.0, 1.0, 1, 1, azimuth=math.radians(azimuth)).c2w
-
-
-def _images(pictures: Tensor, output_type: str) -> Any:
-    """(n,H,W,3) on the CPU in the form that was asked for."""
-    if output_type == "pt":
-        return pictures.permute(0, 3, 1, 2)
-    array = pictures.numpy()
-    return array if output_type == "np" else DiffusionPipeline.numpy_to_pil(array)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)

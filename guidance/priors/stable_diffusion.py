@@ -12,20 +12,16 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from threedgen.guidance.multiview.joined import set_attention
 from threedgen.guidance.options import StableDiffusionConfig
 
 from .camera_posterior import UnseenCamera, candidates
-from .mvdream import MVDream, require_attention
+from .mvdream import MVDream, load_as
 
 
 def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") -> StableDiffusion:
     """The prior that a config describes. Raises ConfigError."""
-    o = options
-    require_attention(o.attention, device)
-    prior = StableDiffusion.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, camera=False)
-    set_attention(prior.unet, o.attention)
-    prior.front = o.front
+    prior: StableDiffusion = load_as(StableDiffusion, options, device, camera=False)
+    prior.front = options.front
     return prior
 
 

@@ -1,7 +1,7 @@
 """A trained novel-view model as a folder, and back. torch is imported only to read and write tensors.
 
 FOLDER/config.json          which model it is, its sizes, the cameras of its training
-FOLDER/model.safetensors    the weights of an X-UNet, float16 or float32
+FOLDER/model.safetensors    the weights of an X-UNet, float16
 FOLDER/prior/               instead of them: the prior with the trained UNet, a diffusers folder
 FOLDER/SHA256SUMS
 """
@@ -32,33 +32,29 @@ EMBEDDED = {"embedded": "threedim-toybox", "embedded-concat": "threedim-toybox-c
 """What a name in the place of a path means: a folder of weights in this installation."""
 
 
-def save(model: Any, folder: Path, cameras: CamerasConfig | None = None, half: bool = True) -> None:
-    """Writes an ``XUNet`` or ``LatentPairs`` (always float16), whole or not at all; ``cameras``: of its training.
+def save(model: Any, folder: Path, cameras: CamerasConfig | None = None) -> None:
+    """Writes an ``XUNet`` or ``LatentPairs`` in float16, whole or not at all; ``cameras``: of its training.
 
     Raises ConfigError if ``folder`` holds something else, or a weight does not fit into float16.
     """
-    told: dict[str, Any] = {"_class_name": type(model).__name__, "cameras": cameras and cameras.model_dump()}
+    metadata: dict[str, Any] = {"_class_name": type(model).__name__, "cameras": cameras and cameras.model_dump()}
     with whole_folder(folder, CONFIG) as part:
-        if told["_class_name"] == "LatentPairs":
-            told["poses"] = model.poses
+        if metadata["_class_name"] == "LatentPairs":
+            metadata["poses"] = model.poses
             model.prior.save(part / PRIOR)
         else:
-            told["network"] = model.config.model_dump(mode="json")
-            save_tensors(model, part / TENSORS, half=half)
-        write_json(part / CONFIG, told)
+            metadata["network"] = model.config.model_dump(mode="json")
+            save_tensors(model, part / TENSORS)
+        write_json(part / CONFIG, metadata)
 
 
 def check(weights: str) -> Path:
     """The path that ``weights`` names. Raises ConfigError if it plainly cannot be loaded; reads no tensor."""
-    try:
-        own = EMBEDDED.get(weights)
-        path = project_folder("weights") / own if own else Path(weights).expanduser()
-        there = path.exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, an unknown ~user
-        raise ConfigError(f"{short(weights)} is not a path", "weights") from None
-    if not there and own:
+    own = EMBEDDED.get(weights)
+    path = loading.existing(str(project_folder("weights") / own) if own else weights)
+    if path is None and own:
         raise ConfigError("this installation lacks the embedded novel-view model; reinstall threedgen", "weights")
-    if not there:
+    if path is None:
         raise ConfigError(f"there is no file or folder {short(weights)}", "weights")
     if path.is_file():
         sniff(path)
@@ -92,13 +88,13 @@ def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
 
         return load_port(path), None
     check_sums(path)
-    told = read_json(path / CONFIG)
+    metadata = read_json(path / CONFIG)
     try:
-        cameras = None if told.get("cameras") is None else CamerasConfig.model_validate(told["cameras"])
-        network = XUNetConfig.model_validate(told.get("network") or {})
+        cameras = None if metadata.get("cameras") is None else CamerasConfig.model_validate(metadata["cameras"])
+        network = XUNetConfig.model_validate(metadata.get("network") or {})
     except ValidationError as error:
         raise ConfigError(f"{path / CONFIG} is damaged: {error.errors()[0]['msg']}") from None
-    if told["_class_name"] == "XUNet":
+    if metadata["_class_name"] == "XUNet":
         from .xunet import XUNet
 
         return fill(lambda: XUNet(network), read_tensors(path / TENSORS), "3DiM network"), cameras
@@ -106,9 +102,9 @@ def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
 
     from .latents import LatentPairs
 
-    if told.get("poses") not in ("absolute", "relative"):
+    if metadata.get("poses") not in ("absolute", "relative"):
         raise ConfigError(f"{path / CONFIG} is damaged: its poses are neither absolute nor relative")
-    return LatentPairs(MVDream.load(str(path / PRIOR)), told["poses"]).eval().requires_grad_(False), cameras
+    return LatentPairs(MVDream.load(str(path / PRIOR)), metadata["poses"]).eval().requires_grad_(False), cameras
 
 
 def digest(weights: str) -> str:

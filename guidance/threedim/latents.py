@@ -55,10 +55,7 @@ class LatentPairs(nn.Module):
     def from_pictures(self, rgb: Tensor) -> Tensor:
         """Means of the VAE's posterior."""
         prior = self.prior
-        x = rgb.to(prior.device, torch.float32).permute(0, 3, 1, 2) * 2 - 1
-        with prior.autocast():
-            mean: Tensor = prior.vae.encode(x).latent_dist.mean
-        return mean.float() * prior.scaling_factor
+        return prior.posterior(rgb)[0] * prior.scaling_factor
 
     @torch.no_grad()
     def to_pictures(self, x: Tensor) -> Tensor:
@@ -73,7 +70,7 @@ class LatentPairs(nn.Module):
         return len(rising) - high - share
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """See ``sampler.PairModel``."""
+        """See ``model.ViewModel``."""
         last = torch.full_like(logsnr, len(self.levels) - 1)
         t = torch.stack([torch.where(keep, 0.0, last), self.timestep(logsnr)], dim=1).flatten()
         poses = relative_poses(c2w.float()) if self.poses == "relative" else c2w.float()

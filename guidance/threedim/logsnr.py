@@ -68,14 +68,6 @@ def x0_from_output(z: Tensor, output: Tensor, logsnr: Tensor, prediction: Predic
     return alpha * z - sigma * output if prediction == "v_prediction" else (z - sigma * output) / alpha
 
 
-def eps_from_output(z: Tensor, output: Tensor, logsnr: Tensor, prediction: Prediction = "epsilon") -> Tensor:
-    """The noise that an output means for ``z``."""
-    alpha, sigma = alpha_sigma(logsnr, z)
-    if prediction == "epsilon":
-        return output
-    return alpha * output + sigma * z if prediction == "v_prediction" else (z - alpha * output) / sigma
-
-
 def posterior(z: Tensor, x0: Tensor, logsnr: Tensor, logsnr_next: Tensor) -> tuple[Tensor, Tensor]:
     """(mean like ``z``, variance) of the less noisy z at ``logsnr_next`` >= ``logsnr``, given ``z`` and clean ``x0``.
 

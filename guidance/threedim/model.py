@@ -6,16 +6,21 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from .sampler import PairModel
+from .logsnr import Prediction
 
 
-class ViewModel(PairModel, Protocol):
-    """A ``PairModel`` that knows pictures: those of ``picture_size``, or latents that it makes of them itself.
+class ViewModel(Protocol):
+    """Predicts a target view from one condition: pictures of ``picture_size``, or latents that it makes of them itself.
 
     ``unet`` is the module in which its time goes.
     """
 
     unet: nn.Module
+
+    @property
+    def prediction(self) -> Prediction:
+        """What it predicts of the target."""
+        ...
 
     @property
     def clip(self) -> float | None:
@@ -34,3 +39,18 @@ class ViewModel(PairModel, Protocol):
     def to_pictures(self, x: Tensor) -> Tensor:
         """The way back, into [0, 1]."""
         ...
+
+    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
+        """What ``prediction`` says, (B, C, H, W) float32.
+
+        x (B, C, H, W) is the condition, noise where ``keep`` (B,) bool is False; z the noisy target at ``logsnr`` (B,);
+        c2w (B, 2, 4, 4) of both, OpenGL axes; K (B, 3, 3) in pixels.
+        """
+        ...
+
+
+def check_shapes(need: str, **given: tuple[Tensor, tuple[int, ...]]) -> None:
+    """Raises ValueError that names the first tensor of another shape than the one beside it; ``need``: who needs it."""
+    for name, (tensor, shape) in given.items():
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; {need} {shape}")

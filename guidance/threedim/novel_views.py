@@ -15,7 +15,6 @@ from threedgen.run.dtypes import compute_dtype
 from threedgen.run.seeding import generator
 
 from . import folder
-from .conditioning import strategy
 from .options import CamerasConfig, ThreeDiMSamplerConfig
 from .sampler import Progress, sample_views
 
@@ -58,8 +57,8 @@ class ThreeDiMSampler:
         height, width = self.model.picture_size
         images = torch.stack([resize(given(r).images, height, width) for r in requests]).to(self.device)
         x = self.model.from_pictures(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        seen = torch.stack([given(r).at.c2w for r in requests]).to(self.device)
-        wanted = torch.stack([r.target.c2w for r in requests]).to(self.device)
+        given_c2w = torch.stack([given(r).at.c2w for r in requests]).to(self.device)
+        target_c2w = torch.stack([r.target.c2w for r in requests]).to(self.device)
         K = torch.stack([intrinsics(r, height, width) for r in requests])
         o = self.config
         rngs = [generator(r.seed, 0, f"novel views of {r.scene}") for r in requests]
@@ -67,11 +66,12 @@ class ThreeDiMSampler:
             views = sample_views(
                 self.model,
                 x,
-                seen,
-                wanted,
+                given_c2w,
+                target_c2w,
                 K.to(self.device),
                 rngs,
-                strategy(o.strategy, o.last),
+                o.strategy,
+                o.last,
                 o.steps,
                 o.guidance_scale,
                 self.model.clip,

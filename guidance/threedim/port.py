@@ -30,6 +30,25 @@ ENDS = {"conv": "unet.conv_in", "lastgn.gn": "unet.norm_out", "lastconv": "unet.
 CONDITIONING = "conditioningprocessor."
 
 
+RULES = [
+    *((rf"^{re.escape(theirs)}\.", f"{ours}.") for theirs, ours in ENDS.items()),
+    (r"^conditioningprocessor\.logsnr_emb_emb\.", "conditioning.logsnr."),
+    (r"^conditioningprocessor\.convs\.", "conditioning.poses."),
+    (r"^conditioningprocessor\.", "conditioning."),
+    (r"^middle\.", "unet.middle."),
+    (r"^xunetblocks\.(\d+)\.(\d+)\.(?=resnetblock|attnblock)", r"unet.down.\1.\2."),
+    (r"^xunetblocks\.(\d+)\.\d+\.", r"unet.downsample.\1."),
+    (r"^upsample\.(\d+)\.(\d+)\.(?=resnetblock|attnblock)", r"unet.up.\1.\2."),
+    (r"^upsample\.(\d+)\.\d+\.", r"unet.upsample.\1."),
+    *((rf"(?<=\.){re.escape(theirs)}\.(?=weight|bias)", f"{ours}.") for theirs, ours in RESIDUAL.items()),
+    (r"\.resnetblock\.", ".residual."),
+    (r"\.attnblock_(self|cross)\.", r".\1_attention."),
+    (r"_attention\.groupnorm\.gn\.", "_attention.norm."),
+    (r"_attention\.attn_layer\.attn\.in_proj_", "_attention.qkv."),
+]
+"""(pattern in a name of the port, what stands there in ours), one after the other."""
+
+
 def load_port(path: Path, attn_heads: int = 4) -> XUNet:
     """The network of a checkpoint file (``latest.pt``: weights under "model", named "module...."), frozen, float32.
 
@@ -43,13 +62,37 @@ def convert_port(weights: Mapping[str, Tensor], attn_heads: int = 4) -> XUNet:
     """The network of the port's state dict. Raises ConfigError, one sentence, if it is none."""
     weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     config = port_config(weights, attn_heads)
-    tensors: dict[str, Tensor] = {}
+    tensors = {our_name(name, len(config.channel_mult)): tensor for name, tensor in weights.items()}
+    attentions = [name.removesuffix("linear.weight") for name in tensors if name.endswith("_attention.linear.weight")]
+    part = "conditioning."
     try:
-        for prefix in sorted({owner(name) for name in weights}):
-            tensors |= convert_part(prefix, weights, len(config.channel_mult))
-    except (KeyError, RuntimeError, ValueError, IndexError):
-        raise ConfigError(f"the weights of the port are damaged: those of {prefix!r} do not belong together") from None
+        if config.use_ref_pose_emb:
+            first, other = (tensors.pop(f"conditioning.{kind}_emb") for kind in ("first", "other"))
+            tensors["conditioning.frame_emb"] = torch.cat([first, other], dim=1)[0, :, :, 0, 0]
+        for part in attentions:
+            merge_last_layers(tensors, part)
+    except (KeyError, RuntimeError, IndexError):
+        raise ConfigError(f"the weights of the port are damaged: those of {part!r} do not belong together") from None
+    for name in [name for name in tensors if name.endswith(".film.weight")]:
+        tensors[name] = tensors[name][..., None, None]
     return fill(lambda: XUNet(config), tensors, "3DiM network")
+
+
+def our_name(name: str, levels: int) -> str:
+    """A name of the port as our network has it; one that the port does not have passes through, to be reported."""
+    # going up, ours are numbered as they run
+    name = re.sub(r"^upsample\.(\d+)", lambda found: f"upsample.{levels - 1 - int(found[1])}", name)
+    for pattern, ours in RULES:
+        name = re.sub(pattern, ours, name)
+    return name
+
+
+def merge_last_layers(tensors: dict[str, Tensor], part: str) -> None:
+    """The port's two linear layers after the heads become one; computed in float64, as it is done once."""
+    outer = tensors.pop(f"{part}linear.weight")[:, :, 0, 0].double()
+    inner, shift = (tensors.pop(f"{part}attn_layer.attn.out_proj.{leaf}").double() for leaf in ("weight", "bias"))
+    tensors[f"{part}out.weight"] = (outer @ inner).float()
+    tensors[f"{part}out.bias"] = (outer @ shift + tensors.pop(f"{part}linear.bias").double()).float()
 
 
 def port_config(weights: Mapping[str, Tensor], attn_heads: int = 4) -> XUNetConfig:
@@ -92,81 +135,3 @@ def sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 def count(weights: Mapping[str, Tensor], pattern: str) -> int:
     """How many different numbers stand where ``pattern`` has its group."""
     return len({found[1] for name in weights if (found := re.match(pattern, name))})
-
-
-def owner(name: str) -> str:
-    """The part of the network that a tensor belongs to: what is converted together."""
-    found = re.match(r"(?:xunetblocks|upsample)\.\d+\.\d+\.|middle\.|" + re.escape(CONDITIONING), name)
-    return found[0] if found else name.rpartition(".")[0] or name
-
-
-def convert_part(prefix: str, weights: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """Our tensors of one part; names that the port does not have pass through, so that they are reported."""
-    inside = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    if prefix == CONDITIONING:
-        return convert_conditioning(inside)
-    if prefix in ENDS:
-        return {ENDS[prefix] + name: tensor for name, tensor in inside.items()}
-    if not prefix.endswith("."):
-        return {prefix + name: tensor for name, tensor in inside.items()}
-    part = place(prefix, any(name.startswith("resnetblock.") for name in inside), levels)
-    return {part + name: tensor for name, tensor in convert_block(inside).items()}
-
-
-def place(prefix: str, is_block: bool, levels: int) -> str:
-    """Where our network has a block or a resampling block of the port."""
-    if prefix == "middle.":
-        return "unet.middle."
-    side, level, index = prefix.split(".")[:3]
-    down = side == "xunetblocks"
-    row = int(level) if down else levels - 1 - int(level)  # going up, ours are listed as they run
-    if is_block:
-        return f"unet.{'down' if down else 'up'}.{row}.{index}."
-    return f"unet.{'downsample' if down else 'upsample'}.{row}."
-
-
-def convert_block(inside: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A residual block with its attention, or a resampling block."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in inside.items():
-        bare = name.removeprefix("resnetblock.")
-        layer, _, leaf = bare.rpartition(".")
-        if layer in RESIDUAL:
-            before = "residual." if bare != name else ""
-            tensor = tensor[:, :, None, None] if layer == "film.dense" and leaf == "weight" else tensor
-            found[f"{before}{RESIDUAL[layer]}.{leaf}"] = tensor
-        elif not name.startswith("attnblock_"):
-            found[name] = tensor
-    for kind in ("self", "cross"):
-        start = f"attnblock_{kind}."
-        part = {name.removeprefix(start): tensor for name, tensor in inside.items() if name.startswith(start)}
-        if part:
-            found |= {f"{kind}_attention.{name}": tensor for name, tensor in convert_attention(part).items()}
-    return found
-
-
-def convert_attention(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The port's two linear layers after the heads become one; computed in float64, as it is done once."""
-    outer, inner = part["linear.weight"][:, :, 0, 0].double(), part["attn_layer.attn.out_proj.weight"].double()
-    bias = outer @ part["attn_layer.attn.out_proj.bias"].double() + part["linear.bias"].double()
-    return {
-        "norm.weight": part["groupnorm.gn.weight"],
-        "norm.bias": part["groupnorm.gn.bias"],
-        "qkv.weight": part["attn_layer.attn.in_proj_weight"],
-        "qkv.bias": part["attn_layer.attn.in_proj_bias"],
-        "out.weight": (outer @ inner).float(),
-        "out.bias": bias.float(),
-    }
-
-
-def convert_conditioning(inside: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Embeddings of noise level, rays, position and frame."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in inside.items():
-        ours = name.replace("logsnr_emb_emb.", "logsnr.").replace("convs.", "poses.")
-        if name not in ("first_emb", "other_emb"):
-            found[f"conditioning.{ours}"] = tensor
-    if "first_emb" in inside:
-        both = torch.cat([inside["first_emb"], inside["other_emb"]], dim=1)
-        found["conditioning.frame_emb"] = both[0, :, :, 0, 0]
-    return found

@@ -1,6 +1,6 @@
 """Ancestral sampling of views one after the other, many scenes at once (3DiM, sections 2.2 and 7.3).
 
-A view's chain starts from noise; at every step one of the views that are there (``conditioning``) is its condition.
+A view's chain starts from noise; at every step one of the views that are there (``candidates``) is its condition.
 When the chain ends, its view joins them. With ``steps`` = 1 this is the one-step regression: a network that predicts
 the "sample" is asked once, of white noise.
 """
@@ -8,56 +8,45 @@ the "sample" is asked once, of white noise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from threedgen.guidance.diffusion import combine
+from threedgen.guidance.diffusion import combine, fresh_noise
 
-from .conditioning import Strategy, every_view
-from .logsnr import Prediction, logsnr_steps, posterior, x0_from_output
+from .logsnr import logsnr_steps, posterior, x0_from_output
+from .model import ViewModel, check_shapes
 
 Progress = Callable[[int, int, Tensor], None]
+StrategyName = Literal["stochastic", "first", "last"]
 
 
-class PairModel(Protocol):
-    """Predicts a target view from one condition: ``XUNet`` is one, anything with these two is another."""
+def candidates(strategy: StrategyName, known: int, last: int = 1) -> range:
+    """Which of the ``known`` views may condition the next; the given ones are the first of them.
 
-    @property
-    def prediction(self) -> Prediction: ...
-
-    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """What ``prediction`` says, (B, C, H, W) float32.
-
-        x (B, C, H, W) is the condition, noise where ``keep`` (B,) bool is False; z the noisy target at ``logsnr`` (B,);
-        c2w (B, 2, 4, 4) of both, OpenGL axes; K (B, 3, 3) in pixels.
-        """
-        ...
+    stochastic: all views that are there (section 2.2).  first: the first given one, so that generated views never see
+    each other.  last: Markovian, the ``last`` >= 1 newest, given ones among them as long as too few are generated.
+    """
+    return {"stochastic": range(known), "first": range(1), "last": range(max(0, known - last), known)}[strategy]
 
 
-class Streams(NamedTuple):
-    """The random numbers of a scene, by purpose: one strategy's draws cannot shift another's noise."""
-
-    noise: torch.Generator
-    picks: torch.Generator
-    dropped: torch.Generator
-
-    @classmethod
-    def of(cls, generator: torch.Generator) -> Streams:
-        seeds = torch.randint(2**62, (3,), generator=generator, device=generator.device).tolist()
-        return cls(*(torch.Generator(generator.device).manual_seed(seed) for seed in seeds))
+def streams(generator: torch.Generator) -> list[torch.Generator]:
+    """A scene's random numbers for noise, picks and dropped conditions: the draws of one cannot shift another's."""
+    seeds = torch.randint(2**62, (3,), generator=generator, device=generator.device).tolist()
+    return [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]
 
 
 @torch.no_grad()
 def sample_views(
-    model: PairModel,
+    model: ViewModel,
     images: Tensor,
     c2w: Tensor,
     targets: Tensor,
     K: Tensor,
     generators: Sequence[torch.Generator],
-    strategy: Strategy = every_view,
+    strategy: StrategyName = "stochastic",
+    last: int = 1,
     steps: int = 256,
     guidance_scale: float = 1.0,
     clip: float | None = 1.0,
@@ -70,7 +59,7 @@ def sample_views(
         targets: poses of the views to make (S, T, 4, 4).  K: intrinsics in pixels (S, 3, 3), of all views of a scene.
         generators: one a scene; a scene's views do not depend on which scenes are sampled beside it, and the same
             generator gives the same noise under every strategy and guidance.
-        strategy: which views may condition, see ``conditioning``.
+        strategy, last: which views may condition, see ``candidates``; at every step one of them is drawn.
         steps: denoising steps of a view; 256 in the paper.
         guidance_scale: eps_u + s (eps_c - eps_u), so 1 is none and 0 ignores the condition. Other than 0 and 1, each
             step asks the network for twice as many pictures. A weight w of the form (1 + w) eps_c - w eps_u, as in the
@@ -84,22 +73,23 @@ def sample_views(
     check_scenes(images, c2w, targets, K, generators)
     scenes, inputs, count = len(images), images.shape[1], targets.shape[1]
     rows = torch.arange(scenes, device=images.device)
-    streams = [Streams.of(generator) for generator in generators]
+    noise, picks, dropped = zip(*map(streams, generators), strict=True)
     views = torch.cat([images.float(), images.new_zeros(scenes, count, *images.shape[2:], dtype=torch.float32)], dim=1)
     poses = torch.cat([c2w, targets], dim=1).float()
     levels = logsnr_steps(steps).to(images.device)
     for made in range(count):
-        here, candidates = inputs + made, candidates_of(strategy, inputs, made)
-        z = each(noise_like, views[:, 0], [s.noise for s in streams])
+        here, choice = inputs + made, candidates(strategy, inputs + made, last)
+        z = fresh_noise(views[:, 0], noise)
         for step in range(steps):
-            picked = torch.tensor([pick(candidates, s.picks) for s in streams], device=images.device)
+            drawn = [int(torch.randint(len(choice), (), generator=g, device=g.device)) for g in picks]
+            picked = torch.tensor([choice[k] for k in drawn], device=images.device)
             pair = torch.stack([poses[rows, picked], poses[:, here]], dim=1)
-            blank = each(noise_like, z, [s.dropped for s in streams])
+            blank = fresh_noise(z, dropped)
             x0 = guided_x0(model, views[rows, picked], blank, z, levels[step], pair, K, guidance_scale)
             x0 = x0 if clip is None else x0.clamp(-clip, clip)
             z, variance = posterior(z, x0, levels[step], levels[step + 1])
             if step + 1 < steps:
-                z = z + variance.sqrt() * each(noise_like, z, [s.noise for s in streams])
+                z = z + variance.sqrt() * fresh_noise(z, noise)
             if progress is not None:
                 progress(made * steps + step + 1, count * steps, x0)
         views[:, here] = z if clip is None else z.clamp(-clip, clip)
@@ -107,7 +97,7 @@ def sample_views(
 
 
 def guided_x0(
-    model: PairModel,
+    model: ViewModel,
     x: Tensor,
     blank: Tensor,
     z: Tensor,
@@ -134,30 +124,6 @@ def guided_x0(
     return x0_from_output(z, output, logsnr, model.prediction)
 
 
-def each(draw: Callable[[Tensor, torch.Generator], Tensor], like: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """One draw for each row of ``like``, from its own generator."""
-    return torch.stack([draw(row, generator) for row, generator in zip(like, generators, strict=True)])
-
-
-def noise_like(row: Tensor, generator: torch.Generator) -> Tensor:
-    """Unit Gaussian noise, drawn where the generator lives: from a CPU one always the same."""
-    return torch.randn(row.shape, generator=generator, device=generator.device).to(row.device)
-
-
-def candidates_of(strategy: Strategy, inputs: int, generated: int) -> range:
-    """Raises ValueError if the strategy offers nothing, or views that are not there yet."""
-    candidates, known = strategy(inputs, generated), inputs + generated
-    if not candidates or min(candidates) < 0 or max(candidates) >= known:
-        raise ValueError(f"the strategy offers {candidates} as conditions, but the views are 0 to {known - 1}")
-    return candidates
-
-
-def pick(candidates: range, generator: torch.Generator) -> int:
-    """One of the candidates, all equally likely."""
-    drawn = torch.randint(len(candidates), (), generator=generator, device=generator.device)
-    return candidates[int(drawn)]
-
-
 def check_scenes(
     images: Tensor, c2w: Tensor, targets: Tensor, K: Tensor, generators: Sequence[torch.Generator]
 ) -> None:
@@ -165,12 +131,11 @@ def check_scenes(
     if images.dim() != 5 or images.shape[1] < 1:
         raise ValueError(f"images has the shape {tuple(images.shape)}; it should be (scenes, views >= 1, C, H, W)")
     scenes, inputs = images.shape[:2]
-    wanted = {"c2w": (c2w, (scenes, inputs, 4, 4)), "K": (K, (scenes, 3, 3))}
-    wanted["targets"] = targets, (scenes, *targets.shape[1:2], 4, 4)
-    for name, (tensor, shape) in wanted.items():
-        if tensor.shape != shape:
-            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; these images need {shape}")
-    if len(generators) != scenes:
-        raise ValueError(f"{len(generators)} generators were given for {scenes} scenes; each needs its own")
-    if len({id(generator) for generator in generators}) != scenes:
-        raise ValueError("one generator was given for several scenes; each needs its own")
+    check_shapes(
+        "these images need",
+        c2w=(c2w, (scenes, inputs, 4, 4)),
+        K=(K, (scenes, 3, 3)),
+        targets=(targets, (scenes, *targets.shape[1:2], 4, 4)),
+    )
+    if (count := len({id(generator) for generator in generators})) != scenes:
+        raise ValueError(f"{count} generators were given for {scenes} scenes; each needs its own")

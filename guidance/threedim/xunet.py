@@ -19,6 +19,7 @@ from threedgen.geometry.poses import pixel_rays
 
 from .blocks import Attention, Block, Resample, ResBlock, initialise
 from .logsnr import LOGSNR_MAX, Prediction
+from .model import check_shapes
 from .options import XUNetConfig
 from .rays import encode_rays, noise_level_encoding, relative_poses
 
@@ -210,14 +211,9 @@ class XUNet(nn.Module):
 
     def check(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, cond_mask: Tensor | None) -> None:
         """Raises ValueError that names the input of another shape than (B, ...) of ``x`` asks for."""
-        B = len(x)
-        image = (B, self.config.image_channels, *self.config.size)
-        wanted = {"x": (x, image), "z": (z, image), "logsnr": (logsnr, (B, 2)), "c2w": (c2w, (B, 2, 4, 4))}
-        wanted["K"] = K, (B, 3, 3)
-        if cond_mask is not None:
-            wanted["cond_mask"] = cond_mask, (B,)
-        for name, (tensor, shape) in wanted.items():
-            if tensor.shape != shape:
-                raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; this network needs {shape}")
+        B, size = len(x), (self.config.image_channels, *self.config.size)
+        mask = {} if cond_mask is None else {"cond_mask": (cond_mask, (B,))}
+        same = {"x": (x, (B, *size)), "z": (z, (B, *size)), "logsnr": (logsnr, (B, 2)), "c2w": (c2w, (B, 2, 4, 4))}
+        check_shapes("this network needs", **same, K=(K, (B, 3, 3)), **mask)
         if cond_mask is not None and cond_mask.dtype != torch.bool:
             raise ValueError(f"cond_mask should be bool, True where the condition counts, not {cond_mask.dtype}")

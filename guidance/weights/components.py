@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from diffusers import __version__
+from diffusers import DDIMScheduler, __version__
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from threedgen.config import ConfigError
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.draft import Draft
 
-from . import clip_keys, ldm_keys, loading, reading, tokens
-from .known_checkpoints import LATENT_SIZE
+from . import ldm, loading, reading, tokens
 from .writing import save_tensors, whole_folder, write_json
 
 if TYPE_CHECKING:
     from threedgen.guidance.priors.mvdream import MVDream
 
-SD_LATENT_SIZE = 64  # Stable Diffusion 1 and 2-base: 512 pixels
+
+class Network(NamedTuple):
+    """How a part of a prior is called, the entry of its config that names its class, and how it is built from that."""
+
+    label: str
+    named: tuple[str, str]
+    build: Callable[[dict[str, Any]], nn.Module]
+
+
+NETWORKS = {
+    "unet": Network("UNet", ("_class_name", "UNet2DConditionModel"), UNet2DConditionModel.from_config),
+    "vae": Network("VAE", ("_class_name", "AutoencoderKL"), AutoencoderKL.from_config),
+    "text_encoder": Network(
+        "text encoder", ("model_type", "clip_text_model"), lambda c: CLIPTextModel(CLIPTextConfig.from_dict(c))
+    ),
+    "draft": Network("draft", ("_class_name", "Draft"), Draft.from_config),
+}
 
 
 class Components(NamedTuple):
@@ -55,7 +70,9 @@ def load_folder(path: Path, tokenizer: str | None = None) -> Components:
     else:
         words = tokens.clip_tokenizer(tokenizer, open_clip=False)
     schedule = read_schedule(path)
-    return Components(read_unet(path), read_vae(path), read_text_encoder(path), words, schedule, read_draft(path))
+    unet, vae, text = (read_network(path, part) for part in loading.PARTS)
+    draft = read_network(path, "draft") if (path / "draft").is_dir() else None
+    return Components(unet, vae, text, words, schedule, draft)
 
 
 def read_schedule(path: Path) -> Schedule:
@@ -69,55 +86,28 @@ def read_schedule(path: Path) -> Schedule:
 
 def load_file(path: Path, tokenizer: str | None = None) -> Components:
     """A single-file checkpoint of the ldm code base, such as MVDream's own two."""
-    parts = ldm_keys.split_checkpoint(reading.read_tensors(path))
+    parts = ldm.split_checkpoint(reading.read_tensors(path))
     text = "open_clip" if "open_clip" in parts else "clip"
     for part in ("unet", "vae", text):
         if part not in parts:
-            prefix = ldm_keys.PARTS[part]
-            raise ConfigError(f"{path} is no checkpoint of MVDream's kind: it has no tensor named {prefix}...")
-    converted = ldm_keys.convert_unet(parts["unet"])
-    unet = make_unet(with_size(converted.config), converted.tensors)
-    vae = make_vae(*vars(ldm_keys.convert_vae(parts["vae"])).values())
-    convert = clip_keys.convert_open_clip if text == "open_clip" else clip_keys.convert_clip
-    encoder = make_text_encoder(*vars(convert(parts[text])).values())
+            raise ConfigError(f"{path} is no checkpoint of MVDream's kind: it has no tensor named {ldm.PARTS[part]}...")
+    convert = ldm.convert_open_clip if text == "open_clip" else ldm.convert_clip
+    unet = make("unet", *ldm.convert_unet(parts["unet"]))
+    vae = make("vae", *ldm.convert_vae(parts["vae"]))
+    encoder = make("text_encoder", *convert(parts[text]))
     words = tokens.clip_tokenizer(tokenizer, open_clip=text == "open_clip")
     return Components(unet, vae, encoder, words, Schedule.scaled_linear())
 
 
-def read_unet(path: Path) -> UNet2DConditionModel:
-    """The UNet of a diffusers folder; ports of MVDream that keep ldm's network and names are converted."""
-    config, tensors = read_part(path / "unet")
+def read_network(path: Path, part: str) -> Any:
+    """The network of one part of a diffusers folder; a UNet that keeps ldm's network and names is converted."""
+    config, tensors = read_part(path / part)
     if "input_blocks.0.0.weight" in tensors:
-        converted = ldm_keys.convert_unet(tensors)
-        return make_unet(with_size(converted.config), converted.tensors)
-    expect(config, "_class_name", "UNet2DConditionModel", path / "unet")
-    return make_unet(config, tensors)
-
-
-def with_size(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of an ldm UNet with the size that it was trained at, which its file does not say."""
-    return {**config, "sample_size": LATENT_SIZE if "class_embed_type" in config else SD_LATENT_SIZE}
-
-
-def read_vae(path: Path) -> AutoencoderKL:
-    config, tensors = read_part(path / "vae")
-    expect(config, "_class_name", "AutoencoderKL", path / "vae")
-    return make_vae(config, {old_vae_name(name): tensor for name, tensor in tensors.items()})
-
-
-def read_text_encoder(path: Path) -> CLIPTextModel:
-    config, tensors = read_part(path / "text_encoder")
-    expect(config, "model_type", "clip_text_model", path / "text_encoder")
-    return make_text_encoder(config, clip_keys.short_names(tensors))
-
-
-def read_draft(path: Path) -> Draft | None:
-    """The first guess of an embedded prior; None if the folder has none."""
-    if not (path / "draft").is_dir():
-        return None
-    config, tensors = read_part(path / "draft")
-    expect(config, "_class_name", "Draft", path / "draft")
-    return reading.fill(lambda: Draft.from_config(config), tensors, "draft")
+        return make(part, *ldm.convert_unet(tensors))
+    expect(config, *NETWORKS[part].named, path / part)
+    if part == "vae":
+        tensors = {old_vae_name(name): tensor for name, tensor in tensors.items()}
+    return make(part, config, ldm.short_names(tensors) if part == "text_encoder" else tensors)
 
 
 def read_part(part: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -140,49 +130,34 @@ def old_vae_name(name: str) -> str:
     return name
 
 
-def make_unet(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    bounded(config, tensors, "UNet")
-    return reading.fill(lambda: UNet2DConditionModel.from_config(config), tensors, "UNet")
-
-
-def make_vae(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> AutoencoderKL:
-    bounded(config, tensors, "VAE")
-    return reading.fill(lambda: AutoencoderKL.from_config(config), tensors, "VAE")
-
-
-def make_text_encoder(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> CLIPTextModel:
-    bounded(config, tensors, "text encoder")
-    return reading.fill(lambda: CLIPTextModel(CLIPTextConfig.from_dict(config)), tensors, "text encoder")
-
-
-def bounded(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) -> None:
-    """Refuses a config with more layers than there are tensors: building it would take for ever."""
-    keys = ("layers_per_block", "num_hidden_layers", "transformer_layers_per_block")
-    for key in keys:
+def make(part: str, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    """The network of a ``part``, frozen. Refuses a config with more layers than tensors, which would take for ever."""
+    network = NETWORKS[part]
+    for key in ("layers_per_block", "num_hidden_layers", "transformer_layers_per_block"):
         values = config.get(key)
         for value in values if isinstance(values, list) else [values]:
             if isinstance(value, int) and value > len(tensors):
-                raise ConfigError(f"the config of the {what} does not belong to its weights: {key} is {value}")
+                raise ConfigError(f"the config of the {network.label} does not belong to its weights: {key} is {value}")
+    return reading.fill(lambda: network.build(config), tensors, network.label)
 
 
 def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, draft: Any = None) -> None:
     """Raises ConfigError unless the parts fit each other."""
-    features = ("features per token of the text encoder", text_encoder.config.hidden_size)
-    latents, inputs = vae.config.latent_channels, vae.config.latent_channels
-    pairs = [(*features, "text features that the UNet takes", unet.config.cross_attention_dim)]
-    if draft is not None:
-        inputs += draft.config.latent_channels
-        pairs += [(*features, "text features that the draft takes", draft.config.text_width)]
-        pairs += [("latents per side of the UNet", unet.config.sample_size, "of the draft", draft.config.size)]
-    pairs += [
-        (
-            "channels of the VAE's latents" + " and the draft" * (draft is not None),
-            inputs,
-            "channels that the UNet takes",
-            unet.config.in_channels,
-        ),
-        ("channels of the VAE's latents", latents, "channels that the UNet gives", unet.config.out_channels),
+    features, latents = text_encoder.config.hidden_size, vae.config.latent_channels
+    given, per_token = "channels of the VAE's latents", "features per token of the text encoder"
+    pairs = [
+        (per_token, features, "text features that the UNet takes", unet.config.cross_attention_dim),
+        (given, latents, "channels that the UNet gives", unet.config.out_channels),
     ]
+    if draft is None:
+        pairs += [(given, latents, "channels that the UNet takes", unet.config.in_channels)]
+    else:
+        both = latents + draft.config.latent_channels
+        pairs += [
+            (f"{given} and the draft", both, "channels that the UNet takes", unet.config.in_channels),
+            (per_token, features, "text features that the draft takes", draft.config.text_width),
+            ("latents per side of the UNet", unet.config.sample_size, "of the draft", draft.config.size),
+        ]
     for left, a, right, b in pairs:
         if a != b:
             raise ConfigError(f"the parts of the prior do not fit: {a} {left}, {b} {right}")
@@ -197,22 +172,19 @@ def save(prior: MVDream, folder: Path) -> None:
     Raises ConfigError if ``folder`` holds something else, or a weight does not fit into float16.
     """
     with whole_folder(folder, "model_index.json") as part:
-        prior.unet.save_config(part / "unet")
-        prior.vae.save_config(part / "vae")
+        for name, network in prior.networks.items():
+            if name != "text_encoder":
+                network.save_config(part / name)
+                save_tensors(network, part / name / "diffusion_pytorch_model.safetensors")
         prior.text_encoder.config.save_pretrained(part / "text_encoder")
         prior.tokenizer.save_pretrained(part / "tokenizer")
-        save_tensors(prior.unet, part / "unet" / "diffusion_pytorch_model.safetensors")
-        if prior.draft is not None:
-            prior.draft.save_config(part / "draft")
-            save_tensors(prior.draft, part / "draft" / "diffusion_pytorch_model.safetensors")
-        save_tensors(prior.vae, part / "vae" / "diffusion_pytorch_model.safetensors")
         # The prefix is what transformers 4 and the folders on the hub have; transformers 5 reads both.
         save_tensors(prior.text_encoder, part / "text_encoder" / "model.safetensors", "text_model.")
-        write_json(part / "scheduler" / "scheduler_config.json", scheduler_config(prior.schedule))
+        scheduler(prior.schedule).save_config(part / "scheduler")
         write_json(part / "model_index.json", model_index(prior))
 
 
-def scheduler_config(schedule: Schedule) -> dict[str, Any]:
+def scheduler(schedule: Schedule) -> DDIMScheduler:
     """The DDIM scheduler of diffusers that samples like ours; unusual betas are listed one by one."""
     known = {
         "scaled_linear": (0.00085, 0.012, Schedule.scaled_linear(T=schedule.T)),
@@ -220,20 +192,17 @@ def scheduler_config(schedule: Schedule) -> dict[str, Any]:
     }
     same = [name for name, found in known.items() if torch.equal(found[2].betas, schedule.betas.cpu())]
     name = same[0] if same else "scaled_linear"
-    return {
-        "_class_name": "DDIMScheduler",
-        "_diffusers_version": __version__,
-        "beta_start": known[name][0],
-        "beta_end": known[name][1],
-        "beta_schedule": name,
-        "trained_betas": None if same else schedule.betas.tolist(),
-        "num_train_timesteps": schedule.T,
-        "prediction_type": schedule.prediction,
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-        "timestep_spacing": "leading",
-    }
+    return DDIMScheduler(
+        schedule.T,
+        *known[name][:2],
+        name,
+        trained_betas=None if same else schedule.betas.tolist(),
+        prediction_type=schedule.prediction,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
 
 
 def model_index(prior: MVDream) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 from threedgen import folder
 from threedgen.config import ConfigError
-from threedgen.config.errors import AbsentWeights
+from threedgen.config.errors import AbsentWeights, short
 from threedgen.guidance.options import PARTS
 
 from .reading import read_json, sha256, sha256_of_files, sniff
@@ -42,7 +42,7 @@ def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> 
         if name not in ORIGINALS:
             hub_file(repo, name)
         elif cached(repo, name) is None and not reachable():
-            raise absent(weights, repo, name)
+            raise absent(weights)
     elif path.is_dir():
         check_folder(path, wanted)
     else:
@@ -113,18 +113,22 @@ def local(weights: str) -> Path | None:
         if not path.is_dir():
             raise ConfigError("this installation lacks the embedded prior; reinstall threedgen", "weights")
         return path
-    try:
-        path = Path(weights).expanduser()
-        exists = path.exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, an unknown ~user
-        raise ConfigError(f"{weights[:80]!r} is not a path", "weights") from None
-    if exists:
+    if (path := existing(weights)) is not None:
         return path
     if weights in ORIGINALS or is_hub_id(weights):
         return None
-    name = path.name
+    name = Path(weights).name
     fetch = f"; `hf download {ORIGINALS[name]} {name}` fetches it from the hub" if name in ORIGINALS else ""
     raise ConfigError(f"there is no file or folder {weights!r}{fetch}; {RUNS_NOW}", "weights")
+
+
+def existing(weights: str) -> Path | None:
+    """The file or folder of this name, if there is one. Raises ConfigError for what can be no path."""
+    try:
+        path = Path(weights).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, an unknown ~user
+        raise ConfigError(f"{short(weights)} is not a path", "weights") from None
 
 
 def is_hub_id(name: str) -> bool:
@@ -169,11 +173,11 @@ def reachable() -> bool:
     return True
 
 
-def absent(weights: str, repo: str, name: str, why: str = "the hub cannot be reached") -> ConfigError:
+def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
     """Says what is missing, how to get it, and what runs without it."""
-    what = f"{name} of {repo}" if name in ORIGINALS else repo
-    file = f" {name}" if name in ORIGINALS else ""
-    kind = AbsentWeights if name in ORIGINALS else ConfigError
+    (repo, name), original = hub_name(weights), weights in ORIGINALS
+    what, file = (f"{name} of {repo}", f" {name}") if original else (repo, "")
+    kind = AbsentWeights if original else ConfigError
     return kind(
         f"{weights!r} is neither a file or folder here nor in the hub's cache, and {why}; where "
         f"there is a network, `hf download {repo}{file}` fetches {what}, then give its path; {RUNS_NOW}",
@@ -188,13 +192,13 @@ def hub_file(repo: str, name: str) -> Path:
         return found
     weights = name if name in ORIGINALS else repo
     if not reachable():
-        raise absent(weights, repo, name)
+        raise absent(weights)
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(repo, name))
     except Exception as error:  # a dozen kinds: no such repository or file, gated, connection, disk
-        raise absent(weights, repo, name, f"the download failed ({type(error).__name__})") from None
+        raise absent(weights, f"the download failed ({type(error).__name__})") from None
 
 
 def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
@@ -205,7 +209,7 @@ def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
     if found is not None and complete(found.parent, needed):
         return found.parent
     if not reachable():
-        raise absent(repo, repo, "model_index.json")
+        raise absent(repo)
     from huggingface_hub import snapshot_download
 
     wanted = ["model_index.json", "scheduler/*", "tokenizer/*", "draft/*"]
@@ -217,7 +221,7 @@ def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
             if complete(path, needed):
                 return path
     except Exception as error:
-        raise absent(repo, repo, "model_index.json", f"the download failed ({type(error).__name__})") from None
+        raise absent(repo, f"the download failed ({type(error).__name__})") from None
     raise ConfigError(f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(needed)}", "weights")
 
 

@@ -7,11 +7,35 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from threedgen.config import ConfigError
 
-from . import components, known_checkpoints, ldm_keys, loading, reading
+from . import components, ldm, loading, reading
+
+_UNET: dict[str, Any] = {
+    "sample_size": ldm.LATENT_SIZE[True],
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "class_embed_type": "projection",
+    "projection_class_embeddings_input_dim": 16,
+}
+RELEASED_UNETS: dict[str, dict[str, Any]] = {
+    "sd-v2.1-base-4view.pt": _UNET
+    | {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True, "cross_attention_dim": 1024},
+    "sd-v1.5-4view.pt": _UNET | {"attention_head_dim": 8, "cross_attention_dim": 768},
+}
+"""What MVDream's authors released, for UNet2DConditionModel by the name of the file: known before it is here."""
+RELEASED_VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+"""For AutoencoderKL; both files hold the same one."""
+RELEASED_TEXT = {"sd-v2.1-base-4view.pt": 340_387_840, "sd-v1.5-4view.pt": 123_060_480}
+"""Parameters of the text encoders: OpenCLIP ViT-H without its last layer, CLIP ViT-L."""
 
 
 class MetaNetworks(NamedTuple):
@@ -37,10 +61,9 @@ def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> Meta
     Raises ConfigError.
     """
     if loading.awaited(weights):
-        with torch.device("meta"):
-            text = CLIPTextModel(CLIPTextConfig(**known_checkpoints.TEXT_ENCODERS[weights]))
-        found = _build(known_checkpoints.UNETS[weights], known_checkpoints.VAE)
-        return found._replace(parameters=_parameters(found.unet, found.vae, text))
+        unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)
+        whole = _parameters(unet, vae) + RELEASED_TEXT[weights]
+        return MetaNetworks(unet, vae, whole, _kept(unet, vae))
     path = loading.locate(weights, wanted)
     configs: dict[str, dict[str, Any]] = {}
     tensors: dict[str, dict[str, Tensor]] = {}
@@ -48,26 +71,29 @@ def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> Meta
         for part in loading.parts(path, wanted):
             configs[part], tensors[part] = components.read_part(path / part)
         if "input_blocks.0.0.weight" in tensors["unet"]:
-            configs["unet"] = components.with_size(ldm_keys.convert_unet(tensors["unet"]).config)
+            configs["unet"] = ldm.unet_config(tensors["unet"])
     else:
-        tensors = ldm_keys.split_checkpoint(reading.read_tensors(path))
-        configs["unet"] = components.with_size(ldm_keys.unet_config(tensors.get("unet", {})))
-        configs["vae"] = ldm_keys.vae_config(tensors.get("vae", {}))
+        tensors = ldm.split_checkpoint(reading.read_tensors(path))
+        configs["unet"] = ldm.unet_config(tensors.get("unet", {}))
+        configs["vae"] = ldm.vae_config(tensors.get("vae", {}))
     try:
-        found = _build(configs["unet"], configs.get("vae"))
+        unet, vae = _build(configs["unet"], configs.get("vae"))
     except Exception as error:  # the config comes from outside: any kind
         raise ConfigError(f"{path}: its config describes no known network ({type(error).__name__})") from None
     draft = sum(tensor.numel() for tensor in tensors.get("draft", {}).values())
     whole = sum(tensor.numel() for part in tensors.values() for tensor in part.values())
-    return found._replace(parameters=whole, kept=found.kept + draft)
+    return MetaNetworks(unet, vae, whole, _kept(unet, vae) + draft)
 
 
-def _build(unet_config: dict[str, Any], vae_config: dict[str, Any] | None) -> MetaNetworks:
+def _build(unet: dict[str, Any], vae: dict[str, Any] | None) -> tuple[UNet2DConditionModel, AutoencoderKL | None]:
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
-        vae = None if vae_config is None else AutoencoderKL.from_config(vae_config).requires_grad_(False)
-    encoder = () if vae is None else (vae.encoder, vae.quant_conv)
-    return MetaNetworks(unet, vae, 0, _parameters(unet, *encoder))
+        networks = UNet2DConditionModel.from_config(unet), None if vae is None else AutoencoderKL.from_config(vae)
+    return networks
+
+
+def _kept(unet: nn.Module, vae: AutoencoderKL | None) -> int:
+    """Numbers of what a distillation asks: UNet and the VAE's encoder."""
+    return _parameters(unet) if vae is None else _parameters(unet, vae.encoder, vae.quant_conv)
 
 
 def _parameters(*networks: nn.Module | None) -> int:

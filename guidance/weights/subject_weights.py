@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from threedgen.config import ConfigError
 from threedgen.run.folder import write_atomic
 
-from . import loading, reading, tokens
+from . import loading, reading
 
 A, B = ".lora_A", ".lora_B"
 
@@ -54,7 +54,8 @@ def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
 
 def check_identifier(tokenizer: Any, identifier: str) -> None:
     """Raises ConfigError for a word that the prior knows already."""
-    if tokens.is_known(tokenizer, identifier):
+    pieces = tokenizer.tokenize(identifier)
+    if len(pieces) == 1 and pieces[0] != tokenizer.unk_token:
         raise ConfigError(
             f"{identifier!r} is a word that this prior knows already, and it would lose its meaning; "
             "choose one that is no word, such as [v]",

@@ -113,9 +113,3 @@ def unknown_words(tokenizer: Any, prompt: str) -> list[tuple[str, list[str]]]:
 def added_words(tokenizer: Any) -> list[str]:
     """Words that were added to the finished vocabulary, special tokens left out."""
     return [word for word in tokenizer.get_added_vocab() if word not in tokenizer.all_special_tokens]
-
-
-def is_known(tokenizer: Any, word: str) -> bool:
-    """Is it one token already, and not the one for unknown words?"""
-    pieces = tokenizer.tokenize(word)
-    return len(pieces) == 1 and pieces[0] != tokenizer.unk_token

@@ -15,7 +15,7 @@ from threedgen.config import ConfigError
 from . import reading
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 @contextmanager
@@ -39,22 +39,18 @@ def whole_folder(folder: Path, label: str) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def save_tensors(network: nn.Module, path: Path, prefix: str = "", half: bool = True) -> None:
-    """All tensors of a network, their names with ``prefix``; float16 if ``half``. ConfigError if one overflows."""
+def save_tensors(network: nn.Module, path: Path, prefix: str = "") -> None:
+    """All tensors of a network in float16, their names with ``prefix``. ConfigError if one overflows."""
     import torch
     from safetensors.torch import save_file
 
     tensors = {}
     for name, tensor in network.state_dict().items():
-        kept = tensor.detach().cpu().to(torch.float16 if half else torch.float32).contiguous()
+        kept = tensor.detach().cpu().half().contiguous()
         if not torch.isfinite(kept).all():
-            raise ConfigError(f"cannot save {path.parent.name}: {name!r} does not fit into {_name(kept)}")
+            raise ConfigError(f"cannot save {path.parent.name}: {name!r} does not fit into float16")
         tensors[prefix + name.removeprefix(prefix)] = kept
     save_file(tensors, path, metadata={"format": "pt"})
-
-
-def _name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

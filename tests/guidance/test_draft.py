@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import TEXT_WIDTH, cpu, drafting_prior, output, tiny_draft, tiny_prior
 from threedgen.config import ConfigError
 from threedgen.guidance.draft import directions
-from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 
 
 def test_each_picture_has_its_own_words_and_camera() -> None:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tests.support.tiny_prior import letter_tokenizer, open_clip_names, tiny_text_encoder, tiny_unet, tiny_vae, to_ldm
+from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
+from tests.support.tiny_prior import letter_tokenizer, open_clip_names, tiny_text_encoder, tiny_unet, tiny_vae
 from threedgen.guidance.diffusion import Schedule
-from threedgen.guidance.weights.ldm_keys import unet_prefixes, vae_prefixes
 
 Kind = Literal["sd21", "sd15"]
 NAMES: dict[Kind, str] = {"sd21": "sd-v2.1-base-4view.pt", "sd15": "sd-v1.5-4view.pt"}

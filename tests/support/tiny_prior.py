@@ -10,9 +10,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast
 
+from tests.support.script_poses import script_poses
 from threedgen.guidance.draft import Draft
 from threedgen.guidance.multiview.joined import multiview_unet
-from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 
 WORDS = "a the red blue green dog cat car house hat with wearing on of and 3d asset".split()
 TEXT_WIDTH = 24
@@ -95,16 +96,6 @@ def tiny_draft(**options: Any) -> Draft:
 def drafting_prior(draft: Draft | None = None) -> MVDream:
     parts = tiny_unet(in_channels=8, out_channels=4), tiny_vae(), tiny_text_encoder(), word_tokenizer()
     return MVDream(*parts, draft=draft or tiny_draft(), dtype="fp32")
-
-
-def to_ldm(tensors: dict[str, Tensor], prefixes: list[tuple[str, str]]) -> dict[str, Tensor]:
-    """The inverse renaming, written the slow and obvious way."""
-    named = {}
-    for name, tensor in tensors.items():
-        (ours, theirs), *more = [pair for pair in prefixes if name.startswith(pair[1] + ".")]
-        assert not more
-        named[ours + name.removeprefix(theirs)] = tensor
-    return named
 
 
 def open_clip_names(encoder: CLIPTextModel) -> dict[str, Tensor]:

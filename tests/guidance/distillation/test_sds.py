@@ -13,22 +13,20 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
+from tests.support.fixed_noise import reconstruction, sds_eps
 from tests.support.parity_files import parity_files
 from threedgen.config import at
 from threedgen.guidance import diffusion
-from threedgen.guidance.diffusion import Schedule
+from threedgen.guidance.diffusion import Conditions, Schedule
 from threedgen.guidance.distillation.sds import (
     SDS,
     Reconstruction,
-    reconstruction,
     rescale_std,
-    sample_timestep,
-    sds_eps,
     timestep_range,
 )
 from threedgen.guidance.options import ReconstructionConfig, SDSConfig
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
-from threedgen.guidance.weights.ldm_keys import convert_vae
+from threedgen.guidance.weights.ldm import convert_vae
 from threedgen.run import seeding
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=40)
@@ -221,7 +219,7 @@ def test_descent_finds_what_the_prior_likes(options):
     z = torch.full((4, 4, 4, 4), -2.0, requires_grad=True)
     optimiser = torch.optim.Adam([z], lr=0.1)
     for step in range(200):
-        loss, _ = distil(z, gaussian_prior(1.0), *TEXT, None, 4, step, seeding.generator(0, step, "noise"))
+        loss, _ = distil(z, gaussian_prior(1.0), Conditions(TEXT, None, 4), step, seeding.generator(0, step, "noise"))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -272,7 +270,9 @@ def test_an_overflow_is_dropped_but_a_dead_prior_is_not_hidden(function):
 def test_timesteps_fill_their_range_both_ends_included(a, b, seed):
     low, high = sorted((a, b))
     generator = torch.Generator().manual_seed(seed)
-    t = sample_timestep(low / 1000 + 1e-6, high / 1000 + 1e-6, generator, 1000, 2000)
+    percents = {"min_step_percent": low / 1000 + 1e-6, "max_step_percent": high / 1000 + 1e-6}
+    distil = SDS(SDSConfig(**percents, timestep_per="group"), SD)
+    t, _, _ = distil.draw(torch.zeros(2000, 1, 1, 1), 1, 0, generator)
     assert (int(t.min()), int(t.max())) == (low, high) and t.dtype == torch.int64
 
 
@@ -287,7 +287,7 @@ def seen_timesteps(options: SDSConfig, step: int, n_view: int = 2) -> Tensor:
     z = torch.zeros(6, 4, 2, 2)
     distil = SDS(options, SD, max_steps=100)
     generator = seeding.generator(1, step, "t")
-    _, logs = distil(z, gaussian_prior(1.0, calls), *TEXT, None, n_view, step, generator)
+    _, logs = distil(z, gaussian_prior(1.0, calls), Conditions(TEXT, None, n_view), step, generator)
     [(_, t, _)] = calls
     assert torch.equal(t[:6], t[6:]) and float(logs["t"]) == pytest.approx(float(t.float().mean()))
     assert logs["t_min"] <= int(t.min()) and int(t.max()) <= logs["t_max"]
@@ -312,7 +312,7 @@ def test_rescale_may_be_scheduled():
     z, generator = normal(0, 4, 4, 2, 2), lambda: seeding.generator(0, 0, "noise")
     fixed = Reconstruction(ReconstructionConfig(recon_std_rescale=0.25), SD, 100)
     moving = Reconstruction(ReconstructionConfig(recon_std_rescale={"0%": 0.5, "100%": 0.0}), SD, 100)
-    losses = [d(z, gaussian_prior(1.0), *TEXT, None, 4, 50, generator())[0] for d in (fixed, moving)]
+    losses = [d(z, gaussian_prior(1.0), Conditions(TEXT, None, 4), 50, generator())[0] for d in (fixed, moving)]
     assert torch.equal(*losses)
 
 
@@ -322,7 +322,7 @@ def test_the_generator_decides_everything():
 
     def run(seed: int) -> float:
         generator = seeding.generator(seed, 500, "sds")
-        return float(distil(z, gaussian_prior(1.0), *TEXT, None, 4, 500, generator)[0])
+        return float(distil(z, gaussian_prior(1.0), Conditions(TEXT, None, 4), 500, generator)[0])
 
     assert run(0) == run(0) != run(1)
 

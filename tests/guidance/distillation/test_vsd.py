@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.script_poses import script_poses
 from tests.support.task_server import TINY, assert_same, prior_folder, server, weights, write_config
 from tests.support.tiny_prior import TEXT_WIDTH, cpu, tiny_prior
 from tests.support.toy_run import log
 from threedgen.config import ConfigError
-from threedgen.guidance.diffusion import Schedule
+from threedgen.guidance.diffusion import Conditions, Schedule
 from threedgen.guidance.distillation.lora import PosedLoRA
 from threedgen.guidance.distillation.vsd import VSD
 from threedgen.guidance.options import VSDConfig
-from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -40,10 +42,7 @@ def inputs() -> dict[str, Any]:
     text = torch.randn(2, 3, TEXT_WIDTH, generator=cpu(1))
     return {
         "latents": torch.randn(2, 4, 8, 8, generator=cpu(2)).requires_grad_(),
-        "text_cond": text[:1],
-        "text_uncond": text[1:],
-        "camera": None,
-        "n_view": 1,
+        "given": Conditions((text[:1], text[1:])),
         "step": 0,
         "generator": cpu(3),
     }
@@ -94,14 +93,15 @@ def test_at_first_the_gradient_is_guidance_alone(prior: MVDream) -> None:
     torch.randint(500, 501, (1,), generator=generator)
     x = prior.schedule.add_noise(z, torch.randn(z.shape, generator=generator), t)
     with torch.no_grad():
-        cond, uncond = (prior.denoise(x, t, given[k].expand(2, -1, -1)) for k in ("text_cond", "text_uncond"))
+        cond, uncond = (prior.denoise(x, t, text.expand(2, -1, -1)) for text in given["given"].text)
     expected = (1 - float(prior.schedule.alpha_bar[500])) * 6.5 * (cond - uncond) / 2
     torch.testing.assert_close(grad, expected, atol=1e-5, rtol=1e-3)
 
 
 def test_object_and_copy_learn_apart_and_the_prior_not_at_all(prior: MVDream) -> None:
     distil, given = vsd(prior, pose_dropout=0.0), inputs()
-    loss, _ = distil(denoise=prior.denoise, **given, c2w=script_poses(2))
+    given["given"] = replace(given["given"], c2w=script_poses(2))
+    loss, _ = distil(denoise=prior.denoise, **given)
     loss.backward()
     learnt = {name: p.grad for name, p in distil.named_parameters()}
     assert learnt and all(name.startswith("lora.") for name in learnt)
@@ -112,7 +112,7 @@ def test_object_and_copy_learn_apart_and_the_prior_not_at_all(prior: MVDream) ->
         for p in distil.parameters():
             p.add_(0.01)
     z = given["latents"].detach()
-    learning = distil.learn(z, given["text_cond"].expand(2, -1, -1), None, 1, torch.zeros(2, 16), cpu())
+    learning = distil.learn(z, replace(given["given"], c2w=None), cpu())
     assert learning.requires_grad and not z.requires_grad
 
 
@@ -121,12 +121,13 @@ def test_the_copy_learns_the_renders(prior: MVDream, prediction: Any) -> None:
     """Of one picture, asked with one noise, its error falls; poses are given, views are joined."""
     schedule = Schedule.scaled_linear(prediction=prediction)
     distil = VSD(VSDConfig(pose_dropout=0.0), schedule, 100, prior, cpu(7))
-    z, text = torch.ones(2, 4, 8, 8), torch.randn(2, 3, TEXT_WIDTH, generator=cpu(1))
-    poses, camera = script_poses(2).flatten(1), camera_vector(script_poses(2))
+    z, text = torch.ones(2, 4, 8, 8), torch.randn(1, 3, TEXT_WIDTH, generator=cpu(1))
+    poses = script_poses(2)
+    given = Conditions((text, text), camera_vector(poses), 2, c2w=poses)
     optimiser = torch.optim.Adam(distil.parameters(), lr=0.03)
     errors = []
     for _ in range(6):
-        loss = distil.learn(z, text, camera, 2, poses, cpu(5))
+        loss = distil.learn(z, given, cpu(5))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

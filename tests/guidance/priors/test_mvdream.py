@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from tests.support.parity_files import parity_files
+from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import TEXT_WIDTH, cpu, output, tiny_prior
 from threedgen.config import ConfigError
 from threedgen.config import optional as extras
@@ -19,7 +20,7 @@ from threedgen.geometry.poses import opengl_to_blender
 from threedgen.guidance import diffusion
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.priors import mvdream
-from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.run import dtypes as precision
 
 
@@ -61,7 +62,7 @@ def test_camera_vector_knows_directions_only() -> None:
 
 
 def test_the_scripts_azimuth_90_looks_from_the_front() -> None:
-    pose = mvdream.script_poses(1, elevation=0, azimuth_start=90)[0]
+    pose = script_poses(1, elevation=0, azimuth_start=90)[0]
     expected = torch.tensor([[0.0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # at +x, up +z
     torch.testing.assert_close(pose, expected, rtol=0, atol=1e-6)
 
@@ -180,7 +181,7 @@ def test_auto_takes_bf16_only_where_it_is_fast(fast: bool, monkeypatch: pytest.M
 
 
 def test_sampling_is_repeatable_and_follows_prompt_and_cameras(prior: MVDream) -> None:
-    poses = mvdream.script_poses(4)
+    poses = script_poses(4)
 
     def draw(prompt: str = "a red dog", c2w: Tensor | None = poses, seed: int = 0, **options: Any) -> Tensor:
         return prior.sample(prompt, c2w, steps=3, generator=cpu(seed), **options)
@@ -195,12 +196,12 @@ def test_sampling_is_repeatable_and_follows_prompt_and_cameras(prior: MVDream) -
     others += [draw(guidance_scale=2.0), draw(eta=1.0)]
     assert all((first - other).abs().max() > 1e-6 for other in others)
     assert draw(c2w=None).shape == (1, 16, 16, 3)
-    assert torch.equal(poses, mvdream.script_poses(4))
+    assert torch.equal(poses, script_poses(4))
 
 
 def test_sampling_is_the_published_ddim(prior: MVDream) -> None:
     """Against diffusers' own scheduler and the guidance formula written out."""
-    found = prior.sample("a red dog", mvdream.script_poses(4), steps=5, guidance_scale=4, generator=cpu())
+    found = prior.sample("a red dog", script_poses(4), steps=5, guidance_scale=4, generator=cpu())
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,

@@ -12,9 +12,10 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
+from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import cpu, drafting_prior, tiny_prior
 from threedgen import folder
-from threedgen.guidance.priors.mvdream import MVDream, script_poses
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.pipeline import MVDreamPipeline
 
 

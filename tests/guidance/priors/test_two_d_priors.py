@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from tests.support.official import NAMES, official_checkpoint
+from tests.support.script_poses import script_poses
 from tests.support.task_server import prior_folder
 from tests.support.tiny_methods import folders, if_pipeline, sd_pipeline
 from tests.support.tiny_prior import cpu
 from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.config import optional as extras
-from threedgen.guidance.diffusion import Schedule
+from threedgen.guidance.diffusion import Conditions, Schedule
 from threedgen.guidance.distillation.vsd import VSD
 from threedgen.guidance.options import DeepFloydConfig, StableDiffusionConfig, VSDConfig
 from threedgen.guidance.priors import deepfloyd, stable_diffusion
-from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.weights.meta_networks import meta_networks
 
 
@@ -137,7 +138,8 @@ def test_vsd_copies_a_prior_on_pixels_too() -> None:
     distil = VSD(VSDConfig(pose_dropout=0.0), prior.schedule, 100, prior, cpu())
     x = torch.zeros(2, 3, 16, 16, requires_grad=True)
     text = prior.encode_prompt(["a dog", ""])
-    loss, _ = distil(x, prior.denoise, text[:1], text[1:], None, 1, 0, cpu(), c2w=script_poses(2))
+    given = Conditions((text[:1], text[1:]), c2w=script_poses(2))
+    loss, _ = distil(x, prior.denoise, given, 0, cpu())
     loss.backward()
     ups: list[Tensor | None] = [p.grad for name, p in distil.named_parameters() if "up" in name]
     assert x.grad is not None and x.grad.abs().max() > 0

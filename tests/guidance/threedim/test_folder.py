@@ -49,16 +49,15 @@ def saved(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------- to the disk and back
 
 
-@pytest.mark.parametrize(("half", "tolerance"), [(False, 0.0), (True, 3e-2)])
-def test_a_network_comes_back(tmp_path: Path, half: bool, tolerance: float) -> None:
-    network = tiny_network(poses="relative", prediction="v_prediction")
-    folder.save(network, tmp_path / "model", CAMERAS, half)
+def test_a_network_comes_back(tmp_path: Path) -> None:
+    network = tiny_network(poses="relative", prediction="v_prediction").half().float()  # what the file can hold
+    folder.save(network, tmp_path / "model", CAMERAS)
     found, cameras = folder.load(str(tmp_path / "model"))
     assert cameras == CAMERAS and found.config == network.config and not found.training
     names = ["SHA256SUMS", "config.json", "model", "model.safetensors"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == names
     with torch.no_grad():
-        torch.testing.assert_close(found(*inputs(network)), network(*inputs(network)), rtol=0, atol=tolerance)
+        torch.testing.assert_close(found(*inputs(network)), network(*inputs(network)), rtol=0, atol=0)
     folder.save(tiny_network(), tmp_path / "model")  # a newer one takes its place
     assert folder.load(str(tmp_path / "model"))[1] is None
 
@@ -84,11 +83,10 @@ def test_too_large_for_float16_is_said_and_nothing_is_left(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="does not fit into float16"):
         folder.save(network, tmp_path / "model")
     assert not list(tmp_path.iterdir())
-    folder.save(network, tmp_path / "model", half=False)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigError, match="something else"):
-        folder.save(network, tmp_path / "mine", half=False)
+        folder.save(tiny_network(), tmp_path / "mine")
 
 
 # ---------------------------------------------------------------- what is wrong is said

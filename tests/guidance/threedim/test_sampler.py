@@ -10,9 +10,8 @@ from torch import Tensor
 
 from tests.support.tiny_threedim import poses, tiny_network
 from threedgen.geometry.cameras import Projection
-from threedgen.guidance.threedim.conditioning import every_view, first_view, last_views, strategy
 from threedgen.guidance.threedim.logsnr import Prediction, alpha_sigma, target
-from threedgen.guidance.threedim.sampler import guided_x0, sample_views
+from threedgen.guidance.threedim.sampler import candidates, guided_x0, sample_views
 
 
 def generators(scenes: int, seed: int = 0) -> list[torch.Generator]:
@@ -80,28 +79,23 @@ def test_a_condition_is_the_picture_of_its_pose_and_the_target_is_told() -> None
 
 def test_first_view_conditions_on_nothing_else() -> None:
     model = Listener()
-    sample_views(model, **scenes(inputs=2), strategy=first_view, steps=16)
+    sample_views(model, **scenes(inputs=2), strategy="first", steps=16)
     assert set(model.picked(0)) == {0} == set(model.picked(1))
 
 
 @pytest.mark.parametrize("window", [1, 2])
 def test_markovian_conditions_on_the_last_views(window: int) -> None:
     model = Listener()
-    sample_views(model, **scenes(inputs=1, targets=4), strategy=last_views(window), steps=32)
+    sample_views(model, **scenes(inputs=1, targets=4), strategy="last", last=window, steps=32)
     for made in range(4):
         drawn = model.picked(0)[32 * made : 32 * (made + 1)]
         assert set(drawn) == set(range(max(0, 1 + made - window), 1 + made))
 
 
 def test_strategies_by_name_and_number() -> None:
-    assert list(every_view(2, 3)) == [0, 1, 2, 3, 4] and list(first_view(2, 3)) == [0]
-    assert list(last_views(2)(1, 0)) == [0] and list(last_views(2)(1, 4)) == [3, 4]
-    assert strategy("stochastic") is every_view and strategy("first") is first_view
-    assert strategy("last", 3)(1, 5) == range(3, 6)
-    with pytest.raises(ValueError, match="'markov'; choose one of stochastic, first, last"):
-        strategy("markov")
-    with pytest.raises(ValueError, match="at least 1"):
-        last_views(0)
+    assert list(candidates("stochastic", 5)) == [0, 1, 2, 3, 4] and list(candidates("first", 5)) == [0]
+    assert list(candidates("last", 1, 2)) == [0] and list(candidates("last", 5, 2)) == [3, 4]
+    assert candidates("last", 6, 3) == range(3, 6)
 
 
 # ---------------------------------------------------------------- noise and repeatability
@@ -122,7 +116,7 @@ def test_a_scene_is_the_same_alone_and_among_others_and_differs_by_its_generator
 
 def test_strategy_and_guidance_do_not_shift_the_noise() -> None:
     starts = []
-    for options in ({}, {"strategy": first_view}, {"strategy": last_views(2), "guidance_scale": 3.0}):
+    for options in ({}, {"strategy": "first"}, {"strategy": "last", "last": 2, "guidance_scale": 3.0}):
         model = Listener()
         sample_views(model, **scenes() | options, steps=4)
         starts.append(torch.stack([call["z"][:2] for call in model.calls[::4]]))  # of each view's chain
@@ -210,7 +204,7 @@ def test_guidance_is_the_same_in_every_parameterisation() -> None:
 
 def test_regression_is_one_question_of_white_noise() -> None:
     model = Listener(conditional=0.7)
-    views = sample_views(model, **scenes(targets=3), strategy=first_view, steps=1)
+    views = sample_views(model, **scenes(targets=3), strategy="first", steps=1)
     assert len(model.calls) == 3
     assert all(call["logsnr"].tolist() == [-20.0, -20.0] for call in model.calls)
     assert torch.stack([call["z"] for call in model.calls]).std().item() == pytest.approx(1, abs=0.1)
@@ -246,10 +240,8 @@ def test_both_networks_sample_under_autocast() -> None:
         ({"targets": torch.zeros(2)}, "targets has the shape"),
         ({"K": torch.zeros(3, 3)}, "K has the shape"),
         ({"generators": generators(1)}, "1 generators were given for 2 scenes"),
-        ({"generators": generators(1) * 2}, "one generator was given for several scenes"),
+        ({"generators": generators(1) * 2}, "1 generators were given for 2 scenes"),
         ({"steps": 0}, "steps = 0 is out of range"),
-        ({"strategy": lambda inputs, generated: range(5)}, r"offers range\(0, 5\) .* the views are 0 to 0"),
-        ({"strategy": lambda inputs, generated: range(generated)}, r"offers range\(0, 0\)"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(change: dict[str, Any], sentence: str) -> None:

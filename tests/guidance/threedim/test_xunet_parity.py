@@ -180,7 +180,7 @@ def port_weights() -> dict[str, Tensor]:
     [
         (lambda w: w.pop("conv.weight"), "not the weights of the PyTorch port"),
         (lambda w: w.pop("lastgn.gn.bias"), "1 tensors are missing .first 'unet.norm_out.bias'"),
-        (lambda w: w.pop("middle.attnblock_self.linear.bias"), "damaged: those of 'middle.'"),
+        (lambda w: w.pop("middle.attnblock_self.linear.bias"), "damaged: those of 'unet.middle.self_attention.'"),
         (lambda w: w.pop("xunetblocks.0.0.resnetblock.conv1.weight"), "lack whole levels"),
         (lambda w: w.pop("conditioningprocessor.pos_emb"), "no 'pos_emb'"),
         (lambda w: w.update({"extra": torch.zeros(2)}), "1 are unknown .first 'extra'"),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
 from tests.support.tiny_prior import (
     cpu,
     letter_tokenizer,
@@ -22,7 +23,6 @@ from tests.support.tiny_prior import (
     tiny_text_encoder,
     tiny_unet,
     tiny_vae,
-    to_ldm,
     word_tokenizer,
 )
 from threedgen.config import ConfigError, registry
@@ -30,7 +30,7 @@ from threedgen.guidance import diffusion
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.priors import mvdream
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.weights import components, ldm_keys, loading, tokens
+from threedgen.guidance.weights import components, loading, tokens
 
 
 @pytest.fixture(scope="module")
@@ -222,8 +222,8 @@ def original_checkpoint(path: Path, open_clip: bool = True, **more: Tensor) -> P
     text = open_clip_names(encoder) if open_clip else encoder.state_dict()
     inside = "model." if open_clip else "transformer.text_model."
     flat = {"betas": torch.zeros(1000)}
-    parts = [("model.diffusion_model.", to_ldm(unet.state_dict(), ldm_keys.unet_prefixes(unet.config)))]
-    parts += [("first_stage_model.", to_ldm(vae.state_dict(), ldm_keys.vae_prefixes(vae.config)))]
+    parts = [("model.diffusion_model.", to_ldm(unet.state_dict(), unet_prefixes(unet.config)))]
+    parts += [("first_stage_model.", to_ldm(vae.state_dict(), vae_prefixes(vae.config)))]
     parts += [(f"cond_stage_model.{inside}", text)]
     for prefix, tensors in parts:
         flat |= {prefix + name: tensor for name, tensor in tensors.items()}
@@ -281,7 +281,7 @@ def test_a_checkpoint_without_any_tokenizer_says_what_to_do(tmp_path: Path, monk
 def test_a_port_that_keeps_ldms_names_is_converted(saved: Path, tmp_path: Path) -> None:
     folder = unsummed(saved, tmp_path / "x")
     unet = tiny_unet(use_linear_projection=False, attention_head_dim=8)
-    ldm = to_ldm(unet.state_dict(), ldm_keys.unet_prefixes(unet.config))
+    ldm = to_ldm(unet.state_dict(), unet_prefixes(unet.config))
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in ldm.items()}, file)
     edit_json(folder / "unet" / "config.json", _class_name="MultiViewUNetModel")

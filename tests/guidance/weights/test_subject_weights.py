@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import cpu, drafting_prior, letter_tokenizer, tiny_prior, tiny_text_encoder, tiny_unet
 from threedgen.config import ConfigError, registry
 from threedgen.guidance.options import MVDreamConfig
-from threedgen.guidance.priors.mvdream import MVDream, camera_vector, script_poses
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.weights import subject_weights, tokens
 from threedgen.guidance.weights.loading import subject_card
 from threedgen.run.prompts import warn_about

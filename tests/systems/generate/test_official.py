@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 from tests.support.official import NAMES, TINY_WIDTHS, WIDTHS, Kind, ldm_unet, official_checkpoint
+from tests.support.script_poses import script_poses
 from tests.support.task_server import server
 from tests.support.toy_run import log
 from threedgen import config
 from threedgen.config import ConfigError
-from threedgen.guidance.priors.mvdream import MVDream, script_poses
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.run.metrics import read_summary
 from threedgen.systems.generate.options import GenerateConfig

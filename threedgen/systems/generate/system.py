@@ -18,6 +18,7 @@ from threedgen.config import ConfigError, at, registry
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit, sample_multiview
+from threedgen.guidance.diffusion import Conditions
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
 from threedgen.representations import losses
@@ -137,19 +138,9 @@ class GenerateSystem(System):
         c2w = rig.cameras.c2w.to(self.device)
         camera = self.prior.camera(c2w) if c.views_per_scene > 1 else None
         texts = view_text(self.text, rig, c.view_prompts)
-        distilled, logs = self.distill(
-            latents,
-            self.prior.denoise,
-            texts.cond,
-            texts.uncond,
-            camera,
-            c.views_per_scene,
-            step,
-            self.rng(step, "distillation"),
-            negatives=texts.negatives,
-            plain=self.text[:1],
-            c2w=c2w,
-        )
+        pair = texts.cond, texts.uncond
+        given = Conditions(pair, camera, c.views_per_scene, texts.negatives, self.text[:1], c2w)
+        distilled, logs = self.distill(latents, self.prior.denoise, given, step, self.rng(step, "distillation"))
         terms = {"distillation": distilled} | self.regularisers(seen, weights)
         loss = sum(weights[name] * value for name, value in terms.items())
         self.metrics = {name: float(value) for name, value in logs.items()}
