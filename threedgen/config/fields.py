@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from threedgen.config.registry import Component
-from threedgen.config.schedule import is_step
+from threedgen.config.scheduled import is_step
 
 
 def component(field: FieldInfo) -> Component | None:

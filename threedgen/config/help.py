@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from threedgen import config
 from threedgen.config import fields, layers, registry
 from threedgen.config.errors import ConfigError, did_you_mean, nearest_key
-from threedgen.config.schedule import Schedule
+from threedgen.config.scheduled import Scheduled
 
 USAGE = """\
 Text to 3D by optimisation.
@@ -51,7 +51,7 @@ _NAMES = {
     bool: "true or false",
     type(None): "null",
 }
-_SCHEDULE_MARK = get_args(Schedule)[1]
+_SCHEDULE_MARK = get_args(Scheduled)[1]
 
 
 def type_name(annotation: Any) -> str:

@@ -24,21 +24,17 @@ class Entry:
     config: str
 
 
-def _entries(implementations: str, configs: str, **classes: tuple[str, str]) -> dict[str, Entry]:
-    """name=(implementation, config model), from one module each."""
-    return {
-        name: Entry(f"{implementations}:{implementation}", f"{configs}:{model}")
-        for name, (implementation, model) in classes.items()
-    }
-
-
 _GENERATE = "threedgen.systems.generate"
 _SAMPLE = "threedgen.systems.sample"
 _BASE = "threedgen.systems.train_base"
 _PRIOR = "threedgen.systems.train_prior"
 _DREAMBOOTH = "threedgen.systems.dreambooth"
 _GUIDANCE = "threedgen.guidance.options"
-_REPRESENTATIONS = "threedgen.representations.options"
+_DISTILLATION = "threedgen.guidance.distillation"
+_REPRESENTATION = "threedgen.representations"
+_REPRESENTATIONS = f"{_REPRESENTATION}.options"
+_FIELD = f"{_REPRESENTATION}.field"
+_ENCODING = f"{_REPRESENTATION}.hashgrid.encoding"
 _TOYBOX = "threedgen.data.toybox"
 _SCORES = "threedgen.evaluation.toybox"
 _EXPORT = "threedgen.export.options"
@@ -85,66 +81,48 @@ TABLE: dict[str, dict[str, Entry]] = {
         "stable-diffusion": Entry(f"{_PRIORS}.stable_diffusion:build", f"{_GUIDANCE}:StableDiffusionConfig"),
         "deepfloyd": Entry(f"{_PRIORS}.deepfloyd:build", f"{_GUIDANCE}:DeepFloydConfig"),
     },
-    "distillation": _entries(
-        "threedgen.guidance.distillation.sds",
-        _GUIDANCE,
-        sds=("SDS", "SDSConfig"),
-        reconstruction=("Reconstruction", "ReconstructionConfig"),
-    )
-    | _entries("threedgen.guidance.distillation.vsd", _GUIDANCE, vsd=("VSD", "VSDConfig")),
-    # pictures (V, H, W, 3) -> unit vectors (V, D): is it the same subject?
-    "identity": _entries(
-        f"{_SCORES}.identity",
-        f"{_SCORES}.options",
-        toybox=("ToyboxIdentity", "ToyboxIdentityConfig"),
-        hub=("HubIdentity", "HubIdentityConfig"),
-    ),
-    # which side of an object does a single view show? see threedgen.evaluation.janus.classifiers.ViewClassifier
-    "view-classifier": _entries(
-        f"{_JANUS}.classifiers",
-        f"{_JANUS}.options",
-        probe=("ProbeSides", "ProbeSidesConfig"),
-        clip=("CLIPSides", "CLIPSidesConfig"),
-    ),
-    "sampler": _entries(
-        f"{_CONSISTENCY}.samplers",
-        f"{_CONSISTENCY}.options",
-        mvdream=("MVDreamSampler", "MVDreamSamplerConfig"),
-        folder=("FolderSampler", "FolderSamplerConfig"),
-    )
-    | _entries(
-        f"{_THREEDIM}.novel_views", f"{_THREEDIM}.options", threedim=("ThreeDiMSampler", "ThreeDiMSamplerConfig")
-    ),
-    "scenes": _entries(
-        f"{_CONSISTENCY}.scenes",
-        f"{_CONSISTENCY}.options",
-        toybox=("toybox", "ToyboxScenesConfig"),
-        srn=("srn", "SRNScenesConfig"),
-        sampled=("sampled", "SampledScenesConfig"),
-    ),
-    "representation": {
-        "ngp": Entry("threedgen.representations.field.ngp:NGP", f"{_REPRESENTATIONS}:NGPConfig"),
-        "sdf": Entry("threedgen.representations.field.sdf:SDF", f"{_REPRESENTATIONS}:SDFConfig"),
-        "dmtet": Entry("threedgen.representations.mesh.dmtet:DMTet", f"{_REPRESENTATIONS}:DMTetConfig"),
+    "distillation": {
+        "sds": Entry(f"{_DISTILLATION}.sds:SDS", f"{_GUIDANCE}:SDSConfig"),
+        "reconstruction": Entry(f"{_DISTILLATION}.sds:Reconstruction", f"{_GUIDANCE}:ReconstructionConfig"),
+        "vsd": Entry(f"{_DISTILLATION}.vsd:VSD", f"{_GUIDANCE}:VSDConfig"),
     },
-    "encoding": _entries(
-        "threedgen.representations.hashgrid.encoding",
-        _REPRESENTATIONS,
-        hashgrid=("HashGrid", "HashGridConfig"),
-        frequency=("Frequency", "FrequencyConfig"),
-    ),
-    "material": _entries(
-        "threedgen.representations.shading",
-        _REPRESENTATIONS,
-        none=("NoMaterial", "NoMaterialConfig"),
-        diffuse=("DiffuseMaterial", "DiffuseMaterialConfig"),
-    ),
-    "background": _entries(
-        "threedgen.representations.field.background",
-        _REPRESENTATIONS,
-        solid=("SolidBackground", "SolidBackgroundConfig"),
-        neural=("NeuralBackground", "NeuralBackgroundConfig"),
-    ),
+    # pictures (V, H, W, 3) -> unit vectors (V, D): is it the same subject?
+    "identity": {
+        "toybox": Entry(f"{_SCORES}.identity:ToyboxIdentity", f"{_SCORES}.options:ToyboxIdentityConfig"),
+        "hub": Entry(f"{_SCORES}.identity:HubIdentity", f"{_SCORES}.options:HubIdentityConfig"),
+    },
+    # which side of an object does a single view show? see threedgen.evaluation.janus.classifiers.ViewClassifier
+    "view-classifier": {
+        "probe": Entry(f"{_JANUS}.classifiers:ProbeSides", f"{_JANUS}.options:ProbeSidesConfig"),
+        "clip": Entry(f"{_JANUS}.classifiers:CLIPSides", f"{_JANUS}.options:CLIPSidesConfig"),
+    },
+    "sampler": {
+        "mvdream": Entry(f"{_CONSISTENCY}.samplers:MVDreamSampler", f"{_CONSISTENCY}.options:MVDreamSamplerConfig"),
+        "folder": Entry(f"{_CONSISTENCY}.samplers:FolderSampler", f"{_CONSISTENCY}.options:FolderSamplerConfig"),
+        "threedim": Entry(f"{_THREEDIM}.novel_views:ThreeDiMSampler", f"{_THREEDIM}.options:ThreeDiMSamplerConfig"),
+    },
+    "scenes": {
+        "toybox": Entry(f"{_CONSISTENCY}.scenes:toybox", f"{_CONSISTENCY}.options:ToyboxScenesConfig"),
+        "srn": Entry(f"{_CONSISTENCY}.scenes:srn", f"{_CONSISTENCY}.options:SRNScenesConfig"),
+        "sampled": Entry(f"{_CONSISTENCY}.scenes:sampled", f"{_CONSISTENCY}.options:SampledScenesConfig"),
+    },
+    "representation": {
+        "ngp": Entry(f"{_FIELD}.ngp:NGP", f"{_REPRESENTATIONS}:NGPConfig"),
+        "sdf": Entry(f"{_FIELD}.sdf:SDF", f"{_REPRESENTATIONS}:SDFConfig"),
+        "dmtet": Entry(f"{_REPRESENTATION}.mesh.dmtet:DMTet", f"{_REPRESENTATIONS}:DMTetConfig"),
+    },
+    "encoding": {
+        "hashgrid": Entry(f"{_ENCODING}:HashGrid", f"{_REPRESENTATIONS}:HashGridConfig"),
+        "frequency": Entry(f"{_ENCODING}:Frequency", f"{_REPRESENTATIONS}:FrequencyConfig"),
+    },
+    "material": {
+        "none": Entry(f"{_REPRESENTATION}.shading:NoMaterial", f"{_REPRESENTATIONS}:NoMaterialConfig"),
+        "diffuse": Entry(f"{_REPRESENTATION}.shading:DiffuseMaterial", f"{_REPRESENTATIONS}:DiffuseMaterialConfig"),
+    },
+    "background": {
+        "solid": Entry(f"{_FIELD}.background:SolidBackground", f"{_REPRESENTATIONS}:SolidBackgroundConfig"),
+        "neural": Entry(f"{_FIELD}.background:NeuralBackground", f"{_REPRESENTATIONS}:NeuralBackgroundConfig"),
+    },
 }
 
 

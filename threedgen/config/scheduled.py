@@ -90,11 +90,11 @@ def _schedule(value: Any) -> float | Points:
 
 # A number (constant), or {step: value}: piecewise linear between the steps, constant outside them. Steps
 # count optimisation steps; "50%" is that share of `trainer.max_steps`. Bounds work: Field(0.98, ge=0, le=1).
-Schedule: TypeAlias = Annotated[Any, BeforeValidator(_schedule)]
+Scheduled: TypeAlias = Annotated[Any, BeforeValidator(_schedule)]
 
 
 def at(schedule: float | dict, step: int, max_steps: int | None = None) -> float:
-    """The value of a Schedule at optimisation step `step` (>= 0).
+    """The value of a Scheduled at optimisation step `step` (>= 0).
 
     `max_steps` is the length of the run; a schedule in percents needs it (ValueError without).
     """
