@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import Delaunay
 
+from benchmarks.mesh_render import render
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.raster import Buffers, interpolate, rasterise, rasterise_uv, render, unit
+from threedgen.geometry.raster import Buffers, interpolate, rasterise, rasterise_uv, unit
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.texture import fill, sample, scatter
 
@@ -106,7 +107,7 @@ def test_places_and_depths_are_those_that_cameras_project_and_unproject():
 def test_a_sphere_has_the_depth_normals_and_outline_of_a_sphere():
     vertices, faces = sphere(4)
     cameras = view(2, size=64)
-    seen = seen_by(cameras, vertices, faces, cull=True)
+    seen = seen_by(cameras, vertices, faces)
     origins, directions = (t.numpy() for t in cameras.rays())
     along = -(origins * directions).sum(-1)
     square_root = along**2 - ((origins**2).sum(-1) - 1)
@@ -237,15 +238,6 @@ def test_what_is_nearer_than_the_near_plane_is_cut_off_exactly():
     assert not seen_by(cameras, vertices + [10, 0, 0], faces).mask.any()  # all of it behind
 
 
-def test_culling_leaves_out_what_is_turned_away():
-    vertices, faces = sphere(2)
-    cameras = view(2, size=32)
-    assert np.array_equal(seen_by(cameras, vertices, faces, cull=True).face, seen_by(cameras, vertices, faces).face)
-    assert not seen_by(cameras, vertices[:, [1, 0, 2]], faces[:, ::-1], cull=True).mask.sum() == 0
-    inside = seen_by(orbit(1, 0.0, 0.5, 1.0, 16, 16), vertices, faces, cull=True)
-    assert not inside.mask.any()
-
-
 def test_faces_without_area_and_empty_meshes_cover_nothing():
     vertices, faces, _ = square()
     cameras = orbit(1, 0.0, 3.0, 0.7, 16, 16)
@@ -272,8 +264,6 @@ def test_a_broken_mesh_is_said_in_one_sentence(broken, words):
         rasterise(vertices, faces, np.eye(4)[None], 0.7, 0)
     with pytest.raises(ConfigError, match="c2w"):
         rasterise(vertices, faces, np.eye(4), 0.7, 8)
-    with pytest.raises(ConfigError, match="texture with its uv"):
-        render(vertices, faces, np.eye(4)[None], 0.7, 8)
 
 
 def test_each_view_is_what_it_would_be_alone():

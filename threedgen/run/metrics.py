@@ -76,7 +76,7 @@ class Metrics:
         self.path = Path(folder) / "metrics.jsonl"
         self._failed = False
         if self.path.exists():
-            kept = [line for line in self.lines() if line["step"] <= step]
+            kept = [line for line in read_metrics(self.path.parent) if line["step"] <= step]
             write_atomic(self.path, "".join(_line(line) for line in kept))
 
     def log(self, step: int, values: dict[str, Any]) -> None:
@@ -90,13 +90,9 @@ class Metrics:
                 logger.warning("%s cannot be written (%s); going on", self.path, error.strerror)
             self._failed = True
 
-    def lines(self) -> list[dict[str, Any]]:
-        """What `read_metrics` finds."""
-        return read_metrics(self.path.parent)
-
     def write_csv(self) -> Path:
         """metrics.csv beside it: a column for each key, in the order of appearance. Raises OSError."""
-        lines = self.lines()
+        lines = read_metrics(self.path.parent)
         columns = list(dict.fromkeys(["step", *(key for line in lines for key in line)]))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

@@ -81,8 +81,8 @@ def attempt(work: Callable[[Any], Any], job: Any, table: dict[str, Any]) -> Answ
     registry.TABLE.update(table)
     try:
         return "done", work(job)
-    except (Stopped, KeyboardInterrupt) as stop:
-        return "stopped", getattr(stop, "code", STOPPED[0])
+    except Stopped as stop:
+        return "stopped", stop.code
     except ConfigError as error:
         return "mistake", str(error)
     except (Exception, SystemExit) as error:
@@ -246,7 +246,10 @@ class RayTask(Worker):
 def attempt_for_ray(*task: Any) -> Answer:
     """Hears Ray's way to stop a task, which is SIGINT: what a shell begins with & ignores that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    return attempt(*task)
+    try:
+        return attempt(*task)
+    except KeyboardInterrupt:
+        return "stopped", STOPPED[0]
 
 
 def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Worker]:

@@ -12,12 +12,12 @@ from markupsafe import Markup
 
 from threedgen.export.options import FOLDER
 from threedgen.geometry.images import GAP
-from threedgen.run.folder import run_folder, write_atomic
+from threedgen.run.folder import run_folder, write_atomic, writing
 from threedgen.run.metrics import read_metrics
 from threedgen.run.text import clean, duration, number, say, size
 
 from .options import LIVE, ReportConfig
-from .page import embedded, making, page
+from .page import REMEDY, embedded, page
 from .plots import drawable, plot
 from .record import ROW, Record, figure, read_record, whole
 
@@ -64,7 +64,7 @@ Rows = list[tuple[str, str]]
 def run(config: ReportConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """The task "report": make the page of a run again; prints where it is."""
     folder = run_folder(config.run, "run")
-    with making(folder / PAGE):
+    with writing(folder / PAGE, REMEDY):
         say(str(write_report(folder)))
     return 0
 
