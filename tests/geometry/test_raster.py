@@ -31,6 +31,12 @@ def seen_by(cameras: Cameras, vertices, faces, **more) -> Buffers:
     return rasterise(vertices, faces, cameras.c2w.numpy(), cameras.fov.numpy(), size, **more)
 
 
+def along_rays(seen: Buffers, cameras: Cameras) -> np.ndarray:
+    """Distances (V, H, W) along the rays instead of along the viewing axis."""
+    directions, axis = cameras.rays()[1], -cameras.c2w[:, None, None, :3, 2]
+    return seen.z / (directions * axis).sum(-1).numpy()
+
+
 def sphere(subdivisions: int = 3, radius: float = 1.0):
     mesh = trimesh.creation.icosphere(subdivisions, radius)
     return np.asarray(mesh.vertices), np.asarray(mesh.faces)
@@ -81,7 +87,7 @@ def test_faces_depth_and_places_agree_with_ray_casting(shape, width):
     both = sure & np.isfinite(depth)
     assert both.sum() > 100
     assert np.array_equal(seen.face.ravel()[both], face[both])
-    assert np.allclose(seen.depth.ravel()[both], depth[both], atol=1e-5)
+    assert np.allclose(along_rays(seen, cameras).ravel()[both], depth[both], atol=1e-5)
     assert (seen.mask.ravel() != np.isfinite(depth)).sum() <= 2
     place = interpolate(vertices, faces, seen).reshape(-1, 3)
     assert np.allclose(place[both], (origins + depth[:, None] * directions)[both], atol=1e-4)
@@ -99,7 +105,7 @@ def test_places_and_depths_are_those_that_cameras_project_and_unproject():
         centres = torch.stack([columns, rows], dim=-1) + 0.5
         assert (pixels[0] - centres).abs().max() < 5e-3  # corners are snapped to 1/256 pixel
         assert torch.allclose(z[0], torch.from_numpy(seen.z[v])[mask], atol=1e-5)
-        distance = torch.from_numpy(seen.depth[v])[mask]
+        distance = torch.from_numpy(along_rays(seen, cameras)[v])[mask]
         back = cameras.select([v]).unproject(centres, distance[None], along_ray=True)[0]
         assert torch.allclose(back, place, atol=1e-3)
 
@@ -115,11 +121,11 @@ def test_a_sphere_has_the_depth_normals_and_outline_of_a_sphere():
     assert (seen.mask != hit).sum() <= 0.01 * hit.sum()  # facets lie inside the sphere
     sure = seen.mask & (square_root > 0.01)
     depth = along - np.sqrt(np.maximum(square_root, 0))
-    assert np.abs(seen.depth - depth)[sure].max() < 0.02
+    assert np.abs(along_rays(seen, cameras) - depth)[sure].max() < 0.02
     normals = unit(interpolate(vertices, faces, seen))
     exact = origins + depth[..., None] * directions
     assert (normals * exact).sum(-1)[sure].min() > 0.999
-    assert np.all(np.isinf(seen.depth[~seen.mask])) and np.all(seen.face[~seen.mask] == -1)
+    assert np.all(np.isinf(seen.z[~seen.mask])) and np.all(seen.face[~seen.mask] == -1)
     assert not seen.bary[~seen.mask].any() and np.allclose(seen.bary[seen.mask].sum(-1), 1, atol=1e-6)
 
 
@@ -221,7 +227,7 @@ def test_the_nearer_face_hides_the_farther_in_any_order():
     one = seen_by(cameras, vertices, np.concatenate([front, back]))
     other = seen_by(cameras, vertices, np.concatenate([back, front]))
     assert one.mask.all() and one.face.max() == 1 and other.face.min() == 2
-    assert np.array_equal(one.depth, other.depth)
+    assert np.array_equal(one.z, other.z)
 
 
 def test_what_is_nearer_than_the_near_plane_is_cut_off_exactly():

@@ -77,11 +77,7 @@ def png(pixels: Array) -> bytes:
 
 def readable(images: Any) -> Array:
     """(N, H, W, 3) enlarged whole times to a width of 128 or more, as uint8: room for what a sheet has below them."""
-    return upscale(images, -(-128 // np.shape(images)[-2]))
-
-
-def upscale(images: Any, factor: int) -> Array:
-    """(..., H, W, C) enlarged `factor` times, as uint8, so that the pixels can be seen."""
+    factor = -(-128 // np.shape(images)[-2])
     return to_uint8(images).repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
@@ -113,12 +109,10 @@ def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Arra
 
 
 def one_size(cells: Sequence[Array]) -> list[Array]:
-    """Pictures on white of the largest height and width."""
+    """uint8 pictures on white of the largest height and width."""
     height, width = max(c.shape[0] for c in cells), max(c.shape[1] for c in cells)
-    made = [np.full((height, width, 3), 255, np.uint8) for _ in cells]
-    for target, cell in zip(made, cells, strict=True):
-        target[: cell.shape[0], : cell.shape[1]] = cell
-    return made
+    room = [((0, height - c.shape[0]), (0, width - c.shape[1]), (0, 0)) for c in cells]
+    return [np.pad(cell, sides, constant_values=_PAPER) for cell, sides in zip(cells, room, strict=True)]
 
 
 def _line_height(font: Any) -> int:
@@ -154,25 +148,23 @@ def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, written = path.with_name(f"{path.name}.{os.getpid()}.tmp.mp4"), 0
+    temporary, shapes = path.with_name(f"{path.name}.{os.getpid()}.tmp.mp4"), list[tuple[int, ...]]()
 
     def checked() -> Iterator[Array]:
-        nonlocal written
-        shape: tuple[int, ...] = ()
-        for frame in frames:
-            even = _even(_rgb(frame))
-            shape = shape or even.shape
-            if even.shape != shape:
-                raise ValueError(f"frames should have one size (got {even.shape} after {shape})")
+        for frame in map(_rgb, frames):
+            height, width, _ = frame.shape  # yuv420p has one colour for 2 x 2 pixels
+            even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            shapes.append(even.shape)
+            if even.shape != shapes[0]:
+                raise ValueError(f"frames should have one size (got {even.shape} after {shapes[0]})")
             yield even
-            written += 1
 
     try:
         stream: Any = checked()  # taken one by one, which the plugin does and its types do not say
         iio.imwrite(temporary, stream, plugin="FFMPEG", is_batch=True, fps=fps, **H264)
-        if not written:
+        if not shapes:
             raise ValueError("a film needs at least one frame")
-        _require_frames(temporary, written)
+        _require_frames(temporary, len(shapes))
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
@@ -189,8 +181,3 @@ def _require_frames(film: Path, count: int) -> None:
         found = 0
     if found != count:
         raise OSError(f"the encoder wrote {found} of {count} frames")
-
-
-def _even(image: Array) -> Array:
-    """Even height and width: yuv420p has one colour for 2 x 2 pixels."""
-    return np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")

@@ -28,14 +28,13 @@ class Buffers:
     """What each pixel centre sees; V is left out in texture space.
 
     face (V, H, W) int32, -1 for the background; bary (V, H, W, 3) float32, perspective-correct weights of the
-    face's corners, in [0, 1] with sum 1, 0 on the background; z (V, H, W) float32 along the viewing axis and depth
-    (V, H, W) float32 along the ray, in world units, both inf on the background.
+    face's corners, in [0, 1] with sum 1, 0 on the background; z (V, H, W) float32 along the viewing axis, in world
+    units, inf on the background.
     """
 
     face: Array
     bary: Array
     z: Array
-    depth: Array
 
     @property
     def mask(self) -> Array:
@@ -64,12 +63,11 @@ def rasterise(vertices: Array, faces: Array, c2w: Array, fov: Array | float, siz
         ahead = -local[:, 2:]
         plane = np.concatenate([f * local[:, :1], -f * local[:, 1:2]], axis=1) + middle * ahead
         _view(np.concatenate([plane, ahead], axis=1), faces, near, result, view)
-        result.depth[view] = result.z[view] * _stretch(height, width, f)
     return result
 
 
 def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
-    """Which face owns each texel of a texture of `size`, by its centre; (H, W) arrays, z and depth 1.
+    """Which face owns each texel of a texture of `size`, by its centre; (H, W) arrays, z 1.
 
     uv (N, 2) for faces (F, 3), or (F, 3, 2) for each corner and None. u runs to the right and v UP: (0, 0) is the
     lower left corner of the picture, whose row 0 is the upper one. Where charts overlap, the first face is taken.
@@ -82,7 +80,7 @@ def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
     result = _empty(1, height, width)
     plane = np.stack([uv[:, 0] * width, (1 - uv[:, 1]) * height, np.ones(len(uv))], axis=1)
     _view(plane, faces, 0.0, result, 0)
-    return Buffers(result.face[0], result.bary[0], result.z[0], result.z[0])
+    return Buffers(result.face[0], result.bary[0], result.z[0])
 
 
 def interpolate(attribute: Array, faces: Array | None, buffers: Buffers) -> Array:
@@ -136,14 +134,7 @@ def _pair(size: Size) -> tuple[int, int]:
 
 def _empty(views: int, height: int, width: int) -> Buffers:
     shape = (views, height, width)
-    far = np.full(shape, np.inf, np.float32)
-    return Buffers(np.full(shape, -1, np.int32), np.zeros((*shape, 3), np.float32), far, far.copy())
-
-
-def _stretch(height: int, width: int, focal: float) -> Array:
-    """(H, W): distance along the ray for each unit along the viewing axis."""
-    x, y = np.arange(width) + 0.5 - width / 2, np.arange(height) + 0.5 - height / 2
-    return np.sqrt(1 + (x[None] ** 2 + y[:, None] ** 2) / focal**2).astype(np.float32)
+    return Buffers(np.full(shape, -1, np.int32), np.zeros((*shape, 3), np.float32), np.full(shape, np.inf, np.float32))
 
 
 def _view(plane: Array, faces: Array, near: float, result: Buffers, view: int) -> None:

@@ -103,7 +103,9 @@ def test_pixels_see_points_of_the_surface() -> None:
     assert ((seen.normal * seen.position).sum(-1) / 0.6).min() > 0.95
     assert (seen.normal * seen.directions).sum(-1).max() < 0.1
     buffers = raster.rasterise(vertices.numpy(), faces.numpy(), cameras().c2w.numpy(), 0.7, SIZE)
-    torch.testing.assert_close(seen.depth, torch.from_numpy(buffers.depth[buffers.mask]), atol=1e-4, rtol=0)
+    axis = -cameras().c2w[:, None, None, :3, 2]
+    depth = torch.from_numpy(buffers.z) / (cameras().rays()[1] * axis).sum(-1)
+    torch.testing.assert_close(seen.depth, depth[torch.from_numpy(buffers.mask)], atol=1e-4, rtol=0)
 
 
 def coverage(vertices: Tensor, faces: Tensor, size: int = SIZE) -> Tensor:

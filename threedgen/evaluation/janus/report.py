@@ -14,7 +14,7 @@ from PIL import Image
 from threedgen.evaluation.toybox.report import limits, percent
 from threedgen.run.folder import write_atomic, writing
 from threedgen.run.metrics import write_summary
-from threedgen.run.text import clean, duration
+from threedgen.run.text import clean, duration, say
 from threedgen.viewer.page import REMEDY, data_uri, page
 
 from .options import MeteredConfig
