@@ -92,19 +92,16 @@ def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Arra
         raise ValueError(f"a sheet needs pictures and columns (got {len(pictures)} and {columns})")
     if labels is not None and len(labels) != len(pictures):
         raise ValueError(f"a sheet of {len(pictures)} pictures needs as many labels (got {len(labels)})")
+    if labels is not None:
+        strips = _strips(labels, pictures[0].shape[1])
+        pictures = [np.concatenate([picture, strip]) for picture, strip in zip(pictures, strips, strict=True)]
     height, width = pictures[0].shape[:2]
-    font = ImageFont.load_default(size=max(9, min(16, width // 10)))
-    lines = [_lines(label, width, font) for label in labels or ()]
-    strip = _line_height(font) * max(map(len, lines), default=0)
     columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    step_x, step_y = width + GAP, height + strip + GAP
+    rows, step_y, step_x = -(-len(pictures) // columns), height + GAP, width + GAP
     sheet = np.full((rows * step_y + GAP, columns * step_x + GAP, 3), _PAPER, np.uint8)
     for n, picture in enumerate(pictures):
         y, x = GAP + n // columns * step_y, GAP + n % columns * step_x
         sheet[y : y + height, x : x + width] = picture
-        if labels is not None:
-            sheet[y + height : y + height + strip, x : x + width] = _label(lines[n], width, strip, font)
     return sheet
 
 
@@ -115,9 +112,16 @@ def one_size(cells: Sequence[Array]) -> list[Array]:
     return [np.pad(cell, sides, constant_values=_PAPER) for cell, sides in zip(cells, room, strict=True)]
 
 
-def _line_height(font: Any) -> int:
-    box = font.getbbox("Ág")
-    return int(np.ceil(box[3])) + 3
+def _strips(labels: Sequence[str], width: int) -> list[Array]:
+    """Labels as pictures (h, width, 3) of one height."""
+    font: Any = ImageFont.load_default(size=max(9, min(16, width // 10)))
+    step = int(np.ceil(font.getbbox("Ág")[3])) + 3
+    texts = [_lines(label, width, font) for label in labels]
+    strips = [Image.new("RGB", (width, step * max(map(len, texts))), (_PAPER,) * 3) for _ in texts]
+    for strip, lines in zip(strips, texts, strict=True):
+        for n, line in enumerate(lines):
+            ImageDraw.Draw(strip).text((2, 1 + n * step), line, fill=_INK, font=font)
+    return [np.asarray(strip) for strip in strips]
 
 
 def _lines(text: str, width: int, font: Any, most: int = 3) -> list[str]:
@@ -130,14 +134,6 @@ def _lines(text: str, width: int, font: Any, most: int = 3) -> list[str]:
         else:
             lines[-1] = longer
     return lines[:most]
-
-
-def _label(lines: Sequence[str], width: int, height: int, font: Any) -> Array:
-    """Lines of text as a picture (height, width, 3)."""
-    strip = Image.new("RGB", (width, height), (_PAPER,) * 3)
-    for n, line in enumerate(lines):
-        ImageDraw.Draw(strip).text((2, 1 + n * _line_height(font)), line, fill=_INK, font=font)
-    return np.asarray(strip)
 
 
 def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:

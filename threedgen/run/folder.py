@@ -29,26 +29,11 @@ from threedgen.config.errors import ConfigError, short
 CONFIG = "config.yaml"
 ROOT = Path("outputs")
 HARMLESS = (
-    "about",
-    "needs",
-    "out",
-    "threads",
-    "trainer.max_steps",
-    "trainer.log_every_n_steps",
-    "trainer.val_check_interval",
-    "checkpoint",
-    "export",
-    "march.chunk",
-    "validation",
-    "logging",
-    # who works
-    "engine",
-    "workers",
-    "address",
-    "cpus",
-    "gpus",
-    "attempts",
-)
+    "about needs out threads trainer.max_steps trainer.log_every_n_steps trainer.val_check_interval checkpoint export "
+    "march.chunk validation logging "
+    "engine workers address cpus gpus attempts"  # who works
+).split()
+"""Keys, of sections too, that do not change the result of a run."""
 _MEGABYTE = 1 << 20
 
 C = TypeVar("C", bound=BaseModel)

@@ -20,23 +20,15 @@ from threedgen.run.text import clean, duration, number
 
 WINDOW, PACE_WINDOW = 600.0, 30.0
 """Seconds from which the pace of a Count and of a training run are taken: pieces may last minutes."""
-_CHATTY = (
-    "pytorch_lightning",
-    "pytorch_lightning.utilities.rank_zero",
-    "lightning_fabric",
-    "lightning_fabric.utilities.rank_zero",
-)
 
 
 def silence_lightning() -> None:
     """Turns off Lightning's notes on devices, tips and progress, not its warnings. Call before Trainer()."""
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings(
-        "ignore",
-        message=r".*isinstance\(treespec, LeafSpec\).*",
-        module=r"pytorch_lightning\.utilities\._pytree",
-    )
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        for chatty in (name, f"{name}.utilities.rank_zero"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+    pytree = r"pytorch_lightning\.utilities\._pytree"
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", module=pytree)
     warnings.filterwarnings("ignore", message=r"Starting from v1\.9\.0, `tensorboardX` has been removed.*")
 
 
