@@ -46,8 +46,8 @@ def page(template: str, scripts: tuple[str, ...], **values: Any) -> str:
     """A template of `assets/` filled in, with page.css and the scripts inside it."""
     style, script = _asset("page.css"), "\n".join(_asset(name) for name in scripts)
     policy = (
-        "default-src 'none'; img-src data:; media-src data:; base-uri 'none'; form-action 'none'; "
-        f"style-src '{_digest(style)}'; script-src '{_digest(script)}'"
+        "default-src 'none'; img-src data:; media-src data:; "
+        f"style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
     )
     fixed = {"policy": policy, "style": Markup(style), "script": Markup(script)}
     return _environment().get_template(template).render(**fixed, **values)
