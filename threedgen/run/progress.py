@@ -130,7 +130,7 @@ class Count:
     def note(self, text: str, detail: str | None = None) -> None:
         """What is being done now, on the bar."""
         if self._bar is not None:
-            fields = {} if detail is None else {"detail": detail}
+            fields: dict[str, Any] = {} if detail is None else {"detail": detail}
             description = clean(f"{self.stage} {text}")
             self._bar.update(self._bar.task_ids[0], completed=self.done, description=description, **fields)
 
