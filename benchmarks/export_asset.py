@@ -26,10 +26,11 @@ from threedgen.export.shape.topology import signed_volume
 from threedgen.export.shape.uv_layout import layout
 from threedgen.export.surface.pictures import Pictures
 from threedgen.geometry.images import psnr
-from threedgen.geometry.raster import rasterise, render
+from threedgen.geometry.raster import rasterise
 from threedgen.geometry.rigs import orbit
 
 from .export_fields import Creature, Voxels, grid
+from .mesh_render import render
 
 Array = NDArray[Any]
 Body = tuple[Array, Array]

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from threedgen.config import Config, ConfigError, Schedule, at
+from threedgen.config import Config, ConfigError, Scheduled, at
 from threedgen.config.optional import require
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -173,13 +173,13 @@ class DistillationConfig(Config):
     """How a prior's opinion becomes a loss: what every distillation has."""
 
     name: str = Field(description="which loss")
-    guidance_scale: Schedule = Field(
+    guidance_scale: Scheduled = Field(
         50.0, ge=0, description="classifier-free guidance, eps_u + s (eps_c - eps_u); 1: none"
     )
-    min_step_percent: Schedule = Field(
+    min_step_percent: Scheduled = Field(
         {"0%": 0.98, "80%": 0.02}, ge=0, le=1, description="least noise, as a share of the timesteps"
     )
-    max_step_percent: Schedule = Field(
+    max_step_percent: Scheduled = Field(
         {"0%": 0.98, "80%": 0.5}, ge=0, le=1, description="most noise, as a share of the timesteps"
     )
     timestep_per: Literal["batch", "group"] = Field(
@@ -205,11 +205,11 @@ class VSDConfig(DistillationConfig):
     """Variational score distillation (ProlificDreamer, arXiv 2305.16213)."""
 
     name: Literal["vsd"] = Field("vsd", description="against a copy of the prior that learns the renders")
-    guidance_scale: Schedule = Field(
+    guidance_scale: Scheduled = Field(
         7.5, ge=0, description="classifier-free guidance of the prior, eps_u + s (eps_c - eps_u); 1: none"
     )
-    min_step_percent: Schedule = Field(0.02, ge=0, le=1, description="least noise, as a share of the timesteps")
-    max_step_percent: Schedule = Field(
+    min_step_percent: Scheduled = Field(0.02, ge=0, le=1, description="least noise, as a share of the timesteps")
+    max_step_percent: Scheduled = Field(
         {"0%": 0.98, "20%": 0.98, "20.01%": 0.5}, ge=0, le=1, description="most noise, as a share of the timesteps"
     )
     rank: int = Field(4, ge=1, le=256, description="rank of the copy's additions to the prior (LoRA)")
@@ -230,6 +230,6 @@ class ReconstructionConfig(DistillationConfig):
     """Score distillation as reconstruction of the predicted image (MVDream, arXiv 2308.16512)."""
 
     name: Literal["reconstruction"] = Field("reconstruction", description="distance to the predicted image")
-    recon_std_rescale: Schedule = Field(
+    recon_std_rescale: Scheduled = Field(
         0.5, ge=0, le=1, description="how far contrast is brought back to the unguided one; 0: off"
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from threedgen.config import Config, Schedule, registry
+from threedgen.config import Config, Scheduled, registry
 from threedgen.config.optional import EXTRAS, require
 
 
@@ -83,7 +83,7 @@ class EncodedFieldConfig(FieldConfig):
     encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field(
         {}, description="what turns a point into the input of the MLPs"
     )
-    levels: Schedule | None = Field(
+    levels: Scheduled | None = Field(
         None, ge=1, description="how many levels of a hash grid count, coarse ones first, by step; null: all"
     )
     width: int = Field(64, ge=1, le=1024, description="neurons of a hidden layer")
@@ -131,7 +131,7 @@ class SDFConfig(EncodedFieldConfig):
     log_sharpness: float = Field(
         3.0, ge=0, le=10, description="log of the sharpness s that it begins with; the surface is about 1/s thick"
     )
-    cosine: Schedule = Field(
+    cosine: Scheduled = Field(
         {"0%": 0.0, "100%": 1.0},
         ge=0,
         le=1,
@@ -301,11 +301,11 @@ class ProtocolConfig(Config):
     density_layers: int = Field(1, ge=1, le=8, description="hidden layers of the MLP for density")
     colour_layers: int = Field(2, ge=1, le=8, description="hidden layers of the MLP for colour")
     encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field({})
-    learning_rate: Schedule = Field({0: 0.01, 100: 0.001}, ge=0)
+    learning_rate: Scheduled = Field({0: 0.01, 100: 0.001}, ge=0)
     weight_decay: float = Field(0.1, ge=0, description="of AdamW")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     distortion: float = Field(0.01, ge=0, description="weight of Mip-NeRF 360's loss; the paper does not say it")
-    orientation: Schedule = Field(
+    orientation: Scheduled = Field(
         {"0%": 0, "40%": 0, "60%": 0.01},
         ge=0,
         description="weight of Ref-NeRF's loss; the paper does not say it. Not from the beginning: fog has no surface, "
@@ -333,5 +333,5 @@ class SubsampledProtocolConfig(ProtocolConfig):
     encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field(
         {"n_levels": 8, "log2_hashmap_size": 15, "base_resolution": 8, "per_level_scale": 1.5}
     )
-    learning_rate: Schedule = Field({"0%": 0.01, "100%": 0.001}, ge=0)
+    learning_rate: Scheduled = Field({"0%": 0.01, "100%": 0.001}, ge=0)
     normals: float = Field(0.125, gt=0, le=1, description="share of the pixels of a step that orientation looks at")

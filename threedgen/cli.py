@@ -22,7 +22,8 @@ from threedgen.run.text import say
 DEFAULT_CONFIG = "mvdream-toybox"
 FLAGS = ("--config", "--dry-run", "--help", "--list", "--print-config", "--quiet", "--resume", "--version", "--view")
 SHORT_FLAGS = {"-c": "--config", "-h": "--help", "-q": "--quiet"}
-WITH_VALUE = ("--config", "--resume")
+WITH_VALUE = {"--config": DEFAULT_CONFIG, "--resume": "outputs/mvdream-toybox/a-blue-dog-0123abcd"}
+"""Flag: an example of its value."""
 DEBUG = "THREEDGEN_DEBUG"
 
 OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -51,11 +52,13 @@ def parse(words: list[str]) -> Command:
         flag, equals, value = word.partition("=")
         flag = SHORT_FLAGS.get(flag, flag)
         if flag not in FLAGS:
-            raise ConfigError(_unknown_flag(flag))
+            guess = nearest(flag, FLAGS)
+            hint = did_you_mean(guess) if guess else "; options of the config have no dashes: key=value"
+            raise ConfigError(f"{short(flag)}: unknown flag{hint}")
         takes_section = flag == "--help" and rest and not rest[0].startswith("-") and "=" not in rest[0]
         if flag in WITH_VALUE or takes_section:
             if not equals and (not rest or rest[0].startswith("--")):
-                raise ConfigError(f"{flag}: needs a value, such as {flag} {_example(flag)}")
+                raise ConfigError(f"{flag}: needs a value, such as {flag} {WITH_VALUE[flag]}")
             value = value if equals else rest.pop(0)
         elif equals and flag != "--help":
             raise ConfigError(f"{flag}: takes no value (got {short(value)})")
@@ -76,16 +79,6 @@ def _override(word: str) -> str:
     raise ConfigError(f"command line: an option is written key=value{hint} (got {short(word)})")
 
 
-def _unknown_flag(flag: str) -> str:
-    guess = nearest(flag, FLAGS)
-    hint = did_you_mean(guess) if guess else "; options of the config have no dashes: key=value"
-    return f"{short(flag)}: unknown flag{hint}"
-
-
-def _example(flag: str) -> str:
-    return DEFAULT_CONFIG if flag == "--config" else "outputs/mvdream-toybox/a-blue-dog-0123abcd"
-
-
 def answer(command: Command) -> str | None:
     """The text of a question that needs no run (--help, --list, ...); None if it is not one."""
     if "--version" in command.flags:
@@ -95,10 +88,10 @@ def answer(command: Command) -> str | None:
     if "--list" in command.flags:
         return help.list_text()
     if "--print-config" in command.flags:
+        place: str | Path = command.config
         if "--resume" in command.flags:
-            path = runs.run_folder(command.flags["--resume"]) / runs.CONFIG
-            return config.dump(config.load(path.resolve(), command.overrides))
-        return config.dump(config.load(command.config, command.overrides))
+            place = (runs.run_folder(command.flags["--resume"]) / runs.CONFIG).resolve()
+        return config.dump(config.load(place, command.overrides))
     return None
 
 
@@ -123,7 +116,9 @@ def run(command: Command) -> int:
     else:
         checked = config.load(command.config, command.overrides)
     if "--view" in command.flags:
-        checked = viewed(checked)
+        if (view := getattr(checked, "view", None)) is None:
+            raise ConfigError("a run of the task generate can be watched, this one cannot", "--view", checked.task)
+        checked = checked.model_copy(update={"view": view.model_copy(update={"enabled": True})})
     if "--dry-run" in command.flags:
         return dry_run(checked)
     checked.check()
@@ -135,14 +130,6 @@ def run(command: Command) -> int:
         say(f"{name}: {checked.task}{' goes on' if resume else ''} in {checked.out}")
     result: Any = registry.implementation("task", checked.task)(checked, resume=resume, quiet=quiet)
     return result if isinstance(result, int) else OK
-
-
-def viewed(checked: Any) -> Any:
-    """The same config with its live view on. Raises ConfigError for a task that has none."""
-    view = getattr(checked, "view", None)
-    if view is None:
-        raise ConfigError("a run of the task generate can be watched, this one cannot", "--view", checked.task)
-    return checked.model_copy(update={"view": view.model_copy(update={"enabled": True})})
 
 
 def main(words: list[str] | None = None) -> int:
@@ -166,8 +153,5 @@ def main(words: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get(DEBUG) == "1":
             raise
-        say(
-            f"stopped by {type(error).__name__}: {error}\n(set {DEBUG}=1 to see where it happened)",
-            sys.stderr,
-        )
+        say(f"stopped by {type(error).__name__}: {error}\n(set {DEBUG}=1 to see where it happened)", sys.stderr)
         return FAILED

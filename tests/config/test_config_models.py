@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from tests.support.toy_task import YAML, ToyConfig, toy  # noqa: F401
 from threedgen import config
-from threedgen.config import ConfigError, Schedule, at, fields, registry
+from threedgen.config import ConfigError, Scheduled, at, fields, registry
 from threedgen.config.errors import nearest, short
 
 
 class _OneSchedule(config.Config):
-    value: Schedule = 1.0
+    value: Scheduled = 1.0
 
 
 @given(

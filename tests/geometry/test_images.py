@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from threedgen.geometry import images
-from threedgen.geometry.images import grid, to_uint8, upscale, write_mp4, write_png
+from threedgen.geometry.images import grid, readable, to_uint8, write_mp4, write_png
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -43,11 +43,12 @@ def test_a_picture_of_another_shape_is_refused(tmp_path, shape):
         write_png(tmp_path / "a.png", np.zeros(shape))
 
 
-def test_upscale():
-    pictures = noise(2, 3, 4, 3)
-    large = upscale(pictures, 3)
-    assert large.shape == (2, 9, 12, 3)
+def test_small_pictures_are_enlarged_whole_times():
+    pictures = noise(2, 3, 48, 3)
+    large = readable(pictures)
+    assert large.shape == (2, 9, 144, 3)
     assert np.array_equal(large[:, 1::3, 1::3], to_uint8(pictures))
+    assert readable(noise(1, 3, 128, 3)).shape == (1, 3, 128, 3)
 
 
 def test_grid_puts_each_picture_in_its_place():

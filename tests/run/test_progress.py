@@ -74,7 +74,7 @@ def test_begins_at_the_resumed_step():
 def test_time_left_forgets_how_fast_it_was_before():
     watched = Watched(total=10_000)
     watched.steps(2000, 0.01).steps(20, 3.0)
-    pace = watched.progress.speed.seconds_a_step()
+    pace = watched.progress.count.speed.seconds_a_step()
     assert pace == pytest.approx(3.0, rel=0.02)
 
 
@@ -109,7 +109,7 @@ def test_accumulated_batches_count_once():
     watched = Watched(total=100)
     for n in range(10):
         watched.progress.on_train_batch_end(watched.trainer, watched.module, None, 0, n)
-    assert watched.progress.speed.seconds_a_step() is None and len(watched.end()) == 1
+    assert watched.progress.count.speed.seconds_a_step() is None and len(watched.end()) == 1
 
 
 @given(st.text(st.characters(codec=None)))

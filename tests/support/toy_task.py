@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from threedgen.config import Config, Schedule, registry
+from threedgen.config import Config, Scheduled, registry
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
 
 YAML = "task: toy\nprompt: a cat\nprior:\n  name: big\n  weights: here\n"
@@ -20,7 +20,7 @@ class BigPrior(Config):
 
     name: Literal["big"] = "big"
     weights: str = Field("embedded", description="folder or hub id")
-    guidance_scale: Schedule = Field(7.5, ge=0, le=100, description="classifier-free guidance")
+    guidance_scale: Scheduled = Field(7.5, ge=0, le=100, description="classifier-free guidance")
 
 
 class SmallPrior(Config):

@@ -157,7 +157,7 @@ def test_where_the_page_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["runs=file"], ("runs: should be a folder with runs below it",)),
         (["runs= "], ("runs: should be the path of a folder",)),
         (["runs=.", "out= "], ("out: should be the path",)),
-        (["runs=.", "out=file/x.html"], ("x.html could not be made", "run the same command again")),
+        (["runs=.", "out=file/x.html"], ("x.html could not be written", "run the same command again")),
         (["run=."], ("run: unknown key; did you mean 'runs'?",)),
     ],
 )

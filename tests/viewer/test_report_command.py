@@ -74,7 +74,7 @@ def test_a_full_disk_leaves_the_old_page(
 
     monkeypatch.setattr(os, "fsync", full)
     assert cli.main(["--config", "report", f"run={run}"]) == 2
-    assert re.search(r"report.html could not be made \(No space left.*run the same command", capsys.readouterr().err)
+    assert re.search(r"report.html could not be written \(No space left.*run the same command", capsys.readouterr().err)
     assert (run / PAGE).read_bytes() == before and not list(run.glob("*.tmp"))
 
 

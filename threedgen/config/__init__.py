@@ -4,14 +4,14 @@ from .errors import ConfigError, nearest
 from .fields import merge, plain
 from .layers import COMMAND_LINE, Layer, find, load, merged, shipped, split_override, task_of, validate
 from .model import Config, config_hash, dump, tree_hash
-from .schedule import Schedule, at
+from .scheduled import Scheduled, at
 
 __all__ = [
     "COMMAND_LINE",
     "Config",
     "ConfigError",
     "Layer",
-    "Schedule",
+    "Scheduled",
     "at",
     "config_hash",
     "dump",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 _NOTHING = object()
@@ -31,26 +31,24 @@ class AbsentWeights(ConfigError):
     """The weights of a released model are not on this machine; what it consists of is known all the same."""
 
 
-@contextmanager
-def within(section: str) -> Iterator[None]:
+def within(section: str) -> AbstractContextManager[None]:
     """Inside, the key of a ConfigError is one of a section: it is completed by its name. Without a key it stays."""
-    try:
-        yield
-    except ConfigError as error:
-        if not error.key:
-            raise
-        raise type(error)(error.problem, f"{section}.{error.key}") from None
+    return _rekeyed(lambda key: f"{section}.{key}")
+
+
+def called(name: str) -> AbstractContextManager[None]:
+    """Inside, the key of a ConfigError is called by another name, that of the caller's. Without a key it stays."""
+    return _rekeyed(lambda key: name)
 
 
 @contextmanager
-def called(key: str) -> Iterator[None]:
-    """Inside, the key of a ConfigError is called by another name, that of the caller's. Without a key it stays."""
+def _rekeyed(rename: Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
         if not error.key:
             raise
-        raise type(error)(error.problem, key) from None
+        raise type(error)(error.problem, rename(error.key)) from None
 
 
 def in_a_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from threedgen.config.registry import Component
-from threedgen.config.schedule import is_step
+from threedgen.config.scheduled import is_step
 
 
 def component(field: FieldInfo) -> Component | None:
@@ -31,9 +31,8 @@ def section(field: FieldInfo, value: Any = None) -> type[BaseModel] | None:
     if chosen:
         return chosen.model(value)
     models = section_models(field)
-    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-    named = [kind for kind in models if name is not None and name in model_names(kind)]
-    return next(iter(named or models), None)
+    name = value_in(value, "name")
+    return next((kind for kind in models if name is not None and name in model_names(kind)), next(iter(models), None))
 
 
 def section_models(field: FieldInfo) -> list[type[BaseModel]]:
@@ -78,26 +77,6 @@ def is_number(field: FieldInfo) -> bool:
     return any(kind in (int, float) for kind in kinds) and bool not in kinds
 
 
-def may_be_none(field: FieldInfo) -> bool:
-    """Does the field accept null?"""
-    return type(None) in choices(field.annotation)
-
-
-def spelled(model: type[BaseModel], tree: Any) -> Any:
-    """The data of a section with every component that is given as a text written out."""
-    if not isinstance(tree, dict):
-        return tree
-    whole = dict(tree)
-    for name in whole.keys() & model.model_fields.keys():
-        field, value = model.model_fields[name], whole[name]
-        mark = component(field)
-        if mark and isinstance(value, str):
-            whole[name] = mark.section(value)
-        inner = section(field, whole[name])
-        whole[name] = whole[name] if inner is None else spelled(inner, whole[name])
-    return whole
-
-
 class Place(NamedTuple):
     """A field somewhere in a config."""
 
@@ -107,13 +86,18 @@ class Place(NamedTuple):
     value: Any  # present data, else the default
 
 
+def value_in(tree: Any, name: str) -> Any:
+    """What a section, given as a dict or as a config, has under a name; None for nothing."""
+    return tree.get(name) if isinstance(tree, dict) else getattr(tree, name, None)
+
+
 def walk(model: type[BaseModel], tree: Any = None, prefix: tuple[str, ...] = ()) -> Iterator[Place]:
     """Every field, sections before what they hold.
 
     `tree` is the present data (nested dicts, or a config), which decides the models of Components.
     """
     for name, field in model.model_fields.items():
-        value = tree.get(name) if isinstance(tree, dict) else getattr(tree, name, None)
+        value = value_in(tree, name)
         inner = section(field, value)
         if inner is not None:
             value = with_default(field, value)
@@ -127,21 +111,6 @@ def walk(model: type[BaseModel], tree: Any = None, prefix: tuple[str, ...] = ())
 def paths(model: type[BaseModel], tree: Any = None) -> list[str]:
     """Every valid key, dotted."""
     return [".".join(place.path) for place in walk(model, tree)]
-
-
-def locate(model: type[BaseModel], tree: Any, key: tuple[str, ...]) -> FieldInfo | None:
-    """The field at a dotted key, None for a key inside a free dict. Raises KeyError if there is none."""
-    field = model.model_fields[key[0]]
-    if len(key) == 1:
-        return field
-    value = tree.get(key[0]) if isinstance(tree, dict) else getattr(tree, key[0], None)
-    inner = section(field, value)
-    if inner is not None:
-        return locate(inner, with_default(field, value), key[1:])
-    free = any(get_origin(choice) is dict for choice in choices(field.annotation))
-    if free or component(field):  # a component of an unknown name: the check of the whole names the nearest
-        return None
-    raise KeyError(".".join(key))
 
 
 # --- plain data ----------------------------------------------------------------------------------------
@@ -180,13 +149,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(inner) for inner in value]
     return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
-
-
-def text_keys(value: Any) -> Any:
-    """Plain data with every key as text, as JSON has it."""
-    if isinstance(value, dict):
-        return {str(key): text_keys(inner) for key, inner in value.items()}
-    return [text_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def shown(value: Any) -> str:

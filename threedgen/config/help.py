@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from threedgen import config
 from threedgen.config import fields, layers, registry
 from threedgen.config.errors import ConfigError, did_you_mean, nearest_key
-from threedgen.config.schedule import Schedule
+from threedgen.config.scheduled import Scheduled
 
 USAGE = """\
 Text to 3D by optimisation.
@@ -35,23 +35,9 @@ quotes but the shell's. A value that may change during a run takes steps too: 'k
 """
 
 HIDDEN = ("about", "needs")  # they are for --list
-_BOUNDS = {
-    "gt": "> ",
-    "ge": ">= ",
-    "lt": "< ",
-    "le": "<= ",
-    "min_length": "length >= ",
-    "max_length": "length <= ",
-}
-_NAMES = {
-    str: "text",
-    Path: "path",
-    int: "whole number",
-    float: "number",
-    bool: "true or false",
-    type(None): "null",
-}
-_SCHEDULE_MARK = get_args(Schedule)[1]
+_BOUNDS = {"gt": "> ", "ge": ">= ", "lt": "< ", "le": "<= ", "min_length": "length >= ", "max_length": "length <= "}
+_NAMES = {str: "text", Path: "path", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
+_SCHEDULE_MARK = get_args(Scheduled)[1]
 
 
 def type_name(annotation: Any) -> str:
@@ -76,14 +62,10 @@ def type_name(annotation: Any) -> str:
 
 def field_type(field: FieldInfo) -> str:
     """The type of a field, its bounds included: `number >= 0 <= 1`."""
-    schedule = _SCHEDULE_MARK in field.metadata
-    bounds = []
-    for mark in field.metadata:
-        for key, sign in _BOUNDS.items():
-            value = getattr(mark, key, None)
-            if value is not None:
-                bounds.append(f"{sign}{value:.6g}" if isinstance(value, float) else f"{sign}{value}")
-    return " ".join(["number or schedule" if schedule else type_name(field.annotation), *bounds])
+    name = "number or schedule" if _SCHEDULE_MARK in field.metadata else type_name(field.annotation)
+    found = [(sign, getattr(mark, key, None)) for mark in field.metadata for key, sign in _BOUNDS.items()]
+    limits = [(sign, f"{limit:.6g}" if isinstance(limit, float) else limit) for sign, limit in found]
+    return " ".join([name, *(f"{sign}{limit}" for sign, limit in limits if limit is not None)])
 
 
 def options(model: type[BaseModel], tree: dict, only: str = "") -> str:
@@ -114,14 +96,11 @@ def _align(rows: list[tuple[str, ...]]) -> list[str]:
     """Rows of four as columns; rows of two (headings) as they are."""
     table = [row for row in rows if len(row) == 4]
     widths = [min(max((len(row[column]) for row in table), default=0), 34) for column in range(3)]
-    lines = []
-    for row in rows:
-        if len(row) == 2:
-            lines.append("  ".join(part for part in row if part))
-        else:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-            lines.append("  ".join([*cells, row[3]]).rstrip())
-    return lines
+    wide = [
+        [cell.ljust(width) for cell, width in zip(row, widths, strict=False)] if len(row) == 4 else [row[0]]
+        for row in rows
+    ]
+    return ["  ".join([*cells, row[-1]]).rstrip() for cells, row in zip(wide, rows, strict=True)]
 
 
 def help_text(config_name: str, section: str = "") -> str:

@@ -8,11 +8,14 @@ configure. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from threedgen import folder
 from threedgen.config import fields, registry, renamed, yaml_text
@@ -86,41 +89,27 @@ def split_override(text: str) -> tuple[tuple[str, ...], str]:
     return parts, value
 
 
-def _written_out(
-    model: type[BaseModel], tree: dict, given: list[tuple[tuple[str, ...], str]]
-) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Overrides with `sampler=mvdream` as `sampler.name=mvdream`, for options of it that come beside it."""
-    for key, text in given:
-        try:
-            field = fields.locate(model, tree, key)
-        except KeyError:
-            field = None
-        mark = fields.component(field) if field is not None else None
-        if mark is None or text == "null" or text[:1] in ("", "{", "["):
-            yield key, text
-        else:
-            yield from (((*key, name), value) for name, value in mark.section(text).items())
-
-
 def _override_layer(model: type[BaseModel], tree: dict, given: list[tuple[tuple[str, ...], str]]) -> Layer:
     """Overrides as data: texts raw, everything else read as YAML. Raises ConfigError with every mistake."""
-    given = list(_written_out(model, tree, given))
     names: dict[str, Any] = {}
-    for key, text in given:
-        if key[-1] == "name":
-            put(names, key, text)
+    for typed, text in given:  # first, for they decide which options there are
+        if typed[-1] == "name":
+            put(names, typed, text)
+        with suppress(KeyError):
+            key, field = renamed.locate(model, tree, typed, COMMAND_LINE)
+            if section := _named_section(field, text):
+                put(names, key, section)
     present = merge(tree, names)
     result: dict[str, Any] = {}
     problems = []
-    for key, text in given:
+    for typed, text in given:
+        where = f"{COMMAND_LINE}: {'.'.join(typed)}"
         try:
-            field = fields.locate(model, present, key)
+            key, field = renamed.locate(model, present, typed, COMMAND_LINE)
+            put(result, key, _value(field, text, where))
         except KeyError:
-            guess = nearest_key(".".join(key), fields.paths(model, present))
-            problems.append(f"{COMMAND_LINE}: {'.'.join(key)}: unknown key{did_you_mean(guess)} (got {short(text)})")
-            continue
-        try:
-            put(result, key, _value(field, text, f"{COMMAND_LINE}: {'.'.join(key)}"))
+            guess = nearest_key(".".join(typed), fields.paths(model, present))
+            problems.append(f"{where}: unknown key{did_you_mean(guess)} (got {short(text)})")
         except ConfigError as error:
             problems.append(f"{error} (got {short(text)})")
     if problems:
@@ -128,18 +117,23 @@ def _override_layer(model: type[BaseModel], tree: dict, given: list[tuple[tuple[
     return Layer(COMMAND_LINE, result)
 
 
-def _value(field: Any, text: str, where: str) -> Any:
+def _named_section(field: FieldInfo | None, text: str) -> dict[str, str] | None:
+    """`sampler=mvdream` as {name: mvdream}; None for what is no component, or is given as YAML."""
+    mark = fields.component(field) if field else None
+    return mark.section(text) if mark and text != "null" and text[:1] not in ("", "{", "[") else None
+
+
+def _value(field: FieldInfo | None, text: str, where: str) -> Any:
+    if section := _named_section(field, text):
+        return section
     if field is not None and fields.is_text(field):
-        return None if text == "null" and fields.may_be_none(field) else text
+        return None if text == "null" and type(None) in fields.choices(field.annotation) else text
     return yaml_text.parse(text, where)
 
 
 def merged(layers: list[Layer]) -> dict[str, Any]:
     """The data of all layers, later ones over earlier ones."""
-    tree: dict[str, Any] = {}
-    for layer in layers:
-        tree = merge(tree, layer.tree)
-    return tree
+    return reduce(merge, (layer.tree for layer in layers), {})
 
 
 def validate(model: type[BaseModel], layers: list[Layer]) -> Any:
@@ -177,8 +171,7 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mappin
         model = registry.config_model("task", task)
     except ConfigError as error:
         raise ConfigError(f"{COMMAND_LINE if ('task',) in dict(given) else layers[-1].where}: {error}") from None
-    layers = [Layer(at, renamed.in_tree(model, fields.spelled(model, tree), at)) for at, tree in layers]
-    given = [(renamed.in_key(model, merged(layers), key, COMMAND_LINE), text) for key, text in given]
+    layers = [Layer(at, renamed.in_tree(model, tree, at)) for at, tree in layers]
     if given:
         layers.append(_override_layer(model, merged(layers), given))
     return validate(model, layers)

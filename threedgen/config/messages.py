@@ -19,12 +19,16 @@ def explain(error: ValidationError, model: type[BaseModel], tree: dict, layers: 
         item = _at_its_key(item)
         key = _key(item, tree)
         values.setdefault(key, None if item["type"] == "missing" else item["input"])
-        problem = _unknown(key, model, tree) if item["type"] == "extra_forbidden" else _problem(item)
+        problem = _problem(item)
+        if item["type"] == "extra_forbidden":
+            guess = nearest_key(".".join(map(str, key)), fields.paths(model, tree))
+            problem = f"unknown key{did_you_mean(guess)}"
         if problem not in problems.setdefault(key, []):
             problems[key].append(problem)
+    sections = {place.path for place in fields.walk(model, tree) if place.section} | {()}
     lines = []
     for key, found in problems.items():
-        whole = isinstance(values[key], (dict, BaseModel)) and _is_section(key, model, tree)
+        whole = isinstance(values[key], (dict, BaseModel)) and key in sections  # a rule between its fields
         got = "" if found == ["is missing"] or whole else f" (got {short(values[key])})"
         name = ".".join(str(part) for part in key)
         lines.append(": ".join(part for part in (_where(key, layers), name, " or ".join(found)) if part) + got)
@@ -62,31 +66,18 @@ def _key(item: Any, tree: Any) -> tuple:
     return tuple(key) or loc  # the mistake may be in a default, which the data does not have
 
 
-def _is_section(key: tuple, model: type[BaseModel], tree: dict) -> bool:
-    """Is the mistake one of a whole section (a rule between its fields), whose content says little?"""
-    return not key or any(place.path == key and place.section for place in fields.walk(model, tree))
-
-
 def _where(key: tuple, layers: list) -> str:
-    """The last layer that gives this key, or holds its section."""
-    for length in range(len(key), 0, -1):
-        for layer in reversed(layers):
-            if _has(layer.tree, key[:length]):
-                return layer.where
-    return layers[-1].where if layers else ""
+    """The layer that gives most of this key: itself, or a section that should hold it; of several the last."""
+    return max(enumerate(layers), key=lambda layer: (_depth(layer[1].tree, key), layer[0]))[1].where
 
 
-def _has(tree: Any, key: tuple) -> bool:
-    for part in key:
+def _depth(tree: Any, key: tuple) -> int:
+    """How many parts of the key there are in the data."""
+    for depth, part in enumerate(key):
         if not isinstance(tree, dict) or part not in tree:
-            return False
+            return depth
         tree = tree[part]
-    return True
-
-
-def _unknown(key: tuple, model: type[BaseModel], tree: dict) -> str:
-    guess = nearest_key(".".join(str(part) for part in key), fields.paths(model, tree))
-    return f"unknown key{did_you_mean(guess)}"
+    return len(key)
 
 
 def _problem(item: Any) -> str:

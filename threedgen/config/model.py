@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from threedgen.config import fields, yaml_text
 from threedgen.config.errors import within
-from threedgen.config.fields import plain, text_keys
+from threedgen.config.fields import plain
 
 NOT_HASHED = ("out", "about", "needs")
 
@@ -81,6 +81,6 @@ def config_hash(config: BaseModel) -> str:
 
 def tree_hash(tree: dict[str, Any]) -> str:
     """The hash of a config given as plain data, such as a config.yaml that was read."""
-    kept = {key: value for key, value in tree.items() if key not in NOT_HASHED}
-    text = json.dumps(text_keys(kept), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    hashed = {key: value for key, value in tree.items() if key not in NOT_HASHED}
+    text = json.dumps(json.loads(json.dumps(hashed)), sort_keys=True, separators=(",", ":"))  # JSON's keys are text
     return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -24,133 +24,76 @@ class Entry:
     config: str
 
 
-def _entries(implementations: str, configs: str, **classes: tuple[str, str]) -> dict[str, Entry]:
-    """name=(implementation, config model), from one module each."""
-    return {
-        name: Entry(f"{implementations}:{implementation}", f"{configs}:{model}")
-        for name, (implementation, model) in classes.items()
-    }
+# kind, name, implementation, config model; paths below threedgen
+_ENTRIES = """\
+# a task is a function run(config, resume: Path | None, quiet: bool) -> exit code | None;
+# a run gets its folder before it begins if its config model is a RunConfig
+task  generate           systems.generate.task:run               systems.generate.options:GenerateConfig
+task  sample             systems.sample.task:run                 systems.sample.options:SampleConfig
+task  train-base         systems.train_base.task:run             systems.train_base.options:TrainBaseConfig
+task  train-prior        systems.train_prior.task:run            systems.train_prior.options:TrainPriorConfig
+task  mvdreambooth       systems.dreambooth.task:run             systems.dreambooth.options:MVDreamBoothConfig
+task  train-probe        evaluation.toybox.train_probe:run       evaluation.toybox.options:TrainProbeConfig
+task  train-identity     evaluation.toybox.train_identity:run    evaluation.toybox.options:TrainIdentityConfig
+task  evaluate-prior     evaluation.toybox.prior_score:run       evaluation.toybox.options:EvaluatePriorConfig
+task  evaluate-3d        evaluation.toybox.object_score:run      evaluation.toybox.options:Evaluate3DConfig
+task  evaluate-subjects  evaluation.toybox.subject_score:run     evaluation.toybox.options:EvaluateSubjectsConfig
+task  consistency        evaluation.consistency.run:run          evaluation.consistency.options:ConsistencyConfig
+task  janus-meter        evaluation.janus.meter_errors:run       evaluation.janus.options:JanusMeterConfig
+task  janus-score        evaluation.janus.score:run              evaluation.janus.options:JanusScoreConfig
+task  janus-benchmark    evaluation.janus.benchmark:run          evaluation.janus.options:JanusBenchmarkConfig
+task  refine-decoder     systems.train_prior.refine_decoder:run  systems.train_prior.options:RefineDecoderConfig
+task  train-threedim     systems.novel_view.task:run             systems.novel_view.options:TrainThreeDiMConfig
+task  image-to-3d        systems.novel_view.image_to_3d:run      systems.novel_view.options:ImageTo3DConfig
+task  report             viewer.report:run                       viewer.options:ReportConfig
+task  gallery            viewer.gallery:run                      viewer.options:GalleryConfig
+task  export             export.task:run                         export.options:ExportConfig
+task  make-srn-toybox    data.srn.make:run                       data.srn.options:MakeSRNToyboxConfig
+task  toybox-subjects    data.toybox.subjects:run                data.toybox.options:ToyboxSubjectsConfig
+task  toybox-sheet       data.toybox.sheet:run                   data.toybox.options:ToyboxSheetConfig
+# what --dry-run says of a task: a function (config) -> text
+plan  generate  systems.generate.plan:plan  systems.generate.options:GenerateConfig
+prior  mvdream           guidance.priors.mvdream:build           guidance.options:MVDreamConfig
+prior  stable-diffusion  guidance.priors.stable_diffusion:build  guidance.options:StableDiffusionConfig
+prior  deepfloyd         guidance.priors.deepfloyd:build         guidance.options:DeepFloydConfig
+distillation  sds             guidance.distillation.sds:SDS             guidance.options:SDSConfig
+distillation  reconstruction  guidance.distillation.sds:Reconstruction  guidance.options:ReconstructionConfig
+distillation  vsd             guidance.distillation.vsd:VSD             guidance.options:VSDConfig
+# pictures (V, H, W, 3) -> unit vectors (V, D): is it the same subject?
+identity  toybox  evaluation.toybox.identity:ToyboxIdentity  evaluation.toybox.options:ToyboxIdentityConfig
+identity  hub     evaluation.toybox.identity:HubIdentity     evaluation.toybox.options:HubIdentityConfig
+# which side of an object does a single view show? see threedgen.evaluation.janus.classifiers.ViewClassifier
+view-classifier  probe  evaluation.janus.classifiers:ProbeSides  evaluation.janus.options:ProbeSidesConfig
+view-classifier  clip   evaluation.janus.classifiers:CLIPSides   evaluation.janus.options:CLIPSidesConfig
+sampler  mvdream   evaluation.consistency.samplers:MVDreamSampler  evaluation.consistency.options:MVDreamSamplerConfig
+sampler  folder    evaluation.consistency.samplers:FolderSampler   evaluation.consistency.options:FolderSamplerConfig
+sampler  threedim  guidance.threedim.novel_views:ThreeDiMSampler   guidance.threedim.options:ThreeDiMSamplerConfig
+scenes  toybox   evaluation.consistency.scenes:toybox   evaluation.consistency.options:ToyboxScenesConfig
+scenes  srn      evaluation.consistency.scenes:srn      evaluation.consistency.options:SRNScenesConfig
+scenes  sampled  evaluation.consistency.scenes:sampled  evaluation.consistency.options:SampledScenesConfig
+representation  ngp    representations.field.ngp:NGP     representations.options:NGPConfig
+representation  sdf    representations.field.sdf:SDF     representations.options:SDFConfig
+representation  dmtet  representations.mesh.dmtet:DMTet  representations.options:DMTetConfig
+encoding  hashgrid   representations.hashgrid.encoding:HashGrid   representations.options:HashGridConfig
+encoding  frequency  representations.hashgrid.encoding:Frequency  representations.options:FrequencyConfig
+material  none     representations.shading:NoMaterial       representations.options:NoMaterialConfig
+material  diffuse  representations.shading:DiffuseMaterial  representations.options:DiffuseMaterialConfig
+background  solid   representations.field.background:SolidBackground   representations.options:SolidBackgroundConfig
+background  neural  representations.field.background:NeuralBackground  representations.options:NeuralBackgroundConfig
+"""
 
-
-_GENERATE = "threedgen.systems.generate"
-_SAMPLE = "threedgen.systems.sample"
-_BASE = "threedgen.systems.train_base"
-_PRIOR = "threedgen.systems.train_prior"
-_DREAMBOOTH = "threedgen.systems.dreambooth"
-_GUIDANCE = "threedgen.guidance.options"
-_REPRESENTATIONS = "threedgen.representations.options"
-_TOYBOX = "threedgen.data.toybox"
-_SCORES = "threedgen.evaluation.toybox"
-_EXPORT = "threedgen.export.options"
-_SRN = "threedgen.data.srn.options"
-_VIEWER = "threedgen.viewer.options"
-_CONSISTENCY = "threedgen.evaluation.consistency"
-_JANUS = "threedgen.evaluation.janus"
-_VIEWS = "threedgen.systems.novel_view"
-_PRIORS = "threedgen.guidance.priors"
-_THREEDIM = "threedgen.guidance.threedim"
-
-TABLE: dict[str, dict[str, Entry]] = {
-    # a task is a function run(config, resume: Path | None, quiet: bool) -> exit code | None;
-    # a run gets its folder before it begins if its config model is a RunConfig
-    "task": {
-        "generate": Entry(f"{_GENERATE}.task:run", f"{_GENERATE}.options:GenerateConfig"),
-        "sample": Entry(f"{_SAMPLE}.task:run", f"{_SAMPLE}.options:SampleConfig"),
-        "train-base": Entry(f"{_BASE}.task:run", f"{_BASE}.options:TrainBaseConfig"),
-        "train-prior": Entry(f"{_PRIOR}.task:run", f"{_PRIOR}.options:TrainPriorConfig"),
-        "mvdreambooth": Entry(f"{_DREAMBOOTH}.task:run", f"{_DREAMBOOTH}.options:MVDreamBoothConfig"),
-        "train-probe": Entry(f"{_SCORES}.train_probe:run", f"{_SCORES}.options:TrainProbeConfig"),
-        "train-identity": Entry(f"{_SCORES}.train_identity:run", f"{_SCORES}.options:TrainIdentityConfig"),
-        "evaluate-prior": Entry(f"{_SCORES}.prior_score:run", f"{_SCORES}.options:EvaluatePriorConfig"),
-        "evaluate-3d": Entry(f"{_SCORES}.object_score:run", f"{_SCORES}.options:Evaluate3DConfig"),
-        "evaluate-subjects": Entry(f"{_SCORES}.subject_score:run", f"{_SCORES}.options:EvaluateSubjectsConfig"),
-        "consistency": Entry(f"{_CONSISTENCY}.run:run", f"{_CONSISTENCY}.options:ConsistencyConfig"),
-        "janus-meter": Entry(f"{_JANUS}.meter_errors:run", f"{_JANUS}.options:JanusMeterConfig"),
-        "janus-score": Entry(f"{_JANUS}.score:run", f"{_JANUS}.options:JanusScoreConfig"),
-        "janus-benchmark": Entry(f"{_JANUS}.benchmark:run", f"{_JANUS}.options:JanusBenchmarkConfig"),
-        "refine-decoder": Entry(f"{_PRIOR}.refine_decoder:run", f"{_PRIOR}.options:RefineDecoderConfig"),
-        "train-threedim": Entry(f"{_VIEWS}.task:run", f"{_VIEWS}.options:TrainThreeDiMConfig"),
-        "image-to-3d": Entry(f"{_VIEWS}.image_to_3d:run", f"{_VIEWS}.options:ImageTo3DConfig"),
-        "report": Entry("threedgen.viewer.report:run", f"{_VIEWER}:ReportConfig"),
-        "gallery": Entry("threedgen.viewer.gallery:run", f"{_VIEWER}:GalleryConfig"),
-        "export": Entry("threedgen.export.task:run", f"{_EXPORT}:ExportConfig"),
-        "make-srn-toybox": Entry("threedgen.data.srn.make:run", f"{_SRN}:MakeSRNToyboxConfig"),
-        "toybox-subjects": Entry(f"{_TOYBOX}.subjects:run", f"{_TOYBOX}.options:ToyboxSubjectsConfig"),
-        "toybox-sheet": Entry(f"{_TOYBOX}.sheet:run", f"{_TOYBOX}.options:ToyboxSheetConfig"),
-    },
-    # what --dry-run says of a task: a function (config) -> text
-    "plan": {"generate": Entry(f"{_GENERATE}.plan:plan", f"{_GENERATE}.options:GenerateConfig")},
-    "prior": {
-        "mvdream": Entry(f"{_PRIORS}.mvdream:build", f"{_GUIDANCE}:MVDreamConfig"),
-        "stable-diffusion": Entry(f"{_PRIORS}.stable_diffusion:build", f"{_GUIDANCE}:StableDiffusionConfig"),
-        "deepfloyd": Entry(f"{_PRIORS}.deepfloyd:build", f"{_GUIDANCE}:DeepFloydConfig"),
-    },
-    "distillation": _entries(
-        "threedgen.guidance.distillation.sds",
-        _GUIDANCE,
-        sds=("SDS", "SDSConfig"),
-        reconstruction=("Reconstruction", "ReconstructionConfig"),
-    )
-    | _entries("threedgen.guidance.distillation.vsd", _GUIDANCE, vsd=("VSD", "VSDConfig")),
-    # pictures (V, H, W, 3) -> unit vectors (V, D): is it the same subject?
-    "identity": _entries(
-        f"{_SCORES}.identity",
-        f"{_SCORES}.options",
-        toybox=("ToyboxIdentity", "ToyboxIdentityConfig"),
-        hub=("HubIdentity", "HubIdentityConfig"),
-    ),
-    # which side of an object does a single view show? see threedgen.evaluation.janus.classifiers.ViewClassifier
-    "view-classifier": _entries(
-        f"{_JANUS}.classifiers",
-        f"{_JANUS}.options",
-        probe=("ProbeSides", "ProbeSidesConfig"),
-        clip=("CLIPSides", "CLIPSidesConfig"),
-    ),
-    "sampler": _entries(
-        f"{_CONSISTENCY}.samplers",
-        f"{_CONSISTENCY}.options",
-        mvdream=("MVDreamSampler", "MVDreamSamplerConfig"),
-        folder=("FolderSampler", "FolderSamplerConfig"),
-    )
-    | _entries(
-        f"{_THREEDIM}.novel_views", f"{_THREEDIM}.options", threedim=("ThreeDiMSampler", "ThreeDiMSamplerConfig")
-    ),
-    "scenes": _entries(
-        f"{_CONSISTENCY}.scenes",
-        f"{_CONSISTENCY}.options",
-        toybox=("toybox", "ToyboxScenesConfig"),
-        srn=("srn", "SRNScenesConfig"),
-        sampled=("sampled", "SampledScenesConfig"),
-    ),
-    "representation": {
-        "ngp": Entry("threedgen.representations.field.ngp:NGP", f"{_REPRESENTATIONS}:NGPConfig"),
-        "sdf": Entry("threedgen.representations.field.sdf:SDF", f"{_REPRESENTATIONS}:SDFConfig"),
-        "dmtet": Entry("threedgen.representations.mesh.dmtet:DMTet", f"{_REPRESENTATIONS}:DMTetConfig"),
-    },
-    "encoding": _entries(
-        "threedgen.representations.hashgrid.encoding",
-        _REPRESENTATIONS,
-        hashgrid=("HashGrid", "HashGridConfig"),
-        frequency=("Frequency", "FrequencyConfig"),
-    ),
-    "material": _entries(
-        "threedgen.representations.shading",
-        _REPRESENTATIONS,
-        none=("NoMaterial", "NoMaterialConfig"),
-        diffuse=("DiffuseMaterial", "DiffuseMaterialConfig"),
-    ),
-    "background": _entries(
-        "threedgen.representations.field.background",
-        _REPRESENTATIONS,
-        solid=("SolidBackground", "SolidBackgroundConfig"),
-        neural=("NeuralBackground", "NeuralBackgroundConfig"),
-    ),
-}
+TABLE: dict[str, dict[str, Entry]] = {}
 
 
 def register(kind: str, name: str, implementation: str, config: str) -> None:
     """Add (or replace) an entry; a plug-in calls this on import. Paths are `module:attribute`."""
     TABLE.setdefault(kind, {})[name] = Entry(implementation, config)
+
+
+for _line in _ENTRIES.splitlines():
+    if not _line.startswith("#"):
+        _kind, _name, _implementation, _model = _line.split()
+        register(_kind, _name, f"threedgen.{_implementation}", f"threedgen.{_model}")
 
 
 def names(kind: str) -> list[str]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from threedgen.config import fields, registry
 from threedgen.config.errors import ConfigError
@@ -26,7 +27,7 @@ def file(name: str) -> str:
 
 
 def in_tree(model: type[BaseModel], tree: Any, where: str = "") -> Any:
-    """The data of a section, of which components are written out, under today's keys.
+    """The data of a section under today's keys, each component that is given as a text written out.
 
     where: the file or the like that is named to the user; "": nothing is said. ConfigError for a key under both names.
     """
@@ -37,20 +38,34 @@ def in_tree(model: type[BaseModel], tree: Any, where: str = "") -> Any:
         name = _current(names, key, where)
         if name != key and name in tree:
             raise ConfigError(f"{where or 'config'}: {key}: is called {name} now, which is given too; leave out {key}")
-        inner = fields.section(model.model_fields[name], value) if name in model.model_fields else None
+        field = model.model_fields.get(name)
+        mark = fields.component(field) if field else None
+        value = mark.section(value) if mark and isinstance(value, str) else value
+        inner = fields.section(field, value) if field else None
         whole[name] = value if inner is None else in_tree(inner, value, where)
     return whole
 
 
-def in_key(model: type[BaseModel], tree: Any, key: tuple[str, ...], where: str) -> tuple[str, ...]:
-    """A dotted key under today's names; ``tree`` is the present data, which decides the models of components."""
+def locate(
+    model: type[BaseModel], tree: Any, key: tuple[str, ...], where: str = ""
+) -> tuple[tuple[str, ...], FieldInfo | None]:
+    """A dotted key under today's names and its field, None for a key inside a free dict. KeyError if there is none.
+
+    ``tree`` is the present data, which decides the models of components; ``where`` as for `in_tree`.
+    """
     name = _current(getattr(model, "renamed", {}), key[0], where)
-    field = model.model_fields.get(name)
-    value = tree.get(name) if isinstance(tree, dict) else getattr(tree, name, None)
-    inner = fields.section(field, value) if field and key[1:] else None
-    if field is None or inner is None:
-        return (name, *key[1:])
-    return (name, *in_key(inner, fields.with_default(field, value), key[1:], where))
+    field = model.model_fields[name]
+    if len(key) == 1:
+        return (name,), field
+    value = fields.value_in(tree, name)
+    inner = fields.section(field, value)
+    if inner is not None:
+        rest, found = locate(inner, fields.with_default(field, value), key[1:], where)
+        return (name, *rest), found
+    free = any(get_origin(choice) is dict for choice in fields.choices(field.annotation))
+    if free or fields.component(field):  # a component of an unknown name: the check of the whole names the nearest
+        return (name, *key[1:]), None
+    raise KeyError(".".join(key))
 
 
 def in_run(tree: dict[str, Any]) -> dict[str, Any]:

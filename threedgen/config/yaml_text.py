@@ -27,6 +27,10 @@ _RULES = {
 }
 
 
+def _refusal(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the rules above."""
 
@@ -36,12 +40,12 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise yaml.MarkedYAMLError(problem="anchors and aliases are not allowed", problem_mark=event.start_mark)
+            raise _refusal("anchors and aliases are not allowed", event.start_mark)
         if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(problem=f"the tag {event.tag} is not allowed", problem_mark=event.start_mark)
+            raise _refusal(f"the tag {event.tag} is not allowed", event.start_mark)
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
+            raise _refusal("nested too deeply", event.start_mark)
         try:
             return super().compose_node(parent, index)
         finally:
@@ -52,9 +56,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, bool) or not isinstance(key, (str, int, float)):
-                raise yaml.MarkedYAMLError(problem="a key must be a text or a number", problem_mark=key_node.start_mark)
+                raise _refusal("a key must be a text or a number", key_node.start_mark)
             if key in result:
-                raise yaml.MarkedYAMLError(problem=f"the key '{key}' is given twice", problem_mark=key_node.start_mark)
+                raise _refusal(f"the key '{key}' is given twice", key_node.start_mark)
             result[key] = self.construct_object(value_node, deep=True)
         return result
 
@@ -70,28 +74,18 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
 
-def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    return int(node.value)  # decimal: 012 is twelve
-
-
-def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
-    return float(node.value)
-
-
 for _tag, (_pattern, _first) in _RULES.items():
     _Loader.add_implicit_resolver(_tag, _pattern, list(_first))
     _Dumper.add_implicit_resolver(_tag, _pattern, list(_first))
 _Dumper.add_representer(str, _Dumper.text)
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # decimal: 012 is twelve
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
 
 
 def parse(text: str, where: str) -> Any:
     """The data in one YAML document. Raises ConfigError with `where` and the line."""
-    loader = None
     try:
-        loader = _Loader(text)  # reads the first characters already, so it can raise
-        return loader.get_single_data()
+        return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
@@ -101,9 +95,6 @@ def parse(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: nested too deeply") from None
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
 
 
 def read(path: Path) -> Any:

@@ -77,11 +77,7 @@ def png(pixels: Array) -> bytes:
 
 def readable(images: Any) -> Array:
     """(N, H, W, 3) enlarged whole times to a width of 128 or more, as uint8: room for what a sheet has below them."""
-    return upscale(images, -(-128 // np.shape(images)[-2]))
-
-
-def upscale(images: Any, factor: int) -> Array:
-    """(..., H, W, C) enlarged `factor` times, as uint8, so that the pixels can be seen."""
+    factor = -(-128 // np.shape(images)[-2])
     return to_uint8(images).repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
@@ -96,34 +92,36 @@ def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Arra
         raise ValueError(f"a sheet needs pictures and columns (got {len(pictures)} and {columns})")
     if labels is not None and len(labels) != len(pictures):
         raise ValueError(f"a sheet of {len(pictures)} pictures needs as many labels (got {len(labels)})")
+    if labels is not None:
+        strips = _strips(labels, pictures[0].shape[1])
+        pictures = [np.concatenate([picture, strip]) for picture, strip in zip(pictures, strips, strict=True)]
     height, width = pictures[0].shape[:2]
-    font = ImageFont.load_default(size=max(9, min(16, width // 10)))
-    lines = [_lines(label, width, font) for label in labels or ()]
-    strip = _line_height(font) * max(map(len, lines), default=0)
     columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    step_x, step_y = width + GAP, height + strip + GAP
+    rows, step_y, step_x = -(-len(pictures) // columns), height + GAP, width + GAP
     sheet = np.full((rows * step_y + GAP, columns * step_x + GAP, 3), _PAPER, np.uint8)
     for n, picture in enumerate(pictures):
         y, x = GAP + n // columns * step_y, GAP + n % columns * step_x
         sheet[y : y + height, x : x + width] = picture
-        if labels is not None:
-            sheet[y + height : y + height + strip, x : x + width] = _label(lines[n], width, strip, font)
     return sheet
 
 
 def one_size(cells: Sequence[Array]) -> list[Array]:
-    """Pictures on white of the largest height and width."""
+    """uint8 pictures on white of the largest height and width."""
     height, width = max(c.shape[0] for c in cells), max(c.shape[1] for c in cells)
-    made = [np.full((height, width, 3), 255, np.uint8) for _ in cells]
-    for target, cell in zip(made, cells, strict=True):
-        target[: cell.shape[0], : cell.shape[1]] = cell
-    return made
+    room = [((0, height - c.shape[0]), (0, width - c.shape[1]), (0, 0)) for c in cells]
+    return [np.pad(cell, sides, constant_values=_PAPER) for cell, sides in zip(cells, room, strict=True)]
 
 
-def _line_height(font: Any) -> int:
-    box = font.getbbox("Ág")
-    return int(np.ceil(box[3])) + 3
+def _strips(labels: Sequence[str], width: int) -> list[Array]:
+    """Labels as pictures (h, width, 3) of one height."""
+    font: Any = ImageFont.load_default(size=max(9, min(16, width // 10)))
+    step = int(np.ceil(font.getbbox("Ág")[3])) + 3
+    texts = [_lines(label, width, font) for label in labels]
+    strips = [Image.new("RGB", (width, step * max(map(len, texts))), (_PAPER,) * 3) for _ in texts]
+    for strip, lines in zip(strips, texts, strict=True):
+        for n, line in enumerate(lines):
+            ImageDraw.Draw(strip).text((2, 1 + n * step), line, fill=_INK, font=font)
+    return [np.asarray(strip) for strip in strips]
 
 
 def _lines(text: str, width: int, font: Any, most: int = 3) -> list[str]:
@@ -138,14 +136,6 @@ def _lines(text: str, width: int, font: Any, most: int = 3) -> list[str]:
     return lines[:most]
 
 
-def _label(lines: Sequence[str], width: int, height: int, font: Any) -> Array:
-    """Lines of text as a picture (height, width, 3)."""
-    strip = Image.new("RGB", (width, height), (_PAPER,) * 3)
-    for n, line in enumerate(lines):
-        ImageDraw.Draw(strip).text((2, 1 + n * _line_height(font)), line, fill=_INK, font=font)
-    return np.asarray(strip)
-
-
 def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
     """Encodes frames of one size, (H, W, 3), taken one by one, as a film that every player shows (H.264, yuv420p).
 
@@ -154,25 +144,23 @@ def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, written = path.with_name(f"{path.name}.{os.getpid()}.tmp.mp4"), 0
+    temporary, shapes = path.with_name(f"{path.name}.{os.getpid()}.tmp.mp4"), list[tuple[int, ...]]()
 
     def checked() -> Iterator[Array]:
-        nonlocal written
-        shape: tuple[int, ...] = ()
-        for frame in frames:
-            even = _even(_rgb(frame))
-            shape = shape or even.shape
-            if even.shape != shape:
-                raise ValueError(f"frames should have one size (got {even.shape} after {shape})")
+        for frame in map(_rgb, frames):
+            height, width, _ = frame.shape  # yuv420p has one colour for 2 x 2 pixels
+            even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            shapes.append(even.shape)
+            if even.shape != shapes[0]:
+                raise ValueError(f"frames should have one size (got {even.shape} after {shapes[0]})")
             yield even
-            written += 1
 
     try:
         stream: Any = checked()  # taken one by one, which the plugin does and its types do not say
         iio.imwrite(temporary, stream, plugin="FFMPEG", is_batch=True, fps=fps, **H264)
-        if not written:
+        if not shapes:
             raise ValueError("a film needs at least one frame")
-        _require_frames(temporary, written)
+        _require_frames(temporary, len(shapes))
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
@@ -189,8 +177,3 @@ def _require_frames(film: Path, count: int) -> None:
         found = 0
     if found != count:
         raise OSError(f"the encoder wrote {found} of {count} frames")
-
-
-def _even(image: Array) -> Array:
-    """Even height and width: yuv420p has one colour for 2 x 2 pixels."""
-    return np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")

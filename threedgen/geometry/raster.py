@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.raster_kernels import fill, prepare
-from threedgen.geometry.texture import sample
 
 Array = NDArray[Any]
 Size = int | tuple[int, int]
@@ -29,14 +28,13 @@ class Buffers:
     """What each pixel centre sees; V is left out in texture space.
 
     face (V, H, W) int32, -1 for the background; bary (V, H, W, 3) float32, perspective-correct weights of the
-    face's corners, in [0, 1] with sum 1, 0 on the background; z (V, H, W) float32 along the viewing axis and depth
-    (V, H, W) float32 along the ray, in world units, both inf on the background.
+    face's corners, in [0, 1] with sum 1, 0 on the background; z (V, H, W) float32 along the viewing axis, in world
+    units, inf on the background.
     """
 
     face: Array
     bary: Array
     z: Array
-    depth: Array
 
     @property
     def mask(self) -> Array:
@@ -44,16 +42,13 @@ class Buffers:
         return self.face >= 0
 
 
-def rasterise(
-    vertices: Array, faces: Array, c2w: Array, fov: Array | float, size: Size, near: float = 1e-2, cull: bool = False
-) -> Buffers:
+def rasterise(vertices: Array, faces: Array, c2w: Array, fov: Array | float, size: Size, near: float = 1e-2) -> Buffers:
     """What V cameras see of a mesh, through the centres of their pixels.
 
     vertices (N, 3) world units; faces (F, 3); c2w (V, 4, 4) as in `threedgen.geometry.cameras`; fov vertical, radians,
     one or (V,); size: pixels of an edge, or (height, width). A face that crosses the plane at distance `near` is cut
-    there, exactly, and what lies closer or behind is not seen. cull leaves out faces that are turned away (clockwise
-    as seen). Where faces are equally far, the first in `faces` is seen. Raises ConfigError for faces of missing
-    vertices, numbers that are not finite and wrong shapes.
+    there, exactly, and what lies closer or behind is not seen. Of faces that are equally far the first is seen. Raises
+    ConfigError for faces of missing vertices, numbers that are not finite and wrong shapes.
     """
     height, width = _pair(size)
     poses = np.asarray(c2w, np.float64)
@@ -67,13 +62,12 @@ def rasterise(
         local = (vertices - pose[:3, 3]) @ pose[:3, :3]
         ahead = -local[:, 2:]
         plane = np.concatenate([f * local[:, :1], -f * local[:, 1:2]], axis=1) + middle * ahead
-        _view(np.concatenate([plane, ahead], axis=1), faces, near, cull, result, view)
-        result.depth[view] = result.z[view] * _stretch(height, width, f)
+        _view(np.concatenate([plane, ahead], axis=1), faces, near, result, view)
     return result
 
 
 def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
-    """Which face owns each texel of a texture of `size`, by its centre; (H, W) arrays, z and depth 1.
+    """Which face owns each texel of a texture of `size`, by its centre; (H, W) arrays, z 1.
 
     uv (N, 2) for faces (F, 3), or (F, 3, 2) for each corner and None. u runs to the right and v UP: (0, 0) is the
     lower left corner of the picture, whose row 0 is the upper one. Where charts overlap, the first face is taken.
@@ -85,8 +79,8 @@ def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
     uv, faces = checked(np.asarray(uv).reshape(-1, 2), faces, 2)
     result = _empty(1, height, width)
     plane = np.stack([uv[:, 0] * width, (1 - uv[:, 1]) * height, np.ones(len(uv))], axis=1)
-    _view(plane, faces, 0.0, False, result, 0)
-    return Buffers(result.face[0], result.bary[0], result.z[0], result.z[0])
+    _view(plane, faces, 0.0, result, 0)
+    return Buffers(result.face[0], result.bary[0], result.z[0])
 
 
 def interpolate(attribute: Array, faces: Array | None, buffers: Buffers) -> Array:
@@ -112,57 +106,6 @@ def shrink(images: Array, factor: int) -> Array:
     """Box filter: (V, H f, W f, C) to (V, H, W, C), each pixel the mean of its f x f samples."""
     views, height, width, channels = images.shape
     return images.reshape(views, height // factor, factor, width // factor, factor, channels).mean(axis=(2, 4))
-
-
-@dataclass(frozen=True)
-class MeshRender:
-    """rgb (V, H, W, 3) in [0, 1], over the background; alpha (V, H, W) in [0, 1], the share the mesh covers."""
-
-    rgb: Array
-    alpha: Array
-
-
-def render(
-    vertices: Array,
-    faces: Array,
-    c2w: Array,
-    fov: Array | float,
-    size: Size,
-    *,
-    uv: Array | None = None,
-    texture: Array | None = None,
-    colours: Array | None = None,
-    background: Array | float = 1.0,
-    supersample: int = 2,
-    near: float = 1e-2,
-) -> MeshRender:
-    """Unlit pictures of a mesh with a texture (H', W', 3) and uv, or with colours (N, 3) of vertices.
-
-    uv (N, 2) or (F, 3, 2), v up; the texture is read bilinearly (no mip-maps). background: grey, or rgb (3,), or
-    (V, 3). Each pixel is the mean of supersample^2 samples on a grid. Otherwise as `rasterise`, ConfigError too.
-    """
-    if (texture is None or uv is None) == (colours is None):
-        raise ConfigError("a picture of a mesh takes either a texture with its uv, or colours of the vertices")
-    if supersample < 1:
-        raise ConfigError(f"a pixel needs at least one sample (got supersample {supersample})")
-    height, width = _pair(size)
-    views = len(c2w)
-    behind = np.broadcast_to(np.asarray(background, np.float32), (views, 3))
-    angles = np.broadcast_to(np.asarray(fov, np.float64), (views,))
-    rgb, alpha = np.empty((views, height, width, 3), np.float32), np.empty((views, height, width), np.float32)
-    fine = (height * supersample, width * supersample)
-    for v in range(views):  # one by one: the buffers are supersample^2 times larger than the pictures
-        seen = rasterise(vertices, faces, c2w[v : v + 1], angles[v : v + 1], fine, near)
-        if texture is not None and uv is not None:
-            where = interpolate(uv, faces if uv.ndim == 2 else None, seen)
-            image = sample(texture, where)
-        else:
-            assert colours is not None
-            image = interpolate(colours, faces, seen)
-        image = np.where(seen.mask[..., None], image, behind[v])
-        rgb[v] = shrink(image, supersample)[0]
-        alpha[v] = shrink(seen.mask[..., None].astype(np.float32), supersample)[0, ..., 0]
-    return MeshRender(rgb, alpha)
 
 
 def checked(points: Array, faces: Array, columns: int) -> tuple[Array, Array]:
@@ -191,19 +134,12 @@ def _pair(size: Size) -> tuple[int, int]:
 
 def _empty(views: int, height: int, width: int) -> Buffers:
     shape = (views, height, width)
-    far = np.full(shape, np.inf, np.float32)
-    return Buffers(np.full(shape, -1, np.int32), np.zeros((*shape, 3), np.float32), far, far.copy())
+    return Buffers(np.full(shape, -1, np.int32), np.zeros((*shape, 3), np.float32), np.full(shape, np.inf, np.float32))
 
 
-def _stretch(height: int, width: int, focal: float) -> Array:
-    """(H, W): distance along the ray for each unit along the viewing axis."""
-    x, y = np.arange(width) + 0.5 - width / 2, np.arange(height) + 0.5 - height / 2
-    return np.sqrt(1 + (x[None] ** 2 + y[:, None] ** 2) / focal**2).astype(np.float32)
-
-
-def _view(plane: Array, faces: Array, near: float, cull: bool, result: Buffers, view: int) -> None:
+def _view(plane: Array, faces: Array, near: float, result: Buffers, view: int) -> None:
     """One view into its place in `result`; plane (N, 3): the P of the module's text."""
     part, bounds = np.zeros((len(faces), 2, 3, 2), np.int64), np.zeros((len(faces), 2, 4), np.int64)
     _, height, width = result.face.shape
-    prepare(plane, faces, near, cull, height, width, part, bounds)
+    prepare(plane, faces, near, height, width, part, bounds)
     fill(plane, faces, part, bounds, result.face[view], result.bary[view], result.z[view])

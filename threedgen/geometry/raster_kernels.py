@@ -23,7 +23,7 @@ def _snap(value):
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def prepare(plane, faces, near, cull, height, width, part, bounds):
+def prepare(plane, faces, near, height, width, part, bounds):
     """Cuts each face at the near plane into at most two triangles `part` (F, 2, 3, 2), snapped and turned so that
     their inside is positive, with the rows and columns of pixels they may cover, `bounds` (F, 2, 4), last excluded.
     """
@@ -49,7 +49,7 @@ def prepare(plane, faces, near, cull, height, width, part, bounds):
             ax, ay = corner[0, 0], corner[0, 1]
             bx, by, cx, cy = corner[k + 1, 0], corner[k + 1, 1], corner[k + 2, 0], corner[k + 2, 1]
             area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-            if area == 0 or (cull and area > 0):  # rows run downwards: what faces the camera is negative
+            if area == 0:
                 continue
             if area < 0:
                 bx, by, cx, cy = cx, cy, bx, by

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,11 @@ class BlockCache:
         source, whole = folder / "source.txt", (blocks * size, *shape)
         array = _existing(folder / f"{name}.npy", whole, dtype)
         done = _existing(folder / "done.npy", (blocks,), np.uint8)
-        if array is None or done is None or _text(source) != told:
+        if array is None or done is None or not source.is_file() or source.read_bytes() != told.encode():
             source.unlink(missing_ok=True)  # until the files are whole
             array = _new(folder / f"{name}.npy", whole, dtype)
             done = _new(folder / "done.npy", (blocks,), np.uint8)
-            source.write_text(told, encoding="utf-8")
+            source.write_bytes(told.encode())
         self.array, self.done = array, done
 
     def lacking(self, indices: Iterable[int]) -> list[int]:
@@ -96,14 +97,6 @@ def _new(path: Path, shape: tuple[int, ...], dtype: type) -> Array:
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
-def _text(path: Path) -> str:
-    """The text of a file; "" if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
-
-
 # --- tensors that a resumed run must find as they were ----------------------------------------------------------
 
 
@@ -113,29 +106,19 @@ def kept(path: Path, name: str, shape: tuple[int | None, ...], make: Callable[[]
     A file that is damaged, or holds another shape (None: any) or NaN, is made again. Raises ConfigError for a
     full disk.
     """
-    found = _read(path).get(name)
-    if found is not None and _fits(found, shape):
-        return found
+    found = None
+    with suppress(OSError, SafetensorError, ValueError):
+        found = load_file(path).get(name)
+    if found is not None and found.dtype == torch.float32 and len(found.shape) == len(shape):
+        fits = all(size in (None, actual) for size, actual in zip(shape, found.shape, strict=True))
+        if fits and bool(torch.isfinite(found).all()):
+            return found
     if path.exists():
         logger.warning("%s is damaged and was made again", path)
     value = make().detach().float().cpu().contiguous()
     with writing(path.parent):
         write_atomic(path, save({name: value}))
     return value
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError, ValueError):
-        return {}
-
-
-def _fits(tensor: Tensor, shape: tuple[int | None, ...]) -> bool:
-    same = len(tensor.shape) == len(shape) and all(
-        expected in (None, size) for size, expected in zip(tensor.shape, shape, strict=True)
-    )
-    return same and tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all())
 
 
 # --- networks ---------------------------------------------------------------------------------------------------

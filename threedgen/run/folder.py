@@ -15,8 +15,10 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -27,26 +29,11 @@ from threedgen.config.errors import ConfigError, short
 CONFIG = "config.yaml"
 ROOT = Path("outputs")
 HARMLESS = (
-    "about",
-    "needs",
-    "out",
-    "threads",
-    "trainer.max_steps",
-    "trainer.log_every_n_steps",
-    "trainer.val_check_interval",
-    "checkpoint",
-    "export",
-    "march.chunk",
-    "validation",
-    "logging",
-    # who works
-    "engine",
-    "workers",
-    "address",
-    "cpus",
-    "gpus",
-    "attempts",
-)
+    "about needs out threads trainer.max_steps trainer.log_every_n_steps trainer.val_check_interval checkpoint export "
+    "march.chunk validation logging "
+    "engine workers address cpus gpus attempts"  # who works
+).split()
+"""Keys, of sections too, that do not change the result of a run."""
 _MEGABYTE = 1 << 20
 
 C = TypeVar("C", bound=BaseModel)
@@ -69,8 +56,7 @@ def slug(text: str) -> str:
 
 def stored_config(folder: Path) -> dict[str, Any] | None:
     """The config.yaml of a run as data; None if the folder holds no run."""
-    path = folder / CONFIG
-    tree = yaml_text.read(path) if path.is_file() else None
+    tree = yaml_text.read(folder / CONFIG) if (folder / CONFIG).is_file() else None
     return tree if isinstance(tree, dict) else None
 
 
@@ -95,23 +81,6 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _same_run(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Would the two configs give the same result? A longer run is another one, unless it is asked for."""
-    length = "trainer.max_steps"
-    return not differences(old, new) and _flat(old).get(length) == _flat(new).get(length)
-
-
-def refuse_other_config(folder: Path, config: BaseModel) -> None:
-    """Raises ConfigError with the differing keys if `folder` holds a run of another config."""
-    stored = stored_config(folder)
-    changed = differences(stored, plain(config)) if stored is not None else []
-    if changed:
-        raise ConfigError(
-            f"{folder} holds a run of another config; choose another out=, or the same values. "
-            f"They differ in {'; '.join(changed)}"
-        )
-
-
 def user_path(text: str | Path, key: str) -> Path:
     """A path that the system can look up, `~` expanded. Raises ConfigError naming `key`."""
     try:
@@ -131,63 +100,63 @@ def config_name(path: Path) -> str:
     return path.resolve().parent.name if path.name == CONFIG else path.stem
 
 
-def choose_folder(config: BaseModel, config_name: str, out: str | Path | None = None) -> Path:
-    """The folder for a run, which need not exist yet.
+def _own_folder(config: BaseModel, config_name: str) -> Path:
+    """outputs/CONFIG/slug-of-the-prompt, with -2, -3, ... behind it while such a folder belongs to another run.
 
-    With `out` that folder. Otherwise outputs/CONFIG/slug-of-the-prompt, with -2, -3, ... behind it while
-    such a folder belongs to a run of another config; so the same config always gets the same folder. Raises
-    ConfigError if `out` holds a run of another config (but for harmless keys: HARMLESS) or is not a folder.
+    So the same config always gets the same folder. A longer run is another one, unless it is asked for.
     """
-    if out is not None:
-        folder = user_path(out, "out")
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError("should be a folder, but a file has this name", "out", str(out))
-        refuse_other_config(folder, config)
-        return folder
     prompt = getattr(config, "prompt", None)
     name = slug(prompt) if isinstance(prompt, str) else "run"
     parent = ROOT / (re.sub(r"[^A-Za-z0-9_-]+", "-", config_name).strip("-")[:60] or "config")
-    wanted, number = plain(config), 1
-    while True:
+    expected, length = plain(config), "trainer.max_steps"
+    for number in count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
-        try:
+        with suppress(ConfigError):  # a damaged config.yaml: not ours to overwrite
             stored = stored_config(folder)
-        except ConfigError:  # a damaged config.yaml: not ours to overwrite
-            stored = {}
-        if stored is None or _same_run(stored, wanted):
-            return folder
-        number += 1
+            if stored is None:
+                break
+            if not differences(stored, expected) and _flat(stored).get(length) == _flat(expected).get(length):
+                break
+    return folder
 
 
 def prepare(folder: Path, megabytes: float = 200) -> None:
     """Create the folder; ConfigError if it cannot be written or has under `megabytes` MiB of free disk."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f"probe.{os.getpid()}.tmp"
-        probe.write_bytes(b"")
-        probe.unlink()
-        free = shutil.disk_usage(folder).free / _MEGABYTE
+        with TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free / _MEGABYTE
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror}); choose another out=", "out") from error
     if free < megabytes:
-        raise ConfigError(
-            f"{folder} has {free:.0f} MB of free disk and the run needs {megabytes:.0f}; "
-            "make room or choose another out=",
-            "out",
-        )
+        needed = f"{folder} has {free:.0f} MB of free disk and the run needs {megabytes:.0f}"
+        raise ConfigError(f"{needed}; make room or choose another out=", "out")
 
 
-def begin(config: C, config_name: str, megabytes: float = 200) -> tuple[C, Path | None]:
+def begin(config: C, config_name: str) -> tuple[C, Path | None]:
     """Choose, create and label the folder of a run.
 
     Returns the config with `out` set to the folder, and the folder once more if it already holds this run,
-    which is then to be resumed (else None). Raises ConfigError as choose_folder and prepare do.
+    which is then to be resumed (else None). Raises ConfigError if `out` is not a folder, cannot be written, or holds a
+    run of another config (but for harmless keys: HARMLESS).
     """
-    folder = choose_folder(config, config_name, getattr(config, "out", None))
-    prepare(folder, megabytes)
-    resume = folder if stored_config(folder) is not None else None
+    out = getattr(config, "out", None)
+    folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError("should be a folder, but a file has this name", "out", str(out))
+    stored = stored_config(folder)
+    if stored is not None and (changed := differences(stored, plain(config))):
+        raise ConfigError(
+            f"{folder} holds a run of another config; choose another out=, or the same values. "
+            f"They differ in {'; '.join(changed)}"
+        )
+    return _labelled(folder, config), None if stored is None else folder
+
+
+def _labelled(folder: Path, config: C) -> C:
+    prepare(folder)
     write_config(folder, config)
-    return config.model_copy(update={"out": str(folder)}), resume
+    return config.model_copy(update={"out": str(folder)})
 
 
 def run_folder(run: str | Path, key: str = "--resume") -> Path:
@@ -195,27 +164,24 @@ def run_folder(run: str | Path, key: str = "--resume") -> Path:
     folder = user_path(run, key)
     folder = folder.parent if folder.is_file() else folder
     if not (folder / CONFIG).is_file():
-        got = short(str(run))
-        raise ConfigError(f"should be the folder of a run, with a {CONFIG} in it (got {got})", key)
+        raise ConfigError(f"should be the folder of a run, with a {CONFIG} in it", key, str(run))
     return folder
 
 
-def reopen(run: str | Path, overrides: list[str], force: bool = False) -> tuple[Any, Path]:
+def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     """The config (with `out` set) and the folder of a run that is to go on.
 
-    Overrides may change harmless keys only, unless `force`. Raises ConfigError.
+    Overrides may change harmless keys only. Raises ConfigError.
     """
     folder = run_folder(run)
     config = load((folder / CONFIG).resolve(), overrides)
     changed = differences(stored_config(folder) or {}, plain(config))
-    if changed and not force:
+    if changed:
         raise ConfigError(
             f"{COMMAND_LINE}: these changes would make it another run: {'; '.join(changed)}. "
             f"Start a new one with --config {folder / CONFIG}"
         )
-    prepare(folder)
-    write_config(folder, config)
-    return config.model_copy(update={"out": str(folder)}), folder
+    return _labelled(folder, config), folder
 
 
 def write_config(folder: Path, config: BaseModel) -> None:
@@ -245,15 +211,15 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Inside, an OSError (full disk, folder gone) becomes a ConfigError that says what to do."""
+def writing(
+    place: Path, remedy: str = "make room there and run the same command again, it goes on from its last checkpoint"
+) -> Iterator[None]:
+    """Inside, an OSError (a full disk, a file that may not be read) becomes a ConfigError that says what to do."""
     try:
         yield
     except OSError as error:
-        raise ConfigError(
-            f"{folder} could not be written ({error.strerror or error}): make room there and run the same "
-            "command again, it goes on from its last checkpoint"
-        ) from error
+        where = f", {error.filename}" if error.filename else ""
+        raise ConfigError(f"{place} could not be written ({error.strerror or error}{where}): {remedy}") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from types import FrameType, TracebackType
+from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 _NOTE = b"\nstopping after this step (Ctrl-C again leaves at once)\n"
@@ -38,9 +39,7 @@ class Interrupts:
             self._before = signal.signal(signal.SIGINT, self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._depth -= 1
         if self._depth == 0 and self._before is not None:
             signal.signal(signal.SIGINT, self._before)
@@ -62,7 +61,5 @@ class Interrupts:
         if self.stop:
             raise KeyboardInterrupt
         self.stop = True
-        try:
+        with suppress(OSError):  # no terminal left to tell
             os.write(2, _NOTE)  # not print or logging: a handler may interrupt either in the middle
-        except OSError:  # no terminal left to tell
-            pass

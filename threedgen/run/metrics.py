@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,7 @@ from threedgen.run.folder import write_atomic
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = (
-    "torch",
-    "pytorch-lightning",
-    "diffusers",
-    "transformers",
-    "tokenizers",
-    "numba",
-    "numpy",
-    "nerfacc",
-)
+PACKAGES = ("torch", "pytorch-lightning", "diffusers", "transformers", "tokenizers", "numba", "numpy", "nerfacc")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -76,7 +68,7 @@ class Metrics:
         self.path = Path(folder) / "metrics.jsonl"
         self._failed = False
         if self.path.exists():
-            kept = [line for line in self.lines() if line["step"] <= step]
+            kept = [line for line in read_metrics(self.path.parent) if line["step"] <= step]
             write_atomic(self.path, "".join(_line(line) for line in kept))
 
     def log(self, step: int, values: dict[str, Any]) -> None:
@@ -90,13 +82,9 @@ class Metrics:
                 logger.warning("%s cannot be written (%s); going on", self.path, error.strerror)
             self._failed = True
 
-    def lines(self) -> list[dict[str, Any]]:
-        """What `read_metrics` finds."""
-        return read_metrics(self.path.parent)
-
     def write_csv(self) -> Path:
         """metrics.csv beside it: a column for each key, in the order of appearance. Raises OSError."""
-        lines = self.lines()
+        lines = read_metrics(self.path.parent)
         columns = list(dict.fromkeys(["step", *(key for line in lines for key in line)]))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -123,10 +111,8 @@ def environment() -> dict[str, Any]:
     """Versions, machine and thread counts: what decides the last bits of a result. Imports nothing heavy."""
     versions = {"threedgen": __version__, "python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     threads: dict[str, Any] = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
     if "torch" in sys.modules:
         threads["torch"] = sys.modules["torch"].get_num_threads()
@@ -155,11 +141,10 @@ def _cpu() -> tuple[str, list[str]]:
 
 def peak_memory() -> float | None:
     """The most memory this process has held, in MiB; None where the system does not tell (Windows)."""
-    try:  # Linux counts the process that started this one into getrusage's figure, but not here
+    # Linux counts the process that started this one into getrusage's figure, but not here
+    with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, ValueError, StopIteration):
-        pass
     try:
         import resource
     except ImportError:

@@ -8,43 +8,34 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from threedgen.run.text import clean, duration, number
 
-WINDOW = 600
-"""Seconds from which the pace of a Count is taken: pieces may last minutes."""
-_CHATTY = (
-    "pytorch_lightning",
-    "pytorch_lightning.utilities.rank_zero",
-    "lightning_fabric",
-    "lightning_fabric.utilities.rank_zero",
-)
+WINDOW, PACE_WINDOW = 600.0, 30.0
+"""Seconds from which the pace of a Count and of a training run are taken: pieces may last minutes."""
 
 
 def silence_lightning() -> None:
     """Turns off Lightning's notes on devices, tips and progress, not its warnings. Call before Trainer()."""
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings(
-        "ignore",
-        message=r".*isinstance\(treespec, LeafSpec\).*",
-        module=r"pytorch_lightning\.utilities\._pytree",
-    )
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        for chatty in (name, f"{name}.utilities.rank_zero"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+    pytree = r"pytorch_lightning\.utilities\._pytree"
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", module=pytree)
     warnings.filterwarnings("ignore", message=r"Starting from v1\.9\.0, `tensorboardX` has been removed.*")
 
 
 class Speed:
     """Seconds a step takes, from the last `window` seconds only: a change of resolution changes it."""
 
-    def __init__(self, window: float = 30.0) -> None:
+    def __init__(self, window: float = PACE_WINDOW) -> None:
         self.window = window
         self._marks: deque[tuple[float, int]] = deque()
 
@@ -54,10 +45,6 @@ class Speed:
         while len(self._marks) > 2 and now - self._marks[1][0] >= self.window:
             self._marks.popleft()
 
-    def mark_now(self, step: int) -> None:
-        """The same, by the clock."""
-        self.mark(time.monotonic(), step)
-
     def seconds_a_step(self) -> float | None:
         """None before the second step."""
         if len(self._marks) < 2:
@@ -66,44 +53,36 @@ class Speed:
         return (end - start) / (last - first) if last > first else None
 
 
-class Progress(pl.Callback):
-    """Stage, done/total, step time, time left, loss and chosen metrics of a run, on stderr.
+class Count:
+    """How far some work is, on stderr: a bar in a terminal; into a file, or with CI set, a line of text now and then.
 
-    In a terminal a bar; into a file, or with CI set, a plain line at the start, every `every` seconds, at
-    each quarter, when the stage changes and at the end; nothing if `quiet`. The module may say its `stage` (a
-    text, may change) and, in a dictionary `metrics`, numbers to show, chosen by the names in `metrics` here.
+    with Count("sampling", 200, quiet) as count:
+        count.add(8)
+
+    A line is said a minute (``every`` seconds) after the last one, at the end, and when the caller asks for it.
+    ``done``: pieces that an earlier run left, which say nothing about the time that the others need.
     """
 
     def __init__(
         self,
-        stage: str = "",
-        metrics: Iterable[str] = (),
+        stage: str,
+        total: int,
         quiet: bool = False,
         console: Console | None = None,
+        done: int = 0,
         every: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
+        window: float = WINDOW,
     ) -> None:
-        self.stage, self.metrics, self.quiet = stage, tuple(metrics), quiet
-        self.every, self.clock = every, clock
-        self.console = console or Console(stderr=True)
-        self.speed = Speed()
+        self.stage, self.total, self.quiet, self.done = stage, total, quiet, done
+        self.console, self.every, self.clock = console or Console(stderr=True), every, clock
+        self.speed = Speed(window)
+        self.speed.mark(clock(), done)
         self._bar: Bar | None = None
         self._said_at = self._drawn_at = float("-inf")
-        self._said_stage = ""
-        self._step = 0
 
-    @property
-    def as_bar(self) -> bool:
-        """Is there a person in front of a terminal?"""
-        return self.console.is_terminal and not os.environ.get("CI")
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._step = trainer.global_step
-        self.speed = Speed()
-        self.speed.mark(self.clock(), self._step)
-        if self.quiet or not trainer.is_global_zero:
-            return
-        if self.as_bar:
+    def __enter__(self) -> Count:
+        if not self.quiet and self.console.is_terminal and not os.environ.get("CI"):
             self._bar = Bar(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
@@ -112,73 +91,106 @@ class Progress(pl.Callback):
                 console=self.console,
                 expand=True,
             )
-            stage = self._stage(pl_module)
-            self._bar.add_task(stage, total=trainer.max_steps, completed=self._step, detail="")
+            self._bar.add_task(clean(self.stage), total=self.total, completed=self.done, detail="")
             self._bar.start()
-        else:
-            self._say(self._line(trainer, pl_module, None))
+        elif self.done:
+            self.say()
+        return self
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        before, self._step, now = self._step, trainer.global_step, self.clock()
-        if self._step == before:
-            return
-        self.speed.mark(now, self._step)
-        if self.quiet or not trainer.is_global_zero:
-            return
-        if self._bar is not None:
-            if now - self._drawn_at >= 0.25:  # reading the loss makes a GPU wait
-                self._drawn_at = now
-                self._draw(trainer, pl_module, outputs)
-        elif self._is_due(now, before, trainer.max_steps, self._stage(pl_module)):
-            self._say(self._line(trainer, pl_module, outputs))
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._bar is not None:
-            self._draw(trainer, pl_module, None)
-        self._stop()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-    def _stage(self, module: pl.LightningModule) -> str:
-        return stage_of(module, self.stage)
+    def add(self, count: int, note: str = "") -> None:
+        """``count`` more are done; ``note``: what is being done now, on the bar."""
+        self.show(self.done + count, note=note)
 
-    def _is_due(self, now: float, before: int, total: int, stage: str) -> bool:
-        quarter = total > 0 and 4 * self._step // total > 4 * before // total
-        return quarter or stage != self._said_stage or now - self._said_at >= self.every
+    def show(
+        self, done: int, details: Callable[[], list[str]] | None = None, note: str = "", due: bool = False
+    ) -> None:
+        """``done`` are done. ``details``: what follows the numbers, else the time left; ``due``: a line is said now."""
+        self.done, now = done, self.clock()
+        self.speed.mark(now, done)
+        if self._bar is not None:
+            if details is None or now - self._drawn_at >= 0.25:  # reading the loss makes a GPU wait
+                self._drawn_at = now
+                self.note(note, ", ".join(details() if details else self._left()))
+        elif due or now - self._said_at >= self.every or done >= self.total:
+            self.say(details)
 
-    def _draw(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any) -> None:
-        if self._bar is None:
+    def say(self, details: Callable[[], list[str]] | None = None) -> None:
+        """Prints a line, unless there is a bar or quiet is asked for."""
+        if self.quiet or self._bar is not None:
             return
-        task = self._bar.task_ids[0]
-        self._bar.update(task, completed=self._step, description=self._stage(module))
-        if outputs is not None:
-            self._bar.update(task, detail=", ".join(self._details(trainer, module, outputs)))
-
-    def _line(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any) -> str:
-        self._said_stage = self._stage(module)
-        done = f"{self._said_stage}: {self._step}/{trainer.max_steps}"
-        return ", ".join([done, *self._details(trainer, module, outputs)])
-
-    def _details(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any) -> list[str]:
-        left = trainer.max_steps - self._step
-        return details(self.speed.seconds_a_step(), left, module, outputs, self.metrics)
-
-    def _say(self, line: str) -> None:
         self._said_at = self.clock()
+        line = clean(", ".join([f"{self.stage}: {self.done}/{self.total}", *(details() if details else self._left())]))
         self.console.print(line, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
+    def note(self, text: str, detail: str | None = None) -> None:
+        """What is being done now, on the bar."""
+        if self._bar is not None:
+            fields: dict[str, Any] = {} if detail is None else {"detail": detail}
+            description = clean(f"{self.stage} {text}")
+            self._bar.update(self._bar.task_ids[0], completed=self.done, description=description, **fields)
 
-def stage_of(module: pl.LightningModule, otherwise: str = "") -> str:
+    def _left(self) -> list[str]:
+        pace, left = self.speed.seconds_a_step(), self.total - self.done
+        return [f"{duration(pace * left)} left"] if pace and left > 0 else []
+
+
+class Progress(pl.Callback):
+    """Stage, done/total, step time, time left, loss and chosen metrics of a run, as a `Count` shows them.
+
+    A line is also said at the start, at each quarter and when the stage changes. The module may say its `stage` (a
+    text, may change) and, in a dictionary `metrics`, numbers to show, chosen by the names in `metrics` here.
+    """
+
+    def __init__(
+        self,
+        metrics: Iterable[str] = (),
+        quiet: bool = False,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.metrics, self.quiet, self.console, self.clock = tuple(metrics), quiet, console, clock
+        self.count: Count | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        stage, step = stage_of(pl_module), trainer.global_step
+        quiet = self.quiet or not trainer.is_global_zero
+        self.count = Count(stage, trainer.max_steps, quiet, self.console, step, clock=self.clock, window=PACE_WINDOW)
+        self.count.__enter__()
+        if not step:
+            self.count.say()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        count, step, total, stage = self.count, trainer.global_step, trainer.max_steps, stage_of(pl_module)
+        if count is None or step == count.done:
+            return
+        due = stage != count.stage or (total > 0 and 4 * step // total > 4 * count.done // total)
+        count.stage = stage
+        count.show(
+            step,
+            lambda: details(count.speed.seconds_a_step(), total - step, pl_module, outputs, self.metrics),
+            due=due,
+        )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.count is not None:
+            self.count.note("")
+            self.count.__exit__()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if self.count is not None:
+            self.count.__exit__()
+
+
+def stage_of(module: pl.LightningModule) -> str:
     """What the module is doing, on one line."""
-    return clean(str(getattr(module, "stage", "") or otherwise or "training"))
+    return clean(str(getattr(module, "stage", "") or "training"))
 
 
 def details(
@@ -201,61 +213,3 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return value.numel() == 1
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-class Count:
-    """A bar in a terminal, a line a minute elsewhere, nothing if ``quiet``; on stderr.
-
-    with Count("sampling", 200, quiet) as count:
-        count.add(8)
-
-    ``done``: pieces that an earlier run left, which say nothing about the time that the others need.
-    """
-
-    def __init__(
-        self, stage: str, total: int, quiet: bool = False, console: Console | None = None, done: int = 0
-    ) -> None:
-        self.stage, self.total, self.quiet, self.done = stage, total, quiet, done
-        self.console = console or Console(stderr=True)
-        self.speed = Speed(window=WINDOW)
-        self._bar: Bar | None = None
-        self._said_at = float("-inf")
-
-    def __enter__(self) -> Count:
-        self.speed.mark_now(self.done)
-        if not self.quiet and self.console.is_terminal and not os.environ.get("CI"):
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), MofNCompleteColumn())
-            self._bar = Bar(
-                *columns, TimeRemainingColumn(), console=self.console, expand=True, speed_estimate_period=WINDOW
-            )
-            self._bar.add_task(self.stage, total=self.total, completed=self.done)
-            self._bar.start()
-        elif not self.quiet and self.done:
-            self._say("")
-        return self
-
-    def add(self, count: int, note: str = "") -> None:
-        """``count`` more are done."""
-        self.done += count
-        self.speed.mark_now(self.done)
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self.done, description=clean(f"{self.stage} {note}"))
-        elif not self.quiet and (time.monotonic() - self._said_at >= 60 or self.done >= self.total):
-            pace = self.speed.seconds_a_step()
-            self._say(f", {duration(pace * (self.total - self.done))} left" if pace and self.done < self.total else "")
-
-    def _say(self, left: str) -> None:
-        self._said_at = time.monotonic()
-        line = clean(f"{self.stage}: {self.done}/{self.total}{left}")
-        self.console.print(line, markup=False, highlight=False, emoji=False)
-
-    def note(self, text: str) -> None:
-        """What is being done now, on the bar."""
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=clean(f"{self.stage} {text}"))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import unicodedata
 from typing import TextIO
@@ -30,7 +31,7 @@ def visible(text: str) -> str:
 
 def duration(seconds: float | None) -> str:
     """Seconds as people say them: 45 s, 3:05 min, 2:03 h; "?" for an unknown one."""
-    if seconds is None or seconds < 0 or seconds != seconds or seconds == float("inf"):
+    if seconds is None or not 0 <= seconds < math.inf:
         return "?"
     whole = round(seconds)
     if whole < 60:

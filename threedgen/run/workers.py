@@ -15,12 +15,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from functools import partial
-from multiprocessing.connection import Connection
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from threedgen.config import ConfigError, registry
 from threedgen.config.optional import require
@@ -28,6 +27,8 @@ from threedgen.run.interrupts import Interrupts
 from threedgen.run.text import clean
 
 logger = logging.getLogger(__name__)
+Answer = tuple[Literal["done", "stopped", "mistake", "error"], Any]
+"""What an attempt came to, as plain data: not every exception survives pickling."""
 STOPPED = (130, 143)
 """Exit codes of a task that obeyed Ctrl-C or SIGTERM."""
 POLL = 0.2
@@ -75,25 +76,18 @@ def run_jobs(
         return crew.run(jobs, on_done, on_failed)
 
 
-class Answer(NamedTuple):
-    """What an attempt came to, as plain data: not every exception survives pickling."""
-
-    state: Literal["done", "stopped", "mistake", "error"]
-    value: Any
-
-
 def attempt(work: Callable[[Any], Any], job: Any, table: dict[str, Any]) -> Answer:
     """Does one job, in a worker. ``table``: the registry of the process that began, plug-ins included."""
     registry.TABLE.update(table)
     try:
-        return Answer("done", work(job))
-    except (Stopped, KeyboardInterrupt) as stop:
-        return Answer("stopped", getattr(stop, "code", STOPPED[0]))
+        return "done", work(job)
+    except Stopped as stop:
+        return "stopped", stop.code
     except ConfigError as error:
-        return Answer("mistake", str(error))
+        return "mistake", str(error)
     except (Exception, SystemExit) as error:
         logger.debug("a job failed", exc_info=True)
-        return Answer("error", f"{type(error).__name__}: {error}")
+        return "error", f"{type(error).__name__}: {error}"
 
 
 class Crew:
@@ -126,13 +120,17 @@ class Crew:
                     worker.stop()
             for future in wait(self.busy, POLL, return_when=FIRST_COMPLETED).done:
                 worker, job, number = self.busy.pop(future)
-                answer = self.answer(future, worker)
-                if answer.state == "done":
-                    on_done(job, answer.value)
-                elif answer.state == "error" and not self.stopped() and not self.again(job, number, answer.value):
-                    if on_failed is None:
-                        raise RuntimeError(answer.value)
-                    on_failed(job, answer.value)
+                state, value = self.answer(future, worker)
+                if state == "done":
+                    on_done(job, value)
+                elif state == "error" and not self.stopped():
+                    if number < self.attempts:
+                        logger.warning("attempt %d of %d failed: %s", number, self.attempts, clean(value))
+                        self.coming.append((job, number + 1))
+                    elif on_failed is None:
+                        raise RuntimeError(value)
+                    else:
+                        on_failed(job, value)
 
     def stopped(self) -> bool:
         self.code = self.code or (143 if self.heard.terminated else 130 if self.heard.stop else 0)
@@ -146,28 +144,19 @@ class Crew:
 
     def answer(self, future: Future[Answer], worker: Worker) -> Answer:
         """What a worker said, or that it died: it is replaced. Raises ConfigError for mistakes, and if all die."""
-        death = future.exception()
-        if death is not None:
+        if death := future.exception():
             worker.close()
-            worker, self.deaths = self.start(), self.deaths + 1
+            self.idle.append(self.start())
+            self.deaths += 1
             if self.deaths > self.count * (self.attempts + 1):
                 raise ConfigError(f"engine: {self.deaths} workers died one after the other ({clean(str(death))})")
+            return "error", f"its worker was lost ({type(death).__name__})"
         self.idle.append(worker)
-        if death is not None:
-            return Answer("error", f"its worker was lost ({type(death).__name__})")
-        self.deaths, answer = 0, future.result()
-        if answer.state == "mistake":
-            raise ConfigError(answer.value)
-        self.code = self.code or (answer.value if answer.state == "stopped" else 0)
-        return answer
-
-    def again(self, job: Any, number: int, reason: str) -> bool:
-        """Tries a job once more, if it may be."""
-        if number >= self.attempts:
-            return False
-        logger.warning("attempt %d of %d failed: %s", number, self.attempts, clean(reason))
-        self.coming.append((job, number + 1))
-        return True
+        self.deaths, (state, value) = 0, future.result()
+        if state == "mistake":
+            raise ConfigError(value)
+        self.code = self.code or (value if state == "stopped" else 0)
+        return state, value
 
     def close(self) -> None:
         for worker in [*self.idle, *(worker for worker, _, _ in self.busy.values())]:
@@ -197,8 +186,8 @@ class LocalProcess(Worker):
 
     def __init__(self) -> None:
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit locks and threads of torch
-        theirs, self.leash = spawn.Pipe(duplex=False)
-        self.pool = ProcessPoolExecutor(1, spawn, begin, (theirs,))
+        self.pool = ProcessPoolExecutor(1, spawn, begin)
+        self.number = self.pool.submit(os.getpid)
 
     def submit(self, *task: Any) -> Future[Answer]:
         with suppress(BrokenProcessPool):
@@ -207,30 +196,32 @@ class LocalProcess(Worker):
         return self.pool.submit(attempt, *task)
 
     def stop(self) -> None:
-        with suppress(OSError):  # it has just died
-            self.leash.send("stop")
+        self.send(signal.SIGTERM)
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
-        self.leash.close()
+        self.send(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def send(self, which: signal.Signals) -> None:
+        with suppress(OSError, BrokenProcessPool, CancelledError):  # it has died, or never begun
+            os.kill(self.number.result(), which)
 
 
-def begin(leash: Connection) -> None:
+def begin() -> None:
     """Prepares a process, in a group of its own: Ctrl-C in the terminal is for the one that began."""
 
     def leave(*signal_and_frame: object) -> None:  # a task that trains has its own way to obey, and then this one again
         raise Stopped(STOPPED[1])
 
-    def hold() -> None:
-        with suppress(EOFError, OSError):
-            while leash.recv():
-                os.kill(os.getpid(), signal.SIGTERM)
-        os._exit(1)  # let go, or the process that began was killed: the job is left to its next start
+    def follow() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+        os._exit(1)  # the process that began was killed: the job is left to its next start
 
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     signal.signal(signal.SIGTERM, leave)
-    threading.Thread(target=hold, daemon=True).start()
+    threading.Thread(target=follow, daemon=True).start()
 
 
 class RayTask(Worker):
@@ -255,7 +246,10 @@ class RayTask(Worker):
 def attempt_for_ray(*task: Any) -> Answer:
     """Hears Ray's way to stop a task, which is SIGINT: what a shell begins with & ignores that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    return attempt(*task)
+    try:
+        return attempt(*task)
+    except KeyboardInterrupt:
+        return "stopped", STOPPED[0]
 
 
 def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Worker]:
@@ -269,6 +263,6 @@ def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Wor
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, runtime_env={"env_vars": paths})
     except Exception as error:  # Ray raises what it likes: no such cluster, none that starts in time
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"address: there is no Ray cluster that answers ({reason}; got {address!r})") from None
+        raise ConfigError(f"there is no Ray cluster that answers ({reason}; got {address!r})", "address") from None
     # Ray itself retries nothing: attempts are counted here
     return partial(RayTask, ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(attempt_for_ray), ray.cancel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,7 +99,7 @@ class Logging(pl.Callback):
         if trainer.is_global_zero:
             self._metrics = Metrics(self.folder, trainer.global_step)
         self._last = trainer.global_step
-        self.speed.mark_now(self._last)
+        self.speed.mark(time.monotonic(), self._last)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -107,7 +108,7 @@ class Logging(pl.Callback):
         if self._metrics is None or step == self._last or step % self.every:
             return
         self._last = step
-        self.speed.mark_now(step)
+        self.speed.mark(time.monotonic(), step)
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         values = {} if loss is None else {"loss": loss}
         values |= {**getattr(pl_module, "terms", {}), **getattr(pl_module, "metrics", {})}

@@ -6,19 +6,19 @@ import io
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 from PIL import Image
 
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.images import GAP
-from threedgen.run.folder import CONFIG, stored_config, user_path, write_atomic
+from threedgen.run.folder import CONFIG, stored_config, user_path, write_atomic, writing
 from threedgen.run.text import duration, say, visible
 
 from .options import GalleryConfig
-from .page import data_uri, link, making, page
+from .page import REMEDY, data_uri, link, page
 from .record import ROW, Record, read_record, whole
 from .report import PAGE
 
@@ -28,22 +28,13 @@ STILL = 320
 """Most pixels of a card's picture, on either side."""
 
 
-@dataclass(frozen=True)
-class Card:
-    """A run as the gallery shows it."""
-
-    record: Record
-    picture: Markup | None
-    link: str | None
-    facts: list[str]
-    words: str
-
-
 def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """The task "gallery": write the page over all runs below a folder; prints where it is."""
     folder = user_path(config.runs, "runs")
-    path = place(config.out, folder)
-    with making(path):
+    path = folder / NAME if config.out is None else user_path(config.out, "out")
+    if config.out is not None and (path.is_dir() or path.suffix.lower() not in (".html", ".htm")):
+        path /= NAME
+    with writing(path, REMEDY):
         path.parent.mkdir(parents=True, exist_ok=True)
         text, broken = gallery(folder, path.parent)
         write_atomic(path, text)
@@ -51,14 +42,6 @@ def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) 
         logger.warning("left out: %s", visible(reason))
     say(str(path))
     return 0
-
-
-def place(out: str | None, folder: Path) -> Path:
-    """Where the page goes: a file that is named, or gallery.html in a folder."""
-    if out is None:
-        return folder / NAME
-    path = user_path(out, "out")
-    return path if path.suffix.lower() in (".html", ".htm") and not path.is_dir() else path / NAME
 
 
 def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
@@ -90,13 +73,18 @@ def run_folders(folder: Path) -> Iterator[Path]:
             yield Path(where)
 
 
-def card(record: Record, home: Path) -> Card:
-    """A run's card, with links from a page in the folder `home`."""
+def card(record: Record, home: Path) -> dict[str, Any]:
+    """A run as gallery.html shows it, with links from a page in the folder `home`."""
     report = record.file(PAGE)
     seconds = [] if record.seconds is None else [duration(record.seconds)]
     facts = [f"seed {record.seed}", *seconds, f"{record.ended:%Y-%m-%d}"]
-    words = visible(" ".join([record.prompt, record.state, *facts])).lower()
-    return Card(record, still(record), address(report, home) if report else None, facts, words)
+    return {
+        "record": record,
+        "picture": still(record),
+        "link": address(report, home) if report else None,
+        "facts": facts,
+        "words": visible(" ".join([record.prompt, record.state, *facts])).lower(),
+    }
 
 
 def address(path: Path, home: Path) -> str:

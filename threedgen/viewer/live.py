@@ -1,7 +1,7 @@
 """The live view: a run is looked at, stopped and exported from outside while it optimises.
 
 Everything happens between two steps, on the thread that trains, with modes and random generators put back afterwards:
-the run does not notice. What shows it to people is a `Window`, such as that of viser_window.py.
+the run does not notice. What shows it to people is a `ViserWindow`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError, in_a_line
@@ -30,6 +30,9 @@ from threedgen.run.text import say, visible
 from threedgen.train.callbacks import aside
 
 from .options import ViewConfig
+
+if TYPE_CHECKING:
+    from .viser_window import ViserWindow
 
 logger = logging.getLogger(__name__)
 
@@ -71,27 +74,6 @@ class Eye:
         return Cameras(self.c2w[None], projection, size, width)
 
 
-class Window(Protocol):
-    """Where people look. Its methods are called on the thread that trains, and wait for nobody."""
-
-    url: str
-
-    def eyes(self) -> list[Eye]:
-        """Those who look at present."""
-
-    def show(self, eye: Eye, picture: NDArray[np.uint8]) -> None:
-        """A picture (H, W, 3) for one of them, who may have gone."""
-
-    def tell(self, done: float, lines: list[str], busy: bool) -> None:
-        """How far the run is, in [0, 1], and lines of plain text; while it is busy no button can be pressed."""
-
-    def pressed(self) -> set[str]:
-        """The buttons that were pressed since this was last asked."""
-
-    def close(self) -> None:
-        """For good; may be called twice."""
-
-
 class LiveView(pl.Callback):
     """Shows a run in a window, and obeys its buttons.
 
@@ -104,7 +86,7 @@ class LiveView(pl.Callback):
     def __init__(
         self,
         options: ViewConfig,
-        window: Callable[[], Window],
+        window: Callable[[], ViserWindow],
         pictures: Callable[[Cameras], Tensor],
         export: Callable[[], Path],
         interrupts: Interrupts,
@@ -114,7 +96,7 @@ class LiveView(pl.Callback):
         self.clock = clock
         self.speed = Speed()
         self._open = window
-        self._window: Window | None = None
+        self._window: ViserWindow | None = None
         self._note = ""
         self._figures: list[str] = []
         self._shown: dict[int, float] = {}  # when each eye got its last picture
@@ -150,7 +132,7 @@ class LiveView(pl.Callback):
             except Exception as error:
                 logger.debug("the live view", exc_info=error)
 
-    def _guarded(self, action: Callable[[Window], None]) -> None:
+    def _guarded(self, action: Callable[[ViserWindow], None]) -> None:
         """Does something with the window as long as there is one; what fails there must not fail the run."""
         if self._window is None:
             return
@@ -161,7 +143,7 @@ class LiveView(pl.Callback):
             logger.debug("the live view", exc_info=error)
             self.close()
 
-    def _serve(self, window: Window, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any) -> None:
+    def _serve(self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any) -> None:
         """What is to be done between two steps: the buttons, the figures, one picture."""
         pressed = window.pressed()
         if EXPORT in pressed and STOP not in pressed:  # a run that stops makes its asset anyway
@@ -171,13 +153,14 @@ class LiveView(pl.Callback):
             self.interrupts.stop = True
             self._note = "stopping after this step"
         if pressed or self.clock() >= self._next_figures:
-            self._figures = details(self.speed.seconds_a_step(), _left(trainer), module, outputs, ("opacity",))
+            left = trainer.max_steps - trainer.global_step
+            self._figures = details(self.speed.seconds_a_step(), left, module, outputs, ("opacity",))
             self._tell(window, trainer, module, busy=self.interrupts.stop)
             self._next_figures = self.clock() + EVERY
         if self.clock() >= self._next_picture:
             self._picture(window, module)
 
-    def _picture(self, window: Window, module: pl.LightningModule) -> None:
+    def _picture(self, window: ViserWindow, module: pl.LightningModule) -> None:
         """A picture for whoever has waited longest; then none until pictures have had no more than their share."""
         eyes = window.eyes()
         self._shown = {eye.name: self._shown.get(eye.name, -math.inf) for eye in eyes}
@@ -190,7 +173,7 @@ class LiveView(pl.Callback):
         now = self._shown[eye.name] = self.clock()
         self._next_picture = now + (now - begun) * (1 / self.options.share - 1)
 
-    def _export(self, window: Window, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def _export(self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """The asset of the field as it is now; what stands in its way is said and nothing more."""
         step = trainer.global_step
         self._note = f"step {step}: the asset is being made, the run waits"
@@ -204,11 +187,7 @@ class LiveView(pl.Callback):
         self.speed = Speed()  # the wait says nothing about the steps to come
         self.speed.mark(self.clock(), step)
 
-    def _tell(self, window: Window, trainer: pl.Trainer, module: pl.LightningModule, busy: bool = False) -> None:
+    def _tell(self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule, busy: bool = False) -> None:
         stage = f"{stage_of(module)}: step {trainer.global_step} of {trainer.max_steps}"
         done = trainer.global_step / max(1, trainer.max_steps)
         window.tell(min(done, 1.0), [stage, *self._figures, *([self._note] if self._note else [])], busy)
-
-
-def _left(trainer: pl.Trainer) -> int:
-    return trainer.max_steps - trainer.global_step

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from posixpath import basename
@@ -19,12 +17,13 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from threedgen.config.errors import ConfigError
 from threedgen.run.text import duration, number, size, visible
 
 ASSETS = Path(__file__).parent / "assets"
 LARGEST = 64_000_000
 """Bytes of a file that still goes into a page; browsers choke on more."""
+REMEDY = "see to that and run the same command again"
+"""What to do when a page could not be written."""
 _TYPES = {".glb": "model/gltf-binary", ".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg"}
 
 
@@ -46,16 +45,9 @@ def _environment() -> Environment:
 def page(template: str, scripts: tuple[str, ...], **values: Any) -> str:
     """A template of `assets/` filled in, with page.css and the scripts inside it."""
     style, script = _asset("page.css"), "\n".join(_asset(name) for name in scripts)
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            "img-src data:",
-            "media-src data:",
-            f"style-src '{_digest(style)}'",
-            f"script-src '{_digest(script)}'",
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
+    policy = (
+        "default-src 'none'; img-src data:; media-src data:; "
+        f"style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
     )
     fixed = {"policy": policy, "style": Markup(style), "script": Markup(script)}
     return _environment().get_template(template).render(**fixed, **values)
@@ -82,18 +74,6 @@ def embedded(path: Path | None) -> Markup | None:
     if path is None or path.stat().st_size > LARGEST:
         return None
     return data_uri(path.read_bytes(), path.suffix)
-
-
-@contextmanager
-def making(path: Path) -> Iterator[None]:
-    """Inside, an OSError (a full disk, a file that may not be read) becomes a ConfigError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        where = f", {error.filename}" if error.filename else ""
-        raise ConfigError(
-            f"{path} could not be made ({error.strerror or error}{where}); see to that and run the same command again"
-        ) from error
 
 
 def link(path: Path | str) -> str:

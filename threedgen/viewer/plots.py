@@ -34,8 +34,23 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self, most: int = 5) -> list[float]:
-        """At most that many round values on the axis."""
-        return _powers(self.low, self.high, most) if self.log else _multiples(self.low, self.high, most)
+        """At most that many round values on the axis.
+
+        Powers of ten if it is logarithmic, every second or third if there are many, round numbers if there are few;
+        else multiples of 1, 2 or 5 times a power of ten.
+        """
+        if self.log:
+            first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
+            if last - first < 1:
+                values = [value for k in range(first - 1, last + 1) for value in (10.0**k, 3 * 10.0**k)]
+                return [value for value in values if self.low <= value <= self.high]
+            return [10.0**k for k in range(first, last + 1, -(-(last - first + 1) // most))]
+        unit = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
+        for step in (unit, 2 * unit, 5 * unit, 10 * unit, 20 * unit):
+            first, last = math.ceil(self.low / step), math.floor(self.high / step)
+            if last - first < most:
+                break
+        return [k * step for k in range(first, last + 1)]
 
 
 def axis(values: Sequence[float], from_zero: bool = False) -> Axis:
@@ -47,25 +62,6 @@ def axis(values: Sequence[float], from_zero: bool = False) -> Axis:
     low = min(low, 0.0) if from_zero else low
     room = 0.05 * (high - low) or abs(high) or 1.0
     return Axis(low if from_zero else low - room, high + room)
-
-
-def _multiples(low: float, high: float, most: int) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten in [low, high], at most that many."""
-    unit = 10.0 ** math.floor(math.log10((high - low) / most))
-    for step in (unit, 2 * unit, 5 * unit, 10 * unit, 20 * unit):
-        first, last = math.ceil(low / step), math.floor(high / step)
-        if last - first < most:
-            break
-    return [k * step for k in range(first, last + 1)]
-
-
-def _powers(low: float, high: float, most: int) -> list[float]:
-    """Powers of ten in [low, high], every second or third if there are many; round numbers if there are few."""
-    first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
-    if last - first < 1:
-        return [value for k in range(first - 1, last + 1) for value in (10.0**k, 3 * 10.0**k) if low <= value <= high]
-    stride = -(-(last - first + 1) // most)
-    return [10.0**k for k in range(first, last + 1, stride)]
 
 
 @dataclass(frozen=True)

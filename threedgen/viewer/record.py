@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,8 +61,7 @@ class Record:
 
     @property
     def seed(self) -> str:
-        seed = self.option("seed")
-        return "?" if seed is None else str(seed)
+        return "?" if self.option("seed") is None else str(self.option("seed"))
 
     @property
     def steps(self) -> int | None:
@@ -130,13 +129,8 @@ def _inside(tree: Any, keys: Sequence[str]) -> Any:
 
 def figure(value: Any) -> float | None:
     """A number of a file as a finite float; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) <= sys.float_info.max else None
 
 
 def whole(value: Any) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,12 +11,12 @@ from markupsafe import Markup
 
 from threedgen.export.options import FOLDER
 from threedgen.geometry.images import GAP
-from threedgen.run.folder import run_folder, write_atomic
+from threedgen.run.folder import run_folder, write_atomic, writing
 from threedgen.run.metrics import read_metrics
 from threedgen.run.text import clean, duration, number, say, size
 
 from .options import LIVE, ReportConfig
-from .page import embedded, making, page
+from .page import REMEDY, embedded, page
 from .plots import drawable, plot
 from .record import ROW, Record, figure, read_record, whole
 
@@ -64,7 +63,7 @@ Rows = list[tuple[str, str]]
 def run(config: ReportConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """The task "report": make the page of a run again; prints where it is."""
     folder = run_folder(config.run, "run")
-    with making(folder / PAGE):
+    with writing(folder / PAGE, REMEDY):
         say(str(write_report(folder)))
     return 0
 
@@ -103,12 +102,9 @@ def report(record: Record) -> str:
 def headline(record: Record) -> list[str]:
     """The line under the prompt."""
     done, steps = record.steps, record.max_steps
-    parts = [f"seed {record.seed}"]
-    if done is not None:
-        parts.append(f"{done} steps" if done == steps or steps is None else f"{done} of {steps} steps")
-    if record.seconds is not None:
-        parts.append(duration(record.seconds))
-    return parts
+    of = "" if steps in (None, done) else f" of {steps}"
+    parts = [f"seed {record.seed}", *([] if done is None else [f"{done}{of} steps"])]
+    return parts if record.seconds is None else [*parts, duration(record.seconds)]
 
 
 def validations(record: Record) -> list[tuple[str, Markup]]:
@@ -155,19 +151,19 @@ def facts(record: Record) -> list[tuple[str, Rows]]:
 
 def asset_rows(metadata: dict[str, Any]) -> Rows:
     """What asset.json says: triangles of each level, texels, metres, what the checker found."""
-    levels, texels, metres, findings = (metadata.get(key) for key in ("levels", "texture", "size_m", "findings"))
+    levels, metres, findings, khronos = (metadata.get(key) for key in ("levels", "size_m", "findings", "khronos"))
     counts = [whole(count) for count in levels.values()] if isinstance(levels, dict) else []
-    sizes = [figure(value) for value in metres] if isinstance(metres, list) else []
-    depth, width, height = sizes if len(sizes) == 3 else (None, None, None)  # x, y, z: front, left, up
     rows = [("Triangles", ", ".join(f"{count:,}" for count in counts if count is not None))]
-    if (across := whole(texels)) is not None:
+    if (across := whole(metadata.get("texture"))) is not None:
         rows.append(("Textures", f"{across} x {across}"))
-    if depth is not None and width is not None and height is not None:
-        rows.append(("Wide, high, deep", f"{number(width)} x {number(height)} x {number(depth)} m"))
+    sizes = [edge for value in metres if (edge := figure(value)) is not None] if isinstance(metres, list) else []
+    if len(sizes) == 3:
+        depth, width, height = map(number, sizes)  # x, y, z: front, left, up
+        rows.append(("Wide, high, deep", f"{width} x {height} x {depth} m"))
     if isinstance(findings, dict):
         found = sum(len(part) for part in findings.values() if isinstance(part, list))
         rows.append(("Checkers", f"{found} found" if found else "nothing found"))
-    if isinstance(khronos := metadata.get("khronos"), str):
+    if isinstance(khronos, str):
         rows.append(("Khronos validator", khronos))
     return [(name, value) for name, value in rows if value]
 
@@ -187,18 +183,10 @@ def costs(record: Record) -> Rows:
 
 def files(folder: Path) -> list[tuple[str, int, str]]:
     """(path below the folder, bytes, what it is) of each file but the page itself; the results first."""
-    found = []
-    for where, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(where, name)
-            relative = path.relative_to(folder).as_posix()
-            if relative != PAGE and path.suffix != ".tmp" and path.is_file():
-                found.append((relative, path.stat().st_size, what(relative)))
-    order = list(WHAT)
-    found.sort(key=lambda row: (order.index(row[0]) if row[0] in order else len(order), row[0]))
-    found.sort(key=lambda row: not row[0].startswith(f"{FOLDER}/"))
-    return found
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.suffix != ".tmp"}
+    found = [(name, path.stat().st_size, what(name)) for name, path in paths.items() if name != PAGE and path.is_file()]
+    order = {name: k for k, name in enumerate(WHAT)}
+    return sorted(found, key=lambda row: (not row[0].startswith(f"{FOLDER}/"), order.get(row[0], len(order)), row[0]))
 
 
 def what(relative: str) -> str:

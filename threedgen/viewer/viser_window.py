@@ -33,7 +33,8 @@ class _Local(viser.ViserServer):
 class ViserWindow:
     """A server with one page: the field fills it, a panel has the prompt, the figures and the buttons.
 
-    `start`: the camera with which a page begins; people turn it from there.
+    `start`: the camera with which a page begins; people turn it from there. The methods are called on the thread that
+    trains, and wait for nobody.
     """
 
     def __init__(self, prompt: str, port: int, start: Cameras) -> None:
@@ -50,15 +51,12 @@ class ViserWindow:
         gui.add_html(_paragraphs([prompt]))
         self._bar = gui.add_progress_bar(0.0)
         self._lines = gui.add_html("")
-        self._buttons = [self._button("Export the asset", EXPORT), self._button("Stop the run", STOP)]
-
-    def _button(self, label: str, name: str) -> viser.GuiButtonHandle:
-        """A button that is noted when it is pressed; viser calls from threads of its own."""
-        button = self._server.gui.add_button(label)
-        button.on_click(lambda event: self._pressed.put(name))
-        return button
+        self._buttons = {EXPORT: gui.add_button("Export the asset"), STOP: gui.add_button("Stop the run")}
+        for name, button in self._buttons.items():  # viser calls from threads of its own
+            button.on_click(lambda event, name=name: self._pressed.put(name))
 
     def eyes(self) -> list[Eye]:
+        """Those who look at present."""
         found = []
         for name, client in self._server.get_clients().items():
             camera = client.camera
@@ -69,23 +67,27 @@ class ViserWindow:
         return [eye for eye in found if eye is not None]
 
     def show(self, eye: Eye, picture: NDArray[np.uint8]) -> None:
+        """A picture (H, W, 3) for one of them, who may have gone."""
         client = self._server.get_clients().get(eye.name)
         if client is not None:
             client.scene.set_background_image(picture, format="png")
 
     def tell(self, done: float, lines: list[str], busy: bool) -> None:
+        """How far the run is, in [0, 1], and lines of plain text; while it is busy no button can be pressed."""
         self._bar.value = 100 * done
         self._lines.content = _paragraphs(lines)
-        for button in self._buttons:
+        for button in self._buttons.values():
             button.disabled = busy
 
     def pressed(self) -> set[str]:
+        """The buttons that were pressed since this was last asked."""
         names = set()
         while not self._pressed.empty():
             names.add(self._pressed.get())
         return names
 
     def close(self) -> None:
+        """For good; may be called twice."""
         if self._open:
             self._open = False
             self._server.flush()

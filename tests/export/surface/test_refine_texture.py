@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from benchmarks.mesh_render import render
 from threedgen.config.errors import ConfigError
 from threedgen.export.surface import refine_texture as refine_texture_module
 from threedgen.export.surface.refine_texture import (
@@ -22,7 +23,7 @@ from threedgen.export.surface.refine_texture import (
 )
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import psnr
-from threedgen.geometry.raster import rasterise_uv, render
+from threedgen.geometry.raster import rasterise_uv
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.texture import fill
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from threedgen.config import Config, ConfigError, fields
+from threedgen.config import Config, ConfigError
 from threedgen.config.registry import Component
+from threedgen.config.renamed import in_tree
 from threedgen.config.sections import RunConfig
 from threedgen.evaluation.toybox.options import ProbeConfig
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
@@ -153,7 +154,7 @@ class ConsistencyConfig(RunConfig):
         """A folder alone brings its own scenes."""
         if not isinstance(data, dict) or data.get("samplers"):
             return data
-        data = fields.spelled(cls, data)
+        data = in_tree(cls, data)
         sampler, scenes = data.get("sampler"), data.get("scenes")
         name = sampler.get("name") if isinstance(sampler, dict) else getattr(sampler, "name", None)
         return data | {"scenes": {"name": "sampled"}} if name == "folder" and not scenes else data

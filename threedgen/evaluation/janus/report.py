@@ -12,10 +12,10 @@ from typing import Any
 from PIL import Image
 
 from threedgen.evaluation.toybox.report import limits, percent
-from threedgen.run.folder import write_atomic
+from threedgen.run.folder import write_atomic, writing
 from threedgen.run.metrics import write_summary
 from threedgen.run.text import clean, duration, say
-from threedgen.viewer.page import data_uri, making, page
+from threedgen.viewer.page import REMEDY, data_uri, page
 
 from .options import MeteredConfig
 from .rates import ErrorRates
@@ -55,7 +55,7 @@ def write(
     left_out: dict[str, str],
 ) -> None:
     """Writes all files of the report into ``folder``; the views are read from ``folder``/looks."""
-    with making(folder / "report.html"):
+    with writing(folder / "report.html", REMEDY):
         figures = {
             "meter": config.meter.model_dump(mode="json"),
             "errors": rates.plain() if rates else None,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from threedgen import folder
-from threedgen.config import Config, ConfigError, Schedule
+from threedgen.config import Config, ConfigError, Scheduled
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, Elevations, RunConfig, TrainerConfig
 
@@ -35,7 +35,7 @@ class ProbeTrainingConfig(Config):
         description="share of objects made rough, and half of those that have a front with two front "
         "halves glued together",
     )
-    learning_rate: Schedule = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
+    learning_rate: Scheduled = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
     weight_decay: float = Field(0.02, ge=0)
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
 
@@ -108,7 +108,7 @@ class IdentityTrainingConfig(Config):
     alike: int = Field(4, ge=2, description="subjects of each kind, to be told from one another")
     temperature: float = Field(0.1, gt=0, description="of the contrastive loss")
     augment: float = Field(1.0, ge=0, le=2, description="strength of blur, noise, colour shifts and moves; 0: none")
-    learning_rate: Schedule = Field({"0%": 1e-4, "5%": 2e-3, "40%": 2e-3, "100%": 1e-5}, ge=0)
+    learning_rate: Scheduled = Field({"0%": 1e-4, "5%": 2e-3, "40%": 2e-3, "100%": 1e-5}, ge=0)
     weight_decay: float = Field(0.02, ge=0)
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
 

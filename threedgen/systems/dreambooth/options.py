@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from threedgen.config import Config, ConfigError, Schedule
+from threedgen.config import Config, ConfigError, Scheduled
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
 from threedgen.run.prompts import tidy, without
@@ -32,8 +32,10 @@ class TuningConfig(Config):
     )
     weight: float = Field(1.0, ge=0, description="of the preservation term, lambda")
     batch: int = Field(4, ge=1, le=256, description="pictures in a step")
-    learning_rate: Schedule = Field({"0%": 0.0, "5%": 1e-4}, ge=0, description="of the UNet")
-    word_learning_rate: Schedule = Field(0.0, ge=0, description="of the identifier's row in the text encoder; 0: stays")
+    learning_rate: Scheduled = Field({"0%": 0.0, "5%": 1e-4}, ge=0, description="of the UNet")
+    word_learning_rate: Scheduled = Field(
+        0.0, ge=0, description="of the identifier's row in the text encoder; 0: stays"
+    )
     like: str = Field("", description="words whose mean the identifier starts from; empty: that of all words")
     augment: float = Field(1.0, ge=0, le=2, description="strength of zooms, moves and changes of brightness; 0: none")
     class_images: int = Field(16, ge=1, le=1000, description="pictures of the class, for preservation=images")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from threedgen.config import Config, ConfigError, Layer, Schedule, merge, plain, validate
+from threedgen.config import Config, ConfigError, Layer, Scheduled, merge, plain, validate
 from threedgen.config.errors import within
 from threedgen.config.registry import Component
 from threedgen.config.renamed import in_tree
@@ -29,13 +29,13 @@ class OptimizerConfig(Config):
     """Adam or AdamW with a learning rate for each group of parameters."""
 
     kind: Literal["adam", "adamw"] = Field("adam", description="adamw decays weights, adam does not")
-    encoding: Schedule = Field(0.01, ge=0, description="learning rate of the field's encoding")
-    networks: Schedule = Field(0.001, ge=0, description="learning rate of its small networks")
-    geometry: Schedule | None = Field(
+    encoding: Scheduled = Field(0.01, ge=0, description="learning rate of the field's encoding")
+    networks: Scheduled = Field(0.001, ge=0, description="learning rate of its small networks")
+    geometry: Scheduled | None = Field(
         None, ge=0, description="learning rate of a mesh's shape, 0: it stays; null: as networks"
     )
-    background: Schedule = Field(0.001, ge=0, description="learning rate of the background")
-    distillation: Schedule = Field(1e-4, ge=0, description="learning rate of what the distillation trains (vsd)")
+    background: Scheduled = Field(0.001, ge=0, description="learning rate of the background")
+    distillation: Scheduled = Field(1e-4, ge=0, description="learning rate of what the distillation trains (vsd)")
     betas: tuple[float, float] = Field((0.9, 0.99))
     eps: float = Field(1e-15, gt=0)
     weight_decay: float = Field(0.01, ge=0, description="for adamw; 0.01 is torch's default, which MVDream ran with")
@@ -44,14 +44,14 @@ class OptimizerConfig(Config):
 class LossConfig(Config):
     """Weights of the terms; each may change with the step."""
 
-    distillation: Schedule = Field(1.0, ge=0, description="the prior's opinion")
-    orientation: Schedule = Field(0.0, ge=0, description="against matter that faces away; needs normals")
-    sparsity: Schedule = Field(0.0, ge=0, description="against matter at all: clears haze")
-    opaque: Schedule = Field(0.0, ge=0, description="against half-transparent rays: clears halos late in a run")
-    z_variance: Schedule = Field(0.0, ge=0, description="against matter spread out along rays")
-    eikonal: Schedule = Field(0.0, ge=0, description="for a field of distances: its gradient has length 1")
-    normal_consistency: Schedule = Field(0.0, ge=0, description="for a mesh: normals change little along its edges")
-    laplacian: Schedule = Field(0.0, ge=0, description="for a mesh: vertices lie amidst their neighbours")
+    distillation: Scheduled = Field(1.0, ge=0, description="the prior's opinion")
+    orientation: Scheduled = Field(0.0, ge=0, description="against matter that faces away; needs normals")
+    sparsity: Scheduled = Field(0.0, ge=0, description="against matter at all: clears haze")
+    opaque: Scheduled = Field(0.0, ge=0, description="against half-transparent rays: clears halos late in a run")
+    z_variance: Scheduled = Field(0.0, ge=0, description="against matter spread out along rays")
+    eikonal: Scheduled = Field(0.0, ge=0, description="for a field of distances: its gradient has length 1")
+    normal_consistency: Scheduled = Field(0.0, ge=0, description="for a mesh: normals change little along its edges")
+    laplacian: Scheduled = Field(0.0, ge=0, description="for a mesh: vertices lie amidst their neighbours")
 
 
 class WarmStartConfig(Config):
@@ -103,8 +103,8 @@ class GenerateConfig(RunConfig):
     guidance_input: Literal["colour", "normal"] = Field(
         "colour", description="what the prior is shown: the picture, or the normals as colours, for the shape"
     )
-    size: Schedule = Field(64, ge=8, le=2048, description="pixels of a training render; changes take effect in jumps")
-    scenes_per_step: Schedule = Field(
+    size: Scheduled = Field(64, ge=8, le=2048, description="pixels of a training render; changes take effect in jumps")
+    scenes_per_step: Scheduled = Field(
         1, ge=1, le=64, description="how often camera.n_view views are rendered in a step; changes in jumps"
     )
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 
 from threedgen.geometry.rigs import turntable
 from threedgen.run.interrupts import Interrupts
-from threedgen.viewer.live import LiveView, Window
+from threedgen.viewer.live import LiveView
 from threedgen.viewer.options import LIVE
 
 from .asset import make
@@ -35,7 +36,7 @@ def watched(system: GenerateSystem, folder: Path, interrupts: Interrupts) -> Ite
         view.close()
 
 
-def open_window(system: GenerateSystem) -> Window:
+def open_window(system: GenerateSystem) -> Any:
     """A page in a browser that begins with the view of the turntable's first picture."""
     from threedgen.viewer.viser_window import ViserWindow  # optional, see threedgen.config.optional
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from threedgen.config import Config, Schedule
+from threedgen.config import Config, Scheduled
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
 from threedgen.systems.train_prior.options import AutoencoderConfig, NetworkConfig
 
@@ -16,7 +16,7 @@ class WordsConfig(Config):
     batch: int = Field(256, ge=2, description="pictures in a step, told apart by their captions")
     pictures: int = Field(16_384, ge=2, description="pictures at most")
     fresh: int = Field(16, ge=0, description="pictures that a step adds to those of the step before")
-    learning_rate: Schedule = Field({"0%": 0.0, "5%": 1e-3, "60%": 1e-3, "100%": 2e-5})
+    learning_rate: Scheduled = Field({"0%": 0.0, "5%": 1e-3, "60%": 1e-3, "100%": 2e-5})
     weight_decay: float = Field(0.05, ge=0)
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
 
@@ -32,7 +32,7 @@ class DiffusionConfig(Config):
     timestep_power: float = Field(
         0.9, gt=0, le=2, description="t = T u^this: below 1 favours noise, where shape and colour are decided"
     )
-    learning_rate: Schedule = Field({"0%": 0.0, "1%": 1e-3, "70%": 1e-3, "100%": 2e-5})
+    learning_rate: Scheduled = Field({"0%": 0.0, "1%": 1e-3, "70%": 1e-3, "100%": 2e-5})
     weight_decay: float = Field(0.01, ge=0)
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")

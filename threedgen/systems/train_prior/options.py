@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from threedgen.config import Config, Schedule
+from threedgen.config import Config, Scheduled
 from threedgen.config.errors import called
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
 
@@ -44,7 +44,7 @@ class AutoencoderConfig(Config):
         "without fine noise are learnt sooner by a UNet (Skorokhodov et al. 2025, arXiv 2502.14831)",
     )
     max_steps: int = Field(5000, ge=1)
-    learning_rate: Schedule = Field({"0%": 1e-4, "1%": 1e-3, "60%": 1e-3, "100%": 2e-5})
+    learning_rate: Scheduled = Field({"0%": 1e-4, "1%": 1e-3, "60%": 1e-3, "100%": 2e-5})
     kl: float = Field(1e-5, ge=0, description="weight of the KL divergence per latent number")
     latent_noise: float = Field(0.0, ge=0, le=1, description="noise on the latents, beyond the posterior's")
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
@@ -116,7 +116,7 @@ class TextTrainingConfig(Config):
     n_view: int = Field(2, ge=1, le=16, description="views of a scene that are looked at")
     scenes: int = Field(10_000, ge=1, description="scenes at most")
     fresh: int = Field(16, ge=0, description="scenes that a step adds to those of the step before")
-    learning_rate: Schedule = Field({"0%": 0.0, "5%": 1e-3, "60%": 1e-3, "100%": 2e-5})
+    learning_rate: Scheduled = Field({"0%": 0.0, "5%": 1e-3, "60%": 1e-3, "100%": 2e-5})
     weight_decay: float = Field(0.05, ge=0)
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
 
@@ -130,7 +130,7 @@ class DraftTrainingConfig(Config):
     fresh: int = Field(16, ge=0, description="scenes that a step adds to those of the step before")
     two_d: float = Field(0.15, ge=0, le=1, description="share of the steps that leave the camera out")
     no_text: float = Field(0.1, ge=0, le=1, description="share of scenes whose caption is left out, for guidance")
-    learning_rate: Schedule = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 2e-5})
+    learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 2e-5})
     weight_decay: float = Field(0.05, ge=0)
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the average of the weights, which is kept")
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
@@ -157,7 +157,7 @@ class PriorTrainingConfig(Config):
     timestep_power: float = Field(
         0.9, gt=0, le=2, description="t = T u^this: below 1 favours noise, where shape and colour are decided"
     )
-    learning_rate: Schedule = Field({"0%": 0.0, "1%": 3e-4, "20%": 3e-4, "100%": 1e-5})
+    learning_rate: Scheduled = Field({"0%": 0.0, "1%": 3e-4, "20%": 3e-4, "100%": 1e-5})
     weight_decay: float = Field(0.01, ge=0)
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from bisect import bisect_right
 from typing import Annotated, Any, TypeAlias
 
@@ -48,25 +48,19 @@ def is_step(key: Any) -> bool:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _fail(f"{value!r} is not a number")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
+    if not abs(value) <= sys.float_info.max:
         raise _fail("a value is not finite")
-    return number
+    return float(value)
 
 
 def _step(key: Any) -> int | str:
     """A step as int, or a percent as text in its shortest form ("50%")."""
     percent = _PERCENT.match(key) if isinstance(key, str) else None
+    if percent and float(percent[1]) > 100:
+        raise _fail(f"{key} is more than 100%")
     if percent:
-        if float(percent[1]) > 100:
-            raise _fail(f"{key} is more than 100%")
         return f"{float(percent[1]):g}%"
-    if isinstance(key, str) and _STEP.match(key):
-        return int(key)
-    if is_step(key) and not isinstance(key, str) and key >= 0 and key == int(key):
+    if is_step(key) and (isinstance(key, str) or (key >= 0 and key == int(key))):
         return int(key)
     raise _fail(f"{key!r} is not a step")
 
@@ -75,26 +69,26 @@ def _position(key: int | str) -> float:
     return float(key[:-1]) if isinstance(key, str) else float(key)
 
 
-def _schedule(value: Any) -> float | Points:
+def _scheduled(value: Any) -> float | Points:
     if not isinstance(value, dict):
         return _number(value)
     if not value:
         raise _fail("it is empty")
-    points = [(_step(key), _number(number)) for key, number in value.items()]
-    if len({isinstance(key, str) for key, _ in points}) > 1:
+    points = {_step(key): _number(number) for key, number in value.items()}
+    if len({isinstance(key, str) for key in points}) > 1:
         raise _fail("steps and percents are mixed")
-    if len({key for key, _ in points}) < len(points):
+    if len(points) < len(value):
         raise _fail("a step is given twice")
-    return Points(sorted(points, key=lambda point: _position(point[0])))
+    return Points({key: points[key] for key in sorted(points, key=_position)})
 
 
 # A number (constant), or {step: value}: piecewise linear between the steps, constant outside them. Steps
 # count optimisation steps; "50%" is that share of `trainer.max_steps`. Bounds work: Field(0.98, ge=0, le=1).
-Schedule: TypeAlias = Annotated[Any, BeforeValidator(_schedule)]
+Scheduled: TypeAlias = Annotated[Any, BeforeValidator(_scheduled)]
 
 
 def at(schedule: float | dict, step: int, max_steps: int | None = None) -> float:
-    """The value of a Schedule at optimisation step `step` (>= 0).
+    """The value of a Scheduled at optimisation step `step` (>= 0).
 
     `max_steps` is the length of the run; a schedule in percents needs it (ValueError without).
     """
@@ -108,10 +102,8 @@ def at(schedule: float | dict, step: int, max_steps: int | None = None) -> float
         place = 100.0 * step / max_steps
     positions = [_position(key) for key in keys]
     after = bisect_right(positions, place)
-    if after == 0:
-        return float(values[0])
-    if after == len(positions):
-        return float(values[-1])
+    if after in (0, len(positions)):
+        return float(values[min(after, len(positions) - 1)])
     left, right = positions[after - 1], positions[after]
     low, high = values[after - 1], values[after]
     value = low + (high - low) * ((place - left) / (right - left))
