@@ -118,7 +118,7 @@ def _sabotage(die_at: str, die_after: int, full: list[int], full_as: str) -> Non
 
 def run(
     folder: str,
-    resume: bool | str = False,
+    resume: bool = False,
     max_steps: int = STEPS,
     seconds: float = 0.05,
     pause: float = 0.004,

@@ -31,17 +31,12 @@ class EMA(torch.nn.Module):
     def update(self, model: torch.nn.Module, step: int) -> None:
         """average += (1 - decay(step)) (weights - average); whole numbers are copied."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages: list[torch.Tensor] = []
-        weights: list[torch.Tensor] = []
-        for name, value in model.state_dict().items():
-            average = self.get_buffer(_buffer_name(name))
-            if average.is_floating_point():
-                averages.append(average)
-                weights.append(value.to(average.dtype))
-            else:
-                average.copy_(value)
-        if averages:
-            torch._foreach_lerp_(averages, weights, 1 - decay)
+        averages, now = self.weights(), model.state_dict()
+        floating = [name for name in now if averages[name].is_floating_point()]
+        for name in now.keys() - set(floating):
+            averages[name].copy_(now[name])
+        weights = [now[name].to(averages[name].dtype) for name in floating]
+        torch._foreach_lerp_([averages[name] for name in floating], weights, 1 - decay)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The averaged state_dict, under the model's own names (not copied)."""

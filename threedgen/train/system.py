@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ class System(pl.LightningModule):
         whole: Any = config
         self.seed: int = whole.seed if seed is None else seed
         self.max_steps: int = whole.trainer.max_steps if max_steps is None else max_steps
-        told = config.model_copy(update={"out": None}) if "out" in type(config).model_fields else config
-        self.config_yaml = dump(told) + "".join(f"{name}: {fact}\n" for name, fact in facts.items())
+        placeless = config.model_copy(update={"out": None}) if "out" in type(config).model_fields else config
+        self.config_yaml = dump(placeless) + "".join(f"{name}: {fact}\n" for name, fact in facts.items())
         self.metrics: dict[str, float] = {}
         self.terms: dict[str, float] = {}
 
@@ -60,11 +60,11 @@ class System(pl.LightningModule):
         return self.scheduled(optimizer, *rates)
 
     def scheduled(self, optimizer: torch.optim.Optimizer, *rates: Any) -> dict[str, Any]:
-        """What configure_optimizers returns, for an optimizer whose learning rate is 1.
+        """What configure_optimizers returns, for an optimizer whose learning rate is multiplied by a rate.
 
-        `rates`: a schedule of the config for all groups of parameters, or one for each.
+        `rates`: a schedule of the config, or a function of the step, for all groups of parameters, or one for each.
         """
-        steps: list[Callable[[int], float]] = [partial(at, rate, max_steps=self.max_steps) for rate in rates]
+        steps = [rate if callable(rate) else partial(at, rate, max_steps=self.max_steps) for rate in rates]
         rate: Any = steps if len(steps) > 1 else steps[0]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from threedgen.config import ConfigError, find, load, task_of
 from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.rigs import orbit
+from threedgen.geometry.rigs import orbit, turntable
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import prompts
 from threedgen.representations import march
@@ -34,12 +35,13 @@ from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.callbacks import FiniteGuard
 from threedgen.train.loop import Status, set_threads
 from threedgen.train.task import Task, carry_out, device
+from threedgen.viewer.live import LiveView, Window
+from threedgen.viewer.options import LIVE
 from threedgen.viewer.report import PAGE, write_report
 
-from .outputs import FILES, Run, write_results
+from .outputs import FILES, Run, make_asset, write_results
 from .stages import run_stages, start_from
 from .system import GenerateSystem
-from .watch import watched
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +105,12 @@ def optimise(task: Task, start: Path | None = None) -> Status:
     system = GenerateSystem(config, prior, text, views if config.warm_start.steps else None, cameras)
     if start is not None:
         start_from(system, start)  # a checkpoint, if there is one, comes after it
-    with Interrupts() as interrupts, watched(system, folder, interrupts) as callbacks:
+    with Interrupts() as interrupts, ExitStack() as stack:
+        views: list[LiveView] = []
+        if config.view.enabled:  # the window stays open until the results are made
+            views = [stack.enter_context(closing(live_view(system, folder, interrupts)))]
         times = [task.begun, time.monotonic()]
-        status = task.fit(system, ("opacity", "t"), callbacks, interrupts)
+        status = task.fit(system, ("opacity", "t"), views, interrupts)
         times.append(time.monotonic())
         if status is Status.TERMINATED or not task.leader:
             return status
@@ -114,11 +119,12 @@ def optimise(task: Task, start: Path | None = None) -> Status:
             figures = {"reason": _reason(system)} if failed else write_results(system, folder, notes)
             times.append(time.monotonic())
             parts = zip(("prepare", "optimise", "export"), times[:-1], times[1:], strict=True)
+            asset = [figures["asset"]["file"]] if "asset" in figures else []  # a run that has lost it makes it again
             task.summarise(
                 status,
                 steps=system.trainer.global_step,
                 notes=notes,
-                files=[*_asset_file(figures), PAGE],
+                files=[*asset, PAGE],
                 seconds_of={name: round(end - begun, 2) for name, begun, end in parts},
                 **figures,
             )
@@ -126,9 +132,28 @@ def optimise(task: Task, start: Path | None = None) -> Status:
     return status
 
 
-def _asset_file(figures: dict[str, Any]) -> list[str]:
-    """The asset's file, if there is one: a run that has lost it makes it again."""
-    return [figures["asset"]["file"]] if "asset" in figures else []
+def live_view(system: GenerateSystem, folder: Path, interrupts: Interrupts) -> LiveView:
+    """What shows a run while it optimises, see threedgen.viewer.live."""
+
+    def export() -> Path:
+        place = folder / LIVE / f"{system.trainer.global_step:06d}"
+        return place / next(iter(make_asset(system, place).files))
+
+    return LiveView(system.config.view, lambda: open_window(system), system.pictures, export, interrupts)
+
+
+def open_window(system: GenerateSystem) -> Window:
+    """A page in a browser that begins with the view of the turntable's first picture."""
+    from threedgen.viewer.viser_window import ViserWindow  # optional, see threedgen.config.optional
+
+    config = system.config
+    return ViserWindow(config.prompt, config.view.port, turntable(config.result.turntable, 1))
+
+
+def _reason(system: GenerateSystem) -> str | None:
+    """Why a run was stopped, in a sentence."""
+    callbacks = system.trainer.callbacks  # type: ignore[attr-defined]
+    return next(c.failure for c in callbacks if isinstance(c, FiniteGuard))
 
 
 def check_backends(config: GenerateConfig) -> None:
@@ -140,12 +165,6 @@ def check_backends(config: GenerateConfig) -> None:
     for key, options, modules in (grid, ("march", config.march, march.MODULES)):
         with within(key):
             load_backend(modules, getattr(options, "backend", "auto"), here)
-
-
-def _reason(system: GenerateSystem) -> str:
-    """Why a run was stopped, in a sentence."""
-    guards = [c for c in system.trainer.callbacks if isinstance(c, FiniteGuard)]  # type: ignore[attr-defined]
-    return next((g.failure for g in guards if g.failure), "the loss was no longer a number")
 
 
 def unknown_sides(config: GenerateConfig, prior: Prior) -> list[str]:
@@ -161,12 +180,8 @@ def unknown_sides(config: GenerateConfig, prior: Prior) -> list[str]:
 
 def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:
     """The n texts as embeddings (n, L, D), kept in the run folder: a resumed run must use the very same."""
-    return kept(
-        folder / "text.safetensors",
-        "text",
-        (len(texts), None, None),
-        lambda: prior.encode_prompt(texts),
-    )
+    shape = (len(texts), None, None)
+    return kept(folder / "text.safetensors", "text", shape, lambda: prior.encode_prompt(texts))
 
 
 def preview(config: GenerateConfig, prior: Prior, prompt: str, folder: Path) -> tuple[Tensor | None, Cameras | None]:

@@ -93,12 +93,6 @@ class BaseSystem(AveragedSystem):
         chosen[:fresh] = range(known, known + fresh)
         return chosen
 
-    def text(self, captions: list[str]) -> Tensor:
-        """(N, L, D)"""
-        ids = token_ids(self.prior.tokenizer, captions, self.prior.max_tokens)
-        made: Tensor = self.prior.text_encoder(ids.to(self.device)).last_hidden_state
-        return made
-
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, prior, bank = int(batch), self.options, self.prior, self.bank
         rng, gen = self.numpy_rng(step, "choices"), self.rng(step, "diffusion")
@@ -111,7 +105,8 @@ class BaseSystem(AveragedSystem):
         schedule = prior.schedule.to(self.device)
         with mixed(self.device, o.bf16):
             with torch.no_grad():  # as for Stable Diffusion's, the text encoder has learnt its words before
-                text = self.text(captions)
+                ids = token_ids(prior.tokenizer, captions, prior.max_tokens).to(self.device)
+                text = prior.text_encoder(ids).last_hidden_state
             out = prior.predict(schedule.add_noise(z, noise, t), t, text).float()
         loss = F.mse_loss(out, schedule.target(z, noise, t))
         self.metrics = {"loss_2d": float(loss.detach())}
