@@ -38,7 +38,7 @@ def _toy(width: int, pause: float, nan: list[int], sleep_at: int, config_yaml: s
     import torch
 
     from threedgen.run import seeding
-    from threedgen.train.ema import EMA
+    from threedgen.train.system import EMA
 
     class Toy(pl.LightningModule):
         """Dropout, a schedule, an EMA, a grid that feeds the loss, and draws from every kind of generator."""

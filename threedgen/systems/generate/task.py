@@ -14,6 +14,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError, find, load, task_of
 from threedgen.config.errors import within
+from threedgen.export.run_field import open_field
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit, turntable
@@ -34,13 +35,12 @@ from threedgen.run.text import say
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.callbacks import FiniteGuard
 from threedgen.train.loop import Status, set_threads
-from threedgen.train.task import Task, carry_out, device
+from threedgen.train.task import Stopped, Task, carry_out, device, finished
 from threedgen.viewer.live import LiveView, Window
 from threedgen.viewer.options import LIVE
 from threedgen.viewer.report import PAGE, write_report
 
 from .outputs import FILES, Run, make_asset, write_results
-from .stages import run_stages, start_from
 from .system import GenerateSystem
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def optimise(task: Task, start: Path | None = None) -> Status:
     """Text, preview and training, and what is made of the object."""
     config, folder, prompt = task.config, task.folder, tidy(task.config.prompt)
     if config.stages:
-        start = run_stages(config, folder, task.quiet, run_status)
+        start = run_stages(config, folder, task.quiet)
         set_threads(config.threads)
     check_backends(config)
     prior: Prior
@@ -106,11 +106,11 @@ def optimise(task: Task, start: Path | None = None) -> Status:
     if start is not None:
         start_from(system, start)  # a checkpoint, if there is one, comes after it
     with Interrupts() as interrupts, ExitStack() as stack:
-        views: list[LiveView] = []
+        watchers: list[LiveView] = []
         if config.view.enabled:  # the window stays open until the results are made
-            views = [stack.enter_context(closing(live_view(system, folder, interrupts)))]
+            watchers = [stack.enter_context(closing(live_view(system, folder, interrupts)))]
         times = [task.begun, time.monotonic()]
-        status = task.fit(system, ("opacity", "t"), views, interrupts)
+        status = task.fit(system, ("opacity", "t"), watchers, interrupts)
         times.append(time.monotonic())
         if status is Status.TERMINATED or not task.leader:
             return status
@@ -130,6 +130,47 @@ def optimise(task: Task, start: Path | None = None) -> Status:
             )
             write_report(folder)  # it shows the summary, so it comes last; a run without it is not finished
     return status
+
+
+# --- stages: runs that come before a run, each beginning from the object of the one before ------------------------
+
+
+def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None:
+    """Carries out what is left of the stages of a run; returns the folder of the last. Raises Stopped at an early end.
+
+    Each is a whole run in a folder of its own, RUN/stages/NAME, with its config, checkpoints and pictures; so a run
+    that is stopped in a stage or between two goes on there.
+    """
+    start = None
+    for name in config.stages:
+        place = folder / "stages" / name
+        stage = config.stage(name).model_copy(update={"out": str(place)})
+        if not finished(place, stage.trainer.max_steps):
+            if not quiet:
+                say(f"stage {name}: {place}")
+            stage, resume = runs.begin(stage, name)
+            status = run_status(stage, resume, quiet, start)
+            if status is not Status.FINISHED:
+                raise Stopped(status)
+        start = place
+    return start
+
+
+def start_from(system: GenerateSystem, folder: Path) -> None:
+    """The object of a new run begins as that of the run in `folder`, and so does the background, if it is alike.
+
+    Raises ConfigError if the one cannot become the other.
+    """
+    _, field, _, checkpoint = open_field(folder)
+    system.field.start(field)
+    behind = "background."
+    found = {n.removeprefix(behind): v for n, v in checkpoint["state_dict"].items() if n.startswith(behind)}
+    own: dict[str, Any] = system.background.state_dict()
+    if {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in found.items()}:
+        system.background.load_state_dict(found)
+
+
+# --- what a run is made of -----------------------------------------------------------------------------------------
 
 
 def live_view(system: GenerateSystem, folder: Path, interrupts: Interrupts) -> LiveView:

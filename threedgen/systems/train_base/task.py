@@ -27,7 +27,6 @@ from threedgen.train.task import Task, run_task
 
 from . import system as unets
 from .options import TrainBaseConfig
-from .words import WordsSystem
 
 
 def train(task: Task) -> Status:
@@ -51,7 +50,7 @@ def train(task: Task) -> Status:
     seed_networks(config.seed, "captions")
     tokenizer = train_tokenizer(config.network.max_tokens)
     text = unets.text_encoder(config.network, tokenizer)
-    words = WordsSystem(config.words, config.seed, config.words.max_steps, text, tokenizer, bank)
+    words = unets.WordsSystem(config.words, config.seed, config.words.max_steps, text, tokenizer, bank)
     networks = nn.ModuleDict({"text_encoder": text, "tower": words.tower})
     task.stage("words", networks, lambda: words, "matched")
     text.requires_grad_(False).eval()
