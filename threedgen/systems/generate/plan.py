@@ -81,19 +81,19 @@ def unet_bytes(prior: MetaNetworks, size: int) -> float:
     c, side = prior.unet.config, size // prior.factor
     width = c["encoder_hid_dim"] or c["cross_attention_dim"]
 
-    def predict(images: int) -> torch.Tensor:
-        x = torch.empty(images, c["in_channels"], side, side, device="meta", requires_grad=True)
-        t, text = torch.empty(images, device="meta"), torch.empty(images, TOKENS, width, device="meta")
-        labels = None if prior.unet.class_embedding is None else torch.empty(images, 16, device="meta")
-        return prior.unet(x, t, text, class_labels=labels).sample
+    def predict(n: int) -> Any:
+        labels = None if prior.unet.class_embedding is None else torch.empty(n, 16, device="meta")
+        text = torch.empty(n, TOKENS, width, device="meta")
+        return prior.unet(_meta(n, c["in_channels"], side, side), _meta(n), text, class_labels=labels).sample
 
     return float(graph_bytes(lambda: predict(2)) - graph_bytes(lambda: predict(1)))
 
 
 def vae_bytes(vae: Any, size: int) -> float:
     """Bytes of graph that encoding one picture keeps, in float32, on the meta device."""
+    one, two = (graph_bytes(lambda n=n: vae.encode(_meta(n, 3, size, size))) for n in (1, 2))
+    return float(two - one)
 
-    def encode(images: int) -> Any:
-        return vae.encode(torch.empty(images, 3, size, size, device="meta", requires_grad=True))
 
-    return float(graph_bytes(lambda: encode(2)) - graph_bytes(lambda: encode(1)))
+def _meta(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta", requires_grad=True)
