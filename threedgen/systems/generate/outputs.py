@@ -67,8 +67,8 @@ class Run:
     @property
     def asset(self) -> Path | None:
         """The GLB in asset/: textured, within the triangle budget; its levels of detail and collider lie beside it."""
-        made = read_summary(self.folder).get("asset")
-        return self.file(str(made["file"])) if isinstance(made, dict) and "file" in made else None
+        figures = read_summary(self.folder).get("asset")
+        return self.file(str(figures["file"])) if isinstance(figures, dict) and "file" in figures else None
 
 
 def view_azimuths(options: OrbitCameraConfig) -> NDArray[np.floating]:

@@ -66,8 +66,8 @@ def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False)
     """Carry out a config; returns the exit code.  Asset and page are printed, and the results' folder last."""
     status = run_status(config, resume, quiet)
     if status in (Status.FINISHED, Status.INTERRUPTED):
-        made = Run(Path(str(config.out)), status.value)
-        for name, path in (("asset", made.asset), ("page", made.report)):
+        left = Run(Path(str(config.out)), status.value)
+        for name, path in (("asset", left.asset), ("page", left.report)):
             if path is not None and not quiet:
                 say(f"{name}: {path}")
         say(str(config.out))

@@ -89,7 +89,7 @@ def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int,
     distance = config.distance or (sum(trained.distance) / 2 if trained else 0.0)
     turn = [360 * k / config.views for k in range(config.views)]
     places = [(config.elevation, config.azimuth), *((up, config.azimuth + a) for up in config.rings for a in turn)]
-    elevation, azimuth = torch.deg2rad(torch.tensor(places)).unbind(1)
+    elevation, azimuth = torch.deg2rad(torch.tensor(list(zip(*places, strict=True))))
     c2w = orbit_c2w(elevation, azimuth, torch.full_like(azimuth, distance))
     focal = height * (trained.focal if trained else 1.0)
     if config.fov is not None:
@@ -99,7 +99,7 @@ def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int,
 
 
 def read_picture(path: Path, height: int, width: int) -> Tensor:
-    """(H, W, 3) in [0, 1], in the middle of white of the wanted shape; what is transparent is white."""
+    """(H, W, 3) in [0, 1], in the middle of white of this shape; what is transparent is white."""
     with Image.open(path) as picture:
         cut = picture.convert("RGBA")
     paper = Image.new("RGBA", cut.size, "white")

@@ -92,10 +92,10 @@ class WordsSystem(System):
         z, captions = bank.latents(chosen)[:, 0].to(self.device), bank.captions(chosen)
         ids = token_ids(self.tokenizer, captions, self.max_tokens).to(self.device)
         with mixed(self.device, o.bf16):
-            seen = self.tower(z).float()
-            read = self.text_encoder(ids).pooler_output
-        read = F.normalize(self.project(read.float()), dim=-1)
-        alike = F.normalize(seen, dim=-1) @ read.T * self.log_scale.clamp(max=4.6).exp()
+            pictures = self.tower(z).float()
+            texts = self.text_encoder(ids).pooler_output
+        texts = F.normalize(self.project(texts.float()), dim=-1)
+        alike = F.normalize(pictures, dim=-1) @ texts.T * self.log_scale.clamp(max=4.6).exp()
         same = torch.arange(len(chosen), device=self.device)
         self.metrics = {"matched": float((alike.detach().argmax(1) == same).float().mean())}
         return (F.cross_entropy(alike, same) + F.cross_entropy(alike.T, same)) / 2
