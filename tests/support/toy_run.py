@@ -38,7 +38,7 @@ def _toy(width: int, pause: float, nan: list[int], sleep_at: int, config_yaml: s
     import torch
 
     from threedgen.run import seeding
-    from threedgen.train.ema import EMA
+    from threedgen.train.system import EMA
 
     class Toy(pl.LightningModule):
         """Dropout, a schedule, an EMA, a grid that feeds the loss, and draws from every kind of generator."""
@@ -118,7 +118,7 @@ def _sabotage(die_at: str, die_after: int, full: list[int], full_as: str) -> Non
 
 def run(
     folder: str,
-    resume: bool | str = False,
+    resume: bool = False,
     max_steps: int = STEPS,
     seconds: float = 0.05,
     pause: float = 0.004,

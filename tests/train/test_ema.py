@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from threedgen.train.ema import EMA
+from threedgen.train.system import EMA
 
 
 class Model(torch.nn.Module):

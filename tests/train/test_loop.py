@@ -190,12 +190,11 @@ def test_another_config_is_refused_by_its_keys(tmp_path, run):
     other = CONFIG_YAML.replace("0.01", "0.5").replace("seed: 3", "seed: 4")
     assert run.run(tmp_path, pause=0, max_steps=20, resume=True, config_yaml=other) == 2
     assert "learning_rate: 0.01 -> 0.5" in log(tmp_path) and "seed: 3 -> 4" in log(tmp_path)
-    assert run.run(tmp_path, pause=0, max_steps=20, resume="force", config_yaml=other) == 0
 
 
 def test_another_network_is_refused(tmp_path, run):
     assert run.run(tmp_path, pause=0, max_steps=10) == 0
-    assert run.run(tmp_path, pause=0, resume="force", width=13) == 2
+    assert run.run(tmp_path, pause=0, resume=True, width=13) == 2
     assert "another architecture: net.0.weight is (12, 6) in it and (13, 6) here" in log(tmp_path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -105,25 +105,6 @@ class TrainerConfig(Config):
         "warn", description="deterministic algorithms: true, false, or warn where there is none"
     )
     benchmark: bool = Field(False, description="let cuDNN try its algorithms first")
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for pytorch_lightning.Trainer on an endless stream of steps.
-
-        Progress, logging and checkpoints are our own, so Lightning's are off.
-        """
-        given = self.model_dump()
-        every = given.pop("val_check_interval")
-        return given | {
-            "max_epochs": -1,
-            "val_check_interval": every or None,
-            "limit_val_batches": 1 if every else 0,
-            "check_val_every_n_epoch": None,
-            "num_sanity_val_steps": 0,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-            "logger": False,
-        }
 
 
 class CheckpointConfig(Config):

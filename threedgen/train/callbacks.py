@@ -20,12 +20,37 @@ from threedgen.run.metrics import Metrics
 from threedgen.run.progress import Speed
 
 logger = logging.getLogger(__name__)
-_SAID = 3  # so many skipped steps are reported one by one
+PATIENCE = 10
+_REPORTED = 3  # so many skipped steps are reported one by one
 
 
 def anywhere(trainer: pl.Trainer, flag: bool) -> bool:
     """Is `flag` true on any device? All of them get the same answer; one device alone waits for nothing."""
     return trainer.strategy.reduce_boolean_decision(flag, all=False) if trainer.world_size > 1 else flag
+
+
+class StepCallback(pl.Callback):
+    """Calls `after_step(trainer, module, outputs)` at the end of an optimisation step, which may take several batches.
+
+    `whole`: nothing is left of a step that was begun; nobody can go on from the middle of one.
+    """
+
+    whole = True
+    _step = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.whole = trainer.global_step != self._step
+        self._step = trainer.global_step
+        if self.whole:
+            self.after_step(trainer, pl_module, outputs)
+
+    def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
+        raise NotImplementedError
 
 
 class Seeding(pl.Callback):
@@ -42,21 +67,12 @@ class Seeding(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: int, batch_idx: int
     ) -> None:
         key = seeding.key(self.seed, batch, "global generators", trainer.global_rank)
-        _seed_torch(key, pl_module.device)
+        torch.manual_seed(key)
         np.random.seed(key % 2**32)
         random.seed(key)
 
 
-def _seed_torch(key: int, device: torch.device) -> None:
-    """torch.manual_seed without its detour over devices that are not in use, which formats the stack: 0.3 ms."""
-    torch.default_generator.manual_seed(key)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(key)
-    elif device.type == "mps":
-        torch.mps.manual_seed(key)
-
-
-class StopOnInterrupt(pl.Callback):
+class StopOnInterrupt(StepCallback):
     """Ends the run after the present step, all of its batches, once Ctrl-C or SIGTERM came on any device.
 
     Takes the place of Lightning's handler of SIGTERM while training: that one sends messages to the other
@@ -67,22 +83,18 @@ class StopOnInterrupt(pl.Callback):
     def __init__(self, interrupts: Interrupts) -> None:
         self.interrupts = interrupts
         self.terminated = False
-        self._step = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         self.interrupts.obey_sigterm()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        whole = trainer.global_step != self._step
-        self._step = trainer.global_step
-        if anywhere(trainer, whole and (self.interrupts.stop or self.interrupts.terminated)):
+    def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
+        if anywhere(trainer, self.interrupts.stop or self.interrupts.terminated):
             self.terminated = anywhere(trainer, self.interrupts.terminated)
             trainer.should_stop = True
 
 
-class Logging(pl.Callback):
+class Logging(StepCallback):
     """Writes loss, `module.terms`, `module.metrics` and the step time to `folder`/metrics.jsonl.
 
     Every `every` steps, and metrics.csv at the end. Lightning's `self.log` costs 0.2 to 0.4 ms a call and
@@ -93,25 +105,19 @@ class Logging(pl.Callback):
         self.folder, self.every = folder, every
         self.speed = Speed()
         self._metrics: Metrics | None = None
-        self._last = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero:
             self._metrics = Metrics(self.folder, trainer.global_step)
-        self._last = trainer.global_step
-        self.speed.mark(time.monotonic(), self._last)
+        self.speed.mark(time.monotonic(), trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
         step = trainer.global_step
-        if self._metrics is None or step == self._last or step % self.every:
+        if self._metrics is None or step % self.every:
             return
-        self._last = step
         self.speed.mark(time.monotonic(), step)
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        values = {} if loss is None else {"loss": loss}
-        values |= {**getattr(pl_module, "terms", {}), **getattr(pl_module, "metrics", {})}
+        values = {**outputs, **getattr(module, "terms", {}), **getattr(module, "metrics", {})}
         self._metrics.log(step, values | {"step_seconds": self.speed.seconds_a_step()})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -123,7 +129,7 @@ class Logging(pl.Callback):
             logger.warning("metrics.csv could not be written: %s", error)
 
 
-class Validation(pl.Callback):
+class Validation(StepCallback):
     """Calls `module.validate(step, folder)` every `every` steps, on one device; the run does not notice.
 
     A full disk does not end the run: then the pictures of that step are missing.
@@ -131,19 +137,14 @@ class Validation(pl.Callback):
 
     def __init__(self, every: int, folder: Path) -> None:
         self.every, self.folder = every, folder
-        self._last = -1
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
         step = trainer.global_step
-        validate = getattr(pl_module, "validate", None)
-        if validate is None or step % self.every or step == self._last or not trainer.is_global_zero:
+        if step % self.every or not trainer.is_global_zero:
             return
-        self._last = step
-        with aside(pl_module):
+        with aside(module):
             try:
-                validate(step, self.folder)
+                module.validate(step, self.folder)
             except OSError as error:
                 logger.warning("the pictures of step %d could not be written: %s", step, error)
 
@@ -179,8 +180,8 @@ def nonfinite(module: torch.nn.Module) -> str | None:
     return None
 
 
-class FiniteGuard(pl.Callback):
-    """Skips the optimiser's step when the loss or a gradient is not finite; stops after `patience` in a row.
+class FiniteGuard(StepCallback):
+    """Skips the optimiser's step when the loss or a gradient is not finite; stops after PATIENCE in a row.
 
     The weights are then untouched, so the last good checkpoint and the present weights stay good. The step is
     counted as done: the next one draws other random numbers. The sentence that says why a run was stopped is
@@ -191,8 +192,7 @@ class FiniteGuard(pl.Callback):
     gradient is None, weight decay included: that is how a step is skipped here. All devices decide alike.
     """
 
-    def __init__(self, patience: int = 10) -> None:
-        self.patience = patience
+    def __init__(self) -> None:
         self.in_a_row = 0
         self.skipped = 0
         self.failure: str | None = None
@@ -220,32 +220,28 @@ class FiniteGuard(pl.Callback):
         self.in_a_row += 1
         self.skipped += 1
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.in_a_row == 1 and self.skipped <= _SAID:
-            blame = _blame(pl_module, self._loss_is_finite)
-            logger.warning("step %d skipped: %s", trainer.global_step - 1, blame)
-        if self.in_a_row >= self.patience and not trainer.should_stop:
+    def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
+        if self.in_a_row == 1 and self.skipped <= _REPORTED:
+            logger.warning("step %d skipped: %s", trainer.global_step - 1, self._blame(module))
+        if self.in_a_row >= PATIENCE and not trainer.should_stop:
             self.failure = (
-                f"stopped at step {trainer.global_step}: {_blame(pl_module, self._loss_is_finite)} "
+                f"stopped at step {trainer.global_step}: {self._blame(module)} "
                 f"for {self.in_a_row} steps in a row; the last good checkpoint is kept"
             )
             logger.error(self.failure)
             trainer.should_stop = True
         self._loss_is_finite = True
 
+    def _blame(self, module: Any) -> str:
+        """Which part of the last step was not finite."""
+        if self._loss_is_finite:
+            return "a gradient is not finite"
+        terms: dict[str, Any] = getattr(module, "terms", {})
+        bad = [name for name, value in terms.items() if not torch.isfinite(torch.as_tensor(value)).all()]
+        return f"the loss term {' and '.join(map(repr, bad))} is not finite" if bad else "the loss is not finite"
+
 
 def _finite(tensors: list[torch.Tensor | None]) -> bool:
     """Are all values finite? One norm a tensor and one comparison, so a GPU is waited for only once."""
     norms = torch._foreach_norm([tensor for tensor in tensors if tensor is not None], float("inf"))
     return not norms or bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all())
-
-
-def _blame(module: pl.LightningModule, loss_is_finite: bool) -> str:
-    """Which part of the last step was not finite."""
-    if loss_is_finite:
-        return "a gradient is not finite"
-    terms: dict[str, Any] = getattr(module, "terms", {})
-    bad = [name for name, value in terms.items() if not torch.isfinite(torch.as_tensor(value)).all()]
-    return f"the loss term {' and '.join(map(repr, bad))} is not finite" if bad else "the loss is not finite"

@@ -1,13 +1,26 @@
-"""When a run is saved (by the clock at the end of a step, at its end, on SIGTERM), and which checkpoints it may go on
-from. How they get to the disk: checkpoint_file.py."""
+"""Checkpoints that survive a kill, a full disk and a moved folder, and that are never trusted when read: how they get
+to the disk, when a run is saved (by the clock at the end of a step, at its end, on SIGTERM), and which it may go on
+from.
+
+Two files are kept in a folder, `last.ckpt` and the one before it, `previous.ckpt`. A new one is written
+beside them under another name, forced to the disk, and takes its place by a rename: a process that dies in
+the middle leaves what was there. The format is torch's zip, whose check sums are compared when it is read.
+"""
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import platform
+import re
+import shutil
 import time
+import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numba
@@ -19,47 +32,122 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from threedgen.config import yaml_text
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
-from threedgen.train.callbacks import anywhere, nonfinite
-from threedgen.train.checkpoint_file import LAST, file_names, free_megabytes, latest, read, remove_strays, space, write
-
-__all__ = [
-    "LAST",
-    "AtomicCheckpointIO",
-    "Checkpoint",
-    "file_names",
-    "free_megabytes",
-    "latest",
-    "read",
-    "write",
-]
+from threedgen.train.callbacks import StepCallback, anywhere, nonfinite
 
 logger = logging.getLogger(__name__)
 
+LAST = "last.ckpt"
 CONFIG_KEY = "config_yaml"
 NUMERICS_KEY = "numerics"
+_NEEDED = ("state_dict", "global_step", "loops")
 _SHOWN = 6
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's way to the disk, by `write` and `read`: whoever saves through the Trainer is safe."""
+def file_names(keep: int = 2) -> list[str]:
+    """Names of the kept checkpoints, newest first: last.ckpt, previous.ckpt, previous-2.ckpt, ..."""
+    return [LAST, "previous.ckpt", *(f"previous-{n}.ckpt" for n in range(2, keep))][:keep]
 
-    def __init__(self, keep: int = 2) -> None:
+
+def free_megabytes(folder: Path) -> float:
+    """Free space in MiB of the file system that holds the existing `folder`. Raises OSError."""
+    return shutil.disk_usage(folder).free / 2**20
+
+
+# --- to the disk and back ------------------------------------------------------------------------------
+
+
+def write(checkpoint: dict[str, Any], path: Path, keep: int = 2) -> None:
+    """Puts `checkpoint` at `path`, a last.ckpt, or leaves what was there; the older ones are pushed down.
+
+    Raises OSError, also where torch reports a write that failed as a RuntimeError.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        names = [path.with_name(name) for name in file_names(keep)]
+        for newer, older in reversed(list(pairwise(names))):
+            if newer.exists():
+                os.replace(newer, older)
+        os.replace(temporary, path)
+        runs.sync_folder(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and re.search("inline_container|unexpected pos", str(error)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The checkpoint at `path`, on the CPU; nothing in the file is executed.
+
+    Raises ConfigError, one sentence, for a file that is cut off, changed, foreign or holds Python objects.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+            intact = stored and archive.testzip() is None
+    except Exception:  # a damaged zip raises BadZipFile, EOFError, ValueError, UnicodeDecodeError, ...
+        intact = False
+    if not intact:
+        raise ConfigError(f"{path} is damaged, cut off or not a checkpoint of this program")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|class|function|type) ([\w.]+)", str(error))
+        name = f" ({found.group(1)})" if found else ""
+        raise ConfigError(
+            f"{path} holds Python objects{name}, not only weights: it was not loaded, as that could run code"
+        ) from None
+    except Exception as error:  # torch raises a dozen kinds for damaged files: they all mean this
+        raise ConfigError(f"{path} is damaged and cannot be read ({type(error).__name__})") from None
+    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in _NEEDED):
+        raise ConfigError(f"{path} is not the checkpoint of a run (it may hold plain weights)")
+    return checkpoint
+
+
+def latest(folder: Path, keep: int = 2) -> tuple[Path, dict[str, Any]] | None:
+    """The newest readable checkpoint in `folder` and its content; None if there is no file at all.
+
+    A newer one that cannot be read is passed over with one warning line. Raises ConfigError if none is good.
+    """
+    problem: ConfigError | None = None
+    for path in (folder / name for name in file_names(max(keep, 2))):
+        if not path.exists():
+            continue
+        try:
+            checkpoint = read(path)
+        except ConfigError as error:
+            problem = problem or error
+            continue
+        if problem:
+            logger.warning("%s; going on from %s (step %s)", problem, path.name, checkpoint["global_step"])
+        return path, checkpoint
+    if problem:
+        raise problem
+    return None
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's way to the disk, by `write` and `read`."""
+
+    def __init__(self, keep: int) -> None:
         super().__init__()
         self.keep = keep
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(checkpoint, path, self.keep)
+        write(checkpoint, Path(path), self.keep)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read(Path(path))
 
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
+
+# --- when --------------------------------------------------------------------------------------------------
 
 
-class Checkpoint(pl.callbacks.Checkpoint):
+class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     """Saves `folder`/last.ckpt at the end of a step, every `seconds`, at the end of the run and on SIGTERM.
 
     By time and not by steps, so that the work a kill can cost is bounded on any machine. When to save does
@@ -70,31 +158,18 @@ class Checkpoint(pl.callbacks.Checkpoint):
     The text `module.config_yaml`, if there is one, travels along; no path does.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        seconds: float = 30.0,
-        keep: int = 2,
-        healthy: Callable[[], bool] = lambda: True,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.folder = Path(folder).resolve()
-        self.seconds, self.keep, self.healthy, self.clock = seconds, keep, healthy, clock
+    def __init__(self, folder: Path, seconds: float, healthy: Callable[[], bool]) -> None:
+        self.folder, self.seconds, self.healthy = folder, seconds, healthy
         self._warned: set[str] = set()
-        self._first = True
-        self._saved_at = clock()
-        self._saved_step = self._seen_step = -1
-        self._whole = True  # nothing can resume from half of an accumulated step
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove_strays(self.folder)
+        self._saved_at, self._saved_step = time.monotonic(), -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._saved_at = self.clock()
+        super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero:
+            for stray in self.folder.glob("*.ckpt.*.tmp"):  # left half-written by a process that was killed
+                stray.unlink(missing_ok=True)
+        self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step if trainer.ckpt_path else -1
-        self._seen_step = trainer.global_step
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -102,46 +177,38 @@ class Checkpoint(pl.callbacks.Checkpoint):
         checkpoint[CONFIG_KEY] = str(getattr(pl_module, CONFIG_KEY, ""))
         checkpoint[NUMERICS_KEY] = numerics()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._whole = trainer.global_step != self._seen_step
-        self._seen_step = trainer.global_step
-        due = self._whole and self.clock() - self._saved_at >= self.seconds
-        if anywhere(trainer, due):
-            self.save(trainer, pl_module)
+    def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
+        if anywhere(trainer, time.monotonic() - self._saved_at >= self.seconds):
+            self.save(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.save(trainer, pl_module) and self.healthy() and nonfinite(pl_module) is None:
             raise ConfigError(
-                f"the last state could not be saved in {self.folder} ({space(self.folder)}): "
+                f"the last state could not be saved in {self.folder} ({self._space()}): "
                 "make room there and run the same command again"
             )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException) and self._whole:  # Lightning raises it between two batches
+        if isinstance(exception, SIGTERMException) and self.whole:  # Lightning raises it between two batches
             self.save(trainer, pl_module)
 
     def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
         """Saves now, on all ranks alike; False if there was a reason not to or it failed (said once)."""
-        self._saved_at = self.clock()
+        self._saved_at = time.monotonic()
         if trainer.global_step == self._saved_step:
             return True
         bad = nonfinite(module)
+        if bad is not None:
+            self._warn("nonfinite", f"{bad} is not finite at step {trainer.global_step}: not saved")
         if bad is not None or not self.healthy():
-            if bad is not None:
-                self._warn("nonfinite", f"{bad} is not finite at step {trainer.global_step}: not saved")
             return False
         try:
             trainer.save_checkpoint(self.folder / LAST, weights_only=False)
         except OSError as error:
-            reason = f"{error.strerror} ({space(self.folder)})"
+            reason = f"{error.strerror} ({self._space()})"
             self._warn("disk", f"no checkpoint could be written to {self.folder}: {reason}; going on")
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the ranks that do not write wait
             return False
-        if self._first and trainer.is_global_zero:
-            read(self.folder / LAST)  # what cannot be read back is a fault to be seen now, not on resume
-        self._first = False
         self._saved_step = trainer.global_step
         return True
 
@@ -149,6 +216,13 @@ class Checkpoint(pl.callbacks.Checkpoint):
         if kind not in self._warned:
             logger.warning(message)
         self._warned.add(kind)
+
+    def _space(self) -> str:
+        """Free space as part of a sentence."""
+        try:
+            return f"{free_megabytes(self.folder):.0f} MB free"
+        except OSError:
+            return "the folder is gone"
 
 
 # --- may it be continued here? -------------------------------------------------------------------------
@@ -188,20 +262,19 @@ def numerics() -> dict[str, str]:
 def warn_numerics(checkpoint: dict[str, Any]) -> None:
     """One line if the run goes on under other circumstances: then it may differ in the last bits."""
     before, now = checkpoint.get(NUMERICS_KEY, {}), numerics()
-    other = [name for name in now if before.get(name, now[name]) != now[name]]
-    if other:
-        changes = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in other)
-        logger.warning("results may differ in the last bits from a run without a stop: %s", changes)
+    changes = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    if changes:
+        logger.warning("results may differ in the last bits from a run without a stop: %s", ", ".join(changes))
 
 
 def check_fits(module: torch.nn.Module, checkpoint: dict[str, Any]) -> None:
     """Raises ConfigError if the weights in `checkpoint` have other names or shapes than those of `module`."""
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     stored = {name: tuple(getattr(value, "shape", ())) for name, value in checkpoint["state_dict"].items()}
-    wrong = [name for name in [*wanted, *stored] if wanted.get(name) != stored.get(name)]
+    wrong = [name for name in expected | stored if expected.get(name) != stored.get(name)]
     if wrong:
         name = wrong[0]
         raise ConfigError(
             f"the checkpoint is of another architecture: {name} is {stored.get(name, 'absent')} in it "
-            f"and {wanted.get(name, 'absent')} here ({len(set(wrong))} such tensors)"
+            f"and {expected.get(name, 'absent')} here ({len(wrong)} such tensors)"
         )

@@ -24,7 +24,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numba
 import pytorch_lightning as pl
@@ -72,7 +72,7 @@ def set_threads(count: int | None) -> int:
 
     To be called before the first kernel: the number of threads decides the last bits of sums.
     """
-    count = count or _cores()
+    count = count or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     available = int(vars(numba.config)["NUMBA_NUM_THREADS"])  # set by the library at import
     if count > available:
         logger.warning("numba has %d threads, not the %d asked for (NUMBA_NUM_THREADS)", available, count)
@@ -80,10 +80,6 @@ def set_threads(count: int | None) -> int:
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
     return count
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Steps:
@@ -100,7 +96,7 @@ def fit(
     module: pl.LightningModule,
     config: Any,
     folder: Path | str,
-    resume: bool | Literal["force"] = False,
+    resume: bool = False,
     quiet: bool = False,
     callbacks: Iterable[pl.Callback] = (),
     *,
@@ -109,12 +105,11 @@ def fit(
 ) -> Status:
     """Trains `module` up to config.trainer.max_steps, with checkpoints in `folder`/checkpoints.
 
-    Returns how it ended; after TERMINATED the process should end soon.
-    `config` has `trainer`, `checkpoint`, `seed` and `threads` (threedgen.config.sections). `resume`: go on from the
-    newest good checkpoint, or from the beginning if there is none; "force": even if the config has changed.
-    `metrics`: names in `module.metrics` to show. `interrupts`: the caller's, to obey Ctrl-C afterwards too.
-    Raises ConfigError for a checkpoint that does not fit and for a disk that is full, KeyboardInterrupt at
-    the second Ctrl-C.
+    Returns how it ended; after TERMINATED the process should end soon. `config` has `trainer`, `checkpoint`, `seed` and
+    `threads` (threedgen.config.sections). `resume`: go on from the newest good checkpoint, or from the beginning if
+    there is none. `metrics`: names in `module.metrics` to show. `interrupts`: the caller's, to obey Ctrl-C afterwards
+    too. Raises ConfigError for a checkpoint that does not fit and for a disk that is full, KeyboardInterrupt at the
+    second Ctrl-C.
     """
     silence_lightning()
     set_threads(config.threads)
@@ -123,8 +118,7 @@ def fit(
     checkpoints = folder / CHECKPOINTS
     path = _go_on_from(module, checkpoints, config.checkpoint.keep, resume)
     _check_space(module, checkpoints, config.checkpoint.keep)
-    guard = FiniteGuard()
-    every = config.trainer.val_check_interval
+    guard, every = FiniteGuard(), config.trainer.val_check_interval
     with interrupts or Interrupts() as heard, _determinism_restored():
         stop = StopOnInterrupt(heard)
         trainer = _trainer(
@@ -138,7 +132,7 @@ def fit(
                 *([Validation(every, folder)] if every else []),
                 stop,
                 Progress(metrics=metrics, quiet=quiet),
-                Checkpoint(checkpoints, config.checkpoint.seconds, config.checkpoint.keep, lambda: guard.healthy),
+                Checkpoint(checkpoints, config.checkpoint.seconds, lambda: guard.healthy),
             ],
         )
         if _terminated(trainer, module, path) or stop.terminated:
@@ -148,26 +142,20 @@ def fit(
     return Status.FINISHED if trainer.global_step >= trainer.max_steps else Status.INTERRUPTED
 
 
-def _go_on_from(
-    module: pl.LightningModule, checkpoints: Path, keep: int, resume: bool | Literal["force"]
-) -> Path | None:
+def _go_on_from(module: pl.LightningModule, checkpoints: Path, keep: int, resume: bool) -> Path | None:
     """The checkpoint to resume from. Raises ConfigError if it does not fit, or if none is wanted."""
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{checkpoints} cannot be made: {error.strerror}") from None
-    if not resume:
-        if any(checkpoints.glob("*.ckpt")):
-            raise ConfigError(f"{checkpoints.parent} holds a run already: resume it or choose another folder")
-        return None
+    if not resume and any(checkpoints.glob("*.ckpt")):
+        raise ConfigError(f"{checkpoints.parent} holds a run already: resume it or choose another folder")
     found = latest(checkpoints, keep)
     if found is None:
         return None
     path, checkpoint = found
-    if resume != "force":
-        check_config(checkpoint, str(getattr(module, CONFIG_KEY, "")))
-    if module.strict_loading:
-        check_fits(module, checkpoint)
+    check_config(checkpoint, str(getattr(module, CONFIG_KEY, "")))
+    check_fits(module, checkpoint)
     warn_numerics(checkpoint)
     return path
 
@@ -183,21 +171,24 @@ def _check_space(module: torch.nn.Module, folder: Path, keep: int) -> None:
 
 
 def _trainer(config: Any, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """A Trainer without Lightning's own logging, progress, validation loop and requeueing."""
+    """A Trainer on an endless stream of steps, without Lightning's own logging, progress, validation and requeueing."""
     plugins: list[Any] = [AtomicCheckpointIO(config.checkpoint.keep)]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
-    own = {
-        "callbacks": callbacks,
-        "plugins": plugins,
-        "default_root_dir": str(folder),
-        "enable_checkpointing": True,  # only ours is in the list
-        "use_distributed_sampler": False,
-        "limit_val_batches": 0,
-        "val_check_interval": None,
-        "check_val_every_n_epoch": 1,
-    }
-    return pl.Trainer(**config.trainer.arguments() | own)
+    return pl.Trainer(
+        **config.trainer.model_dump(exclude={"val_check_interval"}),
+        callbacks=callbacks,
+        plugins=plugins,
+        default_root_dir=str(folder),
+        max_epochs=-1,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=True,  # only ours is in the list
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+    )
 
 
 def _terminated(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> bool:

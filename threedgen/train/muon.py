@@ -7,7 +7,7 @@ one optimizer has both kinds of parameters, so that one schedule and one checkpo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -43,11 +43,10 @@ class Muon(torch.optim.Optimizer):
         super().__init__([g for g in groups if g["params"]], defaults)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
+        """Makes a step; `closure` computes the gradients, as Lightning gives it, and its result is returned."""
+        with torch.enable_grad():
+            loss = closure()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:

@@ -1,11 +1,10 @@
 """How the task of a run starts, goes on and ends: the same for all of them.
 
-    def run(config, resume=None, quiet=False) -> int:
-        return run_task(work, config, resume, quiet, result="prior", files=("prior/model_index.json",))
-
     def work(task: Task) -> Status:
         ...
         return task.train(system, metrics=("loss",))
+
+    run = partial(run_task, work, result="prior", files=("prior/model_index.json",))
 
 A run that is finished already is not begun again; Ctrl-C leaves results of what was learnt so far; the place of the
 result is the last line on stdout, and the exit code says how it ended.
@@ -53,17 +52,6 @@ class Task:
         self.folder, self.begun = Path(str(config.out)), time.monotonic()
         self.leader = True  # of all processes; known when a training has begun
 
-    @property
-    def finished(self) -> bool:
-        """Does the folder hold the results of this run, all of them?"""
-        trainer = getattr(self.config, "trainer", None)
-        return self.resume and finished(self.folder, trainer.max_steps if trainer else None)
-
-    def begin(self) -> None:
-        """What comes before the first kernel: the number of threads, and a quiet Lightning."""
-        silence_lightning()
-        set_threads(self.config.threads)
-
     def load_prior(self) -> Any:
         """The prior of the config on the device of the run; its weights are named first. Raises ConfigError."""
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
@@ -81,16 +69,8 @@ class Task:
         interrupts: Interrupts | None = None,
     ) -> Status:
         """Trains a system; where there are results to be made, it is then back on its device, in eval mode."""
-        status = fit(
-            system,
-            self.config,
-            self.folder,
-            resume=self.resume,
-            quiet=self.quiet,
-            metrics=metrics,
-            callbacks=callbacks,
-            interrupts=interrupts,
-        )
+        words: Any = {"metrics": metrics, "callbacks": callbacks, "interrupts": interrupts}
+        status = fit(system, self.config, self.folder, self.resume, self.quiet, **words)
         self.leader = system.trainer.is_global_zero
         if self.leader and status in (Status.FINISHED, Status.INTERRUPTED):
             system.eval().to(device(self.config.trainer.accelerator))  # Lightning leaves it on the CPU
@@ -141,7 +121,7 @@ class Task:
             learner = system()
         trainer = self.config.trainer.model_copy(update={"max_steps": learner.max_steps, "val_check_interval": 200})
         own = self.config.model_copy(update={"trainer": trainer})
-        status = fit(learner, own, folder, resume=self.resume, quiet=self.quiet, metrics=(metric,))
+        status = fit(learner, own, folder, self.resume, self.quiet, metrics=(metric,))
         if status is not Status.FINISHED:
             raise Stopped(status)
         network.cpu().eval()
@@ -167,18 +147,19 @@ def run_task(
     """Carries out a config by `work`, unless it is finished already; says where `result` is; returns the exit code."""
     task = Task(config, resume, quiet, files)
     status = carry_out(work, task)
-    place = task.folder / result
-    if task.leader and status in (Status.FINISHED, Status.INTERRUPTED) and place.exists():
-        say(str(place))
+    if task.leader and status in (Status.FINISHED, Status.INTERRUPTED) and (task.folder / result).exists():
+        say(str(task.folder / result))
     return status.exit_code
 
 
 def carry_out(work: Callable[[Task], Status], task: Task, hint: str = "") -> Status:
     """The same without a word on stdout; how it ended. `hint` is added to the line on a run that is finished."""
-    if task.finished:
+    trainer = getattr(task.config, "trainer", None)
+    if task.resume and finished(task.folder, trainer.max_steps if trainer else None):
         logger.warning("%s is finished already; its files are as they were%s", task.folder, hint)
         return Status.FINISHED
-    task.begin()
+    silence_lightning()
+    set_threads(task.config.threads)  # before the first kernel
     try:
         return work(task)
     except Stopped as stop:

@@ -167,13 +167,13 @@ def test_each_picture_of_the_class_is_learnt_with_its_own_words(tmp_path: Path) 
     system = system_of(
         tmp_path, tiny_prior(), "tuning.preservation=images", "tuning.class_images=2", said, others=Shown(others)
     )
-    assert system.class_prompts == ["a dog", "a dog wearing a hat"]
+    assert system.config.class_prompts == ["a dog", "a dog wearing a hat"]
     seen, denoising = set(), system.denoising
 
     def spied(shown: Shown, prompt: str, rng: torch.Generator) -> torch.Tensor:
-        if prompt != system.prompt:
+        if prompt != system.config.prompt:
             found = {k for k, other in enumerate(others) for picture in shown.rgb if torch.equal(picture, other)}
-            assert found == {system.class_prompts.index(prompt)}
+            assert found == {system.config.class_prompts.index(prompt)}
             seen.update(found)
         return denoising(shown, prompt, rng)
 

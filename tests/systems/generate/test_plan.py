@@ -14,7 +14,7 @@ from tests.support.tiny_prior import drafting_prior, tiny_prior
 from threedgen import cli, config
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.systems.generate import plan as module
-from threedgen.systems.generate.plan import Stage, samples_of, stages_of, vae_bytes
+from threedgen.systems.generate.plan import vae_bytes
 
 
 def tiny(folder: Path, **values: Any) -> Path:
@@ -37,13 +37,7 @@ def test_it_says_what_would_run_and_leaves_no_trace(
     lines = dict(line.split(": ", 1) for line in out.splitlines()[:-1])
     assert lines["would generate"] == "a red dog" and lines["device"].startswith("cpu, 1 threads")
     assert str(prior_folder()) in lines["weights"] and len(lines["weights"].rpartition(" ")[2]) == 65
-    stages = [line for line in out.splitlines() if line.startswith("steps ")]
-    assert stages == [
-        "steps 3 to 7: 2 views of 8 px",
-        "steps 8 to 11: 2 views of 12 px",
-        "steps 12 to 15: 4 views of 12 px",
-    ]
-    assert "two passes, 400 samples at a time" in lines["render"] and lines["memory"].startswith("about 0.0 GB")
+    assert lines["memory"].startswith("about 0.0 GB (prior") and "graph of the render" in lines["memory"]
     assert out.splitlines()[-1] == "nothing was run or written"
 
 
@@ -86,7 +80,7 @@ def test_released_weights_that_are_not_here_are_planned_with_and_then_said_to_be
     assert lines["would generate"] == "an astronaut riding a horse"
     how = f"`hf download MVDream/MVDream {NAMES[kind]}` fetches it"
     assert lines["weights"] == f"{NAMES[kind]}, not on this machine yet; {how}"
-    assert "pictures of 256 px" in lines["prior"] and "GB (prior" in lines["memory"]
+    assert "GB (prior" in lines["memory"]
     assert output.err.count("\n") == 1 and output.err.startswith(f"prior.weights: '{NAMES[kind]}' is neither a file")
     assert not list(tmp_path.iterdir())
 
@@ -114,11 +108,18 @@ def test_another_task_has_no_estimate(capsys: pytest.CaptureFixture[str]) -> Non
     assert "generate" in capsys.readouterr().err
 
 
-def test_stages_are_cut_where_something_changes(tmp_path: Path) -> None:
-    made = config.load("mvdream-sd21", ["prompt=a"])
-    assert stages_of(made) == [Stage(0, 4999, 64, 8), Stage(5000, 9999, 256, 4)]
-    warm = config.load(tiny(tmp_path), ["trainer.max_steps=3"])
-    assert stages_of(warm) == [], "only sampled views are fitted"
+def test_the_largest_step_is_counted(tmp_path: Path) -> None:
+    """The renders of the tiny config grow from 8 to 12 pixels and from 2 to 4 of them; a warm start alone has none."""
+
+    def needed(*words: str) -> dict[str, float]:
+        return module.memory(config.load(tiny(tmp_path), ["march.chunk=null", *words]), torch.device("cpu"))
+
+    whole, begun, warm = needed(), needed("size=8", "scenes_per_step=1"), needed("trainer.max_steps=3")
+    name = "graph of the render"
+    assert whole[name] == pytest.approx(begun[name] * (4 * 12**2) / (2 * 8**2)) and warm[name] == 0
+    assert whole["graph of the VAE"] == 2 * begun["graph of the VAE"]
+    assert needed("march.chunk=400")[name] < whole[name]
+    assert "graph of the UNet" in needed("distillation={name: vsd}") and "graph of the UNet" not in whole
 
 
 @pytest.mark.parametrize("drafting", [False, True])
@@ -137,14 +138,3 @@ def test_the_graph_of_the_vae_is_counted_without_computing_it() -> None:
     small, large = vae_bytes(vae, 16), vae_bytes(vae, 32)
     assert small > 16 * 16 * 32 * 4 * 4, "four layers of 32 channels at the least"
     assert large == pytest.approx(4 * small, rel=0.2)
-
-
-def test_samples_are_extrapolated_from_a_small_render(tmp_path: Path) -> None:
-    system = module._system(config.load(tiny(tmp_path), ["march.samples=40"]))
-    guess = samples_of(system, Stage(4, 4, 64, 2))
-    rig = module.sample_multiview(
-        system.config.camera, module.generator(0, 4, "cameras"), 4, n_groups=1, height=64, width=64
-    )
-    with torch.no_grad():
-        truth = len(system.render(rig.cameras, 4, training=True, grad=False).samples)
-    assert guess == pytest.approx(truth, rel=0.1)

@@ -29,9 +29,9 @@ from threedgen.guidance.threedim.latents import LatentPairs
 from threedgen.guidance.threedim.logsnr import add_noise, target
 from threedgen.run.metrics import read_summary
 from threedgen.systems.novel_view import task as train
-from threedgen.systems.novel_view.gap import Pairs, gap_test
+from threedgen.systems.novel_view.gap import Pairs, gap_test, write_gaps
 from threedgen.systems.novel_view.options import TrainThreeDiMConfig
-from threedgen.systems.novel_view.system import PairSystem, pair_loss, rate_share, write_gaps
+from threedgen.systems.novel_view.system import PairSystem, pair_loss, rate_share
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STEPS = TINY_THREEDIM["trainer"]["max_steps"]

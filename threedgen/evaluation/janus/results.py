@@ -19,7 +19,7 @@ from threedgen.evaluation.metrics.figures import Share, share
 from threedgen.geometry.images import write_png
 from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import read_json
-from threedgen.train.checkpoint_file import LAST
+from threedgen.train.checkpoint import LAST
 
 from .coloured_mesh import centred, read_mesh
 from .meter import Meter, Visible, view_labels

@@ -82,8 +82,8 @@ class MVDreamBoothConfig(RunConfig):
     @property
     def class_prompts(self) -> list[str]:
         """What pictures of the class are drawn of: no more prompts than pictures."""
-        said = [text.replace("{class}", self.class_prompt) for text in self.tuning.class_prompts]
-        return said[: self.tuning.class_images]
+        texts = self.tuning.class_prompts[: self.tuning.class_images]
+        return [text.replace("{class}", self.class_prompt) for text in texts]
 
     @property
     def class_prompt(self) -> str:

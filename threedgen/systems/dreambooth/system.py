@@ -30,7 +30,7 @@ from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.seeding import generator
 from threedgen.train.system import System, stratified
 
-from .options import LoRAConfig, MVDreamBoothConfig
+from .options import MVDreamBoothConfig
 
 VIEWS = 4
 
@@ -69,11 +69,6 @@ class Shown(NamedTuple):
         return Shown(self.rgb[chosen], None if self.drafts is None else self.drafts[chosen])
 
 
-def lora_of(unet: nn.Module, options: LoRAConfig, rng: torch.Generator) -> LoRA:
-    """Low-rank terms that begin with the deviation of torch's own linear layers, as those of peft do."""
-    return LoRA(unet, options.rank, rng, options.alpha / options.rank, lambda wide: (3 * wide) ** -0.5)
-
-
 def table_of(prior: MVDream) -> Tensor:
     """The text encoder's rows of its tokens: (words, D)."""
     embeddings: Any = prior.text_encoder.get_input_embeddings()
@@ -95,15 +90,17 @@ class DreamBoothSystem(System):
     ) -> None:
         super().__init__(config, base=base)
         self.config, self.options = config, config.tuning
-        self.base, self.prompt, self.class_prompt = base, config.prompt, config.class_prompt
-        self.class_prompts = config.class_prompts
+        self.base = base
         self.number = int(prior.tokenizer.convert_tokens_to_ids(config.identifier))
         self.word = nn.Parameter(table_of(prior)[self.number].detach().clone())
         self.originals: dict[str, Tensor] = {}
         self.lora: LoRA | None = None
         if self.options.preservation == "lora":
             prior.unet.requires_grad_(False)
-            self.lora = lora_of(prior.unet, self.options.lora, generator(self.seed, 0, "lora"))
+            rank, scale = self.options.lora.rank, self.options.lora.alpha / self.options.lora.rank
+            # the deviation of torch's own linear layers, as that of peft's
+            rng = generator(self.seed, 0, "lora")
+            self.lora = LoRA(prior.unet, rank, rng, scale, lambda wide: (3 * wide) ** -0.5)
             self.lora.attach(prior.unet)
         else:
             prior.unet.requires_grad_(True)
@@ -151,13 +148,14 @@ class DreamBoothSystem(System):
         o, photos, others = self.options, self.photos, self.others
         rng = self.rng(int(batch), "subject")
         shown = photos.of(torch.randint(len(photos.rgb), (o.batch,), generator=rng))
-        loss = self.denoising(shown._replace(rgb=augment(shown.rgb, rng, o.augment)), self.prompt, rng)
+        loss = self.denoising(shown._replace(rgb=augment(shown.rgb, rng, o.augment)), self.config.prompt, rng)
         self.metrics = {"loss_subject": float(loss.detach())}
         if others is not None:
-            count = len(self.class_prompts)
-            said = int(torch.randint(count, (1,), generator=rng))
-            chosen = said + count * torch.randint(len(others.rgb[said::count]), (o.batch,), generator=rng)
-            kept = self.denoising(others.of(chosen), self.class_prompts[said], rng)
+            prompts = self.config.class_prompts
+            count = len(prompts)
+            drawn = int(torch.randint(count, (1,), generator=rng))
+            chosen = drawn + count * torch.randint(len(others.rgb[drawn::count]), (o.batch,), generator=rng)
+            kept = self.denoising(others.of(chosen), prompts[drawn], rng)
             self.metrics["loss_class"] = float(kept.detach())
             loss = loss + o.weight * kept
         elif o.preservation in ("l1", "l2"):
@@ -183,13 +181,14 @@ class DreamBoothSystem(System):
 
     def validate(self, step: int, folder: Path) -> None:
         """samples/000100.png: four views of the subject, then four of its class from the same noise."""
-        rows = torch.cat([self.views(self.prompt), self.views(self.class_prompt)])
-        labels = [self.prompt] * VIEWS + [self.class_prompt] * VIEWS
+        prompts = self.config.prompt, self.config.class_prompt
+        labels = [prompt for prompt in prompts for _ in range(VIEWS)]
+        rows = torch.cat([self.views(prompt) for prompt in prompts])
         write_png(folder / "samples" / f"{step:06d}.png", grid(readable(rows), 2 * VIEWS, labels))
 
     def write(self, path: Path) -> None:
         """The difference from the base, or the low-rank terms, and the identifier."""
-        card = {"identifier": self.config.identifier, "prompt": self.prompt, "base": self.base}
+        card = {"identifier": self.config.identifier, "prompt": self.config.prompt, "base": self.base}
         if self.lora is not None:
             card |= {"kind": "lora", "scale": repr(self.lora.scale)}
             changes = subject_weights.low_rank(self.lora.names, self.lora.down, self.lora.up)

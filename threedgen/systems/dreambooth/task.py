@@ -10,6 +10,7 @@ RUN/personalisation.safetensors   the result
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,10 @@ from .system import DreamBoothSystem, Shown
 
 RESULT = "personalisation.safetensors"
 FILES = (RESULT, "photos.png")
-"""What a run makes."""
-
-
-def run(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Tune, or go on tuning; returns the exit code."""
-    return run_task(tune, config, resume, quiet, result=RESULT, files=FILES)
 
 
 def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> Status:
-    """The same; how it ended."""
+    """Carries out a config without a word on stdout; how it ended."""
     return carry_out(tune, Task(config, resume, quiet, FILES))
 
 
@@ -123,3 +118,6 @@ def anywhere(rng: torch.Generator) -> Tensor:
     """c2w (1, 4, 4) from a random side, at most 30 degrees above the horizon."""
     azimuth, elevation = 360 * torch.rand(1, generator=rng), 30 * torch.rand(1, generator=rng)
     return look_from(elevation, azimuth)
+
+
+run = partial(run_task, tune, result=RESULT, files=FILES)

@@ -1,4 +1,4 @@
-"""What a generate run leaves behind: turntable, views, mesh, summary; and the object that Python gets back."""
+"""What a generate run leaves behind: turntable, views, mesh, game-ready asset; and the object that Python gets back."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from threedgen.config import config_hash
+from threedgen.config.errors import in_a_line
 from threedgen.config.sections import OrbitCameraConfig
+from threedgen.export.asset import ExportedAsset
 from threedgen.export.files.glb import save_glb
 from threedgen.export.options import FOLDER
-from threedgen.export.run_field import view_of
+from threedgen.export.run_field import RunField, view_of
 from threedgen.export.shape.from_field import FieldView, surface_of
 from threedgen.export.shape.opacity import EmptyField
+from threedgen.export.task import export, save
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, to_uint8, write_mp4, write_png
 from threedgen.geometry.rigs import turntable
 from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import read_summary
+from threedgen.run.text import visible
 from threedgen.systems.generate.options import ResultConfig
 
-from .asset import write_asset
 from .system import GenerateSystem
 
 logger = logging.getLogger(__name__)
@@ -38,6 +41,10 @@ FILES = ("preview.png", "turntable.mp4", "views.png", "views.npz", "mesh.glb")
 """What a run makes, as far as it can."""
 
 
+def _file(name: str, about: str) -> Any:
+    return property(lambda run: run.file(name), doc=f"{name}: {about}")
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder and its files; a file that the run could not make is None."""
@@ -45,45 +52,23 @@ class Run:
     folder: Path
     status: str
 
+    preview = _file("preview.png", "the views that the prior sampled from the prompt")
+    turntable = _file("turntable.mp4", "one turn around the result")
+    views = _file("views.png", "eight sides of the result")
+    mesh = _file("mesh.glb", "vertex colours, +Y up, front +Z")
+    report = _file("report.html", "all of it on one page")
+    summary = _file("summary.json", "time, memory, versions, seed")
+
     def file(self, name: str) -> Path | None:
+        """The file of this name in the folder, if there is one."""
         path = self.folder / name
         return path if path.exists() else None
 
     @property
-    def mesh(self) -> Path | None:
-        """mesh.glb: vertex colours, +Y up, front +Z."""
-        return self.file("mesh.glb")
-
-    @property
     def asset(self) -> Path | None:
         """The GLB in asset/: textured, within the triangle budget; its levels of detail and collider lie beside it."""
-        told = read_summary(self.folder).get("asset")
-        return self.file(str(told["file"])) if isinstance(told, dict) and "file" in told else None
-
-    @property
-    def turntable(self) -> Path | None:
-        """turntable.mp4"""
-        return self.file("turntable.mp4")
-
-    @property
-    def views(self) -> Path | None:
-        """views.png: eight sides of the result."""
-        return self.file("views.png")
-
-    @property
-    def preview(self) -> Path | None:
-        """preview.png: the views that the prior sampled from the prompt."""
-        return self.file("preview.png")
-
-    @property
-    def report(self) -> Path | None:
-        """report.html: all of it on one page."""
-        return self.file("report.html")
-
-    @property
-    def summary(self) -> Path | None:
-        """summary.json: time, memory, versions, seed."""
-        return self.file("summary.json")
+        figures = read_summary(self.folder).get("asset")
+        return self.file(str(figures["file"])) if isinstance(figures, dict) and "file" in figures else None
 
 
 def view_azimuths(options: OrbitCameraConfig) -> NDArray[np.floating]:
@@ -133,9 +118,47 @@ def write_mesh(
     try:
         mesh = surface_of(view, resolution)
     except EmptyField as error:
-        notes.append(str(error))
-        logger.warning("%s", error)
+        _note(notes, str(error))
         (folder / "mesh.glb").unlink(missing_ok=True)  # of an earlier, shorter part of the run
         return {}
     save_glb(mesh, folder / "mesh.glb", provenance)
     return {"vertices": len(mesh.vertices), "triangles": len(mesh.faces)}
+
+
+def make_asset(system: GenerateSystem, folder: Path) -> ExportedAsset:
+    """Writes the asset of the field as it is now into `folder`. Raises ConfigError; a low budget is no error."""
+    config = system.config
+    view = view_of(system.field, system.occupancy, config.march, system.device)
+    asset = export(RunField(view, config, system.trainer.global_step), config.export, nearest_budget=True)
+    save(asset, folder, config.export)
+    return asset
+
+
+def write_asset(system: GenerateSystem, folder: Path, notes: list[str]) -> dict[str, Any]:
+    """Writes folder/asset; returns figures for the summary.
+
+    The run is done, so whatever stands in the way of its asset (a full field, a strict check, a full disk, Ctrl-C, a
+    fault in a library) is one note and no error, and there is no asset; a budget that the shape does not allow becomes
+    the nearest.
+    """
+    try:
+        asset = make_asset(system, folder / FOLDER)
+    except (Exception, KeyboardInterrupt) as error:
+        logger.debug("no asset", exc_info=error)
+        _note(notes, f"no asset: {in_a_line(error)} (launch.py --config export run={folder} tries again)")
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)  # half of it, or that of an earlier, shorter part of the run
+        return {}
+    for text in asset.notes + asset.problems:
+        _note(notes, f"asset: {text}")
+    return {
+        "asset": {
+            "file": f"{FOLDER}/{next(iter(asset.files))}",
+            "levels": asset.figures["levels"],
+            "seconds": round(sum(asset.seconds.values()), 2),
+        }
+    }
+
+
+def _note(notes: list[str], text: str) -> None:
+    notes.append(text)
+    logger.warning("%s", visible(text))

@@ -7,6 +7,8 @@ by (seed, step, purpose), so a resumed run goes on exactly.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from threedgen.config import ConfigError, at, registry
+from threedgen.config import at, registry
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit, sample_multiview
@@ -72,14 +74,8 @@ class GenerateSystem(System):
         self.register_buffer("views", views, persistent=False)
         self.view_cameras: Any = view_cameras
         self.hold(prior=prior)
-        self.distill: Any = registry.build(
-            "distillation",
-            config.distillation,
-            prior.schedule,
-            self.max_steps,
-            prior,
-            generator(config.seed, 0, "distillation parameters"),
-        )
+        learning = (prior.schedule, self.max_steps, prior, generator(config.seed, 0, "distillation parameters"))
+        self.distill: Any = registry.build("distillation", config.distillation, *learning)
         self.chunks: dict[str, int] = {}
         self.again = False
         self.held: int | None = None  # samples whose graph the last render held
@@ -112,14 +108,14 @@ class GenerateSystem(System):
     def fit_views(self, step: int) -> tuple[dict[str, float], Tensor]:
         """Warm start: renders should equal the sampled views."""
         size = self.config.warm_start.size
-        seen = self.render(self.view_cameras.with_size(size, size), step, training=False, grad=True)
-        wanted = F.interpolate(self.views.permute(0, 3, 1, 2), (size, size), mode="area").permute(0, 2, 3, 1)
+        result = self.render(self.view_cameras.with_size(size, size), step, training=False, grad=True)
+        expected = F.interpolate(self.views.permute(0, 3, 1, 2), (size, size), mode="area").permute(0, 2, 3, 1)
         # what the samples show at the border is their background
-        grey = wanted[:, :2].mean((1, 2))[:, None, None]
-        rgb = seen.rgb_fg.view(wanted.shape) + grey * (1 - seen.opacity.view(*wanted.shape[:3], 1))
-        loss = F.mse_loss(rgb, wanted) * 10
+        grey = expected[:, :2].mean((1, 2))[:, None, None]
+        rgb = result.rgb_fg.view(expected.shape) + grey * (1 - result.opacity.view(*expected.shape[:3], 1))
+        loss = F.mse_loss(rgb, expected) * 10
         # fog in the colour of the background fits the views as well as nothing does: hence the second one
-        clear = 0.01 * losses.opaque(seen.opacity) + 0.1 * losses.sparsity(seen.opacity)
+        clear = 0.01 * losses.opaque(result.opacity) + 0.1 * losses.sparsity(result.opacity)
         return {"loss_views": loss.item()}, loss + clear
 
     def distillation_loss(self, step: int) -> tuple[dict[str, float], Tensor]:
@@ -130,42 +126,34 @@ class GenerateSystem(System):
         weights = {name: at(getattr(c.loss, name), step, self.max_steps) for name in type(c.loss).model_fields}
         shape = c.guidance_input == "normal"
         normals = shape or weights["orientation"] > 0
-        seen = self.render(rig.cameras, step, light=rig.light, training=True, grad=True, normals=normals)
-        rgb: Any = seen.normal if shape else seen.rgb
-        rgb = rgb.view(len(rig.cameras), size, size, 3)
-
-        latents = self.prior.encode_images(rgb, self.rng(step, "posterior"))
+        result = self.render(rig.cameras, step, light=rig.light, training=True, grad=True, normals=normals)
+        rgb: Any = result.normal if shape else result.rgb
+        latents = self.prior.encode_images(rgb.view(len(rig.cameras), size, size, 3), self.rng(step, "posterior"))
         c2w = rig.cameras.c2w.to(self.device)
-        camera = self.prior.camera(c2w) if c.views_per_scene > 1 else None
         texts = view_text(self.text, rig, c.view_prompts)
+        camera = self.prior.camera(c2w) if c.views_per_scene > 1 else None
         pair = texts.cond, texts.uncond
         given = Conditions(pair, camera, c.views_per_scene, texts.negatives, self.text[:1], c2w)
         distilled, logs = self.distill(latents, self.prior.denoise, given, step, self.rng(step, "distillation"))
-        terms = {"distillation": distilled} | self.regularisers(seen, weights)
+        terms = {"distillation": distilled} | self.regularisers(result, weights)
         loss = sum(weights[name] * value for name, value in terms.items())
         self.metrics = {name: float(value) for name, value in logs.items()}
-        self.metrics["opacity"] = float(seen.opacity.detach().mean())
+        self.metrics["opacity"] = float(result.opacity.detach().mean())
         return {name: value.item() for name, value in terms.items()}, loss
 
-    def regularisers(self, seen: Render, weights: dict[str, float]) -> dict[str, Tensor]:
-        """The terms whose weight is not zero at this step."""
-        terms: dict[str, Tensor] = {}
-        if weights["orientation"]:
-            assert seen.away is not None
-            terms["orientation"] = losses.orientation(seen.away, seen.opacity)
-        if weights["sparsity"]:
-            terms["sparsity"] = losses.sparsity(seen.opacity)
-        if weights["opaque"]:
-            terms["opaque"] = losses.opaque(seen.opacity)
-        if weights["z_variance"]:
-            terms["z_variance"] = losses.z_variance(seen.z_variance, seen.opacity)
-        if weights["eikonal"]:
-            assert seen.eikonal is not None
-            terms["eikonal"] = losses.eikonal(seen.eikonal, len(seen.samples))
-        for name in ("normal_consistency", "laplacian"):
-            if seen.surface is not None and weights[name]:
-                terms[name] = getattr(mesh_losses, name)(*seen.surface)
-        return terms
+    def regularisers(self, result: Any, weights: dict[str, float]) -> dict[str, Tensor]:
+        """The terms of a ``Render`` whose weight is not zero at this step."""
+        terms: dict[str, Callable[[], Tensor]] = {
+            "orientation": lambda: losses.orientation(result.away, result.opacity),
+            "sparsity": lambda: losses.sparsity(result.opacity),
+            "opaque": lambda: losses.opaque(result.opacity),
+            "z_variance": lambda: losses.z_variance(result.z_variance, result.opacity),
+            "eikonal": lambda: losses.eikonal(result.eikonal, len(result.samples)),
+        }
+        if result.surface is not None:  # else nothing of the mesh is left
+            for name in ("normal_consistency", "laplacian"):
+                terms[name] = partial(getattr(mesh_losses, name), *result.surface)
+        return {name: term() for name, term in terms.items() if weights[name]}
 
     def render(
         self,
@@ -180,55 +168,38 @@ class GenerateSystem(System):
         """All pixels of all cameras as rays (B H W, ...); ``light`` (B, 3) is the point light of each view, else it is
         at the camera."""
         rng = self.rng(step, "render")
-        shading = self.material.draw(step, training, rng)
+        options: Any = {"generator": rng, "training": training, "step": step}
+        options["shading"] = shading = self.material.draw(step, training, rng)
         if self.field.rasterised:
-            options: Any = {"generator": rng, "training": training, "step": step, "light": light, "shading": shading}
             with torch.set_grad_enabled(grad):
-                return self.field.render(cameras, self.background, self.material, **options)
+                return self.field.render(cameras, self.background, self.material, light=light, **options)
         origins, directions = (rays.reshape(-1, 3).to(self.device) for rays in cameras.rays())
         light = (cameras.position if light is None else light).to(self.device)
         light = light.repeat_interleave(cameras.height * cameras.width, 0)
         chunk = self.held = self.chunk(normals or shading.lit) if grad else EVAL_CHUNK
+        scene = (self.field, self.background, self.material, self.occupancy, self.config.march)
         with torch.set_grad_enabled(grad):
-            seen = render(
-                self.field,
-                self.background,
-                self.material,
-                self.occupancy,
-                self.config.march,
-                origins,
-                directions,
-                generator=rng,
-                training=training,
-                step=step,
-                light=light,
-                need_normals=normals,
-                shading=shading,
-                chunk=chunk,
-            )
-        self.held = min(chunk or len(seen.samples), len(seen.samples))
-        return seen
+            result = render(*scene, origins, directions, light=light, need_normals=normals, chunk=chunk, **options)
+        self.held = min(chunk or len(result.samples), len(result.samples))
+        return result
 
     def chunk(self, normals: bool) -> int | None:
         """Samples whose graph is held at a time, as the config says or as the free memory is when it is first asked.
 
         A resumed run keeps what was chosen: the number decides the last bits of a gradient.
         """
-        chosen = self._chosen(normals)
-        return chosen if self.most is None else min(self.most, chosen or self.most)
+        chunk = self.config.march.chunk
+        if chunk == "auto":
+            kind = "with normals" if normals else "without normals"
+            if kind not in self.chunks:
+                scene = (self.field, self.background, self.material, self.config.march)
+                self.chunks[kind] = samples_that_fit(
+                    free_bytes(self.device), sample_bytes(*scene, normals, self.device)
+                )
+            chunk = self.chunks[kind]
+        return chunk if self.most is None else min(self.most, chunk or self.most)
 
-    def _chosen(self, normals: bool) -> int | None:
-        """By config or free memory."""
-        asked = self.config.march.chunk
-        if asked != "auto":
-            return asked
-        kind = "with normals" if normals else "without normals"
-        if kind not in self.chunks:
-            need = sample_bytes(self.field, self.background, self.material, self.config.march, normals, self.device)
-            self.chunks[kind] = samples_that_fit(free_bytes(self.device), need)
-        return self.chunks[kind]
-
-    def optimizer_step(self, *given: Any, **more: Any) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """A step that does not fit into the memory of a GPU is made once more in smaller chunks.
 
         Its random numbers are the same again. Raises ConfigError, which says what to set, if that is not enough, and
@@ -238,27 +209,22 @@ class GenerateSystem(System):
             "set march.chunk=65536 or less, scenes_per_step=1, a smaller size, or prior.dtype=bf16, and go on with "
             "--resume"
         )
-        try:
-            return super().optimizer_step(*given, **more)
-        except torch.OutOfMemoryError:
-            if self.trainer.world_size > 1:
-                raise ConfigError(f"{self._where()} takes more memory than the GPU has free: {remedy}") from None
-        # after the handler nothing holds the graph any more
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.most = max(1, (self.held or SOME) // 4)
-        logger.warning(
-            "%s ran out of memory: from now on %d samples are rendered at a time (march.chunk)",
-            self._where(),
-            self.most,
-        )
-        self.again = True
-        with enough_memory(self._where(), remedy):
-            super().optimizer_step(*given, **more)
+        step = f"step {self.global_step} on {self.device}"
+        with enough_memory(step, remedy):
+            try:
+                return super().optimizer_step(*args, **kwargs)
+            except torch.OutOfMemoryError:
+                if self.trainer.world_size > 1:
+                    raise
+            # after the handler nothing holds the graph any more
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.most = max(1, (self.held or SOME) // 4)
+            words = "%s ran out of memory: from now on %d samples are rendered at a time (march.chunk)"
+            logger.warning(words, step, self.most)
+            self.again = True
+            super().optimizer_step(*args, **kwargs)
         self.again = False
-
-    def _where(self) -> str:
-        return f"step {self.global_step} on {self.device}"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["chunks"] = self.chunks
@@ -268,14 +234,9 @@ class GenerateSystem(System):
 
     def pictures(self, cameras: Cameras) -> Tensor:
         """Renders as the result will be seen: (B, H, W, 3) in [0, 1], on the CPU."""
-        return torch.cat(
-            [
-                self.render(cameras.select([k]), self.max_steps, training=False, grad=False)
-                .rgb.view(1, cameras.height, cameras.width, 3)
-                .cpu()
-                for k in range(len(cameras))
-            ]
-        )
+        shape, one_by_one = (1, cameras.height, cameras.width, 3), (cameras.select([k]) for k in range(len(cameras)))
+        renders = (self.render(one, self.max_steps, training=False, grad=False) for one in one_by_one)
+        return torch.cat([result.rgb.view(shape).cpu() for result in renders])
 
     # -- the optimiser ------------------------------------------------------------------------------------------
     def configure_optimizers(self):

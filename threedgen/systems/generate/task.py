@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from threedgen.config import ConfigError, find, load, task_of
 from threedgen.config.errors import within
+from threedgen.export.run_field import open_field
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.rigs import orbit
+from threedgen.geometry.rigs import orbit, turntable
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import prompts
 from threedgen.representations import march
@@ -33,13 +35,13 @@ from threedgen.run.text import say
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.callbacks import FiniteGuard
 from threedgen.train.loop import Status, set_threads
-from threedgen.train.task import Task, carry_out, device
+from threedgen.train.task import Stopped, Task, carry_out, device, finished
+from threedgen.viewer.live import LiveView, Window
+from threedgen.viewer.options import LIVE
 from threedgen.viewer.report import PAGE, write_report
 
-from .outputs import FILES, Run, write_results
-from .stages import run_stages, start_from
+from .outputs import FILES, Run, make_asset, write_results
 from .system import GenerateSystem
-from .watch import watched
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +66,8 @@ def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False)
     """Carry out a config; returns the exit code.  Asset and page are printed, and the results' folder last."""
     status = run_status(config, resume, quiet)
     if status in (Status.FINISHED, Status.INTERRUPTED):
-        made = Run(Path(str(config.out)), status.value)
-        for name, path in (("asset", made.asset), ("page", made.report)):
+        left = Run(Path(str(config.out)), status.value)
+        for name, path in (("asset", left.asset), ("page", left.report)):
             if path is not None and not quiet:
                 say(f"{name}: {path}")
         say(str(config.out))
@@ -90,7 +92,7 @@ def optimise(task: Task, start: Path | None = None) -> Status:
     """Text, preview and training, and what is made of the object."""
     config, folder, prompt = task.config, task.folder, tidy(task.config.prompt)
     if config.stages:
-        start = run_stages(config, folder, task.quiet, run_status)
+        start = run_stages(config, folder, task.quiet)
         set_threads(config.threads)
     check_backends(config)
     prior: Prior
@@ -103,9 +105,12 @@ def optimise(task: Task, start: Path | None = None) -> Status:
     system = GenerateSystem(config, prior, text, views if config.warm_start.steps else None, cameras)
     if start is not None:
         start_from(system, start)  # a checkpoint, if there is one, comes after it
-    with Interrupts() as interrupts, watched(system, folder, interrupts) as callbacks:
+    with Interrupts() as interrupts, ExitStack() as stack:
+        watchers: list[LiveView] = []
+        if config.view.enabled:  # the window stays open until the results are made
+            watchers = [stack.enter_context(closing(live_view(system, folder, interrupts)))]
         times = [task.begun, time.monotonic()]
-        status = task.fit(system, ("opacity", "t"), callbacks, interrupts)
+        status = task.fit(system, ("opacity", "t"), watchers, interrupts)
         times.append(time.monotonic())
         if status is Status.TERMINATED or not task.leader:
             return status
@@ -114,11 +119,12 @@ def optimise(task: Task, start: Path | None = None) -> Status:
             figures = {"reason": _reason(system)} if failed else write_results(system, folder, notes)
             times.append(time.monotonic())
             parts = zip(("prepare", "optimise", "export"), times[:-1], times[1:], strict=True)
+            asset = [figures["asset"]["file"]] if "asset" in figures else []  # a run that has lost it makes it again
             task.summarise(
                 status,
                 steps=system.trainer.global_step,
                 notes=notes,
-                files=[*_asset_file(figures), PAGE],
+                files=[*asset, PAGE],
                 seconds_of={name: round(end - begun, 2) for name, begun, end in parts},
                 **figures,
             )
@@ -126,9 +132,69 @@ def optimise(task: Task, start: Path | None = None) -> Status:
     return status
 
 
-def _asset_file(figures: dict[str, Any]) -> list[str]:
-    """The asset's file, if there is one: a run that has lost it makes it again."""
-    return [figures["asset"]["file"]] if "asset" in figures else []
+# --- stages: runs that come before a run, each beginning from the object of the one before ------------------------
+
+
+def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None:
+    """Carries out what is left of the stages of a run; returns the folder of the last. Raises Stopped at an early end.
+
+    Each is a whole run in a folder of its own, RUN/stages/NAME, with its config, checkpoints and pictures; so a run
+    that is stopped in a stage or between two goes on there.
+    """
+    start = None
+    for name in config.stages:
+        place = folder / "stages" / name
+        stage = config.stage(name).model_copy(update={"out": str(place)})
+        if not finished(place, stage.trainer.max_steps):
+            if not quiet:
+                say(f"stage {name}: {place}")
+            stage, resume = runs.begin(stage, name)
+            status = run_status(stage, resume, quiet, start)
+            if status is not Status.FINISHED:
+                raise Stopped(status)
+        start = place
+    return start
+
+
+def start_from(system: GenerateSystem, folder: Path) -> None:
+    """The object of a new run begins as that of the run in `folder`, and so does the background, if it is alike.
+
+    Raises ConfigError if the one cannot become the other.
+    """
+    _, field, _, checkpoint = open_field(folder)
+    system.field.start(field)
+    behind = "background."
+    found = {n.removeprefix(behind): v for n, v in checkpoint["state_dict"].items() if n.startswith(behind)}
+    own: dict[str, Any] = system.background.state_dict()
+    if {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in found.items()}:
+        system.background.load_state_dict(found)
+
+
+# --- what a run is made of -----------------------------------------------------------------------------------------
+
+
+def live_view(system: GenerateSystem, folder: Path, interrupts: Interrupts) -> LiveView:
+    """What shows a run while it optimises, see threedgen.viewer.live."""
+
+    def export() -> Path:
+        place = folder / LIVE / f"{system.trainer.global_step:06d}"
+        return place / next(iter(make_asset(system, place).files))
+
+    return LiveView(system.config.view, lambda: open_window(system), system.pictures, export, interrupts)
+
+
+def open_window(system: GenerateSystem) -> Window:
+    """A page in a browser that begins with the view of the turntable's first picture."""
+    from threedgen.viewer.viser_window import ViserWindow  # optional, see threedgen.config.optional
+
+    config = system.config
+    return ViserWindow(config.prompt, config.view.port, turntable(config.result.turntable, 1))
+
+
+def _reason(system: GenerateSystem) -> str | None:
+    """Why a run was stopped, in a sentence."""
+    callbacks = system.trainer.callbacks  # type: ignore[attr-defined]
+    return next(c.failure for c in callbacks if isinstance(c, FiniteGuard))
 
 
 def check_backends(config: GenerateConfig) -> None:
@@ -140,12 +206,6 @@ def check_backends(config: GenerateConfig) -> None:
     for key, options, modules in (grid, ("march", config.march, march.MODULES)):
         with within(key):
             load_backend(modules, getattr(options, "backend", "auto"), here)
-
-
-def _reason(system: GenerateSystem) -> str:
-    """Why a run was stopped, in a sentence."""
-    guards = [c for c in system.trainer.callbacks if isinstance(c, FiniteGuard)]  # type: ignore[attr-defined]
-    return next((g.failure for g in guards if g.failure), "the loss was no longer a number")
 
 
 def unknown_sides(config: GenerateConfig, prior: Prior) -> list[str]:
@@ -161,12 +221,8 @@ def unknown_sides(config: GenerateConfig, prior: Prior) -> list[str]:
 
 def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:
     """The n texts as embeddings (n, L, D), kept in the run folder: a resumed run must use the very same."""
-    return kept(
-        folder / "text.safetensors",
-        "text",
-        (len(texts), None, None),
-        lambda: prior.encode_prompt(texts),
-    )
+    shape = (len(texts), None, None)
+    return kept(folder / "text.safetensors", "text", shape, lambda: prior.encode_prompt(texts))
 
 
 def preview(config: GenerateConfig, prior: Prior, prompt: str, folder: Path) -> tuple[Tensor | None, Cameras | None]:

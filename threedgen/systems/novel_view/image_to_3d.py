@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,18 +40,12 @@ from .options import ImageTo3DConfig
 
 logger = logging.getLogger(__name__)
 
-FILES = ("sampled.png", "turntable.mp4", "views.png", "mesh.glb")
 WHITE = 0.9
 """A border darker than this is not the white background of the training."""
 
 
-def run(config: ImageTo3DConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Carry out a config; prints the folder. Raises ConfigError. A killed run keeps views that were all sampled."""
-    return run_task(make, config, resume, quiet, files=FILES)
-
-
 def make(task: Task) -> Status:
-    """The picture's views, a field fitted to them, and its mesh."""
+    """The picture's views, a field fitted to them, and its mesh; views that were all sampled outlive a kill."""
     config, folder, notes = task.config, task.folder, list[str]()
     views = sampled(config, folder, notes, task.quiet)
     with writing(folder):
@@ -77,14 +72,13 @@ def sampled(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool
         if float(border_colour(views).min()) < WHITE:
             notes.append("the picture's background is not white, as it was in the training: cut the object out")
             logger.warning("%s", notes[-1])
-        request = Request(Path(config.image).stem, views, at.select(range(1, len(at))), tuple(range(1, len(at))))
-        request = replace(request, seed=config.seed)
-        images = kept(
-            folder / "views.safetensors",
-            "views",
-            (len(at), height, width, 3),
-            lambda: torch.cat([picture[None], sampler([request])[0]]),
-        )
+        targets = range(1, len(at))
+        request = Request(Path(config.image).stem, views, at.select(targets), tuple(targets), seed=config.seed)
+
+        def sample() -> Tensor:
+            return torch.cat([picture[None], sampler([request])[0]])
+
+        images = kept(folder / "views.safetensors", "views", (len(at), height, width, 3), sample)
     return Views(images, at)
 
 
@@ -93,10 +87,9 @@ def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int,
     if trained is None and (config.distance is None or config.fov is None):
         raise ConfigError("distance, fov: the weights do not say which cameras they were trained with: give both")
     distance = config.distance or (sum(trained.distance) / 2 if trained else 0.0)
-    turn = [config.azimuth + 360 * k / config.views for _ in config.rings for k in range(config.views)]
-    steep = [elevation for elevation in config.rings for _ in range(config.views)]
-    azimuth = torch.deg2rad(torch.tensor([config.azimuth, *turn]))
-    elevation = torch.deg2rad(torch.tensor([config.elevation, *steep]))
+    turn = [360 * k / config.views for k in range(config.views)]
+    places = [(config.elevation, config.azimuth), *((up, config.azimuth + a) for up in config.rings for a in turn)]
+    elevation, azimuth = torch.deg2rad(torch.tensor(list(zip(*places, strict=True))))
     c2w = orbit_c2w(elevation, azimuth, torch.full_like(azimuth, distance))
     focal = height * (trained.focal if trained else 1.0)
     if config.fov is not None:
@@ -106,7 +99,7 @@ def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int,
 
 
 def read_picture(path: Path, height: int, width: int) -> Tensor:
-    """(H, W, 3) in [0, 1], in the middle of white of the wanted shape; what is transparent is white."""
+    """(H, W, 3) in [0, 1], in the middle of white of this shape; what is transparent is white."""
     with Image.open(path) as picture:
         cut = picture.convert("RGBA")
     paper = Image.new("RGBA", cut.size, "white")
@@ -124,3 +117,6 @@ def from_ball(field: SceneField, at: Cameras) -> Cameras:
     c2w = at.c2w.clone()
     c2w[:, :3, 3] *= field.bounds.radius
     return replace(at, c2w=c2w)
+
+
+run = partial(run_task, make, files=("sampled.png", "turntable.mp4", "views.png", "mesh.glb"))

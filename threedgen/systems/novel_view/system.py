@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,10 @@ from threedgen.guidance.threedim.logsnr import LOGSNR_MIN, add_noise, logsnr_cos
 from threedgen.guidance.threedim.model import ViewModel
 from threedgen.guidance.threedim.options import CamerasConfig
 from threedgen.run.dtypes import mixed
-from threedgen.run.folder import write_atomic
 from threedgen.train.system import AveragedSystem, stratified
 
-from .gap import Gap, Pairs, gap_test
+from .gap import Pairs, gap_test, write_gaps, write_sheet
 from .options import TrainThreeDiMConfig
-from .sheet import write_sheet
 
 BETAS = (0.9, 0.99)
 SHOWN = 0.05
@@ -85,39 +81,31 @@ class PairSystem(AveragedSystem):
         return mixed(self.device, self.options.bf16)
 
     def configure_optimizers(self) -> Any:
-        o = self.options
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=o.learning_rate, betas=BETAS, weight_decay=o.weight_decay, fused=True
-        )
-        share = rate_share(o.warmup / self.examples, o.decay, self.max_steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    # -- what is looked at on the way ------------------------------------------------------------------------
-
-    def held_out(self) -> Pairs:
-        """One pair of each held-out scene, always the same; as many as are a multiple of the kinds."""
-        bank = self.bank
-        count = bank.held_out // bank.source.kinds * bank.source.kinds
-        return self.pairs(np.arange(bank.train, bank.train + count), self.numpy_rng(0, "held-out pairs"))
+        o, parameters = self.options, self.model.parameters()
+        decay = o.weight_decay
+        optimizer = torch.optim.AdamW(parameters, lr=o.learning_rate, betas=BETAS, weight_decay=decay, fused=True)
+        return self.scheduled(optimizer, rate_share(o.warmup / self.examples, o.decay, self.max_steps))
 
     def validate(self, step: int, folder: Path) -> None:
         """Of the averaged weights: the gap test, the folder of the model, the sheet of samples."""
-        o = self.options
+        o, bank = self.options, self.bank
         levels = (float(torch.tensor(LOGSNR_MIN).double().sigmoid()),) if o.regression else o.gap_levels
+        count = bank.held_out // bank.source.kinds * bank.source.kinds
+        held_out = np.arange(bank.train, bank.train + count)  # one pair of each scene, always the same
         with self.average.applied(self.model):
-            rng = self.rng(0, "gap test")
             with self.autocast():
-                gaps = gap_test(self.model, self.held_out(), levels, rng, self.bank.source.kinds)
+                pairs = self.pairs(held_out, self.numpy_rng(0, "held-out pairs"))
+                gaps = gap_test(self.model, pairs, levels, self.rng(0, "gap test"), bank.source.kinds)
             write_gaps(folder / "gap.csv", step, gaps)
-            self.metrics = shown(gaps)
-            folders.save(self.model, folder / "model", cameras(self.bank))
+            one = min(gaps, key=lambda gap: abs(gap.alpha_bar - SHOWN))
+            self.metrics = {"gap": one.gap, "psnr_true": one.true, "psnr_shuffled": one.shuffled}
+            folders.save(self.model, folder / "model", cameras(bank))
             if o.sheet_scenes:
                 with self.autocast():
-                    write_sheet(folder / "samples.png", self.model, self.bank, o, self.seed, self.device)
+                    write_sheet(folder / "samples.png", self.model, bank, o, self.seed, self.device)
 
 
-def rate_share(warmup: float, decay: float, max_steps: int) -> Any:
+def rate_share(warmup: float, decay: float, max_steps: int) -> Callable[[int], float]:
     """Step -> share of the learning rate: rises over ``warmup`` steps, falls over the last share ``decay``."""
 
     def share(step: int) -> float:
@@ -126,25 +114,6 @@ def rate_share(warmup: float, decay: float, max_steps: int) -> Any:
         return min(rise, max(0.0, left))
 
     return share
-
-
-def shown(gaps: Sequence[Gap]) -> dict[str, float]:
-    """The gap at the level nearest to ``SHOWN`` and its two figures, for the progress line and metrics.jsonl."""
-    one = min(gaps, key=lambda g: abs(g.alpha_bar - SHOWN))
-    return {"gap": one.gap, "psnr_true": one.true, "psnr_shuffled": one.shuffled}
-
-
-def write_gaps(path: Path, step: int, gaps: Sequence[Gap]) -> None:
-    """Adds the lines of a step to a table, and drops those of this step and later ones, which a killed run left."""
-    heads = ["step", "alpha_bar", "true", "shuffled", "gap"]
-    rows: list[list[str]] = []
-    if path.is_file():
-        before = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))[1:]
-        rows = [row for row in before if len(row) == len(heads) and row[0].isdecimal() and int(row[0]) < step]
-    rows += [[str(step), f"{g.alpha_bar:g}", f"{g.true:.3f}", f"{g.shuffled:.3f}", f"{g.gap:.3f}"] for g in gaps]
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([heads, *rows])
-    write_atomic(path, text.getvalue())
 
 
 def cameras(bank: PairBank, scenes: int = 16) -> CamerasConfig:

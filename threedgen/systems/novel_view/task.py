@@ -9,6 +9,7 @@ RUN/model/          the averaged weights so far
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,6 @@ from threedgen.train.task import Task, run_task
 
 from .options import PixelsConfig, TrainThreeDiMConfig
 from .system import PairSystem
-
-FILES = ("model/config.json", "gap.csv", "samples.png")
-"""What a run makes."""
-
-
-def run(config: TrainThreeDiMConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Train, or go on training, the model that ``config`` describes; returns the exit code. Raises ConfigError."""
-    return run_task(train, config, resume, quiet, result="model", files=FILES)
 
 
 def train(task: Task) -> Status:
@@ -60,10 +53,10 @@ def earlier(weights: str, network: XUNetConfig) -> XUNet:
     model, _ = folders.load(weights)
     if not isinstance(model, XUNet):
         raise ConfigError(f"{weights} works on latents, model.name=pixels on pixels", "model.start")
-    for name, wanted in network:
+    for name, asked in network:
         found = getattr(model.config, name)
-        if found != wanted:
-            raise ConfigError(f"model.network.{name}: {wanted}, but the network of model.start has {found}; set that")
+        if found != asked:
+            raise ConfigError(f"model.network.{name}: {asked}, but the network of model.start has {found}; set that")
     return model
 
 
@@ -71,7 +64,8 @@ def bank(config: TrainThreeDiMConfig, model: Any, folder: Path) -> PairBank:
     """The views to train on, encoded if the model works on latents."""
     size = model.picture_size[0]
     source = open_source(config.data, size, config.seed)
-    if isinstance(model, XUNet):
-        return PairBank(folder, source, size, config.data.held_out)
-    vae = f"VAE {digest(model.prior.vae)}"
-    return PairBank(folder, source, size, config.data.held_out, model.from_pictures, vae)
+    encoder = () if isinstance(model, XUNet) else (model.from_pictures, f"VAE {digest(model.prior.vae)}")
+    return PairBank(folder, source, size, config.data.held_out, *encoder)
+
+
+run = partial(run_task, train, result="model", files=("model/config.json", "gap.csv", "samples.png"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
@@ -17,16 +17,11 @@ from threedgen.train.loop import Status
 from threedgen.train.task import Task, run_task
 
 logger = logging.getLogger(__name__)
-
 RESULT = "views.png"
 
 
-def run(config: SampleConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Write views.png (a row for each sample) and summary.json into the run folder."""
-    return run_task(sample, config, resume, quiet, result=RESULT, files=(RESULT,))
-
-
 def sample(task: Task) -> Status:
+    """Writes views.png (a row for each sample) and summary.json into the run folder."""
     config: SampleConfig = task.config
     prompt = tidy(config.prompt)
     prior = task.load_prior()
@@ -55,3 +50,6 @@ def sample(task: Task) -> Status:
     if not task.quiet:
         logger.warning("%d x %d views in %.1f s", config.samples, columns, sampled)
     return Status.FINISHED
+
+
+run = partial(run_task, sample, result=RESULT, files=(RESULT,))

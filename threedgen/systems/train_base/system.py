@@ -1,13 +1,15 @@
-"""The 2D model of the toybox: a stock UNet that learns single captioned pictures, as Stable Diffusion did."""
+"""The 2D model of the toybox: a text encoder, and a stock UNet that learns single captioned pictures, as Stable
+Diffusion did."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -20,9 +22,9 @@ from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
 from threedgen.systems.train_prior.options import NetworkConfig
 from threedgen.train.muon import Muon
-from threedgen.train.system import AveragedSystem, stratified
+from threedgen.train.system import AveragedSystem, System, stratified
 
-from .options import TrainBaseConfig
+from .options import TrainBaseConfig, WordsConfig
 
 
 def text_encoder(options: NetworkConfig, tokenizer: Any) -> Any:
@@ -41,6 +43,69 @@ def text_encoder(options: NetworkConfig, tokenizer: Any) -> Any:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
+
+
+# --- what captions mean -------------------------------------------------------------------------------------------
+
+
+def latent_tower(channels: int, width: int) -> nn.Sequential:
+    """(B, C, h, w) latents -> (B, D): the half of CLIP that sees. Its ``body`` (B, 256, h/4, w/4) knows the toybox."""
+    body = nn.Sequential(
+        nn.Conv2d(channels, 64, 3, 1, 1),
+        nn.SiLU(),
+        nn.Conv2d(64, 128, 3, 2, 1),
+        nn.SiLU(),
+        nn.Conv2d(128, 192, 3, 2, 1),
+        nn.GroupNorm(16, 192),
+        nn.SiLU(),
+        nn.Conv2d(192, 256, 3, 1, 1),
+    )
+    head = nn.Sequential(nn.SiLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(1024, width))
+    return nn.Sequential(OrderedDict(body=body, head=head))
+
+
+class WordsSystem(System):
+    """Matches a text encoder, which is trained in place, with latents (CLIP, Radford et al. 2021).
+
+    Stable Diffusion gets its text encoder from CLIP; this is the same in small. Learnt through the UNet alone, words
+    are a faint signal behind the noise, and nouns come many times later than colours.
+    """
+
+    stage = "text encoder"
+
+    def __init__(
+        self, options: WordsConfig, seed: int, max_steps: int, text_encoder: Any, tokenizer: Any, bank: LatentBank
+    ) -> None:
+        super().__init__(options, seed, max_steps)
+        self.options = options
+        self.text_encoder = text_encoder.requires_grad_(True).train()
+        width = int(text_encoder.config.hidden_size)
+        self.project = nn.Linear(width, width)
+        self.tower = latent_tower(int(bank.vae.config["latent_channels"]), width)
+        self.log_scale = nn.Parameter(torch.tensor(2.0))
+        self.tokenizer, self.max_tokens, self.bank = tokenizer, int(text_encoder.config.max_position_embeddings), bank
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step, o, bank = int(batch), self.options, self.bank
+        known = min(o.pictures, bank.count, o.batch + step * o.fresh)
+        chosen = self.numpy_rng(step, "captions").choice(known, min(o.batch, known), replace=False)
+        z, captions = bank.latents(chosen)[:, 0].to(self.device), bank.captions(chosen)
+        ids = token_ids(self.tokenizer, captions, self.max_tokens).to(self.device)
+        with mixed(self.device, o.bf16):
+            pictures = self.tower(z).float()
+            texts = self.text_encoder(ids).pooler_output
+        texts = F.normalize(self.project(texts.float()), dim=-1)
+        alike = F.normalize(pictures, dim=-1) @ texts.T * self.log_scale.clamp(max=4.6).exp()
+        same = torch.arange(len(chosen), device=self.device)
+        self.metrics = {"matched": float((alike.detach().argmax(1) == same).float().mean())}
+        return (F.cross_entropy(alike, same) + F.cross_entropy(alike.T, same)) / 2
+
+    def configure_optimizers(self):
+        o = self.options
+        return self.adamw(self.parameters(), o.learning_rate, weight_decay=o.weight_decay)
+
+
+# --- the UNet -------------------------------------------------------------------------------------------------------
 
 
 def build(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, image_size: int) -> StableDiffusion:
@@ -93,12 +158,6 @@ class BaseSystem(AveragedSystem):
         chosen[:fresh] = range(known, known + fresh)
         return chosen
 
-    def text(self, captions: list[str]) -> Tensor:
-        """(N, L, D)"""
-        ids = token_ids(self.prior.tokenizer, captions, self.prior.max_tokens)
-        made: Tensor = self.prior.text_encoder(ids.to(self.device)).last_hidden_state
-        return made
-
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, prior, bank = int(batch), self.options, self.prior, self.bank
         rng, gen = self.numpy_rng(step, "choices"), self.rng(step, "diffusion")
@@ -111,7 +170,8 @@ class BaseSystem(AveragedSystem):
         schedule = prior.schedule.to(self.device)
         with mixed(self.device, o.bf16):
             with torch.no_grad():  # as for Stable Diffusion's, the text encoder has learnt its words before
-                text = self.text(captions)
+                ids = token_ids(prior.tokenizer, captions, prior.max_tokens).to(self.device)
+                text = prior.text_encoder(ids).last_hidden_state
             out = prior.predict(schedule.add_noise(z, noise, t), t, text).float()
         loss = F.mse_loss(out, schedule.target(z, noise, t))
         self.metrics = {"loss_2d": float(loss.detach())}

@@ -10,7 +10,7 @@ RUN/samples.png     what they draw
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import nn
@@ -22,19 +22,11 @@ from threedgen.run.folder import writing
 from threedgen.run.seeding import seed_networks
 from threedgen.systems.train_base import autoencoder
 from threedgen.train.loop import Status
+from threedgen.train.system import System
 from threedgen.train.task import Task, run_task
 
 from . import system as unets
 from .options import TrainBaseConfig
-from .words import WordsSystem
-
-FILES = ("base/model_index.json", "samples.png")
-"""What a run makes."""
-
-
-def run(config: TrainBaseConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Train, or go on training, the model that ``config`` describes; returns the exit code."""
-    return run_task(train, config, resume, quiet, result="base", files=FILES)
 
 
 def train(task: Task) -> Status:
@@ -44,16 +36,21 @@ def train(task: Task) -> Status:
     options = config.autoencoder
     vae = autoencoder.build(options)
     learner = autoencoder.AutoencoderSystem(options, config.seed, options.max_steps, vae)
-    task.stage("autoencoder", vae, lambda: learner, "psnr", lambda _: standardise(vae, config))
+    source = Photographs(config.seed, "train")
+
+    def standardise(_: System) -> None:
+        rgb = source.block(range(64), config.image_size).rgb  # objects and rooms together
+        autoencoder.standardise(vae, torch.from_numpy(rgb))
+
+    task.stage("autoencoder", vae, lambda: learner, "psnr", standardise)
     vae.requires_grad_(False).eval()
 
     with writing(task.folder):
-        source = Photographs(config.seed, "train")
         bank = LatentBank(task.folder / "latents", source, vae, config.image_size, config.training.pictures)
     seed_networks(config.seed, "captions")
     tokenizer = train_tokenizer(config.network.max_tokens)
     text = unets.text_encoder(config.network, tokenizer)
-    words = WordsSystem(config.words, config.seed, config.words.max_steps, text, tokenizer, bank)
+    words = unets.WordsSystem(config.words, config.seed, config.words.max_steps, text, tokenizer, bank)
     networks = nn.ModuleDict({"text_encoder": text, "tower": words.tower})
     task.stage("words", networks, lambda: words, "matched")
     text.requires_grad_(False).eval()
@@ -63,7 +60,4 @@ def train(task: Task) -> Status:
     return task.train(unets.BaseSystem(config, prior, bank), metrics=("loss_2d",))
 
 
-def standardise(vae: nn.Module, config: TrainBaseConfig) -> None:
-    """Makes the latents of a trained autoencoder standard normal, objects and rooms together."""
-    rgb = Photographs(config.seed, "train").block(range(64), config.image_size).rgb
-    autoencoder.standardise(vae, torch.from_numpy(rgb))
+run = partial(run_task, train, result="base", files=("base/model_index.json", "samples.png"))
