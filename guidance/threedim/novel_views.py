@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class ThreeDiMSampler:
         model, self.cameras = folder.load(config.weights)
         gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
         self.device = torch.device("cuda" if gpu else "cpu")
-        self.model = model.to(self.device)
+        self.model: Any = model.to(self.device)
         self.dtype = compute_dtype(config.dtype, self.device)
         if config.compile:
             self.model.unet.compile()

@@ -172,6 +172,7 @@ def save(prior: MVDream, folder: Path) -> None:
     Raises ConfigError if ``folder`` holds something else, or a weight does not fit into float16.
     """
     with whole_folder(folder, "model_index.json") as part:
+        network: Any
         for name, network in prior.networks.items():
             if name != "text_encoder":
                 network.save_config(part / name)
@@ -184,7 +185,7 @@ def save(prior: MVDream, folder: Path) -> None:
         write_json(part / "model_index.json", model_index(prior))
 
 
-def scheduler(schedule: Schedule) -> DDIMScheduler:
+def scheduler(schedule: Schedule) -> Any:
     """The DDIM scheduler of diffusers that samples like ours; unusual betas are listed one by one."""
     known = {
         "scaled_linear": (0.00085, 0.012, Schedule.scaled_linear(T=schedule.T)),

@@ -113,8 +113,8 @@ def local(weights: str) -> Path | None:
         if not path.is_dir():
             raise ConfigError("this installation lacks the embedded prior; reinstall threedgen", "weights")
         return path
-    if (path := existing(weights)) is not None:
-        return path
+    if (found := existing(weights)) is not None:
+        return found
     if weights in ORIGINALS or is_hub_id(weights):
         return None
     name = Path(weights).name

@@ -8,6 +8,7 @@ the torch twin does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ def march(
     size = 0 if grid is None else grid.shape[0]
     cells = np.ones(1, np.bool_) if grid is None else _array(grid).reshape(-1)
     rays = (*(_array(a) for a in (origins, directions)), _array(torch.stack(spans, dim=1)))
-    where = (*rays, cells, size, F(size / (2 * options.radius)), F(options.radius))
+    where: Any = (*rays, cells, size, F(size / (2 * options.radius)), F(options.radius))
     first, last = np.empty(len(origins), np.int32), np.empty(len(origins), np.int32)
     count = np.empty(len(origins), np.int64)
     _count(*where, _array(limit.int()), first, last, count)
@@ -131,7 +132,7 @@ def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop:
     return torch.from_numpy(keep)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def _array(tensor: Tensor) -> Any:
     """The memory of a tensor of the CPU."""
     return tensor.detach().contiguous().numpy()
 

@@ -91,8 +91,11 @@ def unet_bytes(prior: MetaNetworks, size: int) -> float:
 
 def vae_bytes(vae: Any, size: int) -> float:
     """Bytes of graph that encoding one picture keeps, in float32, on the meta device."""
-    one, two = (graph_bytes(lambda n=n: vae.encode(_meta(n, 3, size, size))) for n in (1, 2))
-    return float(two - one)
+
+    def graph(n: int) -> int:
+        return graph_bytes(lambda: vae.encode(_meta(n, 3, size, size)))
+
+    return float(graph(2) - graph(1))
 
 
 def _meta(*shape: int) -> torch.Tensor:

@@ -36,7 +36,7 @@ from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.callbacks import FiniteGuard
 from threedgen.train.loop import Status, set_threads
 from threedgen.train.task import Stopped, Task, carry_out, device, finished
-from threedgen.viewer.live import LiveView, Window
+from threedgen.viewer.live import LiveView
 from threedgen.viewer.options import LIVE
 from threedgen.viewer.report import PAGE, write_report
 
@@ -116,7 +116,7 @@ def optimise(task: Task, start: Path | None = None) -> Status:
             return status
         with writing(folder):
             failed = status is Status.FAILED
-            figures = {"reason": _reason(system)} if failed else write_results(system, folder, notes)
+            figures: dict[str, Any] = {"reason": _reason(system)} if failed else write_results(system, folder, notes)
             times.append(time.monotonic())
             parts = zip(("prepare", "optimise", "export"), times[:-1], times[1:], strict=True)
             asset = [figures["asset"]["file"]] if "asset" in figures else []  # a run that has lost it makes it again
@@ -183,7 +183,7 @@ def live_view(system: GenerateSystem, folder: Path, interrupts: Interrupts) -> L
     return LiveView(system.config.view, lambda: open_window(system), system.pictures, export, interrupts)
 
 
-def open_window(system: GenerateSystem) -> Window:
+def open_window(system: GenerateSystem) -> Any:
     """A page in a browser that begins with the view of the turntable's first picture."""
     from threedgen.viewer.viser_window import ViserWindow  # optional, see threedgen.config.optional
 
