@@ -1,13 +1,31 @@
-"""Writes the tables and the JSON files of the evaluations."""
+"""Writes the tables, the figures and the JSON files of the evaluations."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from threedgen.evaluation.metrics.figures import Share
 from threedgen.run.folder import write_atomic
+
+
+def percent(figure: Share | None) -> str:
+    """Words a share: "97.5 % (195/200)", or a dash."""
+    if figure is None or figure.value is None:
+        return "-"
+    return f"{100 * figure.value:.1f} % ({figure.hits}/{figure.total})"
+
+
+def limits(figure: Share | None) -> str:
+    """Words the 95 % interval: "94.3 - 98.9 %"."""
+    if figure is None or figure.interval is None:
+        return "-"
+    low, high = figure.interval
+    return f"{100 * low:.1f} - {100 * high:.1f} %"
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -16,7 +34,23 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
 
 
+def csv_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> str:
+    """Lays out a table in CSV: these columns, or one for each key in the order of appearance."""
+    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def write_json(path: Path, tree: Any) -> None:
     """Writes plain data, whole or not at all. Raises OSError, and ValueError for NaN."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_report(folder: Path, text: str, figures: dict[str, Any]) -> None:
+    """Writes report.md and report.json."""
+    write_atomic(folder / "report.md", text)
+    write_json(folder / "report.json", figures)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import torch
 from threedgen.config import config_hash
 from threedgen.evaluation.metrics.distributions import fid, kid
 from threedgen.evaluation.metrics.figures import bootstrap, mean
-from threedgen.evaluation.tables import markdown_table, write_json
+from threedgen.evaluation.tables import csv_table, markdown_table, write_json
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.images import grid, one_size, readable, write_png
 from threedgen.run.folder import write_atomic
@@ -51,7 +49,7 @@ def write(
         "scenes": list(scores),
     }
     write_json(folder / "consistency.json", tree)
-    write_atomic(folder / "consistency.csv", as_csv(scores))
+    write_atomic(folder / "consistency.csv", csv_table(scores, COLUMNS))
     text = table(config, tree["rows"])
     if tree["differences"]:
         text += f"\n\n{difference_table(config, tree['differences'])}"
@@ -77,16 +75,13 @@ def differences(config: ConsistencyConfig, of: dict[str, list[Score]]) -> dict[s
     first, *others = config.contestants
     found: dict[str, Any] = {}
     for row in others:
-        pairs = list(zip(of[first], of[row], strict=True))
-        less = [{key: _minus(a[key], b[key]) for key in FIGURES} for a, b in pairs]
+        less: list[Score] = []
+        for a, b in zip(of[first], of[row], strict=True):
+            less.append({key: None if None in (a[key], b[key]) else a[key] - b[key] for key in FIGURES})
         found[row] = summary(config, less)
         for key in FIGURES:
             found[row][key]["won"] = sum((one[key] or 0) > 0 for one in less)
     return found
-
-
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
 
 
 def table(config: ConsistencyConfig, rows: dict[str, Any]) -> str:
@@ -140,15 +135,6 @@ what they can be expected to reach at most, but for views that are smoother than
 compare what was drawn with the original views, which is no measure of consistency: a made-up side that differs from the
 true one costs there and not here. TSED: share of neighbouring views with at least {config.tsed.t_matches} matches and a
 median symmetric epipolar distance below {config.tsed.t_error:g} pixels of a picture of 256."""
-
-
-def as_csv(scores: Sequence[Score]) -> str:
-    """Writes a line for each field."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(scores)
-    return text.getvalue()
 
 
 def pictures(folder: Path, score: Score) -> tuple[np.ndarray, np.ndarray]:

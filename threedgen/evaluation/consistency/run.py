@@ -113,19 +113,10 @@ def jobs(
                 if views is None:
                     continue
                 strips.add(scene, row, views)
-                yield Job.of(
-                    scene.name,
-                    row,
-                    views,
-                    held[scene.name],
-                    config.protocol,
-                    config.tsed,
-                    config.seed,
-                    folder / "scores",
-                    config.device,
-                    truth if drawn and scene.condition else None,
-                    scene.targets,
-                )
+                settings = config.protocol, config.tsed, config.seed, folder / "scores", config.device
+                compared = truth if drawn and scene.condition else None
+                places = held[scene.name]
+                yield Job.of(scene.name, row, views, places, *settings, truth=compared, drawn=scene.targets)
 
 
 def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Scene]) -> None:
@@ -133,16 +124,14 @@ def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Sce
     if not every:
         raise ConfigError("there are none", "scenes")
     for scene in every:
-        if getattr(sampler, "needs_text", False) and not scene.text:
-            raise ConfigError(
-                f"{row} draws from words, and the scenes {config.scenes.name!r} have none; scenes.name=toybox has",
-                "sampler",
-            )
-        if getattr(sampler, "needs_condition", False) and not scene.condition:
-            raise ConfigError(
-                f"{row} draws from a given view, and the scenes {config.scenes.name!r} have none; scenes.name=srn has",
-                "sampler",
-            )
+        needs = (
+            ("needs_text", scene.text, "words", "toybox"),
+            ("needs_condition", scene.condition, "a given view", "srn"),
+        )
+        for need, given, what, other in needs:
+            if getattr(sampler, need, False) and not given:
+                mistake = f"{row} draws from {what}, and the scenes {config.scenes.name!r} have none"
+                raise ConfigError(f"{mistake}; scenes.name={other} has", "sampler")
         if getattr(sampler, "on_disk", False):
             sampler.places(scene.request(config.seed, pictures=False))
 

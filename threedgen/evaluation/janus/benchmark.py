@@ -10,7 +10,6 @@ The same command goes on with what is not finished.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -18,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from threedgen.run.folder import write_atomic
+from threedgen.evaluation.tables import write_json
 from threedgen.run.metrics import read_json
 from threedgen.run.progress import Count
 from threedgen.run.workers import run_jobs
@@ -30,7 +29,7 @@ from .meter import Meter
 from .meter_errors import measure
 from .options import JanusBenchmarkConfig, MeteredConfig
 from .rates import ErrorRates
-from .report import finish
+from .report import Report
 from .results import Reader, Result, rows
 
 logger = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ def run(config: JanusBenchmarkConfig, resume: Path | None = None, quiet: bool = 
     rates = error_rates(config, folder, quiet)
     results = collect(config, plan, folder, rates, quiet)
     table = rows(config.methods, results, plan.prompts, rates, plan.refused)
-    return finish(config, table, results, rates, plan.left_out, time.monotonic() - begun, quiet)
+    return Report(config, table, results, rates, plan.left_out).finish(begun, quiet)
 
 
 def make_all(config: JanusBenchmarkConfig, jobs: list[Job], root: Path, quiet: bool) -> int:
@@ -104,7 +103,7 @@ def error_rates(config: MeteredConfig, folder: Path, quiet: bool) -> ErrorRates 
     if found.items() >= asked.items():
         return ErrorRates.from_plain(found)
     rates = measure(Meter(config.meter), config.truth, config.seed, quiet).rates
-    write_atomic(path, json.dumps(rates.plain() | asked, indent=1) + "\n")
+    write_json(path, rates.plain() | asked)
     return rates
 
 
@@ -112,8 +111,7 @@ def collect(
     config: JanusBenchmarkConfig, plan: Plan, folder: Path, rates: ErrorRates | None, quiet: bool
 ) -> list[Result]:
     """A result for each job. Methods that turned out not to run are added to ``plan.refused``."""
-    results = []
-    reader = Reader(config.meter, plan.prompts, folder / "looks", rates, free=False)
+    results, reader = [], Reader(config.meter, plan.prompts, folder / "looks", rates)
     with Count("looking", len(plan.jobs), quiet) as count:
         for job in plan.jobs:
             record = read_record(folder / "runs" / job.key)

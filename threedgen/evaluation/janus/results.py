@@ -78,7 +78,9 @@ def _rounded(value: Any) -> Any:
 class Reader:
     """Classifies meshes and keeps what it saw in ``folder``/NAME.json and NAME.png: nothing is classified twice."""
 
-    def __init__(self, config: MeterConfig, prompts: Sequence[str], folder: Path, rates: ErrorRates | None, free: bool):
+    def __init__(
+        self, config: MeterConfig, prompts: Sequence[str], folder: Path, rates: ErrorRates | None, free: bool = False
+    ) -> None:
         self.config, self.prompts, self.folder, self.free = config, list(prompts), folder, free
         self.threshold = rates.threshold if rates is not None else config.threshold or THRESHOLD
         seen_by = config.model_dump(mode="json", exclude={"threshold"})

@@ -17,7 +17,7 @@ from threedgen.train.loop import set_threads
 from .benchmark import error_rates
 from .options import JanusScoreConfig, asset_files, folder_of_assets
 from .prompts import without_front
-from .report import finish
+from .report import Report
 from .results import Reader, Result, rows
 
 
@@ -40,7 +40,7 @@ def run(config: JanusScoreConfig, resume: Path | None = None, quiet: bool = Fals
             results.append(Result(method, prompt, None, name, **looked))
             count.add(1, prompt)
     table = rows(list(dict.fromkeys(method for _, method, _ in kept)), results, prompts, rates, {})
-    return finish(config, table, results, rates, left_out, time.monotonic() - begun, quiet)
+    return Report(config, table, results, rates, left_out).finish(begun, quiet)
 
 
 def method_of(path: Path, assets: Path) -> str:

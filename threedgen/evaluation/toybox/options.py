@@ -12,6 +12,17 @@ from threedgen.config import Config, ConfigError, Schedule
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, Elevations, RunConfig, TrainerConfig
 
+TRAIN_IDENTITY = "train one with `launch.py --config train-toybox-identity`, which leaves it in RUN/identity"
+
+
+def network_file(weights: str, name: str, key: str, train: str) -> Path:
+    """Finds a .safetensors file, or NAME.safetensors in a folder. Raises ConfigError for ``key`` if there is none."""
+    path = Path(weights).expanduser()
+    path = path / f"{name}.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError(f"there is no file {weights[:120]!r}; {train}", key)
+    return path
+
 
 class ProbeNetworkConfig(Config):
     """Size of the probe: a small residual network of four levels."""
@@ -29,11 +40,7 @@ class ProbeTrainingConfig(Config):
     window: int = Field(256, ge=1, description="how many steps back those earlier ones come from")
     augment: float = Field(1.0, ge=0, le=2, description="strength of blur, noise, colour shifts and moves; 0: none")
     spoiled: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of objects made rough, and half of those that have a front with two front "
-        "halves glued together",
+        0.0, ge=0, le=1, description="share of objects made rough, half of those with a front with two front halves"
     )
     learning_rate: Schedule = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
     weight_decay: float = Field(0.02, ge=0)
@@ -128,19 +135,13 @@ class ToyboxIdentityConfig(Config):
 
     name: Literal["toybox"] = Field("toybox", description="for subjects of the toybox")
     weights: str = Field(
-        "embedded",
-        min_length=1,
-        description="embedded, or the .safetensors file that a run left in RUN/identity, or that folder",
+        "embedded", min_length=1, description="embedded, or the .safetensors file that a run left, or its folder"
     )
 
     def file(self) -> Path:
         """Raises ConfigError if there is none."""
-        train = "train one with `launch.py --config train-toybox-identity` and give the file in RUN/identity"
-        path = folder("weights") if self.weights == "embedded" else Path(self.weights).expanduser()
-        path = path / "toybox-identity.safetensors" if path.is_dir() else path
-        if not path.is_file():
-            raise ConfigError(f"there is no file {self.weights[:120]!r}; {train}", "weights")
-        return path
+        weights = str(folder("weights")) if self.weights == "embedded" else self.weights
+        return network_file(weights, "toybox-identity", "weights", TRAIN_IDENTITY)
 
     def check(self) -> None:
         self.file()
@@ -169,9 +170,7 @@ class EvaluateSubjectsConfig(RunConfig):
         ("l1", "l2", "images", "lora", "none"), min_length=1, description="what is compared; the first is on the sheet"
     )
     strengths: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(
-        (1.0,),
-        min_length=1,
-        description="prior.personalisation_strength: the first for all ways and for objects, others for the first way",
+        (1.0,), min_length=1, description="how much of the tuning is used: the first for all, others for the first way"
     )
     subjects: int = Field(10, ge=1, le=1000, description="how many, of different kinds as far as there are")
     first: int = Field(0, ge=0, description="number of the first one")
