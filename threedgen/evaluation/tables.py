@@ -1,16 +1,23 @@
-"""Writes the tables, the figures and the JSON files of the evaluations."""
+"""Writes the tables, the figures, the files and the last words of the evaluations."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from threedgen.evaluation.metrics.figures import Share
+from threedgen.geometry.images import to_uint8
 from threedgen.run.folder import write_atomic
+from threedgen.run.metrics import write_summary
+from threedgen.run.text import say
 
 
 def percent(figure: Share | None) -> str:
@@ -54,3 +61,20 @@ def write_report(folder: Path, text: str, figures: dict[str, Any]) -> None:
     """Writes report.md and report.json."""
     write_atomic(folder / "report.md", text)
     write_json(folder / "report.json", figures)
+
+
+def finish(config: Any, begun: float, place: str, text: str = "", **figures: Any) -> int:
+    """Writes the summary of a run that began at ``begun``, says ``text`` if there is any, and where its result is;
+    returns the exit code."""
+    folder = Path(str(config.out))
+    write_summary(folder, config, time.monotonic() - begun, status="finished", **figures)
+    for line in filter(None, (text, str(folder / place))):
+        say(line)
+    return 0
+
+
+def thumbnails(pictures: Any, most: int) -> np.ndarray:
+    """Brings pictures (V, H, W, 3) down to ``most`` pixels, as uint8, so that many can be kept or looked at."""
+    size = min(most, *pictures.shape[1:3])
+    small = [Image.fromarray(picture).resize((size, size), Image.Resampling.BOX) for picture in to_uint8(pictures)]
+    return np.stack([np.asarray(picture) for picture in small])

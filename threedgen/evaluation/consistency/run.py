@@ -19,21 +19,18 @@ import torch
 
 from threedgen.config import ConfigError, registry
 from threedgen.evaluation.sampling import read_views, write_views
+from threedgen.evaluation.tables import finish
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.views import Request, Views
 from threedgen.run.interrupts import Interrupts
-from threedgen.run.metrics import write_summary
 from threedgen.run.progress import Count
-from threedgen.run.text import say
 from threedgen.run.workers import run_jobs
 from threedgen.train.loop import set_threads
 
 from .fits import Job, Score, score_with, stored
-from .held_out import held_out_places, warn_about
 from .options import ORIGINAL, ConsistencyConfig
-from .report import distances, write
-from .scenes import Scene, fit_to
-from .strips import Strips
+from .report import Strips, distances, write
+from .scenes import Scene, fit_to, held_out_places, warn_about
 
 ATTEMPTS = 2
 """A fit may lose its worker once."""
@@ -83,11 +80,7 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
     features = distances(probe, folder / "scores", scores) if probe else {}
     text = write(config, folder, scores, features, notes)
     strips.write(folder / "views.png")
-    write_summary(folder, config, time.monotonic() - begun, status="finished", scenes=len(every))
-    if not quiet:
-        say(text)
-    say(str(folder / "consistency.md"))
-    return 0
+    return finish(config, begun, "consistency.md", "" if quiet else text, scenes=len(every))
 
 
 def jobs(

@@ -1,6 +1,6 @@
 """The task "janus-benchmark": prompts x methods x seeds become objects, and the meter counts those with two fronts.
 
-    RUN/runs/KEY/              the run of one job, keyed by what it is, and how it ended (``make.py``)
+    RUN/runs/KEY/              the run of one job, keyed by what it is, and how it ended (``jobs.py``)
     RUN/looks/                 what the meter saw of each
     RUN/meter.json             the meter's errors, measured once
     RUN/report.html            table and contact sheets; report.json, methods.csv, assets.csv beside it
@@ -23,8 +23,7 @@ from threedgen.run.progress import Count
 from threedgen.run.workers import run_jobs
 from threedgen.train.loop import set_threads
 
-from .jobs import Job, Plan, make_plan
-from .make import FAILED, FINISHED, OVER, REFUSED, make, read_record, write_record
+from .jobs import FAILED, FINISHED, OVER, RECORD, REFUSED, Job, Plan, make, make_plan, write_record
 from .meter import Meter
 from .meter_errors import measure
 from .options import JanusBenchmarkConfig, MeteredConfig
@@ -55,7 +54,7 @@ def run(config: JanusBenchmarkConfig, resume: Path | None = None, quiet: bool = 
 
 def make_all(config: JanusBenchmarkConfig, jobs: list[Job], root: Path, quiet: bool) -> int:
     """Makes the objects that are not there; returns 0, or the exit code for the signal that stopped it."""
-    left = [job for job in jobs if read_record(root / job.key).get("state") not in OVER]
+    left = [job for job in jobs if read_json(root / job.key / RECORD).get("state") not in OVER]
     refused = set[str]()
     with Count("objects", len(jobs), quiet, done=len(jobs) - len(left)) as count:
 
@@ -114,7 +113,7 @@ def collect(
     results, reader = [], Reader(config.meter, plan.prompts, folder / "looks", rates)
     with Count("looking", len(plan.jobs), quiet) as count:
         for job in plan.jobs:
-            record = read_record(folder / "runs" / job.key)
+            record = read_json(folder / "runs" / job.key / RECORD)
             state, found = record.get("state"), dict[str, Any](state="missing")
             if state == FINISHED:
                 found = reader.read(folder / "runs" / job.key / config.mesh, job.key, job.prompt)

@@ -28,7 +28,7 @@ class ViewClassifier(Protocol):
 
 
 EMBEDDED = "toybox-sides"
-"""The toybox probe, trained on with rough and with two-faced objects (``probe_data.py``)."""
+"""The toybox probe, trained on with rough and with two-faced objects (``rough.py``)."""
 
 
 class ProbeSides:

@@ -15,21 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from threedgen.evaluation.metrics.figures import Share, share
-from threedgen.evaluation.tables import limits, markdown_table, percent, write_json
-from threedgen.evaluation.toybox.held_out import held_out_cases
+from threedgen.evaluation.tables import finish, limits, markdown_table, percent, write_json
+from threedgen.evaluation.toybox.held_out import clear_nouns, held_out_cases
 from threedgen.evaluation.toybox.judging import equal_error
 from threedgen.geometry.images import grid, write_png
 from threedgen.run.folder import write_atomic
-from threedgen.run.metrics import write_summary
 from threedgen.run.progress import Count
 from threedgen.run.seeding import numpy_generator
-from threedgen.run.text import say
 from threedgen.train.loop import set_threads
 
 from .coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh, two_fronted
 from .meter import Meter, Reading
 from .options import THRESHOLD, JanusMeterConfig, TruthConfig, asset_files, folder_of_assets
-from .prompts import clear_nouns
 from .rates import ErrorRates
 from .rough import rough
 
@@ -72,11 +69,7 @@ def run(config: JanusMeterConfig, resume: Path | None = None, quiet: bool = Fals
     write_json(folder / "meter.json", figures)
     write_atomic(folder / "meter.md", text)
     write_sheet(folder / "sheet.png", meter, found, config.sheet)
-    write_summary(folder, config, time.monotonic() - begun, status="finished")
-    if not quiet:
-        say(text)
-    say(str(folder / "meter.md"))
-    return 0
+    return finish(config, begun, "meter.md", "" if quiet else text)
 
 
 def measure(meter: Meter, truth: TruthConfig, seed: int, quiet: bool = True) -> Measured:

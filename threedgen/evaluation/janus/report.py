@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from threedgen.evaluation.tables import csv_table, limits, markdown_table, percent, write_json
+from threedgen.evaluation.tables import csv_table, finish, limits, markdown_table, percent, write_json
 from threedgen.run.folder import write_atomic
-from threedgen.run.metrics import write_summary
-from threedgen.run.text import clean, duration, say
+from threedgen.run.text import clean, duration
 from threedgen.viewer.page import data_uri, making, page
 
 from .options import MeteredConfig
@@ -55,11 +53,7 @@ class Report:
             write_atomic(folder / "assets.csv", csv_table([asset(result) for result in self.results]))
             write_atomic(folder / "report.md", self.text())
             write_atomic(folder / "report.html", self.html(folder))
-        write_summary(folder, config, time.monotonic() - begun, status="finished")
-        if not quiet:
-            say(self.text())
-        say(str(folder / "report.html"))
-        return 0
+        return finish(config, begun, "report.html", "" if quiet else self.text())
 
     def about(self) -> list[str]:
         """The sentences without which the figures mean nothing."""

@@ -13,19 +13,22 @@ from statistics import median
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from threedgen.config.errors import ConfigError
 from threedgen.evaluation.metrics.figures import Share, share
+from threedgen.export.run_field import open_field
+from threedgen.export.surface.pictures import Pictures, field_pictures
+from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import write_png
 from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import read_json
 from threedgen.train.checkpoint_file import LAST
 
-from .coloured_mesh import centred, read_mesh
+from .coloured_mesh import Array, centred, read_mesh
 from .meter import Meter, Visible, view_labels
 from .options import THRESHOLD, MeterConfig
 from .rates import ErrorRates
-from .run_mesh import run_field
 
 STATES = ("seen", "empty", "failed", "missing")
 
@@ -207,3 +210,33 @@ def row(method: str, results: Sequence[Result], prompts: Sequence[str], rates: E
         memory_mib=max((result.memory_mib for result in results if result.memory_mib is not None), default=None),
         reason=reason or next((result.reason for result in results if result.reason), ""),
     )
+
+
+FAINT = 0.1
+"""A field whose opacity is below this in every pixel shows nothing."""
+
+
+@dataclass(frozen=True)
+class RunField:
+    """``draw`` gives colours and opacity (see ``export/surface/pictures.py``); ``folder`` is that of its run."""
+
+    draw: Pictures
+    folder: Path
+    plain = False
+
+    def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
+        """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4), unlit always. Raises ConfigError if nothing is there."""
+        pose = torch.from_numpy(np.asarray(c2w, np.float32))
+        projection = Projection.perspective(torch.full((len(pose),), fov), size, size)
+        colours, opacity = self.draw(Cameras(pose, projection, size, size))
+        if opacity.max() < FAINT:
+            raise ConfigError(f"{self.folder} is empty: its field shows nothing")
+        there = opacity[..., None]
+        views: Array = colours * there + background * (1 - there)
+        return views
+
+
+def run_field(folder: Path) -> RunField:
+    """The field in the newest checkpoint of the run in ``folder``. Raises ConfigError if there is none that fits."""
+    config, field, occupancy, _ = open_field(folder)
+    return RunField(field_pictures(field, occupancy, config.march), folder)

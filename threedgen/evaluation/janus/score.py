@@ -10,13 +10,13 @@ import re
 import time
 from pathlib import Path
 
+from threedgen.evaluation.toybox.held_out import without_front
 from threedgen.run.folder import slug
 from threedgen.run.progress import Count
 from threedgen.train.loop import set_threads
 
 from .benchmark import error_rates
 from .options import JanusScoreConfig, asset_files, folder_of_assets
-from .prompts import without_front
 from .report import Report
 from .results import Reader, Result, rows
 

@@ -16,9 +16,9 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-from PIL import Image
 
 from threedgen.config import ConfigError, load, task_of
+from threedgen.evaluation.tables import thumbnails
 from threedgen.run import folder as runs
 from threedgen.run.metrics import read_summary
 from threedgen.run.progress import Count
@@ -95,7 +95,7 @@ def run(config: Evaluate3DConfig, resume: Path | None = None, quiet: bool = Fals
     ]
     each = VIEWS // config.sheet_views
     there = [k for k, result in enumerate(results) if not result.failed][: config.sheet]
-    shown = {k: thumbnails(results[k].views[::each][: config.sheet_views]) for k in there}
+    shown = {k: thumbnails(results[k].views[::each][: config.sheet_views], 192) for k in there}
     return report_scores(config, begun, cases, measured, truth, KEYS, page(config, costs), about, shown, own)
 
 
@@ -173,13 +173,6 @@ def judge_truth(probe: Probe, case: Case, generate: GenerateConfig, config: Eval
 
 
 # --- the report --------------------------------------------------------------------------------------------------
-
-
-def thumbnails(pictures: np.ndarray) -> np.ndarray:
-    """Brings pictures (V, H, W, 3) down to 192 pixels at most, so that a sheet of many can be looked at."""
-    size = min(192, pictures.shape[1], pictures.shape[2])
-    small = [Image.fromarray(picture).resize((size, size), Image.Resampling.BOX) for picture in pictures]
-    return np.stack([np.asarray(picture) for picture in small])
 
 
 def page(config: Evaluate3DConfig, costs: dict[str, float | None]) -> tuple[str, str]:

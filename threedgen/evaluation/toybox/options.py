@@ -40,7 +40,11 @@ class ProbeTrainingConfig(Config):
     window: int = Field(256, ge=1, description="how many steps back those earlier ones come from")
     augment: float = Field(1.0, ge=0, le=2, description="strength of blur, noise, colour shifts and moves; 0: none")
     spoiled: float = Field(
-        0.0, ge=0, le=1, description="share of objects made rough, half of those with a front with two front halves"
+        0.0,
+        ge=0,
+        le=1,
+        description="share of objects made rough, and half of those that have a front with two front "
+        "halves glued together",
     )
     learning_rate: Schedule = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
     weight_decay: float = Field(0.02, ge=0)
@@ -135,7 +139,9 @@ class ToyboxIdentityConfig(Config):
 
     name: Literal["toybox"] = Field("toybox", description="for subjects of the toybox")
     weights: str = Field(
-        "embedded", min_length=1, description="embedded, or the .safetensors file that a run left, or its folder"
+        "embedded",
+        min_length=1,
+        description="embedded, or the .safetensors file that a run left in RUN/identity, or that folder",
     )
 
     def file(self) -> Path:
@@ -170,7 +176,9 @@ class EvaluateSubjectsConfig(RunConfig):
         ("l1", "l2", "images", "lora", "none"), min_length=1, description="what is compared; the first is on the sheet"
     )
     strengths: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(
-        (1.0,), min_length=1, description="how much of the tuning is used: the first for all, others for the first way"
+        (1.0,),
+        min_length=1,
+        description="prior.personalisation_strength: the first for all ways and for objects, others for the first way",
     )
     subjects: int = Field(10, ge=1, le=1000, description="how many, of different kinds as far as there are")
     first: int = Field(0, ge=0, description="number of the first one")

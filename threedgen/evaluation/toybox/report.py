@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from threedgen.evaluation.tables import limits, markdown_table, percent, write_report
+from threedgen.evaluation.tables import finish, limits, markdown_table, percent, write_report
 from threedgen.geometry.images import grid, write_png
-from threedgen.run.metrics import read_json, write_summary
+from threedgen.run.metrics import read_json
 
 from .held_out import Case
 from .judging import FIGURES, Verdict, azimuth_error, tally
@@ -101,6 +100,4 @@ def report_scores(
     if shown:
         labels = [f"{captions[k]} - {mark(measured[k])}" for k in shown]
         write_png(folder / "sheet.png", grid([grid(views, len(views)) for views in shown.values()], 2, labels))
-    write_summary(folder, config, time.monotonic() - begun, status="finished", **summary)
-    print(folder / "report.md")
-    return 0
+    return finish(config, begun, "report.md", **summary)

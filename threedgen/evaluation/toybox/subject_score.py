@@ -23,10 +23,10 @@ from typing import Any
 
 from threedgen.config import registry
 from threedgen.data.toybox.grammar import article
-from threedgen.evaluation.tables import write_json
+from threedgen.evaluation.tables import finish, write_json
 from threedgen.guidance.prior import Prior
 from threedgen.run import folder as runs
-from threedgen.run.metrics import read_json, read_summary, write_summary
+from threedgen.run.metrics import read_json, read_summary
 from threedgen.run.progress import Count
 from threedgen.systems.dreambooth import task as dreambooth
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
@@ -62,9 +62,7 @@ def run(config: EvaluateSubjectsConfig, resume: Path | None = None, quiet: bool 
             rows.append({"subject": subject.folder.name, "found": found})
             count.add(1, subject.asset.caption)
     write(config, folder, rows)
-    write_summary(folder, config, time.monotonic() - begun, status="finished")
-    print(folder / "report.md")
-    return 0
+    return finish(config, begun, "report.md")
 
 
 def measure(tools: Instruments, subject: Subject, base: Prior) -> dict[str, Any]:
