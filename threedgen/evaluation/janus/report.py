@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from threedgen.evaluation.tables import csv_table, finish, limits, markdown_table, percent, write_json
@@ -15,6 +16,7 @@ from threedgen.run.folder import write_atomic
 from threedgen.run.text import clean, duration
 from threedgen.viewer.page import data_uri, making, page
 
+from .meter import view_labels
 from .options import MeteredConfig
 from .rates import ErrorRates
 from .results import Result, Row
@@ -155,7 +157,7 @@ def card(folder: Path, result: Result) -> dict[str, Any]:
         "reason": result.reason,
         "facts": facts,
         "strip": picture(folder / "looks" / f"{Path(result.folder).name}.png") if seen else None,
-        "views": list(zip(result.labels(), result.shown, result.right, strict=True)),
+        "views": list(zip(view_labels(np.array(result.sides)), result.shown, result.right, strict=True)),
     }
 
 

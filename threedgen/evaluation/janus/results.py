@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from threedgen.run.metrics import read_json
 from threedgen.train.checkpoint_file import LAST
 
 from .coloured_mesh import Array, centred, read_mesh
-from .meter import Meter, Visible, view_labels
+from .meter import Meter, Visible
 from .options import THRESHOLD, MeterConfig
 from .rates import ErrorRates
 
@@ -63,10 +63,6 @@ class Result:
         """Its own prompt fits it best of all ``prompts``."""
         return self.likeness is not None and prompts[int(np.argmax(self.likeness))] == self.prompt
 
-    def labels(self) -> list[str]:
-        """The meter's word about each view."""
-        return view_labels(np.array(self.sides))
-
     def plain(self) -> dict[str, Any]:
         """For JSON; its figures to five digits, for the last ones depend on where in memory the pictures lay."""
         return {key: _rounded(value) for key, value in asdict(self).items()} | {"janus": self.janus}
@@ -100,48 +96,36 @@ class Reader:
         keyword arguments of Result. ``fit``: move a mesh to the middle and scale it, for files of unknown measures."""
         if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
-        meter = self.meter
         try:
             found = self._reading(path, name, prompt, up, fit)
         except ConfigError as error:
             return {"state": "empty", "reason": str(error)}
-        ring = meter.judge(np.array(found["sides"]), self.threshold, self.free)
+        ring = self.meter.judge(np.array(found["sides"]), self.threshold, self.free)
         likeness = found["likeness"] and tuple(found["likeness"])
         return {"state": "seen", "sides": tuple(map(tuple, found["sides"])), "likeness": likeness} | vars(ring)
 
     def _reading(self, path: Path, name: str, prompt: str, up: Literal["y", "z"], fit: bool) -> dict[str, Any]:
-        parts = (_content(path), self._settings.encode(), prompt.encode(), f"{up}{fit}".encode())
+        """Sides and likeness of the mesh at ``path``, with a key of all that decides them. Raises ConfigError."""
+        run = path.is_dir()
+        try:
+            content = (path / LAST if run else path).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
+        parts = (content, self._settings.encode(), prompt.encode(), f"{up}{fit}".encode())
         key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-        kept = self.folder / f"{name}.json"
+        kept, strip = (self.folder / f"{name}.{end}" for end in ("json", "png"))
         found = read_json(kept)
-        if found.get("key") == key and self.strip(name).is_file():
+        if found.get("key") == key and strip.is_file():
             return found
-        reading = self.meter.classify(_opened(path, up, fit), prompt)
+        visible: Visible = (
+            run_field(path.parent) if run else centred(read_mesh(path, up)) if fit else read_mesh(path, up)
+        )
+        reading = self.meter.classify(visible, prompt)
         found = {"key": key, "sides": reading.sides.tolist()}
         found["likeness"] = self.meter.likeness(reading.views, self.prompts) if self.prompts else None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_png(self.strip(name), np.concatenate(list(reading.small().views), axis=1))
+        write_png(strip, np.concatenate(list(reading.small().views), axis=1))
         write_atomic(kept, json.dumps(found) + "\n")
         return found
-
-    def strip(self, name: str) -> Path:
-        """All views of an asset, side by side without a gap."""
-        return self.folder / f"{name}.png"
-
-
-def _content(path: Path) -> bytes:
-    """What decides how the mesh at ``path`` looks. Raises ConfigError."""
-    try:
-        return (path / LAST if path.is_dir() else path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
-
-
-def _opened(path: Path, up: Literal["y", "z"], fit: bool) -> Visible:
-    if path.is_dir():
-        return run_field(path.parent)
-    mesh = read_mesh(path, up)
-    return centred(mesh) if fit else mesh
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
@@ -180,13 +164,11 @@ def rows(
     results: Sequence[Result],
     prompts: Sequence[str],
     rates: ErrorRates | None,
-    refused: dict[str, str],
+    refused: Mapping[str, str],
 ) -> list[Row]:
-    """A row for each method, those that cannot run included."""
-    return [
-        row(method, [r for r in results if r.method == method], prompts, rates, refused.get(method, ""))
-        for method in methods
-    ]
+    """A row for each method, those that cannot run included: ``refused`` says why."""
+    of = {method: [result for result in results if result.method == method] for method in methods}
+    return [row(method, own, prompts, rates, refused.get(method, "")) for method, own in of.items()]
 
 
 def row(method: str, results: Sequence[Result], prompts: Sequence[str], rates: ErrorRates | None, reason: str) -> Row:
