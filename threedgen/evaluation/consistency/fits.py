@@ -64,9 +64,15 @@ class Job:
 
     @classmethod
     def of(
-        cls, scene: str, row: str, views: Views, held: Sequence[int], *settings: Any,
-        truth: Views | None = None, drawn: Sequence[int] = (),
-    ) -> Job:  # fmt: skip
+        cls,
+        scene: str,
+        row: str,
+        views: Views,
+        held: Sequence[int],
+        *settings: Any,
+        truth: Views | None = None,
+        drawn: Sequence[int] = (),
+    ) -> Job:
         """``settings``: from ``protocol`` to ``device``; ``truth``: the true views, with which those at the places
         ``drawn`` are compared besides."""
         arrays = to_uint8(views.images), views.at.c2w.numpy(), views.at.K.numpy()
