@@ -37,11 +37,11 @@ def march(
     where: Any = (*rays, cells, size, F(size / (2 * options.radius)), F(options.radius))
     first, last = np.empty(len(origins), np.int32), np.empty(len(origins), np.int32)
     count = np.empty(len(origins), np.int64)
-    _count(*where, _array(limit.int()), first, last, count)
+    _count(*where, _array(limit.int()), first, last, count)  # type: ignore[call-arg]
     start = np.cumsum(count) - count
     n = int(count.sum())
     ray_index, t_start, t_end = np.empty(n, np.int64), np.empty(n, np.float32), np.empty(n, np.float32)
-    _fill(*where, first, last, start, ray_index, t_start, t_end)
+    _fill(*where, first, last, start, ray_index, t_start, t_end)  # type: ignore[call-arg]
     return Samples(*(torch.from_numpy(a) for a in (ray_index, t_start, t_end, start, count)))
 
 
@@ -111,7 +111,7 @@ def _positions(o, d, t_start, t_end, start, count, out):
 def positions(samples: Samples, origins: Tensor, directions: Tensor) -> Tensor:
     """See `march.Samples.positions`."""
     out = torch.empty(len(samples), 3)
-    _positions(_array(origins), _array(directions), *(_array(a) for a in samples.intervals()), out.numpy())
+    _positions(_array(origins), _array(directions), *(_array(a) for a in samples.intervals()), out.numpy())  # type: ignore[call-arg]
     return out
 
 
@@ -128,7 +128,7 @@ def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, k
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
     """See `march.visible`."""
     keep = np.empty(len(samples), np.bool_)
-    _visible(_array(sigma), *(_array(a) for a in samples.intervals()), F(alpha_threshold), F(early_stop), keep)
+    _visible(_array(sigma), *(_array(a) for a in samples.intervals()), F(alpha_threshold), F(early_stop), keep)  # type: ignore[call-arg]
     return torch.from_numpy(keep)
 
 

@@ -38,6 +38,11 @@ def ring_poses(ring: Ring) -> Tensor:
     return orbit_c2w(torch.full_like(azimuth, ring[1]), azimuth, torch.full_like(azimuth, distance))
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """Chooses at most ``most`` of ``count`` places, evenly, the first and the last among them."""
+    return np.unique(np.round(np.linspace(0, count - 1, min(most, count))).astype(int)).tolist()
+
+
 def fingerprint(prior: Prior) -> str:
     """Hashes the weights to 16 hex digits, so that samples of an earlier state are not taken for this one's."""
     digest = hashlib.sha256()

@@ -21,7 +21,6 @@ from threedgen import config as configs
 from threedgen.config import ConfigError, registry
 from threedgen.data.srn.writer import write_instance
 from threedgen.evaluation.consistency import fits, run
-from threedgen.evaluation.consistency.held_out import far_views, held_out_places, looked_at, warn_about
 from threedgen.evaluation.consistency.options import (
     ConsistencyConfig,
     MVDreamSamplerConfig,
@@ -29,7 +28,7 @@ from threedgen.evaluation.consistency.options import (
 )
 from threedgen.evaluation.consistency.report import distances
 from threedgen.evaluation.consistency.samplers import MVDreamSampler
-from threedgen.evaluation.consistency.scenes import Scene
+from threedgen.evaluation.consistency.scenes import Scene, far_views, held_out_places, looked_at, warn_about
 from threedgen.evaluation.toybox.labels import Labels
 from threedgen.evaluation.toybox.options import ProbeNetworkConfig
 from threedgen.evaluation.toybox.probe import Probe

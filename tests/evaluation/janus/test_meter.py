@@ -21,8 +21,7 @@ from threedgen.evaluation.janus.coloured_mesh import ColouredMesh, centred, read
 from threedgen.evaluation.janus.meter import Meter
 from threedgen.evaluation.janus.meter_errors import measure
 from threedgen.evaluation.janus.options import THRESHOLD, CLIPSidesConfig, MeterConfig, TruthConfig
-from threedgen.evaluation.janus.prompts import clear_nouns, toybox_prompts, without_front
-from threedgen.evaluation.toybox.held_out import held_out_cases
+from threedgen.evaluation.toybox.held_out import clear_nouns, held_out_cases, toybox_prompts, without_front
 from threedgen.export.files.glb import save_glb
 from threedgen.geometry.poses import orbit_array
 

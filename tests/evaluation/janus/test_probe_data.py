@@ -12,8 +12,7 @@ from threedgen.evaluation.janus.coloured_mesh import ColouredMesh, Part, toybox_
 from threedgen.evaluation.janus.meter import Meter
 from threedgen.evaluation.janus.meter_errors import measure
 from threedgen.evaluation.janus.options import MeterConfig, TruthConfig
-from threedgen.evaluation.janus.probe_data import corrupt, nearer_front
-from threedgen.evaluation.janus.rough import EDGE, SHAKE, Noise, halved, rough
+from threedgen.evaluation.janus.rough import EDGE, SHAKE, Noise, corrupt, halved, nearer_front, rough
 from threedgen.evaluation.toybox.labels import OPEN, Labels, ProbeToybox, labelled
 
 

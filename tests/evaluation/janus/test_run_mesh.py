@@ -12,8 +12,7 @@ from tests.support import janus_stub
 from tests.support.ball_run import ball_run, register
 from threedgen.evaluation.janus.coloured_mesh import read_mesh
 from threedgen.evaluation.janus.options import MeterConfig
-from threedgen.evaluation.janus.results import Reader
-from threedgen.evaluation.janus.run_mesh import run_field
+from threedgen.evaluation.janus.results import Reader, run_field
 from threedgen.export.files.glb import save_glb
 from threedgen.export.run_field import open_run
 from threedgen.export.shape.from_field import surface_of

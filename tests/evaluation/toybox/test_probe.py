@@ -27,6 +27,7 @@ from threedgen.evaluation.toybox.labels import (
 )
 from threedgen.evaluation.toybox.options import ProbeNetworkConfig, TrainProbeConfig
 from threedgen.evaluation.toybox.probe import Probe, Raw, Seen, prepare, together
+from threedgen.run.metrics import read_json
 
 LABELS = Labels.of_toybox()
 TINY = ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 16))
@@ -195,7 +196,7 @@ def test_a_saved_probe_says_the_same(tmp_path: Path) -> None:
     again = Probe.load(str(tmp_path))
     assert torch.allclose(again.classify(pictures).noun, probe.classify(pictures).noun, atol=1e-2)
     assert again.labels == LABELS and again.threshold == 0.25
-    assert probing.read_card(tmp_path / "toybox-probe.safetensors")["steps"] == 7
+    assert read_json(tmp_path / "toybox-probe.json")["steps"] == 7
     assert not again.training and not any(p.requires_grad for p in again.parameters())
 
 
@@ -250,7 +251,7 @@ def test_training_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
     assert train_probe.run(config(parts, 5), resume=parts, quiet=True) == 0
     one, other = ((folder / "probe" / "toybox-probe.safetensors").read_bytes() for folder in (whole, parts))
     assert one == other
-    card = probing.read_card(whole / "probe" / "toybox-probe.safetensors")
+    card = read_json(whole / "probe" / "toybox-probe.json")
     assert card["steps"] == 5 and card["accuracy"]["noun"]["total"] == 4
     assert 0 <= card["accuracy"]["side"]["low"] <= card["accuracy"]["side"]["high"] <= 1
 

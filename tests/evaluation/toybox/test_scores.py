@@ -29,13 +29,14 @@ from threedgen.evaluation.metrics.figures import (
     wilson,
 )
 from threedgen.evaluation.sampling import ring_poses
+from threedgen.evaluation.tables import percent
 from threedgen.evaluation.toybox import object_score, prior_score
 from threedgen.evaluation.toybox.held_out import held_out_cases, held_out_rooms
 from threedgen.evaluation.toybox.judging import equal_error, judge, tally
 from threedgen.evaluation.toybox.labels import Labels, ring
 from threedgen.evaluation.toybox.options import Evaluate3DConfig, EvaluatePriorConfig, ProbeNetworkConfig
 from threedgen.evaluation.toybox.probe import Probe, Seen
-from threedgen.evaluation.toybox.report import mark, percent, worst
+from threedgen.evaluation.toybox.report import mark, worst
 from threedgen.run.progress import Count
 from threedgen.systems.generate.outputs import view_azimuths, view_indices, write_views
 from threedgen.train.loop import Status

@@ -14,7 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +68,16 @@ class Job:
         scene: str,
         row: str,
         views: Views,
-        held: list[int],
-        protocol: ProtocolConfig,
-        options: TSEDConfig,
-        seed: int,
-        folder: Path,
-        device: str = "cpu",
+        held: Sequence[int],
+        *settings: Any,
         truth: Views | None = None,
         drawn: Sequence[int] = (),
     ) -> Job:
-        """``truth``: the true views, with which those at the places ``drawn`` are compared besides."""
+        """``settings``: from ``protocol`` to ``device``; ``truth``: the true views, with which those at the places
+        ``drawn`` are compared besides."""
         arrays = to_uint8(views.images), views.at.c2w.numpy(), views.at.K.numpy()
-        true = (None, ()) if truth is None else (to_uint8(truth.images), tuple(drawn))
-        return cls(scene, row, *arrays, tuple(held), protocol, options, seed, folder, device, *true)
+        job = cls(scene, row, *arrays, tuple(held), *settings)
+        return job if truth is None else replace(job, truth=to_uint8(truth.images), drawn=tuple(drawn))
 
     @property
     def views(self) -> Views:

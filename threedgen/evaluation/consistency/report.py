@@ -1,9 +1,7 @@
-"""Writes what a consistency run found: figures with intervals, a line for each scene, a sheet of pictures."""
+"""Writes what a consistency run found: figures with intervals, a line for each scene, sheets of pictures."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,17 @@ import torch
 from threedgen.config import config_hash
 from threedgen.evaluation.metrics.distributions import fid, kid
 from threedgen.evaluation.metrics.figures import bootstrap, mean
-from threedgen.evaluation.tables import markdown_table, write_json
+from threedgen.evaluation.sampling import evenly
+from threedgen.evaluation.tables import csv_table, markdown_table, write_json
 from threedgen.evaluation.toybox.probe import Probe
-from threedgen.geometry.images import grid, one_size, readable, write_png
+from threedgen.geometry.images import grid, one_size, readable, to_uint8, write_png
+from threedgen.geometry.views import Views
 from threedgen.run.folder import write_atomic
 from threedgen.run.seeding import numpy_generator
 
 from .fits import Score
 from .options import ORIGINAL, ConsistencyConfig
+from .scenes import Scene
 
 FIGURES = {
     "psnr": "PSNR, dB", "ssim": "SSIM", "tsed": "TSED",
@@ -51,7 +52,7 @@ def write(
         "scenes": list(scores),
     }
     write_json(folder / "consistency.json", tree)
-    write_atomic(folder / "consistency.csv", as_csv(scores))
+    write_atomic(folder / "consistency.csv", csv_table(scores, COLUMNS))
     text = table(config, tree["rows"])
     if tree["differences"]:
         text += f"\n\n{difference_table(config, tree['differences'])}"
@@ -77,16 +78,13 @@ def differences(config: ConsistencyConfig, of: dict[str, list[Score]]) -> dict[s
     first, *others = config.contestants
     found: dict[str, Any] = {}
     for row in others:
-        pairs = list(zip(of[first], of[row], strict=True))
-        less = [{key: _minus(a[key], b[key]) for key in FIGURES} for a, b in pairs]
+        less: list[Score] = []
+        for a, b in zip(of[first], of[row], strict=True):
+            less.append({key: None if None in (a[key], b[key]) else a[key] - b[key] for key in FIGURES})
         found[row] = summary(config, less)
         for key in FIGURES:
             found[row][key]["won"] = sum((one[key] or 0) > 0 for one in less)
     return found
-
-
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
 
 
 def table(config: ConsistencyConfig, rows: dict[str, Any]) -> str:
@@ -142,15 +140,6 @@ true one costs there and not here. TSED: share of neighbouring views with at lea
 median symmetric epipolar distance below {config.tsed.t_error:g} pixels of a picture of 256."""
 
 
-def as_csv(scores: Sequence[Score]) -> str:
-    """Writes a line for each field."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(scores)
-    return text.getvalue()
-
-
 def pictures(folder: Path, score: Score) -> tuple[np.ndarray, np.ndarray]:
     """Reads held-out views and renders (V, H, W, 3) uint8 of a score."""
     with np.load(folder / f"{score['scene']}.{score['row']}.npz", allow_pickle=False) as file:
@@ -191,3 +180,35 @@ def distances(probe: Probe, folder: Path, scores: Sequence[Score]) -> dict[str, 
             subsets, size = (100, SUBSET) if count > SUBSET else (1, count)
             found[row] = {"fid": fid(held, renders), "kid": kid(held, renders, subsets, size)[0], "pictures": count}
     return found
+
+
+# --- views -------------------------------------------------------------------------------------------------------
+
+VIEWS = 10
+"""Views of a strip: the given one, if there is one, then others evenly chosen from all, in their order."""
+
+
+class Strips:
+    """Collects views of the first ``count`` scenes, a strip for each row."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._strips: dict[str, dict[str, list[np.ndarray]]] = {}
+
+    def add(self, scene: Scene, row: str, views: Views) -> None:
+        if scene.name not in self._strips and len(self._strips) >= self.count:
+            return
+        targets = scene.targets
+        chosen = [targets[k] for k in evenly(len(targets), VIEWS - len(scene.condition))]
+        strip = list(to_uint8(views.images[[*scene.condition, *chosen]]))
+        self._strips.setdefault(scene.name, {})[row] = strip
+
+    def write(self, path: Path) -> None:
+        """Writes a line for each scene and row, each as wide as the longest; nothing if there are no strips."""
+        lines = [(f"{name} {row}", strip) for name, rows in self._strips.items() for row, strip in rows.items()]
+        if not lines:
+            return
+        columns, nothing = max(len(strip) for _, strip in lines), np.full((1, 1, 3), 255, np.uint8)
+        cells = [cell for _, strip in lines for cell in [*strip, *[nothing] * (columns - len(strip))]]
+        labels = [text for label, _ in lines for text in [label, *[""] * (columns - 1)]]
+        write_png(path, grid(readable(np.stack(one_size(cells))), columns, labels))

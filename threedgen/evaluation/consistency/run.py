@@ -19,21 +19,18 @@ import torch
 
 from threedgen.config import ConfigError, registry
 from threedgen.evaluation.sampling import read_views, write_views
+from threedgen.evaluation.tables import finish
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.views import Request, Views
 from threedgen.run.interrupts import Interrupts
-from threedgen.run.metrics import write_summary
 from threedgen.run.progress import Count
-from threedgen.run.text import say
 from threedgen.run.workers import run_jobs
 from threedgen.train.loop import set_threads
 
 from .fits import Job, Score, score_with, stored
-from .held_out import held_out_places, warn_about
 from .options import ORIGINAL, ConsistencyConfig
-from .report import distances, write
-from .scenes import Scene, fit_to
-from .strips import Strips
+from .report import Strips, distances, write
+from .scenes import Scene, fit_to, held_out_places, warn_about
 
 ATTEMPTS = 2
 """A fit may lose its worker once."""
@@ -83,11 +80,7 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
     features = distances(probe, folder / "scores", scores) if probe else {}
     text = write(config, folder, scores, features, notes)
     strips.write(folder / "views.png")
-    write_summary(folder, config, time.monotonic() - begun, status="finished", scenes=len(every))
-    if not quiet:
-        say(text)
-    say(str(folder / "consistency.md"))
-    return 0
+    return finish(config, begun, "consistency.md", "" if quiet else text, scenes=len(every))
 
 
 def jobs(
@@ -113,19 +106,10 @@ def jobs(
                 if views is None:
                     continue
                 strips.add(scene, row, views)
-                yield Job.of(
-                    scene.name,
-                    row,
-                    views,
-                    held[scene.name],
-                    config.protocol,
-                    config.tsed,
-                    config.seed,
-                    folder / "scores",
-                    config.device,
-                    truth if drawn and scene.condition else None,
-                    scene.targets,
-                )
+                settings = config.protocol, config.tsed, config.seed, folder / "scores", config.device
+                compared = truth if drawn and scene.condition else None
+                places = held[scene.name]
+                yield Job.of(scene.name, row, views, places, *settings, truth=compared, drawn=scene.targets)
 
 
 def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Scene]) -> None:
@@ -133,16 +117,14 @@ def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Sce
     if not every:
         raise ConfigError("there are none", "scenes")
     for scene in every:
-        if getattr(sampler, "needs_text", False) and not scene.text:
-            raise ConfigError(
-                f"{row} draws from words, and the scenes {config.scenes.name!r} have none; scenes.name=toybox has",
-                "sampler",
-            )
-        if getattr(sampler, "needs_condition", False) and not scene.condition:
-            raise ConfigError(
-                f"{row} draws from a given view, and the scenes {config.scenes.name!r} have none; scenes.name=srn has",
-                "sampler",
-            )
+        needs = (
+            ("needs_text", scene.text, "words", "toybox"),
+            ("needs_condition", scene.condition, "a given view", "srn"),
+        )
+        for need, given, what, other in needs:
+            if getattr(sampler, need, False) and not given:
+                mistake = f"{row} draws from {what}, and the scenes {config.scenes.name!r} have none"
+                raise ConfigError(f"{mistake}; scenes.name={other} has", "sampler")
         if getattr(sampler, "on_disk", False):
             sampler.places(scene.request(config.seed, pictures=False))
 

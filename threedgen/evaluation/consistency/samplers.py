@@ -72,16 +72,10 @@ class MVDreamSampler:
         low, high = self.config.elevation
         far = (elevation < low - BEYOND) | (elevation > high + BEYOND)
         if far.any():
-            logger.warning(
-                "%s: %d target views are far outside the elevations of the prior's training (%g to %g degrees), such "
-                "as number %d at %.0f",
-                request.scene,
-                int(far.sum()),
-                low,
-                high,
-                request.numbers[int(far.int().argmax())],
-                float(elevation[far][0]),
-            )
+            outside = "%s: %d target views are far outside the elevations of the prior's training (%g to %g degrees)"
+            number, high_at = request.numbers[int(far.int().argmax())], float(elevation[far][0])
+            more = ", such as number %d at %.0f"
+            logger.warning(outside + more, request.scene, int(far.sum()), low, high, number, high_at)
 
 
 class FolderSampler:

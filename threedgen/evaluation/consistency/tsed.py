@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from skimage.feature import SIFT, match_descriptors
 from torch import Tensor
 
+from threedgen.evaluation.sampling import evenly
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import opencv_axes
@@ -98,10 +99,7 @@ def tsed(views: Views, options: TSEDConfig) -> Pairs:
 
 def neighbours(count: int, pairs: int) -> list[tuple[int, int]]:
     """Chooses at most ``pairs`` of the pairs (k, k + 1) of ``count`` views, evenly spread."""
-    if pairs == 0 or count < 2:
-        return []
-    first = np.unique(np.round(np.linspace(0, count - 2, min(pairs, count - 1))).astype(int))
-    return [(int(k), int(k) + 1) for k in first]
+    return [(k, k + 1) for k in evenly(count - 1, pairs)] if pairs and count > 1 else []
 
 
 Features = tuple[Floats, NDArray[np.uint8]]

@@ -1,6 +1,6 @@
 """The task "janus-benchmark": prompts x methods x seeds become objects, and the meter counts those with two fronts.
 
-    RUN/runs/KEY/              the run of one job, keyed by what it is, and how it ended (``make.py``)
+    RUN/runs/KEY/              the run of one job, keyed by what it is, and how it ended (``jobs.py``)
     RUN/looks/                 what the meter saw of each
     RUN/meter.json             the meter's errors, measured once
     RUN/report.html            table and contact sheets; report.json, methods.csv, assets.csv beside it
@@ -10,7 +10,6 @@ The same command goes on with what is not finished.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -18,19 +17,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from threedgen.run.folder import write_atomic
+from threedgen.evaluation.tables import write_json
 from threedgen.run.metrics import read_json
 from threedgen.run.progress import Count
 from threedgen.run.workers import run_jobs
 from threedgen.train.loop import set_threads
 
-from .jobs import Job, Plan, make_plan
-from .make import FAILED, FINISHED, OVER, REFUSED, make, read_record, write_record
+from .jobs import FAILED, FINISHED, OVER, RECORD, REFUSED, Job, Plan, make, make_plan, write_record
 from .meter import Meter
 from .meter_errors import measure
 from .options import JanusBenchmarkConfig, MeteredConfig
 from .rates import ErrorRates
-from .report import finish
+from .report import Report
 from .results import Reader, Result, rows
 
 logger = logging.getLogger(__name__)
@@ -51,12 +49,12 @@ def run(config: JanusBenchmarkConfig, resume: Path | None = None, quiet: bool = 
     rates = error_rates(config, folder, quiet)
     results = collect(config, plan, folder, rates, quiet)
     table = rows(config.methods, results, plan.prompts, rates, plan.refused)
-    return finish(config, table, results, rates, plan.left_out, time.monotonic() - begun, quiet)
+    return Report(config, table, results, rates, plan.left_out).finish(begun, quiet)
 
 
 def make_all(config: JanusBenchmarkConfig, jobs: list[Job], root: Path, quiet: bool) -> int:
     """Makes the objects that are not there; returns 0, or the exit code for the signal that stopped it."""
-    left = [job for job in jobs if read_record(root / job.key).get("state") not in OVER]
+    left = [job for job in jobs if read_json(root / job.key / RECORD).get("state") not in OVER]
     refused = set[str]()
     with Count("objects", len(jobs), quiet, done=len(jobs) - len(left)) as count:
 
@@ -104,7 +102,7 @@ def error_rates(config: MeteredConfig, folder: Path, quiet: bool) -> ErrorRates 
     if found.items() >= asked.items():
         return ErrorRates.from_plain(found)
     rates = measure(Meter(config.meter), config.truth, config.seed, quiet).rates
-    write_atomic(path, json.dumps(rates.plain() | asked, indent=1) + "\n")
+    write_json(path, rates.plain() | asked)
     return rates
 
 
@@ -112,11 +110,10 @@ def collect(
     config: JanusBenchmarkConfig, plan: Plan, folder: Path, rates: ErrorRates | None, quiet: bool
 ) -> list[Result]:
     """A result for each job. Methods that turned out not to run are added to ``plan.refused``."""
-    results = []
-    reader = Reader(config.meter, plan.prompts, folder / "looks", rates, free=False)
+    results, reader = [], Reader(config.meter, plan.prompts, folder / "looks", rates)
     with Count("looking", len(plan.jobs), quiet) as count:
         for job in plan.jobs:
-            record = read_record(folder / "runs" / job.key)
+            record = read_json(folder / "runs" / job.key / RECORD)
             state, found = record.get("state"), dict[str, Any](state="missing")
             if state == FINISHED:
                 found = reader.read(folder / "runs" / job.key / config.mesh, job.key, job.prompt)

@@ -7,13 +7,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from threedgen.config.errors import ConfigError
 from threedgen.data.toybox.grammar import mentioned
-from threedgen.evaluation.toybox.identity import CLIP_MEAN, CLIP_STD, encoder_input
+from threedgen.evaluation.toybox.identity import CLIP_MEAN, CLIP_STD, encoder_input, features, load_hub
 from threedgen.evaluation.toybox.probe import Probe
-from threedgen.guidance.weights.loading import reachable
 
 from .options import CLIPSidesConfig, ProbeSidesConfig
 
@@ -31,7 +28,7 @@ class ViewClassifier(Protocol):
 
 
 EMBEDDED = "toybox-sides"
-"""The toybox probe, trained on with rough and with two-faced objects (``probe_data.py``)."""
+"""The toybox probe, trained on with rough and with two-faced objects (``rough.py``)."""
 
 
 class ProbeSides:
@@ -61,17 +58,9 @@ class CLIPSides:
     def __init__(self, config: CLIPSidesConfig) -> None:
         from transformers import AutoTokenizer, CLIPModel
 
-        self.config, offline = config, not reachable()
-        try:
-            net = CLIPModel.from_pretrained(config.weights, local_files_only=offline)
-            self.net = net.eval().requires_grad_(False)
-            self.tokenizer = AutoTokenizer.from_pretrained(config.weights, local_files_only=offline)
-        except Exception as error:  # a dozen kinds: no such id, no network, damaged, no CLIP
-            raise ConfigError(
-                f"{config.weights!r} cannot be loaded as CLIP ({type(error).__name__}); "
-                "give a folder or an id of the hub such as openai/clip-vit-large-patch14",
-                "meter.classifier.weights",
-            ) from None
+        self.config, kinds = config, (CLIPModel, AutoTokenizer)
+        where = "meter.classifier"
+        self.net, self.tokenizer = load_hub(config.weights, "CLIP", "openai/clip-vit-large-patch14", where, *kinds)
         self.size = int(self.net.config.vision_config.image_size)
         self.longest = int(self.net.config.text_config.max_position_embeddings)
 
@@ -82,19 +71,12 @@ class CLIPSides:
     @torch.no_grad()
     def likeness(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosines in [-1, 1]."""
-        seen = [self._features(self.net.get_image_features, pixel_values=x) for x in self._batches(pictures)]
+        config, views = self.config, []
+        for part in pictures.split(config.batch):
+            x = encoder_input(part, self.size, CLIP_MEAN, CLIP_STD)
+            views.append(features(self.net.get_image_features(pixel_values=x)))
         words = self.tokenizer(
             list(prompts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
         )
-        sentences = self._features(
-            self.net.get_text_features, input_ids=words.input_ids, attention_mask=words.attention_mask
-        )
-        return torch.cat(seen) @ sentences.T
-
-    def _batches(self, pictures: Tensor) -> list[Tensor]:
-        return [encoder_input(part, self.size, CLIP_MEAN, CLIP_STD) for part in pictures.split(self.config.batch)]
-
-    @staticmethod
-    def _features(encode, **inputs: Tensor) -> Tensor:
-        answer = encode(**inputs)
-        return F.normalize((answer if isinstance(answer, Tensor) else answer.pooler_output).float(), dim=1)
+        ids, mask = words.input_ids, words.attention_mask
+        return torch.cat(views) @ features(self.net.get_text_features(input_ids=ids, attention_mask=mask)).T

@@ -5,6 +5,7 @@ Axes are the world's: z up, front +x. A mesh is a list of parts, each with colou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +45,10 @@ class ColouredMesh:
         """Of all parts, (F, 3, 3)."""
         return np.concatenate([part.corners for part in self.parts])
 
+    def moved(self, move: Callable[[Array], Array]) -> ColouredMesh:
+        """The mesh whose corners (F, 3, 3) are what ``move`` makes of them, part by part."""
+        return replace(self, parts=tuple(replace(part, corners=move(part.corners)) for part in self.parts))
+
     def render(
         self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False, supersample: int = 2
     ) -> Array:
@@ -53,16 +58,45 @@ class ColouredMesh:
         faces = np.arange(len(corners) * 3).reshape(-1, 3)
         views = []
         for pose in c2w:
-            seen = raster.rasterise(corners.reshape(-1, 3), faces, pose[None], fov, size * supersample)
-            mask = seen.mask[0]
-            face, weight = seen.face[0][mask], seen.bary[0][mask][:, :, None]
-            colour = _painted(self, face, weight)
+            buffers = raster.rasterise(corners.reshape(-1, 3), faces, pose[None], fov, size * supersample)
+            mask = buffers.mask[0]
+            face, weight = buffers.face[0][mask], buffers.bary[0][mask][:, :, None]
+            colour = self._colours(face, weight)
             if light:
-                colour *= _light(corners, face, weight, pose[:3, 3])[:, None]
+                colour *= _light(corners[face], weight, pose[:3, 3])[:, None]
             picture = np.full((*mask.shape, 3), background, np.float32)
             picture[mask] = colour
             views.append(raster.shrink(picture[None], supersample)[0])
         return np.clip(np.stack(views), 0, 1)
+
+    def _colours(self, face: Array, weight: Array) -> Array:
+        """Colours (P, 3) of points on faces (P,), counted through all parts, at barycentrics (P, 3, 1)."""
+        colour, first = np.zeros((len(face), 3), np.float32), 0
+        for part in self.parts:
+            mine = (face >= first) & (face < first + len(part.corners))
+            value = (part.values[face[mine] - first] * weight[mine]).sum(1)
+            if part.texture is not None:
+                beyond = (value < 0) | (value > 1)  # glTF's and OBJ's textures go on by repeating themselves
+                value = sample(part.texture, np.where(beyond, value - np.floor(value), value))
+            colour[mine] = value
+            first += len(part.corners)
+        return colour
+
+
+def _light(corners: Array, weight: Array, eye: Array) -> Array:
+    """Shade (P,) of points at barycentrics (P, 3, 1) of triangles (P, 3, 3), whose normals point to the eye."""
+    a, b, c = corners.swapaxes(0, 1)
+    normal = raster.unit(np.cross(b - a, c - a))
+    facing = (normal * raster.unit(eye - (corners * weight).sum(1))).sum(1)
+    return 0.5 + 0.2 * np.sign(facing) * normal[:, 2] + 0.3 * np.abs(facing)
+
+
+def centred(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
+    """Moved and scaled so that its bounding box is about the origin and its farthest corner ``radius`` away."""
+    points = mesh.corners.reshape(-1, 3)
+    middle = (points.min(0) + points.max(0)) / 2
+    scale = radius / np.linalg.norm(points - middle, axis=1).max()
+    return mesh.moved(lambda corners: (corners - middle) * scale)
 
 
 # --- where they come from ----------------------------------------------------------------------------------------
@@ -81,27 +115,22 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y") -> ColouredMesh:
     """
     import trimesh
 
+    parts, plain = list[Part](), True
     try:
         scene = trimesh.load_scene(str(path), process=False)
-        nodes = [scene.graph[node] for node in scene.graph.nodes_geometry]
-        found: list[tuple[Any, Any]] = [(scene.geometry[name], place) for place, name in nodes]
-        placed = [(piece, place) for piece, place in found if isinstance(piece, trimesh.Trimesh) and len(piece.faces)]
-        parts = [_moved(_part(piece, path.suffix.lower() != ".obj"), place) for piece, place in placed]
-    except ConfigError:
-        raise
+        for place, name in (scene.graph[node] for node in scene.graph.nodes_geometry):
+            piece: Any = scene.geometry[name]
+            if isinstance(piece, trimesh.Trimesh) and len(piece.faces):
+                part, coloured = _part(piece, gltf=path.suffix.lower() != ".obj")
+                parts.append(_sound(replace(part, corners=part.corners @ place[:3, :3].T + place[:3, 3])))
+                plain = plain and not coloured
     except Exception as error:  # whatever a reader of other people's files may meet
         reason = " ".join(str(error).split())[:120]
         raise ConfigError(f"{path} cannot be read as a mesh ({type(error).__name__}: {reason})") from None
-    parts = [part for part in (_sound(part) for part in parts) if len(part.corners)]
-    if not parts:
+    mesh = ColouredMesh(tuple(part for part in parts if len(part.corners)), plain)
+    if not mesh.parts:
         raise ConfigError(f"{path} is empty: it has no triangle with an area")
-    turned = [replace(part, corners=part.corners[..., [2, 0, 1]]) for part in parts] if up == "y" else parts
-    return ColouredMesh(tuple(turned), plain=not any(_coloured(piece) for piece, _ in placed))
-
-
-def _moved(part: Part, place: Array) -> Part:
-    """``place`` (4, 4)."""
-    return replace(part, corners=part.corners @ place[:3, :3].T + place[:3, 3])
+    return mesh.moved(lambda corners: corners[..., [2, 0, 1]]) if up == "y" else mesh
 
 
 def _sound(part: Part) -> Part:
@@ -113,47 +142,33 @@ def _sound(part: Part) -> Part:
     return replace(part, corners=part.corners[keep], values=part.values[keep])
 
 
-def _coloured(piece: Any) -> bool:
-    visual = piece.visual
-    return visual.kind in ("vertex", "face") or (
-        visual.kind == "texture" and (_picture(visual) is not None or _painted_corners(piece) is not None)
-    )
+def _part(piece: Any, gltf: bool) -> tuple[Part, bool]:
+    """A piece of a file, and whether it has colours of its own, beside that of its material.
 
-
-def _picture(visual: Any) -> Any:
-    """The base colour's picture of a textured piece, PIL, or None."""
-    material = visual.material
-    return getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-
-
-def _painted_corners(piece: Any) -> Array | None:
-    """Colours (F, 3, 3) that a piece has beside its material, as they are in the file."""
-    colours = getattr(piece.visual, "vertex_attributes", {}).get("color")
-    if colours is None or len(colours) != len(piece.vertices):
-        return None
-    whole = np.iinfo(colours.dtype).max if colours.dtype.kind in "ui" else 1
-    return (np.asarray(colours, np.float64)[:, :3] / whole)[piece.faces]
-
-
-def _part(piece: Any, gltf: bool) -> Part:
-    """Colours of corners and of materials are linear light in glTF, and multiply each other; pictures never are linear.
+    Colours of corners and of materials are linear light in glTF, and multiply each other; pictures never are linear.
     Beside a picture, colours of corners are left out, and of an OBJ file those of the material: few programs that write
-    one mean it."""
-    corners, visual = np.asarray(piece.vertices, np.float64)[piece.faces], piece.visual
+    one mean it.
+    """
+    corners, visual, colours = np.asarray(piece.vertices, np.float64)[piece.faces], piece.visual, None
+    shape, material = corners.shape, getattr(visual, "material", None)
     if visual.kind == "vertex":
         colours = np.asarray(visual.vertex_colors, np.float64)[:, :3][piece.faces] / 255
     elif visual.kind == "face":
         colours = np.repeat(np.asarray(visual.face_colors, np.float64)[:, None, :3] / 255, 3, axis=1)
     elif visual.kind != "texture":
-        return Part(corners, np.full((len(corners), 3, 3), PLAIN))
-    elif visual.uv is not None and (picture := _picture(visual)) is not None:
-        factor = _srgb(_factor(visual.material)) if gltf else 1.0
-        texture = np.asarray(picture.convert("RGB"), np.float32) / 255 * factor
-        return Part(corners, np.asarray(visual.uv, np.float64)[piece.faces], texture)
+        return Part(corners, np.full(shape, PLAIN)), False
     else:
-        painted, factor = _painted_corners(piece), _factor(visual.material)
-        colours = np.broadcast_to(factor, (len(corners), 3, 3)) * (1.0 if painted is None else painted)
-    return Part(corners, _srgb(colours) if gltf else colours)
+        picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
+        if picture is not None and visual.uv is not None:
+            texture = np.asarray(picture.convert("RGB"), np.float32) / 255 * (_srgb(_factor(material)) if gltf else 1.0)
+            return Part(corners, np.asarray(visual.uv, np.float64)[piece.faces], texture), True
+        beside = getattr(visual, "vertex_attributes", {}).get("color")  # as they are in the file
+        if beside is not None and len(beside) == len(piece.vertices):
+            whole = np.iinfo(beside.dtype).max if beside.dtype.kind in "ui" else 1
+            colours = (np.asarray(beside, np.float64)[:, :3] / whole)[piece.faces]
+        painted = np.broadcast_to(_factor(material), shape) * (1.0 if colours is None else colours)
+        return Part(corners, _srgb(painted) if gltf else painted), colours is not None
+    return Part(corners, _srgb(colours) if gltf else colours), True
 
 
 def _factor(material: Any) -> Array:
@@ -171,15 +186,7 @@ def _srgb(linear: Array) -> Array:
     return value
 
 
-# --- what is done with them --------------------------------------------------------------------------------------
-
-
-def centred(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
-    """Moved and scaled so that its bounding box is about the origin and its farthest corner ``radius`` away."""
-    points = mesh.corners.reshape(-1, 3)
-    middle = (points.min(0) + points.max(0)) / 2
-    scale = radius / np.linalg.norm(points - middle, axis=1).max()
-    return replace(mesh, parts=tuple(replace(p, corners=(p.corners - middle) * scale) for p in mesh.parts))
+# --- two fronts --------------------------------------------------------------------------------------------------
 
 
 def two_fronted(mesh: ColouredMesh) -> ColouredMesh:
@@ -217,30 +224,3 @@ def _front_half(part: Part, middle: float) -> Part:
     ab, ac = cut(a, b), cut(a, c)
     kept = np.concatenate([rows[count == 3], tips, np.stack([ab, b, c], 1), np.stack([ab, c, ac], 1)])
     return _sound(replace(part, corners=kept[..., :3], values=kept[..., 3:]))
-
-
-# --- how they are seen -------------------------------------------------------------------------------------------
-
-
-def _painted(mesh: ColouredMesh, face: Array, weight: Array) -> Array:
-    """Colours (P, 3) of points on faces (P,), which are counted through all parts, at barycentrics (P, 3, 1)."""
-    colour, first = np.zeros((len(face), 3), np.float32), 0
-    for part in mesh.parts:
-        mine = (face >= first) & (face < first + len(part.corners))
-        value = (part.values[face[mine] - first] * weight[mine]).sum(1)
-        if part.texture is None:
-            colour[mine] = value
-        else:
-            beyond = (value < 0) | (value > 1)  # glTF's and OBJ's textures go on by repeating themselves
-            colour[mine] = sample(part.texture, np.where(beyond, value - np.floor(value), value))
-        first += len(part.corners)
-    return colour
-
-
-def _light(corners: Array, face: Array, weight: Array, eye: Array) -> Array:
-    """Shade (P,) of points on faces, whose normals are taken to point to the eye."""
-    a, b, c = corners[face].swapaxes(0, 1)
-    normal = raster.unit(np.cross(b - a, c - a))
-    towards = raster.unit(eye - (corners[face] * weight).sum(1))
-    facing = (normal * towards).sum(1)
-    return 0.5 + 0.2 * np.sign(facing) * normal[:, 2] + 0.3 * np.abs(facing)

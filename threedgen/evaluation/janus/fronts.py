@@ -73,32 +73,27 @@ def front_curve(sides: Floats) -> Floats:
     return np.where(even.argmax(1) == FRONT, even[:, FRONT], 0.0)
 
 
-def front_count(front: Floats, threshold: float = THRESHOLD, apart: float = APART) -> int:
+def front_count(front: Floats, threshold: float = THRESHOLD) -> int:
     """How many fronts an object has: the most views with ``front`` (V,) >= ``threshold`` that are all more than
-    ``apart`` from each other."""
-    angles = [2 * pi * int(k) / len(front) for k in np.flatnonzero(np.asarray(front) >= threshold)]
-    return max((_chain(angles, start, apart) for start in range(len(angles))), default=0)
+    ``APART`` from each other."""
+    angles = 2 * pi * np.flatnonzero(np.asarray(front) >= threshold) / len(front)
+    most = 0
+    for start in angles:  # on one turn from each of them, every front that is far enough from the one before
+        count, last = 1, 0.0
+        for angle in np.sort((angles - start) % (2 * pi)):
+            if angle - last > APART + 1e-6 and 2 * pi - angle > APART + 1e-6:
+                count, last = count + 1, angle
+        most = max(most, count)
+    return most
 
 
-def _chain(angles: list[float], start: int, apart: float) -> int:
-    """Fronts met on one turn from the ``start``-th, each more than ``apart`` after the one before."""
-    count, last = 1, 0.0
-    for step in range(1, len(angles)):
-        angle = (angles[(start + step) % len(angles)] - angles[start]) % (2 * pi)
-        if angle - last > apart + 1e-6 and 2 * pi - angle > apart + 1e-6:
-            count, last = count + 1, angle
-    return count
-
-
-def doubt(front: Floats, apart: float = APART) -> float:
-    """The highest threshold at which ``front_count`` finds two fronts: of all pairs of views more than ``apart`` from
+def doubt(front: Floats) -> float:
+    """The highest threshold at which ``front_count`` finds two fronts: of all pairs of views more than ``APART`` from
     each other, the largest min(front_i, front_j)."""
-    front = np.asarray(front, float)
-    count, steps = len(front), np.arange(len(front))
+    front, steps = np.asarray(front, float), np.arange(len(front))
     between = np.abs(steps[:, None] - steps)
-    angle = np.minimum(between, count - between) * (2 * pi / count)
-    pairs = np.where(angle > apart + 1e-6, np.minimum(front[:, None], front), 0.0)
-    return float(pairs.max())
+    angle = np.minimum(between, len(front) - between) * (2 * pi / len(front))
+    return float(np.where(angle > APART + 1e-6, np.minimum(front[:, None], front), 0.0).max())
 
 
 def front_peaks(front: Floats, prominence: float = THRESHOLD) -> int:

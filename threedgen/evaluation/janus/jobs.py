@@ -1,19 +1,31 @@
-"""What a benchmark has to do: a job for each prompt, method and seed, with a name that says what it is."""
+"""What a benchmark has to do: a job for each prompt, method and seed, with a name that says what it is; and how one is
+made, or gone on with, in a folder of its own, with a record of how that ended.
+
+    RUN/runs/KEY/job.json    JSON: state, reason, memory_mib, and the seconds of all attempts together
+
+A job whose record says finished or failed is over: so a benchmark that was killed goes on with the others.
+"""
 
 from __future__ import annotations
 
+import io
+import json
 import re
+import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from threedgen.config import ConfigError, find, load, plain, split_override, task_of, tree_hash
+from threedgen.config import ConfigError, find, load, plain, registry, split_override, task_of, tree_hash
 from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
-from threedgen.run.folder import slug
+from threedgen.evaluation.toybox.held_out import toybox_prompts, without_front
+from threedgen.run import folder as runs
+from threedgen.run.metrics import peak_memory, read_json, read_summary
+from threedgen.run.workers import STOPPED, Stopped
 
 from .options import JanusBenchmarkConfig
-from .prompts import toybox_prompts, without_front
 
 OWN = ("prompt", "seed", "out", "threads", "task")
 """Keys of a method that the benchmark sets."""
@@ -98,5 +110,55 @@ def job(method: str, base: Any, prompt: str, seed: int) -> Job:
     """``base`` for another prompt and seed."""
     config = base.model_copy(update={"prompt": prompt, "seed": seed, "out": None, "threads": None})
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(words_of(method)[0]).stem).strip("-")[:40]
-    words = slug(prompt)[:-9][:40].strip("-")
+    words = runs.slug(prompt)[:-9][:40].strip("-")
     return Job(method, prompt, seed, f"{name}-{words}-{seed}-{tree_hash(plain(config))[:12]}", config)
+
+
+# --- one job -----------------------------------------------------------------------------------------------------
+
+RECORD = "job.json"
+BEGUN, REFUSED, FINISHED, FAILED = "begun", "refused", "finished", "failed"
+OVER = (FINISHED, FAILED)
+"""Refused: the method cannot run, as things are. Failed: it is no use."""
+
+
+def write_record(folder: Path, state: str, **figures: Any) -> None:
+    """Says how a job stands; what the old record says of anything else stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(read_json(folder / RECORD) | {"state": state, **figures}, ensure_ascii=False)
+    runs.write_atomic(folder / RECORD, text + "\n")
+
+
+def make(job: Job, root: Path, threads: int | None) -> str:
+    """Runs the task of a job in ``root``/KEY; returns the state. Raises Stopped if it was, and what its task raises
+    (which may not come again) other than ConfigError."""
+    folder = root / job.key
+    config = job.config.model_copy(update={"out": str(folder), "threads": threads})
+    begun, before = time.monotonic(), read_json(folder / RECORD).get("seconds", 0.0)
+    state, figures = BEGUN, dict[str, Any]()
+    forget_peak()
+    try:
+        config, resume = runs.begin(config, job.method)
+        with redirect_stdout(io.StringIO()):  # a quiet task still says where its results are
+            code = registry.implementation("task", config.task)(config, resume=resume, quiet=True) or 0
+        if code in STOPPED:
+            raise Stopped(code)
+        summary = read_summary(folder)
+        if code:
+            state, figures = FAILED, {"reason": summary.get("reason", f"its task ended with code {code}")}
+        else:
+            state, figures = FINISHED, {"memory_mib": summary.get("peak_memory_mib", peak_memory())}
+    except ConfigError as error:
+        begun_well = any((folder / "checkpoints").glob("*.ckpt"))
+        state, figures = FAILED if begun_well else REFUSED, {"reason": str(error)}
+    finally:
+        write_record(folder, state, seconds=round(before + time.monotonic() - begun, 3), **figures)
+    return state
+
+
+def forget_peak() -> None:
+    """From now on the most memory of this process counts anew, so that a run does not answer for the one before."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:  # not Linux, or not allowed: the peak is then the worker's
+        pass

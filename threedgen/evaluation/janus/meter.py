@@ -8,11 +8,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 
 from threedgen.config import registry
 from threedgen.evaluation.metrics.figures import SIDES
-from threedgen.geometry.images import to_uint8
+from threedgen.evaluation.tables import thumbnails
 from threedgen.geometry.poses import orbit_c2w
 
 from . import fronts
@@ -47,9 +46,7 @@ class Reading:
 
     def small(self, size: int = SHOWN) -> Reading:
         """With views of at most ``size`` pixels, as uint8: many can be kept."""
-        size = min(size, self.views.shape[1])
-        pictures = [Image.fromarray(view).resize((size, size), Image.Resampling.BOX) for view in to_uint8(self.views)]
-        return Reading(np.stack([np.asarray(picture) for picture in pictures]), self.sides)
+        return Reading(thumbnails(self.views, size), self.sides)
 
     def labels(self) -> list[str]:
         """The meter's word about each view."""

@@ -9,28 +9,24 @@ twice, back to back.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from threedgen.evaluation.metrics.figures import Share, share
-from threedgen.evaluation.toybox.held_out import held_out_cases
+from threedgen.evaluation.tables import finish, limits, markdown_table, percent, write_json
+from threedgen.evaluation.toybox.held_out import clear_nouns, held_out_cases
 from threedgen.evaluation.toybox.judging import equal_error
-from threedgen.evaluation.toybox.report import limits, percent
 from threedgen.geometry.images import grid, write_png
 from threedgen.run.folder import write_atomic
-from threedgen.run.metrics import write_summary
 from threedgen.run.progress import Count
 from threedgen.run.seeding import numpy_generator
-from threedgen.run.text import say
 from threedgen.train.loop import set_threads
 
 from .coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh, two_fronted
 from .meter import Meter, Reading
 from .options import THRESHOLD, JanusMeterConfig, TruthConfig, asset_files, folder_of_assets
-from .prompts import clear_nouns
 from .rates import ErrorRates
 from .rough import rough
 
@@ -70,14 +66,10 @@ def run(config: JanusMeterConfig, resume: Path | None = None, quiet: bool = Fals
         "doubts": doubts(meter, found.known),
     }
     text = page(found, config)
-    write_atomic(folder / "meter.json", json.dumps(figures, indent=1) + "\n")
+    write_json(folder / "meter.json", figures)
     write_atomic(folder / "meter.md", text)
     write_sheet(folder / "sheet.png", meter, found, config.sheet)
-    write_summary(folder, config, time.monotonic() - begun, status="finished")
-    if not quiet:
-        say(text)
-    say(str(folder / "meter.md"))
-    return 0
+    return finish(config, begun, "meter.md", "" if quiet else text)
 
 
 def measure(meter: Meter, truth: TruthConfig, seed: int, quiet: bool = True) -> Measured:
@@ -144,15 +136,13 @@ def page(found: Measured, config: JanusMeterConfig) -> str:
     rates, what = found.rates, config.truth.assets or "fresh toybox objects"
     rows = [("false alarms, good objects", rates.alarms), ("recall, two fronts glued", rates.hits)]
     rows += [("views with the right side, good objects", found.right)]
-    lines = [f"| {name} | {percent(value)} | {limits(value)} |" for name, value in rows]
+    cells = [(name, percent(value), limits(value)) for name, value in rows]
     return f"""# Errors of the Janus meter
 
 Classifier {config.meter.classifier.name}, {config.meter.n_view} views, threshold {rates.threshold:.3g}.
 Truth: {what}, seed {config.seed}.
 
-| what | measured | 95 % interval |
-|---|---|---|
-{chr(10).join(lines)}
+{markdown_table(("what", "measured", "95 % interval"), cells)}
 """
 
 

@@ -50,9 +50,8 @@ class CLIPSidesConfig(Config):
     @field_validator("sentences")
     @classmethod
     def _hold_the_prompt(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for sentence in value:
-            if "{prompt}" not in sentence:
-                raise ValueError(f"each sentence should have {{prompt}} in it (got {sentence!r})")
+        if without := [sentence for sentence in value if "{prompt}" not in sentence]:
+            raise ValueError(f"each sentence should have {{prompt}} in it (got {without[0]!r})")
         return value
 
 
@@ -96,7 +95,7 @@ class TruthConfig(Config):
 
     def check(self) -> None:
         if self.nouns:
-            from .prompts import clear_nouns
+            from threedgen.evaluation.toybox.held_out import clear_nouns
 
             known = clear_nouns()
         for noun in self.nouns:

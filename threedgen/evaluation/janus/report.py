@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from threedgen.evaluation.toybox.report import limits, percent
+from threedgen.evaluation.tables import csv_table, finish, limits, markdown_table, percent, write_json
 from threedgen.run.folder import write_atomic, writing
-from threedgen.run.metrics import write_summary
-from threedgen.run.text import clean, duration, say
+from threedgen.run.text import clean, duration
 from threedgen.viewer.page import REMEDY, data_uri, page
 
+from .meter import view_labels
 from .options import MeteredConfig
 from .rates import ErrorRates
 from .results import Result, Row
@@ -27,51 +27,86 @@ HEAD = (
 )  # fmt: skip
 
 
-def finish(
-    config: MeteredConfig,
-    table: Sequence[Row],
-    results: Sequence[Result],
-    rates: ErrorRates | None,
-    left_out: dict[str, str],
-    seconds: float,
-    quiet: bool,
-) -> int:
-    """Writes the report and the summary of a run, and says where they are; returns the exit code."""
-    folder = Path(str(config.out))
-    write(folder, config, table, results, rates, left_out)
-    write_summary(folder, config, seconds, status="finished")
-    if not quiet:
-        say((folder / "report.md").read_text(encoding="utf-8"))
-    say(str(folder / "report.html"))
-    return 0
+@dataclass(frozen=True)
+class Report:
+    """What was found. ``left_out``: prompts without a front -> their noun."""
 
+    config: MeteredConfig
+    rows: Sequence[Row]
+    results: Sequence[Result]
+    rates: ErrorRates | None
+    left_out: dict[str, str]
 
-def write(
-    folder: Path,
-    config: MeteredConfig,
-    table: Sequence[Row],
-    results: Sequence[Result],
-    rates: ErrorRates | None,
-    left_out: dict[str, str],
-) -> None:
-    """Writes all files of the report into ``folder``; the views are read from ``folder``/looks."""
-    with writing(folder / "report.html", REMEDY):
-        figures = {
-            "meter": config.meter.model_dump(mode="json"),
-            "errors": rates.plain() if rates else None,
-            "truth": config.truth.model_dump(mode="json") if rates else None,
-            "methods": [row.plain() for row in table],
-            "left_out": left_out,
-            "assets": [result.plain() for result in results],
-        }
-        write_atomic(folder / "report.json", json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        write_atomic(folder / "methods.csv", table_csv([flat(row.plain()) for row in table]))
-        write_atomic(folder / "assets.csv", table_csv([flat(asset(result)) for result in results]))
-        write_atomic(folder / "report.md", text(config, table, rates, left_out))
-        write_atomic(folder / "report.html", html(folder, config, table, results, rates, left_out))
+    def finish(self, begun: float, quiet: bool) -> int:
+        """Writes all files and the summary of a run that began at ``begun``, and says where they are; returns the exit
+        code. The views are read from RUN/looks."""
+        config, rates, folder = self.config, self.rates, Path(str(self.config.out))
+        with writing(folder / "report.html", REMEDY):
+            figures = {
+                "meter": config.meter.model_dump(mode="json"),
+                "errors": rates.plain() if rates else None,
+                "truth": config.truth.model_dump(mode="json") if rates else None,
+                "methods": [row.plain() for row in self.rows],
+                "left_out": self.left_out,
+                "assets": [result.plain() for result in self.results],
+            }
+            write_json(folder / "report.json", figures)
+            write_atomic(folder / "methods.csv", csv_table([flat(row.plain()) for row in self.rows]))
+            write_atomic(folder / "assets.csv", csv_table([asset(result) for result in self.results]))
+            write_atomic(folder / "report.md", self.text())
+            write_atomic(folder / "report.html", self.html(folder))
+        return finish(config, begun, "report.html", "" if quiet else self.text())
 
+    def about(self) -> list[str]:
+        """The sentences without which the figures mean nothing."""
+        meter, rates = self.config.meter, self.rates
+        threshold = rates.threshold if rates else meter.threshold
+        free = getattr(self.config, "orientation", "known") == "free"
+        turn = ", after the turn of the asset that makes most of them right." if free else "."
+        lines = [
+            f"Each asset is seen from {meter.n_view} sides at elevation {meter.elevation:g}; the classifier "
+            f"{meter.classifier.name} ({meter.classifier.weights}) says which side each view shows. Janus: front is "
+            f"the likeliest side, with a probability of {threshold:.3g} or more after averaging with the neighbours, "
+            "in two views more than 90 degrees apart.",
+            f"Right side: views whose likeliest side is the one that the camera faces{turn} R-Precision: assets whose "
+            "own prompt fits their views best of all prompts here; of these alone the Janus rate stands beside it, for "
+            "in a vague object a classifier may see anything. Intervals are 95 %: Wilson's, for the corrected rate "
+            "Lang and Reiczigel's.",
+        ]
+        if rates is None:
+            return [*lines, "The meter's own errors were not measured, so no rate is corrected."]
+        return [
+            *lines,
+            f"The meter's own errors on {self.config.truth.assets or 'toybox objects'}: false alarms "
+            f"{percent(rates.alarms)}, {limits(rates.alarms)}; recall of two fronts glued together "
+            f"{percent(rates.hits)}, {limits(rates.hits)}. Corrected: (raw - false alarms) / (recall - false alarms)."
+            + ("" if rates.useful else " They are too alike for any rate to be corrected."),
+        ]
 
-# --- words -------------------------------------------------------------------------------------------------------
+    def text(self) -> str:
+        """report.md"""
+        table = markdown_table(HEAD, [[clean(cell).replace("|", "/") for cell in cells(row)] for row in self.rows])
+        notes = [f"- {clean(f'{row.method}: {remark(row)}')}" for row in self.rows if remark(row)]
+        notes += [f"- left out: {clean(prompt)} (a {noun} has no front)" for prompt, noun in self.left_out.items()]
+        return "\n".join(["# Janus rates", "", table, "", *notes, "", *self.about()]) + "\n"
+
+    def html(self, folder: Path) -> str:
+        """report.html; every picture is in it."""
+        sections = []
+        for row in self.rows:
+            assets = [card(folder, result) for result in self.results if result.method == row.method]
+            sections.append({"row": row, "remark": remark(row), "assets": assets})
+        return page(
+            "janus.html",
+            (),
+            title="Janus rates",
+            head=HEAD,
+            lines=[cells(row) for row in self.rows],
+            about=self.about(),
+            sections=sections,
+            left_out=self.left_out,
+            count=sum(result.state == "seen" for result in self.results),
+        )
 
 
 def cells(row: Row) -> list[str]:
@@ -83,10 +118,7 @@ def cells(row: Row) -> list[str]:
         limits(row.raw),
         "-" if row.corrected is None else f"{100 * row.corrected:.1f} %",
         "-" if row.interval is None else f"{100 * low:.1f} - {100 * high:.1f} %",
-        percent(row.no_front),
-        percent(row.right),
-        percent(row.match),
-        percent(row.recognised),
+        *(percent(share) for share in (row.no_front, row.right, row.match, row.recognised)),
         "-" if row.seconds is None else f"{row.seconds:.3g}",
         "-" if row.memory_mib is None else f"{row.memory_mib:.0f} MiB",
     ]
@@ -95,121 +127,37 @@ def cells(row: Row) -> list[str]:
 def remark(row: Row) -> str:
     """What the figures do not say: assets that are not among them, and why; empty if all were seen."""
     words = {"empty": "without anything to see", "failed": "failed", "missing": "not made"}
-    counts = [f"{row.states[state]} {word}" for state, word in words.items() if state in row.states]
-    parts = [", ".join(counts)] if counts else []
-    return ": ".join(parts + [row.reason]) if row.reason else "".join(parts)
-
-
-def about(config: MeteredConfig, rates: ErrorRates | None) -> list[str]:
-    """The sentences without which the figures mean nothing."""
-    meter = config.meter
-    threshold = rates.threshold if rates else meter.threshold
-    free = getattr(config, "orientation", "known") == "free"
-    lines = [
-        f"Each asset is seen from {meter.n_view} sides at elevation {meter.elevation:g}; the classifier "
-        f"{meter.classifier.name} ({meter.classifier.weights}) says which side each view shows. Janus: front is the "
-        f"likeliest side, with a probability of {threshold:.3g} or more after averaging with the neighbours, in two "
-        "views more than 90 degrees apart.",
-        "Right side: views whose likeliest side is the one that the camera faces"
-        + (", after the turn of the asset that makes most of them right." if free else ".")
-        + " R-Precision: assets whose own prompt fits their views best of all prompts here; of these alone the Janus "
-        "rate stands beside it, for in a vague object a classifier may see anything. Intervals are 95 %: "
-        "Wilson's, for the corrected rate Lang and Reiczigel's.",
-    ]
-    if rates is None:
-        return [*lines, "The meter's own errors were not measured, so no rate is corrected."]
-    truth = config.truth.assets or "toybox objects"
-    return [
-        *lines,
-        f"The meter's own errors on {truth}: false alarms {percent(rates.alarms)}, {limits(rates.alarms)}; recall of "
-        f"two fronts glued together {percent(rates.hits)}, {limits(rates.hits)}. Corrected: (raw - false alarms) / "
-        "(recall - false alarms)." + ("" if rates.useful else " They are too alike for any rate to be corrected."),
-    ]
-
-
-def text(config: MeteredConfig, table: Sequence[Row], rates: ErrorRates | None, left_out: dict[str, str]) -> str:
-    """report.md"""
-    lines = ["# Janus rates", "", f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
-    lines += [f"| {' | '.join(clean(cell).replace('|', '/') for cell in cells(row))} |" for row in table]
-    lines += [""] + [f"- {clean(f'{row.method}: {remark(row)}')}" for row in table if remark(row)]
-    lines += [f"- left out: {clean(prompt)} (a {noun} has no front)" for prompt, noun in left_out.items()]
-    return "\n".join([*lines, "", *about(config, rates)]) + "\n"
-
-
-# --- tables for programs -----------------------------------------------------------------------------------------
+    counts = ", ".join(f"{row.states[state]} {word}" for state, word in words.items() if state in row.states)
+    return ": ".join(part for part in (counts, row.reason) if part)
 
 
 def asset(result: Result) -> dict[str, Any]:
     """A line of assets.csv: without the long lists."""
-    plain = result.plain()
     views = {"views": len(result.sides), "right_views": sum(result.right), "front_views": sum(result.shown)}
-    return {key: value for key, value in plain.items() if not isinstance(value, list)} | views
+    return {key: value for key, value in result.plain().items() if not isinstance(value, list)} | views
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys joined by underscores."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}_")
-        else:
-            found[prefix + key] = value
+        found |= flat(value, f"{prefix}{key}_") if isinstance(value, dict) else {prefix + key: value}
     return found
-
-
-def table_csv(lines: Sequence[dict[str, Any]]) -> str:
-    """A column for each key, in the order of appearance."""
-    columns = list(dict.fromkeys(key for line in lines for key in line))
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue()
-
-
-# --- the page ----------------------------------------------------------------------------------------------------
-
-
-def html(
-    folder: Path,
-    config: MeteredConfig,
-    table: Sequence[Row],
-    results: Sequence[Result],
-    rates: ErrorRates | None,
-    left_out: dict[str, str],
-) -> str:
-    """report.html; every picture is in it."""
-    sections = [
-        {"row": row, "remark": remark(row), "assets": [card(folder, r) for r in results if r.method == row.method]}
-        for row in table
-    ]
-    return page(
-        "janus.html",
-        (),
-        title="Janus rates",
-        head=HEAD,
-        lines=[cells(row) for row in table],
-        about=about(config, rates),
-        sections=sections,
-        left_out=left_out,
-        count=sum(result.state == "seen" for result in results),
-    )
 
 
 def card(folder: Path, result: Result) -> dict[str, Any]:
     """An asset as the page shows it: its strip of views and the meter's word on each."""
-    outcome = f"{result.fronts} front{'s' * (result.fronts != 1)}" if result.state == "seen" else result.state
+    seen = result.state == "seen"
     facts = [f"seed {result.seed}"] if result.seed is not None else []
     facts += [duration(result.seconds)] if result.seconds is not None else []
-    name = Path(result.folder).name
     return {
         "prompt": result.prompt,
-        "outcome": outcome,
+        "outcome": f"{result.fronts} front{'s' * (result.fronts != 1)}" if seen else result.state,
         "janus": result.janus,
         "reason": result.reason,
         "facts": facts,
-        "strip": picture(folder / "looks" / f"{name}.png") if result.state == "seen" else None,
-        "views": list(zip(result.labels(), result.shown, result.right, strict=True)),
+        "strip": picture(folder / "looks" / f"{Path(result.folder).name}.png") if seen else None,
+        "views": list(zip(view_labels(np.array(result.sides)), result.shown, result.right, strict=True)),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,19 +13,22 @@ from statistics import median
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from threedgen.config.errors import ConfigError
 from threedgen.evaluation.metrics.figures import Share, share
+from threedgen.export.run_field import open_field
+from threedgen.export.surface.pictures import Pictures, field_pictures
+from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import write_png
 from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import read_json
 from threedgen.train.checkpoint import LAST
 
-from .coloured_mesh import centred, read_mesh
-from .meter import Meter, Visible, view_labels
+from .coloured_mesh import Array, centred, read_mesh
+from .meter import Meter, Visible
 from .options import THRESHOLD, MeterConfig
 from .rates import ErrorRates
-from .run_mesh import run_field
 
 STATES = ("seen", "empty", "failed", "missing")
 
@@ -60,10 +63,6 @@ class Result:
         """Its own prompt fits it best of all ``prompts``."""
         return self.likeness is not None and prompts[int(np.argmax(self.likeness))] == self.prompt
 
-    def labels(self) -> list[str]:
-        """The meter's word about each view."""
-        return view_labels(np.array(self.sides))
-
     def plain(self) -> dict[str, Any]:
         """For JSON; its figures to five digits, for the last ones depend on where in memory the pictures lay."""
         return {key: _rounded(value) for key, value in asdict(self).items()} | {"janus": self.janus}
@@ -78,7 +77,9 @@ def _rounded(value: Any) -> Any:
 class Reader:
     """Classifies meshes and keeps what it saw in ``folder``/NAME.json and NAME.png: nothing is classified twice."""
 
-    def __init__(self, config: MeterConfig, prompts: Sequence[str], folder: Path, rates: ErrorRates | None, free: bool):
+    def __init__(
+        self, config: MeterConfig, prompts: Sequence[str], folder: Path, rates: ErrorRates | None, free: bool = False
+    ) -> None:
         self.config, self.prompts, self.folder, self.free = config, list(prompts), folder, free
         self.threshold = rates.threshold if rates is not None else config.threshold or THRESHOLD
         seen_by = config.model_dump(mode="json", exclude={"threshold"})
@@ -95,48 +96,36 @@ class Reader:
         keyword arguments of Result. ``fit``: move a mesh to the middle and scale it, for files of unknown measures."""
         if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
-        meter = self.meter
         try:
             found = self._reading(path, name, prompt, up, fit)
         except ConfigError as error:
             return {"state": "empty", "reason": str(error)}
-        ring = meter.judge(np.array(found["sides"]), self.threshold, self.free)
+        ring = self.meter.judge(np.array(found["sides"]), self.threshold, self.free)
         likeness = found["likeness"] and tuple(found["likeness"])
         return {"state": "seen", "sides": tuple(map(tuple, found["sides"])), "likeness": likeness} | vars(ring)
 
     def _reading(self, path: Path, name: str, prompt: str, up: Literal["y", "z"], fit: bool) -> dict[str, Any]:
-        parts = (_content(path), self._settings.encode(), prompt.encode(), f"{up}{fit}".encode())
+        """Sides and likeness of the mesh at ``path``, with a key of all that decides them. Raises ConfigError."""
+        run = path.is_dir()
+        try:
+            content = (path / LAST if run else path).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
+        parts = (content, self._settings.encode(), prompt.encode(), f"{up}{fit}".encode())
         key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-        kept = self.folder / f"{name}.json"
+        kept, strip = (self.folder / f"{name}.{end}" for end in ("json", "png"))
         found = read_json(kept)
-        if found.get("key") == key and self.strip(name).is_file():
+        if found.get("key") == key and strip.is_file():
             return found
-        reading = self.meter.classify(_opened(path, up, fit), prompt)
+        visible: Visible = (
+            run_field(path.parent) if run else centred(read_mesh(path, up)) if fit else read_mesh(path, up)
+        )
+        reading = self.meter.classify(visible, prompt)
         found = {"key": key, "sides": reading.sides.tolist()}
         found["likeness"] = self.meter.likeness(reading.views, self.prompts) if self.prompts else None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_png(self.strip(name), np.concatenate(list(reading.small().views), axis=1))
+        write_png(strip, np.concatenate(list(reading.small().views), axis=1))
         write_atomic(kept, json.dumps(found) + "\n")
         return found
-
-    def strip(self, name: str) -> Path:
-        """All views of an asset, side by side without a gap."""
-        return self.folder / f"{name}.png"
-
-
-def _content(path: Path) -> bytes:
-    """What decides how the mesh at ``path`` looks. Raises ConfigError."""
-    try:
-        return (path / LAST if path.is_dir() else path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
-
-
-def _opened(path: Path, up: Literal["y", "z"], fit: bool) -> Visible:
-    if path.is_dir():
-        return run_field(path.parent)
-    mesh = read_mesh(path, up)
-    return centred(mesh) if fit else mesh
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
@@ -175,13 +164,11 @@ def rows(
     results: Sequence[Result],
     prompts: Sequence[str],
     rates: ErrorRates | None,
-    refused: dict[str, str],
+    refused: Mapping[str, str],
 ) -> list[Row]:
-    """A row for each method, those that cannot run included."""
-    return [
-        row(method, [r for r in results if r.method == method], prompts, rates, refused.get(method, ""))
-        for method in methods
-    ]
+    """A row for each method, those that cannot run included: ``refused`` says why."""
+    of = {method: [result for result in results if result.method == method] for method in methods}
+    return [row(method, own, prompts, rates, refused.get(method, "")) for method, own in of.items()]
 
 
 def row(method: str, results: Sequence[Result], prompts: Sequence[str], rates: ErrorRates | None, reason: str) -> Row:
@@ -205,3 +192,33 @@ def row(method: str, results: Sequence[Result], prompts: Sequence[str], rates: E
         memory_mib=max((result.memory_mib for result in results if result.memory_mib is not None), default=None),
         reason=reason or next((result.reason for result in results if result.reason), ""),
     )
+
+
+FAINT = 0.1
+"""A field whose opacity is below this in every pixel shows nothing."""
+
+
+@dataclass(frozen=True)
+class RunField:
+    """``draw`` gives colours and opacity (see ``export/surface/pictures.py``); ``folder`` is that of its run."""
+
+    draw: Pictures
+    folder: Path
+    plain = False
+
+    def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
+        """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4), unlit always. Raises ConfigError if nothing is there."""
+        pose = torch.from_numpy(np.asarray(c2w, np.float32))
+        projection = Projection.perspective(torch.full((len(pose),), fov), size, size)
+        colours, opacity = self.draw(Cameras(pose, projection, size, size))
+        if opacity.max() < FAINT:
+            raise ConfigError(f"{self.folder} is empty: its field shows nothing")
+        there = opacity[..., None]
+        views: Array = colours * there + background * (1 - there)
+        return views
+
+
+def run_field(folder: Path) -> RunField:
+    """The field in the newest checkpoint of the run in ``folder``. Raises ConfigError if there is none that fits."""
+    config, field, occupancy, _ = open_field(folder)
+    return RunField(field_pictures(field, occupancy, config.march), folder)

@@ -1,12 +1,19 @@
-"""True objects made rough, as objects of methods are: surface and colours are shaken by smooth noise."""
+"""Things as methods leave them: true objects made rough by smooth noise, or two-faced, for the meter and for what its
+classifier learns beside plain toybox pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
-from .coloured_mesh import Array, ColouredMesh, Part
+from threedgen.data.toybox.primitives import Asset
+from threedgen.data.toybox.world import Toybox
+from threedgen.evaluation.toybox.labels import OPEN, Truth
+
+from .coloured_mesh import Array, ColouredMesh, Part, toybox_mesh, two_fronted
 
 SHAKE, PAINT = 0.02, 0.07
 """Root mean square of the noise on places (world units) and on colours, at strength 1."""
@@ -61,3 +68,48 @@ def halved(part: Part, edge: float = EDGE) -> Part:
         rows = np.concatenate([np.stack(t, axis=1) for t in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))])
     whole = np.concatenate(done)
     return replace(part, corners=whole[..., :3], values=whole[..., 3:])
+
+
+# --- for training ------------------------------------------------------------------------------------------------
+
+ROUGHEST = 2.0
+"""Strengths of ``rough`` are drawn up to this one."""
+SEGMENTS = 16
+"""Of a round solid: few, for many things are drawn, and they are made rough."""
+CLEAR = np.deg2rad(60)
+"""Two glued fronts show a side so far from either of them; further, they show two sides at once."""
+
+
+def corrupt(
+    box: Toybox,
+    indices: Sequence[int],
+    assets: Sequence[Asset],
+    rgb: Array,
+    truth: Truth,
+    share: float,
+    rng: np.random.Generator,
+) -> None:
+    """Draws a ``share`` of the samples ``indices`` anew, rough, and half of these that have a front with two of them.
+
+    rgb (N n, size, size, 3), views fastest, and the truth are changed in place.
+    """
+    n_view, size = len(rgb) // len(assets), rgb.shape[1]
+    for k, (index, asset) in enumerate(zip(indices, assets, strict=True)):
+        if rng.random() >= share:
+            continue
+        mine, two = slice(k * n_view, (k + 1) * n_view), asset.front and rng.random() < 0.5
+        mesh = toybox_mesh(asset, SEGMENTS)
+        mesh = rough(two_fronted(mesh) if two else mesh, rng, rng.uniform(0, ROUGHEST))
+        c2w, fov, azimuth, grey = box.cameras(index, n_view)
+        rgb[mine] = mesh.render(c2w, float(fov[0]), size, grey, light=True)
+        if two:
+            truth.seen[mine], truth.part_colour[mine] = OPEN, OPEN
+            turned, clear = nearer_front(azimuth)
+            truth.azimuth[mine], truth.front[mine] = torch.from_numpy(turned), torch.from_numpy(clear)
+
+
+def nearer_front(azimuth: Array) -> tuple[Array, Array]:
+    """Of cameras at ``azimuth`` (V,) radians around a mesh with fronts at 0 and pi: the azimuth (V,) from the nearer
+    front, and whether (V,) that is clear."""
+    turned = np.where(np.cos(azimuth) < 0, azimuth + np.pi, azimuth) % (2 * np.pi)
+    return turned.astype(np.float32), np.cos(turned) >= np.cos(CLEAR)

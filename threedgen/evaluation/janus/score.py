@@ -10,14 +10,14 @@ import re
 import time
 from pathlib import Path
 
+from threedgen.evaluation.toybox.held_out import without_front
 from threedgen.run.folder import slug
 from threedgen.run.progress import Count
 from threedgen.train.loop import set_threads
 
 from .benchmark import error_rates
 from .options import JanusScoreConfig, asset_files, folder_of_assets
-from .prompts import without_front
-from .report import finish
+from .report import Report
 from .results import Reader, Result, rows
 
 
@@ -26,7 +26,10 @@ def run(config: JanusScoreConfig, resume: Path | None = None, quiet: bool = Fals
     begun, folder = time.monotonic(), Path(str(config.out))
     set_threads(config.threads)
     assets = folder_of_assets(config.assets, "assets")
-    found = [(path, method_of(path, assets), prompt_of(path, config)) for path in asset_files(assets)]
+    found = []
+    for path in asset_files(assets):
+        first, *inside = path.relative_to(assets).parts
+        found.append((path, first if inside else assets.resolve().name, prompt_of(path, config)))
     left_out = without_front([prompt for _, _, prompt in found])
     kept = [asset for asset in found if asset[2] not in left_out]
     prompts = list(dict.fromkeys(prompt for _, _, prompt in kept))
@@ -40,13 +43,7 @@ def run(config: JanusScoreConfig, resume: Path | None = None, quiet: bool = Fals
             results.append(Result(method, prompt, None, name, **looked))
             count.add(1, prompt)
     table = rows(list(dict.fromkeys(method for _, method, _ in kept)), results, prompts, rates, {})
-    return finish(config, table, results, rates, left_out, time.monotonic() - begun, quiet)
-
-
-def method_of(path: Path, assets: Path) -> str:
-    """The folder below ``assets`` in which a file lies, or that folder itself."""
-    inside = path.relative_to(assets).parts
-    return inside[0] if len(inside) > 1 else assets.resolve().name
+    return Report(config, table, results, rates, left_out).finish(begun, quiet)
 
 
 def prompt_of(path: Path, config: JanusScoreConfig) -> str:

@@ -9,7 +9,6 @@ averaging with the neighbours punish a good side among bad ones; the best corner
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from math import pi
 from typing import Any
 
@@ -35,13 +34,10 @@ def icosphere(subdivisions: int = 2) -> tuple[Array, Array]:
 
 def smoothed(values: Array, edges: Array, rounds: int = ROUNDS) -> Array:
     """Smooths values (N,) of corners, each round replaced by (own + sum of neighbours) / (1 + number of neighbours)."""
-    values, edges = np.asarray(values, np.float64), np.asarray(edges, np.int64).reshape(-1, 2)
-    degree = np.bincount(edges.ravel(), minlength=len(values))
+    near = np.eye(len(values))
+    near[edges[:, 0], edges[:, 1]] = near[edges[:, 1], edges[:, 0]] = 1
     for _ in range(rounds):
-        total = values.copy()
-        np.add.at(total, edges[:, 0], values[edges[:, 1]])
-        np.add.at(total, edges[:, 1], values[edges[:, 0]])
-        values = total / (1 + degree)
+        values = near @ values / near.sum(1)
     return values
 
 
@@ -74,4 +70,4 @@ def fitted(mesh: ColouredMesh) -> ColouredMesh:
     points = np.unique(mesh.corners.reshape(-1, 3), axis=0)
     middle = points.mean(0)
     scale = np.abs(points - middle).max()
-    return replace(mesh, parts=tuple(replace(part, corners=(part.corners - middle) / scale) for part in mesh.parts))
+    return mesh.moved(lambda corners: (corners - middle) / scale)

@@ -10,7 +10,6 @@ of its kind. For photos any image encoder of the Hugging Face hub, such as DINOv
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen.config.errors import ConfigError
-from threedgen.evaluation.tables import write_json
 from threedgen.guidance.weights.loading import reachable
-from threedgen.run.folder import write_atomic
 
-from .options import HubIdentityConfig, IdentityNetworkConfig, ToyboxIdentityConfig
-from .probe import Residual, convolution, pooled, prepare
+from .options import TRAIN_IDENTITY, HubIdentityConfig, IdentityNetworkConfig, ToyboxIdentityConfig
+from .probe import Residual, convolution, pooled, prepare, read_network, write_network
 
 NAME = "toybox-identity"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of the colours of the photos that every CLIP was trained on."""
-TRAIN = "train one with `launch.py --config train-toybox-identity`, which leaves it in RUN/identity"
 
 
 class IdentityNet(nn.Module):
@@ -63,24 +57,17 @@ class IdentityNet(nn.Module):
 
     def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
         """PATH.safetensors, and beside it a .json with the sizes and ``about``. Raises OSError."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, save({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}))
-        write_json(path.with_suffix(".json"), {"network": self.options.model_dump(mode="json"), **(about or {})})
+        write_network(path, self, {"network": self.options.model_dump(mode="json"), **(about or {})})
 
 
 class ToyboxIdentity:
     """The network of a train-toybox-identity run, frozen. Raises ConfigError, one sentence, for what is none."""
 
     def __init__(self, config: ToyboxIdentityConfig) -> None:
-        path = config.file()
-        try:
-            self.card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            net = IdentityNet(IdentityNetworkConfig(**self.card["network"]))
-            net.load_state_dict(load_file(path))
-        except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            reason = str(error).split("\n")[0][:120]
-            raise ConfigError(f"{path} is damaged or of another kind ({reason}); {TRAIN}", "identity.weights") from None
-        self.net = net.eval().requires_grad_(False)
+        def make(card: dict[str, Any]) -> IdentityNet:
+            return IdentityNet(IdentityNetworkConfig(**card["network"]))
+
+        self.net, self.card = read_network(config.file(), make, "identity.weights", TRAIN_IDENTITY)
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, chunk: int = 64) -> Tensor:
@@ -95,27 +82,38 @@ class HubIdentity:
         from transformers import AutoModel
 
         self.config = config
-        try:
-            net = AutoModel.from_pretrained(config.weights, trust_remote_code=False, local_files_only=not reachable())
-            self.net = net.eval().requires_grad_(False)
-        except Exception as error:  # a dozen kinds: no such id, no network, damaged, no network that is known
-            raise ConfigError(
-                f"{config.weights!r} cannot be loaded as an image encoder ({type(error).__name__}); "
-                "give a folder or an id of the hub such as facebook/dinov2-small",
-                "identity.weights",
-            ) from None
+        self.net, _ = load_hub(config.weights, "an image encoder", "facebook/dinov2-small", "identity", AutoModel)
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, chunk: int = 16) -> Tensor:
-        return torch.cat([F.normalize(self._features(part).float(), dim=1) for part in pictures.split(chunk)])
+        return torch.cat([features(self._encode(part)) for part in pictures.split(chunk)])
 
-    def _features(self, pictures: Tensor) -> Tensor:
-        """(V, H, W, 3) in [0, 1] -> (V, D): of CLIP and its kin their image features, else the class token."""
+    def _encode(self, pictures: Tensor) -> Any:
+        """(V, H, W, 3) in [0, 1]: of CLIP and its kin their image features, else the class token (V, D)."""
         x = encoder_input(pictures, self.config.size, self.config.mean, self.config.std)
         if hasattr(self.net, "get_image_features"):
-            answer = self.net.get_image_features(pixel_values=x)
-            return answer if isinstance(answer, Tensor) else answer.pooler_output
+            return self.net.get_image_features(pixel_values=x)
         return self.net(pixel_values=x).last_hidden_state[:, 0]
+
+
+def load_hub(weights: str, what: str, example: str, key: str, *kinds: Any) -> tuple[Any, Any]:
+    """Loads a network of the hub or of a folder, frozen, and its tokenizer (or None), by the classes ``kinds`` of
+    transformers. Raises ConfigError, one sentence."""
+    options: dict[str, Any] = {"local_files_only": not reachable(), "trust_remote_code": False}
+    try:
+        net, *more = [kind.from_pretrained(weights, **options) for kind in kinds]
+    except Exception as error:  # a dozen kinds: no such id, no network, damaged, no network that is known
+        raise ConfigError(
+            f"{weights!r} cannot be loaded as {what} ({type(error).__name__}); "
+            f"give a folder or an id of the hub such as {example}",
+            f"{key}.weights",
+        ) from None
+    return net.eval().requires_grad_(False), more[0] if more else None
+
+
+def features(found: Any) -> Tensor:
+    """Takes the vectors (N, D) out of what CLIP and its kin answer, whatever the version, as float32 of length 1."""
+    return F.normalize((found if isinstance(found, Tensor) else found.pooler_output).float(), dim=1)
 
 
 def encoder_input(pictures: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -72,16 +72,16 @@ def judge(
     """
     seen = together(views)
     pick: Callable[[Tensor], int] = (lambda x: majority(x.numpy())) if vote else (lambda x: int(x.mean(0).argmax()))
-    noun, expected = pick(views.noun), labels.nouns.index(spec.noun)
-    answers: dict[str, Any] = {"noun": noun == expected, "noun_single": (views.noun.argmax(1) == expected).tolist()}
-    words = {"noun": labels.nouns[noun]}
-    certainty = [float(seen.noun[expected])]
-    colour = pick(views.colour)
-    words["colour"] = labels.colours[colour]
-    if spec.colour:
-        expected = labels.colours.index(spec.colour)
-        answers |= {"colour": colour == expected, "colour_single": (views.colour.argmax(1) == expected).tolist()}
-        certainty.append(float(seen.colour[expected]))
+    answers: dict[str, Any] = {}
+    words, certainty = dict[str, str](), list[float]()
+    for key, names in (("noun", labels.nouns), ("colour", labels.colours)):
+        single, asked = getattr(views, key), getattr(spec, key)
+        choice = pick(single)
+        words[key] = names[choice]
+        if asked:
+            expected = names.index(asked)
+            answers |= {key: choice == expected, f"{key}_single": (single.argmax(1) == expected).tolist()}
+            certainty.append(float(getattr(seen, key)[expected]))
     if spec.part:
         word = labels.words.index(spec.part)
         there, painted = float(seen.part[word]), int(seen.part_colour[word].argmax())

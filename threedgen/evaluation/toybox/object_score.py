@@ -16,23 +16,24 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-from PIL import Image
 
 from threedgen.config import ConfigError, load, task_of
+from threedgen.evaluation.tables import thumbnails
 from threedgen.run import folder as runs
-from threedgen.run.metrics import read_summary, write_summary
+from threedgen.run.metrics import read_summary
 from threedgen.run.progress import Count
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.generate.outputs import VIEWS, view_azimuths
 from threedgen.systems.generate.task import run_status
 from threedgen.train.loop import Status
+from threedgen.train.task import Stopped
 
 from .held_out import Case, held_out_cases
 from .judging import Verdict, judge_pictures
 from .labels import ring
-from .options import Evaluate3DConfig
+from .options import Evaluate3DConfig, EvaluateSubjectsConfig
 from .probe import Probe
-from .report import write_scores
+from .report import report_scores
 
 logger = logging.getLogger(__name__)
 
@@ -41,58 +42,77 @@ KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its views (8, H, W, 3) uint8, where their cameras stood (radians), and what it cost."""
+    """An object's views (8, H, W, 3), where their cameras stood (8,) in radians, and what it cost. One whose loss broke
+    down has ``failed``, and grey views."""
 
     views: np.ndarray
     azimuth: np.ndarray
-    seconds: float | None
-    memory_mib: float | None
+    seconds: float | None = None
+    memory_mib: float | None = None
+    failed: bool = False
 
 
 def run(config: Evaluate3DConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Makes, judges, reports; returns the exit code. Raises ConfigError before any run if something is missing."""
-    begun, folder = time.monotonic(), Path(str(config.out))
+    begun = time.monotonic()
     probe = Probe.load(config.probe.weights)
     cases = held_out_cases(config.prompts, config.seed, config.first, spread=True)
-    configs = [generate_config(config, case, folder) for case in cases]
-    results: list[Result | None] = []
+    configs = [object_config(config, "config", case.caption, f"objects/{runs.slug(case.caption)}") for case in cases]
+    results: list[Result] = []
     with Count("objects", len(cases), quiet) as count:
         for case, generate in zip(cases, configs, strict=True):
-            status = make(generate)
-            if status in (Status.INTERRUPTED, Status.TERMINATED):
-                return status.exit_code
-            results.append(read(generate) if status is Status.FINISHED else None)
+            try:
+                results.append(make(generate))
+            except Stopped as stop:
+                return stop.status.exit_code
             count.add(1, case.caption)
     measured = [judge_result(probe, case, result) for case, result in zip(cases, results, strict=True)]
+    truth: list[Verdict] = []
     with Count("ground truth", len(cases), quiet) as count:
-        truth = []
         for case, generate in zip(cases, configs, strict=True):
             truth += judge_truth(probe, case, generate, config)
             count.add(1)
-    write(config, folder, cases, results, measured, truth)
-    write_summary(folder, config, time.monotonic() - begun, status="finished")
-    print(folder / "report.md")
-    return 0
+    seconds = [result.seconds for result in results if result.seconds is not None]
+    costs = {
+        "seconds_median": float(np.median(seconds)) if seconds else None,
+        "seconds_most": max(seconds, default=None),
+        "peak_memory_mib_most": max((r.memory_mib for r in results if r.memory_mib is not None), default=None),
+    }
+    about = {
+        "prompts": len(cases),
+        "config": config.config,
+        "overrides": list(config.overrides),
+        "failed": sum(result.failed for result in results),
+        "costs": costs,
+    }
+    own = [
+        {
+            "folder": f"objects/{runs.slug(case.caption)}",
+            "seconds": result.seconds,
+            "peak_memory_mib": result.memory_mib,
+        }
+        for case, result in zip(cases, results, strict=True)
+    ]
+    each = VIEWS // config.sheet_views
+    there = [k for k, result in enumerate(results) if not result.failed][: config.sheet]
+    shown = {k: thumbnails(results[k].views[::each][: config.sheet_views], 192) for k in there}
+    return report_scores(config, begun, cases, measured, truth, KEYS, page(config, costs), about, shown, own)
 
 
 # --- the objects -------------------------------------------------------------------------------------------------
 
 
-def generate_config(config: Evaluate3DConfig, case: Case, folder: Path) -> GenerateConfig:
-    """Loads the config of one prompt's run, without a game-ready asset: the field itself is measured."""
-    return load_task(
-        "config",
-        "generate",
-        config.config,
-        config.overrides,
-        {
-            "prompt": case.caption,
-            "seed": config.seed,
-            "threads": config.threads,
-            "out": str(folder / "objects" / runs.slug(case.caption)),
-            "export.enabled": False,
-        },
-    )
+def object_config(
+    config: Evaluate3DConfig | EvaluateSubjectsConfig, key: str, prompt: str, place: str, **more: Any
+) -> GenerateConfig:
+    """Loads the config of one prompt's run in ``place``, without a game-ready asset: the field itself is measured.
+
+    ``key``: which of the evaluation's keys names the generate config; ``more``: further values. Raises ConfigError.
+    """
+    values = {"prompt": prompt, "seed": config.seed, "threads": config.threads, "export.enabled": False}
+    values |= {"out": str(Path(str(config.out)) / place), **more}
+    overrides = config.overrides if key == "config" else ()
+    return load_task(key, "generate", str(getattr(config, key)), overrides, values)
 
 
 def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: dict[str, Any]) -> Any:
@@ -102,25 +122,24 @@ def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: 
     return load(name, list(overrides), values)
 
 
-def make(config: GenerateConfig) -> Status:
-    """Carries out, or goes on with, one run; a finished one is left as it is.
+def make(config: GenerateConfig) -> Result:
+    """Carries out, or goes on with, one run, and reads its views, cameras and costs; a finished one is left as it is.
 
-    A run whose loss broke down is FAILED and counts as wrong. Raises ConfigError for what is wrong with them all.
+    Raises Stopped for one that was, and ConfigError for what is wrong with all of them, or lacks its views.
     """
     begun, resume = runs.begin(config, "objects")
-    folder = Path(str(begun.out))
+    folder, azimuth = Path(str(begun.out)), view_azimuths(config.result.turntable)
     try:
-        return run_status(begun, resume, quiet=True)
+        status = run_status(begun, resume, quiet=True)
     except ConfigError as error:
         if not any((folder / "checkpoints").glob("*.ckpt")):
             raise
         logger.warning("%s", error)
-        return Status.FAILED
-
-
-def read(config: GenerateConfig) -> Result:
-    """Reads views, cameras and costs of a finished run. Raises ConfigError for a folder that lacks its views."""
-    folder = Path(str(config.out))
+        status = Status.FAILED
+    if status in (Status.INTERRUPTED, Status.TERMINATED):
+        raise Stopped(status)
+    if status is not Status.FINISHED:
+        return Result(np.full((VIEWS, 16, 16, 3), 0.5), azimuth, failed=True)
     try:
         with np.load(folder / "views.npz", allow_pickle=False) as file:
             views = file["views"]
@@ -129,23 +148,22 @@ def read(config: GenerateConfig) -> Result:
             f"{folder} lacks views.npz of a finished run, or an older version made it ({error}); delete it and go on"
         ) from None
     summary = read_summary(folder)
-    return Result(views, view_azimuths(config.result.turntable), summary.get("seconds"), summary.get("peak_memory_mib"))
+    return Result(views, azimuth, summary.get("seconds"), summary.get("peak_memory_mib"))
 
 
-def judge_result(probe: Probe, case: Case, result: Result | None) -> Verdict:
+def judge_result(probe: Probe, case: Case, result: Result) -> Verdict:
     """Judges an object, noun and colour by majority of its views; a run that failed is wrong in all that is asked."""
-    if result is not None:
-        return judge_pictures(probe, result.views, case.spec, result.azimuth, vote=True)
-    asked = judge_pictures(probe, np.full((8, 16, 16, 3), 0.5), case.spec, np.zeros(8), vote=True)
-    wrong = {key: [False] * 8 if isinstance(value, list) else False for key, value in asked.answers.items()}
+    verdict = judge_pictures(probe, result.views, case.spec, result.azimuth, vote=True)
+    if not result.failed:
+        return verdict
+    wrong = {key: [False] * VIEWS if isinstance(value, list) else False for key, value in verdict.answers.items()}
     return Verdict(wrong, {"noun": "nothing", "colour": "no"}, -99.0, None, None)
 
 
 def judge_truth(probe: Probe, case: Case, generate: GenerateConfig, config: Evaluate3DConfig) -> list[Verdict]:
     """Asks the same about ground-truth turntables of the prompt: how often does the meter itself err?"""
     turntable = generate.result.turntable
-    azimuth = view_azimuths(turntable)
-    elevation, fov = np.deg2rad(turntable.elevation), np.deg2rad(turntable.fov)
+    azimuth, elevation, fov = view_azimuths(turntable), np.deg2rad(turntable.elevation), np.deg2rad(turntable.fov)
     verdicts = []
     for number in range(config.calibration):
         asset = case.truth(config.seed, number)
@@ -155,50 +173,6 @@ def judge_truth(probe: Probe, case: Case, generate: GenerateConfig, config: Eval
 
 
 # --- the report --------------------------------------------------------------------------------------------------
-
-
-def write(
-    config: Evaluate3DConfig,
-    folder: Path,
-    cases: Sequence[Case],
-    results: Sequence[Result | None],
-    measured: Sequence[Verdict],
-    truth: Sequence[Verdict],
-) -> None:
-    """Writes report.json, report.md and sheet.png."""
-    seconds = [result.seconds for result in results if result and result.seconds is not None]
-    memory = [result.memory_mib for result in results if result and result.memory_mib is not None]
-    costs = {
-        "seconds_median": float(np.median(seconds)) if seconds else None,
-        "seconds_most": max(seconds, default=None),
-        "peak_memory_mib_most": max(memory, default=None),
-    }
-    about = {
-        "prompts": len(cases),
-        "config": config.config,
-        "overrides": list(config.overrides),
-        "failed": results.count(None),
-        "costs": costs,
-    }
-    own = [
-        {
-            "folder": f"objects/{runs.slug(case.caption)}",
-            "seconds": result.seconds if result else None,
-            "peak_memory_mib": result.memory_mib if result else None,
-        }
-        for case, result in zip(cases, results, strict=True)
-    ]
-    each = VIEWS // config.sheet_views
-    there = [(k, result.views[::each][: config.sheet_views]) for k, result in enumerate(results) if result]
-    shown = {k: thumbnails(views) for k, views in there[: config.sheet]}
-    write_scores(folder, config, cases, measured, truth, KEYS, page(config, costs), about, shown, own)
-
-
-def thumbnails(pictures: np.ndarray) -> np.ndarray:
-    """Brings pictures (V, H, W, 3) down to 192 pixels at most, so that a sheet of many can be looked at."""
-    size = min(192, pictures.shape[1], pictures.shape[2])
-    small = [Image.fromarray(picture).resize((size, size), Image.Resampling.BOX) for picture in pictures]
-    return np.stack([np.asarray(picture) for picture in small])
 
 
 def page(config: Evaluate3DConfig, costs: dict[str, float | None]) -> tuple[str, str]:

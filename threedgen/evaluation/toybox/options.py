@@ -12,6 +12,17 @@ from threedgen.config import Config, ConfigError, Scheduled
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, Elevations, RunConfig, TrainerConfig
 
+TRAIN_IDENTITY = "train one with `launch.py --config train-toybox-identity`, which leaves it in RUN/identity"
+
+
+def network_file(weights: str, name: str, key: str, train: str) -> Path:
+    """Finds a .safetensors file, or NAME.safetensors in a folder. Raises ConfigError for ``key`` if there is none."""
+    path = Path(weights).expanduser()
+    path = path / f"{name}.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError(f"there is no file {weights[:120]!r}; {train}", key)
+    return path
+
 
 class ProbeNetworkConfig(Config):
     """Size of the probe: a small residual network of four levels."""
@@ -135,12 +146,8 @@ class ToyboxIdentityConfig(Config):
 
     def file(self) -> Path:
         """Raises ConfigError if there is none."""
-        train = "train one with `launch.py --config train-toybox-identity` and give the file in RUN/identity"
-        path = folder("weights") if self.weights == "embedded" else Path(self.weights).expanduser()
-        path = path / "toybox-identity.safetensors" if path.is_dir() else path
-        if not path.is_file():
-            raise ConfigError(f"there is no file {self.weights[:120]!r}; {train}", "weights")
-        return path
+        weights = str(folder("weights")) if self.weights == "embedded" else self.weights
+        return network_file(weights, "toybox-identity", "weights", TRAIN_IDENTITY)
 
     def check(self) -> None:
         self.file()

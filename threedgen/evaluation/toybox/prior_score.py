@@ -28,7 +28,6 @@ from threedgen.evaluation.sampling import (
 from threedgen.geometry.images import to_uint8
 from threedgen.guidance.prior import Prior
 from threedgen.run.interrupts import Interrupts
-from threedgen.run.metrics import write_summary
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.train.loop import set_threads
@@ -38,21 +37,21 @@ from .judging import judge_pictures
 from .labels import ring
 from .options import EvaluatePriorConfig
 from .probe import Probe
-from .report import write_scores
+from .report import report_scores
 
 KEYS = ("noun", "colour", "part", "part_colour", "bound", "order", "each_side", "side", "noun_single", "colour_single")
 
 
 def run(config: EvaluatePriorConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Samples, judges, reports; returns the exit code. Raises ConfigError before any sampling for a missing probe."""
-    begun, folder = time.monotonic(), Path(str(config.out))
+    begun = time.monotonic()
     probe = Probe.load(config.probe.weights)
     set_threads(config.threads)
     cases = held_out_cases(config.samples, config.seed, config.first)
     rings = [cameras(config, case) for case in cases]
     prior: Prior = registry.build("prior", config.prior)
-    with Interrupts() as interrupts:
-        drawn = draw_all(config, prior, cases, rings, folder / "samples", quiet, interrupts)
+    weights = fingerprint(prior)
+    drawn = draw_all(config, prior, weights, cases, rings, quiet)
     if drawn is None:
         return 130
     measured, truth = [], []
@@ -65,10 +64,7 @@ def run(config: EvaluatePriorConfig, resume: Path | None = None, quiet: bool = F
     about = {"samples": len(cases), "steps": config.steps, "guidance_scale": config.guidance_scale}
     chosen = np.linspace(0, len(cases) - 1, min(config.sheet, len(cases))).astype(int).tolist()
     shown = {k: drawn[k] for k in chosen}
-    write_scores(folder, config, cases, measured, truth, KEYS, page(config), about, shown)
-    write_summary(folder, config, time.monotonic() - begun, status="finished", prior=fingerprint(prior))
-    print(folder / "report.md")
-    return 0
+    return report_scores(config, begun, cases, measured, truth, KEYS, page(config), about, shown, prior=weights)
 
 
 def cameras(config: EvaluatePriorConfig, case: Case) -> Ring:
@@ -78,32 +74,25 @@ def cameras(config: EvaluatePriorConfig, case: Case) -> Ring:
 
 
 def draw_all(
-    config: EvaluatePriorConfig,
-    prior: Prior,
-    cases: Sequence[Case],
-    rings: Sequence[Ring],
-    folder: Path,
-    quiet: bool,
-    interrupts: Interrupts,
+    config: EvaluatePriorConfig, prior: Prior, weights: str, cases: Sequence[Case], rings: Sequence[Ring], quiet: bool
 ) -> list[np.ndarray] | None:
     """Reads the views (V, H, W, 3) uint8 of every case from the files that are there already, or samples them; None
-    after Ctrl-C."""
+    after Ctrl-C. ``weights``: the prior's fingerprint."""
     drawn: list[np.ndarray] = []
-    weights = fingerprint(prior)
-    with Count("sampling", len(cases), quiet) as count:
+    with Interrupts() as interrupts, Count("sampling", len(cases), quiet) as count:
         for start in range(0, len(cases), config.batch):
             batch = cases[start : start + config.batch]
-            path = folder / f"{start // config.batch:05d}.safetensors"
-            metadata = {"prior": weights, "captions": "\n".join(case.caption for case in batch)}
+            path = Path(str(config.out)) / "samples" / f"{start // config.batch:05d}.safetensors"
+            prompts = [case.caption for case in batch]
+            metadata = {"prior": weights, "captions": "\n".join(prompts)}
             views = read_views(path, metadata)
             if views is None:
                 if interrupts.stop:
                     return None
                 rngs = [generator(config.seed, case.index, "evaluation sample") for case in batch]
                 c2w = torch.stack([ring_poses(ring) for ring in rings[start : start + config.batch]])
-                prompts = [case.caption for case in batch]
-                made = prior.sample(prompts, c2w, config.steps, config.guidance_scale, config.negative_prompt, rngs)
-                views = to_uint8(made.unflatten(0, (len(batch), -1)))
+                drawing = prior.sample(prompts, c2w, config.steps, config.guidance_scale, config.negative_prompt, rngs)
+                views = to_uint8(drawing.unflatten(0, (len(batch), -1)))
                 write_views(path, views, metadata)
             drawn += list(views)
             count.add(len(batch))

@@ -7,10 +7,10 @@ views in proportion to how surely they show it.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,10 +22,12 @@ from threedgen import folder
 from threedgen.config.errors import ConfigError
 from threedgen.evaluation.tables import write_json
 from threedgen.run.folder import write_atomic
+from threedgen.run.metrics import read_json
 
 from .labels import Labels
-from .options import ProbeNetworkConfig
+from .options import ProbeNetworkConfig, network_file
 
+N = TypeVar("N", bound=nn.Module)
 NAME = "toybox-probe"
 TRAIN = "train one with `launch.py --config train-toybox-probe`, which leaves it in RUN/probe"
 
@@ -167,13 +169,8 @@ class Probe(nn.Module):
     # -- files ------------------------------------------------------------------------------------------------
     def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
         """Writes PATH.safetensors in float16, and beside it a .json with labels, sizes and ``about``."""
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, save(tensors))
-        network = self.options.model_dump(mode="json")
-        card = {"labels": self.labels.plain(), "network": network, "threshold": self.threshold, **(about or {})}
-        write_json(path.with_suffix(".json"), card)
+        card = {"labels": self.labels.plain(), "network": self.options.model_dump(mode="json")}
+        write_network(path, self, card | {"threshold": self.threshold, **(about or {})}, half=True)
 
     @classmethod
     def load(cls, weights: str = "embedded", name: str = NAME) -> Probe:
@@ -181,20 +178,45 @@ class Probe(nn.Module):
 
         Raises ConfigError, one sentence, for what is no probe.
         """
-        path = locate(weights, name)
-        card = read_card(path)
-        try:
+
+        def make(card: dict[str, Any]) -> Probe:
             probe = cls(Labels.from_plain(card["labels"]), ProbeNetworkConfig(**card["network"]))
-            probe.load_state_dict(load_file(path))  # which widens float16 to float32
             probe.threshold = float(card.get("threshold", 0.5))
-        except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            reason = str(error).split("\n")[0][:120]
-            raise ConfigError(f"{path} is damaged or no probe ({reason}); {TRAIN}", "probe.weights") from None
+            return probe
+
+        path = locate(weights, name)
+        probe, _ = read_network(path, make, "probe.weights", TRAIN)
         known, needed = probe.labels.plain(), Labels.of_toybox().plain()
         if unknown := [word for kind in needed for word in needed[kind] if word not in known[kind]]:
             words = ", ".join(unknown[:5])
             raise ConfigError(f"{path} was trained on an older toybox, without {words}; {TRAIN}", "probe.weights")
-        return probe.eval().requires_grad_(False)
+        return probe
+
+
+def write_network(path: Path, network: nn.Module, card: dict[str, Any], half: bool = False) -> None:
+    """Writes PATH.safetensors, in float16 with ``half``, and beside it the ``card`` as .json. Raises OSError."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    if half:
+        tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, save(tensors))
+    write_json(path.with_suffix(".json"), card)
+
+
+def read_network(path: Path, make: Callable[[dict[str, Any]], N], key: str, train: str) -> tuple[N, dict[str, Any]]:
+    """Reads what ``write_network`` wrote into the network that ``make`` gives for the card, frozen, in eval mode, and
+    gives the card too. Raises ConfigError for ``key``; ``train`` says what to do."""
+    card = read_json(path.with_suffix(".json"))
+    if not card:
+        lost = f"{path.with_suffix('.json')} is missing or damaged, and it tells what the answers mean"
+        raise ConfigError(f"{lost}; {train}", key)
+    try:
+        network = make(card)
+        network.load_state_dict(load_file(path))  # which widens float16 to float32
+    except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0][:120]
+        raise ConfigError(f"{path} is damaged or of another kind ({reason}); {train}", key) from None
+    return network.eval().requires_grad_(False), card
 
 
 def pooled(x: Tensor) -> Tensor:
@@ -219,20 +241,4 @@ def locate(weights: str, name: str = NAME) -> Path:
         if not path.is_file():
             raise ConfigError(f"this installation lacks the probe ({path.name}); {TRAIN}", "probe.weights")
         return path
-    path = Path(weights).expanduser()
-    path = path / f"{NAME}.safetensors" if path.is_dir() else path
-    if not path.is_file():
-        raise ConfigError(f"there is no file {weights[:120]!r}; {TRAIN}", "probe.weights")
-    return path
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """Reads the .json beside a probe. Raises ConfigError."""
-    card = path.with_suffix(".json")
-    try:
-        tree = json.loads(card.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        tree = None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{card} is missing or damaged, and it tells what the answers mean; {TRAIN}", "probe.weights")
-    return tree
+    return network_file(weights, NAME, "probe.weights", TRAIN)

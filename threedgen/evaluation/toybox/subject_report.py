@@ -10,11 +10,10 @@ import numpy as np
 from PIL import Image
 
 from threedgen.evaluation.metrics.figures import Share, bootstrap, share
-from threedgen.evaluation.tables import markdown_table
+from threedgen.evaluation.tables import limits, markdown_table, percent, write_report
 from threedgen.geometry.images import grid, one_size, write_png
 
 from .options import EvaluateSubjectsConfig
-from .report import limits, percent, write_report
 from .subject_views import VIEWS
 
 Rows = Sequence[dict[str, Any]]

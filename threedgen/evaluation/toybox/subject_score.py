@@ -16,7 +16,6 @@ held-out prompts of any kind (what it forgot of the world). With ``objects`` 3D 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,14 +23,15 @@ from typing import Any
 
 from threedgen.config import registry
 from threedgen.data.toybox.grammar import article
-from threedgen.evaluation.tables import write_json
+from threedgen.evaluation.tables import finish, write_json
+from threedgen.guidance.prior import Prior
 from threedgen.run import folder as runs
-from threedgen.run.metrics import read_summary, write_summary
+from threedgen.run.metrics import read_json, read_summary
 from threedgen.run.progress import Count
 from threedgen.systems.dreambooth import task as dreambooth
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
 from threedgen.train.loop import Status, set_threads
-from threedgen.train.task import finished
+from threedgen.train.task import Stopped, finished
 
 from .object_score import load_task
 from .options import EvaluateSubjectsConfig
@@ -54,30 +54,33 @@ def run(config: EvaluateSubjectsConfig, resume: Path | None = None, quiet: bool 
         before = once(folder / "held-out.json", held_out, tools, base)
         for number in range(config.first, config.first + config.subjects):
             subject = photograph(tools, number, folder / "subjects", base.image_size)
-            found = {"base": once(subject.folder / "base.json", samples, tools, subject, base, "base")}
+            try:
+                found = measure(tools, subject, base)
+            except Stopped as stop:
+                return stop.status.exit_code
             found["base"]["held_out"] = before["scores"]
-            for kind, strength in config.rows:
-                tuning = tuning_config(config, subject.folder, kind, subject.asset.noun)
-                status = tune(tuning)
-                if status is not Status.FINISHED:
-                    return status.exit_code
-                key = row_key(kind, strength)
-                found[key] = once(subject.folder / f"{key}.json", after, tools, subject, tuning, key, strength)
-            if config.objects is not None:
-                kind, strength = config.rows[0]
-                tuned = {
-                    "prior.personalisation": str(subject.folder / kind / dreambooth.RESULT),
-                    "prior.personalisation_strength": strength,
-                }
-                for key, prior in (("base", {}), (row_key(kind, strength), tuned)):
-                    path = subject.folder / f"{key}-3d.json"
-                    found[key]["objects"] = once(path, objects, tools, subject, key, prior)
             rows.append({"subject": subject.folder.name, "found": found})
             count.add(1, subject.asset.caption)
     write(config, folder, rows)
-    write_summary(folder, config, time.monotonic() - begun, status="finished")
-    print(folder / "report.md")
-    return 0
+    return finish(config, begun, "report.md")
+
+
+def measure(tools: Instruments, subject: Subject, base: Prior) -> dict[str, Any]:
+    """Measures the base and each way of tuning on one subject, by the keys of the table's rows; tunes what is not tuned
+    yet. Raises Stopped for a run that was."""
+    config = tools.config
+    found = {"base": once(subject.folder / "base.json", samples, tools, subject, base, "base")}
+    for kind, strength in config.rows:
+        tuning, key = tuning_config(config, subject.folder, kind, subject.asset.noun), row_key(kind, strength)
+        tune(tuning)
+        found[key] = once(subject.folder / f"{key}.json", after, tools, subject, tuning, key, strength)
+    if config.objects is not None:
+        kind, strength = config.rows[0]
+        file = str(subject.folder / kind / dreambooth.RESULT)
+        tuned = {"prior.personalisation": file, "prior.personalisation_strength": strength}
+        for key, prior in (("base", {}), (row_key(kind, strength), tuned)):
+            found[key]["objects"] = once(subject.folder / f"{key}-3d.json", objects, tools, subject, key, prior)
+    return found
 
 
 def tuning_config(config: EvaluateSubjectsConfig, folder: Path, kind: str, noun: str) -> MVDreamBoothConfig:
@@ -89,13 +92,14 @@ def tuning_config(config: EvaluateSubjectsConfig, folder: Path, kind: str, noun:
     return load_task("config", "mvdreambooth", config.config, config.overrides, values)
 
 
-def tune(config: MVDreamBoothConfig) -> Status:
-    """Carries out, or goes on with, one run; a finished one is left as it is."""
+def tune(config: MVDreamBoothConfig) -> None:
+    """Carries out, or goes on with, one run; a finished one is left as it is. Raises Stopped if it did not end."""
     config.check()
     begun, resume = runs.begin(config, "subjects")
-    if finished(Path(str(begun.out)), config.trainer.max_steps):
-        return Status.FINISHED
-    return dreambooth.run_status(begun, resume, quiet=True)
+    if not finished(Path(str(begun.out)), config.trainer.max_steps):
+        status = dreambooth.run_status(begun, resume, quiet=True)
+        if status is not Status.FINISHED:
+            raise Stopped(status)
 
 
 def after(
@@ -116,9 +120,8 @@ def after(
 
 def once(path: Path, make: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     """Reads a file, or writes there what ``make(*arguments)`` gives, so that a killed run goes on."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    found = read_json(path)
+    if not found:
         found = make(*arguments)
         write_json(path, found)
-        return found
+    return found

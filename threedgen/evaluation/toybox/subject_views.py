@@ -19,12 +19,11 @@ from threedgen.evaluation.sampling import Ring, random_ring, ring_poses
 from threedgen.geometry.images import grid, readable, to_uint8, write_png
 from threedgen.guidance.prior import Prior
 from threedgen.run.seeding import generator, numpy_generator
-from threedgen.train.loop import Status
 
 from .held_out import held_out_cases
 from .identity import similarity
 from .judging import Verdict, judge_pictures
-from .object_score import load_task, make, read
+from .object_score import make, object_config
 from .options import EvaluateSubjectsConfig
 from .probe import Probe
 
@@ -33,8 +32,6 @@ KEYS = ("noun", "colour", "bound", "order")
 """What a sample is asked for; a score is the share of right answers among those that apply."""
 BATCH = 5
 """Held-out prompts that are sampled together."""
-NOTHING = np.full((8, 16, 16, 3), 0.5)
-"""Stands for a run whose loss broke down."""
 
 Accessory = tuple[str, str]
 """Its colour and its word; both are empty for none."""
@@ -145,34 +142,17 @@ def objects(tools: Instruments, subject: Subject, key: str, prior: Mapping[str, 
     """Makes a 3D object of each setting, without a game asset: ``identity`` and ``answers``; each is a picture too.
 
     Finished runs are not made again. ``key``: of the table's row; ``prior``: the config's values that make it a tuned
-    one. Ends the process with the code of a run that was stopped. Raises ConfigError.
+    one. Raises Stopped for a run that was, and ConfigError.
     """
-    config, seen = tools.config, []
+    results = []
     for k, worn in enumerate(tools.accessories):
-        generate = load_task(
-            "objects",
-            "generate",
-            str(config.objects),
-            [],
-            {
-                "prompt": prompt_of(subject.asset.noun, worn, "[v]" if prior else ""),
-                "seed": config.seed,
-                "threads": config.threads,
-                "out": str(subject.folder / "objects" / f"{key}-{k}"),
-                "export.enabled": False,
-                **prior,
-            },
-        )
-        status = make(generate)
-        if status in (Status.INTERRUPTED, Status.TERMINATED):
-            raise SystemExit(status.exit_code)
-        views, azimuth = NOTHING, 2 * np.pi * np.arange(8) / 8
-        if status is Status.FINISHED:
-            result = read(generate)
-            views, azimuth = result.views, result.azimuth
-        write_png(subject.folder / f"{key}-3d-{k}.png", grid(readable(views[:: len(views) // VIEWS]), VIEWS))
-        seen.append((views, azimuth))
-    return compared(tools, subject, seen, vote=True)[0]
+        prompt = prompt_of(subject.asset.noun, worn, "[v]" if prior else "")
+        place = f"subjects/{subject.folder.name}/objects/{key}-{k}"
+        result = make(object_config(tools.config, "objects", prompt, place, **prior))
+        shown = result.views[:: len(result.views) // VIEWS]
+        write_png(subject.folder / f"{key}-3d-{k}.png", grid(readable(shown), VIEWS))
+        results.append((result.views, result.azimuth))
+    return compared(tools, subject, results, vote=True)[0]
 
 
 def compared(

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from threedgen.config import ConfigError
 from threedgen.data.toybox.grammar import ACCESSORIES
 from threedgen.data.toybox.world import Toybox, View
-from threedgen.evaluation.janus.probe_data import corrupt
+from threedgen.evaluation.janus.rough import corrupt
 from threedgen.evaluation.toybox.judging import calibrate, own_accuracy
 from threedgen.evaluation.toybox.labels import OPEN, Labels, ProbeToybox, Truth, labelled
 from threedgen.evaluation.toybox.options import TrainProbeConfig
