@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def descend(optimizer: Muon, weights: list[torch.Tensor], steps: int) -> float:
         loss = sum(((w - 0.5) ** 2).sum() for w in weights)
         loss.backward()
         optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def muon(weights: list[torch.Tensor], lr: float = 0.02) -> Muon:
@@ -44,7 +46,7 @@ def test_a_quadratic_is_minimised() -> None:
     weights = parameters()
     optimizer = muon(weights)
     first = descend(optimizer, weights, 1)
-    descend(optimizer, weights, 250)
+    descend(optimizer, weights, 800)
     for group in optimizer.param_groups:
         group["lr"] = 0.002
     assert descend(optimizer, weights, 200) < 0.01 * first
@@ -56,7 +58,7 @@ def test_the_state_makes_a_round_trip() -> None:
     descend(optimizer, weights, 5)
     copies = [w.detach().clone().requires_grad_() for w in weights]
     again = muon(copies, lr=1.0)
-    again.load_state_dict(optimizer.state_dict())
+    again.load_state_dict(deepcopy(optimizer.state_dict()))
     descend(optimizer, weights, 3)
     descend(again, copies, 3)
     assert all(torch.equal(a, b) for a, b in zip(weights, copies, strict=True))
@@ -77,7 +79,8 @@ def test_matrices_move_as_with_pytorch_and_the_others_as_with_adamw() -> None:
         ours.step()
         for optimizer in theirs:
             optimizer.step()
-    assert torch.allclose(weights[0], copies[0], atol=2e-4)
+    assert torch.allclose(weights[0], copies[0], atol=1e-3)  # both iterate in bfloat16
+    assert (weights[0] - parameters()[0]).abs().max() > 1e-2
     for place in (2, 3):
         assert torch.allclose(weights[place], copies[place], atol=1e-6)
     assert torch.equal(copies[1], parameters()[1]) and not torch.equal(weights[1], copies[1])  # a convolution moves too

@@ -64,14 +64,8 @@ def house(b: Builder) -> None:
     else:  # a gable towards the front, in the walls' colour
         b.prism((0, 0, height + rise), (width * 1.14, depth * 1.05, rise), roof, "roof", ACROSS)
         b.prism((0, 0, height + rise * 0.72), (width, depth * 1.08, rise * 0.72), None, "body", ACROSS)
-        b.cylinder(
-            (0, 0, height + rise * 0.5),
-            0.1,
-            depth * 1.08 + 0.02,
-            b.part("windows", glass(b.colour)),
-            "windows",
-            ALONG_X,
-        )
+        at = (0.0, 0.0, height + rise * 0.5)
+        b.cylinder(at, 0.1, depth * 1.08 + 0.02, b.part("windows", glass(b.colour)), "windows", ALONG_X)
     at = (-0.25 * depth, 0.5 * width, height + rise * 1.5)
     b.box(at, (0.1, 0.1, rise * 0.75), b.pick((0.6, 0.3, 0.22), STONE), "chimney")
     side = b.pick(-0.3, 0.0, 0.3)
