@@ -24,7 +24,7 @@ def render(
     vertices: Array,
     faces: Array,
     c2w: Array,
-    fov: float,
+    fov: Array | float,
     size: int,
     *,
     uv: Array | None = None,
@@ -39,8 +39,9 @@ def render(
     supersample^2 samples on a grid. Otherwise as `rasterise`.
     """
     rgb, alpha = [], []
-    for pose in c2w:  # one by one: the buffers are supersample^2 times larger than the pictures
-        seen = rasterise(vertices, faces, pose[None], fov, size * supersample)
+    angles = np.broadcast_to(fov, (len(c2w),))
+    for pose, angle in zip(c2w, angles, strict=True):  # one by one: the buffers are larger than the pictures
+        seen = rasterise(vertices, faces, pose[None], angle, size * supersample)
         if texture is not None and uv is not None:
             image = sample(texture, interpolate(uv, faces if uv.ndim == 2 else None, seen))
         else:
