@@ -30,8 +30,9 @@ export PROMPT
 demo: $(READY)
 	$(BIN)/python launch.py --config mvdream-toybox.yaml "prompt=$$PROMPT" $(ARGS)
 
+# a process for each core, one thread each
 test: $(READY)
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(TEST_ARGS)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

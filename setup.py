@@ -75,6 +75,7 @@ setup(
             "nerfacc>=0.5.3",
             "pygltflib>=1.16",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ray>=2.9",
             "ruff>=0.9",
             "usd-core>=24.8",

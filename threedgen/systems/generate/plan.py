@@ -30,7 +30,8 @@ TOKENS = 77
 def plan(config: GenerateConfig) -> str:
     """The text of a dry run. Raises ConfigError for what would stop the run, or a stage of it, at its beginning."""
     parts = [*map(config.stage, config.stages), config]
-    lines = [f"would generate: {tidy(config.prompt)}", f"weights: {config.prior.describe(fetch=False)}"]
+    weights = dict.fromkeys(part.prior.describe(fetch=False) for part in parts)
+    lines = [f"would generate: {tidy(config.prompt)}", *(f"weights: {files}" for files in weights)]
     set_threads(config.threads)
     for part in parts:
         check_backends(part)
