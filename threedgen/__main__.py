@@ -1,0 +1,7 @@
+"""`python -m threedgen` is the command `threedgen`."""
+
+import sys
+
+from threedgen.cli import main
+
+sys.exit(main())
