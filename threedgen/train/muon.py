@@ -43,10 +43,12 @@ class Muon(torch.optim.Optimizer):
         super().__init__([g for g in groups if g["params"]], defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
-        """Makes a step; `closure` computes the gradients, as Lightning gives it, and its result is returned."""
-        with torch.enable_grad():
-            loss = closure()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Makes a step; `closure`, if given, computes the gradients first, and its result is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:

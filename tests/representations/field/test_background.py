@@ -70,13 +70,6 @@ def test_solid_random_in_training_only(kind: str) -> None:
     assert torch.equal(background(rays, training=False), torch.full((3, 7, 3), 0.5))
 
 
-def test_the_module_s_mode_is_the_default() -> None:
-    background = SolidBackground(SolidBackgroundConfig(random="grey"))
-    assert torch.equal(background.eval()(directions(2)), torch.full((2, 3), 0.5))
-    random = background.train()(directions(2), generator(1))
-    assert torch.equal(random, background(directions(2), generator(1), training=True))
-
-
 @pytest.mark.parametrize(
     "background",
     [SolidBackground(SolidBackgroundConfig(random="color")), NeuralBackground()],

@@ -107,9 +107,8 @@ def test_missing_weights_of_a_stage_are_said_before_the_first(tmp_path: Path) ->
 def test_a_dry_run_tells_of_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*command(tmp_path), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert said.index("stage coarse") < said.index("stage mesh") < said.index("then")
-    assert said.count("would generate: a red dog") == 3 and said.count("render: a mesh") == 2
-    assert said.rstrip().endswith("nothing was run or written") and said.count("nothing was run") == 1
+    assert said.count("would generate: a red dog") == 1 and "stages: coarse, mesh, then the run itself" in said
+    assert said.rstrip().endswith("nothing was run or written")
 
 
 def test_optimisers_know_the_new_parameters() -> None:

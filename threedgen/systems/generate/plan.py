@@ -32,6 +32,8 @@ def plan(config: GenerateConfig) -> str:
     parts = [*map(config.stage, config.stages), config]
     weights = dict.fromkeys(part.prior.describe(fetch=False) for part in parts)
     lines = [f"would generate: {tidy(config.prompt)}", *(f"weights: {files}" for files in weights)]
+    if config.stages:
+        lines.append(f"stages: {', '.join(config.stages)}, then the run itself; memory is that of the largest")
     set_threads(config.threads)
     for part in parts:
         check_backends(part)
