@@ -48,15 +48,15 @@ TINY = {
 }
 """A generate run of a second: everything in it, everything small."""
 
-TINY_PRIOR = {
-    "task": "train-prior",
+TINY_BASE = {
+    "task": "train-base",
     "threads": 1,
     "image_size": 32,
     "autoencoder": {
         "channels": [8, 16],
         "image_size": 32,
         "crop": 16,
-        "batch": 2,
+        "batch": 3,
         "max_steps": 6,
         "bf16": False,
     },
@@ -69,19 +69,25 @@ TINY_PRIOR = {
         "text_layers": 1,
         "text_heads": 2,
     },
-    "text": {"max_steps": 5, "batch": 4, "fresh": 2, "scenes": 12, "bf16": False},
-    "draft": {"max_steps": 5, "batch": 4, "fresh": 2, "scenes": 12, "bf16": False},
+    "words": {"max_steps": 5, "batch": 4, "fresh": 2, "pictures": 12, "bf16": False},
     "training": {
-        "batch": 3,
-        "n_view": 2,
+        "batch": 4,
         "fresh": 2,
-        "first": 17,
-        "scenes": 40,
+        "first": 16,
+        "pictures": 40,
         "bf16": False,
         "sheet_prompts": ["a red dog"],
     },
     "trainer": {"max_steps": 10, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
+}
+TINY_PRIOR = {
+    "task": "train-prior",
+    "threads": 1,
+    "start": "base",
+    "training": TINY_BASE["training"] | {"n_view": 2, "two_d": 0.5},
+    "trainer": TINY_BASE["trainer"],
+    "checkpoint": TINY_BASE["checkpoint"],
 }
 
 TINY_THREEDIM = {
@@ -139,16 +145,13 @@ def child(
     from threedgen.systems.dreambooth.system import DreamBoothSystem
     from threedgen.systems.generate.system import GenerateSystem
     from threedgen.systems.novel_view.system import PairSystem
-    from threedgen.systems.train_base.autoencoder import AutoencoderSystem
-    from threedgen.systems.train_prior.draft import DraftSystem
-    from threedgen.systems.train_prior.system import PriorSystem
-    from threedgen.systems.train_prior.text import TextSystem
+    from threedgen.systems.train_prior.autoencoder import AutoencoderSystem
+    from threedgen.systems.train_prior.system import DiffusionSystem
+    from threedgen.systems.train_prior.words import WordsSystem
 
     now = {"step": -1}
-    systems = (
-        GenerateSystem, AutoencoderSystem, TextSystem, DraftSystem, PriorSystem, PairSystem, DreamBoothSystem,
-    )  # fmt: skip
-    for system in systems:
+    learners = (GenerateSystem, AutoencoderSystem, WordsSystem, DiffusionSystem, PairSystem, DreamBoothSystem)
+    for system in learners:
 
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:
             now["step"] = batch

@@ -30,8 +30,8 @@ _ENTRIES = """\
 # a run gets its folder before it begins if its config model is a RunConfig
 task  generate           systems.generate.task:run               systems.generate.options:GenerateConfig
 task  sample             systems.sample.task:run                 systems.sample.options:SampleConfig
-task  train-base         systems.train_base.task:run             systems.train_base.options:TrainBaseConfig
-task  train-prior        systems.train_prior.task:run            systems.train_prior.options:TrainPriorConfig
+task  train-base         systems.train_prior.task:run_base       systems.train_prior.options:TrainBaseConfig
+task  train-prior        systems.train_prior.task:run_prior      systems.train_prior.options:TrainPriorConfig
 task  mvdreambooth       systems.dreambooth.task:run             systems.dreambooth.options:MVDreamBoothConfig
 task  train-probe        evaluation.toybox.train_probe:run       evaluation.toybox.options:TrainProbeConfig
 task  train-identity     evaluation.toybox.train_identity:run    evaluation.toybox.options:TrainIdentityConfig
@@ -42,7 +42,6 @@ task  consistency        evaluation.consistency.run:run          evaluation.cons
 task  janus-meter        evaluation.janus.meter_errors:run       evaluation.janus.options:JanusMeterConfig
 task  janus-score        evaluation.janus.score:run              evaluation.janus.options:JanusScoreConfig
 task  janus-benchmark    evaluation.janus.benchmark:run          evaluation.janus.options:JanusBenchmarkConfig
-task  refine-decoder     systems.train_prior.refine_decoder:run  systems.train_prior.options:RefineDecoderConfig
 task  train-threedim     systems.novel_view.task:run             systems.novel_view.options:TrainThreeDiMConfig
 task  image-to-3d        systems.novel_view.image_to_3d:run      systems.novel_view.options:ImageTo3DConfig
 task  report             viewer.report:run                       viewer.options:ReportConfig

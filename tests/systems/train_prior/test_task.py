@@ -1,4 +1,4 @@
-"""The task "train-prior": three stages, each of which may be killed, and a folder that others can read."""
+"""The tasks "train-base" and "train-prior": stages, each of which may be killed, and folders that others can read."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from tests.support.task_server import (
+    TINY_BASE,
     TINY_PRIOR,
     assert_same,
     finished_run,
@@ -22,56 +24,62 @@ from tests.support.task_server import (
     weights,
     write_config,
 )
-from tests.support.tiny_prior import tiny_prior
+from tests.support.tiny_prior import cpu, tiny_prior, tiny_vae
 from tests.support.toy_run import log
 from threedgen import config
 from threedgen.config import ConfigError
-from threedgen.data.latents import BLOCK, LatentBank
-from threedgen.data.toybox.world import Toybox
+from threedgen.data.bank import BLOCK, LatentBank
+from threedgen.data.toybox.pictures import FourSides, Photographs
+from threedgen.data.toybox.words import train_tokenizer
+from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run import cache
 from threedgen.run.metrics import read_summary
-from threedgen.systems.train_base import autoencoder
-from threedgen.systems.train_prior import draft as draft_training
-from threedgen.systems.train_prior import system as prior_training
-from threedgen.systems.train_prior import task as train_prior
-from threedgen.systems.train_prior import text as text_training
-from threedgen.systems.train_prior.options import (
-    DraftTrainingConfig,
-    NetworkConfig,
-    TextTrainingConfig,
-    TrainPriorConfig,
-)
+from threedgen.systems.train_prior import autoencoder, task
+from threedgen.systems.train_prior import system as unets
+from threedgen.systems.train_prior.options import NetworkConfig, TrainPriorConfig, WordsConfig
+from threedgen.systems.train_prior.words import WordsSystem, text_encoder
+from threedgen.train.system import stratified
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-STEPS = TINY_PRIOR["trainer"]["max_steps"]
-STAGE = TINY_PRIOR["autoencoder"]["max_steps"]
+STEPS = TINY_BASE["trainer"]["max_steps"]
 
 
 def tiny(folder: Path, **values: Any) -> Path:
-    return write_config(folder / "tiny.yaml", TINY_PRIOR, **values)
+    return write_config(folder / "tiny.yaml", TINY_BASE, **values)
 
 
 def command(folder: Path, *overrides: str) -> list[str]:
     return ["--config", str(tiny(folder)), "out=run", *overrides]
 
 
-def undisturbed() -> Path:
+def base() -> Path:
     return finished_run(command)
 
 
-def assert_same_run(run: Path) -> None:
+def tuning(folder: Path, *overrides: str) -> list[str]:
+    """The command that goes on from the base."""
+    made = write_config(folder / "tuning.yaml", TINY_PRIOR, start=str(base() / "base"))
+    return ["--config", str(made), "out=run", *overrides]
+
+
+def prior() -> Path:
+    return finished_run(tuning)
+
+
+def assert_same_base(run: Path) -> None:
     """Autoencoder, weights, their average and what is made of them are those of the run without a stop."""
-    assert_same(weights(run), weights(undisturbed()))
-    parts = ("autoencoder/vae.safetensors", "text/text_encoder.safetensors", "draft/draft.safetensors")
-    for name in (*parts, "prior/SHA256SUMS", "samples.png"):
-        assert (run / name).read_bytes() == (undisturbed() / name).read_bytes(), name
+    assert_same(weights(run), weights(base()))
+    parts = ("autoencoder/autoencoder.safetensors", "words/words.safetensors")
+    for name in (*parts, "base/SHA256SUMS", "samples.png"):
+        assert (run / name).read_bytes() == (base() / name).read_bytes(), name
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A copy of a finished run, in its own working directory."""
-    shutil.copytree(undisturbed(), tmp_path / "run")
+    shutil.copytree(base(), tmp_path / "run")
     return tmp_path
 
 
@@ -79,45 +87,85 @@ def copy(tmp_path: Path) -> Path:
 
 
 @unix
-def test_a_run_leaves_a_prior_behind() -> None:
-    run = undisturbed()
-    summary = read_summary(run)
+def test_a_run_leaves_a_2d_model_behind() -> None:
+    summary = read_summary(base())
     assert summary["status"] == "finished" and summary["steps"] == STEPS
-    prior = MVDream.load(str(run / "prior"), dtype="fp32")
-    assert prior.image_size == 32 and prior.max_tokens == 24
-    assert prior.unknown_words("a red dog wearing a zzz")[0][0] == "zzz"
-    c2w = torch.eye(4).repeat(2, 1, 1) + torch.eye(4)[3].outer(torch.tensor([0.0, 0, 0, 0]))
-    c2w[:, 2, 3] = 2.0
-    pictures = prior.sample("a red dog", c2w, steps=1, generator=torch.Generator().manual_seed(0))
-    assert pictures.shape == (2, 32, 32, 3) and torch.isfinite(pictures).all()
-    assert not list(run.rglob("*.tmp")) and not list(run.rglob("*.part"))
+    found = StableDiffusion.load(str(base() / "base"), dtype="fp32", camera=False)
+    assert found.image_size == 32 and found.max_tokens == 32
+    assert found.unknown_words("a red dog wearing a zzz")[0][0] == "zzz"
+    picture = found.sample("a red dog", None, steps=1, generator=cpu())
+    assert picture.shape == (1, 32, 32, 3) and torch.isfinite(picture).all()
+    assert not list(base().rglob("*.tmp")) and not list(base().rglob("*.part"))
+    with pytest.raises(ConfigError, match="no camera branch"):
+        MVDream.load(str(base() / "base"))
 
 
 @unix
-def test_diffusers_reads_the_prior() -> None:
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+def test_a_run_from_it_leaves_a_prior_of_several_views_behind() -> None:
+    summary = read_summary(prior())
+    assert summary["status"] == "finished" and summary["steps"] == STEPS
+    found = MVDream.load(str(prior() / "prior"), dtype="fp32")
+    c2w = orbit_c2w(torch.full((2,), 0.2), torch.tensor([0.0, 1.5]), torch.full((2,), 2.0))
+    pictures = found.sample("a red dog", c2w, steps=1, generator=cpu())
+    assert pictures.shape == (2, 32, 32, 3) and torch.isfinite(pictures).all()
+    before = StableDiffusion.load(str(base() / "base"), dtype="fp32", camera=False)
+    for part in ("vae", "text_encoder"):
+        assert_same(dict(getattr(found, part).state_dict()), dict(getattr(before, part).state_dict()))
+    old, new = before.unet.state_dict(), found.unet.state_dict()
+    assert all(not torch.equal(new[name], value) for name, value in old.items() if value.ndim > 1)
+
+
+@unix
+def test_it_begins_as_the_2d_model_whatever_the_camera(tmp_path: Path) -> None:
+    found = StableDiffusion.load(str(base() / "base"), dtype="fp32", camera=False)
+    tuned = unets.multiview_model(found)
+    x, t = torch.randn(2, *found.latent_shape, generator=cpu()), torch.full((2,), 500)
+    text, camera = found.encode_prompt(["a red dog"] * 2), torch.randn(2, 16, generator=cpu())
+    with torch.no_grad():
+        assert torch.allclose(tuned.predict(x, t, text, camera), found.predict(x, t, text), atol=1e-6)
+        joined = tuned.predict(x, t, text, camera, 2)
+    assert not torch.allclose(joined, tuned.predict(x, t, text, camera), atol=1e-6)
+    options = config.load(tmp_config(tmp_path), ["training.two_d=0"])
+    system = unets.DiffusionSystem(options, tuned, *banks(tmp_path, tuned.vae))
+    system.training_step(0, 0).backward()
+    assert tuned.unet.class_embedding.linear_2.weight.grad.abs().max() > 0, "the camera cannot be learnt"
+
+
+def tmp_config(folder: Path) -> Path:
+    return write_config(folder / "tuning.yaml", TINY_PRIOR)
+
+
+def banks(folder: Path, vae: Any, size: int = 32) -> tuple[LatentBank, LatentBank]:
+    """Of single pictures, and of two views of objects."""
+    single = LatentBank(folder / "latents", Photographs(5), vae, size, 40)
+    return single, LatentBank(folder / "objects", FourSides(5, n_view=2), vae, size, 20)
+
+
+@unix
+def test_diffusers_reads_both() -> None:
+    from diffusers import DDIMScheduler, UNet2DConditionModel
     from transformers import AutoTokenizer, CLIPTextModel
 
-    folder = undisturbed() / "prior"
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
-    text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").float()
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
-    assert unet.config.class_embed_type == "projection" and vae.config.latent_channels == 8
-    assert len(tokenizer) <= text.config.vocab_size and tokenizer.tokenize("A Red dog") == ["a", "red", "dog"]
-    assert scheduler.config.num_train_timesteps == 1000
-    ours = MVDream.load(str(folder), dtype="fp32")
-    assert_same(dict(unet.state_dict()), dict(ours.unet.state_dict()))
-    ids = tokenizer("a red dog", return_tensors="pt", padding="max_length", max_length=24).input_ids
-    with torch.no_grad():
-        assert torch.allclose(text(ids).last_hidden_state, ours.encode_prompt(["a red dog"]), atol=1e-5)
+    for folder, embedding in ((base() / "base", None), (prior() / "prior", "projection")):
+        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+        text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").float()
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+        assert unet.config.class_embed_type == embedding and vae.config.latent_channels == 8
+        assert len(tokenizer) <= text.config.vocab_size and tokenizer.tokenize("A Red dog") == ["a", "red", "dog"]
+        assert scheduler.config.num_train_timesteps == 1000
+        ours = MVDream.load(str(folder), dtype="fp32", camera=embedding is not None)
+        assert_same(dict(unet.state_dict()), dict(ours.unet.state_dict()))
+        ids = tokenizer("a red dog", return_tensors="pt", padding="max_length", max_length=32).input_ids
+        with torch.no_grad():
+            assert torch.allclose(text(ids).last_hidden_state, ours.encode_prompt(["a red dog"]), atol=1e-5)
 
 
 @unix
 def test_what_is_saved_is_the_average() -> None:
-    state = weights(undisturbed())
-    saved = MVDream.load(str(undisturbed() / "prior"), dtype="fp32").unet.state_dict()
+    state = weights(base())
+    saved = StableDiffusion.load(str(base() / "base"), dtype="fp32", camera=False).unet.state_dict()
     for name, value in saved.items():
         average = state[f"average./{name.replace('.', '/')}"]
         assert torch.equal(value, average.half().float()), name
@@ -143,22 +191,19 @@ def test_killed_in_every_stage_and_the_result_is_the_same(tmp_path: Path) -> Non
     killed_at(3, "Autoencoder")
     assert saved_at(run / "autoencoder")
     killed_in(
-        "threedgen.systems.train_base.autoencoder.standardise",  # trained, but not yet written
-        "threedgen.systems.train_prior.system.build",  # written, but the second stage has not begun
-        "threedgen.data.latents.caption",  # in the middle of its first step
+        "threedgen.systems.train_prior.autoencoder.standardise",  # trained, but not yet written
+        "threedgen.systems.train_prior.task.text_encoder",  # written, but the second stage has not begun
+        "threedgen.data.bank.encode",  # in the middle of its first step
     )
-    assert not saved_at(run / "text") and (run / "autoencoder" / "vae.safetensors").exists()
-    killed_at(3, "Text")
-    assert saved_at(run / "text")
-    killed_in("threedgen.run.cache.keep")  # trained, but not yet written
-    killed_at(3, "Draft")
-    assert saved_at(run / "draft") and (run / "text" / "text_encoder.safetensors").exists()
+    assert not saved_at(run / "words") and (run / "autoencoder" / "autoencoder.safetensors").exists()
+    killed_at(3, "Words")
+    assert saved_at(run / "words")
     killed_in("threedgen.run.cache.keep", "threedgen.systems.train_prior.system.vocabulary")
-    assert not saved_at(run) and (run / "draft" / "draft.safetensors").exists()
-    killed_at(6, "Prior")
+    assert not saved_at(run) and (run / "words" / "words.safetensors").exists()
+    killed_at(6, "Diffusion")
     assert saved_at(run)
     assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
-    assert_same_run(run)
+    assert_same_base(run)
 
 
 @unix
@@ -166,27 +211,38 @@ def test_ctrl_c_in_the_first_stage_and_sigterm_in_the_last(tmp_path: Path) -> No
     run, words = tmp_path / "run", command(tmp_path, "checkpoint.seconds=1000")
     stage = {"hold_at": 2, "hold_in": "Autoencoder"}
     assert server().signalled(tmp_path, signal.SIGINT, words=words, **stage) == 130, log(tmp_path)
-    assert saved_at(run / "autoencoder") and not (run / "autoencoder" / "vae.safetensors").exists()
-    code = server().signalled(tmp_path, signal.SIGTERM, words=words, hold_at=STEPS - 2, hold_in="Prior")
+    vae = run / "autoencoder" / "autoencoder.safetensors"
+    assert saved_at(run / "autoencoder") and not vae.exists()
+    code = server().signalled(tmp_path, signal.SIGTERM, words=words, hold_at=STEPS - 2, hold_in="Diffusion")
     assert code == 143, log(tmp_path)
     assert not (run / "samples.png").exists()
     shutil.rmtree(run / "latents")  # only a cache
-    vae = run / "autoencoder" / "vae.safetensors"
     vae.write_bytes(vae.read_bytes()[:-9])
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)
-    assert "vae.safetensors is damaged" in log(tmp_path)
-    assert_same_run(run)
+    assert "autoencoder.safetensors is damaged" in log(tmp_path)
+    assert_same_base(run)
 
 
 @unix
-def test_ctrl_c_in_the_last_stage_saves_the_prior_so_far(tmp_path: Path, copy: Path) -> None:
+def test_ctrl_c_in_the_last_stage_saves_the_model_so_far(tmp_path: Path, copy: Path) -> None:
     again = [*command(tmp_path), f"trainer.max_steps={STEPS + 4}"]
-    code = server().signalled(copy, signal.SIGINT, words=again, hold_at=STEPS + 1, hold_in="Prior")
+    code = server().signalled(copy, signal.SIGINT, words=again, hold_at=STEPS + 1, hold_in="Diffusion")
     assert code == 130, log(copy)
     summary = read_summary(copy / "run")
     assert summary["status"] == "interrupted" and summary["steps"] == STEPS + 2
-    sums = (copy / "run" / "prior" / "SHA256SUMS").read_bytes()
-    assert sums != (undisturbed() / "prior" / "SHA256SUMS").read_bytes()
+    sums = (copy / "run" / "base" / "SHA256SUMS").read_bytes()
+    assert sums != (base() / "base" / "SHA256SUMS").read_bytes()
+
+
+@unix
+def test_a_killed_tuning_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+    words = tuning(tmp_path)
+    pid = server().held(tmp_path, words=words, hold_at=6, hold_in="Diffusion")
+    os.kill(pid, signal.SIGKILL)
+    assert server().wait(pid) == -signal.SIGKILL, log(tmp_path)
+    assert saved_at(tmp_path / "run")
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    assert_same(weights(tmp_path / "run"), weights(prior()))
 
 
 @unix
@@ -202,14 +258,14 @@ def test_the_same_command_again_repeats_no_work(copy: Path) -> None:
 def test_pictures_and_saving_do_not_change_the_result(tmp_path: Path) -> None:
     changed = ("trainer.val_check_interval=4", "checkpoint.seconds=1000", "trainer.log_every_n_steps=1")
     assert server().run(tmp_path, words=command(tmp_path, *changed)) == 0, log(tmp_path)
-    assert_same_run(tmp_path / "run")
+    assert_same_base(tmp_path / "run")
 
 
 @pytest.mark.gpu
 def test_training_on_a_gpu(tmp_path: Path) -> None:
-    trainer = TINY_PRIOR["trainer"] | {"accelerator": "gpu"}
+    trainer = TINY_BASE["trainer"] | {"accelerator": "gpu"}
     options = config.load(tiny(tmp_path, trainer=trainer)).model_copy(update={"out": str(tmp_path / "run")})
-    assert train_prior.run(options, quiet=True) == 0
+    assert task.run_base(options, quiet=True) == 0
     assert (tmp_path / "run" / "samples.png").exists()
 
 
@@ -217,98 +273,40 @@ def test_training_on_a_gpu(tmp_path: Path) -> None:
 def test_a_run_does_not_go_on_with_other_word_numbers(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = config.load(copy / "run" / "config.yaml", [f"trainer.max_steps={STEPS + 2}"])
     options = options.model_copy(update={"out": str(copy / "run")})
-    monkeypatch.setattr(prior_training, "vocabulary", lambda prior: "other")
+    monkeypatch.setattr(unets, "vocabulary", lambda prior: "other")
     with pytest.raises(ConfigError, match="another config .vocabulary: '[0-9a-f]+' -> 'other'"):
-        train_prior.run(options, resume=copy / "run", quiet=True)
+        task.run_base(options, resume=copy / "run", quiet=True)
 
 
-# ---------------------------------------------------------------- the stages of the text encoder and the draft
+# ---------------------------------------------------------------- the stage of the text encoder
 
 
 @pytest.fixture
-def untrained(tmp_path: Path) -> tuple[MVDream, LatentBank]:
-    """A prior before its second stage, and scenes in latents of unit variance."""
-    vae = tiny_prior().vae
-    autoencoder.standardise(vae, torch.from_numpy(Toybox(5).batch(range(16), 16, n_view=1)[1]))
+def standard_vae() -> AutoencoderKL:
+    """One whose latents have unit variance."""
+    vae = tiny_vae()
+    autoencoder.standardise(vae, torch.from_numpy(Photographs(5).block(range(16), 16).rgb))
+    return vae
+
+
+def test_captions_are_told_apart_after_a_few_steps(tmp_path: Path, standard_vae: AutoencoderKL) -> None:
+    """The loss falls below that of guessing among the captions of a step."""
+    rate = {"0%": 0.0, "10%": 1e-3, "100%": 5e-4}
+    options = WordsConfig(max_steps=60, batch=16, fresh=4, pictures=64, learning_rate=rate)
+    bank, tokenizer = LatentBank(tmp_path, Photographs(5), standard_vae, 16, 96), train_tokenizer(32)
     torch.manual_seed(0)
-    prior = prior_training.build(NetworkConfig(**TINY_PRIOR["network"]), vae, 16)
-    return prior, LatentBank(tmp_path, Toybox(5), prior, 96, n_view=2)
-
-
-def test_captions_are_told_apart_after_a_few_steps(untrained: tuple[MVDream, LatentBank]) -> None:
-    """The loss falls below that of guessing among the captions of a step, with text and latents unseen before."""
-    options = TextTrainingConfig(
-        max_steps=60, batch=16, fresh=4, scenes=64, n_view=2, learning_rate={"0%": 0.0, "10%": 1e-3, "100%": 5e-4}
-    )
-    prior, bank = untrained
-    system = text_training.TextSystem(options, 0, options.max_steps, prior, bank)
-    before = {name: value.clone() for name, value in prior.text_encoder.state_dict().items()}
+    text = text_encoder(NetworkConfig(**TINY_BASE["network"]), tokenizer)
+    system = WordsSystem(options, 0, text, tokenizer, bank)
+    before = {name: value.clone() for name, value in text.state_dict().items()}
     made = system.configure_optimizers()
     for step in range(options.max_steps):
-        assert len(set(system.scenes(step).tolist())) == 16 and system.scenes(step).max() < min(64, 16 + 4 * step)
         made["optimizer"].zero_grad()
         loss = system.training_step(step, step)
         loss.backward()
         made["optimizer"].step()
         made["lr_scheduler"]["scheduler"].step()
     assert loss.item() < 0.6 * math.log(16)
-    assert any(not torch.equal(value, before[name]) for name, value in prior.text_encoder.state_dict().items())
-
-
-def test_the_draft_learns_what_words_and_cameras_show(tmp_path: Path, untrained: tuple[MVDream, LatentBank]) -> None:
-    """Of a few scenes it comes far below the best guess that knows neither, the mean of all latents."""
-    prior, _ = untrained
-    bank = LatentBank(tmp_path / "typical", Toybox(5, typical=True), prior, 8, n_view=1)
-    options = DraftTrainingConfig(max_steps=120, batch=16, scenes=8, two_d=0, no_text=0, learning_rate=3e-3, bf16=False)
-    system = draft_training.DraftSystem(options, 0, options.max_steps, prior, bank)
-    made = system.configure_optimizers()
-    for step in range(options.max_steps):
-        made["optimizer"].zero_grad()
-        loss = system.training_step(step, step)
-        loss.backward()
-        made["optimizer"].step()
-        made["lr_scheduler"]["scheduler"].step()
-    z = bank.scenes(range(8)).flatten(0, 1)
-    assert loss.item() < 0.5 * (z - z.mean(0)).square().mean().item()
-
-
-def test_the_unet_sees_the_draft_and_nothing_else_learns(tmp_path: Path, untrained: tuple[MVDream, LatentBank]) -> None:
-    prior, bank = untrained
-    options: TrainPriorConfig = config.load(tiny(tmp_path), ["training.two_d=0"])
-    system = prior_training.PriorSystem(options, prior, bank)
-    seen: list[torch.Tensor] = []
-    prior.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
-    system.training_step(0, 0).backward()
-    around = (prior.draft, prior.text_encoder, prior.vae)
-    assert all(p.grad is None for network in around for p in network.parameters())
-    assert any(p.grad is not None for p in prior.unet.parameters())
-    with torch.no_grad():
-        prior.draft.out.bias.add_(1)
-    system.training_step(0, 0)
-    change = (seen[1] - seen[0]).mean((0, 2, 3))
-    assert torch.allclose(change, torch.tensor([0.0] * 4 + [1.0] * 4), atol=1e-5)
-
-
-# ---------------------------------------------------------------- going on from a prior
-
-
-@unix
-def test_start_goes_on_from_a_folder(tmp_path: Path) -> None:
-    start, still = str(undisturbed() / "prior"), {"training": TINY_PRIOR["training"] | {"learning_rate": 0.0}}
-    trainer = {"trainer": TINY_PRIOR["trainer"] | {"max_steps": 1}}
-    words = ["--config", str(tiny(tmp_path, start=start, **still, **trainer)), "out=run"]
-    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
-    assert not (tmp_path / "run" / "autoencoder").exists()
-    made, before = (MVDream.load(str(folder)) for folder in (tmp_path / "run" / "prior", start))
-    for part in ("unet", "text_encoder", "vae"):
-        assert_same(dict(getattr(made, part).state_dict()), dict(getattr(before, part).state_dict()))
-
-
-def test_a_prior_of_another_size_is_not_gone_on_from(tmp_path: Path) -> None:
-    tiny_prior().save(tmp_path / "prior")
-    options = config.load(tiny(tmp_path), [f"start={tmp_path / 'prior'}"])
-    with pytest.raises(ConfigError, match=r"image_size: should be 16.*got 32"):
-        train_prior.starting_prior(options)
+    assert any(not torch.equal(value, before[name]) for name, value in text.state_dict().items())
 
 
 # ---------------------------------------------------------------- mistakes and full disks
@@ -326,7 +324,7 @@ def test_a_prior_of_another_size_is_not_gone_on_from(tmp_path: Path) -> None:
         (["network.heads=[1, 3]"], "should be multiples of heads 3"),
         (["network.text_heads=3"], "text_width [16] should be multiples of text_heads 3"),
         (["network.channels=[]"], "channels has 0"),
-        (["training.fresh=4"], "fresh 4 should not exceed batch 3"),
+        (["training.fresh=5"], "fresh 5 should not exceed batch 4"),
     ],
 )
 def test_sizes_that_do_not_fit_are_found_at_once(tmp_path: Path, words: list[str], said: str) -> None:
@@ -335,79 +333,87 @@ def test_sizes_that_do_not_fit_are_found_at_once(tmp_path: Path, words: list[str
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["batch", "fresh", "first", "pictures"])
+def test_numbers_of_pictures_are_whole_objects(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} 3 should be a multiple of 2, n_view"):
+        config.load(tmp_config(tmp_path), ["training.batch=4", f"training.{key}=3"])
+
+
 def test_a_start_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="start: there is no file or folder 'nowhere'"):
-        config.load(tiny(tmp_path), ["start=nowhere"]).check()
+        config.load(tmp_config(tmp_path), ["start=nowhere"]).check()
 
 
-@pytest.mark.parametrize(("first", "scenes", "fresh"), [(17, 20, 2), (1, 40, 3), (50, 40, 2), (3, 40, 0), (39, 40, 3)])
-def test_the_scenes_of_a_step_are_always_there(tmp_path: Path, first: int, scenes: int, fresh: int) -> None:
-    words = [f"training.first={first}", f"training.scenes={scenes}", f"training.fresh={fresh}"]
-    options: TrainPriorConfig = config.load(tiny(tmp_path), words)
-    system = prior_training.PriorSystem(options, tiny_prior(), None)
-    seen: set[int] = set(range(first))
+@pytest.mark.parametrize(
+    ("first", "pictures", "fresh"), [(18, 20, 2), (2, 40, 4), (50, 40, 2), (4, 40, 0), (38, 40, 2)]
+)
+@pytest.mark.parametrize("n_view", [1, 2])
+def test_the_entries_of_a_step_are_always_there(
+    tmp_path: Path, first: int, pictures: int, fresh: int, n_view: int
+) -> None:
+    words = [f"training.first={first}", f"training.pictures={pictures}", f"training.fresh={fresh}"]
+    options: TrainPriorConfig = config.load(tmp_config(tmp_path), words)
+    system = unets.DiffusionSystem(options, tiny_prior(), None)
+    seen: set[int] = set(range(first // n_view))
     for step in range(60):
-        chosen = system.scenes(step, 3)
-        assert len(chosen) == 3 and chosen.min() >= 0 and chosen.max() < scenes
+        chosen = system.entries(step, n_view, 1.0)
+        assert len(chosen) == 4 // n_view and chosen.min() >= 0 and chosen.max() < pictures // n_view
         new = {int(i) for i in chosen} - seen
-        assert len(new) == min(fresh, 3, scenes - len(seen & set(range(scenes))))
-        assert new <= set(range(len(seen), len(seen) + 3))
+        assert len(new) == min(fresh // n_view, pictures // n_view - len(seen & set(range(pictures // n_view))))
+        assert new <= set(range(len(seen), len(seen) + 4))
         seen |= new
 
 
-def test_views_are_of_scenes_of_their_own_at_first_and_joined_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ["training.alone=0.5", "training.two_d=0.2", "training.batch=3", "trainer.max_steps=40"]
-    options: TrainPriorConfig = config.load(tiny(tmp_path), words)
-    prior = tiny_prior()
-    bank = LatentBank(tmp_path / "latents", Toybox(5), prior, 40, n_view=2)
+def test_steps_are_of_joined_views_or_of_single_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: TrainPriorConfig = config.load(tmp_config(tmp_path), ["training.two_d=0.3", "trainer.max_steps=40"])
+    tuned = tiny_prior()
     asked: list[tuple[int, int, int | None]] = []  # pictures, how many are joined, their cameras
 
-    def predict(x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, camera: Any, n_view: int, draft: None):
-        assert len(text) == len(x) == len(t) == 6 and torch.equal(t, t[::n_view].repeat_interleave(n_view))
+    def predict(x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, camera: Any, n_view: int) -> torch.Tensor:
+        assert len(text) == len(x) == len(t) == 4 and torch.equal(t, t[::n_view].repeat_interleave(n_view))
         asked.append((len(x), n_view, None if camera is None else len(camera)))
-        return x * next(prior.unet.parameters()).mean()
+        return x * next(tuned.unet.parameters()).mean()
 
-    monkeypatch.setattr(prior, "predict", predict)
-    system = prior_training.PriorSystem(options, prior, bank)
+    monkeypatch.setattr(tuned, "predict", predict)
+    system = unets.DiffusionSystem(options, tuned, *banks(tmp_path, tuned.vae, 16))
     for step in range(40):
         system.training_step(step, step)
-    flat = (6, 1, None)
-    assert set(asked[:20]) == {(6, 1, 6), flat} and set(asked[20:]) == {(6, 2, 6), flat}
-    assert 2 <= asked.count(flat) <= 16
+    assert set(asked) == {(4, 2, 4), (4, 1, None)} and 5 <= asked.count((4, 1, None)) <= 20
 
 
 @pytest.mark.parametrize("count", [1, 3, 16])
 def test_the_noise_levels_of_a_step_are_spread_out(count: int) -> None:
     for seed in range(20):
-        draws = prior_training.stratified(count, torch.Generator().manual_seed(seed))
+        draws = stratified(count, torch.Generator().manual_seed(seed))
         assert sorted((draws * count).long().clamp(max=count - 1).tolist()) == list(range(count))
 
 
 @pytest.mark.parametrize(("schedule", "last"), [("linear", 4e-5), ("scaled_linear", 4.7e-3)])
-def test_the_schedule_is_that_of_the_config(tmp_path: Path, schedule: str, last: float) -> None:
-    network = TINY_PRIOR["network"] | {"schedule": schedule}
-    options = config.load(tiny(tmp_path, network=network))
-    prior = prior_training.build(options.network, tiny_prior().vae, 32)
-    assert float(prior.schedule.alpha_bar[-1]) == pytest.approx(last, rel=0.05)
-    prior.save(tmp_path / "prior")
-    again = MVDream.load(str(tmp_path / "prior"))
-    assert torch.equal(again.schedule.alpha_bar, prior.schedule.alpha_bar)
+def test_the_schedule_is_that_of_the_config(
+    tmp_path: Path, standard_vae: AutoencoderKL, schedule: str, last: float
+) -> None:
+    options = config.load(tiny(tmp_path, network=TINY_BASE["network"] | {"schedule": schedule}))
+    tokenizer = train_tokenizer(32)
+    text = text_encoder(options.network, tokenizer)
+    made = unets.base_model(options.network, standard_vae, text, tokenizer, 32)
+    assert float(made.schedule.alpha_bar[-1]) == pytest.approx(last, rel=0.05)
+    made.save(tmp_path / "base")
+    again = StableDiffusion.load(str(tmp_path / "base"), camera=False)
+    assert torch.equal(again.schedule.alpha_bar, made.schedule.alpha_bar)
 
 
-def test_scenes_are_kept_in_memory_while_the_disk_is_full(
+def test_pictures_are_kept_in_memory_while_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def bank(folder: Path) -> LatentBank:
-        return LatentBank(folder, Toybox(5), tiny_prior(), 40, n_view=2)
+        return LatentBank(folder, Photographs(5), tiny_vae(), 16, 2 * BLOCK)
 
-    wanted = bank(tmp_path / "a").scenes([1, BLOCK])
+    expected = bank(tmp_path / "a").latents([1, BLOCK])
     free = {"bytes": cache.SPARE - 1}
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free["bytes"]}))
     full = bank(tmp_path / "b")
-    assert torch.equal(full.scenes([1]), wanted[:1]) and not full.done.any()
+    assert torch.equal(full.latents([1]), expected[:1]) and not full.z.done.any()
     monkeypatch.setattr(full, "fill", lambda block, fill=full.fill: fill(block) if block else 1 / 0)
     free["bytes"] *= 2
-    assert torch.equal(full.scenes([1, BLOCK]), wanted) and full.done.tolist() == [0, 1, 0]
-    assert caplog.text.count("the disk is full") == 1
+    assert torch.equal(full.latents([1, BLOCK]), expected) and full.z.done.tolist() == [0, 1]
+    assert "the disk is full" in caplog.text

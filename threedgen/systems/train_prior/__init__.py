@@ -1,1 +1,1 @@
-"""The embedded multi-view prior is trained."""
+"""The models of the toybox are trained: the 2D one, and from it the multi-view prior."""

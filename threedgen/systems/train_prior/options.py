@@ -1,4 +1,4 @@
-"""Config models of the tasks that train an embedded prior (no torch here)."""
+"""Config models of the tasks that train the models of the toybox (no torch here)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _multiple(name: str, value: int, unit: int, what: str) -> None:
 
 
 class AutoencoderConfig(Config):
-    """The autoencoder of an embedded prior and how it is trained."""
+    """The autoencoder and how it is trained."""
 
     channels: tuple[int, ...] = Field((24, 48, 96, 160), description="width of each level; each halves the picture")
     layers_per_block: int = Field(1, ge=1, le=4, description="residual blocks of a level")
@@ -65,7 +65,7 @@ class AutoencoderConfig(Config):
 
 
 class NetworkConfig(Config):
-    """Sizes of an embedded prior: the UNet on the latents and the text encoder."""
+    """Sizes of the UNet on the latents and of the text encoder."""
 
     channels: tuple[int, ...] = Field((64, 128, 224), description="width of each level of the UNet")
     attention: tuple[bool, ...] = Field((False, True, True), description="which levels have attention")
@@ -75,8 +75,7 @@ class NetworkConfig(Config):
     text_width: int = Field(128, ge=16, description="width of a text token")
     text_layers: int = Field(3, ge=1, le=48)
     text_heads: int = Field(4, ge=1)
-    max_tokens: int = Field(24, ge=4, description="length of a prompt in tokens, start and end included")
-    draft: bool = Field(True, description="a first guess from words and camera, which the UNet gets to see")
+    max_tokens: int = Field(32, ge=4, description="length of a prompt in tokens, start and end included")
     pooled_text: bool = Field(
         True, description="add the pooled caption to the time embedding, besides cross-attention: shapes come sooner"
     )
@@ -103,63 +102,35 @@ class NetworkConfig(Config):
             if attention:
                 _divisible("channels", (channels,), "heads", heads)
         _divisible("text_width", (self.text_width,), "text_heads", self.text_heads)
-        if self.draft and 32 % self.text_heads:
-            raise ValueError(f"text_heads should be 1, 2, 4, 8, 16 or 32 for the draft (got {self.text_heads})")
         return self
 
 
-class TextTrainingConfig(Config):
-    """How the text encoder learns what captions mean before the UNet begins: by telling apart scenes, as CLIP does."""
+class WordsConfig(Config):
+    """How the text encoder learns what captions mean before the UNet begins: it tells pictures apart, as CLIP does."""
 
-    max_steps: int = Field(600, ge=1)
-    batch: int = Field(256, ge=2, description="scenes in a step, told apart by their captions")
-    n_view: int = Field(2, ge=1, le=16, description="views of a scene that are looked at")
-    scenes: int = Field(10_000, ge=1, description="scenes at most")
-    fresh: int = Field(16, ge=0, description="scenes that a step adds to those of the step before")
+    max_steps: int = Field(800, ge=1)
+    batch: int = Field(256, ge=2, description="pictures in a step, told apart by their captions")
+    pictures: int = Field(16_384, ge=2, description="pictures at most")
+    fresh: int = Field(16, ge=0, description="pictures that a step adds to those of the step before")
     learning_rate: Scheduled = Field({"0%": 0.0, "5%": 1e-3, "60%": 1e-3, "100%": 2e-5})
     weight_decay: float = Field(0.05, ge=0)
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
 
 
-class DraftTrainingConfig(Config):
-    """How the draft learns before the UNet begins."""
+class DiffusionConfig(Config):
+    """How the UNet learns from single pictures."""
 
-    max_steps: int = Field(12_000, ge=1)
-    batch: int = Field(128, ge=1, description="scenes in a step, a picture of each")
-    scenes: int = Field(200_000, ge=1, description="scenes at most")
-    fresh: int = Field(16, ge=0, description="scenes that a step adds to those of the step before")
-    two_d: float = Field(0.15, ge=0, le=1, description="share of the steps that leave the camera out")
-    no_text: float = Field(0.1, ge=0, le=1, description="share of scenes whose caption is left out, for guidance")
-    learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 2e-5})
-    weight_decay: float = Field(0.05, ge=0)
-    ema: float = Field(0.998, ge=0, lt=1, description="decay of the average of the weights, which is kept")
-    bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
-
-
-class PriorTrainingConfig(Config):
-    """How the UNet learns (MVDream section 3: one network, 2D and multi-view batches)."""
-
-    batch: int = Field(16, ge=1, description="scenes in a step, of n_view pictures each")
-    n_view: int = Field(4, ge=1, le=16)
-    fresh: int = Field(4, ge=0, description="scenes of a step that no step saw before; the rest is seen again")
-    first: int = Field(1024, ge=1, description="scenes to begin with")
-    scenes: int = Field(100_000, ge=1, description="scenes at most; from then on all are seen again")
-    first_scene: int = Field(0, ge=0, description="index of the first scene; another number, another part of the world")
-    two_d: float = Field(0.3, ge=0, le=1, description="share of 2D batches: attention by view, no camera")
-    alone: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="first share of the steps, in which no views are joined: each picture is of another scene, with "
-        "its camera; words and cameras are learnt there, consistent views afterwards",
-    )
-    no_text: float = Field(0.1, ge=0, le=1, description="share of scenes whose caption is left out, for guidance")
+    batch: int = Field(64, ge=1, description="pictures in a step")
+    fresh: int = Field(4, ge=0, description="pictures of a step that no step saw before; the rest is seen again")
+    first: int = Field(8192, ge=1, description="pictures to begin with")
+    pictures: int = Field(600_000, ge=1, description="pictures at most; from then on all are seen again")
+    no_text: float = Field(0.1, ge=0, le=1, description="share of captions that are left out, for guidance")
     timestep_power: float = Field(
         0.9, gt=0, le=2, description="t = T u^this: below 1 favours noise, where shape and colour are decided"
     )
-    learning_rate: Scheduled = Field({"0%": 0.0, "1%": 3e-4, "20%": 3e-4, "100%": 1e-5})
+    learning_rate: Scheduled = Field({"0%": 0.0, "1%": 1e-3, "70%": 1e-3, "100%": 2e-5})
     weight_decay: float = Field(0.01, ge=0)
-    ema: float = Field(0.998, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
     sheet_prompts: tuple[str, ...] = Field(
         (
@@ -169,57 +140,67 @@ class PriorTrainingConfig(Config):
             "a green robot wearing a purple scarf",
             "a pink teapot",
             "a brown chair",
+            "a red penguin",
+            "a grey wizard",
+            "a blue room with a red sofa and a window",
+            "a yellow room with a green bed, a brown door and a purple lamp",
+            "the corner of a green room",
+            "a pink room with a blue floor and a black table",
         ),
         description="prompts of the sample sheet",
     )
 
     @model_validator(mode="after")
-    def _room(self) -> PriorTrainingConfig:
+    def _room(self) -> DiffusionConfig:
         if self.fresh > self.batch:
             raise ValueError(f"fresh {self.fresh} should not exceed batch {self.batch}")
         return self
 
 
-class TrainPriorConfig(RunConfig):
-    """Train the embedded prior: an autoencoder, a text encoder, a draft, then the UNet."""
+class MultiviewDiffusionConfig(DiffusionConfig):
+    """How the UNet learns to draw several views at once (MVDream section 3: one network, 2D and multi-view batches)."""
 
-    start: str | None = Field(None, description="weights to go on from (embedded, a folder); null: from nothing")
+    n_view: int = Field(4, ge=2, le=16, description="views of an object that see each other")
+    two_d: float = Field(0.3, ge=0, le=1, description="share of 2D batches: attention by view, no camera")
+    sheet_prompts: tuple[str, ...] = Field(
+        DiffusionConfig().sheet_prompts[:8], description="prompts of the sample sheet"
+    )
+
+    @model_validator(mode="after")
+    def _whole_objects(self) -> MultiviewDiffusionConfig:
+        for name in ("batch", "fresh", "first", "pictures"):
+            _multiple(name, getattr(self, name), self.n_view, "n_view")
+        return self
+
+
+class TrainBaseConfig(RunConfig):
+    """Train the 2D model of the toybox from nothing: an autoencoder, a text encoder, then the UNet."""
+
     image_size: int = Field(128, ge=32, le=1024, description="pixels of a picture")
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     network: NetworkConfig = NetworkConfig()
-    text: TextTrainingConfig = TextTrainingConfig()
-    draft: DraftTrainingConfig = DraftTrainingConfig()
-    training: PriorTrainingConfig = PriorTrainingConfig()
-    trainer: TrainerConfig = TrainerConfig(max_steps=20_000, gradient_clip_val=1.0, val_check_interval=500)
+    words: WordsConfig = WordsConfig()
+    training: DiffusionConfig = DiffusionConfig()
+    trainer: TrainerConfig = TrainerConfig(max_steps=24_000, gradient_clip_val=1.0, val_check_interval=500)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
 
     @model_validator(mode="after")
-    def _fit(self) -> TrainPriorConfig:
-        if self.start is None:
-            unit = self.autoencoder.factor
-            _multiple("image_size", self.image_size, unit, "2 ** (levels of the autoencoder - 1)")
-            if self.network.draft:
-                _multiple("image_size", self.image_size, 4 * unit, "4 latents: the draft is drawn at a quarter size")
+    def _fit(self) -> TrainBaseConfig:
+        _multiple("image_size", self.image_size, self.autoencoder.factor, "2 ** (levels of the autoencoder - 1)")
         return self
+
+
+class TrainPriorConfig(RunConfig):
+    """Train the multi-view prior of the toybox on from its 2D model, which learns cameras and joined attention."""
+
+    start: str = Field(min_length=1, description="the 2D model to begin with: a folder in diffusers format")
+    training: MultiviewDiffusionConfig = MultiviewDiffusionConfig()
+    trainer: TrainerConfig = TrainerConfig(max_steps=24_000, gradient_clip_val=1.0, val_check_interval=500)
+    checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
 
     def check(self) -> None:
         from threedgen.guidance.weights.loading import check
 
-        if self.start is not None:
-            with called("start"):
-                check(self.start)
+        with called("start"):
+            check(self.start)
         super().check()
-
-
-class RefineDecoderConfig(RunConfig):
-    """Train the decoder of a prior on: sharper samples, while the latents and the UNet stay as they are."""
-
-    start: str = Field("embedded", min_length=1, description="the prior whose decoder is trained")
-    autoencoder: AutoencoderConfig = Field(
-        AutoencoderConfig(
-            latent_noise=0.1, learning_rate={"0%": 1e-4, "5%": 1e-3, "50%": 1e-3, "100%": 5e-5}, jumbles=0.1
-        ),
-        description="batches and learning rate; the sizes are those of the prior, max_steps that of the trainer",
-    )
-    trainer: TrainerConfig = TrainerConfig(max_steps=2000, gradient_clip_val=1.0, val_check_interval=200)
-    checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)

@@ -1,7 +1,7 @@
-"""Learning the embedded prior: its networks on latents of the toybox (MVDream, arXiv 2308.16512, section 3).
+"""Learning the latents of the toybox: a stock UNet on single pictures, as Stable Diffusion did, then on four views.
 
-One network learns two things at once: four views of a scene with joined attention and cameras, and single pictures
-without (a ``two_d`` share of the steps), which keeps it usable as an ordinary text-to-image model.
+The second is MVDream's training (arXiv 2308.16512, section 3): one network learns views of an object with joined
+attention and cameras, and in a ``two_d`` share of the steps single pictures without, which keeps what it knew.
 """
 
 from __future__ import annotations
@@ -9,56 +9,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from diffusers.models import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from threedgen.data.latents import LatentBank
-from threedgen.data.toybox.words import train_tokenizer, vocabulary
+from threedgen.data.bank import LatentBank
+from threedgen.data.toybox.words import vocabulary
+from threedgen.geometry.images import grid, write_png
+from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.diffusion import Schedule
-from threedgen.guidance.draft import Draft
-from threedgen.guidance.multiview.joined import multiview_unet
+from threedgen.guidance.multiview.joined import CAMERA_DIM
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
+from threedgen.train.muon import Muon
 from threedgen.train.system import AveragedSystem, stratified
 
-from .options import NetworkConfig, TrainPriorConfig
-
-CAMERA_GAIN = 5.0
-"""Makes the camera start about as loud as the time step and the caption, to which its embedding is added."""
+from .options import MultiviewDiffusionConfig, NetworkConfig, TrainBaseConfig, TrainPriorConfig
 
 
-def build(options: NetworkConfig, vae: Any, image_size: int) -> MVDream:
-    """A fresh prior around an autoencoder: tokenizer learnt, text encoder and UNet random."""
-    tokenizer = train_tokenizer(options.max_tokens)
-    # position and token tables are small, so that a caption's words are learnt and not fought
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=options.text_width,
-            intermediate_size=4 * options.text_width,
-            num_hidden_layers=options.text_layers,
-            num_attention_heads=options.text_heads,
-            max_position_embeddings=options.max_tokens,
-            hidden_act="gelu",
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, image_size: int) -> StableDiffusion:
+    """A fresh UNet around the networks that were trained before it."""
     down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in options.attention)
     up = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(options.attention))
     pooled = {"addition_embed_type": "text", "addition_embed_type_num_heads": options.text_heads}
-    channels, size = int(vae.config.latent_channels), image_size // factor
-    draft = Draft(options.text_width, channels, size, heads=options.text_heads) if options.draft else None
-    unet = multiview_unet(
+    channels = int(vae.config.latent_channels)
+    unet = UNet2DConditionModel(
         **(pooled if options.pooled_text else {}),
         resnet_time_scale_shift="scale_shift" if options.scale_shift else "default",
-        sample_size=size,
-        in_channels=2 * channels if options.draft else channels,
+        sample_size=image_size // 2 ** (len(vae.config.block_out_channels) - 1),
+        in_channels=channels,
         out_channels=channels,
         layers_per_block=options.layers_per_block,
         block_out_channels=options.channels,
@@ -69,22 +52,40 @@ def build(options: NetworkConfig, vae: Any, image_size: int) -> MVDream:
         norm_num_groups=options.groups,
         use_linear_projection=True,
     )
-    camera: Any = unet.class_embedding
-    with torch.no_grad():
-        camera.linear_2.weight *= CAMERA_GAIN
     schedule = Schedule.linear if options.schedule == "linear" else Schedule.scaled_linear
-    return MVDream(unet, vae, text, tokenizer, schedule(prediction=options.prediction), draft)
+    return StableDiffusion(unet, vae, text, tokenizer, schedule(prediction=options.prediction))
 
 
-class PriorSystem(AveragedSystem):
-    """The UNet with its running average.  ``prior``, the frozen networks around it, is not part of the module."""
+def multiview_model(base: MVDream) -> MVDream:
+    """The same networks, not copied, around a UNet with a camera branch whose last layer is zero: it begins as
+    ``base``."""
+    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}
+    unet: Any = UNet2DConditionModel.from_config(base.unet.config, **camera)
+    unet.load_state_dict(unet.state_dict() | base.unet.state_dict())
+    with torch.no_grad():
+        for parameter in unet.class_embedding.linear_2.parameters():
+            parameter.zero_()
+    return MVDream(unet, base.vae, base.text_encoder, base.tokenizer, base.schedule)
+
+
+class DiffusionSystem(AveragedSystem):
+    """A UNet with its running average. ``prior``, the frozen networks around it, is not part of the module.
+
+    pictures: single ones.  objects: four views of each, for a prior that takes cameras.
+    """
 
     stage = "UNet"
     prior: MVDream
 
-    def __init__(self, config: TrainPriorConfig, prior: MVDream, bank: LatentBank) -> None:
+    def __init__(
+        self,
+        config: TrainBaseConfig | TrainPriorConfig,
+        prior: MVDream,
+        pictures: LatentBank,
+        objects: LatentBank | None = None,
+    ) -> None:
         super().__init__(config, vocabulary=vocabulary(prior.tokenizer))
-        self.options, self.bank = config.training, bank
+        self.options, self.pictures, self.objects = config.training, pictures, objects
         self.unet = prior.unet.requires_grad_(True).train()
         self.keep_average(self.unet, self.options.ema)
         self.hold(prior=prior)
@@ -92,67 +93,69 @@ class PriorSystem(AveragedSystem):
     def setup(self, stage: str) -> None:
         self.prior.to(self.device)
 
-    def scenes(self, step: int, count: int):
-        """The ``count`` scenes of a step: the newest ``fresh`` ones, and others among all that came before them."""
-        o = self.options
-        known = min(o.scenes, o.first + step * o.fresh)
-        old = self.numpy_rng(step, "scenes").integers(0, known, count)
-        fresh = min(o.fresh, o.scenes - known)
-        old[:fresh] = range(known, known + fresh)
-        return old
+    def entries(self, step: int, n_view: int, share: float) -> np.ndarray:
+        """Those of a step, of ``n_view`` pictures each: the newest ``fresh`` ones, and others among all before them.
 
-    def text(self, captions: list[str]) -> Tensor:
-        """(N, L, D)"""
-        ids = token_ids(self.prior.tokenizer, captions, self.prior.max_tokens)
-        return self.prior.text_encoder(ids.to(self.device)).last_hidden_state
+        ``share``: of the steps that see entries of this kind.
+        """
+        o = self.options
+        last = o.pictures // n_view
+        known = min(last, (o.first + int(step * share) * o.fresh) // n_view)
+        chosen = self.numpy_rng(step, "pictures").integers(0, known, o.batch // n_view)
+        fresh = min(o.fresh // n_view, last - known)
+        chosen[:fresh] = range(known, known + fresh)
+        return chosen
+
+    def bank(self, step: int) -> tuple[LatentBank, float]:
+        """What a step learns from, and the share of the steps that do."""
+        o = self.options
+        if self.objects is None or not isinstance(o, MultiviewDiffusionConfig):
+            return self.pictures, 1.0
+        joined = self.numpy_rng(step, "mode").random() >= o.two_d
+        return (self.objects, 1 - o.two_d) if joined else (self.pictures, o.two_d)
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        step, o, prior, bank = int(batch), self.options, self.prior, self.bank
+        step, o, prior = int(batch), self.options, self.prior
         rng, gen = self.numpy_rng(step, "choices"), self.rng(step, "diffusion")
-        two_d = rng.random() < o.two_d
-        # a picture on its own may as well be of a scene of its own: four times as many captions and cameras a step
-        alone = two_d or step < o.alone * self.max_steps
-        n_view = 1 if alone else o.n_view
-        chosen = self.scenes(step, o.batch * o.n_view // n_view)
-        captions = [bank.words(i) if rng.random() >= o.no_text else "" for i in chosen]
-        z, c2w = bank.scenes(chosen), bank.c2w(chosen)
-        if alone:
-            one = torch.arange(len(chosen)), torch.from_numpy(rng.integers(0, z.shape[1], len(chosen)))
-            z, c2w = z[one][:, None], c2w[one][:, None]
-        z, c2w = z.flatten(0, 1), c2w.flatten(0, 1)
-
-        draws = stratified(len(chosen), gen)
-        t = (prior.schedule.T * draws**o.timestep_power).long().clamp(max=prior.schedule.T - 1)
-        t = t.repeat_interleave(n_view)  # the views of a scene share their noise level
+        bank, share = self.bank(step)
+        n_view = bank.source.n_view
+        chosen = self.entries(step, n_view, share)
+        captions = [text if rng.random() >= o.no_text else "" for text in bank.captions(chosen)]
+        z = bank.latents(chosen).flatten(0, 1)
+        camera = camera_vector(bank.c2w(chosen).flatten(0, 1)).to(self.device) if n_view > 1 else None
+        t = (prior.schedule.T * stratified(len(chosen), gen) ** o.timestep_power).long().clamp(max=prior.schedule.T - 1)
+        t = t.repeat_interleave(n_view)  # the views of an object share their noise level
         noise = torch.randn(z.shape, generator=gen)
         z, t, noise = z.to(self.device), t.to(self.device), noise.to(self.device)
-        x = prior.schedule.to(self.device).add_noise(z, noise, t)
-        camera = None if two_d else camera_vector(c2w).to(self.device)
+        schedule = prior.schedule.to(self.device)
         with mixed(self.device, o.bf16):
             with torch.no_grad():  # as for Stable Diffusion's, the text encoder has learnt its words before
-                text = self.text(captions).repeat_interleave(n_view, 0)
-                draft = None if prior.draft is None else prior.draft(text, camera)
-            out = prior.predict(x, t, text, camera, n_view, draft).float()
-        loss = F.mse_loss(out, prior.schedule.to(self.device).target(z, noise, t))
-        self.metrics = {"loss_2d" if two_d else "loss_3d": float(loss.detach())}
+                ids = token_ids(prior.tokenizer, captions, prior.max_tokens).to(self.device)
+                text = prior.text_encoder(ids).last_hidden_state.repeat_interleave(n_view, 0)
+            out = prior.predict(schedule.add_noise(z, noise, t), t, text, camera, n_view).float()
+        loss = F.mse_loss(out, schedule.target(z, noise, t))
+        self.metrics = {"loss_2d" if camera is None else "loss_3d": float(loss.detach())}
         return loss
 
     def configure_optimizers(self):
         o = self.options
-        return self.adamw(self.unet.parameters(), o.learning_rate, weight_decay=o.weight_decay)
+        ends = (self.unet.conv_in.weight, self.unet.conv_out.weight)
+        optimizer = Muon(self.unet.parameters(), 1.0, weight_decay=o.weight_decay, elementwise=ends)
+        return self.scheduled(optimizer, o.learning_rate)
 
     def validate(self, step: int, folder: Path) -> None:
-        """Saves the averaged weights as a prior and draws its sample sheet."""
-        from threedgen.geometry.images import grid, write_png
-        from threedgen.geometry.poses import orbit_c2w
-
-        prior = self.prior
+        """Saves the averaged weights as a diffusers folder and draws its sample sheet."""
+        prior, prompts, n_view = self.prior, self.options.sheet_prompts, 1
+        c2w, name = None, "base"
+        if self.objects is not None:
+            n_view, name = self.objects.source.n_view, "prior"
+            azimuth = torch.deg2rad(20 + torch.arange(n_view) * 360 / n_view)
+            c2w = orbit_c2w(torch.full((n_view,), 0.26), azimuth, torch.full((n_view,), 2.6))
         with self.average.applied(self.unet):
-            prior.save(folder / "prior")
-            azimuth = torch.deg2rad(torch.tensor([20.0, 110.0, 200.0, 290.0]))
-            c2w = orbit_c2w(torch.full((4,), 0.26), azimuth, torch.full((4,), 2.6))
-            rows = [
+            prior.save(folder / name)
+            drawn = [
                 prior.sample(p, c2w, steps=30, guidance_scale=4.0, generator=self.rng(k, "sheet"))
-                for k, p in enumerate(self.options.sheet_prompts)
+                for k, p in enumerate(prompts)
             ]
-        write_png(folder / "samples.png", grid(torch.cat(rows), 4))
+        labels = [p for p in prompts for _ in range(n_view)]
+        write_png(folder / "samples.png", grid(torch.cat(drawn), 4, labels))

@@ -1,116 +1,83 @@
-"""The task "train-prior": autoencoder, text encoder, draft, then the UNet, and the folder that ``prior.weights`` takes.
+"""The tasks "train-base" and "train-prior": the 2D model of the toybox from nothing, and the multi-view prior from it.
 
-RUN/autoencoder/    checkpoints and pictures of the first stage, vae.safetensors when it is done
-RUN/text/           checkpoints of the second stage, text_encoder.safetensors when it is done
-RUN/draft/          checkpoints of the third stage, draft.safetensors when it is done
-RUN/latents/        cache of encoded scenes, safe to delete (draft/latents is the draft's)
+RUN/autoencoder/    (train-base) checkpoints and pictures of the first stage, autoencoder.safetensors when it is done
+RUN/words/          (train-base) checkpoints of the second stage, words.safetensors when it is done
+RUN/latents/        cache of encoded pictures, safe to delete (RUN/objects/: of views of objects)
 RUN/checkpoints/    of the last stage
-RUN/prior/          the averaged weights so far, a diffusers folder
+RUN/base/, prior/   the averaged weights so far, a diffusers folder
 RUN/samples.png     what they draw
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import torch
+from torch import nn
 
-from threedgen.config.errors import ConfigError
-from threedgen.data.latents import LatentBank
-from threedgen.data.toybox.world import Toybox
-from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.data.bank import LatentBank
+from threedgen.data.toybox.pictures import FourSides, Photographs
+from threedgen.data.toybox.words import train_tokenizer
+from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.folder import writing
 from threedgen.run.seeding import seed_networks
-from threedgen.systems.train_base import autoencoder
 from threedgen.train.loop import Status
 from threedgen.train.system import System
 from threedgen.train.task import Task, run_task
 
-from . import system as prior_training
-from .draft import DraftSystem
-from .options import TrainPriorConfig
-from .text import TextSystem
-
-FILES = ("prior/model_index.json", "samples.png")
-"""What a run makes."""
+from . import autoencoder
+from .options import TrainBaseConfig, TrainPriorConfig
+from .system import DiffusionSystem, base_model, multiview_model
+from .words import WordsSystem, text_encoder
 
 
-def run(config: TrainPriorConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Train, or go on training, the prior that ``config`` describes; returns the exit code."""
-    return run_task(train, config, resume, quiet, result="prior", files=FILES)
-
-
-def train(task: Task) -> Status:
-    """The stages, one after the other; a prior to start from is through with all but the last."""
-    config: TrainPriorConfig = task.config
-    prior = starting_prior(config) if config.start else new_prior(task)
-    prior.vae.requires_grad_(False).eval()
-    with writing(task.folder):
-        bank = latent_bank(config, prior, task.folder / "latents")
-    if not config.start:
-        train_text_encoder(task, prior, bank)
-        if prior.draft is not None:
-            train_draft(task, prior)
-    return task.train(prior_training.PriorSystem(config, prior, bank), metrics=("loss_3d", "loss_2d"))
-
-
-def starting_prior(config: TrainPriorConfig) -> MVDream:
-    """The prior to go on from.  Raises ConfigError, also if it draws pictures of another size."""
-    prior = MVDream.load(str(config.start))
-    if prior.image_size != config.image_size:
-        raise ConfigError(
-            f"should be {prior.image_size}, that of the prior to start from (got {config.image_size})", "image_size"
-        )
-    return prior
-
-
-def latent_bank(config: TrainPriorConfig, prior: MVDream, folder: Path) -> LatentBank:
-    o = config.training
-    return LatentBank(folder, Toybox(config.seed, "train"), prior, o.scenes, o.n_view, o.first_scene)
-
-
-# --- the stages before the last ------------------------------------------------------------------------------------
-
-
-def new_prior(task: Task) -> MVDream:
-    """The first stage, the autoencoder, and random networks around it."""
-    config: TrainPriorConfig = task.config
-    options = config.autoencoder
+def train_base(task: Task) -> Status:
+    """The three stages, one after the other."""
+    config: TrainBaseConfig = task.config
     torch.manual_seed(config.seed)
-    vae = autoencoder.build(options)
+    vae = autoencoder.build(config.autoencoder)
+    learner = autoencoder.AutoencoderSystem(config.autoencoder, config.seed, vae)
+    source = Photographs(config.seed, "train")
 
-    def system() -> System:
-        return autoencoder.AutoencoderSystem(options, config.seed, options.max_steps, vae)
-
-    def standardise(learner: System) -> None:
-        _, rgb, _, _ = Toybox(config.seed, "train").batch(range(64), options.image_size, n_view=1)
+    def standardise(_: System) -> None:
+        rgb = source.block(range(64), config.image_size).rgb  # objects and rooms together
         autoencoder.standardise(vae, torch.from_numpy(rgb))
 
-    task.stage("autoencoder", vae, system, "psnr", standardise, "vae.safetensors")
-    seed_networks(config.seed, "prior")  # whether the first stage ran in this process or an earlier one
-    return prior_training.build(config.network, vae, config.image_size)
+    task.stage("autoencoder", vae, lambda: learner, "psnr", standardise)
+    vae.requires_grad_(False).eval()
+
+    with writing(task.folder):
+        bank = LatentBank(task.folder / "latents", source, vae, config.image_size, config.training.pictures)
+    seed_networks(config.seed, "captions")
+    tokenizer = train_tokenizer(config.network.max_tokens)
+    text = text_encoder(config.network, tokenizer)
+    words = WordsSystem(config.words, config.seed, text, tokenizer, bank)
+    networks = nn.ModuleDict({"text_encoder": text, "tower": words.tower})
+    task.stage("words", networks, lambda: words, "matched")
+    text.requires_grad_(False).eval()
+
+    seed_networks(config.seed, "UNet")
+    prior = base_model(config.network, vae, text, tokenizer, config.image_size)
+    return task.train(DiffusionSystem(config, prior, bank), metrics=("loss_2d",))
 
 
-def train_text_encoder(task: Task, prior: MVDream, bank: LatentBank) -> None:
-    """The second stage, which fills ``prior.text_encoder``."""
+def train_prior(task: Task) -> Status:
+    """The UNet of a 2D model learns to draw several views at once."""
     config: TrainPriorConfig = task.config
+    base = StableDiffusion.load(config.start, camera=False)
+    seed_networks(config.seed, "camera")
+    prior = multiview_model(base)
+    sources = {
+        "latents": Photographs(config.seed, "train"),
+        "objects": FourSides(config.seed, "train", config.training.n_view),
+    }
+    with writing(task.folder):
+        pictures, objects = (
+            LatentBank(task.folder / name, source, base.vae, base.image_size, config.training.pictures // source.n_view)
+            for name, source in sources.items()
+        )
+    return task.train(DiffusionSystem(config, prior, pictures, objects), metrics=("loss_3d", "loss_2d"))
 
-    def system() -> System:
-        seed_networks(config.seed, "captions")
-        return TextSystem(config.text, config.seed, config.text.max_steps, prior, bank)
 
-    task.stage("text", prior.text_encoder, system, "matched", file="text_encoder.safetensors")
-
-
-def train_draft(task: Task, prior: MVDream) -> None:
-    """The third stage, which fills ``prior.draft`` with the average of its weights."""
-    config: TrainPriorConfig = task.config
-    options, draft = config.draft, prior.draft
-    assert draft is not None
-
-    def system() -> DraftSystem:
-        box = Toybox(config.seed, "train", typical=True)
-        bank = LatentBank(task.folder / "draft" / "latents", box, prior, options.scenes, n_view=1)
-        return DraftSystem(options, config.seed, options.max_steps, prior, bank)
-
-    task.stage("draft", draft, system, "draft", lambda learner: learner.average.copy_to(draft))
+run_base = partial(run_task, train_base, result="base", files=("base/model_index.json", "samples.png"))
+run_prior = partial(run_task, train_prior, result="prior", files=("prior/model_index.json", "samples.png"))

@@ -1,4 +1,4 @@
-"""Learning the latents of a prior: a stock AutoencoderKL on pictures of the toybox.
+"""Learning the latents of the toybox: a stock AutoencoderKL on pictures of the toybox.
 
 The network is convolutional (no attention), so most steps train on crops about the object, which cost a quarter of a
 whole picture; the last steps see whole pictures, as the prior will.
@@ -22,9 +22,10 @@ from threedgen.data.toybox.rooms import Rooms
 from threedgen.data.toybox.world import Toybox
 from threedgen.geometry.images import grid, write_png
 from threedgen.run.dtypes import mixed
-from threedgen.systems.train_prior.options import AutoencoderConfig
 from threedgen.train.muon import Muon
 from threedgen.train.system import System
+
+from .options import AutoencoderConfig
 
 
 def build(options: AutoencoderConfig) -> AutoencoderKL:
@@ -109,23 +110,12 @@ class AutoencoderSystem(System):
 
     stage = "autoencoder"
 
-    def __init__(
-        self,
-        options: AutoencoderConfig,
-        seed: int,
-        max_steps: int,
-        vae: AutoencoderKL | None = None,
-        decoder_only: bool = False,
-    ) -> None:
-        """``decoder_only``: the latents stay what they are, only their decoding is trained."""
-        super().__init__(options, seed, max_steps)
+    def __init__(self, options: AutoencoderConfig, seed: int, vae: AutoencoderKL | None = None) -> None:
+        super().__init__(options, seed, options.max_steps)
         self.options = options
         self.vae = vae or build(options)
         network: Any = self.vae
         network.to(memory_format=torch.channels_last)  # faster on a CPU
-        if decoder_only:
-            self.vae.encoder.requires_grad_(False)
-            self.vae.get_submodule("quant_conv").requires_grad_(False)
         self.box, self.rooms = Toybox(seed + 1, "train"), Rooms(seed + 1, "train")
 
     def pictures(self, step: int) -> Tensor:
@@ -172,9 +162,10 @@ class AutoencoderSystem(System):
         write_png(folder / "reconstructions.png", grid(torch.cat([x, y]).permute(0, 2, 3, 1).cpu() / 2 + 0.5, 8))
 
     def configure_optimizers(self):
-        trained = [p for p in self.vae.parameters() if p.requires_grad]
         ends = (self.vae.encoder.conv_in.weight, self.vae.decoder.conv_out.weight)
-        return self.scheduled(Muon(trained, 1.0, weight_decay=1e-4, elementwise=ends), self.options.learning_rate)
+        return self.scheduled(
+            Muon(self.vae.parameters(), 1.0, weight_decay=1e-4, elementwise=ends), self.options.learning_rate
+        )
 
 
 @torch.no_grad()
