@@ -69,13 +69,17 @@ setup(
     extras_require={
         "dev": [
             "assimp-py>=1.1",
+            "coacd>=1.0.5",
             "hypothesis>=6",
             "mypy>=1.13",
             "nerfacc>=0.5.3",
             "pygltflib>=1.16",
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "ray>=2.9",
             "ruff>=0.9",
+            "usd-core>=24.8",
+            "viser>=1.1",
         ],
         # back ends for GPUs; torch for CUDA brings triton along. tinycudann is on no index, see docs/mvdream.md
         "nerfacc": ["nerfacc>=0.5.3"],

@@ -140,6 +140,12 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     assert product - used == USED_BY_LIBRARIES
 
 
+def test_a_checkout_for_development_skips_no_test_for_want_of_a_package() -> None:
+    groups = declared()
+    optional = set().union(*(groups[group] for group in ("nerfacc", "parts", "ray", "usd", "viser")))
+    assert optional <= groups["dev"]
+
+
 def test_project_files_name_no_machine() -> None:
     for name in (
         "Makefile",

@@ -130,7 +130,7 @@ def test_figures_and_prompt_are_text(window: ViserWindow) -> None:
     until(lambda: "loss 0.5" in texts() and "a dog" in texts(), "the figures")
     assert "&lt;b&gt;a dog&lt;/b&gt;" in texts() and "step 3 of &lt;i&gt;12&lt;/i&gt;" in texts()
     assert "<b>" not in texts() and "<i>" not in texts()
-    assert window._bar.value == 25 and all(button.disabled for button in window._buttons)
+    assert window._bar.value == 25 and all(button.disabled for button in window._buttons.values())
     client.socket.close()
 
 
