@@ -19,7 +19,7 @@ from threedgen.config.optional import require
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.options import DeepFloydConfig
 from threedgen.guidance.prior import Prior
-from threedgen.guidance.weights import components, loading, reading, tokens
+from threedgen.guidance.weights import components, files, loading, tokens
 from threedgen.run.dtypes import compute_dtype
 
 CHANNELS = 3
@@ -34,7 +34,7 @@ def build(options: DeepFloydConfig, device: torch.device | str = "cpu") -> DeepF
     if not path.is_dir():
         raise ConfigError(f"{path} is a single file; these weights come as a folder in diffusers format", "weights")
     loading.check_folder(path, o.parts)
-    reading.check_sums(path)
+    files.check_sums(path)
     parts = read_unet(path), path / "text_encoder", read_words(path, o.tokenizer), components.read_schedule(path)
     return DeepFloyd(*parts, o.image_size, o.dtype, device)
 
@@ -65,7 +65,7 @@ def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import T5EncoderModel
     from transformers.utils import logging as their_logging
 
-    components.expect(reading.read_json(folder / "config.json"), "model_type", "t5", folder)
+    components.expect(files.read_json(folder / "config.json"), "model_type", "t5", folder)
     noise = their_logging.get_verbosity()
     their_logging.set_verbosity_error()  # what it would print is said in one sentence below
     try:

@@ -47,9 +47,8 @@ def load_as(kind: type[Any], options: PriorConfig, device: torch.device | str, *
 class MVDream(MultiviewPrior):
     """A multi-view prior. Images are (B,H,W,3) in [0,1], latents (B,4,h,w), views of an object consecutive.
 
-    The networks are used as they are given: ``load`` freezes them, a trainer may hand in live ones. Weights
-    stay float32; ``dtype`` is the precision in which UNet and encoder compute (autocast); pictures are decoded
-    in float32.
+    The networks are used as they are given: ``load`` freezes them, a trainer may hand in live ones. Weights stay
+    float32; ``dtype`` is the precision in which UNet and encoder compute (autocast); pictures are decoded in float32.
     """
 
     unet: UNet2DConditionModel
@@ -99,9 +98,8 @@ class MVDream(MultiviewPrior):
         """Frozen networks from ``weights``: "embedded", a diffusers folder, a hub id, an original checkpoint.
 
         ``camera`` demands a camera branch; without it a plain Stable Diffusion loads too (2D mode only).
-        ``personalisation``: the file that teaches these very weights one subject (subject_weights.py), and how
-        much of it is added.
-        Nothing in the files is executed. Raises ConfigError, one sentence, for anything missing or wrong.
+        ``personalisation``: the file that teaches these very weights one subject (subject_weights.py), and how much of
+        it is added. Nothing in the files is executed. Raises ConfigError, one sentence, for anything missing or wrong.
         """
         found = components.load(weights, tokenizer, camera)
         if personalisation is not None:

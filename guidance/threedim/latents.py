@@ -20,7 +20,7 @@ from .rays import relative_poses
 
 
 class LatentPairs(nn.Module):
-    """A ``model.ViewModel`` around a ``prior``, whose UNet alone is part of this module (and trained in place)."""
+    """A ``sampler.ViewModel`` around a ``prior``, whose UNet alone is part of this module (and trained in place)."""
 
     clip = None
     levels: Tensor
@@ -70,7 +70,7 @@ class LatentPairs(nn.Module):
         return len(rising) - high - share
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """See ``model.ViewModel``."""
+        """See ``sampler.ViewModel``."""
         last = torch.full_like(logsnr, len(self.levels) - 1)
         t = torch.stack([torch.where(keep, 0.0, last), self.timestep(logsnr)], dim=1).flatten()
         poses = relative_poses(c2w.float()) if self.poses == "relative" else c2w.float()

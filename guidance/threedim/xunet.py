@@ -19,9 +19,9 @@ from threedgen.geometry.poses import pixel_rays
 
 from .blocks import Attention, Block, Resample, ResBlock, initialise
 from .logsnr import LOGSNR_MAX, Prediction
-from .model import check_shapes
 from .options import XUNetConfig
 from .rays import encode_rays, noise_level_encoding, relative_poses
+from .sampler import check_shapes
 
 
 class Conditioning(nn.Module):
@@ -138,7 +138,7 @@ class UNet(nn.Module):
 class XUNet(nn.Module):
     """The network of a ``config``: X-UNet, or the concatenating baseline. Fresh weights predict zeros.
 
-    A ``model.ViewModel`` on pictures themselves.
+    A ``sampler.ViewModel`` on pictures themselves.
     """
 
     clip = 1.0

@@ -79,18 +79,15 @@ class PositionGradient(Function):
     @once_differentiable
     def backward(ctx: Any, along: Tensor) -> tuple[Tensor | None, ...]:
         x, table, grad = ctx.saved_tensors
-        needs, (levels, kernels) = ctx.needs_input_grad, ctx.more
-        to_x = _mixed_derivatives(x, table, grad, along, levels) if needs[0] else None
+        needs, (levels, kernels), to_x = ctx.needs_input_grad, ctx.more, None
+        if needs[0]:
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                slope = torch_twin.position_gradient(leaf, table.detach(), grad.detach(), levels)
+            to_x = torch.autograd.grad(slope, leaf, along)[0]
         to_table = kernels.scatter(x, grad, levels, along) if needs[1] else None
         to_grad = kernels.encode(x, table, levels, along) if needs[2] else None
         return to_x, to_table, to_grad, None, None
-
-
-def _mixed_derivatives(x: Tensor, table: Tensor, grad: Tensor, along: Tensor, levels: Levels) -> Tensor:
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        slope = torch_twin.position_gradient(leaf, table.detach(), grad.detach(), levels)
-    return torch.autograd.grad(slope, leaf, along)[0]
 
 
 @dataclass(frozen=True)

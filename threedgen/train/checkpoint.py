@@ -16,11 +16,9 @@ import platform
 import re
 import shutil
 import time
-import zipfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numba
@@ -32,6 +30,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from threedgen.config import yaml_text
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
+from threedgen.run.torch_file import read_torch
 from threedgen.train.callbacks import StepCallback, anywhere, nonfinite
 
 logger = logging.getLogger(__name__)
@@ -85,24 +84,7 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises ConfigError, one sentence, for a file that is cut off, changed, foreign or holds Python objects.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-            intact = stored and archive.testzip() is None
-    except Exception:  # a damaged zip raises BadZipFile, EOFError, ValueError, UnicodeDecodeError, ...
-        intact = False
-    if not intact:
-        raise ConfigError(f"{path} is damaged, cut off or not a checkpoint of this program")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|class|function|type) ([\w.]+)", str(error))
-        name = f" ({found.group(1)})" if found else ""
-        raise ConfigError(
-            f"{path} holds Python objects{name}, not only weights: it was not loaded, as that could run code"
-        ) from None
-    except Exception as error:  # torch raises a dozen kinds for damaged files: they all mean this
-        raise ConfigError(f"{path} is damaged and cannot be read ({type(error).__name__})") from None
+    checkpoint = read_torch(path)
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in _NEEDED):
         raise ConfigError(f"{path} is not the checkpoint of a run (it may hold plain weights)")
     return checkpoint

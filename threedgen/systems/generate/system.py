@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from threedgen.config import at, registry
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit, sample_multiview
-from threedgen.guidance.diffusion import Conditions
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
 from threedgen.representations import losses
@@ -130,10 +130,9 @@ class GenerateSystem(System):
         rgb: Any = result.normal if shape else result.rgb
         latents = self.prior.encode_images(rgb.view(len(rig.cameras), size, size, 3), self.rng(step, "posterior"))
         c2w = rig.cameras.c2w.to(self.device)
-        texts = view_text(self.text, rig, c.view_prompts)
         camera = self.prior.camera(c2w) if c.views_per_scene > 1 else None
-        pair = texts.cond, texts.uncond
-        given = Conditions(pair, camera, c.views_per_scene, texts.negatives, self.text[:1], c2w)
+        poses: Any = {"camera": camera, "n_view": c.views_per_scene, "c2w": c2w}
+        given = replace(view_text(self.text, rig, c.view_prompts), plain=self.text[:1], **poses)
         distilled, logs = self.distill(latents, self.prior.denoise, given, step, self.rng(step, "distillation"))
         terms = {"distillation": distilled} | self.regularisers(result, weights)
         loss = sum(weights[name] * value for name, value in terms.items())
@@ -168,8 +167,8 @@ class GenerateSystem(System):
         """All pixels of all cameras as rays (B H W, ...); ``light`` (B, 3) is the point light of each view, else it is
         at the camera."""
         rng = self.rng(step, "render")
-        options: Any = {"generator": rng, "training": training, "step": step}
-        options["shading"] = shading = self.material.draw(step, training, rng)
+        shading = self.material.draw(step, training, rng)
+        options: Any = {"generator": rng, "training": training, "shading": shading}
         if self.field.rasterised:
             with torch.set_grad_enabled(grad):
                 return self.field.render(cameras, self.background, self.material, light=light, **options)
