@@ -2,9 +2,8 @@
 
 MVDream (arXiv 2308.16512, section 3.1 and 3.2): the self-attention of each transformer block sees the tokens of all
 views of an object at once, with the weights of the 2D model; the camera is embedded by a small MLP whose output is
-added to that of the time step. Nothing else changes, so one network is a multi-view model (n_view = 4, camera given)
-and an ordinary 2D one (n_view = 1, no camera). Both choices are arguments of a call and no state of the network, hence
-safe with threads, gradient checkpointing and batches that alternate between the two modes.
+added to that of the time step. So one network is a multi-view model (n_view = 4, camera given) and an ordinary 2D one
+(n_view = 1, no camera); both are arguments of a call and no state of the network.
 
 Batch layout everywhere: (objects x views), the views of one object consecutive.
 """

@@ -73,6 +73,8 @@ class MVDream(MultiviewPrior):
         self.text_positions = int(text_encoder.config.max_position_embeddings)
         self.schedule = schedule or diffusion.Schedule.scaled_linear()
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per latent and axis
+        side = unet.config["sample_size"] or ldm.LATENT_SIZE[True]
+        self.trained_size = (max(side) if isinstance(side, list | tuple) else side) * self.factor  # pixels per side
         self.image_size = image_size or self.trained_size
         if self.image_size % self.factor:
             raise ConfigError(f"{self.image_size} is not a multiple of {self.factor}", "image_size")
@@ -144,12 +146,6 @@ class MVDream(MultiviewPrior):
     def latent_shape(self) -> tuple[int, int, int]:
         side = self.image_size // self.factor
         return self.unet.config["out_channels"], side, side
-
-    @property
-    def trained_size(self) -> int:
-        """Pixels per side of the training images."""
-        size = self.unet.config["sample_size"] or ldm.LATENT_SIZE[True]
-        return (max(size) if isinstance(size, list | tuple) else size) * self.factor
 
     @property
     def max_tokens(self) -> int:

@@ -24,22 +24,17 @@ StrategyName = Literal["stochastic", "first", "last"]
 class ViewModel(Protocol):
     """Predicts a target view from one condition: pictures of ``picture_size``, or latents that it makes of them itself.
 
-    ``unet`` is the module in which its time goes.
+    prediction: what it predicts of the target.  picture_size: height and width in pixels.  unet: the module in which
+    its time goes.
     """
 
+    prediction: Prediction
+    picture_size: tuple[int, int]
     unet: nn.Module
-
-    @property
-    def prediction(self) -> Prediction:
-        """What it predicts of the target."""
 
     @property
     def clip(self) -> float | None:
         """Bound of what it predicts; None for latents."""
-
-    @property
-    def picture_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
 
     def from_pictures(self, rgb: Tensor) -> Tensor:
         """Pictures (N, H, W, 3) in [0, 1] -> what it is given as ``x`` (N, C, h, w)."""

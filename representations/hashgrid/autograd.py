@@ -7,7 +7,8 @@ position gradients, and a loss on them needs the gradient of a gradient. `Kernel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +18,8 @@ from torch.autograd.function import once_differentiable
 from . import torch_twin
 from .torch_twin import Levels
 
-
-class Kernels(Protocol):
-    """Functions of tensors, without gradients: numba_kernels and triton_kernels have them and say their shapes."""
-
-    def encode(self, x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor: ...
-
-    def scatter(self, x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor: ...
-
-    def position_gradient(self, x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor: ...
+Kernels = ModuleType
+"""encode, scatter and position_gradient without gradients: numba_kernels and triton_kernels, which say their shapes."""
 
 
 class Encode(Function):

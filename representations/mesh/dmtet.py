@@ -86,7 +86,8 @@ class DMTet(Representation):
 
     def surface(self) -> tuple[Tensor, Tensor]:
         """Vertices (N, 3) in world units, differentiable, and faces (F, 3). The outermost points count as outside."""
-        distance = torch.where(self._border(), self.distance.abs() + 1e-6, self.distance)
+        border = (self.points.abs() > 1 - 1e-6).any(dim=-1)
+        distance = torch.where(border, self.distance.abs() + 1e-6, self.distance)
         return marching_tetrahedra(self.grid(), distance, self.tets)
 
     def mesh(self) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -187,10 +188,6 @@ class DMTet(Representation):
 
     def _cube(self, values: Tensor) -> NDArray[np.bool_]:
         return values.view((self.options.resolution + 1,) * 3).cpu().numpy()
-
-    def _border(self) -> Tensor:
-        """(V,) bool: points on the outside of the grid."""
-        return (self.points.abs() > 1 - 1e-6).any(dim=-1)
 
 
 def large_parts(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -1,6 +1,4 @@
-"""Checkpoints that survive a kill, a full disk and a moved folder, and that are never trusted when read: how they get
-to the disk, when a run is saved (by the clock at the end of a step, at its end, on SIGTERM), and which it may go on
-from.
+"""Checkpoints that survive a kill, a full disk and a moved folder, and that are never trusted when read.
 
 Two files are kept in a folder, `last.ckpt` and the one before it, `previous.ckpt`. A new one is written
 beside them under another name, forced to the disk, and takes its place by a rename: a process that dies in

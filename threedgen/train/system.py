@@ -91,7 +91,8 @@ class EMA(torch.nn.Module):
         self.decay = decay
         for name, value in model.state_dict().items():
             kept = value.detach().clone()
-            self.register_buffer(_buffer_name(name), kept.float() if kept.is_floating_point() else kept)
+            # torch allows no dots in names of buffers; the first / keeps a `decay` or `training` from our own
+            self.register_buffer("/" + name.replace(".", "/"), kept.float() if kept.is_floating_point() else kept)
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module, step: int) -> None:
@@ -121,11 +122,6 @@ class EMA(torch.nn.Module):
             yield
         finally:
             model.load_state_dict(own)
-
-
-def _buffer_name(name: str) -> str:
-    """torch allows no dots in names of buffers; the first / keeps a `decay` or `training` from our own."""
-    return "/" + name.replace(".", "/")
 
 
 class AveragedSystem(System):
