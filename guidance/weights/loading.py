@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 from threedgen import folder
 from threedgen.config import ConfigError
 from threedgen.config.errors import AbsentWeights, short
+from threedgen.config.optional import require
 from threedgen.guidance.options import PARTS
 
 from .files import digest, read_json, sniff
@@ -224,9 +225,11 @@ def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
     return path
 
 
-def ready_tokenizer(path: Path) -> bool:
-    """Has the folder, or its sub-folder, a tokenizer that needs no other package to be read?"""
-    return any((path / inside / "tokenizer.json").is_file() for inside in ("tokenizer", "."))
+def t5_tokenizer(path: Path) -> Path:
+    """Returns the folder. Raises ConfigError if its tokenizer needs a package to be read that is not installed."""
+    if not any((path / inside / "tokenizer.json").is_file() for inside in ("tokenizer", ".")):
+        require("sentencepiece", "tokenizer: a spiece.model", "put the tokenizer.json of any T5 beside it")
+    return path
 
 
 def parts(path: Path, wanted: Parts = PARTS) -> Parts:

@@ -108,7 +108,7 @@ class GenerateSystem(System):
     def fit_views(self, step: int) -> tuple[dict[str, float], Tensor]:
         """Warm start: renders should equal the sampled views."""
         size = self.config.warm_start.size
-        result = self.render(self.view_cameras.with_size(size, size), step, training=False, grad=True)
+        result = self.render(self.view_cameras.with_size(size, size), step, training=False)
         expected = F.interpolate(self.views.permute(0, 3, 1, 2), (size, size), mode="area").permute(0, 2, 3, 1)
         # what the samples show at the border is their background
         grey = expected[:, :2].mean((1, 2))[:, None, None]
@@ -126,7 +126,7 @@ class GenerateSystem(System):
         weights = {name: at(getattr(c.loss, name), step, self.max_steps) for name in type(c.loss).model_fields}
         shape = c.guidance_input == "normal"
         normals = shape or weights["orientation"] > 0
-        result = self.render(rig.cameras, step, light=rig.light, training=True, grad=True, normals=normals)
+        result = self.render(rig.cameras, step, light=rig.light, training=True, normals=normals)
         rgb: Any = result.normal if shape else result.rgb
         latents = self.prior.encode_images(rgb.view(len(rig.cameras), size, size, 3), self.rng(step, "posterior"))
         c2w = rig.cameras.c2w.to(self.device)
@@ -155,14 +155,7 @@ class GenerateSystem(System):
         return {name: term() for name, term in terms.items() if weights[name]}
 
     def render(
-        self,
-        cameras: Cameras,
-        step: int,
-        *,
-        training: bool,
-        grad: bool,
-        normals: bool = False,
-        light: Tensor | None = None,
+        self, cameras: Cameras, step: int, *, training: bool, normals: bool = False, light: Tensor | None = None
     ) -> Render:
         """All pixels of all cameras as rays (B H W, ...); ``light`` (B, 3) is the point light of each view, else it is
         at the camera."""
@@ -170,15 +163,13 @@ class GenerateSystem(System):
         shading = self.material.draw(step, training, rng)
         options: Any = {"generator": rng, "training": training, "shading": shading}
         if self.field.rasterised:
-            with torch.set_grad_enabled(grad):
-                return self.field.render(cameras, self.background, self.material, light=light, **options)
+            return self.field.render(cameras, self.background, self.material, light=light, **options)
         origins, directions = (rays.reshape(-1, 3).to(self.device) for rays in cameras.rays())
         light = (cameras.position if light is None else light).to(self.device)
         light = light.repeat_interleave(cameras.height * cameras.width, 0)
-        chunk = self.held = self.chunk(normals or shading.lit) if grad else EVAL_CHUNK
+        chunk = self.held = self.chunk(normals or shading.lit) if torch.is_grad_enabled() else EVAL_CHUNK
         scene = (self.field, self.background, self.material, self.occupancy, self.config.march)
-        with torch.set_grad_enabled(grad):
-            result = render(*scene, origins, directions, light=light, need_normals=normals, chunk=chunk, **options)
+        result = render(*scene, origins, directions, light=light, need_normals=normals, chunk=chunk, **options)
         self.held = min(chunk or len(result.samples), len(result.samples))
         return result
 
@@ -231,10 +222,11 @@ class GenerateSystem(System):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.chunks |= checkpoint.get("chunks", {})
 
+    @torch.no_grad()
     def pictures(self, cameras: Cameras) -> Tensor:
         """Renders as the result will be seen: (B, H, W, 3) in [0, 1], on the CPU."""
         shape, one_by_one = (1, cameras.height, cameras.width, 3), (cameras.select([k]) for k in range(len(cameras)))
-        renders = (self.render(one, self.max_steps, training=False, grad=False) for one in one_by_one)
+        renders = (self.render(one, self.max_steps, training=False) for one in one_by_one)
         return torch.cat([result.rgb.view(shape).cpu() for result in renders])
 
     # -- the optimiser ------------------------------------------------------------------------------------------
