@@ -154,13 +154,15 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
     """
     import torch
 
+    from threedgen.run.torch_file import compare
+
     try:
         with torch.device("meta"):
             network = make()
     except Exception as error:  # the config comes from outside: any kind
         reason = str(error).split("\n")[0][:120]
         raise ConfigError(f"the config of the {what} describes no known network: {reason}") from None
-    compare(tensors, {name: tuple(t.shape) for name, t in network.state_dict().items()}, what)
+    compare(tensors, network.state_dict(), f"the {what}")
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise ConfigError(f"the weights of the {what} are {tensor.dtype}, not floating point numbers ({name!r})")
@@ -172,22 +174,6 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
         if name.endswith("position_ids"):  # the one buffer of these networks that is in no file
             buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
     return network.eval().requires_grad_(False)
-
-
-def compare(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Raises ConfigError that counts the differences from the tensors that the network needs, and names three."""
-    missing = [name for name in shapes if name not in tensors]
-    surplus = [name for name in tensors if name not in shapes]
-    other = [name for name in shapes if name in tensors and tuple(tensors[name].shape) != shapes[name]]
-    parts = []
-    for names, problem in ((missing, "tensors are missing"), (surplus, "are unknown")):
-        if names:
-            parts.append(f"{len(names)} {problem} (first {', '.join(repr(name[:80]) for name in names[:3])})")
-    if other:
-        first, found = other[0], tuple(tensors[other[0]].shape)
-        parts.append(f"{len(other)} have another shape (first {first!r}: {found} instead of {shapes[first]})")
-    if parts:
-        raise ConfigError(f"the {what} is of another architecture: {', '.join(parts)}")
 
 
 # --- written ------------------------------------------------------------------------------------------------------

@@ -1,14 +1,16 @@
-"""Reads files of torch.save without trust: nothing in them is executed, and every defect is one sentence."""
+"""Reads stored tensors without trust: nothing in a file is executed, and every defect is one sentence."""
 
 from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from threedgen.config.errors import ConfigError
 
@@ -35,3 +37,20 @@ def read_torch(path: Path, mmap: bool = False) -> Any:
         raise ConfigError(f"{path} holds Python objects{name}, {problem}") from None
     except Exception as error:  # torch raises a dozen kinds for damaged files: they all mean this
         raise ConfigError(f"{path} is damaged and cannot be read ({type(error).__name__})") from None
+
+
+def compare(stored: Mapping[str, Any], state: Mapping[str, Tensor], what: str) -> None:
+    """Raises ConfigError that counts the tensors of a network's `state` that are stored otherwise, and names three."""
+    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in stored.items()}
+    missing = [name for name in state if name not in shapes]
+    surplus = [name for name in shapes if name not in state]
+    other = [name for name in state if name in shapes and shapes[name] != state[name].shape]
+    parts = []
+    for names, problem in ((missing, "tensors are missing"), (surplus, "are unknown")):
+        if names:
+            parts.append(f"{len(names)} {problem} (first {', '.join(repr(name[:80]) for name in names[:3])})")
+    if other:
+        first, needed = other[0], tuple(state[other[0]].shape)
+        parts.append(f"{len(other)} have another shape (first {first!r}: {shapes[first]} instead of {needed})")
+    if parts:
+        raise ConfigError(f"{what} is of another architecture: {', '.join(parts)}")

@@ -154,7 +154,8 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[CONFIG_KEY] = str(getattr(pl_module, CONFIG_KEY, ""))
+        module: Any = pl_module
+        checkpoint[CONFIG_KEY] = module.config_yaml
         checkpoint[NUMERICS_KEY] = numerics()
 
     def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
@@ -245,16 +246,3 @@ def warn_numerics(checkpoint: dict[str, Any]) -> None:
     changes = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     if changes:
         logger.warning("results may differ in the last bits from a run without a stop: %s", ", ".join(changes))
-
-
-def check_fits(module: torch.nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Raises ConfigError if the weights in `checkpoint` have other names or shapes than those of `module`."""
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    stored = {name: tuple(getattr(value, "shape", ())) for name, value in checkpoint["state_dict"].items()}
-    wrong = [name for name in expected | stored if expected.get(name) != stored.get(name)]
-    if wrong:
-        name = wrong[0]
-        raise ConfigError(
-            f"the checkpoint is of another architecture: {name} is {stored.get(name, 'absent')} in it "
-            f"and {expected.get(name, 'absent')} here ({len(wrong)} such tensors)"
-        )
