@@ -21,9 +21,9 @@ from threedgen.run.seeding import generator, numpy_generator
 class System(pl.LightningModule):
     """A LightningModule whose randomness is keyed by step and purpose and whose frozen networks are in no checkpoint.
 
-    `stage`: what the progress bar says, may change. `config_yaml`: the resolved config, is in the checkpoint and compared
-    on resume. `terms`: of the last loss, logged, and named when one is not finite. `metrics`: of the last step, logged,
-    and shown if asked for.
+    `stage`: what the progress bar says, may change. `config_yaml`: the resolved config, is in the checkpoint and
+    compared on resume. `terms`: of the last loss, logged, and named when one is not finite. `metrics`: of the last
+    step, logged, and shown if asked for.
     """
 
     stage = "training"
