@@ -116,9 +116,10 @@ def optimise(task: Task, start: Path | None = None) -> Status:
             return status
         failed = status is Status.FAILED
         with writing(folder):
-            callbacks = system.trainer.callbacks  # type: ignore[attr-defined]
-            reason = next(c.failure for c in callbacks if isinstance(c, FiniteGuard))
-            figures: dict[str, Any] = {"reason": reason} if failed else write_results(system, folder, notes)
+            figures: dict[str, Any] = {} if failed else write_results(system, folder, notes)
+            if failed:
+                callbacks = system.trainer.callbacks  # type: ignore[attr-defined]
+                figures["reason"] = next(c.failure for c in callbacks if isinstance(c, FiniteGuard))
             times.append(time.monotonic())
             parts = zip(("prepare", "optimise", "export"), times[:-1], times[1:], strict=True)
             asset = [figures["asset"]["file"]] if "asset" in figures else []  # a run that has lost it makes it again
