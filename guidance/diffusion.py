@@ -6,7 +6,7 @@ A network enters only as a ``Denoiser``: a function of (x, t, text, camera, n_vi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 from typing import Any, Literal, NamedTuple, Protocol
@@ -45,11 +45,7 @@ class Schedule:
 
     @classmethod
     def scaled_linear(
-        cls,
-        beta_start: float = 0.00085,
-        beta_end: float = 0.012,
-        T: int = 1000,
-        prediction: Prediction = "epsilon",
+        cls, beta_start: float = 0.00085, beta_end: float = 0.012, T: int = 1000, prediction: Prediction = "epsilon"
     ) -> Schedule:
         """sqrt(beta) rises linearly: Stable Diffusion's schedule (which the ldm code base calls "linear")."""
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64)
@@ -57,11 +53,7 @@ class Schedule:
 
     @classmethod
     def linear(
-        cls,
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
-        T: int = 1000,
-        prediction: Prediction = "epsilon",
+        cls, beta_start: float = 1e-4, beta_end: float = 0.02, T: int = 1000, prediction: Prediction = "epsilon"
     ) -> Schedule:
         """beta rises linearly (Ho et al. 2020, section 4)."""
         return cls.from_betas(torch.linspace(beta_start, beta_end, T, dtype=torch.float64), prediction)
@@ -294,24 +286,21 @@ def ddim_sample(
     steps: int = 50,
     eta: float = 0.0,
     generator: Generators = None,
-    progress: Callable[[int, int, Tensor], None] | None = None,
     compat: bool = False,
 ) -> Tensor:
     """From noise ``x_T`` (B,C,h,w) to a sample of the same shape.
 
     Wrap the network in ``guided`` for classifier-free guidance and pass ``text`` as its pair. ``generator`` (see
-    ``fresh_noise``) is read only when ``eta`` > 0. ``progress(done, total, x0)`` is called after each step.
+    ``fresh_noise``) is read only when ``eta`` > 0.
     """
     timesteps = ddim_timesteps(steps, schedule.T, compat)
     alphas, alphas_prev = ddim_alphas(schedule, timesteps)
-    x, total = x_T, len(timesteps)
-    for done, i in enumerate(reversed(range(total)), start=1):
+    x = x_T
+    for i in reversed(range(len(timesteps))):
         t = torch.full((len(x),), int(timesteps[i]), device=x.device)
         eps = denoise(x, t, text, camera, n_view).to(x.dtype)
         noise = fresh_noise(x, generator) if eta > 0 else None
-        x, x0 = ddim_step(x, eps, alphas[i], alphas_prev[i], eta, noise)
-        if progress is not None:
-            progress(done, total, x0)
+        x, _ = ddim_step(x, eps, alphas[i], alphas_prev[i], eta, noise)
     return x
 
 

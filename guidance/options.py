@@ -134,13 +134,12 @@ class DeepFloydConfig(PriorConfig):
     tokenizer: str | None = Field(None, description="a folder with T5's tokenizer; default: that of the weights")
 
     def check(self) -> None:
-        from .weights.loading import ready_tokenizer
+        from .weights.loading import t5_tokenizer
 
         super().check()
         if self.tokenizer is not None and not Path(self.tokenizer).expanduser().is_dir():
             raise ConfigError(f"there is no folder {self.tokenizer!r}", "tokenizer")
-        if not ready_tokenizer(Path(self.tokenizer or self.weights).expanduser()):
-            require("sentencepiece", "tokenizer: a spiece.model", "put the tokenizer.json of any T5 beside it")
+        t5_tokenizer(Path(self.tokenizer or self.weights).expanduser())
 
 
 Words = Annotated[str, Field(max_length=200)]

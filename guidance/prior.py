@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import torch
@@ -128,8 +128,6 @@ class Prior(Protocol):
         guidance_scale: float = 10.0,
         negative_prompt: str = "",
         generator: Generators = None,
-        eta: float = 0.0,
-        progress: Callable[[int, int, Tensor], None] | None = None,
     ) -> Tensor:
         """DDIM samples of P prompts with V views each, denoised together -> (P V,H,W,3) in [0,1], on the CPU.
 
@@ -138,7 +136,6 @@ class Prior(Protocol):
             c2w: poses (V,4,4) of the views of each prompt, or (P,V,4,4); None: one picture each from the 2D model.
             generator: one, or one a prompt; then a prompt's noise does not depend on the others, which change no more
                 than rounding. Noise is drawn on its device, so one on the CPU gives the same start everywhere.
-            steps, eta, progress: as in ``ddim_sample``.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         n_view = 1 if c2w is None else c2w.shape[-3]
@@ -148,18 +145,8 @@ class Prior(Protocol):
             camera = self.camera(poses.to(self.device).float())
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
         like = torch.empty(len(prompts) * n_view, *self.latent_shape, device=self.device)
-        z = ddim_sample(
-            guided(self.denoise, guidance_scale),
-            fresh_noise(like, generator),
-            text,
-            camera,
-            n_view,
-            self.schedule,
-            steps,
-            eta,
-            generator,
-            progress,
-        )
+        denoise, start = guided(self.denoise, guidance_scale), fresh_noise(like, generator)
+        z = ddim_sample(denoise, start, text, camera, n_view, self.schedule, steps)
         return torch.cat([self.decode_latents(views).float().cpu() for views in z.split(n_view)])
 
 

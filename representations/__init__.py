@@ -1,7 +1,6 @@
 """Things that can be seen from a camera: fields, backgrounds, materials and the volume renderer.
 
-In a checkout this folder lies beside the package and is loaded under its one true name,
-``threedgen.representations``.
+In a checkout this folder lies beside the package and is loaded under its one true name, ``threedgen.representations``.
 """
 
 if __name__ == "representations":

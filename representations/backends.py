@@ -24,9 +24,10 @@ def choose(asked: str, device: torch.device, dtype: torch.dtype = torch.float32)
     Raises ConfigError for a back end that is not installed, or cannot compute this dtype on this device.
     """
     if asked == "auto":
-        fast = ("numba",) if _strict() else ("numba", "triton")
-        able = [name for name in fast if _can(name, device, dtype) and installed(name)]
-        return able[0] if able else "torch"
+        demanded = torch.are_deterministic_algorithms_enabled()
+        strict = demanded and not torch.is_deterministic_algorithms_warn_only_enabled()
+        fast = ("numba",) if strict else ("numba", "triton")
+        return next((name for name in fast if _can(name, device, dtype) and installed(name)), "torch")
     if asked in EXTRAS:
         require(asked, f"backend: {asked}", "choose backend=auto")
     if asked != "torch" and not _can(asked, device, dtype):
@@ -59,9 +60,3 @@ def _can(name: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Triton's interpreter, for tests, computes on a CPU too."""
     interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     return dtype == torch.float32 and (device.type == PLACES[name] or interpreted)
-
-
-def _strict() -> bool:
-    """Are deterministic algorithms demanded, not only wished for?"""
-    wished = torch.are_deterministic_algorithms_enabled()
-    return wished and not torch.is_deterministic_algorithms_warn_only_enabled()

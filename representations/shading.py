@@ -29,6 +29,9 @@ class Shading(NamedTuple):
         return self.mode != "albedo"
 
 
+ALBEDO = Shading()
+
+
 def albedo(features: Tensor) -> Tensor:
     """Features (N, F) to colours (N, F) in [0, 1]."""
     return torch.sigmoid(features)
@@ -59,7 +62,7 @@ class NoMaterial:
 
     def draw(self, step: int = 0, training: bool = False, generator: torch.Generator | None = None) -> Shading:
         """Always the albedo; draws nothing."""
-        return Shading()
+        return ALBEDO
 
     def __call__(
         self,
@@ -67,10 +70,10 @@ class NoMaterial:
         normal: Tensor | None = None,
         position: Tensor | None = None,
         light: Tensor | None = None,
-        shading: Shading | None = None,
+        shading: Shading = ALBEDO,
     ) -> Tensor:
         """Colours (N, 3) of features (N, 3). Raises ValueError if a lit mode lacks normals, positions or the light."""
-        if shading is None or not (shading.lit and self.heeds_light):
+        if not (shading.lit and self.heeds_light):
             return albedo(features)
         if normal is None or position is None or light is None:
             raise ValueError(f"shading {shading.mode!r} needs normals, positions and a light position")
@@ -93,10 +96,10 @@ class DiffuseMaterial(NoMaterial):
         options = self.options
         if not training:
             unlit = step < options.ambient_only_steps or options.diffuse == 0
-            return Shading() if unlit else Shading("diffuse", options.ambient, options.diffuse)
+            return ALBEDO if unlit else Shading("diffuse", options.ambient, options.diffuse)
         coin, kind, strength = torch.rand(3, generator=generator).tolist()
         if step < options.ambient_only_steps or coin >= options.diffuse_probability:
-            return Shading()
+            return ALBEDO
         mode: Mode = "textureless" if kind < options.textureless_probability else "diffuse"
         if options.soft_shading:
             return Shading(mode, 1.0 - strength, 1.0 - (1.0 - strength))

@@ -9,7 +9,7 @@ as MVDream does it. They are switched on for one call at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -81,17 +81,12 @@ class PosedLoRA(LoRA):
     @contextmanager
     def applied(self, unet: nn.Module, c2w: Tensor) -> Iterator[None]:
         """Inside, ``unet`` (the one it was made for) answers as the copy, for images seen from ``c2w`` (B,16)."""
-        handles = self.attach(unet)
-        handles.append(
-            unet.get_submodule("time_embedding").register_forward_hook(
-                lambda module, given, out: out + self.pose(c2w).to(out.dtype)
-            )
-        )
-        try:
+        time = unet.get_submodule("time_embedding")
+        pose = time.register_forward_hook(lambda module, given, out: out + self.pose(c2w).to(out.dtype))
+        with ExitStack() as stack:
+            for handle in (*self.attach(unet), pose):
+                stack.enter_context(handle)  # which removes it
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _add(down: Tensor, up: Tensor, scale: float, module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:

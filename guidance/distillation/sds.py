@@ -109,6 +109,10 @@ class Distillation(nn.Module):
         super().__init__()
         self.options: Any = options
         self.schedule, self.max_steps = schedule, max_steps
+        self.begin(prior, generator)
+
+    def begin(self, prior: Prior | None, generator: torch.Generator | None) -> None:
+        """Makes the parameters of a loss that learns."""
 
     def value(self, name: str, step: int) -> float:
         """The option ``name`` at optimisation step ``step``."""

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threedgen.guidance.diffusion import Conditions, Denoiser, Schedule, combine, fresh_noise, per_image
-from threedgen.guidance.options import VSDConfig
+from threedgen.guidance.diffusion import Conditions, Denoiser, combine, fresh_noise, per_image
 from threedgen.guidance.prior import Prior
 
 from .lora import PosedLoRA
@@ -25,19 +24,11 @@ from .sds import Distillation, Logs, Noised
 class VSD(Distillation):
     """``options`` is a VSDConfig; ``prior`` is copied, and stays frozen."""
 
-    def __init__(
-        self,
-        options: VSDConfig,
-        schedule: Schedule,
-        max_steps: int | None = None,
-        prior: Prior | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(options, schedule, max_steps)
+    def begin(self, prior: Prior | None, generator: torch.Generator | None) -> None:
         if prior is None:
             raise ValueError("VSD trains a copy of the prior's network and needs the prior")
         self.unregistered = (prior,)  # frozen: in no checkpoint
-        self.lora = PosedLoRA(prior.unet, options.rank, generator)
+        self.lora = PosedLoRA(prior.unet, self.options.rank, generator)
 
     def forward(
         self, latents: Tensor, denoise: Denoiser, given: Conditions, step: int, generator: torch.Generator

@@ -1,11 +1,9 @@
 """What makes a stock diffusers UNet multi-view: joined self-attention, and a camera in the time embedding.
 
-MVDream (arXiv 2308.16512, section 3.1 and 3.2): the self-attention of each transformer block sees the tokens
-of all views of an object at once, with the weights of the 2D model; the camera is embedded by a small MLP
-whose output is added to that of the time step. Nothing else changes, so one network is a multi-view model
-(n_view = 4, camera given) and an ordinary 2D one (n_view = 1, no camera). Both choices are arguments of a
-call and no state of the network, hence safe with threads, gradient checkpointing and batches that alternate
-between the two modes.
+MVDream (arXiv 2308.16512, section 3.1 and 3.2): the self-attention of each transformer block sees the tokens of all
+views of an object at once, with the weights of the 2D model; the camera is embedded by a small MLP whose output is
+added to that of the time step. So one network is a multi-view model (n_view = 4, camera given) and an ordinary 2D one
+(n_view = 1, no camera); both are arguments of a call and no state of the network.
 
 Batch layout everywhere: (objects x views), the views of one object consecutive.
 """
@@ -59,8 +57,7 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
 class CameraEmbedding(TimestepEmbedding):
     """diffusers' two-layer embedding with the same tensor names; an empty camera (B, 0) means "no camera".
 
-    Without a camera the branch adds exactly zero, whatever its weights (a camera of zeros would add its
-    biases).
+    Without a camera the branch adds exactly zero, whatever its weights (a camera of zeros would add its biases).
     """
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -71,8 +68,7 @@ class CameraEmbedding(TimestepEmbedding):
 
 
 def make_multiview(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Install the joined attention, and the optional camera if the network has a camera branch; returns
-    ``unet``.
+    """Install the joined attention, and the optional camera if the network has a camera branch; returns ``unet``.
 
     Tensor names, shapes and the saved config stay those of the stock network. Idempotent; what `set_attention` chose
     stays.
@@ -92,9 +88,7 @@ def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
 
 
 def multiview_unet(**config: Any) -> UNet2DConditionModel:
-    """A new multi-view UNet with random weights; ``config`` as for UNet2DConditionModel (camera branch
-    included).
-    """
+    """A new multi-view UNet with random weights; ``config`` as for UNet2DConditionModel (camera branch included)."""
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}
     return make_multiview(UNet2DConditionModel(**(camera | config)))
 
@@ -118,8 +112,7 @@ def predict(
         views: what else the attention processors are told in this call, such as poses or corresponding pixels. Like
             ``n_view`` it reaches each processor as the argument of that name.
 
-    Raises ValueError when F does not divide the batch, or a camera is given to a network without a camera
-    branch.
+    Raises ValueError when F does not divide the batch, or a camera is given to a network without a camera branch.
     """
     if len(x) % n_view:
         raise ValueError(f"a batch of {len(x)} images is not a multiple of n_view = {n_view}")

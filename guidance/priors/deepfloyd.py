@@ -15,11 +15,10 @@ from diffusers.models import UNet2DConditionModel
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.optional import require
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.options import DeepFloydConfig
 from threedgen.guidance.prior import Prior
-from threedgen.guidance.weights import components, loading, reading, tokens
+from threedgen.guidance.weights import components, files, loading, tokens
 from threedgen.run.dtypes import compute_dtype
 
 CHANNELS = 3
@@ -34,8 +33,10 @@ def build(options: DeepFloydConfig, device: torch.device | str = "cpu") -> DeepF
     if not path.is_dir():
         raise ConfigError(f"{path} is a single file; these weights come as a folder in diffusers format", "weights")
     loading.check_folder(path, o.parts)
-    reading.check_sums(path)
-    parts = read_unet(path), path / "text_encoder", read_words(path, o.tokenizer), components.read_schedule(path)
+    files.check_sums(path)
+    place = path if o.tokenizer is None else Path(o.tokenizer).expanduser()
+    words = tokens.read_tokenizer(loading.t5_tokenizer(place))
+    parts = read_unet(path), path / "text_encoder", words, components.read_schedule(path)
     return DeepFloyd(*parts, o.image_size, o.dtype, device)
 
 
@@ -52,20 +53,12 @@ def read_unet(path: Path) -> UNet2DConditionModel:
     return components.make("unet", config, tensors)
 
 
-def read_words(path: Path, tokenizer: str | None) -> Any:
-    """The tokenizer, of this folder or of the one that is named. Raises ConfigError."""
-    path = path if tokenizer is None else Path(tokenizer).expanduser()
-    if not loading.ready_tokenizer(path):
-        require("sentencepiece", "tokenizer: a spiece.model", "put the tokenizer.json of any T5 beside it")
-    return tokens.read_tokenizer(path)
-
-
 def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
     """T5's encoder, frozen. Raises ConfigError if it is not whole."""
     from transformers import T5EncoderModel
     from transformers.utils import logging as their_logging
 
-    components.expect(reading.read_json(folder / "config.json"), "model_type", "t5", folder)
+    components.expect(files.read_json(folder / "config.json"), "model_type", "t5", folder)
     noise = their_logging.get_verbosity()
     their_logging.set_verbosity_error()  # what it would print is said in one sentence below
     try:

@@ -47,9 +47,8 @@ def load_as(kind: type[Any], options: PriorConfig, device: torch.device | str, *
 class MVDream(MultiviewPrior):
     """A multi-view prior. Images are (B,H,W,3) in [0,1], latents (B,4,h,w), views of an object consecutive.
 
-    The networks are used as they are given: ``load`` freezes them, a trainer may hand in live ones. Weights
-    stay float32; ``dtype`` is the precision in which UNet and encoder compute (autocast); pictures are decoded
-    in float32.
+    The networks are used as they are given: ``load`` freezes them, a trainer may hand in live ones. Weights stay
+    float32; ``dtype`` is the precision in which UNet and encoder compute (autocast); pictures are decoded in float32.
     """
 
     unet: UNet2DConditionModel
@@ -74,6 +73,8 @@ class MVDream(MultiviewPrior):
         self.text_positions = int(text_encoder.config.max_position_embeddings)
         self.schedule = schedule or diffusion.Schedule.scaled_linear()
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per latent and axis
+        side = unet.config["sample_size"] or ldm.LATENT_SIZE[True]
+        self.trained_size = (max(side) if isinstance(side, list | tuple) else side) * self.factor  # pixels per side
         self.image_size = image_size or self.trained_size
         if self.image_size % self.factor:
             raise ConfigError(f"{self.image_size} is not a multiple of {self.factor}", "image_size")
@@ -99,9 +100,8 @@ class MVDream(MultiviewPrior):
         """Frozen networks from ``weights``: "embedded", a diffusers folder, a hub id, an original checkpoint.
 
         ``camera`` demands a camera branch; without it a plain Stable Diffusion loads too (2D mode only).
-        ``personalisation``: the file that teaches these very weights one subject (subject_weights.py), and how
-        much of it is added.
-        Nothing in the files is executed. Raises ConfigError, one sentence, for anything missing or wrong.
+        ``personalisation``: the file that teaches these very weights one subject (subject_weights.py), and how much of
+        it is added. Nothing in the files is executed. Raises ConfigError, one sentence, for anything missing or wrong.
         """
         found = components.load(weights, tokenizer, camera)
         if personalisation is not None:
@@ -146,12 +146,6 @@ class MVDream(MultiviewPrior):
     def latent_shape(self) -> tuple[int, int, int]:
         side = self.image_size // self.factor
         return self.unet.config["out_channels"], side, side
-
-    @property
-    def trained_size(self) -> int:
-        """Pixels per side of the training images."""
-        size = self.unet.config["sample_size"] or ldm.LATENT_SIZE[True]
-        return (max(size) if isinstance(size, list | tuple) else size) * self.factor
 
     @property
     def max_tokens(self) -> int:

@@ -8,14 +8,13 @@ smoothly and pushes away from the neighbouring ones. Both are options of the pro
 from __future__ import annotations
 
 from math import pi
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from threedgen.geometry.poses import wrap_angle
 from threedgen.geometry.rigs import Rig
-from threedgen.guidance.diffusion import Negatives
+from threedgen.guidance.diffusion import Conditions, Negatives
 from threedgen.guidance.options import ViewPromptsConfig
 
 DIRECTIONS = ("side", "front", "back", "overhead")
@@ -28,28 +27,19 @@ SIDE_OF_BACK = (1.0, 0.5, -0.606)
 FRONT_OF_BACK = (1.0, 0.5, 0.967)
 
 
-class ViewText(NamedTuple):
-    """The texts of B images: what to draw (1 or B,L,D), what to stay away from (1,L,D), and more of the latter."""
-
-    cond: Tensor
-    uncond: Tensor
-    negatives: Negatives | None = None
-
-
 def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]:
     """What has to be encoded, in the order in which ``view_text`` expects it."""
     words = [getattr(options, direction) for direction in DIRECTIONS] if options.enabled else []
     return [prompt, negative, *(prompt + word for word in words)]
 
 
-def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> ViewText:
+def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Conditions:
     """``text`` (2 or 6,L,D), the embeddings of ``prompts``, as the B cameras of the ``rig`` need them."""
     if not options.enabled:
-        return ViewText(text[:1], text[1:2])
-    sides = text[2:]
+        return Conditions((text[:1], text[1:2]))
     if options.perp_neg:
-        return _perp_neg(text[1:2], sides, rig, options)
-    return ViewText(sides[direction(rig, options).to(text.device)], text[1:2])
+        return _perp_neg(text[1:2], text[2:], rig, options)
+    return Conditions((text[2:][direction(rig, options).to(text.device)], text[1:2]))
 
 
 def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
@@ -64,7 +54,7 @@ def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
     return found
 
 
-def _perp_neg(uncond: Tensor, sides: Tensor, rig: Rig, options: ViewPromptsConfig) -> ViewText:
+def _perp_neg(uncond: Tensor, sides: Tensor, rig: Rig, options: ViewPromptsConfig) -> Conditions:
     """Text between two sides, in proportion to the angle, and two negatives for each image.
 
     From overhead there is no such order: that text alone, without negatives.
@@ -85,7 +75,7 @@ def _perp_neg(uncond: Tensor, sides: Tensor, rig: Rig, options: ViewPromptsConfi
         torch.stack([_decay(SIDE_OF_BACK, near), _decay(FRONT_OF_BACK, near)]),
     )
     weights = torch.where(overhead, 0.0, weights).clamp(min=0)
-    return ViewText(cond, uncond, Negatives(torch.stack([first, second]), weights))
+    return Conditions((cond, uncond), negatives=Negatives(torch.stack([first, second]), weights))
 
 
 def _decay(constants: tuple[float, float, float], r: Tensor) -> Tensor:

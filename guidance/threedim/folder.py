@@ -16,9 +16,7 @@ from pydantic import ValidationError
 from threedgen import folder as project_folder
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
-from threedgen.guidance.weights import loading
-from threedgen.guidance.weights.reading import check_sums, fill, read_json, read_tensors, sha256, sha256_of_files, sniff
-from threedgen.guidance.weights.writing import save_tensors, whole_folder, write_json
+from threedgen.guidance.weights import files, loading
 
 from .options import CamerasConfig, XUNetConfig
 
@@ -38,14 +36,14 @@ def save(model: Any, folder: Path, cameras: CamerasConfig | None = None) -> None
     Raises ConfigError if ``folder`` holds something else, or a weight does not fit into float16.
     """
     metadata: dict[str, Any] = {"_class_name": type(model).__name__, "cameras": cameras and cameras.model_dump()}
-    with whole_folder(folder, CONFIG) as part:
+    with files.whole_folder(folder, CONFIG) as part:
         if metadata["_class_name"] == "LatentPairs":
             metadata["poses"] = model.poses
             model.prior.save(part / PRIOR)
         else:
             metadata["network"] = model.config.model_dump(mode="json")
-            save_tensors(model, part / TENSORS)
-        write_json(part / CONFIG, metadata)
+            files.save_tensors(model, part / TENSORS)
+        files.write_json(part / CONFIG, metadata)
 
 
 def check(weights: str) -> Path:
@@ -57,11 +55,11 @@ def check(weights: str) -> Path:
     if path is None:
         raise ConfigError(f"there is no file or folder {short(weights)}", "weights")
     if path.is_file():
-        sniff(path)
+        files.sniff(path)
     elif kind(path) == "LatentPairs":
         loading.check_folder(path / PRIOR)
     else:
-        sniff(path / TENSORS)
+        files.sniff(path / TENSORS)
     return path
 
 
@@ -70,7 +68,7 @@ def kind(path: Path) -> str:
     if not (path / CONFIG).is_file():
         other = "a text-to-image prior" if (path / "model_index.json").is_file() else f"no {CONFIG}"
         raise ConfigError(f"{path} has {other} in it, not a novel-view model", "weights")
-    name = read_json(path / CONFIG).get("_class_name")
+    name = files.read_json(path / CONFIG).get("_class_name")
     if name not in KINDS:
         raise ConfigError(f"{path / CONFIG} describes {short(name)}, not a novel-view model", "weights")
     return str(name)
@@ -87,8 +85,8 @@ def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
         from .port import load_port
 
         return load_port(path), None
-    check_sums(path)
-    metadata = read_json(path / CONFIG)
+    files.check_sums(path)
+    metadata = files.read_json(path / CONFIG)
     try:
         cameras = None if metadata.get("cameras") is None else CamerasConfig.model_validate(metadata["cameras"])
         network = XUNetConfig.model_validate(metadata.get("network") or {})
@@ -97,7 +95,7 @@ def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
     if metadata["_class_name"] == "XUNet":
         from .xunet import XUNet
 
-        return fill(lambda: XUNet(network), read_tensors(path / TENSORS), "3DiM network"), cameras
+        return files.fill(lambda: XUNet(network), files.read_tensors(path / TENSORS), "3DiM network"), cameras
     from threedgen.guidance.priors.mvdream import MVDream
 
     from .latents import LatentPairs
@@ -110,4 +108,4 @@ def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
 def digest(weights: str) -> str:
     """SHA-256 of the files, whatever their place."""
     path = check(weights)
-    return sha256(path) if path.is_file() else sha256_of_files(sorted(f for f in path.rglob("*") if f.is_file()), path)
+    return files.digest(path, sorted(f for f in path.rglob("*") if f.is_file()))

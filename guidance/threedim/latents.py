@@ -20,7 +20,7 @@ from .rays import relative_poses
 
 
 class LatentPairs(nn.Module):
-    """A ``model.ViewModel`` around a ``prior``, whose UNet alone is part of this module (and trained in place)."""
+    """A ``sampler.ViewModel`` around a ``prior``, whose UNet alone is part of this module (and trained in place)."""
 
     clip = None
     levels: Tensor
@@ -29,7 +29,8 @@ class LatentPairs(nn.Module):
     def __init__(self, prior: MVDream, poses: Literal["absolute", "relative"] = "absolute") -> None:
         """``poses``: "relative" tells the network the cameras as seen from that of the condition."""
         super().__init__()
-        self.unet, self.poses = prior.unet, poses
+        self.unet, self.poses, self.picture_size = prior.unet, poses, (prior.image_size, prior.image_size)
+        self.prediction: Prediction = prior.schedule.prediction
         self._around = (prior,)  # in a tuple: no sub-modules
         a = prior.schedule.alpha_bar.double().cpu()
         self.register_buffer("levels", torch.log(a / (1 - a)).float(), persistent=False)
@@ -42,14 +43,6 @@ class LatentPairs(nn.Module):
         if prior.device != self.words.device:
             prior.to(self.words.device)
         return prior
-
-    @property
-    def prediction(self) -> Prediction:
-        return self._around[0].schedule.prediction
-
-    @property
-    def picture_size(self) -> tuple[int, int]:
-        return (self._around[0].image_size,) * 2
 
     @torch.no_grad()
     def from_pictures(self, rgb: Tensor) -> Tensor:
@@ -70,7 +63,7 @@ class LatentPairs(nn.Module):
         return len(rising) - high - share
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """See ``model.ViewModel``."""
+        """See ``sampler.ViewModel``."""
         last = torch.full_like(logsnr, len(self.levels) - 1)
         t = torch.stack([torch.where(keep, 0.0, last), self.timestep(logsnr)], dim=1).flatten()
         poses = relative_poses(c2w.float()) if self.poses == "relative" else c2w.float()

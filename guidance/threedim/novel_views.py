@@ -16,7 +16,7 @@ from threedgen.run.dtypes import compute_dtype
 from threedgen.run.seeding import generator
 
 from . import folder
-from .options import CamerasConfig, ThreeDiMSamplerConfig
+from .options import CamerasConfig, SamplingConfig, ThreeDiMSamplerConfig
 from .sampler import Progress, sample_views
 
 logger = logging.getLogger(__name__)
@@ -58,26 +58,13 @@ class ThreeDiMSampler:
         height, width = self.model.picture_size
         images = torch.stack([resize(given(r).images, height, width) for r in requests]).to(self.device)
         x = self.model.from_pictures(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        given_c2w = torch.stack([given(r).at.c2w for r in requests]).to(self.device)
-        target_c2w = torch.stack([r.target.c2w for r in requests]).to(self.device)
-        K = torch.stack([intrinsics(r, height, width) for r in requests])
-        o = self.config
+        c2w = torch.stack([given(r).at.c2w for r in requests]).to(self.device)
+        targets = torch.stack([r.target.c2w for r in requests]).to(self.device)
+        K = torch.stack([intrinsics(r, height, width) for r in requests]).to(self.device)
+        how: Any = self.config.model_dump(include=set(SamplingConfig.model_fields))
         rngs = [generator(r.seed, 0, f"novel views of {r.scene}") for r in requests]
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            views = sample_views(
-                self.model,
-                x,
-                given_c2w,
-                target_c2w,
-                K.to(self.device),
-                rngs,
-                o.strategy,
-                o.last,
-                o.steps,
-                o.guidance_scale,
-                self.model.clip,
-                self.progress,
-            )
+            views = sample_views(self.model, x, c2w, targets, K, rngs, **how, progress=self.progress)
         pictures = torch.cat([self.model.to_pictures(one) for one in views.flatten(0, 1).split(16)])
         return pictures.float().cpu().unflatten(0, views.shape[:2])
 
@@ -87,10 +74,7 @@ class ThreeDiMSampler:
 
     def warn(self, request: Request) -> None:
         """Says which target views are far outside the cameras of the training."""
-        if self.cameras is None:
-            return
-        far = far_outside(request.target, self.cameras)
-        if far:
+        if self.cameras is not None and (far := far_outside(request.target, self.cameras)):
             logger.warning(
                 "%s: %d target views are far outside the cameras that the model was trained with, such as number %d",
                 request.scene,

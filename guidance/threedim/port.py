@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.guidance.weights.reading import fill, read_tensors
+from threedgen.guidance.weights.files import fill, read_tensors
+from threedgen.guidance.weights.ldm import indices
 
 from .options import XUNetConfig
 from .xunet import XUNet
@@ -28,8 +29,6 @@ RESIDUAL = {
 }  # fmt: skip
 ENDS = {"conv": "unet.conv_in", "lastgn.gn": "unet.norm_out", "lastconv": "unet.conv_out"}
 CONDITIONING = "conditioningprocessor."
-
-
 RULES = [
     *((rf"^{re.escape(theirs)}\.", f"{ours}.") for theirs, ours in ENDS.items()),
     (r"^conditioningprocessor\.logsnr_emb_emb\.", "conditioning.logsnr."),
@@ -110,7 +109,7 @@ def port_config(weights: Mapping[str, Tensor], attn_heads: int = 4) -> XUNetConf
 
 def sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """What ``XUNetConfig`` has to say of the port's network."""
-    levels = count(weights, CONDITIONING + r"convs\.(\d+)\.")
+    levels = len(indices(weights, CONDITIONING + r"convs\.(\d+)\."))
     channels = len(weights["conv.weight"])
     widths = [len(weights[f"xunetblocks.{level}.0.resnetblock.conv1.weight"]) for level in range(levels)]
     size = weights[CONDITIONING + "pos_emb"].shape[1:] if CONDITIONING + "pos_emb" in weights else None
@@ -123,15 +122,10 @@ def sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "channels": channels,
         "channel_mult": tuple(width // channels for width in widths),
         "emb_channels": len(weights[CONDITIONING + "logsnr_emb_emb.0.weight"]),
-        "num_res_blocks": count(weights, rf"xunetblocks\.{levels - 1}\.(\d+)\."),
+        "num_res_blocks": len(indices(weights, rf"xunetblocks\.{levels - 1}\.(\d+)\.")),
         "attn_resolutions": tuple(size[0] >> level for level in range(levels) if attends[level]),
         "attn_middle": "middle.attnblock_self.linear.weight" in weights,
         "use_ref_pose_emb": CONDITIONING + "first_emb" in weights,
         "dropped_logsnr": 20.0,
         "variant": "port",
     }
-
-
-def count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """How many different numbers stand where ``pattern`` has its group."""
-    return len({found[1] for name in weights if (found := re.match(pattern, name))})

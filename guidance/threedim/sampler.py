@@ -1,4 +1,4 @@
-"""Ancestral sampling of views one after the other, many scenes at once (3DiM, sections 2.2 and 7.3).
+"""What a novel-view model is, and ancestral sampling of views one after the other (3DiM, sections 2.2 and 7.3).
 
 A view's chain starts from noise; at every step one of the views that are there (``candidates``) is its condition.
 When the chain ends, its view joins them. With ``steps`` = 1 this is the one-step regression: a network that predicts
@@ -8,18 +8,53 @@ the "sample" is asked once, of white noise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from threedgen.guidance.diffusion import combine, fresh_noise
 
-from .logsnr import logsnr_steps, posterior, x0_from_output
-from .model import ViewModel, check_shapes
+from .logsnr import Prediction, logsnr_steps, posterior, x0_from_output
 
 Progress = Callable[[int, int, Tensor], None]
 StrategyName = Literal["stochastic", "first", "last"]
+
+
+class ViewModel(Protocol):
+    """Predicts a target view from one condition: pictures of ``picture_size``, or latents that it makes of them itself.
+
+    prediction: what it predicts of the target.  picture_size: height and width in pixels.  unet: the module in which
+    its time goes.
+    """
+
+    prediction: Prediction
+    picture_size: tuple[int, int]
+    unet: nn.Module
+
+    @property
+    def clip(self) -> float | None:
+        """Bound of what it predicts; None for latents."""
+
+    def from_pictures(self, rgb: Tensor) -> Tensor:
+        """Pictures (N, H, W, 3) in [0, 1] -> what it is given as ``x`` (N, C, h, w)."""
+
+    def to_pictures(self, x: Tensor) -> Tensor:
+        """The way back, into [0, 1]."""
+
+    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
+        """What ``prediction`` says, (B, C, H, W) float32.
+
+        x (B, C, H, W) is the condition, noise where ``keep`` (B,) bool is False; z the noisy target at ``logsnr`` (B,);
+        c2w (B, 2, 4, 4) of both, OpenGL axes; K (B, 3, 3) in pixels.
+        """
+
+
+def check_shapes(need: str, **given: tuple[Tensor, tuple[int, ...]]) -> None:
+    """Raises ValueError that names the first tensor of another shape than the one beside it; ``need``: who needs it."""
+    for name, (tensor, shape) in given.items():
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; {need} {shape}")
 
 
 def candidates(strategy: StrategyName, known: int, last: int = 1) -> range:
@@ -49,10 +84,9 @@ def sample_views(
     last: int = 1,
     steps: int = 256,
     guidance_scale: float = 1.0,
-    clip: float | None = 1.0,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Views of S scenes at their target poses, in that order: (S, T, C, H, W), float32, within [-clip, clip].
+    """Views of S scenes at their target poses, in that order: (S, T, C, H, W), float32, within the model's bound.
 
     Args:
         images: the input views (S, N, C, H, W), N >= 1, pictures in [-1, 1].  c2w: their poses (S, N, 4, 4).
@@ -64,7 +98,6 @@ def sample_views(
         guidance_scale: eps_u + s (eps_c - eps_u), so 1 is none and 0 ignores the condition. Other than 0 and 1, each
             step asks the network for twice as many pictures. A weight w of the form (1 + w) eps_c - w eps_u, as in the
             public port, is s = 1 + w; the paper gives 3 for SRN cars and 2 for chairs without saying of which form.
-        clip: bound of the predicted clean views; None for latents.
         progress: called after each step with (steps done, steps in all, clean views predicted now (S, C, H, W)).
 
     The model is used as it is (a network should be in ``eval`` mode) and runs in the surrounding autocast; everything
@@ -86,25 +119,23 @@ def sample_views(
             pair = torch.stack([poses[rows, picked], poses[:, here]], dim=1)
             blank = fresh_noise(z, dropped)
             x0 = guided_x0(model, views[rows, picked], blank, z, levels[step], pair, K, guidance_scale)
-            x0 = x0 if clip is None else x0.clamp(-clip, clip)
+            x0 = bounded(model, x0)
             z, variance = posterior(z, x0, levels[step], levels[step + 1])
             if step + 1 < steps:
                 z = z + variance.sqrt() * fresh_noise(z, noise)
             if progress is not None:
                 progress(made * steps + step + 1, count * steps, x0)
-        views[:, here] = z if clip is None else z.clamp(-clip, clip)
+        views[:, here] = bounded(model, z)
     return views[:, inputs:]
 
 
+def bounded(model: ViewModel, x: Tensor) -> Tensor:
+    """Clean views cut off at the model's bound."""
+    return x if model.clip is None else x.clamp(-model.clip, model.clip)
+
+
 def guided_x0(
-    model: ViewModel,
-    x: Tensor,
-    blank: Tensor,
-    z: Tensor,
-    logsnr: Tensor,
-    c2w: Tensor,
-    K: Tensor,
-    guidance_scale: float,
+    model: ViewModel, x: Tensor, blank: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, guidance_scale: float
 ) -> Tensor:
     """The clean views (S, C, H, W) that the model sees in ``z`` at the level ``logsnr`` (), with guidance.
 

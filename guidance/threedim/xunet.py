@@ -19,9 +19,9 @@ from threedgen.geometry.poses import pixel_rays
 
 from .blocks import Attention, Block, Resample, ResBlock, initialise
 from .logsnr import LOGSNR_MAX, Prediction
-from .model import check_shapes
 from .options import XUNetConfig
 from .rays import encode_rays, noise_level_encoding, relative_poses
+from .sampler import check_shapes
 
 
 class Conditioning(nn.Module):
@@ -68,7 +68,7 @@ class UNet(nn.Module):
     def __init__(self, config: XUNetConfig, channels_in: int, cross: bool) -> None:
         """``cross``: frames come in pairs, which attend to each other."""
         super().__init__()
-        self.config, self.cross = config, cross
+        self.config, self.cross, self.eps = config, cross, 1e-5 if config.variant == "port" else 1e-6
         widths, attends, per_level = config.widths, config.level_attention, config.num_res_blocks
         levels = range(len(widths))
         self.conv_in = nn.Conv2d(channels_in, config.channels, 3, padding=1)
@@ -96,10 +96,6 @@ class UNet(nn.Module):
                 self.upsample.append(self.residual(width, width, "up"))
         self.norm_out = nn.GroupNorm(config.groups, width, self.eps)
         self.conv_out = nn.Conv2d(width, config.image_channels, 3, padding=1)
-
-    @property
-    def eps(self) -> float:
-        return 1e-5 if self.config.variant == "port" else 1e-6
 
     def residual(self, channels_in: int, channels: int, resample: Resample = None) -> ResBlock:
         c = self.config
@@ -138,29 +134,21 @@ class UNet(nn.Module):
 class XUNet(nn.Module):
     """The network of a ``config``: X-UNet, or the concatenating baseline. Fresh weights predict zeros.
 
-    A ``model.ViewModel`` on pictures themselves.
+    A ``sampler.ViewModel`` on pictures themselves.
     """
 
     clip = 1.0
 
     def __init__(self, config: XUNetConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.picture_size = config, config.size
+        self.prediction: Prediction = config.prediction
         joined = config.architecture == "concat"
         self.frames = 1 if joined else 2
         self.conditioning = Conditioning(config, self.frames, config.encoding_channels * (2 if joined else 1))
         self.unet = UNet(config, config.image_channels * (2 if joined else 1), cross=not joined)
         initialise(self)
         nn.init.zeros_(self.unet.conv_out.weight)
-
-    @property
-    def prediction(self) -> Prediction:
-        """What the output is."""
-        return self.config.prediction
-
-    @property
-    def picture_size(self) -> tuple[int, int]:
-        return self.config.size
 
     def from_pictures(self, rgb: Tensor) -> Tensor:
         return 2 * rgb.permute(0, 3, 1, 2) - 1

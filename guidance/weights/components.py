@@ -16,8 +16,7 @@ from threedgen.config import ConfigError
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.draft import Draft
 
-from . import ldm, loading, reading, tokens
-from .writing import save_tensors, whole_folder, write_json
+from . import files, ldm, loading, tokens
 
 if TYPE_CHECKING:
     from threedgen.guidance.priors.mvdream import MVDream
@@ -64,7 +63,7 @@ def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Com
 def load_folder(path: Path, tokenizer: str | None = None) -> Components:
     """A folder in diffusers format."""
     loading.check_folder(path)
-    reading.check_sums(path)
+    files.check_sums(path)
     if tokenizer is None:
         words = tokens.read_tokenizer(path / "tokenizer")
     else:
@@ -78,7 +77,7 @@ def load_folder(path: Path, tokenizer: str | None = None) -> Components:
 def read_schedule(path: Path) -> Schedule:
     """The noise schedule of a diffusers folder."""
     try:
-        return Schedule.from_diffusers(reading.read_json(path / "scheduler" / "scheduler_config.json"))
+        return Schedule.from_diffusers(files.read_json(path / "scheduler" / "scheduler_config.json"))
     except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
         reason = str(error).split("\n")[0][:120]
         raise ConfigError(f"{path / 'scheduler'}: {reason}") from None
@@ -86,7 +85,7 @@ def read_schedule(path: Path) -> Schedule:
 
 def load_file(path: Path, tokenizer: str | None = None) -> Components:
     """A single-file checkpoint of the ldm code base, such as MVDream's own two."""
-    parts = ldm.split_checkpoint(reading.read_tensors(path))
+    parts = ldm.split_checkpoint(files.read_tensors(path))
     text = "open_clip" if "open_clip" in parts else "clip"
     for part in ("unet", "vae", text):
         if part not in parts:
@@ -114,8 +113,8 @@ def read_part(part: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and tensors (of all shards) of one part of a diffusers folder."""
     tensors: dict[str, Tensor] = {}
     for file in loading.tensor_files(part):
-        tensors |= reading.read_tensors(file)
-    return reading.read_json(part / "config.json"), tensors
+        tensors |= files.read_tensors(file)
+    return files.read_json(part / "config.json"), tensors
 
 
 def expect(config: Mapping[str, Any], key: str, value: str, part: Path) -> None:
@@ -138,7 +137,7 @@ def make(part: str, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> An
         for value in values if isinstance(values, list) else [values]:
             if isinstance(value, int) and value > len(tensors):
                 raise ConfigError(f"the config of the {network.label} does not belong to its weights: {key} is {value}")
-    return reading.fill(lambda: network.build(config), tensors, network.label)
+    return files.fill(lambda: network.build(config), tensors, network.label)
 
 
 def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, draft: Any = None) -> None:
@@ -171,18 +170,18 @@ def save(prior: MVDream, folder: Path) -> None:
 
     Raises ConfigError if ``folder`` holds something else, or a weight does not fit into float16.
     """
-    with whole_folder(folder, "model_index.json") as part:
+    with files.whole_folder(folder, "model_index.json") as part:
         network: Any
         for name, network in prior.networks.items():
             if name != "text_encoder":
                 network.save_config(part / name)
-                save_tensors(network, part / name / "diffusion_pytorch_model.safetensors")
+                files.save_tensors(network, part / name / "diffusion_pytorch_model.safetensors")
         prior.text_encoder.config.save_pretrained(part / "text_encoder")
         prior.tokenizer.save_pretrained(part / "tokenizer")
         # The prefix is what transformers 4 and the folders on the hub have; transformers 5 reads both.
-        save_tensors(prior.text_encoder, part / "text_encoder" / "model.safetensors", "text_model.")
+        files.save_tensors(prior.text_encoder, part / "text_encoder" / "model.safetensors", "text_model.")
         scheduler(prior.schedule).save_config(part / "scheduler")
-        write_json(part / "model_index.json", model_index(prior))
+        files.write_json(part / "model_index.json", model_index(prior))
 
 
 def scheduler(schedule: Schedule) -> Any:

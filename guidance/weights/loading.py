@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
 from threedgen import folder
 from threedgen.config import ConfigError
 from threedgen.config.errors import AbsentWeights, short
+from threedgen.config.optional import require
 from threedgen.guidance.options import PARTS
 
-from .reading import read_json, sha256, sha256_of_files, sniff
+from .files import digest, read_json, sniff
 
 Parts = tuple[str, ...]
 
@@ -71,17 +72,14 @@ def subject_card(path: Path | str) -> dict[str, str]:
 
 
 def locate(weights: str, wanted: Parts = PARTS) -> Path:
-    """The local folder or file that ``weights`` names; what is only on the hub is downloaded into the hub's
-    cache.
+    """The local folder or file that ``weights`` names; what is only on the hub is downloaded into the hub's cache.
 
     ``weights``: "embedded", a folder in diffusers format, a single-file checkpoint, the bare name of an
     original MVDream checkpoint, or a hub id "owner/name".
     """
-    path = local(weights)
-    if path is not None:
+    if (path := local(weights)) is not None:
         return path
-    repo, name = hub_name(weights)
-    return hub_folder(repo, wanted) if name == "model_index.json" else hub_file(repo, name)
+    return hub_file(*hub_name(weights)) if weights in ORIGINALS else hub_folder(weights, wanted)
 
 
 def awaited(weights: str) -> bool:
@@ -97,13 +95,9 @@ def describe(weights: str, wanted: Parts = PARTS, fetch: bool = True) -> str:
     """
     if not fetch and awaited(weights):
         return f"{weights}, not on this machine yet; `hf download {ORIGINALS[weights]} {weights}` fetches it"
-    path, files = locate(weights, wanted), []
-    if path.is_file():
-        files = [path]
-    else:
-        files = [file for part in parts(path, wanted) for file in tensor_files(path / part)]
-    digest = sha256(path) if path.is_file() else sha256_of_files(files, path)
-    return f"{path} ({sum(file.stat().st_size for file in files) / 1e9:.2f} GB, SHA-256 {digest})"
+    path = locate(weights, wanted)
+    files = [path] if path.is_file() else [f for part in parts(path, wanted) for f in tensor_files(path / part)]
+    return f"{path} ({sum(file.stat().st_size for file in files) / 1e9:.2f} GB, SHA-256 {digest(path, files)})"
 
 
 def local(weights: str) -> Path | None:
@@ -134,12 +128,8 @@ def existing(weights: str) -> Path | None:
 def is_hub_id(name: str) -> bool:
     """Is it of the form owner/name, and not rather the path of a file?"""
     form = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
-    return (
-        bool(form)
-        and len(name) <= 96
-        and not re.search(r"--|\.\.|[.-]$|[.-]/", name)
-        and not name.endswith(WEIGHT_SUFFIXES)
-    )
+    wrong = re.search(r"--|\.\.|[.-]$|[.-]/", name) or name.endswith(WEIGHT_SUFFIXES)
+    return bool(form) and len(name) <= 96 and not wrong
 
 
 def hub_name(weights: str) -> tuple[str, str]:
@@ -187,8 +177,7 @@ def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
 
 def hub_file(repo: str, name: str) -> Path:
     """A file of the hub, from the cache if it is there."""
-    found = cached(repo, name)
-    if found is not None:
+    if (found := cached(repo, name)) is not None:
         return found
     weights = name if name in ORIGINALS else repo
     if not reachable():
@@ -202,40 +191,30 @@ def hub_file(repo: str, name: str) -> Path:
 
 
 def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
-    """A diffusers folder of the hub: only what is read here (no second copies in other formats or
-    precisions).
-    """
+    """A diffusers folder of the hub: only what is read here, no second copies in other formats or precisions."""
     found = cached(repo, "model_index.json")
-    if found is not None and complete(found.parent, needed):
-        return found.parent
+    if found is not None:
+        with suppress(ConfigError):
+            return check_folder(found.parent, needed)
     if not reachable():
         raise absent(repo)
     from huggingface_hub import snapshot_download
 
     wanted = ["model_index.json", "scheduler/*", "tokenizer/*", "draft/*"]
     wanted += [f"{part}/config.json" for part in needed]
-    tensors = [f"{part}/*model*.safetensors*" for part in needed], [f"{part}/*model*.bin*" for part in needed]
-    try:
-        for files in tensors:
-            path = Path(snapshot_download(repo, allow_patterns=wanted + files, ignore_patterns=["*fp16*", "*ema*"]))
-            if complete(path, needed):
-                return path
-    except Exception as error:
-        raise absent(repo, f"the download failed ({type(error).__name__})") from None
+    for kind in ("safetensors", "bin"):
+        files = wanted + [f"{part}/*model*.{kind}*" for part in needed]
+        try:
+            path = Path(snapshot_download(repo, allow_patterns=files, ignore_patterns=["*fp16*", "*ema*"]))
+        except Exception as error:
+            raise absent(repo, f"the download failed ({type(error).__name__})") from None
+        with suppress(ConfigError):
+            return check_folder(path, needed)
     raise ConfigError(f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(needed)}", "weights")
 
 
-def complete(path: Path, wanted: Parts = PARTS) -> bool:
-    """Does the folder hold all that is needed?"""
-    try:
-        check_folder(path, wanted)
-    except ConfigError:
-        return False
-    return True
-
-
-def check_folder(path: Path, wanted: Parts = PARTS) -> None:
-    """Raises ConfigError unless every part has a config and readable-looking tensors."""
+def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
+    """Returns the folder. Raises ConfigError unless every part has a config and readable-looking tensors."""
     for part in parts(path, wanted):
         read_json(path / part / "config.json")
         for file in tensor_files(path / part):
@@ -243,11 +222,14 @@ def check_folder(path: Path, wanted: Parts = PARTS) -> None:
     read_json(path / "scheduler" / "scheduler_config.json")
     if not (path / "tokenizer").is_dir():
         raise ConfigError(f"{path} has no folder 'tokenizer'")
+    return path
 
 
-def ready_tokenizer(path: Path) -> bool:
-    """Has the folder, or its sub-folder, a tokenizer that needs no other package to be read?"""
-    return any((path / inside / "tokenizer.json").is_file() for inside in ("tokenizer", "."))
+def t5_tokenizer(path: Path) -> Path:
+    """Returns the folder. Raises ConfigError if its tokenizer needs a package to be read that is not installed."""
+    if not any((path / inside / "tokenizer.json").is_file() for inside in ("tokenizer", ".")):
+        require("sentencepiece", "tokenizer: a spiece.model", "put the tokenizer.json of any T5 beside it")
+    return path
 
 
 def parts(path: Path, wanted: Parts = PARTS) -> Parts:
@@ -263,13 +245,9 @@ def tensor_files(part: Path) -> list[Path]:
                 return [part / (stem + suffix)]
             index = part / f"{stem}{suffix}.index.json"
             if index.is_file():
-                return list(shards(index))
+                table = read_json(index).get("weight_map")
+                names = list(table.values()) if isinstance(table, dict) else []
+                if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names):
+                    raise ConfigError(f"{index} is damaged: its weight_map does not name files")
+                return [part / name for name in sorted(set(names))]
     raise ConfigError(f"{part} has no weights: neither {WEIGHT_NAMES[0]}.safetensors nor model.safetensors")
-
-
-def shards(index: Path) -> Iterator[Path]:
-    table = read_json(index).get("weight_map")
-    names = list(table.values()) if isinstance(table, dict) else []
-    if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names):
-        raise ConfigError(f"{index} is damaged: its weight_map does not name files")
-    yield from (index.parent / name for name in sorted(set(names)))

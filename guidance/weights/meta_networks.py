@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from threedgen.config import ConfigError
 
-from . import components, ldm, loading, reading
+from . import components, files, ldm, loading
 
 _UNET: dict[str, Any] = {
     "sample_size": ldm.LATENT_SIZE[True],
@@ -73,7 +73,7 @@ def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> Meta
         if "input_blocks.0.0.weight" in tensors["unet"]:
             configs["unet"] = ldm.unet_config(tensors["unet"])
     else:
-        tensors = ldm.split_checkpoint(reading.read_tensors(path))
+        tensors = ldm.split_checkpoint(files.read_tensors(path))
         configs["unet"] = ldm.unet_config(tensors.get("unet", {}))
         configs["vae"] = ldm.vae_config(tensors.get("vae", {}))
     try:

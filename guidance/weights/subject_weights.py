@@ -7,12 +7,8 @@ DreamBooth (arXiv 2208.12242) binds a subject to a word that means nothing yet, 
     the identifier     one new row of the text encoder's table of tokens, the same for both kinds of tokenizer: a
                        closed vocabulary has no word to spare, and CLIP would spell "[v]" with the tokens of brackets
 
-The text encoder, the VAE and the draft of a small prior stay as they are. The draft shows the UNet what a caption
-usually looks like, and a subject is just what does not look as usual; it also knows best which side a camera sees.
-So it reads the prompt without the identifier, "a dog" for "a [v] dog": its picture stays that of the class, from the
-right side, while the UNet, which reads the whole prompt, learns what to repaint where the identifier stands (beside a
-photo it sees the draft of the side from which the photo seems to be taken). Prompts without the identifier get the
-very draft that they had.
+The text encoder, the VAE and the draft of a small prior stay as they are; the draft reads the prompt without the
+identifier.
 
 The file, in safetensors (``NAME``: a parameter of the UNet):
 
@@ -37,7 +33,7 @@ from torch import Tensor, nn
 from threedgen.config import ConfigError
 from threedgen.run.folder import write_atomic
 
-from . import loading, reading
+from . import files, loading
 
 A, B = ".lora_A", ".lora_B"
 
@@ -120,7 +116,7 @@ def apply(found: Any, path: Path, strength: float = 1.0) -> None:
             f"{base[:12]}...); set prior.weights to those of its run",
             "personalisation",
         )
-    tensors = reading.read_safetensors(path)
+    tensors = files.read_safetensors(path)
     parameters = dict(found.unet.named_parameters())
     row = tensors.pop("identifier", torch.empty(0))
     try:

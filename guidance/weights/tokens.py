@@ -43,10 +43,8 @@ def read_tokenizer(path: Path) -> Any:
 
 def clip_tokenizer(source: str | None, open_clip: bool) -> Any:
     """CLIP's tokenizer, which the original checkpoints lack: from ``source`` (folder, hub id) or the hub."""
-    if source is not None and Path(source).expanduser().is_dir():
-        tokenizer = read_tokenizer(Path(source).expanduser())
-    else:
-        tokenizer = read_tokenizer(hub_tokenizer(source))
+    place = None if source is None else Path(source).expanduser()
+    tokenizer = read_tokenizer(place if place is not None and place.is_dir() else hub_tokenizer(source))
     if open_clip:
         tokenizer.pad_token = OPEN_CLIP_PAD
     return tokenizer
@@ -78,8 +76,8 @@ def token_ids(tokenizer: Any, prompts: list[str], length: int) -> Tensor:
     """(n, length) token numbers, start and end included, filled up or cut to ``length``."""
     if tokenizer.pad_token_id is None:
         raise ConfigError("the tokenizer has no token to fill up short prompts with")
-    options = {"padding": "max_length", "truncation": True, "max_length": length}
-    return tokenizer(prompts, return_tensors="pt", **options).input_ids
+    options = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
+    return tokenizer(prompts, **options).input_ids
 
 
 def tokens_cut(tokenizer: Any, prompt: str, length: int) -> str:
@@ -107,9 +105,6 @@ def unknown_words(tokenizer: Any, prompt: str) -> list[tuple[str, list[str]]]:
     return [(word, difflib.get_close_matches(word, sorted(known), n=3, cutoff=0.6)) for word in unknown]
 
 
-# --- words that came after the training: the identifier of a subject ----------------------------------
-
-
 def added_words(tokenizer: Any) -> list[str]:
-    """Words that were added to the finished vocabulary, special tokens left out."""
+    """Words that were added to the finished vocabulary, such as the identifier of a subject; no special tokens."""
     return [word for word in tokenizer.get_added_vocab() if word not in tokenizer.all_special_tokens]

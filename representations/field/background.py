@@ -65,9 +65,8 @@ class SolidBackground(nn.Module):
 class NeuralBackground(nn.Module):
     """Environment map: spherical harmonics of the direction, an MLP, a sigmoid.
 
-    In training, with probability `random_probability`, one random colour replaces it for all rays of the
-    call, so that the object cannot be painted onto it. The parameters then get zero gradients, not none:
-    optimisers see every step.
+    In training, with probability `random_probability`, one random colour replaces it for all rays of the call, so that
+    the object cannot be painted onto it. The parameters then get zero gradients, not none: optimisers see every step.
     """
 
     def __init__(self, options: NeuralBackgroundConfig | None = None, generator: torch.Generator | None = None) -> None:

@@ -1,9 +1,8 @@
 """Instant-NGP as a field: an encoding of the point, then small MLPs for density and features.
 
-State-dict names beside those of the reference implementation (threestudio's "implicit-volume"):
-`density_mlp.` is its `density_network.`, `feature_mlp.` its `feature_network.`; what follows
-(`layers.0.weight`, `layers.2.weight`, ...) is the same. `encoding.table` is tiny-cuda-nn's flat parameter
-vector, reshaped to (entries, F).
+State-dict names beside those of the reference implementation (threestudio's "implicit-volume"): `density_mlp.` is its
+`density_network.`, `feature_mlp.` its `feature_network.`; what follows (`layers.0.weight`, `layers.2.weight`, ...) is
+the same. `encoding.table` is tiny-cuda-nn's flat parameter vector, reshaped to (entries, F).
 """
 
 from __future__ import annotations
@@ -94,10 +93,9 @@ class EncodedField(Representation):
 class NGP(EncodedField):
     """Density and features of points in [-radius, radius]^3 (Mueller et al. 2022).
 
-    sigma = density_scale * activation(mlp(encoding) + blob(x) + density_bias); features are raw, a material
-    turns them into colours. With `shared_mlp`, `density_mlp` gives both (first output: density) and there
-    is no `feature_mlp`. `generator` (CPU) draws the initial parameters; `encoding`, any module with
-    `output_dim`, replaces the option's.
+    sigma = density_scale * activation(mlp(encoding) + blob(x) + density_bias); features are raw, a material turns them
+    into colours. With `shared_mlp`, `density_mlp` gives both (first output: density) and there is no `feature_mlp`.
+    `generator` (CPU) draws the initial parameters; `encoding`, any module with `output_dim`, replaces the option's.
     """
 
     def __init__(
@@ -128,9 +126,8 @@ class NGP(EncodedField):
     def with_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (N, 3) -> sigma (N,), features (N, n_features), outward unit normals (N, 3).
 
-        How normals are found is the option `normal`.
-        Normals are -grad(sigma)/|grad(sigma)|, 0 where the gradient is 0. They are differentiable in the parameters;
-        analytic ones take x as constant.
+        How normals are found is the option `normal`. Normals are -grad(sigma)/|grad(sigma)|, 0 where the gradient is 0.
+        They are differentiable in the parameters; analytic ones take x as constant.
         """
         o = self.options
         if o.normal == "analytic":

@@ -25,19 +25,13 @@ EPS = 1e-5
 class SDF(EncodedField):
     """Distances and features of points in [-radius, radius]^3; begins as a ball.
 
-    f(x) = mlp(encoding(x)) + |x| - sphere. `log_sharpness` is log s. `generator` (CPU) draws the initial parameters;
-    `encoding`, any module with `output_dim`, replaces the option's.
+    f(x) = mlp(encoding(x)) + |x| - sphere. `log_sharpness` is log s. `generator` (CPU) draws the initial parameters.
     """
 
     cosine: Tensor
 
-    def __init__(
-        self,
-        options: SDFConfig | None = None,
-        generator: torch.Generator | None = None,
-        encoding: nn.Module | None = None,
-    ) -> None:
-        super().__init__(options or SDFConfig(), generator, encoding)
+    def __init__(self, options: SDFConfig | None = None, generator: torch.Generator | None = None) -> None:
+        super().__init__(options or SDFConfig(), generator)
         o, inputs = self.options, self.encoding.output_dim
         self.sdf_mlp = MLP(inputs, 1, o.width, o.hidden_layers, generator)
         self.feature_mlp = MLP(inputs, o.n_features, o.width, o.hidden_layers, generator)
@@ -55,9 +49,10 @@ class SDF(EncodedField):
         """s, per world unit."""
         return self.log_sharpness.exp().clamp(max=1e6)
 
-    def distance(self, x: Tensor) -> Tensor:
-        """f (N,) of points (N, 3), in world units."""
-        return self._distance(self._encode(x), x)
+    def distance(self, x: Tensor, encoded: Tensor | None = None) -> Tensor:
+        """f (N,) of points (N, 3), in world units; `encoded`: their encoding, if it is known."""
+        encoded = self._encode(x) if encoded is None else encoded
+        return self.sdf_mlp(encoded)[:, 0] + torch.linalg.vector_norm(x, dim=-1) - self.options.sphere
 
     def density(self, x: Tensor) -> Tensor:
         """s Phi(-s f) (N,): what a ray straight towards the surface meets."""
@@ -82,7 +77,7 @@ class SDF(EncodedField):
         steepness = torch.linalg.vector_norm(gradient, dim=-1)
         normal = F.normalize(gradient, dim=-1)
         slope = self._slope((directions * normal).sum(-1))
-        opacity = self.opacity(self._distance(encoded, x), slope * lengths)
+        opacity = self.opacity(self.distance(x, encoded), slope * lengths)
         return -torch.log1p(-opacity) / lengths.clamp(min=EPS), self.feature_mlp(encoded), normal, steepness
 
     def opacity(self, distance: Tensor, change: Tensor) -> Tensor:
@@ -116,6 +111,3 @@ class SDF(EncodedField):
 
     def _encode(self, x: Tensor) -> Tensor:
         return self._coarse(self.encoding(self._unit(x)))
-
-    def _distance(self, encoded: Tensor, x: Tensor) -> Tensor:
-        return self.sdf_mlp(encoded)[:, 0] + torch.linalg.vector_norm(x, dim=-1) - self.options.sphere

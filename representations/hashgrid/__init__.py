@@ -1,5 +1,1 @@
-"""Multi-resolution hash grid: one convention (tiny-cuda-nn's), a torch twin, kernels for CPUs and GPUs.
-
-Mueller, Evans, Schied, Keller: "Instant Neural Graphics Primitives with a Multiresolution Hash Encoding",
-2022.
-"""
+"""Multi-resolution hash grid (Mueller et al. 2022, "Instant NGP"): a torch twin, kernels for CPUs and GPUs."""

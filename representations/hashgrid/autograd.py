@@ -7,7 +7,8 @@ position gradients, and a loss on them needs the gradient of a gradient. `Kernel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +18,8 @@ from torch.autograd.function import once_differentiable
 from . import torch_twin
 from .torch_twin import Levels
 
-
-class Kernels(Protocol):
-    """Functions of tensors, without gradients: numba_kernels and triton_kernels have them and say their shapes."""
-
-    def encode(self, x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor: ...
-
-    def scatter(self, x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor: ...
-
-    def position_gradient(self, x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor: ...
+Kernels = ModuleType
+"""encode, scatter and position_gradient without gradients: numba_kernels and triton_kernels, which say their shapes."""
 
 
 class Encode(Function):
@@ -79,18 +73,15 @@ class PositionGradient(Function):
     @once_differentiable
     def backward(ctx: Any, along: Tensor) -> tuple[Tensor | None, ...]:
         x, table, grad = ctx.saved_tensors
-        needs, (levels, kernels) = ctx.needs_input_grad, ctx.more
-        to_x = _mixed_derivatives(x, table, grad, along, levels) if needs[0] else None
+        needs, (levels, kernels), to_x = ctx.needs_input_grad, ctx.more, None
+        if needs[0]:
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                slope = torch_twin.position_gradient(leaf, table.detach(), grad.detach(), levels)
+            to_x = torch.autograd.grad(slope, leaf, along)[0]
         to_table = kernels.scatter(x, grad, levels, along) if needs[1] else None
         to_grad = kernels.encode(x, table, levels, along) if needs[2] else None
         return to_x, to_table, to_grad, None, None
-
-
-def _mixed_derivatives(x: Tensor, table: Tensor, grad: Tensor, along: Tensor, levels: Levels) -> Tensor:
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        slope = torch_twin.position_gradient(leaf, table.detach(), grad.detach(), levels)
-    return torch.autograd.grad(slope, leaf, along)[0]
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,13 @@ from threedgen.representations.options import FrequencyConfig, HashGridConfig
 from .autograd import Differentiable
 from .torch_twin import grid_levels
 
-KERNELS = {
+MODULES = {
+    "torch": "threedgen.representations.hashgrid.torch_twin",
     "numba": "threedgen.representations.hashgrid.numba_kernels",
     "triton": "threedgen.representations.hashgrid.triton_kernels",
-}
-"""Modules of bare kernels, which `Differentiable` makes differentiable; imported at need."""
-DIFFERENTIABLE = {
-    "torch": "threedgen.representations.hashgrid.torch_twin",
     "tinycudann": "threedgen.representations.hashgrid.tinycudann_grid",
 }
-"""Modules with encode(x, table, levels) and position_gradient(x, table, grad, levels)."""
-MODULES = KERNELS | DIFFERENTIABLE
+"""Modules with encode and position_gradient; those with scatter too are bare kernels, see `Differentiable`."""
 
 
 def position_gradient(encoding: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
@@ -47,9 +43,8 @@ def position_gradient(encoding: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
 class HashGrid(nn.Module):
     """Multi-resolution hash grid; one parameter, `table` (entries, F), initialised to U(-1e-4, 1e-4).
 
-    Output (N, L*F), level by level: l0f0, l0f1, l1f0, ... Points outside [0, 1]^3 are clamped.
-    Differentiable to second order. `generator` (CPU) draws the initial table; without it torch's global
-    generator does.
+    Output (N, L*F), level by level: l0f0, l0f1, l1f0, ... Points outside [0, 1]^3 are clamped. Differentiable to second
+    order. `generator` (CPU) draws the initial table; without it torch's global generator does.
     """
 
     def __init__(self, options: HashGridConfig | None = None, generator: torch.Generator | None = None) -> None:
@@ -62,8 +57,8 @@ class HashGrid(nn.Module):
 
     def backend(self) -> Any:
         """What computes, see `backends.load`. Raises ConfigError."""
-        module = load(MODULES, self.options.backend, self.table.device, self.table.dtype)
-        return Differentiable(module) if module.__name__ in KERNELS.values() else module
+        module: Any = load(MODULES, self.options.backend, self.table.device, self.table.dtype)
+        return Differentiable(module) if hasattr(module, "scatter") else module
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3) -> (N, L*F)."""

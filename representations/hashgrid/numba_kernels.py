@@ -1,22 +1,19 @@
 """The hash grid on a CPU: numba kernels, float32 and 32-bit integers throughout.
 
-With B(x, T, g) = <g, encode(x, T)>, linear in the table T and in the gradient g, first and second
-derivatives need only
+With B(x, T, g) = <g, encode(x, T)>, linear in the table T and in the gradient g, first and second derivatives need only
 
     encode(T) = dB/dg        scatter(g) = dB/dT        position_gradient(T, g) = dB/dx
 
 and the first two again for the derivative of B along a direction of x, which only changes the weights.
 
-Work goes level by level over many points, so that one level's table stays in the second-level cache, and in
-tiles: the arithmetic that finds a tile's corners runs in vector instructions, the loads and stores that use
-them follow. A kernel does one of `shares` equal shares of the work. Every output element has one writer,
-which adds in a fixed order: results do not depend on the number of shares. The convention is that of
-torch_twin.py.
+Work goes level by level over many points, so that one level's table stays in the second-level cache, and in tiles: the
+arithmetic that finds a tile's corners runs in vector instructions, the loads and stores that use them follow. A kernel
+does one of `shares` equal shares of the work. Every output element has one writer, which adds in a fixed order: results
+do not depend on the number of shares. The convention is that of torch_twin.py.
 
 Inside the kernels: x, direction: (3, N) float32 (direction (3, 0): none). Features and their gradients: (L*F, N), where
-a level's values are contiguous. table: flat, entries*F. features: a tuple of F zeros, since its length is a
-constant for the compiler. Levels: scale (L,) float32, resolution (L,) int32, offset (L+1,) int64, hashed
-(L,) bool.
+a level's values are contiguous. table: flat, entries*F. features: a tuple of F zeros, since its length is a constant
+for the compiler. Levels: scale (L,) float32, resolution (L,) int32, offset (L+1,) int64, hashed (L,) bool.
 """
 
 from __future__ import annotations
@@ -261,9 +258,8 @@ def _position_gradient(share, shares, x, table, grad, scale, resolution, offset,
 def in_shares(kernel: Callable[..., None], n_points: int, *arguments: Any) -> None:
     """Run kernel(share, shares, *arguments) for every share: as many shares as torch uses threads.
 
-    Plain threads, since the kernels release the interpreter's lock: numba's own loops over threads take
-    twice as long to compile, and their thread pools end a process that forks. A share has a block of points
-    or more.
+    Plain threads, since the kernels release the interpreter's lock: numba's own loops over threads take twice as long
+    to compile, and their thread pools end a process that forks. A share has a block of points or more.
     """
     shares = max(1, min(torch.get_num_threads(), n_points // BLOCK))
     if shares == 1:

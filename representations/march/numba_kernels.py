@@ -1,8 +1,7 @@
 """The marcher and the compositor as numba kernels for the CPU.
 
-Parallel over rays; every output element has one writer and sums run in sample order, so the result does not
-depend on the number of threads. Random numbers come in as arguments. No fastmath: the marcher must round as
-the torch twin does.
+Parallel over rays; every output element has one writer and sums run in sample order, so the result does not depend on
+the number of threads. Random numbers come in as arguments. No fastmath: the marcher must round as the torch twin does.
 """
 
 from __future__ import annotations

@@ -34,8 +34,7 @@ def spans(
 
     Sample k lies between first + k * step and first + (k + 1) * step.
     """
-    chord = sphere_chord if options.bound == "sphere" else box_chord
-    enter, leave = chord(origins, directions, options.radius)
+    enter, leave = (sphere_chord if options.bound == "sphere" else box_chord)(origins, directions, options.radius)
     enter = enter.clamp(min=options.near)
     if options.sampler == "stratified":
         steps = (leave - enter).clamp(min=0) / options.samples

@@ -21,7 +21,7 @@ from threedgen.representations.base import Representation
 from threedgen.representations.losses import facing_away
 from threedgen.representations.march import pack
 from threedgen.representations.options import DMTetConfig
-from threedgen.representations.shading import NoMaterial
+from threedgen.representations.shading import ALBEDO, NoMaterial, Shading
 from threedgen.representations.volume.render import Background, Render
 
 from .raster import antialias, surface_points
@@ -86,7 +86,8 @@ class DMTet(Representation):
 
     def surface(self) -> tuple[Tensor, Tensor]:
         """Vertices (N, 3) in world units, differentiable, and faces (F, 3). The outermost points count as outside."""
-        distance = torch.where(self._border(), self.distance.abs() + 1e-6, self.distance)
+        border = (self.points.abs() > 1 - 1e-6).any(dim=-1)
+        distance = torch.where(border, self.distance.abs() + 1e-6, self.distance)
         return marching_tetrahedra(self.grid(), distance, self.tets)
 
     def mesh(self) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -103,16 +104,14 @@ class DMTet(Representation):
         *,
         generator: torch.Generator | None = None,
         training: bool = False,
-        step: int = 0,
         light: Tensor | None = None,
-        shading: Any = None,
+        shading: Shading = ALBEDO,
     ) -> Render:
         """All pixels of all cameras, (B H W, ...), as `volume.render` gives them for a field.
 
         light (B, 3) is the point light of each view, which is at the camera if none is given.
         """
         device, count = self.distance.device, len(cameras) * cameras.height * cameras.width
-        shading = material.draw(step, training, generator) if shading is None else shading
         _, directions = (rays.reshape(-1, 3).to(device) for rays in cameras.rays())
         behind = background(directions, training=training, generator=generator)
         vertices, faces = self.surface()
@@ -138,7 +137,7 @@ class DMTet(Representation):
         )
 
     def _columns(
-        self, vertices: Tensor, faces: Tensor, cameras: Cameras, material: NoMaterial, light: Tensor, shading: Any
+        self, vertices: Tensor, faces: Tensor, cameras: Cameras, material: NoMaterial, light: Tensor, shading: Shading
     ) -> Tensor:
         """Colour, opacity, depth, normal and `facing_away` of all pixels (B H W, 9), before a black background."""
         seen = surface_points(vertices, faces, cameras)
@@ -189,10 +188,6 @@ class DMTet(Representation):
 
     def _cube(self, values: Tensor) -> NDArray[np.bool_]:
         return values.view((self.options.resolution + 1,) * 3).cpu().numpy()
-
-    def _border(self) -> Tensor:
-        """(V,) bool: points on the outside of the grid."""
-        return (self.points.abs() > 1 - 1e-6).any(dim=-1)
 
 
 def large_parts(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -13,9 +13,8 @@ from threedgen.representations.options import OccupancyConfig
 class OccupancyGrid(nn.Module):
     """Cells of the cube [-radius, radius]^3, indexed [x, y, z].
 
-    values (G, G, G) float32: running maximum of density * step, the optical thickness of one step, which
-    forgets slowly; binary (G, G, G) bool: cells that are sampled, all of them at first. Both are saved with
-    the module.
+    values (G, G, G) float32: running maximum of density * step, the optical thickness of one step, which forgets
+    slowly; binary (G, G, G) bool: cells that are sampled, all of them at first. Both are saved with the module.
     """
 
     values: Tensor
@@ -28,10 +27,6 @@ class OccupancyGrid(nn.Module):
         self.register_buffer("values", torch.zeros(shape))
         self.register_buffer("binary", torch.ones(shape, dtype=torch.bool))
 
-    def due(self, step: int) -> bool:
-        """Is the grid updated at this step?"""
-        return step % self.options.interval == 0
-
     @torch.no_grad()
     def update(self, density: Callable[[Tensor], Tensor], step: int, generator: torch.Generator) -> None:
         """Look at a random point of each cell (later: of some cells) and renew the flags.
@@ -39,11 +34,14 @@ class OccupancyGrid(nn.Module):
         density: points (M, 3) -> (M,). Call it at every step; it does nothing in between. Draws from
         `generator`, a generator of the CPU, whatever the grid's device: same generator, same grid.
         """
-        if not self.due(step):
+        if step % self.options.interval:
             return
-        everything = torch.arange(self.values.numel(), device=self.values.device)
-        cells = everything if step < self.options.warmup else self._some(generator)
-        seen = density(self._points(cells, generator)).reshape(-1).float() * self.step_size
+        every, size = torch.arange(self.values.numel(), device=self.values.device), self.options.resolution
+        cells = every if step < self.options.warmup else self._some(generator)
+        corner = torch.stack([cells // (size * size), cells // size % size, cells % size], dim=-1)
+        inside = torch.rand(len(cells), 3, generator=generator).to(cells.device)
+        points = ((corner + inside) * (2 / size) - 1) * self.radius
+        seen = density(points).reshape(-1).float() * self.step_size
         values = self.values.view(-1)
         decayed = values[cells] * self.options.decay
         # a cell may be in the list twice: it takes its larger value, whatever the order
@@ -65,10 +63,3 @@ class OccupancyGrid(nn.Module):
         if len(full) > many:
             full = full[torch.randint(len(full), (many,), generator=generator).to(full.device)]
         return torch.cat([uniform, full])
-
-    def _points(self, cells: Tensor, generator: torch.Generator) -> Tensor:
-        """A random point (M, 3) in each of the cells (M,), given by flat index."""
-        size = self.options.resolution
-        corner = torch.stack([cells // (size * size), cells // size % size, cells % size], dim=-1)
-        inside = torch.rand(len(cells), 3, generator=generator).to(cells.device)
-        return ((corner + inside) * (2 / size) - 1) * self.radius

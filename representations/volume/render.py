@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from threedgen.representations.losses import facing_away
 from threedgen.representations.march import Samples, composite, depth_variance, join, march, pack, visible
 from threedgen.representations.options import MarchConfig
-from threedgen.representations.shading import NoMaterial, Shading
+from threedgen.representations.shading import ALBEDO, NoMaterial, Shading
 from threedgen.run.memory import graph_bytes
 
 from .occupancy import OccupancyGrid
@@ -84,23 +84,20 @@ def render(
     *,
     generator: torch.Generator | None = None,
     training: bool = False,
-    step: int = 0,
     light: Tensor | None = None,
     need_normals: bool = False,
-    shading: Shading | None = None,
+    shading: Shading = ALBEDO,
     chunk: int | None = None,
 ) -> Render:
     """Render rays (R, 3), (R, 3), unit directions.
 
-    light (3,) or (R, 3): point lights in the world, for lit shading. In training the samples are jittered,
-    the background may be random and the material draws its shading for this step, all from `generator` (of
-    the CPU); `shading` overrules the draw. chunk: so many samples at a time, for renders too large at once; the
-    result is the same, gradients in the field's parameters included (`two_pass`).
+    light (3,) or (R, 3): point lights in the world, for lit `shading`. In training the samples are jittered and the
+    background may be random, both from `generator` (of the CPU). chunk: so many samples at a time, for renders too
+    large at once; the result is the same, gradients in the field's parameters included (`two_pass`).
     Raises ValueError if training lacks the generator.
     """
     if training and generator is None:
         raise ValueError("rendering in training draws random numbers and needs a generator")
-    shading = material.draw(step, training, generator) if shading is None else shading
     behind = background(directions, training=training, generator=generator)
     jitter = None
     if training and options.jitter:
@@ -108,16 +105,17 @@ def render(
     rays = _Rays(origins, directions, jitter, None if light is None else light.expand(len(origins), 3))
     samples = _place(field, occupancy, options, rays, chunk)
 
-    def shade(part: slice) -> _Shaded:
+    def shade(part: slice) -> tuple[Tensor | None, ...]:
         return _shade(field, material, options, rays.part(part), samples.of_rays(part), shading, need_normals)
 
     parts = samples.split(chunk)
     if len(parts) == 1:
-        seen = shade(parts[0])
+        columns = shade(parts[0])
     else:
-        seen = _Shaded(*two_pass(lambda part: shade(part)[:-2], parts, field.parameters()))
-    rgb = seen.rgb_fg + behind * (1 - seen.opacity)
-    return Render(rgb=rgb, background=behind, shading=shading, samples=samples, **seen._asdict())
+        columns = two_pass(lambda part: shade(part)[:-2], parts, field.parameters())
+    shaded: dict[str, Any] = dict(zip(_SHADED, columns, strict=False))
+    rgb = shaded["rgb_fg"] + behind * (1 - shaded["opacity"])
+    return Render(rgb=rgb, background=behind, shading=shading, samples=samples, **shaded)
 
 
 class _Rays(NamedTuple):
@@ -133,20 +131,8 @@ class _Rays(NamedTuple):
         return _Rays(*(None if value is None else value[part] for value in self))  # type: ignore[arg-type]
 
 
-class _Shaded(NamedTuple):
-    """What `Render` has that the field has to be asked for: for each ray, and the last two for each sample."""
-
-    rgb_fg: Tensor
-    opacity: Tensor
-    depth: Tensor
-    z_variance: Tensor
-    normal: Tensor | None
-    away: Tensor | None
-    eikonal: Tensor | None
-    weights: Tensor | None = None
-    normals: Tensor | None = None
-
-
+_SHADED = ("rgb_fg", "opacity", "depth", "z_variance", "normal", "away", "eikonal", "weights", "normals")
+"""What `Render` has that the field has to be asked for: for each ray, and the last two for each sample."""
 PLACING = 4
 """Where no graph is kept, so many times more samples are looked at together."""
 
@@ -194,10 +180,12 @@ def _shade(
     samples: Samples,
     shading: Shading,
     need_normals: bool,
-) -> _Shaded:
-    """Shading and compositing, without random numbers: the same again for the same rays."""
-    if len(samples) == 0:
-        samples, points = _nothing(rays.origins, options.radius)
+) -> tuple[Tensor | None, ...]:
+    """Shades and composites, without random numbers: gives `_SHADED`, the same again for the same rays."""
+    if len(samples) == 0:  # one sample of no length on the first ray sees nothing, but keeps the graph
+        zero = rays.origins.new_zeros(1)
+        samples = pack(zero.long(), zero, zero, len(rays.origins))
+        points = rays.origins[:1].detach().clamp(-options.radius, options.radius)
     else:
         points = samples.positions(rays.origins, rays.directions)
     normals = eikonal = None
@@ -221,14 +209,7 @@ def _shade(
         directions = rays.directions.index_select(0, samples.ray_index)
         away = samples.sum(facing_away(seen.weights, normals, directions))[:, None]
     spread = depth_variance(seen, samples)
-    return _Shaded(rgb_fg, seen.opacity, seen.depth, spread, normal, away, eikonal, seen.weights, normals)
-
-
-def _nothing(origins: Tensor, radius: float) -> tuple[Samples, Tensor]:
-    """One sample of no length on the first ray: sees nothing, but keeps the graph, with zero gradients."""
-    zero = origins.new_zeros(1)
-    inside = origins[:1].detach().clamp(-radius, radius)
-    return pack(zero.long(), zero, zero, len(origins)), inside
+    return rgb_fg, seen.opacity, seen.depth, spread, normal, away, eikonal, seen.weights, normals
 
 
 # --- how many samples at a time ---------------------------------------------------------------------------------
@@ -248,7 +229,7 @@ def sample_bytes(
     device: torch.device | str = "cpu",
 ) -> float:
     """Bytes that the graph of a training render keeps for each sample, measured on some parallel rays."""
-    shading = Shading("diffuse", 0.5, 0.5) if normals else Shading()
+    shading = Shading("diffuse", 0.5, 0.5) if normals else ALBEDO
     every = options.model_copy(update={"alpha_threshold": 0.0, "early_stop": 0.0, "chunk": None})
 
     def probe(rays: int) -> Render:

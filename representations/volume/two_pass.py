@@ -26,7 +26,7 @@ Outputs = Sequence[Tensor | None]
 Compute = Callable[[slice], Outputs]
 
 
-def two_pass(compute: Compute, parts: Sequence[slice], parameters: Iterable[Tensor]) -> tuple[Any, ...]:
+def two_pass(compute: Compute, parts: Sequence[slice], parameters: Iterable[Tensor]) -> tuple[Tensor | None, ...]:
     """What `compute` gives for each of the consecutive `parts`, joined along the first axis.
 
     compute(part) is a tuple of tensors, or None, with one row for each of part.start ... part.stop - 1. It may be

@@ -208,7 +208,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_sentence(
         file.write_bytes(file.read_bytes()[:-50])
     said = {
         "cut": "last.ckpt is damaged",
-        "other": "the checkpoint is of another architecture: field.",
+        "other": "the checkpoint is of another architecture: ",
         "code": "Python objects (posix.mkdir)" if os.name == "posix" else "Python objects",
         "config": "seed: 5 -> 0",
     }

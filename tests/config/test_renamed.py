@@ -8,7 +8,6 @@ import pytest
 
 from threedgen import config
 from threedgen.config import ConfigError, renamed
-from threedgen.config.layers import find
 from threedgen.run.folder import differences
 
 
@@ -49,10 +48,3 @@ def test_a_run_of_the_release_before_goes_on() -> None:
     before = {{"scenes_per_step": "groups", "guidance_input": "judged"}.get(key, key): now[key] for key in now}
     assert differences(before, now) == []
     assert differences(before | {"groups": 7}, now) == ["scenes_per_step: 7 -> 1.0"]
-
-
-def test_an_old_config_is_the_new_one(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setitem(renamed.FILES, "mvdream-small", "mvdream-toybox")
-    renamed._say.cache_clear()
-    assert find("mvdream-small") == find("mvdream-small.yaml") == find("mvdream-toybox")
-    assert "config: mvdream-small is called mvdream-toybox now" in caplog.text and len(caplog.records) == 1

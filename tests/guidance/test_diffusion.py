@@ -224,17 +224,6 @@ def test_a_noisy_step_without_noise_is_refused():
         ddim_step(torch.zeros(1), torch.zeros(1), torch.tensor(0.5), torch.tensor(0.6), eta=1)
 
 
-def test_progress_is_told_of_every_step():
-    seen = []
-    x_T = torch.ones(1, 1, 2, 2)
-
-    def progress(done, total, x0):
-        seen.append((done, total, x0.shape))
-
-    ddim_sample(gaussian_denoiser(1.0), x_T, None, None, 1, SD, 4, progress=progress)
-    assert seen == [(i, 4, x_T.shape) for i in (1, 2, 3, 4)]
-
-
 def recorder(calls: list):
     def denoise(x, t, text, camera, n_view):
         calls.append((x, t, text, camera, n_view))

@@ -51,6 +51,7 @@ def _toy(width: int, pause: float, nan: list[int], sleep_at: int, config_yaml: s
             self.register_buffer("grid", torch.zeros(10))
             self.config_yaml = config_yaml
             self.terms: dict[str, Any] = {}
+            self.metrics: dict[str, Any] = {}
 
         def training_step(self, batch: int, batch_idx: int) -> torch.Tensor:
             time.sleep(300 if batch == sleep_at else pause)

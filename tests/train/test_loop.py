@@ -195,7 +195,7 @@ def test_another_config_is_refused_by_its_keys(tmp_path, run):
 def test_another_network_is_refused(tmp_path, run):
     assert run.run(tmp_path, pause=0, max_steps=10) == 0
     assert run.run(tmp_path, pause=0, resume=True, width=13) == 2
-    assert "another architecture: net.0.weight is (12, 6) in it and (13, 6) here" in log(tmp_path)
+    assert "(first 'net.0.weight': (12, 6) instead of (13, 6))" in log(tmp_path)
 
 
 def test_a_checkpoint_without_a_config_is_not_compared():

@@ -52,8 +52,6 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
                     return candidate
             except OSError:  # a name too long for the file system
                 continue
-    if (now := renamed.file(text.removesuffix(".yaml"))) in shipped():
-        return folder("configs") / f"{now}.yaml"
     guess = nearest(Path(text).stem, shipped())
     raise ConfigError(f"no file and no shipped config has this name{did_you_mean(guess)}", "config", text)
 

@@ -1,6 +1,6 @@
 """Names that have changed: the old ones work for one more release, with a line that says the new one.
 
-A config model lists its own renamed keys in ``renamed`` (old -> new); ``FILES`` lists renamed configs.
+A config model lists its own renamed keys in ``renamed`` (old -> new).
 """
 
 from __future__ import annotations
@@ -16,14 +16,6 @@ from threedgen.config import fields, registry
 from threedgen.config.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-FILES: dict[str, str] = {}
-"""Shipped configs, without `.yaml`: old -> new."""
-
-
-def file(name: str) -> str:
-    """The name of a shipped config as it is now."""
-    return _current(FILES, name, "config")
 
 
 def in_tree(model: type[BaseModel], tree: Any, where: str = "") -> Any:

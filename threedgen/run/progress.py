@@ -59,7 +59,7 @@ class Count:
     with Count("sampling", 200, quiet) as count:
         count.add(8)
 
-    A line is said a minute (``every`` seconds) after the last one, at the end, and when the caller asks for it.
+    A line is said a minute after the last one, at the end, and when the caller asks for it.
     ``done``: pieces that an earlier run left, which say nothing about the time that the others need.
     """
 
@@ -70,12 +70,11 @@ class Count:
         quiet: bool = False,
         console: Console | None = None,
         done: int = 0,
-        every: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         window: float = WINDOW,
     ) -> None:
         self.stage, self.total, self.quiet, self.done = stage, total, quiet, done
-        self.console, self.every, self.clock = console or Console(stderr=True), every, clock
+        self.console, self.clock = console or Console(stderr=True), clock
         self.speed = Speed(window)
         self.speed.mark(clock(), done)
         self._bar: Bar | None = None
@@ -116,7 +115,7 @@ class Count:
             if details is None or now - self._drawn_at >= 0.25:  # reading the loss makes a GPU wait
                 self._drawn_at = now
                 self.note(note, ", ".join(details() if details else self._left()))
-        elif due or now - self._said_at >= self.every or done >= self.total:
+        elif due or now - self._said_at >= 60 or done >= self.total:
             self.say(details)
 
     def say(self, details: Callable[[], list[str]] | None = None) -> None:
@@ -205,11 +204,8 @@ def details(
     shown: dict[str, Any] = {"loss": outputs.get("loss") if isinstance(outputs, dict) else outputs}
     known: dict[str, Any] = getattr(module, "metrics", {})
     shown |= {name: known.get(name) for name in metrics}
-    numbers = {name: value for name, value in shown.items() if _is_number(value)}
-    return parts + [f"{clean(name)} {number(float(value))}" for name, value in numbers.items()]
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        return value.numel() == 1
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    for name, value in shown.items():
+        single = isinstance(value, torch.Tensor) and value.numel() == 1
+        if single or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            parts.append(f"{clean(name)} {number(float(value))}")
+    return parts

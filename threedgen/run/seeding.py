@@ -1,12 +1,8 @@
 """Random numbers keyed by what they are for, so that nothing random has to be saved.
 
-Every draw of a run asks for a fresh generator by (seed, step, purpose, rank). A run that was killed and
-resumed at step 800 therefore draws exactly what the uninterrupted run would have drawn there, and neither
-the moment of a checkpoint, nor validation, nor logging can shift the stream of anything else. Saving the
-states of generators instead works only until one of them (a library's, a worker's, numba's) is forgotten.
-
-The key is hashed rather than added up: with ``seed + step``, step 1 of seed 0 and step 0 of seed 1 would be
-the same stream, and runs meant to be independent would be copies of each other, one step apart.
+Every draw of a run asks for a fresh generator by (seed, step, purpose, rank), so a resumed run draws what the
+uninterrupted one would have drawn, and neither a checkpoint, nor validation, nor logging can shift a stream. The key is
+hashed rather than added up: with ``seed + step`` runs would be copies of each other, one step apart.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class Logging(StepCallback):
         if self._metrics is None or step % self.every:
             return
         self.speed.mark(time.monotonic(), step)
-        values = {**outputs, **getattr(module, "terms", {}), **getattr(module, "metrics", {})}
+        values = {**outputs, **module.terms, **module.metrics}
         self._metrics.log(step, values | {"step_seconds": self.speed.seconds_a_step()})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -236,8 +236,7 @@ class FiniteGuard(StepCallback):
         """Which part of the last step was not finite."""
         if self._loss_is_finite:
             return "a gradient is not finite"
-        terms: dict[str, Any] = getattr(module, "terms", {})
-        bad = [name for name, value in terms.items() if not torch.isfinite(torch.as_tensor(value)).all()]
+        bad = [name for name, value in module.terms.items() if not torch.isfinite(torch.as_tensor(value)).all()]
         return f"the loss term {' and '.join(map(repr, bad))} is not finite" if bad else "the loss is not finite"
 
 

@@ -1,6 +1,4 @@
-"""Checkpoints that survive a kill, a full disk and a moved folder, and that are never trusted when read: how they get
-to the disk, when a run is saved (by the clock at the end of a step, at its end, on SIGTERM), and which it may go on
-from.
+"""Checkpoints that survive a kill, a full disk and a moved folder, and that are never trusted when read.
 
 Two files are kept in a folder, `last.ckpt` and the one before it, `previous.ckpt`. A new one is written
 beside them under another name, forced to the disk, and takes its place by a rename: a process that dies in
@@ -16,11 +14,9 @@ import platform
 import re
 import shutil
 import time
-import zipfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numba
@@ -32,6 +28,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from threedgen.config import yaml_text
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
+from threedgen.run.torch_file import read_torch
 from threedgen.train.callbacks import StepCallback, anywhere, nonfinite
 
 logger = logging.getLogger(__name__)
@@ -85,24 +82,7 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises ConfigError, one sentence, for a file that is cut off, changed, foreign or holds Python objects.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-            intact = stored and archive.testzip() is None
-    except Exception:  # a damaged zip raises BadZipFile, EOFError, ValueError, UnicodeDecodeError, ...
-        intact = False
-    if not intact:
-        raise ConfigError(f"{path} is damaged, cut off or not a checkpoint of this program")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|class|function|type) ([\w.]+)", str(error))
-        name = f" ({found.group(1)})" if found else ""
-        raise ConfigError(
-            f"{path} holds Python objects{name}, not only weights: it was not loaded, as that could run code"
-        ) from None
-    except Exception as error:  # torch raises a dozen kinds for damaged files: they all mean this
-        raise ConfigError(f"{path} is damaged and cannot be read ({type(error).__name__})") from None
+    checkpoint = read_torch(path)
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in _NEEDED):
         raise ConfigError(f"{path} is not the checkpoint of a run (it may hold plain weights)")
     return checkpoint
@@ -174,7 +154,8 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[CONFIG_KEY] = str(getattr(pl_module, CONFIG_KEY, ""))
+        module: Any = pl_module
+        checkpoint[CONFIG_KEY] = module.config_yaml
         checkpoint[NUMERICS_KEY] = numerics()
 
     def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
@@ -265,16 +246,3 @@ def warn_numerics(checkpoint: dict[str, Any]) -> None:
     changes = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     if changes:
         logger.warning("results may differ in the last bits from a run without a stop: %s", ", ".join(changes))
-
-
-def check_fits(module: torch.nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Raises ConfigError if the weights in `checkpoint` have other names or shapes than those of `module`."""
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    stored = {name: tuple(getattr(value, "shape", ())) for name, value in checkpoint["state_dict"].items()}
-    wrong = [name for name in expected | stored if expected.get(name) != stored.get(name)]
-    if wrong:
-        name = wrong[0]
-        raise ConfigError(
-            f"the checkpoint is of another architecture: {name} is {stored.get(name, 'absent')} in it "
-            f"and {expected.get(name, 'absent')} here ({len(wrong)} such tensors)"
-        )

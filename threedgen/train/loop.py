@@ -1,14 +1,6 @@
 """The one training loop: Lightning's Trainer on an endless stream of steps, with everything a run needs.
 
-`fit` works on any LightningModule. These attributes of it are used if it has them:
-
-    config_yaml   text, the resolved config: travels in the checkpoint and is compared on resume
-    stage         text shown by the progress bar, may change while running
-    terms         {name: number} of the last loss; logged, and named when one is not finite
-    metrics       {name: number} of the last step; logged, and shown if asked for
-    validate(step, folder)    called every `trainer.val_check_interval` steps, in eval mode, without gradients
-
-`training_step(self, batch, batch_idx)` gets as its batch only a number: that of the optimisation step, or
+`training_step(self, batch, batch_idx)` of a System gets as its batch only a number: that of the optimisation step, or
 with accumulation that of the batch since the beginning; it is the same after a resume. Draws are keyed by it
 (threedgen.run.seeding), and the global generators are seeded from it. State that counts lives in parameters and
 persistent buffers and is changed inside the step, never in the module's own on_train_batch_end, which comes
@@ -36,17 +28,17 @@ from threedgen.config.errors import ConfigError
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.progress import Progress, silence_lightning
+from threedgen.run.torch_file import compare
 from threedgen.train.callbacks import FiniteGuard, Logging, Seeding, StopOnInterrupt, Validation
 from threedgen.train.checkpoint import (
-    CONFIG_KEY,
     AtomicCheckpointIO,
     Checkpoint,
     check_config,
-    check_fits,
     free_megabytes,
     latest,
     warn_numerics,
 )
+from threedgen.train.system import System
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +85,7 @@ class Steps:
 
 
 def fit(
-    module: pl.LightningModule,
+    module: System,
     config: Any,
     folder: Path | str,
     resume: bool = False,
@@ -142,7 +134,7 @@ def fit(
     return Status.FINISHED if trainer.global_step >= trainer.max_steps else Status.INTERRUPTED
 
 
-def _go_on_from(module: pl.LightningModule, checkpoints: Path, keep: int, resume: bool) -> Path | None:
+def _go_on_from(module: System, checkpoints: Path, keep: int, resume: bool) -> Path | None:
     """The checkpoint to resume from. Raises ConfigError if it does not fit, or if none is wanted."""
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
@@ -154,8 +146,8 @@ def _go_on_from(module: pl.LightningModule, checkpoints: Path, keep: int, resume
     if found is None:
         return None
     path, checkpoint = found
-    check_config(checkpoint, str(getattr(module, CONFIG_KEY, "")))
-    check_fits(module, checkpoint)
+    check_config(checkpoint, module.config_yaml)
+    compare(checkpoint["state_dict"], module.state_dict(), "the checkpoint")
     warn_numerics(checkpoint)
     return path
 

@@ -21,7 +21,9 @@ from threedgen.run.seeding import generator, numpy_generator
 class System(pl.LightningModule):
     """A LightningModule whose randomness is keyed by step and purpose and whose frozen networks are in no checkpoint.
 
-    `stage`: what the progress bar says. `metrics`, `terms`: numbers of the last step, see threedgen.train.loop.
+    `stage`: what the progress bar says, may change. `config_yaml`: the resolved config, is in the checkpoint and
+    compared on resume. `terms`: of the last loss, logged, and named when one is not finite. `metrics`: of the last
+    step, logged, and shown if asked for.
     """
 
     stage = "training"
@@ -91,7 +93,8 @@ class EMA(torch.nn.Module):
         self.decay = decay
         for name, value in model.state_dict().items():
             kept = value.detach().clone()
-            self.register_buffer(_buffer_name(name), kept.float() if kept.is_floating_point() else kept)
+            # torch allows no dots in names of buffers; the first / keeps a `decay` or `training` from our own
+            self.register_buffer("/" + name.replace(".", "/"), kept.float() if kept.is_floating_point() else kept)
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module, step: int) -> None:
@@ -121,11 +124,6 @@ class EMA(torch.nn.Module):
             yield
         finally:
             model.load_state_dict(own)
-
-
-def _buffer_name(name: str) -> str:
-    """torch allows no dots in names of buffers; the first / keeps a `decay` or `training` from our own."""
-    return "/" + name.replace(".", "/")
 
 
 class AveragedSystem(System):

@@ -55,7 +55,7 @@ class Task:
     def load_prior(self) -> Any:
         """The prior of the config on the device of the run; its weights are named first. Raises ConfigError."""
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
-        if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0" and hasattr(prior, "describe"):
+        if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
             say(f"weights: {prior.describe()}")
         return registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
 

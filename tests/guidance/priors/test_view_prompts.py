@@ -57,16 +57,16 @@ def test_azimuth_and_elevation_choose_the_words() -> None:
 
 def test_each_camera_gets_its_text() -> None:
     off = view_text(embeddings()[:2], cameras([0, 90]), ViewPromptsConfig())
-    assert torch.equal(off.cond, embeddings()[:1]) and torch.equal(off.uncond, embeddings()[1:2])
+    assert torch.equal(off.text[0], embeddings()[:1]) and torch.equal(off.text[1], embeddings()[1:2])
     on = view_text(embeddings(), cameras([0, 90, 180]), WORDS)
-    assert torch.equal(on.cond, torch.stack([FRONT, SIDE, BACK])) and on.negatives is None
-    assert torch.equal(on.uncond, embeddings()[1:2])
+    assert torch.equal(on.text[0], torch.stack([FRONT, SIDE, BACK])) and on.negatives is None
+    assert torch.equal(on.text[1], embeddings()[1:2])
 
 
 def test_perp_neg_goes_over_from_side_to_side() -> None:
     said = view_text(embeddings(), cameras([0, 45, 90, 135, 180, -135]), PERP)
     between = [FRONT, (FRONT + SIDE) / 2, SIDE, (SIDE + BACK) / 2, BACK, (SIDE + BACK) / 2]
-    torch.testing.assert_close(said.cond, torch.stack(between))
+    torch.testing.assert_close(said.text[0], torch.stack(between))
     assert said.negatives is not None
     front_first = said.negatives.text[:, 0], said.negatives.text[:, 3]
     assert torch.equal(front_first[0], torch.stack([FRONT, SIDE])), "before 90 degrees"
@@ -89,7 +89,7 @@ def test_perp_neg_pushes_away_from_the_front_everywhere_but_there() -> None:
 
 def test_from_overhead_there_are_no_negatives() -> None:
     said = view_text(embeddings(), cameras([0, 100], 80), PERP)
-    assert torch.equal(said.cond, torch.stack([OVERHEAD, OVERHEAD]))
+    assert torch.equal(said.text[0], torch.stack([OVERHEAD, OVERHEAD]))
     assert said.negatives is not None and not said.negatives.weights.any()
 
 
@@ -118,12 +118,12 @@ def test_sds_asks_for_all_texts_in_one_call() -> None:
     said = view_text(embeddings(), cameras([30, 90, 170]), PERP)
     noise, t = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([400])
     same = {"schedule": sd, "t": t, "noise": noise, "guidance_scale": 5.0, "weighting": "uniform"}
-    loss, _ = sds_eps(z, denoise, (said.cond, said.uncond), None, 1, **same, negatives=said.negatives)
+    loss, _ = sds_eps(z, denoise, said.text, None, 1, **same, negatives=said.negatives)
     assert calls == [12]
     (grad,) = torch.autograd.grad(loss, z)
     x = sd.add_noise(z.detach(), noise, t)
     assert said.negatives is not None
-    texts = [said.cond, said.uncond.expand(3, -1, -1), *said.negatives.text]
+    texts = [said.text[0], said.text[1].expand(3, -1, -1), *said.negatives.text]
     cond, uncond, *rest = (denoise(x, t, text, None, 1) for text in texts)
     expected = combine_perp_neg(cond, uncond, rest, said.negatives.weights, 5.0) - noise
     torch.testing.assert_close(grad, expected / 3, atol=1e-5, rtol=1e-4)

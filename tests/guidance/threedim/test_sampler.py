@@ -35,6 +35,8 @@ def scenes(count: int = 2, inputs: int = 1, targets: int = 3, size: int = 4) -> 
 class Listener:
     """Predicts what it is told to, and remembers what it was asked."""
 
+    clip: float | None = 1.0
+
     def __init__(self, prediction: Prediction = "sample", conditional: float = 0.2, dropped: float = 0.0) -> None:
         self.prediction, self.values = prediction, (dropped, conditional)
         self.calls: list[dict[str, Tensor]] = []
@@ -127,6 +129,8 @@ def test_strategy_and_guidance_do_not_shift_the_noise() -> None:
 class Gaussian:
     """The perfect model of pictures that are normal with mean 0.3 and deviation 0.5, whatever the condition."""
 
+    clip = None
+
     def __init__(self, prediction: Prediction) -> None:
         self.prediction = prediction
 
@@ -138,7 +142,7 @@ class Gaussian:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_the_chain_samples_the_distribution_of_a_perfect_model(prediction: Prediction) -> None:
-    views = sample_views(Gaussian(prediction), **scenes(2, targets=1, size=48), steps=128, clip=None)
+    views = sample_views(Gaussian(prediction), **scenes(2, targets=1, size=48), steps=128)
     assert views.mean().item() == pytest.approx(0.3, abs=0.02)
     assert views.std().item() == pytest.approx(0.5, abs=0.02)
 
@@ -146,7 +150,8 @@ def test_the_chain_samples_the_distribution_of_a_perfect_model(prediction: Predi
 def test_predicted_pictures_are_clipped_unless_they_are_latents() -> None:
     bold = Listener(conditional=3.0)
     assert sample_views(bold, **scenes(), steps=4).max() == 1
-    torch.testing.assert_close(sample_views(bold, **scenes(), steps=4, clip=None), torch.full((2, 3, 3, 4, 4), 3.0))
+    bold.clip = None
+    torch.testing.assert_close(sample_views(bold, **scenes(), steps=4), torch.full((2, 3, 3, 4, 4), 3.0))
 
 
 def test_progress_counts_the_steps_of_all_views() -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from threedgen.config import ConfigError
-from threedgen.guidance.weights import loading, reading
+from threedgen.guidance.weights import files, loading
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.0, 2.0]), "n": torch.ones(4)}
 
@@ -52,11 +52,11 @@ def equal(found: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("wrap", [dict, OrderedDict, lambda t: {"state_dict": t, "global_step": 7}])
 def test_torch_files_are_read(tmp_path: Path, wrap: Any) -> None:
-    assert equal(reading.read_tensors(torch_file(tmp_path / "w.pt", wrap(TENSORS))))
+    assert equal(files.read_tensors(torch_file(tmp_path / "w.pt", wrap(TENSORS))))
 
 
 def test_safetensors_are_read_whatever_the_file_is_called(tmp_path: Path) -> None:
-    assert equal(reading.read_tensors(safe_file(tmp_path / "w.bin")))
+    assert equal(files.read_tensors(safe_file(tmp_path / "w.bin")))
 
 
 class Dangerous:
@@ -76,9 +76,9 @@ def test_code_in_a_file_is_named_and_not_run(tmp_path: Path) -> None:
     bare.write_bytes(pickle.dumps(Dangerous(trap)))
     legacy = tmp_path / "legacy.pt"
     torch.save({"x": Dangerous(trap)}, legacy, _use_new_zipfile_serialization=False)
-    assert "mkdir" in refused(lambda: reading.read_tensors(zipped), "holds Python objects")
-    refused(lambda: reading.read_tensors(bare), "bare pickle")
-    refused(lambda: reading.read_tensors(legacy), "bare pickle")
+    assert "mkdir" in refused(lambda: files.read_tensors(zipped), "holds Python objects")
+    refused(lambda: files.read_tensors(bare), "bare pickle")
+    refused(lambda: files.read_tensors(legacy), "bare pickle")
     refused(lambda: loading.check(str(bare)), "bare pickle")
     assert not trap.exists()
 
@@ -100,7 +100,7 @@ def test_code_in_a_file_is_named_and_not_run(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: bytes, sentence: str) -> None:
     path = tmp_path / "w.pt"
     path.write_bytes(content)
-    assert str(path) in refused(lambda: reading.read_tensors(path), sentence)
+    assert str(path) in refused(lambda: files.read_tensors(path), sentence)
 
 
 @pytest.mark.parametrize(
@@ -116,12 +116,12 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: bytes, sentence
 )
 def test_torch_files_with_other_content_are_refused(tmp_path: Path, content: Any, sentence: str) -> None:
     path = torch_file(tmp_path / "w.pt", content)
-    refused(lambda: reading.read_tensors(path), sentence)
+    refused(lambda: files.read_tensors(path), sentence)
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
-    refused(lambda: reading.read_tensors(tmp_path / "none.pt"), "cannot be read: No such file")
-    refused(lambda: reading.read_tensors(tmp_path), "cannot be read")
+    refused(lambda: files.read_tensors(tmp_path / "none.pt"), "cannot be read: No such file")
+    refused(lambda: files.read_tensors(tmp_path), "cannot be read")
 
 
 def mutants(data: bytes, count: int, seed: int = 0) -> list[bytes]:
@@ -151,7 +151,7 @@ def test_mutants_of_a_torch_file_are_refused_or_equal(tmp_path: Path) -> None:
     for mutant in mutants(data, 400):
         (tmp_path / "m.pt").write_bytes(mutant)
         try:
-            outcomes.append(equal(reading.read_tensors(tmp_path / "m.pt")))
+            outcomes.append(equal(files.read_tensors(tmp_path / "m.pt")))
         except ConfigError as error:
             assert "weights_only" not in str(error)
             outcomes.append(None)
@@ -160,16 +160,16 @@ def test_mutants_of_a_torch_file_are_refused_or_equal(tmp_path: Path) -> None:
 
 def test_mutants_of_a_summed_folder_are_refused_or_equal(tmp_path: Path) -> None:
     path = safe_file(tmp_path / "w.safetensors")
-    reading.write_sums(tmp_path)
+    files.write_sums(tmp_path)
     data, read = path.read_bytes(), 0
     for mutant in mutants(data, 300):
         path.write_bytes(mutant)
         try:
-            reading.check_sums(tmp_path)
+            files.check_sums(tmp_path)
         except ConfigError:
             continue
         read += 1
-        assert equal(reading.read_tensors(path))
+        assert equal(files.read_tensors(path))
     assert read < 30
 
 
@@ -178,7 +178,7 @@ def test_mutants_of_safetensors_raise_nothing_else(tmp_path: Path) -> None:
     for mutant in mutants(data, 300):
         (tmp_path / "m.safetensors").write_bytes(mutant)
         try:
-            reading.read_tensors(tmp_path / "m.safetensors")
+            files.read_tensors(tmp_path / "m.safetensors")
         except ConfigError as error:
             assert "\n" not in str(error)
 
@@ -188,30 +188,30 @@ def test_a_packed_zip_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(plain) as old, zipfile.ZipFile(tmp_path / "p.pt", "w", zipfile.ZIP_DEFLATED) as new:
         for entry in old.infolist():
             new.writestr(entry.filename, old.read(entry))
-    refused(lambda: reading.read_tensors(tmp_path / "p.pt"), "damaged")
+    refused(lambda: files.read_tensors(tmp_path / "p.pt"), "damaged")
 
 
 @pytest.mark.parametrize("line", ["0  ../x", "0  /etc/passwd", "0", "0  a\\..\\b"])
 def test_sums_never_lead_out_of_the_folder(tmp_path: Path, line: str) -> None:
-    (tmp_path / reading.SUMS).write_text(line + "\n")
-    refused(lambda: reading.check_sums(tmp_path), "is damaged")
+    (tmp_path / files.SUMS).write_text(line + "\n")
+    refused(lambda: files.check_sums(tmp_path), "is damaged")
 
 
 def test_sums_notice_a_missing_file_and_are_those_of_sha256sum(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.txt").write_bytes(b"abc")
-    reading.write_sums(tmp_path)
+    files.write_sums(tmp_path)
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert (tmp_path / reading.SUMS).read_text() == f"{known}  sub/a.txt\n"
-    reading.check_sums(tmp_path)
+    assert (tmp_path / files.SUMS).read_text() == f"{known}  sub/a.txt\n"
+    files.check_sums(tmp_path)
     (tmp_path / "sub" / "a.txt").unlink()
-    refused(lambda: reading.check_sums(tmp_path), "lacks the file sub/a.txt")
+    refused(lambda: files.check_sums(tmp_path), "lacks the file sub/a.txt")
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"[" * 5000, b"\xff\xfe", b" " * (2 << 20)])
 def test_bad_json_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
-    refused(lambda: reading.read_json(tmp_path / "config.json"), "config.json")
+    refused(lambda: files.read_json(tmp_path / "config.json"), "config.json")
 
 
 class Layer(nn.Module):
@@ -229,7 +229,7 @@ def layer_tensors() -> dict[str, Tensor]:
 
 def test_fill_gives_a_frozen_float32_network_and_draws_no_random_number() -> None:
     state = torch.get_rng_state()
-    layer = reading.fill(Layer, layer_tensors(), "layer")
+    layer = files.fill(Layer, layer_tensors(), "layer")
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(layer.linear.weight, torch.arange(6.0).view(2, 3))
     assert torch.equal(layer.position_ids, torch.arange(4)[None])
@@ -251,11 +251,11 @@ def test_fill_gives_a_frozen_float32_network_and_draws_no_random_number() -> Non
 )
 def test_fill_refuses_what_does_not_fit(change: dict[str, Tensor | None], sentence: str) -> None:
     tensors = {name: t for name, t in (layer_tensors() | change).items() if t is not None}
-    refused(lambda: reading.fill(Layer, tensors, "layer"), sentence)
+    refused(lambda: files.fill(Layer, tensors, "layer"), sentence)
 
 
 def test_fill_names_a_config_that_builds_nothing() -> None:
-    refused(lambda: reading.fill(lambda: nn.Linear(2, "x"), {}, "layer"), "config of the layer")
+    refused(lambda: files.fill(lambda: nn.Linear(2, "x"), {}, "layer"), "config of the layer")
 
 
 @pytest.fixture

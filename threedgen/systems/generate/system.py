@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from threedgen.config import at, registry
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit, sample_multiview
-from threedgen.guidance.diffusion import Conditions
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
 from threedgen.representations import losses
@@ -108,7 +108,7 @@ class GenerateSystem(System):
     def fit_views(self, step: int) -> tuple[dict[str, float], Tensor]:
         """Warm start: renders should equal the sampled views."""
         size = self.config.warm_start.size
-        result = self.render(self.view_cameras.with_size(size, size), step, training=False, grad=True)
+        result = self.render(self.view_cameras.with_size(size, size), step, training=False)
         expected = F.interpolate(self.views.permute(0, 3, 1, 2), (size, size), mode="area").permute(0, 2, 3, 1)
         # what the samples show at the border is their background
         grey = expected[:, :2].mean((1, 2))[:, None, None]
@@ -126,14 +126,13 @@ class GenerateSystem(System):
         weights = {name: at(getattr(c.loss, name), step, self.max_steps) for name in type(c.loss).model_fields}
         shape = c.guidance_input == "normal"
         normals = shape or weights["orientation"] > 0
-        result = self.render(rig.cameras, step, light=rig.light, training=True, grad=True, normals=normals)
+        result = self.render(rig.cameras, step, light=rig.light, training=True, normals=normals)
         rgb: Any = result.normal if shape else result.rgb
         latents = self.prior.encode_images(rgb.view(len(rig.cameras), size, size, 3), self.rng(step, "posterior"))
         c2w = rig.cameras.c2w.to(self.device)
-        texts = view_text(self.text, rig, c.view_prompts)
         camera = self.prior.camera(c2w) if c.views_per_scene > 1 else None
-        pair = texts.cond, texts.uncond
-        given = Conditions(pair, camera, c.views_per_scene, texts.negatives, self.text[:1], c2w)
+        poses: Any = {"camera": camera, "n_view": c.views_per_scene, "c2w": c2w}
+        given = replace(view_text(self.text, rig, c.view_prompts), plain=self.text[:1], **poses)
         distilled, logs = self.distill(latents, self.prior.denoise, given, step, self.rng(step, "distillation"))
         terms = {"distillation": distilled} | self.regularisers(result, weights)
         loss = sum(weights[name] * value for name, value in terms.items())
@@ -156,30 +155,21 @@ class GenerateSystem(System):
         return {name: term() for name, term in terms.items() if weights[name]}
 
     def render(
-        self,
-        cameras: Cameras,
-        step: int,
-        *,
-        training: bool,
-        grad: bool,
-        normals: bool = False,
-        light: Tensor | None = None,
+        self, cameras: Cameras, step: int, *, training: bool, normals: bool = False, light: Tensor | None = None
     ) -> Render:
         """All pixels of all cameras as rays (B H W, ...); ``light`` (B, 3) is the point light of each view, else it is
         at the camera."""
         rng = self.rng(step, "render")
-        options: Any = {"generator": rng, "training": training, "step": step}
-        options["shading"] = shading = self.material.draw(step, training, rng)
+        shading = self.material.draw(step, training, rng)
+        options: Any = {"generator": rng, "training": training, "shading": shading}
         if self.field.rasterised:
-            with torch.set_grad_enabled(grad):
-                return self.field.render(cameras, self.background, self.material, light=light, **options)
+            return self.field.render(cameras, self.background, self.material, light=light, **options)
         origins, directions = (rays.reshape(-1, 3).to(self.device) for rays in cameras.rays())
         light = (cameras.position if light is None else light).to(self.device)
         light = light.repeat_interleave(cameras.height * cameras.width, 0)
-        chunk = self.held = self.chunk(normals or shading.lit) if grad else EVAL_CHUNK
+        chunk = self.held = self.chunk(normals or shading.lit) if torch.is_grad_enabled() else EVAL_CHUNK
         scene = (self.field, self.background, self.material, self.occupancy, self.config.march)
-        with torch.set_grad_enabled(grad):
-            result = render(*scene, origins, directions, light=light, need_normals=normals, chunk=chunk, **options)
+        result = render(*scene, origins, directions, light=light, need_normals=normals, chunk=chunk, **options)
         self.held = min(chunk or len(result.samples), len(result.samples))
         return result
 
@@ -232,10 +222,11 @@ class GenerateSystem(System):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.chunks |= checkpoint.get("chunks", {})
 
+    @torch.no_grad()
     def pictures(self, cameras: Cameras) -> Tensor:
         """Renders as the result will be seen: (B, H, W, 3) in [0, 1], on the CPU."""
         shape, one_by_one = (1, cameras.height, cameras.width, 3), (cameras.select([k]) for k in range(len(cameras)))
-        renders = (self.render(one, self.max_steps, training=False, grad=False) for one in one_by_one)
+        renders = (self.render(one, self.max_steps, training=False) for one in one_by_one)
         return torch.cat([result.rgb.view(shape).cpu() for result in renders])
 
     # -- the optimiser ------------------------------------------------------------------------------------------

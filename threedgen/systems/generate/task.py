@@ -114,9 +114,12 @@ def optimise(task: Task, start: Path | None = None) -> Status:
         times.append(time.monotonic())
         if status is Status.TERMINATED or not task.leader:
             return status
+        failed = status is Status.FAILED
         with writing(folder):
-            failed = status is Status.FAILED
-            figures: dict[str, Any] = {"reason": _reason(system)} if failed else write_results(system, folder, notes)
+            figures: dict[str, Any] = {} if failed else write_results(system, folder, notes)
+            if failed:
+                callbacks = system.trainer.callbacks  # type: ignore[attr-defined]
+                figures["reason"] = next(c.failure for c in callbacks if isinstance(c, FiniteGuard))
             times.append(time.monotonic())
             parts = zip(("prepare", "optimise", "export"), times[:-1], times[1:], strict=True)
             asset = [figures["asset"]["file"]] if "asset" in figures else []  # a run that has lost it makes it again
@@ -189,12 +192,6 @@ def open_window(system: GenerateSystem) -> Any:
 
     config = system.config
     return ViserWindow(config.prompt, config.view.port, turntable(config.result.turntable, 1))
-
-
-def _reason(system: GenerateSystem) -> str | None:
-    """Why a run was stopped, in a sentence."""
-    callbacks = system.trainer.callbacks  # type: ignore[attr-defined]
-    return next(c.failure for c in callbacks if isinstance(c, FiniteGuard))
 
 
 def check_backends(config: GenerateConfig) -> None:

@@ -21,8 +21,7 @@ from threedgen.data.srn.pairs import PairBank
 from threedgen.geometry.images import grid, psnr, readable, write_png
 from threedgen.geometry.views import Views
 from threedgen.guidance.threedim.logsnr import add_noise, x0_from_output
-from threedgen.guidance.threedim.model import ViewModel
-from threedgen.guidance.threedim.sampler import sample_views
+from threedgen.guidance.threedim.sampler import ViewModel, bounded, sample_views
 from threedgen.run.folder import write_atomic
 from threedgen.run.seeding import generator
 
@@ -79,14 +78,12 @@ def gap_test(
         given = (x, z, logsnr, pairs.c2w, pairs.K, keep)
         output = torch.cat([model.predict(*part) for part in zip(*(t.split(CHUNK) for t in given), strict=True)])
         x0 = x0_from_output(z, output, logsnr, model.prediction)
-        found = pictures(x0 if model.clip is None else x0.clamp(-model.clip, model.clip))
+        found = pictures(bounded(model, x0))
         return fmean(psnr(*pair) for pair in zip(truth, found.numpy(), strict=True))
 
-    levels = [torch.full((len(pairs.x),), log(a) - log(1 - a), device=pairs.x.device) for a in alpha_bars]
+    levels = {a: torch.full((len(pairs.x),), log(a) - log(1 - a), device=pairs.x.device) for a in alpha_bars}
     shuffled = pairs.x.roll(-kinds, 0)
-    return [
-        Gap(a, fidelity(pairs.x, level), fidelity(shuffled, level)) for a, level in zip(alpha_bars, levels, strict=True)
-    ]
+    return [Gap(a, fidelity(pairs.x, level), fidelity(shuffled, level)) for a, level in levels.items()]
 
 
 def write_gaps(path: Path, step: int, gaps: Sequence[Gap]) -> None:
@@ -110,7 +107,7 @@ def write_sheet(
     K = torch.stack([views.at.K[0] for views in truth]).to(device)
     rngs = [generator(seed, scene, "sheet") for scene in scenes]
     steps, scale = 1 if options.regression else options.sheet_steps, options.sheet_guidance
-    drawn = sample_views(model, x, c2w[:, :1], c2w[:, 1:], K, rngs, steps=steps, guidance_scale=scale, clip=model.clip)
+    drawn = sample_views(model, x, c2w[:, :1], c2w[:, 1:], K, rngs, steps=steps, guidance_scale=scale)
     rows = [
         row
         for views, sampled in zip(truth, drawn, strict=True)

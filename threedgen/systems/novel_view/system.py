@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from threedgen.data.srn.pairs import PairBank
 from threedgen.guidance.threedim import folder as folders
 from threedgen.guidance.threedim.logsnr import LOGSNR_MIN, add_noise, logsnr_cosine, target
-from threedgen.guidance.threedim.model import ViewModel
 from threedgen.guidance.threedim.options import CamerasConfig
+from threedgen.guidance.threedim.sampler import ViewModel
 from threedgen.run.dtypes import mixed
 from threedgen.train.system import AveragedSystem, stratified
 

@@ -1,4 +1,4 @@
-"""Reading the files of a prior safely: nothing in a file is executed, and every defect becomes one sentence.
+"""The files of a model: read without trust (nothing in them is executed, every defect is one sentence), written whole.
 
 A file is looked at in this order: first bytes, check sums, names and shapes, values; only then is a tensor
 used. All functions raise ConfigError. torch is imported by those that need it.
@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,12 +26,11 @@ if TYPE_CHECKING:
     Module = TypeVar("Module", bound=torch.nn.Module)
 
 SUMS = "SHA256SUMS"
+LARGEST_TEXT = 1 << 20
 
 
 def check_sums(path: Path) -> None:
-    """Compares every file listed in the folder's SHA256SUMS, if it has one: no format notices flipped bytes
-    itself.
-    """
+    """Compares every file listed in the folder's SHA256SUMS, if any: no format notices flipped bytes itself."""
     if not (path / SUMS).is_file():
         return
     for line in read_text(path / SUMS).splitlines():
@@ -53,9 +54,9 @@ def sums(files: Iterable[Path], path: Path) -> str:
     return "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
 
 
-def sha256_of_files(files: Iterable[Path], path: Path) -> str:
-    """One digest for several files: that of their ``sums``."""
-    return hashlib.sha256(sums(files, path).encode()).hexdigest()
+def digest(path: Path, files: Iterable[Path]) -> str:
+    """The SHA-256 of a file, or that of the ``sums`` of files in a folder."""
+    return sha256(path) if path.is_file() else hashlib.sha256(sums(files, path).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
@@ -63,15 +64,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_text(path: Path, limit: int = 1 << 20) -> str:
-    """A small text file."""
+def read_text(path: Path) -> str:
+    """A text file of 1 MB at most."""
     try:
         with open(path, "rb") as file:
-            data = file.read(limit + 1)
+            data = file.read(LARGEST_TEXT + 1)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    if len(data) > limit:
-        raise ConfigError(f"{path} is larger than {limit >> 20} MB: not the file expected here")
+    if len(data) > LARGEST_TEXT:
+        raise ConfigError(f"{path} is larger than {LARGEST_TEXT >> 20} MB: not the file expected here")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -117,20 +118,15 @@ def sniff(path: Path) -> str:
 
 
 def read_tensors(path: Path, under: str = "state_dict") -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a torch file that holds nothing else (maybe under the key
-    ``under``).
-    """
-    kind = sniff(path)
-    found = read_torch(path) if kind == "torch" else read_safetensors(path)
-    inner = found.get(under) if isinstance(found, dict) else None
-    table = inner if isinstance(inner, dict) else found
-    return only_tensors(table, path)
-
-
-def only_tensors(table: Any, path: Path) -> dict[str, Tensor]:
-    """Drops numbers and texts that lie beside the tensors; refuses tensors that are not plain arrays."""
+    """The tensors, all of them plain arrays, of a safetensors or a torch file, maybe under the key ``under``."""
     import torch
 
+    from threedgen.run.torch_file import read_torch
+
+    found = read_torch(path, mmap=True) if sniff(path) == "torch" else read_safetensors(path)
+    inner = found.get(under) if isinstance(found, dict) else None
+    table = inner if isinstance(inner, dict) else found
+    # numbers and texts that lie beside the tensors are dropped
     items = table.items() if isinstance(table, Mapping) else ()
     tensors = {name: t for name, t in items if isinstance(name, str) and isinstance(t, torch.Tensor)}
     if not tensors:
@@ -151,37 +147,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ConfigError(f"{path} is damaged: it is not valid safetensors ({type(error).__name__})") from None
 
 
-def read_torch(path: Path) -> Any:
-    """torch.load without code, after comparing the check sums of the zip (torch itself does not)."""
-    from pickle import UnpicklingError
-
-    import torch
-
-    refuse_damaged_zip(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except UnpicklingError as error:  # torch's text advises to switch the protection off: it is not shown
-        found = re.search(r"(?:GLOBAL|class|function|type) ([\w.]+)", str(error))
-        name = f" ({found[1]})" if found else ""
-        raise ConfigError(
-            f"{path} holds Python objects{name}, not only weights: loading it could run code, so nothing was "
-            "loaded; ask its author for safetensors"
-        ) from None
-    except Exception as error:  # a dozen kinds for damaged files
-        raise ConfigError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from None
-
-
-def refuse_damaged_zip(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-            damaged = packed or archive.testzip() is not None
-    except Exception:  # BadZipFile, EOFError, ValueError, UnicodeDecodeError, NotImplementedError, ...
-        damaged = True
-    if damaged:
-        raise ConfigError(f"{path} is damaged: it was cut off or its bytes were changed; download or copy it again")
-
-
 def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -> Module:
     """The network that ``make`` builds, frozen, in float32, with ``tensors`` as its weights.
 
@@ -189,13 +154,15 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
     """
     import torch
 
+    from threedgen.run.torch_file import compare
+
     try:
         with torch.device("meta"):
             network = make()
     except Exception as error:  # the config comes from outside: any kind
         reason = str(error).split("\n")[0][:120]
         raise ConfigError(f"the config of the {what} describes no known network: {reason}") from None
-    compare(tensors, {name: tuple(t.shape) for name, t in network.state_dict().items()}, what)
+    compare(tensors, network.state_dict(), f"the {what}")
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise ConfigError(f"the weights of the {what} are {tensor.dtype}, not floating point numbers ({name!r})")
@@ -209,22 +176,44 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
     return network.eval().requires_grad_(False)
 
 
-def compare(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Raises ConfigError that counts the differences from the tensors that the network needs, and names three."""
-    missing = [name for name in shapes if name not in tensors]
-    surplus = [name for name in tensors if name not in shapes]
-    other = [name for name in shapes if name in tensors and tuple(tensors[name].shape) != shapes[name]]
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} tensors are missing (first {_some(missing)})")
-    if surplus:
-        parts.append(f"{len(surplus)} are unknown (first {_some(surplus)})")
-    if other:
-        first, found = other[0], tuple(tensors[other[0]].shape)
-        parts.append(f"{len(other)} have another shape (first {first!r}: {found} instead of {shapes[first]})")
-    if parts:
-        raise ConfigError(f"the {what} is of another architecture: {', '.join(parts)}")
+# --- written ------------------------------------------------------------------------------------------------------
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(repr(name[:80]) for name in names[:3])
+@contextmanager
+def whole_folder(folder: Path, label: str) -> Iterator[Path]:
+    """A new folder to write into, which gets SHA256SUMS and takes the place of ``folder`` at the end.
+
+    ``label``: a file that each folder of this kind has. Raises ConfigError if ``folder`` holds something without it.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / label).is_file():
+        raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        write_sums(part)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def save_tensors(network: torch.nn.Module, path: Path, prefix: str = "") -> None:
+    """All tensors of a network in float16, their names with ``prefix``. ConfigError if one overflows."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        kept = tensor.detach().cpu().half().contiguous()
+        if not torch.isfinite(kept).all():
+            raise ConfigError(f"cannot save {path.parent.name}: {name!r} does not fit into float16")
+        tensors[prefix + name.removeprefix(prefix)] = kept
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
