@@ -33,14 +33,14 @@ task  sample             systems.sample.task:run                 systems.sample.
 task  train-base         systems.train_prior.task:run_base       systems.train_prior.options:TrainBaseConfig
 task  train-prior        systems.train_prior.task:run_prior      systems.train_prior.options:TrainPriorConfig
 task  mvdreambooth       systems.dreambooth.task:run             systems.dreambooth.options:MVDreamBoothConfig
-task  train-probe        evaluation.toybox.train_probe:run       evaluation.toybox.options:TrainProbeConfig
-task  train-identity     evaluation.toybox.train_identity:run    evaluation.toybox.options:TrainIdentityConfig
+task  train-probe        evaluation.toybox.training:run_probe    evaluation.toybox.options:TrainProbeConfig
+task  train-identity     evaluation.toybox.training:run_identity evaluation.toybox.options:TrainIdentityConfig
 task  evaluate-prior     evaluation.toybox.prior_score:run       evaluation.toybox.options:EvaluatePriorConfig
 task  evaluate-3d        evaluation.toybox.object_score:run      evaluation.toybox.options:Evaluate3DConfig
 task  evaluate-subjects  evaluation.toybox.subject_score:run     evaluation.toybox.options:EvaluateSubjectsConfig
 task  consistency        evaluation.consistency.run:run          evaluation.consistency.options:ConsistencyConfig
 task  janus-meter        evaluation.janus.meter_errors:run       evaluation.janus.options:JanusMeterConfig
-task  janus-score        evaluation.janus.score:run              evaluation.janus.options:JanusScoreConfig
+task  janus-score        evaluation.janus.benchmark:score        evaluation.janus.options:JanusScoreConfig
 task  janus-benchmark    evaluation.janus.benchmark:run          evaluation.janus.options:JanusBenchmarkConfig
 task  train-threedim     systems.novel_view.task:run             systems.novel_view.options:TrainThreeDiMConfig
 task  image-to-3d        systems.novel_view.image_to_3d:run      systems.novel_view.options:ImageTo3DConfig

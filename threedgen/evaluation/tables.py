@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -41,14 +39,13 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
 
 
-def csv_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> str:
-    """Lays out a table in CSV: these columns, or one for each key in the order of appearance."""
-    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def rounded(value: Any) -> Any:
+    """Rounds the floats of plain data to five digits: the last ones depend on where in memory the pictures lay."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def write_json(path: Path, tree: Any) -> None:

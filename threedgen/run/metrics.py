@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,15 +85,19 @@ class Metrics:
 
     def write_csv(self) -> Path:
         """metrics.csv beside it: a column for each key, in the order of appearance. Raises OSError."""
-        lines = read_metrics(self.path.parent)
-        columns = list(dict.fromkeys(["step", *(key for line in lines for key in line)]))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-        path = self.path.with_suffix(".csv")
-        write_atomic(path, text.getvalue())
+        path, lines = self.path.with_suffix(".csv"), read_metrics(self.path.parent)
+        write_atomic(path, csv_table(lines, () if lines else ("step",)))
         return path
+
+
+def csv_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> str:
+    """Lays out a table in CSV: these columns, or one for each key in the order of appearance."""
+    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _line(values: dict[str, Any]) -> str:

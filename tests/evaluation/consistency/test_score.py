@@ -24,7 +24,6 @@ from threedgen.evaluation.consistency import fits, run
 from threedgen.evaluation.consistency.options import (
     ConsistencyConfig,
     MVDreamSamplerConfig,
-    TSEDConfig,
 )
 from threedgen.evaluation.consistency.report import distances
 from threedgen.evaluation.consistency.samplers import MVDreamSampler
@@ -36,7 +35,6 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Request
-from threedgen.representations.options import SubsampledProtocolConfig
 
 # --- figures -----------------------------------------------------------------------------------------------------
 
@@ -338,17 +336,15 @@ def test_fields_are_fitted_side_by_side(folder: Path, tmp_path: Path) -> None:
     assert trees[0] == trees[1]
 
 
-def test_the_key_knows_everything_that_decides(folder: Path, tmp_path: Path) -> None:
-    protocol, tsed = SubsampledProtocolConfig(), TSEDConfig()
-    views = photographs()
-    key = fits.Job.of("a", "sampled", views, [1], protocol, tsed, 0, tmp_path).key()
-    other = photographs(turn=1)
+def test_the_key_knows_everything_that_decides(tmp_path: Path) -> None:
+    config, views = settings(tmp_path, sampler="mvdream"), photographs()
+    key = fits.Job.of(config, "a", "sampled", views, [1]).key()
     for changed in (
-        fits.Job.of("a", "sampled", other, [1], protocol, tsed, 0, tmp_path),
-        fits.Job.of("a", "sampled", views, [2], protocol, tsed, 0, tmp_path),
-        fits.Job.of("a", "sampled", views, [1], protocol, tsed, 1, tmp_path),
-        fits.Job.of("a", "sampled", views, [1], SubsampledProtocolConfig(steps=9), tsed, 0, tmp_path),
-        fits.Job.of("a", "sampled", views, [1], protocol, TSEDConfig(pairs=3), 0, tmp_path),
+        fits.Job.of(config, "a", "sampled", photographs(turn=1), [1]),
+        fits.Job.of(config, "a", "sampled", views, [2]),
+        fits.Job.of(config.model_copy(update={"seed": 1}), "a", "sampled", views, [1]),
+        fits.Job.of(settings(tmp_path, protocol=TINY | {"steps": 9, "rays": 64}), "a", "sampled", views, [1]),
+        fits.Job.of(settings(tmp_path, tsed={"pairs": 3}), "a", "sampled", views, [1]),
     ):
         assert changed.key() != key
-    assert fits.Job.of("z", "original", views, [1], protocol, tsed, 0, tmp_path / "x").key() == key
+    assert fits.Job.of(settings(tmp_path / "x"), "z", "original", views, [1]).key() == key

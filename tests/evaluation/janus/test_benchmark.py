@@ -18,9 +18,9 @@ from tests.support.task_server import TINY, prior_folder, write_config
 from threedgen import cli
 from threedgen.config import load, registry
 from threedgen.config import optional as extras
+from threedgen.evaluation.janus.benchmark import prompt_of
 from threedgen.evaluation.janus.jobs import make_plan, words_of
 from threedgen.evaluation.janus.options import JanusBenchmarkConfig
-from threedgen.evaluation.janus.score import prompt_of
 from threedgen.export.files.glb import save_glb
 from threedgen.run import folder as runs
 

@@ -12,7 +12,7 @@ from tests.support import janus_stub
 from tests.support.ball_run import ball_run, register
 from threedgen.evaluation.janus.coloured_mesh import read_mesh
 from threedgen.evaluation.janus.options import MeterConfig
-from threedgen.evaluation.janus.results import Reader, run_field
+from threedgen.evaluation.janus.results import Reader, RunField
 from threedgen.export.files.glb import save_glb
 from threedgen.export.run_field import open_run
 from threedgen.export.shape.from_field import surface_of
@@ -33,7 +33,7 @@ def ring() -> np.ndarray:
 def test_a_field_looks_like_its_mesh(tmp_path: Path) -> None:
     run = ball_run(tmp_path / "run", "march.samples=256")
     save_glb(surface_of(open_run(run).view, 128), run / "mesh.glb", {})
-    field = run_field(run).render(ring(), np.deg2rad(40), 48, background=1.0)
+    field = RunField(run).render(ring(), np.deg2rad(40), 48, background=1.0)
     mesh = read_mesh(run / "mesh.glb").render(ring(), np.deg2rad(40), 48, background=1.0)
     assert field.shape == mesh.shape == (3, 48, 48, 3) and mesh.std() > 0.05
     assert np.abs(field - mesh).mean() < 0.02 < 0.05 < np.abs(field - np.roll(mesh, 1, axis=0)).mean()

@@ -18,7 +18,7 @@ from threedgen.evaluation.toybox.options import (
     ToyboxIdentityConfig,
     TrainIdentityConfig,
 )
-from threedgen.evaluation.toybox.train_identity import IdentitySystem, contrastive, measure
+from threedgen.evaluation.toybox.training import IdentitySystem, contrastive, measure_identity
 
 SMALL = IdentityNetworkConfig(image_size=32, channels=(8, 8, 16, 16), width=8)
 
@@ -62,8 +62,10 @@ def system() -> IdentitySystem:
 def test_a_step_shows_the_same_subjects_whatever_came_before() -> None:
     one, other = system(), system()
     one.pictures(0)
-    assert torch.equal(one.pictures(3), other.pictures(3)) and not torch.equal(one.pictures(3), one.pictures(4))
-    assert one.pictures(3).shape == (8, 3, 32, 32)
+    assert torch.equal(one.pictures(3)[0], other.pictures(3)[0]) and not torch.equal(
+        one.pictures(3)[0], one.pictures(4)[0]
+    )
+    assert one.pictures(3)[0].shape == (8, 3, 32, 32)
 
 
 def test_it_learns_to_tell_the_subjects_of_a_step_apart() -> None:
@@ -84,8 +86,8 @@ def test_it_learns_to_tell_the_subjects_of_a_step_apart() -> None:
 
 def test_the_network_of_a_file_is_the_one_that_was_saved(tmp_path: Path) -> None:
     net = IdentityNet(SMALL).eval()
-    figures = measure(net, 2, 2, 7)
-    assert 0 <= figures["area"] <= 1 and figures == measure(net, 2, 2, 7)
+    figures = measure_identity(net, 2, 2, 7)
+    assert 0 <= figures["area"] <= 1 and figures == measure_identity(net, 2, 2, 7)
     path = tmp_path / "toybox-identity.safetensors"
     net.save(path, {"roc": figures})
     embed = registry.build("identity", ToyboxIdentityConfig(weights=str(tmp_path)))

@@ -13,8 +13,7 @@ import torch
 from threedgen.config import ConfigError
 from threedgen.data.toybox.grammar import ACCESSORIES, NOUNS, Spec, held_out
 from threedgen.data.toybox.world import build, photograph
-from threedgen.evaluation.toybox import probe as probing
-from threedgen.evaluation.toybox import train_probe
+from threedgen.evaluation.toybox import options, training
 from threedgen.evaluation.toybox.labels import (
     OPEN,
     Labels,
@@ -82,7 +81,7 @@ def test_a_colour_that_the_caption_leaves_open_is_not_asked() -> None:
         truth.azimuth,
         truth.front,
     )
-    _, metrics = train_probe.probe_loss(flat, none)
+    _, metrics = training.probe_loss(flat, none)
     assert metrics["loss_colour"] == metrics["loss_side"] == metrics["loss_heading"] == 0
     assert metrics["loss_noun"] == pytest.approx(math.log(76), rel=1e-5)
 
@@ -157,8 +156,8 @@ def test_it_learns_three_things() -> None:
     rng = torch.Generator().manual_seed(0)
     for step in range(60):
         pictures, truth = batch(step % 20)
-        x = train_probe.augment(pictures.permute(0, 3, 1, 2), rng, 0.5)
-        loss, _ = train_probe.probe_loss(probe(x), truth)
+        x = training.augment(pictures.permute(0, 3, 1, 2), rng, 0.5)
+        loss, _ = training.probe_loss(probe(x), truth)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -173,16 +172,16 @@ def test_it_learns_three_things() -> None:
 
 def test_augmentation_is_repeatable_and_can_be_off() -> None:
     x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    first, again, other = (train_probe.augment(x, torch.Generator().manual_seed(seed)) for seed in (2, 2, 3))
+    first, again, other = (training.augment(x, torch.Generator().manual_seed(seed)) for seed in (2, 2, 3))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert 0 <= first.min() and first.max() <= 1
-    assert train_probe.augment(x, torch.Generator(), 0) is x
+    assert training.augment(x, torch.Generator(), 0) is x
 
 
 def test_augmentation_never_mirrors() -> None:
     x = torch.zeros(16, 3, 32, 32)
     x[..., 4:12] = 1  # left half bright
-    y = train_probe.augment(x, torch.Generator().manual_seed(0))
+    y = training.augment(x, torch.Generator().manual_seed(0))
     assert (y[..., :16].mean((1, 2, 3)) > y[..., 16:].mean((1, 2, 3)) + 0.2).all()
 
 
@@ -201,8 +200,8 @@ def test_a_saved_probe_says_the_same(tmp_path: Path) -> None:
 
 
 def test_missing_and_damaged_probes_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing, "folder", lambda name: tmp_path / "nothing")
-    with pytest.raises(ConfigError, match="lacks the probe.*train-toybox-probe"):
+    monkeypatch.setattr(options, "folder", lambda name: tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="lacks toybox-probe.*train-toybox-probe"):
         Probe.load("embedded")
     with pytest.raises(ConfigError, match="there is no file .*train-toybox-probe"):
         Probe.load(str(tmp_path / "x.safetensors"))
@@ -246,9 +245,9 @@ def config(out: Path, steps: int) -> TrainProbeConfig:
 
 def test_training_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train_probe.run(config(whole, 5), quiet=True) == 0
-    assert train_probe.run(config(parts, 3), quiet=True) == 0
-    assert train_probe.run(config(parts, 5), resume=parts, quiet=True) == 0
+    assert training.run_probe(config(whole, 5), quiet=True) == 0
+    assert training.run_probe(config(parts, 3), quiet=True) == 0
+    assert training.run_probe(config(parts, 5), resume=parts, quiet=True) == 0
     one, other = ((folder / "probe" / "toybox-probe.safetensors").read_bytes() for folder in (whole, parts))
     assert one == other
     card = read_json(whole / "probe" / "toybox-probe.json")
@@ -257,7 +256,7 @@ def test_training_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_blocks_are_seen_again_but_never_mixed_up() -> None:
-    system = train_probe.ProbeSystem(config(Path("unused"), 5))
+    system = training.ProbeSystem(config(Path("unused"), 5))
     rgb, truth = system.pictures(4)
     assert rgb.shape == (8, 3, 32, 32) and len(truth.noun) == 8  # two blocks of two objects, two views each
     fresh, newest = system.pictures(5)
@@ -278,10 +277,10 @@ def test_lessons_hold_every_accessory_and_held_out_combinations() -> None:
 
 def test_a_probe_can_go_on_from_another(tmp_path: Path) -> None:
     tiny_probe(5).save(tmp_path / "toybox-probe.safetensors")
-    system = train_probe.ProbeSystem(config(tmp_path / "run", 1))
-    system.go_on_from(Probe.load(str(tmp_path)))
-    assert torch.allclose(system.probe.there, tiny_probe(5).there, atol=1e-3)
+    system = training.ProbeSystem(config(tmp_path / "run", 1).model_copy(update={"start": str(tmp_path)}))
+    system.start()
+    assert torch.allclose(system.net.there, tiny_probe(5).there, atol=1e-3)
     other = ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 24))
     Probe(LABELS, other).save(tmp_path / "toybox-probe.safetensors")
     with pytest.raises(ConfigError, match="start: .*sizes"):
-        system.go_on_from(Probe.load(str(tmp_path)))
+        system.start()

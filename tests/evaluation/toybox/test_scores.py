@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests.support.tiny_prior import tiny_prior
 from threedgen.config import ConfigError, registry
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out
+from threedgen.data.toybox.world import portraits
 from threedgen.evaluation.metrics.figures import (
     Share,
     bootstrap,
@@ -33,7 +34,7 @@ from threedgen.evaluation.tables import percent
 from threedgen.evaluation.toybox import object_score, prior_score
 from threedgen.evaluation.toybox.held_out import held_out_cases, held_out_rooms
 from threedgen.evaluation.toybox.judging import equal_error, judge, tally
-from threedgen.evaluation.toybox.labels import Labels, ring
+from threedgen.evaluation.toybox.labels import Labels
 from threedgen.evaluation.toybox.options import Evaluate3DConfig, EvaluatePriorConfig, ProbeNetworkConfig
 from threedgen.evaluation.toybox.probe import Probe, Seen
 from threedgen.evaluation.toybox.report import mark, worst
@@ -342,7 +343,7 @@ def test_evaluate_3d_makes_measures_and_leaves_finished_runs(
             (folder / "checkpoints" / "last.ckpt").touch()
             raise ConfigError("the loss was no longer a number")
         azimuth = view_azimuths(begun.result.turntable)
-        views = ring(cases[begun.prompt].truth(9), azimuth, 0.26, 0.95, 0.7, 64)
+        views = portraits(cases[begun.prompt].truth(9), azimuth, 0.26, 64, fov=0.7).rgb
         write_views(views, folder)
         (folder / "summary.json").write_text(json.dumps({"seconds": 12.5, "peak_memory_mib": 100.0}))
         return Status.FINISHED

@@ -128,8 +128,15 @@ def photograph(
     return portraits(asset, np.deg2rad(np.asarray(azimuths, float)), np.deg2rad(elevation), size, truth)
 
 
-def portraits(asset: Asset, azimuth: np.ndarray, elevation: ArrayLike, size: int, truth: bool = False) -> Picture:
-    """Plain pictures of one asset from ``azimuth`` (V,) and ``elevation`` (radians), fov 40 degrees, on grey 0.5."""
-    fov = np.full(len(azimuth), np.deg2rad(40.0))
-    c2w = orbit_array(elevation, azimuth, 0.95 / np.tan(fov / 2))
-    return render([asset], np.zeros(len(azimuth), np.int64), c2w, fov, size, truth=truth)
+def portraits(
+    asset: Asset,
+    azimuth: np.ndarray,
+    elevation: ArrayLike,
+    size: int,
+    truth: bool = False,
+    fov: float = np.deg2rad(40.0),
+    relative_distance: float = 0.95,
+) -> Picture:
+    """Plain pictures of one asset from ``azimuth`` (V,) and ``elevation`` (radians, ``fov`` too), on grey 0.5."""
+    c2w = orbit_array(elevation, azimuth, relative_distance / np.tan(fov / 2))
+    return render([asset], np.zeros(len(azimuth), np.int64), c2w, np.full(len(azimuth), fov), size, truth=truth)

@@ -1,9 +1,7 @@
 """Scores single scenes by a field for each, side by side if there are workers, kept on the disk one by one.
 
-    RUN/scores/SCENE.ROW.json     the figures, with a key of everything that they depend on
-    RUN/scores/SCENE.ROW.npz      held-out views and the field's renders of them, uint8
-
-A row is a sampler's name, or "original".
+RUN/scores/SCENE.ROW.json has the figures, with a key of everything that they depend on, SCENE.ROW.npz the held-out
+views and the field's renders of them, uint8. A row is a sampler's name, or "original".
 """
 
 from __future__ import annotations
@@ -11,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +25,12 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr, to_uint8
 from threedgen.geometry.views import Views
 from threedgen.representations.fit import Bounds, fit
-from threedgen.representations.options import ProtocolConfig
 from threedgen.run.folder import write_atomic
+from threedgen.run.metrics import read_json
 from threedgen.train.loop import set_threads
 
-from .options import TSEDConfig
+from .options import ConsistencyConfig
 from .tsed import tsed
-
-logger = logging.getLogger(__name__)
 
 Score = dict[str, Any]
 Floats = NDArray[np.floating]
@@ -46,38 +40,25 @@ WINDOW = 11
 
 @dataclass(frozen=True)
 class Job:
-    """One field to fit: the views of a scene, 8-bit, and all that decides its score. Travels to workers."""
+    """One field to fit: the views of a scene, 8-bit, and all that decides its score. Travels to workers.
 
+    ``truth``: the true views, with which those at the places ``drawn`` are compared besides.
+    """
+
+    config: ConsistencyConfig
     scene: str
     row: str
     images: np.ndarray
     c2w: np.ndarray
     K: np.ndarray
-    held: tuple[int, ...]
-    protocol: ProtocolConfig
-    tsed: TSEDConfig
-    seed: int
-    folder: Path
-    device: str = "cpu"
+    held: list[int]
     truth: np.ndarray | None = None
-    drawn: tuple[int, ...] = ()
+    drawn: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(
-        cls,
-        scene: str,
-        row: str,
-        views: Views,
-        held: Sequence[int],
-        *settings: Any,
-        truth: Views | None = None,
-        drawn: Sequence[int] = (),
-    ) -> Job:
-        """``settings``: from ``protocol`` to ``device``; ``truth``: the true views, with which those at the places
-        ``drawn`` are compared besides."""
-        arrays = to_uint8(views.images), views.at.c2w.numpy(), views.at.K.numpy()
-        job = cls(scene, row, *arrays, tuple(held), *settings)
-        return job if truth is None else replace(job, truth=to_uint8(truth.images), drawn=tuple(drawn))
+    def of(cls, config: ConsistencyConfig, scene: str, row: str, views: Views, held: list[int], **more: Any) -> Job:
+        """Packs ``views``; ``more``: truth and drawn."""
+        return cls(config, scene, row, to_uint8(views.images), views.at.c2w.numpy(), views.at.K.numpy(), held, **more)
 
     @property
     def views(self) -> Views:
@@ -88,7 +69,7 @@ class Job:
     @property
     def path(self) -> Path:
         """The file of the figures; the pictures are beside them."""
-        return self.folder / f"{self.scene}.{self.row}.json"
+        return Path(str(self.config.out)) / "scores" / f"{self.scene}.{self.row}.json"
 
     def key(self) -> str:
         """Hashes everything that decides the score to 16 hex digits."""
@@ -96,47 +77,40 @@ class Job:
         truth = () if self.truth is None else (self.truth,)
         for array in (self.images, self.c2w, self.K, *truth):
             digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
-        rest = [self.seed, self.held, self.drawn, config_hash(self.protocol), config_hash(self.tsed)]
+        c = self.config
+        rest = [c.seed, self.held, self.drawn, config_hash(c.protocol), config_hash(c.tsed)]
         digest.update(json.dumps(rest).encode())
         return digest.hexdigest()[:16]
 
 
 def stored(job: Job) -> Score | None:
-    """Reads the score of a job that was done before; None if there is none or it is of other views or settings."""
-    try:
-        found = json.loads(job.path.read_text(encoding="utf-8"))
-        return found if found.get("key") == job.key() and job.path.with_suffix(".npz").is_file() else None
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, AttributeError):
-        logger.warning("%s is damaged; the scene is fitted again", job.path)
-        return None
+    """Reads the score of a job that was done before; None if there is none, or it is damaged or of other views."""
+    found = read_json(job.path)
+    return found if found.get("key") == job.key() and job.path.with_suffix(".npz").is_file() else None
 
 
 def score(job: Job) -> Score:
     """Fits, renders what was held out, compares, and writes it down: the pictures first, so that figures mean both."""
-    begun, views = time.monotonic(), job.views
-    held = list(job.held)
+    begun, views, config = time.monotonic(), job.views, job.config
     rest = [k for k in range(len(views)) if k not in job.held]
-    scene = fit(views.select(rest), Bounds.of(views.at), job.protocol, job.seed, job.device)
+    scene = fit(views.select(rest), Bounds.of(views.at), config.protocol, config.seed, config.device)
     fitted = time.monotonic() - begun
-    truth = views.select(held)
+    truth = views.select(job.held)
     render = scene.pictures(truth.at).clamp(0, 1).cpu().numpy()
     each = compared(truth.images.numpy(), render)
-    drawn = list(job.drawn)
-    to_truth = {} if job.truth is None else compared(job.truth[drawn] / 255, job.images[drawn] / 255)
-    epipolar = tsed(views, job.tsed)
+    to_truth = {} if job.truth is None else compared(job.truth[job.drawn] / 255, job.images[job.drawn] / 255)
+    epipolar = tsed(views, config.tsed)
     found: Score = {
         "key": job.key(), "scene": job.scene, "row": job.row,
         "psnr": mean(each["psnr"]), "ssim": mean(each["ssim"]), "tsed": epipolar.share,
         "true_psnr": mean(to_truth.get("psnr", ())), "true_ssim": mean(to_truth.get("ssim", ())),
         "consistent_pairs": epipolar.consistent, "pairs": epipolar.total,
         "matches": mean([float(n) for n in epipolar.matches]),
-        "held_out": held, "each": each, "fit_seconds": round(fitted, 2),
+        "held_out": job.held, "each": each, "fit_seconds": round(fitted, 2),
     }  # fmt: skip
-    job.folder.mkdir(parents=True, exist_ok=True)
+    job.path.parent.mkdir(parents=True, exist_ok=True)
     pictures = io.BytesIO()
-    np.savez_compressed(pictures, held=job.images[held], render=to_uint8(render))
+    np.savez_compressed(pictures, held=job.images[job.held], render=to_uint8(render))
     write_atomic(job.path.with_suffix(".npz"), pictures.getvalue())
     write_atomic(job.path, json.dumps(found, allow_nan=False) + "\n")
     return found

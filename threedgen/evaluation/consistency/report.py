@@ -13,11 +13,12 @@ from threedgen.config import config_hash
 from threedgen.evaluation.metrics.distributions import fid, kid
 from threedgen.evaluation.metrics.figures import bootstrap, mean
 from threedgen.evaluation.sampling import evenly
-from threedgen.evaluation.tables import csv_table, markdown_table, write_json
+from threedgen.evaluation.tables import markdown_table, write_json
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.images import grid, one_size, readable, to_uint8, write_png
 from threedgen.geometry.views import Views
 from threedgen.run.folder import write_atomic
+from threedgen.run.metrics import csv_table
 from threedgen.run.seeding import numpy_generator
 
 from .fits import Score
@@ -188,27 +189,23 @@ VIEWS = 10
 """Views of a strip: the given one, if there is one, then others evenly chosen from all, in their order."""
 
 
-class Strips:
-    """Collects views of the first ``count`` scenes, a strip for each row."""
+Strips = dict[str, list[tuple[str, list[np.ndarray]]]]
+"""Scene -> the strip of each row, with its label."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._strips: dict[str, dict[str, list[np.ndarray]]] = {}
 
-    def add(self, scene: Scene, row: str, views: Views) -> None:
-        if scene.name not in self._strips and len(self._strips) >= self.count:
-            return
-        targets = scene.targets
-        chosen = [targets[k] for k in evenly(len(targets), VIEWS - len(scene.condition))]
-        strip = list(to_uint8(views.images[[*scene.condition, *chosen]]))
-        self._strips.setdefault(scene.name, {})[row] = strip
+def strip(scene: Scene, views: Views) -> list[np.ndarray]:
+    """Chooses the views of a strip, uint8."""
+    targets = scene.targets
+    chosen = [targets[k] for k in evenly(len(targets), VIEWS - len(scene.condition))]
+    return list(to_uint8(views.images[[*scene.condition, *chosen]]))
 
-    def write(self, path: Path) -> None:
-        """Writes a line for each scene and row, each as wide as the longest; nothing if there are no strips."""
-        lines = [(f"{name} {row}", strip) for name, rows in self._strips.items() for row, strip in rows.items()]
-        if not lines:
-            return
-        columns, nothing = max(len(strip) for _, strip in lines), np.full((1, 1, 3), 255, np.uint8)
-        cells = [cell for _, strip in lines for cell in [*strip, *[nothing] * (columns - len(strip))]]
-        labels = [text for label, _ in lines for text in [label, *[""] * (columns - 1)]]
-        write_png(path, grid(readable(np.stack(one_size(cells))), columns, labels))
+
+def write_strips(path: Path, strips: Strips) -> None:
+    """Writes a line for each scene and row, each as wide as the longest; nothing if there are no strips."""
+    lines = [line for rows in strips.values() for line in rows]
+    if not lines:
+        return
+    columns, nothing = max(len(strip) for _, strip in lines), np.full((1, 1, 3), 255, np.uint8)
+    cells = [cell for _, strip in lines for cell in [*strip, *[nothing] * (columns - len(strip))]]
+    labels = [text for label, _ in lines for text in [label, *[""] * (columns - 1)]]
+    write_png(path, grid(readable(np.stack(one_size(cells))), columns, labels))

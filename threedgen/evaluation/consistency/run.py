@@ -1,10 +1,6 @@
 """Carries out the task "consistency": draws or reads views of many scenes, fits fields, compares held-out views.
 
-RUN/views/ROW/SCENE.safetensors what a sampler drew, unless it is on the disk already
-RUN/scores/                     one score for each field, see ``fits.py``: a killed run goes on with the others
-RUN/consistency.json, .csv, .md figures of all scenes and of each, beside those of the original data
-RUN/sheet.png                   held-out views, the field's renders, their difference
-RUN/views.png                   some views of some scenes: the given one, then those of each sampler, the true ones
+A killed run goes on: RUN/views/ROW/SCENE.safetensors keeps what a sampler drew, RUN/scores/ what ``fits.py`` computed.
 """
 
 from __future__ import annotations
@@ -21,7 +17,8 @@ from threedgen.config import ConfigError, registry
 from threedgen.evaluation.sampling import read_views, write_views
 from threedgen.evaluation.tables import finish
 from threedgen.evaluation.toybox.probe import Probe
-from threedgen.geometry.views import Request, Views
+from threedgen.geometry.images import to_uint8
+from threedgen.geometry.views import Views
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.run.workers import run_jobs
@@ -29,7 +26,7 @@ from threedgen.train.loop import set_threads
 
 from .fits import Job, Score, score_with, stored
 from .options import ORIGINAL, ConsistencyConfig
-from .report import Strips, distances, write
+from .report import Strips, distances, strip, write, write_strips
 from .scenes import Scene, fit_to, held_out_places, warn_about
 
 ATTEMPTS = 2
@@ -48,7 +45,7 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
     held = {scene.name: held_out_places(scene, config.held_out, config.seed) for scene in every}
     notes = [note for scene in every for note in warn_about(scene, held[scene.name])]
     scores: list[Score] = []
-    strips = Strips(config.sheet)
+    strips: Strips = {}
     fields = sum(len(samplers) + (scene.original is not None) for scene in every)
     with Interrupts() as interrupts, Count("fields", fields, quiet) as count:
 
@@ -79,7 +76,7 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
     scores.sort(key=lambda score: (place[score["scene"]], order.index(score["row"])))
     features = distances(probe, folder / "scores", scores) if probe else {}
     text = write(config, folder, scores, features, notes)
-    strips.write(folder / "views.png")
+    write_strips(folder / "views.png", strips)
     return finish(config, begun, "consistency.md", "" if quiet else text, scenes=len(every))
 
 
@@ -96,20 +93,23 @@ def jobs(
     folder = Path(str(config.out))
     for start in range(0, len(every), config.batch):
         batch = every[start : start + config.batch]
-        true = [true_views(scene) for scene in batch]
+        true = [
+            scene.original and Views(fit_to(scene, scene.original(range(len(scene.at))).images), scene.at)
+            for scene in batch
+        ]
         for row in (*samplers, ORIGINAL):
             drawn = row in samplers
             seen = draw(config, row, samplers[row], batch, folder / "views" / row, count) if drawn else true
-            for scene, views, truth in zip(batch, seen, true, strict=True):
+            for number, (scene, views, truth) in enumerate(zip(batch, seen, true, strict=True), start):
                 if interrupts.stop:
                     return
                 if views is None:
                     continue
-                strips.add(scene, row, views)
-                settings = config.protocol, config.tsed, config.seed, folder / "scores", config.device
-                compared = truth if drawn and scene.condition else None
-                places = held[scene.name]
-                yield Job.of(scene.name, row, views, places, *settings, truth=compared, drawn=scene.targets)
+                if number < config.sheet:
+                    strips.setdefault(scene.name, []).append((f"{scene.name} {row}", strip(scene, views)))
+                known = truth if drawn and scene.condition else None
+                compared = {} if known is None else {"truth": to_uint8(known.images), "drawn": scene.targets}
+                yield Job.of(config, scene.name, row, views, held[scene.name], **compared)
 
 
 def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Scene]) -> None:
@@ -129,20 +129,14 @@ def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Sce
             sampler.places(scene.request(config.seed, pictures=False))
 
 
-def true_views(scene: Scene) -> Views | None:
-    """Gives the original views of a scene, if there are any."""
-    if scene.original is None:
-        return None
-    return Views(fit_to(scene, scene.original(range(len(scene.at))).images), scene.at)
-
-
 def draw(
     config: ConsistencyConfig, row: str, sampler: Any, batch: Sequence[Scene], folder: Path, count: Count
 ) -> Sequence[Views | None]:
     """Draws all views of some scenes, those given included, or reads them where an earlier run drew them."""
     requests = [scene.request(config.seed) for scene in batch]
     paths = [folder / f"{scene.name}.safetensors" for scene in batch]
-    metadata = [provenance(config, sampler, request) for request in requests]
+    mine = {"sampler": sampler.fingerprint(), "seed": str(config.seed)}
+    metadata = [mine | {"views": " ".join(map(str, request.numbers))} for request in requests]
     kept = [read_views(path, expected) for path, expected in zip(paths, metadata, strict=True)]
     images = [None if views is None else torch.from_numpy(views).float() / 255 for views in kept]
     lacking = [k for k, views in enumerate(images) if views is None]
@@ -155,9 +149,3 @@ def draw(
             write_views(paths[k], images[k], metadata[k])
     triples = zip(batch, requests, images, strict=True)
     return [scene.together(request, views) for scene, request, views in triples if views is not None]
-
-
-def provenance(config: ConsistencyConfig, sampler: Any, request: Request) -> dict[str, str]:
-    """Collects what decides the drawn views of a request."""
-    numbers = " ".join(map(str, request.numbers))
-    return {"sampler": sampler.fingerprint(), "seed": str(config.seed), "views": numbers}

@@ -50,21 +50,14 @@ class MVDreamSampler:
     def _draw(self, request: Request) -> Tensor:
         """Evenly spread views go together, as the prior was trained: with 12 of 60, every fifth."""
         self._warn(request)
-        count, together = len(request.target), self.config.together or len(request.target)
-        groups = -(-count // together)
-        pictures: dict[int, Tensor] = {}
+        count, c, drawn = len(request.target), self.config, []
+        groups = -(-count // (c.together or count))
         for first in range(groups):
-            places = list(range(first, count, groups))
-            drawn = self.prior.sample(
-                request.text,
-                request.target.c2w[places],
-                self.config.steps,
-                self.config.guidance_scale,
-                self.config.negative_prompt,
-                generator(request.seed, first, f"novel views of {request.scene}"),
-            )
-            pictures |= dict(zip(places, drawn, strict=True))
-        return torch.stack([pictures[place] for place in range(count)])
+            rng = generator(request.seed, first, f"novel views of {request.scene}")
+            c2w = request.target.c2w[first::groups]
+            drawn.append(self.prior.sample(request.text, c2w, c.steps, c.guidance_scale, c.negative_prompt, rng))
+        order = torch.cat([torch.arange(first, count, groups) for first in range(groups)])
+        return torch.cat(drawn)[order.argsort()]
 
     def _warn(self, request: Request) -> None:
         position = request.target.position

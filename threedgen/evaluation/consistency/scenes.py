@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,22 +66,19 @@ class Scene:
 
 def toybox(config: ToyboxScenesConfig, sampler: Any, seed: int) -> list[Scene]:
     """Makes scenes of held-out captions; the original data is a fresh object of the same caption."""
-    half = np.tan(np.deg2rad(config.fov) / 2)
-    fov, distance = float(np.deg2rad(config.fov)), config.relative_distance / float(half)
-    steep = float(np.deg2rad(config.elevation))
+    fov, steep = float(np.deg2rad(config.fov)), float(np.deg2rad(config.elevation))
+    distance = config.relative_distance / float(np.tan(fov / 2))
     at = orbit(config.views, steep, distance, fov, config.size, config.size)
 
-    def original(case: Case) -> Callable[[Sequence[int]], Views]:
-        def photograph(places: Sequence[int]) -> Views:
-            there = at.select(list(places))
-            which, same = np.zeros(len(there), np.int64), np.full(len(there), fov)
-            picture = render([case.truth(seed)], which, there.c2w.numpy(), same, config.size, GREY, 3)
-            return Views(torch.from_numpy(picture.rgb), there)
+    def photograph(case: Case, places: Sequence[int]) -> Views:
+        there = at.select(list(places))
+        which, same = np.zeros(len(there), np.int64), np.full(len(there), fov)
+        picture = render([case.truth(seed)], which, there.c2w.numpy(), same, config.size, GREY, 3)
+        return Views(torch.from_numpy(picture.rgb), there)
 
-        return photograph
-
+    places = tuple(range(len(at)))
     return [
-        Scene(f"{k:03d}-{case.caption.replace(' ', '-')}", at, tuple(range(len(at))), (), case.caption, original(case))
+        Scene(f"{k:03d}-{case.caption.replace(' ', '-')}", at, places, (), case.caption, partial(photograph, case))
         for k, case in enumerate(held_out_cases(config.count, seed, spread=True))
     ]
 

@@ -50,15 +50,10 @@ class Pairs:
 def fundamental(first: Cameras, second: Cameras) -> Tensor:
     """Finds F (N, 3, 3) of N pairs of cameras, float64: q^T F p = 0 for the pictures p, q (homogeneous pixels) of a
     point in both. F is 0 if the two stand in one place."""
-    (R_1, t_1), (R_2, t_2) = ((w2c[:, :3, :3], w2c[:, :3, 3:]) for w2c in (_w2c(first), _w2c(second)))
-    E = epipolar.essential_from_Rt(R_1, t_1, R_2, t_2)
+    one, other = (torch.linalg.inv(opencv_axes(at.c2w).double()) for at in (first, second))  # world to camera
+    E = epipolar.essential_from_Rt(one[:, :3, :3], one[:, :3, 3:], other[:, :3, :3], other[:, :3, 3:])
     apart = (first.position != second.position).any(1)  # else rounding would draw lines
     return apart[:, None, None] * epipolar.fundamental_from_essential(E, first.K.double(), second.K.double())
-
-
-def _w2c(at: Cameras) -> Tensor:
-    """World-to-camera (N, 4, 4) with OpenCV axes, float64."""
-    return torch.linalg.inv(opencv_axes(at.c2w).double())
 
 
 def symmetric_epipolar_distance(matches: Floats, F: Tensor) -> Floats:

@@ -1,23 +1,22 @@
 """The task "janus-benchmark": prompts x methods x seeds become objects, and the meter counts those with two fronts.
 
-    RUN/runs/KEY/              the run of one job, keyed by what it is, and how it ended (``jobs.py``)
-    RUN/looks/                 what the meter saw of each
-    RUN/meter.json             the meter's errors, measured once
-    RUN/report.html            table and contact sheets; report.json, methods.csv, assets.csv beside it
-
-The same command goes on with what is not finished.
+The same command goes on with what is not finished: RUN/runs/KEY/ is the run of one job and how it ended (``jobs.py``),
+RUN/looks/ what the meter saw of each, RUN/meter.json the meter's errors, measured once.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from threedgen.evaluation.tables import write_json
+from threedgen.evaluation.toybox.held_out import without_front
+from threedgen.run.folder import slug
 from threedgen.run.metrics import read_json
 from threedgen.run.progress import Count
 from threedgen.run.workers import run_jobs
@@ -26,7 +25,7 @@ from threedgen.train.loop import set_threads
 from .jobs import FAILED, FINISHED, OVER, RECORD, REFUSED, Job, Plan, make, make_plan, write_record
 from .meter import Meter
 from .meter_errors import measure
-from .options import JanusBenchmarkConfig, MeteredConfig
+from .options import JanusBenchmarkConfig, JanusScoreConfig, MeteredConfig, asset_files, folder_of_assets
 from .rates import ErrorRates
 from .report import Report
 from .results import Reader, Result, rows
@@ -68,18 +67,10 @@ def make_all(config: JanusBenchmarkConfig, jobs: list[Job], root: Path, quiet: b
             write_record(root / job.key, FAILED, reason=f"given up after {config.attempts} attempts: {reason}")
             count.add(1, job.prompt)
 
-        return run_jobs(
-            (job for job in left if job.method not in refused),
-            partial(make, root=Path(os.path.abspath(root)), threads=threads(config)),
-            done,
-            failed,
-            engine=config.engine,
-            workers=config.workers,
-            attempts=config.attempts,
-            address=config.address,
-            cpus=config.cpus,
-            gpus=config.gpus,
-        )
+        who = config.model_dump(include={"engine", "workers", "attempts", "address", "cpus", "gpus"})
+        lacking = (job for job in left if job.method not in refused)
+        work = partial(make, root=Path(os.path.abspath(root)), threads=threads(config))
+        return run_jobs(lacking, work, done, failed, **who)
 
 
 def threads(config: JanusBenchmarkConfig) -> int | None:
@@ -125,3 +116,41 @@ def collect(
             results.append(Result(job.method, job.prompt, job.seed, f"runs/{job.key}", **found))
             count.add(1, job.prompt)
     return results
+
+
+# --- files of others ---------------------------------------------------------------------------------------------
+
+
+def score(config: JanusScoreConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """The task "janus-score": the same table and page for GLB and OBJ files that somebody made; returns the exit code.
+
+    ASSETS/METHOD/a-blue-dog.glb, or ASSETS/a-blue-dog.glb: a folder in the folder is a method, the name of a file its
+    prompt, unless `prompts` says another. Files are moved to the middle and scaled, and may face any way. Raises
+    ConfigError.
+    """
+    begun, folder = time.monotonic(), Path(str(config.out))
+    set_threads(config.threads)
+    assets = folder_of_assets(config.assets, "assets")
+    found = []
+    for path in asset_files(assets):
+        first, *inside = path.relative_to(assets).parts
+        found.append((path, first if inside else assets.resolve().name, prompt_of(path, config)))
+    left_out = without_front([prompt for _, _, prompt in found])
+    kept = [asset for asset in found if asset[2] not in left_out]
+    prompts = list(dict.fromkeys(prompt for _, _, prompt in kept))
+    rates = error_rates(config, folder, quiet)
+    reader = Reader(config.meter, prompts, folder / "looks", rates, free=config.orientation == "free")
+    results = []
+    with Count("looking", len(kept), quiet) as count:
+        for path, method, prompt in kept:
+            name = slug(path.relative_to(assets).as_posix())
+            looked = reader.read(path, name, prompt, config.up, fit=True)
+            results.append(Result(method, prompt, None, name, **looked))
+            count.add(1, prompt)
+    table = rows(list(dict.fromkeys(method for _, method, _ in kept)), results, prompts, rates, {})
+    return Report(config, table, results, rates, left_out).finish(begun, quiet)
+
+
+def prompt_of(path: Path, config: JanusScoreConfig) -> str:
+    """What a file shows: "a-blue_dog.glb" -> "a blue dog"."""
+    return config.prompts.get(path.stem) or " ".join(re.split(r"[\s_-]+", path.stem)).strip() or path.stem

@@ -21,6 +21,7 @@ from threedgen.geometry.texture import sample
 Array = NDArray[Any]
 PLAIN = 0.7
 """Grey of what has no colour of its own."""
+SUPERSAMPLE = 2
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,14 @@ class ColouredMesh:
         """The mesh whose corners (F, 3, 3) are what ``move`` makes of them, part by part."""
         return replace(self, parts=tuple(replace(part, corners=move(part.corners)) for part in self.parts))
 
-    def render(
-        self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False, supersample: int = 2
-    ) -> Array:
+    def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
         """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4). ``light``: the toybox's, 0.5 + 0.2 n_z + 0.3 n . v; else
         colours as they are."""
         corners = self.corners
         faces = np.arange(len(corners) * 3).reshape(-1, 3)
         views = []
         for pose in c2w:
-            buffers = raster.rasterise(corners.reshape(-1, 3), faces, pose[None], fov, size * supersample)
+            buffers = raster.rasterise(corners.reshape(-1, 3), faces, pose[None], fov, size * SUPERSAMPLE)
             mask = buffers.mask[0]
             face, weight = buffers.face[0][mask], buffers.bary[0][mask][:, :, None]
             colour = self._colours(face, weight)
@@ -66,7 +65,7 @@ class ColouredMesh:
                 colour *= _light(corners[face], weight, pose[:3, 3])[:, None]
             picture = np.full((*mask.shape, 3), background, np.float32)
             picture[mask] = colour
-            views.append(raster.shrink(picture[None], supersample)[0])
+            views.append(raster.shrink(picture[None], SUPERSAMPLE)[0])
         return np.clip(np.stack(views), 0, 1)
 
     def _colours(self, face: Array, weight: Array) -> Array:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.linalg import circulant
 from scipy.signal import find_peaks
 
-from threedgen.evaluation.metrics.figures import SLACK, Floats, sides_right
+from threedgen.evaluation.metrics.figures import Floats, sides_right
 
 from .options import THRESHOLD
 
@@ -105,9 +105,7 @@ def front_peaks(front: Floats, prominence: float = THRESHOLD) -> int:
     return len(find_peaks(opened, prominence=prominence)[0])
 
 
-def directions(
-    seen: NDArray[np.integer], azimuth: Floats, free: bool = False, slack: float = SLACK
-) -> NDArray[np.bool_]:
+def directions(seen: NDArray[np.integer], azimuth: Floats, free: bool = False) -> NDArray[np.bool_]:
     """Which views (V,) show the side that their camera faces.
 
     With ``free``, the object may face any of the V directions: the one that makes most views right is taken. That
@@ -115,5 +113,5 @@ def directions(
     """
     azimuth = np.asarray(azimuth, float)
     turns = 2 * pi / len(azimuth) * np.arange(len(azimuth) if free else 1)
-    ways = [sides_right(seen, azimuth + turn, slack) for turn in turns]
+    ways = [sides_right(seen, azimuth + turn) for turn in turns]
     return max(ways, key=lambda right: int(right.sum()))

@@ -48,10 +48,6 @@ class Reading:
         """With views of at most ``size`` pixels, as uint8: many can be kept."""
         return Reading(thumbnails(self.views, size), self.sides)
 
-    def labels(self) -> list[str]:
-        """The meter's word about each view."""
-        return view_labels(self.sides)
-
 
 def view_labels(sides: Array) -> list[str]:
     """The likeliest side in each view (V, 4), and how likely: "front 0.93"."""

@@ -25,8 +25,9 @@ from threedgen.run.seeding import numpy_generator
 from threedgen.train.loop import set_threads
 
 from .coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh, two_fronted
-from .meter import Meter, Reading
-from .options import THRESHOLD, JanusMeterConfig, TruthConfig, asset_files, folder_of_assets
+from .fronts import doubt, front_curve
+from .meter import Meter, Reading, view_labels
+from .options import JanusMeterConfig, TruthConfig, asset_files, folder_of_assets
 from .rates import ErrorRates
 from .rough import rough
 
@@ -63,7 +64,7 @@ def run(config: JanusMeterConfig, resume: Path | None = None, quiet: bool = Fals
         "meter": config.meter.model_dump(mode="json"),
         "truth": config.truth.model_dump(mode="json"),
         "seed": config.seed,
-        "doubts": doubts(meter, found.known),
+        "doubts": doubts(found.known),
     }
     text = page(found, config)
     write_json(folder / "meter.json", figures)
@@ -76,7 +77,7 @@ def measure(meter: Meter, truth: TruthConfig, seed: int, quiet: bool = True) -> 
     """Error rates on ``truth.objects`` objects, at the meter's threshold or at one chosen on others."""
     threshold = meter.config.threshold
     if threshold is None:
-        seen = doubts(meter, classify(meter, truth, seed, CALIBRATION, truth.calibration, "calibration", quiet))
+        seen = doubts(classify(meter, truth, seed, CALIBRATION, truth.calibration, "calibration", quiet))
         threshold = min(max(equal_error(seen["glued"], seen["good"]), 1e-6), 1 - 1e-6)
     known = classify(meter, truth, seed, FRESH, truth.objects, "ground truth", quiet)
     good = [meter.judge(k.good.sides, threshold) for k in known]
@@ -86,13 +87,10 @@ def measure(meter: Meter, truth: TruthConfig, seed: int, quiet: bool = True) -> 
     return Measured(ErrorRates(alarms, hits, threshold), right, known)
 
 
-def doubts(meter: Meter, known: Sequence[Pair]) -> dict[str, list[float]]:
+def doubts(known: Sequence[Pair]) -> dict[str, list[float]]:
     """At which thresholds each object would be called Janus: at this one and below (see ``fronts.RingResult``)."""
-
-    def of(reading: Reading) -> float:
-        return meter.judge(reading.sides, meter.config.threshold or THRESHOLD).doubt
-
-    return {"good": [of(k.good) for k in known], "glued": [of(k.two_fronted) for k in known]}
+    pairs = {"good": [k.good for k in known], "glued": [k.two_fronted for k in known]}
+    return {kind: [doubt(front_curve(reading.sides)) for reading in readings] for kind, readings in pairs.items()}
 
 
 def classify(
@@ -154,7 +152,7 @@ def write_sheet(path: Path, meter: Meter, found: Measured, count: int) -> None:
             result = meter.judge(reading.sides, found.rates.threshold)
             wrong = result.failed != (truth == 2)
             label = f"{known.prompt}: {truth} front{'s' * (truth > 1)}, found {result.fronts}{' WRONG' * wrong}"
-            strips.append((not wrong, f"{label} ({', '.join(reading.labels())})", reading.views))
+            strips.append((not wrong, f"{label} ({', '.join(view_labels(reading.sides))})", reading.views))
     strips = sorted(strips, key=lambda strip: strip[0])[:count]
     if strips:
         pictures = [grid(views, len(views)) for _, _, views in strips]

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from threedgen.evaluation.tables import csv_table, finish, limits, markdown_table, percent, write_json
+from threedgen.evaluation.tables import finish, limits, markdown_table, percent, write_json
 from threedgen.run.folder import write_atomic, writing
-from threedgen.run.text import clean, duration
+from threedgen.run.metrics import csv_table
+from threedgen.run.text import clean
 from threedgen.viewer.page import REMEDY, data_uri, page
 
 from .meter import view_labels
@@ -94,8 +95,8 @@ class Report:
         """report.html; every picture is in it."""
         sections = []
         for row in self.rows:
-            assets = [card(folder, result) for result in self.results if result.method == row.method]
-            sections.append({"row": row, "remark": remark(row), "assets": assets})
+            mine = [result for result in self.results if result.method == row.method]
+            sections.append({"row": row, "remark": remark(row), "assets": [(r, *strip(folder, r)) for r in mine]})
         return page(
             "janus.html",
             (),
@@ -145,28 +146,15 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def card(folder: Path, result: Result) -> dict[str, Any]:
-    """An asset as the page shows it: its strip of views and the meter's word on each."""
-    seen = result.state == "seen"
-    facts = [f"seed {result.seed}"] if result.seed is not None else []
-    facts += [duration(result.seconds)] if result.seconds is not None else []
-    return {
-        "prompt": result.prompt,
-        "outcome": f"{result.fronts} front{'s' * (result.fronts != 1)}" if seen else result.state,
-        "janus": result.janus,
-        "reason": result.reason,
-        "facts": facts,
-        "strip": picture(folder / "looks" / f"{Path(result.folder).name}.png") if seen else None,
-        "views": list(zip(view_labels(np.array(result.sides)), result.shown, result.right, strict=True)),
-    }
-
-
-def picture(path: Path) -> Any:
-    """A strip as a JPEG within the page; None if it is damaged."""
-    buffer = io.BytesIO()
+def strip(folder: Path, result: Result) -> tuple[Any, list[tuple[str, bool, bool]]]:
+    """Gives the strip of an asset as a JPEG within the page, None if there is none or it is damaged, and of each view
+    the meter's word, whether it counts as a front and whether it is right."""
+    if result.state != "seen":
+        return None, []
+    buffer, views = io.BytesIO(), view_labels(np.array(result.sides))
     try:
-        with Image.open(path) as strip:
-            strip.convert("RGB").save(buffer, format="JPEG", quality=85)
+        with Image.open(folder / "looks" / f"{Path(result.folder).name}.png") as picture:
+            picture.convert("RGB").save(buffer, format="JPEG", quality=85)
     except (OSError, ValueError):
-        return None
-    return data_uri(buffer.getvalue(), ".jpg")
+        return None, []
+    return data_uri(buffer.getvalue(), ".jpg"), list(zip(views, result.shown, result.right, strict=True))

@@ -9,23 +9,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from threedgen.config.errors import ConfigError
-from threedgen.evaluation.metrics.figures import Share, share
+from threedgen.evaluation.metrics.figures import Share, median, share
+from threedgen.evaluation.tables import rounded, write_json
 from threedgen.export.run_field import open_field
-from threedgen.export.surface.pictures import Pictures, field_pictures
+from threedgen.export.surface.pictures import field_pictures
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import write_png
-from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import read_json
 from threedgen.train.checkpoint import LAST
 
-from .coloured_mesh import Array, centred, read_mesh
+from .coloured_mesh import Array, ColouredMesh, centred, read_mesh
 from .meter import Meter, Visible
 from .options import THRESHOLD, MeterConfig
 from .rates import ErrorRates
@@ -50,8 +49,8 @@ class Result:
     doubt: float | None = None
     shown: tuple[bool, ...] = ()
     right: tuple[bool, ...] = ()
-    sides: tuple[tuple[float, ...], ...] = ()
-    likeness: tuple[float, ...] | None = None
+    sides: Sequence[Sequence[float]] = ()
+    likeness: Sequence[float] | None = None
     seconds: float | None = None
     memory_mib: float | None = None
 
@@ -64,14 +63,8 @@ class Result:
         return self.likeness is not None and prompts[int(np.argmax(self.likeness))] == self.prompt
 
     def plain(self) -> dict[str, Any]:
-        """For JSON; its figures to five digits, for the last ones depend on where in memory the pictures lay."""
-        return {key: _rounded(value) for key, value in asdict(self).items()} | {"janus": self.janus}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+        """For JSON."""
+        return rounded(asdict(self)) | {"janus": self.janus}
 
 
 class Reader:
@@ -96,36 +89,26 @@ class Reader:
         keyword arguments of Result. ``fit``: move a mesh to the middle and scale it, for files of unknown measures."""
         if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
-        try:
-            found = self._reading(path, name, prompt, up, fit)
-        except ConfigError as error:
-            return {"state": "empty", "reason": str(error)}
-        ring = self.meter.judge(np.array(found["sides"]), self.threshold, self.free)
-        likeness = found["likeness"] and tuple(found["likeness"])
-        return {"state": "seen", "sides": tuple(map(tuple, found["sides"])), "likeness": likeness} | vars(ring)
-
-    def _reading(self, path: Path, name: str, prompt: str, up: Literal["y", "z"], fit: bool) -> dict[str, Any]:
-        """Sides and likeness of the mesh at ``path``, with a key of all that decides them. Raises ConfigError."""
-        run = path.is_dir()
+        run, kept = path.is_dir(), self.folder / f"{name}.json"
         try:
             content = (path / LAST if run else path).read_bytes()
         except OSError as error:
-            raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
+            return {"state": "empty", "reason": f"{path} cannot be read ({error.strerror})"}
         parts = (content, self._settings.encode(), prompt.encode(), f"{up}{fit}".encode())
         key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-        kept, strip = (self.folder / f"{name}.{end}" for end in ("json", "png"))
         found = read_json(kept)
-        if found.get("key") == key and strip.is_file():
-            return found
-        visible: Visible = (
-            run_field(path.parent) if run else centred(read_mesh(path, up)) if fit else read_mesh(path, up)
-        )
-        reading = self.meter.classify(visible, prompt)
-        found = {"key": key, "sides": reading.sides.tolist()}
-        found["likeness"] = self.meter.likeness(reading.views, self.prompts) if self.prompts else None
-        write_png(strip, np.concatenate(list(reading.small().views), axis=1))
-        write_atomic(kept, json.dumps(found) + "\n")
-        return found
+        if found.get("key") != key or not kept.with_suffix(".png").is_file():
+            try:
+                mesh: Visible = RunField(path.parent) if run else read_mesh(path, up)
+                reading = self.meter.classify(centred(mesh) if isinstance(mesh, ColouredMesh) and fit else mesh, prompt)
+            except ConfigError as error:
+                return {"state": "empty", "reason": str(error)}
+            likeness = self.meter.likeness(reading.views, self.prompts) if self.prompts else None
+            found = {"key": key, "sides": reading.sides.tolist(), "likeness": likeness}
+            write_png(kept.with_suffix(".png"), np.concatenate(list(reading.small().views), axis=1))
+            write_json(kept, found)
+        ring = self.meter.judge(np.array(found["sides"]), self.threshold, self.free)
+        return {"state": "seen", "sides": found["sides"], "likeness": found["likeness"]} | vars(ring)
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
@@ -166,45 +149,44 @@ def rows(
     rates: ErrorRates | None,
     refused: Mapping[str, str],
 ) -> list[Row]:
-    """A row for each method, those that cannot run included: ``refused`` says why."""
-    of = {method: [result for result in results if result.method == method] for method in methods}
-    return [row(method, own, prompts, rates, refused.get(method, "")) for method, own in of.items()]
-
-
-def row(method: str, results: Sequence[Result], prompts: Sequence[str], rates: ErrorRates | None, reason: str) -> Row:
-    """The figures of a method from its results. ``reason``: why it cannot run, if so."""
-    seen = [result for result in results if result.state == "seen"]
-    named = [result for result in seen if result.likeness is not None]
-    raw = share([result.janus for result in seen])
-    seconds = [result.seconds for result in results if result.seconds is not None]
-    states = Counter[str](result.state for result in results)
-    return Row(
-        method=method,
-        raw=raw,
-        no_front=share([result.fronts == 0 for result in seen]),
-        corrected=rates.corrected(raw) if rates else None,
-        interval=rates.interval(raw) if rates else None,
-        right=share([view for result in seen for view in result.right]),
-        match=share([result.recognised(prompts) for result in named]),
-        recognised=share([result.janus for result in named if result.recognised(prompts)]),
-        states={state: states[state] for state in STATES if states[state]},
-        seconds=median(seconds) if seconds else None,
-        memory_mib=max((result.memory_mib for result in results if result.memory_mib is not None), default=None),
-        reason=reason or next((result.reason for result in results if result.reason), ""),
-    )
+    """Computes a row for each method, those that cannot run included: ``refused`` says why."""
+    found = []
+    for method in methods:
+        mine = [result for result in results if result.method == method]
+        seen = [result for result in mine if result.state == "seen"]
+        named = [result for result in seen if result.likeness is not None]
+        raw = share([result.janus for result in seen])
+        states = Counter[str](result.state for result in mine)
+        row = Row(
+            method=method,
+            raw=raw,
+            no_front=share([result.fronts == 0 for result in seen]),
+            corrected=rates.corrected(raw) if rates else None,
+            interval=rates.interval(raw) if rates else None,
+            right=share([view for result in seen for view in result.right]),
+            match=share([result.recognised(prompts) for result in named]),
+            recognised=share([result.janus for result in named if result.recognised(prompts)]),
+            states={state: states[state] for state in STATES if states[state]},
+            seconds=median([result.seconds for result in mine]),
+            memory_mib=max((r.memory_mib for r in mine if r.memory_mib is not None), default=None),
+            reason=refused.get(method) or next((result.reason for result in mine if result.reason), ""),
+        )
+        found.append(row)
+    return found
 
 
 FAINT = 0.1
 """A field whose opacity is below this in every pixel shows nothing."""
 
 
-@dataclass(frozen=True)
 class RunField:
-    """``draw`` gives colours and opacity (see ``export/surface/pictures.py``); ``folder`` is that of its run."""
+    """The field in the newest checkpoint of the run in ``folder``. Raises ConfigError if there is none that fits."""
 
-    draw: Pictures
-    folder: Path
     plain = False
+
+    def __init__(self, folder: Path) -> None:
+        config, field, occupancy, _ = open_field(folder)
+        self.draw, self.folder = field_pictures(field, occupancy, config.march), folder
 
     def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
         """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4), unlit always. Raises ConfigError if nothing is there."""
@@ -216,9 +198,3 @@ class RunField:
         there = opacity[..., None]
         views: Array = colours * there + background * (1 - there)
         return views
-
-
-def run_field(folder: Path) -> RunField:
-    """The field in the newest checkpoint of the run in ``folder``. Raises ConfigError if there is none that fits."""
-    config, field, occupancy, _ = open_field(folder)
-    return RunField(field_pictures(field, occupancy, config.march), folder)

@@ -1,1 +1,1 @@
-"""Figures of any pictures: distributions, shares with intervals, ratings."""
+"""Figures of any pictures: distances of distributions, shares with intervals."""

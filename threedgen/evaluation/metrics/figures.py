@@ -68,6 +68,12 @@ def mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(there)) if there else None
 
 
+def median(values: Sequence[float | None]) -> float | None:
+    """Takes the median of those that there are."""
+    there = [value for value in values if value is not None]
+    return float(np.median(there)) if there else None
+
+
 def bootstrap(
     values: Sequence[float | None], rng: np.random.Generator | None = None, resamples: int = 10_000
 ) -> tuple[float, float] | None:
@@ -110,12 +116,11 @@ def in_order(log_probability: Floats, azimuth: Floats, slack: float = SLACK) -> 
     """
     if len(azimuth) % 4:
         raise ValueError(f"the order of sides is asked of 4, 8, ... views (got {len(azimuth)})")
-    rings = [slice(start, None, len(azimuth) // 4) for start in range(len(azimuth) // 4)]
-    return all(_ring_in_order(log_probability[ring], np.asarray(azimuth)[ring], slack) for ring in rings)
-
-
-def _ring_in_order(log_probability: Floats, azimuth: Floats, slack: float) -> bool:
-    right = {tuple(side_of(azimuth + near).tolist()) for near in (-slack, 0.0, slack)}
     ways = np.array(list(permutations(range(4))))
-    likeliest = log_probability[np.arange(4), ways].sum(1).argmax()
-    return tuple(ways[likeliest].tolist()) in right
+    for start in range(len(azimuth) // 4):
+        ring = slice(start, None, len(azimuth) // 4)
+        right = {tuple(side_of(np.asarray(azimuth)[ring] + near).tolist()) for near in (-slack, 0.0, slack)}
+        likeliest = log_probability[ring][np.arange(4), ways].sum(1).argmax()
+        if tuple(ways[likeliest].tolist()) not in right:
+            return False
+    return True

@@ -1,11 +1,8 @@
 """Tells whether two pictures show one subject: they become unit vectors, whose cosine says how alike they are.
 
 For toybox subjects a small network, trained on ground truth to know a subject from any side and to tell it from others
-of its kind. For photos any image encoder of the Hugging Face hub, such as DINOv2 or CLIP, as DreamBooth does it
-(DINO and CLIP-I scores, arXiv 2208.12242 section 4.1). Both are called alike:
-
-    embed = registry.build("identity", config.identity)
-    vectors = embed(pictures)           (V, H, W, 3) in [0, 1] -> (V, D) of length 1
+of its kind. For photos any image encoder of the Hugging Face hub, as DreamBooth does it (DINO and CLIP-I scores, arXiv
+2208.12242 section 4.1). Both are called alike: pictures (V, H, W, 3) in [0, 1] -> vectors (V, D) of length 1.
 """
 
 from __future__ import annotations
@@ -64,10 +61,12 @@ class ToyboxIdentity:
     """The network of a train-toybox-identity run, frozen. Raises ConfigError, one sentence, for what is none."""
 
     def __init__(self, config: ToyboxIdentityConfig) -> None:
-        def make(card: dict[str, Any]) -> IdentityNet:
-            return IdentityNet(IdentityNetworkConfig(**card["network"]))
-
-        self.net, self.card = read_network(config.file(), make, "identity.weights", TRAIN_IDENTITY)
+        self.net, self.card = read_network(
+            config.file(),
+            lambda card: IdentityNet(IdentityNetworkConfig(**card["network"])),
+            "identity.weights",
+            TRAIN_IDENTITY,
+        )
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, chunk: int = 64) -> Tensor:
@@ -86,14 +85,14 @@ class HubIdentity:
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, chunk: int = 16) -> Tensor:
-        return torch.cat([features(self._encode(part)) for part in pictures.split(chunk)])
-
-    def _encode(self, pictures: Tensor) -> Any:
-        """(V, H, W, 3) in [0, 1]: of CLIP and its kin their image features, else the class token (V, D)."""
-        x = encoder_input(pictures, self.config.size, self.config.mean, self.config.std)
-        if hasattr(self.net, "get_image_features"):
-            return self.net.get_image_features(pixel_values=x)
-        return self.net(pixel_values=x).last_hidden_state[:, 0]
+        parts = []
+        for part in pictures.split(chunk):
+            x = encoder_input(part, self.config.size, self.config.mean, self.config.std)
+            if hasattr(self.net, "get_image_features"):  # CLIP and its kin
+                parts.append(features(self.net.get_image_features(pixel_values=x)))
+            else:  # the class token
+                parts.append(features(self.net(pixel_values=x).last_hidden_state[:, 0]))
+        return torch.cat(parts)
 
 
 def load_hub(weights: str, what: str, example: str, key: str, *kinds: Any) -> tuple[Any, Any]:

@@ -15,9 +15,10 @@ from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.world import Toybox
 from threedgen.evaluation.janus import fronts
 from threedgen.evaluation.metrics.figures import Share, in_order, majority, share
+from threedgen.evaluation.tables import rounded
 from threedgen.geometry.images import to_uint8
 
-from .labels import Labels, Truth, labelled, spec_of
+from .labels import Labels, Truth, labelled
 from .probe import Probe, Seen, together
 
 FIGURES = {
@@ -49,9 +50,8 @@ class Verdict:
     azimuth_error: float | None
 
     def plain(self) -> dict[str, Any]:
-        """For a report; its numbers to five digits, for the last ones depend on where in memory the pictures lay."""
-        tree = {"said" if key == "words" else key: value for key, value in asdict(self).items()}
-        return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in tree.items()}
+        """For a report."""
+        return {"said" if key == "words" else key: value for key, value in rounded(asdict(self)).items()}
 
     def wrong(self, keys: Iterable[str]) -> list[str]:
         return [key for key in keys if self.answers.get(key) is False]
@@ -132,12 +132,6 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
     return {key: figure for key, figure in figures.items() if figure.total}
 
 
-def azimuth_error(verdicts: Sequence[Verdict]) -> float | None:
-    """Takes the median over the objects of their mean azimuth error, degrees."""
-    errors = [verdict.azimuth_error for verdict in verdicts if verdict.azimuth_error is not None]
-    return float(np.median(errors)) if errors else None
-
-
 def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verdict]:
     """Judges ground truth: samples of a toybox, rendered as ``box.view`` says, judged like anything else.
 
@@ -145,7 +139,8 @@ def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verd
     """
     verdicts = []
     for asset, views, truth in _classified(probe, box, indices):
-        verdict = judge(views, spec_of(asset), probe.labels, truth.azimuth.numpy(), threshold=probe.threshold)
+        spec = Spec(asset.noun, asset.colour, asset.size, asset.part, asset.part_colour)
+        verdict = judge(views, spec, probe.labels, truth.azimuth.numpy(), threshold=probe.threshold)
         absent = [word for word in NOUNS[asset.noun].wears if word not in asset.labels]
         if absent:
             word = probe.labels.words.index(absent[asset.index % len(absent)])

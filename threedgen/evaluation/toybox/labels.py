@@ -14,7 +14,6 @@ from threedgen.data.toybox.grammar import COLOURS, NOUNS, SIZES, Spec
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.raycast import render
 from threedgen.data.toybox.world import Toybox, View
-from threedgen.geometry.poses import orbit_array
 
 OPEN = -1
 """Where there is no answer: the caption leaves a colour open, a part is hidden, two colours are as near."""
@@ -80,14 +79,8 @@ def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
     Parts in their default colours count too: so the probe has to look where a part is, and cannot take the
     one odd colour of a picture for the answer.
     """
-    found: dict[str, int] = {}
-    for word in NOUNS[asset.noun].parts + NOUNS[asset.noun].wears:
-        solids = [solid for solid in asset.primitives if solid.label == word]
-        if word == asset.part and asset.part_colour:
-            found[word] = labels.colours.index(asset.part_colour)
-        elif solids:
-            found[word] = nearest_colour(solids[0].colour)
-    for solid in asset.primitives:  # words of other nouns: a dog's mouth, say
+    found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
+    for solid in asset.primitives:  # words of other nouns too: a dog's mouth, say
         if solid.label in labels.words and solid.label not in found:
             found[solid.label] = nearest_colour(solid.colour)
     return found
@@ -117,20 +110,6 @@ def picture_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarra
         azimuth=torch.from_numpy(np.asarray(azimuth, np.float32)),
         front=torch.tensor([asset.front for asset in assets]).repeat_interleave(n_view),
     )
-
-
-def spec_of(asset: Asset) -> Spec:
-    """Describes an asset as its caption does."""
-    return Spec(asset.noun, asset.colour, asset.size, asset.part, asset.part_colour)
-
-
-def ring(
-    asset: Asset, azimuth: np.ndarray, elevation: float, relative_distance: float, fov: float, size: int
-) -> np.ndarray:
-    """Renders pictures (V, size, size, 3) of an asset on grey 0.5 from ``azimuth`` (V,), all angles in radians."""
-    same = np.ones(len(azimuth))
-    c2w = orbit_array(elevation, azimuth, relative_distance / np.tan(fov / 2))
-    return render([asset], np.zeros(len(azimuth), np.int64), c2w, fov * same, size).rgb
 
 
 def labelled(

@@ -18,6 +18,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from threedgen.config import ConfigError, load, task_of
+from threedgen.data.toybox.world import portraits
+from threedgen.evaluation.metrics.figures import median
 from threedgen.evaluation.tables import thumbnails
 from threedgen.run import folder as runs
 from threedgen.run.metrics import read_summary
@@ -30,7 +32,6 @@ from threedgen.train.task import Stopped
 
 from .held_out import Case, held_out_cases
 from .judging import Verdict, judge_pictures
-from .labels import ring
 from .options import Evaluate3DConfig, EvaluateSubjectsConfig
 from .probe import Probe
 from .report import report_scores
@@ -57,25 +58,28 @@ def run(config: Evaluate3DConfig, resume: Path | None = None, quiet: bool = Fals
     begun = time.monotonic()
     probe = Probe.load(config.probe.weights)
     cases = held_out_cases(config.prompts, config.seed, config.first, spread=True)
-    configs = [object_config(config, "config", case.caption, f"objects/{runs.slug(case.caption)}") for case in cases]
-    results: list[Result] = []
+    places = [f"objects/{runs.slug(case.caption)}" for case in cases]
+    configs = [object_config(config, "config", *pair) for pair in zip((c.caption for c in cases), places, strict=True)]
+    results, measured, truth = list[Result](), list[Verdict](), list[Verdict]()
     with Count("objects", len(cases), quiet) as count:
         for case, generate in zip(cases, configs, strict=True):
             try:
                 results.append(make(generate))
             except Stopped as stop:
                 return stop.status.exit_code
+            measured.append(judge_result(probe, case, results[-1]))
             count.add(1, case.caption)
-    measured = [judge_result(probe, case, result) for case, result in zip(cases, results, strict=True)]
-    truth: list[Verdict] = []
     with Count("ground truth", len(cases), quiet) as count:
         for case, generate in zip(cases, configs, strict=True):
             truth += judge_truth(probe, case, generate, config)
             count.add(1)
-    seconds = [result.seconds for result in results if result.seconds is not None]
+    own = [
+        {"folder": place, "seconds": result.seconds, "peak_memory_mib": result.memory_mib}
+        for place, result in zip(places, results, strict=True)
+    ]
     costs = {
-        "seconds_median": float(np.median(seconds)) if seconds else None,
-        "seconds_most": max(seconds, default=None),
+        "seconds_median": median([result.seconds for result in results]),
+        "seconds_most": max((r.seconds for r in results if r.seconds is not None), default=None),
         "peak_memory_mib_most": max((r.memory_mib for r in results if r.memory_mib is not None), default=None),
     }
     about = {
@@ -85,14 +89,6 @@ def run(config: Evaluate3DConfig, resume: Path | None = None, quiet: bool = Fals
         "failed": sum(result.failed for result in results),
         "costs": costs,
     }
-    own = [
-        {
-            "folder": f"objects/{runs.slug(case.caption)}",
-            "seconds": result.seconds,
-            "peak_memory_mib": result.memory_mib,
-        }
-        for case, result in zip(cases, results, strict=True)
-    ]
     each = VIEWS // config.sheet_views
     there = [k for k, result in enumerate(results) if not result.failed][: config.sheet]
     shown = {k: thumbnails(results[k].views[::each][: config.sheet_views], 192) for k in there}
@@ -166,9 +162,9 @@ def judge_truth(probe: Probe, case: Case, generate: GenerateConfig, config: Eval
     azimuth, elevation, fov = view_azimuths(turntable), np.deg2rad(turntable.elevation), np.deg2rad(turntable.fov)
     verdicts = []
     for number in range(config.calibration):
-        asset = case.truth(config.seed, number)
-        pictures = ring(asset, azimuth, elevation, turntable.distance * np.tan(fov / 2), fov, 128)
-        verdicts.append(judge_pictures(probe, pictures, case.spec, azimuth, vote=True))
+        asset, near = case.truth(config.seed, number), turntable.distance * np.tan(fov / 2)
+        picture = portraits(asset, azimuth, elevation, 128, fov=fov, relative_distance=near)
+        verdicts.append(judge_pictures(probe, picture.rgb, case.spec, azimuth, vote=True))
     return verdicts
 
 
@@ -177,11 +173,8 @@ def judge_truth(probe: Probe, case: Case, generate: GenerateConfig, config: Eval
 
 def page(config: Evaluate3DConfig, costs: dict[str, float | None]) -> tuple[str, str]:
     """Words report.md before and after its table."""
-
-    def cost(key: str, unit: str) -> str:
-        value = costs[key]
-        return "-" if value is None else f"{value:.0f} {unit}"
-
+    units = zip(costs.values(), ("s", "s", "MiB"), strict=True)
+    middle, most, memory = ("-" if value is None else f"{value:.0f} {unit}" for value, unit in units)
     changes = f" with {' '.join(config.overrides)}" if config.overrides else ""
     before = f"""# 3D objects of held-out prompts
 
@@ -192,6 +185,6 @@ ground-truth objects for each prompt."""
 One front only: no two of the eight views that show a front are more than 90 degrees apart, and one does show it;
 asked of things that have a front. Its false alarm rate is what is missing to 100 % on ground truth.
 
-Seconds for an object: median {cost("seconds_median", "s")}, at most {cost("seconds_most", "s")}.
-Peak memory of the process that made them all: {cost("peak_memory_mib_most", "MiB")}."""
+Seconds for an object: median {middle}, at most {most}.
+Peak memory of the process that made them all: {memory}."""
     return before, after

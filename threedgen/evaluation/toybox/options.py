@@ -16,11 +16,13 @@ TRAIN_IDENTITY = "train one with `launch.py --config train-toybox-identity`, whi
 
 
 def network_file(weights: str, name: str, key: str, train: str) -> Path:
-    """Finds a .safetensors file, or NAME.safetensors in a folder. Raises ConfigError for ``key`` if there is none."""
-    path = Path(weights).expanduser()
-    path = path / f"{name}.safetensors" if path.is_dir() else path
+    """Finds a .safetensors file, NAME.safetensors in a folder, or the "embedded" one. Raises ConfigError for ``key`` if
+    there is none; ``train`` says what to do."""
+    path = folder("weights") if weights == "embedded" else Path(weights).expanduser()
+    path = path / f"{name}.safetensors" if path.is_dir() or weights == "embedded" else path
     if not path.is_file():
-        raise ConfigError(f"there is no file {weights[:120]!r}; {train}", key)
+        lost = f"this installation lacks {name}" if weights == "embedded" else f"there is no file {weights[:120]!r}"
+        raise ConfigError(f"{lost}; {train}", key)
     return path
 
 
@@ -104,10 +106,9 @@ class Evaluate3DConfig(EvaluationConfig):
     sheet_views: int = Field(4, ge=1, le=8, description="of the eight views, so many on the sheet")
 
 
-class IdentityNetworkConfig(Config):
+class IdentityNetworkConfig(ProbeNetworkConfig):
     """Size of the network that tells subjects apart."""
 
-    image_size: int = Field(64, ge=32, le=256, multiple_of=16, description="pixels it looks at; others are resized")
     channels: tuple[int, int, int, int] = Field((32, 64, 96, 128), description="width of each level")
     width: int = Field(64, ge=2, le=1024, description="numbers of an answer")
 
@@ -146,8 +147,7 @@ class ToyboxIdentityConfig(Config):
 
     def file(self) -> Path:
         """Raises ConfigError if there is none."""
-        weights = str(folder("weights")) if self.weights == "embedded" else self.weights
-        return network_file(weights, "toybox-identity", "weights", TRAIN_IDENTITY)
+        return network_file(self.weights, "toybox-identity", "weights", TRAIN_IDENTITY)
 
     def check(self) -> None:
         self.file()

@@ -15,16 +15,8 @@ import numpy as np
 import torch
 
 from threedgen.config import registry
-from threedgen.evaluation.sampling import (
-    FOV,
-    RELATIVE_DISTANCE,
-    Ring,
-    fingerprint,
-    random_ring,
-    read_views,
-    ring_poses,
-    write_views,
-)
+from threedgen.data.toybox.world import portraits
+from threedgen.evaluation.sampling import Ring, fingerprint, random_ring, read_views, ring_poses, write_views
 from threedgen.geometry.images import to_uint8
 from threedgen.guidance.prior import Prior
 from threedgen.run.interrupts import Interrupts
@@ -34,7 +26,6 @@ from threedgen.train.loop import set_threads
 
 from .held_out import Case, held_out_cases
 from .judging import judge_pictures
-from .labels import ring
 from .options import EvaluatePriorConfig
 from .probe import Probe
 from .report import report_scores
@@ -58,7 +49,7 @@ def run(config: EvaluatePriorConfig, resume: Path | None = None, quiet: bool = F
     with Count("looking", len(cases), quiet) as count:
         for case, views, (azimuth, elevation) in zip(cases, drawn, rings, strict=True):
             measured.append(judge_pictures(probe, views, case.spec, azimuth))
-            real = ring(case.truth(config.seed), azimuth, elevation, RELATIVE_DISTANCE, FOV, views.shape[1])
+            real = portraits(case.truth(config.seed), azimuth, elevation, views.shape[1]).rgb
             truth.append(judge_pictures(probe, real, case.spec, azimuth))
             count.add(1)
     about = {"samples": len(cases), "steps": config.steps, "guidance_scale": config.guidance_scale}

@@ -8,7 +8,7 @@ views in proportion to how surely they show it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen import folder
 from threedgen.config.errors import ConfigError
 from threedgen.evaluation.tables import write_json
 from threedgen.run.folder import write_atomic
@@ -58,24 +57,14 @@ class Seen:
     def __getitem__(self, views: slice) -> Seen:
         return Seen(*(value[views] for value in vars(self).values()))
 
-    def __len__(self) -> int:
-        return len(self.noun)
 
-
-class Together(NamedTuple):
-    """Answers for one object: log-probabilities noun (N,), colour (C,) and part_colour (W, C); part (W,)."""
-
-    noun: Tensor
-    colour: Tensor
-    part: Tensor
-    part_colour: Tensor
-
-
-def together(views: Seen) -> Together:
-    """Puts together what the views of one object say."""
+def together(views: Seen) -> Seen:
+    """Puts together what the views of one object say: noun (N,), colour (C,), part (W,) and part_colour (W, C) of the
+    object; sides and azimuths stay those of the views."""
     weight = views.part / views.part.sum(0).clamp(min=1e-6)
     painted = (weight[..., None] * views.part_colour).sum(0)
-    return Together(views.noun.mean(0), views.colour.mean(0), views.part.amax(0), painted)
+    noun, colour = views.noun.mean(0), views.colour.mean(0)
+    return replace(views, noun=noun, colour=colour, part=views.part.amax(0), part_colour=painted)
 
 
 def convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
@@ -236,9 +225,4 @@ def prepare(pictures: Tensor, size: int) -> Tensor:
 
 def locate(weights: str, name: str = NAME) -> Path:
     """Finds the .safetensors file that ``weights`` names. Raises ConfigError if there is none."""
-    if weights == "embedded":
-        path = folder("weights") / f"{name}.safetensors"
-        if not path.is_file():
-            raise ConfigError(f"this installation lacks the probe ({path.name}); {TRAIN}", "probe.weights")
-        return path
-    return network_file(weights, NAME, "probe.weights", TRAIN)
+    return network_file(weights, name if weights == "embedded" else NAME, "probe.weights", TRAIN)

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from threedgen.evaluation.metrics.figures import median
 from threedgen.evaluation.tables import finish, limits, markdown_table, percent, write_report
 from threedgen.geometry.images import grid, write_png
 from threedgen.run.metrics import read_json
 
 from .held_out import Case
-from .judging import FIGURES, Verdict, azimuth_error, tally
+from .judging import FIGURES, Verdict, tally
 from .options import EvaluationConfig
 from .probe import locate
 
@@ -24,7 +25,7 @@ PART_OF_SHEET = ("noun", "colour", "bound", "order", "one_front")
 def figures_plain(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Gives all shares of some verdicts for JSON, with the median azimuth error in degrees."""
     shares = {key: figure.plain() for key, figure in tally(verdicts).items()}
-    return shares | {"azimuth_error_median": azimuth_error(verdicts)}
+    return shares | {"azimuth_error_median": median([verdict.azimuth_error for verdict in verdicts])}
 
 
 def table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from threedgen.evaluation.metrics.figures import Share, bootstrap, share
+from threedgen.evaluation.metrics.figures import Share, bootstrap, median, share
 from threedgen.evaluation.tables import limits, markdown_table, percent, write_report
 from threedgen.geometry.images import grid, one_size, write_png
 
@@ -88,7 +88,6 @@ def compared(rows: Rows, kind: str) -> dict[str, Any]:
     def of_answers(key: str) -> dict[str, Any]:
         return share([answer[key] for row in rows for answer in row["found"][kind]["answers"]]).plain()
 
-    seconds = [row["found"][kind]["seconds"] for row in rows if row["found"][kind].get("seconds") is not None]
     return {
         "identity": float(np.mean([row["found"][kind]["identity"] for row in rows])),
         "identity_gain": difference("identity", "identity"),
@@ -97,7 +96,7 @@ def compared(rows: Rows, kind: str) -> dict[str, Any]:
         "held_out_change": difference("held_out", "held_out"),
         "order": of_answers("order"),
         "bound": of_answers("bound"),
-        "seconds": float(np.median(seconds)) if seconds else None,
+        "seconds": median([row["found"][kind].get("seconds") for row in rows]),
     }
 
 

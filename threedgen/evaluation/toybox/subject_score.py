@@ -1,17 +1,12 @@
 """Carries out the task "evaluate-subjects": is a tuned prior's subject the one in the photos, and what did it forget?
 
-    RUN/subjects/003-dog/photos/       what it was learnt from
-    RUN/subjects/003-dog/l1/           the mvdreambooth run; a finished one is not made again
-    RUN/subjects/003-dog/l1.json       what was measured of it; likewise (l1-0.8.json: at that strength)
-    RUN/subjects/003-dog/l1-0.png      four views of it in the first setting; l1-class-0.png: of its class
-    RUN/subjects/003-dog/objects/      generate runs of the base and of the tuned prior, if they are asked for
-    RUN/report.json, report.md         the table, paired with the base, with intervals
-    RUN/objects.png                    photos and views of the objects, if any
-    RUN/sheet.png                      photos, the base's samples, the tuned one's in two settings and of its class
-
 Base and tuned prior start from the same noise and cameras. The base is asked for "a dog wearing a red hat", the tuned
 one for "a [v] dog wearing a red hat" (identity) and for the same as the base (what it forgot of its class); both for
 held-out prompts of any kind (what it forgot of the world). With ``objects`` 3D results are made and looked at too.
+
+RUN/subjects/003-dog/ has the photos, the mvdreambooth runs (l1/), what was measured of each (l1.json; l1-0.8.json: at
+that strength; neither is made again), its views (l1-0.png: in the first setting; l1-class-0.png: of its class) and the
+generate runs (objects/).
 """
 
 from __future__ import annotations
