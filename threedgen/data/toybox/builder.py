@@ -120,11 +120,16 @@ class Builder:
     prism = partialmethod(add, PRISM)
     """Gable: triangle in xz, along y."""
 
-    def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE) -> None:
+    def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE, param: float = 1.0):
         """Two mirrored solids: ``at`` and ``rotate`` are the left one's, which comes second."""
         (x, y, z), (ax, ay, az) = at, rotate
         for side in (-1, 1):
-            self.add(kind, (x, side * y, z), size, colour, label, (side * ax, ay, side * az))
+            self.add(kind, (x, side * y, z), size, colour, label, (side * ax, ay, side * az), param)
+
+    def limbs(self, start, end, *args: Any, **more: Any) -> None:
+        """Two mirrored limbs: ``start`` and ``end`` are the left one's, which comes second; the rest as in ``limb``."""
+        for side in (-1, 1):
+            self.limb(*((x, side * y, z) for x, y, z in (start, end)), *args, **more)
 
     def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
         """Upright cylinder (or frustum: upper radius = ``top`` x radius) of half height ``half``."""
