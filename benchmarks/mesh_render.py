@@ -24,28 +24,23 @@ def render(
     vertices: Array,
     faces: Array,
     c2w: Array,
-    fov: Array | float,
+    fov: float,
     size: int,
-    *,
-    uv: Array | None = None,
+    values: Array,
     texture: Array | None = None,
-    colours: Array | None = None,
     background: Array | float = 1.0,
     supersample: int = 2,
 ) -> MeshRender:
-    """Renders a mesh with a texture (H', W', 3) and uv (N, 2) or (F, 3, 2), v up, or with colours (N, 3) of vertices.
+    """Renders a mesh whose vertices (N, C) or corners (F, 3, C) have colours, or uv, v up, in a texture (H', W', 3).
 
     The texture is read bilinearly (no mip-maps). background: grey, or rgb (3,). Each pixel is the mean of
     supersample^2 samples on a grid. Otherwise as `rasterise`.
     """
     rgb, alpha = [], []
-    angles = np.broadcast_to(fov, (len(c2w),))
-    for pose, angle in zip(c2w, angles, strict=True):  # one by one: the buffers are larger than the pictures
-        seen = rasterise(vertices, faces, pose[None], angle, size * supersample)
-        if texture is not None and uv is not None:
-            image = sample(texture, interpolate(uv, faces if uv.ndim == 2 else None, seen))
-        else:
-            image = interpolate(np.asarray(colours), faces, seen)
+    for pose in c2w:  # one by one: the buffers are larger than the pictures
+        seen = rasterise(vertices, faces, pose[None], fov, size * supersample)
+        image = interpolate(values, faces if values.ndim == 2 else None, seen)
+        image = image if texture is None else sample(texture, image)
         mask = seen.mask[..., None]
         rgb.append(shrink(np.where(mask, image, np.asarray(background, np.float32)), supersample)[0])
         alpha.append(shrink(mask.astype(np.float32), supersample)[0, ..., 0])

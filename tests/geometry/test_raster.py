@@ -314,7 +314,7 @@ def test_v_runs_upwards_in_the_texture_and_its_picture():
     vertices, faces, uv = square()
     texture = np.array([[[0.5, 0, 0], [1, 0, 0]], [[0, 0, 0.5], [0, 0, 1]]], np.float32)
     cameras = orbit(1, 0.0, 4.0, 0.5, 32, 32)
-    rgb = render(vertices, faces, cameras.c2w.numpy(), 0.5, 32, uv=uv, texture=texture).rgb[0]
+    rgb = render(vertices, faces, cameras.c2w.numpy(), 0.5, 32, uv, texture).rgb[0]
     assert rgb[6, 6] == pytest.approx([0.5, 0, 0], abs=0.01) and rgb[6, 25] == pytest.approx([1, 0, 0], abs=0.01)
     assert rgb[25, 6] == pytest.approx([0, 0, 0.5], abs=0.01) and rgb[25, 25] == pytest.approx([0, 0, 1], abs=0.01)
     owner = rasterise_uv(np.array([[0, 0.5], [1, 0.5], [1, 1], [0, 1.0]]), faces, 8)
@@ -363,8 +363,8 @@ def test_supersampling_is_the_mean_of_a_finer_picture():
     cameras = view(2, size=24)
     of = (vertices, faces, cameras.c2w.numpy(), cameras.fov.numpy())
     colours = (vertices + 1) / 2
-    fine = render(*of, 96, colours=colours, background=(0.1, 0.2, 0.3), supersample=1)
-    small = render(*of, 24, colours=colours, background=(0.1, 0.2, 0.3), supersample=4)
+    fine = render(*of, 96, colours, background=(0.1, 0.2, 0.3), supersample=1)
+    small = render(*of, 24, colours, background=(0.1, 0.2, 0.3), supersample=4)
     assert np.allclose(small.rgb, fine.rgb.reshape(2, 24, 4, 24, 4, 3).mean((2, 4)), atol=1e-6)
     assert np.allclose(small.alpha, fine.alpha.reshape(2, 24, 4, 24, 4).mean((2, 4)), atol=1e-6)
     assert small.rgb[0, 0, 0] == pytest.approx([0.1, 0.2, 0.3]) and small.alpha[0, 0, 0] == 0
