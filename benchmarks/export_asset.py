@@ -6,13 +6,12 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import trimesh
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from threedgen.arrays import Array
 from threedgen.export.asset import ExportedAsset, make_asset
 from threedgen.export.files.read_glb import Glb, read_glb
 from threedgen.export.files.textured import Placement
@@ -31,7 +30,6 @@ from threedgen.geometry.rigs import orbit
 from .export_fields import Creature, Voxels, grid
 from .mesh_render import render
 
-Array = NDArray[Any]
 Body = tuple[Array, Array]
 """vertices (V, 3) and faces (F, 3)"""
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.geometry.raster import interpolate, rasterise, shrink
 from threedgen.geometry.texture import sample
-
-Array = NDArray[Any]
 
 
 class MeshRender(NamedTuple):

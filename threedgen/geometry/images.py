@@ -13,12 +13,11 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 from imageio_ffmpeg import count_frames_and_secs  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from threedgen.arrays import Array
 from threedgen.run.folder import write_atomic
 
-Array = NDArray[Any]
 GAP = 2
 """Pixels of paper around each picture of a contact sheet."""
 CEILING = 100.0

@@ -11,15 +11,13 @@ perspective-correct and needs no division by the depth of a corner (Olano and Gr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.raster_kernels import fill, prepare
 
-Array = NDArray[Any]
 Size = int | tuple[int, int]
 
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.export.files.read_glb import Broken, Glb, read_glb
 from threedgen.export.shape.topology import signed_volume, topology, weld
 from threedgen.export.shape.uv_layout import layout
 
-Array = NDArray[Any]
 Severity = Literal["error", "warning"]
 
 MEGABYTE = 1 << 20

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import Mesh
 from threedgen.run.folder import write_atomic
-
-Array = NDArray[Any]
 
 _FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
 _VERTICES, _INDICES = 34962, 34963

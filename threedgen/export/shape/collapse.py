@@ -8,15 +8,11 @@ keep two faces each. Where vertices are split by UV seams, a corner keeps the at
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.export.shape.topology import directed_edges, unique_pairs
-
-Array = NDArray[Any]
 
 TURN = 0.2
 """Cosine: a face may not turn by more than this in one collapse."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.config.optional import require
 from threedgen.export.shape.simplify import BudgetTooSmall, simplify
 
-Array = NDArray[Any]
 Part = tuple[Array, Array]
 """vertices (V, 3) float32 and faces (F, 3) int32, convex, counter-clockwise seen from outside"""
 

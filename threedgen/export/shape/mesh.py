@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from skimage.measure import marching_cubes
 
+from threedgen.arrays import Array
 from threedgen.export.shape.opacity import EmptyField, depth_field
 from threedgen.export.shape.topology import compact, pieces
 
-Array = NDArray[Any]
 Field = Callable[[torch.Tensor], torch.Tensor]
 SMALLEST = 0.01
 """Share of the largest part's surface below which another part is dropped."""

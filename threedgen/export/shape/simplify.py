@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import fast_simplification
 import numpy as np
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.export.shape.collapse import collapse
 from threedgen.export.shape.topology import compact, topology
-
-Array = NDArray[Any]
 
 AGGRESSION = 3.0
 """Of fast_simplification: larger values are no faster here and leave more edges without two faces."""

@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import csgraph
 
-Array = NDArray[Any]
+from threedgen.arrays import Array
 
 THIN = 1e-12
 """Area below which a triangle counts as degenerate, for a mesh whose longest side is 1."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
+from threedgen.arrays import Array
 from threedgen.export.shape.topology import pieces
 from threedgen.geometry.raster import rasterise_uv
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import Mesh
@@ -23,7 +22,6 @@ from threedgen.geometry.texture import fill
 
 from . import bvh as rays
 
-Array = NDArray[Any]
 Colours = Callable[[Array], Array]
 
 CAGE = 0.012

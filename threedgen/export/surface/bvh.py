@@ -9,15 +9,12 @@ the output, so results do not depend on the number of threads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numba import njit, prange
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
-
-Array = NDArray[Any]
 
 LEAF = 4
 """Triangles in a leaf at most."""

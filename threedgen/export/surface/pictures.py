@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.representations.field.background import SolidBackground
@@ -17,7 +17,6 @@ from threedgen.representations.options import MarchConfig
 from threedgen.representations.shading import NoMaterial
 from threedgen.representations.volume.render import render
 
-Array = NDArray[Any]
 Pictures = Callable[[Cameras], tuple[Array, Array]]
 """Cameras (V) -> colours (V, H, W, 3) in [0, 1] of what is there, opacities (V, H, W)"""
 

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import checked, interpolate, rasterise, rasterise_uv, unit
 from threedgen.geometry.texture import fill, sample, scatter
-
-Array = NDArray[Any]
 
 STAY = 0.1
 """Weight of staying with the baked texel, in pixels: one seen by less than this hardly moves, whatever it is told.

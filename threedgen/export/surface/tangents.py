@@ -6,14 +6,10 @@ Texture coordinates have v UPWARDS here, though glTF's own v runs downwards: wit
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.geometry.raster import unit
-
-Array = NDArray[Any]
 
 
 def vertex_tangents(vertices: Array, faces: Array, normals: Array, uv: Array) -> Array:
