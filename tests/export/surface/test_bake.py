@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from threedgen.config.errors import ConfigError
+from threedgen.export.shape import mesh as meshes
 from threedgen.export.shape.mesh import Mesh, on_arrays, vertex_normals
 from threedgen.export.surface import bvh
 from threedgen.export.surface.bake import Texels, bake, project, tangent_space, texel_frames
@@ -184,7 +185,7 @@ def test_the_other_side_of_a_thin_wall_is_not_taken():
     assert np.allclose(maps.normal, [0, 0, 1], atol=1e-6)
 
 
-def test_colours_are_asked_in_chunks_and_their_shape_is_checked():
+def test_colours_are_asked_in_chunks_and_their_shape_is_checked(monkeypatch):
     sizes = []
 
     def colour(points):
@@ -193,7 +194,8 @@ def test_colours_are_asked_in_chunks_and_their_shape_is_checked():
         return place_colour(points)
 
     whole = bake(globe(), ball(3), 40, place_colour, occlusion_rays=0)
-    chunked = on_arrays(lambda points: torch.from_numpy(colour(points.numpy())), chunk=100)
+    monkeypatch.setattr(meshes, "CHUNK", 100)
+    chunked = on_arrays(lambda points: torch.from_numpy(colour(points.numpy())))
     parts = bake(globe(), ball(3), 40, chunked, occlusion_rays=0)
     assert max(sizes) == 100 and np.array_equal(whole.base_colour, parts.base_colour)
     for wrong in (lambda p: p[:, :2], lambda p: p * np.nan):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.views import Views
@@ -25,7 +25,7 @@ from .reader import open_instance, scenes, split_folder
 
 NEAREST = 6
 """Of 50 random views about those within 35 degrees."""
-Places = Sequence[int] | NDArray[np.int64]
+Places = Sequence[int] | Array
 
 
 class ArchiveScenes:
@@ -155,7 +155,7 @@ class PairBank:
         (x, pose, K), (y, other, _) = self.views(chosen, first), self.views(chosen, second)
         return x, y, torch.stack([pose, other], dim=1), K
 
-    def neighbours(self, index: int, place: int) -> NDArray[np.int64]:
+    def neighbours(self, index: int, place: int) -> Array:
         """The views of a scene whose cameras are ``NEAREST`` to that of one of them, as seen from the origin."""
         for lacking in self.cameras.lacking([index]):
             self.fill(lacking)

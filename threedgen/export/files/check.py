@@ -14,7 +14,7 @@ import numpy as np
 
 from threedgen.arrays import Array
 from threedgen.export.files.read_glb import Broken, Glb, read_glb
-from threedgen.export.shape.topology import signed_volume, topology, weld
+from threedgen.export.shape.topology import area_vectors, signed_volume, topology, weld
 from threedgen.export.shape.uv_layout import layout
 
 Severity = Literal["error", "warning"]
@@ -131,8 +131,7 @@ def _directions(glb: Glb, expected: Expected) -> Iterator[Finding]:
         return
     if np.abs(np.linalg.norm(normal, axis=1) - 1).max() > 1e-3:
         yield Finding("error", "normals", "normals are not of length 1")
-    corner = glb.attributes["POSITION"][glb.faces].astype(np.float64)
-    outward = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+    outward = area_vectors(glb.attributes["POSITION"], glb.faces)
     agree = (outward * normal[glb.faces].mean(axis=1)).sum(axis=1) >= 0
     if agree.mean() < 0.99:
         yield Finding("error", "normals", f"{1 - agree.mean():.0%} of the normals look inwards")
@@ -154,11 +153,10 @@ def _wrong_signs(glb: Glb) -> float:
     """Share of faces, by area, whose corners' tangent frame runs against the way their UVs run (v upwards)."""
     if "TEXCOORD_0" not in glb.attributes:
         return 0.0
-    place = glb.attributes["POSITION"][glb.faces].astype(np.float64)
     uv = glb.attributes["TEXCOORD_0"][glb.faces].astype(np.float64)
-    e, d = place[:, 1:] - place[:, :1], uv[:, 1:] - uv[:, :1]
+    d = uv[:, 1:] - uv[:, :1]
     upwards = -(d[:, 0, 0] * d[:, 1, 1] - d[:, 0, 1] * d[:, 1, 0])  # the file's v runs downwards
-    area = np.linalg.norm(np.cross(e[:, 0], e[:, 1]), axis=1)
+    area = np.linalg.norm(area_vectors(glb.attributes["POSITION"], glb.faces), axis=1)
     sign = glb.attributes["TANGENT"][glb.faces, 3].sum(axis=1)
     wrong = (np.sign(sign) * np.sign(upwards) < 0) & (np.abs(sign) == 3)
     return float(area[wrong].sum() / max(area.sum(), 1e-30))

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from threedgen.arrays import Array
-from threedgen.export.shape.topology import directed_edges, unique_pairs
+from threedgen.export.shape.topology import area_vectors, directed_edges, unique_pairs
 
 TURN = 0.2
 """Cosine: a face may not turn by more than this in one collapse."""
@@ -62,14 +62,12 @@ def _unit(vertices: Array) -> Array:
 
 def quadrics(points: Array, faces: Array, corners: Array) -> Array:
     """For each vertex (V, 4, 4) the squared distances to the planes of its faces, by area, and to its seams."""
-    a, b, c = (points[faces[:, k]] for k in range(3))
-    normal = np.cross(b - a, c - a)
+    normal = area_vectors(points, faces)
     twice = np.linalg.norm(normal, axis=1)
     unit = normal / np.maximum(twice, 1e-30)[:, None]
     total = np.zeros((len(points), 4, 4))
-    _add_planes(total, unit, a, twice / 6, faces)
-    lower, *_ = directed_edges(faces)
-    worn, *_ = directed_edges(corners)
+    _add_planes(total, unit, points[faces[:, 0]], twice / 6, faces)
+    lower, worn = directed_edges(faces)[0], directed_edges(corners)[0]
     _, which, users = unique_pairs(lower)
     # an edge that all its faces dress alike is worn once; at a seam (or a border) twice or more
     _, dress, _ = unique_pairs(worn)
@@ -94,8 +92,7 @@ def _add_planes(total: Array, normal: Array, point: Array, weight: Array, users:
 
 def _edges(count: int, faces: Array) -> tuple[Array, Array]:
     """The edges (E, 2), and which vertices (V,) may not move because an edge of theirs lacks two faces."""
-    lower, *_ = directed_edges(faces)
-    edges, _, users = unique_pairs(lower)
+    edges, _, users = unique_pairs(directed_edges(faces)[0])
     locked = np.zeros(count, bool)
     locked[edges[users != 2].ravel()] = True
     return edges, locked

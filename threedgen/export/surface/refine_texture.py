@@ -18,6 +18,7 @@ from torch import Tensor
 from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.shape.topology import area_vectors
 from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import checked, interpolate, rasterise, rasterise_uv, unit
 from threedgen.geometry.texture import fill, sample, scatter
@@ -108,8 +109,7 @@ def sample_pixels(
     vertices, faces = checked(mesh.vertices, mesh.faces, 3)
     if not len(faces):
         raise ConfigError("a mesh without faces wears no texture")
-    a, b, c = (vertices[faces[:, k]] for k in range(3))
-    normals = unit(np.cross(b - a, c - a))
+    normals = unit(area_vectors(vertices, faces))
     where, colours = [], []
     for v in range(views):  # one by one: the buffers are supersample^2 times larger than the pictures
         buffers = rasterise(vertices, faces, c2w[v : v + 1], fov, size)
