@@ -22,7 +22,7 @@ def render(
     vertices: Array,
     faces: Array,
     c2w: Array,
-    fov: float,
+    fov: Array | float,
     size: int,
     values: Array,
     texture: Array | None = None,
@@ -35,8 +35,9 @@ def render(
     supersample^2 samples on a grid. Otherwise as `rasterise`.
     """
     rgb, alpha = [], []
-    for pose in c2w:  # one by one: the buffers are larger than the pictures
-        seen = rasterise(vertices, faces, pose[None], fov, size * supersample)
+    angles = np.broadcast_to(fov, (len(c2w),))
+    for pose, angle in zip(c2w, angles, strict=True):  # one by one: the buffers are larger than the pictures
+        seen = rasterise(vertices, faces, pose[None], angle, size * supersample)
         image = interpolate(values, faces if values.ndim == 2 else None, seen)
         image = image if texture is None else sample(texture, image)
         mask = seen.mask[..., None]

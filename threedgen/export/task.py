@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def summary(asset: ExportedAsset, config: AssetConfig) -> dict[str, Any]:
         "texture": config.texels,
         **asset.figures,
         "files": {name: len(data) for name, data in asset.files.items()},
-        "findings": {name: [found.json() for found in all_found] for name, all_found in asset.findings.items()},
+        "findings": {name: [asdict(found) for found in all_found] for name, all_found in asset.findings.items()},
         "notes": asset.notes,
         "seconds": asset.seconds,
     }

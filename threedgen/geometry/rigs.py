@@ -41,13 +41,7 @@ class Rig:
 
 
 def orbit(
-    n: int,
-    elevation: float,
-    distance: float,
-    fov: float,
-    height: int,
-    width: int,
-    azimuth: float = 0.0,
+    n: int, elevation: float, distance: float, fov: float, height: int, width: int, azimuth: float = 0.0
 ) -> Cameras:
     """Places ``n`` cameras evenly around the object, the first at ``azimuth``; angles in radians."""
     turn = torch.linspace(0.0, 2 * pi, n + 1)[:n]

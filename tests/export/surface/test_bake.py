@@ -113,13 +113,13 @@ def test_the_tree_finds_what_brute_force_finds(seed, count):
     t, facing = brute(mesh, o, d)
     for reach in (np.inf, 0.4):
         either = np.where(facing & (np.abs(t) < reach), np.abs(t), np.inf)
-        hits = bvh.nearest_along(tree, o, d, reach)
-        assert np.allclose(np.abs(hits.distance), either.min(1), atol=1e-5)
-        met = np.flatnonzero(hits.face >= 0)
-        assert np.array_equal(hits.face[met], either.argmin(1)[met]) and np.all(np.isinf(either.min(1)[hits.face < 0]))
-        assert np.allclose(hits.distance[met], t[np.arange(100), either.argmin(1)][met], atol=1e-5)
-        point = (mesh.vertices[mesh.faces[hits.face[met]]] * hits.bary[met][..., None]).sum(1)
-        assert np.allclose(point, o[met] + hits.distance[met][:, None] * d[met], atol=1e-5)
+        face, bary, distance = bvh.nearest_along(tree, o, d, reach)
+        assert np.allclose(np.abs(distance), either.min(1), atol=1e-5)
+        met = np.flatnonzero(face >= 0)
+        assert np.array_equal(face[met], either.argmin(1)[met]) and np.all(np.isinf(either.min(1)[face < 0]))
+        assert np.allclose(distance[met], t[np.arange(100), either.argmin(1)][met], atol=1e-5)
+        point = (mesh.vertices[mesh.faces[face[met]]] * bary[met][..., None]).sum(1)
+        assert np.allclose(point, o[met] + distance[met][:, None] * d[met], atol=1e-5)
 
 
 def test_no_ray_slips_through_a_closed_surface():
@@ -129,9 +129,9 @@ def test_no_ray_slips_through_a_closed_surface():
     edges = mesh.vertices[mesh.faces].mean(1), mesh.vertices[mesh.faces[:, :2]].mean(1), mesh.vertices
     aims = np.concatenate(edges)
     origin = np.broadcast_to([0.1, -0.05, 0.2], aims.shape)
-    hits = bvh.nearest_along(tree, origin, unit(aims - origin), 10.0)
-    assert (hits.face >= 0).all()
-    assert np.allclose(hits.distance, np.linalg.norm(aims - origin, axis=1), atol=1e-4)
+    face, _, distance = bvh.nearest_along(tree, origin, unit(aims - origin), 10.0)
+    assert (face >= 0).all()
+    assert np.allclose(distance, np.linalg.norm(aims - origin, axis=1), atol=1e-4)
 
 
 def test_rays_need_triangles():

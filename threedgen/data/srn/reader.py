@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from threedgen.arrays import Array
-from threedgen.config.errors import ConfigError, did_you_mean, nearest
+from threedgen.config.errors import ConfigError
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes, opengl_to_blender
 from threedgen.geometry.views import Views
@@ -84,9 +84,6 @@ class Instance:
 def split_folder(root: Path | str, split: str) -> Path:
     """The folder with the scenes of a split ("cars_test", ...): ROOT/SPLIT, a folder in it, as the archives of the
     chairs have it (chairs_train/chairs_2.0_train), ROOT/ANY/SPLIT, or ROOT itself. Raises ConfigError."""
-    if split not in SPLITS:
-        guess = did_you_mean(nearest(split, SPLITS))
-        raise ConfigError(f"there is no {split!r}{guess} (there are: {', '.join(SPLITS)})", "split")
     root = Path(root).expanduser()
     places = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
     if root.name == split or root.name not in SPLITS:  # never another split's scenes

@@ -7,7 +7,7 @@ stricter about the format and knows nothing of holes, overlapping charts or a no
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -35,9 +35,6 @@ class Finding:
     severity: Severity
     code: str
     message: str
-
-    def json(self) -> dict[str, str]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -69,11 +66,6 @@ def check_glb(data: bytes, expected: Expected = Expected()) -> list[Finding]:  #
         return [*findings, Finding("error", "indices", "a face names a vertex that is not there")]
     looks = _body, _place, _directions, _uv, _maps
     return findings + [finding for look in looks for finding in look(glb, expected)]
-
-
-def passed(findings: list[Finding]) -> bool:
-    """Is there no error?"""
-    return not any(finding.severity == "error" for finding in findings)
 
 
 def _file(glb: Glb, data: bytes, expected: Expected) -> Iterator[Finding]:

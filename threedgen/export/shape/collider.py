@@ -78,8 +78,3 @@ def convex_parts(vertices: Array, faces: Array) -> list[Part]:
 
 ENGINES = {"unreal": "UCX_{name}_{number:02d}", "godot": "{name}_{number:02d}-convcolonly"}
 """What the nodes of a convex collider of the mesh `name` are called, so that an engine knows them as such."""
-
-
-def collider_names(name: str, count: int, engine: str = "unreal") -> list[str]:
-    """The names of so many nodes, for an engine of ENGINES."""
-    return [ENGINES[engine].format(name=name, number=number) for number in range(count)]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
@@ -44,9 +43,6 @@ class Topology:
     def solid(self) -> bool:
         """Is it the outside of a body: manifold, no triangle without area, volume above zero?"""
         return self.manifold and not self.degenerate and self.volume > 0
-
-    def json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def topology(vertices: Array, faces: Array) -> Topology:

@@ -143,10 +143,9 @@ class Projected:
 def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: float) -> Projected:
     """The nearest place of the dense surface along the normals, either way, nearer than `cage` (world units), of those
     that face the same way."""
-    hits = rays.nearest_along(tree, points, normals, cage)
-    hit = hits.face >= 0
-    face, bary = hits.face.copy(), hits.bary.copy()
-    moved = points + np.where(hit, hits.distance, 0)[:, None] * normals
+    face, bary, distance = rays.nearest_along(tree, points, normals, cage)
+    hit = face >= 0
+    moved = points + np.where(hit, distance, 0)[:, None] * normals
     lost = np.flatnonzero(~hit)
     if len(lost):
         _, nearest = cKDTree(dense.vertices).query(points[lost])

@@ -34,16 +34,6 @@ class Bvh:
     face: Array
 
 
-@dataclass(frozen=True)
-class Hits:
-    """For N rays: face (N,) int64, -1 for none; bary (N, 3) float32; distance (N,) float32, negative if it lies behind
-    the origin, inf for none."""
-
-    face: Array
-    bary: Array
-    distance: Array
-
-
 def build(vertices: Array, faces: Array) -> Bvh:
     """The tree over faces (F, 3) of vertices (N, 3): each box is halved at the median of its longest side.
 
@@ -73,8 +63,9 @@ def build(vertices: Array, faces: Array) -> Bvh:
     return Bvh(np.concatenate([np.concatenate(low), np.concatenate(high)], axis=1), corners, order.astype(np.int64))
 
 
-def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> Hits:
-    """The nearest triangle before or behind each origin (N, 3) on the line along its direction (N, 3).
+def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> tuple[Array, Array, Array]:
+    """The nearest triangle before or behind each origin (N, 3) on the line along its direction (N, 3): face (N,) int64,
+    -1 for none; weights (N, 3) float32; distance (N,) float32, negative if it lies behind the origin, inf for none.
 
     Only triangles that face along the direction count (their normal has a positive part along it), nearer than
     `reach` both ways: so a thin wall's other side is never found.
@@ -82,7 +73,7 @@ def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> 
     place = np.empty(len(origins), np.int64)
     bary, distance = np.empty((len(origins), 3), np.float32), np.empty(len(origins), np.float32)
     _trace(bvh.bounds, bvh.corners, _rows(origins), _rows(directions), float(reach), place, bary, distance)
-    return Hits(np.where(place >= 0, bvh.face[place], -1), bary, distance)
+    return np.where(place >= 0, bvh.face[place], -1), bary, distance
 
 
 def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, lift: float) -> Array:
