@@ -42,13 +42,10 @@ def find(paths: Sequence[str]) -> list[Path]:
     for text in paths:
         try:
             path = Path(text).expanduser()
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-            missing = not path.exists()
+            found += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+            path.stat()
         except (OSError, ValueError, RuntimeError):
-            missing, inside = True, []
-        if missing:
-            raise ConfigError(f"there is no file or folder {short(text)}", "photos")
-        found += inside
+            raise ConfigError(f"there is no file or folder {short(text)}", "photos") from None
     if not found:
         where = f" in {', '.join(map(short, paths))}" if paths else ""
         raise ConfigError(f"there is no picture{where}; give 4 to 6 photos of one subject, photos=FOLDER", "photos")

@@ -120,9 +120,6 @@ def checked(points: Array, faces: Array, columns: int) -> tuple[Array, Array]:
     return points, faces
 
 
-# --- inside ------------------------------------------------------------------------------------------------------
-
-
 def _pair(size: Size) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
