@@ -19,8 +19,7 @@ from threedgen.run.text import say, visible
 from threedgen.train.loop import set_threads
 
 from .asset import ExportedAsset, make_asset
-from .files import manifest
-from .options import FOLDER, AssetConfig, ExportConfig
+from .options import FOLDER, MANIFEST, AssetConfig, ExportConfig, read_manifest
 from .run_field import RunField, asset_name, open_run, provenance
 from .shape.from_field import dense_surface
 
@@ -71,10 +70,10 @@ def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        before = manifest.read(folder).get("files", {})
+        before = read_manifest(folder).get("files", {})
         for name, data in asset.files.items():
             write_atomic(folder / name, data)
-        path = folder / manifest.NAME
+        path = folder / MANIFEST
         write_atomic(path, json.dumps(summary(asset, config), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         for name in set(before) - set(asset.files):
             if Path(name).name == name:  # the summary may have been written by anyone

@@ -89,8 +89,6 @@ def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Arra
     pictures = [_rgb(image) for image in images]
     if not pictures or columns < 1:
         raise ValueError(f"a sheet needs pictures and columns (got {len(pictures)} and {columns})")
-    if labels is not None and len(labels) != len(pictures):
-        raise ValueError(f"a sheet of {len(pictures)} pictures needs as many labels (got {len(labels)})")
     if labels is not None:
         strips = _strips(labels, pictures[0].shape[1])
         pictures = [np.concatenate([picture, strip]) for picture, strip in zip(pictures, strips, strict=True)]

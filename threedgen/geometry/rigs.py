@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import pi, radians
 
 import torch
@@ -80,15 +81,9 @@ def draw(options: MultiviewCameraConfig, n_groups: int, generator: torch.Generat
     others (n_groups,). Unit Gaussian (n_groups,3): ``center_perturb``, ``up_perturb``, ``light_direction``
     (dreamfusion; magic3d has the uniform ``light_azimuth`` and ``light_elevation`` instead).
     """
-    device, n = generator.device, n_groups
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, device=device)
-
-    def gaussian(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
-
-    draws = {"elevation_coin": uniform()}
+    n = n_groups
+    uniform, gaussian = (partial(f, generator=generator, device=generator.device) for f in (torch.rand, torch.randn))
+    draws = {"elevation_coin": uniform(())}
     draws |= {name: uniform(n) for name in ("elevation", "azimuth", "fov", "distance", "zoom")}
     draws |= {"camera_perturb": uniform(n, 3), "center_perturb": gaussian(n, 3), "up_perturb": gaussian(n, 3)}
     draws["light_distance"] = uniform(n)

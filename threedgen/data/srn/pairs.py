@@ -109,14 +109,11 @@ class PairBank:
         self.source, self.encode, self.size = source, encode, size
         self.train, self.held_out = len(source) - held_out, held_out
         count, views = len(source), source.views
-        shape, dtype = ((views, size, size, 3), np.uint8) if encode is None else (self._shape(size), np.float16)
+        one = torch.zeros(1, size, size, 3)
+        shape, dtype = (one.shape[1:], np.uint8) if encode is None else (encode(one).shape[1:], np.float16)
         text = f"{source.describe()}\n{views} views of {size} px\n{told}\n"
-        self.kept = BlockCache(folder / "views", "views", count, shape, dtype, text)
+        self.kept = BlockCache(folder / "views", "views", count, (views, *shape), dtype, text)
         self.cameras = BlockCache(folder / "cameras", "cameras", count, (views, 25), np.float32, text)
-
-    def _shape(self, size: int) -> tuple[int, ...]:
-        assert self.encode is not None
-        return (self.source.views, *self.encode(torch.zeros(1, size, size, 3)).shape[1:])
 
     def fill(self, index: int) -> None:
         """Read and keep a scene."""

@@ -125,8 +125,9 @@ class Builder:
 
     def limbs(self, start, end, *args: Any, **more: Any) -> None:
         """Two mirrored limbs: ``start`` and ``end`` are the left one's, which comes second; the rest as in ``limb``."""
+        (ax, ay, az), (bx, by, bz) = start, end
         for side in (-1, 1):
-            self.limb(*((x, side * y, z) for x, y, z in (start, end)), *args, **more)
+            self.limb((ax, side * ay, az), (bx, side * by, bz), *args, **more)
 
     def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
         """Upright cylinder (or frustum: upper radius = ``top`` x radius) of half height ``half``."""

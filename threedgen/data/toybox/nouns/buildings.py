@@ -50,11 +50,6 @@ def window(b: Builder, at, half: float, tall: float) -> None:
     b.box(at, (0.03, half, tall), pane(b), "windows")
 
 
-def side_windows(b: Builder, at, half: float, tall: float) -> None:
-    """The same in the left and the right wall."""
-    b.pair(at, (half, 0.03, tall), pane(b), "windows", kind=BOX)
-
-
 def flag(b: Builder, at, scale: float = 1.0) -> None:
     """A pole with a flag that is turned by 40 degrees: neither the front nor a side sees it edge-on."""
     (x, y, z), s = at, scale
@@ -85,7 +80,7 @@ def house(b: Builder) -> None:
     for y in {-0.3: (0.4,), 0.3: (-0.4,)}.get(side, (-0.63, 0.63)):
         window(b, (depth, y * width, 0.36), 0.13, 0.14)
     window(b, (-depth, 0, height * 0.6), 0.32, 0.13)
-    side_windows(b, (0, width, height * 0.58), 0.2, 0.15)
+    b.pair((0, width, height * 0.58), (0.2, 0.03, 0.15), pane(b), "windows", kind=BOX)
 
 
 @noun("castle", "buildings", parts=("roofs", "flag"))
@@ -132,7 +127,7 @@ def church(b: Builder) -> None:
     b.cylinder(at, 0.13, tower_half + 0.03, pane(b), "windows", ALONG_X)
     window(b, (-length, 0, height * 0.55), 0.14, 0.18)
     for x in (-0.62, -0.02):
-        side_windows(b, (x * length, width, height * 0.53), 0.11, 0.19)
+        b.pair((x * length, width, height * 0.53), (0.11, 0.03, 0.19), pane(b), "windows", kind=BOX)
 
 
 @noun("tent", "buildings", parts=("stripes", "flag"))
