@@ -49,9 +49,9 @@ def export(source: RunField, config: AssetConfig, nearest_budget: bool = False) 
     """The asset of a run's field. Raises ConfigError, with `strict` also for what the checker finds."""
     begun = time.perf_counter()
     dense, notes = dense_surface(source.view, config.grid)
-    wanted = source.config.trainer.max_steps
-    if source.steps < wanted:
-        notes.append(f"the run is not finished: {source.steps} of {wanted} steps")
+    expected = source.config.trainer.max_steps
+    if source.steps < expected:
+        notes.append(f"the run is not finished: {source.steps} of {expected} steps")
     name = asset_name(config.name or source.config.prompt)
     sampled = time.perf_counter() - begun
     metadata = provenance(source.config, source.steps)

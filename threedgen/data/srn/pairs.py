@@ -117,12 +117,12 @@ class PairBank:
 
     def fill(self, index: int) -> None:
         """Read and keep a scene."""
-        seen = self.source.scene(index)
+        views = self.source.scene(index)
         if self.encode is None:
-            kept = to_uint8(seen.images)
+            kept = to_uint8(views.images)
         else:
-            kept = torch.cat([self.encode(part) for part in seen.images.split(16)]).float().cpu().numpy()
-        numbers = torch.cat([seen.at.c2w.flatten(1), seen.at.K.flatten(1)], dim=1)
+            kept = torch.cat([self.encode(part) for part in views.images.split(16)]).float().cpu().numpy()
+        numbers = torch.cat([views.at.c2w.flatten(1), views.at.K.flatten(1)], dim=1)
         self.cameras.store(index, numbers.numpy()[None])
         self.kept.store(index, kept[None])
 

@@ -160,12 +160,12 @@ def _paired(folder: Path) -> list[Path]:
     for name in ("rgb", "pose"):
         if not (folder / name).is_dir():
             raise ConfigError(f"{folder / name} is missing: a scene has rgb/, pose/ and intrinsics.txt")
-    seen = {path.stem: path for path in sorted((folder / "rgb").iterdir()) if path.suffix.lower() in PICTURES}
+    rgb = {path.stem: path for path in sorted((folder / "rgb").iterdir()) if path.suffix.lower() in PICTURES}
     poses = {path.stem for path in (folder / "pose").glob("*.txt")}
-    for name in sorted(seen.keys() ^ poses):
-        lost = folder / "pose" / f"{name}.txt" if name in seen else folder / "rgb" / f"{name}.png"
+    for name in sorted(rgb.keys() ^ poses):
+        lost = folder / "pose" / f"{name}.txt" if name in rgb else folder / "rgb" / f"{name}.png"
         raise ConfigError(f"{lost} is missing: each picture in rgb/ has a pose in pose/, and each pose a picture")
-    return [seen[name] for name in sorted(seen, key=lambda name: (len(name), name) if name.isdecimal() else (0, name))]
+    return [rgb[name] for name in sorted(rgb, key=lambda name: (len(name), name) if name.isdecimal() else (0, name))]
 
 
 def _no_gaps(folder: Path, names: list[str]) -> None:

@@ -68,8 +68,8 @@ def check_glb(data: bytes, expected: Expected = Expected()) -> list[Finding]:  #
         return [*findings, error("finite", f"values of {', '.join(bad)} are not finite")]
     if int(glb.faces.max()) >= len(glb.attributes["POSITION"]):
         return [*findings, error("indices", "a face names a vertex that is not there")]
-    looks = _body, _place, _directions, _uv, _maps
-    return findings + [finding for look in looks for finding in look(glb, expected)]
+    checks = _body, _place, _directions, _uv, _maps
+    return findings + [finding for check in checks for finding in check(glb, expected)]
 
 
 def _file(glb: Glb, data: bytes, expected: Expected) -> Iterator[Finding]:

@@ -40,13 +40,14 @@ def collapse(
     error = quadrics(points, faces, corners)
     while len(faces) > target:
         edges, locked = _edges(len(points), faces)
-        candidates = _candidates(points, error, edges, wanted=(len(faces) - target + 1) // 2)
-        made = 0
+        candidates = _candidates(points, error, edges, needed=(len(faces) - target + 1) // 2)
+        count = 0
         for few in candidates:
-            made = _collapse_some(points, flat, faces, corners, error, few, locked, *_stars(len(points), faces), target)
-            if made:
+            stars = _stars(len(points), faces)
+            count = _collapse_some(points, flat, faces, corners, error, few, locked, *stars, target)
+            if count:
                 break
-        if not made:
+        if not count:
             break
         alive = faces[:, 0] >= 0
         faces, corners = faces[alive], corners[alive]
@@ -98,7 +99,7 @@ def _edges(count: int, faces: Array) -> tuple[Array, Array]:
     return edges, locked
 
 
-def _candidates(points: Array, error: Array, edges: Array, wanted: int) -> list[Array]:
+def _candidates(points: Array, error: Array, edges: Array, needed: int) -> list[Array]:
     """Half-edges (n, 2), from -> to, the cheapest first: those that may be needed now, then all the others."""
     both = np.concatenate([edges, edges[:, ::-1]])
     goal = np.column_stack([points[both[:, 1]], np.ones(len(both))])
@@ -106,7 +107,7 @@ def _candidates(points: Array, error: Array, edges: Array, wanted: int) -> list[
     cost += SHORT * ((points[both[:, 1]] - points[both[:, 0]]) ** 2).sum(axis=1)
     order = np.argsort(cost, kind="stable")
     # a pass takes neighbours of what it changed no more, so it must not run far into the dear ones
-    cut = max(2 * wanted, len(order) // 6)
+    cut = max(2 * needed, len(order) // 6)
     return [both[order[:cut]], both[order[cut:]]]
 
 
@@ -124,7 +125,7 @@ def _collapse_some(points, uv, faces, corners, error, candidates, locked, first,
     touched = np.zeros(len(points), np.bool_)
     mark = np.full(len(points), -1, np.int64)
     left = len(faces)
-    made = 0
+    collapsed = 0
     for number in range(len(candidates)):
         if left <= target:
             break
@@ -201,8 +202,8 @@ def _collapse_some(points, uv, faces, corners, error, candidates, locked, first,
                 faces[f] = -1
         error[v] += error[u]
         left -= 2
-        made += 1
-    return made
+        collapsed += 1
+    return collapsed
 
 
 @njit(cache=True, inline="always")

@@ -97,12 +97,12 @@ def sample_density(
     Raises EmptyField if the field is not finite somewhere.
     """
     axis = np.linspace(-radius, radius, resolution, dtype=np.float32)
-    wanted = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2) <= radius**2
+    asked = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2) <= radius**2
     if mask is not None:
         roomy = ndimage.binary_dilation(mask, np.ones((3, 3, 3), bool))
         cells = [np.clip(((axis / radius + 1) / 2 * n).astype(int), 0, n - 1) for n in mask.shape]
-        wanted &= roomy[np.ix_(*cells)]
-    x, y, z = np.nonzero(wanted)
+        asked &= roomy[np.ix_(*cells)]
+    x, y, z = np.nonzero(asked)
     sigma, density = np.zeros((resolution,) * 3, np.float32), on_arrays(density_fn, device)
     for start in range(0, len(x), CHUNK):  # the points too are made in chunks: they are three times the grid
         part = tuple(index[start : start + CHUNK] for index in (x, y, z))
@@ -179,5 +179,5 @@ def surface_colours(
         total += (light * (1 - passed))[:, None] * rgb
         plain += rgb / len(DEPTHS)
         light *= passed
-    seen = (1 - light)[:, None]
-    return np.clip(np.where(seen > 1e-3, total / np.maximum(seen, 1e-3), plain), 0, 1).astype(np.float32)
+    opacity = (1 - light)[:, None]
+    return np.clip(np.where(opacity > 1e-3, total / np.maximum(opacity, 1e-3), plain), 0, 1).astype(np.float32)

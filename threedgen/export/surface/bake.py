@@ -75,10 +75,10 @@ def bake(
     """
     if not (cage > 0 and occlusion_rays >= 0):
         raise ConfigError("baking takes a cage above 0, and no rays or some")
-    seen = rasterise_uv(low.uv, low.faces, size)
-    if not seen.mask.any():
+    buffers = rasterise_uv(low.uv, low.faces, size)
+    if not buffers.mask.any():
         raise ConfigError("no texel is covered by a face: the uv are outside of [0, 1], or the texture is too small")
-    texels = texel_frames(low, seen)
+    texels = texel_frames(low, buffers)
     diagonal = float(np.linalg.norm(np.ptp(low.vertices, axis=0)))
     tree = rays.build(dense.vertices, dense.faces)
     found = project(tree, dense, texels.points, texels.normals, cage * diagonal)
@@ -91,16 +91,16 @@ def bake(
         openness = rays.openness(tree, dense.vertices, dense.normals, occlusion_rays, reach, lift)
     openness = found.of(openness[:, None], dense.faces)
 
-    image = np.zeros((*seen.mask.shape, 7), np.float32)
-    image[seen.mask] = np.concatenate([rgb, bumps, openness], axis=1)
-    image = fill(image, seen.mask)
-    constant = np.broadcast_to(ROUGH_NO_METAL, (*seen.mask.shape, 2))
+    image = np.zeros((*buffers.mask.shape, 7), np.float32)
+    image[buffers.mask] = np.concatenate([rgb, bumps, openness], axis=1)
+    image = fill(image, buffers.mask)
+    constant = np.broadcast_to(ROUGH_NO_METAL, (*buffers.mask.shape, 2))
     return Maps(
         base_colour=np.clip(image[..., :3], 0, 1),
         normal=unit(image[..., 3:6]).astype(np.float32),
         orm=np.concatenate([np.clip(image[..., 6:], 0, 1), constant], axis=-1),
-        covered=seen.mask,
-        info={"coverage": float(seen.mask.mean()), "missed": float(1 - found.hit.mean())},
+        covered=buffers.mask,
+        info={"coverage": float(buffers.mask.mean()), "missed": float(1 - found.hit.mean())},
     )
 
 

@@ -53,13 +53,13 @@ def field_pictures(field: Any, occupancy: Any, options: MarchConfig, device: tor
         for k in range(len(cameras)):
             one = cameras.select([k])
             if field.rasterised:
-                seen = field.render(one, background, material)
+                result = field.render(one, background, material)
             else:
                 rays = (ray.reshape(-1, 3).to(device) for ray in one.rays())
-                seen = render(field, background, material, occupancy, options, *rays, chunk=CHUNK)
-            colours = (seen.rgb_fg / seen.opacity.clamp(min=1e-3)).clamp(0, 1)
+                result = render(field, background, material, occupancy, options, *rays, chunk=CHUNK)
+            colours = (result.rgb_fg / result.opacity.clamp(min=1e-3)).clamp(0, 1)
             rgb[k] = colours.view(*shape[1:], 3).cpu().numpy()
-            opacity[k] = seen.opacity.view(shape[1:]).cpu().numpy()
+            opacity[k] = result.opacity.view(shape[1:]).cpu().numpy()
         return rgb, opacity
 
     return pictures
