@@ -349,12 +349,6 @@ def test_projection_moves_points_onto_the_surface_from_both_sides():
     assert not project(tree, mesh, direction * scale, direction, 0.01).hit.any()
 
 
-@pytest.mark.parametrize(("more", "words"), [({"cage": 0.0}, "cage"), ({"occlusion_rays": -1}, "no rays")])
-def test_parameters_out_of_range_are_said(more, words):
-    with pytest.raises(ConfigError, match=words):
-        bake(sheet(), dense(*_plane(1)), 8, **more)
-
-
 def test_uv_outside_of_the_texture_are_said():
     with pytest.raises(ConfigError, match="no texel is covered"):
         bake(replace(sheet(), uv=sheet().uv + 3), dense(*_plane(1)), 8)

@@ -71,10 +71,8 @@ def bake(
 
     colours: points (N, 3) float32 in world units -> sRGB (N, 3); None: the colours of the dense mesh's vertices. cage
     is a share of the diagonal of low's box; occlusion_rays 0 leaves the occlusion at 1. Raises ConfigError for
-    parameters out of range, uv outside the texture, and colours of the wrong shape.
+    uv outside the texture, and colours of the wrong shape.
     """
-    if not (cage > 0 and occlusion_rays >= 0):
-        raise ConfigError("baking takes a cage above 0, and no rays or some")
     buffers = rasterise_uv(low.uv, low.faces, size)
     if not buffers.mask.any():
         raise ConfigError("no texel is covered by a face: the uv are outside of [0, 1], or the texture is too small")
