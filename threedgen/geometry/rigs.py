@@ -26,7 +26,7 @@ class Rig:
     """Cameras around an object in B / ``n_view`` groups, the views of a group consecutive. Angles (B,) in radians.
 
     ``elevation``, ``azimuth`` and ``distance`` are those asked for, before perturbations of the poses; ``light``
-    (B,3) is the point light of each view. Raises ValueError for a group that is not whole.
+    (B,3) is the point light of each view.
     """
 
     cameras: Cameras
@@ -35,10 +35,6 @@ class Rig:
     distance: Tensor
     light: Tensor
     n_view: int = 1
-
-    def __post_init__(self) -> None:
-        if len(self.cameras) % self.n_view:
-            raise ValueError(f"{len(self.cameras)} cameras are not whole groups of {self.n_view} views")
 
 
 def orbit(

@@ -134,11 +134,6 @@ def test_no_ray_slips_through_a_closed_surface():
     assert np.allclose(distance, np.linalg.norm(aims - origin, axis=1), atol=1e-4)
 
 
-def test_rays_need_triangles():
-    with pytest.raises(ConfigError, match="at least one face"):
-        bvh.build(np.zeros((3, 3)), np.zeros((0, 3), int))
-
-
 # ---------------------------------------------------------------- colour
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from numba import njit, prange
 
 from threedgen.arrays import Array
-from threedgen.config.errors import ConfigError
 
 LEAF = 4
 """Triangles in a leaf at most."""
@@ -35,12 +34,8 @@ class Bvh:
 
 
 def build(vertices: Array, faces: Array) -> Bvh:
-    """The tree over faces (F, 3) of vertices (N, 3): each box is halved at the median of its longest side.
-
-    Raises ConfigError for a mesh without faces.
-    """
-    if not len(faces):
-        raise ConfigError("rays need a mesh with at least one face")
+    """The tree over faces (F, 3), one at least, of vertices (N, 3): each box is halved at the median of its longest
+    side."""
     corners = np.asarray(vertices, np.float32)[faces]
     levels = max(int(np.ceil(np.log2(len(faces) / LEAF))), 0)
     leaves = 2**levels
