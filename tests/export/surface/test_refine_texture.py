@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_said():
         ((texture, worn, c2w, fov, rgb, 0 * alpha), "no pixel"),
         ((texture, worn, c2w, fov, rgb * np.nan, alpha), "not finite"),
         ((texture, Worn(worn.vertices, worn.faces + 40, worn.uv), c2w, fov, rgb, alpha), "vertices 40 to"),
-        ((texture, Worn(worn.vertices, worn.faces[:0], worn.uv), c2w, fov, rgb, alpha), "no pixel"),
+        ((texture, Worn(worn.vertices, worn.faces[:0], worn.uv), c2w, fov, rgb, alpha), "without faces"),
     ]:
         with pytest.raises(ConfigError, match=words):
             refine_texture(*arguments)

@@ -98,6 +98,8 @@ def sample_pixels(
         raise ConfigError("the targets of a texture have colours that are not finite")
     size = targets.shape[1] * supersample, targets.shape[2] * supersample
     vertices, faces = checked(mesh.vertices, mesh.faces, 3)
+    if not len(faces):
+        raise ConfigError("a mesh without faces wears no texture")
     normals = unit(area_vectors(vertices, faces))
     where, colours = [], []
     for v in range(len(c2w)):  # one by one: the buffers are supersample^2 times larger than the pictures
