@@ -4,42 +4,23 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import logging
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from threedgen.config.errors import ConfigError
 
-
-class Benchmark(NamedTuple):
-    """What is measured, and how its module (benchmarks/NAME.py) is asked for its table."""
-
-    about: str
-    table: Callable[[Any, argparse.Namespace], Any]
-
-
 BENCHMARKS = {
-    "hashgrid": Benchmark("the hash grid: numba against torch", lambda module, given: module.table(given.rounds)),
-    "step": Benchmark(
-        "a generate step of the default config, against torch twins without empty-space skipping",
-        lambda module, given: module.table(given.rounds, given.size, given.overrides, given.run and given.run[0]),
-    ),
-    "mvdream": Benchmark(
-        "a step of mvdream-sd21 and mvdream-sd21-shading with random weights, against plain torch; for a GPU",
-        lambda module, given: module.table(given.rounds, given.size, given.overrides),
-    ),
-    "janus": Benchmark(
-        "what the Janus benchmark adds to jobs that only wait", lambda module, given: module.table(given.seconds)
-    ),
-    "export": Benchmark(
-        "game-ready assets, of synthetic fields or of runs, against the fields and their bars",
-        lambda module, given: module.table(module.jobs(given.seeds, given.grid, given.run)),
-    ),
+    "hashgrid": "the hash grid: numba against torch",
+    "step": "a generate step of the default config, against torch twins without empty-space skipping",
+    "mvdream": "a step of mvdream-sd21 and mvdream-sd21-shading with random weights, against plain torch; for a GPU",
+    "janus": "what the Janus benchmark adds to jobs that only wait",
+    "export": "game-ready assets, of synthetic fields or of runs, against the fields and their bars",
 }
+"""What each measures; its module (benchmarks/NAME.py) has a function `table` of the options that it names."""
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -48,7 +29,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks",
         description="Measures speed, each figure beside a baseline of the same run.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="benchmarks:\n" + "\n".join(f"  {name:<10}{made.about}" for name, made in BENCHMARKS.items()),
+        epilog="benchmarks:\n" + "\n".join(f"  {name:<10}{about}" for name, about in BENCHMARKS.items()),
     )
     parser.add_argument(
         "words",
@@ -61,7 +42,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5, help="fields of each shape to export (default 5)")
     parser.add_argument("--grid", type=int, default=256, help="grid points along an edge (export, default 256)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each job that only waits (janus, default 10)")
-    parser.add_argument("--run", type=Path, nargs="+", help="folder of a run for its field (step), or of runs (export)")
+    runs = "folder of a run for its field (step), or of runs (export)"
+    parser.add_argument("--run", type=Path, nargs="+", help=runs, dest="runs", metavar="RUN")
     parser.add_argument("--out", type=Path, help="JSON file for the tables and the machine they come from")
     given = parser.parse_intermixed_args(words)
     given.names = [word for word in given.words if "=" not in word]
@@ -83,8 +65,8 @@ def main(words: list[str] | None = None) -> int:
 
     tables = []
     for name in given.names:
-        module = importlib.import_module(f"{__package__}.{name}")
-        tables.append(BENCHMARKS[name].table(module, given))
+        table = importlib.import_module(f"{__package__}.{name}").table
+        tables.append(table(**{option: getattr(given, option) for option in inspect.signature(table).parameters}))
         print(tables[-1].text() + "\n", flush=True)
     if given.out is not None:
         record = {"options": given.overrides, "tables": [asdict(made) for made in tables], "machine": environment()}

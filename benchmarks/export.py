@@ -71,7 +71,12 @@ def jobs(seeds: int, grid: int, folders: Sequence[Path] | None = None) -> list[J
     return [Job(f"{shape}_{seed}", grid, shape, seed) for shape in SHAPES for seed in range(1, seeds + 1)]
 
 
-def table(jobs: Sequence[Job], measure: Callable[[Job], dict[str, Any]] = measure) -> Table:
+def table(seeds: int, grid: int, runs: Sequence[Path] | None) -> Table:
+    """Every rule over so many fields of each shape, or over these runs."""
+    return assess(jobs(seeds, grid, runs))
+
+
+def assess(jobs: Sequence[Job], measure: Callable[[Job], dict[str, Any]] = measure) -> Table:
     """Every rule over the jobs; a field that makes no asset is a note."""
     measured: list[dict[str, Any]] = []
     for job in jobs:

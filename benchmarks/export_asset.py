@@ -6,13 +6,12 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import trimesh
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from threedgen.arrays import Array
 from threedgen.export.asset import ExportedAsset, make_asset
 from threedgen.export.files.read_glb import Glb, read_glb
 from threedgen.export.files.textured import Placement
@@ -24,7 +23,6 @@ from threedgen.export.shape.opacity import depth_field
 from threedgen.export.shape.simplify import simplify
 from threedgen.export.shape.topology import signed_volume
 from threedgen.export.shape.uv_layout import layout
-from threedgen.export.surface.pictures import Pictures
 from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import rasterise
 from threedgen.geometry.rigs import orbit
@@ -32,7 +30,6 @@ from threedgen.geometry.rigs import orbit
 from .export_fields import Creature, Voxels, grid
 from .mesh_render import render
 
-Array = NDArray[Any]
 Body = tuple[Array, Array]
 """vertices (V, 3) and faces (F, 3)"""
 
@@ -75,9 +72,6 @@ def measure(job: Job) -> dict[str, float]:
     if creature is not None and voxels is not None:
         figures |= against_truth(creature, voxels.sigma[0, 0].numpy())
     return figures
-
-
-# --- with the dense mesh ------------------------------------------------------------------------------------------
 
 
 def against_dense(asset: ExportedAsset, dense: Mesh, budget: int) -> dict[str, float]:
@@ -129,45 +123,34 @@ def mean_distance(one: Body, other: Body) -> float:
     return float((there + back) / 2 / np.linalg.norm(np.ptp(one[0], axis=0)))
 
 
-# --- with the field -----------------------------------------------------------------------------------------------
-
-
 def against_field(view: FieldView, asset: ExportedAsset, baked: ExportedAsset) -> dict[str, float]:
     """Figures of the asset's pictures, before and after the texture was refined: both differ in nothing else."""
-    assert view.pictures is not None
     file, before = (read_glb(made.files[f"{asset.name}.glb"]) for made in (asset, baked))
-    textures = {"baked": before.images["baseColorTexture"], "refined": file.images["baseColorTexture"]}
-    figures = similarity(
-        view.pictures,
-        view.radius,
-        at_home(file, asset),
-        v_up(file),
-        {name: pixels.astype(np.float32) / 255 for name, pixels in textures.items()},
-    )
+    textures = {
+        name: glb.images["baseColorTexture"].astype(np.float32) / 255
+        for name, glb in (("baked", before), ("refined", file))
+    }
+    figures = similarity(view, at_home(file, asset), v_up(file), textures)
     return figures | {"gain": figures["inside refined"] - figures["inside baked"]}
 
 
-def similarity(
-    pictures: Pictures, radius: float, body: Body, uv: Array, textures: dict[str, Array]
-) -> dict[str, float]:
+def similarity(view: FieldView, body: Body, uv: Array, textures: dict[str, Array]) -> dict[str, float]:
     """Figures over the cameras of a run's turntable, to which no texture was fitted: the mean IoU of the outlines, and
     for each of the textures (T, T, 3) in [0, 1] the PSNR inside, where both are opaque.
 
     body in the field's world; uv (V, 2), v up. Keys: outline, `inside NAME`.
     """
     angle = math.radians(40)
-    cameras = orbit(TURNTABLE, math.radians(15), 2.6 * radius, angle, PIXELS, PIXELS)
-    colours, opacity = pictures(cameras)
+    cameras = orbit(TURNTABLE, math.radians(15), 2.6 * view.radius, angle, PIXELS, PIXELS)
+    assert view.pictures is not None
+    colours, opacity = view.pictures(cameras)
     figures: dict[str, float] = {}
     for name, texture in textures.items():
-        seen = render(*body, cameras.c2w.numpy(), angle, PIXELS, uv=uv, texture=texture)
+        seen = render(*body, cameras.c2w.numpy(), angle, PIXELS, uv, texture)
         inside = (seen.alpha == 1) & (opacity >= OPAQUE)
         figures[f"inside {name}"] = psnr(seen.rgb[inside], colours[inside]) if inside.any() else -math.inf
         figures["outline"] = mean_iou(seen.alpha >= 0.5, opacity >= 0.5)
     return figures
-
-
-# --- with the truth -----------------------------------------------------------------------------------------------
 
 
 def against_truth(creature: Creature, sigma: Array) -> dict[str, float]:

@@ -22,8 +22,7 @@ from threedgen.representations.march import step_size
 from threedgen.representations.options import MarchConfig, OccupancyConfig
 from threedgen.representations.volume.occupancy import OccupancyGrid
 
-Vector = tuple[float, float, float]
-Colour = tuple[float, float, float]
+Vector = tuple[float, float, float]  # a place, a direction, or a colour in sRGB
 
 SKIN, PEAK = 0.008, 60.0
 """Width of the step from empty to full, and the density just below the surface."""
@@ -45,7 +44,7 @@ class Primitive:
     a: Vector
     b: Vector
     sizes: tuple[float, float]
-    colour: Colour
+    colour: Vector
 
     def distance(self, x: Tensor) -> Tensor:
         """Signed distance (N,) of points (N, 3), negative inside."""
@@ -62,11 +61,11 @@ class Primitive:
         return torch.maximum(side, above).clamp(max=0) + torch.hypot(side.clamp(min=0), above.clamp(min=0))
 
 
-def _cone(a: Vector, b: Vector, first: float, last: float, colour: Colour) -> Primitive:
+def _cone(a: Vector, b: Vector, first: float, last: float, colour: Vector) -> Primitive:
     return Primitive("cone", a, b, (first, last), colour)
 
 
-def _ball(centre: Vector, radius: float, colour: Colour) -> Primitive:
+def _ball(centre: Vector, radius: float, colour: Vector) -> Primitive:
     x, y, z = centre
     return Primitive("cone", centre, (x, y, z + 1e-3), (radius, radius), colour)
 
@@ -139,9 +138,8 @@ class Creature:
         self.left = float(rng.uniform(0.05, 0.35))
         away = rng.normal(size=(FLOATERS, 3))
         away *= rng.uniform(0.75, 0.92, (FLOATERS, 1)) / np.linalg.norm(away, axis=1, keepdims=True)
-        self.floaters = torch.from_numpy(
-            np.column_stack([away, rng.uniform(0.015, 0.035, FLOATERS), rng.uniform(5, 40, FLOATERS)])
-        ).float()
+        floaters = np.column_stack([away, rng.uniform(0.015, 0.035, FLOATERS), rng.uniform(5, 40, FLOATERS)])
+        self.floaters = torch.from_numpy(floaters).float()
 
     def distance(self, x: Tensor) -> Tensor:
         """Signed distance (N,) of the whole shape, with a fine relief on it."""
@@ -183,10 +181,8 @@ class Voxels:
     along = None
 
     def __init__(self, creature: Creature, resolution: int) -> None:
-        self.sigma, self.rgb = (
-            grid(function, resolution).permute(3, 0, 1, 2)[None].contiguous()
-            for function in (creature.density, creature.colour)
-        )
+        values = (grid(function, resolution) for function in (creature.density, creature.colour))
+        self.sigma, self.rgb = (value.permute(3, 0, 1, 2)[None].contiguous() for value in values)
 
     def density(self, x: Tensor) -> Tensor:
         """sigma (N,) of points (N, 3)."""
@@ -215,9 +211,8 @@ class Voxels:
 def grid(function: Callable[[Tensor], Tensor], resolution: int) -> Tensor:
     """Values (R, R, R, C) over [-1, 1]^3 of a function of points (N, 3), slab by slab."""
     axis = torch.linspace(-1, 1, resolution)
-    y, z = (c.reshape(-1) for c in torch.meshgrid(axis, axis, indexing="ij"))
-    slabs = (function(torch.stack([x.expand_as(y), y, z], dim=1)) for x in axis)
-    return torch.stack([slab.view(resolution, resolution, -1) for slab in slabs])
+    slabs = torch.cartesian_prod(axis, axis, axis).split(resolution**2)
+    return torch.cat([function(slab) for slab in slabs]).view(resolution, resolution, resolution, -1)
 
 
 def _read(volume: Tensor, x: Tensor) -> Tensor:

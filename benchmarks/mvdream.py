@@ -6,7 +6,6 @@ field is a ball of half the scene's radius. Both ways are given the same prior, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from threedgen.train.loop import set_threads
 from threedgen.train.task import device
 
 from .clock import Case, paired
-from .scene import Stepper
+from .scene import timed
 from .table import Row, Table
 
 CONFIGS = ("mvdream-sd21", "mvdream-sd21-shading")
@@ -33,8 +32,7 @@ VARIANTS: dict[str, list[str]] = {
     OURS: [],
 }
 TOKENS = 77
-UNET: dict[str, Any] = RELEASED_UNETS["sd-v2.1-base-4view.pt"]
-VAE: dict[str, Any] = RELEASED_VAE
+UNET, VAE = RELEASED_UNETS["sd-v2.1-base-4view.pt"], RELEASED_VAE
 
 
 def table(rounds: int, size: int, overrides: list[str]) -> Table:
@@ -70,31 +68,12 @@ def random_prior(dtype: str, where: torch.device) -> MVDream:
 
 
 def case(config: Any, prior: MVDream, size: int) -> Case:
-    """The first steps at this size, past the warm-up of the occupancy grid, from one update of it to the next."""
+    """The first steps at this size, past the warm-up of the occupancy grid."""
     sizes = {k: int(jump(config.size, k, config.trainer.max_steps)) for k in range(config.trainer.max_steps)}
     begin = next((step for step, pixels in sizes.items() if pixels == size), None)
     if begin is None:
         known = ", ".join(map(str, sorted(set(sizes.values()))))
         raise ConfigError(f"--size: the config renders at {known} pixels, not at {size}")
-    interval = 1
-    if config.occupancy is not None:
-        interval = config.occupancy.interval
-        begin = -(-max(begin, config.occupancy.warmup) // interval) * interval
+    begin = begin if config.occupancy is None else max(begin, config.occupancy.warmup)
     text = torch.randn(2, TOKENS, UNET["cross_attention_dim"], generator=torch.Generator().manual_seed(0))
-    system = GenerateSystem(config, prior, text).to(prior.device).train()
-    run, peak = with_peak(Stepper(system).steps(begin, interval))
-    return Case(run, interval, lambda: {"peak GB": peak[-1] if peak else "not measured"})
-
-
-def with_peak(run: Callable[[], None]) -> tuple[Callable[[], None], list[float]]:
-    """The same function, and a list to which each call on a GPU adds the most memory it took, in GB."""
-    if not torch.cuda.is_available():
-        return run, []
-    peaks: list[float] = []
-
-    def watched() -> None:
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        peaks.append(torch.cuda.max_memory_allocated() / 1e9)
-
-    return watched, peaks
+    return timed(GenerateSystem(config, prior, text).to(prior.device).train(), begin)

@@ -26,6 +26,8 @@ from threedgen.systems.generate.system import GenerateSystem
 from threedgen.train.checkpoint import latest
 from threedgen.train.loop import CHECKPOINTS, set_threads
 
+from .clock import Case
+
 CONFIG = "mvdream-toybox"
 PROMPT = "a blue dog wearing a red hat"
 FIT_STEPS, FIT_SIZE, FIT_VIEWS = 180, 40, 4
@@ -57,36 +59,36 @@ class Bench:
         seen = render([dog], np.zeros(FIT_VIEWS, int), cameras.c2w.numpy(), cameras.fov.numpy(), FIT_SIZE)
         words = f"warm_start.steps={FIT_STEPS}", f"warm_start.size={FIT_SIZE}"
         system = self.system(*words, views=torch.from_numpy(seen.rgb), view_cameras=cameras)
-        Stepper(system, frozen=False).steps(0, FIT_STEPS)()
+        steps(system, 0, FIT_STEPS, frozen=False)()
         return system.state_dict()
 
 
-class Stepper:
-    """Optimisation steps of a system in the precision of its config.
+def steps(system: GenerateSystem, first: int, count: int, frozen: bool = True) -> Callable[[], None]:
+    """A function that makes the steps first ... first + count - 1 of a system in the precision of its config.
 
     ``frozen``: learning rate 0, so that the field stays as it is while the optimiser does all of its work.
     """
+    fabric = Fabric(accelerator=system.device.type, devices=1, precision=system.config.trainer.precision)
+    made: Any = system.configure_optimizers()
+    for group in made["optimizer"].param_groups:
+        group["lr"] = 0.0 if frozen else group["lr"]
+    optimizer: Any = fabric.setup_optimizers(made["optimizer"])
 
-    def __init__(self, system: GenerateSystem, frozen: bool = True) -> None:
-        self.system, precision = system, system.config.trainer.precision
-        self.fabric = Fabric(accelerator=system.device.type, devices=1, precision=precision)
-        made: Any = system.configure_optimizers()
-        for group in made["optimizer"].param_groups:
-            group["lr"] = 0.0 if frozen else group["lr"]
-        self.optimizer: Any = self.fabric.setup_optimizers(made["optimizer"])
+    def run() -> None:
+        for step in range(first, first + count):
+            optimizer.zero_grad(set_to_none=True)
+            with fabric.autocast():
+                loss = system.training_step(step, step)
+            fabric.backward(loss)
+            optimizer.step()
 
-    def steps(self, first: int, count: int) -> Callable[[], None]:
-        """A function that makes the steps first ... first + count - 1."""
+    return run
 
-        def run() -> None:
-            for step in range(first, first + count):
-                self.optimizer.zero_grad(set_to_none=True)
-                with self.fabric.autocast():
-                    loss = self.system.training_step(step, step)
-                self.fabric.backward(loss)
-                self.optimizer.step()
 
-        return run
+def timed(system: GenerateSystem, begin: int) -> Case:
+    """The steps of a system from ``begin`` on, from one update of its occupancy grid to the next; one without it."""
+    count = 1 if system.config.occupancy is None else system.config.occupancy.interval
+    return Case(steps(system, -(-begin // count) * count, count), count)
 
 
 def trained(run: Path) -> dict[str, Any]:

@@ -130,10 +130,10 @@ def test_a_mesh_beside_the_pictures_of_its_field(monkeypatch: pytest.MonkeyPatch
     textures = {"right": right, "wrong": right[:, ::-1]}
     monkeypatch.setattr(export_asset, "TURNTABLE", 3)
     monkeypatch.setattr(export_asset, "PIXELS", 48)
-    found = similarity(view.pictures, 1.0, (dense.vertices, dense.faces), uv, textures)
+    found = similarity(view, (dense.vertices, dense.faces), uv, textures)
     assert found["inside right"] > found["inside wrong"] + 6
     smaller = dense.vertices * np.float32(0.8)
-    less = similarity(view.pictures, 1.0, (smaller, dense.faces), uv, textures)
+    less = similarity(view, (smaller, dense.faces), uv, textures)
     assert 0.9 < found["outline"] <= 1 and less["outline"] < found["outline"] - 0.1
 
 
@@ -165,7 +165,7 @@ def test_a_bar_is_kept_or_not() -> None:
 
 
 def test_every_rule_is_measured(small: None) -> None:
-    made = export.table([Job("stool_1", 64, "stool", 1, asset=SMALL)])
+    made = export.assess([Job("stool_1", 64, "stool", 1, asset=SMALL)])
     assert [row["check"] for row in made.rows] == [rule.check for rule in RULES]
     told = {row["check"]: row for row in made.rows}
     for check in ("an asset was made", "triangles, share of the budget"):
@@ -182,7 +182,8 @@ def test_runs_are_measured_and_one_without_a_field_is_a_note(
     register(monkeypatch)
     run = ball_run(tmp_path / "one")
     there, missing = (replace(job, asset=SMALL) for job in jobs(1, 64, [run, tmp_path / "two"]))
-    made = export.table([there, missing])
+    assert (there.name, there.grid, there.run) == ("one", 64, run.resolve())
+    made = export.assess([there, missing])
     told = {row["check"]: row for row in made.rows}
     assert "IoU with the truth" not in told and told["an asset was made"]["held"] == "1 of 2"
     assert float(told["outline, IoU with the field"]["worst"]) > 0.8
@@ -193,5 +194,5 @@ def test_a_field_that_makes_no_asset_fails_the_table() -> None:
     def measure(job: Job) -> dict[str, Any]:
         raise ConfigError("the field is empty")
 
-    made = export.table([Job("01", run=Path("outputs/a"))], measure)
+    made = export.assess([Job("01", run=Path("outputs/a"))], measure)
     assert [row["verdict"] for row in made.rows] == ["FAIL"] and made.notes[-1] == "01: the field is empty"

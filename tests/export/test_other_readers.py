@@ -121,7 +121,7 @@ def test_blender_shows_what_the_rasteriser_shows(tmp_path: Path) -> None:
     assert (theirs["signs"] == MESH.tangents[corners, 3]).mean() >= 0.995
 
     texture = TEXTURES.base_colour.astype(np.float32) / 255
-    seen = render(MESH.vertices, MESH.faces, c2w, fov, pixels, uv=MESH.uv, texture=texture)
+    seen = render(MESH.vertices, MESH.faces, c2w, fov, pixels, MESH.uv, texture)
     rgba = np.asarray(Image.open(f"{out}.png").convert("RGBA"), np.float32) / 255
     here, there = seen.alpha[0] > 0.5, rgba[..., 3] > 0.5
     assert (here & there).sum() / (here | there).sum() > 0.98

@@ -1,4 +1,4 @@
-"""Cameras: rays, projection and its inverse agree, in perspective and with parallel rays."""
+"""Cameras: rays and projection agree, in perspective and with parallel rays."""
 
 from __future__ import annotations
 
@@ -43,30 +43,18 @@ def test_front_is_plus_x_and_left_comes_next():
 
 
 @FIXED
-@given(st.integers(0, 500), st.booleans())
-def test_projection_round_trip(seed, parallel):
-    cameras = some_cameras(seed, parallel)
-    points = torch.rand(len(cameras), 7, 3, generator=torch.Generator().manual_seed(seed)) - 0.5
-    points = points + 2 * -cameras.c2w[:, None, :3, 2] if not parallel else points  # in front of the camera
-    pixels, depth = cameras.project(points)
-    torch.testing.assert_close(cameras.unproject(pixels, depth), points, atol=1e-4, rtol=0)
-    along = depth if parallel else (points - cameras.position[:, None]).norm(dim=-1)
-    torch.testing.assert_close(cameras.unproject(pixels, along, along_ray=True), points, atol=1e-4, rtol=0)
-
-
-@FIXED
 @given(st.integers(0, 500), st.floats(0.5, 5), st.booleans())
 def test_points_on_a_ray_project_to_its_pixel_centre(seed, distance, parallel):
     cameras = some_cameras(seed, parallel)
     origins, directions = cameras.rays()
     assert origins.shape == directions.shape == (4, 12, 20, 3)
     pixels, depth = cameras.project((origins + distance * directions).flatten(1, 2))
+    along = (directions * -cameras.c2w[:, None, None, :3, 2]).sum(-1).flatten(1)  # 1 for parallel rays
+    torch.testing.assert_close(depth, distance * along, atol=1e-4, rtol=0)
     row, column = 3, 17
     want = torch.tensor([column + 0.5, row + 0.5]).expand(4, 2)
     torch.testing.assert_close(pixels[:, row * 20 + column], want, atol=2e-3, rtol=0)
     torch.testing.assert_close(directions.norm(dim=-1), torch.ones(4, 12, 20))
-    back = cameras.unproject(pixels, torch.full_like(depth, distance), along_ray=True)
-    torch.testing.assert_close(back, (origins + distance * directions).flatten(1, 2), atol=5e-4, rtol=0)
 
 
 def test_rays_of_orthographic_cameras_are_parallel_and_a_pixel_apart():
@@ -101,9 +89,10 @@ def test_size_and_selection(parallel):
     cameras = some_cameras(0, parallel, count=8)
     larger = cameras.with_size(24, 60)
     assert larger.rays()[0].shape == (8, 24, 60, 3)
-    one = torch.ones(8, 1)
-    corner, before = (torch.tensor([[width, height]]) for width, height in ((60.0, 24.0), (20.0, 12.0)))
-    torch.testing.assert_close(larger.unproject(corner, one), cameras.unproject(before, one))
+    points = torch.rand(5, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    (after, deep), (before, depth) = larger.project(points), cameras.project(points)
+    torch.testing.assert_close(after, before * torch.tensor([3.0, 2.0]), atol=1e-3, rtol=1e-5)
+    assert torch.equal(deep, depth)
     part = cameras.select(slice(4, 7)).to("cpu")
     assert len(part) == 3 and torch.equal(part.c2w, cameras.c2w[4:7])
     assert torch.equal(part.projection.K, cameras.projection.K[4:7]) and part.projection.parallel == parallel

@@ -80,7 +80,7 @@ def test_a_label_of_any_length_takes_three_lines_at_most():
 def test_a_sheet_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="needs pictures"):
         grid(np.zeros((0, 4, 4, 3)), 2)
-    with pytest.raises(ValueError, match="needs as many labels"):
+    with pytest.raises(ValueError, match="is (longer|shorter) than"):
         grid(np.zeros((2, 4, 4, 3)), 2, ["one"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import degrees, pi, radians
 from pathlib import Path
 
@@ -213,12 +212,6 @@ def test_turntable_closes_without_repeating():
     assert len(cameras) == 8 and (cameras.height, cameras.width) == (6, 10)
     azimuth = torch.atan2(cameras.position[:, 1], cameras.position[:, 0]).rad2deg() % 360
     assert azimuth.tolist() == pytest.approx([(90 + 45 * i) % 360 for i in range(8)], abs=1e-3)
-
-
-def test_groups_are_whole():
-    rig = some_rig(0, 1)
-    with pytest.raises(ValueError, match="3 cameras are not whole groups of 4"):
-        replace(rig, cameras=rig.cameras.select(slice(0, 3)))
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError, short
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -32,8 +32,6 @@ TOLERANCE, SHARE = 0.08, 0.95
 SPECK = 1e-3
 """Smaller islands in front of a background, as a share of the picture, are dust."""
 
-Floats = NDArray[np.floating]
-
 
 def find(paths: Sequence[str]) -> list[Path]:
     """The pictures that files and folders name, folders in the order of the names in them; headers are checked.
@@ -44,13 +42,10 @@ def find(paths: Sequence[str]) -> list[Path]:
     for text in paths:
         try:
             path = Path(text).expanduser()
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-            missing = not path.exists()
+            found += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+            path.stat()
         except (OSError, ValueError, RuntimeError):
-            missing, inside = True, []
-        if missing:
-            raise ConfigError(f"there is no file or folder {short(text)}", "photos")
-        found += inside
+            raise ConfigError(f"there is no file or folder {short(text)}", "photos") from None
     if not found:
         where = f" in {', '.join(map(short, paths))}" if paths else ""
         raise ConfigError(f"there is no picture{where}; give 4 to 6 photos of one subject, photos=FOLDER", "photos")
@@ -67,7 +62,7 @@ def find(paths: Sequence[str]) -> list[Path]:
     return found
 
 
-def read(files: Sequence[Path], size: int, fill: float = 0.75) -> NDArray[np.uint8]:
+def read(files: Sequence[Path], size: int, fill: float = 0.75) -> Array:
     """Pictures (N, size, size, 3) on neutral grey; a subject that was cut out fills the share ``fill`` of the side.
 
     Raises ConfigError, naming the file, for one that is damaged or shows nothing.
@@ -110,10 +105,10 @@ def _load(path: Path) -> Image.Image:
     return image
 
 
-def _portrait(image: Image.Image, path: Path, size: int, fill: float) -> NDArray[np.uint8]:
+def _portrait(image: Image.Image, path: Path, size: int, fill: float) -> Array:
     """(size, size, 3), the subject in the middle."""
     rgb = np.asarray(image.convert("RGB"), np.float32) / 255
-    opaque: Floats = np.ones(rgb.shape[:2])
+    opaque: Array = np.ones(rgb.shape[:2])
     if image.mode == "RGBA":
         opaque = np.asarray(image.getchannel("A"), np.float32) / 255
     if opaque.min() > 0.99:
@@ -136,7 +131,7 @@ def _portrait(image: Image.Image, path: Path, size: int, fill: float) -> NDArray
     return np.asarray(whole.resize((size, size), Image.Resampling.LANCZOS, box=box))
 
 
-def in_front(rgb: Floats) -> Floats:
+def in_front(rgb: Array) -> Array:
     """What stands in front of a background of one colour, (H, W) of 0 and 1; all ones if there is no such one."""
     from skimage.measure import label
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,10 @@ from threedgen.export.files.obj import obj_zip
 from threedgen.export.files.textured import TexturedMesh, stand
 from threedgen.export.files.usdz import usdz_bytes
 from threedgen.export.options import AssetConfig
-from threedgen.export.shape.collider import ENGINES, Part, collider_names, convex_parts, hull
+from threedgen.export.shape.collider import ENGINES, Part, convex_parts, hull
 from threedgen.export.shape.from_field import FieldView
-from threedgen.export.shape.lods import level
 from threedgen.export.shape.mesh import Mesh
-from threedgen.export.shape.simplify import BudgetTooSmall, simplify
+from threedgen.export.shape.simplify import BudgetTooSmall, level, simplify
 from threedgen.export.shape.topology import topology, weld
 from threedgen.export.shape.unwrap import unwrap
 from threedgen.export.surface.bake import Maps, bake
@@ -125,11 +124,7 @@ def _textured(
         maps = _refined(asset, low, maps, config, view.pictures, view.radius)
     with asset.timed("write"):
         pngs = {kind: png(pixels) for kind, pixels in maps.uint8().items()}
-    asset.figures |= {
-        "budget": budget,
-        "charts": charts,
-        "bake": {k: round(float(v), 6) for k, v in maps.info.items()},
-    }
+    asset.figures |= {"budget": budget, "charts": charts, "bake": {k: round(v, 6) for k, v in maps.info.items()}}
     return low, pngs
 
 
@@ -178,7 +173,7 @@ def _check(
         )
         asset.findings[file] = check_glb(data, expected)
     body = topology(*weld(levels[asset.name].vertices, levels[asset.name].faces)[:2])
-    asset.figures["topology"] = body.json() | {"volume": round(body.volume, 6)}
+    asset.figures["topology"] = asdict(body) | {"volume": round(body.volume, 6)}
 
 
 def _collide(asset: ExportedAsset, mesh: TexturedMesh, config: AssetConfig, metadata: dict[str, Any]) -> None:
@@ -192,9 +187,9 @@ def _collide(asset: ExportedAsset, mesh: TexturedMesh, config: AssetConfig, meta
         points, faces, _ = weld(mesh.vertices, mesh.faces)
         parts = convex_parts(points, faces)
     asset.figures["collision"] = {"parts": len(parts), "triangles": sum(len(faces) for _, faces in parts)}
-    for engine in ENGINES:
+    for engine, pattern in ENGINES.items():
         file = f"{asset.name}_collision_{engine}.glb"
-        named = dict(zip(collider_names(asset.name, len(parts), engine), parts, strict=True))
+        named = {pattern.format(name=asset.name, number=number): part for number, part in enumerate(parts)}
         asset.files[file] = plain_glb_bytes(named, {"collider_of": asset.name} | metadata)
     asset.findings[file] = check_collider(parts, mesh.vertices)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,7 +16,7 @@ from threedgen.config.sections import TaskConfig
 from threedgen.run import folder as runs
 
 CHECKPOINTS = "checkpoints"
-FOLDER = "asset"
+FOLDER, MANIFEST = "asset", "asset.json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class AssetConfig(Config):
         "hull", description="collider: one convex hull, up to eight convex parts (extra 'parts'), or none"
     )
     formats: tuple[Literal["glb", "obj", "usdz"], ...] = Field(
-        ("glb",), description="files to write: glb, obj (a zip with its textures), usdz (extra 'usd')"
+        ("glb",), min_length=1, description="files to write: glb, obj (a zip with its textures), usdz (extra 'usd')"
     )
     refine: int = Field(
         16, ge=0, le=256, description="pictures of the field that the texture is fitted to after baking; 0: none"
@@ -63,13 +65,6 @@ class AssetConfig(Config):
     resolution: int | None = Field(None, ge=16, le=512, description="grid points along an edge; null: as the preset")
     name: str | None = Field(None, min_length=1, description="of the files and the mesh; null: the prompt's words")
     strict: bool = Field(False, description="fail, and write nothing, if the checker or Khronos' finds anything")
-
-    @field_validator("formats")
-    @classmethod
-    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError("should name one format at least; try [glb]")
-        return value
 
     @field_validator("texture")
     @classmethod
@@ -116,6 +111,15 @@ class AssetConfig(Config):
         if self.collision == "parts":
             require("coacd", "collision: parts", "take collision=hull")
         super().check()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """asset.json, which says what an asset's folder holds; {} if there is none that can be read."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("files", {}), dict) else {}
 
 
 class ExportSection(AssetConfig):

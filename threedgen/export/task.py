@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ from threedgen.run.text import say, visible
 from threedgen.train.loop import set_threads
 
 from .asset import ExportedAsset, make_asset
-from .files import manifest
-from .options import FOLDER, AssetConfig, ExportConfig
+from .options import FOLDER, MANIFEST, AssetConfig, ExportConfig, read_manifest
 from .run_field import RunField, asset_name, open_run, provenance
 from .shape.from_field import dense_surface
 
@@ -49,9 +49,9 @@ def export(source: RunField, config: AssetConfig, nearest_budget: bool = False) 
     """The asset of a run's field. Raises ConfigError, with `strict` also for what the checker finds."""
     begun = time.perf_counter()
     dense, notes = dense_surface(source.view, config.grid)
-    wanted = source.config.trainer.max_steps
-    if source.steps < wanted:
-        notes.append(f"the run is not finished: {source.steps} of {wanted} steps")
+    expected = source.config.trainer.max_steps
+    if source.steps < expected:
+        notes.append(f"the run is not finished: {source.steps} of {expected} steps")
     name = asset_name(config.name or source.config.prompt)
     sampled = time.perf_counter() - begun
     metadata = provenance(source.config, source.steps)
@@ -70,10 +70,10 @@ def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        before = manifest.read(folder).get("files", {})
+        before = read_manifest(folder).get("files", {})
         for name, data in asset.files.items():
             write_atomic(folder / name, data)
-        path = folder / manifest.NAME
+        path = folder / MANIFEST
         write_atomic(path, json.dumps(summary(asset, config), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         for name in set(before) - set(asset.files):
             if Path(name).name == name:  # the summary may have been written by anyone
@@ -93,7 +93,7 @@ def summary(asset: ExportedAsset, config: AssetConfig) -> dict[str, Any]:
         "texture": config.texels,
         **asset.figures,
         "files": {name: len(data) for name, data in asset.files.items()},
-        "findings": {name: [found.json() for found in all_found] for name, all_found in asset.findings.items()},
+        "findings": {name: [asdict(found) for found in all_found] for name, all_found in asset.findings.items()},
         "notes": asset.notes,
         "seconds": asset.seconds,
     }

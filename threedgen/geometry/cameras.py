@@ -92,10 +92,11 @@ class Cameras:
         if not self.projection.parallel:
             origins, directions = pixel_rays(self.c2w, self.K, self.height, self.width)
             return origins.expand_as(directions), directions
-        pixels = pixel_centres(self.height, self.width, self.c2w.device)
-        origins, directions = self._lift(pixels.reshape(-1, 2).expand(len(self), -1, -1))
-        size = (self.height, self.width)
-        return origins.unflatten(1, size), normalize(directions, dim=-1).unflatten(1, size)
+        pixels = pixel_centres(self.height, self.width, self.c2w.device).reshape(-1, 2).expand(len(self), -1, -1)
+        plane = pixels_to_plane(pixels, self.projection.K) * pixels.new_tensor([1.0, -1.0])
+        origins = self.position[:, None] + plane @ self.c2w[:, :3, :2].mT
+        origins = origins.unflatten(1, (self.height, self.width))
+        return origins, -normalize(self.c2w[:, None, None, :3, 2], dim=-1).expand_as(origins)
 
     def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """World ``points`` (N,3) or (B,N,3) -> pixels (B,N,2) as (x, y), depth (B,N) along the viewing axis.
@@ -107,25 +108,3 @@ class Cameras:
         plane = torch.stack([local[..., 0], -local[..., 1]], dim=-1)
         plane = plane if self.projection.parallel else plane / depth[..., None]
         return plane_to_pixels(plane, self.projection.K), depth
-
-    def unproject(self, pixels: Tensor, depth: Tensor, along_ray: bool = False) -> Tensor:
-        """World points (B,N,3) seen at ``pixels`` (N,2) or (B,N,2) with ``depth`` (B,N).
-
-        Depth counts along the viewing axis, or, with ``along_ray``, from the camera to the point (which is
-        what volume rendering gives).
-        """
-        origins, directions = self._lift(pixels.expand(len(self), -1, -1))
-        directions = normalize(directions, dim=-1) if along_ray else directions
-        return origins + depth[..., None] * directions
-
-    def _lift(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """World origins and directions, with length 1 along the viewing axis, of rays through ``pixels`` (B,N,2)."""
-        plane = pixels_to_plane(pixels, self.projection.K)
-        x, y, one = plane[..., 0], -plane[..., 1], torch.ones_like(plane[..., 0])
-        zero = torch.zeros_like(one)
-        rotation = self.c2w[:, :3, :3].mT
-        if self.projection.parallel:
-            axis = torch.stack([zero, zero, -one], dim=-1) @ rotation
-            return self.position[:, None] + torch.stack([x, y, zero], dim=-1) @ rotation, axis
-        directions = torch.stack([x, y, -one], dim=-1) @ rotation
-        return self.position[:, None].expand_as(directions), directions

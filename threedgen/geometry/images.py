@@ -13,12 +13,11 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 from imageio_ffmpeg import count_frames_and_secs  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from threedgen.arrays import Array
 from threedgen.run.folder import write_atomic
 
-Array = NDArray[Any]
 GAP = 2
 """Pixels of paper around each picture of a contact sheet."""
 CEILING = 100.0
@@ -90,8 +89,6 @@ def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Arra
     pictures = [_rgb(image) for image in images]
     if not pictures or columns < 1:
         raise ValueError(f"a sheet needs pictures and columns (got {len(pictures)} and {columns})")
-    if labels is not None and len(labels) != len(pictures):
-        raise ValueError(f"a sheet of {len(pictures)} pictures needs as many labels (got {len(labels)})")
     if labels is not None:
         strips = _strips(labels, pictures[0].shape[1])
         pictures = [np.concatenate([picture, strip]) for picture, strip in zip(pictures, strips, strict=True)]

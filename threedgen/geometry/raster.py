@@ -11,15 +11,13 @@ perspective-correct and needs no division by the depth of a corner (Olano and Gr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.raster_kernels import fill, prepare
 
-Array = NDArray[Any]
 Size = int | tuple[int, int]
 
 
@@ -120,9 +118,6 @@ def checked(points: Array, faces: Array, columns: int) -> tuple[Array, Array]:
     if faces.size and (faces.min() < 0 or faces.max() >= len(points)):
         raise ConfigError(f"the faces name vertices {faces.min()} to {faces.max()}, but there are {len(points)}")
     return points, faces
-
-
-# --- inside ------------------------------------------------------------------------------------------------------
 
 
 def _pair(size: Size) -> tuple[int, int]:

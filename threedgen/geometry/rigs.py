@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import pi, radians
 
 import torch
@@ -25,7 +26,7 @@ class Rig:
     """Cameras around an object in B / ``n_view`` groups, the views of a group consecutive. Angles (B,) in radians.
 
     ``elevation``, ``azimuth`` and ``distance`` are those asked for, before perturbations of the poses; ``light``
-    (B,3) is the point light of each view. Raises ValueError for a group that is not whole.
+    (B,3) is the point light of each view.
     """
 
     cameras: Cameras
@@ -35,19 +36,9 @@ class Rig:
     light: Tensor
     n_view: int = 1
 
-    def __post_init__(self) -> None:
-        if len(self.cameras) % self.n_view:
-            raise ValueError(f"{len(self.cameras)} cameras are not whole groups of {self.n_view} views")
-
 
 def orbit(
-    n: int,
-    elevation: float,
-    distance: float,
-    fov: float,
-    height: int,
-    width: int,
-    azimuth: float = 0.0,
+    n: int, elevation: float, distance: float, fov: float, height: int, width: int, azimuth: float = 0.0
 ) -> Cameras:
     """Places ``n`` cameras evenly around the object, the first at ``azimuth``; angles in radians."""
     turn = torch.linspace(0.0, 2 * pi, n + 1)[:n]
@@ -86,15 +77,9 @@ def draw(options: MultiviewCameraConfig, n_groups: int, generator: torch.Generat
     others (n_groups,). Unit Gaussian (n_groups,3): ``center_perturb``, ``up_perturb``, ``light_direction``
     (dreamfusion; magic3d has the uniform ``light_azimuth`` and ``light_elevation`` instead).
     """
-    device, n = generator.device, n_groups
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, device=device)
-
-    def gaussian(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
-
-    draws = {"elevation_coin": uniform()}
+    n = n_groups
+    uniform, gaussian = (partial(f, generator=generator, device=generator.device) for f in (torch.rand, torch.randn))
+    draws = {"elevation_coin": uniform(())}
     draws |= {name: uniform(n) for name in ("elevation", "azimuth", "fov", "distance", "zoom")}
     draws |= {"camera_perturb": uniform(n, 3), "center_perturb": gaussian(n, 3), "up_perturb": gaussian(n, 3)}
     draws["light_distance"] = uniform(n)

@@ -8,16 +8,12 @@ goes on with its last texel.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import njit, prange
-from numpy.typing import NDArray
 from scipy import ndimage
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
-
-Array = NDArray[Any]
 
 
 def sample(texture: Array, uv: Array) -> Array:

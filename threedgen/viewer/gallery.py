@@ -100,7 +100,8 @@ def still(record: Record) -> Markup | None:
     for path, columns, rows in sheets(record):
         try:
             with Image.open(path) as sheet:
-                picture = first_of(sheet.convert("RGB"), columns, rows)
+                width, height = (sheet.width - GAP) // columns - GAP, (sheet.height - GAP) // rows - GAP
+                picture = sheet.convert("RGB").crop((GAP, GAP, GAP + max(1, width), GAP + max(1, height)))
                 picture.thumbnail((STILL, STILL))
         except (OSError, ValueError, Image.DecompressionBombError):  # damaged: the next best
             continue
@@ -119,9 +120,3 @@ def sheets(record: Record) -> Iterator[tuple[Path, int, int]]:
         yield path, ROW, 1
     if preview := record.file("preview.png"):
         yield preview, max(1, whole(record.option("camera", "n_view")) or 4), 1
-
-
-def first_of(sheet: Image.Image, columns: int, rows: int) -> Image.Image:
-    """The upper left picture of a contact sheet, without its border."""
-    width, height = (sheet.width - GAP) // columns - GAP, (sheet.height - GAP) // rows - GAP
-    return sheet.crop((GAP, GAP, GAP + max(1, width), GAP + max(1, height)))

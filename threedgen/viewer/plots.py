@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
@@ -12,7 +13,7 @@ from threedgen.run.text import number
 
 WIDTH, HEIGHT = 460, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 28
-POINTS = 240
+TICKS, POINTS = 5, 240
 """More steps than this are drawn as means, with a band from the least to the most of each."""
 LOG_RATIO = 30.0
 """Positive values that differ by more than this factor get a logarithmic axis."""
@@ -33,22 +34,19 @@ class Axis:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
-    def ticks(self, most: int = 5) -> list[float]:
-        """At most that many round values on the axis.
-
-        Powers of ten if it is logarithmic, every second or third if there are many, round numbers if there are few;
-        else multiples of 1, 2 or 5 times a power of ten.
-        """
+    def ticks(self) -> list[float]:
+        """At most TICKS round values on the axis: powers of ten if it is logarithmic, every second or third if there
+        are many, round numbers if there are few; else multiples of 1, 2 or 5 times a power of ten."""
         if self.log:
             first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
             if last - first < 1:
                 values = [value for k in range(first - 1, last + 1) for value in (10.0**k, 3 * 10.0**k)]
                 return [value for value in values if self.low <= value <= self.high]
-            return [10.0**k for k in range(first, last + 1, -(-(last - first + 1) // most))]
-        unit = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
+            return [10.0**k for k in range(first, last + 1, -(-(last - first + 1) // TICKS))]
+        unit = 10.0 ** math.floor(math.log10((self.high - self.low) / TICKS))
         for step in (unit, 2 * unit, 5 * unit, 10 * unit, 20 * unit):
             first, last = math.ceil(self.low / step), math.floor(self.high / step)
-            if last - first < most:
+            if last - first < TICKS:
                 break
         return [k * step for k in range(first, last + 1)]
 
@@ -64,24 +62,17 @@ def axis(values: Sequence[float], from_zero: bool = False) -> Axis:
     return Axis(low if from_zero else low - room, high + room)
 
 
-@dataclass(frozen=True)
-class Line:
-    """What is drawn of some points: a mean for each place, and the spread around it if points were joined."""
-
-    means: list[Point]
-    spread: list[tuple[float, float, float]]
-
-
-def thin(points: Sequence[Point]) -> Line:
-    """At most POINTS places for points in the order of steps; whatever peaks there were stay visible in the spread."""
+def thin(points: Sequence[Point]) -> tuple[list[Point], list[tuple[float, float, float]]]:
+    """A mean for each of at most POINTS places, of points in the order of steps; and, if points were joined, the spread
+    around it, (step, least, most): whatever peaks there were stay visible."""
     if len(points) <= POINTS:
-        return Line(list(points), [])
-    edges = [k * len(points) // POINTS for k in range(POINTS + 1)]
-    groups = [points[a:b] for a, b in zip(edges, edges[1:], strict=False)]
-    steps = [sum(step for step, _ in group) / len(group) for group in groups]
-    values = [[value for _, value in group] for group in groups]
-    means = [(step, sum(group) / len(group)) for step, group in zip(steps, values, strict=True)]
-    return Line(means, [(step, min(group), max(group)) for step, group in zip(steps, values, strict=True)])
+        return list(points), []
+    means, spread = [], []
+    for a, b in pairwise(k * len(points) // POINTS for k in range(POINTS + 1)):
+        steps, values = zip(*points[a:b], strict=True)
+        means.append((sum(steps) / (b - a), sum(values) / (b - a)))
+        spread.append((means[-1][0], min(values), max(values)))
+    return means, spread
 
 
 def drawable(value: float) -> bool:
@@ -94,7 +85,7 @@ def plot(title: str, points: Sequence[Point], steps: Point, from_zero: bool = Fa
 
     `steps`: first and last step of the axis, which may have begun before this quantity was there.
     """
-    line = thin(points)
+    means, spread = thin(points)
     x = Axis(*steps) if steps[1] > steps[0] else axis(steps)
     y = axis([value for _, value in points], from_zero)
 
@@ -112,11 +103,11 @@ def plot(title: str, points: Sequence[Point], steps: Point, from_zero: bool = Fa
         across = place(tick, y.low).partition(",")[0]
         anchor = "end" if float(across) > WIDTH - RIGHT - 20 else "middle"
         parts.append(f'<text class="tick" x="{across}" y="{HEIGHT - 8}" text-anchor="{anchor}">{tick:g}</text>')
-    if line.spread:
-        around = [place(s, most) for s, _, most in line.spread] + [place(s, least) for s, least, _ in line.spread[::-1]]
+    if spread:
+        around = [place(s, most) for s, _, most in spread] + [place(s, least) for s, least, _ in spread[::-1]]
         parts.append(f'<path class="spread" d="M{" ".join(around)}Z"/>')
-    parts.append(f'<path class="line" d="M{" ".join(place(*point) for point in line.means)}"/>')
-    across, _, down = place(*line.means[-1]).partition(",")
+    parts.append(f'<path class="line" d="M{" ".join(place(*point) for point in means)}"/>')
+    across, _, down = place(*means[-1]).partition(",")
     parts.append(f'<circle class="end" cx="{across}" cy="{down}" r="3"/>')
     (first, start), (last, end) = points[0], points[-1]
     label = escape(f"{title}: {number(start)} at step {first:g}, {number(end)} at step {last:g}")

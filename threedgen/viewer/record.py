@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from threedgen.config.errors import ConfigError, short
-from threedgen.export.files import manifest
-from threedgen.export.options import FOLDER
+from threedgen.export.options import FOLDER, read_manifest
 from threedgen.run.folder import CONFIG, stored_config
 from threedgen.run.metrics import read_summary
 
@@ -38,7 +37,7 @@ class Record:
     @property
     def asset(self) -> dict[str, Any]:
         """asset/asset.json; {} if the run has no asset."""
-        return manifest.read(self.folder / FOLDER)
+        return read_manifest(self.folder / FOLDER)
 
     @property
     def model(self) -> Path | None:

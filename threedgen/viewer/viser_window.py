@@ -13,8 +13,8 @@ import numpy as np
 import rich
 import viser
 from markupsafe import Markup, escape
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.geometry.cameras import Cameras
 from threedgen.run.text import visible
 
@@ -66,7 +66,7 @@ class ViserWindow:
             found.append(Eye.opencv(name, rotation, camera.position, camera.fov, aspect))
         return [eye for eye in found if eye is not None]
 
-    def show(self, eye: Eye, picture: NDArray[np.uint8]) -> None:
+    def show(self, eye: Eye, picture: Array) -> None:
         """A picture (H, W, 3) for one of them, who may have gone."""
         client = self._server.get_clients().get(eye.name)
         if client is not None:

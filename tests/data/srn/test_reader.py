@@ -17,6 +17,7 @@ from threedgen.data.srn import make
 from threedgen.data.srn.options import MakeSRNToyboxConfig
 from threedgen.data.srn.reader import condition_and_targets, open_instance, scenes, split_folder
 from threedgen.data.srn.writer import write_instance
+from threedgen.data.toybox.primitives import inside
 from threedgen.data.toybox.raycast import render
 from threedgen.data.toybox.world import Toybox
 from threedgen.geometry.cameras import Cameras, Projection
@@ -86,11 +87,13 @@ def test_rays_hit_what_the_pictures_show(tmp_path: Path) -> None:
     views = open_instance(folder).views()
     origins, directions = (part.double().numpy() for part in views.at.rays())
     along = origins[..., None, :] + directions[..., None, :] * np.linspace(1.6, 3.6, 300)[:, None]
-    hit = asset.inside(along.reshape(-1, 3)).reshape(along.shape[:-1]).any(-1)
+    hit = inside(asset.primitives, along.reshape(-1, 3)).reshape(along.shape[:-1]).any(-1)
     seen = (views.images < 0.995).any(-1).numpy()
     assert 0.1 < seen.mean() < 0.9 and (hit == seen).mean() > 0.99
     first = along[np.isfinite(picture.depth)][:, :, :]  # and at the depth that the ray caster says
-    distance = np.linspace(1.6, 3.6, 300)[asset.inside(first.reshape(-1, 3)).reshape(first.shape[:2]).argmax(1)]
+    distance = np.linspace(1.6, 3.6, 300)[
+        inside(asset.primitives, first.reshape(-1, 3)).reshape(first.shape[:2]).argmax(1)
+    ]
     assert np.quantile(np.abs(distance - picture.depth[np.isfinite(picture.depth)]), 0.98) < 0.02
 
 
@@ -187,8 +190,6 @@ def test_splits_are_found_where_the_archives_have_them(scene: Path, tmp_path: Pa
         split_folder(tmp_path, "cars_val")
     with pytest.raises(ConfigError, match="has no folder cars_train"):
         split_folder(found, "cars_train")  # never another split's scenes
-    with pytest.raises(ConfigError, match="did you mean 'cars_test'"):
-        split_folder(tmp_path, "cars_tset")
 
 
 def test_the_standard_protocol(tmp_path: Path) -> None:

@@ -124,13 +124,14 @@ def test_radius_and_resolution_are_those_asked_for():
 # ---------------------------------------------------------------- parts
 
 
-def test_a_small_part_is_dropped_and_a_large_one_kept():
+def test_a_small_part_is_dropped_and_a_large_one_kept(monkeypatch):
+    monkeypatch.setattr(meshes, "SMALLEST", 0.05)
     large, speck = ball(0.4, (-0.3, 0, 0)), ball(0.05, (0.6, 0.3, 0.2))
-    made = extract(union(large, speck), position_colour, R, smallest=0.05)
+    made = extract(union(large, speck), position_colour, R)
     assert made.info["parts_found"] == 2 and made.info["parts_kept"] == 1
     assert made.vertices[:, 0].max() < 0.2 and 0 < made.info["volume_dropped"] < 0.02
     second = ball(0.25, (0.6, 0.3, 0.2))
-    both = extract(union(large, second), position_colour, R, smallest=0.05)
+    both = extract(union(large, second), position_colour, R)
     assert solid(both).body_count == 2 and both.info["parts_kept"] == 2
 
 
@@ -166,7 +167,7 @@ def test_only_masked_cells_are_asked():
     assert sum(asked) < 0.4 * whole
 
 
-def test_chunks_do_not_change_the_mesh_and_no_chunk_is_larger():
+def test_chunks_do_not_change_the_mesh_and_no_chunk_is_larger(monkeypatch):
     sizes = []
 
     def density(x):
@@ -174,9 +175,10 @@ def test_chunks_do_not_change_the_mesh_and_no_chunk_is_larger():
         sizes.append(len(x))
         return ball(0.5)(x)[:, None]  # a column is taken too
 
-    one = extract(density, position_colour, 32, chunk=1 << 20)
+    one = extract(density, position_colour, 32)
     sizes.clear()
-    other = extract(density, position_colour, 32, chunk=1000)
+    monkeypatch.setattr(meshes, "CHUNK", 1000)
+    other = extract(density, position_colour, 32)
     assert max(sizes) == 1000
     assert np.array_equal(one.vertices, other.vertices) and np.allclose(one.colours, other.colours)
 
@@ -248,7 +250,7 @@ def test_a_crumb_that_hangs_on_a_corner_is_no_body():
     tau, info = clean(tau, 0.5, 0.01)
     vertices, faces = meshes.isosurface(tau, 0.5, 0.1, 0.0)
     assert info["parts_kept"] == 1 and trimesh.Trimesh(vertices, faces, process=False).body_count == 2
-    vertices, faces, count = meshes.large_pieces(vertices, faces, 0.01)
+    vertices, faces, count = meshes.large_pieces(vertices, faces)
     rest = trimesh.Trimesh(vertices, faces, process=False)
     assert count == rest.body_count == 1 and rest.is_watertight and rest.bounds[1].max() < 1.1
     assert faces.max() == len(vertices) - 1 and faces.dtype == np.int32

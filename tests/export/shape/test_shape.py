@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import trimesh
@@ -58,7 +60,7 @@ def test_a_box_is_a_solid_and_every_fault_is_counted() -> None:
 def test_the_counts_do_not_depend_on_place_and_size() -> None:
     points, faces = bodies(1)
     usual, moved = topology(points, faces), topology(points.astype(float) * 1e-4 + 1, faces)
-    assert usual.json() | {"volume": 0} == moved.json() | {"volume": 0}
+    assert replace(usual, volume=0) == replace(moved, volume=0)
     assert moved.volume == pytest.approx(usual.volume * 1e-12, rel=1e-3)
 
 

@@ -119,7 +119,7 @@ def test_the_outline_is_smooth_and_its_gradient_true() -> None:
     """The covered area of a growing ball: closer to the truth than whole pixels, and its slope is the gradient."""
     vertices, faces = sphere(0.6, 8)
     seen = vertices.numpy(), faces.numpy(), cameras().c2w.numpy(), 0.7, SIZE
-    fine = render(*seen, colours=np.ones((len(vertices), 3)), supersample=8).alpha.mean()
+    fine = render(*seen, values=np.ones((len(vertices), 3)), supersample=8).alpha.mean()
     whole = float((surface_points(vertices, faces, cameras()).face >= 0).float().mean())
     found = float(coverage(vertices, faces))
     assert abs(found - fine) < 0.003 and abs(found - fine) <= abs(whole - fine) + 1e-4

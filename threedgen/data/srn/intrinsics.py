@@ -18,11 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError, short
-
-Floats = NDArray[np.float64]
 
 FORMS = "should hold 'f cx cy 0', '0 0 0', '1', 'height width' in four lines, or a 3x3 matrix"
 CENTRAL = 0.2
@@ -46,7 +44,7 @@ def read_numbers(path: Path) -> list[list[float]]:
     return rows
 
 
-def read_intrinsics(folder: Path, names: Sequence[str], height: int, width: int) -> tuple[Floats, bool]:
+def read_intrinsics(folder: Path, names: Sequence[str], height: int, width: int) -> tuple[Array, bool]:
     """K (N, 3, 3) of the views ``names`` of a scene with pictures of ``height`` x ``width`` pixels; and whether the
     poses beside it are world-to-camera. Raises ConfigError naming the file."""
     path, each = folder / "intrinsics.txt", folder / "intrinsics"
@@ -57,7 +55,7 @@ def read_intrinsics(folder: Path, names: Sequence[str], height: int, width: int)
     return np.stack([_parse(file, read_numbers(file), height, width)[0] for file in files]), False
 
 
-def _parse(path: Path, rows: list[list[float]], height: int, width: int) -> tuple[Floats, bool]:
+def _parse(path: Path, rows: list[list[float]], height: int, width: int) -> tuple[Array, bool]:
     count = sum(map(len, rows))
     if [len(row) for row in rows[:4]] == [4, 3, 1, 2] and count in (10, 11):
         return _archive(path, rows, height, width)
@@ -67,7 +65,7 @@ def _parse(path: Path, rows: list[list[float]], height: int, width: int) -> tupl
     raise ConfigError(f"{path} {FORMS} (got {count} numbers in {len(rows)} lines)")
 
 
-def _archive(path: Path, rows: list[list[float]], height: int, width: int) -> tuple[Floats, bool]:
+def _archive(path: Path, rows: list[list[float]], height: int, width: int) -> tuple[Array, bool]:
     f, cx, cy, _ = rows[0]
     if [int(side) for side in rows[3]] != [height, width]:
         of = " x ".join(f"{side:g}" for side in rows[3])
@@ -80,7 +78,7 @@ def _archive(path: Path, rows: list[list[float]], height: int, width: int) -> tu
     return np.array([[f, 0, cx], [0, f, cy], [0, 0, 1]]), len(rows) > 4 and bool(rows[4][0])
 
 
-def _matrix(path: Path, K: Floats, height: int, width: int) -> tuple[Floats, bool]:
+def _matrix(path: Path, K: Array, height: int, width: int) -> tuple[Array, bool]:
     shape = K[0, 0] > 0 and K[1, 1] > 0 and abs(K[1, 0]) < 1e-6 and np.allclose(K[2], [0, 0, 1], atol=1e-6)
     if not shape:
         raise ConfigError(f"{path} is no matrix of intrinsics: rows 'fx s cx', '0 fy cy', '0 0 1' (got {K.tolist()})")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.views import Views
@@ -25,7 +25,7 @@ from .reader import open_instance, scenes, split_folder
 
 NEAREST = 6
 """Of 50 random views about those within 35 degrees."""
-Places = Sequence[int] | NDArray[np.int64]
+Places = Sequence[int] | Array
 
 
 class ArchiveScenes:
@@ -109,23 +109,20 @@ class PairBank:
         self.source, self.encode, self.size = source, encode, size
         self.train, self.held_out = len(source) - held_out, held_out
         count, views = len(source), source.views
-        shape, dtype = ((views, size, size, 3), np.uint8) if encode is None else (self._shape(size), np.float16)
+        one = torch.zeros(1, size, size, 3)
+        shape, dtype = (one.shape[1:], np.uint8) if encode is None else (encode(one).shape[1:], np.float16)
         text = f"{source.describe()}\n{views} views of {size} px\n{told}\n"
-        self.kept = BlockCache(folder / "views", "views", count, shape, dtype, text)
+        self.kept = BlockCache(folder / "views", "views", count, (views, *shape), dtype, text)
         self.cameras = BlockCache(folder / "cameras", "cameras", count, (views, 25), np.float32, text)
-
-    def _shape(self, size: int) -> tuple[int, ...]:
-        assert self.encode is not None
-        return (self.source.views, *self.encode(torch.zeros(1, size, size, 3)).shape[1:])
 
     def fill(self, index: int) -> None:
         """Read and keep a scene."""
-        seen = self.source.scene(index)
+        views = self.source.scene(index)
         if self.encode is None:
-            kept = to_uint8(seen.images)
+            kept = to_uint8(views.images)
         else:
-            kept = torch.cat([self.encode(part) for part in seen.images.split(16)]).float().cpu().numpy()
-        numbers = torch.cat([seen.at.c2w.flatten(1), seen.at.K.flatten(1)], dim=1)
+            kept = torch.cat([self.encode(part) for part in views.images.split(16)]).float().cpu().numpy()
+        numbers = torch.cat([views.at.c2w.flatten(1), views.at.K.flatten(1)], dim=1)
         self.cameras.store(index, numbers.numpy()[None])
         self.kept.store(index, kept[None])
 
@@ -155,7 +152,7 @@ class PairBank:
         (x, pose, K), (y, other, _) = self.views(chosen, first), self.views(chosen, second)
         return x, y, torch.stack([pose, other], dim=1), K
 
-    def neighbours(self, index: int, place: int) -> NDArray[np.int64]:
+    def neighbours(self, index: int, place: int) -> Array:
         """The views of a scene whose cameras are ``NEAREST`` to that of one of them, as seen from the origin."""
         for lacking in self.cameras.lacking([index]):
             self.fill(lacking)

@@ -11,20 +11,21 @@ taken here too; ``up="y"`` turns a world whose y points up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from threedgen.config.errors import ConfigError, did_you_mean, nearest
+from threedgen.arrays import Array
+from threedgen.config.errors import ConfigError
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes, opengl_to_blender
-from threedgen.geometry.views import Views, resize
+from threedgen.geometry.views import Views
 
 from .intrinsics import read_intrinsics, read_numbers
 
@@ -69,29 +70,20 @@ class Instance:
     def views(self, index: Sequence[int] | None = None, size: int | None = None) -> Views:
         """Pictures and cameras of the views at the places ``index`` (default: all), ``size`` pixels a side (default:
         as they are). Raises ConfigError naming a file that cannot be read."""
-        chosen = list(range(len(self))) if index is None else list(index)
-        images = torch.from_numpy(np.stack([_pixels(self.files[k]) for k in chosen]))
-        at = self.at.select(chosen)
-        if size is not None and (at.height, at.width) != (size, size):
-            images, at = resize(images, size, size), at.with_size(size, size)
-        return Views(images, at)
+        chosen = list(range(len(self)) if index is None else index)
+        views = Views(torch.from_numpy(np.stack([_pixels(self.files[k]) for k in chosen])), self.at.select(chosen))
+        return views if size is None else views.resized(size)
 
     def verify(self) -> None:
         """Are the pictures whole? Reads all files. Raises ConfigError naming one that is not."""
         for path in self.files:
-            try:
-                with Image.open(path) as picture:
-                    picture.verify()
-            except (OSError, UnidentifiedImageError, SyntaxError):
-                raise ConfigError(f"{path} cannot be read as a picture") from None
+            with _opened(path) as picture:
+                picture.verify()
 
 
 def split_folder(root: Path | str, split: str) -> Path:
     """The folder with the scenes of a split ("cars_test", ...): ROOT/SPLIT, a folder in it, as the archives of the
     chairs have it (chairs_train/chairs_2.0_train), ROOT/ANY/SPLIT, or ROOT itself. Raises ConfigError."""
-    if split not in SPLITS:
-        guess = did_you_mean(nearest(split, SPLITS))
-        raise ConfigError(f"there is no {split!r}{guess} (there are: {', '.join(SPLITS)})", "split")
     root = Path(root).expanduser()
     places = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
     if root.name == split or root.name not in SPLITS:  # never another split's scenes
@@ -136,7 +128,7 @@ def open_instance(folder: Path | str, up: Literal["z", "y"] = "z", least: int = 
     height, width = _one_size(files)
     names = [file.stem for file in files]
     K, inverse = read_intrinsics(folder, names, height, width)
-    poses: NDArray[Any] = np.stack([read_pose(folder / "pose" / f"{name}.txt") for name in names])
+    poses = np.stack([read_pose(folder / "pose" / f"{name}.txt") for name in names])
     poses = np.linalg.inv(poses) if inverse else poses
     _apart(folder, poses)
     c2w = opencv_axes(torch.from_numpy(poses).double())
@@ -144,7 +136,7 @@ def open_instance(folder: Path | str, up: Literal["z", "y"] = "z", least: int = 
     return Instance(folder, tuple(files), Cameras(c2w.float(), Projection(torch.from_numpy(K).float()), height, width))
 
 
-def read_pose(path: Path) -> NDArray[np.float64]:
+def read_pose(path: Path) -> Array:
     """A rigid motion (4, 4) as the file has it. Raises ConfigError naming the file."""
     numbers = [x for row in read_numbers(path) for x in row]
     if len(numbers) != 16:
@@ -168,67 +160,65 @@ def _paired(folder: Path) -> list[Path]:
     for name in ("rgb", "pose"):
         if not (folder / name).is_dir():
             raise ConfigError(f"{folder / name} is missing: a scene has rgb/, pose/ and intrinsics.txt")
-    seen = {path.stem: path for path in sorted((folder / "rgb").iterdir()) if path.suffix.lower() in PICTURES}
+    rgb = {path.stem: path for path in sorted((folder / "rgb").iterdir()) if path.suffix.lower() in PICTURES}
     poses = {path.stem for path in (folder / "pose").glob("*.txt")}
-    for name in sorted(seen.keys() ^ poses):
-        lost = folder / "pose" / f"{name}.txt" if name in seen else folder / "rgb" / f"{name}.png"
+    for name in sorted(rgb.keys() ^ poses):
+        lost = folder / "pose" / f"{name}.txt" if name in rgb else folder / "rgb" / f"{name}.png"
         raise ConfigError(f"{lost} is missing: each picture in rgb/ has a pose in pose/, and each pose a picture")
-    return [seen[name] for name in sorted(seen, key=lambda name: (len(name), name) if name.isdecimal() else (0, name))]
+    return [rgb[name] for name in sorted(rgb, key=lambda name: (len(name), name) if name.isdecimal() else (0, name))]
 
 
 def _no_gaps(folder: Path, names: list[str]) -> None:
-    if not all(name.isdecimal() for name in names):
-        return
-    there = {int(name) for name in names}
-    for number in range(min(there), max(there)):
-        if number not in there:
-            lost = folder / "rgb" / f"{number:0{len(names[0])}d}.png"
-            raise ConfigError(f"{lost} is missing, and its pose: the views should be numbered without gaps")
+    numbers = [int(name) for name in names if name.isdecimal()]
+    lacking = set(range(min(numbers, default=0), max(numbers, default=0))) - set(numbers)
+    if len(numbers) == len(names) and lacking:
+        lost = folder / "rgb" / f"{min(lacking):0{len(names[0])}d}.png"
+        raise ConfigError(f"{lost} is missing, and its pose: the views should be numbered without gaps")
 
 
 def _one_size(files: Sequence[Path]) -> tuple[int, int]:
     """Height and width of all pictures, read from the beginnings of the files."""
-    found: tuple[int, int] | None = None
+    sizes = []
     for path in files:
-        try:
-            with Image.open(path) as picture:
-                size = (picture.height, picture.width)
-        except (OSError, UnidentifiedImageError):
-            raise ConfigError(f"{path} cannot be read as a picture") from None
-        if found is not None and size != found:
-            raise ConfigError(
-                f"{path} has {size[0]} x {size[1]} pixels (height x width), but {files[0].name} has "
-                f"{found[0]} x {found[1]}"
-            )
-        found = size
-    assert found is not None
-    return found
+        with _opened(path) as picture:
+            sizes.append((picture.height, picture.width))
+        (height, width), (first, other) = sizes[-1], sizes[0]
+        if (height, width) != (first, other):
+            has = f"{path} has {height} x {width} pixels (height x width)"
+            raise ConfigError(f"{has}, but {files[0].name} has {first} x {other}")
+    return sizes[0]
 
 
-def _apart(folder: Path, poses: NDArray[np.float64]) -> None:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture. Raises ConfigError naming the file if it cannot be opened, or not be read inside."""
+    try:
+        with Image.open(path) as picture:
+            yield picture
+    except (OSError, SyntaxError):
+        raise ConfigError(f"{path} cannot be read as a picture") from None
+
+
+def _apart(folder: Path, poses: Array) -> None:
     centres = poses[:, :3, 3]
     spread = np.linalg.norm(centres - centres.mean(0), axis=1).max()
     if len(poses) > 1 and spread <= TOGETHER * max(1e-9, np.linalg.norm(centres, axis=1).max()):
         raise ConfigError(f"{folder / 'pose'}: the cameras are all in one place, so nothing can be seen in depth")
 
 
-def _pixels(path: Path) -> NDArray[np.float32]:
+def _pixels(path: Path) -> Array:
     """(H, W, 3) in [0, 1]. What is transparent is laid on white, the background of the archives, and said once."""
-    try:
-        with Image.open(path) as picture:
-            has_alpha = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
-            levels = np.asarray(picture.convert("RGBA" if has_alpha else "RGB"))
-            pixels: NDArray[np.float32] = levels.astype(np.float32) / np.float32(255)
-    except (OSError, UnidentifiedImageError, SyntaxError):
-        raise ConfigError(f"{path} cannot be read as a picture") from None
+    with _opened(path) as picture:
+        has_alpha = picture.has_transparency_data
+        levels = np.asarray(picture.convert("RGBA" if has_alpha else "RGB"))
+    pixels: Array = levels.astype(np.float32) / np.float32(255)
     if not has_alpha:
         return pixels
     rgb, alpha = pixels[..., :3], pixels[..., 3:]
     if alpha.min() < 1 and path.parent not in _SAID:
         _SAID.add(path.parent)
         logger.warning("%s has transparent pixels: they are taken as white", path)
-    laid: NDArray[np.float32] = rgb * alpha + (1 - alpha)
-    return laid
+    return rgb * alpha + (1 - alpha)
 
 
 _SAID: set[Path] = set()

@@ -77,7 +77,6 @@ class Builder:
         self.solids: list[Primitive] = []
         self.anchors: dict[str, tuple[np.ndarray, float]] = {}
 
-    # -- luck ---------------------------------------------------------------------------------------------------
     def vary(self, value: float = 1.0, spread: float = 0.08) -> float:
         """``value`` times exp(N(0, spread)), cut at two sigmas: proportions differ from sample to sample."""
         return float(value * np.exp(np.clip(self.rng.normal(0, spread), -2 * spread, 2 * spread)))
@@ -91,7 +90,6 @@ class Builder:
     def pick(self, *choices):
         return choices[int(self.rng.integers(len(choices)))]
 
-    # -- colour -------------------------------------------------------------------------------------------------
     def part(self, name: str, default: Colour | None = None) -> np.ndarray:
         """Colour of the part ``name``: bound by the caption, else ``default``, else the main colour."""
         if name in self.bound:
@@ -104,7 +102,6 @@ class Builder:
         c = np.asarray(colour, float)
         return c * factor if factor <= 1 else 1 - (1 - c) / factor
 
-    # -- solids -------------------------------------------------------------------------------------------------
     def add(self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0) -> None:
         """A solid with half extents ``size`` (number or 3) centred ``at``, rotated about x, y, z (degrees)."""
         stretch = np.broadcast_to(np.asarray(size, float), (3,))
@@ -120,11 +117,17 @@ class Builder:
     prism = partialmethod(add, PRISM)
     """Gable: triangle in xz, along y."""
 
-    def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE) -> None:
+    def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE, param: float = 1.0):
         """Two mirrored solids: ``at`` and ``rotate`` are the left one's, which comes second."""
         (x, y, z), (ax, ay, az) = at, rotate
         for side in (-1, 1):
-            self.add(kind, (x, side * y, z), size, colour, label, (side * ax, ay, side * az))
+            self.add(kind, (x, side * y, z), size, colour, label, (side * ax, ay, side * az), param)
+
+    def limbs(self, start, end, *args: Any, **more: Any) -> None:
+        """Two mirrored limbs: ``start`` and ``end`` are the left one's, which comes second; the rest as in ``limb``."""
+        (ax, ay, az), (bx, by, bz) = start, end
+        for side in (-1, 1):
+            self.limb((ax, side * ay, az), (bx, side * by, bz), *args, **more)
 
     def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
         """Upright cylinder (or frustum: upper radius = ``top`` x radius) of half height ``half``."""
@@ -158,7 +161,6 @@ class Builder:
         for name, (x, z, radius) in places.items():
             self.anchors[name] = (np.array((x, 0.0, z), float), float(radius))
 
-    # -- the end ------------------------------------------------------------------------------------------------
     def finish(self, size: float = 1.0, stretch: Sequence[float] | np.ndarray = (1, 1, 1)) -> tuple[Primitive, ...]:
         """The solids stretched, centred and scaled into the ball of radius ``RADIUS`` x size."""
         stretch_matrix = np.diag(np.asarray(stretch, float))

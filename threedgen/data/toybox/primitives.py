@@ -88,10 +88,6 @@ class Asset:
             start += len(v)
         return (np.concatenate(vertices), np.concatenate(faces), np.concatenate(colours), np.concatenate(labels))
 
-    def inside(self, points: np.ndarray) -> np.ndarray:
-        """Which of ``points`` (N, 3) lie in any solid: (N,) bool, exact."""
-        return inside(self.primitives, points)
-
 
 def inside(solids: Iterable[Primitive], points: np.ndarray) -> np.ndarray:
     """Which of ``points`` (N, 3) lie in any of the solids: (N,) bool, exact."""

@@ -7,17 +7,17 @@ stricter about the format and knows nothing of holes, overlapping charts or a no
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.export.files.read_glb import Broken, Glb, read_glb
-from threedgen.export.shape.topology import signed_volume, topology, weld
+from threedgen.export.shape.topology import area_vectors, signed_volume, topology, weld
 from threedgen.export.shape.uv_layout import layout
 
-Array = NDArray[Any]
 Severity = Literal["error", "warning"]
 
 MEGABYTE = 1 << 20
@@ -37,8 +37,8 @@ class Finding:
     code: str
     message: str
 
-    def json(self) -> dict[str, str]:
-        return asdict(self)
+
+error, warning = partial(Finding, "error"), partial(Finding, "warning")
 
 
 @dataclass(frozen=True)
@@ -58,37 +58,32 @@ def check_glb(data: bytes, expected: Expected = Expected()) -> list[Finding]:  #
     """All findings about a textured GLB; none is a clean bill."""
     try:
         glb = read_glb(data)
-    except Broken as error:
-        return [Finding("error", "file", str(error))]
+    except Broken as fault:
+        return [error("file", str(fault))]
     findings = [*_file(glb, data, expected)]
     if "POSITION" not in glb.attributes or not len(glb.faces):
-        return [*findings, Finding("error", "empty", "the file holds no triangles")]
+        return [*findings, error("empty", "the file holds no triangles")]
     bad = [name for name, values in glb.attributes.items() if not np.isfinite(values).all()]
     if bad:
-        return [*findings, Finding("error", "finite", f"values of {', '.join(bad)} are not finite")]
+        return [*findings, error("finite", f"values of {', '.join(bad)} are not finite")]
     if int(glb.faces.max()) >= len(glb.attributes["POSITION"]):
-        return [*findings, Finding("error", "indices", "a face names a vertex that is not there")]
-    looks = _body, _place, _directions, _uv, _maps
-    return findings + [finding for look in looks for finding in look(glb, expected)]
-
-
-def passed(findings: list[Finding]) -> bool:
-    """Is there no error?"""
-    return not any(finding.severity == "error" for finding in findings)
+        return [*findings, error("indices", "a face names a vertex that is not there")]
+    checks = _body, _place, _directions, _uv, _maps
+    return findings + [finding for check in checks for finding in check(glb, expected)]
 
 
 def _file(glb: Glb, data: bytes, expected: Expected) -> Iterator[Finding]:
     for problem in glb.problems:
-        yield Finding("error", "format", problem)
+        yield error("format", problem)
     if len(data) > expected.megabytes * MEGABYTE:
         size = len(data) / MEGABYTE
-        yield Finding("warning", "size", f"the file has {size:.1f} MB, more than {expected.megabytes:g}")
+        yield warning("size", f"the file has {size:.1f} MB, more than {expected.megabytes:g}")
     for name in ("POSITION", "NORMAL", "TANGENT", "TEXCOORD_0"):
         if name not in glb.attributes:
-            yield Finding("error", "attributes", f"the mesh has no {name}")
+            yield error("attributes", f"the mesh has no {name}")
     missing = [key for key in expected.gltf_extras if key not in glb.gltf_extras]
     if missing:
-        yield Finding("error", "extras", f"the extras do not tell {', '.join(missing)}")
+        yield error("extras", f"the extras do not tell {', '.join(missing)}")
 
 
 def _body(glb: Glb, expected: Expected) -> Iterator[Finding]:
@@ -108,10 +103,9 @@ def _body(glb: Glb, expected: Expected) -> Iterator[Finding]:
         if count:
             yield Finding(severity, code, f"{count} {what}")
     if found.volume <= 0:
-        yield Finding("error", "inside-out", "the faces look inwards")
+        yield error("inside-out", "the faces look inwards")
     if expected.triangles is not None and len(glb.faces) > expected.triangles:
-        text = f"{len(glb.faces)} triangles, more than the {expected.triangles} asked for"
-        yield Finding("error", "budget", text)
+        yield error("budget", f"{len(glb.faces)} triangles, more than the {expected.triangles} asked for")
 
 
 def _place(glb: Glb, expected: Expected) -> Iterator[Finding]:
@@ -120,9 +114,9 @@ def _place(glb: Glb, expected: Expected) -> Iterator[Finding]:
     near = 1e-4 * max(float((high - low).max()), 1e-30)
     off = max(abs(float(low[1])), abs(float(low[0] + high[0])) / 2, abs(float(low[2] + high[2])) / 2)
     if expected.height is not None and abs(float(high[1] - low[1]) - expected.height) > 1e-4 * expected.height:
-        yield Finding("error", "height", f"{high[1] - low[1]:.4g} m high instead of {expected.height:g}")
+        yield error("height", f"{high[1] - low[1]:.4g} m high instead of {expected.height:g}")
     if expected.layout and off > near:
-        yield Finding("error", "pivot", f"the origin is {off:.3g} m from the middle of the bottom")
+        yield error("pivot", f"the origin is {off:.3g} m from the middle of the bottom")
 
 
 def _directions(glb: Glb, expected: Expected) -> Iterator[Finding]:
@@ -131,35 +125,34 @@ def _directions(glb: Glb, expected: Expected) -> Iterator[Finding]:
     if normal is None:
         return
     if np.abs(np.linalg.norm(normal, axis=1) - 1).max() > 1e-3:
-        yield Finding("error", "normals", "normals are not of length 1")
-    corner = glb.attributes["POSITION"][glb.faces].astype(np.float64)
-    outward = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+        yield error("normals", "normals are not of length 1")
+    outward = area_vectors(glb.attributes["POSITION"], glb.faces)
     agree = (outward * normal[glb.faces].mean(axis=1)).sum(axis=1) >= 0
     if agree.mean() < 0.99:
-        yield Finding("error", "normals", f"{1 - agree.mean():.0%} of the normals look inwards")
+        yield error("normals", f"{1 - agree.mean():.0%} of the normals look inwards")
     if tangent is None:
         return
     if np.abs(np.linalg.norm(tangent[:, :3], axis=1) - 1).max() > 1e-3:
-        yield Finding("error", "tangents", "tangents are not of length 1")
+        yield error("tangents", "tangents are not of length 1")
     if not np.isin(tangent[:, 3], (-1, 1)).all():
-        yield Finding("error", "tangents", "the sign of a tangent is neither 1 nor -1")
+        yield error("tangents", "the sign of a tangent is neither 1 nor -1")
     if np.abs((tangent[:, :3] * normal).sum(axis=1)).max() > 1e-2:
-        yield Finding("error", "tangents", "tangents are not at right angles to the normals")
+        yield error("tangents", "tangents are not at right angles to the normals")
     wrong = _wrong_signs(glb)
     if wrong > 0.02:
-        text = f"{wrong:.0%} of the faces have tangents against their UVs: a normal map looks inverted"
-        yield Finding("error", "tangents", text)
+        yield error(
+            "tangents", f"{wrong:.0%} of the faces have tangents against their UVs: a normal map looks inverted"
+        )
 
 
 def _wrong_signs(glb: Glb) -> float:
     """Share of faces, by area, whose corners' tangent frame runs against the way their UVs run (v upwards)."""
     if "TEXCOORD_0" not in glb.attributes:
         return 0.0
-    place = glb.attributes["POSITION"][glb.faces].astype(np.float64)
     uv = glb.attributes["TEXCOORD_0"][glb.faces].astype(np.float64)
-    e, d = place[:, 1:] - place[:, :1], uv[:, 1:] - uv[:, :1]
+    d = uv[:, 1:] - uv[:, :1]
     upwards = -(d[:, 0, 0] * d[:, 1, 1] - d[:, 0, 1] * d[:, 1, 0])  # the file's v runs downwards
-    area = np.linalg.norm(np.cross(e[:, 0], e[:, 1]), axis=1)
+    area = np.linalg.norm(area_vectors(glb.attributes["POSITION"], glb.faces), axis=1)
     sign = glb.attributes["TANGENT"][glb.faces, 3].sum(axis=1)
     wrong = (np.sign(sign) * np.sign(upwards) < 0) & (np.abs(sign) == 3)
     return float(area[wrong].sum() / max(area.sum(), 1e-30))
@@ -171,15 +164,14 @@ def _uv(glb: Glb, expected: Expected) -> Iterator[Finding]:
     if uv is None:
         return
     if uv.min() < 0 or uv.max() > 1:
-        yield Finding("error", "uv-range", f"UVs run from {uv.min():.3g} to {uv.max():.3g}, outside of [0, 1]")
+        yield error("uv-range", f"UVs run from {uv.min():.3g} to {uv.max():.3g}, outside of [0, 1]")
         return
     if not expected.layout:
         return
     size = expected.texture or (max(glb.images["baseColorTexture"].shape[:2]) if glb.images else 1024)
     found = layout(glb.attributes["POSITION"], glb.faces, uv * (1, -1) + (0, 1), size)
     if found.overlap > OVERLAP:
-        text = f"{found.overlap:.2%} of the covered texels belong to two places of the surface"
-        yield Finding("error", "uv-overlap", text)
+        yield error("uv-overlap", f"{found.overlap:.2%} of the covered texels belong to two places of the surface")
     low, high = found.density
     for wrong, text in (
         (found.coverage < COVERAGE, f"only {found.coverage:.0%} of the texture is used"),
@@ -188,22 +180,23 @@ def _uv(glb: Glb, expected: Expected) -> Iterator[Finding]:
         (found.gap < GAP, f"two charts are only {found.gap:.1f} texels apart, so their colours mix"),
     ):
         if wrong:
-            yield Finding("warning", "uv-layout", text)
+            yield warning("uv-layout", text)
 
 
 def _maps(glb: Glb, expected: Expected) -> Iterator[Finding]:
     """The pictures: there, square, as large as asked, and a normal map that points outwards."""
     if "baseColorTexture" not in glb.images:
-        yield Finding("error", "maps", "the material has no base colour")
+        yield error("maps", "the material has no base colour")
     for name, pixels in glb.images.items():
         height, width = pixels.shape[:2]
         if height != width or (expected.texture and height != expected.texture):
             asked = f" instead of {expected.texture} x {expected.texture}" if expected.texture else ", not square"
-            yield Finding("error", "maps", f"the {name} has {width} x {height} texels{asked}")
+            yield error("maps", f"the {name} has {width} x {height} texels{asked}")
     normal = glb.images.get("normalTexture")
     if normal is not None and normal[..., 2].mean() < 0.8 * 255:
-        text = f"the normal map's blue is {normal[..., 2].mean() / 255:.2f} on average: it hardly points outwards"
-        yield Finding("warning", "maps", text)
+        yield warning(
+            "maps", f"the normal map's blue is {normal[..., 2].mean() / 255:.2f} on average: it hardly points outwards"
+        )
 
 
 def check_collider(parts: list[tuple[Array, Array]], mesh: Array) -> list[Finding]:
@@ -211,9 +204,9 @@ def check_collider(parts: list[tuple[Array, Array]], mesh: Array) -> list[Findin
     findings = []
     for number, (vertices, faces) in enumerate(parts):
         if not topology(vertices, faces).manifold or signed_volume(vertices, faces) <= 0:
-            findings.append(Finding("error", "collider", f"collision shape {number} is not closed"))
+            findings.append(error("collider", f"collision shape {number} is not closed"))
         if len(vertices) > HULL:
-            findings.append(Finding("warning", "collider", f"collision shape {number} has {len(vertices)} vertices"))
+            findings.append(warning("collider", f"collision shape {number} has {len(vertices)} vertices"))
     points = np.concatenate([vertices for vertices, _ in parts])
     size = np.ptp(mesh, axis=0)
     short = max(
@@ -221,5 +214,5 @@ def check_collider(parts: list[tuple[Array, Array]], mesh: Array) -> list[Findin
     )
     if short > LOOSE * size.max():
         text = f"the collision shapes end {short / size.max():.0%} of the asset's size off its own ends"
-        findings.append(Finding("warning", "collider", text))
+        findings.append(warning("collider", text))
     return findings

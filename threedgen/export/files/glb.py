@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import Mesh
 from threedgen.run.folder import write_atomic
 
-Array = NDArray[Any]
-
-_FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
+_COMPONENTS = {"<f4": 5126, "<u2": 5123, "<u4": 5125}
 _VERTICES, _INDICES = 34962, 34963
 _LINEAR, _LINEAR_MIPMAP_LINEAR, _CLAMP = 9729, 9987, 33071
-_JSON_CHUNK, _BINARY_CHUNK = 0x4E4F534A, 0x004E4942
 
 
 def to_gltf_axes(vectors: Array) -> Array:
@@ -51,13 +48,15 @@ class _Buffer:
         self.data += raw + bytes(-len(raw) % 4)
         return len(self.views) - 1
 
-    def add(self, array: Array, kind: str, component: int, target: int, **more: Any) -> int:
-        """Appends an array; returns the number of its accessor. Every row is a multiple of 4 bytes."""
+    def add(self, array: Array, **more: Any) -> int:
+        """Appends an attribute (V, 2), (V, 3) or (V, 4), or the indices (N,) of triangles; returns the number of its
+        accessor. Every row of an attribute is a multiple of 4 bytes."""
+        flat = array.ndim == 1
         accessor = {
-            "bufferView": self.blob(np.ascontiguousarray(array).tobytes(), target=target),
-            "componentType": component,
-            "count": len(array) if kind != "SCALAR" else array.size,
-            "type": kind,
+            "bufferView": self.blob(array.tobytes(), target=_INDICES if flat else _VERTICES),
+            "componentType": _COMPONENTS[array.dtype.str],
+            "count": len(array),
+            "type": "SCALAR" if flat else f"VEC{array.shape[1]}",
         }
         self.accessors.append(accessor | more)
         return len(self.accessors) - 1
@@ -66,27 +65,17 @@ class _Buffer:
         """Vertices in world axes, as an accessor with the bounds that the format demands."""
         turned = to_gltf_axes(vertices).astype("<f4")
         bounds = {"min": turned.min(axis=0).tolist(), "max": turned.max(axis=0).tolist()}
-        return self.add(turned, "VEC3", _FLOAT, _VERTICES, **bounds)
-
-    def floats(self, array: Array) -> int:
-        """An attribute (V, 2), (V, 3) or (V, 4) as it is."""
-        return self.add(array.astype("<f4"), f"VEC{array.shape[1]}", _FLOAT, _VERTICES)
-
-    def indices(self, faces: Array, vertices: int) -> int:
-        small = vertices < 65535
-        flat = faces.astype("<u2" if small else "<u4").reshape(-1)
-        return self.add(flat, "SCALAR", _UINT16 if small else _UINT32, _INDICES)
+        return self.add(turned, **bounds)
 
 
 def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: dict[str, Any] | None = None) -> bytes:
     """A file with vertex colours. `gltf_extras` (JSON data) go into the asset and into the node, which viewers keep."""
-    colours = np.ones((len(mesh.vertices), 4))
-    colours[:, :3] = linear(np.clip(mesh.colours, 0, 1))
+    colours = np.column_stack([linear(np.clip(mesh.colours, 0, 1)), np.ones(len(mesh.vertices))])
     buffer = _Buffer()
     attributes = {
         "POSITION": buffer.positions(mesh.vertices),
-        "NORMAL": buffer.floats(to_gltf_axes(mesh.normals)),
-        "COLOR_0": buffer.add(np.round(colours * 65535).astype("<u2"), "VEC4", _UINT16, _VERTICES, normalized=True),
+        "NORMAL": buffer.add(to_gltf_axes(mesh.normals).astype("<f4")),
+        "COLOR_0": buffer.add(np.round(colours * 65535).astype("<u2"), normalized=True),
     }
     meshes = [_mesh(buffer, name, attributes, mesh.faces, material=0)]
     return _pack(buffer, meshes, gltf_extras, materials=[_material(name, {})])
@@ -97,11 +86,12 @@ def textured_glb_bytes(
 ) -> bytes:
     """A file with textures inside. pngs: the files of Maps.uint8() by their names, base_colour at least."""
     buffer = _Buffer()
+    tangents = np.column_stack([to_gltf_axes(mesh.tangents[:, :3]), mesh.tangents[:, 3]])
     attributes = {
         "POSITION": buffer.positions(mesh.vertices),
-        "NORMAL": buffer.floats(to_gltf_axes(mesh.normals)),
-        "TANGENT": buffer.floats(np.column_stack([to_gltf_axes(mesh.tangents[:, :3]), mesh.tangents[:, 3]])),
-        "TEXCOORD_0": buffer.floats(mesh.uv * (1, -1) + (0, 1)),  # glTF's v runs downwards
+        "NORMAL": buffer.add(to_gltf_axes(mesh.normals).astype("<f4")),
+        "TANGENT": buffer.add(tangents.astype("<f4")),
+        "TEXCOORD_0": buffer.add((mesh.uv * (1, -1) + (0, 1)).astype("<f4")),  # glTF's v runs downwards
     }
     meshes = [_mesh(buffer, name, attributes, mesh.faces, material=0)]
     names = [f"{name}_{kind}" for kind in pngs]
@@ -129,7 +119,8 @@ def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: dict[str
 
 def _mesh(buffer: _Buffer, name: str, attributes: dict[str, int], faces: Array, **more: Any) -> dict[str, Any]:
     """A mesh of one primitive, whose indices are appended."""
-    indices = buffer.indices(faces, buffer.accessors[attributes["POSITION"]]["count"])
+    small = buffer.accessors[attributes["POSITION"]]["count"] < 65535
+    indices = buffer.add(faces.astype("<u2" if small else "<u4").reshape(-1))
     return {"name": name, "primitives": [{"attributes": attributes, "indices": indices} | more]}
 
 
@@ -166,16 +157,9 @@ def _pack(
     }
     text = json.dumps(tree, separators=(",", ":"), allow_nan=False).encode("ascii")
     text += b" " * (-len(text) % 4)
-    total = 12 + 8 + len(text) + 8 + len(buffer.data)
-    return b"".join(
-        [
-            struct.pack("<4sII", b"glTF", 2, total),
-            struct.pack("<II", len(text), _JSON_CHUNK),
-            text,
-            struct.pack("<II", len(buffer.data), _BINARY_CHUNK),
-            bytes(buffer.data),
-        ]
-    )
+    chunks = (b"JSON", text), (b"BIN\0", buffer.data)
+    body = b"".join(struct.pack("<I4s", len(data), kind) + data for kind, data in chunks)
+    return struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body
 
 
 def save_glb(mesh: Mesh, path: Path | str, gltf_extras: dict[str, Any] | None = None) -> Path:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-Array = NDArray[Any]
+from threedgen.arrays import Array
 
 _TYPES: dict[int, str] = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTH = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
@@ -93,14 +92,14 @@ def _check_views(glb: Glb, binary: bytes) -> None:
     tree, end = glb.tree, 0
     if tree["asset"].get("version") != "2.0":
         glb.problems.append("the asset is not of version 2.0")
-    told = tree["buffers"][0]["byteLength"]
-    if not 0 <= len(binary) - told < 4:
-        glb.problems.append(f"the buffer should have {told} bytes, but has {len(binary)}")
+    declared = tree["buffers"][0]["byteLength"]
+    if not 0 <= len(binary) - declared < 4:
+        glb.problems.append(f"the buffer should have {declared} bytes, but has {len(binary)}")
     for number, view in enumerate(sorted(tree["bufferViews"], key=lambda v: v.get("byteOffset", 0))):
         start, length = view.get("byteOffset", 0), view["byteLength"]
         if start % 4 or length < 1:
             glb.problems.append(f"view {number} of the buffer is not aligned, or empty")
-        if start < end or start + length > told:
+        if start < end or start + length > declared:
             glb.problems.append(f"view {number} of the buffer overlaps the one before, or leaves the buffer")
         end = max(end, start + length)
     glb.problems += [f"the list {key} is empty" for key, value in tree.items() if value == []]
@@ -134,9 +133,9 @@ def _check_bounds(glb: Glb, attributes: dict[str, int]) -> None:
     lengths = {len(values) for values in glb.attributes.values()}
     if len(lengths) > 1:
         raise Broken(f"attributes of different lengths: {sorted(lengths)}")
-    told = glb.tree["accessors"][attributes["POSITION"]]
+    declared = glb.tree["accessors"][attributes["POSITION"]]
     place = glb.attributes["POSITION"]
-    if told.get("min") != place.min(axis=0).tolist() or told.get("max") != place.max(axis=0).tolist():
+    if declared.get("min") != place.min(axis=0).tolist() or declared.get("max") != place.max(axis=0).tolist():
         glb.problems.append("the bounds of POSITION are not those of its values")
 
 

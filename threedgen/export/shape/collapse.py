@@ -8,15 +8,11 @@ keep two faces each. Where vertices are split by UV seams, a corner keeps the at
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-from threedgen.export.shape.topology import directed_edges, unique_pairs
-
-Array = NDArray[Any]
+from threedgen.arrays import Array
+from threedgen.export.shape.topology import area_vectors, directed_edges, unique_pairs
 
 TURN = 0.2
 """Cosine: a face may not turn by more than this in one collapse."""
@@ -44,13 +40,14 @@ def collapse(
     error = quadrics(points, faces, corners)
     while len(faces) > target:
         edges, locked = _edges(len(points), faces)
-        candidates = _candidates(points, error, edges, wanted=(len(faces) - target + 1) // 2)
-        made = 0
+        candidates = _candidates(points, error, edges, needed=(len(faces) - target + 1) // 2)
+        count = 0
         for few in candidates:
-            made = _collapse_some(points, flat, faces, corners, error, few, locked, *_stars(len(points), faces), target)
-            if made:
+            stars = _stars(len(points), faces)
+            count = _collapse_some(points, flat, faces, corners, error, few, locked, *stars, target)
+            if count:
                 break
-        if not made:
+        if not count:
             break
         alive = faces[:, 0] >= 0
         faces, corners = faces[alive], corners[alive]
@@ -66,14 +63,12 @@ def _unit(vertices: Array) -> Array:
 
 def quadrics(points: Array, faces: Array, corners: Array) -> Array:
     """For each vertex (V, 4, 4) the squared distances to the planes of its faces, by area, and to its seams."""
-    a, b, c = (points[faces[:, k]] for k in range(3))
-    normal = np.cross(b - a, c - a)
+    normal = area_vectors(points, faces)
     twice = np.linalg.norm(normal, axis=1)
     unit = normal / np.maximum(twice, 1e-30)[:, None]
     total = np.zeros((len(points), 4, 4))
-    _add_planes(total, unit, a, twice / 6, faces)
-    lower, *_ = directed_edges(faces)
-    worn, *_ = directed_edges(corners)
+    _add_planes(total, unit, points[faces[:, 0]], twice / 6, faces)
+    lower, worn = directed_edges(faces)[0], directed_edges(corners)[0]
     _, which, users = unique_pairs(lower)
     # an edge that all its faces dress alike is worn once; at a seam (or a border) twice or more
     _, dress, _ = unique_pairs(worn)
@@ -98,14 +93,13 @@ def _add_planes(total: Array, normal: Array, point: Array, weight: Array, users:
 
 def _edges(count: int, faces: Array) -> tuple[Array, Array]:
     """The edges (E, 2), and which vertices (V,) may not move because an edge of theirs lacks two faces."""
-    lower, *_ = directed_edges(faces)
-    edges, _, users = unique_pairs(lower)
+    edges, _, users = unique_pairs(directed_edges(faces)[0])
     locked = np.zeros(count, bool)
     locked[edges[users != 2].ravel()] = True
     return edges, locked
 
 
-def _candidates(points: Array, error: Array, edges: Array, wanted: int) -> list[Array]:
+def _candidates(points: Array, error: Array, edges: Array, needed: int) -> list[Array]:
     """Half-edges (n, 2), from -> to, the cheapest first: those that may be needed now, then all the others."""
     both = np.concatenate([edges, edges[:, ::-1]])
     goal = np.column_stack([points[both[:, 1]], np.ones(len(both))])
@@ -113,7 +107,7 @@ def _candidates(points: Array, error: Array, edges: Array, wanted: int) -> list[
     cost += SHORT * ((points[both[:, 1]] - points[both[:, 0]]) ** 2).sum(axis=1)
     order = np.argsort(cost, kind="stable")
     # a pass takes neighbours of what it changed no more, so it must not run far into the dear ones
-    cut = max(2 * wanted, len(order) // 6)
+    cut = max(2 * needed, len(order) // 6)
     return [both[order[:cut]], both[order[cut:]]]
 
 
@@ -131,7 +125,7 @@ def _collapse_some(points, uv, faces, corners, error, candidates, locked, first,
     touched = np.zeros(len(points), np.bool_)
     mark = np.full(len(points), -1, np.int64)
     left = len(faces)
-    made = 0
+    collapsed = 0
     for number in range(len(candidates)):
         if left <= target:
             break
@@ -208,8 +202,8 @@ def _collapse_some(points, uv, faces, corners, error, candidates, locked, first,
                 faces[f] = -1
         error[v] += error[u]
         left -= 2
-        made += 1
-    return made
+        collapsed += 1
+    return collapsed
 
 
 @njit(cache=True, inline="always")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.config.optional import require
 from threedgen.export.shape.simplify import BudgetTooSmall, simplify
+from threedgen.export.shape.topology import area_vectors
 
-Array = NDArray[Any]
 Part = tuple[Array, Array]
 """vertices (V, 3) float32 and faces (F, 3) int32, convex, counter-clockwise seen from outside"""
 
@@ -44,14 +42,13 @@ def convex(points: Array) -> Part:
     except (QhullError, ValueError) as error:
         raise ConfigError("the shape is flat, so it has no convex hull; try collision=none", "collision") from error
     faces = found.simplices.astype(np.int64)
-    a, b, c = (points[faces[:, k]] for k in range(3))
-    inward = (np.cross(b - a, c - a) * found.equations[:, :3]).sum(axis=1) < 0
+    inward = (area_vectors(points, faces) * found.equations[:, :3]).sum(axis=1) < 0
     faces[inward] = faces[inward, ::-1]
     used, number = np.unique(faces, return_inverse=True)
     return points[used].astype(np.float32), number.reshape(-1, 3).astype(np.int32)
 
 
-def convex_parts(vertices: Array, faces: Array, seed: int = 0) -> list[Part]:
+def convex_parts(vertices: Array, faces: Array) -> list[Part]:
     """At most eight convex parts of at most 32 vertices each that follow a closed mesh (CoACD, Wei et al. 2022).
 
     vertices (V, 3), faces (F, 3), welded. Raises ConfigError if the library is not there.
@@ -74,15 +71,10 @@ def convex_parts(vertices: Array, faces: Array, seed: int = 0) -> list[Part]:
         resolution=1000,
         decimate=True,
         max_ch_vertex=PART_VERTICES,
-        seed=seed,
+        seed=0,
     )
     return [convex(np.asarray(points, np.float64)) for points, _ in found]
 
 
 ENGINES = {"unreal": "UCX_{name}_{number:02d}", "godot": "{name}_{number:02d}-convcolonly"}
 """What the nodes of a convex collider of the mesh `name` are called, so that an engine knows them as such."""
-
-
-def collider_names(name: str, count: int, engine: str = "unreal") -> list[str]:
-    """The names of so many nodes, for an engine of ENGINES."""
-    return [ENGINES[engine].format(name=name, number=number) for number in range(count)]

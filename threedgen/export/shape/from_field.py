@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.export.shape.mesh import Field, Mesh, extract, from_triangles, on_arrays
 from threedgen.export.shape.opacity import HAZE
+from threedgen.export.shape.topology import area_vectors
 from threedgen.export.surface.pictures import Pictures
 
 FULL = 0.2
@@ -41,12 +41,12 @@ class FieldView:
     density: Field
     colour: Field
     radius: float
-    mask: NDArray[np.bool_] | None = None
+    mask: Array | None = None
     device: torch.device | str = "cpu"
     pictures: Pictures | None = None
-    mesh: Callable[[], tuple[NDArray[Any], NDArray[Any]]] | None = None
+    mesh: Callable[[], tuple[Array, Array]] | None = None
 
-    def colours(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+    def colours(self, points: Array) -> Array:
         """sRGB (N, 3) of points (N, 3), as arrays and without gradients."""
         return np.clip(on_arrays(self.colour, self.device)(points), 0, 1)
 
@@ -84,9 +84,9 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
 
 def border_share(mesh: Mesh, radius: float, cell: float) -> float:
     """Share of the surface within two cells of the sphere beyond which the field is not asked, in [0, 1]."""
-    corner = mesh.vertices[mesh.faces].astype(np.float64)
-    area = np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
-    far = np.linalg.norm(corner.mean(axis=1), axis=1) > radius - 2 * cell
+    area = np.linalg.norm(area_vectors(mesh.vertices, mesh.faces), axis=1)
+    middle = mesh.vertices[mesh.faces].astype(np.float64).mean(axis=1)
+    far = np.linalg.norm(middle, axis=1) > radius - 2 * cell
     return float(area[far].sum() / max(area.sum(), 1e-30))
 
 

@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from skimage.measure import marching_cubes
 
+from threedgen.arrays import Array
 from threedgen.export.shape.opacity import EmptyField, depth_field
-from threedgen.export.shape.topology import compact, pieces
+from threedgen.export.shape.topology import area_vectors, compact, pieces
 
-Array = NDArray[Any]
 Field = Callable[[torch.Tensor], torch.Tensor]
 SMALLEST = 0.01
 """Share of the largest part's surface below which another part is dropped."""
 SMOOTHING = 10
 """Taubin iterations."""
+CHUNK = 1 << 17
+"""Points that a field is asked for at once."""
 DEPTHS = (-0.5, 0.5, 1.5, 2.5)
 """In cells below the surface: where its colours are asked for."""
 
@@ -40,12 +41,12 @@ class Mesh:
     info: dict[str, Any] = field(default_factory=dict)
 
 
-def on_arrays(function: Field, device: torch.device | str = "cpu", chunk: int = 1 << 17) -> Callable[[Array], Array]:
-    """`function` for arrays: points (N, 3), so many at once, to float32, without gradients."""
+def on_arrays(function: Field, device: torch.device | str = "cpu") -> Callable[[Array], Array]:
+    """`function` for arrays: points (N, 3), CHUNK at once, to float32, without gradients."""
 
     @torch.no_grad()
     def call(points: Array) -> Array:
-        parts = torch.from_numpy(np.ascontiguousarray(points, np.float32)).split(chunk)
+        parts = torch.from_numpy(np.ascontiguousarray(points, np.float32)).split(CHUNK)
         return np.concatenate([function(part.to(device)).float().cpu().numpy() for part in parts])
 
     return call
@@ -58,25 +59,21 @@ def extract(
     radius: float = 1.0,
     *,
     mask: Array | None = None,
-    smallest: float = SMALLEST,
-    chunk: int = 1 << 17,
     device: torch.device | str = "cpu",
 ) -> Mesh:
     """The surface of a field inside the sphere of `radius` about the origin.
 
     density_fn: points (N, 3) in world units -> sigma (N,) per world unit; colour_fn: points -> sRGB (N, 3).
     resolution: grid points along an edge of the cube around the sphere. mask: boolean (M, M, M) over that
-    cube, [x, y, z]; where it is False the field is empty and not asked (a cell of margin is added).
-    smallest: parts with less than this share of the surface of the largest part are dropped. chunk: points asked for at
-    once. Raises EmptyField.
+    cube, [x, y, z]; where it is False the field is empty and not asked (a cell of margin is added). Raises EmptyField.
     """
-    sigma = sample_density(density_fn, resolution, radius, mask, chunk, device)
+    sigma = sample_density(density_fn, resolution, radius, mask, device)
     cell = 2 * radius / (resolution - 1)
-    tau, info = depth_field(sigma, cell, radius, smallest)
-    vertices, faces, info["parts_kept"] = large_pieces(*isosurface(tau, info["level"], cell, radius), smallest)
+    tau, info = depth_field(sigma, cell, radius, SMALLEST)
+    vertices, faces, info["parts_kept"] = large_pieces(*isosurface(tau, info["level"], cell, radius))
     vertices = taubin(vertices, faces, SMOOTHING)
     normals = vertex_normals(vertices, faces)
-    density, colour = (on_arrays(function, device, chunk) for function in (density_fn, colour_fn))
+    density, colour = (on_arrays(function, device) for function in (density_fn, colour_fn))
     colours = surface_colours(density, colour, vertices, normals, cell)
     info |= {"resolution": resolution, "radius": radius}
     return Mesh(vertices, faces, colours, normals, info)
@@ -88,32 +85,27 @@ def from_triangles(vertices: Array, faces: Array, colours: Callable[[Array], Arr
         raise EmptyField("the mesh has no triangles left; train with a smaller learning rate, or choose another seed")
     if not np.isfinite(vertices).all():
         raise EmptyField("the mesh has vertices that are not finite")
-    vertices, faces, parts = large_pieces(vertices.astype(np.float32), faces.astype(np.int32), SMALLEST)
+    vertices, faces, parts = large_pieces(vertices.astype(np.float32), faces.astype(np.int32))
     return Mesh(vertices, faces, colours(vertices), vertex_normals(vertices, faces), {"parts_kept": parts})
 
 
 def sample_density(
-    density_fn: Field,
-    resolution: int,
-    radius: float,
-    mask: Array | None = None,
-    chunk: int = 1 << 17,
-    device: torch.device | str = "cpu",
+    density_fn: Field, resolution: int, radius: float, mask: Array | None = None, device: torch.device | str = "cpu"
 ) -> Array:
     """Density (R, R, R) float32 [x, y, z] at linspace(-radius, radius, R); 0 outside the sphere and the mask.
 
     Raises EmptyField if the field is not finite somewhere.
     """
     axis = np.linspace(-radius, radius, resolution, dtype=np.float32)
-    wanted = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2) <= radius**2
+    asked = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2) <= radius**2
     if mask is not None:
         roomy = ndimage.binary_dilation(mask, np.ones((3, 3, 3), bool))
         cells = [np.clip(((axis / radius + 1) / 2 * n).astype(int), 0, n - 1) for n in mask.shape]
-        wanted &= roomy[np.ix_(*cells)]
-    x, y, z = np.nonzero(wanted)
-    sigma, density = np.zeros((resolution,) * 3, np.float32), on_arrays(density_fn, device, chunk)
-    for start in range(0, len(x), chunk):  # the points too are made in chunks: they are three times the grid
-        part = tuple(index[start : start + chunk] for index in (x, y, z))
+        asked &= roomy[np.ix_(*cells)]
+    x, y, z = np.nonzero(asked)
+    sigma, density = np.zeros((resolution,) * 3, np.float32), on_arrays(density_fn, device)
+    for start in range(0, len(x), CHUNK):  # the points too are made in chunks: they are three times the grid
+        part = tuple(index[start : start + CHUNK] for index in (x, y, z))
         points = np.stack([axis[index] for index in part], axis=-1)
         sigma[part] = density(points).reshape(-1)
     if not np.isfinite(sigma).all():
@@ -129,22 +121,20 @@ def isosurface(values: Array, level: float, cell: float, radius: float) -> tuple
     return (vertices - radius).astype(np.float32), faces.astype(np.int32)
 
 
-def large_pieces(vertices: Array, faces: Array, smallest: float) -> tuple[Array, Array, int]:
-    """Only the pieces with at least `smallest` of the largest one's area, and how many they are.
+def large_pieces(vertices: Array, faces: Array) -> tuple[Array, Array, int]:
+    """Only the pieces with at least SMALLEST of the largest one's area, and how many they are.
 
     What hangs together over a corner of the grid alone is one part there, and cut in two by the surface: the lesser of
     the two may be a crumb. Each piece is closed, so the rest stays closed.
     """
     piece = pieces(faces, len(vertices))
-    corner = vertices[faces].astype(np.float64)
-    twice_area = np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
-    areas = np.bincount(piece, twice_area)
-    large = areas >= smallest * areas.max()
+    areas = np.bincount(piece, np.linalg.norm(area_vectors(vertices, faces), axis=1))
+    large = areas >= SMALLEST * areas.max()
     vertices, faces, _ = compact(vertices, faces[large[piece]])
     return vertices, faces, int(large.sum())
 
 
-def taubin(vertices: Array, faces: Array, iterations: int, shrink: float = 0.5, grow: float = 0.53) -> Array:
+def taubin(vertices: Array, faces: Array, iterations: int) -> Array:
     """Removes the steps of the grid, keeps the volume: Laplacian steps in and out by turns (Taubin 1995)."""
     n = len(vertices)
     ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
@@ -154,15 +144,14 @@ def taubin(vertices: Array, faces: Array, iterations: int, shrink: float = 0.5, 
     mean = sparse.diags(1 / np.maximum(np.asarray(edges.sum(axis=1)).ravel(), 1)) @ edges
     moved = vertices.astype(np.float64)
     for _ in range(iterations):
-        for factor in (shrink, -grow):
+        for factor in (0.5, -0.53):
             moved += factor * (mean @ moved - moved)
     return moved.astype(np.float32)
 
 
 def vertex_normals(vertices: Array, faces: Array) -> Array:
     """Unit normals (V, 3) float32: the mean of the faces around, weighted by area."""
-    a, b, c = (vertices[faces[:, k]].astype(np.float64) for k in range(3))
-    twice_area = np.cross(b - a, c - a)
+    twice_area = area_vectors(vertices, faces)
     total = np.zeros((len(vertices), 3))
     for k in range(3):
         for axis in range(3):
@@ -190,5 +179,5 @@ def surface_colours(
         total += (light * (1 - passed))[:, None] * rgb
         plain += rgb / len(DEPTHS)
         light *= passed
-    seen = (1 - light)[:, None]
-    return np.clip(np.where(seen > 1e-3, total / np.maximum(seen, 1e-3), plain), 0, 1).astype(np.float32)
+    opacity = (1 - light)[:, None]
+    return np.clip(np.where(opacity > 1e-3, total / np.maximum(opacity, 1e-3), plain), 0, 1).astype(np.float32)

@@ -18,12 +18,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
-
-Array = NDArray[Any]
 
 HALF_OPAQUE = math.log(2) / 2
 HAZE = 0.1

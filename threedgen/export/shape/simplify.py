@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import fast_simplification
 import numpy as np
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
+from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.collapse import collapse
-from threedgen.export.shape.topology import compact, topology
-
-Array = NDArray[Any]
+from threedgen.export.shape.topology import compact, topology, weld
 
 AGGRESSION = 3.0
 """Of fast_simplification: larger values are no faster here and leave more edges without two faces."""
@@ -56,6 +53,18 @@ def simplify(vertices: Array, faces: Array, budget: int) -> tuple[Array, Array]:
     if len(triangles) > budget:
         raise BudgetTooSmall(budget, len(triangles))
     return _finish(vertices, triangles)
+
+
+def level(mesh: TexturedMesh, triangles: int) -> TexturedMesh:
+    """The mesh with at most so many triangles, or as few as its shape and its seams allow.
+
+    What is left of it has the places, normals, tangents and UVs that it had, so it wears the same textures.
+    """
+    points, faces, _ = weld(mesh.vertices, mesh.faces)
+    _, rows = collapse(points, faces, triangles, mesh.faces, mesh.uv)
+    used, number = np.unique(rows, return_inverse=True)
+    corners = number.reshape(-1, 3).astype(np.int32)
+    return TexturedMesh(mesh.vertices[used], corners, mesh.normals[used], mesh.uv[used], mesh.tangents[used])
 
 
 def _library(vertices: Array, faces: Array, target: int) -> tuple[Array, Array]:

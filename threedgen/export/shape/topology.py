@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import csgraph
 
-Array = NDArray[Any]
+from threedgen.arrays import Array
 
 THIN = 1e-12
 """Area below which a triangle counts as degenerate, for a mesh whose longest side is 1."""
@@ -46,15 +44,12 @@ class Topology:
         """Is it the outside of a body: manifold, no triangle without area, volume above zero?"""
         return self.manifold and not self.degenerate and self.volume > 0
 
-    def json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def topology(vertices: Array, faces: Array) -> Topology:
     """Counts of a mesh with vertices (V, 3) that are shared between its faces (F, 3); see `weld` for others."""
     if not len(faces):
         return Topology(0, 0, 0, 0, 0, 0, 0, 0.0)
-    lower, way, _, _ = directed_edges(faces)
+    lower, way = directed_edges(faces)
     _, which, users = unique_pairs(lower)
     balance = np.bincount(which, way)
     return Topology(
@@ -69,11 +64,17 @@ def topology(vertices: Array, faces: Array) -> Topology:
     )
 
 
-def directed_edges(faces: Array) -> tuple[Array, Array, Array, Array]:
-    """Each face's three edges: (lower, higher) vertex (3F, 2), direction +1 or -1 (3F,), start (3F,), end (3F,)."""
+def area_vectors(vertices: Array, faces: Array) -> Array:
+    """For each face the vector (F, 3) float64 along its normal, outwards, whose length is twice its area."""
+    a, b, c = (vertices[faces[:, k]].astype(np.float64) for k in range(3))
+    return np.cross(b - a, c - a)
+
+
+def directed_edges(faces: Array) -> tuple[Array, Array]:
+    """Each face's three edges: (lower, higher) vertex (3F, 2) and direction, +1 or -1, (3F,)."""
     start = faces.T.reshape(-1).astype(np.int64)
     end = faces[:, [1, 2, 0]].T.reshape(-1).astype(np.int64)
-    return np.sort(np.stack([start, end], axis=1), axis=1), np.where(start < end, 1, -1), start, end
+    return np.sort(np.stack([start, end], axis=1), axis=1), np.where(start < end, 1, -1)
 
 
 def unique_pairs(pairs: Array) -> tuple[Array, Array, Array]:
@@ -87,8 +88,7 @@ def degenerate(vertices: Array, faces: Array) -> Array:
     """Which faces (F,) have no area to speak of."""
     used = vertices[np.unique(faces)].astype(np.float64)
     size = float(np.ptp(used, axis=0).max()) or 1.0
-    a, b, c = (vertices[faces[:, k]].astype(np.float64) / size for k in range(3))
-    twice = np.linalg.norm(np.cross(b - a, c - a), axis=1)
+    twice = np.linalg.norm(area_vectors(vertices.astype(np.float64) / size, faces), axis=1)
     return ~(twice > 2 * THIN)  # NaN counts as degenerate
 
 

@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 import xatlas
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import vertex_normals
 from threedgen.export.shape.uv_layout import density
 from threedgen.export.surface.tangents import vertex_tangents
-
-Array = NDArray[Any]
 
 GAP = 4
 """Texels between two charts in the final texture, at 1024 pixels and below; more where there are more."""
@@ -58,12 +56,12 @@ def _unwrap(vertices: Array, faces: Array, texture: int, cost: float) -> tuple[T
     if not np.isfinite(size) or size <= 0:
         raise UnwrapError("the surface has no extent, so it cannot be unwrapped")
     unit = np.ascontiguousarray((vertices - (low + high) / 2) / size, np.float32)
-    wanted = padding(texture)
-    asked = wanted - wanted // 4  # on both sides of a chart; what is packed is larger than asked for, and shrunk to fit
+    room = padding(texture)
+    asked = room - room // 4  # on both sides of a chart; what is packed is larger than asked for, and shrunk to fit
     atlas = _pack(unit, faces, texture, asked, cost)
     side = max(atlas.width, atlas.height)
-    if 2 * asked * texture < wanted * side:
-        atlas = _pack(unit, faces, texture, -(-wanted * side // (2 * texture)) + 1, cost)
+    if 2 * asked * texture < room * side:
+        atlas = _pack(unit, faces, texture, -(-room * side // (2 * texture)) + 1, cost)
         side = max(atlas.width, atlas.height)
     origin, triangles, uv = (np.asarray(part) for part in atlas.get_mesh(0))
     uv = uv * (np.array([atlas.width, atlas.height]) / max(side, 1))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
-from threedgen.export.shape.topology import pieces
+from threedgen.arrays import Array
+from threedgen.export.shape.topology import area_vectors, pieces
 from threedgen.geometry.raster import rasterise_uv
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,7 @@ def layout(vertices: Array, faces: Array, uv: Array, size: int) -> Layout:
 
 def density(vertices: Array, faces: Array, uv: Array) -> tuple[float, float]:
     """5th and 95th percentile over the median of sqrt(area in the texture / area in space), by area in space."""
-    place, flat = vertices[faces].astype(np.float64), uv[faces].astype(np.float64)
-    space = np.linalg.norm(np.cross(place[:, 1] - place[:, 0], place[:, 2] - place[:, 0]), axis=1)
+    flat, space = uv[faces].astype(np.float64), np.linalg.norm(area_vectors(vertices, faces), axis=1)
     d1, d2 = flat[:, 1] - flat[:, 0], flat[:, 2] - flat[:, 0]
     texture = np.abs(d1[:, 0] * d2[:, 1] - d1[:, 1] * d2[:, 0])
     there = space > 0

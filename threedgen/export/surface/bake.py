@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import Mesh
@@ -23,7 +22,6 @@ from threedgen.geometry.texture import fill
 
 from . import bvh as rays
 
-Array = NDArray[Any]
 Colours = Callable[[Array], Array]
 
 CAGE = 0.012
@@ -73,14 +71,12 @@ def bake(
 
     colours: points (N, 3) float32 in world units -> sRGB (N, 3); None: the colours of the dense mesh's vertices. cage
     is a share of the diagonal of low's box; occlusion_rays 0 leaves the occlusion at 1. Raises ConfigError for
-    parameters out of range, uv outside the texture, and colours of the wrong shape.
+    uv outside the texture, and colours of the wrong shape.
     """
-    if not (cage > 0 and occlusion_rays >= 0):
-        raise ConfigError("baking takes a cage above 0, and no rays or some")
-    seen = rasterise_uv(low.uv, low.faces, size)
-    if not seen.mask.any():
+    buffers = rasterise_uv(low.uv, low.faces, size)
+    if not buffers.mask.any():
         raise ConfigError("no texel is covered by a face: the uv are outside of [0, 1], or the texture is too small")
-    texels = texel_frames(low, seen)
+    texels = texel_frames(low, buffers)
     diagonal = float(np.linalg.norm(np.ptp(low.vertices, axis=0)))
     tree = rays.build(dense.vertices, dense.faces)
     found = project(tree, dense, texels.points, texels.normals, cage * diagonal)
@@ -93,16 +89,16 @@ def bake(
         openness = rays.openness(tree, dense.vertices, dense.normals, occlusion_rays, reach, lift)
     openness = found.of(openness[:, None], dense.faces)
 
-    image = np.zeros((*seen.mask.shape, 7), np.float32)
-    image[seen.mask] = np.concatenate([rgb, bumps, openness], axis=1)
-    image = fill(image, seen.mask)
-    constant = np.broadcast_to(ROUGH_NO_METAL, (*seen.mask.shape, 2))
+    image = np.zeros((*buffers.mask.shape, 7), np.float32)
+    image[buffers.mask] = np.concatenate([rgb, bumps, openness], axis=1)
+    image = fill(image, buffers.mask)
+    constant = np.broadcast_to(ROUGH_NO_METAL, (*buffers.mask.shape, 2))
     return Maps(
         base_colour=np.clip(image[..., :3], 0, 1),
         normal=unit(image[..., 3:6]).astype(np.float32),
         orm=np.concatenate([np.clip(image[..., 6:], 0, 1), constant], axis=-1),
-        covered=seen.mask,
-        info={"coverage": float(seen.mask.mean()), "missed": float(1 - found.hit.mean())},
+        covered=buffers.mask,
+        info={"coverage": float(buffers.mask.mean()), "missed": float(1 - found.hit.mean())},
     )
 
 
@@ -145,10 +141,9 @@ class Projected:
 def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: float) -> Projected:
     """The nearest place of the dense surface along the normals, either way, nearer than `cage` (world units), of those
     that face the same way."""
-    hits = rays.nearest_along(tree, points, normals, cage)
-    hit = hits.face >= 0
-    face, bary = hits.face.copy(), hits.bary.copy()
-    moved = points + np.where(hit, hits.distance, 0)[:, None] * normals
+    face, bary, distance = rays.nearest_along(tree, points, normals, cage)
+    hit = face >= 0
+    moved = points + np.where(hit, distance, 0)[:, None] * normals
     lost = np.flatnonzero(~hit)
     if len(lost):
         _, nearest = cKDTree(dense.vertices).query(points[lost])

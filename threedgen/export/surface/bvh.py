@@ -9,15 +9,11 @@ the output, so results do not depend on the number of threads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numba import njit, prange
-from numpy.typing import NDArray
 
-from threedgen.config.errors import ConfigError
-
-Array = NDArray[Any]
+from threedgen.arrays import Array
 
 LEAF = 4
 """Triangles in a leaf at most."""
@@ -37,23 +33,9 @@ class Bvh:
     face: Array
 
 
-@dataclass(frozen=True)
-class Hits:
-    """For N rays: face (N,) int64, -1 for none; bary (N, 3) float32; distance (N,) float32, negative if it lies behind
-    the origin, inf for none."""
-
-    face: Array
-    bary: Array
-    distance: Array
-
-
 def build(vertices: Array, faces: Array) -> Bvh:
-    """The tree over faces (F, 3) of vertices (N, 3): each box is halved at the median of its longest side.
-
-    Raises ConfigError for a mesh without faces.
-    """
-    if not len(faces):
-        raise ConfigError("rays need a mesh with at least one face")
+    """The tree over faces (F, 3), one at least, of vertices (N, 3): each box is halved at the median of its longest
+    side."""
     corners = np.asarray(vertices, np.float32)[faces]
     levels = max(int(np.ceil(np.log2(len(faces) / LEAF))), 0)
     leaves = 2**levels
@@ -76,8 +58,9 @@ def build(vertices: Array, faces: Array) -> Bvh:
     return Bvh(np.concatenate([np.concatenate(low), np.concatenate(high)], axis=1), corners, order.astype(np.int64))
 
 
-def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> Hits:
-    """The nearest triangle before or behind each origin (N, 3) on the line along its direction (N, 3).
+def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> tuple[Array, Array, Array]:
+    """The nearest triangle before or behind each origin (N, 3) on the line along its direction (N, 3): face (N,) int64,
+    -1 for none; weights (N, 3) float32; distance (N,) float32, negative if it lies behind the origin, inf for none.
 
     Only triangles that face along the direction count (their normal has a positive part along it), nearer than
     `reach` both ways: so a thin wall's other side is never found.
@@ -85,7 +68,7 @@ def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> 
     place = np.empty(len(origins), np.int64)
     bary, distance = np.empty((len(origins), 3), np.float32), np.empty(len(origins), np.float32)
     _trace(bvh.bounds, bvh.corners, _rows(origins), _rows(directions), float(reach), place, bary, distance)
-    return Hits(np.where(place >= 0, bvh.face[place], -1), bary, distance)
+    return np.where(place >= 0, bvh.face[place], -1), bary, distance
 
 
 def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, lift: float) -> Array:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.representations.field.background import SolidBackground
@@ -17,7 +17,6 @@ from threedgen.representations.options import MarchConfig
 from threedgen.representations.shading import NoMaterial
 from threedgen.representations.volume.render import render
 
-Array = NDArray[Any]
 Pictures = Callable[[Cameras], tuple[Array, Array]]
 """Cameras (V) -> colours (V, H, W, 3) in [0, 1] of what is there, opacities (V, H, W)"""
 
@@ -54,13 +53,13 @@ def field_pictures(field: Any, occupancy: Any, options: MarchConfig, device: tor
         for k in range(len(cameras)):
             one = cameras.select([k])
             if field.rasterised:
-                seen = field.render(one, background, material)
+                result = field.render(one, background, material)
             else:
                 rays = (ray.reshape(-1, 3).to(device) for ray in one.rays())
-                seen = render(field, background, material, occupancy, options, *rays, chunk=CHUNK)
-            colours = (seen.rgb_fg / seen.opacity.clamp(min=1e-3)).clamp(0, 1)
+                result = render(field, background, material, occupancy, options, *rays, chunk=CHUNK)
+            colours = (result.rgb_fg / result.opacity.clamp(min=1e-3)).clamp(0, 1)
             rgb[k] = colours.view(*shape[1:], 3).cpu().numpy()
-            opacity[k] = seen.opacity.view(shape[1:]).cpu().numpy()
+            opacity[k] = result.opacity.view(shape[1:]).cpu().numpy()
         return rgb, opacity
 
     return pictures

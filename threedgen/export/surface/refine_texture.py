@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.shape.topology import area_vectors
 from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import checked, interpolate, rasterise, rasterise_uv, unit
 from threedgen.geometry.texture import fill, sample, scatter
-
-Array = NDArray[Any]
 
 STAY = 0.1
 """Weight of staying with the baked texel, in pixels: one seen by less than this hardly moves, whatever it is told.
@@ -80,13 +78,9 @@ def refine_texture(
     OPAQUE: near outlines field and mesh never quite agree. steps: of Adam over all views at once, with a rate that
     falls to 0. Texels further than a pixel from any that such a pixel reads keep their value to the last bit, but for
     those outside of all charts, which are filled again from the nearest. The best texture on the way is returned, the
-    given one if none is better. Raises ConfigError for shapes that do not fit and if there is no pixel to compare.
+    given one if none is better. Raises ConfigError if there is no pixel to compare, or if one is not finite.
     """
     texture, targets = np.asarray(texture, np.float32), np.asarray(targets, np.float32)
-    if texture.ndim != 3 or texture.shape[2] != 3:
-        raise ConfigError(f"a texture to refine has the shape (H, W, 3) (got {texture.shape})")
-    if steps < 0 or rate <= 0 or supersample < 1:
-        raise ConfigError("refining takes steps of at least 0, a rate above 0 and one sample a pixel or more")
     samples = sample_pixels(mesh, c2w, fov, targets, masks, supersample)
     best, before, after = optimise(texture, samples, steps, rate)
     seen = reads(samples, texture.shape[:2]) > 0
@@ -100,21 +94,15 @@ def sample_pixels(
     mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array, supersample: int = 2
 ) -> Samples:
     """The pixels that can be compared and where in the texture they read; as in `refine_texture`, with its errors."""
-    views = len(c2w)
-    if targets.ndim != 4 or targets.shape[0] != views or targets.shape[3] != 3:
-        raise ConfigError(f"{views} cameras need targets of the shape ({views}, H, W, 3) (got {targets.shape})")
-    if masks.shape != targets.shape[:3]:
-        raise ConfigError(f"the masks should have the shape {targets.shape[:3]} of the targets (got {masks.shape})")
     if not np.isfinite(targets[masks >= OPAQUE]).all():
         raise ConfigError("the targets of a texture have colours that are not finite")
     size = targets.shape[1] * supersample, targets.shape[2] * supersample
     vertices, faces = checked(mesh.vertices, mesh.faces, 3)
     if not len(faces):
         raise ConfigError("a mesh without faces wears no texture")
-    a, b, c = (vertices[faces[:, k]] for k in range(3))
-    normals = unit(np.cross(b - a, c - a))
+    normals = unit(area_vectors(vertices, faces))
     where, colours = [], []
-    for v in range(views):  # one by one: the buffers are supersample^2 times larger than the pictures
+    for v in range(len(c2w)):  # one by one: the buffers are supersample^2 times larger than the pictures
         buffers = rasterise(vertices, faces, c2w[v : v + 1], fov, size)
         toward = unit(np.asarray(c2w)[v, :3, 3] - interpolate(vertices, faces, buffers)[0])
         facing = (toward * normals[buffers.face[0]]).sum(axis=-1) >= GRAZING

@@ -6,14 +6,10 @@ Texture coordinates have v UPWARDS here, though glTF's own v runs downwards: wit
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
+from threedgen.arrays import Array
 from threedgen.geometry.raster import unit
-
-Array = NDArray[Any]
 
 
 def vertex_tangents(vertices: Array, faces: Array, normals: Array, uv: Array) -> Array:
@@ -37,7 +33,8 @@ def vertex_tangents(vertices: Array, faces: Array, normals: Array, uv: Array) ->
         turns += np.bincount(corner, sign * angle, len(vertices))
     tangent = unit(total - normals * (total * normals).sum(axis=1, keepdims=True))
     lost = np.linalg.norm(tangent, axis=1) < 0.5
-    tangent[lost] = _perpendicular(normals[lost])
+    farthest_axis = np.eye(3)[np.abs(normals[lost]).argmin(axis=1)]
+    tangent[lost] = unit(np.cross(normals[lost], farthest_axis))
     return np.column_stack([tangent, np.where(turns < 0, -1.0, 1.0)]).astype(np.float32)
 
 
@@ -57,9 +54,3 @@ def _corner_angle(vertices: Array, faces: Array, k: int, normal: Array) -> Array
         side = vertices[faces[:, (k + other) % 3]] - here
         sides.append(unit(side - normal * (side * normal).sum(axis=1, keepdims=True)))
     return np.arccos(np.clip((sides[0] * sides[1]).sum(axis=1), -1, 1))
-
-
-def _perpendicular(normals: Array) -> Array:
-    """Some unit vector at a right angle to each normal: across the axis that is furthest from it."""
-    axis = np.eye(3)[np.abs(normals).argmin(axis=1)] if len(normals) else np.zeros((0, 3))
-    return unit(np.cross(normals, axis))

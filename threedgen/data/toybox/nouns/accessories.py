@@ -6,7 +6,7 @@ import numpy as np
 
 from threedgen.data.toybox.builder import Builder
 from threedgen.data.toybox.grammar import accessory
-from threedgen.data.toybox.primitives import BOX, FRUSTUM
+from threedgen.data.toybox.primitives import BOX, FRUSTUM, TORUS
 
 GOLD = (0.93, 0.75, 0.2)
 
@@ -88,10 +88,9 @@ def scarf(b: Builder, colour: np.ndarray) -> None:
 def glasses(b: Builder, colour: np.ndarray) -> None:
     """Two thick rings around the eyes, a bridge, and temples along the head."""
     p, r = b.anchors["eyes"]
-    for side in (-1, 1):
-        b.torus(p + (0.06 * r, side * 0.45 * r, 0), 0.44 * r, 0.11 * r, colour, "glasses", (0, 90, 0))
-        hinge, tip = p + (0, side * 0.86 * r, 0.05 * r), p + (-1.45 * r, side * 1.04 * r, 0.05 * r)
-        b.limb(hinge, tip, 0.12 * r, colour, "glasses", caps=False)
+    b.pair(p + (0.06 * r, 0.45 * r, 0), 0.44 * r, colour, "glasses", (0, 90, 0), TORUS, 0.11 * r / (0.44 * r))
+    hinge, tip = p + (0, 0.86 * r, 0.05 * r), p + (-1.45 * r, 1.04 * r, 0.05 * r)
+    b.limbs(hinge, tip, 0.12 * r, colour, "glasses", caps=False)
     b.box(p + (0.1 * r, 0, 0.1 * r), (0.09 * r, 0.14 * r, 0.09 * r), colour, "glasses")
 
 
@@ -139,9 +138,7 @@ def bow(b: Builder, colour: np.ndarray) -> None:
     p, r = b.anchors["neck"]
     q = p + (1.35 * r, 0, -0.1 * r)
     b.torus(p, 1.28 * r, 0.2 * r, b.shade(colour, 0.85), "bow", (0, 0 if upright(b) else 25, 0))
-    for side in (-1, 1):
-        size = (0.3 * r, 0.62 * r, 0.55 * r)
-        b.add(FRUSTUM, q + (0, side * 0.55 * r, 0), size, colour, "bow", (side * 90, 0, 0), 0.15)
+    b.pair(q + (0, 0.55 * r, 0), (0.3 * r, 0.62 * r, 0.55 * r), colour, "bow", (90, 0, 0), FRUSTUM, 0.15)
     b.sphere(q, 0.32 * r, b.shade(colour, 0.7), "bow")
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from threedgen.data.toybox.builder import Builder
 from threedgen.data.toybox.grammar import HEADWEAR, noun
+from threedgen.data.toybox.primitives import FRUSTUM
 
 WEARS = (*HEADWEAR, "scarf", "glasses", "backpack", "cape", "bow")
 BLACK, WHITE, PINK, BILL = (0.05, 0.05, 0.05), (0.97, 0.97, 0.97), (0.95, 0.6, 0.65), (0.98, 0.6, 0.08)
@@ -18,10 +19,9 @@ def headwear(b: Builder) -> bool:
 
 def face(b: Builder, at, head: float, eye: float = 0.16, spread: float = 0.42, height: float = 0.25) -> None:
     """Two white eyes with large black pupils on the front of a head of radius ``head`` centred ``at``."""
-    x, y, z = at
-    for side in (-1, 1):
-        b.sphere((x + 0.76 * head, y + side * spread * head, z + height * head), eye * head * 2.0, WHITE, "eyes")
-        b.sphere((x + 0.97 * head, y + side * spread * head, z + height * head), eye * head * 1.35, BLACK, "eyes")
+    x, _, z = at
+    b.pair((x + 0.76 * head, spread * head, z + height * head), eye * head * 2.0, WHITE, "eyes")
+    b.pair((x + 0.97 * head, spread * head, z + height * head), eye * head * 1.35, BLACK, "eyes")
     b.anchor(eyes=(x + 1.0 * head, z + height * head, spread / 0.42 * head))
 
 
@@ -89,8 +89,7 @@ def cat(b: Builder) -> None:
         egg(b, 0.4, 0.5, 0.24)
         b.pair((0.05, 0.27, 0.2), (0.32, 0.19, 0.21), None, "legs")
         b.pair((0.36, 0.2, 0.09), (0.19, 0.13, 0.1), paws, "paws")
-        for side in (-1, 1):
-            b.limb((0.25, side * 0.14, 0.6), (0.37, side * 0.13, 0.1), 0.1, None, "legs", caps=False)
+        b.limbs((0.25, 0.14, 0.6), (0.37, 0.13, 0.1), 0.1, None, "legs", caps=False)
         bend = ((-0.3, 0, 0.12), (-0.52, 0.3, 0.18), (-0.5, 0.52, 0.5), (-0.42, 0.5, 0.9))
         at = (0.14, 0, 1.12)
         b.anchor(neck=(0.08, 0.84, 0.26))
@@ -105,10 +104,9 @@ def cat(b: Builder) -> None:
     chain(b, bend, 0.085, tail)
     skull(b, at, head, eye=0.17)
     x, _, z = at
-    ear, side_shift = b.part("ears", b.shade(b.colour, 0.7)), 0.8 if headwear(b) else 0.58
-    for side in (-1, 1):
-        b.cone((x, side * side_shift * head, z + 0.95 * head), 0.21, 0.23, ear, "ears", (-side * 22, 0, 0))
-        b.sphere((x + 0.9 * head, side * 0.07, z - 0.3 * head), (0.1, 0.1, 0.08), WHITE, "cheeks")
+    ear, out = b.part("ears", b.shade(b.colour, 0.7)), 0.8 if headwear(b) else 0.58
+    b.pair((x, out * head, z + 0.95 * head), (0.21, 0.21, 0.23), ear, "ears", (-22, 0, 0), FRUSTUM, 0.0)
+    b.pair((x + 0.9 * head, 0.07, z - 0.3 * head), (0.1, 0.1, 0.08), WHITE, "cheeks")
     b.sphere((x + 1.1 * head, 0, z - 0.14 * head), (0.05, 0.06, 0.045), PINK, "nose")
 
 
@@ -138,18 +136,16 @@ def bear(b: Builder) -> None:
 def pig(b: Builder) -> None:
     """Fat on short legs, a disc for a snout, folded ears, a curly tail."""
     thick, length, head = b.vary(0.46), b.vary(0.62), b.vary(0.38)
-    z = barrel(
-        b, length, thick, b.vary(0.24), 0.14, b.part("legs"), None if "legs" in b.bound else b.shade(b.colour, 0.45)
-    )
+    hooves = None if "legs" in b.bound else b.shade(b.colour, 0.45)
+    z = barrel(b, length, thick, b.vary(0.24), 0.14, b.part("legs"), hooves)
     at = (length + 0.05, 0, z + 0.2)
     skull(b, at, head, eye=0.13, spread=0.48, height=0.35)
     snout = b.part("snout", b.shade(b.colour, 0.75 if b.colour.mean() > 0.3 else 2.0))
     tip = at[0] + head + 0.08
     b.cylinder((tip - 0.05, 0, at[2] - 0.06), 0.21, 0.15, snout, "snout", (0, 90, 0), top=0.9)
-    for side in (-1, 1):
-        b.sphere((tip + 0.1, side * 0.075, at[2] - 0.06), (0.03, 0.045, 0.06), BLACK, "nostrils")
-        top = (at[0] - 0.02, side * (0.95 if headwear(b) else 0.7) * head, at[2] + 0.78 * head)
-        b.cone(top, 0.19, 0.19, b.part("ears", b.shade(b.colour, 0.65)), "ears", (-side * 40, 25, 0))
+    b.pair((tip + 0.1, 0.075, at[2] - 0.06), (0.03, 0.045, 0.06), BLACK, "nostrils")
+    top = (at[0] - 0.02, (0.95 if headwear(b) else 0.7) * head, at[2] + 0.78 * head)
+    b.pair(top, 0.19, b.part("ears", b.shade(b.colour, 0.65)), "ears", (-40, 25, 0), FRUSTUM, 0.0)
     b.torus((-length - 0.06, 0, z + 0.15), 0.14, 0.045, b.shade(b.colour, 0.8), "tail", (90, 0, 0))
     b.anchor(neck=(length - 0.12, z + 0.08, 0.37))
 
@@ -168,9 +164,8 @@ def elephant(b: Builder) -> None:
     bend = (x - 0.12, 0, at[2] - 0.05), (x + 0.14, 0, at[2] - 0.2), (x + 0.2, 0, at[2] - 0.52)
     tip = (x + 0.48, 0, at[2] - 0.3) if up else (x + 0.22, 0, at[2] - 0.85)
     chain(b, (*bend, tip), 0.17, None, "trunk", top=0.87)
-    for side in (-1, 1):
-        root, point = (x - 0.1, side * 0.2, at[2] - 0.2), (x + 0.2, side * 0.24, at[2] - 0.36)
-        b.limb(root, point, 0.065, (0.98, 0.95, 0.86), "tusks", top=0.6, caps=False)
+    root, point = (x - 0.1, 0.2, at[2] - 0.2), (x + 0.2, 0.24, at[2] - 0.36)
+    b.limbs(root, point, 0.065, (0.98, 0.95, 0.86), "tusks", top=0.6, caps=False)
     chain(b, ((-0.58, 0, z + 0.1), (-0.74, 0, z - 0.35)), 0.06)
     if "blanket" in b.bound:
         b.sphere((-0.05, 0, z + 0.03), (0.44, thick * 1.12, thick * 1.07), b.part("blanket"), "blanket")
@@ -189,12 +184,11 @@ def horse(b: Builder) -> None:
     b.sphere((nose[0] + 0.05, 0, nose[2]), (0.17, 0.19, 0.17), b.shade(b.colour, 0.7), "muzzle")
     blaze = WHITE if b.colour.mean() < 0.75 else hair
     b.limb((poll[0] + 0.16, 0, poll[2] + 0.14), (nose[0] + 0.06, 0, nose[2] + 0.16), 0.09, blaze, "blaze")
-    for side in (-1, 1):
-        b.sphere((poll[0] + 0.17, side * 0.18, poll[2] + 0.04), 0.12, WHITE, "eyes")
-        b.sphere((poll[0] + 0.22, side * 0.225, poll[2] + 0.05), 0.085, BLACK, "eyes")
-        b.sphere((nose[0] + 0.19, side * 0.09, nose[2] + 0.04), 0.055, BLACK, "nostrils")
-        at = (poll[0] - 0.02, side * (0.19 if headwear(b) else 0.12), poll[2] + 0.27)
-        b.cone(at, 0.09, 0.14, None, "ears", (-side * 15, 0, 0))
+    b.pair((poll[0] + 0.17, 0.18, poll[2] + 0.04), 0.12, WHITE, "eyes")
+    b.pair((poll[0] + 0.22, 0.225, poll[2] + 0.05), 0.085, BLACK, "eyes")
+    b.pair((nose[0] + 0.19, 0.09, nose[2] + 0.04), 0.055, BLACK, "nostrils")
+    at = (poll[0] - 0.02, 0.19 if headwear(b) else 0.12, poll[2] + 0.27)
+    b.pair(at, (0.09, 0.09, 0.14), None, "ears", (-15, 0, 0), FRUSTUM, 0.0)
     mane = b.part("mane", hair)
     b.sphere((poll[0] + 0.12, 0, poll[2] + 0.17), (0.17, 0.12, 0.1), mane, "mane", (0, 30, 0))
     for t in (0, 0.33, 0.67, 1):
@@ -224,10 +218,9 @@ def cow(b: Builder) -> None:
     skull(b, at, head, eye=0.15, spread=0.5, height=0.3)
     b.sphere((at[0] + 0.85 * head, 0, at[2] - 0.16), (0.2, 0.25, 0.17), PINK, "muzzle")
     horn, out = b.part("horns", (0.95, 0.9, 0.78)), 1.0 if headwear(b) else 0.75
-    for side in (-1, 1):
-        b.sphere((at[0] + 0.85 * head + 0.17, side * 0.1, at[2] - 0.12), 0.045, BLACK, "nostrils")
-        tip = (at[0], side * (out * head + 0.22), at[2] + 0.98 * head + 0.18)
-        b.limb((at[0], side * out * 0.8 * head, at[2] + 0.62 * head), tip, 0.095, horn, "horns", top=0.5, caps=False)
+    b.pair((at[0] + 0.85 * head + 0.17, 0.1, at[2] - 0.12), 0.045, BLACK, "nostrils")
+    tip = (at[0], out * head + 0.22, at[2] + 0.98 * head + 0.18)
+    b.limbs((at[0], out * 0.8 * head, at[2] + 0.62 * head), tip, 0.095, horn, "horns", top=0.5, caps=False)
     b.pair((at[0] - 0.08, head + 0.12, at[2] + 0.1), (0.07, 0.18, 0.1), b.shade(b.colour, 0.7), "ears", (-15, 0, 0))
     b.sphere((-0.25, 0, z - 0.85 * thick), (0.2, 0.18, 0.15), PINK, "udder")
     b.limb((-0.63, 0, z + 0.12), (-0.76, 0, z - 0.3), 0.05, None, "tail", caps=False)

@@ -6,6 +6,7 @@ import numpy as np
 
 from threedgen.data.toybox.builder import Builder, Colour
 from threedgen.data.toybox.grammar import noun
+from threedgen.data.toybox.primitives import BOX, FRUSTUM
 
 WOOD = (0.42, 0.25, 0.12)
 STONE = (0.58, 0.56, 0.53)
@@ -39,10 +40,14 @@ def door(b: Builder, x: float, width: float, height: float, y: float = 0.0) -> N
     b.sphere((x + 0.05, y - 0.6 * width, height * 0.5), 0.035, contrast(colour, (1, 0.85, 0.3), (0.15,) * 3), "handle")
 
 
-def window(b: Builder, at, half: float, tall: float, along: str = "y") -> None:
-    """A pane of half width ``half`` and half height ``tall``; ``along`` is the wall's horizontal axis."""
-    size = (0.03, half, tall) if along == "y" else (half, 0.03, tall)
-    b.box(at, size, b.part("windows", glass(b.colour)), "windows")
+def pane(b: Builder) -> Colour:
+    """The colour of windows."""
+    return b.part("windows", glass(b.colour))
+
+
+def window(b: Builder, at, half: float, tall: float) -> None:
+    """A pane in the front or the back, of half width ``half`` and half height ``tall``."""
+    b.box(at, (0.03, half, tall), pane(b), "windows")
 
 
 def flag(b: Builder, at, scale: float = 1.0) -> None:
@@ -65,7 +70,7 @@ def house(b: Builder) -> None:
         b.prism((0, 0, height + rise), (width * 1.14, depth * 1.05, rise), roof, "roof", ACROSS)
         b.prism((0, 0, height + rise * 0.72), (width, depth * 1.08, rise * 0.72), None, "body", ACROSS)
         at = (0.0, 0.0, height + rise * 0.5)
-        b.cylinder(at, 0.1, depth * 1.08 + 0.02, b.part("windows", glass(b.colour)), "windows", ALONG_X)
+        b.cylinder(at, 0.1, depth * 1.08 + 0.02, pane(b), "windows", ALONG_X)
     at = (-0.25 * depth, 0.5 * width, height + rise * 1.5)
     b.box(at, (0.1, 0.1, rise * 0.75), b.pick((0.6, 0.3, 0.22), STONE), "chimney")
     side = b.pick(-0.3, 0.0, 0.3)
@@ -75,8 +80,7 @@ def house(b: Builder) -> None:
     for y in {-0.3: (0.4,), 0.3: (-0.4,)}.get(side, (-0.63, 0.63)):
         window(b, (depth, y * width, 0.36), 0.13, 0.14)
     window(b, (-depth, 0, height * 0.6), 0.32, 0.13)
-    for y in (-1, 1):
-        window(b, (0, y * width, height * 0.58), 0.2, 0.15, "x")
+    b.pair((0, width, height * 0.58), (0.2, 0.03, 0.15), pane(b), "windows", kind=BOX)
 
 
 @noun("castle", "buildings", parts=("roofs", "flag"))
@@ -87,9 +91,9 @@ def castle(b: Builder) -> None:
     dark = b.shade(b.colour, 0.75)
     b.box((0, 0, wall / 2), (half, half, wall / 2))
     for x in (-1, 1):
-        for y in (-1, 1):
-            b.cylinder((x * half, y * half, height / 2), radius, height / 2)
-            b.cone((x * half, y * half, height + rise), radius * 1.3, rise, roofs, "roofs")
+        b.pair((x * half, half, height / 2), (radius, radius, height / 2), kind=FRUSTUM)
+        spire = (radius * 1.3, radius * 1.3, rise)
+        b.pair((x * half, half, height + rise), spire, roofs, "roofs", kind=FRUSTUM, param=0.0)
     for k in (-0.42, 0, 0.42):  # battlements, in rows that run through the block
         b.box((0, k * half, wall), (half + 0.02, 0.07, 0.09), dark, "battlements")
         b.box((k * half, 0, wall), (0.07, half + 0.02, 0.088), dark, "battlements")
@@ -120,11 +124,10 @@ def church(b: Builder) -> None:
     b.box((length, 0, top + 0.1), (0.034, 0.11, 0.035), gold, "cross")
     door(b, front, 0.12, 0.4)
     at = (length, 0, tower_height * 0.76)
-    b.cylinder(at, 0.13, tower_half + 0.03, b.part("windows", glass(b.colour)), "windows", ALONG_X)
+    b.cylinder(at, 0.13, tower_half + 0.03, pane(b), "windows", ALONG_X)
     window(b, (-length, 0, height * 0.55), 0.14, 0.18)
     for x in (-0.62, -0.02):
-        for y in (-1, 1):
-            window(b, (x * length, y * width, height * 0.53), 0.11, 0.19, "x")
+        b.pair((x * length, width, height * 0.53), (0.11, 0.03, 0.19), pane(b), "windows", kind=BOX)
 
 
 @noun("tent", "buildings", parts=("stripes", "flag"))
@@ -139,9 +142,8 @@ def tent(b: Builder) -> None:
         b.prism((0, 0, rise), (width, length, rise), None, "body", ACROSS)
         if striped:
             for x in (-0.6, 0.05, 0.7):
-                b.prism(
-                    (x * length, 0, rise * 1.03), (width * 1.03, length * 0.14, rise * 1.03), stripes, "stripes", ACROSS
-                )
+                size = (width * 1.03, length * 0.14, rise * 1.03)
+                b.prism((x * length, 0, rise * 1.03), size, stripes, "stripes", ACROSS)
         b.prism((length, 0, rise * 0.76), (width * 0.5, 0.03, rise * 0.76), inside, "door", ACROSS)
         at = (length + 0.03, width * 0.4, rise * 0.55)
         b.box(at, (0.03, 0.11, rise * 0.6), b.shade(b.colour, 0.7), "flap", (-28, 0, 0))
@@ -157,9 +159,8 @@ def tent(b: Builder) -> None:
         if striped:  # rings around the cone, each a slice of a slightly larger one
             for z in (0.12, 0.5):
                 outer, inner = 1.04 * radius * (1 - z), 1.04 * radius * (1 - z - 0.18)
-                b.cylinder(
-                    (0, 0, low + 2 * rise * (z + 0.09)), outer, 2 * rise * 0.09, stripes, "stripes", top=inner / outer
-                )
+                at = (0, 0, low + 2 * rise * (z + 0.09))
+                b.cylinder(at, outer, 2 * rise * 0.09, stripes, "stripes", top=inner / outer)
         if low:  # an upright door with a canopy
             b.box((radius * 0.93, 0, low * 0.5), (0.05, 0.2, low * 0.5), inside, "door")
             b.prism((radius * 0.9, 0, low + 0.08), (0.3, 0.16, 0.14), b.shade(b.colour, 0.75), "flap", ACROSS)

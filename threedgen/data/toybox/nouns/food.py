@@ -13,19 +13,20 @@ CREAM = (0.98, 0.95, 0.86)
 DOUGH = (0.85, 0.60, 0.30)
 
 
-def ring(b: Builder, count: int, radius: float, draw) -> None:
-    """Call ``draw(x, y, angle in degrees)`` at ``count`` places around the z axis."""
+def around(b: Builder, count: int, radius: float):
+    """``count`` places around the z axis, the first anywhere: (x, y)."""
     turn = b.between(0, 360)
     for k in range(count):
         a = np.deg2rad(turn + 360 * k / count)
-        draw(radius * np.cos(a), radius * np.sin(a), float(np.rad2deg(a)))
+        yield radius * np.cos(a), radius * np.sin(a)
 
 
 @noun("apple", "food", front=False, parts=("leaf",))
 def apple(b: Builder) -> None:
     r = b.vary(0.8)
     b.sphere((0, 0, 0), (r, r, 0.88 * r))
-    ring(b, 5, 0.28 * r, lambda x, y, a: b.sphere((x, y, 0.42 * r), 0.52 * r))
+    for x, y in around(b, 5, 0.28 * r):
+        b.sphere((x, y, 0.42 * r), 0.52 * r)
     b.limb((0, 0, 0.7 * r), (0.08, 0, 1.3 * r), 0.09, STALK, "stalk")
     b.sphere((0.34, 0, 1.22 * r), (0.36, 0.2, 0.1), b.part("leaf", LEAF), "leaf", (0, -25, b.between(0, 360)))
 
@@ -61,12 +62,8 @@ def carrot(b: Builder) -> None:
     b.cylinder((0, 0, -0.1), r, half, rotate=(180, 0, 0), top=0.12)
     b.sphere((0, 0, half - 0.1), (r, r, 0.5 * r))
     leaves = b.part("leaves", LEAF)
-    ring(
-        b,
-        5,
-        0.16,
-        lambda x, y, a: b.limb((x, y, half), (3.0 * x, 3.0 * y, half + 0.62), 0.1, leaves, "leaves", top=0.8),
-    )
+    for x, y in around(b, 5, 0.16):
+        b.limb((x, y, half), (3.0 * x, 3.0 * y, half + 0.62), 0.1, leaves, "leaves", top=0.8)
     b.limb((0, 0, half), (0, 0, half + 0.75), 0.12, leaves, "leaves", top=0.8)
 
 
@@ -74,7 +71,8 @@ def carrot(b: Builder) -> None:
 def pumpkin(b: Builder) -> None:
     """A carved lantern: triangle eyes, a nose and a grin in front."""
     r, flat = b.vary(0.62), b.vary(0.8)
-    ring(b, 8, 0.42 * r, lambda x, y, a: b.sphere((x, y, 0), (0.62 * r, 0.62 * r, flat * r), b.shade(b.colour, 0.97)))
+    for x, y in around(b, 8, 0.42 * r):
+        b.sphere((x, y, 0), (0.62 * r, 0.62 * r, flat * r), b.shade(b.colour, 0.97))
     b.limb((0, 0, 0.7 * flat * r), (0.12, 0, 1.35 * flat * r), 0.13, b.part("stalk", (0.25, 0.45, 0.15)), "stalk")
     eyes = b.part("eyes", (0.06, 0.05, 0.05))
     for side in (-1, 1):
@@ -97,7 +95,8 @@ def cake(b: Builder) -> None:
         b.cylinder((0, 0, z + 2 * half), 1.04 * r, 0.07, icing, "icing")
         z, r = z + 2 * half + 0.05, r * b.vary(0.68, 0.05)
     candles = b.part("candles", b.pick((0.9, 0.3, 0.3), (0.95, 0.9, 0.4), (0.4, 0.5, 0.95)))
-    ring(b, 4, 0.95 * r, lambda x, y, a: b.cylinder((x, y, z + 0.2), 0.09, 0.24, candles, "candles"))
+    for x, y in around(b, 4, 0.95 * r):
+        b.cylinder((x, y, z + 0.2), 0.09, 0.24, candles, "candles")
 
 
 @noun("cupcake", "food", front=False, parts=("cherry", "cup"))
@@ -119,7 +118,8 @@ def hamburger(b: Builder) -> None:
     at = (0, 0, 0.13)
     b.box(at, (0.86 * r, 0.86 * r, 0.045), b.part("cheese", (1.0, 0.78, 0.15)), "cheese", (0, 0, b.between(0, 90)))
     b.dome((0, 0, 0.17), (r, r, b.vary(0.62)))
-    ring(b, 7, 0.45 * r, lambda x, y, a: b.sphere((x, y, 0.17 + 0.54), (0.07, 0.05, 0.04), CREAM, "seeds"))
+    for x, y in around(b, 7, 0.45 * r):
+        b.sphere((x, y, 0.17 + 0.54), (0.07, 0.05, 0.04), CREAM, "seeds")
 
 
 @noun("donut", "food", front=False, parts=("icing",))

@@ -6,32 +6,24 @@ import numpy as np
 
 from threedgen.data.toybox.builder import Builder, Colour
 from threedgen.data.toybox.grammar import noun
-from threedgen.data.toybox.primitives import BOX
+from threedgen.data.toybox.primitives import BOX, DOME, FRUSTUM
 
-from .buildings import ALONG_X, WOOD, contrast
+from .buildings import ACROSS, ALONG_X, WOOD, contrast
 
 BOOKS = (
-    (0.75, 0.15, 0.12),
-    (0.15, 0.3, 0.6),
-    (0.9, 0.75, 0.3),
-    (0.2, 0.45, 0.25),
-    (0.85, 0.85, 0.8),
-    (0.45, 0.2, 0.45),
-)
+    (0.75, 0.15, 0.12), (0.15, 0.3, 0.6), (0.9, 0.75, 0.3), (0.2, 0.45, 0.25), (0.85, 0.85, 0.8), (0.45, 0.2, 0.45),
+)  # fmt: skip
 
 
-def four_legs(
-    b: Builder, x: float, y: float, height: float, radius: float, colour: Colour, spread: float = 0.0
-) -> None:
+def four_legs(b: Builder, x: float, y: float, height: float, radius: float, colour: Colour, spread=0.0) -> None:
     """Legs at (+-x, +-y), square or round, that end ``spread`` further out at the floor."""
     square = b.chance(0.5) and not spread
     for sx in (-1, 1):
-        for sy in (-1, 1):
-            if square:
-                b.box((sx * x, sy * y, height / 2), (radius, radius, height / 2), colour, "legs")
-            else:
-                foot = (sx * (x + spread), sy * (y + spread), 0)
-                b.limb((sx * x, sy * y, height), foot, radius * 1.1, colour, "legs", top=0.85, caps=False)
+        if square:
+            b.pair((sx * x, y, height / 2), (radius, radius, height / 2), colour, "legs", kind=BOX)
+        else:
+            foot = (sx * (x + spread), y + spread, 0)
+            b.limbs((sx * x, y, height), foot, radius * 1.1, colour, "legs", top=0.85, caps=False)
 
 
 def pillow(b: Builder, at, size, colour: Colour, label: str, rotate=(0, 0, 0)) -> None:
@@ -55,9 +47,8 @@ def chair(b: Builder) -> None:
         for z, tall in ((0.82, 0.17), (0.38, 0.12)):
             b.box((x, 0, top + back * z), (0.05, half, tall))
     if b.chance(0.3):
-        for y in (-1, 1):
-            b.box((-0.05, y * (half - 0.05), top + 0.25), (half * 0.8, 0.06, 0.05))
-            b.box((half * 0.55, y * (half - 0.05), top + 0.11), (0.06, 0.055, 0.12))
+        b.pair((-0.05, half - 0.05, top + 0.25), (half * 0.8, 0.06, 0.05), kind=BOX)
+        b.pair((half * 0.55, half - 0.05, top + 0.11), (0.06, 0.055, 0.12), kind=BOX)
     if "cushion" in b.bound or b.chance(0.2):
         cushion = b.part("cushion", contrast(b.colour, (0.93, 0.88, 0.75), (0.5, 0.15, 0.15)))
         pillow(b, (0.04, 0, top + 0.08), (half * 0.85, half * 0.8, 0.1), cushion, "cushion")
@@ -120,9 +111,8 @@ def bed(b: Builder) -> None:
     b.box((length, 0, low + 0.05), (0.07, width * 1.05, 0.2))
     pillows = b.part("pillows", (0.98, 0.98, 0.98))
     for y in (-1, 1):
-        pillow(
-            b, (-length * 0.68, y * width * 0.47, low + 0.42), (0.24, width * 0.4, 0.14), pillows, "pillows", (0, 25, 0)
-        )
+        at = (-length * 0.68, y * width * 0.47, low + 0.42)
+        pillow(b, at, (0.24, width * 0.4, 0.14), pillows, "pillows", (0, 25, 0))
 
 
 @noun("sofa", "furniture", parts=("cushions",))
@@ -135,9 +125,8 @@ def sofa(b: Builder) -> None:
     b.box((0, 0, z), (depth, width, seat / 2))
     b.box((-depth + 0.1, 0, foot + 0.42), (0.14, width, 0.42))
     b.cylinder((-depth + 0.1, 0, foot + 0.84), 0.14, width, None, "body", (90, 0, 0))
-    for y in (-1, 1):
-        b.box((0.02, y * width, foot + 0.28), (depth, 0.13, 0.28))
-        b.cylinder((0.02, y * width, foot + 0.56), 0.13, depth, None, "body", ALONG_X)
+    b.pair((0.02, width, foot + 0.28), (depth, 0.13, 0.28), kind=BOX)
+    b.pair((0.02, width, foot + 0.56), (0.13, 0.13, depth), None, "body", ALONG_X, FRUSTUM)
     count = b.pick(2, 3)
     half = (width - 0.14) / count
     for k in range(count):
@@ -193,9 +182,8 @@ def clock(b: Builder) -> None:
         b.box((0, 0, half + 0.1), (depth, width, half))
         b.box((0.09, 0, 0.08), (depth * 1.3, width * 1.15, 0.09), b.shade(b.colour, 0.7), "base")
         if b.chance(0.5):
-            b.prism(
-                (0, 0, 2 * half + 0.25), (width * 1.15, depth * 1.12, 0.16), b.shade(b.colour, 0.8), "top", (0, 0, 90)
-            )
+            size = (width * 1.15, depth * 1.12, 0.16)
+            b.prism((0, 0, 2 * half + 0.25), size, b.shade(b.colour, 0.8), "top", ACROSS)
         else:
             b.cylinder((0, 0, 2 * half + 0.1), width, depth, None, "body", ALONG_X)
         dial(b, depth, half + 0.13, min(width, half) * 0.82, 1.2)
@@ -204,7 +192,7 @@ def clock(b: Builder) -> None:
         b.box((0.08, 0, 0.18), (depth * 1.25, width * 1.15, 0.18), b.shade(b.colour, 0.8), "base")
         b.box((0, 0, 0.7), (depth, width * 0.85, 0.45))
         b.box((0, 0, 1.35), (depth * 1.1, width * 1.15, 0.36))
-        b.prism((0, 0, 1.82), (width * 1.25, depth * 1.15, 0.13), b.shade(b.colour, 0.8), "top", (0, 0, 90))
+        b.prism((0, 0, 1.82), (width * 1.25, depth * 1.15, 0.13), b.shade(b.colour, 0.8), "top", ACROSS)
         dial(b, depth * 1.1, 1.36, width * 0.95)
         b.box((depth, 0, 0.72), (0.02, width * 0.5, 0.3), (0.12, 0.09, 0.07), "case")
         b.box((depth + 0.02, 0, 0.82), (0.02, 0.03, 0.2), (0.9, 0.72, 0.25), "pendulum")
@@ -214,10 +202,9 @@ def clock(b: Builder) -> None:
         z = radius + 0.14
         b.cylinder((0, 0, z), radius, depth, None, "body", ALONG_X)
         b.torus((depth - 0.02, 0, z), radius * 1.05, 0.07, b.shade(b.colour, 0.8), "body", ALONG_X)
-        for side in (-1, 1):
-            at = (0, side * radius * 0.6, z - radius * 0.7)
-            b.limb(at, (0, side * radius * 0.85, 0.03), 0.08, b.shade(b.colour, 0.6), "feet")
-            b.dome((0, side * radius * 0.58, z + radius * 0.9), (0.26, 0.26, 0.22), metal, "bells", (side * -32, 0, 0))
+        at = (0, radius * 0.6, z - radius * 0.7)
+        b.limbs(at, (0, radius * 0.85, 0.03), 0.08, b.shade(b.colour, 0.6), "feet")
+        b.pair((0, radius * 0.58, z + radius * 0.9), (0.26, 0.26, 0.22), metal, "bells", (-32, 0, 0), DOME)
         b.limb((0, 0, z + radius), (0, 0, z + radius + 0.25), 0.05, metal, "bells")
         b.cylinder((-depth - 0.08, 0, z), 0.2, 0.09, metal, "winder", ALONG_X)
         dial(b, depth, z, radius * 0.8, 1.2)

@@ -31,14 +31,8 @@ def teapot(b: Builder) -> None:
     b.cylinder((0, 0, -0.72 * r), 0.6 * r, 0.1 * r)
     b.limb((0.75 * r, 0, -0.1 * r), (1.6 * r, 0, 0.74 * r), 0.24 * r, top=0.7)
     b.sphere((1.6 * r, 0, 0.75 * r), 0.13 * r, b.shade(b.colour, 0.3 if b.colour.mean() > 0.2 else 4.0), "spout")
-    b.torus(
-        (-1.12 * r, 0, 0.05),
-        0.55 * r,
-        0.15 * r,
-        b.part("handle", b.shade(b.colour, 0.6 if b.colour.mean() > 0.2 else 2.5)),
-        "handle",
-        (90, 0, 0),
-    )
+    handle = b.part("handle", b.shade(b.colour, 0.6 if b.colour.mean() > 0.2 else 2.5))
+    b.torus((-1.12 * r, 0, 0.05), 0.55 * r, 0.15 * r, handle, "handle", (90, 0, 0))
     lid = b.part("lid", b.shade(b.colour, 0.7))
     b.dome((0, 0, 0.66 * r), (0.62 * r, 0.62 * r, 0.3 * r), lid, "lid")
     b.sphere((0, 0, 1.04 * r), 0.15 * r, lid, "lid")
@@ -100,9 +94,8 @@ def candle(b: Builder) -> None:
     b.cylinder((0, 0, 0), r, half)
     for _ in range(3):
         a = b.between(0, 2 * np.pi)
-        b.sphere(
-            (r * np.cos(a), r * np.sin(a), half - b.between(0.05, 0.3)), (0.1, 0.1, 0.22), b.shade(b.colour, 1.3), "wax"
-        )
+        at = (r * np.cos(a), r * np.sin(a), half - b.between(0.05, 0.3))
+        b.sphere(at, (0.1, 0.1, 0.22), b.shade(b.colour, 1.3), "wax")
     b.cylinder((0, 0, half + 0.06), 0.04, 0.08, DARK, "wick")
     flame = b.part("flame", (1.0, 0.72, 0.15))
     b.sphere((0, 0, half + 0.26), (0.16, 0.16, 0.17), flame, "flame")
@@ -121,7 +114,5 @@ def television(b: Builder) -> None:
         b.sphere((0.42, -0.74 * w, z * h), 0.11, (0.85, 0.85, 0.8), "knobs")
     legs = b.part("legs", DARK)
     for x in (-0.25, 0.25):
-        for y in (-0.7, 0.7):
-            b.limb((x, y * w, -h), (1.3 * x, 1.15 * y * w, -h - 0.32), 0.09, legs, "legs")
-    for side in (-1, 1):
-        b.limb((0, 0, h), (0, side * 0.42, h + 0.5), 0.045, STEEL, "antenna")
+        b.limbs((x, 0.7 * w, -h), (1.3 * x, 1.15 * 0.7 * w, -h - 0.32), 0.09, legs, "legs")
+    b.limbs((0, 0, h), (0, 0.42, h + 0.5), 0.045, STEEL, "antenna")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from threedgen.data.toybox.builder import Builder
-from threedgen.data.toybox.grammar import noun
+from threedgen.data.toybox.grammar import HEADWEAR, noun
+from threedgen.data.toybox.primitives import FRUSTUM
 
 from .animals import chain, face
 
@@ -11,8 +12,8 @@ SKIN = ((0.98, 0.82, 0.7), (0.9, 0.7, 0.54), (0.76, 0.55, 0.4), (0.55, 0.36, 0.2
 HAIR = ((0.12, 0.09, 0.08), (0.32, 0.18, 0.08), (0.6, 0.38, 0.15), (0.9, 0.75, 0.4), (0.65, 0.24, 0.08))
 BLACK, WHITE, WOOD, STEEL = (0.06, 0.06, 0.07), (0.96, 0.96, 0.96), (0.42, 0.26, 0.13), (0.66, 0.68, 0.72)
 LEATHER = (0.25, 0.15, 0.09)
-WEARS = ("hat", "crown", "helmet", "headphones", "scarf", "glasses", "backpack", "cape", "bow", "belt")
-BELOW = ("scarf", "backpack", "cape", "bow", "belt")  # for those whose head is taken
+WEARS = (*HEADWEAR, "scarf", "glasses", "backpack", "cape", "bow", "belt")
+BODY = ("scarf", "backpack", "cape", "bow")  # below the head
 
 
 def arms(b: Builder, hands, radius: float = 0.12, raised: float = 0.35, width: float = 0.33) -> list:
@@ -31,9 +32,8 @@ def arms(b: Builder, hands, radius: float = 0.12, raised: float = 0.35, width: f
 
 def legs(b: Builder, colour=None, boots=LEATHER, size: float = 1.0, label: str = "legs") -> None:
     """Two legs and the boots at their ends."""
-    for side in (-1, 1):
-        b.limb((0, side * 0.17, 0.58), (0, side * 0.19, 0.14), 0.165, colour, label, caps=False)
-        b.sphere((0.07, side * 0.2, 0.11), (0.25 * size, 0.18 * size, 0.13), boots, "boots")
+    b.limbs((0, 0.17, 0.58), (0, 0.19, 0.14), 0.165, colour, label, caps=False)
+    b.pair((0.07, 0.2, 0.11), (0.25 * size, 0.18 * size, 0.13), boots, "boots")
     b.cylinder((0, 0, 0.58), 0.33, 0.12, colour, label, top=1.06)
 
 
@@ -81,8 +81,7 @@ def person(b: Builder) -> None:
     trousers, boots = b.part("trousers", b.shade(b.colour, 0.65)), b.part("boots", LEATHER)
     legs(b, trousers, boots, 1.2 if booted else 1.0, "trousers")
     if booted:
-        for side in (-1, 1):
-            b.cylinder((0, side * 0.19, 0.24), 0.18, 0.14, b.part("boots"), "boots", top=1.1)
+        b.pair((0, 0.19, 0.24), (0.18, 0.18, 0.14), b.part("boots"), "boots", kind=FRUSTUM, param=1.1)
     elif "trousers" not in b.bound and b.chance(0.3):
         b.cylinder((0, 0, 0.52), 0.52, 0.2, None, "skirt", top=0.66)
     torso(b)
@@ -94,12 +93,7 @@ def person(b: Builder) -> None:
         beard(b, at, 0.4, b.part("beard", tint))
 
 
-@noun(
-    "robot",
-    "people",
-    parts=("arms", "legs", "head"),
-    wears=("hat", "crown", "headphones", "scarf", "backpack", "cape", "bow"),
-)
+@noun("robot", "people", parts=("arms", "legs", "head"), wears=("hat", "crown", "headphones", *BODY))
 def robot(b: Builder) -> None:
     """Boxes: a head with round lamps for eyes, an antenna, a panel on the chest, claws."""
     limbs, skull = b.part("arms", STEEL), b.part("head")
@@ -131,12 +125,7 @@ def robot(b: Builder) -> None:
     b.anchor(neck=(0, 1.2, 0.28), back=(-0.32, 0.9, 0.4), waist=(0, 0.6, wide))
 
 
-@noun(
-    "snowman",
-    "people",
-    parts=("arms", "nose"),
-    wears=("hat", "crown", "helmet", "headphones", "scarf", "glasses", "bow", "belt"),
-)
+@noun("snowman", "people", parts=("arms", "nose"), wears=(*HEADWEAR, "scarf", "glasses", "bow", "belt"))
 def snowman(b: Builder) -> None:
     """Three balls, a carrot, coals and sticks."""
     low, mid, top = b.vary(0.6, 0.05), b.vary(0.44, 0.05), b.vary(0.34, 0.05)
@@ -154,9 +143,8 @@ def snowman(b: Builder) -> None:
     b.cone((top + 0.24, 0, z3 - 0.04), 0.19, 0.34, b.part("nose", (0.97, 0.5, 0.08)), "nose", (0, 90, 0))
     for lift in (0.35, -0.1, -0.55):
         b.sphere((mid * (1 - 0.5 * lift**2), 0, z2 + lift * mid), 0.085, BLACK, "buttons")
-    b.anchor(
-        head_top=(0, z3 + 0.85 * top, 0.85 * top), head=(0, z3, top), eyes=(0.93 * top, z3 + 0.3 * top, 0.86 * top)
-    )
+    b.anchor(head_top=(0, z3 + 0.85 * top, 0.85 * top), head=(0, z3, top))
+    b.anchor(eyes=(0.93 * top, z3 + 0.3 * top, 0.86 * top))
     b.anchor(neck=(0, z2 + 0.86 * mid, 0.31), back=(-low, z1 + 0.25 * low, low), waist=(0, z1 + 0.25 * low, 0.97 * low))
 
 
@@ -217,22 +205,20 @@ def astronaut(b: Builder) -> None:
         b.torus((0, 0, 1.25), 0.36, 0.08, b.shade(b.colour, 0.6), "collar")
     pack = b.part("backpack", b.shade(STEEL, 1.5))
     b.box((-0.5, 0, 0.98), (0.17, 0.36, 0.38), pack, "backpack")
-    for side in (-1, 1):
-        b.limb((-0.62, side * 0.2, 0.75), (-0.62, side * 0.2, 1.25), 0.12, b.shade(pack, 0.75), "backpack")
+    b.limbs((-0.62, 0.2, 0.75), (-0.62, 0.2, 1.25), 0.12, b.shade(pack, 0.75), "backpack")
     b.box((0.34, 0, 0.9), (0.07, 0.18, 0.12), WHITE, "panel")
     for y, lamp in ((0.07, (0.9, 0.1, 0.1)), (-0.07, (0.1, 0.3, 0.9))):
         b.sphere((0.42, y, 0.92), 0.05, lamp, "panel")
     b.anchor(head_top=(0, z + 0.38, 0.4), head=(0, z, 0.46), neck=(0, 1.2, 0.34), waist=(0, 0.7, 0.42))
 
 
-@noun("clown", "people", parts=("hair", "shoes"), wears=("hat", "crown", *BELOW))
+@noun("clown", "people", parts=("hair", "shoes"), wears=("hat", "crown", *BODY, "belt"))
 def clown(b: Builder) -> None:
     """A baggy suit with big buttons, a white ruff, wild hair, a red nose, long shoes."""
     tint = b.part("hair", b.pick((0.95, 0.35, 0.05), (0.1, 0.65, 0.2), (0.85, 0.1, 0.1), (0.5, 0.2, 0.7)))
     shoes = b.part("shoes", b.shade(b.colour, 0.45))
-    for side in (-1, 1):
-        b.limb((0, side * 0.17, 0.5), (0, side * 0.2, 0.16), 0.18, None, "legs", caps=False)
-        b.sphere((0.16, side * 0.23, 0.12), (0.4, 0.19, 0.14), shoes, "shoes")
+    b.limbs((0, 0.17, 0.5), (0, 0.2, 0.16), 0.18, None, "legs", caps=False)
+    b.pair((0.16, 0.23, 0.12), (0.4, 0.19, 0.14), shoes, "shoes")
     torso(b)
     b.sphere((0, 0, 0.8), (0.4, 0.42, 0.42))
     arms(b, WHITE, radius=0.14, raised=0.6)

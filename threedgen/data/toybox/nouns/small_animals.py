@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from threedgen.data.toybox.builder import Builder
-from threedgen.data.toybox.grammar import noun
+from threedgen.data.toybox.grammar import HEADWEAR, noun
 from threedgen.data.toybox.primitives import FRUSTUM, TORUS
 
 from .animals import BILL, BLACK, PINK, WEARS, WHITE, chain, egg, headwear, skull
@@ -32,12 +32,7 @@ def rabbit(b: Builder) -> None:
     b.anchor(neck=(0.03, 0.85, 0.33))
 
 
-@noun(
-    "duck",
-    "animals",
-    parts=("beak", "wings"),
-    wears=("hat", "crown", "helmet", "headphones", "scarf", "glasses", "bow"),
-)
+@noun("duck", "animals", parts=("beak", "wings"), wears=(*HEADWEAR, "scarf", "glasses", "bow"))
 def duck(b: Builder) -> None:
     """A boat of a body with the tail up, a round head on a neck, a flat bill."""
     length, wide, head = b.vary(0.6), b.vary(0.42), b.vary(0.32)
@@ -84,9 +79,8 @@ def owl(b: Builder) -> None:
     """An egg with two dishes for eyes, ear tufts, folded wings, claws."""
     wide, tall = b.vary(0.52, 0.05), b.vary(0.68, 0.05)
     egg(b, wide, tall, 0.44)
-    b.sphere(
-        (0.14, 0, tall * 0.7), (wide * 0.82, wide * 0.72, tall * 0.62), b.part("belly", b.shade(b.colour, 1.7)), "belly"
-    )
+    belly = b.part("belly", b.shade(b.colour, 1.7))
+    b.sphere((0.14, 0, tall * 0.7), (wide * 0.82, wide * 0.72, tall * 0.62), belly, "belly")
     z, x = 1.55 * tall, wide * 0.74
     b.sphere((0, 0, z), (wide * 0.92, wide * 1.05, 0.4), None, "head")
     iris = b.pick((0.98, 0.75, 0.1), (0.98, 0.55, 0.1))
@@ -111,14 +105,13 @@ def frog(b: Builder) -> None:
     b.sphere((0.2, 0, 0.72), (0.42, 0.52, 0.28), None, "head")
     b.sphere((0.1, 0, 0.36), (0.4, wide * 0.82, 0.3), b.part("belly", b.shade(b.colour, 1.9)), "belly", (0, -22, 0))
     b.sphere((0.3, 0, 0.66), (0.34, 0.46, 0.045), BLACK, "mouth", (0, -4, 0))
-    for side in (-1, 1):
-        b.sphere((0.24, side * 0.3, 0.95), 0.19, None, "eyes")
-        b.sphere((0.32, side * 0.31, 0.98), 0.145, WHITE, "eyes")
-        b.sphere((0.41, side * 0.32, 0.99), 0.085, BLACK, "eyes")
-        b.sphere((-0.22, side * (wide + 0.06), 0.26), (0.36, 0.17, 0.25), limb, "legs", (0, -25, 0))
-        b.sphere((0.12, side * (wide + 0.2), 0.06), (0.32, 0.17, 0.075), limb, "legs", (0, 0, side * 25))
-        b.limb((0.3, side * 0.34, 0.42), (0.42, side * 0.38, 0.1), 0.095, limb, "legs", caps=False)
-        b.sphere((0.5, side * 0.4, 0.05), (0.18, 0.14, 0.06), limb, "legs", (0, 0, side * 20))
+    b.pair((0.24, 0.3, 0.95), 0.19, None, "eyes")
+    b.pair((0.32, 0.31, 0.98), 0.145, WHITE, "eyes")
+    b.pair((0.41, 0.32, 0.99), 0.085, BLACK, "eyes")
+    b.pair((-0.22, wide + 0.06, 0.26), (0.36, 0.17, 0.25), limb, "legs", (0, -25, 0))
+    b.pair((0.12, wide + 0.2, 0.06), (0.32, 0.17, 0.075), limb, "legs", (0, 0, 25))
+    b.limbs((0.3, 0.34, 0.42), (0.42, 0.38, 0.1), 0.095, limb, "legs", caps=False)
+    b.pair((0.5, 0.4, 0.05), (0.18, 0.14, 0.06), limb, "legs", (0, 0, 20))
     b.anchor(head_top=(0.02, 0.96, 0.3), head=(0.2, 0.72, 0.5))
     b.anchor(neck=(0.14, 0.5, 0.38), back=(-0.3, 0.68, 0.4), waist=(-0.25, 0.3, 0.5))
 
@@ -159,9 +152,8 @@ def fish(b: Builder) -> None:
         b.sphere((-0.08, 0, tall * 0.98), (0.34, 0.07, 0.22), fin, "fins", (0, 12, 0))
     b.sphere((-0.1, 0, -tall), (0.22, 0.07, 0.16), fin, "fins", (0, -20, 0))
     b.pair((0.02, wide + 0.1, -0.12), (0.22, 0.06, 0.15), fin, "fins", (-20, -20, 40))
-    for side in (-1, 1):
-        b.sphere((long * 0.56, side * wide * 0.7, 0.12), 0.16, WHITE, "eyes")
-        b.sphere((long * 0.65, side * (wide * 0.7 + 0.09), 0.13), 0.1, BLACK, "eyes")
+    b.pair((long * 0.56, wide * 0.7, 0.12), 0.16, WHITE, "eyes")
+    b.pair((long * 0.65, wide * 0.7 + 0.09, 0.13), 0.1, BLACK, "eyes")
     b.torus((long * 0.98, 0, -0.06), 0.15, 0.08, (0.95, 0.45, 0.4), "mouth", (0, 90, 0))
     if "stripes" in b.bound or b.chance(0.4):
         stripe = b.part("stripes", b.shade(b.colour, 1.8 if b.colour.mean() < 0.7 else 0.6))

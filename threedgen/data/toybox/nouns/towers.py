@@ -6,8 +6,9 @@ import numpy as np
 
 from threedgen.data.toybox.builder import Builder
 from threedgen.data.toybox.grammar import noun
+from threedgen.data.toybox.primitives import BOX
 
-from .buildings import SLATE, STONE, contrast, door, tile, window
+from .buildings import SLATE, STONE, contrast, door, pane, tile, window
 
 
 @noun("windmill", "buildings", parts=("sails", "roof"))
@@ -31,8 +32,7 @@ def windmill(b: Builder) -> None:
         spar = np.array((x + 0.01, 0, hub)) + 0.5 * reach * along - 0.04 * across
         b.box(spar, (0.035, reach * 0.5, 0.025), b.shade(sails, 0.55), "sails", (turn + 90 * k, 0, 0))
     door(b, radius * 0.96, 0.12, 0.36)
-    for side in (-1, 1):
-        window(b, (0, side * radius * 0.85, height * 0.5), 0.08, 0.09, "x")
+    b.pair((0, radius * 0.85, height * 0.5), (0.08, 0.03, 0.09), pane(b), "windows", kind=BOX)
 
 
 @noun("lighthouse", "buildings", parts=("stripes", "roof"))

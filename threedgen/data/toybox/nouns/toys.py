@@ -6,6 +6,7 @@ import numpy as np
 
 from threedgen.data.toybox.builder import Builder
 from threedgen.data.toybox.grammar import noun
+from threedgen.data.toybox.primitives import TORUS
 
 DARK = (0.08, 0.08, 0.10)
 LIGHT = (0.95, 0.93, 0.86)
@@ -66,9 +67,8 @@ def drum(b: Builder) -> None:
         b.torus((0, 0, z), 1.08 * r, 0.11, rims, "rims")
     b.cylinder((0, 0, half + 0.03), 0.92 * r, 0.03, LIGHT, "skin")
     sticks = b.part("sticks", (0.7, 0.5, 0.28))
-    for side in (-1, 1):
-        b.limb((0.25, side * 0.18, half + 0.16), (-0.45, side * 0.72, half + 0.6), 0.075, sticks, "sticks")
-        b.sphere((0.25, side * 0.18, half + 0.16), 0.13, sticks, "sticks")
+    b.limbs((0.25, 0.18, half + 0.16), (-0.45, 0.72, half + 0.6), 0.075, sticks, "sticks")
+    b.pair((0.25, 0.18, half + 0.16), 0.13, sticks, "sticks")
 
 
 @noun("guitar", "toys", front=True, parts=("neck",))
@@ -95,6 +95,5 @@ def present(b: Builder) -> None:
     ribbon = b.part("ribbon", b.shade(b.colour, b.pick(0.4, 2.6)))
     b.box((0, 0, 0), (x + 0.02, 0.13, z + 0.02), ribbon, "ribbon")
     b.box((0, 0, 0), (0.13, y + 0.02, z + 0.021), ribbon, "ribbon")
-    for side in (-1, 1):
-        b.torus((0, side * 0.24, z + 0.17), 0.26, 0.1, ribbon, "ribbon", (0, 90, 0))
+    b.pair((0, 0.24, z + 0.17), 0.26, ribbon, "ribbon", (0, 90, 0), TORUS, 0.1 / 0.26)
     b.sphere((0, 0, z + 0.12), 0.14, ribbon, "ribbon")

@@ -6,7 +6,7 @@ import numpy as np
 
 from threedgen.data.toybox.builder import Builder, Colour
 from threedgen.data.toybox.grammar import noun
-from threedgen.data.toybox.primitives import FRUSTUM
+from threedgen.data.toybox.primitives import BOX, FRUSTUM
 
 from .buildings import ALONG_X, WOOD, contrast, glass
 
@@ -34,9 +34,8 @@ def axles(b: Builder, xs, y: float, radius: float, half: float) -> None:
 
 def lights(b: Builder, front: float, back: float, y: float, z: float, radius: float = 0.085) -> None:
     """Round headlights, square red tail lights."""
-    for side in (-1, 1):
-        b.sphere((front, side * y, z), (0.05, radius, radius), (1.0, 0.95, 0.65), "headlights")
-        b.box((back, side * y, z), (0.03, radius, radius * 0.7), (0.7, 0.03, 0.05), "taillights")
+    b.pair((front, y, z), (0.05, radius, radius), (1.0, 0.95, 0.65), "headlights")
+    b.pair((back, y, z), (0.03, radius, radius * 0.7), (0.7, 0.03, 0.05), "taillights", kind=BOX)
 
 
 def cab(b: Builder, x: float, z: float, size, front: float, back: float, roof: Colour) -> None:
@@ -62,16 +61,9 @@ def car(b: Builder) -> None:
     if b.chance(0.7):
         back = b.pick(0.0, 0.1, 0.2)
         tall = b.vary(0.14)
-        cab(
-            b,
-            -0.15 - back / 2,
-            z + low - 0.01,
-            (0.36 - back / 2, width * 0.86, tall),
-            b.between(0.15, 0.28),
-            back,
-            roof,
-        )
-        b.dome((-0.15 - back / 2, 0, z + low + 2 * tall + 0.08), (0.34 - back / 2, width * 0.84, 0.09), roof, "roof")
+        x, long = -0.15 - back / 2, 0.36 - back / 2
+        cab(b, x, z + low - 0.01, (long, width * 0.86, tall), b.between(0.15, 0.28), back, roof)
+        b.dome((x, 0, z + low + 2 * tall + 0.08), (0.34 - back / 2, width * 0.84, 0.09), roof, "roof")
     else:  # a beetle: a round cabin whose upper half is the roof
         tall = b.vary(0.4)
         b.dome((-0.12, 0, z + low - 0.02), (0.52, width * 0.92, tall), glass(b.colour), "windows")
@@ -209,10 +201,8 @@ def tank(b: Builder) -> None:
         b.dome((x, 0, top), (0.4, 0.36, 0.34), turret, "turret")
     else:
         b.cylinder((x, 0, top + 0.14), 0.4, 0.16, turret, "turret", top=0.85)
-    barrel = b.shade(turret, 0.75)
-    b.limb(
-        (x + 0.2, 0, top + 0.15), (length + 0.22, 0, top + b.between(0.16, 0.3)), 0.075, barrel, "turret", caps=False
-    )
+    muzzle = (length + 0.22, 0, top + b.between(0.16, 0.3))
+    b.limb((x + 0.2, 0, top + 0.15), muzzle, 0.075, b.shade(turret, 0.75), "turret", caps=False)
     b.cylinder((x - 0.1, 0.1, top + 0.32), 0.13, 0.05, b.shade(turret, 0.7), "turret")
     lights(b, length * 0.86 + 0.12, -length * 0.9 - 0.05, width * 0.75, top - 0.12, 0.07)
 
@@ -245,14 +235,11 @@ def airplane(b: Builder) -> None:
     b.sphere((0.45, 0, 0), (body * 1.55, body, body))
     b.sphere((0.46, 0, body * 0.64), (0.28, body * 0.76, body * 0.68), glass(b.colour), "cockpit")
     levels = (-0.1, 0.42) if propeller and b.chance(0.4) else (-0.06,)
+    back = np.tan(np.deg2rad(sweep)) * span / 2
     for z in levels:
-        for side in (-1, 1):
-            back = np.tan(np.deg2rad(sweep)) * span / 2
-            b.box((0.12 - back, side * span / 2, z), (0.22, span / 2, 0.05), wings, "wings", (0, 0, side * sweep))
-            if len(levels) > 1:
-                b.limb(
-                    (0.12, side * span * 0.7, -0.1), (0.12, side * span * 0.7, 0.42), 0.035, WOOD, "struts", caps=False
-                )
+        b.pair((0.12 - back, span / 2, z), (0.22, span / 2, 0.05), wings, "wings", (0, 0, sweep), BOX)
+        if len(levels) > 1:
+            b.limbs((0.12, span * 0.7, -0.1), (0.12, span * 0.7, 0.42), 0.035, WOOD, "struts", caps=False)
     b.box((-0.8, 0, 0.38), (0.17, 0.055, 0.3), tail, "tail", (0, -25, 0))
     b.box((-0.78, 0, 0.12), (0.15, 0.38, 0.05), tail, "tail")
     if propeller:
@@ -284,12 +271,9 @@ def helicopter(b: Builder) -> None:
     turn, span, blades = b.between(0, 90), b.vary(0.64), b.pick((0, 90), (0, 90), (0, 60, 120))
     for k, a in enumerate(blades):
         b.box((0.08, 0, z + tall + 0.2 + 0.004 * k), (span, 0.085, 0.04), rotor, "rotor", (0, 0, turn + a))
-    for side in (-1, 1):
-        b.limb((-0.3, side * wide * 0.95, 0.06), (0.55, side * wide * 0.95, 0.06), 0.05, METAL, "skids")
-        for x in (-0.05, 0.32):
-            b.limb(
-                (x, side * wide * 0.5, z - tall * 0.6), (x, side * wide * 0.95, 0.06), 0.04, METAL, "skids", caps=False
-            )
+    b.limbs((-0.3, wide * 0.95, 0.06), (0.55, wide * 0.95, 0.06), 0.05, METAL, "skids")
+    for x in (-0.05, 0.32):
+        b.limbs((x, wide * 0.5, z - tall * 0.6), (x, wide * 0.95, 0.06), 0.04, METAL, "skids", caps=False)
 
 
 @noun("rocket", "vehicles", parts=("fins", "nose"))
