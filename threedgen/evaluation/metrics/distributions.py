@@ -1,4 +1,4 @@
-"""Compares sets of features: FID, KID. All in float64.
+"""Compares sets of features or of class scores: FID, KID, Inception score, R-Precision. All in float64.
 
 A figure belongs to the network whose features they are, to its preprocessing and to the number of pictures; it compares
 with nothing else.
@@ -7,15 +7,19 @@ with nothing else.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from torch import nn
 from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
+
+from .figures import Share
 
 Array = NDArray[Any]
 
@@ -63,3 +67,30 @@ def _compare(metric: Metric, x: Array, y: Array) -> Any:
     metric.update(torch.from_numpy(x), real=True)
     metric.update(torch.from_numpy(y), real=False)
     return metric.compute()
+
+
+def inception_score(logits: Array, splits: int = 10) -> tuple[float, float]:
+    """Measures exp(E KL(p(y|x) || p(y))) of logits (N, K) (Salimans et al. 2016): mean and unbiased standard deviation
+    over ``splits`` parts as ``torch.chunk`` cuts them, 0 for one part.
+
+    The logits are taken in the order given, as the paper's code does; torchmetrics shuffles them.
+    """
+    logits = np.asarray(logits, np.float64)
+    if logits.ndim != 2 or not 1 <= splits <= len(logits):
+        raise ValueError(f"logits should be (N, K) with N >= splits >= 1 (got {logits.shape} and {splits})")
+    log_p = logits - logsumexp(logits, axis=1, keepdims=True)
+    scores = []
+    for part in map(np.asarray, torch.from_numpy(log_p).chunk(splits)):
+        marginal = logsumexp(part, axis=0) - np.log(len(part))
+        scores.append(np.exp((np.exp(part) * (part - marginal)).sum(1).mean()))
+    return float(np.mean(scores)), float(np.std(scores, ddof=1)) if splits > 1 else 0.0
+
+
+def r_precision(similarity: Array, own: Sequence[int] | None = None) -> Share:
+    """Counts the assets that their own prompt fits best: row i of (A, N) says how well each of N prompts fits asset i,
+    and ``own`` (A,) which of them it was made for (default: asset i for prompt i)."""
+    similarity = np.asarray(similarity, np.float64)
+    expected = np.arange(len(similarity)) if own is None else np.asarray(own, np.int64)
+    if similarity.ndim != 2 or expected.shape != similarity.shape[:1] or not (expected < similarity.shape[1]).all():
+        raise ValueError(f"there should be a row for each asset and a column for each prompt (got {similarity.shape})")
+    return Share(int((similarity.argmax(1) == expected).sum()), len(similarity))
