@@ -11,7 +11,6 @@ import numpy as np
 import trimesh
 from scipy.spatial import cKDTree
 
-from threedgen.arrays import Array
 from threedgen.export.asset import ExportedAsset, make_asset
 from threedgen.export.files.read_glb import Glb, read_glb
 from threedgen.export.files.textured import Placement
@@ -26,6 +25,7 @@ from threedgen.export.shape.uv_layout import layout
 from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import rasterise
 from threedgen.geometry.rigs import orbit
+from threedgen.run.arrays import Array
 
 from .export_fields import Creature, Voxels, grid
 from .mesh_render import render

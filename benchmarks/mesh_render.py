@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from threedgen.arrays import Array
 from threedgen.geometry.raster import interpolate, rasterise, shrink
 from threedgen.geometry.texture import sample
+from threedgen.run.arrays import Array
 
 
 class MeshRender(NamedTuple):

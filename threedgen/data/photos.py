@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError, short
+from threedgen.run.arrays import Array
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FEWEST, MOST = 2, 100

@@ -56,7 +56,7 @@ class AssetConfig(Config):
         "hull", description="collider: one convex hull, up to eight convex parts (extra 'parts'), or none"
     )
     formats: tuple[Literal["glb", "obj", "usdz"], ...] = Field(
-        ("glb",), min_length=1, description="files to write: glb, obj (a zip with its textures), usdz (extra 'usd')"
+        ("glb",), description="files to write: glb, obj (a zip with its textures), usdz (extra 'usd')"
     )
     refine: int = Field(
         16, ge=0, le=256, description="pictures of the field that the texture is fitted to after baking; 0: none"
@@ -104,6 +104,13 @@ class AssetConfig(Config):
     def grid(self) -> int:
         """Grid points along an edge of the field's cube."""
         return self.resolution or PRESETS[self.preset].resolution
+
+    @field_validator("formats")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("should name one format at least; try [glb]")
+        return value
 
     def check(self) -> None:
         if "usdz" in self.formats:

@@ -15,7 +15,7 @@ import numpy as np
 from imageio_ffmpeg import count_frames_and_secs  # type: ignore[import-untyped]
 from PIL import Image, ImageDraw, ImageFont
 
-from threedgen.arrays import Array
+from threedgen.run.arrays import Array
 from threedgen.run.folder import write_atomic
 
 GAP = 2

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.raster_kernels import fill, prepare
+from threedgen.run.arrays import Array
 
 Size = int | tuple[int, int]
 

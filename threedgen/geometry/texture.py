@@ -12,8 +12,8 @@ import numpy as np
 from numba import njit, prange
 from scipy import ndimage
 
-from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
+from threedgen.run.arrays import Array
 
 
 def sample(texture: Array, uv: Array) -> Array:

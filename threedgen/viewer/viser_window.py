@@ -14,8 +14,8 @@ import rich
 import viser
 from markupsafe import Markup, escape
 
-from threedgen.arrays import Array
 from threedgen.geometry.cameras import Cameras
+from threedgen.run.arrays import Array
 from threedgen.run.text import visible
 
 from .live import EXPORT, STOP, Eye

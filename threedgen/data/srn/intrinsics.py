@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError, short
+from threedgen.run.arrays import Array
 
 FORMS = "should hold 'f cx cy 0', '0 0 0', '1', 'height width' in four lines, or a 3x3 matrix"
 CENTRAL = 0.2

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.views import Views
+from threedgen.run.arrays import Array
 from threedgen.run.cache import BlockCache
 
 from .make import Job, scene

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes, opengl_to_blender
 from threedgen.geometry.views import Views
+from threedgen.run.arrays import Array
 
 from .intrinsics import read_intrinsics, read_numbers
 

@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from threedgen.arrays import Array
 from threedgen.export.files.read_glb import Broken, Glb, read_glb
 from threedgen.export.shape.topology import area_vectors, signed_volume, topology, weld
 from threedgen.export.shape.uv_layout import layout
+from threedgen.run.arrays import Array
 
 Severity = Literal["error", "warning"]
 

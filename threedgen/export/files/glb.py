@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from threedgen.arrays import Array
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import Mesh
+from threedgen.run.arrays import Array
 from threedgen.run.folder import write_atomic
 
 _COMPONENTS = {"<f4": 5126, "<u2": 5123, "<u4": 5125}

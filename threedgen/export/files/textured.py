@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from threedgen.arrays import Array
+from threedgen.run.arrays import Array
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from threedgen.arrays import Array
 from threedgen.export.shape.topology import area_vectors, directed_edges, unique_pairs
+from threedgen.run.arrays import Array
 
 TURN = 0.2
 """Cosine: a face may not turn by more than this in one collapse."""

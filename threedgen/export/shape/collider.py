@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 
-from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.config.optional import require
 from threedgen.export.shape.simplify import BudgetTooSmall, simplify
 from threedgen.export.shape.topology import area_vectors
+from threedgen.run.arrays import Array
 
 Part = tuple[Array, Array]
 """vertices (V, 3) float32 and faces (F, 3) int32, convex, counter-clockwise seen from outside"""

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.export.shape.mesh import Field, Mesh, extract, from_triangles, on_arrays
 from threedgen.export.shape.opacity import HAZE
 from threedgen.export.shape.topology import area_vectors
 from threedgen.export.surface.pictures import Pictures
+from threedgen.run.arrays import Array
 
 FULL = 0.2
 """Share of the surface on the border of the field's world from which on there is no object to be seen."""

@@ -11,9 +11,9 @@ import torch
 from scipy import ndimage, sparse
 from skimage.measure import marching_cubes
 
-from threedgen.arrays import Array
 from threedgen.export.shape.opacity import EmptyField, depth_field
 from threedgen.export.shape.topology import area_vectors, compact, pieces
+from threedgen.run.arrays import Array
 
 Field = Callable[[torch.Tensor], torch.Tensor]
 SMALLEST = 0.01

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
+from threedgen.run.arrays import Array
 
 HALF_OPAQUE = math.log(2) / 2
 HAZE = 0.1

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fast_simplification
 import numpy as np
 
-from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.collapse import collapse
 from threedgen.export.shape.topology import compact, topology, weld
+from threedgen.run.arrays import Array
 
 AGGRESSION = 3.0
 """Of fast_simplification: larger values are no faster here and leave more edges without two faces."""

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from threedgen.arrays import Array
+from threedgen.run.arrays import Array
 
 THIN = 1e-12
 """Area below which a triangle counts as degenerate, for a mesh whose longest side is 1."""

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import xatlas
 
-from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import vertex_normals
 from threedgen.export.shape.uv_layout import density
 from threedgen.export.surface.tangents import vertex_tangents
+from threedgen.run.arrays import Array
 
 GAP = 4
 """Texels between two charts in the final texture, at 1024 pixels and below; more where there are more."""

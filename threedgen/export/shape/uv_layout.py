@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from threedgen.arrays import Array
 from threedgen.export.shape.topology import area_vectors, pieces
 from threedgen.geometry.raster import rasterise_uv
+from threedgen.run.arrays import Array
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import Mesh
 from threedgen.geometry.raster import Buffers, interpolate, rasterise_uv, unit
 from threedgen.geometry.texture import fill
+from threedgen.run.arrays import Array
 
 from . import bvh as rays
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit, prange
 
-from threedgen.arrays import Array
+from threedgen.run.arrays import Array
 
 LEAF = 4
 """Triangles in a leaf at most."""

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from threedgen.arrays import Array
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.options import MarchConfig
 from threedgen.representations.shading import NoMaterial
 from threedgen.representations.volume.render import render
+from threedgen.run.arrays import Array
 
 Pictures = Callable[[Cameras], tuple[Array, Array]]
 """Cameras (V) -> colours (V, H, W, 3) in [0, 1] of what is there, opacities (V, H, W)"""

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.arrays import Array
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.topology import area_vectors
 from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import checked, interpolate, rasterise, rasterise_uv, unit
 from threedgen.geometry.texture import fill, sample, scatter
+from threedgen.run.arrays import Array
 
 STAY = 0.1
 """Weight of staying with the baked texel, in pixels: one seen by less than this hardly moves, whatever it is told.

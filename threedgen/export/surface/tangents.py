@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from threedgen.arrays import Array
 from threedgen.geometry.raster import unit
+from threedgen.run.arrays import Array
 
 
 def vertex_tangents(vertices: Array, faces: Array, normals: Array, uv: Array) -> Array:
