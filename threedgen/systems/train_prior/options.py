@@ -128,7 +128,7 @@ class DiffusionConfig(Config):
     timestep_power: float = Field(
         0.9, gt=0, le=2, description="t = T u^this: below 1 favours noise, where shape and colour are decided"
     )
-    learning_rate: Scheduled = Field({"0%": 0.0, "1%": 1e-3, "70%": 1e-3, "100%": 2e-5})
+    learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "60%": 2e-3, "100%": 2e-5})
     weight_decay: float = Field(0.01, ge=0)
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")

@@ -25,7 +25,6 @@ from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
-from threedgen.train.muon import Muon
 from threedgen.train.system import AveragedSystem, stratified
 
 from .options import MultiviewDiffusionConfig, NetworkConfig, TrainBaseConfig, TrainPriorConfig
@@ -139,9 +138,7 @@ class DiffusionSystem(AveragedSystem):
 
     def configure_optimizers(self):
         o = self.options
-        ends = (self.unet.conv_in.weight, self.unet.conv_out.weight)
-        optimizer = Muon(self.unet.parameters(), 1.0, weight_decay=o.weight_decay, elementwise=ends)
-        return self.scheduled(optimizer, o.learning_rate)
+        return self.adamw(self.unet.parameters(), o.learning_rate, weight_decay=o.weight_decay)
 
     def validate(self, step: int, folder: Path) -> None:
         """Saves the averaged weights as a diffusers folder and draws its sample sheet."""
