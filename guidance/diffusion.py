@@ -219,10 +219,12 @@ def predict(denoise: Denoiser, x: Tensor, t: Tensor, given: Conditions, guidance
 
 
 def guided(denoise: Denoiser, guidance_scale: float) -> Denoiser:
-    """Classifier-free guidance (Ho and Salimans 2022) as a denoiser whose ``text`` is a pair (cond, uncond)."""
+    """Classifier-free guidance (Ho and Salimans 2022) as a denoiser whose ``text`` is a pair (cond, uncond), or all
+    that is given."""
 
-    def call(x: Tensor, t: Tensor, text: TextPair, camera: Tensor | None, n_view: int) -> Tensor:
-        return predict(denoise, x, t, Conditions(text, camera, n_view), guidance_scale)[0]
+    def call(x: Tensor, t: Tensor, text: TextPair | Conditions, camera: Tensor | None, n_view: int) -> Tensor:
+        given = text if isinstance(text, Conditions) else Conditions(text, camera, n_view)
+        return predict(denoise, x, t, given, guidance_scale)[0]
 
     return call
 
@@ -287,13 +289,14 @@ def ddim_sample(
     eta: float = 0.0,
     generator: Generators = None,
     compat: bool = False,
+    T: int | None = None,
 ) -> Tensor:
     """From noise ``x_T`` (B,C,h,w) to a sample of the same shape.
 
     Wrap the network in ``guided`` for classifier-free guidance and pass ``text`` as its pair. ``generator`` (see
-    ``fresh_noise``) is read only when ``eta`` > 0.
+    ``fresh_noise``) is read only when ``eta`` > 0. ``T``: the steps begin below it, with latents that are half noise.
     """
-    timesteps = ddim_timesteps(steps, schedule.T, compat)
+    timesteps = ddim_timesteps(steps, T or schedule.T, compat)
     alphas, alphas_prev = ddim_alphas(schedule, timesteps)
     x = x_T
     for i in reversed(range(len(timesteps))):
@@ -302,6 +305,20 @@ def ddim_sample(
         noise = fresh_noise(x, generator) if eta > 0 else None
         x, _ = ddim_step(x, eps, alphas[i], alphas_prev[i], eta, noise)
     return x
+
+
+def ddim_redraw(
+    denoise: Denoiser, z: Tensor, noise: Tensor, given: Conditions, schedule: Schedule, steps: int, strength: float
+) -> Tensor:
+    """Draws latents ``z`` (B,C,h,w) again: ``strength`` in (0, 1] of all ``noise`` is added, and taken away by DDIM.
+
+    SDEdit (Meng et al. 2022): little noise keeps shapes and colours and renews what is fine; 1 keeps next to nothing.
+    ``denoise``: of ``guided``.
+    """
+    T = max(steps, round(strength * schedule.T))
+    t = ddim_timesteps(steps, T)[-1].to(z.device)
+    x = schedule.add_noise(z, noise, t)
+    return ddim_sample(denoise, x, given, given.camera, given.n_view, schedule, steps, T=T)
 
 
 def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:

@@ -18,7 +18,7 @@ from tests.geometry.test_poses import assert_rigid
 from tests.support.parity_files import parity_files
 from threedgen.config.sections import MultiviewCameraConfig, OrbitCameraConfig
 from threedgen.geometry.poses import wrap_angle
-from threedgen.geometry.rigs import Rig, cameras_from_draws, draw, orbit, sample_multiview, turntable
+from threedgen.geometry.rigs import Rig, cameras_from_draws, draw, orbit, sample_multiview, surround, turntable
 from threedgen.run import seeding
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
@@ -227,3 +227,20 @@ def test_turntable_closes_without_repeating():
 def test_impossible_ranges_are_named(options, problem):
     with pytest.raises(ValidationError, match=problem):
         MultiviewCameraConfig(**options)
+
+
+@pytest.mark.parametrize(("groups", "n_view"), [(6, 4), (1, 4), (3, 1), (2, 3)])
+def test_rings_all_around_have_their_azimuths_at_equal_distances(groups: int, n_view: int) -> None:
+    options = OrbitCameraConfig(n_view=4, distance=2.6, fov=40.0)
+    rig = surround(options, groups, n_view, (-5.0, 30.0), 32)
+    turn = (rig.azimuth.rad2deg() % 360).sort().values
+    assert torch.allclose(turn, torch.arange(groups * n_view) * 360.0 / (groups * n_view), atol=1e-3)
+    assert torch.allclose(rig.cameras.position.norm(dim=-1), torch.tensor(2.6), atol=1e-5)
+    steep = rig.elevation.rad2deg()
+    assert steep.min() >= -5 and steep.max() <= 30 and len(steep.unique()) == groups
+    parts = rig.groups()
+    assert len(parts) == groups and all(len(part.cameras) == part.n_view == n_view for part in parts)
+    for part in parts:  # as the prior wants them: one elevation, equal turns
+        assert len(part.elevation.unique()) == 1
+        assert torch.allclose(part.azimuth.diff(), torch.tensor(2 * pi / n_view), atol=1e-5)
+    assert torch.equal(torch.cat([part.cameras.c2w for part in parts]), rig.cameras.c2w)

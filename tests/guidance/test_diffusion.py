@@ -13,10 +13,12 @@ from torch import Tensor
 
 from tests.support.parity_files import parity_files
 from threedgen.guidance.diffusion import (
+    Conditions,
     Schedule,
     branches,
     combine,
     ddim_alphas,
+    ddim_redraw,
     ddim_sample,
     ddim_sigma,
     ddim_step,
@@ -277,3 +279,19 @@ def test_prompts_are_shared_by_their_consecutive_images():
 def test_unknown_scheduler_files_are_refused_by_name(config, word):
     with pytest.raises(ValueError, match=word):
         Schedule.from_diffusers(config)
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.4, 1.0])
+def test_drawn_again_latents_keep_what_the_noise_left(strength: float) -> None:
+    """Of unit Gaussian data the probability flow is the identity: the result is the noisy latents themselves."""
+    schedule = Schedule.linear()
+    z, noise = torch.randn(2, 4, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def ideal(x: Tensor, t: Tensor, text: Tensor, camera: None, n_view: int) -> Tensor:
+        return schedule.alpha_sigma(t, x)[1] * x
+
+    given_text = Conditions((torch.zeros(1, 1, 1), torch.zeros(1, 1, 1)))
+    again = ddim_redraw(guided(ideal, 1.0), z, noise, given_text, schedule, 20, strength)
+    t = int(strength * schedule.T * 19 / 20) + 1
+    left = float(schedule.alpha_bar[t].sqrt())
+    assert float((again * z).mean()) == pytest.approx(left, abs=0.03) and again.std() == pytest.approx(1, abs=0.12)

@@ -38,6 +38,7 @@ TINY = {
     "camera": {"n_view": 2},
     "preview": {"steps": 2},
     "warm_start": {"steps": 3, "size": 8},
+    "refine": {"strengths": [0.6, 0.3], "share": 0.0625, "groups": 2, "sampling_steps": 2, "views": 2, "size": 8},
     "result": {
         "turntable": {"n_view": 2, "height": 16, "width": 16, "distance": 2.6},
         "mesh_resolution": 16,

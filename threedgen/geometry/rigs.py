@@ -36,6 +36,12 @@ class Rig:
     light: Tensor
     n_view: int = 1
 
+    def groups(self) -> list[Rig]:
+        """The groups, each as a rig of its own."""
+        parts = (self.elevation, self.azimuth, self.distance, self.light)
+        chosen = torch.arange(len(self.cameras)).split(self.n_view)
+        return [Rig(self.cameras.select(k), *(part[k] for part in parts), n_view=self.n_view) for k in chosen]
+
 
 def orbit(
     n: int, elevation: float, distance: float, fov: float, height: int, width: int, azimuth: float = 0.0
@@ -45,6 +51,18 @@ def orbit(
     ring, steep, far = turn + azimuth, torch.full((n,), float(elevation)), torch.full((n,), float(distance))
     projection = Projection.perspective(torch.full((n,), float(fov)), height, width)
     return Cameras(orbit_c2w(steep, ring, far), projection, height, width)
+
+
+def surround(options: OrbitCameraConfig, groups: int, n_view: int, elevations: tuple[float, float], size: int) -> Rig:
+    """Places ``groups`` rings of ``n_view`` cameras, each turned a little further, so that all azimuths are at equal
+    distances; elevations (degrees) of successive rings are spread over their range. Distance and fov as ``options``."""
+    ring = torch.arange(groups)
+    low, high = elevations
+    elevation = torch.deg2rad(low + (high - low) * (ring * 0.618034 % 1)).repeat_interleave(n_view)
+    azimuth = (2 * pi * (torch.arange(n_view) + (ring / groups)[:, None]) / n_view).flatten()
+    distance, fov = (torch.full_like(azimuth, value) for value in (options.distance, radians(options.fov)))
+    cameras = Cameras(orbit_c2w(elevation, azimuth, distance), Projection.perspective(fov, size, size), size, size)
+    return Rig(cameras, elevation, azimuth, distance, cameras.position, n_view)
 
 
 def turntable(options: OrbitCameraConfig, n: int | None = None) -> Cameras:

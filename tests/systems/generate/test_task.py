@@ -133,7 +133,7 @@ def test_a_finished_run_without_an_asset_says_how_to_make_one(copy: Path) -> Non
 def test_no_prior_and_no_path_in_a_checkpoint() -> None:
     path = undisturbed() / "checkpoints" / "last.ckpt"
     parts = {name.partition(".")[0] for name in weights(undisturbed())}
-    assert parts == {"field", "background", "occupancy"}
+    assert parts == {"field", "background", "occupancy", "drawn"}
     assert str(undisturbed().parent).encode() not in path.read_bytes()
 
 

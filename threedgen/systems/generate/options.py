@@ -61,6 +61,22 @@ class WarmStartConfig(Config):
     size: int = Field(64, ge=8, le=2048, description="pixels of the renders while fitting")
 
 
+class RefineConfig(Config):
+    """The last part of a run: views all around are rendered and drawn again by the prior, and the object fitted to them
+    (MVEdit, arXiv 2403.12032; Instruct-NeRF2NeRF, arXiv 2303.12789; here several views at once)."""
+
+    strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (), description="one round for each: how much noise a picture gets before it is drawn again; []: none"
+    )
+    share: float = Field(0.2, gt=0, le=1, description="of trainer.max_steps that a round takes")
+    groups: int = Field(6, ge=1, le=64, description="times camera.n_view views that are drawn again together")
+    elevation_range: tuple[float, float] = Field((0.0, 30.0), description="of their cameras, degrees")
+    sampling_steps: int = Field(10, ge=1, le=1000, description="DDIM steps of a picture")
+    guidance_scale: float = Field(3.0, ge=0)
+    views: int = Field(4, ge=1, description="of the drawn views that a step looks at")
+    size: int = Field(128, ge=8, le=2048, description="pixels of the renders while fitting")
+
+
 class PreviewConfig(Config):
     """The views that the prior samples from the prompt before the 3D work begins."""
 
@@ -111,6 +127,7 @@ class GenerateConfig(RunConfig):
     loss: LossConfig = LossConfig()
     preview: PreviewConfig = PreviewConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
+    refine: RefineConfig = RefineConfig()
     result: ResultConfig = ResultConfig()
     export: ExportSection = ExportSection()
     view: ViewConfig = Field(ViewConfig(), exclude=True)  # no part of the run, so in no config.yaml and no hash
@@ -145,6 +162,11 @@ class GenerateConfig(RunConfig):
         """How many views the prior looks at together; 1 is a prior's 2D mode, without cameras."""
         return self.camera.n_view if self.prior.multiview else 1
 
+    @property
+    def refine_steps(self) -> int:
+        """Length of a round of refinement; 0: there is none."""
+        return int(self.refine.share * self.trainer.max_steps) if self.refine.strengths else 0
+
     @model_validator(mode="after")
     def _agree(self) -> GenerateConfig:
         """What one section says has to suit the others."""
@@ -165,11 +187,16 @@ class GenerateConfig(RunConfig):
                     f"loss.{name} is for meshes, and field.name {self.field.name} is none; "
                     "set it to 0, or field.name=dmtet"
                 )
-        warm, steps = self.warm_start.steps, self.trainer.max_steps
-        if warm > steps:
+        warm, steps, rounds = self.warm_start.steps, self.trainer.max_steps, len(self.refine.strengths)
+        if rounds * self.refine.share > 1:
             raise ValueError(
-                f"warm_start.steps {warm} should not exceed trainer.max_steps {steps}; "
-                f"try warm_start.steps={steps // 2}"
+                f"refine.share {self.refine.share:g} of the run for each of {rounds} rounds is more than the run; "
+                f"try refine.share={0.5 / rounds:.2g}"
+            )
+        if warm > (left := steps - rounds * self.refine_steps):
+            raise ValueError(
+                f"warm_start.steps {warm} should not exceed trainer.max_steps {steps}{' less refine' * (rounds > 0)}; "
+                f"try warm_start.steps={left // 2}"
             )
         if warm and self.views_per_scene < 2:
             raise ValueError(

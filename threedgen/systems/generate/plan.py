@@ -55,14 +55,21 @@ def plan(config: GenerateConfig) -> str:
 def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:
     """Bytes that a run takes in its largest step, by what they are for; stages apart."""
     prior, end = meta_networks(config.prior.weights, config.prior.parts), config.trainer.max_steps
-    shapes: Any = SimpleNamespace(schedule=Schedule.scaled_linear(), unet=prior.unet)
-    system = GenerateSystem(config, shapes, torch.zeros(2, 1, 1)).to(device)
-    drawn = {(system.size(s), int(jump(config.scenes_per_step, s, end))) for s in range(config.warm_start.steps, end)}
-    images = config.camera.n_view * max((scenes for _, scenes in drawn), default=0)
-    rays = config.camera.n_view * max((size**2 * scenes for size, scenes in drawn), default=0)
     size = config.prior.image_size or prior.unet.config["sample_size"] * prior.factor
+    shapes: Any = SimpleNamespace(schedule=Schedule.scaled_linear(), unet=prior.unet, image_size=size)
+    system = GenerateSystem(config, shapes, torch.zeros(2, 1, 1)).to(device)
+    refine, n_view = config.refine, config.camera.n_view
+    distilled = [s for s in range(config.warm_start.steps, end) if system.round(s) is None]
+    drawn = {(system.size(s), int(jump(config.scenes_per_step, s, end))) for s in distilled}
+    images = n_view * max((scenes for _, scenes in drawn), default=0)
+    rays = max((n_view * size**2 * scenes for size, scenes in drawn), default=0)
+    if config.refine_steps:
+        rays = max(rays, refine.views * refine.size**2)
     learnt = sum(p.numel() * p.element_size() for p in system.parameters())
-    found = {"prior": 4.0 * prior.kept, "field and optimiser": float(STATE * learnt)}
+    found = {
+        "prior": 4.0 * (prior.parameters if config.refine_steps else prior.kept),
+        "field and optimiser": float(STATE * learnt),
+    }
     if prior.vae:
         found["graph of the VAE"] = images * vae_bytes(prior.vae, size)
     if list(system.distill.parameters()):

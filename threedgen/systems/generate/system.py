@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from threedgen.config import at, registry
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.rigs import orbit, sample_multiview
+from threedgen.geometry.rigs import orbit, sample_multiview, surround
+from threedgen.guidance.diffusion import ddim_redraw, fresh_noise, guided
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
 from threedgen.representations import losses
@@ -52,6 +53,7 @@ class GenerateSystem(System):
     prior: Any
     text: Tensor
     views: Tensor
+    drawn: Tensor
 
     def __init__(
         self,
@@ -73,6 +75,12 @@ class GenerateSystem(System):
         self.register_buffer("text", text, persistent=False)
         self.register_buffer("views", views, persistent=False)
         self.view_cameras: Any = view_cameras
+        if config.refine_steps:
+            table, side = config.result.turntable, prior.image_size
+            refine, n_view = config.refine, config.views_per_scene
+            self.rig = surround(table, refine.groups, n_view, refine.elevation_range, side)
+            # in checkpoints: a resumed round must be fitted to the very same pictures
+            self.register_buffer("drawn", torch.zeros(len(self.rig.cameras), side, side, 3, dtype=torch.float16))
         self.hold(prior=prior)
         learning = (prior.schedule, self.max_steps, prior, generator(config.seed, 0, "distillation parameters"))
         self.distill: Any = registry.build("distillation", config.distillation, *learning)
@@ -86,6 +94,8 @@ class GenerateSystem(System):
         """What the progress bar says."""
         if self.global_step < self.config.warm_start.steps:
             return "fitting the sampled views"
+        if (number := self.round(self.global_step)) is not None:
+            return f"refining, round {number + 1} of {len(self.config.refine.strengths)}"
         return f"distilling at {self.size(self.global_step)} px"
 
     def setup(self, stage: str) -> None:
@@ -101,21 +111,55 @@ class GenerateSystem(System):
         self.field.at_step(step, self.max_steps)
         if self.occupancy is not None and not self.again:  # a step that is repeated finds it up to date
             self.occupancy.update(self.field.density, step, generator(self.config.seed, step, "occupancy"))
-        warm = step < self.config.warm_start.steps
-        self.terms, loss = (self.fit_views if warm else self.distillation_loss)(step)
+        if step < self.config.warm_start.steps:
+            self.terms, loss = self.fit(self.view_cameras, self.views, self.config.warm_start.size, step)
+        elif (number := self.round(step)) is not None:
+            self.terms, loss = self.refine(number, step)
+        else:
+            self.terms, loss = self.distillation_loss(step)
         return loss
 
-    def fit_views(self, step: int) -> tuple[dict[str, float], Tensor]:
-        """Warm start: renders should equal the sampled views."""
-        size = self.config.warm_start.size
-        result = self.render(self.view_cameras.with_size(size, size), step, training=False)
-        expected = F.interpolate(self.views.permute(0, 3, 1, 2), (size, size), mode="area").permute(0, 2, 3, 1)
+    def round(self, step: int) -> int | None:
+        """Which round of refinement a step belongs to; they are at the end of the run."""
+        rounds, length = len(self.config.refine.strengths), self.config.refine_steps
+        first = self.max_steps - rounds * length
+        return min((step - first) // length, rounds - 1) if length and step >= first else None
+
+    def refine(self, number: int, step: int) -> tuple[dict[str, float], Tensor]:
+        """Renders should equal the pictures that the prior drew over those at the beginning of the round."""
+        o = self.config.refine
+        if not self.again and (step == 0 or self.round(step - 1) != number):
+            self.draw_again(o.strengths[number], step)
+            optimizer: Any = self.optimizers()
+            optimizer.optimizer.state.clear()  # moments of the gradients of another loss, a thousand times as large
+        chosen = torch.randperm(len(self.drawn), generator=self.rng(step, "drawn views"))[: o.views]
+        return self.fit(self.rig.cameras.select(chosen), self.drawn[chosen].float(), o.size, step)
+
+    @torch.no_grad()
+    def draw_again(self, strength: float, step: int) -> None:
+        """Fills ``drawn`` with renders of all sides that got noise and were denoised by the prior, group by group."""
+        o, rng = self.config.refine, generator(self.seed, step, "drawing")  # the same on all devices
+        denoise, schedule, views = guided(self.prior.denoise, o.guidance_scale), self.prior.schedule, []
+        for rig in self.rig.groups():
+            camera = self.prior.camera(rig.cameras.c2w.to(self.device)) if rig.n_view > 1 else None
+            text = view_text(self.text, rig, self.config.view_prompts)
+            given = replace(text, camera=camera, n_view=rig.n_view)
+            z = self.prior.encode_images(self.pictures(rig.cameras).to(self.device), rng)
+            z = ddim_redraw(denoise, z, fresh_noise(z, rng), given, schedule, o.sampling_steps, strength)
+            views.append(self.prior.decode_latents(z))
+        self.drawn.copy_(torch.cat(views))
+
+    def fit(self, cameras: Cameras, views: Tensor, size: int, step: int) -> tuple[dict[str, float], Tensor]:
+        """Renders should equal ``views`` (V, H, W, 3), at ``size`` pixels."""
+        result = self.render(cameras.with_size(size, size), step, training=False)
+        expected = F.interpolate(views.permute(0, 3, 1, 2), (size, size), mode="area").permute(0, 2, 3, 1)
         # what the samples show at the border is their background
         grey = expected[:, :2].mean((1, 2))[:, None, None]
         rgb = result.rgb_fg.view(expected.shape) + grey * (1 - result.opacity.view(*expected.shape[:3], 1))
         loss = F.mse_loss(rgb, expected) * 10
         # fog in the colour of the background fits the views as well as nothing does: hence the second one
         clear = 0.01 * losses.opaque(result.opacity) + 0.1 * losses.sparsity(result.opacity)
+        self.metrics = {"opacity": float(result.opacity.detach().mean())}
         return {"loss_views": loss.item()}, loss + clear
 
     def distillation_loss(self, step: int) -> tuple[dict[str, float], Tensor]:

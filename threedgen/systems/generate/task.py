@@ -101,7 +101,8 @@ def optimise(task: Task, start: Path | None = None) -> Status:
         notes = warn_about(config.prompt, prior) + unknown_sides(config, prior)
         text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
         views, cameras = preview(config, prior, prompt, folder)
-    prior.release()  # no more text, no more pictures
+    if not config.refine_steps:
+        prior.release()  # no more text, no more pictures
     system = GenerateSystem(config, prior, text, views if config.warm_start.steps else None, cameras)
     if start is not None:
         start_from(system, start)  # a checkpoint, if there is one, comes after it
