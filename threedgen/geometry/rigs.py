@@ -38,9 +38,12 @@ class Rig:
 
     def groups(self) -> list[Rig]:
         """The groups, each as a rig of its own."""
-        parts = (self.elevation, self.azimuth, self.distance, self.light)
-        chosen = torch.arange(len(self.cameras)).split(self.n_view)
-        return [Rig(self.cameras.select(k), *(part[k] for part in parts), n_view=self.n_view) for k in chosen]
+
+        def part(k: Tensor) -> Rig:
+            cameras, n_view = self.cameras.select(k), self.n_view
+            return Rig(cameras, self.elevation[k], self.azimuth[k], self.distance[k], self.light[k], n_view)
+
+        return [part(k) for k in torch.arange(len(self.cameras)).split(self.n_view)]
 
 
 def orbit(

@@ -32,6 +32,7 @@ from threedgen.evaluation.metrics.figures import (
 from threedgen.evaluation.sampling import ring_poses
 from threedgen.evaluation.tables import percent
 from threedgen.evaluation.toybox import object_score, prior_score
+from threedgen.evaluation.toybox.fidelity import Surface
 from threedgen.evaluation.toybox.held_out import held_out_cases, held_out_rooms
 from threedgen.evaluation.toybox.judging import equal_error, judge, tally
 from threedgen.evaluation.toybox.labels import Labels
@@ -349,11 +350,15 @@ def test_evaluate_3d_makes_measures_and_leaves_finished_runs(
         return Status.FINISHED
 
     monkeypatch.setattr(object_score, "run_status", fake)
+    monkeypatch.setattr(object_score, "surface", lambda *place: Surface(9.0, translucent=True))
     assert object_score.run(config, quiet=True) == 0
     assert made == list(cases)
     figures = json.loads((tmp_path / "run" / "report.json").read_text())
     assert figures["failed"] == 1 and figures["costs"]["seconds_median"] == 12.5
     assert figures["measured"]["noun"]["total"] == 3 and figures["probe_on_truth"]["noun"]["total"] == 3
+    near = figures["fidelity"]
+    assert near["translucent"] == 2 and near["without_surface"] == 1 and near["roughness"] == 9
+    assert 0 < near["floor_roughness"] < 9 and near["floor_fid"] < near["fid"]  # one of three is a grey picture
     assert figures["objects"][1]["answers"]["noun"] is False and figures["objects"][1]["seconds"] is None
     assert "One front only" in (tmp_path / "run" / "report.md").read_text()
     assert (tmp_path / "run" / "sheet.png").is_file()

@@ -18,9 +18,12 @@ from zipfile import BadZipFile
 import numpy as np
 
 from threedgen.config import ConfigError, load, task_of
+from threedgen.data.toybox.raycast import Picture
 from threedgen.data.toybox.world import portraits
 from threedgen.evaluation.metrics.figures import median
 from threedgen.evaluation.tables import thumbnails
+from threedgen.geometry.images import to_uint8
+from threedgen.geometry.poses import orbit_array
 from threedgen.run import folder as runs
 from threedgen.run.metrics import read_summary
 from threedgen.run.progress import Count
@@ -30,6 +33,7 @@ from threedgen.systems.generate.task import run_status
 from threedgen.train.loop import Status
 from threedgen.train.task import Stopped
 
+from .fidelity import Surface, distances, roughness, surface, surface_figures
 from .held_out import Case, held_out_cases
 from .judging import Verdict, judge_pictures
 from .options import Evaluate3DConfig, EvaluateSubjectsConfig
@@ -38,6 +42,8 @@ from .report import report_scores
 
 logger = logging.getLogger(__name__)
 
+SEEN = 128
+"""Pixels of the ground truth, and of the pictures on which roughness is measured."""
 KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", "each_side", "side", "noun_single")
 
 
@@ -69,10 +75,21 @@ def run(config: Evaluate3DConfig, resume: Path | None = None, quiet: bool = Fals
                 return stop.status.exit_code
             measured.append(judge_result(probe, case, results[-1]))
             count.add(1, case.caption)
+    surfaces, smooth = list[Surface | None](), list[float | None]()
+    draws: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     with Count("ground truth", len(cases), quiet) as count:
-        for case, generate in zip(cases, configs, strict=True):
-            truth += judge_truth(probe, case, generate, config)
+        for case, generate, result in zip(cases, configs, results, strict=True):
+            real = [true_turntable(case, generate, config.seed, k) for k in range(max(2, config.calibration))]
+            at = view_azimuths(generate.result.turntable)
+            truth += [judge_pictures(probe, p.rgb, case.spec, at, vote=True) for p in real[: config.calibration]]
+            for seen, picture in zip(draws, real, strict=False):
+                seen.append(to_uint8(picture.rgb))
+            smooth.append(roughness(real[0].normal, real[0].mask))
+            surfaces.append(None if result.failed else surface_of_run(generate))
             count.add(1)
+    near = surface_figures(surfaces, smooth)
+    if len(cases) > 1:
+        near |= distances(probe, [result.views for result in results], *draws)
     own = [
         {"folder": place, "seconds": result.seconds, "peak_memory_mib": result.memory_mib}
         for place, result in zip(places, results, strict=True)
@@ -92,7 +109,7 @@ def run(config: Evaluate3DConfig, resume: Path | None = None, quiet: bool = Fals
     each = VIEWS // config.sheet_views
     there = [k for k, result in enumerate(results) if not result.failed][: config.sheet]
     shown = {k: thumbnails(results[k].views[::each][: config.sheet_views], 192) for k in there}
-    return report_scores(config, begun, cases, measured, truth, KEYS, page(config, costs), about, shown, own)
+    return report_scores(config, begun, cases, measured, truth, KEYS, page(config, costs), about, shown, own, near)
 
 
 # --- the objects -------------------------------------------------------------------------------------------------
@@ -156,16 +173,24 @@ def judge_result(probe: Probe, case: Case, result: Result) -> Verdict:
     return Verdict(wrong, {"noun": "nothing", "colour": "no"}, -99.0, None, None)
 
 
-def judge_truth(probe: Probe, case: Case, generate: GenerateConfig, config: Evaluate3DConfig) -> list[Verdict]:
-    """Asks the same about ground-truth turntables of the prompt: how often does the meter itself err?"""
-    turntable = generate.result.turntable
-    azimuth, elevation, fov = view_azimuths(turntable), np.deg2rad(turntable.elevation), np.deg2rad(turntable.fov)
-    verdicts = []
-    for number in range(config.calibration):
-        asset, near = case.truth(config.seed, number), turntable.distance * np.tan(fov / 2)
-        picture = portraits(asset, azimuth, elevation, 128, fov=fov, relative_distance=near)
-        verdicts.append(judge_pictures(probe, picture.rgb, case.spec, azimuth, vote=True))
-    return verdicts
+def true_turntable(case: Case, generate: GenerateConfig, seed: int, number: int) -> Picture:
+    """Renders a ground-truth object of the prompt as the turntable of a run would see it, with its normals."""
+    table, (azimuth, elevation, fov) = generate.result.turntable, angles(generate)
+    near = table.distance * np.tan(fov / 2)
+    return portraits(case.truth(seed, number), azimuth, elevation, SEEN, truth=True, fov=fov, relative_distance=near)
+
+
+def surface_of_run(generate: GenerateConfig) -> Surface | None:
+    """Measures the surface of a finished run from the same places."""
+    azimuth, elevation, fov = angles(generate)
+    c2w = orbit_array(elevation, azimuth, generate.result.turntable.distance)
+    return surface(Path(str(generate.out)), c2w, fov, SEEN, generate.result.mesh_resolution)
+
+
+def angles(generate: GenerateConfig) -> tuple[np.ndarray, float, float]:
+    """Azimuths of the views, their elevation and vertical angle of view, in radians."""
+    table = generate.result.turntable
+    return view_azimuths(table), float(np.deg2rad(table.elevation)), float(np.deg2rad(table.fov))
 
 
 # --- the report --------------------------------------------------------------------------------------------------

@@ -24,8 +24,9 @@ from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.train.loop import set_threads
 
+from .fidelity import distances
 from .held_out import Case, held_out_cases
-from .judging import judge_pictures
+from .judging import Verdict, judge_pictures
 from .options import EvaluatePriorConfig
 from .probe import Probe
 from .report import report_scores
@@ -45,17 +46,23 @@ def run(config: EvaluatePriorConfig, resume: Path | None = None, quiet: bool = F
     drawn = draw_all(config, prior, weights, cases, rings, quiet)
     if drawn is None:
         return 130
-    measured, truth = [], []
+    measured, truth = list[Verdict](), list[Verdict]()
+    draws: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     with Count("looking", len(cases), quiet) as count:
         for case, views, (azimuth, elevation) in zip(cases, drawn, rings, strict=True):
             measured.append(judge_pictures(probe, views, case.spec, azimuth))
-            real = portraits(case.truth(config.seed), azimuth, elevation, views.shape[1]).rgb
-            truth.append(judge_pictures(probe, real, case.spec, azimuth))
+            real = [portraits(case.truth(config.seed, k), azimuth, elevation, views.shape[1]).rgb for k in (0, 1)]
+            truth.append(judge_pictures(probe, real[0], case.spec, azimuth))
+            for seen, rgb in zip(draws, real, strict=True):
+                seen.append(to_uint8(rgb))
             count.add(1)
+    near = distances(probe, drawn, *draws) if len(cases) > 1 else None
     about = {"samples": len(cases), "steps": config.steps, "guidance_scale": config.guidance_scale}
     chosen = np.linspace(0, len(cases) - 1, min(config.sheet, len(cases))).astype(int).tolist()
     shown = {k: drawn[k] for k in chosen}
-    return report_scores(config, begun, cases, measured, truth, KEYS, page(config), about, shown, prior=weights)
+    return report_scores(
+        config, begun, cases, measured, truth, KEYS, page(config), about, shown, fidelity=near, prior=weights
+    )
 
 
 def cameras(config: EvaluatePriorConfig, case: Case) -> Ring:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from threedgen.evaluation.metrics.figures import median
-from threedgen.evaluation.tables import finish, limits, markdown_table, percent, write_report
+from threedgen.evaluation.tables import finish, limits, markdown_table, percent, rounded, write_report
 from threedgen.geometry.images import grid, write_png
 from threedgen.run.metrics import read_json
 
+from .fidelity import fidelity_table
 from .held_out import Case
 from .judging import FIGURES, Verdict, tally
 from .options import EvaluationConfig
@@ -73,30 +74,37 @@ def report_scores(
     about: dict[str, Any],
     shown: Mapping[int, np.ndarray],
     own: Sequence[dict[str, Any]] | None = None,
+    fidelity: dict[str, Any] | None = None,
     **summary: Any,
 ) -> int:
     """Writes report.json, report.md, sheet.png and the summary of an evaluation of held-out prompts; returns 0.
 
     ``text``: what report.md says before and after its table of ``keys``; ``about``: what report.json says first, and
-    ``own`` of each object; ``shown``: number of an object -> its views (V, H, W, 3) on the sheet.
+    ``own`` of each object; ``fidelity``: figures for ``fidelity_table``; ``shown``: number of an object -> its views
+    (V, H, W, 3) on the sheet.
     """
     folder, captions = Path(str(config.out)), [case.caption for case in cases]
     rows = worst(captions, measured, config.worst)
-    figures = about | {
-        "measured": figures_plain(measured),
-        "probe_on_truth": figures_plain(truth),
-        "probe_accuracy": read_json(locate(config.probe.weights).with_suffix(".json")).get("accuracy"),
-        "worst": rows,
-        "objects": [
-            {"caption": caption, **more, **verdict.plain()}
-            for caption, more, verdict in zip(captions, own or [{}] * len(cases), measured, strict=True)
-        ],
-    }
+    figures = (
+        about
+        | ({"fidelity": rounded(fidelity)} if fidelity else {})
+        | {
+            "measured": figures_plain(measured),
+            "probe_on_truth": figures_plain(truth),
+            "probe_accuracy": read_json(locate(config.probe.weights).with_suffix(".json")).get("accuracy"),
+            "worst": rows,
+            "objects": [
+                {"caption": caption, **more, **verdict.plain()}
+                for caption, more, verdict in zip(captions, own or [{}] * len(cases), measured, strict=True)
+            ],
+        }
+    )
     lines = []
     for row in rows:
         wrong = ", ".join(FIGURES[key] for key in row["wrong"]) or "nothing wrong"
         lines.append(f"- {row['number']}: {row['caption']} - {wrong} (seen: {described(row['said'])})")
-    parts = (text[0], table(measured, truth, keys), text[1], "## The worst", "\n".join(lines) or "none")
+    near = (fidelity_table(fidelity),) if fidelity else ()
+    parts = (text[0], table(measured, truth, keys), *near, text[1], "## The worst", "\n".join(lines) or "none")
     write_report(folder, "\n\n".join(parts) + "\n", figures)
     if shown:
         labels = [f"{captions[k]} - {mark(measured[k])}" for k in shown]

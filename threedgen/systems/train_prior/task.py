@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from threedgen.data.bank import LatentBank
+from threedgen.data.bank import LatentBank, Source
 from threedgen.data.toybox.pictures import FourSides, Photographs
 from threedgen.data.toybox.words import train_tokenizer
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
@@ -67,15 +67,14 @@ def train_prior(task: Task) -> Status:
     base = StableDiffusion.load(config.start, camera=False)
     seed_networks(config.seed, "camera")
     prior = multiview_model(base)
-    sources = {
-        "latents": Photographs(config.seed, "train"),
-        "objects": FourSides(config.seed, "train", config.training.n_view),
-    }
+    seed, count = config.seed, config.training.pictures
+
+    def bank(name: str, source: Source) -> LatentBank:
+        return LatentBank(task.folder / name, source, base.vae, base.image_size, count // source.n_view)
+
     with writing(task.folder):
-        pictures, objects = (
-            LatentBank(task.folder / name, source, base.vae, base.image_size, config.training.pictures // source.n_view)
-            for name, source in sources.items()
-        )
+        pictures = bank("latents", Photographs(seed, "train"))
+        objects = bank("objects", FourSides(seed, "train", config.training.n_view))
     return task.train(DiffusionSystem(config, prior, pictures, objects), metrics=("loss_3d", "loss_2d"))
 
 
