@@ -142,7 +142,7 @@ def test_plain_weights_are_not_the_checkpoint_of_a_run(tmp_path):
         ({"state_dict": {"net.weight": torch.tensor([1, float("nan")])}}, "state_dict.net.weight holds NaN"),
         ({"optimizer_states": []}, "optimiser is missing"),
         ({"optimizer_states": [{"state": {}}]}, "optimiser is missing"),
-        ({"optimizer_states": [{"state": {0: {"exp_avg": torch.tensor(float("nan"))}}}]}, "0.state.0.exp_avg holds NaN"),
+        ({"optimizer_states": [{"state": {0: {"v": torch.tensor(float("nan"))}}}]}, "0.state.0.v holds NaN"),
         ({"lr_schedulers": []}, "learning rates are not those of step 2"),
         ({"lr_schedulers": [{"last_epoch": 0}]}, "learning rates are not those of step 2"),
     ],

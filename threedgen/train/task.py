@@ -26,6 +26,7 @@ from threedgen.config import registry
 from threedgen.run import cache
 from threedgen.run.folder import writing
 from threedgen.run.interrupts import Interrupts
+from threedgen.run.lock import release
 from threedgen.run.metrics import read_summary, write_summary
 from threedgen.run.progress import silence_lightning
 from threedgen.run.text import say
@@ -153,7 +154,17 @@ def run_task(
 
 
 def carry_out(work: Callable[[Task], Status], task: Task, hint: str = "") -> Status:
-    """The same without a word on stdout; how it ended. `hint` is added to the line on a run that is finished."""
+    """The same without a word on stdout; how it ended. `hint` is added to the line on a run that is finished.
+
+    The folder is then given back (`run.lock`), for Python goes on.
+    """
+    try:
+        return _carry_out(work, task, hint)
+    finally:
+        release(task.folder)
+
+
+def _carry_out(work: Callable[[Task], Status], task: Task, hint: str) -> Status:
     trainer = getattr(task.config, "trainer", None)
     if task.resume and finished(task.folder, trainer.max_steps if trainer else None):
         logger.warning("%s is finished already; its files are as they were%s", task.folder, hint)
