@@ -80,6 +80,7 @@ setup(
             "ruff>=0.9",
             "usd-core>=24.8",
             "viser>=1.1",
+            "websockets>=14",
         ],
         # back ends for GPUs; torch for CUDA brings triton along. tinycudann is on no index, see docs/mvdream.md
         "nerfacc": ["nerfacc>=0.5.3"],
@@ -90,7 +91,7 @@ setup(
         # T5's vocabulary as DeepFloyd IF ships it
         "deepfloyd": ["sentencepiece", "protobuf"],
         # --view; viser wants rich below 15, so constraints.txt has it there
-        "viser": ["viser>=1.1"],
+        "viser": ["viser>=1.1", "websockets>=14"],
         # collision=parts: several convex shapes that follow the object
         "parts": ["coacd>=1.0.5"],
         # formats=[usdz]

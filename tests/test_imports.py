@@ -77,6 +77,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "systems": (*KINDS, "data", "export", "viewer"),
     "evaluation": (*KINDS, "data", "export", "viewer", "systems"),
     "cli": BELOW,
+    "numba_cache": (),
     "__main__": ("cli",),
 }
 
