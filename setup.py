@@ -39,7 +39,7 @@ setup(
     package_data={"threedgen": ["py.typed"], "threedgen.viewer": ["assets/*"]}
     | {f"threedgen.{name}": files for name, files in data.items()},
     include_package_data=False,
-    entry_points={"console_scripts": ["threedgen = threedgen.cli:main"]},
+    entry_points={"console_scripts": ["threedgen = threedgen.__main__:main"]},
     install_requires=[
         "torch>=2.6",
         "pytorch-lightning>=2.6",

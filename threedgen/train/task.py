@@ -89,6 +89,8 @@ class Task:
 
         `finish` writes the results and returns figures for the summary; without `partial` an interrupted run has none.
         """
+        if self.resume:
+            self._forget_end(system)
         status = self.fit(system, metrics)
         if self.leader and (status is Status.FINISHED or partial and status is Status.INTERRUPTED):
             steps = system.trainer.global_step
@@ -98,6 +100,13 @@ class Task:
                 figures = finish()
                 self.summarise(status, steps=steps, **figures)
         return status
+
+    def _forget_end(self, system: System) -> None:
+        """Takes away what is only there because the run stopped: then it leaves the files of one that did not."""
+        step, every = read_summary(self.folder).get("steps"), self.config.trainer.val_check_interval
+        if isinstance(step, int) and step < system.max_steps and (not every or step % every):
+            with writing(self.folder):
+                system.forget(step, self.folder)
 
     def stage(
         self,
