@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import unicodedata
-from typing import TextIO
+from typing import Any, TextIO
 
 
 class _Steady(io.TextIOWrapper):
@@ -54,7 +54,7 @@ def steady_streams() -> None:
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)  # it closes the descriptor when it goes
         if name != "stdin" and type(stream) is io.TextIOWrapper and stream.fileno() == descriptor:
-            how = {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
+            how: Any = {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
             setattr(sys, name, _Steady(stream.buffer, **how))
 
 

@@ -138,11 +138,12 @@ def _guarded(key: str) -> Iterator[None]:
         begun.append(True)
         return serve(*words, process_request=process, **options)
 
-    web.serve = guarded_serve  # type: ignore[assignment, misc]
+    library: Any = web
+    library.serve = guarded_serve
     try:
         yield
     finally:
-        web.serve = serve  # type: ignore[misc]
+        library.serve = serve
     if not begun:
         raise RuntimeError("this version of viser cannot be guarded")
 
