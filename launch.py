@@ -2,7 +2,9 @@
 
 import sys
 
-from threedgen.cli import main
-
 if __name__ == "__main__":  # worker processes import this file again
+    try:
+        from threedgen.__main__ import main
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(main())

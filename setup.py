@@ -39,7 +39,7 @@ setup(
     package_data={"threedgen": ["py.typed"], "threedgen.viewer": ["assets/*"]}
     | {f"threedgen.{name}": files for name, files in data.items()},
     include_package_data=False,
-    entry_points={"console_scripts": ["threedgen = threedgen.cli:main"]},
+    entry_points={"console_scripts": ["threedgen = threedgen.__main__:main"]},
     install_requires=[
         "torch>=2.6",
         "pytorch-lightning>=2.6",
@@ -80,6 +80,7 @@ setup(
             "ruff>=0.9",
             "usd-core>=24.8",
             "viser>=1.1",
+            "websockets>=14",
         ],
         # back ends for GPUs; torch for CUDA brings triton along. tinycudann is on no index, see docs/mvdream.md
         "nerfacc": ["nerfacc>=0.5.3"],
@@ -90,7 +91,7 @@ setup(
         # T5's vocabulary as DeepFloyd IF ships it
         "deepfloyd": ["sentencepiece", "protobuf"],
         # --view; viser wants rich below 15, so constraints.txt has it there
-        "viser": ["viser>=1.1"],
+        "viser": ["viser>=1.1", "websockets>=14"],
         # collision=parts: several convex shapes that follow the object
         "parts": ["coacd>=1.0.5"],
         # formats=[usdz]

@@ -249,3 +249,39 @@ def test_a_closed_pipe_is_no_error(toy: Path) -> None:  # noqa: F811
             text=True,
         )
     assert "Traceback" not in done.stderr and done.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
+def test_streams_that_are_full_or_closed_are_no_fault(toy: Path) -> None:  # noqa: F811
+    """The work is done all the same; no file that is opened gets what was said."""
+    code = RUNNER.replace("code = main()", "code = main(); open('made', 'w').write(str(code))")
+    for number, shape in enumerate((">/dev/full", "2>/dev/full", ">&-", "2>&-", ">&- 2>&- <&-")):
+        words = f'exec "$0" -c "$1" --config toy.yaml out={number} {shape}'
+        done = subprocess.run(
+            ["sh", "-c", words, sys.executable, code],
+            cwd=toy.parent, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0 and "Traceback" not in done.stderr, (shape, done.stderr)
+        assert ("cannot be written (No space left on device): going on" in done.stderr) == (shape == ">/dev/full")
+        assert (toy.parent / "made").read_text() == "0"
+        assert "task: toy" in (toy.parent / str(number) / "config.yaml").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_ctrl_c_while_it_is_imported_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "pydantic.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    for start in ([str(ROOT / "launch.py")], ["-m", "threedgen"]):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+        done = subprocess.run([sys.executable, *start, "--help"], env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (130, "stopped by Ctrl-C\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders in use stay there")
+def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    words = 'cd here; rmdir ../here; exec "$0" -m threedgen prompt=x'
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["sh", "-c", words, sys.executable], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("the folder that this was started in is gone"), done.stderr

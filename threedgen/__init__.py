@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from threedgen import numba_cache
+
 # Huge pages for torch's large tensors (Linux): a third less time for a step on a CPU.  torch reads this when it is
 # imported, which is later.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -48,6 +50,8 @@ def _bridge(name: str) -> None:
 
 for _name in ("guidance", "representations"):
     _bridge(_name)
+
+numba_cache.choose(_HERE)
 
 
 def generate(prompt: str, config: str = "mvdream-toybox", **values: Any) -> Any:

@@ -1,7 +1,17 @@
-"""`python -m threedgen` is the command `threedgen`."""
+"""`python -m threedgen` is the command `threedgen`, and `python launch.py` in a checkout."""
 
 import sys
 
-from threedgen.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """The command line; also Ctrl-C while it is still being imported is no traceback."""
+    try:
+        from threedgen.cli import main as command
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped by Ctrl-C\n")
+        return 130
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

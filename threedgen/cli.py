@@ -17,7 +17,7 @@ from threedgen.config import help, registry
 from threedgen.config.errors import AbsentWeights, ConfigError, did_you_mean, nearest, short
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
-from threedgen.run.text import say
+from threedgen.run.text import say, steady_streams
 
 DEFAULT_CONFIG = "mvdream-toybox"
 FLAGS = ("--config", "--dry-run", "--help", "--list", "--print-config", "--quiet", "--resume", "--version", "--view")
@@ -110,6 +110,12 @@ def dry_run(checked: Any) -> int:
 
 def run(command: Command) -> int:
     """Check the config and what it needs, choose the folder, say so, and only then import and run the task."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the folder that this was started in is gone ({error.strerror}): go to another one"
+        ) from None
     resume: Path | None = None
     if "--resume" in command.flags:
         checked, resume = runs.reopen(command.flags["--resume"], command.overrides)
@@ -134,6 +140,7 @@ def run(command: Command) -> int:
 
 def main(words: list[str] | None = None) -> int:
     """The command line; returns 0, 2 for a mistake of the user, 130 for Ctrl-C, 1 for a fault."""
+    steady_streams()
     try:
         command = parse(sys.argv[1:] if words is None else words)
         text = answer(command)
@@ -147,9 +154,6 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("stopped by Ctrl-C", sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone: `threedgen --help | head -3`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  so that the flush at exit does not fail again
-        return OK
     except Exception as error:
         if os.environ.get(DEBUG) == "1":
             raise

@@ -188,7 +188,9 @@ def test_a_file_that_holds_no_weights_is_not_opened(place: Path, capsys: pytest.
 
 def checkpoint(**changed: Any) -> dict[str, Any]:
     state = {"field.encoding.table": torch.zeros(3)}
-    return {"state_dict": state, "global_step": 3, "loops": {}} | changed
+    optimizers = [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}]
+    whole = {"optimizer_states": optimizers, "lr_schedulers": [{"last_epoch": 3}], "loops": {}}
+    return {"state_dict": state, "global_step": 3} | whole | changed
 
 
 @pytest.mark.parametrize("how", ["cut", "other", "code", "config"])

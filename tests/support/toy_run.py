@@ -32,7 +32,7 @@ CONFIG_YAML = "task: toy\nseed: 3\ntrainer:\n  max_steps: 60\nlearning_rate: 0.0
 # ---------------------------------------------------------------- the run (in the server's children)
 
 
-def _toy(width: int, pause: float, nan: list[int], sleep_at: int, config_yaml: str) -> Any:
+def _toy(width: int, pause: float, nan: list[int], spoil: int, sleep_at: int, config_yaml: str) -> Any:
     import numpy as np
     import pytorch_lightning as pl
     import torch
@@ -55,6 +55,8 @@ def _toy(width: int, pause: float, nan: list[int], sleep_at: int, config_yaml: s
 
         def training_step(self, batch: int, batch_idx: int) -> torch.Tensor:
             time.sleep(300 if batch == sleep_at else pause)
+            if batch == spoil:
+                self.net[0].weight.data.fill_(float("nan"))
             x = torch.randn(8, 6) + torch.rand(8, 1, generator=seeding.generator(3, batch, "shift"))
             x = x * np.random.rand() + random.random()
             self.grid[batch % 10] = 0.5 * self.grid[batch % 10] + x.mean()
@@ -126,6 +128,7 @@ def run(
     accumulate: int = 1,
     validate: int = 0,
     nan: tuple[int, ...] = (),
+    spoil: int = -1,
     sleep_at: int = -1,
     width: int = 12,
     config_yaml: str = CONFIG_YAML,
@@ -142,7 +145,7 @@ def run(
 
     os.environ.update(environment or {})
     _sabotage(die_at, die_after, list(full), full_as)
-    module = _toy(width, pause, list(nan), sleep_at, config_yaml)
+    module = _toy(width, pause, list(nan), spoil, sleep_at, config_yaml)
     config = SimpleNamespace(
         trainer=TrainerConfig(
             max_steps=max_steps,

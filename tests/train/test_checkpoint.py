@@ -23,7 +23,9 @@ unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def state(step: int) -> dict:
     generator = torch.Generator().manual_seed(step)
     weights = {"net.weight": torch.randn(40, 10, generator=generator), "n": torch.tensor(step)}
-    return {"state_dict": weights, "global_step": step, "loops": {}, "config_yaml": "a: 1\n"}
+    optimizers = [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}]
+    whole = {"optimizer_states": optimizers, "lr_schedulers": [{"last_epoch": step}], "loops": {}}
+    return {"state_dict": weights, "global_step": step, "config_yaml": "a: 1\n"} | whole
 
 
 def same(one: dict, other: dict) -> bool:
@@ -132,6 +134,24 @@ def test_plain_weights_are_not_the_checkpoint_of_a_run(tmp_path):
     torch.save(state(1)["state_dict"], tmp_path / LAST)
     with pytest.raises(ConfigError, match="not the checkpoint of a run"):
         latest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"state_dict": {"net.weight": torch.tensor([1, float("nan")])}}, "state_dict.net.weight holds NaN"),
+        ({"optimizer_states": []}, "optimiser is missing"),
+        ({"optimizer_states": [{"state": {}}]}, "optimiser is missing"),
+        ({"optimizer_states": [{"state": {0: {"v": torch.tensor(float("nan"))}}}]}, "0.state.0.v holds NaN"),
+        ({"lr_schedulers": []}, "learning rates are not those of step 2"),
+        ({"lr_schedulers": [{"last_epoch": 0}]}, "learning rates are not those of step 2"),
+    ],
+)  # fmt: skip
+def test_a_state_that_would_spoil_the_run_gives_way_to_the_one_before(tmp_path, caplog, changed, said):
+    write(state(1), tmp_path / LAST)
+    write(state(2) | changed, tmp_path / LAST)
+    assert same(latest(tmp_path)[1], state(1))
+    assert "last.ckpt cannot be gone on with: " in caplog.text and said in caplog.text
 
 
 def test_no_damage_goes_unnoticed(tmp_path):

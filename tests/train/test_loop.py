@@ -16,7 +16,7 @@ from tests.support.toy_run import CONFIG_YAML, STEPS, log, result
 from threedgen.config.errors import ConfigError
 from threedgen.run.interrupts import Interrupts
 from threedgen.train.callbacks import aside, nonfinite
-from threedgen.train.checkpoint import LAST, NUMERICS_KEY, check_config, latest, numerics, read, warn_numerics
+from threedgen.train.checkpoint import LAST, NUMERICS_KEY, check_config, latest, numerics, read, warn_numerics, write
 from threedgen.train.loop import Status, Steps
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -163,6 +163,23 @@ def test_ten_bad_steps_end_the_run_and_the_good_state_stays(tmp_path, run):
     assert log(tmp_path).count(said) == 1
     assert latest(tmp_path / "checkpoints")[1]["global_step"] == 20
     assert nonfinite_values(tmp_path) == []
+
+
+def test_weights_that_are_lost_in_the_last_steps_are_a_failure_too(tmp_path, run, undisturbed):
+    assert run.run(tmp_path, pause=0, seconds=0, spoil=STEPS - 3) == 2
+    assert result(tmp_path)["status"] == "failed"
+    assert f"stopped at step {STEPS}: net.0.weight is not finite; the last good checkpoint is kept" in log(tmp_path)
+    assert run.run(tmp_path, pause=0, resume=True) == 0
+    assert result(tmp_path)["digest"] == undisturbed
+
+
+def test_a_state_that_would_spoil_the_run_is_not_gone_on_with(tmp_path, run, undisturbed):
+    assert run.run(tmp_path, pause=0, seconds=0, max_steps=30) == 0
+    newest = tmp_path / "checkpoints" / LAST
+    write(read(newest) | {"optimizer_states": []}, newest)
+    (tmp_path / "checkpoints/previous.ckpt").unlink()
+    assert run.run(tmp_path, pause=0, resume=True) == 2
+    assert "last.ckpt cannot be gone on with: the state of its optimiser is missing" in log(tmp_path)
 
 
 def nonfinite_values(folder) -> list[str]:

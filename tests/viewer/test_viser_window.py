@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import shutil
 import socket
@@ -11,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ import websockets.sync.client  # noqa: E402
 import zstandard  # noqa: E402
 
 from threedgen.geometry.rigs import orbit  # noqa: E402
+from threedgen.viewer import viser_window  # noqa: E402
 from threedgen.viewer.viser_window import HOST, ViserWindow, free_port  # noqa: E402
 
 PROMPT = "<b>a dog</b> ![x](http://example.com/x.png)"
@@ -57,8 +60,10 @@ class Client:
     def __init__(self, url: str) -> None:
         self.messages: list[dict[str, Any]] = []
         self.socket = websockets.sync.client.connect(
-            url.replace("http", "ws"), subprotocols=[f"viser-v{viser.__version__}"], compression=None, max_size=None
-        )
+            url.replace("http", "ws").rstrip("/"),
+            subprotocols=[f"viser-v{viser.__version__}"], compression=None, max_size=None,
+            origin="/".join(url.split("/")[:3]),  # as a browser has it
+        )  # fmt: skip
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -138,12 +143,56 @@ def test_it_listens_on_this_machine_only(window: ViserWindow) -> None:
     assert window.url.startswith(f"http://{HOST}:") and window._server.get_host() == HOST == "127.0.0.1"
     with urllib.request.urlopen(window.url, timeout=PATIENCE) as answer:
         assert b"<html" in answer.read()
+    with pytest.raises(OSError):  # another address of this machine, as from a network
+        socket.create_connection(("127.0.0.2", window._server.get_port()), timeout=5)
     client = Client(window.url)
     client.send(type="ShareUrlRequest")  # what the share button of viser's own pages sends
     client.look((0.0, 2.5, 0.0))
     until(window.eyes)
     assert window._server.request_share_url() is None and window._server._share_tunnel is None
     client.socket.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "path"),
+    [
+        ({"Host": "evil.example"}, None),
+        ({"Host": "127.0.0.1.evil.example"}, None),
+        ({"Host": "[::1"}, None),
+        ({"Origin": "http://evil.example"}, None),
+        ({"Origin": "http://localhost:3000"}, None),
+        ({"Origin": "null"}, None),
+        ({}, "/"),
+        ({}, "/index.html"),
+        ({}, "/wrong/"),
+        ({}, "/%C3%A9/"),
+    ],
+)
+def test_nobody_else_gets_in(window: ViserWindow, headers: dict[str, str], path: str | None) -> None:
+    place = urlsplit(window.url)
+    for upgrade in ({}, {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}):
+        asked = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", **upgrade, **headers}
+        connection = http.client.HTTPConnection(HOST, place.port, timeout=PATIENCE)
+        connection.request("GET", path or place.path, headers=asked)
+        answer = connection.getresponse()
+        assert answer.status == 403 and b"viser" not in answer.read().lower()
+        connection.close()
+    assert window.eyes() == []
+
+
+def test_a_tunnel_may_have_another_port(window: ViserWindow) -> None:
+    place = urlsplit(window.url)
+    for host in ("localhost:9000", "127.0.0.1:9000", "[::1]:9000"):
+        connection = http.client.HTTPConnection(HOST, place.port, timeout=PATIENCE)
+        connection.request("GET", place.path, headers={"Host": host, "Origin": f"http://{host}"})
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
+def test_a_viser_that_serves_otherwise_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(viser_window, "_Local", lambda *words, **options: None)
+    with pytest.raises(RuntimeError, match="cannot be guarded"):
+        ViserWindow("a dog", 0, orbit(1, 0.25, 2.6, 0.7, 8, 8))
 
 
 def test_a_port_that_is_taken_is_another_port() -> None:
@@ -154,7 +203,7 @@ def test_a_port_that_is_taken_is_another_port() -> None:
         assert free_port(taken) == 0
         window = ViserWindow("a dog", taken, orbit(1, 0.25, 2.6, 0.7, 8, 8))
         try:
-            assert window.url not in (f"http://{HOST}:{taken}", f"http://{HOST}:0")
+            assert urlsplit(window.url).port not in (taken, 0)
         finally:
             window.close()
     assert free_port(taken) == taken

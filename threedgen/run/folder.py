@@ -25,6 +25,7 @@ from pydantic import BaseModel
 
 from threedgen.config import COMMAND_LINE, dump, load, plain, renamed, yaml_text
 from threedgen.config.errors import ConfigError, short
+from threedgen.run.lock import hold
 
 CONFIG = "config.yaml"
 ROOT = Path("outputs")
@@ -138,7 +139,7 @@ def begin(config: C, config_name: str) -> tuple[C, Path | None]:
 
     Returns the config with `out` set to the folder, and the folder once more if it already holds this run,
     which is then to be resumed (else None). Raises ConfigError if `out` is not a folder, cannot be written, or holds a
-    run of another config (but for harmless keys: HARMLESS).
+    run of another config (but for harmless keys: HARMLESS), or is in use by another process (`run.lock`).
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
@@ -155,6 +156,7 @@ def begin(config: C, config_name: str) -> tuple[C, Path | None]:
 
 def _labelled(folder: Path, config: C) -> C:
     prepare(folder)
+    hold(folder)
     write_config(folder, config)
     return config.model_copy(update={"out": str(folder)})
 
@@ -171,7 +173,7 @@ def run_folder(run: str | Path, key: str = "--resume") -> Path:
 def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     """The config (with `out` set) and the folder of a run that is to go on.
 
-    Overrides may change harmless keys only. Raises ConfigError.
+    Overrides may change harmless keys only. Raises ConfigError, also if another process works there.
     """
     folder = run_folder(run)
     config = load((folder / CONFIG).resolve(), overrides)

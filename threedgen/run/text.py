@@ -2,10 +2,60 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import math
+import os
 import sys
 import unicodedata
-from typing import TextIO
+from typing import Any, TextIO
+
+
+class _Steady(io.TextIOWrapper):
+    """A standard stream that cannot end a run: what it cannot say, as its pipe is closed or its disk full, is lost."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        _fill(self.fileno())  # what is still in the buffer goes nowhere, and so does what others write
+        if error.errno != errno.EPIPE and self.fileno() == 1:
+            say(f"standard output cannot be written ({error.strerror}): going on without it", sys.stderr)
+
+
+def _fill(descriptor: int) -> None:
+    """Opens a descriptor to nowhere."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere != descriptor:
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+def steady_streams() -> None:
+    """Makes the streams of a command such that it can always write to them, also those that it was started without.
+
+    A file that is opened in their place would get what is said, and be spoilt.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            _fill(descriptor)
+            stream = open(descriptor, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)  # it closes the descriptor when it goes
+        if name != "stdin" and type(stream) is io.TextIOWrapper and stream.fileno() == descriptor:
+            how: Any = {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
+            setattr(sys, name, _Steady(stream.buffer, **how))
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

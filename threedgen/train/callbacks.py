@@ -224,13 +224,18 @@ class FiniteGuard(StepCallback):
         if self.in_a_row == 1 and self.skipped <= _REPORTED:
             logger.warning("step %d skipped: %s", trainer.global_step - 1, self._blame(module))
         if self.in_a_row >= PATIENCE and not trainer.should_stop:
-            self.failure = (
-                f"stopped at step {trainer.global_step}: {self._blame(module)} "
-                f"for {self.in_a_row} steps in a row; the last good checkpoint is kept"
-            )
-            logger.error(self.failure)
+            self._fail(trainer, f"{self._blame(module)} for {self.in_a_row} steps in a row")
             trainer.should_stop = True
         self._loss_is_finite = True
+
+    def check_end(self, trainer: pl.Trainer, module: torch.nn.Module) -> None:
+        """A run whose last state is not finite has failed, however few steps that took."""
+        if self.failure is None and (bad := nonfinite(module)):
+            self._fail(trainer, f"{bad} is not finite")
+
+    def _fail(self, trainer: pl.Trainer, reason: str) -> None:
+        self.failure = f"stopped at step {trainer.global_step}: {reason}; the last good checkpoint is kept"
+        logger.error(self.failure)
 
     def _blame(self, module: Any) -> str:
         """Which part of the last step was not finite."""

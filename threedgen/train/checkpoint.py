@@ -14,7 +14,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 LAST = "last.ckpt"
 CONFIG_KEY = "config_yaml"
 NUMERICS_KEY = "numerics"
-_NEEDED = ("state_dict", "global_step", "loops")
+_NEEDED = ("state_dict", "global_step", "loops", "optimizer_states", "lr_schedulers")
 _SHOWN = 6
 
 
@@ -80,12 +80,38 @@ def write(checkpoint: dict[str, Any], path: Path, keep: int = 2) -> None:
 def read(path: Path) -> dict[str, Any]:
     """The checkpoint at `path`, on the CPU; nothing in the file is executed.
 
-    Raises ConfigError, one sentence, for a file that is cut off, changed, foreign or holds Python objects.
+    Raises ConfigError, one sentence, for a file that is cut off, changed, foreign or holds Python objects, and for a
+    state from which nothing can go on.
     """
     checkpoint = read_torch(path)
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in _NEEDED):
         raise ConfigError(f"{path} is not the checkpoint of a run (it may hold plain weights)")
+    if defect := _defect(checkpoint):
+        raise ConfigError(f"{path} cannot be gone on with: {defect}")
     return checkpoint
+
+
+def _defect(checkpoint: dict[str, Any]) -> str | None:
+    """What a state suffers from that would spoil the run without a word: a NaN, or a memory of steps that is lost."""
+    for part in ("state_dict", "optimizer_states"):
+        for name, value in _tensors(checkpoint[part], part):
+            if torch.isnan(value).any():
+                return f"{name} holds NaN"
+    step, optimizers, schedules = (checkpoint[key] for key in ("global_step", "optimizer_states", "lr_schedulers"))
+    if not optimizers or step and not all(optimizer["state"] for optimizer in optimizers):
+        return "the state of its optimiser is missing (optimizer_states)"
+    if [schedule["last_epoch"] for schedule in schedules] != [step] * len(optimizers):
+        return f"its learning rates are not those of step {step} (lr_schedulers)"
+    return None
+
+
+def _tensors(tree: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in nested dictionaries and lists, each with the path to it."""
+    if isinstance(tree, torch.Tensor):
+        yield name, tree
+    elif isinstance(tree, (dict, list)):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _tensors(value, f"{name}.{key}")
 
 
 def latest(folder: Path, keep: int = 2) -> tuple[Path, dict[str, Any]] | None:

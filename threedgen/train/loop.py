@@ -129,6 +129,7 @@ def fit(
         )
         if _terminated(trainer, module, path) or stop.terminated:
             return Status.TERMINATED
+    guard.check_end(trainer, module)
     if guard.failure:
         return Status.FAILED
     return Status.FINISHED if trainer.global_step >= trainer.max_steps else Status.INTERRUPTED

@@ -75,6 +75,9 @@ class System(pl.LightningModule):
     def validate(self, step: int, folder: Path) -> None:
         """Writes what there is to see after `step` steps; called in eval mode, without gradients."""
 
+    def forget(self, step: int, folder: Path) -> None:
+        """Takes away what `validate` left of this step alone, at which a run stopped that now goes on."""
+
 
 class EMA(torch.nn.Module):
     """The averaged weights as persistent buffers, so that a checkpoint has them without being told.

@@ -26,6 +26,7 @@ from threedgen.config import registry
 from threedgen.run import cache
 from threedgen.run.folder import writing
 from threedgen.run.interrupts import Interrupts
+from threedgen.run.lock import release
 from threedgen.run.metrics import read_summary, write_summary
 from threedgen.run.progress import silence_lightning
 from threedgen.run.text import say
@@ -88,6 +89,8 @@ class Task:
 
         `finish` writes the results and returns figures for the summary; without `partial` an interrupted run has none.
         """
+        if self.resume:
+            self._forget_end(system)
         status = self.fit(system, metrics)
         if self.leader and (status is Status.FINISHED or partial and status is Status.INTERRUPTED):
             steps = system.trainer.global_step
@@ -97,6 +100,13 @@ class Task:
                 figures = finish()
                 self.summarise(status, steps=steps, **figures)
         return status
+
+    def _forget_end(self, system: System) -> None:
+        """Takes away what is only there because the run stopped: then it leaves the files of one that did not."""
+        step, every = read_summary(self.folder).get("steps"), self.config.trainer.val_check_interval
+        if isinstance(step, int) and step < system.max_steps and (not every or step % every):
+            with writing(self.folder):
+                system.forget(step, self.folder)
 
     def stage(
         self,
@@ -153,7 +163,17 @@ def run_task(
 
 
 def carry_out(work: Callable[[Task], Status], task: Task, hint: str = "") -> Status:
-    """The same without a word on stdout; how it ended. `hint` is added to the line on a run that is finished."""
+    """The same without a word on stdout; how it ended. `hint` is added to the line on a run that is finished.
+
+    The folder is then given back (`run.lock`), for Python goes on.
+    """
+    try:
+        return _carry_out(work, task, hint)
+    finally:
+        release(task.folder)
+
+
+def _carry_out(work: Callable[[Task], Status], task: Task, hint: str) -> Status:
     trainer = getattr(task.config, "trainer", None)
     if task.resume and finished(task.folder, trainer.max_steps if trainer else None):
         logger.warning("%s is finished already; its files are as they were%s", task.folder, hint)

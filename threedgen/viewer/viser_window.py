@@ -1,17 +1,22 @@
-"""The window of the live view as a page in a browser, by viser; on 127.0.0.1 only."""
+"""The window of the live view as a page in a browser, by viser; on 127.0.0.1 only, and for who knows its address."""
 
 from __future__ import annotations
 
 import math
 import os
 import queue
+import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import rich
 import viser
+import websockets.asyncio.server as web
 from markupsafe import Markup, escape
 
 from threedgen.geometry.cameras import Cameras
@@ -21,6 +26,8 @@ from threedgen.run.text import visible
 from .live import EXPORT, STOP, Eye
 
 HOST = "127.0.0.1"
+NAMES = (HOST, "localhost", "::1")
+"""What this machine calls itself in an address."""
 
 
 class _Local(viser.ViserServer):
@@ -38,9 +45,10 @@ class ViserWindow:
     """
 
     def __init__(self, prompt: str, port: int, start: Cameras) -> None:
-        with _hushed():
+        key = secrets.token_urlsafe(16)
+        with _hushed(), _guarded(key):
             self._server = _Local(HOST, free_port(port), label="threedgen", verbose=False)
-        self.url = f"http://{HOST}:{self._server.get_port()}"
+        self.url = f"http://{HOST}:{self._server.get_port()}/{key}/"
         self._open = True
         self._pressed: queue.SimpleQueue[str] = queue.SimpleQueue()
         server, gui = self._server, self._server.gui
@@ -93,6 +101,51 @@ class ViserWindow:
             self._server.flush()
             with _hushed():
                 self._server.stop()
+
+
+def of_this_machine(hosts: list[str], origins: list[str]) -> bool:
+    """Does a request with these headers Host and Origin come from this machine, and from no other page than ours?
+
+    Host is a name of this machine's own, on any port (of an ssh tunnel): a foreign page can have its own name point
+    here, but not bear one of these.
+    """
+    if len(hosts) != 1:
+        return False
+    try:
+        name = urlsplit(f"//{hosts[0]}").hostname
+    except ValueError:
+        return False
+    return name in NAMES and all(origin == f"http://{hosts[0]}" for origin in origins)
+
+
+@contextmanager
+def _guarded(key: str) -> Iterator[None]:
+    """A server that viser begins inside answers this machine only, below the path /`key`/; viser's own lets in anybody.
+
+    Raises RuntimeError if viser began none by this way, which would be a server without a guard.
+    """
+    serve, begun = web.serve, list[bool]()
+
+    def guarded_serve(*words: Any, process_request: Callable[..., Any], **options: Any) -> Any:
+        def process(connection: Any, request: Any) -> Any:
+            given, _, rest = request.path.partition("?")[0].removeprefix("/").partition("/")
+            known = secrets.compare_digest(given.encode("utf-8", "replace"), key.encode())
+            if not known or not of_this_machine(request.headers.get_all("Host"), request.headers.get_all("Origin")):
+                return connection.respond(HTTPStatus.FORBIDDEN, "only by the address that the run printed\n")
+            request.path = f"/{rest}"
+            return process_request(connection, request)
+
+        begun.append(True)
+        return serve(*words, process_request=process, **options)
+
+    library: Any = web
+    library.serve = guarded_serve
+    try:
+        yield
+    finally:
+        library.serve = serve
+    if not begun:
+        raise RuntimeError("this version of viser cannot be guarded")
 
 
 @contextmanager

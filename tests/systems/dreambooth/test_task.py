@@ -134,6 +134,18 @@ def test_the_subject_can_be_asked_for_in_another_config(tmp_path: Path) -> None:
 
 
 @unix
+def test_a_run_that_was_stopped_leaves_the_same_sheets(tmp_path: Path) -> None:
+    words = command(tmp_path)
+    assert server().signalled(tmp_path, signal.SIGINT, words=words, hold_at=4, hold_in="Dream") == 130, log(tmp_path)
+    assert (tmp_path / "run/samples/000005.png").exists()
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    sheets = [
+        {p.name: p.read_bytes() for p in (run / "samples").iterdir()} for run in (tmp_path / "run", undisturbed())
+    ]
+    assert sheets[0] == sheets[1]
+
+
+@unix
 def test_killed_and_gone_on_it_is_the_same_run(tmp_path: Path) -> None:
     words = command(tmp_path)
     for step in (2, 5):

@@ -205,6 +205,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
         assert (run / name).read_bytes() == (undisturbed() / name).read_bytes(), name
 
 
+@unix
+def test_a_run_that_was_stopped_leaves_the_same_table(tmp_path: Path) -> None:
+    words = command(tmp_path)
+    assert server().signalled(tmp_path, signal.SIGINT, words=words, hold_at=6, hold_in="Pair") == 130, log(tmp_path)
+    assert "\n7,0.5," in (tmp_path / "run/gap.csv").read_text()
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    assert (tmp_path / "run/gap.csv").read_bytes() == (undisturbed() / "gap.csv").read_bytes()
+
+
 @pytest.mark.parametrize("regression", [False, True])
 def test_it_learns(tmp_path: Path, regression: bool) -> None:
     """On two scenes the loss comes below that of a model that knows nothing."""

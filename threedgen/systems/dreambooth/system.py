@@ -59,6 +59,10 @@ def augment(pictures: Tensor, rng: torch.Generator, strength: float) -> Tensor:
     return (moved * (1 + 0.05 * draws[:, 3, None, None, None])).clamp(0, 1).permute(0, 2, 3, 1)
 
 
+def sheet(folder: Path, step: int) -> Path:
+    return folder / "samples" / f"{step:06d}.png"
+
+
 class Shown(NamedTuple):
     """Pictures (N, S, S, 3) in [0, 1], and the drafts (N, C, h, w) of their sides if the prior has any."""
 
@@ -184,7 +188,10 @@ class DreamBoothSystem(System):
         prompts = self.config.prompt, self.config.class_prompt
         labels = [prompt for prompt in prompts for _ in range(VIEWS)]
         rows = torch.cat([self.views(prompt) for prompt in prompts])
-        write_png(folder / "samples" / f"{step:06d}.png", grid(readable(rows), 2 * VIEWS, labels))
+        write_png(sheet(folder, step), grid(readable(rows), 2 * VIEWS, labels))
+
+    def forget(self, step: int, folder: Path) -> None:
+        sheet(folder, step).unlink(missing_ok=True)
 
     def write(self, path: Path) -> None:
         """The difference from the base, or the low-rank terms, and the identifier."""

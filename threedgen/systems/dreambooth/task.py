@@ -33,7 +33,7 @@ from threedgen.train.task import Task, carry_out, run_task
 
 from .options import MVDreamBoothConfig
 from .sides import drafts, photo_sides
-from .system import DreamBoothSystem, Shown
+from .system import DreamBoothSystem, Shown, sheet
 
 RESULT = "personalisation.safetensors"
 FILES = (RESULT, "photos.png")
@@ -55,7 +55,7 @@ def tune(task: Task) -> Status:
     notes = warn_about(config.prompt, prior)
     shown = with_drafts(config, folder, prior, pictures)
     system = DreamBoothSystem(config, prior, shown, base, class_pictures(config, folder, prior, task.quiet))
-    if not (folder / "samples" / f"{0:06d}.png").exists():
+    if not sheet(folder, 0).exists():
         with aside(system), writing(folder):
             system.validate(0, folder)
 

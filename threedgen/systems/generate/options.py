@@ -142,6 +142,9 @@ class GenerateConfig(RunConfig):
     def stage(self, name: str) -> GenerateConfig:
         """The config of a stage: this one with the stage's options over it, without an asset. Raises ConfigError."""
         stage = in_tree(type(self), self.stages[name], f"stages.{name}")
+        if "out" in stage:
+            place = f"has no place: the folder of a stage is stages/{name} in that of the run"
+            raise ConfigError(place, f"stages.{name}.out", stage["out"])
         whole = {k: v for k, v in plain(self).items() if k not in ("stages", "out", "about", "needs")}
         tree = merge(merge(whole, {"export": {"enabled": False}}), stage)
         return validate(type(self), [Layer(f"stages.{name}", tree)])
