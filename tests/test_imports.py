@@ -77,8 +77,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "systems": (*KINDS, "data", "export", "viewer"),
     "evaluation": (*KINDS, "data", "export", "viewer", "systems"),
     "cli": BELOW,
-    "": ("numba_cache",),  # the package itself, before all else
-    "numba_cache": (),
+    "": ("run",),  # the package itself: where kernels are kept, before all else
     "__main__": ("cli",),
 }
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from threedgen import numba_cache
+from threedgen.run import numba_cache
 
 # Huge pages for torch's large tensors (Linux): a third less time for a step on a CPU.  torch reads this when it is
 # imported, which is later.

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from threedgen import numba_cache
-from threedgen.numba_cache import VARIABLE
+from threedgen.run import numba_cache
+from threedgen.run.numba_cache import VARIABLE
 
 KERNEL = "from numba import njit\n\n@njit(cache=True)\ndef double(x):\n    return 2 * x\n"
 WORDS = """
 import sys
 from pathlib import Path
-from threedgen.numba_cache import choose
+from threedgen.run.numba_cache import choose
 choose(Path(sys.argv[1]))
 sys.path.insert(0, sys.argv[1])
 import kernel
