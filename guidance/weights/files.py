@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import short
+from threedgen.config.plain_file import ordinary, parse_json, read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -67,14 +69,9 @@ def sha256(path: Path) -> str:
 def read_text(path: Path) -> str:
     """A text file of 1 MB at most."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(LARGEST_TEXT + 1)
+        return read_bytes(path, LARGEST_TEXT).decode("utf-8")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    if len(data) > LARGEST_TEXT:
-        raise ConfigError(f"{path} is larger than {LARGEST_TEXT >> 20} MB: not the file expected here")
-    try:
-        return data.decode("utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is damaged: it is not text") from None
 
@@ -82,9 +79,9 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON file that holds one object."""
     try:
-        found = json.loads(read_text(path))
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{path} is damaged: it is not JSON") from None
+        found = parse_json(read_text(path))
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: it is not JSON ({short(str(error), 60)})") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path} is not a config: it holds no JSON object")
     return found
@@ -93,7 +90,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def sniff(path: Path) -> str:
     """ "safetensors" or "torch" by the first bytes and the size of a file; ConfigError for anything else."""
     try:
-        with open(path, "rb") as file:
+        with open(ordinary(path), "rb") as file:
             head = file.read(64)
             total = file.seek(0, os.SEEK_END)
     except OSError as error:

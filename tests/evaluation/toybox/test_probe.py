@@ -26,7 +26,7 @@ from threedgen.evaluation.toybox.labels import (
 )
 from threedgen.evaluation.toybox.options import ProbeNetworkConfig, TrainProbeConfig
 from threedgen.evaluation.toybox.probe import Probe, Raw, Seen, prepare, together
-from threedgen.run.metrics import read_json
+from threedgen.config.plain_file import read_json
 
 LABELS = Labels.of_toybox()
 TINY = ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 16))

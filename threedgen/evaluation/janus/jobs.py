@@ -22,7 +22,8 @@ from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
 from threedgen.evaluation.toybox.held_out import toybox_prompts, without_front
 from threedgen.run import folder as runs
-from threedgen.run.metrics import peak_memory, read_json, read_summary
+from threedgen.config.plain_file import read_json
+from threedgen.run.metrics import peak_memory, read_summary
 from threedgen.run.workers import STOPPED, Stopped
 
 from .options import JanusBenchmarkConfig

@@ -11,7 +11,7 @@ import numpy as np
 from threedgen.evaluation.metrics.figures import median
 from threedgen.evaluation.tables import finish, limits, markdown_table, percent, write_report
 from threedgen.geometry.images import grid, write_png
-from threedgen.run.metrics import read_json
+from threedgen.config.plain_file import read_json
 
 from .held_out import Case
 from .judging import FIGURES, Verdict, tally

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import struct
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from threedgen.config.plain_file import parse_json
 from threedgen.run.arrays import Array
 
 _TYPES: dict[int, str] = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -79,8 +79,8 @@ def _chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
     if place != len(data) or [kind for kind, _ in found] != [b"JSON", b"BIN\0"]:
         raise Broken("there should be one JSON chunk and one binary chunk")
     try:
-        tree = json.loads(found[0][1])
-    except (ValueError, UnicodeDecodeError) as error:
+        tree = parse_json(found[0][1])
+    except ValueError as error:
         raise Broken("the description is no JSON") from error
     if not isinstance(tree, dict):
         raise Broken("the description is no JSON object")
