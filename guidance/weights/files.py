@@ -118,7 +118,7 @@ def read_tensors(path: Path, under: str = "state_dict") -> dict[str, Tensor]:
     """The tensors, all of them plain arrays, of a safetensors or a torch file, maybe under the key ``under``."""
     import torch
 
-    from threedgen.run.torch_file import read_torch
+    from threedgen.run.torch_file import read_safetensors, read_torch
 
     found = read_torch(path, mmap=True) if sniff(path) == "torch" else read_safetensors(path)
     inner = found.get(under) if isinstance(found, dict) else None
@@ -134,16 +134,6 @@ def read_tensors(path: Path, under: str = "state_dict") -> dict[str, Tensor]:
     return tensors
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path} is damaged: it is not valid safetensors ({type(error).__name__})") from None
-
-
 def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -> Module:
     """The network that ``make`` builds, frozen, in float32, with ``tensors`` as its weights.
 
@@ -151,7 +141,7 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
     """
     import torch
 
-    from threedgen.run.torch_file import compare
+    from threedgen.run.torch_file import compare, require_finite
 
     try:
         with torch.device("meta"):
@@ -163,8 +153,7 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise ConfigError(f"the weights of the {what} are {tensor.dtype}, not floating point numbers ({name!r})")
-        if not torch.isfinite(tensor).all():
-            raise ConfigError(f"the weights of the {what} are not finite: {name!r} holds NaN or infinity")
+    require_finite(tensors, f"the {what}")
     network.to_empty(device="cpu")
     network.load_state_dict(dict(tensors))
     for name, buffer in network.named_buffers():

@@ -29,7 +29,7 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
     with open(ordinary(path), "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
-        raise OSError(errno.EFBIG, f"it is larger than {most / (1 << 20):.3g} MB", str(path))
+        raise OSError(errno.EFBIG, f"it is larger than {most / 1e6:.3g} MB", str(path))
     return data
 
 

@@ -16,7 +16,7 @@ import yaml
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_bytes
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
 MAX_NODES = 20_000
 

@@ -218,7 +218,7 @@ def unknown_sides(config: GenerateConfig, prior: Prior) -> list[str]:
 
 def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:
     """The n texts as embeddings (n, L, D), kept in the run folder: a resumed run must use the very same."""
-    shape = (len(texts), None, None)
+    shape = (len(texts), *prior.text_shape)
     return kept(folder / "text.safetensors", "text", shape, lambda: prior.encode_prompt(texts))
 
 
