@@ -153,7 +153,7 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise ConfigError(f"the weights of the {what} are {tensor.dtype}, not floating point numbers ({name!r})")
-    require_finite(tensors, f"the {what}")
+    require_finite(tensors, f"the weights of the {what}")
     network.to_empty(device="cpu")
     network.load_state_dict(dict(tensors))
     for name, buffer in network.named_buffers():

@@ -36,7 +36,7 @@ from threedgen.config.errors import called
 from threedgen.run.folder import write_atomic
 from threedgen.run.torch_file import read_safetensors
 
-from . import files, loading
+from . import loading
 
 A, B, SUM = ".lora_A", ".lora_B", "sum"
 

@@ -23,7 +23,9 @@ unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def state(step: int) -> dict:
     generator = torch.Generator().manual_seed(step)
     weights = {"net.weight": torch.randn(40, 10, generator=generator), "n": torch.tensor(step)}
-    return {"state_dict": weights, "global_step": step, "loops": {}, "config_yaml": "a: 1\n"}
+    optimizers = [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}]
+    whole = {"optimizer_states": optimizers, "lr_schedulers": [{"last_epoch": step}], "loops": {}}
+    return {"state_dict": weights, "global_step": step, "config_yaml": "a: 1\n"} | whole
 
 
 def same(one: dict, other: dict) -> bool:
@@ -131,6 +133,30 @@ def test_foreign_files_are_refused(tmp_path, content):
 def test_plain_weights_are_not_the_checkpoint_of_a_run(tmp_path):
     torch.save(state(1)["state_dict"], tmp_path / LAST)
     with pytest.raises(ConfigError, match="not the checkpoint of a run"):
+        latest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"state_dict": [1]},
+        {"state_dict": {"net.weight": 3}},
+        {"state_dict": {7: torch.ones(1)}},
+        {"global_step": "5"},
+        {"global_step": -1},
+        {"global_step": True},
+        {"global_step": 10**30},
+        {"loops": None},
+        {"optimizer_states": {}},
+        {"optimizer_states": [{"state": {}}]},
+        {"lr_schedulers": [3]},
+        {"lr_schedulers": [{"last_epoch": 2, "base_lrs": [float("nan")]}]},
+    ],
+    ids=str,
+)
+def test_a_state_of_another_kind_is_one_sentence(tmp_path, changed):
+    write(state(2) | changed, tmp_path / LAST)
+    with pytest.raises(ConfigError, match="is damaged: it"):
         latest(tmp_path)
 
 

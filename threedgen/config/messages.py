@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 from threedgen.config import fields
 from threedgen.config.errors import did_you_mean, nearest, nearest_key, short
 
-
 MOST = 30
 """Mistakes that are explained; a file of another kind has them in thousands."""
 

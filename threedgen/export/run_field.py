@@ -51,9 +51,8 @@ def open_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGr
     state = found[1]["state_dict"]
     field: Any = registry.build("representation", config.field, generator=generator(config.seed, 0, "field"))
     own = {name.removeprefix("field."): value for name, value in state.items() if name.startswith("field.")}
-    whose = f"the field in {found[0]}"
-    compare(own, field.state_dict(), whose)
-    require_finite({name: own[name] for name, _ in field.named_parameters()}, whose)
+    compare(own, field.state_dict(), f"the field in {found[0]}")
+    require_finite({name: own[name] for name, _ in field.named_parameters()}, f"the weights in {found[0]}")
     field.load_state_dict(own)
     field.to(device).eval()
     grid = None

@@ -17,7 +17,7 @@ from threedgen import __version__
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
 from threedgen.run.folder import write_atomic
-from threedgen.run.text import say, visible
+from threedgen.run.text import say
 from threedgen.train.loop import set_threads
 
 from .asset import ExportedAsset, make_asset
@@ -41,7 +41,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
     asset = export(source, config)
     save(asset, out, config)
     for note in asset.notes + asset.problems:
-        logger.warning("%s", visible(note))
+        logger.warning("%s", note)
     if not quiet:
         say("\n".join(f"{name}  {len(data) / 1024:.0f} KB" for name, data in asset.files.items()))
         if "khronos" in asset.figures:

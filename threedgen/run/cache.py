@@ -138,7 +138,7 @@ def fill(network: torch.nn.Module, path: Path) -> bool:
     try:
         stored = read_safetensors(path)
         compare(stored, network.state_dict(), str(path))
-        require_finite(stored, str(path))
+        require_finite(stored, f"the weights in {path}")
     except ConfigError as error:
         logger.warning("%s; it is made again", error)
         return False

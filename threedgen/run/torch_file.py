@@ -124,4 +124,4 @@ def require_finite(stored: Mapping[str, Any], what: str) -> None:
     for name, value in stored.items():
         if isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point()):
             if not torch.isfinite(torch.as_tensor(value)).all():
-                raise ConfigError(f"{what} is not finite: {str(name)[:80]!r} holds NaN or infinity")
+                raise ConfigError(f"{what} are not finite: {str(name)[:80]!r} holds NaN or infinity")

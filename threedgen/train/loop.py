@@ -150,7 +150,9 @@ def _go_on_from(module: System, checkpoints: Path, keep: int, resume: bool) -> P
     path, checkpoint = found
     check_config(checkpoint, module.config_yaml)
     compare(checkpoint["state_dict"], module.state_dict(), "the checkpoint")
-    require_finite({name: checkpoint["state_dict"][name] for name, _ in module.named_parameters()}, str(path))
+    require_finite(
+        {name: checkpoint["state_dict"][name] for name, _ in module.named_parameters()}, f"the weights in {path}"
+    )
     warn_numerics(checkpoint)
     return path
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import parse_json
+from threedgen.geometry.picture_file import open_picture, read_picture
 from threedgen.run.arrays import Array
 
 _TYPES: dict[int, str] = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -149,9 +150,10 @@ def _read_images(glb: Glb, binary: bytes, material: dict[str, Any]) -> None:
         view = glb.tree["bufferViews"][image["bufferView"]]
         start = view.get("byteOffset", 0)
         try:
-            with Image.open(io.BytesIO(binary[start : start + view["byteLength"]])) as picture:
+            data = binary[start : start + view["byteLength"]]
+            with open_picture(data, f"the {name}") as picture:
                 if Image.MIME.get(picture.format or "") != image["mimeType"]:
                     glb.problems.append(f"the {name} is no {image['mimeType']}")
-                glb.images[name] = np.asarray(picture.convert("RGB"))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise Broken(f"the {name} cannot be read: {error}") from error
+            glb.images[name] = np.asarray(read_picture(data, f"the {name}").convert("RGB"))
+        except ConfigError as error:
+            raise Broken(str(error)) from error
