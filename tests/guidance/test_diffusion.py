@@ -277,3 +277,22 @@ def test_prompts_are_shared_by_their_consecutive_images():
 def test_unknown_scheduler_files_are_refused_by_name(config, word):
     with pytest.raises(ValueError, match=word):
         Schedule.from_diffusers(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_train_timesteps": 10**8},
+        {"num_train_timesteps": 0},
+        {"beta_end": 50},
+        {"beta_start": -1.0},
+        {"beta_start": float("nan")},
+        {"beta_schedule": "linear", "beta_end": 0.9},
+        {"trained_betas": []},
+        {"trained_betas": [0.1, float("inf")]},
+    ],
+    ids=str,
+)
+def test_schedules_that_would_draw_nothing_are_refused(config):
+    with pytest.raises(ValueError, match="should be"):
+        Schedule.from_diffusers({"beta_schedule": "scaled_linear"} | config)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -81,3 +83,20 @@ def test_what_is_stored_otherwise_is_said() -> None:
         compare({"weight": torch.ones(3, 2), "bias": 1}, network.state_dict(), "it")
     with pytest.raises(ConfigError, match="not finite: 'bias'"):
         require_finite({"weight": torch.ones(2), "bias": torch.tensor([float("inf")])}, "weights")
+
+
+def test_what_a_stranger_wrote_does_not_reach_the_terminal_raw(capfd: pytest.CaptureFixture[str]) -> None:
+    code = """if True:
+        import logging, warnings
+        from threedgen.run.text import clean_logs
+        clean_logs(); clean_logs()
+        logging.getLogger("a.library").warning("%s", "\\x1b[31mred\\u202e")
+        warnings.warn("\\x1b]0;title\\x07")
+        try:
+            raise ValueError("\\x1b[2J")
+        except ValueError:
+            logging.exception("failed")
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+    said = capfd.readouterr().err
+    assert "\x1b" not in said and "\u202e" not in said and "\\x1b[31mred" in said and "\\x1b[2J" in said
