@@ -36,6 +36,7 @@ from threedgen.train.callbacks import StepCallback, anywhere, nonfinite
 logger = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
+_NEEDED = ("state_dict", "global_step", "loops")
 CONFIG_KEY = "config_yaml"
 NUMERICS_KEY = "numerics"
 _SHOWN = 6
@@ -84,7 +85,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises ConfigError, one sentence, for a file that is cut off, changed, foreign or holds Python objects.
     """
     checkpoint = read_torch(path)
-    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in _KINDS):
+    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in _NEEDED):
         raise ConfigError(f"{path} is not the checkpoint of a run (it may hold plain weights)")
     if defect := _of_another_kind(checkpoint):
         raise ConfigError(f"{path} is damaged: {defect}")
@@ -93,7 +94,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def _of_another_kind(checkpoint: dict[str, Any]) -> str | None:
     """The first part that is not of the kind, or not a number, that a run saves."""
-    if wrong := [key for key, kind in _KINDS.items() if not kind(checkpoint[key])]:
+    if wrong := [key for key, kind in _KINDS.items() if key in checkpoint and not kind(checkpoint[key])]:
         return f"its {wrong[0]} is {short(checkpoint[wrong[0]])}"
     if any(isinstance(value, float) and not math.isfinite(value) for value in leaves(checkpoint)):
         return "it holds NaN or an infinity"
