@@ -18,6 +18,8 @@ Prediction = Literal["epsilon", "v_prediction"]
 Timesteps = Tensor | int
 TextPair = tuple[Tensor, Tensor]
 Generators = torch.Generator | Sequence[torch.Generator] | None
+MOST_STEPS, LEAST_SIGNAL = 10_000, 1e-12
+"""Timesteps of a schedule, and the alpha_bar that has to be left at its end."""
 
 
 class Denoiser(Protocol):
@@ -39,9 +41,13 @@ class Schedule:
 
     @classmethod
     def from_betas(cls, betas: Tensor, prediction: Prediction = "epsilon") -> Schedule:
-        """Accumulates in float64: a float32 product of 1000 factors would already be off by 1e-5."""
+        """Accumulates in float64: a float32 product of 1000 factors would already be off by 1e-5. ValueError for what
+        would divide by zero later."""
         betas = betas.double()
-        return cls(betas.float(), torch.cumprod(1 - betas, 0).float(), prediction)
+        alpha_bar = torch.cumprod(1 - betas, 0)
+        if betas.ndim != 1 or not ((betas > 0) & (betas < 1) & (alpha_bar > LEAST_SIGNAL)).all() or not len(betas):
+            raise ValueError("betas should be numbers between 0 and 1 that leave some of the picture at the end")
+        return cls(betas.float(), alpha_bar.float(), prediction)
 
     @classmethod
     def scaled_linear(
@@ -72,6 +78,8 @@ class Schedule:
         name, T = config.get("beta_schedule", "linear"), int(config.get("num_train_timesteps", 1000))
         if prediction not in ("epsilon", "v_prediction"):
             raise ValueError(f"prediction_type {prediction!r} is unknown; use 'epsilon' or 'v_prediction'")
+        if not 1 <= T <= MOST_STEPS:
+            raise ValueError(f"num_train_timesteps should be 1 to {MOST_STEPS} (got {T})")
         if config.get("rescale_betas_zero_snr"):
             raise ValueError("rescale_betas_zero_snr is not supported: at alpha_bar 0 eps does not give x0")
         if config.get("trained_betas") is not None:

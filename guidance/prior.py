@@ -71,6 +71,11 @@ class Prior(Protocol):
     def max_tokens(self) -> int:
         """Length to which prompts are filled up or cut, start and end token included."""
 
+    @property
+    @abstractmethod
+    def text_shape(self) -> tuple[int, int]:
+        """(L,D) of what ``encode_prompt`` gives for a prompt."""
+
     def tokens_cut(self, prompt: str) -> str:
         """The end of the prompt that the text encoder will not see; "" if it sees all of it."""
         return tokens.tokens_cut(self.tokenizer, prompt, self.max_tokens)

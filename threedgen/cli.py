@@ -17,7 +17,7 @@ from threedgen.config import help, registry
 from threedgen.config.errors import AbsentWeights, ConfigError, did_you_mean, nearest, short
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
-from threedgen.run.text import say, steady_streams
+from threedgen.run.text import clean_logs, say, steady_streams
 
 DEFAULT_CONFIG = "mvdream-toybox"
 FLAGS = ("--config", "--dry-run", "--help", "--list", "--print-config", "--quiet", "--resume", "--version", "--view")
@@ -141,6 +141,7 @@ def run(command: Command) -> int:
 def main(words: list[str] | None = None) -> int:
     """The command line; returns 0, 2 for a mistake of the user, 130 for Ctrl-C, 1 for a fault."""
     steady_streams()
+    clean_logs()
     try:
         command = parse(sys.argv[1:] if words is None else words)
         text = answer(command)

@@ -120,6 +120,10 @@ class DeepFloyd(Prior):
         return self
 
     @torch.no_grad()
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        return self.max_tokens, self.unet.config["encoder_hid_dim"] or self.unet.config["cross_attention_dim"]
+
     def encode_prompt(self, prompts: list[str]) -> Tensor:
         """n prompts -> (n,77,D) float32: T5's last hidden state; in small letters, as the weights were trained."""
         prompts = [prompt.lower().strip() for prompt in prompts]
@@ -130,7 +134,7 @@ class DeepFloyd(Prior):
         options = {"padding": "max_length", "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
         given = self.tokenizer(prompts, **options).to(self.device)
         text = encoder(given.input_ids, attention_mask=given.attention_mask)[0].float()
-        if text.shape[-1] != (width := self.unet.config["encoder_hid_dim"] or self.unet.config["cross_attention_dim"]):
+        if text.shape[-1] != (width := self.text_shape[1]):
             raise ConfigError(f"the parts of the prior do not fit: T5 gives {text.shape[-1]} features, not {width}")
         return text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import short
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.draft import Draft
 
@@ -38,6 +40,10 @@ NETWORKS = {
     ),
     "draft": Network("draft", ("_class_name", "Draft"), Draft.from_config),
 }
+
+
+BOUNDS = {("vae", "scaling_factor"): (1e-4, 1e4), ("unet", "sample_size"): (0, 512), ("draft", "size"): (0, 512)}
+"""Above and at most; what is outside would draw nothing, or more than there is memory."""
 
 
 class Components(NamedTuple):
@@ -132,6 +138,11 @@ def old_vae_name(name: str) -> str:
 def make(part: str, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     """The network of a ``part``, frozen. Refuses a config with more layers than tensors, which would take for ever."""
     network = NETWORKS[part]
+    for key, value in config.items():
+        low, high = (0.0, 0.1) if key.endswith("eps") else BOUNDS.get((part, key), (-math.inf, math.inf))
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, (int, float)) and not low < number <= high:
+                raise ConfigError(f"the config of the {network.label} is damaged: {key} is {short(number)}")
     for key in ("layers_per_block", "num_hidden_layers", "transformer_layers_per_block"):
         values = config.get(key)
         for value in values if isinstance(values, list) else [values]:

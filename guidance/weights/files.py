@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import short
+from threedgen.config.plain_file import ordinary, parse_json, read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -67,14 +69,9 @@ def sha256(path: Path) -> str:
 def read_text(path: Path) -> str:
     """A text file of 1 MB at most."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(LARGEST_TEXT + 1)
+        return read_bytes(path, LARGEST_TEXT).decode("utf-8")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    if len(data) > LARGEST_TEXT:
-        raise ConfigError(f"{path} is larger than {LARGEST_TEXT >> 20} MB: not the file expected here")
-    try:
-        return data.decode("utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is damaged: it is not text") from None
 
@@ -82,9 +79,9 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON file that holds one object."""
     try:
-        found = json.loads(read_text(path))
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{path} is damaged: it is not JSON") from None
+        found = parse_json(read_text(path))
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: it is not JSON ({short(str(error), 60)})") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path} is not a config: it holds no JSON object")
     return found
@@ -93,7 +90,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def sniff(path: Path) -> str:
     """ "safetensors" or "torch" by the first bytes and the size of a file; ConfigError for anything else."""
     try:
-        with open(path, "rb") as file:
+        with open(ordinary(path), "rb") as file:
             head = file.read(64)
             total = file.seek(0, os.SEEK_END)
     except OSError as error:
@@ -121,7 +118,7 @@ def read_tensors(path: Path, under: str = "state_dict") -> dict[str, Tensor]:
     """The tensors, all of them plain arrays, of a safetensors or a torch file, maybe under the key ``under``."""
     import torch
 
-    from threedgen.run.torch_file import read_torch
+    from threedgen.run.torch_file import read_safetensors, read_torch
 
     found = read_torch(path, mmap=True) if sniff(path) == "torch" else read_safetensors(path)
     inner = found.get(under) if isinstance(found, dict) else None
@@ -137,16 +134,6 @@ def read_tensors(path: Path, under: str = "state_dict") -> dict[str, Tensor]:
     return tensors
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path} is damaged: it is not valid safetensors ({type(error).__name__})") from None
-
-
 def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -> Module:
     """The network that ``make`` builds, frozen, in float32, with ``tensors`` as its weights.
 
@@ -154,7 +141,7 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
     """
     import torch
 
-    from threedgen.run.torch_file import compare
+    from threedgen.run.torch_file import compare, require_finite
 
     try:
         with torch.device("meta"):
@@ -166,8 +153,7 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise ConfigError(f"the weights of the {what} are {tensor.dtype}, not floating point numbers ({name!r})")
-        if not torch.isfinite(tensor).all():
-            raise ConfigError(f"the weights of the {what} are not finite: {name!r} holds NaN or infinity")
+    require_finite(tensors, f"the weights of the {what}")
     network.to_empty(device="cpu")
     network.load_state_dict(dict(tensors))
     for name, buffer in network.named_buffers():

@@ -16,7 +16,8 @@ The file, in safetensors (``NAME``: a parameter of the UNet):
     unet.NAME.lora_A, .lora_B       (r, in), (out, r): weight += scale B A     kind "lora"
     identifier                      (D,) the new row, float32
 
-Its metadata hold the format, the kind, the identifier, the prompt, the scale, and the check sum of the base.
+Its metadata hold the format, the kind, the identifier, the prompt, the scale, and the check sums of the base and of
+the file's own content.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import called
 from threedgen.run.folder import write_atomic
+from threedgen.run.torch_file import read_safetensors
 
-from . import files, loading
+from . import loading
 
-A, B = ".lora_A", ".lora_B"
+A, B, SUM = ".lora_A", ".lora_B", "sum"
 
 
 def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
@@ -48,8 +51,19 @@ def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def content_sum(tensors: Mapping[str, Tensor], card: Mapping[str, str]) -> str:
+    """SHA-256 of what a file holds and tells: no format of tensors notices flipped bytes itself."""
+    digest = hashlib.sha256(repr(sorted(card.items())).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(repr((name, value.dtype, value.shape)).encode())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def check_identifier(tokenizer: Any, identifier: str) -> None:
-    """Raises ConfigError for a word that the prior knows already."""
+    """Raises ConfigError for a word that the prior knows already, and for what is no single word."""
+    if len(identifier.split()) != 1:
+        raise ConfigError("should be one word, such as [v]", "identifier", identifier)
     pieces = tokenizer.tokenize(identifier)
     if len(pieces) == 1 and pieces[0] != tokenizer.unk_token:
         raise ConfigError(
@@ -100,7 +114,7 @@ def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[
     Raises OSError.
     """
     tensors = {**changes, "identifier": row.detach().float().cpu().contiguous()}
-    write_atomic(path, to_bytes(tensors, {"format": loading.SUBJECT_FORMAT, **card}))
+    write_atomic(path, to_bytes(tensors, {"format": loading.SUBJECT_FORMAT, **card, SUM: content_sum(tensors, card)}))
 
 
 def apply(found: Any, path: Path, strength: float = 1.0) -> None:
@@ -116,7 +130,15 @@ def apply(found: Any, path: Path, strength: float = 1.0) -> None:
             f"{base[:12]}...); set prior.weights to those of its run",
             "personalisation",
         )
-    tensors = files.read_safetensors(path)
+    tensors = read_safetensors(path)
+    told = {key: value for key, value in card.items() if key not in ("format", SUM)}
+    if SUM not in card:
+        remedy = "delete it and resume its run, which writes it anew"
+        raise ConfigError(f"{path} has no check sum, as those of an earlier release: {remedy}", "personalisation")
+    if card[SUM] != content_sum(tensors, told):
+        raise ConfigError(f"{path} is damaged: its check sum is another one; make it again", "personalisation")
+    with called("personalisation"):
+        check_identifier(found.tokenizer, card.get("identifier", ""))
     parameters = dict(found.unet.named_parameters())
     row = tensors.pop("identifier", torch.empty(0))
     try:
@@ -142,6 +164,8 @@ def _changes(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
         if inner.endswith(A):
             inner = inner.removesuffix(A)
             changes[inner] = scale * tensors[f"unet.{inner}{B}"].float() @ value.float()
-        elif not inner.endswith(B):
+        elif inner.endswith(B):
+            tensors[name.removesuffix(B) + A]  # KeyError for half a term
+        else:
             changes[inner] = value.float()
     return changes

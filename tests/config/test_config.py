@@ -334,3 +334,11 @@ def test_hash_sees_what_matters(toy: Path) -> None:  # noqa: F811
     assert first == config.config_hash(config.load(toy, ["out=elsewhere", "about=x"]))
     assert first != config.config_hash(config.load(toy, ["seed=1"]))
     assert len(first) == 64
+
+
+def test_thousands_of_mistakes_are_counted_not_listed(toy: Path) -> None:  # noqa: F811
+    toy.write_text("task: toy\n" + "".join(f"key{n}: 1\n" for n in range(2000)))
+    lines = mistakes(toy).splitlines()
+    assert len(lines) == 31 and lines[-1] == "and 1971 more mistakes"
+    toy.write_text("task: toy\n" + "".join(f"key{n}: 1\n" for n in range(60_000)))
+    assert "more than 20000 keys and values" in mistakes(toy)

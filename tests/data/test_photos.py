@@ -109,7 +109,7 @@ def test_what_is_no_photo_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
     assert "at most 100" in refused(*[good] * 101)
     text = tmp_path / "text.png"
     text.write_text("no picture")
-    assert "text.png is no picture" in refused(good, text)
+    assert "text.png cannot be read as a picture" in refused(good, text)
     torn = tmp_path / "torn.png"
     noise = save(tmp_path / "noise.png", np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))
     torn.write_bytes(noise.read_bytes()[:3000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -110,6 +111,24 @@ def test_the_same_run_gives_the_same_bytes_and_old_files_go(made: Path, tmp_path
     assert export(made, f"out={out}", "lods=[]", "collision=none", "name=../x/../Hat é") == 0
     assert {path.name for path in out.iterdir()} == {"x_Hat.glb", "asset.json", "mine.txt"}
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_only_files_that_an_export_wrote_are_removed(made: Path, tmp_path: Path) -> None:
+    """Whatever an asset.json tells, and whoever wrote it."""
+    mine = {"thesis.docx": b"mine", "mine.glb": b"glTF of mine", "../above.glb": b"mine"}
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, content in mine.items():
+        (out / name).write_bytes(content)
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in mine.items()}
+    sums["mine.glb"] = sums["thesis.docx"]
+    (out / "asset.json").write_text(json.dumps({"name": "mine", "files": dict.fromkeys(mine, 4), "sha256": sums}))
+    assert export(made, f"out={out}", "lods=[]", "collision=none") == 0
+    assert all((out / name).read_bytes() == content for name, content in mine.items())
+    ours = out / "a_ball_with_a_knob.glb"
+    ours.write_bytes(b"changed by me")
+    assert export(made, f"out={out}", "lods=[]", "collision=none", "name=other") == 0
+    assert ours.read_bytes() == b"changed by me" and (out / "other.glb").exists()
 
 
 @pytest.mark.parametrize(

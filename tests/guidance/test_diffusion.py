@@ -295,3 +295,22 @@ def test_drawn_again_latents_keep_what_the_noise_left(strength: float) -> None:
     t = int(strength * schedule.T * 19 / 20) + 1
     left = float(schedule.alpha_bar[t].sqrt())
     assert float((again * z).mean()) == pytest.approx(left, abs=0.03) and again.std() == pytest.approx(1, abs=0.12)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_train_timesteps": 10**8},
+        {"num_train_timesteps": 0},
+        {"beta_end": 50},
+        {"beta_start": -1.0},
+        {"beta_start": float("nan")},
+        {"beta_schedule": "linear", "beta_end": 0.9},
+        {"trained_betas": []},
+        {"trained_betas": [0.1, float("inf")]},
+    ],
+    ids=str,
+)
+def test_schedules_that_would_draw_nothing_are_refused(config):
+    with pytest.raises((ValueError, TypeError, RuntimeError)):  # of a negative beta there is no root
+        Schedule.from_diffusers({"beta_schedule": "scaled_linear"} | config)

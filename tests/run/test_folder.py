@@ -75,6 +75,41 @@ def test_a_damaged_config_is_not_overwritten(toy: Path) -> None:  # noqa: F811
     assert damaged.read_text() == "{"
 
 
+@pytest.mark.parametrize("content", ["- a list\n", "my own notes\n", "", "3\n"])
+def test_a_config_of_something_else_is_refused_and_kept(toy: Path, content: str) -> None:  # noqa: F811
+    mine = Path("mine/config.yaml")
+    mine.parent.mkdir()
+    mine.write_text(content)
+    with pytest.raises(ConfigError, match="not the config of a run"):
+        runs.begin(loaded("out=mine"), "toy")
+    assert mine.read_text() == content and len(list(mine.parent.iterdir())) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_what_is_no_file_is_neither_waited_for_nor_replaced(toy: Path) -> None:  # noqa: F811
+    place = Path("mine")
+    place.mkdir()
+    os.mkfifo(place / "config.yaml")
+    os.mkfifo(place / "metrics.jsonl")
+    os.mkfifo(place / "summary.json")
+    with pytest.raises(ConfigError, match="no ordinary file"):
+        runs.begin(loaded("out=mine"), "toy")
+    with pytest.raises(ConfigError, match="no ordinary file"):
+        ledger.Metrics(place, 3)
+    assert ledger.read_summary(place) == {}
+    (place / "config.yaml").unlink()
+    (place / "config.yaml").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        runs.begin(loaded("out=mine"), "toy")
+
+
+def test_lines_of_metrics_that_are_not_ours_are_left_out(tmp_path: Path) -> None:
+    odd = ['{"step": 2, "loss": NaN}', '{"step": true}', '{"step": 3, "loss": 1e999}', '{"step": ' + "9" * 30 + "}"]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(['{"step": 1, "loss": 2.0}', *odd, '{"step": 4}', ""]))
+    ledger.Metrics(tmp_path, step=10)
+    assert [line["step"] for line in ledger.read_metrics(tmp_path)] == [1, 4]
+
+
 def test_an_explicit_folder_refuses_another_config_but_for_harmless_keys(toy: Path) -> None:  # noqa: F811
     runs.begin(loaded("out=dog"), "toy")
     for harmless in (

@@ -65,5 +65,10 @@ def ball_run(folder: Path, *overrides: str, **place: Any) -> Path:
         for key, value in place.items():
             field.place[int(key[1:])] = value
     state = {f"field.{name}": value for name, value in field.state_dict().items()}
-    checkpoint.write({"state_dict": state, "global_step": 10, "loops": {}}, folder / "checkpoints" / "last.ckpt")
+    learning = {
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(10.0)}}, "param_groups": []}],
+        "lr_schedulers": [{"last_epoch": 10}],
+    }
+    whole = {"state_dict": state, "global_step": 10, "loops": {}, **learning}
+    checkpoint.write(whole, folder / "checkpoints" / "last.ckpt")
     return folder

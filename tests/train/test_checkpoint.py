@@ -64,6 +64,9 @@ def test_forced_to_the_disk_before_the_old_one_gives_way(tmp_path, monkeypatch):
     assert calls == ["fsync", "previous.ckpt", "last.ckpt", "fsync"]
 
 
+NAN = torch.tensor(float("nan"))
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("unexpected pos 704 vs 598")])
 def test_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch, error):
     write(state(1), tmp_path / LAST)
@@ -139,10 +142,10 @@ def test_plain_weights_are_not_the_checkpoint_of_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"state_dict": {"net.weight": torch.tensor([1, float("nan")])}}, "state_dict.net.weight holds NaN"),
+        ({"state_dict": {"net.weight": NAN}}, "state_dict.net.weight holds NaN"),
         ({"optimizer_states": []}, "optimiser is missing"),
-        ({"optimizer_states": [{"state": {}}]}, "optimiser is missing"),
-        ({"optimizer_states": [{"state": {0: {"v": torch.tensor(float("nan"))}}}]}, "0.state.0.v holds NaN"),
+        ({"optimizer_states": [{"state": {}, "param_groups": []}]}, "optimiser is missing"),
+        ({"optimizer_states": [{"state": {0: {"v": NAN}}, "param_groups": []}]}, "0.state.0.v holds NaN"),
         ({"lr_schedulers": []}, "learning rates are not those of step 2"),
         ({"lr_schedulers": [{"last_epoch": 0}]}, "learning rates are not those of step 2"),
     ],
@@ -152,6 +155,30 @@ def test_a_state_that_would_spoil_the_run_gives_way_to_the_one_before(tmp_path, 
     write(state(2) | changed, tmp_path / LAST)
     assert same(latest(tmp_path)[1], state(1))
     assert "last.ckpt cannot be gone on with: " in caplog.text and said in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"state_dict": [1]},
+        {"state_dict": {"net.weight": 3}},
+        {"state_dict": {7: torch.ones(1)}},
+        {"global_step": "5"},
+        {"global_step": -1},
+        {"global_step": True},
+        {"global_step": 10**30},
+        {"loops": None},
+        {"optimizer_states": {}},
+        {"optimizer_states": [{"state": {}}]},
+        {"lr_schedulers": [3]},
+        {"lr_schedulers": [{"last_epoch": 2, "base_lrs": [float("nan")]}]},
+    ],
+    ids=str,
+)
+def test_a_state_of_another_kind_is_one_sentence(tmp_path, changed):
+    write(state(2) | changed, tmp_path / LAST)
+    with pytest.raises(ConfigError, match="is damaged: it"):
+        latest(tmp_path)
 
 
 def test_no_damage_goes_unnoticed(tmp_path):

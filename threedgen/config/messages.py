@@ -10,14 +10,21 @@ from pydantic import BaseModel, ValidationError
 from threedgen.config import fields
 from threedgen.config.errors import did_you_mean, nearest, nearest_key, short
 
+MOST = 30
+"""Mistakes that are explained; a file of another kind has them in thousands."""
+
 
 def explain(error: ValidationError, model: type[BaseModel], tree: dict, layers: list) -> list[str]:
     """One line for each wrong key of `tree` (the merged data); `layers` tell in which file it stands."""
     problems: dict[tuple, list[str]] = {}
     values: dict[tuple, Any] = {}
+    more = 0
     for item in error.errors(include_url=False):
         item = _at_its_key(item)
         key = _key(item, tree)
+        if len(problems) == MOST and key not in problems:  # the search for what was meant takes its time
+            more += 1
+            continue
         values.setdefault(key, None if item["type"] == "missing" else item["input"])
         problem = _problem(item)
         if item["type"] == "extra_forbidden":
@@ -32,7 +39,7 @@ def explain(error: ValidationError, model: type[BaseModel], tree: dict, layers: 
         got = "" if found == ["is missing"] or whole else f" (got {short(values[key])})"
         name = ".".join(str(part) for part in key)
         lines.append(": ".join(part for part in (_where(key, layers), name, " or ".join(found)) if part) + got)
-    return lines
+    return [*lines, f"and {more} more mistakes"] if more else lines
 
 
 def _at_its_key(item: Any) -> Any:

@@ -14,9 +14,11 @@ from typing import Any
 import yaml
 
 from threedgen.config.errors import ConfigError
+from threedgen.config.plain_file import read_bytes
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
+MAX_NODES = 20_000
 
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
 _RULES = {
@@ -35,7 +37,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader with the rules above."""
 
     yaml_implicit_resolvers: dict = {}
-    depth = 0
+    depth = nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
@@ -44,6 +46,9 @@ class _Loader(yaml.SafeLoader):
         if getattr(event, "tag", None) is not None:
             raise _refusal(f"the tag {event.tag} is not allowed", event.start_mark)
         self.depth += 1
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise _refusal(f"more than {MAX_NODES} keys and values, which no config has", event.start_mark)
         if self.depth > MAX_DEPTH:
             raise _refusal("nested too deeply", event.start_mark)
         try:
@@ -100,9 +105,7 @@ def parse(text: str, where: str) -> Any:
 def read(path: Path) -> Any:
     """The data in a YAML file of at most 1 MB in UTF-8. Raises ConfigError."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_BYTES // 1_000_000} MB, which no config is")
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file in UTF-8") from None
     except OSError as error:

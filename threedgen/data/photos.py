@@ -1,6 +1,6 @@
 """Photos of one subject, as a prior wants to see them: square, the subject in the middle, neutral grey around it.
 
-    files = find(["photos/"])                 paths of pictures, each opened but not yet decoded
+    files = find(["photos/"])                 paths of pictures, each read once
     pictures = read(files, size=128)          (N, 128, 128, 3) uint8
 
 What is subject is told by the picture's alpha channel; without one, by a background of one colour (a sheet of paper, a
@@ -10,20 +10,18 @@ to its middle square.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from threedgen.config.errors import ConfigError, short
+from threedgen.geometry.picture_file import read_picture
 from threedgen.run.arrays import Array
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FEWEST, MOST = 2, 100
-MOST_PIXELS = 64_000_000
-"""A camera's largest pictures; a file of a few bytes can claim any size (a decompression bomb)."""
 GREY = 0.5
 WORKING_SIZE = 1024
 """Pixels of the longer side at which backgrounds are found."""
@@ -34,7 +32,8 @@ SPECK = 1e-3
 
 
 def find(paths: Sequence[str]) -> list[Path]:
-    """The pictures that files and folders name, folders in the order of the names in them; headers are checked.
+    """The pictures that files and folders name, folders in the order of the names in them; each is read once, so that
+    a damaged one is found before a prior is loaded.
 
     Raises ConfigError for no or too few pictures, too many, one that cannot be read or is far too large.
     """
@@ -58,7 +57,7 @@ def find(paths: Sequence[str]) -> list[Path]:
     if len(found) > MOST:
         raise ConfigError(f"should be at most {MOST} pictures of one subject (got {len(found)})", "photos")
     for path in found:
-        _open(path).close()
+        _load(path)
     return found
 
 
@@ -70,39 +69,8 @@ def read(files: Sequence[Path], size: int, fill: float = 0.75) -> Array:
     return np.stack([_portrait(_load(path), path, size, fill) for path in files])
 
 
-def _open(path: Path) -> Image.Image:
-    """The header of a picture."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
-    except Image.DecompressionBombError:
-        raise ConfigError(f"{path} is far too large: more than {MOST_PIXELS:,} pixels", "photos") from None
-    except UnidentifiedImageError:
-        raise ConfigError(f"{path} is no picture that can be read; save it as PNG or JPEG", "photos") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ConfigError(f"{path} cannot be read ({type(error).__name__})", "photos") from None
-    width, height = image.size
-    if width * height > MOST_PIXELS:
-        image.close()
-        raise ConfigError(f"{path} is far too large: {width} x {height}, more than {MOST_PIXELS:,} pixels", "photos")
-    return image
-
-
 def _load(path: Path) -> Image.Image:
-    """A picture as RGB or, if anything in it is transparent, RGBA; upright, at most WORKING_SIZE."""
-    with _open(path) as image:
-        try:
-            image.draft("RGB", (WORKING_SIZE, WORKING_SIZE))
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits
-                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-            clear = image.has_transparency_data
-            image = image.convert("RGBA" if clear else "RGB")
-        except (OSError, ValueError, SyntaxError, MemoryError) as error:
-            raise ConfigError(f"{path} is damaged or cut off ({type(error).__name__})", "photos") from None
-    image.thumbnail((WORKING_SIZE, WORKING_SIZE))
-    return image
+    return read_picture(path, key="photos", most=WORKING_SIZE)
 
 
 def _portrait(image: Image.Image, path: Path, size: int, fill: float) -> Array:

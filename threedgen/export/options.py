@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from threedgen.config import Config
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.optional import require
+from threedgen.config.plain_file import read_json
 from threedgen.config.sections import TaskConfig
 from threedgen.run import folder as runs
 
@@ -122,11 +122,8 @@ class AssetConfig(Config):
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """asset.json, which says what an asset's folder holds; {} if there is none that can be read."""
-    try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("files", {}), dict) else {}
+    found = read_json(folder / MANIFEST)
+    return found if isinstance(found.get("files", {}), dict) else {}
 
 
 class ExportSection(AssetConfig):

@@ -19,6 +19,7 @@ from threedgen.representations.options import MarchConfig
 from threedgen.representations.volume.occupancy import OccupancyGrid
 from threedgen.run import folder as runs
 from threedgen.run.seeding import generator
+from threedgen.run.torch_file import compare, require_finite
 from threedgen.train.checkpoint import latest
 
 from .options import CHECKPOINTS
@@ -50,15 +51,16 @@ def open_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGr
     state = found[1]["state_dict"]
     field: Any = registry.build("representation", config.field, generator=generator(config.seed, 0, "field"))
     own = {name.removeprefix("field."): value for name, value in state.items() if name.startswith("field.")}
-    try:
-        field.load_state_dict(own)
-    except RuntimeError as error:
-        raise ConfigError(f"the checkpoint in {folder} is not of the field that its config describes", "run") from error
+    compare(own, field.state_dict(), f"the field in {found[0]}")
+    require_finite({name: own[name] for name, _ in field.named_parameters()}, f"the weights in {found[0]}")
+    field.load_state_dict(own)
     field.to(device).eval()
     grid = None
     if config.occupancy is not None and "occupancy.binary" in state:
         grid = OccupancyGrid(config.occupancy, config.march.radius, step_size(config.march))
-        grid.load_state_dict({name: state[f"occupancy.{name}"] for name in grid.state_dict()})
+        cells = {name: state[key] for name in grid.state_dict() if (key := f"occupancy.{name}") in state}
+        compare(cells, grid.state_dict(), f"the occupancy grid in {found[0]}")
+        grid.load_state_dict(cells)
         grid.to(device)
     return config, field, grid, found[1]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +17,7 @@ from threedgen import __version__
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
 from threedgen.run.folder import write_atomic
-from threedgen.run.text import say, visible
+from threedgen.run.text import say
 from threedgen.train.loop import set_threads
 
 from .asset import ExportedAsset, make_asset
@@ -24,6 +26,9 @@ from .run_field import RunField, asset_name, open_run, provenance
 from .shape.from_field import dense_surface
 
 logger = logging.getLogger(__name__)
+
+FILE_NAME = r"\w+(\.glb|\.usdz|_obj\.zip)"
+"""What the files of an asset are called."""
 
 
 def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -> int:
@@ -36,7 +41,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
     asset = export(source, config)
     save(asset, out, config)
     for note in asset.notes + asset.problems:
-        logger.warning("%s", visible(note))
+        logger.warning("%s", note)
     if not quiet:
         say("\n".join(f"{name}  {len(data) / 1024:.0f} KB" for name, data in asset.files.items()))
         if "khronos" in asset.figures:
@@ -70,18 +75,26 @@ def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        before = read_manifest(folder).get("files", {})
+        before = _own_files(folder)
         for name, data in asset.files.items():
             write_atomic(folder / name, data)
         path = folder / MANIFEST
         write_atomic(path, json.dumps(summary(asset, config), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        for name in set(before) - set(asset.files):
-            if Path(name).name == name:  # the summary may have been written by anyone
-                (folder / name).unlink(missing_ok=True)
+        for path_before in before - {folder / name for name in asset.files}:
+            path_before.unlink(missing_ok=True)
     except OSError as error:
         problem = f"{folder} could not be written ({error.strerror or error}); make room there"
         raise ConfigError(problem, "out") from error
     return path
+
+
+def _own_files(folder: Path) -> set[Path]:
+    """The files of an earlier export: of a name that an asset's file has, and still with the content that its
+    asset.json tells. Anyone may have written that, and anything may lie beside it."""
+    told = read_manifest(folder).get("sha256")
+    sums = {n: s for n, s in told.items() if re.fullmatch(FILE_NAME, n)} if isinstance(told, dict) else {}
+    found = {folder / name: digest for name, digest in sums.items() if (folder / name).is_file()}
+    return {path for path, digest in found.items() if hashlib.sha256(path.read_bytes()).hexdigest() == digest}
 
 
 def summary(asset: ExportedAsset, config: AssetConfig) -> dict[str, Any]:
@@ -93,6 +106,7 @@ def summary(asset: ExportedAsset, config: AssetConfig) -> dict[str, Any]:
         "texture": config.texels,
         **asset.figures,
         "files": {name: len(data) for name, data in asset.files.items()},
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in asset.files.items()},
         "findings": {name: [asdict(found) for found in all_found] for name, all_found in asset.findings.items()},
         "notes": asset.notes,
         "seconds": asset.seconds,

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
+from threedgen.config.errors import ConfigError
 from threedgen.run.folder import write_atomic, writing
+from threedgen.run.torch_file import compare, read_safetensors, require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +108,8 @@ def kept(path: Path, name: str, shape: tuple[int | None, ...], make: Callable[[]
     full disk.
     """
     found = None
-    with suppress(OSError, SafetensorError, ValueError):
-        found = load_file(path).get(name)
+    with suppress(ConfigError):
+        found = read_safetensors(path).get(name)
     if found is not None and found.dtype == torch.float32 and len(found.shape) == len(shape):
         fits = all(size in (None, actual) for size, actual in zip(shape, found.shape, strict=True))
         if fits and bool(torch.isfinite(found).all()):
@@ -135,10 +136,13 @@ def fill(network: torch.nn.Module, path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        network.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        logger.warning("%s is damaged (%s) and is made again", path, type(error).__name__)
+        stored = read_safetensors(path)
+        compare(stored, network.state_dict(), str(path))
+        require_finite(stored, f"the weights in {path}")
+    except ConfigError as error:
+        logger.warning("%s; it is made again", error)
         return False
+    network.load_state_dict(stored)
     return True
 
 

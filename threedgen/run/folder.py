@@ -56,9 +56,17 @@ def slug(text: str) -> str:
 
 
 def stored_config(folder: Path) -> dict[str, Any] | None:
-    """The config.yaml of a run as data; None if the folder holds no run."""
-    tree = yaml_text.read(folder / CONFIG) if (folder / CONFIG).is_file() else None
-    return tree if isinstance(tree, dict) else None
+    """The config.yaml of a run as data; None if the folder has nothing of this name.
+
+    Raises ConfigError for one that cannot be read or is of something else: it is not ours to overwrite.
+    """
+    path = folder / CONFIG
+    if not os.path.lexists(path):
+        return None
+    tree = yaml_text.read(path)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} is not the config of a run (it holds {short(tree)}); choose another folder")
+    return tree
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -112,7 +120,7 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
     expected, length = plain(config), "trainer.max_steps"
     for number in count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
-        with suppress(ConfigError):  # a damaged config.yaml: not ours to overwrite
+        with suppress(ConfigError):
             stored = stored_config(folder)
             if stored is None:
                 break

@@ -52,6 +52,13 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
 
 
+def require_memory(size: int, what: str) -> None:
+    """Raises ConfigError if `size` bytes are more than this process can still take."""
+    free = free_bytes(torch.device("cpu"))
+    if size > free:
+        raise ConfigError(f"{what} takes {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
+
+
 @contextmanager
 def enough_memory(doing: str, remedy: str) -> Iterator[None]:
     """Inside, the OutOfMemoryError of a GPU becomes a ConfigError: what was done, and what to set."""

@@ -20,7 +20,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from threedgen import __version__
-from threedgen.config import config_hash
+from threedgen.config import ConfigError, config_hash
+from threedgen.config.plain_file import parse_json, read_bytes, read_json
 from threedgen.run.folder import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -31,31 +32,26 @@ CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl, as dicts with an integer `step`; a line cut off by a kill is left out."""
+    """The whole lines of metrics.jsonl, as dicts with a `step`; one that is cut off, or not ours, is left out.
+
+    Raises ConfigError for a file that cannot be read at all.
+    """
     path, found = Path(folder) / "metrics.jsonl", []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    try:
+        text = read_bytes(path).decode("utf-8", "replace") if path.exists() else ""
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
     for text_line in text.split("\n"):
-        try:
-            line = json.loads(text_line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            found.append(line)
+        with suppress(ValueError):
+            line = parse_json(text_line)
+            if isinstance(line, dict) and type(line.get("step")) is int:
+                found.append(line)
     return found
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """summary.json of a run; empty if there is none that can be read."""
     return read_json(folder / "summary.json")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none that can be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 class Metrics:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import math
 import os
 import sys
 import unicodedata
+import warnings
 from typing import Any, TextIO
 
 
@@ -59,12 +61,36 @@ def steady_streams() -> None:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print lines of text; control characters are dropped, and what the terminal cannot show is escaped."""
+    """Print lines of text; control characters and what the terminal cannot show are escaped."""
     stream = stream or sys.stdout
-    clean = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    stream.write(clean.encode(encoding, "backslashreplace").decode(encoding).rstrip("\n") + "\n")
+    stream.write(printable(text).encode(encoding, "backslashreplace").decode(encoding).rstrip("\n") + "\n")
     stream.flush()
+
+
+def printable(text: str) -> str:
+    """`text` with its lines as they are and an escape for whatever a terminal could obey instead of showing it."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+class _CleanRecord(logging.LogRecord):
+    def __init__(self, *args: Any, **words: Any) -> None:
+        super().__init__(*args, **words)
+        if self.exc_info:  # as a Formatter keeps it
+            self.exc_text = printable(logging.Formatter().formatException(self.exc_info))
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+def clean_logs() -> None:
+    """Whatever is logged or warned of in this process from now on, by whichever library, is printable: names in a
+    stranger's file become part of such messages."""
+    if logging.getLogRecordFactory() is _CleanRecord:
+        return
+    logging.setLogRecordFactory(_CleanRecord)
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda *args, **words: printable(plain(*args, **words))
 
 
 def clean(text: str) -> str:

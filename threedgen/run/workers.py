@@ -24,7 +24,7 @@ from typing import Any, Literal
 from threedgen.config import ConfigError, registry
 from threedgen.config.optional import require
 from threedgen.run.interrupts import Interrupts
-from threedgen.run.text import clean
+from threedgen.run.text import clean, clean_logs
 
 logger = logging.getLogger(__name__)
 Answer = tuple[Literal["done", "stopped", "mistake", "error"], Any]
@@ -218,6 +218,7 @@ def begin() -> None:
             parent.join()
         os._exit(1)  # the process that began was killed: the job is left to its next start
 
+    clean_logs()
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     signal.signal(signal.SIGTERM, leave)

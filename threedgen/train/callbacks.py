@@ -32,10 +32,11 @@ def anywhere(trainer: pl.Trainer, flag: bool) -> bool:
 class StepCallback(pl.Callback):
     """Calls `after_step(trainer, module, outputs)` at the end of an optimisation step, which may take several batches.
 
-    `whole`: nothing is left of a step that was begun; nobody can go on from the middle of one.
+    `whole`: nothing is left of a step that was begun; nobody can go on from the middle of one. `steps`: done so far.
     """
 
     whole = True
+    steps = 0
     _step = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -47,6 +48,7 @@ class StepCallback(pl.Callback):
         self.whole = trainer.global_step != self._step
         self._step = trainer.global_step
         if self.whole:
+            self.steps += 1
             self.after_step(trainer, pl_module, outputs)
 
     def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:

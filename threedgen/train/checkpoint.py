@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from threedgen.config import yaml_text
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, short
 from threedgen.run import folder as runs
-from threedgen.run.torch_file import read_torch
+from threedgen.run.torch_file import leaves, read_torch
 from threedgen.train.callbacks import StepCallback, anywhere, nonfinite
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,8 @@ def read(path: Path) -> dict[str, Any]:
     checkpoint = read_torch(path)
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in _NEEDED):
         raise ConfigError(f"{path} is not the checkpoint of a run (it may hold plain weights)")
+    if defect := _of_another_kind(checkpoint):
+        raise ConfigError(f"{path} is damaged: {defect}")
     if defect := _defect(checkpoint):
         raise ConfigError(f"{path} cannot be gone on with: {defect}")
     return checkpoint
@@ -112,6 +116,42 @@ def _tensors(tree: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
     elif isinstance(tree, (dict, list)):
         for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
             yield from _tensors(value, f"{name}.{key}")
+
+
+def _of_another_kind(checkpoint: dict[str, Any]) -> str | None:
+    """The first part that is not of the kind, or not a number, that a run saves."""
+    if wrong := [key for key, kind in _KINDS.items() if key in checkpoint and not kind(checkpoint[key])]:
+        return f"its {wrong[0]} is {short(checkpoint[wrong[0]])}"
+    if any(isinstance(value, float) and not math.isfinite(value) for value in leaves(checkpoint)):
+        return "it holds NaN or an infinity"
+    return None
+
+
+def _named_tensors(state: Any) -> bool:
+    return isinstance(state, dict) and all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items())
+
+
+def _mappings(states: Any, *keys: str) -> bool:
+    """Is it a list of dicts with these keys?"""
+    return isinstance(states, list) and all(isinstance(s, dict) and not set(keys) - set(s) for s in states)
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "state_dict": _named_tensors,
+    "global_step": lambda step: type(step) is int and 0 <= step < 1 << 53,
+    "loops": lambda loops: isinstance(loops, dict),
+    "optimizer_states": lambda states: _mappings(states, "state", "param_groups"),
+    "lr_schedulers": lambda states: _mappings(states, "last_epoch"),
+}
+
+
+def check_restored(optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Raises ConfigError if what an optimiser remembers of a weight is not of the weight's shape."""
+    for state in (optimizer.state for optimizer in optimizers):
+        for weight, kept in state.items():
+            if odd := [n for n, t in kept.items() if isinstance(t, Tensor) and t.ndim and t.shape != weight.shape]:
+                shapes = f"{tuple(kept[odd[0]].shape)} instead of {tuple(weight.shape)}"
+                raise ConfigError(f"the optimiser's state is of another network ({odd[0]}: {shapes})")
 
 
 def latest(folder: Path, keep: int = 2) -> tuple[Path, dict[str, Any]] | None:
@@ -176,6 +216,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
                 stray.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step if trainer.ckpt_path else -1
+        check_restored(trainer.optimizers)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -245,6 +286,8 @@ def check_config(checkpoint: dict[str, Any], config_yaml: str) -> None:
     if not old or not config_yaml:
         return
     before, after = (yaml_text.parse(text, "the config in the checkpoint") for text in (old, config_yaml))
+    if not isinstance(before, dict):
+        raise ConfigError(f"the config in the checkpoint is damaged (it holds {short(before)})")
     changed = runs.differences(before, after)
     if changed:
         more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
@@ -268,7 +311,8 @@ def numerics() -> dict[str, str]:
 
 def warn_numerics(checkpoint: dict[str, Any]) -> None:
     """One line if the run goes on under other circumstances: then it may differ in the last bits."""
-    before, now = checkpoint.get(NUMERICS_KEY, {}), numerics()
+    before, now = checkpoint.get(NUMERICS_KEY), numerics()
+    before = before if isinstance(before, dict) else {}
     changes = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     if changes:
         logger.warning("results may differ in the last bits from a run without a stop: %s", ", ".join(changes))

@@ -24,11 +24,11 @@ import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, in_a_line, short
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.progress import Progress, silence_lightning
-from threedgen.run.torch_file import compare
+from threedgen.run.torch_file import compare, require_finite
 from threedgen.train.callbacks import FiniteGuard, Logging, Seeding, StopOnInterrupt, Validation
 from threedgen.train.checkpoint import (
     AtomicCheckpointIO,
@@ -127,7 +127,9 @@ def fit(
                 Checkpoint(checkpoints, config.checkpoint.seconds, lambda: guard.healthy),
             ],
         )
-        if _terminated(trainer, module, path) or stop.terminated:
+        with _blaming(path, lambda: bool(stop.steps)):
+            terminated = _terminated(trainer, module, path)
+        if terminated or stop.terminated:
             return Status.TERMINATED
     guard.check_end(trainer, module)
     if guard.failure:
@@ -149,6 +151,9 @@ def _go_on_from(module: System, checkpoints: Path, keep: int, resume: bool) -> P
     path, checkpoint = found
     check_config(checkpoint, module.config_yaml)
     compare(checkpoint["state_dict"], module.state_dict(), "the checkpoint")
+    require_finite(
+        {name: checkpoint["state_dict"][name] for name, _ in module.named_parameters()}, f"the weights in {path}"
+    )
     warn_numerics(checkpoint)
     return path
 
@@ -196,6 +201,18 @@ def _terminated(trainer: pl.Trainer, module: pl.LightningModule, path: Path | No
             raise KeyboardInterrupt from None
         raise
     return trainer.received_sigterm
+
+
+@contextmanager
+def _blaming(checkpoint: Path | None, going_on: Callable[[], bool]) -> Iterator[None]:
+    """What fails inside before the run is `going_on` from a checkpoint is the fault of that: Lightning and the
+    optimisers take it apart without looking. Then raises ConfigError."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        if checkpoint is None or going_on() or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ConfigError(f"{checkpoint} does not fit this run ({short(in_a_line(error), 160)[1:-1]})") from error
 
 
 @contextmanager

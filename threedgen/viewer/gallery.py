@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from PIL import Image
 
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.images import GAP
+from threedgen.geometry.picture_file import read_picture
 from threedgen.run.folder import CONFIG, stored_config, user_path, write_atomic, writing
 from threedgen.run.text import duration, say, visible
 
@@ -39,7 +39,7 @@ def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) 
         text, broken = gallery(folder, path.parent)
         write_atomic(path, text)
     for reason in broken:
-        logger.warning("left out: %s", visible(reason))
+        logger.warning("left out: %s", reason)
     say(str(path))
     return 0
 
@@ -99,12 +99,12 @@ def still(record: Record) -> Markup | None:
     """The best single picture there is: the result's front, else the newest on the way, else the first sampled view."""
     for path, columns, rows in sheets(record):
         try:
-            with Image.open(path) as sheet:
-                width, height = (sheet.width - GAP) // columns - GAP, (sheet.height - GAP) // rows - GAP
-                picture = sheet.convert("RGB").crop((GAP, GAP, GAP + max(1, width), GAP + max(1, height)))
-                picture.thumbnail((STILL, STILL))
-        except (OSError, ValueError, Image.DecompressionBombError):  # damaged: the next best
+            sheet = read_picture(path)
+        except ConfigError:  # damaged: the next best
             continue
+        width, height = (sheet.width - GAP) // columns - GAP, (sheet.height - GAP) // rows - GAP
+        picture = sheet.convert("RGB").crop((GAP, GAP, GAP + max(1, width), GAP + max(1, height)))
+        picture.thumbnail((STILL, STILL))
         buffer = io.BytesIO()
         picture.save(buffer, format="JPEG", quality=88)
         return data_uri(buffer.getvalue(), ".jpg")

@@ -26,7 +26,7 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Speed, details, stage_of
-from threedgen.run.text import say, visible
+from threedgen.run.text import say
 from threedgen.train.callbacks import aside
 
 from .options import ViewConfig
@@ -139,7 +139,7 @@ class LiveView(pl.Callback):
         try:
             action(self._window)
         except Exception as error:
-            logger.warning("the live view was closed, the run goes on: %s", visible(in_a_line(error)))
+            logger.warning("the live view was closed, the run goes on: %s", in_a_line(error))
             logger.debug("the live view", exc_info=error)
             self.close()
 
@@ -183,7 +183,7 @@ class LiveView(pl.Callback):
                 self._note = f"step {step}: {self.export()}"
         except Exception as error:
             self._note = f"step {step}: no asset: {in_a_line(error)}"
-            logger.warning("live view, %s", visible(self._note))
+            logger.warning("live view, %s", self._note)
         self.speed = Speed()  # the wait says nothing about the steps to come
         self.speed.mark(self.clock(), step)
 

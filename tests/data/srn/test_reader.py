@@ -274,7 +274,7 @@ def test_a_picture_that_is_cut_off_is_named(scene: Path) -> None:
     path = scene / "rgb" / "000001.png"
     path.write_bytes(path.read_bytes()[:200])
     instance = open_instance(scene)  # its beginning is whole
-    with pytest.raises(ConfigError, match="rgb/000001.png cannot be read"):
+    with pytest.raises(ConfigError, match="rgb/000001.png is damaged"):
         instance.views()
 
 

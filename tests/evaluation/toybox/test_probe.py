@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from threedgen.config import ConfigError
+from threedgen.config.plain_file import read_json
 from threedgen.data.toybox.grammar import ACCESSORIES, NOUNS, Spec, held_out
 from threedgen.data.toybox.world import build, photograph
 from threedgen.evaluation.toybox import options, training
@@ -26,7 +27,6 @@ from threedgen.evaluation.toybox.labels import (
 )
 from threedgen.evaluation.toybox.options import ProbeNetworkConfig, TrainProbeConfig
 from threedgen.evaluation.toybox.probe import Probe, Raw, Seen, prepare, together
-from threedgen.run.metrics import read_json
 
 LABELS = Labels.of_toybox()
 TINY = ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 16))

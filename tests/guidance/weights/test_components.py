@@ -302,3 +302,23 @@ def test_the_embedded_prior_if_it_is_there() -> None:
     embedded = MVDream.load("embedded", dtype="fp32")
     assert embedded.unet.class_embedding is not None
     assert tokens.unknown_words(embedded.tokenizer, "zzgrblx")[0][0] == "zzgrblx"
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("vae", "scaling_factor", "0"),
+        ("vae", "scaling_factor", "NaN"),
+        ("unet", "norm_eps", "NaN"),
+        ("unet", "norm_eps", "-1"),
+        ("unet", "sample_size", "100000"),
+        ("text_encoder", "layer_norm_eps", "1e999"),
+    ],
+)
+def test_numbers_that_would_draw_nothing_are_refused(saved: Path, tmp_path: Path, part: str, key: str, value: str):
+    folder = unsummed(saved, tmp_path / "x")
+    path = folder / part / "config.json"
+    config = json.loads(path.read_text()) | {key: "HERE"}
+    path.write_text(json.dumps(config).replace('"HERE"', value))
+    with pytest.raises(ConfigError, match="damaged"):
+        MVDream.load(str(folder))

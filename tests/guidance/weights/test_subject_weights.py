@@ -97,8 +97,17 @@ def test_what_is_no_personalisation_is_one_sentence_before_anything_is_loaded(sa
     MVDreamConfig(weights=str(saved / "base"), personalisation=str(saved / "dog.safetensors")).check()
 
 
-@pytest.mark.parametrize("damage", ["nan", "name", "shape", "no identifier"])
-def test_damaged_tensors_are_refused(saved: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        *((damage, "is damaged: its tensors") for damage in ("nan", "name", "shape", "no identifier", "half a term")),
+        ("no word", "personalisation: should be one word"),
+        ("a known word", "personalisation: 'dog' is a word"),
+        ("another sum", "is damaged: its check sum"),
+        ("no sum", "has no check sum"),
+    ],
+)
+def test_damaged_tensors_are_refused(saved: Path, damage: str, said: str) -> None:
     path = saved / "dog.safetensors"
     card, tensors = subject_card(path), load_file(path)
     if damage == "nan":
@@ -107,10 +116,17 @@ def test_damaged_tensors_are_refused(saved: Path, damage: str) -> None:
         tensors["unet.conv_in.bain"] = tensors["unet.conv_in.bias"].clone()
     elif damage == "shape":
         tensors["unet.conv_in.bias"] = tensors["unet.conv_in.bias"][:3].clone()
-    else:
+    elif damage == "half a term":
+        tensors["unet.conv_in.weight.lora_B"] = tensors["unet.conv_in.weight"].clone()
+    elif damage == "no identifier":
         del tensors["identifier"]
+    card |= {"no word": {"identifier": ""}, "a known word": {"identifier": "dog"}}.get(damage, {})
+    told = {key: value for key, value in card.items() if key not in ("format", "sum")}
+    card["sum"] = "0" * 64 if damage == "another sum" else subject_weights.content_sum(tensors, told)
+    if damage == "no sum":
+        del card["sum"]
     save_file(tensors, path, card)
-    with pytest.raises(ConfigError, match="is damaged"):
+    with pytest.raises(ConfigError, match=said):
         MVDream.load(str(saved / "base"), personalisation=str(path))
 
 

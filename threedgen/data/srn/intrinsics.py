@@ -20,9 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from threedgen.config.errors import ConfigError, short
+from threedgen.config.plain_file import read_bytes
 from threedgen.run.arrays import Array
 
 FORMS = "should hold 'f cx cy 0', '0 0 0', '1', 'height width' in four lines, or a 3x3 matrix"
+LARGEST = 1 << 16
+"""Bytes of a file with the numbers of one camera."""
 CENTRAL = 0.2
 """The principal point of a matrix lies within this share of the picture's side from its middle."""
 
@@ -30,7 +33,7 @@ CENTRAL = 0.2
 def read_numbers(path: Path) -> list[list[float]]:
     """The numbers of a text file, line by line; empty lines are left out. Raises ConfigError naming the file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, LARGEST).decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -11,18 +11,17 @@ taken here too; ``up="y"`` turns a world whose y points up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.picture_file import picture_shape, read_picture
 from threedgen.geometry.poses import opencv_axes, opengl_to_blender
 from threedgen.geometry.views import Views
 from threedgen.run.arrays import Array
@@ -77,8 +76,7 @@ class Instance:
     def verify(self) -> None:
         """Are the pictures whole? Reads all files. Raises ConfigError naming one that is not."""
         for path in self.files:
-            with _opened(path) as picture:
-                picture.verify()
+            read_picture(path)
 
 
 def split_folder(root: Path | str, split: str) -> Path:
@@ -180,23 +178,12 @@ def _one_size(files: Sequence[Path]) -> tuple[int, int]:
     """Height and width of all pictures, read from the beginnings of the files."""
     sizes = []
     for path in files:
-        with _opened(path) as picture:
-            sizes.append((picture.height, picture.width))
+        sizes.append(picture_shape(path))
         (height, width), (first, other) = sizes[-1], sizes[0]
         if (height, width) != (first, other):
             has = f"{path} has {height} x {width} pixels (height x width)"
             raise ConfigError(f"{has}, but {files[0].name} has {first} x {other}")
     return sizes[0]
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """A picture. Raises ConfigError naming the file if it cannot be opened, or not be read inside."""
-    try:
-        with Image.open(path) as picture:
-            yield picture
-    except (OSError, SyntaxError):
-        raise ConfigError(f"{path} cannot be read as a picture") from None
 
 
 def _apart(folder: Path, poses: Array) -> None:
@@ -208,11 +195,8 @@ def _apart(folder: Path, poses: Array) -> None:
 
 def _pixels(path: Path) -> Array:
     """(H, W, 3) in [0, 1]. What is transparent is laid on white, the background of the archives, and said once."""
-    with _opened(path) as picture:
-        has_alpha = picture.has_transparency_data
-        levels = np.asarray(picture.convert("RGBA" if has_alpha else "RGB"))
-    pixels: Array = levels.astype(np.float32) / np.float32(255)
-    if not has_alpha:
+    pixels: Array = np.asarray(read_picture(path), np.float32) / np.float32(255)
+    if pixels.shape[-1] == 3:
         return pixels
     rgb, alpha = pixels[..., :3], pixels[..., 3:]
     if alpha.min() < 1 and path.parent not in _SAID:

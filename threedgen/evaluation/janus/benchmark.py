@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from threedgen.config.plain_file import read_json
 from threedgen.evaluation.tables import write_json
 from threedgen.evaluation.toybox.held_out import without_front
 from threedgen.run.folder import slug
-from threedgen.run.metrics import read_json
 from threedgen.run.progress import Count
 from threedgen.run.workers import run_jobs
 from threedgen.train.loop import set_threads

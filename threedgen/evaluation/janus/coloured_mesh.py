@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threedgen.config.errors import ConfigError
+from threedgen.config.plain_file import parse_json, read_bytes
 from threedgen.data.toybox.primitives import Asset
 from threedgen.geometry import raster
 from threedgen.geometry.texture import sample
@@ -22,6 +23,8 @@ Array = NDArray[Any]
 PLAIN = 0.7
 """Grey of what has no colour of its own."""
 SUPERSAMPLE = 2
+LARGEST, FARTHEST = 512 << 20, 1e9
+"""Bytes of a file, and the largest coordinate in it."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y") -> ColouredMesh:
 
     parts, plain = list[Part](), True
     try:
+        _check_counts(path)
         scene = trimesh.load_scene(str(path), process=False)
         for place, name in (scene.graph[node] for node in scene.graph.nodes_geometry):
             piece: Any = scene.geometry[name]
@@ -129,7 +133,20 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y") -> ColouredMesh:
     mesh = ColouredMesh(tuple(part for part in parts if len(part.corners)), plain)
     if not mesh.parts:
         raise ConfigError(f"{path} is empty: it has no triangle with an area")
+    if (farthest := np.abs(mesh.corners).max()) > FARTHEST:
+        raise ConfigError(f"{path} has coordinates of {farthest:.3g}, and {FARTHEST:.3g} is the most")
     return mesh.moved(lambda corners: corners[..., [2, 0, 1]]) if up == "y" else mesh
+
+
+def _check_counts(path: Path) -> None:
+    """Raises ValueError or OSError for a file that is no ordinary one, or tells of more values than it has bytes."""
+    data = read_bytes(path, LARGEST)
+    if path.suffix.lower() == ".obj":
+        return
+    tree = parse_json(data[20 : 20 + int.from_bytes(data[12:16], "little")] if data[:4] == b"glTF" else data)
+    count = sum(max(0, accessor["count"]) for accessor in tree.get("accessors", []))
+    if count > len(data):
+        raise ValueError(f"it tells of {count} values, but has {len(data)} bytes")
 
 
 def _sound(part: Part) -> Part:

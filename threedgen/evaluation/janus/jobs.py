@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from threedgen.config import ConfigError, find, load, plain, registry, split_override, task_of, tree_hash
+from threedgen.config.plain_file import read_json
 from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
 from threedgen.evaluation.toybox.held_out import toybox_prompts, without_front
 from threedgen.run import folder as runs
-from threedgen.run.metrics import peak_memory, read_json, read_summary
+from threedgen.run.metrics import peak_memory, read_summary
 from threedgen.run.workers import STOPPED, Stopped
 
 from .options import JanusBenchmarkConfig

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from threedgen.config.errors import ConfigError
 from threedgen.evaluation.tables import finish, limits, markdown_table, percent, write_json
+from threedgen.geometry.picture_file import read_picture
 from threedgen.run.folder import write_atomic, writing
 from threedgen.run.metrics import csv_table
 from threedgen.run.text import clean
@@ -153,8 +154,8 @@ def strip(folder: Path, result: Result) -> tuple[Any, list[tuple[str, bool, bool
         return None, []
     buffer, views = io.BytesIO(), view_labels(np.array(result.sides))
     try:
-        with Image.open(folder / "looks" / f"{Path(result.folder).name}.png") as picture:
-            picture.convert("RGB").save(buffer, format="JPEG", quality=85)
-    except (OSError, ValueError):
+        picture = read_picture(folder / "looks" / f"{Path(result.folder).name}.png")
+    except ConfigError:
         return None, []
+    picture.convert("RGB").save(buffer, format="JPEG", quality=85)
     return data_uri(buffer.getvalue(), ".jpg"), list(zip(views, result.shown, result.right, strict=True))

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 
 from threedgen.config.errors import ConfigError
+from threedgen.config.plain_file import read_bytes, read_json
 from threedgen.evaluation.metrics.figures import Share, median, share
 from threedgen.evaluation.tables import rounded, write_json
 from threedgen.export.run_field import open_field
 from threedgen.export.surface.pictures import field_pictures
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import write_png
-from threedgen.run.metrics import read_json
 from threedgen.train.checkpoint import LAST
 
-from .coloured_mesh import Array, ColouredMesh, centred, read_mesh
+from .coloured_mesh import LARGEST, Array, ColouredMesh, centred, read_mesh
 from .meter import Meter, Visible
 from .options import THRESHOLD, MeterConfig
 from .rates import ErrorRates
@@ -91,7 +91,7 @@ class Reader:
             return {"state": "empty", "reason": f"there is no {path.name}"}
         run, kept = path.is_dir(), self.folder / f"{name}.json"
         try:
-            content = (path / LAST if run else path).read_bytes()
+            content = read_bytes(path / LAST if run else path, LARGEST)
         except OSError as error:
             return {"state": "empty", "reason": f"{path} cannot be read ({error.strerror})"}
         parts = (content, self._settings.encode(), prompt.encode(), f"{up}{fit}".encode())

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen.config.errors import ConfigError
+from threedgen.config.plain_file import read_json
 from threedgen.evaluation.tables import write_json
 from threedgen.run.folder import write_atomic
-from threedgen.run.metrics import read_json
 
 from .labels import Labels
 from .options import ProbeNetworkConfig, network_file

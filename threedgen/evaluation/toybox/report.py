@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from threedgen.config.plain_file import read_json
 from threedgen.evaluation.metrics.figures import median
 from threedgen.evaluation.tables import finish, limits, markdown_table, percent, rounded, write_report
 from threedgen.geometry.images import grid, write_png
-from threedgen.run.metrics import read_json
 
 from .fidelity import fidelity_table
 from .held_out import Case

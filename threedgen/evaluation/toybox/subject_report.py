@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from threedgen.evaluation.metrics.figures import Share, bootstrap, median, share
 from threedgen.evaluation.tables import limits, markdown_table, percent, write_report
 from threedgen.geometry.images import grid, one_size, write_png
+from threedgen.geometry.picture_file import read_picture
 
 from .options import EvaluateSubjectsConfig
 from .subject_views import VIEWS
@@ -72,9 +72,8 @@ def sheet(config: EvaluateSubjectsConfig, inside: Path, rows: Rows, of: str = ""
 
 def read_rgb(path: Path, half: bool = False, height: int | None = None) -> np.ndarray:
     """Reads uint8 (H, W, 3), scaled to a ``height`` if it is given; photos are taken at twice the size of samples."""
-    with Image.open(path) as picture:
-        seen = picture.convert("RGB").reduce(2 if half else 1)
-        return np.asarray(seen.resize((round(seen.width * height / seen.height), height)) if height else seen)
+    seen = read_picture(path).convert("RGB").reduce(2 if half else 1)
+    return np.asarray(seen.resize((round(seen.width * height / seen.height), height)) if height else seen)
 
 
 def compared(rows: Rows, kind: str) -> dict[str, Any]:

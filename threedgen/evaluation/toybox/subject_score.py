@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from threedgen.config import registry
+from threedgen.config.plain_file import read_json
 from threedgen.data.toybox.grammar import article
 from threedgen.evaluation.tables import finish, write_json
 from threedgen.guidance.prior import Prior
 from threedgen.run import folder as runs
-from threedgen.run.metrics import read_json, read_summary
+from threedgen.run.metrics import read_summary
 from threedgen.run.progress import Count
 from threedgen.systems.dreambooth import task as dreambooth
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig

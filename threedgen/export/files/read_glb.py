@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import struct
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from threedgen.config.errors import ConfigError
+from threedgen.config.plain_file import parse_json
+from threedgen.geometry.picture_file import open_picture, read_picture
 from threedgen.run.arrays import Array
 
 _TYPES: dict[int, str] = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -79,8 +80,8 @@ def _chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
     if place != len(data) or [kind for kind, _ in found] != [b"JSON", b"BIN\0"]:
         raise Broken("there should be one JSON chunk and one binary chunk")
     try:
-        tree = json.loads(found[0][1])
-    except (ValueError, UnicodeDecodeError) as error:
+        tree = parse_json(found[0][1])
+    except ValueError as error:
         raise Broken("the description is no JSON") from error
     if not isinstance(tree, dict):
         raise Broken("the description is no JSON object")
@@ -149,9 +150,10 @@ def _read_images(glb: Glb, binary: bytes, material: dict[str, Any]) -> None:
         view = glb.tree["bufferViews"][image["bufferView"]]
         start = view.get("byteOffset", 0)
         try:
-            with Image.open(io.BytesIO(binary[start : start + view["byteLength"]])) as picture:
+            data = binary[start : start + view["byteLength"]]
+            with open_picture(data, f"the {name}") as picture:
                 if Image.MIME.get(picture.format or "") != image["mimeType"]:
                     glb.problems.append(f"the {name} is no {image['mimeType']}")
-                glb.images[name] = np.asarray(picture.convert("RGB"))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise Broken(f"the {name} cannot be read: {error}") from error
+            glb.images[name] = np.asarray(read_picture(data, f"the {name}").convert("RGB"))
+        except ConfigError as error:
+            raise Broken(str(error)) from error

@@ -29,7 +29,6 @@ from threedgen.geometry.images import grid, to_uint8, write_mp4, write_png
 from threedgen.geometry.rigs import turntable
 from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import read_summary
-from threedgen.run.text import visible
 from threedgen.systems.generate.options import ResultConfig
 
 from .system import GenerateSystem
@@ -161,4 +160,4 @@ def write_asset(system: GenerateSystem, folder: Path, notes: list[str]) -> dict[
 
 def _note(notes: list[str], text: str) -> None:
     notes.append(text)
-    logger.warning("%s", visible(text))
+    logger.warning("%s", text)

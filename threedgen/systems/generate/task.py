@@ -31,7 +31,7 @@ from threedgen.run.memory import enough_memory
 from threedgen.run.metrics import read_summary
 from threedgen.run.prompts import tidy, warn_about
 from threedgen.run.seeding import generator
-from threedgen.run.text import say
+from threedgen.run.text import clean_logs, say
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.callbacks import FiniteGuard
 from threedgen.train.loop import Status, set_threads
@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", **values: Any) -> Run:
     """A prompt becomes a 3D object; see ``threedgen.generate``."""
+    clean_logs()
     path = find(os.fspath(config))
     if (task := task_of(path)) != "generate":
         raise ConfigError(f"should be of the task generate (got {path.name}, which is of {task})", "config")
@@ -219,7 +220,7 @@ def unknown_sides(config: GenerateConfig, prior: Prior) -> list[str]:
 
 def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:
     """The n texts as embeddings (n, L, D), kept in the run folder: a resumed run must use the very same."""
-    shape = (len(texts), None, None)
+    shape = (len(texts), *prior.text_shape)
     return kept(folder / "text.safetensors", "text", shape, lambda: prior.encode_prompt(texts))
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash
 from threedgen.export.run_field import view_of
+from threedgen.geometry import picture_file
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import grid, readable, write_png
 from threedgen.geometry.poses import orbit_c2w, square_pixels
@@ -100,8 +101,7 @@ def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int,
 
 def read_picture(path: Path, height: int, width: int) -> Tensor:
     """(H, W, 3) in [0, 1], in the middle of white of this shape; what is transparent is white."""
-    with Image.open(path) as picture:
-        cut = picture.convert("RGBA")
+    cut = picture_file.read_picture(path, key="image").convert("RGBA")
     paper = Image.new("RGBA", cut.size, "white")
     paper.alpha_composite(cut)
     scale = min(height / paper.height, width / paper.width)

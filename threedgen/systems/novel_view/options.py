@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from PIL import Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError
 from threedgen.config.errors import called
 from threedgen.config.sections import CheckpointConfig, OrbitCameraConfig, RunConfig, TrainerConfig
 from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
+from threedgen.geometry.picture_file import read_picture
 from threedgen.guidance.threedim.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
+from threedgen.run.folder import user_path
 from threedgen.systems.generate.options import ResultConfig
 
 
@@ -156,12 +157,6 @@ class ImageTo3DConfig(RunConfig):
     def check(self) -> None:
         if not self.image:
             raise ConfigError("there is none: give the file of a picture, image=car.png", "image")
-        try:
-            with Image.open(Path(self.image).expanduser()) as picture:
-                picture.verify()
-        except FileNotFoundError:
-            raise ConfigError(f"there is no file {self.image!r}", "image") from None
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
-            raise ConfigError(f"{self.image!r} cannot be read as a picture", "image") from None
+        read_picture(user_path(self.image, "image"), self.image, "image")
         self.sampler.check()
         super().check()

@@ -1,0 +1,62 @@
+"""The door for small files of strangers: ordinary ones only, of a bounded size, JSON without what JSON has not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import stat
+from pathlib import Path
+from typing import Any
+
+LARGEST = 64 << 20
+"""Bytes of the largest JSON or text that is read whole: the metrics of a long run."""
+
+
+def ordinary(path: Path) -> Path:
+    """Return `path` if it is an ordinary file. Raises OSError for a folder, and for a pipe or a device, which
+    would be read for ever."""
+    kind = path.stat().st_mode
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    if not stat.S_ISREG(kind):
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+    return path
+
+
+def read_bytes(path: Path, most: int = LARGEST) -> bytes:
+    """Read a whole file of at most `most` bytes. Raises OSError, also for a longer one."""
+    with open(ordinary(path), "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most / 1e6:.3g} MB", str(path))
+    return data
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Data from JSON. Raises ValueError, also for NaN, infinities, numbers beyond 64 bits and endless nesting."""
+    try:
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_bounded)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} if there is none that can be read."""
+    try:
+        found = parse_json(read_bytes(path))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _no_number(text)
+
+
+def _bounded(text: str) -> int:
+    return int(text) if len(text) < 20 else _no_number(text[:20])
