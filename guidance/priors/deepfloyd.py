@@ -119,11 +119,11 @@ class DeepFloyd(Prior):
         network.to(self.device, self.dtype)
         return self
 
-    @torch.no_grad()
     @property
     def text_shape(self) -> tuple[int, int]:
         return self.max_tokens, self.unet.config["encoder_hid_dim"] or self.unet.config["cross_attention_dim"]
 
+    @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:
         """n prompts -> (n,77,D) float32: T5's last hidden state; in small letters, as the weights were trained."""
         prompts = [prompt.lower().strip() for prompt in prompts]

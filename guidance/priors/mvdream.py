@@ -151,12 +151,12 @@ class MVDream(MultiviewPrior):
     def max_tokens(self) -> int:
         return min(self.tokenizer.model_max_length, self.text_positions)
 
-    @torch.no_grad()
     @property
     def text_shape(self) -> tuple[int, int]:
         doubled = self.draft is not None and bool(self.identifiers)
         return self.max_tokens * (1 + doubled), self.text_encoder.config.hidden_size
 
+    @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:
         """n prompts -> (n, L, D) float32: last hidden state after the final layer norm.
 
