@@ -135,6 +135,22 @@ def test_the_copy_learns_the_renders(prior: MVDream, prediction: Any) -> None:
     assert errors[-1] < 0.9 * errors[0], errors
 
 
+def test_the_copy_learns_at_every_noise_level(prior: MVDream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The range of the guidance's own t does not narrow the copy's: each tenth of the table has its share."""
+    distil, asked = vsd(prior, min_step_percent=0.02, max_step_percent=0.5), []
+
+    def ask(x: Tensor, t: Tensor, given: Conditions) -> Tensor:
+        asked.extend(t.tolist())
+        return x
+
+    monkeypatch.setattr(distil, "copy", ask)
+    for seed in range(300):
+        distil.learn(torch.zeros(2, 4, 2, 2), Conditions((torch.zeros(1, 3, TEXT_WIDTH),) * 2), cpu(seed))
+    T = prior.schedule.T
+    shares = torch.histc(torch.tensor(asked, dtype=torch.float32), 10, 0, T)
+    assert len(asked) == 600 and shares.min() > 30 and shares.max() < 100, shares.tolist()
+
+
 def test_without_a_prior_there_is_nothing_to_copy() -> None:
     with pytest.raises(ValueError, match="needs the prior"):
         VSD(VSDConfig(), Schedule.scaled_linear())
