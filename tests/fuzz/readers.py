@@ -297,9 +297,10 @@ def _read_photos(folder: Path) -> Any:
 
 
 def _read_given_picture(folder: Path) -> Any:
+    from threedgen.config import load
     from threedgen.systems.novel_view.image_to_3d import read_picture
 
-    command("--config", "threedim-toybox", f"image={folder / '0.png'}", "--dry-run")
+    load("threedim-toybox", [f"image={folder / '0.png'}"]).check()
     return read_picture(folder / "0.png", 16, 16)
 
 
@@ -367,7 +368,7 @@ STATE, PICTURES, MEMORY = (
 READERS = {
     reader.name: reader
     for reader in (
-        Reader("config", _make_config, _read_config, "*.yaml", cases=80, known=MEMORY),
+        Reader("config", _make_config, _read_config, "*.yaml", cases=80),
         Reader("overrides", _make_words, _read_words, cases=60),
         Reader("prior folder", _make_prior, _read_prior, cases=60, known=STATE),
         Reader("prior file", _make_original, _read_original, "original.pt", cases=40, known=STATE),
@@ -377,7 +378,7 @@ READERS = {
         Reader("run to resume", _make_stopped, _read_stopped, "run/**/*", cases=60, known=STATE),
         Reader("run to export", _make_ball, _read_ball, cases=60, known=STATE),
         Reader("run to report", _make_report, _read_report, "run/*.*", cases=60, known=MEMORY),
-        Reader("metrics.jsonl", _make_metrics, _read_metrics, cases=60, known=MEMORY),
+        Reader("metrics.jsonl", _make_metrics, _read_metrics, cases=60),
         Reader("asset.json", _make_asset, _read_asset, "asset.json", cases=60, known=STATE),
         Reader("photos", _make_photos, _read_photos, cases=60, known=PICTURES),
         Reader("image=", _make_photos, _read_given_picture, "0.png", cases=60, known=PICTURES),
