@@ -378,7 +378,7 @@ READERS = {
         Reader("run to resume", _make_stopped, _read_stopped, "run/**/*", cases=60, known=STATE),
         Reader("run to export", _make_ball, _read_ball, cases=60, known=STATE),
         Reader("run to report", _make_report, _read_report, "run/*.*", cases=60, known=MEMORY),
-        Reader("metrics.jsonl", _make_metrics, _read_metrics, cases=60),
+        Reader("metrics.jsonl", _make_metrics, _read_metrics, cases=60, known=STATE),
         Reader("asset.json", _make_asset, _read_asset, "asset.json", cases=60, known=STATE),
         Reader("photos", _make_photos, _read_photos, cases=60, known=PICTURES),
         Reader("image=", _make_photos, _read_given_picture, "0.png", cases=60, known=PICTURES),

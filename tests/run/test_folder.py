@@ -177,24 +177,6 @@ def test_mutated_metrics_never_raise(tmp_path: Path) -> None:
         assert ledger.Metrics(tmp_path, step=10) and len(ledger.read_metrics(tmp_path)) <= 12
 
 
-def test_numbers_that_are_not_finite_are_read_as_none(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "a": [NaN, {"b": -Infinity}], "c": 1e400}\n{"step": NaN}\n{"step": 2, "a": 0.5}\n')
-    ledger.Metrics(tmp_path, step=5).log(6, {"loss": 1.0})
-    assert [line.get("a") for line in ledger.read_metrics(tmp_path)] == [[None, {"b": None}], 0.5, None]
-    (tmp_path / "summary.json").write_text('{"seconds": NaN, "steps": 3}')
-    assert ledger.read_summary(tmp_path) == {"seconds": None, "steps": 3}
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
-def test_what_is_no_file_is_never_waited_for(tmp_path: Path) -> None:
-    for name in ("metrics.jsonl", "summary.json"):
-        os.mkfifo(tmp_path / name)
-    assert ledger.read_metrics(tmp_path) == [] and ledger.read_summary(tmp_path) == {}
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl should be a file"):
-        ledger.Metrics(tmp_path)
-
-
 def test_a_full_disk_warns_once_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     metrics = ledger.Metrics(tmp_path / "gone")
     metrics.log(1, {"loss": 1})

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from threedgen import __version__
-from threedgen.config import ConfigError, config_hash
+from threedgen.config import config_hash
 from threedgen.run.folder import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -32,10 +32,16 @@ CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The whole lines of metrics.jsonl, as dicts with an integer `step`; a line cut off by a kill is left out."""
-    path = Path(folder) / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    lines = map(_parsed, text.split("\n"))
-    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
+    path, found = Path(folder) / "metrics.jsonl", []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for text_line in text.split("\n"):
+        try:
+            line = json.loads(text_line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            found.append(line)
+    return found
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -45,9 +51,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is none that can be read."""
-    found = None
-    with suppress(OSError, UnicodeDecodeError):
-        found = _parsed(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
     return found if isinstance(found, dict) else {}
 
 
@@ -55,15 +62,13 @@ class Metrics:
     """metrics.jsonl, one JSON object a line, and metrics.csv made from it.
 
     A line's `step` is the number of optimisation steps done. Opened at a resumed step, lines of later steps,
-    which a killed run wrote after its last checkpoint, are dropped. Raises ConfigError for what is no file.
+    which a killed run wrote after its last checkpoint, are dropped.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         self.path = Path(folder) / "metrics.jsonl"
         self._failed = False
-        if os.path.lexists(self.path):
-            if not self.path.is_file():
-                raise ConfigError(f"{self.path} should be a file, and is none: move it away")
+        if self.path.exists():
             kept = [line for line in read_metrics(self.path.parent) if line["step"] <= step]
             write_atomic(self.path, "".join(_line(line) for line in kept))
 
@@ -97,13 +102,6 @@ def csv_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> st
 
 def _line(values: dict[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _parsed(text: str) -> Any:
-    """What a JSON text says, numbers that are not finite as None; None for one that is damaged."""
-    with suppress(ValueError, RecursionError):
-        return json.loads(text, parse_constant=lambda name: None, parse_float=lambda digits: _number(float(digits)))
-    return None
 
 
 def _number(value: Any) -> Any:
