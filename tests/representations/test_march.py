@@ -130,6 +130,11 @@ def test_empty_grid_and_missing_rays_give_no_samples(name):
     assert march(torch.empty(0, 3), torch.empty(0, 3), options).n_rays == 0
 
 
+def test_a_step_is_a_share_of_the_longest_chord() -> None:
+    ball, box = (MarchConfig(radius=2.0, samples=16, bound=bound) for bound in ("sphere", "box"))
+    assert step_size(ball) == pytest.approx(4 / 16) and step_size(box) == pytest.approx(4 * 3**0.5 / 16)
+
+
 def test_samples_are_sorted_packed_and_of_one_step():
     origins, directions = rays(100, seed=7)
     options = MarchConfig(samples=64)
