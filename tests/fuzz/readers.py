@@ -342,10 +342,13 @@ def _make_glb(folder: Path) -> None:
 
 
 def _read_glb(folder: Path) -> Any:
-    from threedgen.export.files.read_glb import read_glb
+    from threedgen.export.files.read_glb import Broken, read_glb
 
-    glb = read_glb((folder / "asset.glb").read_bytes())
-    return glb.faces
+    path = folder / "asset.glb"
+    if not path.is_file():
+        raise Broken("it takes the bytes of a file, and is asked for none")
+    glb = read_glb(path.read_bytes())
+    return glb.faces, *glb.attributes.values()
 
 
 def _read_mesh(folder: Path) -> Any:
