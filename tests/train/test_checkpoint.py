@@ -42,6 +42,10 @@ def undisturbed() -> str:
 # ---------------------------------------------------------------- writing
 
 
+def test_free_space_is_in_mebibytes(tmp_path: Path) -> None:
+    assert free_megabytes(tmp_path) == pytest.approx(shutil.disk_usage(tmp_path).free / 1_048_576, rel=0.2)
+
+
 def test_keeps_the_newest_and_the_one_before(tmp_path):
     assert latest(tmp_path) is None
     for step in range(1, 5):
