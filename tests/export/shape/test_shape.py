@@ -14,8 +14,8 @@ from skimage.measure import marching_cubes
 from threedgen.config.errors import ConfigError
 from threedgen.export.shape import simplify as simplifying
 from threedgen.export.shape.collapse import collapse
-from threedgen.export.shape.simplify import BudgetTooSmall, simplify
-from threedgen.export.shape.topology import compact, topology, weld
+from threedgen.export.shape.simplify import BudgetTooSmall, level, simplify
+from threedgen.export.shape.topology import compact, pieces, topology, weld
 from threedgen.export.shape.unwrap import UnwrapError, padding, unwrap
 
 BOX = trimesh.creation.box()
@@ -139,6 +139,20 @@ def test_collapses_keep_flat_faces_flat() -> None:
     fewer, _ = collapse(fine.vertices, fine.faces, 40)
     assert len(fewer) <= 40 and topology(fine.vertices, fewer).solid
     assert topology(fine.vertices, fewer).volume == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", [3, 5])
+def test_a_coarser_level_folds_no_texture_and_crosses_no_seam(seed: int) -> None:
+    """A chart may be a mirror image, but all its faces are alike; there are as many charts as before."""
+    made, charts = unwrap(*simplify(*bodies(seed), 600), 256)
+    for budget in (450, 250):
+        coarse = level(made, budget)
+        corner, chart = coarse.uv[coarse.faces].astype(float), pieces(coarse.faces, len(coarse.uv))
+        a, b = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
+        sides = np.sign(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])
+        assert len(coarse.faces) == budget and len(np.unique(chart)) == charts
+        assert all(len(np.unique(sides[chart == k])) == 1 for k in np.unique(chart))
+        assert topology(*weld(coarse.vertices, coarse.faces)[:2]).solid
 
 
 # ---------------------------------------------------------------- texture coordinates
