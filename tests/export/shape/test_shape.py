@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from skimage.measure import marching_cubes
 
 from threedgen.config.errors import ConfigError
+from threedgen.export.shape import collapse as collapsing
 from threedgen.export.shape import simplify as simplifying
 from threedgen.export.shape.collapse import collapse
 from threedgen.export.shape.simplify import BudgetTooSmall, level, simplify
@@ -139,6 +140,15 @@ def test_collapses_keep_flat_faces_flat() -> None:
     fewer, _ = collapse(fine.vertices, fine.faces, 40)
     assert len(fewer) <= 40 and topology(fine.vertices, fewer).solid
     assert topology(fine.vertices, fewer).volume == pytest.approx(1, abs=1e-9)
+
+
+def test_normals_and_slivers_of_single_faces() -> None:
+    a, b, c = np.random.default_rng(0).normal(size=(3, 3))
+    *normal, twice = collapsing._normal(a, b, c)
+    assert np.allclose(normal, np.cross(b - a, c - a)) and twice == pytest.approx(np.linalg.norm(normal))
+    corners = np.array([[0.0, 0, 0], [2, 0, 0], [1, 3**0.5, 0]])
+    assert collapsing._shape(*corners, 2 * 3**0.5) == pytest.approx(3**0.5 / 2)
+    assert collapsing._shape(a, a, a, 0.0) == 0, "a point is no face"
 
 
 @pytest.mark.parametrize("seed", [3, 5])
