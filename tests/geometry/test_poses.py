@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from threedgen.geometry.poses import look_at, orbit_array, orbit_c2w, world_to_camera, wrap_angle
+from threedgen.geometry.poses import (
+    look_at,
+    opengl_to_blender,
+    orbit_array,
+    orbit_c2w,
+    square_pixels,
+    world_to_camera,
+    wrap_angle,
+)
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
 ELEVATIONS = st.floats(-pi / 2, pi / 2)
@@ -97,3 +105,18 @@ def test_inverse_of_a_pose():
     position, centre = (torch.randn(8, 3, generator=g) for _ in range(2))
     c2w = look_at(position, centre, torch.randn(8, 3, generator=g))
     torch.testing.assert_close(world_to_camera(c2w) @ c2w, torch.eye(4).expand(8, 4, 4), atol=1e-5, rtol=0)
+
+
+def test_a_world_with_y_up_is_turned_to_z_up() -> None:
+    """(x, y, z) becomes (x, -z, y), for the camera's place as for its axes."""
+    pose = torch.eye(4)[None].repeat(2, 1, 1)
+    pose[:, :3, 3] = torch.tensor([[1.0, 2.0, 3.0], [-4.0, 5.0, 6.0]])
+    turned = opengl_to_blender(pose)
+    assert turned[:, :3, 3].tolist() == [[1, -3, 2], [-4, -6, 5]]
+    assert turned[0, :3, :3].tolist() == [[1, 0, 0], [0, 0, -1], [0, 1, 0]]
+    assert turned[:, 3].tolist() == [[0, 0, 0, 1]] * 2
+
+
+def test_square_pixels_look_through_the_middle() -> None:
+    K = square_pixels(torch.tensor([5.0, 7.0]), 8, 12)
+    assert K[1].tolist() == [[7, 0, 6], [0, 7, 4], [0, 0, 1]] and K.shape == (2, 3, 3)

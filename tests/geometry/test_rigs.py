@@ -184,6 +184,11 @@ def test_light_of_magic3d_is_within_sixty_degrees_of_the_camera():
     assert 0.3 < float(above.float().mean()) < 0.7
 
 
+def test_one_group_unless_more_are_asked_for():
+    rig = sample_multiview(MultiviewCameraConfig(n_view=3), torch.Generator().manual_seed(0), 0)
+    assert len(rig.cameras) == 3 and len(rig.light) == 3
+
+
 def test_single_views_have_independent_azimuths():
     azimuth = some_rig(1, 400, n_view=1).azimuth
     counts = torch.histc(azimuth, bins=4, min=-pi, max=pi)

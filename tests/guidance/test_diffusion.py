@@ -23,6 +23,7 @@ from threedgen.guidance.diffusion import (
     ddim_sigma,
     ddim_step,
     ddim_timesteps,
+    fresh_noise,
     guided,
     per_image,
 )
@@ -82,6 +83,21 @@ def test_parity_forward_process(recorded):
     r = recorded
     close(SD.add_noise(r["x"], r["q_noise"], r["q_t"]), r["q_sample"], 1e-5)
     close(SD.x0_from_eps(r["x"], r["q_noise"], r["q_t"]), r["x0_from_eps"], 1e-5)
+
+
+def test_the_compatible_grid_never_leaves_the_table() -> None:
+    """A step for each t: the last one, T + 1, would be one too many."""
+    grid = ddim_timesteps(1000, compat=True)
+    assert len(grid) == 1000 and int(grid[-1]) == int(grid[-2]) == 999 and int(grid[0]) == 1
+
+
+def test_each_generator_draws_its_share_of_the_noise() -> None:
+    like = torch.zeros(4, 2, 3, dtype=torch.float64)
+    both = fresh_noise(like, [torch.Generator().manual_seed(k) for k in (1, 2)])
+    apart = [fresh_noise(like[:2], torch.Generator().manual_seed(k)) for k in (1, 2)]
+    assert torch.equal(both, torch.cat(apart)) and both.dtype == torch.float64
+    with pytest.raises(ValueError, match="4 images cannot be shared by 3 generators evenly"):
+        fresh_noise(like, [torch.Generator()] * 3)
 
 
 def test_parity_timestep_features_are_those_of_stock_diffusers(recorded):

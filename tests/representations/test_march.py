@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import nerfacc
 import numba
@@ -19,8 +20,10 @@ from threedgen.representations.march import (
     composite,
     depth_variance,
     march,
+    numba_kernels,
     pack,
     step_size,
+    torch_twin,
     visible,
 )
 from threedgen.representations.options import MarchConfig
@@ -128,6 +131,20 @@ def test_empty_grid_and_missing_rays_give_no_samples(name):
     beside = march(torch.tensor([[2.0, 1.5, 0.0]]), torch.tensor([[-1.0, 0.0, 0.0]]), options)
     assert len(beside) == 0
     assert march(torch.empty(0, 3), torch.empty(0, 3), options).n_rays == 0
+
+
+@pytest.mark.parametrize("kernels", [torch_twin, numba_kernels])
+def test_positions_are_the_middles_on_the_rays(kernels: ModuleType) -> None:
+    origins, directions = rays(20, seed=7)
+    samples = march(origins, directions, MarchConfig(samples=16))
+    index = samples.ray_index
+    wanted = origins[index] + (samples.t_start + samples.t_end)[:, None] / 2 * directions[index]
+    torch.testing.assert_close(kernels.positions(samples, origins, directions), wanted)
+
+
+def test_a_step_is_a_share_of_the_longest_chord() -> None:
+    ball, box = (MarchConfig(radius=2.0, samples=16, bound=bound) for bound in ("sphere", "box"))
+    assert step_size(ball) == pytest.approx(4 / 16) and step_size(box) == pytest.approx(4 * 3**0.5 / 16)
 
 
 def test_samples_are_sorted_packed_and_of_one_step():

@@ -44,6 +44,17 @@ def undisturbed() -> str:
 # ---------------------------------------------------------------- writing
 
 
+def test_only_as_many_checkpoints_are_looked_at_as_are_kept(tmp_path: Path) -> None:
+    write(state(3), tmp_path / "previous-2.ckpt")
+    assert latest(tmp_path) is None and latest(tmp_path, keep=1) is None
+    found = latest(tmp_path, keep=3)
+    assert found is not None and found[0].name == "previous-2.ckpt"
+
+
+def test_free_space_is_in_mebibytes(tmp_path: Path) -> None:
+    assert free_megabytes(tmp_path) == pytest.approx(shutil.disk_usage(tmp_path).free / 1_048_576, rel=0.2)
+
+
 def test_keeps_the_newest_and_the_one_before(tmp_path):
     assert latest(tmp_path) is None
     for step in range(1, 5):

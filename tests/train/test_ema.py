@@ -32,12 +32,18 @@ def test_is_the_weighted_mean_of_all_weights_so_far():
     assert ema.weights().keys() == model.state_dict().keys()
 
 
-def test_the_first_steps_count_more():
+@pytest.mark.parametrize(
+    "step, kept",
+    [(0, 1 / 10), (1, 2 / 11), (8, 1 / 2), (89, 10 / 11), (8989, 8990 / 8999), (9000, 0.999), (10**6, 0.999)],
+)
+def test_the_first_steps_count_more(step: int, kept: float):
+    """Of the average so far is kept (1 + step) / (10 + step), until that exceeds the decay."""
     model = Model()
     ema = EMA(model, 0.999)
-    model.decay.data.fill_(11.0)
-    ema.update(model, 0)  # decay (1 + 0) / (10 + 0)
-    assert torch.allclose(ema.weights()["decay"], torch.tensor([0.1 * 1 + 0.9 * 11, 0.1 * 2 + 0.9 * 11]))
+    model.decay.data.fill_(1001.0)
+    ema.update(model, step)
+    wanted = torch.tensor([1.0, 2.0]) * kept + 1001 * (1 - kept)
+    assert torch.allclose(ema.weights()["decay"], wanted, rtol=1e-5)
 
 
 def test_small_changes_of_half_precision_weights_are_not_lost():

@@ -86,7 +86,7 @@ class OrbitCameraConfig(Config):
 class TrainerConfig(Config):
     """Arguments of Lightning's Trainer, under their own names."""
 
-    max_steps: int = Field(1000, ge=1, description="optimisation steps")
+    max_steps: int = Field(1000, ge=1, le=1_000_000_000, description="optimisation steps")
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field("auto", description="kind of device")
     devices: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="number of devices on each machine"

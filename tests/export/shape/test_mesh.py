@@ -15,6 +15,7 @@ from scipy import ndimage
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.glb import glb_bytes, linear, save_glb, to_gltf_axes
 from threedgen.export.shape import mesh as meshes
+from threedgen.export.shape import opacity as opacities
 from threedgen.export.shape.mesh import Mesh, extract, sample_density
 from threedgen.export.shape.opacity import EmptyField, clean, depth_field, optical_depth, soften, typical
 
@@ -150,6 +151,14 @@ def test_a_field_that_is_not_finite_is_said():
 # ---------------------------------------------------------------- queries
 
 
+def test_a_masked_cell_is_asked_with_its_neighbours_on_all_sides():
+    mask = np.zeros((8, 8, 8), bool)
+    mask[4, 4, 4] = True
+    sigma = sample_density(lambda x: torch.ones(len(x)), 33, 1.0, mask=mask)
+    edges = [np.flatnonzero(sigma.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    assert all((edge[0], edge[-1]) == (12, 23) for edge in edges), "the points of cells 3, 4 and 5"
+
+
 def test_only_masked_cells_are_asked():
     asked = []
 
@@ -205,6 +214,12 @@ def test_typical_matter_does_not_depend_on_the_box_and_scales_with_the_density()
     assert typical(np.zeros((3, 3, 3))) == 0
 
 
+def test_typical_matter_begins_at_two_percent_of_the_squares():
+    assert typical(np.array([1.0, 10.0])) == 10, "1 of 101"
+    assert typical(np.repeat([1.0, 10.0], [300, 97])) == 1, "3 of 100"
+    assert typical(np.repeat([1.0, 10.0], [150, 98])) == 10, "1.5 of 100"
+
+
 def test_a_soft_field_is_freed_of_noise_and_an_opaque_one_left_alone():
     noise = np.random.default_rng(0).uniform(0.5, 1.5, (R, R, R)).astype(np.float32)
     cell = 2 / (R - 1)
@@ -222,6 +237,17 @@ def test_a_soft_field_is_freed_of_noise_and_an_opaque_one_left_alone():
     assert crumpled(4)[0] <= 1
     block = np.ones((8, 8, 8), np.float32)
     assert soften(block, 0.2) is block and soften(block, 1.0) == pytest.approx(block)
+
+
+def test_the_blur_is_the_square_of_the_free_path_of_light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In radii of the world, handed on in cells, and bounded."""
+    asked: list[float] = []
+    monkeypatch.setattr(opacities, "soften", lambda sigma, cells: asked.append(cells) or sigma)
+    for radius, matter, wanted in ((1.0, 8.0, 0.6 / 64), (2.0, 8.0, 0.6 / 256), (1.0, 2.0, 0.03)):
+        sigma = np.full((R, R, R), matter, np.float32)
+        cell = 2 * radius / (R - 1)
+        _, info = depth_field(sigma, cell, radius)
+        assert info["blur"] == pytest.approx(wanted * radius) and asked[-1] == pytest.approx(info["blur"] / cell)
 
 
 @pytest.mark.parametrize("peak", [5, 15, 60])
@@ -272,6 +298,11 @@ def test_colours_come_from_the_place_of_the_vertex():
     made = extract(ball(0.6), position_colour, R)
     assert np.abs(made.colours - (made.vertices + 1) / 2).max() < 0.06
     assert made.colours.min() >= 0 and made.colours.max() <= 1
+
+
+def test_thin_matter_has_its_colour_whole():
+    made = extract(ball(0.6, peak=6.0), lambda x: torch.full((len(x), 3), 0.7), R)
+    assert np.abs(made.colours - 0.7).max() < 1e-4
 
 
 def test_colour_is_that_below_the_transparent_skin():

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from skimage.measure import marching_cubes
 
 from threedgen.config.errors import ConfigError
+from threedgen.export.shape import collapse as collapsing
 from threedgen.export.shape import simplify as simplifying
 from threedgen.export.shape.collapse import collapse
-from threedgen.export.shape.simplify import BudgetTooSmall, simplify
-from threedgen.export.shape.topology import compact, topology, weld
+from threedgen.export.shape.simplify import BudgetTooSmall, level, simplify
+from threedgen.export.shape.topology import compact, pieces, topology, weld
 from threedgen.export.shape.unwrap import UnwrapError, padding, unwrap
 
 BOX = trimesh.creation.box()
@@ -54,7 +55,7 @@ def test_a_box_is_a_solid_and_every_fault_is_counted() -> None:
     squashed = points.copy()
     squashed[faces[0, 0]] = squashed[faces[0, 1]]
     assert topology(squashed, faces).degenerate >= 1
-    assert topology(points, faces[:0]).triangles == 0 and not topology(points, faces[:0]).solid
+    assert set(vars(topology(points, faces[:0])).values()) == {0} and not topology(points, faces[:0]).solid
 
 
 def test_the_counts_do_not_depend_on_place_and_size() -> None:
@@ -139,6 +140,29 @@ def test_collapses_keep_flat_faces_flat() -> None:
     fewer, _ = collapse(fine.vertices, fine.faces, 40)
     assert len(fewer) <= 40 and topology(fine.vertices, fewer).solid
     assert topology(fine.vertices, fewer).volume == pytest.approx(1, abs=1e-9)
+
+
+def test_normals_and_slivers_of_single_faces() -> None:
+    a, b, c = np.random.default_rng(0).normal(size=(3, 3))
+    *normal, twice = collapsing._normal(a, b, c)
+    assert np.allclose(normal, np.cross(b - a, c - a)) and twice == pytest.approx(np.linalg.norm(normal))
+    corners = np.array([[0.0, 0, 0], [2, 0, 0], [1, 3**0.5, 0]])
+    assert collapsing._shape(*corners, 2 * 3**0.5) == pytest.approx(3**0.5 / 2)
+    assert collapsing._shape(a, a, a, 0.0) == 0, "a point is no face"
+
+
+@pytest.mark.parametrize("seed", [3, 5])
+def test_a_coarser_level_folds_no_texture_and_crosses_no_seam(seed: int) -> None:
+    """A chart may be a mirror image, but all its faces are alike; there are as many charts as before."""
+    made, charts = unwrap(*simplify(*bodies(seed), 600), 256)
+    for budget in (450, 250):
+        coarse = level(made, budget)
+        corner, chart = coarse.uv[coarse.faces].astype(float), pieces(coarse.faces, len(coarse.uv))
+        a, b = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
+        sides = np.sign(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])
+        assert len(coarse.faces) == budget and len(np.unique(chart)) == charts
+        assert all(len(np.unique(sides[chart == k])) == 1 for k in np.unique(chart))
+        assert topology(*weld(coarse.vertices, coarse.faces)[:2]).solid
 
 
 # ---------------------------------------------------------------- texture coordinates

@@ -185,6 +185,11 @@ def test_groups_do_not_see_each_other():
     assert torch.equal(rescale_std(x0, cond, 0.7, 4)[:4], before[:4])
 
 
+def test_a_picture_of_one_colour_keeps_it_when_it_is_rescaled() -> None:
+    flat = torch.full((2, 4, 4, 4), 0.5)
+    torch.testing.assert_close(rescale_std(flat, torch.full_like(flat, -0.25), 1.0, 2), flat)
+
+
 def gaussian_prior(mean: float, calls: list | None = None):
     """The exact denoiser of images N(mean, 0.5^2); without text, of N(0, 0.5^2)."""
 

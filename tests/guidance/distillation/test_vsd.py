@@ -18,7 +18,7 @@ from tests.support.tiny_prior import TEXT_WIDTH, cpu, tiny_prior
 from tests.support.toy_run import log
 from threedgen.config import ConfigError
 from threedgen.guidance.diffusion import Conditions, Schedule
-from threedgen.guidance.distillation.lora import PosedLoRA
+from threedgen.guidance.distillation.lora import LoRA, PosedLoRA
 from threedgen.guidance.distillation.vsd import VSD
 from threedgen.guidance.options import VSDConfig
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
@@ -70,6 +70,29 @@ def test_the_copy_begins_as_the_prior_and_leaves_no_trace(prior: MVDream) -> Non
         assert torch.equal(plain, prior.network(x, torch.tensor([300, 600]), text)), "outside it is the prior again"
     names = {name.rpartition(".to_")[2] for name in lora.names}
     assert names == {"q", "k", "v", "out.0"} and len(lora.names) % 8 == 0, "self- and cross-attention"
+
+
+def test_the_additions_are_those_of_merged_weights(prior: MVDream) -> None:
+    lora = LoRA(prior.unet, 8, cpu(), scale=0.5)
+    assert torch.cat([p.flatten() for p in lora.down]).std().item() == pytest.approx(1 / 8, rel=0.1)
+    with torch.no_grad():
+        for k, up in enumerate(lora.up):
+            up.copy_(torch.randn(up.shape, generator=cpu(k)))
+    name, x = lora.names[0], torch.randn(5, lora.down[0].shape[1], generator=cpu())
+    layer = prior.unet.get_submodule(name)
+    merged = torch.nn.functional.linear(x, layer.weight + 0.5 * lora.up[0] @ lora.down[0], layer.bias)
+    handles = lora.attach(prior.unet)
+    try:
+        torch.testing.assert_close(layer(x), merged, atol=1e-4, rtol=1e-4)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_the_pose_enters_at_unit_scale(prior: MVDream) -> None:
+    """Rows of weights whose squares sum to about one, so that a pose of unit numbers gives numbers of that size."""
+    lora = PosedLoRA(prior.unet, 2, cpu())
+    assert lora.pose_in.shape[1] == 16 and lora.pose_in.std().item() == pytest.approx(0.25, rel=0.1)
 
 
 def test_the_seed_decides_the_copy(prior: MVDream) -> None:
@@ -133,6 +156,22 @@ def test_the_copy_learns_the_renders(prior: MVDream, prediction: Any) -> None:
         optimiser.step()
         errors.append(float(loss.detach()))
     assert errors[-1] < 0.9 * errors[0], errors
+
+
+def test_the_copy_learns_at_every_noise_level(prior: MVDream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The range of the guidance's own t does not narrow the copy's: each tenth of the table has its share."""
+    distil, asked = vsd(prior, min_step_percent=0.02, max_step_percent=0.5), []
+
+    def ask(x: Tensor, t: Tensor, given: Conditions) -> Tensor:
+        asked.extend(t.tolist())
+        return x
+
+    monkeypatch.setattr(distil, "copy", ask)
+    for seed in range(300):
+        distil.learn(torch.zeros(2, 4, 2, 2), Conditions((torch.zeros(1, 3, TEXT_WIDTH),) * 2), cpu(seed))
+    T = prior.schedule.T
+    shares = torch.histc(torch.tensor(asked, dtype=torch.float32), 10, 0, T)
+    assert len(asked) == 600 and shares.min() > 30 and shares.max() < 100, shares.tolist()
 
 
 def test_without_a_prior_there_is_nothing_to_copy() -> None:

@@ -154,6 +154,16 @@ def test_predicted_pictures_are_clipped_unless_they_are_latents() -> None:
     torch.testing.assert_close(sample_views(bold, **scenes(), steps=4), torch.full((2, 3, 3, 4, 4), 3.0))
 
 
+def test_the_chain_goes_on_from_the_clipped_prediction() -> None:
+    """Not only the last view is bounded: predictions beyond the bound lead the chain as the bound itself does."""
+    chains, seen = [], []
+    for value in (3.0, 1.0):
+        model = Listener(conditional=value)
+        sample_views(model, **scenes(), steps=6, progress=lambda done, total, x0: seen.append(float(x0.max())))
+        chains.append(torch.stack([call["z"] for call in model.calls]))
+    assert torch.equal(*chains) and set(seen) == {1.0}
+
+
 def test_progress_counts_the_steps_of_all_views() -> None:
     seen: list[tuple[int, int, torch.Size]] = []
     sample_views(Listener(), **scenes(), steps=5, progress=lambda done, total, x0: seen.append((done, total, x0.shape)))

@@ -5,6 +5,7 @@ Nothing is computed: of the prior only shapes are known, and of a render how man
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.loop import set_threads
 from threedgen.train.task import device as device_name
 
-from .system import GenerateSystem, jump
+from .system import GenerateSystem, jump, places
 from .task import check_backends
 
 STATE = 4
@@ -59,8 +60,10 @@ def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:
     shapes: Any = SimpleNamespace(schedule=Schedule.scaled_linear(), unet=prior.unet, image_size=size)
     system = GenerateSystem(config, shapes, torch.zeros(2, 1, 1)).to(device)
     refine, n_view = config.refine, config.camera.n_view
-    distilled = [s for s in range(config.warm_start.steps, end) if system.round(s) is None]
-    drawn = {(system.size(s), int(jump(config.scenes_per_step, s, end))) for s in distilled}
+    schedules = [value for value in (config.size, config.scenes_per_step) if isinstance(value, dict)]
+    changes = [math.ceil(place) for schedule in schedules for place in places(schedule, end).values()]
+    steps = range(config.warm_start.steps, end - len(refine.strengths) * config.refine_steps)
+    drawn = {(system.size(s), int(jump(config.scenes_per_step, s, end))) for s in [*steps[:1], *changes] if s in steps}
     images = n_view * max((scenes for _, scenes in drawn), default=0)
     rays = max((n_view * size**2 * scenes for size, scenes in drawn), default=0)
     if config.refine_steps:

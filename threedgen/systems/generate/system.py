@@ -312,6 +312,10 @@ def jump(schedule: float | dict, step: int, max_steps: int) -> float:
     """A schedule read as steps: the value of the last key that has been reached."""
     if not isinstance(schedule, dict):
         return schedule
-    places = {k: float(k[:-1]) / 100 * max_steps if isinstance(k, str) else k for k in schedule}
-    reached = [key for key, place in places.items() if place <= step]
+    reached = [key for key, place in places(schedule, max_steps).items() if place <= step]
     return schedule[reached[-1] if reached else next(iter(schedule))]
+
+
+def places(schedule: dict, max_steps: int) -> dict[int | str, float]:
+    """Where the keys of a schedule are, in steps."""
+    return {k: float(k[:-1]) / 100 * max_steps if isinstance(k, str) else k for k in schedule}

@@ -1,0 +1,390 @@
+"""Every reader of files that users hand in, each with a small input that it accepts."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tests.fuzz.mutations import NEIGHBOUR
+from threedgen.config import ConfigError
+
+
+class Fault(Exception):
+    """A command ended with another code than 0 (done) and 2 (a mistake, in a sentence)."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """``make`` writes a good input into an empty folder; ``read`` takes such a folder, and gives the numbers in it.
+
+    damaged: which of the files are broken.  clean: what it raises for a broken one.  cases: how many are tried.
+    known: why it does not pass yet, if it does not.
+    """
+
+    name: str
+    make: Callable[[Path], object]
+    read: Callable[[Path], Any]
+    damaged: str = "**/*"
+    clean: type[Exception] = ConfigError
+    cases: int = 40
+    known: str = ""
+
+
+def command(*words: str) -> None:
+    """A command in this process. Raises ConfigError with what it said of a mistake, and Fault."""
+    from threedgen import cli
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        code = cli.main(list(words))
+    if code == cli.MISTAKE:
+        raise ConfigError(said.getvalue().strip())
+    if code != cli.OK:
+        raise Fault(f"exit {code}: {said.getvalue().strip()}")
+
+
+# --- configs -----------------------------------------------------------------------------------------------------
+
+
+def _make_config(folder: Path) -> None:
+    from tests.support.task_server import TINY
+    from threedgen.config import yaml_text
+
+    _make_prior(folder)
+    tree = TINY | {"prior": {"name": "mvdream", "weights": str(folder / "prior")}, "stages": {}}
+    (folder / "base.yaml").write_text(yaml_text.write(tree), encoding="utf-8")
+    (folder / "mine.yaml").write_text(
+        "base: base.yaml\nseed: 3\nsize: {0: 8, 10: 16}\ncamera:\n  n_view: 4\n", encoding="utf-8"
+    )
+
+
+def _read_config(folder: Path) -> None:
+    command("--config", str(folder / "mine.yaml"), "--dry-run")
+
+
+def _make_words(folder: Path) -> None:
+    words = (
+        "prompt=dog seed=3 trainer.max_steps=10 camera.n_view=4 march.samples=32 distillation.name=sds field.radius=1"
+    )
+    (folder / "words.txt").write_text(words)
+
+
+def _read_words(folder: Path) -> None:
+    path = folder / "words.txt"
+    if not path.is_file():
+        raise ConfigError("a command line is no file")
+    words = path.read_bytes().decode("utf-8", "surrogateescape").split(" ")
+    command("--config", "mvdream-toybox", "--dry-run", *words)
+
+
+# --- weights -----------------------------------------------------------------------------------------------------
+
+
+def _make_prior(folder: Path) -> None:
+    from tests.support.tiny_prior import tiny_prior
+
+    tiny_prior().save(folder / "prior")
+    (folder / "prior" / "SHA256SUMS").unlink()  # or it would be all that is ever said
+
+
+def _read_prior(folder: Path, **options: Any) -> Any:
+    from tests.support.tiny_prior import output
+    from threedgen.guidance.priors.mvdream import MVDream
+
+    prior = MVDream.load(str(folder / options.pop("weights", "prior")), dtype="fp32", **options)
+    return output(prior), prior.schedule.alpha_bar
+
+
+def _make_original(folder: Path) -> None:
+    from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
+    from tests.support.tiny_prior import letter_tokenizer, open_clip_names, tiny_text_encoder, tiny_unet, tiny_vae
+
+    unet, vae = tiny_unet(block_out_channels=(64, 128), attention_head_dim=(1, 2), sample_size=32), tiny_vae()
+    tables = {
+        "model.diffusion_model.": to_ldm(unet.state_dict(), unet_prefixes(unet.config)),
+        "first_stage_model.": to_ldm(vae.state_dict(), vae_prefixes(vae.config)),
+        "cond_stage_model.model.": open_clip_names(tiny_text_encoder(100)),
+    }
+    flat = {prefix + name: tensor for prefix, table in tables.items() for name, tensor in table.items()}
+    torch.save(flat, folder / "original.pt")
+    letter_tokenizer().save_pretrained(folder / "clip")
+
+
+def _read_original(folder: Path) -> Any:
+    return _read_prior(folder, weights="original.pt", tokenizer=str(folder / "clip"))
+
+
+def _make_subject(folder: Path) -> None:
+    from tests.support.tiny_prior import cpu
+    from threedgen.guidance.priors.mvdream import MVDream
+    from threedgen.guidance.weights import subject_weights
+
+    _make_prior(folder)
+    base = MVDream.load(str(folder / "prior"), dtype="fp32")
+    state = base.unet.state_dict()
+    tuned = {name: value + 0.01 * torch.randn(value.shape, generator=cpu(1)) for name, value in state.items()}
+    card = {"kind": "difference", "identifier": "[v]", "prompt": "a [v] dog"}
+    card["base"] = subject_weights.checksum(base.unet, base.text_encoder)
+    changes = dict(list(subject_weights.difference(tuned, state).items())[:6])
+    subject_weights.write(folder / "subject.safetensors", changes, torch.full((24,), 0.5), card)
+
+
+def _read_subject(folder: Path) -> Any:
+    return _read_prior(folder, personalisation=str(folder / "subject.safetensors"))
+
+
+def _make_novel(folder: Path) -> None:
+    from tests.support.tiny_threedim import tiny_network
+    from threedgen.guidance.threedim import folder as weights
+    from threedgen.guidance.threedim.options import CamerasConfig
+
+    weights.save(
+        tiny_network(), folder / "model", CamerasConfig(elevation=(-10.0, 80.0), distance=(2.6, 2.6), focal=1.4)
+    )
+    (folder / "model" / "SHA256SUMS").unlink()
+
+
+def _read_novel(folder: Path) -> Any:
+    from tests.support.tiny_threedim import inputs
+    from threedgen.guidance.threedim import folder as weights
+
+    network, _ = weights.load(str(folder / "model"))
+    given = inputs(network)
+    return network.predict(given.x, given.z, given.logsnr[:, 1], given.c2w, given.K, given.cond_mask)
+
+
+def _make_probe(folder: Path) -> None:
+    from threedgen.evaluation.toybox.labels import Labels
+    from threedgen.evaluation.toybox.options import ProbeNetworkConfig
+    from threedgen.evaluation.toybox.probe import Probe
+
+    Probe(Labels.of_toybox(), ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 16))).save(
+        folder / "probe.safetensors"
+    )
+
+
+def _read_probe(folder: Path) -> Any:
+    from threedgen.evaluation.toybox.probe import Probe
+
+    probe = Probe.load(str(folder / "probe.safetensors"))
+    return tuple(probe.classify(torch.rand(2, 32, 32, 3))), probe.threshold
+
+
+# --- folders of runs ---------------------------------------------------------------------------------------------
+
+
+def _make_stopped(folder: Path) -> None:
+    """A run after 3 of 5 steps."""
+    from tests.support.task_server import TINY, write_config
+
+    _make_prior(folder)
+    prior = {"weights": str(folder / "prior"), "dtype": "fp32"}
+    config = write_config(folder / "tiny.yaml", TINY, prior=prior, warm_start={"steps": 0}, size=8, scenes_per_step=1)
+    command("--config", str(config), f"out={folder / 'run'}", "trainer.max_steps=3")
+    (folder / "run" / "checkpoints" / "previous.ckpt").unlink()
+
+
+def _read_stopped(folder: Path) -> Any:
+    from tests.support.task_server import weights
+
+    command("--resume", str(folder / "run"), "trainer.max_steps=5", "threads=1", "checkpoint.seconds=1000")
+    return weights(folder / "run")
+
+
+def _make_ball(folder: Path) -> None:
+    from tests.support.task_server import TINY
+    from threedgen.config import load, registry, yaml_text
+    from threedgen.representations.march import step_size
+    from threedgen.representations.volume.occupancy import OccupancyGrid
+    from threedgen.run import folder as runs
+    from threedgen.run.seeding import generator
+    from threedgen.train import checkpoint
+
+    (folder / "run.yaml").write_text(yaml_text.write(TINY))
+    config = load(folder / "run.yaml")
+    (folder / "run.yaml").unlink()
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    runs.write_config(folder / "run", config)
+    field: Any = registry.build("representation", config.field, generator=generator(config.seed, 0, "field"))
+    grid = OccupancyGrid(config.occupancy, config.march.radius, step_size(config.march))
+    state = {f"field.{name}": value for name, value in field.state_dict().items()}
+    state |= {f"occupancy.{name}": value for name, value in grid.state_dict().items()}
+    saved = {"state_dict": state, "global_step": 16, "loops": {}}
+    checkpoint.write(saved, folder / "run" / "checkpoints" / "last.ckpt")
+
+
+def _read_ball(folder: Path) -> Any:
+    from threedgen.export.run_field import open_run
+    from threedgen.run.folder import run_folder
+
+    source = open_run(run_folder(folder / "run"))
+    points = torch.rand(50, 3) - 0.5
+    return source.view.density(points), source.view.colours(points.numpy()), source.steps + 0.0
+
+
+def _make_report(folder: Path) -> None:
+    from tests.support.example_run import example
+
+    example(folder / "run")
+
+
+def _read_report(folder: Path) -> None:
+    from tests.support.example_run import Page
+
+    command("--config", "report", f"run={folder / 'run'}")
+    page = (folder / "run" / "report.html").read_text(encoding="utf-8")
+    Page(page)
+    assert not any(mark in page for mark in ("<script>x", "\x1b"))
+
+
+def _make_metrics(folder: Path) -> None:
+    rows = [{"step": k, "loss": 1.0 / k, "t": 10.0, "name": "a"} for k in range(1, 20)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _read_metrics(folder: Path) -> Any:
+    from threedgen.run.metrics import Metrics, read_metrics
+
+    metrics = Metrics(folder, 15)
+    metrics.log(16, {"loss": 1.0})
+    metrics.write_csv()
+    return [value for row in read_metrics(folder) for value in row.values() if isinstance(value, float)]
+
+
+def _make_asset(folder: Path) -> None:
+    (folder / NEIGHBOUR).write_text("years of work")
+    (folder / "asset.json").write_text(json.dumps({"name": "mesh", "files": {"mesh.glb": 4, "mesh_LOD1.glb": 4}}))
+
+
+def _read_asset(folder: Path) -> None:
+    from threedgen.export.asset import ExportedAsset
+    from threedgen.export.options import AssetConfig
+    from threedgen.export.task import save
+
+    try:
+        save(ExportedAsset("mesh", {"mesh.glb": b"glTF"}), folder, AssetConfig())
+    finally:
+        assert (folder / NEIGHBOUR).is_file(), "it deleted a file that is not its own"
+
+
+# --- pictures and scenes -----------------------------------------------------------------------------------------
+
+
+def _picture(seed: int, size: int = 32) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    pixels = np.full((size, size, 3), 255, np.uint8)
+    pixels[8:24, 6:26] = rng.integers(0, 200, (16, 20, 3))
+    return Image.fromarray(pixels)
+
+
+def _make_photos(folder: Path) -> None:
+    for k, suffix in enumerate(("png", "jpg", "png")):
+        _picture(k).save(folder / f"{k}.{suffix}")
+
+
+def _read_photos(folder: Path) -> Any:
+    from threedgen.data import photos
+
+    return photos.read(photos.find([str(folder)]), 16).astype(np.float32)
+
+
+def _read_given_picture(folder: Path) -> Any:
+    from threedgen.config import load
+    from threedgen.systems.novel_view.image_to_3d import read_picture
+
+    load("threedim-toybox", [f"image={folder / '0.png'}"]).check()
+    return read_picture(folder / "0.png", 16, 16)
+
+
+def _make_scenes(folder: Path) -> None:
+    from tests.support.photographs import photographs
+    from threedgen.data.srn.writer import write_instance
+
+    for name in ("one", "two"):
+        write_instance(folder / "cars_test" / name, photographs(6))
+
+
+def _read_scenes(folder: Path) -> Any:
+    from threedgen.data.srn.reader import open_instance, scenes, split_folder
+
+    found = [open_instance(path) for path in scenes(split_folder(folder, "cars_test"))]
+    for instance in found:
+        instance.verify()
+    views = [instance.views(size=8) for instance in found]
+    return [(v.images, v.at.c2w, v.at.K, v.at.rays()[1]) for v in views]
+
+
+def _read_drawn(folder: Path) -> Any:
+    from tests.support.photographs import photographs
+    from threedgen.evaluation.consistency.options import FolderSamplerConfig
+    from threedgen.evaluation.consistency.samplers import FolderSampler
+    from threedgen.geometry.views import Request
+
+    config = FolderSamplerConfig(path=str(folder / "cars_test"))
+    config.check()
+    sampler = FolderSampler(config)
+    return sampler([Request("one", None, photographs(6).at, tuple(range(6)))])
+
+
+def _make_glb(folder: Path) -> None:
+    from tests.support.example_run import asset_glb, box_glb
+
+    (folder / "asset.glb").write_bytes(asset_glb())
+    (folder / "box.glb").write_bytes(box_glb())
+
+
+def _read_glb(folder: Path) -> Any:
+    from threedgen.export.files.read_glb import Broken, read_glb
+
+    path = folder / "asset.glb"
+    if not path.is_file():
+        raise Broken("it takes the bytes of a file, and is asked for none")
+    glb = read_glb(path.read_bytes())
+    return glb.faces, *glb.attributes.values()
+
+
+def _read_mesh(folder: Path) -> Any:
+    from threedgen.evaluation.janus.coloured_mesh import read_mesh
+
+    return read_mesh(folder / "box.glb").render(np.eye(4, dtype=np.float32)[None], 0.7, 8)
+
+
+def _broken() -> type[Exception]:
+    from threedgen.export.files.read_glb import Broken
+
+    return Broken
+
+
+EXTREME = "numbers that are finite but absurd (weights of 1e30, a padding of 1000) are not refused"
+READERS = {
+    reader.name: reader
+    for reader in (
+        Reader("config", _make_config, _read_config, "*.yaml", cases=80),
+        Reader("overrides", _make_words, _read_words, cases=60),
+        Reader("prior folder", _make_prior, _read_prior, cases=60, known=EXTREME),
+        Reader("prior file", _make_original, _read_original, "original.pt", cases=40, known=EXTREME),
+        Reader("personalisation", _make_subject, _read_subject, "subject.safetensors", cases=40),
+        Reader("novel-view model", _make_novel, _read_novel, cases=40),
+        Reader("probe", _make_probe, _read_probe, cases=40),
+        Reader("run to resume", _make_stopped, _read_stopped, "run/**/*", cases=60),
+        Reader("run to export", _make_ball, _read_ball, cases=60),
+        Reader("run to report", _make_report, _read_report, "run/*.*", cases=60),
+        Reader("metrics.jsonl", _make_metrics, _read_metrics, cases=60),
+        Reader("asset.json", _make_asset, _read_asset, "asset.json", cases=60),
+        Reader("photos", _make_photos, _read_photos, cases=60),
+        Reader("image=", _make_photos, _read_given_picture, "0.png", cases=60),
+        Reader("SRN scenes", _make_scenes, _read_scenes, cases=80),
+        Reader("drawn views", _make_scenes, _read_drawn, "cars_test/one/**/*", cases=60),
+        Reader("GLB", _make_glb, _read_glb, "asset.glb", _broken(), cases=80),
+        Reader("mesh to judge", _make_glb, _read_mesh, "box.glb", cases=60),
+    )
+}

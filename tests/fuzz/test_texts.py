@@ -1,0 +1,74 @@
+"""Any text at all in the place of a config, of an override or of a run's own records."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.mutations import HOSTILE
+from threedgen.config import ConfigError, fields, load, yaml_text
+from threedgen.export.options import MANIFEST, read_manifest
+from threedgen.run.metrics import Metrics, read_metrics, read_summary
+from threedgen.systems.generate.options import GenerateConfig
+
+MANY = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SIMPLE = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(HOSTILE)
+TREES = st.recursive(SIMPLE, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=12)
+KEYS = sorted(path for path in fields.paths(GenerateConfig, load("mvdream-toybox")) if path.count(".") < 3)
+
+
+def refused(call: Any, *args: Any) -> bool:
+    """Does it answer with sentences that may be printed? False if it takes what it is given."""
+    try:
+        call(*args)
+    except ConfigError as error:
+        lines = str(error).splitlines()
+        assert lines and all(line.isprintable() for line in lines), str(error)
+        return True
+    return False
+
+
+@MANY
+@given(st.text(max_size=200) | TREES.map(repr))
+def test_any_text_as_yaml(text: str) -> None:
+    refused(yaml_text.parse, text, "somewhere")
+
+
+@MANY
+@given(st.sampled_from(KEYS), TREES.map(lambda tree: json.dumps(tree, default=str)) | st.text(max_size=50))
+def test_any_text_as_the_value_of_any_key(key: str, text: str) -> None:
+    refused(load, "mvdream-toybox", [f"{key}={text}"])
+
+
+@MANY
+@given(st.sampled_from(KEYS), TREES)
+def test_any_data_as_the_value_of_any_key(key: str, tree: Any) -> None:
+    refused(load, "mvdream-toybox", (), {key: tree})
+
+
+@MANY
+@given(st.lists(st.text(max_size=30), max_size=3))
+def test_any_words(words: list[str]) -> None:
+    assert not words or refused(load, "mvdream-toybox", words) or all("=" in word for word in words)
+
+
+@MANY
+@given(TREES | st.dictionaries(st.sampled_from(["step", "loss", "files", "status"]), TREES))
+def test_any_data_in_the_records_of_a_run(tmp_path: Path, tree: Any) -> None:
+    text = json.dumps(tree)
+    for name in ("metrics.jsonl", "summary.json", MANIFEST):
+        (tmp_path / name).write_text(text + "\n", encoding="utf-8", errors="surrogatepass")
+    Metrics(tmp_path, 10).log(11, {"loss": math.nan})
+    assert read_metrics(tmp_path)[-1] == {"step": 11, "loss": None}
+    assert isinstance(read_summary(tmp_path), dict) and isinstance(read_manifest(tmp_path).get("files", {}), dict)
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: repr(value)[:20])
+def test_hostile_values_for_a_run_of_steps(value: Any) -> None:
+    assert refused(load, "mvdream-toybox", (), {"trainer.max_steps": value}) or value in (1, 10**9)
