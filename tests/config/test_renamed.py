@@ -26,7 +26,7 @@ def test_an_old_key_is_the_new_one(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: groups is called scenes_per_step now; the old name works for one more release"
     ]
-    assert "groups:" not in config.dump(made) and config.load(path, ["groups=5"]).scenes_per_step == 5
+    assert "\ngroups:" not in config.dump(made) and config.load(path, ["groups=5"]).scenes_per_step == 5
     assert caplog.records[-1].getMessage().startswith("command line: groups is called")
     assert config.load("mvdream-sd21", values={"prompt": "a", "judged": "normal"}).guidance_input == "normal"
 

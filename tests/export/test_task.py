@@ -12,7 +12,7 @@ import pytest
 import torch
 import trimesh
 
-from tests.support.ball_run import SMALL, ball_run, register
+from tests.support.ball_run import SMALL, ball_run, register, whole_state
 from threedgen import cli
 from threedgen.config import load, registry
 from threedgen.config.errors import ConfigError
@@ -292,7 +292,7 @@ def test_the_field_of_a_real_run_with_its_occupancy_grid(tmp_path: Path) -> None
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     runs.write_config(run, config)
-    checkpoint.write({"state_dict": state, "global_step": 10, "loops": {}}, run / "checkpoints" / "last.ckpt")
+    checkpoint.write(whole_state(state), run / "checkpoints" / "last.ckpt")
     source = open_run(run)
     x = torch.rand(50, 3) - 0.5
     assert torch.equal(source.view.density(x), field.density(x))

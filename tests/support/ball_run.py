@@ -65,10 +65,18 @@ def ball_run(folder: Path, *overrides: str, **place: Any) -> Path:
         for key, value in place.items():
             field.place[int(key[1:])] = value
     state = {f"field.{name}": value for name, value in field.state_dict().items()}
-    learning = {
-        "optimizer_states": [{"state": {0: {"step": torch.tensor(10.0)}}, "param_groups": []}],
-        "lr_schedulers": [{"last_epoch": 10}],
-    }
-    whole = {"state_dict": state, "global_step": 10, "loops": {}, **learning}
-    checkpoint.write(whole, folder / "checkpoints" / "last.ckpt")
+    checkpoint.write(whole_state(state), folder / "checkpoints" / "last.ckpt")
     return folder
+
+
+def whole_state(state: dict[str, torch.Tensor], step: int = 10) -> dict[str, Any]:
+    """A checkpoint of these weights, with all that a run leaves in one."""
+    learning = {"state": {0: {"step": torch.tensor(float(step))}}, "param_groups": []}
+    rates = [{"last_epoch": step}]
+    return {
+        "state_dict": state,
+        "global_step": step,
+        "loops": {},
+        "optimizer_states": [learning],
+        "lr_schedulers": rates,
+    }

@@ -36,7 +36,7 @@ def test_the_command_makes_the_page_again(tmp_path: Path, capsys: pytest.Capture
         (lambda run: run.mkdir(), ("run: should be the folder of a run", "config.yaml")),
         (lambda run: write(run, "task: sample\nprompt: x\n"), ("task generate", "sample")),
         (lambda run: write(run, "task: [\n"), ("config.yaml",)),
-        (lambda run: write(run, "[]"), ("config.yaml", "holds no config")),
+        (lambda run: write(run, "[]"), ("config.yaml", "is not the config of a run (it holds []")),
         (lambda run: write(run, "task: generate", "{"), ("summary.json", "damaged", "--resume")),
     ],
 )

@@ -38,6 +38,7 @@ def explain(error: ValidationError, model: type[BaseModel], tree: dict, layers: 
         whole = isinstance(values[key], (dict, BaseModel)) and key in sections  # a rule between its fields
         got = "" if found == ["is missing"] or whole else f" (got {short(values[key])})"
         name = ".".join(str(part) for part in key)
+        name = name if name.isprintable() else short(name)  # control characters would reach the terminal
         lines.append(": ".join(part for part in (_where(key, layers), name, " or ".join(found)) if part) + got)
     return [*lines, f"and {more} more mistakes"] if more else lines
 

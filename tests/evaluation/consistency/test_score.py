@@ -298,7 +298,7 @@ def test_mistakes_are_found_before_any_field_is_fitted(
     picture = folder / "b" / "rgb" / "000006.png"
     whole = picture.read_bytes()
     picture.write_bytes(whole[:120])
-    assert "b/rgb/000006.png cannot be read" in said(settings(tmp_path / "run", sampler=str(folder)))
+    assert "b/rgb/000006.png is damaged, cut off" in said(settings(tmp_path / "run", sampler=str(folder)))
     picture.unlink()
     (folder / "b" / "pose" / "000006.txt").unlink()
     assert "b/rgb/000006.png is missing: this view is asked for" in said(with_truth)

@@ -91,8 +91,8 @@ def tuning_config(config: EvaluateSubjectsConfig, folder: Path, kind: str, noun:
 def tune(config: MVDreamBoothConfig) -> None:
     """Carries out, or goes on with, one run; a finished one is left as it is. Raises Stopped if it did not end."""
     config.check()
-    begun, resume = runs.begin(config, "subjects")
-    if not finished(Path(str(begun.out)), config.trainer.max_steps):
+    if not finished(Path(str(config.out)), config.trainer.max_steps):
+        begun, resume = runs.begin(config, "subjects")
         status = dreambooth.run_status(begun, resume, quiet=True)
         if status is not Status.FINISHED:
             raise Stopped(status)
