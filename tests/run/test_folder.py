@@ -58,6 +58,15 @@ def test_the_name_of_a_config_is_cut_and_cleaned(toy: Path) -> None:  # noqa: F8
     assert Path(made.out).parent == Path("outputs") / ("x" * 60)
 
 
+@pytest.mark.parametrize("named, said", [(("a.png",), "full, a.png"), ((), "full")])
+def test_the_file_that_does_not_fit_is_named(named: tuple[str, ...], said: str) -> None:
+    with (
+        pytest.raises(ConfigError, match=rf"run could not be written \({said}\): make room"),
+        runs.writing(Path("run")),
+    ):
+        raise OSError(errno.ENOSPC, "full", *named)
+
+
 def test_just_enough_room_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = 200 << 20
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
