@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +51,38 @@ def test_any_text_makes_a_safe_folder_name(text: str) -> None:
 def test_slug_keeps_the_words() -> None:
     assert runs.slug("A blue Dog, très chic!").rsplit("-", 1)[0] == "a-blue-dog-tres-chic"
     assert runs.slug("").startswith("prompt-")
+
+
+def test_the_name_of_a_config_is_cut_and_cleaned(toy: Path) -> None:  # noqa: F811
+    made, _ = runs.begin(loaded(), "../é " + "x" * 100)
+    assert Path(made.out).parent == Path("outputs") / ("x" * 60)
+
+
+@pytest.mark.parametrize("named, said", [(("a.png",), "full, a.png"), ((), "full")])
+def test_the_file_that_does_not_fit_is_named(named: tuple[str, ...], said: str) -> None:
+    with (
+        pytest.raises(ConfigError, match=rf"run could not be written \({said}\): make room"),
+        runs.writing(Path("run")),
+    ):
+        raise OSError(errno.ENOSPC, "full", *named)
+
+
+def test_just_enough_room_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 200 << 20
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    runs.prepare(tmp_path, megabytes=200)
+    free -= 1
+    with pytest.raises(ConfigError, match="has 200 MB of free disk and the run needs 200"):
+        runs.prepare(tmp_path, megabytes=200)
+
+
+def test_a_file_that_cannot_even_be_begun_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "no inode is left")
+
+    monkeypatch.setattr("builtins.open", full)
+    with pytest.raises(OSError, match="no inode is left"):
+        runs.write_atomic(tmp_path / "a.txt", "a")
 
 
 def test_the_same_config_gets_the_same_folder_and_another_a_new_one(toy: Path) -> None:  # noqa: F811

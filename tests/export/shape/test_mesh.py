@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.export.files.glb import glb_bytes, linear, save_glb, to_gltf_axes
 from threedgen.export.shape import mesh as meshes
 from threedgen.export.shape import opacity as opacities
+from threedgen.export.shape.from_field import half_depth
 from threedgen.export.shape.mesh import Mesh, extract, sample_density
 from threedgen.export.shape.opacity import EmptyField, clean, depth_field, optical_depth, soften, typical
 
@@ -298,6 +300,11 @@ def test_colours_come_from_the_place_of_the_vertex():
     made = extract(ball(0.6), position_colour, R)
     assert np.abs(made.colours - (made.vertices + 1) / 2).max() < 0.06
     assert made.colours.min() >= 0 and made.colours.max() <= 1
+
+
+def test_a_surface_of_no_field_has_no_depth():
+    made = extract(ball(0.6), position_colour, R)
+    assert half_depth(made) > 0 == half_depth(replace(made, info={}))
 
 
 def test_thin_matter_has_its_colour_whole():
