@@ -42,7 +42,12 @@ NETWORKS = {
 }
 
 
-BOUNDS = {("vae", "scaling_factor"): (1e-4, 1e4), ("unet", "sample_size"): (0, 512), ("draft", "size"): (0, 512)}
+BOUNDS = {
+    ("vae", "scaling_factor"): (1e-4, 1e4),
+    ("unet", "sample_size"): (0, 512),
+    ("unet", "downsample_padding"): (-1, 8),
+    ("draft", "size"): (0, 512),
+}
 """Above and at most; what is outside would draw nothing, or more than there is memory."""
 
 

@@ -21,7 +21,8 @@ from threedgen.run.memory import require_memory
 REPEATED = 4
 """So often a tensor of a file may be told of again, under other names or in other shapes."""
 
-
+LARGEST = 1e12
+"""The largest weight: products of two have to fit into float32."""
 MOST_PICKLE = 32 << 20
 """Bytes of what names the tensors of a file."""
 _PLAIN = re.compile(
@@ -120,8 +121,10 @@ def compare(stored: Mapping[str, Any], state: Mapping[str, Tensor], what: str) -
 
 
 def require_finite(stored: Mapping[str, Any], what: str) -> None:
-    """Raises ConfigError for a number or a tensor with a NaN or an infinity, and names it."""
+    """Raises ConfigError for a number or a tensor with a NaN, an infinity or what becomes one, and names it."""
     for name, value in stored.items():
         if isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point()):
-            if not torch.isfinite(torch.as_tensor(value)).all():
-                raise ConfigError(f"{what} are not finite: {str(name)[:80]!r} holds NaN or infinity")
+            if not (torch.as_tensor(value).abs() <= LARGEST).all():
+                raise ConfigError(
+                    f"{what} are not finite: {str(name)[:80]!r} holds NaN, infinity or more than {LARGEST:g}"
+                )
