@@ -27,7 +27,6 @@ class Reader:
     """``make`` writes a good input into an empty folder; ``read`` takes such a folder, and gives the numbers in it.
 
     damaged: which of the files are broken.  clean: what it raises for a broken one.  cases: how many are tried.
-    known: why it does not pass yet, if it does not.
     """
 
     name: str
@@ -36,7 +35,6 @@ class Reader:
     damaged: str = "**/*"
     clean: type[Exception] = ConfigError
     cases: int = 40
-    known: str = ""
 
 
 def command(*words: str) -> None:
@@ -201,6 +199,7 @@ def _read_stopped(folder: Path) -> Any:
 
 
 def _make_ball(folder: Path) -> None:
+    from tests.support.ball_run import whole_state
     from tests.support.task_server import TINY
     from threedgen.config import load, registry, yaml_text
     from threedgen.representations.march import step_size
@@ -218,8 +217,7 @@ def _make_ball(folder: Path) -> None:
     grid = OccupancyGrid(config.occupancy, config.march.radius, step_size(config.march))
     state = {f"field.{name}": value for name, value in field.state_dict().items()}
     state |= {f"occupancy.{name}": value for name, value in grid.state_dict().items()}
-    saved = {"state_dict": state, "global_step": 16, "loops": {}}
-    checkpoint.write(saved, folder / "run" / "checkpoints" / "last.ckpt")
+    checkpoint.write(whole_state(state, 16), folder / "run" / "checkpoints" / "last.ckpt")
 
 
 def _read_ball(folder: Path) -> Any:

@@ -100,3 +100,11 @@ def test_what_a_stranger_wrote_does_not_reach_the_terminal_raw(capfd: pytest.Cap
     subprocess.run([sys.executable, "-c", code], check=True)
     said = capfd.readouterr().err
     assert "\x1b" not in said and "\u202e" not in said and "\\x1b[31mred" in said and "\\x1b[2J" in said
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_are_finite_in_every_type(value: float, kind: torch.dtype) -> None:
+    require_finite({"w": torch.tensor([1.0, 6e4], dtype=kind), "n": torch.tensor(3)}, "the weights")
+    with pytest.raises(ConfigError, match="the weights are not finite: 'w' holds"):
+        require_finite({"w": torch.tensor([1.0, value], dtype=kind)}, "the weights")

@@ -124,7 +124,7 @@ def require_finite(stored: Mapping[str, Any], what: str) -> None:
     """Raises ConfigError for a number or a tensor with a NaN, an infinity or what becomes one, and names it."""
     for name, value in stored.items():
         if isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point()):
-            if not (torch.as_tensor(value).abs() <= LARGEST).all():
+            if not (torch.as_tensor(value).float().abs() <= LARGEST).all():  # float16 knows no such number
                 raise ConfigError(
                     f"{what} are not finite: {str(name)[:80]!r} holds NaN, infinity or more than {LARGEST:g}"
                 )
