@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 from tests.support.tiny_prior import tiny_vae
 from threedgen.data.bank import BLOCK, LatentBank, encode
 from threedgen.data.toybox.pictures import Photographs
+from threedgen.run import cache
 
 CHOSEN = [3, 35, 4]
 Entries = tuple[torch.Tensor, list[str], torch.Tensor]
@@ -70,3 +71,20 @@ def test_a_damaged_file_costs_time_only(tmp_path: Path, vae: AutoencoderKL, fres
     entries(tmp_path, vae)
     (tmp_path / name).write_bytes(b"damaged")
     assert same(entries(tmp_path, vae), fresh)
+
+
+def test_pictures_are_kept_in_memory_while_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def bank(folder: Path) -> LatentBank:
+        return LatentBank(folder, Photographs(5), tiny_vae(), 16, 2 * BLOCK)
+
+    expected = bank(tmp_path / "a").latents([1, BLOCK])
+    free = {"bytes": cache.SPARE - 1}
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free["bytes"]}))
+    full = bank(tmp_path / "b")
+    assert torch.equal(full.latents([1]), expected[:1]) and not full.z.done.any()
+    monkeypatch.setattr(full, "fill", lambda block, fill=full.fill: fill(block) if block else 1 / 0)
+    free["bytes"] *= 2
+    assert torch.equal(full.latents([1, BLOCK]), expected) and full.z.done.tolist() == [0, 1]
+    assert "the disk is full" in caplog.text

@@ -128,7 +128,7 @@ class GenerateSystem(System):
     def refine(self, number: int, step: int) -> tuple[dict[str, float], Tensor]:
         """Renders should equal the pictures that the prior drew over those at the beginning of the round."""
         o = self.config.refine
-        if not self.again and (step == 0 or self.round(step - 1) != number):
+        if step == 0 or self.round(step - 1) != number:  # also if the step is repeated: the pictures are the same
             self.draw_again(o.strengths[number], step)
             optimizer: Any = self.optimizers()
             optimizer.optimizer.state.clear()  # moments of the gradients of another loss, a thousand times as large
