@@ -269,7 +269,8 @@ def test_streams_that_are_full_or_closed_are_no_fault(toy: Path) -> None:  # noq
 
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 def test_ctrl_c_while_it_is_imported_is_no_traceback(tmp_path: Path) -> None:
-    (tmp_path / "pydantic.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    late = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+    (tmp_path / "pydantic.py").write_text(late)
     for start in ([str(ROOT / "launch.py")], ["-m", "threedgen"]):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
         done = subprocess.run([sys.executable, *start, "--help"], env=environment, capture_output=True, text=True)
