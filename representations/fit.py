@@ -19,7 +19,7 @@ from torch.nn.functional import mse_loss
 
 from threedgen.config import at
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.views import Views
+from threedgen.geometry.views import Views, borders
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.seeding import generator
 
@@ -177,6 +177,4 @@ def _parts(
 
 def border_colour(views: Views) -> Tensor:
     """Takes the colour behind the scene (3,) to be the median of the pixels at the borders of its pictures."""
-    images = views.images
-    sides = [images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]]
-    return torch.cat([side.reshape(-1, 3) for side in sides]).median(0).values.clamp(0, 1)
+    return borders(views.images).reshape(-1, 3).median(0).values.clamp(0, 1)

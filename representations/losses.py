@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,11 @@ def opaque(opacity: Tensor) -> Tensor:
     """Mean binary entropy of the opacity, clamped to [0.001, 0.999]: rays hit or miss, nothing in between."""
     o = opacity.clamp(1e-3, 1 - 1e-3)
     return -(o * o.log() + (1 - o) * (1 - o).log()).mean()
+
+
+def roughness(normal: Callable[[Tensor], Tensor], points: Tensor, offsets: Tensor) -> Tensor:
+    """Mean of |n(x) - n(x + offset)|^2 over points and offsets (N, 3): surfaces without dents."""
+    return (normal(points) - normal(points + offsets)).square().sum(-1).mean() if len(points) else points.sum()
 
 
 def z_variance(variance: Tensor, opacity: Tensor, threshold: float = 0.5) -> Tensor:

@@ -22,7 +22,7 @@ class Config(BaseModel):
     renamed: keys that had another name, old -> new.
     """
 
-    renamed: ClassVar[dict[str, str]] = {}
+    renamed: ClassVar[dict[str, str | None]] = {}
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 

@@ -1,6 +1,6 @@
 """Names that have changed: the old ones work for one more release, with a line that says the new one.
 
-A config model lists its own renamed keys in ``renamed`` (old -> new).
+A config model lists its own renamed keys in ``renamed`` (old -> new, or None for what has no effect any more).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def in_tree(model: type[BaseModel], tree: Any, where: str = "") -> Any:
     names, whole = getattr(model, "renamed", {}), {}
     for key, value in tree.items():
         name = _current(names, key, where)
+        if name is None:
+            continue
         if name != key and name in tree:
             raise ConfigError(f"{where or 'config'}: {key}: is called {name} now, which is given too; leave out {key}")
         field = model.model_fields.get(name)
@@ -46,6 +48,8 @@ def locate(
     ``tree`` is the present data, which decides the models of components; ``where`` as for `in_tree`.
     """
     name = _current(getattr(model, "renamed", {}), key[0], where)
+    if name is None:
+        raise KeyError(".".join(key))
     field = model.model_fields[name]
     if len(key) == 1:
         return (name,), field
@@ -66,13 +70,14 @@ def in_run(tree: dict[str, Any]) -> dict[str, Any]:
     return in_tree(registry.config_model("task", task), tree) if task in registry.names("task") else tree
 
 
-def _current(names: dict[str, str], name: str, where: str) -> str:
+def _current(names: dict[str, str | None], name: str, where: str) -> str | None:
     if name in names and where:
         _say(where, name, names[name])
     return names.get(name, name)
 
 
 @cache
-def _say(where: str, old: str, new: str) -> None:
+def _say(where: str, old: str, new: str | None) -> None:
     """Once for each place: a config may be read several times."""
-    logger.warning("%s: %s is called %s now; the old name works for one more release", where, old, new)
+    said = "has no effect any more" if new is None else f"is called {new} now; the old name works for one more release"
+    logger.warning("%s: %s %s", where, old, said)

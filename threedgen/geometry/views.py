@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -49,6 +50,38 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     else:
         x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False, antialias=True)
     return x.permute(0, 2, 3, 1)
+
+
+def borders(images: Tensor) -> Tensor:
+    """The pixels at the four borders of pictures (N, H, W, 3): (N, 2 (H + W), 3)."""
+    return torch.cat([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], dim=1)
+
+
+NEAR, SHARE = 16, 0.8
+"""A pixel is near the object if the object is within a NEARth of the picture's side; SHARE of those drawn are."""
+DIFFERENT = 0.03
+"""What differs by more from the colour behind it, in any channel, is the object."""
+
+
+class Pixels:
+    """The P pixels of views as rays: ``origins``, unit ``directions``, ``colours`` and ``behind``, the colour behind
+    the object, which is the median of the picture's borders; each (P, 3)."""
+
+    def __init__(self, views: Views) -> None:
+        images, side = views.images, min(views.at.height, views.at.width)
+        self.origins, self.directions = (part.reshape(-1, 3) for part in views.at.rays())
+        self.colours = images.reshape(-1, 3)
+        behind = borders(images).median(1).values[:, None, None].expand(images.shape)
+        self.behind = behind.reshape(-1, 3)
+        there = ((images - behind).abs().amax(-1, keepdim=True) > DIFFERENT).float().permute(0, 3, 1, 2)
+        reach = max(1, round(side / NEAR / 2))
+        self.near = F.max_pool2d(there, 2 * reach + 1, 1, reach).flatten().nonzero()[:, 0]
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """So many pixels (count,), most of them near the object, with repetition."""
+        near = round(SHARE * count) if len(self.near) else 0
+        chosen = torch.randint(max(1, len(self.near)), (near,), generator=rng)
+        return torch.cat([self.near[chosen], torch.randint(len(self.colours), (count - near,), generator=rng)])
 
 
 @dataclass(frozen=True)

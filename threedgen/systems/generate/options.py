@@ -54,16 +54,36 @@ class LossConfig(Config):
     laplacian: Scheduled = Field(0.0, ge=0, description="for a mesh: vertices lie amidst their neighbours")
 
 
+class FitConfig(Config):
+    """How an object is fitted to pictures, by a warm start and by refinement: 10 times the squared error, and these."""
+
+    rays: int = Field(
+        4096,
+        ge=1,
+        description="pixels of a step, drawn from all pictures; of a mesh as many whole pictures, at least one",
+    )
+    opaque: Scheduled = Field(
+        {"0%": 0.01, "100%": 0.5}, ge=0, description="against half-transparent rays; 100% is the end of the fit"
+    )
+    sparsity: Scheduled = Field(
+        0.1, ge=0, description="against matter at all: fog in the colour behind it fits as well"
+    )
+    smooth: Scheduled = Field(0.02, ge=0, description="against dents: normals near each other should be alike")
+
+
 class WarmStartConfig(Config):
     """Fit the field to sampled views first; distillation then refines it."""
 
+    renamed: ClassVar[dict[str, str | None]] = {"size": None}
+
     steps: int = Field(0, ge=0, description="optimisation steps on the sampled views; 0: start from nothing")
-    size: int = Field(64, ge=8, le=2048, description="pixels of the renders while fitting")
 
 
 class RefineConfig(Config):
     """The last part of a run: views all around are rendered and drawn again by the prior, and the object fitted to them
     (MVEdit, arXiv 2403.12032; Instruct-NeRF2NeRF, arXiv 2303.12789; here several views at once)."""
+
+    renamed: ClassVar[dict[str, str | None]] = {"views": None, "size": None}
 
     strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (), description="one round for each: how much noise a picture gets before it is drawn again; []: none"
@@ -73,8 +93,6 @@ class RefineConfig(Config):
     elevation_range: tuple[float, float] = Field((0.0, 30.0), description="of their cameras, degrees")
     sampling_steps: int = Field(10, ge=1, le=1000, description="DDIM steps of a picture")
     guidance_scale: float = Field(3.0, ge=0)
-    views: int = Field(4, ge=1, description="of the drawn views that a step looks at")
-    size: int = Field(128, ge=8, le=2048, description="pixels of the renders while fitting")
 
 
 class PreviewConfig(Config):
@@ -101,7 +119,7 @@ class ResultConfig(Config):
 class GenerateConfig(RunConfig):
     """A prompt becomes a 3D object: cameras -> render -> distillation -> step."""
 
-    renamed: ClassVar[dict[str, str]] = {"judged": "guidance_input", "groups": "scenes_per_step"}
+    renamed: ClassVar[dict[str, str | None]] = {"judged": "guidance_input", "groups": "scenes_per_step"}
 
     prompt: str = Field("", description="what to make; taken as it is")
     negative_prompt: str = Field("", description="what to stay away from")
@@ -126,6 +144,7 @@ class GenerateConfig(RunConfig):
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
     preview: PreviewConfig = PreviewConfig()
+    fit: FitConfig = FitConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
     refine: RefineConfig = RefineConfig()
     result: ResultConfig = ResultConfig()

@@ -66,8 +66,8 @@ def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:
     drawn = {(system.size(s), int(jump(config.scenes_per_step, s, end))) for s in [*steps[:1], *changes] if s in steps}
     images = n_view * max((scenes for _, scenes in drawn), default=0)
     rays = max((n_view * size**2 * scenes for size, scenes in drawn), default=0)
-    if config.refine_steps:
-        rays = max(rays, refine.views * refine.size**2)
+    if config.refine_steps or config.warm_start.steps:
+        rays = max(rays, config.fit.rays)
     learnt = sum(p.numel() * p.element_size() for p in system.parameters())
     found = {
         "prior": 4.0 * (prior.parameters if config.refine_steps else prior.kept),

@@ -21,12 +21,15 @@ from threedgen.config import at, registry
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit, sample_multiview, surround
+from threedgen.geometry.views import Pixels, Views
 from threedgen.guidance.diffusion import ddim_redraw, fresh_noise, guided
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
 from threedgen.representations import losses
+from threedgen.representations.field.ngp import finite_difference_normal
 from threedgen.representations.march import step_size
 from threedgen.representations.mesh import losses as mesh_losses
+from threedgen.representations.shading import Shading
 from threedgen.representations.volume.occupancy import OccupancyGrid
 from threedgen.representations.volume.render import Render, render, sample_bytes, samples_that_fit
 from threedgen.run.memory import enough_memory, free_bytes
@@ -40,6 +43,8 @@ EVAL_CHUNK = 1 << 20
 """Samples rendered at a time where no gradient is needed."""
 SOME = 1 << 18
 """Samples assumed to be too many where chunks are off and the render itself ran out of memory."""
+DENTS, DENT = 512, 0.02
+"""Points at which a step of fitting looks at the surface, and how far from them, in radii of the world."""
 
 
 class GenerateSystem(System):
@@ -84,6 +89,7 @@ class GenerateSystem(System):
         self.hold(prior=prior)
         learning = (prior.schedule, self.max_steps, prior, generator(config.seed, 0, "distillation parameters"))
         self.distill: Any = registry.build("distillation", config.distillation, *learning)
+        self.fitted: tuple[int, Pixels] | None = None  # the first step of a fit, and its pixels
         self.chunks: dict[str, int] = {}
         self.again = False
         self.held: int | None = None  # samples whose graph the last render held
@@ -111,29 +117,32 @@ class GenerateSystem(System):
         self.field.at_step(step, self.max_steps)
         if self.occupancy is not None and not self.again:  # a step that is repeated finds it up to date
             self.occupancy.update(self.field.density, step, generator(self.config.seed, step, "occupancy"))
-        if step < self.config.warm_start.steps:
-            self.terms, loss = self.fit(self.view_cameras, self.views, self.config.warm_start.size, step)
+        if step < (length := self.config.warm_start.steps):
+            self.terms, loss = self.fit(self.view_cameras, self.views, step, 0, length)
         elif (number := self.round(step)) is not None:
             self.terms, loss = self.refine(number, step)
         else:
             self.terms, loss = self.distillation_loss(step)
         return loss
 
+    def begin(self, number: int) -> int:
+        """The first step of a round of refinement; they are at the end of the run."""
+        return self.max_steps - (len(self.config.refine.strengths) - number) * self.config.refine_steps
+
     def round(self, step: int) -> int | None:
-        """Which round of refinement a step belongs to; they are at the end of the run."""
-        rounds, length = len(self.config.refine.strengths), self.config.refine_steps
-        first = self.max_steps - rounds * length
-        return min((step - first) // length, rounds - 1) if length and step >= first else None
+        """Which round of refinement a step belongs to."""
+        length = self.config.refine_steps
+        rounds = len(self.config.refine.strengths)
+        return min((step - self.begin(0)) // length, rounds - 1) if length and step >= self.begin(0) else None
 
     def refine(self, number: int, step: int) -> tuple[dict[str, float], Tensor]:
         """Renders should equal the pictures that the prior drew over those at the beginning of the round."""
-        o = self.config.refine
-        if step == 0 or self.round(step - 1) != number:  # also if the step is repeated: the pictures are the same
-            self.draw_again(o.strengths[number], step)
+        begin = self.begin(number)
+        if step == begin:  # also if the step is repeated: the pictures are the same
+            self.draw_again(self.config.refine.strengths[number], step)
             optimizer: Any = self.optimizers()
             optimizer.optimizer.state.clear()  # moments of the gradients of another loss, a thousand times as large
-        chosen = torch.randperm(len(self.drawn), generator=self.rng(step, "drawn views"))[: o.views]
-        return self.fit(self.rig.cameras.select(chosen), self.drawn[chosen].float(), o.size, step)
+        return self.fit(self.rig.cameras, self.drawn.float(), step, begin, self.config.refine_steps)
 
     @torch.no_grad()
     def draw_again(self, strength: float, step: int) -> None:
@@ -149,18 +158,51 @@ class GenerateSystem(System):
             views.append(self.prior.decode_latents(z))
         self.drawn.copy_(torch.cat(views))
 
-    def fit(self, cameras: Cameras, views: Tensor, size: int, step: int) -> tuple[dict[str, float], Tensor]:
-        """Renders should equal ``views`` (V, H, W, 3), at ``size`` pixels."""
-        result = self.render(cameras.with_size(size, size), step, training=False)
-        expected = F.interpolate(views.permute(0, 3, 1, 2), (size, size), mode="area").permute(0, 2, 3, 1)
-        # what the samples show at the border is their background
-        grey = expected[:, :2].mean((1, 2))[:, None, None]
-        rgb = result.rgb_fg.view(expected.shape) + grey * (1 - result.opacity.view(*expected.shape[:3], 1))
-        loss = F.mse_loss(rgb, expected) * 10
-        # fog in the colour of the background fits the views as well as nothing does: hence the second one
-        clear = 0.01 * losses.opaque(result.opacity) + 0.1 * losses.sparsity(result.opacity)
+    def fit(
+        self, cameras: Cameras, images: Tensor, step: int, begin: int, length: int
+    ) -> tuple[dict[str, float], Tensor]:
+        """Renders should equal pictures (V, H, W, 3); so many steps from ``begin`` on.
+
+        Of a volume some thousand rays of all pictures are looked at in a step, of a mesh some whole pictures.
+        """
+        o, rng = self.config.fit, self.rng(step, "pixels")
+        opaque, sparsity, smooth = (at(value, step - begin, length) for value in (o.opaque, o.sparsity, o.smooth))
+        if self.field.rasterised:
+            side = cameras.height * cameras.width
+            chosen = torch.randperm(len(cameras), generator=rng)[: max(1, o.rays // side)]
+            pixels = Pixels(Views(images[chosen], cameras.select(chosen)))
+            result = self.render(cameras.select(chosen), step, training=False)
+            bumps = [mesh_losses.normal_consistency(*result.surface)] if smooth and result.surface is not None else []
+            picked: Any = slice(None)
+        else:
+            if self.fitted is None or self.fitted[0] != begin:
+                self.fitted = begin, Pixels(Views(images, cameras))
+            pixels = self.fitted[1]
+            picked = pixels.draw(o.rays, rng)
+            rays = (pixels.origins[picked].to(self.device), pixels.directions[picked].to(self.device))
+            result = self.render_rays(*rays, self.material.draw(step, False, rng), rng, training=True)
+            bumps = [self.dents(result, *rays, rng)] if smooth else []
+        behind, colours = (part[picked].to(self.device) for part in (pixels.behind, pixels.colours))
+        error = F.mse_loss(result.rgb_fg + behind * (1 - result.opacity), colours)
+        clear = opaque * losses.opaque(result.opacity) + sparsity * losses.sparsity(result.opacity)
         self.metrics = {"opacity": float(result.opacity.detach().mean())}
-        return {"loss_views": loss.item()}, loss + clear
+        return {"loss_views": 10 * error.item()}, 10 * error + clear + smooth * sum(bumps)
+
+    def dents(self, result: Render, origins: Tensor, directions: Tensor, rng: torch.Generator) -> Tensor:
+        """How much normals differ where they should not: at points of the surface that some of the rays meet."""
+        radius, step = self.config.march.radius, step_size(self.config.march)
+        solid = (result.opacity[:, 0] > 0.5).nonzero()[:DENTS, 0]
+        depth = (result.depth / result.opacity)[solid].detach()
+        points = origins[solid] + depth * directions[solid]
+        offsets = DENT * radius * torch.randn(points.shape, generator=rng).to(points)
+
+        def normal(x: Tensor) -> Tensor:
+            return finite_difference_normal(opacity, x, 1.5 * DENT * radius, radius)
+
+        def opacity(x: Tensor) -> Tensor:  # of a step of the march: what is opaque has no normals inside
+            return 1 - torch.exp(-step * self.field.density(x))
+
+        return losses.roughness(normal, points, offsets)
 
     def distillation_loss(self, step: int) -> tuple[dict[str, float], Tensor]:
         """Score distillation of freshly rendered views, and the regularisers."""
@@ -205,15 +247,31 @@ class GenerateSystem(System):
         at the camera."""
         rng = self.rng(step, "render")
         shading = self.material.draw(step, training, rng)
-        options: Any = {"generator": rng, "training": training, "shading": shading}
         if self.field.rasterised:
+            options: Any = {"generator": rng, "training": training, "shading": shading}
             return self.field.render(cameras, self.background, self.material, light=light, **options)
         origins, directions = (rays.reshape(-1, 3).to(self.device) for rays in cameras.rays())
-        light = (cameras.position if light is None else light).to(self.device)
-        light = light.repeat_interleave(cameras.height * cameras.width, 0)
+        if light is not None:
+            light = light.to(self.device).repeat_interleave(cameras.height * cameras.width, 0)
+        return self.render_rays(origins, directions, shading, rng, training=training, normals=normals, light=light)
+
+    def render_rays(
+        self,
+        origins: Tensor,
+        directions: Tensor,
+        shading: Shading,
+        rng: torch.Generator,
+        *,
+        training: bool,
+        normals: bool = False,
+        light: Tensor | None = None,
+    ) -> Render:
+        """Rays (R, 3) through a volume; ``light`` (R, 3), else it is at the camera."""
+        light = origins if light is None else light
         chunk = self.held = self.chunk(normals or shading.lit) if torch.is_grad_enabled() else EVAL_CHUNK
         scene = (self.field, self.background, self.material, self.occupancy, self.config.march)
-        result = render(*scene, origins, directions, light=light, need_normals=normals, chunk=chunk, **options)
+        options: Any = {"generator": rng, "training": training, "shading": shading, "need_normals": normals}
+        result = render(*scene, origins, directions, light=light, chunk=chunk, **options)
         self.held = min(chunk or len(result.samples), len(result.samples))
         return result
 
@@ -261,9 +319,11 @@ class GenerateSystem(System):
         self.again = False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["chunks"] = self.chunks
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self.chunks |= checkpoint.get("chunks", {})
 
     @torch.no_grad()
