@@ -32,10 +32,9 @@ def anywhere(trainer: pl.Trainer, flag: bool) -> bool:
 class StepCallback(pl.Callback):
     """Calls `after_step(trainer, module, outputs)` at the end of an optimisation step, which may take several batches.
 
-    `whole`: nothing is left of a step that was begun; nobody can go on from the middle of one. `steps`: done so far.
+    `steps`: done so far. Nobody can go on from the middle of a step.
     """
 
-    whole = True
     steps = 0
     _step = -1
 
@@ -45,9 +44,8 @@ class StepCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.whole = trainer.global_step != self._step
-        self._step = trainer.global_step
-        if self.whole:
+        whole, self._step = trainer.global_step != self._step, trainer.global_step
+        if whole:
             self.steps += 1
             self.after_step(trainer, pl_module, outputs)
 

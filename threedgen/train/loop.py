@@ -25,6 +25,7 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from threedgen.config.errors import ConfigError, in_a_line, short
+from threedgen.run.folder import free_megabytes
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.progress import Progress, silence_lightning
@@ -34,7 +35,6 @@ from threedgen.train.checkpoint import (
     AtomicCheckpointIO,
     Checkpoint,
     check_config,
-    free_megabytes,
     latest,
     warn_numerics,
 )

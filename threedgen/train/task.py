@@ -167,23 +167,18 @@ def carry_out(work: Callable[[Task], Status], task: Task, hint: str = "") -> Sta
 
     The folder is then given back (`run.lock`), for Python goes on.
     """
-    try:
-        return _carry_out(work, task, hint)
-    finally:
-        release(task.folder)
-
-
-def _carry_out(work: Callable[[Task], Status], task: Task, hint: str) -> Status:
     trainer = getattr(task.config, "trainer", None)
-    if task.resume and finished(task.folder, trainer.max_steps if trainer else None):
-        logger.warning("%s is finished already; its files are as they were%s", task.folder, hint)
-        return Status.FINISHED
-    silence_lightning()
-    set_threads(task.config.threads)  # before the first kernel
     try:
+        if task.resume and finished(task.folder, trainer.max_steps if trainer else None):
+            logger.warning("%s is finished already; its files are as they were%s", task.folder, hint)
+            return Status.FINISHED
+        silence_lightning()
+        set_threads(task.config.threads)  # before the first kernel
         return work(task)
     except Stopped as stop:
         return stop.status
+    finally:
+        release(task.folder)
 
 
 def finished(folder: Path, max_steps: int | None = None) -> bool:

@@ -41,7 +41,6 @@ class MVDreamSamplerConfig(Config):
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(5.0, ge=0)
     negative_prompt: str = ""
-    elevation: tuple[float, float] = Field((0.0, 30.0), description="degrees that it was trained on; beyond: a warning")
 
 
 class FolderSamplerConfig(Config):

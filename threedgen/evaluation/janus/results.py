@@ -45,7 +45,6 @@ class Result:
     state: Literal["seen", "empty", "failed", "missing"]
     reason: str = ""
     fronts: int | None = None
-    peaks: int | None = None
     doubt: float | None = None
     shown: tuple[bool, ...] = ()
     right: tuple[bool, ...] = ()

@@ -170,7 +170,7 @@ def judge_result(probe: Probe, case: Case, result: Result) -> Verdict:
     if not result.failed:
         return verdict
     wrong = {key: [False] * VIEWS if isinstance(value, list) else False for key, value in verdict.answers.items()}
-    return Verdict(wrong, {"noun": "nothing", "colour": "no"}, -99.0, None, None)
+    return Verdict(wrong, {"noun": "nothing", "colour": "no"}, None, None)
 
 
 def true_turntable(case: Case, generate: GenerateConfig, seed: int, number: int) -> Picture:

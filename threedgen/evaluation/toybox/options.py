@@ -61,7 +61,7 @@ class TrainProbeConfig(RunConfig):
     training: ProbeTrainingConfig = ProbeTrainingConfig()
     calibrated: int = Field(500, ge=20, description="fresh objects that say from when on an accessory counts as seen")
     measured: int = Field(1000, ge=1, description="other fresh objects, on which its accuracy is measured at the end")
-    trainer: TrainerConfig = TrainerConfig(max_steps=5000, gradient_clip_val=5.0, val_check_interval=500)
+    trainer: TrainerConfig = TrainerConfig(max_steps=5000, gradient_clip_val=5.0)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
 
 
@@ -79,7 +79,6 @@ class EvaluationConfig(RunConfig):
     probe: ProbeConfig = ProbeConfig()
     first: int = Field(0, ge=0, description="index of the first held-out asset that is tried")
     sheet: int = Field(24, ge=0, le=1000, description="objects on the contact sheet")
-    worst: int = Field(20, ge=0, description="objects in the list of the worst")
 
 
 class EvaluatePriorConfig(EvaluationConfig):
