@@ -217,7 +217,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when all of it is on the disk, or never; `before`: called just before that."""
+    """A file that takes the place of `path` when all of it is on the disk, or never; `before` is called in between."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

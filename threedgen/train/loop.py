@@ -74,16 +74,6 @@ def set_threads(count: int | None) -> int:
     return count
 
 
-class Steps:
-    """The data of a run: the numbers start(), start() + 1, ...; asked for its start when iteration begins."""
-
-    def __init__(self, start: Callable[[], int]) -> None:
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.start())
-
-
 def fit(
     module: System,
     config: Any,
@@ -191,9 +181,12 @@ def _trainer(config: Any, folder: Path, callbacks: list[pl.Callback]) -> pl.Trai
 
 def _terminated(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> bool:
     """Runs it; True if SIGTERM came before the first step. Raises KeyboardInterrupt at the second Ctrl-C."""
-    steps = Steps(lambda: trainer.global_step * trainer.accumulate_grad_batches)
+
+    def steps() -> Iterator[int]:  # begins when it is first asked, and the checkpoint is restored
+        yield from itertools.count(trainer.global_step * trainer.accumulate_grad_batches)
+
     try:
-        trainer.fit(module, steps, ckpt_path=str(path) if path else None, weights_only=True)
+        trainer.fit(module, steps(), ckpt_path=str(path) if path else None, weights_only=True)
     except SIGTERMException:
         return True
     except SystemExit as error:

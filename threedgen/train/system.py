@@ -114,15 +114,11 @@ class EMA(torch.nn.Module):
         """The averaged state_dict, under the model's own names (not copied)."""
         return {name[1:].replace("/", "."): value for name, value in self.named_buffers()}
 
-    def copy_to(self, model: torch.nn.Module) -> None:
-        """Overwrites the weights of `model` by their average."""
-        model.load_state_dict(self.weights())
-
     @contextmanager
     def applied(self, model: torch.nn.Module) -> Iterator[None]:
         """Inside, `model` has the averaged weights; afterwards its own again, bit for bit."""
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self.copy_to(model)
+        model.load_state_dict(self.weights())
         try:
             yield
         finally:

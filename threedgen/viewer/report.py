@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from rich.filesize import decimal as size
 
 from threedgen.export.options import FOLDER
 from threedgen.geometry.images import GAP
 from threedgen.run.folder import run_folder, write_atomic, writing
 from threedgen.run.metrics import read_metrics
-from threedgen.run.text import clean, duration, number, say, size
+from threedgen.run.text import clean, duration, number, say
 
 from .options import LIVE, ReportConfig
 from .page import REMEDY, embedded, page
@@ -177,7 +178,7 @@ def costs(record: Record) -> Rows:
     if paces:
         rows.append(("A step, median", f"{number(statistics.median(paces))} s"))
     memory = figure(record.metadata("peak_memory_mib"))
-    rows += [("Peak memory", size(memory * 2**20))] if memory else []
+    rows += [("Peak memory", size(int(memory * 2**20)))] if memory else []
     return rows + ([("Ended", f"{record.ended:%Y-%m-%d %H:%M} UTC")] if record.summary else [])
 
 

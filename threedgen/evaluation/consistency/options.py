@@ -32,11 +32,7 @@ class MVDreamSamplerConfig(Config):
     name: Literal["mvdream"] = Field("mvdream", description="a multi-view diffusion prior; draws from words alone")
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = Field({}, description="who draws")
     together: int = Field(
-        0,
-        ge=0,
-        le=1024,
-        description="views that are denoised together, evenly spread; 0: all of a scene at once. "
-        "Groups know of each other only by the words, so that each shows another object",
+        0, ge=0, le=1024, description="views denoised together, evenly spread; 0: all. Each group shows another object"
     )
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(5.0, ge=0)
@@ -111,9 +107,7 @@ class ConsistencyConfig(RunConfig):
         {}, description="who draws; the name of a sampler or the path of a folder may be given alone"
     )
     samplers: dict[str, Annotated[Any, Component("sampler", default="mvdream", path_of="folder")]] = Field(
-        {},
-        description="several by names of one's own, in the place of `sampler`: all draw the same views, and the "
-        "first is compared with each of the others scene by scene",
+        {}, description="several by names, in the place of `sampler`; the first is compared with each of the others"
     )
     scenes: Annotated[Any, Component("scenes", default="toybox")] = Field(
         {}, description="what is drawn; with a folder of samples: its own scenes, unless others are named"

@@ -26,8 +26,8 @@ class RingResult:
     """What a ring of views says of an object.
 
     ``fronts``: the most views that show a front and are all more than 90 degrees apart; ``doubt`` in [0, 1]: the
-    highest threshold at which there are still two fronts; ``shown``: which views show a front; ``right``: which show the
-    side that their camera faces (see ``directions``).
+    highest threshold at which there are still two fronts; ``shown``: which views show a front; ``right``: which show
+    the side that their camera faces (see ``directions``).
     """
 
     fronts: int

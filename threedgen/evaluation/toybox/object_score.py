@@ -63,7 +63,7 @@ def run(config: Evaluate3DConfig, resume: Path | None = None, quiet: bool = Fals
     """Makes, judges, reports; returns the exit code. Raises ConfigError before any run if something is missing."""
     begun = time.monotonic()
     probe = Probe.load(config.probe.weights)
-    cases = held_out_cases(config.prompts, config.seed, config.first, spread=True)
+    cases = held_out_cases(config.prompts, config.seed, spread=True)
     places = [f"objects/{runs.slug(case.caption)}" for case in cases]
     configs = [object_config(config, "config", *pair) for pair in zip((c.caption for c in cases), places, strict=True)]
     results, measured, truth = list[Result](), list[Verdict](), list[Verdict]()

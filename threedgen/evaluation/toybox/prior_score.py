@@ -40,7 +40,7 @@ def run(config: EvaluatePriorConfig, resume: Path | None = None, quiet: bool = F
     begun = time.monotonic()
     probe = Probe.load(config.probe.weights)
     set_threads(config.threads)
-    cases = held_out_cases(config.samples, config.seed, config.first)
+    cases = held_out_cases(config.samples, config.seed)
     rings = [cameras(config, case) for case in cases]
     prior: Prior = registry.build("prior", config.prior)
     weights = digest(prior.networks)

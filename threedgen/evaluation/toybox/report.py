@@ -38,16 +38,11 @@ def table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[
     return markdown_table(heads, [[FIGURES[key], *cells[key]] for key in asked])
 
 
-def described(words: dict[str, str]) -> str:
-    """Words what the probe sees: "blue dog, red hat"."""
-    part = words.get("part")
-    return f"{words['colour']} {words['noun']}" + (f", {part}" if part else "")
-
-
 def mark(verdict: Verdict) -> str:
     """Words a verdict for the line under a picture: "ok", or what is wrong and what was seen instead."""
-    wrong = verdict.wrong(PART_OF_SHEET)
-    return "ok" if not wrong else f"{'+'.join(wrong)}: {described(verdict.words)}"
+    wrong, words = verdict.wrong(PART_OF_SHEET), verdict.words
+    seen = ", ".join(filter(None, (f"{words['colour']} {words['noun']}", words.get("part"))))
+    return f"{'+'.join(wrong)}: {seen}" if wrong else "ok"
 
 
 def report_scores(

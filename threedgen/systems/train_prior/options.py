@@ -38,10 +38,7 @@ class AutoencoderConfig(Config):
     jumbles: float = Field(0.25, ge=0, le=1, description="share of the pictures that show heaps of random solids")
     rooms: float = Field(0.2, ge=0, le=1, description="share of the pictures taken inside toy rooms")
     shrunk: float = Field(
-        0.25,
-        ge=0,
-        description="weight of decoding latents at half the size as the picture at half the size: latents "
-        "without fine noise are learnt sooner by a UNet (Skorokhodov et al. 2025, arXiv 2502.14831)",
+        0.25, ge=0, description="weight of half-size latents decoded as half-size pictures (arXiv 2502.14831)"
     )
     max_steps: int = Field(5000, ge=1)
     learning_rate: Scheduled = Field({"0%": 1e-4, "1%": 1e-3, "60%": 1e-3, "100%": 2e-5})
@@ -82,8 +79,7 @@ class NetworkConfig(Config):
     scale_shift: bool = Field(True, description="the time embedding scales and shifts features (else only shifts)")
     prediction: Literal["epsilon", "v_prediction"] = Field(
         "v_prediction",
-        description="what the UNet predicts; v weighs all noise levels alike, so that the words are learnt, "
-        "which matter where there is much noise; epsilon all but ignores those levels",
+        description="of the UNet; v weighs all noise levels alike, also the high ones, where words matter",
     )
     schedule: Literal["linear", "scaled_linear"] = Field(
         "linear",
