@@ -184,7 +184,7 @@ def costs(record: Record) -> Rows:
 
 def files(folder: Path) -> list[tuple[str, int, str]]:
     """(path below the folder, bytes, what it is) of each file but the page itself; the results first."""
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.suffix != ".tmp"}
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("[!.]*") if path.suffix != ".tmp"}
     found = [(name, path.stat().st_size, what(name)) for name, path in paths.items() if name != PAGE and path.is_file()]
     order = {name: k for k, name in enumerate(WHAT)}
     return sorted(found, key=lambda row: (not row[0].startswith(f"{FOLDER}/"), order.get(row[0], len(order)), row[0]))
