@@ -64,7 +64,7 @@ def hold(folder: Path) -> None:
 
 
 def release(folder: Path) -> None:
-    """Gives the folder back, if it is held. The file stays, empty: taking it away could take it from the next holder."""
+    """Gives the folder back, if it is held. The file stays, empty: else it might be taken from the next holder."""
     lock = _held.pop(folder.resolve(), None)
     if lock is not None:
         with suppress(OSError):

@@ -198,11 +198,6 @@ class FiniteGuard(StepCallback):
         self.failure: str | None = None
         self._loss_is_finite = True
 
-    @property
-    def healthy(self) -> bool:
-        """Was the last step a good one?"""
-        return self.in_a_row == 0
-
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         self._loss_is_finite = self._loss_is_finite and bool(torch.isfinite(loss).all())
 

@@ -114,7 +114,7 @@ def fit(
                 *([Validation(every, folder)] if every else []),
                 stop,
                 Progress(metrics=metrics, quiet=quiet),
-                Checkpoint(checkpoints, config.checkpoint.seconds, lambda: guard.healthy),
+                Checkpoint(checkpoints, config.checkpoint.seconds, lambda: not guard.in_a_row),
             ],
         )
         with _blaming(path, lambda: bool(stop.steps)):

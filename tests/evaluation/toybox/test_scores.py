@@ -32,7 +32,6 @@ from threedgen.evaluation.metrics.figures import (
 from threedgen.evaluation.sampling import ring_poses
 from threedgen.evaluation.tables import percent
 from threedgen.evaluation.toybox import object_score, prior_score
-from threedgen.evaluation.toybox.fidelity import Surface
 from threedgen.evaluation.toybox.held_out import held_out_cases, held_out_rooms
 from threedgen.evaluation.toybox.judging import equal_error, judge, tally
 from threedgen.evaluation.toybox.labels import Labels
@@ -343,7 +342,7 @@ def test_evaluate_3d_makes_measures_and_leaves_finished_runs(
         return Status.FINISHED
 
     monkeypatch.setattr(object_score, "run_status", fake)
-    monkeypatch.setattr(object_score, "surface", lambda *place: Surface(9.0, translucent=True))
+    monkeypatch.setattr(object_score, "surface", lambda *place: (9.0, True))
     assert object_score.run(config, quiet=True) == 0
     assert made == list(cases)
     figures = json.loads((tmp_path / "run" / "report.json").read_text())

@@ -117,9 +117,7 @@ class ConsistencyConfig(RunConfig):
     )
     held_out: float = Field(0.1, gt=0, lt=0.9, description="share of the views that the field does not see")
     tsed: TSEDConfig = TSEDConfig()
-    features: ProbeConfig | None = Field(
-        None, description="a probe whose features FID and KID are taken on; null: neither is measured"
-    )
+    features: ProbeConfig | None = Field(None, description="a probe, for FID and KID on its features; null: neither")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="of the fits; auto: a GPU if there is one")
     batch: int = Field(1, ge=1, le=1024, description="scenes that the sampler is asked for together")
     workers: int = Field(1, ge=1, le=256, description="fields fitted side by side, each with its share of the threads")

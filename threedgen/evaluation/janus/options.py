@@ -161,9 +161,7 @@ class JanusBenchmarkConfig(MeteredConfig):
     prompts: tuple[str, ...] = Field((), description="things with one clear front; none given: held-out toybox ones")
     toybox: int = Field(36, ge=1, le=1000, description="how many held-out toybox prompts, where none are given")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0, 1, 2), min_length=1)
-    mesh: str = Field(
-        "mesh.glb", min_length=1, description="file of a run that is looked at; checkpoints: the field in them"
-    )
+    mesh: str = Field("mesh.glb", min_length=1, description="file of a run to look at; checkpoints: the field in them")
     engine: Literal["here", "processes", "ray"] = Field(
         "here", description="who works: this process, processes of this machine, or a Ray cluster"
     )

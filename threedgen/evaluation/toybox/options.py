@@ -64,9 +64,7 @@ class TrainProbeConfig(RunConfig):
 class ProbeConfig(Config):
     """The probe that looks."""
 
-    weights: str = Field(
-        "embedded", min_length=1, description="'embedded', or the .safetensors file of a train-probe run"
-    )
+    weights: str = Field("embedded", min_length=1, description="'embedded', or a train-probe run's .safetensors file")
 
 
 class EvaluationConfig(RunConfig):
@@ -133,9 +131,7 @@ class ToyboxIdentityConfig(Config):
     """The network that a train-toybox-identity run made."""
 
     name: Literal["toybox"] = Field("toybox", description="for subjects of the toybox")
-    weights: str = Field(
-        "embedded", min_length=1, description="embedded, or the file (or folder) that a run left in RUN/identity"
-    )
+    weights: str = Field("embedded", min_length=1, description="embedded, or the file or folder of a RUN/identity")
 
     def file(self) -> Path:
         """Raises ConfigError if there is none."""

@@ -22,9 +22,7 @@ class PixelsConfig(Config):
     """The paper's form: a network on the pixels."""
 
     name: Literal["pixels"] = "pixels"
-    start: str | None = Field(
-        None, min_length=1, description="weights to go on from (embedded, a folder); null: from nothing"
-    )
+    start: str | None = Field(None, min_length=1, description="weights to go on from (embedded, a folder); null: none")
     network: XUNetConfig = XUNetConfig()
 
     @model_validator(mode="after")
@@ -77,9 +75,7 @@ class PairTrainingConfig(Config):
         le=1,
         description="share of pairs of neighbouring cameras, which teach to repeat what is shown; paper: none",
     )
-    regression: bool = Field(
-        False, description="the paper's ablation: the target is always pure noise, and one step predicts the view"
-    )
+    regression: bool = Field(False, description="the paper's ablation: pure noise, and one step predicts the view")
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
     gap_levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.5, 0.05, 0.006), min_length=1, description="alpha_bar (share of signal) at which the gap test is done"

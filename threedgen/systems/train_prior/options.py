@@ -73,9 +73,7 @@ class NetworkConfig(Config):
     text_layers: int = Field(3, ge=1, le=48)
     text_heads: int = Field(4, ge=1)
     max_tokens: int = Field(32, ge=4, description="length of a prompt in tokens, start and end included")
-    pooled_text: bool = Field(
-        True, description="add the pooled caption to the time embedding, besides cross-attention: shapes come sooner"
-    )
+    pooled_text: bool = Field(True, description="the pooled caption in the time embedding too: shapes come sooner")
     scale_shift: bool = Field(True, description="the time embedding scales and shifts features (else only shifts)")
     prediction: Literal["epsilon", "v_prediction"] = Field(
         "v_prediction",
@@ -158,9 +156,7 @@ class MultiviewDiffusionConfig(DiffusionConfig):
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that see each other")
     two_d: float = Field(0.3, ge=0, le=1, description="share of 2D batches: attention by view, no camera")
-    sheet_prompts: tuple[str, ...] = Field(
-        DiffusionConfig().sheet_prompts[:8], description="prompts of the sample sheet"
-    )
+    sheet_prompts: tuple[str, ...] = Field(DiffusionConfig().sheet_prompts[:8], description="of the sample sheet")
 
     @model_validator(mode="after")
     def _whole_objects(self) -> MultiviewDiffusionConfig:
