@@ -9,9 +9,6 @@ from pydantic import AfterValidator, Field
 
 from threedgen.config import Config
 
-# --- cameras ----------------------------------------------------------------------------------------------
-
-
 Pair = tuple[float, float]
 
 
@@ -74,9 +71,6 @@ class OrbitCameraConfig(Config):
     fov: float = Field(40.0, gt=0, lt=180, description="vertical field of view, degrees")
     height: int = Field(512, ge=1, le=8192, description="pixels")
     width: int = Field(512, ge=1, le=8192, description="pixels")
-
-
-# --- a run: its trainer, its checkpoints, itself ----------------------------------------------------------
 
 
 class TrainerConfig(Config):

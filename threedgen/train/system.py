@@ -55,8 +55,6 @@ class System(pl.LightningModule):
         """The same for numpy."""
         return numpy_generator(self.seed, step, purpose, self.global_rank)
 
-    # --- the optimiser ------------------------------------------------------------------------------------------
-
     def adamw(self, parameters: Iterable[Any], *rates: Any, weight_decay: float = 0.0) -> dict[str, Any]:
         """AdamW on parameters, or groups of them, with learning rates as for `scheduled`."""
         optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)

@@ -60,8 +60,6 @@ class Task:
             say(f"weights: {prior.describe()}")
         return registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
 
-    # --- training -----------------------------------------------------------------------------------------------
-
     def fit(
         self,
         system: System,

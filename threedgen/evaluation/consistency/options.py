@@ -18,8 +18,6 @@ from threedgen.representations.options import PaperProtocolConfig, SubsampledPro
 ORIGINAL = "original"
 """The row of the original data."""
 
-# --- samplers ----------------------------------------------------------------------------------------------------
-
 
 def _folder(path: str, key: str) -> None:
     if not Path(path).expanduser().is_dir():
@@ -48,9 +46,6 @@ class FolderSamplerConfig(Config):
 
     def check(self) -> None:
         _folder(self.path, "path")
-
-
-# --- scenes ------------------------------------------------------------------------------------------------------
 
 
 class ToyboxScenesConfig(Config):
@@ -85,9 +80,6 @@ class SampledScenesConfig(Config):
     """The scenes that a folder of samples has; there is no original data to compare with."""
 
     name: Literal["sampled"] = "sampled"
-
-
-# --- the task -----------------------------------------------------------------------------------------------------
 
 
 class TSEDConfig(Config):

@@ -164,9 +164,6 @@ def sheet(folder: Path, scores: Sequence[Score], count: int) -> np.ndarray:
     return grid(readable(np.stack(one_size(cells))), 3 * min(2, len(rows)), labels)
 
 
-# --- distances between sets of pictures ----------------------------------------------------------------------------
-
-
 def distances(probe: Probe, folder: Path, scores: Sequence[Score]) -> dict[str, Any]:
     """Measures FID and KID (not scaled) between all held-out views and all renders of each row, on the probe's
     features."""
@@ -179,8 +176,6 @@ def distances(probe: Probe, folder: Path, scores: Sequence[Score]) -> dict[str, 
             found[row] = {"fid": fid(held, renders), "kid": kid(held, renders, subsets, size)[0], "pictures": count}
     return found
 
-
-# --- views -------------------------------------------------------------------------------------------------------
 
 VIEWS = 10
 """Views of a strip: the given one, if there is one, then others evenly chosen from all, in their order."""

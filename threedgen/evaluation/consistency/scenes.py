@@ -121,8 +121,6 @@ def fit_to(scene: Scene, images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(to_uint8(images)).float() / 255
 
 
-# --- held-out views ---------------------------------------------------------------------------------------------
-
 logger = logging.getLogger(__name__)
 
 ASIDE = 0.25

@@ -115,9 +115,6 @@ def collect(
     return results
 
 
-# --- files of others ---------------------------------------------------------------------------------------------
-
-
 def score(config: JanusScoreConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """The task "janus-score": the same table and page for GLB and OBJ files that somebody made; returns the exit code.
 

@@ -115,8 +115,6 @@ def job(method: str, base: Any, prompt: str, seed: int) -> Job:
     return Job(method, prompt, seed, f"{name}-{words}-{seed}-{tree_hash(plain(config))[:12]}", config)
 
 
-# --- one job -----------------------------------------------------------------------------------------------------
-
 RECORD = "job.json"
 BEGUN, REFUSED, FINISHED, FAILED = "begun", "refused", "finished", "failed"
 OVER = (FINISHED, FAILED)

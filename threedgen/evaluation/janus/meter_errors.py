@@ -126,9 +126,6 @@ def objects(truth: TruthConfig, seed: int, first: int, count: int) -> Iterator[t
         yield case.caption, toybox_mesh(case.truth(seed, number))
 
 
-# --- what is written ---------------------------------------------------------------------------------------------
-
-
 def page(found: Measured, config: JanusMeterConfig) -> str:
     """meter.md"""
     rates, what = found.rates, config.truth.assets or "fresh toybox objects"

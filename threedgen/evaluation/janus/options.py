@@ -17,8 +17,6 @@ from threedgen.run.folder import user_path
 THRESHOLD = 0.4
 """Chosen on 500 fresh toybox objects, each as it is and with two fronts: 2.4 % false alarms, 97.2 % recall."""
 
-# --- the meter ---------------------------------------------------------------------------------------------------
-
 
 class ProbeSidesConfig(ProbeConfig):
     """The toybox probe: for objects of the toybox."""
@@ -143,9 +141,6 @@ def folder_of_assets(text: str, key: str) -> Path:
 def asset_files(folder: Path) -> list[Path]:
     """GLB, glTF and OBJ files at any depth, in order."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".glb", ".gltf", ".obj"))
-
-
-# --- the benchmark -----------------------------------------------------------------------------------------------
 
 
 class JanusBenchmarkConfig(MeteredConfig):

@@ -106,9 +106,6 @@ class Reader:
         return {"state": "seen", "sides": found["sides"], "likeness": found["likeness"]} | vars(ring)
 
 
-# --- the table ---------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Row:
     """A method's figures. ``raw``: assets with two fronts or more, of those that were seen; ``no_front``: of the same,

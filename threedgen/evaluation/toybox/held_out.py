@@ -63,8 +63,6 @@ def held_out_rooms() -> dict[str, int]:
     return {word: count for word, count in rooms.items() if count}
 
 
-# --- things with one clear front ---------------------------------------------------------------------------------
-
 FAMILIES = ("animals", "people", "vehicles")
 UNCLEAR = ("rocket",)
 """Of these families, what looks alike from every side."""

@@ -118,9 +118,6 @@ def encoder_input(pictures: Tensor, size: int, mean: Sequence[float], std: Seque
     return (x - middle) / spread
 
 
-# --- figures -----------------------------------------------------------------------------------------------------
-
-
 def similarity(ours: Tensor, theirs: Tensor) -> float:
     """Averages the cosine of all pairs of the vectors (V, D) and (W, D), in [-1, 1]: DINO or CLIP-I of one subject."""
     return float((ours @ theirs.T).mean())

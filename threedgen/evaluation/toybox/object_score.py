@@ -107,9 +107,6 @@ def run(config: Evaluate3DConfig, resume: Path | None = None, quiet: bool = Fals
     return report_scores(config, begun, cases, measured, truth, KEYS, page(config, costs), about, shown, own, near)
 
 
-# --- the objects -------------------------------------------------------------------------------------------------
-
-
 def object_config(
     config: Evaluate3DConfig | EvaluateSubjectsConfig, key: str, prompt: str, place: str, **more: Any
 ) -> GenerateConfig:
@@ -186,9 +183,6 @@ def angles(generate: GenerateConfig) -> tuple[np.ndarray, float, float]:
     """Azimuths of the views, their elevation and vertical angle of view, in radians."""
     table = generate.result.turntable
     return view_azimuths(table), float(np.deg2rad(table.elevation)), float(np.deg2rad(table.fov))
-
-
-# --- the report --------------------------------------------------------------------------------------------------
 
 
 def page(config: Evaluate3DConfig, costs: dict[str, float | None]) -> tuple[str, str]:
