@@ -240,17 +240,12 @@ class Compass:
         return angle[:, None, None, None].expand(-1, 4, 4, 3)
 
 
-def test_views_come_back_in_order_and_odd_elevations_are_said(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_views_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "build", lambda *words: Compass())
     sampler = MVDreamSampler(MVDreamSamplerConfig(together=4))
     at = orbit(10, 0.2, 2.0, 0.7, 4, 4)
-    with caplog.at_level(logging.WARNING):
-        (pictures,) = sampler([Request("one", None, at, tuple(range(10)), "a dog")])
-        assert torch.allclose(pictures[:, 0, 0, 0], torch.arange(10) / 10, atol=1e-4) and not caplog.records
-        sampler([Request("one", None, orbit(4, 1.2, 2.0, 0.7, 4, 4), (0, 1, 2, 3), "a dog")])
-    assert "4 target views are far outside" in caplog.text
+    (pictures,) = sampler([Request("one", None, at, tuple(range(10)), "a dog")])
+    assert torch.allclose(pictures[:, 0, 0, 0], torch.arange(10) / 10, atol=1e-4)
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------

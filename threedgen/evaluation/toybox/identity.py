@@ -8,6 +8,7 @@ of its kind. For photos any image encoder of the Hugging Face hub, as DreamBooth
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.guidance.weights.loading import reachable
 
 from .options import TRAIN_IDENTITY, HubIdentityConfig, IdentityNetworkConfig, ToyboxIdentityConfig
-from .probe import Residual, convolution, pooled, prepare, read_network
+from .probe import Residual, convolution, pooled, prepare, read_network, write_network
 
 NAME = "toybox-identity"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -49,6 +50,10 @@ class IdentityNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] -> (B, D) of length 1, float32."""
         return F.normalize(self.out(pooled(self.levels((x - 0.5) * 4))).float(), dim=1)
+
+    def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
+        """PATH.safetensors, and beside it a .json with the sizes and ``about``. Raises OSError."""
+        write_network(path, self, {"network": self.options.model_dump(mode="json"), **(about or {})})
 
 
 class ToyboxIdentity:

@@ -33,7 +33,7 @@ from .identity import IdentityNet, pairs, roc
 from .judging import calibrate, own_accuracy
 from .labels import OPEN, Labels, ProbeToybox, Truth, labelled
 from .options import TrainIdentityConfig, TrainProbeConfig
-from .probe import Probe, Raw, write_network
+from .probe import Probe, Raw
 from .report import figures_plain
 
 logger = logging.getLogger(__name__)
@@ -270,7 +270,7 @@ class IdentitySystem(ClassifierSystem):
     def finish(self, path: Path, about: dict[str, Any]) -> tuple[dict[str, Any], str]:
         net, config = self.net.cpu(), self.config
         figures = measure_identity(net, config.measured, config.training.alike, config.seed + FRESH)
-        write_network(path, net, {"network": net.options.model_dump(mode="json"), "roc": figures, **about})
+        net.save(path, {"roc": figures, **about})
         return {"roc": figures}, f"area under the ROC {figures['area']:.3f}, subjects of one kind"
 
 
