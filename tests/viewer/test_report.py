@@ -63,7 +63,7 @@ def test_everything_of_the_run_is_in_the_page(tmp_path: Path) -> None:
     for part in (
         "seed 3 · 20 steps · 1:35 min",
         "Altogether 1:35 min",
-        "Peak memory 1.57 GB",
+        "Peak memory 1.6 GB",
         "torch 2.13.0",
         "Ended 2020-01-02 03:04 UTC",
         "Processor a processor",
