@@ -15,7 +15,8 @@ import torch
 
 from tests.support import toy_run
 from threedgen.config.errors import ConfigError
-from threedgen.train.checkpoint import LAST, file_names, free_megabytes, latest, read, write
+from threedgen.run.folder import free_megabytes
+from threedgen.train.checkpoint import LAST, file_names, latest, read, write
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

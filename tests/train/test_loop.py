@@ -17,7 +17,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.run.interrupts import Interrupts
 from threedgen.train.callbacks import aside, nonfinite
 from threedgen.train.checkpoint import LAST, NUMERICS_KEY, check_config, latest, numerics, read, warn_numerics, write
-from threedgen.train.loop import Status, Steps
+from threedgen.train.loop import Status
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -231,12 +231,6 @@ def test_another_machine_is_reported(caplog):
 
 
 # ---------------------------------------------------------------- small things
-
-
-def test_steps_begin_where_they_are_told():
-    steps = Steps(lambda: 41)
-    iterator = iter(steps)
-    assert [next(iterator) for _ in range(3)] == [41, 42, 43]
 
 
 def test_aside_leaves_no_trace():

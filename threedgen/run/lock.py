@@ -56,33 +56,20 @@ def hold(folder: Path) -> None:
         os.close(lock)
         logger.warning("%s cannot be locked (%s): let nothing else work there", folder, error.strerror)
         return
-    if not _is_at(lock, path):  # its last holder took the file away just before we had it
-        os.close(lock)
-        return hold(folder)
     os.ftruncate(lock, 0)
     os.write(
         lock, f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n".encode()
     )
     _held[folder] = lock
-    return None
 
 
 def release(folder: Path) -> None:
-    """Gives the folder back, if it is held."""
+    """Gives the folder back, if it is held. The file stays, empty: else it might be taken from the next holder."""
     lock = _held.pop(folder.resolve(), None)
     if lock is not None:
         with suppress(OSError):
-            if _is_at(lock, folder / NAME):
-                (folder / NAME).unlink()
+            os.ftruncate(lock, 0)
         os.close(lock)
-
-
-def _is_at(lock: int, path: Path) -> bool:
-    """Is this open file still the one of this name?"""
-    try:
-        return os.path.samestat(os.fstat(lock), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 @atexit.register

@@ -55,8 +55,6 @@ class System(pl.LightningModule):
         """The same for numpy."""
         return numpy_generator(self.seed, step, purpose, self.global_rank)
 
-    # --- the optimiser ------------------------------------------------------------------------------------------
-
     def adamw(self, parameters: Iterable[Any], *rates: Any, weight_decay: float = 0.0) -> dict[str, Any]:
         """AdamW on parameters, or groups of them, with learning rates as for `scheduled`."""
         optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
@@ -114,15 +112,11 @@ class EMA(torch.nn.Module):
         """The averaged state_dict, under the model's own names (not copied)."""
         return {name[1:].replace("/", "."): value for name, value in self.named_buffers()}
 
-    def copy_to(self, model: torch.nn.Module) -> None:
-        """Overwrites the weights of `model` by their average."""
-        model.load_state_dict(self.weights())
-
     @contextmanager
     def applied(self, model: torch.nn.Module) -> Iterator[None]:
         """Inside, `model` has the averaged weights; afterwards its own again, bit for bit."""
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self.copy_to(model)
+        model.load_state_dict(self.weights())
         try:
             yield
         finally:
