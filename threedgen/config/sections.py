@@ -28,6 +28,7 @@ def _within(low: float, high: float, open_ends: bool = False) -> Callable[[Pair]
 
 Elevations = Annotated[Pair, AfterValidator(_within(-90, 90))]
 Azimuths = Annotated[Pair, AfterValidator(_within(-360, 360))]
+Shares = Annotated[Pair, AfterValidator(_within(0, 1))]
 Fovs = Annotated[Pair, AfterValidator(_within(0, 180, open_ends=True))]
 Positives = Annotated[Pair, AfterValidator(_within(0, 1000, open_ends=True))]
 

@@ -40,7 +40,7 @@ class BlockCache:
     """
 
     def __init__(
-        self, folder: Path, name: str, count: int, shape: tuple[int, ...], dtype: type, told: str, size: int = 1
+        self, folder: Path, name: str, count: int, shape: tuple[int, ...], dtype: Any, told: str, size: int = 1
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.size, self.dtype = folder, size, dtype
@@ -79,7 +79,7 @@ class BlockCache:
         self.done[block] = 1
 
 
-def _existing(path: Path, shape: tuple[int, ...], dtype: type) -> Array | None:
+def _existing(path: Path, shape: tuple[int, ...], dtype: Any) -> Array | None:
     """A memory-mapped array, or None if the file is missing, of another form or not readable."""
     try:
         array = np.load(path, mmap_mode="r+")
@@ -89,7 +89,7 @@ def _existing(path: Path, shape: tuple[int, ...], dtype: type) -> Array | None:
     return array if fits else None
 
 
-def _new(path: Path, shape: tuple[int, ...], dtype: type) -> Array:
+def _new(path: Path, shape: tuple[int, ...], dtype: Any) -> Array:
     """A memory-mapped array of zeros in a file of its own, whatever was there."""
     path.unlink(missing_ok=True)
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
