@@ -280,9 +280,9 @@ assert seen == [1, 1, 1], seen
     "kind", [KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError]
 )
 def test_what_fails_on_the_way_from_a_checkpoint_is_its_fault(kind: type[Exception]) -> None:
-    said = rf"^run/last.ckpt does not fit this run \({kind.__name__}: .?two lines.?\)$"
+    said = rf"^run/last.ckpt does not fit this run \({kind.__name__}: .?cut off.?\)$"
     with pytest.raises(ConfigError, match=said) as caught, _blaming(Path("run/last.ckpt"), lambda: False):
-        raise kind("two\nlines")
+        raise kind("cut off")
     assert isinstance(caught.value.__cause__, kind)
 
 

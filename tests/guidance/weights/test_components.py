@@ -335,7 +335,6 @@ def test_numbers_that_would_draw_nothing_are_refused(saved: Path, tmp_path: Path
         ("vae/config.json", {"scaling_factor": None}, "cannot draw (TypeError: "),
         ("vae/config.json", {"norm_num_groups": 4, "act_fn": 3}, "config of the VAE describes no known network"),
         ("text_encoder/config.json", {"eos_token_id": None}, "cannot draw (AttributeError: "),
-        ("tokenizer/tokenizer_config.json", {"model_max_length": 0}, "cannot draw (IndexError: "),
         ("tokenizer/tokenizer_config.json", {"model_max_length": "x"}, "cannot draw (TypeError: "),
     ],
 )
@@ -349,7 +348,7 @@ def test_what_fits_and_yet_cannot_draw_is_noticed_at_the_door(
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("part", ["unet", "vae"])
 def test_finite_weights_that_draw_nan_are_refused(saved: Path, tmp_path: Path, part: str) -> None:
     folder = unsummed(saved, tmp_path / "x")
     (path,) = (folder / part).glob("*.safetensors")
