@@ -35,6 +35,7 @@ HARMLESS = (
     "engine workers address cpus gpus attempts"  # who works
 ).split()
 """Keys, of sections too, that do not change the result of a run."""
+_UNFINISHED = re.compile(r"\.\d+\.threedgen\.tmp$")
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -168,7 +169,8 @@ def begin(config: C, config_name: str) -> tuple[C, Path | None]:
 
 def _labelled(folder: Path, config: C) -> C:
     prepare(folder)
-    hold(folder)
+    if hold(folder):
+        clear_unfinished(folder, below=True)
     write_config(folder, config)
     return config.model_copy(update={"out": str(folder)})
 
@@ -206,6 +208,24 @@ def write_config(folder: Path, config: BaseModel) -> None:
 # --- to the disk ------------------------------------------------------------------------------------------
 
 
+def unfinished(path: Path) -> Path:
+    """The name under which this process writes a file or a folder that shall be at `path` when it is whole."""
+    return path.with_name(f"{path.name}.{os.getpid()}.threedgen.tmp")
+
+
+def clear_unfinished(folder: Path, below: bool = False) -> None:
+    """Takes away what processes that were killed left half-written in `folder`; `below` it too, except in other runs.
+
+    Nothing may be writing there. Raises OSError.
+    """
+    for place, folders, names in os.walk(folder):
+        for name in filter(_UNFINISHED.search, folders + names):
+            path = Path(place, name)
+            shutil.rmtree(path) if name in folders else path.unlink(missing_ok=True)
+        kept = (name for name in folders if below and not _UNFINISHED.search(name))
+        folders[:] = [name for name in kept if not Path(place, name, CONFIG).exists()]
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a whole file or nothing: a reader, a kill or a full disk never sees half of it. Text is UTF-8.
 
@@ -218,7 +238,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 @contextmanager
 def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` when all of it is on the disk, or never; `before` is called in between."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = unfinished(path)
     try:
         with open(temporary, "wb") as file:
             yield file

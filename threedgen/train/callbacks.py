@@ -120,11 +120,12 @@ class Logging(StepCallback):
         values = {**outputs, **module.terms, **module.metrics}
         self._metrics.log(step, values | {"step_seconds": self.speed.seconds_a_step()})
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._metrics is None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Also of a run that was killed behind its last step, for which no training is begun again."""
+        if not trainer.is_global_zero:
             return
         try:
-            self._metrics.write_csv()
+            (self._metrics or Metrics(self.folder, trainer.global_step)).write_csv()
         except OSError as error:
             logger.warning("metrics.csv could not be written: %s", error)
 

@@ -201,9 +201,6 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if trainer.is_global_zero:
-            for stray in self.folder.glob("*.ckpt.*.tmp"):  # left half-written by a process that was killed
-                stray.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step if trainer.ckpt_path else -1
         check_restored(trainer.optimizers)

@@ -3,6 +3,7 @@ average of its weights."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from threedgen.config import Config, at, dump
 from threedgen.run.seeding import generator, numpy_generator
+
+METRICS_KEY = "metrics"
 
 
 class System(pl.LightningModule):
@@ -54,6 +57,16 @@ class System(pl.LightningModule):
     def numpy_rng(self, step: int, purpose: str) -> np.random.Generator:
         """The same for numpy."""
         return numpy_generator(self.seed, step, purpose, self.global_rank)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the metrics: some are measured now and then, and logged until they are measured again."""
+        checkpoint[METRICS_KEY] = {n: float(v) if math.isfinite(v) else None for n, v in self.metrics.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes them back, so that a run logs the same as one without a stop."""
+        found = checkpoint.get(METRICS_KEY)
+        known = found.items() if isinstance(found, dict) else ()
+        self.metrics = {str(n): math.nan if v is None else v for n, v in known if v is None or isinstance(v, float)}
 
     def adamw(self, parameters: Iterable[Any], *rates: Any, weight_decay: float = 0.0) -> dict[str, Any]:
         """AdamW on parameters, or groups of them, with learning rates as for `scheduled`."""
