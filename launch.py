@@ -5,6 +5,7 @@ import sys
 if __name__ == "__main__":  # worker processes import this file again
     try:
         from threedgen.__main__ import main
+
+        sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
-    sys.exit(main())

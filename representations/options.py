@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from threedgen.config import Config, Scheduled, registry
 from threedgen.config.optional import EXTRAS, require
+from threedgen.config.sections import Shares
 
 
 def _require(backend: str) -> None:
@@ -190,19 +191,12 @@ class SolidBackgroundConfig(Config):
     random: Literal["none", "grey", "color"] = Field(
         "none", description="in training: a random grey or colour, one for the whole batch"
     )
-    random_range: tuple[Share, Share] = Field((0.0, 1.0), description="range of the random values")
+    random_range: Shares = Field((0.0, 1.0), description="range of the random values")
 
     @field_validator("color", mode="before")
     @classmethod
     def _grey(cls, value: object) -> object:
         return (value, value, value) if isinstance(value, int | float) else value
-
-    @field_validator("random_range")
-    @classmethod
-    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if value[0] > value[1]:
-            raise ValueError(f"random_range must rise, not {list(value)}; try {sorted(value)}")
-        return value
 
 
 class NeuralBackgroundConfig(Config):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.toy_task import YAML, toy  # noqa: F401
-from threedgen import __version__, cli, config
+from threedgen import __main__, __version__, cli, config
 from threedgen.config import ConfigError, help, layers, registry
 from threedgen.config.sections import TrainerConfig
 from threedgen.run import folder as runs
@@ -275,6 +275,16 @@ def test_ctrl_c_while_it_is_imported_is_no_traceback(tmp_path: Path) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
         done = subprocess.run([sys.executable, *start, "--help"], env=environment, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (130, "stopped by Ctrl-C\n")
+
+
+def test_ctrl_c_before_the_command_line_listens_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "steady_streams", interrupted)
+    assert __main__.main() == 130 and capsys.readouterr().err == "stopped by Ctrl-C\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="folders in use stay there")

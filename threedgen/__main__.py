@@ -4,13 +4,14 @@ import sys
 
 
 def main() -> int:
-    """The command line; also Ctrl-C while it is still being imported is no traceback."""
+    """The command line; Ctrl-C before it listens, while it is imported, is no traceback either."""
     try:
         from threedgen.cli import main as command
+
+        return command()
     except KeyboardInterrupt:
         sys.stderr.write("stopped by Ctrl-C\n")
         return 130
-    return command()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import in_a_line, short
 from threedgen.guidance import diffusion
 from threedgen.guidance.draft import Draft
 from threedgen.guidance.multiview.joined import make_multiview, predict, set_attention
@@ -25,6 +26,9 @@ from threedgen.guidance.prior import MultiviewPrior
 from threedgen.guidance.weights import components, ldm, subject_weights, tokens
 from threedgen.run.dtypes import compute_dtype
 from threedgen.run.prompts import without
+
+TRY = 8
+"""Latents per side of what a prior draws first, unseen: at all levels of its UNet there is something left."""
 
 
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
@@ -106,7 +110,30 @@ class MVDream(MultiviewPrior):
         found = components.load(weights, tokenizer, camera)
         if personalisation is not None:
             subject_weights.apply(found, Path(personalisation).expanduser(), personalisation_strength)
-        return cls(*found, image_size=image_size, dtype=dtype, device=device)
+        try:
+            prior = cls(*found, image_size=image_size, dtype=dtype, device=device)
+            drawn = prior.first_try()
+        except (ConfigError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # what a config of other kinds leads to: anything
+            raise ConfigError(f"{weights!r} cannot draw ({short(in_a_line(error), 120)[1:-1]})", "weights") from None
+        if not drawn.isfinite().all():
+            raise ConfigError(f"{weights!r} draws NaN: its weights or configs are damaged", "weights")
+        return prior
+
+    @torch.no_grad()
+    def first_try(self) -> Tensor:
+        """Latents (1,C,h,w) of a picture of TRY x TRY latents, to which every network gave its part.
+
+        Names, shapes and numbers of files can be in order, and yet the networks not work, or not together.
+        """
+        camera = None if self.unet.class_embedding is None else self.camera(torch.eye(4, device=self.device)[None])
+        z = torch.zeros(1, self.latent_shape[0], TRY, TRY, device=self.device)
+        last = torch.tensor([self.schedule.T - 1], device=self.device)
+        noise = self.denoise(z, last, self.encode_prompt(["an unheard-of thing"]), camera)
+        picture = self.decode_latents(noise)
+        with self.autocast():
+            return noise + self.vae.encode(2 * picture.permute(0, 3, 1, 2) - 1).latent_dist.mean.float()
 
     def to(self, device: torch.device | str) -> Self:
         self.device = torch.device(device)

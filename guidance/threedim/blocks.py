@@ -38,13 +38,12 @@ class ResBlock(nn.Module):
         groups: int,
         dropout: float,
         resample: Resample = None,
-        inside: bool = False,
         eps: float = 1e-6,
         film_swish: bool = True,
     ) -> None:
-        """``resample``: at the end, or where BigGAN has it if ``inside``; ``film_swish``: a swish after FiLM."""
+        """``resample``: at the end; ``film_swish``: a swish after FiLM."""
         super().__init__()
-        self.resample, self.inside, self.film_swish = resample, inside, film_swish
+        self.resample, self.film_swish = resample, film_swish
         self.norm1 = nn.GroupNorm(groups, channels_in, eps)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, channels, eps)
@@ -54,17 +53,13 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        """h (N, C, H, W); emb (N, E, H', W'), after its swish, of the size of the first convolution's output."""
-        residual = F.silu(self.norm1(h))
-        if self.inside:
-            residual, h = resampled(residual, self.resample), resampled(h, self.resample)
-        residual = self.norm2(self.conv1(residual))
+        """h (N, C, H, W); emb (N, E, H', W'), after its swish, of the size of ``h``."""
+        residual = self.norm2(self.conv1(F.silu(self.norm1(h))))
         scale, shift = self.film(emb).chunk(2, dim=1)
         residual = residual * (1 + scale) + shift
         if self.film_swish:
             residual = F.silu(residual)
-        out = (self.conv2(self.dropout(residual)) + self.shortcut(h)) / sqrt(2)
-        return out if self.inside else resampled(out, self.resample)
+        return resampled((self.conv2(self.dropout(residual)) + self.shortcut(h)) / sqrt(2), self.resample)
 
 
 class Attention(nn.Module):

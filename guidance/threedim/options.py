@@ -87,11 +87,7 @@ class XUNetConfig(Config):
     direction_degrees: int = Field(8, ge=0, le=24, description="octaves of the encoding of a ray's direction")
     use_pos_emb: bool = Field(True, description="a learned map, added to the encoded rays")
     use_ref_pose_emb: bool = Field(True, description="learned vectors that tell condition and target apart")
-    resample: Literal["after", "inside"] = Field(
-        "after",
-        description="where a resampling block resamples: after its sum, with the embedding of its input's level, or "
-        "inside before its first convolution (BigGAN), with that of its output's level",
-    )
+    resample: Literal["after"] = Field("after", description="a resampling block does so at its end, after its sum")
     poses: Literal["absolute", "relative"] = Field(
         "absolute", description="relative: the network is told the poses as seen from the condition's camera"
     )

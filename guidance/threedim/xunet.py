@@ -99,9 +99,8 @@ class UNet(nn.Module):
 
     def residual(self, channels_in: int, channels: int, resample: Resample = None) -> ResBlock:
         c = self.config
-        inside = resample is not None and c.resample == "inside"
         swish = c.variant != "port"
-        return ResBlock(channels_in, channels, c.emb_channels, c.groups, c.dropout, resample, inside, self.eps, swish)
+        return ResBlock(channels_in, channels, c.emb_channels, c.groups, c.dropout, resample, self.eps, swish)
 
     def block(self, channels_in: int, channels: int, attends: bool) -> Block:
         heads, groups = self.config.attn_heads, self.config.groups
@@ -110,7 +109,7 @@ class UNet(nn.Module):
         return Block(self.residual(channels_in, channels), own, cross)
 
     def forward(self, h: Tensor, emb: list[Tensor]) -> Tensor:
-        inside, last = self.config.resample == "inside", len(emb) - 1
+        last = len(emb) - 1
         blocks: Any  # a ModuleList, which type checkers take for a bare module
         h = self.conv_in(h)
         skips = [h]
@@ -119,7 +118,7 @@ class UNet(nn.Module):
                 h = block(h, emb[level])
                 skips.append(h)
             if level < last:
-                h = self.downsample[level](h, emb[level + 1 if inside else level])
+                h = self.downsample[level](h, emb[level])
                 skips.append(h)
         h = self.middle(h, emb[last])
         for place, blocks in enumerate(self.up):
@@ -127,7 +126,7 @@ class UNet(nn.Module):
             for block in blocks:
                 h = block(torch.cat([h, skips.pop()], dim=1), emb[level])
             if level > 0:
-                h = self.upsample[place](h, emb[level - 1 if inside else level])
+                h = self.upsample[place](h, emb[level])
         return self.conv_out(F.silu(self.norm_out(h)))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,6 +48,8 @@ BOUNDS = {
     ("draft", "size"): (0, 512),
 }
 """Above and at most; what is outside would draw nothing, or more than there is memory."""
+LARGEST = 1e6
+"""Of any other number in a config."""
 
 
 class Components(NamedTuple):
@@ -144,7 +145,7 @@ def make(part: str, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> An
     """The network of a ``part``, frozen. Refuses a config with more layers than tensors, which would take for ever."""
     network = NETWORKS[part]
     for key, value in config.items():
-        low, high = (0.0, 0.1) if key.endswith("eps") else BOUNDS.get((part, key), (-math.inf, math.inf))
+        low, high = (0.0, 0.1) if key.endswith("eps") else BOUNDS.get((part, key), (-LARGEST, LARGEST))
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, (int, float)) and not low < number <= high:
                 raise ConfigError(f"the config of the {network.label} is damaged: {key} is {short(number)}")
@@ -176,9 +177,9 @@ def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, draft
     for left, a, right, b in pairs:
         if a != b:
             raise ConfigError(f"the parts of the prior do not fit: {a} {left}, {b} {right}")
-    if len(tokenizer) > text_encoder.config.vocab_size:
-        known = text_encoder.config.vocab_size
-        raise ConfigError(f"the tokenizer has {len(tokenizer)} words, the text encoder only {known}")
+    numbers, known = tokenizer.get_vocab().values(), text_encoder.config.vocab_size
+    if (words := max(len(tokenizer), 1 + max(numbers, default=0))) > known:
+        raise ConfigError(f"the tokenizer has {words} words, the text encoder only {known}")
 
 
 def save(prior: MVDream, folder: Path) -> None:

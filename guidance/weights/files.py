@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
 from threedgen.config.plain_file import ordinary, parse_json, read_bytes
+from threedgen.run.folder import unfinished
 
 if TYPE_CHECKING:
     import torch
@@ -173,7 +174,7 @@ def whole_folder(folder: Path, label: str) -> Iterator[Path]:
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / label).is_file():
         raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    part = unfinished(folder)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:

@@ -53,10 +53,8 @@ def clip_tokenizer(source: str | None, open_clip: bool) -> Any:
 def hub_tokenizer(repo: str | None) -> Path:
     """Folder with the tokenizer of a hub id; by default the first public copy of CLIP's that is cached."""
     sources = CLIP_SOURCES if repo is None else ((repo, ""), (repo, "tokenizer/"))
-    for name, inside in sources:
-        if all(cached(name, inside + file) for file in CLIP_FILES):
-            return hub_file(name, inside + CLIP_FILES[0]).parent
-    if not reachable():
+    here = [(name, inside) for name, inside in sources if all(cached(name, inside + file) for file in CLIP_FILES)]
+    if not here and not reachable():
         raise ConfigError(
             f"this checkpoint holds no tokenizer, and {repo or CLIP_SOURCES[0][0]} is not in the "
             "hub's cache nor can the hub be reached; copy CLIP's vocab.json and merges.txt into a folder and "
@@ -64,7 +62,7 @@ def hub_tokenizer(repo: str | None) -> Path:
             "tokenizer",
         )
     problem = ConfigError("")
-    for name, inside in sources:
+    for name, inside in here or sources:
         try:
             return [hub_file(name, inside + file) for file in CLIP_FILES][0].parent
         except ConfigError as error:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from threedgen.config import at, registry
@@ -68,10 +68,10 @@ class EncodedField(Representation):
 
     used_levels: Tensor | None
 
-    def __init__(self, options: Any, generator: torch.Generator | None, encoding: nn.Module | None = None) -> None:
+    def __init__(self, options: Any, generator: torch.Generator | None) -> None:
         super().__init__()
         self.options = o = options
-        self.encoding: Any = encoding or registry.build("encoding", o.encoding, generator=generator)
+        self.encoding: Any = registry.build("encoding", o.encoding, generator=generator)
         self.register_buffer("used_levels", None if o.levels is None else torch.tensor(int(at(o.levels, 0, 1))))
 
     def at_step(self, step: int, max_steps: int | None = None) -> None:
@@ -95,16 +95,11 @@ class NGP(EncodedField):
 
     sigma = density_scale * activation(mlp(encoding) + blob(x) + density_bias); features are raw, a material turns them
     into colours. With `shared_mlp`, `density_mlp` gives both (first output: density) and there is no `feature_mlp`.
-    `generator` (CPU) draws the initial parameters; `encoding`, any module with `output_dim`, replaces the option's.
+    `generator` (CPU) draws the initial parameters.
     """
 
-    def __init__(
-        self,
-        options: NGPConfig | None = None,
-        generator: torch.Generator | None = None,
-        encoding: nn.Module | None = None,
-    ) -> None:
-        super().__init__(options or NGPConfig(), generator, encoding)
+    def __init__(self, options: NGPConfig | None = None, generator: torch.Generator | None = None) -> None:
+        super().__init__(options or NGPConfig(), generator)
         o = self.options
         outputs = 1 + o.n_features if o.shared_mlp else 1
         inputs = self.encoding.output_dim

@@ -68,11 +68,6 @@ class HashGrid(nn.Module):
         """As the function of this name."""
         return self.backend().position_gradient(x.detach().to(self.table.dtype), self.table, grad, self.levels)
 
-    def extra_repr(self) -> str:
-        """The geometry, for print(module)."""
-        resolution = self.levels.resolution
-        return f"{len(resolution)} levels {resolution[0]}..{resolution[-1]}, table {tuple(self.table.shape)}"
-
 
 class Frequency(nn.Module):
     """For octaves k = 0, 1, ...: sin(2^k x), cos(2^k x), each for the three coordinates; (N, 6 n_octaves)."""

@@ -66,7 +66,7 @@ def test_another_vae_source_or_start_is_noticed(tmp_path: Path, vae: Autoencoder
     assert same(entries(tmp_path, vae), fresh)
 
 
-@pytest.mark.parametrize("name", ["latents.npy", "text/text.npy", "c2w/c2w.npy", "done.npy"])
+@pytest.mark.parametrize("name", ["entries.npy", "done.npy"])
 def test_a_damaged_file_costs_time_only(tmp_path: Path, vae: AutoencoderKL, fresh: Entries, name: str) -> None:
     entries(tmp_path, vae)
     (tmp_path / name).write_bytes(b"damaged")
@@ -83,8 +83,8 @@ def test_pictures_are_kept_in_memory_while_the_disk_is_full(
     free = {"bytes": cache.SPARE - 1}
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free["bytes"]}))
     full = bank(tmp_path / "b")
-    assert torch.equal(full.latents([1]), expected[:1]) and not full.z.done.any()
+    assert torch.equal(full.latents([1]), expected[:1]) and not full.kept.done.any()
     monkeypatch.setattr(full, "fill", lambda block, fill=full.fill: fill(block) if block else 1 / 0)
     free["bytes"] *= 2
-    assert torch.equal(full.latents([1, BLOCK]), expected) and full.z.done.tolist() == [0, 1]
+    assert torch.equal(full.latents([1, BLOCK]), expected) and full.kept.done.tolist() == [0, 1]
     assert "the disk is full" in caplog.text

@@ -204,6 +204,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert path.read_bytes() == "old é".encode() and os.listdir(tmp_path) == ["file.json"]
 
 
+def test_what_a_killed_process_left_half_written_is_taken_away(toy: Path) -> None:  # noqa: F811
+    """By the next one that works there, and nothing else; not from a run within the run, which may be at work."""
+    left = [
+        "last.ckpt.77.threedgen.tmp",
+        "deep/er/views.npz.1.threedgen.tmp",
+        "model.77.threedgen.tmp/unet/config.json",
+    ]
+    others = ["notes.77.tmp", "deep/thesis.threedgen.tmp", "stages/one/config.yaml", "stages/one/x.7.threedgen.tmp"]
+    for name in (*left, *others):
+        path = Path("run") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    runs.begin(loaded("out=run"), "toy")
+    assert [name for name in left if (Path("run") / name).exists()] == []
+    assert not Path("run/model.77.threedgen.tmp").exists() and all((Path("run") / name).exists() for name in others)
+    assert runs.unfinished(Path("run/last.ckpt")).name == f"last.ckpt.{os.getpid()}.threedgen.tmp"
+
+
 def test_files_reach_the_disk_before_they_take_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     sync, replace = os.fsync, os.replace

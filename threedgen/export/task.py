@@ -16,7 +16,7 @@ import torch
 from threedgen import __version__
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
-from threedgen.run.folder import write_atomic
+from threedgen.run.folder import clear_unfinished, write_atomic
 from threedgen.run.text import say
 from threedgen.train.loop import set_threads
 
@@ -75,6 +75,7 @@ def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        clear_unfinished(folder)
         before = _own_files(folder)
         for name, data in asset.files.items():
             write_atomic(folder / name, data)

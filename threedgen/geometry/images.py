@@ -16,7 +16,7 @@ from imageio_ffmpeg import count_frames_and_secs  # type: ignore[import-untyped]
 from PIL import Image, ImageDraw, ImageFont
 
 from threedgen.run.arrays import Array
-from threedgen.run.folder import write_atomic
+from threedgen.run.folder import unfinished, write_atomic
 
 GAP = 2
 """Pixels of paper around each picture of a contact sheet."""
@@ -26,7 +26,7 @@ H264: dict[str, Any] = {
     "codec": "libx264",
     "pixelformat": "yuv420p",
     "macro_block_size": 2,
-    "output_params": ["-crf", "18", "-preset", "medium", "-threads", "1", "-movflags", "+faststart"],
+    "output_params": ["-crf", "18", "-preset", "medium", "-threads", "1", "-movflags", "+faststart", "-f", "mp4"],
 }
 """What every player shows; one thread, so that equal frames give equal bytes."""
 _PAPER, _INK = 255, (20, 20, 20)
@@ -141,7 +141,7 @@ def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, shapes = path.with_name(f"{path.name}.{os.getpid()}.tmp.mp4"), list[tuple[int, ...]]()
+    temporary, shapes = unfinished(path), list[tuple[int, ...]]()
 
     def checked() -> Iterator[Array]:
         for frame in map(_rgb, frames):
@@ -154,7 +154,7 @@ def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
 
     try:
         stream: Any = checked()  # taken one by one, which the plugin does and its types do not say
-        iio.imwrite(temporary, stream, plugin="FFMPEG", is_batch=True, fps=fps, **H264)
+        iio.imwrite(temporary, stream, plugin="FFMPEG", extension=".mp4", is_batch=True, fps=fps, **H264)
         if not shapes:
             raise ValueError("a film needs at least one frame")
         _require_frames(temporary, len(shapes))

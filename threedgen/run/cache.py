@@ -12,24 +12,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError
+from threedgen.run.arrays import Array
 from threedgen.run.folder import write_atomic, writing
 from threedgen.run.torch_file import compare, read_safetensors, require_finite
 
 logger = logging.getLogger(__name__)
-
-Array = NDArray[Any]
 
 SPARE = 100 << 20
 """Bytes of disk left to others: a write through a memory map to a full disk would kill the process (SIGBUS)."""
@@ -43,7 +41,7 @@ class BlockCache:
     """
 
     def __init__(
-        self, folder: Path, name: str, count: int, shape: tuple[int, ...], dtype: type, told: str, size: int = 1
+        self, folder: Path, name: str, count: int, shape: tuple[int, ...], dtype: Any, told: str, size: int = 1
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.size, self.dtype = folder, size, dtype
@@ -82,7 +80,7 @@ class BlockCache:
         self.done[block] = 1
 
 
-def _existing(path: Path, shape: tuple[int, ...], dtype: type) -> Array | None:
+def _existing(path: Path, shape: tuple[int, ...], dtype: Any) -> Array | None:
     """A memory-mapped array, or None if the file is missing, of another form or not readable."""
     try:
         array = np.load(path, mmap_mode="r+")
@@ -92,7 +90,7 @@ def _existing(path: Path, shape: tuple[int, ...], dtype: type) -> Array | None:
     return array if fits else None
 
 
-def _new(path: Path, shape: tuple[int, ...], dtype: type) -> Array:
+def _new(path: Path, shape: tuple[int, ...], dtype: Any) -> Array:
     """A memory-mapped array of zeros in a file of its own, whatever was there."""
     path.unlink(missing_ok=True)
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
@@ -146,9 +144,11 @@ def fill(network: torch.nn.Module, path: Path) -> bool:
     return True
 
 
-def digest(network: torch.nn.Module) -> str:
-    """32 hex digits of the weights of a network as float32, on whatever device and of whatever type they are."""
+def digest(network: torch.nn.Module | Mapping[str, torch.nn.Module]) -> str:
+    """32 hex digits of the weights of a network, or of several by their names, as float32, on whatever device and of
+    whatever type they are."""
+    whole = network if isinstance(network, torch.nn.Module) else torch.nn.ModuleDict(network)
     weights = hashlib.blake2b(digest_size=16)
-    for _, tensor in sorted(network.state_dict().items()):
+    for _, tensor in sorted(whole.state_dict().items()):
         weights.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return weights.hexdigest()

@@ -14,12 +14,12 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel
 
@@ -35,7 +35,7 @@ HARMLESS = (
     "engine workers address cpus gpus attempts"  # who works
 ).split()
 """Keys, of sections too, that do not change the result of a run."""
-_MEGABYTE = 1 << 20
+_UNFINISHED = re.compile(r"\.\d+\.threedgen\.tmp$")
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -134,12 +134,17 @@ def prepare(folder: Path, megabytes: float = 200) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
-            free = shutil.disk_usage(folder).free / _MEGABYTE
+            free = free_megabytes(folder)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror}); choose another out=", "out") from error
     if free < megabytes:
         needed = f"{folder} has {free:.0f} MB of free disk and the run needs {megabytes:.0f}"
         raise ConfigError(f"{needed}; make room or choose another out=", "out")
+
+
+def free_megabytes(folder: Path) -> float:
+    """Free space in MiB of the file system that holds the existing `folder`. Raises OSError."""
+    return shutil.disk_usage(folder).free / 2**20
 
 
 def begin(config: C, config_name: str) -> tuple[C, Path | None]:
@@ -164,7 +169,8 @@ def begin(config: C, config_name: str) -> tuple[C, Path | None]:
 
 def _labelled(folder: Path, config: C) -> C:
     prepare(folder)
-    hold(folder)
+    if hold(folder):
+        clear_unfinished(folder, below=True)
     write_config(folder, config)
     return config.model_copy(update={"out": str(folder)})
 
@@ -202,22 +208,53 @@ def write_config(folder: Path, config: BaseModel) -> None:
 # --- to the disk ------------------------------------------------------------------------------------------
 
 
+def unfinished(path: Path) -> Path:
+    """The name under which this process writes a file or a folder that shall be at `path` when it is whole."""
+    return path.with_name(f"{path.name}.{os.getpid()}.threedgen.tmp")
+
+
+def clear_unfinished(folder: Path, below: bool = False) -> None:
+    """Takes away what processes that were killed left half-written in `folder`; `below` it too, except in other runs.
+
+    Nothing may be writing there. Raises OSError.
+    """
+    for place, folders, names in os.walk(folder):
+        for name in filter(_UNFINISHED.search, folders + names):
+            path = Path(place, name)
+            shutil.rmtree(path) if name in folders else path.unlink(missing_ok=True)
+        kept = (name for name in folders if below and not _UNFINISHED.search(name))
+        folders[:] = [name for name in kept if not Path(place, name, CONFIG).exists()]
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a whole file or nothing: a reader, a kill or a full disk never sees half of it. Text is UTF-8.
 
     Raises OSError, with the old file untouched.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with replacing(path) as file:
+        file.write(data if isinstance(data, bytes) else data.encode("utf-8"))
+
+
+@contextmanager
+def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when all of it is on the disk, or never; `before` is called in between."""
+    temporary = unfinished(path)
     try:
         with open(temporary, "wb") as file:
-            file.write(data if isinstance(data, bytes) else data.encode("utf-8"))
+            yield file
             file.flush()
             os.fsync(file.fileno())
+        before()
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if os.name != "nt":  # forces the rename to the disk; Windows cannot open a folder
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -230,14 +267,3 @@ def writing(
     except OSError as error:
         where = f", {error.filename}" if error.filename else ""
         raise ConfigError(f"{place} could not be written ({error.strerror or error}{where}): {remedy}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Forces the renames in `folder` to the disk (Windows cannot open a folder: nothing to do there)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

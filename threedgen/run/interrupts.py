@@ -27,32 +27,30 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.stop = False
-        self.terminated = False
+        self.stop = self.terminated = False
         self._depth = 0
-        self._before: Any = None
-        self._before_term: Any = None
+        self._before: dict[int, tuple[Any, Any]] = {}  # signal: our handler and that of before
 
     def __enter__(self) -> Interrupts:
         self._depth += 1
-        if self._depth == 1 and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._handle)
+        if self._depth == 1:
+            self._take(signal.SIGINT, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._depth -= 1
-        if self._depth == 0 and self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
-        if self._depth == 0 and self._before_term is not None:
-            if signal.getsignal(signal.SIGTERM) == self._terminate:  # Lightning gives its own back
-                signal.signal(signal.SIGTERM, self._before_term)
-            self._before_term = None
+        while self._depth == 0 and self._before:
+            number, (own, before) = self._before.popitem()
+            if number == signal.SIGINT or signal.getsignal(number) == own:  # Lightning gives its own SIGTERM back
+                signal.signal(number, before)
 
     def obey_sigterm(self) -> None:
         """From now on, until the end, SIGTERM only sets `terminated`."""
+        self._take(signal.SIGTERM, self._terminate)
+
+    def _take(self, number: int, handler: Any) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before_term = signal.signal(signal.SIGTERM, self._terminate)
+            self._before.setdefault(number, (handler, signal.signal(number, handler)))
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         self.terminated = True

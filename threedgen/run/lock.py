@@ -31,15 +31,15 @@ RANKS = "RANK LOCAL_RANK NODE_RANK SLURM_PROCID JSM_NAMESPACE_RANK".split()
 _held: dict[Path, int] = {}  # folder: descriptor of its lock
 
 
-def hold(folder: Path) -> None:
-    """Locks an existing folder until `release`, or the end of the process; doing so again is nothing new.
+def hold(folder: Path) -> bool:
+    """Locks an existing folder until `release`, or the end of the process; False if it is not newly locked.
 
     The processes of one run on many devices hold one lock, that of the first. Raises ConfigError, which names the
     holder, and for a file that cannot be written.
     """
     folder = folder.resolve()
     if fcntl is None or folder in _held or any(os.environ.get(name, "0") != "0" for name in RANKS):
-        return
+        return False
     path = folder / NAME
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
@@ -55,34 +55,22 @@ def hold(folder: Path) -> None:
     except OSError as error:
         os.close(lock)
         logger.warning("%s cannot be locked (%s): let nothing else work there", folder, error.strerror)
-        return
-    if not _is_at(lock, path):  # its last holder took the file away just before we had it
-        os.close(lock)
-        return hold(folder)
+        return False
     os.ftruncate(lock, 0)
     os.write(
         lock, f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n".encode()
     )
     _held[folder] = lock
-    return None
+    return True
 
 
 def release(folder: Path) -> None:
-    """Gives the folder back, if it is held."""
+    """Gives the folder back, if it is held. The file stays, empty: else it might be taken from the next holder."""
     lock = _held.pop(folder.resolve(), None)
     if lock is not None:
         with suppress(OSError):
-            if _is_at(lock, folder / NAME):
-                (folder / NAME).unlink()
+            os.ftruncate(lock, 0)
         os.close(lock)
-
-
-def _is_at(lock: int, path: Path) -> bool:
-    """Is this open file still the one of this name?"""
-    try:
-        return os.path.samestat(os.fstat(lock), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 @atexit.register

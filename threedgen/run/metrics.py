@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "pytorch-lightning", "diffusers", "transformers", "tokenizers", "numba", "numpy", "nerfacc")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -117,27 +116,21 @@ def environment() -> dict[str, Any]:
     threads: dict[str, Any] = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
     if "torch" in sys.modules:
         threads["torch"] = sys.modules["torch"].get_num_threads()
-    model, flags = _cpu()
     return {
         "versions": versions,
         "platform": platform.platform(),
-        "cpu": model,
-        "cpu_flags": flags,
+        "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": threads,
     }
 
 
-def _cpu() -> tuple[str, list[str]]:
-    """Model name and the instruction sets that choose between kernels; from /proc where there is one."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.processor() or platform.machine(), []
-    entries = [line.split(":", 1) for line in text.splitlines() if ":" in line]
-    known = {key.strip(): value.strip() for key, value in reversed(entries)}
-    flags = known.get("flags", "").split()
-    return known.get("model name", platform.machine()), [flag for flag in CPU_FLAGS if flag in flags]
+def _cpu() -> str:
+    """The name of the processor, from /proc where there is one."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
 
 
 def peak_memory() -> float | None:

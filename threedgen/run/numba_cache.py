@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,8 +20,8 @@ def choose(package: Path) -> None:
     """Sets numba's variable if numba itself would find no place; a temporary one is said. Before numba's import.
 
     Numba takes the folder in the variable, or else __pycache__ beside the sources in `package`. An installation may be
-    read-only: then it is the user's cache folder, and in a container without one a folder of this user in the system's
-    for temporary files.
+    read-only: then it is the user's cache folder, and in a container without one a fresh temporary folder, which nobody
+    else can write (what lies in it is executed).
     """
     if any(_writable(Path(place)) for place in (os.environ.get(VARIABLE), package / "__pycache__") if place):
         return
@@ -31,7 +31,7 @@ def choose(package: Path) -> None:
             os.environ[VARIABLE] = str(kept)
             return
     with suppress(OSError):
-        os.environ[VARIABLE] = str(_temporary())
+        os.environ[VARIABLE] = tempfile.mkdtemp(prefix="threedgen-numba-")
         words = "neither the installation nor a cache folder can be written: kernels are kept in %s (else set %s)"
         logger.warning(words, os.environ[VARIABLE], VARIABLE)
 
@@ -46,18 +46,3 @@ def _writable(folder: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _temporary() -> Path:
-    """A folder that only this user can write: what lies in it is executed. Raises OSError if there is no place."""
-    import tempfile
-
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = Path(tempfile.gettempdir()) / f"threedgen-numba-{user}"
-    with suppress(OSError):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-        private = os.name == "nt" or (found.st_uid == user and not found.st_mode & 0o077)
-        if stat.S_ISDIR(found.st_mode) and private and _writable(folder):
-            return folder
-    return Path(tempfile.mkdtemp(prefix="threedgen-numba-"))  # somebody else has that name

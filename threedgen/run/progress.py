@@ -18,8 +18,8 @@ from rich.progress import Progress as Bar
 
 from threedgen.run.text import clean, duration, number
 
-WINDOW, PACE_WINDOW = 600.0, 30.0
-"""Seconds from which the pace of a Count and of a training run are taken: pieces may last minutes."""
+WINDOW = 30.0
+"""Seconds from which the pace is taken, or as long as the last piece took."""
 
 
 def silence_lightning() -> None:
@@ -33,16 +33,15 @@ def silence_lightning() -> None:
 
 
 class Speed:
-    """Seconds a step takes, from the last `window` seconds only: a change of resolution changes it."""
+    """Seconds a step takes, from the last `WINDOW` seconds only: a change of resolution changes it."""
 
-    def __init__(self, window: float = PACE_WINDOW) -> None:
-        self.window = window
+    def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
 
     def mark(self, now: float, step: int) -> None:
         """Notes that `step` steps were done at the time `now`, in seconds."""
         self._marks.append((now, step))
-        while len(self._marks) > 2 and now - self._marks[1][0] >= self.window:
+        while len(self._marks) > 2 and now - self._marks[1][0] >= WINDOW:
             self._marks.popleft()
 
     def seconds_a_step(self) -> float | None:
@@ -71,11 +70,10 @@ class Count:
         console: Console | None = None,
         done: int = 0,
         clock: Callable[[], float] = time.monotonic,
-        window: float = WINDOW,
     ) -> None:
         self.stage, self.total, self.quiet, self.done = stage, total, quiet, done
         self.console, self.clock = console or Console(stderr=True), clock
-        self.speed = Speed(window)
+        self.speed = Speed()
         self.speed.mark(clock(), done)
         self._bar: Bar | None = None
         self._said_at = self._drawn_at = float("-inf")
@@ -158,7 +156,7 @@ class Progress(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         stage, step = stage_of(pl_module), trainer.global_step
         quiet = self.quiet or not trainer.is_global_zero
-        self.count = Count(stage, trainer.max_steps, quiet, self.console, step, clock=self.clock, window=PACE_WINDOW)
+        self.count = Count(stage, trainer.max_steps, quiet, self.console, step, self.clock)
         self.count.__enter__()
         if not step:
             self.count.say()

@@ -121,12 +121,3 @@ def duration(seconds: float | None) -> str:
 def number(value: float) -> str:
     """Four significant digits, without trailing zeros: 0.1235, 12.35, 1.235e-05."""
     return f"{value:.4g}"
-
-
-def size(count: float) -> str:
-    """Bytes as file managers say them, in powers of 1000: 17 B, 1.2 MB."""
-    for unit in ("B", "kB", "MB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

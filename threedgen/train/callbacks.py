@@ -32,10 +32,9 @@ def anywhere(trainer: pl.Trainer, flag: bool) -> bool:
 class StepCallback(pl.Callback):
     """Calls `after_step(trainer, module, outputs)` at the end of an optimisation step, which may take several batches.
 
-    `whole`: nothing is left of a step that was begun; nobody can go on from the middle of one. `steps`: done so far.
+    `steps`: done so far. Nobody can go on from the middle of a step.
     """
 
-    whole = True
     steps = 0
     _step = -1
 
@@ -45,9 +44,8 @@ class StepCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.whole = trainer.global_step != self._step
-        self._step = trainer.global_step
-        if self.whole:
+        whole, self._step = trainer.global_step != self._step, trainer.global_step
+        if whole:
             self.steps += 1
             self.after_step(trainer, pl_module, outputs)
 
@@ -122,11 +120,12 @@ class Logging(StepCallback):
         values = {**outputs, **module.terms, **module.metrics}
         self._metrics.log(step, values | {"step_seconds": self.speed.seconds_a_step()})
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._metrics is None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Also of a run that was killed behind its last step, for which no training is begun again."""
+        if not trainer.is_global_zero:
             return
         try:
-            self._metrics.write_csv()
+            (self._metrics or Metrics(self.folder, trainer.global_step)).write_csv()
         except OSError as error:
             logger.warning("metrics.csv could not be written: %s", error)
 
@@ -199,11 +198,6 @@ class FiniteGuard(StepCallback):
         self.skipped = 0
         self.failure: str | None = None
         self._loss_is_finite = True
-
-    @property
-    def healthy(self) -> bool:
-        """Was the last step a good one?"""
-        return self.in_a_row == 0
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         self._loss_is_finite = self._loss_is_finite and bool(torch.isfinite(loss).all())

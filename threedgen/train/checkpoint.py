@@ -13,7 +13,6 @@ import math
 import os
 import platform
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
@@ -24,7 +23,6 @@ import numba
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from threedgen.config import yaml_text
@@ -47,11 +45,6 @@ def file_names(keep: int = 2) -> list[str]:
     return [LAST, "previous.ckpt", *(f"previous-{n}.ckpt" for n in range(2, keep))][:keep]
 
 
-def free_megabytes(folder: Path) -> float:
-    """Free space in MiB of the file system that holds the existing `folder`. Raises OSError."""
-    return shutil.disk_usage(folder).free / 2**20
-
-
 # --- to the disk and back ------------------------------------------------------------------------------
 
 
@@ -60,21 +53,18 @@ def write(checkpoint: dict[str, Any], path: Path, keep: int = 2) -> None:
 
     Raises OSError, also where torch reports a write that failed as a RuntimeError.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+
+    def push_down() -> None:
         names = [path.with_name(name) for name in file_names(keep)]
         for newer, older in reversed(list(pairwise(names))):
             if newer.exists():
                 os.replace(newer, older)
-        os.replace(temporary, path)
-        runs.sync_folder(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and re.search("inline_container|unexpected pos", str(error)):
+
+    try:
+        with runs.replacing(path, push_down) as file:
+            torch.save(checkpoint, file)
+    except RuntimeError as error:
+        if re.search("inline_container|unexpected pos", str(error)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
 
@@ -194,7 +184,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
-    """Saves `folder`/last.ckpt at the end of a step, every `seconds`, at the end of the run and on SIGTERM.
+    """Saves `folder`/last.ckpt at the end of a step, every `seconds` and at the end of the run.
 
     By time and not by steps, so that the work a kill can cost is bounded on any machine. When to save does
     not influence the run. As a Lightning checkpoint callback it runs after all others; whatever a module
@@ -206,14 +196,11 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
 
     def __init__(self, folder: Path, seconds: float, healthy: Callable[[], bool]) -> None:
         self.folder, self.seconds, self.healthy = folder, seconds, healthy
-        self._warned: set[str] = set()
+        self._warned = set[str]()
         self._saved_at, self._saved_step = time.monotonic(), -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if trainer.is_global_zero:
-            for stray in self.folder.glob("*.ckpt.*.tmp"):  # left half-written by a process that was killed
-                stray.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step if trainer.ckpt_path else -1
         check_restored(trainer.optimizers)
@@ -236,19 +223,14 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
                 "make room there and run the same command again"
             )
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException) and self.whole:  # Lightning raises it between two batches
-            self.save(trainer, pl_module)
-
     def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
         """Saves now, on all ranks alike; False if there was a reason not to or it failed (said once)."""
         self._saved_at = time.monotonic()
         if trainer.global_step == self._saved_step:
             return True
-        bad = nonfinite(module)
-        if bad is not None:
+        if bad := nonfinite(module):
             self._warn("nonfinite", f"{bad} is not finite at step {trainer.global_step}: not saved")
-        if bad is not None or not self.healthy():
+        if bad or not self.healthy():
             return False
         try:
             trainer.save_checkpoint(self.folder / LAST, weights_only=False)
@@ -268,7 +250,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     def _space(self) -> str:
         """Free space as part of a sentence."""
         try:
-            return f"{free_megabytes(self.folder):.0f} MB free"
+            return f"{runs.free_megabytes(self.folder):.0f} MB free"
         except OSError:
             return "the folder is gone"
 

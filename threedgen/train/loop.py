@@ -25,6 +25,7 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from threedgen.config.errors import ConfigError, in_a_line, short
+from threedgen.run.folder import free_megabytes
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.progress import Progress, silence_lightning
@@ -34,7 +35,6 @@ from threedgen.train.checkpoint import (
     AtomicCheckpointIO,
     Checkpoint,
     check_config,
-    free_megabytes,
     latest,
     warn_numerics,
 )
@@ -72,16 +72,6 @@ def set_threads(count: int | None) -> int:
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
     return count
-
-
-class Steps:
-    """The data of a run: the numbers start(), start() + 1, ...; asked for its start when iteration begins."""
-
-    def __init__(self, start: Callable[[], int]) -> None:
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.start())
 
 
 def fit(
@@ -124,7 +114,7 @@ def fit(
                 *([Validation(every, folder)] if every else []),
                 stop,
                 Progress(metrics=metrics, quiet=quiet),
-                Checkpoint(checkpoints, config.checkpoint.seconds, lambda: guard.healthy),
+                Checkpoint(checkpoints, config.checkpoint.seconds, lambda: not guard.in_a_row),
             ],
         )
         with _blaming(path, lambda: bool(stop.steps)):
@@ -191,9 +181,12 @@ def _trainer(config: Any, folder: Path, callbacks: list[pl.Callback]) -> pl.Trai
 
 def _terminated(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> bool:
     """Runs it; True if SIGTERM came before the first step. Raises KeyboardInterrupt at the second Ctrl-C."""
-    steps = Steps(lambda: trainer.global_step * trainer.accumulate_grad_batches)
+
+    def steps() -> Iterator[int]:  # begins when it is first asked, and the checkpoint is restored
+        yield from itertools.count(trainer.global_step * trainer.accumulate_grad_batches)
+
     try:
-        trainer.fit(module, steps, ckpt_path=str(path) if path else None, weights_only=True)
+        trainer.fit(module, steps(), ckpt_path=str(path) if path else None, weights_only=True)
     except SIGTERMException:
         return True
     except SystemExit as error:

@@ -3,6 +3,7 @@ average of its weights."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from threedgen.config import Config, at, dump
 from threedgen.run.seeding import generator, numpy_generator
+
+METRICS_KEY = "metrics"
 
 
 class System(pl.LightningModule):
@@ -55,7 +58,15 @@ class System(pl.LightningModule):
         """The same for numpy."""
         return numpy_generator(self.seed, step, purpose, self.global_rank)
 
-    # --- the optimiser ------------------------------------------------------------------------------------------
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the metrics: some are measured now and then, and logged until they are measured again."""
+        checkpoint[METRICS_KEY] = {n: float(v) if math.isfinite(v) else None for n, v in self.metrics.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes them back, so that a run logs the same as one without a stop."""
+        found = checkpoint.get(METRICS_KEY)
+        known = found.items() if isinstance(found, dict) else ()
+        self.metrics = {str(n): math.nan if v is None else v for n, v in known if v is None or isinstance(v, float)}
 
     def adamw(self, parameters: Iterable[Any], *rates: Any, weight_decay: float = 0.0) -> dict[str, Any]:
         """AdamW on parameters, or groups of them, with learning rates as for `scheduled`."""
@@ -114,15 +125,11 @@ class EMA(torch.nn.Module):
         """The averaged state_dict, under the model's own names (not copied)."""
         return {name[1:].replace("/", "."): value for name, value in self.named_buffers()}
 
-    def copy_to(self, model: torch.nn.Module) -> None:
-        """Overwrites the weights of `model` by their average."""
-        model.load_state_dict(self.weights())
-
     @contextmanager
     def applied(self, model: torch.nn.Module) -> Iterator[None]:
         """Inside, `model` has the averaged weights; afterwards its own again, bit for bit."""
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self.copy_to(model)
+        model.load_state_dict(self.weights())
         try:
             yield
         finally:

@@ -60,8 +60,6 @@ class Task:
             say(f"weights: {prior.describe()}")
         return registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
 
-    # --- training -----------------------------------------------------------------------------------------------
-
     def fit(
         self,
         system: System,
@@ -112,30 +110,28 @@ class Task:
         self,
         name: str,
         network: torch.nn.Module,
-        system: Callable[[], System],
+        learner: System,
         metric: str,
-        settle: Callable[[Any], object] = lambda system: None,
-        file: str = "",
+        settle: Callable[[], object] = lambda: None,
     ) -> None:
-        """Trains a part of the model in a folder of its own, NAME, or reads it from NAME/`file`.
+        """Trains a part of the model in a folder of its own, NAME, or reads it from NAME/NAME.safetensors.
 
-        `network`: what is kept in the file; `system` makes what trains it, and is called if there is no such file;
-        `settle`: what is done to the trained network before it is kept. Raises Stopped if training did not end.
+        `network`: what is kept in the file; `settle`: what is done to the trained network before it is kept. Raises
+        Stopped if training did not end.
         """
         folder = self.folder / name
-        done = folder / (file or f"{name}.safetensors")
+        done = folder / f"{name}.safetensors"
         if cache.fill(network, done):
             return
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            learner = system()
         trainer = self.config.trainer.model_copy(update={"max_steps": learner.max_steps, "val_check_interval": 200})
         own = self.config.model_copy(update={"trainer": trainer})
         status = fit(learner, own, folder, self.resume, self.quiet, metrics=(metric,))
         if status is not Status.FINISHED:
             raise Stopped(status)
         network.cpu().eval()
-        settle(learner)
+        settle()
         cache.keep(done, network)
 
     def summarise(self, status: Status = Status.FINISHED, **figures: Any) -> None:
@@ -167,23 +163,18 @@ def carry_out(work: Callable[[Task], Status], task: Task, hint: str = "") -> Sta
 
     The folder is then given back (`run.lock`), for Python goes on.
     """
-    try:
-        return _carry_out(work, task, hint)
-    finally:
-        release(task.folder)
-
-
-def _carry_out(work: Callable[[Task], Status], task: Task, hint: str) -> Status:
     trainer = getattr(task.config, "trainer", None)
-    if task.resume and finished(task.folder, trainer.max_steps if trainer else None):
-        logger.warning("%s is finished already; its files are as they were%s", task.folder, hint)
-        return Status.FINISHED
-    silence_lightning()
-    set_threads(task.config.threads)  # before the first kernel
     try:
+        if task.resume and finished(task.folder, trainer.max_steps if trainer else None):
+            logger.warning("%s is finished already; its files are as they were%s", task.folder, hint)
+            return Status.FINISHED
+        silence_lightning()
+        set_threads(task.config.threads)  # before the first kernel
         return work(task)
     except Stopped as stop:
         return stop.status
+    finally:
+        release(task.folder)
 
 
 def finished(folder: Path, max_steps: int | None = None) -> bool:

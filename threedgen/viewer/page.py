@@ -16,8 +16,9 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from rich.filesize import decimal as size
 
-from threedgen.run.text import duration, number, size, visible
+from threedgen.run.text import duration, number, visible
 
 ASSETS = Path(__file__).parent / "assets"
 LARGEST = 64_000_000

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from rich.filesize import decimal as size
 
 from threedgen.export.options import FOLDER
 from threedgen.geometry.images import GAP
 from threedgen.run.folder import run_folder, write_atomic, writing
 from threedgen.run.metrics import read_metrics
-from threedgen.run.text import clean, duration, number, say, size
+from threedgen.run.text import clean, duration, number, say
 
 from .options import LIVE, ReportConfig
 from .page import REMEDY, embedded, page
@@ -177,13 +178,13 @@ def costs(record: Record) -> Rows:
     if paces:
         rows.append(("A step, median", f"{number(statistics.median(paces))} s"))
     memory = figure(record.metadata("peak_memory_mib"))
-    rows += [("Peak memory", size(memory * 2**20))] if memory else []
+    rows += [("Peak memory", size(int(memory * 2**20)))] if memory else []
     return rows + ([("Ended", f"{record.ended:%Y-%m-%d %H:%M} UTC")] if record.summary else [])
 
 
 def files(folder: Path) -> list[tuple[str, int, str]]:
     """(path below the folder, bytes, what it is) of each file but the page itself; the results first."""
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.suffix != ".tmp"}
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("[!.]*") if path.suffix != ".tmp"}
     found = [(name, path.stat().st_size, what(name)) for name, path in paths.items() if name != PAGE and path.is_file()]
     order = {name: k for k, name in enumerate(WHAT)}
     return sorted(found, key=lambda row: (not row[0].startswith(f"{FOLDER}/"), order.get(row[0], len(order)), row[0]))

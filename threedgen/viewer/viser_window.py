@@ -89,10 +89,7 @@ class ViserWindow:
 
     def pressed(self) -> set[str]:
         """The buttons that were pressed since this was last asked."""
-        names = set()
-        while not self._pressed.empty():
-            names.add(self._pressed.get())
-        return names
+        return {self._pressed.get() for _ in range(self._pressed.qsize())}
 
     def close(self) -> None:
         """For good; may be called twice."""

@@ -285,7 +285,7 @@ def test_flipping_axes_twice_is_nothing() -> None:
 
 def tiny(out: Path, **more: object) -> MakeSRNToyboxConfig:
     given = {"train": 2, "val": 0, "test": 1, "size": 16, "train_views": 3, "test_views": 66, "supersample": 1}
-    values = {"task": "make-srn-toybox", "out": str(out), "threads": 1, "sheet": 1, **given, **more}
+    values = {"task": "make-srn-toybox", "out": str(out), "threads": 1, **given, **more}
     return MakeSRNToyboxConfig.model_validate(values)
 
 

@@ -16,7 +16,6 @@ from threedgen.evaluation.janus.fronts import (
     doubt,
     front_count,
     front_curve,
-    front_peaks,
     smooth,
 )
 from threedgen.evaluation.janus.rates import ErrorRates
@@ -77,22 +76,6 @@ def test_doubt_is_the_highest_threshold_of_two_fronts(front: np.ndarray, thresho
     assert (front_count(front, threshold) > 1) == (doubt(front) >= threshold)
 
 
-@pytest.mark.parametrize(
-    ("front", "peaks"),
-    [
-        ([0.9, 0.4, 0, 0, 0, 0, 0, 0.4], 1),
-        ([0.9, 0.3, 0, 0.3, 0.9, 0.3, 0, 0.3], 2),
-        ([0.9, 0.9, 0, 0, 0.8, 0, 0, 0], 2),  # a flat one is one
-        ([0.9, 0.6, 0.8, 0, 0, 0, 0, 0], 1),  # a dent of 0.2 makes no second one
-        ([0.9] * 8, 0),
-        ([0.9, 0, 0.9, 0, 0.9, 0, 0.9, 0], 4),
-    ],
-)
-def test_peaks_are_counted_on_a_closed_curve(front: list[float], peaks: int) -> None:
-    for turn in range(8):
-        assert front_peaks(np.roll(front, turn)) == peaks
-
-
 RING = np.deg2rad(np.arange(8) * 45.0)
 
 
@@ -105,10 +88,10 @@ def sure(seen: list[int], p: float = 0.94) -> np.ndarray:
 
 def test_a_look_at_a_good_object_and_at_a_two_faced_one() -> None:
     good = classify_ring(sure([0, 0, 1, 2, 2, 2, 3, 0]), RING)
-    assert (good.fronts, good.peaks, good.failed) == (1, 1, False) and all(good.right) and good.doubt < 0.5
+    assert (good.fronts, good.failed) == (1, False) and all(good.right) and good.doubt < 0.5
     assert good.shown == (True, True, False, False, False, False, False, True)
     janus = classify_ring(sure([0, 0, 1, 0, 0, 0, 3, 0]), RING)
-    assert (janus.fronts, janus.peaks, janus.failed) == (2, 2, True) and janus.doubt > 0.9
+    assert (janus.fronts, janus.failed) == (2, True) and janus.doubt > 0.9
     assert janus.right == (True, True, True, False, False, False, True, True)
 
 

@@ -253,7 +253,7 @@ def test_errors_on_files_whose_truth_is_known(tmp_path: Path) -> None:
 
 
 def test_the_command_measures_the_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["truth.objects=6", "truth.nouns=[dog, car, robot]", f"out={tmp_path / 'run'}", "threads=1"]
+    words = ["truth.objects=6", f"out={tmp_path / 'run'}", "threads=1"]
     assert cli.main(["--config", "janus-meter", *words]) == 0
     assert "false alarms" in capsys.readouterr().out
     found = json.loads((tmp_path / "run" / "meter.json").read_text())
@@ -264,7 +264,6 @@ def test_the_command_measures_the_probe(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for words, said in (
-        (["--config", "janus-meter", "truth.nouns=[doog]"], "nouns: no toybox noun"),
         (["--config", "janus-meter", f"truth.assets={tmp_path / 'none'}"], "truth.assets: should be a folder"),
         (["--config", "janus-meter", "meter.n_view=4"], "meter.n_view"),
         (["--config", "janus-meter", "meter.threshold=null", "truth.objects=0"], "threshold"),

@@ -11,8 +11,9 @@ import torch
 from tests.support import janus_stub
 from tests.support.ball_run import ball_run, register
 from threedgen.evaluation.janus.coloured_mesh import read_mesh
+from threedgen.evaluation.janus.meter import RunField
 from threedgen.evaluation.janus.options import MeterConfig
-from threedgen.evaluation.janus.results import Reader, RunField
+from threedgen.evaluation.janus.results import Reader
 from threedgen.export.files.glb import save_glb
 from threedgen.export.run_field import open_run
 from threedgen.export.shape.from_field import surface_of

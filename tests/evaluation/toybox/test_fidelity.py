@@ -12,7 +12,6 @@ from scipy import ndimage
 from tests.support.ball_run import ball_run, register
 from threedgen.data.toybox.world import Toybox, portraits
 from threedgen.evaluation.toybox.fidelity import (
-    Surface,
     distances,
     fidelity_table,
     roughness,
@@ -78,13 +77,13 @@ def test_the_surface_of_a_run_is_measured(tmp_path: Path, monkeypatch: pytest.Mo
     register(monkeypatch)
     run = ball_run(tmp_path / "run")
     found = surface(run, orbit_array(0.2, AROUND, 2.6).astype(np.float32), np.deg2rad(40), 64, 64)
-    assert found is not None and not found.translucent
+    assert found is not None and not found[1]
     middle = np.deg2rad(40) / 64 * 2.6
-    assert found.roughness is not None and np.rad2deg(middle) < found.roughness < 20
+    assert found[0] is not None and np.rad2deg(middle) < found[0] < 20
 
 
 def test_figures_and_their_table() -> None:
-    figures = surface_figures([Surface(6.0, True), Surface(8.0, False), None], [4.0, None, 5.0])
+    figures = surface_figures([(6.0, True), (8.0, False), None], [4.0, None, 5.0])
     assert figures == {"roughness": 7.0, "floor_roughness": 4.5, "translucent": 1, "without_surface": 1}
     text = fidelity_table(figures | {"fid": 12.345, "floor_fid": 3.0})
     assert "| FID to the truth | 12.3 | 3 |" in text and "| translucent objects | 1 | 0 |" in text

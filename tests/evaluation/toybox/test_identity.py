@@ -25,10 +25,10 @@ SMALL = IdentityNetworkConfig(image_size=32, channels=(8, 8, 16, 16), width=8)
 
 def test_a_roc_by_hand() -> None:
     found = roc(np.array([0.9, 0.8, 0.4]), np.array([0.5, 0.1]))
-    assert found.area == pytest.approx(5 / 6)
-    assert (found.threshold, found.hits, found.alarms) == (0.8, pytest.approx(2 / 3), 0.0)
-    assert roc(np.array([0.5, 0.5]), np.array([0.5])).area == 0.5, "ties count half"
-    assert roc(np.array([1.0]), np.array([0.0])).area == 1 and roc(np.array([0.0]), np.array([1.0])).area == 0
+    assert found["area"] == pytest.approx(5 / 6)
+    assert (found["threshold"], found["hits"], found["alarms"]) == (0.8, pytest.approx(2 / 3), 0.0)
+    assert roc(np.array([0.5, 0.5]), np.array([0.5]))["area"] == 0.5, "ties count half"
+    assert roc(np.array([1.0]), np.array([0.0]))["area"] == 1 and roc(np.array([0.0]), np.array([1.0]))["area"] == 0
     with pytest.raises(ValueError, match="both kinds"):
         roc(np.array([]), np.array([1.0]))
 

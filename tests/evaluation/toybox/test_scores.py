@@ -32,13 +32,12 @@ from threedgen.evaluation.metrics.figures import (
 from threedgen.evaluation.sampling import ring_poses
 from threedgen.evaluation.tables import percent
 from threedgen.evaluation.toybox import object_score, prior_score
-from threedgen.evaluation.toybox.fidelity import Surface
 from threedgen.evaluation.toybox.held_out import held_out_cases, held_out_rooms
 from threedgen.evaluation.toybox.judging import equal_error, judge, tally
 from threedgen.evaluation.toybox.labels import Labels
 from threedgen.evaluation.toybox.options import Evaluate3DConfig, EvaluatePriorConfig, ProbeNetworkConfig
 from threedgen.evaluation.toybox.probe import Probe, Seen
-from threedgen.evaluation.toybox.report import mark, worst
+from threedgen.evaluation.toybox.report import mark
 from threedgen.run.progress import Count
 from threedgen.systems.generate.outputs import view_azimuths, view_indices, write_views
 from threedgen.train.loop import Status
@@ -192,12 +191,6 @@ def test_what_a_caption_leaves_open_and_things_without_a_front_are_not_asked() -
     assert figures["noun"] == Share(2, 2) and figures["order"] == Share(1, 1) and figures["side"] == Share(4, 4)
 
 
-def test_the_worst_come_first() -> None:
-    good, bad = (judge(seen(noun, "blue", "hat", "red", [0, 1, 2, 3]), SPEC, LABELS, TURN) for noun in ("dog", "cat"))
-    rows = worst(["a", "b", "c"], [good, bad, good], 2)
-    assert [row["number"] for row in rows][0] == 1 and len(rows) == 2 and rows[0]["wrong"] == ["noun"]
-
-
 def test_the_threshold_misses_as_much_as_it_imagines() -> None:
     assert equal_error([0.4, 0.6, 0.8, 0.9], [0.1, 0.2, 0.3, 0.35]) == pytest.approx(0.35)
     threshold = equal_error([0.1, 0.3, 0.5, 0.7], [0.0, 0.05, 0.2, 0.4])
@@ -216,7 +209,6 @@ def test_cases_are_held_out_different_and_always_the_same() -> None:
     assert cases == held_out_cases(90, 3) != held_out_cases(90, 4)
     assert len({case.spec for case in cases}) == 90
     assert all(held_out(case.spec) and case.spec.part_colour for case in cases)
-    assert held_out_cases(5, 3, first=cases[4].index) == cases[4:9]
     asset = cases[0].truth(3)
     assert asset.noun == cases[0].spec.noun and asset.caption == cases[0].caption
     other = cases[0].truth(3, 1).primitives[0]
@@ -282,7 +274,7 @@ def test_evaluate_prior_reports_and_goes_on(tmp_path: Path, probe_file: str, mon
     first = (out / "report.json").read_bytes()
     figures = json.loads(first)
     assert figures["measured"]["noun"]["total"] == figures["probe_on_truth"]["noun"]["total"] == 5
-    assert len(figures["objects"]) == 5 and len(figures["worst"]) == 5
+    assert len(figures["objects"]) == 5
     text = (out / "report.md").read_text()
     assert "| noun |" in text and "95 %" in text
     assert (out / "sheet.png").is_file() and (out / "summary.json").is_file()
@@ -350,7 +342,7 @@ def test_evaluate_3d_makes_measures_and_leaves_finished_runs(
         return Status.FINISHED
 
     monkeypatch.setattr(object_score, "run_status", fake)
-    monkeypatch.setattr(object_score, "surface", lambda *place: Surface(9.0, translucent=True))
+    monkeypatch.setattr(object_score, "surface", lambda *place: (9.0, True))
     assert object_score.run(config, quiet=True) == 0
     assert made == list(cases)
     figures = json.loads((tmp_path / "run" / "report.json").read_text())

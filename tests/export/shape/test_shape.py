@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -203,8 +204,6 @@ def test_unwrapping_keeps_the_surface_and_fills_a_square(seed: int, scale: float
 def test_uneven_texels_are_tried_again(
     monkeypatch: pytest.MonkeyPatch, first: tuple[float, float], second: tuple[float, float], taken: float
 ) -> None:
-    from types import SimpleNamespace
-
     from threedgen.export.shape import unwrap as module
 
     evenness, tried = {8.0: first, 2.0: second}, []
@@ -237,3 +236,75 @@ def test_a_surface_that_cannot_be_unwrapped_is_said_in_a_sentence(points: np.nda
     with pytest.raises(UnwrapError, match="cannot be unwrapped|could not be unwrapped") as caught:
         unwrap(points, np.array([[0, 1, 2]], np.int32), 256)
     assert isinstance(caught.value, ConfigError) and "\n" not in str(caught.value)
+
+
+def sheet(size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A flat square of size x size vertices at whole numbers, its middle at 0, those from the right to the left; those
+    inside are moved a little. Returns vertices (V, 3) and faces (F, 3) that look up."""
+    half, rng = size // 2, np.random.default_rng(seed)
+    points = np.array([(half - k % size, k // size - half, 0.0) for k in range(size * size)])
+    inside = np.abs(points[:, :2]).max(axis=1) < half
+    points[inside, :2] += rng.uniform(-0.2, 0.2, (inside.sum(), 2))
+    first = np.array([k for k in range(size * (size - 1)) if k % size < size - 1])
+    faces = np.concatenate(
+        [np.stack(f, 1) for f in ((first + 1, first, first + size), (first + 1, first + size, first + size + 1))]
+    )
+    return points, faces
+
+
+def uv_areas(uv: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Twice the area of each face in the texture; below 0 it is turned over."""
+    a, b, c = (uv[corners[:, k]] for k in range(3))
+    return (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_collapse_turns_a_face_over_in_the_texture(seed: int) -> None:
+    points, faces = sheet(12, seed)
+    uv = points[:, :2] + 0.35 * np.sin(2.1 * points[:, 1::-1] + seed)  # bent, so straight lines cross over
+    assert (uv_areas(uv, faces) > 0).all()
+    _, corners = collapse(points, faces, 120, faces, uv)
+    assert len(corners) < 0.8 * len(faces) and (uv_areas(uv, corners) > 0).all()
+
+
+def test_the_end_of_a_seam_is_not_drawn_to_one_side_of_it() -> None:
+    """A slit in the texture along y = 0 from the left border to the middle: its faces keep their side of it."""
+    points, faces = sheet(7)
+    points[:, :2] = np.round(points[:, :2])
+    end = next(k for k, p in enumerate(points) if not p.any())
+    points[end + 1, 0] = -0.4  # the shortest edge, so it comes first: from the end to the next vertex of the slit
+    slit = np.flatnonzero((points[:, 1] == 0) & (points[:, 0] < 0))
+    below = {k: len(points) + n for n, k in enumerate(slit)}
+    lower = points[faces].mean(axis=1)[:, 1] < 0
+    corners = np.array([[below.get(k, k) if low else k for k in face] for face, low in zip(faces, lower, strict=True)])
+    uv = np.concatenate([points[:, :2], points[slit, :2] - (0, 0.3)])
+    for target in range(len(faces) - 2, 30, -6):
+        fewer, worn = collapse(points, faces, target, corners, uv)
+        height = points[fewer].mean(axis=1)[:, 1]
+        assert (height[np.isin(worn, list(below.values())).any(axis=1)] < 0).all()
+        assert (height[np.isin(worn, slit).any(axis=1)] > 0).all()
+        assert len(fewer) <= max(target, 50)  # elsewhere nothing stands in the way
+
+
+@pytest.mark.parametrize(("side", "packings"), [(96, 1), (97, 2), (1000, 2)])
+def test_charts_stay_apart_where_the_library_needs_more_than_the_texture(
+    monkeypatch: pytest.MonkeyPatch, side: int, packings: int
+) -> None:
+    """At 64 pixels 4 texels are kept free, of which 3 are asked for on each side of a chart: enough up to 96."""
+    from threedgen.export.shape import unwrap as module
+
+    gaps: list[int] = []
+    points = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], np.int32)
+
+    def pack(vertices: np.ndarray, faces: np.ndarray, texture: int, gap: int, cost: float) -> SimpleNamespace:
+        gaps.append(gap)
+        mesh = np.arange(4), faces, points[:, :2]
+        return SimpleNamespace(width=side, height=side // 2, chart_count=1, get_mesh=lambda number: mesh)
+
+    monkeypatch.setattr(module, "_pack", pack)
+    module._unwrap(points, faces, 64, 8.0)
+    assert len(gaps) == packings and gaps[0] == 3
+    assert 2 * gaps[-1] * 64 >= 4 * side
+    if packings > 1:
+        assert gaps[-1] == -(-4 * side // 128) + 1

@@ -215,3 +215,11 @@ def test_who_cannot_do_what_is_asked_is_not_taken() -> None:
     refused(
         lambda: config.load("mvdream-toybox", ["prior.name=stable-diffusion", "warm_start.steps=5"]), "knows cameras"
     )
+
+
+@pytest.mark.parametrize("make", [sd, pixels, lambda: MVDream.load(str(prior_folder()), dtype="fp32")])
+def test_the_shape_of_a_text_is_known_before_it_is_encoded(make: Any) -> None:
+    prior = make()
+    for prompts in (["a red dog"], ["cat", "a red dog, front view"]):
+        assert prior.encode_prompt(prompts).shape == (len(prompts), *prior.text_shape)
+    assert prior.text_shape[0] == prior.max_tokens and prior.text_shape[1] > 1

@@ -16,7 +16,6 @@ from threedgen.geometry.rigs import Rig
 from threedgen.guidance.diffusion import Negatives, Schedule, combine, combine_perp_neg, perpendicular
 from threedgen.guidance.options import ViewPromptsConfig
 from threedgen.guidance.priors.view_prompts import DIRECTIONS, direction, prompts, view_text
-from threedgen.systems.generate.task import unknown_sides
 
 WORDS = ViewPromptsConfig(enabled=True)
 PERP = ViewPromptsConfig(enabled=True, perp_neg=True)
@@ -133,19 +132,3 @@ def test_sds_asks_for_all_texts_in_one_call() -> None:
 def test_perp_neg_needs_the_words() -> None:
     with pytest.raises(ValidationError, match="perp_neg .*enabled=true"):
         ViewPromptsConfig(perp_neg=True)
-
-
-def test_words_unknown_to_the_prior_are_said(caplog: pytest.LogCaptureFixture) -> None:
-    class Closed:
-        @staticmethod
-        def unknown_words(text: str) -> list[tuple[str, list[str]]]:
-            return [("view", [])] if "view" in text else []
-
-    class Said:
-        view_prompts = WORDS
-
-    (note,) = unknown_sides(Said(), Closed())  # type: ignore[arg-type]
-    assert "does not know the words of view_prompts (view)" in note
-    assert note in caplog.text
-    Said.view_prompts = ViewPromptsConfig()
-    assert unknown_sides(Said(), Closed()) == []  # type: ignore[arg-type]

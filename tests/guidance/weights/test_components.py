@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,7 @@ def test_the_embedded_prior_if_it_is_there() -> None:
         ("unet", "norm_eps", "-1"),
         ("unet", "sample_size", "100000"),
         ("text_encoder", "layer_norm_eps", "1e999"),
+        ("text_encoder", "num_labels", "1000000000"),
     ],
 )
 def test_numbers_that_would_draw_nothing_are_refused(saved: Path, tmp_path: Path, part: str, key: str, value: str):
@@ -321,4 +323,46 @@ def test_numbers_that_would_draw_nothing_are_refused(saved: Path, tmp_path: Path
     config = json.loads(path.read_text()) | {key: "HERE"}
     path.write_text(json.dumps(config).replace('"HERE"', value))
     with pytest.raises(ConfigError, match="damaged"):
+        MVDream.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("unet/config.json", {"norm_eps": "x"}, "cannot draw (TypeError: group_norm"),
+        ("unet/config.json", {"freq_shift": "a"}, "cannot draw (TypeError: "),
+        ("unet/config.json", {"mid_block_scale_factor": 0}, "draws NaN: its weights or configs are damaged"),
+        ("vae/config.json", {"scaling_factor": None}, "cannot draw (TypeError: "),
+        ("vae/config.json", {"norm_num_groups": 4, "act_fn": 3}, "config of the VAE describes no known network"),
+        ("text_encoder/config.json", {"eos_token_id": None}, "cannot draw (AttributeError: "),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": "x"}, "cannot draw (TypeError: "),
+    ],
+)
+def test_what_fits_and_yet_cannot_draw_is_noticed_at_the_door(
+    saved: Path, tmp_path: Path, file: str, change: dict[str, Any], said: str
+) -> None:
+    folder = unsummed(saved, tmp_path / "x")
+    edit_json(folder / file, **change)
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        MVDream.load(str(folder))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_finite_weights_that_draw_nan_are_refused(saved: Path, tmp_path: Path, part: str) -> None:
+    folder = unsummed(saved, tmp_path / "x")
+    (path,) = (folder / part).glob("*.safetensors")
+    save_file({name: torch.full_like(value, 6e4) for name, value in load_file(path).items()}, path)
+    with pytest.raises(ConfigError, match="draws NaN"):
+        MVDream.load(str(folder))
+
+
+def test_a_word_beyond_the_text_encoder_is_refused(saved: Path, tmp_path: Path) -> None:
+    """However few words there are: it is their numbers that are looked up."""
+    folder = unsummed(saved, tmp_path / "x")
+    path = folder / "tokenizer" / "tokenizer.json"
+    tree = json.loads(path.read_text())
+    tree["model"]["vocab"]["dog"] = 999999
+    path.write_text(json.dumps(tree))
+    with pytest.raises(ConfigError, match="the tokenizer has 1000000 words, the text encoder only"):
         MVDream.load(str(folder))

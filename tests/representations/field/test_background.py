@@ -53,7 +53,7 @@ def test_a_grey_may_be_one_number() -> None:
     assert SolidBackgroundConfig(color=0.25).color == (0.25, 0.25, 0.25)
     with pytest.raises(ValueError, match="less than or equal to 1"):
         SolidBackgroundConfig(color=2)
-    with pytest.raises(ValueError, match="must rise"):
+    with pytest.raises(ValueError, match="low <= high"):
         SolidBackgroundConfig(random_range=(0.9, 0.1))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tests.support.parity_files import parity_files
@@ -181,13 +181,8 @@ def test_initial_weights_come_from_the_generator_alone() -> None:
 
 
 def test_any_encoding_will_do() -> None:
-    class Cube(nn.Module):
-        output_dim = 3
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x**3
-
-    field = NGP(NGPConfig(width=8, density_blob="none"), torch.Generator().manual_seed(0), encoding=Cube())
+    options = NGPConfig(width=8, density_blob="none", encoding={"name": "frequency", "n_octaves": 2})
+    field = NGP(options, torch.Generator().manual_seed(0))
     x = points(20)
     expected = finite_difference_normal(field.double().density, x.double(), 1e-5, 1.0)
     torch.testing.assert_close(field.with_normal(x.double())[2], expected, rtol=1e-3, atol=1e-3)

@@ -158,6 +158,27 @@ def test_killed_three_times_and_the_result_is_the_same(tmp_path: Path) -> None:
 
 
 @unix
+@pytest.mark.parametrize(("dies", "file"), [("os.fsync", "config.yaml"), ("os.replace", "config.yaml")])
+def test_killed_while_writing_leaves_nothing_behind(tmp_path: Path, dies: str, file: str) -> None:
+    run = tmp_path / "run"
+    assert server().run(tmp_path, words=command(tmp_path), die_in=dies) == -signal.SIGKILL
+    assert [path.name.partition(".yaml")[0] + ".yaml" for path in run.glob("*.tmp")] == [file]
+    assert server().run(tmp_path, words=command(tmp_path)) == 0, log(tmp_path)
+    assert snapshot(run).keys() == snapshot(undisturbed()).keys()
+
+
+@unix
+@pytest.mark.parametrize("dies", ["threedgen.run.metrics.csv_table", "threedgen.train.task.write_summary"])
+def test_killed_behind_the_last_step_it_leaves_the_same_files(tmp_path: Path, dies: str) -> None:
+    run = tmp_path / "run"
+    assert server().run(tmp_path, words=command(tmp_path), die_in=dies) == -signal.SIGKILL
+    lines = (run / "metrics.jsonl").read_bytes()
+    assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
+    assert snapshot(run).keys() == snapshot(undisturbed()).keys()
+    assert (run / "metrics.jsonl").read_bytes() == lines and (run / "metrics.csv").read_text().count("\n") == 4
+
+
+@unix
 def test_sigterm_saves_and_a_moved_run_goes_on(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     words = command(here, "checkpoint.seconds=1000")

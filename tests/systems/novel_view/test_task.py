@@ -214,6 +214,28 @@ def test_a_run_that_was_stopped_leaves_the_same_table(tmp_path: Path) -> None:
     assert (tmp_path / "run/gap.csv").read_bytes() == (undisturbed() / "gap.csv").read_bytes()
 
 
+def every_step(folder: Path) -> list[str]:
+    return command(folder, "trainer.log_every_n_steps=1")
+
+
+def logged(run: Path) -> list[dict[str, str]]:
+    """What metrics.csv tells of each step, less the time it took."""
+    lines = csv.DictReader((run / "metrics.csv").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name != "step_seconds"} for line in lines]
+
+
+@unix
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_run_that_was_stopped_logs_the_same(tmp_path: Path, number: int, code: int) -> None:
+    """The gap too, which was last measured before the stop."""
+    words = every_step(tmp_path)
+    assert server().signalled(tmp_path, number, words=words, hold_at=7, hold_in="Pair") == code, log(tmp_path)
+    assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
+    whole, run = finished_run(every_step), tmp_path / "run"
+    assert logged(run) == logged(whole) and len(logged(run)) == STEPS and logged(run)[-1]["gap"]
+    assert (run / "gap.csv").read_bytes() == (whole / "gap.csv").read_bytes()
+
+
 @pytest.mark.parametrize("regression", [False, True])
 def test_it_learns(tmp_path: Path, regression: bool) -> None:
     """On two scenes the loss comes below that of a model that knows nothing."""

@@ -38,7 +38,7 @@ def test_a_row_of_views_for_each_sample(place: Path, capsys: pytest.CaptureFixtu
         rows = [picture.crop((2, 2 + 18 * k, 36, 18 + 18 * k)).tobytes() for k in range(3)]
     assert len(set(rows)) == 3
     summary = json.loads(Path("run/summary.json").read_text())
-    assert summary["task"] == "sample" and summary["sampling_seconds"] > 0 and summary["notes"] == []
+    assert summary["task"] == "sample" and summary["notes"] == []
 
 
 def test_the_same_seed_the_same_picture(capsys: pytest.CaptureFixture[str]) -> None:

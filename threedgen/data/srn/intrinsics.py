@@ -1,13 +1,7 @@
 """The two forms in which the focal length and the principal point of a scene are written down.
 
-1. ``intrinsics.txt`` of the archives (Sitzmann et al. 2019, "Scene Representation Networks"), numbers of pixels:
-
-       f cx cy 0.
-       0. 0. 0.
-       1.
-       height width
-       flag            (may be missing; 1: the poses are world-to-camera)
-
+1. ``intrinsics.txt`` of the archives, numbers of pixels: "f cx cy 0.", "0. 0. 0.", "1.", "height width" in lines, and
+   perhaps a flag (1: the poses are world-to-camera).
 2. a 3x3 matrix (or the 4x4 one that holds it): in ``intrinsics.txt`` for all views, or for each view in
    ``intrinsics/NAME.txt``. It does not say for which size of pictures it is meant.
 """

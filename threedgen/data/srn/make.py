@@ -2,7 +2,6 @@
 
     RUN/cars_train/cars-train-00000/{rgb,pose,intrinsics.txt}    random views
     RUN/cars_test/cars-test-00000/...                            views on a spiral; view 64 is the one that is given
-    RUN/sheet.png                                                some objects from their four sides
 
 A scene is written whole or not at all, so a killed run goes on with those that are missing.
 """
@@ -17,10 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.raycast import render
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.images import grid, readable, write_png
 from threedgen.geometry.poses import orbit_c2w, square_pixels
 from threedgen.geometry.views import Views
 from threedgen.run.interrupts import Interrupts
@@ -53,9 +50,6 @@ class Job(NamedTuple):
     def rng(self, seed: int, purpose: str) -> np.random.Generator:
         return numpy_generator(seed, self.number, f"{self.family} {self.split} {purpose}")
 
-    def asset(self, seed: int) -> Asset:
-        return marked(self.family, self.rng(seed, "object"), self.number)
-
 
 def run(config: MakeSRNToyboxConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Make the scenes that are not there yet; returns the exit code."""
@@ -71,8 +65,6 @@ def run(config: MakeSRNToyboxConfig, resume: Path | None = None, quiet: bool = F
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_instance(target, scene(config, job))
             count.add(1, job.name)
-    if config.sheet:
-        write_png(folder / "sheet.png", sheet(config))
     write_summary(folder, config, time.monotonic() - begun, status="finished", scenes=len(every))
     say(str(folder))
     return 0
@@ -87,11 +79,7 @@ def jobs(config: MakeSRNToyboxConfig) -> Iterator[Job]:
 
 def scene(config: MakeSRNToyboxConfig, job: Job) -> Views:
     """The views of a scene on white."""
-    return photograph(config, job.asset(config.seed), viewpoints(config, job))
-
-
-def photograph(config: MakeSRNToyboxConfig, asset: Asset, at: Cameras) -> Views:
-    """What cameras with the config's field of view see of an asset."""
+    asset, at = marked(job.family, job.rng(config.seed, "object"), job.number), viewpoints(config, job)
     fov = np.full(len(at), np.deg2rad(config.fov), np.float32)
     picture = render([asset], np.zeros(len(at), np.int64), at.c2w.numpy(), fov, at.height, WHITE, config.supersample)
     return Views(torch.from_numpy(picture.rgb), at)
@@ -107,25 +95,8 @@ def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
         along = np.linspace(0, 1, config.test_views)
         elevation = np.deg2rad(config.test_elevation[0] + along * np.ptp(config.test_elevation))
         azimuth = 2 * np.pi * config.turns * along
-    return at_angles(config, elevation, azimuth)
-
-
-def at_angles(config: MakeSRNToyboxConfig, elevation: np.ndarray, azimuth: np.ndarray) -> Cameras:
-    """Cameras that look at the origin from the config's distance; radians (N,)."""
     half = np.tan(np.deg2rad(config.fov) / 2)
     steep, ring = (torch.from_numpy(np.asarray(angle, np.float32)) for angle in (elevation, azimuth))
     c2w = orbit_c2w(steep, ring, torch.full_like(ring, config.relative_distance / float(half)))
     focal = torch.full((len(c2w),), config.size / 2 / float(half))
     return Cameras(c2w, Projection(square_pixels(focal, config.size, config.size)), config.size, config.size)
-
-
-def sheet(config: MakeSRNToyboxConfig) -> np.ndarray:
-    """The first objects of each family from front, left, back and right, a row each."""
-    azimuth = np.deg2rad(np.array([0.0, 90.0, 180.0, 270.0]))
-    at = at_angles(config, np.full(4, np.deg2rad(20.0)), azimuth)
-    split = "test" if config.test else "train" if config.train else "val"
-    count = min(config.sheet, getattr(config, split))
-    chosen = [Job(family, split, k) for family in config.families for k in range(count)]
-    rows = [photograph(config, job.asset(config.seed), at).images.numpy() for job in chosen]
-    labels = [f"{job.name} {side}" for job in chosen for side in ("front", "left", "back", "right")]
-    return grid(readable(np.concatenate(rows)), 4, labels)

@@ -32,7 +32,6 @@ class MakeSRNToyboxConfig(RunConfig):
     train_elevation: Elevations = Field((-10.0, 80.0), description="degrees; random views are uniform on this zone")
     test_elevation: Elevations = Field((0.0, 45.0), description="degrees, where the spiral begins and ends")
     turns: float = Field(3.2, gt=0, le=100, description="times that the spiral goes round")
-    sheet: int = Field(6, ge=0, le=100, description="scenes of each family in sheet.png")
 
     @model_validator(mode="after")
     def _something(self) -> MakeSRNToyboxConfig:

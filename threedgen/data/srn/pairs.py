@@ -112,28 +112,28 @@ class PairBank:
         one = torch.zeros(1, size, size, 3)
         shape, dtype = (one.shape[1:], np.uint8) if encode is None else (encode(one).shape[1:], np.float16)
         text = f"{source.describe()}\n{views} views of {size} px\n{told}\n"
-        self.kept = BlockCache(folder / "views", "views", count, (views, *shape), dtype, text)
-        self.cameras = BlockCache(folder / "cameras", "cameras", count, (views, 25), np.float32, text)
+        entry = np.dtype([("view", dtype, tuple(shape)), ("camera", np.float32, (25,))])
+        self.kept = BlockCache(folder, "views", count, (views,), entry, text)
 
     def fill(self, index: int) -> None:
         """Read and keep a scene."""
         views = self.source.scene(index)
+        entries = np.empty(len(views), self.kept.dtype)
         if self.encode is None:
-            kept = to_uint8(views.images)
+            entries["view"] = to_uint8(views.images)
         else:
-            kept = torch.cat([self.encode(part) for part in views.images.split(16)]).float().cpu().numpy()
-        numbers = torch.cat([views.at.c2w.flatten(1), views.at.K.flatten(1)], dim=1)
-        self.cameras.store(index, numbers.numpy()[None])
-        self.kept.store(index, kept[None])
+            kept = [self.encode(part) for part in views.images.split(16)]
+            entries["view"] = torch.cat(kept).float().cpu().numpy()
+        entries["camera"] = torch.cat([views.at.c2w.flatten(1), views.at.K.flatten(1)], dim=1).numpy()
+        self.kept.store(index, entries[None])
 
     def views(self, chosen: Places, places: Places) -> tuple[Tensor, Tensor, Tensor]:
         """Of some scenes a view each: what is kept of it, (B, H, W, 3) in [0, 1] or (B, C, h, w), and its camera: pose
         (B, 4, 4) and K (B, 3, 3)."""
-        for index in sorted({*self.kept.lacking(chosen), *self.cameras.lacking(chosen)}):
+        for index in self.kept.lacking(chosen):
             self.fill(index)
-        pairs = list(zip(chosen, places, strict=True))
-        kept = torch.from_numpy(np.stack([self.kept[scene][place] for scene, place in pairs])).float()
-        numbers = torch.from_numpy(np.stack([self.cameras[scene][place] for scene, place in pairs]))
+        entries = np.stack([self.kept[scene][place] for scene, place in zip(chosen, places, strict=True)])
+        kept, numbers = (torch.from_numpy(np.ascontiguousarray(entries[part])).float() for part in ("view", "camera"))
         pose, K = numbers[:, :16].unflatten(1, (4, 4)), numbers[:, 16:].unflatten(1, (3, 3))
         return kept / 255 if self.encode is None else kept, pose, K
 
@@ -154,9 +154,9 @@ class PairBank:
 
     def neighbours(self, index: int, place: int) -> Array:
         """The views of a scene whose cameras are ``NEAREST`` to that of one of them, as seen from the origin."""
-        for lacking in self.cameras.lacking([index]):
+        for lacking in self.kept.lacking([index]):
             self.fill(lacking)
-        position = self.cameras[index][:, [3, 7, 11]]
+        position = self.kept[index]["camera"][:, [3, 7, 11]]
         toward = position / np.linalg.norm(position, axis=1, keepdims=True)
         order = np.argsort(-(toward @ toward[place]), kind="stable")
         return order[order != place][:NEAREST]

@@ -12,6 +12,7 @@ import numpy as np
 from threedgen.geometry.images import png, to_uint8
 from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.views import Views
+from threedgen.run.folder import unfinished
 
 
 def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | None = None) -> Path:
@@ -26,7 +27,7 @@ def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | No
         raise ValueError("a scene in this layout has one focal length for all views and both axes")
     if folder.exists():
         raise FileExistsError(f"{folder} is there already")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = unfinished(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         for part in ("rgb", "pose"):

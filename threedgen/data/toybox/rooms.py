@@ -36,23 +36,15 @@ GLASS, FRAME = (0.70, 0.86, 0.95), (0.93, 0.93, 0.90)
 
 
 @dataclass(frozen=True)
-class Item:
-    """What can be named in a room: ``phrase`` as captions have it ("a red sofa"), ``at`` (3,) its middle."""
-
-    phrase: str
-    at: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
 class Room:
     """Solids in ``asset``, whose label ``str(k)`` is that of ``items[k]`` and "" that of the bare room.
 
-    ``half`` (2,): half lengths along x and y; ``lamp`` (3,): where light comes from; ``wall`` and ``floor``: their
-    colour words.
+    ``items``: what can be named, as captions have it ("a red sofa"); ``half`` (2,): half lengths along x and y;
+    ``lamp`` (3,): where light comes from; ``wall`` and ``floor``: their colour words.
     """
 
     asset: Asset
-    items: tuple[Item, ...]
+    items: tuple[str, ...]
     half: np.ndarray
     height: float
     lamp: np.ndarray
@@ -66,7 +58,7 @@ class Furnisher:
     def __init__(self, rng: np.random.Generator, half: np.ndarray, height: float) -> None:
         self.rng, self.half, self.height = rng, half, height
         self.solids: list[Primitive] = []
-        self.items: list[Item] = []
+        self.items: list[str] = []
         living = np.full(2, LIVING / np.sqrt(2))
         self.taken = [(-living, living)]  # boxes of the floor: lower and upper corner
         self.hung: list[tuple[int, float, float]] = []  # stretches of walls: wall, from, to
@@ -75,10 +67,7 @@ class Furnisher:
         """Solids of one item, or of the bare room."""
         label = str(len(self.items)) if phrase else ""
         self.solids += [replace(solid, label=label) for solid in solids]
-        if phrase:
-            low, high = bounds(solids)
-            x, y, z = ((low + high) / 2).tolist()
-            self.items.append(Item(phrase, (x, y, z)))
+        self.items += [phrase] if phrase else []
 
     def free(self, low: np.ndarray, high: np.ndarray) -> bool:
         return not any((low < b).all() and (high > a).all() for a, b in self.taken)
@@ -209,7 +198,7 @@ def describe(room: Room, label: np.ndarray, rng: np.random.Generator, most: int 
     n = len(room.items)
     share = np.bincount(label.ravel(), minlength=n + 2)[1 : n + 1] / label.size
     seen = [k for k in np.argsort(-share, kind="stable") if share[k] >= least][:most]
-    return sentence(room.wall, room.floor, [room.items[k].phrase for k in seen], int(rng.integers(ROOM_WORDINGS)))
+    return sentence(room.wall, room.floor, [room.items[k] for k in seen], int(rng.integers(ROOM_WORDINGS)))
 
 
 def captions() -> Iterator[str]:
@@ -219,12 +208,6 @@ def captions() -> Iterator[str]:
         yield sentence("red", "orange", things, wording)
         yield sentence("red", "orange", ["a window", "a window"], wording)
         yield sentence("red", "orange", [], wording)
-
-
-def summary(room: Room, rng: np.random.Generator, most: int = 4) -> str:
-    """What a whole room is, for its panorama: the furniture that was put there first."""
-    things = [item.phrase for item in room.items[:most]]
-    return sentence(room.wall, room.floor, things, int(rng.integers(ROOM_WORDINGS)))
 
 
 ROOM_WORDINGS = 6
@@ -271,7 +254,7 @@ def furnish(rng: np.random.Generator) -> Room:
     if rng.random() < 0.5:
         _rug(f)
     lamp = _ceiling_lamp(f)
-    order = sorted(range(len(f.items)), key=lambda k: "door" in f.items[k].phrase or "window" in f.items[k].phrase)
+    order = sorted(range(len(f.items)), key=lambda k: "door" in f.items[k] or "window" in f.items[k])
     rank = {str(old): str(new) for new, old in enumerate(order)} | {"": ""}
     solids = tuple(replace(solid, label=rank[solid.label]) for solid in f.solids)
     items = tuple(f.items[k] for k in order)

@@ -7,7 +7,6 @@ views and the field's renders of them, uint8. A row is a sampler's name, or "ori
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr, to_uint8
 from threedgen.geometry.views import Views
 from threedgen.representations.fit import Bounds, fit
-from threedgen.run.folder import write_atomic
+from threedgen.run.folder import replacing, write_atomic
 from threedgen.train.loop import set_threads
 
 from .options import ConsistencyConfig
@@ -109,9 +108,8 @@ def score(job: Job) -> Score:
         "held_out": job.held, "each": each, "fit_seconds": round(fitted, 2),
     }  # fmt: skip
     job.path.parent.mkdir(parents=True, exist_ok=True)
-    pictures = io.BytesIO()
-    np.savez_compressed(pictures, held=job.images[job.held], render=to_uint8(render))
-    write_atomic(job.path.with_suffix(".npz"), pictures.getvalue())
+    with replacing(job.path.with_suffix(".npz")) as file:
+        np.savez_compressed(file, held=job.images[job.held], render=to_uint8(render))
     write_atomic(job.path, json.dumps(found, allow_nan=False) + "\n")
     return found
 

@@ -18,8 +18,6 @@ from threedgen.representations.options import PaperProtocolConfig, SubsampledPro
 ORIGINAL = "original"
 """The row of the original data."""
 
-# --- samplers ----------------------------------------------------------------------------------------------------
-
 
 def _folder(path: str, key: str) -> None:
     if not Path(path).expanduser().is_dir():
@@ -32,16 +30,11 @@ class MVDreamSamplerConfig(Config):
     name: Literal["mvdream"] = Field("mvdream", description="a multi-view diffusion prior; draws from words alone")
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = Field({}, description="who draws")
     together: int = Field(
-        0,
-        ge=0,
-        le=1024,
-        description="views that are denoised together, evenly spread; 0: all of a scene at once. "
-        "Groups know of each other only by the words, so that each shows another object",
+        0, ge=0, le=1024, description="views denoised together, evenly spread; 0: all. Each group shows another object"
     )
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(5.0, ge=0)
     negative_prompt: str = ""
-    elevation: tuple[float, float] = Field((0.0, 30.0), description="degrees that it was trained on; beyond: a warning")
 
 
 class FolderSamplerConfig(Config):
@@ -53,9 +46,6 @@ class FolderSamplerConfig(Config):
 
     def check(self) -> None:
         _folder(self.path, "path")
-
-
-# --- scenes ------------------------------------------------------------------------------------------------------
 
 
 class ToyboxScenesConfig(Config):
@@ -92,9 +82,6 @@ class SampledScenesConfig(Config):
     name: Literal["sampled"] = "sampled"
 
 
-# --- the task -----------------------------------------------------------------------------------------------------
-
-
 class TSEDConfig(Config):
     """Thresholded symmetric epipolar distance of neighbouring views (Yu et al. 2023)."""
 
@@ -112,9 +99,7 @@ class ConsistencyConfig(RunConfig):
         {}, description="who draws; the name of a sampler or the path of a folder may be given alone"
     )
     samplers: dict[str, Annotated[Any, Component("sampler", default="mvdream", path_of="folder")]] = Field(
-        {},
-        description="several by names of one's own, in the place of `sampler`: all draw the same views, and the "
-        "first is compared with each of the others scene by scene",
+        {}, description="several by names, in the place of `sampler`; the first is compared with each of the others"
     )
     scenes: Annotated[Any, Component("scenes", default="toybox")] = Field(
         {}, description="what is drawn; with a folder of samples: its own scenes, unless others are named"
@@ -124,9 +109,7 @@ class ConsistencyConfig(RunConfig):
     )
     held_out: float = Field(0.1, gt=0, lt=0.9, description="share of the views that the field does not see")
     tsed: TSEDConfig = TSEDConfig()
-    features: ProbeConfig | None = Field(
-        None, description="a probe whose features FID and KID are taken on; null: neither is measured"
-    )
+    features: ProbeConfig | None = Field(None, description="a probe, for FID and KID on its features; null: neither")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="of the fits; auto: a GPU if there is one")
     batch: int = Field(1, ge=1, le=1024, description="scenes that the sampler is asked for together")
     workers: int = Field(1, ge=1, le=256, description="fields fitted side by side, each with its share of the threads")

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from threedgen.config import config_hash
 from threedgen.evaluation.metrics.distributions import fid, kid
 from threedgen.evaluation.metrics.figures import bootstrap, mean
 from threedgen.evaluation.sampling import evenly
 from threedgen.evaluation.tables import markdown_table, write_json
+from threedgen.evaluation.toybox.fidelity import features
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.images import grid, one_size, readable, to_uint8, write_png
 from threedgen.geometry.views import Views
@@ -164,26 +164,18 @@ def sheet(folder: Path, scores: Sequence[Score], count: int) -> np.ndarray:
     return grid(readable(np.stack(one_size(cells))), 3 * min(2, len(rows)), labels)
 
 
-# --- distances between sets of pictures ----------------------------------------------------------------------------
-
-
 def distances(probe: Probe, folder: Path, scores: Sequence[Score]) -> dict[str, Any]:
     """Measures FID and KID (not scaled) between all held-out views and all renders of each row, on the probe's
     features."""
     found: dict[str, Any] = {}
     for row in dict.fromkeys(score["row"] for score in scores):
         stacks = [pictures(folder, score) for score in scores if score["row"] == row]
-        held, renders = (
-            np.concatenate([probe.features(torch.from_numpy(stack).float() / 255).numpy() for stack in column])
-            for column in zip(*stacks, strict=True)
-        )
+        held, renders = (features(probe, column) for column in zip(*stacks, strict=True))
         if (count := len(held)) > 1:
             subsets, size = (100, SUBSET) if count > SUBSET else (1, count)
             found[row] = {"fid": fid(held, renders), "kid": kid(held, renders, subsets, size)[0], "pictures": count}
     return found
 
-
-# --- views -------------------------------------------------------------------------------------------------------
 
 VIEWS = 10
 """Views of a strip: the given one, if there is one, then others evenly chosen from all, in their order."""

@@ -43,7 +43,7 @@ def run(config: ConsistencyConfig, resume: Path | None = None, quiet: bool = Fal
     for row, sampler in samplers.items():
         check(config, row, sampler, every)
     held = {scene.name: held_out_places(scene, config.held_out, config.seed) for scene in every}
-    notes = [note for scene in every for note in warn_about(scene, held[scene.name])]
+    notes = [note for scene in every for note in warn_about(scene)]
     scores: list[Score] = []
     strips: Strips = {}
     fields = sum(len(samplers) + (scene.original is not None) for scene in every)

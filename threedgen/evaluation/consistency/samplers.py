@@ -7,7 +7,6 @@ draws need not be kept.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,20 +15,16 @@ from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash, registry
 from threedgen.data.srn.reader import Instance, open_instance, scenes
-from threedgen.evaluation.sampling import fingerprint
 from threedgen.geometry.views import Request
 from threedgen.guidance.prior import Prior
+from threedgen.run.cache import digest
 from threedgen.run.seeding import generator
 
 from .options import FolderSamplerConfig, MVDreamSamplerConfig
 
-logger = logging.getLogger(__name__)
-
 LEAST = 4
 """Views that a scene must have: some to fit, some to hold out."""
 SAME_POSE = 1e-3
-BEYOND = 15.0
-"""Degrees outside the elevations of its training at which a sampler is used for something else."""
 
 
 class MVDreamSampler:
@@ -45,11 +40,10 @@ class MVDreamSampler:
         return [self._draw(request) for request in requests]
 
     def fingerprint(self) -> str:
-        return f"{fingerprint(self.prior)} {config_hash(self.config)}"
+        return f"{digest(self.prior.networks)} {config_hash(self.config)}"
 
     def _draw(self, request: Request) -> Tensor:
         """Evenly spread views go together, as the prior was trained: with 12 of 60, every fifth."""
-        self._warn(request)
         count, c, drawn = len(request.target), self.config, []
         groups = -(-count // (c.together or count))
         for first in range(groups):
@@ -58,17 +52,6 @@ class MVDreamSampler:
             drawn.append(self.prior.sample(request.text, c2w, c.steps, c.guidance_scale, c.negative_prompt, rng))
         order = torch.cat([torch.arange(first, count, groups) for first in range(groups)])
         return torch.cat(drawn)[order.argsort()]
-
-    def _warn(self, request: Request) -> None:
-        position = request.target.position
-        elevation = torch.rad2deg(torch.asin(position[:, 2] / position.norm(dim=-1).clamp(min=1e-9)))
-        low, high = self.config.elevation
-        far = (elevation < low - BEYOND) | (elevation > high + BEYOND)
-        if far.any():
-            outside = "%s: %d target views are far outside the elevations of the prior's training (%g to %g degrees)"
-            number, high_at = request.numbers[int(far.int().argmax())], float(elevation[far][0])
-            more = ", such as number %d at %.0f"
-            logger.warning(outside + more, request.scene, int(far.sum()), low, high, number, high_at)
 
 
 class FolderSampler:

@@ -121,12 +121,8 @@ def fit_to(scene: Scene, images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(to_uint8(images)).float() / 255
 
 
-# --- held-out views ---------------------------------------------------------------------------------------------
-
 logger = logging.getLogger(__name__)
 
-ANGLE, DISTANCE = 30.0, 1.25
-"""Further than so many degrees from every fitted camera, or so many times nearer or farther than all: far outside."""
 ASIDE = 0.25
 """Of the cameras' distance: so far from the origin the point that they look at is another scene's middle."""
 
@@ -143,36 +139,15 @@ def held_out_places(scene: Scene, share: float, seed: int) -> list[int]:
     return sorted(int(k) for k in rng.choice(free, number, replace=False))
 
 
-def warn_about(scene: Scene, held: Sequence[int]) -> list[str]:
-    """Says what makes a score doubtful: held-out views far from all others, cameras around another point."""
-    notes = []
-    rest = [k for k in range(len(scene.at)) if k not in held]
-    far = far_views(scene.at.select(rest), scene.at.select(list(held)))
-    if far:
-        notes.append(
-            f"{scene.name}: {len(far)} held-out views are far outside the cameras that the field is fitted to, "
-            f"such as number {scene.numbers[held[far[0]]]}"
-        )
+def warn_about(scene: Scene) -> list[str]:
+    """Says what makes a score doubtful: cameras around another point."""
     point = looked_at(scene.at)
-    if float(point.norm()) > ASIDE * float(scene.at.position.norm(dim=-1).median()):
-        where = ", ".join(f"{x:.3g}" for x in point.tolist())
-        notes.append(f"{scene.name}: the cameras look at ({where}), but the field is fitted around the origin")
-    for sentence in notes:
-        logger.warning("%s", sentence)
-    return notes
-
-
-def far_views(near: Cameras, asked: Cameras) -> list[int]:
-    """Finds the places of cameras in ``asked`` that no camera in ``near`` is like, as seen from the origin."""
-
-    def polar(cameras: Cameras) -> tuple[torch.Tensor, torch.Tensor]:
-        distance = cameras.position.norm(dim=-1)
-        return cameras.position / distance.clamp(min=1e-9)[:, None], distance
-
-    (directions, distances), (others, lengths) = polar(near), polar(asked)
-    angle = torch.rad2deg(torch.acos((others @ directions.T).amax(1).clamp(-1, 1)))
-    outside = (lengths > DISTANCE * distances.max()) | (lengths < distances.min() / DISTANCE)
-    return ((angle > ANGLE) | outside).nonzero()[:, 0].tolist()
+    if float(point.norm()) <= ASIDE * float(scene.at.position.norm(dim=-1).median()):
+        return []
+    where = ", ".join(f"{x:.3g}" for x in point.tolist())
+    note = f"{scene.name}: the cameras look at ({where}), but the field is fitted around the origin"
+    logger.warning("%s", note)
+    return [note]
 
 
 def looked_at(cameras: Cameras) -> torch.Tensor:

@@ -77,10 +77,7 @@ def threads(config: JanusBenchmarkConfig) -> int | None:
     """CPU threads of a run: those that were asked for, or this worker's share of the machine."""
     if config.threads is not None or config.engine == "here":
         return config.threads
-    if config.engine == "ray":
-        return max(1, int(config.cpus))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // config.workers)
+    return max(1, int(config.cpus) if config.engine == "ray" else set_threads(None) // config.workers)
 
 
 def error_rates(config: MeteredConfig, folder: Path, quiet: bool) -> ErrorRates | None:
@@ -116,9 +113,6 @@ def collect(
             results.append(Result(job.method, job.prompt, job.seed, f"runs/{job.key}", **found))
             count.add(1, job.prompt)
     return results
-
-
-# --- files of others ---------------------------------------------------------------------------------------------
 
 
 def score(config: JanusScoreConfig, resume: Path | None = None, quiet: bool = False) -> int:

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import parse_json, read_bytes
 from threedgen.data.toybox.primitives import Asset
 from threedgen.geometry import raster
 from threedgen.geometry.texture import sample
+from threedgen.run.arrays import Array
 
-Array = NDArray[Any]
 PLAIN = 0.7
 """Grey of what has no colour of its own."""
 SUPERSAMPLE = 2

@@ -11,7 +11,6 @@ from math import pi
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import circulant
-from scipy.signal import find_peaks
 
 from threedgen.evaluation.metrics.figures import Floats, sides_right
 
@@ -26,13 +25,12 @@ APART = pi / 2
 class RingResult:
     """What a ring of views says of an object.
 
-    ``fronts``: the most views that show a front and are all more than 90 degrees apart; ``peaks``: local maxima of
-    the front probability, not smoothed; ``doubt`` in [0, 1]: the highest threshold at which there are still two fronts;
-    ``shown``: which views show a front; ``right``: which show the side that their camera faces (see ``directions``).
+    ``fronts``: the most views that show a front and are all more than 90 degrees apart; ``doubt`` in [0, 1]: the
+    highest threshold at which there are still two fronts; ``shown``: which views show a front; ``right``: which show
+    the side that their camera faces (see ``directions``).
     """
 
     fronts: int
-    peaks: int
     doubt: float
     shown: tuple[bool, ...]
     right: tuple[bool, ...]
@@ -49,7 +47,6 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float = THRESHOLD, 
     curve = front_curve(sides)
     return RingResult(
         fronts=front_count(curve, threshold),
-        peaks=front_peaks(np.asarray(sides)[:, FRONT], threshold),
         doubt=doubt(curve),
         shown=tuple((curve >= threshold).tolist()),
         right=tuple(directions(np.asarray(sides).argmax(1), azimuth, free).tolist()),
@@ -94,15 +91,6 @@ def doubt(front: Floats) -> float:
     between = np.abs(steps[:, None] - steps)
     angle = np.minimum(between, len(front) - between) * (2 * pi / len(front))
     return float(np.where(angle > APART + 1e-6, np.minimum(front[:, None], front), 0.0).max())
-
-
-def front_peaks(front: Floats, prominence: float = THRESHOLD) -> int:
-    """Local maxima of a curve around the object (V,) that stand ``prominence`` or more above the higher of the two
-    valleys beside them; the curve is closed. A flat one has none."""
-    front = np.asarray(front, float)
-    low = int(front.argmin())
-    opened = np.append(np.roll(front, -low), front[low])  # from valley to valley, so that no peak is cut
-    return len(find_peaks(opened, prominence=prominence)[0])
 
 
 def directions(seen: NDArray[np.integer], azimuth: Floats, free: bool = False) -> NDArray[np.bool_]:

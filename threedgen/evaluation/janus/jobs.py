@@ -9,7 +9,6 @@ A job whose record says finished or failed is over: so a benchmark that was kill
 from __future__ import annotations
 
 import io
-import json
 import re
 import time
 from contextlib import redirect_stdout
@@ -21,6 +20,7 @@ from threedgen.config import ConfigError, find, load, plain, registry, split_ove
 from threedgen.config.plain_file import read_json
 from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
+from threedgen.evaluation.tables import write_json
 from threedgen.evaluation.toybox.held_out import toybox_prompts, without_front
 from threedgen.run import folder as runs
 from threedgen.run.metrics import peak_memory, read_summary
@@ -115,8 +115,6 @@ def job(method: str, base: Any, prompt: str, seed: int) -> Job:
     return Job(method, prompt, seed, f"{name}-{words}-{seed}-{tree_hash(plain(config))[:12]}", config)
 
 
-# --- one job -----------------------------------------------------------------------------------------------------
-
 RECORD = "job.json"
 BEGUN, REFUSED, FINISHED, FAILED = "begun", "refused", "finished", "failed"
 OVER = (FINISHED, FAILED)
@@ -125,9 +123,7 @@ OVER = (FINISHED, FAILED)
 
 def write_record(folder: Path, state: str, **figures: Any) -> None:
     """Says how a job stands; what the old record says of anything else stays."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(read_json(folder / RECORD) | {"state": state, **figures}, ensure_ascii=False)
-    runs.write_atomic(folder / RECORD, text + "\n")
+    write_json(folder / RECORD, read_json(folder / RECORD) | {"state": state, **figures})
 
 
 def make(job: Job, root: Path, threads: int | None) -> str:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from threedgen.config import registry
+from threedgen.config import ConfigError, registry
 from threedgen.evaluation.metrics.figures import SIDES
 from threedgen.evaluation.tables import thumbnails
+from threedgen.export.run_field import open_field
+from threedgen.export.surface.pictures import field_pictures
+from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 
 from . import fronts
 from .classifiers import ViewClassifier
-from .coloured_mesh import Array
+from .coloured_mesh import Array, ColouredMesh
 from .fronts import RingResult
 from .options import MeterConfig
 
@@ -24,17 +27,29 @@ SHOWN = 96
 """Pixels of a view on a sheet and in a report."""
 
 
-class Visible(Protocol):
-    """What can be looked at: a mesh (``ColouredMesh``), the field of a run (``RunField``)."""
+FAINT = 0.1
+"""A field whose opacity is below this in every pixel shows nothing."""
 
-    @property
-    def plain(self) -> bool:
-        """It has no colour of its own."""
-        ...
+
+class RunField:
+    """The field in the newest checkpoint of the run in ``folder``. Raises ConfigError if there is none that fits."""
+
+    plain = False
+
+    def __init__(self, folder: Path) -> None:
+        config, field, occupancy, _ = open_field(folder)
+        self.draw, self.folder = field_pictures(field, occupancy, config.march), folder
 
     def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
-        """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4); ``fov`` in radians."""
-        ...
+        """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4), unlit always. Raises ConfigError if nothing is there."""
+        pose = torch.from_numpy(np.asarray(c2w, np.float32))
+        projection = Projection.perspective(torch.full((len(pose),), fov), size, size)
+        colours, opacity = self.draw(Cameras(pose, projection, size, size))
+        if opacity.max() < FAINT:
+            raise ConfigError(f"{self.folder} is empty: its field shows nothing")
+        there = opacity[..., None]
+        views: Array = colours * there + background * (1 - there)
+        return views
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,7 @@ class Meter:
         ring = torch.from_numpy(self.azimuth).float()
         self.c2w = orbit_c2w(np.deg2rad(config.elevation) * same, ring, config.distance * same).numpy()
 
-    def classify(self, mesh: Visible, prompt: str, light: bool | None = None) -> Reading:
+    def classify(self, mesh: ColouredMesh | RunField, prompt: str, light: bool | None = None) -> Reading:
         """``light``: shade it as the toybox is; None: only what has no colour of its own."""
         config, light = self.config, mesh.plain if light is None else light
         views = mesh.render(self.c2w, np.deg2rad(config.fov), config.size, config.background, light)

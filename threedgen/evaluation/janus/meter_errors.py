@@ -119,14 +119,11 @@ def objects(truth: TruthConfig, seed: int, first: int, count: int) -> Iterator[t
         for path in kept[:count]:
             yield path.stem.replace("_", " "), centred(read_mesh(path))
         return
-    nouns = truth.nouns or clear_nouns()
+    nouns = clear_nouns()
     cases = held_out_cases(len(nouns), seed, spread=True, nouns=nouns)
     for k in range(count):
         case, number = cases[k % len(cases)], first + k // len(cases)
         yield case.caption, toybox_mesh(case.truth(seed, number))
-
-
-# --- what is written ---------------------------------------------------------------------------------------------
 
 
 def page(found: Measured, config: JanusMeterConfig) -> str:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from threedgen.config import Config, ConfigError
-from threedgen.config.errors import did_you_mean, nearest
 from threedgen.config.optional import require
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
@@ -17,8 +16,6 @@ from threedgen.run.folder import user_path
 
 THRESHOLD = 0.4
 """Chosen on 500 fresh toybox objects, each as it is and with two fronts: 2.4 % false alarms, 97.2 % recall."""
-
-# --- the meter ---------------------------------------------------------------------------------------------------
 
 
 class ProbeSidesConfig(ProbeConfig):
@@ -32,9 +29,7 @@ class CLIPSidesConfig(Config):
 
     name: Literal["clip"] = Field("clip", description="CLIP zero-shot, for anything that photos show")
     weights: str = Field(
-        "openai/clip-vit-large-patch14",
-        min_length=1,
-        description="a folder, or an id on the hub; not the one that an asset was optimised with",
+        "openai/clip-vit-large-patch14", min_length=1, description="a folder or hub id; not one that assets learnt from"
     )
     sentences: tuple[str, str, str, str] = Field(
         (
@@ -81,27 +76,17 @@ class TruthConfig(Config):
 
     objects: int = Field(300, ge=0, le=100_000, description="how many, on which the meter's errors are measured")
     calibration: int = Field(200, ge=1, le=100_000, description="others, on which meter.threshold=null is chosen")
-    nouns: tuple[str, ...] = Field((), description="of which toybox nouns; none given: all with one clear front")
     rough: float = Field(
         0.0,
         ge=0,
         le=10,
-        description="how much their surfaces and colours are shaken by smooth noise; 1: more, by "
-        "eye, than on most meshes that methods make",
+        description="strength of smooth noise on surfaces and colours; 1: more than methods mostly leave",
     )
     assets: str | None = Field(
         None, description="folder of GLB and OBJ files that face +z, y up, named by what they show; null: toybox"
     )
 
     def check(self) -> None:
-        if self.nouns:
-            from threedgen.evaluation.toybox.held_out import clear_nouns
-
-            known = clear_nouns()
-        for noun in self.nouns:
-            if noun not in known:
-                hint = did_you_mean(nearest(noun, known)) or f" (there are: {', '.join(known)})"
-                raise ConfigError(f"no toybox noun with one clear front has this name{hint}", "nouns", noun)
         if self.assets is not None:
             folder_of_assets(self.assets, "assets")
         super().check()
@@ -158,9 +143,6 @@ def asset_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".glb", ".gltf", ".obj"))
 
 
-# --- the benchmark -----------------------------------------------------------------------------------------------
-
-
 class JanusBenchmarkConfig(MeteredConfig):
     """Prompts x methods x seeds become objects, and the meter counts those with two fronts."""
 
@@ -174,11 +156,7 @@ class JanusBenchmarkConfig(MeteredConfig):
     prompts: tuple[str, ...] = Field((), description="things with one clear front; none given: held-out toybox ones")
     toybox: int = Field(36, ge=1, le=1000, description="how many held-out toybox prompts, where none are given")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0, 1, 2), min_length=1)
-    mesh: str = Field(
-        "mesh.glb",
-        min_length=1,
-        description="file in the folder of a run that is looked at; checkpoints: the field in them, without a mesh",
-    )
+    mesh: str = Field("mesh.glb", min_length=1, description="file of a run to look at; checkpoints: the field in them")
     engine: Literal["here", "processes", "ray"] = Field(
         "here", description="who works: this process, processes of this machine, or a Ray cluster"
     )

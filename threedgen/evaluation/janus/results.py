@@ -12,20 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_bytes, read_json
 from threedgen.evaluation.metrics.figures import Share, median, share
 from threedgen.evaluation.tables import rounded, write_json
-from threedgen.export.run_field import open_field
-from threedgen.export.surface.pictures import field_pictures
-from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import write_png
 from threedgen.train.checkpoint import LAST
 
-from .coloured_mesh import LARGEST, Array, ColouredMesh, centred, read_mesh
-from .meter import Meter, Visible
+from .coloured_mesh import LARGEST, ColouredMesh, centred, read_mesh
+from .meter import Meter, RunField
 from .options import THRESHOLD, MeterConfig
 from .rates import ErrorRates
 
@@ -45,7 +41,6 @@ class Result:
     state: Literal["seen", "empty", "failed", "missing"]
     reason: str = ""
     fronts: int | None = None
-    peaks: int | None = None
     doubt: float | None = None
     shown: tuple[bool, ...] = ()
     right: tuple[bool, ...] = ()
@@ -99,7 +94,7 @@ class Reader:
         found = read_json(kept)
         if found.get("key") != key or not kept.with_suffix(".png").is_file():
             try:
-                mesh: Visible = RunField(path.parent) if run else read_mesh(path, up)
+                mesh = RunField(path.parent) if run else read_mesh(path, up)
                 reading = self.meter.classify(centred(mesh) if isinstance(mesh, ColouredMesh) and fit else mesh, prompt)
             except ConfigError as error:
                 return {"state": "empty", "reason": str(error)}
@@ -109,9 +104,6 @@ class Reader:
             write_json(kept, found)
         ring = self.meter.judge(np.array(found["sides"]), self.threshold, self.free)
         return {"state": "seen", "sides": found["sides"], "likeness": found["likeness"]} | vars(ring)
-
-
-# --- the table ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -173,28 +165,3 @@ def rows(
         )
         found.append(row)
     return found
-
-
-FAINT = 0.1
-"""A field whose opacity is below this in every pixel shows nothing."""
-
-
-class RunField:
-    """The field in the newest checkpoint of the run in ``folder``. Raises ConfigError if there is none that fits."""
-
-    plain = False
-
-    def __init__(self, folder: Path) -> None:
-        config, field, occupancy, _ = open_field(folder)
-        self.draw, self.folder = field_pictures(field, occupancy, config.march), folder
-
-    def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
-        """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4), unlit always. Raises ConfigError if nothing is there."""
-        pose = torch.from_numpy(np.asarray(c2w, np.float32))
-        projection = Projection.perspective(torch.full((len(pose),), fov), size, size)
-        colours, opacity = self.draw(Cameras(pose, projection, size, size))
-        if opacity.max() < FAINT:
-            raise ConfigError(f"{self.folder} is empty: its field shows nothing")
-        there = opacity[..., None]
-        views: Array = colours * there + background * (1 - there)
-        return views

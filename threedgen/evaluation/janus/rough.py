@@ -70,8 +70,6 @@ def halved(part: Part, edge: float = EDGE) -> Part:
     return replace(part, corners=whole[..., :3], values=whole[..., 3:])
 
 
-# --- for training ------------------------------------------------------------------------------------------------
-
 ROUGHEST = 2.0
 """Strengths of ``rough`` are drawn up to this one."""
 SEGMENTS = 16

@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import nn
 from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from .figures import Share
+from threedgen.run.arrays import Array
 
-Array = NDArray[Any]
+from .figures import Share
 
 
 def fid(x: Array, y: Array) -> float:

@@ -9,14 +9,13 @@ finds its minimum where the original takes thousands of steps of gradient descen
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-Array = NDArray[Any]
+from threedgen.run.arrays import Array
+
 UNIT = 400.0 / np.log(10)
 """Points of a rating by which the odds grow e-fold."""
 

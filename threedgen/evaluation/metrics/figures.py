@@ -88,9 +88,6 @@ def bootstrap(
     return float(low), float(high)
 
 
-# --- sides -------------------------------------------------------------------------------------------------------
-
-
 def wrap(angle: Floats | float) -> Floats:
     """Brings angles into [-pi, pi)."""
     return (np.asarray(angle, float) + pi) % (2 * pi) - pi

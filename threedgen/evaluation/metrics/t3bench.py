@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import pi
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from threedgen.evaluation.janus.coloured_mesh import ColouredMesh
 from threedgen.geometry.poses import look_at
+from threedgen.run.arrays import Array
 
-Array = NDArray[Any]
 ZOOMS = (3.0, 4.0, 5.0, 6.0, 7.5)
 """The vertical field of view is pi over this."""
 DISTANCE, SIZE, ROUNDS = 2.2, 512, 3

@@ -7,7 +7,6 @@ the same between two draws of the truth, which is as near as the luck of a scene
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +62,8 @@ def roughness(normal: np.ndarray, mask: np.ndarray) -> float | None:
     return float(found.mean()) if len(found) else None
 
 
-@dataclass(frozen=True)
-class Surface:
-    """``roughness`` in degrees, of the surface from which assets are made; ``translucent``: it would be noted there."""
-
-    roughness: float | None
-    translucent: bool
+Surface = tuple[float | None, bool]
+"""Roughness of the surface from which assets are made, degrees, and whether it would be noted there as translucent."""
 
 
 def surface(run: Path, c2w: np.ndarray, fov: float, size: int, resolution: int) -> Surface | None:
@@ -84,16 +79,16 @@ def surface(run: Path, c2w: np.ndarray, fov: float, size: int, resolution: int) 
     hit = rasterise(mesh.vertices, mesh.faces, c2w, fov, size)
     normal = (mesh.normals[mesh.faces[hit.face]] * hit.bary[..., None]).sum(-2)
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
-    return Surface(roughness(normal, hit.mask), half_depth(mesh) > TRANSLUCENT)
+    return roughness(normal, hit.mask), half_depth(mesh) > TRANSLUCENT
 
 
 def surface_figures(found: Sequence[Surface | None], truth: Sequence[float | None]) -> dict[str, Any]:
     """Medians of the roughness of results and of the truth; how many of the results are translucent, or nothing."""
     there = [one for one in found if one is not None]
     return {
-        "roughness": median([one.roughness for one in there]),
+        "roughness": median([rough for rough, _ in there]),
         "floor_roughness": median(list(truth)),
-        "translucent": sum(one.translucent for one in there),
+        "translucent": sum(translucent for _, translucent in there),
         "without_surface": len(found) - len(there),
     }
 

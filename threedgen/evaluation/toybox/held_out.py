@@ -31,16 +31,14 @@ class Case:
         return build(self.spec, numpy_generator(seed, self.index, f"truth {number}"), index=self.index)
 
 
-def held_out_cases(
-    count: int, seed: int, first: int = 0, spread: bool = False, nouns: Collection[str] | None = None
-) -> list[Case]:
-    """Draws ``count`` different combinations from sample ``first`` on; with ``spread`` each noun that has any comes
+def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collection[str] | None = None) -> list[Case]:
+    """Draws ``count`` different combinations; with ``spread`` each noun that has any comes
     once before one comes again; ``nouns``: only of these. Raises ConfigError for more than there are."""
     rooms = {word: count for word, count in held_out_rooms().items() if nouns is None or word in nouns}
     most = len(COLOURS) * (len(rooms) * min(rooms.values(), default=0) if spread else sum(rooms.values())) // 2
     if count > most:
         raise ConfigError(f"the toybox has not so many held-out captions: ask for at most {most} (got {count})")
-    box, index = Toybox(seed, "held-out"), first
+    box, index = Toybox(seed, "held-out"), 0
     cases: list[Case] = []
     taken: set[Spec] = set()
     turns = dict.fromkeys(rooms, 0)
@@ -64,8 +62,6 @@ def held_out_rooms() -> dict[str, int]:
     }
     return {word: count for word, count in rooms.items() if count}
 
-
-# --- things with one clear front ---------------------------------------------------------------------------------
 
 FAMILIES = ("animals", "people", "vehicles")
 UNCLEAR = ("rocket",)

@@ -8,7 +8,6 @@ of its kind. For photos any image encoder of the Hugging Face hub, as DreamBooth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,27 +123,17 @@ def encoder_input(pictures: Tensor, size: int, mean: Sequence[float], std: Seque
     return (x - middle) / spread
 
 
-# --- figures -----------------------------------------------------------------------------------------------------
-
-
 def similarity(ours: Tensor, theirs: Tensor) -> float:
     """Averages the cosine of all pairs of the vectors (V, D) and (W, D), in [-1, 1]: DINO or CLIP-I of one subject."""
     return float((ours @ theirs.T).mean())
 
 
-@dataclass(frozen=True)
-class ROC:
-    """How well a figure tells "same" from "different". ``area`` in [0, 1]: the share of pairs in order, ties half;
-    ``threshold``: where most answers are right, ``hits`` of the same and ``alarms`` of the others from there on."""
+def roc(same: NDArray[np.floating], different: NDArray[np.floating]) -> dict[str, float]:
+    """Rates the figures of pairs that are the same and of pairs that are not. Raises ValueError if one is empty.
 
-    area: float
-    threshold: float
-    hits: float
-    alarms: float
-
-
-def roc(same: NDArray[np.floating], different: NDArray[np.floating]) -> ROC:
-    """Rates the figures of pairs that are the same and of pairs that are not. Raises ValueError if one is empty."""
+    ``area`` in [0, 1]: the share of pairs in order, ties half; ``threshold``: where most answers are right, ``hits`` of
+    the same and ``alarms`` of the others from there on.
+    """
     if not len(same) or not len(different):
         raise ValueError("a ROC needs figures of both kinds")
     low = np.sort(different)
@@ -154,7 +143,8 @@ def roc(same: NDArray[np.floating], different: NDArray[np.floating]) -> ROC:
     alarms = 1 - np.searchsorted(low, every) / len(low)
     best = int((hits - alarms).argmax())
     area = float((below + up_to).mean() / 2 / len(low))
-    return ROC(area, float(every[best]), float(hits[best]), float(alarms[best]))
+    found = {"threshold": every[best], "hits": hits[best], "alarms": alarms[best]}
+    return {"area": area} | {name: float(value) for name, value in found.items()}
 
 
 def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.integer]) -> tuple[Any, Any]:

@@ -41,11 +41,10 @@ FIGURES = {
 @dataclass(frozen=True)
 class Verdict:
     """About one object. ``answers``: key of FIGURES -> True, False, None (not applicable) or one of these for each
-    view; ``words``: what the probe sees; ``certainty``: mean log-probability of what was asked for, at most 0."""
+    view; ``words``: what the probe sees."""
 
     answers: dict[str, Any]
     words: dict[str, str]
-    certainty: float
     fronts: int | None
     azimuth_error: float | None
 
@@ -73,7 +72,7 @@ def judge(
     seen = together(views)
     pick: Callable[[Tensor], int] = (lambda x: majority(x.numpy())) if vote else (lambda x: int(x.mean(0).argmax()))
     answers: dict[str, Any] = {}
-    words, certainty = dict[str, str](), list[float]()
+    words = dict[str, str]()
     for key, names in (("noun", labels.nouns), ("colour", labels.colours)):
         single, asked = getattr(views, key), getattr(spec, key)
         choice = pick(single)
@@ -81,23 +80,20 @@ def judge(
         if asked:
             expected = names.index(asked)
             answers |= {key: choice == expected, f"{key}_single": (single.argmax(1) == expected).tolist()}
-            certainty.append(float(getattr(seen, key)[expected]))
     if spec.part:
         word = labels.words.index(spec.part)
         there, painted = float(seen.part[word]), int(seen.part_colour[word].argmax())
         visible = there > threshold
         words["part"] = f"{labels.colours[painted]} {spec.part}" if visible else f"no {spec.part}"
         answers["part"] = visible
-        certainty.append(float(np.log(max(there, 1e-6))))
         if spec.part_colour:
             expected = labels.colours.index(spec.part_colour)
             answers |= {"part_colour": painted == expected, "bound": visible and painted == expected}
-            certainty.append(float(seen.part_colour[word, expected]))
     count, error = None, None
     if azimuth is not None and NOUNS[spec.noun].front:
         found, count, error = _sides(views, azimuth)
         answers |= found
-    return Verdict(answers, words, float(np.mean(certainty)), count, error)
+    return Verdict(answers, words, count, error)
 
 
 def judge_pictures(

@@ -55,7 +55,6 @@ class Result:
     views: np.ndarray
     azimuth: np.ndarray
     seconds: float | None = None
-    memory_mib: float | None = None
     failed: bool = False
 
 
@@ -63,7 +62,7 @@ def run(config: Evaluate3DConfig, resume: Path | None = None, quiet: bool = Fals
     """Makes, judges, reports; returns the exit code. Raises ConfigError before any run if something is missing."""
     begun = time.monotonic()
     probe = Probe.load(config.probe.weights)
-    cases = held_out_cases(config.prompts, config.seed, config.first, spread=True)
+    cases = held_out_cases(config.prompts, config.seed, spread=True)
     places = [f"objects/{runs.slug(case.caption)}" for case in cases]
     configs = [object_config(config, "config", *pair) for pair in zip((c.caption for c in cases), places, strict=True)]
     results, measured, truth = list[Result](), list[Verdict](), list[Verdict]()
@@ -90,14 +89,10 @@ def run(config: Evaluate3DConfig, resume: Path | None = None, quiet: bool = Fals
     near = surface_figures(surfaces, smooth)
     if len(cases) > 1:
         near |= distances(probe, [result.views for result in results], *draws)
-    own = [
-        {"folder": place, "seconds": result.seconds, "peak_memory_mib": result.memory_mib}
-        for place, result in zip(places, results, strict=True)
-    ]
+    own = [{"folder": place, "seconds": result.seconds} for place, result in zip(places, results, strict=True)]
     costs = {
         "seconds_median": median([result.seconds for result in results]),
         "seconds_most": max((r.seconds for r in results if r.seconds is not None), default=None),
-        "peak_memory_mib_most": max((r.memory_mib for r in results if r.memory_mib is not None), default=None),
     }
     about = {
         "prompts": len(cases),
@@ -110,9 +105,6 @@ def run(config: Evaluate3DConfig, resume: Path | None = None, quiet: bool = Fals
     there = [k for k, result in enumerate(results) if not result.failed][: config.sheet]
     shown = {k: thumbnails(results[k].views[::each][: config.sheet_views], 192) for k in there}
     return report_scores(config, begun, cases, measured, truth, KEYS, page(config, costs), about, shown, own, near)
-
-
-# --- the objects -------------------------------------------------------------------------------------------------
 
 
 def object_config(
@@ -161,7 +153,7 @@ def make(config: GenerateConfig) -> Result:
             f"{folder} lacks views.npz of a finished run, or an older version made it ({error}); delete it and go on"
         ) from None
     summary = read_summary(folder)
-    return Result(views, azimuth, summary.get("seconds"), summary.get("peak_memory_mib"))
+    return Result(views, azimuth, summary.get("seconds"))
 
 
 def judge_result(probe: Probe, case: Case, result: Result) -> Verdict:
@@ -170,7 +162,7 @@ def judge_result(probe: Probe, case: Case, result: Result) -> Verdict:
     if not result.failed:
         return verdict
     wrong = {key: [False] * VIEWS if isinstance(value, list) else False for key, value in verdict.answers.items()}
-    return Verdict(wrong, {"noun": "nothing", "colour": "no"}, -99.0, None, None)
+    return Verdict(wrong, {"noun": "nothing", "colour": "no"}, None, None)
 
 
 def true_turntable(case: Case, generate: GenerateConfig, seed: int, number: int) -> Picture:
@@ -193,13 +185,9 @@ def angles(generate: GenerateConfig) -> tuple[np.ndarray, float, float]:
     return view_azimuths(table), float(np.deg2rad(table.elevation)), float(np.deg2rad(table.fov))
 
 
-# --- the report --------------------------------------------------------------------------------------------------
-
-
 def page(config: Evaluate3DConfig, costs: dict[str, float | None]) -> tuple[str, str]:
     """Words report.md before and after its table."""
-    units = zip(costs.values(), ("s", "s", "MiB"), strict=True)
-    middle, most, memory = ("-" if value is None else f"{value:.0f} {unit}" for value, unit in units)
+    middle, most = ("-" if value is None else f"{value:.0f} s" for value in costs.values())
     changes = f" with {' '.join(config.overrides)}" if config.overrides else ""
     before = f"""# 3D objects of held-out prompts
 
@@ -210,6 +198,5 @@ ground-truth objects for each prompt."""
 One front only: no two of the eight views that show a front are more than 90 degrees apart, and one does show it;
 asked of things that have a front. Its false alarm rate is what is missing to 100 % on ground truth.
 
-Seconds for an object: median {middle}, at most {most}.
-Peak memory of the process that made them all: {memory}."""
+Seconds for an object: median {middle}, at most {most}."""
     return before, after

@@ -42,11 +42,7 @@ class ProbeTrainingConfig(Config):
     window: int = Field(256, ge=1, description="how many steps back those earlier ones come from")
     augment: float = Field(1.0, ge=0, le=2, description="strength of blur, noise, colour shifts and moves; 0: none")
     spoiled: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of objects made rough, and half of those that have a front with two front "
-        "halves glued together",
+        0.0, ge=0, le=1, description="share of objects made rough, half of those with a front with two glued fronts"
     )
     learning_rate: Scheduled = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
     weight_decay: float = Field(0.02, ge=0)
@@ -61,25 +57,21 @@ class TrainProbeConfig(RunConfig):
     training: ProbeTrainingConfig = ProbeTrainingConfig()
     calibrated: int = Field(500, ge=20, description="fresh objects that say from when on an accessory counts as seen")
     measured: int = Field(1000, ge=1, description="other fresh objects, on which its accuracy is measured at the end")
-    trainer: TrainerConfig = TrainerConfig(max_steps=5000, gradient_clip_val=5.0, val_check_interval=500)
+    trainer: TrainerConfig = TrainerConfig(max_steps=5000, gradient_clip_val=5.0)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
 
 
 class ProbeConfig(Config):
     """The probe that looks."""
 
-    weights: str = Field(
-        "embedded", min_length=1, description="'embedded', or the .safetensors file of a train-probe run"
-    )
+    weights: str = Field("embedded", min_length=1, description="'embedded', or a train-probe run's .safetensors file")
 
 
 class EvaluationConfig(RunConfig):
     """What every evaluation has."""
 
     probe: ProbeConfig = ProbeConfig()
-    first: int = Field(0, ge=0, description="index of the first held-out asset that is tried")
     sheet: int = Field(24, ge=0, le=1000, description="objects on the contact sheet")
-    worst: int = Field(20, ge=0, description="objects in the list of the worst")
 
 
 class EvaluatePriorConfig(EvaluationConfig):
@@ -139,11 +131,7 @@ class ToyboxIdentityConfig(Config):
     """The network that a train-toybox-identity run made."""
 
     name: Literal["toybox"] = Field("toybox", description="for subjects of the toybox")
-    weights: str = Field(
-        "embedded",
-        min_length=1,
-        description="embedded, or the .safetensors file that a run left in RUN/identity, or that folder",
-    )
+    weights: str = Field("embedded", min_length=1, description="embedded, or the file or folder of a RUN/identity")
 
     def file(self) -> Path:
         """Raises ConfigError if there is none."""
@@ -176,17 +164,12 @@ class EvaluateSubjectsConfig(RunConfig):
         ("l1", "l2", "images", "lora", "none"), min_length=1, description="what is compared; the first is on the sheet"
     )
     strengths: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(
-        (1.0,),
-        min_length=1,
-        description="prior.personalisation_strength: the first for all ways and for objects, others for the first way",
+        (1.0,), min_length=1, description="prior.personalisation_strength: the first for all, others for the first way"
     )
     subjects: int = Field(10, ge=1, le=1000, description="how many, of different kinds as far as there are")
-    first: int = Field(0, ge=0, description="number of the first one")
     photos: int = Field(5, ge=2, le=100, description="pictures that each is learnt from")
     settings: tuple[str, ...] = Field(
-        ("", "red hat", "blue scarf", "green glasses"),
-        min_length=1,
-        description="what a subject wears, COLOUR ACCESSORY; empty: nothing",
+        ("", "red hat", "blue scarf", "green glasses"), min_length=1, description="COLOUR ACCESSORY; empty: nothing"
     )
     held_out: int = Field(20, ge=1, le=10_000, description="held-out prompts that show what was forgotten")
     steps: int = Field(25, ge=1, le=1000, description="DDIM steps of the samples")

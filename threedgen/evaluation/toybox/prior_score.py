@@ -16,9 +16,10 @@ import torch
 
 from threedgen.config import registry
 from threedgen.data.toybox.world import portraits
-from threedgen.evaluation.sampling import Ring, fingerprint, random_ring, read_views, ring_poses, write_views
+from threedgen.evaluation.sampling import Ring, random_ring, read_views, ring_poses, write_views
 from threedgen.geometry.images import to_uint8
 from threedgen.guidance.prior import Prior
+from threedgen.run.cache import digest
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
@@ -39,10 +40,10 @@ def run(config: EvaluatePriorConfig, resume: Path | None = None, quiet: bool = F
     begun = time.monotonic()
     probe = Probe.load(config.probe.weights)
     set_threads(config.threads)
-    cases = held_out_cases(config.samples, config.seed, config.first)
+    cases = held_out_cases(config.samples, config.seed)
     rings = [cameras(config, case) for case in cases]
     prior: Prior = registry.build("prior", config.prior)
-    weights = fingerprint(prior)
+    weights = digest(prior.networks)
     drawn = draw_all(config, prior, weights, cases, rings, quiet)
     if drawn is None:
         return 130
@@ -75,7 +76,7 @@ def draw_all(
     config: EvaluatePriorConfig, prior: Prior, weights: str, cases: Sequence[Case], rings: Sequence[Ring], quiet: bool
 ) -> list[np.ndarray] | None:
     """Reads the views (V, H, W, 3) uint8 of every case from the files that are there already, or samples them; None
-    after Ctrl-C. ``weights``: the prior's fingerprint."""
+    after Ctrl-C. ``weights``: the digest of the prior's."""
     drawn: list[np.ndarray] = []
     with Interrupts() as interrupts, Count("sampling", len(cases), quiet) as count:
         for start in range(0, len(cases), config.batch):

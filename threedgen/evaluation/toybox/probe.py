@@ -155,7 +155,6 @@ class Probe(nn.Module):
             torch.atan2(heading[:, 1], heading[:, 0]),
         )
 
-    # -- files ------------------------------------------------------------------------------------------------
     def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
         """Writes PATH.safetensors in float16, and beside it a .json with labels, sizes and ``about``."""
         card = {"labels": self.labels.plain(), "network": self.options.model_dump(mode="json")}

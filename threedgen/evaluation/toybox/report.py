@@ -38,29 +38,11 @@ def table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[
     return markdown_table(heads, [[FIGURES[key], *cells[key]] for key in asked])
 
 
-def worst(captions: Sequence[str], verdicts: Sequence[Verdict], count: int) -> list[dict[str, Any]]:
-    """Lists the objects least like what was asked for: most wrong answers first, then the least certain."""
-
-    def rank(k: int) -> tuple[int, float]:
-        return -len(verdicts[k].wrong(PART_OF_SHEET)), verdicts[k].certainty
-
-    order = sorted(range(len(verdicts)), key=rank)[:count]
-    return [
-        {"number": k, "caption": captions[k], "wrong": verdicts[k].wrong(PART_OF_SHEET), "said": verdicts[k].words}
-        for k in order
-    ]
-
-
-def described(words: dict[str, str]) -> str:
-    """Words what the probe sees: "blue dog, red hat"."""
-    part = words.get("part")
-    return f"{words['colour']} {words['noun']}" + (f", {part}" if part else "")
-
-
 def mark(verdict: Verdict) -> str:
     """Words a verdict for the line under a picture: "ok", or what is wrong and what was seen instead."""
-    wrong = verdict.wrong(PART_OF_SHEET)
-    return "ok" if not wrong else f"{'+'.join(wrong)}: {described(verdict.words)}"
+    wrong, words = verdict.wrong(PART_OF_SHEET), verdict.words
+    seen = ", ".join(filter(None, (f"{words['colour']} {words['noun']}", words.get("part"))))
+    return f"{'+'.join(wrong)}: {seen}" if wrong else "ok"
 
 
 def report_scores(
@@ -84,7 +66,6 @@ def report_scores(
     (V, H, W, 3) on the sheet.
     """
     folder, captions = Path(str(config.out)), [case.caption for case in cases]
-    rows = worst(captions, measured, config.worst)
     figures = (
         about
         | ({"fidelity": rounded(fidelity)} if fidelity else {})
@@ -92,19 +73,14 @@ def report_scores(
             "measured": figures_plain(measured),
             "probe_on_truth": figures_plain(truth),
             "probe_accuracy": read_json(locate(config.probe.weights).with_suffix(".json")).get("accuracy"),
-            "worst": rows,
             "objects": [
                 {"caption": caption, **more, **verdict.plain()}
                 for caption, more, verdict in zip(captions, own or [{}] * len(cases), measured, strict=True)
             ],
         }
     )
-    lines = []
-    for row in rows:
-        wrong = ", ".join(FIGURES[key] for key in row["wrong"]) or "nothing wrong"
-        lines.append(f"- {row['number']}: {row['caption']} - {wrong} (seen: {described(row['said'])})")
     near = (fidelity_table(fidelity),) if fidelity else ()
-    parts = (text[0], table(measured, truth, keys), *near, text[1], "## The worst", "\n".join(lines) or "none")
+    parts = (text[0], table(measured, truth, keys), *near, text[1])
     write_report(folder, "\n\n".join(parts) + "\n", figures)
     if shown:
         labels = [f"{captions[k]} - {mark(measured[k])}" for k in shown]

@@ -48,7 +48,7 @@ def run(config: EvaluateSubjectsConfig, resume: Path | None = None, quiet: bool 
     rows: list[dict[str, Any]] = []
     with Count("subjects", config.subjects, quiet) as count:
         before = once(folder / "held-out.json", held_out, tools, base)
-        for number in range(config.first, config.first + config.subjects):
+        for number in range(config.subjects):
             subject = photograph(tools, number, folder / "subjects", base.image_size)
             try:
                 found = measure(tools, subject, base)

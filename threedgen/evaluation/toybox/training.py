@@ -1,16 +1,13 @@
 """Carries out the tasks "train-probe" and "train-identity": trains the small networks that measure toybox pictures.
 
 RUN/probe/toybox-probe.*        the probe, through which all evaluations look: float16, labels, sizes, accuracy
-RUN/validation.jsonl            its accuracy on fresh objects as it goes on
 RUN/identity/toybox-identity.*  the network that tells subjects apart, and beside it its own ROC on fresh subjects
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -180,13 +177,6 @@ class ProbeSystem(ClassifierSystem):
         noun, colour = (100 * accuracy[key]["share"] for key in ("noun", "colour"))
         return {"accuracy": accuracy}, f"probe: noun {noun:.1f} %, colour {colour:.1f} % of {config.measured} objects"
 
-    def validate(self, step: int, folder: Path) -> None:
-        """Writes a line of validation.jsonl: shares on fresh objects."""
-        figures = measure(self.net, 128, self.seed + 1)
-        shares = {key: value["share"] for key, value in figures.items() if isinstance(value, dict)}
-        with open(folder / "validation.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **shares}) + "\n")
-
 
 def probe_loss(raw: Raw, truth: Truth, emphasis: Tensor | float = 1.0) -> tuple[Tensor, dict[str, float]]:
     """Sums up the questions' losses, each over the pictures it can be asked of; and shares of right answers.
@@ -236,7 +226,7 @@ def measure_identity(net: IdentityNet, count: int, alike: int, seed: int) -> dic
             vectors.append(net(torch.from_numpy(rgb).permute(0, 3, 1, 2)))
             subject += [k * alike + number] * PICTURES
             kind += [k] * PICTURES
-    return asdict(roc(*pairs(torch.cat(vectors), np.array(subject), np.array(kind))))
+    return roc(*pairs(torch.cat(vectors), np.array(subject), np.array(kind)))
 
 
 def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:

@@ -26,9 +26,8 @@ class TuningConfig(Config):
 
     preservation: Literal["l1", "l2", "images", "lora", "none"] = Field(
         "l1",
-        description="against forgetting: distance of the weights to those of the base, l1 (MVDream) or l2 (squared), "
-        "divided by their number; pictures of the class that the base drew (DreamBooth); lora, only low-rank terms "
-        "learn; none",
+        description="against forgetting: mean distance of the weights to the base's, l1 (MVDream) or l2 (squared); "
+        "images of the class that the base drew (DreamBooth); lora, only low-rank terms learn; none",
     )
     weight: float = Field(1.0, ge=0, description="of the preservation term, lambda")
     batch: int = Field(4, ge=1, le=256, description="pictures in a step")

@@ -172,8 +172,6 @@ class DreamBoothSystem(System):
         o, groups = self.options, [{"params": list(self.trained.values())}, {"params": [self.word]}]
         return self.adamw(groups, o.learning_rate, o.word_learning_rate)
 
-    # --- what is seen and kept -----------------------------------------------------------------------------------
-
     @torch.no_grad()
     def views(self, prompt: str) -> Tensor:
         """(4, S, S, 3): what the prior draws now, always from the same noise."""

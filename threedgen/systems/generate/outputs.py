@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import shutil
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from threedgen.export.task import export, save
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, to_uint8, write_mp4, write_png
 from threedgen.geometry.rigs import turntable
-from threedgen.run.folder import write_atomic
+from threedgen.run.folder import replacing
 from threedgen.run.metrics import read_summary
 from threedgen.systems.generate.options import ResultConfig
 
@@ -105,9 +104,8 @@ def write_turn(pictures: Callable[[Cameras], Tensor], options: ResultConfig, fol
 def write_views(views: Any, folder: Path) -> None:
     """views.png, and the same pictures (N, H, W, 3) for programs in views.npz, uint8."""
     write_png(folder / "views.png", grid(views, VIEWS // 2))
-    packed = io.BytesIO()
-    np.savez_compressed(packed, views=to_uint8(views))
-    write_atomic(folder / "views.npz", packed.getvalue())
+    with replacing(folder / "views.npz") as file:
+        np.savez_compressed(file, views=to_uint8(views))
 
 
 def write_mesh(

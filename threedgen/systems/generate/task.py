@@ -99,7 +99,7 @@ def optimise(task: Task, start: Path | None = None) -> Status:
     prior: Prior
     with enough_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
         prior = task.load_prior()
-        notes = warn_about(config.prompt, prior) + unknown_sides(config, prior)
+        notes = warn_about(config.prompt, prior)
         text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
         views, cameras = preview(config, prior, prompt, folder)
     if not config.refine_steps:
@@ -205,17 +205,6 @@ def check_backends(config: GenerateConfig) -> None:
     for key, options, modules in (grid, ("march", config.march, march.MODULES)):
         with within(key):
             load_backend(modules, getattr(options, "backend", "auto"), here)
-
-
-def unknown_sides(config: GenerateConfig, prior: Prior) -> list[str]:
-    """Logs and returns a sentence if the prior does not know the words for the side from which one looks."""
-    sides = prompts("", "", config.view_prompts)[2:]
-    unknown = dict.fromkeys(word for side in sides for word, _ in prior.unknown_words(side) if word.isalnum())
-    if not unknown:
-        return []
-    note = f"this prior does not know the words of view_prompts ({', '.join(unknown)}); they have no meaning to it"
-    logger.warning("%s", note)
-    return [note]
 
 
 def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:

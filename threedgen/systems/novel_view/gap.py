@@ -88,22 +88,9 @@ def gap_test(
 
 def write_gaps(path: Path, step: int, gaps: Sequence[Gap]) -> None:
     """Adds the lines of a step to a table, and drops those of this step and later ones, which a killed run left."""
-    lines = [line for line in _lines(path) if int(line.partition(",")[0]) < step]
+    before = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
+    lines = [line for line in before if int(line.partition(",")[0]) < step]
     lines += [f"{step},{g.alpha_bar:g},{g.true:.3f},{g.shuffled:.3f},{g.gap:.3f}" for g in gaps]
-    _write(path, lines)
-
-
-def drop_gaps(path: Path, step: int) -> None:
-    """Drops the lines of a step from a table, if there is one."""
-    if path.is_file():
-        _write(path, [line for line in _lines(path) if int(line.partition(",")[0]) != step])
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
-
-
-def _write(path: Path, lines: list[str]) -> None:
     write_atomic(path, "\n".join(["step,alpha_bar,true,shuffled,gap", *lines, ""]))
 
 

@@ -22,9 +22,7 @@ class PixelsConfig(Config):
     """The paper's form: a network on the pixels."""
 
     name: Literal["pixels"] = "pixels"
-    start: str | None = Field(
-        None, min_length=1, description="weights to go on from (embedded, a folder); null: from nothing"
-    )
+    start: str | None = Field(None, min_length=1, description="weights to go on from (embedded, a folder); null: none")
     network: XUNetConfig = XUNetConfig()
 
     @model_validator(mode="after")
@@ -69,22 +67,15 @@ class PairTrainingConfig(Config):
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     ema_half_life: int = Field(500_000, ge=1, description="examples after which a weight counts half in the average")
     time_power: float = Field(
-        1.0,
-        gt=0,
-        le=2,
-        description="t = u^this of the noise schedule, u uniform: below 1 favours noise, where the "
-        "colours of the unseen are decided",
+        1.0, gt=0, le=2, description="t = u^this, u uniform: below 1 favours noise, where unseen colours are decided"
     )
     near: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of the pairs whose cameras are neighbours, from which it learns sooner to "
-        "repeat what it is shown; paper: none",
+        description="share of pairs of neighbouring cameras, which teach to repeat what is shown; paper: none",
     )
-    regression: bool = Field(
-        False, description="the paper's ablation: the target is always pure noise, and one step predicts the view"
-    )
+    regression: bool = Field(False, description="the paper's ablation: pure noise, and one step predicts the view")
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
     gap_levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.5, 0.05, 0.006), min_length=1, description="alpha_bar (share of signal) at which the gap test is done"
@@ -122,8 +113,7 @@ class ImageTo3DConfig(RunConfig):
     weights: str = Field(
         "embedded",
         min_length=1,
-        description="novel-view model: embedded (toybox cars and chairs), the folder of a "
-        "trained one, or a checkpoint of the port",
+        description="embedded (toybox cars and chairs), a trained folder, or a port's checkpoint",
     )
     elevation: float = Field(20.0, gt=-90, lt=90, description="of the camera that took the picture, degrees")
     azimuth: float = Field(0.0, ge=-360, le=360, description="of this camera, degrees; 0: it sees the front")

@@ -19,7 +19,7 @@ from threedgen.guidance.threedim.sampler import ViewModel
 from threedgen.run.dtypes import mixed
 from threedgen.train.system import AveragedSystem, stratified
 
-from .gap import Pairs, drop_gaps, gap_test, write_gaps, write_sheet
+from .gap import Pairs, gap_test, write_gaps, write_sheet
 from .options import TrainThreeDiMConfig
 
 BETAS = (0.9, 0.99)
@@ -105,7 +105,7 @@ class PairSystem(AveragedSystem):
                     write_sheet(folder / "samples.png", self.model, bank, o, self.seed, self.device)
 
     def forget(self, step: int, folder: Path) -> None:
-        drop_gaps(folder / "gap.csv", step)
+        write_gaps(folder / "gap.csv", step, ())
 
 
 def rate_share(warmup: float, decay: float, max_steps: int) -> Callable[[int], float]:

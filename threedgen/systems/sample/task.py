@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from functools import partial
 
 import numpy as np
@@ -16,7 +14,6 @@ from threedgen.systems.sample.options import SampleConfig
 from threedgen.train.loop import Status
 from threedgen.train.task import Task, run_task
 
-logger = logging.getLogger(__name__)
 RESULT = "views.png"
 
 
@@ -28,7 +25,6 @@ def sample(task: Task) -> Status:
     notes = warn_about(config.prompt, prior)
     pipeline = prior.pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    loaded = time.monotonic()
     rows = [
         pipeline(
             with_suffix(prompt, config.suffix),
@@ -43,12 +39,9 @@ def sample(task: Task) -> Status:
         ).images
         for k in range(config.samples)
     ]
-    sampled, columns = time.monotonic() - loaded, max(1, config.n_view)
     with writing(task.folder):
-        write_png(task.folder / RESULT, grid(np.concatenate(rows), columns))
-        task.summarise(sampling_seconds=round(sampled, 3), notes=notes)
-    if not task.quiet:
-        logger.warning("%d x %d views in %.1f s", config.samples, columns, sampled)
+        write_png(task.folder / RESULT, grid(np.concatenate(rows), max(1, config.n_view)))
+        task.summarise(notes=notes)
     return Status.FINISHED
 
 

@@ -38,10 +38,7 @@ class AutoencoderConfig(Config):
     jumbles: float = Field(0.25, ge=0, le=1, description="share of the pictures that show heaps of random solids")
     rooms: float = Field(0.2, ge=0, le=1, description="share of the pictures taken inside toy rooms")
     shrunk: float = Field(
-        0.25,
-        ge=0,
-        description="weight of decoding latents at half the size as the picture at half the size: latents "
-        "without fine noise are learnt sooner by a UNet (Skorokhodov et al. 2025, arXiv 2502.14831)",
+        0.25, ge=0, description="weight of half-size latents decoded as half-size pictures (arXiv 2502.14831)"
     )
     max_steps: int = Field(5000, ge=1)
     learning_rate: Scheduled = Field({"0%": 1e-4, "1%": 1e-3, "60%": 1e-3, "100%": 2e-5})
@@ -76,14 +73,11 @@ class NetworkConfig(Config):
     text_layers: int = Field(3, ge=1, le=48)
     text_heads: int = Field(4, ge=1)
     max_tokens: int = Field(32, ge=4, description="length of a prompt in tokens, start and end included")
-    pooled_text: bool = Field(
-        True, description="add the pooled caption to the time embedding, besides cross-attention: shapes come sooner"
-    )
+    pooled_text: bool = Field(True, description="the pooled caption in the time embedding too: shapes come sooner")
     scale_shift: bool = Field(True, description="the time embedding scales and shifts features (else only shifts)")
     prediction: Literal["epsilon", "v_prediction"] = Field(
         "v_prediction",
-        description="what the UNet predicts; v weighs all noise levels alike, so that the words are learnt, "
-        "which matter where there is much noise; epsilon all but ignores those levels",
+        description="of the UNet; v weighs all noise levels alike, also the high ones, where words matter",
     )
     schedule: Literal["linear", "scaled_linear"] = Field(
         "linear",
@@ -162,9 +156,7 @@ class MultiviewDiffusionConfig(DiffusionConfig):
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that see each other")
     two_d: float = Field(0.3, ge=0, le=1, description="share of 2D batches: attention by view, no camera")
-    sheet_prompts: tuple[str, ...] = Field(
-        DiffusionConfig().sheet_prompts[:8], description="prompts of the sample sheet"
-    )
+    sheet_prompts: tuple[str, ...] = Field(DiffusionConfig().sheet_prompts[:8], description="of the sample sheet")
 
     @model_validator(mode="after")
     def _whole_objects(self) -> MultiviewDiffusionConfig:

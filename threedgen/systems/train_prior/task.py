@@ -22,7 +22,6 @@ from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.folder import writing
 from threedgen.run.seeding import seed_networks
 from threedgen.train.loop import Status
-from threedgen.train.system import System
 from threedgen.train.task import Task, run_task
 
 from . import autoencoder
@@ -39,11 +38,11 @@ def train_base(task: Task) -> Status:
     learner = autoencoder.AutoencoderSystem(config.autoencoder, config.seed, vae)
     source = Photographs(config.seed, "train")
 
-    def standardise(_: System) -> None:
+    def standardise() -> None:
         rgb = source.block(range(64), config.image_size).rgb  # objects and rooms together
         autoencoder.standardise(vae, torch.from_numpy(rgb))
 
-    task.stage("autoencoder", vae, lambda: learner, "psnr", standardise)
+    task.stage("autoencoder", vae, learner, "psnr", standardise)
     vae.requires_grad_(False).eval()
 
     with writing(task.folder):
@@ -53,7 +52,7 @@ def train_base(task: Task) -> Status:
     text = text_encoder(config.network, tokenizer)
     words = WordsSystem(config.words, config.seed, text, tokenizer, bank)
     networks = nn.ModuleDict({"text_encoder": text, "tower": words.tower})
-    task.stage("words", networks, lambda: words, "matched")
+    task.stage("words", networks, words, "matched")
     text.requires_grad_(False).eval()
 
     seed_networks(config.seed, "UNet")
