@@ -9,6 +9,7 @@ import pytest
 from threedgen import config
 from threedgen.config import ConfigError, renamed
 from threedgen.run.folder import differences
+from threedgen.systems.generate.options import GenerateConfig
 
 
 def written(folder: Path, text: str) -> Path:
@@ -48,3 +49,12 @@ def test_a_run_of_the_release_before_goes_on() -> None:
     before = {{"scenes_per_step": "groups", "guidance_input": "judged"}.get(key, key): now[key] for key in now}
     assert differences(before, now) == []
     assert differences(before | {"groups": 7}, now) == ["scenes_per_step: 7 -> 1.0"]
+
+
+def test_a_key_that_has_gone_is_left_out_of_files_and_refused_in_words(caplog: pytest.LogCaptureFixture) -> None:
+    old = {"task": "generate", "prompt": "a", "warm_start": {"steps": 3, "size": 64}}
+    assert renamed.in_tree(GenerateConfig, old, "old.yaml")["warm_start"] == {"steps": 3}
+    assert "old.yaml: size has no effect any more" in caplog.text
+    assert renamed.in_run(old)["warm_start"] == {"steps": 3}
+    with pytest.raises(ConfigError, match="warm_start.size"):
+        config.load("quick-toybox", ["prompt=a", "warm_start.size=64"])

@@ -81,3 +81,20 @@ def test_distortion_of_nothing_is_zero_and_one_surface_is_best():
     spread, surface = torch.full((10,), 0.1), torch.eye(10)[4]
     values = [float(losses.distortion(w, t[:-1], t[1:], ray, first)) for w in (spread, surface)]
     assert values[0] > 5 * values[1] > 0
+
+
+def test_roughness_is_that_of_the_normals():
+    """A plane has none, a ball little, a ball with dents more; what is away from the origin counts the same."""
+    points = torch.nn.functional.normalize(torch.randn(4000, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+    offsets = 0.02 * torch.randn(4000, 3, generator=torch.Generator().manual_seed(1))
+
+    def ball(x):
+        return torch.nn.functional.normalize(x, dim=-1)
+
+    def dented(x):
+        return torch.nn.functional.normalize(x + 0.1 * torch.sin(40 * x), dim=-1)
+
+    plane = losses.roughness(lambda x: torch.eye(3)[2].expand(len(x), 3), points, offsets)
+    smooth, rough = (losses.roughness(normal, points, offsets) for normal in (ball, dented))
+    assert plane == 0 and smooth == pytest.approx(2 * 0.02**2, rel=0.1) and rough > 5 * smooth
+    assert losses.roughness(ball, points[:0], offsets[:0]) == 0

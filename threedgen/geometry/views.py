@@ -65,10 +65,10 @@ DIFFERENT = 0.03
 
 class Pixels:
     """The P pixels of views as rays: ``origins``, unit ``directions``, ``colours`` and ``behind``, the colour behind
-    the object, which is the median of the picture's borders; each (P, 3)."""
+    the object, which is the median of the picture's borders; each (P, 3), on the CPU."""
 
     def __init__(self, views: Views) -> None:
-        images, side = views.images, min(views.at.height, views.at.width)
+        images, side = views.images.cpu(), min(views.at.height, views.at.width)
         self.origins, self.directions = (part.reshape(-1, 3) for part in views.at.rays())
         self.colours = images.reshape(-1, 3)
         behind = borders(images).median(1).values[:, None, None].expand(images.shape)

@@ -22,11 +22,9 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit, sample_multiview, surround
 from threedgen.geometry.views import Pixels, Views
-from threedgen.guidance.diffusion import ddim_redraw, fresh_noise, guided
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
 from threedgen.representations import losses
-from threedgen.representations.field.ngp import finite_difference_normal
 from threedgen.representations.march import step_size
 from threedgen.representations.mesh import losses as mesh_losses
 from threedgen.representations.shading import Shading
@@ -37,14 +35,14 @@ from threedgen.run.seeding import generator
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.system import System
 
+from .fitting import dents, redrawn
+
 logger = logging.getLogger(__name__)
 
 EVAL_CHUNK = 1 << 20
 """Samples rendered at a time where no gradient is needed."""
 SOME = 1 << 18
 """Samples assumed to be too many where chunks are off and the render itself ran out of memory."""
-DENTS, DENT = 512, 0.02
-"""Points at which a step of fitting looks at the surface, and how far from them, in radii of the world."""
 
 
 class GenerateSystem(System):
@@ -131,32 +129,17 @@ class GenerateSystem(System):
 
     def round(self, step: int) -> int | None:
         """Which round of refinement a step belongs to."""
-        length = self.config.refine_steps
-        rounds = len(self.config.refine.strengths)
+        length, rounds = self.config.refine_steps, len(self.config.refine.strengths)
         return min((step - self.begin(0)) // length, rounds - 1) if length and step >= self.begin(0) else None
 
     def refine(self, number: int, step: int) -> tuple[dict[str, float], Tensor]:
         """Renders should equal the pictures that the prior drew over those at the beginning of the round."""
         begin = self.begin(number)
         if step == begin:  # also if the step is repeated: the pictures are the same
-            self.draw_again(self.config.refine.strengths[number], step)
+            self.draw_again(self.config.refine.strengths[number], generator(self.seed, step, "drawing"))
             optimizer: Any = self.optimizers()
             optimizer.optimizer.state.clear()  # moments of the gradients of another loss, a thousand times as large
         return self.fit(self.rig.cameras, self.drawn.float(), step, begin, self.config.refine_steps)
-
-    @torch.no_grad()
-    def draw_again(self, strength: float, step: int) -> None:
-        """Fills ``drawn`` with renders of all sides that got noise and were denoised by the prior, group by group."""
-        o, rng = self.config.refine, generator(self.seed, step, "drawing")  # the same on all devices
-        denoise, schedule, views = guided(self.prior.denoise, o.guidance_scale), self.prior.schedule, []
-        for rig in self.rig.groups():
-            camera = self.prior.camera(rig.cameras.c2w.to(self.device)) if rig.n_view > 1 else None
-            text = view_text(self.text, rig, self.config.view_prompts)
-            given = replace(text, camera=camera, n_view=rig.n_view)
-            z = self.prior.encode_images(self.pictures(rig.cameras).to(self.device), rng)
-            z = ddim_redraw(denoise, z, fresh_noise(z, rng), given, schedule, o.sampling_steps, strength)
-            views.append(self.prior.decode_latents(z))
-        self.drawn.copy_(torch.cat(views))
 
     def fit(
         self, cameras: Cameras, images: Tensor, step: int, begin: int, length: int
@@ -168,8 +151,8 @@ class GenerateSystem(System):
         o, rng = self.config.fit, self.rng(step, "pixels")
         opaque, sparsity, smooth = (at(value, step - begin, length) for value in (o.opaque, o.sparsity, o.smooth))
         if self.field.rasterised:
-            side = cameras.height * cameras.width
-            chosen = torch.randperm(len(cameras), generator=rng)[: max(1, o.rays // side)]
+            many = max(1, o.rays // (cameras.height * cameras.width))
+            chosen = torch.randperm(len(cameras), generator=rng)[:many]
             pixels = Pixels(Views(images[chosen], cameras.select(chosen)))
             result = self.render(cameras.select(chosen), step, training=False)
             bumps = [mesh_losses.normal_consistency(*result.surface)] if smooth and result.surface is not None else []
@@ -181,28 +164,21 @@ class GenerateSystem(System):
             picked = pixels.draw(o.rays, rng)
             rays = (pixels.origins[picked].to(self.device), pixels.directions[picked].to(self.device))
             result = self.render_rays(*rays, self.material.draw(step, False, rng), rng, training=True)
-            bumps = [self.dents(result, *rays, rng)] if smooth else []
+            bumps = [dents(self.field, self.config.march, result, *rays, rng)] if smooth else []
         behind, colours = (part[picked].to(self.device) for part in (pixels.behind, pixels.colours))
         error = F.mse_loss(result.rgb_fg + behind * (1 - result.opacity), colours)
         clear = opaque * losses.opaque(result.opacity) + sparsity * losses.sparsity(result.opacity)
         self.metrics = {"opacity": float(result.opacity.detach().mean())}
         return {"loss_views": 10 * error.item()}, 10 * error + clear + smooth * sum(bumps)
 
-    def dents(self, result: Render, origins: Tensor, directions: Tensor, rng: torch.Generator) -> Tensor:
-        """How much normals differ where they should not: at points of the surface that some of the rays meet."""
-        radius, step = self.config.march.radius, step_size(self.config.march)
-        solid = (result.opacity[:, 0] > 0.5).nonzero()[:DENTS, 0]
-        depth = (result.depth / result.opacity)[solid].detach()
-        points = origins[solid] + depth * directions[solid]
-        offsets = DENT * radius * torch.randn(points.shape, generator=rng).to(points)
-
-        def normal(x: Tensor) -> Tensor:
-            return finite_difference_normal(opacity, x, 1.5 * DENT * radius, radius)
-
-        def opacity(x: Tensor) -> Tensor:  # of a step of the march: what is opaque has no normals inside
-            return 1 - torch.exp(-step * self.field.density(x))
-
-        return losses.roughness(normal, points, offsets)
+    def draw_again(self, strength: float, rng: torch.Generator) -> None:
+        """Fills ``drawn``; the same on all devices."""
+        c, views = self.config, []
+        for rig in self.rig.groups():
+            pictures = self.pictures(rig.cameras).to(self.device)
+            given = view_text(self.text, rig, c.view_prompts)
+            views.append(redrawn(self.prior, pictures, rig, given, c.refine, strength, rng))
+        self.drawn.copy_(torch.cat(views))
 
     def distillation_loss(self, step: int) -> tuple[dict[str, float], Tensor]:
         """Score distillation of freshly rendered views, and the regularisers."""
