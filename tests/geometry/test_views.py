@@ -1,0 +1,45 @@
+"""Pictures with their cameras, and their pixels as rays."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from threedgen.geometry.rigs import orbit
+from threedgen.geometry.views import SHARE, Pixels, Views
+
+
+def a_square(n: int = 3, side: int = 32) -> Views:
+    """A red square of 8 x 8 pixels in the middle of pictures whose background differs from one to the next."""
+    images = torch.linspace(0.2, 0.8, n)[:, None, None, None].expand(n, side, side, 3).clone()
+    images[:, 12:20, 12:20] = torch.tensor([1.0, 0.0, 0.0])
+    return Views(images, orbit(n, 0.2, 2.5, math.radians(40), side, side))
+
+
+def test_pixels_are_the_rays_of_their_cameras_with_what_is_behind() -> None:
+    views = a_square()
+    pixels = Pixels(views)
+    origins, directions = views.at.select([1]).rays()
+    second = slice(32 * 32, 2 * 32 * 32)
+    assert torch.equal(pixels.origins[second], origins.reshape(-1, 3))
+    assert torch.equal(pixels.directions[second], directions.reshape(-1, 3))
+    assert torch.equal(pixels.colours[second].view(32, 32, 3), views.images[1])
+    assert torch.equal(pixels.behind[second], torch.full((32 * 32, 3), 0.5))
+
+
+def test_most_of_the_pixels_drawn_are_near_the_object() -> None:
+    pixels = Pixels(a_square())
+    row, column = pixels.near % (32 * 32) // 32, pixels.near % 32
+    assert len(pixels.near) == 3 * 10 * 10 and row.min() == column.min() == 11 and row.max() == column.max() == 20
+    chosen = pixels.draw(2000, torch.Generator().manual_seed(0))
+    share = torch.isin(chosen, pixels.near).float().mean()
+    assert len(chosen) == 2000 and share == pytest.approx(SHARE + (1 - SHARE) * 100 / 32**2, abs=0.02)
+    assert torch.equal(chosen, pixels.draw(2000, torch.Generator().manual_seed(0)))
+
+
+def test_pictures_of_nothing_are_drawn_from_all_over() -> None:
+    nothing = Views(torch.full((2, 16, 16, 3), 0.4), orbit(2, 0.2, 2.5, 0.7, 16, 16))
+    chosen = Pixels(nothing).draw(500, torch.Generator().manual_seed(0))
+    assert len(chosen) == 500 and len(chosen.unique()) > 250
