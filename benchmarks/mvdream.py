@@ -6,6 +6,7 @@ field is a ball of half the scene's radius. Both ways are given the same prior, 
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -62,7 +63,8 @@ def random_prior(dtype: str, where: torch.device) -> MVDream:
         unet, vae = multiview_unet(**UNET).eval(), AutoencoderKL(**VAE).eval()
     width = UNET["cross_attention_dim"]
     text = CLIPTextModel(CLIPTextConfig(vocab_size=8, hidden_size=width, num_hidden_layers=0))
-    prior = MVDream(unet.requires_grad_(False), vae.requires_grad_(False), text, [], dtype=dtype, device=where)
+    words: Any = SimpleNamespace(get_vocab=dict)
+    prior = MVDream(unet.requires_grad_(False), vae.requires_grad_(False), text, words, dtype=dtype, device=where)
     prior.release()
     return prior
 

@@ -14,8 +14,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from threedgen.config import ConfigError
-
 Prediction = Literal["epsilon", "v_prediction"]
 Timesteps = Tensor | int
 TextPair = tuple[Tensor, Tensor]
@@ -244,10 +242,10 @@ def ddim_timesteps(steps: int, T: int = 1000, compat: bool = False) -> Tensor:
 
     Exactly ``steps`` of them, floor(i T / steps) + 1: the reference's grid whenever ``steps`` divides T.
     ``compat`` repeats the ldm code base for any count: stride T // steps, hence extra steps when ``steps``
-    does not divide T (30 -> 31). ConfigError if steps is not in 1..T.
+    does not divide T (30 -> 31). ValueError if steps is not in 1..T.
     """
     if not 1 <= steps <= T:
-        raise ConfigError(f"should be 1 to {T}, the time steps of this prior (got {steps})", "steps")
+        raise ValueError(f"steps = {steps} is out of range; choose 1 to {T}")
     if compat:
         grid = torch.arange(0, T, T // steps) + 1
         return grid.clamp(max=T - 1)

@@ -50,6 +50,7 @@ BOUNDS = {
 """Above and at most; what is outside would draw nothing, or more than there is memory."""
 LARGEST = 1e6
 """Of any other number in a config."""
+LEAST_STEPS = 1000
 
 
 class Components(NamedTuple):
@@ -87,9 +88,12 @@ def load_folder(path: Path, tokenizer: str | None = None) -> Components:
 
 
 def read_schedule(path: Path) -> Schedule:
-    """The noise schedule of a diffusers folder."""
+    """The noise schedule of a diffusers folder, of at least as many timesteps as options of steps may say."""
     try:
-        return Schedule.from_diffusers(files.read_json(path / "scheduler" / "scheduler_config.json"))
+        schedule = Schedule.from_diffusers(files.read_json(path / "scheduler" / "scheduler_config.json"))
+        if schedule.T < LEAST_STEPS:
+            raise ValueError(f"num_train_timesteps is {schedule.T}, less than {LEAST_STEPS}")
+        return schedule
     except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
         reason = str(error).split("\n")[0][:120]
         raise ConfigError(f"{path / 'scheduler'}: {reason}") from None
@@ -177,8 +181,8 @@ def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, draft
     for left, a, right, b in pairs:
         if a != b:
             raise ConfigError(f"the parts of the prior do not fit: {a} {left}, {b} {right}")
-    numbers, known = tokenizer.get_vocab().values(), text_encoder.config.vocab_size
-    if (words := max(len(tokenizer), 1 + max(numbers, default=0))) > known:
+    known = text_encoder.config.vocab_size
+    if (words := 1 + max(tokenizer.get_vocab().values(), default=0)) > known:
         raise ConfigError(f"the tokenizer has {words} words, the text encoder only {known}")
 
 

@@ -56,5 +56,5 @@ def test_a_key_that_has_gone_is_left_out_of_files_and_refused_in_words(caplog: p
     assert renamed.in_tree(GenerateConfig, old, "old.yaml")["warm_start"] == {"steps": 3}
     assert "old.yaml: size has no effect any more" in caplog.text
     assert renamed.in_run(old)["warm_start"] == {"steps": 3}
-    with pytest.raises(ConfigError, match="warm_start.size"):
+    with pytest.raises(ConfigError, match="command line: warm_start.size: has no effect any more; leave it out"):
         config.load("quick-toybox", ["prompt=a", "warm_start.size=64"])

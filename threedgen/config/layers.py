@@ -105,6 +105,8 @@ def _override_layer(model: type[BaseModel], tree: dict, given: list[tuple[tuple[
         try:
             key, field = renamed.locate(model, present, typed, COMMAND_LINE)
             put(result, key, _value(field, text, where))
+        except renamed.Gone:
+            problems.append(f"{where}: has no effect any more; leave it out")
         except KeyError:
             guess = nearest_key(".".join(typed), fields.paths(model, present))
             problems.append(f"{where}: unknown key{did_you_mean(guess)} (got {short(text)})")

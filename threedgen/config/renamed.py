@@ -18,6 +18,10 @@ from threedgen.config.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 
+class Gone(KeyError):
+    """A key that has no effect any more."""
+
+
 def in_tree(model: type[BaseModel], tree: Any, where: str = "") -> Any:
     """The data of a section under today's keys, each component that is given as a text written out.
 
@@ -49,7 +53,7 @@ def locate(
     """
     name = _current(getattr(model, "renamed", {}), key[0], where)
     if name is None:
-        raise KeyError(".".join(key))
+        raise Gone(".".join(key))
     field = model.model_fields[name]
     if len(key) == 1:
         return (name,), field

@@ -109,7 +109,7 @@ def test_another_task_has_no_estimate(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_largest_step_is_counted(tmp_path: Path) -> None:
-    """The renders of the tiny config grow from 8 to 12 pixels and from 2 to 4 of them; a warm start alone has 64 rays."""
+    """The renders of the tiny config grow from 8 to 12 pixels and from 2 to 4 of them; a warm start alone 64 rays."""
 
     def needed(*words: str) -> dict[str, float]:
         return module.memory(config.load(tiny(tmp_path), ["march.chunk=null", *words]), torch.device("cpu"))
