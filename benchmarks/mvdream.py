@@ -18,8 +18,8 @@ from threedgen.config.errors import ConfigError
 from threedgen.guidance.multiview.joined import multiview_unet
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights.meta_networks import RELEASED_UNETS, RELEASED_VAE
+from threedgen.run.threads import set_threads
 from threedgen.systems.generate.system import GenerateSystem, jump
-from threedgen.train.loop import set_threads
 from threedgen.train.task import device
 
 from .clock import Case, paired

@@ -21,7 +21,7 @@ from threedgen.config import Config, ConfigError, fields, registry
 from threedgen.run import folder as runs
 from threedgen.systems.generate import task as generate_run
 from threedgen.systems.generate.options import GenerateConfig
-from threedgen.train.checkpoint import LAST, write
+from threedgen.train.checkpoint_file import LAST, write
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = config.shipped()

@@ -29,7 +29,7 @@ from threedgen.export.shape.unwrap import UnwrapError
 from threedgen.representations.volume.occupancy import OccupancyGrid
 from threedgen.run import folder as runs
 from threedgen.run.seeding import generator
-from threedgen.train import checkpoint
+from threedgen.train import checkpoint_file
 
 
 @pytest.fixture(autouse=True)
@@ -292,7 +292,7 @@ def test_the_field_of_a_real_run_with_its_occupancy_grid(tmp_path: Path) -> None
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     runs.write_config(run, config)
-    checkpoint.write(whole_state(state), run / "checkpoints" / "last.ckpt")
+    checkpoint_file.write(whole_state(state), run / "checkpoints" / "last.ckpt")
     source = open_run(run)
     x = torch.rand(50, 3) - 0.5
     assert torch.equal(source.view.density(x), field.density(x))

@@ -206,7 +206,7 @@ def _make_ball(folder: Path) -> None:
     from threedgen.representations.volume.occupancy import OccupancyGrid
     from threedgen.run import folder as runs
     from threedgen.run.seeding import generator
-    from threedgen.train import checkpoint
+    from threedgen.train import checkpoint_file
 
     (folder / "run.yaml").write_text(yaml_text.write(TINY))
     config = load(folder / "run.yaml")
@@ -217,7 +217,7 @@ def _make_ball(folder: Path) -> None:
     grid = OccupancyGrid(config.occupancy, config.march.radius, step_size(config.march))
     state = {f"field.{name}": value for name, value in field.state_dict().items()}
     state |= {f"occupancy.{name}": value for name, value in grid.state_dict().items()}
-    checkpoint.write(whole_state(state, 16), folder / "run" / "checkpoints" / "last.ckpt")
+    checkpoint_file.write(whole_state(state, 16), folder / "run" / "checkpoints" / "last.ckpt")
 
 
 def _read_ball(folder: Path) -> Any:

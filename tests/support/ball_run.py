@@ -12,7 +12,7 @@ from threedgen.config import load
 from threedgen.representations.base import Representation
 from threedgen.representations.options import FieldConfig
 from threedgen.run import folder as runs
-from threedgen.train import checkpoint
+from threedgen.train import checkpoint_file
 
 SMALL = ["budget=300", "texture=256", "lods=[100]", "resolution=40", "threads=1", "refine=0"]
 
@@ -65,7 +65,7 @@ def ball_run(folder: Path, *overrides: str, **place: Any) -> Path:
         for key, value in place.items():
             field.place[int(key[1:])] = value
     state = {f"field.{name}": value for name, value in field.state_dict().items()}
-    checkpoint.write(whole_state(state), folder / "checkpoints" / "last.ckpt")
+    checkpoint_file.write(whole_state(state), folder / "checkpoints" / "last.ckpt")
     return folder
 
 

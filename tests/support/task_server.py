@@ -345,7 +345,7 @@ def tiny_generate(folder: Path, **values: Any) -> Path:
 
 def weights(run: Path) -> dict[str, Any]:
     """The state that counts, from the newest checkpoint of a run."""
-    from threedgen.train.checkpoint import LAST, read
+    from threedgen.train.checkpoint_file import LAST, read
 
     return read(run / "checkpoints" / LAST)["state_dict"]
 

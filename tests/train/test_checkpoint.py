@@ -18,7 +18,8 @@ from tests.support import toy_run
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
 from threedgen.run.folder import free_megabytes
-from threedgen.train.checkpoint import LAST, check_restored, file_names, latest, read, write
+from threedgen.train.checkpoint import check_restored
+from threedgen.train.checkpoint_file import LAST, file_names, latest, read, write
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -17,7 +17,8 @@ from tests.support.toy_run import CONFIG_YAML, STEPS, log, result
 from threedgen.config.errors import ConfigError
 from threedgen.run.interrupts import Interrupts
 from threedgen.train.callbacks import aside, nonfinite
-from threedgen.train.checkpoint import LAST, NUMERICS_KEY, check_config, latest, numerics, read, warn_numerics, write
+from threedgen.train.checkpoint import NUMERICS_KEY, check_config, numerics, warn_numerics
+from threedgen.train.checkpoint_file import LAST, latest, read, write
 from threedgen.train.loop import Status, _blaming
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -254,7 +255,7 @@ def test_the_number_of_threads_stays_when_numba_begins_its_own() -> None:
     """With another number in the environment too; the number decides the last bits of sums, hence exact resuming."""
     words = """
 import numba, numpy, torch
-from threedgen.train.loop import set_threads
+from threedgen.run.threads import set_threads
 
 @numba.njit(parallel=True)
 def total(values):

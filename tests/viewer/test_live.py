@@ -24,7 +24,7 @@ from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.rigs import orbit
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import read_summary
-from threedgen.train.checkpoint import LAST, read
+from threedgen.train.checkpoint_file import LAST, read
 from threedgen.viewer.live import EVERY, Eye, LiveView
 from threedgen.viewer.options import ViewConfig
 from threedgen.viewer.report import PAGE

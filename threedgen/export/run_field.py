@@ -19,7 +19,7 @@ from threedgen.representations.volume.occupancy import OccupancyGrid
 from threedgen.run import folder as runs
 from threedgen.run.seeding import generator
 from threedgen.run.torch_file import compare, require_finite
-from threedgen.train.checkpoint import latest
+from threedgen.train.checkpoint_file import latest
 
 from .options import CHECKPOINTS
 from .shape.from_field import FieldView

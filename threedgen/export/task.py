@@ -18,7 +18,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
 from threedgen.run.folder import clear_unfinished, write_atomic
 from threedgen.run.text import say
-from threedgen.train.loop import set_threads
+from threedgen.run.threads import set_threads
 
 from .asset import ExportedAsset, make_asset
 from .options import FOLDER, MANIFEST, AssetConfig, ExportConfig, read_manifest

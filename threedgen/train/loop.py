@@ -12,13 +12,11 @@ from __future__ import annotations
 import enum
 import itertools
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numba
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
@@ -29,15 +27,11 @@ from threedgen.run.folder import free_megabytes
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.progress import Progress, silence_lightning
+from threedgen.run.threads import set_threads
 from threedgen.run.torch_file import compare, require_finite
 from threedgen.train.callbacks import FiniteGuard, Logging, Seeding, StopOnInterrupt, Validation
-from threedgen.train.checkpoint import (
-    AtomicCheckpointIO,
-    Checkpoint,
-    check_config,
-    latest,
-    warn_numerics,
-)
+from threedgen.train.checkpoint import AtomicCheckpointIO, Checkpoint, check_config, warn_numerics
+from threedgen.train.checkpoint_file import latest
 from threedgen.train.system import System
 
 logger = logging.getLogger(__name__)
@@ -57,21 +51,6 @@ class Status(enum.Enum):
     def exit_code(self) -> int:
         """What the process should return; for a signal 128 + its number."""
         return {"finished": 0, "interrupted": 130, "terminated": 143, "failed": 2}[self.value]
-
-
-def set_threads(count: int | None) -> int:
-    """Gives torch and numba `count` threads (None: one for each core this process may use); returns it.
-
-    To be called before the first kernel: the number of threads decides the last bits of sums.
-    """
-    count = count or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    available = int(vars(numba.config)["NUMBA_NUM_THREADS"])  # set by the library at import
-    if count > available:
-        logger.warning("numba has %d threads, not the %d asked for (NUMBA_NUM_THREADS)", available, count)
-    numba.set_num_threads(min(count, available))  # begins its threads, which may change OpenMP's number, hence torch's
-    if torch.get_num_threads() != count:
-        torch.set_num_threads(count)
-    return count
 
 
 def fit(

@@ -30,7 +30,8 @@ from threedgen.run.lock import release
 from threedgen.run.metrics import read_summary, write_summary
 from threedgen.run.progress import silence_lightning
 from threedgen.run.text import say
-from threedgen.train.loop import Status, fit, set_threads
+from threedgen.run.threads import set_threads
+from threedgen.train.loop import Status, fit
 from threedgen.train.system import System
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from threedgen.config import ConfigError
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run import folder as runs
 from threedgen.systems.generate import task as generate_run
-from threedgen.train.checkpoint import latest
+from threedgen.train.checkpoint_file import latest
 from threedgen.train.loop import CHECKPOINTS, Status
 
 

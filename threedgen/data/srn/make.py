@@ -25,7 +25,7 @@ from threedgen.run.metrics import write_summary
 from threedgen.run.progress import Count
 from threedgen.run.seeding import numpy_generator
 from threedgen.run.text import say
-from threedgen.train.loop import set_threads
+from threedgen.run.threads import set_threads
 
 from .marked import marked
 from .options import MakeSRNToyboxConfig

@@ -26,7 +26,7 @@ from threedgen.geometry.images import psnr, to_uint8
 from threedgen.geometry.views import Views
 from threedgen.representations.fit import Bounds, fit
 from threedgen.run.folder import replacing, write_atomic
-from threedgen.train.loop import set_threads
+from threedgen.run.threads import set_threads
 
 from .options import ConsistencyConfig
 from .tsed import tsed

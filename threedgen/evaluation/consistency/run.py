@@ -21,8 +21,8 @@ from threedgen.geometry.images import to_uint8
 from threedgen.geometry.views import Views
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
+from threedgen.run.threads import set_threads
 from threedgen.run.workers import run_jobs
-from threedgen.train.loop import set_threads
 
 from .fits import Job, Score, score_with, stored
 from .options import ORIGINAL, ConsistencyConfig

@@ -19,8 +19,8 @@ from threedgen.evaluation.tables import write_json
 from threedgen.evaluation.toybox.held_out import without_front
 from threedgen.run.folder import slug
 from threedgen.run.progress import Count
+from threedgen.run.threads import set_threads
 from threedgen.run.workers import run_jobs
-from threedgen.train.loop import set_threads
 
 from .jobs import FAILED, FINISHED, OVER, RECORD, REFUSED, Job, Plan, make, make_plan, write_record
 from .meter import Meter

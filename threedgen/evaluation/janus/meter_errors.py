@@ -22,7 +22,7 @@ from threedgen.geometry.images import grid, write_png
 from threedgen.run.folder import write_atomic
 from threedgen.run.progress import Count
 from threedgen.run.seeding import numpy_generator
-from threedgen.train.loop import set_threads
+from threedgen.run.threads import set_threads
 
 from .coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh, two_fronted
 from .fronts import doubt, front_curve

@@ -18,7 +18,7 @@ from threedgen.config.plain_file import read_bytes, read_json
 from threedgen.evaluation.metrics.figures import Share, median, share
 from threedgen.evaluation.tables import rounded, write_json
 from threedgen.geometry.images import write_png
-from threedgen.train.checkpoint import LAST
+from threedgen.train.checkpoint_file import LAST
 
 from .coloured_mesh import LARGEST, ColouredMesh, centred, read_mesh
 from .meter import Meter, RunField

@@ -23,7 +23,7 @@ from threedgen.run.cache import digest
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
-from threedgen.train.loop import set_threads
+from threedgen.run.threads import set_threads
 
 from .fidelity import distances
 from .held_out import Case, held_out_cases

@@ -24,9 +24,10 @@ from threedgen.guidance.prior import Prior
 from threedgen.run import folder as runs
 from threedgen.run.metrics import read_summary
 from threedgen.run.progress import Count
+from threedgen.run.threads import set_threads
 from threedgen.systems.dreambooth import task as dreambooth
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
-from threedgen.train.loop import Status, set_threads
+from threedgen.train.loop import Status
 from threedgen.train.task import Stopped, finished
 
 from .object_score import load_task

@@ -16,8 +16,8 @@ from threedgen.guidance.weights.meta_networks import MetaNetworks, meta_networks
 from threedgen.representations.volume.render import BACKWARD, sample_bytes
 from threedgen.run.memory import free_bytes, graph_bytes
 from threedgen.run.prompts import tidy
+from threedgen.run.threads import set_threads
 from threedgen.systems.generate.options import GenerateConfig
-from threedgen.train.loop import set_threads
 from threedgen.train.task import device as device_name
 
 from .system import GenerateSystem, jump, places

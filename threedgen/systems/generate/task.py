@@ -32,9 +32,10 @@ from threedgen.run.metrics import read_summary
 from threedgen.run.prompts import tidy, warn_about
 from threedgen.run.seeding import generator
 from threedgen.run.text import clean_logs, say
+from threedgen.run.threads import set_threads
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.callbacks import FiniteGuard
-from threedgen.train.loop import Status, set_threads
+from threedgen.train.loop import Status
 from threedgen.train.task import Stopped, Task, carry_out, device, finished
 from threedgen.viewer.live import LiveView
 from threedgen.viewer.options import LIVE

@@ -1,0 +1,26 @@
+"""How many threads compute: torch's and numba's."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import numba
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+def set_threads(count: int | None) -> int:
+    """Gives torch and numba `count` threads (None: one for each core this process may use); returns it.
+
+    To be called before the first kernel: the number of threads decides the last bits of sums.
+    """
+    count = count or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    available = int(vars(numba.config)["NUMBA_NUM_THREADS"])  # set by the library at import
+    if count > available:
+        logger.warning("numba has %d threads, not the %d asked for (NUMBA_NUM_THREADS)", available, count)
+    numba.set_num_threads(min(count, available))  # begins its threads, which may change OpenMP's number, hence torch's
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
+    return count
