@@ -1,0 +1,52 @@
+"""What refinement does beside distillation: pictures drawn again by the prior, surfaces without dents."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from threedgen.geometry.rigs import Rig
+from threedgen.guidance.diffusion import Conditions, ddim_redraw, fresh_noise, guided
+from threedgen.guidance.prior import Prior
+from threedgen.representations import losses
+from threedgen.representations.field.ngp import finite_difference_normal
+from threedgen.representations.march import step_size
+from threedgen.representations.options import MarchConfig
+from threedgen.representations.volume.render import Field, Render
+from threedgen.systems.generate.options import RefineConfig
+
+POINTS, REACH = 512, 0.02
+"""Points at which a step looks at the surface, and how far from them, in radii of the world."""
+
+
+@torch.no_grad()
+def redrawn(
+    prior: Prior, pictures: Tensor, rig: Rig, text: Conditions, o: RefineConfig, strength: float, rng: torch.Generator
+) -> Tensor:
+    """Pictures (V, H, W, 3) of one group, with noise and then denoised together (SDEdit, Meng et al. 2022)."""
+    camera = prior.camera(rig.cameras.c2w.to(pictures.device)) if rig.n_view > 1 else None
+    given = replace(text, camera=camera, n_view=rig.n_view)
+    z, denoise = prior.encode_images(pictures, rng), guided(prior.denoise, o.guidance_scale)
+    z = ddim_redraw(denoise, z, fresh_noise(z, rng), given, prior.schedule, o.sampling_steps, strength)
+    return prior.decode_latents(z)
+
+
+def dents(
+    field: Field, march: MarchConfig, seen: Render, origins: Tensor, directions: Tensor, rng: torch.Generator
+) -> Tensor:
+    """How rough the surface is at points where some of the rays (R, 3) meet it, see `losses.roughness`."""
+    solid = (seen.opacity[:, 0] > 0.5).nonzero()[:POINTS, 0]
+    depth = (seen.depth / seen.opacity)[solid].detach()
+    points = origins[solid] + depth * directions[solid]
+    offsets = REACH * march.radius * torch.randn(points.shape, generator=rng).to(points)
+    length = step_size(march)
+
+    def opacity(x: Tensor) -> Tensor:  # of a step of the march: what is opaque has no normals inside
+        return 1 - torch.exp(-length * field.density(x))
+
+    def normal(x: Tensor) -> Tensor:
+        return finite_difference_normal(opacity, x, 1.5 * REACH * march.radius, march.radius)
+
+    return losses.roughness(normal, points, offsets)
