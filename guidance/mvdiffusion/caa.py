@@ -22,8 +22,8 @@ from .geometry import Keys
 Encoding = Literal["reference", "capped"]
 HEAD = 32
 """Channels of an attention head."""
-CHUNK = 1 << 23
-"""So many numbers of keys are held at a time, which is what memory goes to: 32 MB in float32, several times over."""
+CHUNK = {"cpu": 1 << 21, "cuda": 1 << 24}
+"""So many numbers of keys are held at a time, several times over: memory goes to them. Caches like few, GPUs many."""
 
 
 def frequencies(count: int, encoding: Encoding) -> Tensor:
@@ -74,7 +74,7 @@ class Attention(nn.Module):
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
         """(T,d), (T,S,d) -> (T,d).
 
-        q (W n) = (W^T q) n: with one query for S keys the layers are cheaper on the side of the query, by about S times.
+        q (W n) = (W^T q) n: with one query for S keys the layers are about S times cheaper on the query's side.
         """
         per_head = (-1, HEAD, query.shape[-1])
         asked = self.to_q(query).unflatten(-1, (-1, HEAD)) * HEAD**-0.5
@@ -103,7 +103,7 @@ class Transformer(nn.Module):
 class PanoramaBlock(nn.Module):
     """Correspondence-aware attention on feature maps of ``dim`` channels, a multiple of 32.
 
-    checkpointing: activations are computed again for the gradient.  chunk: see ``CHUNK``.
+    checkpointing: activations are computed again for the gradient.  chunk: instead of what ``CHUNK`` says.
     """
 
     relation_dim = 2
@@ -114,7 +114,8 @@ class PanoramaBlock(nn.Module):
             raise ValueError(f"the channels should be a multiple of {HEAD} (got {dim})")
         self.transformer = Transformer(dim)
         self.pe = PositionalEncoding(dim, self.relation_dim, encoding)
-        self.checkpointing, self.chunk = True, CHUNK
+        self.checkpointing = True
+        self.chunk: int | None = None
 
     def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
         """(B F, d, h, w) -> the same; ``keys`` of each view of one or more scenes, which the batch repeats."""
@@ -124,8 +125,8 @@ class PanoramaBlock(nn.Module):
     def _view(self, x: Tensor, number: int, keys: Keys, n_view: int) -> Tensor:
         """The tokens (T,d) of one view, chunk by chunk."""
         tokens, others = x[number].flatten(1).mT, x[number - number % n_view + keys.views]
-        # even, so that no pair of tokens is taken apart
-        size = max(2, self.chunk // (keys.count * x.shape[1]) // 2 * 2)
+        # chunks are even, so that no pair of tokens is taken apart
+        size = max(2, (self.chunk or CHUNK.get(x.device.type, CHUNK["cpu"])) // (keys.count * x.shape[1]) // 2 * 2)
         bounds = [(start, min(start + size, len(tokens))) for start in range(0, len(tokens), size)]
         attend: Callable[..., Tensor] = self._attend
         if torch.is_grad_enabled() and self.checkpointing:

@@ -1,8 +1,9 @@
-"""Which pixels of other views the tokens of a view correspond to: of a panorama by homographies, of posed views by depth.
+"""Which pixels of other views the tokens of a view correspond to: of a panorama by homographies, else by depth.
 
-A token of a feature map (h,w) stands for the pixel s/2 + s n of the picture, s pixels to a token; its counterpart at pixel
-p lies at p/s - 0.5 in the other map. Cameras and pixels are those of ``threedgen.geometry.warp``. Tables are computed in
-float64 on the CPU, only for the pairs of views that attend to each other, and kept for each size of map and device.
+Token n of a row of a feature map (h,w) stands for the pixel s/2 + s n of the picture, s pixels to a token; its
+counterpart at pixel p lies at p/s - 0.5 in the other map. Cameras and pixels are those of ``threedgen.geometry.warp``.
+Tables are computed in float64 on the CPU, only for the pairs of views that attend to each other, and kept for each size
+of map and device.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ class Keys:
     """What the T = h w tokens of one view attend to: P places around the counterpart in each of n other views.
 
     views: numbers (n,) of these views in their scene.  places (n,T,P,2): (x, y) in the maps of these views.
-    mask (n,T,P): 1 where the place is in the picture, else 0.  relation (n,T,P,r): what the positional encoding is told,
-    the displacement in tokens of the view itself (r = 2), or the difference of depths in metres (r = 1).
+    mask (n,T,P): 1 where the place is in the picture, else 0.  relation (n,T,P,r): for the positional encoding, the displacement in tokens of the view itself (r = 2), or the difference of depths in metres (r = 1).
     """
 
     views: Tensor
@@ -144,8 +144,8 @@ class DepthGeometry(_Cached):
     """Posed views of known depth (section 4.2): each attends to those that it overlaps by more than ``least``, else to
     the one before and the one after; one place in each.
 
-    depth (F,H,W) along the viewing axis, 0 where it is unknown, and in the unit of the poses, which for released weights
-    is metres.  c2w (F,4,4), OpenCV axes.  K (3,3) or (F,3,3).
+    depth (F,H,W) along the viewing axis, 0 where it is unknown, in the unit of the poses, which for released weights is
+    metres.  c2w (F,4,4), OpenCV axes.  K (3,3) or (F,3,3).
     """
 
     def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, least: float = 0.3) -> None:
@@ -180,9 +180,7 @@ def token_pixels(height: int, width: int, scale: float) -> Tensor:
     return pixel_grid(height, width).flatten(0, 1) * scale + scale // 2
 
 
-def panorama_correspondences(
-    K: Tensor, R: Tensor, pairs: Iterable[tuple[int, int]], height: int, width: int
-) -> Tensor:
+def panorama_correspondences(K: Tensor, R: Tensor, pairs: Iterable[tuple[int, int]], height: int, width: int) -> Tensor:
     """Finds for pairs (i, j) of views where the pixels of i are in j: (P,H,W,2) as (x, y). K, R (F,3,3)."""
     start, end = (list(side) for side in zip(*pairs, strict=True))
     H = homography(K[start].double(), R[start].double(), K[end].double(), R[end].double())
@@ -190,7 +188,7 @@ def panorama_correspondences(
 
 
 def depth_correspondences(depth: Tensor, K: Tensor, c2w: Tensor, K_to: Tensor, to: Tensor) -> Tensor:
-    """Finds where the pixels of a view with ``depth`` (H,W) are in another: (H,W,2), far outside where it is unknown."""
+    """Finds where the pixels of a view with ``depth`` (H,W) are in another: (H,W,2), far outside if it is unknown."""
     pixels = pixel_grid(*depth.shape).flatten(0, 1)
     found, _ = reproject(pixels, depth.double().flatten(), K.double(), c2w.double(), K_to.double(), to.double())
     return found.unflatten(0, depth.shape)
@@ -210,7 +208,7 @@ def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor) -> Tensor:
 
 
 def overlap_neighbours(overlap: Tensor, least: float = 0.3) -> list[list[int]]:
-    """Lists for each view those that overlap it by more than ``least``; if none does, the one before and the one after."""
+    """Lists for each view those that overlap it by more than ``least``; if none does, those before and after it."""
     count = len(overlap)
     found = [[j for j in range(count) if j != i and overlap[i, j] > least] for i in range(count)]
     return [there or [j for j in (i - 1, i + 1) if 0 <= j < count] for i, there in enumerate(found)]

@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from .caa import DepthBlock, Encoding, PanoramaBlock, zero
-from .geometry import Geometry
+from .geometry import Geometry, Keys
 
 Kind = Literal["panorama", "depth"]
 BLOCKS: dict[Kind, type[PanoramaBlock] | type[DepthBlock]] = {"panorama": PanoramaBlock, "depth": DepthBlock}
@@ -54,8 +54,10 @@ class MultiviewUNet(nn.Module):
         condition: bool = False,
     ) -> None:
         super().__init__()
-        self.unet, self.kind, self.has_condition = unet.requires_grad_(False), kind, condition
-        widths = list(unet.config["block_out_channels"])
+        self.unet: Any = unet
+        self.unet.requires_grad_(False)
+        self.kind, self.has_condition = kind, condition
+        widths = list(self.unet.config["block_out_channels"])
         block = BLOCKS[kind]
         self.cp_blocks_encoder = nn.ModuleList([block(width, encoding) for width in widths])
         self.cp_blocks_mid = block(widths[-1], encoding)
@@ -92,7 +94,7 @@ class MultiviewUNet(nn.Module):
         """
         with ExitStack() as hooks:
             if geometry is not None and geometry.n_view > 1:
-                if len(x) % len(geometry.keys(*x.shape[-2:], x.device)):
+                if len(x) % len(keys_for(x, geometry)):
                     raise ValueError(f"a batch of {len(x)} does not divide into scenes of {geometry.n_view} views")
                 hooks.enter_context(self._blocks(geometry))
             if condition is not None:
@@ -101,14 +103,14 @@ class MultiviewUNet(nn.Module):
 
     @contextmanager
     def _blocks(self, geometry: Geometry) -> Iterator[None]:
-        """Inside, features go through the new blocks: before the down- and upsamplers, or at the end of a block that has
-        none. Skip connections are those of the UNet itself. In the middle a panorama's comes before the attention."""
-        unet: Any = self.unet
+        """Inside, features go through the new blocks: before the down- and upsamplers, or at the end of a block that
+        has none. Skip connections are those of the UNet itself. In the middle a panorama's comes before the attention.
+        """
         with ExitStack() as hooks:
 
             def insert(block: nn.Module, new: nn.Module, inner: str) -> None:
                 def pass_through(x: Tensor) -> Tensor:
-                    return new(x, geometry.keys(*x.shape[-2:], x.device), geometry.n_view)
+                    return new(x, keys_for(x, geometry), geometry.n_view)
 
                 def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
                     return (pass_through(args[0]), *args[1:])
@@ -120,10 +122,10 @@ class MultiviewUNet(nn.Module):
                 hook = next_layers[0].register_forward_pre_hook(before) if next_layers else None
                 hooks.callback((hook or block.register_forward_hook(after)).remove)
 
-            for block, new in zip(unet.down_blocks, self.cp_blocks_encoder, strict=True):
+            for block, new in zip(self.unet.down_blocks, self.cp_blocks_encoder, strict=True):
                 insert(block, new, "downsamplers")
-            insert(unet.mid_block, self.cp_blocks_mid, "attentions" if self.kind == "panorama" else "")
-            for block, new in zip(unet.up_blocks, self.cp_blocks_decoder, strict=True):
+            insert(self.unet.mid_block, self.cp_blocks_mid, "attentions" if self.kind == "panorama" else "")
+            for block, new in zip(self.unet.up_blocks, self.cp_blocks_decoder, strict=True):
                 insert(block, new, "upsamplers")
             yield
 
@@ -133,14 +135,14 @@ class MultiviewUNet(nn.Module):
         way down, where it is as wide."""
         if not self.has_condition:
             raise ValueError("this network has no branch for given pictures")
-        unet: Any = self.unet
         encoded = self.condition_conv_in(condition)
-        targets = list(zip([*unet.down_blocks, *unet.up_blocks], [*self.condition_downblocks, *self.condition_upblocks]))
-        last = self.condition_downblocks[-1]
+        blocks = [*self.unet.down_blocks, *self.unet.up_blocks]
+        encoders: list[Any] = [*self.condition_downblocks, *self.condition_upblocks]
+        last: Any = self.condition_downblocks[-1]
         if last.conv2.out_channels == self.unet.config["block_out_channels"][-1]:
-            targets.append((unet.mid_block, last))
+            blocks, encoders = [*blocks, self.unet.mid_block], [*encoders, last]
         with ExitStack() as hooks:
-            for block, encoder in targets:
+            for block, encoder in zip(blocks, encoders, strict=True):
 
                 def add(_module: nn.Module, args: Any, kwargs: Any, encoder: nn.Module = encoder) -> None:
                     # in place: the same tensor is kept as a skip connection, which the reference changes with it
@@ -148,3 +150,9 @@ class MultiviewUNet(nn.Module):
 
                 hooks.callback(block.register_forward_pre_hook(add, with_kwargs=True).remove)
             yield
+
+
+def keys_for(x: Tensor, geometry: Geometry) -> list[Keys]:
+    """Finds the keys of feature maps (...,h,w)."""
+    height, width = x.shape[-2:]
+    return geometry.keys(height, width, x.device)

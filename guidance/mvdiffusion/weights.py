@@ -38,7 +38,7 @@ class Loaded:
 
 
 def load_released(path: Path, unet: UNet2DConditionModel) -> Loaded:
-    """Builds the network of a checkpoint file around its base ``unet``. Nothing in the file is executed; ConfigError."""
+    """Builds the network of a checkpoint file around its base ``unet``. Nothing in it is executed; ConfigError."""
     return convert_released(read_tensors(path), unet)
 
 
@@ -46,15 +46,17 @@ def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) 
     """Builds the network of the reference's state dict around ``unet``, the base that it was trained on.
 
     Kind, encoding and condition branch are read off the names. ``unet`` is taken over, and gets its weights from the
-    state dict if they are there. Everything else of the network has to be there, and nothing unknown may be in its parts;
-    tensors of other parts are ignored, and listed. Raises ConfigError, one sentence, otherwise.
+    state dict if they are there. Everything else of the network has to be there, and nothing unknown may be in its
+    parts; tensors of other parts are ignored, and listed. Raises ConfigError, one sentence, otherwise.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     ours = {name: tensor for name, tensor in named.items() if OURS.match(name)}
     ignored = tuple(name for name in named if name not in ours)
     bands = {name: ours.pop(name).float() for name in list(ours) if name.endswith(BANDS)}
     if not any(name.startswith("cp_blocks_mid.") for name in ours):
-        raise ConfigError("the weights have no correspondence-aware blocks ('cp_blocks_mid'): they are not MVDiffusion's")
+        raise ConfigError(
+            "the weights have no correspondence-aware blocks ('cp_blocks_mid'): they are not MVDiffusion's"
+        )
     depth, condition = "cp_blocks_mid.resnet.conv1.weight" in ours, "condition_conv_in.weight" in ours
     kind: Kind = "depth" if depth else "panorama"
     encoding = encoding_of(bands)
@@ -63,9 +65,11 @@ def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) 
     except ValueError as error:
         raise ConfigError(f"MVDiffusion cannot be put around this UNet: {error}") from None
     if not any(name.startswith("unet.") for name in ours):
-        ours |= {f"unet.{name}": tensor for name, tensor in unet.state_dict().items()}
+        ours |= {name: tensor for name, tensor in network.state_dict().items() if name.startswith("unet.")}
     state = network.state_dict()
-    compare(ours, {name: tensor for name, tensor in state.items() if not name.endswith(BANDS)}, "the MVDiffusion network")
+    compare(
+        ours, {name: tensor for name, tensor in state.items() if not name.endswith(BANDS)}, "the MVDiffusion network"
+    )
     require_finite(ours, "the weights of MVDiffusion")
     network.load_state_dict(ours, strict=False)  # all but the frequencies, which follow from the encoding
     return Loaded(network.eval(), ignored)

@@ -1,8 +1,8 @@
-"""Perspective views of a panorama: their cameras, views out of the six faces of a skybox, an equirectangular picture out
-of views.
+"""Perspective views of a panorama: their cameras, views out of the six faces of a skybox, and an equirectangular
+picture out of views.
 
 Cameras and pixels are those of ``warp``: OpenCV axes, camera-to-world rotations, pixels counted from the middle of the
-first one. Angles in radians: yaw to the right, pitch upwards. Conventions of MVDiffusion (arXiv 2307.01097) and its data.
+first one. Angles in radians: yaw to the right, pitch upwards, as MVDiffusion (arXiv 2307.01097) and its data have them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def equirectangular_rays(height: int, width: int, ends: bool = False) -> Tensor:
     steps = [torch.linspace(-1, 1, n) if ends else (torch.arange(n) + 0.5) / n * 2 - 1 for n in (height, width)]
     latitude, longitude = -steps[0].double()[:, None] * pi / 2, steps[1].double() * pi
     down = -torch.sin(latitude).expand(height, width)
-    return torch.stack([torch.cos(latitude) * torch.sin(longitude), down, torch.cos(latitude) * torch.cos(longitude)], -1)
+    return torch.stack(
+        [torch.cos(latitude) * torch.sin(longitude), down, torch.cos(latitude) * torch.cos(longitude)], -1
+    )
 
 
 def stitch(

@@ -48,11 +48,13 @@ def panorama_overlap(views: Tensor, K: Tensor, R: Tensor) -> list[float | None]:
     return found
 
 
-def depth_overlap(views: Tensor, depth: Tensor, K: Tensor, c2w: Tensor, most: float = DEPTH_ERROR) -> list[float | None]:
+def depth_overlap(
+    views: Tensor, depth: Tensor, K: Tensor, c2w: Tensor, most: float = DEPTH_ERROR
+) -> list[float | None]:
     """Measures the PSNR, in dB, of each view i and view i + 1 warped into it by the depth of view i.
 
-    depth (V,H,W), 0 where it is unknown; K (3,3) or (V,3,3); c2w (V,4,4). Pixels count whose depth in the other camera is
-    within ``most`` of what is seen there. None for a pair without one.
+    depth (V,H,W), 0 where it is unknown; K (3,3) or (V,3,3); c2w (V,4,4). Pixels count whose depth in the other camera
+    is within ``most`` of what is seen there. None for a pair without one.
     """
     views, depth, c2w = views.cpu().float(), depth.cpu().double(), c2w.cpu().double()
     K, pixels = K.cpu().double().expand(len(views), 3, 3), pixel_grid(*depth.shape[1:]).flatten(0, 1)
@@ -60,7 +62,9 @@ def depth_overlap(views: Tensor, depth: Tensor, K: Tensor, c2w: Tensor, most: fl
     for one, other in zip(range(len(views) - 1), range(1, len(views)), strict=True):
         there, expected = reproject(pixels, depth[one].flatten(), K[one], c2w[one], K[other], c2w[other])
         seen = look_up(depth[other], there)
-        found.append(_agreement(views[one], *warped(views[other], there, (seen > 0) & ((seen - expected).abs() <= most))))
+        found.append(
+            _agreement(views[one], *warped(views[other], there, (seen > 0) & ((seen - expected).abs() <= most)))
+        )
     return found
 
 
