@@ -27,7 +27,8 @@ class Keys:
     """What the T = h w tokens of one view attend to: P places around the counterpart in each of n other views.
 
     views: numbers (n,) of these views in their scene.  places (n,T,P,2): (x, y) in the maps of these views.
-    mask (n,T,P): 1 where the place is in the picture, else 0.  relation (n,T,P,r): for the positional encoding, the displacement in tokens of the view itself (r = 2), or the difference of depths in metres (r = 1).
+    mask (n,T,P): 1 where the place is in the picture, else 0.  relation (n,T,P,r): for the positional encoding, the
+    displacement in tokens of the view itself (r = 2), or the difference of depths in metres (r = 1).
     """
 
     views: Tensor

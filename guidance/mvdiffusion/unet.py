@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
@@ -54,8 +54,7 @@ class MultiviewUNet(nn.Module):
         condition: bool = False,
     ) -> None:
         super().__init__()
-        self.unet: Any = unet
-        self.unet.requires_grad_(False)
+        self.unet: Any = cast(Any, unet).requires_grad_(False)
         self.kind, self.has_condition = kind, condition
         widths = list(self.unet.config["block_out_channels"])
         block = BLOCKS[kind]
