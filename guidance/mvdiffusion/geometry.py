@@ -138,7 +138,8 @@ class PanoramaGeometry(_Cached):
             mask &= front[:, :, None]
         back, _ = apply_homography(torch.linalg.inv(there), targets.flatten(1, 2))
         relation = (back.view_as(targets) - pixels[:, None]) / scale
-        return Keys(torch.tensor(others), places, mask, relation)
+        # what is masked may lie at infinity, and no number times zero would be zero
+        return Keys(torch.tensor(others), places, mask, torch.where(mask[..., None], relation, 0.0))
 
 
 class DepthGeometry(_Cached):

@@ -65,6 +65,13 @@ def test_all_others_see_what_the_ring_sees_and_none_is_behind() -> None:
     assert not every.mask[every.views == 4].any()
 
 
+def test_what_lies_at_infinity_is_masked_and_has_numbers() -> None:
+    K = panorama.intrinsics(pi / 2, 65, 65)  # pixel 32, the middle, is at infinity for a camera at right angles
+    R = torch.stack([panorama.rotation(0), panorama.rotation(pi / 2).round()])
+    keys = PanoramaGeometry(K, R, (65, 65), neighbours="all").keys(1, 1, CPU)[0]
+    assert not keys.places.isfinite().all() and not keys.mask.any() and keys.relation.isfinite().all()
+
+
 def test_keys_are_computed_once_for_each_size() -> None:
     geometry = ring(8)
     assert geometry.keys(4, 4, CPU) is geometry.keys(4, 4, CPU)
