@@ -1,0 +1,182 @@
+"""Correspondence-aware attention: each token of a view attends to the places of other views that show the same thing
+(Tang et al. 2023, section 4, equation 2). New blocks change nothing until they are trained.
+
+Modules are named as in the released weights, also those whose names say otherwise: ``bn`` are group norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import FeedForward
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from threedgen.geometry.warp import sample
+
+from .geometry import Keys
+
+Encoding = Literal["reference", "capped"]
+HEAD = 32
+"""Channels of an attention head."""
+CHUNK = {"cpu": 1 << 21, "cuda": 1 << 24}
+"""So many numbers of keys are held at a time, several times over: memory goes to them. Caches like few, GPUs many."""
+
+
+def frequencies(count: int, encoding: Encoding) -> Tensor:
+    """Lists ``count`` frequencies of the positional encoding, float32.
+
+    reference: powers of two, or from 81 on of a number that takes 40 % of them to 5000. In float32 most of the
+    higher ones turn rounding into noise, which released weights have learned to live with. capped: from 1/4 to 64 in
+    equal ratios, periods from 25 down to a tenth of a token (or metre), all of which float32 can tell apart.
+    """
+    if encoding == "capped":
+        return torch.logspace(-2, 6, count, base=2.0)
+    base = 2.0 if count <= 80 else 5000.0 ** (2.5 / count)
+    return base ** torch.arange(count, dtype=torch.float32)
+
+
+class PositionalEncoding(nn.Module):
+    """Sines, then cosines, of displacements or depth differences at many frequencies: ``dim`` channels.
+
+    relation_dim: 2 for displacements: dim / 4 frequencies, [sin x, sin y, cos x, cos y].  1 for depths: dim / 2
+    frequencies; then ``reference`` takes tokens in pairs (a, b), of which a gets [sin a, sin b] and b gets
+    [cos a, cos b], as released weights have it; ``capped`` gives each its own [sin, cos].
+    """
+
+    freq_bands: Tensor
+
+    def __init__(self, dim: int, relation_dim: int, encoding: Encoding = "reference") -> None:
+        super().__init__()
+        self.paired = relation_dim == 1 and encoding == "reference"
+        self.register_buffer("freq_bands", frequencies(dim // (2 * relation_dim), encoding)[None, None])
+
+    def forward(self, relation: Tensor) -> Tensor:
+        """(T, S, relation_dim) -> (T, S, dim). Raises ValueError for an odd number T S of tokens that form pairs."""
+        if self.paired and relation.numel() % 2:
+            raise ValueError("depth differences are encoded in pairs, so the tokens of a map should be even in number")
+        tokens = relation.reshape(-1, 2) if self.paired else relation.flatten(0, 1)
+        angles = (tokens[:, :, None] * self.freq_bands[0]).flatten(1)
+        return torch.cat([angles.sin(), angles.cos()], dim=1).reshape(*relation.shape[:2], -1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention in which each query (T,1,d) has keys of its own (T,S,d)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        self.to_out = nn.Linear(dim, dim)
+
+    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
+        """(T,d), (T,S,d) -> (T,d).
+
+        q (W n) = (W^T q) n: with one query for S keys the layers are about S times cheaper on the query's side.
+        """
+        per_head = (-1, HEAD, query.shape[-1])
+        asked = self.to_q(query).unflatten(-1, (-1, HEAD)) * HEAD**-0.5
+        asked = torch.einsum("thc,hcd->thd", asked, self.to_k.weight.view(per_head))
+        found = (asked @ keys.mT).softmax(-1) @ keys
+        values = torch.einsum("thd,hcd->thc", found, self.to_v.weight.view(per_head))
+        return self.to_out(values.flatten(1))
+
+
+class Transformer(nn.Module):
+    """Attention and a feed-forward layer, both residual; query and keys share a norm."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.attn1, self.ff = Attention(dim), FeedForward(dim, activation_fn="geglu")
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        for layer in (self.attn1.to_out, self.ff.net[2]):
+            zero(layer)
+
+    def forward(self, x: Tensor, query_encoding: Tensor, keys: Tensor) -> Tensor:
+        """Tokens (T,d), what is added to queries (T,d), encoded keys (T,S,d) -> (T,d)."""
+        x = x + self.attn1(self.norm1(x + query_encoding), self.norm1(keys))
+        return x + self.ff(self.norm2(x))
+
+
+class PanoramaBlock(nn.Module):
+    """Correspondence-aware attention on feature maps of ``dim`` channels, a multiple of 32.
+
+    checkpointing: activations are computed again for the gradient.  chunk: instead of what ``CHUNK`` says.
+    """
+
+    relation_dim = 2
+
+    def __init__(self, dim: int, encoding: Encoding = "reference") -> None:
+        super().__init__()
+        if dim % HEAD:
+            raise ValueError(f"the channels should be a multiple of {HEAD} (got {dim})")
+        self.transformer = Transformer(dim)
+        self.pe = PositionalEncoding(dim, self.relation_dim, encoding)
+        self.checkpointing = True
+        self.chunk: int | None = None
+
+    def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
+        """(B F, d, h, w) -> the same; ``keys`` of each view of one or more scenes, which the batch repeats."""
+        views = [self._view(x, number, keys[number % len(keys)], n_view) for number in range(len(x))]
+        return torch.stack(views).mT.reshape(x.shape)
+
+    def _view(self, x: Tensor, number: int, keys: Keys, n_view: int) -> Tensor:
+        """The tokens (T,d) of one view, chunk by chunk."""
+        tokens, others = x[number].flatten(1).mT, x[number - number % n_view + keys.views]
+        # chunks are even, so that no pair of tokens is taken apart
+        size = max(2, (self.chunk or CHUNK.get(x.device.type, CHUNK["cpu"])) // (keys.count * x.shape[1]) // 2 * 2)
+        bounds = [(start, min(start + size, len(tokens))) for start in range(0, len(tokens), size)]
+        attend: Callable[..., Tensor] = self._attend
+        if torch.is_grad_enabled() and self.checkpointing:
+            attend = lambda *given: checkpoint(self._attend, *given, use_reentrant=False)  # noqa: E731
+        return torch.cat([attend(tokens[a:b], others, keys.tokens(a, b)) for a, b in bounds])
+
+    def _attend(self, tokens: Tensor, others: Tensor, keys: Keys) -> Tensor:
+        """Tokens (T,d) and the maps (n,d,h,w) of the other views -> (T,d)."""
+        zeros = tokens.new_zeros(len(tokens), 1, self.relation_dim, dtype=torch.float32)
+        query_encoding = self.pe(zeros)[:, 0].to(tokens)
+        found = sample(others, keys.places).permute(2, 0, 3, 1).flatten(1, 2)  # (T, n P, d)
+        relation, mask = (t.transpose(0, 1).flatten(1, 2) for t in (keys.relation, keys.mask[..., None]))
+        # what is masked stays a key: a token of zeros, which the norm turns into its bias
+        encoded = (found + self.pe(relation).to(found)) * mask.to(found)
+        return self.transformer(tokens, query_encoding, encoded)
+
+
+class DepthAttention(PanoramaBlock):
+    """The same, its keys told apart by the difference of depths."""
+
+    relation_dim = 1
+
+
+class ResidualConvolution(nn.Module):
+    """Two convolutions, each after a norm and ReLU, added to their input."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(dim, dim, 3, padding=1, bias=False) for _ in range(2))
+        self.bn1, self.bn2 = nn.GroupNorm(32, dim), nn.GroupNorm(32, dim)
+        zero(self.conv2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,d,h,w) -> the same."""
+        return x + self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
+
+
+class DepthBlock(nn.Module):
+    """Attention by depth, then a residual convolution."""
+
+    def __init__(self, dim: int, encoding: Encoding = "reference") -> None:
+        super().__init__()
+        self.attn1, self.resnet = DepthAttention(dim, encoding), ResidualConvolution(dim)
+
+    def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
+        """As ``PanoramaBlock``."""
+        return self.resnet(self.attn1(x, keys, n_view))
+
+
+def zero(layer: nn.Module) -> None:
+    """Sets all parameters to zero, so that a residual branch begins as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

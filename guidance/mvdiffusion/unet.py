@@ -1,0 +1,157 @@
+"""Several views denoised together: a stock, frozen UNet with a correspondence-aware block after each of its own.
+
+The UNet is not changed: hooks, which are there during a call only, put the new blocks where the reference has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, cast
+
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from .caa import DepthBlock, Encoding, PanoramaBlock, zero
+from .geometry import Geometry, Keys
+
+Kind = Literal["panorama", "depth"]
+BLOCKS: dict[Kind, type[PanoramaBlock] | type[DepthBlock]] = {"panorama": PanoramaBlock, "depth": DepthBlock}
+CONDITION_CHANNELS = 5
+"""A clean latent and whether it is given."""
+
+
+class ImageEncoding(nn.Module):
+    """Brings encoded condition images to the width and size of a block of the UNet; zero until it is trained."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(32, channels, eps=1e-6), nn.GroupNorm(32, width, eps=1e-6)
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 1)
+        zero(self.conv2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,channels,h,w) -> (B,width,h/stride,w/stride), rounded up."""
+        return self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+
+
+class MultiviewUNet(nn.Module):
+    """A UNet that sees several views, and for depth maps also pictures that some of them are to become.
+
+    unet: frozen here.  kind: of panoramas, or of views with depth.  condition: with a branch for given pictures.
+    Trainable are the parameters of ``new_blocks``. State dicts are those of the reference under ``mv_base_model.``.
+    """
+
+    condition_conv_in: nn.Conv2d
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        kind: Kind = "panorama",
+        encoding: Encoding = "reference",
+        condition: bool = False,
+    ) -> None:
+        super().__init__()
+        self.unet: Any = cast(Any, unet).requires_grad_(False)
+        self.kind, self.has_condition = kind, condition
+        widths = list(self.unet.config["block_out_channels"])
+        block = BLOCKS[kind]
+        self.cp_blocks_encoder = nn.ModuleList([block(width, encoding) for width in widths])
+        self.cp_blocks_mid = block(widths[-1], encoding)
+        self.cp_blocks_decoder = nn.ModuleList([block(width, encoding) for width in reversed(widths)])
+        if condition:
+            self._add_condition(widths)
+
+    def _add_condition(self, widths: list[int]) -> None:
+        down = [widths[0], *widths[:-1]]  # channels that the blocks of the UNet receive
+        up = [widths[-1], *widths[:0:-1]]
+        strides = [2**level for level in range(len(widths))]
+        self.condition_conv_in = nn.Conv2d(CONDITION_CHANNELS, widths[0], 3, padding=1)
+        self.condition_downblocks, self.condition_upblocks = (
+            nn.ModuleList([ImageEncoding(widths[0], width, stride) for width, stride in zip(into, by, strict=True)])
+            for into, by in ((down, strides), (up, strides[::-1]))
+        )
+
+    @property
+    def new_blocks(self) -> dict[str, nn.Module]:
+        """What is trained, by name."""
+        return {name: child for name, child in self.named_children() if name != "unet"}
+
+    def forward(
+        self, x: Tensor, t: Tensor, text: Tensor, geometry: Geometry | None = None, condition: Tensor | None = None
+    ) -> Tensor:
+        """The noise in latents, those of the views of a scene consecutive.
+
+        Args:
+            x: (B F, C, h, w), with what else the UNet is told of each pixel.  t: (B F,) or ().  text: (B F, L, D).
+            geometry: how the F views correspond; with none, or one view, this is the plain UNet.
+            condition: (B F, 5, h, w), clean latents and ones for views that are given, else zeros; None: none is given.
+
+        Raises ValueError when the scenes of the geometry do not fit the batch, or there is no condition branch.
+        """
+        with ExitStack() as hooks:
+            if geometry is not None and geometry.n_view > 1:
+                if len(x) % len(keys_for(x, geometry)):
+                    raise ValueError(f"a batch of {len(x)} does not divide into scenes of {geometry.n_view} views")
+                hooks.enter_context(self._blocks(geometry))
+            if condition is not None:
+                hooks.enter_context(self._conditioned(condition))
+            return self.unet(x, t, text, return_dict=False)[0]
+
+    @contextmanager
+    def _blocks(self, geometry: Geometry) -> Iterator[None]:
+        """Inside, features go through the new blocks: before the down- and upsamplers, or at the end of a block that
+        has none. Skip connections are those of the UNet itself. In the middle a panorama's comes before the attention.
+        """
+        with ExitStack() as hooks:
+
+            def insert(block: nn.Module, new: nn.Module, inner: str) -> None:
+                def pass_through(x: Tensor) -> Tensor:
+                    return new(x, keys_for(x, geometry), geometry.n_view)
+
+                def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+                    return (pass_through(args[0]), *args[1:])
+
+                def after(_module: nn.Module, _args: Any, out: Any) -> Any:
+                    return (pass_through(out[0]), *out[1:]) if isinstance(out, tuple) else pass_through(out)
+
+                next_layers = getattr(block, inner, None)
+                hook = next_layers[0].register_forward_pre_hook(before) if next_layers else None
+                hooks.callback((hook or block.register_forward_hook(after)).remove)
+
+            for block, new in zip(self.unet.down_blocks, self.cp_blocks_encoder, strict=True):
+                insert(block, new, "downsamplers")
+            insert(self.unet.mid_block, self.cp_blocks_mid, "attentions" if self.kind == "panorama" else "")
+            for block, new in zip(self.unet.up_blocks, self.cp_blocks_decoder, strict=True):
+                insert(block, new, "upsamplers")
+            yield
+
+    @contextmanager
+    def _conditioned(self, condition: Tensor) -> Iterator[None]:
+        """Inside, given pictures are added to what the blocks of the UNet receive; to the middle one those of the last
+        way down, where it is as wide."""
+        if not self.has_condition:
+            raise ValueError("this network has no branch for given pictures")
+        encoded = self.condition_conv_in(condition)
+        blocks = [*self.unet.down_blocks, *self.unet.up_blocks]
+        encoders: list[Any] = [*self.condition_downblocks, *self.condition_upblocks]
+        last: Any = self.condition_downblocks[-1]
+        if last.conv2.out_channels == self.unet.config["block_out_channels"][-1]:
+            blocks, encoders = [*blocks, self.unet.mid_block], [*encoders, last]
+        with ExitStack() as hooks:
+            for block, encoder in zip(blocks, encoders, strict=True):
+
+                def add(_module: nn.Module, args: Any, kwargs: Any, encoder: nn.Module = encoder) -> None:
+                    # in place: the same tensor is kept as a skip connection, which the reference changes with it
+                    (args[0] if args else kwargs["hidden_states"]).add_(encoder(encoded))
+
+                hooks.callback(block.register_forward_pre_hook(add, with_kwargs=True).remove)
+            yield
+
+
+def keys_for(x: Tensor, geometry: Geometry) -> list[Keys]:
+    """Finds the keys of feature maps (...,h,w)."""
+    height, width = x.shape[-2:]
+    return geometry.keys(height, width, x.device)

@@ -1,0 +1,85 @@
+"""Weights of the reference implementation (github.com/Tangshitao/MVDiffusion): its checkpoints -> our network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.guidance.weights.files import read_tensors
+from threedgen.run.torch_file import compare, require_finite
+
+from .caa import Encoding, frequencies
+from .unet import Kind, MultiviewUNet
+
+PREFIX = "mv_base_model."
+OURS = re.compile(r"unet\.|cp_blocks_(encoder|mid|decoder)\.|condition_(conv_in|downblocks|upblocks)\.")
+BANDS = ".freq_bands"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network with the weights of a file, and the names of the tensors in it that have no place there."""
+
+    network: MultiviewUNet
+    ignored: tuple[str, ...]
+
+    @property
+    def ignored_parts(self) -> dict[str, int]:
+        """How many tensors of which part (vae, text_encoder, ...) were ignored."""
+        parts = [name.partition(".")[0] for name in self.ignored]
+        return {part: parts.count(part) for part in sorted(set(parts))}
+
+
+def load_released(path: Path, unet: UNet2DConditionModel) -> Loaded:
+    """Builds the network of a checkpoint file around its base ``unet``. Nothing in it is executed; ConfigError."""
+    return convert_released(read_tensors(path), unet)
+
+
+def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> Loaded:
+    """Builds the network of the reference's state dict around ``unet``, the base that it was trained on.
+
+    Kind, encoding and condition branch are read off the names. ``unet`` is taken over, and gets its weights from the
+    state dict if they are there. Everything else of the network has to be there, and nothing unknown may be in its
+    parts; tensors of other parts are ignored, and listed. Raises ConfigError, one sentence, otherwise.
+    """
+    named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+    ours = {name: tensor for name, tensor in named.items() if OURS.match(name)}
+    ignored = tuple(name for name in named if name not in ours)
+    bands = {name: ours.pop(name).float() for name in list(ours) if name.endswith(BANDS)}
+    if not any(name.startswith("cp_blocks_mid.") for name in ours):
+        raise ConfigError(
+            "the weights have no correspondence-aware blocks ('cp_blocks_mid'): they are not MVDiffusion's"
+        )
+    depth, condition = "cp_blocks_mid.resnet.conv1.weight" in ours, "condition_conv_in.weight" in ours
+    kind: Kind = "depth" if depth else "panorama"
+    encoding = encoding_of(bands)
+    try:
+        network = MultiviewUNet(unet, kind, encoding, condition)
+    except ValueError as error:
+        raise ConfigError(f"MVDiffusion cannot be put around this UNet: {error}") from None
+    if not any(name.startswith("unet.") for name in ours):
+        ours |= {name: tensor for name, tensor in network.state_dict().items() if name.startswith("unet.")}
+    state = network.state_dict()
+    compare(
+        ours, {name: tensor for name, tensor in state.items() if not name.endswith(BANDS)}, "the MVDiffusion network"
+    )
+    require_finite(ours, "the weights of MVDiffusion")
+    network.load_state_dict(ours, strict=False)  # all but the frequencies, which follow from the encoding
+    return Loaded(network.eval(), ignored)
+
+
+def encoding_of(bands: Mapping[str, Tensor]) -> Encoding:
+    """Tells by its frequencies which positional encoding weights were trained with; without any, the reference's."""
+    encodings: tuple[Encoding, ...] = ("reference", "capped")
+    for encoding in encodings:
+        if all(torch.allclose(band.flatten(), frequencies(band.numel(), encoding), 1e-3) for band in bands.values()):
+            return encoding
+    name = next(iter(bands))
+    raise ConfigError(f"the weights have a positional encoding that is not known here: the frequencies {name!r} differ")

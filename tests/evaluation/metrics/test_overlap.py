@@ -1,0 +1,54 @@
+"""PSNR of what neighbouring views share."""
+
+from __future__ import annotations
+
+from math import pi
+
+import torch
+from torch import Tensor
+
+from tests.support.tiny_mvdiffusion import wall
+from threedgen.evaluation.metrics.overlap import depth_overlap, overlap_ratio, panorama_overlap
+from threedgen.geometry import panorama
+from threedgen.geometry.warp import pixel_grid, unproject
+
+FACES = torch.nn.functional.interpolate(torch.rand(6, 3, 6, 6, generator=torch.Generator().manual_seed(0)), 128)
+
+
+def true_views(count: int = 8, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    K, R = panorama.intrinsics(pi / 2, size, size), panorama.ring(count)
+    faces = torch.nn.functional.avg_pool2d(FACES, 9, 1, 4)
+    return panorama.skybox_views(faces, K, R, size, size).permute(0, 2, 3, 1), K, R
+
+
+def test_true_views_agree_and_others_do_not() -> None:
+    views, K, R = true_views()
+    truth = panorama_overlap(views, K, R)
+    assert len(truth) == 8 and min(p for p in truth if p is not None) > 30
+    mixed = panorama_overlap(views.flip(0), K, R)
+    assert max(p for p in mixed if p is not None) < 25
+    ratio = overlap_ratio(mixed, truth)
+    assert ratio is not None and ratio < 0.7
+    assert overlap_ratio(truth, truth) == 1
+
+
+def test_views_without_overlap_have_no_figure() -> None:
+    views, K, R = true_views(3)
+    assert panorama_overlap(views, K, R) == [None] * 3
+    assert panorama_overlap(views[:1], K, R[:1]) == []
+    assert overlap_ratio([None], [20.0]) is None
+
+
+def test_views_of_a_wall_agree_where_depth_says_that_both_see_it() -> None:
+    walk = wall(views=3)
+    pixels = pixel_grid(32, 48).flatten(0, 1)
+    points = [unproject(pixels, walk.depth[n].flatten(), walk.K[n], walk.c2w[n]) for n in range(3)]
+    views = torch.stack([0.5 + 0.4 * torch.sin(2 * p).view(32, 48, 3) for p in points]).float()
+    found = depth_overlap(views, walk.depth, walk.K, walk.c2w)
+    assert len(found) == 2 and min(p for p in found if p is not None) > 40
+    spoilt, depth = views.clone(), walk.depth.clone()
+    spoilt[1, :, :10], depth[1, :, :10] = 1 - spoilt[1, :, :10], 2.6  # something else stands before the second camera
+    seen = depth_overlap(spoilt, depth, walk.K, walk.c2w)
+    all_of_it = depth_overlap(spoilt, depth, walk.K, walk.c2w, most=1.0)
+    assert seen[0] is not None and all_of_it[0] is not None and seen[0] > 30 > all_of_it[0]
+    assert depth_overlap(views, walk.depth * 0, walk.K, walk.c2w) == [None, None]

@@ -1,0 +1,69 @@
+"""Views of a panorama: a picture that is known in all directions has to come back from every way of taking it."""
+
+from __future__ import annotations
+
+from math import pi
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, pad
+
+from threedgen.geometry import panorama
+from threedgen.geometry.warp import pixel_grid
+
+FOV = pi / 2
+
+
+def colours(directions: Tensor) -> Tensor:
+    """(...,3) -> (...,3): smooth, different in every direction."""
+    unit = normalize(directions, dim=-1)
+    return 0.5 + 0.4 * torch.sin(2 * unit + torch.tensor([0.3, 1.0, 2.0], dtype=unit.dtype))
+
+
+def photograph(R: Tensor, size: int, fov: float = FOV) -> Tensor:
+    """Views (V,3,size,size) of the world of these colours."""
+    K = panorama.intrinsics(fov, size, size)
+    rays = pad(pixel_grid(size, size), (0, 1), value=1.0) @ torch.linalg.inv(K).T
+    return colours(rays @ R.mT[:, None]).permute(0, 3, 1, 2).float()
+
+
+def test_rotations_are_rotations_and_the_ring_closes() -> None:
+    R = panorama.ring(5, first_yaw=0.4)
+    torch.testing.assert_close(R @ R.mT, torch.eye(3).double().expand(5, 3, 3))
+    step = R[0].T @ R[1]
+    torch.testing.assert_close(R[4] @ step, R[0])
+    assert panorama.ring_pairs(3) == [(0, 1), (1, 2), (2, 0)] and panorama.ring_pairs(1) == []
+
+
+def test_angle_of_view_is_that_of_the_borders() -> None:
+    K = panorama.intrinsics(1.1, 30, 40)
+    left = torch.linalg.inv(K) @ torch.tensor([-0.5, 14.5, 1], dtype=torch.float64)
+    assert torch.atan(-left[0]) == pytest.approx(0.55) and left[1] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("first", [0.0, 0.5])
+def test_views_of_a_skybox_are_views_of_its_world(first: float) -> None:
+    faces = photograph(torch.stack([panorama.rotation(*angles) for angles in panorama.SKYBOX]), 64)
+    R = torch.cat([panorama.ring(6, first), panorama.rotation(1.0, 0.7)[None]])
+    K = panorama.intrinsics(1.8, 48, 48)
+    found = panorama.skybox_views(faces, K, R, 48, 48)
+    torch.testing.assert_close(found, photograph(R, 48, 1.8), rtol=0, atol=0.02)
+
+
+def test_stitched_views_are_the_world_without_a_seam() -> None:
+    R, size = panorama.ring(8), 96
+    found, weights = panorama.stitch(photograph(R, size), panorama.intrinsics(FOV, size, size), R, 64, 128)
+    expected = colours(panorama.equirectangular_rays(64, 128)).permute(2, 0, 1).float()
+    covered = weights > 0
+    assert (found - expected).abs()[:, covered].max() < 0.02
+    assert covered[22:42].all() and not covered[:8].any() and not found[:, ~covered].any()
+    assert (found[:, 20:44, 0] - found[:, 20:44, -1]).abs().max() < 0.05  # neighbours across the border
+
+
+def test_directions_of_an_equirectangular_picture() -> None:
+    rays = panorama.equirectangular_rays(90, 180)
+    torch.testing.assert_close(rays.norm(dim=-1), torch.ones(90, 180).double())
+    assert rays[45, 90, 2] > 0.99 and rays[45, 135, 0] > 0.99 and rays[0, 0, 1] < -0.99  # ahead, right, up
+    ends = panorama.equirectangular_rays(91, 181, ends=True)
+    torch.testing.assert_close(ends[45, 0], ends[45, -1], rtol=0, atol=1e-6)
