@@ -30,18 +30,11 @@ from threedgen.run.lock import release
 from threedgen.run.metrics import read_summary, write_summary
 from threedgen.run.progress import silence_lightning
 from threedgen.run.text import say
+from threedgen.run.workers import Stopped
 from threedgen.train.loop import Status, fit, set_threads
 from threedgen.train.system import System
 
 logger = logging.getLogger(__name__)
-
-
-class Stopped(Exception):
-    """A stage of a task ended before its last step, so there is nothing to go on with."""
-
-    def __init__(self, status: Status) -> None:
-        super().__init__(status.value)
-        self.status = status
 
 
 class Task:
@@ -129,7 +122,7 @@ class Task:
         own = self.config.model_copy(update={"trainer": trainer})
         status = fit(learner, own, folder, self.resume, self.quiet, metrics=(metric,))
         if status is not Status.FINISHED:
-            raise Stopped(status)
+            raise Stopped(status.exit_code)
         network.cpu().eval()
         settle()
         cache.keep(done, network)
@@ -149,9 +142,14 @@ def run_task(
     *,
     result: str = "",
     files: Iterable[str] = (),
+    again: bool = False,
 ) -> int:
-    """Carries out a config by `work`, unless it is finished already; says where `result` is; returns the exit code."""
+    """Carries out a config by `work`, unless it is finished already; says where `result` is; returns the exit code.
+
+    `again`: of an evaluation, which is always carried out: it keeps what took long, and reports on what is there now.
+    """
     task = Task(config, resume, quiet, files)
+    task.resume &= not again
     status = carry_out(work, task)
     if task.leader and status in (Status.FINISHED, Status.INTERRUPTED) and (task.folder / result).exists():
         say(str(task.folder / result))
@@ -172,7 +170,7 @@ def carry_out(work: Callable[[Task], Status], task: Task, hint: str = "") -> Sta
         set_threads(task.config.threads)  # before the first kernel
         return work(task)
     except Stopped as stop:
-        return stop.status
+        return Status.of(stop.code)
     finally:
         release(task.folder)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from threedgen.config.errors import ConfigError
-from threedgen.evaluation.tables import finish, limits, markdown_table, percent, write_json
+from threedgen.evaluation.tables import finish, limits, markdown_table, percent
 from threedgen.geometry.picture_file import read_picture
 from threedgen.run.folder import write_atomic, writing
 from threedgen.run.metrics import csv_table
 from threedgen.run.text import clean
-from threedgen.viewer.page import REMEDY, data_uri, page
+from threedgen.train.loop import Status
+from threedgen.train.task import Task
+from threedgen.viewer.page import REMEDY, jpeg, page
 
 from .meter import view_labels
-from .options import MeteredConfig
 from .rates import ErrorRates
 from .results import Result, Row
 
@@ -33,16 +33,15 @@ HEAD = (
 class Report:
     """What was found. ``left_out``: prompts without a front -> their noun."""
 
-    config: MeteredConfig
+    task: Task
     rows: Sequence[Row]
     results: Sequence[Result]
     rates: ErrorRates | None
     left_out: dict[str, str]
 
-    def finish(self, begun: float, quiet: bool) -> int:
-        """Writes all files and the summary of a run that began at ``begun``, and says where they are; returns the exit
-        code. The views are read from RUN/looks."""
-        config, rates, folder = self.config, self.rates, Path(str(self.config.out))
+    def finish(self) -> Status:
+        """Writes all files and the summary. The views are read from RUN/looks."""
+        config, rates, folder = self.task.config, self.rates, self.task.folder
         with writing(folder / "report.html", REMEDY):
             figures = {
                 "meter": config.meter.model_dump(mode="json"),
@@ -52,18 +51,16 @@ class Report:
                 "left_out": self.left_out,
                 "assets": [result.plain() for result in self.results],
             }
-            write_json(folder / "report.json", figures)
             write_atomic(folder / "methods.csv", csv_table([flat(row.plain()) for row in self.rows]))
             write_atomic(folder / "assets.csv", csv_table([asset(result) for result in self.results]))
-            write_atomic(folder / "report.md", self.text())
             write_atomic(folder / "report.html", self.html(folder))
-        return finish(config, begun, "report.html", "" if quiet else self.text())
+            return finish(self.task, "report", self.text(), figures, self.text())
 
     def about(self) -> list[str]:
         """The sentences without which the figures mean nothing."""
-        meter, rates = self.config.meter, self.rates
-        threshold = rates.threshold if rates else meter.threshold
-        free = getattr(self.config, "orientation", "known") == "free"
+        config, rates = self.task.config, self.rates
+        meter, threshold = config.meter, rates.threshold if rates else config.meter.threshold
+        free = getattr(config, "orientation", "known") == "free"
         turn = ", after the turn of the asset that makes most of them right." if free else "."
         lines = [
             f"Each asset is seen from {meter.n_view} sides at elevation {meter.elevation:g}; the classifier "
@@ -79,7 +76,7 @@ class Report:
             return [*lines, "The meter's own errors were not measured, so no rate is corrected."]
         return [
             *lines,
-            f"The meter's own errors on {self.config.truth.assets or 'toybox objects'}: false alarms "
+            f"The meter's own errors on {config.truth.assets or 'toybox objects'}: false alarms "
             f"{percent(rates.alarms)}, {limits(rates.alarms)}; recall of two fronts glued together "
             f"{percent(rates.hits)}, {limits(rates.hits)}. Corrected: (raw - false alarms) / (recall - false alarms)."
             + ("" if rates.useful else " They are too alike for any rate to be corrected."),
@@ -152,10 +149,9 @@ def strip(folder: Path, result: Result) -> tuple[Any, list[tuple[str, bool, bool
     the meter's word, whether it counts as a front and whether it is right."""
     if result.state != "seen":
         return None, []
-    buffer, views = io.BytesIO(), view_labels(np.array(result.sides))
+    views = view_labels(np.array(result.sides))
     try:
         picture = read_picture(folder / "looks" / f"{Path(result.folder).name}.png")
     except ConfigError:
         return None, []
-    picture.convert("RGB").save(buffer, format="JPEG", quality=85)
-    return data_uri(buffer.getvalue(), ".jpg"), list(zip(views, result.shown, result.right, strict=True))
+    return jpeg(picture), list(zip(views, result.shown, result.right, strict=True))
