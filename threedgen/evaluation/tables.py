@@ -15,7 +15,6 @@ from threedgen.evaluation.metrics.figures import Share
 from threedgen.geometry.images import grid, one_size, to_uint8, write_png
 from threedgen.run.folder import write_atomic
 from threedgen.run.text import say
-from threedgen.train.loop import Status
 from threedgen.train.task import Task
 
 
@@ -28,10 +27,12 @@ def percent(figure: Share | None) -> str:
 
 def limits(figure: Share | None) -> str:
     """Words the 95 % interval: "94.3 - 98.9 %"."""
-    if figure is None or figure.interval is None:
-        return "-"
-    low, high = figure.interval
-    return f"{100 * low:.1f} - {100 * high:.1f} %"
+    return between(*((figure and figure.interval) or (None, None)))
+
+
+def between(low: float | None, high: float | None) -> str:
+    """Words an interval of shares, if there is one."""
+    return "-" if low is None or high is None else f"{100 * low:.1f} - {100 * high:.1f} %"
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -65,7 +66,7 @@ def once(path: Path, make: Callable[[], dict[str, Any]], **key: Any) -> dict[str
     return found
 
 
-def finish(task: Task, name: str, text: str, figures: Any, spoken: str = "", **summary: Any) -> Status:
+def finish(task: Task, name: str, text: str, figures: Any, spoken: str = "", **summary: Any) -> None:
     """Writes NAME.json with the ``figures``, NAME.md with the ``text`` and the summary, with which an evaluation is
     finished; says what is ``spoken``."""
     write_json(task.folder / f"{name}.json", figures)
@@ -73,7 +74,6 @@ def finish(task: Task, name: str, text: str, figures: Any, spoken: str = "", **s
     task.summarise(**summary)
     if spoken and not task.quiet:
         say(spoken)
-    return Status.FINISHED
 
 
 def write_strips(path: Path, strips: Iterable[Any], labels: Sequence[str], columns: int = 1) -> None:

@@ -135,7 +135,7 @@ class Task:
 
 
 def run_task(
-    work: Callable[[Task], Status],
+    work: Callable[[Task], Status | None],
     config: Any,
     resume: Path | None = None,
     quiet: bool = False,
@@ -146,6 +146,7 @@ def run_task(
 ) -> int:
     """Carries out a config by `work`, unless it is finished already; says where `result` is; returns the exit code.
 
+    `work` returns how it ended, or nothing if it always comes to its end; it may raise Stopped.
     `again`: of an evaluation, which is always carried out: it keeps what took long, and reports on what is there now.
     """
     task = Task(config, resume, quiet, files)
@@ -156,7 +157,7 @@ def run_task(
     return status.exit_code
 
 
-def carry_out(work: Callable[[Task], Status], task: Task, hint: str = "") -> Status:
+def carry_out(work: Callable[[Task], Status | None], task: Task, hint: str = "") -> Status:
     """The same without a word on stdout; how it ended. `hint` is added to the line on a run that is finished.
 
     The folder is then given back (`run.lock`), for Python goes on.
@@ -168,7 +169,7 @@ def carry_out(work: Callable[[Task], Status], task: Task, hint: str = "") -> Sta
             return Status.FINISHED
         silence_lightning()
         set_threads(task.config.threads)  # before the first kernel
-        return work(task)
+        return work(task) or Status.FINISHED
     except Stopped as stop:
         return Status.of(stop.code)
     finally:

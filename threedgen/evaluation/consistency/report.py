@@ -20,7 +20,6 @@ from threedgen.geometry.views import Views
 from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import csv_table
 from threedgen.run.seeding import numpy_generator
-from threedgen.train.loop import Status
 from threedgen.train.task import Task
 
 from .fits import Score
@@ -38,7 +37,7 @@ ERROR_GAIN = 3.0
 """Differences on the sheet are shown so many times larger."""
 
 
-def report(task: Task, scores: Sequence[Score], features: dict[str, Any], notes: Sequence[str]) -> Status:
+def report(task: Task, scores: Sequence[Score], features: dict[str, Any], notes: Sequence[str]) -> None:
     """Writes consistency.json, .csv, .md and sheet.png, and says the table. ``features``: FID and KID of rows."""
     config: ConsistencyConfig = task.config
     of = {row: [score for score in scores if score["row"] == row] for row in (*config.contestants, ORIGINAL)}
@@ -59,7 +58,7 @@ def report(task: Task, scores: Sequence[Score], features: dict[str, Any], notes:
         text += f"\n\n{difference_table(config, tree['differences'])}"
     write_sheet(task.folder / "sheet.png", task.folder / "scores", scores, config.sheet)
     whole = f"# 3D consistency\n\n{text}\n\n{explained(config)}\n"
-    return finish(task, "consistency", whole, tree, text, scenes=len({score["scene"] for score in scores}))
+    finish(task, "consistency", whole, tree, text, scenes=len({score["scene"] for score in scores}))
 
 
 def summary(config: ConsistencyConfig, scores: Sequence[Score]) -> dict[str, Any]:

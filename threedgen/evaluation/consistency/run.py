@@ -22,7 +22,7 @@ from threedgen.geometry.views import Views
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.run.workers import run_jobs
-from threedgen.train.loop import Status, set_threads
+from threedgen.train.loop import set_threads
 from threedgen.train.task import Stopped, Task, run_task
 
 from .fits import Job, Score, score_with, stored
@@ -34,7 +34,7 @@ ATTEMPTS = 2
 """A fit may lose its worker once."""
 
 
-def evaluate(task: Task) -> Status:
+def evaluate(task: Task) -> None:
     """Draws, fits, scores, reports. Raises ConfigError before any drawing."""
     config: ConsistencyConfig = task.config
     probe = Probe.load(config.features.weights) if config.features else None
@@ -61,7 +61,7 @@ def evaluate(task: Task) -> Status:
     scores.sort(key=lambda score: (place.index(score["scene"]), order.index(score["row"])))
     lines = [line for rows in drawing.strips.values() for line in rows]
     write_strips(task.folder / "views.png", [readable(strip) for _, strip in lines], [label for label, _ in lines])
-    return report(task, scores, distances(probe, task.folder / "scores", scores) if probe else {}, drawing.notes)
+    report(task, scores, distances(probe, task.folder / "scores", scores) if probe else {}, drawing.notes)
 
 
 class Drawing:

@@ -19,7 +19,7 @@ from threedgen.evaluation.toybox.held_out import without_front
 from threedgen.run.folder import slug
 from threedgen.run.progress import Count
 from threedgen.run.workers import run_jobs
-from threedgen.train.loop import Status, set_threads
+from threedgen.train.loop import set_threads
 from threedgen.train.task import Stopped, Task, run_task
 
 from .jobs import FAILED, FINISHED, OVER, RECORD, REFUSED, Job, Plan, make, make_plan, write_record
@@ -33,7 +33,7 @@ from .results import Reader, Result, rows
 logger = logging.getLogger(__name__)
 
 
-def evaluate(task: Task) -> Status:
+def evaluate(task: Task) -> None:
     """Make, classify, report. Raises ConfigError before any work if something is missing."""
     config: JanusBenchmarkConfig = task.config
     plan = make_plan(config)
@@ -48,7 +48,7 @@ def evaluate(task: Task) -> Status:
     rates = error_rates(task)
     results = collect(task, plan, rates)
     table = rows(config.methods, results, plan.prompts, rates, plan.refused)
-    return Report(task, table, results, rates, plan.left_out).finish()
+    Report(task, table, results, rates, plan.left_out).finish()
 
 
 def make_all(config: JanusBenchmarkConfig, jobs: list[Job], root: Path, quiet: bool) -> int:
@@ -113,7 +113,7 @@ def collect(task: Task, plan: Plan, rates: ErrorRates | None) -> list[Result]:
     return results
 
 
-def evaluate_files(task: Task) -> Status:
+def evaluate_files(task: Task) -> None:
     """The task "janus-score": the same table and page for GLB and OBJ files that somebody made.
 
     ASSETS/METHOD/a-blue-dog.glb, or ASSETS/a-blue-dog.glb: a folder in the folder is a method, the name of a file its
@@ -139,7 +139,7 @@ def evaluate_files(task: Task) -> Status:
             results.append(Result(method, prompt, None, name, **looked))
             count.add(1, prompt)
     table = rows(list(dict.fromkeys(method for _, method, _ in kept)), results, prompts, rates, {})
-    return Report(task, table, results, rates, left_out).finish()
+    Report(task, table, results, rates, left_out).finish()
 
 
 def prompt_of(path: Path, config: JanusScoreConfig) -> str:

@@ -20,7 +20,6 @@ from threedgen.evaluation.toybox.held_out import clear_nouns, held_out_cases
 from threedgen.evaluation.toybox.judging import equal_error
 from threedgen.run.progress import Count
 from threedgen.run.seeding import numpy_generator
-from threedgen.train.loop import Status
 from threedgen.train.task import Task, run_task
 
 from .coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh, two_fronted
@@ -52,7 +51,7 @@ class Measured:
     known: list[Pair]
 
 
-def evaluate(task: Task) -> Status:
+def evaluate(task: Task) -> None:
     """Measure, report. Raises ConfigError."""
     config: JanusMeterConfig = task.config
     meter = Meter(config.meter)
@@ -66,7 +65,7 @@ def evaluate(task: Task) -> Status:
     }
     text = page(found, config)
     write_sheet(task.folder / "sheet.png", meter, found, config.sheet)
-    return finish(task, "meter", text, figures, text)
+    finish(task, "meter", text, figures, text)
 
 
 def measure(meter: Meter, truth: TruthConfig, seed: int, quiet: bool = True) -> Measured:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from threedgen.config.errors import ConfigError
-from threedgen.evaluation.tables import finish, limits, markdown_table, percent
+from threedgen.evaluation.metrics.figures import Share
+from threedgen.evaluation.tables import between, finish, limits, markdown_table, percent
 from threedgen.geometry.picture_file import read_picture
 from threedgen.run.folder import write_atomic, writing
 from threedgen.run.metrics import csv_table
 from threedgen.run.text import clean
-from threedgen.train.loop import Status
 from threedgen.train.task import Task
 from threedgen.viewer.page import REMEDY, jpeg, page
 
@@ -39,7 +39,7 @@ class Report:
     rates: ErrorRates | None
     left_out: dict[str, str]
 
-    def finish(self) -> Status:
+    def finish(self) -> None:
         """Writes all files and the summary. The views are read from RUN/looks."""
         config, rates, folder = self.task.config, self.rates, self.task.folder
         with writing(folder / "report.html", REMEDY):
@@ -47,14 +47,14 @@ class Report:
                 "meter": config.meter.model_dump(mode="json"),
                 "errors": rates.plain() if rates else None,
                 "truth": config.truth.model_dump(mode="json") if rates else None,
-                "methods": [row.plain() for row in self.rows],
+                "methods": list(self.rows),
                 "left_out": self.left_out,
                 "assets": [result.plain() for result in self.results],
             }
-            write_atomic(folder / "methods.csv", csv_table([flat(row.plain()) for row in self.rows]))
+            write_atomic(folder / "methods.csv", csv_table([flat(row) for row in self.rows]))
             write_atomic(folder / "assets.csv", csv_table([asset(result) for result in self.results]))
             write_atomic(folder / "report.html", self.html(folder))
-            return finish(self.task, "report", self.text(), figures, self.text())
+            finish(self.task, "report", self.text(), figures, self.text())
 
     def about(self) -> list[str]:
         """The sentences without which the figures mean nothing."""
@@ -85,7 +85,7 @@ class Report:
     def text(self) -> str:
         """report.md"""
         table = markdown_table(HEAD, [[clean(cell).replace("|", "/") for cell in cells(row)] for row in self.rows])
-        notes = [f"- {clean(f'{row.method}: {remark(row)}')}" for row in self.rows if remark(row)]
+        notes = ["- " + clean(f"{row['method']}: {remark(row)}") for row in self.rows if remark(row)]
         notes += [f"- left out: {clean(prompt)} (a {noun} has no front)" for prompt, noun in self.left_out.items()]
         return "\n".join(["# Janus rates", "", table, "", *notes, "", *self.about()]) + "\n"
 
@@ -93,7 +93,7 @@ class Report:
         """report.html; every picture is in it."""
         sections = []
         for row in self.rows:
-            mine = [result for result in self.results if result.method == row.method]
+            mine = [result for result in self.results if result.method == row["method"]]
             sections.append({"row": row, "remark": remark(row), "assets": [(r, *strip(folder, r)) for r in mine]})
         return page(
             "janus.html",
@@ -110,24 +110,25 @@ class Report:
 
 def cells(row: Row) -> list[str]:
     """A row of the table as people read it, under ``HEAD``."""
-    low, high = row.interval or (0.0, 0.0)
+    raw, *others = (Share.of(row[key]) for key in ("raw", "no_front", "right", "match", "recognised"))
+    rate, seconds, memory = row["corrected"], row["seconds"], row["memory_mib"]
     return [
-        row.method,
-        percent(row.raw),
-        limits(row.raw),
-        "-" if row.corrected is None else f"{100 * row.corrected:.1f} %",
-        "-" if row.interval is None else f"{100 * low:.1f} - {100 * high:.1f} %",
-        *(percent(share) for share in (row.no_front, row.right, row.match, row.recognised)),
-        "-" if row.seconds is None else f"{row.seconds:.3g}",
-        "-" if row.memory_mib is None else f"{row.memory_mib:.0f} MiB",
+        row["method"],
+        percent(raw),
+        limits(raw),
+        "-" if rate["share"] is None else f"{100 * rate['share']:.1f} %",
+        between(rate["low"], rate["high"]),
+        *map(percent, others),
+        "-" if seconds is None else f"{seconds:.3g}",
+        "-" if memory is None else f"{memory:.0f} MiB",
     ]
 
 
 def remark(row: Row) -> str:
     """What the figures do not say: assets that are not among them, and why; empty if all were seen."""
     words = {"empty": "without anything to see", "failed": "failed", "missing": "not made"}
-    counts = ", ".join(f"{row.states[state]} {word}" for state, word in words.items() if state in row.states)
-    return ": ".join(part for part in (counts, row.reason) if part)
+    counts = ", ".join(f"{row['states'][state]} {word}" for state, word in words.items() if state in row["states"])
+    return ": ".join(part for part in (counts, row["reason"]) if part)
 
 
 def asset(result: Result) -> dict[str, Any]:

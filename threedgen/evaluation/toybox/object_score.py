@@ -55,7 +55,7 @@ class Result:
     failed: bool = False
 
 
-def evaluate(task: Task) -> Status:
+def evaluate(task: Task) -> None:
     """Makes, judges, reports. Raises ConfigError before any run if something is missing, Stopped for one that was."""
     config: Evaluate3DConfig = task.config
     scores, cases = Scores(task), held_out_cases(config.prompts, config.seed, spread=True)
@@ -100,7 +100,7 @@ One front only: no two of the eight views that show a front are more than 90 deg
 asked of things that have a front. Its false alarm rate is what is missing to 100 % on ground truth.
 
 Seconds for an object: median {middle}, at most {most}."""
-    return scores.report(KEYS, before, after, about, shown, own, surface_figures(surfaces, smooth))
+    scores.report(KEYS, before, after, about, shown, own, surface_figures(surfaces, smooth))
 
 
 def object_config(

@@ -20,8 +20,8 @@ from threedgen.run.cache import digest
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
-from threedgen.train.loop import Status
-from threedgen.train.task import Stopped, Task, run_task
+from threedgen.run.workers import STOPPED, Stopped
+from threedgen.train.task import Task, run_task
 
 from .held_out import Case, held_out_cases
 from .options import EvaluatePriorConfig
@@ -30,7 +30,7 @@ from .report import Scores
 KEYS = ("noun", "colour", "part", "part_colour", "bound", "order", "each_side", "side", "noun_single", "colour_single")
 
 
-def evaluate(task: Task) -> Status:
+def evaluate(task: Task) -> None:
     """Samples, judges, reports. Raises ConfigError before any sampling for a missing probe."""
     config: EvaluatePriorConfig = task.config
     scores, cases = Scores(task), held_out_cases(config.samples, config.seed)
@@ -54,7 +54,7 @@ ground-truth renders of the same captions from the same cameras: more than that 
     after = """\
 Order: of all ways to give the four sides to the views, the most probable is the one that the cameras say. A single
 view's side counts as right within 15 degrees of its quarter."""
-    return scores.report(KEYS, before, after, about, shown, prior=weights)
+    scores.report(KEYS, before, after, about, shown, prior=weights)
 
 
 def cameras(config: EvaluatePriorConfig, case: Case) -> Ring:
@@ -78,7 +78,7 @@ def draw_all(task: Task, prior: Prior, weights: str, cases: Sequence[Case], ring
             views = read_views(path, metadata)
             if views is None:
                 if interrupts.stop:
-                    raise Stopped(Status.INTERRUPTED.exit_code)
+                    raise Stopped(STOPPED[0])
                 rngs = [generator(config.seed, case.index, "evaluation sample") for case in batch]
                 views = sample_rings(prior, prompts, rings[start : start + config.batch], config, rngs)
                 write_views(path, views, metadata)

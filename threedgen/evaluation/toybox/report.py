@@ -11,7 +11,6 @@ from threedgen.config.plain_file import read_json
 from threedgen.evaluation.metrics.figures import median
 from threedgen.evaluation.tables import finish, limits, markdown_table, percent, rounded, write_strips
 from threedgen.geometry.images import to_uint8
-from threedgen.train.loop import Status
 from threedgen.train.task import Task
 
 from .fidelity import distances, fidelity_table
@@ -88,7 +87,7 @@ class Scores:
         own: Sequence[dict[str, Any]] | None = None,
         near: dict[str, Any] | None = None,
         **summary: Any,
-    ) -> Status:
+    ) -> None:
         """Writes report.json, report.md, sheet.png and the summary.
 
         ``before`` and ``after`` the table of ``keys`` report.md says this; ``about``: what report.json says first, and
@@ -116,4 +115,4 @@ class Scores:
             *([fidelity_table(fidelity)] if fidelity else []),
             after,
         )
-        return finish(task, "report", "\n\n".join(parts) + "\n", figures, **summary)
+        finish(task, "report", "\n\n".join(parts) + "\n", figures, **summary)

@@ -12,7 +12,6 @@ from threedgen.evaluation.metrics.figures import Share, bootstrap, median, share
 from threedgen.evaluation.tables import finish, limits, markdown_table, percent
 from threedgen.geometry.images import grid, one_size, write_png
 from threedgen.geometry.picture_file import read_picture
-from threedgen.train.loop import Status
 from threedgen.train.task import Task
 
 from .options import EvaluateSubjectsConfig
@@ -23,7 +22,7 @@ Rows = Sequence[dict[str, Any]]
 NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
 
 
-def report(task: Task, rows: Rows) -> Status:
+def report(task: Task, rows: Rows) -> None:
     """Writes report.json, .md and sheet.png. ``rows``: of each subject its folder's name and what was ``found``."""
     config, folder = task.config, task.folder
     figures = {key: compared(rows, key) for key in (row_key(*row) for row in config.rows)}
@@ -41,7 +40,7 @@ right answers: for the subject's own prompts beside the base's for the class, fo
     write_png(folder / "sheet.png", sheet(config, folder / "subjects", rows))
     if config.objects is not None:
         write_png(folder / "objects.png", sheet(config, folder / "subjects", rows, "-3d"))
-    return finish(task, "report", text, {"base_identity": base, "compared": figures, "subjects": list(rows)})
+    finish(task, "report", text, {"base_identity": base, "compared": figures, "subjects": list(rows)})
 
 
 def row_key(kind: str, strength: float) -> str:
@@ -146,5 +145,5 @@ def _interval(found: Sequence[float], scale: float, digits: int) -> str:
 
 
 def _share(plain: dict[str, Any]) -> str:
-    figure = Share(plain["hits"], plain["total"])
+    figure = Share.of(plain)
     return f"{percent(figure)}, {limits(figure)}"

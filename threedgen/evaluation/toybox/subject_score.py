@@ -74,7 +74,7 @@ class Subject:
     truth: torch.Tensor
 
 
-def evaluate(task: Task) -> Status:
+def evaluate(task: Task) -> None:
     """Tunes, samples, judges, reports. Raises ConfigError before any work, Stopped for a run that was."""
     config, folder = task.config, task.folder
     accessories = tuple(accessory(setting) for setting in config.settings)
@@ -91,7 +91,7 @@ def evaluate(task: Task) -> Status:
             found["base"]["held_out"] = before["scores"]
             rows.append({"subject": subject.folder.name, "found": found})
             count.add(1, subject.asset.caption)
-    return report(task, rows)
+    report(task, rows)
 
 
 def measure(tools: Instruments, subject: Subject, base: Prior) -> dict[str, Any]:
