@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from PIL import Image
 from threedgen.config.plain_file import read_json
 from threedgen.evaluation.metrics.figures import Share
 from threedgen.geometry.images import grid, one_size, to_uint8, write_png
-from threedgen.run.folder import write_atomic
+from threedgen.run.folder import write_atomic, write_json
 from threedgen.run.text import say
 from threedgen.train.task import Task
 
@@ -48,12 +47,6 @@ def rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [rounded(item) for item in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
-def write_json(path: Path, tree: Any) -> None:
-    """Writes plain data, whole or not at all. Raises OSError, and ValueError for NaN."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def once(path: Path, make: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from threedgen.config import config_hash
 from threedgen.config.plain_file import read_json
 from threedgen.evaluation.metrics.figures import mean
-from threedgen.evaluation.tables import write_json
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr, to_uint8
 from threedgen.geometry.views import Views
 from threedgen.representations.fit import Bounds, fit
-from threedgen.run.folder import replacing
+from threedgen.run.folder import replacing, write_json
 from threedgen.train.loop import set_threads
 
 from .options import ConsistencyConfig

@@ -13,7 +13,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.evaluation.metrics.figures import Share
 from threedgen.evaluation.tables import between, finish, limits, markdown_table, percent
 from threedgen.geometry.picture_file import read_picture
-from threedgen.run.folder import write_atomic, writing
+from threedgen.run.folder import flat, write_atomic, writing
 from threedgen.run.metrics import csv_table
 from threedgen.run.text import clean
 from threedgen.train.task import Task
@@ -51,7 +51,7 @@ class Report:
                 "left_out": self.left_out,
                 "assets": [result.plain() for result in self.results],
             }
-            write_atomic(folder / "methods.csv", csv_table([flat(row) for row in self.rows]))
+            write_atomic(folder / "methods.csv", csv_table([line(row) for row in self.rows]))
             write_atomic(folder / "assets.csv", csv_table([asset(result) for result in self.results]))
             write_atomic(folder / "report.html", self.html(folder))
             finish(self.task, "report", self.text(), figures, self.text())
@@ -131,18 +131,15 @@ def remark(row: Row) -> str:
     return ": ".join(part for part in (counts, row["reason"]) if part)
 
 
+def line(row: Row) -> dict[str, Any]:
+    """A line of methods.csv: nested keys joined by underscores."""
+    return {key.replace(".", "_"): value for key, value in flat(row).items() if value != {}}
+
+
 def asset(result: Result) -> dict[str, Any]:
     """A line of assets.csv: without the long lists."""
     views = {"views": len(result.sides), "right_views": sum(result.right), "front_views": sum(result.shown)}
     return {key: value for key, value in result.plain().items() if not isinstance(value, list)} | views
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by underscores."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}_") if isinstance(value, dict) else {prefix + key: value}
-    return found
 
 
 def strip(folder: Path, result: Result) -> tuple[Any, list[tuple[str, bool, bool]]]:

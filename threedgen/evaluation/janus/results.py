@@ -16,8 +16,9 @@ import numpy as np
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_bytes, read_json
 from threedgen.evaluation.metrics.figures import median, share
-from threedgen.evaluation.tables import rounded, write_json
+from threedgen.evaluation.tables import rounded
 from threedgen.geometry.images import write_png
+from threedgen.run.folder import write_json
 from threedgen.train.checkpoint import LAST
 
 from .coloured_mesh import LARGEST, ColouredMesh, centred, read_mesh

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from threedgen.config.plain_file import read_json
 from threedgen.evaluation.metrics.figures import median
 from threedgen.evaluation.tables import finish, limits, markdown_table, percent, rounded, write_strips
 from threedgen.geometry.images import to_uint8
@@ -16,7 +15,7 @@ from threedgen.train.task import Task
 from .fidelity import distances, fidelity_table
 from .held_out import Case
 from .judging import FIGURES, Verdict, judge_pictures, tally
-from .probe import Probe, locate
+from .probe import Probe
 
 PART_OF_SHEET = ("noun", "colour", "bound", "order", "one_front")
 """Wrong answers to these are named under a picture."""
@@ -96,12 +95,11 @@ class Scores:
         """
         captions, task = [case.caption for case in self.cases], self.task
         fidelity = (near or {}) | (distances(self.probe, self.views, *self.draws) if len(captions) > 1 else {})
-        probe = read_json(locate(task.config.probe.weights).with_suffix(".json"))
         figures = about | ({"fidelity": rounded(fidelity)} if fidelity else {})
         figures |= {
             "measured": figures_plain(self.measured),
             "probe_on_truth": figures_plain(self.truth),
-            "probe_accuracy": probe.get("accuracy"),
+            "probe_accuracy": self.probe.accuracy,
             "objects": [
                 {"caption": caption, **more, **verdict.plain()}
                 for caption, more, verdict in zip(captions, own or [{}] * len(captions), self.measured, strict=True)

@@ -55,14 +55,12 @@ Accessory = tuple[str, str]
 """Its colour and its word; both are empty for none."""
 
 
-@dataclass(frozen=True)
 class Instruments:
-    """What samples are judged with, and how they are asked for."""
+    """What samples are judged with, and how they are asked for. Raises ConfigError."""
 
-    probe: Probe
-    embed: Any
-    config: EvaluateSubjectsConfig
-    accessories: tuple[Accessory, ...]
+    def __init__(self, config: EvaluateSubjectsConfig) -> None:
+        self.config, self.accessories = config, tuple(accessory(setting) for setting in config.settings)
+        self.probe, self.embed = Probe.load(config.probe.weights), registry.build("identity", config.identity)
 
 
 @dataclass(frozen=True)
@@ -77,11 +75,8 @@ class Subject:
 def evaluate(task: Task) -> None:
     """Tunes, samples, judges, reports. Raises ConfigError before any work, Stopped for a run that was."""
     config, folder = task.config, task.folder
-    accessories = tuple(accessory(setting) for setting in config.settings)
     base_config = tuning_config(config, folder, config.preservation[0], "thing").prior
-    probe, embed = Probe.load(config.probe.weights), registry.build("identity", config.identity)
-    tools = Instruments(probe, embed, config, accessories)
-    base = registry.build("prior", base_config)
+    tools, base = Instruments(config), registry.build("prior", base_config)
     rows: list[dict[str, Any]] = []
     with Count("subjects", config.subjects, task.quiet) as count:
         before = once(folder / "held-out.json", partial(held_out, tools, base))
