@@ -152,7 +152,8 @@ def run_task(
     task = Task(config, resume, quiet, files)
     task.resume &= not again
     status = carry_out(work, task)
-    if task.leader and status in (Status.FINISHED, Status.INTERRUPTED) and (task.folder / result).exists():
+    ended = status is Status.FINISHED or status is Status.INTERRUPTED and not again  # else the result is an older one
+    if task.leader and ended and (task.folder / result).exists():
         say(str(task.folder / result))
     return status.exit_code
 
