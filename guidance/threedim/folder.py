@@ -17,6 +17,7 @@ from threedgen import folder as project_folder
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
 from threedgen.guidance.weights import files, loading
+from threedgen.run.folder import write_json
 
 from .options import CamerasConfig, XUNetConfig
 
@@ -43,7 +44,7 @@ def save(model: Any, folder: Path, cameras: CamerasConfig | None = None) -> None
         else:
             metadata["network"] = model.config.model_dump(mode="json")
             files.save_tensors(model, part / TENSORS)
-        files.write_json(part / CONFIG, metadata)
+        write_json(part / CONFIG, metadata)
 
 
 def check(weights: str) -> Path:

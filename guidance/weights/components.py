@@ -16,6 +16,7 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import short
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.draft import Draft
+from threedgen.run.folder import write_json
 
 from . import files, ldm, loading, tokens
 
@@ -202,7 +203,7 @@ def save(prior: MVDream, folder: Path) -> None:
         # The prefix is what transformers 4 and the folders on the hub have; transformers 5 reads both.
         files.save_tensors(prior.text_encoder, part / "text_encoder" / "model.safetensors", "text_model.")
         scheduler(prior.schedule).save_config(part / "scheduler")
-        files.write_json(part / "model_index.json", model_index(prior))
+        write_json(part / "model_index.json", model_index(prior))
 
 
 def scheduler(schedule: Schedule) -> Any:

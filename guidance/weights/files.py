@@ -7,7 +7,6 @@ used. All functions raise ConfigError. torch is imported by those that need it.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -199,8 +198,3 @@ def save_tensors(network: torch.nn.Module, path: Path, prefix: str = "") -> None
             raise ConfigError(f"cannot save {path.parent.name}: {name!r} does not fit into float16")
         tensors[prefix + name.removeprefix(prefix)] = kept
     save_file(tensors, path, metadata={"format": "pt"})
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

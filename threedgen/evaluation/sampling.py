@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.prior import Prior
 from threedgen.run.folder import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,16 @@ def ring_poses(ring: Ring) -> Tensor:
     azimuth = torch.from_numpy(ring[0]).float()
     distance = RELATIVE_DISTANCE / np.tan(FOV / 2)
     return orbit_c2w(torch.full_like(azimuth, ring[1]), azimuth, torch.full_like(azimuth, distance))
+
+
+def sample_rings(prior: Prior, prompts: Sequence[str], rings: Sequence[Ring], options: Any, rngs: Any) -> np.ndarray:
+    """Samples all prompts together, each on its ring and with its own generator: uint8 (N, V, H, W, 3).
+
+    ``options``: steps, guidance_scale and, if there is one, negative_prompt.
+    """
+    c2w = torch.stack([ring_poses(ring) for ring in rings])
+    how = (options.steps, options.guidance_scale, getattr(options, "negative_prompt", ""))
+    return to_uint8(prior.sample(prompts, c2w, *how, rngs).unflatten(0, (len(prompts), -1)))
 
 
 def evenly(count: int, most: int) -> list[int]:

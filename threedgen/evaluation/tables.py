@@ -1,21 +1,20 @@
-"""Writes the tables, the figures, the files and the last words of the evaluations."""
+"""What all evaluations share: tables, figures, files, last words; and what was found once is kept."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from threedgen.config.plain_file import read_json
 from threedgen.evaluation.metrics.figures import Share
-from threedgen.geometry.images import to_uint8
-from threedgen.run.folder import write_atomic
-from threedgen.run.metrics import write_summary
+from threedgen.geometry.images import grid, one_size, to_uint8, write_png
+from threedgen.run.folder import write_atomic, write_json
 from threedgen.run.text import say
+from threedgen.train.task import Task
 
 
 def percent(figure: Share | None) -> str:
@@ -27,10 +26,12 @@ def percent(figure: Share | None) -> str:
 
 def limits(figure: Share | None) -> str:
     """Words the 95 % interval: "94.3 - 98.9 %"."""
-    if figure is None or figure.interval is None:
-        return "-"
-    low, high = figure.interval
-    return f"{100 * low:.1f} - {100 * high:.1f} %"
+    return between(*((figure and figure.interval) or (None, None)))
+
+
+def between(low: float | None, high: float | None) -> str:
+    """Words an interval of shares, if there is one."""
+    return "-" if low is None or high is None else f"{100 * low:.1f} - {100 * high:.1f} %"
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -48,26 +49,30 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def write_json(path: Path, tree: Any) -> None:
-    """Writes plain data, whole or not at all. Raises OSError, and ValueError for NaN."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+def once(path: Path, make: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:
+    """Reads a JSON file, or writes there what ``make`` gives, so that a killed run goes on; it is made again where the
+    ``key``, plain data that decides it and is kept with it, is another one."""
+    found = read_json(path)
+    if not found or not found.items() >= key.items():
+        found = make() | key
+        write_json(path, found)
+    return found
 
 
-def write_report(folder: Path, text: str, figures: dict[str, Any]) -> None:
-    """Writes report.md and report.json."""
-    write_atomic(folder / "report.md", text)
-    write_json(folder / "report.json", figures)
+def finish(task: Task, name: str, text: str, figures: Any, spoken: str = "", **summary: Any) -> None:
+    """Writes NAME.json with the ``figures``, NAME.md with the ``text`` and the summary, with which an evaluation is
+    finished; says what is ``spoken``."""
+    write_json(task.folder / f"{name}.json", figures)
+    write_atomic(task.folder / f"{name}.md", text)
+    task.summarise(**summary)
+    if spoken and not task.quiet:
+        say(spoken)
 
 
-def finish(config: Any, begun: float, place: str, text: str = "", **figures: Any) -> int:
-    """Writes the summary of a run that began at ``begun``, says ``text`` if there is any, and where its result is;
-    returns the exit code."""
-    folder = Path(str(config.out))
-    write_summary(folder, config, time.monotonic() - begun, status="finished", **figures)
-    for line in filter(None, (text, str(folder / place))):
-        say(line)
-    return 0
+def write_strips(path: Path, strips: Iterable[Any], labels: Sequence[str], columns: int = 1) -> None:
+    """Draws a sheet of strips of pictures (V, H, W, 3), a label under each; nothing if there are none."""
+    if rows := [grid(strip, len(strip)) for strip in strips]:
+        write_png(path, grid(one_size(rows), columns, labels))
 
 
 def thumbnails(pictures: Any, most: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import time
@@ -16,7 +15,7 @@ import torch
 from threedgen import __version__
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
-from threedgen.run.folder import clear_unfinished, write_atomic
+from threedgen.run.folder import clear_unfinished, write_atomic, write_json
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads
 
@@ -79,8 +78,7 @@ def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:
         before = _own_files(folder)
         for name, data in asset.files.items():
             write_atomic(folder / name, data)
-        path = folder / MANIFEST
-        write_atomic(path, json.dumps(summary(asset, config), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_json(path := folder / MANIFEST, summary(asset, config))
         for path_before in before - {folder / name for name in asset.files}:
             path_before.unlink(missing_ok=True)
     except OSError as error:

@@ -10,6 +10,7 @@ Imports no torch: the folder is chosen and shown before the long imports begin.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -69,19 +70,20 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
     return tree
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Joins the keys of nested data by dots."""
     if not isinstance(tree, dict) or not tree or not all(isinstance(key, str) for key in tree):
         return {prefix: tree}
     return {
         path: value
         for key, inner in tree.items()
-        for path, value in _flat(inner, f"{prefix}.{key}" if prefix else key).items()
+        for path, value in flat(inner, f"{prefix}.{key}" if prefix else key).items()
     }
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`key: old -> new` for every key that would change the result of a run, two configs given as data."""
-    before, after = _flat(renamed.in_run(old)), _flat(new)
+    before, after = flat(renamed.in_run(old)), flat(new)
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return [
         f"{key}: {short(before.get(key))} -> {short(after.get(key))}"
@@ -124,7 +126,7 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
             stored = stored_config(folder)
             if stored is None:
                 break
-            if not differences(stored, expected) and _flat(stored).get(length) == _flat(expected).get(length):
+            if not differences(stored, expected) and flat(stored).get(length) == flat(expected).get(length):
                 break
     return folder
 
@@ -233,6 +235,12 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """
     with replacing(path) as file:
         file.write(data if isinstance(data, bytes) else data.encode("utf-8"))
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Writes plain data, and the folder of the file if need be. Raises OSError, and ValueError for NaN."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from threedgen import __version__
 from threedgen.config import ConfigError, config_hash
 from threedgen.config.plain_file import parse_json, read_bytes, read_json
-from threedgen.run.folder import write_atomic
+from threedgen.run.folder import write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -161,5 +161,5 @@ def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: An
         "environment": environment(),
     }
     path = Path(folder) / "summary.json"
-    write_atomic(path, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(path, summary)
     return path

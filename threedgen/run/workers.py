@@ -36,7 +36,7 @@ POLL = 0.2
 
 
 class Stopped(SystemExit):
-    """Raised by work that obeyed Ctrl-C or SIGTERM, with one of the codes STOPPED; its job can go on later."""
+    """Raised, with the exit code, by work that ended before its time; after one of STOPPED it can go on later."""
 
 
 def run_jobs(

@@ -52,6 +52,11 @@ class Status(enum.Enum):
         """What the process should return; for a signal 128 + its number."""
         return {"finished": 0, "interrupted": 130, "terminated": 143, "failed": 2}[self.value]
 
+    @classmethod
+    def of(cls, exit_code: Any) -> Status:
+        """Finds the status with this exit code."""
+        return next(status for status in cls if status.exit_code == exit_code)
+
 
 def fit(
     module: System,

@@ -68,6 +68,14 @@ class System(pl.LightningModule):
         known = found.items() if isinstance(found, dict) else ()
         self.metrics = {str(n): math.nan if v is None else v for n, v in known if v is None or isinstance(v, float)}
 
+    options: Any
+    """The section of the config that says how it learns."""
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on all parameters; a module that learns otherwise has its own."""
+        o = self.options
+        return self.adamw(self.parameters(), o.learning_rate, weight_decay=o.weight_decay)
+
     def adamw(self, parameters: Iterable[Any], *rates: Any, weight_decay: float = 0.0) -> dict[str, Any]:
         """AdamW on parameters, or groups of them, with learning rates as for `scheduled`."""
         optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)

@@ -31,18 +31,11 @@ from threedgen.run.metrics import read_summary, write_summary
 from threedgen.run.progress import silence_lightning
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads
+from threedgen.run.workers import Stopped
 from threedgen.train.loop import Status, fit
 from threedgen.train.system import System
 
 logger = logging.getLogger(__name__)
-
-
-class Stopped(Exception):
-    """A stage of a task ended before its last step, so there is nothing to go on with."""
-
-    def __init__(self, status: Status) -> None:
-        super().__init__(status.value)
-        self.status = status
 
 
 class Task:
@@ -130,7 +123,7 @@ class Task:
         own = self.config.model_copy(update={"trainer": trainer})
         status = fit(learner, own, folder, self.resume, self.quiet, metrics=(metric,))
         if status is not Status.FINISHED:
-            raise Stopped(status)
+            raise Stopped(status.exit_code)
         network.cpu().eval()
         settle()
         cache.keep(done, network)
@@ -143,23 +136,30 @@ class Task:
 
 
 def run_task(
-    work: Callable[[Task], Status],
+    work: Callable[[Task], Status | None],
     config: Any,
     resume: Path | None = None,
     quiet: bool = False,
     *,
     result: str = "",
     files: Iterable[str] = (),
+    again: bool = False,
 ) -> int:
-    """Carries out a config by `work`, unless it is finished already; says where `result` is; returns the exit code."""
+    """Carries out a config by `work`, unless it is finished already; says where `result` is; returns the exit code.
+
+    `work` returns how it ended, or nothing if it always comes to its end; it may raise Stopped.
+    `again`: of an evaluation, which is always carried out: it keeps what took long, and reports on what is there now.
+    """
     task = Task(config, resume, quiet, files)
+    task.resume &= not again
     status = carry_out(work, task)
-    if task.leader and status in (Status.FINISHED, Status.INTERRUPTED) and (task.folder / result).exists():
+    ended = status is Status.FINISHED or status is Status.INTERRUPTED and not again  # else the result is an older one
+    if task.leader and ended and (task.folder / result).exists():
         say(str(task.folder / result))
     return status.exit_code
 
 
-def carry_out(work: Callable[[Task], Status], task: Task, hint: str = "") -> Status:
+def carry_out(work: Callable[[Task], Status | None], task: Task, hint: str = "") -> Status:
     """The same without a word on stdout; how it ended. `hint` is added to the line on a run that is finished.
 
     The folder is then given back (`run.lock`), for Python goes on.
@@ -171,9 +171,9 @@ def carry_out(work: Callable[[Task], Status], task: Task, hint: str = "") -> Sta
             return Status.FINISHED
         silence_lightning()
         set_threads(task.config.threads)  # before the first kernel
-        return work(task)
+        return work(task) or Status.FINISHED
     except Stopped as stop:
-        return stop.status
+        return Status.of(stop.code)
     finally:
         release(task.folder)
 

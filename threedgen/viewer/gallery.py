@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from threedgen.run.folder import CONFIG, stored_config, user_path, write_atomic,
 from threedgen.run.text import duration, say, visible
 
 from .options import GalleryConfig
-from .page import REMEDY, data_uri, link, page
+from .page import REMEDY, jpeg, link, page
 from .record import ROW, Record, read_record, whole
 from .report import PAGE
 
@@ -105,9 +104,7 @@ def still(record: Record) -> Markup | None:
         width, height = (sheet.width - GAP) // columns - GAP, (sheet.height - GAP) // rows - GAP
         picture = sheet.convert("RGB").crop((GAP, GAP, GAP + max(1, width), GAP + max(1, height)))
         picture.thumbnail((STILL, STILL))
-        buffer = io.BytesIO()
-        picture.save(buffer, format="JPEG", quality=88)
-        return data_uri(buffer.getvalue(), ".jpg")
+        return jpeg(picture)
     return None
 
 

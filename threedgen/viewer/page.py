@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 from functools import cache
 from pathlib import Path
 from posixpath import basename
@@ -16,6 +17,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL.Image import Image
 from rich.filesize import decimal as size
 
 from threedgen.run.text import duration, number, visible
@@ -68,6 +70,13 @@ def data_uri(data: bytes, suffix: str) -> Markup:
     """The content of a file as an address; its kind by the suffix of its name."""
     kind = _TYPES.get(suffix, "application/octet-stream")
     return Markup(f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}")
+
+
+def jpeg(picture: Image) -> Markup:
+    """A picture as a JPEG within the page."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, format="JPEG", quality=85)
+    return data_uri(buffer.getvalue(), ".jpg")
 
 
 def embedded(path: Path | None) -> Markup | None:

@@ -8,9 +8,8 @@ A scene is written whole or not at all, so a killed run goes on with those that 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +20,10 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w, square_pixels
 from threedgen.geometry.views import Views
 from threedgen.run.interrupts import Interrupts
-from threedgen.run.metrics import write_summary
 from threedgen.run.progress import Count
 from threedgen.run.seeding import numpy_generator
-from threedgen.run.text import say
-from threedgen.run.threads import set_threads
+from threedgen.run.workers import STOPPED, Stopped
+from threedgen.train.task import Task, run_task
 
 from .marked import marked
 from .options import MakeSRNToyboxConfig
@@ -51,23 +49,22 @@ class Job(NamedTuple):
         return numpy_generator(seed, self.number, f"{self.family} {self.split} {purpose}")
 
 
-def run(config: MakeSRNToyboxConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Make the scenes that are not there yet; returns the exit code."""
-    begun, folder = time.monotonic(), Path(str(config.out))
-    set_threads(config.threads)
-    every = list(jobs(config))
-    with Interrupts() as interrupts, Count("scenes", len(every), quiet) as count:
+def make(task: Task) -> None:
+    """Makes the scenes that are not there yet. Raises Stopped after Ctrl-C."""
+    config, every = task.config, list(jobs(task.config))
+    with Interrupts() as interrupts, Count("scenes", len(every), task.quiet) as count:
         for job in every:
             if interrupts.stop:
-                return 130
-            target = folder / f"{job.family}_{job.split}" / job.name
+                raise Stopped(STOPPED[0])
+            target = task.folder / f"{job.family}_{job.split}" / job.name
             if not target.is_dir():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_instance(target, scene(config, job))
             count.add(1, job.name)
-    write_summary(folder, config, time.monotonic() - begun, status="finished", scenes=len(every))
-    say(str(folder))
-    return 0
+    task.summarise(scenes=len(every))
+
+
+run = partial(run_task, make, again=True)
 
 
 def jobs(config: MakeSRNToyboxConfig) -> Iterator[Job]:

@@ -25,7 +25,7 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr, to_uint8
 from threedgen.geometry.views import Views
 from threedgen.representations.fit import Bounds, fit
-from threedgen.run.folder import replacing, write_atomic
+from threedgen.run.folder import replacing, write_json
 from threedgen.run.threads import set_threads
 
 from .options import ConsistencyConfig
@@ -110,7 +110,7 @@ def score(job: Job) -> Score:
     job.path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(job.path.with_suffix(".npz")) as file:
         np.savez_compressed(file, held=job.images[job.held], render=to_uint8(render))
-    write_atomic(job.path, json.dumps(found, allow_nan=False) + "\n")
+    write_json(job.path, found)
     return found
 
 

@@ -121,16 +121,6 @@ class ConsistencyConfig(RunConfig):
         """The configs of the samplers by the names of their rows."""
         return self.samplers or {self.sampler.name: self.sampler}
 
-    @model_validator(mode="after")
-    def _names(self) -> ConsistencyConfig:
-        for name in self.samplers:
-            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) or name == ORIGINAL:
-                raise ValueError(
-                    f"samplers: {name!r} is no name for a row; letters, digits, - and _ make one, and {ORIGINAL!r} is "
-                    "taken"
-                )
-        return self
-
     @model_validator(mode="before")
     @classmethod
     def _own_scenes(cls, data: Any) -> Any:
@@ -144,7 +134,13 @@ class ConsistencyConfig(RunConfig):
 
     @model_validator(mode="after")
     def _agree(self) -> ConsistencyConfig:
-        """What is drawn has to suit who draws."""
+        """Rows have names that files can have, and what is drawn suits who draws."""
+        for name in self.samplers:
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) or name == ORIGINAL:
+                raise ValueError(
+                    f"samplers: {name!r} is no name for a row; letters, digits, - and _ make one, and {ORIGINAL!r} is "
+                    "taken"
+                )
         first = next(iter(self.contestants.values()))
         if self.scenes.name == "sampled" and first.name != "folder":
             raise ValueError(f"scenes 'sampled' are those of a folder of samples, but the sampler is {first.name!r}")

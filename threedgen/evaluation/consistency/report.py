@@ -12,14 +12,15 @@ from threedgen.config import config_hash
 from threedgen.evaluation.metrics.distributions import fid, kid
 from threedgen.evaluation.metrics.figures import bootstrap, mean
 from threedgen.evaluation.sampling import evenly
-from threedgen.evaluation.tables import markdown_table, write_json
+from threedgen.evaluation.tables import finish, markdown_table, write_strips
 from threedgen.evaluation.toybox.fidelity import features
 from threedgen.evaluation.toybox.probe import Probe
-from threedgen.geometry.images import grid, one_size, readable, to_uint8, write_png
+from threedgen.geometry.images import readable, to_uint8
 from threedgen.geometry.views import Views
 from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import csv_table
 from threedgen.run.seeding import numpy_generator
+from threedgen.train.task import Task
 
 from .fits import Score
 from .options import ORIGINAL, ConsistencyConfig
@@ -36,10 +37,9 @@ ERROR_GAIN = 3.0
 """Differences on the sheet are shown so many times larger."""
 
 
-def write(
-    config: ConsistencyConfig, folder: Path, scores: Sequence[Score], features: dict[str, Any], notes: Sequence[str]
-) -> str:
-    """Writes consistency.json, .csv, .md and sheet.png; returns the table as text."""
+def report(task: Task, scores: Sequence[Score], features: dict[str, Any], notes: Sequence[str]) -> None:
+    """Writes consistency.json, .csv, .md and sheet.png, and says the table. ``features``: FID and KID of rows."""
+    config: ConsistencyConfig = task.config
     of = {row: [score for score in scores if score["row"] == row] for row in (*config.contestants, ORIGINAL)}
     tree = {
         "samplers": {row: options.name for row, options in config.contestants.items()},
@@ -52,15 +52,13 @@ def write(
         "notes": list(notes),
         "scenes": list(scores),
     }
-    write_json(folder / "consistency.json", tree)
-    write_atomic(folder / "consistency.csv", csv_table(scores, COLUMNS))
+    write_atomic(task.folder / "consistency.csv", csv_table(scores, COLUMNS))
     text = table(config, tree["rows"])
     if tree["differences"]:
         text += f"\n\n{difference_table(config, tree['differences'])}"
-    write_atomic(folder / "consistency.md", f"# 3D consistency\n\n{text}\n\n{explained(config)}\n")
-    if config.sheet:
-        write_png(folder / "sheet.png", sheet(folder / "scores", scores, config.sheet))
-    return text
+    write_sheet(task.folder / "sheet.png", task.folder / "scores", scores, config.sheet)
+    whole = f"# 3D consistency\n\n{text}\n\n{explained(config)}\n"
+    finish(task, "consistency", whole, tree, text, scenes=len({score["scene"] for score in scores}))
 
 
 def summary(config: ConsistencyConfig, scores: Sequence[Score]) -> dict[str, Any]:
@@ -147,21 +145,20 @@ def pictures(folder: Path, score: Score) -> tuple[np.ndarray, np.ndarray]:
         return file["held"], file["render"]
 
 
-def sheet(folder: Path, scores: Sequence[Score], count: int) -> np.ndarray:
-    """Draws for some scenes the held-out view of middling PSNR, the field's render, the difference; two rows a line."""
+def write_sheet(path: Path, folder: Path, scores: Sequence[Score], count: int) -> None:
+    """Draws for ``count`` scenes the held-out view of middling PSNR, the field's render, the difference; two rows a
+    line."""
     names = list(dict.fromkeys(score["scene"] for score in scores))[:count]
-    cells, labels = [], []
-    for name in names:
-        mine = [score for score in scores if score["scene"] == name]
-        for score in mine:
-            each = score["each"]["psnr"]
-            middle = int(np.argsort(each)[len(each) // 2])
-            held, render = (stack[middle] for stack in pictures(folder, score))
-            error = np.clip(ERROR_GAIN * np.abs(held.astype(float) - render), 0, 255).astype(np.uint8)
-            cells += [held, render, error]
-            labels += [f"{name} {score['row']}", f"field, {each[middle]:.1f} dB", f"error x {ERROR_GAIN:g}"]
-    rows = {score["row"] for score in scores}
-    return grid(readable(np.stack(one_size(cells))), 3 * min(2, len(rows)), labels)
+    strips, labels = [], []
+    for score in (score for name in names for score in scores if score["scene"] == name):
+        each = score["each"]["psnr"]
+        middle = int(np.argsort(each)[len(each) // 2])
+        held, render = (stack[middle] for stack in pictures(folder, score))
+        error = np.clip(ERROR_GAIN * np.abs(held.astype(float) - render), 0, 255).astype(np.uint8)
+        strips.append(readable(np.stack([held, render, error])))
+        words = f"{score['scene']} {score['row']}: drawn; field, {each[middle]:.1f} dB; error x {ERROR_GAIN:g}"
+        labels.append(words)
+    write_strips(path, strips, labels, min(2, len({score["row"] for score in scores})))
 
 
 def distances(probe: Probe, folder: Path, scores: Sequence[Score]) -> dict[str, Any]:
@@ -181,23 +178,8 @@ VIEWS = 10
 """Views of a strip: the given one, if there is one, then others evenly chosen from all, in their order."""
 
 
-Strips = dict[str, list[tuple[str, list[np.ndarray]]]]
-"""Scene -> the strip of each row, with its label."""
-
-
-def strip(scene: Scene, views: Views) -> list[np.ndarray]:
-    """Chooses the views of a strip, uint8."""
+def strip(scene: Scene, views: Views) -> np.ndarray:
+    """Chooses the views of a strip, uint8 (V, H, W, 3)."""
     targets = scene.targets
     chosen = [targets[k] for k in evenly(len(targets), VIEWS - len(scene.condition))]
-    return list(to_uint8(views.images[[*scene.condition, *chosen]]))
-
-
-def write_strips(path: Path, strips: Strips) -> None:
-    """Writes a line for each scene and row, each as wide as the longest; nothing if there are no strips."""
-    lines = [line for rows in strips.values() for line in rows]
-    if not lines:
-        return
-    columns, nothing = max(len(strip) for _, strip in lines), np.full((1, 1, 3), 255, np.uint8)
-    cells = [cell for _, strip in lines for cell in [*strip, *[nothing] * (columns - len(strip))]]
-    labels = [text for label, _ in lines for text in [label, *[""] * (columns - 1)]]
-    write_png(path, grid(readable(np.stack(one_size(cells))), columns, labels))
+    return to_uint8(views.images[[*scene.condition, *chosen]])

@@ -9,18 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import re
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from threedgen.config.plain_file import read_json
-from threedgen.evaluation.tables import write_json
+from threedgen.evaluation.tables import once
 from threedgen.evaluation.toybox.held_out import without_front
 from threedgen.run.folder import slug
 from threedgen.run.progress import Count
 from threedgen.run.threads import set_threads
 from threedgen.run.workers import run_jobs
+from threedgen.train.task import Stopped, Task, run_task
 
 from .jobs import FAILED, FINISHED, OVER, RECORD, REFUSED, Job, Plan, make, make_plan, write_record
 from .meter import Meter
@@ -33,22 +33,22 @@ from .results import Reader, Result, rows
 logger = logging.getLogger(__name__)
 
 
-def run(config: JanusBenchmarkConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Make, classify, report; returns the exit code. Raises ConfigError before any work if something is missing."""
-    begun, folder = time.monotonic(), Path(str(config.out))
+def evaluate(task: Task) -> None:
+    """Make, classify, report. Raises ConfigError before any work if something is missing."""
+    config: JanusBenchmarkConfig = task.config
     plan = make_plan(config)
     for prompt, noun in plan.left_out.items():
         logger.warning("left out: %r, for a %s has no front", prompt, noun)
     for method, reason in plan.refused.items():
         logger.warning("left out: %s (%s)", method, reason)
     Meter(config.meter)  # a classifier that is missing is said before hours of work
-    if code := make_all(config, plan.jobs, folder / "runs", quiet):
-        return code
+    if code := make_all(config, plan.jobs, task.folder / "runs", task.quiet):
+        raise Stopped(code)
     set_threads(config.threads)
-    rates = error_rates(config, folder, quiet)
-    results = collect(config, plan, folder, rates, quiet)
+    rates = error_rates(task)
+    results = collect(task, plan, rates)
     table = rows(config.methods, results, plan.prompts, rates, plan.refused)
-    return Report(config, table, results, rates, plan.left_out).finish(begun, quiet)
+    Report(task, table, results, rates, plan.left_out).finish()
 
 
 def make_all(config: JanusBenchmarkConfig, jobs: list[Job], root: Path, quiet: bool) -> int:
@@ -80,26 +80,24 @@ def threads(config: JanusBenchmarkConfig) -> int | None:
     return max(1, int(config.cpus) if config.engine == "ray" else set_threads(None) // config.workers)
 
 
-def error_rates(config: MeteredConfig, folder: Path, quiet: bool) -> ErrorRates | None:
+def error_rates(task: Task) -> ErrorRates | None:
     """The meter's errors, from RUN/meter.json if they were measured there in the same way; None if not asked for."""
+    config: MeteredConfig = task.config
     if not config.truth.objects:
         return None
     asked = {key: getattr(config, key).model_dump(mode="json") for key in ("meter", "truth")} | {"seed": config.seed}
-    path = folder / "meter.json"
-    found = read_json(path)
-    if found.items() >= asked.items():
-        return ErrorRates.from_plain(found)
-    rates = measure(Meter(config.meter), config.truth, config.seed, quiet).rates
-    write_json(path, rates.plain() | asked)
-    return rates
+
+    def rates() -> dict[str, Any]:
+        return measure(Meter(config.meter), config.truth, config.seed, task.quiet).rates.plain()
+
+    return ErrorRates.from_plain(once(task.folder / "meter.json", rates, **asked))
 
 
-def collect(
-    config: JanusBenchmarkConfig, plan: Plan, folder: Path, rates: ErrorRates | None, quiet: bool
-) -> list[Result]:
+def collect(task: Task, plan: Plan, rates: ErrorRates | None) -> list[Result]:
     """A result for each job. Methods that turned out not to run are added to ``plan.refused``."""
+    config, folder = task.config, task.folder
     results, reader = [], Reader(config.meter, plan.prompts, folder / "looks", rates)
-    with Count("looking", len(plan.jobs), quiet) as count:
+    with Count("looking", len(plan.jobs), task.quiet) as count:
         for job in plan.jobs:
             record = read_json(folder / "runs" / job.key / RECORD)
             state, found = record.get("state"), dict[str, Any](state="missing")
@@ -115,15 +113,14 @@ def collect(
     return results
 
 
-def score(config: JanusScoreConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """The task "janus-score": the same table and page for GLB and OBJ files that somebody made; returns the exit code.
+def evaluate_files(task: Task) -> None:
+    """The task "janus-score": the same table and page for GLB and OBJ files that somebody made.
 
     ASSETS/METHOD/a-blue-dog.glb, or ASSETS/a-blue-dog.glb: a folder in the folder is a method, the name of a file its
     prompt, unless `prompts` says another. Files are moved to the middle and scaled, and may face any way. Raises
     ConfigError.
     """
-    begun, folder = time.monotonic(), Path(str(config.out))
-    set_threads(config.threads)
+    config: JanusScoreConfig = task.config
     assets = folder_of_assets(config.assets, "assets")
     found = []
     for path in asset_files(assets):
@@ -132,19 +129,23 @@ def score(config: JanusScoreConfig, resume: Path | None = None, quiet: bool = Fa
     left_out = without_front([prompt for _, _, prompt in found])
     kept = [asset for asset in found if asset[2] not in left_out]
     prompts = list(dict.fromkeys(prompt for _, _, prompt in kept))
-    rates = error_rates(config, folder, quiet)
-    reader = Reader(config.meter, prompts, folder / "looks", rates, free=config.orientation == "free")
+    rates = error_rates(task)
+    reader = Reader(config.meter, prompts, task.folder / "looks", rates, free=config.orientation == "free")
     results = []
-    with Count("looking", len(kept), quiet) as count:
+    with Count("looking", len(kept), task.quiet) as count:
         for path, method, prompt in kept:
             name = slug(path.relative_to(assets).as_posix())
             looked = reader.read(path, name, prompt, config.up, fit=True)
             results.append(Result(method, prompt, None, name, **looked))
             count.add(1, prompt)
     table = rows(list(dict.fromkeys(method for _, method, _ in kept)), results, prompts, rates, {})
-    return Report(config, table, results, rates, left_out).finish(begun, quiet)
+    Report(task, table, results, rates, left_out).finish()
 
 
 def prompt_of(path: Path, config: JanusScoreConfig) -> str:
     """What a file shows: "a-blue_dog.glb" -> "a blue dog"."""
     return config.prompts.get(path.stem) or " ".join(re.split(r"[\s_-]+", path.stem)).strip() or path.stem
+
+
+run = partial(run_task, evaluate, result="report.html", again=True)
+score = partial(run_task, evaluate_files, result="report.html", again=True)

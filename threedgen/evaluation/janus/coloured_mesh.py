@@ -220,22 +220,9 @@ def two_fronted(mesh: ColouredMesh) -> ColouredMesh:
 
 def _front_half(part: Part, middle: float) -> Part:
     """What has x >= middle; triangles across are cut, and what they carry is interpolated."""
-    rows = np.concatenate([part.corners, part.values], axis=2)
-    inside = rows[..., 0] >= middle
-    count = inside.sum(1)
+    from trimesh.intersections import slice_faces_plane
 
-    def turned(which: Array, first: Array) -> Array:
-        """Triangles whose corners begin with ``first``, in their order."""
-        return rows[which][np.arange(which.sum())[:, None], (first[:, None] + np.arange(3)) % 3]
-
-    def cut(a: Array, b: Array) -> Array:
-        share = (middle - a[:, 0]) / (b[:, 0] - a[:, 0])
-        return a + share[:, None] * (b - a)
-
-    one, two = count == 1, count == 2
-    a, b, c = turned(one, inside[one].argmax(1)).swapaxes(0, 1)
-    tips = np.stack([a, cut(a, b), cut(a, c)], axis=1)
-    a, b, c = turned(two, inside[two].argmin(1)).swapaxes(0, 1)  # a is outside
-    ab, ac = cut(a, b), cut(a, c)
-    kept = np.concatenate([rows[count == 3], tips, np.stack([ab, b, c], 1), np.stack([ab, c, ac], 1)])
-    return _sound(replace(part, corners=kept[..., :3], values=kept[..., 3:]))
+    rows, values = part.corners.reshape(-1, 3), part.values.reshape(-1, part.values.shape[-1])
+    faces = np.arange(len(rows)).reshape(-1, 3)
+    corners, faces, values = slice_faces_plane(rows, faces, [1, 0, 0], [middle, 0, 0], uv=values)
+    return _sound(replace(part, corners=corners[faces], values=values[faces]))

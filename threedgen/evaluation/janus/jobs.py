@@ -20,7 +20,6 @@ from threedgen.config import ConfigError, find, load, plain, registry, split_ove
 from threedgen.config.plain_file import read_json
 from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
-from threedgen.evaluation.tables import write_json
 from threedgen.evaluation.toybox.held_out import toybox_prompts, without_front
 from threedgen.run import folder as runs
 from threedgen.run.metrics import peak_memory, read_summary
@@ -123,7 +122,7 @@ OVER = (FINISHED, FAILED)
 
 def write_record(folder: Path, state: str, **figures: Any) -> None:
     """Says how a job stands; what the old record says of anything else stays."""
-    write_json(folder / RECORD, read_json(folder / RECORD) | {"state": state, **figures})
+    runs.write_json(folder / RECORD, read_json(folder / RECORD) | {"state": state, **figures})
 
 
 def make(job: Job, root: Path, threads: int | None) -> str:

@@ -9,20 +9,18 @@ twice, back to back.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from threedgen.evaluation.metrics.figures import Share, share
-from threedgen.evaluation.tables import finish, limits, markdown_table, percent, write_json
+from threedgen.evaluation.tables import finish, limits, markdown_table, percent, write_strips
 from threedgen.evaluation.toybox.held_out import clear_nouns, held_out_cases
 from threedgen.evaluation.toybox.judging import equal_error
-from threedgen.geometry.images import grid, write_png
-from threedgen.run.folder import write_atomic
 from threedgen.run.progress import Count
 from threedgen.run.seeding import numpy_generator
-from threedgen.run.threads import set_threads
+from threedgen.train.task import Task, run_task
 
 from .coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh, two_fronted
 from .fronts import doubt, front_curve
@@ -53,12 +51,11 @@ class Measured:
     known: list[Pair]
 
 
-def run(config: JanusMeterConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Measure, report; returns the exit code. Raises ConfigError."""
-    begun, folder = time.monotonic(), Path(str(config.out))
-    set_threads(config.threads)
+def evaluate(task: Task) -> None:
+    """Measure, report. Raises ConfigError."""
+    config: JanusMeterConfig = task.config
     meter = Meter(config.meter)
-    found = measure(meter, config.truth, config.seed, quiet)
+    found = measure(meter, config.truth, config.seed, task.quiet)
     figures = found.rates.plain() | {
         "direction_accuracy": found.right.plain(),
         "meter": config.meter.model_dump(mode="json"),
@@ -67,10 +64,8 @@ def run(config: JanusMeterConfig, resume: Path | None = None, quiet: bool = Fals
         "doubts": doubts(found.known),
     }
     text = page(found, config)
-    write_json(folder / "meter.json", figures)
-    write_atomic(folder / "meter.md", text)
-    write_sheet(folder / "sheet.png", meter, found, config.sheet)
-    return finish(config, begun, "meter.md", "" if quiet else text)
+    write_sheet(task.folder / "sheet.png", meter, found, config.sheet)
+    finish(task, "meter", text, figures, text)
 
 
 def measure(meter: Meter, truth: TruthConfig, seed: int, quiet: bool = True) -> Measured:
@@ -151,6 +146,7 @@ def write_sheet(path: Path, meter: Meter, found: Measured, count: int) -> None:
             label = f"{known.prompt}: {truth} front{'s' * (truth > 1)}, found {result.fronts}{' WRONG' * wrong}"
             strips.append((not wrong, f"{label} ({', '.join(view_labels(reading.sides))})", reading.views))
     strips = sorted(strips, key=lambda strip: strip[0])[:count]
-    if strips:
-        pictures = [grid(views, len(views)) for _, _, views in strips]
-        write_png(path, grid(pictures, 1, [label for _, label, _ in strips]))
+    write_strips(path, [views for _, _, views in strips], [label for _, label, _ in strips])
+
+
+run = partial(run_task, evaluate, result="meter.md", again=True)

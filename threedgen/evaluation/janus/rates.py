@@ -63,5 +63,4 @@ class ErrorRates:
     @classmethod
     def from_plain(cls, tree: dict[str, Any]) -> ErrorRates:
         """Raises KeyError, TypeError or ValueError for anything else."""
-        alarms, hits = (Share(int(tree[key]["hits"]), int(tree[key]["total"])) for key in ("false_alarms", "recall"))
-        return cls(alarms, hits, float(tree["threshold"]))
+        return cls(Share.of(tree["false_alarms"]), Share.of(tree["recall"]), float(tree["threshold"]))

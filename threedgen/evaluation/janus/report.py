@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from threedgen.config.errors import ConfigError
-from threedgen.evaluation.tables import finish, limits, markdown_table, percent, write_json
+from threedgen.evaluation.metrics.figures import Share
+from threedgen.evaluation.tables import between, finish, limits, markdown_table, percent
 from threedgen.geometry.picture_file import read_picture
-from threedgen.run.folder import write_atomic, writing
+from threedgen.run.folder import flat, write_atomic, writing
 from threedgen.run.metrics import csv_table
 from threedgen.run.text import clean
-from threedgen.viewer.page import REMEDY, data_uri, page
+from threedgen.train.task import Task
+from threedgen.viewer.page import REMEDY, jpeg, page
 
 from .meter import view_labels
-from .options import MeteredConfig
 from .rates import ErrorRates
 from .results import Result, Row
 
@@ -33,37 +33,34 @@ HEAD = (
 class Report:
     """What was found. ``left_out``: prompts without a front -> their noun."""
 
-    config: MeteredConfig
+    task: Task
     rows: Sequence[Row]
     results: Sequence[Result]
     rates: ErrorRates | None
     left_out: dict[str, str]
 
-    def finish(self, begun: float, quiet: bool) -> int:
-        """Writes all files and the summary of a run that began at ``begun``, and says where they are; returns the exit
-        code. The views are read from RUN/looks."""
-        config, rates, folder = self.config, self.rates, Path(str(self.config.out))
+    def finish(self) -> None:
+        """Writes all files and the summary. The views are read from RUN/looks."""
+        config, rates, folder = self.task.config, self.rates, self.task.folder
         with writing(folder / "report.html", REMEDY):
             figures = {
                 "meter": config.meter.model_dump(mode="json"),
                 "errors": rates.plain() if rates else None,
                 "truth": config.truth.model_dump(mode="json") if rates else None,
-                "methods": [row.plain() for row in self.rows],
+                "methods": list(self.rows),
                 "left_out": self.left_out,
                 "assets": [result.plain() for result in self.results],
             }
-            write_json(folder / "report.json", figures)
-            write_atomic(folder / "methods.csv", csv_table([flat(row.plain()) for row in self.rows]))
+            write_atomic(folder / "methods.csv", csv_table([line(row) for row in self.rows]))
             write_atomic(folder / "assets.csv", csv_table([asset(result) for result in self.results]))
-            write_atomic(folder / "report.md", self.text())
             write_atomic(folder / "report.html", self.html(folder))
-        return finish(config, begun, "report.html", "" if quiet else self.text())
+            finish(self.task, "report", self.text(), figures, self.text())
 
     def about(self) -> list[str]:
         """The sentences without which the figures mean nothing."""
-        meter, rates = self.config.meter, self.rates
-        threshold = rates.threshold if rates else meter.threshold
-        free = getattr(self.config, "orientation", "known") == "free"
+        config, rates = self.task.config, self.rates
+        meter, threshold = config.meter, rates.threshold if rates else config.meter.threshold
+        free = getattr(config, "orientation", "known") == "free"
         turn = ", after the turn of the asset that makes most of them right." if free else "."
         lines = [
             f"Each asset is seen from {meter.n_view} sides at elevation {meter.elevation:g}; the classifier "
@@ -79,7 +76,7 @@ class Report:
             return [*lines, "The meter's own errors were not measured, so no rate is corrected."]
         return [
             *lines,
-            f"The meter's own errors on {self.config.truth.assets or 'toybox objects'}: false alarms "
+            f"The meter's own errors on {config.truth.assets or 'toybox objects'}: false alarms "
             f"{percent(rates.alarms)}, {limits(rates.alarms)}; recall of two fronts glued together "
             f"{percent(rates.hits)}, {limits(rates.hits)}. Corrected: (raw - false alarms) / (recall - false alarms)."
             + ("" if rates.useful else " They are too alike for any rate to be corrected."),
@@ -88,7 +85,7 @@ class Report:
     def text(self) -> str:
         """report.md"""
         table = markdown_table(HEAD, [[clean(cell).replace("|", "/") for cell in cells(row)] for row in self.rows])
-        notes = [f"- {clean(f'{row.method}: {remark(row)}')}" for row in self.rows if remark(row)]
+        notes = ["- " + clean(f"{row['method']}: {remark(row)}") for row in self.rows if remark(row)]
         notes += [f"- left out: {clean(prompt)} (a {noun} has no front)" for prompt, noun in self.left_out.items()]
         return "\n".join(["# Janus rates", "", table, "", *notes, "", *self.about()]) + "\n"
 
@@ -96,7 +93,7 @@ class Report:
         """report.html; every picture is in it."""
         sections = []
         for row in self.rows:
-            mine = [result for result in self.results if result.method == row.method]
+            mine = [result for result in self.results if result.method == row["method"]]
             sections.append({"row": row, "remark": remark(row), "assets": [(r, *strip(folder, r)) for r in mine]})
         return page(
             "janus.html",
@@ -113,24 +110,30 @@ class Report:
 
 def cells(row: Row) -> list[str]:
     """A row of the table as people read it, under ``HEAD``."""
-    low, high = row.interval or (0.0, 0.0)
+    raw, *others = (Share.of(row[key]) for key in ("raw", "no_front", "right", "match", "recognised"))
+    rate, seconds, memory = row["corrected"], row["seconds"], row["memory_mib"]
     return [
-        row.method,
-        percent(row.raw),
-        limits(row.raw),
-        "-" if row.corrected is None else f"{100 * row.corrected:.1f} %",
-        "-" if row.interval is None else f"{100 * low:.1f} - {100 * high:.1f} %",
-        *(percent(share) for share in (row.no_front, row.right, row.match, row.recognised)),
-        "-" if row.seconds is None else f"{row.seconds:.3g}",
-        "-" if row.memory_mib is None else f"{row.memory_mib:.0f} MiB",
+        row["method"],
+        percent(raw),
+        limits(raw),
+        "-" if rate["share"] is None else f"{100 * rate['share']:.1f} %",
+        between(rate["low"], rate["high"]),
+        *map(percent, others),
+        "-" if seconds is None else f"{seconds:.3g}",
+        "-" if memory is None else f"{memory:.0f} MiB",
     ]
 
 
 def remark(row: Row) -> str:
     """What the figures do not say: assets that are not among them, and why; empty if all were seen."""
     words = {"empty": "without anything to see", "failed": "failed", "missing": "not made"}
-    counts = ", ".join(f"{row.states[state]} {word}" for state, word in words.items() if state in row.states)
-    return ": ".join(part for part in (counts, row.reason) if part)
+    counts = ", ".join(f"{row['states'][state]} {word}" for state, word in words.items() if state in row["states"])
+    return ": ".join(part for part in (counts, row["reason"]) if part)
+
+
+def line(row: Row) -> dict[str, Any]:
+    """A line of methods.csv: nested keys joined by underscores."""
+    return {key.replace(".", "_"): value for key, value in flat(row).items() if value != {}}
 
 
 def asset(result: Result) -> dict[str, Any]:
@@ -139,23 +142,14 @@ def asset(result: Result) -> dict[str, Any]:
     return {key: value for key, value in result.plain().items() if not isinstance(value, list)} | views
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by underscores."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}_") if isinstance(value, dict) else {prefix + key: value}
-    return found
-
-
 def strip(folder: Path, result: Result) -> tuple[Any, list[tuple[str, bool, bool]]]:
     """Gives the strip of an asset as a JPEG within the page, None if there is none or it is damaged, and of each view
     the meter's word, whether it counts as a front and whether it is right."""
     if result.state != "seen":
         return None, []
-    buffer, views = io.BytesIO(), view_labels(np.array(result.sides))
+    views = view_labels(np.array(result.sides))
     try:
         picture = read_picture(folder / "looks" / f"{Path(result.folder).name}.png")
     except ConfigError:
         return None, []
-    picture.convert("RGB").save(buffer, format="JPEG", quality=85)
-    return data_uri(buffer.getvalue(), ".jpg"), list(zip(views, result.shown, result.right, strict=True))
+    return jpeg(picture), list(zip(views, result.shown, result.right, strict=True))

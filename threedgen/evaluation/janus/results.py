@@ -15,9 +15,10 @@ import numpy as np
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_bytes, read_json
-from threedgen.evaluation.metrics.figures import Share, median, share
-from threedgen.evaluation.tables import rounded, write_json
+from threedgen.evaluation.metrics.figures import median, share
+from threedgen.evaluation.tables import rounded
 from threedgen.geometry.images import write_png
+from threedgen.run.folder import write_json
 from threedgen.train.checkpoint_file import LAST
 
 from .coloured_mesh import LARGEST, ColouredMesh, centred, read_mesh
@@ -106,32 +107,8 @@ class Reader:
         return {"state": "seen", "sides": found["sides"], "likeness": found["likeness"]} | vars(ring)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A method's figures. ``raw``: assets with two fronts or more, of those that were seen; ``no_front``: of the same,
-    those that show none; ``right``: views that show their side; ``match``: assets whose own prompt fits them best of
-    all prompts (R-Precision); ``recognised``: assets with two fronts or more, of those; seconds: median; memory: the
-    most."""
-
-    method: str
-    raw: Share
-    no_front: Share
-    corrected: float | None
-    interval: tuple[float, float] | None
-    right: Share
-    match: Share
-    recognised: Share
-    states: dict[str, int]
-    seconds: float | None
-    memory_mib: float | None
-    reason: str = ""
-
-    def plain(self) -> dict[str, Any]:
-        """For JSON: shares with their intervals, the corrected rate in the same form."""
-        low, high = self.interval or (None, None)
-        found = {key: value.plain() if isinstance(value, Share) else value for key, value in vars(self).items()}
-        found["corrected"] = {"share": self.corrected, "low": low, "high": high}
-        return {key: value for key, value in found.items() if key != "interval"}
+Row = dict[str, Any]
+"""A method's figures, as in report.json; see ``rows``."""
 
 
 def rows(
@@ -141,27 +118,33 @@ def rows(
     rates: ErrorRates | None,
     refused: Mapping[str, str],
 ) -> list[Row]:
-    """Computes a row for each method, those that cannot run included: ``refused`` says why."""
+    """Computes a row for each method, those that cannot run included: ``refused`` says why.
+
+    raw: assets with two fronts or more, of those that were seen; corrected: their share without the meter's errors;
+    no_front: of the same, those that show none; right: views that show their side; match: assets whose own prompt fits
+    them best of all prompts (R-Precision); recognised: assets with two fronts or more, of those; seconds: median;
+    memory: the most.
+    """
     found = []
     for method in methods:
         mine = [result for result in results if result.method == method]
         seen = [result for result in mine if result.state == "seen"]
         named = [result for result in seen if result.likeness is not None]
         raw = share([result.janus for result in seen])
+        low, high = (rates and rates.interval(raw)) or (None, None)
         states = Counter[str](result.state for result in mine)
-        row = Row(
-            method=method,
-            raw=raw,
-            no_front=share([result.fronts == 0 for result in seen]),
-            corrected=rates.corrected(raw) if rates else None,
-            interval=rates.interval(raw) if rates else None,
-            right=share([view for result in seen for view in result.right]),
-            match=share([result.recognised(prompts) for result in named]),
-            recognised=share([result.janus for result in named if result.recognised(prompts)]),
-            states={state: states[state] for state in STATES if states[state]},
-            seconds=median([result.seconds for result in mine]),
-            memory_mib=max((r.memory_mib for r in mine if r.memory_mib is not None), default=None),
-            reason=refused.get(method) or next((result.reason for result in mine if result.reason), ""),
-        )
+        row = {
+            "method": method,
+            "raw": raw.plain(),
+            "no_front": share([result.fronts == 0 for result in seen]).plain(),
+            "corrected": {"share": rates.corrected(raw) if rates else None, "low": low, "high": high},
+            "right": share([view for result in seen for view in result.right]).plain(),
+            "match": share([result.recognised(prompts) for result in named]).plain(),
+            "recognised": share([result.janus for result in named if result.recognised(prompts)]).plain(),
+            "states": {state: states[state] for state in STATES if states[state]},
+            "seconds": median([result.seconds for result in mine]),
+            "memory_mib": max((r.memory_mib for r in mine if r.memory_mib is not None), default=None),
+            "reason": refused.get(method) or next((result.reason for result in mine if result.reason), ""),
+        }
         found.append(row)
     return found

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from math import pi
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,11 @@ class Share:
         """For JSON."""
         low, high = self.interval or (None, None)
         return {"hits": self.hits, "total": self.total, "share": self.value, "low": low, "high": high}
+
+    @classmethod
+    def of(cls, tree: dict[str, Any]) -> Share:
+        """From JSON. Raises KeyError, TypeError or ValueError for anything else."""
+        return cls(int(tree["hits"]), int(tree["total"]))
 
 
 def share(answers: Sequence[bool | None]) -> Share:

@@ -55,6 +55,11 @@ class Verdict:
     def wrong(self, keys: Iterable[str]) -> list[str]:
         return [key for key in keys if self.answers.get(key) is False]
 
+    def all_wrong(self) -> Verdict:
+        """The verdict about a result that is none: wrong in all that is asked."""
+        wrong = {key: [False] * len(value) if isinstance(value, list) else False for key, value in self.answers.items()}
+        return Verdict(wrong, {"noun": "nothing", "colour": "no"}, None, None)
+
 
 def judge(
     views: Seen,

@@ -8,9 +8,9 @@ RUN/sheet.png                      the objects with captions and verdicts
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -22,7 +22,6 @@ from threedgen.data.toybox.raycast import Picture
 from threedgen.data.toybox.world import portraits
 from threedgen.evaluation.metrics.figures import median
 from threedgen.evaluation.tables import thumbnails
-from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import orbit_array
 from threedgen.run import folder as runs
 from threedgen.run.metrics import read_summary
@@ -31,14 +30,12 @@ from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.generate.outputs import VIEWS, view_azimuths
 from threedgen.systems.generate.task import run_status
 from threedgen.train.loop import Status
-from threedgen.train.task import Stopped
+from threedgen.train.task import Stopped, Task, run_task
 
-from .fidelity import Surface, distances, roughness, surface, surface_figures
+from .fidelity import Surface, roughness, surface, surface_figures
 from .held_out import Case, held_out_cases
-from .judging import Verdict, judge_pictures
 from .options import Evaluate3DConfig, EvaluateSubjectsConfig
-from .probe import Probe
-from .report import report_scores
+from .report import Scores
 
 logger = logging.getLogger(__name__)
 
@@ -58,42 +55,29 @@ class Result:
     failed: bool = False
 
 
-def run(config: Evaluate3DConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Makes, judges, reports; returns the exit code. Raises ConfigError before any run if something is missing."""
-    begun = time.monotonic()
-    probe = Probe.load(config.probe.weights)
-    cases = held_out_cases(config.prompts, config.seed, spread=True)
+def evaluate(task: Task) -> None:
+    """Makes, judges, reports. Raises ConfigError before any run if something is missing, Stopped for one that was."""
+    config: Evaluate3DConfig = task.config
+    scores, cases = Scores(task), held_out_cases(config.prompts, config.seed, spread=True)
     places = [f"objects/{runs.slug(case.caption)}" for case in cases]
     configs = [object_config(config, "config", *pair) for pair in zip((c.caption for c in cases), places, strict=True)]
-    results, measured, truth = list[Result](), list[Verdict](), list[Verdict]()
-    with Count("objects", len(cases), quiet) as count:
+    results = list[Result]()
+    with Count("objects", len(cases), task.quiet) as count:
         for case, generate in zip(cases, configs, strict=True):
-            try:
-                results.append(make(generate))
-            except Stopped as stop:
-                return stop.status.exit_code
-            measured.append(judge_result(probe, case, results[-1]))
+            results.append(make(generate))
             count.add(1, case.caption)
     surfaces, smooth = list[Surface | None](), list[float | None]()
-    draws: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    with Count("ground truth", len(cases), quiet) as count:
+    with Count("looking", len(cases), task.quiet) as count:
         for case, generate, result in zip(cases, configs, results, strict=True):
             real = [true_turntable(case, generate, config.seed, k) for k in range(max(2, config.calibration))]
-            at = view_azimuths(generate.result.turntable)
-            truth += [judge_pictures(probe, p.rgb, case.spec, at, vote=True) for p in real[: config.calibration]]
-            for seen, picture in zip(draws, real, strict=False):
-                seen.append(to_uint8(picture.rgb))
+            pictures = [picture.rgb for picture in real]
+            scores.add(case, result.views, result.azimuth, pictures, config.calibration, True, result.failed)
             smooth.append(roughness(real[0].normal, real[0].mask))
             surfaces.append(None if result.failed else surface_of_run(generate))
             count.add(1)
-    near = surface_figures(surfaces, smooth)
-    if len(cases) > 1:
-        near |= distances(probe, [result.views for result in results], *draws)
     own = [{"folder": place, "seconds": result.seconds} for place, result in zip(places, results, strict=True)]
-    costs = {
-        "seconds_median": median([result.seconds for result in results]),
-        "seconds_most": max((r.seconds for r in results if r.seconds is not None), default=None),
-    }
+    seconds = [result.seconds for result in results if result.seconds is not None]
+    costs = {"seconds_median": median(seconds), "seconds_most": max(seconds, default=None)}
     about = {
         "prompts": len(cases),
         "config": config.config,
@@ -104,7 +88,19 @@ def run(config: Evaluate3DConfig, resume: Path | None = None, quiet: bool = Fals
     each = VIEWS // config.sheet_views
     there = [k for k, result in enumerate(results) if not result.failed][: config.sheet]
     shown = {k: thumbnails(results[k].views[::each][: config.sheet_views], 192) for k in there}
-    return report_scores(config, begun, cases, measured, truth, KEYS, page(config, costs), about, shown, own, near)
+    middle, most = ("-" if value is None else f"{value:.0f} s" for value in costs.values())
+    changes = f" with {' '.join(config.overrides)}" if config.overrides else ""
+    before = f"""# 3D objects of held-out prompts
+
+{config.prompts} prompts, one object each, config {config.config}{changes}, seed {config.seed}.
+Judged by the probe on eight turntable views, noun and colour by majority; beside it the same of {config.calibration}
+ground-truth objects for each prompt."""
+    after = f"""\
+One front only: no two of the eight views that show a front are more than 90 degrees apart, and one does show it;
+asked of things that have a front. Its false alarm rate is what is missing to 100 % on ground truth.
+
+Seconds for an object: median {middle}, at most {most}."""
+    scores.report(KEYS, before, after, about, shown, own, surface_figures(surfaces, smooth))
 
 
 def object_config(
@@ -142,7 +138,7 @@ def make(config: GenerateConfig) -> Result:
         logger.warning("%s", error)
         status = Status.FAILED
     if status in (Status.INTERRUPTED, Status.TERMINATED):
-        raise Stopped(status)
+        raise Stopped(status.exit_code)
     if status is not Status.FINISHED:
         return Result(np.full((VIEWS, 16, 16, 3), 0.5), azimuth, failed=True)
     try:
@@ -154,15 +150,6 @@ def make(config: GenerateConfig) -> Result:
         ) from None
     summary = read_summary(folder)
     return Result(views, azimuth, summary.get("seconds"))
-
-
-def judge_result(probe: Probe, case: Case, result: Result) -> Verdict:
-    """Judges an object, noun and colour by majority of its views; a run that failed is wrong in all that is asked."""
-    verdict = judge_pictures(probe, result.views, case.spec, result.azimuth, vote=True)
-    if not result.failed:
-        return verdict
-    wrong = {key: [False] * VIEWS if isinstance(value, list) else False for key, value in verdict.answers.items()}
-    return Verdict(wrong, {"noun": "nothing", "colour": "no"}, None, None)
 
 
 def true_turntable(case: Case, generate: GenerateConfig, seed: int, number: int) -> Picture:
@@ -185,18 +172,4 @@ def angles(generate: GenerateConfig) -> tuple[np.ndarray, float, float]:
     return view_azimuths(table), float(np.deg2rad(table.elevation)), float(np.deg2rad(table.fov))
 
 
-def page(config: Evaluate3DConfig, costs: dict[str, float | None]) -> tuple[str, str]:
-    """Words report.md before and after its table."""
-    middle, most = ("-" if value is None else f"{value:.0f} s" for value in costs.values())
-    changes = f" with {' '.join(config.overrides)}" if config.overrides else ""
-    before = f"""# 3D objects of held-out prompts
-
-{config.prompts} prompts, one object each, config {config.config}{changes}, seed {config.seed}.
-Judged by the probe on eight turntable views, noun and colour by majority; beside it the same of {config.calibration}
-ground-truth objects for each prompt."""
-    after = f"""\
-One front only: no two of the eight views that show a front are more than 90 degrees apart, and one does show it;
-asked of things that have a front. Its false alarm rate is what is missing to 100 % on ground truth.
-
-Seconds for an object: median {middle}, at most {most}."""
-    return before, after
+run = partial(run_task, evaluate, result="report.md", again=True)

@@ -183,10 +183,9 @@ class EvaluateSubjectsConfig(RunConfig):
         for setting in self.settings:
             if setting and len(setting.split()) != 2:
                 raise ValueError(f"settings should be COLOUR ACCESSORY, such as 'red hat' (got {setting!r})")
-        if len(set(self.preservation)) < len(self.preservation):
-            raise ValueError("preservation should name each way once")
-        if len(set(self.strengths)) < len(self.strengths):
-            raise ValueError("strengths should name each value once")
+        for name, values, what in (("preservation", self.preservation, "way"), ("strengths", self.strengths, "value")):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} should name each {what} once")
         return self
 
     @property

@@ -20,8 +20,7 @@ from torch.nn import functional as F
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_json
-from threedgen.evaluation.tables import write_json
-from threedgen.run.folder import write_atomic
+from threedgen.run.folder import write_atomic, write_json
 
 from .labels import Labels
 from .options import ProbeNetworkConfig, network_file
@@ -94,6 +93,7 @@ class Probe(nn.Module):
         super().__init__()
         self.labels, self.options = labels, options or ProbeNetworkConfig()
         self.threshold = 0.5  # probability from which a part counts as seen; calibrated after training
+        self.accuracy: dict[str, Any] | None = None  # on fresh objects, as measured after training
         a, b, c, d = self.options.channels
         words, colours = len(labels.words), len(labels.colours)
         self.stem = convolution(3, a, 2)
@@ -172,8 +172,9 @@ class Probe(nn.Module):
             probe.threshold = float(card.get("threshold", 0.5))
             return probe
 
-        path = locate(weights, name)
-        probe, _ = read_network(path, make, "probe.weights", TRAIN)
+        path = network_file(weights, name if weights == "embedded" else NAME, "probe.weights", TRAIN)
+        probe, card = read_network(path, make, "probe.weights", TRAIN)
+        probe.accuracy = card.get("accuracy")
         known, needed = probe.labels.plain(), Labels.of_toybox().plain()
         if unknown := [word for kind in needed for word in needed[kind] if word not in known[kind]]:
             words = ", ".join(unknown[:5])
@@ -220,8 +221,3 @@ def prepare(pictures: Tensor, size: int) -> Tensor:
     if x.shape[-1] > size:
         return F.interpolate(x, (size, size), mode="area")
     return x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
-
-
-def locate(weights: str, name: str = NAME) -> Path:
-    """Finds the .safetensors file that ``weights`` names. Raises ConfigError if there is none."""
-    return network_file(weights, name if weights == "embedded" else NAME, "probe.weights", TRAIN)

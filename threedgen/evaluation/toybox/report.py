@@ -1,23 +1,21 @@
-"""Writes what an evaluation found: report.json, report.md and a contact sheet."""
+"""What the evaluations of held-out captions share: results judged beside the truth; report and contact sheet."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from threedgen.config.plain_file import read_json
 from threedgen.evaluation.metrics.figures import median
-from threedgen.evaluation.tables import finish, limits, markdown_table, percent, rounded, write_report
-from threedgen.geometry.images import grid, write_png
+from threedgen.evaluation.tables import finish, limits, markdown_table, percent, rounded, write_strips
+from threedgen.geometry.images import to_uint8
+from threedgen.train.task import Task
 
-from .fidelity import fidelity_table
+from .fidelity import distances, fidelity_table
 from .held_out import Case
-from .judging import FIGURES, Verdict, tally
-from .options import EvaluationConfig
-from .probe import locate
+from .judging import FIGURES, Verdict, judge_pictures, tally
+from .probe import Probe
 
 PART_OF_SHEET = ("noun", "colour", "bound", "order", "one_front")
 """Wrong answers to these are named under a picture."""
@@ -45,44 +43,74 @@ def mark(verdict: Verdict) -> str:
     return f"{'+'.join(wrong)}: {seen}" if wrong else "ok"
 
 
-def report_scores(
-    config: EvaluationConfig,
-    begun: float,
-    cases: Sequence[Case],
-    measured: Sequence[Verdict],
-    truth: Sequence[Verdict],
-    keys: Sequence[str],
-    text: tuple[str, str],
-    about: dict[str, Any],
-    shown: Mapping[int, np.ndarray],
-    own: Sequence[dict[str, Any]] | None = None,
-    fidelity: dict[str, Any] | None = None,
-    **summary: Any,
-) -> int:
-    """Writes report.json, report.md, sheet.png and the summary of an evaluation of held-out prompts; returns 0.
+class Scores:
+    """Collects what the probe says of results for held-out captions, and of fresh true objects of the same captions;
+    then writes the report. Raises ConfigError if there is no probe."""
 
-    ``text``: what report.md says before and after its table of ``keys``; ``about``: what report.json says first, and
-    ``own`` of each object; ``fidelity``: figures for ``fidelity_table``; ``shown``: number of an object -> its views
-    (V, H, W, 3) on the sheet.
-    """
-    folder, captions = Path(str(config.out)), [case.caption for case in cases]
-    figures = (
-        about
-        | ({"fidelity": rounded(fidelity)} if fidelity else {})
-        | {
-            "measured": figures_plain(measured),
-            "probe_on_truth": figures_plain(truth),
-            "probe_accuracy": read_json(locate(config.probe.weights).with_suffix(".json")).get("accuracy"),
+    def __init__(self, task: Task) -> None:
+        self.task, self.probe = task, Probe.load(task.config.probe.weights)
+        self.cases: list[Case] = []
+        self.views: list[np.ndarray] = []
+        self.measured, self.truth = list[Verdict](), list[Verdict]()
+        self.draws: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+
+    def add(
+        self,
+        case: Case,
+        views: np.ndarray,
+        azimuth: np.ndarray,
+        real: Sequence[np.ndarray],
+        calibration: int = 1,
+        vote: bool = False,
+        failed: bool = False,
+    ) -> None:
+        """Judges the views (V, H, W, 3) of a result, from cameras at ``azimuth`` (V,), and of ``calibration`` of the
+        ``real`` objects, two at least, of which the first two are the draws of the truth."""
+        verdict, *theirs = (
+            judge_pictures(self.probe, seen, case.spec, azimuth, vote) for seen in (views, *real[:calibration])
+        )
+        self.measured.append(verdict.all_wrong() if failed else verdict)
+        self.truth += theirs
+        self.cases.append(case)
+        self.views.append(views)
+        for draw, rgb in zip(self.draws, real, strict=False):
+            draw.append(to_uint8(rgb))
+
+    def report(
+        self,
+        keys: Sequence[str],
+        before: str,
+        after: str,
+        about: dict[str, Any],
+        shown: Mapping[int, np.ndarray],
+        own: Sequence[dict[str, Any]] | None = None,
+        near: dict[str, Any] | None = None,
+        **summary: Any,
+    ) -> None:
+        """Writes report.json, report.md, sheet.png and the summary.
+
+        ``before`` and ``after`` the table of ``keys`` report.md says this; ``about``: what report.json says first, and
+        ``own`` of each object; ``near``: how near the results are to the truth, beside the distances of the pictures;
+        ``shown``: number of an object -> its views (V, H, W, 3) on the sheet.
+        """
+        captions, task = [case.caption for case in self.cases], self.task
+        fidelity = (near or {}) | (distances(self.probe, self.views, *self.draws) if len(captions) > 1 else {})
+        figures = about | ({"fidelity": rounded(fidelity)} if fidelity else {})
+        figures |= {
+            "measured": figures_plain(self.measured),
+            "probe_on_truth": figures_plain(self.truth),
+            "probe_accuracy": self.probe.accuracy,
             "objects": [
                 {"caption": caption, **more, **verdict.plain()}
-                for caption, more, verdict in zip(captions, own or [{}] * len(cases), measured, strict=True)
+                for caption, more, verdict in zip(captions, own or [{}] * len(captions), self.measured, strict=True)
             ],
         }
-    )
-    near = (fidelity_table(fidelity),) if fidelity else ()
-    parts = (text[0], table(measured, truth, keys), *near, text[1])
-    write_report(folder, "\n\n".join(parts) + "\n", figures)
-    if shown:
-        labels = [f"{captions[k]} - {mark(measured[k])}" for k in shown]
-        write_png(folder / "sheet.png", grid([grid(views, len(views)) for views in shown.values()], 2, labels))
-    return finish(config, begun, "report.md", **summary)
+        labels = [f"{captions[k]} - {mark(self.measured[k])}" for k in shown]
+        write_strips(task.folder / "sheet.png", shown.values(), labels, 2)
+        parts = (
+            before,
+            table(self.measured, self.truth, keys),
+            *([fidelity_table(fidelity)] if fidelity else []),
+            after,
+        )
+        finish(task, "report", "\n\n".join(parts) + "\n", figures, **summary)

@@ -9,19 +9,22 @@ from typing import Any
 import numpy as np
 
 from threedgen.evaluation.metrics.figures import Share, bootstrap, median, share
-from threedgen.evaluation.tables import limits, markdown_table, percent, write_report
+from threedgen.evaluation.tables import finish, limits, markdown_table, percent
 from threedgen.geometry.images import grid, one_size, write_png
 from threedgen.geometry.picture_file import read_picture
+from threedgen.train.task import Task
 
 from .options import EvaluateSubjectsConfig
-from .subject_views import VIEWS
 
+VIEWS = 4
+"""Of each sample."""
 Rows = Sequence[dict[str, Any]]
 NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
 
 
-def write(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> None:
+def report(task: Task, rows: Rows) -> None:
     """Writes report.json, .md and sheet.png. ``rows``: of each subject its folder's name and what was ``found``."""
+    config, folder = task.config, task.folder
     figures = {key: compared(rows, key) for key in (row_key(*row) for row in config.rows)}
     base = float(np.mean([row["found"]["base"]["identity"] for row in rows]))
     text = f"""# Subjects
@@ -34,10 +37,10 @@ right answers: for the subject's own prompts beside the base's for the class, fo
 
 {table(figures)}
 {objects_text(rows, config)}"""
-    write_report(folder, text, {"base_identity": base, "compared": figures, "subjects": list(rows)})
     write_png(folder / "sheet.png", sheet(config, folder / "subjects", rows))
     if config.objects is not None:
         write_png(folder / "objects.png", sheet(config, folder / "subjects", rows, "-3d"))
+    finish(task, "report", text, {"base_identity": base, "compared": figures, "subjects": list(rows)})
 
 
 def row_key(kind: str, strength: float) -> str:
@@ -142,5 +145,5 @@ def _interval(found: Sequence[float], scale: float, digits: int) -> str:
 
 
 def _share(plain: dict[str, Any]) -> str:
-    figure = Share(plain["hits"], plain["total"])
+    figure = Share.of(plain)
     return f"{percent(figure)}, {limits(figure)}"

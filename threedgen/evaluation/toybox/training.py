@@ -72,7 +72,6 @@ class ClassifierSystem(System):
 
     result: str
     shown: tuple[str, ...]
-    options: Any
 
     def __init__(self, config: TrainProbeConfig | TrainIdentityConfig, net: nn.Module) -> None:
         super().__init__(config)
@@ -100,10 +99,6 @@ class ClassifierSystem(System):
             answer = self.net(x)
         loss, self.metrics = self.loss(answer, truth)
         return loss
-
-    def configure_optimizers(self) -> Any:
-        o = self.options
-        return self.adamw(self.net.parameters(), o.learning_rate, weight_decay=o.weight_decay)
 
 
 # --- the probe ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Nothing is computed: of the prior only shapes are known, and of a render how man
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,16 +100,17 @@ def unet_bytes(prior: MetaNetworks, size: int) -> float:
         text = torch.empty(n, TOKENS, width, device="meta")
         return prior.unet(_meta(n, c["in_channels"], side, side), _meta(n), text, class_labels=labels).sample
 
-    return float(graph_bytes(lambda: predict(2)) - graph_bytes(lambda: predict(1)))
+    return a_picture(predict)
 
 
 def vae_bytes(vae: Any, size: int) -> float:
     """Bytes of graph that encoding one picture keeps, in float32, on the meta device."""
+    return a_picture(lambda n: vae.encode(_meta(n, 3, size, size)))
 
-    def graph(n: int) -> int:
-        return graph_bytes(lambda: vae.encode(_meta(n, 3, size, size)))
 
-    return float(graph(2) - graph(1))
+def a_picture(make: Callable[[int], Any]) -> float:
+    """Bytes by which the graph of two pictures is larger than that of one."""
+    return float(graph_bytes(lambda: make(2)) - graph_bytes(lambda: make(1)))
 
 
 def _meta(*shape: int) -> torch.Tensor:

@@ -157,7 +157,7 @@ def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None
             stage, resume = runs.begin(stage, name)
             status = run_status(stage, resume, quiet, start)
             if status is not Status.FINISHED:
-                raise Stopped(status)
+                raise Stopped(status.exit_code)
         start = place
     return start
 

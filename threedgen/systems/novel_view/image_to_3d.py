@@ -34,7 +34,6 @@ from threedgen.run.cache import kept
 from threedgen.run.folder import writing
 from threedgen.run.progress import Count
 from threedgen.systems.generate.outputs import write_mesh, write_turn
-from threedgen.train.loop import Status
 from threedgen.train.task import Task, run_task
 
 from .options import ImageTo3DConfig
@@ -45,7 +44,7 @@ WHITE = 0.9
 """A border darker than this is not the white background of the training."""
 
 
-def make(task: Task) -> Status:
+def make(task: Task) -> None:
     """The picture's views, a field fitted to them, and its mesh; views that were all sampled outlive a kill."""
     config, folder, notes = task.config, task.folder, list[str]()
     views = sampled(config, folder, notes, task.quiet)
@@ -58,7 +57,6 @@ def make(task: Task) -> Status:
         view = view_of(field.field, field.occupancy, field.march, field.device)
         figures = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
         task.summarise(notes=notes, **figures)
-    return Status.FINISHED
 
 
 def sampled(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool) -> Views:

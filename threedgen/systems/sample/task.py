@@ -11,13 +11,12 @@ from threedgen.run.folder import writing
 from threedgen.run.prompts import tidy, warn_about, with_suffix
 from threedgen.run.seeding import generator
 from threedgen.systems.sample.options import SampleConfig
-from threedgen.train.loop import Status
 from threedgen.train.task import Task, run_task
 
 RESULT = "views.png"
 
 
-def sample(task: Task) -> Status:
+def sample(task: Task) -> None:
     """Writes views.png (a row for each sample) and summary.json into the run folder."""
     config: SampleConfig = task.config
     prompt = tidy(config.prompt)
@@ -42,7 +41,6 @@ def sample(task: Task) -> Status:
     with writing(task.folder):
         write_png(task.folder / RESULT, grid(np.concatenate(rows), max(1, config.n_view)))
         task.summarise(notes=notes)
-    return Status.FINISHED
 
 
 run = partial(run_task, sample, result=RESULT, files=(RESULT,))

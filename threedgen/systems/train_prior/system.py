@@ -136,10 +136,6 @@ class DiffusionSystem(AveragedSystem):
         self.metrics = {"loss_2d" if camera is None else "loss_3d": float(loss.detach())}
         return loss
 
-    def configure_optimizers(self):
-        o = self.options
-        return self.adamw(self.unet.parameters(), o.learning_rate, weight_decay=o.weight_decay)
-
     def validate(self, step: int, folder: Path) -> None:
         """Saves the averaged weights as a diffusers folder and draws its sample sheet."""
         prior, prompts, n_view = self.prior, self.options.sheet_prompts, 1

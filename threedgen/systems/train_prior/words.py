@@ -85,7 +85,3 @@ class WordsSystem(System):
         same = torch.arange(len(chosen), device=self.device)
         self.metrics = {"matched": float((alike.detach().argmax(1) == same).float().mean())}
         return (F.cross_entropy(alike, same) + F.cross_entropy(alike.T, same)) / 2
-
-    def configure_optimizers(self):
-        o = self.options
-        return self.adamw(self.parameters(), o.learning_rate, weight_decay=o.weight_decay)
