@@ -32,6 +32,7 @@ def test_pixels_are_the_rays_of_their_cameras_with_what_is_behind() -> None:
 def test_most_of_the_pixels_drawn_are_near_the_object() -> None:
     pixels = Pixels(a_square())
     row, column = pixels.near % (32 * 32) // 32, pixels.near % 32
+    assert torch.equal(pixels.near, (~pixels.empty).nonzero()[:, 0])
     assert len(pixels.near) == 3 * 10 * 10 and row.min() == column.min() == 11 and row.max() == column.max() == 20
     chosen = pixels.draw(2000, torch.Generator().manual_seed(0))
     share = torch.isin(chosen, pixels.near).float().mean()

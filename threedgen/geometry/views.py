@@ -65,7 +65,8 @@ DIFFERENT = 0.03
 
 class Pixels:
     """The P pixels of views as rays: ``origins``, unit ``directions``, ``colours`` and ``behind``, the colour behind
-    the object, which is the median of the picture's borders; each (P, 3), on the CPU."""
+    the object, which is the median of the picture's borders; each (P, 3), on the CPU. ``empty`` (P,): those that see
+    nothing, ``near`` (K,): the indices of the others."""
 
     def __init__(self, views: Views) -> None:
         images, side = views.images.cpu(), min(views.at.height, views.at.width)
@@ -75,7 +76,8 @@ class Pixels:
         self.behind = behind.reshape(-1, 3)
         there = ((images - behind).abs().amax(-1, keepdim=True) > DIFFERENT).float().permute(0, 3, 1, 2)
         reach = max(1, round(side / NEAR / 2))
-        self.near = F.max_pool2d(there, 2 * reach + 1, 1, reach).flatten().nonzero()[:, 0]
+        near = F.max_pool2d(there, 2 * reach + 1, 1, reach).flatten()
+        self.near, self.empty = near.nonzero()[:, 0], near == 0
 
     def draw(self, count: int, rng: torch.Generator) -> Tensor:
         """So many pixels (count,), most of them near the object, with repetition."""

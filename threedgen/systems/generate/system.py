@@ -168,6 +168,8 @@ class GenerateSystem(System):
         behind, colours = (part[picked].to(self.device) for part in (pixels.behind, pixels.colours))
         error = F.mse_loss(result.rgb_fg + behind * (1 - result.opacity), colours)
         clear = opaque * losses.opaque(result.opacity) + sparsity * losses.sparsity(result.opacity)
+        # fog in the colour that is behind it fits as well as nothing does
+        clear = clear + result.opacity[pixels.empty[picked].to(self.device)].sum() / len(colours)
         self.metrics = {"opacity": float(result.opacity.detach().mean())}
         return {"loss_views": 10 * error.item()}, 10 * error + clear + smooth * sum(bumps)
 
