@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -273,7 +276,9 @@ def test_ctrl_c_while_it_is_imported_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "pydantic.py").write_text(late)
     for start in ([str(ROOT / "launch.py")], ["-m", "threedgen"]):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-        done = subprocess.run([sys.executable, *start, "--help"], env=environment, capture_output=True, text=True)
+        listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs do not
+        command: Any = {"env": environment, "preexec_fn": listening, "capture_output": True, "text": True}
+        done = subprocess.run([sys.executable, *start, "--help"], **command)
         assert (done.returncode, done.stderr) == (130, "stopped by Ctrl-C\n")
 
 

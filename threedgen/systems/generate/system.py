@@ -148,7 +148,7 @@ class GenerateSystem(System):
 
         Of a volume some thousand rays of all pictures are looked at in a step, of a mesh some whole pictures.
         """
-        o, rng = self.config.fit, self.rng(step, "pixels")
+        o, rng, cameras = self.config.fit, self.rng(step, "pixels"), cameras.with_size(*images.shape[1:3])
         opaque, sparsity, smooth = (at(value, step - begin, length) for value in (o.opaque, o.sparsity, o.smooth))
         if self.field.rasterised:
             many = max(1, o.rays // (cameras.height * cameras.width))
