@@ -8,6 +8,7 @@ of map and device.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -67,7 +68,7 @@ class Geometry(Protocol):
     def keys(self, height: int, width: int, device: torch.device) -> list[Keys]: ...
 
 
-class _Cached:
+class _Cached(ABC):
     """Keeps the keys for each size of feature maps."""
 
     n_view: int
@@ -82,8 +83,8 @@ class _Cached:
             self._kept[at] = [self._keys(view, height, width).to(device) for view in range(self.n_view)]
         return self._kept[at]
 
-    def _keys(self, view: int, height: int, width: int) -> Keys:
-        raise NotImplementedError
+    @abstractmethod
+    def _keys(self, view: int, height: int, width: int) -> Keys: ...
 
 
 class Scenes:

@@ -58,3 +58,21 @@ def test_a_key_that_has_gone_is_left_out_of_files_and_refused_in_words(caplog: p
     assert renamed.in_run(old)["warm_start"] == {"steps": 3}
     with pytest.raises(ConfigError, match="command line: warm_start.size: has no effect any more; leave it out"):
         config.load("quick-toybox", ["prompt=a", "warm_start.size=64"])
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        {"task": "evaluate-prior", "first": 0, "worst": 20},
+        {"task": "evaluate-3d", "first": 0, "worst": 20},
+        {"task": "evaluate-subjects", "first": 0},
+        {"task": "janus-meter", "truth": {"nouns": []}},
+        {"task": "make-srn-toybox", "sheet": 8},
+        {"task": "consistency", "sampler": {"name": "mvdream", "elevation": 15.0}},
+    ],
+    ids=lambda old: old["task"],
+)
+def test_runs_of_evaluations_with_keys_that_have_gone_are_read(old: dict) -> None:
+    gone = {"first", "worst", "nouns", "sheet", "elevation"}
+    kept = renamed.in_run(old)
+    assert not gone & {key for tree in (kept, *kept.values()) if isinstance(tree, dict) for key in tree}

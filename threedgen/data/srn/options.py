@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,8 @@ Count = Annotated[int, Field(ge=0, le=100_000)]
 
 class MakeSRNToyboxConfig(RunConfig):
     """Cars and chairs of the toybox with marks on their four sides, as folders in the layout of the SRN archives."""
+
+    renamed: ClassVar[dict[str, str | None]] = {"sheet": None}
 
     families: tuple[Literal["cars", "chairs"], ...] = Field(("cars", "chairs"), min_length=1)
     train: Count = Field(200, description="scenes of each family with random views")

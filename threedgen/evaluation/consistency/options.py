@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,8 @@ def _folder(path: str, key: str) -> None:
 
 class MVDreamSamplerConfig(Config):
     """The 4-view prior, asked for many views of what a text says."""
+
+    renamed: ClassVar[dict[str, str | None]] = {"elevation": None}
 
     name: Literal["mvdream"] = Field("mvdream", description="a multi-view diffusion prior; draws from words alone")
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = Field({}, description="who draws")

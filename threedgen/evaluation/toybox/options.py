@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -69,6 +69,8 @@ class ProbeConfig(Config):
 
 class EvaluationConfig(RunConfig):
     """What every evaluation has."""
+
+    renamed: ClassVar[dict[str, str | None]] = {"first": None, "worst": None}
 
     probe: ProbeConfig = ProbeConfig()
     sheet: int = Field(24, ge=0, le=1000, description="objects on the contact sheet")
@@ -153,6 +155,8 @@ class HubIdentityConfig(Config):
 
 class EvaluateSubjectsConfig(RunConfig):
     """Tune a prior on toybox subjects, and measure how much of them its samples show and what it forgot for it."""
+
+    renamed: ClassVar[dict[str, str | None]] = {"first": None}
 
     probe: ProbeConfig = ProbeConfig()
     identity: Annotated[Any, Component("identity", default="toybox")] = Field(

@@ -55,7 +55,8 @@ class LossConfig(Config):
 
 
 class FitConfig(Config):
-    """How an object is fitted to pictures, by a warm start and by refinement: 10 times the squared error, and these."""
+    """How an object is fitted to pictures, by a warm start and by refinement: 10 times the squared error of pixels, the
+    opacity of those that see nothing, and these."""
 
     rays: int = Field(
         4096,
