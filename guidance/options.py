@@ -120,6 +120,45 @@ class StableDiffusionConfig(PriorConfig):
     )
 
 
+class MVDiffusionConfig(PriorConfig):
+    """A 2D model that draws the views of a scene together, by attention between pixels that correspond."""
+
+    name: Literal["mvdiffusion"] = Field("mvdiffusion", description="correspondence-aware diffusion (arXiv 2307.01097)")
+    weights: str = Field(
+        "stabilityai/stable-diffusion-2-base",
+        min_length=1,
+        description="the 2D model: a diffusers-format folder, an id on the Hugging Face hub, a single-file checkpoint; "
+        "for released blocks the one that they were trained on, inpainting and depth models included",
+    )
+    blocks: str | None = Field(
+        None,
+        min_length=1,
+        description="the attention between views: a file, or of those that come with threedgen toybox-panorama, "
+        "toybox-outpaint or toybox-depth; null: each view by itself, the base",
+    )
+    neighbours: Literal["ring", "all"] = Field(
+        "ring", description="which views of a panorama a view looks at: those beside it (released weights), or all"
+    )
+    k: int = Field(3, ge=1, le=9, description="places around a corresponding pixel that it looks at, k x k; odd")
+    overlap: float = Field(
+        0.3, ge=0, lt=1, description="posed views look at each other from this share of common pixels on"
+    )
+
+    @model_validator(mode="after")
+    def _odd(self) -> MVDiffusionConfig:
+        if self.k % 2 == 0:
+            raise ValueError(f"k {self.k} should be odd; try {self.k + 1}")
+        return self
+
+    def check(self) -> None:
+        from .mvdiffusion.blocks import locate
+        from .weights.files import sniff
+
+        super().check()
+        if self.blocks is not None:
+            sniff(locate(self.blocks))
+
+
 class DeepFloydConfig(PriorConfig):
     """A 2D diffusion prior on pixels: DeepFloyd IF's first stage, which sees pictures of 64 pixels."""
 

@@ -18,8 +18,6 @@ from .geometry import Geometry, Keys
 
 Kind = Literal["panorama", "depth"]
 BLOCKS: dict[Kind, type[PanoramaBlock] | type[DepthBlock]] = {"panorama": PanoramaBlock, "depth": DepthBlock}
-CONDITION_CHANNELS = 5
-"""A clean latent and whether it is given."""
 
 
 class ImageEncoding(nn.Module):
@@ -68,7 +66,8 @@ class MultiviewUNet(nn.Module):
         down = [widths[0], *widths[:-1]]  # channels that the blocks of the UNet receive
         up = [widths[-1], *widths[:0:-1]]
         strides = [2**level for level in range(len(widths))]
-        self.condition_conv_in = nn.Conv2d(CONDITION_CHANNELS, widths[0], 3, padding=1)
+        given = self.unet.config["out_channels"] + 1  # a clean latent, and whether it is given
+        self.condition_conv_in = nn.Conv2d(given, widths[0], 3, padding=1)
         self.condition_downblocks, self.condition_upblocks = (
             nn.ModuleList([ImageEncoding(widths[0], width, stride) for width, stride in zip(into, by, strict=True)])
             for into, by in ((down, strides), (up, strides[::-1]))
@@ -87,7 +86,7 @@ class MultiviewUNet(nn.Module):
         Args:
             x: (B F, C, h, w), with what else the UNet is told of each pixel.  t: (B F,) or ().  text: (B F, L, D).
             geometry: how the F views correspond; with none, or one view, this is the plain UNet.
-            condition: (B F, 5, h, w), clean latents and ones for views that are given, else zeros; None: none is given.
+            condition: (B F, C + 1, h, w), clean latents and ones for views that are given, else zeros; None: none is.
 
         Raises ValueError when the scenes of the geometry do not fit the batch, or there is no condition branch.
         """

@@ -1,4 +1,5 @@
-"""Weights of the reference implementation (github.com/Tangshitao/MVDiffusion): its checkpoints -> our network."""
+"""Weights of MVDiffusion: checkpoints of the reference implementation (github.com/Tangshitao/MVDiffusion), and our own,
+which hold the same blocks under the same names, and of the UNet only how it differs from its base."""
 
 from __future__ import annotations
 
@@ -9,13 +10,17 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import save
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.weights.files import read_tensors
+from threedgen.run.folder import write_atomic
 from threedgen.run.torch_file import compare, require_finite
 
 from .caa import Encoding, frequencies
+from .difference import FIRST, LORA, difference, merge, widened
 from .unet import Kind, MultiviewUNet
 
 PREFIX = "mv_base_model."
@@ -37,6 +42,31 @@ class Loaded:
         return {part: parts.count(part) for part in sorted(set(parts))}
 
 
+def save_blocks(path: Path, network: MultiviewUNet, lora: LoRA | None = None) -> None:
+    """Writes a network, in float16, as what is to be added to its base; ``lora``: what is not in its UNet's weights."""
+    blocks = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("unet.")}
+    tensors = {
+        name: tensor.detach().half().cpu().contiguous()
+        for name, tensor in (blocks | difference(network.unet, lora)).items()
+    }
+    require_finite(tensors, "the weights of MVDiffusion")
+    write_atomic(path, save({PREFIX + name: tensor for name, tensor in tensors.items()}))
+
+
+def differing(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
+    """The UNet that the blocks of a file are for: ``unet``, unless they say how theirs differs from it. ConfigError."""
+    named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+    first = named.get("unet." + FIRST[0])
+    if first is None or "unet.time_embedding.linear_1.weight" in named:
+        return unet
+    told = first.shape[1] - unet.config["in_channels"]
+    if told < 0 or first.shape[2:] != unet.conv_in.weight.shape[2:]:
+        raise ConfigError("the blocks of MVDiffusion were trained around another base", "blocks")
+    found = widened(unet, told)
+    merge(found, named)
+    return found
+
+
 def load_released(path: Path, unet: UNet2DConditionModel) -> Loaded:
     """Builds the network of a checkpoint file around its base ``unet``. Nothing in it is executed; ConfigError."""
     return convert_released(read_tensors(path), unet)
@@ -51,7 +81,7 @@ def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) 
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     ours = {name: tensor for name, tensor in named.items() if OURS.match(name)}
-    ignored = tuple(name for name in named if name not in ours)
+    ignored = tuple(name for name in named if name not in ours and not name.startswith(LORA))
     bands = {name: ours.pop(name).float() for name in list(ours) if name.endswith(BANDS)}
     if not any(name.startswith("cp_blocks_mid.") for name in ours):
         raise ConfigError(
@@ -64,8 +94,8 @@ def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) 
         network = MultiviewUNet(unet, kind, encoding, condition)
     except ValueError as error:
         raise ConfigError(f"MVDiffusion cannot be put around this UNet: {error}") from None
-    if not any(name.startswith("unet.") for name in ours):
-        ours |= {name: tensor for name, tensor in network.state_dict().items() if name.startswith("unet.")}
+    if {name for name in ours if name.startswith("unet.")} <= {f"unet.{name}" for name in FIRST}:
+        ours = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("unet.")} | ours
     state = network.state_dict()
     compare(
         ours, {name: tensor for name, tensor in state.items() if not name.endswith(BANDS)}, "the MVDiffusion network"

@@ -70,7 +70,7 @@ class MVDream(MultiviewPrior):
         device: torch.device | str | None = "cpu",
     ) -> None:
         """device None leaves the networks where they are, for an owner that moves them itself."""
-        components.check_together(unet, vae, text_encoder, tokenizer, draft)
+        components.check_together(unet, vae, text_encoder, tokenizer, draft, self.told_channels(unet, vae))
         self.unet, self.vae = make_multiview(unet), vae
         self.text_encoder: Any = text_encoder
         self.tokenizer, self.draft = tokenizer, draft
@@ -120,6 +120,11 @@ class MVDream(MultiviewPrior):
         if not drawn.isfinite().all():
             raise ConfigError(f"{weights!r} draws NaN: its weights or configs are damaged", "weights")
         return prior
+
+    @staticmethod
+    def told_channels(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
+        """How many channels the UNet takes beside the noisy latents. Raises ConfigError."""
+        return 0
 
     @torch.no_grad()
     def first_try(self) -> Tensor:

@@ -55,6 +55,7 @@ plan  generate  systems.generate.plan:plan  systems.generate.options:GenerateCon
 prior  mvdream           guidance.priors.mvdream:build           guidance.options:MVDreamConfig
 prior  stable-diffusion  guidance.priors.stable_diffusion:build  guidance.options:StableDiffusionConfig
 prior  deepfloyd         guidance.priors.deepfloyd:build         guidance.options:DeepFloydConfig
+prior  mvdiffusion       guidance.mvdiffusion.model:build        guidance.options:MVDiffusionConfig
 distillation  sds             guidance.distillation.sds:SDS             guidance.options:SDSConfig
 distillation  reconstruction  guidance.distillation.sds:Reconstruction  guidance.options:ReconstructionConfig
 distillation  vsd             guidance.distillation.vsd:VSD             guidance.options:VSDConfig

@@ -1,0 +1,53 @@
+"""How a UNet that is told more than noisy latents differs from the 2D model that it was tuned from.
+
+It has a wider first layer and small additions to its attention, so a variant of a model needs no second copy of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.guidance.distillation.lora import LoRA
+
+FIRST = ("conv_in.weight", "conv_in.bias")
+LORA = "lora."
+
+
+def widened(unet: UNet2DConditionModel, told: int) -> UNet2DConditionModel:
+    """A copy that takes ``told`` more channels, whose weights are zero: at first they change nothing."""
+    channels = unet.config["in_channels"] + told
+    wide: Any = UNet2DConditionModel.from_config(unet.config, in_channels=channels)
+    state = dict(unet.state_dict())
+    first = state[FIRST[0]]
+    state[FIRST[0]] = torch.cat([first, first.new_zeros(first.shape[0], told, *first.shape[2:])], 1)
+    wide.load_state_dict(state)
+    return wide.to(unet.device).train(unet.training)
+
+
+def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tensor]:
+    """The tensors that make a UNet out of its base: the first layer, and ``lora`` (the weights of ``unet`` are those
+    without it)."""
+    state = unet.state_dict()
+    found = {f"unet.{name}": state[name] for name in FIRST}
+    if lora is not None:
+        for name, down, up in zip(lora.names, lora.down, lora.up, strict=True):
+            found |= {f"{LORA}{name}.down": down.detach(), f"{LORA}{name}.up": lora.scale * up.detach()}
+    return found
+
+
+def merge(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> None:
+    """Adds the low-rank part of a ``difference`` to the weights. Raises ConfigError if it is of another network."""
+    for name in sorted({key.removeprefix(LORA).rpartition(".")[0] for key in tensors if key.startswith(LORA)}):
+        try:
+            weight: Any = unet.get_submodule(name).weight
+            added = tensors[f"{LORA}{name}.up"].float() @ tensors[f"{LORA}{name}.down"].float()
+            with torch.no_grad():
+                weight += added.to(weight)
+        except (AttributeError, KeyError, RuntimeError):
+            raise ConfigError(f"the additions to {name!r} do not fit the UNet: they belong to another one") from None

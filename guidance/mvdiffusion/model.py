@@ -1,0 +1,159 @@
+"""MVDiffusion (Tang et al. 2023, arXiv 2307.01097): a 2D model that draws the views of a scene together.
+
+model = MVDiffusion.load("stabilityai/stable-diffusion-2-base", camera=False).with_views("pano.ckpt")
+views = model.draw(["a kitchen"] * 8, geometry, (512, 512))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.guidance.diffusion import Generators, ddim_sample, fresh_noise, guided
+from threedgen.guidance.multiview.joined import predict
+from threedgen.guidance.options import MVDiffusionConfig
+from threedgen.guidance.priors.mvdream import load_as
+from threedgen.guidance.priors.stable_diffusion import StableDiffusion
+from threedgen.guidance.weights.files import read_tensors
+
+from .blocks import locate
+from .geometry import DepthGeometry, Geometry, PanoramaGeometry
+from .inputs import Told, told_kind, told_nothing
+from .unet import MultiviewUNet
+from .weights import convert_released, differing
+
+
+def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVDiffusion:
+    """The model that a config describes. Raises ConfigError."""
+    model: MVDiffusion = load_as(MVDiffusion, options, device, camera=False)
+    return model if options.blocks is None else model.with_views(options.blocks)
+
+
+class MVDiffusion(StableDiffusion):
+    """A Stable Diffusion whose UNet can see the views of a scene: ``multiview``, None before ``with_views``.
+
+    told: what the UNet is told of each pixel beside the noisy latents; see ``inputs``.
+    """
+
+    multiview: MultiviewUNet | None = None
+
+    @staticmethod
+    def told_channels(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
+        latents = int(vae.config["latent_channels"])
+        try:
+            told_kind(told := unet.config["in_channels"] - latents, latents)
+        except ValueError as error:
+            raise ConfigError(str(error), "weights") from None
+        return told
+
+    @property
+    def told(self) -> Told:
+        channels = self.latent_shape[0]
+        return told_kind(self.unet.config["in_channels"] - channels, channels)
+
+    def with_views(self, blocks: str | Path) -> Self:
+        """Puts the blocks of a file around the UNet, which may get other weights by them. Raises ConfigError."""
+        tensors = read_tensors(locate(str(blocks)))
+        found = convert_released(tensors, differing(self.unet, tensors))
+        return self.with_network(found.network)
+
+    def with_network(self, network: MultiviewUNet) -> Self:
+        """Sees the views of a scene by this network from now on."""
+        self.unet, self.multiview = network.unet, network
+        return self.to(self.device)
+
+    @property
+    def networks(self) -> dict[str, torch.nn.Module]:
+        return super().networks | ({} if self.multiview is None else {"multiview": self.multiview})
+
+    def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        """A single picture about which nothing is known."""
+        return super().predict(torch.cat([x, told_nothing(self.told, x)], 1), t, text)
+
+    def denoise_views(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        geometry: Geometry | None = None,
+        told: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """The noise in the latents (B F,C,h,w) of scenes of F views, at time steps (B F,), for text (B F,L,D), float32.
+
+        geometry: None: each picture by itself, which is the base model.  told: (B F,E,h,w).  condition: see
+        ``MultiviewUNet.forward``.
+        """
+        return self.schedule.eps_from_output(x, self.output(x, t, text, geometry, told, condition), t)
+
+    def output(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        geometry: Geometry | None = None,
+        told: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """What the network itself says, float32: the noise or v; see ``denoise_views``."""
+        told = told_nothing(self.told, x) if told is None else told
+        known = torch.cat([x.float(), told.float()], 1)
+        with self.autocast():
+            if self.multiview is None:
+                return predict(self.unet, known, t, text).float()
+            return self.multiview(known, t, text, geometry, condition).float()
+
+    @torch.no_grad()
+    def encode_views(self, views: Tensor) -> Tensor:
+        """Means of the latents (F,C,h,w) of pictures (F,H,W,3) at their own size, one after the other."""
+        pictures = (2 * views.permute(0, 3, 1, 2) - 1).to(self.device, torch.float32)
+        with self.autocast():
+            means = [self.vae.encode(picture).latent_dist.mean.float() for picture in pictures.split(1)]
+        return self.scaling_factor * torch.cat(means)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        prompts: Sequence[str],
+        geometry: Geometry | None,
+        size: tuple[int, int],
+        told: Tensor | None = None,
+        condition: Tensor | None = None,
+        steps: int = 50,
+        guidance_scale: float = 9.0,
+        negative_prompt: str = "",
+        generator: Generators = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Samples the F views of a scene, one prompt each, by DDIM -> (F,H,W,3) in [0,1], on the CPU.
+
+        size: (H,W), multiples of ``factor``.  told (F,E,h,w), condition (F,C+1,h,w): what is known, the same with and
+        without the prompt.  on_step: called before each step; may raise.
+        """
+        text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
+        shape = (len(prompts), self.latent_shape[0], *(side // self.factor for side in size))
+        start = fresh_noise(torch.empty(shape, device=self.device), generator)
+
+        def denoise(x: Tensor, t: Tensor, text: Tensor, *_: Any) -> Tensor:
+            on_step()
+            known = [None if part is None else torch.cat([part] * (len(x) // len(start))) for part in (told, condition)]
+            return self.denoise_views(x, t, text, geometry, *known)
+
+        z = ddim_sample(guided(denoise, guidance_scale), start, text, None, 1, self.schedule, steps)
+        return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
+
+
+def panorama_geometry(options: MVDiffusionConfig, K: Tensor, R: Tensor, size: tuple[int, int]) -> PanoramaGeometry:
+    """How the views of a panorama correspond, as a config has it."""
+    return PanoramaGeometry(K, R, size, options.k, options.neighbours)
+
+
+def depth_geometry(options: MVDiffusionConfig, depth: Tensor, c2w: Tensor, K: Tensor) -> DepthGeometry:
+    """How posed views with depth correspond, as a config has it."""
+    return DepthGeometry(depth, c2w, K, options.overlap)

@@ -1,0 +1,116 @@
+"""The model around the network: what it is told, how it draws, what is kept of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.tiny_mvdiffusion import awaken, ring
+from tests.support.tiny_prior import cpu, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
+from threedgen.config import ConfigError
+from threedgen.guidance.distillation.lora import LoRA
+from threedgen.guidance.mvdiffusion.difference import widened
+from threedgen.guidance.mvdiffusion.inputs import (
+    given_condition,
+    masked_pictures,
+    told_depth,
+    told_mask,
+    told_nothing,
+)
+from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.mvdiffusion.unet import MultiviewUNet
+from threedgen.guidance.mvdiffusion.weights import save_blocks
+
+PROMPTS = ["a red dog", "a blue cat"] * 4
+
+
+def base(**unet: int) -> MVDiffusion:
+    plain = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
+    parts = tiny_unet(**plain, **unet), tiny_vae(), tiny_text_encoder(), word_tokenizer()
+    return MVDiffusion(*parts, dtype="fp32")
+
+
+def test_views_are_drawn_together_and_alone() -> None:
+    model, geometry = base(), ring(8, 16)
+    alone = model.draw(PROMPTS, None, (16, 16), steps=2, generator=cpu())
+    assert alone.shape == (8, 16, 16, 3)
+    fresh = model.with_network(MultiviewUNet(model.unet))
+    torch.testing.assert_close(fresh.draw(PROMPTS, geometry, (16, 16), steps=2, generator=cpu()), alone)
+    awaken(fresh.multiview)
+    together = fresh.draw(PROMPTS, geometry, (16, 16), steps=2, generator=cpu())
+    assert (together - alone).abs().max() > 1e-3
+
+
+def test_a_step_may_stop_the_drawing() -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        base().draw(PROMPTS, None, (16, 16), steps=2, on_step=stop)
+
+
+@pytest.mark.parametrize("told", [0, 1, 5])
+def test_a_wider_unet_begins_as_its_base(told: int) -> None:
+    model = base()
+    x, t, text = torch.randn(2, 4, 8, 8, generator=cpu()), torch.full((2,), 300), model.encode_prompt(PROMPTS[:2])
+    before = model.denoise_views(x, t, text)
+    model.unet = widened(model.unet, told)
+    torch.testing.assert_close(model.denoise_views(x, t, text), before)
+    assert told_nothing(model.told, x).shape[1] == told
+
+
+def test_other_numbers_of_channels_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"7 channels.*depth \(1\).*\(5\)"):
+        base(in_channels=11, out_channels=4)
+
+
+def test_blocks_are_kept_as_a_difference(tmp_path: Path) -> None:
+    model = base()
+    digest = {name: tensor.clone() for name, tensor in model.unet.state_dict().items()}
+    unet = widened(model.unet, 1)
+    with torch.no_grad():
+        unet.conv_in.weight[:, 4:] += 0.1
+    lora = LoRA(unet, 2, cpu())
+    for up in lora.up:
+        up.data.normal_(std=0.05, generator=cpu())
+    network = awaken(MultiviewUNet(unet, "depth", "capped", condition=True)).half().float()
+    save_blocks(tmp_path / "blocks.safetensors", network, lora)
+    lora.half().float().attach(network.unet)
+    x, t, text = torch.randn(2, 5, 8, 8, generator=cpu()), torch.full((2,), 300), model.encode_prompt(PROMPTS[:2])
+    with torch.no_grad():
+        expected = network(x, t, text)
+        loaded = base().with_views(tmp_path / "blocks.safetensors")
+        found = loaded.multiview(x, t, text)
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=0)
+    assert loaded.told == "depth" and loaded.multiview.has_condition
+    stored = load_file(tmp_path / "blocks.safetensors")
+    assert sum("unet." in name for name in stored) == 2
+    assert all(torch.equal(model.unet.state_dict()[name], tensor) for name, tensor in digest.items())
+
+
+def test_blocks_of_another_base_are_refused(tmp_path: Path) -> None:
+    unet = widened(base().unet, 1)
+    save_blocks(tmp_path / "blocks.safetensors", MultiviewUNet(unet, "depth", "capped"), LoRA(unet, 2))
+    other = base(block_out_channels=(32, 96))
+    with pytest.raises(ConfigError):
+        other.with_views(tmp_path / "blocks.safetensors")
+
+
+def test_inverse_depth_is_brought_to_a_range() -> None:
+    depth = torch.tensor([[[1.0, 2.0], [4.0, 0.0]]])
+    told = told_depth(depth, 2, 2)[0, 0]
+    torch.testing.assert_close(told, torch.tensor([[1.0, -1 / 3], [-1.0, -2.0]]))
+    assert (told_depth(torch.zeros(1, 2, 2), 2, 2) == -2).all()
+    assert told_depth(torch.full((1, 2, 2), 3.0), 2, 2).isfinite().all()
+
+
+def test_conventions_of_the_mask() -> None:
+    views, latents, given = torch.ones(2, 4, 4, 3), torch.ones(2, 4, 2, 2), torch.tensor([True, False])
+    assert masked_pictures(views, given)[1].unique() == 0.5 and masked_pictures(views, given, "paper")[1].unique() == 0
+    assert told_mask(latents, given)[:, 0, 0, 0].tolist() == [0, 1]
+    assert told_mask(latents, given, "paper")[:, 0, 0, 0].tolist() == [1, 0]
+    condition = given_condition(latents, given)
+    assert condition.shape == (2, 5, 2, 2) and condition[0].unique() == 1 and condition[1].unique() == 0

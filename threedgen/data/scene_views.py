@@ -1,0 +1,53 @@
+"""Captioned views of one scene, what MVDiffusion learns from and draws: of a panorama, or along a path with depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from threedgen.geometry.cameras import Index
+from threedgen.geometry.views import Views
+
+
+@dataclass(frozen=True)
+class SceneViews:
+    """N views of a scene, what each of them shows in words, and where it is known how far that is.
+
+    depth (N,H,W): metres along the viewing axis, 0 where it is unknown; of a panorama there is none, its cameras only
+    turn. Raises ValueError if the parts are not of equally many views of one size.
+    """
+
+    views: Views
+    captions: tuple[str, ...]
+    depth: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n, height, width, _ = self.views.images.shape
+        if len(self.captions) != n:
+            raise ValueError(f"{n} views have {len(self.captions)} captions")
+        if self.depth is not None and self.depth.shape != (n, height, width):
+            raise ValueError(f"depth {tuple(self.depth.shape)} does not fit {n} views of {height} x {width} pixels")
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def select(self, index: Index) -> SceneViews:
+        """Some of the views, in the order of ``index``."""
+        chosen = range(len(self))[index] if isinstance(index, slice) else [int(i) for i in index]
+        depth = None if self.depth is None else self.depth[index]
+        return SceneViews(self.views.select(index), tuple(self.captions[i] for i in chosen), depth)
+
+
+class SceneSource(Protocol):
+    """Scenes to learn from, all with ``n_view`` views; scene ``index`` is always the same."""
+
+    n_view: int
+
+    def __len__(self) -> int: ...
+
+    def describe(self) -> str:
+        """What decides the scenes, in a line."""
+
+    def scene(self, index: int) -> SceneViews: ...
