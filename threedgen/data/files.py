@@ -43,19 +43,16 @@ def read_frame_numbers(path: Path) -> list[int]:
 def read_npy(path: Path) -> Array:
     """An array of numbers or texts. Raises ConfigError, also for pickled objects, which could run any program."""
     try:
-        data = read_bytes(path)
-        array: Array = np.load(io.BytesIO(data), allow_pickle=False)
+        array: Array = np.lib.format.read_array(io.BytesIO(read_bytes(path)), allow_pickle=False)
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing") from None
     except ValueError as error:
-        if "allow_pickle" in str(error):
-            raise ConfigError(
-                f"{path} holds pickled objects, which could run any program, and is not read: save it as an array of "
-                "texts or numbers"
-            ) from None
-        raise ConfigError(f"{path} is no array of numpy (.npy)") from None
-    except (OSError, EOFError) as error:
+        if "allow_pickle" not in str(error):
+            raise ConfigError(f"{path} is no array of numpy (.npy), or is cut off") from None
+        raise ConfigError(
+            f"{path} holds pickled objects, which could run any program, and is not read: save it as an array of texts "
+            "or numbers"
+        ) from None
+    except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error})") from None
-    if not isinstance(array, np.ndarray):
-        raise ConfigError(f"{path} should hold one array (.npy), not several (.npz)")
     return array

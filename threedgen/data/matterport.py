@@ -75,6 +75,8 @@ class MatterportPanoramas:
 
     def _face(self, path: str) -> Tensor:
         """(3,S,S) in [0, 1]"""
+        if not (self.root / path).is_file():
+            raise ConfigError(f"{self.root / path} is missing")
         image = read_picture(self.root / path).convert("RGB")
         if image.width != image.height:
             raise ConfigError(f"{self.root / path} should be square, as a face of a skybox is (got {image.size})")

@@ -42,5 +42,5 @@ def room_glb(room: Room, segments: int = 24) -> bytes:
         vertex_colors=np.repeat(rgba, 3, axis=0),
         process=False,
     )
-    data: bytes = trimesh.Scene({"room": mesh}).export(file_type="glb")
+    data: bytes = mesh.export(file_type="glb")
     return data

@@ -41,18 +41,25 @@ def photograph(
 ) -> SceneViews:
     """Views in a room with their captions, whose wordings are drawn with ``rng``, one for each view."""
     rgb, z, _ = pictures(room, at, supersample, depth)
-    small = at.with_size(max(1, round(CAPTION_PIXELS * at.height / at.width)), CAPTION_PIXELS)
-    label = pictures(room, small, 1, True)[2]
+    label = pictures(room, reduced(at, CAPTION_PIXELS), 1, True)[2]
     texts = tuple(describe(room, seen, one) for seen, one in zip(label, rng, strict=True))
     return SceneViews(Views(torch.from_numpy(rgb), at), texts, torch.from_numpy(z) if depth else None)
+
+
+def reduced(at: Cameras, width: int) -> Cameras:
+    """The same views, an even number of pixels wide and high."""
+    return at.with_size(2 * max(1, round(width * at.height / at.width / 2)), width)
 
 
 def pictures(room: Room, at: Cameras, supersample: int, truth: bool) -> tuple[Array, Array, Array]:
     """rgb (V,H,W,3) and, with ``truth``, depth (V,H,W) along the viewing axis and labels (V,H,W).
 
-    The ray caster's pictures are square, so their middle is cut out; cameras look along the middle of theirs.
+    The ray caster's pictures are square, so their middle is cut out: pixels are square, the axis is in the middle.
+    Raises ValueError if only one side is odd.
     """
     side = max(at.height, at.width)
+    if (at.height - at.width) % 2:
+        raise ValueError(f"pictures of {at.height} x {at.width} pixels cannot be cut out of the middle of a square")
     focal = at.K[:, 1, 1].double().numpy()
     fov = 2 * np.arctan(0.5 * side / focal)
     shot = view([room], np.zeros(len(at), np.int64), at.c2w.numpy(), fov, side, supersample, truth)
@@ -127,9 +134,8 @@ class RoomWalk:
 
     @cached_property
     def keys(self) -> Sequence[int]:
-        o = self.options
-        small = self.cameras.with_size(max(1, round(KEY_WIDTH * o.height / o.width)), KEY_WIDTH)
-        return key_frames(torch.from_numpy(pictures(self.room, small, 1, True)[1]), small, o.overlap)
+        small = reduced(self.cameras, KEY_WIDTH)
+        return key_frames(torch.from_numpy(pictures(self.room, small, 1, True)[1]), small, self.options.overlap)
 
     @cached_property
     def cameras(self) -> Cameras:
