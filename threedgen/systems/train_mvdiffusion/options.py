@@ -15,7 +15,7 @@ Variant = Literal["panorama", "outpaint", "depth"]
 
 
 class SingleViewConfig(Config):
-    """How a 2D model learns, picture by picture, to be told of depth, or of a mask and what is around it."""
+    """How a 2D model learns, picture by picture: such views, and to be told their depth, or a mask and what is around."""
 
     max_steps: int = Field(2000, ge=1)
     batch: int = Field(32, ge=1, description="pictures in a step")
@@ -33,9 +33,6 @@ class ViewsConfig(Config):
     fresh: int = Field(1, ge=0, description="scenes of a step that no step saw before; the rest is seen again")
     first: int = Field(64, ge=1, description="scenes to begin with")
     scenes: int = Field(4000, ge=1, description="scenes at most; from then on all are seen again")
-    given: float = Field(
-        0.5, ge=0, le=1, description="depth: share of scenes whose first and last view are given (interpolation)"
-    )
     encoding: Literal["reference", "capped"] = Field(
         "capped", description="of displacements; reference: released weights', whose highest frequencies are noise"
     )
@@ -67,7 +64,10 @@ class TrainMVDiffusionConfig(RunConfig):
     k: int = Field(3, ge=1, le=9, description="places around a corresponding pixel, k x k; odd")
     overlap: float = Field(0.3, ge=0, lt=1, description="depth: share of common pixels from which views look at others")
     mask: Literal["code", "paper"] = Field("code", description="outpaint: where the mask has ones; see docs")
-    single_view: SingleViewConfig = SingleViewConfig()
+    single_view: SingleViewConfig | None = Field(
+        SingleViewConfig(),
+        description="the first stage; null: the 2D model knows such views, and is told what it needs",
+    )
     training: ViewsConfig = ViewsConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=4000, gradient_clip_val=1.0, val_check_interval=500)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)

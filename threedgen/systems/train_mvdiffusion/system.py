@@ -27,6 +27,8 @@ from .masks import MaskBank
 from .options import TrainMVDiffusionConfig
 
 RESULT = "blocks.safetensors"
+KEPT = 64
+"""Scenes whose correspondences are kept."""
 
 
 def denoising_loss(
@@ -57,7 +59,7 @@ def timesteps(count: int, T: int, power: float, rng: torch.Generator) -> Tensor:
 class SingleViewSystem(System):
     """The first layer of a UNet that was widened, and additions to its attention (all of it without ``lora``).
 
-    masks: for a model that is told masks; else it is told the depth that ``bank`` has.
+    masks: for a model that is told masks; else it is told depth if ``bank`` has it.
     """
 
     stage = "single views"
@@ -72,6 +74,7 @@ class SingleViewSystem(System):
         masks: MaskBank | None,
     ) -> None:
         o = config.single_view
+        assert o is not None
         super().__init__(o, config.seed, o.max_steps)
         self.options, self.bank, self.masks = o, bank, masks
         model.unet.requires_grad_(lora is None)
@@ -93,20 +96,20 @@ class SingleViewSystem(System):
         if self.masks is not None:
             z, told, captions = self.masks.draw(rng, o.batch)
         else:
-            z, told, captions = self.with_depth(rng, o.batch)
+            z, told, captions = self.draw(rng, o.batch)
         gen = self.rng(step, "diffusion")
         t, noise = timesteps(len(z), model.schedule.T, 1.0, gen), torch.randn(z.shape, generator=gen)
         loss = denoising_loss(model, z, captions, t, noise, None, told)
         self.metrics = {"loss": float(loss.detach())}
         return loss
 
-    def with_depth(self, rng: Any, count: int) -> tuple[Tensor, Tensor, list[str]]:
-        """Single views of scenes: latents, inverse depth, captions."""
+    def draw(self, rng: Any, count: int) -> tuple[Tensor, Tensor | None, list[str]]:
+        """Single views of scenes: latents, inverse depth if there is any, captions."""
         scenes, views = rng.integers(0, self.bank.count, count), rng.integers(0, self.bank.n_view, count)
         z = self.bank.latents(scenes)[range(count), views]
-        depth = torch.stack([self.bank.depth([s])[0, v] for s, v in zip(scenes, views, strict=True)])
-        captions = [self.bank.captions([s])[0][v] for s, v in zip(scenes, views, strict=True)]
-        return z, told_depth(depth, *z.shape[-2:]), captions
+        captions = [texts[v] for texts, v in zip(self.bank.captions(scenes), views, strict=True)]
+        depth = self.bank.depth(scenes)[range(count), views] if self.bank.has_depth else None
+        return z, None if depth is None else told_depth(depth, *z.shape[-2:]), captions
 
 
 class ViewsSystem(AveragedSystem):
@@ -135,6 +138,11 @@ class ViewsSystem(AveragedSystem):
         self.known: dict[int, Geometry] = {}
         self.hold(model=model)
 
+    @property
+    def whole(self) -> bool:
+        """Did all weights of the base learn in the first stage?"""
+        return self.config.single_view is not None and self.lora is None
+
     def setup(self, stage: str) -> None:
         self.model.to(self.device)
 
@@ -147,7 +155,7 @@ class ViewsSystem(AveragedSystem):
         chosen = self.scenes(step)
         z = self.bank.latents(chosen)
         n, n_view = z.shape[:2]
-        given = self.given(step, n, n_view)
+        given = self.given(chosen)
         told, condition = self.known_of(chosen, z, given)
         gen = self.rng(step, "diffusion")
         t = timesteps(n, model.schedule.T, o.timestep_power, gen).repeat_interleave(n_view)
@@ -169,19 +177,11 @@ class ViewsSystem(AveragedSystem):
         chosen[:fresh] = range(known, known + fresh)
         return chosen
 
-    def given(self, step: int, n: int, n_view: int) -> Tensor:
-        """Which views are given (n,F), bool: outpaint: the first; depth: in a share of the scenes the first and last."""
-        found = torch.zeros(n, n_view, dtype=torch.bool)
-        if self.config.variant == "outpaint":
-            found[:, 0] = True
-        elif self.config.variant == "depth":
-            some = torch.from_numpy(self.numpy_rng(step, "given").random(n) < self.options.given)
-            found[some, 0] = found[some, -1] = True
-        return found
-
-    def given_on_sheet(self, n_view: int) -> Tensor:
-        """Those of the sample sheet (1,F): of an outpainting variant the first."""
-        return (torch.arange(n_view) == 0)[None] & (self.config.variant == "outpaint")
+    def given(self, chosen: Any) -> Tensor:
+        """Which views of scenes are given (n,F), bool: those that the scenes say; of an outpainting variant the first."""
+        if self.config.variant != "outpaint":
+            return self.bank.given(chosen)
+        return (torch.arange(self.bank.n_view) == 0).expand(len(chosen), -1)
 
     def known_of(self, chosen: Any, z: Tensor, given: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What the UNet is told of scenes with latents (n,F,C,h,w), and the condition, of n F views; None: nothing."""
@@ -200,6 +200,8 @@ class ViewsSystem(AveragedSystem):
         if self.config.variant != "depth":
             scene = 0
         if scene not in self.known:
+            if len(self.known) == KEPT:
+                self.known.pop(next(iter(self.known)))
             cameras = self.bank.cameras(scene)
             K, c2w = of_cameras(cameras)
             if self.config.variant == "depth":
@@ -216,10 +218,10 @@ class ViewsSystem(AveragedSystem):
         assert multiview is not None
         rows, labels = [], []
         with self.average.applied(self.blocks):
-            save_blocks(folder / RESULT, multiview, self.lora, whole=self.config.single_view.rank is None)
+            save_blocks(folder / RESULT, multiview, self.lora, whole=self.whole)
             for scene in range(o.sheet_scenes):
                 z, captions = self.bank.latents([scene]), self.bank.captions([scene])[0]
-                told, condition = self.known_of([scene], z, self.given_on_sheet(z.shape[1]))
+                told, condition = self.known_of([scene], z, self.given([scene]))
                 size, rng = self.bank.size, self.rng(scene, "sheet")
                 known = (self.geometry(scene), size, told, condition, o.sheet_steps, o.guidance_scale)
                 rows += [model.decode_latents(z[0]).float().cpu(), model.draw(captions, *known, generator=rng)]

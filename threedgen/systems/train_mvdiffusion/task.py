@@ -1,6 +1,6 @@
 """The task "train-mvdiffusion": the attention between views around a frozen 2D model.
 
-RUN/single-view/        (outpaint, depth) checkpoints of the first stage, single-view.safetensors when it is done
+RUN/single-view/        checkpoints of the first stage, if there is one; single-view.safetensors when it is done
 RUN/latents/, masks/    caches of encoded views, safe to delete
 RUN/checkpoints/        of the second stage
 RUN/blocks.safetensors  what is to be added to the 2D model, so far: `prior.blocks=` of the tasks that draw
@@ -12,7 +12,6 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import nn
 
 from threedgen.config import registry
 from threedgen.config.errors import ConfigError
@@ -28,7 +27,7 @@ from threedgen.train.loop import Status
 from threedgen.train.task import Task, run_task
 
 from .masks import UNKNOWN, MaskBank
-from .options import TrainMVDiffusionConfig, Variant
+from .options import SingleViewConfig, TrainMVDiffusionConfig, Variant
 from .system import RESULT, SingleViewSystem, ViewsSystem
 
 TOLD: dict[Variant, Told] = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}
@@ -41,7 +40,13 @@ def train(task: Task) -> Status:
     source = registry.build("scene-source", config.scenes, config.seed, "train")
     with writing(task.folder):
         bank = SceneBank(task.folder / "latents", source, model.vae, min(config.training.scenes, len(source)))
-    lora = learn_to_be_told(task, model, bank) if TOLD[config.variant] != "nothing" else None
+    lora = None if config.single_view is None else learn_single_views(task, model, bank, config.single_view)
+    if model.told != (wanted := TOLD[config.variant]):
+        raise ConfigError(
+            f"{config.start!r} is told {model.told}, and the variant {config.variant} needs a model that is told "
+            f"{wanted}: leave single_view as it is, or start from such a model",
+            "single_view",
+        )
 
     seed_networks(config.seed, "views")
     kind = "depth" if config.variant == "depth" else "panorama"
@@ -53,27 +58,22 @@ def train(task: Task) -> Status:
     return task.train(ViewsSystem(config, model, bank, lora, nothing), metrics=("loss",))
 
 
-def learn_to_be_told(task: Task, model: MVDiffusion, bank: SceneBank) -> LoRA | None:
-    """The first stage, which a base that is told already goes through too; the additions that its UNet then has."""
+def learn_single_views(task: Task, model: MVDiffusion, bank: SceneBank, o: SingleViewConfig) -> LoRA | None:
+    """The first stage; returns the additions to the UNet, with which it answers from now on."""
     config: TrainMVDiffusionConfig = task.config
-    wanted, channels, o = TOLD[config.variant], model.latent_shape[0], config.single_view
-    if model.told not in ("nothing", wanted):
-        raise ConfigError(f"{config.start!r} is told of {model.told}, and the variant needs {wanted}", "start")
-    if model.told == "nothing":
-        model.unet = widened(model.unet, 1 if wanted == "depth" else 1 + channels)
+    wanted, masks = TOLD[config.variant], None
+    if model.told == "nothing" != wanted:
+        model.unet = widened(model.unet, 1 if wanted == "depth" else 1 + model.latent_shape[0])
     lora = None if o.rank is None else LoRA(model.unet, o.rank, generator(config.seed, 0, "lora"))
     if lora is not None:
         lora.attach(model.unet)
-    masks = None
     if wanted == "mask":
         with writing(task.folder):
             count, folder = bank.count * bank.n_view, task.folder / "masks"
             masks = MaskBank(folder, bank.source, model.vae, bank.size[0], count, config.seed, config.mask)
     learner = SingleViewSystem(config, model, bank, lora, masks)
     task.stage("single-view", learner.learning, learner, "loss")
-    nn.ModuleDict({"unet": model.unet}).requires_grad_(False).eval()
-    if lora is not None:
-        lora.requires_grad_(False)
+    learner.learning.requires_grad_(False)
     return lora
 
 
