@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.config.errors import short
 from threedgen.geometry.panorama import intrinsics, rotation
 from threedgen.geometry.picture_file import read_picture
 from threedgen.geometry.views import resize
@@ -25,24 +24,34 @@ from threedgen.guidance.mvdiffusion.model import MVDiffusion
 
 def read_image(path: str) -> Tensor:
     """A picture (H,W,3) in [0,1], upright; what is transparent keeps its colour. Raises ConfigError."""
-    picture = read_picture(Path(path).expanduser(), short(path), "image").convert("RGB")
+    picture = read_picture(Path(path).expanduser(), key="image").convert("RGB")
     return torch.from_numpy(np.asarray(picture, np.float32) / 255)
 
 
 def given_views(picture: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Warps a picture (H,W,3) that spans ``fov``, in radians, from left to right into views with K (3,3) and R (V,3,3):
     views (V,size,size,3), 0 where it is not, and which of their pixels it shows (V,size,size), bool."""
-    finer = float(intrinsics(fov, *picture.shape[:2])[0, 0] / K[0, 0])
+    K_picture = intrinsics(fov, *picture.shape[:2])
+    finer = float(K_picture[0, 0] / K[0, 0])
     if finer > 1:  # else pixels between those that are read would be lost
-        picture = resize(picture[None], *(max(1, round(side / finer)) for side in picture.shape[:2]))[0]
+        before = picture.shape
+        picture = resize(picture[None], *(max(1, round(side / finer)) for side in before[:2]))[0]
+        K_picture = resized(K_picture, picture.shape[1] / before[1], picture.shape[0] / before[0])
     height, width = picture.shape[:2]
-    H = homography(K, R, intrinsics(fov, height, width), rotation(0.0))[:, None]
+    H = homography(K, R, K_picture, rotation(0.0))[:, None]
     pixels, front = apply_homography(H, pixel_grid(size, size))
     shown = front & inside(pixels + 0.5, height + 1, width + 1)  # up to the outer borders of its pixels
     if tan(fov / 2) <= 0.5 * size / float(K[0, 0]) + 1e-6:
         shown[1:] = False
     views = sample(picture.permute(2, 0, 1).expand(len(R), -1, -1, -1), pixels, padding="border")
     return views.permute(0, 2, 3, 1) * shown[..., None], shown
+
+
+def resized(K: Tensor, across: float, down: float) -> Tensor:
+    """K (3,3) of a picture whose sides became longer by these factors; pixels count from the middle of the first."""
+    scale, half = torch.diag(K.new_tensor([across, down, 1])), torch.eye(3, dtype=K.dtype)
+    half[:2, 2] = 0.5
+    return torch.linalg.inv(half) @ scale @ half @ K
 
 
 def told(model: MVDiffusion, views: Tensor, shown: Tensor, convention: Convention) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from threedgen.config import Config, ConfigError
-from threedgen.config.errors import short
 from threedgen.config.plain_file import read_bytes
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
@@ -67,7 +66,7 @@ class PanoramaConfig(RunConfig):
     )
     mask: Literal["code", "paper"] = Field(
         "code",
-        description="how the model is told what is given: ones where it paints, around it grey, as the released weights "
+        description="how the model is told what is given: ones where it paints, around it grey, as released weights "
         "have it; or ones where it is given, around it black, as the paper says",
     )
     views: int = Field(8, ge=1, le=64, description="all around, evenly; weights know the number that they learnt from")
@@ -118,7 +117,7 @@ class PanoramaConfig(RunConfig):
     def _check_image(self, image: str) -> None:
         from threedgen.geometry.picture_file import read_picture
 
-        read_picture(user_path(image, "image"), short(image), "image")
+        read_picture(user_path(image, "image"), key="image")
         if self.image_fov is None:
             raise ConfigError(
                 f"is missing: say how many degrees the picture spans from left to right, such as 67; {TYPICAL}",
