@@ -15,6 +15,7 @@ import torch
 
 from threedgen.geometry.images import write_png
 from threedgen.geometry.panorama import rotation
+from threedgen.viewer import page as viewer_page
 from threedgen.viewer.panorama import write_page
 
 SCRIPT = Path(__file__).parents[2] / "threedgen/viewer/assets/panorama.js"
@@ -58,9 +59,12 @@ def test_no_view_leaves_the_picture() -> None:
     assert pi / 2 > evaluated("AHEAD.fov")
 
 
-def test_the_page_stands_alone(tmp_path: Path) -> None:
+def test_the_page_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_png(tmp_path / "panorama.png", np.zeros((10, 40, 3), np.uint8))
     write_page(tmp_path / "panorama.html", tmp_path / "panorama.png", "a <b>room</b>")
     text = (tmp_path / "panorama.html").read_text(encoding="utf-8")
-    assert "a &lt;b&gt;room&lt;/b&gt;" in text and text.count("data:image/png;base64,") == 2
+    assert "a &lt;b&gt;room&lt;/b&gt;" in text and text.count("data:image/png;base64,") == 1
     assert "default-src" in text and "://" not in text
+    monkeypatch.setattr(viewer_page, "LARGEST", 10)
+    write_page(tmp_path / "panorama.html", tmp_path / "panorama.png", "a room")
+    assert "data:image/jpeg;base64," in (tmp_path / "panorama.html").read_text(encoding="utf-8")

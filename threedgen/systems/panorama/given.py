@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from threedgen.geometry.panorama import intrinsics, rotation
@@ -20,6 +21,9 @@ from threedgen.geometry.views import resize
 from threedgen.geometry.warp import apply_homography, homography, inside, pixel_grid, sample
 from threedgen.guidance.mvdiffusion.inputs import Convention, masked_pictures, told_mask
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
+
+FINER = 2
+"""Places that are read for a pixel of a view, across and down."""
 
 
 def read_image(path: str) -> Tensor:
@@ -31,20 +35,21 @@ def read_image(path: str) -> Tensor:
 def given_views(picture: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Warps a picture (H,W,3) that spans ``fov``, in radians, from left to right into views with K (3,3) and R (V,3,3):
     views (V,size,size,3), 0 where it is not, and which of their pixels it shows (V,size,size), bool."""
-    K_picture = intrinsics(fov, *picture.shape[:2])
-    finer = float(K_picture[0, 0] / K[0, 0])
-    if finer > 1:  # else pixels between those that are read would be lost
+    K_picture, K_fine = intrinsics(fov, *picture.shape[:2]), resized(K, FINER, FINER)
+    surplus = float(K_picture[0, 0] / K_fine[0, 0])
+    if surplus > 1:  # else pixels between those that are read would be lost
         before = picture.shape
-        picture = resize(picture[None], *(max(1, round(side / finer)) for side in before[:2]))[0]
+        picture = resize(picture[None], *(max(1, round(side / surplus)) for side in before[:2]))[0]
         K_picture = resized(K_picture, picture.shape[1] / before[1], picture.shape[0] / before[0])
+    H = homography(K_fine, R, K_picture, rotation(0.0))[:, None]
+    pixels, front = apply_homography(H, pixel_grid(FINER * size, FINER * size))
     height, width = picture.shape[:2]
-    H = homography(K, R, K_picture, rotation(0.0))[:, None]
-    pixels, front = apply_homography(H, pixel_grid(size, size))
-    shown = front & inside(pixels + 0.5, height + 1, width + 1)  # up to the outer borders of its pixels
+    seen = front & inside(pixels + 0.5, height + 1, width + 1)  # up to the outer borders of its pixels
     if tan(fov / 2) <= 0.5 * size / float(K[0, 0]) + 1e-6:
-        shown[1:] = False
+        seen[1:] = False
     views = sample(picture.permute(2, 0, 1).expand(len(R), -1, -1, -1), pixels, padding="border")
-    return views.permute(0, 2, 3, 1) * shown[..., None], shown
+    shown = F.avg_pool2d(seen.float(), FINER) == 1
+    return F.avg_pool2d(views, FINER).permute(0, 2, 3, 1) * shown[..., None], shown
 
 
 def resized(K: Tensor, across: float, down: float) -> Tensor:

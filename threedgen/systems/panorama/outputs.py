@@ -44,9 +44,9 @@ def write_views(folder: Path, views: Tensor, K: Tensor, R: Tensor) -> None:
 
 def write_given(folder: Path, views: Tensor, shown: Tensor) -> None:
     """Writes views (V,H,W,3) of which something is ``shown`` (V,H,W) as NUMBER.png, the rest transparent."""
-    folder.mkdir(parents=True, exist_ok=True)
     pixels = to_uint8(torch.cat([views, shown[..., None].to(views)], -1))
     for number in shown.flatten(1).any(1).nonzero()[:, 0].tolist():
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / f"{number}.png", png(pixels[number]))
 
 
