@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Convention = Literal["code", "paper"]
-"""Of the mask of given views: code has ones where something is to be painted, around it mid-grey (as SD's inpainting
+"""Of the mask of what is given: code has ones where something is to be painted, around it mid-grey (as SD's inpainting
 models and the released weights); paper (section 4.1) has ones where the picture is given, and black elsewhere."""
 Told = Literal["nothing", "depth", "mask"]
 UNKNOWN = -2.0
@@ -50,15 +50,19 @@ def told_depth(depth: Tensor, height: int, width: int) -> Tensor:
 
 
 def masked_pictures(views: Tensor, given: Tensor, convention: Convention = "code") -> Tensor:
-    """Views of which those that are ``given`` (F,), bool, are kept, the others grey or black."""
-    return torch.where(given[:, None, None, None], views, 0.5 if convention == "code" else 0.0)
+    """Views of which what is ``given``, whole views (F,) or pixels (F,H,W), bool, is kept, the rest grey or black."""
+    return torch.where(_pixels(given)[..., None], views, 0.5 if convention == "code" else 0.0)
 
 
 def told_mask(latents: Tensor, given: Tensor, convention: Convention = "code") -> Tensor:
-    """Mask and ``latents`` (F,C,h,w) of ``masked_pictures``: (F,1+C,h,w)."""
-    ones = ~given if convention == "code" else given
-    mask = ones.to(latents)[:, None, None, None].expand(-1, 1, *latents.shape[-2:])
-    return torch.cat([mask, latents], 1)
+    """Mask and ``latents`` (F,C,h,w) of ``masked_pictures``: (F,1+C,h,w). A latent is given if all its pixels are."""
+    to_paint = F.adaptive_max_pool2d((~_pixels(given)).to(latents)[:, None], latents.shape[-2:])
+    return torch.cat([to_paint if convention == "code" else 1 - to_paint, latents], 1)
+
+
+def _pixels(given: Tensor) -> Tensor:
+    """(F,) as (F,1,1): a view of one pixel."""
+    return given[:, None, None] if given.dim() == 1 else given
 
 
 def given_condition(latents: Tensor, given: Tensor) -> Tensor:

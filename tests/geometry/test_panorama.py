@@ -67,3 +67,22 @@ def test_directions_of_an_equirectangular_picture() -> None:
     assert rays[45, 90, 2] > 0.99 and rays[45, 135, 0] > 0.99 and rays[0, 0, 1] < -0.99  # ahead, right, up
     ends = panorama.equirectangular_rays(91, 181, ends=True)
     torch.testing.assert_close(ends[45, 0], ends[45, -1], rtol=0, atol=1e-6)
+
+
+def test_views_of_an_equirectangular_picture() -> None:
+    picture = colours(panorama.equirectangular_rays(256, 512)).permute(2, 0, 1).float()
+    R = torch.cat([panorama.ring(5, 0.3), panorama.rotation(pi, 0.5)[None]])
+    K = panorama.intrinsics(1.2, 40, 40)
+    expected = photograph(R, 40, 1.2)
+    torch.testing.assert_close(panorama.equirectangular_views(picture, K, R, 40, 40), expected, rtol=0, atol=0.01)
+    band = picture[:, 40:-40]
+    torch.testing.assert_close(panorama.equirectangular_views(band, K, R, 40, 40), expected, rtol=0, atol=0.01)
+
+
+def test_rows_without_a_gap() -> None:
+    weights = torch.ones(10, 6)
+    weights[:2], weights[9, 3], weights[0, 0] = 0, 0, 0
+    assert panorama.covered(weights) == slice(2, 8)
+    assert panorama.covered(torch.ones(5, 2)) == slice(0, 5)
+    with pytest.raises(ValueError, match="gap at the horizon"):
+        panorama.covered(torch.eye(6))

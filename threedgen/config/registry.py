@@ -32,6 +32,7 @@ task  generate           systems.generate.task:run               systems.generat
 task  sample             systems.sample.task:run                 systems.sample.options:SampleConfig
 task  train-base         systems.train_prior.task:run_base       systems.train_prior.options:TrainBaseConfig
 task  train-prior        systems.train_prior.task:run_prior      systems.train_prior.options:TrainPriorConfig
+task  panorama           systems.panorama.task:run               systems.panorama.options:PanoramaConfig
 task  train-mvdiffusion  systems.train_mvdiffusion.task:run systems.train_mvdiffusion.options:TrainMVDiffusionConfig
 task  mvdreambooth       systems.dreambooth.task:run             systems.dreambooth.options:MVDreamBoothConfig
 task  train-probe        evaluation.toybox.training:run_probe    evaluation.toybox.options:TrainProbeConfig

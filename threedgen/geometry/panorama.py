@@ -1,5 +1,5 @@
-"""Perspective views of a panorama: their cameras, views out of the six faces of a skybox, and an equirectangular
-picture out of views.
+"""Perspective views of a panorama: their cameras, views out of the six faces of a skybox, an equirectangular picture
+out of views, and views out of such a picture.
 
 Cameras and pixels are those of ``warp``: OpenCV axes, camera-to-world rotations, pixels counted from the middle of the
 first one. Angles in radians: yaw to the right, pitch upwards, as MVDiffusion (arXiv 2307.01097) and its data have them.
@@ -103,6 +103,35 @@ def stitch(
         total += weight * sample(view[None], (pixels + shift)[None], "bicubic", "border")[0]
         weights += weight
     return total / weights.clamp_min(1e-12), weights
+
+
+def covered(weights: Tensor) -> slice:
+    """Finds the rows of a panorama whose every pixel has a weight (H,W) above 0, as many above the horizon as below.
+
+    Raises ValueError if there is a gap at the horizon.
+    """
+    height, whole = len(weights), (weights > 0).all(1)
+    whole &= whole.flip(0)
+    if not whole[height // 2]:
+        raise ValueError("the views leave a gap at the horizon")
+    top = height // 2 - int(whole[: height // 2].flip(0).long().cumprod(0).sum())
+    return slice(top, height - top)
+
+
+def equirectangular_views(picture: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> Tensor:
+    """Renders views (V,C,height,width) with K (3,3) and R (V,3,3) of an equirectangular picture (C,h,w).
+
+    It goes all around, and as far up and down as its shape says: a row is as many degrees as a column, the horizon in
+    the middle. What is above or below has the colours of its border.
+    """
+    rows, columns = picture.shape[-2:]
+    rays = F.pad(pixel_grid(height, width), (0, 1), value=1.0) @ (R.double() @ torch.linalg.inv(K.double())).mT[:, None]
+    longitude = torch.atan2(rays[..., 0], rays[..., 2])
+    latitude = torch.atan2(-rays[..., 1], rays[..., ::2].norm(dim=-1))
+    per_radian = columns / (2 * pi)
+    pixels = torch.stack([longitude * per_radian + columns / 2 + 0.5, rows / 2 - 0.5 - latitude * per_radian], -1)
+    joined = F.pad(picture[None], (1, 1, 0, 0), mode="circular")  # the left border is beside the right one
+    return torch.cat([sample(joined, view[None], padding="border") for view in pixels])
 
 
 def ring_pairs(views: int) -> Sequence[tuple[int, int]]:

@@ -112,5 +112,10 @@ def test_conventions_of_the_mask() -> None:
     assert masked_pictures(views, given)[1].unique() == 0.5 and masked_pictures(views, given, "paper")[1].unique() == 0
     assert told_mask(latents, given)[:, 0, 0, 0].tolist() == [0, 1]
     assert told_mask(latents, given, "paper")[:, 0, 0, 0].tolist() == [1, 0]
+    part = torch.zeros(2, 4, 4, dtype=torch.bool)
+    part[0, :, :3] = True  # of the right latents one half
+    assert told_mask(latents, part)[:, 0].tolist() == [[[0, 1], [0, 1]], [[1, 1], [1, 1]]]
+    assert told_mask(latents, part, "paper")[0, 0].tolist() == [[1, 0], [1, 0]]
+    assert masked_pictures(views, part)[0, :, :, 0].tolist() == [[1, 1, 1, 0.5]] * 4
     condition = given_condition(latents, given)
     assert condition.shape == (2, 5, 2, 2) and condition[0].unique() == 1 and condition[1].unique() == 0

@@ -1,0 +1,1 @@
+"""Panoramas: views all around, drawn together from text or around a picture."""

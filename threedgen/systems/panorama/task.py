@@ -1,0 +1,116 @@
+"""The task "panorama": views all around, drawn together, from text or around a picture that is given.
+
+RUN/views.safetensors keeps the views of a run that was stopped behind their drawing; ``outputs`` has the other files.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import partial
+from math import radians
+
+import torch
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.geometry.panorama import intrinsics, ring
+from threedgen.guidance.mvdiffusion.model import MVDiffusion, panorama_geometry
+from threedgen.run.cache import kept
+from threedgen.run.folder import writing
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.progress import Count
+from threedgen.run.prompts import warn_about
+from threedgen.run.seeding import generator
+from threedgen.run.workers import STOPPED, Stopped
+from threedgen.train.task import Task, run_task
+
+from .given import given_views, read_image, told
+from .options import PanoramaConfig
+from .outputs import FILM, PAGE, PICTURE, write_given, write_panorama, write_views
+
+
+def make(task: Task) -> None:
+    """Draws the views and writes what is made of them. Raises ConfigError; Stopped after Ctrl-C."""
+    config: PanoramaConfig = task.config
+    texts, model = config.texts(), task.load_prior()
+    require(model, config)
+    notes = list(dict.fromkeys(note for text in dict.fromkeys(texts) for note in warn_about(text, model)))
+    size, K, R = config.size, intrinsics(radians(config.fov), config.size, config.size), ring(config.views)
+    given, shown = torch.zeros(len(R), size, size, 3), torch.zeros(len(R), size, size, dtype=torch.bool)
+    if config.image is not None and config.image_fov is not None:
+        given, shown = given_views(read_image(config.image), radians(config.image_fov), K, R, size)
+    scene = Scene(texts, K, R, given, shown)
+    views = kept(task.folder / "views.safetensors", "views", tuple(given.shape), lambda: draw(task, model, scene))
+    with writing(task.folder):
+        write_given(task.folder / "given", given, shown)
+        write_views(task.folder / "views", views, K, R)
+        title = config.prompt.strip() or config.prompts[0]
+        degrees = write_panorama(task.folder, views, K, R, config.height, config.film, title)
+        files = [f"views/{number}.png" for number in range(len(R))]
+        share = shown.double().mean().item()
+        task.summarise(notes=notes, prompts=texts, height_in_degrees=degrees, given_share=share, files=files)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is to be drawn: texts and cameras K (3,3), R (V,3,3) of V views, and which of their pixels are given."""
+
+    texts: list[str]
+    K: Tensor
+    R: Tensor
+    given: Tensor
+    shown: Tensor
+
+
+def require(model: MVDiffusion, config: PanoramaConfig) -> None:
+    """Raises ConfigError if a model cannot draw what is asked for."""
+    if model.told == "depth" or (model.multiview is not None and model.multiview.kind != "panorama"):
+        raise ConfigError(
+            "these draw views of known depth; a panorama needs those of --config mvdiffusion-pano-toybox or "
+            "mvdiffusion-pano-sd21",
+            "prior.weights",
+            config.prior.weights,
+        )
+    if config.image is not None and model.told != "mask":
+        raise ConfigError(
+            "these weights draw from text only; for a panorama around a picture take --config "
+            "mvdiffusion-outpaint-toybox or mvdiffusion-outpaint-sd2, or leave image= out",
+            "image",
+            config.image,
+        )
+    step = model.factor * 2 ** (len(model.unet.config["block_out_channels"]) - 1)
+    if config.size % step:
+        below = config.size // step * step
+        near = f"{below} or {below + step}" if below else f"{step}"
+        raise ConfigError(f"should be a multiple of {step} for these weights; try {near}", "size", config.size)
+
+
+def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:
+    """Samples the views (V,H,W,3) in [0,1]. Raises Stopped after Ctrl-C."""
+    config: PanoramaConfig = task.config
+    size, count = (config.size, config.size), itertools.count()
+    with Interrupts() as interrupts, Count("denoising", config.steps, task.quiet) as progress:
+
+        def on_step() -> None:
+            if interrupts.stop:
+                raise Stopped(STOPPED[0])
+            progress.show(next(count))  # so many are done
+
+        known = told(model, scene.given, scene.shown, config.mask) if model.told == "mask" else None
+        views = model.draw(
+            scene.texts,
+            panorama_geometry(config.prior, scene.K, scene.R, size),
+            size,
+            known,
+            steps=config.steps,
+            guidance_scale=config.guidance_scale,
+            negative_prompt=config.negative_prompt,
+            generator=generator(config.seed, 0, "panorama"),
+            on_step=on_step,
+        )
+        progress.show(config.steps)
+    return views
+
+
+run = partial(run_task, make, result=PICTURE, files=(PICTURE, FILM, PAGE, "views/cameras.json"))
