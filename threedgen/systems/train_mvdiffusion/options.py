@@ -15,7 +15,7 @@ Variant = Literal["panorama", "outpaint", "depth"]
 
 
 class SingleViewConfig(Config):
-    """How a 2D model learns, picture by picture: such views, and to be told their depth, or a mask and what is around."""
+    """How a 2D model learns such views one by one, and to be told their depth, or a mask and what is around it."""
 
     max_steps: int = Field(2000, ge=1)
     batch: int = Field(32, ge=1, description="pictures in a step")

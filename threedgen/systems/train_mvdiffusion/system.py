@@ -178,7 +178,7 @@ class ViewsSystem(AveragedSystem):
         return chosen
 
     def given(self, chosen: Any) -> Tensor:
-        """Which views of scenes are given (n,F), bool: those that the scenes say; of an outpainting variant the first."""
+        """Which views of scenes are given (n,F), bool: as the scenes say; of an outpainting variant the first."""
         if self.config.variant != "outpaint":
             return self.bank.given(chosen)
         return (torch.arange(self.bank.n_view) == 0).expand(len(chosen), -1)
