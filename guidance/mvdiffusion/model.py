@@ -140,7 +140,7 @@ class MVDiffusion(StableDiffusion):
         shape = (len(prompts), self.latent_shape[0], *(side // self.factor for side in size))
         start = fresh_noise(torch.empty(shape, device=self.device), generator)
 
-        def denoise(x: Tensor, t: Tensor, text: Tensor, *_: Any) -> Tensor:
+        def denoise(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor:
             on_step()
             known = [None if part is None else torch.cat([part] * (len(x) // len(start))) for part in (told, condition)]
             return self.denoise_views(x, t, text, geometry, *known)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, cast
 
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 from torch import Tensor, nn
 
 from .caa import DepthBlock, Encoding, PanoramaBlock, zero

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from threedgen.data.bank import Captioned, LatentBank
@@ -14,6 +16,7 @@ from threedgen.data.scene_views import SceneSource
 from threedgen.guidance.mvdiffusion.inputs import Convention
 from threedgen.run.arrays import Array
 
+Paint = Callable[[np.random.Generator, int], Array]
 UNKNOWN = {"code": 0.5, "paper": 0.0}
 """What stands where a picture is not known."""
 WHOLE = 0.25
@@ -32,48 +35,71 @@ def painted(rng: np.random.Generator, size: int) -> Array:
     return box if rng.random() < 0.5 else ~box
 
 
+def around_a_photo(rng: np.random.Generator, size: int) -> Array:
+    """What a photo in the middle of a view of 90 degrees leaves to be painted (size,size), bool: of some 50 to 90
+    degrees, upright or not, or nothing."""
+    if rng.random() < WHOLE:
+        return np.zeros((size, size), bool)
+    longer = np.tan(np.deg2rad(rng.uniform(50, 90)) / 2)
+    sides = longer * np.array([1, rng.choice([1, 3 / 4, 9 / 16])])
+    height, width = sides if rng.random() < 0.3 else sides[::-1]
+    place = np.abs(np.arange(size) + 0.5 - size / 2) / (size / 2)
+    return ~((place < height)[:, None] & (place < width))
+
+
 class MaskedViews:
-    """Views of scenes one by one, each beside itself with a part left out: a source of ``threedgen.data.bank``."""
+    """Views of scenes one by one, or ``first`` ones alone, each beside itself with a part left out: a source of
+    ``threedgen.data.bank``. paint: draws what is left out of a picture of so many pixels."""
 
     n_view = 2
 
-    def __init__(self, source: SceneSource, seed: int, convention: Convention) -> None:
+    def __init__(
+        self, source: SceneSource, seed: int, convention: Convention, paint: Paint = painted, first: bool = False
+    ) -> None:
         self.source, self.seed, self.unknown = source, seed, UNKNOWN[convention]
+        self.paint, self.each = paint, 1 if first else source.n_view
+
+    def __len__(self) -> int:
+        return len(self.source) * self.each
 
     def describe(self) -> str:
-        return f"masked views, seed {self.seed}, {self.unknown}, of {self.source.describe()}"
+        kind = f"{self.each} views of a scene, {self.paint.__name__}, {self.unknown}"
+        return f"masked views, seed {self.seed}, {kind}, of {self.source.describe()}"
 
     def mask(self, index: int, size: int) -> Array:
-        return painted(np.random.default_rng([self.seed, 7, index]), size)
+        """What is left out of a picture (size,size), bool."""
+        return self.paint(np.random.default_rng([self.seed, 7, index]), size)
 
     def block(self, indices: range, size: int) -> Captioned:
         rgb, captions = np.empty((len(indices), 2, size, size, 3), np.float32), []
-        scenes: dict[int, Any] = {}
+        scene, number = None, -1
         for place, index in enumerate(indices):
-            number, view = divmod(index, self.source.n_view)
-            if number not in scenes:
-                scenes = {number: self.source.scene(number % len(self.source))}
-            picture = scenes[number].views.images[view].numpy()
+            if scene is None or number != index // self.each:
+                number = index // self.each
+                scene = self.source.scene(number % len(self.source))
+            view = index % self.each
+            picture = scene.views.images[view].numpy()
             rgb[place] = picture, np.where(self.mask(index, size)[..., None], self.unknown, picture)
-            captions.append(scenes[number].captions[view])
+            captions.append(scene.captions[view])
         poses = np.broadcast_to(np.eye(4, dtype=np.float32), (2 * len(indices), 4, 4))
         return Captioned(rgb.reshape(-1, size, size, 3), captions, poses)
 
 
 class MaskBank:
-    """Latents, what is told of them, and captions of ``MaskedViews``, cached in a folder."""
+    """Latents, what is told of them, and captions of ``views``, cached in a folder."""
 
-    def __init__(
-        self, folder: Path, source: SceneSource, vae: Any, size: int, count: int, seed: int, convention: Convention
-    ) -> None:
-        self.views, self.convention, self.size = MaskedViews(source, seed, convention), convention, size
-        self.bank = LatentBank(folder, self.views, vae, size, count)
+    def __init__(self, folder: Path, views: MaskedViews, vae: Any, size: int, convention: Convention) -> None:
+        self.views, self.convention, self.size = views, convention, size
+        self.bank = LatentBank(folder, views, vae, size, len(views))
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor, list[str]]:
         """``count`` pictures at random: latents (n,C,h,w), mask and known latents (n,1+C,h,w), captions."""
         chosen = rng.integers(0, self.bank.count, count)
-        z, known = self.bank.latents(chosen).unbind(1)
-        paint = torch.from_numpy(np.stack([self.views.mask(int(i), self.size) for i in chosen]))
-        ones = paint if self.convention == "code" else ~paint
-        mask = torch.nn.functional.interpolate(ones[:, None].float(), z.shape[-2:], mode="nearest")
-        return z, torch.cat([mask, known], 1), self.bank.captions(chosen)
+        return self.bank.latents(chosen)[:, 0], self.told(chosen), self.bank.captions(chosen)
+
+    def told(self, chosen: Sequence[int] | Array) -> Tensor:
+        """Mask and known latents (n,1+C,h,w). A latent is known if all of its pixels are."""
+        known = self.bank.latents(chosen)[:, 1]
+        left_out = torch.from_numpy(np.stack([self.views.mask(int(i), self.size) for i in chosen])).float()
+        mask = F.max_pool2d(left_out[:, None], self.size // known.shape[-1])
+        return torch.cat([mask if self.convention == "code" else 1 - mask, known], 1)

@@ -23,7 +23,7 @@ from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.weights import save_blocks
 from threedgen.train.system import AveragedSystem, System, stratified
 
-from .masks import MaskBank
+from .masks import UNKNOWN, MaskBank
 from .options import TrainMVDiffusionConfig
 
 RESULT = "blocks.safetensors"
@@ -93,10 +93,7 @@ class SingleViewSystem(System):
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, model = int(batch), self.options, self.model
         rng = self.numpy_rng(step, "choices")
-        if self.masks is not None:
-            z, told, captions = self.masks.draw(rng, o.batch)
-        else:
-            z, told, captions = self.draw(rng, o.batch)
+        z, told, captions = self.draw(rng, o.batch) if self.masks is None else self.masks.draw(rng, o.batch)
         gen = self.rng(step, "diffusion")
         t, noise = timesteps(len(z), model.schedule.T, 1.0, gen), torch.randn(z.shape, generator=gen)
         loss = denoising_loss(model, z, captions, t, noise, None, told)
@@ -115,7 +112,7 @@ class SingleViewSystem(System):
 class ViewsSystem(AveragedSystem):
     """The blocks between views, and the branch for given views where there is one; the base is frozen.
 
-    nothing: latents (1,C,h,w) of the picture that stands where none is given, of the outpainting variant.
+    photos: of the outpainting variant, what is known of the first view of each scene.
     """
 
     stage = "views"
@@ -127,14 +124,17 @@ class ViewsSystem(AveragedSystem):
         model: MVDiffusion,
         bank: SceneBank,
         lora: LoRA | None = None,
-        nothing: Tensor | None = None,
+        photos: MaskBank | None = None,
     ) -> None:
         super().__init__(config)
         assert model.multiview is not None
-        self.config, self.options, self.bank, self.lora, self.nothing = config, config.training, bank, lora, nothing
+        self.config, self.options, self.bank, self.lora, self.photos = config, config.training, bank, lora, photos
         model.unet.requires_grad_(False)
         self.blocks = nn.ModuleDict(model.multiview.new_blocks)
         self.keep_average(self.blocks, self.options.ema)
+        if photos is not None:
+            blank = model.encode_views(torch.full((1, *bank.size, 3), UNKNOWN[config.mask])).cpu()
+            self.untold = told_mask(blank, torch.zeros(1, dtype=torch.bool), config.mask)[0]
         self.known: dict[int, Geometry] = {}
         self.hold(model=model)
 
@@ -155,8 +155,7 @@ class ViewsSystem(AveragedSystem):
         chosen = self.scenes(step)
         z = self.bank.latents(chosen)
         n, n_view = z.shape[:2]
-        given = self.given(chosen)
-        told, condition = self.known_of(chosen, z, given)
+        told, condition = self.known_of(chosen, z)
         gen = self.rng(step, "diffusion")
         t = timesteps(n, model.schedule.T, o.timestep_power, gen).repeat_interleave(n_view)
         captions = [text for scene in self.bank.captions(chosen) for text in scene]
@@ -177,22 +176,15 @@ class ViewsSystem(AveragedSystem):
         chosen[:fresh] = range(known, known + fresh)
         return chosen
 
-    def given(self, chosen: Any) -> Tensor:
-        """Which views of scenes are given (n,F), bool: as the scenes say; of an outpainting variant the first."""
-        if self.config.variant != "outpaint":
-            return self.bank.given(chosen)
-        return (torch.arange(self.bank.n_view) == 0).expand(len(chosen), -1)
-
-    def known_of(self, chosen: Any, z: Tensor, given: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def known_of(self, chosen: Any, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What the UNet is told of scenes with latents (n,F,C,h,w), and the condition, of n F views; None: nothing."""
-        z, given = z.flatten(0, 1), given.flatten()
-        if self.config.variant == "panorama":
+        if self.photos is not None:
+            told = self.untold.repeat(len(chosen), self.bank.n_view, 1, 1, 1)
+            told[:, 0] = self.photos.told(chosen)
+            return told.flatten(0, 1), None
+        if not self.bank.has_depth:
             return None, None
-        if self.config.variant == "outpaint":
-            assert self.nothing is not None
-            masked = torch.where(given[:, None, None, None], z, self.nothing.to(z))
-            return told_mask(masked, given, self.config.mask), None
-        depth = self.bank.depth(chosen).flatten(0, 1)
+        z, depth, given = (part.flatten(0, 1) for part in (z, self.bank.depth(chosen), self.bank.given(chosen)))
         return told_depth(depth, *z.shape[-2:]), given_condition(z, given) if given.any() else None
 
     def geometry(self, scene: int) -> Geometry:
@@ -221,7 +213,7 @@ class ViewsSystem(AveragedSystem):
             save_blocks(folder / RESULT, multiview, self.lora, whole=self.whole)
             for scene in range(o.sheet_scenes):
                 z, captions = self.bank.latents([scene]), self.bank.captions([scene])[0]
-                told, condition = self.known_of([scene], z, self.given([scene]))
+                told, condition = self.known_of([scene], z)
                 size, rng = self.bank.size, self.rng(scene, "sheet")
                 known = (self.geometry(scene), size, told, condition, o.sheet_steps, o.guidance_scale)
                 rows += [model.decode_latents(z[0]).float().cpu(), model.draw(captions, *known, generator=rng)]

@@ -1,7 +1,7 @@
 """The task "train-mvdiffusion": the attention between views around a frozen 2D model.
 
 RUN/single-view/        checkpoints of the first stage, if there is one; single-view.safetensors when it is done
-RUN/latents/, masks/    caches of encoded views, safe to delete
+RUN/latents/, masks/, photos/    caches of encoded views, safe to delete
 RUN/checkpoints/        of the second stage
 RUN/blocks.safetensors  what is to be added to the 2D model, so far: `prior.blocks=` of the tasks that draw
 RUN/samples.png         of each scene the truth, then what is drawn for it
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
-
 from threedgen.config import registry
 from threedgen.config.errors import ConfigError
 from threedgen.data.scene_bank import SceneBank
@@ -20,13 +18,13 @@ from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.inputs import Told
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
-from threedgen.guidance.mvdiffusion.unet import MultiviewUNet
+from threedgen.guidance.mvdiffusion.unet import Kind, MultiviewUNet
 from threedgen.run.folder import writing
 from threedgen.run.seeding import generator, seed_networks
 from threedgen.train.loop import Status
 from threedgen.train.task import Task, run_task
 
-from .masks import UNKNOWN, MaskBank
+from .masks import MaskBank, MaskedViews, Paint, around_a_photo, painted
 from .options import SingleViewConfig, TrainMVDiffusionConfig, Variant
 from .system import RESULT, SingleViewSystem, ViewsSystem
 
@@ -49,28 +47,31 @@ def train(task: Task) -> Status:
         )
 
     seed_networks(config.seed, "views")
-    kind = "depth" if config.variant == "depth" else "panorama"
+    kind: Kind = "depth" if config.variant == "depth" else "panorama"
     network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=config.variant == "depth")
     model.with_network(network)
-    nothing = None
-    if config.variant == "outpaint":
-        nothing = model.encode_views(torch.full((1, *bank.size, 3), UNKNOWN[config.mask]))
-    return task.train(ViewsSystem(config, model, bank, lora, nothing), metrics=("loss",))
+    photos = mask_bank(task, model, bank, "photos", around_a_photo) if config.variant == "outpaint" else None
+    return task.train(ViewsSystem(config, model, bank, lora, photos), metrics=("loss",))
+
+
+def mask_bank(task: Task, model: MVDiffusion, bank: SceneBank, name: str, paint: Paint) -> MaskBank:
+    """Views of the scenes of which a part is left out: all of them, or of each scene the first, ``photos``."""
+    config: TrainMVDiffusionConfig = task.config
+    views = MaskedViews(bank.source, config.seed, config.mask, paint, first=name == "photos")
+    with writing(task.folder):
+        return MaskBank(task.folder / name, views, model.vae, bank.size[0], config.mask)
 
 
 def learn_single_views(task: Task, model: MVDiffusion, bank: SceneBank, o: SingleViewConfig) -> LoRA | None:
     """The first stage; returns the additions to the UNet, with which it answers from now on."""
     config: TrainMVDiffusionConfig = task.config
-    wanted, masks = TOLD[config.variant], None
+    wanted = TOLD[config.variant]
     if model.told == "nothing" != wanted:
         model.unet = widened(model.unet, 1 if wanted == "depth" else 1 + model.latent_shape[0])
     lora = None if o.rank is None else LoRA(model.unet, o.rank, generator(config.seed, 0, "lora"))
     if lora is not None:
         lora.attach(model.unet)
-    if wanted == "mask":
-        with writing(task.folder):
-            count, folder = bank.count * bank.n_view, task.folder / "masks"
-            masks = MaskBank(folder, bank.source, model.vae, bank.size[0], count, config.seed, config.mask)
+    masks = mask_bank(task, model, bank, "masks", painted) if wanted == "mask" else None
     learner = SingleViewSystem(config, model, bank, lora, masks)
     task.stage("single-view", learner.learning, learner, "loss")
     learner.learning.requires_grad_(False)
