@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from threedgen.run.arrays import Array
@@ -42,5 +44,5 @@ def room_glb(room: Room, segments: int = 24) -> bytes:
         vertex_colors=np.repeat(rgba, 3, axis=0),
         process=False,
     )
-    data: bytes = mesh.export(file_type="glb")
-    return data
+    data: Any = mesh.export(file_type="glb")
+    return bytes(data)

@@ -71,7 +71,8 @@ def pictures(room: Room, at: Cameras, supersample: int, truth: bool) -> tuple[Ar
     offset = np.arange(side) + 0.5 - side / 2
     slope = np.hypot(offset[:, None], offset) / focal[:, None, None]
     depth = (shot.depth / np.hypot(slope, 1)).astype(np.float32)
-    return tuple(np.ascontiguousarray(part[cut]) for part in (shot.rgb, depth, shot.label))
+    rgb, depth, label = (np.ascontiguousarray(part[cut]) for part in (shot.rgb, depth, shot.label))
+    return rgb, depth, label
 
 
 class RoomPanoramas:
