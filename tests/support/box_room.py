@@ -27,7 +27,7 @@ def solids() -> list[tuple[trimesh.Trimesh, Array]]:
         trimesh.creation.box((0.6, 0.6, 1.2)),
         trimesh.creation.icosphere(2, 0.5),
     ]
-    return [(piece, trimesh.transformations.translation_matrix(place)) for piece, place in zip(pieces, places, strict=True)]
+    return [(piece, trimesh.transformations.translation_matrix(at)) for piece, at in zip(pieces, places, strict=True)]
 
 
 def scene() -> SceneMesh:

@@ -18,20 +18,20 @@ from scipy.spatial import cKDTree
 
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.textured import TexturedMesh
-from threedgen.export.shape.topology import area_vectors
+from threedgen.export.shape.topology import area_vectors, pieces, weld
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.raster import interpolate, rasterise_uv, rasterise_views, shrink, unit
 from threedgen.geometry.texture import fill, sample
 from threedgen.run.arrays import Array
 
-ROWS = 384
-"""The depth by which texels are hidden has at least so many rows, whole times those of the pictures."""
+ROWS, FINER = 384, 8
+"""The depth by which texels are hidden has at least so many rows, 2 to FINER times those of the pictures."""
 EDGE = 0.05
 """Curvature of the inverse depth, of which a plane has none, as a share of it: from here on there is an edge."""
 BESIDE_EDGE, AT_BORDER = 1e-4, 1e-3
 """Weight beside an edge, and in the corner of a picture."""
-KNOWN = 200_000
-"""Texels that others are filled from, at most."""
+KNOWN, ASIDE = 200_000, 1.0
+"""Texels that others are filled from, at most; metres that it counts to face the other way."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,13 @@ def texture_from_views(
     """The texture, ``size`` texels square, of a mesh that looks like ``images`` (N,h,w,3) in [0,1] from cameras.
 
     tolerance: how much farther than the nearest surface a texel may be, as a share of its distance. Texels that no
-    picture sees have the colour of the nearest in space that is seen. Raises ConfigError if none is.
+    picture sees have the colour of the nearest of their piece that one sees (see ``_nearest``). on_view: called twice for each. Raises
+    ConfigError if none is.
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, size)
     points = interpolate(mesh.vertices, mesh.faces, buffers)[buffers.mask]
     normals = unit(area_vectors(mesh.vertices, mesh.faces))
-    depths, sides = seen_from(mesh, normals, at)
+    depths, sides = seen_from(mesh, normals, at, on_view)
     face = buffers.face[buffers.mask]
     facing, either = (normals * np.where(sides < 0, -1, 1)[:, None])[face].astype(np.float32), (sides == 0)[face]
     total, weights = np.zeros((len(points), 3), np.float32), np.zeros(len(points), np.float32)
@@ -75,18 +76,36 @@ def texture_from_views(
         raise ConfigError("no picture shows any of the mesh, so there is nothing to make a texture of")
     colours = total / np.maximum(weights, 1e-30)[:, None]
     if not known.all():
-        some = np.flatnonzero(known)[:: -(-int(known.sum()) // KNOWN)]
-        _, nearest = cKDTree(points[some]).query(points[~known])
-        colours[~known] = colours[some[nearest]]
+        colours[~known] = colours[_nearest(mesh, points, normals, face, known)]
     texture, seen = np.zeros((size, size, 3), np.float32), np.zeros((size, size), bool)
     texture[buffers.mask], seen[buffers.mask] = colours, known
     return Worn(np.clip(fill(texture, buffers.mask), 0, 1), seen, float(known.mean()))
 
 
-def seen_from(mesh: TexturedMesh, normals: Array, at: Cameras) -> tuple[list[Array], Array]:
+def _nearest(mesh: TexturedMesh, points: Array, normals: Array, face: Array, known: Array) -> Array:
+    """For each texel that is not known the nearest that is, of its own piece of the mesh if any is; a texel that faces
+    elsewhere is as far away as ASIDE."""
+    vertices, faces, _ = weld(mesh.vertices, mesh.faces)
+    piece = pieces(faces, len(vertices))[face]
+    places = np.concatenate([points, 0.5 * ASIDE * normals[face]], 1).astype(np.float32)
+    some = np.flatnonzero(known)[:: -(-int(known.sum()) // KNOWN)]
+    lost = np.flatnonzero(~known)
+    own = np.isin(piece[lost], piece[some])
+    apart = 10 * np.ptp(places, axis=0).max()  # pieces are put side by side, so that none is near another
+    found = np.empty(len(lost), np.int64)
+    for chosen, step in ((own, apart), (~own, 0.0)):
+        if chosen.any():
+            whole = np.column_stack([places, step * piece])
+            found[chosen] = some[cKDTree(whole[some]).query(whole[lost[chosen]])[1]]
+    return found
+
+
+def seen_from(
+    mesh: TexturedMesh, normals: Array, at: Cameras, on_view: Callable[[], None] = lambda: None
+) -> tuple[list[Array], Array]:
     """The depth of each camera, finer than its picture, and for each face (F,) from which side it is seen: above 0 from
     outside, below 0 from within, 0 from nowhere."""
-    finer = max(2, -(-ROWS // at.height))
+    finer = min(max(2, -(-ROWS // at.height)), FINER)
     middle = mesh.vertices[mesh.faces[:, 0]]
     depths, sides = list[Array](), np.zeros(len(mesh.faces))
     fine = at.with_size(at.height * finer, at.width * finer)
@@ -97,6 +116,7 @@ def seen_from(mesh: TexturedMesh, normals: Array, at: Cameras) -> tuple[list[Arr
         count = np.bincount(found.face[found.mask], minlength=len(sides))
         outside = ((one.position[0].numpy() - middle) * normals).sum(1) > 0
         sides += np.where(outside, count, -count)
+        on_view()
     return depths, sides
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +173,7 @@ def draw_one(
     draw: Draw,
     pictures: Pictures,
     number: int,
-    on_step: object,
+    on_step: Callable[[], None],
 ) -> Tensor:
     """Samples the frames of a draw (F,H,W,3), the given ones too."""
     frames = list(draw.frames)
@@ -197,5 +197,5 @@ def draw_one(
         config.guidance_scale,
         config.negative_prompt,
         generator(config.seed, number, "frames"),
-        on_step,  # type: ignore[arg-type]
+        on_step,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.poses import world_to_camera
 from threedgen.geometry.raster import rasterise_views
 from threedgen.geometry.warp import inside, look_up, of_cameras, pixel_grid, reproject
-from threedgen.guidance.mvdiffusion.geometry import overlap_fractions
 
 from .scene import SceneMesh
 
@@ -41,9 +40,13 @@ class Shots:
         return len(self.at)
 
     def overlap(self, one: int, other: int) -> float:
-        """Share of the picture that two frames have in common, the lesser of both ways."""
-        K, c2w = of_cameras(self.at.select([one, other]))
-        return float(overlap_fractions(self.depth[[one, other]], c2w, K)[0, 1])
+        """Share of the picture that two frames have in common, the lesser of both ways.
+
+        Unlike ``overlap_fractions``, which is as released weights know it, what is behind a camera does not count: of
+        a path that turns around, opposite frames have nothing in common.
+        """
+        at, depth = self.at.select([one, other]), self.depth[[one, other]]
+        return min(float(seen_by(depth, at, *pair)[2].double().mean()) for pair in ((0, 1), (1, 0)))
 
 
 def depth_of_mesh(scene: SceneMesh, at: Cameras) -> Tensor:
@@ -77,7 +80,7 @@ def check_poses(at: Cameras, depth_at: Callable[[Cameras], Tensor], key: str, sa
     first = [n for n in range(0, len(at) - 1, step)]
     tried = at.select(sorted({n for one in first for n in (one, one + 1)}))
     pairs = [(k, k + 1) for k in range(len(tried) - 1) if len(tried) == len(at) or k % 2 == 0]
-    inverted = tried._with(world_to_camera(tried.c2w), tried.K)
+    inverted = replace(tried, c2w=world_to_camera(tried.c2w))
     here, other = (agreement(depth_at(cameras), cameras, pairs) for cameras in (tried, inverted))
     if here < 0.3 and other > 2 * here + 0.1:
         right = {"c2w": "w2c", "w2c": "c2w"}[said]
@@ -90,15 +93,20 @@ def check_poses(at: Cameras, depth_at: Callable[[Cameras], Tensor], key: str, sa
 
 def agreement(depth: Tensor, at: Cameras, pairs: Sequence[tuple[int, int]]) -> float:
     """Mean share of the pixels of frames that another sees at the depth where they are; pairs of (one, other)."""
-    K, c2w = (part.double() for part in of_cameras(at))
-    pixels = pixel_grid(at.height, at.width).flatten(0, 1)
     shares = []
     for one, other in pairs:
-        there, z = reproject(pixels, depth[one].double().flatten(), K[one], c2w[one], K[other], c2w[other])
+        there, z, seen = seen_by(depth, at, one, other)
         found = look_up(depth[other].double(), there)
-        same = (found > 0) & ((found - z).abs() < AGREES * z) & inside(there, at.height, at.width)
-        shares.append(float(same.double().mean()))
+        shares.append(float((seen & (found > 0) & ((found - z).abs() < AGREES * z)).double().mean()))
     return sum(shares) / max(1, len(shares))
+
+
+def seen_by(depth: Tensor, at: Cameras, one: int, other: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the pixels of a frame are in another (P,2), how far (P,), and which of them lie in its picture (P,)."""
+    K, c2w = (part.double() for part in of_cameras(at))
+    pixels, here = pixel_grid(at.height, at.width).flatten(0, 1), depth[one].double().flatten()
+    there, z = reproject(pixels, here, K[one], c2w[one], K[other], c2w[other])
+    return there, z, inside(there, at.height, at.width) & (z > 0)
 
 
 def key_frames(shots: Shots, overlap: float) -> list[int]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,8 @@ from .shots import Shots, check_overlap, check_poses, check_seen, depth_of_mesh,
 
 logger = logging.getLogger(__name__)
 
-GLB = "scene.glb"
+GLB, FILM = "scene.glb", "frames.mp4"
+FILES = (FILM, "sheet.png", "cameras.json", GLB, "texture.png", "walk.png")
 SCREENSHOTS, COLUMNS, FPS = 12, 6, 8
 FARTHEST = 65.535
 """Metres that a file of depth can hold."""
@@ -147,7 +147,7 @@ def write_frames(
         write_atomic(folder / "depth" / f"{name}.png", png(millimetres))
     labels = [f"{shots.names[n]}{' key' if n in set(keys) else ''}" for n in drawn]
     write_png(folder / "sheet.png", grid(readable(frames), COLUMNS, labels))
-    write_mp4(readable(frames), folder / "frames.mp4", FPS)
+    write_mp4(readable(frames), folder / FILM, FPS)
 
 
 def wear(
@@ -156,7 +156,7 @@ def wear(
     """Textures the mesh, writes it, and looks at it from where no frame was. Raises OSError and ConfigError."""
     config: TextureConfig = task.config
     mesh, how = with_uv(scene, config.texture, config.uv)
-    with Count("texturing", len(at), task.quiet) as count:
+    with Count("texturing", 2 * len(at), task.quiet) as count:
         worn: Worn = texture_from_views(mesh, config.texture, at, frames, config.tolerance, lambda: count.add(1))
     image = to_uint8(worn.texture)
     write_png(task.folder / "texture.png", image)
@@ -192,6 +192,6 @@ def between(at: Cameras) -> Cameras:
     return Cameras(c2w, at.select(first.tolist()).projection, at.height, at.width)
 
 
-run = partial(
-    run_task, texture, result=GLB, files=("frames.mp4", "sheet.png", "cameras.json", "walk.png", GLB, "texture.png")
-)
+def run(config: TextureConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Carries out a config; says where the mesh is, or without one the film."""
+    return run_task(texture, config, resume, quiet, result=FILM if config.mesh is None else GLB, files=FILES)
