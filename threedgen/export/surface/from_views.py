@@ -55,8 +55,8 @@ def texture_from_views(
     """The texture, ``size`` texels square, of a mesh that looks like ``images`` (N,h,w,3) in [0,1] from cameras.
 
     tolerance: how much farther than the nearest surface a texel may be, as a share of its distance. Texels that no
-    picture sees have the colour of the nearest of their piece that one sees (see ``_nearest``). on_view: called twice for each. Raises
-    ConfigError if none is.
+    picture sees have the colour of the nearest of their piece that one sees (see ``_nearest``). on_view:
+    called twice for each. Raises ConfigError if none is.
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, size)
     points = interpolate(mesh.vertices, mesh.faces, buffers)[buffers.mask]

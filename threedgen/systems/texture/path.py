@@ -88,15 +88,15 @@ def _projection(tree: dict[str, Any], count: int, config: TextureConfig) -> Proj
         if not isinstance(fov, int | float) or not 0 < fov < 180:
             raise ConfigError(f"fov of {config.path!r} should be an angle between 0 and 180 degrees", "path")
         return Projection.perspective(torch.full((count,), radians(fov)), config.height, config.width)
-    size = tree.get("height"), tree.get("width")
-    if not all(isinstance(side, int) and side > 0 for side in size):
+    height, width = tree.get("height"), tree.get("width")
+    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
         raise ConfigError(f"{config.path!r} has K, so it should say height and width of its pictures", "path")
     value = tree["K"]
     flat = isinstance(value, list) and bool(value) and isinstance(value[0], list) and not isinstance(value[0][0], list)
     K = _numbers([value] * count if flat else value, (3, 3), "K", config.path)
     if len(K) != count or (K[:, [0, 1], [0, 1]] <= 0).any():
         raise ConfigError(f"K of {config.path!r} should be one matrix, or {count}, of focal lengths above 0", "path")
-    return Projection(fitted(K, (size[0], size[1]), (config.height, config.width)).float())
+    return Projection(fitted(K, (height, width), (config.height, config.width)).float())
 
 
 def fitted(K: Tensor, size: tuple[int, int], to: tuple[int, int]) -> Tensor:
