@@ -49,18 +49,23 @@ def rasterise(vertices: Array, faces: Array, c2w: Array, fov: Array | float, siz
     ConfigError for faces of missing vertices, numbers that are not finite and wrong shapes.
     """
     height, width = _pair(size)
-    poses = np.asarray(c2w, np.float64)
+    focal = 0.5 * height / np.tan(0.5 * np.broadcast_to(np.asarray(fov, np.float64), (len(c2w),)))
+    K = focal[:, None, None] * np.diag([1.0, 1.0, 0.0])
+    K[:, :, 2] += width / 2, height / 2, 1
+    return rasterise_views(vertices, faces, c2w, K, size, near)
+
+
+def rasterise_views(vertices: Array, faces: Array, c2w: Array, K: Array, size: Size, near: float = 1e-2) -> Buffers:
+    """`rasterise` with intrinsics K (V, 3, 3) as `threedgen.geometry.cameras` has them."""
+    height, width = _pair(size)
+    poses, K = np.asarray(c2w, np.float64), np.asarray(K, np.float64)
     vertices, faces = checked(vertices, faces, 3)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or near <= 0:
         raise ConfigError(f"rasterising takes c2w (V, 4, 4) and near > 0 (got {poses.shape} and {near})")
-    focal = 0.5 * height / np.tan(0.5 * np.broadcast_to(np.asarray(fov, np.float64), (len(poses),)))
     result = _empty(len(poses), height, width)
-    middle = np.array([width / 2, height / 2])
-    for view, (pose, f) in enumerate(zip(poses, focal, strict=True)):
-        local = (vertices - pose[:3, 3]) @ pose[:3, :3]
-        ahead = -local[:, 2:]
-        plane = np.concatenate([f * local[:, :1], -f * local[:, 1:2]], axis=1) + middle * ahead
-        _view(np.concatenate([plane, ahead], axis=1), faces, near, result, view)
+    for view, (pose, k) in enumerate(zip(poses, K, strict=True)):
+        plane = (vertices - pose[:3, 3]) @ pose[:3, :3] * (1, -1, -1) @ k.T
+        _view(plane, faces, near, result, view)
     return result
 
 

@@ -21,6 +21,7 @@ from threedgen.run.folder import write_atomic
 
 _COMPONENTS = {"<f4": 5126, "<u2": 5123, "<u4": 5125}
 _VERTICES, _INDICES = 34962, 34963
+UNLIT = "KHR_materials_unlit"
 _LINEAR, _LINEAR_MIPMAP_LINEAR, _CLAMP = 9729, 9987, 33071
 
 
@@ -82,9 +83,16 @@ def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: dict[str, Any] | None
 
 
 def textured_glb_bytes(
-    mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh", gltf_extras: dict[str, Any] | None = None
+    mesh: TexturedMesh,
+    pngs: dict[str, bytes],
+    name: str = "mesh",
+    gltf_extras: dict[str, Any] | None = None,
+    scene: bool = False,
 ) -> bytes:
-    """A file with textures inside. pngs: the files of Maps.uint8() by their names, base_colour at least."""
+    """A file with textures inside. pngs: the files of Maps.uint8() by their names, base_colour at least.
+
+    scene: its light is in its colours already (KHR_materials_unlit), and its faces are seen from both sides.
+    """
     buffer = _Buffer()
     tangents = np.column_stack([to_gltf_axes(mesh.tangents[:, :3]), mesh.tangents[:, 3]])
     attributes = {
@@ -96,11 +104,17 @@ def textured_glb_bytes(
     meshes = [_mesh(buffer, name, attributes, mesh.faces, material=0)]
     names = [f"{name}_{kind}" for kind in pngs]
     views = [buffer.blob(data) for data in pngs.values()]
+    material = _material(name, {kind: number for number, kind in enumerate(pngs)})
+    unlit: dict[str, list[Any]] = {}
+    if scene:
+        material |= {"doubleSided": True, "extensions": {UNLIT: {}}}
+        unlit = {"extensionsUsed": [UNLIT]}
     return _pack(
         buffer,
         meshes,
         gltf_extras,
-        materials=[_material(name, {kind: number for number, kind in enumerate(pngs)})],
+        **unlit,
+        materials=[material],
         images=[{"name": n, "mimeType": "image/png", "bufferView": v} for n, v in zip(names, views, strict=True)],
         textures=[{"source": number, "sampler": 0, "name": n} for number, n in enumerate(names)],
         samplers=[{"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP_LINEAR, "wrapS": _CLAMP, "wrapT": _CLAMP}],

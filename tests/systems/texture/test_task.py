@@ -1,0 +1,169 @@
+"""The task "texture": a room, drawn by a tiny model of random weights, and textured."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support import box_room
+from tests.support.task_server import write_config
+from tests.support.tiny_mvdiffusion import awaken
+from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
+from threedgen import cli
+from threedgen.export.files.check import Expected, check_glb
+from threedgen.guidance.mvdiffusion.difference import widened
+from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.mvdiffusion.unet import MultiviewUNet
+from threedgen.guidance.mvdiffusion.weights import save_blocks
+from threedgen.systems.texture import drawing
+from threedgen.systems.texture.path import write_path
+from threedgen.systems.texture.scene import Coordinates
+
+TINY = {
+    "task": "texture",
+    "threads": 1,
+    "height": 16,
+    "width": 20,
+    "steps": 1,
+    "texture": 64,
+    "views": 4,
+    "shared": 1,
+    "guidance_scale": 2.0,
+}
+
+
+@functools.cache
+def weights() -> Path:
+    """A tiny base, and blocks with and without a condition branch."""
+    import atexit
+
+    kept = tempfile.TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    folder = Path(kept.name)
+    plain: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
+    model = MVDiffusion(tiny_unet(**plain), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")
+    model.save(folder / "base")
+    for name, condition in (("depth", True), ("keys", False)):
+        network = awaken(MultiviewUNet(widened(model.unet, 1), "depth", "capped", condition=condition))
+        save_blocks(folder / f"{name}.safetensors", network)
+    save_blocks(folder / "panorama.safetensors", MultiviewUNet(model.unet, "panorama", "capped"))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with texture.yaml, room.glb and path.json, 9 cameras of which 3 to 8 are key frames."""
+    monkeypatch.chdir(tmp_path)
+    prior = {"weights": str(weights() / "base"), "blocks": str(weights() / "depth.safetensors"), "dtype": "fp32"}
+    write_config(tmp_path / "texture.yaml", TINY, prior=prior)
+    box_room.write_glb(tmp_path / "room.glb")
+    write_path(tmp_path / "path.json", box_room.look(36, (16, 20)).select(range(9)), Coordinates("y"))
+    return tmp_path
+
+
+def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    given = ["--config", "texture.yaml", "mesh=room.glb", "path=path.json", "prompt=a red house", "out=run", *words]
+    last = {word.partition("=")[0]: word for word in given[2:]}  # an option that is given again counts
+    code = cli.main([*given[:2], *(word for word in last.values() if not word.endswith("="))])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def frames() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path("run", "frames").glob("*.png"))}
+
+
+def test_a_room_is_drawn_and_textured(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = ask(capsys)
+    assert code == 0, err
+    assert out.splitlines()[-1] == str(Path("run", "scene.glb"))
+    summary = json.loads(Path("run", "summary.json").read_text())
+    assert summary["frames"] == 9 and 3 <= summary["key_frames"] < 9 and summary["texels_seen"] > 0.1
+    assert not summary["findings"] and not summary["notes"]
+    for name in summary["files"]:
+        assert Path("run", name).stat().st_size > 0
+    assert len(list(Path("run", "walk").iterdir())) == 8
+    assert not check_glb(Path("run", "scene.glb").read_bytes(), Expected(texture=64, scene=True))
+    with Image.open("run/depth/0004.png") as picture:
+        assert picture.mode.startswith("I") and 500 < np.asarray(picture).mean() < 5000
+    # what is finished stays; frames that are lost are drawn again, and only these
+    before = frames()
+    assert len(before) == 9
+    Path("run", "scene.glb").unlink()
+    Path("run", "frames", "0001.png").unlink()
+    assert ask(capsys)[0] == 0 and frames() == before and Path("run", "scene.glb").exists()
+    # its cameras are a path for the same mesh
+    assert ask(capsys, "path=run/cameras.json", "out=again", "interpolate=false")[0] == 0
+    own, again = (json.loads(Path(name, "cameras.json").read_text()) for name in ("run", "again"))
+    assert len(again["c2w"]) == summary["key_frames"] and again["frames"][0] == "0000"
+    np.testing.assert_allclose(own["c2w"][0], again["c2w"][0], atol=1e-5)
+
+
+def test_a_run_that_is_stopped_goes_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert ask(capsys, "out=whole")[0] == 0
+    drawn: Any = drawing.draw_one
+
+    def pressed(*arguments: Any) -> Any:
+        if arguments[5] == 1:
+            signal.raise_signal(signal.SIGINT)
+        return drawn(*arguments)
+
+    monkeypatch.setattr(drawing, "draw_one", pressed)
+    assert ask(capsys)[0] == 130
+    assert "goes on from them" in caplog.text
+    kept = frames()
+    assert 0 < len(kept) < 9
+    monkeypatch.setattr(drawing, "draw_one", drawn)
+    assert ask(capsys)[0] == 0
+    expected = {path.name: path.read_bytes() for path in Path("whole", "frames").glob("*.png")}
+    assert frames() == expected and kept.items() <= expected.items()
+    assert Path("run", "texture.png").read_bytes() == Path("whole", "texture.png").read_bytes()
+
+
+def test_key_frames_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    keys = f"prior.blocks={weights() / 'keys.safetensors'}"
+    code, _, err = ask(capsys, keys, "out=refused", "views=12")
+    assert code == 2 and err.count("\n") <= 2 and "interpolate=false" in err
+    assert ask(capsys, keys, "interpolate=false", "views=12")[0] == 0
+
+
+def test_prompts_of_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "lines.txt").write_text("a red house\n" * 8)
+    code, _, err = ask(capsys, "prompt=", "prompts=lines.txt")
+    assert code == 2 and "8 lines" in err and "9 cameras" in err
+    (place / "lines.txt").write_text("a red house\n" * 8 + "a blue cat\n")
+    assert ask(capsys, "prompt=", "prompts=lines.txt", "out=lines", "interpolate=false")[0] == 0
+    assert json.loads(Path("lines", "cameras.json").read_text())["prompts"][-1] == "a blue cat"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["mesh="], "mesh: there is none"),
+        (["mesh=rom.glb"], "mesh: there is no file"),
+        (["mesh=texture.yaml"], "mesh: should be a file of one of the kinds"),
+        (["path=pth.json"], "path: there is no file"),
+        (["prompt="], "prompt: is empty"),
+        (["scannet=nowhere", "path="], "scannet: should be the folder"),
+        (["height=18"], "height: should be a multiple of 4; try 16"),
+        (["views=1"], "views"),
+        (["poses=w2c"], "poses=c2w"),
+        (["every=8", "key_overlap=0.9"], "path: no two consecutive key frames"),
+        (["every=9"], "every: "),
+        (["prior.blocks={}/panorama.safetensors"], "prior.blocks: these weights are not told"),
+    ],
+)
+def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], words: list[str], problem: str) -> None:
+    code, _, err = ask(capsys, *(word.replace("{}", str(weights())) for word in words))
+    assert code == 2 and problem in err, err
+    assert len([line for line in err.splitlines() if "error" not in line.lower()]) <= 2

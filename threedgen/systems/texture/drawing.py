@@ -1,0 +1,201 @@
+"""Draws the frames of a scene: key frames together, then those between them from two key frames (MVDiffusion,
+section 4.2). A frame that is drawn is a file, and is not drawn again."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.geometry.images import write_png
+from threedgen.geometry.picture_file import read_picture
+from threedgen.geometry.warp import of_cameras
+from threedgen.guidance.mvdiffusion.inputs import given_condition, told_depth
+from threedgen.guidance.mvdiffusion.model import MVDiffusion, depth_geometry
+from threedgen.run.folder import write_atomic, writing
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.progress import Count
+from threedgen.run.seeding import generator
+from threedgen.run.workers import Stopped
+from threedgen.train.loop import Status
+
+from .options import TextureConfig
+from .shots import Shots
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Frames that are drawn together, in the order of the path, and which of them are given, drawn before."""
+
+    frames: tuple[int, ...]
+    given: tuple[int, ...] = ()
+
+    @property
+    def new(self) -> tuple[int, ...]:
+        return tuple(n for n in self.frames if n not in self.given)
+
+
+def plan(keys: Sequence[int], config: TextureConfig, conditioned: bool) -> list[Draw]:
+    """What is drawn, in this order: windows of key frames, each sharing some with the one before, then what is between
+    two key frames, given both.
+
+    conditioned: the model takes pictures that are given. Raises ConfigError if that would be needed.
+    """
+    together, shared = config.views, config.shared
+    if len(keys) > together and not conditioned:
+        raise ConfigError(
+            f"there are {len(keys)} key frames, and these weights take no pictures that are given, so they cannot go "
+            f"on from the first {together}; try a shorter path, a smaller key_overlap or other blocks",
+            "views",
+        )
+    last = max(0, len(keys) - together)
+    starts = [*range(0, last, together - shared), last]
+    draws, done = list[Draw](), set[int]()
+    for start in starts:
+        window = tuple(keys[start : start + together])
+        draws.append(Draw(window, tuple(n for n in window if n in done)))
+        done |= set(window)
+    between = [(one, other) for one, other in zip(keys, keys[1:], strict=False) if other - one > 1]
+    if not config.interpolate or not between:
+        return draws
+    if not conditioned:
+        raise ConfigError(
+            "these weights take no pictures that are given, so frames between key frames cannot be drawn from them; "
+            "give interpolate=false for key frames alone, or other blocks",
+            "interpolate",
+        )
+    most = together - 2 or 1
+    for one, other in between:
+        for start in range(one + 1, other, most):
+            draws.append(Draw((one, *range(start, min(start + most, other)), other), (one, other)))
+    return draws
+
+
+def check_model(model: MVDiffusion, config: TextureConfig) -> None:
+    """Raises ConfigError for a model that is not told depth, and frames that it cannot draw."""
+    if model.told != "depth" or model.multiview is not None and model.multiview.kind != "depth":
+        raise ConfigError(
+            "these weights are not told how far things are; take those of a depth model, such as blocks=toybox-depth",
+            "prior.blocks",
+        )
+    step = model.factor * 2 ** (len(model.unet.config["block_out_channels"]) - 1)
+    for key, side in (("height", config.height), ("width", config.width)):
+        if side % step:
+            raise ConfigError(f"should be a multiple of {step}; try {max(1, round(side / step)) * step}", key, side)
+
+
+class Pictures:
+    """The frames on the disk, uint8 (H,W,3) each: those of other shots or of another model than ``source`` tells are
+    taken away."""
+
+    def __init__(self, folder: Path, shots: Shots, source: str) -> None:
+        self.folder, self.shots, told = folder, shots, folder / "source.txt"
+        with writing(folder):
+            if folder.exists() and (not told.is_file() or told.read_text() != source):
+                logger.warning("%s holds frames of other inputs; they are drawn again", folder)
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(told, source)
+
+    def path(self, n: int) -> Path:
+        return self.folder / f"{self.shots.names[n]}.png"
+
+    def get(self, n: int) -> np.ndarray | None:
+        """A frame; None if it is not there or damaged."""
+        with suppress(ConfigError):
+            found = np.asarray(read_picture(self.path(n)).convert("RGB"))
+            if found.shape == (self.shots.at.height, self.shots.at.width, 3):
+                return found
+        return None
+
+    def stack(self, frames: Sequence[int]) -> Tensor:
+        """Frames (N,H,W,3) in [0,1], that are there: as they are in the files, so that a run that goes on sees what it
+        would have seen."""
+        found = [self.get(n) for n in frames]
+        return torch.from_numpy(np.stack([picture for picture in found if picture is not None])).float() / 255
+
+
+def source(shots: Shots, keys: Sequence[int], model: str) -> str:
+    """What decides the frames, beside the config."""
+    told = hashlib.blake2b(digest_size=16)
+    for tensor in (shots.depth, shots.at.c2w, shots.at.K):
+        told.update(tensor.contiguous().numpy().tobytes())
+    told.update(repr((shots.prompts, shots.names, list(keys), model)).encode())
+    return told.hexdigest() + "\n"
+
+
+def draw_all(
+    model: MVDiffusion, config: TextureConfig, shots: Shots, draws: Sequence[Draw], pictures: Pictures, quiet: bool
+) -> None:
+    """Draws what is not there yet. At Ctrl-C what is finished is kept: raises Stopped."""
+    waiting = [n for n, draw in enumerate(draws) if any(pictures.get(frame) is None for frame in draw.new)]
+    steps, total = config.steps, len(draws)
+    with (
+        Interrupts() as interrupts,
+        Count("drawing", total * steps, quiet, done=(total - len(waiting)) * steps) as count,
+    ):
+        for number in waiting:
+            draw = draws[number]
+            what = "key frames" if number == 0 or len(draw.given) != 2 else "frames between"
+
+            def on_step(what: str = what) -> None:
+                if interrupts.stop:
+                    raise Stopped(Status.INTERRUPTED.exit_code)
+                count.add(1, what)
+
+            try:
+                drawn = draw_one(model, config, shots, draw, pictures, number, on_step)
+            except Stopped:
+                logger.warning(
+                    "%s keeps the frames that are drawn; the same command goes on from them", pictures.folder
+                )
+                raise
+            with writing(pictures.folder):
+                for frame in draw.new:
+                    write_png(pictures.path(frame), drawn[draw.frames.index(frame)])
+
+
+def draw_one(
+    model: MVDiffusion,
+    config: TextureConfig,
+    shots: Shots,
+    draw: Draw,
+    pictures: Pictures,
+    number: int,
+    on_step: Callable[[], None],
+) -> Tensor:
+    """Samples the frames of a draw (F,H,W,3), the given ones too."""
+    frames = list(draw.frames)
+    at, depth = shots.at.select(frames), shots.depth[frames]
+    size = (at.height, at.width)
+    small = (size[0] // model.factor, size[1] // model.factor)
+    K, c2w = of_cameras(at)
+    condition = None
+    if draw.given:
+        given = torch.tensor([n in draw.given for n in frames])
+        latents = torch.zeros(len(frames), model.latent_shape[0], *small)
+        latents[given] = model.encode_views(pictures.stack([n for n in frames if n in draw.given])).float().cpu()
+        condition = given_condition(latents, given).to(model.device)
+    return model.draw(
+        [shots.prompts[n] for n in frames],
+        None if model.multiview is None else depth_geometry(config.prior, depth, c2w, K),
+        size,
+        told_depth(depth, *small).to(model.device),
+        condition,
+        config.steps,
+        config.guidance_scale,
+        config.negative_prompt,
+        generator(config.seed, number, "frames"),
+        on_step,
+    )

@@ -1,0 +1,197 @@
+"""The task "texture": a scene of known shape -> frames drawn from words -> its mesh, textured.
+
+RUN/frames/         the frames, N.png, key frames first; a run that goes on keeps those that are drawn
+RUN/depth/          N.png, millimetres, 16 bits
+RUN/cameras.json    the cameras of the frames, as path=FILE takes them
+RUN/frames.mp4, sheet.png   all frames
+RUN/scene.glb       the textured mesh, where and as large as it was in its file
+RUN/walk/, walk.png views of it that no frame showed
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.export.files.check import Expected, check_glb
+from threedgen.export.files.glb import textured_glb_bytes
+from threedgen.export.surface.from_views import Worn, render, texture_from_views
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.images import grid, png, readable, to_uint8, write_mp4, write_png
+from threedgen.geometry.poses import world_to_camera
+from threedgen.run.folder import write_atomic, writing
+from threedgen.run.progress import Count
+from threedgen.run.prompts import tidy, warn_about
+from threedgen.train.task import Task, run_task
+
+from .drawing import Pictures, check_model, draw_all, plan, source
+from .options import AUTO, TextureConfig, lines_of
+from .path import around, read_path, write_path
+from .scannet import read_scannet
+from .scene import Coordinates, SceneMesh, read_scene, with_uv
+from .shots import Shots, check_overlap, check_poses, check_seen, depth_of_mesh, key_frames
+
+logger = logging.getLogger(__name__)
+
+GLB, FILM = "scene.glb", "frames.mp4"
+FILES = (FILM, "sheet.png", "cameras.json", GLB, "texture.png", "walk.png")
+SCREENSHOTS, COLUMNS, FPS = 12, 6, 8
+FARTHEST = 65.535
+"""Metres that a file of depth can hold."""
+
+
+def texture(task: Task) -> None:
+    """Draws the frames and textures the mesh; writes what stands at the top of this module, and summary.json."""
+    config, notes = task.config, list[str]()
+    place = Coordinates.of(config.mesh, config.up, config.scale)
+    scene = None if config.mesh is None else read_scene(Path(config.mesh).expanduser(), place)
+    if scene is not None and (doubt := scene.warning()):
+        notes.append(doubt)
+    shots = take_shots(config, scene, place, notes)
+    keys = list(shots.keys or key_frames(shots, config.key_overlap))
+    notes += check_overlap(shots, keys, config.prior.overlap, "path" if config.scannet is None else "scannet")
+    say_once(notes)
+    model = task.load_prior()
+    check_model(model, config)
+    for text in dict.fromkeys(shots.prompts):
+        notes += [note for note in warn_about(text, model) if note not in notes]
+    draws = plan(keys, config, model.multiview is None or model.multiview.has_condition)
+    drawn = sorted({n for draw in draws for n in draw.frames})
+    pictures = Pictures(task.folder / "frames", shots, source(shots, keys, config.prior.describe()))
+    draw_all(model, config, shots, draws, pictures, task.quiet)
+    frames = pictures.stack(drawn)
+    figures: dict[str, Any] = {"frames": len(drawn), "key_frames": len(keys), "draws": len(draws)}
+    with writing(task.folder):
+        write_frames(task.folder, shots, drawn, keys, frames, place)
+        if scene is not None:
+            figures |= wear(task, scene, place, shots.at.select(drawn), frames.numpy(), notes)
+        task.summarise(notes=notes, **figures)
+
+
+def say_once(notes: list[str]) -> None:
+    for note in notes:
+        logger.warning("%s", note)
+
+
+def take_shots(config: TextureConfig, scene: SceneMesh | None, place: Coordinates, notes: list[str]) -> Shots:
+    """The frames that the config asks for, those that see nothing left out. Raises ConfigError."""
+    if config.scannet is not None:
+        shots, left_out = read_scannet(config)
+        notes += left_out
+        check_poses(shots.at, lambda at: depth_again(shots, at), "scannet", config.poses)
+    elif scene is not None:
+        at = around(scene, config) if config.path == AUTO else read_path(config, place)
+        prompts = prompts_for(config, len(at))
+        kept = list(range(0, len(at), config.every or 1))
+        if len(kept) < 2:
+            raise ConfigError(
+                f"of {len(at)} cameras this leaves {len(kept)}, and two are the least", "every", config.every
+            )
+        at = at.select(kept)
+        if config.path != AUTO:
+            check_poses(at, lambda cameras: depth_of_mesh(scene, cameras), "path", config.poses)
+        names = tuple(f"{n:04d}" for n in kept)
+        shots = Shots(at, depth_of_mesh(scene, at), tuple(prompts[n] for n in kept), names)
+    if not shots.prompts:
+        shots = replace(shots, prompts=tuple(prompts_for(config, len(shots))))
+    return without_blind(shots, notes)
+
+
+def depth_again(shots: Shots, at: Cameras) -> Tensor:
+    """The depth of those frames of ``shots`` that have the poses of ``at``, or their inverse: it lies on the disk."""
+    own = shots.at.c2w.flatten(1)
+    both = (at.c2w.flatten(1), world_to_camera(at.c2w).flatten(1))
+    near = torch.minimum(*((pose[:, None] - own).abs().sum(-1) for pose in both))
+    return shots.depth[near.argmin(1)]
+
+
+def prompts_for(config: TextureConfig, count: int) -> list[str]:
+    """The prompt of each of ``count`` frames. Raises ConfigError for a wrong number."""
+    if config.prompts is None:
+        return [tidy(config.prompt)] * count
+    lines = lines_of(config.prompts)
+    if len(lines) != count:
+        raise ConfigError(f"{config.prompts!r} has {len(lines)} lines, and there are {count} cameras", "prompts")
+    return lines
+
+
+def without_blind(shots: Shots, notes: list[str]) -> Shots:
+    """The shots that see enough of the scene; a note on the others."""
+    good = check_seen(shots.depth, shots.names)
+    if len(good) == len(shots):
+        return shots
+    blind = [shots.names[n] for n in range(len(shots)) if n not in set(good)]
+    notes.append(f"{len(blind)} of {len(shots)} frames hardly know any depth and were left out: {', '.join(blind[:5])}")
+    keys = None if shots.keys is None else tuple(k for k, n in enumerate(good) if n in shots.keys)
+    prompts, names = (tuple(part[n] for n in good) for part in (shots.prompts, shots.names))
+    return Shots(shots.at.select(good), shots.depth[good], prompts, names, keys if keys and len(keys) > 1 else None)
+
+
+def write_frames(
+    folder: Path, shots: Shots, drawn: list[int], keys: list[int], frames: Tensor, place: Coordinates
+) -> None:
+    """Cameras, depth, film and sheet of the frames. Raises OSError."""
+    at, names = shots.at.select(drawn), [shots.names[n] for n in drawn]
+    write_path(folder / "cameras.json", at, place, frames=names, prompts=[shots.prompts[n] for n in drawn])
+    (folder / "depth").mkdir(exist_ok=True)
+    for name, depth in zip(names, shots.depth[drawn].numpy(), strict=True):
+        millimetres = np.round(1000 * np.where(depth <= FARTHEST, depth, 0)).astype(np.uint16)
+        write_atomic(folder / "depth" / f"{name}.png", png(millimetres))
+    labels = [f"{shots.names[n]}{' key' if n in set(keys) else ''}" for n in drawn]
+    write_png(folder / "sheet.png", grid(readable(frames), COLUMNS, labels))
+    write_mp4(readable(frames), folder / FILM, FPS)
+
+
+def wear(
+    task: Task, scene: SceneMesh, place: Coordinates, at: Cameras, frames: np.ndarray, notes: list[str]
+) -> dict[str, Any]:
+    """Textures the mesh, writes it, and looks at it from where no frame was. Raises OSError and ConfigError."""
+    config: TextureConfig = task.config
+    mesh, how = with_uv(scene, config.texture, config.uv)
+    with Count("texturing", 2 * len(at), task.quiet) as count:
+        worn: Worn = texture_from_views(mesh, config.texture, at, frames, config.tolerance, lambda: count.add(1))
+    image = to_uint8(worn.texture)
+    write_png(task.folder / "texture.png", image)
+    extras = {"prompt": config.prompt, "seed": config.seed, "triangles": len(mesh.faces)}
+    outside = replace(mesh, vertices=place.for_file(mesh.vertices))
+    data = textured_glb_bytes(outside, {"base_colour": png(image)}, "scene", extras, scene=True)
+    write_atomic(task.folder / GLB, data)
+    room = 4 + 6 * (config.texture / 1024) ** 2
+    found = check_glb(data, Expected(len(mesh.faces), config.texture, None, room, tuple(extras), scene=True))
+    notes += [finding.message for finding in found]
+    say_once([f"{GLB}: {finding.message}" for finding in found])
+    walk = between(at)
+    pictures = render(mesh, worn.texture, walk.with_size(2 * walk.height, 2 * walk.width))
+    for n, picture in enumerate(pictures):
+        write_png(task.folder / "walk" / f"{n:02d}.png", picture)
+    write_png(task.folder / "walk.png", grid(pictures, 4))
+    return {
+        "uv": how,
+        "texels_seen": round(worn.share, 4),
+        "triangles": len(mesh.faces),
+        "findings": [asdict(finding) for finding in found],
+    }
+
+
+def between(at: Cameras) -> Cameras:
+    """Cameras half way between some of the given ones and the next."""
+    first = np.unique(np.linspace(0, len(at) - 2, min(SCREENSHOTS, len(at) - 1)).round().astype(int))
+    c2w = at.c2w[first.tolist()].clone()
+    for k, n in enumerate(first):
+        pair = at.c2w[n : n + 2].double().numpy()
+        c2w[k, :3, :3] = torch.from_numpy(Rotation.from_matrix(pair[:, :3, :3]).mean().as_matrix())
+        c2w[k, :3, 3] = torch.from_numpy(pair[:, :3, 3].mean(0))
+    return Cameras(c2w, at.select(first.tolist()).projection, at.height, at.width)
+
+
+def run(config: TextureConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Carries out a config; says where the mesh is, or without one the film."""
+    return run_task(texture, config, resume, quiet, result=FILM if config.mesh is None else GLB, files=FILES)
