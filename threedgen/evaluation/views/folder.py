@@ -81,8 +81,8 @@ class DrawnScenes:
         prompts = (read_json(path / "summary.json") or {}).get("prompts")
         if not isinstance(prompts, list) or len(prompts) != count:
             raise ConfigError(
-                f"{path / 'summary.json'} does not have prompts, one for each of the {count} views, for the CLIP score; "
-                "with clip=null there is none",
+                f"{path / 'summary.json'} does not have prompts for its {count} views, which the CLIP score is of; "
+                "clip=null does without",
                 KEY,
             )
         return tuple(map(str, prompts))

@@ -62,7 +62,7 @@ class EvaluateViewsConfig(RunConfig):
     clip: str | None = Field(
         None,
         min_length=1,
-        description="CLIP of the hub, such as openai/clip-vit-large-patch14, or a folder, for the CLIP score; null: none",
+        description="CLIP of the hub, such as openai/clip-vit-large-patch14, or a folder, for the CLIP score",
     )
     sheet: int = Field(8, ge=0, le=1000, description="scenes on the sheet of pictures")
 
