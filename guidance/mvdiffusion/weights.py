@@ -42,15 +42,18 @@ class Loaded:
         return {part: parts.count(part) for part in sorted(set(parts))}
 
 
-def save_blocks(path: Path, network: MultiviewUNet, lora: LoRA | None = None) -> None:
-    """Writes a network, in float16, as what is to be added to its base; ``lora``: what is not in its UNet's weights."""
-    blocks = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("unet.")}
-    tensors = {
-        name: tensor.detach().half().cpu().contiguous()
-        for name, tensor in (blocks | difference(network.unet, lora)).items()
-    }
+def save_blocks(path: Path, network: MultiviewUNet, lora: LoRA | None = None, whole: bool = False) -> None:
+    """Writes a network, in float16, as what is to be added to its base; ``lora``: what is not in its UNet's weights.
+
+    whole: with all weights of its UNet, in which it then is.
+    """
+    state = network.state_dict()
+    if not whole:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("unet.")}
+        state |= difference(network.unet, lora)
+    tensors = {PREFIX + name: tensor.detach().half().cpu().contiguous() for name, tensor in state.items()}
     require_finite(tensors, "the weights of MVDiffusion")
-    write_atomic(path, save({PREFIX + name: tensor for name, tensor in tensors.items()}))
+    write_atomic(path, save(tensors))
 
 
 def differing(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:

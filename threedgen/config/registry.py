@@ -32,6 +32,7 @@ task  generate           systems.generate.task:run               systems.generat
 task  sample             systems.sample.task:run                 systems.sample.options:SampleConfig
 task  train-base         systems.train_prior.task:run_base       systems.train_prior.options:TrainBaseConfig
 task  train-prior        systems.train_prior.task:run_prior      systems.train_prior.options:TrainPriorConfig
+task  train-mvdiffusion  systems.train_mvdiffusion.task:run systems.train_mvdiffusion.options:TrainMVDiffusionConfig
 task  mvdreambooth       systems.dreambooth.task:run             systems.dreambooth.options:MVDreamBoothConfig
 task  train-probe        evaluation.toybox.training:run_probe    evaluation.toybox.options:TrainProbeConfig
 task  train-identity     evaluation.toybox.training:run_identity evaluation.toybox.options:TrainIdentityConfig
@@ -49,6 +50,7 @@ task  report             viewer.report:run                       viewer.options:
 task  gallery            viewer.gallery:run                      viewer.options:GalleryConfig
 task  export             export.task:run                         export.options:ExportConfig
 task  make-srn-toybox    data.srn.make:run                       data.srn.options:MakeSRNToyboxConfig
+task  make-toy-rooms     data.toybox.make_rooms:run              data.toybox.options:MakeToyRoomsConfig
 task  toybox-subjects    data.toybox.subjects:run                data.toybox.options:ToyboxSubjectsConfig
 task  toybox-sheet       data.toybox.sheet:run                   data.toybox.options:ToyboxSheetConfig
 # what --dry-run says of a task: a function (config) -> text
@@ -69,6 +71,11 @@ view-classifier  clip   evaluation.janus.classifiers:CLIPSides   evaluation.janu
 sampler  mvdream   evaluation.consistency.samplers:MVDreamSampler  evaluation.consistency.options:MVDreamSamplerConfig
 sampler  folder    evaluation.consistency.samplers:FolderSampler   evaluation.consistency.options:FolderSamplerConfig
 sampler  threedim  guidance.threedim.novel_views:ThreeDiMSampler   guidance.threedim.options:ThreeDiMSamplerConfig
+# views of many scenes with captions, built with a seed and a split: threedgen.data.scene_views.SceneSource
+scene-source  toy-panoramas  data.toybox.room_scenes:RoomPanoramas  data.options:RoomPanoramasConfig
+scene-source  toy-paths      data.toybox.room_scenes:room_paths     data.options:RoomPathsConfig
+scene-source  matterport     data.matterport:MatterportPanoramas    data.options:MatterportConfig
+scene-source  scannet        data.scannet:build                     data.options:ScanNetConfig
 scenes  toybox   evaluation.consistency.scenes:toybox   evaluation.consistency.options:ToyboxScenesConfig
 scenes  srn      evaluation.consistency.scenes:srn      evaluation.consistency.options:SRNScenesConfig
 scenes  sampled  evaluation.consistency.scenes:sampled  evaluation.consistency.options:SampledScenesConfig

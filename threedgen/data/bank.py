@@ -8,6 +8,7 @@ noticed: delete the folder then.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -44,31 +45,29 @@ class Source(Protocol):
         """The entries ``indices`` at ``size`` pixels."""
 
 
-class LatentBank:
-    """Latents, captions and cameras of the entries 0 ... ``count`` - 1 of a source, from entry ``first`` of it on.
+class Bank(ABC):
+    """Entries 0 ... ``count`` - 1 with latents and cameras in a folder, made in blocks when they are wanted first.
 
-    The VAE must not change while the bank is in use; its latents are kept as float16.  Raises OSError.
+    ``told``: what decides them, beside the VAE, which must not change while the bank is in use. ``dtype``: of an entry,
+    with the fields z (V, C, h, w), float16, and c2w (V, 4, 4).  Raises OSError.
     """
 
-    def __init__(self, folder: Path, source: Source, vae: Any, size: int, count: int, first: int = 0) -> None:
-        self.source, self.vae, self.size, self.count, self.first = source, vae, size, count, first
-        side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
-        n, told = source.n_view, f"{source.describe()}\nfrom {first}, {size} px\nVAE {digest(vae)}\n"
-        z = (n, int(vae.config["latent_channels"]), side, side)
-        entry = [("z", np.float16, z), ("text", np.uint8, (TEXT,)), ("c2w", np.float32, (n, 4, 4))]
-        self.kept = BlockCache(folder, "entries", count, (), np.dtype(entry), told, BLOCK)
+    def __init__(self, folder: Path, name: str, told: str, vae: Any, count: int, dtype: Any, block: int) -> None:
+        self.vae = vae
+        self.kept = BlockCache(folder, name, count, (), dtype, f"{told}\nVAE {digest(vae)}\n", block)
 
     def prepare(self, indices: Sequence[int] | np.ndarray) -> None:
         """Makes those entries that are not there yet."""
         for block in self.kept.lacking(indices):
             self.fill(block)
 
+    @abstractmethod
+    def fill(self, block: int) -> None:
+        """Makes and stores one block."""
+
     def latents(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """(N, V, C, h, w) float32"""
         return torch.from_numpy(self._read(indices, "z")).float()
-
-    def captions(self, indices: Sequence[int] | np.ndarray) -> list[str]:
-        return [bytes(text).rstrip(b"\0").decode() for text in self._read(indices, "text")]
 
     def c2w(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """(N, V, 4, 4)"""
@@ -78,15 +77,39 @@ class LatentBank:
         self.prepare(indices)
         return np.stack([self.kept[i][part] for i in indices])
 
+
+class LatentBank(Bank):
+    """Latents, captions and cameras of the entries 0 ... ``count`` - 1 of a source, from entry ``first`` of it on."""
+
+    def __init__(self, folder: Path, source: Source, vae: Any, size: int, count: int, first: int = 0) -> None:
+        self.source, self.size, self.count, self.first = source, size, count, first
+        side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
+        n, told = source.n_view, f"{source.describe()}\nfrom {first}, {size} px"
+        z = (n, int(vae.config["latent_channels"]), side, side)
+        entry = [("z", np.float16, z), ("text", np.uint8, (TEXT,)), ("c2w", np.float32, (n, 4, 4))]
+        super().__init__(folder, "entries", told, vae, count, np.dtype(entry), BLOCK)
+
+    def captions(self, indices: Sequence[int] | np.ndarray) -> list[str]:
+        return [unpack(text) for text in self._read(indices, "text")]
+
     def fill(self, block: int) -> None:
         """Render and encode one block."""
         start = self.first + block * BLOCK
         made, entries = self.source.block(range(start, start + BLOCK), self.size), np.empty(BLOCK, self.kept.dtype)
         z = encode(self.vae, torch.from_numpy(made.rgb)).cpu().numpy()
-        lines = [text.encode()[:TEXT].ljust(TEXT, b"\0") for text in made.captions]
         entries["z"], entries["c2w"] = z.reshape(entries["z"].shape), made.c2w.reshape(entries["c2w"].shape)
-        entries["text"] = [np.frombuffer(line, np.uint8) for line in lines]
+        entries["text"] = [pack(text, TEXT) for text in made.captions]
         self.kept.store(block, entries)
+
+
+def pack(text: str, length: int) -> np.ndarray:
+    """Bytes (length,) of a text, cut off or filled up with zeros."""
+    return np.frombuffer(text.encode()[:length].ljust(length, b"\0"), np.uint8)
+
+
+def unpack(line: np.ndarray) -> str:
+    """The text of ``pack``, without half a letter at its end."""
+    return bytes(line).rstrip(b"\0").decode(errors="ignore")
 
 
 @torch.no_grad()

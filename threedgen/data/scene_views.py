@@ -16,17 +16,21 @@ class SceneViews:
     """N views of a scene, what each of them shows in words, and where it is known how far that is.
 
     depth (N,H,W): metres along the viewing axis, 0 where it is unknown; of a panorama there is none, its cameras only
-    turn. Raises ValueError if the parts are not of equally many views of one size.
+    turn. given: places of the views that are known beforehand while the others are drawn, such as the first and last of
+    an interpolation. Raises ValueError if the parts are not of equally many views of one size.
     """
 
     views: Views
     captions: tuple[str, ...]
     depth: Tensor | None = None
+    given: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         n, height, width, _ = self.views.images.shape
         if len(self.captions) != n:
             raise ValueError(f"{n} views have {len(self.captions)} captions")
+        if not all(0 <= place < n for place in self.given):
+            raise ValueError(f"of {n} views, number {max(self.given)} cannot be given")
         if self.depth is not None and self.depth.shape != (n, height, width):
             raise ValueError(f"depth {tuple(self.depth.shape)} does not fit {n} views of {height} x {width} pixels")
 
@@ -37,11 +41,16 @@ class SceneViews:
         """Some of the views, in the order of ``index``."""
         chosen = range(len(self))[index] if isinstance(index, slice) else [int(i) for i in index]
         depth = None if self.depth is None else self.depth[index]
-        return SceneViews(self.views.select(index), tuple(self.captions[i] for i in chosen), depth)
+        given = tuple(place for place, i in enumerate(chosen) if i in self.given)
+        return SceneViews(self.views.select(index), tuple(self.captions[i] for i in chosen), depth, given)
 
 
 class SceneSource(Protocol):
-    """Scenes to learn from, all with ``n_view`` views; scene ``index`` is always the same."""
+    """Scenes to learn from, all with ``n_view`` views of one size; scene ``index`` is always the same.
+
+    Built by the registry's kind "scene-source" from its config, a seed and a split, "train" or "test"; the config's
+    ``shows_depth`` says whether the scenes have depth.
+    """
 
     n_view: int
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cameras import Cameras, Projection
+from .poses import opencv_axes
 from .warp import apply_homography, homography, inside, pixel_grid, sample
 
 SKYBOX = ((-pi / 2, pi / 2), (1.5 * pi, 0.0), (0.0, 0.0), (pi / 2, 0.0), (pi, 0.0), (-pi / 2, -pi / 2))
@@ -36,6 +38,18 @@ def rotation(yaw: float, pitch: float = 0.0) -> Tensor:
 def ring(views: int = 8, first_yaw: float = 0.0) -> Tensor:
     """R (V,3,3) of views evenly around the horizon, each to the right of the one before."""
     return torch.stack([rotation(first_yaw + 2 * pi * n / views) for n in range(views)])
+
+
+def cameras(R: Tensor, fov: float, height: int, width: int, position: Sequence[float] = (0.0, 0.0, 0.0)) -> Cameras:
+    """Converts rotations R (V,3,3) to our cameras at a place of a world with z up: yaw 0 looks along +x, yaw 90 degrees
+    along -y. ``fov``: horizontal angle of view."""
+    K = intrinsics(fov, height, width)
+    K[:2, 2] += 0.5
+    world = torch.tensor([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], dtype=torch.float64)
+    c2w = torch.eye(4, dtype=torch.float64).repeat(len(R), 1, 1)
+    c2w[:, :3, :3] = opencv_axes(world @ R.double())
+    c2w[:, :3, 3] = torch.tensor(position, dtype=torch.float64)
+    return Cameras(c2w.float(), Projection(K.float().repeat(len(R), 1, 1)), height, width)
 
 
 def skybox_views(faces: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> Tensor:

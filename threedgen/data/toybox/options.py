@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from threedgen.config.sections import RunConfig
+
+Count = Annotated[int, Field(ge=0, le=100_000)]
 
 
 class ToyboxSheetConfig(RunConfig):
@@ -25,3 +27,25 @@ class ToyboxSubjectsConfig(RunConfig):
     first: int = Field(0, ge=0, description="number of the first one")
     photos: int = Field(5, ge=2, le=100, description="pictures of each, from all around")
     size: int = Field(256, ge=16, le=2048, description="pixels of a picture")
+
+
+class MakeToyRoomsConfig(RunConfig):
+    """Toy rooms as folders in the layouts of Matterport3D (panoramas) and ScanNet (walks with depth)."""
+
+    train_panoramas: Count = Field(200, description="rooms with a skybox and captions")
+    test_panoramas: Count = Field(40, description="the same, other rooms")
+    train_walks: Count = Field(40, description="rooms with a walk: pictures, depth, poses, captions")
+    test_walks: Count = Field(20, description="the same, other rooms, with their meshes")
+    skybox_size: int = Field(256, ge=16, le=4096, description="pixels a side of a face")
+    height: int = Field(96, ge=16, le=2048, description="pixels of a walk's pictures")
+    width: int = Field(128, ge=16, le=2048, description="pixels of a walk's pictures")
+    fov: float = Field(80.0, gt=0, lt=170, description="horizontal field of view of a walk's pictures, degrees")
+    frames: int = Field(120, ge=2, le=10_000, description="pictures of a walk, about three degrees apart")
+    overlap: float = Field(0.6, gt=0, lt=1, description="share that a key frame has in common with the next, at least")
+    supersample: int = Field(2, ge=1, le=8, description="rays along each side of a pixel")
+
+    @model_validator(mode="after")
+    def _something(self) -> MakeToyRoomsConfig:
+        if not (self.train_panoramas or self.test_panoramas or self.train_walks or self.test_walks):
+            raise ValueError("train_panoramas, test_panoramas, train_walks and test_walks are all 0: nothing to make")
+        return self

@@ -1,0 +1,153 @@
+"""Walks through scenes: numbered frames with poses, depth and captions, and what is chosen of them to learn from.
+
+Key frames are those that overlap the one before by about two thirds (MVDiffusion, arXiv 2307.01097, section 4.2): they
+are drawn together, and the frames between two of them when these are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.warp import look_up, of_cameras, pixel_grid, reproject
+from threedgen.guidance.mvdiffusion.geometry import overlap_fractions
+from threedgen.run.seeding import numpy_generator
+
+from .scene_views import SceneViews
+
+OVERLAP = 0.6
+"""Share of the picture that a key frame and the next one have in common, at least, where frames lie close enough."""
+AGREE = 0.05
+"""Share by which depths of the same point, seen from two cameras, may differ."""
+
+
+class Walk(Protocol):
+    """One walk. ``frames``: the numbers of those that can be used, ``keys``: of the key frames; both ascend."""
+
+    @property
+    def frames(self) -> Sequence[int]: ...
+
+    @property
+    def keys(self) -> Sequence[int]: ...
+
+    def views(self, numbers: Sequence[int]) -> SceneViews:
+        """Frames by their numbers, with depth. Raises ConfigError naming a file that cannot be read."""
+        ...
+
+
+class Entry(NamedTuple):
+    """``n_view`` consecutive key frames of a walk, from its key frame number ``first`` on."""
+
+    walk: int
+    first: int
+
+
+class WalkScenes:
+    """A source (``SceneSource``) of ``n_view`` views of walks, with depth.
+
+    Entry ``index`` is of the walk index % len(walks), random by (``seed``, index): consecutive key frames or, in the
+    share ``between`` of the entries, frames between two key frames which are given. With ``entries`` these, and no
+    others, in their order. ``told``: what decides the walks, in a line.
+    """
+
+    def __init__(
+        self,
+        walks: Sequence[Walk],
+        n_view: int,
+        told: str,
+        seed: int = 0,
+        between: float = 0.0,
+        apart: int = 2,
+        count: int | None = None,
+        entries: Sequence[Entry] | None = None,
+    ) -> None:
+        self.walks, self.n_view, self.told, self.seed = walks, n_view, told, seed
+        self.between, self.apart, self.entries = between, apart, entries
+        self.count = len(entries) if entries is not None else count or len(walks)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def describe(self) -> str:
+        way = f"{len(self)} chosen" if self.entries is not None else f"seed {self.seed}"
+        return f"{self.n_view} views of walks, {way}, {self.between:g} between keys {self.apart} apart, of {self.told}"
+
+    def scene(self, index: int) -> SceneViews:
+        if self.entries is not None:
+            walk = self.walks[self.entries[index].walk]
+            return walk.views(window(walk, self.n_view, self.entries[index].first))
+        rng, walk = numpy_generator(self.seed, index, "walks"), self.walks[index % len(self.walks)]
+        if self.n_view > 2 and len(walk.keys) > 1 and rng.random() < self.between:
+            views = walk.views(between_keys(walk, self.n_view, rng, self.apart))
+            return replace(views, given=(0, self.n_view - 1))
+        first = int(rng.integers(max(1, len(walk.keys) - self.n_view + 1)))
+        return walk.views(window(walk, self.n_view, first, rng))
+
+
+def window(walk: Walk, n_view: int, first: int, rng: np.random.Generator | None = None) -> list[int]:
+    """Numbers of ``n_view`` key frames from the key frame ``first`` on; too few are filled up with other frames."""
+    found = list(walk.keys[first : first + n_view])
+    rng = rng or np.random.default_rng(first)
+    others = [number for number in walk.frames if number not in set(found)] or found
+    return found + [int(n) for n in rng.choice(others, n_view - len(found), len(others) < n_view - len(found))]
+
+
+def between_keys(walk: Walk, n_view: int, rng: np.random.Generator, apart: int = 2) -> list[int]:
+    """Numbers of a key frame, ``n_view`` - 2 random frames, and the key frame ``apart`` key frames later.
+
+    What lies between is in random order; if it is too little, the last is repeated.
+    """
+    apart = min(apart, len(walk.keys) - 1)
+    place = int(rng.integers(len(walk.keys) - apart))
+    start, end = walk.keys[place], walk.keys[place + apart]
+    inner = [number for number in walk.frames if start < number < end]
+    chosen = [int(number) for number in rng.permutation(inner)[: n_view - 2]]
+    padding = (chosen or [start])[-1:] * (n_view - 2 - len(chosen))
+    return [start, *chosen, *padding, end]
+
+
+def windows(walks: Sequence[Walk], n_view: int) -> list[Entry]:
+    """Lists the entries that cover the key frames of walks without a common one; rests are left out."""
+    return [Entry(k, i) for k, walk in enumerate(walks) for i in range(0, len(walk.keys) - n_view + 1, n_view)]
+
+
+def stretches(walk: Walk, every: int = 20) -> Iterator[list[int]]:
+    """Lists for each pair of consecutive key frames: the first, each ``every``-th frame after it, and the second."""
+    usable = set(walk.frames)
+    for start, end in zip(walk.keys[:-1], walk.keys[1:], strict=True):
+        yield [start, *(number for number in range(start + every, end, every) if number in usable), end]
+
+
+def key_frames(depth: Tensor, cameras: Cameras, least: float = OVERLAP) -> list[int]:
+    """Chooses key frames of a path with ``depth`` (N,H,W) along the viewing axes: the first, and after each the last
+    one that overlaps it by ``least`` or more, before the overlap falls below that."""
+    K, c2w = of_cameras(cameras)
+    K, c2w, depth, found = K.double(), c2w.double(), depth.double(), [0]
+    for number in range(2, len(depth)):
+        pair = [found[-1], number]
+        if overlap_fractions(depth[pair], c2w[pair], K[pair])[0, 1] < least:
+            found.append(number - 1)
+    return found
+
+
+def agreement(depth: Tensor, cameras: Cameras) -> tuple[float, float]:
+    """Measures which share of the points of each view the next one sees at the same depth, and the same with inverse
+    poses: the larger tells whether poses are camera-to-world. ``depth`` (N,H,W), N > 1."""
+    K, c2w = of_cameras(cameras)
+    inverse = torch.linalg.inv(c2w.double())
+    return _agreement(depth.double(), K.double(), c2w.double()), _agreement(depth.double(), K.double(), inverse)
+
+
+def _agreement(depth: Tensor, K: Tensor, c2w: Tensor) -> float:
+    pixels, shares = pixel_grid(*depth.shape[1:]).flatten(0, 1), []
+    for a, b in zip(range(len(depth) - 1), range(1, len(depth)), strict=True):
+        there, z = reproject(pixels, depth[a].flatten(), K[a], c2w[a], K[b], c2w[b])
+        seen = look_up(depth[b], there)
+        shares.append(((seen > 0) & ((seen - z).abs() < AGREE * z)).double().mean())
+    return float(torch.stack(shares).mean())

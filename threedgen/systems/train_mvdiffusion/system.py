@@ -1,0 +1,228 @@
+"""What learns in MVDiffusion (arXiv 2307.01097, section 5): first, where the base is to be told more than it was, from
+single views; then, around the frozen base, the attention between views and the branch for given ones.
+
+All views of a scene share a noise level; the loss is the mean square over them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from threedgen.data.scene_bank import SceneBank
+from threedgen.geometry.images import grid, write_png
+from threedgen.geometry.warp import of_cameras
+from threedgen.guidance.distillation.lora import LoRA
+from threedgen.guidance.mvdiffusion.geometry import DepthGeometry, Geometry, PanoramaGeometry, Scenes
+from threedgen.guidance.mvdiffusion.inputs import given_condition, told_depth, told_mask
+from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.mvdiffusion.weights import save_blocks
+from threedgen.train.system import AveragedSystem, System, stratified
+
+from .masks import MaskBank
+from .options import TrainMVDiffusionConfig
+
+RESULT = "blocks.safetensors"
+
+
+def denoising_loss(
+    model: MVDiffusion,
+    z: Tensor,
+    captions: list[str],
+    t: Tensor,
+    noise: Tensor,
+    geometry: Geometry | None = None,
+    told: Tensor | None = None,
+    condition: Tensor | None = None,
+) -> Tensor:
+    """mean |target - network(x_t, t, c)|^2 of latents (B,C,h,w) at time steps t (B,), on the model's device."""
+    device = model.device
+    z, t, noise = z.to(device), t.to(device), noise.to(device)
+    told, condition = (None if part is None else part.to(device) for part in (told, condition))
+    schedule = model.schedule.to(device)
+    text = model.encode_prompt(captions)
+    out = model.output(schedule.add_noise(z, noise, t), t, text, geometry, told, condition)
+    return F.mse_loss(out, schedule.target(z, noise, t))
+
+
+def timesteps(count: int, T: int, power: float, rng: torch.Generator) -> Tensor:
+    """(count,) of them, spread evenly."""
+    return (T * stratified(count, rng) ** power).long().clamp(max=T - 1)
+
+
+class SingleViewSystem(System):
+    """The first layer of a UNet that was widened, and additions to its attention (all of it without ``lora``).
+
+    masks: for a model that is told masks; else it is told the depth that ``bank`` has.
+    """
+
+    stage = "single views"
+    model: MVDiffusion
+
+    def __init__(
+        self,
+        config: TrainMVDiffusionConfig,
+        model: MVDiffusion,
+        bank: SceneBank,
+        lora: LoRA | None,
+        masks: MaskBank | None,
+    ) -> None:
+        o = config.single_view
+        super().__init__(o, config.seed, o.max_steps)
+        self.options, self.bank, self.masks = o, bank, masks
+        model.unet.requires_grad_(lora is None)
+        model.unet.conv_in.requires_grad_(True)
+        self.learning = nn.ModuleDict({"conv_in": model.unet.conv_in, "lora": lora} if lora else {"unet": model.unet})
+        self.hold(model=model)
+
+    def setup(self, stage: str) -> None:
+        self.model.to(self.device)
+
+    def configure_optimizers(self) -> Any:
+        o = self.options
+        learning = [p for p in self.learning.parameters() if p.requires_grad]
+        return self.adamw(learning, o.learning_rate, weight_decay=o.weight_decay)
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step, o, model = int(batch), self.options, self.model
+        rng = self.numpy_rng(step, "choices")
+        if self.masks is not None:
+            z, told, captions = self.masks.draw(rng, o.batch)
+        else:
+            z, told, captions = self.with_depth(rng, o.batch)
+        gen = self.rng(step, "diffusion")
+        t, noise = timesteps(len(z), model.schedule.T, 1.0, gen), torch.randn(z.shape, generator=gen)
+        loss = denoising_loss(model, z, captions, t, noise, None, told)
+        self.metrics = {"loss": float(loss.detach())}
+        return loss
+
+    def with_depth(self, rng: Any, count: int) -> tuple[Tensor, Tensor, list[str]]:
+        """Single views of scenes: latents, inverse depth, captions."""
+        scenes, views = rng.integers(0, self.bank.count, count), rng.integers(0, self.bank.n_view, count)
+        z = self.bank.latents(scenes)[range(count), views]
+        depth = torch.stack([self.bank.depth([s])[0, v] for s, v in zip(scenes, views, strict=True)])
+        captions = [self.bank.captions([s])[0][v] for s, v in zip(scenes, views, strict=True)]
+        return z, told_depth(depth, *z.shape[-2:]), captions
+
+
+class ViewsSystem(AveragedSystem):
+    """The blocks between views, and the branch for given views where there is one; the base is frozen.
+
+    nothing: latents (1,C,h,w) of the picture that stands where none is given, of the outpainting variant.
+    """
+
+    stage = "views"
+    model: MVDiffusion
+
+    def __init__(
+        self,
+        config: TrainMVDiffusionConfig,
+        model: MVDiffusion,
+        bank: SceneBank,
+        lora: LoRA | None = None,
+        nothing: Tensor | None = None,
+    ) -> None:
+        super().__init__(config)
+        assert model.multiview is not None
+        self.config, self.options, self.bank, self.lora, self.nothing = config, config.training, bank, lora, nothing
+        model.unet.requires_grad_(False)
+        self.blocks = nn.ModuleDict(model.multiview.new_blocks)
+        self.keep_average(self.blocks, self.options.ema)
+        self.known: dict[int, Geometry] = {}
+        self.hold(model=model)
+
+    def setup(self, stage: str) -> None:
+        self.model.to(self.device)
+
+    def configure_optimizers(self) -> Any:
+        o = self.options
+        return self.adamw(self.blocks.parameters(), o.learning_rate, weight_decay=o.weight_decay)
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step, o, model = int(batch), self.options, self.model
+        chosen = self.scenes(step)
+        z = self.bank.latents(chosen)
+        n, n_view = z.shape[:2]
+        given = self.given(step, n, n_view)
+        told, condition = self.known_of(chosen, z, given)
+        gen = self.rng(step, "diffusion")
+        t = timesteps(n, model.schedule.T, o.timestep_power, gen).repeat_interleave(n_view)
+        captions = [text for scene in self.bank.captions(chosen) for text in scene]
+        geometry = Scenes([self.geometry(int(k)) for k in chosen])
+        z = z.flatten(0, 1)
+        noise = torch.randn(z.shape, generator=gen)
+        loss = denoising_loss(model, z, captions, t, noise, geometry, told, condition)
+        self.metrics = {"loss": float(loss.detach())}
+        return loss
+
+    def scenes(self, step: int) -> Any:
+        """The newest ``fresh`` scenes, and others among all before them."""
+        o = self.options
+        last = min(o.scenes, self.bank.count)
+        known = min(last, o.first + step * o.fresh)
+        chosen = self.numpy_rng(step, "scenes").integers(0, known, o.batch)
+        fresh = min(o.fresh, last - known)
+        chosen[:fresh] = range(known, known + fresh)
+        return chosen
+
+    def given(self, step: int, n: int, n_view: int) -> Tensor:
+        """Which views are given (n,F), bool: outpaint: the first; depth: in a share of the scenes the first and last."""
+        found = torch.zeros(n, n_view, dtype=torch.bool)
+        if self.config.variant == "outpaint":
+            found[:, 0] = True
+        elif self.config.variant == "depth":
+            some = torch.from_numpy(self.numpy_rng(step, "given").random(n) < self.options.given)
+            found[some, 0] = found[some, -1] = True
+        return found
+
+    def given_on_sheet(self, n_view: int) -> Tensor:
+        """Those of the sample sheet (1,F): of an outpainting variant the first."""
+        return (torch.arange(n_view) == 0)[None] & (self.config.variant == "outpaint")
+
+    def known_of(self, chosen: Any, z: Tensor, given: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What the UNet is told of scenes with latents (n,F,C,h,w), and the condition, of n F views; None: nothing."""
+        z, given = z.flatten(0, 1), given.flatten()
+        if self.config.variant == "panorama":
+            return None, None
+        if self.config.variant == "outpaint":
+            assert self.nothing is not None
+            masked = torch.where(given[:, None, None, None], z, self.nothing.to(z))
+            return told_mask(masked, given, self.config.mask), None
+        depth = self.bank.depth(chosen).flatten(0, 1)
+        return told_depth(depth, *z.shape[-2:]), given_condition(z, given) if given.any() else None
+
+    def geometry(self, scene: int) -> Geometry:
+        """How its views correspond; kept. Panoramas of the same rig share it, wherever it begins."""
+        if self.config.variant != "depth":
+            scene = 0
+        if scene not in self.known:
+            cameras = self.bank.cameras(scene)
+            K, c2w = of_cameras(cameras)
+            if self.config.variant == "depth":
+                self.known[scene] = DepthGeometry(self.bank.depth([scene])[0], c2w, K, self.config.overlap)
+            else:
+                size = (cameras.height, cameras.width)
+                k, neighbours = self.config.k, self.config.neighbours
+                self.known[scene] = PanoramaGeometry(K, c2w[:, :3, :3], size, k, neighbours)
+        return self.known[scene]
+
+    def validate(self, step: int, folder: Path) -> None:
+        """Saves the averaged blocks and draws samples.png: of each scene the truth, then what is drawn for it."""
+        model, o, multiview = self.model, self.options, self.model.multiview
+        assert multiview is not None
+        rows, labels = [], []
+        with self.average.applied(self.blocks):
+            save_blocks(folder / RESULT, multiview, self.lora, whole=self.config.single_view.rank is None)
+            for scene in range(o.sheet_scenes):
+                z, captions = self.bank.latents([scene]), self.bank.captions([scene])[0]
+                told, condition = self.known_of([scene], z, self.given_on_sheet(z.shape[1]))
+                size, rng = self.bank.size, self.rng(scene, "sheet")
+                known = (self.geometry(scene), size, told, condition, o.sheet_steps, o.guidance_scale)
+                rows += [model.decode_latents(z[0]).float().cpu(), model.draw(captions, *known, generator=rng)]
+                labels += [*captions, *captions]
+        if rows:
+            write_png(folder / "samples.png", grid(torch.cat(rows), self.bank.n_view, labels))
