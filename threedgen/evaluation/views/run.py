@@ -69,7 +69,8 @@ class Evaluation:
         self.first = self.source.scene(0)
         if overlap(c, self.first) is None:
             raise ConfigError(f"{self.source.describe()}: no view overlaps the next one", "scenes")
-        self.drawn = self.drawing = None
+        self.drawn: DrawnScenes | None = None
+        self.drawing: Drawing | None = None
         if c.views is None:
             self.drawing = Drawing(task, self.source.describe(), self.first)
         else:
@@ -92,17 +93,19 @@ class Evaluation:
             if interrupts.stop:
                 raise Stopped(STOPPED[0])
 
+        draw, drawn = self.drawing, self.drawn
         for number in range(self.count):
             scene = self.true(number)
-            given = scene.views.images[0] if self.drawing and self.drawing.given else None
+            given = scene.views.images[0] if draw and draw.given else None
             yield TRUTH, number, scene, given
-            for row in (ATTENTION, BASE) if self.drawing else ():
-                count.note(f"scene {number}, {ROWS[row]}")
-                yield row, number, with_images(scene, self.drawing(row, number, scene, heed)), given
+            if draw is not None:
+                for row in (ATTENTION, BASE):
+                    count.note(f"scene {number}, {ROWS[row]}")
+                    yield row, number, with_images(scene, draw(row, number, scene, heed)), given
             if self.others:
                 yield OTHER, number, self.true(self.count + number), None
-        for number in range(len(self.drawn or ())):
-            yield FOLDER, number, self.drawn.scene(number), None
+        if drawn is not None:
+            yield from ((FOLDER, number, drawn.scene(number), None) for number in range(len(drawn)))
 
     def true(self, number: int) -> SceneViews:
         """A scene, its views as exact as files hold them."""
