@@ -11,6 +11,7 @@ EXTRAS = {
     "coacd": ("coacd", "pip install 'threedgen[parts]'"),
     "ray": ("ray", "pip install 'threedgen[ray]'"),
     "sentencepiece": ("sentencepiece", "pip install 'threedgen[deepfloyd]'"),
+    "torch_fidelity": ("torch-fidelity", "pip install torch-fidelity"),
     "viser": ("viser", "pip install 'threedgen[viser]'"),
     "triton": ("triton", "pip install 'threedgen[triton]'"),
     "nerfacc": ("nerfacc", "pip install 'threedgen[nerfacc]'"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,14 @@ def limits(figure: Share | None) -> str:
 def between(low: float | None, high: float | None) -> str:
     """Words an interval of shares, if there is one."""
     return "-" if low is None or high is None else f"{100 * low:.1f} - {100 * high:.1f} %"
+
+
+def measured(figure: Mapping[str, float | None] | None) -> str:
+    """Words a figure, its ``mean`` and the interval from ``low`` to ``high``: "0.667 (0.650 - 0.684)", or a dash."""
+    if not figure or (middle := figure["mean"]) is None:
+        return "-"
+    low, high = figure["low"], figure["high"]
+    return f"{middle:.3f}" + ("" if low is None or high is None else f" ({low:.3f} - {high:.3f})")
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.support.tiny_mvdiffusion import wall
-from threedgen.evaluation.metrics.overlap import depth_overlap, overlap_ratio, panorama_overlap
+from threedgen.evaluation.metrics.overlap import depth_overlap, given_view, overlap_ratio, panorama_overlap
 from threedgen.geometry import panorama
 from threedgen.geometry.warp import pixel_grid, unproject
 
@@ -52,3 +52,14 @@ def test_views_of_a_wall_agree_where_depth_says_that_both_see_it() -> None:
     all_of_it = depth_overlap(spoilt, depth, walk.K, walk.c2w, most=1.0)
     assert seen[0] is not None and all_of_it[0] is not None and seen[0] > 30 > all_of_it[0]
     assert depth_overlap(views, walk.depth * 0, walk.K, walk.c2w) == [None, None]
+
+
+def test_a_given_view_is_preserved_or_not() -> None:
+    views, K, R = true_views()
+    same = given_view(views, views[0], K, R)
+    assert same["given"] == same["given_overlap"] == 100 and same["beside"] == same["beside_given"] > 30
+    spoilt = views.clone()
+    spoilt[0, :, :8] = 1 - spoilt[0, :, :8]  # on the side of the last view
+    other = given_view(spoilt, views[0], K, R)
+    assert other["given"] < 30 and other["given_overlap"] is not None
+    assert other["beside_given"] == same["beside_given"] > other["beside"]

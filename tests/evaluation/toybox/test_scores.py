@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from tests.support.tiny_prior import tiny_prior
 from threedgen.config import ConfigError, registry
@@ -22,7 +23,9 @@ from threedgen.data.toybox.world import portraits
 from threedgen.evaluation.metrics.figures import (
     Share,
     bootstrap,
+    bootstrap_ratio,
     in_order,
+    jackknife,
     majority,
     share,
     side_of,
@@ -69,6 +72,20 @@ def test_what_was_not_asked_does_not_count() -> None:
     assert share([True, None, False, True]) == Share(2, 3)
     assert share([None]).value is None and percent(share([None])) == "-"
     assert percent(Share(195, 200)) == "97.5 % (195/200)"
+
+
+def test_intervals_of_ratios_and_of_figures_that_are_no_means() -> None:
+    rng = np.random.default_rng(1)
+    below = rng.normal(20, 2, 200)
+    above = 0.5 * below + rng.normal(0, 0.1, 200)
+    low, high = bootstrap_ratio(above.tolist(), below.tolist()) or (0, 0)
+    assert 0.49 < low < 0.5 < high < 0.51
+    wide = bootstrap_ratio(above.tolist()[::-1], below.tolist()[:-1]) or (0, 0)  # of other scenes
+    assert wide[0] < low and wide[1] > high and bootstrap_ratio([1.0], [2.0]) is None
+    assert bootstrap_ratio([1.0, None, 3.0], [2.0, 2.0, 6.0]) == pytest.approx((0.5, 0.5))
+    found = jackknife(lambda kept: float(below[kept].mean()), 200, 200) or (0, 0)
+    assert np.ptp(found) / 2 == pytest.approx(stats.t.ppf(0.975, 199) * stats.sem(below)) and found[0] < 20 < found[1]
+    assert jackknife(lambda kept: 1.0, 1) is None
 
 
 def test_majority() -> None:

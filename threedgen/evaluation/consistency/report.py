@@ -12,7 +12,7 @@ from threedgen.config import config_hash
 from threedgen.evaluation.metrics.distributions import fid, kid
 from threedgen.evaluation.metrics.figures import bootstrap, mean
 from threedgen.evaluation.sampling import evenly
-from threedgen.evaluation.tables import finish, markdown_table, write_strips
+from threedgen.evaluation.tables import finish, markdown_table, measured, write_strips
 from threedgen.evaluation.toybox.fidelity import features
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.images import readable, to_uint8
@@ -97,7 +97,7 @@ def table(config: ConsistencyConfig, rows: dict[str, Any]) -> str:
         if row not in rows:
             lines.append([f"{name} (none is known)", *["-"] * (len(heads) - 1)])
             continue
-        cells = [name, str(rows[row]["scenes"]), *(_cell(rows[row][key]) for key in figures)]
+        cells = [name, str(rows[row]["scenes"]), *(measured(rows[row][key]) for key in figures)]
         lines.append(cells + [f"{rows[row][key]:.3f}" if key in rows[row] else "-" for key in extra])
     return markdown_table(heads, lines)
 
@@ -108,20 +108,14 @@ def difference_table(config: ConsistencyConfig, found: dict[str, Any]) -> str:
     figures = _measured(found)
     heads = [f"{first} minus", *(FIGURES[key] for key in figures), "scenes with more PSNR"]
     return markdown_table(
-        heads, [[row, *(_cell(less[key]) for key in figures), str(less["psnr"]["won"])] for row, less in found.items()]
+        heads,
+        [[row, *(measured(less[key]) for key in figures), str(less["psnr"]["won"])] for row, less in found.items()],
     )
 
 
 def _measured(rows: dict[str, Any]) -> list[str]:
     """Lists the figures that any row has."""
     return [key for key in FIGURES if any(row[key]["mean"] is not None for row in rows.values())]
-
-
-def _cell(figure: dict[str, float | None]) -> str:
-    if figure["mean"] is None:
-        return "-"
-    interval = f" ({figure['low']:.3f} - {figure['high']:.3f})" if figure["low"] is not None else ""
-    return f"{figure['mean']:.3f}{interval}"
 
 
 def explained(config: ConsistencyConfig) -> str:

@@ -5,7 +5,7 @@ Angles are in radians, azimuth 0 is the front and grows counter-clockwise seen f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from math import pi
@@ -92,6 +92,43 @@ def bootstrap(
     found = stats.bootstrap((there,), np.mean, n_resamples=resamples, method="percentile", rng=rng)
     low, high = found.confidence_interval
     return float(low), float(high)
+
+
+def bootstrap_ratio(
+    above: Sequence[float | None], below: Sequence[float | None], resamples: int = 10_000
+) -> tuple[float, float] | None:
+    """Finds the 95 % interval of the mean of those ``above`` over that of those ``below``, as ``bootstrap`` does; two
+    sequences of one length are taken for pairs. None below two values."""
+    paired = len(above) == len(below)
+    kept = [k for k in range(len(above)) if not paired or None not in (above[k], below[k])]
+    over = np.array([above[k] for k in kept if above[k] is not None], np.float64)
+    under = np.array([below[k] for k in kept] if paired else [v for v in below if v is not None], np.float64)
+    if min(len(over), len(under)) < 2:
+        return None
+
+    def ratio(a: Floats, b: Floats, axis: int) -> Floats:
+        return np.asarray(a.mean(axis) / b.mean(axis))
+
+    how: Any = {"n_resamples": resamples, "method": "percentile", "paired": paired, "rng": np.random.default_rng(0)}
+    low, high = stats.bootstrap((over, under), ratio, vectorized=True, **how).confidence_interval
+    return float(low), float(high)
+
+
+def jackknife(figure: Callable[[NDArray[np.intp]], float], count: int, groups: int = 20) -> tuple[float, float] | None:
+    """Finds the 95 % interval of a figure that is no mean, such as FID, of ``count`` scenes.
+
+    It is asked for the figure without each of ``groups`` groups of scenes, and then of all, and takes the spread of the
+    former for normal (Tukey 1958): a bootstrap, which repeats scenes, would make FID larger. None below two scenes.
+    """
+    every = np.arange(count)
+    parts = np.array_split(every, min(groups, count))
+    if len(parts) < 2:
+        return None
+    without = np.array([figure(np.setdiff1d(every, part)) for part in parts])
+    share = (len(parts) - 1) / len(parts)
+    error = np.sqrt(share * np.square(without - without.mean()).sum()) * stats.t.ppf(0.975, len(parts) - 1)
+    value = figure(every)
+    return float(value - error), float(value + error)
 
 
 def wrap(angle: Floats | float) -> Floats:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from threedgen.geometry.images import psnr
@@ -66,6 +67,29 @@ def depth_overlap(
             _agreement(views[one], *warped(views[other], there, (seen > 0) & ((seen - expected).abs() <= most)))
         )
     return found
+
+
+def given_view(views: Tensor, given: Tensor, K: Tensor, R: Tensor) -> dict[str, float | None]:
+    """Measures, in dB, what became of the picture (H,W,3) that was given for view 0 of a panorama (V,H,W,3).
+
+    given: view 0 against it; given_overlap: the same where the views beside it see something of it; beside: the
+    overlap of view 0, as it was drawn, with these two; beside_given: that of the picture itself with them.
+    """
+    K, R = K.cpu().double().expand(len(R), 3, 3), R.cpu().double()
+    seen = torch.stack(
+        [turned_into(views[n].float(), homography(K[0], R[0], K[n], R[n]))[1] for n in (1, len(views) - 1)]
+    ).any(0)
+    near = [len(views) - 1, 0, 1]
+
+    def beside(view: Tensor) -> float | None:
+        return mean(panorama_overlap(torch.stack([views[near[0]], view, views[1]]), K[near], R[near])[:2])
+
+    return {
+        "given": psnr(np.asarray(given), np.asarray(views[0])),
+        "given_overlap": _agreement(views[0], given, seen),
+        "beside": beside(views[0]),
+        "beside_given": beside(given),
+    }
 
 
 def overlap_ratio(generated: Sequence[float | None], truth: Sequence[float | None]) -> float | None:

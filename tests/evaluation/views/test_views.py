@@ -1,0 +1,232 @@
+"""Views that are drawn together, measured: what is the ceiling, what is kept, what is read, what is refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+from tests.support.tiny_prior import letter_tokenizer
+from tests.support.tiny_scenes import TinyScenes, TinyScenesConfig, tiny
+from threedgen.config import ConfigError
+from threedgen.config.optional import installed
+from threedgen.data.scene_views import SceneViews
+from threedgen.evaluation.views.features import Caption
+from threedgen.evaluation.views.measure import overlap
+from threedgen.evaluation.views.options import EvaluateViewsConfig, InceptionFeaturesConfig
+from threedgen.evaluation.views.run import run
+from threedgen.geometry.images import png, to_uint8, write_png
+from threedgen.geometry.warp import of_cameras
+from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.run.folder import write_json
+
+__all__ = ["tiny"]
+pytestmark = pytest.mark.usefixtures("tiny")
+
+
+def options(folder: Path, **changes: Any) -> EvaluateViewsConfig:
+    prior = {"blocks": changes.pop("blocks", "toybox-panorama")}
+    scenes = {"name": "tiny"} | changes.pop("scenes", {})
+    return EvaluateViewsConfig(
+        task="evaluate-views", scenes=scenes, prior=prior, out=str(folder), count=2, steps=2, guidance_scale=2
+    ).model_copy(update=changes)
+
+
+def found(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture
+def drawings(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each drawing, whether its views saw each other."""
+    done: list[bool] = []
+    draw = MVDiffusion.draw
+
+    def counted(self: MVDiffusion, prompts: Any, geometry: Any, *args: Any, **kwargs: Any) -> Tensor:
+        views = draw(self, prompts, geometry, *args, **kwargs)
+        done.append(geometry is not None)
+        return views
+
+    monkeypatch.setattr(MVDiffusion, "draw", counted)
+    return done
+
+
+def test_truth_is_the_ceiling_and_what_was_drawn_is_kept(tmp_path: Path, drawings: list[bool]) -> None:
+    assert run(options(tmp_path), None, True) == 0
+    rows, less = found(tmp_path)["rows"], found(tmp_path)["difference"]
+    assert list(rows) == ["truth", "attention", "base", "other_truth"]
+    assert rows["truth"]["ratio"] == {"mean": 1, "low": 1, "high": 1} and "fid" not in rows["truth"]
+    assert rows["base"]["ratio"]["mean"] < 0.9 and rows["attention"]["psnr"] != rows["base"]["psnr"]
+    gain = rows["attention"]["psnr"]["mean"] - rows["base"]["psnr"]["mean"]
+    assert less["psnr"]["mean"] == pytest.approx(gain, abs=1e-3)
+    assert rows["base"]["fid"]["mean"] > rows["other_truth"]["fid"]["mean"] > 0
+    text = (tmp_path / "report.md").read_text()
+    assert "| with minus without |" in text and "toybox probe" in text and (tmp_path / "sheet.png").is_file()
+    assert drawings == [True, False] * 2
+
+    before = found(tmp_path)
+    assert run(options(tmp_path), None, True) == 0 and found(tmp_path) == before and len(drawings) == 4
+    (tmp_path / "views" / "base" / "00001.safetensors").write_bytes(b"cut off")
+    assert run(options(tmp_path), None, True) == 0 and found(tmp_path) == before and drawings[4:] == [False]
+    assert run(options(tmp_path, count=3), None, True) == 0
+    assert found(tmp_path)["scenes"]["base"][:2] == before["scenes"]["base"] and drawings[5:] == [True, False]
+    assert run(options(tmp_path, guidance_scale=3.0), None, True) == 0 and len(drawings) == 11
+
+
+def test_a_stopped_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(options(tmp_path / "whole"), None, True)
+    denoise, calls = MVDiffusion.denoise_views, 0
+
+    def interrupted(self: MVDiffusion, *args: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 5:  # in the second of the four drawings
+            signal.raise_signal(signal.SIGINT)
+        return denoise(self, *args)
+
+    monkeypatch.setattr(MVDiffusion, "denoise_views", interrupted)
+    assert run(options(tmp_path / "cut"), None, True) == 130
+    assert not (tmp_path / "cut" / "report.json").exists()
+    kept = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("cut/views/*/*"))
+    assert len(kept) in (1, 2)
+    assert run(options(tmp_path / "cut"), None, True) == 0
+    assert found(tmp_path / "cut") == found(tmp_path / "whole")
+
+
+def test_a_given_view(tmp_path: Path) -> None:
+    assert run(options(tmp_path, blocks="toybox-outpaint"), None, True) == 0
+    rows = found(tmp_path)["rows"]
+    assert rows["truth"]["given"]["mean"] == rows["truth"]["given_overlap"]["mean"] == 100
+    assert rows["attention"]["given"]["mean"] < 30 and "beside_given" in rows["base"]
+    assert "the given picture to the next views" in (tmp_path / "report.md").read_text()
+
+
+def test_views_with_depth(tmp_path: Path) -> None:
+    assert run(options(tmp_path, blocks="toybox-depth", scenes={"depth": True, "views": 3}), None, True) == 0
+    rows = found(tmp_path)["rows"]
+    assert rows["truth"]["psnr"]["mean"] > 25 > rows["base"]["psnr"]["mean"]
+
+
+# --- views of a folder ----------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, scene: SceneViews, images: Tensor | None = None, inner: str = "views") -> None:
+    K, c2w = of_cameras(scene.views.at)
+    place = folder / inner
+    for number, view in enumerate(scene.views.images if images is None else images):
+        write_png(place / f"{number}.png", view)
+    pose = {"R": c2w[:, :3, :3].tolist()} if scene.depth is None else {"c2w": c2w.tolist()}
+    write_json(place / "cameras.json", {"K": K[0].tolist(), **pose})
+    if scene.depth is not None:
+        (folder / "depth").mkdir()
+        for number, depth in enumerate(scene.depth):
+            (folder / "depth" / f"{number}.png").write_bytes(png((1000 * depth).round().numpy().astype(np.uint16)))
+
+
+@pytest.mark.parametrize("depth", [False, True])
+def test_views_of_a_folder_need_no_model(tmp_path: Path, depth: bool, drawings: list[bool]) -> None:
+    kind = {"depth": depth}
+    source = TinyScenes(TinyScenesConfig(**kind), split="test")
+    for number in range(2):
+        scene = source.scene(number)
+        write(tmp_path / "true" / f"room {number}", scene, inner="views" if number else "")
+        noise = torch.rand(scene.views.images.shape, generator=torch.Generator().manual_seed(number))
+        write(tmp_path / "noise" / f"room {number}", scene, noise)
+    ratio = {}
+    for name in ("true", "noise"):
+        config = options(tmp_path / f"{name} run", views=str(tmp_path / name), scenes=kind, count=3, blocks=None)
+        config.check()
+        assert run(config, None, True) == 0
+        ratio[name] = found(tmp_path / f"{name} run")["rows"]["views"]["ratio"]
+    assert ratio["true"]["mean"] == pytest.approx(1, abs=0.1) and ratio["noise"]["mean"] < 0.4
+    assert ratio["noise"]["low"] < ratio["noise"]["mean"] < ratio["noise"]["high"]
+    assert not drawings
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("cameras.json", "{}", r"R \(V,3,3\)"),
+        ("cameras.json", '{"K": [[1, 2], [3, 4]], "R": [[[1, 0], [0, 1]]]}', r"R \(V,3,3\)"),
+        ("2.png", None, "2.png is missing"),
+        ("cameras.json", None, "has no scenes"),
+        ("0.png", "no picture", "0.png"),
+    ],
+)
+def test_folders_that_are_none(tmp_path: Path, name: str, content: str | None, words: str) -> None:
+    write(tmp_path / "in" / "a", TinyScenes(TinyScenesConfig()).scene(0))
+    path = tmp_path / "in" / "a" / "views" / name
+    path.write_text(content) if content is not None else path.unlink()
+    with pytest.raises(ConfigError, match=words) as error:
+        run(options(tmp_path / "out", views=str(tmp_path / "in")), None, True)
+    assert "\n" not in str(error.value) and str(error.value).startswith("views: ")
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scenes": {"views": 1}}, "scenes: tiny scenes: a scene has 1 view"),
+        ({"scenes": {"views": 4}}, "scenes: tiny scenes: no view overlaps the next"),
+        ({"scenes": {"count": 0}}, "scenes: tiny scenes: there are none"),
+        ({"blocks": "toybox-depth"}, r"prior.blocks: .*turn in one place.*'toybox-depth'"),
+        ({"scenes": {"depth": True}}, r"prior.blocks: .*have depth; choose blocks such as toybox-depth"),
+        ({"scenes": {"size": 17}}, "scenes: .*17 x 17 pixels, and the model draws multiples of 2"),
+        ({"clip": "nowhere/at-all"}, "clip: 'nowhere/at-all' cannot be loaded as CLIP"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_at_once(
+    tmp_path: Path, drawings: list[bool], changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        run(options(tmp_path, **changes), None, True)
+    assert not drawings
+
+
+def test_what_is_not_there_is_refused_before_torch(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="prior.blocks: there is no attention between views"):
+        options(tmp_path, blocks=None).check()
+    with pytest.raises(ConfigError, match="views: there is no folder '1'"):
+        options(tmp_path, views="1").check()
+
+
+@pytest.mark.skipif(installed("torch_fidelity"), reason="torch-fidelity is installed")
+def test_inception_needs_a_package(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"features.name: inception needs the package torch-fidelity: pip"):
+        options(tmp_path, features=InceptionFeaturesConfig(), views=str(tmp_path)).check()
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_views_are_compared_in_the_size_that_is_asked_for(tmp_path: Path) -> None:
+    scene = TinyScenes(TinyScenesConfig(views=8)).scene(0)
+    plain, larger = (overlap(options(tmp_path, overlap_size=size), scene) for size in (None, 64))
+    assert plain is not None and larger is not None and plain != larger and min(plain, larger) > 20
+
+
+def test_clip_score_of_views_with_their_own_captions(tmp_path: Path) -> None:
+    """100 cos, whatever the version of transformers answers."""
+    tokens = letter_tokenizer()
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": tokens.bos_token_id, "eos_token_id": tokens.eos_token_id}
+    text = {**small, **ends, "vocab_size": len(tokens), "max_position_embeddings": 16}
+    vision = {**small, "image_size": 32, "patch_size": 16}
+    torch.manual_seed(0)
+    net = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=2))
+    net.save_pretrained(tmp_path)
+    CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32), tokens).save_pretrained(tmp_path)
+    score, views = Caption(str(tmp_path)), torch.from_numpy(to_uint8(torch.rand(6, 20, 20, 3)))
+    each = [score(view[None], [words]) for view, words in zip(views, "abcdef", strict=True)]
+    assert all(0 <= one <= 100 for one in each) and max(each) > 0
+    if min(each) > 0:  # the clamp is that of the mean
+        assert score(views, tuple("abcdef")) == pytest.approx(np.mean(each), rel=1e-4)

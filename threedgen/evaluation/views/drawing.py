@@ -1,0 +1,117 @@
+"""Draws the views of scenes from their captions, with and without the attention between views, and keeps them.
+
+RUN/views/attention/00003.safetensors    scene 3, as the views see each other;  RUN/views/base/...   each by itself
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.data.scene_views import SceneViews
+from threedgen.evaluation.sampling import read_views, write_views
+from threedgen.geometry.images import to_uint8
+from threedgen.geometry.warp import of_cameras
+from threedgen.guidance.mvdiffusion.geometry import Geometry
+from threedgen.guidance.mvdiffusion.inputs import masked_pictures, told_depth, told_mask
+from threedgen.guidance.mvdiffusion.model import MVDiffusion, depth_geometry, panorama_geometry
+from threedgen.run.cache import digest
+from threedgen.run.seeding import generator
+from threedgen.train.task import Task
+
+from .options import EvaluateViewsConfig
+
+ATTENTION, BASE = "attention", "base"
+
+
+class Drawing:
+    """The model of a run. ``given``: it is given view 0. Raises ConfigError for one that cannot draw such scenes."""
+
+    def __init__(self, task: Task, scenes: str, first: SceneViews) -> None:
+        """``scenes``: what decides them, in a line; ``first``: one of them."""
+        self.config: EvaluateViewsConfig = task.config
+        self.folder, self.scenes = task.folder / "views", scenes
+        self.model: MVDiffusion = task.load_prior()
+        self._check(first)
+        self.given = self.model.told == "mask"
+        networks = self.model.networks
+        alone = {name: network for name, network in networks.items() if name != "multiview"}
+        self.weights = {ATTENTION: digest(networks), BASE: digest(alone)}
+
+    def __call__(self, row: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
+        """Draws the views (V,H,W,3), uint8, of scene ``number``, or reads what was drawn before; both rows begin with
+        the same noise. ``on_step`` may raise."""
+        path, key = self.folder / row / f"{number:05d}.safetensors", self._key(row, number, scene)
+        views = read_views(path, key)
+        if views is None:
+            views = to_uint8(self._draw(row, number, scene, on_step))
+            write_views(path, views, key)
+        return torch.from_numpy(views)
+
+    def _draw(self, row: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
+        c = self.config
+        return self.model.draw(
+            scene.captions,
+            self._geometry(scene) if row == ATTENTION else None,
+            size_of(scene),
+            told=self._told(scene),
+            steps=c.steps,
+            guidance_scale=c.guidance_scale,
+            negative_prompt=c.negative_prompt,
+            generator=generator(c.seed, number, "views of a scene"),
+            on_step=on_step,
+        )
+
+    def _key(self, row: str, number: int, scene: SceneViews) -> dict[str, str]:
+        """All that decides how the views look."""
+        c, p = self.config, self.config.prior
+        between = f"{p.neighbours} {p.k} {p.overlap}" if row == ATTENTION else ""
+        how = f"{c.steps} {c.guidance_scale:g} {c.seed} {c.mask} {p.dtype} {between} {c.negative_prompt}"
+        what = {"scene": f"{number} of {self.scenes}", "captions": "\n".join(scene.captions)}
+        return {"weights": self.weights[row], "how": how, **what}
+
+    def _geometry(self, scene: SceneViews) -> Geometry:
+        K, c2w = of_cameras(scene.views.at)
+        if scene.depth is None:
+            return panorama_geometry(self.config.prior, K, c2w[:, :3, :3], size_of(scene))
+        return depth_geometry(self.config.prior, scene.depth, c2w, K)
+
+    def _told(self, scene: SceneViews) -> Tensor | None:
+        """What the UNet is told of the scene, the same in both rows."""
+        model, convention = self.model, self.config.mask
+        if model.told == "depth" and scene.depth is not None:
+            height, width = (side // model.factor for side in size_of(scene))
+            return told_depth(scene.depth, height, width).to(model.device)
+        if model.told == "mask":
+            given = torch.arange(len(scene)) == 0
+            views = masked_pictures(scene.views.images, given, convention)
+            return told_mask(model.encode_views(views), given.to(model.device), convention)
+        return None
+
+    def _check(self, scene: SceneViews) -> None:
+        model, name, blocks = self.model, self.config.scenes.name, self.config.prior.blocks
+        kind, other, others, fit = (
+            ("panorama", "depth", "turn in one place", "toybox-panorama or toybox-outpaint")
+            if scene.depth is None
+            else ("depth", "mask", "walk, and have depth", "toybox-depth")
+        )
+        if model.multiview is None or model.multiview.kind != kind or model.told == other:
+            raise ConfigError(
+                f"is for other scenes, for the views of {name} {others}; choose blocks such as {fit}, or other scenes",
+                "prior.blocks",
+                blocks,
+            )
+        if any(side % model.factor for side in size_of(scene)):
+            height, width = size_of(scene)
+            raise ConfigError(
+                f"the views of {name} are {height} x {width} pixels, and the model draws multiples of {model.factor}",
+                "scenes",
+            )
+
+
+def size_of(scene: SceneViews) -> tuple[int, int]:
+    """Height and width of its views in pixels."""
+    return scene.views.at.height, scene.views.at.width
