@@ -148,13 +148,14 @@ def child(
     from threedgen.systems.dreambooth.system import DreamBoothSystem
     from threedgen.systems.generate.system import GenerateSystem
     from threedgen.systems.novel_view.system import PairSystem
+    from threedgen.systems.train_mvdiffusion.system import SingleViewSystem, ViewsSystem
     from threedgen.systems.train_prior.autoencoder import AutoencoderSystem
     from threedgen.systems.train_prior.system import DiffusionSystem
     from threedgen.systems.train_prior.words import WordsSystem
 
     now = {"step": -1}
     learners = (GenerateSystem, AutoencoderSystem, WordsSystem, DiffusionSystem, PairSystem, DreamBoothSystem)
-    for system in learners:
+    for system in (*learners, SingleViewSystem, ViewsSystem):
 
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:
             now["step"] = batch
@@ -243,6 +244,7 @@ def serve() -> None:
     import threedgen.systems.generate.task  # noqa: F401  what every child needs
     import threedgen.systems.novel_view.task
     import threedgen.systems.sample.task
+    import threedgen.systems.train_mvdiffusion.task
     import threedgen.systems.train_prior.task  # noqa: F401
 
     torch.set_num_threads(1)

@@ -1,0 +1,171 @@
+"""The task "train-mvdiffusion", by a tiny 2D model: its two stages, what it leaves, that a killed run ends the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.task_server import assert_same, saved_at, server, weights, write_config
+from tests.support.tiny_prior import cpu, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
+from tests.support.toy_run import log
+from threedgen import cli, config
+from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.run.metrics import read_summary
+from threedgen.systems.train_mvdiffusion import masks
+from threedgen.systems.train_mvdiffusion.system import ViewsSystem
+
+unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+PANORAMAS = {"name": "toy-panoramas", "count": 6, "views": 4, "size": 16, "fov": 100.0, "supersample": 1}
+PATHS = {"name": "toy-paths", "count": 6, "views": 3, "height": 16, "width": 16, "supersample": 1}
+SCENES = {"panorama": PANORAMAS, "outpaint": PANORAMAS, "depth": PATHS}
+STEPS = 6
+TINY: dict[str, Any] = {
+    "task": "train-mvdiffusion",
+    "threads": 1,
+    "single_view": {"max_steps": 4, "batch": 3, "rank": 2},
+    "training": {"batch": 2, "first": 3, "sheet_scenes": 1, "sheet_steps": 2, "learning_rate": 0.01, "ema": 0.5},
+    "trainer": {"max_steps": STEPS, "val_check_interval": 0, "log_every_n_steps": 2, "accelerator": "cpu"},
+    "checkpoint": {"seconds": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "base"
+    plain = tiny_unet(class_embed_type=None, projection_class_embeddings_input_dim=None)
+    MVDiffusion(plain, tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32").save(folder)
+    return folder
+
+
+def tiny(folder: Path, base: Path, variant: str, **values: Any) -> Path:
+    places = {"start": str(base), "variant": variant, "scenes": SCENES[variant]}
+    return write_config(folder / "tiny.yaml", TINY, **{**places, **values})
+
+
+@pytest.mark.parametrize("variant", ["panorama", "outpaint", "depth"])
+def test_a_run_leaves_what_is_to_be_added_to_its_base(
+    tmp_path: Path, base: Path, variant: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--config", str(tiny(tmp_path, base, variant)), "out=run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(Path("run", "blocks.safetensors"))
+    summary = read_summary(Path("run"))
+    assert summary["status"] == "finished" and summary["steps"] == STEPS
+    assert Path("run/samples.png").is_file() and Path("run/single-view/single-view.safetensors").is_file()
+    before = MVDiffusion.load(str(base), dtype="fp32", camera=False)
+    found = MVDiffusion.load(str(base), dtype="fp32", camera=False).with_views(Path("run/blocks.safetensors"))
+    told = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}[variant]
+    assert found.told == told and found.multiview is not None and found.multiview.has_condition == (variant == "depth")
+    moved = [name for name, value in found.multiview.new_blocks["cp_blocks_mid"].named_parameters() if value.any()]
+    assert len(moved) > 5, "nothing was learnt between views"
+    x, t = torch.randn(1, 4, 8, 8, generator=cpu()), torch.tensor([300])
+    text = before.encode_prompt(["a red dog"])
+    with torch.no_grad():
+        assert not torch.allclose(found.denoise_views(x, t, text), before.denoise_views(x, t, text), atol=1e-4)
+
+
+def test_a_model_that_knows_such_views_needs_no_first_stage(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tiny(tmp_path, base, "panorama", single_view=None)
+    assert cli.main(["--config", str(path), "out=run", "trainer.max_steps=2"]) == 0
+    stored = load_file("run/blocks.safetensors")
+    assert not any(".up" in name or ".down" in name for name in stored if "lora" in name)
+    path = tiny(tmp_path, base, "depth", single_view=None)
+    capsys.readouterr()
+    assert cli.main(["--config", str(path), "out=other"]) == 2
+    assert "single_view" in (said := capsys.readouterr().err) and "told nothing" in said and "\n" not in said.strip()
+
+
+@unix
+def test_a_run_killed_in_either_stage_ends_the_same(tmp_path: Path, base: Path) -> None:
+    words = ["--config", str(tiny(tmp_path, base, "outpaint")), "out=run"]
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    assert server().run(tmp_path / "whole", words=words) == 0, log(tmp_path / "whole")
+    for step, system in ((2, "SingleView"), (3, "Views")):
+        pid = server().held(tmp_path / "killed", words=words, hold_at=step, hold_in=system)
+        os.kill(pid, signal.SIGKILL)
+        assert server().wait(pid) == -signal.SIGKILL
+    assert saved_at(tmp_path / "killed" / "run")
+    assert server().run(tmp_path / "killed", words=["--resume", "run"]) == 0, log(tmp_path / "killed")
+    whole, killed = (tmp_path / name / "run" for name in ("whole", "killed"))
+    assert_same(weights(killed), weights(whole))
+    for name in ("blocks.safetensors", "samples.png", "single-view/single-view.safetensors"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("variant", "words", "sentence"),
+    [
+        ("depth", ["scenes.name=toy-panoramas"], "variant depth learns from posed views with depth"),
+        ("panorama", ["k=4"], "k 4 should be odd; try 5"),
+        ("panorama", ["start=nowhere"], "start: there is no file or folder 'nowhere'"),
+        ("panorama", ["training.fresh=9"], "fresh 9 should not exceed batch 2"),
+        ("panorama", ["scenes.name=toy-panorama"], "did you mean 'toy-panoramas'"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    tmp_path: Path, base: Path, variant: str, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenes = {"name": SCENES[variant]["name"]}
+    path = tiny(tmp_path, base, variant, scenes=scenes)
+    assert cli.main(["--config", str(path), *words, f"out={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert sentence in said and "Traceback" not in said
+
+
+def test_the_views_of_a_scene_share_their_noise_level(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from threedgen.systems.train_mvdiffusion import system as module
+    from threedgen.systems.train_mvdiffusion.task import train
+    from threedgen.train.task import Task
+
+    seen: list[torch.Tensor] = []
+    real = module.denoising_loss
+
+    def loss(model: Any, z: Any, captions: Any, t: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(z) == 8:
+            seen.append(t)
+        return real(model, z, captions, t, *rest)
+
+    monkeypatch.setattr(module, "denoising_loss", loss)
+    options = config.load(tiny(tmp_path, base, "panorama", single_view=None), [f"out={tmp_path / 'run'}"])
+    train(Task(options, quiet=True))
+    assert len(seen) == STEPS
+    for t in seen:
+        first, second = t.view(2, 4)
+        assert len(first.unique()) == len(second.unique()) == 1 and first[0] != second[0]
+
+
+def test_masks_leave_out_a_part_all_or_nothing() -> None:
+    rng = np.random.default_rng(3)
+    shares = np.array([masks.painted(rng, 32).mean() for _ in range(200)])
+    assert (shares == 1).mean() > 0.2 and ((shares > 0) & (shares < 1)).mean() > 0.5
+    around = np.array([masks.around_a_photo(rng, 32) for _ in range(200)])
+    assert (around.mean((1, 2)) == 0).mean() > 0.15 and not around[:, 16, 16].any()
+    assert np.array_equal(around, around[:, ::-1]) and np.array_equal(around, around[:, :, ::-1])
+
+
+def test_new_scenes_come_one_by_one(tmp_path: Path, base: Path) -> None:
+    class Bank:
+        count, n_view = 6, 4
+
+    made: Any = object.__new__(ViewsSystem)
+    options = config.load(tiny(tmp_path, base, "panorama"))
+    chosen = []
+    for step in range(5):
+        made.__dict__.update(options=options.training, bank=Bank, seed=0)
+        made.__dict__["numpy_rng"] = lambda step, purpose: np.random.default_rng(step)
+        chosen.append(ViewsSystem.scenes(made, step).tolist())
+    assert [row[0] for row in chosen[:3]] == [3, 4, 5]
+    assert all(max(row) < 6 for row in chosen)
