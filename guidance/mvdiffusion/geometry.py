@@ -16,7 +16,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from threedgen.geometry.warp import apply_homography, homography, inside, look_up, pixel_grid, reproject
+from threedgen.geometry.overlap import overlap_fractions
+from threedgen.geometry.warp import apply_homography, homography, look_up, pixel_grid, reproject
 
 Neighbours = Literal["ring", "all"]
 HIDDEN = 1e6
@@ -148,14 +149,15 @@ class DepthGeometry(_Cached):
     the one before and the one after; one place in each.
 
     depth (F,H,W) along the viewing axis, 0 where it is unknown, in the unit of the poses, which for released weights is
-    metres.  c2w (F,4,4), OpenCV axes.  K (3,3) or (F,3,3).
+    metres.  c2w (F,4,4), OpenCV axes.  K (3,3) or (F,3,3).  behind: what lies behind a camera counts as overlap and as
+    key where the line through it meets the picture, as released weights know it.
     """
 
-    def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, least: float = 0.3) -> None:
+    def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, least: float = 0.3, behind: bool = True) -> None:
         super().__init__()
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))
-        self.K, self.n_view = K.expand(len(depth), 3, 3), len(depth)
-        self.overlap = overlap_fractions(self.depth, self.c2w, self.K)
+        self.K, self.n_view, self.behind = K.expand(len(depth), 3, 3), len(depth), behind
+        self.overlap = overlap_fractions(self.depth, self.c2w, self.K, behind)
         self._adjacent = overlap_neighbours(self.overlap, least)
 
     def neighbours(self, view: int) -> list[int]:
@@ -166,10 +168,10 @@ class DepthGeometry(_Cached):
         scale = self.depth.shape[1] / height
         pixels, others = token_pixels(height, width, scale), self.neighbours(view)
         here = look_up(self.depth[view], pixels)
-        found = [reproject(pixels, here, *self._camera(view), *self._camera(other))[0] for other in others]
-        counterpart = torch.stack(found)
-        there = torch.stack([look_up(self.depth[other], at) for other, at in zip(others, found, strict=True)])
-        mask = (here > 0) & (there > 0)
+        found = [reproject(pixels, here, *self._camera(view), *self._camera(other)) for other in others]
+        counterpart, z = (torch.stack(part) for part in zip(*found, strict=True))
+        there = torch.stack([look_up(self.depth[other], at) for other, at in zip(others, counterpart, strict=True)])
+        mask = (here > 0) & (there > 0) & (self.behind | (z > 0))
         relation = (here - torch.where(mask, there, HIDDEN)).abs()
         places = counterpart / scale - 0.5
         return Keys(torch.tensor(others), places[:, :, None], mask[:, :, None], relation[:, :, None, None])
@@ -188,26 +190,6 @@ def panorama_correspondences(K: Tensor, R: Tensor, pairs: Iterable[tuple[int, in
     start, end = (list(side) for side in zip(*pairs, strict=True))
     H = homography(K[start].double(), R[start].double(), K[end].double(), R[end].double())
     return apply_homography(H[:, None], pixel_grid(height, width))[0]
-
-
-def depth_correspondences(depth: Tensor, K: Tensor, c2w: Tensor, K_to: Tensor, to: Tensor) -> Tensor:
-    """Finds where the pixels of a view with ``depth`` (H,W) are in another: (H,W,2), far outside if it is unknown."""
-    pixels = pixel_grid(*depth.shape).flatten(0, 1)
-    found, _ = reproject(pixels, depth.double().flatten(), K.double(), c2w.double(), K_to.double(), to.double())
-    return found.unflatten(0, depth.shape)
-
-
-def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor) -> Tensor:
-    """Measures how much of each view's picture another one has, the lesser of both ways: (F,F), 1 on the diagonal.
-
-    ``depth`` (F,H,W); ``c2w`` (F,4,4); ``K`` (F,3,3). One pair after the other: memory is that of one map.
-    """
-    share = torch.ones(len(depth), len(depth), dtype=torch.float64)
-    for one in range(len(depth)):
-        for other in set(range(len(depth))) - {one}:
-            there = depth_correspondences(depth[one], K[one], c2w[one], K[other], c2w[other])
-            share[one, other] = inside(there, *depth.shape[1:]).double().mean()
-    return torch.minimum(share, share.T)
 
 
 def overlap_neighbours(overlap: Tensor, least: float = 0.3) -> list[list[int]]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.warp import of_cameras
 from threedgen.guidance.diffusion import Generators, ddim_sample, fresh_noise, guided
 from threedgen.guidance.multiview.joined import predict
 from threedgen.guidance.options import MVDiffusionConfig
@@ -23,7 +25,7 @@ from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.weights.files import read_tensors
 
 from .blocks import locate
-from .geometry import DepthGeometry, Geometry, PanoramaGeometry
+from .geometry import DepthGeometry, Geometry, Neighbours, PanoramaGeometry
 from .inputs import Told, told_kind, told_nothing
 from .unet import MultiviewUNet
 from .weights import convert_released, differing
@@ -33,6 +35,14 @@ def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVD
     """The model that a config describes. Raises ConfigError."""
     model: MVDiffusion = load_as(MVDiffusion, options, device, camera=False)
     return model if options.blocks is None else model.with_views(options.blocks)
+
+
+class CorrespondenceOptions(Protocol):
+    """What a config says of it: see ``MVDiffusionConfig``."""
+
+    k: int
+    neighbours: Neighbours
+    overlap: float
 
 
 class MVDiffusion(StableDiffusion):
@@ -75,6 +85,14 @@ class MVDiffusion(StableDiffusion):
     def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         """A single picture about which nothing is known."""
         return super().predict(torch.cat([x, told_nothing(self.told, x)], 1), t, text)
+
+    def geometry(self, at: Cameras, depth: Tensor | None, options: CorrespondenceOptions) -> Geometry:
+        """How views correspond: posed ones with ``depth`` (F,H,W), else those of a panorama."""
+        K, c2w = of_cameras(at)
+        if depth is None:
+            return PanoramaGeometry(K, c2w[:, :3, :3], (at.height, at.width), options.k, options.neighbours)
+        behind = self.multiview is None or self.multiview.encoding == "reference"
+        return DepthGeometry(depth, c2w, K, options.overlap, behind)
 
     def denoise_views(
         self,
@@ -147,13 +165,3 @@ class MVDiffusion(StableDiffusion):
 
         z = ddim_sample(guided(denoise, guidance_scale), start, text, None, 1, self.schedule, steps)
         return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
-
-
-def panorama_geometry(options: MVDiffusionConfig, K: Tensor, R: Tensor, size: tuple[int, int]) -> PanoramaGeometry:
-    """How the views of a panorama correspond, as a config has it."""
-    return PanoramaGeometry(K, R, size, options.k, options.neighbours)
-
-
-def depth_geometry(options: MVDiffusionConfig, depth: Tensor, c2w: Tensor, K: Tensor) -> DepthGeometry:
-    """How posed views with depth correspond, as a config has it."""
-    return DepthGeometry(depth, c2w, K, options.overlap)

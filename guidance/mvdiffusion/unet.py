@@ -53,7 +53,7 @@ class MultiviewUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.unet: Any = cast(Any, unet).requires_grad_(False)
-        self.kind, self.has_condition = kind, condition
+        self.kind, self.encoding, self.has_condition = kind, encoding, condition
         widths = list(self.unet.config["block_out_channels"])
         block = BLOCKS[kind]
         self.cp_blocks_encoder = nn.ModuleList([block(width, encoding) for width in widths])

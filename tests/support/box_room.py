@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import radians
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torch
 import trimesh
 
 from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.cameras_file import write_cameras
 from threedgen.geometry.poses import look_at
 from threedgen.geometry.raster import interpolate, rasterise_views, shrink
 from threedgen.run.arrays import Array
-from threedgen.systems.texture.scene import SceneMesh
+from threedgen.systems.texture.scene import Coordinates, SceneMesh
 
 SIZE = np.array([4.0, 5.0, 2.6])
 """Metres; the floor is at z = 0, the middle over the origin."""
@@ -45,6 +47,12 @@ def write_glb(path: Path, scale: float = 1.0) -> Path:
         made.add_geometry(piece, node_name=f"solid{number}", transform=turn @ place)
     made.export(path)
     return path
+
+
+def write_path(path: Path, at: Cameras, place: Coordinates) -> None:
+    """A file of cameras, in the coordinates of a mesh's file."""
+    outside = replace(at, c2w=place.poses_back(at.c2w.double()))
+    write_cameras(path, outside, ["a.png"] * len(at), [""] * len(at))
 
 
 def colour(points: Array) -> Array:

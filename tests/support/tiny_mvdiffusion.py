@@ -1,16 +1,26 @@
-"""MVDiffusion small enough for tests: a tiny base, geometries, and new blocks that are not zero."""
+"""MVDiffusion small enough for tests: models, files of their weights, geometries, and new blocks that are not zero."""
 
 from __future__ import annotations
 
+import atexit
+import functools
+import tempfile
 from math import pi
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.geometry import panorama
+from threedgen.guidance.distillation.lora import LoRA
+from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.geometry import DepthGeometry, PanoramaGeometry
+from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.mvdiffusion.unet import MultiviewUNet
+from threedgen.guidance.mvdiffusion.weights import save_blocks
 
 TEXT = 16
 Network = TypeVar("Network", bound=nn.Module)
@@ -59,3 +69,41 @@ def awaken(network: Network) -> Network:
             with torch.no_grad():
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=g))
     return network
+
+
+VARIANTS = {"panorama": 0, "outpaint": 5, "depth": 1, "keys": 1}
+"""Kinds of models and what they are told, channels: keys are told depth, and take no given pictures."""
+
+
+def tiny_model(variant: str | None = None, **unet: Any) -> MVDiffusion:
+    """A random 2D model that knows some words, or around it the blocks of a variant."""
+    plain: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
+    parts = tiny_unet(**plain, **unet), tiny_vae(), tiny_text_encoder(), word_tokenizer()
+    model = MVDiffusion(*parts, dtype="fp32")
+    if variant is None:
+        return model
+    known = widened(model.unet, VARIANTS[variant])
+    with torch.no_grad():
+        known.conv_in.weight[:, 4:] += 0.1
+    kind = "depth" if VARIANTS[variant] == 1 else "panorama"
+    return model.with_network(awaken(MultiviewUNet(known, kind, "capped", condition=variant == "depth")))
+
+
+@functools.cache
+def tiny_weights() -> Path:
+    """A folder with the 2D model, base, and a file of blocks for each variant."""
+    kept = tempfile.TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    folder = Path(kept.name)
+    tiny_model().save(folder / "base")
+    for variant in VARIANTS:
+        network = tiny_model(variant).multiview
+        assert network is not None
+        save_blocks(folder / f"{variant}.safetensors", network, LoRA(network.unet, 2))
+    return folder
+
+
+def tiny_prior_config(variant: str) -> dict[str, str]:
+    """The section "prior" of a config."""
+    blocks = tiny_weights() / f"{variant}.safetensors"
+    return {"name": "mvdiffusion", "weights": str(tiny_weights() / "base"), "blocks": str(blocks), "dtype": "fp32"}

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.support.tiny_mvdiffusion import awaken, wall
-from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
+from tests.support.tiny_mvdiffusion import tiny_model, wall
 from threedgen.config import Config, registry
 from threedgen.data.scene_views import SceneViews
 from threedgen.geometry import panorama
@@ -19,12 +18,8 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.views import Views
 from threedgen.geometry.warp import pixel_grid, unproject
-from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
-from threedgen.guidance.mvdiffusion.unet import MultiviewUNet
 from threedgen.guidance.options import MVDiffusionConfig
-
-TOLD = {"toybox-panorama": 0, "toybox-outpaint": 5, "toybox-depth": 1}
 
 
 class TinyScenesConfig(Config):
@@ -73,13 +68,9 @@ class TinyScenes:
         return images, walk.K, walk.c2w, walk.depth.float()
 
 
-def tiny_model(options: MVDiffusionConfig, device: str = "cpu") -> MVDiffusion:
+def build(options: MVDiffusionConfig, device: str = "cpu") -> MVDiffusion:
     """A random model of the kind that the name of its blocks says."""
-    plain = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
-    parts = tiny_unet(**plain), tiny_vae(), tiny_text_encoder(), word_tokenizer()
-    model = MVDiffusion(*parts, dtype="fp32")
-    unet = widened(model.unet, TOLD[str(options.blocks)])
-    return model.with_network(awaken(MultiviewUNet(unet, "depth" if options.blocks == "toybox-depth" else "panorama")))
+    return tiny_model(str(options.blocks).removeprefix("toybox-"))
 
 
 @pytest.fixture
@@ -88,4 +79,4 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "TABLE", {kind: dict(table) for kind, table in registry.TABLE.items()})
     here = "tests.support.tiny_scenes"
     registry.register("scene-source", "tiny", f"{here}:TinyScenes", f"{here}:TinyScenesConfig")
-    registry.register("prior", "mvdiffusion", f"{here}:tiny_model", "threedgen.guidance.options:MVDiffusionConfig")
+    registry.register("prior", "mvdiffusion", f"{here}:build", "threedgen.guidance.options:MVDiffusionConfig")

@@ -9,6 +9,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from .errors import ConfigError
+
 LARGEST = 64 << 20
 """Bytes of the largest JSON or text that is read whole: the metrics of a long run."""
 
@@ -31,6 +33,17 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
     if len(data) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most / 1e6:.3g} MB", str(path))
     return data
+
+
+def read_text(path: Path, key: str = "", most: int = LARGEST) -> str:
+    """Read a whole text in UTF-8. Raises ConfigError, naming `key`."""
+    try:
+        return read_bytes(path, most).decode("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing", key) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise ConfigError(f"{path} cannot be read: {reason}", key) from None
 
 
 def parse_json(text: str | bytes) -> Any:

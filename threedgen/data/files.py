@@ -8,19 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from threedgen.config.errors import ConfigError, short
-from threedgen.config.plain_file import read_bytes
+from threedgen.config.plain_file import read_bytes, read_text
 from threedgen.run.arrays import Array
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text that are not empty, without the spaces around them. Raises ConfigError."""
-    try:
-        text = read_bytes(path).decode("utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error})") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def first_line(path: Path) -> str:

@@ -84,5 +84,6 @@ class ScanNetConfig(_Folder, _WalksConfig):
     )
     height: int = Field(192, ge=8, le=2048, description="pixels")
     width: int = Field(256, ge=8, le=2048, description="pixels")
+    poses: Literal["c2w", "w2c"] = Field("c2w", description="what pose/N.txt are: camera-to-world, or the inverse")
     key_frames: str = Field("key_frame_0.6.txt", min_length=1, description="file in each scene with their numbers")
     least_keys: int = Field(10, ge=2, description="scenes with fewer key frames are left out")

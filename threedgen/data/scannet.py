@@ -1,6 +1,6 @@
 """Reads ScanNet (Dai et al. 2017), and whatever has the layout in which MVDiffusion reads it, as walks with depth.
 
-SPLIT/SCENE/color/N.jpg, depth/N.png         depth in millimetres, 0 where it is unknown
+SPLIT/SCENE/color/N.jpg, depth/N.png         depth in millimetres, 0 where it is unknown (``geometry.depth_file``)
 SPLIT/SCENE/pose/N.txt, prompt/N.txt         camera-to-world, OpenCV axes; a caption in the first line
 SPLIT/SCENE/intrinsic/intrinsic_depth.txt    K, 3x3 or 4x4, for the size of the depth pictures
 SPLIT/SCENE/key_frame_0.6.txt                numbers of key frames, one in a line
@@ -9,6 +9,7 @@ SPLIT/SCENE/valid_frames.npy                 numbers of frames that can be used
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +18,12 @@ import numpy as np
 import torch
 
 from threedgen.config.errors import ConfigError
+from threedgen.config.plain_file import read_text
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.picture_file import open_picture, read_picture
-from threedgen.geometry.poses import opencv_axes
+from threedgen.geometry.depth_file import read_depth
+from threedgen.geometry.overlap import require_poses, spread_pairs
+from threedgen.geometry.picture_file import read_picture
+from threedgen.geometry.poses import Poses, opencv_axes, world_to_camera
 from threedgen.geometry.views import Views, resize
 from threedgen.run.arrays import Array
 
@@ -28,20 +32,20 @@ from .options import ScanNetConfig, SceneSplit
 from .scene_views import SceneViews
 from .srn.intrinsics import read_numbers
 from .srn.reader import read_pose
-from .walks import WalkScenes, agreement, windows
+from .walks import WalkScenes, windows
 
-MILLIMETRE = 1e-3
-CLEARLY, FAR = 0.1, 1.5
-"""By how much, and how many times, inverse poses must agree better to be the true ones."""
-CHECKED, CHECKED_SIZE = 12, (36, 48)
-"""Frames, the first key frames, by which is told what poses are, and (H,W) to which they are reduced for that."""
+CHECKED_SIZE = (36, 48)
+"""(H,W) to which frames are reduced by which is told what poses are."""
 
 
 class ScanNetWalk:
-    """One scene (``walks.Walk``), its pictures of ``height`` x ``width`` pixels."""
+    """One scene (``walks.Walk``), its pictures of ``height`` x ``width`` pixels. ``poses``: what those of the files
+    are."""
 
-    def __init__(self, folder: Path, height: int, width: int, key_frames: str = "key_frame_0.6.txt") -> None:
-        self.folder, self.height, self.width, self.key_file = folder, height, width, key_frames
+    def __init__(
+        self, folder: Path, height: int, width: int, key_frames: str = "key_frame_0.6.txt", poses: Poses = "c2w"
+    ) -> None:
+        self.folder, self.height, self.width, self.key_file, self.poses = folder, height, width, key_frames, poses
 
     @cached_property
     def frames(self) -> Sequence[int]:
@@ -57,61 +61,73 @@ class ScanNetWalk:
         """Raises ConfigError."""
         return read_frame_numbers(self.folder / self.key_file)
 
-    def views(self, numbers: Sequence[int]) -> SceneViews:
-        """Raises ConfigError naming a file that is missing or cannot be used, and for poses world-to-camera."""
-        self.require_camera_to_world()
-        depth, at = self._geometry(numbers)
-        images = torch.cat([self._picture(number) for number in numbers])
-        captions = tuple(first_line(self.folder / "prompt" / f"{number}.txt") for number in numbers)
-        return SceneViews(Views(images, at), captions, depth)
+    def with_depth(self) -> list[int]:
+        """Numbers of all frames that have a file of depth."""
+        return sorted(int(path.stem) for path in (self.folder / "depth").glob("*.png") if path.stem.isdecimal())
 
-    def require_camera_to_world(self) -> None:
-        """Is the depth of the same points the same from all key frames, or would it be with inverse poses?"""
-        if self._checked or len(self.keys) < 2:
-            return
-        given, inverse = agreement(*ScanNetWalk(self.folder, *CHECKED_SIZE)._geometry(self.keys[:CHECKED]))
-        if inverse > given + CLEARLY and inverse > FAR * given:
-            raise ConfigError(
-                f"{self.folder / 'pose'} seems to hold poses world-to-camera: frames share {given:.0%} of their points "
-                f"with them and {inverse:.0%} with their inverses; write camera-to-world ones"
-            )
+    def has_pose(self, number: int) -> bool:
+        """Is there one? Where tracking was lost, ScanNet has no file, or numbers that are not finite. ConfigError."""
+        path = self._pose(number)
+        return path.is_file() and not re.search("inf|nan", read_text(path).lower())
+
+    def views(self, numbers: Sequence[int]) -> SceneViews:
+        """Raises ConfigError naming a file that is missing or cannot be used, and for inverse poses."""
+        self._require_poses_of_keys()
+        depth, at = self.geometry(numbers)
+        for number, known in zip(numbers, (depth > 0).flatten(1).any(1), strict=True):
+            if not known:
+                raise ConfigError(f"{self.folder / 'depth' / str(number)}.png has no depth anywhere: all pixels are 0")
+        images = torch.cat([self._picture(number) for number in numbers])
+        return SceneViews(Views(images, at), tuple(map(self.caption, numbers)), depth)
+
+    def _require_poses_of_keys(self) -> None:
+        if not self._checked and len(self.keys) > 1:
+            self.require_poses(self.keys)
         self._checked = True
 
     _checked = False
 
-    def _geometry(self, numbers: Sequence[int]) -> tuple[torch.Tensor, Cameras]:
-        """Depth (N,H,W) and cameras."""
-        depth, size = zip(*(self._depth(number) for number in numbers), strict=True)
-        if len(set(size)) > 1:
-            raise ConfigError(f"{self.folder / 'depth'} has pictures of several sizes: {sorted(set(size))}")
-        poses = np.stack([read_pose(self.folder / "pose" / f"{number}.txt") for number in numbers])
+    def require_poses(self, numbers: Sequence[int]) -> None:
+        """Raises ConfigError if the depth of the same points would be the same, from these frames, with inverse poses
+        only."""
+        few = ScanNetWalk(self.folder, *CHECKED_SIZE, self.key_file, self.poses)
+        depth, at = few.geometry([numbers[n] for n in spread_pairs(len(numbers))])
+        require_poses(at, lambda _: depth, self.poses, str(self.folder / "pose"))
+
+    def geometry(self, numbers: Sequence[int]) -> tuple[torch.Tensor, Cameras]:
+        """Depth (N,H,W), metres, by the nearest pixels of the files, and cameras. Raises ConfigError."""
+        depth, sizes = zip(*(self._depth(number) for number in numbers), strict=True)
+        if len(set(sizes)) > 1:
+            raise ConfigError(f"{self.folder / 'depth'} has pictures of several sizes: {sorted(set(sizes))}")
+        poses = torch.from_numpy(np.stack([read_pose(self._pose(number)) for number in numbers])).double()
+        c2w = opencv_axes(world_to_camera(poses) if self.poses == "w2c" else poses)
         K = torch.from_numpy(self._intrinsics()).repeat(len(numbers), 1, 1)
-        at = Cameras(opencv_axes(torch.from_numpy(poses).double()).float(), Projection(K), *size[0])
+        at = Cameras(c2w.float(), Projection(K), *sizes[0])
         return torch.from_numpy(np.stack(depth)), at.with_size(self.height, self.width)
+
+    def caption(self, number: int) -> str:
+        """Raises ConfigError."""
+        return first_line(self.folder / "prompt" / f"{number}.txt")
 
     def _picture(self, number: int) -> torch.Tensor:
         """(1,H,W,3) in [0, 1]"""
-        image = np.array(read_picture(self._file("color", number, "jpg", "jpeg", "png")).convert("RGB"))
+        found = [self.folder / "color" / f"{number}.{ending}" for ending in ("jpg", "jpeg", "png")]
+        path = next((path for path in found if path.is_file()), None)
+        if path is None:
+            raise ConfigError(f"{found[0]} is missing")
+        image = np.array(read_picture(path).convert("RGB"))
         return resize(torch.from_numpy(image)[None] / 255, self.height, self.width)
 
     def _depth(self, number: int) -> tuple[Array, tuple[int, int]]:
-        """Metres (H,W), the nearest pixel of the file's, and the size of that."""
-        path = self._file("depth", number, "png")
-        with open_picture(path) as image:
-            try:
-                image.load()
-                millimetres = np.asarray(image)
-            except (OSError, SyntaxError, ValueError):
-                raise ConfigError(f"{path} is damaged or cut off") from None
-        if millimetres.ndim != 2 or millimetres.dtype.itemsize < 2:
-            got = f"{millimetres.dtype} {millimetres.shape}"
-            raise ConfigError(f"{path} should hold depth in millimetres, 16 bits and one channel (got {got})")
-        if not (millimetres > 0).any():
-            raise ConfigError(f"{path} has no depth anywhere: all pixels are 0")
-        height, width = millimetres.shape
+        """(H,W), and the size of the file's."""
+        whole = read_depth(self.folder / "depth" / f"{number}.png")
+        height, width = whole.shape
         rows = ((np.arange(self.height) + 0.5) * height / self.height).astype(int)
         columns = ((np.arange(self.width) + 0.5) * width / self.width).astype(int)
-        return millimetres[rows][:, columns].astype(np.float32) * np.float32(MILLIMETRE), (height, width)
+        return whole[rows][:, columns], (height, width)
+
+    def _pose(self, number: int) -> Path:
+        return self.folder / "pose" / f"{number}.txt"
 
     def _intrinsics(self) -> Array:
         """K (3,3), float32, for pixel centres at +0.5; those of the file are at whole numbers."""
@@ -125,13 +141,6 @@ class ScanNetWalk:
             raise ConfigError(f"{path} is no matrix of intrinsics: rows 'fx s cx', '0 fy cy', '0 0 1'")
         K[:2, 2] += 0.5
         return K.astype(np.float32)
-
-    def _file(self, part: str, number: int, *endings: str) -> Path:
-        found = [self.folder / part / f"{number}.{ending}" for ending in endings]
-        for path in found:
-            if path.is_file():
-                return path
-        raise ConfigError(f"{found[0]} is missing")
 
 
 def scenes(path: str, split: SceneSplit) -> list[Path]:
@@ -147,12 +156,12 @@ def scenes(path: str, split: SceneSplit) -> list[Path]:
 def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
     """Those with enough key frames; the first is looked into. Raises ConfigError."""
     o = config
-    every = [ScanNetWalk(folder, o.height, o.width, o.key_frames) for folder in scenes(o.path, split)]
+    every = [ScanNetWalk(folder, o.height, o.width, o.key_frames, o.poses) for folder in scenes(o.path, split)]
     found = [walk for walk in every if len(walk.keys) >= o.least_keys]
     if not found:
         most = max(len(walk.keys) for walk in every)
         raise ConfigError(f"no scene in {o.path} has {o.least_keys} key frames; the most are {most}", "least_keys")
-    found[0].require_camera_to_world()
+    found[0].require_poses(found[0].keys)
     return found
 
 

@@ -1,7 +1,6 @@
 """Walks through scenes: numbered frames with poses, depth and captions, and what is chosen of them to learn from.
 
-Key frames are those that overlap the one before by about two thirds (MVDiffusion, arXiv 2307.01097, section 4.2): they
-are drawn together, and the frames between two of them when these are known.
+Key frames (``geometry.overlap``) are drawn together, and the frames between two of them when these are known.
 """
 
 from __future__ import annotations
@@ -11,20 +10,10 @@ from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.warp import look_up, of_cameras, pixel_grid, reproject
-from threedgen.guidance.mvdiffusion.geometry import overlap_fractions
 from threedgen.run.seeding import numpy_generator
 
 from .scene_views import SceneViews
-
-OVERLAP = 0.6
-"""Share of the picture that a key frame and the next one have in common, at least, where frames lie close enough."""
-AGREE = 0.05
-"""Share by which depths of the same point, seen from two cameras, may differ."""
 
 
 class Walk(Protocol):
@@ -122,32 +111,3 @@ def stretches(walk: Walk, every: int = 20) -> Iterator[list[int]]:
     usable = set(walk.frames)
     for start, end in zip(walk.keys[:-1], walk.keys[1:], strict=True):
         yield [start, *(number for number in range(start + every, end, every) if number in usable), end]
-
-
-def key_frames(depth: Tensor, cameras: Cameras, least: float = OVERLAP) -> list[int]:
-    """Chooses key frames of a path with ``depth`` (N,H,W) along the viewing axes: the first, and after each the last
-    one that overlaps it by ``least`` or more, before the overlap falls below that."""
-    K, c2w = of_cameras(cameras)
-    K, c2w, depth, found = K.double(), c2w.double(), depth.double(), [0]
-    for number in range(2, len(depth)):
-        pair = [found[-1], number]
-        if overlap_fractions(depth[pair], c2w[pair], K[pair])[0, 1] < least:
-            found.append(number - 1)
-    return found
-
-
-def agreement(depth: Tensor, cameras: Cameras) -> tuple[float, float]:
-    """Measures which share of the points of each view the next one sees at the same depth, and the same with inverse
-    poses: the larger tells whether poses are camera-to-world. ``depth`` (N,H,W), N > 1."""
-    K, c2w = of_cameras(cameras)
-    inverse = torch.linalg.inv(c2w.double())
-    return _agreement(depth.double(), K.double(), c2w.double()), _agreement(depth.double(), K.double(), inverse)
-
-
-def _agreement(depth: Tensor, K: Tensor, c2w: Tensor) -> float:
-    pixels, shares = pixel_grid(*depth.shape[1:]).flatten(0, 1), []
-    for a, b in zip(range(len(depth) - 1), range(1, len(depth)), strict=True):
-        there, z = reproject(pixels, depth[a].flatten(), K[a], c2w[a], K[b], c2w[b])
-        seen = look_up(depth[b], there)
-        shares.append(((seen > 0) & ((seen - z).abs() < AGREE * z)).double().mean())
-    return float(torch.stack(shares).mean())

@@ -6,12 +6,16 @@ The conventions are those of ``threedgen.geometry.cameras``: z up, OpenGL axes, 
 from __future__ import annotations
 
 from math import pi
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
+
+Poses = Literal["c2w", "w2c"]
+"""What matrices of cameras are: camera-to-world, or the inverse."""
 
 
 def unit_vector(elevation: Tensor, azimuth: Tensor) -> Tensor:

@@ -11,13 +11,12 @@ import torch
 from threedgen.data.options import RoomPanoramasConfig, RoomPathsConfig
 from threedgen.data.toybox.room_mesh import room_triangles
 from threedgen.data.toybox.room_scenes import RoomPanoramas, RoomWalks, pictures, room_paths
-from threedgen.data.walks import agreement
 from threedgen.evaluation.metrics.overlap import depth_overlap, panorama_overlap
 from threedgen.geometry.images import psnr
+from threedgen.geometry.overlap import overlap_fractions
 from threedgen.geometry.panorama import intrinsics, ring, skybox_views
 from threedgen.geometry.raster import rasterise
 from threedgen.geometry.warp import of_cameras
-from threedgen.guidance.mvdiffusion.geometry import overlap_fractions
 
 SMALL = RoomPathsConfig(count=3, height=36, width=48, views=4)
 
@@ -73,8 +72,6 @@ def test_key_frames_overlap_by_two_thirds() -> None:
     overlap = overlap_fractions(scene.depth, c2w, K).diagonal(1)
     assert len(keys) == 6 and overlap.min() > 0.5 and 0.58 < overlap.mean() < 0.74
     assert min(depth_overlap(scene.views.images, scene.depth, K, c2w)) > 18
-    given, inverse = agreement(scene.depth, scene.views.at)
-    assert given > 0.5 > inverse + 0.15
 
 
 def test_entries_of_paths() -> None:

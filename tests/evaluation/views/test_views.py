@@ -22,10 +22,10 @@ from threedgen.evaluation.views.features import Caption
 from threedgen.evaluation.views.measure import overlap
 from threedgen.evaluation.views.options import EvaluateViewsConfig, InceptionFeaturesConfig
 from threedgen.evaluation.views.run import run
-from threedgen.geometry.images import png, to_uint8, write_png
-from threedgen.geometry.warp import of_cameras
+from threedgen.geometry.cameras_file import write_cameras
+from threedgen.geometry.depth_file import write_depth
+from threedgen.geometry.images import to_uint8, write_png
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
-from threedgen.run.folder import write_json
 
 __all__ = ["tiny"]
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -117,17 +117,14 @@ def test_views_with_depth(tmp_path: Path) -> None:
 # --- views of a folder ----------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, scene: SceneViews, images: Tensor | None = None, inner: str = "views") -> None:
-    K, c2w = of_cameras(scene.views.at)
-    place = folder / inner
-    for number, view in enumerate(scene.views.images if images is None else images):
-        write_png(place / f"{number}.png", view)
-    pose = {"R": c2w[:, :3, :3].tolist()} if scene.depth is None else {"c2w": c2w.tolist()}
-    write_json(place / "cameras.json", {"K": K[0].tolist(), **pose})
+def write(folder: Path, scene: SceneViews, images: Tensor | None = None, inner: str = "views/") -> None:
+    names = [f"{inner}{number}.png" for number in range(len(scene))]
+    for name, view in zip(names, scene.views.images if images is None else images, strict=True):
+        write_png(folder / name, view)
+    write_cameras(folder / "cameras.json", scene.views.at, names, ["a room"] * len(scene))
     if scene.depth is not None:
-        (folder / "depth").mkdir()
         for number, depth in enumerate(scene.depth):
-            (folder / "depth" / f"{number}.png").write_bytes(png((1000 * depth).round().numpy().astype(np.uint16)))
+            write_depth(folder / "depth" / f"{number}.png", depth.numpy())
 
 
 @pytest.mark.parametrize("depth", [False, True])
@@ -136,7 +133,7 @@ def test_views_of_a_folder_need_no_model(tmp_path: Path, depth: bool, drawings: 
     source = TinyScenes(TinyScenesConfig(**kind), split="test")
     for number in range(2):
         scene = source.scene(number)
-        write(tmp_path / "true" / f"room {number}", scene, inner="views" if number else "")
+        write(tmp_path / "true" / f"room {number}", scene, inner="frames/" if number else "")
         noise = torch.rand(scene.views.images.shape, generator=torch.Generator().manual_seed(number))
         write(tmp_path / "noise" / f"room {number}", scene, noise)
     ratio = {}
@@ -153,20 +150,29 @@ def test_views_of_a_folder_need_no_model(tmp_path: Path, depth: bool, drawings: 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("cameras.json", "{}", r"R \(V,3,3\)"),
-        ("cameras.json", '{"K": [[1, 2], [3, 4]], "R": [[[1, 0], [0, 1]]]}', r"R \(V,3,3\)"),
-        ("2.png", None, "2.png is missing"),
+        ("cameras.json", "{}", "cameras.json is no file of cameras: it should"),
+        ("views/2.png", None, "2.png is missing"),
         ("cameras.json", None, "has no scenes"),
-        ("0.png", "no picture", "0.png"),
+        ("views/0.png", "no picture", "0.png"),
     ],
 )
 def test_folders_that_are_none(tmp_path: Path, name: str, content: str | None, words: str) -> None:
     write(tmp_path / "in" / "a", TinyScenes(TinyScenesConfig()).scene(0))
-    path = tmp_path / "in" / "a" / "views" / name
+    path = tmp_path / "in" / "a" / name
     path.write_text(content) if content is not None else path.unlink()
     with pytest.raises(ConfigError, match=words) as error:
         run(options(tmp_path / "out", views=str(tmp_path / "in")), None, True)
     assert "\n" not in str(error.value) and str(error.value).startswith("views: ")
+
+
+def test_views_of_another_size_or_that_move(tmp_path: Path) -> None:
+    write(tmp_path / "small", TinyScenes(TinyScenesConfig()).scene(0))
+    write_png(tmp_path / "small" / "views" / "3.png", torch.rand(8, 8, 3))
+    with pytest.raises(ConfigError, match="views: .*pictures of 16 x 16 pixels, and some have 8 x 8"):
+        run(options(tmp_path / "out", views=str(tmp_path / "small")), None, True)
+    write(tmp_path / "walk", TinyScenes(TinyScenesConfig(depth=True)).scene(0))
+    with pytest.raises(ConfigError, match="views: .*cameras that move"):
+        run(options(tmp_path / "out", views=str(tmp_path / "walk")), None, True)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

@@ -7,16 +7,18 @@ from math import pi
 import pytest
 import torch
 
-from tests.support.tiny_mvdiffusion import ring, wall
+from tests.support.tiny_mvdiffusion import ring, tiny_model, wall
 from threedgen.geometry import panorama
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.poses import opencv_axes
 from threedgen.guidance.mvdiffusion.geometry import (
     DepthGeometry,
     PanoramaGeometry,
     Scenes,
-    overlap_fractions,
     overlap_neighbours,
     token_pixels,
 )
+from threedgen.guidance.options import MVDiffusionConfig
 
 CPU = torch.device("cpu")
 
@@ -98,13 +100,18 @@ def test_what_has_no_depth_is_masked() -> None:
     assert (keys.relation[0, :, 0, 0].view(4, 6)[mask == 0] > 1e5).all()
 
 
-def test_overlap_is_the_lesser_of_both_ways() -> None:
-    walk = wall(views=4, width=48, step=0.5)
-    overlap = overlap_fractions(walk.depth, walk.c2w, walk.K)
-    torch.testing.assert_close(overlap, overlap.T)
-    # 6 pixels of 48 for each step
-    expected = 1 - (torch.arange(4)[:, None] - torch.arange(4)).abs() * 6 / 48
-    torch.testing.assert_close(overlap, expected.double(), rtol=0, atol=0.021)  # the outermost column may be just out
+def test_what_lies_behind_counts_only_as_released_weights_know_it() -> None:
+    K, c2w = panorama.intrinsics(pi / 2, 32, 32), torch.eye(4).double().repeat(2, 1, 1)
+    c2w[1, :3, :3] = panorama.rotation(pi)  # back to back
+    for behind in (True, False):
+        geometry = DepthGeometry(torch.full((2, 32, 32), 2.0), c2w, K, behind=behind)
+        assert (geometry.overlap[0, 1] > 0.9) == behind and geometry.keys(4, 4, CPU)[0].mask.any() == behind
+    for encoding in ("reference", "capped"):
+        model = tiny_model("depth")
+        model.multiview.encoding = encoding
+        at = Cameras(opencv_axes(c2w.float()), Projection(K.float().expand(2, 3, 3)), 32, 32)
+        geometry = model.geometry(at, torch.full((2, 32, 32), 2.0), MVDiffusionConfig())
+        assert geometry.behind == (encoding == "reference")
 
 
 def test_neighbours_by_overlap_or_else_by_order() -> None:

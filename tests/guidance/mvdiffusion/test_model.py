@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.tiny_mvdiffusion import awaken, ring
-from tests.support.tiny_prior import cpu, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
+from tests.support.tiny_mvdiffusion import awaken, ring, tiny_model
+from tests.support.tiny_prior import cpu
 from threedgen.config import ConfigError
 from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.mvdiffusion.difference import widened
@@ -20,21 +20,14 @@ from threedgen.guidance.mvdiffusion.inputs import (
     told_mask,
     told_nothing,
 )
-from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.unet import MultiviewUNet
 from threedgen.guidance.mvdiffusion.weights import save_blocks
 
 PROMPTS = ["a red dog", "a blue cat"] * 4
 
 
-def base(**unet: int) -> MVDiffusion:
-    plain = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
-    parts = tiny_unet(**plain, **unet), tiny_vae(), tiny_text_encoder(), word_tokenizer()
-    return MVDiffusion(*parts, dtype="fp32")
-
-
 def test_views_are_drawn_together_and_alone() -> None:
-    model, geometry = base(), ring(8, 16)
+    model, geometry = tiny_model(), ring(8, 16)
     alone = model.draw(PROMPTS, None, (16, 16), steps=2, generator=cpu())
     assert alone.shape == (8, 16, 16, 3)
     fresh = model.with_network(MultiviewUNet(model.unet))
@@ -49,12 +42,12 @@ def test_a_step_may_stop_the_drawing() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        base().draw(PROMPTS, None, (16, 16), steps=2, on_step=stop)
+        tiny_model().draw(PROMPTS, None, (16, 16), steps=2, on_step=stop)
 
 
 @pytest.mark.parametrize("told", [0, 1, 5])
 def test_a_wider_unet_begins_as_its_base(told: int) -> None:
-    model = base()
+    model = tiny_model()
     x, t, text = torch.randn(2, 4, 8, 8, generator=cpu()), torch.full((2,), 300), model.encode_prompt(PROMPTS[:2])
     before = model.denoise_views(x, t, text)
     model.unet = widened(model.unet, told)
@@ -64,11 +57,11 @@ def test_a_wider_unet_begins_as_its_base(told: int) -> None:
 
 def test_other_numbers_of_channels_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"7 channels.*depth \(1\).*\(5\)"):
-        base(in_channels=11, out_channels=4)
+        tiny_model(in_channels=11, out_channels=4)
 
 
 def test_blocks_are_kept_as_a_difference(tmp_path: Path) -> None:
-    model = base()
+    model = tiny_model()
     digest = {name: tensor.clone() for name, tensor in model.unet.state_dict().items()}
     unet = widened(model.unet, 1)
     with torch.no_grad():
@@ -82,7 +75,7 @@ def test_blocks_are_kept_as_a_difference(tmp_path: Path) -> None:
     x, t, text = torch.randn(2, 5, 8, 8, generator=cpu()), torch.full((2,), 300), model.encode_prompt(PROMPTS[:2])
     with torch.no_grad():
         expected = network(x, t, text)
-        loaded = base().with_views(tmp_path / "blocks.safetensors")
+        loaded = tiny_model().with_views(tmp_path / "blocks.safetensors")
         found = loaded.multiview(x, t, text)
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=0)
     assert loaded.told == "depth" and loaded.multiview.has_condition
@@ -92,9 +85,9 @@ def test_blocks_are_kept_as_a_difference(tmp_path: Path) -> None:
 
 
 def test_blocks_of_another_base_are_refused(tmp_path: Path) -> None:
-    unet = widened(base().unet, 1)
+    unet = widened(tiny_model().unet, 1)
     save_blocks(tmp_path / "blocks.safetensors", MultiviewUNet(unet, "depth", "capped"), LoRA(unet, 2))
-    other = base(block_out_channels=(32, 96))
+    other = tiny_model(block_out_channels=(32, 96))
     with pytest.raises(ConfigError):
         other.with_views(tmp_path / "blocks.safetensors")
 

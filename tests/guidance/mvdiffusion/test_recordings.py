@@ -22,7 +22,6 @@ from threedgen.guidance.mvdiffusion.geometry import (
     Geometry,
     PanoramaGeometry,
     Scenes,
-    depth_correspondences,
     panorama_correspondences,
 )
 from threedgen.guidance.mvdiffusion.unet import ImageEncoding
@@ -148,7 +147,8 @@ def test_depth_attention(path: Path) -> None:
         stride = scene.depth.shape[1] // expected.shape[2]
         for i, j in np.ndindex(*expected.shape[:2]):
             at = (scene.K[i], scene.c2w[i], scene.K[j], scene.c2w[j])
-            found = depth_correspondences(scene.depth[i], *at)
+            pixels, depth = warp.pixel_grid(*scene.depth.shape[1:]).flatten(0, 1), scene.depth[i].flatten()
+            found = warp.reproject(pixels, depth, *at)[0].unflatten(0, scene.depth.shape[1:])
             errors = []
             for start in {0, stride // 2}:
                 there = expected[i, j].double()

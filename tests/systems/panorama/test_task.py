@@ -10,18 +10,13 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tests.support.task_server import write_config
-from tests.support.tiny_mvdiffusion import awaken
-from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
+from tests.support.tiny_mvdiffusion import tiny_prior_config
 from threedgen import cli
-from threedgen.guidance.distillation.lora import LoRA
-from threedgen.guidance.mvdiffusion.difference import widened
+from threedgen.geometry.cameras_file import read_cameras
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
-from threedgen.guidance.mvdiffusion.unet import MultiviewUNet
-from threedgen.guidance.mvdiffusion.weights import save_blocks
 from threedgen.systems.panorama import outputs
 
 TINY = {
@@ -34,29 +29,12 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny 2D model, base, and blocks for it: panorama, outpaint, depth."""
-    folder = tmp_path_factory.mktemp("weights")
-    unet = tiny_unet(class_embed_type=None, projection_class_embeddings_input_dim=None)
-    MVDiffusion(unet, tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32").save(folder / "base")
-    for name, extra, kind in (("panorama", 0, "panorama"), ("outpaint", 5, "panorama"), ("depth", 1, "depth")):
-        known = widened(unet, extra)
-        if extra:
-            with torch.no_grad():
-                known.conv_in.weight[:, 4:] += 0.1
-        save_blocks(folder / f"{name}.safetensors", awaken(MultiviewUNet(known, kind, "capped")), LoRA(known, 2))
-    return folder
-
-
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with configs for text, for a picture and for depth, and a picture of 40 x 20."""
     monkeypatch.chdir(tmp_path)
     for name in ("panorama", "outpaint", "depth"):
-        blocks = str(weights / f"{name}.safetensors")
-        prior = {"name": "mvdiffusion", "weights": str(weights / "base"), "blocks": blocks, "dtype": "fp32"}
-        write_config(tmp_path / f"{name}.yaml", TINY, prior=prior)
+        write_config(tmp_path / f"{name}.yaml", TINY, prior=tiny_prior_config(name))
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[..., 0] = np.linspace(0, 250, 40)
     Image.fromarray(pixels).save("photo.png")
@@ -79,9 +57,10 @@ def test_a_panorama_and_all_that_is_made_of_it(capsys: pytest.CaptureFixture[str
     assert code == 0 and out.splitlines()[-1] == str(Path("run", "panorama.png")) and "denoising: 2/2" in err
     views = [picture(f"run/views/{n}.png") for n in range(8)]
     assert {view.shape for view in views} == {(16, 16, 3)} and len({view.tobytes() for view in views}) == 8
-    cameras = json.loads(Path("run/views/cameras.json").read_text())
-    assert cameras["K"][0] == pytest.approx([8, 0, 7.5]) and np.shape(cameras["R"]) == (8, 3, 3)
-    assert cameras["R"][2][0][2] == pytest.approx(1)  # the third view looks to the right
+    cameras = read_cameras(Path("run/cameras.json"), "")
+    assert cameras.files == tuple(f"views/{n}.png" for n in range(8)) and set(cameras.prompts) == {"a red house"}
+    assert cameras.at.K[7, 0].tolist() == pytest.approx([8, 0, 8]) and not cameras.at.position.any()
+    assert cameras.at.c2w[2, :3, 2].tolist() == pytest.approx([0, 1, 0], abs=1e-6)  # the third view looks to the right
     height, width = picture("run/panorama.png").shape[:2]
     summary = json.loads(Path("run/summary.json").read_text())
     assert width == 64 and summary["height_in_degrees"] == pytest.approx(360 * height / width) and height < 32

@@ -1,9 +1,8 @@
-"""Camera paths: files, and the one that is found; poses the wrong way round; key frames."""
+"""Camera paths: files, and the one that is found; key frames; what cannot be drawn."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,17 @@ import torch
 
 from tests.support import box_room
 from threedgen.config import ConfigError
+from threedgen.geometry.overlap import key_frames
 from threedgen.geometry.poses import opencv_axes, world_to_camera
 from threedgen.systems.texture.options import TextureConfig
-from threedgen.systems.texture.path import around, interior, read_path, write_path
+from threedgen.systems.texture.path import around, interior, read_path
 from threedgen.systems.texture.scene import Coordinates, SceneMesh
 from threedgen.systems.texture.shots import (
     Shots,
     check_overlap,
-    check_poses,
     check_seen,
+    choose_keys,
     depth_of_mesh,
-    key_frames,
 )
 
 SIZE = (24, 32)
@@ -42,7 +41,7 @@ def shots(count: int = 24, **look: float) -> Shots:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     at = box_room.look(5, SIZE)
     for place in (Coordinates(), Coordinates("y", 0.01)):
-        write_path(tmp_path / "path.json", at, place)
+        box_room.write_path(tmp_path / "path.json", at, place)
         found = read_path(config(tmp_path / "path.json"), place)
         torch.testing.assert_close(found.c2w, at.c2w, atol=1e-5, rtol=0)
         torch.testing.assert_close(found.K, at.K)
@@ -58,30 +57,6 @@ def test_axes_fov_and_inverses(tmp_path: Path) -> None:
     torch.testing.assert_close(read_path(config(path, poses="w2c"), Coordinates()).c2w, at.c2w)
 
 
-EYE = np.eye(4).tolist()
-
-
-@pytest.mark.parametrize(
-    ("tree", "problem"),
-    [
-        ("no", "no JSON"),
-        ([], "c2w"),
-        ({"c2w": [EYE] * 2}, "axes"),
-        ({"axes": "opengl", "c2w": [EYE]}, "2 or more"),
-        ({"axes": "opengl", "c2w": [EYE, EYE[:3]]}, "4 x 4"),
-        ({"axes": "opengl", "c2w": [EYE, (2 * np.eye(4)).tolist()]}, "matrix 1"),
-        ({"axes": "opengl", "c2w": [np.diag([1.0, 1, -1, 1]).tolist(), EYE]}, "matrix 0"),
-        ({"axes": "opengl", "c2w": [EYE] * 2, "fov": 180}, "fov"),
-        ({"axes": "opengl", "c2w": [EYE] * 2, "K": np.eye(3).tolist()}, "height and width"),
-        ({"axes": "opengl", "c2w": [EYE] * 2, "K": [np.eye(3).tolist()] * 3, "height": 9, "width": 9}, "or 2"),
-    ],
-)
-def test_files_that_are_no_path(tmp_path: Path, tree: Any, problem: str) -> None:
-    (tmp_path / "path.json").write_text(tree if isinstance(tree, str) else json.dumps(tree))
-    with pytest.raises(ConfigError, match=f"path: .*{problem}"):
-        read_path(config(tmp_path / "path.json"), Coordinates())
-
-
 def test_the_middle_of_the_free_interior() -> None:
     room = box_room.scene()
     middle, free = interior(room)
@@ -93,22 +68,10 @@ def test_the_middle_of_the_free_interior() -> None:
         interior(floor)
 
 
-def test_inverted_poses_are_noticed() -> None:
-    room, at = box_room.scene(), box_room.look(24, SIZE)
-    check_poses(at, lambda cameras: depth_of_mesh(room, cameras), "path", "c2w")
-    wrong = replace(at, c2w=world_to_camera(at.c2w))
-    with pytest.raises(ConfigError, match="path: the poses are world-to-camera, it seems.*poses=w2c"):
-        check_poses(wrong, lambda cameras: depth_of_mesh(room, cameras), "path", "c2w")
-    with pytest.raises(ConfigError, match="poses=c2w"):
-        check_poses(wrong, lambda cameras: depth_of_mesh(room, cameras), "path", "w2c")
-
-
-def test_key_frames_overlap_as_asked() -> None:
+def test_key_frames_and_the_last_frame() -> None:
     taken = shots(48)
-    keys = key_frames(taken, 0.65)
-    assert keys[0] == 0 and keys[-1] == 47 and 8 < len(keys) < 24
-    assert all(taken.overlap(a, b) >= 0.65 for a, b in zip(keys, keys[1:], strict=False))
-    assert all(taken.overlap(a, b + 1) < 0.65 for a, b in zip(keys[:-2], keys[1:-1], strict=True))
+    keys = choose_keys(taken, 0.65)
+    assert keys[:-1] == key_frames(taken.depth, taken.at, 0.65) and keys[-1] == 47 and 8 < len(keys) < 24
     assert check_overlap(taken, keys, 0.3, "path") == []
 
 

@@ -61,7 +61,7 @@ def test_every_and_key_frames(tmp_path: Path) -> None:
     shots, _ = read_scannet(config(tmp_path, every=3, prompt="a red room"))
     assert shots.names == ("0", "3", "4", "6", "9") and shots.keys == (0, 2, 4)
     assert set(shots.prompts) == {"a red room"}
-    (tmp_path / "key_frame_0.6.txt").write_text("0 99")
+    (tmp_path / "key_frame_0.6.txt").write_text("0\n99\n")
     with pytest.raises(ConfigError, match="scannet: .*without depth: 99"):
         read_scannet(config(tmp_path))
 
@@ -96,10 +96,10 @@ def broken(folder: Path, name: str, content: bytes | None) -> None:
     ("name", "content", "problem"),
     [
         ("depth/3.png", b"no", "cannot be read"),
-        ("pose/3.txt", b"1 2 3", "4 x 4"),
-        ("pose/3.txt", b"2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1", "matrix 3"),
-        ("intrinsic/intrinsic_depth.txt", None, "there is no file"),
-        ("intrinsic/intrinsic_depth.txt", b"0 " * 16, "focal"),
+        ("pose/3.txt", b"1 2 3", "16 numbers"),
+        ("pose/3.txt", b"2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1", "3.txt is not rigid"),
+        ("intrinsic/intrinsic_depth.txt", None, "is missing"),
+        ("intrinsic/intrinsic_depth.txt", b"0 " * 16, "no matrix of intrinsics"),
         ("prompt/3.txt", None, "prompt=TEXT"),
     ],
 )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import signal
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,10 @@ from PIL import Image
 
 from tests.support import box_room
 from tests.support.task_server import write_config
-from tests.support.tiny_mvdiffusion import awaken
-from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
+from tests.support.tiny_mvdiffusion import tiny_prior_config
 from threedgen import cli
 from threedgen.export.files.check import Expected, check_glb
-from threedgen.guidance.mvdiffusion.difference import widened
-from threedgen.guidance.mvdiffusion.model import MVDiffusion
-from threedgen.guidance.mvdiffusion.unet import MultiviewUNet
-from threedgen.guidance.mvdiffusion.weights import save_blocks
 from threedgen.systems.texture import drawing
-from threedgen.systems.texture.path import write_path
 from threedgen.systems.texture.scene import Coordinates
 
 TINY = {
@@ -40,32 +32,13 @@ TINY = {
 }
 
 
-@functools.cache
-def weights() -> Path:
-    """A tiny base, and blocks with and without a condition branch."""
-    import atexit
-
-    kept = tempfile.TemporaryDirectory()
-    atexit.register(kept.cleanup)
-    folder = Path(kept.name)
-    plain: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
-    model = MVDiffusion(tiny_unet(**plain), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")
-    model.save(folder / "base")
-    for name, condition in (("depth", True), ("keys", False)):
-        network = awaken(MultiviewUNet(widened(model.unet, 1), "depth", "capped", condition=condition))
-        save_blocks(folder / f"{name}.safetensors", network)
-    save_blocks(folder / "panorama.safetensors", MultiviewUNet(model.unet, "panorama", "capped"))
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with texture.yaml, room.glb and path.json, 9 cameras of which 3 to 8 are key frames."""
     monkeypatch.chdir(tmp_path)
-    prior = {"weights": str(weights() / "base"), "blocks": str(weights() / "depth.safetensors"), "dtype": "fp32"}
-    write_config(tmp_path / "texture.yaml", TINY, prior=prior)
+    write_config(tmp_path / "texture.yaml", TINY, prior=tiny_prior_config("depth"))
     box_room.write_glb(tmp_path / "room.glb")
-    write_path(tmp_path / "path.json", box_room.look(36, (16, 20)).select(range(9)), Coordinates("y"))
+    box_room.write_path(tmp_path / "path.json", box_room.look(36, (16, 20)).select(range(9)), Coordinates("y"))
     return tmp_path
 
 
@@ -103,7 +76,7 @@ def test_a_room_is_drawn_and_textured(capsys: pytest.CaptureFixture[str]) -> Non
     # its cameras are a path for the same mesh
     assert ask(capsys, "path=run/cameras.json", "out=again", "interpolate=false")[0] == 0
     own, again = (json.loads(Path(name, "cameras.json").read_text()) for name in ("run", "again"))
-    assert len(again["c2w"]) == summary["key_frames"] and again["frames"][0] == "0000"
+    assert len(again["c2w"]) == summary["key_frames"] and again["files"][0] == "frames/0000.png"
     np.testing.assert_allclose(own["c2w"][0], again["c2w"][0], atol=1e-5)
 
 
@@ -131,7 +104,7 @@ def test_a_run_that_is_stopped_goes_on(
 
 
 def test_key_frames_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    keys = f"prior.blocks={weights() / 'keys.safetensors'}"
+    keys = f"prior.blocks={tiny_prior_config('keys')['blocks']}"
     code, _, err = ask(capsys, keys, "out=refused", "views=12")
     assert code == 2 and err.count("\n") <= 2 and "interpolate=false" in err
     assert ask(capsys, keys, "interpolate=false", "views=12")[0] == 0
@@ -152,7 +125,7 @@ def test_prompts_of_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["mesh="], "mesh: there is none"),
         (["mesh=rom.glb"], "mesh: there is no file"),
         (["mesh=texture.yaml"], "mesh: should be a file of one of the kinds"),
-        (["path=pth.json"], "path: there is no file"),
+        (["path=pth.json"], "path: pth.json is missing"),
         (["prompt="], "prompt: is empty"),
         (["scannet=nowhere", "path="], "scannet: should be the folder"),
         (["height=18"], "height: should be a multiple of 4; try 16"),
@@ -160,10 +133,10 @@ def test_prompts_of_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["poses=w2c"], "poses=c2w"),
         (["every=8", "key_overlap=0.9"], "path: no two consecutive key frames"),
         (["every=9"], "every: "),
-        (["prior.blocks={}/panorama.safetensors"], "prior.blocks: these weights are not told"),
+        ([f"prior.blocks={tiny_prior_config('panorama')['blocks']}"], "prior.blocks: these weights are not told"),
     ],
 )
 def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], words: list[str], problem: str) -> None:
-    code, _, err = ask(capsys, *(word.replace("{}", str(weights())) for word in words))
+    code, _, err = ask(capsys, *words)
     assert code == 2 and problem in err, err
     assert len([line for line in err.splitlines() if "error" not in line.lower()]) <= 2

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from threedgen.config.errors import ConfigError, short
-from threedgen.config.plain_file import read_bytes
+from threedgen.config.plain_file import read_text
 from threedgen.run.arrays import Array
 
 FORMS = "should hold 'f cx cy 0', '0 0 0', '1', 'height width' in four lines, or a 3x3 matrix"
@@ -26,12 +26,7 @@ CENTRAL = 0.2
 
 def read_numbers(path: Path) -> list[list[float]]:
     """The numbers of a text file, line by line; empty lines are left out. Raises ConfigError naming the file."""
-    try:
-        text = read_bytes(path, LARGEST).decode("utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error})") from None
+    text = read_text(path, most=LARGEST)
     try:
         rows = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]
     except ValueError:

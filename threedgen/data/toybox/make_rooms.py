@@ -160,11 +160,10 @@ def write_frames(folder: Path, made: RoomWalk, numbers: range) -> None:
     """Some frames of a walk. Raises OSError."""
     scene = made.views(numbers)
     assert scene.depth is not None
-    millimetres = np.round(scene.depth.numpy() * 1000).astype(np.uint16)
     poses = of_cameras(scene.views.at)[1].double().numpy()
     for k, number in enumerate(numbers):
         (folder / "color" / f"{number}.jpg").write_bytes(jpeg(to_uint8(scene.views.images[k])))
-        (folder / "depth" / f"{number}.png").write_bytes(png(millimetres[k]))
+        write_depth(folder / "depth" / f"{number}.png", scene.depth[k].numpy())
         (folder / "pose" / f"{number}.txt").write_text(rows(poses[k]), encoding="utf-8")
         (folder / "prompt" / f"{number}.txt").write_text(f"{scene.captions[k]}\n", encoding="utf-8")
 

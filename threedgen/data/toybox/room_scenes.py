@@ -15,8 +15,9 @@ import torch
 
 from threedgen.data.options import RoomPanoramasConfig, RoomPathsConfig, SceneSplit
 from threedgen.data.scene_views import SceneViews
-from threedgen.data.walks import Entry, Walk, WalkScenes, key_frames
+from threedgen.data.walks import Entry, Walk, WalkScenes
 from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.overlap import key_frames
 from threedgen.geometry.panorama import SKYBOX, cameras, ring, rotation
 from threedgen.geometry.views import Views
 from threedgen.run.arrays import Array

@@ -14,10 +14,8 @@ from threedgen.config import ConfigError
 from threedgen.data.scene_views import SceneViews
 from threedgen.evaluation.sampling import read_views, write_views
 from threedgen.geometry.images import to_uint8
-from threedgen.geometry.warp import of_cameras
-from threedgen.guidance.mvdiffusion.geometry import Geometry
 from threedgen.guidance.mvdiffusion.inputs import masked_pictures, told_depth, told_mask
-from threedgen.guidance.mvdiffusion.model import MVDiffusion, depth_geometry, panorama_geometry
+from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.cache import digest
 from threedgen.run.seeding import generator
 from threedgen.train.task import Task
@@ -52,10 +50,10 @@ class Drawing:
         return torch.from_numpy(views)
 
     def _draw(self, row: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
-        c = self.config
-        return self.model.draw(
+        c, model = self.config, self.model
+        return model.draw(
             scene.captions,
-            self._geometry(scene) if row == ATTENTION else None,
+            model.geometry(scene.views.at, scene.depth, c.prior) if row == ATTENTION else None,
             size_of(scene),
             told=self._told(scene),
             steps=c.steps,
@@ -72,12 +70,6 @@ class Drawing:
         how = f"{c.steps} {c.guidance_scale:g} {c.seed} {c.mask} {p.dtype} {between} {c.negative_prompt}"
         what = {"scene": f"{number} of {self.scenes}", "captions": "\n".join(scene.captions)}
         return {"weights": self.weights[row], "how": how, **what}
-
-    def _geometry(self, scene: SceneViews) -> Geometry:
-        K, c2w = of_cameras(scene.views.at)
-        if scene.depth is None:
-            return panorama_geometry(self.config.prior, K, c2w[:, :3, :3], size_of(scene))
-        return depth_geometry(self.config.prior, scene.depth, c2w, K)
 
     def _told(self, scene: SceneViews) -> Tensor | None:
         """What the UNet is told of the scene, the same in both rows."""

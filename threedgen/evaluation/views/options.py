@@ -42,8 +42,8 @@ class EvaluateViewsConfig(RunConfig):
     views: str | None = Field(
         None,
         min_length=1,
-        description="a folder of views that somebody has drawn, which are measured instead: SCENE/0.png ... and "
-        "cameras.json, or SCENE/views/ with them, as the task panorama leaves it; with depth, SCENE/depth/0.png ...",
+        description="a folder of views that somebody has drawn, which are measured instead: SCENE/cameras.json and "
+        "pictures, such as runs of the tasks panorama and texture",
     )
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(9.0, ge=0)

@@ -1,6 +1,7 @@
 """What is left of a panorama.
 
-RUN/views/0.png ...      the views; RUN/views/cameras.json   where each looks
+RUN/views/0.png ...      the views
+RUN/cameras.json         where each looks (``geometry.cameras_file``), yaw 0 along +x
 RUN/given/0.png ...      what was given of them, transparent elsewhere
 RUN/panorama.png         equirectangular, all around, view 0 in the middle; poles that no view has seen are cut off, so
                          that all of it was painted: a row is as many degrees as a column, the horizon in the middle
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from threedgen.geometry.images import png, to_uint8, write_mp4, write_png
 from threedgen.geometry.panorama import covered, equirectangular_views, intrinsics, rotation, stitch
-from threedgen.run.folder import write_atomic, write_json
+from threedgen.run.folder import write_atomic
 from threedgen.viewer.panorama import write_page
 
 from .options import FilmConfig
@@ -27,19 +28,6 @@ from .options import FilmConfig
 PICTURE, FILM, PAGE = "panorama.png", "panorama.mp4", "panorama.html"
 BATCH = 8
 """Frames of the film that are made at once."""
-
-
-def write_views(folder: Path, views: Tensor, K: Tensor, R: Tensor) -> None:
-    """Writes views (V,H,W,3) as NUMBER.png, and cameras.json: K (3,3) and R (V,3,3) in the conventions of
-    ``geometry.warp``. Raises OSError."""
-    for number, view in enumerate(views):
-        write_png(folder / f"{number}.png", view)
-    height, width = views.shape[1:3]
-    cameras = {
-        "about": "K: pixels from the middle of the first one; R: camera-to-world, x right, y down, z forward",
-        "height": height, "width": width, "K": K.tolist(), "R": R.tolist(),
-    }  # fmt: skip
-    write_json(folder / "cameras.json", cameras)
 
 
 def write_given(folder: Path, views: Tensor, shown: Tensor) -> None:

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.geometry.panorama import intrinsics, ring
-from threedgen.guidance.mvdiffusion.model import MVDiffusion, panorama_geometry
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.cameras_file import CAMERAS, write_cameras
+from threedgen.geometry.images import write_png
+from threedgen.geometry.panorama import cameras, intrinsics, ring
+from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.cache import kept
 from threedgen.run.folder import writing
 from threedgen.run.interrupts import Interrupts
@@ -27,7 +30,7 @@ from threedgen.train.task import Task, run_task
 
 from .given import given_views, read_image, told
 from .options import PanoramaConfig
-from .outputs import FILM, PAGE, PICTURE, write_given, write_panorama, write_views
+from .outputs import FILM, PAGE, PICTURE, write_given, write_panorama
 
 
 def make(task: Task) -> None:
@@ -36,29 +39,31 @@ def make(task: Task) -> None:
     texts, model = config.texts(), task.load_prior()
     require(model, config)
     notes = list(dict.fromkeys(note for text in dict.fromkeys(texts) for note in warn_about(text, model)))
-    size, K, R = config.size, intrinsics(radians(config.fov), config.size, config.size), ring(config.views)
+    size, fov, R = config.size, radians(config.fov), ring(config.views)
+    K, at = intrinsics(fov, size, size), cameras(R, fov, size, size)
     given, shown = torch.zeros(len(R), size, size, 3), torch.zeros(len(R), size, size, dtype=torch.bool)
     if config.image is not None and config.image_fov is not None:
         given, shown = given_views(read_image(config.image), radians(config.image_fov), K, R, size)
-    scene = Scene(texts, K, R, given, shown)
+    scene = Scene(texts, at, given, shown)
     views = kept(task.folder / "views.safetensors", "views", tuple(given.shape), lambda: draw(task, model, scene))
     with writing(task.folder):
         write_given(task.folder / "given", given, shown)
-        write_views(task.folder / "views", views, K, R)
+        files = [f"views/{number}.png" for number in range(len(R))]
+        for file, view in zip(files, views, strict=True):
+            write_png(task.folder / file, view)
+        write_cameras(task.folder / CAMERAS, at, files, texts)
         title = config.prompt.strip() or config.prompts[0]
         degrees = write_panorama(task.folder, views, K, R, config.height, config.film, title)
-        files = [f"views/{number}.png" for number in range(len(R))]
         share = shown.double().mean().item()
         task.summarise(notes=notes, prompts=texts, height_in_degrees=degrees, given_share=share, files=files)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is to be drawn: texts and cameras K (3,3), R (V,3,3) of V views, and which of their pixels are given."""
+    """What is to be drawn: texts and cameras of V views, and which of their pixels are given."""
 
     texts: list[str]
-    K: Tensor
-    R: Tensor
+    at: Cameras
     given: Tensor
     shown: Tensor
 
@@ -89,7 +94,7 @@ def require(model: MVDiffusion, config: PanoramaConfig) -> None:
 def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:
     """Samples the views (V,H,W,3) in [0,1]. Raises Stopped after Ctrl-C."""
     config: PanoramaConfig = task.config
-    size, count = (config.size, config.size), itertools.count()
+    count = itertools.count()
     with Interrupts() as interrupts, Count("denoising", config.steps, task.quiet) as progress:
 
         def on_step() -> None:
@@ -100,8 +105,8 @@ def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:
         known = told(model, scene.given, scene.shown, config.mask) if model.told == "mask" else None
         views = model.draw(
             scene.texts,
-            panorama_geometry(config.prior, scene.K, scene.R, size),
-            size,
+            model.geometry(scene.at, None, config.prior),
+            (config.size, config.size),
             known,
             steps=config.steps,
             guidance_scale=config.guidance_scale,
@@ -113,4 +118,4 @@ def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:
     return views
 
 
-run = partial(run_task, make, result=PICTURE, files=(PICTURE, FILM, PAGE, "views/cameras.json"))
+run = partial(run_task, make, result=PICTURE, files=(PICTURE, FILM, PAGE, CAMERAS))

@@ -18,9 +18,8 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.geometry.images import write_png
 from threedgen.geometry.picture_file import read_picture
-from threedgen.geometry.warp import of_cameras
 from threedgen.guidance.mvdiffusion.inputs import given_condition, told_depth
-from threedgen.guidance.mvdiffusion.model import MVDiffusion, depth_geometry
+from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.folder import write_atomic, writing
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
@@ -180,7 +179,6 @@ def draw_one(
     at, depth = shots.at.select(frames), shots.depth[frames]
     size = (at.height, at.width)
     small = (size[0] // model.factor, size[1] // model.factor)
-    K, c2w = of_cameras(at)
     condition = None
     if draw.given:
         given = torch.tensor([n in draw.given for n in frames])
@@ -189,7 +187,7 @@ def draw_one(
         condition = given_condition(latents, given).to(model.device)
     return model.draw(
         [shots.prompts[n] for n in frames],
-        None if model.multiview is None else depth_geometry(config.prior, depth, c2w, K),
+        model.geometry(at, depth, config.prior),
         size,
         told_depth(depth, *small).to(model.device),
         condition,

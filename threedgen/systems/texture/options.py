@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from threedgen.config import ConfigError
-from threedgen.config.plain_file import read_bytes
+from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
 from threedgen.run.folder import user_path
@@ -37,9 +37,9 @@ class TextureConfig(RunConfig):
     path: str = Field(
         AUTO,
         min_length=1,
-        description="JSON file of cameras, or auto: from the middle of the scene's free interior all around; the file "
-        "has c2w (a list of 4 x 4 matrices in the mesh's coordinates), axes (opengl or opencv), and fov (vertical, "
-        "degrees), or K (3 x 3, or a list) with height and width",
+        description="file of cameras, as the cameras.json of a run, or auto: from the middle of the scene's free "
+        "interior all around; the file has c2w (a list of 4 x 4 matrices in the mesh's coordinates), axes (opengl or "
+        "opencv), and fov (vertical, degrees), or K (3 x 3, or a list) with height and width",
     )
     scannet: str | None = Field(
         None,
@@ -98,7 +98,7 @@ class TextureConfig(RunConfig):
         if self.scannet is not None and not (user_path(self.scannet, "scannet") / "depth").is_dir():
             raise ConfigError(f"should be the folder of one scene, with depth/ in it (got {self.scannet!r})", "scannet")
         if self.path != AUTO:
-            text_of(self.path, "path")
+            read_text(user_path(self.path, "path"), "path")
         if self.prompts is not None:
             lines_of(self.prompts)
         elif self.prompt or self.scannet is None:
@@ -112,20 +112,9 @@ class TextureConfig(RunConfig):
             raise ConfigError(f"there is no file {str(path)!r}", "mesh")
 
 
-def text_of(name: str, key: str) -> str:
-    """The text of a small file. Raises ConfigError, naming ``key``."""
-    try:
-        return read_bytes(Path(name).expanduser()).decode("utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file {name!r}", key) from None
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise ConfigError(f"{name!r} cannot be read: {reason}", key) from None
-
-
 def lines_of(name: str) -> list[str]:
     """The prompts of a file, one a line; empty lines at its end do not count. Raises ConfigError."""
-    lines = text_of(name, "prompts").rstrip().splitlines()
+    lines = read_text(user_path(name, "prompts"), "prompts").rstrip().splitlines()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise ConfigError(f"line {number} of {name!r} is empty; there is one for each camera", "prompts")

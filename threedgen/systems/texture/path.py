@@ -1,34 +1,24 @@
-"""Camera paths: a JSON file with matrices, read and written, and one that looks around from the middle of a scene.
-
-    {"axes": "opengl", "c2w": [[[...], ...], ...], "fov": 60}          or "K": [[fx, 0, cx], ...] with height and width
-
-Matrices are in the coordinates of the mesh's file. fov is vertical, in degrees. K is in pixels, counted from the
-picture's upper left corner, so that its middle is at (width / 2, height / 2).
-"""
+"""Camera paths: that of a file, and one that looks around from the middle of a scene."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import pi, radians
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from scipy import ndimage
-from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.plain_file import parse_json
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.poses import look_at, opencv_axes, unit_vector, world_to_camera
+from threedgen.geometry.cameras_file import read_cameras
+from threedgen.geometry.poses import look_at, unit_vector
 from threedgen.run.arrays import Array
-from threedgen.run.folder import write_json
 
-from .options import TextureConfig, text_of
+from .options import TextureConfig
 from .scene import Coordinates, SceneMesh
 
-MOST = 100_000
-"""Cameras of a path."""
 GRID, POINTS = 64, 400_000
 """Cells along the longest side of a scene, and points of its surface, by which its free interior is found."""
 EYES = (0.35, 0.65)
@@ -38,89 +28,20 @@ STROLL, FARTHEST_STEP = 0.35, 0.8
 
 
 def read_path(config: TextureConfig, place: Coordinates) -> Cameras:
-    """The cameras of a file, in our world. Raises ConfigError."""
-    try:
-        tree = parse_json(text_of(config.path, "path"))
-    except ValueError as error:
-        raise ConfigError(f"{config.path!r} is no JSON: {error}", "path") from None
-    if not isinstance(tree, dict) or "c2w" not in tree:
-        raise ConfigError(f"{config.path!r} should be an object with c2w, a list of 4 x 4 matrices", "path")
-    axes = tree.get("axes")
-    if axes not in ("opengl", "opencv"):
-        raise ConfigError(
-            f"{config.path!r} should say its axes, opengl (y up, looking along -z) or opencv (y down, along z)", "path"
-        )
-    c2w = rigid(_numbers(tree["c2w"], (4, 4), "c2w", config.path), config.path)
-    if config.poses == "w2c":
-        c2w = world_to_camera(c2w)
-    c2w = place.poses(opencv_axes(c2w) if axes == "opencv" else c2w)
-    return Cameras(c2w.float(), _projection(tree, len(c2w), config), config.height, config.width)
+    """The cameras of a file (``geometry.cameras_file``) whose matrices are in the coordinates of the mesh's, in our
+    world, for frames of the config's size. Raises ConfigError."""
+    size = (config.height, config.width)
+    found = read_cameras(Path(config.path).expanduser(), "path", config.poses, size, config.fov).at
+    return fitted(replace(found, c2w=place.poses(found.c2w)), *size)
 
 
-def _numbers(value: Any, shape: tuple[int, int], name: str, file: str) -> Tensor:
-    """A list of matrices (N,*shape), float64. Raises ConfigError."""
-    try:
-        found = np.array(value, np.float64)
-    except (ValueError, TypeError, OverflowError):
-        found = np.zeros(0)
-    if found.ndim != 3 or found.shape[1:] != shape or not np.isfinite(found).all() or not 2 <= len(found) <= MOST:
-        rows, columns = shape
-        raise ConfigError(f"{name} of {file!r} should be a list of 2 or more matrices {rows} x {columns}", "path")
-    return torch.from_numpy(found)
-
-
-def rigid(poses: Tensor, name: str, key: str = "path") -> Tensor:
-    """Poses (N,4,4) that turn and move only. Raises ConfigError, with the number of one that does more."""
-    R = poses[:, :3, :3]
-    off = (R @ R.mT - torch.eye(3, dtype=R.dtype)).abs().amax((1, 2))
-    off = torch.maximum(off, (poses[:, 3] - poses.new_tensor([0, 0, 0, 1])).abs().amax(1))
-    wrong = (off > 1e-2) | (torch.linalg.det(R) < 0)
-    if wrong.any():
-        which = int(wrong.int().argmax())
-        raise ConfigError(f"matrix {which} of {name!r} is no pose: it should turn and move, not stretch or mirror", key)
-    return poses
-
-
-def _projection(tree: dict[str, Any], count: int, config: TextureConfig) -> Projection:
-    """Of frames of the config's size: those of the file are scaled by their heights, about the middle."""
-    if "K" not in tree:
-        fov = tree.get("fov", config.fov)
-        if not isinstance(fov, int | float) or not 0 < fov < 180:
-            raise ConfigError(f"fov of {config.path!r} should be an angle between 0 and 180 degrees", "path")
-        return Projection.perspective(torch.full((count,), radians(fov)), config.height, config.width)
-    height, width = tree.get("height"), tree.get("width")
-    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
-        raise ConfigError(f"{config.path!r} has K, so it should say height and width of its pictures", "path")
-    value = tree["K"]
-    flat = isinstance(value, list) and bool(value) and isinstance(value[0], list) and not isinstance(value[0][0], list)
-    K = _numbers([value] * count if flat else value, (3, 3), "K", config.path)
-    if len(K) != count or (K[:, [0, 1], [0, 1]] <= 0).any():
-        raise ConfigError(f"K of {config.path!r} should be one matrix, or {count}, of focal lengths above 0", "path")
-    return Projection(fitted(K, (height, width), (config.height, config.width)).float())
-
-
-def fitted(K: Tensor, size: tuple[int, int], to: tuple[int, int]) -> Tensor:
-    """Intrinsics (N,3,3) of pictures of ``size`` for others: scaled by their heights, cut or widened at the sides."""
-    K = K.clone()
-    K[:, 0, 2] -= size[1] / 2
-    K[:, :2] *= to[0] / size[0]
-    K[:, 0, 2] += to[1] / 2
-    return K
-
-
-def write_path(file: Path, at: Cameras, place: Coordinates, **more: Any) -> None:
-    """Writes cameras so that ``read_path`` reads them. Raises OSError."""
-    tree = {
-        "axes": "opengl",
-        "height": at.height,
-        "width": at.width,
-        "K": at.K.double().tolist(),
-        "c2w": place.poses_back(at.c2w.double()).tolist(),
-    }
-    write_json(file, tree | more)
-
-
-# --- an automatic path -------------------------------------------------------------------------------------------
+def fitted(at: Cameras, height: int, width: int) -> Cameras:
+    """The same cameras with other pictures: scaled by their heights, cut or widened at the sides."""
+    K = at.K.clone()
+    K[:, 0, 2] -= at.width / 2
+    K[:, :2] *= height / at.height
+    K[:, 0, 2] += width / 2
+    return Cameras(at.c2w, Projection(K), height, width)
 
 
 def around(scene: SceneMesh, config: TextureConfig) -> Cameras:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,18 +11,13 @@ from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.poses import world_to_camera
+from threedgen.geometry.overlap import key_frames, overlap
 from threedgen.geometry.raster import rasterise_views
-from threedgen.geometry.warp import inside, look_up, of_cameras, pixel_grid, reproject
 
 from .scene import SceneMesh
 
 SEEN = 0.1
 """Share of a frame's pixels whose depth has to be known."""
-AGREES = 0.1
-"""Depths are the same if they differ by less than this share."""
-PAIRS = 12
-"""Pairs of frames that are tried to tell poses from their inverse."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +33,6 @@ class Shots:
 
     def __len__(self) -> int:
         return len(self.at)
-
-    def overlap(self, one: int, other: int) -> float:
-        """Share of the picture that two frames have in common, the lesser of both ways.
-
-        Unlike ``overlap_fractions``, which is as released weights know it, what is behind a camera does not count: of
-        a path that turns around, opposite frames have nothing in common.
-        """
-        at, depth = self.at.select([one, other]), self.depth[[one, other]]
-        return min(float(seen_by(depth, at, *pair)[2].double().mean()) for pair in ((0, 1), (1, 0)))
 
 
 def depth_of_mesh(scene: SceneMesh, at: Cameras) -> Tensor:
@@ -71,59 +57,15 @@ def check_seen(depth: Tensor, names: Sequence[str]) -> list[int]:
     return good
 
 
-def check_poses(at: Cameras, depth_at: Callable[[Cameras], Tensor], key: str, said: str) -> None:
-    """Raises ConfigError for poses that make sense only if they are inverted.
-
-    depth_at: cameras -> depth (N,H,W). said: what the poses were taken for, c2w or w2c.
-    """
-    step = max(1, (len(at) - 1) // PAIRS)
-    first = [n for n in range(0, len(at) - 1, step)]
-    tried = at.select(sorted({n for one in first for n in (one, one + 1)}))
-    pairs = [(k, k + 1) for k in range(len(tried) - 1) if len(tried) == len(at) or k % 2 == 0]
-    inverted = replace(tried, c2w=world_to_camera(tried.c2w))
-    here, other = (agreement(depth_at(cameras), cameras, pairs) for cameras in (tried, inverted))
-    if here < 0.3 and other > 2 * here + 0.1:
-        right = {"c2w": "w2c", "w2c": "c2w"}[said]
-        raise ConfigError(
-            f"the poses are {'world-to-camera' if right == 'w2c' else 'camera-to-world'}, it seems: inverted, "
-            f"consecutive frames agree on {other:.0%} of their pixels, as they are on {here:.0%}; give poses={right}",
-            key,
-        )
-
-
-def agreement(depth: Tensor, at: Cameras, pairs: Sequence[tuple[int, int]]) -> float:
-    """Mean share of the pixels of frames that another sees at the depth where they are; pairs of (one, other)."""
-    shares = []
-    for one, other in pairs:
-        there, z, seen = seen_by(depth, at, one, other)
-        found = look_up(depth[other].double(), there)
-        shares.append(float((seen & (found > 0) & ((found - z).abs() < AGREES * z)).double().mean()))
-    return sum(shares) / max(1, len(shares))
-
-
-def seen_by(depth: Tensor, at: Cameras, one: int, other: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the pixels of a frame are in another (P,2), how far (P,), and which of them lie in its picture (P,)."""
-    K, c2w = (part.double() for part in of_cameras(at))
-    pixels, here = pixel_grid(at.height, at.width).flatten(0, 1), depth[one].double().flatten()
-    there, z = reproject(pixels, here, K[one], c2w[one], K[other], c2w[other])
-    return there, z, inside(there, at.height, at.width) & (z > 0)
-
-
-def key_frames(shots: Shots, overlap: float) -> list[int]:
-    """Frames of which each is the last that overlaps the key frame before by so much, the very last frame included.
-
-    Raises ConfigError if hardly any two consecutive frames overlap.
-    """
-    keys = [0]
-    for n in range(1, len(shots)):
-        if n - 1 > keys[-1] and shots.overlap(keys[-1], n) < overlap:
-            keys.append(n - 1)
-    return keys if keys[-1] == len(shots) - 1 else [*keys, len(shots) - 1]
+def choose_keys(shots: Shots, least: float) -> list[int]:
+    """The key frames, of which each overlaps the next by ``least``, and the very last frame."""
+    keys, last = key_frames(shots.depth, shots.at, least), len(shots) - 1
+    return keys if keys[-1] == last else [*keys, last]
 
 
 def check_overlap(shots: Shots, keys: Sequence[int], least: float, key: str) -> list[str]:
     """A note if some consecutive key frames overlap by less than ``least``. Raises ConfigError if none does more."""
-    found = [shots.overlap(one, other) for one, other in zip(keys, keys[1:], strict=False)]
+    found = [overlap(shots.depth, shots.at, *pair) for pair in zip(keys, keys[1:], strict=False)]
     apart = [n for n, share in enumerate(found) if share <= least]
     if len(apart) == len(found):
         raise ConfigError(

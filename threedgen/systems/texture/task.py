@@ -1,8 +1,8 @@
 """The task "texture": a scene of known shape -> frames drawn from words -> its mesh, textured.
 
 RUN/frames/         the frames, N.png, key frames first; a run that goes on keeps those that are drawn
-RUN/depth/          N.png, millimetres, 16 bits
-RUN/cameras.json    the cameras of the frames, as path=FILE takes them
+RUN/depth/          N.png (``geometry.depth_file``)
+RUN/cameras.json    the cameras of the frames (``geometry.cameras_file``), as path=FILE takes them
 RUN/frames.mp4, sheet.png   all frames
 RUN/scene.glb       the textured mesh, where and as large as it was in its file
 RUN/walk/, walk.png views of it that no frame showed
@@ -25,8 +25,10 @@ from threedgen.export.files.check import Expected, check_glb
 from threedgen.export.files.glb import textured_glb_bytes
 from threedgen.export.surface.from_views import Worn, render, texture_from_views
 from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.cameras_file import CAMERAS, write_cameras
+from threedgen.geometry.depth_file import write_depth
 from threedgen.geometry.images import grid, png, readable, to_uint8, write_mp4, write_png
-from threedgen.geometry.poses import world_to_camera
+from threedgen.geometry.overlap import require_poses, spread_pairs
 from threedgen.run.folder import write_atomic, writing
 from threedgen.run.progress import Count
 from threedgen.run.prompts import tidy, warn_about
@@ -34,18 +36,16 @@ from threedgen.train.task import Task, run_task
 
 from .drawing import Pictures, check_model, draw_all, plan, source
 from .options import AUTO, TextureConfig, lines_of
-from .path import around, read_path, write_path
+from .path import around, read_path
 from .scannet import read_scannet
 from .scene import Coordinates, SceneMesh, read_scene, with_uv
-from .shots import Shots, check_overlap, check_poses, check_seen, depth_of_mesh, key_frames
+from .shots import Shots, check_overlap, check_seen, choose_keys, depth_of_mesh
 
 logger = logging.getLogger(__name__)
 
 GLB, FILM = "scene.glb", "frames.mp4"
-FILES = (FILM, "sheet.png", "cameras.json", GLB, "texture.png", "walk.png")
+FILES = (FILM, "sheet.png", CAMERAS, GLB, "texture.png", "walk.png")
 SCREENSHOTS, COLUMNS, FPS = 12, 6, 8
-FARTHEST = 65.535
-"""Metres that a file of depth can hold."""
 
 
 def texture(task: Task) -> None:
@@ -56,7 +56,7 @@ def texture(task: Task) -> None:
     if scene is not None and (doubt := scene.warning()):
         notes.append(doubt)
     shots = take_shots(config, scene, place, notes)
-    keys = list(shots.keys or key_frames(shots, config.key_overlap))
+    keys = list(shots.keys or choose_keys(shots, config.key_overlap))
     notes += check_overlap(shots, keys, config.prior.overlap, "path" if config.scannet is None else "scannet")
     say_once(notes)
     model = task.load_prior()
@@ -86,7 +86,6 @@ def take_shots(config: TextureConfig, scene: SceneMesh | None, place: Coordinate
     if config.scannet is not None:
         shots, left_out = read_scannet(config)
         notes += left_out
-        check_poses(shots.at, lambda at: depth_again(shots, at), "scannet", config.poses)
     elif scene is not None:
         at = around(scene, config) if config.path == AUTO else read_path(config, place)
         prompts = prompts_for(config, len(at))
@@ -97,20 +96,13 @@ def take_shots(config: TextureConfig, scene: SceneMesh | None, place: Coordinate
             )
         at = at.select(kept)
         if config.path != AUTO:
-            check_poses(at, lambda cameras: depth_of_mesh(scene, cameras), "path", config.poses)
+            tried = at.select(spread_pairs(len(at)))
+            require_poses(tried, lambda some: depth_of_mesh(scene, some), config.poses, config.path, "path")
         names = tuple(f"{n:04d}" for n in kept)
         shots = Shots(at, depth_of_mesh(scene, at), tuple(prompts[n] for n in kept), names)
     if not shots.prompts:
         shots = replace(shots, prompts=tuple(prompts_for(config, len(shots))))
     return without_blind(shots, notes)
-
-
-def depth_again(shots: Shots, at: Cameras) -> Tensor:
-    """The depth of those frames of ``shots`` that have the poses of ``at``, or their inverse: it lies on the disk."""
-    own = shots.at.c2w.flatten(1)
-    both = (at.c2w.flatten(1), world_to_camera(at.c2w).flatten(1))
-    near = torch.minimum(*((pose[:, None] - own).abs().sum(-1) for pose in both))
-    return shots.depth[near.argmin(1)]
 
 
 def prompts_for(config: TextureConfig, count: int) -> list[str]:
@@ -140,11 +132,11 @@ def write_frames(
 ) -> None:
     """Cameras, depth, film and sheet of the frames. Raises OSError."""
     at, names = shots.at.select(drawn), [shots.names[n] for n in drawn]
-    write_path(folder / "cameras.json", at, place, frames=names, prompts=[shots.prompts[n] for n in drawn])
-    (folder / "depth").mkdir(exist_ok=True)
+    outside = replace(at, c2w=place.poses_back(at.c2w.double()))
+    files, prompts = [f"frames/{name}.png" for name in names], [shots.prompts[n] for n in drawn]
+    write_cameras(folder / CAMERAS, outside, files, prompts)
     for name, depth in zip(names, shots.depth[drawn].numpy(), strict=True):
-        millimetres = np.round(1000 * np.where(depth <= FARTHEST, depth, 0)).astype(np.uint16)
-        write_atomic(folder / "depth" / f"{name}.png", png(millimetres))
+        write_depth(folder / "depth" / f"{name}.png", depth)
     labels = [f"{shots.names[n]}{' key' if n in set(keys) else ''}" for n in drawn]
     write_png(folder / "sheet.png", grid(readable(frames), COLUMNS, labels))
     write_mp4(readable(frames), folder / FILM, FPS)

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 
 from threedgen.data.scene_bank import SceneBank
 from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.warp import of_cameras
 from threedgen.guidance.distillation.lora import LoRA
-from threedgen.guidance.mvdiffusion.geometry import DepthGeometry, Geometry, PanoramaGeometry, Scenes
+from threedgen.guidance.mvdiffusion.geometry import Geometry, Scenes
 from threedgen.guidance.mvdiffusion.inputs import given_condition, told_depth, told_mask
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.weights import save_blocks
@@ -195,13 +194,8 @@ class ViewsSystem(AveragedSystem):
             if len(self.known) == KEPT:
                 self.known.pop(next(iter(self.known)))
             cameras = self.bank.cameras(scene)
-            K, c2w = of_cameras(cameras)
-            if self.config.variant == "depth":
-                self.known[scene] = DepthGeometry(self.bank.depth([scene])[0], c2w, K, self.config.overlap)
-            else:
-                size = (cameras.height, cameras.width)
-                k, neighbours = self.config.k, self.config.neighbours
-                self.known[scene] = PanoramaGeometry(K, c2w[:, :3, :3], size, k, neighbours)
+            depth = self.bank.depth([scene])[0] if self.config.variant == "depth" else None
+            self.known[scene] = self.model.geometry(cameras, depth, self.config)
         return self.known[scene]
 
     def validate(self, step: int, folder: Path) -> None:

@@ -1,0 +1,95 @@
+"""What views of known depth have in common: overlap, key frames, and whether poses are what they are taken for.
+
+``depth`` (N,H,W) is along the viewing axis, 0 where it is unknown. Key frames are those that overlap the one before by
+about two thirds (MVDiffusion, arXiv 2307.01097, section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threedgen.config.errors import ConfigError
+
+from .cameras import Cameras
+from .poses import Poses, world_to_camera
+from .warp import inside, look_up, of_cameras, pixel_grid, reproject
+
+AGREE = 0.05
+"""Share by which depths of the same point, seen from two cameras, may differ."""
+PAIRS, CLEARLY, TIMES = 12, 0.1, 2
+"""Pairs of frames by which is told what poses are; by how much, and how often, inverse ones must agree better."""
+
+
+def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = False) -> Tensor:
+    """Measures how much of each view's picture another one has, the lesser of both ways: (F,F), 1 on the diagonal.
+
+    c2w (F,4,4), K (F,3,3): as ``warp`` takes them.  behind: what lies behind a camera counts where the line through it
+    meets the picture, as released weights of MVDiffusion know it; else, of a path that turns around, opposite views
+    have nothing in common. One pair after the other: memory is that of one map.
+    """
+    share, pixels = torch.ones(len(depth), len(depth), dtype=torch.float64), pixel_grid(*depth.shape[1:]).flatten(0, 1)
+    depth, c2w, K = depth.double(), c2w.double(), K.double()
+    for one in range(len(depth)):
+        for other in set(range(len(depth))) - {one}:
+            there, z = reproject(pixels, depth[one].flatten(), K[one], c2w[one], K[other], c2w[other])
+            share[one, other] = (inside(there, *depth.shape[1:]) & (behind | (z > 0))).double().mean()
+    return torch.minimum(share, share.T)
+
+
+def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
+    """Measures the share of the picture that two views have in common, the lesser of both ways."""
+    K, c2w = of_cameras(cameras.select([one, other]))
+    return float(overlap_fractions(depth[[one, other]], c2w, K)[0, 1])
+
+
+def key_frames(depth: Tensor, cameras: Cameras, least: float) -> list[int]:
+    """Chooses key frames of a path: the first, and after each the last one that overlaps it by ``least`` or more,
+    before the overlap falls below that."""
+    found = [0]
+    for number in range(2, len(depth)):
+        if overlap(depth, cameras, found[-1], number) < least:
+            found.append(number - 1)
+    return found
+
+
+def agreement(depth: Tensor, cameras: Cameras, pairs: Sequence[tuple[int, int]]) -> float:
+    """Measures which share of the points of a view another one sees at the same depth, on average over pairs."""
+    K, c2w = (part.double() for part in of_cameras(cameras))
+    pixels, depth, shares = pixel_grid(*depth.shape[1:]).flatten(0, 1), depth.double(), []
+    for a, b in pairs:
+        there, z = reproject(pixels, depth[a].flatten(), K[a], c2w[a], K[b], c2w[b])
+        seen = look_up(depth[b], there)
+        shares.append(float(((seen > 0) & ((seen - z).abs() < AGREE * z)).double().mean()))
+    return sum(shares) / max(1, len(shares))
+
+
+def spread_pairs(count: int) -> list[int]:
+    """Lists numbers of frames, of ``count``, by which ``require_poses`` tells what poses are: pairs of consecutive ones
+    all along the path, one pair after the other."""
+    first = np.unique(np.linspace(0, count - 2, min(PAIRS, count - 1)).round().astype(int))
+    return [int(n) for one in first for n in (one, one + 1)]
+
+
+def require_poses(
+    cameras: Cameras, depth_at: Callable[[Cameras], Tensor], said: Poses, name: str, key: str = ""
+) -> None:
+    """Raises ConfigError for poses that make sense only if they are inverted.
+
+    cameras: pairs of consecutive ones (``spread_pairs``), their poses taken for what was ``said``.  depth_at: cameras
+    -> depth (N,H,W).  name: of what has the poses.
+    """
+    pairs = [(n, n + 1) for n in range(0, len(cameras), 2)]
+    inverted = replace(cameras, c2w=world_to_camera(cameras.c2w))
+    given, inverse = (agreement(depth_at(at), at, pairs) for at in (cameras, inverted))
+    if inverse > TIMES * given + CLEARLY:
+        kind, right = {"c2w": ("world-to-camera", "w2c"), "w2c": ("camera-to-world", "c2w")}[said]
+        raise ConfigError(
+            f"the poses of {name} are {kind}, it seems: as they are, consecutive frames share {given:.0%} of their "
+            f"points, inverted {inverse:.0%}; give poses={right}",
+            key,
+        )
