@@ -40,9 +40,12 @@ def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVD
 class CorrespondenceOptions(Protocol):
     """What a config says of it: see ``MVDiffusionConfig``."""
 
-    k: int
-    neighbours: Neighbours
-    overlap: float
+    @property
+    def k(self) -> int: ...
+    @property
+    def neighbours(self) -> Neighbours: ...
+    @property
+    def overlap(self) -> float: ...
 
 
 class MVDiffusion(StableDiffusion):

@@ -92,7 +92,7 @@ def no_depth(scene: Path, dtype: type = np.uint16) -> None:
 MISTAKES: list[tuple[Callable[[Path], object], str]] = [
     (inverse_poses, "pose are world-to-camera, it seems"),
     (lambda s: (s / "color/0.jpg").unlink(), "color/0.jpg is missing"),
-    (lambda s: (s / "depth/0.png").unlink(), "depth/0.png'"),
+    (lambda s: (s / "depth/0.png").unlink(), "depth/0.png is missing"),
     (lambda s: (s / "pose/0.txt").unlink(), "pose/0.txt is missing"),
     (lambda s: (s / "prompt/0.txt").unlink(), "prompt/0.txt is missing"),
     (lambda s: (s / "valid_frames.npy").write_bytes(b"no"), "valid_frames.npy is no array"),

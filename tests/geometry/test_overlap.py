@@ -12,7 +12,7 @@ from tests.support.tiny_mvdiffusion import wall
 from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.overlap import agreement, key_frames, overlap, overlap_fractions, require_poses, spread_pairs
-from threedgen.geometry.poses import world_to_camera
+from threedgen.geometry.poses import Poses, world_to_camera
 from threedgen.systems.texture.shots import depth_of_mesh
 
 SIZE = (24, 32)
@@ -44,7 +44,7 @@ def test_key_frames_overlap_as_asked() -> None:
 
 def test_points_are_seen_at_the_same_depth() -> None:
     at = box_room.look(24, SIZE)
-    near, far = agreement(depth(at), at, [(0, 1), (1, 2)]), agreement(depth(at), at, [(0, 12)])
+    near, far = (agreement(depth(some), some) for some in map(at.select, ([0, 1, 1, 2], [0, 12])))
     assert near > 0.7 and far < 0.1
 
 
@@ -56,11 +56,17 @@ def test_pairs_are_spread_over_the_path() -> None:
 @pytest.mark.parametrize("rendered", [True, False])
 def test_inverted_poses_are_noticed(rendered: bool) -> None:
     at = box_room.look(24, SIZE).select(spread_pairs(24))
-    seen, wrong = depth(at), replace(at, c2w=world_to_camera(at.c2w))
-    depth_at = depth if rendered else lambda _: seen
-    require_poses(at, depth_at, "c2w", "a.json")
-    require_poses(at, depth_at, "w2c", "a.json")
-    with pytest.raises(ConfigError, match=r"path: the poses of a.json are world-to-camera, it seems.*give poses=w2c"):
-        require_poses(wrong, depth_at, "c2w", "a.json", "path")
+    cameras = {"c2w": at, "w2c": replace(at, c2w=world_to_camera(at.c2w))}
+    seen = depth(at)
+
+    def right(poses: Poses) -> tuple[torch.Tensor, Cameras]:
+        return depth(cameras[poses]) if rendered else seen, cameras[poses]
+
+    def wrong(poses: Poses) -> tuple[torch.Tensor, Cameras]:
+        return right("w2c" if poses == "c2w" else "c2w")
+
+    require_poses(right, "c2w", "a.json")
     with pytest.raises(ConfigError, match="camera-to-world, it seems.*give poses=c2w"):
-        require_poses(wrong, depth_at, "w2c", "a.json")
+        require_poses(right, "w2c", "a.json")
+    with pytest.raises(ConfigError, match=r"path: the poses of a.json are world-to-camera, it seems.*give poses=w2c"):
+        require_poses(wrong, "c2w", "a.json", "path")

@@ -90,9 +90,12 @@ class ScanNetWalk:
     def require_poses(self, numbers: Sequence[int]) -> None:
         """Raises ConfigError if the depth of the same points would be the same, from these frames, with inverse poses
         only."""
-        few = ScanNetWalk(self.folder, *CHECKED_SIZE, self.key_file, self.poses)
-        depth, at = few.geometry([numbers[n] for n in spread_pairs(len(numbers))])
-        require_poses(at, lambda _: depth, self.poses, str(self.folder / "pose"))
+        some = [numbers[n] for n in spread_pairs(len(numbers))]
+
+        def read(poses: Poses) -> tuple[torch.Tensor, Cameras]:
+            return ScanNetWalk(self.folder, *CHECKED_SIZE, poses=poses).geometry(some)
+
+        require_poses(read, self.poses, str(self.folder / "pose"))
 
     def geometry(self, numbers: Sequence[int]) -> tuple[torch.Tensor, Cameras]:
         """Depth (N,H,W), metres, by the nearest pixels of the files, and cameras. Raises ConfigError."""

@@ -72,14 +72,20 @@ def _parsed(tree: Any, poses: Poses, size: tuple[int, int] | None, fov: float | 
         raise ValueError("it should say its axes, opengl (y up, looking along -z) or opencv (y down, along z)")
     c2w = _rigid(_matrices(tree["c2w"], 4, "c2w"))
     c2w = world_to_camera(c2w) if poses == "w2c" else c2w
-    height, width = tree.get("height"), tree.get("width")
-    if size is not None and height is None is width and "K" not in tree:
-        height, width = size
-    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
-        raise ValueError("it should say height and width of its pictures, in pixels")
+    height, width = _sides(tree, size)
     projection = _projection(tree, len(c2w), height, width, fov)
     at = Cameras((opencv_axes(c2w) if axes == "opencv" else c2w).float(), projection, height, width)
     return CamerasFile(at, _texts(tree, "files", len(c2w)), _texts(tree, "prompts", len(c2w)))
+
+
+def _sides(tree: dict[str, Any], size: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width of the pictures; ``size`` if nothing in the file depends on them."""
+    height, width = tree.get("height"), tree.get("width")
+    if size is not None and height is None is width and "K" not in tree:
+        return size
+    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
+        raise ValueError("it should say height and width of its pictures, in pixels")
+    return height, width
 
 
 def _matrices(value: Any, side: int, name: str, count: int | None = None) -> Tensor:

@@ -26,6 +26,8 @@ def write_depth(path: Path, depth: Array) -> None:
 
 def read_depth(path: Path, key: str = "") -> Array:
     """Reads metres (H,W), float32. Raises ConfigError, naming ``key``, also for a picture of another kind."""
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing", key)
     with open_picture(path, key=key) as image:
         try:
             image.load()

@@ -6,8 +6,7 @@ about two thirds (MVDiffusion, arXiv 2307.01097, section 4.2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from threedgen.config.errors import ConfigError
 
 from .cameras import Cameras
-from .poses import Poses, world_to_camera
+from .poses import Poses
 from .warp import inside, look_up, of_cameras, pixel_grid, reproject
 
 AGREE = 0.05
@@ -57,39 +56,36 @@ def key_frames(depth: Tensor, cameras: Cameras, least: float) -> list[int]:
     return found
 
 
-def agreement(depth: Tensor, cameras: Cameras, pairs: Sequence[tuple[int, int]]) -> float:
-    """Measures which share of the points of a view another one sees at the same depth, on average over pairs."""
-    K, c2w = (part.double() for part in of_cameras(cameras))
-    pixels, depth, shares = pixel_grid(*depth.shape[1:]).flatten(0, 1), depth.double(), []
-    for a, b in pairs:
-        there, z = reproject(pixels, depth[a].flatten(), K[a], c2w[a], K[b], c2w[b])
-        seen = look_up(depth[b], there)
-        shares.append(float(((seen > 0) & ((seen - z).abs() < AGREE * z)).double().mean()))
-    return sum(shares) / max(1, len(shares))
-
-
 def spread_pairs(count: int) -> list[int]:
-    """Lists numbers of frames, of ``count``, by which ``require_poses`` tells what poses are: pairs of consecutive ones
-    all along the path, one pair after the other."""
+    """Lists numbers of frames, of ``count``: pairs of consecutive ones all along the path, one pair after the other."""
     first = np.unique(np.linspace(0, count - 2, min(PAIRS, count - 1)).round().astype(int))
     return [int(n) for one in first for n in (one, one + 1)]
 
 
-def require_poses(
-    cameras: Cameras, depth_at: Callable[[Cameras], Tensor], said: Poses, name: str, key: str = ""
-) -> None:
+def agreement(depth: Tensor, cameras: Cameras) -> float:
+    """Measures, of pairs of views, one pair after the other, which share of the points of the first the second sees at
+    the same depth, on average."""
+    K, c2w = (part.double() for part in of_cameras(cameras))
+    pixels, depth, shares = pixel_grid(*depth.shape[1:]).flatten(0, 1), depth.double(), []
+    for a in range(0, len(depth), 2):
+        b = a + 1
+        there, z = reproject(pixels, depth[a].flatten(), K[a], c2w[a], K[b], c2w[b])
+        seen = look_up(depth[b], there)
+        shares.append(float(((seen > 0) & ((seen - z).abs() < AGREE * z)).double().mean()))
+    return sum(shares) / len(shares)
+
+
+def require_poses(read: Callable[[Poses], tuple[Tensor, Cameras]], said: Poses, name: str, key: str = "") -> None:
     """Raises ConfigError for poses that make sense only if they are inverted.
 
-    cameras: pairs of consecutive ones (``spread_pairs``), their poses taken for what was ``said``.  depth_at: cameras
-    -> depth (N,H,W).  name: of what has the poses.
+    read: what poses are taken for -> depth (N,H,W) and cameras of frames, as ``spread_pairs`` chooses them.  said: what
+    they were taken for.  name: of what has them.
     """
-    pairs = [(n, n + 1) for n in range(0, len(cameras), 2)]
-    inverted = replace(cameras, c2w=world_to_camera(cameras.c2w))
-    given, inverse = (agreement(depth_at(at), at, pairs) for at in (cameras, inverted))
+    right: Poses = "w2c" if said == "c2w" else "c2w"
+    given, inverse = (agreement(*read(poses)) for poses in (said, right))
     if inverse > TIMES * given + CLEARLY:
-        kind, right = {"c2w": ("world-to-camera", "w2c"), "w2c": ("camera-to-world", "c2w")}[said]
         raise ConfigError(
-            f"the poses of {name} are {kind}, it seems: as they are, consecutive frames share {given:.0%} of their "
-            f"points, inverted {inverse:.0%}; give poses={right}",
+            f"the poses of {name} are {'world-to-camera' if right == 'w2c' else 'camera-to-world'}, it seems: as they "
+            f"are, consecutive frames share {given:.0%} of their points, inverted {inverse:.0%}; give poses={right}",
             key,
         )

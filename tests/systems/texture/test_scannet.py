@@ -81,6 +81,8 @@ def test_inverted_poses(tmp_path: Path) -> None:
     write(tmp_path)
     for path in (tmp_path / "pose").iterdir():
         np.savetxt(path, np.linalg.inv(np.loadtxt(path)))
+    with pytest.raises(ConfigError, match="pose are world-to-camera, it seems.*give poses=w2c"):
+        read_scannet(config(tmp_path, every=3))
     moved = take_shots(config(tmp_path, poses="w2c"), None, Coordinates(), [])
     torch.testing.assert_close(moved.at.c2w, box_room.look(48, LARGE).c2w[:COUNT], atol=1e-5, rtol=0)
 

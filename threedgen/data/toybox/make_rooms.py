@@ -23,7 +23,8 @@ import numpy as np
 
 from threedgen.data.matterport import CAPTIONS, FACES, FOLDER, STEP
 from threedgen.data.options import RoomPanoramasConfig, RoomPathsConfig, SceneSplit
-from threedgen.geometry.images import png, to_uint8
+from threedgen.geometry.depth_file import write_depth
+from threedgen.geometry.images import to_uint8
 from threedgen.geometry.warp import of_cameras
 from threedgen.run.arrays import Array
 from threedgen.run.folder import unfinished, write_atomic

@@ -21,10 +21,11 @@ def read_scannet(config: TextureConfig) -> tuple[Shots, list[str]]:
     """The frames of config.scannet, and notes on those that were left out. Raises ConfigError."""
     folder, notes = Path(str(config.scannet)).expanduser(), list[str]()
     key_files = sorted((path.name for path in folder.glob("key_frame_*.txt")), key=lambda name: (name != BEST, name))
-    walk = ScanNetWalk(folder, config.height, config.width, *key_files[:1], poses=config.poses)
+    key_file = key_files[0] if key_files else BEST
+    walk = ScanNetWalk(folder, config.height, config.width, key_file, config.poses)
     numbers, chosen = walk.with_depth(), set(walk.keys if key_files else ())
     if missing := sorted(chosen - set(numbers)):
-        raise ConfigError(f"{folder / key_files[0]} names frames without depth: {_some(missing)}", "scannet")
+        raise ConfigError(f"{folder / key_file} names frames without depth: {_some(missing)}", "scannet")
     wanted = sorted({*numbers[:: config.every or EVERY], *chosen})
     used = [n for n in wanted if walk.has_pose(n)]
     if lost := [n for n in wanted if n not in set(used)]:

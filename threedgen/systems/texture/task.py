@@ -29,6 +29,7 @@ from threedgen.geometry.cameras_file import CAMERAS, write_cameras
 from threedgen.geometry.depth_file import write_depth
 from threedgen.geometry.images import grid, png, readable, to_uint8, write_mp4, write_png
 from threedgen.geometry.overlap import require_poses, spread_pairs
+from threedgen.geometry.poses import Poses
 from threedgen.run.folder import write_atomic, writing
 from threedgen.run.progress import Count
 from threedgen.run.prompts import tidy, warn_about
@@ -96,8 +97,13 @@ def take_shots(config: TextureConfig, scene: SceneMesh | None, place: Coordinate
             )
         at = at.select(kept)
         if config.path != AUTO:
-            tried = at.select(spread_pairs(len(at)))
-            require_poses(tried, lambda some: depth_of_mesh(scene, some), config.poses, config.path, "path")
+            some = [kept[n] for n in spread_pairs(len(kept))]
+
+            def read(poses: Poses) -> tuple[Tensor, Cameras]:
+                tried = read_path(config.model_copy(update={"poses": poses}), place).select(some)
+                return depth_of_mesh(scene, tried), tried
+
+            require_poses(read, config.poses, config.path, "path")
         names = tuple(f"{n:04d}" for n in kept)
         shots = Shots(at, depth_of_mesh(scene, at), tuple(prompts[n] for n in kept), names)
     if not shots.prompts:
