@@ -17,7 +17,8 @@ def locate(blocks: str) -> Path:
     if blocks in SHIPPED:
         path = folder("weights") / "toybox-mvdiffusion" / f"{blocks.removeprefix('toybox-')}.safetensors"
         if not path.is_file():
-            raise ConfigError(f"this installation lacks the weights {blocks}; reinstall threedgen", "blocks")
+            made = "the config train-mvdiffusion-toybox makes such, RUN/blocks.safetensors"
+            raise ConfigError(f"this installation lacks the weights {blocks}; {made}", "blocks")
         return path
     found = existing(blocks)
     if found is None or not found.is_file():
