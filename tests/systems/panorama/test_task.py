@@ -15,7 +15,9 @@ from PIL import Image
 from tests.support.task_server import write_config
 from tests.support.tiny_mvdiffusion import tiny_prior_config
 from threedgen import cli
+from threedgen.evaluation.views.folder import DrawnScenes
 from threedgen.geometry.cameras_file import read_cameras
+from threedgen.geometry.images import to_uint8
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.systems.panorama import outputs
 
@@ -61,6 +63,8 @@ def test_a_panorama_and_all_that_is_made_of_it(capsys: pytest.CaptureFixture[str
     assert cameras.files == tuple(f"views/{n}.png" for n in range(8)) and set(cameras.prompts) == {"a red house"}
     assert cameras.at.K[7, 0].tolist() == pytest.approx([8, 0, 8]) and not cameras.at.position.any()
     assert cameras.at.c2w[2, :3, 2].tolist() == pytest.approx([0, 1, 0], abs=1e-6)  # the third view looks to the right
+    scene = DrawnScenes(Path("run"), depth=False, captions=True).scene(0)
+    assert scene.captions == cameras.prompts and np.array_equal(to_uint8(scene.views.images[3]), views[3])
     height, width = picture("run/panorama.png").shape[:2]
     summary = json.loads(Path("run/summary.json").read_text())
     assert width == 64 and summary["height_in_degrees"] == pytest.approx(360 * height / width) and height < 32
