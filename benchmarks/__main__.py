@@ -59,8 +59,15 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     if unknown or not given.names:
         wrong = f"there is no benchmark {unknown[0]!r}" if unknown else "name a benchmark"
         parser.error(f"{wrong}; there are: {', '.join(BENCHMARKS)}")
-    if min(given.rounds, given.seeds, given.steps) < 1 or given.size < 8 or not 64 <= given.grid <= 512 or not given.seconds > 0:
-        parser.error("--rounds, --seeds and --steps should be at least 1, --size 8, --grid 64 to 512, --seconds more than 0")
+    if (
+        min(given.rounds, given.seeds, given.steps) < 1
+        or given.size < 8
+        or not 64 <= given.grid <= 512
+        or not given.seconds > 0
+    ):
+        parser.error(
+            "--rounds, --seeds and --steps should be at least 1, --size 8, --grid 64 to 512, --seconds more than 0"
+        )
     return given
 
 

@@ -41,7 +41,9 @@ def table(reference: Path | None, views: int, size: int, steps: int, widths: tup
         f"The outputs differ by {difference:.1e} standard deviations on average at {COMPARED} pixels, both with "
         "frequencies of at most 64 in the positional encoding: of the reference's, which are timed, float32 makes noise.",
     ]
-    return Table("A denoising step of MVDiffusion", [row(name, found, theirs) for name, found in measured.items()], notes)
+    return Table(
+        "A denoising step of MVDiffusion", [row(name, found, theirs) for name, found in measured.items()], notes
+    )
 
 
 def row(name: str, found: Measured, baseline: Measured) -> Row:
@@ -52,6 +54,8 @@ def row(name: str, found: Measured, baseline: Measured) -> Row:
         "first step, s": found.seconds[0],
         "median, s": median(found.seconds),
         "ratio": median(found.seconds) / median(baseline.seconds),
+        "CPU, s": median(found.cpu),
+        "CPU ratio": median(found.cpu) / median(baseline.cpu),
         **gigabytes,
         "peak ratio": found.peak / baseline.peak,
         "beside the weights": (found.peak - found.weights) / (baseline.peak - baseline.weights),

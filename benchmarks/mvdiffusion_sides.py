@@ -49,10 +49,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Measured:
-    """seconds: of each step.  weights, peak: bytes, the latter of the whole process, on a GPU of what it holds there.
+    """seconds, cpu: of each step, the latter of all cores, whoever else is at work on them.  weights, peak: bytes, the latter of the whole process, on a GPU of what it holds there.
     output: of a step of ``COMPARED`` pixels with the ``capped`` encoding."""
 
     seconds: list[float]
+    cpu: list[float]
     weights: int
     peak: int
     output: Tensor
@@ -61,17 +62,19 @@ class Measured:
 def measure(trial: Trial, file: Path, reference: Path | None) -> Measured:
     """Makes the steps of one side, which is that of the ``reference`` if its folder is given, else ours."""
     network, step = ours(trial, file) if reference is None else theirs(trial, file, reference)
-    seconds = []
+    seconds: list[float] = []
+    cpu: list[float] = []
     with torch.no_grad():
         for _ in range(trial.steps):
-            begun = time.perf_counter()
+            begun, busy = time.perf_counter(), time.process_time()
             step(trial.size).cpu()
             seconds.append(time.perf_counter() - begun)
+            cpu.append(time.process_time() - busy)
         peak = peak_memory(trial.device)
         cap(network)
         output = step(COMPARED).cpu()
     weights = sum(p.nbytes for p in network.parameters())
-    return Measured(seconds, weights, peak, output)
+    return Measured(seconds, cpu, weights, peak, output)
 
 
 def ours(trial: Trial, file: Path) -> tuple[nn.Module, Step]:
