@@ -39,7 +39,8 @@ def table(reference: Path | None, views: int, size: int, steps: int, widths: tup
         f"{torch.get_num_threads()} threads, {steps} steps; the first finds where views correspond, which ours keeps. "
         "GB of the whole process, which has its weights and libraries, or of a GPU.",
         f"The outputs differ by {difference:.1e} standard deviations on average at {COMPARED} pixels, both with "
-        "frequencies of at most 64 in the positional encoding: of the reference's, which are timed, float32 makes noise.",
+        "frequencies up to 64 in the positional encoding: of those of released weights, which are timed, float32 makes "
+        "noise.",
     ]
     return Table(
         "A denoising step of MVDiffusion", [row(name, found, theirs) for name, found in measured.items()], notes

@@ -49,8 +49,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Measured:
-    """seconds, cpu: of each step, the latter of all cores, whoever else is at work on them.  weights, peak: bytes, the latter of the whole process, on a GPU of what it holds there.
-    output: of a step of ``COMPARED`` pixels with the ``capped`` encoding."""
+    """seconds, cpu: of each step, the latter of all cores, whoever else is at work on them.  weights, peak: bytes; the
+    peak is that of the whole process, on a GPU of what it holds there.  output: of a step of ``COMPARED`` pixels with
+    the ``capped`` encoding."""
 
     seconds: list[float]
     cpu: list[float]
