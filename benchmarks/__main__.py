@@ -17,6 +17,7 @@ BENCHMARKS = {
     "hashgrid": "the hash grid: numba against torch",
     "step": "a generate step of the default config, against torch twins without empty-space skipping",
     "mvdream": "a step of mvdream-sd21 and mvdream-sd21-shading with random weights, against plain torch; for a GPU",
+    "mvdiffusion": "a denoising step of MVDiffusion's panorama network with random weights, against the reference",
     "janus": "what the Janus benchmark adds to jobs that only wait",
     "export": "game-ready assets, of synthetic fields or of runs, against the fields and their bars",
 }
@@ -29,7 +30,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks",
         description="Measures speed, each figure beside a baseline of the same run.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="benchmarks:\n" + "\n".join(f"  {name:<10}{about}" for name, about in BENCHMARKS.items()),
+        epilog="benchmarks:\n" + "\n".join(f"  {name:<12}{about}" for name, about in BENCHMARKS.items()),
     )
     parser.add_argument(
         "words",
@@ -38,10 +39,16 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="a benchmark, or an option of the config that step and mvdream measure, such as threads=2",
     )
     parser.add_argument("--rounds", type=int, default=3, help="repeats of every measurement (default 3)")
-    parser.add_argument("--size", type=int, default=64, help="pixels of the renders in a step (default 64)")
+    parser.add_argument("--size", type=int, default=64, help="pixels of the renders, or views, in a step (default 64)")
     parser.add_argument("--seeds", type=int, default=5, help="fields of each shape to export (default 5)")
     parser.add_argument("--grid", type=int, default=256, help="grid points along an edge (export, default 256)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each job that only waits (janus, default 10)")
+    parser.add_argument("--reference", type=Path, help="clone of MVDiffusion's own code (mvdiffusion)", metavar="PATH")
+    parser.add_argument("--views", type=int, default=8, help="views of a panorama (mvdiffusion, default 8)")
+    parser.add_argument("--steps", type=int, default=1, help="denoising steps (mvdiffusion, default 1)")
+    widths = "of the levels of the UNet, multiples of 64 (mvdiffusion, default 320,640,1280,1280)"
+    parser.add_argument("--widths", type=numbers, default=(320, 640, 1280, 1280), help=widths)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="mvdiffusion only, default cpu")
     runs = "folder of a run for its field (step), or of runs (export)"
     parser.add_argument("--run", type=Path, nargs="+", help=runs, dest="runs", metavar="RUN")
     parser.add_argument("--out", type=Path, help="JSON file for the tables and the machine they come from")
@@ -52,9 +59,21 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     if unknown or not given.names:
         wrong = f"there is no benchmark {unknown[0]!r}" if unknown else "name a benchmark"
         parser.error(f"{wrong}; there are: {', '.join(BENCHMARKS)}")
-    if min(given.rounds, given.seeds) < 1 or given.size < 8 or not 64 <= given.grid <= 512 or not given.seconds > 0:
-        parser.error("--rounds and --seeds should be at least 1, --size 8, --grid 64 to 512, --seconds more than 0")
+    if (
+        min(given.rounds, given.seeds, given.steps) < 1
+        or given.size < 8
+        or not 64 <= given.grid <= 512
+        or not given.seconds > 0
+    ):
+        parser.error(
+            "--rounds, --seeds and --steps should be at least 1, --size 8, --grid 64 to 512, --seconds more than 0"
+        )
     return given
+
+
+def numbers(words: str) -> tuple[int, ...]:
+    """Reads whole numbers between commas."""
+    return tuple(int(word) for word in words.split(","))
 
 
 def main(words: list[str] | None = None) -> int:

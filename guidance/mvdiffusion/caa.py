@@ -7,7 +7,7 @@ Modules are named as in the released weights, also those whose names say otherwi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ HEAD = 32
 """Channels of an attention head."""
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 24}
 """So many numbers of keys are held at a time, several times over: memory goes to them. Caches like few, GPUs many."""
+FEED = 8
+"""Numbers that a feed-forward layer holds for each one that it is given."""
 
 
 def frequencies(count: int, encoding: Encoding) -> Tensor:
@@ -94,9 +96,13 @@ class Transformer(nn.Module):
         for layer in (self.attn1.to_out, self.ff.net[2]):
             zero(layer)
 
-    def forward(self, x: Tensor, query_encoding: Tensor, keys: Tensor) -> Tensor:
-        """Tokens (T,d), what is added to queries (T,d), encoded keys (T,S,d) -> (T,d)."""
-        x = x + self.attn1(self.norm1(x + query_encoding), self.norm1(keys))
+    def attend(self, x: Tensor, query_encoding: Tensor, keys: Tensor) -> Tensor:
+        """Tokens (...,T,d), what is added to queries (T,d), encoded keys (...,T,S,d) -> (...,T,d)."""
+        query = self.norm1(x + query_encoding)
+        return x + self.attn1(query.flatten(0, -2), self.norm1(keys).flatten(0, -3)).view_as(x)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """Tokens (...,d) -> the same."""
         return x + self.ff(self.norm2(x))
 
 
@@ -119,29 +125,43 @@ class PanoramaBlock(nn.Module):
 
     def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
         """(B F, d, h, w) -> the same; ``keys`` of each view of one or more scenes, which the batch repeats."""
-        views = [self._view(x, number, keys[number % len(keys)], n_view) for number in range(len(x))]
-        return torch.stack(views).mT.reshape(x.shape)
+        maps = x.unflatten(0, (-1, len(keys)))
+        views = [self._view(maps, number, keys[number], n_view) for number in range(len(keys))]
+        tokens = torch.stack(views, dim=1).flatten(0, 2)
+        fed = [self._saving(self.transformer.feed, part) for part in tokens.split(self._size(x, FEED))]
+        return torch.cat(fed).unflatten(0, (len(x), -1)).mT.reshape(x.shape)
 
-    def _view(self, x: Tensor, number: int, keys: Keys, n_view: int) -> Tensor:
-        """The tokens (T,d) of one view, chunk by chunk."""
-        tokens, others = x[number].flatten(1).mT, x[number - number % n_view + keys.views]
-        # chunks are even, so that no pair of tokens is taken apart
-        size = max(2, (self.chunk or CHUNK.get(x.device.type, CHUNK["cpu"])) // (keys.count * x.shape[1]) // 2 * 2)
-        bounds = [(start, min(start + size, len(tokens))) for start in range(0, len(tokens), size)]
-        attend: Callable[..., Tensor] = self._attend
+    def _view(self, maps: Tensor, number: int, keys: Keys, n_view: int) -> Tensor:
+        """The tokens (R,T,d) of a view in each of the R repeats (R,V,d,h,w) of the scenes, chunk by chunk."""
+        tokens, others = maps[:, number].flatten(2).mT, maps[:, number - number % n_view + keys.views]
+        size = self._size(maps[0], len(maps) * keys.count)
+        starts = range(0, tokens.shape[1], size)
+        attended = [
+            self._saving(self._attend, tokens[:, a : a + size], others, keys.tokens(a, a + size)) for a in starts
+        ]
+        return torch.cat(attended, dim=1)
+
+    def _size(self, x: Tensor, count: int) -> int:
+        """The tokens of a chunk, each with ``count`` others (V,d,h,w): even, so that no pair of them is taken apart."""
+        return max(2, (self.chunk or CHUNK.get(x.device.type, CHUNK["cpu"])) // (count * x.shape[1]) // 2 * 2)
+
+    def _saving(self, function: Callable[..., Tensor], *given: Any) -> Tensor:
+        """Calls a function whose activations are computed again for the gradient."""
         if torch.is_grad_enabled() and self.checkpointing:
-            attend = lambda *given: checkpoint(self._attend, *given, use_reentrant=False)  # noqa: E731
-        return torch.cat([attend(tokens[a:b], others, keys.tokens(a, b)) for a, b in bounds])
+            return cast(Tensor, checkpoint(function, *given, use_reentrant=False))
+        return function(*given)
 
     def _attend(self, tokens: Tensor, others: Tensor, keys: Keys) -> Tensor:
-        """Tokens (T,d) and the maps (n,d,h,w) of the other views -> (T,d)."""
-        zeros = tokens.new_zeros(len(tokens), 1, self.relation_dim, dtype=torch.float32)
+        """Tokens (R,T,d) and the maps (R,n,d,h,w) of the other views -> (R,T,d)."""
+        zeros = tokens.new_zeros(tokens.shape[1], 1, self.relation_dim, dtype=torch.float32)
         query_encoding = self.pe(zeros)[:, 0].to(tokens)
-        found = sample(others, keys.places).permute(2, 0, 3, 1).flatten(1, 2)  # (T, n P, d)
+        places = keys.places.repeat(len(tokens), 1, 1, 1)
+        found = sample(others.flatten(0, 1), places).unflatten(0, others.shape[:2])
+        found = found.permute(0, 3, 1, 4, 2).flatten(2, 3)  # (R, T, n P, d)
         relation, mask = (t.transpose(0, 1).flatten(1, 2) for t in (keys.relation, keys.mask[..., None]))
         # what is masked stays a key: a token of zeros, which the norm turns into its bias
         encoded = (found + self.pe(relation).to(found)) * mask.to(found)
-        return self.transformer(tokens, query_encoding, encoded)
+        return self.transformer.attend(tokens, query_encoding, encoded)
 
 
 class DepthAttention(PanoramaBlock):

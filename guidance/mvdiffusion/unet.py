@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .caa import DepthBlock, Encoding, PanoramaBlock, zero
 from .geometry import Geometry, Keys
+from .parts import in_parts
 
 Kind = Literal["panorama", "depth"]
 BLOCKS: dict[Kind, type[PanoramaBlock] | type[DepthBlock]] = {"panorama": PanoramaBlock, "depth": DepthBlock}
@@ -97,7 +98,14 @@ class MultiviewUNet(nn.Module):
                 hooks.enter_context(self._blocks(geometry))
             if condition is not None:
                 hooks.enter_context(self._conditioned(condition))
+            hooks.enter_context(in_parts(self._layers()))
             return self.unet(x, t, text, return_dict=False)[0]
+
+    def _layers(self) -> Iterator[nn.Module]:
+        """Lists what the blocks of the UNet consist of, in which each picture is by itself."""
+        for block in (*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks):
+            for name in ("resnets", "attentions", "downsamplers", "upsamplers"):
+                yield from getattr(block, name, None) or ()
 
     @contextmanager
     def _blocks(self, geometry: Geometry) -> Iterator[None]:

@@ -116,7 +116,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     for words, said in (
         (["hashgird"], "there is no benchmark 'hashgird'; there are: hashgrid, step"),
         (["threads=1"], "name a benchmark"),
-        (["hashgrid", "--rounds", "0"], "--rounds and --seeds should be at least 1"),
+        (["hashgrid", "--rounds", "0"], "--rounds, --seeds and --steps should be at least 1"),
     ):
         with pytest.raises(SystemExit) as stop:
             command.main(words)
@@ -130,10 +130,13 @@ def test_each_benchmark_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> Non
         table = functools.wraps(module.table)(lambda name=name, **given: told.update({name: given}) or Table("", [{}]))
         monkeypatch.setattr(module, "table", table)
     words = ["--rounds", "2", "--size", "16", "--seeds", "1", "--grid", "64", "--seconds", "3", "--run", "a/b", "c"]
+    words += ["--reference", "d", "--views", "6", "--steps", "4", "--widths", "64,128"]
     assert command.main([*command.BENCHMARKS, "threads=1", *words]) == 0
     common = {"rounds": 2, "size": 16, "overrides": ["threads=1"]}
     assert told["hashgrid"] == {"rounds": 2} and told["janus"] == {"seconds": 3.0} and told["mvdream"] == common
     runs = [Path("a/b"), Path("c")]
+    mvdiffusion = {"reference": Path("d"), "views": 6, "size": 16, "steps": 4, "widths": (64, 128), "device": "cpu"}
+    assert told["mvdiffusion"] == mvdiffusion
     assert told["step"] == common | {"runs": runs} and told["export"] == {"seeds": 1, "grid": 64, "runs": runs}
 
 

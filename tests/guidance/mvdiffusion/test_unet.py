@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.support.tiny_mvdiffusion import awaken, inputs, ring, tiny_base, wall
+from threedgen.guidance.mvdiffusion import parts
 from threedgen.guidance.mvdiffusion.geometry import Scenes
 from threedgen.guidance.mvdiffusion.unet import Kind, MultiviewUNet
 
@@ -105,3 +106,16 @@ def test_what_does_not_fit_is_said() -> None:
         network(*inputs(8), ring(3))
     with pytest.raises(ValueError, match="no branch"):
         network(*inputs(3, size=(4, 6)), wall(), condition(3, 0))
+
+
+def test_parts_of_a_batch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, given = awaken(MultiviewUNet(tiny_base())).eval(), inputs(16)
+    seen: list[int] = []
+    network.unet.mid_block.resnets[0].norm1.register_forward_hook(lambda _m, args, _out: seen.append(len(args[0])))
+    with torch.no_grad():
+        whole = network(*given, ring())
+        monkeypatch.setitem(parts.PART, "cpu", 32 * 4 * 4 * 3)
+        torch.testing.assert_close(network(*given, ring()), whole)
+    assert seen == [16, 3, 3, 3, 3, 3, 1]
+    assert "forward" not in vars(network.unet.mid_block.resnets[0])
+    assert network(*given, ring()).shape == whole.shape and seen[-1] == 16, "with gradients in one part"

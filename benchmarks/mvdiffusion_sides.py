@@ -1,0 +1,163 @@
+"""A denoising step of MVDiffusion's panorama network, ours and the reference's, each for a process of its own.
+
+The weights are random and the same: both build the UNet from the same seed, and the reference writes its attention
+between views, whose last layers would be zero, to a file that ours reads as it reads released weights.
+"""
+
+from __future__ import annotations
+
+import importlib
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import pi
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from diffusers.models import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from threedgen.config.errors import ConfigError
+from threedgen.geometry.panorama import intrinsics, ring
+from threedgen.guidance.mvdiffusion.caa import frequencies
+from threedgen.guidance.mvdiffusion.geometry import PanoramaGeometry
+from threedgen.guidance.mvdiffusion.weights import load_released
+
+FACTOR, LATENTS, TEXT, TOKENS, HEAD = 8, 4, 1024, 77, 64
+"""Of Stable Diffusion 2: pixels to a latent, channels, width and number of text tokens, channels of a head."""
+COMPARED = 128
+"""Pixels of the views whose outputs are compared."""
+NETWORK = "models.pano.MVGenModel"
+Step = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is measured: so many steps of so many views of ``size`` pixels; ``widths``: of the UNet."""
+
+    views: int
+    size: int
+    steps: int
+    widths: tuple[int, ...]
+    device: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """seconds, cpu: of each step, the latter of all cores, whoever else is at work on them.  weights, peak: bytes; the
+    peak is that of the whole process, on a GPU of what it holds there.  output: of a step of ``COMPARED`` pixels with
+    the ``capped`` encoding."""
+
+    seconds: list[float]
+    cpu: list[float]
+    weights: int
+    peak: int
+    output: Tensor
+
+
+def measure(trial: Trial, file: Path, reference: Path | None) -> Measured:
+    """Makes the steps of one side, which is that of the ``reference`` if its folder is given, else ours."""
+    network, step = ours(trial, file) if reference is None else theirs(trial, file, reference)
+    seconds: list[float] = []
+    cpu: list[float] = []
+    with torch.no_grad():
+        for _ in range(trial.steps):
+            begun, busy = time.perf_counter(), time.process_time()
+            step(trial.size).cpu()
+            seconds.append(time.perf_counter() - begun)
+            cpu.append(time.process_time() - busy)
+        peak = peak_memory(trial.device)
+        cap(network)
+        output = step(COMPARED).cpu()
+    weights = sum(p.nbytes for p in network.parameters())
+    return Measured(seconds, cpu, weights, peak, output)
+
+
+def ours(trial: Trial, file: Path) -> tuple[nn.Module, Step]:
+    """The network, and a function that makes a step of views of so many pixels."""
+    network = load_released(file, base(trial.widths)).network.to(trial.device)
+    geometries: dict[int, PanoramaGeometry] = {}
+
+    def step(size: int) -> Tensor:
+        geometry = geometries.setdefault(size, PanoramaGeometry(*cameras(trial.views, size), (size, size)))
+        return network(*inputs(trial, size), geometry)
+
+    return network, step
+
+
+def theirs(trial: Trial, file: Path, reference: Path) -> tuple[nn.Module, Step]:
+    """The same of the reference; writes its new weights to ``file``. Raises ConfigError."""
+    model: Any = imported(reference).MultiViewBaseModel(base(trial.widths), {"single_image_ft": False})
+    g = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if name.startswith("cp_") and not parameter.any():
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=g)
+    state = model.state_dict().items()
+    save_file({name: tensor.contiguous() for name, tensor in state if name.startswith("cp_")}, file)
+    model.eval().requires_grad_(False).to(trial.device)
+
+    def step(size: int) -> Tensor:
+        x, t, text = (part.unflatten(0, (2, trial.views)) for part in inputs(trial, size))
+        K, R = (part.float().expand(2, trial.views, 3, 3).to(trial.device) for part in cameras(trial.views, size))
+        return model(x, t, text, {"K": K, "R": R}).flatten(0, 1)
+
+    return model, step
+
+
+def imported(reference: Path) -> ModuleType:
+    """Imports the network from a clone of the reference; in place of einops, if it is not there, torch's own."""
+    if not (reference / "src" / (NETWORK.replace(".", "/") + ".py")).is_file():
+        raise ConfigError(f"{reference} is no clone of github.com/Tangshitao/MVDiffusion", "--reference")
+    try:
+        import einops  # noqa: F401
+    except ImportError:
+        sys.modules["einops"] = importlib.import_module("functorch.einops.rearrange")
+    sys.path.insert(0, str(reference / "src"))
+    return importlib.import_module(NETWORK)
+
+
+def base(widths: tuple[int, ...]) -> UNet2DConditionModel:
+    """Builds a UNet in the manner of Stable Diffusion 2 with random weights: all levels but the last have attention."""
+    torch.manual_seed(0)
+    levels = len(widths) - 1
+    unet: Any = UNet2DConditionModel(
+        block_out_channels=widths,
+        down_block_types=("CrossAttnDownBlock2D",) * levels + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * levels,
+        attention_head_dim=tuple(width // HEAD for width in widths),  # diffusers' name for the number of heads
+        cross_attention_dim=TEXT,
+        use_linear_projection=True,
+    )
+    return unet.eval().requires_grad_(False)
+
+
+def inputs(trial: Trial, size: int) -> list[Tensor]:
+    """Latents, time steps and text of all views, once without the prompt and once with it."""
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(trial.views, LATENTS, size // FACTOR, size // FACTOR, generator=g).repeat(2, 1, 1, 1)
+    text = torch.randn(2 * trial.views, TOKENS, TEXT, generator=g)
+    return [part.to(trial.device) for part in (x, torch.full((len(x),), 500), text)]
+
+
+def cameras(views: int, size: int) -> tuple[Tensor, Tensor]:
+    """K (3,3) and R (V,3,3) of views of 90 degrees around the horizon."""
+    return intrinsics(pi / 2, size, size), ring(views)
+
+
+def cap(network: nn.Module) -> None:
+    """Sets the frequencies of the positional encoding to those that float32 can tell apart."""
+    for name, bands in network.named_buffers():
+        if name.endswith("freq_bands"):
+            bands.copy_(frequencies(bands.numel(), "capped").view_as(bands))
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes that this process has held, or that it has held on a GPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
