@@ -92,9 +92,12 @@ class MaskBank:
         self.views, self.convention, self.size = views, convention, size
         self.bank = LatentBank(folder, views, vae, size, len(views))
 
-    def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor, list[str]]:
-        """``count`` pictures at random: latents (n,C,h,w), mask and known latents (n,1+C,h,w), captions."""
-        chosen = rng.integers(0, self.bank.count, count)
+    def draw(self, rng: np.random.Generator, known: int, count: int) -> tuple[Tensor, Tensor, list[str]]:
+        """``count`` of the first ``known`` pictures at random.
+
+        Latents (n,C,h,w), mask and known latents (n,1+C,h,w), captions.
+        """
+        chosen = rng.integers(0, min(known, self.bank.count), count)
         return self.bank.latents(chosen)[:, 0], self.told(chosen), self.bank.captions(chosen)
 
     def told(self, chosen: Sequence[int] | Array) -> Tensor:

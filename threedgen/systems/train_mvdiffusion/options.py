@@ -31,7 +31,7 @@ class ViewsConfig(Config):
 
     batch: int = Field(4, ge=1, description="scenes in a step")
     fresh: int = Field(1, ge=0, description="scenes of a step that no step saw before; the rest is seen again")
-    first: int = Field(64, ge=1, description="scenes to begin with")
+    first: int = Field(64, ge=1, description="scenes to begin with, also in the first stage, which grows as fast")
     scenes: int = Field(4000, ge=1, description="scenes at most; from then on all are seen again")
     encoding: Literal["reference", "capped"] = Field(
         "capped", description="of displacements; reference: released weights', whose highest frequencies are noise"

@@ -23,7 +23,7 @@ from threedgen.guidance.mvdiffusion.weights import save_blocks
 from threedgen.train.system import AveragedSystem, System, stratified
 
 from .masks import UNKNOWN, MaskBank
-from .options import TrainMVDiffusionConfig
+from .options import TrainMVDiffusionConfig, ViewsConfig
 
 RESULT = "blocks.safetensors"
 KEPT = 64
@@ -55,6 +55,11 @@ def timesteps(count: int, T: int, power: float, rng: torch.Generator) -> Tensor:
     return (T * stratified(count, rng) ** power).long().clamp(max=T - 1)
 
 
+def known_scenes(options: ViewsConfig, count: int, step: int) -> int:
+    """How many scenes there are in a step, of ``count`` at most: each step of either stage adds ``fresh`` ones."""
+    return min(options.scenes, count, options.first + step * options.fresh)
+
+
 class SingleViewSystem(System):
     """The first layer of a UNet that was widened, and additions to its attention (all of it without ``lora``).
 
@@ -75,7 +80,7 @@ class SingleViewSystem(System):
         o = config.single_view
         assert o is not None
         super().__init__(o, config.seed, o.max_steps)
-        self.options, self.bank, self.masks = o, bank, masks
+        self.options, self.growth, self.bank, self.masks = o, config.training, bank, masks
         model.unet.requires_grad_(lora is None)
         model.unet.conv_in.requires_grad_(True)
         self.learning = nn.ModuleDict({"conv_in": model.unet.conv_in, "lora": lora} if lora else {"unet": model.unet})
@@ -92,16 +97,20 @@ class SingleViewSystem(System):
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, model = int(batch), self.options, self.model
         rng = self.numpy_rng(step, "choices")
-        z, told, captions = self.draw(rng, o.batch) if self.masks is None else self.masks.draw(rng, o.batch)
+        known = known_scenes(self.growth, self.bank.count, step)
+        if self.masks is None:
+            z, told, captions = self.draw(rng, known, o.batch)
+        else:
+            z, told, captions = self.masks.draw(rng, known * self.bank.n_view, o.batch)
         gen = self.rng(step, "diffusion")
         t, noise = timesteps(len(z), model.schedule.T, 1.0, gen), torch.randn(z.shape, generator=gen)
         loss = denoising_loss(model, z, captions, t, noise, None, told)
         self.metrics = {"loss": float(loss.detach())}
         return loss
 
-    def draw(self, rng: Any, count: int) -> tuple[Tensor, Tensor | None, list[str]]:
-        """Single views of scenes: latents, inverse depth if there is any, captions."""
-        scenes, views = rng.integers(0, self.bank.count, count), rng.integers(0, self.bank.n_view, count)
+    def draw(self, rng: Any, known: int, count: int) -> tuple[Tensor, Tensor | None, list[str]]:
+        """``count`` single views of the first ``known`` scenes: latents, inverse depth if there is any, captions."""
+        scenes, views = rng.integers(0, known, count), rng.integers(0, self.bank.n_view, count)
         z = self.bank.latents(scenes)[range(count), views]
         captions = [texts[v] for texts, v in zip(self.bank.captions(scenes), views, strict=True)]
         depth = self.bank.depth(scenes)[range(count), views] if self.bank.has_depth else None
@@ -168,8 +177,7 @@ class ViewsSystem(AveragedSystem):
     def scenes(self, step: int) -> Any:
         """The newest ``fresh`` scenes, and others among all before them."""
         o = self.options
-        last = min(o.scenes, self.bank.count)
-        known = min(last, o.first + step * o.fresh)
+        last, known = min(o.scenes, self.bank.count), known_scenes(o, self.bank.count, step)
         chosen = self.numpy_rng(step, "scenes").integers(0, known, o.batch)
         fresh = min(o.fresh, last - known)
         chosen[:fresh] = range(known, known + fresh)
