@@ -126,10 +126,11 @@ class PanoramaBlock(nn.Module):
     def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
         """(B F, d, h, w) -> the same; ``keys`` of each view of one or more scenes, which the batch repeats."""
         maps = x.unflatten(0, (-1, len(keys)))
-        views = [self._view(maps, number, keys[number], n_view) for number in range(len(keys))]
-        tokens = torch.stack(views, dim=1).flatten(0, 2)
-        fed = [self._saving(self.transformer.feed, part) for part in tokens.split(self._size(x, FEED))]
-        return torch.cat(fed).unflatten(0, (len(x), -1)).mT.reshape(x.shape)
+        attended = (self._view(maps, number, keys[number], n_view) for number in range(len(keys)))
+        tokens = torch.stack(tuple(attended), dim=1).flatten(0, 2)  # (no name holds the parts for longer)
+        parts = tokens.split(self._size(x, FEED))
+        fed = torch.cat([self._saving(self.transformer.feed, part) for part in parts])
+        return fed.unflatten(0, (len(x), -1)).mT.reshape(x.shape)
 
     def _view(self, maps: Tensor, number: int, keys: Keys, n_view: int) -> Tensor:
         """The tokens (R,T,d) of a view in each of the R repeats (R,V,d,h,w) of the scenes, chunk by chunk."""
