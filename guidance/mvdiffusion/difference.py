@@ -19,13 +19,13 @@ FIRST = ("conv_in.weight", "conv_in.bias")
 LORA = "lora."
 
 
-def widened(unet: UNet2DConditionModel, told: int) -> UNet2DConditionModel:
-    """A copy that takes ``told`` more channels, whose weights are zero: at first they change nothing."""
-    channels = unet.config["in_channels"] + told
+def widened(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
+    """A copy that takes ``extra`` more channels, whose weights are zero: at first they change nothing."""
+    channels = unet.config["in_channels"] + extra
     wide: Any = UNet2DConditionModel.from_config(unet.config, in_channels=channels)
     state = dict(unet.state_dict())
     first = state[FIRST[0]]
-    state[FIRST[0]] = torch.cat([first, first.new_zeros(first.shape[0], told, *first.shape[2:])], 1)
+    state[FIRST[0]] = torch.cat([first, first.new_zeros(first.shape[0], extra, *first.shape[2:])], 1)
     wide.load_state_dict(state)
     return wide.to(unet.device).train(unet.training)
 

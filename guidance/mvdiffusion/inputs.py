@@ -15,23 +15,23 @@ from torch import Tensor
 Convention = Literal["code", "paper"]
 """Of the mask of what is given: code has ones where something is to be painted, around it mid-grey (as SD's inpainting
 models and the released weights); paper (section 4.1) has ones where the picture is given, and black elsewhere."""
-Told = Literal["nothing", "depth", "mask"]
+Extra = Literal["nothing", "depth", "mask"]
 UNKNOWN = -2.0
 """In the place of the inverse depth."""
 
 
-def told_kind(told: int, latent: int) -> Told:
-    """What a UNet is told by ``told`` channels beside ``latent`` ones. Raises ValueError for any other number."""
-    kinds: dict[int, Told] = {0: "nothing", 1: "depth", latent + 1: "mask"}
-    if told not in kinds:
+def extra_kind(extra: int, latent: int) -> Extra:
+    """What a UNet is told by ``extra`` channels beside ``latent`` ones. Raises ValueError for any other number."""
+    kinds: dict[int, Extra] = {0: "nothing", 1: "depth", latent + 1: "mask"}
+    if extra not in kinds:
         raise ValueError(
-            f"a UNet that takes {told} channels beside {latent} latents is told neither depth (1) nor a mask and what "
+            f"a UNet that takes {extra} channels beside {latent} latents is told neither depth (1) nor a mask and what "
             f"is around it ({latent + 1})"
         )
-    return kinds[told]
+    return kinds[extra]
 
 
-def told_nothing(kind: Told, like: Tensor) -> Tensor:
+def unknown_channels(kind: Extra, like: Tensor) -> Tensor:
     """What a UNet of this kind is told (F,E,h,w) if nothing is known about latents ``like`` (F,C,h,w)."""
     if kind == "depth":
         return torch.full_like(like[:, :1], UNKNOWN)
@@ -39,7 +39,7 @@ def told_nothing(kind: Told, like: Tensor) -> Tensor:
     return torch.cat([mask, torch.zeros_like(like)], 1) if kind == "mask" else like[:, :0]
 
 
-def told_depth(depth: Tensor, height: int, width: int) -> Tensor:
+def depth_channels(depth: Tensor, height: int, width: int) -> Tensor:
     """Inverse depth (F,1,height,width), each picture's brought to [-1, 1], nearest pixels; -2 where it is unknown."""
     known = depth > 0
     inverse = torch.where(known, 1 / (depth.double() + 1e-6), 0.0)
@@ -54,7 +54,7 @@ def masked_pictures(views: Tensor, given: Tensor, convention: Convention = "code
     return torch.where(_pixels(given)[..., None], views, 0.5 if convention == "code" else 0.0)
 
 
-def told_mask(latents: Tensor, given: Tensor, convention: Convention = "code") -> Tensor:
+def mask_channels(latents: Tensor, given: Tensor, convention: Convention = "code") -> Tensor:
     """Mask and ``latents`` (F,C,h,w) of ``masked_pictures``: (F,1+C,h,w). A latent is given if all its pixels are."""
     to_paint = F.adaptive_max_pool2d((~_pixels(given)).to(latents)[:, None], latents.shape[-2:])
     return torch.cat([to_paint if convention == "code" else 1 - to_paint, latents], 1)

@@ -26,7 +26,7 @@ from threedgen.guidance.weights.files import read_tensors
 
 from .blocks import locate
 from .geometry import DepthGeometry, Geometry, Neighbours, PanoramaGeometry
-from .inputs import Told, told_kind, told_nothing
+from .inputs import Extra, extra_kind, unknown_channels
 from .unet import MultiviewUNet
 from .weights import convert_released, differing
 
@@ -51,24 +51,24 @@ class CorrespondenceOptions(Protocol):
 class MVDiffusion(StableDiffusion):
     """A Stable Diffusion whose UNet can see the views of a scene: ``multiview``, None before ``with_views``.
 
-    told: what the UNet is told of each pixel beside the noisy latents; see ``inputs``.
+    extra: what the UNet is told of each pixel beside the noisy latents; see ``inputs``.
     """
 
     multiview: MultiviewUNet | None = None
 
     @staticmethod
-    def told_channels(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
+    def extra_channels(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
         latents = int(vae.config["latent_channels"])
         try:
-            told_kind(told := unet.config["in_channels"] - latents, latents)
+            extra_kind(extra := unet.config["in_channels"] - latents, latents)
         except ValueError as error:
             raise ConfigError(str(error), "weights") from None
-        return told
+        return extra
 
     @property
-    def told(self) -> Told:
+    def extra(self) -> Extra:
         channels = self.latent_shape[0]
-        return told_kind(self.unet.config["in_channels"] - channels, channels)
+        return extra_kind(self.unet.config["in_channels"] - channels, channels)
 
     def with_views(self, blocks: str | Path) -> Self:
         """Puts the blocks of a file around the UNet, which may get other weights by them. Raises ConfigError."""
@@ -87,7 +87,7 @@ class MVDiffusion(StableDiffusion):
 
     def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         """A single picture about which nothing is known."""
-        return super().predict(torch.cat([x, told_nothing(self.told, x)], 1), t, text)
+        return super().predict(torch.cat([x, unknown_channels(self.extra, x)], 1), t, text)
 
     def geometry(self, at: Cameras, depth: Tensor | None, options: CorrespondenceOptions) -> Geometry:
         """How views correspond: posed ones with ``depth`` (F,H,W), else those of a panorama."""
@@ -103,15 +103,15 @@ class MVDiffusion(StableDiffusion):
         t: Tensor,
         text: Tensor,
         geometry: Geometry | None = None,
-        told: Tensor | None = None,
+        extra: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> Tensor:
         """The noise in the latents (B F,C,h,w) of scenes of F views, at time steps (B F,), for text (B F,L,D), float32.
 
-        geometry: None: each picture by itself, which is the base model.  told: (B F,E,h,w).  condition: see
+        geometry: None: each picture by itself, which is the base model.  extra: (B F,E,h,w).  condition: see
         ``MultiviewUNet.forward``.
         """
-        return self.schedule.eps_from_output(x, self.output(x, t, text, geometry, told, condition), t)
+        return self.schedule.eps_from_output(x, self.output(x, t, text, geometry, extra, condition), t)
 
     def output(
         self,
@@ -119,12 +119,12 @@ class MVDiffusion(StableDiffusion):
         t: Tensor,
         text: Tensor,
         geometry: Geometry | None = None,
-        told: Tensor | None = None,
+        extra: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> Tensor:
         """What the network itself says, float32: the noise or v; see ``denoise_views``."""
-        told = told_nothing(self.told, x) if told is None else told
-        known = torch.cat([x.float(), told.float()], 1)
+        extra = unknown_channels(self.extra, x) if extra is None else extra
+        known = torch.cat([x.float(), extra.float()], 1)
         with self.autocast():
             if self.multiview is None:
                 return predict(self.unet, known, t, text).float()
@@ -144,7 +144,7 @@ class MVDiffusion(StableDiffusion):
         prompts: Sequence[str],
         geometry: Geometry | None,
         size: tuple[int, int],
-        told: Tensor | None = None,
+        extra: Tensor | None = None,
         condition: Tensor | None = None,
         steps: int = 50,
         guidance_scale: float = 9.0,
@@ -154,7 +154,7 @@ class MVDiffusion(StableDiffusion):
     ) -> Tensor:
         """Samples the F views of a scene, one prompt each, by DDIM -> (F,H,W,3) in [0,1], on the CPU.
 
-        size: (H,W), multiples of ``factor``.  told (F,E,h,w), condition (F,C+1,h,w): what is known, the same with and
+        size: (H,W), multiples of ``factor``.  extra (F,E,h,w), condition (F,C+1,h,w): what is known, the same with and
         without the prompt.  on_step: called before each step; may raise.
         """
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
@@ -163,7 +163,9 @@ class MVDiffusion(StableDiffusion):
 
         def denoise(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor:
             on_step()
-            known = [None if part is None else torch.cat([part] * (len(x) // len(start))) for part in (told, condition)]
+            known = [
+                None if part is None else torch.cat([part] * (len(x) // len(start))) for part in (extra, condition)
+            ]
             return self.denoise_views(x, t, text, geometry, *known)
 
         z = ddim_sample(guided(denoise, guidance_scale), start, text, None, 1, self.schedule, steps)

@@ -62,10 +62,10 @@ def differing(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet
     first = named.get("unet." + FIRST[0])
     if first is None or "unet.time_embedding.linear_1.weight" in named:
         return unet
-    told = first.shape[1] - unet.config["in_channels"]
-    if told < 0 or first.shape[2:] != unet.conv_in.weight.shape[2:]:
+    extra = first.shape[1] - unet.config["in_channels"]
+    if extra < 0 or first.shape[2:] != unet.conv_in.weight.shape[2:]:
         raise ConfigError("the blocks of MVDiffusion were trained around another base", "blocks")
-    found = widened(unet, told)
+    found = widened(unet, extra)
     merge(found, named)
     return found
 

@@ -70,7 +70,7 @@ class MVDream(MultiviewPrior):
         device: torch.device | str | None = "cpu",
     ) -> None:
         """device None leaves the networks where they are, for an owner that moves them itself."""
-        components.check_together(unet, vae, text_encoder, tokenizer, draft, self.told_channels(unet, vae))
+        components.check_together(unet, vae, text_encoder, tokenizer, draft, self.extra_channels(unet, vae))
         self.unet, self.vae = make_multiview(unet), vae
         self.text_encoder: Any = text_encoder
         self.tokenizer, self.draft = tokenizer, draft
@@ -122,7 +122,7 @@ class MVDream(MultiviewPrior):
         return prior
 
     @staticmethod
-    def told_channels(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
+    def extra_channels(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
         """How many channels the UNet takes beside the noisy latents. Raises ConfigError."""
         return 0
 

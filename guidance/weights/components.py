@@ -162,8 +162,8 @@ def make(part: str, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> An
     return files.fill(lambda: network.build(config), tensors, network.label)
 
 
-def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, draft: Any = None, told: int = 0) -> None:
-    """Raises ConfigError unless the parts fit each other. told: channels beside the latents that the UNet takes."""
+def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, draft: Any = None, extra: int = 0) -> None:
+    """Raises ConfigError unless the parts fit each other. extra: channels beside the latents that the UNet takes."""
     features, latents = text_encoder.config.hidden_size, vae.config.latent_channels
     given, per_token = "channels of the VAE's latents", "features per token of the text encoder"
     pairs = [
@@ -171,7 +171,7 @@ def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, draft
         (given, latents, "channels that the UNet gives", unet.config.out_channels),
     ]
     if draft is None:
-        pairs += [(given, latents, "channels of them that the UNet takes", unet.config.in_channels - told)]
+        pairs += [(given, latents, "channels of them that the UNet takes", unet.config.in_channels - extra)]
     else:
         both = latents + draft.config.latent_channels
         pairs += [

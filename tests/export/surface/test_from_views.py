@@ -31,12 +31,12 @@ def test_true_pictures_give_back_the_colours(inwards: bool) -> None:
     room = SceneMesh(room.vertices, room.faces[:, ::-1] if inwards else room.faces)
     mesh, _ = with_uv(room, 256)
     at, new = rings(), box_room.look(6, SIZE, 0.27)
-    worn = texture_from_views(mesh, 256, at, box_room.truth(room, at))
-    assert worn.share > 0.8
-    pictures, truth = render(mesh, worn.texture, new), box_room.truth(room, new)
+    textured = texture_from_views(mesh, 256, at, box_room.truth(room, at))
+    assert textured.share > 0.8
+    pictures, truth = render(mesh, textured.texture, new), box_room.truth(room, new)
     found = [psnr(one, other) for one, other in zip(truth, pictures, strict=True)]
     assert min(found) > 33 and np.mean(found) > 38, found
-    data = textured_glb_bytes(mesh, {"base_colour": png(to_uint8(worn.texture))}, "scene", {"a": 1}, scene=True)
+    data = textured_glb_bytes(mesh, {"base_colour": png(to_uint8(textured.texture))}, "scene", {"a": 1}, scene=True)
     expected = Expected(triangles=len(mesh.faces), texture=256, gltf_extras=("a",), scene=True)
     assert not check_glb(data, expected)
     assert bool(check_glb(data, Expected(texture=256))) is inwards  # no body
@@ -56,10 +56,10 @@ def test_what_is_behind_something_is_not_painted() -> None:
     at = Cameras(c2w, at.projection, 64, 64)
     found = rasterise_views(room.vertices, room.faces, c2w.numpy(), at.K.numpy(), (64, 64)).face
     images = np.where(((found == 0) | (found == 1))[..., None], [0, 1, 0], [1, 0, 0]).astype(np.float32)
-    worn = texture_from_views(mesh, 128, at, images)
+    textured = texture_from_views(mesh, 128, at, images)
     side = at.c2w.clone()
     side[0, :3, 3] = torch.tensor([3.0, 2.5, 0])
-    again = render(mesh, worn.texture, Cameras(side, at.projection, 64, 64))[0]
+    again = render(mesh, textured.texture, Cameras(side, at.projection, 64, 64))[0]
     green = again[..., 1] > 0.5
     face = rasterise_views(room.vertices, room.faces, side.numpy(), at.K.numpy(), (64, 64)).face[0]
     assert (green == ((face == 0) | (face == 1))).mean() > 0.97

@@ -14,11 +14,11 @@ from threedgen.config import ConfigError
 from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.inputs import (
+    depth_channels,
     given_condition,
+    mask_channels,
     masked_pictures,
-    told_depth,
-    told_mask,
-    told_nothing,
+    unknown_channels,
 )
 from threedgen.guidance.mvdiffusion.unet import MultiviewUNet
 from threedgen.guidance.mvdiffusion.weights import save_blocks
@@ -46,13 +46,13 @@ def test_a_step_may_stop_the_drawing() -> None:
 
 
 @pytest.mark.parametrize("told", [0, 1, 5])
-def test_a_wider_unet_begins_as_its_base(told: int) -> None:
+def test_a_wider_unet_begins_as_its_base(extra: int) -> None:
     model = tiny_model()
     x, t, text = torch.randn(2, 4, 8, 8, generator=cpu()), torch.full((2,), 300), model.encode_prompt(PROMPTS[:2])
     before = model.denoise_views(x, t, text)
-    model.unet = widened(model.unet, told)
+    model.unet = widened(model.unet, extra)
     torch.testing.assert_close(model.denoise_views(x, t, text), before)
-    assert told_nothing(model.told, x).shape[1] == told
+    assert unknown_channels(model.extra, x).shape[1] == extra
 
 
 def test_other_numbers_of_channels_are_refused() -> None:
@@ -78,7 +78,7 @@ def test_blocks_are_kept_as_a_difference(tmp_path: Path) -> None:
         loaded = tiny_model().with_views(tmp_path / "blocks.safetensors")
         found = loaded.multiview(x, t, text)
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=0)
-    assert loaded.told == "depth" and loaded.multiview.has_condition
+    assert loaded.extra == "depth" and loaded.multiview.has_condition
     stored = load_file(tmp_path / "blocks.safetensors")
     assert sum("unet." in name for name in stored) == 2
     assert all(torch.equal(model.unet.state_dict()[name], tensor) for name, tensor in digest.items())
@@ -94,21 +94,21 @@ def test_blocks_of_another_base_are_refused(tmp_path: Path) -> None:
 
 def test_inverse_depth_is_brought_to_a_range() -> None:
     depth = torch.tensor([[[1.0, 2.0], [4.0, 0.0]]])
-    told = told_depth(depth, 2, 2)[0, 0]
-    torch.testing.assert_close(told, torch.tensor([[1.0, -1 / 3], [-1.0, -2.0]]))
-    assert (told_depth(torch.zeros(1, 2, 2), 2, 2) == -2).all()
-    assert told_depth(torch.full((1, 2, 2), 3.0), 2, 2).isfinite().all()
+    extra = depth_channels(depth, 2, 2)[0, 0]
+    torch.testing.assert_close(extra, torch.tensor([[1.0, -1 / 3], [-1.0, -2.0]]))
+    assert (depth_channels(torch.zeros(1, 2, 2), 2, 2) == -2).all()
+    assert depth_channels(torch.full((1, 2, 2), 3.0), 2, 2).isfinite().all()
 
 
 def test_conventions_of_the_mask() -> None:
     views, latents, given = torch.ones(2, 4, 4, 3), torch.ones(2, 4, 2, 2), torch.tensor([True, False])
     assert masked_pictures(views, given)[1].unique() == 0.5 and masked_pictures(views, given, "paper")[1].unique() == 0
-    assert told_mask(latents, given)[:, 0, 0, 0].tolist() == [0, 1]
-    assert told_mask(latents, given, "paper")[:, 0, 0, 0].tolist() == [1, 0]
+    assert mask_channels(latents, given)[:, 0, 0, 0].tolist() == [0, 1]
+    assert mask_channels(latents, given, "paper")[:, 0, 0, 0].tolist() == [1, 0]
     part = torch.zeros(2, 4, 4, dtype=torch.bool)
     part[0, :, :3] = True  # of the right latents one half
-    assert told_mask(latents, part)[:, 0].tolist() == [[[0, 1], [0, 1]], [[1, 1], [1, 1]]]
-    assert told_mask(latents, part, "paper")[0, 0].tolist() == [[1, 0], [1, 0]]
+    assert mask_channels(latents, part)[:, 0].tolist() == [[[0, 1], [0, 1]], [[1, 1], [1, 1]]]
+    assert mask_channels(latents, part, "paper")[0, 0].tolist() == [[1, 0], [1, 0]]
     assert masked_pictures(views, part)[0, :, :, 0].tolist() == [[1, 1, 1, 0.5]] * 4
     condition = given_condition(latents, given)
     assert condition.shape == (2, 5, 2, 2) and condition[0].unique() == 1 and condition[1].unique() == 0

@@ -61,8 +61,10 @@ def test_a_run_leaves_what_is_to_be_added_to_its_base(
     assert Path("run/samples.png").is_file() and Path("run/single-view/single-view.safetensors").is_file()
     before = MVDiffusion.load(str(base), dtype="fp32", camera=False)
     found = MVDiffusion.load(str(base), dtype="fp32", camera=False).with_views(Path("run/blocks.safetensors"))
-    told = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}[variant]
-    assert found.told == told and found.multiview is not None and found.multiview.has_condition == (variant == "depth")
+    extra = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}[variant]
+    assert (
+        found.extra == extra and found.multiview is not None and found.multiview.has_condition == (variant == "depth")
+    )
     moved = [name for name, value in found.multiview.new_blocks["cp_blocks_mid"].named_parameters() if value.any()]
     assert len(moved) > 5, "nothing was learnt between views"
     x, t = torch.randn(1, 4, 8, 8, generator=cpu()), torch.tensor([300])

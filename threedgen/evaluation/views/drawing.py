@@ -14,7 +14,7 @@ from threedgen.config import ConfigError
 from threedgen.data.scene_views import SceneViews
 from threedgen.evaluation.sampling import read_views, write_views
 from threedgen.geometry.images import to_uint8
-from threedgen.guidance.mvdiffusion.inputs import masked_pictures, told_depth, told_mask
+from threedgen.guidance.mvdiffusion.inputs import depth_channels, mask_channels, masked_pictures
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.cache import digest
 from threedgen.run.seeding import generator
@@ -34,7 +34,7 @@ class Drawing:
         self.folder, self.scenes = task.folder / "views", scenes
         self.model: MVDiffusion = task.load_prior()
         self._check(first)
-        self.given = self.model.told == "mask"
+        self.given = self.model.extra == "mask"
         networks = self.model.networks
         alone = {name: network for name, network in networks.items() if name != "multiview"}
         self.weights = {ATTENTION: digest(networks), BASE: digest(alone)}
@@ -55,7 +55,7 @@ class Drawing:
             scene.captions,
             model.geometry(scene.views.at, scene.depth, c.prior) if row == ATTENTION else None,
             size_of(scene),
-            told=self._told(scene),
+            extra=self._extra(scene),
             steps=c.steps,
             guidance_scale=c.guidance_scale,
             negative_prompt=c.negative_prompt,
@@ -71,16 +71,16 @@ class Drawing:
         what = {"scene": f"{number} of {self.scenes}", "captions": "\n".join(scene.captions)}
         return {"weights": self.weights[row], "how": how, **what}
 
-    def _told(self, scene: SceneViews) -> Tensor | None:
+    def _extra(self, scene: SceneViews) -> Tensor | None:
         """What the UNet is told of the scene, the same in both rows."""
         model, convention = self.model, self.config.mask
-        if model.told == "depth" and scene.depth is not None:
+        if model.extra == "depth" and scene.depth is not None:
             height, width = (side // model.factor for side in size_of(scene))
-            return told_depth(scene.depth, height, width).to(model.device)
-        if model.told == "mask":
+            return depth_channels(scene.depth, height, width).to(model.device)
+        if model.extra == "mask":
             given = torch.arange(len(scene)) == 0
             views = masked_pictures(scene.views.images, given, convention)
-            return told_mask(model.encode_views(views), given.to(model.device), convention)
+            return mask_channels(model.encode_views(views), given.to(model.device), convention)
         return None
 
     def _check(self, scene: SceneViews) -> None:
@@ -90,7 +90,7 @@ class Drawing:
             if scene.depth is None
             else ("depth", "mask", "walk, and have depth", "toybox-depth")
         )
-        if model.multiview is None or model.multiview.kind != kind or model.told == other:
+        if model.multiview is None or model.multiview.kind != kind or model.extra == other:
             raise ConfigError(
                 f"is for other scenes, for the views of {name} {others}; choose blocks such as {fit}, or other scenes",
                 "prior.blocks",

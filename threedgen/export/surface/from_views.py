@@ -35,7 +35,7 @@ KNOWN, ASIDE = 200_000, 1.0
 
 
 @dataclass(frozen=True)
-class Worn:
+class ViewTexture:
     """texture (H,W,3) float32 in [0,1], row 0 at v = 1; seen (H,W), bool: texels that a picture shows; share: of those
     that the faces have."""
 
@@ -51,7 +51,7 @@ def texture_from_views(
     images: Array,
     tolerance: float = 0.02,
     on_view: Callable[[], None] = lambda: None,
-) -> Worn:
+) -> ViewTexture:
     """The texture, ``size`` texels square, of a mesh that looks like ``images`` (N,h,w,3) in [0,1] from cameras.
 
     tolerance: how much farther than the nearest surface a texel may be, as a share of its distance. Texels that no
@@ -79,7 +79,7 @@ def texture_from_views(
         colours[~known] = colours[_nearest(mesh, points, normals, face, known)]
     texture, seen = np.zeros((size, size, 3), np.float32), np.zeros((size, size), bool)
     texture[buffers.mask], seen[buffers.mask] = colours, known
-    return Worn(np.clip(fill(texture, buffers.mask), 0, 1), seen, float(known.mean()))
+    return ViewTexture(np.clip(fill(texture, buffers.mask), 0, 1), seen, float(known.mean()))
 
 
 def _nearest(mesh: TexturedMesh, points: Array, normals: Array, face: Array, known: Array) -> Array:

@@ -19,7 +19,7 @@ from threedgen.geometry.panorama import intrinsics, rotation
 from threedgen.geometry.picture_file import read_picture
 from threedgen.geometry.views import resize
 from threedgen.geometry.warp import apply_homography, homography, inside, pixel_grid, sample
-from threedgen.guidance.mvdiffusion.inputs import Convention, masked_pictures, told_mask
+from threedgen.guidance.mvdiffusion.inputs import Convention, mask_channels, masked_pictures
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 
 FINER = 2
@@ -59,7 +59,7 @@ def resized(K: Tensor, across: float, down: float) -> Tensor:
     return torch.linalg.inv(half) @ scale @ half @ K
 
 
-def told(model: MVDiffusion, views: Tensor, shown: Tensor, convention: Convention) -> Tensor:
+def mask_of_given(model: MVDiffusion, views: Tensor, shown: Tensor, convention: Convention) -> Tensor:
     """What a model is told of each pixel of views (V,H,W,3) of which ``shown`` (V,H,W) is given: (V,1+C,h,w)."""
     latents = model.encode_views(masked_pictures(views, shown, convention))
-    return told_mask(latents, shown.to(latents.device), convention)
+    return mask_channels(latents, shown.to(latents.device), convention)

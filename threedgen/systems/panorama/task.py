@@ -28,7 +28,7 @@ from threedgen.run.seeding import generator
 from threedgen.run.workers import STOPPED, Stopped
 from threedgen.train.task import Task, run_task
 
-from .given import given_views, read_image, told
+from .given import given_views, mask_of_given, read_image
 from .options import PanoramaConfig
 from .outputs import FILM, PAGE, PICTURE, write_given, write_panorama
 
@@ -70,14 +70,14 @@ class Scene:
 
 def require(model: MVDiffusion, config: PanoramaConfig) -> None:
     """Raises ConfigError if a model cannot draw what is asked for."""
-    if model.told == "depth" or (model.multiview is not None and model.multiview.kind != "panorama"):
+    if model.extra == "depth" or (model.multiview is not None and model.multiview.kind != "panorama"):
         raise ConfigError(
             "these draw views of known depth; a panorama needs those of --config mvdiffusion-pano-toybox or "
             "mvdiffusion-pano-sd21",
             "prior.weights",
             config.prior.weights,
         )
-    if config.image is not None and model.told != "mask":
+    if config.image is not None and model.extra != "mask":
         raise ConfigError(
             "these weights draw from text only; for a panorama around a picture take --config "
             "mvdiffusion-outpaint-toybox or mvdiffusion-outpaint-sd2, or leave image= out",
@@ -102,7 +102,7 @@ def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:
                 raise Stopped(STOPPED[0])
             progress.show(next(count))  # so many are done
 
-        known = told(model, scene.given, scene.shown, config.mask) if model.told == "mask" else None
+        known = mask_of_given(model, scene.given, scene.shown, config.mask) if model.extra == "mask" else None
         views = model.draw(
             scene.texts,
             model.geometry(scene.at, None, config.prior),

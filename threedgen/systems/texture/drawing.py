@@ -18,7 +18,7 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.geometry.images import write_png
 from threedgen.geometry.picture_file import read_picture
-from threedgen.guidance.mvdiffusion.inputs import given_condition, told_depth
+from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.folder import write_atomic, writing
 from threedgen.run.interrupts import Interrupts
@@ -83,7 +83,7 @@ def plan(keys: Sequence[int], config: TextureConfig, conditioned: bool) -> list[
 
 def check_model(model: MVDiffusion, config: TextureConfig) -> None:
     """Raises ConfigError for a model that is not told depth, and frames that it cannot draw."""
-    if model.told != "depth" or model.multiview is not None and model.multiview.kind != "depth":
+    if model.extra != "depth" or model.multiview is not None and model.multiview.kind != "depth":
         raise ConfigError(
             "these weights are not told how far things are; take those of a depth model, such as blocks=toybox-depth",
             "prior.blocks",
@@ -99,13 +99,13 @@ class Pictures:
     taken away."""
 
     def __init__(self, folder: Path, shots: Shots, source: str) -> None:
-        self.folder, self.shots, told = folder, shots, folder / "source.txt"
+        self.folder, self.shots, made_of = folder, shots, folder / "source.txt"
         with writing(folder):
-            if folder.exists() and (not told.is_file() or told.read_text() != source):
+            if folder.exists() and (not made_of.is_file() or made_of.read_text() != source):
                 logger.warning("%s holds frames of other inputs; they are drawn again", folder)
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(told, source)
+            write_atomic(made_of, source)
 
     def path(self, n: int) -> Path:
         return self.folder / f"{self.shots.names[n]}.png"
@@ -127,11 +127,11 @@ class Pictures:
 
 def source(shots: Shots, keys: Sequence[int], model: str) -> str:
     """What decides the frames, beside the config."""
-    told = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for tensor in (shots.depth, shots.at.c2w, shots.at.K):
-        told.update(tensor.contiguous().numpy().tobytes())
-    told.update(repr((shots.prompts, shots.names, list(keys), model)).encode())
-    return told.hexdigest() + "\n"
+        digest.update(tensor.contiguous().numpy().tobytes())
+    digest.update(repr((shots.prompts, shots.names, list(keys), model)).encode())
+    return digest.hexdigest() + "\n"
 
 
 def draw_all(
@@ -189,7 +189,7 @@ def draw_one(
         [shots.prompts[n] for n in frames],
         model.geometry(at, depth, config.prior),
         size,
-        told_depth(depth, *small).to(model.device),
+        depth_channels(depth, *small).to(model.device),
         condition,
         config.steps,
         config.guidance_scale,

@@ -23,7 +23,7 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.export.files.check import Expected, check_glb
 from threedgen.export.files.glb import textured_glb_bytes
-from threedgen.export.surface.from_views import Worn, render, texture_from_views
+from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.cameras_file import CAMERAS, write_cameras
 from threedgen.geometry.depth_file import write_depth
@@ -73,7 +73,7 @@ def texture(task: Task) -> None:
     with writing(task.folder):
         write_frames(task.folder, shots, drawn, keys, frames, place)
         if scene is not None:
-            figures |= wear(task, scene, place, shots.at.select(drawn), frames.numpy(), notes)
+            figures |= texture_mesh(task, scene, place, shots.at.select(drawn), frames.numpy(), notes)
         task.summarise(notes=notes, **figures)
 
 
@@ -148,15 +148,15 @@ def write_frames(
     write_mp4(readable(frames), folder / FILM, FPS)
 
 
-def wear(
+def texture_mesh(
     task: Task, scene: SceneMesh, place: Coordinates, at: Cameras, frames: np.ndarray, notes: list[str]
 ) -> dict[str, Any]:
     """Textures the mesh, writes it, and looks at it from where no frame was. Raises OSError and ConfigError."""
     config: TextureConfig = task.config
     mesh, how = with_uv(scene, config.texture, config.uv)
     with Count("texturing", 2 * len(at), task.quiet) as count:
-        worn: Worn = texture_from_views(mesh, config.texture, at, frames, config.tolerance, lambda: count.add(1))
-    image = to_uint8(worn.texture)
+        textured = texture_from_views(mesh, config.texture, at, frames, config.tolerance, lambda: count.add(1))
+    image = to_uint8(textured.texture)
     write_png(task.folder / "texture.png", image)
     extras = {"prompt": config.prompt, "seed": config.seed, "triangles": len(mesh.faces)}
     outside = replace(mesh, vertices=place.for_file(mesh.vertices))
@@ -167,13 +167,13 @@ def wear(
     notes += [finding.message for finding in found]
     say_once([f"{GLB}: {finding.message}" for finding in found])
     walk = between(at)
-    pictures = render(mesh, worn.texture, walk.with_size(2 * walk.height, 2 * walk.width))
+    pictures = render(mesh, textured.texture, walk.with_size(2 * walk.height, 2 * walk.width))
     for n, picture in enumerate(pictures):
         write_png(task.folder / "walk" / f"{n:02d}.png", picture)
     write_png(task.folder / "walk.png", grid(pictures, 4))
     return {
         "uv": how,
-        "texels_seen": round(worn.share, 4),
+        "texels_seen": round(textured.share, 4),
         "triangles": len(mesh.faces),
         "findings": [asdict(finding) for finding in found],
     }

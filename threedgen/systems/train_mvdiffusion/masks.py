@@ -98,9 +98,9 @@ class MaskBank:
         Latents (n,C,h,w), mask and known latents (n,1+C,h,w), captions.
         """
         chosen = rng.integers(0, min(known, self.bank.count), count)
-        return self.bank.latents(chosen)[:, 0], self.told(chosen), self.bank.captions(chosen)
+        return self.bank.latents(chosen)[:, 0], self.extra(chosen), self.bank.captions(chosen)
 
-    def told(self, chosen: Sequence[int] | Array) -> Tensor:
+    def extra(self, chosen: Sequence[int] | Array) -> Tensor:
         """Mask and known latents (n,1+C,h,w). A latent is known if all of its pixels are."""
         known = self.bank.latents(chosen)[:, 1]
         left_out = torch.from_numpy(np.stack([self.views.mask(int(i), self.size) for i in chosen])).float()

@@ -17,7 +17,7 @@ from threedgen.data.scene_bank import SceneBank
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.mvdiffusion.geometry import Geometry, Scenes
-from threedgen.guidance.mvdiffusion.inputs import given_condition, told_depth, told_mask
+from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition, mask_channels
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.weights import save_blocks
 from threedgen.train.system import AveragedSystem, System, stratified
@@ -37,16 +37,16 @@ def denoising_loss(
     t: Tensor,
     noise: Tensor,
     geometry: Geometry | None = None,
-    told: Tensor | None = None,
+    extra: Tensor | None = None,
     condition: Tensor | None = None,
 ) -> Tensor:
     """mean |target - network(x_t, t, c)|^2 of latents (B,C,h,w) at time steps t (B,), on the model's device."""
     device = model.device
     z, t, noise = z.to(device), t.to(device), noise.to(device)
-    told, condition = (None if part is None else part.to(device) for part in (told, condition))
+    extra, condition = (None if part is None else part.to(device) for part in (extra, condition))
     schedule = model.schedule.to(device)
     text = model.encode_prompt(captions)
-    out = model.output(schedule.add_noise(z, noise, t), t, text, geometry, told, condition)
+    out = model.output(schedule.add_noise(z, noise, t), t, text, geometry, extra, condition)
     return F.mse_loss(out, schedule.target(z, noise, t))
 
 
@@ -99,12 +99,12 @@ class SingleViewSystem(System):
         rng = self.numpy_rng(step, "choices")
         known = known_scenes(self.growth, self.bank.count, step)
         if self.masks is None:
-            z, told, captions = self.draw(rng, known, o.batch)
+            z, extra, captions = self.draw(rng, known, o.batch)
         else:
-            z, told, captions = self.masks.draw(rng, known * self.bank.n_view, o.batch)
+            z, extra, captions = self.masks.draw(rng, known * self.bank.n_view, o.batch)
         gen = self.rng(step, "diffusion")
         t, noise = timesteps(len(z), model.schedule.T, 1.0, gen), torch.randn(z.shape, generator=gen)
-        loss = denoising_loss(model, z, captions, t, noise, None, told)
+        loss = denoising_loss(model, z, captions, t, noise, None, extra)
         self.metrics = {"loss": float(loss.detach())}
         return loss
 
@@ -114,7 +114,7 @@ class SingleViewSystem(System):
         z = self.bank.latents(scenes)[range(count), views]
         captions = [texts[v] for texts, v in zip(self.bank.captions(scenes), views, strict=True)]
         depth = self.bank.depth(scenes)[range(count), views] if self.bank.has_depth else None
-        return z, None if depth is None else told_depth(depth, *z.shape[-2:]), captions
+        return z, None if depth is None else depth_channels(depth, *z.shape[-2:]), captions
 
 
 class ViewsSystem(AveragedSystem):
@@ -142,7 +142,7 @@ class ViewsSystem(AveragedSystem):
         self.keep_average(self.blocks, self.options.ema)
         if photos is not None:
             blank = model.encode_views(torch.full((1, *bank.size, 3), UNKNOWN[config.mask])).cpu()
-            self.untold = told_mask(blank, torch.zeros(1, dtype=torch.bool), config.mask)[0]
+            self.unknown = mask_channels(blank, torch.zeros(1, dtype=torch.bool), config.mask)[0]
         self.known: dict[int, Geometry] = {}
         self.hold(model=model)
 
@@ -163,14 +163,14 @@ class ViewsSystem(AveragedSystem):
         chosen = self.scenes(step)
         z = self.bank.latents(chosen)
         n, n_view = z.shape[:2]
-        told, condition = self.known_of(chosen, z)
+        extra, condition = self.known_of(chosen, z)
         gen = self.rng(step, "diffusion")
         t = timesteps(n, model.schedule.T, o.timestep_power, gen).repeat_interleave(n_view)
         captions = [text for scene in self.bank.captions(chosen) for text in scene]
         geometry = Scenes([self.geometry(int(k)) for k in chosen])
         z = z.flatten(0, 1)
         noise = torch.randn(z.shape, generator=gen)
-        loss = denoising_loss(model, z, captions, t, noise, geometry, told, condition)
+        loss = denoising_loss(model, z, captions, t, noise, geometry, extra, condition)
         self.metrics = {"loss": float(loss.detach())}
         return loss
 
@@ -186,13 +186,13 @@ class ViewsSystem(AveragedSystem):
     def known_of(self, chosen: Any, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What the UNet is told of scenes with latents (n,F,C,h,w), and the condition, of n F views; None: nothing."""
         if self.photos is not None:
-            told = self.untold.repeat(len(chosen), self.bank.n_view, 1, 1, 1)
-            told[:, 0] = self.photos.told(chosen)
-            return told.flatten(0, 1), None
+            extra = self.unknown.repeat(len(chosen), self.bank.n_view, 1, 1, 1)
+            extra[:, 0] = self.photos.extra(chosen)
+            return extra.flatten(0, 1), None
         if not self.bank.has_depth:
             return None, None
         z, depth, given = (part.flatten(0, 1) for part in (z, self.bank.depth(chosen), self.bank.given(chosen)))
-        return told_depth(depth, *z.shape[-2:]), given_condition(z, given) if given.any() else None
+        return depth_channels(depth, *z.shape[-2:]), given_condition(z, given) if given.any() else None
 
     def geometry(self, scene: int) -> Geometry:
         """How its views correspond; kept. Panoramas of the same rig share it, wherever it begins."""
@@ -215,9 +215,9 @@ class ViewsSystem(AveragedSystem):
             save_blocks(folder / RESULT, multiview, self.lora, whole=self.whole)
             for scene in range(o.sheet_scenes):
                 z, captions = self.bank.latents([scene]), self.bank.captions([scene])[0]
-                told, condition = self.known_of([scene], z)
+                extra, condition = self.known_of([scene], z)
                 size, rng = self.bank.size, self.rng(scene, "sheet")
-                known = (self.geometry(scene), size, told, condition, o.sheet_steps, o.guidance_scale)
+                known = (self.geometry(scene), size, extra, condition, o.sheet_steps, o.guidance_scale)
                 rows += [model.decode_latents(z[0]).float().cpu(), model.draw(captions, *known, generator=rng)]
                 labels += [*captions, *captions]
         if rows:

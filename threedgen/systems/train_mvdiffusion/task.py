@@ -16,7 +16,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.data.scene_bank import SceneBank
 from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.mvdiffusion.difference import widened
-from threedgen.guidance.mvdiffusion.inputs import Told
+from threedgen.guidance.mvdiffusion.inputs import Extra
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.unet import Kind, MultiviewUNet
 from threedgen.run.folder import writing
@@ -28,7 +28,7 @@ from .masks import MaskBank, MaskedViews, Paint, around_a_photo, painted
 from .options import SingleViewConfig, TrainMVDiffusionConfig, Variant
 from .system import RESULT, SingleViewSystem, ViewsSystem
 
-TOLD: dict[Variant, Told] = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}
+EXTRA: dict[Variant, Extra] = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}
 
 
 def train(task: Task) -> Status:
@@ -39,9 +39,9 @@ def train(task: Task) -> Status:
     with writing(task.folder):
         bank = SceneBank(task.folder / "latents", source, model.vae, min(config.training.scenes, len(source)))
     lora = None if config.single_view is None else learn_single_views(task, model, bank, config.single_view)
-    if model.told != (wanted := TOLD[config.variant]):
+    if model.extra != (wanted := EXTRA[config.variant]):
         raise ConfigError(
-            f"{config.start!r} is told {model.told}, and the variant {config.variant} needs a model that is told "
+            f"{config.start!r} is told {model.extra}, and the variant {config.variant} needs a model that is told "
             f"{wanted}: leave single_view as it is, or start from such a model",
             "single_view",
         )
@@ -65,8 +65,8 @@ def mask_bank(task: Task, model: MVDiffusion, bank: SceneBank, name: str, paint:
 def learn_single_views(task: Task, model: MVDiffusion, bank: SceneBank, o: SingleViewConfig) -> LoRA | None:
     """The first stage; returns the additions to the UNet, with which it answers from now on."""
     config: TrainMVDiffusionConfig = task.config
-    wanted = TOLD[config.variant]
-    if model.told == "nothing" != wanted:
+    wanted = EXTRA[config.variant]
+    if model.extra == "nothing" != wanted:
         model.unet = widened(model.unet, 1 if wanted == "depth" else 1 + model.latent_shape[0])
     lora = None if o.rank is None else LoRA(model.unet, o.rank, generator(config.seed, 0, "lora"))
     if lora is not None:
