@@ -45,7 +45,7 @@ def test_a_step_may_stop_the_drawing() -> None:
         tiny_model().draw(PROMPTS, None, (16, 16), steps=2, on_step=stop)
 
 
-@pytest.mark.parametrize("told", [0, 1, 5])
+@pytest.mark.parametrize("extra", [0, 1, 5])
 def test_a_wider_unet_begins_as_its_base(extra: int) -> None:
     model = tiny_model()
     x, t, text = torch.randn(2, 4, 8, 8, generator=cpu()), torch.full((2,), 300), model.encode_prompt(PROMPTS[:2])
