@@ -171,7 +171,7 @@ def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, draft
         (given, latents, "channels that the UNet gives", unet.config.out_channels),
     ]
     if draft is None:
-        pairs += [(given, latents, "channels of them that the UNet takes", unet.config.in_channels - extra)]
+        pairs += [(given, latents, "channels that the UNet takes", unet.config.in_channels - extra)]
     else:
         both = latents + draft.config.latent_channels
         pairs += [
