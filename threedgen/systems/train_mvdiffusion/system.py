@@ -84,6 +84,7 @@ class SingleViewSystem(System):
         model.unet.requires_grad_(lora is None)
         model.unet.conv_in.requires_grad_(True)
         self.learning = nn.ModuleDict({"conv_in": model.unet.conv_in, "lora": lora} if lora else {"unet": model.unet})
+        self.learning.train()
         self.hold(model=model)
 
     def setup(self, stage: str) -> None:
@@ -125,6 +126,7 @@ class ViewsSystem(AveragedSystem):
 
     stage = "views"
     model: MVDiffusion
+    lora: LoRA | None
 
     def __init__(
         self,
@@ -136,7 +138,7 @@ class ViewsSystem(AveragedSystem):
     ) -> None:
         super().__init__(config)
         assert model.multiview is not None
-        self.config, self.options, self.bank, self.lora, self.photos = config, config.training, bank, lora, photos
+        self.config, self.options, self.bank, self.photos = config, config.training, bank, photos
         model.unet.requires_grad_(False)
         self.blocks = nn.ModuleDict(model.multiview.new_blocks)
         self.keep_average(self.blocks, self.options.ema)
@@ -144,7 +146,7 @@ class ViewsSystem(AveragedSystem):
             blank = model.encode_views(torch.full((1, *bank.size, 3), UNKNOWN[config.mask])).cpu()
             self.unknown = mask_channels(blank, torch.zeros(1, dtype=torch.bool), config.mask)[0]
         self.known: dict[int, Geometry] = {}
-        self.hold(model=model)
+        self.hold(model=model, lora=lora)
 
     @property
     def whole(self) -> bool:
