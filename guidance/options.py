@@ -133,8 +133,8 @@ class MVDiffusionConfig(PriorConfig):
     blocks: str | None = Field(
         None,
         min_length=1,
-        description="the attention between views: a file, or of those that come with threedgen toybox-panorama, "
-        "toybox-outpaint or toybox-depth; null: each view by itself, the base",
+        description="the attention between views: a released file, or what train-mvdiffusion leaves; null: each view "
+        "by itself, the base",
     )
     neighbours: Literal["ring", "all"] = Field(
         "ring", description="which views of a panorama a view looks at: those beside it (released weights), or all"

@@ -9,7 +9,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.guidance.weights.loading import existing
 
 SHIPPED = ("toybox-panorama", "toybox-outpaint", "toybox-depth")
-"""Those that come with threedgen, trained on its ``toybox-base``."""
+"""Those that threedgen looks for among its weights, trained on its 2D model."""
 
 
 def locate(blocks: str) -> Path:
@@ -23,8 +23,8 @@ def locate(blocks: str) -> Path:
     found = existing(blocks)
     if found is None or not found.is_file():
         raise ConfigError(
-            f"there is no file {blocks!r}; threedgen has {', '.join(SHIPPED)}, and the released ones (pano.ckpt, "
-            "pano_outpaint.ckpt, depth.ckpt) are linked on github.com/Tangshitao/MVDiffusion",
+            f"there is no file {blocks!r}; train-mvdiffusion leaves one, RUN/blocks.safetensors, and the released ones "
+            "(pano.ckpt, pano_outpaint.ckpt, depth.ckpt) are linked on github.com/Tangshitao/MVDiffusion",
             "blocks",
         )
     return found

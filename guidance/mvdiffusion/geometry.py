@@ -9,7 +9,7 @@ of map and device.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -183,13 +183,6 @@ class DepthGeometry(_Cached):
 def token_pixels(height: int, width: int, scale: float) -> Tensor:
     """Lists the pixels (T,2) that the tokens of a map stand for, row by row."""
     return pixel_grid(height, width).flatten(0, 1) * scale + scale // 2
-
-
-def panorama_correspondences(K: Tensor, R: Tensor, pairs: Iterable[tuple[int, int]], height: int, width: int) -> Tensor:
-    """Finds for pairs (i, j) of views where the pixels of i are in j: (P,H,W,2) as (x, y). K, R (F,3,3)."""
-    start, end = (list(side) for side in zip(*pairs, strict=True))
-    H = homography(K[start].double(), R[start].double(), K[end].double(), R[end].double())
-    return apply_homography(H[:, None], pixel_grid(height, width))[0]
 
 
 def overlap_neighbours(overlap: Tensor, least: float = 0.3) -> list[list[int]]:

@@ -18,6 +18,8 @@ models and the released weights); paper (section 4.1) has ones where the picture
 Extra = Literal["nothing", "depth", "mask"]
 UNKNOWN = -2.0
 """In the place of the inverse depth."""
+NOT_GIVEN: dict[Convention, float] = {"code": 0.5, "paper": 0.0}
+"""In the place of a picture."""
 
 
 def extra_kind(extra: int, latent: int) -> Extra:
@@ -51,7 +53,7 @@ def depth_channels(depth: Tensor, height: int, width: int) -> Tensor:
 
 def masked_pictures(views: Tensor, given: Tensor, convention: Convention = "code") -> Tensor:
     """Views of which what is ``given``, whole views (F,) or pixels (F,H,W), bool, is kept, the rest grey or black."""
-    return torch.where(_pixels(given)[..., None], views, 0.5 if convention == "code" else 0.0)
+    return torch.where(_pixels(given)[..., None], views, NOT_GIVEN[convention])
 
 
 def mask_channels(latents: Tensor, given: Tensor, convention: Convention = "code") -> Tensor:

@@ -6,6 +6,7 @@ views = model.draw(["a kitchen"] * 8, geometry, (512, 512))
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -29,6 +30,8 @@ from .geometry import DepthGeometry, Geometry, Neighbours, PanoramaGeometry
 from .inputs import Extra, extra_kind, unknown_channels
 from .unet import MultiviewUNet
 from .weights import convert_released, differing
+
+logger = logging.getLogger(__name__)
 
 
 def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVDiffusion:
@@ -74,6 +77,9 @@ class MVDiffusion(StableDiffusion):
         """Puts the blocks of a file around the UNet, which may get other weights by them. Raises ConfigError."""
         tensors = read_tensors(locate(str(blocks)))
         found = convert_released(tensors, differing(self.unet, tensors))
+        if found.ignored:
+            parts = ", ".join(f"{part} ({count})" for part, count in found.ignored_parts.items())
+            logger.warning("%s: tensors that have no place here are not used: %s", blocks, parts)
         return self.with_network(found.network)
 
     def with_network(self, network: MultiviewUNet) -> Self:

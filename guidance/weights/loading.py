@@ -23,8 +23,7 @@ from .files import digest, read_json, sniff
 
 Parts = tuple[str, ...]
 
-EMBEDDED = {"embedded": "toybox-prior", "toybox-base": "toybox-base"}
-"""The priors that come with threedgen, by what a config calls them."""
+EMBEDDED = "toybox-prior"
 ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
 SUBJECT_FORMAT = "threedgen personalisation 1"
 RUNS_NOW = "the config mvdream-toybox runs without a download"
@@ -75,7 +74,7 @@ def subject_card(path: Path | str) -> dict[str, str]:
 def locate(weights: str, wanted: Parts = PARTS) -> Path:
     """The local folder or file that ``weights`` names; what is only on the hub is downloaded into the hub's cache.
 
-    ``weights``: a name in ``EMBEDDED``, a folder in diffusers format, a single-file checkpoint, the bare name of an
+    ``weights``: "embedded", a folder in diffusers format, a single-file checkpoint, the bare name of an
     original MVDream checkpoint, or a hub id "owner/name".
     """
     if (path := local(weights)) is not None:
@@ -103,10 +102,10 @@ def describe(weights: str, wanted: Parts = PARTS, fetch: bool = True) -> str:
 
 def local(weights: str) -> Path | None:
     """The existing folder or file, None for something on the hub, ConfigError for anything else."""
-    if weights in EMBEDDED:
-        path = folder("weights") / EMBEDDED[weights]
+    if weights == "embedded":
+        path = folder("weights") / EMBEDDED
         if not path.is_dir():
-            raise ConfigError(f"this installation lacks the prior {path.name}; reinstall threedgen", "weights")
+            raise ConfigError("this installation lacks the embedded prior; reinstall threedgen", "weights")
         return path
     if (found := existing(weights)) is not None:
         return found

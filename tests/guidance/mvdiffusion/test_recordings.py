@@ -22,12 +22,18 @@ from threedgen.guidance.mvdiffusion.geometry import (
     Geometry,
     PanoramaGeometry,
     Scenes,
-    panorama_correspondences,
 )
 from threedgen.guidance.mvdiffusion.unet import ImageEncoding
 from threedgen.guidance.mvdiffusion.weights import convert_released
 
 CPU = torch.device("cpu")
+
+
+def panorama_correspondences(K: Tensor, R: Tensor, pairs: list[tuple[int, int]], height: int, width: int) -> Tensor:
+    """Where the pixels of view i of each pair (i, j) are in view j: (P,H,W,2). K, R (F,3,3)."""
+    start, end = (list(side) for side in zip(*pairs, strict=True))
+    H = warp.homography(K[start].double(), R[start].double(), K[end].double(), R[end].double())
+    return warp.apply_homography(H[:, None], warp.pixel_grid(height, width))[0]
 
 
 def recorded(prefix: str) -> Any:

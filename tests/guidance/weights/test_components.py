@@ -302,7 +302,7 @@ def test_old_names_of_the_vaes_attention_are_read() -> None:
 
 
 def test_the_embedded_prior_if_it_is_there() -> None:
-    if not (loading.folder("weights") / loading.EMBEDDED["embedded"]).is_dir():
+    if not (loading.folder("weights") / loading.EMBEDDED).is_dir():
         pytest.skip("no embedded prior in this checkout")
     loading.check("embedded")
     embedded = MVDream.load("embedded", dtype="fp32")

@@ -354,7 +354,7 @@ def test_shards_are_found_and_cannot_lead_elsewhere(tmp_path: Path) -> None:
 
 def test_a_missing_embedded_prior_is_named(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(loading, "folder", lambda name: tmp_path / name)
-    refused(lambda: loading.check("embedded"), "lacks the prior toybox-prior")
+    refused(lambda: loading.check("embedded"), "lacks the embedded prior")
 
 
 def test_a_tokenizer_that_is_nowhere_is_named(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class EvaluateViewsConfig(RunConfig):
             if self.prior.blocks is None:
                 raise ConfigError(
                     "there is no attention between views, so there is nothing to compare; name it, such as "
-                    "prior.blocks=toybox-panorama",
+                    "prior.blocks=RUN/blocks.safetensors of train-mvdiffusion",
                     "prior.blocks",
                 )
             super().check()

@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from threedgen.data.bank import Captioned, LatentBank
 from threedgen.data.scene_views import SceneSource
-from threedgen.guidance.mvdiffusion.inputs import Convention
+from threedgen.guidance.mvdiffusion.inputs import Convention, mask_channels, masked_pictures
 from threedgen.run.arrays import Array
 
 Paint = Callable[[np.random.Generator, int], Array]
-UNKNOWN = {"code": 0.5, "paper": 0.0}
-"""What stands where a picture is not known."""
 WHOLE = 0.25
 """Share of the pictures of which nothing is known."""
 
@@ -56,14 +53,14 @@ class MaskedViews:
     def __init__(
         self, source: SceneSource, seed: int, convention: Convention, paint: Paint = painted, first: bool = False
     ) -> None:
-        self.source, self.seed, self.unknown = source, seed, UNKNOWN[convention]
+        self.source, self.seed, self.convention = source, seed, convention
         self.paint, self.each = paint, 1 if first else source.n_view
 
     def __len__(self) -> int:
         return len(self.source) * self.each
 
     def describe(self) -> str:
-        kind = f"{self.each} views of a scene, {self.paint.__name__}, {self.unknown}"
+        kind = f"{self.each} views of a scene, {self.paint.__name__}, {self.convention}"
         return f"masked views, seed {self.seed}, {kind}, of {self.source.describe()}"
 
     def mask(self, index: int, size: int) -> Array:
@@ -78,8 +75,8 @@ class MaskedViews:
                 number = index // self.each
                 scene = self.source.scene(number % len(self.source))
             view = index % self.each
-            picture = scene.views.images[view].numpy()
-            rgb[place] = picture, np.where(self.mask(index, size)[..., None], self.unknown, picture)
+            picture, given = scene.views.images[view], torch.from_numpy(~self.mask(index, size))
+            rgb[place] = picture, masked_pictures(picture[None], given[None], self.convention)[0]
             captions.append(scene.captions[view])
         poses = np.broadcast_to(np.eye(4, dtype=np.float32), (2 * len(indices), 4, 4))
         return Captioned(rgb.reshape(-1, size, size, 3), captions, poses)
@@ -103,6 +100,5 @@ class MaskBank:
     def extra(self, chosen: Sequence[int] | Array) -> Tensor:
         """Mask and known latents (n,1+C,h,w). A latent is known if all of its pixels are."""
         known = self.bank.latents(chosen)[:, 1]
-        left_out = torch.from_numpy(np.stack([self.views.mask(int(i), self.size) for i in chosen])).float()
-        mask = F.max_pool2d(left_out[:, None], self.size // known.shape[-1])
-        return torch.cat([mask if self.convention == "code" else 1 - mask, known], 1)
+        left_out = torch.from_numpy(np.stack([self.views.mask(int(i), self.size) for i in chosen]))
+        return mask_channels(known, ~left_out, self.convention)

@@ -58,7 +58,7 @@ class TrainMVDiffusionConfig(RunConfig):
         "panorama",
         description="views of a panorama; outpaint: the first view is given; depth: posed views with depth, some given",
     )
-    start: str = Field(min_length=1, description="the 2D model: toybox-base, a diffusers-format folder, a hub id")
+    start: str = Field(min_length=1, description="the 2D model: a diffusers-format folder, or an id on the hub")
     scenes: Annotated[Any, Component("scene-source")] = Field({}, description="what it learns from")
     neighbours: Literal["ring", "all"] = Field("ring", description="views of a panorama that a view looks at")
     k: int = Field(3, ge=1, le=9, description="places around a corresponding pixel, k x k; odd")

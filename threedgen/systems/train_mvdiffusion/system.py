@@ -17,12 +17,12 @@ from threedgen.data.scene_bank import SceneBank
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.mvdiffusion.geometry import Geometry, Scenes
-from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition, mask_channels
+from threedgen.guidance.mvdiffusion.inputs import NOT_GIVEN, depth_channels, given_condition, mask_channels
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.weights import save_blocks
 from threedgen.train.system import AveragedSystem, System, stratified
 
-from .masks import UNKNOWN, MaskBank
+from .masks import MaskBank
 from .options import TrainMVDiffusionConfig, ViewsConfig
 
 RESULT = "blocks.safetensors"
@@ -143,7 +143,7 @@ class ViewsSystem(AveragedSystem):
         self.blocks = nn.ModuleDict(model.multiview.new_blocks)
         self.keep_average(self.blocks, self.options.ema)
         if photos is not None:
-            blank = model.encode_views(torch.full((1, *bank.size, 3), UNKNOWN[config.mask])).cpu()
+            blank = model.encode_views(torch.full((1, *bank.size, 3), NOT_GIVEN[config.mask])).cpu()
             self.unknown = mask_channels(blank, torch.zeros(1, dtype=torch.bool), config.mask)[0]
         self.known: dict[int, Geometry] = {}
         self.hold(model=model, lora=lora)
