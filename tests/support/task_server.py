@@ -63,6 +63,7 @@ TINY_BASE = {
         "max_steps": 6,
         "bf16": False,
     },
+    "decoder": {"max_steps": 4},
     "network": {
         "channels": [16, 32],
         "attention": [False, True],
@@ -149,13 +150,13 @@ def child(
     from threedgen.systems.generate.system import GenerateSystem
     from threedgen.systems.novel_view.system import PairSystem
     from threedgen.systems.train_mvdiffusion.system import SingleViewSystem, ViewsSystem
-    from threedgen.systems.train_prior.autoencoder import AutoencoderSystem
+    from threedgen.systems.train_prior.autoencoder import AutoencoderSystem, DecoderSystem
     from threedgen.systems.train_prior.system import DiffusionSystem
     from threedgen.systems.train_prior.words import WordsSystem
 
     now = {"step": -1}
-    learners = (GenerateSystem, AutoencoderSystem, WordsSystem, DiffusionSystem, PairSystem, DreamBoothSystem)
-    for system in (*learners, SingleViewSystem, ViewsSystem):
+    toybox = (AutoencoderSystem, DecoderSystem, WordsSystem, DiffusionSystem)
+    for system in (*toybox, GenerateSystem, PairSystem, DreamBoothSystem, SingleViewSystem, ViewsSystem):
 
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:
             now["step"] = batch
