@@ -13,7 +13,6 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -250,16 +249,7 @@ def serve() -> None:
 
     torch.set_num_threads(1)
     _load_kernels()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        order = json.loads(line)
-        if "wait" in order:
-            print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
-            continue
-        pid = os.fork()
-        if not pid:
-            _run(order)
-        print(pid, flush=True)
+    toy_run.serve(_run)
 
 
 # ---------------------------------------------------------------- the tests' side
@@ -269,17 +259,7 @@ class Server(toy_run.Server):
     """`run(folder, words=[...])` and `start(folder, words=[...])` of commands."""
 
     def __init__(self) -> None:
-        variables = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "CI")}
-        root = Path(__file__).resolve().parents[2]
-        self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=root,
-            env={**os.environ, **variables, "PYTHONPATH": str(root)},
-        )
-        assert self._line() == "ready"
+        super().__init__(__file__)
 
     def held(self, folder: Path, **options: Any) -> int:
         """Starts a command with `hold_at` and returns its process id when it has come there."""
