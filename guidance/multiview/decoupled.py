@@ -38,6 +38,10 @@ class DecoupledAttnProcessor(nn.Module):
     cross-attention, it is its base, and takes what the others are told.
     """
 
+    to_q_ref: nn.Module
+    to_out_mv: nn.Module
+    to_out_ref: nn.Module
+
     def __init__(
         self,
         base: Any,
@@ -195,7 +199,7 @@ def decouple(
 
     Attention processors that it has stay, as the base of the new ones; branches that it has go.
     """
-    processors: dict[str, DecoupledAttnProcessor] = {}
+    processors: dict[str, Any] = {}
     for name, old in unet.attn_processors.items():
         attn: Any = unet.get_submodule(name.removesuffix(".processor"))
         own = branches if name.endswith(".attn1.processor") else ()
