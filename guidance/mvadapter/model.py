@@ -79,7 +79,8 @@ class MVAdapter(StableDiffusion):
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
-        return super().networks | ({} if self.adapted is None else {"adapted": self.adapted})
+        guider = None if self.adapted is None else self.adapted.guider
+        return super().networks | ({} if guider is None else {"guider": guider})
 
     def camera(self, c2w: Tensor) -> Tensor:
         """Poses (B,4,4) -> maps of rays (B,6,1,1). Raises ConfigError if the adapter asks for the maps of a mesh."""
@@ -157,7 +158,7 @@ class MVAdapter(StableDiffusion):
 
         Args:
             control: what the guider is shown, (V,6,1,1) or (V,6,H,W): of ``camera``, or ``cameras.geometry_maps``.
-            picture: a reference (h,w,3) in [0,1], sides multiples of ``factor``; without guidance there is none.
+            picture: a reference (h,w,3) in [0,1], sides multiples of ``factor``, see ``framed``.
             size: (H,W), multiples of ``factor`` and of what the guider takes; by default that of ``image_size``.
             guidance_scale: for text and picture together; by default 7, with a picture 3.
             eta: 0 is DDIM, 1 like DDPM.  on_step: called before each step; may raise.

@@ -30,7 +30,7 @@ class AdaptedUNet(nn.Module):
     """A UNet, frozen, with an adapter.
 
     factor: pixels per latent and axis.  branches: "mv" between views, "ref" to a reference picture.  guided: with a
-    guider.  Trainable are the parameters of ``new_parts``; ``mv_scale`` and ``ref_scale`` weigh the branches.
+    guider, of ``depth`` residual blocks per level (None: as many as the UNet).  Trainable are the parameters of ``new_parts``; ``mv_scale`` and ``ref_scale`` weigh the branches.
     """
 
     mv_scale, ref_scale = 1.0, 1.0
@@ -42,6 +42,7 @@ class AdaptedUNet(nn.Module):
         form: Form = RELEASED,
         branches: Sequence[Branch] = ("mv", "ref"),
         guided: bool = True,
+        depth: int | None = None,
     ) -> None:
         """Raises ValueError for a UNet to which no guider fits."""
         super().__init__()
@@ -49,7 +50,7 @@ class AdaptedUNet(nn.Module):
         self.factor, self.form, self.branches = factor, form, tuple(branches)
         decouple(unet, branches, form.layout, form.arrangement)
         with unet.device:
-            self.guider: Any = make_guider(unet, factor) if guided else None
+            self.guider: Any = make_guider(unet, factor, depth) if guided else None
 
     @property
     def new_parts(self) -> nn.ModuleList:
@@ -126,12 +127,12 @@ def nothing_like(features: Features) -> Features:
     return {name: torch.zeros_like(tensor) for name, tensor in features.items()}
 
 
-def make_guider(unet: UNet2DConditionModel, factor: int = 8) -> T2IAdapter:
+def make_guider(unet: UNet2DConditionModel, factor: int = 8, depth: int | None = None) -> T2IAdapter:
     """A guider with random weights, whose features have the widths and sizes of the blocks of ``unet``.
 
     There are two forms: of Stable Diffusion, where each block has half the side of the one before, and of SDXL, whose
     first block has no attention and ends at half the side, as the second has, and whose third and middle blocks have a
-    quarter. factor: pixels per latent and axis. Raises ValueError for other networks.
+    quarter. factor: pixels per latent and axis.  depth: residual blocks per level, None: as the UNet. Raises ValueError for other networks.
     """
     widths, layers = list(unet.config["block_out_channels"]), unet.config["layers_per_block"]
     strides = _strides(unet)
@@ -144,7 +145,7 @@ def make_guider(unet: UNet2DConditionModel, factor: int = 8) -> T2IAdapter:
             f"no guider fits this UNet: its blocks have 1/{', 1/'.join(map(str, strides))} of the side of the latents, "
             "which is neither as in Stable Diffusion nor as in SDXL"
         )
-    depth = layers if isinstance(layers, int) else layers[0]
+    depth = depth or (layers if isinstance(layers, int) else layers[0])
     return T2IAdapter(CHANNELS, channels, depth, downscale, kind)
 
 

@@ -28,6 +28,8 @@ TEXT_WIDTH = "text_width"
 OURS = re.compile(r"adapter\.|.+\.attn1\.processor\.to_(q|k|v|out)_(mv|ref)\.")
 QUERY = re.compile(r"(.+\.attn1)\.processor\.to_q_(mv|ref)\.weight")
 
+FIRST_BLOCKS = re.compile(r"adapter\.body\.0\.resnets\.\d+\.block1\.bias")
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -81,7 +83,8 @@ def convert_adapter(
     _check_base(ours, unet, card)
     try:
         guided = any(name.startswith("adapter.") for name in ours)
-        network = AdaptedUNet(unet, factor, Form.told(card, **form), branches, guided)
+        depth = sum(FIRST_BLOCKS.fullmatch(name) is not None for name in ours)
+        network = AdaptedUNet(unet, factor, Form.told(card, **form), branches, guided, depth)
     except ValueError as error:
         raise ConfigError(f"an adapter cannot be put into this base: {error}", "adapter") from None
     state = network.adapter_state()
