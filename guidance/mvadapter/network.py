@@ -30,7 +30,8 @@ class AdaptedUNet(nn.Module):
     """A UNet, frozen, with an adapter.
 
     factor: pixels per latent and axis.  branches: "mv" between views, "ref" to a reference picture.  guided: with a
-    guider, of ``depth`` residual blocks per level (None: as many as the UNet).  Trainable are the parameters of ``new_parts``; ``mv_scale`` and ``ref_scale`` weigh the branches.
+    guider, of ``depth`` residual blocks per level (None: as many as the UNet).  Trainable are the parameters of
+    ``new_parts``; ``mv_scale`` and ``ref_scale`` weigh the branches.
     """
 
     mv_scale, ref_scale = 1.0, 1.0
@@ -132,7 +133,8 @@ def make_guider(unet: UNet2DConditionModel, factor: int = 8, depth: int | None =
 
     There are two forms: of Stable Diffusion, where each block has half the side of the one before, and of SDXL, whose
     first block has no attention and ends at half the side, as the second has, and whose third and middle blocks have a
-    quarter. factor: pixels per latent and axis.  depth: residual blocks per level, None: as the UNet. Raises ValueError for other networks.
+    quarter. factor: pixels per latent and axis.  depth: residual blocks per level, None: as many as the UNet. Raises
+    ValueError for other networks.
     """
     widths, layers = list(unet.config["block_out_channels"]), unet.config["layers_per_block"]
     strides = _strides(unet)
