@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError, Scheduled, at
 from threedgen.config.optional import require
+
+if TYPE_CHECKING:
+    from .weights.loading import Identity
 
 PARTS = ("unet", "vae", "text_encoder")
 """Folders with tensors that a latent prior in diffusers format has."""
@@ -69,6 +72,12 @@ class PriorConfig(Config):
         from .weights.loading import describe
 
         return describe(self.weights, self.parts, fetch)
+
+    def identify(self) -> Identity:
+        """The same with its parts apart. Raises ConfigError."""
+        from .weights.loading import identify
+
+        return identify(self.weights, self.parts)
 
 
 class MVDreamConfig(PriorConfig):

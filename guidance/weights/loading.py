@@ -11,6 +11,7 @@ import re
 import socket
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlparse
 
 from threedgen import folder
@@ -90,14 +91,32 @@ def awaited(weights: str) -> bool:
 def describe(weights: str, wanted: Parts = PARTS, fetch: bool = True) -> str:
     """`PATH (SIZE, SHA-256 DIGEST)` of ``weights``, which are fetched first if they are only on the hub.
 
-    fetch False: of a released checkpoint that is not here it is said only that, and how to get it. The digest of a
-    folder is that of the lines which sha256sum prints for its files of tensors, part by part.
+    fetch False: of a released checkpoint that is not here it is said only that, and how to get it.
     """
     if not fetch and awaited(weights):
         return f"{weights}, not on this machine yet; `hf download {ORIGINALS[weights]} {weights}` fetches it"
+    return str(identify(weights, wanted))
+
+
+class Identity(NamedTuple):
+    """Which files these are: where, how many bytes in all, and their SHA-256."""
+
+    path: Path
+    size: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.size / 1e9:.2f} GB, SHA-256 {self.digest})"
+
+
+def identify(weights: str, wanted: Parts = PARTS) -> Identity:
+    """Reads the files of ``weights``, which are fetched first if they are only on the hub.
+
+    The digest of a folder is that of the lines which sha256sum prints for its files of tensors, part by part.
+    """
     path = locate(weights, wanted)
     files = [path] if path.is_file() else [f for part in parts(path, wanted) for f in tensor_files(path / part)]
-    return f"{path} ({sum(file.stat().st_size for file in files) / 1e9:.2f} GB, SHA-256 {digest(path, files)})"
+    return Identity(path, sum(file.stat().st_size for file in files), digest(path, files))
 
 
 def local(weights: str) -> Path | None:

@@ -17,7 +17,7 @@ from tests.support.toy_run import CONFIG_YAML, STEPS, log, result
 from threedgen.config.errors import ConfigError
 from threedgen.run.interrupts import Interrupts
 from threedgen.train.callbacks import aside, nonfinite
-from threedgen.train.checkpoint import NUMERICS_KEY, check_config, numerics, warn_numerics
+from threedgen.train.checkpoint import NUMERICS_KEY, check_config, check_weights, numerics, warn_numerics
 from threedgen.train.checkpoint_file import LAST, latest, read, write
 from threedgen.train.loop import Status, _blaming
 
@@ -222,6 +222,16 @@ def test_a_checkpoint_without_a_config_is_not_compared():
     check_config({"config_yaml": CONFIG_YAML}, "")
     with pytest.raises(ConfigError, match="learning_rate"):
         check_config({"config_yaml": CONFIG_YAML}, "task: toy\nseed: 3\n")
+
+
+def test_another_prior_is_refused():
+    check_weights({}, "")
+    check_weights({"weights": "ab"}, "ab")
+    with pytest.raises(ConfigError, match=r"another prior \(SHA-256 ab\.\.\., these weights have cd\.\.\.\): set"):
+        check_weights({"weights": "ab"}, "cd")
+    check_weights({"config_yaml": "prior: {weights: sd-v2.1-base-4view.pt}\n"}, "ab")
+    with pytest.raises(ConfigError, match="embedded prior of an earlier release"):
+        check_weights({"config_yaml": "prior: {weights: embedded}\n"}, "ab")
 
 
 def test_another_machine_is_reported(caplog):

@@ -24,6 +24,7 @@ from threedgen.train.checkpoint_file import LAST, read, write
 logger = logging.getLogger(__name__)
 
 CONFIG_KEY = "config_yaml"
+WEIGHTS_KEY = "weights"
 NUMERICS_KEY = "numerics"
 _SHOWN = 6
 
@@ -68,7 +69,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         module: Any = pl_module
-        checkpoint[CONFIG_KEY] = module.config_yaml
+        checkpoint[CONFIG_KEY], checkpoint[WEIGHTS_KEY] = module.config_yaml, module.weights
         checkpoint[NUMERICS_KEY] = numerics()
 
     def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
@@ -142,6 +143,29 @@ def check_config(checkpoint: dict[str, Any], config_yaml: str) -> None:
             f"the checkpoint was made with another config ({'; '.join(changed[:_SHOWN])}{more}): "
             "use the old values, or another output folder"
         )
+
+
+def check_weights(checkpoint: dict[str, Any], weights: str) -> None:
+    """Raises ConfigError if `checkpoint` was made with another prior than that of the SHA-256 `weights`.
+
+    Checkpoints of earlier releases do not say with which; those of the embedded prior are then of another one.
+    """
+    before = checkpoint.get(WEIGHTS_KEY)
+    if not weights or before == weights:
+        return
+    if before is None:
+        made = yaml_text.parse(str(checkpoint.get(CONFIG_KEY, "")), "the config in the checkpoint")
+        prior = made.get("prior") if isinstance(made, dict) else None
+        if not isinstance(prior, dict) or prior.get("weights") != "embedded":
+            return
+        raise ConfigError(
+            "the checkpoint was made with the embedded prior of an earlier release, which this one replaces: finish "
+            "the run with that release, or begin it anew in another output folder"
+        )
+    raise ConfigError(
+        f"the checkpoint was made with another prior (SHA-256 {str(before)[:12]}..., these weights have "
+        f"{weights[:12]}...): set prior.weights to those that it was made with, or begin anew in another output folder"
+    )
 
 
 def numerics() -> dict[str, str]:

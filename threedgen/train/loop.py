@@ -30,7 +30,7 @@ from threedgen.run.progress import Progress, silence_lightning
 from threedgen.run.threads import set_threads
 from threedgen.run.torch_file import compare, require_finite
 from threedgen.train.callbacks import FiniteGuard, Logging, Seeding, StopOnInterrupt, Validation
-from threedgen.train.checkpoint import AtomicCheckpointIO, Checkpoint, check_config, warn_numerics
+from threedgen.train.checkpoint import AtomicCheckpointIO, Checkpoint, check_config, check_weights, warn_numerics
 from threedgen.train.checkpoint_file import latest
 from threedgen.train.system import System
 
@@ -124,6 +124,7 @@ def _go_on_from(module: System, checkpoints: Path, keep: int, resume: bool) -> P
         return None
     path, checkpoint = found
     check_config(checkpoint, module.config_yaml)
+    check_weights(checkpoint, module.weights)
     compare(checkpoint["state_dict"], module.state_dict(), "the checkpoint")
     require_finite(
         {name: checkpoint["state_dict"][name] for name, _ in module.named_parameters()}, f"the weights in {path}"

@@ -25,8 +25,8 @@ class System(pl.LightningModule):
     """A LightningModule whose randomness is keyed by step and purpose and whose frozen networks are in no checkpoint.
 
     `stage`: what the progress bar says, may change. `config_yaml`: the resolved config, is in the checkpoint and
-    compared on resume. `terms`: of the last loss, logged, and named when one is not finite. `metrics`: of the last
-    step, logged, and shown if asked for.
+    compared on resume; so is `weights`, the SHA-256 of its prior. `terms`: of the last loss, logged, and named when one
+    is not finite. `metrics`: of the last step, logged, and shown if asked for.
     """
 
     stage = "training"
@@ -42,6 +42,7 @@ class System(pl.LightningModule):
         self.max_steps: int = whole.trainer.max_steps if max_steps is None else max_steps
         placeless = config.model_copy(update={"out": None}) if "out" in type(config).model_fields else config
         self.config_yaml = dump(placeless) + "".join(f"{name}: {fact}\n" for name, fact in facts.items())
+        self.weights = ""
         self.metrics: dict[str, float] = {}
         self.terms: dict[str, float] = {}
 

@@ -46,12 +46,15 @@ class Task:
         self.config, self.resume, self.quiet, self.files = config, resume is not None, quiet, tuple(files)
         self.folder, self.begun = Path(str(config.out)), time.monotonic()
         self.leader = True  # of all processes; known when a training has begun
+        self.weights = ""  # SHA-256 of those of the prior that was loaded
 
     def load_prior(self) -> Any:
         """The prior of the config on the device of the run; its weights are named first. Raises ConfigError."""
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
+        found = prior.identify()
         if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
-            say(f"weights: {prior.describe()}")
+            say(f"weights: {found}")
+        self.weights = found.digest
         return registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
 
     def fit(
@@ -62,6 +65,7 @@ class Task:
         interrupts: Interrupts | None = None,
     ) -> Status:
         """Trains a system; where there are results to be made, it is then back on its device, in eval mode."""
+        system.weights = self.weights
         words: Any = {"metrics": metrics, "callbacks": callbacks, "interrupts": interrupts}
         status = fit(system, self.config, self.folder, self.resume, self.quiet, **words)
         self.leader = system.trainer.is_global_zero
