@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from threedgen.config import Config, ConfigError, Scheduled, at
 from threedgen.config.optional import require
@@ -26,6 +26,15 @@ Control = Literal["rays", "geometry"]
 """What a condition guider is shown: the rays of the cameras, or positions and normals of a mesh."""
 
 
+def embedded_as(name: str) -> AfterValidator:
+    """Lets the word "embedded" mean the weights of this ``name`` that come with threedgen."""
+    return AfterValidator(lambda weights: name if weights == "embedded" else weights)
+
+
+BaseWeights = Annotated[str, embedded_as("toybox-base")]
+MultiviewWeights = Annotated[str, embedded_as("toybox-prior")]
+
+
 class PriorConfig(Config):
     """A diffusion prior: which weights, and how they run.
 
@@ -37,7 +46,7 @@ class PriorConfig(Config):
     parts: ClassVar[tuple[str, ...]] = PARTS
 
     name: str = Field(description="which prior")
-    weights: str = Field("embedded", min_length=1, description="which weights")
+    weights: str = Field(min_length=1, description="which weights")
     tokenizer: str | None = Field(
         None,
         description="folder or hub id of the tokenizer, for checkpoints that hold none (the original .pt "
@@ -86,10 +95,10 @@ class MVDreamConfig(PriorConfig):
     multiview: ClassVar[bool] = True
 
     name: Literal["mvdream"] = Field("mvdream", description="multi-view diffusion (arXiv 2308.16512)")
-    weights: str = Field(
-        "embedded",
+    weights: MultiviewWeights = Field(
+        "toybox-prior",
         min_length=1,
-        description="'embedded' (the toybox prior that comes with threedgen), a diffusers-format folder, an "
+        description="toybox-prior (comes with threedgen; also 'embedded'), a diffusers-format folder, an "
         "id on the Hugging Face hub, or an original checkpoint (sd-v2.1-base-4view.pt, sd-v1.5-4view.pt: a "
         "path, or only the name)",
     )
@@ -122,19 +131,14 @@ class MVDreamConfig(PriorConfig):
 class StableDiffusionConfig(PriorConfig):
     """A 2D diffusion prior in latent space: each picture by itself, without a camera."""
 
+    renamed: ClassVar[dict[str, str | None]] = {"front": None}
+
     name: Literal["stable-diffusion"] = Field("stable-diffusion", description="2D diffusion (arXiv 2112.10752)")
-    weights: str = Field(
-        "embedded",
+    weights: BaseWeights = Field(
+        "toybox-base",
         min_length=1,
-        description="'embedded' (the toybox prior, not told the camera), a diffusers-format folder, an id on the "
+        description="toybox-base (comes with threedgen; also 'embedded'), a diffusers-format folder, an id on the "
         "Hugging Face hub (stabilityai/stable-diffusion-2-1-base), or a single-file checkpoint",
-    )
-    front: float = Field(
-        3.0,
-        ge=0,
-        le=10,
-        description="of a prior with a draft, such as the embedded one: pictures from azimuth a are "
-        "in proportion to e^(this cos a), as photographers prefer the front; 0: all sides alike",
     )
 
 
@@ -142,11 +146,11 @@ class MVDiffusionConfig(PriorConfig):
     """A 2D model that draws the views of a scene together, by attention between pixels that correspond."""
 
     name: Literal["mvdiffusion"] = Field("mvdiffusion", description="correspondence-aware diffusion (arXiv 2307.01097)")
-    weights: str = Field(
+    weights: BaseWeights = Field(
         "stabilityai/stable-diffusion-2-base",
         min_length=1,
-        description="the 2D model: a diffusers-format folder, an id on the Hugging Face hub, a single-file checkpoint; "
-        "for released blocks the one that they were trained on, inpainting and depth models included",
+        description="the 2D model: toybox-base, a diffusers-format folder, an id on the Hugging Face hub, a single-file "
+        "checkpoint; for released blocks the one that they were trained on, inpainting and depth models included",
     )
     blocks: str | None = Field(
         None,
@@ -183,11 +187,11 @@ class MVAdapterConfig(PriorConfig):
     multiview: ClassVar[bool] = True
 
     name: Literal["mvadapter"] = Field("mvadapter", description="multi-view adapter of a 2D model (arXiv 2412.03632)")
-    weights: str = Field(
+    weights: BaseWeights = Field(
         "stabilityai/stable-diffusion-2-1-base",
         min_length=1,
-        description="the 2D model: a diffusers-format folder, an id on the Hugging Face hub, a single-file checkpoint; "
-        "the one that the adapter was trained on, or any that was tuned from it",
+        description="the 2D model: toybox-base, a diffusers-format folder, an id on the Hugging Face hub, a single-file "
+        "checkpoint; the one that the adapter was trained on, or any that was tuned from it",
     )
     adapter: str | None = Field(
         None,

@@ -54,12 +54,6 @@ class MVAdapter(StableDiffusion):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.draft is not None:
-            raise ConfigError(
-                "an adapter draws by a 2D model, and these weights are a multi-view one that begins from a draft; "
-                "config train-toybox-base makes a 2D model of the toybox, RUN/base",
-                "weights",
-            )
         self.base_schedule = self.schedule
 
     def with_adapter(self, adapter: str | Path, mv_scale: float = 1.0, ref_scale: float = 1.0, **form: Any) -> Self:

@@ -19,16 +19,14 @@ from transformers import CLIPTextModel
 from threedgen.config import ConfigError
 from threedgen.config.errors import in_a_line, short
 from threedgen.guidance import diffusion
-from threedgen.guidance.draft import Draft
 from threedgen.guidance.multiview.joined import make_multiview, predict, set_attention
 from threedgen.guidance.options import MVDreamConfig, PriorConfig
 from threedgen.guidance.prior import MultiviewPrior
 from threedgen.guidance.weights import components, ldm, subject_weights, tokens
 from threedgen.run.dtypes import compute_dtype
-from threedgen.run.prompts import without
 
 TRY = 8
-"""Latents per side of what a prior draws first, unseen: at all levels of its UNet there is something left."""
+"""Latents per side of the picture by which a prior is tried out: at all levels of its UNet there is something left."""
 
 
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
@@ -64,16 +62,15 @@ class MVDream(MultiviewPrior):
         text_encoder: CLIPTextModel,
         tokenizer: Any,
         schedule: diffusion.Schedule | None = None,
-        draft: Draft | None = None,
         image_size: int | None = None,
         dtype: str = "auto",
         device: torch.device | str | None = "cpu",
     ) -> None:
         """device None leaves the networks where they are, for an owner that moves them itself."""
-        components.check_together(unet, vae, text_encoder, tokenizer, draft, self.extra_channels(unet, vae))
+        components.check_together(unet, vae, text_encoder, tokenizer, self.extra_channels(unet, vae))
         self.unet, self.vae = make_multiview(unet), vae
         self.text_encoder: Any = text_encoder
-        self.tokenizer, self.draft = tokenizer, draft
+        self.tokenizer = tokenizer
         self.text_positions = int(text_encoder.config.max_position_embeddings)
         self.schedule = schedule or diffusion.Schedule.scaled_linear()
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per latent and axis
@@ -92,7 +89,7 @@ class MVDream(MultiviewPrior):
     @classmethod
     def load(
         cls,
-        weights: str = "embedded",
+        weights: str,
         device: torch.device | str = "cpu",
         dtype: str = "auto",
         tokenizer: str | None = None,
@@ -101,7 +98,7 @@ class MVDream(MultiviewPrior):
         personalisation: str | None = None,
         personalisation_strength: float = 1.0,
     ) -> Self:
-        """Frozen networks from ``weights``: "embedded", a diffusers folder, a hub id, an original checkpoint.
+        """Frozen networks from ``weights``: see ``loading.locate``.
 
         ``camera`` demands a camera branch; without it a plain Stable Diffusion loads too (2D mode only).
         ``personalisation``: the file that teaches these very weights one subject (subject_weights.py), and how much of
@@ -149,7 +146,7 @@ class MVDream(MultiviewPrior):
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
-        every = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder, "draft": self.draft}
+        every = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
         return {name: network for name, network in every.items() if network is not None}
 
     def release(self) -> None:
@@ -166,7 +163,7 @@ class MVDream(MultiviewPrior):
         from .pipeline import MVDreamPipeline
 
         scheduler = components.scheduler(self.schedule)
-        found = MVDreamPipeline(self.unet, self.vae, self.text_encoder, self.tokenizer, scheduler, self.draft)
+        found = MVDreamPipeline(self.unet, self.vae, self.text_encoder, self.tokenizer, scheduler)
         found.precision, found.image_size = self.precision, self.image_size
         return found
 
@@ -185,24 +182,15 @@ class MVDream(MultiviewPrior):
 
     @property
     def text_shape(self) -> tuple[int, int]:
-        doubled = self.draft is not None and bool(self.identifiers)
-        return self.max_tokens * (1 + doubled), self.text_encoder.config.hidden_size
+        return self.max_tokens, self.text_encoder.config.hidden_size
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:
         """n prompts -> (n, L, D) float32: last hidden state after the final layer norm.
 
-        A prior with a draft and an identifier gives (n, 2L, D): behind it the same of the prompts without the
-        identifier, which is what the draft reads (subject_weights.py). What does not fit is cut off (logged as
-        info); ask ``tokens_cut`` and ``unknown_words`` beforehand.
+        What does not fit is cut off (logged as info); ask ``tokens_cut`` and ``unknown_words`` beforehand.
         """
         self.note_cuts(prompts)
-        text = self._encode(prompts)
-        if self.draft is None or not self.identifiers:
-            return text
-        return torch.cat([text, self._encode([without(p, self.identifiers) for p in prompts])], dim=1)
-
-    def _encode(self, prompts: list[str]) -> Tensor:
         ids = tokens.token_ids(self.tokenizer, prompts, self.max_tokens)
         return self.text_encoder(ids.to(self.device)).last_hidden_state.float()
 
@@ -231,25 +219,8 @@ class MVDream(MultiviewPrior):
         image = self.vae.decode(z.to(self.device, self.vae.dtype) / self.scaling_factor).sample
         return (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
-    def predict(
-        self,
-        x: Tensor,
-        t: Tensor,
-        text: Tensor,
-        camera: Tensor | None = None,
-        n_view: int = 1,
-        draft: Tensor | None = None,
-    ) -> Tensor:
-        """What the UNet says of latents ``x`` (B,4,h,w): eps or v, as it was trained; otherwise as ``network``.
-
-        ``draft``: the first guess (B,4,h,w), if it is known already.
-        """
-        if self.draft is not None:
-            text, typical = text.chunk(2, 1) if text.shape[1] == 2 * self.max_tokens else (text, text)
-            draft = self.draft(typical, camera) if draft is None else draft
-            if draft.shape[-2:] != x.shape[-2:]:  # pictures of another size than it was trained at
-                draft = F.interpolate(draft, x.shape[-2:], mode="bilinear", align_corners=False)
-            x = torch.cat([x, draft.to(x.dtype)], dim=1)
+    def predict(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
+        """What the UNet says of latents ``x`` (B,4,h,w): eps or v, as it was trained; otherwise as ``network``."""
         return predict(self.unet, x, t, text, camera, n_view)
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:

@@ -21,7 +21,6 @@ from transformers import CLIPTextModel
 
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance import diffusion
-from threedgen.guidance.draft import Draft
 from threedgen.guidance.multiview.joined import make_multiview
 from threedgen.run.dtypes import DTYPES
 
@@ -40,9 +39,7 @@ class MVDreamPipeline(DiffusionPipeline):
     text_encoder: Any
     tokenizer: Any
     scheduler: Any
-    draft: Any
-    model_cpu_offload_seq: Any = "text_encoder->draft->unet->vae"
-    _optional_components = ["draft"]
+    model_cpu_offload_seq: Any = "text_encoder->unet->vae"
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
@@ -52,7 +49,6 @@ class MVDreamPipeline(DiffusionPipeline):
         text_encoder: CLIPTextModel,
         tokenizer: Any,
         scheduler: Any,
-        draft: Draft | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -61,7 +57,6 @@ class MVDreamPipeline(DiffusionPipeline):
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             scheduler=scheduler,
-            draft=draft,
         )
         self.precision: str | None = None
         """In what the UNet computes, with weights in float32: see MVDreamConfig.dtype. None: as its weights are."""
@@ -83,7 +78,6 @@ class MVDreamPipeline(DiffusionPipeline):
             self.text_encoder,
             self.tokenizer,
             diffusion.Schedule.from_diffusers(self.scheduler.config),
-            self.draft,
             self.image_size,
             dtype=self.precision or names[self.unet.dtype],
             device=None,

@@ -1,4 +1,4 @@
-"""Finding the files of a prior: embedded, in a folder, in one file, on the hub or in the hub's cache.
+"""Finding the files of a prior: shipped with threedgen, in a folder, in one file, on the hub or in the hub's cache.
 
 ``check`` is cheap (paths, first bytes, no torch), so that a long run can ask before it starts. All functions
 raise ConfigError, one sentence that says what is missing and how to get it.
@@ -24,9 +24,14 @@ from .files import digest, read_json, sniff
 
 Parts = tuple[str, ...]
 
-EMBEDDED = "toybox-prior"
+EMBEDDED = ("toybox-base", "toybox-prior")
+"""Folders in weights/: the 2D model of the toybox, and the multi-view prior that was tuned from it."""
 ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
 SUBJECT_FORMAT = "threedgen personalisation 1"
+FORMER_PART = "draft"
+FORMER_BASE = "a72120cb1e2159806c0ca1e82f68cd76c9a61628f658078e940d544c7e2e905b"
+"""By what the toybox prior of the release before is known: a folder in its own, and the check sum of what subject
+weights are added to."""
 RUNS_NOW = "the config mvdream-toybox runs without a download"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -69,13 +74,19 @@ def subject_card(path: Path | str) -> dict[str, str]:
         raise ConfigError(f"{str(path)[:120]!r} cannot be read ({reason}); {make}", "personalisation") from None
     if card.get("format") != SUBJECT_FORMAT:
         raise ConfigError(f"{path} is not of the format {SUBJECT_FORMAT!r}; {make}", "personalisation")
+    if card.get("base") == FORMER_BASE:
+        raise ConfigError(
+            f"{path} was tuned from the toybox prior of an earlier release, which this one replaces: teach the subject "
+            "anew from its photos, by the config mvdreambooth-toybox",
+            "personalisation",
+        )
     return card
 
 
 def locate(weights: str, wanted: Parts = PARTS) -> Path:
     """The local folder or file that ``weights`` names; what is only on the hub is downloaded into the hub's cache.
 
-    ``weights``: "embedded", a folder in diffusers format, a single-file checkpoint, the bare name of an
+    ``weights``: a name in ``EMBEDDED``, a folder in diffusers format, a single-file checkpoint, the bare name of an
     original MVDream checkpoint, or a hub id "owner/name".
     """
     if (path := local(weights)) is not None:
@@ -115,16 +126,16 @@ def identify(weights: str, wanted: Parts = PARTS) -> Identity:
     The digest of a folder is that of the lines which sha256sum prints for its files of tensors, part by part.
     """
     path = locate(weights, wanted)
-    files = [path] if path.is_file() else [f for part in parts(path, wanted) for f in tensor_files(path / part)]
+    files = [path] if path.is_file() else [f for part in wanted for f in tensor_files(path / part)]
     return Identity(path, sum(file.stat().st_size for file in files), digest(path, files))
 
 
 def local(weights: str) -> Path | None:
     """The existing folder or file, None for something on the hub, ConfigError for anything else."""
-    if weights == "embedded":
-        path = folder("weights") / EMBEDDED
+    if weights in EMBEDDED:
+        path = folder("weights") / weights
         if not path.is_dir():
-            raise ConfigError("this installation lacks the embedded prior; reinstall threedgen", "weights")
+            raise ConfigError(f"this installation lacks the embedded {weights}; reinstall threedgen", "weights")
         return path
     if (found := existing(weights)) is not None:
         return found
@@ -219,7 +230,7 @@ def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
         raise absent(repo)
     from huggingface_hub import snapshot_download
 
-    wanted = ["model_index.json", "scheduler/*", "tokenizer/*", "draft/*"]
+    wanted = ["model_index.json", "scheduler/*", "tokenizer/*"]
     wanted += [f"{part}/config.json" for part in needed]
     for kind in ("safetensors", "bin"):
         files = wanted + [f"{part}/*model*.{kind}*" for part in needed]
@@ -234,7 +245,13 @@ def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
 
 def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
     """Returns the folder. Raises ConfigError unless every part has a config and readable-looking tensors."""
-    for part in parts(path, wanted):
+    if (path / FORMER_PART).is_dir():
+        raise ConfigError(
+            f"{path} is a toybox prior of an earlier release, which had a network more: use it with that release, or "
+            "train one anew, by the configs train-toybox-base and train-toybox-prior",
+            "weights",
+        )
+    for part in wanted:
         read_json(path / part / "config.json")
         for file in tensor_files(path / part):
             sniff(file)
@@ -249,11 +266,6 @@ def t5_tokenizer(path: Path) -> Path:
     if not any((path / inside / "tokenizer.json").is_file() for inside in ("tokenizer", ".")):
         require("sentencepiece", "tokenizer: a spiece.model", "put the tokenizer.json of any T5 beside it")
     return path
-
-
-def parts(path: Path, wanted: Parts = PARTS) -> Parts:
-    """The parts of a diffusers folder that hold tensors: a draft only where there is one."""
-    return (*wanted, "draft") if (path / "draft").is_dir() else wanted
 
 
 def tensor_files(part: Path) -> list[Path]:

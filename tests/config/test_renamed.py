@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from threedgen import config
-from threedgen.config import ConfigError, renamed
-from threedgen.run.folder import differences
+from threedgen.config import ConfigError, renamed, yaml_text
+from threedgen.run.folder import begin, differences, reopen
 from threedgen.systems.generate.options import GenerateConfig
 
 
@@ -49,6 +49,17 @@ def test_a_run_of_the_release_before_goes_on() -> None:
     before = {{"scenes_per_step": "groups", "guidance_input": "judged"}.get(key, key): now[key] for key in now}
     assert differences(before, now) == []
     assert differences(before | {"groups": 7}, now) == ["scenes_per_step: 7 -> 1.0"]
+
+
+@pytest.mark.parametrize("name", ["mvdream-toybox", "sds-toybox"])
+def test_a_run_with_the_toybox_prior_of_the_release_before_is_refused(name: str, tmp_path: Path) -> None:
+    made = config.load(name, ["prompt=a dog"])
+    tree = config.plain(made)
+    tree["prior"] |= {"weights": "embedded"} | ({"front": 3.0} if name == "sds-toybox" else {})
+    (tmp_path / "config.yaml").write_text(yaml_text.write(tree))
+    for call in (lambda: begin(made.model_copy(update={"out": str(tmp_path)}), name), lambda: reopen(tmp_path, [])):
+        with pytest.raises(ConfigError, match="toybox prior of an earlier release.*finish it.* or begin it anew"):
+            call()
 
 
 def test_a_key_that_has_gone_is_left_out_of_files_and_refused_in_words(caplog: pytest.LogCaptureFixture) -> None:

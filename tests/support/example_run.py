@@ -22,7 +22,7 @@ CONFIG: dict[str, Any] = {
     "task": "generate",
     "seed": 3,
     "prompt": "a blue dog",
-    "prior": {"name": "mvdream", "weights": "embedded"},
+    "prior": {"name": "mvdream", "weights": "toybox-prior"},
     "distillation": {"name": "reconstruction"},
     "field": {"name": "ngp"},
     "camera": {"n_view": 4},

@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast
 
 from tests.support.script_poses import script_poses
-from threedgen.guidance.draft import Draft
 from threedgen.guidance.multiview.joined import multiview_unet
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 
@@ -85,17 +84,6 @@ def letter_tokenizer() -> CLIPTokenizer:
 
 def tiny_prior(**unet: Any) -> MVDream:
     return MVDream(tiny_unet(**unet), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")
-
-
-def tiny_draft(**options: Any) -> Draft:
-    torch.manual_seed(4)
-    small = {"text_width": TEXT_WIDTH, "size": 8, "width": 32, "channels": (8, 8), "blocks": (0, 1)}
-    return Draft(**(small | options)).eval()
-
-
-def drafting_prior(draft: Draft | None = None) -> MVDream:
-    parts = tiny_unet(in_channels=8, out_channels=4), tiny_vae(), tiny_text_encoder(), word_tokenizer()
-    return MVDream(*parts, draft=draft or tiny_draft(), dtype="fp32")
 
 
 def open_clip_names(encoder: CLIPTextModel) -> dict[str, Tensor]:

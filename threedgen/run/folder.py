@@ -82,8 +82,16 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`key: old -> new` for every key that would change the result of a run, two configs given as data."""
+    """`key: old -> new` for every key that would change the result of a run, two configs given as data.
+
+    Raises ConfigError for a run of an earlier release with its toybox prior, which only those called "embedded".
+    """
     before, after = flat(renamed.in_run(old)), flat(new)
+    if any(key.endswith("prior.weights") and value == "embedded" for key, value in before.items()):
+        raise ConfigError(
+            "the run in this folder was made with the toybox prior of an earlier release, which this one replaces: "
+            "finish it with that release, or begin it anew in another folder"
+        )
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return [
         f"{key}: {short(before.get(key))} -> {short(after.get(key))}"

@@ -148,24 +148,15 @@ def check_config(checkpoint: dict[str, Any], config_yaml: str) -> None:
 def check_weights(checkpoint: dict[str, Any], weights: str) -> None:
     """Raises ConfigError if `checkpoint` was made with another prior than that of the SHA-256 `weights`.
 
-    Checkpoints of earlier releases do not say with which; those of the embedded prior are then of another one.
+    Checkpoints of earlier releases do not say with which; see `runs.differences` for those of their toybox prior.
     """
     before = checkpoint.get(WEIGHTS_KEY)
-    if not weights or before == weights:
-        return
-    if before is None:
-        made = yaml_text.parse(str(checkpoint.get(CONFIG_KEY, "")), "the config in the checkpoint")
-        prior = made.get("prior") if isinstance(made, dict) else None
-        if not isinstance(prior, dict) or prior.get("weights") != "embedded":
-            return
+    if weights and before not in (None, weights):
         raise ConfigError(
-            "the checkpoint was made with the embedded prior of an earlier release, which this one replaces: finish "
-            "the run with that release, or begin it anew in another output folder"
+            f"the checkpoint was made with another prior (SHA-256 {str(before)[:12]}..., these weights have "
+            f"{weights[:12]}...): set prior.weights to those that it was made with, or begin anew in another output "
+            "folder"
         )
-    raise ConfigError(
-        f"the checkpoint was made with another prior (SHA-256 {str(before)[:12]}..., these weights have "
-        f"{weights[:12]}...): set prior.weights to those that it was made with, or begin anew in another output folder"
-    )
 
 
 def numerics() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,15 @@ from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
 from tests.support.script_poses import script_poses
-from tests.support.tiny_prior import cpu, drafting_prior, tiny_prior
+from tests.support.tiny_prior import cpu, tiny_prior
 from threedgen import folder
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.pipeline import MVDreamPipeline
 
 
-@pytest.fixture(scope="module", params=[tiny_prior, drafting_prior], ids=["plain", "drafting"])
-def prior(request: pytest.FixtureRequest) -> MVDream:
-    """With and without a draft."""
-    return request.param()
+@pytest.fixture(scope="module")
+def prior() -> MVDream:
+    return tiny_prior()
 
 
 def draw(pipeline: MVDreamPipeline, prompt: Any = "a red dog", seed: int = 0, **options: Any) -> np.ndarray:
@@ -37,7 +35,7 @@ def test_it_draws_what_the_prior_draws(prior: MVDream, c2w: Any, prediction: Any
     """Steps that divide 1000, where diffusers' DDIM visits the same timesteps."""
     schedule = type(prior.schedule).scaled_linear(prediction=prediction)
     parts = (prior.unet, prior.vae, prior.text_encoder, prior.tokenizer)
-    other = MVDream(*parts, schedule, prior.draft, dtype="fp32")
+    other = MVDream(*parts, schedule, dtype="fp32")
     wanted = other.sample("a red dog", c2w, steps=4, guidance_scale=3, negative_prompt="a cat", generator=cpu())
     views = {"c2w": c2w} if c2w is not None else {"n_view": 0}
     found = draw(other.pipeline(), negative_prompt="a cat", **views)
@@ -129,15 +127,13 @@ def test_parts_are_shared_and_may_be_offloaded(prior: MVDream) -> None:
     pipeline = prior.pipeline()
     assert pipeline.unet is prior.unet and pipeline.vae is prior.vae
     networks = {name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-    assert set(pipeline.model_cpu_offload_seq.split("->")) - {"draft"} == networks - {"draft"}
-    assert ("draft" in networks) == (prior.draft is not None)
+    assert set(pipeline.model_cpu_offload_seq.split("->")) == networks
 
 
 def test_the_embedded_folder_is_a_pipeline() -> None:
     """What diffusers reads there draws what our own reader draws."""
     pipeline = MVDreamPipeline.from_pretrained(folder("weights") / "toybox-prior", dtype=torch.float32)
-    assert pipeline.draft is not None
-    ours = MVDream.load("embedded", dtype="fp32")
+    ours = MVDream.load("toybox-prior", dtype="fp32")
     wanted = ours.sample("a blue dog", script_poses(4), steps=2, guidance_scale=3, generator=cpu())
     found = draw(pipeline, "a blue dog", num_inference_steps=2)
     assert found.shape == (4, ours.image_size, ours.image_size, 3)
@@ -148,19 +144,18 @@ def test_offload_hooks_change_nothing(prior: MVDream) -> None:
     """accelerate's hooks, with the CPU in the place of the GPU; they are set anew after each call."""
     pytest.importorskip("accelerate")
     wanted = draw(prior.pipeline())
-    pipeline = drafting_prior().pipeline() if prior.draft is not None else tiny_prior().pipeline()
+    pipeline = tiny_prior().pipeline()
     pipeline.enable_model_cpu_offload(device="cpu")
-    assert len(pipeline._all_hooks) == (3 if prior.draft is None else 4)
+    assert len(pipeline._all_hooks) == 3
     for _ in range(2):
         np.testing.assert_array_equal(draw(pipeline), wanted)
     assert all(hasattr(network, "_hf_hook") for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("make", [tiny_prior, drafting_prior])
-def test_offloaded_on_a_gpu(make: Callable[[], MVDream]) -> None:
-    wanted = draw(make().pipeline())
-    pipeline = make().pipeline()
+def test_offloaded_on_a_gpu() -> None:
+    wanted = draw(tiny_prior().pipeline())
+    pipeline = tiny_prior().pipeline()
     pipeline.enable_model_cpu_offload()
     np.testing.assert_allclose(draw(pipeline), wanted, atol=1e-2)
     assert pipeline.unet.device.type == "cpu"

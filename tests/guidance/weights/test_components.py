@@ -301,13 +301,14 @@ def test_old_names_of_the_vaes_attention_are_read() -> None:
     assert components.old_vae_name("encoder.conv_in.weight") == "encoder.conv_in.weight"
 
 
-def test_the_embedded_prior_if_it_is_there() -> None:
-    if not (loading.folder("weights") / loading.EMBEDDED).is_dir():
-        pytest.skip("no embedded prior in this checkout")
-    loading.check("embedded")
-    embedded = MVDream.load("embedded", dtype="fp32")
-    assert embedded.unet.class_embedding is not None
-    assert tokens.unknown_words(embedded.tokenizer, "zzgrblx")[0][0] == "zzgrblx"
+def test_the_embedded_models_if_they_are_there() -> None:
+    for name, multiview in (("toybox-base", False), ("toybox-prior", True)):
+        if not (loading.folder("weights") / name).is_dir():
+            pytest.skip(f"no {name} in this checkout")
+        loading.check(name)
+        embedded = MVDream.load(name, dtype="fp32", camera=multiview)
+        assert (embedded.unet.class_embedding is not None) == multiview
+        assert tokens.unknown_words(embedded.tokenizer, "zzgrblx")[0][0] == "zzgrblx"
 
 
 @pytest.mark.parametrize(

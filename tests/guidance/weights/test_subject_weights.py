@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.script_poses import script_poses
-from tests.support.tiny_prior import cpu, drafting_prior, letter_tokenizer, tiny_prior, tiny_text_encoder, tiny_unet
+from tests.support.tiny_prior import cpu, letter_tokenizer, tiny_prior, tiny_text_encoder, tiny_unet
 from threedgen.config import ConfigError, registry
 from threedgen.guidance.options import MVDreamConfig
-from threedgen.guidance.priors.mvdream import MVDream, camera_vector
-from threedgen.guidance.weights import subject_weights, tokens
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.weights import loading, subject_weights, tokens
 from threedgen.guidance.weights.loading import subject_card
 from threedgen.run.prompts import warn_about
 
@@ -97,6 +96,13 @@ def test_what_is_no_personalisation_is_one_sentence_before_anything_is_loaded(sa
     MVDreamConfig(weights=str(saved / "base"), personalisation=str(saved / "dog.safetensors")).check()
 
 
+def test_that_of_an_earlier_toybox_prior_is_named(tmp_path: Path) -> None:
+    card = {"kind": "difference", "identifier": "[v]", "base": loading.FORMER_BASE}
+    subject_weights.write(tmp_path / "dog.safetensors", {}, torch.zeros(24), card)
+    with pytest.raises(ConfigError, match="toybox prior of an earlier release.*anew from its photos"):
+        subject_card(tmp_path / "dog.safetensors")
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -148,28 +154,6 @@ def test_low_rank_terms_are_added(saved: Path) -> None:
     assert torch.allclose(found.unet.get_parameter(name), weight + 0.5 * b @ a, atol=1e-6)
     others = {n: p for n, p in base.unet.named_parameters() if n != name}
     assert all(torch.equal(p, found.unet.get_parameter(n)) for n, p in others.items())
-
-
-def test_the_draft_reads_the_prompt_without_the_identifier() -> None:
-    prior = drafting_prior()
-    x, t = torch.randn(4, 4, 8, 8, generator=cpu()), torch.full((4,), 500)
-    seen: list[torch.Tensor] = []
-    prior.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, 4:]))
-
-    def draft_of(prompt: str) -> torch.Tensor:
-        with torch.no_grad():
-            text = prior.encode_prompt([prompt]).repeat(4, 1, 1)
-            answer = prior.denoise(x, t, text, camera_vector(script_poses(4)), 4)
-        assert answer.shape == x.shape
-        return seen[-1]
-
-    before, other = draft_of("a red dog"), draft_of("a blue cat")
-    subject_weights.add_word(prior.tokenizer, prior.text_encoder, "[v]", like="dog")
-    assert torch.equal(draft_of("a [v] red dog"), before) and torch.equal(draft_of("a red dog"), before)
-    assert not torch.equal(before, other)
-    both = prior.encode_prompt(["a [v] dog"])
-    assert both.shape[1] == 2 * prior.max_tokens
-    assert not torch.equal(*both.chunk(2, 1)), "the UNet reads the identifier"
 
 
 def test_a_pipeline_and_a_saved_folder_know_the_identifier(saved: Path) -> None:

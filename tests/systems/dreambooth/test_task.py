@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from tests.support.official import official_checkpoint
 from tests.support.task_server import (
@@ -25,18 +25,15 @@ from tests.support.task_server import (
     weights,
     write_config,
 )
-from tests.support.tiny_prior import drafting_prior, tiny_prior
+from tests.support.tiny_prior import tiny_prior
 from tests.support.toy_run import log
 from threedgen import cli, config
-from threedgen.guidance.priors.camera_posterior import candidates
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
 from threedgen.guidance.weights.loading import subject_card
 from threedgen.run.metrics import read_summary
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
-from threedgen.systems.dreambooth.sides import drafts, photo_sides
-from threedgen.systems.dreambooth.system import DreamBoothSystem, Shown, augment, preservation
-from threedgen.systems.dreambooth.task import class_pictures, with_drafts
+from threedgen.systems.dreambooth.system import DreamBoothSystem, augment, preservation
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 RESULT = "personalisation.safetensors"
@@ -61,14 +58,12 @@ def undisturbed() -> Path:
     return finished_run(command)
 
 
-def system_of(
-    folder: Path, prior: MVDream, *overrides: str, others: Shown | None = None, photos: Shown | None = None
-) -> DreamBoothSystem:
+def system_of(folder: Path, prior: MVDream, *overrides: str, others: torch.Tensor | None = None) -> DreamBoothSystem:
     """The LightningModule alone, on noise for photos."""
     options: MVDreamBoothConfig = config.load(tiny(folder), list(overrides))
     subject_weights.add_word(prior.tokenizer, prior.text_encoder, "[v]")
     pictures = torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(0))
-    return DreamBoothSystem(options, prior, photos or Shown(pictures), "base", others)
+    return DreamBoothSystem(options, prior, pictures, "base", others)
 
 
 def steps(system: DreamBoothSystem, count: int) -> list[float]:
@@ -177,14 +172,14 @@ def test_each_picture_of_the_class_is_learnt_with_its_own_words(tmp_path: Path) 
     said = "tuning.class_prompts=['{class}', '{class} wearing a hat', never]"
     others = torch.rand(2, 16, 16, 3)
     system = system_of(
-        tmp_path, tiny_prior(), "tuning.preservation=images", "tuning.class_images=2", said, others=Shown(others)
+        tmp_path, tiny_prior(), "tuning.preservation=images", "tuning.class_images=2", said, others=others
     )
     assert system.config.class_prompts == ["a dog", "a dog wearing a hat"]
     seen, denoising = set(), system.denoising
 
-    def spied(shown: Shown, prompt: str, rng: torch.Generator) -> torch.Tensor:
+    def spied(shown: torch.Tensor, prompt: str, rng: torch.Generator) -> torch.Tensor:
         if prompt != system.config.prompt:
-            found = {k for k, other in enumerate(others) for picture in shown.rgb if torch.equal(picture, other)}
+            found = {k for k, other in enumerate(others) for picture in shown if torch.equal(picture, other)}
             assert found == {system.config.class_prompts.index(prompt)}
             seen.update(found)
         return denoising(shown, prompt, rng)
@@ -247,71 +242,19 @@ def test_preservation_limits_the_drift(tmp_path: Path, norm: str) -> None:
 
 
 def test_the_loss_falls_and_only_the_unet_and_the_identifier_learn(tmp_path: Path) -> None:
-    prior = drafting_prior()
+    prior = tiny_prior()
     around = {name: {k: v.clone() for k, v in network.state_dict().items()} for name, network in prior.networks.items()}
     system = system_of(tmp_path, prior, "tuning.learning_rate=2e-3", "tuning.augment=0", "tuning.batch=8")
     word = system.word.detach().clone()
     losses = steps(system, 40)
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
     assert not torch.equal(system.word, word)
-    for name in ("vae", "draft"):
-        assert_same(dict(prior.networks[name].state_dict()), around[name])
+    assert_same(dict(prior.vae.state_dict()), around["vae"])
     table = "embeddings.token_embedding.weight"
     now, before = prior.text_encoder.state_dict(), around["text_encoder"]
     assert all(torch.equal(now[key], before[key]) for key in before if key != table)
     other = [k for k in range(len(before[table])) if k != system.number]
     assert torch.equal(now[table][other], before[table][other])
-
-
-def test_the_side_of_a_photo_is_the_one_whose_camera_tells_its_noise_best(tmp_path: Path) -> None:
-    prior = drafting_prior()
-    taken = candidates()[[3, 40, 71]]
-    clean = 100.0 * torch.arange(3)[:, None, None, None].expand(3, 4, 8, 8)
-    prior.encode_images = lambda rgb, rng: clean
-
-    def network(x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
-        alpha, sigma = prior.schedule.alpha_sigma(t[0], x)
-        which = int((x.mean() / alpha / 100).round())
-        noise = (x - alpha * clean[which]) / sigma
-        away = (camera - prior.camera(taken[which, None])).norm(dim=1)
-        return prior.schedule.target(clean[which], noise, t) + away[:, None, None, None]
-
-    prior.network = network
-    assert torch.equal(photo_sides(prior, torch.zeros(3, 16, 16, 3), "a dog"), taken)
-
-
-def test_the_draft_seen_while_learning_is_that_of_the_side(tmp_path: Path) -> None:
-    prior, options = drafting_prior(), config.load(tiny(tmp_path))
-    with torch.no_grad():
-        prior.draft.camera.weight.mul_(50)  # untrained, it hardly minds the camera
-    sides = candidates()[[3, 40, 71]]
-    (tmp_path / "sides.safetensors").write_bytes(save({"c2w": sides}))
-    photos = with_drafts(options, tmp_path, prior, torch.rand(3, 16, 16, 3))
-    wanted = drafts(prior, ["a dog"] * 3, sides)
-    assert torch.equal(photos.drafts, wanted) and (wanted[0] - wanted[1]).abs().max() > 1e-3
-    system = system_of(tmp_path, prior, "tuning.augment=0", "tuning.batch=32", photos=photos)
-    seen: list[torch.Tensor] = []
-    prior.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, 4:].detach()))
-    system.training_step(0, 0)
-    which = [[bool(torch.allclose(one, draft, atol=1e-5)) for draft in wanted] for one in seen[0]]
-    assert all(sum(row) == 1 for row in which) and {row.index(True) for row in which} == {0, 1, 2}
-    plain = tiny_prior()
-    assert drafts(plain, ["a dog"], sides[:1]) is None
-    assert with_drafts(options, tmp_path / "none", plain, torch.rand(3, 16, 16, 3)).drafts is None
-
-
-def test_pictures_of_the_class_are_seen_from_where_they_were_drawn(tmp_path: Path) -> None:
-    options = config.load(tiny(tmp_path), ["tuning.preservation=images", "tuning.class_images=3"])
-    prior, asked = drafting_prior(), []
-    with torch.no_grad():
-        prior.draft.camera.weight.mul_(50)
-    prior.sample = lambda prompt, c2w, *rest, generator: asked.append((prompt, c2w)) or torch.rand(1, 16, 16, 3)
-    made = class_pictures(options, tmp_path, prior, quiet=True)
-    assert [prompt for prompt, _ in asked] == ["a dog"] * 3 and made.rgb.shape == (3, 16, 16, 3)
-    for (prompt, c2w), draft in zip(asked, made.drafts, strict=True):
-        assert torch.allclose(drafts(prior, [prompt], c2w)[0], draft, atol=1e-5)
-    again = class_pictures(options, tmp_path, prior, quiet=True)
-    assert len(asked) == 3 and torch.equal(again.rgb, made.rgb) and torch.equal(again.drafts, made.drafts)
 
 
 def test_lora_learns_few_numbers_and_its_file_is_the_tuned_network(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tests.support.official import NAMES, WIDTHS, Kind, ldm_unet
 from tests.support.task_server import TINY, prior_folder, write_config
-from tests.support.tiny_prior import drafting_prior, tiny_prior
+from tests.support.tiny_prior import tiny_prior
 from threedgen import cli, config
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.systems.generate import plan as module
@@ -124,9 +124,8 @@ def test_the_largest_step_is_counted(tmp_path: Path) -> None:
     assert "graph of the UNet" in needed("distillation={name: vsd}") and "graph of the UNet" not in whole
 
 
-@pytest.mark.parametrize("drafting", [False, True])
-def test_parameters_are_counted_without_their_numbers(tmp_path: Path, drafting: bool) -> None:
-    prior = drafting_prior() if drafting else tiny_prior()
+def test_parameters_are_counted_without_their_numbers(tmp_path: Path) -> None:
+    prior = tiny_prior()
     prior.save(tmp_path / "prior")
     found = meta_networks(str(tmp_path / "prior"))
     assert found.parameters == sum(p.numel() for network in prior.networks.values() for p in network.parameters())

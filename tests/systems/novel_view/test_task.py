@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.support.task_server import TINY_THREEDIM, assert_same, finished_run, saved_at, server, weights, write_config
-from tests.support.tiny_prior import tiny_draft, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
+from tests.support.tiny_prior import tiny_prior
 from tests.support.tiny_threedim import inputs, tiny_network
 from tests.support.toy_run import log
 from threedgen import config as configs
@@ -268,16 +268,8 @@ def test_training_goes_on_from_a_trained_network_of_the_same_sizes(tmp_path: Pat
         train.build(checked(tmp_path, model=other))
 
 
-def drafting_pairs() -> LatentPairs:
-    """Around a tiny prior with a draft, as the embedded one has it."""
-    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
-    unet = tiny_unet(in_channels=8, out_channels=4, **camera)
-    prior = MVDream(unet, tiny_vae(), tiny_text_encoder(), word_tokenizer(), draft=tiny_draft(), dtype="fp32")
-    return LatentPairs(prior)
-
-
 def test_the_unet_of_a_prior_is_trained_in_its_latents(tmp_path: Path) -> None:
-    model = drafting_pairs()
+    model = LatentPairs(tiny_prior())
     model.prior.save(tmp_path / "prior")
     before = {name: value.clone() for name, value in MVDream.load(str(tmp_path / "prior")).vae.state_dict().items()}
     config = checked(
@@ -332,4 +324,4 @@ def test_the_shipped_configs_are_whole() -> None:
     paper = configs.load("threedim-srn-cars")
     assert (paper.model.network.channels, paper.model.network.size) == (256, (128, 128))
     assert paper.training.batch * paper.trainer.accumulate_grad_batches == 128
-    assert configs.load("threedim-latent-toybox").model.start == "embedded"
+    assert configs.load("threedim-latent-toybox").model.start == "toybox-prior"

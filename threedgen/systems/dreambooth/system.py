@@ -2,8 +2,7 @@
 
 The photos are plain pictures without cameras, so the UNet learns from them in its 2D mode: each by itself, no camera
 given. The same weights draw the four views, and what was learnt shows there as long as they stay near those of the
-base. A small prior's UNet also sees a draft, beside a photo that of its side (sides.py). With x_t the noisy latents of
-a photo and c its prompt,
+base. With x_t the noisy latents of a photo and c its prompt,
 
     loss = mean |target - UNet(x_t, t, c)|^2 + lambda |theta - theta_0| / N
 
@@ -12,9 +11,10 @@ where |.| is the sum of absolute differences (l1) or of squares (l2) over the N 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from threedgen.geometry.images import grid, readable, write_png
+from threedgen.geometry.rigs import orbit
 from threedgen.guidance.distillation.lora import LoRA
-from threedgen.guidance.priors.camera_posterior import look_from
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
 from threedgen.guidance.weights.tokens import token_ids
@@ -63,16 +63,6 @@ def sheet(folder: Path, step: int) -> Path:
     return folder / "samples" / f"{step:06d}.png"
 
 
-class Shown(NamedTuple):
-    """Pictures (N, S, S, 3) in [0, 1], and the drafts (N, C, h, w) of their sides if the prior has any."""
-
-    rgb: Tensor
-    drafts: Tensor | None = None
-
-    def of(self, chosen: Tensor) -> Shown:
-        return Shown(self.rgb[chosen], None if self.drafts is None else self.drafts[chosen])
-
-
 def table_of(prior: MVDream) -> Tensor:
     """The text encoder's rows of its tokens: (words, D)."""
     embeddings: Any = prior.text_encoder.get_input_embeddings()
@@ -82,7 +72,8 @@ def table_of(prior: MVDream) -> Tensor:
 class DreamBoothSystem(System):
     """The UNet (or its low-rank terms) and the identifier's row learn; the networks around them are no part of it.
 
-    ``others``, if any, are pictures that the base drew of the class prompts, of each in turn; ``base``: its check sum.
+    ``photos`` (N, S, S, 3) in [0, 1]; ``others``, if any, are pictures like these that the base drew of the class
+    prompts, of each in turn; ``base``: its check sum.
     The prior knows the identifier already (``subject_weights.add_word``).
     """
 
@@ -90,7 +81,7 @@ class DreamBoothSystem(System):
     prior: MVDream
 
     def __init__(
-        self, config: MVDreamBoothConfig, prior: MVDream, photos: Shown, base: str, others: Shown | None = None
+        self, config: MVDreamBoothConfig, prior: MVDream, photos: Tensor, base: str, others: Tensor | None = None
     ) -> None:
         super().__init__(config, base=base)
         self.config, self.options = config, config.tuning
@@ -133,33 +124,31 @@ class DreamBoothSystem(System):
         ids = token_ids(prior.tokenizer, [prompt], prior.max_tokens).to(table.device)
         return functional_call(prior.text_encoder, {name: learnt}, (ids,)).last_hidden_state
 
-    def denoising(self, shown: Shown, prompt: str, rng: torch.Generator) -> Tensor:
-        """mean |target - UNet(x_t, t, c)|^2 of pictures, each by itself and without a camera."""
-        prior, count = self.prior, len(shown.rgb)
+    def denoising(self, pictures: Tensor, prompt: str, rng: torch.Generator) -> Tensor:
+        """mean |target - UNet(x_t, t, c)|^2 of pictures (B, S, S, 3), each by itself and without a camera."""
+        prior, count = self.prior, len(pictures)
         schedule = prior.schedule.to(self.device)
         with torch.no_grad():
-            z = prior.encode_images(shown.rgb, rng)
+            z = prior.encode_images(pictures, rng)
         t = (schedule.T * stratified(count, rng)).long().clamp(max=schedule.T - 1).to(z.device)
         noise = torch.randn(z.shape, generator=rng).to(z.device)
         with prior.autocast():
             text = self.text(prompt)
-            draft = None if shown.drafts is None else shown.drafts.to(z.device)
-            x = schedule.add_noise(z, noise, t)
-            out = prior.predict(x, t, text.expand(count, -1, -1), None, 1, draft).float()
+            out = prior.predict(schedule.add_noise(z, noise, t), t, text.expand(count, -1, -1)).float()
         return F.mse_loss(out, schedule.target(z, noise, t))
 
     def training_step(self, batch: int, index: int) -> Tensor:
         o, photos, others = self.options, self.photos, self.others
         rng = self.rng(int(batch), "subject")
-        shown = photos.of(torch.randint(len(photos.rgb), (o.batch,), generator=rng))
-        loss = self.denoising(shown._replace(rgb=augment(shown.rgb, rng, o.augment)), self.config.prompt, rng)
+        shown = photos[torch.randint(len(photos), (o.batch,), generator=rng)]
+        loss = self.denoising(augment(shown, rng, o.augment), self.config.prompt, rng)
         self.metrics = {"loss_subject": float(loss.detach())}
         if others is not None:
             prompts = self.config.class_prompts
             count = len(prompts)
             drawn = int(torch.randint(count, (1,), generator=rng))
-            chosen = drawn + count * torch.randint(len(others.rgb[drawn::count]), (o.batch,), generator=rng)
-            kept = self.denoising(others.of(chosen), prompts[drawn], rng)
+            chosen = drawn + count * torch.randint(len(others[drawn::count]), (o.batch,), generator=rng)
+            kept = self.denoising(others[chosen], prompts[drawn], rng)
             self.metrics["loss_class"] = float(kept.detach())
             loss = loss + o.weight * kept
         elif o.preservation in ("l1", "l2"):
@@ -177,8 +166,7 @@ class DreamBoothSystem(System):
         """(4, S, S, 3): what the prior draws now, always from the same noise."""
         prior, o = self.prior, self.config.sheet
         table_of(prior)[self.number] = self.word
-        azimuth = o.azimuth + 90.0 * torch.arange(VIEWS)
-        c2w = look_from(torch.full_like(azimuth, o.elevation), azimuth)
+        c2w = orbit(VIEWS, math.radians(o.elevation), 1.0, 1.0, 1, 1, azimuth=math.radians(o.azimuth)).c2w
         return prior.sample(prompt, c2w, o.steps, o.guidance_scale, generator=self.rng(0, "sheet"))
 
     def validate(self, step: int, folder: Path) -> None:

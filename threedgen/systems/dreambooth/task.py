@@ -1,7 +1,6 @@
 """The task "mvdreambooth": photos of one subject -> the file that ``prior.personalisation`` takes.
 
 RUN/photos.png                    what the prior gets to see of the photos (photos.safetensors: the same, exactly)
-RUN/sides.safetensors             from where the photos seem to be taken, for a prior with a draft
 RUN/class.safetensors             pictures of the class that the base drew, for preservation=images
 RUN/samples/000100.png            four views of the subject and four of its class, every so many steps
 RUN/checkpoints/
@@ -19,7 +18,6 @@ from torch import Tensor
 
 from threedgen.data import photos
 from threedgen.geometry.images import grid, readable, write_png
-from threedgen.guidance.priors.camera_posterior import look_from
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
 from threedgen.run.cache import kept
@@ -32,8 +30,7 @@ from threedgen.train.loop import Status
 from threedgen.train.task import Task, carry_out, run_task
 
 from .options import MVDreamBoothConfig
-from .sides import drafts, photo_sides
-from .system import DreamBoothSystem, Shown, sheet
+from .system import DreamBoothSystem, sheet
 
 RESULT = "personalisation.safetensors"
 FILES = (RESULT, "photos.png")
@@ -53,8 +50,7 @@ def tune(task: Task) -> Status:
     base = subject_weights.checksum(prior.unet, prior.text_encoder)
     subject_weights.add_word(prior.tokenizer, prior.text_encoder, config.identifier, like=config.tuning.like)
     notes = warn_about(config.prompt, prior)
-    shown = with_drafts(config, folder, prior, pictures)
-    system = DreamBoothSystem(config, prior, shown, base, class_pictures(config, folder, prior, task.quiet))
+    system = DreamBoothSystem(config, prior, pictures, base, class_pictures(config, folder, prior, task.quiet))
     if not sheet(folder, 0).exists():
         with aside(system), writing(folder):
             system.validate(0, folder)
@@ -78,46 +74,23 @@ def seen_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
     return kept(folder / "photos.safetensors", "photos", (None, size, size, 3), read)
 
 
-def with_drafts(config: MVDreamBoothConfig, folder: Path, prior: MVDream, pictures: Tensor) -> Shown:
-    """The photos with the drafts of their sides, which are found once."""
-    if prior.draft is None:
-        return Shown(pictures)
-
-    def find() -> Tensor:
-        return photo_sides(prior, pictures, config.class_prompt)
-
-    c2w = kept(folder / "sides.safetensors", "c2w", (len(pictures), 4, 4), find)
-    return Shown(pictures, drafts(prior, [config.class_prompt] * len(pictures), c2w))
-
-
-def class_pictures(config: MVDreamBoothConfig, folder: Path, prior: MVDream, quiet: bool) -> Shown | None:
-    """Pictures of the class, each drawn by itself by the base; None unless they are asked for.
-
-    Where there is a draft, which is of one side, each is drawn from a side of its own.
-    """
+def class_pictures(config: MVDreamBoothConfig, folder: Path, prior: MVDream, quiet: bool) -> Tensor | None:
+    """Pictures (N, S, S, 3) of the class, each drawn by itself by the base; None unless they are asked for."""
     o = config.tuning
     if o.preservation != "images":
         return None
-    prompts = [config.class_prompts[k % len(config.class_prompts)] for k in range(o.class_images)]
-    c2w = torch.cat([anywhere(generator(config.seed, k, "class camera")) for k in range(o.class_images)])
 
     def draw() -> Tensor:
         drawn = []
         with Count("drawing the class", o.class_images, quiet) as count:
-            for k, prompt in enumerate(prompts):
-                rng, camera = generator(config.seed, k, "class"), None if prior.draft is None else c2w[k : k + 1]
-                drawn.append(prior.sample(prompt, camera, o.class_steps, o.class_guidance, generator=rng))
+            for k in range(o.class_images):
+                prompt, rng = config.class_prompts[k % len(config.class_prompts)], generator(config.seed, k, "class")
+                drawn.append(prior.sample(prompt, None, o.class_steps, o.class_guidance, generator=rng))
                 count.add(1)
         return torch.cat(drawn)
 
     shape = (o.class_images, prior.image_size, prior.image_size, 3)
-    return Shown(kept(folder / "class.safetensors", "pictures", shape, draw), drafts(prior, prompts, c2w))
-
-
-def anywhere(rng: torch.Generator) -> Tensor:
-    """c2w (1, 4, 4) from a random side, at most 30 degrees above the horizon."""
-    azimuth, elevation = 360 * torch.rand(1, generator=rng), 30 * torch.rand(1, generator=rng)
-    return look_from(elevation, azimuth)
+    return kept(folder / "class.safetensors", "pictures", shape, draw)
 
 
 run = partial(run_task, tune, result=RESULT, files=FILES)

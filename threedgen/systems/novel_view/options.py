@@ -12,6 +12,7 @@ from threedgen.config.errors import called
 from threedgen.config.sections import CheckpointConfig, OrbitCameraConfig, RunConfig, TrainerConfig
 from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
 from threedgen.geometry.picture_file import read_picture
+from threedgen.guidance.options import MultiviewWeights
 from threedgen.guidance.threedim.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
 from threedgen.run.folder import user_path
@@ -44,7 +45,9 @@ class LatentsConfig(Config):
     """The quick form: the UNet of a multi-view prior, trained on in its latents."""
 
     name: Literal["latents"] = "latents"
-    start: str = Field("embedded", min_length=1, description="the prior: embedded, a folder, an id on the hub")
+    start: MultiviewWeights = Field(
+        "toybox-prior", min_length=1, description="the prior: toybox-prior, a folder, an id on the hub"
+    )
     poses: Literal["absolute", "relative"] = Field(
         "absolute", description="relative: the network is told the cameras as seen from that of the condition"
     )
