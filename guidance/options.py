@@ -149,8 +149,8 @@ class MVDiffusionConfig(PriorConfig):
     weights: BaseWeights = Field(
         "stabilityai/stable-diffusion-2-base",
         min_length=1,
-        description="the 2D model: toybox-base, a diffusers-format folder, an id on the Hugging Face hub, a single-file "
-        "checkpoint; for released blocks the one that they were trained on, inpainting and depth models included",
+        description="the 2D model: toybox-base, a diffusers-format folder, an id on the Hugging Face hub, a single "
+        "file; for released blocks the one that they were trained on, inpainting and depth models included",
     )
     blocks: str | None = Field(
         None,
@@ -190,8 +190,8 @@ class MVAdapterConfig(PriorConfig):
     weights: BaseWeights = Field(
         "stabilityai/stable-diffusion-2-1-base",
         min_length=1,
-        description="the 2D model: toybox-base, a diffusers-format folder, an id on the Hugging Face hub, a single-file "
-        "checkpoint; the one that the adapter was trained on, or any that was tuned from it",
+        description="the 2D model: toybox-base, a diffusers-format folder, an id on the Hugging Face hub, a single "
+        "file; the one that the adapter was trained on, or any that was tuned from it",
     )
     adapter: str | None = Field(
         None,

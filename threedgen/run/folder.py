@@ -36,6 +36,8 @@ HARMLESS = (
     "engine workers address cpus gpus attempts"  # who works
 ).split()
 """Keys, of sections too, that do not change the result of a run."""
+EMBEDDED = ("toybox-base", "toybox-prior")
+"""The names of what comes with threedgen; the former prior was only called "embedded"."""
 _UNFINISHED = re.compile(r"\.\d+\.threedgen\.tmp$")
 
 C = TypeVar("C", bound=BaseModel)
@@ -84,10 +86,10 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`key: old -> new` for every key that would change the result of a run, two configs given as data.
 
-    Raises ConfigError for a run of an earlier release with its toybox prior, which only those called "embedded".
+    Raises ConfigError if the old run was made with the toybox prior of an earlier release and the new one has today's.
     """
     before, after = flat(renamed.in_run(old)), flat(new)
-    if any(key.endswith("prior.weights") and value == "embedded" for key, value in before.items()):
+    if any(value == "embedded" and after.get(key) in EMBEDDED for key, value in before.items()):
         raise ConfigError(
             "the run in this folder was made with the toybox prior of an earlier release, which this one replaces: "
             "finish it with that release, or begin it anew in another folder"
