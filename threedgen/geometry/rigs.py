@@ -61,7 +61,7 @@ SIDES = ("front", "right", "back", "left", "top", "bottom")
 
 def six_sides(size: int, distance: float = 1.8, half_height: float = 0.55) -> Cameras:
     """The ``SIDES`` of an object by parallel rays, as MV-Adapter's texturing has them: from azimuth 0, 90, 180 and 270
-    degrees, then from above and below, the object's front upwards in the picture."""
+    degrees, then from above, its front upwards in the picture, and from below, its front downwards."""
     turn = torch.tensor([0.0, 90, 180, 270, 180, 180]).deg2rad()
     steep = torch.tensor([0.0, 0, 0, 0, 90, -90]).deg2rad()
     projection = Projection.orthographic(torch.full((6,), half_height), size, size)

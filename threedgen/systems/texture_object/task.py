@@ -10,7 +10,8 @@ RUN/around.png      the mesh before and after, from all around
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from math import radians
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from threedgen.export.surface.blend import OBJECT
 from threedgen.export.surface.complete import diffuse
 from threedgen.export.surface.from_views import Completion, ViewTexture, render, texture_from_views
 from threedgen.geometry.images import grid, png, psnr, to_uint8, write_png
-from threedgen.geometry.raster import rasterise_views
 from threedgen.geometry.rigs import SIDES, orbit, six_sides
 from threedgen.run.arrays import Array
 from threedgen.run.folder import write_atomic, writing
@@ -40,6 +40,8 @@ GLB, PREVIEW = "textured.glb", "preview.png"
 FILES = (PREVIEW, GLB, "texture.png", "around.png")
 AROUND, SHOWN = 6, 256
 """Cameras above the horizon, and as many below, of around.png; pixels of a picture in it."""
+LARGE = 512
+"""Pixels of a side from which on it has some to spare beside edges."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,14 @@ def textured(
     views: Array,
     config: TextureObjectConfig,
     masks: Array | None = None,
-    on_view: Any = lambda: None,
+    on_view: Callable[[], None] = lambda: None,
     complete: Completion = diffuse,
 ) -> Textured:
     """The thing as views (6,H,H,3) in [0,1] show it, in the order of SIDES; masks (6,H,H): where they do, else
     everywhere. ``complete`` gives colours to what no view shows. Raises ConfigError if none shows any of it."""
     at, mesh = six_sides(views.shape[1]), thing.mesh
-    made = texture_from_views(
-        mesh, config.texture, at, views, OBJECT, masks=masks, complete=complete, on_view=on_view
-    )
+    trust = replace(OBJECT, margin=OBJECT.margin if at.height >= LARGE else 1)
+    made = texture_from_views(mesh, config.texture, at, views, trust, masks=masks, complete=complete, on_view=on_view)
     extras = {"sides": list(SIDES), "triangles": len(mesh.faces), "texels_seen": round(made.share, 4)}
     maps = {"base_colour": png(to_uint8(made.texture))}
     name = Path(str(config.mesh)).stem
@@ -104,11 +105,10 @@ def textured(
 
 def seen_psnr(thing: Thing, made: ViewTexture, views: Array) -> float:
     """How alike the views and pictures of the textured mesh are, in dB, in pixels whose texels a view shows."""
-    at, mesh = six_sides(views.shape[1]), thing.mesh
-    again = render(mesh, made.texture, at)
-    seen = render(mesh, np.repeat(made.seen[..., None], 3, axis=-1).astype(np.float32), at, background=0.0)[..., 0]
-    whole = (seen > 0.999) & rasterise_views(mesh.vertices, mesh.faces, at).mask
-    return psnr(views[whole], again[whole]) if whole.any() else 0.0
+    both = np.concatenate([made.texture, made.seen[..., None]], axis=-1)
+    again = render(thing.mesh, both, six_sides(views.shape[1]), supersample=1, background=0.0)
+    whole = again[..., 3] > 0.999
+    return psnr(views[whole], again[whole, :3]) if whole.any() else 0.0
 
 
 def write_textured(folder: Path, thing: Thing, done: Textured) -> dict[str, Any]:
