@@ -52,8 +52,8 @@ class Trust:
 SCENE = Trust()
 """For views in a scene, near and far: the nearest and straightest decides."""
 OBJECT = Trust(error=1e-3, cosine=0.2, jump=0.1, beside_edge=0.0, margin=2, feather=0.03, power=3.0, window=False)
-"""For views from around an object whose largest coordinate is 0.5: the reference's limits. The reference has no feather;
-without it, pictures that do not quite agree leave a line where one of them ends."""
+"""For views from around an object whose largest coordinate is 0.5: the reference's limits. The feather is not its:
+without one, pictures that do not quite agree leave a line where one of them ends."""
 
 
 class Mean:

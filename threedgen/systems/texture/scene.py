@@ -152,9 +152,9 @@ def _check_counts(path: Path) -> None:
 
 
 def _uv(piece: Any) -> Array | None:
-    """Texture coordinates (V,2) of a piece, None if it has none that can be used."""
+    """Texture coordinates (V,2) of a piece, None if it has none."""
     uv = getattr(piece.visual, "uv", None)
-    if uv is None or np.shape(uv) != (len(piece.vertices), 2) or not np.isfinite(uv).all():
+    if uv is None or np.shape(uv) != (len(piece.vertices), 2):
         return None
     uv = np.asarray(uv, np.float64)
     return np.where((uv > -1e-4) & (uv < 1 + 1e-4), uv.clip(0, 1), uv).astype(np.float32)
@@ -185,7 +185,9 @@ def with_uv(scene: SceneMesh, texture: int, choice: str = "auto") -> tuple[Textu
 def own_fault(scene: SceneMesh, texture: int) -> str:
     """Why the uv of a mesh cannot take a picture of the whole scene; empty if they can."""
     if scene.uv is None:
-        return "it has none, or not for all of its pieces, or some that are not numbers"
+        return "it has none, or not for all of its pieces"
+    if not np.isfinite(scene.uv).all():
+        return "some of them are not numbers"
     if scene.uv.min() < 0 or scene.uv.max() > 1:
         return f"they run from {scene.uv.min():.3g} to {scene.uv.max():.3g}, outside of [0, 1]"
     space = np.linalg.norm(area_vectors(scene.vertices, scene.faces), axis=1)

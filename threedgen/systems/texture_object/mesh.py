@@ -107,10 +107,10 @@ def _front_to_minus_y(vectors: Array) -> Array:
 
 
 def preview(mesh: TexturedMesh, size: int = 256, finer: int = 2) -> Array:
-    """The six sides (6,size,size,3) of the bare mesh, grey, lit from the camera and from above."""
+    """The six sides (6,size,size,3) of the bare mesh, grey, lit from the camera and from above, on white."""
     at = six_sides(size * finer)
     found = rasterise_views(mesh.vertices, mesh.faces, at)
     normals = interpolate(mesh.normals, mesh.faces, found)
     facing = np.abs((normals * at.c2w[:, None, None, :3, 2].numpy()).sum(-1))
-    light = 0.25 + 0.5 * facing + 0.15 * normals[..., 2]
-    return np.repeat(shrink(np.where(found.mask, light, 0.9)[..., None], finer).clip(0, 1), 3, axis=-1)
+    light = 0.2 + 0.5 * facing + 0.15 * normals[..., 2]
+    return np.repeat(shrink(np.where(found.mask, light, 1.0)[..., None], finer).clip(0, 1), 3, axis=-1)

@@ -25,7 +25,7 @@ class TextureObjectConfig(RunConfig):
     views: str | None = Field(
         None,
         description="folder with pictures of the sides, square and of one size: front.png, right.png, back.png, "
-        "left.png, top.png, bottom.png, as preview.png of a run shows them; what is transparent in them is not the thing; "
+        "left.png, top.png, bottom.png, as preview.png of a run shows them; what is transparent is not the thing; "
         "none: only preview.png and the maps are made",
     )
     size: int = Field(768, ge=64, le=2048, description="pixels of a side's maps")

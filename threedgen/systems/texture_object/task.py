@@ -127,9 +127,11 @@ def write_textured(folder: Path, thing: Thing, done: Textured) -> dict[str, Any]
 
 def around(thing: Thing, texture: Array, size: int = SHOWN) -> Array:
     """A sheet: the sides of the bare mesh, the same textured, and views from above and below the horizon."""
-    bare, sides = preview(thing.mesh, size), render(thing.mesh, texture, six_sides(size), background=0.9)
+    bare, sides = preview(thing.mesh, size), render(thing.mesh, texture, six_sides(size), background=1.0)
     rings = [
-        render(thing.mesh, texture, orbit(AROUND, radians(tilt), 2.2, radians(40), size, size, radians(30)), background=0.9)
+        render(
+            thing.mesh, texture, orbit(AROUND, radians(tilt), 2.2, radians(40), size, size, radians(30)), background=1.0
+        )
         for tilt in (30, -30)
     ]
     return grid(np.concatenate([bare, sides, *rings]), AROUND)
