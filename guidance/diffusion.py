@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, log, pi
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from threedgen.guidance.options import Shift
 
 Prediction = Literal["epsilon", "v_prediction"]
 Timesteps = Tensor | int
@@ -91,6 +93,20 @@ class Schedule:
             raise ValueError(f"beta_schedule {name!r} is unknown; use {known}")
         make = cls.linear if name == "linear" else cls.scaled_linear
         return make(config.get("beta_start", 1e-4), config.get("beta_end", 0.02), T, prediction)
+
+    def shifted(self, scale: float, mode: Shift = "interpolated") -> Schedule:
+        """The same with ``scale`` times less signal to noise: log SNR'_t = log SNR_t - w_t log scale.
+
+        Several views tell of each other what noise hides in one (MV-Adapter, arXiv 2412.03632, section 4.3). w_t is 1,
+        or interpolated, t / (T - 1). Raises ValueError for a scale below 1.
+        """
+        if not scale >= 1:
+            raise ValueError(f"the signal-to-noise ratio is shifted by a factor of at least 1 (got {scale})")
+        log_snr = torch.logit(torch.cumprod(1 - self.betas.double(), 0))
+        share = torch.linspace(0, 1, self.T).to(log_snr) if mode == "interpolated" else 1.0
+        alpha_bar = torch.sigmoid(log_snr - share * log(scale))
+        before = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
+        return Schedule.from_betas(1 - alpha_bar / before, self.prediction)
 
     @property
     def T(self) -> int:

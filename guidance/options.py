@@ -12,6 +12,15 @@ from threedgen.config.optional import require
 
 PARTS = ("unet", "vae", "text_encoder")
 """Folders with tensors that a latent prior in diffusers format has."""
+Shift = Literal["default", "interpolated"]
+"""Of a signal-to-noise ratio: by one factor at all timesteps, or from none at the first one to all at the last."""
+Layout = Literal["row", "rowcol", "full"]
+"""Which tokens of the views a token attends to: those of its row (cameras at one height); those of its row or column
+(six views around a mesh: front, right, back, left, top, bottom); or all of them."""
+Arrangement = Literal["parallel", "serial"]
+"""All branches of attention see what the first sees, or each also what those before it have added (the ablation)."""
+Control = Literal["rays", "geometry"]
+"""What a condition guider is shown: the rays of the cameras, or positions and normals of a mesh."""
 
 
 class PriorConfig(Config):
@@ -157,6 +166,51 @@ class MVDiffusionConfig(PriorConfig):
         super().check()
         if self.blocks is not None:
             sniff(locate(self.blocks))
+
+
+class MVAdapterConfig(PriorConfig):
+    """A frozen 2D model that draws several views of an object by plug-in attention."""
+
+    multiview: ClassVar[bool] = True
+
+    name: Literal["mvadapter"] = Field("mvadapter", description="multi-view adapter of a 2D model (arXiv 2412.03632)")
+    weights: str = Field(
+        "stabilityai/stable-diffusion-2-1-base",
+        min_length=1,
+        description="the 2D model: a diffusers-format folder, an id on the Hugging Face hub, a single-file checkpoint; "
+        "the one that the adapter was trained on, or any that was tuned from it",
+    )
+    adapter: str | None = Field(
+        None,
+        min_length=1,
+        description="a released adapter or one of your own, one safetensors; null: each view by itself, the 2D model",
+    )
+    layout: Layout | None = Field(
+        None,
+        description="which tokens of the views attend to each other: those in a row (views at one height), in rows and "
+        "columns (six views around a mesh), or all; null: as the adapter says of itself, else row",
+    )
+    control: Control | None = Field(
+        None,
+        description="what it is told of the views: rays of the cameras, or the geometry of a mesh; null: as the "
+        "adapter says of itself, else rays",
+    )
+    shift: float | None = Field(
+        None, ge=1, le=1000, description="so many times less signal to noise than the 2D model; null: as trained, or 8"
+    )
+    shift_mode: Shift | None = Field(
+        None, description="at all timesteps alike, or growing with them; null: as trained, or interpolated"
+    )
+    mv_scale: float = Field(1.0, ge=0, le=10, description="times what attention between the views adds")
+    ref_scale: float = Field(1.0, ge=0, le=10, description="times what attention to the given picture adds")
+
+    def check(self) -> None:
+        from .mvadapter.form import locate
+        from .weights.files import sniff
+
+        super().check()
+        if self.adapter is not None:
+            sniff(locate(self.adapter))
 
 
 class DeepFloydConfig(PriorConfig):

@@ -10,6 +10,7 @@ Batch layout everywhere: (objects x views), the views of one object consecutive.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -47,11 +48,18 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
         """hidden_states (B F, L, C) -> (B F, L, C); joined, the tokens of an object are one sequence (B, F L, C)."""
         joined = n_view > 1 and encoder_hidden_states is None
         tokens = hidden_states.unflatten(0, (-1, n_view)).flatten(1, 2) if joined else hidden_states
-        # in bf16 on a CPU torch 2.13 takes five times as long for the backward of fused attention as for plain products
-        learning = torch.is_grad_enabled() and tokens.device.type == "cpu" and attention_mask is None
+        learning = learns_on_cpu(tokens) and attention_mask is None
         process = self.plain if learning else self.xformers or super().__call__
         out = process(attn, tokens, encoder_hidden_states, attention_mask, temb)
         return out.reshape(hidden_states.shape) if joined else out
+
+
+def learns_on_cpu(tokens: Tensor) -> bool:
+    """Are plain products to be taken for attention, and not torch's fused kernel?
+
+    In bf16 on a CPU torch 2.13 takes five times as long for the backward of the latter.
+    """
+    return torch.is_grad_enabled() and tokens.device.type == "cpu"
 
 
 class CameraEmbedding(TimestepEmbedding):
@@ -100,6 +108,7 @@ def predict(
     text: Tensor,
     camera: Tensor | None = None,
     n_view: int = 1,
+    features: Sequence[Tensor] | None = None,
     **views: Any,
 ) -> Tensor:
     """The network's output (eps or v) for noisy latents.
@@ -109,6 +118,7 @@ def predict(
         x: noisy latents (B F, C, h, w), views fastest.  t: time steps (B F,) or ().  text: (B F, L, D).
         camera: (B F, 16), see ``mvdream.camera_vector``; None skips the camera branch altogether (2D mode).
         n_view: F, how many consecutive images attend to each other; 1 is the 2D model.
+        features: what is added in each block on the way down, as from a T2I-Adapter (Mou et al. 2023).
         views: what else the attention processors are told in this call, such as poses or corresponding pixels. Like
             ``n_view`` it reaches each processor as the argument of that name.
 
@@ -122,5 +132,7 @@ def predict(
         labels = None
     else:
         labels = x.new_zeros(x.shape[0], 0) if camera is None else camera.to(x.dtype)
-    info = {"n_view": n_view, **views}
-    return unet(x, t, text, class_labels=labels, cross_attention_kwargs=info, return_dict=False)[0]
+    more: dict[str, Any] = {"class_labels": labels, "cross_attention_kwargs": {"n_view": n_view, **views}}
+    if features is not None:
+        more["down_intrablock_additional_residuals"] = list(features)  # which the network empties
+    return unet(x, t, text, **more, return_dict=False)[0]

@@ -54,3 +54,11 @@ class StableDiffusion(MVDream):
             self.unseen = UnseenCamera(self.draft, self.camera(candidates().to(x.device)), self.front)
         seen = self.unseen(x, t, text, self.schedule)
         return super().predict(x, t, text, seen.camera, 1, seen.draft)
+
+    @torch.no_grad()
+    def encode_views(self, views: Tensor) -> Tensor:
+        """Means of the latents (F,C,h,w) of pictures (F,H,W,3) at their own size, one after the other."""
+        pictures = (2 * views.permute(0, 3, 1, 2) - 1).to(self.device, torch.float32)
+        with self.autocast():
+            means = [self.vae.encode(picture).latent_dist.mean.float() for picture in pictures.split(1)]
+        return self.scaling_factor * torch.cat(means)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from threedgen.run.progress import Progress, Speed, clean, duration, silence_lightning
+from threedgen.run.progress import Count, Progress, Speed, clean, duration, silence_lightning
 
 
 class Clock:
@@ -147,3 +148,23 @@ def test_lightning_is_silenced_but_its_warnings_are_not():
     finally:
         for name, level in zip(names, before, strict=True):
             logging.getLogger(name).setLevel(level)
+
+
+def test_counting_without_a_terminal_says_a_line_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    with Count("sampling", 4) as count:
+        for _ in range(4):
+            count.add(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("sampling: 1/4") and lines[-1] == "sampling: 4/4" and len(lines) == 2
+    with Count("sampling", 1, quiet=True) as count:
+        count.add(1)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_pace_is_not_taken_from_what_was_done_before(capsys: pytest.CaptureFixture[str]) -> None:
+    with Count("sampling", 1_000_003, done=1_000_000) as count:
+        time.sleep(0.2)
+        count.add(1)
+        assert (count.speed.seconds_a_step() or 0.0) >= 0.2
+        count.add(2)
+    assert capsys.readouterr().err.splitlines() == ["sampling: 1000000/1000003", "sampling: 1000003/1000003"]

@@ -13,7 +13,6 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +62,7 @@ TINY_BASE = {
         "max_steps": 6,
         "bf16": False,
     },
+    "decoder": {"max_steps": 4},
     "network": {
         "channels": [16, 32],
         "attention": [False, True],
@@ -149,13 +149,13 @@ def child(
     from threedgen.systems.generate.system import GenerateSystem
     from threedgen.systems.novel_view.system import PairSystem
     from threedgen.systems.train_mvdiffusion.system import SingleViewSystem, ViewsSystem
-    from threedgen.systems.train_prior.autoencoder import AutoencoderSystem
+    from threedgen.systems.train_prior.autoencoder import AutoencoderSystem, DecoderSystem
     from threedgen.systems.train_prior.system import DiffusionSystem
     from threedgen.systems.train_prior.words import WordsSystem
 
     now = {"step": -1}
-    learners = (GenerateSystem, AutoencoderSystem, WordsSystem, DiffusionSystem, PairSystem, DreamBoothSystem)
-    for system in (*learners, SingleViewSystem, ViewsSystem):
+    toybox = (AutoencoderSystem, DecoderSystem, WordsSystem, DiffusionSystem)
+    for system in (*toybox, GenerateSystem, PairSystem, DreamBoothSystem, SingleViewSystem, ViewsSystem):
 
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:
             now["step"] = batch
@@ -249,16 +249,7 @@ def serve() -> None:
 
     torch.set_num_threads(1)
     _load_kernels()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        order = json.loads(line)
-        if "wait" in order:
-            print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
-            continue
-        pid = os.fork()
-        if not pid:
-            _run(order)
-        print(pid, flush=True)
+    toy_run.serve(_run)
 
 
 # ---------------------------------------------------------------- the tests' side
@@ -268,17 +259,7 @@ class Server(toy_run.Server):
     """`run(folder, words=[...])` and `start(folder, words=[...])` of commands."""
 
     def __init__(self) -> None:
-        variables = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "CI")}
-        root = Path(__file__).resolve().parents[2]
-        self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=root,
-            env={**os.environ, **variables, "PYTHONPATH": str(root)},
-        )
-        assert self._line() == "ready"
+        super().__init__(__file__)
 
     def held(self, folder: Path, **options: Any) -> int:
         """Starts a command with `hold_at` and returns its process id when it has come there."""

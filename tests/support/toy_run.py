@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -183,22 +184,17 @@ def _child(options: dict[str, Any]) -> None:
         os._exit(code)
 
 
-def serve() -> None:
-    import torch
-
-    import threedgen.train.loop  # noqa: F401  what every child needs
-
-    torch.set_num_threads(1)
+def serve(child: Callable[[dict[str, Any]], None]) -> None:
+    """Forks a child for each order that is read, or waits for one; `child` ends its process."""
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:
-            code = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
-            print(code, flush=True)
+            print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
             continue
         pid = os.fork()
         if not pid:
-            _child(order)
+            child(order)
         print(pid, flush=True)
 
 
@@ -208,11 +204,11 @@ def serve() -> None:
 class Server:
     """The process that forks; one for all tests, ended with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, script: str = __file__) -> None:
         variables = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "CI")}
         root = Path(__file__).resolve().parents[2]
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -281,4 +277,9 @@ def when(condition: Any, seconds: float = 120) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    import torch
+
+    import threedgen.train.loop  # noqa: F401  what every child needs
+
+    torch.set_num_threads(1)
+    serve(_child)

@@ -62,6 +62,7 @@ prior  mvdream           guidance.priors.mvdream:build           guidance.option
 prior  stable-diffusion  guidance.priors.stable_diffusion:build  guidance.options:StableDiffusionConfig
 prior  deepfloyd         guidance.priors.deepfloyd:build         guidance.options:DeepFloydConfig
 prior  mvdiffusion       guidance.mvdiffusion.model:build        guidance.options:MVDiffusionConfig
+prior  mvadapter         guidance.mvadapter.model:build          guidance.options:MVAdapterConfig
 distillation  sds             guidance.distillation.sds:SDS             guidance.options:SDSConfig
 distillation  reconstruction  guidance.distillation.sds:Reconstruction  guidance.options:ReconstructionConfig
 distillation  vsd             guidance.distillation.vsd:VSD             guidance.options:VSDConfig

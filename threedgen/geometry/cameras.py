@@ -108,3 +108,9 @@ class Cameras:
         plane = torch.stack([local[..., 0], -local[..., 1]], dim=-1)
         plane = plane if self.projection.parallel else plane / depth[..., None]
         return plane_to_pixels(plane, self.projection.K), depth
+
+    def unproject(self, depth: Tensor) -> Tensor:
+        """What the pixel centres show at ``depth`` (B,H,W) along the viewing axis: points (B,H,W,3) of the world."""
+        origins, directions = self.rays()
+        along = -(directions * self.c2w[:, None, None, :3, 2]).sum(-1)
+        return origins + directions * (depth / along)[..., None]

@@ -22,7 +22,7 @@ from .plots import drawable, plot
 from .record import ROW, Record, figure, read_record, whole
 
 PAGE = "report.html"
-SCRIPTS = ("glb.js", "scene.js", "viewer.js", "frames.js")
+SCRIPTS = ("glb.js", "scene.js", "gestures.js", "viewer.js", "frames.js")
 VALIDATIONS = 6
 """Pictures of the way there, at most; evenly chosen, the last one among them."""
 FILES_SHOWN = 60

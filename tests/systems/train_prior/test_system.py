@@ -20,7 +20,13 @@ from threedgen.data.toybox.words import train_tokenizer
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.systems.train_prior import autoencoder
 from threedgen.systems.train_prior import system as unets
-from threedgen.systems.train_prior.options import NetworkConfig, TrainPriorConfig, WordsConfig
+from threedgen.systems.train_prior.options import (
+    AutoencoderConfig,
+    DecoderConfig,
+    NetworkConfig,
+    TrainPriorConfig,
+    WordsConfig,
+)
 from threedgen.systems.train_prior.words import WordsSystem, text_encoder
 from threedgen.train.system import stratified
 
@@ -31,6 +37,24 @@ def standard_vae() -> AutoencoderKL:
     vae = tiny_vae()
     autoencoder.standardise(vae, torch.from_numpy(Photographs(5).block(range(16), 16).rgb))
     return vae
+
+
+def test_the_decoder_learns_to_decode_noisy_latents(standard_vae: AutoencoderKL) -> None:
+    """Pictures of noisy latents become better; the encoder, whose latents others have learnt, stays."""
+    pictures = AutoencoderConfig(image_size=32, crop=16, batch=4, bf16=False)
+    rate = {"0%": 3e-3, "100%": 1e-3}
+    system = autoencoder.DecoderSystem(DecoderConfig(max_steps=40, learning_rate=rate), pictures, 0, standard_vae)
+    before = {name: value.clone() for name, value in standard_vae.state_dict().items()}
+    made = system.configure_optimizers()
+    losses = []
+    for step in range(40):
+        made["optimizer"].zero_grad()
+        losses.append(system.training_step(step, step))
+        losses[-1].backward()
+        made["optimizer"].step()
+    assert sum(losses[-5:]).item() < 0.9 * sum(losses[:5]).item()
+    changed = {name for name, value in standard_vae.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
 
 
 def test_captions_are_told_apart_after_a_few_steps(tmp_path: Path, standard_vae: AutoencoderKL) -> None:

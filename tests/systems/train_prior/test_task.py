@@ -65,7 +65,7 @@ def prior() -> Path:
 def assert_same_base(run: Path) -> None:
     """Autoencoder, weights, their average and what is made of them are those of the run without a stop."""
     assert_same(weights(run), weights(base()))
-    parts = ("autoencoder/autoencoder.safetensors", "words/words.safetensors")
+    parts = [f"{part}/{part}.safetensors" for part in ("autoencoder", "decoder", "words")]
     for name in (*parts, "base/SHA256SUMS", "samples.png"):
         assert (run / name).read_bytes() == (base() / name).read_bytes(), name
 
@@ -184,9 +184,11 @@ def test_killed_in_every_stage_and_the_result_is_the_same(tmp_path: Path) -> Non
 
     killed_at(3, "Autoencoder")
     assert saved_at(run / "autoencoder")
+    killed_in("threedgen.systems.train_prior.autoencoder.standardise")  # trained, but not yet written
+    killed_at(2, "Decoder")
+    assert saved_at(run / "decoder")
     killed_in(
-        "threedgen.systems.train_prior.autoencoder.standardise",  # trained, but not yet written
-        "threedgen.systems.train_prior.task.text_encoder",  # written, but the second stage has not begun
+        "threedgen.systems.train_prior.task.text_encoder",  # written, but the next stage has not begun
         "threedgen.data.bank.encode",  # in the middle of its first step
     )
     assert not saved_at(run / "words") and (run / "autoencoder" / "autoencoder.safetensors").exists()

@@ -25,7 +25,7 @@ from threedgen.run.dtypes import mixed
 from threedgen.train.muon import Muon
 from threedgen.train.system import System
 
-from .options import AutoencoderConfig
+from .options import AutoencoderConfig, DecoderConfig
 
 
 def build(options: AutoencoderConfig) -> AutoencoderKL:
@@ -105,13 +105,25 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
     return F.l1_loss(y, x) + 2 * F.mse_loss(y, x) + 0.5 * sharp + 2 * coarse
 
 
+def decibels(y: Tensor, x: Tensor) -> float:
+    """PSNR of pictures in [-1, 1]."""
+    return float(10 * torch.log10(4 / F.mse_loss(y.detach(), x)))
+
+
 class AutoencoderSystem(System):
     """Trains an AutoencoderKL; step s sees toybox samples [s n, (s + 1) n), whatever happened before."""
 
     stage = "autoencoder"
 
-    def __init__(self, options: AutoencoderConfig, seed: int, vae: AutoencoderKL | None = None) -> None:
-        super().__init__(options, seed, options.max_steps)
+    def __init__(
+        self,
+        options: AutoencoderConfig,
+        seed: int,
+        vae: AutoencoderKL | None = None,
+        max_steps: int | None = None,
+        **facts: str,
+    ) -> None:
+        super().__init__(options, seed, max_steps or options.max_steps, **facts)
         self.options = options
         self.vae = vae or build(options)
         network: Any = self.vae
@@ -142,16 +154,14 @@ class AutoencoderSystem(System):
         with mixed(x.device, self.options.bf16):
             posterior = self.vae.encode(x).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
-            spread = torch.exp(0.5 * logvar) + self.options.latent_noise
-            z = mean + spread * torch.randn(mean.shape, generator=noise).to(mean)
+            z = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=noise).to(mean)
             y = self.vae.decode(z).sample.float()
             small = self.vae.decode(shrunk(z)).sample.float() if self.options.shrunk else None
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         loss = reconstruction_loss(y, x) + self.options.kl * kl
         if small is not None:
             loss = loss + self.options.shrunk * reconstruction_loss(small, shrunk(x))
-        mse = F.mse_loss(y, x).detach()
-        self.metrics = {"psnr": float(10 * torch.log10(4 / mse)), "kl": float(kl.detach())}
+        self.metrics = {"psnr": decibels(y, x), "kl": float(kl.detach())}
         return loss
 
     def validate(self, step: int, folder: Path) -> None:
@@ -163,9 +173,40 @@ class AutoencoderSystem(System):
 
     def configure_optimizers(self):
         ends = (self.vae.encoder.conv_in.weight, self.vae.decoder.conv_out.weight)
-        return self.scheduled(
-            Muon(self.vae.parameters(), 1.0, weight_decay=1e-4, elementwise=ends), self.options.learning_rate
-        )
+        return self.muon(self.vae, ends, self.options.learning_rate)
+
+    def muon(self, network: nn.Module, ends: tuple[Tensor, ...], rate: Any) -> dict[str, Any]:
+        """Muon on all weights of a network but ``ends``, whose rows are colours and no features."""
+        return self.scheduled(Muon(network.parameters(), 1.0, weight_decay=1e-4, elementwise=ends), rate)
+
+
+class DecoderSystem(AutoencoderSystem):
+    """Trains the decoder on: latents and encoder stay, but what it decodes has noise on it, as much as samples have
+    errors (Zheng et al. 2025, arXiv 2510.11690, section 3.3). Without, small errors of a sample become speckles."""
+
+    stage = "decoder"
+
+    def __init__(self, options: DecoderConfig, pictures: AutoencoderConfig, seed: int, vae: AutoencoderKL) -> None:
+        told = options.model_dump_json()
+        super().__init__(pictures, seed + 1, vae.requires_grad_(False), options.max_steps, decoder=told)
+        self.noise = options
+        vae.train().decoder.requires_grad_(True)
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step = int(batch)
+        x = self.pictures(step)
+        rng = self.rng(step, "latents")
+        with mixed(x.device, self.options.bf16):
+            mean = self.vae.encode(x).latent_dist.mean.float()
+            level = self.noise.latent_noise * torch.rand(len(mean), 1, 1, 1, generator=rng)
+            z = mean + (level * torch.randn(mean.shape, generator=rng)).to(mean)
+            y = self.vae.decode(z).sample.float()
+        self.metrics = {"psnr": decibels(y, x)}
+        return reconstruction_loss(y, x)
+
+    def configure_optimizers(self):
+        decoder = self.vae.decoder
+        return self.muon(decoder, (decoder.conv_out.weight,), self.noise.learning_rate)
 
 
 @torch.no_grad()

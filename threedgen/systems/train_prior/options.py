@@ -43,7 +43,6 @@ class AutoencoderConfig(Config):
     max_steps: int = Field(5000, ge=1)
     learning_rate: Scheduled = Field({"0%": 1e-4, "1%": 1e-3, "60%": 1e-3, "100%": 2e-5})
     kl: float = Field(1e-5, ge=0, description="weight of the KL divergence per latent number")
-    latent_noise: float = Field(0.0, ge=0, le=1, description="noise on the latents, beyond the posterior's")
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
 
     @property
@@ -59,6 +58,14 @@ class AutoencoderConfig(Config):
         if self.crop > self.image_size:
             raise ValueError(f"crop {self.crop} should not exceed image_size {self.image_size}")
         return self
+
+
+class DecoderConfig(Config):
+    """How the decoder learns to decode latents that are a little wrong, as samples are."""
+
+    max_steps: int = Field(2500, ge=1)
+    latent_noise: float = Field(0.5, ge=0, le=2, description="most noise on the latents, whose deviation is 1")
+    learning_rate: Scheduled = Field({"0%": 1e-4, "1%": 1e-3, "60%": 1e-3, "100%": 2e-5})
 
 
 class NetworkConfig(Config):
@@ -166,10 +173,11 @@ class MultiviewDiffusionConfig(DiffusionConfig):
 
 
 class TrainBaseConfig(RunConfig):
-    """Train the 2D model of the toybox from nothing: an autoencoder, a text encoder, then the UNet."""
+    """Train the 2D model of the toybox from nothing: an autoencoder, twice its decoder, a text encoder, the UNet."""
 
     image_size: int = Field(128, ge=32, le=1024, description="pixels of a picture")
     autoencoder: AutoencoderConfig = AutoencoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
     network: NetworkConfig = NetworkConfig()
     words: WordsConfig = WordsConfig()
     training: DiffusionConfig = DiffusionConfig()

@@ -1,7 +1,8 @@
 """The tasks "train-base" and "train-prior": the 2D model of the toybox from nothing, and the multi-view prior from it.
 
 RUN/autoencoder/    (train-base) checkpoints and pictures of the first stage, autoencoder.safetensors when it is done
-RUN/words/          (train-base) checkpoints of the second stage, words.safetensors when it is done
+RUN/decoder/        (train-base) the same of the second stage, decoder.safetensors
+RUN/words/          (train-base) checkpoints of the third stage, words.safetensors when it is done
 RUN/latents/        cache of encoded pictures, safe to delete (RUN/objects/: of views of objects)
 RUN/checkpoints/    of the last stage
 RUN/base/, prior/   the averaged weights so far, a diffusers folder
@@ -31,7 +32,7 @@ from .words import WordsSystem, text_encoder
 
 
 def train_base(task: Task) -> Status:
-    """The three stages, one after the other."""
+    """The four stages, one after the other."""
     config: TrainBaseConfig = task.config
     torch.manual_seed(config.seed)
     vae = autoencoder.build(config.autoencoder)
@@ -43,6 +44,8 @@ def train_base(task: Task) -> Status:
         autoencoder.standardise(vae, torch.from_numpy(rgb))
 
     task.stage("autoencoder", vae, learner, "psnr", standardise)
+    decoder = autoencoder.DecoderSystem(config.decoder, config.autoencoder, config.seed, vae)
+    task.stage("decoder", vae.decoder, decoder, "psnr")
     vae.requires_grad_(False).eval()
 
     with writing(task.folder):

@@ -102,51 +102,6 @@ function drawer(gl, canvas, image, high) {
   };
 }
 
-function listen(canvas, view, change) {
-  const turn = (right, up) => change({ yaw: view.yaw + right, pitch: view.pitch + up });
-  const zoom = (factor) => change({ fov: view.fov * factor });
-  const reset = () => change(AHEAD);
-  const fingers = new Map();
-  const spread = () => {
-    const [a, b] = [...fingers.values()];
-    return Math.hypot(a.x - b.x, a.y - b.y) || 1;
-  };
-
-  canvas.addEventListener("pointerdown", (event) => {
-    canvas.setPointerCapture(event.pointerId);
-    fingers.set(event.pointerId, { x: event.clientX, y: event.clientY });
-  });
-  canvas.addEventListener("pointermove", (event) => {
-    const from = fingers.get(event.pointerId);
-    if (!from) return;
-    const before = fingers.size === 2 ? spread() : 0;
-    fingers.set(event.pointerId, { x: event.clientX, y: event.clientY });
-    if (before) return zoom(before / spread());
-    const pixel = 2 * Math.tan(view.fov / 2) / canvas.clientHeight; // the picture follows the finger
-    if (fingers.size === 1) turn((from.x - event.clientX) * pixel, (event.clientY - from.y) * pixel);
-  });
-  for (const name of ["pointerup", "pointercancel"]) {
-    canvas.addEventListener(name, (event) => fingers.delete(event.pointerId));
-  }
-  canvas.addEventListener("wheel", (event) => {
-    event.preventDefault();
-    const pixels = event.deltaY * (event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 16 : 1);
-    zoom(Math.exp(Math.max(-200, Math.min(200, pixels)) / 500));
-  }, { passive: false });
-  canvas.addEventListener("dblclick", reset);
-  canvas.addEventListener("keydown", (event) => {
-    const step = 0.1 * view.fov;
-    const keys = {
-      ArrowLeft: () => turn(-step, 0), ArrowRight: () => turn(step, 0), ArrowUp: () => turn(0, step),
-      ArrowDown: () => turn(0, -step), "+": () => zoom(1 / 1.15), "=": () => zoom(1 / 1.15), "-": () => zoom(1.15),
-      Home: reset,
-    };
-    if (event.ctrlKey || event.metaKey || event.altKey || !keys[event.key]) return;
-    event.preventDefault();
-    keys[event.key]();
-  });
-}
-
 async function enter() {
   const canvas = document.getElementById("view"), stage = document.getElementById("stage");
   const image = document.getElementById("picture"), message = document.getElementById("message");
@@ -162,9 +117,17 @@ async function enter() {
     if (!asked) requestAnimationFrame(() => { asked = false; draw(view); });
     asked = true;
   };
-  listen(canvas, view, (changes) => {
+  const change = (changes) => {
     Object.assign(view, limited({ ...view, ...changes }, high));
     soon();
+  };
+  listen(canvas, {
+    turn: (across, down) => {
+      const pixel = 2 * Math.tan(view.fov / 2) / canvas.clientHeight; // the picture follows the finger
+      change({ yaw: view.yaw - across * pixel, pitch: view.pitch + down * pixel });
+    },
+    nearer: (factor) => change({ fov: view.fov / factor }),
+    reset: () => change(AHEAD),
   });
   canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
   canvas.addEventListener("webglcontextrestored", () => { draw = drawer(gl, canvas, image, high); soon(); });

@@ -29,7 +29,7 @@ const START = { azimuth: 0.5, elevation: 0.26, zoom: 1 }; // glTF: up is +y, the
       draw();
     };
     build();
-    listen(canvas, view, draw);
+    turned(canvas, view, draw);
     offerModes(view, draw);
     canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
     canvas.addEventListener("webglcontextrestored", build);
@@ -66,55 +66,19 @@ function drawer(canvas, scene, view) {
 
 // --- how it is turned
 
-function listen(canvas, view, draw) {
-  const turn = (across, up) => {
-    view.azimuth -= across;
-    view.elevation = Math.max(-1.5, Math.min(1.5, view.elevation + up));
-    draw();
-  };
-  const zoom = (factor) => {
-    view.zoom = Math.max(0.4, Math.min(8, view.zoom * factor));
-    draw();
-  };
-  const reset = () => { Object.assign(view, START); draw(); };
-  const fingers = new Map();
-  const spread = () => {
-    const [a, b] = [...fingers.values()];
-    return Math.hypot(a.x - b.x, a.y - b.y) || 1;
-  };
-
-  canvas.addEventListener("pointerdown", (event) => {
-    canvas.setPointerCapture(event.pointerId);
-    fingers.set(event.pointerId, { x: event.clientX, y: event.clientY });
-  });
-  canvas.addEventListener("pointermove", (event) => {
-    const from = fingers.get(event.pointerId);
-    if (!from) return;
-    const before = fingers.size === 2 ? spread() : 0;
-    fingers.set(event.pointerId, { x: event.clientX, y: event.clientY });
-    if (before) return zoom(spread() / before);
-    const half = canvas.clientHeight / Math.PI; // a drag over the whole height is half a turn
-    if (fingers.size === 1) turn((event.clientX - from.x) / half, (event.clientY - from.y) / half);
-  });
-  for (const name of ["pointerup", "pointercancel"]) {
-    canvas.addEventListener(name, (event) => fingers.delete(event.pointerId));
-  }
-  canvas.addEventListener("wheel", (event) => {
-    event.preventDefault();
-    const pixels = event.deltaY * (event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 16 : 1);
-    zoom(Math.exp(-Math.max(-200, Math.min(200, pixels)) / 500));
-  }, { passive: false });
-  canvas.addEventListener("dblclick", reset);
-  canvas.addEventListener("keydown", (event) => {
-    const step = 0.12;
-    const keys = {
-      ArrowLeft: () => turn(step, 0), ArrowRight: () => turn(-step, 0), ArrowUp: () => turn(0, step),
-      ArrowDown: () => turn(0, -step), "+": () => zoom(1.15), "=": () => zoom(1.15), "-": () => zoom(1 / 1.15),
-      Home: reset,
-    };
-    if (event.ctrlKey || event.metaKey || event.altKey || !keys[event.key]) return;
-    event.preventDefault();
-    keys[event.key]();
+function turned(canvas, view, draw) {
+  listen(canvas, {
+    turn: (across, down) => {
+      const half = canvas.clientHeight / Math.PI; // a drag over the whole height is half a turn
+      view.azimuth -= across / half;
+      view.elevation = Math.max(-1.5, Math.min(1.5, view.elevation + down / half));
+      draw();
+    },
+    nearer: (factor) => {
+      view.zoom = Math.max(0.4, Math.min(8, view.zoom * factor));
+      draw();
+    },
+    reset: () => { Object.assign(view, START); draw(); },
   });
 }
 

@@ -1,0 +1,63 @@
+"""Cameras as MV-Adapter was trained with them.
+
+Its world has z up as ours, but the front of an object faces -y where ours faces +x: it is ours turned by -90 degrees
+around z. Azimuths, as its users give them, count from the front and counter-clockwise seen from above: they are ours.
+Cameras are orthographic, 1.8 from the middle, and see 0.55 to each side; a mesh has 0.5 as its largest coordinate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import cos, radians
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.control_maps import geometry_control, ray_control, view_rays
+from threedgen.geometry.poses import orbit_c2w, unit_vector
+
+DISTANCE, HALF_HEIGHT = 1.8, 0.55
+RAY_VIEWS = tuple((0.0, azimuth) for azimuth in (0.0, 45.0, 90.0, 180.0, 270.0, 315.0))
+"""(elevation, azimuth) in degrees of the views that adapters on rays were trained for."""
+GEOMETRY_VIEWS = (*((0.0, azimuth) for azimuth in (0.0, 90.0, 180.0, 270.0)), (89.99, 180.0), (-89.99, 180.0))
+"""Of those on the geometry of a mesh: front, right, back, left, top, bottom."""
+NEAR = 3.0
+"""Degrees from a trained view within which a view counts as one."""
+
+
+def views(angles: Sequence[tuple[float, float]], height: int, width: int) -> Cameras:
+    """Cameras of a mesh in our world, at (elevation, azimuth) in degrees; the larger side shows more of the world."""
+    elevation, azimuth = torch.tensor(angles, dtype=torch.float64).deg2rad().T
+    c2w = orbit_c2w(elevation, azimuth, torch.full_like(azimuth, DISTANCE)).float()
+    half = torch.full((len(c2w),), HALF_HEIGHT * max(1.0, height / width))
+    return Cameras(c2w, Projection.orthographic(half, height, width), height, width)
+
+
+def turned(vectors: Tensor) -> Tensor:
+    """Points or directions (...,3) of our world in that of MV-Adapter: (x, y, z) becomes (y, -x, z)."""
+    x, y, z = vectors.unbind(-1)
+    return torch.stack([y, -x, z], dim=-1)
+
+
+def ray_maps(c2w: Tensor) -> Tensor:
+    """What an adapter is told of poses (B,4,4) in our world: maps (B,6,1,1) in [0,1], which all pixels share."""
+    direction, position = view_rays(c2w).split(3, dim=1)
+    return ray_control(torch.cat([turned(direction), turned(position)], dim=1))[:, :, None, None]
+
+
+def geometry_maps(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
+    """What an adapter is told of a mesh in our world: maps (B,6,H,W) in [0,1].
+
+    Points and normals (B,H,W,3), the ``mask`` (B,H,W) of where they are; the mesh has 0.5 as its largest coordinate.
+    """
+    return geometry_control(turned(points), turned(normals), mask)
+
+
+def untrained(c2w: Tensor, trained: Sequence[tuple[float, float]] = RAY_VIEWS) -> list[int]:
+    """Lists those of the poses (B,4,4) in our world that look from where no trained view does."""
+    elevation, azimuth = torch.tensor(trained, dtype=torch.float64).deg2rad().T
+    known = unit_vector(elevation, azimuth)
+    nearest = (normalize(c2w[:, :3, 3].double().cpu(), dim=-1) @ known.T).amax(1)
+    return [number for number, cosine in enumerate(nearest.tolist()) if cosine < cos(radians(NEAR))]

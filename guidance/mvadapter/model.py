@@ -1,0 +1,183 @@
+"""MV-Adapter (Huang et al. 2024, arXiv 2412.03632): views of an object by a frozen 2D model and a plug-in.
+
+model = MVAdapter.load("stabilityai/stable-diffusion-2-1-base", camera=False).with_adapter("mvadapter.safetensors")
+pictures = model.draw("a red car", model.camera(cameras.c2w))
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.guidance.diffusion import Generators, Schedule, ddim_sample, fresh_noise, guided
+from threedgen.guidance.options import MVAdapterConfig
+from threedgen.guidance.priors.mvdream import load_as
+from threedgen.guidance.priors.stable_diffusion import StableDiffusion
+
+from .cameras import GEOMETRY_VIEWS, RAY_VIEWS, ray_maps, untrained
+from .form import locate
+from .network import AdaptedUNet, Features, nothing_like, stack
+from .weights import load_adapter
+
+logger = logging.getLogger(__name__)
+
+NEGATIVE = "watermark, ugly, deformed, noisy, blurry, low contrast"
+"""What pictures are usually not to be."""
+
+
+def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAdapter:
+    """The prior that a config describes. Raises ConfigError."""
+    o = options
+    model: MVAdapter = load_as(MVAdapter, o, device, camera=False)
+    if o.adapter is None:
+        return model
+    form = {"layout": o.layout, "control": o.control, "shift": o.shift, "shift_mode": o.shift_mode}
+    return model.with_adapter(o.adapter, o.mv_scale, o.ref_scale, **form)
+
+
+class MVAdapter(StableDiffusion):
+    """A Stable Diffusion whose UNet has an adapter, ``adapted``; without one it is None, and each picture alone.
+
+    As a prior it is told of cameras what its guider is shown, maps (B,6,1,1) or (B,6,H,W) in [0,1]. base_schedule: the
+    noise that the 2D model was trained with; ``schedule`` is shifted from it. One view without a camera is the 2D
+    model's, but with that schedule.
+    """
+
+    adapted: AdaptedUNet | None = None
+    base_schedule: Schedule
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.draft is not None:
+            raise ConfigError(
+                "an adapter draws by a 2D model, and these weights are a multi-view one that begins from a draft; "
+                "config train-toybox-base makes a 2D model of the toybox, RUN/base",
+                "weights",
+            )
+        self.base_schedule = self.schedule
+
+    def with_adapter(self, adapter: str | Path, mv_scale: float = 1.0, ref_scale: float = 1.0, **form: Any) -> Self:
+        """Draws by the adapter of a file. ``form``: see ``Form``, instead of what the file says. Raises ConfigError."""
+        found = load_adapter(locate(str(adapter)), self.unet, self.factor, **form)
+        if found.ignored:
+            names = ", ".join(repr(name[:80]) for name in found.ignored[:3])
+            logger.warning("%s: %d tensors have no place here (first %s)", adapter, len(found.ignored), names)
+        found.network.mv_scale, found.network.ref_scale = mv_scale, ref_scale
+        return self.with_network(found.network)
+
+    def with_network(self, network: AdaptedUNet) -> Self:
+        """Draws by this network from now on, with the noise that it is for."""
+        self.unet, self.adapted = network.unet, network
+        self.schedule = self.base_schedule.shifted(network.form.shift, network.form.shift_mode)
+        return self.to(self.device)
+
+    @property
+    def networks(self) -> dict[str, torch.nn.Module]:
+        guider = None if self.adapted is None else self.adapted.guider
+        return super().networks | ({} if guider is None else {"guider": guider})
+
+    def camera(self, c2w: Tensor) -> Tensor:
+        """Poses (B,4,4) -> maps of rays (B,6,1,1). Raises ConfigError if the adapter asks for the maps of a mesh."""
+        if self.adapted is not None and self.adapted.form.control == "geometry":
+            raise ConfigError(
+                "this adapter is told the geometry of a mesh, and here is none; use one that is told rays of cameras",
+                "adapter",
+            )
+        return ray_maps(c2w)
+
+    def note_views(self, c2w: Tensor) -> None:
+        """Warns of poses (B,4,4) from where the released adapters were not trained to look."""
+        geometry = self.adapted is not None and self.adapted.form.control == "geometry"
+        trained = GEOMETRY_VIEWS if geometry else RAY_VIEWS
+        if found := untrained(c2w, trained):
+            known = ", ".join(f"{azimuth:g}/{elevation:.0f}" for elevation, azimuth in trained)
+            logger.warning(
+                "views %s look from where the adapter was not trained to (trained azimuths/elevations: %s)",
+                ", ".join(map(str, found)),
+                known,
+            )
+
+    def network(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        camera: Tensor | None = None,
+        n_view: int = 1,
+        reference: Features | None = None,
+    ) -> Tensor:
+        """``reference``: what was seen of pictures, see ``look_at``; the rest as of every prior."""
+        if self.adapted is None:
+            return super().network(x, t, text)
+        with self.autocast():
+            return self.adapted(x.float(), t, text, camera, n_view, reference).float()
+
+    def denoise(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        camera: Tensor | None = None,
+        n_view: int = 1,
+        reference: Features | None = None,
+    ) -> Tensor:
+        return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, reference), t)
+
+    def look_at(self, pictures: Tensor, text: Tensor) -> Features:
+        """What the UNet sees of reference pictures (R,H,W,3) in [0,1], with text (R,L,D). Raises ConfigError for an
+        adapter without attention to pictures."""
+        if self.adapted is None or "ref" not in self.adapted.branches:
+            raise ConfigError(
+                "this adapter was not trained to look at a picture; take one for image to views", "adapter"
+            )
+        latents = self.encode_views(pictures)
+        with self.autocast():
+            return self.adapted.look_at(latents, text)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        prompt: str,
+        control: Tensor,
+        picture: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+        steps: int = 50,
+        guidance_scale: float | None = None,
+        negative_prompt: str = NEGATIVE,
+        generator: Generators = None,
+        eta: float = 0.0,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Samples the V views of an object by DDIM -> (V,H,W,3) in [0,1], on the CPU.
+
+        Args:
+            control: what the guider is shown, (V,6,1,1) or (V,6,H,W): of ``camera``, or ``cameras.geometry_maps``.
+            picture: a reference (h,w,3) in [0,1], sides multiples of ``factor``, see ``framed``.
+            size: (H,W), multiples of ``factor`` and of what the guider takes; by default that of ``image_size``.
+            guidance_scale: for text and picture together; by default 7, with a picture 3.
+            eta: 0 is DDIM, 1 like DDPM.  on_step: called before each step; may raise.
+        """
+        n_view, texts = len(control), self.encode_prompt([prompt, negative_prompt]).split(1)
+        sides = size or (self.image_size, self.image_size)
+        like = torch.empty(n_view, self.latent_shape[0], *(side // self.factor for side in sides), device=self.device)
+        seen = [] if picture is None else [self.look_at(picture[None], texts[0])]
+        seen += [nothing_like(features) for features in seen]
+
+        def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
+            on_step()
+            # with the prompt comes the picture, without it (the second half of a batch) there is none
+            reference = stack(seen[: len(x) // n_view]) if seen else None
+            return self.denoise(x, t, text, camera, n_view, reference)
+
+        scale = guidance_scale if guidance_scale is not None else 7.0 if picture is None else 3.0
+        start, maps = fresh_noise(like, generator), control.to(self.device)
+        z = ddim_sample(
+            guided(denoise, scale), start, texts, maps, n_view, self.schedule, steps, eta=eta, generator=generator
+        )
+        return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])

@@ -1,0 +1,161 @@
+"""A frozen 2D UNet that draws several views: branches beside its self-attention, and the condition guider.
+
+The guider (section 4.1) is a T2I-Adapter (Mou et al. 2023, arXiv 2302.08453) on maps of the cameras or of a mesh, whose
+features are added in the blocks on the way down. Features of a reference picture are those of the frozen UNet itself at
+t = 0 (section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from diffusers import T2IAdapter
+from diffusers.models import UNet2DConditionModel
+from torch import Tensor, nn
+
+from threedgen.guidance.multiview.decoupled import Branch, branch_processors, decouple
+from threedgen.guidance.multiview.joined import predict
+
+from .form import Form
+
+CHANNELS = 6
+RELEASED = Form()
+Features = Mapping[str, Tensor]
+"""What the self-attention layers of a UNet saw of R pictures: (R,L,C) by the name of the processor."""
+
+
+class AdaptedUNet(nn.Module):
+    """A UNet, frozen, with an adapter.
+
+    factor: pixels per latent and axis.  branches: "mv" between views, "ref" to a reference picture.  guided: with a
+    guider, of ``depth`` residual blocks per level (None: as many as the UNet).  Trainable are the parameters of
+    ``new_parts``; ``mv_scale`` and ``ref_scale`` weigh the branches.
+    """
+
+    mv_scale, ref_scale = 1.0, 1.0
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        factor: int = 8,
+        form: Form = RELEASED,
+        branches: Sequence[Branch] = ("mv", "ref"),
+        guided: bool = True,
+        depth: int | None = None,
+    ) -> None:
+        """Raises ValueError for a UNet to which no guider fits."""
+        super().__init__()
+        self.unet: Any = cast(Any, unet).requires_grad_(False)
+        self.factor, self.form, self.branches = factor, form, tuple(branches)
+        decouple(unet, branches, form.layout, form.arrangement)
+        with unet.device:
+            self.guider: Any = make_guider(unet, factor, depth) if guided else None
+
+    @property
+    def new_parts(self) -> nn.ModuleList:
+        """What is trained."""
+        guider = [] if self.guider is None else [self.guider]
+        return nn.ModuleList([*branch_processors(self.unet).values(), *guider])
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """The tensors of the adapter, not copied, under the names of the released ones."""
+        named = {
+            f"{name}.{inner}": tensor
+            for name, processor in branch_processors(self.unet).items()
+            for inner, tensor in processor.state_dict().items()
+        }
+        return named | ({} if self.guider is None else self.guider.state_dict())
+
+    @property
+    def multiple(self) -> int:
+        """Pixels of which the sides of pictures have to be multiples."""
+        return self.factor if self.guider is None else int(self.guider.downscale_factor)
+
+    def guide(self, control: Tensor, height: int, width: int) -> list[Tensor] | None:
+        """The guider's features for maps (B,6,H,W) in [0,1], or (B,6,1,1) if all pixels share them, of pictures of
+        ``height`` x ``width``. Raises ValueError for maps of other sizes."""
+        if self.guider is None:
+            return None
+        if height % self.multiple or width % self.multiple:
+            raise ValueError(f"the sides of pictures should be multiples of {self.multiple} (got {height} x {width})")
+        if control.shape[-2:] not in ((1, 1), (height, width)):
+            raise ValueError(f"maps of {tuple(control.shape[-2:])} pixels are not of pictures of {height} x {width}")
+        return self.guider(control.expand(-1, -1, height, width))
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        control: Tensor | None = None,
+        n_view: int = 1,
+        reference: Features | None = None,
+    ) -> Tensor:
+        """What the UNet says of latents: the noise or v.
+
+        Args:
+            x: (B V,C,h,w), the views of an object consecutive.  t: (B V,) or ().  text: (B V,L,D).
+            control: what the guider is shown, see ``guide``; None: nothing.
+            reference: features of R pictures, where R divides B V; None: of none, which is as of zeros.
+
+        One view of which nothing else is known is the base model's. Raises ValueError for what does not fit together.
+        """
+        adapted = n_view > 1 or control is not None or reference is not None
+        height, width = (self.factor * side for side in x.shape[-2:])
+        features = None if control is None else self.guide(control.to(x), height, width)
+        views = {"latent_size": tuple(x.shape[-2:]), "use_mv": adapted, "use_ref": adapted}
+        scales = {"mv_scale": self.mv_scale, "ref_scale": self.ref_scale}
+        return predict(self.unet, x, t, text, None, n_view, features, **views, **scales, ref_hidden_states=reference)
+
+    @torch.no_grad()
+    def look_at(self, latents: Tensor, text: Tensor) -> Features:
+        """The features of R pictures by their clean latents (R,C,h,w), with text (R,L,D)."""
+        kept: dict[str, Tensor] = {}
+        t = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+        predict(self.unet, latents, t, text, use_mv=False, use_ref=False, cache_hidden_states=kept)
+        return kept
+
+
+def stack(parts: Sequence[Features]) -> Features:
+    """The features of several batches of pictures as those of one."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def nothing_like(features: Features) -> Features:
+    """The features of no picture, zeros: without a reference the branch adds its bias."""
+    return {name: torch.zeros_like(tensor) for name, tensor in features.items()}
+
+
+def make_guider(unet: UNet2DConditionModel, factor: int = 8, depth: int | None = None) -> T2IAdapter:
+    """A guider with random weights, whose features have the widths and sizes of the blocks of ``unet``.
+
+    There are two forms: of Stable Diffusion, where each block has half the side of the one before, and of SDXL, whose
+    first block has no attention and ends at half the side, as the second has, and whose third and middle blocks have a
+    quarter. factor: pixels per latent and axis.  depth: residual blocks per level, None: as many as the UNet. Raises
+    ValueError for other networks.
+    """
+    widths, layers = list(unet.config["block_out_channels"]), unet.config["layers_per_block"]
+    strides = _strides(unet)
+    if strides == [2**level for level in range(len(widths))]:
+        kind, channels, downscale = "full_adapter", widths, factor
+    elif strides == [2, 2, 4]:
+        kind, channels, downscale = "full_adapter_xl", [*widths, widths[-1]], 2 * factor
+    else:
+        raise ValueError(
+            f"no guider fits this UNet: its blocks have 1/{', 1/'.join(map(str, strides))} of the side of the latents, "
+            "which is neither as in Stable Diffusion nor as in SDXL"
+        )
+    depth = depth or (layers if isinstance(layers, int) else layers[0])
+    return T2IAdapter(CHANNELS, channels, depth, downscale, kind)
+
+
+def _strides(unet: Any) -> list[int]:
+    """Latents per feature and axis where diffusers adds features: behind the attention of a block, else at its end."""
+    strides, stride = [], 1
+    for block in unet.down_blocks:
+        after = stride * (2 if block.downsamplers else 1)
+        strides.append(stride if getattr(block, "has_cross_attention", False) else after)
+        stride = after
+    return strides

@@ -1,0 +1,118 @@
+"""Files of adapters in the form of the released ones (github.com/huanngzh/MV-Adapter): the tensors of the attention
+processors and, under ``adapter.``, those of the guider. Ours also say what they were trained as."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers.models import UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.guidance.multiview.decoupled import Branch
+from threedgen.guidance.weights.files import read_tensors, sniff
+from threedgen.run.folder import write_atomic
+from threedgen.run.torch_file import compare, require_finite
+
+from .form import Form
+from .network import AdaptedUNet
+
+FORMAT = "threedgen mvadapter 1"
+TEXT_WIDTH = "text_width"
+OURS = re.compile(r"adapter\.|.+\.attn1\.processor\.to_(q|k|v|out)_(mv|ref)\.")
+QUERY = re.compile(r"(.+\.attn1)\.processor\.to_q_(mv|ref)\.weight")
+
+FIRST_BLOCKS = re.compile(r"adapter\.body\.0\.resnets\.\d+\.block1\.bias")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network with the adapter of a file, and the names of the tensors in it that have no place there."""
+
+    network: AdaptedUNet
+    ignored: tuple[str, ...]
+
+
+def save_adapter(path: Path, network: AdaptedUNet) -> None:
+    """Writes an adapter, in float16, with its form and the width of its base's text. Raises ConfigError, OSError."""
+    tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in network.adapter_state().items()}
+    require_finite(tensors, "the weights of the adapter")
+    base = {TEXT_WIDTH: str(network.unet.config["cross_attention_dim"])}
+    write_atomic(path, save(tensors, {"format": FORMAT, **network.form.card, **base}))
+
+
+def load_adapter(path: Path, unet: UNet2DConditionModel, factor: int = 8, **form: Any) -> Loaded:
+    """Puts the adapter of a file into ``unet``. ``form``: instead of what the file says of it. Raises ConfigError."""
+    return convert_adapter(read_tensors(path), unet, factor, read_card(path), **form)
+
+
+def read_card(path: Path) -> dict[str, str]:
+    """What an adapter says of itself; released ones say nothing."""
+    if sniff(path) != "safetensors":
+        return {}
+    with safe_open(path, "np") as file:
+        card = file.metadata() or {}
+    return card if card.get("format") == FORMAT else {}
+
+
+def convert_adapter(
+    tensors: Mapping[str, Tensor],
+    unet: UNet2DConditionModel,
+    factor: int = 8,
+    card: Mapping[str, str] | None = None,
+    **form: Any,
+) -> Loaded:
+    """Puts an adapter into ``unet``, which is then the network's. Which branches there are is read off the names.
+
+    All tensors of its parts have to be there, and nothing unknown may be; other tensors are ignored, and listed.
+    Raises ConfigError, one sentence.
+    """
+    card = card or {}
+    ours = {name: tensor.float() for name, tensor in tensors.items() if OURS.match(name)}
+    branches: list[Branch] = [branch for branch in ("mv", "ref") if any(f"_{branch}." in name for name in ours)]
+    if not branches:
+        raise ConfigError(
+            "these weights have no attention of MV-Adapter ('to_q_mv'): they are not an adapter", "adapter"
+        )
+    _check_base(ours, unet, card)
+    try:
+        guided = any(name.startswith("adapter.") for name in ours)
+        depth = sum(FIRST_BLOCKS.fullmatch(name) is not None for name in ours)
+        network = AdaptedUNet(unet, factor, Form.told(card, **form), branches, guided, depth)
+    except ValueError as error:
+        raise ConfigError(f"an adapter cannot be put into this base: {error}", "adapter") from None
+    state = network.adapter_state()
+    compare(ours, state, "the adapter")
+    require_finite(ours, "the weights of the adapter")
+    for name, tensor in state.items():
+        tensor.copy_(ours[name])
+    return Loaded(network.eval().requires_grad_(False), tuple(name for name in tensors if name not in ours))
+
+
+def _check_base(ours: Mapping[str, Tensor], unet: UNet2DConditionModel, card: Mapping[str, str]) -> None:
+    """Raises ConfigError for the adapter of another base."""
+    names = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn1.processor")]
+    here = {name: len(unet.get_parameter(f"{name}.to_q.weight")) for name in names}
+    there = {match[1]: len(ours[match[0]]) for match in map(QUERY.fullmatch, ours) if match}
+    if here != there:
+        raise ConfigError(
+            f"the adapter was trained on another base: it is for {_told(there)}, this one has {_told(here)}", "adapter"
+        )
+    width = str(unet.config["cross_attention_dim"])
+    if card.get(TEXT_WIDTH, width) != width:
+        raise ConfigError(
+            f"the adapter was trained on another base: its text had {card[TEXT_WIDTH][:20]} features, this one's has "
+            f"{width}",
+            "adapter",
+        )
+
+
+def _told(layers: Mapping[str, int]) -> str:
+    """16 layers of attention, 320 to 1280 wide"""
+    return f"{len(layers)} layers of attention, {min(layers.values())} to {max(layers.values())} wide"

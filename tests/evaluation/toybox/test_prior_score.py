@@ -1,0 +1,78 @@
+"""The task "evaluate-prior" on tiny priors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.tiny_prior import tiny_prior
+from threedgen.config import ConfigError, registry
+from threedgen.evaluation.sampling import ring_poses
+from threedgen.evaluation.toybox import prior_score
+from threedgen.evaluation.toybox.held_out import held_out_cases
+from threedgen.evaluation.toybox.options import EvaluatePriorConfig
+
+
+def prior_config(out: Path, probe_file: str) -> EvaluatePriorConfig:
+    return EvaluatePriorConfig(
+        task="evaluate-prior", out=str(out), probe={"weights": probe_file}, samples=5, steps=2, batch=2, threads=1
+    )  # type: ignore[call-arg]
+
+
+def test_objects_denoised_together_are_those_denoised_alone() -> None:
+    prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
+    config = EvaluatePriorConfig(task="evaluate-prior")  # type: ignore[call-arg]
+    cases = held_out_cases(2, 0)
+    c2w = torch.stack([ring_poses(prior_score.cameras(config, case)) for case in cases])
+    prompts = ["a red dog", "a blue house"]
+    rngs = [torch.Generator().manual_seed(k) for k in (1, 2)]
+    both = prior.sample(prompts, c2w, 2, 3.0, generator=rngs).unflatten(0, (2, 4))
+    assert both.shape == (2, 4, 16, 16, 3)
+    for k in range(2):
+        alone = prior.sample(prompts[k], c2w[k], 2, 3.0, generator=torch.Generator().manual_seed(k + 1))
+        assert torch.allclose(both[k], alone, atol=1e-4)
+    assert not torch.allclose(both[0], both[1], atol=1e-2)
+
+
+def test_evaluate_prior_reports_and_goes_on(tmp_path: Path, probe_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
+    monkeypatch.setattr(registry, "build", lambda kind, config: prior)
+    calls: list[int] = []
+    real = prior.sample
+
+    def counted(*args: Any) -> torch.Tensor:
+        calls.append(len(args[0]))
+        return real(*args)
+
+    monkeypatch.setattr(prior, "sample", counted)
+    config, out = prior_config(tmp_path / "run", probe_file), tmp_path / "run"
+    assert prior_score.run(config, quiet=True) == 0
+    assert calls == [2, 2, 1]
+    first = (out / "report.json").read_bytes()
+    figures = json.loads(first)
+    assert figures["measured"]["noun"]["total"] == figures["probe_on_truth"]["noun"]["total"] == 5
+    assert len(figures["objects"]) == 5
+    text = (out / "report.md").read_text()
+    assert "| noun |" in text and "95 %" in text
+    assert (out / "sheet.png").is_file() and (out / "summary.json").is_file()
+
+    damaged = out / "samples" / "00001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])  # as a copy that was cut off
+    assert prior_score.run(config, resume=out, quiet=True) == 0
+    assert calls == [2, 2, 1, 2]
+    assert (out / "report.json").read_bytes() == first
+
+    with torch.no_grad():
+        prior.unet.conv_in.bias += 1  # trained on: its old samples are not its own any more
+    assert prior_score.run(config, resume=out, quiet=True) == 0
+    assert calls == [2, 2, 1, 2, 2, 2, 1]
+
+
+def test_a_missing_probe_is_said_before_the_prior_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "build", lambda *args: pytest.fail("too late"))
+    with pytest.raises(ConfigError, match="train-toybox-probe"):
+        prior_score.run(prior_config(tmp_path, str(tmp_path / "none.safetensors")))

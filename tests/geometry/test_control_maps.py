@@ -1,0 +1,52 @@
+"""Maps of cameras and surfaces for a network."""
+
+from __future__ import annotations
+
+from math import pi
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.control_maps import geometry_control, pluecker_map, ray_control, view_rays
+from threedgen.geometry.poses import orbit_c2w
+from threedgen.geometry.rigs import orbit
+
+
+def test_a_camera_on_an_orbit_looks_against_its_position() -> None:
+    c2w = orbit_c2w(torch.tensor([0.0, 0.6]), torch.tensor([0.0, 2.0]), torch.tensor([1.5, 3.0]))
+    rays = view_rays(c2w)
+    torch.testing.assert_close(rays[:, :3], -rays[:, 3:], atol=1e-6, rtol=0)
+    torch.testing.assert_close(ray_control(rays[0]), torch.tensor([0.0, 0.5, 0.5, 1.0, 0.5, 0.5]), atol=1e-6, rtol=0)
+
+
+def test_a_line_is_the_same_from_any_of_its_points() -> None:
+    cameras = orbit(3, 0.3, 2.0, 0.7, 4, 6)
+    found = pluecker_map(cameras)
+    assert found.shape == (3, 6, 4, 6)
+    origins, directions = cameras.rays()
+    torch.testing.assert_close(found[:, :3].permute(0, 2, 3, 1), directions)
+    further = torch.linalg.cross(origins + 0.7 * directions, directions, dim=-1)
+    torch.testing.assert_close(found[:, 3:].permute(0, 2, 3, 1), further, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_points_come_back_from_their_depth(parallel: bool) -> None:
+    c2w = orbit_c2w(torch.tensor([0.2, -0.4]), torch.tensor([0.5, pi]), torch.full((2,), 2.0))
+    make = Projection.orthographic if parallel else Projection.perspective
+    cameras = Cameras(c2w, make(torch.full((2,), 0.8), 5, 7), 5, 7)
+    depth = 1 + torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    pixels, found = cameras.project(cameras.unproject(depth).flatten(1, 2))
+    torch.testing.assert_close(found, depth.flatten(1), atol=1e-5, rtol=0)
+    centres = torch.cartesian_prod(torch.arange(5), torch.arange(7)).flip(1) + 0.5
+    torch.testing.assert_close(pixels, centres.expand(2, -1, -1), atol=1e-4, rtol=0)
+
+
+def test_surfaces_are_brought_to_colours_on_grey() -> None:
+    points = torch.tensor([-0.5, 0.25, 0.9]).expand(1, 2, 2, 3)
+    normals = normalize(torch.tensor([0.0, 0.0, -2.0]), dim=0).expand(1, 2, 2, 3)
+    mask = torch.tensor([[[True, False], [False, False]]])
+    found = geometry_control(points, normals, mask)
+    torch.testing.assert_close(found[0, :, 0, 0], torch.tensor([0.0, 0.75, 1.0, 0.5, 0.5, 0.0]))
+    assert (found.flatten(2)[..., 1:] == 0.5).all()

@@ -1,0 +1,124 @@
+"""The prior around the network: what it is told, how it draws and judges, what it refuses."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.tiny_mvadapter import TOYBOX, adapted_model, tiny_model, tiny_prior_config
+from tests.support.tiny_prior import cpu, tiny_draft, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
+from threedgen.config import ConfigError
+from threedgen.config.registry import build
+from threedgen.geometry.rigs import orbit
+from threedgen.guidance.diffusion import Conditions, Schedule
+from threedgen.guidance.distillation.sds import SDS
+from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAY_VIEWS, geometry_maps, untrained, views
+from threedgen.guidance.mvadapter.form import Form
+from threedgen.guidance.mvadapter.model import MVAdapter
+from threedgen.guidance.options import MVAdapterConfig, SDSConfig
+from threedgen.guidance.weights import components
+
+PROMPT = "a red dog"
+C2W = views(RAY_VIEWS[:3], 16, 16).c2w
+
+
+@pytest.mark.parametrize("config", [{}, TOYBOX])
+def test_text_and_picture_become_views(config: Any) -> None:
+    model = adapted_model(**config)
+    control, few = model.camera(C2W), {"steps": 2, "size": (16, 24)}
+    text = model.draw(PROMPT, control, generator=cpu(), **few)
+    assert text.shape == (3, 16, 24, 3)
+    assert torch.equal(text, model.draw(PROMPT, control, generator=cpu(), **few))
+    picture = torch.rand(24, 32, 3, generator=cpu(1))
+    seen = model.draw(PROMPT, control, picture, generator=cpu(), **few)
+    other = model.draw(PROMPT, control, 1 - picture, generator=cpu(), **few)
+    assert min((seen - text).abs().max(), (seen - other).abs().max()) > 1e-4
+
+
+def test_without_guidance_there_is_one_half() -> None:
+    model = adapted_model()
+    picture, few = torch.rand(16, 16, 3, generator=cpu(1)), {"steps": 2, "guidance_scale": 1.0}
+    assert model.draw(PROMPT, model.camera(C2W), picture, generator=cpu(), **few).shape == (3, 16, 16, 3)
+
+
+def test_the_geometry_of_a_mesh_is_a_map() -> None:
+    model = adapted_model(Form("rowcol", control="geometry"), ("mv",))
+    at = views(GEOMETRY_VIEWS, 16, 16)
+    origins, _ = at.rays()
+    maps = geometry_maps(origins, torch.ones_like(origins), torch.ones(6, 16, 16))
+    assert model.draw(PROMPT, maps, steps=1, generator=cpu()).shape == (6, 16, 16, 3)
+    with pytest.raises(ConfigError, match="told the geometry of a mesh"):
+        model.camera(at.c2w)
+    with pytest.raises(ConfigError, match="not trained to look at a picture"):
+        model.draw(PROMPT, maps, torch.rand(16, 16, 3), steps=1)
+
+
+def test_one_picture_without_a_camera_is_the_base() -> None:
+    base, model = tiny_model(), adapted_model()
+    x, t, text = torch.randn(2, 4, 8, 8, generator=cpu()), torch.tensor([300, 700]), base.encode_prompt([PROMPT])
+    with torch.no_grad():
+        text = text.expand(2, -1, -1)
+        expected = base.denoise(x, t, text, base.camera(C2W[:2]), 2)
+        assert torch.equal(model.denoise(x, t, text), expected)
+        assert (model.denoise(x, t, text, model.camera(C2W[:2]), 2) - expected).abs().max() > 1e-3
+
+
+def test_it_is_a_prior_for_any_distillation() -> None:
+    model = adapted_model()
+    rig = orbit(4, 0.2, 2.0, 0.8, 16, 16)
+    latents = torch.randn(4, 4, 8, 8, generator=cpu(), requires_grad=True)
+    text = model.encode_prompt([PROMPT, ""]).split(1)
+    given = Conditions(text, model.camera(rig.c2w), 4)
+    loss, _ = SDS(SDSConfig(), model.schedule, 100)(latents, model.denoise, given, 0, cpu())
+    loss.backward()
+    assert latents.grad is not None and latents.grad.abs().sum() > 0
+    assert model.sample(PROMPT, rig.c2w, steps=1, generator=cpu()).shape == (4, 16, 16, 3)
+
+
+def test_the_noise_is_shifted_once_and_kept(tmp_path: Path) -> None:
+    model = adapted_model(Form(shift=6.0, shift_mode="default"))
+    shifted = Schedule.scaled_linear().shifted(6.0, "default")
+    assert torch.equal(model.with_network(model.adapted).schedule.betas, shifted.betas)
+    components.scheduler(model.schedule).save_config(tmp_path / "scheduler")
+    stored = components.read_schedule(tmp_path)
+    torch.testing.assert_close(stored.alpha_bar, shifted.alpha_bar, rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match="at least 1"):
+        Schedule.scaled_linear().shifted(0.5)
+
+
+def test_a_config_names_it(tmp_path: Path) -> None:
+    options = MVAdapterConfig(**tiny_prior_config(tmp_path, layout="full", mv_scale=0.5))
+    options.check()
+    model: MVAdapter = build("prior", options)
+    assert model.adapted is not None and model.adapted.form == Form("full") and model.adapted.mv_scale == 0.5
+    alone = build("prior", options.model_copy(update={"adapter": None}))
+    assert alone.adapted is None and alone.sample(PROMPT, C2W, steps=1).shape == (3, 16, 16, 3)
+    with pytest.raises(ConfigError, match="adapter: there is no file"):
+        options.model_copy(update={"adapter": "nowhere.safetensors"}).check()
+
+
+def test_a_base_with_a_draft_is_refused() -> None:
+    unet = tiny_unet(in_channels=8, out_channels=4)
+    with pytest.raises(ConfigError, match="begins from a draft.*train-toybox-base"):
+        MVAdapter(unet, tiny_vae(), tiny_text_encoder(), word_tokenizer(), draft=tiny_draft())
+
+
+def test_views_it_was_not_trained_for_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    model = adapted_model()
+    with caplog.at_level(logging.WARNING):
+        model.note_views(C2W)
+        assert not caplog.records
+        model.note_views(views([(0, 45), (20, 45), (0, 100)], 8, 8).c2w)
+    assert "views 1, 2 look from where" in caplog.text and "45/0, 90/0" in caplog.text
+    assert untrained(views(GEOMETRY_VIEWS, 8, 8).c2w, GEOMETRY_VIEWS) == []
+
+
+def test_cameras_see_the_whole_mesh() -> None:
+    corner = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, -0.5, 0.0]])
+    for height, width in ((16, 16), (16, 24), (24, 16)):
+        pixels, depth = views(GEOMETRY_VIEWS, height, width).project(corner)
+        assert (pixels > 0).all() and (pixels < torch.tensor([width, height])).all() and (depth > 0).all()

@@ -1,0 +1,175 @@
+"""MV-Adapter against recordings of its reference implementation; sizes and options are those of the files."""
+
+from __future__ import annotations
+
+import json
+from math import radians
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, T2IAdapter, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from tests.support.parity_files import parity_files
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.control_maps import pluecker_map, position_control, ray_control, view_rays
+from threedgen.geometry.poses import orbit_c2w, world_to_camera
+from threedgen.guidance.diffusion import Schedule, combine, ddim_step
+from threedgen.guidance.multiview.decoupled import DecoupledAttnProcessor
+from threedgen.guidance.multiview.joined import MultiviewAttnProcessor
+from threedgen.guidance.mvadapter.cameras import ray_maps
+from threedgen.guidance.mvadapter.network import nothing_like, stack
+from threedgen.guidance.mvadapter.weights import convert_adapter
+from threedgen.guidance.weights.components import scheduler
+
+
+def recorded(prefix: str) -> Any:
+    return pytest.mark.parametrize("path", parity_files(prefix), ids=lambda p: p.stem)
+
+
+class Recording:
+    """Options, weights by their prefix, inputs and outputs of a file."""
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        self.options = json.loads(str(arrays.pop("meta_json")))
+        self.tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
+
+
+def close(found: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol, check_dtype=False)
+
+
+@torch.no_grad()
+@recorded("attn_row")
+def test_attention(path: Path) -> None:
+    file = Recording(path)
+    o, given, out = file.options, file.under("in:"), file.under("out:")
+    processor = DecoupledAttnProcessor(MultiviewAttnProcessor(), "attn1", o["dim"], ("mv", "ref"), o["processor"])
+    attn = Attention(o["dim"], heads=o["heads"], dim_head=o["dim"] // o["heads"], processor=processor)
+    attn.load_state_dict(file.under("w:"))
+    options: dict[str, dict[str, Any]] = {
+        "plain": {"use_mv": False, "use_ref": False},
+        "mv_only": {"use_ref": False},
+        "ref_only": {"use_mv": False},
+        "full": {},
+        "scaled": {"mv_scale": o["mv_scale"], "ref_scale": o["ref_scale"]},
+    }
+    features = {"attn1": given["ref_hidden_states"]}
+    size = (o["height"], o["width"])
+    for name, asked in options.items():
+        views = {"n_view": o["num_views"], "latent_size": size, "ref_hidden_states": features}
+        close(attn(given["hidden_states"], **views, **asked), out[name])
+
+
+@torch.no_grad()
+@recorded("cond_encoder")
+def test_condition_guider(path: Path) -> None:
+    file = Recording(path)
+    names = ("in_channels", "channels", "num_res_blocks", "downscale_factor", "adapter_type")
+    guider = T2IAdapter(**{name: file.options[name] for name in names})
+    guider.load_state_dict(file.under("w:"))
+    for number, feature in enumerate(guider(file.under("in:")["control"])):
+        close(feature, file.under("out:")[f"feature_{number}"])
+
+
+@recorded("noise_schedule")
+def test_shifted_noise(path: Path) -> None:
+    file = Recording(path)
+    o, out = file.options, file.under("out:")
+    base = Schedule.from_betas(file.under("in:")["betas"], o["prediction_type"])
+    close(base.alpha_bar, out["alphas_cumprod_base"], 5e-6)
+    for scale in o["shift_scales"]:
+        for mode in o["modes"]:
+            shifted, name = base.shifted(scale, mode), f"{mode}_{scale:g}"
+            close(shifted.alpha_bar, out[f"alphas_cumprod_{name}"], 5e-6)
+            close(shifted.betas, out[f"betas_{name}"], 5e-6)
+            stored = DDPMScheduler.from_config(scheduler(shifted).config, steps_offset=0)
+            stored.set_timesteps(o["inference_steps"])
+            assert torch.equal(stored.timesteps, out[f"timesteps_{name}"])
+            close(stored.alphas_cumprod, out[f"alphas_cumprod_{name}"], 5e-6)
+
+
+@recorded("raymap")
+def test_cameras_and_maps(path: Path) -> None:
+    file = Recording(path)
+    o, given, out = file.options, file.under("in:"), file.under("out:")
+    elevation, azimuth = given["elevation_deg"].deg2rad(), (given["azimuth_deg"] + o["azimuth_offset"]).deg2rad()
+    c2w, size, half = orbit_c2w(elevation, azimuth, given["distance"]), o["image_size"], o["ortho_scale"] / 2
+    count = len(c2w)
+    close(c2w, out["c2w"])
+    close(world_to_camera(c2w), out["w2c"])
+    flat = Cameras(c2w, Projection.orthographic(torch.full((count,), half), size, size), size, size)
+    points = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    pixels, depth = flat.project(points)
+    clip = torch.cat([points, torch.ones(5, 1)], 1) @ out["mvp_mtx"].mT
+    close(pixels, (clip[..., :2] + 1) * size / 2, 1e-4)
+    near, far = o["near"], o["far"]
+    close((2 * depth - near - far) / (far - near), clip[..., 2])
+    close(view_rays(c2w)[:, :, None, None].expand(-1, -1, size, size), out["raymap_ortho"])
+    close(ray_control(view_rays(c2w))[:, :, None, None].expand(-1, -1, size, size), out["control_ortho"])
+    ours = orbit_c2w(elevation, given["azimuth_deg"].deg2rad(), given["distance"])
+    close(ray_maps(ours).expand(-1, -1, size, size), out["control_ortho"])
+    fov = torch.full((count,), radians(o["fov_deg"]))
+    close(pluecker_map(Cameras(c2w, Projection.perspective(fov, size, size), size, size)), out["plucker_persp"])
+    # the reference counts pixels from their corners: its picture is half a pixel off
+    K = flat.projection.K.clone()
+    K[:, :2, 2] += 0.5
+    corner = Cameras(c2w, Projection(K, parallel=True), size, size)
+    mask = given["mask"][..., 0]
+    found = corner.unproject(given["depth"][..., 0])
+    close(found * mask[..., None], out["position_map_ortho"])
+    close(position_control(found, mask).permute(0, 2, 3, 1), out["position_control"])
+
+
+@torch.no_grad()
+@recorded("unet_step")
+def test_whole_chain(path: Path) -> None:
+    file = Recording(path)
+    o, given, out = file.options, file.under("in:"), file.under("out:")
+    weights = file.under("w:unet:")
+    unet = UNet2DConditionModel(
+        block_out_channels=o["block_out_channels"],
+        layers_per_block=o["layers_per_block"],
+        down_block_types=o["down"],
+        up_block_types=o["up"],
+        attention_head_dim=o["attention_head_dim"],
+        cross_attention_dim=o["cross_attention_dim"],
+        norm_num_groups=o["norm_num_groups"],
+        use_linear_projection=o["use_linear_projection"],
+    )
+    unet.load_state_dict({name: tensor for name, tensor in weights.items() if ".processor." not in name})
+    network = convert_adapter(weights | file.under("w:cond_encoder:"), unet, layout=o["processor"]).network
+    n_view, text = o["num_views"], [given["negative_prompt_embeds"], given["prompt_embeds"]]
+
+    seen = network.look_at(given["ref_latents"], text[1])
+    for name, expected in file.under("out:ref:").items():
+        close(seen[name], expected, 1e-4)
+    height, width = given["control"].shape[-2:]
+    features = network.guide(given["control"], height, width)
+    assert features is not None
+    for number, feature in enumerate(features):
+        close(feature, out[f"cond_feature_{number}"], 1e-4)
+
+    schedule = Schedule.scaled_linear().shifted(o["shift_scale"], o["shift_mode"])
+    close(schedule.alpha_bar, given["alphas_cumprod"], 5e-6)
+    x, reference = given["latents"], stack([nothing_like(seen), seen])
+    both = torch.cat([part.expand(n_view, -1, -1) for part in text]), torch.cat([given["control"]] * 2)
+    alpha_bar, stride = schedule.alpha_bar.double(), schedule.T // o["steps"]
+    for step, t in enumerate(out["timesteps"].tolist()):
+        eps = network(torch.cat([x, x]), torch.tensor(t), *both, n_view, reference)
+        uncond, cond = eps.chunk(2)
+        if step == 0:
+            close(uncond, out["noise_uncond_step0"], 1e-4)
+            close(cond, out["noise_cond_step0"], 1e-4)
+        before = alpha_bar[t - stride] if t >= stride else torch.ones(())
+        x = ddim_step(x, combine(cond, uncond, o["guidance_scale"]), alpha_bar[t], before)[0]
+        close(x, out["latents_traj"][step], 2e-3)

@@ -1,0 +1,57 @@
+"""MV-Adapter small enough for tests: models, and adapters that are not without effect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
+from threedgen.guidance.multiview.decoupled import Branch
+from threedgen.guidance.mvadapter.form import Form
+from threedgen.guidance.mvadapter.model import MVAdapter
+from threedgen.guidance.mvadapter.network import AdaptedUNet
+from threedgen.guidance.mvadapter.weights import save_adapter
+
+BOTH: tuple[Branch, ...] = ("mv", "ref")
+TOYBOX: dict[str, Any] = {
+    "block_out_channels": (32, 32, 64),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+}
+"""Blocks as in the toybox's UNet and in SDXL's."""
+
+
+def awaken(network: nn.Module) -> None:
+    """Gives the outputs of branches, which are zero at the beginning, small random weights."""
+    g = torch.Generator().manual_seed(5)
+    for name, parameter in network.named_parameters():
+        if "to_out_mv" in name or "to_out_ref" in name:
+            with torch.no_grad():
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=g))
+
+
+def tiny_model(**unet: Any) -> MVAdapter:
+    """A random 2D model that knows some words."""
+    plain: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
+    return MVAdapter(tiny_unet(**plain, **unet), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")
+
+
+def adapted_model(form: Form | None = None, branches: tuple[Branch, ...] = BOTH, **unet: Any) -> MVAdapter:
+    """The same with an adapter."""
+    model = tiny_model(**unet)
+    network = AdaptedUNet(model.unet, model.factor, form or Form(), branches)
+    awaken(network)
+    return model.with_network(network)
+
+
+def tiny_prior_config(folder: Path, **options: Any) -> dict[str, Any]:
+    """The section "prior" of a config, with files that are written into ``folder``."""
+    tiny_model().save(folder / "base")
+    network = adapted_model().adapted
+    assert network is not None
+    save_adapter(folder / "adapter.safetensors", network)
+    files = {"weights": str(folder / "base"), "adapter": str(folder / "adapter.safetensors")}
+    return {"name": "mvadapter", **files, "dtype": "fp32", **options}

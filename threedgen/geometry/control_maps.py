@@ -1,0 +1,56 @@
+"""Pictures of six channels that tell a network from where it looks, or what shape it looks at: pure functions.
+
+Channels are (direction, position) of the camera, or (position, normal) of the surface, x y z each, in the world; what a
+network is given lies in [0, 1].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from threedgen.geometry.cameras import Cameras
+
+BACKGROUND = 0.5
+"""In the place of positions and normals."""
+
+
+def view_rays(c2w: Tensor) -> Tensor:
+    """Viewing directions and unit positions (B,6) of poses (B,4,4): of parallel rays all pixels have the same.
+
+    So maps (B,6,1,1) of it say all; neither the distance nor the size of what is seen is told.
+    """
+    return torch.cat([-normalize(c2w[:, :3, 2], dim=-1), normalize(c2w[:, :3, 3], dim=-1)], dim=1)
+
+
+def pluecker_map(cameras: Cameras) -> Tensor:
+    """Lines through the pixel centres (B,6,H,W): unit directions d, and moments o x d around the origin."""
+    origins, directions = cameras.rays()
+    moments = torch.linalg.cross(origins, directions, dim=-1)
+    return torch.cat([directions, moments], dim=-1).permute(0, 3, 1, 2)
+
+
+def ray_control(rays: Tensor) -> Tensor:
+    """Directions and unit positions or moments, of any shape, from [-1, 1] to [0, 1], clamped."""
+    return ((rays + 1) / 2).clamp(0, 1)
+
+
+def position_control(points: Tensor, mask: Tensor) -> Tensor:
+    """Points (B,H,W,3) of a mesh whose largest coordinate is 0.5, clamped to its cube, and the ``mask`` (B,H,W) of
+    where they are: (B,3,H,W) in [0, 1]."""
+    return _on_background((points + 0.5).clamp(0, 1), mask)
+
+
+def normal_control(normals: Tensor, mask: Tensor) -> Tensor:
+    """Unit normals (B,H,W,3), and the ``mask`` (B,H,W) of where they are: (B,3,H,W) in [0, 1]."""
+    return _on_background((normals / 2 + 0.5).clamp(0, 1), mask)
+
+
+def geometry_control(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
+    """Maps (B,6,H,W) of a mesh, see ``position_control`` and ``normal_control``."""
+    return torch.cat([position_control(points, mask), normal_control(normals, mask)], dim=1)
+
+
+def _on_background(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask.bool()[..., None], values, BACKGROUND).permute(0, 3, 1, 2)
