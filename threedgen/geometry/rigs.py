@@ -56,18 +56,6 @@ def orbit(
     return Cameras(orbit_c2w(steep, ring, far), projection, height, width)
 
 
-SIDES = ("front", "right", "back", "left", "top", "bottom")
-
-
-def six_sides(size: int, distance: float = 1.8, half_height: float = 0.55) -> Cameras:
-    """The ``SIDES`` of an object by parallel rays, as MV-Adapter's texturing has them: from azimuth 0, 90, 180 and 270
-    degrees, then from above, its front upwards in the picture, and from below, its front downwards."""
-    turn = torch.tensor([0.0, 90, 180, 270, 180, 180]).deg2rad()
-    steep = torch.tensor([0.0, 0, 0, 0, 90, -90]).deg2rad()
-    projection = Projection.orthographic(torch.full((6,), half_height), size, size)
-    return Cameras(orbit_c2w(steep, turn, torch.full((6,), distance)), projection, size, size)
-
-
 def surround(options: OrbitCameraConfig, groups: int, n_view: int, elevations: tuple[float, float], size: int) -> Rig:
     """Places ``groups`` rings of ``n_view`` cameras, each turned a little further, so that all azimuths are at equal
     distances; elevations (degrees) of successive rings are spread over their range. Distance and fov as ``options``."""

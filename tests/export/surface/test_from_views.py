@@ -17,8 +17,9 @@ from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import png, psnr, to_uint8
 from threedgen.geometry.raster import rasterise_views
-from threedgen.geometry.rigs import orbit, six_sides
+from threedgen.geometry.rigs import orbit
 from threedgen.systems.texture.scene import SceneMesh, with_uv
+from threedgen.systems.texture_object.mesh import six_sides
 
 SIZE = (48, 64)
 

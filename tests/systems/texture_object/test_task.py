@@ -16,10 +16,9 @@ from threedgen import cli
 from threedgen.config import ConfigError
 from threedgen.export.files.check import Expected, check_glb
 from threedgen.geometry.images import write_png
-from threedgen.geometry.rigs import SIDES, six_sides
 from threedgen.run.arrays import Array
 from threedgen.systems.texture.scene import SceneMesh
-from threedgen.systems.texture_object.mesh import control_maps, coordinates, preview, read_thing
+from threedgen.systems.texture_object.mesh import SIDES, control_maps, coordinates, preview, read_thing, six_sides
 from threedgen.systems.texture_object.options import TextureObjectConfig
 
 OURS_TO_GLTF = [1, 2, 0]

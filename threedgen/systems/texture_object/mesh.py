@@ -6,19 +6,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from threedgen.config import ConfigError
 from threedgen.export.files.textured import Placement, TexturedMesh
 from threedgen.export.shape.simplify import simplify
 from threedgen.export.shape.topology import area_vectors, topology, weld
 from threedgen.export.surface.tangents import vertex_tangents
-from threedgen.geometry.raster import interpolate, rasterise_views, shrink
-from threedgen.geometry.rigs import six_sides
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.raster import interpolate, rasterise_views, shrink, unit
+from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, geometry_maps, views
 from threedgen.run.arrays import Array
 from threedgen.systems.texture.scene import Coordinates, SceneMesh, read_scene, with_uv
 
 from .options import TextureObjectConfig
 
+SIDES = ("front", "right", "back", "left", "top", "bottom")
 HALF = 0.5
 """The largest coordinate."""
 FRONTS = {"x": "+z", "y": "+z", "z": "-y"}
@@ -88,22 +91,17 @@ def with_normals(mesh: TexturedMesh, whole: SceneMesh) -> TexturedMesh:
     return TexturedMesh(vertices, faces, normals, uv, vertex_tangents(vertices, faces, normals, uv))
 
 
-def control_maps(mesh: TexturedMesh, size: int, background: float = 0.5) -> Array:
-    """What MV-Adapter is told of a mesh: (6,size,size,6) float32 in [0,1], places and normals of its six sides.
+def six_sides(size: int) -> Cameras:
+    """The ``SIDES`` by parallel rays, as MV-Adapter has them; from above, the front is upwards in the picture."""
+    return views(GEOMETRY_VIEWS, size, size)
 
-    Both in the model's world, z up and front -y, whatever the view: a place p is p + 0.5, a normal n is n / 2 + 0.5.
-    """
+
+def control_maps(mesh: TexturedMesh, size: int) -> Array:
+    """What MV-Adapter is told of a mesh: (6,size,size,6) in [0,1], places and normals of its six sides."""
     found = rasterise_views(mesh.vertices, mesh.faces, six_sides(size))
-    smooth = interpolate(mesh.normals, mesh.faces, found)
-    smooth /= np.maximum(np.linalg.norm(smooth, axis=-1, keepdims=True), 1e-9)
-    places = interpolate(mesh.vertices, mesh.faces, found)
-    maps = np.concatenate([_front_to_minus_y(places) + 0.5, _front_to_minus_y(smooth) / 2 + 0.5], -1)
-    return np.where(found.mask[..., None], maps, background).clip(0, 1).astype(np.float32)
-
-
-def _front_to_minus_y(vectors: Array) -> Array:
-    """Vectors (...,3) of our world, whose front is +x, in one whose front is -y."""
-    return np.stack([vectors[..., 1], -vectors[..., 0], vectors[..., 2]], -1)
+    both = interpolate(mesh.vertices, mesh.faces, found), unit(interpolate(mesh.normals, mesh.faces, found))
+    maps = geometry_maps(*map(torch.from_numpy, both), torch.from_numpy(found.mask))
+    return maps.permute(0, 2, 3, 1).numpy()
 
 
 def preview(mesh: TexturedMesh, size: int = 256, finer: int = 2) -> Array:

@@ -24,13 +24,13 @@ from threedgen.export.surface.blend import OBJECT
 from threedgen.export.surface.complete import diffuse
 from threedgen.export.surface.from_views import Completion, ViewTexture, render, texture_from_views
 from threedgen.geometry.images import grid, png, psnr, to_uint8, write_png
-from threedgen.geometry.rigs import SIDES, orbit, six_sides
+from threedgen.geometry.rigs import orbit
 from threedgen.run.arrays import Array
 from threedgen.run.folder import write_atomic, writing
 from threedgen.run.progress import Count
 from threedgen.train.task import Task, run_task
 
-from .mesh import Thing, control_maps, preview, read_thing
+from .mesh import SIDES, Thing, control_maps, preview, read_thing, six_sides
 from .options import TextureObjectConfig
 from .views import read_sides
 

@@ -9,8 +9,9 @@ import numpy as np
 from threedgen.config import ConfigError
 from threedgen.config.errors import nearest
 from threedgen.geometry.picture_file import FORMATS, read_picture
-from threedgen.geometry.rigs import SIDES
 from threedgen.run.arrays import Array
+
+from .mesh import SIDES
 
 ENDINGS = (".jpg", *(f".{kind.lower()}" for kind in FORMATS))
 
