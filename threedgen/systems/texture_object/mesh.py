@@ -99,8 +99,8 @@ def six_sides(size: int) -> Cameras:
 def control_maps(mesh: TexturedMesh, size: int) -> Array:
     """What MV-Adapter is told of a mesh: (6,size,size,6) in [0,1], places and normals of its six sides."""
     found = rasterise_views(mesh.vertices, mesh.faces, six_sides(size))
-    both = interpolate(mesh.vertices, mesh.faces, found), unit(interpolate(mesh.normals, mesh.faces, found))
-    maps = geometry_maps(*map(torch.from_numpy, both), torch.from_numpy(found.mask))
+    places, normals = (interpolate(part, mesh.faces, found) for part in (mesh.vertices, mesh.normals))
+    maps = geometry_maps(torch.from_numpy(places), torch.from_numpy(unit(normals)), torch.from_numpy(found.mask))
     return maps.permute(0, 2, 3, 1).numpy()
 
 
