@@ -88,6 +88,7 @@ TINY_PRIOR = {
     "task": "train-prior",
     "threads": 1,
     "start": "base",
+    "draft": {"max_steps": 4, "batch": 4, "fresh": 2, "first": 8, "pictures": 16, "bf16": False},
     "training": TINY_BASE["training"] | {"n_view": 2, "two_d": 0.5},
     "trainer": TINY_BASE["trainer"],
     "checkpoint": TINY_BASE["checkpoint"],

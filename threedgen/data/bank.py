@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from threedgen.run.cache import BlockCache, digest
 
@@ -48,13 +48,14 @@ class Source(Protocol):
 class Bank(ABC):
     """Entries 0 ... ``count`` - 1 with latents and cameras in a folder, made in blocks when they are wanted first.
 
-    ``told``: what decides them, beside the VAE, which must not change while the bank is in use. ``dtype``: of an entry,
-    with the fields z (V, C, h, w), float16, and c2w (V, 4, 4).  Raises OSError.
+    ``told``: what decides them, beside the VAE's encoder, which must not change while the bank is in use. ``dtype``: of
+    an entry, with the fields z (V, C, h, w), float16, and c2w (V, 4, 4).  Raises OSError.
     """
 
     def __init__(self, folder: Path, name: str, told: str, vae: Any, count: int, dtype: Any, block: int) -> None:
         self.vae = vae
-        self.kept = BlockCache(folder, name, count, (), dtype, f"{told}\nVAE {digest(vae)}\n", block)
+        encoder = nn.ModuleList(part for part in (vae.encoder, vae.quant_conv) if part is not None)
+        self.kept = BlockCache(folder, name, count, (), dtype, f"{told}\nVAE {digest(encoder)}\n", block)
 
     def prepare(self, indices: Sequence[int] | np.ndarray) -> None:
         """Makes those entries that are not there yet."""

@@ -43,6 +43,25 @@ def rotation(degrees: Sequence[float]) -> np.ndarray:
     return rz @ ry @ rx
 
 
+class Typical:
+    """In the place of a random generator: every draw is the middle of its range, every pick the first choice."""
+
+    def normal(self, loc: float = 0.0, scale: float = 1.0, size: int | None = None) -> Any:
+        return loc if size is None else np.full(size, loc)
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+        return (low + high) / 2
+
+    def random(self) -> float:
+        return 0.5
+
+    def integers(self, count: int) -> int:
+        return 0
+
+
+Luck = np.random.Generator | Typical
+
+
 class Builder:
     """Collects the solids of one asset.
 
@@ -51,7 +70,7 @@ class Builder:
     the one the caption binds to it, or the default.  ``anchors`` say where accessories sit: name -> (point, scale).
     """
 
-    def __init__(self, rng: np.random.Generator, colour: Colour, bound: dict[str, np.ndarray] | None = None) -> None:
+    def __init__(self, rng: Luck, colour: Colour, bound: dict[str, np.ndarray] | None = None) -> None:
         self.rng = rng
         self.colour = np.asarray(colour, float)
         self.bound = bound or {}

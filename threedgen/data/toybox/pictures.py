@@ -67,13 +67,14 @@ class Photographs:
 
 
 class FourSides:
-    """Objects from ``n_view`` sides at once, with their cameras."""
+    """Objects from ``n_view`` sides at once, with their cameras; see ``Toybox`` for ``typical`` ones."""
 
-    def __init__(self, seed: int = 0, split: Split = "train", n_view: int = 4) -> None:
-        self.n_view, self.box = n_view, Toybox(seed, split)
+    def __init__(self, seed: int = 0, split: Split = "train", n_view: int = 4, typical: bool = False) -> None:
+        self.n_view, self.box = n_view, Toybox(seed, split, typical=typical)
 
     def describe(self) -> str:
-        return f"{self.n_view} sides, seed {self.box.seed}, {self.box.split}, {self.box.view}"
+        kind = "typical, " if self.box.typical else ""
+        return f"{self.n_view} sides, {kind}seed {self.box.seed}, {self.box.split}, {self.box.view}"
 
     def block(self, indices: range, size: int) -> Captioned:
         assets, rgb, c2w, _ = self.box.batch(indices, size, self.n_view)

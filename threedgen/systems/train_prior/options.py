@@ -172,6 +172,22 @@ class MultiviewDiffusionConfig(DiffusionConfig):
         return self
 
 
+class DraftConfig(Config):
+    """How the first guess of the picture learns, from words and camera alone, before the UNet begins."""
+
+    max_steps: int = Field(20_000, ge=1)
+    batch: int = Field(128, ge=1, description="pictures in a step, each of another object")
+    fresh: int = Field(8, ge=0, description="pictures that a step adds to those of the step before")
+    first: int = Field(8192, ge=1, description="pictures to begin with")
+    pictures: int = Field(200_000, ge=1, description="pictures at most")
+    two_d: float = Field(0.15, ge=0, le=1, description="share of the steps that leave the camera out")
+    no_text: float = Field(0.1, ge=0, le=1, description="share of captions that are left out, for guidance")
+    learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 2e-5})
+    weight_decay: float = Field(0.05, ge=0)
+    ema: float = Field(0.998, ge=0, lt=1, description="decay of the average of the weights, which is kept")
+    bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
+
+
 class TrainBaseConfig(RunConfig):
     """Train the 2D model of the toybox from nothing: an autoencoder, twice its decoder, a text encoder, the UNet."""
 
@@ -194,6 +210,7 @@ class TrainPriorConfig(RunConfig):
     """Train the multi-view prior of the toybox on from its 2D model, which learns cameras and joined attention."""
 
     start: str = Field(min_length=1, description="the 2D model to begin with: a folder in diffusers format")
+    draft: DraftConfig = DraftConfig()
     training: MultiviewDiffusionConfig = MultiviewDiffusionConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=24_000, gradient_clip_val=1.0, val_check_interval=500)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)

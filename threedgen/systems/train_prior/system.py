@@ -20,7 +20,9 @@ from threedgen.data.toybox.words import vocabulary
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.diffusion import Schedule
+from threedgen.guidance.draft import Draft
 from threedgen.guidance.multiview.joined import CAMERA_DIM
+from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.weights.tokens import token_ids
@@ -55,16 +57,17 @@ def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, imag
     return StableDiffusion(unet, vae, text, tokenizer, schedule(prediction=options.prediction))
 
 
-def multiview_model(base: MVDream) -> MVDream:
-    """The same networks, not copied, around a UNet with a camera branch whose last layer is zero: it begins as
-    ``base``."""
+def multiview_model(base: MVDream, draft: Draft) -> MVDream:
+    """The same networks, not copied, around a UNet that sees a draft and has a camera branch; the weights of both are
+    zero, so it begins as ``base``."""
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}
-    unet: Any = UNet2DConditionModel.from_config(base.unet.config, **camera)
-    unet.load_state_dict(unet.state_dict() | base.unet.state_dict())
+    wide = widened(base.unet, draft.config["latent_channels"])
+    unet: Any = UNet2DConditionModel.from_config(wide.config, **camera)
+    unet.load_state_dict(unet.state_dict() | wide.state_dict())
     with torch.no_grad():
         for parameter in unet.class_embedding.linear_2.parameters():
             parameter.zero_()
-    return MVDream(unet, base.vae, base.text_encoder, base.tokenizer, base.schedule)
+    return MVDream(unet, base.vae, base.text_encoder, base.tokenizer, base.schedule, draft)
 
 
 class DiffusionSystem(AveragedSystem):

@@ -3,7 +3,8 @@
 RUN/autoencoder/    (train-base) checkpoints and pictures of the first stage, autoencoder.safetensors when it is done
 RUN/decoder/        (train-base) the same of the second stage, decoder.safetensors
 RUN/words/          (train-base) checkpoints of the third stage, words.safetensors when it is done
-RUN/latents/        cache of encoded pictures, safe to delete (RUN/objects/: of views of objects)
+RUN/draft/          (train-prior) the same of its first stage, draft.safetensors
+RUN/latents/        cache of encoded pictures, safe to delete (RUN/objects/, typical/: of views of objects)
 RUN/checkpoints/    of the last stage
 RUN/base/, prior/   the averaged weights so far, a diffusers folder
 RUN/samples.png     what they draw
@@ -19,6 +20,7 @@ from torch import nn
 from threedgen.data.bank import LatentBank, Source
 from threedgen.data.toybox.pictures import FourSides, Photographs
 from threedgen.data.toybox.words import train_tokenizer
+from threedgen.guidance.draft import Draft
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.folder import writing
 from threedgen.run.seeding import seed_networks
@@ -26,6 +28,7 @@ from threedgen.train.loop import Status
 from threedgen.train.task import Task, run_task
 
 from . import autoencoder
+from .draft import DraftSystem
 from .options import TrainBaseConfig, TrainPriorConfig
 from .system import DiffusionSystem, base_model, multiview_model
 from .words import WordsSystem, text_encoder
@@ -64,12 +67,13 @@ def train_base(task: Task) -> Status:
 
 
 def train_prior(task: Task) -> Status:
-    """The UNet of a 2D model learns to draw several views at once."""
+    """A first guess from words and camera is learnt, then the UNet of a 2D model learns to draw several views."""
     config: TrainPriorConfig = task.config
     base = StableDiffusion.load(config.start, camera=False)
-    seed_networks(config.seed, "camera")
-    prior = multiview_model(base)
     seed, count = config.seed, config.training.pictures
+    draft = train_draft(task, base)
+    seed_networks(seed, "camera")
+    prior = multiview_model(base, draft)
 
     def bank(name: str, source: Source) -> LatentBank:
         return LatentBank(task.folder / name, source, base.vae, base.image_size, count // source.n_view)
@@ -78,6 +82,21 @@ def train_prior(task: Task) -> Status:
         pictures = bank("latents", Photographs(seed, "train"))
         objects = bank("objects", FourSides(seed, "train", config.training.n_view))
     return task.train(DiffusionSystem(config, prior, pictures, objects), metrics=("loss_3d", "loss_2d"))
+
+
+def train_draft(task: Task, base: StableDiffusion) -> Draft:
+    """The first stage: the average of what was learnt."""
+    config: TrainPriorConfig = task.config
+    o, seed = config.draft, config.seed
+    seed_networks(seed, "draft")
+    channels, side, _ = base.latent_shape
+    draft = Draft(base.text_shape[1], channels, side)
+    source = FourSides(seed, "train", 1, typical=True)
+    with writing(task.folder):
+        bank = LatentBank(task.folder / "typical", source, base.vae, base.image_size, o.pictures)
+    learner = DraftSystem(o, seed, draft, base, bank)
+    task.stage("draft", draft, learner, "draft", lambda: draft.load_state_dict(learner.average.weights()))
+    return draft.requires_grad_(False).eval()
 
 
 run_base = partial(run_task, train_base, result="base", files=("base/model_index.json", "samples.png"))
