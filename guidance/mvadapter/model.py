@@ -54,6 +54,12 @@ class MVAdapter(StableDiffusion):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.coarse is not None:
+            raise ConfigError(
+                "an adapter draws by a 2D model, and these are the weights of a multi-view one; toybox-base is a 2D "
+                "model of the toybox",
+                "weights",
+            )
         self.base_schedule = self.schedule
 
     def with_adapter(self, adapter: str | Path, mv_scale: float = 1.0, ref_scale: float = 1.0, **form: Any) -> Self:

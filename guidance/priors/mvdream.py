@@ -19,11 +19,13 @@ from transformers import CLIPTextModel
 from threedgen.config import ConfigError
 from threedgen.config.errors import in_a_line, short
 from threedgen.guidance import diffusion
+from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.multiview.joined import make_multiview, predict, set_attention
 from threedgen.guidance.options import MVDreamConfig, PriorConfig
 from threedgen.guidance.prior import MultiviewPrior
 from threedgen.guidance.weights import components, ldm, subject_weights, tokens
 from threedgen.run.dtypes import compute_dtype
+from threedgen.run.prompts import without
 
 TRY = 8
 """Latents per side of the picture by which a prior is tried out: at all levels of its UNet there is something left."""
@@ -62,15 +64,16 @@ class MVDream(MultiviewPrior):
         text_encoder: CLIPTextModel,
         tokenizer: Any,
         schedule: diffusion.Schedule | None = None,
+        coarse: CoarsePredictor | None = None,
         image_size: int | None = None,
         dtype: str = "auto",
         device: torch.device | str | None = "cpu",
     ) -> None:
         """device None leaves the networks where they are, for an owner that moves them itself."""
-        components.check_together(unet, vae, text_encoder, tokenizer, self.extra_channels(unet, vae))
+        components.check_together(unet, vae, text_encoder, tokenizer, coarse, self.extra_channels(unet, vae))
         self.unet, self.vae = make_multiview(unet), vae
         self.text_encoder: Any = text_encoder
-        self.tokenizer = tokenizer
+        self.tokenizer, self.coarse = tokenizer, coarse
         self.text_positions = int(text_encoder.config.max_position_embeddings)
         self.schedule = schedule or diffusion.Schedule.scaled_linear()
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per latent and axis
@@ -146,7 +149,7 @@ class MVDream(MultiviewPrior):
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
-        every = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        every = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder, "coarse": self.coarse}
         return {name: network for name, network in every.items() if network is not None}
 
     def release(self) -> None:
@@ -163,7 +166,7 @@ class MVDream(MultiviewPrior):
         from .pipeline import MVDreamPipeline
 
         scheduler = components.scheduler(self.schedule)
-        found = MVDreamPipeline(self.unet, self.vae, self.text_encoder, self.tokenizer, scheduler)
+        found = MVDreamPipeline(self.unet, self.vae, self.text_encoder, self.tokenizer, scheduler, self.coarse)
         found.precision, found.image_size = self.precision, self.image_size
         return found
 
@@ -182,15 +185,26 @@ class MVDream(MultiviewPrior):
 
     @property
     def text_shape(self) -> tuple[int, int]:
-        return self.max_tokens, self.text_encoder.config.hidden_size
+        return self.max_tokens * len(self.readings([""])), self.text_encoder.config.hidden_size
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:
-        """n prompts -> (n, L, D) float32: last hidden state after the final layer norm.
+        """n prompts -> (n, L, D) float32: last hidden state after the final layer norm; of two ``readings`` (n, 2L, D).
 
         What does not fit is cut off (logged as info); ask ``tokens_cut`` and ``unknown_words`` beforehand.
         """
         self.note_cuts(prompts)
+        return torch.cat([self._encode(read) for read in self.readings(prompts)], dim=1)
+
+    def readings(self, prompts: list[str]) -> list[list[str]]:
+        """Lists what the networks read: the prompts; with a coarse predictor and an identifier, also what it reads.
+
+        It was not taught the subject, which the UNet paints over its prediction: it reads them without the identifier.
+        """
+        usual = [[without(prompt, self.identifiers) for prompt in prompts]]
+        return [prompts, *(usual if self.coarse is not None and self.identifiers else [])]
+
+    def _encode(self, prompts: list[str]) -> Tensor:
         ids = tokens.token_ids(self.tokenizer, prompts, self.max_tokens)
         return self.text_encoder(ids.to(self.device)).last_hidden_state.float()
 
@@ -219,8 +233,25 @@ class MVDream(MultiviewPrior):
         image = self.vae.decode(z.to(self.device, self.vae.dtype) / self.scaling_factor).sample
         return (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
-    def predict(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
-        """What the UNet says of latents ``x`` (B,4,h,w): eps or v, as it was trained; otherwise as ``network``."""
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        camera: Tensor | None = None,
+        n_view: int = 1,
+        coarse: Tensor | None = None,
+    ) -> Tensor:
+        """What the UNet says of latents ``x`` (B,4,h,w): eps or v, as it was trained; otherwise as ``network``.
+
+        ``coarse``: latents like ``x`` that take the place of what a coarse predictor says.
+        """
+        if self.coarse is not None:
+            text, usual = text.chunk(2, 1) if text.shape[1] == 2 * self.max_tokens else (text, text)
+            coarse = self.coarse(usual, camera) if coarse is None else coarse
+            if coarse.shape[-2:] != x.shape[-2:]:  # pictures of another size than it was trained at
+                coarse = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
+            x = torch.cat([x, coarse.to(x.dtype)], dim=1)
         return predict(self.unet, x, t, text, camera, n_view)
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:

@@ -21,6 +21,7 @@ from transformers import CLIPTextModel
 
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance import diffusion
+from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.multiview.joined import make_multiview
 from threedgen.run.dtypes import DTYPES
 
@@ -39,7 +40,9 @@ class MVDreamPipeline(DiffusionPipeline):
     text_encoder: Any
     tokenizer: Any
     scheduler: Any
-    model_cpu_offload_seq: Any = "text_encoder->unet->vae"
+    coarse: Any
+    model_cpu_offload_seq: Any = "text_encoder->coarse->unet->vae"
+    _optional_components = ["coarse"]
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
@@ -49,6 +52,7 @@ class MVDreamPipeline(DiffusionPipeline):
         text_encoder: CLIPTextModel,
         tokenizer: Any,
         scheduler: Any,
+        coarse: CoarsePredictor | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -57,6 +61,7 @@ class MVDreamPipeline(DiffusionPipeline):
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             scheduler=scheduler,
+            coarse=coarse,
         )
         self.precision: str | None = None
         """In what the UNet computes, with weights in float32: see MVDreamConfig.dtype. None: as its weights are."""
@@ -78,6 +83,7 @@ class MVDreamPipeline(DiffusionPipeline):
             self.text_encoder,
             self.tokenizer,
             diffusion.Schedule.from_diffusers(self.scheduler.config),
+            self.coarse,
             self.image_size,
             dtype=self.precision or names[self.unet.dtype],
             device=None,

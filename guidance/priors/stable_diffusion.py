@@ -23,9 +23,17 @@ def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") ->
 class StableDiffusion(MVDream):
     """MVDream's networks in 2D mode: whatever is asked, each picture is alone and no camera is given."""
 
-    def predict(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        camera: Tensor | None = None,
+        n_view: int = 1,
+        coarse: Tensor | None = None,
+    ) -> Tensor:
         """As MVDream's, but ``camera`` and ``n_view`` are left out."""
-        return super().predict(x, t, text)
+        return super().predict(x, t, text, coarse=coarse)
 
     @torch.no_grad()
     def encode_views(self, views: Tensor) -> Tensor:

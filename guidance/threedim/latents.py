@@ -1,9 +1,9 @@
 """The second form of a novel-view model: the multi-view prior's own UNet, on its latents.
 
 Its joined attention carries appearance between views already. Two frames are joined; the condition is clean, at time
-step 0, and the target as noisy as it is; the words are empty. Where the
-condition is dropped, it is noise at the last time step, and both cameras are zero. The intrinsics are not used: this
-prior sees directions only.
+step 0, and the target as noisy as it is; the words are empty, and zeros take the place of a coarse prediction. Where
+the condition is dropped, it is noise at the last time step, and both cameras are zero. The intrinsics are not used:
+this prior sees directions only.
 """
 
 from __future__ import annotations
@@ -70,5 +70,5 @@ class LatentPairs(nn.Module):
         camera = camera_vector(poses.flatten(0, 1)) * keep.repeat_interleave(2)[:, None]
         pair = torch.stack([x, z], dim=1).flatten(0, 1)
         words = self.words.expand(len(pair), -1, -1)
-        out = self.prior.predict(pair, t, words, camera, 2)
+        out = self.prior.predict(pair, t, words, camera, 2, torch.zeros_like(pair))
         return out.unflatten(0, (len(x), 2))[:, 1].float()

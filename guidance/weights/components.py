@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
+from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.diffusion import Schedule
 from threedgen.run.folder import write_json
 
@@ -37,6 +38,7 @@ NETWORKS = {
     "text_encoder": Network(
         "text encoder", ("model_type", "clip_text_model"), lambda c: CLIPTextModel(CLIPTextConfig.from_dict(c))
     ),
+    "coarse": Network("coarse predictor", ("_class_name", "CoarsePredictor"), CoarsePredictor.from_config),
 }
 
 
@@ -44,6 +46,7 @@ BOUNDS = {
     ("vae", "scaling_factor"): (1e-4, 1e4),
     ("unet", "sample_size"): (0, 512),
     ("unet", "downsample_padding"): (-1, 8),
+    ("coarse", "size"): (0, 512),
 }
 """Above and at most; what is outside would draw nothing, or more than there is memory."""
 LARGEST = 1e6
@@ -59,6 +62,7 @@ class Components(NamedTuple):
     text_encoder: CLIPTextModel
     tokenizer: Any
     schedule: Schedule
+    coarse: CoarsePredictor | None = None
 
 
 def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Components:
@@ -80,7 +84,8 @@ def load_folder(path: Path, tokenizer: str | None = None) -> Components:
         words = tokens.clip_tokenizer(tokenizer, open_clip=False)
     schedule = read_schedule(path)
     unet, vae, text = (read_network(path, part) for part in loading.PARTS)
-    return Components(unet, vae, text, words, schedule)
+    coarse = read_network(path, "coarse") if (path / "coarse").is_dir() else None
+    return Components(unet, vae, text, words, schedule, coarse)
 
 
 def read_schedule(path: Path) -> Schedule:
@@ -157,15 +162,23 @@ def make(part: str, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> An
     return files.fill(lambda: network.build(config), tensors, network.label)
 
 
-def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, extra: int = 0) -> None:
+def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, coarse: Any = None, extra: int = 0) -> None:
     """Raises ConfigError unless the parts fit each other. extra: channels beside the latents that the UNet takes."""
     features, latents = text_encoder.config.hidden_size, vae.config.latent_channels
     given, per_token = "channels of the VAE's latents", "features per token of the text encoder"
     pairs = [
         (per_token, features, "text features that the UNet takes", unet.config.cross_attention_dim),
         (given, latents, "channels that the UNet gives", unet.config.out_channels),
-        (given, latents, "channels that the UNet takes", unet.config.in_channels - extra),
     ]
+    if coarse is None:
+        pairs += [(given, latents, "channels that the UNet takes", unet.config.in_channels - extra)]
+    else:
+        both = latents + coarse.config.latent_channels
+        pairs += [
+            (f"{given} and the coarse predictor", both, "channels that the UNet takes", unet.config.in_channels),
+            (per_token, features, "text features that the coarse predictor takes", coarse.config.text_width),
+            ("latents per side of the UNet", unet.config.sample_size, "of the coarse predictor", coarse.config.size),
+        ]
     for left, a, right, b in pairs:
         if a != b:
             raise ConfigError(f"the parts of the prior do not fit: {a} {left}, {b} {right}")
@@ -215,7 +228,8 @@ def scheduler(schedule: Schedule) -> Any:
 
 
 def model_index(prior: MVDream) -> dict[str, Any]:
-    """Lets diffusers' own pipelines find the parts."""
+    """Lets diffusers' own pipelines find the parts, and ``MVDreamPipeline`` the coarse predictor."""
+    coarse = {} if prior.coarse is None else {"coarse": [type(prior.coarse).__module__, type(prior.coarse).__name__]}
     return {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": __version__,
@@ -228,4 +242,4 @@ def model_index(prior: MVDream) -> dict[str, Any]:
         "tokenizer": ["transformers", type(prior.tokenizer).__name__],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
-    }
+    } | coarse

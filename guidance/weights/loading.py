@@ -126,7 +126,7 @@ def identify(weights: str, wanted: Parts = PARTS) -> Identity:
     The digest of a folder is that of the lines which sha256sum prints for its files of tensors, part by part.
     """
     path = locate(weights, wanted)
-    files = [path] if path.is_file() else [f for part in wanted for f in tensor_files(path / part)]
+    files = [path] if path.is_file() else [f for part in parts(path, wanted) for f in tensor_files(path / part)]
     return Identity(path, sum(file.stat().st_size for file in files), digest(path, files))
 
 
@@ -230,7 +230,7 @@ def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
         raise absent(repo)
     from huggingface_hub import snapshot_download
 
-    wanted = ["model_index.json", "scheduler/*", "tokenizer/*"]
+    wanted = ["model_index.json", "scheduler/*", "tokenizer/*", "coarse/*"]
     wanted += [f"{part}/config.json" for part in needed]
     for kind in ("safetensors", "bin"):
         files = wanted + [f"{part}/*model*.{kind}*" for part in needed]
@@ -251,7 +251,7 @@ def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
             "train one anew, by the configs train-toybox-base and train-toybox-prior",
             "weights",
         )
-    for part in wanted:
+    for part in parts(path, wanted):
         read_json(path / part / "config.json")
         for file in tensor_files(path / part):
             sniff(file)
@@ -266,6 +266,11 @@ def t5_tokenizer(path: Path) -> Path:
     if not any((path / inside / "tokenizer.json").is_file() for inside in ("tokenizer", ".")):
         require("sentencepiece", "tokenizer: a spiece.model", "put the tokenizer.json of any T5 beside it")
     return path
+
+
+def parts(path: Path, wanted: Parts = PARTS) -> Parts:
+    """Lists the parts of a diffusers folder that hold tensors: a coarse predictor only where there is one."""
+    return (*wanted, "coarse") if (path / "coarse").is_dir() else wanted
 
 
 def tensor_files(part: Path) -> list[Path]:

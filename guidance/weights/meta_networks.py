@@ -68,7 +68,7 @@ def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> Meta
     configs: dict[str, dict[str, Any]] = {}
     tensors: dict[str, dict[str, Tensor]] = {}
     if path.is_dir():
-        for part in wanted:
+        for part in loading.parts(path, wanted):
             configs[part], tensors[part] = components.read_part(path / part)
         if "input_blocks.0.0.weight" in tensors["unet"]:
             configs["unet"] = ldm.unet_config(tensors["unet"])
@@ -80,8 +80,9 @@ def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> Meta
         unet, vae = _build(configs["unet"], configs.get("vae"))
     except Exception as error:  # the config comes from outside: any kind
         raise ConfigError(f"{path}: its config describes no known network ({type(error).__name__})") from None
+    coarse = sum(tensor.numel() for tensor in tensors.get("coarse", {}).values())
     whole = sum(tensor.numel() for part in tensors.values() for tensor in part.values())
-    return MetaNetworks(unet, vae, whole, _kept(unet, vae))
+    return MetaNetworks(unet, vae, whole, _kept(unet, vae) + coarse)
 
 
 def _build(unet: dict[str, Any], vae: dict[str, Any] | None) -> tuple[UNet2DConditionModel, AutoencoderKL | None]:

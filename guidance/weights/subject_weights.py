@@ -7,7 +7,7 @@ DreamBooth (arXiv 2208.12242) binds a subject to a word that means nothing yet, 
     the identifier     one new row of the text encoder's table of tokens, the same for both kinds of tokenizer: a
                        closed vocabulary has no word to spare, and CLIP would spell "[v]" with the tokens of brackets
 
-The text encoder and the VAE stay as they are.
+The text encoder, the VAE and a coarse predictor stay as they are; the latter reads prompts without the identifier.
 
 The file, in safetensors (``NAME``: a parameter of the UNet):
 

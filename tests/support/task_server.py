@@ -88,7 +88,7 @@ TINY_PRIOR = {
     "task": "train-prior",
     "threads": 1,
     "start": "base",
-    "draft": {"max_steps": 4, "batch": 4, "fresh": 2, "first": 8, "pictures": 16, "bf16": False},
+    "coarse": {"max_steps": 4, "batch": 4, "fresh": 2, "first": 8, "pictures": 16, "bf16": False},
     "training": TINY_BASE["training"] | {"n_view": 2, "two_d": 0.5},
     "trainer": TINY_BASE["trainer"],
     "checkpoint": TINY_BASE["checkpoint"],
@@ -151,11 +151,12 @@ def child(
     from threedgen.systems.novel_view.system import PairSystem
     from threedgen.systems.train_mvdiffusion.system import SingleViewSystem, ViewsSystem
     from threedgen.systems.train_prior.autoencoder import AutoencoderSystem, DecoderSystem
+    from threedgen.systems.train_prior.coarse import CoarseSystem
     from threedgen.systems.train_prior.system import DiffusionSystem
     from threedgen.systems.train_prior.words import WordsSystem
 
     now = {"step": -1}
-    toybox = (AutoencoderSystem, DecoderSystem, WordsSystem, DiffusionSystem)
+    toybox = (AutoencoderSystem, DecoderSystem, WordsSystem, CoarseSystem, DiffusionSystem)
     for system in (*toybox, GenerateSystem, PairSystem, DreamBoothSystem, SingleViewSystem, ViewsSystem):
 
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast
 
 from tests.support.script_poses import script_poses
+from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.multiview.joined import multiview_unet
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 
@@ -84,6 +85,18 @@ def letter_tokenizer() -> CLIPTokenizer:
 
 def tiny_prior(**unet: Any) -> MVDream:
     return MVDream(tiny_unet(**unet), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")
+
+
+def tiny_coarse(**options: Any) -> CoarsePredictor:
+    torch.manual_seed(4)
+    small = {"text_width": TEXT_WIDTH, "size": 8, "width": 32, "channels": (8, 8), "blocks": (0, 1)}
+    return CoarsePredictor(**(small | options)).eval()
+
+
+def coarse_prior(coarse: CoarsePredictor | None = None) -> MVDream:
+    """A tiny prior whose UNet sees a coarse prediction."""
+    parts = tiny_unet(in_channels=8, out_channels=4), tiny_vae(), tiny_text_encoder(), word_tokenizer()
+    return MVDream(*parts, coarse=coarse or tiny_coarse(), dtype="fp32")
 
 
 def open_clip_names(encoder: CLIPTextModel) -> dict[str, Tensor]:

@@ -288,3 +288,15 @@ def test_the_splits_are_disjoint() -> None:
     assert not any(held_out(spec) for spec in train) and all(held_out(spec) for spec in hidden)
     combinations = [{(s.noun, s.colour, s.part) for s in specs if s.part} for specs in (train, hidden)]
     assert not combinations[0] & combinations[1] and len(combinations[1]) > 100
+
+
+def test_typical_objects_differ_only_in_what_their_captions_say() -> None:
+    spec = Spec("dog", "blue", "large", "hat", "red")
+    one, other = (build(spec, np.random.default_rng(seed), typical=True) for seed in (1, 2))
+    assert np.array_equal(one.mesh()[0], other.mesh()[0]) and farthest(one) <= RADIUS + 1e-3
+    assert not np.array_equal(example("dog", seed=1).mesh()[0], example("dog", seed=2).mesh()[0])
+    left_open = Spec("dog", "", "large")
+    colours = {build(left_open, np.random.default_rng(k), typical=True).mesh()[2].tobytes() for k in range(12)}
+    assert len(colours) > 3, "a caption without a colour stands for all of them"
+    typical, usual = Toybox(3, typical=True), Toybox(3)
+    assert typical.spec(5) == usual.spec(5) and typical.view != usual.view

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support.tiny_mvadapter import TOYBOX, adapted_model, tiny_model, tiny_prior_config
-from tests.support.tiny_prior import cpu
+from tests.support.tiny_prior import cpu, tiny_coarse, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.config import ConfigError
 from threedgen.config.registry import build
 from threedgen.geometry.rigs import orbit
@@ -99,6 +99,12 @@ def test_a_config_names_it(tmp_path: Path) -> None:
     assert alone.adapted is None and alone.sample(PROMPT, C2W, steps=1).shape == (3, 16, 16, 3)
     with pytest.raises(ConfigError, match="adapter: there is no file"):
         options.model_copy(update={"adapter": "nowhere.safetensors"}).check()
+
+
+def test_a_multiview_base_is_refused() -> None:
+    unet = tiny_unet(in_channels=8, out_channels=4)
+    with pytest.raises(ConfigError, match="weights of a multi-view one; toybox-base"):
+        MVAdapter(unet, tiny_vae(), tiny_text_encoder(), word_tokenizer(), coarse=tiny_coarse())
 
 
 def test_views_it_was_not_trained_for_are_named(caplog: pytest.LogCaptureFixture) -> None:

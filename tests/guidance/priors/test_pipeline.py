@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
 from tests.support.script_poses import script_poses
-from tests.support.tiny_prior import cpu, tiny_prior
+from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
 from threedgen import folder
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.pipeline import MVDreamPipeline
 
 
-@pytest.fixture(scope="module")
-def prior() -> MVDream:
-    return tiny_prior()
+@pytest.fixture(scope="module", params=[tiny_prior, coarse_prior], ids=["plain", "coarse"])
+def prior(request: pytest.FixtureRequest) -> MVDream:
+    """With and without a coarse predictor."""
+    return request.param()
 
 
 def draw(pipeline: MVDreamPipeline, prompt: Any = "a red dog", seed: int = 0, **options: Any) -> np.ndarray:
@@ -35,7 +37,7 @@ def test_it_draws_what_the_prior_draws(prior: MVDream, c2w: Any, prediction: Any
     """Steps that divide 1000, where diffusers' DDIM visits the same timesteps."""
     schedule = type(prior.schedule).scaled_linear(prediction=prediction)
     parts = (prior.unet, prior.vae, prior.text_encoder, prior.tokenizer)
-    other = MVDream(*parts, schedule, dtype="fp32")
+    other = MVDream(*parts, schedule, prior.coarse, dtype="fp32")
     wanted = other.sample("a red dog", c2w, steps=4, guidance_scale=3, negative_prompt="a cat", generator=cpu())
     views = {"c2w": c2w} if c2w is not None else {"n_view": 0}
     found = draw(other.pipeline(), negative_prompt="a cat", **views)
@@ -127,7 +129,8 @@ def test_parts_are_shared_and_may_be_offloaded(prior: MVDream) -> None:
     pipeline = prior.pipeline()
     assert pipeline.unet is prior.unet and pipeline.vae is prior.vae
     networks = {name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-    assert set(pipeline.model_cpu_offload_seq.split("->")) == networks
+    assert set(pipeline.model_cpu_offload_seq.split("->")) - {"coarse"} == networks - {"coarse"}
+    assert ("coarse" in networks) == (prior.coarse is not None)
 
 
 def test_the_embedded_folder_is_a_pipeline() -> None:
@@ -144,18 +147,19 @@ def test_offload_hooks_change_nothing(prior: MVDream) -> None:
     """accelerate's hooks, with the CPU in the place of the GPU; they are set anew after each call."""
     pytest.importorskip("accelerate")
     wanted = draw(prior.pipeline())
-    pipeline = tiny_prior().pipeline()
+    pipeline = coarse_prior().pipeline() if prior.coarse is not None else tiny_prior().pipeline()
     pipeline.enable_model_cpu_offload(device="cpu")
-    assert len(pipeline._all_hooks) == 3
+    assert len(pipeline._all_hooks) == (3 if prior.coarse is None else 4)
     for _ in range(2):
         np.testing.assert_array_equal(draw(pipeline), wanted)
     assert all(hasattr(network, "_hf_hook") for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
 
 
 @pytest.mark.gpu
-def test_offloaded_on_a_gpu() -> None:
-    wanted = draw(tiny_prior().pipeline())
-    pipeline = tiny_prior().pipeline()
+@pytest.mark.parametrize("make", [tiny_prior, coarse_prior])
+def test_offloaded_on_a_gpu(make: Callable[[], MVDream]) -> None:
+    wanted = draw(make().pipeline())
+    pipeline = make().pipeline()
     pipeline.enable_model_cpu_offload()
     np.testing.assert_allclose(draw(pipeline), wanted, atol=1e-2)
     assert pipeline.unet.device.type == "cpu"

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -336,7 +337,10 @@ def test_weights_are_described_by_place_size_and_digest(tmp_path: Path) -> None:
     before = loading.describe(str(folder))
     assert before == f"{folder} (0.00 GB, SHA-256 {hashlib.sha256(''.join(lines).encode()).hexdigest()})"
     (folder / "vae" / "model.safetensors").write_bytes(b"changed")
-    assert loading.describe(str(folder)) != before
+    changed = loading.describe(str(folder))
+    assert changed != before
+    shutil.copytree(folder / "vae", folder / "coarse")
+    assert loading.describe(str(folder)) not in (before, changed), "a coarse predictor belongs to the weights"
     refused(lambda: loading.describe(str(tmp_path / "nowhere")), "weights: there is no file or folder")
 
 

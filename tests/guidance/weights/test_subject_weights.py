@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.tiny_prior import cpu, letter_tokenizer, tiny_prior, tiny_text_encoder, tiny_unet
+from tests.support.script_poses import script_poses
+from tests.support.tiny_prior import coarse_prior, cpu, letter_tokenizer, tiny_prior, tiny_text_encoder, tiny_unet
 from threedgen.config import ConfigError, registry
 from threedgen.guidance.options import MVDreamConfig
-from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.weights import loading, subject_weights, tokens
 from threedgen.guidance.weights.loading import subject_card
 from threedgen.run.prompts import warn_about
@@ -154,6 +155,28 @@ def test_low_rank_terms_are_added(saved: Path) -> None:
     assert torch.allclose(found.unet.get_parameter(name), weight + 0.5 * b @ a, atol=1e-6)
     others = {n: p for n, p in base.unet.named_parameters() if n != name}
     assert all(torch.equal(p, found.unet.get_parameter(n)) for n, p in others.items())
+
+
+def test_the_coarse_predictor_reads_the_prompt_without_the_identifier() -> None:
+    prior = coarse_prior()
+    x, t = torch.randn(4, 4, 8, 8, generator=cpu()), torch.full((4,), 500)
+    seen: list[torch.Tensor] = []
+    prior.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, 4:]))
+
+    def predicted(prompt: str) -> torch.Tensor:
+        with torch.no_grad():
+            text = prior.encode_prompt([prompt]).repeat(4, 1, 1)
+            answer = prior.denoise(x, t, text, camera_vector(script_poses(4)), 4)
+        assert answer.shape == x.shape and text.shape[1:] == prior.text_shape
+        return seen[-1]
+
+    before, other = predicted("a red dog"), predicted("a blue cat")
+    subject_weights.add_word(prior.tokenizer, prior.text_encoder, "[v]", like="dog")
+    assert torch.equal(predicted("a [v] red dog"), before) and torch.equal(predicted("a red dog"), before)
+    assert not torch.equal(before, other)
+    both = prior.encode_prompt(["a [v] dog"])
+    assert both.shape[1] == 2 * prior.max_tokens
+    assert not torch.equal(*both.chunk(2, 1)), "the UNet reads the identifier"
 
 
 def test_a_pipeline_and_a_saved_folder_know_the_identifier(saved: Path) -> None:

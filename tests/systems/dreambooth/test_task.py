@@ -25,7 +25,7 @@ from tests.support.task_server import (
     weights,
     write_config,
 )
-from tests.support.tiny_prior import tiny_prior
+from tests.support.tiny_prior import coarse_prior, tiny_prior
 from tests.support.toy_run import log
 from threedgen import cli, config
 from threedgen.guidance.priors.mvdream import MVDream
@@ -242,19 +242,31 @@ def test_preservation_limits_the_drift(tmp_path: Path, norm: str) -> None:
 
 
 def test_the_loss_falls_and_only_the_unet_and_the_identifier_learn(tmp_path: Path) -> None:
-    prior = tiny_prior()
+    prior = coarse_prior()
     around = {name: {k: v.clone() for k, v in network.state_dict().items()} for name, network in prior.networks.items()}
     system = system_of(tmp_path, prior, "tuning.learning_rate=2e-3", "tuning.augment=0", "tuning.batch=8")
     word = system.word.detach().clone()
     losses = steps(system, 40)
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
     assert not torch.equal(system.word, word)
-    assert_same(dict(prior.vae.state_dict()), around["vae"])
+    for name in ("vae", "coarse"):
+        assert_same(dict(prior.networks[name].state_dict()), around[name])
     table = "embeddings.token_embedding.weight"
     now, before = prior.text_encoder.state_dict(), around["text_encoder"]
     assert all(torch.equal(now[key], before[key]) for key in before if key != table)
     other = [k for k in range(len(before[table])) if k != system.number]
     assert torch.equal(now[table][other], before[table][other])
+
+
+@torch.no_grad()
+def test_the_coarse_prediction_beside_a_photo_is_that_of_its_class_and_of_no_camera(tmp_path: Path) -> None:
+    prior, seen = coarse_prior(), []
+    usual = prior.coarse(prior.encode_prompt(["a dog"]), None)
+    system = system_of(tmp_path, prior)
+    assert torch.allclose(system.text("a [v] dog"), prior.encode_prompt(["a [v] dog"]), atol=1e-6)
+    prior.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, 4:]))
+    system.training_step(0, 0)
+    assert torch.allclose(seen[0], usual.expand_as(seen[0]), atol=1e-5)
 
 
 def test_lora_learns_few_numbers_and_its_file_is_the_tuned_network(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 
 from tests.support.official import NAMES, WIDTHS, Kind, ldm_unet
 from tests.support.task_server import TINY, prior_folder, write_config
-from tests.support.tiny_prior import tiny_prior
+from tests.support.tiny_prior import coarse_prior, tiny_prior
 from threedgen import cli, config
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.systems.generate import plan as module
 from threedgen.systems.generate.plan import vae_bytes
@@ -124,8 +126,9 @@ def test_the_largest_step_is_counted(tmp_path: Path) -> None:
     assert "graph of the UNet" in needed("distillation={name: vsd}") and "graph of the UNet" not in whole
 
 
-def test_parameters_are_counted_without_their_numbers(tmp_path: Path) -> None:
-    prior = tiny_prior()
+@pytest.mark.parametrize("make", [tiny_prior, coarse_prior])
+def test_parameters_are_counted_without_their_numbers(tmp_path: Path, make: Callable[[], MVDream]) -> None:
+    prior = make()
     prior.save(tmp_path / "prior")
     found = meta_networks(str(tmp_path / "prior"))
     assert found.parameters == sum(p.numel() for network in prior.networks.values() for p in network.parameters())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.support.task_server import TINY_THREEDIM, assert_same, finished_run, saved_at, server, weights, write_config
-from tests.support.tiny_prior import tiny_prior
+from tests.support.tiny_prior import tiny_coarse, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from tests.support.tiny_threedim import inputs, tiny_network
 from tests.support.toy_run import log
 from threedgen import config as configs
@@ -268,8 +268,15 @@ def test_training_goes_on_from_a_trained_network_of_the_same_sizes(tmp_path: Pat
         train.build(checked(tmp_path, model=other))
 
 
+def coarse_pairs() -> LatentPairs:
+    """Around a tiny prior with a coarse predictor, as the embedded one has it."""
+    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
+    unet = tiny_unet(in_channels=8, out_channels=4, **camera)
+    return LatentPairs(MVDream(unet, tiny_vae(), tiny_text_encoder(), word_tokenizer(), coarse=tiny_coarse()))
+
+
 def test_the_unet_of_a_prior_is_trained_in_its_latents(tmp_path: Path) -> None:
-    model = LatentPairs(tiny_prior())
+    model = coarse_pairs()
     model.prior.save(tmp_path / "prior")
     before = {name: value.clone() for name, value in MVDream.load(str(tmp_path / "prior")).vae.state_dict().items()}
     config = checked(

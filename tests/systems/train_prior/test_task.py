@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 
 from tests.support.task_server import (
     TINY_BASE,
@@ -30,6 +31,7 @@ from threedgen.config import ConfigError
 from threedgen.data.bank import LatentBank
 from threedgen.data.toybox.pictures import FourSides, Photographs
 from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.metrics import read_summary
@@ -102,6 +104,10 @@ def test_a_run_from_it_leaves_a_prior_of_several_views_behind() -> None:
     c2w = orbit_c2w(torch.full((2,), 0.2), torch.tensor([0.0, 1.5]), torch.full((2,), 2.0))
     pictures = found.sample("a red dog", c2w, steps=1, generator=cpu())
     assert pictures.shape == (2, 32, 32, 3) and torch.isfinite(pictures).all()
+    kept = load_file(prior() / "coarse" / "coarse.safetensors")
+    assert_same(
+        dict(found.coarse.state_dict()), {name: kept[name].half().float() for name in found.coarse.state_dict()}
+    )
     before = StableDiffusion.load(str(base() / "base"), dtype="fp32", camera=False)
     for part in ("vae", "text_encoder"):
         assert_same(dict(getattr(found, part).state_dict()), dict(getattr(before, part).state_dict()))
@@ -112,7 +118,8 @@ def test_a_run_from_it_leaves_a_prior_of_several_views_behind() -> None:
 @unix
 def test_it_begins_as_the_2d_model_whatever_the_camera(tmp_path: Path) -> None:
     found = StableDiffusion.load(str(base() / "base"), dtype="fp32", camera=False)
-    tuned = unets.multiview_model(found)
+    channels, side, _ = found.latent_shape
+    tuned = unets.multiview_model(found, CoarsePredictor(found.text_shape[1], channels, side))
     x, t = torch.randn(2, *found.latent_shape, generator=cpu()), torch.full((2,), 500)
     text, camera = found.encode_prompt(["a red dog"] * 2), torch.randn(2, 16, generator=cpu())
     with torch.no_grad():
@@ -123,6 +130,8 @@ def test_it_begins_as_the_2d_model_whatever_the_camera(tmp_path: Path) -> None:
     system = unets.DiffusionSystem(options, tuned, *banks(tmp_path, tuned.vae))
     system.training_step(0, 0).backward()
     assert tuned.unet.class_embedding.linear_2.weight.grad.abs().max() > 0, "the camera cannot be learnt"
+    assert tuned.unet.conv_in.weight.grad[:, channels:].abs().amax() > 0, "the coarse prediction cannot be used"
+    assert all(p.grad is None for p in tuned.coarse.parameters())
 
 
 def tmp_config(folder: Path) -> Path:
@@ -233,10 +242,11 @@ def test_ctrl_c_in_the_last_stage_saves_the_model_so_far(tmp_path: Path, copy: P
 @unix
 def test_a_killed_tuning_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     words = tuning(tmp_path)
-    pid = server().held(tmp_path, words=words, hold_at=6, hold_in="Diffusion")
-    os.kill(pid, signal.SIGKILL)
-    assert server().wait(pid) == -signal.SIGKILL, log(tmp_path)
-    assert saved_at(tmp_path / "run")
+    for stage, step, folder in (("Coarse", 2, "coarse"), ("Diffusion", 6, ".")):
+        pid = server().held(tmp_path, words=words, hold_at=step, hold_in=stage)
+        os.kill(pid, signal.SIGKILL)
+        assert server().wait(pid) == -signal.SIGKILL, log(tmp_path)
+        assert saved_at(tmp_path / "run" / folder)
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)
     assert_same(weights(tmp_path / "run"), weights(prior()))
 

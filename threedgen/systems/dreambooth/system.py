@@ -116,13 +116,14 @@ class DreamBoothSystem(System):
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
     def text(self, prompt: str) -> Tensor:
-        """(1, L, D), with a gradient to the identifier's row."""
+        """Encodes a prompt as ``prior.encode_prompt`` does, (1, L, D), with a gradient to the identifier's row."""
         prior = self.prior
         table = table_of(prior)
         name = next(name for name, p in prior.text_encoder.named_parameters() if p is table)
         learnt = table.detach().index_copy(0, torch.tensor([self.number], device=table.device), self.word[None])
-        ids = token_ids(prior.tokenizer, [prompt], prior.max_tokens).to(table.device)
-        return functional_call(prior.text_encoder, {name: learnt}, (ids,)).last_hidden_state
+        ids = [token_ids(prior.tokenizer, read, prior.max_tokens).to(table.device) for read in prior.readings([prompt])]
+        read = [functional_call(prior.text_encoder, {name: learnt}, (one,)).last_hidden_state for one in ids]
+        return torch.cat(read, dim=1)
 
     def denoising(self, pictures: Tensor, prompt: str, rng: torch.Generator) -> Tensor:
         """mean |target - UNet(x_t, t, c)|^2 of pictures (B, S, S, 3), each by itself and without a camera."""

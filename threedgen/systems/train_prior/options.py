@@ -172,8 +172,8 @@ class MultiviewDiffusionConfig(DiffusionConfig):
         return self
 
 
-class DraftConfig(Config):
-    """How the first guess of the picture learns, from words and camera alone, before the UNet begins."""
+class CoarseConfig(Config):
+    """How the coarse predictor learns pictures from words and camera alone, before the UNet begins."""
 
     max_steps: int = Field(20_000, ge=1)
     batch: int = Field(128, ge=1, description="pictures in a step, each of another object")
@@ -210,7 +210,7 @@ class TrainPriorConfig(RunConfig):
     """Train the multi-view prior of the toybox on from its 2D model, which learns cameras and joined attention."""
 
     start: str = Field(min_length=1, description="the 2D model to begin with: a folder in diffusers format")
-    draft: DraftConfig = DraftConfig()
+    coarse: CoarseConfig = CoarseConfig()
     training: MultiviewDiffusionConfig = MultiviewDiffusionConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=24_000, gradient_clip_val=1.0, val_check_interval=500)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)

@@ -19,8 +19,8 @@ from threedgen.data.bank import LatentBank
 from threedgen.data.toybox.words import vocabulary
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.diffusion import Schedule
-from threedgen.guidance.draft import Draft
 from threedgen.guidance.multiview.joined import CAMERA_DIM
 from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
@@ -57,17 +57,17 @@ def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, imag
     return StableDiffusion(unet, vae, text, tokenizer, schedule(prediction=options.prediction))
 
 
-def multiview_model(base: MVDream, draft: Draft) -> MVDream:
-    """The same networks, not copied, around a UNet that sees a draft and has a camera branch; the weights of both are
-    zero, so it begins as ``base``."""
+def multiview_model(base: MVDream, coarse: CoarsePredictor) -> MVDream:
+    """Puts the same networks, not copied, around a UNet that sees a coarse prediction and has a camera branch; the
+    weights of both are zero, so it begins as ``base``."""
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}
-    wide = widened(base.unet, draft.config["latent_channels"])
+    wide = widened(base.unet, coarse.config["latent_channels"])
     unet: Any = UNet2DConditionModel.from_config(wide.config, **camera)
     unet.load_state_dict(unet.state_dict() | wide.state_dict())
     with torch.no_grad():
         for parameter in unet.class_embedding.linear_2.parameters():
             parameter.zero_()
-    return MVDream(unet, base.vae, base.text_encoder, base.tokenizer, base.schedule, draft)
+    return MVDream(unet, base.vae, base.text_encoder, base.tokenizer, base.schedule, coarse)
 
 
 class DiffusionSystem(AveragedSystem):

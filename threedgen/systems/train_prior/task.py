@@ -3,7 +3,7 @@
 RUN/autoencoder/    (train-base) checkpoints and pictures of the first stage, autoencoder.safetensors when it is done
 RUN/decoder/        (train-base) the same of the second stage, decoder.safetensors
 RUN/words/          (train-base) checkpoints of the third stage, words.safetensors when it is done
-RUN/draft/          (train-prior) the same of its first stage, draft.safetensors
+RUN/coarse/         (train-prior) the same of its first stage, coarse.safetensors
 RUN/latents/        cache of encoded pictures, safe to delete (RUN/objects/, typical/: of views of objects)
 RUN/checkpoints/    of the last stage
 RUN/base/, prior/   the averaged weights so far, a diffusers folder
@@ -20,7 +20,7 @@ from torch import nn
 from threedgen.data.bank import LatentBank, Source
 from threedgen.data.toybox.pictures import FourSides, Photographs
 from threedgen.data.toybox.words import train_tokenizer
-from threedgen.guidance.draft import Draft
+from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.folder import writing
 from threedgen.run.seeding import seed_networks
@@ -28,7 +28,7 @@ from threedgen.train.loop import Status
 from threedgen.train.task import Task, run_task
 
 from . import autoencoder
-from .draft import DraftSystem
+from .coarse import CoarseSystem
 from .options import TrainBaseConfig, TrainPriorConfig
 from .system import DiffusionSystem, base_model, multiview_model
 from .words import WordsSystem, text_encoder
@@ -67,13 +67,13 @@ def train_base(task: Task) -> Status:
 
 
 def train_prior(task: Task) -> Status:
-    """A first guess from words and camera is learnt, then the UNet of a 2D model learns to draw several views."""
+    """Trains a coarse predictor, then the UNet of a 2D model to draw several views with it."""
     config: TrainPriorConfig = task.config
     base = StableDiffusion.load(config.start, camera=False)
     seed, count = config.seed, config.training.pictures
-    draft = train_draft(task, base)
+    coarse = train_coarse(task, base)
     seed_networks(seed, "camera")
-    prior = multiview_model(base, draft)
+    prior = multiview_model(base, coarse)
 
     def bank(name: str, source: Source) -> LatentBank:
         return LatentBank(task.folder / name, source, base.vae, base.image_size, count // source.n_view)
@@ -84,19 +84,19 @@ def train_prior(task: Task) -> Status:
     return task.train(DiffusionSystem(config, prior, pictures, objects), metrics=("loss_3d", "loss_2d"))
 
 
-def train_draft(task: Task, base: StableDiffusion) -> Draft:
-    """The first stage: the average of what was learnt."""
+def train_coarse(task: Task, base: StableDiffusion) -> CoarsePredictor:
+    """Trains the first stage; returns the average of what was learnt."""
     config: TrainPriorConfig = task.config
-    o, seed = config.draft, config.seed
-    seed_networks(seed, "draft")
+    o, seed = config.coarse, config.seed
+    seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
-    draft = Draft(base.text_shape[1], channels, side)
+    coarse = CoarsePredictor(base.text_shape[1], channels, side)
     source = FourSides(seed, "train", 1, typical=True)
     with writing(task.folder):
         bank = LatentBank(task.folder / "typical", source, base.vae, base.image_size, o.pictures)
-    learner = DraftSystem(o, seed, draft, base, bank)
-    task.stage("draft", draft, learner, "draft", lambda: draft.load_state_dict(learner.average.weights()))
-    return draft.requires_grad_(False).eval()
+    learner = CoarseSystem(o, seed, coarse, base, bank)
+    task.stage("coarse", coarse, learner, "coarse", lambda: coarse.load_state_dict(learner.average.weights()))
+    return coarse.requires_grad_(False).eval()
 
 
 run_base = partial(run_task, train_base, result="base", files=("base/model_index.json", "samples.png"))

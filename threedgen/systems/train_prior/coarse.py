@@ -1,44 +1,46 @@
-"""Learning the first guess of a prior: the latents of what a caption names, seen from a camera.
+"""Trains the coarse predictor of a multi-view prior: the latents of what a caption names, seen from a camera.
 
 It learns from typical objects, one picture of each: luck is noise to it, and a caption seen twice says less than two
-captions. ``guidance/draft.py`` says what it is good for.
+captions. ``guidance/coarse.py`` says why it is there.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from threedgen.data.bank import LatentBank
-from threedgen.guidance.draft import Draft
+from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
 from threedgen.train.system import AveragedSystem
 
-from .options import DraftConfig
+from .options import CoarseConfig
 
 
-class DraftSystem(AveragedSystem):
-    """Trains a draft in place, on the text encoder of ``prior``, which stays as it is. ``bank``: single views."""
+class CoarseSystem(AveragedSystem):
+    """Trains a predictor in place, on the text encoder of ``prior``, which stays as it is. ``bank``: single views."""
 
-    stage = "draft"
+    stage = "coarse predictor"
+    prior: MVDream
 
-    def __init__(self, options: DraftConfig, seed: int, draft: Draft, prior: MVDream, bank: LatentBank) -> None:
+    def __init__(
+        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: MVDream, bank: LatentBank
+    ) -> None:
         super().__init__(options, seed, options.max_steps)
         self.options, self.bank = options, bank
-        self.draft = draft.requires_grad_(True).train()
-        self.keep_average(self.draft, options.ema)
+        self.coarse = coarse.requires_grad_(True).train()
+        self.keep_average(self.coarse, options.ema)
         self.hold(prior=prior)
 
     def setup(self, stage: str) -> None:
-        encoder: nn.Module = self.prior.text_encoder
-        encoder.to(self.device)
+        self.prior.text_encoder.to(self.device)
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, prior, bank = int(batch), self.options, self.prior, self.bank
-        rng = self.numpy_rng(step, "draft")
+        rng = self.numpy_rng(step, "coarse")
         chosen = rng.integers(0, min(bank.count, o.first + step * o.fresh), o.batch)
         captions = [text if rng.random() >= o.no_text else "" for text in bank.captions(chosen)]
         z = bank.latents(chosen)[:, 0].to(self.device)
@@ -47,6 +49,7 @@ class DraftSystem(AveragedSystem):
         with mixed(self.device, o.bf16):
             with torch.no_grad():
                 text = prior.text_encoder(ids).last_hidden_state
-            guess = self.draft(text, camera).float()
-        self.metrics = {"draft": float(F.mse_loss(guess.detach(), z))} if camera is not None else {}
-        return F.mse_loss(guess, z)
+            predicted = self.coarse(text, camera).float()
+        loss = F.mse_loss(predicted, z)
+        self.metrics = {"coarse": float(loss.detach())} if camera is not None else {}
+        return loss
