@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.script_poses import script_poses
-from tests.support.tiny_prior import TEXT_WIDTH, cpu, coarse_prior, output, tiny_coarse, tiny_prior
+from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, cpu, output, tiny_coarse, tiny_prior
 from threedgen.config import ConfigError
 from threedgen.guidance.coarse import directions
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
