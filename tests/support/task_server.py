@@ -151,11 +151,12 @@ def child(
     from threedgen.systems.novel_view.system import PairSystem
     from threedgen.systems.train_mvdiffusion.system import SingleViewSystem, ViewsSystem
     from threedgen.systems.train_prior.autoencoder import AutoencoderSystem, DecoderSystem
+    from threedgen.systems.train_prior.draft import DraftSystem
     from threedgen.systems.train_prior.system import DiffusionSystem
     from threedgen.systems.train_prior.words import WordsSystem
 
     now = {"step": -1}
-    toybox = (AutoencoderSystem, DecoderSystem, WordsSystem, DiffusionSystem)
+    toybox = (AutoencoderSystem, DecoderSystem, WordsSystem, DraftSystem, DiffusionSystem)
     for system in (*toybox, GenerateSystem, PairSystem, DreamBoothSystem, SingleViewSystem, ViewsSystem):
 
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 
 from tests.support.task_server import (
     TINY_BASE,
@@ -30,6 +31,7 @@ from threedgen.config import ConfigError
 from threedgen.data.bank import LatentBank
 from threedgen.data.toybox.pictures import FourSides, Photographs
 from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.draft import Draft
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.metrics import read_summary
@@ -112,7 +114,7 @@ def test_a_run_from_it_leaves_a_prior_of_several_views_behind() -> None:
 @unix
 def test_it_begins_as_the_2d_model_whatever_the_camera(tmp_path: Path) -> None:
     found = StableDiffusion.load(str(base() / "base"), dtype="fp32", camera=False)
-    tuned = unets.multiview_model(found)
+    tuned = unets.multiview_model(found, Draft(found.text_shape[1], *found.latent_shape[:2]))
     x, t = torch.randn(2, *found.latent_shape, generator=cpu()), torch.full((2,), 500)
     text, camera = found.encode_prompt(["a red dog"] * 2), torch.randn(2, 16, generator=cpu())
     with torch.no_grad():
@@ -123,6 +125,16 @@ def test_it_begins_as_the_2d_model_whatever_the_camera(tmp_path: Path) -> None:
     system = unets.DiffusionSystem(options, tuned, *banks(tmp_path, tuned.vae))
     system.training_step(0, 0).backward()
     assert tuned.unet.class_embedding.linear_2.weight.grad.abs().max() > 0, "the camera cannot be learnt"
+    assert tuned.unet.conv_in.weight.grad[:, tuned.latent_shape[0] :].abs().max() > 0, "the draft is not seen"
+
+
+@unix
+def test_the_draft_of_a_run_is_the_average_that_was_learnt() -> None:
+    """It is part of the prior, and says what it thinks of a caption and a camera."""
+    found = MVDream.load(str(prior() / "prior"), dtype="fp32")
+    kept = load_file(prior() / "draft" / "draft.safetensors")
+    for name, value in dict(found.draft.state_dict()).items():
+        torch.testing.assert_close(value, kept[name], atol=2e-3, rtol=1e-3)  # of half precision
 
 
 def tmp_config(folder: Path) -> Path:
