@@ -74,6 +74,6 @@ def look(count: int, size: tuple[int, int], first: float = 0.0, tilt: float = 0.
 def truth(mesh: SceneMesh, at: Cameras, supersample: int = 2) -> Array:
     """Pictures (N,H,W,3) as they are."""
     fine = at.with_size(at.height * supersample, at.width * supersample)
-    found = rasterise_views(mesh.vertices, mesh.faces, fine.c2w.numpy(), fine.K.numpy(), (fine.height, fine.width))
+    found = rasterise_views(mesh.vertices, mesh.faces, fine)
     image = np.where(found.mask[..., None], colour(interpolate(mesh.vertices, mesh.faces, found)), np.float32(0.5))
     return shrink(image, supersample).astype(np.float32)

@@ -1,7 +1,7 @@
 """Triangles to pixels on the CPU (numba): which face a pixel sees, where on the face, and how far away.
 
 One kernel serves cameras and texture space. A vertex comes as P = (x w, y w, w), with (x, y) its place in pixels
-and w its depth along the viewing axis, or 1 in texture space. Corners are snapped to 1/256 pixel, and edges are
+and w its depth along the viewing axis, or 1 for parallel rays and in texture space. Corners are snapped to 1/256 pixel, and edges are
 tested in whole numbers with a rule for pixel centres that lie on them, so two triangles with a common edge leave no
 gap and never claim the same pixel. Barycentrics and depth come from the corners before snapping: with P_i' the
 corners moved so that the pixel is the origin, they are proportional to the areas P_j' x P_k' in the plane, which is
@@ -11,12 +11,16 @@ perspective-correct and needs no division by the depth of a corner (Olano and Gr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.raster_kernels import fill, prepare
 from threedgen.run.arrays import Array
+
+if TYPE_CHECKING:
+    from threedgen.geometry.cameras import Cameras
 
 Size = int | tuple[int, int]
 
@@ -52,20 +56,30 @@ def rasterise(vertices: Array, faces: Array, c2w: Array, fov: Array | float, siz
     focal = 0.5 * height / np.tan(0.5 * np.broadcast_to(np.asarray(fov, np.float64), (len(c2w),)))
     K = focal[:, None, None] * np.diag([1.0, 1.0, 0.0])
     K[:, :, 2] += width / 2, height / 2, 1
-    return rasterise_views(vertices, faces, c2w, K, size, near)
+    return _rasterise(vertices, faces, c2w, K, (height, width), near)
 
 
-def rasterise_views(vertices: Array, faces: Array, c2w: Array, K: Array, size: Size, near: float = 1e-2) -> Buffers:
-    """`rasterise` with intrinsics K (V, 3, 3) as `threedgen.geometry.cameras` has them."""
-    height, width = _pair(size)
+def rasterise_views(vertices: Array, faces: Array, at: Cameras, near: float = 1e-2) -> Buffers:
+    """`rasterise` for any cameras, of parallel rays too."""
+    matrices = at.c2w.numpy(), at.projection.K.numpy()
+    return _rasterise(vertices, faces, *matrices, (at.height, at.width), near, at.projection.parallel)
+
+
+def _rasterise(
+    vertices: Array, faces: Array, c2w: Array, K: Array, size: Size, near: float, parallel: bool = False
+) -> Buffers:
+    """What cameras (V, 4, 4) with K (V, 3, 3) see; see `geometry.cameras.Projection`."""
     poses, K = np.asarray(c2w, np.float64), np.asarray(K, np.float64)
     vertices, faces = checked(vertices, faces, 3)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or near <= 0:
         raise ConfigError(f"rasterising takes c2w (V, 4, 4) and near > 0 (got {poses.shape} and {near})")
-    result = _empty(len(poses), height, width)
+    result = _empty(len(poses), *_pair(size))
     for view, (pose, k) in enumerate(zip(poses, K, strict=True)):
-        plane = (vertices - pose[:3, 3]) @ pose[:3, :3] * (1, -1, -1) @ k.T
-        _view(plane, faces, near, result, view)
+        local = (vertices - pose[:3, 3]) @ pose[:3, :3] * (1, -1, -1)
+        depth = np.ascontiguousarray(local[:, 2])
+        if parallel:
+            local[:, 2] = 1
+        _view(local @ k.T, depth, faces, near, result, view)
     return result
 
 
@@ -82,7 +96,7 @@ def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
     uv, faces = checked(np.asarray(uv).reshape(-1, 2), faces, 2)
     result = _empty(1, height, width)
     plane = np.stack([uv[:, 0] * width, (1 - uv[:, 1]) * height, np.ones(len(uv))], axis=1)
-    _view(plane, faces, 0.0, result, 0)
+    _view(plane, plane[:, 2].copy(), faces, 0.0, result, 0)
     return Buffers(result.face[0], result.bary[0], result.z[0])
 
 
@@ -137,9 +151,9 @@ def _empty(views: int, height: int, width: int) -> Buffers:
     return Buffers(np.full(shape, -1, np.int32), np.zeros((*shape, 3), np.float32), np.full(shape, np.inf, np.float32))
 
 
-def _view(plane: Array, faces: Array, near: float, result: Buffers, view: int) -> None:
-    """One view into its place in `result`; plane (N, 3): the P of the module's text."""
+def _view(plane: Array, depth: Array, faces: Array, near: float, result: Buffers, view: int) -> None:
+    """One view into its place in `result`; plane (N, 3): the P of the module's text, depth (N,)."""
     part, bounds = np.zeros((len(faces), 2, 3, 2), np.int64), np.zeros((len(faces), 2, 4), np.int64)
     _, height, width = result.face.shape
-    prepare(plane, faces, near, height, width, part, bounds)
-    fill(plane, faces, part, bounds, result.face[view], result.bary[view], result.z[view])
+    prepare(plane, depth, faces, near, height, width, part, bounds)
+    fill(plane, depth, faces, part, bounds, result.face[view], result.bary[view], result.z[view])

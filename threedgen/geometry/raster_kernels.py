@@ -23,8 +23,8 @@ def _snap(value):
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def prepare(plane, faces, near, height, width, part, bounds):
-    """Cuts each face at the near plane into at most two triangles `part` (F, 2, 3, 2), snapped and turned so that
+def prepare(plane, depth, faces, near, height, width, part, bounds):
+    """Cuts each face where its depth is `near` into at most two triangles `part` (F, 2, 3, 2), snapped and turned so that
     their inside is positive, with the rows and columns of pixels they may cover, `bounds` (F, 2, 4), last excluded.
     """
     half = SUBPIXELS // 2
@@ -33,17 +33,17 @@ def prepare(plane, faces, near, height, width, part, bounds):
         count = 0
         for k in range(3):
             a, b = faces[f, k], faces[f, (k + 1) % 3]
-            wa, wb = plane[a, 2], plane[b, 2]
-            if wa >= near:
-                corner[count, 0], corner[count, 1] = _snap(plane[a, 0] / wa), _snap(plane[a, 1] / wa)
+            if depth[a] >= near:
+                corner[count, 0], corner[count, 1] = _snap(plane[a, 0] / plane[a, 2]), _snap(plane[a, 1] / plane[a, 2])
                 count += 1
-            if (wa >= near) != (wb >= near):
+            if (depth[a] >= near) != (depth[b] >= near):
                 # from the inner to the outer end, so that the neighbour cuts its edge at the same place
-                i, o = (a, b) if wa >= near else (b, a)
-                t = (plane[i, 2] - near) / (plane[i, 2] - plane[o, 2])
+                i, o = (a, b) if depth[a] >= near else (b, a)
+                t = (depth[i] - near) / (depth[i] - depth[o])
+                w = plane[i, 2] + t * (plane[o, 2] - plane[i, 2])
                 for axis in range(2):
                     cut = plane[i, axis] + t * (plane[o, axis] - plane[i, axis])
-                    corner[count, axis] = _snap(cut / near)
+                    corner[count, axis] = _snap(cut / w)
                 count += 1
         for k in range(count - 2):
             ax, ay = corner[0, 0], corner[0, 1]
@@ -76,7 +76,7 @@ def _edge(px, py, ax, ay, bx, by):
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def fill(plane, faces, part, bounds, face, bary, z):
+def fill(plane, depth, faces, part, bounds, face, bary, z):
     height = face.shape[0]
     half = SUBPIXELS // 2
     for band in prange((height + BAND - 1) // BAND):
@@ -95,14 +95,14 @@ def fill(plane, faces, part, bounds, face, bary, z):
                     e0, e1, e2 = _edge(x, y, ax, ay, bx, by), _edge(x, y, bx, by, cx, cy), _edge(x, y, cx, cy, ax, ay)
                     for i in range(bounds[f, k, 2], bounds[f, k, 3]):
                         if e0 >= 0 and e1 >= 0 and e2 >= 0:
-                            _shade(plane, faces[f], f, i, j, face, bary, z)
+                            _shade(plane, depth, faces[f], f, i, j, face, bary, z)
                         e0 -= (by - ay) * SUBPIXELS
                         e1 -= (cy - by) * SUBPIXELS
                         e2 -= (ay - cy) * SUBPIXELS
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _shade(plane, corners, f, i, j, face, bary, z):
+def _shade(plane, depth, corners, f, i, j, face, bary, z):
     """Pixel (i, j), covered by face f, if nothing before it is as near."""
     x, y = i + 0.5, j + 0.5
     a, b, c = corners[0], corners[1], corners[2]
@@ -117,7 +117,7 @@ def _shade(plane, corners, f, i, j, face, bary, z):
     if not total > 0:
         e0, e1, e2, total = 1.0, 1.0, 1.0, 3.0
     e0, e1, e2 = e0 / total, e1 / total, e2 / total
-    depth = np.float32(e0 * plane[a, 2] + e1 * plane[b, 2] + e2 * plane[c, 2])
-    if depth < z[j, i]:
-        z[j, i], face[j, i] = depth, f
+    far = np.float32(e0 * depth[a] + e1 * depth[b] + e2 * depth[c])
+    if far < z[j, i]:
+        z[j, i], face[j, i] = far, f
         bary[j, i, 0], bary[j, i, 1], bary[j, i, 2] = e0, e1, e2

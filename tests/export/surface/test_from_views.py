@@ -54,14 +54,14 @@ def test_what_is_behind_something_is_not_painted() -> None:
     at = box_room.look(1, (64, 64))
     c2w = torch.tensor([[0.0, 0, 1, 3], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])[None]  # at x = 3, looking along -x
     at = Cameras(c2w, at.projection, 64, 64)
-    found = rasterise_views(room.vertices, room.faces, c2w.numpy(), at.K.numpy(), (64, 64)).face
+    found = rasterise_views(room.vertices, room.faces, at).face
     images = np.where(((found == 0) | (found == 1))[..., None], [0, 1, 0], [1, 0, 0]).astype(np.float32)
     textured = texture_from_views(mesh, 128, at, images)
     side = at.c2w.clone()
     side[0, :3, 3] = torch.tensor([3.0, 2.5, 0])
     again = render(mesh, textured.texture, Cameras(side, at.projection, 64, 64))[0]
     green = again[..., 1] > 0.5
-    face = rasterise_views(room.vertices, room.faces, side.numpy(), at.K.numpy(), (64, 64)).face[0]
+    face = rasterise_views(room.vertices, room.faces, Cameras(side, at.projection, 64, 64)).face[0]
     assert (green == ((face == 0) | (face == 1))).mean() > 0.97
 
 

@@ -37,11 +37,7 @@ class Shots:
 
 def depth_of_mesh(scene: SceneMesh, at: Cameras) -> Tensor:
     """Depth (N,H,W) of a mesh, 0 where there is none."""
-    z = [
-        rasterise_views(scene.vertices, scene.faces, one.c2w.numpy(), one.K.numpy(), (at.height, at.width)).z
-        for one in (at.select([n]) for n in range(len(at)))
-    ]
-    depth = np.concatenate(z)
+    depth = np.concatenate([rasterise_views(scene.vertices, scene.faces, at.select([n])).z for n in range(len(at))])
     return torch.from_numpy(np.where(np.isfinite(depth), depth, 0).astype(np.float32))
 
 

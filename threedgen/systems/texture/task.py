@@ -23,6 +23,7 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.export.files.check import Expected, check_glb
 from threedgen.export.files.glb import textured_glb_bytes
+from threedgen.export.surface.blend import SCENE
 from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.cameras_file import CAMERAS, write_cameras
@@ -155,7 +156,8 @@ def texture_mesh(
     config: TextureConfig = task.config
     mesh, how = with_uv(scene, config.texture, config.uv)
     with Count("texturing", 2 * len(at), task.quiet) as count:
-        textured = texture_from_views(mesh, config.texture, at, frames, config.tolerance, lambda: count.add(1))
+        trust = replace(SCENE, error=config.tolerance)
+        textured = texture_from_views(mesh, config.texture, at, frames, trust, on_view=lambda: count.add(1))
     image = to_uint8(textured.texture)
     write_png(task.folder / "texture.png", image)
     extras = {"prompt": config.prompt, "seed": config.seed, "triangles": len(mesh.faces)}
