@@ -76,7 +76,7 @@ def convert_adapter(
     card = card or {}
     ours = {name: tensor.float() for name, tensor in tensors.items() if OURS.match(name)}
     branches: list[Branch] = [branch for branch in ("mv", "ref") if any(f"_{branch}." in name for name in ours)]
-    if not branches:
+    if not branches and not card:  # one of ours may have a guider alone
         raise ConfigError(
             "these weights have no attention of MV-Adapter ('to_q_mv'): they are not an adapter", "adapter"
         )
