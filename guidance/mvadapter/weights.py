@@ -100,7 +100,7 @@ def _check_base(ours: Mapping[str, Tensor], unet: UNet2DConditionModel, card: Ma
     names = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn1.processor")]
     here = {name: len(unet.get_parameter(f"{name}.to_q.weight")) for name in names}
     there = {match[1]: len(ours[match[0]]) for match in map(QUERY.fullmatch, ours) if match}
-    if here != there:
+    if there and here != there:
         raise ConfigError(
             f"the adapter was trained on another base: it is for {_told(there)}, this one has {_told(here)}", "adapter"
         )

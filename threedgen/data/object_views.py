@@ -48,9 +48,8 @@ class ObjectViews(ABC):
 
     def describe(self) -> str:
         """What decides the pictures, in a line."""
-        return (
-            f"{type(self).__name__}, sides of {self.control}, picture {self.reference}, seed {self.seed}, {self.split}"
-        )
+        kind = f"{type(self).__name__}, {self.control}, picture {self.reference}"
+        return f"{kind}, seed {self.seed}, {self.split}"
 
     @abstractmethod
     def caption(self, index: int) -> str: ...

@@ -133,9 +133,8 @@ class MeshFolderConfig(_Folder):
         told = {} if self.captions is None else _captions(Path(self.captions).expanduser())
         for name in told.keys() - set(files):
             guess = did_you_mean(nearest(name, files))
-            raise ConfigError(
-                f"there is a caption for {short(name)}, and no such mesh in {self.path!r}{guess}", "captions"
-            )
+            said = f"there is a caption for {short(name)}, and no such mesh in {self.path!r}{guess}"
+            raise ConfigError(said, "captions")
         return {name: told.get(name) or _words(Path(name).stem) for name in files}
 
     def check(self) -> None:

@@ -98,7 +98,8 @@ class TrainMVAdapterConfig(RunConfig):
             raise ValueError(f"branches {list(self.branches)} should each be named once")
         if "ref" not in self.branches and (o.no_image is not None or o.no_both is not None):
             raise ValueError(
-                "training.no_image and training.no_both are for pictures, which branches without ref never see"
+                f"training.no_image and no_both leave out pictures, which branches {list(self.branches)} never see; add "
+                "ref, or leave them"
             )
         if self.tokens == "rowcol" and self.control != "geometry":
             raise ValueError("layout rowcol is of the six sides of a mesh, control=geometry; of rays take row or full")

@@ -57,8 +57,8 @@ def load_base(config: TrainMVAdapterConfig) -> MVAdapter:
         model = MVAdapter.load(config.start, dtype=dtype, image_size=config.image_size, camera=False)
     if model.unet.class_embedding is not None:
         raise ConfigError(
-            f"{config.start!r} is a multi-view model, which takes cameras itself; an adapter is for a 2D model, such as "
-            "RUN/base of config train-toybox-base",
+            f"{config.start!r} is a multi-view model, which takes cameras itself; an adapter is for a 2D model, such as"
+            " RUN/base of config train-toybox-base",
             "start",
         )
     return model
