@@ -98,8 +98,8 @@ class TrainMVAdapterConfig(RunConfig):
             raise ValueError(f"branches {list(self.branches)} should each be named once")
         if "ref" not in self.branches and (o.no_image is not None or o.no_both is not None):
             raise ValueError(
-                f"training.no_image and no_both leave out pictures, which branches {list(self.branches)} never see; add "
-                "ref, or leave them"
+                f"training.no_image and no_both leave out pictures, at which branches {list(self.branches)} never look;"
+                " add ref, or leave them out"
             )
         if self.tokens == "rowcol" and self.control != "geometry":
             raise ValueError("layout rowcol is of the six sides of a mesh, control=geometry; of rays take row or full")
