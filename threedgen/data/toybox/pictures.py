@@ -121,16 +121,14 @@ class ToyboxObjects(ObjectViews):
         return asset.moved((low + high) / 2, 2 * HALF / float((high - low).max()))
 
     def photograph(self, index: int, at: Cameras) -> np.ndarray:
-        return self.render(index, at).rgb
+        return self.render(index, at, supersample=2).rgb
 
     def surface(self, index: int, at: Cameras) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        seen = self.render(index, at, truth=True)
+        seen = self.render(index, at, supersample=0, truth=True)
         depth = torch.from_numpy(np.where(seen.mask, seen.depth, 0))
         return at.unproject(depth).numpy(), seen.normal, seen.mask
 
-    def render(self, index: int, at: Cameras, truth: bool = False) -> Picture:
-        """``truth``: coarser, for the sake of the surface."""
-        half = 0.5 * at.height / at.projection.K[:, 1, 1].numpy()
-        which, fine = np.zeros(len(at), np.int64), 1 if truth else 2
-        c2w = at.c2w.numpy()
-        return render([self.asset(index)], which, c2w, half, at.height, PAPER, fine, truth, parallel=True)
+    def render(self, index: int, at: Cameras, supersample: int, truth: bool = False) -> Picture:
+        half, which = 0.5 * at.height / at.projection.K[:, 1, 1].numpy(), np.zeros(len(at), np.int64)
+        way = (at.height, PAPER, supersample, truth)
+        return render([self.asset(index)], which, at.c2w.numpy(), half, *way, parallel=True)

@@ -49,6 +49,7 @@ def render(
 
     ``lamp``: (V, 3) points that light comes from, for rooms.  ``panorama``: equirectangular pictures (size, 2 size) in
     place of square perspective ones, what the camera looks at in their middle; ``fov`` then means nothing.
+    ``supersample``: rays along each side of a pixel, 0 where only the truth is wanted (rgb is then black).
     ``parallel``: rays along the viewing axis; ``fov`` is then half the height that is seen, in world units.
     """
     arrays = [asset.arrays() for asset in assets]
@@ -282,6 +283,5 @@ def _render(
                     r += grey[v]
                     g += grey[v]
                     b += grey[v]
-            rgb[v, j, i, 0] = r / (ss * ss)
-            rgb[v, j, i, 1] = g / (ss * ss)
-            rgb[v, j, i, 2] = b / (ss * ss)
+            rays = max(1, ss * ss)
+            rgb[v, j, i, 0], rgb[v, j, i, 1], rgb[v, j, i, 2] = r / rays, g / rays, b / rays
