@@ -3,9 +3,9 @@
 An entry has the views of all sides, by parallel rays on grey, and behind them, if it is asked for, a picture of the
 object from somewhere near its front, framed as users' pictures are.
 
-Maps of geometry are rendered whenever they are wanted: six sides of 128 pixels take a core some 20 ms, of the second that
-a step of eight objects takes, while to keep them in bytes would take 590 kB for each object, twenty times as much as
-the latents of its pictures.
+Maps of geometry are rendered whenever they are wanted: six sides of 128 pixels take a core some 20 ms, of the second
+that a step of eight objects takes, while to keep them in bytes would take 590 kB for each object, twenty times as much
+as the latents of its pictures.
 """
 
 from __future__ import annotations
