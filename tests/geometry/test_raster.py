@@ -14,8 +14,9 @@ from scipy.spatial import Delaunay
 
 from benchmarks.mesh_render import render
 from threedgen.config.errors import ConfigError
-from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.raster import Buffers, interpolate, rasterise, rasterise_uv, unit
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.poses import orbit_c2w
+from threedgen.geometry.raster import Buffers, interpolate, rasterise, rasterise_uv, rasterise_views, unit
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.texture import fill, sample, scatter
 
@@ -366,3 +367,38 @@ def test_supersampling_is_the_mean_of_a_finer_picture():
     assert np.allclose(small.alpha, fine.alpha.reshape(2, 24, 4, 24, 4).mean((2, 4)), atol=1e-6)
     assert small.rgb[0, 0, 0] == pytest.approx([0.1, 0.2, 0.3]) and small.alpha[0, 0, 0] == 0
     assert ((small.alpha > 0) & (small.alpha < 1)).any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    steep=st.floats(-1.5, 1.5),
+    turn=st.floats(0, 6.2),
+    half=st.floats(0.3, 2),
+    width=st.integers(5, 40),
+    near=st.booleans(),
+)
+def test_a_pixel_of_parallel_rays_sees_what_its_ray_meets(
+    steep: float, turn: float, half: float, width: int, near: bool
+) -> None:
+    """Places in the pixels lie on the rays of ``Cameras``, half a pixel included, as far away as the depth says; and
+    ``project`` brings them back to the middle of their pixels. What is before the camera's plane is cut off."""
+    mesh = sphere(1, 0.7)
+    vertices, faces = np.asarray(mesh[0]), np.asarray(mesh[1])
+    one = torch.ones(1)
+    at = Cameras(
+        orbit_c2w(steep * one, turn * one, (0.1 if near else 2.0) * one),
+        Projection.orthographic(half * one, 24, width),
+        24,
+        width,
+    )
+    found = rasterise_views(vertices, faces, at)
+    origins, directions = at.rays()
+    places, mask = interpolate(vertices, faces, found), found.mask
+    met = (origins + directions * torch.from_numpy(found.z)[..., None]).numpy()
+    np.testing.assert_allclose(places[mask], met[mask], atol=2e-2 if near else 5e-3)
+    assert found.z.min() >= 1e-2 - 1e-6
+    pixels, depth = at.project(torch.from_numpy(places[mask]))
+    rows, columns = np.nonzero(mask[0])
+    expected = np.stack([columns, rows], 1) + 0.5
+    np.testing.assert_allclose(pixels[0].numpy(), expected, atol=0.02)
+    np.testing.assert_allclose(depth[0].numpy(), found.z[mask], atol=1e-5)

@@ -49,6 +49,7 @@ task  janus-benchmark    evaluation.janus.benchmark:run          evaluation.janu
 task  train-threedim     systems.novel_view.task:run             systems.novel_view.options:TrainThreeDiMConfig
 task  image-to-3d        systems.novel_view.image_to_3d:run      systems.novel_view.options:ImageTo3DConfig
 task  texture            systems.texture.task:run              systems.texture.options:TextureConfig
+task  texture-object     systems.texture_object.task:run         systems.texture_object.options:TextureObjectConfig
 task  report             viewer.report:run                       viewer.options:ReportConfig
 task  gallery            viewer.gallery:run                      viewer.options:GalleryConfig
 task  export             export.task:run                         export.options:ExportConfig

@@ -1,11 +1,11 @@
 """Triangles to pixels on the CPU (numba): which face a pixel sees, where on the face, and how far away.
 
 One kernel serves cameras and texture space. A vertex comes as P = (x w, y w, w), with (x, y) its place in pixels
-and w its depth along the viewing axis, or 1 for parallel rays and in texture space. Corners are snapped to 1/256 pixel, and edges are
-tested in whole numbers with a rule for pixel centres that lie on them, so two triangles with a common edge leave no
-gap and never claim the same pixel. Barycentrics and depth come from the corners before snapping: with P_i' the
-corners moved so that the pixel is the origin, they are proportional to the areas P_j' x P_k' in the plane, which is
-perspective-correct and needs no division by the depth of a corner (Olano and Greer 1997).
+and w its depth along the viewing axis, or 1 for parallel rays and in texture space. Corners are snapped to 1/256
+pixel, and edges are tested in whole numbers with a rule for pixel centres that lie on them, so two triangles with a
+common edge leave no gap and never claim the same pixel. Barycentrics and depth come from the corners before snapping:
+with P_i' the corners moved so that the pixel is the origin, they are proportional to the areas P_j' x P_k' in the
+plane, which is perspective-correct and needs no division by the depth of a corner (Olano and Greer 1997).
 """
 
 from __future__ import annotations

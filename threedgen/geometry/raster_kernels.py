@@ -24,8 +24,9 @@ def _snap(value):
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def prepare(plane, depth, faces, near, height, width, part, bounds):
-    """Cuts each face where its depth is `near` into at most two triangles `part` (F, 2, 3, 2), snapped and turned so that
-    their inside is positive, with the rows and columns of pixels they may cover, `bounds` (F, 2, 4), last excluded.
+    """Cuts each face where its depth is `near` into at most two triangles `part` (F, 2, 3, 2), snapped and turned so
+    that their inside is positive, with the rows and columns of pixels they may cover, `bounds` (F, 2, 4), the last
+    excluded.
     """
     half = SUBPIXELS // 2
     for f in prange(faces.shape[0]):

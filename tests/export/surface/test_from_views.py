@@ -5,16 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import trimesh
 
 from tests.support import box_room
 from threedgen.config import ConfigError
 from threedgen.export.files.check import Expected, check_glb
 from threedgen.export.files.glb import textured_glb_bytes
+from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.surface.blend import OBJECT
 from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import png, psnr, to_uint8
 from threedgen.geometry.raster import rasterise_views
+from threedgen.geometry.rigs import orbit
 from threedgen.systems.texture.scene import SceneMesh, with_uv
+from threedgen.systems.texture_object.mesh import six_sides
 
 SIZE = (48, 64)
 
@@ -72,3 +77,43 @@ def test_pictures_of_something_else() -> None:
     c2w[:, 2, 3] += 1000
     with pytest.raises(ConfigError, match="no picture shows"):
         texture_from_views(mesh, 64, Cameras(c2w, away.projection, *SIZE), np.zeros((2, *SIZE, 3), np.float32))
+
+
+def ball(subdivisions: int = 3) -> SceneMesh:
+    """A ball with a bump before it, largest coordinate 0.5."""
+    parts = [trimesh.creation.icosphere(subdivisions, 0.4), trimesh.creation.icosphere(subdivisions, 0.15)]
+    parts[1].apply_translation([0.35, 0, 0])
+    whole = trimesh.util.concatenate(parts)
+    return SceneMesh(np.asarray(whole.vertices, np.float32), np.asarray(whole.faces))
+
+
+def test_six_sides_give_back_the_colours_of_a_thing() -> None:
+    thing, at = ball(), six_sides(128)
+    mesh, _ = with_uv(thing, 256)
+    views = box_room.truth(thing, at)
+    made = texture_from_views(mesh, 256, at, views, OBJECT)
+    again = render(mesh, made.texture, at)
+    there = rasterise_views(mesh.vertices, mesh.faces, at).mask
+    assert made.share > 0.7 and psnr(views[there], again[there]) > 32
+    new = orbit(4, 0.5, 2.2, 0.7, 128, 128, azimuth=0.4)
+    found = [psnr(*pair) for pair in zip(box_room.truth(thing, new), render(mesh, made.texture, new), strict=True)]
+    assert min(found) > 30, found
+    # faces that look inwards, and one view after the others over what is there
+    turned = TexturedMesh(mesh.vertices, mesh.faces[:, ::-1], -mesh.normals, mesh.uv, mesh.tangents)
+    inwards = texture_from_views(turned, 256, at, views, OBJECT)
+    assert psnr(inwards.texture[inwards.seen], made.texture[inwards.seen]) > 40
+    first = texture_from_views(mesh, 256, at.select([0]), views[:1], OBJECT)
+    both = texture_from_views(mesh, 256, at.select([2]), views[2:3], OBJECT, over=first)
+    assert both.share > first.share + 0.1 and (both.seen >= first.seen).all()
+    only = first.seen & (np.abs(both.texture - first.texture).max(-1) == 0)
+    assert only.sum() > 0.9 * first.seen.sum()
+
+
+def test_masks_take_pixels_away() -> None:
+    thing, at = ball(2), six_sides(64)
+    mesh, _ = with_uv(thing, 128)
+    masks = np.ones((6, 64, 64), np.float32)
+    masks[:, :, :32] = 0
+    views = np.where(masks[..., None] > 0, box_room.truth(thing, at), 0)
+    made = texture_from_views(mesh, 128, at, views, OBJECT, masks=masks)
+    assert made.texture[made.seen].max(-1).min() > 0.05

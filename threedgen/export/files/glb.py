@@ -88,10 +88,12 @@ def textured_glb_bytes(
     name: str = "mesh",
     gltf_extras: dict[str, Any] | None = None,
     scene: bool = False,
+    open_surface: bool = False,
 ) -> bytes:
     """A file with textures inside. pngs: the files of Maps.uint8() by their names, base_colour at least.
 
-    scene: its light is in its colours already (KHR_materials_unlit), and its faces are seen from both sides.
+    scene: its light is in its colours already (KHR_materials_unlit), and its faces are seen from both sides, as those
+    of an open surface are.
     """
     buffer = _Buffer()
     tangents = np.column_stack([to_gltf_axes(mesh.tangents[:, :3]), mesh.tangents[:, 3]])
@@ -106,8 +108,10 @@ def textured_glb_bytes(
     views = [buffer.blob(data) for data in pngs.values()]
     material = _material(name, {kind: number for number, kind in enumerate(pngs)})
     unlit: dict[str, list[Any]] = {}
+    if scene or open_surface:
+        material["doubleSided"] = True
     if scene:
-        material |= {"doubleSided": True, "extensions": {UNLIT: {}}}
+        material["extensions"] = {UNLIT: {}}
         unlit = {"extensionsUsed": [UNLIT]}
     return _pack(
         buffer,

@@ -30,6 +30,8 @@ class Trust:
     """Factor on the weight of a texel beside an edge; 0: it is not believed."""
     margin: int = 1
     """Pixels from an edge that are beside it."""
+    feather: float = 0.0
+    """Share of the picture's height over which the weight grows from there to what it is."""
     power: float = 4.0
     """Of the cosine, in its weight."""
     window: bool = True
@@ -49,8 +51,9 @@ class Trust:
 
 SCENE = Trust()
 """For views in a scene, near and far: the nearest and straightest decides."""
-OBJECT = Trust(error=1e-3, cosine=0.2, jump=0.1, beside_edge=0.0, margin=2, power=3.0, window=False)
-"""For views from around an object whose largest coordinate is 0.5; the reference's limits."""
+OBJECT = Trust(error=1e-3, cosine=0.2, jump=0.1, beside_edge=0.0, margin=2, feather=0.03, power=3.0, window=False)
+"""For views from around an object whose largest coordinate is 0.5: the reference's limits. The feather is not its:
+without one, pictures that do not quite agree leave a line where one of them ends."""
 
 
 class Mean:

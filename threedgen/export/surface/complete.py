@@ -20,8 +20,10 @@ KNOWN, NODES = 200_000, 30_000
 ASIDE = 0.2
 """How far away a texel of the same place is that faces the other way, as a share of the mesh's longest side."""
 NEIGHBOURS = 8
+ANCHORS, ROUGHLY = 20_000, 0.5
+"""Known texels that the nearest is looked for among, where it may be far, and how much farther the one found may be."""
 WEAK = 1e-3
-"""Of the link of each texel to the nearest that is known, beside those to its neighbours: no texel is without any."""
+"""Of the link of each texel to a near one that is known, beside those to its neighbours: no texel is without any."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ def _solve(known: Array, colours: Array, nodes: Array) -> Array:
     links = sparse.csr_matrix((weight * (near.ravel() != rows), (rows, near.ravel())), (count, len(all_places)))
     inner, outer = links[:, :count], links[:, count:]
     inner = inner.maximum(inner.T)
-    nearest = cKDTree(known).query(nodes)[1]
+    anchors = _some(np.arange(len(known)), ANCHORS)
+    nearest = anchors[cKDTree(known[anchors]).query(nodes, eps=ROUGHLY)[1]]
     total = np.asarray(inner.sum(1)).ravel() + np.asarray(outer.sum(1)).ravel()
     weak = WEAK * np.maximum(total, 1e-20)
     matrix = sparse.diags(total + weak) - inner
     right = outer @ colours + weak[:, None] * colours[nearest]
     start, jacobi = colours[nearest], sparse.diags(1 / (total + weak))
-    solved = [cg(matrix, right[:, c], x0=start[:, c], rtol=1e-4, maxiter=500, M=jacobi)[0] for c in range(right.shape[1])]
-    low, high = colours.min(0), colours.max(0)
-    return np.clip(np.stack(solved, 1), low, high).astype(np.float32)
+    solved = [
+        cg(matrix, right[:, c], x0=start[:, c], rtol=1e-4, maxiter=500, M=jacobi)[0] for c in range(right.shape[1])
+    ]
+    return np.clip(np.stack(solved, 1), colours.min(0), colours.max(0)).astype(np.float32)

@@ -164,10 +164,13 @@ def _weights(
     column, row = (pixels * fine).astype(np.int32).clip(0, np.array(depth.shape[::-1]) - 1).T
     farthest = _farthest(depth, trust.jump, at.projection.parallel)[row, column]
     error = local[:, 2] - farthest if at.projection.parallel else local[:, 2] / np.maximum(farthest, 1e-9) - 1
-    jump = _jumps(depth, fine * trust.margin, at.projection.parallel)[row, column]
+    jumps = _jumps(depth, fine * trust.margin, at.projection.parallel)
+    jump = jumps[row, column]
     seen = trust.valid(error, straight, jump)
     weight = trust.weight(np.maximum(smooth, trust.cosine) * near, seen, view_weight)
     weight = weight * np.where(jump < trust.jump, 1.0, trust.beside_edge)
+    if trust.feather:
+        weight = weight * _feathered(jumps < trust.jump, trust.feather * depth.shape[0])[row, column]
     if trust.window:
         weight = weight * np.maximum(1 - np.abs(2 * pixels / size - 1), AT_BORDER).prod(1)
     seen = weight > 0
@@ -200,14 +203,20 @@ def _jumps(depth: Array, reach: int, parallel: bool) -> Array:
     return found
 
 
+def _feathered(clear: Array, reach: float) -> Array:
+    """For each pixel that is clear how far it is from those that are not, as a share of ``reach`` pixels, at most 1."""
+    ramp: Array = np.clip(ndimage.distance_transform_edt(clear) / reach, AT_BORDER, 1) if not clear.all() else clear
+    return ramp
+
+
 def render(mesh: TexturedMesh, texture: Array, at: Cameras, supersample: int = 2, background: float = 0.5) -> Array:
-    """Pictures (N,H,W,3) in [0,1] of a mesh with a texture (H,W,3), unlit, both sides of its faces."""
+    """Pictures (N,H,W,C) in [0,1] of a mesh with a texture (H,W,C), unlit, both sides of its faces."""
     size, pictures = (at.height * supersample, at.width * supersample), list[Array]()
     fine = at.with_size(*size)
     for n in range(len(fine)):
         one = fine.select([n])
         found = rasterise_views(mesh.vertices, mesh.faces, one)
-        image = np.full((*size, 3), background, np.float32)
+        image = np.full((*size, texture.shape[-1]), background, np.float32)
         uv = interpolate(mesh.uv, mesh.faces, found)[0]
         image[found.mask[0]] = sample(texture, uv[found.mask[0]])
         pictures.append(shrink(image[None], supersample)[0])

@@ -80,10 +80,7 @@ class TextureConfig(RunConfig):
     def _fit(self) -> TextureConfig:
         if self.shared >= self.views:
             raise ValueError(f"shared {self.shared} should be less than views {self.views}; try {self.views // 3}")
-        if self.texture & (self.texture - 1):
-            raise ValueError(
-                f"texture {self.texture} should be a power of two; try {1 << self.texture.bit_length() - 1}"
-            )
+        power_of_two(self.texture)
         if self.prompt and self.prompts:
             raise ValueError("prompt and prompts cannot both be given: one text for all frames, or a line for each")
         if self.scannet is not None and self.path != AUTO:
@@ -94,7 +91,7 @@ class TextureConfig(RunConfig):
         if self.mesh is None and self.scannet is None:
             raise ConfigError("there is none: give a scene, mesh=room.glb, or scannet=FOLDER", "mesh")
         if self.mesh is not None:
-            self._check_mesh(user_path(self.mesh, "mesh"))
+            check_mesh(user_path(self.mesh, "mesh"))
         if self.scannet is not None and not (user_path(self.scannet, "scannet") / "depth").is_dir():
             raise ConfigError(f"should be the folder of one scene, with depth/ in it (got {self.scannet!r})", "scannet")
         if self.path != AUTO:
@@ -105,11 +102,19 @@ class TextureConfig(RunConfig):
             tidy(self.prompt)
         super().check()
 
-    def _check_mesh(self, path: Path) -> None:
-        if path.suffix.lower() not in MESHES:
-            raise ConfigError(f"should be a file of one of the kinds {', '.join(MESHES)} (got {str(path)!r})", "mesh")
-        if not path.is_file():
-            raise ConfigError(f"there is no file {str(path)!r}", "mesh")
+
+def check_mesh(path: Path) -> None:
+    """Raises ConfigError for what cannot be the file of a mesh."""
+    if path.suffix.lower() not in MESHES:
+        raise ConfigError(f"should be a file of one of the kinds {', '.join(MESHES)} (got {str(path)!r})", "mesh")
+    if not path.is_file():
+        raise ConfigError(f"there is no file {str(path)!r}", "mesh")
+
+
+def power_of_two(texture: int) -> None:
+    """Raises ValueError for texels along an edge that are not."""
+    if texture & (texture - 1):
+        raise ValueError(f"texture {texture} should be a power of two; try {1 << texture.bit_length() - 1}")
 
 
 def lines_of(name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The mesh of a scene, from a file, in our world: metres, z up; and the way back into the file's coordinates."""
+"""The mesh of a scene or a thing, from a file, in our world: z up; and the way back into the file's coordinates."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from threedgen.config import ConfigError
 from threedgen.config.plain_file import parse_json, read_bytes
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import vertex_normals
-from threedgen.export.shape.topology import compact, degenerate, weld
+from threedgen.export.shape.topology import area_vectors, compact, degenerate, weld
 from threedgen.export.shape.unwrap import UnwrapError, unwrap
 from threedgen.export.shape.uv_layout import layout
 from threedgen.export.surface.tangents import vertex_tangents
+from threedgen.geometry.raster import unit
 from threedgen.run.arrays import Array
 
 LARGEST, FARTHEST = 1 << 30, 1e7
@@ -26,30 +27,44 @@ ROOM = (1.0, 100.0)
 """Metres that a scene is long, at least and at most, if its unit is what was said."""
 SHARED = 1e-3
 """Share of the covered texels that may belong to two places of the mesh: a rounded border here and there."""
-_TURN = {"y": np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]]), "z": np.eye(3)}
-"""From the axes of a file to ours: y up with front +z, as glTF has it, or z up."""
+LOST = 0.01
+"""Share of the surface that may have no place in the texture."""
+FRONT = {"y": "+z", "z": "+x"}
+"""Where the front is if it does not matter: as glTF has it, and as we do."""
+
+
+def axis(name: str) -> Array:
+    """The unit vector (3,) that is called +x, x, -y, ..."""
+    return np.eye(3)["xyz".index(name[-1])] * (-1 if name[0] == "-" else 1)
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Those of a mesh's file: which axis points upwards, and how many metres a unit is."""
+    """Those of a mesh's file: which axis points upwards, how many metres a unit is, which axis the front faces."""
 
     up: str = "z"
     scale: float = 1.0
+    front: str = ""
 
     @classmethod
-    def of(cls, mesh: str | None, up: str, scale: float) -> Coordinates:
+    def of(cls, mesh: str | None, up: str, scale: float = 1.0, front: str = "") -> Coordinates:
         """As options say; ``up`` auto goes by the kind of file."""
         upwards = mesh is not None and Path(mesh).suffix.lower() in (".glb", ".gltf", ".obj")
-        return cls({"auto": "y" if upwards else "z"}.get(up, up), scale)
+        return cls({"auto": "y" if upwards else "z"}.get(up, up), scale, front)
+
+    @property
+    def turn(self) -> Array:
+        """The rotation (3,3) from the axes of the file to ours."""
+        front, up = axis(self.front or FRONT[self.up]), axis(self.up)
+        return np.stack([front, np.cross(up, front), up])
 
     def points(self, points: Array) -> Array:
         """Points (N,3) of the file in our world."""
-        return self.scale * points @ _TURN[self.up].T
+        return self.scale * points @ self.turn.T
 
     def back(self, points: Array) -> Array:
         """Points (N,3) of our world in the file."""
-        return points @ _TURN[self.up] / self.scale
+        return points @ self.turn / self.scale
 
     def for_file(self, points: Array) -> Array:
         """Points (N,3) float32 of our world in the file's unit, axes ours: the writers of files turn them."""
@@ -58,14 +73,14 @@ class Coordinates:
     def poses(self, c2w: Tensor) -> Tensor:
         """Cameras (N,4,4) of the file in our world."""
         moved = c2w.clone()
-        moved[:, :3] = torch.from_numpy(_TURN[self.up]).to(c2w) @ c2w[:, :3]
+        moved[:, :3] = torch.from_numpy(self.turn).to(c2w) @ c2w[:, :3]
         moved[:, :3, 3] *= self.scale
         return moved
 
     def poses_back(self, c2w: Tensor) -> Tensor:
         """Cameras (N,4,4) of our world in the file."""
         moved = c2w.clone()
-        moved[:, :3] = torch.from_numpy(_TURN[self.up].T).to(c2w) @ c2w[:, :3]
+        moved[:, :3] = torch.from_numpy(self.turn.T.copy()).to(c2w) @ c2w[:, :3]
         moved[:, :3, 3] /= self.scale
         return moved
 
@@ -73,11 +88,12 @@ class Coordinates:
 @dataclass(frozen=True)
 class SceneMesh:
     """Triangles of a scene, any number of pieces, open or closed, metres, z up: vertices (V,3) float32, faces (F,3),
-    and uv (V,2), v up, if all of the file's pieces have them."""
+    uv (V,2), v up, if all of the file's pieces have them, and normals (V,3), unit, as the file has them."""
 
     vertices: Array
     faces: Array
     uv: Array | None = None
+    normals: Array | None = None
 
     def warning(self) -> str | None:
         """What is said of a scene whose unit can hardly be the metre."""
@@ -91,7 +107,7 @@ def read_scene(path: Path, place: Coordinates) -> SceneMesh:
     """The triangles of all pieces of a file where its scene graph puts them. Raises ConfigError, naming the file."""
     import trimesh
 
-    vertices, faces, uv, count = list[Array](), list[Array](), list[Array | None](), 0
+    parts, normals, faces, uv, count = list[Array](), list[Array](), list[Array](), list[Array | None](), 0
     try:
         _check_counts(path)
         scene = trimesh.load_scene(str(path), process=False)
@@ -101,7 +117,8 @@ def read_scene(path: Path, place: Coordinates) -> SceneMesh:
                 continue
             points = np.asarray(piece.vertices, np.float64)
             mirrored = np.linalg.det(matrix[:3, :3]) < 0
-            vertices.append(points @ matrix[:3, :3].T + matrix[:3, 3])
+            parts.append(points @ matrix[:3, :3].T + matrix[:3, 3])
+            normals.append(np.asarray(piece.vertex_normals, np.float64) @ np.linalg.pinv(matrix[:3, :3]))
             faces.append(np.asarray(piece.faces, np.int64)[:, :: -1 if mirrored else 1] + count)
             uv.append(_uv(piece))
             count += len(points)
@@ -110,17 +127,18 @@ def read_scene(path: Path, place: Coordinates) -> SceneMesh:
         raise ConfigError(f"{path} cannot be read as a mesh ({type(error).__name__}: {reason})", "mesh") from None
     if not faces:
         raise ConfigError(f"{path} has no triangles", "mesh")
-    points, triangles = place.points(np.concatenate(vertices)).astype(np.float32), np.concatenate(faces)
+    points, triangles = place.points(np.concatenate(parts)).astype(np.float32), np.concatenate(faces)
     if triangles.min() < 0 or triangles.max() >= len(points) or not np.isfinite(points).all():
         raise ConfigError(f"{path} has coordinates that are not finite, or faces without corners", "mesh")
     if (far := float(np.abs(points).max())) > FARTHEST:
-        raise ConfigError(f"{path} has coordinates of {far:.3g} m, and {FARTHEST:.3g} is the most; give scale", "mesh")
+        raise ConfigError(f"{path} has coordinates of {far:.3g}, and {FARTHEST:.3g} is the most; scale it", "mesh")
     keep = ~degenerate(points, triangles)
     if not keep.any():
         raise ConfigError(f"{path} has no triangle with an area", "mesh")
     points, triangles, used = compact(points, triangles[keep])
     own = [part for part in uv if part is not None]
-    return SceneMesh(points, triangles, np.concatenate(own)[used] if len(own) == len(uv) else None)
+    directions = unit(np.concatenate(normals)[used] @ place.turn.T).astype(np.float32)
+    return SceneMesh(points, triangles, np.concatenate(own)[used] if len(own) == len(uv) else None, directions)
 
 
 def _check_counts(path: Path) -> None:
@@ -134,9 +152,9 @@ def _check_counts(path: Path) -> None:
 
 
 def _uv(piece: Any) -> Array | None:
-    """Texture coordinates (V,2) of a piece, None if it has none that can be used."""
+    """Texture coordinates (V,2) of a piece, None if it has none."""
     uv = getattr(piece.visual, "uv", None)
-    if uv is None or np.shape(uv) != (len(piece.vertices), 2) or not np.isfinite(uv).all():
+    if uv is None or np.shape(uv) != (len(piece.vertices), 2):
         return None
     uv = np.asarray(uv, np.float64)
     return np.where((uv > -1e-4) & (uv < 1 + 1e-4), uv.clip(0, 1), uv).astype(np.float32)
@@ -168,8 +186,15 @@ def own_fault(scene: SceneMesh, texture: int) -> str:
     """Why the uv of a mesh cannot take a picture of the whole scene; empty if they can."""
     if scene.uv is None:
         return "it has none, or not for all of its pieces"
+    if not np.isfinite(scene.uv).all():
+        return "some of them are not numbers"
     if scene.uv.min() < 0 or scene.uv.max() > 1:
         return f"they run from {scene.uv.min():.3g} to {scene.uv.max():.3g}, outside of [0, 1]"
+    space = np.linalg.norm(area_vectors(scene.vertices, scene.faces), axis=1)
+    flat = np.pad(scene.uv, ((0, 0), (0, 1)))
+    lost = float(space[degenerate(flat, scene.faces)].sum() / space.sum())
+    if lost > LOST:
+        return f"{lost:.0%} of the surface has no place in the texture"
     found = layout(scene.vertices, scene.faces, scene.uv, texture)
     if found.overlap > SHARED:
         return f"{found.overlap:.0%} of the texels belong to two places of the mesh"

@@ -1,0 +1,1 @@
+"""Six pictures of a thing, drawn or given, and its mesh wearing them."""

@@ -1,0 +1,142 @@
+"""The task "texture-object": pictures of a thing's six sides -> its mesh, textured.
+
+RUN/preview.png     the bare mesh from its six sides: what is taken as the front, and as above
+RUN/maps/           position/SIDE.png and normal/SIDE.png, what a model is told of the mesh, in MV-Adapter's world
+RUN/textured.glb    the textured mesh, where and as large as it was in its file
+RUN/texture.png     its texture
+RUN/around.png      the mesh before and after, from all around
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from math import radians
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from threedgen.export.files.check import Expected, Finding, check_glb
+from threedgen.export.files.glb import textured_glb_bytes
+from threedgen.export.surface.blend import OBJECT
+from threedgen.export.surface.complete import diffuse
+from threedgen.export.surface.from_views import Completion, ViewTexture, render, texture_from_views
+from threedgen.geometry.images import grid, png, psnr, to_uint8, write_png
+from threedgen.geometry.rigs import orbit
+from threedgen.run.arrays import Array
+from threedgen.run.folder import write_atomic, writing
+from threedgen.run.progress import Count
+from threedgen.train.task import Task, run_task
+
+from .mesh import SIDES, Thing, control_maps, preview, read_thing, six_sides
+from .options import TextureObjectConfig
+from .views import read_sides
+
+logger = logging.getLogger(__name__)
+
+GLB, PREVIEW = "textured.glb", "preview.png"
+FILES = (PREVIEW, GLB, "texture.png", "around.png")
+AROUND, SHOWN = 6, 256
+"""Cameras above the horizon, and as many below, of around.png; pixels of a picture in it."""
+LARGE = 512
+"""Pixels of a side from which on it has some to spare beside edges."""
+
+
+@dataclass(frozen=True)
+class Textured:
+    """What became of a thing: its texture, the file's bytes, what the checker says of it, and how well the mesh shows
+    the pictures again where they are believed, in dB."""
+
+    texture: ViewTexture
+    glb: bytes
+    findings: tuple[Finding, ...]
+    psnr: float
+
+
+def texture_object(task: Task) -> None:
+    """Textures the mesh; writes what stands at the top of this module, and summary.json."""
+    config: TextureObjectConfig = task.config
+    thing = read_thing(config)
+    for note in thing.notes:
+        logger.warning("%s", note)
+    figures: dict[str, Any] = {"triangles": len(thing.mesh.faces), "notes": list(thing.notes)}
+    bare = preview(thing.mesh, SHOWN)
+    with writing(task.folder):
+        write_png(task.folder / PREVIEW, grid(bare, 3, SIDES))
+        write_maps(task.folder / "maps", control_maps(thing.mesh, config.size))
+        if config.views is not None:
+            views, masks = read_sides(Path(config.views).expanduser())
+            with Count("texturing", 12, task.quiet) as count:
+                done = textured(thing, views, config, masks, lambda: count.add(1))
+            figures |= write_textured(task.folder, thing, done)
+        task.summarise(**figures)
+
+
+def write_maps(folder: Path, maps: Array) -> None:
+    """The maps (6,H,W,6) of the sides, as pictures. Raises OSError."""
+    for side, both in zip(SIDES, maps, strict=True):
+        write_png(folder / "position" / f"{side}.png", both[..., :3])
+        write_png(folder / "normal" / f"{side}.png", both[..., 3:])
+
+
+def textured(
+    thing: Thing,
+    views: Array,
+    config: TextureObjectConfig,
+    masks: Array | None = None,
+    on_view: Callable[[], None] = lambda: None,
+    complete: Completion = diffuse,
+) -> Textured:
+    """The thing as views (6,H,H,3) in [0,1] show it, in the order of SIDES; masks (6,H,H): where they do, else
+    everywhere. ``complete`` gives colours to what no view shows. Raises ConfigError if none shows any of it."""
+    at, mesh = six_sides(views.shape[1]), thing.mesh
+    trust = replace(OBJECT, margin=OBJECT.margin if at.height >= LARGE else 1)
+    made = texture_from_views(mesh, config.texture, at, views, trust, masks=masks, complete=complete, on_view=on_view)
+    extras = {"sides": list(SIDES), "triangles": len(mesh.faces), "texels_seen": round(made.share, 4)}
+    maps = {"base_colour": png(to_uint8(made.texture))}
+    name = Path(str(config.mesh)).stem
+    data = textured_glb_bytes(thing.for_file(), maps, name, extras, open_surface=thing.open)
+    room = 4 + 6 * (config.texture / 1024) ** 2 + len(mesh.faces) / 10_000
+    found = check_glb(data, Expected(len(mesh.faces), config.texture, None, room, tuple(extras), scene=True))
+    return Textured(made, data, tuple(found), seen_psnr(thing, made, views))
+
+
+def seen_psnr(thing: Thing, made: ViewTexture, views: Array) -> float:
+    """How alike the views and pictures of the textured mesh are, in dB, in pixels whose texels a view shows."""
+    both = np.concatenate([made.texture, made.seen[..., None]], axis=-1)
+    again = render(thing.mesh, both, six_sides(views.shape[1]), supersample=1, background=0.0)
+    whole = again[..., 3] > 0.999
+    return psnr(views[whole], again[whole, :3]) if whole.any() else 0.0
+
+
+def write_textured(folder: Path, thing: Thing, done: Textured) -> dict[str, Any]:
+    """Writes texture, mesh and pictures; what summary.json tells of them. Raises OSError."""
+    write_atomic(folder / GLB, done.glb)
+    write_png(folder / "texture.png", done.texture.texture)
+    write_png(folder / "around.png", around(thing, done.texture.texture))
+    for finding in done.findings:
+        logger.warning("%s: %s", GLB, finding.message)
+    return {
+        "texels_seen": round(done.texture.share, 4),
+        "psnr_of_views": round(done.psnr, 2),
+        "findings": [asdict(finding) for finding in done.findings],
+    }
+
+
+def around(thing: Thing, texture: Array, size: int = SHOWN) -> Array:
+    """A sheet: the sides of the bare mesh, the same textured, and views from above and below the horizon."""
+    bare, sides = preview(thing.mesh, size), render(thing.mesh, texture, six_sides(size), background=1.0)
+    rings = [
+        render(
+            thing.mesh, texture, orbit(AROUND, radians(tilt), 2.2, radians(40), size, size, radians(30)), background=1.0
+        )
+        for tilt in (30, -30)
+    ]
+    return grid(np.concatenate([bare, sides, *rings]), AROUND)
+
+
+def run(config: TextureObjectConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Carries out a config; says where the mesh is, or without views the preview."""
+    return run_task(texture_object, config, resume, quiet, result=PREVIEW if config.views is None else GLB, files=FILES)
