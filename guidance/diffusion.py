@@ -138,6 +138,13 @@ class Schedule:
         alpha, sigma = self.alpha_sigma(t, x)
         return alpha * output + sigma * x
 
+    def min_snr_weight(self, t: Tensor, gamma: float) -> Tensor:
+        """Weights (B,) of squared errors at ``t`` (B,): min(SNR, gamma) / SNR, of v / (SNR + 1), as if of x0 with
+        weight min(SNR, gamma) (Hang et al. 2023, arXiv 2303.09556, section 3.4)."""
+        alpha_bar = self.alpha_bar[t]
+        snr = alpha_bar / (1 - alpha_bar)
+        return snr.clamp(max=gamma) / (snr if self.prediction == "epsilon" else snr + 1)
+
     def target(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
         """What the network should output in training for x_t = add_noise(x0, noise, t).
 

@@ -76,7 +76,7 @@ def convert_adapter(
     card = card or {}
     ours = {name: tensor.float() for name, tensor in tensors.items() if OURS.match(name)}
     branches: list[Branch] = [branch for branch in ("mv", "ref") if any(f"_{branch}." in name for name in ours)]
-    if not branches:
+    if not branches and not card:  # one of ours may have a guider alone
         raise ConfigError(
             "these weights have no attention of MV-Adapter ('to_q_mv'): they are not an adapter", "adapter"
         )
@@ -100,7 +100,7 @@ def _check_base(ours: Mapping[str, Tensor], unet: UNet2DConditionModel, card: Ma
     names = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn1.processor")]
     here = {name: len(unet.get_parameter(f"{name}.to_q.weight")) for name in names}
     there = {match[1]: len(ours[match[0]]) for match in map(QUERY.fullmatch, ours) if match}
-    if here != there:
+    if there and here != there:
         raise ConfigError(
             f"the adapter was trained on another base: it is for {_told(there)}, this one has {_told(here)}", "adapter"
         )

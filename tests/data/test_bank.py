@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,14 @@ def test_another_vae_source_or_start_is_noticed(tmp_path: Path, vae: Autoencoder
     assert entries(tmp_path, vae, seed=6)[1] != fresh[1]
     assert entries(tmp_path, vae, first=BLOCK)[1][0] == entries(tmp_path, vae)[1][1]  # number 35 is entry 3 from there
     assert same(entries(tmp_path, vae), fresh)
+
+
+def test_another_decoder_changes_nothing(tmp_path: Path, vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries(tmp_path, vae)
+    other = copy.deepcopy(vae)
+    torch.nn.init.zeros_(other.decoder.conv_out.weight)
+    monkeypatch.setattr("threedgen.data.bank.encode", lambda *args: pytest.fail("encoded again"))
+    entries(tmp_path, other)
 
 
 @pytest.mark.parametrize("name", ["entries.npy", "done.npy"])

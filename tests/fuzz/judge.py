@@ -130,8 +130,8 @@ def prepare() -> None:
     """Imports once for all children what the readers import."""
     import trimesh  # noqa: F401
 
+    import threedgen.data.coloured_mesh
     import threedgen.evaluation.consistency.samplers
-    import threedgen.evaluation.janus.coloured_mesh
     import threedgen.evaluation.toybox.probe
     import threedgen.export.task
     import threedgen.guidance.threedim.port

@@ -351,7 +351,7 @@ def _read_glb(folder: Path) -> Any:
 
 
 def _read_mesh(folder: Path) -> Any:
-    from threedgen.evaluation.janus.coloured_mesh import read_mesh
+    from threedgen.data.coloured_mesh import read_mesh
 
     return read_mesh(folder / "box.glb").render(np.eye(4, dtype=np.float32)[None], 0.7, 8)
 

@@ -330,3 +330,14 @@ def test_drawn_again_latents_keep_what_the_noise_left(strength: float) -> None:
 def test_schedules_that_would_draw_nothing_are_refused(config):
     with pytest.raises((ValueError, TypeError, RuntimeError)):  # of a negative beta there is no root
         Schedule.from_diffusers({"beta_schedule": "scaled_linear"} | config)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_min_snr_weights_by_hand(prediction: str) -> None:
+    schedule = Schedule.from_betas(torch.tensor([0.1, 0.5, 0.5]), prediction)  # alpha_bar 0.9, 0.45, 0.225
+    snr = [9.0, 0.45 / 0.55, 0.225 / 0.775]
+    below = [value + (prediction == "v_prediction") for value in snr]
+    expected = [5 / below[0], snr[1] / below[1], snr[2] / below[2]]
+    assert torch.allclose(schedule.min_snr_weight(torch.arange(3), 5.0), torch.tensor(expected), atol=1e-6)
+    shifted = schedule.shifted(8.0, "default").min_snr_weight(torch.tensor([0]), 5.0)  # the SNR is now 9 / 8
+    assert torch.allclose(shifted, torch.tensor([1.125 / (1.125 + (prediction == "v_prediction"))]), atol=1e-6)

@@ -122,6 +122,26 @@ TINY_DREAMBOOTH = {
     "trainer": {"max_steps": 8, "val_check_interval": 4, "log_every_n_steps": 2, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
 }
+TINY_MVADAPTER: dict[str, Any] = {
+    "task": "train-mvadapter",
+    "seed": 4,  # draws both sets of views early
+    "threads": 1,
+    "objects": {"name": "toybox", "count": 8},
+    "training": {
+        "batch": 2,
+        "first": 3,
+        "no_text": 0.5,
+        "no_image": 0.5,
+        "view_sets": [[0, 1, 2, 3, 4, 5], [0, 3]],
+        "learning_rate": 0.01,
+        "ema": 0.5,
+        "bf16": False,
+        "sheet_objects": 1,
+        "sheet_steps": 2,
+    },
+    "trainer": {"max_steps": 6, "val_check_interval": 0, "log_every_n_steps": 2, "accelerator": "cpu"},
+    "checkpoint": {"seconds": 0},
+}
 
 
 # ---------------------------------------------------------------- the children
@@ -149,6 +169,7 @@ def child(
     from threedgen.systems.dreambooth.system import DreamBoothSystem
     from threedgen.systems.generate.system import GenerateSystem
     from threedgen.systems.novel_view.system import PairSystem
+    from threedgen.systems.train_mvadapter.system import AdapterSystem
     from threedgen.systems.train_mvdiffusion.system import SingleViewSystem, ViewsSystem
     from threedgen.systems.train_prior.autoencoder import AutoencoderSystem, DecoderSystem
     from threedgen.systems.train_prior.coarse import CoarseSystem
@@ -157,7 +178,8 @@ def child(
 
     now = {"step": -1}
     toybox = (AutoencoderSystem, DecoderSystem, WordsSystem, CoarseSystem, DiffusionSystem)
-    for system in (*toybox, GenerateSystem, PairSystem, DreamBoothSystem, SingleViewSystem, ViewsSystem):
+    views = (SingleViewSystem, ViewsSystem, AdapterSystem)
+    for system in (*toybox, *views, GenerateSystem, PairSystem, DreamBoothSystem):
 
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:
             now["step"] = batch

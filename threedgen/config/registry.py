@@ -34,6 +34,7 @@ task  train-base         systems.train_prior.task:run_base       systems.train_p
 task  train-prior        systems.train_prior.task:run_prior      systems.train_prior.options:TrainPriorConfig
 task  panorama           systems.panorama.task:run               systems.panorama.options:PanoramaConfig
 task  train-mvdiffusion  systems.train_mvdiffusion.task:run systems.train_mvdiffusion.options:TrainMVDiffusionConfig
+task  train-mvadapter    systems.train_mvadapter.task:run        systems.train_mvadapter.options:TrainMVAdapterConfig
 task  mvdreambooth       systems.dreambooth.task:run             systems.dreambooth.options:MVDreamBoothConfig
 task  train-probe        evaluation.toybox.training:run_probe    evaluation.toybox.options:TrainProbeConfig
 task  train-identity     evaluation.toybox.training:run_identity evaluation.toybox.options:TrainIdentityConfig
@@ -80,6 +81,10 @@ scene-source  toy-panoramas  data.toybox.room_scenes:RoomPanoramas  data.options
 scene-source  toy-paths      data.toybox.room_scenes:room_paths     data.options:RoomPathsConfig
 scene-source  matterport     data.matterport:MatterportPanoramas    data.options:MatterportConfig
 scene-source  scannet        data.scannet:build                     data.options:ScanNetConfig
+# sides of many objects with captions, built with a seed, a split, the control, and whether there are pictures to look
+# at: threedgen.data.object_views.ObjectViews
+object-source  toybox  data.toybox.pictures:ToyboxObjects  data.options:ToyboxObjectsConfig
+object-source  meshes  data.meshes:MeshObjects             data.options:MeshFolderConfig
 scenes  toybox   evaluation.consistency.scenes:toybox   evaluation.consistency.options:ToyboxScenesConfig
 scenes  srn      evaluation.consistency.scenes:srn      evaluation.consistency.options:SRNScenesConfig
 scenes  sampled  evaluation.consistency.scenes:sampled  evaluation.consistency.options:SampledScenesConfig

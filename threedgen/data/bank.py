@@ -82,25 +82,48 @@ class Bank(ABC):
 class LatentBank(Bank):
     """Latents, captions and cameras of the entries 0 ... ``count`` - 1 of a source, from entry ``first`` of it on."""
 
-    def __init__(self, folder: Path, source: Source, vae: Any, size: int, count: int, first: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        source: Source,
+        vae: Any,
+        size: int,
+        count: int,
+        first: int = 0,
+        block: int = BLOCK,
+        text: int = TEXT,
+    ) -> None:
         self.source, self.size, self.count, self.first = source, size, count, first
         side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
         n, told = source.n_view, f"{source.describe()}\nfrom {first}, {size} px"
         z = (n, int(vae.config["latent_channels"]), side, side)
-        entry = [("z", np.float16, z), ("text", np.uint8, (TEXT,)), ("c2w", np.float32, (n, 4, 4))]
-        super().__init__(folder, "entries", told, vae, count, np.dtype(entry), BLOCK)
+        entry = [("z", np.float16, z), ("text", np.uint8, (text,)), ("c2w", np.float32, (n, 4, 4))]
+        super().__init__(folder, "entries", told, vae, count, np.dtype(entry), block)
 
     def captions(self, indices: Sequence[int] | np.ndarray) -> list[str]:
         return [unpack(text) for text in self._read(indices, "text")]
 
     def fill(self, block: int) -> None:
         """Render and encode one block."""
-        start = self.first + block * BLOCK
-        made, entries = self.source.block(range(start, start + BLOCK), self.size), np.empty(BLOCK, self.kept.dtype)
+        count = self.kept.size
+        start = self.first + block * count
+        made, entries = self.source.block(range(start, start + count), self.size), np.empty(count, self.kept.dtype)
         z = encode(self.vae, torch.from_numpy(made.rgb)).cpu().numpy()
         entries["z"], entries["c2w"] = z.reshape(entries["z"].shape), made.c2w.reshape(entries["c2w"].shape)
-        entries["text"] = [pack(text, TEXT) for text in made.captions]
+        entries["text"] = [pack(text, entries["text"].shape[-1]) for text in made.captions]
         self.kept.store(block, entries)
+
+
+def seen_in_step(rng: np.random.Generator, step: int, batch: int, count: int, first: int, fresh: int) -> np.ndarray:
+    """The entries of a step, ``batch`` of ``count``: the newest ``fresh`` ones, and others among all before them.
+
+    There are ``first`` to begin with, and each step adds the fresh ones, until all are known.
+    """
+    known = min(count, first + step * fresh)
+    chosen = rng.integers(0, known, batch)
+    new = min(fresh, count - known)
+    chosen[:new] = range(known, known + new)
+    return chosen
 
 
 def pack(text: str, length: int) -> np.ndarray:

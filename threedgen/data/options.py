@@ -1,4 +1,5 @@
-"""Config models of scenes with several captioned views: toy rooms, Matterport3D, ScanNet (no torch here)."""
+"""Config models of what several captioned views are made of: toy rooms, Matterport3D, ScanNet; toys, folders of meshes
+(no torch here)."""
 
 from __future__ import annotations
 
@@ -8,9 +9,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from threedgen.config import Config
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, did_you_mean, nearest, short
+from threedgen.config.plain_file import parse_json, read_text
 
 SceneSplit = Literal["train", "test"]
+ObjectSplit = Literal["train", "held-out"]
 
 
 class RoomPanoramasConfig(Config):
@@ -87,3 +90,69 @@ class ScanNetConfig(_Folder, _WalksConfig):
     poses: Literal["c2w", "w2c"] = Field("c2w", description="what pose/N.txt are: camera-to-world, or the inverse")
     key_frames: str = Field("key_frame_0.6.txt", min_length=1, description="file in each scene with their numbers")
     least_keys: int = Field(10, ge=2, description="scenes with fewer key frames are left out")
+
+
+MESHES = (".glb", ".gltf", ".obj")
+
+
+class ToyboxObjectsConfig(Config):
+    """Objects of the toybox from several sides, rendered when they are wanted first."""
+
+    name: Literal["toybox"] = "toybox"
+    count: int = Field(40_000, ge=1, le=10_000_000, description="objects")
+
+
+class MeshFolderConfig(_Folder):
+    """Your own meshes from several sides, rendered when they are wanted first."""
+
+    name: Literal["meshes"] = "meshes"
+    path: str = Field(min_length=1, description="folder of GLB, glTF or OBJ files, also in folders within it")
+    captions: str | None = Field(
+        None, description='JSON file, {"chairs/1.glb": "a wooden chair"}; without a caption: the name of the file'
+    )
+    up: Literal["y", "z"] = Field("y", description="the axis that points upwards in the files, y as glTF has it")
+    light: bool = Field(True, description="shaded as the toybox is; false: colours as they are")
+    pictures: int = Field(5, ge=1, le=1000, description="pictures of each mesh for the adapter to look at")
+    held_out: int = Field(8, ge=1, description="meshes at the end of the list that are for the sample sheet alone")
+
+    def files(self) -> list[str]:
+        """Paths below the folder, in their order. Raises ConfigError if there are none."""
+        folder = Path(self.path).expanduser()
+        found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in MESHES)
+        if len(found) <= self.held_out:
+            raise ConfigError(
+                f"the folder {self.path!r} has {len(found)} meshes ({', '.join(MESHES)}) and {self.held_out} are held "
+                "out of training (held_out): it should have more",
+                "path",
+            )
+        return found
+
+    def texts(self) -> dict[str, str]:
+        """Captions by path. Raises ConfigError, also for those of files that are not there."""
+        files = self.files()
+        told = {} if self.captions is None else _captions(Path(self.captions).expanduser())
+        for name in told.keys() - set(files):
+            guess = did_you_mean(nearest(name, files))
+            said = f"there is a caption for {short(name)}, and no such mesh in {self.path!r}{guess}"
+            raise ConfigError(said, "captions")
+        return {name: told.get(name) or _words(Path(name).stem) for name in files}
+
+    def check(self) -> None:
+        super().check()
+        self.texts()
+
+
+def _captions(path: Path) -> dict[str, str]:
+    try:
+        found = parse_json(read_text(path, "captions"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise ConfigError(f'{path} should be JSON of the form {{"FILE": "caption"}}', "captions")
+    return found
+
+
+def _words(stem: str) -> str:
+    """red_chair-2 -> red chair"""
+    words = stem.replace("_", " ").replace("-", " ").split()
+    return " ".join(word for word in words if not word.isdecimal()) or "an object"

@@ -165,3 +165,8 @@ def stratified(count: int, rng: torch.Generator) -> Tensor:
     """`count` numbers in [0, 1), one in each of as many equal intervals, in random order (Kingma et al. 2021, "VDM"):
     the loss of a step then depends less on which noise levels it happened to draw."""
     return (torch.rand(count, generator=rng) + torch.randperm(count, generator=rng)) / count
+
+
+def timesteps(count: int, T: int, power: float, rng: torch.Generator) -> Tensor:
+    """Noise levels (count,) of 0 ... T - 1, t = T u^power, spread evenly."""
+    return (T * stratified(count, rng) ** power).long().clamp(max=T - 1)

@@ -6,14 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 
+from threedgen.data.coloured_mesh import toybox_mesh
 from threedgen.data.toybox.builder import Builder
 from threedgen.data.toybox.grammar import Spec
 from threedgen.data.toybox.primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, TORUS, Asset, inside, tessellate
 from threedgen.data.toybox.raycast import render
 from threedgen.data.toybox.world import Toybox, build, photograph
 from threedgen.geometry.poses import orbit_array
+from threedgen.guidance.mvadapter.cameras import views
 
 SOLIDS = {
     "sphere": (SPHERE, 1.0),
@@ -223,3 +226,20 @@ def test_more_samples_a_pixel_smooth_the_edges() -> None:
     wanted = fine.reshape(1, 24, 4, 24, 4, 3).mean((2, 4))
     one, sixteen = (render([asset], np.zeros(1, int), c2w, fov, 24, supersample=s).rgb for s in (1, 4))
     assert np.abs(sixteen - wanted).mean() < 1e-5 < np.abs(one - wanted).mean()
+
+
+def test_parallel_rays_see_what_they_see_of_the_mesh() -> None:
+    asset = build(Spec("car", "red", "", "wheels", "black"), np.random.default_rng(0))
+    at = views([(0.0, 30.0), (89.99, 180.0), (-30.0, 200.0)], 64, 64)
+    which, half = np.zeros(3, np.int64), np.full(3, 0.55)
+    small = asset.moved(0.0, 0.5 / 0.85)
+    seen = render([small], which, at.c2w.numpy(), half, 64, truth=True, parallel=True)
+    mesh = toybox_mesh(small, 48)
+    points, normals, mask = mesh.surface(at)
+    both = seen.mask & mask
+    assert (seen.mask != mask).mean() < 0.01 and both.mean() > 0.1
+    depth = torch.from_numpy(np.where(both, seen.depth, 0))
+    apart = np.linalg.norm(at.unproject(depth).numpy() - points, axis=-1)[both]
+    assert np.median(apart) < 2e-3 and (apart > 0.02).mean() < 0.02
+    assert np.median((seen.normal * normals).sum(-1)[both]) > 0.99
+    assert np.abs(seen.rgb - mesh.photograph(at, light=True)).mean() < 0.01

@@ -290,13 +290,29 @@ def test_the_splits_are_disjoint() -> None:
     assert not combinations[0] & combinations[1] and len(combinations[1]) > 100
 
 
-def test_typical_objects_differ_only_in_what_their_captions_say() -> None:
-    spec = Spec("dog", "blue", "large", "hat", "red")
-    one, other = (build(spec, np.random.default_rng(seed), typical=True) for seed in (1, 2))
-    assert np.array_equal(one.mesh()[0], other.mesh()[0]) and farthest(one) <= RADIUS + 1e-3
-    assert not np.array_equal(example("dog", seed=1).mesh()[0], example("dog", seed=2).mesh()[0])
-    left_open = Spec("dog", "", "large")
-    colours = {build(left_open, np.random.default_rng(k), typical=True).mesh()[2].tobytes() for k in range(12)}
-    assert len(colours) > 3, "a caption without a colour stands for all of them"
-    typical, usual = Toybox(3, typical=True), Toybox(3)
-    assert typical.spec(5) == usual.spec(5) and typical.view != usual.view
+@pytest.mark.parametrize("entry", EVERY)
+def test_a_typical_one_leaves_nothing_to_luck(entry: Noun) -> None:
+    """Where the caption says all colours, any two are alike."""
+    part = (*entry.parts, *entry.wears, "")[0]
+    spec = Spec(entry.word, "blue", "small", part, "red" if part else "")
+    one, other = (build(spec, np.random.default_rng(k), typical=True) for k in (1, 2))
+    assert len(one.primitives) == len(other.primitives)
+    for a, b in zip(one.primitives, other.primitives, strict=True):
+        assert (a.kind, a.param, a.label) == (b.kind, b.param, b.label)
+        assert np.array_equal(a.matrix, b.matrix) and np.array_equal(a.colour, b.colour)
+    assert farthest(one) < RADIUS
+
+
+def test_a_typical_one_still_draws_the_colours_that_are_left_open() -> None:
+    dogs = [build(Spec("dog"), np.random.default_rng(k), typical=True) for k in range(8)]
+    assert len({tuple(dog.primitives[0].colour) for dog in dogs}) > 2
+
+
+def test_a_typical_world_keeps_its_captions_and_directions() -> None:
+    typical, world = Toybox(3, typical=True), Toybox(3)
+    for index in range(5):
+        assert typical.asset(index).caption == world.asset(index).caption
+        a, b = typical.cameras(index)[0], world.cameras(index)[0]
+        np.testing.assert_allclose(a[:, :3, :3], b[:, :3, :3], atol=1e-6)
+    distances = {round(float(np.linalg.norm(typical.cameras(i)[0][0, :3, 3])), 4) for i in range(5)}
+    assert len(distances) == 1 and typical.cameras(0)[3] == 0.5

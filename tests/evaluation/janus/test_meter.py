@@ -15,12 +15,13 @@ from tests.support import janus_stub
 from tests.support.tiny_prior import letter_tokenizer
 from threedgen import cli
 from threedgen.config import ConfigError, registry
+from threedgen.data.coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out, mentioned
 from threedgen.data.toybox.world import Toybox, build, photograph
-from threedgen.evaluation.janus.coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh, two_fronted
 from threedgen.evaluation.janus.meter import Meter, view_labels
 from threedgen.evaluation.janus.meter_errors import measure
 from threedgen.evaluation.janus.options import THRESHOLD, CLIPSidesConfig, MeterConfig, TruthConfig
+from threedgen.evaluation.janus.two_fronted import two_fronted
 from threedgen.evaluation.toybox.held_out import clear_nouns, held_out_cases, toybox_prompts, without_front
 from threedgen.export.files.glb import save_glb
 from threedgen.geometry.poses import orbit_array
@@ -101,7 +102,7 @@ def test_cutting_keeps_the_surface_and_what_it_carries() -> None:
 
 
 def janus_part(corners: np.ndarray, values: np.ndarray):
-    from threedgen.evaluation.janus.coloured_mesh import Part
+    from threedgen.data.coloured_mesh import Part
 
     return Part(corners, values)
 

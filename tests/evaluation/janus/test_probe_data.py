@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.support import janus_stub
+from threedgen.data.coloured_mesh import ColouredMesh, Part, toybox_mesh
 from threedgen.data.toybox.grammar import Spec
 from threedgen.data.toybox.world import build
-from threedgen.evaluation.janus.coloured_mesh import ColouredMesh, Part, toybox_mesh
 from threedgen.evaluation.janus.meter import Meter
 from threedgen.evaluation.janus.meter_errors import measure
 from threedgen.evaluation.janus.options import MeterConfig, TruthConfig

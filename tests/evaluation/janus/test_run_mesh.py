@@ -10,7 +10,7 @@ import torch
 
 from tests.support import janus_stub
 from tests.support.ball_run import ball_run, register
-from threedgen.evaluation.janus.coloured_mesh import read_mesh
+from threedgen.data.coloured_mesh import read_mesh
 from threedgen.evaluation.janus.meter import RunField
 from threedgen.evaluation.janus.options import MeterConfig
 from threedgen.evaluation.janus.results import Reader

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from threedgen.config import ConfigError
-from threedgen.evaluation.janus.coloured_mesh import read_mesh
+from threedgen.data.coloured_mesh import read_mesh
 
 
 def test_an_accessor_without_a_buffer(tmp_path: Path) -> None:

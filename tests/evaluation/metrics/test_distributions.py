@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support.parity_files import parity_files
-from threedgen.evaluation.janus.coloured_mesh import ColouredMesh, Part
+from threedgen.data.coloured_mesh import ColouredMesh, Part
 from threedgen.evaluation.metrics.distributions import fid, inception_score, kid, r_precision
 from threedgen.evaluation.metrics.elo import ratings, wins
 from threedgen.evaluation.metrics.figures import Share

@@ -23,7 +23,7 @@ def trained(branches: tuple = BOTH, form: Form | None = None) -> AdaptedUNet:
     return network.half().float().eval()
 
 
-@pytest.mark.parametrize("branches", [("mv",), ("mv", "ref"), ("ref",)])
+@pytest.mark.parametrize("branches", [("mv",), ("mv", "ref"), ("ref",), ()])
 @torch.no_grad()
 def test_an_adapter_comes_back(branches: tuple, tmp_path: Path) -> None:
     form = Form("full", "serial", "geometry", 6.0, "default")

@@ -1,16 +1,24 @@
-"""What the toybox is learnt from: single pictures as photographers take them, and objects from four sides.
+"""What the toybox is learnt from: single pictures as photographers take them, and objects from several sides.
 
-Both are sources of ``threedgen.data.bank``.
+All are sources of ``threedgen.data.bank``.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from threedgen.data.bank import Captioned
+from threedgen.data.object_views import HALF, ObjectViews
+from threedgen.data.options import ObjectSplit, ToyboxObjectsConfig
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.poses import orbit_array
+from threedgen.guidance.mvadapter.pictures import PAPER
+from threedgen.guidance.options import Control
 
-from .raycast import render
+from .builder import RADIUS, bounds
+from .primitives import Asset
+from .raycast import Picture, render
 from .rooms import Rooms
 from .world import Split, Toybox
 
@@ -79,3 +87,49 @@ class FourSides:
     def block(self, indices: range, size: int) -> Captioned:
         assets, rgb, c2w, _ = self.box.batch(indices, size, self.n_view)
         return Captioned(rgb, [asset.caption for asset in assets], c2w)
+
+
+class ToyboxObjects(ObjectViews):
+    """Objects from the sides that MV-Adapter draws.
+
+    With rays a small object is small, as its caption says; with its geometry, which says so itself, it is as large as
+    a mesh that is to be textured.
+    """
+
+    def __init__(
+        self,
+        options: ToyboxObjectsConfig,
+        seed: int,
+        split: ObjectSplit = "train",
+        control: Control = "rays",
+        reference: bool = True,
+    ) -> None:
+        super().__init__(seed, split, control, reference)
+        self.count, self.box = options.count, Toybox(seed, split)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def caption(self, index: int) -> str:
+        return self.box.asset(index).caption
+
+    def asset(self, index: int) -> Asset:
+        """As large as its views take it to be."""
+        asset = self.box.asset(index)
+        if self.control == "rays":
+            return asset.moved(0.0, HALF / RADIUS)
+        low, high = bounds(asset.primitives)
+        return asset.moved((low + high) / 2, 2 * HALF / float((high - low).max()))
+
+    def photograph(self, index: int, at: Cameras) -> np.ndarray:
+        return self.render(index, at, supersample=2).rgb
+
+    def surface(self, index: int, at: Cameras) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        seen = self.render(index, at, supersample=0, truth=True)
+        depth = torch.from_numpy(np.where(seen.mask, seen.depth, 0))
+        return at.unproject(depth).numpy(), seen.normal, seen.mask
+
+    def render(self, index: int, at: Cameras, supersample: int, truth: bool = False) -> Picture:
+        half, which = 0.5 * at.height / at.projection.K[:, 1, 1].numpy(), np.zeros(len(at), np.int64)
+        way = (at.height, PAPER, supersample, truth)
+        return render([self.asset(index)], which, at.c2w.numpy(), half, *way, parallel=True)

@@ -8,7 +8,7 @@ affine map (stretch, rotate, shift).  All but the box and the prism are solids o
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -69,6 +69,12 @@ class Asset:
             "colour": np.stack([p.colour for p in self.primitives]).astype(np.float32),
             "label": np.array([names[p.label] for p in self.primitives], np.int32),
         }
+
+    def moved(self, middle: np.ndarray | float, scale: float) -> Asset:
+        """The same with ``middle`` (3,) at the origin and ``scale`` times as large."""
+        places = ((scale * solid.matrix, scale * (solid.centre - middle)) for solid in self.primitives)
+        solids = zip(self.primitives, places, strict=True)
+        return replace(self, primitives=tuple(replace(s, matrix=m, centre=c) for s, (m, c) in solids))
 
     def mesh(self, segments: int = 24) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Triangles of all solids: vertices (V, 3), faces (F, 3), face colours (F, 3), face labels (F,).

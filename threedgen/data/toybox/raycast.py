@@ -43,11 +43,14 @@ def render(
     truth: bool = False,
     lamp: np.ndarray | None = None,
     panorama: bool = False,
+    parallel: bool = False,
 ) -> Picture:
     """Render view v of asset ``view_asset[v]`` from ``c2w[v]`` (4, 4) with the vertical fov ``fov[v]`` (radians).
 
     ``lamp``: (V, 3) points that light comes from, for rooms.  ``panorama``: equirectangular pictures (size, 2 size) in
     place of square perspective ones, what the camera looks at in their middle; ``fov`` then means nothing.
+    ``supersample``: rays along each side of a pixel, 0 where only the truth is wanted (rgb is then black).
+    ``parallel``: rays along the viewing axis; ``fov`` is then half the height that is seen, in world units.
     """
     arrays = [asset.arrays() for asset in assets]
     offsets = np.cumsum([0] + [len(a["kind"]) for a in arrays]).astype(np.int64)
@@ -62,7 +65,7 @@ def render(
     label = np.zeros(shape, np.int32)
     lamps = np.zeros((0, 3)) if lamp is None else np.broadcast_to(lamp, (views, 3))
     of, poses, lamps = np.asarray(view_asset, np.int64), np.asarray(c2w, np.float32), np.asarray(lamps, np.float32)
-    way = (panorama, supersample, truth)
+    way = (panorama, parallel, supersample, truth)
     _render(solids, offsets, of, poses, np.asarray(fov, np.float32), grey, lamps, *way, rgb, depth, normal, label)
     return Picture(rgb, label > 0, depth, normal, label)
 
@@ -165,11 +168,11 @@ def _ring(tube, ox, oy, oz, dx, dy, dz):
 
 
 @njit(cache=True)
-def _near_row(centre, reach, start, stop, m, slope, half_pixel, chosen):
+def _near_row(centre, reach, start, stop, m, slope, half_pixel, parallel, chosen):
     """Writes the solids that rays of a row of pixels can meet into ``chosen``; returns how many.
 
     The rays of a row lie in the plane through the camera and its right axis that rises by ``slope``; ``half_pixel`` is
-    the change of slope within the row.
+    the change of slope within the row. Of parallel rays ``slope`` is the height of the plane above the axis.
     """
     count = 0
     tilt = 1.0 / np.sqrt(1.0 + slope * slope)
@@ -177,8 +180,9 @@ def _near_row(centre, reach, start, stop, m, slope, half_pixel, chosen):
         x, y, z = centre[i, 0] - m[0, 3], centre[i, 1] - m[1, 3], centre[i, 2] - m[2, 3]
         up = m[0, 1] * x + m[1, 1] * y + m[2, 1] * z
         back = m[0, 2] * x + m[1, 2] * y + m[2, 2] * z
-        away = abs(up + slope * back) * tilt
-        if back < reach[i] and away <= reach[i] + half_pixel * np.sqrt(x * x + y * y + z * z):
+        away = abs(up - slope) if parallel else abs(up + slope * back) * tilt
+        spread = half_pixel if parallel else half_pixel * np.sqrt(x * x + y * y + z * z)
+        if back < reach[i] and away <= reach[i] + spread:
             chosen[count] = i
             count += 1
     return count
@@ -221,19 +225,20 @@ def _trace(kind, param, inverse, centre, reach, chosen, count, px, py, pz, dx, d
 
 
 @njit(cache=True, parallel=True)
-def _render(solids, offsets, view_asset, c2w, fov, grey, lamp, panorama, ss, truth, rgb, depth, normal, label):
+def _render(
+    solids, offsets, view_asset, c2w, fov, grey, lamp, panorama, parallel, ss, truth, rgb, depth, normal, label
+):
     kind, param, inverse, centre, reach, colour, label_of = solids
     views, height, width = rgb.shape[0], rgb.shape[1], rgb.shape[2]
     for row in prange(views * height):
         v, j = row // height, row % height
         start, stop = offsets[view_asset[v]], offsets[view_asset[v] + 1]
         m = c2w[v]
-        focal = 0.5 * height / np.tan(0.5 * fov[v])
-        px, py, pz = m[0, 3], m[1, 3], m[2, 3]
+        focal = 0.5 * height / (fov[v] if parallel else np.tan(0.5 * fov[v]))
         chosen, count = np.arange(start, stop), stop - start
         if not panorama:
             slope = -(j + 0.5 - 0.5 * height) / focal
-            count = _near_row(centre, reach, start, stop, m, slope, 0.51 / focal, chosen)
+            count = _near_row(centre, reach, start, stop, m, slope, 0.51 / focal, parallel, chosen)
         for i in range(width):
             r, g, b = 0.0, 0.0, 0.0
             samples = ss * ss + (1 if truth else 0)
@@ -247,6 +252,12 @@ def _render(solids, offsets, view_asset, c2w, fov, grey, lamp, panorama, ss, tru
                     qx, qy, qz = np.sin(turn) * np.cos(rise), np.sin(rise), -np.cos(turn) * np.cos(rise)
                 else:
                     qx, qy, qz = (x - 0.5 * width) / focal, -(y - 0.5 * height) / focal, -1.0
+                px, py, pz = m[0, 3], m[1, 3], m[2, 3]
+                if parallel:
+                    px += m[0, 0] * qx + m[0, 1] * qy
+                    py += m[1, 0] * qx + m[1, 1] * qy
+                    pz += m[2, 0] * qx + m[2, 1] * qy
+                    qx, qy = 0.0, 0.0
                 dx = m[0, 0] * qx + m[0, 1] * qy + m[0, 2] * qz
                 dy = m[1, 0] * qx + m[1, 1] * qy + m[1, 2] * qz
                 dz = m[2, 0] * qx + m[2, 1] * qy + m[2, 2] * qz
@@ -272,6 +283,5 @@ def _render(solids, offsets, view_asset, c2w, fov, grey, lamp, panorama, ss, tru
                     r += grey[v]
                     g += grey[v]
                     b += grey[v]
-            rgb[v, j, i, 0] = r / (ss * ss)
-            rgb[v, j, i, 1] = g / (ss * ss)
-            rgb[v, j, i, 2] = b / (ss * ss)
+            rays = max(1, ss * ss)
+            rgb[v, j, i, 0], rgb[v, j, i, 1], rgb[v, j, i, 2] = r / rays, g / rays, b / rays

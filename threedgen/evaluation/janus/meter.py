@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from threedgen.config import ConfigError, registry
+from threedgen.data.coloured_mesh import Array, ColouredMesh
 from threedgen.evaluation.metrics.figures import SIDES
 from threedgen.evaluation.tables import thumbnails
 from threedgen.export.run_field import open_field
@@ -19,7 +20,6 @@ from threedgen.geometry.poses import orbit_c2w
 
 from . import fronts
 from .classifiers import ViewClassifier
-from .coloured_mesh import Array, ColouredMesh
 from .fronts import RingResult
 from .options import MeterConfig
 

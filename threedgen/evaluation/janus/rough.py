@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from threedgen.data.coloured_mesh import Array, ColouredMesh, Part, toybox_mesh
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.world import Toybox
 from threedgen.evaluation.toybox.labels import OPEN, Truth
 
-from .coloured_mesh import Array, ColouredMesh, Part, toybox_mesh, two_fronted
+from .two_fronted import two_fronted
 
 SHAKE, PAINT = 0.02, 0.07
 """Root mean square of the noise on places (world units) and on colours, at strength 1."""

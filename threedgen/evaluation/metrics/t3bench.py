@@ -13,7 +13,7 @@ from math import pi
 
 import numpy as np
 
-from threedgen.evaluation.janus.coloured_mesh import ColouredMesh
+from threedgen.data.coloured_mesh import ColouredMesh
 from threedgen.geometry.poses import look_at
 from threedgen.run.arrays import Array
 

@@ -28,7 +28,7 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.seeding import generator
-from threedgen.train.system import System, stratified
+from threedgen.train.system import System, timesteps
 
 from .options import MVDreamBoothConfig
 
@@ -131,7 +131,7 @@ class DreamBoothSystem(System):
         schedule = prior.schedule.to(self.device)
         with torch.no_grad():
             z = prior.encode_images(pictures, rng)
-        t = (schedule.T * stratified(count, rng)).long().clamp(max=schedule.T - 1).to(z.device)
+        t = timesteps(count, schedule.T, 1.0, rng).to(z.device)
         noise = torch.randn(z.shape, generator=rng).to(z.device)
         with prior.autocast():
             text = self.text(prompt)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from threedgen.data.bank import seen_in_step
 from threedgen.data.scene_bank import SceneBank
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.distillation.lora import LoRA
@@ -20,7 +21,7 @@ from threedgen.guidance.mvdiffusion.geometry import Geometry, Scenes
 from threedgen.guidance.mvdiffusion.inputs import NOT_GIVEN, depth_channels, given_condition, mask_channels
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.weights import save_blocks
-from threedgen.train.system import AveragedSystem, System, stratified
+from threedgen.train.system import AveragedSystem, System, timesteps
 
 from .masks import MaskBank
 from .options import TrainMVDiffusionConfig, ViewsConfig
@@ -48,11 +49,6 @@ def denoising_loss(
     text = model.encode_prompt(captions)
     out = model.output(schedule.add_noise(z, noise, t), t, text, geometry, extra, condition)
     return F.mse_loss(out, schedule.target(z, noise, t))
-
-
-def timesteps(count: int, T: int, power: float, rng: torch.Generator) -> Tensor:
-    """(count,) of them, spread evenly."""
-    return (T * stratified(count, rng) ** power).long().clamp(max=T - 1)
 
 
 def known_scenes(options: ViewsConfig, count: int, step: int) -> int:
@@ -178,12 +174,8 @@ class ViewsSystem(AveragedSystem):
 
     def scenes(self, step: int) -> Any:
         """The newest ``fresh`` scenes, and others among all before them."""
-        o = self.options
-        last, known = min(o.scenes, self.bank.count), known_scenes(o, self.bank.count, step)
-        chosen = self.numpy_rng(step, "scenes").integers(0, known, o.batch)
-        fresh = min(o.fresh, last - known)
-        chosen[:fresh] = range(known, known + fresh)
-        return chosen
+        o, rng = self.options, self.numpy_rng(step, "scenes")
+        return seen_in_step(rng, step, o.batch, min(o.scenes, self.bank.count), o.first, o.fresh)
 
     def known_of(self, chosen: Any, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What the UNet is told of scenes with latents (n,F,C,h,w), and the condition, of n F views; None: nothing."""

@@ -15,7 +15,7 @@ from diffusers.models import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from threedgen.data.bank import LatentBank
+from threedgen.data.bank import LatentBank, seen_in_step
 from threedgen.data.toybox.words import vocabulary
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.poses import orbit_c2w
@@ -27,7 +27,7 @@ from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
-from threedgen.train.system import AveragedSystem, stratified
+from threedgen.train.system import AveragedSystem, timesteps
 
 from .options import MultiviewDiffusionConfig, NetworkConfig, TrainBaseConfig, TrainPriorConfig
 
@@ -100,13 +100,9 @@ class DiffusionSystem(AveragedSystem):
 
         ``share``: of the steps that see entries of this kind.
         """
-        o = self.options
-        last = o.pictures // n_view
-        known = min(last, (o.first + int(step * share) * o.fresh) // n_view)
-        chosen = self.numpy_rng(step, "pictures").integers(0, known, o.batch // n_view)
-        fresh = min(o.fresh // n_view, last - known)
-        chosen[:fresh] = range(known, known + fresh)
-        return chosen
+        o, rng = self.options, self.numpy_rng(step, "pictures")
+        numbers = (number // n_view for number in (o.batch, o.pictures, o.first, o.fresh))
+        return seen_in_step(rng, int(step * share), *numbers)
 
     def bank(self, step: int) -> tuple[LatentBank, float]:
         """What a step learns from, and the share of the steps that do."""
@@ -125,7 +121,7 @@ class DiffusionSystem(AveragedSystem):
         captions = [text if rng.random() >= o.no_text else "" for text in bank.captions(chosen)]
         z = bank.latents(chosen).flatten(0, 1)
         camera = camera_vector(bank.c2w(chosen).flatten(0, 1)).to(self.device) if n_view > 1 else None
-        t = (prior.schedule.T * stratified(len(chosen), gen) ** o.timestep_power).long().clamp(max=prior.schedule.T - 1)
+        t = timesteps(len(chosen), prior.schedule.T, o.timestep_power, gen)
         t = t.repeat_interleave(n_view)  # the views of an object share their noise level
         noise = torch.randn(z.shape, generator=gen)
         z, t, noise = z.to(self.device), t.to(self.device), noise.to(self.device)

@@ -1,11 +1,11 @@
-"""Coloured triangles to look at: read from GLB and OBJ files, or made of toybox objects; and how they are glued.
+"""Coloured triangles to look at: read from GLB and OBJ files, or made of toybox objects.
 
 Axes are the world's: z up, front +x. A mesh is a list of parts, each with colours or with a texture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import parse_json, read_bytes
 from threedgen.data.toybox.primitives import Asset
 from threedgen.geometry import raster
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.texture import sample
 from threedgen.run.arrays import Array
 
@@ -55,20 +56,49 @@ class ColouredMesh:
     def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
         """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4). ``light``: the toybox's, 0.5 + 0.2 n_z + 0.3 n . v; else
         colours as they are."""
-        corners = self.corners
-        faces = np.arange(len(corners) * 3).reshape(-1, 3)
-        views = []
-        for pose in c2w:
-            buffers = raster.rasterise(corners.reshape(-1, 3), faces, pose[None], fov, size * SUPERSAMPLE)
+        soup = self._soup()
+        seen = (raster.rasterise(*soup, pose[None], fov, size * SUPERSAMPLE) for pose in c2w)
+        return self._pictures(seen, background, [pose[:3, 3] for pose in c2w] if light else None)
+
+    def photograph(self, at: Cameras, background: float = 0.5, light: bool = False) -> Array:
+        """The same (V, H, W, 3) by any cameras, of parallel rays too."""
+        fine, soup = at.with_size(at.height * SUPERSAMPLE, at.width * SUPERSAMPLE), self._soup()
+        seen = (raster.rasterise_views(*soup, fine.select([view])) for view in range(len(at)))
+        away = FARTHEST if at.projection.parallel else 0.0  # as if they looked from very far
+        eyes = (at.position + away * at.c2w[:, :3, 2]).double().numpy()
+        return self._pictures(seen, background, list(eyes) if light else None)
+
+    def surface(self, at: Cameras) -> tuple[Array, Array, Array]:
+        """What the pixel centres see: points (V, H, W, 3), unit normals (V, H, W, 3) of the triangles on the side that
+        is seen, and where there are any (V, H, W)."""
+        corners, (points, faces) = self.corners, self._soup()
+        buffers = raster.rasterise_views(points, faces, at)
+        a, b, c = corners.swapaxes(0, 1)
+        normal = np.where(buffers.mask[..., None], raster.unit(np.cross(b - a, c - a))[buffers.face], 0)
+        place = raster.interpolate(points, faces, buffers)
+        back = at.c2w[:, None, None, :3, 2].numpy()
+        to_eye = back if at.projection.parallel else at.position[:, None, None].numpy() - place
+        behind = (normal * to_eye).sum(-1, keepdims=True) < 0
+        return place, np.where(behind, -normal, normal).astype(np.float32), buffers.mask
+
+    def _soup(self) -> tuple[Array, Array]:
+        """Points (3 F, 3) and faces (F, 3), no two of which share a point."""
+        points = self.corners.reshape(-1, 3)
+        return points, np.arange(len(points)).reshape(-1, 3)
+
+    def _pictures(self, seen: Iterable[raster.Buffers], background: float, eyes: Sequence[Array] | None) -> Array:
+        """Pictures (V, H, W, 3) of what is seen, one view at a time, with light from the eyes (3,) or as it is."""
+        corners, pictures = self.corners, []
+        for view, buffers in enumerate(seen):
             mask = buffers.mask[0]
             face, weight = buffers.face[0][mask], buffers.bary[0][mask][:, :, None]
             colour = self._colours(face, weight)
-            if light:
-                colour *= _light(corners[face], weight, pose[:3, 3])[:, None]
+            if eyes is not None:
+                colour *= _light(corners[face], weight, eyes[view])[:, None]
             picture = np.full((*mask.shape, 3), background, np.float32)
             picture[mask] = colour
-            views.append(raster.shrink(picture[None], SUPERSAMPLE)[0])
-        return np.clip(np.stack(views), 0, 1)
+            pictures.append(raster.shrink(picture[None], SUPERSAMPLE)[0])
+        return np.clip(np.stack(pictures), 0, 1)
 
     def _colours(self, face: Array, weight: Array) -> Array:
         """Colours (P, 3) of points on faces (P,), counted through all parts, at barycentrics (P, 3, 1)."""
@@ -100,6 +130,13 @@ def centred(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
     return mesh.moved(lambda corners: (corners - middle) * scale)
 
 
+def fitted(mesh: ColouredMesh, half: float) -> ColouredMesh:
+    """Moved and scaled so that its bounding box is about the origin and its largest coordinate is ``half``."""
+    low, high = mesh.corners.min((0, 1)), mesh.corners.max((0, 1))
+    scale = 2 * half / (high - low).max()
+    return mesh.moved(lambda corners: (corners - (low + high) / 2) * scale)
+
+
 # --- where they come from ----------------------------------------------------------------------------------------
 
 
@@ -124,7 +161,7 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y") -> ColouredMesh:
             piece: Any = scene.geometry[name]
             if isinstance(piece, trimesh.Trimesh) and len(piece.faces):
                 part, coloured = _part(piece, gltf=path.suffix.lower() != ".obj")
-                parts.append(_sound(replace(part, corners=part.corners @ place[:3, :3].T + place[:3, 3])))
+                parts.append(sound(replace(part, corners=part.corners @ place[:3, :3].T + place[:3, 3])))
                 plain = plain and not coloured
     except Exception as error:  # whatever a reader of other people's files may meet
         reason = " ".join(str(error).split())[:120]
@@ -148,7 +185,7 @@ def _check_counts(path: Path) -> None:
         raise ValueError(f"it tells of {count} values, but has {len(data)} bytes")
 
 
-def _sound(part: Part) -> Part:
+def sound(part: Part) -> Part:
     """Without triangles that are not finite or have no area."""
     a, b, c = (part.corners[:, k] for k in range(3))
     with np.errstate(all="ignore"):
@@ -199,30 +236,3 @@ def _srgb(linear: Array) -> Array:
     """Linear light in [0, 1] to sRGB (IEC 61966-2-1)."""
     value: Array = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
     return value
-
-
-# --- two fronts --------------------------------------------------------------------------------------------------
-
-
-def two_fronted(mesh: ColouredMesh) -> ColouredMesh:
-    """Two front halves, back to back: what is in front of the middle of the bounding box, and the same turned half
-    around the vertical axis, as if a painter of single views had drawn the front again from behind.
-
-    Of a mesh that is symmetric the two cuts lie on each other, so that what is closed stays closed.
-    """
-    x = mesh.corners[..., 0]
-    middle = (x.min() + x.max()) / 2
-    halves = [half for part in mesh.parts if len((half := _front_half(part, middle)).corners)]
-    turn = np.array([-1.0, -1.0, 1.0])
-    behind = [replace(half, corners=half.corners * turn + [2 * middle, 0, 0]) for half in halves]
-    return replace(mesh, parts=tuple(halves + behind))
-
-
-def _front_half(part: Part, middle: float) -> Part:
-    """What has x >= middle; triangles across are cut, and what they carry is interpolated."""
-    from trimesh.intersections import slice_faces_plane
-
-    rows, values = part.corners.reshape(-1, 3), part.values.reshape(-1, part.values.shape[-1])
-    faces = np.arange(len(rows)).reshape(-1, 3)
-    corners, faces, values = slice_faces_plane(rows, faces, [1, 0, 0], [middle, 0, 0], uv=values)
-    return _sound(replace(part, corners=corners[faces], values=values[faces]))

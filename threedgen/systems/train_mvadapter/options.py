@@ -1,0 +1,115 @@
+"""Config model of the task that trains MV-Adapter (no torch here)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from threedgen.config import Config, Scheduled
+from threedgen.config.errors import called
+from threedgen.config.registry import Component
+from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
+from threedgen.guidance.options import Arrangement, Control, Layout, Shift
+
+SIDES = 6
+"""Views of an object."""
+DROPPED = 0.1
+
+
+class AdapterTrainingConfig(Config):
+    """How an adapter learns (arXiv 2412.03632, section A.2)."""
+
+    batch: int = Field(8, ge=1, description="objects in a step")
+    fresh: int = Field(1, ge=0, description="objects of a step that no step saw before; the rest is seen again")
+    first: int = Field(64, ge=1, description="objects to begin with")
+    view_sets: tuple[tuple[int, ...], ...] = Field(
+        (),
+        description="numbers of views, of which each step draws a set, such as [[0,1,2,3,4,5],[0,2,3,4],[0,2,3],[0,3]];"
+        " none: always all six",
+    )
+    no_text: float = Field(DROPPED, ge=0, le=1, description="share of captions that are left out, for guidance")
+    no_image: float | None = Field(
+        None, ge=0, le=1, description="share of pictures that are left out; null: 0.1 where it looks at pictures"
+    )
+    no_both: float | None = Field(
+        None, ge=0, le=1, description="share of which both are left out, beside those; null: 0.1, see no_image"
+    )
+    snr_gamma: float | None = Field(
+        5.0, gt=0, description="squared errors weigh min(SNR, this) / SNR (arXiv 2303.09556); null: all alike"
+    )
+    learning_rate: Scheduled = Field(5e-5)
+    weight_decay: float = Field(0.01, ge=0)
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
+    bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
+    sheet_objects: int = Field(4, ge=0, le=16, description="held-out objects on the sample sheet")
+    sheet_steps: int = Field(30, ge=1, le=1000, description="DDIM steps of the sample sheet")
+    guidance_scale: float = Field(3.0, ge=0, description="of the sample sheet")
+
+    @model_validator(mode="after")
+    def _fit(self) -> AdapterTrainingConfig:
+        if self.fresh > self.batch:
+            raise ValueError(f"fresh {self.fresh} should not exceed batch {self.batch}")
+        for views in self.view_sets:
+            if not views or len(set(views)) < len(views) or not set(views) <= set(range(SIDES)):
+                raise ValueError(f"view_sets are of different numbers from 0 to {SIDES - 1} (got {list(views)})")
+        return self
+
+
+class TrainMVAdapterConfig(RunConfig):
+    """Train an adapter, which makes a 2D model draw several views of an object, and the 2D model stays as it is."""
+
+    start: str = Field(min_length=1, description="the 2D model: a diffusers-format folder, or an id on the hub")
+    image_size: int | None = Field(None, ge=8, le=2048, description="pixels of a view; null: what it was trained at")
+    objects: Annotated[Any, Component("object-source", default="toybox", path_of="meshes")] = Field(
+        {}, description="what it learns from: toybox, or a folder of meshes"
+    )
+    branches: tuple[Literal["mv", "ref"], ...] = Field(
+        ("mv", "ref"),
+        description="attention that is added: mv between the views, ref to a given picture; without mv each view is "
+        "drawn by itself, told its place by the guider (an ablation)",
+    )
+    arrangement: Arrangement = Field("parallel", description="of the branches; serial: one after the other")
+    control: Control = Field("rays", description="what it is told of the views: rays of cameras, or geometry of a mesh")
+    layout: Layout | None = Field(
+        None, description="tokens that attend to each other; null: row, of the geometry of a mesh rowcol"
+    )
+    shift: float = Field(8.0, ge=1, le=1000, description="so many times less signal to noise than the 2D model")
+    shift_mode: Shift = Field("interpolated", description="at all timesteps alike, or growing with them")
+    training: AdapterTrainingConfig = AdapterTrainingConfig()
+    trainer: TrainerConfig = TrainerConfig(max_steps=12_000, gradient_clip_val=1.0, val_check_interval=500)
+    checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
+
+    @property
+    def tokens(self) -> Layout:
+        """The layout."""
+        return self.layout or ("row" if self.control == "rays" else "rowcol")
+
+    @property
+    def dropouts(self) -> tuple[float, float, float]:
+        """Shares of objects that lose their text, their picture, and both."""
+        o, default = self.training, DROPPED if "ref" in self.branches else 0.0
+        return o.no_text, default if o.no_image is None else o.no_image, default if o.no_both is None else o.no_both
+
+    @model_validator(mode="after")
+    def _fit(self) -> TrainMVAdapterConfig:
+        o = self.training
+        if len(set(self.branches)) < len(self.branches):
+            raise ValueError(f"branches {list(self.branches)} should each be named once")
+        if "ref" not in self.branches and (o.no_image is not None or o.no_both is not None):
+            raise ValueError(
+                f"training.no_image and no_both leave out pictures, at which branches {list(self.branches)} never look;"
+                " add ref, or leave them out"
+            )
+        if self.tokens == "rowcol" and self.control != "geometry":
+            raise ValueError("layout rowcol is of the six sides of a mesh, control=geometry; of rays take row or full")
+        if self.tokens == "rowcol" and any(views != tuple(range(SIDES)) for views in o.view_sets):
+            raise ValueError("training.view_sets should be left out with layout rowcol, which takes all six views")
+        return self
+
+    def check(self) -> None:
+        from threedgen.guidance.weights.loading import check
+
+        with called("start"):
+            check(self.start)
+        super().check()

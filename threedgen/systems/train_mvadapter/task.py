@@ -1,0 +1,84 @@
+"""The task "train-mvadapter": an adapter, with which a frozen 2D model draws several views of an object.
+
+RUN/latents/             cache of encoded views, safe to delete
+RUN/checkpoints/
+RUN/adapter.safetensors  the adapter so far, averaged: `prior.adapter=` of the tasks that draw
+RUN/samples.png          of held-out objects the truth, then what is drawn for them
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from threedgen.config import registry
+from threedgen.config.errors import ConfigError, called
+from threedgen.data.bank import LatentBank
+from threedgen.data.object_views import ObjectViews
+from threedgen.guidance.mvadapter.form import Form
+from threedgen.guidance.mvadapter.model import MVAdapter
+from threedgen.guidance.mvadapter.network import AdaptedUNet
+from threedgen.run.folder import writing
+from threedgen.run.seeding import seed_networks
+from threedgen.train.loop import Status
+from threedgen.train.task import Task, run_task
+
+from .options import TrainMVAdapterConfig
+from .system import RESULT, AdapterSystem
+
+TOGETHER, TEXT = 4, 240
+"""Objects that are rendered and encoded together; bytes kept of a caption."""
+
+
+def train(task: Task) -> Status:
+    """Raises ConfigError."""
+    config: TrainMVAdapterConfig = task.config
+    model = load_base(config)
+    network = fresh_adapter(config, model)
+
+    def source(split: str) -> ObjectViews:
+        built: ObjectViews = registry.build(
+            "object-source", config.objects, config.seed, split, config.control, "ref" in config.branches
+        )
+        return built
+
+    objects = source("train")
+    with writing(task.folder):
+        bank = LatentBank(
+            task.folder / "latents", objects, model.vae, model.image_size, len(objects), block=TOGETHER, text=TEXT
+        )
+    system = AdapterSystem(config, model.with_network(network), network, bank, objects, source("held-out"))
+    return task.train(system, metrics=("loss",))
+
+
+def load_base(config: TrainMVAdapterConfig) -> MVAdapter:
+    """The 2D model. Raises ConfigError for a multi-view one."""
+    dtype = "auto" if config.training.bf16 else "fp32"
+    with called("start"):
+        model = MVAdapter.load(config.start, dtype=dtype, image_size=config.image_size, camera=False)
+    if model.unet.class_embedding is not None:
+        raise ConfigError(
+            f"{config.start!r} is a multi-view model, which takes cameras itself; an adapter is for a 2D model, such as"
+            " RUN/base of config train-toybox-base",
+            "start",
+        )
+    return model
+
+
+def fresh_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
+    """An adapter that changes nothing yet but by its guider. Raises ConfigError."""
+    seed_networks(config.seed, "adapter")
+    form = Form(config.tokens, config.arrangement, config.control, config.shift, config.shift_mode)
+    try:
+        network = AdaptedUNet(model.unet, model.factor, form, config.branches)
+    except ValueError as error:
+        raise ConfigError(f"an adapter cannot be put into {config.start!r}: {error}", "start") from None
+    if model.image_size % network.multiple:
+        near = max(1, round(model.image_size / network.multiple)) * network.multiple
+        raise ConfigError(
+            f"{model.image_size} is not a multiple of {network.multiple}, which this model's guider takes; try {near}",
+            "image_size",
+        )
+    return network
+
+
+run = partial(run_task, train, result=RESULT, files=(RESULT, "samples.png"))
