@@ -50,6 +50,7 @@ task  train-threedim     systems.novel_view.task:run             systems.novel_v
 task  image-to-3d        systems.novel_view.image_to_3d:run      systems.novel_view.options:ImageTo3DConfig
 task  texture            systems.texture.task:run              systems.texture.options:TextureConfig
 task  texture-object     systems.texture_object.task:run         systems.texture_object.options:TextureObjectConfig
+task  adapter-views      systems.adapter_views.task:run          systems.adapter_views.options:AdapterViewsConfig
 task  report             viewer.report:run                       viewer.options:ReportConfig
 task  gallery            viewer.gallery:run                      viewer.options:GalleryConfig
 task  export             export.task:run                         export.options:ExportConfig

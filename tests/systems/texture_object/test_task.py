@@ -126,7 +126,7 @@ def test_maps_are_those_of_the_model() -> None:
     from threedgen.systems.texture.scene import with_uv
 
     mesh, _ = with_uv(SceneMesh(np.asarray(thing().vertices, np.float32), np.asarray(thing().faces)), 64)
-    maps = control_maps(mesh, 64)
+    maps = control_maps(mesh, six_sides(64))
     assert maps.shape == (6, 64, 64, 6) and (maps[:, 0, 0] == 0.5).all() and maps.min() >= 0 and maps.max() <= 1
     middle = maps[:, 28, 32]  # a little above the middle
     assert middle[0, 1] < 0.05 and middle[2, 1] == pytest.approx(1.0, abs=0.05)  # nose at -0.5, back at +0.5
