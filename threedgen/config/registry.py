@@ -75,6 +75,7 @@ identity  hub     evaluation.toybox.identity:HubIdentity     evaluation.toybox.o
 view-classifier  probe  evaluation.janus.classifiers:ProbeSides  evaluation.janus.options:ProbeSidesConfig
 view-classifier  clip   evaluation.janus.classifiers:CLIPSides   evaluation.janus.options:CLIPSidesConfig
 sampler  mvdream   evaluation.consistency.samplers:MVDreamSampler  evaluation.consistency.options:MVDreamSamplerConfig
+sampler mvadapter evaluation.consistency.samplers:MVAdapterSampler evaluation.consistency.options:MVAdapterSamplerConfig
 sampler  folder    evaluation.consistency.samplers:FolderSampler   evaluation.consistency.options:FolderSamplerConfig
 sampler  threedim  guidance.threedim.novel_views:ThreeDiMSampler   guidance.threedim.options:ThreeDiMSamplerConfig
 # views of many scenes with captions, built with a seed and a split: threedgen.data.scene_views.SceneSource

@@ -21,6 +21,7 @@ from threedgen.geometry.images import write_png
 from threedgen.geometry.picture_file import read_picture
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.pictures import framed
+from threedgen.run.arrays import Array
 from threedgen.run.cache import kept
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
@@ -106,14 +107,18 @@ def read_reference(path: str, height: int, width: int) -> Tensor:
     What is transparent is not the thing; of an opaque picture, a background of one colour. Raises ConfigError.
     """
     picture = read_picture(Path(path).expanduser(), key="image", most=WORKING_SIZE).convert("RGBA")
-    cut = np.asarray(picture, np.float32) / 255
+    return reference(np.asarray(picture, np.float32) / 255, height, width, path)
+
+
+def reference(cut: Array, height: int, width: int, name: str) -> Tensor:
+    """The same of pixels (h,w,4) in [0,1]; ``name``: of the picture, for what is wrong with it."""
     if cut[..., 3].min() > OPAQUE:
         cut = np.dstack([cut[..., :3], in_front(cut[..., :3])]).astype(np.float32)
         if not cut[..., 3].any():
-            raise ConfigError(f"{path} shows nothing but its background", "image")
+            raise ConfigError(f"{name} shows nothing but its background", "image")
         if cut[..., 3].min() > OPAQUE:
             raise ConfigError(
-                f"it cannot be told what in {path} is the thing and what is behind it; save it as PNG with a "
+                f"it cannot be told what in {name} is the thing and what is behind it; save it as PNG with a "
                 "transparent background, or take a picture before a background of one colour",
                 "image",
             )
