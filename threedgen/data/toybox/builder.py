@@ -44,7 +44,7 @@ def rotation(degrees: Sequence[float]) -> np.ndarray:
 
 
 class Typical:
-    """In the place of a random generator: every draw is the middle of its range, every pick the first choice."""
+    """Stands in for a random generator: every draw is the middle of its range, every pick the first choice."""
 
     def normal(self, loc: float = 0.0, scale: float = 1.0, size: int | None = None) -> Any:
         return loc if size is None else np.full(size, loc)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .builder import Builder
+from .builder import Builder, Luck
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.85, 0.10, 0.10),
@@ -94,7 +94,7 @@ def accessory(word: str):
     return register
 
 
-def colour_value(name: str, rng: np.random.Generator, spread: float = 0.035) -> np.ndarray:
+def colour_value(name: str, rng: Luck, spread: float = 0.035) -> np.ndarray:
     """One sample of a named colour: a brightness and a channel jitter around the centre, (3,) in [0, 1]."""
     value = np.asarray(COLOURS[name]) * np.exp(rng.normal(0, 1.5 * spread)) + rng.normal(0, spread, 3)
     return np.clip(value, 0.02, 1.0)

@@ -75,7 +75,7 @@ class Photographs:
 
 
 class FourSides:
-    """Objects from ``n_view`` sides at once, with their cameras; see ``Toybox`` for ``typical`` ones."""
+    """Shows objects from ``n_view`` sides at once, with their cameras; see ``Toybox`` for ``typical`` ones."""
 
     def __init__(self, seed: int = 0, split: Split = "train", n_view: int = 4, typical: bool = False) -> None:
         self.n_view, self.box = n_view, Toybox(seed, split, typical=typical)

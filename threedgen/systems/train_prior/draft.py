@@ -7,7 +7,7 @@ captions. ``guidance/draft.py`` says what it is good for.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from threedgen.data.bank import LatentBank
@@ -24,6 +24,7 @@ class DraftSystem(AveragedSystem):
     """Trains a draft in place, on the text encoder of ``prior``, which stays as it is. ``bank``: single views."""
 
     stage = "draft"
+    prior: MVDream
 
     def __init__(self, options: DraftConfig, seed: int, draft: Draft, prior: MVDream, bank: LatentBank) -> None:
         super().__init__(options, seed, options.max_steps)
@@ -33,8 +34,7 @@ class DraftSystem(AveragedSystem):
         self.hold(prior=prior)
 
     def setup(self, stage: str) -> None:
-        encoder: nn.Module = self.prior.text_encoder
-        encoder.to(self.device)
+        self.prior.text_encoder.to(self.device)
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, prior, bank = int(batch), self.options, self.prior, self.bank
@@ -48,5 +48,6 @@ class DraftSystem(AveragedSystem):
             with torch.no_grad():
                 text = prior.text_encoder(ids).last_hidden_state
             guess = self.draft(text, camera).float()
-        self.metrics = {"draft": float(F.mse_loss(guess.detach(), z))} if camera is not None else {}
-        return F.mse_loss(guess, z)
+        loss = F.mse_loss(guess, z)
+        self.metrics = {"draft": float(loss.detach())} if camera is not None else {}
+        return loss
