@@ -14,7 +14,7 @@ from tests.support.task_server import write_config
 from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
 from threedgen import cli
 from threedgen.config import ConfigError
-from threedgen.systems.texture_object.drawing import read_reference
+from threedgen.data.reference import read_reference
 from threedgen.systems.texture_object.mesh import SIDES
 
 TINY = {"task": "adapter-views", "threads": 1, "steps": 2}

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash, registry
+from threedgen.data.reference import reference
 from threedgen.data.srn.reader import Instance, open_instance, scenes
 from threedgen.geometry.views import Request
+from threedgen.guidance.mvadapter.model import MVAdapter
+from threedgen.guidance.prior import Prior
 from threedgen.run.cache import digest
 from threedgen.run.seeding import generator
-from threedgen.systems.texture_object.drawing import reference
 
-from .options import FolderSamplerConfig
+from .options import FolderSamplerConfig, MVAdapterSamplerConfig, MVDreamSamplerConfig
 
 LEAST = 4
 """Views that a scene must have: some to fit, some to hold out."""
@@ -33,10 +35,11 @@ class MVDreamSampler:
     """Draws by the multi-view prior the views of a text, ``together`` at a time, each time from the same words."""
 
     needs_text, on_disk = True, False
+    prior: Prior
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        self.prior: Any = registry.build("prior", config.prior)
+    def __init__(self, config: MVDreamSamplerConfig | MVAdapterSamplerConfig) -> None:
+        self.config: Any = config
+        self.prior = registry.build("prior", config.prior)
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
         return [self._draw(request) for request in requests]
@@ -69,6 +72,7 @@ class MVAdapterSampler(MVDreamSampler):
     """
 
     needs_text, noted = False, False
+    prior: MVAdapter
 
     def views(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
         c, model = self.config, self.prior

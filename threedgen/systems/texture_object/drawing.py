@@ -9,19 +9,14 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import within
-from threedgen.data.photos import WORKING_SIZE, in_front
+from threedgen.data.reference import read_reference
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import write_png
-from threedgen.geometry.picture_file import read_picture
 from threedgen.guidance.mvadapter.model import MVAdapter
-from threedgen.guidance.mvadapter.pictures import framed
-from threedgen.run.arrays import Array
 from threedgen.run.cache import kept
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
@@ -32,7 +27,6 @@ from threedgen.train.task import Task
 
 from .options import DrawingConfig
 
-OPAQUE = 0.99
 VIEWS = "views"
 
 
@@ -99,30 +93,6 @@ def require(model: MVAdapter, config: DrawingConfig, at: Cameras, geometry: bool
         below = wrong[0] // step * step
         near = f"{below} or {below + step}" if below else f"{step}"
         raise ConfigError(f"views of {at.height} x {at.width}: a side should be a multiple of {step}; try {near}")
-
-
-def read_reference(path: str, height: int, width: int) -> Tensor:
-    """The thing of a picture in the middle of a grey one (height,width,3), as adapters learnt to look at it.
-
-    What is transparent is not the thing; of an opaque picture, a background of one colour. Raises ConfigError.
-    """
-    picture = read_picture(Path(path).expanduser(), key="image", most=WORKING_SIZE).convert("RGBA")
-    return reference(np.asarray(picture, np.float32) / 255, height, width, path)
-
-
-def reference(cut: Array, height: int, width: int, name: str) -> Tensor:
-    """The same of pixels (h,w,4) in [0,1]; ``name``: of the picture, for what is wrong with it."""
-    if cut[..., 3].min() > OPAQUE:
-        cut = np.dstack([cut[..., :3], in_front(cut[..., :3])]).astype(np.float32)
-        if not cut[..., 3].any():
-            raise ConfigError(f"{name} shows nothing but its background", "image")
-        if cut[..., 3].min() > OPAQUE:
-            raise ConfigError(
-                f"it cannot be told what in {name} is the thing and what is behind it; save it as PNG with a "
-                "transparent background, or take a picture before a background of one colour",
-                "image",
-            )
-    return framed(torch.from_numpy(cut), height, width)
 
 
 def write_views(folder: Path, views: Tensor, names: Sequence[str]) -> list[str]:
