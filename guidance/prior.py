@@ -105,6 +105,10 @@ class Prior(Protocol):
         """Poses (B,4,4), OpenGL axes and z up, as ``denoise`` takes them; None: this prior knows no cameras."""
         return None
 
+    def note_views(self, c2w: Tensor) -> None:
+        """Warns of poses (B,4,4) from where it was not trained to look, if there are any that it knows of."""
+        return
+
     @abstractmethod
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(B,H,W,3) of any size -> latents, with gradients; ``generator`` where the encoding is random."""

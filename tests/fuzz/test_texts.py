@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.mutations import HOSTILE
@@ -42,6 +42,8 @@ def test_any_text_as_yaml(text: str) -> None:
 
 @MANY
 @given(st.sampled_from(KEYS), TREES.map(lambda tree: json.dumps(tree, default=str)) | st.text(max_size=50))
+@example("background", json.dumps({"\U00010000": "\U00010000"}))  # JSON escapes it as two halves
+@example("background", json.dumps({"\ud800": "\ud800"}))
 def test_any_text_as_the_value_of_any_key(key: str, text: str) -> None:
     refused(load, "mvdream-toybox", [f"{key}={text}"])
 

@@ -47,11 +47,15 @@ def adapted_model(form: Form | None = None, branches: tuple[Branch, ...] = BOTH,
     return model.with_network(network)
 
 
-def tiny_prior_config(folder: Path, **options: Any) -> dict[str, Any]:
+def tiny_prior_config(folder: Path, form: Form | None = None, **options: Any) -> dict[str, Any]:
     """The section "prior" of a config, with files that are written into ``folder``."""
     tiny_model().save(folder / "base")
-    network = adapted_model().adapted
+    network = adapted_model(form).adapted
     assert network is not None
     save_adapter(folder / "adapter.safetensors", network)
     files = {"weights": str(folder / "base"), "adapter": str(folder / "adapter.safetensors")}
     return {"name": "mvadapter", **files, "dtype": "fp32", **options}
+
+
+GEOMETRY = Form(layout="rowcol", control="geometry")
+"""Of an adapter that draws the six sides of a mesh."""

@@ -43,9 +43,8 @@ class Config(BaseModel):
                 result[key] = fields.with_default(field, value)
             elif isinstance(value, bool) and field and fields.is_number(field):
                 raise _key_mistake(key, value, "should be a number, not true or false")
-            elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-                readable = value.encode("utf-8", "backslashreplace").decode("utf-8")
-                raise _key_mistake(key, readable, "should be text, but holds bytes that are no UTF-8")
+            elif isinstance(value, str) and _readable(value) != value:
+                raise _key_mistake(key, _readable(value), "should be text, but holds bytes that are no UTF-8")
         return result
 
     def check(self) -> None:
@@ -64,9 +63,15 @@ class Config(BaseModel):
                     section.check()
 
 
-def _key_mistake(key: str, value: Any, problem: str) -> PydanticCustomError:
+def _readable(text: str) -> str:
+    """The text with `\\udcff` for a stray byte, so that it can be written."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _key_mistake(key: Any, value: Any, problem: str) -> PydanticCustomError:
     """A mistake of one key, raised by the validator of its section; config_errors puts it in its place."""
-    return PydanticCustomError("key", "{key}: {problem}", {"key": key, "value": value, "problem": problem})
+    context = {"key": _readable(str(key)), "value": value, "problem": problem}
+    return PydanticCustomError("key", "{key}: {problem}", context)
 
 
 def dump(config: BaseModel) -> str:

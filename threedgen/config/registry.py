@@ -50,6 +50,7 @@ task  train-threedim     systems.novel_view.task:run             systems.novel_v
 task  image-to-3d        systems.novel_view.image_to_3d:run      systems.novel_view.options:ImageTo3DConfig
 task  texture            systems.texture.task:run              systems.texture.options:TextureConfig
 task  texture-object     systems.texture_object.task:run         systems.texture_object.options:TextureObjectConfig
+task  adapter-views      systems.adapter_views.task:run          systems.adapter_views.options:AdapterViewsConfig
 task  report             viewer.report:run                       viewer.options:ReportConfig
 task  gallery            viewer.gallery:run                      viewer.options:GalleryConfig
 task  export             export.task:run                         export.options:ExportConfig
@@ -74,6 +75,7 @@ identity  hub     evaluation.toybox.identity:HubIdentity     evaluation.toybox.o
 view-classifier  probe  evaluation.janus.classifiers:ProbeSides  evaluation.janus.options:ProbeSidesConfig
 view-classifier  clip   evaluation.janus.classifiers:CLIPSides   evaluation.janus.options:CLIPSidesConfig
 sampler  mvdream   evaluation.consistency.samplers:MVDreamSampler  evaluation.consistency.options:MVDreamSamplerConfig
+sampler mvadapter evaluation.consistency.samplers:MVAdapterSampler evaluation.consistency.options:MVAdapterSamplerConfig
 sampler  folder    evaluation.consistency.samplers:FolderSampler   evaluation.consistency.options:FolderSamplerConfig
 sampler  threedim  guidance.threedim.novel_views:ThreeDiMSampler   guidance.threedim.options:ThreeDiMSamplerConfig
 # views of many scenes with captions, built with a seed and a split: threedgen.data.scene_views.SceneSource

@@ -56,6 +56,10 @@ class _Loader(yaml.SafeLoader):
         finally:
             self.depth -= 1
 
+    def text(self, node: yaml.ScalarNode) -> str:
+        """JSON, which is YAML, writes what is beyond U+FFFF as the escapes of two halves; half of one stays."""
+        return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         result: dict = {}
         for key_node, value_node in node.value:
@@ -83,6 +87,7 @@ for _tag, (_pattern, _first) in _RULES.items():
     _Loader.add_implicit_resolver(_tag, _pattern, list(_first))
     _Dumper.add_implicit_resolver(_tag, _pattern, list(_first))
 _Dumper.add_representer(str, _Dumper.text)
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.text)
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # decimal: 012 is twelve
 _Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
 

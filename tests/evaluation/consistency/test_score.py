@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from skimage.metrics import structural_similarity
 
 from tests.support.photographs import SIZE, TINY, photographs
+from tests.support.tiny_mvadapter import tiny_prior_config
 from tests.support.tiny_prior import tiny_prior
 from threedgen import config as configs
 from threedgen.config import ConfigError, registry
@@ -23,10 +25,11 @@ from threedgen.data.srn.writer import write_instance
 from threedgen.evaluation.consistency import fits, run
 from threedgen.evaluation.consistency.options import (
     ConsistencyConfig,
+    MVAdapterSamplerConfig,
     MVDreamSamplerConfig,
 )
 from threedgen.evaluation.consistency.report import distances
-from threedgen.evaluation.consistency.samplers import MVDreamSampler
+from threedgen.evaluation.consistency.samplers import MVAdapterSampler, MVDreamSampler
 from threedgen.evaluation.consistency.scenes import Scene, held_out_places, looked_at, warn_about
 from threedgen.evaluation.toybox.labels import Labels
 from threedgen.evaluation.toybox.options import ProbeNetworkConfig
@@ -34,7 +37,7 @@ from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr
 from threedgen.geometry.rigs import orbit
-from threedgen.geometry.views import Request
+from threedgen.geometry.views import Request, Views
 
 # --- figures -----------------------------------------------------------------------------------------------------
 
@@ -246,6 +249,21 @@ def test_views_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     at = orbit(10, 0.2, 2.0, 0.7, 4, 4)
     (pictures,) = sampler([Request("one", None, at, tuple(range(10)), "a dog")])
     assert torch.allclose(pictures[:, 0, 0, 0], torch.arange(10) / 10, atol=1e-4)
+
+
+def test_an_adapter_draws_from_the_given_view(tmp_path: Path) -> None:
+    prior = tiny_prior_config(tmp_path)
+    sampler = MVAdapterSampler(MVAdapterSamplerConfig(prior=prior, together=2, steps=1))
+    at = orbit(4, 0.2, 2.0, 0.7, 16, 16)
+    picture = torch.ones(1, 16, 16, 3)
+    picture[:, 4:12, 5:11] = torch.tensor([0.8, 0.1, 0.1])
+    given = Request("one", Views(picture, at.select([0])), at.select([1, 2, 3]), (1, 2, 3))
+    (drawn,), (unseen,) = sampler([given]), sampler([replace(given, condition=None, text="a red dog")])
+    assert drawn.shape == unseen.shape == (3, 16, 16, 3) and not torch.allclose(drawn, unseen)
+    assert torch.equal(sampler([given])[0], drawn)
+    picture[:] = torch.rand(picture.shape, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ConfigError, match="the given view of one is the thing"):
+        sampler([given])
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.support import box_room
 from tests.support.task_server import write_config
+from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
 from threedgen import cli
 from threedgen.config import ConfigError
 from threedgen.export.files.check import Expected, check_glb
@@ -86,6 +87,31 @@ def test_a_mesh_without_uv_wears_its_views(
     assert code == 2 and "has no top.png (is it topp.png?)" in err
 
 
+def test_a_mesh_wears_what_is_drawn_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sides are drawn once: a run that lost its mesh makes it again from the same, and so does one that is given
+    them."""
+    monkeypatch.chdir(tmp_path)
+    write_mesh(tmp_path / "a.glb")
+    prior = tiny_prior_config(tmp_path / "prior", GEOMETRY)
+    words = ["mesh=a.glb", *(f"prior.{name}={value}" for name, value in prior.items()), "steps=2"]
+    code, out, err = run(capsys, *words, "prompt=a red dog", "out=run")
+    assert code == 0 and out.splitlines()[-1] == str(Path("run", "textured.glb")), err
+    assert {path.stem for path in Path("run", "views").iterdir()} == set(SIDES)
+    first, kept = Path("run", "texture.png").read_bytes(), Path("run", "views.safetensors")
+    drawn_at = kept.stat().st_mtime_ns
+    Path("run", "textured.glb").unlink()
+    assert cli.main(["--resume", "run"]) == 0
+    assert kept.stat().st_mtime_ns == drawn_at and Path("run", "texture.png").read_bytes() == first
+    capsys.readouterr()
+    assert run(capsys, "mesh=a.glb", "views=run/views", "out=given")[0] == 0
+    code, _, err = run(capsys, *words, "prompt=a red dog", "views=run/views", "out=both")
+    assert code == 2 and "views: are given, and there is a prompt" in err
+    code, _, err = run(capsys, "mesh=a.glb", "prompt=a red dog", "out=nobody")
+    assert code == 2 and "prior.adapter: there is none" in err
+
+
 def test_transparent_pixels_are_not_the_thing(tmp_path: Path) -> None:
     from threedgen.systems.texture_object.views import read_sides
 
@@ -126,7 +152,7 @@ def test_maps_are_those_of_the_model() -> None:
     from threedgen.systems.texture.scene import with_uv
 
     mesh, _ = with_uv(SceneMesh(np.asarray(thing().vertices, np.float32), np.asarray(thing().faces)), 64)
-    maps = control_maps(mesh, 64)
+    maps = control_maps(mesh, six_sides(64))
     assert maps.shape == (6, 64, 64, 6) and (maps[:, 0, 0] == 0.5).all() and maps.min() >= 0 and maps.max() <= 1
     middle = maps[:, 28, 32]  # a little above the middle
     assert middle[0, 1] < 0.05 and middle[2, 1] == pytest.approx(1.0, abs=0.05)  # nose at -0.5, back at +0.5

@@ -39,6 +39,22 @@ class MVDreamSamplerConfig(Config):
     negative_prompt: str = ""
 
 
+class MVAdapterSamplerConfig(Config):
+    """A 2D model with an adapter, asked for many views of the object of a picture, or of what a text says."""
+
+    name: Literal["mvadapter"] = Field("mvadapter", description="draws from the view that is given, else from words")
+    prior: Annotated[Any, Component("prior", default="mvadapter", only=("mvadapter",))] = Field(
+        {}, description="who draws"
+    )
+    together: int = Field(
+        6, ge=0, le=1024, description="views denoised together, evenly spread; 0: all. Groups may differ"
+    )
+    steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
+    guidance_scale: float | None = Field(None, ge=0, description="null: 7, with a picture 3")
+    negative_prompt: str = ""
+    image_prompt: str = Field("", description="text beside a picture; released adapters learnt 'high quality'")
+
+
 class FolderSamplerConfig(Config):
     """Views that are on the disk already, whoever drew them: PATH/SCENE/{rgb,pose,intrinsics.txt}."""
 

@@ -1,4 +1,4 @@
-"""Draws novel views without a model of its own: by the multi-view prior, or from a folder on the disk.
+"""Draws novel views without a model of its own: by a multi-view prior, or from a folder on the disk.
 
 A sampler is a `threedgen.geometry.views.NovelViewSampler`, built from its config by the registry's kind "sampler". It
 may have ``needs_text`` or ``needs_condition``, which are asked for before anything is drawn, and ``on_disk`` if what it
@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash, registry
+from threedgen.data.reference import reference
 from threedgen.data.srn.reader import Instance, open_instance, scenes
 from threedgen.geometry.views import Request
+from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.prior import Prior
 from threedgen.run.cache import digest
 from threedgen.run.seeding import generator
 
-from .options import FolderSamplerConfig, MVDreamSamplerConfig
+from .options import FolderSamplerConfig, MVAdapterSamplerConfig, MVDreamSamplerConfig
 
 LEAST = 4
 """Views that a scene must have: some to fit, some to hold out."""
@@ -31,10 +35,11 @@ class MVDreamSampler:
     """Draws by the multi-view prior the views of a text, ``together`` at a time, each time from the same words."""
 
     needs_text, on_disk = True, False
+    prior: Prior
 
-    def __init__(self, config: MVDreamSamplerConfig) -> None:
-        self.config = config
-        self.prior: Prior = registry.build("prior", config.prior)
+    def __init__(self, config: MVDreamSamplerConfig | MVAdapterSamplerConfig) -> None:
+        self.config: Any = config
+        self.prior = registry.build("prior", config.prior)
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
         return [self._draw(request) for request in requests]
@@ -42,16 +47,50 @@ class MVDreamSampler:
     def fingerprint(self) -> str:
         return f"{digest(self.prior.networks)} {config_hash(self.config)}"
 
+    def views(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
+        """Samples the views (V, H, W, 3) from these poses."""
+        c, prior = self.config, self.prior
+        drawn: Tensor = prior.sample(request.text, c2w, c.steps, c.guidance_scale, c.negative_prompt, rng)
+        return drawn
+
     def _draw(self, request: Request) -> Tensor:
         """Evenly spread views go together, as the prior was trained: with 12 of 60, every fifth."""
-        count, c, drawn = len(request.target), self.config, []
-        groups = -(-count // (c.together or count))
+        count, drawn = len(request.target), []
+        groups = -(-count // (self.config.together or count))
         for first in range(groups):
             rng = generator(request.seed, first, f"novel views of {request.scene}")
-            c2w = request.target.c2w[first::groups]
-            drawn.append(self.prior.sample(request.text, c2w, c.steps, c.guidance_scale, c.negative_prompt, rng))
+            drawn.append(self.views(request, request.target.c2w[first::groups], rng))
         order = torch.cat([torch.arange(first, count, groups) for first in range(groups)])
         return torch.cat(drawn)[order.argsort()]
+
+
+class MVAdapterSampler(MVDreamSampler):
+    """Draws by a 2D model with an adapter the views of the object in the first of the given pictures, else of a text.
+
+    The adapter is told from where the cameras look, not how far away they are nor how wide; it places the object
+    itself, with its front at azimuth 0, wherever the picture was taken.
+    """
+
+    needs_text, noted = False, False
+    prior: MVAdapter
+
+    def views(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
+        c, model = self.config, self.prior
+        if not self.noted:
+            self.noted = True
+            model.note_views(request.target.c2w)
+        picture = None if request.condition is None else self._picture(request)
+        text = request.text or ("" if picture is None else c.image_prompt)
+        how: Any = {"steps": c.steps, "guidance_scale": c.guidance_scale, "negative_prompt": c.negative_prompt}
+        drawn: Tensor = model.draw(text, model.camera(c2w), picture, generator=rng, **how)
+        return drawn
+
+    def _picture(self, request: Request) -> Tensor:
+        """The first that is given, as the adapter looks at it. Raises ConfigError if its background is not plain."""
+        assert request.condition is not None
+        rgb, size = request.condition.images[0].float().cpu().numpy(), self.prior.image_size
+        opaque = np.ones((*rgb.shape[:2], 1), np.float32)
+        return reference(np.dstack([rgb, opaque]), size, size, f"the given view of {request.scene}")
 
 
 class FolderSampler:

@@ -226,6 +226,7 @@ def preview(config: GenerateConfig, prior: Prior, prompt: str, folder: Path) -> 
     cameras = orbit(n_view, elevation, table.distance, fov, size, size, azimuth=azimuth)
 
     def sample() -> Tensor:
+        prior.note_views(cameras.c2w)
         rng = generator(config.seed, 0, "preview")
         return prior.sample(prompt, cameras.c2w, p.steps, p.guidance_scale, config.negative_prompt, generator=rng)
 

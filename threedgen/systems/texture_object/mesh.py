@@ -10,6 +10,7 @@ import torch
 
 from threedgen.config import ConfigError
 from threedgen.export.files.textured import Placement, TexturedMesh
+from threedgen.export.shape.mesh import vertex_normals
 from threedgen.export.shape.simplify import simplify
 from threedgen.export.shape.topology import area_vectors, topology, weld
 from threedgen.export.surface.tangents import vertex_tangents
@@ -19,7 +20,7 @@ from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, geometry_maps, 
 from threedgen.run.arrays import Array
 from threedgen.systems.texture.scene import Coordinates, SceneMesh, read_scene, with_uv
 
-from .options import TextureObjectConfig
+from .options import TextureObjectConfig, ThingConfig
 
 SIDES = ("front", "right", "back", "left", "top", "bottom")
 HALF = 0.5
@@ -44,7 +45,7 @@ class Thing:
         return replace(self.mesh, vertices=self.placement.back(self.mesh.vertices))
 
 
-def coordinates(config: TextureObjectConfig) -> Coordinates:
+def coordinates(config: ThingConfig) -> Coordinates:
     """Those of the mesh's file. Raises ConfigError for a front that is up or down."""
     up = Coordinates.of(config.mesh, config.up).up
     front = FRONTS[up[-1]] if config.front == "auto" else config.front
@@ -55,6 +56,15 @@ def coordinates(config: TextureObjectConfig) -> Coordinates:
 
 def read_thing(config: TextureObjectConfig) -> Thing:
     """The mesh of the config, made ready for a texture. Raises ConfigError."""
+    whole, placement, notes = placed(config)
+    mesh, how = with_uv(whole, config.texture, config.uv)
+    notes += [f"the mesh has {how}"] if whole.uv is not None and how.startswith("new") else []
+    vertices, faces, _ = weld(mesh.vertices, mesh.faces)
+    return Thing(with_normals(mesh, whole), placement, topology(vertices, faces).open_edges > 0, tuple(notes))
+
+
+def placed(config: ThingConfig) -> tuple[SceneMesh, Placement, list[str]]:
+    """The mesh of the config where it is textured, where it was, and what was done. Raises ConfigError."""
     whole, notes = read_scene(Path(str(config.mesh)).expanduser(), coordinates(config)), list[str]()
     low, high = whole.vertices.min(0).astype(np.float64), whole.vertices.max(0).astype(np.float64)
     placement = Placement((low + high) / 2, HALF / max(float((high - low).max()) / 2, 1e-30))
@@ -62,10 +72,15 @@ def read_thing(config: TextureObjectConfig) -> Thing:
     if len(whole.faces) > config.budget:
         notes.append(f"{len(whole.faces):,} triangles are too many and were simplified to {config.budget:,} (budget)")
         whole = simplified(whole, config.budget)
-    mesh, how = with_uv(whole, config.texture, config.uv)
-    notes += [f"the mesh has {how}"] if whole.uv is not None and how.startswith("new") else []
-    vertices, faces, _ = weld(mesh.vertices, mesh.faces)
-    return Thing(with_normals(mesh, whole), placement, topology(vertices, faces).open_edges > 0, tuple(notes))
+    return whole, placement, notes
+
+
+def without_uv(whole: SceneMesh) -> TexturedMesh:
+    """The mesh with normals, for what does not ask for texture coordinates: those are zeros."""
+    vertices, faces, _ = weld(whole.vertices, whole.faces)
+    normals, uv = vertex_normals(vertices, faces), np.zeros((len(vertices), 2), np.float32)
+    mesh = TexturedMesh(vertices, faces, normals, uv, vertex_tangents(vertices, faces, normals, uv))
+    return with_normals(mesh, whole)
 
 
 def simplified(mesh: SceneMesh, budget: int) -> SceneMesh:
@@ -96,9 +111,9 @@ def six_sides(size: int) -> Cameras:
     return views(GEOMETRY_VIEWS, size, size)
 
 
-def control_maps(mesh: TexturedMesh, size: int) -> Array:
-    """What MV-Adapter is told of a mesh: (6,size,size,6) in [0,1], places and normals of its six sides."""
-    found = rasterise_views(mesh.vertices, mesh.faces, six_sides(size))
+def control_maps(mesh: TexturedMesh, at: Cameras) -> Array:
+    """What MV-Adapter is told of a mesh: (V,H,W,6) in [0,1], places and normals that its views see."""
+    found = rasterise_views(mesh.vertices, mesh.faces, at)
     places, normals = (interpolate(part, mesh.faces, found) for part in (mesh.vertices, mesh.normals))
     maps = geometry_maps(torch.from_numpy(places), torch.from_numpy(unit(normals)), torch.from_numpy(found.mask))
     return maps.permute(0, 2, 3, 1).numpy()

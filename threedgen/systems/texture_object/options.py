@@ -1,39 +1,98 @@
-"""Config model of the task that textures the mesh of a thing (no torch here)."""
+"""Config models of the task that textures the mesh of a thing, and of what others share with it (no torch here)."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from threedgen.config import ConfigError
+from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
 from threedgen.run.folder import user_path
+from threedgen.run.prompts import tidy
 from threedgen.systems.texture.options import MESHES, check_mesh, power_of_two
 
 Axis = Literal["auto", "+x", "-x", "+y", "-y", "+z", "-z"]
 
 
-class TextureObjectConfig(RunConfig):
-    """Texture the mesh of a thing with pictures of its six sides."""
+class DrawingConfig(RunConfig):
+    """What views of a thing show, and who draws them."""
+
+    prompt: str = Field("", description="what to draw; taken as it is")
+    negative_prompt: str = Field("", description="what to stay away from")
+    image: str | None = Field(
+        None,
+        min_length=1,
+        description="picture of the thing, cut out (PNG with transparency) or before one colour; front within 45 "
+        "degrees",
+    )
+    image_prompt: str = Field(
+        "", description="text beside a picture where there is no prompt; released adapters learnt 'high quality'"
+    )
+    prior: Annotated[Any, Component("prior", default="mvadapter", only=("mvadapter",))] = Field(
+        {}, description="who draws"
+    )
+    steps: int = Field(50, ge=1, le=1000, description="denoising steps")
+    guidance_scale: float | None = Field(
+        None, ge=0, description="of text and picture together; null: 7, with a picture 3"
+    )
+    eta: float = Field(0.0, ge=0, le=1, description="fresh noise of a step: 0 is DDIM, 1 as much as DDPM")
+
+    @property
+    def draws(self) -> bool:
+        """Is there anything to draw?"""
+        return bool(self.prompt.strip()) or self.image is not None
+
+    def text(self) -> str:
+        """What the model reads; "" only beside a picture. Raises ConfigError."""
+        return self.image_prompt if self.image is not None and not self.prompt.strip() else tidy(self.prompt)
+
+    def check_drawing(self, control: Literal["rays", "geometry"]) -> None:
+        """Is there what drawing needs, told such things of the views? Raises ConfigError."""
+        from threedgen.geometry.picture_file import read_picture
+
+        self.text()
+        needs = "a mesh" if control == "geometry" else "a picture" if self.image is not None else ""
+        if needs and self.prior.adapter is None:
+            raise ConfigError(
+                f"there is none, and the 2D model alone cannot look at {needs}; give the file of one that was trained "
+                "to, such as RUN/adapter.safetensors of train-mvadapter",
+                "prior.adapter",
+            )
+        if self.image is not None:
+            read_picture(user_path(self.image, "image"), key="image")
+
+
+class ThingConfig(RunConfig):
+    """The mesh of a thing, and how it stands in its file."""
 
     mesh: str | None = Field(None, description=f"file with the thing ({', '.join(MESHES)}), any number of pieces")
     front: Axis = Field(
         "auto", description="axis of the file that the front faces; auto: +z if y points upwards, -y if z does"
     )
     up: Axis = Field("auto", description="axis of the file that points upwards; auto: +y of GLB, glTF and OBJ, else +z")
+    budget: int = Field(100_000, ge=4, le=2_000_000, description="triangles at most; a mesh with more is simplified")
+
+    def check_thing(self) -> None:
+        """Is its file there? Raises ConfigError."""
+        check_mesh(user_path(str(self.mesh), "mesh"))
+
+
+class TextureObjectConfig(ThingConfig, DrawingConfig):
+    """Texture the mesh of a thing, from words, from a picture, or with pictures of its six sides."""
+
     views: str | None = Field(
         None,
-        description="folder with pictures of the sides, square and of one size: front.png, right.png, back.png, "
-        "left.png, top.png, bottom.png, as preview.png of a run shows them; what is transparent is not the thing; "
-        "none: only preview.png and the maps are made",
+        description="instead of prompt and image: folder with pictures of the sides, square and of one size: "
+        "front.png, right.png, back.png, left.png, top.png, bottom.png, as preview.png of a run shows them; what is "
+        "transparent is not the thing; none of all three: only preview.png and the maps are made",
     )
-    size: int = Field(768, ge=64, le=2048, description="pixels of a side's maps")
+    size: int = Field(768, ge=64, le=2048, description="pixels of a side's maps, and of a side that is drawn")
     texture: int = Field(1024, ge=64, le=8192, description="texels along an edge, a power of two")
     uv: Literal["auto", "own", "unwrap"] = Field(
         "auto", description="texture coordinates: the mesh's own, new ones, or auto: its own if no two places share one"
     )
-    budget: int = Field(100_000, ge=4, le=2_000_000, description="triangles at most; a mesh with more is simplified")
 
     @model_validator(mode="after")
     def _fit(self) -> TextureObjectConfig:
@@ -43,7 +102,11 @@ class TextureObjectConfig(RunConfig):
     def check(self) -> None:
         if self.mesh is None:
             raise ConfigError("there is none: give the thing, mesh=chair.glb", "mesh")
-        check_mesh(user_path(self.mesh, "mesh"))
+        self.check_thing()
         if self.views is not None and not user_path(self.views, "views").is_dir():
             raise ConfigError(f"should be a folder with pictures of six sides (got {self.views!r})", "views")
-        super().check()
+        if self.views is not None and self.draws:
+            raise ConfigError("are given, and there is a prompt or an image to draw others from; give one", "views")
+        if self.draws:  # else nobody needs the prior
+            self.check_drawing("geometry")
+            super().check()

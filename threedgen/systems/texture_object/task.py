@@ -1,7 +1,8 @@
-"""The task "texture-object": pictures of a thing's six sides -> its mesh, textured.
+"""The task "texture-object": pictures of a thing's six sides, given or drawn -> its mesh, textured.
 
 RUN/preview.png     the bare mesh from its six sides: what is taken as the front, and as above
 RUN/maps/           position/SIDE.png and normal/SIDE.png, what a model is told of the mesh, in MV-Adapter's world
+RUN/views/          SIDE.png, the sides as they were drawn, if they were
 RUN/textured.glb    the textured mesh, where and as large as it was in its file
 RUN/texture.png     its texture
 RUN/around.png      the mesh before and after, from all around
@@ -10,13 +11,14 @@ RUN/around.png      the mesh before and after, from all around
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import radians
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from threedgen.export.files.check import Expected, Finding, check_glb
 from threedgen.export.files.glb import textured_glb_bytes
@@ -25,11 +27,13 @@ from threedgen.export.surface.complete import diffuse
 from threedgen.export.surface.from_views import Completion, ViewTexture, render, texture_from_views
 from threedgen.geometry.images import grid, png, psnr, to_uint8, write_png
 from threedgen.geometry.rigs import orbit
+from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.run.arrays import Array
 from threedgen.run.folder import write_atomic, writing
 from threedgen.run.progress import Count
 from threedgen.train.task import Task, run_task
 
+from .drawing import draw, write_views
 from .mesh import SIDES, Thing, control_maps, preview, read_thing, six_sides
 from .options import TextureObjectConfig
 from .views import read_sides
@@ -61,17 +65,40 @@ def texture_object(task: Task) -> None:
     thing = read_thing(config)
     for note in thing.notes:
         logger.warning("%s", note)
-    figures: dict[str, Any] = {"triangles": len(thing.mesh.faces), "notes": list(thing.notes)}
-    bare = preview(thing.mesh, SHOWN)
+    maps = control_maps(thing.mesh, six_sides(config.size))
     with writing(task.folder):
-        write_png(task.folder / PREVIEW, grid(bare, 3, SIDES))
-        write_maps(task.folder / "maps", control_maps(thing.mesh, config.size))
-        if config.views is not None:
-            views, masks = read_sides(Path(config.views).expanduser())
+        write_png(task.folder / PREVIEW, grid(preview(thing.mesh, SHOWN), 3, SIDES))
+        write_maps(task.folder / "maps", maps)
+        sides = six_pictures(task, maps)
+        figures: dict[str, Any] = {"triangles": len(thing.mesh.faces), "notes": [*thing.notes, *sides.notes]}
+        if sides.views is not None:
             with Count("texturing", 12, task.quiet) as count:
-                done = textured(thing, views, config, masks, lambda: count.add(1))
+                done = textured(thing, sides.views, config, sides.masks, lambda: count.add(1))
             figures |= write_textured(task.folder, thing, done)
-        task.summarise(**figures)
+        task.summarise(files=sides.files, **figures)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Pictures of the sides (6,H,H,3) in [0,1], if there are any; where they show the thing (6,H,H), None: wherever
+    it is; what is to be said of them, and the files that were written."""
+
+    views: Array | None = None
+    masks: Array | None = None
+    notes: Sequence[str] = ()
+    files: Sequence[str] = ()
+
+
+def six_pictures(task: Task, maps: Array) -> Sides:
+    """Those that are given, or drawn as the ``maps`` (6,H,H,6) of the mesh have it. Raises ConfigError, OSError."""
+    config: TextureObjectConfig = task.config
+    if config.views is not None:
+        return Sides(*read_sides(Path(config.views).expanduser()))
+    if not config.draws:
+        return Sides()
+    model: MVAdapter = task.load_prior()
+    views, notes = draw(task, model, six_sides(config.size), torch.from_numpy(maps).permute(0, 3, 1, 2))
+    return Sides(views.numpy(), notes=notes, files=write_views(task.folder, views, SIDES))
 
 
 def write_maps(folder: Path, maps: Array) -> None:
@@ -139,4 +166,5 @@ def around(thing: Thing, texture: Array, size: int = SHOWN) -> Array:
 
 def run(config: TextureObjectConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Carries out a config; says where the mesh is, or without views the preview."""
-    return run_task(texture_object, config, resume, quiet, result=PREVIEW if config.views is None else GLB, files=FILES)
+    result = GLB if config.draws or config.views is not None else PREVIEW
+    return run_task(texture_object, config, resume, quiet, result=result, files=FILES)

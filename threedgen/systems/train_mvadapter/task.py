@@ -58,7 +58,7 @@ def load_base(config: TrainMVAdapterConfig) -> MVAdapter:
     if model.unet.class_embedding is not None:
         raise ConfigError(
             f"{config.start!r} is a multi-view model, which takes cameras itself; an adapter is for a 2D model, such as"
-            " RUN/base of config train-toybox-base",
+            " toybox-base",
             "start",
         )
     return model

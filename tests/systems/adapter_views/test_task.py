@@ -1,0 +1,111 @@
+"""The task "adapter-views", by a tiny 2D model and adapter: from words, a picture, a mesh."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from tests.support.task_server import write_config
+from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
+from threedgen import cli
+from threedgen.config import ConfigError
+from threedgen.data.reference import read_reference
+from threedgen.systems.texture_object.mesh import SIDES
+
+TINY = {"task": "adapter-views", "threads": 1, "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def priors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    places = {name: tmp_path_factory.mktemp(name) for name in ("rays", "mesh")}
+    return {"rays": tiny_prior_config(places["rays"]), "mesh": tiny_prior_config(places["mesh"], GEOMETRY)}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, priors: dict[str, dict[str, str]]) -> None:
+    """A working directory with a config of each kind of adapter, a mesh and some pictures in it."""
+    monkeypatch.chdir(tmp_path)
+    for name, prior in priors.items():
+        write_config(tmp_path / f"{name}.yaml", TINY, prior=prior)
+    trimesh.creation.box((0.4, 0.2, 0.8)).export("box.glb")
+    pixels = np.full((12, 20, 4), 255, np.uint8)
+    pixels[3:9, 5:16, :3] = (200, 30, 30)
+    Image.fromarray(pixels[..., :3]).save("plain.png")
+    pixels[..., 3] = 255 * (pixels[..., 1] < 100)
+    Image.fromarray(pixels).save("cut.png")
+    noise = np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8)
+    Image.fromarray(noise).save("noise.png")
+
+
+def ask(capsys: pytest.CaptureFixture[str], name: str, *words: str) -> tuple[int, str, str]:
+    code = cli.main(["--config", f"{name}.yaml", *words])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def test_views_of_words_and_of_a_picture(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    code, out, err = ask(capsys, "rays", "prompt=a red dog", "out=run", "height=16", "width=24")
+    assert code == 0 and out.splitlines()[-1] == str(Path("run", "views.png")), err
+    assert "not trained" not in caplog.text
+    with Image.open("run/views/5.png") as picture:
+        assert picture.size == (24, 16)
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert len(summary["views"]) == 6 and summary["views"]["3"] == {"azimuth": 180.0, "elevation": 0.0}
+    words = ["prompt=a red dog", "views=[[0, 0], [30, 40]]"]
+    code, _, err = ask(capsys, "rays", *words, "image=cut.png", "out=seen")
+    assert code == 0 and "views 1 look from where the adapter was not trained to" in caplog.text, err
+    assert ask(capsys, "rays", *words, "out=unseen")[0] == 0
+    assert Path("seen/views/0.png").read_bytes() != Path("unseen/views/0.png").read_bytes()
+    assert ask(capsys, "rays", "image=plain.png", "views=[[0, 0]]", "out=wordless")[0] == 0
+
+
+def test_six_sides_of_a_mesh(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    code, _, err = ask(capsys, "mesh", "prompt=a red dog", "mesh=box.glb", "out=run")
+    assert code == 0 and "not trained" not in caplog.text, err
+    assert {path.stem for path in Path("run/views").iterdir()} == set(SIDES) and Path("run/preview.png").exists()
+    assert ask(capsys, "mesh", "prompt=a red dog", "mesh=box.glb", "views=[[0, 0]]", "out=one")[0] == 2
+    words = ["prompt=a red dog", "mesh=box.glb", "prior.layout=full", "views=[[90, 0], [10, 50]]", "out=free"]
+    code, _, err = ask(capsys, "mesh", *words)
+    assert code == 0 and "views 1 look" in caplog.text, err
+    assert {path.name for path in Path("free/views").iterdir()} == {"0.png", "1.png"}
+
+
+def test_a_thing_is_cut_out_alike() -> None:
+    """By transparency or before white; it is in the middle of grey, nine tenths as wide."""
+    cut, plain = (read_reference(name, 20, 40) for name in ("cut.png", "plain.png"))
+    assert cut.shape == (20, 40, 3) and (cut - plain).abs().max() < 0.15
+    assert (plain[0] == 0.5).all() and plain[10, 20, 0] > 0.7 and plain[10, 20, 1] < 0.2
+    Image.new("RGB", (8, 8), "white").save("white.png")
+    for name, problem in {"white": "nothing but its background", "noise": "transparent background"}.items():
+        with pytest.raises(ConfigError, match=problem):
+            read_reference(f"{name}.png", 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "problem"),
+    [
+        ("rays", [], "prompt: is empty"),
+        ("rays", ["image=nothing.png"], "image: there is no file"),
+        ("rays", ["image=noise.png"], "image: it cannot be told what in noise.png is the thing"),
+        ("rays", ["image=cut.png", "prior.adapter=null"], "prior.adapter: there is none"),
+        ("rays", ["prompt=a dog", "mesh=box.glb"], "prior.adapter: this one is told rays of the cameras; here it is"),
+        ("rays", ["prompt=a dog", "front=+x"], "front is of a mesh"),
+        ("rays", ["prompt=a dog", "height=17"], "a side should be a multiple of 2; try 16 or 18"),
+        ("rays", ["prompt=a dog", "views=[[0, 90]]"], "views"),
+        ("rays", ["prompt=a dog", "prior.name=mvdream"], "prior"),
+        ("mesh", ["prompt=a dog"], "prior.adapter: this one is told the geometry of a mesh; give mesh=FILE"),
+        ("mesh", ["prompt=a dog", "mesh=none.glb"], "mesh: there is no file"),
+        ("mesh", ["prompt=a dog", "mesh=box.glb", "views=[[0, 0]]"], "views: this adapter draws six sides"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], name: str, words: list[str], problem: str
+) -> None:
+    code, _, err = ask(capsys, name, *words, "out=run")
+    assert code == 2 and problem in err, err
+    assert len([line for line in err.splitlines() if "error" not in line.lower()]) <= 2

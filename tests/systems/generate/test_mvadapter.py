@@ -1,0 +1,46 @@
+"""Text to 3D with an adapter as the prior, and a 2D model that stays as it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.task_server import TINY, server, write_config
+from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
+from tests.support.toy_run import log
+from threedgen import cli
+from threedgen.run.metrics import read_summary
+
+unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+SHORT = {"trainer": TINY["trainer"] | {"max_steps": 2}, "warm_start": {"steps": 0}, "refine": {"strengths": []}}
+WAYS: dict[str, dict[str, Any]] = {
+    "reconstruction": {},  # with a warm start from its views, and views that it draws again
+    "sds": SHORT,
+    "vsd": SHORT,
+}
+
+
+@unix
+@pytest.mark.parametrize("name", WAYS)
+def test_every_distillation_takes_an_adapter(name: str, tmp_path: Path) -> None:
+    prior = tiny_prior_config(tmp_path / "prior")
+    write_config(tmp_path / "tiny.yaml", TINY | WAYS[name], prior=prior, distillation={"name": name})
+    assert server().run(tmp_path, words=["--config", "tiny.yaml", "out=run"]) == 0, log(tmp_path)
+    summary = read_summary(tmp_path / "run")
+    assert summary["status"] == "finished" and (tmp_path / "run" / "mesh.glb").exists()
+    assert (tmp_path / "run" / "preview.png").exists()
+    assert "not trained" in log(tmp_path)  # the preview is seen from above
+
+
+def test_an_adapter_that_is_told_a_mesh_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "tiny.yaml", TINY, prior=tiny_prior_config(tmp_path / "prior", GEOMETRY))
+    assert cli.main(["--config", "tiny.yaml", "--dry-run"]) == 0
+    assert "memory: about" in capsys.readouterr().out
+    assert cli.main(["--config", "tiny.yaml", "out=run"]) == 2
+    assert "told the geometry of a mesh, and here is none" in capsys.readouterr().err

@@ -1,0 +1,39 @@
+"""Config model of the task that draws views by an adapter (no torch here)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from threedgen.systems.texture_object.options import DrawingConfig, ThingConfig
+
+Azimuth = Annotated[float, Field(ge=-360, le=360)]
+Elevation = Annotated[float, Field(ge=-89.99, le=89.99)]
+
+
+class AdapterViewsConfig(ThingConfig, DrawingConfig):
+    """Draw views of a thing from words or a picture, of a free shape or of that of a mesh."""
+
+    views: tuple[tuple[Azimuth, Elevation], ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="[azimuth, elevation] of each, degrees; azimuth 0 is the front, 90 its right; null: the six that "
+        "released adapters were trained for",
+    )
+    height: int | None = Field(None, ge=16, le=2048, description="pixels; null: as the 2D model was trained")
+    width: int | None = Field(None, ge=16, le=2048, description="pixels; null: as the 2D model was trained")
+
+    @model_validator(mode="after")
+    def _shape(self) -> AdapterViewsConfig:
+        free = {"front": self.front, "up": self.up}
+        if self.mesh is None and (said := [name for name, value in free.items() if value != "auto"]):
+            raise ValueError(f"{said[0]} is of a mesh, and there is none; give mesh=FILE with it")
+        return self
+
+    def check(self) -> None:
+        self.check_drawing("rays" if self.mesh is None else "geometry")
+        if self.mesh is not None:
+            self.check_thing()
+        super().check()

@@ -1,0 +1,103 @@
+"""Views of a thing, drawn by MV-Adapter from words or from a picture.
+
+RUN/views.safetensors keeps them for a run that was stopped behind their drawing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.config.errors import within
+from threedgen.data.reference import read_reference
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.images import write_png
+from threedgen.guidance.mvadapter.model import MVAdapter
+from threedgen.run.cache import kept
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.progress import Count
+from threedgen.run.prompts import warn_about
+from threedgen.run.seeding import generator
+from threedgen.run.workers import STOPPED, Stopped
+from threedgen.train.task import Task
+
+from .options import DrawingConfig
+
+VIEWS = "views"
+
+
+def draw(task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None) -> tuple[Tensor, list[str]]:
+    """Samples the views (V,H,W,3) in [0,1] that cameras ``at`` see, or takes those of an earlier start; and notes on
+    the prompt.
+
+    maps: what the guider is shown of a mesh (V,6,H,W); None: rays of the cameras. Raises ConfigError; Stopped after
+    Ctrl-C.
+    """
+    config: DrawingConfig = task.config
+    require(model, config, at, maps is not None)
+    notes = warn_about(config.prompt, model) if config.prompt.strip() else []
+    model.note_views(at.c2w)
+    picture = None if config.image is None else read_reference(config.image, at.height, at.width)
+    shape = (len(at), at.height, at.width, 3)
+
+    def sample() -> Tensor:
+        control = model.camera(at.c2w) if maps is None else maps
+        count = itertools.count()
+        with Interrupts() as interrupts, Count("drawing", config.steps, task.quiet) as progress:
+
+            def on_step() -> None:
+                if interrupts.stop:
+                    raise Stopped(STOPPED[0])
+                progress.show(next(count))  # so many are done
+
+            drawn = model.draw(
+                config.text(),
+                control,
+                picture,
+                (at.height, at.width),
+                steps=config.steps,
+                guidance_scale=config.guidance_scale,
+                negative_prompt=config.negative_prompt,
+                generator=generator(config.seed, 0, "views"),
+                eta=config.eta,
+                on_step=on_step,
+            )
+            progress.show(config.steps)
+        return drawn
+
+    return kept(task.folder / "views.safetensors", "views", shape, sample), notes
+
+
+def require(model: MVAdapter, config: DrawingConfig, at: Cameras, geometry: bool) -> None:
+    """Raises ConfigError if a model cannot draw what is asked for."""
+    adapted = model.adapted
+    with within("prior"):
+        if adapted is not None and geometry != (adapted.form.control == "geometry"):
+            told = "the geometry of a mesh" if not geometry else "rays of the cameras"
+            remedy = "give mesh=FILE" if not geometry else "here it is a mesh"
+            raise ConfigError(f"this one is told {told}; {remedy}, or take another", "adapter", config.prior.adapter)
+        if adapted is not None and config.image is not None and "ref" not in adapted.branches:
+            raise ConfigError(
+                "this one was not trained to look at a picture; say it in words, or take one for image to views",
+                "adapter",
+                config.prior.adapter,
+            )
+    if adapted is not None and adapted.form.layout == "rowcol" and len(at) != 6:
+        raise ConfigError(f"this adapter draws six sides of a mesh, and no {len(at)} views; leave views out", "views")
+    step = model.factor if adapted is None else adapted.multiple
+    if wrong := [side for side in (at.height, at.width) if side % step]:
+        below = wrong[0] // step * step
+        near = f"{below} or {below + step}" if below else f"{step}"
+        raise ConfigError(f"views of {at.height} x {at.width}: a side should be a multiple of {step}; try {near}")
+
+
+def write_views(folder: Path, views: Tensor, names: Sequence[str]) -> list[str]:
+    """Writes ``folder``/views/NAME.png; those files, as seen from there. Raises OSError."""
+    files = [f"{VIEWS}/{name}.png" for name in names]
+    for file, view in zip(files, views, strict=True):
+        write_png(folder / file, view)
+    return files
