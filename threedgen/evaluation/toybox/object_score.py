@@ -3,6 +3,7 @@
 RUN/objects/WORDS-OF-THE-PROMPT/   the generate runs; finished ones are not made again
 RUN/report.json, report.md         figures with intervals, beside ground-truth turntables of the same prompts
 RUN/sheet.png                      the objects with captions and verdicts
+RUN/side_by_side.png               (assets=true) truth, sampled views, object and asset of each
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from threedgen.config import ConfigError, load, task_of
 from threedgen.data.toybox.raycast import Picture
 from threedgen.data.toybox.world import portraits
 from threedgen.evaluation.metrics.figures import median
-from threedgen.evaluation.tables import thumbnails
+from threedgen.evaluation.tables import thumbnails, write_strips
 from threedgen.geometry.poses import orbit_array
 from threedgen.run import folder as runs
 from threedgen.run.metrics import read_summary
@@ -36,6 +37,7 @@ from .fidelity import Surface, roughness, surface, surface_figures
 from .held_out import Case, held_out_cases
 from .options import Evaluate3DConfig, EvaluateSubjectsConfig
 from .report import Scores
+from .side_by_side import strip
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +62,15 @@ def evaluate(task: Task) -> None:
     config: Evaluate3DConfig = task.config
     scores, cases = Scores(task), held_out_cases(config.prompts, config.seed, spread=True)
     places = [f"objects/{runs.slug(case.caption)}" for case in cases]
-    configs = [object_config(config, "config", *pair) for pair in zip((c.caption for c in cases), places, strict=True)]
+    more = {"export.enabled": config.assets}
+    pairs = zip((case.caption for case in cases), places, strict=True)
+    configs = [object_config(config, "config", *pair, **more) for pair in pairs]
     results = list[Result]()
     with Count("objects", len(cases), task.quiet) as count:
         for case, generate in zip(cases, configs, strict=True):
             results.append(make(generate))
             count.add(1, case.caption)
-    surfaces, smooth = list[Surface | None](), list[float | None]()
+    surfaces, smooth, beside = list[Surface | None](), list[float | None](), list[np.ndarray]()
     with Count("looking", len(cases), task.quiet) as count:
         for case, generate, result in zip(cases, configs, results, strict=True):
             real = [true_turntable(case, generate, config.seed, k) for k in range(max(2, config.calibration))]
@@ -74,7 +78,11 @@ def evaluate(task: Task) -> None:
             scores.add(case, result.views, result.azimuth, pictures, config.calibration, True, result.failed)
             smooth.append(roughness(real[0].normal, real[0].mask))
             surfaces.append(None if result.failed else surface_of_run(generate))
+            if config.assets and not result.failed:
+                beside.append(strip(generate, real[0], result.views, SEEN))
             count.add(1)
+    compared = [case.caption for case, result in zip(cases, results, strict=True) if not result.failed]
+    write_strips(task.folder / "side_by_side.png", beside, compared if beside else [], 2)
     own = [{"folder": place, "seconds": result.seconds} for place, result in zip(places, results, strict=True)]
     seconds = [result.seconds for result in results if result.seconds is not None]
     costs = {"seconds_median": median(seconds), "seconds_most": max(seconds, default=None)}

@@ -96,6 +96,9 @@ class Evaluate3DConfig(EvaluationConfig):
     overrides: tuple[str, ...] = Field((), description="key=value changes of that config")
     prompts: int = Field(30, ge=1, le=1000, description="held-out prompts, as many different nouns as there are")
     calibration: int = Field(4, ge=0, le=100, description="ground-truth objects of each prompt, measured alike")
+    assets: bool = Field(
+        False, description="make their game-ready assets too, and a sheet of truth, sample, object, asset"
+    )
     sheet: int = Field(30, ge=0, le=1000, description="objects on the contact sheet")
     sheet_views: int = Field(4, ge=1, le=8, description="of the eight views, so many on the sheet")
 

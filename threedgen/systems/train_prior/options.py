@@ -126,8 +126,8 @@ class DiffusionConfig(Config):
     first: int = Field(8192, ge=1, description="pictures to begin with")
     pictures: int = Field(600_000, ge=1, description="pictures at most; from then on all are seen again")
     no_text: float = Field(0.1, ge=0, le=1, description="share of captions that are left out, for guidance")
-    timestep_power: float = Field(
-        0.9, gt=0, le=2, description="t = T u^this: below 1 favours noise, where shape and colour are decided"
+    timestep_power: Scheduled = Field(
+        2.0, gt=0, le=3, description="t = T u^this: above 1 favours little noise, where details are decided"
     )
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "60%": 2e-3, "100%": 2e-5})
     weight_decay: float = Field(0.01, ge=0)

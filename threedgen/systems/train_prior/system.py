@@ -15,6 +15,7 @@ from diffusers.models import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from threedgen.config import at
 from threedgen.data.bank import LatentBank, seen_in_step
 from threedgen.data.toybox.words import vocabulary
 from threedgen.geometry.images import grid, write_png
@@ -121,7 +122,7 @@ class DiffusionSystem(AveragedSystem):
         captions = [text if rng.random() >= o.no_text else "" for text in bank.captions(chosen)]
         z = bank.latents(chosen).flatten(0, 1)
         camera = camera_vector(bank.c2w(chosen).flatten(0, 1)).to(self.device) if n_view > 1 else None
-        t = timesteps(len(chosen), prior.schedule.T, o.timestep_power, gen)
+        t = timesteps(len(chosen), prior.schedule.T, at(o.timestep_power, step, self.max_steps), gen)
         t = t.repeat_interleave(n_view)  # the views of an object share their noise level
         noise = torch.randn(z.shape, generator=gen)
         z, t, noise = z.to(self.device), t.to(self.device), noise.to(self.device)
