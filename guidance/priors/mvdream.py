@@ -24,7 +24,7 @@ from threedgen.guidance.multiview.joined import make_multiview, predict, set_att
 from threedgen.guidance.options import MVDreamConfig, PriorConfig
 from threedgen.guidance.prior import MultiviewPrior
 from threedgen.guidance.weights import components, ldm, subject_weights, tokens
-from threedgen.run.dtypes import compute_dtype
+from threedgen.run.dtypes import compact, compute_dtype
 from threedgen.run.prompts import without
 
 TRY = 8
@@ -145,6 +145,13 @@ class MVDream(MultiviewPrior):
         for network in self.networks.values():
             network.to(self.device)
         self.dtype = compute_dtype(self.precision, self.device)
+        return self
+
+    def compact(self) -> Self:
+        """Halves the memory of the UNet where it does not compute in float32, for drawing alone: it draws the same, but
+        must not be trained or saved any more."""
+        for name in {"unet", "multiview"} & self.networks.keys():
+            compact(self.networks[name], self.dtype)
         return self
 
     @property
