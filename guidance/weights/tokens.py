@@ -6,16 +6,15 @@ embedded toybox prior, whose vocabulary is closed.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.run.prompts import without
 
 from .loading import RUNS_NOW, cached, hub_file, reachable
+from .vocabulary import closed
 
 # Three public copies of the one vocabulary that all CLIP text encoders of Stable Diffusion share.
 CLIP_SOURCES = (
@@ -91,16 +90,8 @@ def unknown_words(tokenizer: Any, prompt: str) -> list[tuple[str, list[str]]]:
 
     Empty for tokenizers that can spell any word (CLIP's byte pairs).
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or type(backend.model).__name__ != "WordLevel":
-        return []
-    prompt = without(prompt, added_words(tokenizer))
-    text = backend.normalizer.normalize_str(prompt) if backend.normalizer is not None else prompt
-    splitter = backend.pre_tokenizer
-    words = [word for word, _ in splitter.pre_tokenize_str(text)] if splitter is not None else text.split()
-    known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-    unknown = [word for word in dict.fromkeys(words) if word not in known]
-    return [(word, difflib.get_close_matches(word, sorted(known), n=3, cutoff=0.6)) for word in unknown]
+    vocabulary = closed(getattr(tokenizer, "backend_tokenizer", None))
+    return [] if vocabulary is None else vocabulary.unknown(prompt)
 
 
 def added_words(tokenizer: Any) -> list[str]:

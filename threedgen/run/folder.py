@@ -31,8 +31,8 @@ from threedgen.run.lock import hold
 CONFIG = "config.yaml"
 ROOT = Path("outputs")
 HARMLESS = (
-    "about needs out threads trainer.max_steps trainer.log_every_n_steps trainer.val_check_interval checkpoint export "
-    "march.chunk validation logging "
+    "about needs out threads prompt_check trainer.max_steps trainer.log_every_n_steps trainer.val_check_interval "
+    "checkpoint export march.chunk validation logging "
     "engine workers address cpus gpus attempts"  # who works
 ).split()
 """Keys, of sections too, that do not change the result of a run."""

@@ -43,8 +43,8 @@ def without(prompt: str, words: Iterable[str]) -> str:
     return " ".join(prompt.split())
 
 
-def warn_about(prompt: str, prior: Reader) -> list[str]:
-    """Logs and returns a sentence for each thing of which the prior will not take notice.
+def warn_about(prompt: str, prior: Reader, besides: Iterable[str] = ()) -> list[str]:
+    """Logs and returns a sentence for each thing of which the prior will not take notice, and those of the caller.
 
     Line breaks, words that are cut off, words that it never saw (with the nearest ones that it did), and an
     identifier that is not asked for.
@@ -65,6 +65,7 @@ def warn_about(prompt: str, prior: Reader) -> list[str]:
     silent = [word for word in prior.identifiers if word.lower() not in text.lower()]
     if silent:
         notes.append(f"the prompt does not say {', '.join(silent)}, so it asks for the kind and not for the subject")
+    notes += besides
     for note in notes:
         logger.warning("%s", note)
     return notes

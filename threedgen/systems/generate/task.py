@@ -100,7 +100,7 @@ def optimise(task: Task, start: Path | None = None) -> Status:
     prior: Prior
     with enough_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
         prior = task.load_prior()
-        notes = warn_about(config.prompt, prior)
+        notes = warn_about(config.prompt, prior, config.prompt_notes())
         text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
         views, cameras = preview(config, prior, prompt, folder)
     if not config.refine_steps:
