@@ -88,7 +88,7 @@ class PriorConfig(Config):
 
 
 class MVDreamConfig(PriorConfig):
-    """A multi-view diffusion prior."""
+    """Several views of an object drawn together, each told its camera (MVDream)."""
 
     multiview: ClassVar[bool] = True
 
