@@ -102,7 +102,8 @@ def dry_run(checked: Any) -> int:
         checked.check()
     except AbsentWeights as error:
         lacking = error
-    say(registry.implementation("plan", checked.task)(checked))
+    own = checked.task if checked.task in registry.names("plan") else "any"
+    say(registry.implementation("plan", own)(checked))
     if lacking:
         raise lacking
     return OK

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from threedgen.config.errors import within
 from threedgen.config.sections import RunConfig
+from threedgen.run.prompts import unknown_note
 
 if TYPE_CHECKING:
     from threedgen.guidance.weights.vocabulary import Vocabulary
@@ -33,6 +34,11 @@ class PromptedConfig(RunConfig):
         from threedgen.data.toybox.prompt_words import notes
 
         return notes(self.prompt, self.vocabulary())
+
+    def notes(self) -> list[str]:
+        vocabulary = self.vocabulary()
+        unknown = [] if vocabulary is None else vocabulary.unknown(self.prompt)
+        return [*super().notes(), *unknown_note(unknown), *self.prompt_notes()]
 
     def vocabulary(self) -> Vocabulary | None:
         """The words of the prior, if these are all that it can read. Raises ConfigError."""
