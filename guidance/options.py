@@ -45,7 +45,8 @@ class PriorConfig(Config):
     )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="precision of the UNet; auto: bf16 on GPUs and on CPUs with bf16 instructions, else fp32",
+        description="precision of the UNet; auto: bf16 on GPUs and on CPUs with bf16 instructions, else fp32; fp16 "
+        "on a CPU is auto too",
     )
     attention: Literal["sdpa", "xformers"] = Field(
         "sdpa", description="who computes the UNet's attention: torch itself, or xformers where it is installed"

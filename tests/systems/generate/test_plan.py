@@ -135,7 +135,8 @@ def test_a_missing_gpu_is_said(
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     auto = "trainer.accelerator=auto"
     assert "GB free; no GPU was found\n" in dry(tmp_path, capsys, auto)[1]
-    assert "no GPU was found, and this config is made for one\n" in dry(tmp_path, capsys, auto, "needs=weights, a GPU")[1]
+    made_for_one = dry(tmp_path, capsys, auto, "needs=weights, a GPU")[1]
+    assert "no GPU was found, and this config is made for one\n" in made_for_one
     assert "no GPU" not in dry(tmp_path, capsys, "trainer.accelerator=cpu")[1]
 
 
