@@ -41,7 +41,7 @@ def car(tmp_path: Path) -> Path:
 def settings(tmp_path: Path, car: Path, **given: Any) -> ImageTo3DConfig:
     values: dict[str, Any] = {
         "task": "image-to-3d", "out": str(tmp_path / "run"), "threads": 1, "image": str(car), "device": "cpu",
-        "weights": str(tmp_path / "model"), "views": 4, "rings": [20, 40], "sampling": {"steps": 2},
+        "weights": str(tmp_path / "model"), "views": 4, "rings": [20, 40], "sampler": {"steps": 2},
         "protocol": PROTOCOL, "dtype": "fp32",
         "result": {"turntable": {"n_view": 2, "height": 16, "width": 16}, "mesh_resolution": 16},
     }  # fmt: skip

@@ -62,8 +62,8 @@ def make(task: Task) -> None:
 def sampled(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool) -> Views:
     """The picture and the views sampled from it, with their cameras."""
     count = len(config.rings) * config.views
-    with Count("sampling steps", count * config.sampling.steps, quiet) as progress:
-        sampler = ThreeDiMSampler(config.sampler, lambda done, total, x0: progress.add(1))
+    with Count("sampling steps", count * config.sampler.steps, quiet) as progress:
+        sampler = ThreeDiMSampler(config.threedim, lambda done, total, x0: progress.add(1))
         height, width = sampler.model.picture_size
         at = cameras(config, sampler.cameras, height, width)
         picture = read_picture(Path(config.image).expanduser(), height, width)
