@@ -41,7 +41,7 @@ from threedgen.viewer.live import LiveView
 from threedgen.viewer.options import LIVE
 from threedgen.viewer.report import PAGE, write_report
 
-from .outputs import FILES, Run, make_asset, write_results
+from .outputs import FILES, Run, make_asset, tell, write_results
 from .system import GenerateSystem
 
 logger = logging.getLogger(__name__)
@@ -68,11 +68,7 @@ def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False)
     """Carry out a config; returns the exit code.  Asset and page are printed, and the results' folder last."""
     status = run_status(config, resume, quiet)
     if status in (Status.FINISHED, Status.INTERRUPTED):
-        left = Run(Path(str(config.out)), status.value)
-        for name, path in (("asset", left.asset), ("page", left.report)):
-            if path is not None and not quiet:
-                say(f"{name}: {path}")
-        say(str(config.out))
+        tell(Run(Path(str(config.out)), status.value), quiet)
     return status.exit_code
 
 

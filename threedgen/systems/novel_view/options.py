@@ -11,6 +11,7 @@ from threedgen.config import Config, ConfigError
 from threedgen.config.errors import called
 from threedgen.config.sections import CheckpointConfig, OrbitCameraConfig, RunConfig, TrainerConfig
 from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
+from threedgen.export.options import ExportSection
 from threedgen.geometry.picture_file import read_picture
 from threedgen.guidance.threedim.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
@@ -137,6 +138,7 @@ class ImageTo3DConfig(RunConfig):
         ResultConfig(turntable=OrbitCameraConfig(n_view=60, distance=2.0, height=256, width=256)),
         description="distances are in radii of the field: at 2 are the cameras of the sampled views",
     )
+    export: ExportSection = ExportSection()
 
     @property
     def prompt(self) -> str:
