@@ -93,7 +93,7 @@ def similar(word: str, known: Collection[str]) -> list[str]:
     What it is also called comes first, also of its singular; then what a slip or two of the keyboard makes of it.
     """
     forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
-    called = [name for form in forms for name in (form, _KNOWN_AS.get(form)) if name in known]
+    called = [name for form in forms for name in (form, _KNOWN_AS.get(form, "")) if name in known]
     slips = 1 if len(word) < 6 else 2
     distances = {name: edits(word, name) for name in known if abs(len(name) - len(word)) <= slips and len(word) > 2}
     spelt = sorted((edit, name) for name, edit in distances.items() if edit <= slips and len(name) > 2)
