@@ -22,6 +22,7 @@ from threedgen.config import fields, registry, renamed, yaml_text
 from threedgen.config.errors import ConfigError, did_you_mean, nearest, nearest_key, short
 from threedgen.config.fields import merge, put
 from threedgen.config.messages import explain
+from threedgen.config.swaps import swapped
 
 COMMAND_LINE = "command line"
 
@@ -97,8 +98,8 @@ def _override_layer(model: type[BaseModel], tree: dict, given: list[tuple[tuple[
             key, field = renamed.locate(model, tree, typed, COMMAND_LINE)
             if section := _named_section(field, text):
                 put(names, key, section)
-    present = merge(tree, names)
-    result: dict[str, Any] = {}
+    result = swapped(model, tree, names)
+    present = merge(tree, result)
     problems = []
     for typed, text in given:
         where = f"{COMMAND_LINE}: {'.'.join(typed)}"
