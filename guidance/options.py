@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError, Scheduled, at
 from threedgen.config.optional import require
+
+if TYPE_CHECKING:
+    from .weights.vocabulary import Vocabulary
 
 PARTS = ("unet", "vae", "text_encoder")
 """Folders with tensors that a latent prior in diffusers format has."""
@@ -42,7 +45,8 @@ class PriorConfig(Config):
     )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="precision of the UNet; auto: bf16 on GPUs and on CPUs with bf16 instructions, else fp32",
+        description="precision of the UNet; auto: bf16 on GPUs and on CPUs with bf16 instructions, else fp32; fp16 "
+        "on a CPU is auto too",
     )
     attention: Literal["sdpa", "xformers"] = Field(
         "sdpa", description="who computes the UNet's attention: torch itself, or xformers where it is installed"
@@ -61,6 +65,19 @@ class PriorConfig(Config):
             require("xformers", "attention: xformers", "choose attention=sdpa")
         check(self.weights, self.tokenizer, self.parts)
 
+    def vocabulary(self) -> Vocabulary | None:
+        """The words that it knows, if these are all; None if it reads any, or its files are not here yet. Raises
+        ConfigError."""
+        from .weights.loading import local
+        from .weights.vocabulary import read
+
+        place = local(self.weights)
+        return None if place is None or self.tokenizer is not None else read(place, self.subjects())
+
+    def subjects(self) -> list[str]:
+        """Words that stand for something which it was tuned to. Raises ConfigError."""
+        return []
+
     def describe(self, fetch: bool = True) -> str:
         """Which files these are: place, size and SHA-256; what is only on the hub is fetched. Raises ConfigError.
 
@@ -72,7 +89,7 @@ class PriorConfig(Config):
 
 
 class MVDreamConfig(PriorConfig):
-    """A multi-view diffusion prior."""
+    """Several views of an object drawn together, each told its camera (MVDream)."""
 
     multiview: ClassVar[bool] = True
 
@@ -108,6 +125,11 @@ class MVDreamConfig(PriorConfig):
         super().check()
         if self.personalisation is not None:
             subject_card(self.personalisation)
+
+    def subjects(self) -> list[str]:
+        from .weights.loading import subject_card
+
+        return [] if self.personalisation is None else [subject_card(self.personalisation).get("identifier", "[v]")]
 
 
 class StableDiffusionConfig(PriorConfig):

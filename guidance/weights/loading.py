@@ -37,19 +37,24 @@ def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> 
     ``wanted``: the parts of a diffusers folder that have to be there, here and below. Of an id on the hub that is
     not in the local cache, one small file is fetched.
     """
+    from .tokens import check_clip_tokenizer
+
     path = local(weights)
+    if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
+        raise ConfigError(f"there is no folder {tokenizer!r}", "tokenizer")
     if path is None:
         repo, name = hub_name(weights)
         if name not in ORIGINALS:
             hub_file(repo, name)
-        elif cached(repo, name) is None and not reachable():
+            return
+        if cached(repo, name) is None and not reachable():
             raise absent(weights)
     elif path.is_dir():
         check_folder(path, wanted)
+        return
     else:
         sniff(path)
-    if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
-        raise ConfigError(f"there is no folder {tokenizer!r}", "tokenizer")
+    check_clip_tokenizer(tokenizer)  # a single file holds none
 
 
 def subject_card(path: Path | str) -> dict[str, str]:

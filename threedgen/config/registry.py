@@ -58,7 +58,8 @@ task  make-srn-toybox    data.srn.make:run                       data.srn.option
 task  make-toy-rooms     data.toybox.make_rooms:run              data.toybox.options:MakeToyRoomsConfig
 task  toybox-subjects    data.toybox.subjects:run                data.toybox.options:ToyboxSubjectsConfig
 task  toybox-sheet       data.toybox.sheet:run                   data.toybox.options:ToyboxSheetConfig
-# what --dry-run says of a task: a function (config) -> text
+# what --dry-run says of a task: a function (config) -> text; "any" of those without one of their own
+plan  any       train.plan:plan             config.sections:TaskConfig
 plan  generate  systems.generate.plan:plan  systems.generate.options:GenerateConfig
 prior  mvdream           guidance.priors.mvdream:build           guidance.options:MVDreamConfig
 prior  stable-diffusion  guidance.priors.stable_diffusion:build  guidance.options:StableDiffusionConfig

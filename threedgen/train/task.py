@@ -48,11 +48,15 @@ class Task:
         self.leader = True  # of all processes; known when a training has begun
 
     def load_prior(self) -> Any:
-        """The prior of the config on the device of the run; its weights are named first. Raises ConfigError."""
+        """The prior of the config on the device of the run; then its weights are named. Raises ConfigError.
+
+        To name them takes reading all of them once more, so what is wrong with them is found before.
+        """
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
+        built = registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
         if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
             say(f"weights: {prior.describe()}")
-        return registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
+        return built
 
     def fit(
         self,

@@ -18,7 +18,7 @@ from threedgen.run.text import duration, say, visible
 
 from .options import GalleryConfig
 from .page import REMEDY, jpeg, link, page
-from .record import ROW, Record, read_record, whole
+from .record import ROW, TASKS, Record, read_record, whole
 from .report import PAGE
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
             task = (stored_config(Path(where)) or {}).get("task", "generate")
         except ConfigError:
             task = "generate"  # whoever reads it as a run will say what is wrong
-        if task == "generate":
+        if task in TASKS:
             folders.clear()
             yield Path(where)
 

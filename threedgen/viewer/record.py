@@ -14,6 +14,8 @@ from threedgen.export.options import FOLDER, read_manifest
 from threedgen.run.folder import CONFIG, stored_config
 from threedgen.run.metrics import read_summary
 
+TASKS = ("generate", "image-to-3d")
+"""Whose runs have a page: they leave one object."""
 STATES = ("finished", "interrupted", "failed", "unfinished")
 SIDES, ROW = 8, 4
 """Pictures on views.png, at most, and in a row of it."""
@@ -21,7 +23,7 @@ SIDES, ROW = 8, 4
 
 @dataclass(frozen=True)
 class Record:
-    """config.yaml and summary.json of a generate run as plain data, and what follows from the two."""
+    """config.yaml and summary.json of a run as plain data, and what follows from the two."""
 
     folder: Path
     config: dict[str, Any]
@@ -56,7 +58,8 @@ class Record:
 
     @property
     def prompt(self) -> str:
-        return str(self.option("prompt") or "(no prompt)")
+        """What was asked for, in words or by the name of a picture."""
+        return str(self.option("prompt") or Path(str(self.option("image") or "(no prompt)")).stem)
 
     @property
     def seed(self) -> str:
@@ -110,8 +113,10 @@ def read_record(folder: Path) -> Record:
     config = stored_config(folder)
     if config is None:
         raise ConfigError(f"{folder / CONFIG} holds no config: it is not there, or no longer whole")
-    if config.get("task") != "generate":
-        raise ConfigError(f"{folder} should hold a run of the task generate (it is of {short(config.get('task'))})")
+    if config.get("task") not in TASKS:
+        raise ConfigError(
+            f"{folder} should hold a run of the task {' or '.join(TASKS)} (it is of {short(config.get('task'))})"
+        )
     summary = read_summary(folder)
     if not summary and (folder / "summary.json").exists():
         raise ConfigError(

@@ -24,13 +24,15 @@ class ProbeSidesConfig(ProbeConfig):
     name: Literal["probe"] = Field("probe", description="for objects of the toybox")
 
 
+CLIP = "openai/clip-vit-large-patch14"
+WITHOUT_CLIP = "meter.classifier.name=probe needs no CLIP, for assets that look like those of the toybox"
+
+
 class CLIPSidesConfig(Config):
     """CLIP, asked which of four sentences a view fits: for everything else."""
 
     name: Literal["clip"] = Field("clip", description="CLIP zero-shot, for anything that photos show")
-    weights: str = Field(
-        "openai/clip-vit-large-patch14", min_length=1, description="a folder or hub id; not one that assets learnt from"
-    )
+    weights: str = Field(CLIP, min_length=1, description="a folder or hub id; not one that assets learnt from")
     sentences: tuple[str, str, str, str] = Field(
         (
             "{prompt}, front view",
@@ -48,6 +50,17 @@ class CLIPSidesConfig(Config):
         if without := [sentence for sentence in value if "{prompt}" not in sentence]:
             raise ValueError(f"each sentence should have {{prompt}} in it (got {without[0]!r})")
         return value
+
+    def check(self) -> None:
+        from threedgen.guidance.weights.loading import cached, existing, is_hub_id, reachable
+
+        here = existing(self.weights) is not None or cached(self.weights, "config.json") is not None
+        if not here and not (is_hub_id(self.weights) and reachable()):
+            raise ConfigError(
+                f"CLIP {self.weights!r} is neither a folder here nor in the hub's cache, and cannot be fetched; where "
+                f"there is a network, `hf download {CLIP}` fetches one; {WITHOUT_CLIP}",
+                "weights",
+            )
 
 
 class MeterConfig(Config):

@@ -52,7 +52,7 @@ def tune(task: Task) -> Status:
     pictures = seen_photos(config, folder, prior.image_size)
     base = subject_weights.checksum(prior.unet, prior.text_encoder)
     subject_weights.add_word(prior.tokenizer, prior.text_encoder, config.identifier, like=config.tuning.like)
-    notes = warn_about(config.prompt, prior)
+    notes = warn_about(config.prompt, prior, config.prompt_notes())
     shown = with_drafts(config, folder, prior, pictures)
     system = DreamBoothSystem(config, prior, shown, base, class_pictures(config, folder, prior, task.quiet))
     if not sheet(folder, 0).exists():

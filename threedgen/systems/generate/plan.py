@@ -19,6 +19,7 @@ from threedgen.run.memory import free_bytes, graph_bytes
 from threedgen.run.prompts import tidy
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.options import GenerateConfig
+from threedgen.train.plan import END, device_line, notes
 from threedgen.train.task import device as device_name
 
 from .system import GenerateSystem, jump, places
@@ -40,18 +41,18 @@ def plan(config: GenerateConfig) -> str:
     for part in parts:
         check_backends(part)
     device = torch.device(device_name(config.trainer.accelerator))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     needed, free = max((memory(part, device) for part in parts), key=lambda m: sum(m.values())), free_bytes(device)
     total = sum(needed.values())
     lines += [
-        f"device: {device}, {name}, {free / 1e9:.1f} GB free",
+        *notes(config),
+        device_line(config),
         f"memory: about {total / 1e9:.1f} GB ({', '.join(f'{k} {v / 1e9:.1f}' for k, v in needed.items())})",
     ]
     if total > free:
         lines.append(
             "memory: more than is free; march.chunk makes the render smaller, scenes_per_step and size the rest"
         )
-    return "\n".join([*lines, "nothing was run or written"])
+    return "\n".join([*lines, END])
 
 
 def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:

@@ -39,7 +39,7 @@ def draw(task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None) -> tupl
     """
     config: DrawingConfig = task.config
     require(model, config, at, maps is not None)
-    notes = warn_about(config.prompt, model) if config.prompt.strip() else []
+    notes = warn_about(config.prompt, model, config.prompt_notes()) if config.prompt.strip() else []
     model.note_views(at.c2w)
     picture = None if config.image is None else read_reference(config.image, at.height, at.width)
     shape = (len(at), at.height, at.width, 3)

@@ -11,15 +11,15 @@ from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
 from threedgen.run.folder import user_path
 from threedgen.run.prompts import tidy
+from threedgen.systems.prompted import PromptedConfig
 from threedgen.systems.texture.options import MESHES, check_mesh, power_of_two
 
 Axis = Literal["auto", "+x", "-x", "+y", "-y", "+z", "-z"]
 
 
-class DrawingConfig(RunConfig):
+class DrawingConfig(PromptedConfig):
     """What views of a thing show, and who draws them."""
 
-    prompt: str = Field("", description="what to draw; taken as it is")
     negative_prompt: str = Field("", description="what to stay away from")
     image: str | None = Field(
         None,
@@ -62,6 +62,8 @@ class DrawingConfig(RunConfig):
             )
         if self.image is not None:
             read_picture(user_path(self.image, "image"), key="image")
+        if self.prompt.strip():
+            self.check_prompt()
 
 
 class ThingConfig(RunConfig):
