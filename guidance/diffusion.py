@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from threedgen.guidance.options import Shift
+from threedgen.guidance.choices import Shift
 
 Prediction = Literal["epsilon", "v_prediction"]
 Timesteps = Tensor | int

@@ -9,14 +9,15 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import within
-from threedgen.data.reference import read_reference
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import write_png
 from threedgen.guidance.mvadapter.model import MVAdapter
+from threedgen.guidance.mvadapter.pictures import framed
 from threedgen.run.cache import kept
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
@@ -41,7 +42,8 @@ def draw(task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None) -> tupl
     require(model, config, at, maps is not None)
     notes = warn_about(config.prompt, model) if config.prompt.strip() else []
     model.note_views(at.c2w)
-    picture = None if config.image is None else read_reference(config.image, at.height, at.width)
+    cut = config.cut_out()
+    picture = None if cut is None else framed(torch.from_numpy(cut), at.height, at.width)
     shape = (len(at), at.height, at.width, 3)
 
     def sample() -> Tensor:

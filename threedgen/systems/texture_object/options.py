@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from threedgen.config import ConfigError
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
+from threedgen.run.arrays import Array
 from threedgen.run.folder import user_path
 from threedgen.run.prompts import tidy
 from threedgen.systems.texture.options import MESHES, check_mesh, power_of_two
@@ -50,8 +51,6 @@ class DrawingConfig(RunConfig):
 
     def check_drawing(self, control: Literal["rays", "geometry"]) -> None:
         """Is there what drawing needs, told such things of the views? Raises ConfigError."""
-        from threedgen.geometry.picture_file import read_picture
-
         self.text()
         needs = "a mesh" if control == "geometry" else "a picture" if self.image is not None else ""
         if needs and self.prior.adapter is None:
@@ -60,8 +59,13 @@ class DrawingConfig(RunConfig):
                 "to, such as RUN/adapter.safetensors of train-mvadapter",
                 "prior.adapter",
             )
-        if self.image is not None:
-            read_picture(user_path(self.image, "image"), key="image")
+        self.cut_out()
+
+    def cut_out(self) -> Array | None:
+        """The pixels (h,w,4) in [0,1] of the picture, and how opaque the thing is there. Raises ConfigError."""
+        from threedgen.geometry.foreground import read_cut_out
+
+        return None if self.image is None else read_cut_out(str(user_path(self.image, "image")))
 
 
 class ThingConfig(RunConfig):

@@ -62,6 +62,7 @@ class Textured:
 def texture_object(task: Task) -> None:
     """Textures the mesh; writes what stands at the top of this module, and summary.json."""
     config: TextureObjectConfig = task.config
+    given = None if config.views is None else read_sides(Path(config.views).expanduser())
     thing = read_thing(config)
     for note in thing.notes:
         logger.warning("%s", note)
@@ -69,7 +70,7 @@ def texture_object(task: Task) -> None:
     with writing(task.folder):
         write_png(task.folder / PREVIEW, grid(preview(thing.mesh, SHOWN), 3, SIDES))
         write_maps(task.folder / "maps", maps)
-        sides = six_pictures(task, maps)
+        sides = drawn_sides(task, maps) if given is None else Sides(*given)
         figures: dict[str, Any] = {"triangles": len(thing.mesh.faces), "notes": [*thing.notes, *sides.notes]}
         if sides.views is not None:
             with Count("texturing", 12, task.quiet) as count:
@@ -89,11 +90,9 @@ class Sides:
     files: Sequence[str] = ()
 
 
-def six_pictures(task: Task, maps: Array) -> Sides:
-    """Those that are given, or drawn as the ``maps`` (6,H,H,6) of the mesh have it. Raises ConfigError, OSError."""
+def drawn_sides(task: Task, maps: Array) -> Sides:
+    """Those that are drawn as the ``maps`` (6,H,H,6) of the mesh have it, if any. Raises ConfigError, OSError."""
     config: TextureObjectConfig = task.config
-    if config.views is not None:
-        return Sides(*read_sides(Path(config.views).expanduser()))
     if not config.draws:
         return Sides()
     model: MVAdapter = task.load_prior()
