@@ -3,9 +3,12 @@
 RUN/preview.png     the bare mesh from its six sides: what is taken as the front, and as above
 RUN/maps/           position/SIDE.png and normal/SIDE.png, what a model is told of the mesh, in MV-Adapter's world
 RUN/views/          SIDE.png, the sides as they were drawn, if they were
+RUN/views.png       the pictures of the sides, drawn or given
 RUN/textured.glb    the textured mesh, where and as large as it was in its file
 RUN/texture.png     its texture
-RUN/around.png      the mesh before and after, from all around
+RUN/before.png      the mesh without its texture, from all around
+RUN/after.png       the same with it
+RUN/report.html     a page with all of this
 """
 
 from __future__ import annotations
@@ -27,23 +30,31 @@ from threedgen.export.surface.complete import diffuse
 from threedgen.export.surface.from_views import Completion, ViewTexture, render, texture_from_views
 from threedgen.geometry.images import grid, png, psnr, to_uint8, write_png
 from threedgen.geometry.rigs import orbit
+from threedgen.geometry.views import resize
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.run.arrays import Array
 from threedgen.run.folder import write_atomic, writing
 from threedgen.run.progress import Count
 from threedgen.train.task import Task, run_task
+from threedgen.viewer.textured import write_page
 
 from .drawing import draw, write_views
-from .mesh import SIDES, Thing, control_maps, preview, read_thing, six_sides
+from .mesh import SIDES, Thing, bare, control_maps, preview, read_thing, six_sides
 from .options import TextureObjectConfig
 from .views import read_sides
 
 logger = logging.getLogger(__name__)
 
-GLB, PREVIEW = "textured.glb", "preview.png"
-FILES = (PREVIEW, GLB, "texture.png", "around.png")
+GLB, PREVIEW, VIEWS = "textured.glb", "preview.png", "views.png"
+BEFORE, AFTER, PAGE = "before.png", "after.png", "report.html"
+FILES = (PREVIEW, VIEWS, GLB, "texture.png", BEFORE, AFTER, PAGE)
+ROWS = (
+    ("Before and after", "from all around, above the horizon and below it", ((BEFORE, "Before"), (AFTER, "After"))),
+    ("Sides", "the mesh, and what was drawn or given for it", ((PREVIEW, "Mesh"), (VIEWS, "Pictures"))),
+    ("Texture", "what of it no picture shows was completed", (("texture.png", "Texture"),)),
+)
 AROUND, SHOWN = 6, 256
-"""Cameras above the horizon, and as many below, of around.png; pixels of a picture in it."""
+"""Cameras above the horizon, and as many below, of before.png and after.png; pixels of a picture in a sheet."""
 LARGE = 512
 """Pixels of a side from which on it has some to spare beside edges."""
 
@@ -74,8 +85,8 @@ def texture_object(task: Task) -> None:
         figures: dict[str, Any] = {"triangles": len(thing.mesh.faces), "notes": [*thing.notes, *sides.notes]}
         if sides.views is not None:
             with Count("texturing", 12, task.quiet) as count:
-                done = textured(thing, sides.views, config, sides.masks, lambda: count.add(1))
-            figures |= write_textured(task.folder, thing, done)
+                done = textured(thing, sides, config, lambda: count.add(1))
+            figures |= write_textured(task, thing, sides, done, figures["notes"])
         task.summarise(files=sides.files, **figures)
 
 
@@ -109,14 +120,15 @@ def write_maps(folder: Path, maps: Array) -> None:
 
 def textured(
     thing: Thing,
-    views: Array,
+    sides: Sides,
     config: TextureObjectConfig,
-    masks: Array | None = None,
     on_view: Callable[[], None] = lambda: None,
     complete: Completion = diffuse,
 ) -> Textured:
-    """The thing as views (6,H,H,3) in [0,1] show it, in the order of SIDES; masks (6,H,H): where they do, else
-    everywhere. ``complete`` gives colours to what no view shows. Raises ConfigError if none shows any of it."""
+    """The thing as pictures of its sides show it; ``complete`` gives colours to what none shows. Raises ConfigError if
+    none shows any of it."""
+    views, masks = sides.views, sides.masks
+    assert views is not None
     at, mesh = six_sides(views.shape[1]), thing.mesh
     trust = replace(OBJECT, margin=OBJECT.margin if at.height >= LARGE else 1)
     made = texture_from_views(mesh, config.texture, at, views, trust, masks=masks, complete=complete, on_view=on_view)
@@ -137,30 +149,34 @@ def seen_psnr(thing: Thing, made: ViewTexture, views: Array) -> float:
     return psnr(views[whole], again[whole, :3]) if whole.any() else 0.0
 
 
-def write_textured(folder: Path, thing: Thing, done: Textured) -> dict[str, Any]:
-    """Writes texture, mesh and pictures; what summary.json tells of them. Raises OSError."""
+def write_textured(task: Task, thing: Thing, sides: Sides, done: Textured, notes: Sequence[str]) -> dict[str, Any]:
+    """Writes texture, mesh, pictures and page; what summary.json tells of them. Raises OSError."""
+    folder, config, texture, pictures = task.folder, task.config, done.texture.texture, sides.views
+    assert pictures is not None
     write_atomic(folder / GLB, done.glb)
-    write_png(folder / "texture.png", done.texture.texture)
-    write_png(folder / "around.png", around(thing, done.texture.texture))
+    write_png(folder / "texture.png", texture)
+    rings = [orbit(AROUND, radians(tilt), 2.2, radians(40), SHOWN, SHOWN, radians(30)) for tilt in (30, -30)]
+    before = [bare(thing.mesh, at) for at in rings]
+    after = [render(thing.mesh, texture, at, background=1.0) for at in rings]
+    write_png(folder / BEFORE, grid(np.concatenate(before), AROUND // 2))
+    write_png(folder / AFTER, grid(np.concatenate(after), AROUND // 2))
+    write_png(folder / VIEWS, grid(resize(torch.from_numpy(pictures), SHOWN, SHOWN), 3, SIDES))
     for finding in done.findings:
         logger.warning("%s: %s", GLB, finding.message)
+    seen, alike = round(done.texture.share, 4), round(done.psnr, 2)
+    title = config.prompt.strip() or Path(str(config.mesh)).stem
+    size = f"{len(thing.mesh.faces):,} triangles · {config.texture} x {config.texture} texels"
+    headline = (
+        size,
+        f"{100 * seen:.0f} % seen by a picture",
+        f"{alike:.1f} dB to the pictures where they are believed",
+    )
+    write_page(folder / PAGE, title, GLB, ROWS, headline, notes)
     return {
-        "texels_seen": round(done.texture.share, 4),
-        "psnr_of_views": round(done.psnr, 2),
+        "texels_seen": seen,
+        "psnr_of_views": alike,
         "findings": [asdict(finding) for finding in done.findings],
     }
-
-
-def around(thing: Thing, texture: Array, size: int = SHOWN) -> Array:
-    """A sheet: the sides of the bare mesh, the same textured, and views from above and below the horizon."""
-    bare, sides = preview(thing.mesh, size), render(thing.mesh, texture, six_sides(size), background=1.0)
-    rings = [
-        render(
-            thing.mesh, texture, orbit(AROUND, radians(tilt), 2.2, radians(40), size, size, radians(30)), background=1.0
-        )
-        for tilt in (30, -30)
-    ]
-    return grid(np.concatenate([bare, sides, *rings]), AROUND)
 
 
 def run(config: TextureObjectConfig, resume: Path | None = None, quiet: bool = False) -> int:
