@@ -104,6 +104,7 @@ class GenerateSystem(System):
 
     def setup(self, stage: str) -> None:
         self.prior.to(self.device)
+        self.reference = self.prior.reference(self.text[:1].to(self.device))
 
     # -- one step -----------------------------------------------------------------------------------------------
     def size(self, step: int) -> int:
@@ -178,7 +179,7 @@ class GenerateSystem(System):
         c, views = self.config, []
         for rig in self.rig.groups():
             pictures = self.pictures(rig.cameras).to(self.device)
-            given = view_text(self.text, rig, c.view_prompts)
+            given = replace(view_text(self.text, rig, c.view_prompts), reference=self.reference)
             views.append(redrawn(self.prior, pictures, rig, given, c.refine, strength, rng))
         self.drawn.copy_(torch.cat(views))
 
@@ -196,7 +197,8 @@ class GenerateSystem(System):
         c2w = rig.cameras.c2w.to(self.device)
         camera = self.prior.camera(c2w) if c.views_per_scene > 1 else None
         poses: Any = {"camera": camera, "n_view": c.views_per_scene, "c2w": c2w}
-        given = replace(view_text(self.text, rig, c.view_prompts), plain=self.text[:1], **poses)
+        told: Any = {"plain": self.text[:1], "reference": self.reference}
+        given = replace(view_text(self.text, rig, c.view_prompts), **told, **poses)
         distilled, logs = self.distill(latents, self.prior.denoise, given, step, self.rng(step, "distillation"))
         terms = {"distillation": distilled} | self.regularisers(result, weights)
         loss = sum(weights[name] * value for name, value in terms.items())

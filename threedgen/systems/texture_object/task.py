@@ -25,9 +25,9 @@ import torch
 
 from threedgen.export.files.check import Expected, Finding, check_glb
 from threedgen.export.files.glb import textured_glb_bytes
+from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.surface.blend import OBJECT
-from threedgen.export.surface.complete import diffuse
-from threedgen.export.surface.from_views import Completion, ViewTexture, render, texture_from_views
+from threedgen.export.surface.from_views import ViewTexture, render, texture_from_views
 from threedgen.geometry.images import grid, png, psnr, to_uint8, write_png
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import resize
@@ -38,7 +38,8 @@ from threedgen.run.progress import Count
 from threedgen.train.task import Task, run_task
 from threedgen.viewer.textured import write_page
 
-from .drawing import draw, write_views
+from .drawing import draw, painter, write_views
+from .inpainting import inpainted
 from .mesh import SIDES, Thing, bare, control_maps, preview, read_thing, six_sides
 from .options import TextureObjectConfig
 from .views import read_sides
@@ -61,12 +62,15 @@ LARGE = 512
 
 @dataclass(frozen=True)
 class Textured:
-    """What became of a thing: its texture, the file's bytes, what the checker says of it, and how well the mesh shows
-    the pictures again where they are believed, in dB."""
+    """What became of a thing: its texture, the file's bytes, what the checker says of it, which share of the texels a
+    side shows, how many views of what none shows were painted, and how well the mesh shows the sides again where they
+    are believed, in dB."""
 
     texture: ViewTexture
     glb: bytes
     findings: tuple[Finding, ...]
+    seen: float
+    painted: int
     psnr: float
 
 
@@ -81,11 +85,11 @@ def texture_object(task: Task) -> None:
     with writing(task.folder):
         write_png(task.folder / PREVIEW, grid(preview(thing.mesh, SHOWN), 3, SIDES))
         write_maps(task.folder / "maps", maps)
-        sides = drawn_sides(task, maps) if given is None else Sides(*given)
+        model: MVAdapter | None = task.load_prior() if config.draws or config.paints else None
+        sides = Sides(*given) if given is not None else drawn_sides(task, model, maps) if model else Sides()
         figures: dict[str, Any] = {"triangles": len(thing.mesh.faces), "notes": [*thing.notes, *sides.notes]}
         if sides.views is not None:
-            with Count("texturing", 12, task.quiet) as count:
-                done = textured(thing, sides, config, lambda: count.add(1))
+            done = textured(task, thing, sides, model if config.paints else None)
             figures |= write_textured(task, thing, sides, done, figures["notes"])
         task.summarise(files=sides.files, **figures)
 
@@ -101,13 +105,9 @@ class Sides:
     files: Sequence[str] = ()
 
 
-def drawn_sides(task: Task, maps: Array) -> Sides:
-    """Those that are drawn as the ``maps`` (6,H,H,6) of the mesh have it, if any. Raises ConfigError, OSError."""
-    config: TextureObjectConfig = task.config
-    if not config.draws:
-        return Sides()
-    model: MVAdapter = task.load_prior()
-    views, notes = draw(task, model, six_sides(config.size), torch.from_numpy(maps).permute(0, 3, 1, 2))
+def drawn_sides(task: Task, model: MVAdapter, maps: Array) -> Sides:
+    """Those that are drawn as the ``maps`` (6,H,H,6) of the mesh have it. Raises ConfigError, OSError."""
+    views, notes = draw(task, model, six_sides(task.config.size), torch.from_numpy(maps).permute(0, 3, 1, 2))
     return Sides(views.numpy(), notes=notes, files=write_views(task.folder, views, SIDES))
 
 
@@ -118,27 +118,38 @@ def write_maps(folder: Path, maps: Array) -> None:
         write_png(folder / "normal" / f"{side}.png", both[..., 3:])
 
 
-def textured(
-    thing: Thing,
-    sides: Sides,
-    config: TextureObjectConfig,
-    on_view: Callable[[], None] = lambda: None,
-    complete: Completion = diffuse,
-) -> Textured:
-    """The thing as pictures of its sides show it; ``complete`` gives colours to what none shows. Raises ConfigError if
-    none shows any of it."""
-    views, masks = sides.views, sides.masks
+def textured(task: Task, thing: Thing, sides: Sides, model: MVAdapter | None = None) -> Textured:
+    """The thing as pictures of its sides show it; what none shows is painted by the ``model`` if there is one, and what
+    is left gets the colours around it. Raises ConfigError if none shows any of it."""
+    config, views = task.config, sides.views
     assert views is not None
-    at, mesh = six_sides(views.shape[1]), thing.mesh
+    with Count("texturing", 2 * len(SIDES), task.quiet) as count:
+        made = seen_texture(thing.mesh, sides, config.texture, lambda: count.add(1))
+    whole, painted = made, 0
+    if model is not None:
+        whole, painted = inpainted(thing.mesh, made, model.image_size, config.complete, painter(task, model))
+    data, found = as_file(thing, whole, made.share, config)
+    return Textured(
+        whole, data, tuple(found), made.share, painted, seen_psnr(thing, replace(made, texture=whole.texture), views)
+    )
+
+
+def seen_texture(mesh: TexturedMesh, sides: Sides, size: int, on_view: Callable[[], None]) -> ViewTexture:
+    """The texture as the sides show it, the rest as around it; ``on_view``: called twice for each side."""
+    assert sides.views is not None
+    at = six_sides(sides.views.shape[1])
     trust = replace(OBJECT, margin=OBJECT.margin if at.height >= LARGE else 1)
-    made = texture_from_views(mesh, config.texture, at, views, trust, masks=masks, complete=complete, on_view=on_view)
-    extras = {"sides": list(SIDES), "triangles": len(mesh.faces), "texels_seen": round(made.share, 4)}
+    return texture_from_views(mesh, size, at, sides.views, trust, masks=sides.masks, on_view=on_view)
+
+
+def as_file(thing: Thing, made: ViewTexture, seen: float, config: TextureObjectConfig) -> tuple[bytes, list[Finding]]:
+    """The bytes of the textured mesh, and what the checker says of them."""
+    triangles = len(thing.mesh.faces)
+    extras = {"sides": list(SIDES), "triangles": triangles, "texels_seen": round(seen, 4)}
     maps = {"base_colour": png(to_uint8(made.texture))}
-    name = Path(str(config.mesh)).stem
-    data = textured_glb_bytes(thing.for_file(), maps, name, extras, open_surface=thing.open)
-    room = 4 + 6 * (config.texture / 1024) ** 2 + len(mesh.faces) / 10_000
-    found = check_glb(data, Expected(len(mesh.faces), config.texture, None, room, tuple(extras), scene=True))
-    return Textured(made, data, tuple(found), seen_psnr(thing, made, views))
+    data = textured_glb_bytes(thing.for_file(), maps, Path(str(config.mesh)).stem, extras, open_surface=thing.open)
+    room = 4 + 6 * (config.texture / 1024) ** 2 + triangles / 10_000
+    return data, check_glb(data, Expected(triangles, config.texture, None, room, tuple(extras), scene=True))
 
 
 def seen_psnr(thing: Thing, made: ViewTexture, views: Array) -> float:
@@ -163,7 +174,7 @@ def write_textured(task: Task, thing: Thing, sides: Sides, done: Textured, notes
     write_png(folder / VIEWS, grid(resize(torch.from_numpy(pictures), SHOWN, SHOWN), 3, SIDES))
     for finding in done.findings:
         logger.warning("%s: %s", GLB, finding.message)
-    seen, alike = round(done.texture.share, 4), round(done.psnr, 2)
+    seen, alike = round(done.seen, 4), round(done.psnr, 2)
     title = config.prompt.strip() or Path(str(config.mesh)).stem
     size = f"{len(thing.mesh.faces):,} triangles · {config.texture} x {config.texture} texels"
     headline = (
@@ -174,6 +185,8 @@ def write_textured(task: Task, thing: Thing, sides: Sides, done: Textured, notes
     write_page(folder / PAGE, title, GLB, ROWS, headline, notes)
     return {
         "texels_seen": seen,
+        "texels_painted": round(done.texture.share - done.seen, 4),
+        "views_painted": done.painted,
         "psnr_of_views": alike,
         "findings": [asdict(finding) for finding in done.findings],
     }
