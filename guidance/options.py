@@ -13,6 +13,8 @@ from threedgen.guidance.choices import Control, Layout, Shift
 
 PARTS = ("unet", "vae", "text_encoder")
 """Folders with tensors that a latent prior in diffusers format has."""
+DRAFT, SECOND = "draft", "text_encoder_2"
+"""And those that some have: a first guess of the picture, and SDXL's other text encoder."""
 
 
 class PriorConfig(Config):

@@ -106,14 +106,16 @@ class AdaptedUNet(nn.Module):
         features = None if control is None else self.guide(control.to(x), height, width)
         views = {"latent_size": tuple(x.shape[-2:]), "use_mv": adapted, "use_ref": adapted}
         scales = {"mv_scale": self.mv_scale, "ref_scale": self.ref_scale}
-        return predict(self.unet, x, t, text, None, n_view, features, **views, **scales, ref_hidden_states=reference)
+        told: Any = views | scales | {"ref_hidden_states": reference}
+        return predict(self.unet, x, t, text, None, n_view, features, self.factor, **told)
 
     @torch.no_grad()
     def look_at(self, latents: Tensor, text: Tensor) -> Features:
         """What its self-attention sees of R pictures by their clean latents (R,C,h,w), with text (R,L,D)."""
         kept: dict[str, Tensor] = {}
         t = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-        predict(self.unet, latents, t, text, use_mv=False, use_ref=False, cache_hidden_states=kept)
+        told: Any = {"use_mv": False, "use_ref": False, "cache_hidden_states": kept}
+        predict(self.unet, latents, t, text, factor=self.factor, **told)
         return kept
 
 
