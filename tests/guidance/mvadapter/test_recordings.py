@@ -15,8 +15,9 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from tests.support.parity_files import parity_files
+from tests.support.pluecker import pluecker_map
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.control_maps import pluecker_map, position_control, ray_control, view_rays
+from threedgen.geometry.control_maps import position_control, ray_control, view_rays
 from threedgen.geometry.poses import orbit_c2w, world_to_camera
 from threedgen.guidance.diffusion import Reference, Schedule, combine, ddim_step
 from threedgen.guidance.multiview.decoupled import DecoupledAttnProcessor
