@@ -27,10 +27,12 @@ MOST_STEPS, LEAST_SIGNAL = 10_000, 1e-12
 class Denoiser(Protocol):
     """Predicts the noise in ``x`` (B,C,h,w) at ``t`` (B,) given text (B,L,D) and cameras (B,16) or None.
 
+    One of a prior that has a picture of the thing also takes ``reference``, see ``Reference``.
+
     The B images are B / ``n_view`` groups of views of one scene, views fastest; ``n_view`` = 1 is plain 2D.
     """
 
-    def __call__(self, x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int, **more: Any) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def per_image(text: Tensor, count: int) -> Tensor:
 
 
 def branches(
-    denoise: Denoiser,
+    denoise: Any,
     x: Tensor,
     t: Tensor,
     texts: Sequence[Tensor],
@@ -275,8 +277,7 @@ def predict(denoise: Denoiser, x: Tensor, t: Tensor, given: Conditions, guidance
     camera, n_view, negatives, picture = given.camera, given.n_view, given.negatives, given.reference
     towards = guidance_scale if picture is None or picture.scale is None else picture.scale
     if negatives is None and guidance_scale == towards == 1:
-        text = per_image(given.text[0], len(x))
-        eps = denoise(x, t.reshape(-1).expand(len(x)), text, camera, n_view, **given.shown(True)).float()
+        (eps,) = branches(denoise, x, t, given.text[:1], camera, n_view, **given.shown(True))
         return eps, eps
     apart = picture is not None and (negatives is not None or towards != guidance_scale)
     texts = [*given.text, *([] if negatives is None else negatives.text), *([given.text[1]] if apart else [])]
