@@ -22,6 +22,7 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit, sample_multiview, surround
 from threedgen.geometry.views import Pixels, Views
+from threedgen.guidance.diffusion import Reference
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
 from threedgen.representations import losses
@@ -57,6 +58,7 @@ class GenerateSystem(System):
     text: Tensor
     views: Tensor
     drawn: Tensor
+    reference: Reference | None = None  # what the prior saw of a picture of the thing, once it is on its device
 
     def __init__(
         self,
