@@ -9,21 +9,15 @@ from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError, Scheduled, at
 from threedgen.config.optional import require
+from threedgen.guidance.choices import Control, Layout, Shift
 
 if TYPE_CHECKING:
     from .weights.vocabulary import Vocabulary
 
 PARTS = ("unet", "vae", "text_encoder")
 """Folders with tensors that a latent prior in diffusers format has."""
-Shift = Literal["default", "interpolated"]
-"""Of a signal-to-noise ratio: by one factor at all timesteps, or from none at the first one to all at the last."""
-Layout = Literal["row", "rowcol", "full"]
-"""Which tokens of the views a token attends to: those of its row (cameras at one height); those of its row or column
-(six views around a mesh: front, right, back, left, top, bottom); or all of them."""
-Arrangement = Literal["parallel", "serial"]
-"""All branches of attention see what the first sees, or each also what those before it have added (the ablation)."""
-Control = Literal["rays", "geometry"]
-"""What a condition guider is shown: the rays of the cameras, or positions and normals of a mesh."""
+DRAFT, SECOND = "draft", "text_encoder_2"
+"""And those that some have: a first guess of the picture, and SDXL's other text encoder."""
 
 
 class PriorConfig(Config):
@@ -223,16 +217,37 @@ class MVAdapterConfig(PriorConfig):
     shift_mode: Shift | None = Field(
         None, description="at all timesteps alike, or growing with them; null: as trained, or interpolated"
     )
+    image: str | None = Field(
+        None,
+        min_length=1,
+        description="picture of the thing that is judged, cut out (PNG with transparency) or before one colour: for "
+        "text to 3D; tasks that draw views have image= for it",
+    )
+    image_scale: float | None = Field(
+        None, ge=0, description="guidance towards that picture, apart from that of the text; null: both as one"
+    )
     mv_scale: float = Field(1.0, ge=0, le=10, description="times what attention between the views adds")
     ref_scale: float = Field(1.0, ge=0, le=10, description="times what attention to the given picture adds")
 
+    @model_validator(mode="after")
+    def _seen(self) -> MVAdapterConfig:
+        if self.image is not None and self.adapter is None:
+            raise ValueError("the 2D model alone cannot look at image; give adapter=FILE of one that was trained to")
+        if self.image is None and self.image_scale is not None:
+            raise ValueError(f"image_scale {self.image_scale:g} has no effect without image=FILE")
+        return self
+
     def check(self) -> None:
+        from threedgen.geometry.foreground import read_cut_out
+
         from .mvadapter.form import locate
         from .weights.files import sniff
 
         super().check()
         if self.adapter is not None:
             sniff(locate(self.adapter))
+        if self.image is not None:
+            read_cut_out(self.image)
 
 
 class DeepFloydConfig(PriorConfig):

@@ -18,12 +18,13 @@ from transformers import CLIPTextModel
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import in_a_line, short
-from threedgen.guidance import diffusion
+from threedgen.guidance import diffusion, sdxl
 from threedgen.guidance.draft import Draft
 from threedgen.guidance.multiview.joined import make_multiview, predict, set_attention
-from threedgen.guidance.options import MVDreamConfig, PriorConfig
+from threedgen.guidance.options import SECOND, MVDreamConfig, PriorConfig
 from threedgen.guidance.prior import MultiviewPrior
 from threedgen.guidance.weights import components, ldm, subject_weights, tokens
+from threedgen.guidance.weights.components import SecondText
 from threedgen.run.dtypes import compact, compute_dtype
 from threedgen.run.prompts import without
 
@@ -65,15 +66,17 @@ class MVDream(MultiviewPrior):
         tokenizer: Any,
         schedule: diffusion.Schedule | None = None,
         draft: Draft | None = None,
+        second: SecondText | None = None,
         image_size: int | None = None,
         dtype: str = "auto",
         device: torch.device | str | None = "cpu",
     ) -> None:
-        """device None leaves the networks where they are, for an owner that moves them itself."""
-        components.check_together(unet, vae, text_encoder, tokenizer, draft, self.extra_channels(unet, vae))
+        """second: SDXL's other text encoder.  device None leaves the networks where they are, for an owner that moves
+        them itself."""
+        components.check_together(unet, vae, text_encoder, tokenizer, draft, self.extra_channels(unet, vae), second)
         self.unet, self.vae = make_multiview(unet), vae
         self.text_encoder: Any = text_encoder
-        self.tokenizer, self.draft = tokenizer, draft
+        self.tokenizer, self.draft, self.second = tokenizer, draft, second
         self.text_positions = int(text_encoder.config.max_position_embeddings)
         self.schedule = schedule or diffusion.Schedule.scaled_linear()
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per latent and axis
@@ -137,7 +140,7 @@ class MVDream(MultiviewPrior):
         last = torch.tensor([self.schedule.T - 1], device=self.device)
         noise = self.denoise(z, last, self.encode_prompt(["an unheard-of thing"]), camera)
         picture = self.decode_latents(noise)
-        with self.autocast():
+        with self.encoding():
             return noise + self.vae.encode(2 * picture.permute(0, 3, 1, 2) - 1).latent_dist.mean.float()
 
     def to(self, device: torch.device | str) -> Self:
@@ -157,6 +160,7 @@ class MVDream(MultiviewPrior):
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
         every = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder, "draft": self.draft}
+        every |= {} if self.second is None else {SECOND: self.second.network}
         return {name: network for name, network in every.items() if network is not None}
 
     def release(self) -> None:
@@ -165,7 +169,7 @@ class MVDream(MultiviewPrior):
         Their memory is free when nobody else holds them. From then on there are no new prompts and no pictures.
         """
         vae: Any = self.vae
-        self.text_encoder = None
+        self.text_encoder = self.second = None
         vae.decoder = vae.post_quant_conv = None
 
     def pipeline(self) -> Any:
@@ -193,11 +197,11 @@ class MVDream(MultiviewPrior):
     @property
     def text_shape(self) -> tuple[int, int]:
         doubled = self.draft is not None and bool(self.identifiers)
-        return self.max_tokens * (1 + doubled), self.text_encoder.config.hidden_size
+        return self.max_tokens * (1 + doubled) + sdxl.told_more(self.unet), self.unet.config["cross_attention_dim"]
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:
-        """n prompts -> (n, L, D) float32: last hidden state after the final layer norm.
+        """n prompts -> (n, L, D) float32: last hidden state after the final layer norm; of SDXL ``sdxl.both_texts``.
 
         A prior with a draft and an identifier gives (n, 2L, D): behind it the same of the prompts without the
         identifier, which is what the draft reads (subject_weights.py). What does not fit is cut off (logged as
@@ -210,8 +214,11 @@ class MVDream(MultiviewPrior):
         return torch.cat([text, self._encode([without(p, self.identifiers) for p in prompts])], dim=1)
 
     def _encode(self, prompts: list[str]) -> Tensor:
-        ids = tokens.token_ids(self.tokenizer, prompts, self.max_tokens)
-        return self.text_encoder(ids.to(self.device)).last_hidden_state.float()
+        ids = tokens.token_ids(self.tokenizer, prompts, self.max_tokens).to(self.device)
+        if self.second is None:
+            return self.text_encoder(ids).last_hidden_state.float()
+        again = tokens.token_ids(self.second.tokenizer, prompts, self.max_tokens).to(self.device)
+        return sdxl.both_texts((self.text_encoder, self.second.network), (ids, again))
 
     @property
     def identifiers(self) -> list[str]:
@@ -227,9 +234,14 @@ class MVDream(MultiviewPrior):
         mean, std = self.posterior(rgb)
         return self.scaling_factor * (mean + std * diffusion.fresh_noise(mean, generator))
 
+    def encoding(self) -> torch.autocast:
+        """The precision in which pictures are encoded: in float16 SDXL's VAE would overflow."""
+        safe = self.dtype != torch.float16 or not sdxl.told_more(self.unet)
+        return self.autocast() if safe else torch.autocast(self.device.type, enabled=False)
+
     def posterior(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         """(B,H,W,3) -> mean and deviation of the VAE's latents (B,4,h,w), not scaled, float32."""
-        with self.autocast():
+        with self.encoding():
             found = self.vae.encode(self.resized(rgb)).latent_dist
         return found.mean.float(), found.std.float()
 
@@ -257,7 +269,7 @@ class MVDream(MultiviewPrior):
             if draft.shape[-2:] != x.shape[-2:]:  # pictures of another size than it was trained at
                 draft = F.interpolate(draft, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, draft.to(x.dtype)], dim=1)
-        return predict(self.unet, x, t, text, camera, n_view)
+        return predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
         with self.autocast():

@@ -17,7 +17,7 @@ from threedgen import folder
 from threedgen.config import ConfigError
 from threedgen.config.errors import AbsentWeights, short
 from threedgen.config.optional import require
-from threedgen.guidance.options import PARTS
+from threedgen.guidance.options import DRAFT, PARTS, SECOND
 
 from .files import digest, read_json, sniff
 
@@ -205,7 +205,8 @@ def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
         raise absent(repo)
     from huggingface_hub import snapshot_download
 
-    wanted = ["model_index.json", "scheduler/*", "tokenizer/*", "draft/*"]
+    wanted = ["model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*", f"{DRAFT}/*"]
+    needed = (*needed, SECOND)  # of those that have it
     wanted += [f"{part}/config.json" for part in needed]
     for kind in ("safetensors", "bin"):
         files = wanted + [f"{part}/*model*.{kind}*" for part in needed]
@@ -214,7 +215,7 @@ def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
         except Exception as error:
             raise absent(repo, f"the download failed ({type(error).__name__})") from None
         with suppress(ConfigError):
-            return check_folder(path, needed)
+            return check_folder(path, needed[:-1])
     raise ConfigError(f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(needed)}", "weights")
 
 
@@ -238,8 +239,13 @@ def t5_tokenizer(path: Path) -> Path:
 
 
 def parts(path: Path, wanted: Parts = PARTS) -> Parts:
-    """The parts of a diffusers folder that hold tensors: a draft only where there is one."""
-    return (*wanted, "draft") if (path / "draft").is_dir() else wanted
+    """The parts of a diffusers folder that hold tensors: some have a draft, or a second text encoder."""
+    index = path / "model_index.json"
+    named = read_json(index) if index.is_file() else {}
+    draft = (DRAFT,) if (path / DRAFT).is_dir() else ()
+    second = named.get(SECOND)  # of SDXL: a class and where it is from, also if the folder is not there
+    told = isinstance(second, list) and any(second)
+    return (*wanted, *draft, *((SECOND,) if told or (path / SECOND).is_dir() else ()))
 
 
 def tensor_files(part: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from threedgen.guidance import sdxl
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.weights.meta_networks import MetaNetworks, meta_networks
 from threedgen.representations.volume.render import BACKWARD, sample_bytes
@@ -98,8 +99,9 @@ def unet_bytes(prior: MetaNetworks, size: int) -> float:
 
     def predict(n: int) -> Any:
         labels = None if prior.unet.class_embedding is None else torch.empty(n, 16, device="meta")
-        text = torch.empty(n, TOKENS, width, device="meta")
-        return prior.unet(_meta(n, c["in_channels"], side, side), _meta(n), text, class_labels=labels).sample
+        text = torch.empty(n, TOKENS + sdxl.told_more(prior.unet), width, device="meta")
+        words, more = sdxl.taken_apart(prior.unet, text, size, size)
+        return prior.unet(_meta(n, c["in_channels"], side, side), _meta(n), words, class_labels=labels, **more).sample
 
     return a_picture(predict)
 
