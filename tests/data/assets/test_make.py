@@ -67,7 +67,7 @@ def test_good_assets_are_rendered_and_the_others_named(folder: Path, capsys: pyt
     assert found["silent.glb"]["said"] == "it has no caption in captions.csv"
     said = {file: row["said"] for file, row in found.items() if file.startswith("captions.csv, line")}
     assert list(said.values()) == [
-        "'lost.glb': there is no such mesh",
+        "'lost.glb': there is no such mesh; did you mean 'silent.glb'?",
         "'silent.glb': its caption is empty",
         "'box.glb': it has a caption already",
     ]

@@ -27,6 +27,7 @@ from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
+from threedgen.systems.train_own_prior.options import TrainOwnPriorConfig
 from threedgen.train.system import AveragedSystem, timesteps
 
 from .options import MultiviewDiffusionConfig, NetworkConfig, TrainBaseConfig, TrainPriorConfig
@@ -60,14 +61,19 @@ def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, imag
 def multiview_model(base: MVDream, draft: Draft) -> MVDream:
     """The same networks, not copied, around a UNet that sees a draft and has a camera branch; the weights of both are
     zero, so it begins as ``base``."""
+    unet = with_camera(widened(base.unet, draft.config["latent_channels"]))
+    return MVDream(unet, base.vae, base.text_encoder, base.tokenizer, base.schedule, draft)
+
+
+def with_camera(wide: Any) -> Any:
+    """A UNet with the weights of another one and a camera branch, which says nothing yet: its last weights are zero."""
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}
-    wide = widened(base.unet, draft.config["latent_channels"])
     unet: Any = UNet2DConditionModel.from_config(wide.config, **camera)
     unet.load_state_dict(unet.state_dict() | wide.state_dict())
     with torch.no_grad():
         for parameter in unet.class_embedding.linear_2.parameters():
             parameter.zero_()
-    return MVDream(unet, base.vae, base.text_encoder, base.tokenizer, base.schedule, draft)
+    return unet
 
 
 class DiffusionSystem(AveragedSystem):
@@ -81,7 +87,7 @@ class DiffusionSystem(AveragedSystem):
 
     def __init__(
         self,
-        config: TrainBaseConfig | TrainPriorConfig,
+        config: TrainBaseConfig | TrainPriorConfig | TrainOwnPriorConfig,
         prior: MVDream,
         pictures: LatentBank,
         objects: LatentBank | None = None,
