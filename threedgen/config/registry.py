@@ -43,6 +43,7 @@ task  train-identity     evaluation.toybox.training:run_identity evaluation.toyb
 task  evaluate-prior     evaluation.toybox.prior_score:run       evaluation.toybox.options:EvaluatePriorConfig
 task  evaluate-3d        evaluation.toybox.object_score:run      evaluation.toybox.options:Evaluate3DConfig
 task  evaluate-subjects  evaluation.toybox.subject_score:run     evaluation.toybox.options:EvaluateSubjectsConfig
+task  evaluate-own-prior evaluation.assets.run:run              evaluation.assets.options:EvaluateOwnPriorConfig
 task  evaluate-views     evaluation.views.run:run                evaluation.views.options:EvaluateViewsConfig
 task  consistency        evaluation.consistency.run:run          evaluation.consistency.options:ConsistencyConfig
 task  janus-meter        evaluation.janus.meter_errors:run       evaluation.janus.options:JanusMeterConfig
@@ -58,6 +59,7 @@ task  gallery            viewer.gallery:run                      viewer.options:
 task  export             export.task:run                         export.options:ExportConfig
 task  make-srn-toybox    data.srn.make:run                       data.srn.options:MakeSRNToyboxConfig
 task  make-toy-rooms     data.toybox.make_rooms:run              data.toybox.options:MakeToyRoomsConfig
+task  make-toybox-assets data.toybox.make_assets:run            data.toybox.options:MakeToyboxAssetsConfig
 task  make-asset-views   data.assets.make:run                    data.assets.options:MakeAssetViewsConfig
 task  toybox-subjects    data.toybox.subjects:run                data.toybox.options:ToyboxSubjectsConfig
 task  toybox-sheet       data.toybox.sheet:run                   data.toybox.options:ToyboxSheetConfig

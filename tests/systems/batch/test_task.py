@@ -30,9 +30,7 @@ def table() -> list[dict[str, str]]:
 def test_prompts_times_configs_times_seeds_each_in_its_own_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert command() == 0 and capsys.readouterr().out.strip() == "run/gallery.html"
     rows = table()
-    assert (
-        len(rows) == 8 and {row["state"] for row in rows} == {"finished"}
-    )
+    assert len(rows) == len({row["folder"] for row in rows}) == 8 and {row["state"] for row in rows} == {"finished"}
     assert {row["prompt"] for row in rows} == {"a blue dog", "a red car"} and len(log()) == 16
     assert all((Path("run") / row["folder"] / "mesh.glb").exists() for row in rows)
     record = json.loads((Path("run") / rows[1]["folder"] / "job.json").read_text())

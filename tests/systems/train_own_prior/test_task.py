@@ -93,7 +93,7 @@ def test_a_killed_training_goes_on_and_rendered_assets_serve_another(tmp_path: P
 def test_a_2d_model_gets_cameras_and_begins_as_it_was(tmp_path: Path) -> None:
     flat = tiny_prior(class_embed_type=None, projection_class_embeddings_input_dim=None)
     flat.save(tmp_path / "flat")
-    words = [f"prior.weights={tmp_path / 'flat'}", "training.gradient_checkpointing=true", "training.bf16=false"]
+    words = [f"prior.weights={tmp_path / 'flat'}", "training.gradient_checkpointing=true", "prior.dtype=fp32"]
     found = task.begin(load("train-own-prior", words))
     assert found.unet.class_embedding is not None and found.unet.is_gradient_checkpointing
     x, t, text = (
@@ -127,6 +127,7 @@ def test_gradients_of_less_memory_are_the_same() -> None:
     [
         (["data=nowhere"], "data: should be a folder with meshes"),
         (["pictures=nowhere"], "pictures: should be a folder with pictures and a captions.csv"),
+        (["prior.personalisation=dog.safetensors"], "prior.personalisation belongs to the weights it was made with"),
         (["prior.weights=nowhere"], "prior.weights: there is no file or folder 'nowhere'"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from threedgen.config import Scheduled
 from threedgen.config.errors import ConfigError
@@ -43,6 +43,12 @@ class TrainOwnPriorConfig(AssetsConfig):
     training: OwnTrainingConfig = OwnTrainingConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=4000, gradient_clip_val=1.0, val_check_interval=500)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
+
+    @model_validator(mode="after")
+    def _whole(self) -> TrainOwnPriorConfig:
+        if self.prior.personalisation is not None:
+            raise ValueError("prior.personalisation belongs to the weights it was made with; leave it out here")
+        return self
 
     def check(self) -> None:
         super().check()

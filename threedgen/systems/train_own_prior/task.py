@@ -18,13 +18,13 @@ from threedgen.data.assets.make import render
 from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews, CaptionedPictures, split
 from threedgen.data.bank import LatentBank, Source
-from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.priors.mvdream import MVDream, load_as
 from threedgen.run.folder import writing
 from threedgen.run.seeding import seed_networks
 from threedgen.run.text import say
 from threedgen.systems.train_prior.system import DiffusionSystem, with_camera
 from threedgen.train.loop import Status
-from threedgen.train.task import Task, run_task
+from threedgen.train.task import Task, device, run_task
 
 from .options import OwnTrainingConfig, TrainOwnPriorConfig
 
@@ -63,14 +63,12 @@ def train(task: Task) -> Status:
 
 def begin(config: TrainOwnPriorConfig) -> MVDream:
     """The prior to begin with; a 2D model gets a camera branch that says nothing yet. Raises ConfigError."""
-    o = config.prior
-    dtype = "auto" if config.training.bf16 else "fp32"
     with called("prior.weights"):
-        prior = MVDream.load(o.weights, "cpu", dtype, o.tokenizer, o.image_size, camera=False)
+        prior: MVDream = load_as(MVDream, config.prior, device(config.trainer.accelerator), camera=False)
     if prior.unet.class_embedding is None:
         seed_networks(config.seed, "camera")
         parts = with_camera(prior.unet), prior.vae, prior.text_encoder, prior.tokenizer, prior.schedule, prior.draft
-        prior = MVDream(*parts, image_size=prior.image_size, dtype=dtype)
+        prior = MVDream(*parts, prior.image_size, prior.precision, prior.device)
     if config.training.gradient_checkpointing:
         prior.unet.enable_gradient_checkpointing()
     return prior
