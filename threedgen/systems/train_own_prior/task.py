@@ -51,13 +51,21 @@ def train(task: Task) -> Status:
         with called("pictures"):
             single = CaptionedPictures(Path(config.pictures).expanduser())
 
+    several, prompts = AssetViews(shards, learnt, seed, o.n_view), with_prompts(o, shards, config.held_out)
+    return learn(task, prior, single, several, prompts)
+
+
+def learn(task: Task, prior: MVDream, single: Source, several: Source, options: OwnTrainingConfig) -> Status:
+    """Trains a prior on single pictures and on several views of objects."""
+    config: TrainOwnPriorConfig = task.config
+
     def bank(name: str, source: Source) -> LatentBank:
-        count = o.pictures // source.n_view
+        count = options.pictures // source.n_view
         return LatentBank(task.folder / name, source, prior.vae, prior.image_size, count, block=TOGETHER, text=TEXT)
 
     with writing(task.folder):
-        pictures, objects = bank("latents", single), bank("objects", AssetViews(shards, learnt, seed, o.n_view))
-    shown = config.model_copy(update={"training": with_prompts(o, shards, config.held_out)})
+        pictures, objects = bank("latents", single), bank("objects", several)
+    shown = config.model_copy(update={"training": options})
     return task.train(DiffusionSystem(shown, prior, pictures, objects), metrics=("loss_3d", "loss_2d"))
 
 
