@@ -76,7 +76,8 @@ def card(record: Record, home: Path) -> dict[str, Any]:
     """A run as gallery.html shows it, with links from a page in the folder `home`."""
     report = record.file(PAGE)
     seconds = [] if record.seconds is None else [duration(record.seconds)]
-    facts = [f"seed {record.seed}", *seconds, f"{record.ended:%Y-%m-%d}"]
+    method = [record.method] if record.method else []
+    facts = [*method, f"seed {record.seed}", *seconds, f"{record.ended:%Y-%m-%d}"]
     return {
         "record": record,
         "picture": still(record),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from threedgen.config.errors import ConfigError, short
+from threedgen.config.plain_file import read_json
 from threedgen.export.options import FOLDER, read_manifest
 from threedgen.run.folder import CONFIG, stored_config
 from threedgen.run.metrics import read_summary
@@ -64,6 +65,11 @@ class Record:
     @property
     def seed(self) -> str:
         return "?" if self.option("seed") is None else str(self.option("seed"))
+
+    @property
+    def method(self) -> str:
+        """The config that made it, as far as a batch of runs has noted it."""
+        return str(read_json(self.folder / "job.json").get("method", ""))
 
     @property
     def steps(self) -> int | None:
