@@ -14,9 +14,9 @@ from pydantic import Field
 from threedgen.config import load, registry
 from threedgen.config.optional import installed
 from threedgen.config.sections import RunConfig
-from threedgen.evaluation.janus.benchmark import make_all
 from threedgen.evaluation.janus.jobs import make_plan
 from threedgen.run.metrics import write_summary
+from threedgen.systems.batch.jobs import make_all
 
 from .table import Row, Table
 

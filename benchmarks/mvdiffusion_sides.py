@@ -6,8 +6,9 @@ between views, whose last layers would be zero, to a file that ours reads as it 
 
 from __future__ import annotations
 
+import gc
 import importlib
-import resource
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from threedgen.geometry.panorama import intrinsics, ring
 from threedgen.guidance.mvdiffusion.caa import frequencies
 from threedgen.guidance.mvdiffusion.geometry import PanoramaGeometry
 from threedgen.guidance.mvdiffusion.weights import load_released
+from threedgen.run.dtypes import compact
 
 FACTOR, LATENTS, TEXT, TOKENS, HEAD = 8, 4, 1024, 77, 64
 """Of Stable Diffusion 2: pixels to a latent, channels, width and number of text tokens, channels of a head."""
@@ -50,8 +52,8 @@ class Trial:
 @dataclass(frozen=True)
 class Measured:
     """seconds, cpu: of each step, the latter of all cores, whoever else is at work on them.  weights, peak: bytes; the
-    peak is that of the whole process, on a GPU of what it holds there.  output: of a step of ``COMPARED`` pixels with
-    the ``capped`` encoding."""
+    peak is that of the whole process while it makes the steps, on a GPU of what it holds there.  output: of a step of
+    ``COMPARED`` pixels with the ``capped`` encoding."""
 
     seconds: list[float]
     cpu: list[float]
@@ -60,12 +62,13 @@ class Measured:
     output: Tensor
 
 
-def measure(trial: Trial, file: Path, reference: Path | None) -> Measured:
-    """Makes the steps of one side, which is that of the ``reference`` if its folder is given, else ours."""
-    network, step = ours(trial, file) if reference is None else theirs(trial, file, reference)
+def measure(trial: Trial, file: Path, reference: Path | None, dtype: torch.dtype = torch.float32) -> Measured:
+    """Makes the steps of one side: of the ``reference`` if its folder is given, else ours in ``dtype``."""
+    network, step = ours(trial, file, dtype) if reference is None else theirs(trial, file, reference)
     seconds: list[float] = []
     cpu: list[float] = []
-    with torch.no_grad():
+    forget_peak(trial.device)
+    with torch.no_grad(), torch.autocast(trial.device, dtype, enabled=dtype is not torch.float32):
         for _ in range(trial.steps):
             begun, busy = time.perf_counter(), time.process_time()
             step(trial.size).cpu()
@@ -73,14 +76,15 @@ def measure(trial: Trial, file: Path, reference: Path | None) -> Measured:
             cpu.append(time.process_time() - busy)
         peak = peak_memory(trial.device)
         cap(network)
-        output = step(COMPARED).cpu()
+        output = step(COMPARED).float().cpu()
     weights = sum(p.nbytes for p in network.parameters())
     return Measured(seconds, cpu, weights, peak, output)
 
 
-def ours(trial: Trial, file: Path) -> tuple[nn.Module, Step]:
-    """The network, and a function that makes a step of views of so many pixels."""
+def ours(trial: Trial, file: Path, dtype: torch.dtype) -> tuple[nn.Module, Step]:
+    """The network, as drawing has it in ``dtype``, and a function that makes a step of views of so many pixels."""
     network = load_released(file, base(trial.widths)).network.to(trial.device)
+    compact(network, dtype)
     geometries: dict[int, PanoramaGeometry] = {}
 
     def step(size: int) -> Tensor:
@@ -156,8 +160,18 @@ def cap(network: nn.Module) -> None:
             bands.copy_(frequencies(bands.numel(), "capped").view_as(bands))
 
 
+def forget_peak(device: str) -> None:
+    """Lets the peak begin anew: what loading took is not what a step takes."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory(device: str) -> int:
-    """The most bytes that this process has held, or that it has held on a GPU."""
+    """The most bytes that this process has held since then, or that it has held on a GPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else 0

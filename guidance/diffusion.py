@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from threedgen.guidance.options import Shift
+from threedgen.guidance.choices import Shift
 
 Prediction = Literal["epsilon", "v_prediction"]
 Timesteps = Tensor | int
@@ -26,6 +26,8 @@ MOST_STEPS, LEAST_SIGNAL = 10_000, 1e-12
 
 class Denoiser(Protocol):
     """Predicts the noise in ``x`` (B,C,h,w) at ``t`` (B,) given text (B,L,D) and cameras (B,16) or None.
+
+    One of a prior that has a picture of the thing also takes ``reference``, see ``Reference``.
 
     The B images are B / ``n_view`` groups of views of one scene, views fastest; ``n_view`` = 1 is plain 2D.
     """
@@ -164,18 +166,24 @@ def per_image(text: Tensor, count: int) -> Tensor:
 
 
 def branches(
-    denoise: Denoiser, x: Tensor, t: Tensor, texts: Sequence[Tensor], camera: Tensor | None, n_view: int
+    denoise: Any,
+    x: Tensor,
+    t: Tensor,
+    texts: Sequence[Tensor],
+    camera: Tensor | None,
+    n_view: int,
+    **more: Any,
 ) -> tuple[Tensor, ...]:
     """The noise (float32, like ``x``) that each of K texts amounts to, in one network call of batch K B.
 
     ``texts``: usually (conditional, unconditional), each (n,L,D) with n dividing B. All branches see the same
-    camera: only the text differs (MVDream).
+    camera: only the text differs (MVDream), and what else the denoiser is told.
     """
     count = len(texts)
     text = torch.cat([per_image(part, len(x)) for part in texts])
     cameras = None if camera is None else torch.cat([camera] * count)
     t = t.reshape(-1).expand(len(x))
-    eps = denoise(torch.cat([x] * count), torch.cat([t] * count), text, cameras, n_view)
+    eps = denoise(torch.cat([x] * count), torch.cat([t] * count), text, cameras, n_view, **more)
     return eps.float().chunk(count)
 
 
@@ -192,6 +200,27 @@ class Negatives(NamedTuple):
 
     text: Tensor
     weights: Tensor
+
+
+Features = Mapping[str, Tensor]
+"""What the layers of a network saw of R pictures, (R,L,C) by their names."""
+
+
+class Reference(NamedTuple):
+    """What a prior saw of a picture of the thing, ``features`` of R = 1; it takes such as ``reference`` of ``denoise``.
+
+    scale: of guidance towards the picture; None: as towards the text, of both together.
+    """
+
+    features: Features
+    scale: float | None = None
+
+    def shown(self, *seen: bool) -> Features:
+        """To K branches, of which some do not see it: to them all of it is zero."""
+        return {
+            name: torch.cat([part if s else torch.zeros_like(part) for s in seen])
+            for name, part in self.features.items()
+        }
 
 
 def perpendicular(x: Tensor, y: Tensor) -> Tensor:
@@ -222,8 +251,8 @@ class Conditions:
     """What a prior is told about B images, which are B / ``n_view`` groups of views, views fastest.
 
     text: (cond, uncond), each (n,L,D) with n dividing B.  camera: (B,16) or None.  negatives: texts to stay away from,
-    see ``combine_perp_neg``.  For losses that learn, ``plain`` (1,L,D) is the prompt without words for the view, and
-    ``c2w`` (B,4,4) the poses.
+    see ``combine_perp_neg``.  reference: a picture of the thing.  For losses that learn, ``plain`` (1,L,D) is the
+    prompt without words for the view, and ``c2w`` (B,4,4) the poses.
     """
 
     text: TextPair
@@ -232,21 +261,35 @@ class Conditions:
     negatives: Negatives | None = None
     plain: Tensor | None = None
     c2w: Tensor | None = None
+    reference: Reference | None = None
+
+    def shown(self, *seen: bool) -> dict[str, Any]:
+        """What ``denoise`` is told of the picture, in branches of which some see it; nothing if there is none."""
+        return {} if self.reference is None else {"reference": self.reference.shown(*seen)}
 
 
 def predict(denoise: Denoiser, x: Tensor, t: Tensor, given: Conditions, guidance_scale: float) -> tuple[Tensor, Tensor]:
-    """(guided eps, conditional eps); at scale 1 they are the same and the other branch is not computed."""
-    camera, n_view, negatives = given.camera, given.n_view, given.negatives
-    if negatives is not None:
-        texts = (*given.text, *negatives.text)
-        eps_cond, eps_uncond, *eps_negative = branches(denoise, x, t, texts, camera, n_view)
-        eps = combine_perp_neg(eps_cond, eps_uncond, eps_negative, negatives.weights, guidance_scale)
-        return eps, eps_cond
-    if guidance_scale == 1:
-        eps = denoise(x, t.reshape(-1).expand(len(x)), per_image(given.text[0], len(x)), camera, n_view).float()
+    """(guided eps, conditional eps); at scale 1 they are the same and the other branch is not computed.
+
+    With a picture of the thing there are two scales, a of the picture and b of the text (MV-Adapter, arXiv 2412.03632,
+    eq. 6): e(0,0) + a (e(0,image) - e(0,0)) + b (e(text,image) - e(0,image)); at a = b the middle term falls out.
+    """
+    camera, n_view, negatives, picture = given.camera, given.n_view, given.negatives, given.reference
+    towards = guidance_scale if picture is None or picture.scale is None else picture.scale
+    if negatives is None and guidance_scale == towards == 1:
+        (eps,) = branches(denoise, x, t, given.text[:1], camera, n_view, **given.shown(True))
         return eps, eps
-    eps_cond, eps_uncond = branches(denoise, x, t, given.text, camera, n_view)
-    return combine(eps_cond, eps_uncond, guidance_scale), eps_cond
+    apart = picture is not None and (negatives is not None or towards != guidance_scale)
+    texts = [*given.text, *([] if negatives is None else negatives.text), *([given.text[1]] if apart else [])]
+    seen = [True] * len(texts)
+    seen[-1 if apart else 1] = False
+    eps_cond, eps_uncond, *others = branches(denoise, x, t, texts, camera, n_view, **given.shown(*seen))
+    blind = others.pop() if apart else eps_uncond
+    if negatives is None:
+        eps = combine(eps_cond, eps_uncond, guidance_scale)
+    else:
+        eps = combine_perp_neg(eps_cond, eps_uncond, others, negatives.weights, guidance_scale)
+    return (eps + (towards - 1) * (eps_uncond - blind) if apart else eps), eps_cond
 
 
 def guided(denoise: Denoiser, guidance_scale: float) -> Denoiser:

@@ -9,21 +9,16 @@ from pydantic import AfterValidator, Field, model_validator
 
 from threedgen.config import Config, ConfigError, Scheduled, at
 from threedgen.config.optional import require
+from threedgen.guidance.choices import Control, Layout, Shift
 
 if TYPE_CHECKING:
     from .weights.loading import Identity
+    from .weights.vocabulary import Vocabulary
 
 PARTS = ("unet", "vae", "text_encoder")
 """Folders with tensors that a latent prior in diffusers format has."""
-Shift = Literal["default", "interpolated"]
-"""Of a signal-to-noise ratio: by one factor at all timesteps, or from none at the first one to all at the last."""
-Layout = Literal["row", "rowcol", "full"]
-"""Which tokens of the views a token attends to: those of its row (cameras at one height); those of its row or column
-(six views around a mesh: front, right, back, left, top, bottom); or all of them."""
-Arrangement = Literal["parallel", "serial"]
-"""All branches of attention see what the first sees, or each also what those before it have added (the ablation)."""
-Control = Literal["rays", "geometry"]
-"""What a condition guider is shown: the rays of the cameras, or positions and normals of a mesh."""
+COARSE, SECOND = "coarse", "text_encoder_2"
+"""And those that some have: a coarse predictor, and SDXL's other text encoder."""
 
 
 def embedded_as(name: str) -> AfterValidator:
@@ -54,7 +49,8 @@ class PriorConfig(Config):
     )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="precision of the UNet; auto: bf16 on GPUs and on CPUs with bf16 instructions, else fp32",
+        description="precision of the UNet; auto: bf16 on GPUs and on CPUs with bf16 instructions, else fp32; fp16 "
+        "on a CPU is auto too",
     )
     attention: Literal["sdpa", "xformers"] = Field(
         "sdpa", description="who computes the UNet's attention: torch itself, or xformers where it is installed"
@@ -73,6 +69,19 @@ class PriorConfig(Config):
             require("xformers", "attention: xformers", "choose attention=sdpa")
         check(self.weights, self.tokenizer, self.parts)
 
+    def vocabulary(self) -> Vocabulary | None:
+        """The words that it knows, if these are all; None if it reads any, or its files are not here yet. Raises
+        ConfigError."""
+        from .weights.loading import local
+        from .weights.vocabulary import read
+
+        place = local(self.weights)
+        return None if place is None or self.tokenizer is not None else read(place, self.subjects())
+
+    def subjects(self) -> list[str]:
+        """Words that stand for something which it was tuned to. Raises ConfigError."""
+        return []
+
     def describe(self, fetch: bool = True) -> str:
         """Which files these are: place, size and SHA-256; what is only on the hub is fetched. Raises ConfigError.
 
@@ -90,7 +99,7 @@ class PriorConfig(Config):
 
 
 class MVDreamConfig(PriorConfig):
-    """A multi-view diffusion prior."""
+    """Several views of an object drawn together, each told its camera (MVDream)."""
 
     multiview: ClassVar[bool] = True
 
@@ -126,6 +135,11 @@ class MVDreamConfig(PriorConfig):
         super().check()
         if self.personalisation is not None:
             subject_card(self.personalisation)
+
+    def subjects(self) -> list[str]:
+        from .weights.loading import subject_card
+
+        return [] if self.personalisation is None else [subject_card(self.personalisation).get("identifier", "[v]")]
 
 
 class StableDiffusionConfig(PriorConfig):
@@ -214,16 +228,37 @@ class MVAdapterConfig(PriorConfig):
     shift_mode: Shift | None = Field(
         None, description="at all timesteps alike, or growing with them; null: as trained, or interpolated"
     )
+    image: str | None = Field(
+        None,
+        min_length=1,
+        description="picture of the thing that is judged, cut out (PNG with transparency) or before one colour: for "
+        "text to 3D; tasks that draw views have image= for it",
+    )
+    image_scale: float | None = Field(
+        None, ge=0, description="guidance towards that picture, apart from that of the text; null: both as one"
+    )
     mv_scale: float = Field(1.0, ge=0, le=10, description="times what attention between the views adds")
     ref_scale: float = Field(1.0, ge=0, le=10, description="times what attention to the given picture adds")
 
+    @model_validator(mode="after")
+    def _seen(self) -> MVAdapterConfig:
+        if self.image is not None and self.adapter is None:
+            raise ValueError("the 2D model alone cannot look at image; give adapter=FILE of one that was trained to")
+        if self.image is None and self.image_scale is not None:
+            raise ValueError(f"image_scale {self.image_scale:g} has no effect without image=FILE")
+        return self
+
     def check(self) -> None:
+        from threedgen.geometry.foreground import read_cut_out
+
         from .mvadapter.form import locate
         from .weights.files import sniff
 
         super().check()
         if self.adapter is not None:
             sniff(locate(self.adapter))
+        if self.image is not None:
+            read_cut_out(self.image)
 
 
 class DeepFloydConfig(PriorConfig):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threedgen.guidance.diffusion import Generators, Schedule, ddim_sample, fresh_noise, guided
+from threedgen.guidance.diffusion import Conditions, Generators, Reference, Schedule, ddim_sample, fresh_noise, guided
 from threedgen.guidance.weights import tokens
 
 logger = logging.getLogger(__name__)
@@ -128,6 +128,10 @@ class Prior(Protocol):
         """
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view), t)
 
+    def reference(self, text: Tensor) -> Reference | None:
+        """What it saw, with text (1,L,D), of the picture that its config gives it of the thing; None: there is none."""
+        return None
+
     @torch.no_grad()
     def sample(
         self,
@@ -154,8 +158,9 @@ class Prior(Protocol):
             camera = self.camera(poses.to(self.device).float())
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
         like = torch.empty(len(prompts) * n_view, *self.latent_shape, device=self.device)
+        given = Conditions(text, camera, n_view, reference=self.reference(text[0][:1]))
         denoise, start = guided(self.denoise, guidance_scale), fresh_noise(like, generator)
-        z = ddim_sample(denoise, start, text, camera, n_view, self.schedule, steps)
+        z = ddim_sample(denoise, start, given, camera, n_view, self.schedule, steps)
         return torch.cat([self.decode_latents(views).float().cpu() for views in z.split(n_view)])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from tests.support.toy_task import YAML, toy  # noqa: F401
 from threedgen import __main__, __version__, cli, config
-from threedgen.config import ConfigError, help, layers, registry
+from threedgen.config import ConfigError, help, layers, listing, registry
 from threedgen.config.sections import TrainerConfig
 from threedgen.run import folder as runs
 
@@ -100,12 +101,40 @@ def test_help_lists_every_option(shipped: Path, capsys: pytest.CaptureFixture[st
         assert words in out, words
     assert "what to draw" in out
     (line,) = [line for line in out.splitlines() if "checkpoint.keep" in line]
-    assert line.split()[:6] == ["checkpoint.keep", "whole", "number", ">=", "1", "<="] and " 3 " in line
+    assert line == "  checkpoint.keep = 3  (whole number >= 1 <= 100)"
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_lines_wrap_to_the_terminal(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for words in (["--help"], ["--list"], ["--help", "prior", "--config", "threedim-srn-cars"]):
+        lines = ask(capsys, *words)[1].splitlines()
+        assert not [line for line in lines if len(line) > columns and len(line.rpartition(" = ")[0].split()) > 1]
+
+
+def test_every_choice_of_a_name_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    out = " ".join(ask(capsys, "--help")[1].split())
+    for kind in ("prior", "distillation", "representation", "encoding", "background", "material"):
+        for name in registry.names(kind):
+            about = (registry.config_model(kind, name).__doc__ or "").split(".")[0].split()
+            assert " ".join([name, *about]) in out, name
+    code, out, _ = ask(capsys, "--help", "field", "field.name=sdf")
+    assert code == 0 and "field.name = sdf" in out and "field.log_sharpness" in out and "field.density_scale" not in out
+    assert out.startswith("field: what is optimised\n  field.name = sdf\n      ngp    Instant-NGP field")
+    code, _, err = ask(capsys, "--help", "field", "field.name=sdff")
+    assert code == 2 and "did you mean 'sdf'" in err
+    only = ask(capsys, "--help", "prior", "--config", "sample-toybox")[1]
+    assert "stable-diffusion  " in only and "deepfloyd  " not in only, "what will do here"
+
+
+def test_a_choice_that_cannot_be_loaded_hides_no_other(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setitem(registry.TABLE["representation"], "broken", registry.Entry("no.such:x", "no.such:y"))
+    assert "broken  cannot be loaded (ModuleNotFoundError)" in ask(capsys, "--help", "field")[1]
 
 
 def test_help_of_one_section(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ask(capsys, "--help", "trainer")
-    keys = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
+    keys = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and line[2] != " "]
     assert code == 0 and keys == [f"trainer.{name}" for name in TrainerConfig.model_fields]
     code, _, err = ask(capsys, "--help", "trainr")
     assert code == 2 and "did you mean 'trainer'" in err
@@ -115,8 +144,26 @@ def test_help_of_one_section(shipped: Path, capsys: pytest.CaptureFixture[str]) 
 def test_list_says_what_a_config_does_and_needs(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ask(capsys, "--list")
     assert code == 0
-    assert "mvdream-toybox\n    A prompt becomes 3D.\n    needs: two cores" in out
-    assert "broken\n    cannot be read" in out
+    assert "mvdream-toybox  (the default)\n      A prompt becomes 3D.\n      needs: two cores" in out
+    assert "broken\n      cannot be read" in out
+
+
+def test_the_list_is_grouped_with_the_default_first(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ask(capsys, "--list")
+    heads = [line.split()[0] for line in out.splitlines() if line and not line.startswith(" ")]
+    names = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and line[2] != " "]
+    assert code == 0 and heads == ["MAKE", "LOOK", "TRAIN", "MEASURE"]
+    assert names[0] == "mvdream-toybox" and sorted(names) == config.shipped()
+    for group, members in listing.TASKS.items():
+        assert group in listing.GROUPS and all(any(t.startswith(m) for t in registry.names("task")) for m in members)
+
+
+def test_needs_are_said_in_one_vocabulary() -> None:
+    """What is to be given, then weights and what others leave, then cores or a GPU, then the time."""
+    for name in config.shipped():
+        needs = listing.read(name).needs
+        assert re.search(r"\d cores?\b|\bGPUs?\b|^runs?=|what its methods need|weights", needs), f"{name}: {needs}"
+        assert not re.search(r"CPU|two|one |nothing|CUDA|pictures?", needs), f"{name}: {needs}"
 
 
 def test_print_config_is_the_whole_config(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,10 @@ HEAVY = (
     "kornia",
     "nerfacc",
 )
-NO_TORCH = ("threedgen.cli", "threedgen.config", "threedgen.run.folder", "threedgen.run.prompts", "threedgen.run.text")
+NO_TORCH = (
+    *("threedgen.cli", "threedgen.config", "threedgen.run.folder", "threedgen.run.prompts", "threedgen.run.text"),
+    *("threedgen.data.toybox.prompt_words", "threedgen.guidance.weights.vocabulary", "threedgen.systems.prompted"),
+)
 """With every options.py: what answers --help, and every mistake in a config."""
 SOURCES = sorted(path for room in ("threedgen", "guidance", "representations") for path in (ROOT / room).rglob("*.py"))
 

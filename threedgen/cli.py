@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from threedgen import __version__, config
-from threedgen.config import help, registry
+from threedgen.config import help, listing, registry
 from threedgen.config.errors import AbsentWeights, ConfigError, did_you_mean, nearest, short
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
@@ -84,9 +84,9 @@ def answer(command: Command) -> str | None:
     if "--version" in command.flags:
         return f"threedgen {__version__}"
     if "--help" in command.flags:
-        return help.help_text(command.config, command.flags["--help"])
+        return help.help_text(command.config, command.flags["--help"], command.overrides)
     if "--list" in command.flags:
-        return help.list_text()
+        return listing.list_text(DEFAULT_CONFIG)
     if "--print-config" in command.flags:
         place: str | Path = command.config
         if "--resume" in command.flags:
@@ -102,7 +102,8 @@ def dry_run(checked: Any) -> int:
         checked.check()
     except AbsentWeights as error:
         lacking = error
-    say(registry.implementation("plan", checked.task)(checked))
+    own = checked.task if checked.task in registry.names("plan") else "any"
+    say(registry.implementation("plan", own)(checked))
     if lacking:
         raise lacking
     return OK

@@ -70,4 +70,5 @@ class VSD(Distillation):
         text = per_image(given.text[0][:1] if given.plain is None else given.plain, len(x))
         poses = x.new_zeros(len(x), 16) if given.c2w is None else given.c2w.to(x).flatten(1)
         with self.lora.applied(prior.unet, poses):
-            return prior.network(x, t.reshape(-1).expand(len(x)), text, given.camera, given.n_view)
+            t = t.reshape(-1).expand(len(x))
+            return prior.network(x, t, text, given.camera, given.n_view, **given.shown(True))

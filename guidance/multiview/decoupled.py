@@ -20,8 +20,8 @@ from diffusers.models import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from threedgen.guidance.choices import Arrangement, Layout
 from threedgen.guidance.multiview.joined import learns_on_cpu
-from threedgen.guidance.options import Arrangement, Layout
 
 Branch = Literal["mv", "ref"]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

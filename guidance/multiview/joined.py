@@ -19,6 +19,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor
 
+from threedgen.guidance import sdxl
+
 CAMERA_DIM = 16
 Kind = Literal["sdpa", "xformers"]
 """Who computes softmax(q k) v: torch's scaled_dot_product_attention, or xformers' memory_efficient_attention."""
@@ -109,6 +111,7 @@ def predict(
     camera: Tensor | None = None,
     n_view: int = 1,
     features: Sequence[Tensor] | None = None,
+    factor: int = 8,
     **views: Any,
 ) -> Tensor:
     """The network's output (eps or v) for noisy latents.
@@ -119,6 +122,7 @@ def predict(
         camera: (B F, 16), see ``mvdream.camera_vector``; None skips the camera branch altogether (2D mode).
         n_view: F, how many consecutive images attend to each other; 1 is the 2D model.
         features: what is added in each block on the way down, as from a T2I-Adapter (Mou et al. 2023).
+        factor: pixels per latent and axis, as SDXL is told the size of a picture.
         views: what else the attention processors are told in this call, such as poses or corresponding pixels. Like
             ``n_view`` it reaches each processor as the argument of that name.
 
@@ -132,7 +136,8 @@ def predict(
         labels = None
     else:
         labels = x.new_zeros(x.shape[0], 0) if camera is None else camera.to(x.dtype)
-    more: dict[str, Any] = {"class_labels": labels, "cross_attention_kwargs": {"n_view": n_view, **views}}
+    text, added = sdxl.taken_apart(unet, text, *(factor * side for side in x.shape[-2:]))
+    more: dict[str, Any] = added | {"class_labels": labels, "cross_attention_kwargs": {"n_view": n_view, **views}}
     if features is not None:
         more["down_intrablock_additional_residuals"] = list(features)  # which the network empties
     return unet(x, t, text, **more, return_dict=False)[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from threedgen.config.errors import ConfigError
-from threedgen.guidance.options import Arrangement, Control, Layout, Shift
+from threedgen.guidance.choices import Arrangement, Control, Layout, Shift
 from threedgen.guidance.weights.loading import existing
 
 KINDS = {"layout": Layout, "arrangement": Arrangement, "control": Control, "shift_mode": Shift}

@@ -13,16 +13,30 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from threedgen.config import ConfigError
-from threedgen.guidance.diffusion import Generators, Schedule, ddim_sample, fresh_noise, guided
+from threedgen.geometry.foreground import read_cut_out
+from threedgen.guidance.diffusion import (
+    Conditions,
+    Features,
+    Generators,
+    Reference,
+    Schedule,
+    ddim_sample,
+    fresh_noise,
+    guided,
+)
+from threedgen.guidance.inpainting import ddim_inpaint
 from threedgen.guidance.options import MVAdapterConfig
 from threedgen.guidance.priors.mvdream import load_as
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
+from threedgen.run.arrays import Array
 
 from .cameras import GEOMETRY_VIEWS, RAY_VIEWS, ray_maps, untrained
 from .form import locate
-from .network import AdaptedUNet, Features, nothing_like, stack
+from .network import AdaptedUNet
+from .pictures import framed
 from .weights import load_adapter
 
 logger = logging.getLogger(__name__)
@@ -34,11 +48,13 @@ NEGATIVE = "watermark, ugly, deformed, noisy, blurry, low contrast"
 def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAdapter:
     """The prior that a config describes. Raises ConfigError."""
     o = options
+    cut = None if o.image is None else read_cut_out(o.image)
     model: MVAdapter = load_as(MVAdapter, o, device, camera=False)
     if o.adapter is None:
         return model
     form = {"layout": o.layout, "control": o.control, "shift": o.shift, "shift_mode": o.shift_mode}
-    return model.with_adapter(o.adapter, o.mv_scale, o.ref_scale, **form)
+    model.with_adapter(o.adapter, o.mv_scale, o.ref_scale, **form)
+    return model if cut is None else model.with_picture(cut, o.image_scale)
 
 
 class MVAdapter(StableDiffusion):
@@ -46,11 +62,13 @@ class MVAdapter(StableDiffusion):
 
     As a prior it is told of cameras what its guider is shown, maps (B,6,1,1) or (B,6,H,W) in [0,1]. base_schedule: the
     noise that the 2D model was trained with; ``schedule`` is shifted from it. One view without a camera is the 2D
-    model's, but with that schedule.
+    model's, but with that schedule. picture: a reference (h,w,3) in [0,1] for all that is asked of it as a prior.
     """
 
     adapted: AdaptedUNet | None = None
     base_schedule: Schedule
+    picture: Tensor | None = None
+    image_scale: float | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -76,6 +94,19 @@ class MVAdapter(StableDiffusion):
         self.unet, self.adapted = network.unet, network
         self.schedule = self.base_schedule.shifted(network.form.shift, network.form.shift_mode)
         return self.to(self.device)
+
+    def with_picture(self, cut: Array, image_scale: float | None = None) -> Self:
+        """Has the thing of a picture (h,w,4), cut out, before its eyes from now on. Raises ConfigError for an adapter
+        without attention to pictures."""
+        self._require_ref()
+        self.picture = framed(torch.from_numpy(cut), self.image_size, self.image_size)
+        self.image_scale = image_scale
+        return self
+
+    def reference(self, text: Tensor) -> Reference | None:
+        if self.picture is None:
+            return None
+        return Reference(self.look_at(self.picture[None], text), self.image_scale)
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
@@ -132,13 +163,16 @@ class MVAdapter(StableDiffusion):
     def look_at(self, pictures: Tensor, text: Tensor) -> Features:
         """What the UNet sees of reference pictures (R,H,W,3) in [0,1], with text (R,L,D). Raises ConfigError for an
         adapter without attention to pictures."""
+        adapted, latents = self._require_ref(), self.encode_views(pictures)
+        with self.autocast():
+            return adapted.look_at(latents, text)
+
+    def _require_ref(self) -> AdaptedUNet:
         if self.adapted is None or "ref" not in self.adapted.branches:
             raise ConfigError(
                 "this adapter was not trained to look at a picture; take one for image to views", "adapter"
             )
-        latents = self.encode_views(pictures)
-        with self.autocast():
-            return self.adapted.look_at(latents, text)
+        return self.adapted
 
     @torch.no_grad()
     def draw(
@@ -149,6 +183,7 @@ class MVAdapter(StableDiffusion):
         size: tuple[int, int] | None = None,
         steps: int = 50,
         guidance_scale: float | None = None,
+        image_scale: float | None = None,
         negative_prompt: str = NEGATIVE,
         generator: Generators = None,
         eta: float = 0.0,
@@ -160,24 +195,50 @@ class MVAdapter(StableDiffusion):
             control: what the guider is shown, (V,6,1,1) or (V,6,H,W): of ``camera``, or ``cameras.geometry_maps``.
             picture: a reference (h,w,3) in [0,1], sides multiples of ``factor``, see ``framed``.
             size: (H,W), multiples of ``factor`` and of what the guider takes; by default that of ``image_size``.
-            guidance_scale: for text and picture together; by default 7, with a picture 3.
+            guidance_scale: for text and picture together; by default 7, with a picture 3.  image_scale: for the picture
+                apart, and then the other is for the text alone.
             eta: 0 is DDIM, 1 like DDPM.  on_step: called before each step; may raise.
         """
         n_view, texts = len(control), self.encode_prompt([prompt, negative_prompt]).split(1)
         sides = size or (self.image_size, self.image_size)
         like = torch.empty(n_view, self.latent_shape[0], *(side // self.factor for side in sides), device=self.device)
-        seen = [] if picture is None else [self.look_at(picture[None], texts[0])]
-        seen += [nothing_like(features) for features in seen]
+        seen = None if picture is None else Reference(self.look_at(picture[None], texts[0]), image_scale)
+
+        def denoise(*what: Any, **more: Any) -> Tensor:
+            on_step()
+            return self.denoise(*what, **more)
+
+        scale = guidance_scale if guidance_scale is not None else 7.0 if picture is None else 3.0
+        start, given = fresh_noise(like, generator), Conditions(texts, control.to(self.device), n_view, reference=seen)
+        z = ddim_sample(
+            guided(denoise, scale), start, given, given.camera, n_view, self.schedule, steps, eta, generator
+        )
+        return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        prompt: str,
+        picture: Tensor,
+        hole: Tensor,
+        steps: int = 50,
+        guidance_scale: float = 7.0,
+        negative_prompt: str = NEGATIVE,
+        repeats: int = 1,
+        generator: torch.Generator | None = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """A picture (H,W,3) in [0,1] of the 2D model, on the CPU: like ``picture``, but where its ``hole`` is (H,W).
+
+        Sides are multiples of ``factor``.  repeats: see ``ddim_inpaint``.  on_step: called before each step; may raise.
+        """
 
         def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
             on_step()
-            # with the prompt comes the picture, without it (the second half of a batch) there is none
-            reference = stack(seen[: len(x) // n_view]) if seen else None
-            return self.denoise(x, t, text, camera, n_view, reference)
+            return schedule.eps_from_output(x, self.network(x, t, text), t)
 
-        scale = guidance_scale if guidance_scale is not None else 7.0 if picture is None else 3.0
-        start, maps = fresh_noise(like, generator), control.to(self.device)
-        z = ddim_sample(
-            guided(denoise, scale), start, texts, maps, n_view, self.schedule, steps, eta=eta, generator=generator
-        )
-        return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
+        schedule, z = self.base_schedule, self.encode_views(picture[None])
+        where = max_pool2d(hole.float()[None, None], self.factor).to(z)
+        given = Conditions(self.encode_prompt([prompt, negative_prompt]).split(1))
+        z = ddim_inpaint(guided(denoise, guidance_scale), z, where, given, schedule, steps, repeats, generator)
+        return self.decode_latents(z)[0].float().cpu()

@@ -7,7 +7,7 @@ t = 0 (section 4.2).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -15,6 +15,7 @@ from diffusers import T2IAdapter
 from diffusers.models import UNet2DConditionModel
 from torch import Tensor, nn
 
+from threedgen.guidance.diffusion import Features
 from threedgen.guidance.multiview.decoupled import Branch, branch_processors, decouple
 from threedgen.guidance.multiview.joined import predict
 
@@ -22,8 +23,6 @@ from .form import Form
 
 CHANNELS = 6
 RELEASED = Form()
-Features = Mapping[str, Tensor]
-"""What the self-attention layers of a UNet saw of R pictures: (R,L,C) by the name of the processor."""
 
 
 class AdaptedUNet(nn.Module):
@@ -107,25 +106,17 @@ class AdaptedUNet(nn.Module):
         features = None if control is None else self.guide(control.to(x), height, width)
         views = {"latent_size": tuple(x.shape[-2:]), "use_mv": adapted, "use_ref": adapted}
         scales = {"mv_scale": self.mv_scale, "ref_scale": self.ref_scale}
-        return predict(self.unet, x, t, text, None, n_view, features, **views, **scales, ref_hidden_states=reference)
+        told: Any = views | scales | {"ref_hidden_states": reference}
+        return predict(self.unet, x, t, text, None, n_view, features, self.factor, **told)
 
     @torch.no_grad()
     def look_at(self, latents: Tensor, text: Tensor) -> Features:
-        """The features of R pictures by their clean latents (R,C,h,w), with text (R,L,D)."""
+        """What its self-attention sees of R pictures by their clean latents (R,C,h,w), with text (R,L,D)."""
         kept: dict[str, Tensor] = {}
         t = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-        predict(self.unet, latents, t, text, use_mv=False, use_ref=False, cache_hidden_states=kept)
+        told: Any = {"use_mv": False, "use_ref": False, "cache_hidden_states": kept}
+        predict(self.unet, latents, t, text, factor=self.factor, **told)
         return kept
-
-
-def stack(parts: Sequence[Features]) -> Features:
-    """The features of several batches of pictures as those of one."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def nothing_like(features: Features) -> Features:
-    """The features of no picture, zeros: without a reference the branch adds its bias."""
-    return {name: torch.zeros_like(tensor) for name, tensor in features.items()}
 
 
 def make_guider(unet: UNet2DConditionModel, factor: int = 8, depth: int | None = None) -> T2IAdapter:

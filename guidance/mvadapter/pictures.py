@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from threedgen.config import ConfigError
 from threedgen.geometry.views import resize
 
 SHARE, PAPER = 0.9, 0.5
@@ -15,11 +14,9 @@ SHARE, PAPER = 0.9, 0.5
 def framed(cut: Tensor, height: int, width: int) -> Tensor:
     """Places an object in the middle of a grey picture (height,width,3), by ``SHARE`` as large as it.
 
-    cut: (h,w,4) in [0,1], the object and how opaque it is. Raises ConfigError for a picture without one.
+    cut: (h,w,4) in [0,1], the object and how opaque it is, which somewhere is more than nothing.
     """
     rows, columns = (cut[..., 3] > 0).nonzero(as_tuple=True)
-    if not len(rows):
-        raise ConfigError("the picture shows nothing: all of it is transparent", "image")
     (top, bottom), (left, right) = ((max(0, int(at.min()) - 1), int(at.max()) + 2) for at in (rows, columns))
     part = cut[top:bottom, left:right]
     part = torch.cat([part[..., :3] * part[..., 3:], part[..., 3:]], dim=-1)  # colours that are not seen do not bleed

@@ -18,13 +18,14 @@ from transformers import CLIPTextModel
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import in_a_line, short
-from threedgen.guidance import diffusion
+from threedgen.guidance import diffusion, sdxl
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.multiview.joined import make_multiview, predict, set_attention
-from threedgen.guidance.options import MVDreamConfig, PriorConfig
+from threedgen.guidance.options import COARSE, SECOND, MVDreamConfig, PriorConfig
 from threedgen.guidance.prior import MultiviewPrior
 from threedgen.guidance.weights import components, ldm, subject_weights, tokens
-from threedgen.run.dtypes import compute_dtype
+from threedgen.guidance.weights.components import SecondText
+from threedgen.run.dtypes import compact, compute_dtype
 from threedgen.run.prompts import without
 
 TRY = 8
@@ -65,15 +66,17 @@ class MVDream(MultiviewPrior):
         tokenizer: Any,
         schedule: diffusion.Schedule | None = None,
         coarse: CoarsePredictor | None = None,
+        second: SecondText | None = None,
         image_size: int | None = None,
         dtype: str = "auto",
         device: torch.device | str | None = "cpu",
     ) -> None:
-        """device None leaves the networks where they are, for an owner that moves them itself."""
-        components.check_together(unet, vae, text_encoder, tokenizer, coarse, self.extra_channels(unet, vae))
+        """second: SDXL's other text encoder.  device None leaves the networks where they are, for an owner that moves
+        them itself."""
+        components.check_together(unet, vae, text_encoder, tokenizer, coarse, self.extra_channels(unet, vae), second)
         self.unet, self.vae = make_multiview(unet), vae
         self.text_encoder: Any = text_encoder
-        self.tokenizer, self.coarse = tokenizer, coarse
+        self.tokenizer, self.coarse, self.second = tokenizer, coarse, second
         self.text_positions = int(text_encoder.config.max_position_embeddings)
         self.schedule = schedule or diffusion.Schedule.scaled_linear()
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per latent and axis
@@ -137,7 +140,7 @@ class MVDream(MultiviewPrior):
         last = torch.tensor([self.schedule.T - 1], device=self.device)
         noise = self.denoise(z, last, self.encode_prompt(["an unheard-of thing"]), camera)
         picture = self.decode_latents(noise)
-        with self.autocast():
+        with self.encoding():
             return noise + self.vae.encode(2 * picture.permute(0, 3, 1, 2) - 1).latent_dist.mean.float()
 
     def to(self, device: torch.device | str) -> Self:
@@ -147,9 +150,17 @@ class MVDream(MultiviewPrior):
         self.dtype = compute_dtype(self.precision, self.device)
         return self
 
+    def compact(self) -> Self:
+        """Halves the memory of the UNet where it does not compute in float32, for drawing alone: it draws the same, but
+        must not be trained or saved any more."""
+        for name in {"unet", "multiview"} & self.networks.keys():
+            compact(self.networks[name], self.dtype)
+        return self
+
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
-        every = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder, "coarse": self.coarse}
+        every = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder, COARSE: self.coarse}
+        every |= {} if self.second is None else {SECOND: self.second.network}
         return {name: network for name, network in every.items() if network is not None}
 
     def release(self) -> None:
@@ -158,7 +169,7 @@ class MVDream(MultiviewPrior):
         Their memory is free when nobody else holds them. From then on there are no new prompts and no pictures.
         """
         vae: Any = self.vae
-        self.text_encoder = None
+        self.text_encoder = self.second = None
         vae.decoder = vae.post_quant_conv = None
 
     def pipeline(self) -> Any:
@@ -185,11 +196,13 @@ class MVDream(MultiviewPrior):
 
     @property
     def text_shape(self) -> tuple[int, int]:
-        return self.max_tokens * len(self.readings([""])), self.text_encoder.config.hidden_size
+        count = self.max_tokens * len(self.readings([""])) + sdxl.told_more(self.unet)
+        return count, self.unet.config["cross_attention_dim"]
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:
-        """n prompts -> (n, L, D) float32: last hidden state after the final layer norm; of two ``readings`` (n, 2L, D).
+        """n prompts -> (n, L, D) float32: last hidden state after the final layer norm; of two ``readings`` (n, 2L, D);
+        of SDXL ``sdxl.both_texts``.
 
         What does not fit is cut off (logged as info); ask ``tokens_cut`` and ``unknown_words`` beforehand.
         """
@@ -205,8 +218,11 @@ class MVDream(MultiviewPrior):
         return [prompts, *(usual if self.coarse is not None and self.identifiers else [])]
 
     def _encode(self, prompts: list[str]) -> Tensor:
-        ids = tokens.token_ids(self.tokenizer, prompts, self.max_tokens)
-        return self.text_encoder(ids.to(self.device)).last_hidden_state.float()
+        ids = tokens.token_ids(self.tokenizer, prompts, self.max_tokens).to(self.device)
+        if self.second is None:
+            return self.text_encoder(ids).last_hidden_state.float()
+        again = tokens.token_ids(self.second.tokenizer, prompts, self.max_tokens).to(self.device)
+        return sdxl.both_texts((self.text_encoder, self.second.network), (ids, again))
 
     @property
     def identifiers(self) -> list[str]:
@@ -222,9 +238,14 @@ class MVDream(MultiviewPrior):
         mean, std = self.posterior(rgb)
         return self.scaling_factor * (mean + std * diffusion.fresh_noise(mean, generator))
 
+    def encoding(self) -> torch.autocast:
+        """The precision in which pictures are encoded: in float16 SDXL's VAE would overflow."""
+        safe = self.dtype != torch.float16 or not sdxl.told_more(self.unet)
+        return self.autocast() if safe else torch.autocast(self.device.type, enabled=False)
+
     def posterior(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         """(B,H,W,3) -> mean and deviation of the VAE's latents (B,4,h,w), not scaled, float32."""
-        with self.autocast():
+        with self.encoding():
             found = self.vae.encode(self.resized(rgb)).latent_dist
         return found.mean.float(), found.std.float()
 
@@ -252,7 +273,7 @@ class MVDream(MultiviewPrior):
             if coarse.shape[-2:] != x.shape[-2:]:  # pictures of another size than it was trained at
                 coarse = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, coarse.to(x.dtype)], dim=1)
-        return predict(self.unet, x, t, text, camera, n_view)
+        return predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
         with self.autocast():

@@ -84,7 +84,7 @@ class MVDreamPipeline(DiffusionPipeline):
             self.tokenizer,
             diffusion.Schedule.from_diffusers(self.scheduler.config),
             self.coarse,
-            self.image_size,
+            image_size=self.image_size,
             dtype=self.precision or names[self.unet.dtype],
             device=None,
         )

@@ -39,6 +39,6 @@ class StableDiffusion(MVDream):
     def encode_views(self, views: Tensor) -> Tensor:
         """Means of the latents (F,C,h,w) of pictures (F,H,W,3) at their own size, one after the other."""
         pictures = (2 * views.permute(0, 3, 1, 2) - 1).to(self.device, torch.float32)
-        with self.autocast():
+        with self.encoding():
             means = [self.vae.encode(picture).latent_dist.mean.float() for picture in pictures.split(1)]
         return self.scaling_factor * torch.cat(means)

@@ -10,12 +10,14 @@ import torch
 from diffusers import DDIMScheduler, __version__
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
+from threedgen.guidance import sdxl
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.diffusion import Schedule
+from threedgen.guidance.options import COARSE, SECOND
 from threedgen.run.folder import write_json
 
 from . import files, ldm, loading, tokens
@@ -38,7 +40,12 @@ NETWORKS = {
     "text_encoder": Network(
         "text encoder", ("model_type", "clip_text_model"), lambda c: CLIPTextModel(CLIPTextConfig.from_dict(c))
     ),
-    "coarse": Network("coarse predictor", ("_class_name", "CoarsePredictor"), CoarsePredictor.from_config),
+    SECOND: Network(
+        "second text encoder",
+        ("model_type", "clip_text_model"),
+        lambda c: CLIPTextModelWithProjection(CLIPTextConfig.from_dict(c)),
+    ),
+    COARSE: Network("coarse predictor", ("_class_name", "CoarsePredictor"), CoarsePredictor.from_config),
 }
 
 
@@ -54,6 +61,13 @@ LARGEST = 1e6
 LEAST_STEPS = 1000
 
 
+class SecondText(NamedTuple):
+    """SDXL's other text encoder, and its tokenizer."""
+
+    network: CLIPTextModelWithProjection
+    tokenizer: Any
+
+
 class Components(NamedTuple):
     """What a prior consists of."""
 
@@ -63,6 +77,7 @@ class Components(NamedTuple):
     tokenizer: Any
     schedule: Schedule
     coarse: CoarsePredictor | None = None
+    second: SecondText | None = None
 
 
 def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Components:
@@ -84,8 +99,18 @@ def load_folder(path: Path, tokenizer: str | None = None) -> Components:
         words = tokens.clip_tokenizer(tokenizer, open_clip=False)
     schedule = read_schedule(path)
     unet, vae, text = (read_network(path, part) for part in loading.PARTS)
-    coarse = read_network(path, "coarse") if (path / "coarse").is_dir() else None
-    return Components(unet, vae, text, words, schedule, coarse)
+    further = loading.parts(path, ())
+    coarse = read_network(path, COARSE) if COARSE in further else None
+    second = read_second(path) if SECOND in further else None
+    return Components(unet, vae, text, words, schedule, coarse, second)
+
+
+def read_second(path: Path) -> SecondText:
+    """SDXL's other text encoder in a diffusers folder. Raises ConfigError."""
+    config, tensors = read_part(path / SECOND)
+    expect(config, *NETWORKS[SECOND].named, path / SECOND)
+    tensors.pop("text_model.embeddings.position_ids", None)  # a constant of older files
+    return SecondText(make(SECOND, config, tensors), tokens.read_tokenizer(path / "tokenizer_2"))
 
 
 def read_schedule(path: Path) -> Schedule:
@@ -162,9 +187,22 @@ def make(part: str, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> An
     return files.fill(lambda: network.build(config), tensors, network.label)
 
 
-def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, coarse: Any = None, extra: int = 0) -> None:
+def check_together(
+    unet: Any,
+    vae: Any,
+    text_encoder: Any,
+    tokenizer: Any,
+    coarse: Any = None,
+    extra: int = 0,
+    second: SecondText | None = None,
+) -> None:
     """Raises ConfigError unless the parts fit each other. extra: channels beside the latents that the UNet takes."""
     features, latents = text_encoder.config.hidden_size, vae.config.latent_channels
+    if sdxl.told_more(unet) != (second is not None):
+        raise ConfigError(
+            "the parts of the prior do not fit: a UNet of SDXL and two text encoders belong together, and here is one "
+            "without the other"
+        )
     given, per_token = "channels of the VAE's latents", "features per token of the text encoder"
     pairs = [
         (per_token, features, "text features that the UNet takes", unet.config.cross_attention_dim),
@@ -179,19 +217,28 @@ def check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, coars
             (per_token, features, "text features that the coarse predictor takes", coarse.config.text_width),
             ("latents per side of the UNet", unet.config.sample_size, "of the coarse predictor", coarse.config.size),
         ]
+    if second is not None:
+        both = features + second.network.config.hidden_size
+        pairs[0] = ("features per token of the two text encoders", both, *pairs[0][2:])
+        width, taken = second.network.config.projection_dim, sdxl.summary_width(unet)
+        pairs += [("features in the second text encoder's summary", width, "that the UNet takes", taken)]
     for left, a, right, b in pairs:
         if a != b:
             raise ConfigError(f"the parts of the prior do not fit: {a} {left}, {b} {right}")
-    known = text_encoder.config.vocab_size
-    if (words := 1 + max(tokenizer.get_vocab().values(), default=0)) > known:
-        raise ConfigError(f"the tokenizer has {words} words, the text encoder only {known}")
+    encoders = [(text_encoder, tokenizer), *([] if second is None else [second])]
+    for encoder, splitter in encoders:
+        known = encoder.config.vocab_size
+        if (words := 1 + max(splitter.get_vocab().values(), default=0)) > known:
+            raise ConfigError(f"the tokenizer has {words} words, the text encoder only {known}")
 
 
 def save(prior: MVDream, folder: Path) -> None:
     """Writes a diffusers folder with float16 tensors and SHA256SUMS, complete or not at all.
 
-    Raises ConfigError if ``folder`` holds something else, or a weight does not fit into float16.
+    Raises ConfigError if ``folder`` holds something else, a weight does not fit into float16, or it is SDXL.
     """
+    if prior.second is not None:
+        raise ConfigError("weights of SDXL are read here and not written; copy the folder that they came from")
     with files.whole_folder(folder, "model_index.json") as part:
         network: Any
         for name, network in prior.networks.items():
@@ -229,7 +276,7 @@ def scheduler(schedule: Schedule) -> Any:
 
 def model_index(prior: MVDream) -> dict[str, Any]:
     """Lets diffusers' own pipelines find the parts, and ``MVDreamPipeline`` the coarse predictor."""
-    coarse = {} if prior.coarse is None else {"coarse": [type(prior.coarse).__module__, type(prior.coarse).__name__]}
+    coarse = {} if prior.coarse is None else {COARSE: [type(prior.coarse).__module__, type(prior.coarse).__name__]}
     return {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": __version__,

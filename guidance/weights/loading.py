@@ -18,7 +18,7 @@ from threedgen import folder
 from threedgen.config import ConfigError
 from threedgen.config.errors import AbsentWeights, short
 from threedgen.config.optional import require
-from threedgen.guidance.options import PARTS
+from threedgen.guidance.options import COARSE, PARTS, SECOND
 
 from .files import digest, read_json, sniff
 
@@ -43,19 +43,24 @@ def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> 
     ``wanted``: the parts of a diffusers folder that have to be there, here and below. Of an id on the hub that is
     not in the local cache, one small file is fetched.
     """
+    from .tokens import check_clip_tokenizer
+
     path = local(weights)
+    if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
+        raise ConfigError(f"there is no folder {tokenizer!r}", "tokenizer")
     if path is None:
         repo, name = hub_name(weights)
         if name not in ORIGINALS:
             hub_file(repo, name)
-        elif cached(repo, name) is None and not reachable():
+            return
+        if cached(repo, name) is None and not reachable():
             raise absent(weights)
     elif path.is_dir():
         check_folder(path, wanted)
+        return
     else:
         sniff(path)
-    if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
-        raise ConfigError(f"there is no folder {tokenizer!r}", "tokenizer")
+    check_clip_tokenizer(tokenizer)  # a single file holds none
 
 
 def subject_card(path: Path | str) -> dict[str, str]:
@@ -230,7 +235,8 @@ def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
         raise absent(repo)
     from huggingface_hub import snapshot_download
 
-    wanted = ["model_index.json", "scheduler/*", "tokenizer/*", "coarse/*"]
+    wanted = ["model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*", f"{COARSE}/*"]
+    needed = (*needed, SECOND)  # of those that have it
     wanted += [f"{part}/config.json" for part in needed]
     for kind in ("safetensors", "bin"):
         files = wanted + [f"{part}/*model*.{kind}*" for part in needed]
@@ -239,7 +245,7 @@ def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
         except Exception as error:
             raise absent(repo, f"the download failed ({type(error).__name__})") from None
         with suppress(ConfigError):
-            return check_folder(path, needed)
+            return check_folder(path, needed[:-1])
     raise ConfigError(f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(needed)}", "weights")
 
 
@@ -269,8 +275,13 @@ def t5_tokenizer(path: Path) -> Path:
 
 
 def parts(path: Path, wanted: Parts = PARTS) -> Parts:
-    """Lists the parts of a diffusers folder that hold tensors: a coarse predictor only where there is one."""
-    return (*wanted, "coarse") if (path / "coarse").is_dir() else wanted
+    """Lists the parts of a diffusers folder that hold tensors; some have a coarse predictor or second text encoder."""
+    index = path / "model_index.json"
+    named = read_json(index) if index.is_file() else {}
+    coarse = (COARSE,) if (path / COARSE).is_dir() else ()
+    second = named.get(SECOND)  # of SDXL: a class and where it is from, also if the folder is not there
+    told = isinstance(second, list) and any(second)
+    return (*wanted, *coarse, *((SECOND,) if told or (path / SECOND).is_dir() else ()))
 
 
 def tensor_files(part: Path) -> list[Path]:

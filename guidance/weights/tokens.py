@@ -6,16 +6,16 @@ embedded toybox prior, whose vocabulary is closed.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from threedgen.config import ConfigError
-from threedgen.run.prompts import without
 
 from .loading import RUNS_NOW, cached, hub_file, reachable
+from .vocabulary import closed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Three public copies of the one vocabulary that all CLIP text encoders of Stable Diffusion share.
 CLIP_SOURCES = (
@@ -50,8 +50,19 @@ def clip_tokenizer(source: str | None, open_clip: bool) -> Any:
     return tokenizer
 
 
-def hub_tokenizer(repo: str | None) -> Path:
-    """Folder with the tokenizer of a hub id; by default the first public copy of CLIP's that is cached."""
+def check_clip_tokenizer(source: str | None) -> None:
+    """Raises ConfigError if ``clip_tokenizer`` plainly cannot succeed; fetches and reads nothing, without torch."""
+    place = None if source is None else Path(source).expanduser()
+    if place is None or not place.is_dir():
+        hub_copies(source)
+        return
+    place = place / "tokenizer" if (place / "tokenizer").is_dir() else place
+    if not (place / "tokenizer_config.json").is_file() and not all((place / name).is_file() for name in CLIP_FILES):
+        raise ConfigError(f"{place} holds no tokenizer: neither tokenizer_config.json nor {CLIP_FILES[0]}", "tokenizer")
+
+
+def hub_copies(repo: str | None) -> list[tuple[str, str]]:
+    """Where on the hub (id, folder) a tokenizer is, cached ones if there are any. ConfigError if it cannot be had."""
     sources = CLIP_SOURCES if repo is None else ((repo, ""), (repo, "tokenizer/"))
     here = [(name, inside) for name, inside in sources if all(cached(name, inside + file) for file in CLIP_FILES)]
     if not here and not reachable():
@@ -61,8 +72,13 @@ def hub_tokenizer(repo: str | None) -> Path:
             f"set tokenizer: FOLDER; {RUNS_NOW}",
             "tokenizer",
         )
+    return here or list(sources)
+
+
+def hub_tokenizer(repo: str | None) -> Path:
+    """Folder with the tokenizer of a hub id; by default the first public copy of CLIP's that is cached."""
     problem = ConfigError("")
-    for name, inside in here or sources:
+    for name, inside in hub_copies(repo):
         try:
             return [hub_file(name, inside + file) for file in CLIP_FILES][0].parent
         except ConfigError as error:
@@ -91,16 +107,8 @@ def unknown_words(tokenizer: Any, prompt: str) -> list[tuple[str, list[str]]]:
 
     Empty for tokenizers that can spell any word (CLIP's byte pairs).
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or type(backend.model).__name__ != "WordLevel":
-        return []
-    prompt = without(prompt, added_words(tokenizer))
-    text = backend.normalizer.normalize_str(prompt) if backend.normalizer is not None else prompt
-    splitter = backend.pre_tokenizer
-    words = [word for word, _ in splitter.pre_tokenize_str(text)] if splitter is not None else text.split()
-    known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-    unknown = [word for word in dict.fromkeys(words) if word not in known]
-    return [(word, difflib.get_close_matches(word, sorted(known), n=3, cutoff=0.6)) for word in unknown]
+    vocabulary = closed(getattr(tokenizer, "backend_tokenizer", None))
+    return [] if vocabulary is None else vocabulary.unknown(prompt)
 
 
 def added_words(tokenizer: Any) -> list[str]:

@@ -56,9 +56,10 @@ def table(reference: Path | None, **changed: Any) -> Any:
 
 
 def test_both_sides_have_the_same_weights_and_outputs(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs, ours = table(reference).rows
+    theirs, ours, half = table(reference).rows
     assert (theirs["case"], ours["case"]) == ("reference", "ours") and theirs["ratio"] == theirs["peak ratio"] == 1
     assert ours["of them weights"] == theirs["of them weights"] < theirs["peak GB"]
+    assert half["case"] == "ours, bfloat16" and half["of them weights"] < ours["of them weights"]
     assert min(ours["first step, s"], ours["CPU, s"], ours["ratio"], ours["beside the weights"]) > 0
     monkeypatch.setattr(StandIn, "wrong", 1.0)
     with pytest.raises(ConfigError, match="the outputs differ by"):

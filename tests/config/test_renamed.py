@@ -32,6 +32,19 @@ def test_an_old_key_is_the_new_one(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert config.load("mvdream-sd21", values={"prompt": "a", "judged": "normal"}).guidance_input == "normal"
 
 
+def test_what_samples_views_is_called_alike_in_all_tasks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = written(tmp_path, "base: threedim-toybox\nsampling: {steps: 7}\n")
+    assert config.load(path).sampler.steps == 7
+    assert config.load("threedim-toybox", ["sampling.steps=9"]).threedim.steps == 9
+    assert config.load("consistency", ["sampler=threedim", "sampler.steps=9"]).sampler.steps == 9
+    assert config.load("train-threedim-toybox", ["training.sheet_guidance=4"]).training.guidance_scale == 4
+    assert [record.getMessage().partition(": ")[2].split(";")[0] for record in caplog.records] == [
+        "sampling is called sampler now",
+        "sampling is called sampler now",
+        "sheet_guidance is called guidance_scale now",
+    ]
+
+
 def test_stages_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = written(tmp_path, "base: mvdream-toybox\nprompt: a dog\nstages: {coarse: {groups: 2}}\n")
     assert config.load(path).stage("coarse").scenes_per_step == 2

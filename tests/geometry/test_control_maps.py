@@ -9,9 +9,8 @@ import torch
 from torch.nn.functional import normalize
 
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.control_maps import geometry_control, pluecker_map, ray_control, view_rays
+from threedgen.geometry.control_maps import geometry_control, ray_control, view_rays
 from threedgen.geometry.poses import orbit_c2w
-from threedgen.geometry.rigs import orbit
 
 
 def test_a_camera_on_an_orbit_looks_against_its_position() -> None:
@@ -19,16 +18,6 @@ def test_a_camera_on_an_orbit_looks_against_its_position() -> None:
     rays = view_rays(c2w)
     torch.testing.assert_close(rays[:, :3], -rays[:, 3:], atol=1e-6, rtol=0)
     torch.testing.assert_close(ray_control(rays[0]), torch.tensor([0.0, 0.5, 0.5, 1.0, 0.5, 0.5]), atol=1e-6, rtol=0)
-
-
-def test_a_line_is_the_same_from_any_of_its_points() -> None:
-    cameras = orbit(3, 0.3, 2.0, 0.7, 4, 6)
-    found = pluecker_map(cameras)
-    assert found.shape == (3, 6, 4, 6)
-    origins, directions = cameras.rays()
-    torch.testing.assert_close(found[:, :3].permute(0, 2, 3, 1), directions)
-    further = torch.linalg.cross(origins + 0.7 * directions, directions, dim=-1)
-    torch.testing.assert_close(found[:, 3:].permute(0, 2, 3, 1), further, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("parallel", [False, True])

@@ -18,7 +18,7 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.geometry.raster import Buffers, interpolate, rasterise, rasterise_uv, rasterise_views, unit
 from threedgen.geometry.rigs import orbit
-from threedgen.geometry.texture import fill, sample, scatter
+from threedgen.geometry.texture import sample
 
 
 def view(
@@ -328,32 +328,6 @@ def test_texel_centres_read_back_their_texel(height, width, seed):
     full = rasterise_uv(square()[2], square()[1], (height, width))
     assert full.mask.all()
     assert np.allclose(interpolate(square()[2], square()[1], full), np.stack([u, v], -1), atol=1e-5)
-
-
-def test_reading_is_linear_between_texels_and_constant_beyond():
-    texture = np.array([[[0.0], [1.0]], [[2.0], [3.0]]], np.float32)
-    read = sample(texture, np.array([[0.5, 0.5], [0.375, 0.75], [0.0, 1.0], [1.0, 0.0], [-3.0, 9.0]]))
-    assert read[:, 0].tolist() == pytest.approx([1.5, 0.25, 0.0, 3.0, 0.0])
-
-
-def test_scatter_is_the_adjoint_of_sample():
-    rng = np.random.default_rng(0)
-    texture, uv = rng.random((7, 5, 3)), rng.uniform(-0.2, 1.2, (400, 2))
-    values = rng.standard_normal((400, 3))
-    assert (sample(texture, uv) * values).sum() == pytest.approx(
-        (texture * scatter(values, uv, (7, 5))).sum(), rel=1e-4
-    )
-
-
-def test_filling_takes_the_nearest_covered_texel():
-    texture = np.zeros((6, 8, 1), np.float32)
-    covered = np.zeros((6, 8), bool)
-    covered[2, 1], covered[3, 6] = True, True
-    texture[2, 1], texture[3, 6] = 1, 2
-    filled = fill(texture, covered)[..., 0]
-    assert (filled[:, :3] == 1).all() and (filled[:, 5:] == 2).all() and filled[2, 1] == 1
-    with pytest.raises(ConfigError, match="no texel"):
-        fill(texture, covered & False)
 
 
 def test_supersampling_is_the_mean_of_a_finer_picture():

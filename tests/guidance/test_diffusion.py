@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 from tests.support.parity_files import parity_files
 from threedgen.guidance.diffusion import (
     Conditions,
+    Negatives,
+    Reference,
     Schedule,
     branches,
     combine,
@@ -26,6 +30,7 @@ from threedgen.guidance.diffusion import (
     fresh_noise,
     guided,
     per_image,
+    predict,
 )
 
 FILES = parity_files("schedule_ddim_")
@@ -341,3 +346,38 @@ def test_min_snr_weights_by_hand(prediction: str) -> None:
     assert torch.allclose(schedule.min_snr_weight(torch.arange(3), 5.0), torch.tensor(expected), atol=1e-6)
     shifted = schedule.shifted(8.0, "default").min_snr_weight(torch.tensor([0]), 5.0)  # the SNR is now 9 / 8
     assert torch.allclose(shifted, torch.tensor([1.125 / (1.125 + (prediction == "v_prediction"))]), atol=1e-6)
+
+
+class Opinion:
+    """A denoiser that says of each image: its text, and ten times what it saw."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, x, t, text, camera, n_view, reference=None):
+        self.calls.append(len(x))
+        seen = reference["a"].repeat_interleave(len(x) // len(reference["a"]), 0)
+        return (text.mean((1, 2)) + 10 * seen.mean((1, 2))).reshape(-1, 1, 1, 1).expand_as(x)
+
+
+def test_text_and_picture_have_scales_of_their_own() -> None:
+    """MV-Adapter, equation 6; with one scale the term between falls out, and at 1 all but the first."""
+    x, t = torch.zeros(4, 1, 2, 2), torch.tensor([5])
+    text = torch.full((1, 1, 1), 2.0), torch.full((1, 1, 1), 1.0)
+    features = {"a": torch.full((1, 3, 1), 0.3)}
+    both, blind, unasked = 2 + 3.0, 1.0, 1 + 3.0
+
+    def guided_by(scale: float | None, text_scale: float, **more: Any) -> tuple[float, int]:
+        denoise, told = Opinion(), Conditions(text, None, 2, reference=Reference(features, scale), **more)
+        eps, cond = predict(denoise, x, t, told, text_scale)
+        torch.testing.assert_close(cond, torch.full_like(x, both))
+        assert (eps == eps[0, 0, 0, 0]).all()
+        return float(eps[0, 0, 0, 0]), denoise.calls[0] // len(x)
+
+    assert guided_by(None, 7) == (pytest.approx(blind + 7 * (both - blind)), 2)
+    assert guided_by(7, 7) == guided_by(None, 7)
+    assert guided_by(2, 7) == (pytest.approx(blind + 2 * (unasked - blind) + 7 * (both - unasked)), 3)
+    assert guided_by(None, 1) == (pytest.approx(both), 1)
+    assert guided_by(0, 1) == (pytest.approx(blind + both - unasked), 3)
+    away = Negatives(torch.full((1, 4, 1, 1), 3.0), torch.zeros(1, 4))
+    assert guided_by(2, 7, negatives=away) == (pytest.approx(blind + 2 * (unasked - blind) + 7 * (both - unasked)), 4)

@@ -24,6 +24,7 @@ from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.run import folder as runs
 from threedgen.run import metrics as ledger
+from threedgen.run.lock import release
 
 
 def loaded(*overrides: str) -> Any:
@@ -146,6 +147,7 @@ def test_lines_of_metrics_that_are_not_ours_are_left_out(tmp_path: Path) -> None
 
 def test_an_explicit_folder_refuses_another_config_but_for_harmless_keys(toy: Path) -> None:  # noqa: F811
     runs.begin(loaded("out=dog"), "toy")
+    Path("dog", "metrics.jsonl").write_text("{}\n")
     for harmless in (
         "trainer.max_steps=7",
         "checkpoint.seconds=1",
@@ -157,6 +159,24 @@ def test_an_explicit_folder_refuses_another_config_but_for_harmless_keys(toy: Pa
         runs.begin(loaded("out=dog", "seed=1", "prior.guidance_scale={0: 2}"), "toy")
     with pytest.raises(ConfigError, match="prompt: 'a cat' -> 'a cow'"):
         runs.begin(loaded("out=dog", "prompt=a cow"), "toy")
+
+
+def test_a_run_that_left_no_work_gives_way(toy: Path) -> None:  # noqa: F811
+    """It failed before it began: the corrected command takes its folder, with `out` and without."""
+    runs.begin(loaded("out=dog"), "toy")
+    Path("dog", "stages", "coarse").mkdir(parents=True)
+    Path("dog", "stages", "coarse", runs.CONFIG).write_text("task: toy\n")
+    release(Path("dog"))
+    taken, resume = runs.begin(loaded("out=dog", "seed=1"), "toy")
+    assert taken.out == "dog" and resume is None, "it is a new run"
+    assert config.load("dog/config.yaml").seed == 1
+    first = str(runs.begin(loaded(), "toy")[0].out)
+    assert runs.begin(loaded("seed=1"), "toy")[0].out == f"{first}-2", "the first is still at it"
+    release(Path(first))
+    assert runs.begin(loaded("seed=2"), "toy")[0].out == first
+    Path(first, "text.safetensors").write_bytes(b"x")
+    release(Path(first))
+    assert runs.begin(loaded("seed=3"), "toy")[0].out == f"{first}-3"
 
 
 def test_places_that_cannot_be_written(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -1,7 +1,9 @@
-"""The texts of --help and --list, written from the config models and the shipped files."""
+"""The text of --help, written from the config models, in lines of the terminal's width."""
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -9,30 +11,31 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from threedgen import config
 from threedgen.config import fields, layers, registry
 from threedgen.config.errors import ConfigError, did_you_mean, nearest_key
 from threedgen.config.scheduled import Scheduled
 
-USAGE = """\
-Text to 3D by optimisation.
-
-  threedgen --config NAME_OR_PATH key=value ...        (in a checkout: python launch.py ...)
-  threedgen prompt="a blue dog wearing a red hat"      the default config, mvdream-toybox
-
-  --config NAME_OR_PATH   a shipped config or a YAML file (default mvdream-toybox)
-  --resume RUN            go on with the run in this folder
-  --list                  every shipped config: what it does and what it needs
-  --help [SECTION]        this text, or the options of one section of the config, such as trainer
-  --print-config          the complete config as YAML, and nothing is run
-  --dry-run               what would run, with which weights, on what, in how much memory; nothing is run
-  --view                  watch the run in a browser while it optimises (section view; needs the extra viser)
-  --quiet                 print the place of the result only
-  --version               the version
-
-Every option of the config is set as key=value, with dots for sections: trainer.max_steps=200. Text needs no
-quotes but the shell's. A value that may change during a run takes steps too: 'key={0: 1.0, 50%: 0.5}'.
-"""
+ABOUT = "Text to 3D by optimisation."
+COMMANDS = {
+    "threedgen --config NAME_OR_PATH key=value ...": "in a checkout: python launch.py ...",
+    'threedgen prompt="a blue dog wearing a red hat"': "the default config, mvdream-toybox",
+}
+FLAGS = {
+    "--config NAME_OR_PATH": "a shipped config or a YAML file (default mvdream-toybox)",
+    "--resume RUN": "go on with the run in this folder",
+    "--list": "every shipped config: what it does and what it needs",
+    "--help [SECTION]": "this text, or the options of one section of the config, such as trainer, or of another "
+    "choice of it: --help field field.name=sdf",
+    "--print-config": "the complete config as YAML, and nothing is run",
+    "--dry-run": "what would run, with which weights, on what, in how much memory; nothing is run",
+    "--view": "watch the run in a browser while it optimises (section view; needs the extra viser)",
+    "--quiet": "print the place of the result only",
+    "--version": "the version",
+}
+KEYS = (
+    "Every option of the config is set as key=value, with dots for sections: trainer.max_steps=200. Text needs no "
+    "quotes but the shell's. A value that may change during a run takes steps too: 'key={0: 1.0, 50%: 0.5}'."
+)
 
 HIDDEN = ("about", "needs")  # they are for --list
 _BOUNDS = {"gt": "> ", "ge": ">= ", "lt": "< ", "le": "<= ", "min_length": "length >= ", "max_length": "length <= "}
@@ -68,60 +71,99 @@ def field_type(field: FieldInfo) -> str:
     return " ".join([name, *(f"{sign}{limit}" for sign, limit in limits if limit is not None)])
 
 
-def options(model: type[BaseModel], tree: dict, only: str = "") -> str:
-    """The table of options of a model, or of one section. `tree` holds what the config gives.
+def usage() -> str:
+    """How the command is called, with which flags."""
+    commands = [f"  {command}\n{wrapped(about, 6)}" for command, about in COMMANDS.items()]
+    column = max(map(len, FLAGS)) + 4
+    flags = [wrapped(about, column, f"  {flag}".ljust(column)) for flag, about in FLAGS.items()]
+    return "\n".join([ABOUT, "", *commands, "", *flags, "", wrapped(KEYS), ""])
 
-    Raises ConfigError if there is no section `only`.
+
+def options(model: type[BaseModel], tree: dict, only: str = "") -> str:
+    """Every option of a model, or of one section. `tree` holds what the config gives.
+
+    Raises ConfigError if there is no section `only`, or for a section of a name that there is not.
     """
-    rows: list[tuple[str, ...]] = []
+    lines: list[str] = []
+    names: dict[tuple[str, ...], dict[str, str]] = {}
     for place in fields.walk(model, tree):
         name, field = ".".join(place.path), place.field
+        names[(*place.path, "name")] = choices(field, place.value)
         hidden = name in HIDDEN and not only
         if hidden or only and name != only and not name.startswith(f"{only}."):
             continue
         if place.section is not None:
             text = field.description or (place.section.__doc__ or "").strip().partition("\n")[0]
-            rows.append((f"\n{name}:", text))
+            lines += ["", wrapped(text, 4, f"{name}: ")]
         else:
-            missing = place.value is None and field.is_required()
-            value = "(to be given)" if missing else fields.shown(fields.plain(place.value))
-            rows.append((f"  {name}", field_type(field), value, field.description or ""))
-    if not rows:
+            lines += _option(name, place, names.get(place.path, {}))
+    if not lines:
         guess = nearest_key(only, fields.paths(model, tree))
         raise ConfigError(f"no section or key has this name{did_you_mean(guess)} (got '{only}')", "--help")
-    return "\n".join(_align(rows))
+    return "\n".join(lines)
 
 
-def _align(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows of four as columns; rows of two (headings) as they are."""
-    table = [row for row in rows if len(row) == 4]
-    widths = [min(max((len(row[column]) for row in table), default=0), 34) for column in range(3)]
-    wide = [
-        [cell.ljust(width) for cell, width in zip(row, widths, strict=False)] if len(row) == 4 else [row[0]]
-        for row in rows
-    ]
-    return ["  ".join([*cells, row[-1]]).rstrip() for cells, row in zip(wide, rows, strict=True)]
+def _option(name: str, place: fields.Place, names: dict[str, str]) -> list[str]:
+    """An option's key, value and type, and below them what it means, or what the choices of a `name` are."""
+    missing = place.value is None and place.field.is_required()
+    value = "(to be given)" if missing else fields.shown(fields.plain(place.value))
+    if names:
+        column = max(map(len, names)) + 8
+        return [
+            f"  {name} = {value}",
+            *(wrapped(about, column, f"      {n}".ljust(column)) for n, about in names.items()),
+        ]
+    about = [wrapped(place.field.description, 6, " " * 6)] if place.field.description else []
+    return [wrapped(f"({field_type(place.field)})", 6, f"  {name} = {value}  "), *about]
 
 
-def help_text(config_name: str, section: str = "") -> str:
-    """--help for a config: usage, and every option with type, value and description. Raises ConfigError."""
-    tree = layers.merged(layers.read_layers(layers.find(config_name)))
-    model = registry.config_model("task", tree.get("task", ""))
+def choices(field: FieldInfo, value: Any) -> dict[str, str]:
+    """The names that a section can have, each with a line on what it is; none if there is one kind only.
+
+    Raises ConfigError if the present value names none of them.
+    """
+    mark = fields.component(field)
+    if mark is None:
+        models = {name: kind for kind in fields.section_models(field) for name in fields.model_names(kind)}
+        return {name: _first_line(kind) for name, kind in models.items()}
+    chosen = fields.value_in(value, "name")
+    if chosen is not None:
+        registry.entry(mark.kind, chosen)
+    return {name: _about(mark.kind, name) for name in mark.only or registry.names(mark.kind)}
+
+
+def _about(kind: str, name: str) -> str:
+    try:
+        return _first_line(registry.config_model(kind, name))
+    except Exception as error:  # a plug-in's own: it must not take away the help for all others
+        return f"cannot be loaded ({type(error).__name__})"
+
+
+def _first_line(model: type[BaseModel]) -> str:
+    return " ".join((model.__doc__ or "").strip().partition("\n\n")[0].split())
+
+
+def width() -> int:
+    """Columns of the terminal, or COLUMNS, as far as lines can be read well."""
+    return min(max(shutil.get_terminal_size((100, 24)).columns, 40), 120)
+
+
+def wrapped(text: str, indent: int = 0, lead: str | None = None) -> str:
+    """The text in lines of the terminal's width; `lead` stands before the first, `indent` spaces before the others."""
+    lead = " " * indent if lead is None else lead
+    how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
+    if len(lead) + len(text) > width() < len(lead) + 20:  # little room beside it
+        return f"{lead.rstrip()}\n{wrapped(text, indent)}"
+    return textwrap.fill(text, width(), initial_indent=lead, **how)
+
+
+def help_text(config_name: str, section: str = "", overrides: list[str] | None = None) -> str:
+    """--help for a config with these overrides: usage, and every option with value, type and description.
+
+    Raises ConfigError.
+    """
+    tree, model = layers.present(config_name, overrides or [])
     if section:
-        return options(model, tree, section) + "\n"
-    title = f"Options of {Path(config_name).stem} (key, type and bounds, value, meaning):\n"
-    return "\n".join([USAGE, title, options(model, tree)]) + "\n"
-
-
-def list_text() -> str:
-    """--list: each shipped config, what it does, what it needs. A broken file is named, not raised."""
-    lines = []
-    for name in config.shipped():
-        try:
-            tree = layers.merged(layers.read_layers(layers.find(name)))
-        except ConfigError as error:
-            lines.append(f"{name}\n    cannot be read: {error}")
-            continue
-        about, needs = tree.get("about") or "(no description)", tree.get("needs") or "nothing more"
-        lines.append(f"{name}\n    {about}\n    needs: {needs}")
-    return "\n".join(lines) + "\n"
+        return options(model, tree, section).lstrip("\n") + "\n"
+    title = f"Options of {Path(config_name).stem} (key = value, type and bounds, meaning):"
+    return "\n".join([usage(), wrapped(title), "", options(model, tree)]) + "\n"

@@ -22,6 +22,7 @@ from threedgen.config import fields, registry, renamed, yaml_text
 from threedgen.config.errors import ConfigError, did_you_mean, nearest, nearest_key, short
 from threedgen.config.fields import merge, put
 from threedgen.config.messages import explain
+from threedgen.config.swaps import swapped
 
 COMMAND_LINE = "command line"
 
@@ -97,8 +98,8 @@ def _override_layer(model: type[BaseModel], tree: dict, given: list[tuple[tuple[
             key, field = renamed.locate(model, tree, typed, COMMAND_LINE)
             if section := _named_section(field, text):
                 put(names, key, section)
-    present = merge(tree, names)
-    result: dict[str, Any] = {}
+    result = swapped(model, tree, names)
+    present = merge(tree, result)
     problems = []
     for typed, text in given:
         where = f"{COMMAND_LINE}: {'.'.join(typed)}"
@@ -150,6 +151,17 @@ def task_of(name_or_path: str | Path) -> str:
     return str(merged(read_layers(find(name_or_path))).get("task", "generate"))
 
 
+def present(name_or_path: str | Path, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], type[BaseModel]]:
+    """The data of a config that may lack what a run needs, and its model: for what one asks about it.
+
+    Raises ConfigError, not for wrong values.
+    """
+    given = [split_override(text) for text in overrides]
+    layers = read_layers(find(name_or_path))
+    model, layers = _modelled(layers, given)
+    return merged([*layers, _override_layer(model, merged(layers), given)]), model
+
+
 def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Any:
     """The checked config of a file or shipped name.
 
@@ -163,15 +175,19 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mappin
         for name, value in values.items():
             put(python, tuple(name.split(".")), value)
         layers.append(Layer("arguments", python))
-    tree = merged(layers)
-    task = dict(given).get(("task",), tree.get("task"))
+    model, layers = _modelled(layers, given)
+    if given:
+        layers.append(_override_layer(model, merged(layers), given))
+    return validate(model, layers)
+
+
+def _modelled(layers: list[Layer], given: list[tuple[tuple[str, ...], str]]) -> tuple[type[BaseModel], list[Layer]]:
+    """The model that the task decides, and the layers under today's keys. Raises ConfigError."""
+    task = dict(given).get(("task",), merged(layers).get("task"))
     if task is None:
         raise ConfigError(f"{layers[-1].where}: task: is missing (there are: {', '.join(registry.names('task'))})")
     try:
         model = registry.config_model("task", task)
     except ConfigError as error:
         raise ConfigError(f"{COMMAND_LINE if ('task',) in dict(given) else layers[-1].where}: {error}") from None
-    layers = [Layer(at, renamed.in_tree(model, tree, at)) for at, tree in layers]
-    if given:
-        layers.append(_override_layer(model, merged(layers), given))
-    return validate(model, layers)
+    return model, [Layer(at, renamed.in_tree(model, tree, at)) for at, tree in layers]

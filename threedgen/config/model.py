@@ -13,7 +13,7 @@ from threedgen.config import fields, yaml_text
 from threedgen.config.errors import within
 from threedgen.config.fields import plain
 
-NOT_HASHED = ("out", "about", "needs")
+NOT_HASHED = ("out", "about", "needs", "prompt_check")
 
 
 class Config(BaseModel):

@@ -29,9 +29,11 @@ _ENTRIES = """\
 # a task is a function run(config, resume: Path | None, quiet: bool) -> exit code | None;
 # a run gets its folder before it begins if its config model is a RunConfig
 task  generate           systems.generate.task:run               systems.generate.options:GenerateConfig
+task  batch              systems.batch.task:run                  systems.batch.options:BatchConfig
 task  sample             systems.sample.task:run                 systems.sample.options:SampleConfig
 task  train-base         systems.train_prior.task:run_base       systems.train_prior.options:TrainBaseConfig
 task  train-prior        systems.train_prior.task:run_prior      systems.train_prior.options:TrainPriorConfig
+task  train-own-prior    systems.train_own_prior.task:run        systems.train_own_prior.options:TrainOwnPriorConfig
 task  panorama           systems.panorama.task:run               systems.panorama.options:PanoramaConfig
 task  train-mvdiffusion  systems.train_mvdiffusion.task:run systems.train_mvdiffusion.options:TrainMVDiffusionConfig
 task  train-mvadapter    systems.train_mvadapter.task:run        systems.train_mvadapter.options:TrainMVAdapterConfig
@@ -41,6 +43,7 @@ task  train-identity     evaluation.toybox.training:run_identity evaluation.toyb
 task  evaluate-prior     evaluation.toybox.prior_score:run       evaluation.toybox.options:EvaluatePriorConfig
 task  evaluate-3d        evaluation.toybox.object_score:run      evaluation.toybox.options:Evaluate3DConfig
 task  evaluate-subjects  evaluation.toybox.subject_score:run     evaluation.toybox.options:EvaluateSubjectsConfig
+task  evaluate-own-prior evaluation.assets.run:run              evaluation.assets.options:EvaluateOwnPriorConfig
 task  evaluate-views     evaluation.views.run:run                evaluation.views.options:EvaluateViewsConfig
 task  consistency        evaluation.consistency.run:run          evaluation.consistency.options:ConsistencyConfig
 task  janus-meter        evaluation.janus.meter_errors:run       evaluation.janus.options:JanusMeterConfig
@@ -56,9 +59,12 @@ task  gallery            viewer.gallery:run                      viewer.options:
 task  export             export.task:run                         export.options:ExportConfig
 task  make-srn-toybox    data.srn.make:run                       data.srn.options:MakeSRNToyboxConfig
 task  make-toy-rooms     data.toybox.make_rooms:run              data.toybox.options:MakeToyRoomsConfig
+task  make-toybox-assets data.toybox.make_assets:run            data.toybox.options:MakeToyboxAssetsConfig
+task  make-asset-views   data.assets.make:run                    data.assets.options:MakeAssetViewsConfig
 task  toybox-subjects    data.toybox.subjects:run                data.toybox.options:ToyboxSubjectsConfig
 task  toybox-sheet       data.toybox.sheet:run                   data.toybox.options:ToyboxSheetConfig
-# what --dry-run says of a task: a function (config) -> text
+# what --dry-run says of a task: a function (config) -> text; "any" of those without one of their own
+plan  any       train.plan:plan             config.sections:TaskConfig
 plan  generate  systems.generate.plan:plan  systems.generate.options:GenerateConfig
 prior  mvdream           guidance.priors.mvdream:build           guidance.options:MVDreamConfig
 prior  stable-diffusion  guidance.priors.stable_diffusion:build  guidance.options:StableDiffusionConfig

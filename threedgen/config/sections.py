@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from threedgen.config import Config
+from threedgen.config import Config, ConfigError
 
 Pair = tuple[float, float]
 
@@ -95,6 +95,19 @@ class TrainerConfig(Config):
     )
     benchmark: bool = Field(False, description="let cuDNN try its algorithms first")
 
+    def check(self) -> None:
+        """Is there the device that is asked for by name?  Loads torch only to look for one."""
+        if self.accelerator not in ("auto", "cpu"):
+            import torch
+
+            there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+            if not there.get(self.accelerator, any(there.values())):
+                raise ConfigError(
+                    "there is no such device, or torch cannot use it; auto takes what there is, cpu the processor",
+                    "accelerator",
+                    self.accelerator,
+                )
+
 
 class CheckpointConfig(Config):
     """When a run saves what it needs to go on."""
@@ -109,6 +122,10 @@ class TaskConfig(Config):
     task: str = Field(description="what is done; decides which keys there are (see --list)")
     about: str = Field("", description="one line for --list: what this config does")
     needs: str = Field("", description="one line for --list: what it needs beyond the installation")
+
+    def notes(self) -> list[str]:
+        """What a user should know of it before it runs, a sentence each."""
+        return []
 
 
 class RunConfig(TaskConfig):

@@ -1,10 +1,11 @@
-"""Coloured triangles to look at: read from GLB and OBJ files, or made of toybox objects.
+"""Coloured triangles to look at: read from GLB, OBJ and PLY files, or made of toybox objects.
 
 Axes are the world's: z up, front +x. A mesh is a list of parts, each with colours or with a texture.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ PLAIN = 0.7
 SUPERSAMPLE = 2
 LARGEST, FARTHEST = 512 << 20, 1e9
 """Bytes of a file, and the largest coordinate in it."""
+PLY_HEADER = 1 << 14
+"""Bytes in which the header of a PLY file ends."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,9 @@ class ColouredMesh:
         seen = (raster.rasterise(*soup, pose[None], fov, size * SUPERSAMPLE) for pose in c2w)
         return self._pictures(seen, background, [pose[:3, 3] for pose in c2w] if light else None)
 
-    def photograph(self, at: Cameras, background: float = 0.5, light: bool = False) -> Array:
-        """The same (V, H, W, 3) by any cameras, of parallel rays too."""
+    def photograph(self, at: Cameras, background: float | None = 0.5, light: bool = False) -> Array:
+        """The same (V, H, W, 3) by any cameras, of parallel rays too; without a ``background`` RGBA (V, H, W, 4), whose
+        colours are not multiplied by their opacity."""
         fine, soup = at.with_size(at.height * SUPERSAMPLE, at.width * SUPERSAMPLE), self._soup()
         seen = (raster.rasterise_views(*soup, fine.select([view])) for view in range(len(at)))
         away = FARTHEST if at.projection.parallel else 0.0  # as if they looked from very far
@@ -86,18 +90,23 @@ class ColouredMesh:
         points = self.corners.reshape(-1, 3)
         return points, np.arange(len(points)).reshape(-1, 3)
 
-    def _pictures(self, seen: Iterable[raster.Buffers], background: float, eyes: Sequence[Array] | None) -> Array:
-        """Pictures (V, H, W, 3) of what is seen, one view at a time, with light from the eyes (3,) or as it is."""
-        corners, pictures = self.corners, []
+    def _pictures(
+        self, seen: Iterable[raster.Buffers], background: float | None, eyes: Sequence[Array] | None
+    ) -> Array:
+        """Pictures (V, H, W, 3 or 4) of what is seen, one view at a time, with light from the eyes (3,) or as it is."""
+        corners, pictures, empty = self.corners, list[Array](), (0.0,) * 4 if background is None else (background,) * 3
         for view, buffers in enumerate(seen):
             mask = buffers.mask[0]
             face, weight = buffers.face[0][mask], buffers.bary[0][mask][:, :, None]
             colour = self._colours(face, weight)
             if eyes is not None:
                 colour *= _light(corners[face], weight, eyes[view])[:, None]
-            picture = np.full((*mask.shape, 3), background, np.float32)
-            picture[mask] = colour
-            pictures.append(raster.shrink(picture[None], SUPERSAMPLE)[0])
+            picture = np.full((*mask.shape, len(empty)), empty, np.float32)
+            picture[mask, :3] = colour
+            picture[mask, 3:] = 1
+            small = raster.shrink(picture[None], SUPERSAMPLE)[0]
+            small[..., :3] /= np.maximum(small[..., 3:], 1e-6) if background is None else 1  # a mean of what is there
+            pictures.append(small)
         return np.clip(np.stack(pictures), 0, 1)
 
     def _colours(self, face: Array, weight: Array) -> Array:
@@ -147,7 +156,7 @@ def toybox_mesh(asset: Asset, segments: int = 32) -> ColouredMesh:
 
 
 def read_mesh(path: Path, up: Literal["y", "z"] = "y") -> ColouredMesh:
-    """A GLB, glTF or OBJ file. With ``up`` y the front is +z, as glTF has it, with z the axes are ours already.
+    """A GLB, glTF, OBJ or PLY file. With ``up`` y the front is +z, as glTF has it, with z the axes are ours already.
 
     Raises ConfigError, naming the file, for what cannot be read and for what has no triangle with an area.
     """
@@ -160,7 +169,7 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y") -> ColouredMesh:
         for place, name in (scene.graph[node] for node in scene.graph.nodes_geometry):
             piece: Any = scene.geometry[name]
             if isinstance(piece, trimesh.Trimesh) and len(piece.faces):
-                part, coloured = _part(piece, gltf=path.suffix.lower() != ".obj")
+                part, coloured = _part(piece, gltf=path.suffix.lower() in (".glb", ".gltf"))
                 parts.append(sound(replace(part, corners=part.corners @ place[:3, :3].T + place[:3, 3])))
                 plain = plain and not coloured
     except Exception as error:  # whatever a reader of other people's files may meet
@@ -178,6 +187,11 @@ def _check_counts(path: Path) -> None:
     """Raises ValueError or OSError for a file that is no ordinary one, or tells of more values than it has bytes."""
     data = read_bytes(path, LARGEST)
     if path.suffix.lower() == ".obj":
+        return
+    if path.suffix.lower() == ".ply":
+        count = max((int(number) for number in re.findall(rb"element\s+\S+\s+(\d+)", data[:PLY_HEADER])), default=0)
+        if count > len(data):
+            raise ValueError(f"it tells of {count} values, but has {len(data)} bytes")
         return
     tree = parse_json(data[20 : 20 + int.from_bytes(data[12:16], "little")] if data[:4] == b"glTF" else data)
     count = sum(max(0, accessor["count"]) for accessor in tree.get("accessors", []))

@@ -92,7 +92,7 @@ class ScanNetConfig(_Folder, _WalksConfig):
     least_keys: int = Field(10, ge=2, description="scenes with fewer key frames are left out")
 
 
-MESHES = (".glb", ".gltf", ".obj")
+MESHES = (".glb", ".gltf", ".obj", ".ply")
 
 
 class ToyboxObjectsConfig(Config):
@@ -106,7 +106,7 @@ class MeshFolderConfig(_Folder):
     """Your own meshes from several sides, rendered when they are wanted first."""
 
     name: Literal["meshes"] = "meshes"
-    path: str = Field(min_length=1, description="folder of GLB, glTF or OBJ files, also in folders within it")
+    path: str = Field(min_length=1, description="folder of GLB, glTF, OBJ or PLY files, also in folders within it")
     captions: str | None = Field(
         None, description='JSON file, {"chairs/1.glb": "a wooden chair"}; without a caption: the name of the file'
     )

@@ -17,18 +17,13 @@ import numpy as np
 from PIL import Image
 
 from threedgen.config.errors import ConfigError, short
+from threedgen.geometry.foreground import WORKING_SIZE, in_front
 from threedgen.geometry.picture_file import read_picture
 from threedgen.run.arrays import Array
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FEWEST, MOST = 2, 100
 GREY = 0.5
-WORKING_SIZE = 1024
-"""Pixels of the longer side at which backgrounds are found."""
-TOLERANCE, SHARE = 0.08, 0.95
-"""A background is of one colour if this share of the border is that close to the border's median, in each channel."""
-SPECK = 1e-3
-"""Smaller islands in front of a background, as a share of the picture, are dust."""
 
 
 def find(paths: Sequence[str]) -> list[Path]:
@@ -97,22 +92,3 @@ def _portrait(image: Image.Image, path: Path, size: int, fill: float) -> Array:
     box = (left + room, top + room, left + room + side, top + room + side)
     whole = Image.fromarray(np.round(padded * 255).clip(0, 255).astype(np.uint8))
     return np.asarray(whole.resize((size, size), Image.Resampling.LANCZOS, box=box))
-
-
-def in_front(rgb: Array) -> Array:
-    """What stands in front of a background of one colour, (H, W) of 0 and 1; all ones if there is no such one."""
-    from skimage.measure import label
-
-    edge = max(1, min(rgb.shape[:2]) // 50)
-    border = np.ones(rgb.shape[:2], bool)
-    border[edge:-edge, edge:-edge] = False
-    colour = np.median(rgb[border], axis=0)
-    like = np.abs(rgb - colour).max(-1) < TOLERANCE
-    if like[border].mean() < SHARE:
-        return np.ones(rgb.shape[:2])
-    regions = label(like, connectivity=1)
-    behind = np.isin(regions, np.setdiff1d(regions[border], [0]))
-    islands = label(~behind, connectivity=1)
-    large = np.bincount(islands.ravel()) >= SPECK * behind.size
-    large[0] = False
-    return large[islands].astype(np.float64)

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from threedgen.geometry.cameras import Cameras
-
 BACKGROUND = 0.5
 """In the place of positions and normals."""
 
@@ -24,15 +22,8 @@ def view_rays(c2w: Tensor) -> Tensor:
     return torch.cat([-normalize(c2w[:, :3, 2], dim=-1), normalize(c2w[:, :3, 3], dim=-1)], dim=1)
 
 
-def pluecker_map(cameras: Cameras) -> Tensor:
-    """Lines through the pixel centres (B,6,H,W): unit directions d, and moments o x d around the origin."""
-    origins, directions = cameras.rays()
-    moments = torch.linalg.cross(origins, directions, dim=-1)
-    return torch.cat([directions, moments], dim=-1).permute(0, 3, 1, 2)
-
-
 def ray_control(rays: Tensor) -> Tensor:
-    """Directions and unit positions or moments, of any shape, from [-1, 1] to [0, 1], clamped."""
+    """Directions and unit positions, of any shape, from [-1, 1] to [0, 1], clamped."""
     return ((rays + 1) / 2).clamp(0, 1)
 
 

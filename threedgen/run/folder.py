@@ -26,13 +26,14 @@ from pydantic import BaseModel
 
 from threedgen.config import COMMAND_LINE, dump, load, plain, renamed, yaml_text
 from threedgen.config.errors import ConfigError, short
-from threedgen.run.lock import hold
+from threedgen.run.lock import NAME as LOCK
+from threedgen.run.lock import given_back, hold
 
 CONFIG = "config.yaml"
 ROOT = Path("outputs")
 HARMLESS = (
-    "about needs out threads trainer.max_steps trainer.log_every_n_steps trainer.val_check_interval checkpoint export "
-    "march.chunk validation logging "
+    "about needs out threads prompt_check trainer.max_steps trainer.log_every_n_steps trainer.val_check_interval "
+    "checkpoint export march.chunk validation logging "
     "engine workers address cpus gpus attempts"  # who works
 ).split()
 """Keys, of sections too, that do not change the result of a run."""
@@ -124,7 +125,8 @@ def config_name(path: Path) -> str:
 def _own_folder(config: BaseModel, config_name: str) -> Path:
     """outputs/CONFIG/slug-of-the-prompt, with -2, -3, ... behind it while such a folder belongs to another run.
 
-    So the same config always gets the same folder. A longer run is another one, unless it is asked for.
+    So the same config always gets the same folder. A longer run is another one, unless it is asked for. The folder of
+    a run that failed before any work is as good as none.
     """
     prompt = getattr(config, "prompt", None)
     name = slug(prompt) if isinstance(prompt, str) else "run"
@@ -134,7 +136,7 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
         folder = parent / (name if number == 1 else f"{name}-{number}")
         with suppress(ConfigError):
             stored = stored_config(folder)
-            if stored is None:
+            if stored is None or given_back(folder) and not has_work(folder):
                 break
             if not differences(stored, expected) and flat(stored).get(length) == flat(expected).get(length):
                 break
@@ -164,19 +166,29 @@ def begin(config: C, config_name: str) -> tuple[C, Path | None]:
 
     Returns the config with `out` set to the folder, and the folder once more if it already holds this run,
     which is then to be resumed (else None). Raises ConfigError if `out` is not a folder, cannot be written, or holds a
-    run of another config (but for harmless keys: HARMLESS), or is in use by another process (`run.lock`).
+    run of another config (but for harmless keys: HARMLESS), or is in use by another process (`run.lock`). A run that
+    left no work, as it failed before, gives way to any other.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
     if folder.exists() and not folder.is_dir():
         raise ConfigError("should be a folder, but a file has this name", "out", str(out))
     stored = stored_config(folder)
-    if stored is not None and (changed := differences(stored, plain(config))):
+    changed = [] if stored is None else differences(stored, plain(config))
+    if changed and not has_work(folder):
+        stored = None
+    elif changed:
         raise ConfigError(
             f"{folder} holds a run of another config; choose another out=, or the same values. "
             f"They differ in {'; '.join(changed)}"
         )
     return _labelled(folder, config), None if stored is None else folder
+
+
+def has_work(folder: Path) -> bool:
+    """Is there anything in the folder of a run, at any depth, but what is there before its work begins?"""
+    files = (name for _, _, names in os.walk(folder) for name in names)
+    return any(name not in (CONFIG, LOCK) and not _UNFINISHED.search(name) for name in files)
 
 
 def _labelled(folder: Path, config: C) -> C:

@@ -64,6 +64,14 @@ def hold(folder: Path) -> bool:
     return True
 
 
+def given_back(folder: Path) -> bool:
+    """Has a process held the folder that has given it back since?"""
+    try:
+        return (folder / NAME).stat().st_size == 0
+    except OSError:
+        return False
+
+
 def release(folder: Path) -> None:
     """Gives the folder back, if it is held. The file stays, empty: else it might be taken from the next holder."""
     lock = _held.pop(folder.resolve(), None)

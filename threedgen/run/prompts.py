@@ -43,8 +43,8 @@ def without(prompt: str, words: Iterable[str]) -> str:
     return " ".join(prompt.split())
 
 
-def warn_about(prompt: str, prior: Reader) -> list[str]:
-    """Logs and returns a sentence for each thing of which the prior will not take notice.
+def warn_about(prompt: str, prior: Reader, besides: Iterable[str] = ()) -> list[str]:
+    """Logs and returns a sentence for each thing of which the prior will not take notice, and those of the caller.
 
     Line breaks, words that are cut off, words that it never saw (with the nearest ones that it did), and an
     identifier that is not asked for.
@@ -55,19 +55,26 @@ def warn_about(prompt: str, prior: Reader) -> list[str]:
     cut = prior.tokens_cut(text)
     if cut:
         notes.append(f"the prompt is too long for this prior: everything from {_quoted(cut)} on has no effect")
-    unknown = prior.unknown_words(text.removesuffix(cut))
-    if unknown:
-        words = "; ".join(
-            _quoted(word, 40) + (f" (nearest: {', '.join(near)})" if near else "") for word, near in unknown[:_SHOWN]
-        )
-        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-        notes.append(f"this prior does not know {words}{more}; it goes on without them")
+    notes += unknown_note(prior.unknown_words(text.removesuffix(cut)))
     silent = [word for word in prior.identifiers if word.lower() not in text.lower()]
     if silent:
         notes.append(f"the prompt does not say {', '.join(silent)}, so it asks for the kind and not for the subject")
+    notes += besides
     for note in notes:
         logger.warning("%s", note)
     return notes
+
+
+def unknown_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
+    """A sentence on the words that a prior does not know, each with the nearest ones that it does; none if there are
+    none."""
+    if not unknown:
+        return []
+    words = "; ".join(
+        _quoted(word, 40) + (f" (nearest: {', '.join(near)})" if near else "") for word, near in unknown[:_SHOWN]
+    )
+    more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+    return [f"this prior does not know {words}{more}; it goes on without them"]
 
 
 def _quoted(text: str, length: int = 60) -> str:

@@ -8,6 +8,8 @@ import os
 import numba
 import torch
 
+from threedgen.run.options import CrewConfig
+
 logger = logging.getLogger(__name__)
 
 
@@ -24,3 +26,10 @@ def set_threads(count: int | None) -> int:
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
     return count
+
+
+def threads_each(config: CrewConfig) -> int | None:
+    """CPU threads of a job: those that were asked for, or this worker's share of the machine."""
+    if config.threads is not None or config.engine == "here":
+        return config.threads
+    return max(1, int(config.cpus) if config.engine == "ray" else set_threads(None) // config.workers)

@@ -49,13 +49,21 @@ class Task:
         self.weights = ""  # SHA-256 of those of the prior that was loaded
 
     def load_prior(self) -> Any:
-        """The prior of the config on the device of the run; its weights are named first. Raises ConfigError."""
+        """The prior of the config on the device of the run; then its weights are named. Raises ConfigError.
+
+        To name them takes reading all of them once more, so what is wrong with them is found before.
+        """
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
-        found = prior.identify()
+        built = registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
+        self.name_weights()
+        return built
+
+    def name_weights(self) -> None:
+        """Says which files the prior of the config is from; checkpoints will know. Raises ConfigError."""
+        found = self.config.prior.identify()
         if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
             say(f"weights: {found}")
         self.weights = found.digest
-        return registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
 
     def fit(
         self,

@@ -18,7 +18,7 @@ from threedgen.run.text import duration, say, visible
 
 from .options import GalleryConfig
 from .page import REMEDY, jpeg, link, page
-from .record import ROW, Record, read_record, whole
+from .record import ROW, TASKS, Record, read_record, whole
 from .report import PAGE
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
             task = (stored_config(Path(where)) or {}).get("task", "generate")
         except ConfigError:
             task = "generate"  # whoever reads it as a run will say what is wrong
-        if task == "generate":
+        if task in TASKS:
             folders.clear()
             yield Path(where)
 
@@ -76,7 +76,8 @@ def card(record: Record, home: Path) -> dict[str, Any]:
     """A run as gallery.html shows it, with links from a page in the folder `home`."""
     report = record.file(PAGE)
     seconds = [] if record.seconds is None else [duration(record.seconds)]
-    facts = [f"seed {record.seed}", *seconds, f"{record.ended:%Y-%m-%d}"]
+    method = [record.method] if record.method else []
+    facts = [*method, f"seed {record.seed}", *seconds, f"{record.ended:%Y-%m-%d}"]
     return {
         "record": record,
         "picture": still(record),

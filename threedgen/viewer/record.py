@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from threedgen.config.errors import ConfigError, short
+from threedgen.config.plain_file import read_json
 from threedgen.export.options import FOLDER, read_manifest
 from threedgen.run.folder import CONFIG, stored_config
 from threedgen.run.metrics import read_summary
 
+TASKS = ("generate", "image-to-3d")
+"""Whose runs have a page: they leave one object."""
 STATES = ("finished", "interrupted", "failed", "unfinished")
 SIDES, ROW = 8, 4
 """Pictures on views.png, at most, and in a row of it."""
@@ -21,7 +24,7 @@ SIDES, ROW = 8, 4
 
 @dataclass(frozen=True)
 class Record:
-    """config.yaml and summary.json of a generate run as plain data, and what follows from the two."""
+    """config.yaml and summary.json of a run as plain data, and what follows from the two."""
 
     folder: Path
     config: dict[str, Any]
@@ -56,11 +59,17 @@ class Record:
 
     @property
     def prompt(self) -> str:
-        return str(self.option("prompt") or "(no prompt)")
+        """What was asked for, in words or by the name of a picture."""
+        return str(self.option("prompt") or Path(str(self.option("image") or "(no prompt)")).stem)
 
     @property
     def seed(self) -> str:
         return "?" if self.option("seed") is None else str(self.option("seed"))
+
+    @property
+    def method(self) -> str:
+        """The config that made it, as far as a batch of runs has noted it."""
+        return str(read_json(self.folder / "job.json").get("method", ""))
 
     @property
     def steps(self) -> int | None:
@@ -110,8 +119,10 @@ def read_record(folder: Path) -> Record:
     config = stored_config(folder)
     if config is None:
         raise ConfigError(f"{folder / CONFIG} holds no config: it is not there, or no longer whole")
-    if config.get("task") != "generate":
-        raise ConfigError(f"{folder} should hold a run of the task generate (it is of {short(config.get('task'))})")
+    if config.get("task") not in TASKS:
+        raise ConfigError(
+            f"{folder} should hold a run of the task {' or '.join(TASKS)} (it is of {short(config.get('task'))})"
+        )
     summary = read_summary(folder)
     if not summary and (folder / "summary.json").exists():
         raise ConfigError(

@@ -19,10 +19,11 @@ from threedgen import cli
 from threedgen.config import load, registry
 from threedgen.config import optional as extras
 from threedgen.evaluation.janus.benchmark import prompt_of
-from threedgen.evaluation.janus.jobs import make_plan, words_of
+from threedgen.evaluation.janus.jobs import make_plan
 from threedgen.evaluation.janus.options import JanusBenchmarkConfig
 from threedgen.export.files.glb import save_glb
 from threedgen.run import folder as runs
+from threedgen.systems.batch.jobs import words_of
 
 # --- here --------------------------------------------------------------------------------------------------------
 

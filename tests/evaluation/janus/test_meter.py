@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.support import janus_stub
 from tests.support.tiny_prior import letter_tokenizer
-from threedgen import cli
+from threedgen import cli, config
 from threedgen.config import ConfigError, registry
 from threedgen.data.coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out, mentioned
@@ -273,3 +273,21 @@ def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path:
     ):
         assert cli.main([*words, f"out={tmp_path / 'run'}"]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_without_clip_the_probe_is_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "dog.glb").write_bytes(b"")
+    for weights in ([], ["meter.classifier.weights=nowhere/clip"], ["meter.classifier.weights=no such folder"]):
+        assert cli.main(["--config", "janus-score", "assets=assets", "out=run", *weights]) == 2
+        said = capsys.readouterr().err
+        assert (
+            said.startswith("meter.classifier.weights: CLIP '") and "meter.classifier.name=probe needs no CLIP" in said
+        )
+    assert not (tmp_path / "run").exists()
+    config.load("janus-score", ["assets=assets", "meter.classifier.name=probe"]).check()

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -77,6 +78,40 @@ def test_it_is_a_prior_for_any_distillation() -> None:
     loss.backward()
     assert latents.grad is not None and latents.grad.abs().sum() > 0
     assert model.sample(PROMPT, rig.c2w, steps=1, generator=cpu()).shape == (4, 16, 16, 3)
+
+
+def test_a_picture_says_what_is_wanted() -> None:
+    """As a prior with a picture of the thing, in every call and to both scales of guidance."""
+    model, text, rng = adapted_model(), tiny_model().encode_prompt([PROMPT, ""]).split(1), np.random.default_rng(0)
+    latents, few = torch.randn(3, 4, 8, 8, generator=cpu()), {"steps": 1, "guidance_scale": 3.0}
+    assert model.reference(text[0]) is None
+    cut = [rng.random((9, 12, 4), np.float32) for _ in range(2)]
+    directions, drawn = [], []
+    for picture, scale in ((cut[0], None), (cut[0], 1.0), (cut[1], None)):
+        model.with_picture(picture, scale)
+        given = Conditions(text, model.camera(C2W), 3, reference=model.reference(text[0]))
+        z = latents.clone().requires_grad_()
+        SDS(SDSConfig(), model.schedule, 100)(z, model.denoise, given, 0, cpu())[0].backward()
+        directions.append(z.grad)
+        drawn.append(model.sample(PROMPT, C2W, generator=cpu(), **few))
+    for first, second in ((0, 1), (0, 2)):
+        assert (directions[first] - directions[second]).abs().max() > 1e-5
+        assert (drawn[first] - drawn[second]).abs().max() > 1e-5
+    with pytest.raises(ConfigError, match="not trained to look at a picture"):
+        adapted_model(branches=("mv",)).with_picture(cut[0])
+
+
+def test_a_hole_is_painted_by_the_2d_model() -> None:
+    model, base, picture = adapted_model(), tiny_model(), torch.rand(16, 24, 3, generator=cpu(1))
+    hole = torch.zeros(16, 24, dtype=torch.bool)
+    hole[3:9, 4:11] = True
+    made = [m.with_network(m.adapted) if m.adapted else m for m in (model, base)]
+    found, expected = (m.inpaint(PROMPT, picture, hole, steps=2, repeats=2, generator=cpu()) for m in made)
+    assert torch.equal(found, expected)  # which knows its own noise, not the shifted one
+    whole = base.inpaint(PROMPT, picture, torch.zeros_like(hole), steps=2, generator=cpu())
+    again = base.decode_latents(base.encode_views(picture[None]))[0]
+    torch.testing.assert_close(whole, again, atol=1e-4, rtol=0)  # nothing of it is drawn anew
+    assert (found - whole)[hole].abs().max() > 0.01
 
 
 def test_the_noise_is_shifted_once_and_kept(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from diffusers import UNet2DConditionModel
 
 from tests.support.tiny_mvadapter import TOYBOX, awaken
 from tests.support.tiny_mvdiffusion import inputs, tiny_base
-from threedgen.guidance.mvadapter.network import AdaptedUNet, make_guider, nothing_like, stack
+from threedgen.guidance.diffusion import Reference
+from threedgen.guidance.mvadapter.network import AdaptedUNet, make_guider
 
 SD: dict[str, Any] = {"block_out_channels": (320, 640, 1280, 1280)}
 SDXL: dict[str, Any] = {
@@ -92,7 +93,7 @@ def test_objects_and_halves_of_a_batch_stay_apart() -> None:
     awaken(network)
     x, t, text = inputs(6, size=(4, 6))
     maps, features = control(6), network.look_at(x[:2], text[:2])
-    both = stack([features, nothing_like(features)])
+    both = Reference(features).shown(True, False)
     together = network(torch.cat([x, x]), t[0], torch.cat([text, text]), torch.cat([maps, maps]), 3, both)
     first = {name: tensor[:1] for name, tensor in features.items()}
     torch.testing.assert_close(network(x[:3], t[0], text[:3], maps[:3], 3, first), together[:3], atol=1e-5, rtol=0)

@@ -15,14 +15,14 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from tests.support.parity_files import parity_files
+from tests.support.pluecker import pluecker_map
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.control_maps import pluecker_map, position_control, ray_control, view_rays
+from threedgen.geometry.control_maps import position_control, ray_control, view_rays
 from threedgen.geometry.poses import orbit_c2w, world_to_camera
-from threedgen.guidance.diffusion import Schedule, combine, ddim_step
+from threedgen.guidance.diffusion import Reference, Schedule, combine, ddim_step
 from threedgen.guidance.multiview.decoupled import DecoupledAttnProcessor
 from threedgen.guidance.multiview.joined import MultiviewAttnProcessor
 from threedgen.guidance.mvadapter.cameras import ray_maps
-from threedgen.guidance.mvadapter.network import nothing_like, stack
 from threedgen.guidance.mvadapter.weights import convert_adapter
 from threedgen.guidance.weights.components import scheduler
 
@@ -161,7 +161,7 @@ def test_whole_chain(path: Path) -> None:
 
     schedule = Schedule.scaled_linear().shifted(o["shift_scale"], o["shift_mode"])
     close(schedule.alpha_bar, given["alphas_cumprod"], 5e-6)
-    x, reference = given["latents"], stack([nothing_like(seen), seen])
+    x, reference = given["latents"], Reference(seen).shown(False, True)
     both = torch.cat([part.expand(n_view, -1, -1) for part in text]), torch.cat([given["control"]] * 2)
     alpha_bar, stride = schedule.alpha_bar.double(), schedule.T // o["steps"]
     for step, t in enumerate(out["timesteps"].tolist()):

@@ -37,6 +37,20 @@ def test_views_are_drawn_together_and_alone() -> None:
     assert (together - alone).abs().max() > 1e-3
 
 
+def test_half_the_memory_draws_the_same() -> None:
+    model, geometry = tiny_model(), ring(8, 16)
+    model = model.with_network(MultiviewUNet(model.unet))
+    awaken(model.multiview)
+    model.dtype = torch.bfloat16
+
+    def size() -> int:
+        return sum(tensor.nbytes for tensor in model.multiview.parameters())
+
+    before, drawn = size(), model.draw(PROMPTS, geometry, (16, 16), steps=2, generator=cpu())
+    again = model.compact().draw(PROMPTS, geometry, (16, 16), steps=2, generator=cpu())
+    assert size() < 0.6 * before and torch.equal(again, drawn)
+
+
 def test_a_step_may_stop_the_drawing() -> None:
     def stop() -> None:
         raise KeyboardInterrupt

@@ -169,12 +169,25 @@ def test_half_precision_is_close_and_returns_float32(prior: MVDream) -> None:
     assert (found - exact).abs().max() < 0.1 * exact.abs().max()
 
 
+@pytest.mark.parametrize(("fast", "name"), [(True, "bf16"), (False, "fp32")])
+def test_a_cpu_does_not_emulate_fp16_and_that_is_said_once(
+    fast: bool, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, prior: MVDream
+) -> None:
+    monkeypatch.setattr(precision, "bf16_cpu", lambda: fast)
+    precision._say_instead.cache_clear()
+    half = MVDream(prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, dtype="fp16").to("cpu")
+    assert half.dtype == precision.DTYPES[name]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"dtype fp16 would be emulated on a CPU, so it computes in {name}"]
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_auto_takes_bf16_only_where_it_is_fast(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "bf16_cpu", lambda: fast)
     expected = torch.bfloat16 if fast else torch.float32
     assert precision.compute_dtype("auto", torch.device("cpu")) == expected
-    assert precision.compute_dtype("fp16", torch.device("cpu")) == torch.float16
+    assert precision.compute_dtype("bf16", torch.device("cpu")) == torch.bfloat16, "as it was asked for"
+    assert precision.compute_dtype("fp16", torch.device("cuda")) == torch.float16
     for wanted in (True, False):
         with precision.mixed(torch.device("cpu"), wanted):
             assert torch.is_autocast_enabled("cpu") == (wanted and fast)

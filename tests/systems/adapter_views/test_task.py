@@ -13,9 +13,8 @@ from PIL import Image
 from tests.support.task_server import write_config
 from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
 from threedgen import cli
-from threedgen.config import ConfigError
-from threedgen.data.reference import read_reference
 from threedgen.systems.texture_object.mesh import SIDES
+from threedgen.train.task import Task
 
 TINY = {"task": "adapter-views", "threads": 1, "steps": 2}
 
@@ -75,17 +74,6 @@ def test_six_sides_of_a_mesh(capsys: pytest.CaptureFixture[str], caplog: pytest.
     assert {path.name for path in Path("free/views").iterdir()} == {"0.png", "1.png"}
 
 
-def test_a_thing_is_cut_out_alike() -> None:
-    """By transparency or before white; it is in the middle of grey, nine tenths as wide."""
-    cut, plain = (read_reference(name, 20, 40) for name in ("cut.png", "plain.png"))
-    assert cut.shape == (20, 40, 3) and (cut - plain).abs().max() < 0.15
-    assert (plain[0] == 0.5).all() and plain[10, 20, 0] > 0.7 and plain[10, 20, 1] < 0.2
-    Image.new("RGB", (8, 8), "white").save("white.png")
-    for name, problem in {"white": "nothing but its background", "noise": "transparent background"}.items():
-        with pytest.raises(ConfigError, match=problem):
-            read_reference(f"{name}.png", 16, 16)
-
-
 @pytest.mark.parametrize(
     ("name", "words", "problem"),
     [
@@ -109,3 +97,25 @@ def test_bad_input_is_one_sentence(
     code, _, err = ask(capsys, name, *words, "out=run")
     assert code == 2 and problem in err, err
     assert len([line for line in err.splitlines() if "error" not in line.lower()]) <= 2
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["mesh=bad.obj", "prompt=a dog"], "mesh: "),
+        (["mesh=box.glb", "image=white.png"], "image: white.png shows nothing but its background"),
+    ],
+)
+@pytest.mark.parametrize("name", ["mesh", "texture"])
+def test_bad_input_is_told_before_the_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, words: list[str], problem: str
+) -> None:
+    def load(task: Task) -> None:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(Task, "load_prior", load)
+    write_config(Path("texture.yaml"), json.loads(Path("mesh.yaml").read_text()) | {"task": "texture-object"})
+    Path("bad.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n")
+    Image.new("RGB", (8, 8), "white").save("white.png")
+    code, _, err = ask(capsys, name, *words, "out=run")
+    assert code == 2 and problem in err, err

@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support.task_server import TINY, server, write_config
 from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
@@ -18,15 +20,26 @@ unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 SHORT = {"trainer": TINY["trainer"] | {"max_steps": 2}, "warm_start": {"steps": 0}, "refine": {"strengths": []}}
 WAYS: dict[str, dict[str, Any]] = {
     "reconstruction": {},  # with a warm start from its views, and views that it draws again
-    "sds": SHORT,
+    "sds": SHORT,  # these two with a picture of the thing
     "vsd": SHORT,
 }
+
+
+def thing(path: Path) -> str:
+    """A picture of something red in front of white."""
+    pixels = np.full((24, 32, 3), 255, np.uint8)
+    pixels[6:18, 8:28] = (200, 30, 30)
+    Image.fromarray(pixels).save(path)
+    return str(path)
 
 
 @unix
 @pytest.mark.parametrize("name", WAYS)
 def test_every_distillation_takes_an_adapter(name: str, tmp_path: Path) -> None:
-    prior = tiny_prior_config(tmp_path / "prior")
+    more: dict[str, Any] = (
+        {} if name == "reconstruction" else {"image": thing(tmp_path / "car.png"), "image_scale": 2.0}
+    )
+    prior = tiny_prior_config(tmp_path / "prior", **more)
     write_config(tmp_path / "tiny.yaml", TINY | WAYS[name], prior=prior, distillation={"name": name})
     assert server().run(tmp_path, words=["--config", "tiny.yaml", "out=run"]) == 0, log(tmp_path)
     summary = read_summary(tmp_path / "run")
@@ -44,3 +57,27 @@ def test_an_adapter_that_is_told_a_mesh_cannot(
     assert "memory: about" in capsys.readouterr().out
     assert cli.main(["--config", "tiny.yaml", "out=run"]) == 2
     assert "told the geometry of a mesh, and here is none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["prior.image=none.png"], "prior.image: there is no file"),
+        (["prior.image=white.png"], "prior.image: white.png shows nothing but its background"),
+        (["prior.image=car.png", "prior.adapter=null"], "the 2D model alone cannot look at image"),
+        (["prior.image_scale=2"], "image_scale 2 has no effect without image"),
+    ],
+)
+def test_a_picture_that_is_not_seen(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    problem: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    thing(tmp_path / "car.png")
+    Image.new("RGB", (8, 8), "white").save("white.png")
+    write_config(tmp_path / "tiny.yaml", TINY, prior=tiny_prior_config(tmp_path / "prior"))
+    assert cli.main(["--config", "tiny.yaml", *words, "out=run"]) == 2
+    assert problem in capsys.readouterr().err

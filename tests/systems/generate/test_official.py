@@ -16,7 +16,7 @@ from tests.support.official import NAMES, TINY_WIDTHS, WIDTHS, Kind, ldm_unet, o
 from tests.support.script_poses import script_poses
 from tests.support.task_server import server
 from tests.support.toy_run import log
-from threedgen import config
+from threedgen import cli, config
 from threedgen.config import ConfigError
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights.meta_networks import meta_networks
@@ -194,3 +194,36 @@ def test_weights_without_the_needed_network_are_one_sentence(tmp_path: Path) -> 
     torch.save({n: t for n, t in torch.load(path).items() if not n.startswith("first_stage")}, path)
     with pytest.raises(ConfigError, match="no tensor named first_stage_model"):
         MVDream.load(str(path), tokenizer=str(tmp_path / "clip"))
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "said"),
+    [
+        (
+            [],
+            "prior.tokenizer: this checkpoint holds no tokenizer, and openai/clip-vit",
+        ),
+        (["prior.tokenizer=empty"], "prior.tokenizer: empty holds no tokenizer"),
+        (["prior.tokenizer=nowhere"], "prior.tokenizer: there is no folder 'nowhere'"),
+    ],
+)
+def test_a_missing_tokenizer_is_told_before_the_weights_are_read(
+    tokenizer: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """To hash 5 GB takes most of a minute: neither that nor the tensors are begun, and no folder is left behind."""
+    read: list[Path] = []
+    monkeypatch.setattr("threedgen.guidance.weights.files.sha256", lambda path: read.append(path) or "")
+    monkeypatch.setattr("threedgen.guidance.weights.files.read_tensors", lambda path, *more: read.append(path) or {})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    words = ["--config", "mvdream-sd21", "prompt=a dog", f"prior.weights={folder('sd21') / NAMES['sd21']}", "out=run"]
+    for more in ([], ["--dry-run"]):
+        assert cli.main([*words, *tokenizer, *more]) == 2
+        assert capsys.readouterr().err.startswith(said)
+    assert read == [] and not (tmp_path / "run").exists()

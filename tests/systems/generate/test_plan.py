@@ -105,9 +105,58 @@ def test_the_released_networks_are_those_of_their_files(
     assert unet < found.kept < unet + 35e6, "and the encoder of the VAE"
 
 
-def test_another_task_has_no_estimate(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--config", "toybox-sheet", "--dry-run"]) == 2
-    assert "generate" in capsys.readouterr().err
+def test_another_task_says_what_it_would_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--config", "toybox-sheet", "--dry-run", "threads=1"]) == 0
+    first, device, last = capsys.readouterr().out.splitlines()
+    assert first == "would run toybox-sheet: contact sheets of the procedural world that the embedded prior learns from"
+    assert device.startswith("device: ") and last == "nothing was run or written"
+    words = [f"prior.weights={prior_folder()}", "prompt=a big dog", "threads=1"]
+    assert cli.main(["--config", "sample-toybox", "--dry-run", *words]) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines()[:-1])
+    assert lines["prompt"] == "a big dog" and str(prior_folder()) in lines["weights"]
+    assert lines["note"] == "this prior does not know 'big'; it goes on without them"
+    assert cli.main(["--config", "train-toybox-probe", "--dry-run", "trainer.max_steps=7", "threads=1"]) == 0
+    assert "\nsteps: 7\n" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_what_the_prior_will_not_heed_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = dry(tmp_path, capsys, "prompt=a fluffy dog and a cat")
+    told = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert code == 0 and len(told) == 2 and "does not know 'fluffy'" in told[0] and "dog and cat" in told[1]
+    code, out, err = dry(tmp_path, capsys, "prompt=a corgi")
+    assert code == 2 and not out and "prompt: names nothing that this prior can draw; for 'corgi' say dog" in err
+
+
+def test_a_missing_gpu_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    auto = "trainer.accelerator=auto"
+    assert "GB free; no GPU was found\n" in dry(tmp_path, capsys, auto)[1]
+    made_for_one = dry(tmp_path, capsys, auto, "needs=weights, a GPU")[1]
+    assert "no GPU was found, and this config is made for one\n" in made_for_one
+    assert "no GPU" not in dry(tmp_path, capsys, "trainer.accelerator=cpu")[1]
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    words = ["--config", str(tiny(tmp_path)), f"trainer.accelerator={name}", f"out={tmp_path / 'run'}"]
+    for more in ([], ["--dry-run"]):
+        assert cli.main([*words, *more]) == 2
+        output = capsys.readouterr()
+        assert output.err.startswith("trainer.accelerator: there is no such device") and not output.out
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    if name != "mps":
+        config.load(tiny(tmp_path), [f"trainer.accelerator={name}"]).trainer.check()
 
 
 def test_the_largest_step_is_counted(tmp_path: Path) -> None:

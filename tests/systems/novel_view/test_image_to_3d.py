@@ -11,13 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.ball_run import Ball
 from tests.support.tiny_threedim import tiny_network
 from threedgen import config as configs
 from threedgen.config import ConfigError
+from threedgen.export.run_field import view_of
 from threedgen.geometry.views import Request
 from threedgen.guidance.threedim import folder
 from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
 from threedgen.guidance.threedim.options import CamerasConfig
+from threedgen.representations.options import MarchConfig
+from threedgen.run.folder import write_config
 from threedgen.run.metrics import read_summary
 from threedgen.systems.novel_view import image_to_3d
 from threedgen.systems.novel_view.options import ImageTo3DConfig
@@ -41,9 +45,10 @@ def car(tmp_path: Path) -> Path:
 def settings(tmp_path: Path, car: Path, **given: Any) -> ImageTo3DConfig:
     values: dict[str, Any] = {
         "task": "image-to-3d", "out": str(tmp_path / "run"), "threads": 1, "image": str(car), "device": "cpu",
-        "weights": str(tmp_path / "model"), "views": 4, "rings": [20, 40], "sampling": {"steps": 2},
+        "weights": str(tmp_path / "model"), "views": 4, "rings": [20, 40], "sampler": {"steps": 2},
         "protocol": PROTOCOL, "dtype": "fp32",
         "result": {"turntable": {"n_view": 2, "height": 16, "width": 16}, "mesh_resolution": 16},
+        "export": {"texture": 128, "lods": [], "resolution": 32, "refine": 0, "budget": 200},
     }  # fmt: skip
     (tmp_path / "run").mkdir(exist_ok=True)
     return ImageTo3DConfig.model_validate(values | given)
@@ -56,14 +61,21 @@ def boxes(sampler: ThreeDiMSampler, requests: list[Request]) -> list[torch.Tenso
     return [views]
 
 
-def test_a_picture_becomes_files(tmp_path: Path, car: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_becomes_files(
+    tmp_path: Path, car: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder.save(tiny_network(), tmp_path / "model", TRAINED)
     monkeypatch.setattr(ThreeDiMSampler, "__call__", boxes)
     config, run = settings(tmp_path, car), tmp_path / "run"
-    assert image_to_3d.run(config, quiet=True) == 0
+    write_config(run, config)
+    assert image_to_3d.run(config) == 0
     told = read_summary(run)
-    assert told["status"] == "finished" and told["files"] == ["sampled.png", "turntable.mp4", "views.png", "mesh.glb"]
+    made = ["sampled.png", "turntable.mp4", "views.png", "mesh.glb", "report.html"]
+    assert told["status"] == "finished" and told["files"] == made
     assert told["triangles"] > 20
+    assert "no asset: the field fills its world" in told["notes"][0], "eight pixels wide, and from everywhere the same"
+    assert capsys.readouterr().out.splitlines()[-2:] == [f"page: {run / 'report.html'}", str(run)]
+    assert "<title>car" in (run / "report.html").read_text()
     from trimesh import load
 
     mesh = load(run / "mesh.glb", force="mesh")
@@ -74,6 +86,12 @@ def test_a_picture_becomes_files(tmp_path: Path, car: Path, monkeypatch: pytest.
     (run / "summary.json").unlink()
     assert image_to_3d.run(config, resume=run, quiet=True) == 0  # goes on from the views that were sampled
     assert (run / "mesh.glb").read_bytes() == before
+
+
+def test_the_asset_is_named_after_the_picture(tmp_path: Path, car: Path) -> None:
+    view = view_of(Ball(), None, MarchConfig(), "cpu")
+    made = image_to_3d.asset(view, settings(tmp_path, car), {"image": "car.png"}, tmp_path / "asset")
+    assert (tmp_path / "asset" / "car.glb").is_file() and "car.glb" in made.files
 
 
 def test_the_network_is_asked_for_the_rings(tmp_path: Path, car: Path) -> None:

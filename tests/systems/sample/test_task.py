@@ -71,7 +71,7 @@ def test_one_picture_of_the_two_dimensional_model(capsys: pytest.CaptureFixture[
 
 
 def test_unknown_words_are_in_the_summary(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-    assert ask(capsys, "prompt=a red dgo", "out=run", "-q")[0] == 0
+    assert ask(capsys, "prompt=a red dgo", "prompt_check=off", "out=run", "-q")[0] == 0
     (note,) = json.loads(Path("run/summary.json").read_text())["notes"]
     assert note in caplog.text and "'dgo'" in note and "dog" in note
 

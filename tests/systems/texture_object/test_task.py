@@ -11,6 +11,7 @@ import trimesh
 from PIL import Image
 
 from tests.support import box_room
+from tests.support.example_run import Page, decoded
 from tests.support.task_server import write_config
 from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
 from threedgen import cli
@@ -77,6 +78,12 @@ def test_a_mesh_without_uv_wears_its_views(
     assert summary["psnr_of_views"] > 28 and summary["texels_seen"] > 0.7
     data = Path("run", "textured.glb").read_bytes()
     assert not [found for found in check_glb(data, Expected(24, 128, scene=True)) if found.severity == "error"]
+    page = Page(Path("run", "report.html").read_text(encoding="utf-8"))
+    shown = {given["alt"]: decoded(given["src"]) for tag, given in page.attributes if tag == "img"}
+    files = {"Before": "before", "After": "after", "Mesh": "preview", "Pictures": "views", "Texture": "texture"}
+    assert shown == {label: Path("run", f"{name}.png").read_bytes() for label, name in files.items()}
+    assert page.decoded("mesh") == data and page.texts["h1"] == ["a"]
+    assert shown["Before"] != shown["After"]
     found = trimesh.load(tmp_path / "run" / "textured.glb", process=False, force="mesh")
     np.testing.assert_allclose(found.bounds, trimesh.load(tmp_path / "a.glb", force="mesh").bounds, atol=1e-5)
     write_png(tmp_path / "sides" / "top.png", np.zeros((32, 64, 3)))

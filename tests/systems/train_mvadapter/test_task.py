@@ -201,7 +201,7 @@ def test_bad_input_is_one_sentence(
 
 def test_a_multi_view_model_is_no_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_prior().save(tmp_path / "prior")
-    for number, start in enumerate((str(tmp_path / "prior"), "embedded")):
+    for number, start in enumerate((str(tmp_path / "prior"), "toybox-prior")):
         assert cli.main(["--config", str(tiny(tmp_path, Path(start))), f"out={tmp_path / str(number)}"]) == 2
         said = capsys.readouterr().err.strip()
-        assert "start" in said and "multi-view" in said and "train-toybox-base" in said and "Traceback" not in said
+        assert "start" in said and "multi-view" in said and "toybox-base" in said and "Traceback" not in said

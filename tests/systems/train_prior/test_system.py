@@ -133,3 +133,27 @@ def test_the_schedule_is_that_of_the_config(
     made.save(tmp_path / "base")
     again = StableDiffusion.load(str(tmp_path / "base"), camera=False)
     assert torch.equal(again.schedule.alpha_bar, made.schedule.alpha_bar)
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes its half of the same batch: losses and gradients are those of the whole."""
+    options = config.load(tmp_config(tmp_path), ["training.batch=8", "training.no_text=0.5"])
+    prior = tiny_prior()
+    system = unets.DiffusionSystem(options, prior, *banks(tmp_path, prior.vae, 16))
+
+    def learnt(step: int, place: tuple[int, int]) -> tuple[float, torch.Tensor]:
+        monkeypatch.setattr(unets.DiffusionSystem, "place", place)
+        monkeypatch.setattr(unets.DiffusionSystem, "mean_of_all", lambda self, loss: float(loss.detach()))
+        system.zero_grad()
+        loss = system.training_step(step, step)
+        loss.backward()
+        return loss.item(), prior.unet.conv_in.weight.grad.clone()
+
+    kinds = set()
+    for step in range(6):
+        (whole, expected), *halves = (learnt(step, place) for place in ((0, 1), (0, 2), (1, 2)))
+        kinds |= set(system.metrics)
+        assert halves[0][0] != halves[1][0]
+        assert sum(loss for loss, _ in halves) / 2 == pytest.approx(whole, rel=1e-4)
+        torch.testing.assert_close((halves[0][1] + halves[1][1]) / 2, expected, rtol=1e-3, atol=1e-6)
+    assert kinds == {"loss_2d", "loss_3d"}

@@ -144,18 +144,23 @@ def caption(spec: Spec, wording: int = 0) -> str:
 WORDINGS = 6
 
 
+def named(text: str) -> list[str]:
+    """The nouns of the toybox in a text, each once, in the order of the text; "ice cream" is one."""
+    words = re.findall(r"[a-z]+", text.lower())
+    pairs = [" ".join(words[k : k + length]) for k in range(len(words)) for length in (2, 1)]
+    return [word for word in dict.fromkeys(pairs) if word in NOUNS]
+
+
 def mentioned(text: str) -> Spec | None:
     """The first noun of the toybox in a text, and the last colour word before it; None if there is no such noun.
 
     For captions in the plain wording and whatever people type: "a white dog on a red chair" -> a white dog.
     """
+    if not (nouns := named(text)):
+        return None
     words = re.findall(r"[a-z]+", text.lower())
-    for k in range(len(words)):
-        for length in (2, 1):  # "ice cream" has two words
-            if (word := " ".join(words[k : k + length])) in NOUNS:
-                colours = [colour for colour in words[:k] if colour in COLOURS]
-                return Spec(word, colours[-1] if colours else "")
-    return None
+    colours = [word for word in words[: words.index(nouns[0].split()[0])] if word in COLOURS]
+    return Spec(nouns[0], colours[-1] if colours else "")
 
 
 def held_out(spec: Spec) -> bool:

@@ -29,6 +29,15 @@ class ToyboxSubjectsConfig(RunConfig):
     size: int = Field(256, ge=16, le=2048, description="pixels of a picture")
 
 
+class MakeToyboxAssetsConfig(RunConfig):
+    """Objects of the toybox as GLB files with captions, in a style of their own."""
+
+    count: int = Field(200, ge=1, le=100_000, description="files")
+    first: int = Field(0, ge=0, description="number of the first one; other numbers are other objects")
+    style: Literal["plain", "blocks"] = Field("blocks", description="as they are, or each part a block")
+    split: Literal["train", "held-out"] = Field("train", description="which combinations may appear")
+
+
 class MakeToyRoomsConfig(RunConfig):
     """Toy rooms as folders in the layouts of Matterport3D (panoramas) and ScanNet (walks with depth)."""
 

@@ -29,13 +29,19 @@ def room_triangles(room: Room, segments: int = 24) -> tuple[Array, Array, Array]
 
 
 def room_glb(room: Room, segments: int = 24) -> bytes:
-    """A GLB with y up, x' = y, y' = z, z' = x, as all of this project; triangles share no vertex, so edges stay sharp.
+    """A GLB of the inside of a room."""
+    corners, colours, _ = room_triangles(room, segments)
+    return glb(corners, colours)
+
+
+def glb(corners: Array, colours: Array) -> bytes:
+    """A GLB of triangles (T,3,3) in sRGB colours (T,3), with y up, x' = y, y' = z, z' = x, as all of this project;
+    triangles share no vertex, so edges stay sharp.
 
     glTF's vertex colours are linear light.
     """
     import trimesh
 
-    corners, colours, _ = room_triangles(room, segments)
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     rgba = np.pad(np.round(linear * 255).astype(np.uint8), ((0, 0), (0, 1)), constant_values=255)
     mesh = trimesh.Trimesh(

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash, registry
-from threedgen.data.reference import reference
 from threedgen.data.srn.reader import Instance, open_instance, scenes
+from threedgen.geometry.foreground import cut_out
 from threedgen.geometry.views import Request
 from threedgen.guidance.mvadapter.model import MVAdapter
+from threedgen.guidance.mvadapter.pictures import framed
 from threedgen.guidance.prior import Prior
 from threedgen.run.cache import digest
 from threedgen.run.seeding import generator
@@ -90,7 +91,8 @@ class MVAdapterSampler(MVDreamSampler):
         assert request.condition is not None
         rgb, size = request.condition.images[0].float().cpu().numpy(), self.prior.image_size
         opaque = np.ones((*rgb.shape[:2], 1), np.float32)
-        return reference(np.dstack([rgb, opaque]), size, size, f"the given view of {request.scene}")
+        cut = cut_out(np.dstack([rgb, opaque]), f"the given view of {request.scene}")
+        return framed(torch.from_numpy(cut), size, size)
 
 
 class FolderSampler:

@@ -1,13 +1,12 @@
 """The task "janus-benchmark": prompts x methods x seeds become objects, and the meter counts those with two fronts.
 
-The same command goes on with what is not finished: RUN/runs/KEY/ is the run of one job and how it ended (``jobs.py``),
+The same command goes on with what is not finished: RUN/runs/KEY/ is the run of one job and how it ended,
 RUN/looks/ what the meter saw of each, RUN/meter.json the meter's errors, measured once.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 from functools import partial
 from pathlib import Path
@@ -19,10 +18,10 @@ from threedgen.evaluation.toybox.held_out import without_front
 from threedgen.run.folder import slug
 from threedgen.run.progress import Count
 from threedgen.run.threads import set_threads
-from threedgen.run.workers import run_jobs
+from threedgen.systems.batch.jobs import FAILED, FINISHED, RECORD, REFUSED, make_all
 from threedgen.train.task import Stopped, Task, run_task
 
-from .jobs import FAILED, FINISHED, OVER, RECORD, REFUSED, Job, Plan, make, make_plan, write_record
+from .jobs import Plan, make_plan
 from .meter import Meter
 from .meter_errors import measure
 from .options import JanusBenchmarkConfig, JanusScoreConfig, MeteredConfig, asset_files, folder_of_assets
@@ -49,35 +48,6 @@ def evaluate(task: Task) -> None:
     results = collect(task, plan, rates)
     table = rows(config.methods, results, plan.prompts, rates, plan.refused)
     Report(task, table, results, rates, plan.left_out).finish()
-
-
-def make_all(config: JanusBenchmarkConfig, jobs: list[Job], root: Path, quiet: bool) -> int:
-    """Makes the objects that are not there; returns 0, or the exit code for the signal that stopped it."""
-    left = [job for job in jobs if read_json(root / job.key / RECORD).get("state") not in OVER]
-    refused = set[str]()
-    with Count("objects", len(jobs), quiet, done=len(jobs) - len(left)) as count:
-
-        def done(job: Job, state: str) -> None:
-            if state == REFUSED:
-                refused.add(job.method)
-            else:
-                count.add(1, job.prompt)
-
-        def failed(job: Job, reason: str) -> None:
-            write_record(root / job.key, FAILED, reason=f"given up after {config.attempts} attempts: {reason}")
-            count.add(1, job.prompt)
-
-        who = config.model_dump(include={"engine", "workers", "attempts", "address", "cpus", "gpus"})
-        lacking = (job for job in left if job.method not in refused)
-        work = partial(make, root=Path(os.path.abspath(root)), threads=threads(config))
-        return run_jobs(lacking, work, done, failed, **who)
-
-
-def threads(config: JanusBenchmarkConfig) -> int | None:
-    """CPU threads of a run: those that were asked for, or this worker's share of the machine."""
-    if config.threads is not None or config.engine == "here":
-        return config.threads
-    return max(1, int(config.cpus) if config.engine == "ray" else set_threads(None) // config.workers)
 
 
 def error_rates(task: Task) -> ErrorRates | None:

@@ -12,7 +12,7 @@ from threedgen.data.toybox.grammar import mentioned
 from threedgen.evaluation.toybox.identity import CLIP_MEAN, CLIP_STD, encoder_input, features, load_hub
 from threedgen.evaluation.toybox.probe import Probe
 
-from .options import CLIPSidesConfig, ProbeSidesConfig
+from .options import CLIP, WITHOUT_CLIP, CLIPSidesConfig, ProbeSidesConfig
 
 
 class ViewClassifier(Protocol):
@@ -59,8 +59,8 @@ class CLIPSides:
         from transformers import AutoTokenizer, CLIPModel
 
         self.config, kinds = config, (CLIPModel, AutoTokenizer)
-        where = "meter.classifier"
-        self.net, self.tokenizer = load_hub(config.weights, "CLIP", "openai/clip-vit-large-patch14", where, *kinds)
+        where, example = "meter.classifier", f"{CLIP}; {WITHOUT_CLIP}"
+        self.net, self.tokenizer = load_hub(config.weights, "CLIP", example, where, *kinds)
         self.size = int(self.net.config.vision_config.image_size)
         self.longest = int(self.net.config.text_config.max_position_embeddings)
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from threedgen.config import Config, ConfigError
-from threedgen.config.optional import require
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
 from threedgen.evaluation.toybox.options import ProbeConfig
 from threedgen.run.folder import user_path
+from threedgen.run.options import CrewConfig
 
 THRESHOLD = 0.4
 """Chosen on 500 fresh toybox objects, each as it is and with two fronts: 2.4 % false alarms, 97.2 % recall."""
@@ -24,13 +24,15 @@ class ProbeSidesConfig(ProbeConfig):
     name: Literal["probe"] = Field("probe", description="for objects of the toybox")
 
 
+CLIP = "openai/clip-vit-large-patch14"
+WITHOUT_CLIP = "meter.classifier.name=probe needs no CLIP, for assets that look like those of the toybox"
+
+
 class CLIPSidesConfig(Config):
     """CLIP, asked which of four sentences a view fits: for everything else."""
 
     name: Literal["clip"] = Field("clip", description="CLIP zero-shot, for anything that photos show")
-    weights: str = Field(
-        "openai/clip-vit-large-patch14", min_length=1, description="a folder or hub id; not one that assets learnt from"
-    )
+    weights: str = Field(CLIP, min_length=1, description="a folder or hub id; not one that assets learnt from")
     sentences: tuple[str, str, str, str] = Field(
         (
             "{prompt}, front view",
@@ -48,6 +50,17 @@ class CLIPSidesConfig(Config):
         if without := [sentence for sentence in value if "{prompt}" not in sentence]:
             raise ValueError(f"each sentence should have {{prompt}} in it (got {without[0]!r})")
         return value
+
+    def check(self) -> None:
+        from threedgen.guidance.weights.loading import cached, existing, is_hub_id, reachable
+
+        here = existing(self.weights) is not None or cached(self.weights, "config.json") is not None
+        if not here and not (is_hub_id(self.weights) and reachable()):
+            raise ConfigError(
+                f"CLIP {self.weights!r} is neither a folder here nor in the hub's cache, and cannot be fetched; where "
+                f"there is a network, `hf download {CLIP}` fetches one; {WITHOUT_CLIP}",
+                "weights",
+            )
 
 
 class MeterConfig(Config):
@@ -145,7 +158,7 @@ def asset_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".glb", ".gltf", ".obj"))
 
 
-class JanusBenchmarkConfig(MeteredConfig):
+class JanusBenchmarkConfig(MeteredConfig, CrewConfig):
     """Prompts x methods x seeds become objects, and the meter counts those with two fronts."""
 
     methods: tuple[str, ...] = Field(
@@ -159,14 +172,6 @@ class JanusBenchmarkConfig(MeteredConfig):
     toybox: int = Field(36, ge=1, le=1000, description="how many held-out toybox prompts, where none are given")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0, 1, 2), min_length=1)
     mesh: str = Field("mesh.glb", min_length=1, description="file of a run to look at; checkpoints: the field in them")
-    engine: Literal["here", "processes", "ray"] = Field(
-        "here", description="who works: this process, processes of this machine, or a Ray cluster"
-    )
-    workers: int = Field(1, ge=1, le=10_000, description="of the engines processes and ray, side by side")
-    address: str | None = Field(None, description="of the Ray cluster; null: RAY_ADDRESS, or a new one on this machine")
-    cpus: float = Field(1.0, gt=0, description="CPUs that a Ray worker asks for")
-    gpus: float = Field(0.0, ge=0, description="GPUs that a Ray worker asks for")
-    attempts: int = Field(3, ge=1, le=100, description="how often a run is tried that fails or loses its worker")
 
     @field_validator("mesh")
     @classmethod
@@ -182,14 +187,10 @@ class JanusBenchmarkConfig(MeteredConfig):
             if len(set(values)) < len(values):
                 twice = next(value for value in values if values.count(value) > 1)
                 raise ValueError(f"{key} should name each one once (got {twice!r} twice)")
-        if self.address is not None and self.engine != "ray":
-            raise ValueError(f"address belongs to engine=ray (got engine={self.engine})")
         return self
 
     def check(self) -> None:
         from .jobs import make_plan
 
-        if self.engine == "ray":
-            require("ray", "engine: ray", "choose engine=processes")
         super().check()
         make_plan(self)

@@ -62,7 +62,7 @@ def evaluate(task: Task) -> None:
     config: Evaluate3DConfig = task.config
     scores, cases = Scores(task), held_out_cases(config.prompts, config.seed, spread=True)
     places = [f"objects/{runs.slug(case.caption)}" for case in cases]
-    more = {"export.enabled": config.assets}
+    more: dict[str, Any] = {"export.enabled": config.assets}
     pairs = zip((case.caption for case in cases), places, strict=True)
     configs = [object_config(config, "config", *pair, **more) for pair in pairs]
     results = list[Result]()

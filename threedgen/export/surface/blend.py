@@ -78,12 +78,15 @@ class Mean:
         return np.where(self.known[:, None], mean, existing)
 
 
-def poisson(source: Array, target: Array, mask: Array, steps: int = 1000) -> Array:
+def poisson(source: Array, target: Array, mask: Array, steps: int = 1000, start: Array | None = None) -> Array:
     """The picture (H,W,C) in [0,1] that has the second differences of ``source`` inside of the mask (H,W) bool and is
-    ``target`` elsewhere, after so many steps of Jacobi's method from the target; the picture's border is outside."""
+    ``target`` elsewhere, after so many steps of Jacobi's method from the ``start``, by default the target; the
+    picture's border is outside. After n steps what is farther than some sqrt(n) pixels inside is as it was."""
     inside = np.zeros_like(mask, bool)
     inside[1:-1, 1:-1] = mask[1:-1, 1:-1]
     wanted, found = 4 * source - _neighbours(source), target.copy()
+    if start is not None:
+        found[inside] = start[inside]
     for _ in range(steps):
         found[inside] = (0.25 * (_neighbours(found) + wanted))[inside]
     return np.clip(found, 0, 1)

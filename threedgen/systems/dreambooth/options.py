@@ -8,8 +8,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from threedgen.config import Config, ConfigError, Scheduled
 from threedgen.config.registry import Component
-from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, TrainerConfig
 from threedgen.run.prompts import tidy, without
+from threedgen.systems.prompted import PromptedConfig
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
@@ -55,7 +56,7 @@ class SheetConfig(Config):
     azimuth: float = Field(20.0, ge=-360, le=360, description="degrees, of the first view; 0 is the front")
 
 
-class MVDreamBoothConfig(RunConfig):
+class MVDreamBoothConfig(PromptedConfig):
     """Teach a multi-view prior one subject from a few photos."""
 
     photos: Paths = Field((), description="a folder, or files, with 2 to 100 photos of one subject; 4 to 6 are usual")
@@ -100,3 +101,4 @@ class MVDreamBoothConfig(RunConfig):
             raise ConfigError(f"should also say of what kind the subject is, such as {example}", "prompt")
         find(self.photos)
         super().check()
+        self.check_prompt()

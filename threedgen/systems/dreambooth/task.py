@@ -49,7 +49,7 @@ def tune(task: Task) -> Status:
     pictures = seen_photos(config, folder, prior.image_size)
     base = subject_weights.checksum(prior.unet, prior.text_encoder)
     subject_weights.add_word(prior.tokenizer, prior.text_encoder, config.identifier, like=config.tuning.like)
-    notes = warn_about(config.prompt, prior)
+    notes = warn_about(config.prompt, prior, config.prompt_notes())
     system = DreamBoothSystem(config, prior, pictures, base, class_pictures(config, folder, prior, task.quiet))
     if not sheet(folder, 0).exists():
         with aside(system), writing(folder):

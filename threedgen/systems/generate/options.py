@@ -11,17 +11,12 @@ from threedgen.config import Config, ConfigError, Layer, Scheduled, merge, plain
 from threedgen.config.errors import within
 from threedgen.config.registry import Component
 from threedgen.config.renamed import in_tree
-from threedgen.config.sections import (
-    CheckpointConfig,
-    MultiviewCameraConfig,
-    OrbitCameraConfig,
-    RunConfig,
-    TrainerConfig,
-)
+from threedgen.config.sections import CheckpointConfig, MultiviewCameraConfig, OrbitCameraConfig, TrainerConfig
 from threedgen.export.options import ExportSection
 from threedgen.guidance.options import ViewPromptsConfig
 from threedgen.representations.options import MarchConfig, OccupancyConfig
 from threedgen.run.prompts import tidy
+from threedgen.systems.prompted import PromptedConfig
 from threedgen.viewer.options import ViewConfig
 
 
@@ -117,12 +112,11 @@ class ResultConfig(Config):
     mesh_resolution: int = Field(128, ge=16, le=512, description="grid points along an edge for marching cubes")
 
 
-class GenerateConfig(RunConfig):
+class GenerateConfig(PromptedConfig):
     """A prompt becomes a 3D object: cameras -> render -> distillation -> step."""
 
     renamed: ClassVar[dict[str, str | None]] = {"judged": "guidance_input", "groups": "scenes_per_step"}
 
-    prompt: str = Field("", description="what to make; taken as it is")
     negative_prompt: str = Field("", description="what to stay away from")
     view_prompts: ViewPromptsConfig = ViewPromptsConfig()
     prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="who judges the views")
@@ -235,6 +229,7 @@ class GenerateConfig(RunConfig):
     def check(self) -> None:
         tidy(self.prompt)
         super().check()
+        self.check_prompt()
         for name in self.stages:
             with within(f"stages.{name}"):
                 self.stage(name).check()

@@ -28,6 +28,7 @@ from threedgen.geometry.images import grid, to_uint8, write_mp4, write_png
 from threedgen.geometry.rigs import turntable
 from threedgen.run.folder import replacing
 from threedgen.run.metrics import read_summary
+from threedgen.run.text import say
 from threedgen.systems.generate.options import ResultConfig
 
 from .system import GenerateSystem
@@ -67,6 +68,14 @@ class Run:
         """The GLB in asset/: textured, within the triangle budget; its levels of detail and collider lie beside it."""
         figures = read_summary(self.folder).get("asset")
         return self.file(str(figures["file"])) if isinstance(figures, dict) and "file" in figures else None
+
+
+def tell(run: Run, quiet: bool = False) -> None:
+    """Prints where a run's asset and page are, and last its folder."""
+    for name, path in (("asset", run.asset), ("page", run.report)):
+        if path is not None and not quiet:
+            say(f"{name}: {path}")
+    say(str(run.folder))
 
 
 def view_azimuths(options: OrbitCameraConfig) -> NDArray[np.floating]:
@@ -132,17 +141,23 @@ def make_asset(system: GenerateSystem, folder: Path) -> ExportedAsset:
 
 
 def write_asset(system: GenerateSystem, folder: Path, notes: list[str]) -> dict[str, Any]:
-    """Writes folder/asset; returns figures for the summary.
+    """Writes folder/asset, if it can be made; returns figures for the summary."""
+    again = f" (launch.py --config export run={folder} tries again)"
+    return try_asset(lambda: make_asset(system, folder / FOLDER), folder, notes, again)
+
+
+def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str], again: str = "") -> dict[str, Any]:
+    """Has folder/asset written by `make`; returns figures for the summary. `again`: how to try once more.
 
     The run is done, so whatever stands in the way of its asset (a full field, a strict check, a full disk, Ctrl-C, a
     fault in a library) is one note and no error, and there is no asset; a budget that the shape does not allow becomes
     the nearest.
     """
     try:
-        asset = make_asset(system, folder / FOLDER)
+        asset = make()
     except (Exception, KeyboardInterrupt) as error:
         logger.debug("no asset", exc_info=error)
-        _note(notes, f"no asset: {in_a_line(error)} (launch.py --config export run={folder} tries again)")
+        _note(notes, f"no asset: {in_a_line(error)}{again}")
         shutil.rmtree(folder / FOLDER, ignore_errors=True)  # half of it, or that of an earlier, shorter part of the run
         return {}
     for text in asset.notes + asset.problems:

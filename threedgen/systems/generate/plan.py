@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from threedgen.guidance import sdxl
 from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.weights.meta_networks import MetaNetworks, meta_networks
 from threedgen.representations.volume.render import BACKWARD, sample_bytes
@@ -19,6 +20,7 @@ from threedgen.run.memory import free_bytes, graph_bytes
 from threedgen.run.prompts import tidy
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.options import GenerateConfig
+from threedgen.train.plan import END, device_line, notes
 from threedgen.train.task import device as device_name
 
 from .system import GenerateSystem, jump, places
@@ -40,18 +42,18 @@ def plan(config: GenerateConfig) -> str:
     for part in parts:
         check_backends(part)
     device = torch.device(device_name(config.trainer.accelerator))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     needed, free = max((memory(part, device) for part in parts), key=lambda m: sum(m.values())), free_bytes(device)
     total = sum(needed.values())
     lines += [
-        f"device: {device}, {name}, {free / 1e9:.1f} GB free",
+        *notes(config),
+        device_line(config),
         f"memory: about {total / 1e9:.1f} GB ({', '.join(f'{k} {v / 1e9:.1f}' for k, v in needed.items())})",
     ]
     if total > free:
         lines.append(
             "memory: more than is free; march.chunk makes the render smaller, scenes_per_step and size the rest"
         )
-    return "\n".join([*lines, "nothing was run or written"])
+    return "\n".join([*lines, END])
 
 
 def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:
@@ -97,8 +99,9 @@ def unet_bytes(prior: MetaNetworks, size: int) -> float:
 
     def predict(n: int) -> Any:
         labels = None if prior.unet.class_embedding is None else torch.empty(n, 16, device="meta")
-        text = torch.empty(n, TOKENS, width, device="meta")
-        return prior.unet(_meta(n, c["in_channels"], side, side), _meta(n), text, class_labels=labels).sample
+        text = torch.empty(n, TOKENS + sdxl.told_more(prior.unet), width, device="meta")
+        words, more = sdxl.taken_apart(prior.unet, text, size, size)
+        return prior.unet(_meta(n, c["in_channels"], side, side), _meta(n), words, class_labels=labels, **more).sample
 
     return a_picture(predict)
 

@@ -22,6 +22,7 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit, sample_multiview, surround
 from threedgen.geometry.views import Pixels, Views
+from threedgen.guidance.diffusion import Reference
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
 from threedgen.representations import losses
@@ -57,6 +58,7 @@ class GenerateSystem(System):
     text: Tensor
     views: Tensor
     drawn: Tensor
+    reference: Reference | None = None  # what the prior saw of a picture of the thing, once it is on its device
 
     def __init__(
         self,
@@ -104,6 +106,7 @@ class GenerateSystem(System):
 
     def setup(self, stage: str) -> None:
         self.prior.to(self.device)
+        self.reference = self.prior.reference(self.text[:1].to(self.device))
 
     # -- one step -----------------------------------------------------------------------------------------------
     def size(self, step: int) -> int:
@@ -178,7 +181,7 @@ class GenerateSystem(System):
         c, views = self.config, []
         for rig in self.rig.groups():
             pictures = self.pictures(rig.cameras).to(self.device)
-            given = view_text(self.text, rig, c.view_prompts)
+            given = replace(view_text(self.text, rig, c.view_prompts), reference=self.reference)
             views.append(redrawn(self.prior, pictures, rig, given, c.refine, strength, rng))
         self.drawn.copy_(torch.cat(views))
 
@@ -196,7 +199,8 @@ class GenerateSystem(System):
         c2w = rig.cameras.c2w.to(self.device)
         camera = self.prior.camera(c2w) if c.views_per_scene > 1 else None
         poses: Any = {"camera": camera, "n_view": c.views_per_scene, "c2w": c2w}
-        given = replace(view_text(self.text, rig, c.view_prompts), plain=self.text[:1], **poses)
+        told: Any = {"plain": self.text[:1], "reference": self.reference}
+        given = replace(view_text(self.text, rig, c.view_prompts), **told, **poses)
         distilled, logs = self.distill(latents, self.prior.denoise, given, step, self.rng(step, "distillation"))
         terms = {"distillation": distilled} | self.regularisers(result, weights)
         loss = sum(weights[name] * value for name, value in terms.items())

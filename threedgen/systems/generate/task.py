@@ -41,7 +41,7 @@ from threedgen.viewer.live import LiveView
 from threedgen.viewer.options import LIVE
 from threedgen.viewer.report import PAGE, write_report
 
-from .outputs import FILES, Run, make_asset, write_results
+from .outputs import FILES, Run, make_asset, tell, write_results
 from .system import GenerateSystem
 
 logger = logging.getLogger(__name__)
@@ -68,11 +68,7 @@ def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False)
     """Carry out a config; returns the exit code.  Asset and page are printed, and the results' folder last."""
     status = run_status(config, resume, quiet)
     if status in (Status.FINISHED, Status.INTERRUPTED):
-        left = Run(Path(str(config.out)), status.value)
-        for name, path in (("asset", left.asset), ("page", left.report)):
-            if path is not None and not quiet:
-                say(f"{name}: {path}")
-        say(str(config.out))
+        tell(Run(Path(str(config.out)), status.value), quiet)
     return status.exit_code
 
 
@@ -100,7 +96,7 @@ def optimise(task: Task, start: Path | None = None) -> Status:
     prior: Prior
     with enough_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
         prior = task.load_prior()
-        notes = warn_about(config.prompt, prior)
+        notes = warn_about(config.prompt, prior, config.prompt_notes())
         text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
         views, cameras = preview(config, prior, prompt, folder)
     if not config.refine_steps:

@@ -106,7 +106,7 @@ def write_sheet(
     c2w = torch.stack([views.at.c2w for views in truth]).to(device)
     K = torch.stack([views.at.K[0] for views in truth]).to(device)
     rngs = [generator(seed, scene, "sheet") for scene in scenes]
-    steps, scale = 1 if options.regression else options.sheet_steps, options.sheet_guidance
+    steps, scale = 1 if options.regression else options.sheet_steps, options.guidance_scale
     drawn = sample_views(model, x, c2w[:, :1], c2w[:, 1:], K, rngs, steps=steps, guidance_scale=scale)
     rows = [
         row

@@ -2,7 +2,7 @@
 
 RUN/sampled.png         the picture as the model sees it, then the sampled views, ring by ring
 RUN/views.safetensors   the same, kept for a run that goes on
-RUN/turntable.mp4, views.png, mesh.glb   of the field, as after a prompt
+RUN/turntable.mp4, views.png, mesh.glb, asset, report.html   of the field, as after a prompt
 
 The object is around the origin of the sampled cameras; the mesh is in radii of the field, half the cameras' distance.
 """
@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash
-from threedgen.export.run_field import view_of
+from threedgen.export.asset import ExportedAsset, make_asset
+from threedgen.export.options import FOLDER
+from threedgen.export.run_field import asset_name, view_of
+from threedgen.export.shape.from_field import FieldView, dense_surface
+from threedgen.export.task import save
 from threedgen.geometry import picture_file
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import grid, readable, write_png
@@ -33,8 +37,10 @@ from threedgen.representations.fit import Bounds, SceneField, border_colour, fit
 from threedgen.run.cache import kept
 from threedgen.run.folder import writing
 from threedgen.run.progress import Count
-from threedgen.systems.generate.outputs import write_mesh, write_turn
-from threedgen.train.task import Task, run_task
+from threedgen.systems.generate.outputs import Run, tell, try_asset, write_mesh, write_turn
+from threedgen.train.loop import Status
+from threedgen.train.task import Task, carry_out
+from threedgen.viewer.report import PAGE, write_report
 
 from .options import ImageTo3DConfig
 
@@ -56,14 +62,27 @@ def make(task: Task) -> None:
         provenance = {"image": Path(config.image).name, "seed": config.seed, "config_hash": config_hash(config)}
         view = view_of(field.field, field.occupancy, field.march, field.device)
         figures = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
-        task.summarise(notes=notes, **figures)
+        if figures and config.export.enabled:
+            figures |= try_asset(lambda: asset(view, config, provenance, folder / FOLDER), folder, notes)
+        made = [figures["asset"]["file"]] if "asset" in figures else []
+        task.summarise(notes=notes, files=[*made, PAGE], **figures)
+        write_report(folder)
+
+
+def asset(view: FieldView, config: ImageTo3DConfig, provenance: dict[str, Any], place: Path) -> ExportedAsset:
+    """Writes the asset of the field into `place`, named after the picture. Raises ConfigError."""
+    dense, notes = dense_surface(view, config.export.grid)
+    made = make_asset(dense, config.export, asset_name(config.export.name or config.prompt), view, provenance, True)
+    made.notes = notes + made.notes
+    save(made, place, config.export)
+    return made
 
 
 def sampled(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool) -> Views:
     """The picture and the views sampled from it, with their cameras."""
     count = len(config.rings) * config.views
-    with Count("sampling steps", count * config.sampling.steps, quiet) as progress:
-        sampler = ThreeDiMSampler(config.sampler, lambda done, total, x0: progress.add(1))
+    with Count("sampling steps", count * config.sampler.steps, quiet) as progress:
+        sampler = ThreeDiMSampler(config.threedim, lambda done, total, x0: progress.add(1))
         height, width = sampler.model.picture_size
         at = cameras(config, sampler.cameras, height, width)
         picture = read_picture(Path(config.image).expanduser(), height, width)
@@ -117,4 +136,10 @@ def from_ball(field: SceneField, at: Cameras) -> Cameras:
     return replace(at, c2w=c2w)
 
 
-run = partial(run_task, make, files=("sampled.png", "turntable.mp4", "views.png", "mesh.glb"))
+def run(config: ImageTo3DConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Carry out a config; returns the exit code.  Asset and page are printed, and the results' folder last."""
+    task = Task(config, resume, quiet, ("sampled.png", "turntable.mp4", "views.png", "mesh.glb"))
+    status = carry_out(make, task)
+    if status is Status.FINISHED:
+        tell(Run(task.folder, status.value), quiet)
+    return status.exit_code

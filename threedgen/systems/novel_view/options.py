@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from threedgen.config import Config, ConfigError
 from threedgen.config.errors import called
 from threedgen.config.sections import CheckpointConfig, OrbitCameraConfig, RunConfig, TrainerConfig
 from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
+from threedgen.export.options import ExportSection
 from threedgen.geometry.picture_file import read_picture
 from threedgen.guidance.options import MultiviewWeights
 from threedgen.guidance.threedim.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
@@ -62,6 +63,8 @@ class LatentsConfig(Config):
 class PairTrainingConfig(Config):
     """How it learns (3DiM, section 7.2); the defaults are the paper's, but for bf16."""
 
+    renamed: ClassVar[dict[str, str | None]] = {"sheet_guidance": "guidance_scale"}
+
     batch: int = Field(128, ge=1, description="pairs that a device sees at once")
     dropped: float = Field(0.1, ge=0, le=1, description="share of the pairs whose condition is dropped, for guidance")
     learning_rate: float = Field(1e-4, gt=0, description="of Adam, after the warm-up")
@@ -86,7 +89,7 @@ class PairTrainingConfig(Config):
     sheet_scenes: int = Field(3, ge=0, le=100, description="held-out scenes on the sheet of samples")
     sheet_views: int = Field(6, ge=1, le=100, description="views that are sampled of each")
     sheet_steps: int = Field(32, ge=1, le=1000, description="denoising steps of a view")
-    sheet_guidance: float = Field(2.0, ge=0, description="scale of classifier-free guidance on the sheet")
+    guidance_scale: float = Field(2.0, ge=0, description="of the sample sheet")
 
 
 class TrainThreeDiMConfig(RunConfig):
@@ -112,6 +115,8 @@ class TrainThreeDiMConfig(RunConfig):
 class ImageTo3DConfig(RunConfig):
     """A picture becomes a 3D object: views around it are sampled, and a field is fitted to them."""
 
+    renamed: ClassVar[dict[str, str | None]] = {"sampling": "sampler"}
+
     image: str = Field("", description="file with a picture of an object on white, or cut out (transparent around it)")
     weights: str = Field(
         "embedded",
@@ -126,7 +131,7 @@ class ImageTo3DConfig(RunConfig):
         (20.0, 50.0, 0.0), min_length=1, description="elevations of the rings of sampled views, degrees, in this order"
     )
     views: int = Field(16, ge=2, le=1000, description="views of a ring, evenly around the object")
-    sampling: SamplingConfig = SamplingConfig(steps=64)
+    sampler: SamplingConfig = Field(SamplingConfig(steps=64), description="how the views are sampled")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="precision of the network")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     protocol: Annotated[PaperProtocolConfig | SubsampledProtocolConfig, Field(discriminator="name")] = Field(
@@ -136,6 +141,7 @@ class ImageTo3DConfig(RunConfig):
         ResultConfig(turntable=OrbitCameraConfig(n_view=60, distance=2.0, height=256, width=256)),
         description="distances are in radii of the field: at 2 are the cameras of the sampled views",
     )
+    export: ExportSection = ExportSection()
 
     @property
     def prompt(self) -> str:
@@ -143,13 +149,14 @@ class ImageTo3DConfig(RunConfig):
         return Path(self.image).stem
 
     @property
-    def sampler(self) -> ThreeDiMSamplerConfig:
+    def threedim(self) -> ThreeDiMSamplerConfig:
+        """The model, as the task consistency is told of it."""
         own = {"weights": self.weights, "dtype": self.dtype, "device": self.device}
-        return ThreeDiMSamplerConfig(**self.sampling.model_dump(), **own)
+        return ThreeDiMSamplerConfig(**self.sampler.model_dump(), **own)
 
     def check(self) -> None:
         if not self.image:
             raise ConfigError("there is none: give the file of a picture, image=car.png", "image")
         read_picture(user_path(self.image, "image"), self.image, "image")
-        self.sampler.check()
+        self.threedim.check()
         super().check()

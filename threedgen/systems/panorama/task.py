@@ -36,7 +36,7 @@ from .outputs import FILM, PAGE, PICTURE, write_given, write_panorama
 def make(task: Task) -> None:
     """Draws the views and writes what is made of them. Raises ConfigError; Stopped after Ctrl-C."""
     config: PanoramaConfig = task.config
-    texts, model = config.texts(), task.load_prior()
+    texts, model = config.texts(), task.load_prior().compact()
     require(model, config)
     notes = list(dict.fromkeys(note for text in dict.fromkeys(texts) for note in warn_about(text, model)))
     size, fov, R = config.size, radians(config.fov), ring(config.views)

@@ -7,14 +7,13 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from threedgen.config.registry import Component
-from threedgen.config.sections import RunConfig
 from threedgen.run.prompts import tidy
+from threedgen.systems.prompted import PromptedConfig
 
 
-class SampleConfig(RunConfig):
+class SampleConfig(PromptedConfig):
     """Sample views of one object from a prior, without any 3D work."""
 
-    prompt: str = Field("", description="what to draw; taken as it is")
     negative_prompt: str = ""
     suffix: str = Field("", description="added to a prompt that does not say 3d, such as ', 3d asset' for MVDream")
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream", "stable-diffusion"))] = Field(
@@ -39,3 +38,4 @@ class SampleConfig(RunConfig):
     def check(self) -> None:
         tidy(self.prompt)
         super().check()
+        self.check_prompt()

@@ -21,7 +21,7 @@ def sample(task: Task) -> None:
     config: SampleConfig = task.config
     prompt = tidy(config.prompt)
     prior = task.load_prior()
-    notes = warn_about(config.prompt, prior)
+    notes = warn_about(config.prompt, prior, config.prompt_notes())
     pipeline = prior.pipeline()
     pipeline.set_progress_bar_config(disable=True)
     rows = [

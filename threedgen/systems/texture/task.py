@@ -61,7 +61,7 @@ def texture(task: Task) -> None:
     keys = list(shots.keys or choose_keys(shots, config.key_overlap))
     notes += check_overlap(shots, keys, config.prior.overlap, "path" if config.scannet is None else "scannet")
     say_once(notes)
-    model = task.load_prior()
+    model = task.load_prior().compact()
     check_model(model, config)
     for text in dict.fromkeys(shots.prompts):
         notes += [note for note in warn_about(text, model) if note not in notes]

@@ -6,17 +6,21 @@ RUN/views.safetensors keeps them for a run that was stopped behind their drawing
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import within
-from threedgen.data.reference import read_reference
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import write_png
 from threedgen.guidance.mvadapter.model import MVAdapter
+from threedgen.guidance.mvadapter.pictures import framed
+from threedgen.run.arrays import Array
 from threedgen.run.cache import kept
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
@@ -25,7 +29,8 @@ from threedgen.run.seeding import generator
 from threedgen.run.workers import STOPPED, Stopped
 from threedgen.train.task import Task
 
-from .options import DrawingConfig
+from .inpainting import Paint
+from .options import DrawingConfig, TextureObjectConfig
 
 VIEWS = "views"
 
@@ -39,37 +44,69 @@ def draw(task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None) -> tupl
     """
     config: DrawingConfig = task.config
     require(model, config, at, maps is not None)
-    notes = warn_about(config.prompt, model) if config.prompt.strip() else []
+    notes = warn_about(config.prompt, model, config.prompt_notes()) if config.prompt.strip() else []
     model.note_views(at.c2w)
-    picture = None if config.image is None else read_reference(config.image, at.height, at.width)
+    cut = config.cut_out()
+    picture = None if cut is None else framed(torch.from_numpy(cut), at.height, at.width)
     shape = (len(at), at.height, at.width, 3)
 
     def sample() -> Tensor:
         control = model.camera(at.c2w) if maps is None else maps
-        count = itertools.count()
-        with Interrupts() as interrupts, Count("drawing", config.steps, task.quiet) as progress:
-
-            def on_step() -> None:
-                if interrupts.stop:
-                    raise Stopped(STOPPED[0])
-                progress.show(next(count))  # so many are done
-
-            drawn = model.draw(
+        with counted(task, "drawing") as on_step:
+            return model.draw(
                 config.text(),
                 control,
                 picture,
                 (at.height, at.width),
                 steps=config.steps,
                 guidance_scale=config.guidance_scale,
+                image_scale=config.image_scale,
                 negative_prompt=config.negative_prompt,
                 generator=generator(config.seed, 0, "views"),
                 eta=config.eta,
                 on_step=on_step,
             )
-            progress.show(config.steps)
-        return drawn
 
     return kept(task.folder / "views.safetensors", "views", shape, sample), notes
+
+
+def painter(task: Task, model: MVAdapter) -> Paint:
+    """Paints holes of pictures by the 2D model of an adapter, of what the prompt says."""
+    config: TextureObjectConfig = task.config
+    how: Any = config.complete
+
+    def paint(picture: Array, hole: Array, number: int) -> Array:
+        with counted(task, f"painting what no side shows, view {number + 1}", how.repeats) as on_step:
+            painted = model.inpaint(
+                config.text(),
+                torch.from_numpy(picture),
+                torch.from_numpy(hole),
+                config.steps,
+                how.guidance_scale,
+                config.negative_prompt,
+                how.repeats,
+                generator(config.seed, number, "painting"),
+                on_step,
+            )
+        return painted.numpy()
+
+    return paint
+
+
+@contextmanager
+def counted(task: Task, what: str, times: int = 1) -> Iterator[Callable[[], None]]:
+    """What is to be called before each step of a sampling, ``times`` for each of the config's: it shows how far it is,
+    and raises Stopped after Ctrl-C."""
+    count = itertools.count()
+    with Interrupts() as interrupts, Count(what, times * task.config.steps, task.quiet) as progress:
+
+        def on_step() -> None:
+            if interrupts.stop:
+                raise Stopped(STOPPED[0])
+            progress.show(next(count))  # so many are done
+
+        yield on_step
+        progress.show(progress.total)
 
 
 def require(model: MVAdapter, config: DrawingConfig, at: Cameras, geometry: bool) -> None:

@@ -119,9 +119,14 @@ def control_maps(mesh: TexturedMesh, at: Cameras) -> Array:
     return maps.permute(0, 2, 3, 1).numpy()
 
 
-def preview(mesh: TexturedMesh, size: int = 256, finer: int = 2) -> Array:
-    """The six sides (6,size,size,3) of the bare mesh, grey, lit from the camera and from above, on white."""
-    at = six_sides(size * finer)
+def preview(mesh: TexturedMesh, size: int = 256) -> Array:
+    """The six sides (6,size,size,3) of the bare mesh."""
+    return bare(mesh, six_sides(size))
+
+
+def bare(mesh: TexturedMesh, at: Cameras, finer: int = 2) -> Array:
+    """Pictures (V,H,W,3) of a mesh without its texture, grey, lit from the camera and from above, on white."""
+    at = at.with_size(at.height * finer, at.width * finer)
     found = rasterise_views(mesh.vertices, mesh.faces, at)
     normals = interpolate(mesh.normals, mesh.faces, found)
     facing = np.abs((normals * at.c2w[:, None, None, :3, 2].numpy()).sum(-1))

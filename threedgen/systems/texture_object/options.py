@@ -6,20 +6,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from threedgen.config import ConfigError
+from threedgen.config import Config, ConfigError
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
+from threedgen.run.arrays import Array
 from threedgen.run.folder import user_path
 from threedgen.run.prompts import tidy
+from threedgen.systems.prompted import PromptedConfig
 from threedgen.systems.texture.options import MESHES, check_mesh, power_of_two
 
 Axis = Literal["auto", "+x", "-x", "+y", "-y", "+z", "-z"]
 
 
-class DrawingConfig(RunConfig):
+class DrawingConfig(PromptedConfig):
     """What views of a thing show, and who draws them."""
 
-    prompt: str = Field("", description="what to draw; taken as it is")
     negative_prompt: str = Field("", description="what to stay away from")
     image: str | None = Field(
         None,
@@ -37,6 +38,9 @@ class DrawingConfig(RunConfig):
     guidance_scale: float | None = Field(
         None, ge=0, description="of text and picture together; null: 7, with a picture 3"
     )
+    image_scale: float | None = Field(
+        None, ge=0, description="of the picture apart, and guidance_scale of the text alone; null: of both together"
+    )
     eta: float = Field(0.0, ge=0, le=1, description="fresh noise of a step: 0 is DDIM, 1 as much as DDPM")
 
     @property
@@ -50,9 +54,11 @@ class DrawingConfig(RunConfig):
 
     def check_drawing(self, control: Literal["rays", "geometry"]) -> None:
         """Is there what drawing needs, told such things of the views? Raises ConfigError."""
-        from threedgen.geometry.picture_file import read_picture
-
         self.text()
+        if self.prior.image is not None:
+            raise ConfigError("is of text to 3D; here the picture of the thing is image=FILE", "prior.image")
+        if self.image is None and self.image_scale is not None:
+            raise ConfigError("has no effect without a picture of the thing, image=FILE", "image_scale")
         needs = "a mesh" if control == "geometry" else "a picture" if self.image is not None else ""
         if needs and self.prior.adapter is None:
             raise ConfigError(
@@ -60,8 +66,15 @@ class DrawingConfig(RunConfig):
                 "to, such as RUN/adapter.safetensors of train-mvadapter",
                 "prior.adapter",
             )
-        if self.image is not None:
-            read_picture(user_path(self.image, "image"), key="image")
+        self.cut_out()
+        if self.prompt.strip():
+            self.check_prompt()
+
+    def cut_out(self) -> Array | None:
+        """The pixels (h,w,4) in [0,1] of the picture, and how opaque the thing is there. Raises ConfigError."""
+        from threedgen.geometry.foreground import read_cut_out
+
+        return None if self.image is None else read_cut_out(str(user_path(self.image, "image")))
 
 
 class ThingConfig(RunConfig):
@@ -79,6 +92,26 @@ class ThingConfig(RunConfig):
         check_mesh(user_path(str(self.mesh), "mesh"))
 
 
+class SurfaceConfig(Config):
+    """What no side shows gets the colours around it, which diffuse on the surface."""
+
+    name: Literal["surface"] = Field("surface", description="colours diffuse on the surface, from where they are known")
+
+
+class InpaintConfig(Config):
+    """What no side shows is painted by the 2D model, view by view; what is left then gets the colours around it."""
+
+    name: Literal["inpaint"] = Field(
+        "inpaint", description="the 2D model paints it, from where most of it is seen, then from the next such place"
+    )
+    views: int = Field(8, ge=1, le=60, description="views at most")
+    least: float = Field(0.02, gt=0, le=1, description="share of a view to be painted, from which on it is")
+    guidance_scale: float = Field(7.0, ge=0, description="of the text, for the 2D model")
+    repeats: int = Field(
+        1, ge=1, le=20, description="times each step is taken; more agree better with what is around, and take longer"
+    )
+
+
 class TextureObjectConfig(ThingConfig, DrawingConfig):
     """Texture the mesh of a thing, from words, from a picture, or with pictures of its six sides."""
 
@@ -94,6 +127,17 @@ class TextureObjectConfig(ThingConfig, DrawingConfig):
         "auto", description="texture coordinates: the mesh's own, new ones, or auto: its own if no two places share one"
     )
 
+    complete: Annotated[SurfaceConfig | InpaintConfig, Field(discriminator="name")] = SurfaceConfig()
+
+    @property
+    def draws(self) -> bool:
+        return self.views is None and super().draws
+
+    @property
+    def paints(self) -> bool:
+        """Is there anything that the 2D model completes?"""
+        return self.complete.name == "inpaint" and (self.draws or self.views is not None)
+
     @model_validator(mode="after")
     def _fit(self) -> TextureObjectConfig:
         power_of_two(self.texture)
@@ -105,8 +149,11 @@ class TextureObjectConfig(ThingConfig, DrawingConfig):
         self.check_thing()
         if self.views is not None and not user_path(self.views, "views").is_dir():
             raise ConfigError(f"should be a folder with pictures of six sides (got {self.views!r})", "views")
-        if self.views is not None and self.draws:
+        if self.views is not None and (self.image is not None or self.prompt.strip() and not self.paints):
             raise ConfigError("are given, and there is a prompt or an image to draw others from; give one", "views")
-        if self.draws:  # else nobody needs the prior
+        if self.draws:
             self.check_drawing("geometry")
+        if self.paints:
+            self.text()
+        if self.draws or self.paints:  # else nobody needs the prior
             super().check()

@@ -3,9 +3,12 @@
 RUN/preview.png     the bare mesh from its six sides: what is taken as the front, and as above
 RUN/maps/           position/SIDE.png and normal/SIDE.png, what a model is told of the mesh, in MV-Adapter's world
 RUN/views/          SIDE.png, the sides as they were drawn, if they were
+RUN/views.png       the pictures of the sides, drawn or given
 RUN/textured.glb    the textured mesh, where and as large as it was in its file
 RUN/texture.png     its texture
-RUN/around.png      the mesh before and after, from all around
+RUN/before.png      the mesh without its texture, from all around
+RUN/after.png       the same with it
+RUN/report.html     a page with all of this
 """
 
 from __future__ import annotations
@@ -22,46 +25,59 @@ import torch
 
 from threedgen.export.files.check import Expected, Finding, check_glb
 from threedgen.export.files.glb import textured_glb_bytes
+from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.surface.blend import OBJECT
-from threedgen.export.surface.complete import diffuse
-from threedgen.export.surface.from_views import Completion, ViewTexture, render, texture_from_views
+from threedgen.export.surface.from_views import ViewTexture, render, texture_from_views
 from threedgen.geometry.images import grid, png, psnr, to_uint8, write_png
 from threedgen.geometry.rigs import orbit
+from threedgen.geometry.views import resize
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.run.arrays import Array
 from threedgen.run.folder import write_atomic, writing
 from threedgen.run.progress import Count
 from threedgen.train.task import Task, run_task
+from threedgen.viewer.textured import write_page
 
-from .drawing import draw, write_views
-from .mesh import SIDES, Thing, control_maps, preview, read_thing, six_sides
+from .drawing import draw, painter, write_views
+from .inpainting import inpainted
+from .mesh import SIDES, Thing, bare, control_maps, preview, read_thing, six_sides
 from .options import TextureObjectConfig
 from .views import read_sides
 
 logger = logging.getLogger(__name__)
 
-GLB, PREVIEW = "textured.glb", "preview.png"
-FILES = (PREVIEW, GLB, "texture.png", "around.png")
+GLB, PREVIEW, VIEWS = "textured.glb", "preview.png", "views.png"
+BEFORE, AFTER, PAGE = "before.png", "after.png", "report.html"
+FILES = (PREVIEW, VIEWS, GLB, "texture.png", BEFORE, AFTER, PAGE)
+ROWS = (
+    ("Before and after", "from all around, above the horizon and below it", ((BEFORE, "Before"), (AFTER, "After"))),
+    ("Sides", "the mesh, and what was drawn or given for it", ((PREVIEW, "Mesh"), (VIEWS, "Pictures"))),
+    ("Texture", "what of it no picture shows was completed", (("texture.png", "Texture"),)),
+)
 AROUND, SHOWN = 6, 256
-"""Cameras above the horizon, and as many below, of around.png; pixels of a picture in it."""
+"""Cameras above the horizon, and as many below, of before.png and after.png; pixels of a picture in a sheet."""
 LARGE = 512
 """Pixels of a side from which on it has some to spare beside edges."""
 
 
 @dataclass(frozen=True)
 class Textured:
-    """What became of a thing: its texture, the file's bytes, what the checker says of it, and how well the mesh shows
-    the pictures again where they are believed, in dB."""
+    """What became of a thing: its texture, the file's bytes, what the checker says of it, which share of the texels a
+    side shows, how many views of what none shows were painted, and how well the mesh shows the sides again where they
+    are believed, in dB."""
 
     texture: ViewTexture
     glb: bytes
     findings: tuple[Finding, ...]
+    seen: float
+    painted: int
     psnr: float
 
 
 def texture_object(task: Task) -> None:
     """Textures the mesh; writes what stands at the top of this module, and summary.json."""
     config: TextureObjectConfig = task.config
+    given = None if config.views is None else read_sides(Path(config.views).expanduser())
     thing = read_thing(config)
     for note in thing.notes:
         logger.warning("%s", note)
@@ -69,12 +85,12 @@ def texture_object(task: Task) -> None:
     with writing(task.folder):
         write_png(task.folder / PREVIEW, grid(preview(thing.mesh, SHOWN), 3, SIDES))
         write_maps(task.folder / "maps", maps)
-        sides = six_pictures(task, maps)
+        model: MVAdapter | None = task.load_prior() if config.draws or config.paints else None
+        sides = Sides(*given) if given is not None else drawn_sides(task, model, maps) if model else Sides()
         figures: dict[str, Any] = {"triangles": len(thing.mesh.faces), "notes": [*thing.notes, *sides.notes]}
         if sides.views is not None:
-            with Count("texturing", 12, task.quiet) as count:
-                done = textured(thing, sides.views, config, sides.masks, lambda: count.add(1))
-            figures |= write_textured(task.folder, thing, done)
+            done = textured(task, thing, sides, model if config.paints else None)
+            figures |= write_textured(task, thing, sides, done, figures["notes"])
         task.summarise(files=sides.files, **figures)
 
 
@@ -89,15 +105,9 @@ class Sides:
     files: Sequence[str] = ()
 
 
-def six_pictures(task: Task, maps: Array) -> Sides:
-    """Those that are given, or drawn as the ``maps`` (6,H,H,6) of the mesh have it. Raises ConfigError, OSError."""
-    config: TextureObjectConfig = task.config
-    if config.views is not None:
-        return Sides(*read_sides(Path(config.views).expanduser()))
-    if not config.draws:
-        return Sides()
-    model: MVAdapter = task.load_prior()
-    views, notes = draw(task, model, six_sides(config.size), torch.from_numpy(maps).permute(0, 3, 1, 2))
+def drawn_sides(task: Task, model: MVAdapter, maps: Array) -> Sides:
+    """Those that are drawn as the ``maps`` (6,H,H,6) of the mesh have it. Raises ConfigError, OSError."""
+    views, notes = draw(task, model, six_sides(task.config.size), torch.from_numpy(maps).permute(0, 3, 1, 2))
     return Sides(views.numpy(), notes=notes, files=write_views(task.folder, views, SIDES))
 
 
@@ -108,26 +118,38 @@ def write_maps(folder: Path, maps: Array) -> None:
         write_png(folder / "normal" / f"{side}.png", both[..., 3:])
 
 
-def textured(
-    thing: Thing,
-    views: Array,
-    config: TextureObjectConfig,
-    masks: Array | None = None,
-    on_view: Callable[[], None] = lambda: None,
-    complete: Completion = diffuse,
-) -> Textured:
-    """The thing as views (6,H,H,3) in [0,1] show it, in the order of SIDES; masks (6,H,H): where they do, else
-    everywhere. ``complete`` gives colours to what no view shows. Raises ConfigError if none shows any of it."""
-    at, mesh = six_sides(views.shape[1]), thing.mesh
+def textured(task: Task, thing: Thing, sides: Sides, model: MVAdapter | None = None) -> Textured:
+    """The thing as pictures of its sides show it; what none shows is painted by the ``model`` if there is one, and what
+    is left gets the colours around it. Raises ConfigError if none shows any of it."""
+    config, views = task.config, sides.views
+    assert views is not None
+    with Count("texturing", 2 * len(SIDES), task.quiet) as count:
+        made = seen_texture(thing.mesh, sides, config.texture, lambda: count.add(1))
+    whole, painted = made, 0
+    if model is not None:
+        whole, painted = inpainted(thing.mesh, made, model.image_size, config.complete, painter(task, model))
+    data, found = as_file(thing, whole, made.share, config)
+    return Textured(
+        whole, data, tuple(found), made.share, painted, seen_psnr(thing, replace(made, texture=whole.texture), views)
+    )
+
+
+def seen_texture(mesh: TexturedMesh, sides: Sides, size: int, on_view: Callable[[], None]) -> ViewTexture:
+    """The texture as the sides show it, the rest as around it; ``on_view``: called twice for each side."""
+    assert sides.views is not None
+    at = six_sides(sides.views.shape[1])
     trust = replace(OBJECT, margin=OBJECT.margin if at.height >= LARGE else 1)
-    made = texture_from_views(mesh, config.texture, at, views, trust, masks=masks, complete=complete, on_view=on_view)
-    extras = {"sides": list(SIDES), "triangles": len(mesh.faces), "texels_seen": round(made.share, 4)}
+    return texture_from_views(mesh, size, at, sides.views, trust, masks=sides.masks, on_view=on_view)
+
+
+def as_file(thing: Thing, made: ViewTexture, seen: float, config: TextureObjectConfig) -> tuple[bytes, list[Finding]]:
+    """The bytes of the textured mesh, and what the checker says of them."""
+    triangles = len(thing.mesh.faces)
+    extras = {"sides": list(SIDES), "triangles": triangles, "texels_seen": round(seen, 4)}
     maps = {"base_colour": png(to_uint8(made.texture))}
-    name = Path(str(config.mesh)).stem
-    data = textured_glb_bytes(thing.for_file(), maps, name, extras, open_surface=thing.open)
-    room = 4 + 6 * (config.texture / 1024) ** 2 + len(mesh.faces) / 10_000
-    found = check_glb(data, Expected(len(mesh.faces), config.texture, None, room, tuple(extras), scene=True))
-    return Textured(made, data, tuple(found), seen_psnr(thing, made, views))
+    data = textured_glb_bytes(thing.for_file(), maps, Path(str(config.mesh)).stem, extras, open_surface=thing.open)
+    room = 4 + 6 * (config.texture / 1024) ** 2 + triangles / 10_000
+    return data, check_glb(data, Expected(triangles, config.texture, None, room, tuple(extras), scene=True))
 
 
 def seen_psnr(thing: Thing, made: ViewTexture, views: Array) -> float:
@@ -138,30 +160,36 @@ def seen_psnr(thing: Thing, made: ViewTexture, views: Array) -> float:
     return psnr(views[whole], again[whole, :3]) if whole.any() else 0.0
 
 
-def write_textured(folder: Path, thing: Thing, done: Textured) -> dict[str, Any]:
-    """Writes texture, mesh and pictures; what summary.json tells of them. Raises OSError."""
+def write_textured(task: Task, thing: Thing, sides: Sides, done: Textured, notes: Sequence[str]) -> dict[str, Any]:
+    """Writes texture, mesh, pictures and page; what summary.json tells of them. Raises OSError."""
+    folder, config, texture, pictures = task.folder, task.config, done.texture.texture, sides.views
+    assert pictures is not None
     write_atomic(folder / GLB, done.glb)
-    write_png(folder / "texture.png", done.texture.texture)
-    write_png(folder / "around.png", around(thing, done.texture.texture))
+    write_png(folder / "texture.png", texture)
+    rings = [orbit(AROUND, radians(tilt), 2.2, radians(40), SHOWN, SHOWN, radians(30)) for tilt in (30, -30)]
+    before = [bare(thing.mesh, at) for at in rings]
+    after = [render(thing.mesh, texture, at, background=1.0) for at in rings]
+    write_png(folder / BEFORE, grid(np.concatenate(before), AROUND // 2))
+    write_png(folder / AFTER, grid(np.concatenate(after), AROUND // 2))
+    write_png(folder / VIEWS, grid(resize(torch.from_numpy(pictures), SHOWN, SHOWN), 3, SIDES))
     for finding in done.findings:
         logger.warning("%s: %s", GLB, finding.message)
+    seen, alike = round(done.seen, 4), round(done.psnr, 2)
+    title = config.prompt.strip() or Path(str(config.mesh)).stem
+    size = f"{len(thing.mesh.faces):,} triangles · {config.texture} x {config.texture} texels"
+    headline = (
+        size,
+        f"{100 * seen:.0f} % seen by a picture",
+        f"{alike:.1f} dB to the pictures where they are believed",
+    )
+    write_page(folder / PAGE, title, GLB, ROWS, headline, notes)
     return {
-        "texels_seen": round(done.texture.share, 4),
-        "psnr_of_views": round(done.psnr, 2),
+        "texels_seen": seen,
+        "texels_painted": round(done.texture.share - done.seen, 4),
+        "views_painted": done.painted,
+        "psnr_of_views": alike,
         "findings": [asdict(finding) for finding in done.findings],
     }
-
-
-def around(thing: Thing, texture: Array, size: int = SHOWN) -> Array:
-    """A sheet: the sides of the bare mesh, the same textured, and views from above and below the horizon."""
-    bare, sides = preview(thing.mesh, size), render(thing.mesh, texture, six_sides(size), background=1.0)
-    rings = [
-        render(
-            thing.mesh, texture, orbit(AROUND, radians(tilt), 2.2, radians(40), size, size, radians(30)), background=1.0
-        )
-        for tilt in (30, -30)
-    ]
-    return grid(np.concatenate([bare, sides, *rings]), AROUND)
 
 
 def run(config: TextureObjectConfig, resume: Path | None = None, quiet: bool = False) -> int:

@@ -10,7 +10,7 @@ from threedgen.config import Config, Scheduled
 from threedgen.config.errors import called
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
-from threedgen.guidance.options import Arrangement, Control, Layout, Shift
+from threedgen.guidance.choices import Arrangement, Control, Layout, Shift
 
 SIDES = 6
 """Views of an object."""

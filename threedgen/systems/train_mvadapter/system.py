@@ -17,9 +17,10 @@ from torch import Tensor
 from threedgen.data.bank import LatentBank, seen_in_step
 from threedgen.data.object_views import ObjectViews
 from threedgen.geometry.images import grid, write_png
+from threedgen.guidance.diffusion import Features
 from threedgen.guidance.mvadapter.cameras import ray_maps
 from threedgen.guidance.mvadapter.model import MVAdapter
-from threedgen.guidance.mvadapter.network import AdaptedUNet, Features
+from threedgen.guidance.mvadapter.network import AdaptedUNet
 from threedgen.guidance.mvadapter.pictures import PAPER
 from threedgen.guidance.mvadapter.weights import save_adapter
 from threedgen.run.arrays import Array

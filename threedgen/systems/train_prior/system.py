@@ -28,6 +28,8 @@ from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
+from threedgen.run.seeding import generator, numpy_generator
+from threedgen.systems.train_own_prior.options import TrainOwnPriorConfig
 from threedgen.train.system import AveragedSystem, timesteps
 
 from .options import MultiviewDiffusionConfig, NetworkConfig, TrainBaseConfig, TrainPriorConfig
@@ -61,20 +63,26 @@ def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, imag
 def multiview_model(base: MVDream, coarse: CoarsePredictor) -> MVDream:
     """Puts the same networks, not copied, around a UNet that sees a coarse prediction and has a camera branch; the
     weights of both are zero, so it begins as ``base``."""
+    unet = with_camera(widened(base.unet, coarse.config["latent_channels"]))
+    return MVDream(unet, base.vae, base.text_encoder, base.tokenizer, base.schedule, coarse)
+
+
+def with_camera(wide: Any) -> Any:
+    """A UNet with the weights of another one and a camera branch, which says nothing yet: its last weights are zero."""
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}
-    wide = widened(base.unet, coarse.config["latent_channels"])
     unet: Any = UNet2DConditionModel.from_config(wide.config, **camera)
     unet.load_state_dict(unet.state_dict() | wide.state_dict())
     with torch.no_grad():
         for parameter in unet.class_embedding.linear_2.parameters():
             parameter.zero_()
-    return MVDream(unet, base.vae, base.text_encoder, base.tokenizer, base.schedule, coarse)
+    return unet
 
 
 class DiffusionSystem(AveragedSystem):
     """A UNet with its running average. ``prior``, the frozen networks around it, is not part of the module.
 
-    pictures: single ones.  objects: four views of each, for a prior that takes cameras.
+    pictures: single ones.  objects: four views of each, for a prior that takes cameras.  All processes of a training
+    draw the same batch, and each learns from its part of it: their number changes nothing but rounding.
     """
 
     stage = "UNet"
@@ -82,7 +90,7 @@ class DiffusionSystem(AveragedSystem):
 
     def __init__(
         self,
-        config: TrainBaseConfig | TrainPriorConfig,
+        config: TrainBaseConfig | TrainPriorConfig | TrainOwnPriorConfig,
         prior: MVDream,
         pictures: LatentBank,
         objects: LatentBank | None = None,
@@ -95,6 +103,22 @@ class DiffusionSystem(AveragedSystem):
 
     def setup(self, stage: str) -> None:
         self.prior.to(self.device)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Number of this process, and of how many."""
+        return (self.global_rank, self.trainer.world_size) if getattr(self, "_trainer", None) else (0, 1)
+
+    def mean_of_all(self, loss: Tensor) -> float:
+        """The mean over all processes."""
+        one = loss.detach().clone()
+        return float(one if self.place[1] == 1 else self.trainer.strategy.reduce(one, reduce_op="mean"))
+
+    def rng(self, step: int, purpose: str) -> torch.Generator:
+        return generator(self.seed, step, purpose)  # equal in all processes
+
+    def numpy_rng(self, step: int, purpose: str) -> np.random.Generator:
+        return numpy_generator(self.seed, step, purpose)
 
     def entries(self, step: int, n_view: int, share: float) -> np.ndarray:
         """Those of a step, of ``n_view`` pictures each: the newest ``fresh`` ones, and others among all before them.
@@ -117,14 +141,16 @@ class DiffusionSystem(AveragedSystem):
         step, o, prior = int(batch), self.options, self.prior
         rng, gen = self.numpy_rng(step, "choices"), self.rng(step, "diffusion")
         bank, share = self.bank(step)
-        n_view = bank.source.n_view
+        n_view, mine = bank.source.n_view, slice(self.place[0], None, self.place[1])
         chosen = self.entries(step, n_view, share)
-        captions = [text if rng.random() >= o.no_text else "" for text in bank.captions(chosen)]
+        told = [rng.random() >= o.no_text for _ in chosen][mine]
+        t = timesteps(len(chosen), prior.schedule.T, at(o.timestep_power, step, self.max_steps), gen)[mine]
+        t = t.repeat_interleave(n_view)  # the views of an object share their noise level
+        noise = torch.randn(len(chosen), n_view, *prior.latent_shape, generator=gen)[mine].flatten(0, 1)
+        chosen = chosen[mine]
+        captions = [text if kept else "" for text, kept in zip(bank.captions(chosen), told, strict=True)]
         z = bank.latents(chosen).flatten(0, 1)
         camera = camera_vector(bank.c2w(chosen).flatten(0, 1)).to(self.device) if n_view > 1 else None
-        t = timesteps(len(chosen), prior.schedule.T, at(o.timestep_power, step, self.max_steps), gen)
-        t = t.repeat_interleave(n_view)  # the views of an object share their noise level
-        noise = torch.randn(z.shape, generator=gen)
         z, t, noise = z.to(self.device), t.to(self.device), noise.to(self.device)
         schedule = prior.schedule.to(self.device)
         with mixed(self.device, o.bf16):
@@ -133,7 +159,7 @@ class DiffusionSystem(AveragedSystem):
                 text = prior.text_encoder(ids).last_hidden_state.repeat_interleave(n_view, 0)
             out = prior.predict(schedule.add_noise(z, noise, t), t, text, camera, n_view).float()
         loss = F.mse_loss(out, schedule.target(z, noise, t))
-        self.metrics = {"loss_2d" if camera is None else "loss_3d": float(loss.detach())}
+        self.metrics = {"loss_2d" if camera is None else "loss_3d": self.mean_of_all(loss)}
         return loss
 
     def validate(self, step: int, folder: Path) -> None:

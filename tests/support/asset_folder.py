@@ -1,0 +1,68 @@
+"""A folder of small meshes with captions: good ones, and one of each kind that is left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import trimesh
+
+GOOD = {"ball.obj": "a grey ball", "box.glb": "a red box", "sub/plate.ply": "a blue plate"}
+
+
+def make_assets(folder: Path, more: int = 0) -> Path:
+    """Three good meshes (``GOOD``), ``more`` red boxes, and their captions.csv; returns the folder."""
+    (folder / "sub").mkdir(parents=True)
+    trimesh.creation.icosphere(subdivisions=1).export(folder / "ball.obj")
+    box((1, 2, 3)).export(folder / "box.glb")
+    plate = trimesh.creation.box((2, 2, 0.1))
+    plate.visual.vertex_colors = [0, 0, 255, 255]
+    plate.export(folder / "sub" / "plate.ply")
+    told = dict(GOOD)
+    for number in range(more):
+        told[f"box{number}.glb"] = f"box number {number}"
+        box((1, 1 + number, 1)).export(folder / f"box{number}.glb")
+    captions(folder, told)
+    return folder
+
+
+def box(sides: tuple[float, float, float]) -> trimesh.Trimesh:
+    """Red."""
+    made = trimesh.creation.box(sides)
+    made.visual.vertex_colors = [255, 0, 0, 255]
+    return made
+
+
+def captions(folder: Path, told: dict[str, str], header: str = "file,caption\n") -> None:
+    lines = (f'{file},"{caption}"\n' for file, caption in told.items())
+    (folder / "captions.csv").write_text(header + "".join(lines))
+
+
+def add_bad(folder: Path) -> None:
+    """Meshes that are broken, empty, enormous, without a caption; captions without a mesh, and empty."""
+    (folder / "broken.glb").write_bytes((folder / "box.glb").read_bytes()[:300])
+    (folder / "empty.ply").write_text("ply\nformat ascii 1.0\nelement vertex 0\nend_header\n")
+    (folder / "enormous.ply").write_text(
+        "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nelement face 6000000\nend_header\n"
+    )
+    box((1, 1, 1)).export(folder / "silent.glb")
+    with (folder / "captions.csv").open("a") as file:
+        file.write("broken.glb,a\nempty.ply,b\nenormous.ply,c\nlost.glb,d\nsilent.glb,\nbox.glb,again\n")
+
+
+def add_animated(folder: Path) -> None:
+    """A copy of the red box that says that it moves."""
+    scene = trimesh.Scene(box((1, 1, 1)))
+    for name, data in trimesh.exchange.gltf.export_gltf(scene).items():
+        (folder / name.replace("model", "moving")).write_bytes(data)
+    tree = json.loads((folder / "moving.gltf").read_text())
+    tree["animations"] = [{"channels": [], "samplers": []}]
+    (folder / "moving.gltf").write_text(json.dumps(tree))
+    with (folder / "captions.csv").open("a") as file:
+        file.write("moving.gltf,a moving box\n")
+
+
+def shows(pixels: np.ndarray) -> float:
+    """The share of a picture (H, W, 4) in which there is something."""
+    return float((pixels[..., 3] > 0.5).mean())

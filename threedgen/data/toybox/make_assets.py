@@ -1,0 +1,74 @@
+"""The task "make-toybox-assets": objects of the toybox as files, in a style of their own, to try on what is for users'
+own assets.
+
+    RUN/000/00017-a-blue-dog.glb, ...    y up, front +z, colours at the vertices
+    RUN/captions.csv                     file,caption
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from threedgen.run.folder import slug, write_atomic
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.progress import Count
+from threedgen.run.workers import STOPPED, Stopped
+from threedgen.train.task import Task, run_task
+
+from .primitives import BOX, DOME, TORUS, Asset, Primitive
+from .room_mesh import glb
+from .world import Toybox
+
+
+def make(task: Task) -> None:
+    """Writes the files that are not there yet. Raises Stopped after Ctrl-C."""
+    config, rows = task.config, [("file", "caption")]
+    box = StyledToybox(config.seed, config.split, config.style)
+    with Interrupts() as interrupts, Count("assets", config.count, task.quiet) as count:
+        for index in range(config.first, config.first + config.count):
+            if interrupts.stop:
+                raise Stopped(STOPPED[0])
+            asset = box.asset(index)
+            file = f"{index // 1000:03d}/{index:05d}-{slug(asset.caption)[:-9][:40].strip('-')}.glb"
+            rows.append((file, asset.caption))
+            if not (path := task.folder / file).is_file():
+                path.parent.mkdir(exist_ok=True)
+                vertices, faces, colours, _ = asset.mesh()
+                write_atomic(path, glb(vertices[faces], colours))
+            count.add(1, asset.caption)
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomic(task.folder / "captions.csv", text.getvalue())
+    task.summarise(assets=config.count)
+
+
+run = partial(run_task, make, result="captions.csv", again=True)
+
+
+class StyledToybox(Toybox):
+    """The toybox with each of its things made in another way; captions stay."""
+
+    def __init__(self, seed: int, split: Literal["train", "held-out"], style: Literal["plain", "blocks"]) -> None:
+        super().__init__(seed, split)
+        self.style = style
+
+    def asset(self, index: int) -> Asset:
+        asset = super().asset(index)
+        if self.style == "plain":
+            return asset
+        blocks = replace(asset, primitives=tuple(block(solid) for solid in asset.primitives))
+        farthest = max(float(np.linalg.norm(blocks.mesh()[0], axis=1).max()), 1e-6)
+        return blocks.moved(0.0, min(1.0, 0.85 / farthest))
+
+
+def block(solid: Primitive) -> Primitive:
+    """The box about a solid, in the solid's own frame."""
+    low, high = {DOME: (0.0, 1.0), TORUS: (-solid.param, solid.param)}.get(solid.kind, (-1.0, 1.0))
+    middle, half = np.array([0, 0, (low + high) / 2]), np.array([1, 1, (high - low) / 2])
+    return replace(solid, kind=BOX, matrix=solid.matrix * half, centre=solid.centre + solid.matrix @ middle)

@@ -1,0 +1,1 @@
+"""How near a prior comes to users' own assets."""

@@ -1,0 +1,115 @@
+"""The task "evaluate-own-prior": a prior draws assets by their captions, and what it draws is compared with their
+renders from the same cameras.
+
+RUN/samples/             what was drawn, kept: a run that was killed goes on
+RUN/report.json, .md     FID and likeness with intervals, and beside them those of other renders of the same assets
+RUN/drawn.png            of the first assets the truth, then what was drawn
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from threedgen.data.assets.make import render
+from threedgen.data.assets.shards import Shards
+from threedgen.data.assets.source import AssetViews
+from threedgen.evaluation.metrics.distributions import fid
+from threedgen.evaluation.metrics.figures import bootstrap, jackknife, mean
+from threedgen.evaluation.sampling import read_views, write_views
+from threedgen.evaluation.tables import finish, markdown_table, measured, rounded, thumbnails, write_strips
+from threedgen.evaluation.views.features import build
+from threedgen.geometry.images import to_uint8
+from threedgen.run.arrays import Array
+from threedgen.run.cache import digest
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.progress import Count
+from threedgen.run.seeding import generator
+from threedgen.run.workers import STOPPED, Stopped
+from threedgen.train.task import Task, run_task
+
+from .options import EvaluateOwnPriorConfig
+
+SMALL = 96
+"""Pixels of a view on the sheet."""
+
+
+def evaluate(task: Task) -> None:
+    """Renders if need be, draws, compares. Raises ConfigError, Stopped."""
+    config: EvaluateOwnPriorConfig = task.config
+    shards = Shards(config.rendered) if config.rendered else render(config, task.folder, task.quiet)
+    entries, look = shards.entries[: config.count], build(config.features)
+    truth, other = (AssetViews(shards, entries, seed, config.n_view) for seed in (config.seed, config.seed + 1))
+    true, drawn = draw_all(task, truth)
+    size = true.shape[2]
+    second = to_uint8(other.block(range(len(entries)), size).rgb).reshape(true.shape)
+    features = [np.stack([look(torch.from_numpy(views))[0] for views in row]) for row in (true, drawn, second)]
+    figures = {"drawn": compare(features[1], features[0]), "other renders": compare(features[2], features[0])}
+    strips = [thumbnails(row[k], SMALL) for k in range(min(config.drawn, len(entries))) for row in (true, drawn)]
+    labels = [text for entry in entries[: config.drawn] for text in (entry.caption, "drawn")]
+    write_strips(task.folder / "drawn.png", strips, labels, columns=2)
+    lines = [[name, *(measured(row[key]) for key in ("fid", "likeness"))] for name, row in figures.items()]
+    text = f"""# How near a prior comes to assets
+
+{len(entries)} assets, {config.n_view} views each from the cameras of their renders, DDIM {config.steps} steps, \
+guidance {config.guidance_scale:g}, prior {config.prior.weights}. Features: {look.about}.
+
+{markdown_table(["", "FID", "likeness"], lines)}
+
+Likeness: the cosine between the mean features of an asset's views and of its renders. In brackets 95 % intervals over
+the assets: jackknife of FID, bootstrap of the likeness. Other renders of the same assets are as near as can be.
+"""
+    finish(task, "report", text, rounded(figures), text, assets=len(entries))
+
+
+def draw_all(task: Task, truth: AssetViews) -> tuple[Array, Array]:
+    """True and drawn views of all assets, each (N, V, H, W, 3) uint8. Raises Stopped after Ctrl-C."""
+    config, entries, prior = task.config, truth.entries, task.load_prior()
+    told = {"prior": digest(prior.networks), "truth": truth.describe(), "size": str(prior.image_size)}
+    told |= {key: str(getattr(config, key)) for key in ("steps", "guidance_scale", "negative_prompt", "seed", "batch")}
+    true, drawn = list[Array](), list[Array]()
+    with Interrupts() as interrupts, Count("assets", len(entries), task.quiet) as count:
+        for start in range(0, len(entries), config.batch):
+            chosen = range(start, min(start + config.batch, len(entries)))
+            block = truth.block(chosen, prior.image_size)
+            true.append(to_uint8(block.rgb))
+            path = task.folder / "samples" / f"{start // config.batch:05d}.safetensors"
+            views = read_views(path, told)
+            if views is None:
+                if interrupts.stop:
+                    raise Stopped(STOPPED[0])
+                c2w = torch.from_numpy(block.c2w).unflatten(0, (len(chosen), -1))
+                rngs = [generator(config.seed, k, "drawing an asset") for k in chosen]
+                how = config.steps, config.guidance_scale, config.negative_prompt, rngs
+                views = to_uint8(prior.sample(block.captions, c2w, *how))
+                write_views(path, views, told)
+            drawn.append(views)
+            count.add(len(chosen))
+    shape = (len(entries), config.n_view)
+    return tuple(np.concatenate(row).reshape(*shape, *row[0].shape[1:]) for row in (true, drawn))  # type: ignore[return-value]
+
+
+def compare(ours: Array, true: Array) -> dict[str, Any]:
+    """FID and likeness of features (N, V, D), with intervals."""
+
+    def distance(kept: Array) -> float:
+        return fid(*(np.concatenate(list(row[kept])) for row in (ours, true)))
+
+    middle = [row.mean(1) / np.linalg.norm(row.mean(1), axis=-1, keepdims=True) for row in (ours, true)]
+    alike = (middle[0] * middle[1]).sum(-1).tolist()
+    every = np.arange(len(true))
+    return {
+        "fid": _figure(distance(every), jackknife(distance, len(every))),
+        "likeness": _figure(mean(alike), bootstrap(alike)),
+    }
+
+
+def _figure(value: float | None, interval: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {"mean": value, "low": low, "high": high}
+
+
+run = partial(run_task, evaluate, result="report.md", again=True)

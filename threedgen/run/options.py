@@ -1,0 +1,37 @@
+"""Options of tasks that hand out jobs to workers (no torch here)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from threedgen.config.optional import require
+from threedgen.config.sections import RunConfig
+
+ENGINE = ("engine", "workers", "attempts", "address", "cpus", "gpus")
+"""Keys that ``run.workers.run_jobs`` takes."""
+
+
+class CrewConfig(RunConfig):
+    """A run whose jobs are done by this process, by several of this machine, or on a Ray cluster."""
+
+    engine: Literal["here", "processes", "ray"] = Field(
+        "here", description="who works: this process, processes of this machine, or a Ray cluster"
+    )
+    workers: int = Field(1, ge=1, le=10_000, description="of the engines processes and ray, side by side")
+    address: str | None = Field(None, description="of the Ray cluster; null: RAY_ADDRESS, or a new one on this machine")
+    cpus: float = Field(1.0, gt=0, description="CPUs that a Ray worker asks for")
+    gpus: float = Field(0.0, ge=0, description="GPUs that a Ray worker asks for")
+    attempts: int = Field(3, ge=1, le=100, description="how often a job is tried that fails or loses its worker")
+
+    @model_validator(mode="after")
+    def _address(self) -> CrewConfig:
+        if self.address is not None and self.engine != "ray":
+            raise ValueError(f"address belongs to engine=ray (got engine={self.engine})")
+        return self
+
+    def check(self) -> None:
+        if self.engine == "ray":
+            require("ray", "engine: ray", "choose engine=processes")
+        super().check()

@@ -1,0 +1,113 @@
+"""Words that a closed vocabulary has in place of one that it lacks: what people also call it, or how it is spelt."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+ALSO_CALLED = {
+    "airplane": "aeroplane aircraft glider jet jetliner jumbo plane",
+    "astronaut": "cosmonaut spaceman spacewoman",
+    "ball": "basketball beachball football globe orb soccer sphere",
+    "barn": "farmhouse shed stable",
+    "bear": "grizzly koala panda teddy",
+    "bed": "bunk cot crib",
+    "boat": "canoe ferry rowboat sailboat ship submarine vessel yacht",
+    "bookshelf": "bookcase cabinet cupboard shelf wardrobe",
+    "bow": "ribbon",
+    "bucket": "pail",
+    "bus": "coach minibus van",
+    "cake": "pie tart",
+    "candle": "taper",
+    "cap": "beanie",
+    "cape": "cloak mantle",
+    "car": "auto automobile cab cabriolet convertible ferrari hatchback jeep limousine racecar sedan sportscar taxi",
+    "castle": "citadel fort fortress palace",
+    "cat": "feline kitten kitty leopard lion lynx panther pussycat tabby tiger",
+    "chair": "armchair bench seat stool throne",
+    "church": "cathedral chapel temple",
+    "clock": "alarmclock watch",
+    "clown": "jester",
+    "cow": "bison buffalo bull calf cattle ox",
+    "crown": "diadem tiara",
+    "cupcake": "muffin",
+    "dog": "corgi dachshund dalmatian doggy fox hound husky labrador poodle pug puppy retriever terrier wolf",
+    "donut": "bagel doughnut",
+    "duck": "bird chick chicken duckling goose hen parrot swan",
+    "elephant": "mammoth rhino rhinoceros",
+    "fish": "dolphin goldfish salmon shark trout whale",
+    "flower": "daisy lily rose sunflower tulip",
+    "frog": "tadpole toad",
+    "glasses": "eyeglasses goggles spectacles sunglasses",
+    "grey": "gray silver",
+    "guitar": "banjo cello ukulele violin",
+    "hamburger": "burger cheeseburger sandwich",
+    "hammer": "axe mallet",
+    "hat": "bonnet fedora",
+    "headphones": "earphones headset",
+    "helicopter": "chopper drone",
+    "horse": "donkey foal mare mule pony stallion unicorn zebra",
+    "house": "building cabin cottage home hut mansion villa",
+    "knight": "paladin samurai soldier warrior",
+    "lamp": "lantern light torch",
+    "large": "big enormous giant great huge",
+    "lighthouse": "beacon tower",
+    "mug": "cup glass goblet",
+    "mushroom": "fungus toadstool",
+    "owl": "eagle falcon hawk",
+    "penguin": "puffin",
+    "person": "boy child girl guy human kid lady man princess woman",
+    "pig": "boar hog piglet swine",
+    "pine": "conifer fir spruce",
+    "pink": "magenta rosy",
+    "pirate": "buccaneer captain",
+    "present": "box gift parcel",
+    "pumpkin": "gourd",
+    "purple": "lilac violet",
+    "rabbit": "bunny hare mouse rat squirrel",
+    "red": "crimson scarlet",
+    "robot": "android cyborg droid",
+    "rocket": "spacecraft spaceship",
+    "scarf": "shawl",
+    "small": "little mini tiny",
+    "snowman": "snowwoman",
+    "sofa": "couch settee",
+    "table": "desk",
+    "teapot": "jug kettle pitcher",
+    "television": "monitor tv",
+    "tent": "teepee tipi wigwam",
+    "tree": "birch oak willow",
+    "truck": "lorry pickup",
+    "turquoise": "aqua cyan teal",
+    "turtle": "tortoise",
+    "umbrella": "parasol",
+    "wizard": "magician sorcerer warlock witch",
+}
+"""Known word: what people also say for it, or for what looks most like it."""
+
+_KNOWN_AS = {other: known for known, others in ALSO_CALLED.items() for other in others.split()}
+
+
+def similar(word: str, known: Collection[str]) -> list[str]:
+    """Up to three known words that may have been meant, likeliest first; none if there is nothing near.
+
+    What it is also called comes first, also of its singular; then what a slip or two of the keyboard makes of it.
+    """
+    forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
+    called = [name for form in forms for name in (form, _KNOWN_AS.get(form, "")) if name in known]
+    slips = 1 if len(word) < 6 else 2
+    distances = {name: edits(word, name) for name in known if abs(len(name) - len(word)) <= slips and len(word) > 2}
+    spelt = sorted((edit, name) for name, edit in distances.items() if edit <= slips and len(name) > 2)
+    return list(dict.fromkeys([*called, *(name for _, name in spelt)]))[:3]
+
+
+def edits(a: str, b: str) -> int:
+    """How many letters are added, left out, changed, or swapped with the next one (optimal string alignment)."""
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        before, above, row = row, before, [i]
+        for j, y in enumerate(b, 1):
+            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y)))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                row[j] = min(row[j], above[j - 2] + 1)
+    return row[-1]

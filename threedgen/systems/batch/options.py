@@ -1,0 +1,51 @@
+"""Config model of the task that makes many objects (no torch here)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from threedgen.config.errors import ConfigError
+from threedgen.config.plain_file import read_text
+from threedgen.run.folder import user_path
+from threedgen.run.options import CrewConfig
+
+
+class BatchConfig(CrewConfig):
+    """Prompts x configs x seeds become objects, each in a run of its own, and a page that shows them."""
+
+    prompts: str = Field("", description="text file with a prompt in each line; # begins a remark")
+    configs: tuple[str, ...] = Field(
+        ("mvdream-toybox",),
+        min_length=1,
+        description="configs that make an object of a prompt, each with key=value changes of its own behind it if "
+        "wished",
+    )
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0,), min_length=1)
+    overrides: tuple[str, ...] = Field((), description="key=value changes of all of them")
+
+    @model_validator(mode="after")
+    def _once(self) -> BatchConfig:
+        for key in ("configs", "seeds"):
+            values = getattr(self, key)
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise ValueError(f"{key} should name each one once (got {twice[0]!r} twice)")
+        return self
+
+    def lines(self) -> list[str]:
+        """The prompts, each once, in their order. Raises ConfigError if there are none."""
+        if not self.prompts.strip():
+            raise ConfigError("is missing; say which file, such as prompts=prompts.txt", "prompts")
+        texts = read_text(user_path(self.prompts, "prompts"), "prompts").removeprefix("\ufeff").splitlines()
+        found = dict.fromkeys(" ".join(text.split()) for text in texts if text.strip() and text.lstrip()[0] != "#")
+        if not found:
+            raise ConfigError("should have a prompt in each line, and is empty", "prompts", self.prompts)
+        return list(found)
+
+    def check(self) -> None:
+        from .task import plan
+
+        super().check()
+        for job in {job.method: job for job in plan(self)}.values():
+            job.config.check()

@@ -1,0 +1,46 @@
+"""The prompt of every task that draws a thing from words (no torch here)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from threedgen.config.errors import within
+from threedgen.config.sections import RunConfig
+from threedgen.run.prompts import unknown_note
+
+if TYPE_CHECKING:
+    from threedgen.guidance.weights.vocabulary import Vocabulary
+
+
+class PromptedConfig(RunConfig):
+    """What is to be drawn, and whether its words are looked at before any work begins."""
+
+    prompt: str = Field("", description="what to make; taken as it is")
+    prompt_check: Literal["on", "off"] = Field(
+        "on", description="stop if the embedded prior knows nothing that the prompt names; off: go on all the same"
+    )
+
+    def check_prompt(self) -> None:
+        """Does the prior know a thing that the prompt names, as far as that can be told? Raises ConfigError."""
+        from threedgen.data.toybox.prompt_words import check_noun
+
+        if self.prompt_check == "on":
+            check_noun(self.prompt, self.vocabulary())
+
+    def prompt_notes(self) -> list[str]:
+        """A sentence for each thing in the prompt that is more than the prior has learnt. Raises ConfigError."""
+        from threedgen.data.toybox.prompt_words import notes
+
+        return notes(self.prompt, self.vocabulary())
+
+    def notes(self) -> list[str]:
+        vocabulary = self.vocabulary()
+        unknown = [] if vocabulary is None else vocabulary.unknown(self.prompt)
+        return [*super().notes(), *unknown_note(unknown), *self.prompt_notes()]
+
+    def vocabulary(self) -> Vocabulary | None:
+        """The words of the prior, if these are all that it can read. Raises ConfigError."""
+        with within("prior"):
+            return self.prior.vocabulary()  # type: ignore[attr-defined]  # who draws, of whatever kind

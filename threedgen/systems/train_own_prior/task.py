@@ -1,0 +1,93 @@
+"""The task "train-own-prior": a multi-view prior learns users' own assets, by MVDream's training.
+
+RUN/views/, assets.csv, sheet.png    what was read and rendered (``threedgen.data.assets.make``): look at the sheet
+RUN/objects/, latents/               cache of encoded views and of single pictures, safe to delete
+RUN/checkpoints/
+RUN/prior/                           the averaged weights so far, a diffusers folder: `prior.weights=` of all tasks
+RUN/samples.png                      what they draw of captions of held-out assets
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+from threedgen.config.errors import called
+from threedgen.data.assets.make import render
+from threedgen.data.assets.shards import Shards
+from threedgen.data.assets.source import AssetViews, CaptionedPictures, split
+from threedgen.data.bank import LatentBank, Source
+from threedgen.guidance.priors.mvdream import MVDream, load_as
+from threedgen.run.folder import writing
+from threedgen.run.seeding import seed_networks
+from threedgen.run.text import say
+from threedgen.systems.train_prior.system import DiffusionSystem, with_camera
+from threedgen.train.loop import Status
+from threedgen.train.task import Task, device, run_task
+
+from .options import OwnTrainingConfig, TrainOwnPriorConfig
+
+TEXT, TOGETHER, SHOWN = 400, 8, 8
+"""Bytes kept of a caption; entries that are encoded together; prompts on the sample sheet, where none are given."""
+
+
+def train(task: Task) -> Status:
+    """Renders, if that is not done, and trains. Raises ConfigError, Stopped."""
+    config: TrainOwnPriorConfig = task.config
+    o, seed, aloud = config.training, config.seed, not task.quiet and os.environ.get("LOCAL_RANK", "0") == "0"
+    if config.rendered is None:
+        shards = render(config, task.folder, task.quiet)
+        if aloud:
+            say(f"what was read: {task.folder / 'sheet.png'}")
+    else:
+        shards = Shards(config.rendered)
+    prior = begin(config)
+    task.name_weights()
+    learnt = split(shards, config.held_out, "train")
+    single: Source = AssetViews(shards, learnt, seed, 1)
+    if config.pictures is not None:
+        with called("pictures"):
+            single = CaptionedPictures(Path(config.pictures).expanduser())
+
+    several, prompts = AssetViews(shards, learnt, seed, o.n_view), with_prompts(o, shards, config.held_out)
+    return learn(task, prior, single, several, prompts)
+
+
+def learn(task: Task, prior: MVDream, single: Source, several: Source, options: OwnTrainingConfig) -> Status:
+    """Trains a prior on single pictures and on several views of objects."""
+    config: TrainOwnPriorConfig = task.config
+
+    def bank(name: str, source: Source) -> LatentBank:
+        count = options.pictures // source.n_view
+        return LatentBank(task.folder / name, source, prior.vae, prior.image_size, count, block=TOGETHER, text=TEXT)
+
+    with writing(task.folder):
+        pictures, objects = bank("latents", single), bank("objects", several)
+    shown = config.model_copy(update={"training": options})
+    return task.train(DiffusionSystem(shown, prior, pictures, objects), metrics=("loss_3d", "loss_2d"))
+
+
+def begin(config: TrainOwnPriorConfig) -> MVDream:
+    """The prior to begin with; a 2D model gets a camera branch that says nothing yet. Raises ConfigError."""
+    with called("prior.weights"):
+        prior: MVDream = load_as(MVDream, config.prior, device(config.trainer.accelerator), camera=False)
+    if prior.unet.class_embedding is None:
+        seed_networks(config.seed, "camera")
+        parts = with_camera(prior.unet), prior.vae, prior.text_encoder, prior.tokenizer, prior.schedule, prior.coarse
+        prior = MVDream(*parts, image_size=prior.image_size, dtype=prior.precision, device=prior.device)
+    if config.training.gradient_checkpointing:
+        prior.unet.enable_gradient_checkpointing()
+    return prior
+
+
+def with_prompts(options: OwnTrainingConfig, shards: Shards, held_out: int) -> OwnTrainingConfig:
+    """Whose sample sheet has prompts: captions of held-out assets, or of any, where none are given."""
+    if options.sheet_prompts:
+        return options
+    entries = split(shards, held_out, "held-out") or shards.entries
+    captions = dict.fromkeys(entry.caption for entry in entries)
+    return options.model_copy(update={"sheet_prompts": tuple(captions)[:SHOWN]})
+
+
+run = partial(run_task, train, result="prior", files=("prior/model_index.json", "samples.png"))

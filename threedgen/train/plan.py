@@ -1,0 +1,44 @@
+"""What --dry-run says of a task: what it would do, with which weights, on what device. No time is guessed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from threedgen.run.memory import free_bytes
+from threedgen.run.threads import set_threads
+from threedgen.train.task import device as device_name
+
+END = "nothing was run or written"
+
+
+def plan(config: Any) -> str:
+    """The text for a task that has no plan of its own. Raises ConfigError for weights that cannot be read."""
+    about = config.about or " ".join((type(config).__doc__ or "").partition("\n\n")[0].split())
+    lines = [f"would run {config.task}: {about}"]
+    if prompt := " ".join(getattr(config, "prompt", "").split()):
+        lines.append(f"prompt: {prompt}")
+    if describe := getattr(getattr(config, "prior", None), "describe", None):
+        lines.append(f"weights: {describe(fetch=False)}")
+    if trainer := getattr(config, "trainer", None):
+        lines.append(f"steps: {trainer.max_steps}")
+    set_threads(getattr(config, "threads", None))
+    return "\n".join([*lines, *notes(config), device_line(config), END])
+
+
+def notes(config: Any) -> list[str]:
+    """A line for each thing that can be said of a config before it runs."""
+    return [f"note: {note}" for note in config.notes()]
+
+
+def device_line(config: Any) -> str:
+    """On what it computes, with how much free memory; and that there is no GPU, if one was looked for in vain."""
+    accelerator = trainer.accelerator if (trainer := getattr(config, "trainer", None)) else "auto"
+    device = torch.device(device_name(accelerator))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    line = f"device: {device}, {name}, {free_bytes(device) / 1e9:.1f} GB free"
+    if device.type != "cpu" or accelerator == "cpu":
+        return line
+    made_for_one = "GPU" in config.needs and "core" not in config.needs
+    return f"{line}; no GPU was found{', and this config is made for one' * made_for_one}"
