@@ -162,7 +162,7 @@ def test_needs_are_said_in_one_vocabulary() -> None:
     """What is to be given, then weights and what others leave, then cores or a GPU, then the time."""
     for name in config.shipped():
         needs = listing.read(name).needs
-        assert re.search(r"\d cores?\b|\bGPUs?\b|^runs?=|what its methods need|weights", needs), f"{name}: {needs}"
+        assert re.search(r"\d cores?\b|\bGPUs?\b|^runs?=|what its (methods|configs) need|weights", needs), needs
         assert not re.search(r"CPU|two|one |nothing|CUDA|pictures?", needs), f"{name}: {needs}"
 
 

@@ -35,16 +35,7 @@ def tiny_sdxl(folder: Path) -> StableDiffusionXLPipeline:
     small: dict[str, Any] = {"intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
     small |= {"hidden_size": SECOND_WIDTH, "max_position_embeddings": 16, "projection_dim": SUMMARY}
     ends = {"bos_token_id": WORDS - 2, "eos_token_id": WORDS - 1, "pad_token_id": 0}
-    second = CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=WORDS,
-            hidden_size=SECOND_WIDTH,
-            max_position_embeddings=16,
-            projection_dim=SUMMARY,
-            **small,
-            **ends,
-        )
-    )
+    second = CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=WORDS, **small, **ends))
     tokenizer, other = letter_tokenizer(), letter_tokenizer()
     other.pad_token = "!"
     pipe = StableDiffusionXLPipeline(
