@@ -38,9 +38,6 @@ def tiny_sdxl(folder: Path) -> StableDiffusionXLPipeline:
     second = CLIPTextModelWithProjection(
         CLIPTextConfig(
             vocab_size=WORDS,
-            hidden_size=SECOND_WIDTH,
-            max_position_embeddings=16,
-            projection_dim=SUMMARY,
             **small,
             **ends,
         )

@@ -76,7 +76,7 @@ def begin(config: TrainOwnPriorConfig) -> MVDream:
     if prior.unet.class_embedding is None:
         seed_networks(config.seed, "camera")
         parts = with_camera(prior.unet), prior.vae, prior.text_encoder, prior.tokenizer, prior.schedule, prior.draft
-        prior = MVDream(*parts, prior.image_size, prior.precision, prior.device)
+        prior = MVDream(*parts, image_size=prior.image_size, dtype=prior.precision, device=prior.device)
     if config.training.gradient_checkpointing:
         prior.unet.enable_gradient_checkpointing()
     return prior
