@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.task_server import TINY, prior_folder, write_config
-from threedgen import cli, config
+from threedgen import cli, config, folder
 from threedgen.config import Config, ConfigError, fields, registry
 from threedgen.run import folder as runs
 from threedgen.systems.generate import task as generate_run
@@ -178,7 +178,8 @@ def test_a_file_that_holds_no_weights_is_not_opened(place: Path, capsys: pytest.
     else:
         content = {"html": b"<!DOCTYPE html>", "empty": b"", "text": b"hello"}
         file.write_bytes(pickle.dumps(Malicious(marker)) if how == "pickle" else content[how])
-    mistake(capsys, "--config", "tiny.yaml", "prior.weights=model.pt", "-q", said=("model.pt",))
+    words = ("prior.weights=model.pt", f"prior.tokenizer={folder('weights') / 'toybox-prior'}", "-q")
+    mistake(capsys, "--config", "tiny.yaml", *words, said=("model.pt",))
     assert not marker.exists()
     assert (place / "outputs").exists() == (how == "torch")  # the others are known before anything begins
 

@@ -99,7 +99,7 @@ def _override_layer(model: type[BaseModel], tree: dict, given: list[tuple[tuple[
             if section := _named_section(field, text):
                 put(names, key, section)
     result = swapped(model, tree, names)
-    present = merge(tree, result)
+    present = merge(merge(tree, names), result)
     problems = []
     for typed, text in given:
         where = f"{COMMAND_LINE}: {'.'.join(typed)}"

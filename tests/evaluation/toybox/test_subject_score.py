@@ -63,7 +63,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Probe(Labels.of_toybox(), sizes).save(tmp_path / "p.safetensors")
     trainer = TINY_DREAMBOOTH["trainer"] | {"max_steps": 1, "val_check_interval": 0}
     prior = {"weights": str(prior_folder()), "dtype": "fp32"}
-    write_config(tmp_path / "tune.yaml", TINY_DREAMBOOTH, prior=prior, trainer=trainer)
+    write_config(tmp_path / "tune.yaml", TINY_DREAMBOOTH, prior=prior, trainer=trainer, prompt_check="off")
     asked = {
         "task": "evaluate-subjects", "threads": 1, "config": "tune.yaml", "probe": {"weights": "p.safetensors"},
         "identity": {"weights": "toybox-identity.safetensors"}, "subjects": 2, "photos": 2,

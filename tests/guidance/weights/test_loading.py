@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from threedgen import folder
 from threedgen.config import ConfigError
 from threedgen.guidance.options import MVAdapterConfig, MVDiffusionConfig, MVDreamConfig, StableDiffusionConfig
 from threedgen.guidance.weights import files, loading
@@ -291,8 +292,9 @@ def test_the_hub_cache_is_used_without_a_network(no_network: None, tmp_path: Pat
     (repo / "refs" / "main").write_text("abc")
     (repo / "snapshots" / "abc").mkdir(parents=True)
     file = torch_file(repo / "snapshots" / "abc" / "sd-v1.5-4view.pt")
-    loading.check("sd-v1.5-4view.pt")
+    loading.check("sd-v1.5-4view.pt", str(folder("weights") / "toybox-prior"))
     assert loading.locate("sd-v1.5-4view.pt").samefile(file)
+    refused(lambda: loading.check("sd-v1.5-4view.pt"), "holds no tokenizer")
 
 
 def test_a_local_file_wins_over_the_hub(tmp_path: Path, monkeypatch: Any) -> None:

@@ -84,8 +84,9 @@ def test_whatever_breaks_on_the_way_is_one_warning(
         raise fault
 
     monkeypatch.setattr("threedgen.export.asset.unwrap", breaks)
-    notes: list[str] = []
-    assert write_asset(system(), tmp_path, notes) == {} and not (tmp_path / "asset").exists()
+    notes, made = list[str](), system()
+    caplog.clear()
+    assert write_asset(made, tmp_path, notes) == {} and not (tmp_path / "asset").exists()
     assert len(notes) == 1 and notes[0].startswith(said)
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == notes
 
