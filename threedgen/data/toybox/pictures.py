@@ -75,13 +75,13 @@ class Photographs:
 
 
 class FourSides:
-    """Shows objects from ``n_view`` sides at once, with their cameras; see ``Toybox`` for ``typical`` ones."""
+    """Shows objects from ``n_view`` sides at once, with their cameras; see ``Toybox`` for ``luck``."""
 
-    def __init__(self, seed: int = 0, split: Split = "train", n_view: int = 4, typical: bool = False) -> None:
-        self.n_view, self.box = n_view, Toybox(seed, split, typical=typical)
+    def __init__(self, seed: int = 0, split: Split = "train", n_view: int = 4, luck: float = 1.0) -> None:
+        self.n_view, self.box = n_view, Toybox(seed, split, luck=luck)
 
     def describe(self) -> str:
-        kind = "typical, " if self.box.typical else ""
+        kind = "" if self.box.luck == 1 else f"luck {self.box.luck:g}, "
         return f"{self.n_view} sides, {kind}seed {self.box.seed}, {self.box.split}, {self.box.view}"
 
     def block(self, indices: range, size: int) -> Captioned:

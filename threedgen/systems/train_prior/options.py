@@ -162,6 +162,9 @@ class MultiviewDiffusionConfig(DiffusionConfig):
     """How the UNet learns to draw several views at once (MVDream section 3: one network, 2D and multi-view batches)."""
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that see each other")
+    luck: float = Field(
+        0.3, ge=0, le=1, description="of what captions leave open about shapes, so much is drawn; 0: always the same shape"
+    )
     two_d: float = Field(0.3, ge=0, le=1, description="share of 2D batches: attention by view, no camera")
     sheet_prompts: tuple[str, ...] = Field(DiffusionConfig().sheet_prompts[:8], description="of the sample sheet")
 

@@ -80,7 +80,7 @@ def train_prior(task: Task) -> Status:
 
     with writing(task.folder):
         pictures = bank("latents", Photographs(seed, "train"))
-        objects = bank("objects", FourSides(seed, "train", config.training.n_view))
+        objects = bank("objects", FourSides(seed, "train", config.training.n_view, config.training.luck))
     return task.train(DiffusionSystem(config, prior, pictures, objects), metrics=("loss_3d", "loss_2d"))
 
 
@@ -91,7 +91,7 @@ def train_coarse(task: Task, base: StableDiffusion) -> CoarsePredictor:
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
     coarse = CoarsePredictor(base.text_shape[1], channels, side)
-    source = FourSides(seed, "train", 1, typical=True)
+    source = FourSides(seed, "train", 1, luck=0)
     with writing(task.folder):
         bank = LatentBank(task.folder / "typical", source, base.vae, base.image_size, o.pictures)
     learner = CoarseSystem(o, seed, coarse, base, bank)
