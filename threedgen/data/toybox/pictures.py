@@ -30,16 +30,16 @@ SHOTS = 2
 
 class Photographs:
     """Single captioned pictures: of every four the last is a view inside a room, the others show an object, mostly from
-    the front.  No camera is ever told."""
+    the front.  No camera is ever told.  ``luck``: of the objects, see ``Toybox``."""
 
     n_view = 1
 
-    def __init__(self, seed: int = 0, split: Split = "train") -> None:
+    def __init__(self, seed: int = 0, split: Split = "train", luck: float = 1.0) -> None:
         self.seed, self.split = seed, split
-        self.box, self.rooms = Toybox(seed, split), Rooms(seed, split)
+        self.box, self.rooms = Toybox(seed, split, luck=luck), Rooms(seed, split)
 
     def describe(self) -> str:
-        return f"photographs, seed {self.seed}, {self.split}, {self.box.view}, front {FRONT}"
+        return f"photographs, {self.box.describe()}, front {FRONT}"
 
     def block(self, indices: range, size: int) -> Captioned:
         inside = np.array([i % 4 == 3 for i in indices])
@@ -81,8 +81,7 @@ class FourSides:
         self.n_view, self.box = n_view, Toybox(seed, split, luck=luck)
 
     def describe(self) -> str:
-        kind = "" if self.box.luck == 1 else f"luck {self.box.luck:g}, "
-        return f"{self.n_view} sides, {kind}seed {self.box.seed}, {self.box.split}, {self.box.view}"
+        return f"{self.n_view} sides, {self.box.describe()}"
 
     def block(self, indices: range, size: int) -> Captioned:
         assets, rgb, c2w, _ = self.box.batch(indices, size, self.n_view)

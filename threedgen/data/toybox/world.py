@@ -49,6 +49,11 @@ class Toybox:
         self.seed, self.split, self.luck = seed, split, luck
         self.view = view or (View() if luck else TYPICAL_VIEW)
 
+    def describe(self) -> str:
+        """What decides the objects and their pictures, in a line."""
+        luck = "" if self.luck == 1 else f"luck {self.luck:g}, "
+        return f"{luck}seed {self.seed}, {self.split}, {self.view}"
+
     def rng(self, index: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, purpose])
 

@@ -125,6 +125,9 @@ class DiffusionConfig(Config):
     fresh: int = Field(4, ge=0, description="pictures of a step that no step saw before; the rest is seen again")
     first: int = Field(8192, ge=1, description="pictures to begin with")
     pictures: int = Field(600_000, ge=1, description="pictures at most; from then on all are seen again")
+    luck: float = Field(
+        0.3, ge=0, le=1, description="of what captions leave open about objects, so much is drawn; 0: always the same shape"
+    )
     no_text: float = Field(0.1, ge=0, le=1, description="share of captions that are left out, for guidance")
     timestep_power: Scheduled = Field(
         2.0, gt=0, le=3, description="t = T u^this: above 1 favours little noise, where details are decided"
@@ -162,9 +165,6 @@ class MultiviewDiffusionConfig(DiffusionConfig):
     """How the UNet learns to draw several views at once (MVDream section 3: one network, 2D and multi-view batches)."""
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that see each other")
-    luck: float = Field(
-        0.3, ge=0, le=1, description="of what captions leave open about shapes, so much is drawn; 0: always the same shape"
-    )
     two_d: float = Field(0.3, ge=0, le=1, description="share of 2D batches: attention by view, no camera")
     sheet_prompts: tuple[str, ...] = Field(DiffusionConfig().sheet_prompts[:8], description="of the sample sheet")
 

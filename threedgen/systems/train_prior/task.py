@@ -40,7 +40,7 @@ def train_base(task: Task) -> Status:
     torch.manual_seed(config.seed)
     vae = autoencoder.build(config.autoencoder)
     learner = autoencoder.AutoencoderSystem(config.autoencoder, config.seed, vae)
-    source = Photographs(config.seed, "train")
+    source = Photographs(config.seed, "train", config.training.luck)
 
     def standardise() -> None:
         rgb = source.block(range(64), config.image_size).rgb  # objects and rooms together
