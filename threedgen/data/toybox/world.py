@@ -94,9 +94,7 @@ class Toybox:
         return assets, picture.rgb, c2w, azimuth
 
 
-def build(
-    spec: Spec, rng: np.random.Generator, text: str | None = None, index: int = -1, luck: float = 1.0
-) -> Asset:
+def build(spec: Spec, rng: np.random.Generator, text: str | None = None, index: int = -1, luck: float = 1.0) -> Asset:
     """An asset of a spec; what the spec leaves open (colours, proportions) is drawn from ``rng``, with less ``luck``
     than 1 nearer to the middle, but for words for colours."""
     entry, drawn = NOUNS[spec.noun], rng if luck == 1 else Tempered(rng, luck)

@@ -12,9 +12,11 @@ RUN/samples.png     what they draw
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
+from diffusers.models import AutoencoderKL
 from torch import nn
 
 from threedgen.data.bank import LatentBank, Source
@@ -35,12 +37,27 @@ from .words import WordsSystem, text_encoder
 
 
 def train_base(task: Task) -> Status:
-    """The four stages, one after the other."""
+    """The four stages, one after the other; or the last one, of a model that there is."""
     config: TrainBaseConfig = task.config
     torch.manual_seed(config.seed)
+    source = Photographs(config.seed, "train", config.training.luck)
+
+    def bank(vae: AutoencoderKL) -> LatentBank:
+        with writing(task.folder):
+            return LatentBank(task.folder / "latents", source, vae, config.image_size, config.training.pictures)
+
+    if config.start is not None:
+        prior = StableDiffusion.load(config.start, camera=False, image_size=config.image_size)
+    else:
+        prior = new_base(task, source, bank)
+    return task.train(DiffusionSystem(config, prior, bank(prior.vae)), metrics=("loss_2d",))
+
+
+def new_base(task: Task, source: Source, bank: Callable[[AutoencoderKL], LatentBank]) -> StableDiffusion:
+    """Trains all but the UNet of a 2D model, or reads what is trained already."""
+    config: TrainBaseConfig = task.config
     vae = autoencoder.build(config.autoencoder)
     learner = autoencoder.AutoencoderSystem(config.autoencoder, config.seed, vae)
-    source = Photographs(config.seed, "train", config.training.luck)
 
     def standardise() -> None:
         rgb = source.block(range(64), config.image_size).rgb  # objects and rooms together
@@ -51,19 +68,16 @@ def train_base(task: Task) -> Status:
     task.stage("decoder", vae.decoder, decoder, "psnr")
     vae.requires_grad_(False).eval()
 
-    with writing(task.folder):
-        bank = LatentBank(task.folder / "latents", source, vae, config.image_size, config.training.pictures)
     seed_networks(config.seed, "captions")
     tokenizer = train_tokenizer(config.network.max_tokens)
     text = text_encoder(config.network, tokenizer)
-    words = WordsSystem(config.words, config.seed, text, tokenizer, bank)
+    words = WordsSystem(config.words, config.seed, text, tokenizer, bank(vae))
     networks = nn.ModuleDict({"text_encoder": text, "tower": words.tower})
     task.stage("words", networks, words, "matched")
     text.requires_grad_(False).eval()
 
     seed_networks(config.seed, "UNet")
-    prior = base_model(config.network, vae, text, tokenizer, config.image_size)
-    return task.train(DiffusionSystem(config, prior, bank), metrics=("loss_2d",))
+    return base_model(config.network, vae, text, tokenizer, config.image_size)
 
 
 def train_prior(task: Task) -> Status:
