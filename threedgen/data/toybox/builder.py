@@ -43,23 +43,28 @@ def rotation(degrees: Sequence[float]) -> np.ndarray:
     return rz @ ry @ rx
 
 
-class Typical:
-    """Stands in for a random generator: every draw is the middle of its range, every pick the first choice."""
+class Tempered:
+    """Draws as a random generator does, but only the share ``luck`` of the way from the middle of a range, and another
+    than the first choice in that share of the picks."""
+
+    def __init__(self, rng: np.random.Generator, luck: float) -> None:
+        self.rng, self.luck = rng, luck
 
     def normal(self, loc: float = 0.0, scale: float = 1.0, size: int | None = None) -> Any:
-        return loc if size is None else np.full(size, loc)
+        return self.rng.normal(loc, self.luck * scale, size)
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        return (low + high) / 2
+        middle = (low + high) / 2
+        return middle + self.luck * (float(self.rng.uniform(low, high)) - middle)
 
     def random(self) -> float:
-        return 0.5
+        return self.uniform()
 
     def integers(self, count: int) -> int:
-        return 0
+        return int(self.rng.integers(count)) if self.rng.random() < self.luck else 0
 
 
-Luck = np.random.Generator | Typical
+Luck = np.random.Generator | Tempered
 
 
 class Builder:

@@ -30,16 +30,16 @@ SHOTS = 2
 
 class Photographs:
     """Single captioned pictures: of every four the last is a view inside a room, the others show an object, mostly from
-    the front.  No camera is ever told."""
+    the front.  No camera is ever told.  ``luck``: of the objects, see ``Toybox``."""
 
     n_view = 1
 
-    def __init__(self, seed: int = 0, split: Split = "train") -> None:
+    def __init__(self, seed: int = 0, split: Split = "train", luck: float = 1.0) -> None:
         self.seed, self.split = seed, split
-        self.box, self.rooms = Toybox(seed, split), Rooms(seed, split)
+        self.box, self.rooms = Toybox(seed, split, luck=luck), Rooms(seed, split)
 
     def describe(self) -> str:
-        return f"photographs, seed {self.seed}, {self.split}, {self.box.view}, front {FRONT}"
+        return f"photographs, {self.box.describe()}, front {FRONT}"
 
     def block(self, indices: range, size: int) -> Captioned:
         inside = np.array([i % 4 == 3 for i in indices])
@@ -75,14 +75,13 @@ class Photographs:
 
 
 class FourSides:
-    """Shows objects from ``n_view`` sides at once, with their cameras; see ``Toybox`` for ``typical`` ones."""
+    """Shows objects from ``n_view`` sides at once, with their cameras; see ``Toybox`` for ``luck``."""
 
-    def __init__(self, seed: int = 0, split: Split = "train", n_view: int = 4, typical: bool = False) -> None:
-        self.n_view, self.box = n_view, Toybox(seed, split, typical=typical)
+    def __init__(self, seed: int = 0, split: Split = "train", n_view: int = 4, luck: float = 1.0) -> None:
+        self.n_view, self.box = n_view, Toybox(seed, split, luck=luck)
 
     def describe(self) -> str:
-        kind = "typical, " if self.box.typical else ""
-        return f"{self.n_view} sides, {kind}seed {self.box.seed}, {self.box.split}, {self.box.view}"
+        return f"{self.n_view} sides, {self.box.describe()}"
 
     def block(self, indices: range, size: int) -> Captioned:
         assets, rgb, c2w, _ = self.box.batch(indices, size, self.n_view)

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from threedgen.geometry.poses import orbit_array
 
 from . import nouns  # noqa: F401  (registers the recipes)
-from .builder import Builder, Typical
+from .builder import Builder, Tempered
 from .grammar import ACCESSORIES, NOUNS, SIZES, WORDINGS, Spec, caption, colour_value, draw_colour, draw_spec, held_out
 from .primitives import Asset
 from .raycast import Picture, render
@@ -41,12 +41,18 @@ TYPICAL_VIEW = View(fov=(40.0, 40.0), relative_distance=(0.95, 0.95), grey=(0.5,
 class Toybox:
     """Endless captioned assets.  ``split="train"`` names no held-out combination, "held-out" nothing else.
 
-    ``typical``: no luck but in what the caption leaves open about colour, so that a caption is always the same shape.
+    ``luck``: the share of what the caption leaves open, but for colours, that is drawn; with 0 a caption is always the
+    same shape, seen from the same distance on the same grey.
     """
 
-    def __init__(self, seed: int = 0, split: Split = "train", view: View | None = None, typical: bool = False) -> None:
-        self.seed, self.split, self.typical = seed, split, typical
-        self.view = view or (TYPICAL_VIEW if typical else View())
+    def __init__(self, seed: int = 0, split: Split = "train", view: View | None = None, luck: float = 1.0) -> None:
+        self.seed, self.split, self.luck = seed, split, luck
+        self.view = view or (View() if luck else TYPICAL_VIEW)
+
+    def describe(self) -> str:
+        """What decides the objects and their pictures, in a line."""
+        luck = "" if self.luck == 1 else f"luck {self.luck:g}, "
+        return f"{luck}seed {self.seed}, {self.split}, {self.view}"
 
     def rng(self, index: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, purpose])
@@ -61,7 +67,7 @@ class Toybox:
 
     def asset(self, index: int) -> Asset:
         spec, wording = self.spec(index)
-        return build(spec, self.rng(index, 1), caption(spec, wording), index, self.typical)
+        return build(spec, self.rng(index, 1), caption(spec, wording), index, self.luck)
 
     def cameras(self, index: int, n_view: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """Cameras of sample ``index``: c2w (n, 4, 4), fov (n,), azimuth (n,) radians in [0, 2 pi), background grey."""
@@ -88,21 +94,19 @@ class Toybox:
         return assets, picture.rgb, c2w, azimuth
 
 
-def build(
-    spec: Spec, rng: np.random.Generator, text: str | None = None, index: int = -1, typical: bool = False
-) -> Asset:
-    """An asset of a spec; what the spec leaves open (colours, proportions) is drawn from ``rng``, with ``typical`` the
-    words for colours only."""
-    entry, luck = NOUNS[spec.noun], Typical() if typical else rng
-    main = colour_value(spec.colour or draw_colour(rng), luck)
-    bound = {spec.part: colour_value(spec.part_colour or draw_colour(rng), luck)} if spec.part else {}
-    builder = Builder(luck, main, bound)
+def build(spec: Spec, rng: np.random.Generator, text: str | None = None, index: int = -1, luck: float = 1.0) -> Asset:
+    """An asset of a spec; what the spec leaves open (colours, proportions) is drawn from ``rng``, with less ``luck``
+    than 1 nearer to the middle, but for words for colours."""
+    entry, drawn = NOUNS[spec.noun], rng if luck == 1 else Tempered(rng, luck)
+    main = colour_value(spec.colour or draw_colour(rng), drawn)
+    bound = {spec.part: colour_value(spec.part_colour or draw_colour(rng), drawn)} if spec.part else {}
+    builder = Builder(drawn, main, bound)
     entry.recipe(builder)
     if spec.part in ACCESSORIES and spec.part in entry.wears:
         ACCESSORIES[spec.part](builder, bound[spec.part])
     radius, stretch = SIZES[spec.size]
-    radius *= luck.uniform(0.85, 1.0) if spec.size == "" else luck.uniform(0.95, 1.0)
-    wobble = np.exp(np.clip(luck.normal(0, 0.05, 3), -0.1, 0.1))
+    radius *= drawn.uniform(0.85, 1.0) if spec.size == "" else drawn.uniform(0.95, 1.0)
+    wobble = np.exp(np.clip(drawn.normal(0, 0.05, 3), -0.1, 0.1))
     solids = builder.finish(radius, list(np.asarray(stretch) * wobble))
     text = caption(spec) if text is None else text
     return Asset(solids, text, family=entry.family, front=entry.front, index=index, **vars(spec))

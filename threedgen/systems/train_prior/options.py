@@ -125,6 +125,12 @@ class DiffusionConfig(Config):
     fresh: int = Field(4, ge=0, description="pictures of a step that no step saw before; the rest is seen again")
     first: int = Field(8192, ge=1, description="pictures to begin with")
     pictures: int = Field(600_000, ge=1, description="pictures at most; from then on all are seen again")
+    luck: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="of what captions leave open about objects, so much is drawn; 0: always the same shape",
+    )
     no_text: float = Field(0.1, ge=0, le=1, description="share of captions that are left out, for guidance")
     timestep_power: Scheduled = Field(
         2.0, gt=0, le=3, description="t = T u^this: above 1 favours little noise, where details are decided"
@@ -192,6 +198,9 @@ class TrainBaseConfig(RunConfig):
     """Train the 2D model of the toybox from nothing: an autoencoder, twice its decoder, a text encoder, the UNet."""
 
     image_size: int = Field(128, ge=32, le=1024, description="pixels of a picture")
+    start: str | None = Field(
+        None, min_length=1, description="a 2D model of which only the UNet learns on: a folder in diffusers format"
+    )
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     decoder: DecoderConfig = DecoderConfig()
     network: NetworkConfig = NetworkConfig()
@@ -205,6 +214,11 @@ class TrainBaseConfig(RunConfig):
         _multiple("image_size", self.image_size, self.autoencoder.factor, "2 ** (levels of the autoencoder - 1)")
         return self
 
+    def check(self) -> None:
+        if self.start is not None:
+            check_start(self.start)
+        super().check()
+
 
 class TrainPriorConfig(RunConfig):
     """Train the multi-view prior of the toybox on from its 2D model, which learns cameras and joined attention."""
@@ -216,8 +230,13 @@ class TrainPriorConfig(RunConfig):
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
 
     def check(self) -> None:
-        from threedgen.guidance.weights.loading import check
-
-        with called("start"):
-            check(self.start)
+        check_start(self.start)
         super().check()
+
+
+def check_start(weights: str) -> None:
+    """Raises ConfigError, of the key ``start``, if there plainly is no such model."""
+    from threedgen.guidance.weights.loading import check
+
+    with called("start"):
+        check(weights)

@@ -12,9 +12,11 @@ RUN/samples.png     what they draw
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
+from diffusers.models import AutoencoderKL
 from torch import nn
 
 from threedgen.data.bank import LatentBank, Source
@@ -35,12 +37,27 @@ from .words import WordsSystem, text_encoder
 
 
 def train_base(task: Task) -> Status:
-    """The four stages, one after the other."""
+    """The four stages, one after the other; or the last one, of a model that there is."""
     config: TrainBaseConfig = task.config
     torch.manual_seed(config.seed)
+    source = Photographs(config.seed, "train", config.training.luck)
+
+    def bank(vae: AutoencoderKL) -> LatentBank:
+        with writing(task.folder):
+            return LatentBank(task.folder / "latents", source, vae, config.image_size, config.training.pictures)
+
+    if config.start is not None:
+        prior = StableDiffusion.load(config.start, camera=False, image_size=config.image_size)
+    else:
+        prior = new_base(task, source, bank)
+    return task.train(DiffusionSystem(config, prior, bank(prior.vae)), metrics=("loss_2d",))
+
+
+def new_base(task: Task, source: Source, bank: Callable[[AutoencoderKL], LatentBank]) -> StableDiffusion:
+    """Trains all but the UNet of a 2D model, or reads what is trained already."""
+    config: TrainBaseConfig = task.config
     vae = autoencoder.build(config.autoencoder)
     learner = autoencoder.AutoencoderSystem(config.autoencoder, config.seed, vae)
-    source = Photographs(config.seed, "train")
 
     def standardise() -> None:
         rgb = source.block(range(64), config.image_size).rgb  # objects and rooms together
@@ -51,19 +68,16 @@ def train_base(task: Task) -> Status:
     task.stage("decoder", vae.decoder, decoder, "psnr")
     vae.requires_grad_(False).eval()
 
-    with writing(task.folder):
-        bank = LatentBank(task.folder / "latents", source, vae, config.image_size, config.training.pictures)
     seed_networks(config.seed, "captions")
     tokenizer = train_tokenizer(config.network.max_tokens)
     text = text_encoder(config.network, tokenizer)
-    words = WordsSystem(config.words, config.seed, text, tokenizer, bank)
+    words = WordsSystem(config.words, config.seed, text, tokenizer, bank(vae))
     networks = nn.ModuleDict({"text_encoder": text, "tower": words.tower})
     task.stage("words", networks, words, "matched")
     text.requires_grad_(False).eval()
 
     seed_networks(config.seed, "UNet")
-    prior = base_model(config.network, vae, text, tokenizer, config.image_size)
-    return task.train(DiffusionSystem(config, prior, bank), metrics=("loss_2d",))
+    return base_model(config.network, vae, text, tokenizer, config.image_size)
 
 
 def train_prior(task: Task) -> Status:
@@ -80,7 +94,7 @@ def train_prior(task: Task) -> Status:
 
     with writing(task.folder):
         pictures = bank("latents", Photographs(seed, "train"))
-        objects = bank("objects", FourSides(seed, "train", config.training.n_view))
+        objects = bank("objects", FourSides(seed, "train", config.training.n_view, config.training.luck))
     return task.train(DiffusionSystem(config, prior, pictures, objects), metrics=("loss_3d", "loss_2d"))
 
 
@@ -91,7 +105,7 @@ def train_coarse(task: Task, base: StableDiffusion) -> CoarsePredictor:
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
     coarse = CoarsePredictor(base.text_shape[1], channels, side)
-    source = FourSides(seed, "train", 1, typical=True)
+    source = FourSides(seed, "train", 1, luck=0)
     with writing(task.folder):
         bank = LatentBank(task.folder / "typical", source, base.vae, base.image_size, o.pictures)
     learner = CoarseSystem(o, seed, coarse, base, bank)
