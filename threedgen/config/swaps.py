@@ -30,12 +30,11 @@ def swapped(model: type[BaseModel], tree: Any, names: dict[str, Any], prefix: st
             continue
         present = fields.with_default(field, fields.value_in(tree, key))
         old, new = fields.section(field, present), fields.section(field, fields.merge(present, inner))
-        if old is None or new is None or not isinstance(present, dict | BaseModel):
+        if old is None or new is None or not isinstance(present, dict):
             continue
         if new is not old:
-            said = present if isinstance(present, dict) else {}  # a config is the default, of which nothing was said
-            kept = {name: value for name, value in said.items() if name != "name" and _alike(old, new, name)}
-            if len(said) > ("name" in said):  # else there was nothing to lose
+            kept = {name: value for name, value in present.items() if name != "name" and _alike(old, new, name)}
+            if len(present) > ("name" in present):  # else there was nothing to lose
                 _say(f"{prefix}{key}", inner["name"], kept)
             result[key] = kept | {"name": inner["name"]}
             present = result[key]
