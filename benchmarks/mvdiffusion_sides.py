@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from threedgen.guidance.mvdiffusion.caa import frequencies
 from threedgen.guidance.mvdiffusion.geometry import PanoramaGeometry
 from threedgen.guidance.mvdiffusion.weights import load_released
 from threedgen.run.dtypes import compact
+from threedgen.run.metrics import forget_peak, peak_memory
 
 FACTOR, LATENTS, TEXT, TOKENS, HEAD = 8, 4, 1024, 77, 64
 """Of Stable Diffusion 2: pixels to a latent, channels, width and number of text tokens, channels of a head."""
@@ -67,14 +67,14 @@ def measure(trial: Trial, file: Path, reference: Path | None, dtype: torch.dtype
     network, step = ours(trial, file, dtype) if reference is None else theirs(trial, file, reference)
     seconds: list[float] = []
     cpu: list[float] = []
-    forget_peak(trial.device)
+    begin_peak(trial.device)
     with torch.no_grad(), torch.autocast(trial.device, dtype, enabled=dtype is not torch.float32):
         for _ in range(trial.steps):
             begun, busy = time.perf_counter(), time.process_time()
             step(trial.size).cpu()
             seconds.append(time.perf_counter() - begun)
             cpu.append(time.process_time() - busy)
-        peak = peak_memory(trial.device)
+        peak = peak_bytes(trial.device)
         cap(network)
         output = step(COMPARED).float().cpu()
     weights = sum(p.nbytes for p in network.parameters())
@@ -160,18 +160,15 @@ def cap(network: nn.Module) -> None:
             bands.copy_(frequencies(bands.numel(), "capped").view_as(bands))
 
 
-def forget_peak(device: str) -> None:
+def begin_peak(device: str) -> None:
     """Lets the peak begin anew: what loading took is not what a step takes."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")
+        forget_peak()
 
 
-def peak_memory(device: str) -> int:
+def peak_bytes(device: str) -> int:
     """The most bytes that this process has held since then, or that it has held on a GPU."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024 if found else 0
+    return torch.cuda.max_memory_allocated() if device == "cuda" else int((peak_memory() or 0) * 2**20)

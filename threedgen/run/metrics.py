@@ -147,6 +147,12 @@ def peak_memory() -> float | None:
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
+def forget_peak() -> None:
+    """From now on the most memory of this process counts anew, so that a run does not answer for the one before."""
+    with suppress(OSError):  # not Linux, or not allowed: the peak is then that of the whole process
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: Any) -> Path:
     """summary.json: when it ended (UTC), seconds it took, peak memory, seed, config hash, versions, further figures."""
     summary = {

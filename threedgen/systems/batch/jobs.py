@@ -24,7 +24,7 @@ from threedgen.config.plain_file import read_json
 from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
-from threedgen.run.metrics import peak_memory, read_summary
+from threedgen.run.metrics import forget_peak, peak_memory, read_summary
 from threedgen.run.options import ENGINE, CrewConfig
 from threedgen.run.progress import Count
 from threedgen.run.workers import STOPPED, Stopped, run_jobs
@@ -116,14 +116,6 @@ def make(job: Job, root: Path, threads: int | None) -> str:
         figures["seconds"] = round(before + time.monotonic() - begun, 3)
         write_record(folder, state, method=job.method, **figures)
     return state
-
-
-def forget_peak() -> None:
-    """From now on the most memory of this process counts anew, so that a run does not answer for the one before."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:  # not Linux, or not allowed: the peak is then the worker's
-        pass
 
 
 def make_all(config: CrewConfig, jobs: Sequence[Job], root: Path, quiet: bool) -> int:

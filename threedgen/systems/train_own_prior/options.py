@@ -18,7 +18,6 @@ from threedgen.systems.train_prior.options import MultiviewDiffusionConfig
 class OwnTrainingConfig(MultiviewDiffusionConfig):
     """How the UNet learns users' own assets."""
 
-    batch: int = Field(64, ge=1, description="pictures in a step")
     first: int = Field(2048, ge=1, description="pictures to begin with")
     pictures: int = Field(100_000, ge=1, description="pictures at most; from then on all are seen again")
     learning_rate: Scheduled = Field({"0%": 0.0, "2%": 1e-4, "60%": 1e-4, "100%": 1e-5})

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from pathlib import Path
 
 from threedgen.config.errors import called
 from threedgen.data.assets.make import render
@@ -19,7 +18,7 @@ from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews, CaptionedPictures, split
 from threedgen.data.bank import LatentBank, Source
 from threedgen.guidance.priors.mvdream import MVDream, load_as
-from threedgen.run.folder import writing
+from threedgen.run.folder import user_path, writing
 from threedgen.run.seeding import seed_networks
 from threedgen.run.text import say
 from threedgen.systems.train_prior.system import DiffusionSystem, with_camera
@@ -48,7 +47,7 @@ def train(task: Task) -> Status:
     single: Source = AssetViews(shards, learnt, seed, 1)
     if config.pictures is not None:
         with called("pictures"):
-            single = CaptionedPictures(Path(config.pictures).expanduser())
+            single = CaptionedPictures(user_path(config.pictures, "pictures"))
 
     several, prompts = AssetViews(shards, learnt, seed, o.n_view), with_prompts(o, shards, config.held_out)
     return learn(task, prior, single, several, prompts)

@@ -29,10 +29,9 @@ from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
 from threedgen.run.seeding import generator, numpy_generator
-from threedgen.systems.train_own_prior.options import TrainOwnPriorConfig
 from threedgen.train.system import AveragedSystem, timesteps
 
-from .options import MultiviewDiffusionConfig, NetworkConfig, TrainBaseConfig, TrainPriorConfig
+from .options import DiffusionConfig, MultiviewDiffusionConfig, NetworkConfig
 
 
 def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, image_size: int) -> StableDiffusion:
@@ -90,13 +89,15 @@ class DiffusionSystem(AveragedSystem):
 
     def __init__(
         self,
-        config: TrainBaseConfig | TrainPriorConfig | TrainOwnPriorConfig,
+        config: Any,
         prior: MVDream,
         pictures: LatentBank,
         objects: LatentBank | None = None,
     ) -> None:
+        """``config``: of a whole run, whose section ``training`` says how the UNet learns."""
         super().__init__(config, vocabulary=vocabulary(prior.tokenizer))
-        self.options, self.pictures, self.objects = config.training, pictures, objects
+        self.options: DiffusionConfig = config.training
+        self.pictures, self.objects = pictures, objects
         self.unet = prior.unet.requires_grad_(True).train()
         self.keep_average(self.unet, self.options.ema)
         self.hold(prior=prior)
