@@ -281,8 +281,8 @@ def test_any_prompt_goes_through(
     monkeypatch: pytest.MonkeyPatch,
     prompt: str,
 ) -> None:
-    monkeypatch.setattr("threedgen.train.task.fit", nothing_to_train)
-    monkeypatch.setattr(generate_run, "write_results", lambda system, folder, notes: {})
+    monkeypatch.setattr("threedgen.train.loop.fit", nothing_to_train)
+    monkeypatch.setattr("threedgen.systems.generate.optimise.write_results", lambda *arguments: {})
     quick = ["warm_start.steps=0", "preview.enabled=false"]
     code = cli.main(["--config", "tiny.yaml", f"prompt={prompt}", "prompt_check=off", *quick])
     output = capfd.readouterr()

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from threedgen.run.progress import Count, Progress, Speed, clean, duration, silence_lightning
+from threedgen.run.progress import Count, Speed, clean, duration, silence_lightning
+from threedgen.train.progress import Progress
 
 
 class Clock:

@@ -265,7 +265,8 @@ def serve() -> None:
     import torch
 
     import threedgen.systems.dreambooth.task
-    import threedgen.systems.generate.task  # noqa: F401  what every child needs
+    import threedgen.systems.generate.optimise  # noqa: F401  what every child needs
+    import threedgen.systems.generate.task
     import threedgen.systems.novel_view.task
     import threedgen.systems.sample.task
     import threedgen.systems.train_mvdiffusion.task

@@ -19,7 +19,8 @@ from threedgen.run.interrupts import Interrupts
 from threedgen.train.callbacks import aside, nonfinite
 from threedgen.train.checkpoint import NUMERICS_KEY, check_config, check_weights, numerics, warn_numerics
 from threedgen.train.checkpoint_file import LAST, latest, read, write
-from threedgen.train.loop import Status, _blaming
+from threedgen.train.loop import _blaming
+from threedgen.train.status import Status
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -9,7 +9,6 @@ after the checkpoint. Then a resumed run is, byte for byte on the same CPU, the 
 
 from __future__ import annotations
 
-import enum
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -26,36 +25,19 @@ from threedgen.config.errors import ConfigError, in_a_line, short
 from threedgen.run.folder import free_megabytes
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
-from threedgen.run.progress import Progress, silence_lightning
+from threedgen.run.progress import silence_lightning
 from threedgen.run.threads import set_threads
 from threedgen.run.torch_file import compare, require_finite
 from threedgen.train.callbacks import FiniteGuard, Logging, Seeding, StopOnInterrupt, Validation
 from threedgen.train.checkpoint import AtomicCheckpointIO, Checkpoint, check_config, check_weights, warn_numerics
 from threedgen.train.checkpoint_file import latest
+from threedgen.train.progress import Progress
+from threedgen.train.status import Status
 from threedgen.train.system import System
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-
-
-class Status(enum.Enum):
-    """How a run ended."""
-
-    FINISHED = "finished"
-    INTERRUPTED = "interrupted"  # Ctrl-C once
-    TERMINATED = "terminated"  # SIGTERM
-    FAILED = "failed"  # the loss was no longer a number
-
-    @property
-    def exit_code(self) -> int:
-        """What the process should return; for a signal 128 + its number."""
-        return {"finished": 0, "interrupted": 130, "terminated": 143, "failed": 2}[self.value]
-
-    @classmethod
-    def of(cls, exit_code: Any) -> Status:
-        """Finds the status with this exit code."""
-        return next(status for status in cls if status.exit_code == exit_code)
 
 
 def fit(

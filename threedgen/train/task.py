@@ -17,9 +17,8 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 import torch
 
 from threedgen.config import registry
@@ -32,8 +31,12 @@ from threedgen.run.progress import silence_lightning
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads
 from threedgen.run.workers import Stopped
-from threedgen.train.loop import Status, fit
-from threedgen.train.system import System
+from threedgen.train.status import Status
+
+if TYPE_CHECKING:  # Lightning takes seconds to import: whoever trains imports it, and has first said what comes
+    import pytorch_lightning as pl
+
+    from threedgen.train.system import System
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,8 @@ class Task:
         interrupts: Interrupts | None = None,
     ) -> Status:
         """Trains a system; where there are results to be made, it is then back on its device, in eval mode."""
+        from threedgen.train.loop import fit
+
         system.weights = self.weights
         words: Any = {"metrics": metrics, "callbacks": callbacks, "interrupts": interrupts}
         status = fit(system, self.config, self.folder, self.resume, self.quiet, **words)
@@ -125,6 +130,8 @@ class Task:
         `network`: what is kept in the file; `settle`: what is done to the trained network before it is kept. Raises
         Stopped if training did not end.
         """
+        from threedgen.train.loop import fit
+
         folder = self.folder / name
         done = folder / f"{name}.safetensors"
         if cache.fill(network, done):

@@ -25,9 +25,10 @@ from threedgen.config.errors import ConfigError, in_a_line
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes
 from threedgen.run.interrupts import Interrupts
-from threedgen.run.progress import Speed, details, stage_of
+from threedgen.run.progress import Speed
 from threedgen.run.text import say
 from threedgen.train.callbacks import aside
+from threedgen.train.progress import details, stage_of
 
 from .options import ViewConfig
 

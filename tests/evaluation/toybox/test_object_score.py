@@ -15,7 +15,7 @@ from threedgen.evaluation.toybox import object_score
 from threedgen.evaluation.toybox.held_out import held_out_cases
 from threedgen.evaluation.toybox.options import Evaluate3DConfig
 from threedgen.systems.generate.outputs import view_azimuths, view_indices, write_views
-from threedgen.train.loop import Status
+from threedgen.train.status import Status
 
 
 def test_views_lie_evenly_on_the_turn() -> None:

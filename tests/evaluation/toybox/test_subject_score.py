@@ -90,7 +90,7 @@ def test_subjects_are_tuned_looked_at_and_not_made_twice(place: Path, monkeypatc
     assert Path("run/sheet.png").exists()
     before = contents(Path("run/subjects"))
     monkeypatch.setattr(MVDream, "sample", lambda *a, **k: pytest.fail("nothing is sampled again"))
-    monkeypatch.setattr("threedgen.train.task.fit", lambda *a, **k: pytest.fail("nothing is tuned again"))
+    monkeypatch.setattr("threedgen.train.loop.fit", lambda *a, **k: pytest.fail("nothing is tuned again"))
     Path("run/report.md").unlink()
     assert cli.main(words) == 0 and Path("run/report.md").exists()
     assert contents(Path("run/subjects")) == before

@@ -12,7 +12,8 @@ import torch
 from tests.support.ball_run import Ball, ball_run, register
 from threedgen.config import ConfigError, load, plain, shipped
 from threedgen.run import folder as runs
-from threedgen.systems.generate.outputs import Run, write_asset
+from threedgen.systems.generate.outputs import write_asset
+from threedgen.systems.generate.result import Run
 
 WORDS = [
     "field.name=ball", "occupancy=null", "prompt=a ball", "trainer.max_steps=10", "export.texture=128",

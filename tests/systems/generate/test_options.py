@@ -16,9 +16,10 @@ from threedgen.config import ConfigError
 from threedgen.run.metrics import read_summary
 from threedgen.systems.generate import task as generate_run
 from threedgen.systems.generate.options import GenerateConfig
-from threedgen.systems.generate.outputs import VIEWS, Run, view_indices
+from threedgen.systems.generate.outputs import VIEWS, view_indices
+from threedgen.systems.generate.result import Run
 from threedgen.systems.generate.system import jump
-from threedgen.train.loop import Status
+from threedgen.train.status import Status
 from threedgen.train.task import device
 from threedgen.viewer.record import ROW, SIDES
 

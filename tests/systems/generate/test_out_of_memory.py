@@ -16,7 +16,8 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run import folder as runs
 from threedgen.systems.generate import task as generate_run
 from threedgen.train.checkpoint_file import latest
-from threedgen.train.loop import CHECKPOINTS, Status
+from threedgen.train.loop import CHECKPOINTS
+from threedgen.train.status import Status
 
 
 def start(folder: Path, **values: Any) -> Status:

@@ -68,7 +68,7 @@ def test_a_stop_in_a_stage_changes_nothing(tmp_path: Path, hold_at: int, place: 
 @unix
 def test_a_stop_after_the_first_stage_does_not_do_it_again(tmp_path: Path) -> None:
     words = command(tmp_path)
-    assert server().run(tmp_path, words=words, die_in="threedgen.systems.generate.task.start_from") < 0
+    assert server().run(tmp_path, words=words, die_in="threedgen.systems.generate.optimise.start_from") < 0
     first = tmp_path / "run" / "stages" / "coarse" / "summary.json"
     before = first.stat().st_mtime_ns
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -36,7 +36,7 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.cache import kept
 from threedgen.run.metrics import read_summary
 from threedgen.systems.generate import task as generate_run
-from threedgen.systems.generate.outputs import FILES
+from threedgen.systems.generate.result import FILES
 from threedgen.train.task import finished
 from threedgen.viewer.report import PAGE
 
@@ -303,7 +303,7 @@ def test_nan_from_the_prior_stops_the_run_and_keeps_the_last_good_state(tmp_path
 @unix
 def test_an_export_that_fails_is_done_later_without_training_again(tmp_path: Path) -> None:
     words, run = command(tmp_path), tmp_path / "run"
-    assert server().run(tmp_path, words=words, full_from="threedgen.systems.generate.task.write_results") == 2
+    assert server().run(tmp_path, words=words, full_from="threedgen.systems.generate.optimise.write_results") == 2
     said = log(tmp_path).splitlines()[-1]
     assert said.startswith("run could not be written (No space left on device)") and "make room" in said
     trained = saved_at(run), steps_logged(run)

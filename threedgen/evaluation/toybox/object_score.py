@@ -30,7 +30,7 @@ from threedgen.run.progress import Count
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.generate.outputs import VIEWS, view_azimuths
 from threedgen.systems.generate.task import run_status
-from threedgen.train.loop import Status
+from threedgen.train.status import Status
 from threedgen.train.task import Stopped, Task, run_task
 
 from .fidelity import Surface, roughness, surface, surface_figures

@@ -12,7 +12,8 @@ from threedgen.evaluation.tables import thumbnails
 from threedgen.geometry.poses import orbit_array
 from threedgen.run.torch_file import read_safetensors
 from threedgen.systems.generate.options import GenerateConfig
-from threedgen.systems.generate.outputs import Run, view_azimuths
+from threedgen.systems.generate.outputs import view_azimuths
+from threedgen.systems.generate.result import Run
 
 SIDES = 2
 """Sides of each; neighbours among the views that the prior samples, the first of which is the front."""

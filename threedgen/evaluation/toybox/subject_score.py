@@ -35,7 +35,7 @@ from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.systems.dreambooth import task as dreambooth
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
-from threedgen.train.loop import Status
+from threedgen.train.status import Status
 from threedgen.train.task import Stopped, Task, finished, run_task
 
 from .held_out import held_out_cases

@@ -24,7 +24,7 @@ from threedgen.data.toybox.world import Toybox, View
 from threedgen.evaluation.janus.rough import corrupt
 from threedgen.geometry.images import to_uint8
 from threedgen.run.dtypes import mixed
-from threedgen.train.loop import Status
+from threedgen.train.status import Status
 from threedgen.train.system import System
 from threedgen.train.task import Task, run_task
 

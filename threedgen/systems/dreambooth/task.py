@@ -26,7 +26,7 @@ from threedgen.run.progress import Count
 from threedgen.run.prompts import warn_about
 from threedgen.run.seeding import generator
 from threedgen.train.callbacks import aside
-from threedgen.train.loop import Status
+from threedgen.train.status import Status
 from threedgen.train.task import Task, carry_out, run_task
 
 from .options import MVDreamBoothConfig

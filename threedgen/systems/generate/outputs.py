@@ -1,11 +1,10 @@
-"""What a generate run leaves behind: turntable, views, mesh, game-ready asset; and the object that Python gets back."""
+"""What a generate run leaves behind: turntable, views, mesh, game-ready asset."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, to_uint8, write_mp4, write_png
 from threedgen.geometry.rigs import turntable
 from threedgen.run.folder import replacing
-from threedgen.run.metrics import read_summary
-from threedgen.run.text import say
 from threedgen.systems.generate.options import ResultConfig
 
 from .system import GenerateSystem
@@ -36,46 +33,6 @@ from .system import GenerateSystem
 logger = logging.getLogger(__name__)
 VIEWS = 8
 """Sides on views.png, in two rows."""
-FILES = ("preview.png", "turntable.mp4", "views.png", "views.npz", "mesh.glb")
-"""What a run makes, as far as it can."""
-
-
-def _file(name: str, about: str) -> Any:
-    return property(lambda run: run.file(name), doc=f"{name}: {about}")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder and its files; a file that the run could not make is None."""
-
-    folder: Path
-    status: str
-
-    preview = _file("preview.png", "the views that the prior sampled from the prompt")
-    turntable = _file("turntable.mp4", "one turn around the result")
-    views = _file("views.png", "eight sides of the result")
-    mesh = _file("mesh.glb", "vertex colours, +Y up, front +Z")
-    report = _file("report.html", "all of it on one page")
-    summary = _file("summary.json", "time, memory, versions, seed")
-
-    def file(self, name: str) -> Path | None:
-        """The file of this name in the folder, if there is one."""
-        path = self.folder / name
-        return path if path.exists() else None
-
-    @property
-    def asset(self) -> Path | None:
-        """The GLB in asset/: textured, within the triangle budget; its levels of detail and collider lie beside it."""
-        figures = read_summary(self.folder).get("asset")
-        return self.file(str(figures["file"])) if isinstance(figures, dict) and "file" in figures else None
-
-
-def tell(run: Run, quiet: bool = False) -> None:
-    """Prints where a run's asset and page are, and last its folder."""
-    for name, path in (("asset", run.asset), ("page", run.report)):
-        if path is not None and not quiet:
-            say(f"{name}: {path}")
-    say(str(run.folder))
 
 
 def view_azimuths(options: OrbitCameraConfig) -> NDArray[np.floating]:

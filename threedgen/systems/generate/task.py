@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,9 @@ from torch import Tensor
 
 from threedgen.config import ConfigError, find, load, task_of
 from threedgen.config.errors import within
-from threedgen.export.run_field import open_field
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.rigs import orbit, turntable
+from threedgen.geometry.rigs import orbit
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import prompts
 from threedgen.representations import march
@@ -26,7 +23,6 @@ from threedgen.representations.hashgrid import encoding
 from threedgen.run import folder as runs
 from threedgen.run.cache import kept
 from threedgen.run.folder import writing
-from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import enough_memory
 from threedgen.run.metrics import read_summary
 from threedgen.run.prompts import tidy, warn_about
@@ -34,15 +30,10 @@ from threedgen.run.seeding import generator
 from threedgen.run.text import clean_logs, say
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.options import GenerateConfig
-from threedgen.train.callbacks import FiniteGuard
-from threedgen.train.loop import Status
+from threedgen.train.status import Status
 from threedgen.train.task import Stopped, Task, carry_out, device, finished
-from threedgen.viewer.live import LiveView
-from threedgen.viewer.options import LIVE
-from threedgen.viewer.report import PAGE, write_report
 
-from .outputs import FILES, Run, make_asset, tell, write_results
-from .system import GenerateSystem
+from .result import FILES, Run, tell
 
 logger = logging.getLogger(__name__)
 
@@ -83,11 +74,11 @@ def run_status(
     task = Task(config, resume, quiet, FILES)
     lacking = config.export.enabled and "asset" not in read_summary(task.folder)
     hint = f"; launch.py --config export run={task.folder} makes the asset that it lacks" if lacking else ""
-    return carry_out(lambda task: optimise(task, start), task, hint)
+    return carry_out(lambda task: begin(task, start), task, hint)
 
 
-def optimise(task: Task, start: Path | None = None) -> Status:
-    """Text, preview and training, and what is made of the object."""
+def begin(task: Task, start: Path | None = None) -> Status:
+    """Text and sampled views; then the training, and what is made of the object."""
     config, folder, prompt = task.config, task.folder, tidy(task.config.prompt)
     if config.stages:
         start = run_stages(config, folder, task.quiet)
@@ -101,37 +92,9 @@ def optimise(task: Task, start: Path | None = None) -> Status:
         views, cameras = preview(config, prior, prompt, folder)
     if not config.refine_steps:
         prior.release()  # no more text, no more pictures
-    system = GenerateSystem(config, prior, text, views if config.warm_start.steps else None, cameras)
-    if start is not None:
-        start_from(system, start)  # a checkpoint, if there is one, comes after it
-    with Interrupts() as interrupts, ExitStack() as stack:
-        watchers: list[LiveView] = []
-        if config.view.enabled:  # the window stays open until the results are made
-            watchers = [stack.enter_context(closing(live_view(system, folder, interrupts)))]
-        times = [task.begun, time.monotonic()]
-        status = task.fit(system, ("opacity", "t"), watchers, interrupts)
-        times.append(time.monotonic())
-        if status is Status.TERMINATED or not task.leader:
-            return status
-        failed = status is Status.FAILED
-        with writing(folder):
-            figures: dict[str, Any] = {} if failed else write_results(system, folder, notes)
-            if failed:
-                callbacks = system.trainer.callbacks  # type: ignore[attr-defined]
-                figures["reason"] = next(c.failure for c in callbacks if isinstance(c, FiniteGuard))
-            times.append(time.monotonic())
-            parts = zip(("prepare", "optimise", "export"), times[:-1], times[1:], strict=True)
-            asset = [figures["asset"]["file"]] if "asset" in figures else []  # a run that has lost it makes it again
-            task.summarise(
-                status,
-                steps=system.trainer.global_step,
-                notes=notes,
-                files=[*asset, PAGE],
-                seconds_of={name: round(end - begun, 2) for name, begun, end in parts},
-                **figures,
-            )
-            write_report(folder)  # it shows the summary, so it comes last; a run without it is not finished
-    return status
+    from .optimise import optimise  # what trains, shows and exports takes seconds to import: the views come first
+
+    return optimise(task, prior, text, views, cameras, notes, start)
 
 
 # --- stages: runs that come before a run, each beginning from the object of the one before ------------------------
@@ -158,39 +121,7 @@ def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None
     return start
 
 
-def start_from(system: GenerateSystem, folder: Path) -> None:
-    """The object of a new run begins as that of the run in `folder`, and so does the background, if it is alike.
-
-    Raises ConfigError if the one cannot become the other.
-    """
-    _, field, _, checkpoint = open_field(folder)
-    system.field.start(field)
-    behind = "background."
-    found = {n.removeprefix(behind): v for n, v in checkpoint["state_dict"].items() if n.startswith(behind)}
-    own: dict[str, Any] = system.background.state_dict()
-    if {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in found.items()}:
-        system.background.load_state_dict(found)
-
-
 # --- what a run is made of -----------------------------------------------------------------------------------------
-
-
-def live_view(system: GenerateSystem, folder: Path, interrupts: Interrupts) -> LiveView:
-    """What shows a run while it optimises, see threedgen.viewer.live."""
-
-    def export() -> Path:
-        place = folder / LIVE / f"{system.trainer.global_step:06d}"
-        return place / next(iter(make_asset(system, place).files))
-
-    return LiveView(system.config.view, lambda: open_window(system), system.pictures, export, interrupts)
-
-
-def open_window(system: GenerateSystem) -> Any:
-    """A page in a browser that begins with the view of the turntable's first picture."""
-    from threedgen.viewer.viser_window import ViserWindow  # optional, see threedgen.config.optional
-
-    config = system.config
-    return ViserWindow(config.prompt, config.view.port, turntable(config.result.turntable, 1))
 
 
 def check_backends(config: GenerateConfig) -> None:

@@ -37,8 +37,9 @@ from threedgen.representations.fit import Bounds, SceneField, border_colour, fit
 from threedgen.run.cache import kept
 from threedgen.run.folder import writing
 from threedgen.run.progress import Count
-from threedgen.systems.generate.outputs import Run, tell, try_asset, write_mesh, write_turn
-from threedgen.train.loop import Status
+from threedgen.systems.generate.outputs import try_asset, write_mesh, write_turn
+from threedgen.systems.generate.result import Run, tell
+from threedgen.train.status import Status
 from threedgen.train.task import Task, carry_out
 from threedgen.viewer.report import PAGE, write_report
 

@@ -23,7 +23,7 @@ from threedgen.guidance.threedim.xunet import XUNet
 from threedgen.run.cache import digest
 from threedgen.run.folder import writing
 from threedgen.run.seeding import seed_networks
-from threedgen.train.loop import Status
+from threedgen.train.status import Status
 from threedgen.train.task import Task, run_task
 
 from .options import PixelsConfig, TrainThreeDiMConfig

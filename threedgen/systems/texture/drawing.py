@@ -25,7 +25,7 @@ from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator
 from threedgen.run.workers import Stopped
-from threedgen.train.loop import Status
+from threedgen.train.status import Status
 
 from .options import TextureConfig
 from .shots import Shots

@@ -19,7 +19,7 @@ from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
 from threedgen.run.folder import writing
 from threedgen.run.seeding import seed_networks
-from threedgen.train.loop import Status
+from threedgen.train.status import Status
 from threedgen.train.task import Task, run_task
 
 from .options import TrainMVAdapterConfig

@@ -22,7 +22,7 @@ from threedgen.run.folder import user_path, writing
 from threedgen.run.seeding import seed_networks
 from threedgen.run.text import say
 from threedgen.systems.train_prior.system import DiffusionSystem, with_camera
-from threedgen.train.loop import Status
+from threedgen.train.status import Status
 from threedgen.train.task import Task, device, run_task
 
 from .options import OwnTrainingConfig, TrainOwnPriorConfig

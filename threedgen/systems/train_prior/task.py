@@ -26,7 +26,7 @@ from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.folder import writing
 from threedgen.run.seeding import seed_networks
-from threedgen.train.loop import Status
+from threedgen.train.status import Status
 from threedgen.train.task import Task, run_task
 
 from . import autoencoder
