@@ -6,7 +6,7 @@ A network enters only as a ``Denoiser``: a function of (x, t, text, camera, n_vi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, log, pi
 from typing import Any, Literal, NamedTuple, Protocol
@@ -364,11 +364,13 @@ def ddim_sample(
     generator: Generators = None,
     compat: bool = False,
     T: int | None = None,
+    on_step: Callable[[], object] = lambda: None,
 ) -> Tensor:
     """From noise ``x_T`` (B,C,h,w) to a sample of the same shape.
 
     Wrap the network in ``guided`` for classifier-free guidance and pass ``text`` as its pair. ``generator`` (see
     ``fresh_noise``) is read only when ``eta`` > 0. ``T``: the steps begin below it, with latents that are half noise.
+    ``on_step``: called after each step.
     """
     timesteps = ddim_timesteps(steps, T or schedule.T, compat)
     alphas, alphas_prev = ddim_alphas(schedule, timesteps)
@@ -378,6 +380,7 @@ def ddim_sample(
         eps = denoise(x, t, text, camera, n_view).to(x.dtype)
         noise = fresh_noise(x, generator) if eta > 0 else None
         x, _ = ddim_step(x, eps, alphas[i], alphas_prev[i], eta, noise)
+        on_step()
     return x
 
 

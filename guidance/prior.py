@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import torch
@@ -141,6 +141,7 @@ class Prior(Protocol):
         guidance_scale: float = 10.0,
         negative_prompt: str = "",
         generator: Generators = None,
+        on_step: Callable[[], object] = lambda: None,
     ) -> Tensor:
         """DDIM samples of P prompts with V views each, denoised together -> (P V,H,W,3) in [0,1], on the CPU.
 
@@ -149,6 +150,7 @@ class Prior(Protocol):
             c2w: poses (V,4,4) of the views of each prompt, or (P,V,4,4); None: one picture each from the 2D model.
             generator: one, or one a prompt; then a prompt's noise does not depend on the others, which change no more
                 than rounding. Noise is drawn on its device, so one on the CPU gives the same start everywhere.
+            on_step: called after each of the steps, for whoever shows how far it is.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         n_view = 1 if c2w is None else c2w.shape[-3]
@@ -160,7 +162,7 @@ class Prior(Protocol):
         like = torch.empty(len(prompts) * n_view, *self.latent_shape, device=self.device)
         given = Conditions(text, camera, n_view, reference=self.reference(text[0][:1]))
         denoise, start = guided(self.denoise, guidance_scale), fresh_noise(like, generator)
-        z = ddim_sample(denoise, start, given, camera, n_view, self.schedule, steps)
+        z = ddim_sample(denoise, start, given, camera, n_view, self.schedule, steps, on_step=on_step)
         return torch.cat([self.decode_latents(views).float().cpu() for views in z.split(n_view)])
 
 

@@ -54,12 +54,13 @@ for _name in ("guidance", "representations"):
 numba_cache.choose(_HERE)
 
 
-def generate(prompt: str, config: str = "mvdream-toybox", **values: Any) -> Any:
+def generate(prompt: str, config: str = "mvdream-toybox", quiet: bool = False, **values: Any) -> Any:
     """A prompt becomes a turntable and a mesh; gives back the finished run with its files.
 
     `values` are keys of the config: `seed=3`, `out="dog"`, `trainer={"max_steps": 100}` or
-    `**{"trainer.max_steps": 100}`. Raises threedgen.config.ConfigError on a mistake in them.
+    `**{"trainer.max_steps": 100}`. What it does is shown on stderr, unless it is to be `quiet`. In a notebook the run
+    shows itself. Raises threedgen.config.ConfigError on a mistake in them.
     """
     from threedgen.systems.generate.task import generate as run  # imports torch, so not before it is asked for
 
-    return run(prompt=prompt, config=config, **values)
+    return run(prompt=prompt, config=config, quiet=quiet, **values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -33,9 +33,28 @@ FILE_SIZE = 3.0
 """Megabytes that a GLB with maps of 1024 texels should not exceed; larger maps may have more."""
 
 
+STEPS = {
+    "surface": "surface",
+    "simplify": "fewer triangles",
+    "unwrap": "unwrapping",
+    "bake": "textures",
+    "pictures": "pictures for the textures",
+    "refine": "fitting the textures",
+    "levels": "levels of detail",
+    "write": "files",
+    "check": "checks",
+    "collision": "collider",
+    "khronos": "checks",
+}
+"""Step: what a person reads, in the order in which they come; not every asset takes all of them."""
+
+
 @dataclass
 class ExportedAsset:
-    """files: name -> content, the GLB of the finest level first; what was found about them, and how they were made."""
+    """files: name -> content, the GLB of the finest level first; what was found about them, and how they were made.
+
+    on_step: called with the name of each step (``STEPS``) as it begins.
+    """
 
     name: str
     files: dict[str, bytes] = field(default_factory=dict)
@@ -43,6 +62,7 @@ class ExportedAsset:
     notes: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    on_step: Callable[[str], object] = lambda step: None
 
     @property
     def problems(self) -> list[str]:
@@ -51,6 +71,7 @@ class ExportedAsset:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
+        self.on_step(step)
         begun = time.perf_counter()
         yield
         self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - begun, 3)
@@ -63,6 +84,7 @@ def make_asset(
     view: FieldView | None = None,
     gltf_extras: dict[str, Any] | None = None,
     nearest_budget: bool = False,
+    on_step: Callable[[str], object] = lambda step: None,
 ) -> ExportedAsset:
     """An asset as `config` describes it of a dense surface, with the colours of its field, or without one its own.
 
@@ -70,7 +92,7 @@ def make_asset(
     the texture is fitted to them. nearest_budget: a budget below what the shape allows becomes the nearest that it
     does, and a note. Raises BudgetTooSmall, UnwrapError, ConfigError.
     """
-    asset = ExportedAsset(name)
+    asset = ExportedAsset(name, on_step=on_step)
     low, pngs = _textured(asset, dense, config, view, nearest_budget)
     with asset.timed("levels"):
         levels = {name: low}

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,17 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
     return 0
 
 
-def export(source: RunField, config: AssetConfig, nearest_budget: bool = False) -> ExportedAsset:
-    """The asset of a run's field. Raises ConfigError, with `strict` also for what the checker finds."""
+def export(
+    source: RunField,
+    config: AssetConfig,
+    nearest_budget: bool = False,
+    on_step: Callable[[str], object] = lambda step: None,
+) -> ExportedAsset:
+    """The asset of a run's field. Raises ConfigError, with `strict` also for what the checker finds.
+
+    ``on_step``: called with the name of each step (``asset.STEPS``) as it begins.
+    """
+    on_step("surface")
     begun = time.perf_counter()
     dense, notes = dense_surface(source.view, config.grid)
     expected = source.config.trainer.max_steps
@@ -59,7 +69,7 @@ def export(source: RunField, config: AssetConfig, nearest_budget: bool = False) 
     name = asset_name(config.name or source.config.prompt)
     sampled = time.perf_counter() - begun
     metadata = provenance(source.config, source.steps)
-    asset = make_asset(dense, config, name, source.view, metadata, nearest_budget)
+    asset = make_asset(dense, config, name, source.view, metadata, nearest_budget, on_step)
     asset.seconds = {"surface": round(sampled, 3)} | asset.seconds
     asset.notes = notes + asset.notes
     if config.strict and asset.problems:

@@ -18,6 +18,8 @@ from threedgen.run.text import clean, duration
 
 WINDOW = 30.0
 """Seconds from which the pace is taken, or as long as the last piece took."""
+SHORTEST_BAR = 8
+"""Characters of a bar; what follows it has the rest of the line."""
 
 
 def silence_lightning() -> None:
@@ -76,6 +78,11 @@ class Count:
         self._bar: Bar | None = None
         self._said_at = self._drawn_at = float("-inf")
 
+    @property
+    def shows_bar(self) -> bool:
+        """Is there a bar, in a terminal?"""
+        return self._bar is not None
+
     def __enter__(self) -> Count:
         if not self.quiet and self.console.is_terminal and not os.environ.get("CI"):
             self._bar = Bar(
@@ -110,7 +117,7 @@ class Count:
         if self._bar is not None:
             if details is None or now - self._drawn_at >= 0.25:  # reading the loss makes a GPU wait
                 self._drawn_at = now
-                self.note(note, ", ".join(details() if details else self._left()))
+                self.note(note, details() if details else self._left())
         elif due or now - self._said_at >= 60 or done >= self.total:
             self.say(details)
 
@@ -122,12 +129,17 @@ class Count:
         line = clean(", ".join([f"{self.stage}: {self.done}/{self.total}", *(details() if details else self._left())]))
         self.console.print(line, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
-    def note(self, text: str, detail: str | None = None) -> None:
-        """What is being done now, on the bar."""
+    def note(self, text: str, details: list[str] | None = None) -> None:
+        """What is being done now, on the bar; of the details as many as its line has room for."""
         if self._bar is not None:
-            fields: dict[str, Any] = {} if detail is None else {"detail": detail}
             description = clean(f"{self.stage} {text}")
+            fields: dict[str, Any] = {} if details is None else {"detail": self._fitting(description, details)}
             self._bar.update(self._bar.task_ids[0], completed=self.done, description=description, **fields)
+
+    def _fitting(self, description: str, details: list[str]) -> str:
+        """The first of the details, as far as they leave a bar between the description and "done/total"."""
+        room = self.console.width - len(description) - 2 * len(str(self.total)) - SHORTEST_BAR - 4
+        return ", ".join(part for k, part in enumerate(details) if len(", ".join(details[: k + 1])) <= room)
 
     def _left(self) -> list[str]:
         pace, left = self.speed.seconds_a_step(), self.total - self.done

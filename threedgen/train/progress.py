@@ -39,6 +39,12 @@ class Progress(pl.Callback):
         if not step:
             self.count.say()
 
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
+        """A step may take long, as one that first draws pictures does: the bar says it while it goes on."""
+        if self.count is not None and self.count.shows_bar:
+            self.count.stage = stage_of(pl_module)
+            self.count.note("")
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -15,6 +15,7 @@ from threedgen.geometry.rigs import turntable
 from threedgen.guidance.prior import Prior
 from threedgen.run.folder import writing
 from threedgen.run.interrupts import Interrupts
+from threedgen.run.progress import Count
 from threedgen.train.callbacks import FiniteGuard
 from threedgen.train.status import Status
 from threedgen.train.task import Task
@@ -51,7 +52,7 @@ def optimise(
             return status
         failed = status is Status.FAILED
         with writing(folder):
-            figures: dict[str, Any] = {} if failed else write_results(system, folder, notes)
+            figures: dict[str, Any] = {} if failed else write_results(system, folder, notes, task.quiet)
             if failed:
                 callbacks = system.trainer.callbacks  # type: ignore[attr-defined]
                 figures["reason"] = next(c.failure for c in callbacks if isinstance(c, FiniteGuard))
@@ -66,7 +67,9 @@ def optimise(
                 seconds_of={name: round(end - begun, 2) for name, begun, end in parts},
                 **figures,
             )
-            write_report(folder)  # it shows the summary, so it comes last; a run without it is not finished
+            with Count("page", 1, task.quiet) as count:
+                write_report(folder)  # it shows the summary, so it comes last; a run without it is not finished
+                count.add(1)
     return status
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from threedgen.config import config_hash
 from threedgen.config.errors import in_a_line
 from threedgen.config.sections import OrbitCameraConfig
-from threedgen.export.asset import ExportedAsset
+from threedgen.export.asset import STEPS, ExportedAsset
 from threedgen.export.files.glb import save_glb
 from threedgen.export.options import FOLDER
 from threedgen.export.run_field import RunField, view_of
@@ -26,6 +28,7 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, to_uint8, write_mp4, write_png
 from threedgen.geometry.rigs import turntable
 from threedgen.run.folder import replacing
+from threedgen.run.progress import Count
 from threedgen.systems.generate.options import ResultConfig
 
 from .system import GenerateSystem
@@ -46,23 +49,31 @@ def view_indices(n: int) -> list[int]:
     return [k * n // count for k in range(count)]
 
 
-def write_results(system: GenerateSystem, folder: Path, notes: list[str]) -> dict[str, Any]:
+def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = False) -> dict[str, Any]:
     """Draw and export the field; returns figures for the summary.  A field without a surface is a note, no error."""
     config = system.config
     system.eval()
-    write_turn(system.pictures, config.result, folder)
+    write_turn(system.pictures, config.result, folder, quiet)
     view = view_of(system.field, system.occupancy, config.march, system.device)
     provenance = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
-    figures = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
+    with Count("surface", 1, quiet) as count:
+        figures = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
+        count.add(1)
     if not figures:
         shutil.rmtree(folder / FOLDER, ignore_errors=True)  # of an earlier, shorter part of the run
         return {}
-    return figures | (write_asset(system, folder, notes) if config.export.enabled else {})
+    return figures | (write_asset(system, folder, notes, quiet) if config.export.enabled else {})
 
 
-def write_turn(pictures: Callable[[Cameras], Tensor], options: ResultConfig, folder: Path) -> None:
+def write_turn(pictures: Callable[[Cameras], Tensor], options: ResultConfig, folder: Path, quiet: bool = False) -> None:
     """turntable.mp4, and views.png with some of its pictures; ``pictures``: cameras -> (B, H, W, 3) in [0, 1]."""
-    turn = pictures(turntable(options.turntable))
+    cameras = turntable(options.turntable)
+    seen = []
+    with Count("turntable", len(cameras), quiet) as count:
+        for k in range(len(cameras)):
+            seen.append(pictures(cameras.select([k])))
+            count.add(1)
+    turn = torch.cat(seen)
     write_mp4(list(turn), folder / "turntable.mp4", options.fps)
     write_views(turn[view_indices(len(turn))], folder)
 
@@ -88,19 +99,29 @@ def write_mesh(
     return {"vertices": len(mesh.vertices), "triangles": len(mesh.faces)}
 
 
-def make_asset(system: GenerateSystem, folder: Path) -> ExportedAsset:
+def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> ExportedAsset:
     """Writes the asset of the field as it is now into `folder`. Raises ConfigError; a low budget is no error."""
     config = system.config
     view = view_of(system.field, system.occupancy, config.march, system.device)
-    asset = export(RunField(view, config, system.trainer.global_step), config.export, nearest_budget=True)
-    save(asset, folder, config.export)
+    field = RunField(view, config, system.trainer.global_step)
+    with Count("asset", len(STEPS), quiet) as count:
+        asset = export(field, config.export, nearest_budget=True, on_step=partial(tell_step, count))
+        save(asset, folder, config.export)
+        count.show(count.total)
     return asset
 
 
-def write_asset(system: GenerateSystem, folder: Path, notes: list[str]) -> dict[str, Any]:
+def tell_step(count: Count, step: str) -> None:
+    """Shows that a step of an asset begins."""
+    names = list(STEPS)
+    count.stage = f"asset: {STEPS[step]}"
+    count.show(max(count.done, names.index(step)))
+
+
+def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> dict[str, Any]:
     """Writes folder/asset, if it can be made; returns figures for the summary."""
     again = f" (launch.py --config export run={folder} tries again)"
-    return try_asset(lambda: make_asset(system, folder / FOLDER), folder, notes, again)
+    return try_asset(lambda: make_asset(system, folder / FOLDER, quiet), folder, notes, again)
 
 
 def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str], again: str = "") -> dict[str, Any]:

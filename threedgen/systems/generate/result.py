@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +45,23 @@ class Run:
         figures = read_summary(self.folder).get("asset")
         return self.file(str(figures["file"])) if isinstance(figures, dict) and "file" in figures else None
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: how it ended, the eight sides, and where asset and page are."""
+        lines = [f"<p>{html.escape(self.status)}: <code>{html.escape(str(self.folder))}</code></p>"]
+        if self.views is not None:
+            picture = base64.b64encode(self.views.read_bytes()).decode()
+            lines.append(f'<img alt="eight sides of the result" src="data:image/png;base64,{picture}">')
+        for name, path in (("asset", self.asset), ("page", self.report)):
+            if path is not None:
+                lines.append(f"<p>{name}: <code>{html.escape(str(path))}</code></p>")
+        return "\n".join(lines)
+
 
 def tell(run: Run, quiet: bool = False) -> None:
-    """Prints where a run's asset and page are, and last its folder."""
+    """Prints where a run's asset and page are, and last its folder; below it a terminal is told what to open."""
     for name, path in (("asset", run.asset), ("page", run.report)):
         if path is not None and not quiet:
             say(f"{name}: {path}")
     say(str(run.folder))
+    if run.report is not None and not quiet and sys.stderr.isatty():
+        say(f"open in a browser: {run.report.resolve().as_uri()}", sys.stderr)

@@ -101,7 +101,8 @@ class GenerateSystem(System):
         if self.global_step < self.config.warm_start.steps:
             return "fitting the sampled views"
         if (number := self.round(self.global_step)) is not None:
-            return f"refining, round {number + 1} of {len(self.config.refine.strengths)}"
+            doing = "drawing views" if self.global_step == self.begin(number) else "refining"
+            return f"{doing}, round {number + 1} of {len(self.config.refine.strengths)}"
         return f"distilling at {self.size(self.global_step)} px"
 
     def setup(self, stage: str) -> None:

@@ -25,6 +25,7 @@ from threedgen.run.cache import kept
 from threedgen.run.folder import writing
 from threedgen.run.memory import enough_memory
 from threedgen.run.metrics import read_summary
+from threedgen.run.progress import Count
 from threedgen.run.prompts import tidy, warn_about
 from threedgen.run.seeding import generator
 from threedgen.run.text import clean_logs, say
@@ -38,7 +39,7 @@ from .result import FILES, Run, tell
 logger = logging.getLogger(__name__)
 
 
-def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", **values: Any) -> Run:
+def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", quiet: bool = False, **values: Any) -> Run:
     """A prompt becomes a 3D object; see ``threedgen.generate``."""
     clean_logs()
     path = find(os.fspath(config))
@@ -49,7 +50,7 @@ def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", **v
     checked = load(path, values=values | {"prompt": prompt})
     checked.check()
     checked, resume = runs.begin(checked, runs.config_name(path))
-    status, folder = run_status(checked, resume, quiet=True), Path(str(checked.out))
+    status, folder = run_status(checked, resume, quiet), Path(str(checked.out))
     if status is Status.FAILED:
         raise ConfigError(f"{folder}: {read_summary(folder).get('reason', 'the run failed')}")
     return Run(folder, status.value)
@@ -89,7 +90,7 @@ def begin(task: Task, start: Path | None = None) -> Status:
         prior = task.load_prior()
         notes = warn_about(config.prompt, prior, config.prompt_notes())
         text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
-        views, cameras = preview(config, prior, prompt, folder)
+        views, cameras = preview(config, prior, prompt, folder, task.quiet)
     if not config.refine_steps:
         prior.release()  # no more text, no more pictures
     from .optimise import optimise  # what trains, shows and exports takes seconds to import: the views come first
@@ -141,7 +142,9 @@ def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:
     return kept(folder / "text.safetensors", "text", shape, lambda: prior.encode_prompt(texts))
 
 
-def preview(config: GenerateConfig, prior: Prior, prompt: str, folder: Path) -> tuple[Tensor | None, Cameras | None]:
+def preview(
+    config: GenerateConfig, prior: Prior, prompt: str, folder: Path, quiet: bool = False
+) -> tuple[Tensor | None, Cameras | None]:
     """Views sampled from the prompt and their cameras, written to preview.png; kept for a resumed run."""
     p, n_view = config.preview, config.views_per_scene
     if not (p.enabled or config.warm_start.steps) or n_view < 2:
@@ -155,7 +158,9 @@ def preview(config: GenerateConfig, prior: Prior, prompt: str, folder: Path) -> 
     def sample() -> Tensor:
         prior.note_views(cameras.c2w)
         rng = generator(config.seed, 0, "preview")
-        return prior.sample(prompt, cameras.c2w, p.steps, p.guidance_scale, config.negative_prompt, generator=rng)
+        how: Any = {"steps": p.steps, "guidance_scale": p.guidance_scale, "negative_prompt": config.negative_prompt}
+        with Count("sampling views", p.steps, quiet) as count:
+            return prior.sample(prompt, cameras.c2w, **how, generator=rng, on_step=lambda: count.add(1))
 
     views = kept(folder / "preview.safetensors", "views", (n_view, size, size, 3), sample)
     if not (folder / "preview.png").exists():

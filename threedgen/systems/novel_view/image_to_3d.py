@@ -59,7 +59,7 @@ def make(task: Task) -> None:
         write_png(folder / "sampled.png", grid(readable(views.images), config.views + 1))
     field = fit(views, Bounds.of(views.at), config.protocol, config.seed, config.device)
     with writing(folder):
-        write_turn(lambda cameras: field.pictures(from_ball(field, cameras)), config.result, folder)
+        write_turn(lambda cameras: field.pictures(from_ball(field, cameras)), config.result, folder, task.quiet)
         provenance = {"image": Path(config.image).name, "seed": config.seed, "config_hash": config_hash(config)}
         view = view_of(field.field, field.occupancy, field.march, field.device)
         figures = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
