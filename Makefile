@@ -1,6 +1,7 @@
 # make demo PROMPT="a blue dog wearing a red hat"    a prompt becomes a turntable and a game asset
 # make test                                          the tests but the slow ones
-# Both first make the virtual environment .venv, once. The plain commands are in README.md.
+# make docs                                          the documentation as a site, in site/, its links checked
+# They first make the virtual environment .venv, once. The plain commands are in README.md.
 #
 # PYTHON    a Python of 3.11 or newer
 # TORCH     what pip installs first
@@ -25,7 +26,7 @@ PROMPT := a blue dog wearing a red hat
 endif
 export PROMPT
 
-.PHONY: demo test test-slow lint types clean
+.PHONY: demo test test-slow lint types docs clean
 
 demo: $(READY)
 	$(BIN)/python launch.py --config mvdream-toybox.yaml "prompt=$$PROMPT" $(ARGS)
@@ -48,6 +49,10 @@ types: $(READY)
 	cp -R guidance representations $(VENV)/types/threedgen/
 	root=$$PWD && bin=$$(cd $(BIN) && pwd) && cd $(VENV)/types && "$$bin/mypy" --config-file "$$root/pyproject.toml" -p threedgen
 
+docs: $(READY)
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[docs]" -c constraints.txt
+	$(BIN)/python -m mkdocs build --strict
+
 $(READY): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
@@ -56,4 +61,4 @@ $(READY): setup.py pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) site build dist *.egg-info

@@ -143,3 +143,10 @@ def test_no_star_imports_and_no_bare_except(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         assert not (isinstance(node, ast.ImportFrom) and node.names[0].name == "*")
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None)
+
+
+def test_lightning_waits_until_the_views_are_sampled() -> None:
+    """A run of the task generate imports what trains after the first that a user sees (systems/generate/task.py)."""
+    code = "import sys, threedgen.systems.generate.task; print('pytorch_lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

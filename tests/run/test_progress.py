@@ -98,6 +98,28 @@ def test_a_bar_in_a_terminal_but_not_in_ci(monkeypatch):
     assert Watched(total=40, terminal=True).steps(10, 1.0).end()[0] == "generate 64 px: 0/40"
 
 
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_bar_keeps_its_numbers_at_any_width(width: int) -> None:
+    """What does not fit is left out, from the end; nothing is cut in its middle."""
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=width, color_system=None)
+    words = ["1.07 s/step", "5:10 min left", "loss 3847", "opacity 0.4619", "t 612.3"]
+    with Count("distilling at 64 px", 480, console=console) as count:
+        count.show(120, lambda: words)
+    drawn = file.getvalue().replace("\r", "\n").split("\n")
+    line = next(line for line in reversed(drawn) if "120/480" in line)
+    assert "distilling at 64 px" in line and "\u2501" in line and "\u2026" not in line
+    assert [word for word in words if word in line] == words[: {40: 0, 80: 2, 120: 5}[width]]
+
+
+def test_a_long_step_says_what_it_does_while_it_goes_on() -> None:
+    watched = Watched(total=40, terminal=True).steps(3, 1.0)
+    watched.module.stage = "drawing views"
+    watched.progress.on_train_batch_start(watched.trainer, watched.module, 3, 3)
+    assert watched.progress.count is not None and watched.progress.count.stage == "drawing views"
+    assert "drawing views" in "\n".join(watched.end())
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_markup_and_control_characters_in_a_stage_are_harmless(terminal):
     watched = Watched(total=4, terminal=terminal)

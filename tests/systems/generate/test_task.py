@@ -112,6 +112,8 @@ def test_a_run_ends_with_its_asset(tmp_path: Path) -> None:
     assert summary["asset"]["file"] == "asset/a_red_dog.glb"
     assert summary["files"] == [*FILES, "asset/a_red_dog.glb", PAGE]
     assert all(note.startswith("asset: ") for note in summary["notes"])
+    for phase in ("sampling views", "turntable", "surface", "asset: checks", "page"):
+        assert f"\n{phase}: " in log(tmp_path), phase
     assert log(tmp_path).splitlines()[-3:] == ["asset: run/asset/a_red_dog.glb", f"page: run/{PAGE}", "run"]
     assert_same(weights(run), weights(undisturbed()))  # the asset has no part in what is learnt
     before = asset.read_bytes()
