@@ -40,29 +40,6 @@ from threedgen.viewer.record import ROW, SIDES
         (["trainer.accumulate_grad_batches=2"], "set scenes_per_step"),
     ],
 )
-def test_a_notebook_shows_a_run(tmp_path: Path) -> None:
-    folder = tmp_path / "<b>"
-    folder.mkdir()
-    bare = Run(folder, "failed")._repr_html_()
-    assert "failed" in bare and "<b>" not in bare and "<img" not in bare
-    (folder / "views.png").write_bytes(b"picture")
-    (folder / "report.html").write_text("page")
-    shown = Run(folder, "finished")._repr_html_()
-    assert "data:image/png;base64,cGljdHVyZQ==" in shown and "&lt;b&gt;/report.html" in shown
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-def test_a_terminal_is_told_what_to_open(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
-) -> None:
-    (tmp_path / "report.html").write_text("page")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    tell(Run(tmp_path, "finished"))
-    said = capsys.readouterr()
-    assert said.out.splitlines()[-1] == str(tmp_path)  # for scripts
-    assert said.err == (f"open in a browser: {(tmp_path / 'report.html').as_uri()}\n" if terminal else "")
-
-
 def test_sections_that_contradict_each_other(tmp_path: Path, words: list[str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config.load(tiny_generate(tmp_path), words)
@@ -162,6 +139,29 @@ def test_a_failed_run_is_an_error_in_python(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(generate_run, "run_status", failed)
     with pytest.raises(ConfigError, match="run: the loss term is not finite"):
         threedgen.generate("a cat", tiny_generate(tmp_path), out=tmp_path / "run")
+
+
+def test_a_notebook_shows_a_run(tmp_path: Path) -> None:
+    folder = tmp_path / "<b>"
+    folder.mkdir()
+    bare = Run(folder, "failed")._repr_html_()
+    assert "failed" in bare and "<b>" not in bare and "<img" not in bare
+    (folder / "views.png").write_bytes(b"picture")
+    (folder / "report.html").write_text("page")
+    shown = Run(folder, "finished")._repr_html_()
+    assert "data:image/png;base64,cGljdHVyZQ==" in shown and "&lt;b&gt;/report.html" in shown
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_terminal_is_told_what_to_open(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    (tmp_path / "report.html").write_text("page")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    tell(Run(tmp_path, "finished"))
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == str(tmp_path)  # for scripts
+    assert said.err == (f"open in a browser: {(tmp_path / 'report.html').as_uri()}\n" if terminal else "")
 
 
 @pytest.mark.gpu
