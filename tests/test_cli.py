@@ -184,7 +184,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_run_says_where_it_goes_and_resumes(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("outputs") / "mvdream-toybox" / runs.slug("a [red]dog[/red] $HOME")
     code, out, err = ask(capsys, "prompt=a [red]dog[/red] $HOME")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "") and out.splitlines()[1] == "loading the libraries"
     assert out.splitlines()[0] == f"mvdream-toybox: toy in {folder}"
     assert "prompt='a [red]dog[/red] $HOME' resume=False" in out
     assert config.load(folder / "config.yaml").prompt == "a [red]dog[/red] $HOME"

@@ -58,8 +58,8 @@ def generate(prompt: str, config: str = "mvdream-toybox", quiet: bool = False, *
     """A prompt becomes a turntable and a mesh; gives back the finished run with its files.
 
     `values` are keys of the config: `seed=3`, `out="dog"`, `trainer={"max_steps": 100}` or
-    `**{"trainer.max_steps": 100}`. What it does is shown on stderr, unless it is to be `quiet`. In a notebook the run
-    shows itself. Raises threedgen.config.ConfigError on a mistake in them.
+    `**{"trainer.max_steps": 100}`. What it does, and how far it is, is shown unless it is to be `quiet`.  In a notebook
+    the run shows itself. Raises threedgen.config.ConfigError on a mistake in them.
     """
     from threedgen.systems.generate.task import generate as run  # imports torch, so not before it is asked for
 

@@ -135,7 +135,7 @@ def run(command: Command) -> int:
     quiet = "--quiet" in command.flags
     if not quiet and isinstance(checked, RunConfig) and os.environ.get("LOCAL_RANK", "0") == "0":
         say(f"{name}: {checked.task}{' goes on' if resume else ''} in {checked.out}")
-        say("loading the libraries", sys.stderr)  # torch and the rest: seconds, and more than that on a busy machine
+        say("loading the libraries")  # torch and the rest: seconds, and more than that on a busy machine
     result: Any = registry.implementation("task", checked.task)(checked, resume=resume, quiet=quiet)
     return result if isinstance(result, int) else OK
 

@@ -204,10 +204,10 @@ def _look_in(presses: dict[str, str]) -> None:
     """A live view without viser, which writes what was seen into the file seen.json."""
     from tests.support.fake_window import FakeWindow
     from threedgen.config import optional as extras
-    from threedgen.systems.generate import task
+    from threedgen.systems.generate import optimise
 
     extras.installed = lambda module: True
-    task.open_window = lambda system: FakeWindow(presses, Path("seen.json").resolve())
+    optimise.open_window = lambda system: FakeWindow(presses, Path("seen.json").resolve())
 
 
 def _hold() -> None:

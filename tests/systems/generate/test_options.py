@@ -94,14 +94,20 @@ def values(**more: Any) -> dict[str, Any]:
     return {"trainer": short, "warm_start": {"steps": 0}, "preview": {"enabled": False}} | more
 
 
-def test_generate_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("quiet", [False, True])
+def test_generate_from_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet: bool
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = tiny_generate(tmp_path)
-    run = threedgen.generate(prompt="a blue cat", config=path, out=tmp_path / "cat", **values())
+    run = threedgen.generate(prompt="a blue cat", config=path, quiet=quiet, out=tmp_path / "cat", **values())
     assert isinstance(run, Run) and run.folder == tmp_path / "cat" and run.status == "finished"
     for file in (run.mesh, run.turntable, run.views, run.summary, run.report):
         assert file is not None and file.parent == run.folder and file.stat().st_size > 100
-    assert run.preview is None and capsys.readouterr().out == ""
+    said = capsys.readouterr()
+    shown = ("distilling at 12 px: 2/2", "turntable: ", "surface: 1/1", "page: 1/1")
+    assert run.preview is None and all((phase in said.err) is not quiet for phase in shown), said.err
+    assert said.out.startswith("weights: ") is not quiet and len(said.out.splitlines()) == (not quiet)
     assert config.load(run.folder / "config.yaml").prompt == "a blue cat"
     before = snapshot(run.folder)
     again = threedgen.generate(prompt="a blue cat", config=path, out=str(tmp_path / "cat"), **values())
