@@ -59,10 +59,11 @@
     }
     if (turn !== asked || found.error) return; // more was typed meanwhile
     part("words").replaceChildren(...found.words.flatMap(({ word, known, near }) => [
-      Object.assign(element("span", word, known ? "word" : "word unknown"), { title: known ? "known" : "unknown: has no effect" }),
-      ...near.map((other) => chip(other, `instead of ${word}`, () => instead(word, other))),
+      Object.assign(element("span", word, known || word === found.typed ? "word" : "word unknown"), { title: known ? "known" : "unknown: has no effect" }),
+      ...near.map((other) => chip(`→ ${other}`, `instead of ${word}`, () => instead(word, other))),
     ]));
-    part("nouns").replaceChildren(...found.nouns.map((noun) => chip(noun, "a word it knows", () => onwards(found.typed, noun))));
+    const lead = found.nouns.length ? [element("span", found.typed ? "It knows" : "It can draw", "hint")] : [];
+    part("nouns").replaceChildren(...lead, ...found.nouns.map((noun) => chip(noun, "a word it knows", () => onwards(found.typed, noun))));
     part("notes").replaceChildren(...found.notes.map((note) => element("li", note)));
   }
 
