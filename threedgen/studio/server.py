@@ -185,9 +185,7 @@ class Handler(BaseHTTPRequestHandler):
     def _missing(self) -> None:
         self._send("there is no such thing\n", status=HTTPStatus.NOT_FOUND)
 
-    def _send(
-        self, text: str, kind: str = "text/plain", status: HTTPStatus = HTTPStatus.OK, policy: str = OWN
-    ) -> None:
+    def _send(self, text: str, kind: str = "text/plain", status: HTTPStatus = HTTPStatus.OK, policy: str = OWN) -> None:
         data = text.encode("utf-8", "replace")
         self._head(kind, policy, len(data), status)
         self.wfile.write(data)
