@@ -29,12 +29,12 @@ def test_from_an_empty_prompt_to_a_download(chromium: Any, client: Client) -> No
     tab.until("document.querySelectorAll('.unknown').length > 0")
     page.click("#words .chip")
     assert page.input_value("#prompt") == "a red dog that waits"
-    page.click("text=Make")
+    page.get_by_role("button", name="Make", exact=True).click()
     tab.until(f"{STATE} === 'running' && document.querySelector('.told').textContent.includes('loss 12.5')")
     page.fill("#prompt", "a cat")
     page.keyboard.press("Enter")
     tab.until(f"{STATE} === 'waiting'")
-    page.click("text=Remove")
+    page.get_by_role("button", name="Remove", exact=True).click()
     tab.until("document.querySelectorAll('.job').length === 1")
     (client.root / "a-red-dog-that-waits-0.go").touch()
     tab.until("!document.querySelector('#shown').hidden && document.querySelectorAll('.card').length === 1")
@@ -50,13 +50,13 @@ def test_from_an_empty_prompt_to_a_download(chromium: Any, client: Client) -> No
 def test_a_running_job_is_stopped_and_an_error_is_said(chromium: Any, client: Client) -> None:
     tab = Tab(chromium, client.url)
     tab.page.fill("#prompt", "a dog that waits")
-    tab.page.click("text=Make")
+    tab.page.get_by_role("button", name="Make", exact=True).click()
     tab.until("document.querySelector('.told')?.textContent.includes('loss')")
-    tab.page.click("text=Stop")
+    tab.page.get_by_role("button", name="Stop", exact=True).click()
     tab.until(f"{STATE} === 'interrupted'")
     assert tab.page.is_visible("text=Go on")
     tab.page.fill("#prompt", "it fails")
-    tab.page.click("text=Make")
+    tab.page.get_by_role("button", name="Make", exact=True).click()
     tab.until(f"{STATE} === 'failed'")
     assert tab.page.text_content(".job:last-child .problem") == FAILURE
 
