@@ -166,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
         record = read_record(folder)
         file = record.model and record.model.relative_to(record.folder).as_posix()
         title = clean(record.prompt)[:80]
-        values = {"title": title, "model": embedded(record.model), "model_file": file}
+        values: dict[str, Any] = {"title": title, "model": embedded(record.model), "model_file": file}
         self._send(page("studio_asset.html", SCRIPTS, **values), HTML, policy=FOREIGN)
 
     # --- how it is answered
