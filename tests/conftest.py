@@ -1,9 +1,11 @@
-"""For all tests: repeatable property tests, and GPU tests only where there is one."""
+"""For all tests: repeatable property tests, GPU tests only where there is one, a browser if there is one."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import settings
+
+from tests.support.browser import chromium, launched  # noqa: F401  fixtures
 
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)  # busy machines are slow
 settings.register_profile("nightly", deadline=None, max_examples=2000)

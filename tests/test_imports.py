@@ -79,6 +79,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "viewer": (*KINDS, "export"),
     "systems": (*KINDS, "data", "export", "viewer"),
     "evaluation": (*KINDS, "data", "export", "viewer", "systems"),
+    "studio": (*KINDS, "data", "viewer", "systems"),
     "cli": BELOW,
     "": ("run",),  # the package itself: where kernels are kept, before all else
     "__main__": ("cli",),

@@ -28,7 +28,8 @@ import zstandard  # noqa: E402
 
 from threedgen.geometry.rigs import orbit  # noqa: E402
 from threedgen.viewer import viser_window  # noqa: E402
-from threedgen.viewer.viser_window import HOST, ViserWindow, free_port  # noqa: E402
+from threedgen.viewer.local import HOST, free_port  # noqa: E402
+from threedgen.viewer.viser_window import ViserWindow  # noqa: E402
 
 PROMPT = "<b>a dog</b> ![x](http://example.com/x.png)"
 PATIENCE = 60.0

@@ -56,6 +56,7 @@ task  texture-object     systems.texture_object.task:run         systems.texture
 task  adapter-views      systems.adapter_views.task:run          systems.adapter_views.options:AdapterViewsConfig
 task  report             viewer.report:run                       viewer.options:ReportConfig
 task  gallery            viewer.gallery:run                      viewer.options:GalleryConfig
+task  studio             studio.task:run                         studio.options:StudioConfig
 task  export             export.task:run                         export.options:ExportConfig
 task  make-srn-toybox    data.srn.make:run                       data.srn.options:MakeSRNToyboxConfig
 task  make-toy-rooms     data.toybox.make_rooms:run              data.toybox.options:MakeToyRoomsConfig

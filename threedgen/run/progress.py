@@ -20,6 +20,8 @@ WINDOW = 30.0
 """Seconds from which the pace is taken, or as long as the last piece took."""
 SHORTEST_BAR = 8
 """Characters of a bar; what follows it has the rest of the line."""
+EVERY = "THREEDGEN_PROGRESS_SECONDS"
+"""Environment variable: seconds between two lines where there is no bar, 60 without it."""
 
 
 def silence_lightning() -> None:
@@ -58,7 +60,7 @@ class Count:
     with Count("sampling", 200, quiet) as count:
         count.add(8)
 
-    A line is said a minute after the last one, at the end, and when the caller asks for it.
+    A line is said a minute (or what `EVERY` says) after the last one, at the end, and when the caller asks for it.
     ``done``: pieces that an earlier run left, which say nothing about the time that the others need.
     """
 
@@ -77,6 +79,7 @@ class Count:
         self.speed.mark(clock(), done)
         self._bar: Bar | None = None
         self._said_at = self._drawn_at = float("-inf")
+        self._every = float(os.environ.get(EVERY) or 60)
 
     @property
     def shows_bar(self) -> bool:
@@ -118,7 +121,7 @@ class Count:
             if details is None or now - self._drawn_at >= 0.25:  # reading the loss makes a GPU wait
                 self._drawn_at = now
                 self.note(note, details() if details else self._left())
-        elif due or now - self._said_at >= 60 or done >= self.total:
+        elif due or now - self._said_at >= self._every or done >= self.total:
             self.say(details)
 
     def say(self, details: Callable[[], list[str]] | None = None) -> None:

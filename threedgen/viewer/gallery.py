@@ -45,6 +45,13 @@ def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) 
 
 def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
     """The page for the runs below `folder`, to lie in `home`; and a sentence for each run that is left out."""
+    found, broken = cards(folder, home)
+    title = folder.resolve().name or str(folder)
+    return page("gallery.html", ("gallery.js",), title=title, cards=found, broken=broken), broken
+
+
+def cards(folder: Path, home: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """A card for each run below `folder`, the newest first, and a sentence for each that is left out."""
     records, broken = [], []
     for where in run_folders(folder):
         try:
@@ -52,9 +59,7 @@ def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
         except ConfigError as error:
             broken.append(str(error))
     records.sort(key=lambda record: record.ended, reverse=True)
-    cards = [card(record, home) for record in records]
-    title = folder.resolve().name or str(folder)
-    return page("gallery.html", ("gallery.js",), title=title, cards=cards, broken=broken), broken
+    return [card(record, home) for record in records], broken
 
 
 def run_folders(folder: Path) -> Iterator[Path]:

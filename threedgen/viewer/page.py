@@ -27,6 +27,7 @@ LARGEST = 64_000_000
 """Bytes of a file that still goes into a page; browsers choke on more."""
 REMEDY = "see to that and run the same command again"
 """What to do when a page could not be written."""
+SERVED = "img-src data: 'self'; connect-src 'self'; frame-src 'self'"
 _TYPES = {".glb": "model/gltf-binary", ".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg"}
 
 
@@ -45,15 +46,23 @@ def _environment() -> Environment:
     return environment
 
 
-def page(template: str, scripts: tuple[str, ...], **values: Any) -> str:
-    """A template of `assets/` filled in, with page.css and the scripts inside it."""
+def page(template: str, scripts: tuple[str, ...], served: bool = False, **values: Any) -> str:
+    """A template of `assets/` filled in, with page.css and the scripts inside it.
+
+    `served`: by a server of ours, which alone the page may ask for more.
+    """
     style, script = _asset("page.css"), "\n".join(_asset(name) for name in scripts)
     policy = (
-        "default-src 'none'; img-src data:; media-src data:; "
+        f"default-src 'none'; {SERVED if served else 'img-src data:'}; media-src data:; "
         f"style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
     )
     fixed = {"policy": policy, "style": Markup(style), "script": Markup(script)}
-    return _environment().get_template(template).render(**fixed, **values)
+    return fragment(template, **fixed, **values)
+
+
+def fragment(template: str, **values: Any) -> str:
+    """A template of `assets/` filled in, as a part of a page."""
+    return _environment().get_template(template).render(**values)
 
 
 @cache

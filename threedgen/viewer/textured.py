@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from threedgen.run.folder import write_atomic
 
@@ -23,5 +24,5 @@ def write_page(
     for name, hint, pictures in rows:
         found = [(embedded(path.parent / file), label) for file, label in pictures if (path.parent / file).is_file()]
         shown += [(name, hint, [pair for pair in found if pair[0]])] if any(pair[0] for pair in found) else []
-    values = {"title": title, "headline": list(headline), "notes": list(notes), "rows": shown}
+    values: dict[str, Any] = {"title": title, "headline": list(headline), "notes": list(notes), "rows": shown}
     write_atomic(path, page("textured.html", SCRIPTS, model=embedded(path.parent / model), model_file=model, **values))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import queue
 import secrets
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import rich
@@ -24,10 +21,7 @@ from threedgen.run.arrays import Array
 from threedgen.run.text import visible
 
 from .live import EXPORT, STOP, Eye
-
-HOST = "127.0.0.1"
-NAMES = (HOST, "localhost", "::1")
-"""What this machine calls itself in an address."""
+from .local import HOST, REFUSAL, admitted, free_port
 
 
 class _Local(viser.ViserServer):
@@ -100,21 +94,6 @@ class ViserWindow:
                 self._server.stop()
 
 
-def of_this_machine(hosts: list[str], origins: list[str]) -> bool:
-    """Does a request with these headers Host and Origin come from this machine, and from no other page than ours?
-
-    Host is a name of this machine's own, on any port (of an ssh tunnel): a foreign page can have its own name point
-    here, but not bear one of these.
-    """
-    if len(hosts) != 1:
-        return False
-    try:
-        name = urlsplit(f"//{hosts[0]}").hostname
-    except ValueError:
-        return False
-    return name in NAMES and all(origin == f"http://{hosts[0]}" for origin in origins)
-
-
 @contextmanager
 def _guarded(key: str) -> Iterator[None]:
     """A server that viser begins inside answers this machine only, below the path /`key`/; viser's own lets in anybody.
@@ -125,11 +104,10 @@ def _guarded(key: str) -> Iterator[None]:
 
     def guarded_serve(*words: Any, process_request: Callable[..., Any], **options: Any) -> Any:
         def process(connection: Any, request: Any) -> Any:
-            given, _, rest = request.path.partition("?")[0].removeprefix("/").partition("/")
-            known = secrets.compare_digest(given.encode("utf-8", "replace"), key.encode())
-            if not known or not of_this_machine(request.headers.get_all("Host"), request.headers.get_all("Origin")):
-                return connection.respond(HTTPStatus.FORBIDDEN, "only by the address that the run printed\n")
-            request.path = f"/{rest}"
+            rest = admitted(request.path, key, request.headers.get_all("Host"), request.headers.get_all("Origin"))
+            if rest is None:
+                return connection.respond(HTTPStatus.FORBIDDEN, REFUSAL)
+            request.path = f"/{rest.partition('?')[0]}"
             return process_request(connection, request)
 
         begun.append(True)
@@ -160,15 +138,3 @@ def _paragraphs(lines: list[str]) -> str:
     """Plain text as HTML; a prompt may hold markup, which stays text."""
     style = "margin: 0.4em 1em; overflow-wrap: anywhere; font-size: 0.9em"
     return "".join(Markup('<p style="{}">{}</p>').format(style, escape(visible(line))) for line in lines)
-
-
-def free_port(port: int) -> int:
-    """`port`, or 0, for which the system chooses one, if somebody has it. viser's own search may not end."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        if os.name == "posix":  # a port that was just given back is free; Windows means something else by it
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return 0
-    return port

@@ -26,7 +26,6 @@ from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
 from threedgen.run.metrics import forget_peak, peak_memory, read_summary
 from threedgen.run.options import ENGINE, CrewConfig
-from threedgen.run.progress import Count
 from threedgen.run.workers import STOPPED, Stopped, run_jobs
 
 OWN = ("prompt", "seed", "out", "threads", "task")
@@ -121,7 +120,8 @@ def make(job: Job, root: Path, threads: int | None) -> str:
 def make_all(config: CrewConfig, jobs: Sequence[Job], root: Path, quiet: bool) -> int:
     """Makes the objects that are not there, each in ``root``/KEY; returns 0, or the exit code for the signal that
     stopped it. A method that turns out not to run is not tried again."""
-    from threedgen.run.threads import threads_each  # torch, which the plan of the jobs does without
+    from threedgen.run.progress import Count  # torch, which the plan of the jobs does without
+    from threedgen.run.threads import threads_each
 
     left = [job for job in jobs if read_json(root / job.key / RECORD).get("state") not in OVER]
     refused = set[str]()

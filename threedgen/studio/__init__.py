@@ -1,0 +1,1 @@
+"""A page in a browser on which prompts become objects, one after the other."""
