@@ -132,6 +132,10 @@ class Prior(Protocol):
         """What it saw, with text (1,L,D), of the picture that its config gives it of the thing; None: there is none."""
         return None
 
+    def guess(self, text: Tensor, camera: Tensor | None) -> Tensor | None:
+        """Latents (B,C,h,w) that text (B,L,D) and cameras (B,16) let expect, before any noise; None: it has no idea."""
+        return None
+
     @torch.no_grad()
     def sample(
         self,

@@ -268,12 +268,25 @@ class MVDream(MultiviewPrior):
         ``coarse``: latents like ``x`` that take the place of what a coarse predictor says.
         """
         if self.coarse is not None:
-            text, usual = text.chunk(2, 1) if text.shape[1] == 2 * self.max_tokens else (text, text)
+            text, usual = self.two_readings(text)
             coarse = self.coarse(usual, camera) if coarse is None else coarse
             if coarse.shape[-2:] != x.shape[-2:]:  # pictures of another size than it was trained at
                 coarse = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, coarse.to(x.dtype)], dim=1)
         return predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
+
+    def two_readings(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """What the UNet reads of text (B,L,D), and what the coarse predictor does, see ``readings``."""
+        words, usual = text.chunk(2, 1) if text.shape[1] == 2 * self.max_tokens else (text, text)
+        return words, usual
+
+    @torch.no_grad()
+    def guess(self, text: Tensor, camera: Tensor | None) -> Tensor | None:
+        if self.coarse is None:
+            return None
+        with self.autocast():
+            found = self.coarse(self.two_readings(text)[1], camera).float()
+        return F.interpolate(found, self.latent_shape[1:], mode="bilinear", align_corners=False)
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
         with self.autocast():

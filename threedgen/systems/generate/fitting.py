@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from threedgen.geometry.rigs import Rig
-from threedgen.guidance.diffusion import Conditions, ddim_redraw, fresh_noise, guided
+from threedgen.guidance.diffusion import Conditions, ddim_redraw, fresh_noise, guided, per_image
 from threedgen.guidance.prior import Prior
 from threedgen.representations import losses
 from threedgen.representations.field.ngp import finite_difference_normal
@@ -23,12 +23,29 @@ POINTS, REACH = 512, 0.02
 
 @torch.no_grad()
 def redrawn(
-    prior: Prior, pictures: Tensor, rig: Rig, text: Conditions, o: RefineConfig, strength: float, rng: torch.Generator
+    prior: Prior,
+    pictures: Tensor | None,
+    rig: Rig,
+    text: Conditions,
+    o: RefineConfig,
+    strength: float,
+    rng: torch.Generator,
 ) -> Tensor:
-    """Pictures (V, H, W, 3) of one group, with noise and then denoised together (SDEdit, Meng et al. 2022)."""
-    camera = prior.camera(rig.cameras.c2w.to(pictures.device)) if rig.n_view > 1 else None
+    """Pictures (V, H, W, 3) of one group, with noise and then denoised together (SDEdit, Meng et al. 2022).
+
+    None, where there is no object yet: what the prior expects of these cameras is drawn again, or if it expects
+    nothing, noise alone.
+    """
+    camera = prior.camera(rig.cameras.c2w.to(prior.device)) if rig.n_view > 1 else None
     given = replace(text, camera=camera, n_view=rig.n_view)
-    z, denoise = prior.encode_images(pictures, rng), guided(prior.denoise, o.guidance_scale)
+    z = (
+        prior.guess(per_image(text.text[0], rig.n_view), camera)
+        if pictures is None
+        else prior.encode_images(pictures, rng)
+    )
+    if z is None:
+        z, strength = torch.zeros(len(rig.cameras), *prior.latent_shape, device=prior.device), 1.0
+    denoise = guided(prior.denoise, o.guidance_scale)
     z = ddim_redraw(denoise, z, fresh_noise(z, rng), given, prior.schedule, o.sampling_steps, strength)
     return prior.decode_latents(z)
 

@@ -80,6 +80,7 @@ def start_from(system: GenerateSystem, folder: Path) -> None:
     """
     _, field, _, checkpoint = open_field(folder)
     system.field.start(field)
+    system.blank = False
     behind = "background."
     found = {n.removeprefix(behind): v for n, v in checkpoint["state_dict"].items() if n.startswith(behind)}
     own: dict[str, Any] = system.background.state_dict()

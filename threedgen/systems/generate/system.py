@@ -89,6 +89,7 @@ class GenerateSystem(System):
         self.hold(prior=prior)
         learning = (prior.schedule, self.max_steps, prior, generator(config.seed, 0, "distillation parameters"))
         self.distill: Any = registry.build("distillation", config.distillation, *learning)
+        self.blank = True  # no other run's object is what this one begins with
         self.fitted: tuple[int, Pixels] | None = None  # the first step of a fit, and its pixels
         self.chunks: dict[str, int] = {}
         self.again = False
@@ -140,7 +141,11 @@ class GenerateSystem(System):
         """Renders should equal the pictures that the prior drew over those at the beginning of the round."""
         begin = self.begin(number)
         if step == begin:  # also if the step is repeated: the pictures are the same
-            self.draw_again(self.config.refine.strengths[number], generator(self.seed, step, "drawing"))
+            self.draw_again(
+                self.config.refine.strengths[number],
+                generator(self.seed, step, "drawing"),
+                blank=self.blank and step == 0,
+            )
             optimizer: Any = self.optimizers()
             optimizer.optimizer.state.clear()  # moments of the gradients of another loss, a thousand times as large
         return self.fit(self.rig.cameras, self.drawn.float(), step, begin, self.config.refine_steps)
@@ -177,11 +182,11 @@ class GenerateSystem(System):
         self.metrics = {"opacity": float(result.opacity.detach().mean())}
         return {"loss_views": 10 * error.item()}, 10 * error + clear + smooth * sum(bumps)
 
-    def draw_again(self, strength: float, rng: torch.Generator) -> None:
-        """Fills ``drawn``; the same on all devices."""
+    def draw_again(self, strength: float, rng: torch.Generator, blank: bool) -> None:
+        """Fills ``drawn``; the same on all devices. ``blank``: there is no object to see yet."""
         c, views = self.config, []
         for rig in self.rig.groups():
-            pictures = self.pictures(rig.cameras).to(self.device)
+            pictures = None if blank else self.pictures(rig.cameras).to(self.device)
             given = replace(view_text(self.text, rig, c.view_prompts), reference=self.reference)
             views.append(redrawn(self.prior, pictures, rig, given, c.refine, strength, rng))
         self.drawn.copy_(torch.cat(views))
