@@ -35,7 +35,8 @@ class FieldView:
     density: points (N, 3) in world units -> sigma (N,); colour: points -> sRGB (N, 3) in [0, 1]; radius of its
     world; mask (M, M, M) bool over the cube around that: where there may be something; device of the points;
     pictures: a renderer of it, if there is one (see pictures.py). mesh: for a field that is a mesh already, its
-    vertices (N, 3) and faces (F, 3).
+    vertices (N, 3) and faces (F, 3). elevations: degrees, lowest and highest from which it was looked at while it was
+    optimised, if that is known: what is not seen from there has no colour of its own.
     """
 
     density: Field
@@ -45,6 +46,7 @@ class FieldView:
     device: torch.device | str = "cpu"
     pictures: Pictures | None = None
     mesh: Callable[[], tuple[Array, Array]] | None = None
+    elevations: tuple[float, float] | None = None
 
     def colours(self, points: Array) -> Array:
         """sRGB (N, 3) of points (N, 3), as arrays and without gradients."""

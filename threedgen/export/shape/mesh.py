@@ -20,6 +20,8 @@ SMALLEST = 0.01
 """Share of the largest part's surface below which another part is dropped."""
 SMOOTHING = 10
 """Taubin iterations."""
+CALM = 10
+"""Means over neighbours of the normals: what a field of pictures does within three cells is noise, and not relief."""
 CHUNK = 1 << 17
 """Points that a field is asked for at once."""
 DEPTHS = (-0.5, 0.5, 1.5, 2.5)
@@ -72,7 +74,7 @@ def extract(
     tau, info = depth_field(sigma, cell, radius, SMALLEST)
     vertices, faces, info["parts_kept"] = large_pieces(*isosurface(tau, info["level"], cell, radius))
     vertices = taubin(vertices, faces, SMOOTHING)
-    normals = vertex_normals(vertices, faces)
+    normals = calm(vertex_normals(vertices, faces), faces, CALM)
     density, colour = (on_arrays(function, device) for function in (density_fn, colour_fn))
     colours = surface_colours(density, colour, vertices, normals, cell)
     info |= {"resolution": resolution, "radius": radius}
@@ -136,17 +138,31 @@ def large_pieces(vertices: Array, faces: Array) -> tuple[Array, Array, int]:
 
 def taubin(vertices: Array, faces: Array, iterations: int) -> Array:
     """Removes the steps of the grid, keeps the volume: Laplacian steps in and out by turns (Taubin 1995)."""
-    n = len(vertices)
-    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    ends = np.concatenate([ends, ends[:, ::-1]])
-    edges = sparse.csr_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
-    edges.data[:] = 1  # an edge of two faces came twice
-    mean = sparse.diags(1 / np.maximum(np.asarray(edges.sum(axis=1)).ravel(), 1)) @ edges
+    mean = _mean_of_neighbours(faces, len(vertices))
     moved = vertices.astype(np.float64)
     for _ in range(iterations):
         for factor in (0.5, -0.53):
             moved += factor * (mean @ moved - moved)
     return moved.astype(np.float32)
+
+
+def calm(normals: Array, faces: Array, iterations: int) -> Array:
+    """Unit normals (V, 3) float32, half their own and half those around, so many times: noise of single cells off."""
+    mean = _mean_of_neighbours(faces, len(normals))
+    found = normals.astype(np.float64)
+    for _ in range(iterations):
+        found = found + mean @ found
+        found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-30)
+    return np.where(np.linalg.norm(found, axis=1, keepdims=True) > 0.5, found, normals).astype(np.float32)
+
+
+def _mean_of_neighbours(faces: Array, n: int) -> sparse.spmatrix:
+    """The matrix (n, n) that takes values of vertices to the means of those that an edge joins them to."""
+    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    ends = np.concatenate([ends, ends[:, ::-1]])
+    edges = sparse.csr_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
+    edges.data[:] = 1  # an edge of two faces came twice
+    return sparse.diags(1 / np.maximum(np.asarray(edges.sum(axis=1)).ravel(), 1)) @ edges
 
 
 def vertex_normals(vertices: Array, faces: Array) -> Array:

@@ -72,9 +72,10 @@ class Run:
 
 def tell(run: Run, quiet: bool = False) -> None:
     """Prints where a run's asset and page are, and last its folder."""
-    for name, path in (("asset", run.asset), ("page", run.report)):
+    height = (read_summary(run.folder).get("asset") or {}).get("height", "")
+    for name, path, more in (("asset", run.asset, height), ("page", run.report, "")):
         if path is not None and not quiet:
-            say(f"{name}: {path}")
+            say(f"{name}: {path}{f' ({more})' if more else ''}")
     say(str(run.folder))
 
 
@@ -134,7 +135,8 @@ def write_mesh(
 def make_asset(system: GenerateSystem, folder: Path) -> ExportedAsset:
     """Writes the asset of the field as it is now into `folder`. Raises ConfigError; a low budget is no error."""
     config = system.config
-    view = view_of(system.field, system.occupancy, config.march, system.device)
+    elevations = config.camera.elevation_range
+    view = view_of(system.field, system.occupancy, config.march, system.device, elevations)
     asset = export(RunField(view, config, system.trainer.global_step), config.export, nearest_budget=True)
     save(asset, folder, config.export)
     return asset
@@ -166,6 +168,7 @@ def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str],
         "asset": {
             "file": f"{FOLDER}/{next(iter(asset.files))}",
             "levels": asset.figures["levels"],
+            "height": asset.figures.get("height", ""),
             "seconds": round(sum(asset.seconds.values()), 2),
         }
     }
