@@ -24,7 +24,7 @@ from threedgen.export.shape.mesh import Mesh
 from threedgen.export.shape.simplify import BudgetTooSmall, level, simplify
 from threedgen.export.shape.topology import topology, weld
 from threedgen.export.shape.unwrap import unwrap
-from threedgen.export.surface.bake import Maps, bake
+from threedgen.export.surface.bake import Maps, bake, wearing_normals
 from threedgen.export.surface.pictures import FOV, Pictures, around, pixels
 from threedgen.export.surface.refine_texture import refine_texture
 from threedgen.export.surface.unseen import fill_unseen, seen_faces
@@ -51,6 +51,11 @@ class ExportedAsset:
     def problems(self) -> list[str]:
         """`file: finding` for everything that the checker found."""
         return [f"{name}: {found.message}" for name, all_found in self.findings.items() for found in all_found]
+
+    @property
+    def faults(self) -> list[str]:
+        """Those of them that make the asset unusable; the others say only that it could be better."""
+        return [f"{n}: {found.message}" for n, every in self.findings.items() for found in every if found.broken]
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -124,6 +129,7 @@ def _textured(
     with asset.timed("unwrap"):
         low, charts = unwrap(vertices, faces, config.texels)
     with asset.timed("bake"):
+        low = wearing_normals(low, dense)
         maps = bake(low, dense, config.texels, None if view is None else view.colours)
     if view is not None and view.pictures is not None and config.refine:
         maps = _refined(asset, low, maps, config, view.pictures, view.radius)

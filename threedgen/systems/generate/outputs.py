@@ -162,7 +162,7 @@ def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str],
         _note(notes, f"no asset: {in_a_line(error)}{again}")
         shutil.rmtree(folder / FOLDER, ignore_errors=True)  # half of it, or that of an earlier, shorter part of the run
         return {}
-    for text in asset.notes + asset.problems:
+    for text in asset.notes + asset.faults:
         _note(notes, f"asset: {text}")
     return {
         "asset": {
