@@ -57,7 +57,7 @@ def test_what_stands_in_the_way_is_a_note(tmp_path: Path) -> None:
     notes.clear()
     assert write_asset(system("export.budget=12"), tmp_path, notes) or "no asset" in notes[0]
     notes.clear()
-    write_asset(system(p4=0.5), tmp_path, notes)
+    write_asset(system(p4=2.0), tmp_path, notes)
     assert "asset: the object is still like fog" in notes[0]
 
 

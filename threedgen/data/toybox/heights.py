@@ -11,7 +11,7 @@ from .grammar import article, named
 HEIGHTS: dict[str, float] = {
     # animals
     "bear": 1.5, "cat": 0.35, "cow": 1.5, "dog": 0.5, "duck": 0.4, "elephant": 3.0, "fish": 0.2, "frog": 0.1,
-    "horse": 1.7, "penguin": 0.8, "pig": 0.8, "rabbit": 0.3, "turtle": 0.3,
+    "horse": 1.7, "owl": 0.3, "penguin": 0.8, "pig": 0.8, "rabbit": 0.3, "turtle": 0.3,
     # buildings
     "barn": 8.0, "castle": 20.0, "church": 20.0, "house": 6.0, "lighthouse": 25.0, "tent": 2.0, "windmill": 15.0,
     # food
