@@ -31,7 +31,7 @@ than SHARE of them see, between legs or in a fold, was hardly ever optimised."""
 def seen_faces(mesh: TexturedMesh, elevations: tuple[float, float], radius: float = 1.0) -> Array:
     """Which faces (F,), bool, cameras between two elevations (degrees) see well, all around a world of this radius."""
     steep, turn = torch.meshgrid(
-        torch.linspace(*(math.radians(angle) for angle in elevations), RINGS),
+        torch.linspace(math.radians(elevations[0]), math.radians(elevations[1]), RINGS),
         torch.arange(ON_RING) * (2 * math.pi / ON_RING),
         indexing="ij",
     )
