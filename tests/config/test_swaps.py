@@ -16,16 +16,17 @@ def test_a_field_keeps_encoding_and_width(words: list[str], caplog: pytest.LogCa
     before = load("mvdream-toybox", ["prompt=a dog"]).field
     made = load("mvdream-toybox", ["prompt=a dog", *words]).field
     assert made.name == "sdf" and made.encoding == before.encoding and made.width == before.width == 32
-    stay = "field.name=sdf: encoding, width stay as the config has them, other options of this section are the defaults"
-    assert said(caplog) == [f"{stay} of sdf"]
+    comes = "field.log_sharpness=4.5, loss.opaque=0.0, loss.eikonal=10.0 come with it"
+    stay = f"field.name=sdf: encoding, width stay as the config has them; {comes}; other options of this section"
+    assert said(caplog) == [f"{stay} are the defaults of sdf"]
 
 
-def test_a_distillation_keeps_its_guidance_where_it_means_the_same(caplog: pytest.LogCaptureFixture) -> None:
-    made = load("mvdream-toybox", ["distillation.name=sds"]).distillation
-    assert made.guidance_scale == 3 and made.min_step_percent == {"0%": 0.98, "80%": 0.02}
-    assert load("mvdream-toybox", ["distillation.name=vsd"]).distillation.guidance_scale == 7.5, "it wants less"
+def test_a_distillation_keeps_its_guidance_where_both_want_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    made = load("mvdream-sd21", ["distillation.name=sds"]).distillation
+    assert made.guidance_scale == 50 and made.min_step_percent == {0: 0.98, 8000: 0.02}
+    assert load("mvdream-sd21", ["distillation.name=vsd"]).distillation.guidance_scale == 7.5, "it wants less"
     assert [line.partition(":")[0] for line in said(caplog)] == ["distillation.name=sds", "distillation.name=vsd"]
-    assert "options of this section are the defaults of vsd" in said(caplog)[1]
+    assert load("mvdream-toybox", ["distillation.name=sds"]).distillation == load("sds-toybox").distillation
 
 
 def test_what_is_given_with_it_wins() -> None:
@@ -41,14 +42,19 @@ def test_what_is_given_with_it_wins() -> None:
 def test_weights_of_one_prior_are_not_those_of_another(caplog: pytest.LogCaptureFixture) -> None:
     assert load("mvdream-sd21", ["prior.name=deepfloyd"]).prior.weights == "DeepFloyd/IF-I-XL-v1.0"
     assert load("mvdream-toybox", ["prior.name=stable-diffusion"]).prior.weights == "toybox-base"
-    assert len(said(caplog)) == 1, "in the toybox's config nothing was said of the prior, so nothing changes"
+    assert "camera.n_view=1" in said(caplog)[1] and "trainer.max_steps=1200" in said(caplog)[1]
 
 
-@pytest.mark.parametrize("words", [[], ["field.name=ngp"], ["field={name: sdf}"], ["distillation={name: sds}"]])
-def test_the_same_name_and_whole_sections_are_as_ever(words: list[str], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("words", [[], ["field.name=ngp"], ["field={name: ngp}"]])
+def test_the_same_name_is_as_ever(words: list[str], caplog: pytest.LogCaptureFixture) -> None:
     made = load("mvdream-toybox", words)
-    assert said(caplog) == []
-    if "sdf" in str(words):
-        assert made.field.width == 64
+    assert made == load("mvdream-toybox") and said(caplog) == []
     with pytest.raises(ConfigError, match="did you mean 'sdf'"):
         load("mvdream-toybox", ["field.name=sdff"])
+
+
+def test_a_whole_section_keeps_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    assert load("mvdream-sd21", ["field={name: sdf}"]).field.encoding.per_level_scale == 1.447269237440378
+    made = load("mvdream-toybox", ["field={name: sdf, width: 8, sphere: 0.4}"])
+    assert (made.field.width, made.field.sphere, made.loss.eikonal) == (8, 0.4, 10)
+    assert len(said(caplog)) == 2 and "field.encoding.n_levels=10" in said(caplog)[1]

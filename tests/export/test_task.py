@@ -26,6 +26,7 @@ from threedgen.export.run_field import asset_name, open_run
 from threedgen.export.shape.from_field import FieldView, FullField, border_share, dense_surface, half_depth
 from threedgen.export.shape.opacity import EmptyField
 from threedgen.export.shape.unwrap import UnwrapError
+from threedgen.geometry.raster import shrink
 from threedgen.representations.volume.occupancy import OccupancyGrid
 from threedgen.run import folder as runs
 from threedgen.run.seeding import generator
@@ -94,10 +95,12 @@ def test_the_main_file_stands_upright_wears_its_colours_and_tells_its_story(made
     assert (worn[far, 0] > 200).mean() > 0.95 and (worn[scene.vertices[:, 2] < -0.4][:, 2] > 200).mean() > 0.95
 
 
-def test_levels_wear_the_same_textures_at_the_same_place(made: Path) -> None:
+def test_levels_wear_the_same_textures_at_the_same_place_but_smaller(made: Path) -> None:
     fine, coarse = (read_glb((made / f"asset/a_ball_with_a_knob{end}.glb").read_bytes()) for end in ("", "_LOD1"))
     assert len(coarse.faces) <= 100
-    assert all(np.array_equal(fine.images[name], coarse.images[name]) for name in fine.images)
+    for name, picture in fine.images.items():
+        mean = shrink(picture[None].astype(float), len(picture) // len(coarse.images[name]))[0]
+        assert np.abs(mean - coarse.images[name]).mean() < 1.5, name
     rows = {tuple(row) for row in np.column_stack([fine.attributes["POSITION"], fine.attributes["TEXCOORD_0"]])}
     assert rows >= {tuple(r) for r in np.column_stack([coarse.attributes["POSITION"], coarse.attributes["TEXCOORD_0"]])}
 
@@ -258,10 +261,11 @@ def ball_view(peak: float, radius: float = 0.5, world: float = 1.0) -> FieldView
 def test_a_translucent_field_is_told_with_the_figure() -> None:
     _, notes = dense_surface(ball_view(60), 32)
     assert notes == []
-    mesh, notes = dense_surface(ball_view(6), 32)
-    exact = np.log(2) / 6  # the ball is 1 across, but its skin counts, and what is seen of it is smaller
+    mesh, notes = dense_surface(ball_view(2), 32)
+    exact = np.log(2) / 2  # the ball is 1 across, but its skin counts, and what is seen of it is smaller
     assert exact < half_depth(mesh) < 2 * exact
-    assert "translucent" in notes[0] and f"{half_depth(mesh):.1%}" in notes[0]
+    assert "still like fog" in notes[0] and f"{half_depth(mesh):.0%}" in notes[0]
+    assert dense_surface(ball_view(6), 32)[1] == [], "as usual with the toybox"
 
 
 def test_the_border_of_the_world_is_seen() -> None:

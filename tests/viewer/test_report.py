@@ -314,6 +314,12 @@ def test_how_a_run_ended_is_said(
     assert said in page.texts["body"][0]
 
 
+def test_notes_stand_below_the_asset_and_why_it_stopped_above(tmp_path: Path) -> None:
+    failed = {"status": "failed", "reason": "it broke", "notes": ["a word"]}
+    text = write_report(example(tmp_path / "run", failed)).read_text(encoding="utf-8")
+    assert text.index("it broke") < text.index('class="hero"') < text.index("<li>a word</li>") < text.index("<h2>Views")
+
+
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -77,6 +77,13 @@ def is_number(field: FieldInfo) -> bool:
     return any(kind in (int, float) for kind in kinds) and bool not in kinds
 
 
+class Layer(NamedTuple):
+    """Data and where it came from; later layers win."""
+
+    where: str
+    tree: dict[str, Any]
+
+
 class Place(NamedTuple):
     """A field somewhere in a config."""
 

@@ -12,26 +12,20 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import reduce
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from threedgen import folder
 from threedgen.config import fields, registry, renamed, yaml_text
+from threedgen.config.choices import Choices, put_under, take_out
 from threedgen.config.errors import ConfigError, did_you_mean, nearest, nearest_key, short
-from threedgen.config.fields import merge, put
+from threedgen.config.fields import Layer, merge, put
 from threedgen.config.messages import explain
-from threedgen.config.swaps import swapped
+from threedgen.config.swaps import swapped, tell
 
-COMMAND_LINE = "command line"
-
-
-class Layer(NamedTuple):
-    """Data and where it came from; later layers win."""
-
-    where: str
-    tree: dict[str, Any]
+COMMAND_LINE, PYTHON = "command line", "arguments"
 
 
 def shipped() -> list[str]:
@@ -88,7 +82,9 @@ def split_override(text: str) -> tuple[tuple[str, ...], str]:
     return parts, value
 
 
-def _override_layer(model: type[BaseModel], tree: dict, given: list[tuple[tuple[str, ...], str]]) -> Layer:
+def _override_layer(
+    model: type[BaseModel], tree: dict, given: list[tuple[tuple[str, ...], str]], choices: Choices
+) -> Layer:
     """Overrides as data: texts raw, everything else read as YAML. Raises ConfigError with every mistake."""
     names: dict[str, Any] = {}
     for typed, text in given:  # first, for they decide which options there are
@@ -98,7 +94,7 @@ def _override_layer(model: type[BaseModel], tree: dict, given: list[tuple[tuple[
             key, field = renamed.locate(model, tree, typed, COMMAND_LINE)
             if section := _named_section(field, text):
                 put(names, key, section)
-    result = swapped(model, tree, names)
+    result = swapped(model, tree, names, choices)
     present = merge(merge(tree, names), result)
     problems = []
     for typed, text in given:
@@ -156,10 +152,8 @@ def present(name_or_path: str | Path, overrides: Iterable[str] = ()) -> tuple[di
 
     Raises ConfigError, not for wrong values.
     """
-    given = [split_override(text) for text in overrides]
-    layers = read_layers(find(name_or_path))
-    model, layers = _modelled(layers, given)
-    return merged([*layers, _override_layer(model, merged(layers), given)]), model
+    model, layers = _layered(read_layers(find(name_or_path)), overrides)
+    return merged(layers), model
 
 
 def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Any:
@@ -168,17 +162,40 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mappin
     `overrides`: `key=value` texts as on the command line. `values`: the same from Python, dotted keys to data
     taken as it is. The file's `task` decides the model. Raises ConfigError.
     """
-    given = [split_override(text) for text in overrides]
     layers = read_layers(find(name_or_path))
     if values:
         python: dict[str, Any] = {}
         for name, value in values.items():
             put(python, tuple(name.split(".")), value)
-        layers.append(Layer("arguments", python))
+        layers.append(Layer(PYTHON, python))
+    return validate(*_layered(layers, overrides))
+
+
+def _layered(layers: list[Layer], overrides: Iterable[str]) -> tuple[type[BaseModel], list[Layer]]:
+    """The model, and all layers: those of the files, what they want with a choice, and the overrides.
+
+    Raises ConfigError, not for wrong values but those of `choices`.
+    """
+    given = [split_override(text) for text in overrides]
+    layers, choices = take_out(layers)
     model, layers = _modelled(layers, given)
+    for key, (where, wanted) in choices.items():
+        choices[key] = Layer(where, renamed.in_tree(model, wanted, where))
+        _check_alone(model, choices[key], merged(layers))
     if given:
-        layers.append(_override_layer(model, merged(layers), given))
-    return validate(model, layers)
+        layers.append(_override_layer(model, merged(put_under(choices, layers)), given, choices))
+    below: dict[str, Any] = {}
+    for layer in layers:
+        if layer.where in (COMMAND_LINE, PYTHON):
+            tell(model, below, layer.tree, choices)
+        below = merged(put_under(choices, [Layer("", below), layer]))
+    return model, put_under(choices, layers)
+
+
+def _check_alone(model: type[BaseModel], wanted: Layer, tree: dict[str, Any]) -> None:
+    """Does what is wanted with a choice make a config, with what has no default from `tree`? Raises ConfigError."""
+    needed = {key: tree[key] for key, field in model.model_fields.items() if field.is_required() and key in tree}
+    validate(model, [Layer(wanted.where, needed | wanted.tree)])
 
 
 def _modelled(layers: list[Layer], given: list[tuple[tuple[str, ...], str]]) -> tuple[type[BaseModel], list[Layer]]:

@@ -2,56 +2,96 @@
 
     --config mvdream-toybox field.name=sdf      the hash grid and the width are those of the toybox still
 
-Between files, and for a section that is given whole (`field={name: sdf}`), another name stands alone: `fields.merge`.
+What this family of configs wants with the new choice comes with it (`choices`). Between files, and for a section that
+is given whole (`field={name: sdf}`), nothing stays: `fields.merge`.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from threedgen.config import fields
+from threedgen.config.choices import Choices
+from threedgen.config.scheduled import is_step
 
 logger = logging.getLogger(__name__)
 
 
-def swapped(model: type[BaseModel], tree: Any, names: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def swapped(
+    model: type[BaseModel], tree: Any, names: dict[str, Any], choices: Choices, above: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """The sections that `names` (nested data with nothing but names) swaps, each with what stays of the present `tree`.
 
-    One line is said for each.
+    above: the sections that hold these.
     """
     result: dict[str, Any] = {}
-    for key, inner in names.items():
+    for key, inner, present, old, new in _swaps(model, tree, names):
+        if new is not old:
+            before = _begin(old, key, _wanted(choices, above, key, present.get("name")))
+            after = _begin(new, key, _wanted(choices, above, key, inner["name"]))
+            kept = {n: v for n, v in present.items() if n != "name" and n in after and after[n] == before.get(n)}
+            present = result[key] = kept | {"name": inner["name"]}
+        if more := swapped(new, present, inner, choices, (*above, key)):
+            result[key] = fields.merge(result.get(key, {}), more)
+    return result
+
+
+def tell(
+    model: type[BaseModel], tree: Any, given: dict[str, Any], choices: Choices, above: tuple[str, ...] = ()
+) -> None:
+    """A line for each section of `tree` that has another name in `given`: what stays, and what comes with the name."""
+    for key, inner, present, old, new in _swaps(model, tree, given):
+        wanted = _wanted(choices, above, key, inner.get("name"))
+        if new is not old and (wanted or len(present) > ("name" in present)):  # else there was nothing to lose
+            stay = [n for n, value in inner.items() if n != "name" and n in present and present[n] == value]
+            come = [f"{place}={fields.shown(value)}" for place, value in _changes(tree, wanted, given)]
+            parts = [f"{', '.join(stay)} stay as the config has them"] if stay else []
+            parts += [f"{', '.join(come)} come with it"] if come else []
+            rest = "other options" if parts else "options"
+            said = "; ".join([*parts, f"{rest} of this section are the defaults of {inner['name']}"])
+            logger.warning("%s.name=%s: %s", ".".join((*above, key)), inner["name"], said)
+        tell(new, present, inner, choices, (*above, key))
+
+
+def _swaps(model: type[BaseModel], tree: Any, given: dict[str, Any]) -> Iterator[tuple[str, dict, dict, Any, Any]]:
+    """Each section in `given`: its key, its data there and in `tree`, its model before and with it."""
+    for key, inner in given.items():
         field = model.model_fields.get(key)
         if field is None or not isinstance(inner, dict):
             continue
         present = fields.with_default(field, fields.value_in(tree, key))
         old, new = fields.section(field, present), fields.section(field, fields.merge(present, inner))
-        if old is None or new is None or not isinstance(present, dict):
-            continue
-        if new is not old:
-            kept = {name: value for name, value in present.items() if name != "name" and _alike(old, new, name)}
-            if len(present) > ("name" in present):  # else there was nothing to lose
-                _say(f"{prefix}{key}", inner["name"], kept)
-            result[key] = kept | {"name": inner["name"]}
-            present = result[key]
-        if more := swapped(new, present, inner, f"{prefix}{key}."):
-            result[key] = fields.merge(result.get(key, {}), more)
-    return result
+        if old is not None and new is not None and isinstance(present, dict):
+            yield key, inner, present, old, new
 
 
-def _alike(old: type[BaseModel], new: type[BaseModel], name: str) -> bool:
-    """Do both models have this key, and begin from the same value? Else it means, or wants, another thing."""
-    return name in new.model_fields and _default(old.model_fields[name]) == _default(new.model_fields[name])
+def _wanted(choices: Choices, above: tuple[str, ...], key: str, name: Any) -> dict[str, Any]:
+    """What the family wants with a choice; of sections in sections nobody says so."""
+    return {} if above or (key, name) not in choices else choices[key, name].tree
 
 
-def _default(field: FieldInfo) -> Any:
-    return None if field.is_required() else field.get_default(call_default_factory=True)
+def _begin(model: type[BaseModel], key: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What the options of a choice begin from: the defaults of its model, and over them what the family wants.
+
+    Where two choices begin alike in an option it means the same; else it means, or wants, another thing.
+    """
+    defaults = {
+        name: None if field.is_required() else field.get_default(call_default_factory=True)
+        for name, field in model.model_fields.items()
+    }
+    return defaults | wanted.get(key, {})
 
 
-def _say(section: str, name: str, kept: dict[str, Any]) -> None:
-    stay = f"{', '.join(kept)} stay as the config has them, other options" if kept else "options"
-    logger.warning("%s.name=%s: %s of this section are the defaults of %s", section, name, stay, name)
+def _changes(tree: Any, wanted: dict[str, Any], given: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of what `wanted` changes in `tree`, and `given` does not."""
+    for key, value in wanted.items():
+        below, above = fields.value_in(tree, key), fields.value_in(given, key)
+        if isinstance(value, dict) and not any(map(is_step, value)):
+            same = fields.value_in(below, "name") == value.get("name", fields.value_in(below, "name"))
+            yield from _changes(below if same else {}, value, above, f"{place}{key}.")
+        elif above is None and value != below:
+            yield f"{place}{key}", value

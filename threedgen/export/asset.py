@@ -24,13 +24,16 @@ from threedgen.export.shape.mesh import Mesh
 from threedgen.export.shape.simplify import BudgetTooSmall, level, simplify
 from threedgen.export.shape.topology import topology, weld
 from threedgen.export.shape.unwrap import unwrap
-from threedgen.export.surface.bake import Maps, bake
+from threedgen.export.surface.bake import Maps, bake, wearing_normals
 from threedgen.export.surface.pictures import FOV, Pictures, around, pixels
 from threedgen.export.surface.refine_texture import refine_texture
+from threedgen.export.surface.unseen import fill_unseen, seen_faces
 from threedgen.geometry.images import png
 
 FILE_SIZE = 3.0
 """Megabytes that a GLB with maps of 1024 texels should not exceed; larger maps may have more."""
+SMALLEST = 64
+"""Texels along an edge below which the maps of a level of detail are not halved."""
 
 
 STEPS = {
@@ -40,6 +43,7 @@ STEPS = {
     "bake": "textures",
     "pictures": "pictures for the textures",
     "refine": "fitting the textures",
+    "unseen": "filling what no view sees",
     "levels": "levels of detail",
     "write": "files",
     "check": "checks",
@@ -69,6 +73,11 @@ class ExportedAsset:
         """`file: finding` for everything that the checker found."""
         return [f"{name}: {found.message}" for name, all_found in self.findings.items() for found in all_found]
 
+    @property
+    def faults(self) -> list[str]:
+        """Those of them that make the asset unusable; the others say only that it could be better."""
+        return [f"{n}: {found.message}" for n, every in self.findings.items() for found in every if found.broken]
+
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
         self.on_step(step)
@@ -93,7 +102,7 @@ def make_asset(
     does, and a note. Raises BudgetTooSmall, UnwrapError, ConfigError.
     """
     asset = ExportedAsset(name, on_step=on_step)
-    low, pngs = _textured(asset, dense, config, view, nearest_budget)
+    low, maps = _textured(asset, dense, config, view, nearest_budget)
     with asset.timed("levels"):
         levels = {name: low}
         for number, count in enumerate(config.levels, 1):
@@ -103,15 +112,17 @@ def make_asset(
                 asset.notes.append(f"level {number} has {len(coarser.faces)} triangles: its seams do not allow {count}")
     place = stand(low.vertices, config.height)
     levels = {title: place.mesh(mesh) for title, mesh in levels.items()}
+    with asset.timed("write"):
+        pngs = dict(zip(levels, _pictures(maps, len(levels)), strict=True))
     metadata = {**(gltf_extras or {}), **dense.info, "triangles": len(low.faces), "preset": config.preset}
     with asset.timed("write"):
         if "glb" in config.formats:
             for title, mesh in levels.items():
-                asset.files[f"{title}.glb"] = textured_glb_bytes(mesh, pngs, title, metadata)
+                asset.files[f"{title}.glb"] = textured_glb_bytes(mesh, pngs[title], title, metadata)
         if "obj" in config.formats:
-            asset.files[f"{name}_obj.zip"] = obj_zip(levels, pngs, name)
+            asset.files[f"{name}_obj.zip"] = obj_zip(levels, pngs[name], name)
         if "usdz" in config.formats:
-            asset.files[f"{name}.usdz"] = usdz_bytes(levels[name], pngs, name)
+            asset.files[f"{name}.usdz"] = usdz_bytes(levels[name], pngs[name], name)
     with asset.timed("check"):
         _check(asset, levels, config, pngs, metadata)
     with asset.timed("collision"):
@@ -126,8 +137,8 @@ def make_asset(
 
 def _textured(
     asset: ExportedAsset, dense: Mesh, config: AssetConfig, view: FieldView | None, nearest_budget: bool
-) -> tuple[TexturedMesh, dict[str, bytes]]:
-    """The simple mesh in the field's world, with the files of its maps."""
+) -> tuple[TexturedMesh, Maps]:
+    """The simple mesh in the field's world, with its maps."""
     budget = config.triangles
     with asset.timed("simplify"):
         try:
@@ -141,13 +152,25 @@ def _textured(
     with asset.timed("unwrap"):
         low, charts = unwrap(vertices, faces, config.texels)
     with asset.timed("bake"):
+        low = wearing_normals(low, dense)
         maps = bake(low, dense, config.texels, None if view is None else view.colours)
     if view is not None and view.pictures is not None and config.refine:
         maps = _refined(asset, low, maps, config, view.pictures, view.radius)
-    with asset.timed("write"):
-        pngs = {kind: png(pixels) for kind, pixels in maps.uint8().items()}
+    if view is not None and view.elevations is not None:
+        with asset.timed("unseen"):
+            seen = seen_faces(low, view.elevations, view.radius)
+            colours, asset.figures["unseen"] = fill_unseen(maps.base_colour, low, seen)
+            maps = replace(maps, base_colour=colours)
     asset.figures |= {"budget": budget, "charts": charts, "bake": {k: round(v, 6) for k, v in maps.info.items()}}
-    return low, pngs
+    return low, maps
+
+
+def _pictures(maps: Maps, levels: int) -> Iterator[dict[str, bytes]]:
+    """The files of the maps for each level: of half the texels along an edge each time, but not below SMALLEST."""
+    for _ in range(levels):
+        files = {kind: png(pixels) for kind, pixels in maps.uint8().items()}
+        yield files
+        maps = maps.halved() if len(maps.covered) >= 2 * SMALLEST else maps
 
 
 def _refined(
@@ -176,18 +199,18 @@ def _check(
     asset: ExportedAsset,
     levels: dict[str, TexturedMesh],
     config: AssetConfig,
-    pngs: dict[str, bytes],
+    pngs: dict[str, dict[str, bytes]],
     metadata: dict[str, Any],
 ) -> None:
     """The checker on every level, written or not: a fault of the mesh is in the other formats as well."""
     room = FILE_SIZE * max(1.0, (config.texels / 1024) ** 2)
     for number, (title, mesh) in enumerate(levels.items()):
         file = f"{title}.glb"
-        data = asset.files.get(file) or textured_glb_bytes(mesh, pngs, title, metadata)
+        data = asset.files.get(file) or textured_glb_bytes(mesh, pngs[title], title, metadata)
         first = number == 0
         expected = Expected(
             triangles=asset.figures["budget"] if first else None,
-            texture=config.texels,
+            texture=max(config.texels >> number, min(config.texels, SMALLEST)),
             height=config.height if first else None,
             megabytes=room,
             gltf_extras=tuple(metadata),

@@ -61,7 +61,12 @@ class AssetConfig(Config):
     refine: int = Field(
         16, ge=0, le=256, description="pictures of the field that the texture is fitted to after baking; 0: none"
     )
-    height: float | None = Field(None, gt=0, description="metres from bottom to top; null: a unit of the field is one")
+    height: float | None = Field(
+        None,
+        gt=0,
+        description="metres from bottom to top; null: what the prompt names is as tall as it usually is, else a unit "
+        "of the field is a metre",
+    )
     resolution: int | None = Field(None, ge=16, le=512, description="grid points along an edge; null: as the preset")
     name: str | None = Field(None, min_length=1, description="of the files and the mesh; null: the prompt's words")
     strict: bool = Field(False, description="fail, and write nothing, if the checker or Khronos' finds anything")

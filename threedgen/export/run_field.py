@@ -38,7 +38,11 @@ class RunField:
 def open_run(folder: Path, device: str = "cpu") -> RunField:
     """The newest readable state of the generate run in `folder`. Raises ConfigError for one that does not fit."""
     config, field, grid, checkpoint = open_field(folder, device)
-    return RunField(view_of(field, grid, config.march, device), config, int(checkpoint["global_step"]))
+    return RunField(
+        view_of(field, grid, config.march, device, config.camera.elevation_range),
+        config,
+        int(checkpoint["global_step"]),
+    )
 
 
 def open_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGrid | None, dict[str, Any]]:
@@ -64,8 +68,14 @@ def open_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGr
     return config, field, grid, found[1]
 
 
-def view_of(field: Any, occupancy: OccupancyGrid | None, march: MarchConfig, device: torch.device | str) -> FieldView:
-    """A representation and its occupancy grid, if it has one, as what a mesh is made of."""
+def view_of(
+    field: Any,
+    occupancy: OccupancyGrid | None,
+    march: MarchConfig,
+    device: torch.device | str,
+    elevations: tuple[float, float] | None = None,
+) -> FieldView:
+    """A representation and its occupancy grid, if it has one, as what a mesh is made of; see FieldView."""
     return FieldView(
         getattr(field, "density", lambda x: field(x)[0]),
         lambda x: shading.albedo(field(x)[1][:, :3]),
@@ -74,6 +84,7 @@ def view_of(field: Any, occupancy: OccupancyGrid | None, march: MarchConfig, dev
         device,
         field_pictures(field, occupancy, march, device),
         getattr(field, "mesh", None),
+        elevations,
     )
 
 

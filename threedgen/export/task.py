@@ -17,7 +17,7 @@ from threedgen import __version__
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
 from threedgen.run.folder import clear_unfinished, write_atomic, write_json
-from threedgen.run.text import say
+from threedgen.run.text import number, say
 from threedgen.run.threads import set_threads
 
 from .asset import ExportedAsset, make_asset
@@ -43,6 +43,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
     for note in asset.notes + asset.problems:
         logger.warning("%s", note)
     if not quiet:
+        say(asset.figures["height"])
         say("\n".join(f"{name}  {len(data) / 1024:.0f} KB" for name, data in asset.files.items()))
         if "khronos" in asset.figures:
             say(f"Khronos validator: {asset.figures['khronos']}")
@@ -67,14 +68,25 @@ def export(
     if source.steps < expected:
         notes.append(f"the run is not finished: {source.steps} of {expected} steps")
     name = asset_name(config.name or source.config.prompt)
+    usual = source.config.usual_height() if config.height is None else None
+    config = config if usual is None else config.model_copy(update={"height": usual[1]})
     sampled = time.perf_counter() - begun
     metadata = provenance(source.config, source.steps)
     asset = make_asset(dense, config, name, source.view, metadata, nearest_budget, on_step)
     asset.seconds = {"surface": round(sampled, 3)} | asset.seconds
     asset.notes = notes + asset.notes
+    asset.figures["height"] = height_of(asset, config, usual)
     if config.strict and asset.problems:
         raise ConfigError("strict: the asset was not written: " + "; ".join(asset.problems))
     return asset
+
+
+def height_of(asset: ExportedAsset, config: AssetConfig, usual: tuple[str, float] | None) -> str:
+    """How tall it is, and why, in a line."""
+    metres = f"{number(asset.figures['size_m'][2])} m high"
+    if usual is not None:
+        return f"{metres}, as {usual[0]} usually is; set height=METRES for another"
+    return metres if config.height is not None else f"{metres}: set height=METRES for what it is to be"
 
 
 def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:

@@ -29,6 +29,12 @@ class PromptedConfig(RunConfig):
         if self.prompt_check == "on":
             check_noun(self.prompt, self.vocabulary())
 
+    def usual_height(self) -> tuple[str, float] | None:
+        """What the prompt names ("a dog") and how many metres tall it usually is; None if nobody knows."""
+        from threedgen.data.toybox.heights import usual_height
+
+        return usual_height(self.prompt)
+
     def prompt_notes(self) -> list[str]:
         """A sentence for each thing in the prompt that is more than the prior has learnt. Raises ConfigError."""
         from threedgen.data.toybox.prompt_words import notes

@@ -98,10 +98,14 @@ class Record:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know: why it stopped, what the prior did not understand."""
-        notes, reason = self.metadata("notes"), self.metadata("reason")
-        found = [str(note) for note in notes] if isinstance(notes, list) else []
-        return [str(reason), *found] if reason else found
+        """What the user should know, such as words that the prior did not understand."""
+        notes = self.metadata("notes")
+        return [str(note) for note in notes] if isinstance(notes, list) else []
+
+    @property
+    def reason(self) -> str:
+        """Why it stopped before its end; "" if it did not, or nobody says."""
+        return str(self.metadata("reason") or "")
 
     @property
     def ended(self) -> datetime:

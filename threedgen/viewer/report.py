@@ -31,7 +31,7 @@ ASSET = (
     ("asset.json", "what was made of what, and what the checker found"),
     ("*_collision_unreal.glb", "its collider, named as Unreal wants it"),
     ("*_collision_godot.glb", "its collider, named as Godot wants it"),
-    ("*_LOD[1-9].glb", "a coarser level of it, with the same textures"),
+    ("*_LOD[1-9].glb", "a coarser level of it, with smaller textures"),
     ("*.glb", "the asset: opens in Blender, Unity, Unreal, Godot, three.js"),
     ("*_obj.zip", "the same as OBJ, with its material and textures"),
     ("*.usdz", "the same as USDZ"),
@@ -161,6 +161,8 @@ def asset_rows(metadata: dict[str, Any]) -> Rows:
     if len(sizes) == 3:
         depth, width, height = map(number, sizes)  # x, y, z: front, left, up
         rows.append(("Wide, high, deep", f"{width} x {height} x {depth} m"))
+    if isinstance(metadata.get("height"), str):
+        rows.append(("Height", metadata["height"]))
     if isinstance(findings, dict):
         found = sum(len(part) for part in findings.values() if isinstance(part, list))
         rows.append(("Checkers", f"{found} found" if found else "nothing found"))

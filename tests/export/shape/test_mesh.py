@@ -18,7 +18,7 @@ from threedgen.export.files.glb import glb_bytes, linear, save_glb, to_gltf_axes
 from threedgen.export.shape import mesh as meshes
 from threedgen.export.shape import opacity as opacities
 from threedgen.export.shape.from_field import half_depth
-from threedgen.export.shape.mesh import Mesh, extract, sample_density
+from threedgen.export.shape.mesh import Mesh, calm, extract, sample_density
 from threedgen.export.shape.opacity import EmptyField, clean, depth_field, optical_depth, soften, typical
 
 R = 56
@@ -386,3 +386,13 @@ def test_axes_turn_and_do_not_mirror():
 
 def test_linear_light():
     assert linear(np.array([0.0, 0.04045, 0.5, 1.0])) == pytest.approx([0, 0.0031308, 0.2140411, 1], abs=1e-6)
+
+
+def test_noise_of_normals_is_calmed_and_the_shape_stays():
+    sphere = trimesh.creation.icosphere(subdivisions=5)
+    noisy = sphere.vertices + np.random.default_rng(0).normal(0, 0.3, sphere.vertices.shape)
+    noisy /= np.linalg.norm(noisy, axis=1, keepdims=True)
+    found = calm(noisy.astype(np.float32), sphere.faces, 3.0)
+    error = [np.degrees(np.arccos(np.clip((n * sphere.vertices).sum(1), -1, 1))).mean() for n in (noisy, found)]
+    assert error[0] > 15 and error[1] < 3
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5) and found.dtype == np.float32

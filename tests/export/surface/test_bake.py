@@ -16,7 +16,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.export.shape import mesh as meshes
 from threedgen.export.shape.mesh import Mesh, on_arrays, vertex_normals
 from threedgen.export.surface import bvh
-from threedgen.export.surface.bake import Texels, bake, project, tangent_space, texel_frames
+from threedgen.export.surface.bake import Texels, bake, project, tangent_space, texel_frames, wearing_normals
 from threedgen.geometry.raster import rasterise_uv, unit
 
 
@@ -353,3 +353,27 @@ def test_baking_twice_gives_the_same_bytes():
     one, two = (bake(globe(), ball(3, 0.02), 32, place_colour, cage=0.05) for _ in range(2))
     for name, value in one.uint8().items():
         assert value.dtype == np.uint8 and np.array_equal(value, two.uint8()[name])
+
+
+def test_a_mesh_wears_the_normals_of_the_dense_one_but_not_those_of_the_other_side():
+    low, fine = globe(24, 12), ball(5)
+    rough = replace(low, normals=unit(low.normals + np.random.default_rng(0).normal(0, 0.1, low.normals.shape)))
+    worn = wearing_normals(rough, fine)
+    assert (worn.normals * unit(low.vertices)).sum(1).min() > 0.99
+    assert np.abs((worn.normals * worn.tangents[:, :3]).sum(1)).max() < 1e-4
+    inside_out = replace(fine, normals=-fine.normals)
+    assert np.array_equal(wearing_normals(rough, inside_out).normals, rough.normals.astype(np.float32))
+
+
+def test_a_normal_that_faces_elsewhere_is_not_baked():
+    steep = dense(*_plane(32, lambda x, y: 2.0 * np.abs(x - 0.5)))
+    maps = bake(sheet(), steep, 16, cage=2, occlusion_rays=0)
+    assert maps.normal[..., 2].min() > 0.99
+
+
+def test_halved_maps_are_means_of_four_and_unit_normals():
+    maps = bake(globe(), ball(5, 0.01), 32, cage=0.05, occlusion_rays=0)
+    half = maps.halved()
+    assert half.base_colour.shape == (16, 16, 3) and half.covered.shape == (16, 16)
+    assert np.allclose(half.base_colour[0, 0], maps.base_colour[:2, :2].mean((0, 1)), atol=1e-6)
+    assert np.allclose(np.linalg.norm(half.normal, axis=-1), 1, atol=1e-5) and half.halved().orm.shape == (8, 8, 3)

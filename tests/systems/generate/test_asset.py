@@ -6,11 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.support.ball_run import Ball, ball_run, register
 from threedgen.config import ConfigError, load, plain, shipped
+from threedgen.export.files.read_glb import read_glb
 from threedgen.run import folder as runs
 from threedgen.systems.generate.outputs import write_asset
 from threedgen.systems.generate.result import Run
@@ -56,8 +58,21 @@ def test_what_stands_in_the_way_is_a_note(tmp_path: Path) -> None:
     notes.clear()
     assert write_asset(system("export.budget=12"), tmp_path, notes) or "no asset" in notes[0]
     notes.clear()
-    write_asset(system(p4=8.0), tmp_path, notes)
-    assert "asset: the object is translucent" in notes[0]
+    write_asset(system(p4=2.0), tmp_path, notes)
+    assert "asset: the object is still like fog" in notes[0]
+
+
+def test_levels_have_smaller_maps_and_the_height_is_that_of_the_word(tmp_path: Path) -> None:
+    figures = write_asset(system("export.budget=400", "export.lods=[100, 40]"), tmp_path, [])["asset"]
+    assert figures["height"] == "0.22 m high, as a ball usually is; set height=METRES for another"
+    for name, texels in (("a_ball", 128), ("a_ball_LOD1", 64), ("a_ball_LOD2", 64)):
+        found = read_glb((tmp_path / f"asset/{name}.glb").read_bytes())
+        assert {picture.shape[0] for picture in found.images.values()} == {texels}
+        assert np.ptp(found.attributes["POSITION"][:, 1]) == pytest.approx(0.22, rel=0.1)
+    figures = write_asset(system("export.height=3"), tmp_path, [])["asset"]
+    assert figures["height"] == "3 m high"
+    figures = write_asset(system("prompt=a something"), tmp_path, [])["asset"]
+    assert figures["height"].endswith("set height=METRES for what it is to be")
 
 
 def test_a_disk_that_is_full_is_a_note(tmp_path: Path) -> None:

@@ -37,6 +37,10 @@ class Finding:
     code: str
     message: str
 
+    @property
+    def broken(self) -> bool:
+        return self.severity == "error"
+
 
 error, warning = partial(Finding, "error"), partial(Finding, "warning")
 

@@ -20,8 +20,9 @@ FULL = 0.2
 """Share of the surface on the border of the field's world from which on there is no object to be seen."""
 CUT = 0.01
 """Share from which on it is worth a word."""
-TRANSLUCENT = 0.02
-"""How deep half of the light may come into the object, as a share of its size."""
+TRANSLUCENT, FOG = 0.02, 0.25
+"""How deep half of the light may come into the object, as a share of its size, for it to be opaque; and to be worth no
+word: up to 0.17 is usual with the toybox."""
 
 
 class FullField(ConfigError):
@@ -35,7 +36,8 @@ class FieldView:
     density: points (N, 3) in world units -> sigma (N,); colour: points -> sRGB (N, 3) in [0, 1]; radius of its
     world; mask (M, M, M) bool over the cube around that: where there may be something; device of the points;
     pictures: a renderer of it, if there is one (see pictures.py). mesh: for a field that is a mesh already, its
-    vertices (N, 3) and faces (F, 3).
+    vertices (N, 3) and faces (F, 3). elevations: degrees, lowest and highest from which it was looked at while it was
+    optimised, if that is known: what is not seen from there has no colour of its own.
     """
 
     density: Field
@@ -45,6 +47,7 @@ class FieldView:
     device: torch.device | str = "cpu"
     pictures: Pictures | None = None
     mesh: Callable[[], tuple[Array, Array]] | None = None
+    elevations: tuple[float, float] | None = None
 
     def colours(self, points: Array) -> Array:
         """sRGB (N, 3) of points (N, 3), as arrays and without gradients."""
@@ -72,12 +75,12 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
         )
     notes = []
     if share > CUT:
-        notes.append(f"{share:.0%} of the surface lies on the border of the field's world, where the object is cut off")
+        notes.append(f"the object reaches the edge of its world and is cut off there ({share:.0%} of its surface)")
     depth = half_depth(mesh)
-    if depth > TRANSLUCENT:
+    if depth > FOG:
         notes.append(
-            f"the object is translucent: half of the light comes {depth:.1%} of its size deep (up to {TRANSLUCENT:.0%} "
-            "is usual), so thin parts may be lost; train longer, or with a higher loss.opaque"
+            f"the object is still like fog (half of the light comes {depth:.0%} of its size deep), so thin parts may "
+            "be lost; a longer run, or a higher loss.opaque, makes it firm"
         )
     return mesh, notes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,9 @@ SMALLEST = 0.01
 """Share of the largest part's surface below which another part is dropped."""
 SMOOTHING = 10
 """Taubin iterations."""
+CALM = 0.03
+"""Standard deviation of the blur of normals, in radii of the world: what a field does within that is the noise of
+single steps, and no relief."""
 CHUNK = 1 << 17
 """Points that a field is asked for at once."""
 DEPTHS = (-0.5, 0.5, 1.5, 2.5)
@@ -72,7 +76,7 @@ def extract(
     tau, info = depth_field(sigma, cell, radius, SMALLEST)
     vertices, faces, info["parts_kept"] = large_pieces(*isosurface(tau, info["level"], cell, radius))
     vertices = taubin(vertices, faces, SMOOTHING)
-    normals = vertex_normals(vertices, faces)
+    normals = calm(vertex_normals(vertices, faces), faces, CALM * radius / cell)
     density, colour = (on_arrays(function, device) for function in (density_fn, colour_fn))
     colours = surface_colours(density, colour, vertices, normals, cell)
     info |= {"resolution": resolution, "radius": radius}
@@ -136,17 +140,32 @@ def large_pieces(vertices: Array, faces: Array) -> tuple[Array, Array, int]:
 
 def taubin(vertices: Array, faces: Array, iterations: int) -> Array:
     """Removes the steps of the grid, keeps the volume: Laplacian steps in and out by turns (Taubin 1995)."""
-    n = len(vertices)
-    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    ends = np.concatenate([ends, ends[:, ::-1]])
-    edges = sparse.csr_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
-    edges.data[:] = 1  # an edge of two faces came twice
-    mean = sparse.diags(1 / np.maximum(np.asarray(edges.sum(axis=1)).ravel(), 1)) @ edges
+    mean = _mean_of_neighbours(faces, len(vertices))
     moved = vertices.astype(np.float64)
     for _ in range(iterations):
         for factor in (0.5, -0.53):
             moved += factor * (mean @ moved - moved)
     return moved.astype(np.float32)
+
+
+def calm(normals: Array, faces: Array, reach: float) -> Array:
+    """Unit normals (V, 3) float32, blurred along the surface by `reach` edges: half their own and half those around, as
+    often as it takes (the mean of neighbours moves by an edge, half of it along either axis of the surface)."""
+    mean = _mean_of_neighbours(faces, len(normals))
+    found = normals.astype(np.float64)
+    for _ in range(math.ceil(4 * reach**2)):
+        found = found + mean @ found
+        found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-30)
+    return np.where(np.linalg.norm(found, axis=1, keepdims=True) > 0.5, found, normals).astype(np.float32)
+
+
+def _mean_of_neighbours(faces: Array, n: int) -> sparse.spmatrix:
+    """The matrix (n, n) that takes values of vertices to the means of those that an edge joins them to."""
+    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    ends = np.concatenate([ends, ends[:, ::-1]])
+    edges = sparse.csr_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
+    edges.data[:] = 1  # an edge of two faces came twice
+    return sparse.diags(1 / np.maximum(np.asarray(edges.sum(axis=1)).ravel(), 1)) @ edges
 
 
 def vertex_normals(vertices: Array, faces: Array) -> Array:

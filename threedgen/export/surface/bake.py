@@ -8,7 +8,7 @@ is asked for the colour there. Everything else of the texture is filled from the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -16,7 +16,8 @@ from scipy.spatial import cKDTree
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import Mesh
-from threedgen.geometry.raster import Buffers, interpolate, rasterise_uv, unit
+from threedgen.export.surface.tangents import vertex_tangents
+from threedgen.geometry.raster import Buffers, interpolate, rasterise_uv, shrink, unit
 from threedgen.geometry.texture import fill
 from threedgen.run.arrays import Array
 
@@ -30,6 +31,8 @@ LIFT = 0.004
 """How far above the surface the rays of the occlusion start, as a share of the diagonal: above its own facets."""
 REACH = 0.3
 """How far away something still takes light, as a share of the diagonal."""
+ALIKE = 0.5
+"""Cosine from which on a normal of the dense surface is believed to be of the same place as one of the simple mesh."""
 ROUGH_NO_METAL = np.array([1.0, 0.0], np.float32)
 """Roughness and metal of every texel: a field knows neither."""
 
@@ -48,6 +51,12 @@ class Maps:
     orm: Array
     covered: Array
     info: dict[str, float]
+
+    def halved(self) -> Maps:
+        """Half the texels along each edge: the means of four, and normals of unit length again."""
+        base_colour, normal, orm = (shrink(map_[None], 2)[0] for map_ in (self.base_colour, self.normal, self.orm))
+        covered = self.covered[::2, ::2] | self.covered[1::2, ::2] | self.covered[::2, 1::2] | self.covered[1::2, 1::2]
+        return Maps(base_colour, unit(normal).astype(np.float32), orm, covered, self.info)
 
     def uint8(self) -> dict[str, Array]:
         """base_colour, normal and orm (H, W, 3) uint8, as they go into files: 255 x, and 128 + 127 n for normals."""
@@ -81,7 +90,8 @@ def bake(
     tree = rays.build(dense.vertices, dense.faces)
     found = project(tree, dense, texels.points, texels.normals, cage * diagonal)
     toward = unit(found.of(dense.normals, dense.faces))
-    bumps = tangent_space(np.where(found.hit[:, None], toward, texels.normals), texels)
+    same = found.hit & ((toward * texels.normals).sum(axis=1) > ALIKE)
+    bumps = tangent_space(np.where(same[:, None], toward, texels.normals), texels)
     rgb = found.of(dense.colours, dense.faces) if colours is None else _ask(colours, found.points)
     openness = np.ones(len(dense.vertices), np.float32)
     if occlusion_rays:
@@ -100,6 +110,17 @@ def bake(
         covered=buffers.mask,
         info={"coverage": float(buffers.mask.mean()), "missed": float(1 - found.hit.mean())},
     )
+
+
+def wearing_normals(low: TexturedMesh, dense: Mesh) -> TexturedMesh:
+    """The simple mesh with the smooth normals of the dense one, so that little is left for the map of normals.
+
+    Where the nearest place of the dense surface faces elsewhere (the other side of a thin part), it keeps its own.
+    """
+    found = dense.normals[cKDTree(dense.vertices).query(low.vertices)[1]]
+    near = (found * low.normals).sum(axis=1, keepdims=True) > ALIKE
+    normals = np.where(near, found, low.normals).astype(np.float32)
+    return replace(low, normals=normals, tangents=vertex_tangents(low.vertices, low.faces, normals, low.uv))
 
 
 @dataclass(frozen=True)

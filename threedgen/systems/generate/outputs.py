@@ -102,7 +102,8 @@ def write_mesh(
 def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> ExportedAsset:
     """Writes the asset of the field as it is now into `folder`. Raises ConfigError; a low budget is no error."""
     config = system.config
-    view = view_of(system.field, system.occupancy, config.march, system.device)
+    elevations = config.camera.elevation_range
+    view = view_of(system.field, system.occupancy, config.march, system.device, elevations)
     field = RunField(view, config, system.trainer.global_step)
     with Count("asset", len(STEPS), quiet) as count:
         asset = export(field, config.export, nearest_budget=True, on_step=partial(tell_step, count))
@@ -138,12 +139,13 @@ def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str],
         _note(notes, f"no asset: {in_a_line(error)}{again}")
         shutil.rmtree(folder / FOLDER, ignore_errors=True)  # half of it, or that of an earlier, shorter part of the run
         return {}
-    for text in asset.notes + asset.problems:
+    for text in asset.notes + asset.faults:
         _note(notes, f"asset: {text}")
     return {
         "asset": {
             "file": f"{FOLDER}/{next(iter(asset.files))}",
             "levels": asset.figures["levels"],
+            "height": asset.figures.get("height", ""),
             "seconds": round(sum(asset.seconds.values()), 2),
         }
     }

@@ -59,9 +59,10 @@ class Run:
 
 def tell(run: Run, quiet: bool = False) -> None:
     """Prints where a run's asset and page are, and last its folder; below it a terminal is told what to open."""
-    for name, path in (("asset", run.asset), ("page", run.report)):
+    height = (read_summary(run.folder).get("asset") or {}).get("height", "")
+    for name, path, more in (("asset", run.asset, height), ("page", run.report, "")):
         if path is not None and not quiet:
-            say(f"{name}: {path}")
+            say(f"{name}: {path}{f' ({more})' if more else ''}")
     say(str(run.folder))
     if run.report is not None and not quiet and sys.stderr.isatty():
         say(f"open in a browser: {run.report.resolve().as_uri()}", sys.stderr)

@@ -1,0 +1,107 @@
+"""Every prior with every distillation and every representation, from the toybox's config by names alone."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.task_server import prior_folder, server
+from tests.support.tiny_mvadapter import tiny_prior_config
+from tests.support.toy_run import log
+from threedgen import folder
+from threedgen.config import ConfigError, load, registry
+from threedgen.run.metrics import read_summary
+from threedgen.systems.batch.jobs import words_of
+
+unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+PRIORS = ("mvdream", "stable-diffusion", "mvadapter")
+"""Those that the toybox has weights for, or a training."""
+KINDS = tuple(itertools.product(registry.names("distillation"), registry.names("representation")))
+QUICK = [
+    ("mvdream", "sds", "sdf"), ("mvdream", "vsd", "ngp"), ("mvdream", "reconstruction", "dmtet"),
+    ("stable-diffusion", "reconstruction", "ngp"), ("stable-diffusion", "vsd", "dmtet"), ("mvadapter", "sds", "ngp"),
+]  # fmt: skip
+"""Every name once at least; the others are slow together."""
+SMALL = [
+    "threads=1", "prior.dtype=fp32", "march.samples=24", "march.chunk=3000", "occupancy.resolution=8", "size=12",
+    "camera.n_view=2", "preview.steps=2", "result.turntable.n_view=2", "result.turntable.height=16",
+    "result.turntable.width=16", "result.mesh_resolution=16", "export.enabled=false", "trainer.max_steps=2",
+    "trainer.accelerator=cpu",
+]  # fmt: skip
+
+
+def words(prior: str, distillation: str, field: str) -> list[str]:
+    return [f"prior.name={prior}", f"distillation.name={distillation}", f"field.name={field}"]
+
+
+def paint(field: str) -> list[str]:
+    place = "field.paint" if field == "dmtet" else "field"
+    sizes = ("encoding.n_levels=3", "encoding.log2_hashmap_size=8", "encoding.base_resolution=4", "width=8")
+    dense = ["field.density_blob_scale=20"] * (field == "ngp") + ["field.resolution=10"] * (field == "dmtet")
+    return [*(f"{place}.{size}" for size in sizes), *dense]
+
+
+def rows() -> list[list[str]]:
+    """The table of combinations in the documentation, its names alone."""
+    text = (folder("configs").parent / "docs" / "methods.md").read_text(encoding="utf-8")
+    table = text.partition("## Other combinations")[2].partition("\n## ")[0]
+    cells = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line]
+    return [row[:3] for row in cells[2:]]
+
+
+def test_every_combination_loads_with_what_the_toybox_wants(caplog: pytest.LogCaptureFixture) -> None:
+    for prior, (distillation, field) in itertools.product(registry.names("prior"), KINDS):
+        made = load("mvdream-toybox", words(prior, distillation, field))
+        assert (made.prior.name, made.distillation.name, made.field.name) == (prior, distillation, field)
+        assert made.field.volume.encoding.n_levels == 10 and made.field.volume.width == 32
+        assert made.distillation.guidance_scale == {"sds": 5, "reconstruction": 3, "vsd": 7.5}[distillation]
+        assert (made.loss.eikonal > 0) == (field == "sdf") and (made.loss.normal_consistency > 0) == (field == "dmtet")
+        changed = {prior, distillation, field} & {"stable-diffusion", "mvadapter", "sds", "vsd", "sdf", "dmtet"}
+        assert len(caplog.records) == len(changed), "one line for each"
+        caplog.clear()
+
+
+def test_the_table_and_the_batch_have_every_combination() -> None:
+    every = [[prior, *kind] for prior in PRIORS for kind in KINDS]
+    assert rows() == every
+    methods = [words_of(method) for method in load("combinations-toybox").configs]
+    assert {method[0] for method in methods} == {"mvdream-toybox"}
+    assert [method[1:] for method in methods] == [words(*row) for row in every if row[0] != "mvadapter"]
+
+
+@pytest.mark.parametrize("prior", ["deepfloyd", "mvdiffusion", "mvadapter"])
+def test_weights_that_are_not_here_are_one_sentence(
+    prior: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    base = [f"prior.weights={prior_folder()}"] * (prior == "mvadapter")
+    made = load("mvdream-toybox", [f"prior.name={prior}", "prompt=a dog", *base])
+    with pytest.raises(ConfigError) as raised:
+        made.check()
+    assert str(raised.value).startswith("prior") and "\n" not in str(raised.value)
+
+
+@unix
+@pytest.mark.parametrize(
+    ("prior", "distillation", "field"),
+    [
+        pytest.param(*row, marks=() if row in QUICK else pytest.mark.slow)
+        for row in ((prior, *kind) for prior in PRIORS for kind in KINDS)
+    ],
+)
+def test_it_runs(prior: str, distillation: str, field: str, tmp_path: Path) -> None:
+    files = {"weights": str(prior_folder())}
+    if prior == "mvadapter":
+        options = tiny_prior_config(tmp_path / "prior")
+        files = {key: options[key] for key in ("weights", "adapter")}
+    weights = [f"prior.{key}={value}" for key, value in files.items()]
+    chosen = ["--config", "mvdream-toybox", *words(prior, distillation, field)]
+    assert server().run(
+        tmp_path, words=[*chosen, "prompt=a red dog", "out=run", *weights, *SMALL, *paint(field)]
+    ) == 0, log(tmp_path)  # fmt: skip
+    summary = read_summary(tmp_path / "run")
+    assert (summary["status"], summary["steps"]) == ("finished", 2) and summary["triangles"] > 10
