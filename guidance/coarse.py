@@ -41,8 +41,8 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         queries: int = 4,
         heads: int = 4,
         width: int = 512,
-        channels: tuple[int, ...] = (96, 128, 64),
-        blocks: tuple[int, ...] = (0, 2, 1),
+        channels: tuple[int, ...] = (96, 128, 96),
+        blocks: tuple[int, ...] = (0, 2, 2),
     ) -> None:
         """Builds a decoder with ``channels`` and ``blocks`` at each level; each one after the first doubles the size.
 

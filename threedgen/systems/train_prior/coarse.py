@@ -15,6 +15,7 @@ from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
+from threedgen.train.muon import Muon
 from threedgen.train.system import AveragedSystem
 
 from .options import CoarseConfig
@@ -53,3 +54,7 @@ class CoarseSystem(AveragedSystem):
         loss = F.mse_loss(predicted, z)
         self.metrics = {"coarse": float(loss.detach())} if camera is not None else {}
         return loss
+
+    def configure_optimizers(self):
+        o = self.options
+        return self.scheduled(Muon(self.coarse.parameters(), 1.0, weight_decay=o.weight_decay), o.learning_rate)
