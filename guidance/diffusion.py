@@ -385,7 +385,14 @@ def ddim_sample(
 
 
 def ddim_redraw(
-    denoise: Denoiser, z: Tensor, noise: Tensor, given: Conditions, schedule: Schedule, steps: int, strength: float
+    denoise: Denoiser,
+    z: Tensor,
+    noise: Tensor,
+    given: Conditions,
+    schedule: Schedule,
+    steps: int,
+    strength: float,
+    on_step: Callable[[], object] = lambda: None,
 ) -> Tensor:
     """Draws latents ``z`` (B,C,h,w) again: ``strength`` in (0, 1] of all ``noise`` is added, and taken away by DDIM.
 
@@ -395,7 +402,7 @@ def ddim_redraw(
     T = max(steps, round(strength * schedule.T))
     t = ddim_timesteps(steps, T)[-1].to(z.device)
     x = schedule.add_noise(z, noise, t)
-    return ddim_sample(denoise, x, given, given.camera, given.n_view, schedule, steps, T=T)
+    return ddim_sample(denoise, x, given, given.camera, given.n_view, schedule, steps, T=T, on_step=on_step)
 
 
 def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:

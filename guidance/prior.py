@@ -15,10 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threedgen.guidance.diffusion import Conditions, Generators, Reference, Schedule, ddim_sample, fresh_noise, guided
+from threedgen.guidance.diffusion import (
+    Conditions,
+    Generators,
+    Reference,
+    Schedule,
+    ddim_redraw,
+    ddim_sample,
+    fresh_noise,
+    guided,
+    per_image,
+)
 from threedgen.guidance.weights import tokens
 
 logger = logging.getLogger(__name__)
+
+GUESS_NOISE = 0.3
+"""How much noise what a prior guesses gets where samples begin from it. Of the toybox prior, with 4 DDIM steps and
+guidance 3, FID to the truth is 12.2 with this much, 13.2 with 0.5 (6 steps), 14.1 from noise alone (15 steps)."""
 
 
 class Prior(Protocol):
@@ -146,6 +160,7 @@ class Prior(Protocol):
         negative_prompt: str = "",
         generator: Generators = None,
         on_step: Callable[[], object] = lambda: None,
+        guess_noise: float = GUESS_NOISE,
     ) -> Tensor:
         """DDIM samples of P prompts with V views each, denoised together -> (P V,H,W,3) in [0,1], on the CPU.
 
@@ -155,6 +170,7 @@ class Prior(Protocol):
             generator: one, or one a prompt; then a prompt's noise does not depend on the others, which change no more
                 than rounding. Noise is drawn on its device, so one on the CPU gives the same start everywhere.
             on_step: called after each of the steps, for whoever shows how far it is.
+            guess_noise: how much noise what the prior guesses gets, in (0, 1]; 1, or no guess: all begins as noise.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         n_view = 1 if c2w is None else c2w.shape[-3]
@@ -165,8 +181,12 @@ class Prior(Protocol):
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
         like = torch.empty(len(prompts) * n_view, *self.latent_shape, device=self.device)
         given = Conditions(text, camera, n_view, reference=self.reference(text[0][:1]))
-        denoise, start = guided(self.denoise, guidance_scale), fresh_noise(like, generator)
-        z = ddim_sample(denoise, start, given, camera, n_view, self.schedule, steps, on_step=on_step)
+        denoise, noise = guided(self.denoise, guidance_scale), fresh_noise(like, generator)
+        guess = self.guess(per_image(text[0], len(like)), camera) if guess_noise < 1 else None
+        if guess is None:
+            z = ddim_sample(denoise, noise, given, camera, n_view, self.schedule, steps, on_step=on_step)
+        else:
+            z = ddim_redraw(denoise, guess, noise, given, self.schedule, steps, guess_noise, on_step)
         return torch.cat([self.decode_latents(views).float().cpu() for views in z.split(n_view)])
 
 

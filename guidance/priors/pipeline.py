@@ -119,7 +119,8 @@ class MVDreamPipeline(DiffusionPipeline):
             c2w: poses (n,4,4) instead of these, OpenGL axes, z up; only their directions count.
             num_inference_steps, eta: as the scheduler takes them.
             guidance_scale: s of eps_u + s (eps_c - eps_u).
-            generator: of the start and of eta's noise; one on the CPU gives the same start everywhere.
+            generator: of the start and of eta's noise; one on the CPU gives the same start everywhere. All begins as
+                noise (`Prior.sample` with guess_noise=1).
             latents: a start (prompts x views, 4, h, w) instead of noise.
             output_type: "pil", "np" (n,H,W,3) in [0,1], "pt" (n,3,H,W) in [0,1], or "latent".
             callback_on_step_end: called as f(pipeline, k, t, {"latents": ...}); what it returns replaces them.

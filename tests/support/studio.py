@@ -26,7 +26,9 @@ PATIENCE = 120.0
 LINE = "distilling at 64 px: 1/4, 2 s/step, 6 s left, loss 12.5"
 FAILURE = "prior.weights: there is no such file"
 SCRIPT = f"""
-import os, shutil, sys, time
+import os, shutil, signal, sys, time
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start what is in its background deaf to it
 source, folder, prompt = sys.argv[1:]
 say = lambda text: print(text, file=sys.stderr, flush=True)
 say("a warning of a library")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.support.parity_files import parity_files
 from tests.support.script_poses import script_poses
-from tests.support.tiny_prior import TEXT_WIDTH, cpu, output, tiny_prior
+from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, cpu, output, tiny_prior
 from threedgen.config import ConfigError
 from threedgen.config import optional as extras
 from threedgen.geometry.poses import opengl_to_blender
@@ -210,6 +210,21 @@ def test_sampling_is_repeatable_and_follows_prompt_and_cameras(prior: MVDream) -
     assert all((first - other).abs().max() > 1e-6 for other in others)
     assert draw(c2w=None).shape == (1, 16, 16, 3)
     assert torch.equal(poses, script_poses(4))
+
+
+def test_samples_begin_from_what_the_prior_guesses() -> None:
+    prior, poses = coarse_prior(), script_poses(4)
+    text = prior.encode_prompt(["a red dog"]).expand(4, -1, -1)
+    guess = prior.guess(text, prior.camera(poses))
+    assert guess is not None and guess.shape == (4, *prior.latent_shape)
+    wanted = prior.decode_latents(guess)
+
+    def error(noise: float) -> float:
+        drawn = prior.sample("a red dog", poses, steps=1, guidance_scale=1, generator=cpu(), guess_noise=noise)
+        return float((drawn - wanted).abs().mean())
+
+    assert error(0.001) < 0.2 * error(1.0)
+    assert tiny_prior().guess(text, prior.camera(poses)) is None
 
 
 def test_sampling_is_the_published_ddim(prior: MVDream) -> None:
