@@ -212,16 +212,16 @@ def test_sampling_is_repeatable_and_follows_prompt_and_cameras(prior: MVDream) -
     assert torch.equal(poses, script_poses(4))
 
 
-def test_samples_begin_from_what_the_prior_guesses() -> None:
+def test_samples_begin_from_what_the_prior_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
     prior, poses = coarse_prior(), script_poses(4)
+    monkeypatch.setattr(prior, "decode_latents", lambda z: z)  # its pictures would enlarge small differences
     text = prior.encode_prompt(["a red dog"]).expand(4, -1, -1)
     guess = prior.guess(text, prior.camera(poses))
     assert guess is not None and guess.shape == (4, *prior.latent_shape)
-    wanted = prior.decode_latents(guess)
 
     def error(noise: float) -> float:
         drawn = prior.sample("a red dog", poses, steps=1, guidance_scale=1, generator=cpu(), guess_noise=noise)
-        return float((drawn - wanted).abs().mean())
+        return float((drawn - guess).abs().mean())
 
     assert error(0.001) < 0.2 * error(1.0)
     assert tiny_prior().guess(text, prior.camera(poses)) is None
