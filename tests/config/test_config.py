@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import string
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from threedgen import config
 from threedgen.config import ConfigError, fields, layers, registry, yaml_text
 from threedgen.config.errors import nearest_key
 from threedgen.representations.options import NGPConfig
+
+ROOT = Path(__file__).parents[2]
 
 SPECIAL = "{}[]()&*!|>'\"%@`#,:?-=<>~$\\/ \t\n\r\x00\x1b\x85\ufeff\u2028é猫🐶0123456789eE.+_nulltrue"
 TEXTS = st.one_of(st.text(st.sampled_from(SPECIAL), max_size=40), st.text(max_size=40))
@@ -327,6 +330,17 @@ def test_every_shipped_config_is_valid() -> None:
         needs_prompt = "prompt" in registry.config_model("task", tree["task"]).model_fields
         loaded = config.load(name, ["prompt=a dog"] if needs_prompt else [])
         assert config.dump(loaded)
+
+
+def test_what_a_config_or_page_reads_of_another_run_is_where_that_run_writes() -> None:
+    files = [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "docs").glob("*.md")]
+    named = {
+        found for path in files for found in re.findall(r"outputs/(train-[\w-]+)/([\w-]+)/", path.read_text("utf-8"))
+    }
+    assert named
+    for name, folder in named:
+        options = config.load(name)
+        assert not hasattr(options, "prompt") and options.out is None and folder == "run", (name, folder)
 
 
 def test_hash_sees_what_matters(toy: Path) -> None:  # noqa: F811
