@@ -68,7 +68,7 @@ def test_launch_killed_and_resumed(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_quick_config_with_the_embedded_prior(tmp_path: Path) -> None:
     """A few steps of the real thing, with the network: files, no unknown word, memory in bounds."""
-    few = ["trainer.max_steps=6", "warm_start.steps=4", "preview.steps=4", "result.turntable.n_view=4"]
+    few = ["trainer.max_steps=6", "preview.steps=4", "result.turntable.n_view=4"]
     few.append("export.enabled=false")  # six steps make fog, of which there is no asset without a warning
     launch(tmp_path, "--config", "quick-toybox", "prompt=a blue dog wearing a red hat", "out=run", *few)
     summary = read_summary(tmp_path / "run")
@@ -82,7 +82,7 @@ def test_three_lines_of_python(tmp_path: Path) -> None:
     code = (
         "import threedgen\n"
         'run = threedgen.generate(prompt="a red car", config="quick-toybox", out="car", '
-        'warm_start={"steps": 1}, preview={"steps": 1}, trainer={"max_steps": 2}, '
+        'preview={"steps": 1}, trainer={"max_steps": 2}, '
         'export={"enabled": False})\n'
         "print(run.folder, run.status, run.views.name)\n"
     )
