@@ -20,7 +20,9 @@ from tests.support.example_run import CONFIG, SHOWN, SUMMARY, Page, asset_glb, d
 from threedgen.run.text import visible
 from threedgen.viewer import page as pages
 from threedgen.viewer.record import Record
-from threedgen.viewer.report import PAGE, report, write_report
+from threedgen.viewer.report import PAGE, SCRIPTS, report, write_report
+
+TOP_NAME = re.compile(r"^(?:(?:async )?function|const|let|class) (\w+)", re.MULTILINE)
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -337,3 +339,9 @@ def test_lines_without_a_number_are_left_out(tmp_path: Path) -> None:
     page = seen(run)
     labels = [given["aria-label"] for tag, given in page.attributes if tag == "svg"]
     assert labels == ["Loss: 5 at step 3, 4 at step 6"]
+
+
+def test_scripts_of_one_page_have_each_name_once() -> None:
+    """They are one script in the page, where of two functions of a name the later would answer for both."""
+    names = [name for script in SCRIPTS for name in TOP_NAME.findall((pages.ASSETS / script).read_text("utf-8"))]
+    assert len(names) > 20 and not {name for name in names if names.count(name) > 1}

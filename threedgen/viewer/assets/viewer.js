@@ -29,7 +29,7 @@ const START = { azimuth: 0.5, elevation: 0.26, zoom: 1 }; // glTF: up is +y, the
       draw();
     };
     build();
-    turned(canvas, view, draw);
+    obey(canvas, view, draw);
     offerModes(view, draw);
     canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
     canvas.addEventListener("webglcontextrestored", build);
@@ -66,7 +66,7 @@ function drawer(canvas, scene, view) {
 
 // --- how it is turned
 
-function turned(canvas, view, draw) {
+function obey(canvas, view, draw) {
   listen(canvas, {
     turn: (across, down) => {
       const half = canvas.clientHeight / Math.PI; // a drag over the whole height is half a turn
