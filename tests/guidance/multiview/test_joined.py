@@ -69,7 +69,7 @@ def test_one_view_without_camera_is_the_stock_2d_network(unet: UNet2DConditionMo
     x, t, text, _ = inputs()
     with torch.no_grad():
         expected = stock(x, t, text).sample
-        torch.testing.assert_close(predict(unet, x, t, text), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(predict(unet, x, t, text), expected, rtol=0, atol=1e-5)
         zeros = predict(unet, x, t, text, torch.zeros(8, 16))
     assert (zeros - expected).abs().max() > 1e-3  # a camera of zeros is not "no camera"
 
@@ -80,7 +80,7 @@ def test_a_camera_works_as_the_stock_class_label(unet: UNet2DConditionModel) -> 
     x, t, text, camera = inputs()
     with torch.no_grad():
         expected = stock(x, t, text, class_labels=camera).sample
-        torch.testing.assert_close(predict(unet, x, t, text, camera), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(predict(unet, x, t, text, camera), expected, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

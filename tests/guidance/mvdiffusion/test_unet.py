@@ -35,8 +35,8 @@ def test_untrained_it_is_the_base(kind: Kind, levels: dict[str, Any]) -> None:
     given = inputs(3, size=(4, 6))
     expected = network.unet(*given, return_dict=False)[0]
     geometry = ring(3) if kind == "panorama" else wall()
-    torch.testing.assert_close(network(*given, geometry), expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(network(*given, geometry, condition(3, 0, 2)), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(network(*given, geometry), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(network(*given, geometry, condition(3, 0, 2)), expected, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
