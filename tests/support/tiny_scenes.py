@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import pi
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
@@ -20,6 +21,7 @@ from threedgen.geometry.views import Views
 from threedgen.geometry.warp import pixel_grid, unproject
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.options import MVDiffusionConfig
+from threedgen.guidance.weights.loading import Identity
 
 
 class TinyScenesConfig(Config):
@@ -80,3 +82,4 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     here = "tests.support.tiny_scenes"
     registry.register("scene-source", "tiny", f"{here}:TinyScenes", f"{here}:TinyScenesConfig")
     registry.register("prior", "mvdiffusion", f"{here}:build", "threedgen.guidance.options:MVDiffusionConfig")
+    monkeypatch.setattr(MVDiffusionConfig, "identify", lambda prior: Identity(Path("random"), 0, "0" * 64))
