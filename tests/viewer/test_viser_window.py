@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import io
-import shutil
 import socket
 import threading
 import time
@@ -213,55 +212,43 @@ def test_a_port_that_is_taken_is_another_port() -> None:
 
 
 @pytest.mark.slow
-def test_the_page_in_a_browser(window: ViserWindow, tmp_path: Path) -> None:
+def test_the_page_in_a_browser(launched: Any, window: ViserWindow, tmp_path: Path) -> None:
     """It shows the picture, presses the button, and asks nobody else for anything."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    flags = [
-        "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist",
-        "--disable-background-networking",
-    ]  # fmt: skip
-    with sync_api.sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-        names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-        path = own if Path(own).exists() else next(filter(None, map(shutil.which, names)), None)
-        if path is None:
-            pytest.skip("no Chromium here")
-        browser = playwright.chromium.launch(executable_path=path, args=flags, timeout=1000 * PATIENCE)
-        page = browser.new_page(viewport={"width": 900, "height": 600})
-        page.set_default_timeout(1000 * PATIENCE)
-        requests: list[str] = []
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(window.url, timeout=1000 * PATIENCE)
+    page = launched.new_page(viewport={"width": 900, "height": 600})
+    page.set_default_timeout(1000 * PATIENCE)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(window.url, timeout=1000 * PATIENCE)
 
-        def wait(condition: Callable[[], Any], what: str) -> Any:
-            end = time.monotonic() + PATIENCE
-            while not (found := condition()):
-                assert time.monotonic() < end, f"{what} never happened"
-                page.wait_for_timeout(100)
-            return found
+    def wait(condition: Callable[[], Any], what: str) -> Any:
+        end = time.monotonic() + PATIENCE
+        while not (found := condition()):
+            assert time.monotonic() < end, f"{what} never happened"
+            page.wait_for_timeout(100)
+        return found
 
-        def red() -> float:
-            shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"), int)
-            return float(((shot[..., 0] > 200) & (shot[..., 1:].max(-1) < 80)).mean())
+    def red() -> float:
+        shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"), int)
+        return float(((shot[..., 0] > 200) & (shot[..., 1:].max(-1) < 80)).mean())
 
-        begin = orbit(1, 0.25, 2.6, 0.7, 8, 8).c2w[0]
-        # a page's first message tells of a camera of its own, before it has heard of ours
-        (eye,) = wait(lambda: [e for e in window.eyes() if torch.allclose(e.c2w, begin, atol=1e-3)], "the first view")
-        assert eye.aspect == pytest.approx(1.5, abs=0.01) and red() < 0.01
-        window.show(eye, np.full((32, 48, 3), (250, 20, 30), np.uint8))
-        window.tell(0.25, ["distilling at 64 px: step 25 of 100", "loss 0.5"], busy=False)
-        wait(lambda: red() > 0.5, "the picture")
-        assert page.get_by_text(PROMPT).is_visible() and page.get_by_text("step 25 of 100").is_visible()
-        page.get_by_text("Export the asset").click()
-        assert wait(window.pressed, "the button") == {"export"}
-        page.mouse.move(200, 400)
-        page.mouse.down()
-        page.mouse.move(300, 420, steps=4)
-        page.mouse.up()
-        turned = wait(lambda: [e for e in window.eyes() if (e.c2w - eye.c2w).abs().max() > 0.05], "the turn")[0]
-        distance = turned.camera(8).distance
-        assert float(distance) == pytest.approx(2.6, rel=0.01)  # it turned around the middle
-        page.screenshot(path=tmp_path / "live.png")
-        outside = [url for url in requests if not url.startswith((window.url, "data:", "blob:"))]
-        assert outside == []
-        browser.close()
+    begin = orbit(1, 0.25, 2.6, 0.7, 8, 8).c2w[0]
+    # a page's first message tells of a camera of its own, before it has heard of ours
+    (eye,) = wait(lambda: [e for e in window.eyes() if torch.allclose(e.c2w, begin, atol=1e-3)], "the first view")
+    assert eye.aspect == pytest.approx(1.5, abs=0.01) and red() < 0.01
+    window.show(eye, np.full((32, 48, 3), (250, 20, 30), np.uint8))
+    window.tell(0.25, ["distilling at 64 px: step 25 of 100", "loss 0.5"], busy=False)
+    wait(lambda: red() > 0.5, "the picture")
+    assert page.get_by_text(PROMPT).is_visible() and page.get_by_text("step 25 of 100").is_visible()
+    page.get_by_text("Export the asset").click()
+    assert wait(window.pressed, "the button") == {"export"}
+    page.mouse.move(200, 400)
+    page.mouse.down()
+    page.mouse.move(300, 420, steps=4)
+    page.mouse.up()
+    turned = wait(lambda: [e for e in window.eyes() if (e.c2w - eye.c2w).abs().max() > 0.05], "the turn")[0]
+    distance = turned.camera(8).distance
+    assert float(distance) == pytest.approx(2.6, rel=0.01)  # it turned around the middle
+    page.screenshot(path=tmp_path / "live.png")
+    outside = [url for url in requests if not url.startswith((window.url, "data:", "blob:"))]
+    assert outside == []
+    page.close()
