@@ -43,8 +43,11 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         width: int = 512,
         channels: tuple[int, ...] = (96, 128, 96),
         blocks: tuple[int, ...] = (0, 2, 2),
+        starts_samples: bool = True,
     ) -> None:
         """Builds a decoder with ``channels`` and ``blocks`` at each level; each one after the first doubles the size.
+
+        starts_samples: whether its prior draws what it predicts, so that samples may begin there.
 
         Raises ValueError if ``size`` is not a multiple of 2 ** (levels - 1), or the two do not have as many levels.
         """

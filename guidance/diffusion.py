@@ -303,6 +303,10 @@ def guided(denoise: Denoiser, guidance_scale: float) -> Denoiser:
     return call
 
 
+OnStep = Callable[[int, int], object]
+"""Called after each step: how many are made, and how many there are."""
+
+
 def ddim_timesteps(steps: int, T: int = 1000, compat: bool = False) -> Tensor:
     """The t visited, ascending, (steps,) int64.
 
@@ -364,13 +368,12 @@ def ddim_sample(
     generator: Generators = None,
     compat: bool = False,
     T: int | None = None,
-    on_step: Callable[[], object] = lambda: None,
+    on_step: OnStep = lambda done, steps: None,
 ) -> Tensor:
     """From noise ``x_T`` (B,C,h,w) to a sample of the same shape.
 
     Wrap the network in ``guided`` for classifier-free guidance and pass ``text`` as its pair. ``generator`` (see
     ``fresh_noise``) is read only when ``eta`` > 0. ``T``: the steps begin below it, with latents that are half noise.
-    ``on_step``: called after each step.
     """
     timesteps = ddim_timesteps(steps, T or schedule.T, compat)
     alphas, alphas_prev = ddim_alphas(schedule, timesteps)
@@ -380,7 +383,7 @@ def ddim_sample(
         eps = denoise(x, t, text, camera, n_view).to(x.dtype)
         noise = fresh_noise(x, generator) if eta > 0 else None
         x, _ = ddim_step(x, eps, alphas[i], alphas_prev[i], eta, noise)
-        on_step()
+        on_step(len(timesteps) - i, len(timesteps))
     return x
 
 
@@ -392,13 +395,14 @@ def ddim_redraw(
     schedule: Schedule,
     steps: int,
     strength: float,
-    on_step: Callable[[], object] = lambda: None,
+    on_step: OnStep = lambda done, steps: None,
 ) -> Tensor:
     """Draws latents ``z`` (B,C,h,w) again: ``strength`` in (0, 1] of all ``noise`` is added, and taken away by DDIM.
 
     SDEdit (Meng et al. 2022): little noise keeps shapes and colours and renews what is fine; 1 keeps next to nothing.
-    ``denoise``: of ``guided``.
+    ``steps``: of the whole way from noise; of them the share ``strength`` is made. ``denoise``: of ``guided``.
     """
+    steps = max(1, round(strength * steps))
     T = max(steps, round(strength * schedule.T))
     t = ddim_timesteps(steps, T)[-1].to(z.device)
     x = schedule.add_noise(z, noise, t)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from threedgen.guidance.diffusion import (
     Conditions,
     Generators,
+    OnStep,
     Reference,
     Schedule,
     ddim_redraw,
@@ -159,7 +160,7 @@ class Prior(Protocol):
         guidance_scale: float = 10.0,
         negative_prompt: str = "",
         generator: Generators = None,
-        on_step: Callable[[], object] = lambda: None,
+        on_step: OnStep = lambda done, steps: None,
         guess_noise: float = GUESS_NOISE,
     ) -> Tensor:
         """DDIM samples of P prompts with V views each, denoised together -> (P V,H,W,3) in [0,1], on the CPU.
@@ -169,8 +170,9 @@ class Prior(Protocol):
             c2w: poses (V,4,4) of the views of each prompt, or (P,V,4,4); None: one picture each from the 2D model.
             generator: one, or one a prompt; then a prompt's noise does not depend on the others, which change no more
                 than rounding. Noise is drawn on its device, so one on the CPU gives the same start everywhere.
-            on_step: called after each of the steps, for whoever shows how far it is.
-            guess_noise: how much noise what the prior guesses gets, in (0, 1]; 1, or no guess: all begins as noise.
+            on_step: for whoever shows how far it is.
+            guess_noise: how much noise what the prior guesses gets, in (0, 1], and the share of the steps that are
+                made; 1, or no guess: all begins as noise.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         n_view = 1 if c2w is None else c2w.shape[-3]

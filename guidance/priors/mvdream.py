@@ -282,10 +282,11 @@ class MVDream(MultiviewPrior):
 
     @torch.no_grad()
     def guess(self, text: Tensor, camera: Tensor | None) -> Tensor | None:
-        if self.coarse is None:
+        # of no camera there is but a mean over all, of a subject but its class
+        if self.coarse is None or not self.coarse.config["starts_samples"] or camera is None or self.identifiers:
             return None
         with self.autocast():
-            found = self.coarse(self.two_readings(text)[1], camera).float()
+            found = self.coarse(text, camera).float()
         return F.interpolate(found, self.latent_shape[1:], mode="bilinear", align_corners=False)
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:

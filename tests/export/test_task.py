@@ -264,8 +264,7 @@ def test_a_translucent_field_is_told_with_the_figure() -> None:
     mesh, notes = dense_surface(ball_view(2), 32)
     exact = np.log(2) / 2  # the ball is 1 across, but its skin counts, and what is seen of it is smaller
     assert exact < half_depth(mesh) < 2 * exact
-    assert "still like fog" in notes[0] and f"{half_depth(mesh):.0%}" in notes[0]
-    assert dense_surface(ball_view(6), 32)[1] == [], "as usual with the toybox"
+    assert "translucent" in notes[0] and f"{half_depth(mesh):.0%}" in notes[0]
 
 
 def test_the_border_of_the_world_is_seen() -> None:

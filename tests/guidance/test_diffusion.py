@@ -312,7 +312,12 @@ def test_drawn_again_latents_keep_what_the_noise_left(strength: float) -> None:
         return schedule.alpha_sigma(t, x)[1] * x
 
     given_text = Conditions((torch.zeros(1, 1, 1), torch.zeros(1, 1, 1)))
-    again = ddim_redraw(guided(ideal, 1.0), z, noise, given_text, schedule, 20, strength)
+    told: list[tuple[int, int]] = []
+    steps = round(20 / strength)  # of which this strength makes 20
+    again = ddim_redraw(
+        guided(ideal, 1.0), z, noise, given_text, schedule, steps, strength, lambda *done: told.append(done)
+    )
+    assert told == [(k, 20) for k in range(1, 21)]
     t = int(strength * schedule.T * 19 / 20) + 1
     left = float(schedule.alpha_bar[t].sqrt())
     assert float((again * z).mean()) == pytest.approx(left, abs=0.03) and again.std() == pytest.approx(1, abs=0.12)

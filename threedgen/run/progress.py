@@ -137,7 +137,8 @@ class Count:
         if self._bar is not None:
             description = clean(f"{self.stage} {text}")
             fields: dict[str, Any] = {} if details is None else {"detail": self._fitting(description, details)}
-            self._bar.update(self._bar.task_ids[0], completed=self.done, description=description, **fields)
+            whole: Any = {"total": self.total, "completed": self.done}
+            self._bar.update(self._bar.task_ids[0], **whole, description=description, **fields)
 
     def _fitting(self, description: str, details: list[str]) -> str:
         """The first of the details, as far as they leave a bar between the description and "done/total"."""

@@ -225,6 +225,7 @@ def test_samples_begin_from_what_the_prior_guesses(monkeypatch: pytest.MonkeyPat
 
     assert error(0.001) < 0.2 * error(1.0)
     assert tiny_prior().guess(text, prior.camera(poses)) is None
+    assert prior.guess(text, None) is None, "a mean over all cameras is no picture"
 
 
 def test_sampling_is_the_published_ddim(prior: MVDream) -> None:

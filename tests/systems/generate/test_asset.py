@@ -59,7 +59,7 @@ def test_what_stands_in_the_way_is_a_note(tmp_path: Path) -> None:
     assert write_asset(system("export.budget=12"), tmp_path, notes) or "no asset" in notes[0]
     notes.clear()
     write_asset(system(p4=2.0), tmp_path, notes)
-    assert "asset: the object is still like fog" in notes[0]
+    assert "asset: the object is translucent" in notes[0]
 
 
 def test_levels_have_smaller_maps_and_the_height_is_that_of_the_word(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.support.task_server import (
     weights,
     write_config,
 )
-from tests.support.tiny_prior import cpu, tiny_prior
+from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
 from tests.support.toy_run import log
 from threedgen.config import ConfigError, load
 from threedgen.geometry.poses import orbit_c2w
@@ -69,6 +69,17 @@ def test_meshes_become_a_prior(tmp_path: Path) -> None:
     moved = [name for name, value in old.items() if (new[name] - value).abs().max() > 1e-2]
     assert any("class_embedding" in name for name in moved) and any("attn1" in name for name in moved)
     assert_same(dict(found.vae.state_dict()), {k: v.half().float() for k, v in before.vae.state_dict().items()})
+
+
+def test_its_samples_do_not_begin_from_what_the_coarse_predictor_learnt_of_others(tmp_path: Path) -> None:
+    coarse_prior().save(tmp_path / "base")
+    written = write_config(tmp_path / "own.yaml", TINY, data="assets", prior={"weights": str(tmp_path / "base")})
+    task.begin(load(written)).save(tmp_path / "own")
+    poses = orbit_c2w(torch.full((2,), 0.2), torch.tensor([0.0, 1.5]), torch.full((2,), 2.0))
+    for folder, guesses in (("base", True), ("own", False)):
+        prior = MVDream.load(str(tmp_path / folder))
+        guess = prior.guess(prior.encode_prompt(["a red box"] * 2), prior.camera(poses))
+        assert (guess is not None) == guesses
 
 
 @unix

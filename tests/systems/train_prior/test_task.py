@@ -137,6 +137,19 @@ def test_the_coarse_predictor_of_a_run_is_the_average_that_was_learnt() -> None:
         torch.testing.assert_close(value, kept[name].half().float(), atol=0, rtol=0)
 
 
+def going_on(folder: Path) -> list[str]:
+    """The command that trains the prior on, in steps of no length."""
+    start = f"start={prior() / 'prior'}"
+    return [*tuning(folder), start, "coarse.learning_rate=0", "training.learning_rate=0", "seed=9"]
+
+
+@unix
+def test_a_prior_is_trained_on_from_all_that_it_had() -> None:
+    after, before = (MVDream.load(str(run / "prior"), dtype="fp32") for run in (finished_run(going_on), prior()))
+    for part in ("coarse", "unet"):
+        assert_same(dict(getattr(after, part).state_dict()), dict(getattr(before, part).state_dict()))
+
+
 def tmp_config(folder: Path) -> Path:
     return write_config(folder / "tuning.yaml", TINY_PRIOR)
 

@@ -20,9 +20,8 @@ FULL = 0.2
 """Share of the surface on the border of the field's world from which on there is no object to be seen."""
 CUT = 0.01
 """Share from which on it is worth a word."""
-TRANSLUCENT, FOG = 0.02, 0.25
-"""How deep half of the light may come into the object, as a share of its size, for it to be opaque; and to be worth no
-word: up to 0.17 is usual with the toybox."""
+TRANSLUCENT = 0.02
+"""How deep half of the light may come into the object, as a share of its size, for it to be opaque."""
 
 
 class FullField(ConfigError):
@@ -77,10 +76,10 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
     if share > CUT:
         notes.append(f"the object reaches the edge of its world and is cut off there ({share:.0%} of its surface)")
     depth = half_depth(mesh)
-    if depth > FOG:
+    if depth > TRANSLUCENT:
         notes.append(
-            f"the object is still like fog (half of the light comes {depth:.0%} of its size deep), so thin parts may "
-            "be lost; a longer run, or a higher loss.opaque, makes it firm"
+            f"the object is translucent (half of the light comes {depth:.0%} of its size deep), so thin parts may be "
+            "lost; a longer run, refinement, or a higher loss.opaque makes it firm"
         )
     return mesh, notes
 

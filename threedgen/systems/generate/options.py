@@ -87,7 +87,9 @@ class RefineConfig(Config):
     share: float = Field(0.2, gt=0, le=1, description="of trainer.max_steps that a round takes")
     groups: int = Field(6, ge=1, le=64, description="times camera.n_view views that are drawn again together")
     elevation_range: tuple[float, float] = Field((0.0, 30.0), description="of their cameras, degrees")
-    sampling_steps: int = Field(10, ge=1, le=1000, description="DDIM steps of a picture")
+    sampling_steps: int = Field(
+        25, ge=1, le=1000, description="DDIM steps from noise to a picture; a round makes its strength's share of them"
+    )
     guidance_scale: float = Field(3.0, ge=0)
 
 
@@ -95,7 +97,9 @@ class PreviewConfig(Config):
     """The views that the prior samples from the prompt before the 3D work begins."""
 
     enabled: bool = Field(True, description="sample them (a warm start does so anyway)")
-    steps: int = Field(30, ge=1, le=1000, description="DDIM steps")
+    steps: int = Field(
+        30, ge=1, le=1000, description="DDIM steps from noise; fewer where the prior begins from a guess"
+    )
     guidance_scale: float = Field(5.0, ge=0)
     elevation: float = Field(15.0, ge=-90, le=90, description="degrees")
     azimuth: float = Field(0.0, ge=-360, le=360, description="degrees, of the first view; 0 is the front")

@@ -160,7 +160,12 @@ def preview(
         rng = generator(config.seed, 0, "preview")
         how: Any = {"steps": p.steps, "guidance_scale": p.guidance_scale, "negative_prompt": config.negative_prompt}
         with Count("sampling views", p.steps, quiet) as count:
-            return prior.sample(prompt, cameras.c2w, **how, generator=rng, on_step=lambda: count.add(1))
+
+            def on_step(done: int, steps: int) -> None:
+                count.total = steps
+                count.show(done)
+
+            return prior.sample(prompt, cameras.c2w, **how, generator=rng, on_step=on_step)
 
     views = kept(folder / "preview.safetensors", "views", (n_view, size, size, 3), sample)
     if not (folder / "preview.png").exists():

@@ -75,6 +75,8 @@ def begin(config: TrainOwnPriorConfig) -> MVDream:
         seed_networks(config.seed, "camera")
         parts = with_camera(prior.unet), prior.vae, prior.text_encoder, prior.tokenizer, prior.schedule, prior.coarse
         prior = MVDream(*parts, image_size=prior.image_size, dtype=prior.precision, device=prior.device)
+    if prior.coarse is not None:  # it goes on predicting what it learnt from
+        prior.coarse.register_to_config(starts_samples=False)
     if config.training.gradient_checkpointing:
         prior.unet.enable_gradient_checkpointing()
     return prior

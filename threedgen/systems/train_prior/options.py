@@ -223,7 +223,10 @@ class TrainBaseConfig(RunConfig):
 class TrainPriorConfig(RunConfig):
     """Train the multi-view prior of the toybox on from its 2D model, which learns cameras and joined attention."""
 
-    start: str = Field(min_length=1, description="the 2D model to begin with: a folder in diffusers format")
+    start: str = Field(
+        min_length=1,
+        description="what to begin with, a folder in diffusers format: a 2D model or such a prior",
+    )
     coarse: CoarseConfig = CoarseConfig()
     training: MultiviewDiffusionConfig = MultiviewDiffusionConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=24_000, gradient_clip_val=1.0, val_check_interval=500)

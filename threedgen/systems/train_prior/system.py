@@ -60,9 +60,10 @@ def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, imag
 
 
 def multiview_model(base: MVDream, coarse: CoarsePredictor) -> MVDream:
-    """Puts the same networks, not copied, around a UNet that sees a coarse prediction and has a camera branch; the
-    weights of both are zero, so it begins as ``base``."""
-    unet = with_camera(widened(base.unet, coarse.config["latent_channels"]))
+    """Puts the same networks, not copied, around a UNet that sees a coarse prediction and has a camera branch. Where
+    ``base`` is a 2D model, the weights of both are zero, so it begins as ``base``."""
+    new = base.coarse is None
+    unet = with_camera(widened(base.unet, coarse.config["latent_channels"])) if new else base.unet
     return MVDream(unet, base.vae, base.text_encoder, base.tokenizer, base.schedule, coarse)
 
 

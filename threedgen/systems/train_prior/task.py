@@ -23,6 +23,7 @@ from threedgen.data.bank import LatentBank, Source
 from threedgen.data.toybox.pictures import FourSides, Photographs
 from threedgen.data.toybox.words import train_tokenizer
 from threedgen.guidance.coarse import CoarsePredictor
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.folder import writing
 from threedgen.run.seeding import seed_networks
@@ -81,9 +82,9 @@ def new_base(task: Task, source: Source, bank: Callable[[AutoencoderKL], LatentB
 
 
 def train_prior(task: Task) -> Status:
-    """Trains a coarse predictor, then the UNet of a 2D model to draw several views with it."""
+    """Trains a coarse predictor, then the UNet of a 2D model to draw several views with it; or both on, of a prior."""
     config: TrainPriorConfig = task.config
-    base = StableDiffusion.load(config.start, camera=False)
+    base = MVDream.load(config.start, camera=False)
     seed, count = config.seed, config.training.pictures
     coarse = train_coarse(task, base)
     seed_networks(seed, "camera")
@@ -98,13 +99,13 @@ def train_prior(task: Task) -> Status:
     return task.train(DiffusionSystem(config, prior, pictures, objects), metrics=("loss_3d", "loss_2d"))
 
 
-def train_coarse(task: Task, base: StableDiffusion) -> CoarsePredictor:
+def train_coarse(task: Task, base: MVDream) -> CoarsePredictor:
     """Trains the first stage; returns the average of what was learnt."""
     config: TrainPriorConfig = task.config
     o, seed = config.coarse, config.seed
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
-    coarse = CoarsePredictor(base.text_shape[1], channels, side)
+    coarse = base.coarse or CoarsePredictor(base.text_shape[1], channels, side)
     source = FourSides(seed, "train", 1, luck=0)
     with writing(task.folder):
         bank = LatentBank(task.folder / "typical", source, base.vae, base.image_size, o.pictures)
