@@ -50,8 +50,8 @@ class LossConfig(Config):
 
 
 class FitConfig(Config):
-    """How an object is fitted to pictures, by a warm start and by refinement: 10 times the squared error of pixels, the
-    opacity of those that see nothing, and these."""
+    """How an object is fitted to pictures, by a warm start and by refinement: 10 times the absolute error of pixels,
+    the opacity of those that see nothing, and these."""
 
     rays: int = Field(
         4096,
@@ -59,7 +59,9 @@ class FitConfig(Config):
         description="pixels of a step, drawn from all pictures; of a mesh as many whole pictures, at least one",
     )
     opaque: Scheduled = Field(
-        {"0%": 0.01, "100%": 0.5}, ge=0, description="against half-transparent rays; 100% is the end of the fit"
+        {"0%": 0.01, "40%": 0.1, "100%": 4.0},
+        ge=0,
+        description="against half-transparent rays; 100% is the end of the fit",
     )
     sparsity: Scheduled = Field(
         0.1, ge=0, description="against matter at all: fog in the colour behind it fits as well"

@@ -44,6 +44,8 @@ EVAL_CHUNK = 1 << 20
 """Samples rendered at a time where no gradient is needed."""
 SOME = 1 << 18
 """Samples assumed to be too many where chunks are off and the render itself ran out of memory."""
+ALIKE = 0.02
+"""Up to this difference of colours the error of a fit is quadratic; beyond, where drawn views disagree, most win."""
 
 
 class GenerateSystem(System):
@@ -175,7 +177,7 @@ class GenerateSystem(System):
             result = self.render_rays(*rays, self.material.draw(step, False, rng), rng, training=True)
             bumps = [dents(self.field, self.config.march, result, *rays, rng)] if smooth else []
         behind, colours = (part[picked].to(self.device) for part in (pixels.behind, pixels.colours))
-        error = F.mse_loss(result.rgb_fg + behind * (1 - result.opacity), colours)
+        error = F.smooth_l1_loss(result.rgb_fg + behind * (1 - result.opacity), colours, beta=ALIKE)
         clear = opaque * losses.opaque(result.opacity) + sparsity * losses.sparsity(result.opacity)
         # fog in the colour that is behind it fits as well as nothing does
         clear = clear + result.opacity[pixels.empty[picked].to(self.device)].sum() / len(colours)
