@@ -50,7 +50,7 @@ class LossConfig(Config):
 
 
 class FitConfig(Config):
-    """How an object is fitted to pictures, by a warm start and by refinement: 10 times the absolute error of pixels,
+    """How an object is fitted to pictures, by a warm start and by refinement: 10 times the error of pixels (Huber),
     the opacity of those that see nothing, and these."""
 
     rays: int = Field(
@@ -59,14 +59,14 @@ class FitConfig(Config):
         description="pixels of a step, drawn from all pictures; of a mesh as many whole pictures, at least one",
     )
     opaque: Scheduled = Field(
-        {"0%": 0.01, "40%": 0.1, "100%": 4.0},
+        {"0%": 0.01, "40%": 0.05, "100%": 6.0},
         ge=0,
         description="against half-transparent rays; 100% is the end of the fit",
     )
     sparsity: Scheduled = Field(
         0.1, ge=0, description="against matter at all: fog in the colour behind it fits as well"
     )
-    smooth: Scheduled = Field(0.02, ge=0, description="against dents: normals near each other should be alike")
+    smooth: Scheduled = Field(0.05, ge=0, description="against dents: normals near each other should be alike")
 
 
 class WarmStartConfig(Config):

@@ -44,7 +44,7 @@ EVAL_CHUNK = 1 << 20
 """Samples rendered at a time where no gradient is needed."""
 SOME = 1 << 18
 """Samples assumed to be too many where chunks are off and the render itself ran out of memory."""
-ALIKE = 0.02
+ALIKE = 0.1
 """Up to this difference of colours the error of a fit is quadratic; beyond, where drawn views disagree, most win."""
 
 
