@@ -27,6 +27,9 @@ Parts = tuple[str, ...]
 EMBEDDED = ("toybox-base", "toybox-prior")
 """Folders in weights/: the 2D model of the toybox, and the multi-view prior that was tuned from it."""
 ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
+MATTE = "toybox-matte"
+"""Folder in weights/: the network that tells things from the grey behind them."""
+CONFIG, TENSORS = "config.json", "diffusion_pytorch_model.safetensors"
 SUBJECT_FORMAT = "threedgen personalisation 1"
 FORMER_PART = "draft"
 FORMER_BASE = "a72120cb1e2159806c0ca1e82f68cd76c9a61628f658078e940d544c7e2e905b"
@@ -149,6 +152,21 @@ def local(weights: str) -> Path | None:
     name = Path(weights).name
     fetch = f"; `hf download {ORIGINALS[name]} {name}` fetches it from the hub" if name in ORIGINALS else ""
     raise ConfigError(f"there is no file or folder {weights!r}{fetch}; {RUNS_NOW}", "weights")
+
+
+def matte(weights: str) -> Path:
+    """The folder of a network that tells things from what is behind them: the embedded one, or its path.
+
+    Raises ConfigError; reads no tensor.
+    """
+    path = folder("weights") / MATTE if weights == MATTE else existing(weights)
+    if path is None or not (path / CONFIG).is_file():
+        places = f"take {MATTE}, or the folder RUN/matte of a train-toybox-matte run"
+        raise ConfigError(f"there is no matte {short(weights)}; {places}", "matte")
+    if (name := read_json(path / CONFIG).get("_class_name")) != "Matte":
+        raise ConfigError(f"{path / CONFIG} describes {short(name)}, not a matte", "matte")
+    sniff(path / TENSORS)
+    return path
 
 
 def existing(weights: str) -> Path | None:

@@ -169,6 +169,7 @@ def child(
     from threedgen.systems.dreambooth.system import DreamBoothSystem
     from threedgen.systems.generate.system import GenerateSystem
     from threedgen.systems.novel_view.system import PairSystem
+    from threedgen.systems.train_matte.task import MatteSystem
     from threedgen.systems.train_mvadapter.system import AdapterSystem
     from threedgen.systems.train_mvdiffusion.system import SingleViewSystem, ViewsSystem
     from threedgen.systems.train_prior.autoencoder import AutoencoderSystem, DecoderSystem
@@ -178,7 +179,7 @@ def child(
 
     now = {"step": -1}
     toybox = (AutoencoderSystem, DecoderSystem, WordsSystem, CoarseSystem, DiffusionSystem)
-    views = (SingleViewSystem, ViewsSystem, AdapterSystem)
+    views = (SingleViewSystem, ViewsSystem, AdapterSystem, MatteSystem)
     for system in (*toybox, *views, GenerateSystem, PairSystem, DreamBoothSystem):
 
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:

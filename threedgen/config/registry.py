@@ -33,6 +33,7 @@ task  batch              systems.batch.task:run                  systems.batch.o
 task  sample             systems.sample.task:run                 systems.sample.options:SampleConfig
 task  train-base         systems.train_prior.task:run_base       systems.train_prior.options:TrainBaseConfig
 task  train-prior        systems.train_prior.task:run_prior      systems.train_prior.options:TrainPriorConfig
+task  train-matte        systems.train_matte.task:run           systems.train_matte.options:TrainMatteConfig
 task  train-own-prior    systems.train_own_prior.task:run        systems.train_own_prior.options:TrainOwnPriorConfig
 task  panorama           systems.panorama.task:run               systems.panorama.options:PanoramaConfig
 task  train-mvdiffusion  systems.train_mvdiffusion.task:run systems.train_mvdiffusion.options:TrainMVDiffusionConfig

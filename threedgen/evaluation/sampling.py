@@ -1,9 +1,12 @@
-"""Samples views of prompts from a prior, on rings of cameras, and keeps what was drawn for a run that goes on."""
+"""Samples views of prompts from a prior, on rings of cameras, and keeps what was drawn for a run that goes on.
+
+RUN/samples/00003.safetensors   one batch of objects; a killed run goes on after the last whole one
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,10 @@ from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.prior import Prior
 from threedgen.run.folder import write_atomic
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.progress import Count
+from threedgen.run.workers import STOPPED, Stopped
+from threedgen.train.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +53,29 @@ def sample_rings(prior: Prior, prompts: Sequence[str], rings: Sequence[Ring], op
     c2w = torch.stack([ring_poses(ring) for ring in rings])
     how = (options.steps, options.guidance_scale, getattr(options, "negative_prompt", ""))
     return to_uint8(prior.sample(prompts, c2w, *how, rngs).unflatten(0, (len(prompts), -1)))
+
+
+def drawn_in_batches(
+    task: Task, count: int, told: Callable[[range], dict[str, str]], draw: Callable[[range], np.ndarray]
+) -> np.ndarray:
+    """The views (N, V, H, W, 3) uint8 of ``count`` objects, a batch at a time, read where they are kept already.
+
+    told: all that decides how a batch looks; draw: makes the views of one. Raises Stopped after Ctrl-C.
+    """
+    batch, found = task.config.batch, list[np.ndarray]()
+    with Interrupts() as interrupts, Count("sampling", count, task.quiet) as progress:
+        for start in range(0, count, batch):
+            chosen = range(start, min(start + batch, count))
+            path, metadata = task.folder / "samples" / f"{start // batch:05d}.safetensors", told(chosen)
+            views = read_views(path, metadata)
+            if views is None:
+                if interrupts.stop:
+                    raise Stopped(STOPPED[0])
+                views = draw(chosen)
+                write_views(path, views, metadata)
+            found.append(views)
+            progress.add(len(chosen))
+    return np.concatenate(found)
 
 
 def evenly(count: int, most: int) -> list[int]:

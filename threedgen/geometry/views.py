@@ -60,24 +60,38 @@ def borders(images: Tensor) -> Tensor:
 NEAR, SHARE = 16, 0.8
 """A pixel is near the object if the object is within a NEARth of the picture's side; SHARE of those drawn are."""
 DIFFERENT = 0.03
-"""What differs by more from the colour behind it, in any channel, is the object."""
+"""What differs by more from the colour behind it, in any channel, or is more opaque, is the object."""
 
 
 class Pixels:
     """The P pixels of views as rays: ``origins``, unit ``directions``, ``colours`` and ``behind``, the colour behind
     the object, which is the median of the picture's borders; each (P, 3), on the CPU. ``empty`` (P,): those that see
-    nothing, ``near`` (K,): the indices of the others."""
+    nothing, ``near`` (K,): the indices of the others. ``opacity`` (P, 1): of what they see, if that is known."""
 
-    def __init__(self, views: Views) -> None:
+    def __init__(self, views: Views, opacity: Tensor | None = None) -> None:
+        """opacity: (N, H, W) in [0, 1]; without it, what differs from the colour behind is taken for the object."""
         images, side = views.images.cpu(), min(views.at.height, views.at.width)
         self.origins, self.directions = (part.reshape(-1, 3) for part in views.at.rays())
         self.colours = images.reshape(-1, 3)
         behind = borders(images).median(1).values[:, None, None].expand(images.shape)
         self.behind = behind.reshape(-1, 3)
-        there = ((images - behind).abs().amax(-1, keepdim=True) > DIFFERENT).float().permute(0, 3, 1, 2)
+        self.opacity = None if opacity is None else opacity.cpu().reshape(-1, 1)
+        seen = (images - behind).abs().amax(-1) if opacity is None else opacity.cpu()
+        there = (seen > DIFFERENT).float()[:, None]
         reach = max(1, round(side / NEAR / 2))
         near = F.max_pool2d(there, 2 * reach + 1, 1, reach).flatten()
         self.near, self.empty = near.nonzero()[:, 0], near == 0
+
+    def before(self, picked: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Colours (K, 3) of the pixels ``picked`` (K,), and what is behind the object there.
+
+        Where its opacity is known that is another colour each time, through which it does not show itself.
+        """
+        colours, behind = self.colours[picked], self.behind[picked]
+        if self.opacity is None:
+            return colours, behind
+        other = torch.rand(behind.shape, generator=rng)
+        return colours + (1 - self.opacity[picked]) * (other - behind), other
 
     def draw(self, count: int, rng: torch.Generator) -> Tensor:
         """So many pixels (count,), most of them near the object, with repetition."""

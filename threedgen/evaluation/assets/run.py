@@ -19,16 +19,13 @@ from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews
 from threedgen.evaluation.metrics.distributions import fid
 from threedgen.evaluation.metrics.figures import bootstrap, jackknife, mean
-from threedgen.evaluation.sampling import read_views, write_views
+from threedgen.evaluation.sampling import drawn_in_batches
 from threedgen.evaluation.tables import finish, markdown_table, measured, rounded, thumbnails, write_strips
 from threedgen.evaluation.views.features import build
 from threedgen.geometry.images import to_uint8
 from threedgen.run.arrays import Array
 from threedgen.run.cache import digest
-from threedgen.run.interrupts import Interrupts
-from threedgen.run.progress import Count
 from threedgen.run.seeding import generator
-from threedgen.run.workers import STOPPED, Stopped
 from threedgen.train.task import Task, run_task
 
 from .options import EvaluateOwnPriorConfig
@@ -68,28 +65,19 @@ the assets: jackknife of FID, bootstrap of the likeness. Other renders of the sa
 def draw_all(task: Task, truth: AssetViews) -> tuple[Array, Array]:
     """True and drawn views of all assets, each (N, V, H, W, 3) uint8. Raises Stopped after Ctrl-C."""
     config, entries, prior = task.config, truth.entries, task.load_prior()
+    made = truth.block(range(len(entries)), prior.image_size)
+    c2w = torch.from_numpy(made.c2w).unflatten(0, (len(entries), -1))
     told = {"prior": digest(prior.networks), "truth": truth.describe(), "size": str(prior.image_size)}
     told |= {key: str(getattr(config, key)) for key in ("steps", "guidance_scale", "negative_prompt", "seed", "batch")}
-    true, drawn = list[Array](), list[Array]()
-    with Interrupts() as interrupts, Count("assets", len(entries), task.quiet) as count:
-        for start in range(0, len(entries), config.batch):
-            chosen = range(start, min(start + config.batch, len(entries)))
-            block = truth.block(chosen, prior.image_size)
-            true.append(to_uint8(block.rgb))
-            path = task.folder / "samples" / f"{start // config.batch:05d}.safetensors"
-            views = read_views(path, told)
-            if views is None:
-                if interrupts.stop:
-                    raise Stopped(STOPPED[0])
-                c2w = torch.from_numpy(block.c2w).unflatten(0, (len(chosen), -1))
-                rngs = [generator(config.seed, k, "drawing an asset") for k in chosen]
-                how = config.steps, config.guidance_scale, config.negative_prompt, rngs
-                views = to_uint8(prior.sample(block.captions, c2w, *how))
-                write_views(path, views, told)
-            drawn.append(views)
-            count.add(len(chosen))
-    shape = (len(entries), config.n_view)
-    return tuple(np.concatenate(row).reshape(*shape, *row[0].shape[1:]) for row in (true, drawn))  # type: ignore[return-value]
+
+    def draw(chosen: range) -> Array:
+        rngs = [generator(config.seed, k, "drawing an asset") for k in chosen]
+        how = config.steps, config.guidance_scale, config.negative_prompt, rngs
+        views = prior.sample([made.captions[k] for k in chosen], c2w[list(chosen)], *how)
+        return to_uint8(views.unflatten(0, (len(chosen), -1)))
+
+    drawn = drawn_in_batches(task, len(entries), lambda chosen: told, draw)
+    return to_uint8(made.rgb).reshape(drawn.shape), drawn
 
 
 def compare(ours: Array, true: Array) -> dict[str, Any]:

@@ -7,20 +7,17 @@ RUN/sheet.png                   some of the samples with captions and verdicts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
 from threedgen.config import registry
 from threedgen.data.toybox.world import portraits
-from threedgen.evaluation.sampling import Ring, evenly, random_ring, read_views, sample_rings, write_views
+from threedgen.evaluation.sampling import Ring, drawn_in_batches, evenly, random_ring, sample_rings
 from threedgen.guidance.prior import Prior
 from threedgen.run.cache import digest
-from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
-from threedgen.run.workers import STOPPED, Stopped
 from threedgen.train.task import Task, run_task
 
 from .held_out import Case, held_out_cases
@@ -37,7 +34,16 @@ def evaluate(task: Task) -> None:
     rings = [cameras(config, case) for case in cases]
     prior: Prior = registry.build("prior", config.prior)
     weights = digest(prior.networks)
-    drawn = draw_all(task, prior, weights, cases, rings)
+    prompts = [case.caption for case in cases]
+
+    def told(chosen: range) -> dict[str, str]:
+        return {"prior": weights, "captions": "\n".join(prompts[k] for k in chosen)}
+
+    def draw(chosen: range) -> np.ndarray:
+        rngs = [generator(config.seed, cases[k].index, "evaluation sample") for k in chosen]
+        return sample_rings(prior, [prompts[k] for k in chosen], [rings[k] for k in chosen], config, rngs)
+
+    drawn = drawn_in_batches(task, len(cases), told, draw)
     with Count("looking", len(cases), task.quiet) as count:
         for case, views, (azimuth, elevation) in zip(cases, drawn, rings, strict=True):
             real = [portraits(case.truth(config.seed, k), azimuth, elevation, views.shape[1]).rgb for k in (0, 1)]
@@ -61,30 +67,6 @@ def cameras(config: EvaluatePriorConfig, case: Case) -> Ring:
     """Draws where the cameras of a case stand."""
     rng = numpy_generator(config.seed, case.index, "evaluation cameras")
     return random_ring(rng, config.n_view, config.elevation_range)
-
-
-def draw_all(task: Task, prior: Prior, weights: str, cases: Sequence[Case], rings: Sequence[Ring]) -> list[np.ndarray]:
-    """Reads the views (V, H, W, 3) uint8 of every case from the files that are there already, or samples them.
-
-    ``weights``: the digest of the prior's. Raises Stopped after Ctrl-C.
-    """
-    config, drawn = task.config, list[np.ndarray]()
-    with Interrupts() as interrupts, Count("sampling", len(cases), task.quiet) as count:
-        for start in range(0, len(cases), config.batch):
-            batch = cases[start : start + config.batch]
-            path = task.folder / "samples" / f"{start // config.batch:05d}.safetensors"
-            prompts = [case.caption for case in batch]
-            metadata = {"prior": weights, "captions": "\n".join(prompts)}
-            views = read_views(path, metadata)
-            if views is None:
-                if interrupts.stop:
-                    raise Stopped(STOPPED[0])
-                rngs = [generator(config.seed, case.index, "evaluation sample") for case in batch]
-                views = sample_rings(prior, prompts, rings[start : start + config.batch], config, rngs)
-                write_views(path, views, metadata)
-            drawn += list(views)
-            count.add(len(batch))
-    return drawn
 
 
 run = partial(run_task, evaluate, result="report.md", again=True)

@@ -67,6 +67,12 @@ class FitConfig(Config):
         0.1, ge=0, description="against matter at all: fog in the colour behind it fits as well"
     )
     smooth: Scheduled = Field(0.05, ge=0, description="against dents: normals near each other should be alike")
+    matte: str | None = Field(
+        None,
+        min_length=1,
+        description="network that tells the thing in a picture from the grey behind it: toybox-matte, or RUN/matte of "
+        "a train-toybox-matte run; null: what has another colour is the thing",
+    )
 
 
 class WarmStartConfig(Config):
@@ -236,6 +242,11 @@ class GenerateConfig(PromptedConfig):
         tidy(self.prompt)
         super().check()
         self.check_prompt()
+        if self.fit.matte is not None:
+            from threedgen.guidance.weights.loading import matte
+
+            with within("fit"):
+                matte(self.fit.matte)
         for name in self.stages:
             with within(f"stages.{name}"):
                 self.stage(name).check()

@@ -23,6 +23,7 @@ from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit, sample_multiview, surround
 from threedgen.geometry.views import Pixels, Views
 from threedgen.guidance.diffusion import Reference
+from threedgen.guidance.matte import Matte
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
 from threedgen.representations import losses
@@ -57,6 +58,7 @@ class GenerateSystem(System):
     """
 
     prior: Any
+    matte: Matte | None
     text: Tensor
     views: Tensor
     drawn: Tensor
@@ -88,7 +90,7 @@ class GenerateSystem(System):
             self.rig = surround(table, refine.groups, n_view, refine.elevation_range, side)
             # in checkpoints: a resumed round must be fitted to the very same pictures
             self.register_buffer("drawn", torch.zeros(len(self.rig.cameras), side, side, 3, dtype=torch.float16))
-        self.hold(prior=prior)
+        self.hold(prior=prior, matte=None if config.fit.matte is None else Matte.load(config.fit.matte))
         learning = (prior.schedule, self.max_steps, prior, generator(config.seed, 0, "distillation parameters"))
         self.distill: Any = registry.build("distillation", config.distillation, *learning)
         self.blank = True  # no other run's object is what this one begins with
@@ -110,6 +112,8 @@ class GenerateSystem(System):
 
     def setup(self, stage: str) -> None:
         self.prior.to(self.device)
+        if self.matte is not None:
+            self.matte.to(self.device)
         self.reference = self.prior.reference(self.text[:1].to(self.device))
 
     # -- one step -----------------------------------------------------------------------------------------------
@@ -161,22 +165,24 @@ class GenerateSystem(System):
         """
         o, rng, cameras = self.config.fit, self.rng(step, "pixels"), cameras.with_size(*images.shape[1:3])
         opaque, sparsity, smooth = (at(value, step - begin, length) for value in (o.opaque, o.sparsity, o.smooth))
+        if self.fitted is None or self.fitted[0] != begin:
+            self.fitted = (
+                begin,
+                Pixels(Views(images, cameras), None if self.matte is None else self.matte.opacity(images)),
+            )
+        pixels = self.fitted[1]
         if self.field.rasterised:
-            many = max(1, o.rays // (cameras.height * cameras.width))
-            chosen = torch.randperm(len(cameras), generator=rng)[:many]
-            pixels = Pixels(Views(images[chosen], cameras.select(chosen)))
+            each = cameras.height * cameras.width
+            chosen = torch.randperm(len(cameras), generator=rng)[: max(1, o.rays // each)]
+            picked = (chosen[:, None] * each + torch.arange(each)).flatten()
             result = self.render(cameras.select(chosen), step, training=False)
             bumps = [mesh_losses.normal_consistency(*result.surface)] if smooth and result.surface is not None else []
-            picked: Any = slice(None)
         else:
-            if self.fitted is None or self.fitted[0] != begin:
-                self.fitted = begin, Pixels(Views(images, cameras))
-            pixels = self.fitted[1]
             picked = pixels.draw(o.rays, rng)
             rays = (pixels.origins[picked].to(self.device), pixels.directions[picked].to(self.device))
             result = self.render_rays(*rays, self.material.draw(step, False, rng), rng, training=True)
             bumps = [dents(self.field, self.config.march, result, *rays, rng)] if smooth else []
-        behind, colours = (part[picked].to(self.device) for part in (pixels.behind, pixels.colours))
+        colours, behind = (part.to(self.device) for part in pixels.before(picked, rng))
         error = F.smooth_l1_loss(result.rgb_fg + behind * (1 - result.opacity), colours, beta=ALIKE)
         clear = opaque * losses.opaque(result.opacity) + sparsity * losses.sparsity(result.opacity)
         # fog in the colour that is behind it fits as well as nothing does
