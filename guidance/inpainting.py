@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .diffusion import Conditions, Denoiser, Schedule, ddim_alphas, ddim_step, ddim_timesteps, fresh_noise
+from .diffusion import Conditions, Denoiser, ddim_alphas, ddim_step, ddim_timesteps, fresh_noise
+from .schedule import Schedule
 
 
 @torch.no_grad()

@@ -20,13 +20,13 @@ from threedgen.guidance.diffusion import (
     Generators,
     OnStep,
     Reference,
-    Schedule,
     ddim_redraw,
     ddim_sample,
     fresh_noise,
     guided,
     per_image,
 )
+from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import tokens
 
 logger = logging.getLogger(__name__)

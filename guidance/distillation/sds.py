@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from threedgen.config import at
-from threedgen.guidance.diffusion import Conditions, Denoiser, Schedule, fresh_noise, predict
+from threedgen.guidance.diffusion import Conditions, Denoiser, fresh_noise, predict
 from threedgen.guidance.options import DistillationConfig
 from threedgen.guidance.prior import Prior
+from threedgen.guidance.schedule import Schedule
 
 Logs = dict[str, Tensor | float]
 Weighting = Literal["one_minus_alpha_bar", "uniform"]

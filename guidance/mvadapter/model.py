@@ -17,20 +17,12 @@ from torch.nn.functional import max_pool2d
 
 from threedgen.config import ConfigError
 from threedgen.geometry.foreground import read_cut_out
-from threedgen.guidance.diffusion import (
-    Conditions,
-    Features,
-    Generators,
-    Reference,
-    Schedule,
-    ddim_sample,
-    fresh_noise,
-    guided,
-)
+from threedgen.guidance.diffusion import Conditions, Features, Generators, Reference, ddim_sample, fresh_noise, guided
 from threedgen.guidance.inpainting import ddim_inpaint
 from threedgen.guidance.options import MVAdapterConfig
 from threedgen.guidance.priors.mvdream import load_as
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
+from threedgen.guidance.schedule import Schedule
 from threedgen.run.arrays import Array
 
 from .cameras import GEOMETRY_VIEWS, RAY_VIEWS, ray_maps, untrained

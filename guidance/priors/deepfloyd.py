@@ -15,9 +15,9 @@ from diffusers.models import UNet2DConditionModel
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.options import DeepFloydConfig
 from threedgen.guidance.prior import Prior
+from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components, files, loading, tokens
 from threedgen.run.dtypes import compute_dtype
 

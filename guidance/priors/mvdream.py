@@ -23,6 +23,7 @@ from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.multiview.joined import make_multiview, predict, set_attention
 from threedgen.guidance.options import COARSE, SECOND, MVDreamConfig, PriorConfig
 from threedgen.guidance.prior import MultiviewPrior
+from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components, ldm, subject_weights, tokens
 from threedgen.guidance.weights.components import SecondText
 from threedgen.run.dtypes import compact, compute_dtype
@@ -64,7 +65,7 @@ class MVDream(MultiviewPrior):
         vae: AutoencoderKL,
         text_encoder: CLIPTextModel,
         tokenizer: Any,
-        schedule: diffusion.Schedule | None = None,
+        schedule: Schedule | None = None,
         coarse: CoarsePredictor | None = None,
         second: SecondText | None = None,
         image_size: int | None = None,
@@ -78,7 +79,7 @@ class MVDream(MultiviewPrior):
         self.text_encoder: Any = text_encoder
         self.tokenizer, self.coarse, self.second = tokenizer, coarse, second
         self.text_positions = int(text_encoder.config.max_position_embeddings)
-        self.schedule = schedule or diffusion.Schedule.scaled_linear()
+        self.schedule = schedule or Schedule.scaled_linear()
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per latent and axis
         side = unet.config["sample_size"] or ldm.LATENT_SIZE[True]
         self.trained_size = (max(side) if isinstance(side, list | tuple) else side) * self.factor  # pixels per side

@@ -23,6 +23,7 @@ from threedgen.geometry.rigs import orbit
 from threedgen.guidance import diffusion
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.multiview.joined import make_multiview
+from threedgen.guidance.schedule import Schedule
 from threedgen.run.dtypes import DTYPES
 
 from .mvdream import MVDream, camera_vector
@@ -82,7 +83,7 @@ class MVDreamPipeline(DiffusionPipeline):
             self.vae,
             self.text_encoder,
             self.tokenizer,
-            diffusion.Schedule.from_diffusers(self.scheduler.config),
+            Schedule.from_diffusers(self.scheduler.config),
             self.coarse,
             image_size=self.image_size,
             dtype=self.precision or names[self.unet.dtype],

@@ -16,8 +16,8 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import short
 from threedgen.guidance import sdxl
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.options import COARSE, SECOND
+from threedgen.guidance.schedule import Schedule
 from threedgen.run.folder import write_json
 
 from . import files, ldm, loading, tokens

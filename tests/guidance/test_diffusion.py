@@ -18,7 +18,6 @@ from threedgen.guidance.diffusion import (
     Conditions,
     Negatives,
     Reference,
-    Schedule,
     branches,
     combine,
     ddim_alphas,
@@ -32,6 +31,7 @@ from threedgen.guidance.diffusion import (
     per_image,
     predict,
 )
+from threedgen.guidance.schedule import Schedule
 
 FILES = parity_files("schedule_ddim_")
 FIXED = settings(derandomize=True, deadline=None, max_examples=40)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.support.tiny_prior import cpu
-from threedgen.guidance.diffusion import Conditions, Schedule, guided
+from threedgen.guidance.diffusion import Conditions, guided
 from threedgen.guidance.inpainting import ddim_inpaint
+from threedgen.guidance.schedule import Schedule
 
 SCHEDULE, TEXT = Schedule.scaled_linear(), torch.zeros(1, 1, 1)
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from threedgen.guidance.diffusion import Conditions, Schedule
+from threedgen.guidance.diffusion import Conditions
 from threedgen.guidance.distillation.sds import SDS, Distillation, Reconstruction
 from threedgen.guidance.options import ReconstructionConfig, SDSConfig
+from threedgen.guidance.schedule import Schedule
 
 
 def judge(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
 from tests.support.tiny_prior import letter_tokenizer, open_clip_names, tiny_text_encoder, tiny_unet, tiny_vae
-from threedgen.guidance.diffusion import Schedule
+from threedgen.guidance.schedule import Schedule
 
 Kind = Literal["sd21", "sd15"]
 NAMES: dict[Kind, str] = {"sd21": "sd-v2.1-base-4view.pt", "sd15": "sd-v1.5-4view.pt"}

@@ -17,7 +17,7 @@ from tests.support.fixed_noise import reconstruction, sds_eps
 from tests.support.parity_files import parity_files
 from threedgen.config import at
 from threedgen.guidance import diffusion
-from threedgen.guidance.diffusion import Conditions, Schedule
+from threedgen.guidance.diffusion import Conditions
 from threedgen.guidance.distillation.sds import (
     SDS,
     Reconstruction,
@@ -26,6 +26,7 @@ from threedgen.guidance.distillation.sds import (
 )
 from threedgen.guidance.options import ReconstructionConfig, SDSConfig
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.ldm import convert_vae
 from threedgen.run import seeding
 

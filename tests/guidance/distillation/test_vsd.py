@@ -17,11 +17,12 @@ from tests.support.task_server import TINY, assert_same, prior_folder, server, w
 from tests.support.tiny_prior import TEXT_WIDTH, cpu, tiny_prior
 from tests.support.toy_run import log
 from threedgen.config import ConfigError
-from threedgen.guidance.diffusion import Conditions, Schedule
+from threedgen.guidance.diffusion import Conditions
 from threedgen.guidance.distillation.lora import LoRA, PosedLoRA
 from threedgen.guidance.distillation.vsd import VSD
 from threedgen.guidance.options import VSDConfig
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.guidance.schedule import Schedule
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -15,12 +15,13 @@ from tests.support.tiny_prior import cpu, tiny_coarse, tiny_text_encoder, tiny_u
 from threedgen.config import ConfigError
 from threedgen.config.registry import build
 from threedgen.geometry.rigs import orbit
-from threedgen.guidance.diffusion import Conditions, Schedule
+from threedgen.guidance.diffusion import Conditions
 from threedgen.guidance.distillation.sds import SDS
 from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAY_VIEWS, geometry_maps, untrained, views
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.options import MVAdapterConfig, SDSConfig
+from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components
 
 PROMPT = "a red dog"

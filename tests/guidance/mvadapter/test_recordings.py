@@ -19,11 +19,12 @@ from tests.support.pluecker import pluecker_map
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.control_maps import position_control, ray_control, view_rays
 from threedgen.geometry.poses import orbit_c2w, world_to_camera
-from threedgen.guidance.diffusion import Reference, Schedule, combine, ddim_step
+from threedgen.guidance.diffusion import Reference, combine, ddim_step
 from threedgen.guidance.multiview.decoupled import DecoupledAttnProcessor
 from threedgen.guidance.multiview.joined import MultiviewAttnProcessor
 from threedgen.guidance.mvadapter.cameras import ray_maps
 from threedgen.guidance.mvadapter.weights import convert_adapter
+from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.components import scheduler
 
 

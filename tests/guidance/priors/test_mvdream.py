@@ -17,10 +17,10 @@ from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, cpu, output, tiny
 from threedgen.config import ConfigError
 from threedgen.config import optional as extras
 from threedgen.geometry.poses import opengl_to_blender
-from threedgen.guidance import diffusion
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.priors import mvdream
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.guidance.schedule import Schedule
 from threedgen.run import dtypes as precision
 
 
@@ -150,7 +150,7 @@ def test_xformers_is_asked_for_only_where_it_can_compute(monkeypatch: pytest.Mon
 
 @torch.no_grad()
 def test_v_prediction_is_turned_into_noise(prior: MVDream) -> None:
-    schedule = diffusion.Schedule.scaled_linear(prediction="v_prediction")
+    schedule = Schedule.scaled_linear(prediction="v_prediction")
     parts = (prior.unet, prior.vae, prior.text_encoder, prior.tokenizer)
     other = MVDream(*parts, schedule, dtype="fp32")
     x, t = torch.randn(4, 4, 8, 8, generator=cpu()), torch.full((4,), 500)

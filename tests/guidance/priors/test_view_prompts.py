@@ -13,9 +13,10 @@ from tests.support.fixed_noise import sds_eps
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.geometry.rigs import Rig
-from threedgen.guidance.diffusion import Negatives, Schedule, combine, combine_perp_neg, perpendicular
+from threedgen.guidance.diffusion import Negatives, combine, combine_perp_neg, perpendicular
 from threedgen.guidance.options import ViewPromptsConfig
 from threedgen.guidance.priors.view_prompts import DIRECTIONS, direction, prompts, view_text
+from threedgen.guidance.schedule import Schedule
 
 WORDS = ViewPromptsConfig(enabled=True)
 PERP = ViewPromptsConfig(enabled=True, perp_neg=True)

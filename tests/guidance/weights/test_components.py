@@ -27,10 +27,10 @@ from tests.support.tiny_prior import (
     word_tokenizer,
 )
 from threedgen.config import ConfigError, registry
-from threedgen.guidance import diffusion
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.priors import mvdream
 from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components, loading, tokens
 
 
@@ -97,7 +97,7 @@ def test_loading_twice_gives_the_same_and_touches_no_random_numbers(saved: Path)
 
 
 def test_unusual_schedules_survive_saving(prior: MVDream, tmp_path: Path) -> None:
-    schedule = diffusion.Schedule.linear(T=1200, prediction="v_prediction")
+    schedule = Schedule.linear(T=1200, prediction="v_prediction")
     MVDream(prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, schedule).save(tmp_path / "x")
     back = MVDream.load(str(tmp_path / "x")).schedule
     assert back.prediction == "v_prediction"

@@ -13,8 +13,8 @@ from torch import Tensor
 from threedgen import config
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import orbit
-from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.matte import Matte
+from threedgen.guidance.schedule import Schedule
 from threedgen.systems.generate.system import GenerateSystem
 
 SIDE, STEPS, GREY = 32, 100, 0.5

@@ -115,7 +115,7 @@ def test_a_dry_run_tells_of_every_stage(tmp_path: Path, capsys: pytest.CaptureFi
 def test_optimisers_know_the_new_parameters() -> None:
     from types import SimpleNamespace
 
-    from threedgen.guidance.diffusion import Schedule
+    from threedgen.guidance.schedule import Schedule
     from threedgen.systems.generate.system import GenerateSystem
 
     tree = {k: v for k, v in TREE.items() if k != "stages"}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from threedgen.guidance import sdxl
-from threedgen.guidance.diffusion import Schedule
+from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.meta_networks import MetaNetworks, meta_networks
 from threedgen.representations.volume.render import BACKWARD, sample_bytes
 from threedgen.run.memory import free_bytes, graph_bytes

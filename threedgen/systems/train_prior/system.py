@@ -21,11 +21,11 @@ from threedgen.data.toybox.words import vocabulary
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.diffusion import Schedule
 from threedgen.guidance.multiview.joined import CAMERA_DIM
 from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
+from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
 from threedgen.run.seeding import generator, numpy_generator
