@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,11 @@ SceneSplit = Literal["train", "test"]
 ObjectSplit = Literal["train", "held-out"]
 
 
+Clutter = Annotated[float, Field(ge=0, le=1, description="things in a room, as a share of those that the 2D model saw")]
+FEW = 0.4
+"""So much clutter that captions, of three things in a view, name most of what is there."""
+
+
 class RoomPanoramasConfig(Config):
     """Panoramas of toy rooms, rendered when they are wanted first."""
 
@@ -23,6 +28,7 @@ class RoomPanoramasConfig(Config):
 
     name: Literal["toy-panoramas"] = "toy-panoramas"
     count: int = Field(4000, ge=1, le=1_000_000, description="rooms")
+    clutter: Clutter = FEW
     views: int = Field(8, ge=1, le=64, description="views of each, evenly around")
     size: int = Field(128, ge=8, le=2048, description="pixels a side")
     fov: float = Field(90.0, gt=0, lt=170, description="field of view, degrees")
@@ -46,6 +52,7 @@ class RoomPathsConfig(_WalksConfig):
 
     name: Literal["toy-paths"] = "toy-paths"
     count: int = Field(4000, ge=1, le=1_000_000, description="rooms")
+    clutter: Clutter = FEW
     height: int = Field(96, ge=8, le=2048, multiple_of=2, description="pixels")
     width: int = Field(128, ge=8, le=2048, multiple_of=2, description="pixels")
     fov: float = Field(80.0, gt=0, lt=170, description="horizontal field of view, degrees")

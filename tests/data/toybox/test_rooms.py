@@ -9,6 +9,7 @@ from threedgen.data.toybox.builder import bounds
 from threedgen.data.toybox.rooms import Room, Rooms, describe, look_c2w, view
 
 HERE = np.zeros(1, np.int64)
+FIXED = ("door", "window", "picture", "rug")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_things_stand_on_the_floor_inside_the_walls_and_apart(rooms: list[Room])
     for room in rooms:
         boxes = []
         for k, item in enumerate(room.items):
-            if not item.endswith(("door", "window", "picture", "rug")):
+            if not item.endswith(FIXED):
                 low, high = bounds(solids(room, k))
                 assert abs(low[2]) < 1e-6 and (np.abs([low[:2], high[:2]]) < room.half).all(), item
                 assert all((low[:2] >= b[:2]).any() or (high[:2] <= a[:2]).any() for a, b in boxes), item
@@ -44,7 +45,7 @@ def test_things_stand_on_the_floor_inside_the_walls_and_apart(rooms: list[Room])
 
 def test_things_do_not_overlap_in_the_plan(rooms: list[Room]) -> None:
     for room in rooms:
-        names = [item.endswith(("door", "window", "picture", "rug")) for item in room.items]
+        names = [item.endswith(FIXED) for item in room.items]
         plans = [bounds(solids(room, k))[:, :2] for k, fixed in enumerate(names) if not fixed]
         for k, (low, high) in enumerate(plans):
             for other_low, other_high in plans[:k]:
@@ -91,3 +92,13 @@ def test_depth_is_the_distance_to_the_wall(rooms: list[Room]) -> None:
     gap = np.abs(picture.depth[0] - expected)[bare]
     assert bare.mean() > 0.3 and (gap < 1e-3).mean() > 0.8  # the rest: skirting boards and the lamp
     assert (picture.depth[0] < expected + 1e-3).all() and np.isfinite(picture.depth).all()
+
+
+def test_with_less_clutter_fewer_things_stand_in_a_room() -> None:
+    def things(clutter: float) -> list[int]:
+        rooms = [Rooms(5, clutter=clutter).room(index) for index in range(12)]
+        return [len([item for item in room.items if not item.endswith(FIXED)]) for room in rooms]
+
+    full, few, none = things(1.0), things(0.4), things(0.0)
+    assert full == [len([i for i in Rooms(5).room(k).items if not i.endswith(FIXED)]) for k in range(12)]
+    assert all(2 <= count <= 5 for count in few) and sum(few) < 0.6 * sum(full) and not any(none)

@@ -33,8 +33,8 @@ FRAMES_A_KEY = 9
 """Frames of a walk for each key frame that is wanted; about six lie between two."""
 
 
-def rooms_of(seed: int, split: SceneSplit) -> Rooms:
-    return Rooms(seed, "train" if split == "train" else "held-out")
+def rooms_of(seed: int, split: SceneSplit, clutter: float) -> Rooms:
+    return Rooms(seed, "train" if split == "train" else "held-out", clutter)
 
 
 def photograph(
@@ -80,7 +80,7 @@ class RoomPanoramas:
     """Views evenly around one standpoint in each of ``count`` rooms; the first yaw is random, of held-out rooms 0."""
 
     def __init__(self, config: RoomPanoramasConfig, seed: int = 0, split: SceneSplit = "train") -> None:
-        self.options, self.rooms, self.split = config, rooms_of(seed, split), split
+        self.options, self.rooms, self.split = config, rooms_of(seed, split, config.clutter), split
         self.n_view = config.views
 
     def __len__(self) -> int:
@@ -88,7 +88,8 @@ class RoomPanoramas:
 
     def describe(self) -> str:
         o = self.options
-        return f"panoramas of toy rooms, seed {self.rooms.seed}, {self.split}, {o.views} of {o.size} px, {o.fov:g} deg"
+        which = f"seed {self.rooms.seed}, {self.split}, clutter {o.clutter:g}"
+        return f"panoramas of toy rooms, {which}, {o.views} of {o.size} px, {o.fov:g} deg"
 
     def standpoint(self, index: int) -> Array:
         return standpoint(self.rooms.room(index), self.rooms.rng(index, 2))
@@ -168,7 +169,7 @@ class RoomWalks(Sequence[Walk]):
     """A walk through each of ``options.count`` rooms, made when it is asked for."""
 
     def __init__(self, options: RoomPathsConfig, seed: int, split: SceneSplit, length: int | None = None) -> None:
-        self.options, self.rooms = options, rooms_of(seed, split)
+        self.options, self.rooms = options, rooms_of(seed, split, options.clutter)
         self.length = length or FRAMES_A_KEY * options.views
 
     def __len__(self) -> int:
@@ -189,7 +190,8 @@ class RoomWalks(Sequence[Walk]):
 def room_paths(config: RoomPathsConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
     """A source of views along walks through toy rooms; of held-out rooms the first key frames."""
     o, walks = config, RoomWalks(config, seed, split)
-    told = f"toy rooms, seed {seed}, {split}, {o.height} x {o.width} px, {o.fov:g} deg, overlap {o.overlap:g}"
+    which = f"seed {seed}, {split}, clutter {o.clutter:g}"
+    told = f"toy rooms, {which}, {o.height} x {o.width} px, {o.fov:g} deg, overlap {o.overlap:g}"
     if split == "test":
         return WalkScenes(walks, o.views, told, entries=[Entry(k, 0) for k in range(len(walks))])
     return WalkScenes(walks, o.views, told, seed, o.between, o.apart)

@@ -123,16 +123,16 @@ def placed(solid: Primitive, size: float, turn: float, at: np.ndarray) -> Primit
 
 
 class Rooms:
-    """Endless captioned rooms and pictures taken in them."""
+    """Endless captioned rooms and pictures taken in them. ``clutter``: see ``furnish``."""
 
-    def __init__(self, seed: int = 0, split: Split = "train") -> None:
-        self.seed, self.split = seed, split
+    def __init__(self, seed: int = 0, split: Split = "train", clutter: float = 1.0) -> None:
+        self.seed, self.split, self.clutter = seed, split, clutter
 
     def rng(self, index: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, 2 if self.split == "train" else 3, index, purpose])
 
     def room(self, index: int) -> Room:
-        return furnish(self.rng(index, 0))
+        return furnish(self.rng(index, 0), self.clutter)
 
     def shots(self, indices: Sequence[int], size: int, n_view: int = 1) -> tuple[np.ndarray, list[str], np.ndarray]:
         """``n_view`` pictures in each room (N * n, size, size, 3), what each shows, and c2w (N * n, 4, 4)."""
@@ -234,8 +234,11 @@ def sentence(wall: str, floor: str, things: list[str], wording: int) -> str:
 # --- furnishing ----------------------------------------------------------------------------------------------------
 
 
-def furnish(rng: np.random.Generator) -> Room:
-    """A random room.  Its things have neither parts nor accessories, so no combination in it is held out."""
+def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
+    """A random room with 5 to 8 pieces of furniture and 3 to 6 other things, or ``clutter`` times as many.
+
+    They have neither parts nor accessories, so no combination in it is held out.
+    """
     half, height = rng.uniform(1.9, 2.7, 2), float(rng.uniform(2.4, 2.8))
     names = list(COLOURS)
     wall, floor = (names[int(k)] for k in rng.integers(len(names), size=2))
@@ -244,10 +247,10 @@ def furnish(rng: np.random.Generator) -> Room:
     _door(f)
     for _ in range(int(rng.integers(1, 3))):
         _window(f)
-    for word in rng.permutation(np.array(FURNITURE))[: int(rng.integers(5, 9))]:
+    for word in rng.permutation(np.array(FURNITURE))[: round(clutter * int(rng.integers(5, 9)))]:
         _thing(f, str(word), int(rng.integers(4)))
     others = [word for word in NOUNS if word not in FURNITURE]
-    for _ in range(int(rng.integers(3, 7))):
+    for _ in range(round(clutter * int(rng.integers(3, 7)))):
         _thing(f, others[int(rng.integers(len(others)))], None)
     if rng.random() < 0.6:
         _picture(f)
