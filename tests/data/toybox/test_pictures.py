@@ -1,8 +1,9 @@
-"""What a photographer brings home: things mostly from the front, and every fourth time a room."""
+"""What a photographer brings home: things mostly from the front, and now and then a room."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from threedgen.data.toybox.pictures import FourSides, Photographs
 
@@ -33,3 +34,9 @@ def test_four_sides_are_a_quarter_turn_apart() -> None:
     x, y, _ = taken.c2w.reshape(3, 4, 4, 4)[..., :3, 3].transpose(2, 0, 1)
     turn = np.rad2deg(np.diff(np.unwrap(np.arctan2(y, x), axis=1), axis=1))
     assert np.allclose(turn, 90, atol=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_a_share_of_the_photographs_is_taken_inside_rooms(share: float) -> None:
+    captions = Photographs(3, rooms=share, clutter=0.4).block(range(60), 8).captions
+    assert sum("room" in caption.replace(",", "").split() for caption in captions) == round(60 * share)

@@ -29,20 +29,27 @@ SHOTS = 2
 
 
 class Photographs:
-    """Single captioned pictures: of every four the last is a view inside a room, the others show an object, mostly from
-    the front.  No camera is ever told.  ``luck``: of the objects, see ``Toybox``."""
+    """Single captioned pictures: a share of them, ``rooms``, are views inside rooms, the others show an object, mostly
+    from the front.  No camera is ever told.  ``luck``: of the objects, see ``Toybox``; ``clutter``: see ``furnish``."""
 
     n_view = 1
 
-    def __init__(self, seed: int = 0, split: Split = "train", luck: float = 1.0) -> None:
-        self.seed, self.split = seed, split
-        self.box, self.rooms = Toybox(seed, split, luck=luck), Rooms(seed, split)
+    def __init__(
+        self, seed: int = 0, split: Split = "train", luck: float = 1.0, rooms: float = 0.25, clutter: float = 1.0
+    ) -> None:
+        self.seed, self.split, self.share = seed, split, rooms
+        self.box, self.rooms = Toybox(seed, split, luck=luck), Rooms(seed, split, clutter)
 
     def describe(self) -> str:
-        return f"photographs, {self.box.describe()}, front {FRONT}"
+        rooms = f"rooms {self.share:g}, clutter {self.rooms.clutter:g}"
+        return f"photographs, {self.box.describe()}, front {FRONT}, {rooms}"
+
+    def before(self, index: int) -> int:
+        """How many of the pictures before this one are views inside rooms."""
+        return int(index * self.share)
 
     def block(self, indices: range, size: int) -> Captioned:
-        inside = np.array([i % 4 == 3 for i in indices])
+        inside = np.array([self.before(i + 1) > self.before(i) for i in indices])
         rgb = np.empty((len(indices), size, size, 3), np.float32)
         c2w, captions = np.empty((len(indices), 4, 4), np.float32), [""] * len(indices)
         for where, take in ((inside, self.shots), (~inside, self.portraits)):
@@ -67,7 +74,7 @@ class Photographs:
 
     def shots(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
         """``SHOTS`` pictures of each room, in turn."""
-        numbers = [i // 4 for i in indices]
+        numbers = [self.before(i) for i in indices]
         rooms = sorted({n // SHOTS for n in numbers})
         rgb, texts, c2w = self.rooms.shots(rooms, size, SHOTS)
         chosen = [rooms.index(n // SHOTS) * SHOTS + n % SHOTS for n in numbers]

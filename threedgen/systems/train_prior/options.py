@@ -164,6 +164,13 @@ class DiffusionConfig(Config):
         return self
 
 
+class PhotographsConfig(DiffusionConfig):
+    """How the UNet of the 2D model learns: from objects, and from views inside rooms."""
+
+    rooms: float = Field(0.25, ge=0, le=1, description="share of the pictures that are taken inside rooms")
+    clutter: float = Field(1.0, ge=0, le=1, description="of the things that may stand in a room, so many do")
+
+
 class MultiviewDiffusionConfig(DiffusionConfig):
     """How the UNet learns to draw several views at once (MVDream section 3: one network, 2D and multi-view batches)."""
 
@@ -205,7 +212,7 @@ class TrainBaseConfig(RunConfig):
     decoder: DecoderConfig = DecoderConfig()
     network: NetworkConfig = NetworkConfig()
     words: WordsConfig = WordsConfig()
-    training: DiffusionConfig = DiffusionConfig()
+    training: PhotographsConfig = PhotographsConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=24_000, gradient_clip_val=1.0, val_check_interval=500)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
 

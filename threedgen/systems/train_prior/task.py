@@ -41,11 +41,12 @@ def train_base(task: Task) -> Status:
     """The four stages, one after the other; or the last one, of a model that there is."""
     config: TrainBaseConfig = task.config
     torch.manual_seed(config.seed)
-    source = Photographs(config.seed, "train", config.training.luck)
+    o = config.training
+    source = Photographs(config.seed, "train", o.luck, o.rooms, o.clutter)
 
     def bank(vae: AutoencoderKL) -> LatentBank:
         with writing(task.folder):
-            return LatentBank(task.folder / "latents", source, vae, config.image_size, config.training.pictures)
+            return LatentBank(task.folder / "latents", source, vae, config.image_size, o.pictures)
 
     if config.start is not None:
         prior = StableDiffusion.load(config.start, camera=False, image_size=config.image_size)
