@@ -18,8 +18,8 @@ from threedgen.guidance.weights import files, loading
 from threedgen.guidance.weights.loading import CONFIG, TENSORS
 from threedgen.run.folder import write_json
 
-CHUNK = 16
-"""Pictures looked at together."""
+CHUNK, LARGEST = 16, 1024
+"""Pictures looked at together, and pixels of their side at most."""
 
 
 class Matte(nn.Module):
@@ -28,12 +28,12 @@ class Matte(nn.Module):
     def __init__(self, size: int = 128, channels: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         """Builds levels of ``channels``, each half the size of the one before, the first half of the picture's.
 
-        Raises ValueError unless ``size`` can be halved so often.
+        Raises ValueError unless ``size`` can be halved so often, and is at most ``LARGEST``.
         """
         super().__init__()
         self.sizes: dict[str, Any] = {"size": size, "channels": channels}
-        if size % 2 ** len(channels):
-            raise ValueError(f"size {size} should be a multiple of 2 ** levels")
+        if not 0 < size <= LARGEST or size % 2 ** len(channels):
+            raise ValueError(f"size {size} should be a multiple of 2 ** levels, {LARGEST} at most")
         finer, coarser = channels[:-1], channels[1:]
         self.stem = convolution(3 * 2 * 2, channels[0])
         self.down = nn.ModuleList(

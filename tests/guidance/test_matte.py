@@ -45,6 +45,13 @@ def test_what_is_no_matte_is_named(tmp_path: Path) -> None:
         Matte.load(str(tmp_path))
     folder = tmp_path / "m"
     Matte(16, (4, 6)).save(folder)
+    sums, config = folder / "SHA256SUMS", folder / "config.json"
+    text = config.read_text()
+    sums.unlink()
+    config.write_text(text.replace("16", "1600000"))
+    with pytest.raises(ConfigError, match="1600000 should be a multiple"):
+        Matte.load(str(folder))
+    config.write_text(text)
     file = folder / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(ConfigError):

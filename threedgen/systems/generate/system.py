@@ -166,10 +166,8 @@ class GenerateSystem(System):
         o, rng, cameras = self.config.fit, self.rng(step, "pixels"), cameras.with_size(*images.shape[1:3])
         opaque, sparsity, smooth = (at(value, step - begin, length) for value in (o.opaque, o.sparsity, o.smooth))
         if self.fitted is None or self.fitted[0] != begin:
-            self.fitted = (
-                begin,
-                Pixels(Views(images, cameras), None if self.matte is None else self.matte.opacity(images)),
-            )
+            known = None if self.matte is None else self.matte.opacity(images)
+            self.fitted = begin, Pixels(Views(images, cameras), known)
         pixels = self.fitted[1]
         if self.field.rasterised:
             each = cameras.height * cameras.width
