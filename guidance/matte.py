@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from threedgen.geometry.views import resize
 from threedgen.guidance.weights import files, loading
 from threedgen.guidance.weights.loading import CONFIG, TENSORS
 from threedgen.run.folder import write_json
@@ -73,18 +74,13 @@ class Matte(nn.Module):
     @torch.no_grad()
     def opacity(self, pictures: Tensor) -> Tensor:
         """Opacity (B,H,W) in [0,1] of pictures (B,H,W,3) in [0,1], of any size."""
-        x, size = pictures.permute(0, 3, 1, 2).float(), self.sizes["size"]
-        found = [self(resized(part, size, size))[:, None].sigmoid() for part in x.split(CHUNK)]
-        return resized(torch.cat(found), *pictures.shape[1:3])[:, 0]
+        size = self.sizes["size"]
+        x = resize(pictures.float(), size, size).permute(0, 3, 1, 2)
+        found = torch.cat([self(part).sigmoid() for part in x.split(CHUNK)])
+        return resize(found[..., None], *pictures.shape[1:3])[..., 0]
 
 
 def convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inner, outer, 3, stride, 1, bias=False), nn.BatchNorm2d(outer), nn.ReLU(inplace=True)
     )
-
-
-def resized(x: Tensor, height: int, width: int) -> Tensor:
-    if x.shape[-2:] == (height, width):
-        return x
-    return F.interpolate(x, (height, width), mode="bilinear", align_corners=False, antialias=True)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_json
+from threedgen.guidance.matte import convolution
 from threedgen.run.folder import write_atomic, write_json
 
 from .labels import Labels
@@ -64,12 +65,6 @@ def together(views: Seen) -> Seen:
     painted = (weight[..., None] * views.part_colour).sum(0)
     noun, colour = views.noun.mean(0), views.colour.mean(0)
     return replace(views, noun=noun, colour=colour, part=views.part.amax(0), part_colour=painted)
-
-
-def convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inner, outer, 3, stride, 1, bias=False), nn.BatchNorm2d(outer), nn.ReLU(inplace=True)
-    )
 
 
 class Residual(nn.Module):
