@@ -19,6 +19,7 @@ BENCHMARKS = {
     "mvdream": "a step of mvdream-sd21 and mvdream-sd21-shading with random weights, against plain torch; for a GPU",
     "mvdiffusion": "a denoising step of MVDiffusion's panorama network with random weights, against the reference",
     "janus": "what the Janus benchmark adds to jobs that only wait",
+    "whole_run": "quick-toybox from the command to the asset: alone, and beside a job that keeps one core busy",
     "export": "game-ready assets, of synthetic fields or of runs, against the fields and their bars",
 }
 """What each measures; its module (benchmarks/NAME.py) has a function `table` of the options that it names."""

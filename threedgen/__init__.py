@@ -18,6 +18,10 @@ from threedgen.run import numba_cache
 # Huge pages for torch's large tensors (Linux): a third less time for a step on a CPU.  torch reads this when it is
 # imported, which is later.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# OpenMP's threads wait for each other asleep after some microseconds (GNU's, by default milliseconds: beside another
+# job, which they keep from its core, a run then takes nearly twice as long).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import signal
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import clock, hashgrid, janus, mvdream, scene, step
+from benchmarks import clock, hashgrid, janus, mvdream, scene, step, whole_run
 from benchmarks.clock import Case, paired
 from benchmarks.scene import Bench
 from benchmarks.table import Table
@@ -123,6 +126,26 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         assert stop.value.code == 2 and said in capsys.readouterr().err
 
 
+def test_a_whole_run_alone_and_beside_a_busy_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "launch.py").write_text("import sys; open(sys.argv[-1], 'a').write(' '.join(sys.argv[1:-1]) + '\\n')")
+    jobs: list[subprocess.Popen] = []
+    begin = subprocess.Popen
+
+    def watched(*words: Any, **options: Any) -> subprocess.Popen:
+        jobs.append(begin(*words, **options))
+        return jobs[-1]
+
+    monkeypatch.setattr(whole_run, "folder", lambda name: tmp_path / name)
+    monkeypatch.setattr(subprocess, "Popen", watched)
+    alone, beside = whole_run.table(2, [str(tmp_path / "said")]).rows
+    assert [alone["case"], beside["case"]] == ["alone", "beside a busy core"]
+    assert alone["ratio"] == 1 and beside["ratio"] > 0
+    said = (tmp_path / "said").read_text().splitlines()
+    assert len(said) == 6 and all(line.startswith("--config quick-toybox --quiet prompt=a green frog") for line in said)
+    busy = [job for job in jobs if whole_run.FOREVER in job.args]
+    assert len(busy) == 3 and all(job.returncode == -signal.SIGKILL for job in busy)
+
+
 def test_each_benchmark_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, dict] = {}
     for name in command.BENCHMARKS:
@@ -133,7 +156,8 @@ def test_each_benchmark_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> Non
     words += ["--reference", "d", "--views", "6", "--steps", "4", "--widths", "64,128"]
     assert command.main([*command.BENCHMARKS, "threads=1", *words]) == 0
     common = {"rounds": 2, "size": 16, "overrides": ["threads=1"]}
-    assert told["hashgrid"] == {"rounds": 2} and told["janus"] == {"seconds": 3.0} and told["mvdream"] == common
+    assert told["hashgrid"] == {"rounds": 2} and told["whole_run"] == {"rounds": 2, "overrides": ["threads=1"]}
+    assert told["janus"] == {"seconds": 3.0} and told["mvdream"] == common
     runs = [Path("a/b"), Path("c")]
     mvdiffusion = {"reference": Path("d"), "views": 6, "size": 16, "steps": 4, "widths": (64, 128), "device": "cpu"}
     assert told["mvdiffusion"] == mvdiffusion
