@@ -149,11 +149,12 @@ class MVDiffusion(StableDiffusion):
         negative_prompt: str = "",
         generator: Generators = None,
         on_step: Callable[[], None] = lambda: None,
+        eta: float = 0.0,
     ) -> Tensor:
         """Samples the F views of a scene, one prompt each, by DDIM -> (F,H,W,3) in [0,1], on the CPU.
 
         size: (H,W), multiples of ``factor``.  extra (F,E,h,w), condition (F,C+1,h,w): what is known, the same with and
-        without the prompt.  on_step: called before each step; may raise.
+        without the prompt.  on_step: called before each step; may raise.  eta: see ``ddim_sigma``.
         """
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
         shape = (len(prompts), self.latent_shape[0], *(side // self.factor for side in size))
@@ -166,5 +167,5 @@ class MVDiffusion(StableDiffusion):
             ]
             return self.denoise_views(x, t, text, geometry, *known)
 
-        z = ddim_sample(guided(denoise, guidance_scale), start, text, None, 1, self.schedule, steps)
+        z = ddim_sample(guided(denoise, guidance_scale), start, text, None, 1, self.schedule, steps, eta, generator)
         return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])

@@ -37,6 +37,14 @@ def test_views_are_drawn_together_and_alone() -> None:
     assert (together - alone).abs().max() > 1e-3
 
 
+def test_fresh_noise_in_each_step_is_drawn_from_the_generator() -> None:
+    model = tiny_model()
+    plain, noisy, again = (
+        model.draw(PROMPTS, None, (16, 16), steps=2, generator=cpu(), eta=eta) for eta in (0.0, 1.0, 1.0)
+    )
+    assert torch.equal(noisy, again) and (noisy - plain).abs().max() > 1e-3
+
+
 def test_half_the_memory_draws_the_same() -> None:
     model, geometry = tiny_model(), ring(8, 16)
     model = model.with_network(MultiviewUNet(model.unet))

@@ -61,13 +61,14 @@ class Drawing:
             negative_prompt=c.negative_prompt,
             generator=generator(c.seed, number, "views of a scene"),
             on_step=on_step,
+            eta=c.eta,
         )
 
     def _key(self, row: str, number: int, scene: SceneViews) -> dict[str, str]:
         """All that decides how the views look."""
         c, p = self.config, self.config.prior
         between = f"{p.neighbours} {p.k} {p.overlap}" if row == ATTENTION else ""
-        how = f"{c.steps} {c.guidance_scale:g} {c.seed} {c.mask} {p.dtype} {between} {c.negative_prompt}"
+        how = f"{c.steps} {c.eta:g} {c.guidance_scale:g} {c.seed} {c.mask} {p.dtype} {between} {c.negative_prompt}"
         what = {"scene": f"{number} of {self.scenes}", "captions": "\n".join(scene.captions)}
         return {"weights": self.weights[row], "how": how, **what}
 

@@ -46,6 +46,7 @@ class EvaluateViewsConfig(RunConfig):
         "pictures, such as runs of the tasks panorama and texture",
     )
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
+    eta: float = Field(0.0, ge=0, le=1, description="fresh noise of a step: 0 none, 1 as much as DDPM's")
     guidance_scale: float = Field(9.0, ge=0)
     negative_prompt: str = ""
     mask: Literal["code", "paper"] = Field("code", description="how the given view is told; see the task panorama")

@@ -73,6 +73,7 @@ class PanoramaConfig(RunConfig):
     fov: float = Field(90.0, ge=10, le=150, description="degrees that a view spans, from left to right and up")
     size: int = Field(512, ge=16, le=2048, description="pixels of a view's side")
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
+    eta: float = Field(0.0, ge=0, le=1, description="fresh noise of a step: 0 none, 1 as much as DDPM's")
     guidance_scale: float = Field(9.0, ge=0)
     height: int = Field(
         2048, ge=32, le=8192, description="pixels from pole to pole of the panorama, whose rows without gaps are kept"

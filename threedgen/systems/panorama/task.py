@@ -113,6 +113,7 @@ def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:
             negative_prompt=config.negative_prompt,
             generator=generator(config.seed, 0, "panorama"),
             on_step=on_step,
+            eta=config.eta,
         )
         progress.show(config.steps)
     return views

@@ -196,4 +196,5 @@ def draw_one(
         config.negative_prompt,
         generator(config.seed, number, "frames"),
         on_step,
+        config.eta,
     )

@@ -67,6 +67,7 @@ class TextureConfig(RunConfig):
     )
     interpolate: bool = Field(True, description="draw the frames between key frames too, from both")
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
+    eta: float = Field(0.0, ge=0, le=1, description="fresh noise of a step: 0 none, 1 as much as DDPM's")
     guidance_scale: float = Field(9.0, ge=0)
     texture: int = Field(2048, ge=64, le=8192, description="texels along an edge, a power of two")
     uv: Literal["auto", "own", "unwrap"] = Field(
