@@ -22,8 +22,9 @@ from .raycast import Picture, render
 from .rooms import Rooms
 from .world import Split, Toybox
 
-FRONT = 1.2
-"""How much photographers prefer the front: the density of the azimuth is proportional to exp(FRONT cos azimuth)."""
+FRONT, ANY_SIDE = 6.0, 0.25
+"""How much photographers prefer the front: the density of the azimuth is proportional to exp(FRONT cos azimuth), but
+for a share of the pictures that they take from any side."""
 SHOTS = 2
 """Pictures taken in one room."""
 
@@ -42,7 +43,7 @@ class Photographs:
 
     def describe(self) -> str:
         rooms = f"rooms {self.share:g}, clutter {self.rooms.clutter:g}"
-        return f"photographs, {self.box.describe()}, front {FRONT}, {rooms}"
+        return f"photographs, {self.box.describe()}, front {FRONT:g} or {ANY_SIDE:g}, {rooms}"
 
     def before(self, index: int) -> int:
         """How many of the pictures before this one are views inside rooms."""
@@ -64,7 +65,9 @@ class Photographs:
         """One picture of each object."""
         assets = [self.box.asset(i) for i in indices]
         rngs, view = [self.box.rng(i, 4) for i in indices], self.box.view
-        azimuth = np.array([rng.vonmises(0, FRONT) for rng in rngs])
+        azimuth = np.array(
+            [rng.uniform(-np.pi, np.pi) if rng.random() < ANY_SIDE else rng.vonmises(0, FRONT) for rng in rngs]
+        )
         elevation, fov = (np.deg2rad([rng.uniform(*r) for rng in rngs]) for r in (view.elevation, view.fov))
         near = np.array([rng.uniform(*view.relative_distance) for rng in rngs])
         c2w = orbit_array(elevation, azimuth, near / np.tan(fov / 2))

@@ -181,13 +181,13 @@ def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -
 
 def standpoint(room: Room, rng: np.random.Generator) -> np.ndarray:
     """A place in the free middle of a room, at the height of eyes: (3,)."""
-    x, y = rng.uniform(-0.5, 0.5, 2) * LIVING
+    x, y = rng.uniform(-0.3, 0.3, 2) * LIVING
     return np.array([x, y, rng.uniform(1.1, 1.6)])
 
 
 def snapshot(room: Room, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """A camera in a room: c2w and fov.  Half of them level with 90 degrees, as those of a panorama are."""
-    azimuth, level = rng.uniform(0, 2 * np.pi), rng.random() < 0.5
+    """A camera in a room: c2w and fov.  Three of four level with 90 degrees, as those of a panorama are."""
+    azimuth, level = rng.uniform(0, 2 * np.pi), rng.random() < 0.75
     elevation = 0.0 if level else np.deg2rad(np.clip(rng.normal(-4, 8), -25, 20))
     fov = np.deg2rad(90.0 if level else rng.uniform(55, 95))
     return look_c2w(standpoint(room, rng), np.asarray(azimuth), np.asarray(elevation)), float(fov)
