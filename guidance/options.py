@@ -169,8 +169,8 @@ class MVDiffusionConfig(PriorConfig):
     blocks: str | None = Field(
         None,
         min_length=1,
-        description="the attention between views: a released file, or what train-mvdiffusion leaves; null: each view "
-        "by itself, the base",
+        description="the attention between views: toybox-panorama, toybox-outpaint, toybox-depth, a released file, "
+        "or what train-mvdiffusion leaves; null: each view by itself, the base",
     )
     neighbours: Literal["ring", "all"] = Field(
         "ring", description="which views of a panorama a view looks at: those beside it (released weights), or all"
@@ -187,12 +187,12 @@ class MVDiffusionConfig(PriorConfig):
         return self
 
     def check(self) -> None:
-        from .mvdiffusion.blocks import locate
         from .weights.files import sniff
+        from .weights.plugins import locate
 
         super().check()
         if self.blocks is not None:
-            sniff(locate(self.blocks))
+            sniff(locate("blocks", self.blocks))
 
 
 class MVAdapterConfig(PriorConfig):
@@ -210,7 +210,8 @@ class MVAdapterConfig(PriorConfig):
     adapter: str | None = Field(
         None,
         min_length=1,
-        description="a released adapter or one of your own, one safetensors; null: each view by itself, the 2D model",
+        description="toybox-rays, toybox-geometry, a released adapter or one of your own, one safetensors; null: each "
+        "view by itself, the 2D model",
     )
     layout: Layout | None = Field(
         None,
@@ -251,12 +252,12 @@ class MVAdapterConfig(PriorConfig):
     def check(self) -> None:
         from threedgen.geometry.foreground import read_cut_out
 
-        from .mvadapter.form import locate
         from .weights.files import sniff
+        from .weights.plugins import locate
 
         super().check()
         if self.adapter is not None:
-            sniff(locate(self.adapter))
+            sniff(locate("adapter", self.adapter))
         if self.image is not None:
             read_cut_out(self.image)
 

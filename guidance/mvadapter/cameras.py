@@ -23,6 +23,8 @@ RAY_VIEWS = tuple((0.0, azimuth) for azimuth in (0.0, 45.0, 90.0, 180.0, 270.0, 
 """(elevation, azimuth) in degrees of the views that adapters on rays were trained for."""
 GEOMETRY_VIEWS = (*((0.0, azimuth) for azimuth in (0.0, 90.0, 180.0, 270.0)), (89.99, 180.0), (-89.99, 180.0))
 """Of those on the geometry of a mesh: front, right, back, left, top, bottom."""
+RAISED = (0.0, 30.0)
+"""Elevations in degrees from which an adapter that knows any azimuth saw objects."""
 NEAR = 3.0
 """Degrees from a trained view within which a view counts as one."""
 
@@ -55,9 +57,14 @@ def geometry_maps(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
     return geometry_control(turned(points), turned(normals), mask)
 
 
-def untrained(c2w: Tensor, trained: Sequence[tuple[float, float]] = RAY_VIEWS) -> list[int]:
-    """Lists those of the poses (B,4,4) in our world that look from where no trained view does."""
+def untrained(c2w: Tensor, trained: Sequence[tuple[float, float]] = RAY_VIEWS, anywhere: bool = False) -> list[int]:
+    """Lists those of the poses (B,4,4) in our world that look from where no trained view does.  anywhere: objects were
+    seen from any azimuth at the elevations ``RAISED`` too."""
     elevation, azimuth = torch.tensor(trained, dtype=torch.float64).deg2rad().T
     known = unit_vector(elevation, azimuth)
-    nearest = (normalize(c2w[:, :3, 3].double().cpu(), dim=-1) @ known.T).amax(1)
-    return [number for number, cosine in enumerate(nearest.tolist()) if cosine < cos(radians(NEAR))]
+    way = normalize(c2w[:, :3, 3].double().cpu(), dim=-1)
+    there = (way @ known.T).amax(1) >= cos(radians(NEAR))
+    if anywhere:
+        raised = way[:, 2].asin().rad2deg()
+        there |= (raised > RAISED[0] - NEAR) & (raised < RAISED[1] + NEAR)
+    return (~there).nonzero().flatten().tolist()

@@ -1,17 +1,16 @@
-"""What an adapter was trained as, and where its file is (no torch here)."""
+"""What an adapter was trained as (no torch here)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any, get_args
 
 from threedgen.config.errors import ConfigError
 from threedgen.guidance.choices import Arrangement, Control, Layout, Shift
-from threedgen.guidance.weights.loading import existing
 
 KINDS = {"layout": Layout, "arrangement": Arrangement, "control": Control, "shift_mode": Shift}
+NUMBERS = {"shift", "anywhere"}
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,7 @@ class Form:
 
     layout, arrangement: of the attention between views, see ``multiview/decoupled.py``.  control: what the guider is
     shown, ``rays`` of the cameras or the ``geometry`` of a mesh.  shift, shift_mode: see ``Schedule.shifted``.
+    anywhere: the share of objects that it saw from other sides than the released adapters, 0 to 30 degrees high.
     """
 
     layout: Layout = "row"
@@ -27,6 +27,7 @@ class Form:
     control: Control = "rays"
     shift: float = 8.0
     shift_mode: Shift = "interpolated"
+    anywhere: float = 0.0
 
     @classmethod
     def told(cls, card: Mapping[str, str], **asked: Any) -> Form:
@@ -38,24 +39,14 @@ class Form:
                 raise ConfigError(
                     f"the adapter is of an unknown {name} {found[name][:40]!r} (known: {known})", "adapter"
                 )
-        try:
-            found |= {"shift": float(found["shift"])} if "shift" in found else {}
-        except ValueError:
-            raise ConfigError(f"the adapter's shift {found['shift'][:40]!r} is no number", "adapter") from None
+        for name in NUMBERS & found.keys():
+            try:
+                found[name] = float(found[name])
+            except ValueError:
+                raise ConfigError(f"the adapter's {name} {found[name][:40]!r} is no number", "adapter") from None
         return replace(cls(**found), **{name: value for name, value in asked.items() if value is not None})
 
     @property
     def card(self) -> dict[str, str]:
         """The same as texts, for a file."""
         return {name: str(value) for name, value in asdict(self).items()}
-
-
-def locate(adapter: str) -> Path:
-    """The file of an adapter. Raises ConfigError."""
-    found = existing(adapter)
-    if found is None or not found.is_file():
-        raise ConfigError(
-            f"there is no file {adapter!r}; the released adapters are on the hub, `hf download huanngzh/mv-adapter`",
-            "adapter",
-        )
-    return found

@@ -23,10 +23,11 @@ from threedgen.guidance.options import MVAdapterConfig
 from threedgen.guidance.priors.mvdream import load_as
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.schedule import Schedule
+from threedgen.guidance.weights.plugins import locate
 from threedgen.run.arrays import Array
 
-from .cameras import GEOMETRY_VIEWS, RAY_VIEWS, ray_maps, untrained
-from .form import locate
+from .cameras import GEOMETRY_VIEWS, RAISED, RAY_VIEWS, ray_maps, untrained
+from .form import Form
 from .network import AdaptedUNet
 from .pictures import framed
 from .weights import load_adapter
@@ -74,7 +75,7 @@ class MVAdapter(StableDiffusion):
 
     def with_adapter(self, adapter: str | Path, mv_scale: float = 1.0, ref_scale: float = 1.0, **form: Any) -> Self:
         """Draws by the adapter of a file. ``form``: see ``Form``, instead of what the file says. Raises ConfigError."""
-        found = load_adapter(locate(str(adapter)), self.unet, self.factor, **form)
+        found = load_adapter(locate("adapter", str(adapter)), self.unet, self.factor, **form)
         if found.ignored:
             names = ", ".join(repr(name[:80]) for name in found.ignored[:3])
             logger.warning("%s: %d tensors have no place here (first %s)", adapter, len(found.ignored), names)
@@ -115,11 +116,12 @@ class MVAdapter(StableDiffusion):
         return ray_maps(c2w)
 
     def note_views(self, c2w: Tensor) -> None:
-        """Warns of poses (B,4,4) from where the released adapters were not trained to look."""
-        geometry = self.adapted is not None and self.adapted.form.control == "geometry"
-        trained = GEOMETRY_VIEWS if geometry else RAY_VIEWS
-        if found := untrained(c2w, trained):
+        """Warns of poses (B,4,4) from where the adapter was not trained to look."""
+        form = Form() if self.adapted is None else self.adapted.form
+        trained = GEOMETRY_VIEWS if form.control == "geometry" else RAY_VIEWS
+        if found := untrained(c2w, trained, form.anywhere > 0):
             known = ", ".join(f"{azimuth:g}/{elevation:.0f}" for elevation, azimuth in trained)
+            known += f", any/{RAISED[0]:g} to {RAISED[1]:g}" if form.anywhere else ""
             logger.warning(
                 "views %s look from where the adapter was not trained to (trained azimuths/elevations: %s)",
                 ", ".join(map(str, found)),

@@ -24,8 +24,8 @@ from threedgen.guidance.options import MVDiffusionConfig
 from threedgen.guidance.priors.mvdream import load_as
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.weights.files import read_tensors
+from threedgen.guidance.weights.plugins import locate
 
-from .blocks import locate
 from .geometry import DepthGeometry, Geometry, Neighbours, PanoramaGeometry
 from .inputs import Extra, extra_kind, unknown_channels
 from .unet import MultiviewUNet
@@ -75,7 +75,7 @@ class MVDiffusion(StableDiffusion):
 
     def with_views(self, blocks: str | Path) -> Self:
         """Puts the blocks of a file around the UNet, which may get other weights by them. Raises ConfigError."""
-        tensors = read_tensors(locate(str(blocks)))
+        tensors = read_tensors(locate("blocks", str(blocks)))
         found = convert_released(tensors, differing(self.unet, tensors))
         if found.ignored:
             parts = ", ".join(f"{part} ({count})" for part, count in found.ignored_parts.items())

@@ -67,6 +67,22 @@ def test_views_are_those_of_the_adapter_and_a_picture_near_the_front() -> None:
     assert np.abs(angles[:, 1]).max() < AZIMUTH and angles.std(0).min() > 8
 
 
+def test_a_share_of_the_objects_is_seen_from_sides_of_their_own() -> None:
+    source = toys(anywhere=0.6)
+    angles = np.array([source.angles(index) for index in range(300)])
+    own = (angles != np.array(RAY_VIEWS)).any((1, 2))
+    assert 0.5 < own.mean() < 0.7 and toys().describe() != source.describe()
+    raised, first = angles[own, 0, 0], angles[own, 0, 1]
+    assert 0 <= raised.min() and raised.max() <= 30 and raised.std() > 6 and np.histogram(first, 4)[0].min() > 20
+    assert (angles[..., 0] == angles[:, :1, 0]).all(), "one elevation for all sides"
+    turns = (angles[..., 1] - angles[:, :1, 1]) % 360
+    assert np.allclose(turns, [azimuth for _, azimuth in RAY_VIEWS])
+    index = int(np.argmax(own))
+    c2w = source.block(range(index, index + 1), SIZE).c2w[:6]
+    assert np.allclose(c2w, source.cameras(index, SIZE).c2w)
+    assert np.allclose(c2w, views([tuple(pair) for pair in angles[index]], SIZE, SIZE).c2w, atol=1e-6)
+
+
 def test_with_rays_small_things_are_small_and_with_geometry_all_fill_the_picture() -> None:
     def share(source: ObjectViews) -> list[float]:
         rgb = source.block(range(6), SIZE).rgb.reshape(6, 7, SIZE, SIZE, 3)
@@ -85,7 +101,7 @@ def test_maps_of_toys_agree_with_their_meshes() -> None:
     source = toys(control="geometry", reference=False)
     for index in range(3):
         mesh = fitted(toybox_mesh(source.box.asset(index), 48), HALF)
-        expected = geometry_maps(*map(torch.from_numpy, mesh.surface(source.cameras(SIZE))))
+        expected = geometry_maps(*map(torch.from_numpy, mesh.surface(source.cameras(index, SIZE))))
         found = source.maps(index, SIZE)
         assert found.shape == (6, 6, SIZE, SIZE) and 0 <= found.min() and found.max() <= 1
         assert (found - expected).abs().mean() < 0.02 and (found - expected).abs().median() == 0

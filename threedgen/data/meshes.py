@@ -28,9 +28,10 @@ class MeshObjects(ObjectViews):
         split: ObjectSplit = "train",
         control: Control = "rays",
         reference: bool = True,
+        anywhere: float = 0.0,
     ) -> None:
         """Raises ConfigError for a folder without meshes, and captions of other ones."""
-        super().__init__(seed, split, control, reference)
+        super().__init__(seed, split, control, reference, anywhere)
         every = list(options.texts().items())
         self.named = every[: -options.held_out] if split == "train" else every[-options.held_out :]
         self.options, self.folder = options, Path(options.path).expanduser()

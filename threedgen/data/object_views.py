@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras
-from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAY_VIEWS, geometry_maps, views
+from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAISED, RAY_VIEWS, geometry_maps, views
 from threedgen.guidance.mvadapter.pictures import PAPER, framed
 from threedgen.guidance.options import Control
 from threedgen.run.arrays import Array
@@ -35,11 +35,12 @@ class ObjectViews(ABC):
     """A source of ``threedgen.data.bank``, built by the registry's kind "object-source".
 
     ``control``: what the guider is shown decides the sides.  ``reference``: with a picture to look at, as the last of
-    the ``n_view`` pictures of an entry.
+    the ``n_view`` pictures of an entry.  anywhere: the share of objects that are seen from sides of their own.
     """
 
-    def __init__(self, seed: int, split: ObjectSplit, control: Control, reference: bool) -> None:
+    def __init__(self, seed: int, split: ObjectSplit, control: Control, reference: bool, anywhere: float = 0.0) -> None:
         self.seed, self.split, self.control, self.reference = seed, split, control, reference
+        self.anywhere = anywhere
         self.sides = RAY_VIEWS if control == "rays" else GEOMETRY_VIEWS
         self.n_view = len(self.sides) + reference
 
@@ -49,7 +50,7 @@ class ObjectViews(ABC):
     def describe(self) -> str:
         """What decides the pictures, in a line."""
         kind = f"{type(self).__name__}, {self.control}, picture {self.reference}"
-        return f"{kind}, seed {self.seed}, {self.split}"
+        return f"{kind}, seed {self.seed}, {self.split}, anywhere {self.anywhere:g}"
 
     @abstractmethod
     def caption(self, index: int) -> str: ...
@@ -67,14 +68,23 @@ class ObjectViews(ABC):
         rng = np.random.default_rng([self.seed, self.split == "train", index, 5])
         return float(rng.uniform(*ELEVATION)), float(rng.uniform(-AZIMUTH, AZIMUTH))
 
-    def cameras(self, size: int) -> Cameras:
-        """Of the sides."""
-        return views(self.sides, size, size)
+    def angles(self, index: int) -> list[tuple[float, float]]:
+        """(elevation, azimuth) in degrees from where an object is seen: ``sides``, or all of them turned by one angle
+        and raised."""
+        rng = np.random.default_rng([self.seed, self.split == "train", index, 6])
+        if rng.random() >= self.anywhere:
+            return list(self.sides)
+        first, raised = rng.uniform(0, 360), rng.uniform(*RAISED)
+        return [(raised, (first + azimuth) % 360) for _, azimuth in self.sides]
+
+    def cameras(self, index: int, size: int) -> Cameras:
+        """Those of an object."""
+        return views(self.angles(index), size, size)
 
     def block(self, indices: range, size: int) -> Captioned:
         rgb, c2w = [], []
         for index in indices:
-            at = views([*self.sides, *([self.near_front(index)] if self.reference else [])], size, size)
+            at = views([*self.angles(index), *([self.near_front(index)] if self.reference else [])], size, size)
             pictures = torch.from_numpy(self.photograph(index, at))
             if self.reference:
                 pictures[-1] = alone(pictures[-1])
@@ -84,7 +94,7 @@ class ObjectViews(ABC):
 
     def maps(self, index: int, size: int) -> Tensor:
         """What the guider is shown of the geometry (V,6,H,W), in [0,1]."""
-        points, normals, mask = self.surface(index, self.cameras(size))
+        points, normals, mask = self.surface(index, self.cameras(index, size))
         return geometry_maps(*(torch.from_numpy(part) for part in (points, normals, mask)))
 
 

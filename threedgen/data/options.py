@@ -107,6 +107,9 @@ class ToyboxObjectsConfig(Config):
 
     name: Literal["toybox"] = "toybox"
     count: int = Field(40_000, ge=1, le=10_000_000, description="objects")
+    luck: float = Field(
+        1.0, ge=0, le=1, description="how much of what captions leave open is drawn; 0: always the middle of its range"
+    )
 
 
 class MeshFolderConfig(_Folder):

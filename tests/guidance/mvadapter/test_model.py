@@ -151,6 +151,12 @@ def test_views_it_was_not_trained_for_are_named(caplog: pytest.LogCaptureFixture
         model.note_views(views([(0, 45), (20, 45), (0, 100)], 8, 8).c2w)
     assert "views 1, 2 look from where" in caplog.text and "45/0, 90/0" in caplog.text
     assert untrained(views(GEOMETRY_VIEWS, 8, 8).c2w, GEOMETRY_VIEWS) == []
+    caplog.clear()
+    model = adapted_model(Form(anywhere=0.5))
+    with caplog.at_level(logging.WARNING):
+        model.note_views(views([(0, 77), (29, 200), (45, 0), (-20, 30)], 8, 8).c2w)
+    assert "views 2, 3 look from where" in caplog.text and "45/0, 90/0" in caplog.text
+    assert "any/0 to 30" in caplog.text
 
 
 def test_cameras_see_the_whole_mesh() -> None:

@@ -12,9 +12,10 @@ from torch import Tensor
 from tests.support.tiny_mvadapter import BOTH, TOYBOX, awaken
 from tests.support.tiny_mvdiffusion import inputs, tiny_base
 from threedgen.config import ConfigError
-from threedgen.guidance.mvadapter.form import Form, locate
+from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.network import AdaptedUNet
 from threedgen.guidance.mvadapter.weights import convert_adapter, load_adapter, save_adapter
+from threedgen.guidance.weights.plugins import locate
 
 
 def trained(branches: tuple = BOTH, form: Form | None = None) -> AdaptedUNet:
@@ -117,4 +118,6 @@ def test_what_a_file_says_is_checked(card: dict[str, str], message: str) -> None
 
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match=r"adapter: there is no file 'nowhere.safetensors'.*huanngzh/mv-adapter"):
-        locate("nowhere.safetensors")
+        locate("adapter", "nowhere.safetensors")
+    with pytest.raises(ConfigError, match=r"blocks: there is no file 'toybox-pano'; did you mean 'toybox-panorama'"):
+        locate("blocks", "toybox-pano")

@@ -17,6 +17,7 @@ from tests.support.tiny_mvadapter import tiny_model
 from tests.support.tiny_prior import cpu, tiny_prior
 from tests.support.toy_run import log
 from threedgen import cli, config
+from threedgen.guidance.mvadapter.cameras import RAY_VIEWS, views
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
 from threedgen.run.metrics import read_summary
@@ -129,7 +130,7 @@ def test_views_of_an_object_share_their_noise_level_and_sets_of_views_take_turns
     options = config.load(tiny(tmp_path, base, {"sheet_objects": 0}), [f"out={tmp_path / 'run'}"])
     task.train(Task(options, quiet=True))
     assert len(seen) == STEPS and {n_view for *_, n_view, _ in seen} == {6, 2}
-    rays = load(base).camera(task.ObjectViews.cameras(_sides(), 16).c2w)
+    rays = load(base).camera(views(RAY_VIEWS, 16, 16).c2w)
     kept = []
     for x, t, text, control, n_view, reference in seen:
         assert len(x) == len(t) == len(text) == 2 * n_view
@@ -138,13 +139,6 @@ def test_views_of_an_object_share_their_noise_level_and_sets_of_views_take_turns
         assert torch.equal(control[:n_view], rays[[0, 1, 2, 3, 4, 5] if n_view == 6 else [0, 3]])
         kept += [bool(tensor.any()) for tensor in next(iter(reference.values()))]
     assert len(kept) == 2 * STEPS and 2 <= sum(kept) < len(kept), "pictures are left out now and then, and only then"
-
-
-def _sides() -> Any:
-    from threedgen.data.options import ToyboxObjectsConfig
-    from threedgen.data.toybox.pictures import ToyboxObjects
-
-    return ToyboxObjects(ToyboxObjectsConfig(), 0)
 
 
 def test_text_and_pictures_are_left_out_by_three_draws() -> None:

@@ -20,7 +20,7 @@ from .builder import RADIUS, bounds
 from .primitives import Asset
 from .raycast import Picture, render
 from .rooms import Rooms
-from .world import Split, Toybox
+from .world import Split, Toybox, View
 
 FRONT, ANY_SIDE = 6.0, 0.25
 """How much photographers prefer the front: the density of the azimuth is proportional to exp(FRONT cos azimuth), but
@@ -85,10 +85,12 @@ class Photographs:
 
 
 class FourSides:
-    """Shows objects from ``n_view`` sides at once, with their cameras; see ``Toybox`` for ``luck``."""
+    """Shows objects from ``n_view`` sides at once, with their cameras; see ``Toybox`` for ``luck`` and ``view``."""
 
-    def __init__(self, seed: int = 0, split: Split = "train", n_view: int = 4, luck: float = 1.0) -> None:
-        self.n_view, self.box = n_view, Toybox(seed, split, luck=luck)
+    def __init__(
+        self, seed: int = 0, split: Split = "train", n_view: int = 4, luck: float = 1.0, view: View | None = None
+    ) -> None:
+        self.n_view, self.box = n_view, Toybox(seed, split, view, luck)
 
     def describe(self) -> str:
         return f"{self.n_view} sides, {self.box.describe()}"
@@ -112,9 +114,13 @@ class ToyboxObjects(ObjectViews):
         split: ObjectSplit = "train",
         control: Control = "rays",
         reference: bool = True,
+        anywhere: float = 0.0,
     ) -> None:
-        super().__init__(seed, split, control, reference)
-        self.count, self.box = options.count, Toybox(seed, split)
+        super().__init__(seed, split, control, reference, anywhere)
+        self.count, self.box = options.count, Toybox(seed, split, luck=options.luck)
+
+    def describe(self) -> str:
+        return f"{super().describe()}, luck {self.box.luck:g}"
 
     def __len__(self) -> int:
         return self.count

@@ -79,13 +79,17 @@ class EvaluationConfig(RunConfig):
 class EvaluatePriorConfig(EvaluationConfig):
     """Sample held-out combinations from a prior and measure what it drew."""
 
-    prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = Field({}, description="who draws")
+    prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream", "mvadapter"))] = Field(
+        {}, description="who draws"
+    )
     samples: int = Field(200, ge=1, le=100_000, description="held-out combinations, one object each")
     n_view: int = Field(4, ge=2, le=64, description="views of each object")
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(5.0, ge=0)
     negative_prompt: str = ""
     elevation_range: Elevations = Field((0.0, 30.0), description="degrees, one elevation for each object")
+    fov: float = Field(40.0, gt=0, lt=180, description="degrees, of the true renders that samples are compared with")
+    relative_distance: float = Field(0.95, gt=0, le=100, description="of those, in 1 / tan(fov / 2)")
     batch: int = Field(8, ge=1, le=1024, description="objects denoised together; one file for each batch")
 
 

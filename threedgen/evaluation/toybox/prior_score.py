@@ -8,6 +8,7 @@ RUN/sheet.png                   some of the samples with captions and verdicts
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,8 @@ def evaluate(task: Task) -> None:
     drawn = drawn_in_batches(task, len(cases), told, draw)
     with Count("looking", len(cases), task.quiet) as count:
         for case, views, (azimuth, elevation) in zip(cases, drawn, rings, strict=True):
-            real = [portraits(case.truth(config.seed, k), azimuth, elevation, views.shape[1]).rgb for k in (0, 1)]
+            at: Any = (azimuth, elevation, views.shape[1], False, np.deg2rad(config.fov), config.relative_distance)
+            real = [portraits(case.truth(config.seed, k), *at).rgb for k in (0, 1)]
             scores.add(case, views, azimuth, real)
             count.add(1)
     about = {"samples": len(cases), "steps": config.steps, "guidance_scale": config.guidance_scale}

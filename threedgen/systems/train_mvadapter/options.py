@@ -74,6 +74,13 @@ class TrainMVAdapterConfig(RunConfig):
     layout: Layout | None = Field(
         None, description="tokens that attend to each other; null: row, of the geometry of a mesh rowcol"
     )
+    anywhere: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the objects whose views are turned by any angle and raised by up to 30 degrees; with 0, "
+        "as the released ones, an adapter knows six places",
+    )
     shift: float = Field(8.0, ge=1, le=1000, description="so many times less signal to noise than the 2D model")
     shift_mode: Shift = Field("interpolated", description="at all timesteps alike, or growing with them")
     training: AdapterTrainingConfig = AdapterTrainingConfig()
@@ -103,6 +110,8 @@ class TrainMVAdapterConfig(RunConfig):
             )
         if self.tokens == "rowcol" and self.control != "geometry":
             raise ValueError("layout rowcol is of the six sides of a mesh, control=geometry; of rays take row or full")
+        if self.control == "geometry" and self.anywhere:
+            raise ValueError("anywhere is of rays; the sides of a mesh, control=geometry, are always the same")
         if self.tokens == "rowcol" and any(views != tuple(range(SIDES)) for views in o.view_sets):
             raise ValueError("training.view_sets should be left out with layout rowcol, which takes all six views")
         return self

@@ -37,7 +37,13 @@ def train(task: Task) -> Status:
 
     def source(split: str) -> ObjectViews:
         built: ObjectViews = registry.build(
-            "object-source", config.objects, config.seed, split, config.control, "ref" in config.branches
+            "object-source",
+            config.objects,
+            config.seed,
+            split,
+            config.control,
+            "ref" in config.branches,
+            config.anywhere,
         )
         return built
 
@@ -67,7 +73,7 @@ def load_base(config: TrainMVAdapterConfig) -> MVAdapter:
 def fresh_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
     """An adapter that changes nothing yet but by its guider. Raises ConfigError."""
     seed_networks(config.seed, "adapter")
-    form = Form(config.tokens, config.arrangement, config.control, config.shift, config.shift_mode)
+    form = Form(config.tokens, config.arrangement, config.control, config.shift, config.shift_mode, config.anywhere)
     try:
         network = AdaptedUNet(model.unet, model.factor, form, config.branches)
     except ValueError as error:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from threedgen.config import Config, Scheduled
 from threedgen.config.errors import called
-from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, Fovs, Positives, RunConfig, TrainerConfig
 
 
 def _divisible(name: str, values: tuple[int, ...], parts_name: str, parts: int) -> None:
@@ -234,7 +234,11 @@ class TrainPriorConfig(RunConfig):
         min_length=1,
         description="what to begin with, a folder in diffusers format: a 2D model or such a prior",
     )
-    coarse: CoarseConfig = CoarseConfig()
+    coarse: CoarseConfig | None = Field(
+        CoarseConfig(), description="the coarse predictor; null: none, as MVDream has none, or that of `start` as it is"
+    )
+    fov_range: Fovs = Field((35.0, 45.0), description="of the cameras, degrees")
+    distance_range: Positives = Field((0.9, 1.0), description="of the cameras, in 1 / tan(fov / 2)")
     training: MultiviewDiffusionConfig = MultiviewDiffusionConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=24_000, gradient_clip_val=1.0, val_check_interval=500)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)

@@ -59,11 +59,14 @@ def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, imag
     return StableDiffusion(unet, vae, text, tokenizer, schedule(prediction=options.prediction))
 
 
-def multiview_model(base: MVDream, coarse: CoarsePredictor) -> MVDream:
-    """Puts the same networks, not copied, around a UNet that sees a coarse prediction and has a camera branch. Where
-    ``base`` is a 2D model, the weights of both are zero, so it begins as ``base``."""
-    new = base.coarse is None
-    unet = with_camera(widened(base.unet, coarse.config["latent_channels"])) if new else base.unet
+def multiview_model(base: MVDream, coarse: CoarsePredictor | None) -> MVDream:
+    """Puts the same networks, not copied, around a UNet that has a camera branch and sees a coarse prediction, if there
+    is one. Where ``base`` is a 2D model, the weights of both are zero, so it begins as ``base``."""
+    unet = base.unet
+    if coarse is not None and base.coarse is None:
+        unet = widened(unet, coarse.config["latent_channels"])
+    if unet.class_embedding is None:
+        unet = with_camera(unet)
     return MVDream(unet, base.vae, base.text_encoder, base.tokenizer, base.schedule, coarse)
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from threedgen.data.bank import LatentBank, Source
 from threedgen.data.toybox.pictures import FourSides, Photographs
 from threedgen.data.toybox.words import train_tokenizer
+from threedgen.data.toybox.world import View
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
@@ -32,7 +33,7 @@ from threedgen.train.task import Task, run_task
 
 from . import autoencoder
 from .coarse import CoarseSystem
-from .options import TrainBaseConfig, TrainPriorConfig
+from .options import CoarseConfig, TrainBaseConfig, TrainPriorConfig
 from .system import DiffusionSystem, base_model, multiview_model
 from .words import WordsSystem, text_encoder
 
@@ -83,11 +84,12 @@ def new_base(task: Task, source: Source, bank: Callable[[AutoencoderKL], LatentB
 
 
 def train_prior(task: Task) -> Status:
-    """Trains a coarse predictor, then the UNet of a 2D model to draw several views with it; or both on, of a prior."""
+    """Trains a coarse predictor, if there is to be one, then the UNet of a 2D model to draw several views with it; or
+    both on, of a prior."""
     config: TrainPriorConfig = task.config
     base = MVDream.load(config.start, camera=False)
     seed, count = config.seed, config.training.pictures
-    coarse = train_coarse(task, base)
+    coarse = base.coarse if config.coarse is None else train_coarse(task, base, config.coarse)
     seed_networks(seed, "camera")
     prior = multiview_model(base, coarse)
 
@@ -96,14 +98,14 @@ def train_prior(task: Task) -> Status:
 
     with writing(task.folder):
         pictures = bank("latents", Photographs(seed, "train"))
-        objects = bank("objects", FourSides(seed, "train", config.training.n_view, config.training.luck))
+        view = View(fov=config.fov_range, relative_distance=config.distance_range)
+        objects = bank("objects", FourSides(seed, "train", config.training.n_view, config.training.luck, view))
     return task.train(DiffusionSystem(config, prior, pictures, objects), metrics=("loss_3d", "loss_2d"))
 
 
-def train_coarse(task: Task, base: MVDream) -> CoarsePredictor:
+def train_coarse(task: Task, base: MVDream, o: CoarseConfig) -> CoarsePredictor:
     """Trains the first stage; returns the average of what was learnt."""
-    config: TrainPriorConfig = task.config
-    o, seed = config.coarse, config.seed
+    seed = task.config.seed
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
     coarse = base.coarse or CoarsePredictor(base.text_shape[1], channels, side)
