@@ -18,6 +18,7 @@ BENCHMARKS = {
     "step": "a generate step of the default config, against torch twins without empty-space skipping",
     "mvdream": "a step of mvdream-sd21 and mvdream-sd21-shading with random weights, against plain torch; for a GPU",
     "mvdiffusion": "a denoising step of MVDiffusion's panorama network with random weights, against the reference",
+    "mvadapter": "a training step of MV-Adapter around toybox-base, against fine-tuning all of it as MVDream does",
     "janus": "what the Janus benchmark adds to jobs that only wait",
     "whole_run": "quick-toybox from the command to the asset: alone, and beside a job that keeps one core busy",
     "export": "game-ready assets, of synthetic fields or of runs, against the fields and their bars",
@@ -49,7 +50,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1, help="denoising steps (mvdiffusion, default 1)")
     widths = "of the levels of the UNet, multiples of 64 (mvdiffusion, default 320,640,1280,1280)"
     parser.add_argument("--widths", type=numbers, default=(320, 640, 1280, 1280), help=widths)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="mvdiffusion only, default cpu")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="mvdiffusion and mvadapter, default cpu"
+    )
     runs = "folder of a run for its field (step), or of runs (export)"
     parser.add_argument("--run", type=Path, nargs="+", help=runs, dest="runs", metavar="RUN")
     parser.add_argument("--out", type=Path, help="JSON file for the tables and the machine they come from")
