@@ -142,7 +142,19 @@ class MVDreamConfig(PriorConfig):
         return [] if self.personalisation is None else [subject_card(self.personalisation).get("identifier", "[v]")]
 
 
-class StableDiffusionConfig(PriorConfig):
+class DraftedConfig(PriorConfig):
+    """A 2D model in latent space, which may draw in two sizes."""
+
+    draft: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="samples are drawn at half the size first, then enlarged and drawn again with so much of all "
+        "noise, for weights that know both sizes; null: at once",
+    )
+
+
+class StableDiffusionConfig(DraftedConfig):
     """A 2D diffusion prior in latent space: each picture by itself, without a camera."""
 
     renamed: ClassVar[dict[str, str | None]] = {"front": None}
@@ -156,7 +168,7 @@ class StableDiffusionConfig(PriorConfig):
     )
 
 
-class MVDiffusionConfig(PriorConfig):
+class MVDiffusionConfig(DraftedConfig):
     """A 2D model that draws the views of a scene together, by attention between pixels that correspond."""
 
     name: Literal["mvdiffusion"] = Field("mvdiffusion", description="correspondence-aware diffusion (arXiv 2307.01097)")
@@ -195,7 +207,7 @@ class MVDiffusionConfig(PriorConfig):
             sniff(locate("blocks", self.blocks))
 
 
-class MVAdapterConfig(PriorConfig):
+class MVAdapterConfig(DraftedConfig):
     """A frozen 2D model that draws several views of an object by plug-in attention."""
 
     multiview: ClassVar[bool] = True

@@ -20,12 +20,11 @@ from threedgen.guidance.diffusion import (
     Generators,
     OnStep,
     Reference,
-    ddim_redraw,
-    ddim_sample,
     fresh_noise,
     guided,
     per_image,
 )
+from threedgen.guidance.draft import Begun, Size, ddim, in_both_sizes
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import tokens
 
@@ -45,9 +44,11 @@ class Prior(Protocol):
 
     unet: the network that denoises.  schedule: the noise that it was trained with.  image_size: pixels per side of its
     pictures.  factor: pixels per latent and axis.  device, dtype: where and in what its networks compute.
+    draft: samples are drawn at half the size first, and then again with so much of all noise; None: at once.
     identifiers: words that stand for a subject it was tuned to.
     """
 
+    draft: float | None = None
     unet: nn.Module
     tokenizer: Any
     schedule: Schedule
@@ -182,15 +183,20 @@ class Prior(Protocol):
             poses = c2w.expand(len(prompts), n_view, 4, 4).flatten(0, 1)
             camera = self.camera(poses.to(self.device).float())
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
-        like = torch.empty(len(prompts) * n_view, *self.latent_shape, device=self.device)
+        count, channels = len(prompts) * n_view, self.latent_shape[0]
         given = Conditions(text, camera, n_view, reference=self.reference(text[0][:1]))
-        denoise, noise = guided(self.denoise, guidance_scale), fresh_noise(like, generator)
-        guess = self.guess(per_image(text[0], len(like)), camera) if guess_noise < 1 else None
-        if guess is None:
-            z = ddim_sample(denoise, noise, given, camera, n_view, self.schedule, steps, on_step=on_step)
-        else:
-            z = ddim_redraw(denoise, guess, noise, given, self.schedule, steps, guess_noise, on_step)
-        return torch.cat([self.decode_latents(views).float().cpu() for views in z.split(n_view)])
+        guess = self.guess(per_image(text[0], count), camera) if guess_noise < 1 else None
+        denoise = guided(self.denoise, guidance_scale)
+
+        def draw(size: Size, begun: Begun | None) -> Tensor:
+            like = torch.empty(count, channels, *(side // self.factor for side in size), device=self.device)
+            noise = fresh_noise(like, generator)
+            if begun is None and guess is not None:
+                begun = Begun(guess, guess_noise)
+            z = ddim(denoise, noise, given, self.schedule, steps, begun=begun, on_step=on_step)
+            return torch.cat([self.decode_latents(views).float().cpu() for views in z.split(n_view)])
+
+        return in_both_sizes(self, (self.image_size, self.image_size), draw)
 
 
 class MultiviewPrior(Prior, Protocol):

@@ -13,11 +13,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import interpolate, max_pool2d
 
 from threedgen.config import ConfigError
 from threedgen.geometry.foreground import read_cut_out
-from threedgen.guidance.diffusion import Conditions, Features, Generators, Reference, ddim_sample, fresh_noise, guided
+from threedgen.guidance.diffusion import Conditions, Features, Generators, Reference, fresh_noise, guided
+from threedgen.guidance.draft import Begun, Size, ddim, in_both_sizes
 from threedgen.guidance.inpainting import ddim_inpaint
 from threedgen.guidance.options import MVAdapterConfig
 from threedgen.guidance.priors.mvdream import load_as
@@ -43,6 +44,7 @@ def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAda
     o = options
     cut = None if o.image is None else read_cut_out(o.image)
     model: MVAdapter = load_as(MVAdapter, o, device, camera=False)
+    model.draft = o.draft
     if o.adapter is None:
         return model
     form = {"layout": o.layout, "control": o.control, "shift": o.shift, "shift_mode": o.shift_mode}
@@ -161,6 +163,10 @@ class MVAdapter(StableDiffusion):
         with self.autocast():
             return adapted.look_at(latents, text)
 
+    @property
+    def unit(self) -> int:
+        return super().unit if self.adapted is None else self.adapted.multiple
+
     def _require_ref(self) -> AdaptedUNet:
         if self.adapted is None or "ref" not in self.adapted.branches:
             raise ConfigError(
@@ -188,26 +194,28 @@ class MVAdapter(StableDiffusion):
         Args:
             control: what the guider is shown, (V,6,1,1) or (V,6,H,W): of ``camera``, or ``cameras.geometry_maps``.
             picture: a reference (h,w,3) in [0,1], sides multiples of ``factor``, see ``framed``.
-            size: (H,W), multiples of ``factor`` and of what the guider takes; by default that of ``image_size``.
+            size: (H,W), multiples of ``unit``; by default that of ``image_size``.
             guidance_scale: for text and picture together; by default 7, with a picture 3.  image_scale: for the picture
                 apart, and then the other is for the text alone.
             eta: 0 is DDIM, 1 like DDPM.  on_step: called before each step; may raise.
         """
         n_view, texts = len(control), self.encode_prompt([prompt, negative_prompt]).split(1)
-        sides = size or (self.image_size, self.image_size)
-        like = torch.empty(n_view, self.latent_shape[0], *(side // self.factor for side in sides), device=self.device)
         seen = None if picture is None else Reference(self.look_at(picture[None], texts[0]), image_scale)
+        scale = guidance_scale if guidance_scale is not None else 7.0 if picture is None else 3.0
 
         def denoise(*what: Any, **more: Any) -> Tensor:
             on_step()
             return self.denoise(*what, **more)
 
-        scale = guidance_scale if guidance_scale is not None else 7.0 if picture is None else 3.0
-        start, given = fresh_noise(like, generator), Conditions(texts, control.to(self.device), n_view, reference=seen)
-        z = ddim_sample(
-            guided(denoise, scale), start, given, given.camera, n_view, self.schedule, steps, eta, generator
-        )
-        return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
+        def draw(size: Size, begun: Begun | None) -> Tensor:
+            shape = (n_view, self.latent_shape[0], *(side // self.factor for side in size))
+            start = fresh_noise(torch.empty(shape, device=self.device), generator)
+            shown = control if control.shape[-2:] == (1, 1) else interpolate(control, size, mode="nearest")
+            given = Conditions(texts, shown.to(self.device), n_view, reference=seen)
+            z = ddim(guided(denoise, scale), start, given, self.schedule, steps, eta, generator, begun)
+            return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
+
+        return in_both_sizes(self, size or (self.image_size, self.image_size), draw)
 
     @torch.no_grad()
     def inpaint(

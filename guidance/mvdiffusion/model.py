@@ -18,7 +18,8 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.warp import of_cameras
-from threedgen.guidance.diffusion import Generators, ddim_sample, fresh_noise, guided
+from threedgen.guidance.diffusion import Conditions, Generators, fresh_noise, guided
+from threedgen.guidance.draft import Begun, Size, ddim, in_both_sizes
 from threedgen.guidance.multiview.joined import predict
 from threedgen.guidance.options import MVDiffusionConfig
 from threedgen.guidance.priors.mvdream import load_as
@@ -37,7 +38,12 @@ logger = logging.getLogger(__name__)
 def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVDiffusion:
     """The model that a config describes. Raises ConfigError."""
     model: MVDiffusion = load_as(MVDiffusion, options, device, camera=False)
+    model.draft = options.draft
     return model if options.blocks is None else model.with_views(options.blocks)
+
+
+Known = Callable[[Size], tuple[Tensor | None, Tensor | None]]
+"""What is known of F views, for pictures of a size: extra (F,E,h,w) and condition (F,C+1,h,w); None: nothing."""
 
 
 class CorrespondenceOptions(Protocol):
@@ -141,9 +147,8 @@ class MVDiffusion(StableDiffusion):
         self,
         prompts: Sequence[str],
         geometry: Geometry | None,
-        size: tuple[int, int],
-        extra: Tensor | None = None,
-        condition: Tensor | None = None,
+        size: Size,
+        known: Known = lambda size: (None, None),
         steps: int = 50,
         guidance_scale: float = 9.0,
         negative_prompt: str = "",
@@ -153,19 +158,23 @@ class MVDiffusion(StableDiffusion):
     ) -> Tensor:
         """Samples the F views of a scene, one prompt each, by DDIM -> (F,H,W,3) in [0,1], on the CPU.
 
-        size: (H,W), multiples of ``factor``.  extra (F,E,h,w), condition (F,C+1,h,w): what is known, the same with and
-        without the prompt.  on_step: called before each step; may raise.  eta: see ``ddim_sigma``.
+        size: (H,W), multiples of ``unit``.  known: what is known, the same with and without the prompt.  on_step:
+        called before each step; may raise.  eta: see ``ddim_sigma``.
         """
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
-        shape = (len(prompts), self.latent_shape[0], *(side // self.factor for side in size))
-        start = fresh_noise(torch.empty(shape, device=self.device), generator)
 
-        def denoise(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor:
-            on_step()
-            known = [
-                None if part is None else torch.cat([part] * (len(x) // len(start))) for part in (extra, condition)
-            ]
-            return self.denoise_views(x, t, text, geometry, *known)
+        def draw(size: Size, begun: Begun | None) -> Tensor:
+            shape = (len(prompts), self.latent_shape[0], *(side // self.factor for side in size))
+            start = fresh_noise(torch.empty(shape, device=self.device), generator)
+            told = known(size)
 
-        z = ddim_sample(guided(denoise, guidance_scale), start, text, None, 1, self.schedule, steps, eta, generator)
-        return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
+            def denoise(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor:
+                on_step()
+                both = [None if part is None else torch.cat([part] * (len(x) // len(start))) for part in told]
+                return self.denoise_views(x, t, text, geometry, *both)
+
+            guide = guided(denoise, guidance_scale)
+            z = ddim(guide, start, Conditions(text), self.schedule, steps, eta, generator, begun)
+            return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
+
+        return in_both_sizes(self, size, draw)

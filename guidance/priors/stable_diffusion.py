@@ -6,9 +6,12 @@ here neither is used. So any weights of Stable Diffusion's architecture do, thos
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
+from threedgen.guidance.draft import check_halves
 from threedgen.guidance.options import StableDiffusionConfig
 
 from .mvdream import MVDream, load_as
@@ -17,11 +20,24 @@ from .mvdream import MVDream, load_as
 def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") -> StableDiffusion:
     """The prior that a config describes. Raises ConfigError."""
     prior: StableDiffusion = load_as(StableDiffusion, options, device, camera=False)
-    return prior
+    return prior.with_draft(options.draft)
 
 
 class StableDiffusion(MVDream):
     """MVDream's networks in 2D mode: whatever is asked, each picture is alone and no camera is given."""
+
+    def with_draft(self, draft: float | None) -> Self:
+        """Draws in two sizes from now on, or in one; see ``draft``. Raises ConfigError if ``image_size`` cannot be
+        halved."""
+        check_halves((self.image_size, self.image_size), draft, self.unit)
+        self.draft = draft
+        return self
+
+    @property
+    def unit(self) -> int:
+        """Pixels of which the sides of pictures should be multiples."""
+        levels = len(self.unet.config["block_out_channels"])
+        return int(self.factor * 2 ** (levels - 1))
 
     def predict(
         self,

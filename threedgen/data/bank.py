@@ -96,8 +96,9 @@ class LatentBank(Bank):
         self.source, self.size, self.count, self.first = source, size, count, first
         side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
         n, told = source.n_view, f"{source.describe()}\nfrom {first}, {size} px"
-        z = (n, int(vae.config["latent_channels"]), side, side)
-        entry = [("z", np.float16, z), ("text", np.uint8, (text,)), ("c2w", np.float32, (n, 4, 4))]
+        self.latent_shape = (n, int(vae.config["latent_channels"]), side, side)
+        """Of an entry."""
+        entry = [("z", np.float16, self.latent_shape), ("text", np.uint8, (text,)), ("c2w", np.float32, (n, 4, 4))]
         super().__init__(folder, "entries", told, vae, count, np.dtype(entry), block)
 
     def captions(self, indices: Sequence[int] | np.ndarray) -> list[str]:

@@ -86,7 +86,7 @@ def test_the_entries_of_a_step_are_always_there(
 ) -> None:
     words = [f"training.first={first}", f"training.pictures={pictures}", f"training.fresh={fresh}"]
     options: TrainPriorConfig = config.load(tmp_config(tmp_path), words)
-    system = unets.DiffusionSystem(options, tiny_prior(), None)
+    system = unets.DiffusionSystem(options, tiny_prior())
     seen: set[int] = set(range(first // n_view))
     for step in range(60):
         chosen = system.entries(step, n_view, 1.0)
@@ -97,8 +97,25 @@ def test_the_entries_of_a_step_are_always_there(
         seen |= new
 
 
+def test_a_share_of_the_steps_sees_pictures_of_half_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, seen = tiny_prior(), list[int]()
+
+    def predict(x: torch.Tensor, *_: Any) -> torch.Tensor:
+        seen.append(x.shape[-1])
+        return x * next(prior.unet.parameters()).mean()
+
+    monkeypatch.setattr(prior, "predict", predict)
+    sizes = [(0.25, 32), (0.75, 16)]
+    of = [(share, LatentBank(tmp_path / f"{size}", Photographs(5), prior.vae, size, 40)) for share, size in sizes]
+    system = unets.DiffusionSystem(config.load(tmp_config(tmp_path)), prior, *of)
+    for step in range(40):
+        system.training_step(step, step)
+    side = 16 // prior.factor
+    assert set(seen) == {side, 2 * side} and 22 <= seen.count(side) <= 38
+
+
 def test_steps_are_of_joined_views_or_of_single_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options: TrainPriorConfig = config.load(tmp_config(tmp_path), ["training.two_d=0.3", "trainer.max_steps=40"])
+    options: TrainPriorConfig = config.load(tmp_config(tmp_path), ["trainer.max_steps=40"])
     tuned = tiny_prior()
     asked: list[tuple[int, int, int | None]] = []  # pictures, how many are joined, their cameras
 

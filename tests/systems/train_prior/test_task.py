@@ -121,8 +121,8 @@ def test_it_begins_as_the_2d_model_whatever_the_camera(tmp_path: Path) -> None:
         assert torch.allclose(tuned.predict(x, t, text, camera), found.predict(x, t, text), atol=1e-6)
         joined = tuned.predict(x, t, text, camera, 2)
     assert not torch.allclose(joined, tuned.predict(x, t, text, camera), atol=1e-6)
-    options = config.load(tmp_config(tmp_path), ["training.two_d=0"])
-    system = unets.DiffusionSystem(options, tuned, *banks(tmp_path, tuned.vae))
+    options = config.load(tmp_config(tmp_path))
+    system = unets.DiffusionSystem(options, tuned, *banks(tmp_path, tuned.vae, two_d=0))
     system.training_step(0, 0).backward()
     assert tuned.unet.class_embedding.linear_2.weight.grad.abs().max() > 0, "the camera cannot be learnt"
     seen = tuned.unet.conv_in.weight.grad[:, tuned.latent_shape[0] :]
@@ -154,10 +154,10 @@ def tmp_config(folder: Path) -> Path:
     return write_config(folder / "tuning.yaml", TINY_PRIOR)
 
 
-def banks(folder: Path, vae: Any, size: int = 32) -> tuple[LatentBank, LatentBank]:
-    """Of single pictures, and of two views of objects."""
+def banks(folder: Path, vae: Any, size: int = 32, two_d: float = 0.3) -> list[tuple[float, LatentBank]]:
+    """Of single pictures, and of two views of objects, with their shares of the steps."""
     single = LatentBank(folder / "latents", Photographs(5), vae, size, 40)
-    return single, LatentBank(folder / "objects", FourSides(5, n_view=2), vae, size, 20)
+    return [(two_d, single), (1 - two_d, LatentBank(folder / "objects", FourSides(5, n_view=2), vae, size, 20))]
 
 
 @unix

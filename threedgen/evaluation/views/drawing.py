@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import within
 from threedgen.data.scene_views import SceneViews
 from threedgen.evaluation.sampling import read_views, write_views
 from threedgen.geometry.images import to_uint8
+from threedgen.geometry.views import resize
+from threedgen.guidance.draft import Size, check_halves
 from threedgen.guidance.mvdiffusion.inputs import depth_channels, mask_channels, masked_pictures
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.cache import digest
@@ -55,7 +58,7 @@ class Drawing:
             scene.captions,
             model.geometry(scene.views.at, scene.depth, c.prior) if row == ATTENTION else None,
             size_of(scene),
-            extra=self._extra(scene),
+            lambda size: (self._extra(scene, size), None),
             steps=c.steps,
             guidance_scale=c.guidance_scale,
             negative_prompt=c.negative_prompt,
@@ -68,19 +71,19 @@ class Drawing:
         """All that decides how the views look."""
         c, p = self.config, self.config.prior
         between = f"{p.neighbours} {p.k} {p.overlap}" if row == ATTENTION else ""
-        how = f"{c.steps} {c.eta:g} {c.guidance_scale:g} {c.seed} {c.mask} {p.dtype} {between} {c.negative_prompt}"
+        way = f"{c.steps} {c.eta:g} {c.guidance_scale:g} {c.seed} {p.draft}"
+        how = f"{way} {c.mask} {p.dtype} {between} {c.negative_prompt}"
         what = {"scene": f"{number} of {self.scenes}", "captions": "\n".join(scene.captions)}
         return {"weights": self.weights[row], "how": how, **what}
 
-    def _extra(self, scene: SceneViews) -> Tensor | None:
-        """What the UNet is told of the scene, the same in both rows."""
+    def _extra(self, scene: SceneViews, size: Size) -> Tensor | None:
+        """What the UNet is told of the scene in pictures of a size, the same in both rows."""
         model, convention = self.model, self.config.mask
         if model.extra == "depth" and scene.depth is not None:
-            height, width = (side // model.factor for side in size_of(scene))
-            return depth_channels(scene.depth, height, width).to(model.device)
+            return depth_channels(scene.depth, *(side // model.factor for side in size)).to(model.device)
         if model.extra == "mask":
             given = torch.arange(len(scene)) == 0
-            views = masked_pictures(scene.views.images, given, convention)
+            views = masked_pictures(resize(scene.views.images, *size), given, convention)
             return mask_channels(model.encode_views(views), given.to(model.device), convention)
         return None
 
@@ -103,6 +106,8 @@ class Drawing:
                 f"the views of {name} are {height} x {width} pixels, and the model draws multiples of {model.factor}",
                 "scenes",
             )
+        with within("prior"):
+            check_halves(size_of(scene), model.draft, model.unit)
 
 
 def size_of(scene: SceneViews) -> tuple[int, int]:

@@ -6,6 +6,7 @@ RUN/views.safetensors keeps the views of a run that was stopped behind their dra
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import radians
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.cameras_file import CAMERAS, write_cameras
 from threedgen.geometry.images import write_png
 from threedgen.geometry.panorama import cameras, intrinsics, ring
+from threedgen.guidance.draft import Size, check_halves, steps_in_all
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.cache import kept
 from threedgen.run.folder import writing
@@ -41,10 +44,8 @@ def make(task: Task) -> None:
     notes = list(dict.fromkeys(note for text in dict.fromkeys(texts) for note in warn_about(text, model)))
     size, fov, R = config.size, radians(config.fov), ring(config.views)
     K, at = intrinsics(fov, size, size), cameras(R, fov, size, size)
-    given, shown = torch.zeros(len(R), size, size, 3), torch.zeros(len(R), size, size, dtype=torch.bool)
-    if config.image is not None and config.image_fov is not None:
-        given, shown = given_views(read_image(config.image), radians(config.image_fov), K, R, size)
-    scene = Scene(texts, at, given, shown)
+    scene = Scene(texts, at, partial(what_is_given, config))
+    given, shown = scene.given(size)
     views = kept(task.folder / "views.safetensors", "views", tuple(given.shape), lambda: draw(task, model, scene))
     with writing(task.folder):
         write_given(task.folder / "given", given, shown)
@@ -60,12 +61,20 @@ def make(task: Task) -> None:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is to be drawn: texts and cameras of V views, and which of their pixels are given."""
+    """What is to be drawn: texts and cameras of V views; and what is given of views of any number of pixels."""
 
     texts: list[str]
     at: Cameras
-    given: Tensor
-    shown: Tensor
+    given: Callable[[int], tuple[Tensor, Tensor]]
+
+
+def what_is_given(config: PanoramaConfig, size: int) -> tuple[Tensor, Tensor]:
+    """Views (V,size,size,3), and which of their pixels the picture that is given shows (V,size,size)."""
+    R = ring(config.views)
+    if config.image is None or config.image_fov is None:
+        return torch.zeros(len(R), size, size, 3), torch.zeros(len(R), size, size, dtype=torch.bool)
+    K = intrinsics(radians(config.fov), size, size)
+    return given_views(read_image(config.image), radians(config.image_fov), K, R, size)
 
 
 def require(model: MVDiffusion, config: PanoramaConfig) -> None:
@@ -84,25 +93,30 @@ def require(model: MVDiffusion, config: PanoramaConfig) -> None:
             "image",
             config.image,
         )
-    step = model.factor * 2 ** (len(model.unet.config["block_out_channels"]) - 1)
+    step = model.unit
     if config.size % step:
         below = config.size // step * step
         near = f"{below} or {below + step}" if below else f"{step}"
         raise ConfigError(f"should be a multiple of {step} for these weights; try {near}", "size", config.size)
+    with within("prior"):
+        check_halves((config.size, config.size), model.draft, step)
 
 
 def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:
     """Samples the views (V,H,W,3) in [0,1]. Raises Stopped after Ctrl-C."""
     config: PanoramaConfig = task.config
-    count = itertools.count()
-    with Interrupts() as interrupts, Count("denoising", config.steps, task.quiet) as progress:
+    count, steps = itertools.count(), steps_in_all(config.steps, model.draft)
+    with Interrupts() as interrupts, Count("denoising", steps, task.quiet) as progress:
 
         def on_step() -> None:
             if interrupts.stop:
                 raise Stopped(STOPPED[0])
             progress.show(next(count))  # so many are done
 
-        known = mask_of_given(model, scene.given, scene.shown, config.mask) if model.extra == "mask" else None
+        def known(size: Size) -> tuple[Tensor | None, None]:
+            told = mask_of_given(model, *scene.given(size[0]), config.mask) if model.extra == "mask" else None
+            return told, None
+
         views = model.draw(
             scene.texts,
             model.geometry(scene.at, None, config.prior),
@@ -115,7 +129,7 @@ def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:
             on_step=on_step,
             eta=config.eta,
         )
-        progress.show(config.steps)
+        progress.show(steps)
     return views
 
 

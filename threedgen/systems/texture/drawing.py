@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import within
 from threedgen.geometry.images import write_png
 from threedgen.geometry.picture_file import read_picture
+from threedgen.geometry.views import resize
+from threedgen.guidance.draft import Size, check_halves, steps_in_all
 from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.folder import write_atomic, writing
@@ -88,10 +91,12 @@ def check_model(model: MVDiffusion, config: TextureConfig) -> None:
             "these weights are not told how far things are; take those of a depth model, such as blocks=toybox-depth",
             "prior.blocks",
         )
-    step = model.factor * 2 ** (len(model.unet.config["block_out_channels"]) - 1)
+    step = model.unit
     for key, side in (("height", config.height), ("width", config.width)):
         if side % step:
             raise ConfigError(f"should be a multiple of {step}; try {max(1, round(side / step)) * step}", key, side)
+    with within("prior"):
+        check_halves((config.height, config.width), model.draft, step)
 
 
 class Pictures:
@@ -139,7 +144,7 @@ def draw_all(
 ) -> None:
     """Draws what is not there yet. At Ctrl-C what is finished is kept: raises Stopped."""
     waiting = [n for n, draw in enumerate(draws) if any(pictures.get(frame) is None for frame in draw.new)]
-    steps, total = config.steps, len(draws)
+    steps, total = steps_in_all(config.steps, model.draft), len(draws)
     with (
         Interrupts() as interrupts,
         Count("drawing", total * steps, quiet, done=(total - len(waiting)) * steps) as count,
@@ -177,20 +182,23 @@ def draw_one(
     """Samples the frames of a draw (F,H,W,3), the given ones too."""
     frames = list(draw.frames)
     at, depth = shots.at.select(frames), shots.depth[frames]
-    size = (at.height, at.width)
-    small = (size[0] // model.factor, size[1] // model.factor)
-    condition = None
-    if draw.given:
-        given = torch.tensor([n in draw.given for n in frames])
-        latents = torch.zeros(len(frames), model.latent_shape[0], *small)
-        latents[given] = model.encode_views(pictures.stack([n for n in frames if n in draw.given])).float().cpu()
-        condition = given_condition(latents, given).to(model.device)
+    given = torch.tensor([n in draw.given for n in frames])
+
+    def known(size: Size) -> tuple[Tensor, Tensor | None]:
+        small = (size[0] // model.factor, size[1] // model.factor)
+        extra, condition = depth_channels(depth, *small).to(model.device), None
+        if draw.given:
+            latents = torch.zeros(len(frames), model.latent_shape[0], *small)
+            views = resize(pictures.stack([n for n in frames if n in draw.given]), *size)
+            latents[given] = model.encode_views(views).float().cpu()
+            condition = given_condition(latents, given).to(model.device)
+        return extra, condition
+
     return model.draw(
         [shots.prompts[n] for n in frames],
         model.geometry(at, depth, config.prior),
-        size,
-        depth_channels(depth, *small).to(model.device),
-        condition,
+        (at.height, at.width),
+        known,
         config.steps,
         config.guidance_scale,
         config.negative_prompt,

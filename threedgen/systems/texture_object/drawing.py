@@ -18,6 +18,7 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import write_png
+from threedgen.guidance.draft import check_halves, steps_in_all
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.pictures import framed
 from threedgen.run.arrays import Array
@@ -52,7 +53,7 @@ def draw(task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None) -> tupl
 
     def sample() -> Tensor:
         control = model.camera(at.c2w) if maps is None else maps
-        with counted(task, "drawing") as on_step:
+        with counted(task, "drawing", draft=model.draft) as on_step:
             return model.draw(
                 config.text(),
                 control,
@@ -94,11 +95,12 @@ def painter(task: Task, model: MVAdapter) -> Paint:
 
 
 @contextmanager
-def counted(task: Task, what: str, times: int = 1) -> Iterator[Callable[[], None]]:
-    """What is to be called before each step of a sampling, ``times`` for each of the config's: it shows how far it is,
-    and raises Stopped after Ctrl-C."""
+def counted(task: Task, what: str, times: int = 1, draft: float | None = None) -> Iterator[Callable[[], None]]:
+    """What is to be called before each step of a sampling, ``times`` for each of the config's and of what a draft adds
+    to them: it shows how far it is, and raises Stopped after Ctrl-C."""
     count = itertools.count()
-    with Interrupts() as interrupts, Count(what, times * task.config.steps, task.quiet) as progress:
+    steps = steps_in_all(task.config.steps, draft)
+    with Interrupts() as interrupts, Count(what, times * steps, task.quiet) as progress:
 
         def on_step() -> None:
             if interrupts.stop:
@@ -125,11 +127,13 @@ def require(model: MVAdapter, config: DrawingConfig, at: Cameras, geometry: bool
             )
     if adapted is not None and adapted.form.layout == "rowcol" and len(at) != 6:
         raise ConfigError(f"this adapter draws six sides of a mesh, and no {len(at)} views; leave views out", "views")
-    step = model.factor if adapted is None else adapted.multiple
+    step = model.unit
     if wrong := [side for side in (at.height, at.width) if side % step]:
         below = wrong[0] // step * step
         near = f"{below} or {below + step}" if below else f"{step}"
         raise ConfigError(f"views of {at.height} x {at.width}: a side should be a multiple of {step}; try {near}")
+    with within("prior"):
+        check_halves((at.height, at.width), model.draft, step)
 
 
 def write_views(folder: Path, views: Tensor, names: Sequence[str]) -> list[str]:

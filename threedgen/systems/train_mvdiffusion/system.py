@@ -209,10 +209,10 @@ class ViewsSystem(AveragedSystem):
             save_blocks(folder / RESULT, multiview, self.lora, whole=self.whole)
             for scene in range(o.sheet_scenes):
                 z, captions = self.bank.latents([scene]), self.bank.captions([scene])[0]
-                extra, condition = self.known_of([scene], z)
-                size, rng = self.bank.size, self.rng(scene, "sheet")
-                known = (self.geometry(scene), size, extra, condition, o.sheet_steps, o.guidance_scale)
-                rows += [model.decode_latents(z[0]).float().cpu(), model.draw(captions, *known, generator=rng)]
+                known, rng = self.known_of([scene], z), self.rng(scene, "sheet")
+                how = (self.geometry(scene), self.bank.size, lambda _, known=known: known)
+                drawn = model.draw(captions, *how, o.sheet_steps, o.guidance_scale, generator=rng)
+                rows += [model.decode_latents(z[0]).float().cpu(), drawn]
                 labels += [*captions, *captions]
         if rows:
             write_png(folder / "samples.png", grid(torch.cat(rows), self.bank.n_view, labels))

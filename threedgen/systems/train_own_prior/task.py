@@ -64,7 +64,8 @@ def learn(task: Task, prior: MVDream, single: Source, several: Source, options: 
     with writing(task.folder):
         pictures, objects = bank("latents", single), bank("objects", several)
     shown = config.model_copy(update={"training": options})
-    return task.train(DiffusionSystem(shown, prior, pictures, objects), metrics=("loss_3d", "loss_2d"))
+    shares = (options.two_d, pictures), (1 - options.two_d, objects)
+    return task.train(DiffusionSystem(shown, prior, *shares), metrics=("loss_3d", "loss_2d"))
 
 
 def begin(config: TrainOwnPriorConfig) -> MVDream:

@@ -31,7 +31,7 @@ from threedgen.run.dtypes import mixed
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.train.system import AveragedSystem, timesteps
 
-from .options import DiffusionConfig, MultiviewDiffusionConfig, NetworkConfig
+from .options import DiffusionConfig, NetworkConfig
 
 
 def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, image_size: int) -> StableDiffusion:
@@ -84,24 +84,19 @@ def with_camera(wide: Any) -> Any:
 class DiffusionSystem(AveragedSystem):
     """A UNet with its running average. ``prior``, the frozen networks around it, is not part of the module.
 
-    pictures: single ones.  objects: four views of each, for a prior that takes cameras.  All processes of a training
-    draw the same batch, and each learns from its part of it: their number changes nothing but rounding.
+    All processes of a training draw the same batch, and each learns from its part of it: their number changes nothing
+    but rounding.
     """
 
     stage = "UNet"
     prior: MVDream
 
-    def __init__(
-        self,
-        config: Any,
-        prior: MVDream,
-        pictures: LatentBank,
-        objects: LatentBank | None = None,
-    ) -> None:
-        """``config``: of a whole run, whose section ``training`` says how the UNet learns."""
+    def __init__(self, config: Any, prior: MVDream, *banks: tuple[float, LatentBank]) -> None:
+        """``config``: of a whole run, whose section ``training`` says how the UNet learns.  ``banks``: what it learns
+        from, each with the share of the steps that see it: single pictures, several views of objects, other sizes."""
         super().__init__(config, vocabulary=vocabulary(prior.tokenizer))
         self.options: DiffusionConfig = config.training
-        self.pictures, self.objects = pictures, objects
+        self.banks = banks
         self.unet = prior.unet.requires_grad_(True).train()
         self.keep_average(self.unet, self.options.ema)
         self.hold(prior=prior)
@@ -128,30 +123,31 @@ class DiffusionSystem(AveragedSystem):
     def entries(self, step: int, n_view: int, share: float) -> np.ndarray:
         """Those of a step, of ``n_view`` pictures each: the newest ``fresh`` ones, and others among all before them.
 
-        ``share``: of the steps that see entries of this kind.
+        ``share``: of the steps that see the bank they are in.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (number // n_view for number in (o.batch, o.pictures, o.first, o.fresh))
         return seen_in_step(rng, int(step * share), *numbers)
 
-    def bank(self, step: int) -> tuple[LatentBank, float]:
+    def bank(self, step: int) -> tuple[float, LatentBank]:
         """What a step learns from, and the share of the steps that do."""
-        o = self.options
-        if self.objects is None or not isinstance(o, MultiviewDiffusionConfig):
-            return self.pictures, 1.0
-        joined = self.numpy_rng(step, "mode").random() >= o.two_d
-        return (self.objects, 1 - o.two_d) if joined else (self.pictures, o.two_d)
+        luck, below = self.numpy_rng(step, "mode").random(), 0.0
+        for share, bank in self.banks:
+            below += share
+            if luck < below:
+                return share, bank
+        return self.banks[-1]
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, prior = int(batch), self.options, self.prior
         rng, gen = self.numpy_rng(step, "choices"), self.rng(step, "diffusion")
-        bank, share = self.bank(step)
+        share, bank = self.bank(step)
         n_view, mine = bank.source.n_view, slice(self.place[0], None, self.place[1])
         chosen = self.entries(step, n_view, share)
         told = [rng.random() >= o.no_text for _ in chosen][mine]
         t = timesteps(len(chosen), prior.schedule.T, at(o.timestep_power, step, self.max_steps), gen)[mine]
         t = t.repeat_interleave(n_view)  # the views of an object share their noise level
-        noise = torch.randn(len(chosen), n_view, *prior.latent_shape, generator=gen)[mine].flatten(0, 1)
+        noise = torch.randn(len(chosen), *bank.latent_shape, generator=gen)[mine].flatten(0, 1)
         chosen = chosen[mine]
         captions = [text if kept else "" for text, kept in zip(bank.captions(chosen), told, strict=True)]
         z = bank.latents(chosen).flatten(0, 1)
@@ -171,8 +167,8 @@ class DiffusionSystem(AveragedSystem):
         """Saves the averaged weights as a diffusers folder and draws its sample sheet."""
         prior, prompts, n_view = self.prior, self.options.sheet_prompts, 1
         c2w, name = None, "base"
-        if self.objects is not None:
-            n_view, name = self.objects.source.n_view, "prior"
+        if (most := max(bank.source.n_view for _, bank in self.banks)) > 1:
+            n_view, name = most, "prior"
             azimuth = torch.deg2rad(20 + torch.arange(n_view) * 360 / n_view)
             c2w = orbit_c2w(torch.full((n_view,), 0.26), azimuth, torch.full((n_view,), 2.6))
         with self.average.applied(self.unet):

@@ -4,7 +4,7 @@ RUN/autoencoder/    (train-base) checkpoints and pictures of the first stage, au
 RUN/decoder/        (train-base) the same of the second stage, decoder.safetensors
 RUN/words/          (train-base) checkpoints of the third stage, words.safetensors when it is done
 RUN/coarse/         (train-prior) the same of its first stage, coarse.safetensors
-RUN/latents/        cache of encoded pictures, safe to delete (RUN/objects/, typical/: of views of objects)
+RUN/latents/        cache of encoded pictures, safe to delete (half/: of half the size; objects/, typical/: of views)
 RUN/checkpoints/    of the last stage
 RUN/base/, prior/   the averaged weights so far, a diffusers folder
 RUN/samples.png     what they draw
@@ -45,15 +45,18 @@ def train_base(task: Task) -> Status:
     o = config.training
     source = Photographs(config.seed, "train", o.luck, o.rooms, o.clutter)
 
-    def bank(vae: AutoencoderKL) -> LatentBank:
+    def bank(vae: AutoencoderKL, name: str = "latents", size: int = config.image_size) -> LatentBank:
         with writing(task.folder):
-            return LatentBank(task.folder / "latents", source, vae, config.image_size, o.pictures)
+            return LatentBank(task.folder / name, source, vae, size, o.pictures)
 
     if config.start is not None:
         prior = StableDiffusion.load(config.start, camera=False, image_size=config.image_size)
     else:
         prior = new_base(task, source, bank)
-    return task.train(DiffusionSystem(config, prior, bank(prior.vae)), metrics=("loss_2d",))
+    banks = [(1 - o.half, bank(prior.vae))]
+    if o.half:
+        banks.append((o.half, bank(prior.vae, "half", config.image_size // 2)))
+    return task.train(DiffusionSystem(config, prior, *banks), metrics=("loss_2d",))
 
 
 def new_base(task: Task, source: Source, bank: Callable[[AutoencoderKL], LatentBank]) -> StableDiffusion:
@@ -100,7 +103,8 @@ def train_prior(task: Task) -> Status:
         pictures = bank("latents", Photographs(seed, "train"))
         view = View(fov=config.fov_range, relative_distance=config.distance_range)
         objects = bank("objects", FourSides(seed, "train", config.training.n_view, config.training.luck, view))
-    return task.train(DiffusionSystem(config, prior, pictures, objects), metrics=("loss_3d", "loss_2d"))
+    shares = (config.training.two_d, pictures), (1 - config.training.two_d, objects)
+    return task.train(DiffusionSystem(config, prior, *shares), metrics=("loss_3d", "loss_2d"))
 
 
 def train_coarse(task: Task, base: MVDream, o: CoarseConfig) -> CoarsePredictor:

@@ -1,0 +1,124 @@
+"""Drawing in two sizes: the second goes on from the first, in every model that draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.tiny_mvadapter import adapted_model
+from tests.support.tiny_mvadapter import tiny_model as tiny_adapter_model
+from tests.support.tiny_mvdiffusion import ring, tiny_model
+from tests.support.tiny_prior import cpu
+from threedgen.config import ConfigError
+from threedgen.geometry.views import resize
+from threedgen.guidance.draft import Begun, enlarged, in_both_sizes, steps_in_all
+from threedgen.guidance.mvadapter.cameras import RAY_VIEWS, views
+from threedgen.guidance.mvdiffusion.difference import widened
+from threedgen.guidance.mvdiffusion.inputs import depth_channels
+
+
+class Painter:
+    """Encodes a picture as itself."""
+
+    factor = unit = 1
+
+    def __init__(self, draft: float | None) -> None:
+        self.draft = draft
+
+    def encode_views(self, pictures: Tensor) -> Tensor:
+        return pictures
+
+
+@pytest.mark.parametrize("size", [(8, 8), (6, 16)])
+def test_the_second_drawing_is_told_the_first_enlarged(size: tuple[int, int]) -> None:
+    asked: list[tuple[tuple[int, int], Begun | None]] = []
+
+    def draw(size: tuple[int, int], begun: Begun | None) -> Tensor:
+        asked.append((size, begun))
+        rows = torch.linspace(0, 1, size[0])[None, :, None, None].expand(2, -1, size[1], 3)
+        return rows if begun is None else begun.latents
+
+    drawn = in_both_sizes(Painter(0.4), size, draw)
+    (small, nothing), (whole, begun) = asked
+    assert small == (size[0] // 2, size[1] // 2) and nothing is None and whole == size
+    assert begun is not None and begun.strength == 0.4 and drawn.shape == (2, *size, 3)
+    assert (drawn.diff(dim=1) >= 0).all() and drawn.min() >= 0 and drawn.max() <= 1
+    asked.clear()
+    in_both_sizes(Painter(None), size, draw)
+    assert asked == [(size, None)]
+
+
+def test_an_enlarged_picture_shrinks_to_what_it_was() -> None:
+    smooth = resize(torch.rand(1, 3, 3, 3, generator=cpu()), 24, 24)
+    torch.testing.assert_close(resize(enlarged(smooth, (48, 48)), 24, 24), smooth, atol=0.02, rtol=0)
+
+
+Draw = Callable[..., Tensor]
+
+
+def panorama(draft: float | None) -> tuple[Any, Draw]:
+    model = tiny_model()
+    model.draft = draft
+    return model, lambda **how: model.draw(["a red dog"] * 8, ring(8, 32), (32, 32), generator=cpu(), **how)
+
+
+def adapter(draft: float | None) -> tuple[Any, Draw]:
+    model = adapted_model()
+    model.draft = draft
+    control = model.camera(views(RAY_VIEWS[:3], 32, 32).c2w)
+    return model, lambda **how: model.draw("a red dog", control, size=(32, 32), generator=cpu(), **how)
+
+
+@pytest.mark.parametrize("kind", [panorama, adapter])
+def test_with_much_noise_it_is_another_picture_and_with_little_the_same(kind: Any, monkeypatch: Any) -> None:
+    sizes = list[int]()
+    model, draw = kind(0.05)
+    network = type(model).denoise_views if kind is panorama else type(model).denoise
+
+    def noted(self: Any, x: Tensor, *what: Any, **more: Any) -> Tensor:
+        sizes.append(x.shape[-1] * self.factor)
+        return network(self, x, *what, **more)
+
+    monkeypatch.setattr(type(model), network.__name__, noted)
+    little = draw(steps=4)
+    assert sizes == [16] * 4 + [32], "one step at least is made at full size"
+    assert little.shape[1:] == (32, 32, 3) and len(sizes) == steps_in_all(4, 0.05)
+    small_model, _ = kind(None)
+    model.draft = 1.0
+    much = draw(steps=4)
+    assert steps_in_all(4, 1.0) == 8 and (much - little).abs().max() > 1e-3
+    model.draft = None
+    assert torch.equal(draw(steps=1), draw(steps=1))
+    assert small_model.draft is None
+
+
+def test_what_is_known_is_asked_for_in_each_size() -> None:
+    model = tiny_model()
+    model.unet = widened(model.unet, 1)
+    model.draft, asked = 0.5, list[tuple[int, int]]()
+
+    def known(size: tuple[int, int]) -> tuple[Tensor, None]:
+        asked.append(size)
+        return depth_channels(torch.ones(8, 32, 32), *(side // model.factor for side in size)), None
+
+    drawn = model.draw(["a red dog"] * 8, None, (32, 32), known, steps=2, generator=cpu())
+    assert asked == [(16, 16), (32, 32)] and drawn.isfinite().all()
+
+
+def test_a_2d_prior_draws_so_too() -> None:
+    model = tiny_adapter_model()
+    model.image_size = 32
+    plain = model.sample("a red dog", None, steps=2, generator=cpu())
+    drafted = model.with_draft(0.5).sample("a red dog", None, steps=2, generator=cpu())
+    assert drafted.shape == plain.shape == (1, 32, 32, 3) and not torch.equal(drafted, plain)
+
+
+def test_sizes_that_cannot_be_halved_are_told_before() -> None:
+    model = tiny_adapter_model()
+    model.image_size = 3 * model.unit
+    with pytest.raises(ConfigError, match="multiples of"):
+        model.with_draft(0.5)
