@@ -27,14 +27,14 @@ class Begun(NamedTuple):
     strength: float
 
 
-def check_halves(size: Size, draft: float | None, unit: int) -> None:
+def check_halves(size: Size, draft: float | None, unit: int, key: str = "draft") -> None:
     """Raises ConfigError if pictures (H,W) are drawn at half the size first, and that is no multiple of ``unit``."""
     if draft is not None and any(side % (2 * unit) for side in size):
         height, width = size
         raise ConfigError(
             f"pictures of {height} x {width} pixels cannot be drawn at half the size first: their sides should be "
-            f"multiples of {2 * unit}; or leave draft out",
-            "draft",
+            f"multiples of {2 * unit}; or leave {key} out",
+            key,
             draft,
         )
 

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate, max_pool2d
 
 from threedgen.config import ConfigError
 from threedgen.geometry.foreground import read_cut_out
+from threedgen.geometry.views import resize
 from threedgen.guidance.diffusion import Conditions, Features, Generators, Reference, fresh_noise, guided
 from threedgen.guidance.draft import Begun, Size, ddim, in_both_sizes
 from threedgen.guidance.inpainting import ddim_inpaint
@@ -200,7 +201,7 @@ class MVAdapter(StableDiffusion):
             eta: 0 is DDIM, 1 like DDPM.  on_step: called before each step; may raise.
         """
         n_view, texts = len(control), self.encode_prompt([prompt, negative_prompt]).split(1)
-        seen = None if picture is None else Reference(self.look_at(picture[None], texts[0]), image_scale)
+        whole = size or (self.image_size, self.image_size)
         scale = guidance_scale if guidance_scale is not None else 7.0 if picture is None else 3.0
 
         def denoise(*what: Any, **more: Any) -> Tensor:
@@ -211,11 +212,16 @@ class MVAdapter(StableDiffusion):
             shape = (n_view, self.latent_shape[0], *(side // self.factor for side in size))
             start = fresh_noise(torch.empty(shape, device=self.device), generator)
             shown = control if control.shape[-2:] == (1, 1) else interpolate(control, size, mode="nearest")
+            seen = None
+            if picture is not None:
+                less = whole[0] // size[0]
+                look = resize(picture[None], picture.shape[0] // less, picture.shape[1] // less)
+                seen = Reference(self.look_at(look, texts[0]), image_scale)
             given = Conditions(texts, shown.to(self.device), n_view, reference=seen)
             z = ddim(guided(denoise, scale), start, given, self.schedule, steps, eta, generator, begun)
             return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
 
-        return in_both_sizes(self, size or (self.image_size, self.image_size), draw)
+        return in_both_sizes(self, whole, draw)
 
     @torch.no_grad()
     def inpaint(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from threedgen.run.cache import BlockCache, digest
 
+T = TypeVar("T")
 BLOCK = 32
 """Entries made together.  Fixed, because the last bits of a convolution depend on the size of its batch."""
 TEXT = 160
@@ -113,6 +114,16 @@ class LatentBank(Bank):
         entries["z"], entries["c2w"] = z.reshape(entries["z"].shape), made.c2w.reshape(entries["c2w"].shape)
         entries["text"] = [pack(text, entries["text"].shape[-1]) for text in made.captions]
         self.kept.store(block, entries)
+
+
+def of_share(parts: Sequence[tuple[float, T]], luck: float) -> tuple[float, T]:
+    """The part, with its share, to which a number in [0, 1) falls."""
+    below = 0.0
+    for share, part in parts:
+        below += share
+        if luck < below:
+            return share, part
+    return parts[-1]
 
 
 def seen_in_step(rng: np.random.Generator, step: int, batch: int, count: int, first: int, fresh: int) -> np.ndarray:

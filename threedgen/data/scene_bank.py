@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.views import resize
 from threedgen.run.arrays import Array
 
 from .bank import Bank, encode, pack, unpack
@@ -25,20 +26,23 @@ TEXT = 240
 class SceneBank(Bank):
     """Latents, captions, cameras and depth of the scenes 0 ... ``count`` - 1 of a source (default: all of it).
 
-    size: (H,W) of the views, which are encoded as they are. Depth is kept as float16: two millimetres at four metres.
+    size: (H,W) of the views, which are encoded as they are, or ``half`` as large; cameras and depth stay.
+    Depth is kept as float16: two millimetres at four metres.
     Scenes are made when they are wanted, in blocks. Raises OSError, ValueError for sides that the VAE cannot halve
     often enough, and what the source raises.
     """
 
-    def __init__(self, folder: Path, source: SceneSource, vae: Any, count: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, source: SceneSource, vae: Any, count: int | None = None, half: bool = False
+    ) -> None:
         first = source.scene(0)
         self.source, self.n_view = source, source.n_view
         self.count = len(source) if count is None else min(count, len(source))
         at = first.views.at
         self.size, self.has_depth = (at.height, at.width), first.depth is not None
-        n = self.n_view
+        n, self.encoded = self.n_view, (at.height // 2, at.width // 2) if half else self.size
         entry: list[tuple[Any, ...]] = [
-            ("z", np.float16, (n, *latent_shape(vae, *self.size))),
+            ("z", np.float16, (n, *latent_shape(vae, *self.encoded))),
             ("text", np.uint8, (n, TEXT)),
             ("K", np.float32, (n, 3, 3)),
             ("c2w", np.float32, (n, 4, 4)),
@@ -46,7 +50,8 @@ class SceneBank(Bank):
         ]
         if self.has_depth:
             entry.append(("depth", np.float16, (n, *self.size)))
-        super().__init__(folder, "scenes", source.describe(), vae, self.count, np.dtype(entry), BLOCK)
+        told = source.describe() + (", half as large" if half else "")
+        super().__init__(folder, "scenes", told, vae, self.count, np.dtype(entry), BLOCK)
 
     def captions(self, indices: Sequence[int] | Array) -> list[tuple[str, ...]]:
         """Of each scene those of its views."""
@@ -72,7 +77,7 @@ class SceneBank(Bank):
         entries = np.zeros(BLOCK, self.kept.dtype)
         for place, index in enumerate(range(block * BLOCK, min((block + 1) * BLOCK, self.count))):
             scene, row = self.source.scene(index), entries[place]
-            row["z"] = encode(self.vae, scene.views.images).cpu().numpy()
+            row["z"] = encode(self.vae, resize(scene.views.images, *self.encoded)).cpu().numpy()
             row["text"] = np.stack([pack(text, TEXT) for text in scene.captions])
             row["K"], row["c2w"] = scene.views.at.K.numpy(), scene.views.at.c2w.numpy()
             row["given"][list(scene.given)] = True

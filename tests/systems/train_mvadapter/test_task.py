@@ -49,6 +49,7 @@ def load(base: Path) -> MVAdapter:
 WHOLE = {"view_sets": []}
 FORMS: dict[str, dict[str, Any]] = {
     "rays": {},
+    "rays in two sizes": {"image_size": 32, "training": {"half": 0.5}},
     "geometry": {"control": "geometry", "training": WHOLE},
     "serial, words alone": {"branches": ["mv"], "arrangement": "serial", "training": {"no_image": None}},
     "guider alone": {"branches": [], "training": {"no_image": None}},

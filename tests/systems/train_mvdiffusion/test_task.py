@@ -19,7 +19,7 @@ from threedgen import cli, config
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.metrics import read_summary
 from threedgen.systems.train_mvdiffusion import masks
-from threedgen.systems.train_mvdiffusion.system import ViewsSystem
+from threedgen.systems.train_mvdiffusion.system import Seen, ViewsSystem
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 PANORAMAS = {"name": "toy-panoramas", "count": 6, "views": 4, "size": 16, "fov": 100.0, "supersample": 1}
@@ -49,12 +49,19 @@ def tiny(folder: Path, base: Path, variant: str, **values: Any) -> Path:
     return write_config(folder / "tiny.yaml", TINY, **{**places, **values})
 
 
-@pytest.mark.parametrize("variant", ["panorama", "outpaint", "depth"])
+@pytest.mark.parametrize(("variant", "half"), [("panorama", 0.0), ("outpaint", 0.5), ("depth", 0.5)])
 def test_a_run_leaves_what_is_to_be_added_to_its_base(
-    tmp_path: Path, base: Path, variant: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    base: Path,
+    variant: str,
+    half: float,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["--config", str(tiny(tmp_path, base, variant)), "out=run"]) == 0
+    path = tiny(tmp_path, base, variant)
+    assert cli.main(["--config", str(path), "out=run", f"training.half={half}"]) == 0
+    assert Path("run/latents-half").is_dir() == (half > 0)
     assert capsys.readouterr().out.splitlines()[-1] == str(Path("run", "blocks.safetensors"))
     summary = read_summary(Path("run"))
     assert summary["status"] == "finished" and summary["steps"] == STEPS
@@ -166,7 +173,7 @@ def test_new_scenes_come_one_by_one(tmp_path: Path, base: Path) -> None:
     options = config.load(tiny(tmp_path, base, "panorama"))
     chosen = []
     for step in range(5):
-        made.__dict__.update(options=options.training, bank=Bank, seed=0)
+        made.__dict__.update(options=options.training, seen=[(1.0, Seen(Bank))], seed=0)
         made.__dict__["numpy_rng"] = lambda step, purpose: np.random.default_rng(step)
         chosen.append(ViewsSystem.scenes(made, step).tolist())
     assert [row[0] for row in chosen[:3]] == [3, 4, 5]

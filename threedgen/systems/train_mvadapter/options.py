@@ -23,6 +23,12 @@ class AdapterTrainingConfig(Config):
     batch: int = Field(8, ge=1, description="objects in a step")
     fresh: int = Field(1, ge=0, description="objects of a step that no step saw before; the rest is seen again")
     first: int = Field(64, ge=1, description="objects to begin with")
+    half: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the steps that see views of half the size, for models that draw in both (prior.draft)",
+    )
     view_sets: tuple[tuple[int, ...], ...] = Field(
         (),
         description="numbers of views, of which each step draws a set, such as [[0,1,2,3,4,5],[0,2,3,4],[0,2,3],[0,3]];"

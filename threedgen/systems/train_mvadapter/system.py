@@ -8,13 +8,14 @@ in the place of its features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.data.bank import LatentBank, seen_in_step
+from threedgen.data.bank import LatentBank, of_share, seen_in_step
 from threedgen.data.object_views import ObjectViews
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.diffusion import Features
@@ -46,7 +47,11 @@ def left_out(rng: np.random.Generator, count: int, shares: tuple[float, float, f
 
 
 class AdapterSystem(AveragedSystem):
-    """The new parts of ``network``, which is that of ``model``; ``held_out``: what the sample sheet shows."""
+    """The new parts of ``network``, which is that of ``model``.
+
+    banks: the same objects in one size or two, with the share of the steps that see it, that of the model first.
+    ``held_out``: what the sample sheet shows.
+    """
 
     stage = "adapter"
     options: AdapterTrainingConfig
@@ -58,12 +63,12 @@ class AdapterSystem(AveragedSystem):
         config: TrainMVAdapterConfig,
         model: MVAdapter,
         network: AdaptedUNet,
-        bank: LatentBank,
+        banks: Sequence[tuple[float, LatentBank]],
         objects: ObjectViews,
         held_out: ObjectViews,
     ) -> None:
         super().__init__(config)
-        self.config, self.options, self.bank = config, config.training, bank
+        self.config, self.options, self.banks = config, config.training, banks
         self.objects, self.held_out = objects, held_out
         self.parts = network.new_parts
         self.keep_average(self.parts, self.options.ema)
@@ -75,17 +80,19 @@ class AdapterSystem(AveragedSystem):
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, model = int(batch), self.options, self.model
         rng, gen = self.numpy_rng(step, "choices"), self.rng(step, "diffusion")
-        chosen = seen_in_step(self.numpy_rng(step, "objects"), step, o.batch, self.bank.count, o.first, o.fresh)
+        share, bank = of_share(self.banks, self.numpy_rng(step, "size").random())
+        known = (int(step * share), o.batch, bank.count, o.first, o.fresh)
+        chosen = seen_in_step(self.numpy_rng(step, "objects"), *known)
         views = self.views(rng)
         no_text, no_picture = left_out(rng, len(chosen), self.config.dropouts)
-        captions = ["" if without else text for text, without in zip(self.bank.captions(chosen), no_text, strict=True)]
-        text, latents = model.encode_prompt(captions), self.bank.latents(chosen).to(self.device)
+        captions = ["" if without else text for text, without in zip(bank.captions(chosen), no_text, strict=True)]
+        text, latents = model.encode_prompt(captions), bank.latents(chosen).to(self.device)
         z = latents[:, views].flatten(0, 1)
         t = timesteps(len(chosen), model.schedule.T, 1.0, gen).repeat_interleave(len(views))
         noise = torch.randn(z.shape, generator=gen)
         noise, t, schedule = noise.to(self.device), t.to(self.device), model.schedule.to(self.device)
         seen = self.look_at(latents[:, -1], text, no_picture) if self.objects.reference else None
-        control = self.control(self.objects, chosen)[:, views].flatten(0, 1).to(self.device)
+        control = self.control(self.objects, chosen, bank.size)[:, views].flatten(0, 1).to(self.device)
         texts = text.repeat_interleave(len(views), 0)
         out = model.network(schedule.add_noise(z, noise, t), t, texts, control, len(views), seen)
         weights = 1.0 if o.snr_gamma is None else schedule.min_snr_weight(t, o.snr_gamma)
@@ -98,11 +105,11 @@ class AdapterSystem(AveragedSystem):
         sets = self.options.view_sets
         return list(sets[rng.integers(len(sets))]) if sets else list(range(len(self.objects.sides)))
 
-    def control(self, objects: ObjectViews, chosen: Array | range) -> Tensor:
+    def control(self, objects: ObjectViews, chosen: Array | range, size: int) -> Tensor:
         """What the guider is shown of objects (n,V,6,H,W), or (n,V,6,1,1) where all pixels share it."""
         if objects.control == "geometry":
-            return torch.stack([objects.maps(int(index), self.bank.size) for index in chosen])
-        return torch.stack([ray_maps(objects.cameras(int(index), self.bank.size).c2w) for index in chosen])
+            return torch.stack([objects.maps(int(index), size) for index in chosen])
+        return torch.stack([ray_maps(objects.cameras(int(index), size).c2w) for index in chosen])
 
     def look_at(self, latents: Tensor, text: Tensor, without: Array) -> Features:
         """What the UNet sees of pictures by their latents (n,C,h,w), with text (n,L,D); zeros ``without`` (n,) one."""
@@ -114,7 +121,7 @@ class AdapterSystem(AveragedSystem):
     def validate(self, step: int, folder: Path) -> None:
         """Saves the averaged adapter and draws samples.png: of each held-out object the truth, then what is drawn; on
         the left the picture that was given, if there is one."""
-        o, size, number = self.options, self.bank.size, self.options.sheet_objects
+        o, size, number = self.options, self.banks[0][1].size, self.options.sheet_objects
         cells, labels = [], []
         with self.average.applied(self.parts):
             save_adapter(folder / RESULT, self.network)
@@ -125,7 +132,7 @@ class AdapterSystem(AveragedSystem):
                     truth, picture, nothing = truth[:-1], truth[-1], torch.full((1, size, size, 3), PAPER)
                 drawn = self.model.draw(
                     made.captions[0],
-                    self.control(self.held_out, range(k, k + 1))[0],
+                    self.control(self.held_out, range(k, k + 1), size)[0],
                     picture,
                     steps=o.sheet_steps,
                     guidance_scale=o.guidance_scale,

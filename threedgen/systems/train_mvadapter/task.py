@@ -14,6 +14,7 @@ from threedgen.config import registry
 from threedgen.config.errors import ConfigError, called
 from threedgen.data.bank import LatentBank
 from threedgen.data.object_views import ObjectViews
+from threedgen.guidance.draft import check_halves
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
@@ -49,10 +50,11 @@ def train(task: Task) -> Status:
 
     objects = source("train")
     with writing(task.folder):
-        bank = LatentBank(
-            task.folder / "latents", objects, model.vae, model.image_size, len(objects), block=TOGETHER, text=TEXT
-        )
-    system = AdapterSystem(config, model.with_network(network), network, bank, objects, source("held-out"))
+        banks = [
+            (share, LatentBank(task.folder / name, objects, model.vae, size, len(objects), block=TOGETHER, text=TEXT))
+            for name, share, size in sizes(config, model)
+        ]
+    system = AdapterSystem(config, model.with_network(network), network, banks, objects, source("held-out"))
     return task.train(system, metrics=("loss",))
 
 
@@ -68,6 +70,14 @@ def load_base(config: TrainMVAdapterConfig) -> MVAdapter:
             "start",
         )
     return model
+
+
+def sizes(config: TrainMVAdapterConfig, model: MVAdapter) -> list[tuple[str, float, int]]:
+    """A folder for the latents of views of each size, the share of the steps that see them, and their pixels."""
+    half = config.training.half
+    check_halves((model.image_size, model.image_size), half or None, model.unit, "training.half")
+    every = [("latents", 1 - half, model.image_size), ("half", half, model.image_size // 2)]
+    return [each for each in every if each[1]]
 
 
 def fresh_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:

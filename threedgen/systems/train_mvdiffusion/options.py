@@ -33,6 +33,13 @@ class ViewsConfig(Config):
     fresh: int = Field(1, ge=0, description="scenes of a step that no step saw before; the rest is seen again")
     first: int = Field(64, ge=1, description="scenes to begin with, also in the first stage, which grows as fast")
     scenes: int = Field(4000, ge=1, description="scenes at most; from then on all are seen again")
+    half: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the steps, of both stages, that see views of half the size, for models that draw in both "
+        "(prior.draft)",
+    )
     encoding: Literal["reference", "capped"] = Field(
         "capped", description="of displacements; reference: released weights', whose highest frequencies are noise"
     )

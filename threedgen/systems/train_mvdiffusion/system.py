@@ -6,6 +6,8 @@ All views of a scene share a noise level; the loss is the mean square over them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.data.bank import seen_in_step
+from threedgen.data.bank import of_share, seen_in_step
 from threedgen.data.scene_bank import SceneBank
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.distillation.lora import LoRA
@@ -56,10 +58,23 @@ def known_scenes(options: ViewsConfig, count: int, step: int) -> int:
     return min(options.scenes, count, options.first + step * options.fresh)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """Scenes in one size.
+
+    masks: for a model that is told masks, their views with a part left out; else it is told depth if ``bank`` has it.
+    photos: the same of the first view of each scene.
+    """
+
+    bank: SceneBank
+    masks: MaskBank | None = None
+    photos: MaskBank | None = None
+
+
 class SingleViewSystem(System):
     """The first layer of a UNet that was widened, and additions to its attention (all of it without ``lora``).
 
-    masks: for a model that is told masks; else it is told depth if ``bank`` has it.
+    seen: what is learnt from, with the share of the steps that see it.
     """
 
     stage = "single views"
@@ -69,14 +84,13 @@ class SingleViewSystem(System):
         self,
         config: TrainMVDiffusionConfig,
         model: MVDiffusion,
-        bank: SceneBank,
+        seen: Sequence[tuple[float, Seen]],
         lora: LoRA | None,
-        masks: MaskBank | None,
     ) -> None:
         o = config.single_view
         assert o is not None
         super().__init__(o, config.seed, o.max_steps)
-        self.options, self.growth, self.bank, self.masks = o, config.training, bank, masks
+        self.options, self.growth, self.seen = o, config.training, seen
         model.unet.requires_grad_(lora is None)
         model.unet.conv_in.requires_grad_(True)
         self.learning = nn.ModuleDict({"conv_in": model.unet.conv_in, "lora": lora} if lora else {"unet": model.unet})
@@ -94,30 +108,31 @@ class SingleViewSystem(System):
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, model = int(batch), self.options, self.model
         rng = self.numpy_rng(step, "choices")
-        known = known_scenes(self.growth, self.bank.count, step)
-        if self.masks is None:
-            z, extra, captions = self.draw(rng, known, o.batch)
+        share, seen = of_share(self.seen, self.numpy_rng(step, "size").random())
+        known = known_scenes(self.growth, seen.bank.count, int(step * share))
+        if seen.masks is None:
+            z, extra, captions = self.draw(seen.bank, rng, known, o.batch)
         else:
-            z, extra, captions = self.masks.draw(rng, known * self.bank.n_view, o.batch)
+            z, extra, captions = seen.masks.draw(rng, known * seen.bank.n_view, o.batch)
         gen = self.rng(step, "diffusion")
         t, noise = timesteps(len(z), model.schedule.T, 1.0, gen), torch.randn(z.shape, generator=gen)
         loss = denoising_loss(model, z, captions, t, noise, None, extra)
         self.metrics = {"loss": float(loss.detach())}
         return loss
 
-    def draw(self, rng: Any, known: int, count: int) -> tuple[Tensor, Tensor | None, list[str]]:
+    def draw(self, bank: SceneBank, rng: Any, known: int, count: int) -> tuple[Tensor, Tensor | None, list[str]]:
         """``count`` single views of the first ``known`` scenes: latents, inverse depth if there is any, captions."""
-        scenes, views = rng.integers(0, known, count), rng.integers(0, self.bank.n_view, count)
-        z = self.bank.latents(scenes)[range(count), views]
-        captions = [texts[v] for texts, v in zip(self.bank.captions(scenes), views, strict=True)]
-        depth = self.bank.depth(scenes)[range(count), views] if self.bank.has_depth else None
+        scenes, views = rng.integers(0, known, count), rng.integers(0, bank.n_view, count)
+        z = bank.latents(scenes)[range(count), views]
+        captions = [texts[v] for texts, v in zip(bank.captions(scenes), views, strict=True)]
+        depth = bank.depth(scenes)[range(count), views] if bank.has_depth else None
         return z, None if depth is None else depth_channels(depth, *z.shape[-2:]), captions
 
 
 class ViewsSystem(AveragedSystem):
     """The blocks between views, and the branch for given views where there is one; the base is frozen.
 
-    photos: of the outpainting variant, what is known of the first view of each scene.
+    seen: as in the first stage.
     """
 
     stage = "views"
@@ -128,20 +143,17 @@ class ViewsSystem(AveragedSystem):
         self,
         config: TrainMVDiffusionConfig,
         model: MVDiffusion,
-        bank: SceneBank,
+        seen: Sequence[tuple[float, Seen]],
         lora: LoRA | None = None,
-        photos: MaskBank | None = None,
     ) -> None:
         super().__init__(config)
         assert model.multiview is not None
-        self.config, self.options, self.bank, self.photos = config, config.training, bank, photos
+        self.config, self.options, self.seen = config, config.training, seen
         model.unet.requires_grad_(False)
         self.blocks = nn.ModuleDict(model.multiview.new_blocks)
         self.keep_average(self.blocks, self.options.ema)
-        if photos is not None:
-            blank = model.encode_views(torch.full((1, *bank.size, 3), NOT_GIVEN[config.mask])).cpu()
-            self.unknown = mask_channels(blank, torch.zeros(1, dtype=torch.bool), config.mask)[0]
         self.known: dict[int, Geometry] = {}
+        self.blank: dict[tuple[int, int], Tensor] = {}
         self.hold(model=model, lora=lora)
 
     @property
@@ -158,13 +170,14 @@ class ViewsSystem(AveragedSystem):
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, model = int(batch), self.options, self.model
-        chosen = self.scenes(step)
-        z = self.bank.latents(chosen)
+        share, seen = of_share(self.seen, self.numpy_rng(step, "size").random())
+        chosen = self.scenes(step, share)
+        z = seen.bank.latents(chosen)
         n, n_view = z.shape[:2]
-        extra, condition = self.known_of(chosen, z)
+        extra, condition = self.known_of(seen, chosen, z)
         gen = self.rng(step, "diffusion")
         t = timesteps(n, model.schedule.T, o.timestep_power, gen).repeat_interleave(n_view)
-        captions = [text for scene in self.bank.captions(chosen) for text in scene]
+        captions = [text for scene in seen.bank.captions(chosen) for text in scene]
         geometry = Scenes([self.geometry(int(k)) for k in chosen])
         z = z.flatten(0, 1)
         noise = torch.randn(z.shape, generator=gen)
@@ -172,20 +185,33 @@ class ViewsSystem(AveragedSystem):
         self.metrics = {"loss": float(loss.detach())}
         return loss
 
-    def scenes(self, step: int) -> Any:
-        """The newest ``fresh`` scenes, and others among all before them."""
+    def scenes(self, step: int, share: float = 1.0) -> Any:
+        """The newest ``fresh`` scenes of a size that a share of the steps sees, and others among all before them."""
         o, rng = self.options, self.numpy_rng(step, "scenes")
-        return seen_in_step(rng, step, o.batch, min(o.scenes, self.bank.count), o.first, o.fresh)
+        return seen_in_step(rng, int(step * share), o.batch, min(o.scenes, self.bank.count), o.first, o.fresh)
 
-    def known_of(self, chosen: Any, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    @property
+    def bank(self) -> SceneBank:
+        """The scenes as large as they are."""
+        return self.seen[0][1].bank
+
+    def unknown(self, seen: Seen) -> Tensor:
+        """What a model of masks is told (E,h,w) of a view of which nothing is given."""
+        if (size := seen.bank.encoded) not in self.blank:
+            nothing = torch.full((1, *size, 3), NOT_GIVEN[self.config.mask])
+            latents = self.model.encode_views(nothing).cpu()
+            self.blank[size] = mask_channels(latents, torch.zeros(1, dtype=torch.bool), self.config.mask)[0]
+        return self.blank[size]
+
+    def known_of(self, seen: Seen, chosen: Any, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What the UNet is told of scenes with latents (n,F,C,h,w), and the condition, of n F views; None: nothing."""
-        if self.photos is not None:
-            extra = self.unknown.repeat(len(chosen), self.bank.n_view, 1, 1, 1)
-            extra[:, 0] = self.photos.extra(chosen)
+        if seen.photos is not None:
+            extra = self.unknown(seen).repeat(len(chosen), seen.bank.n_view, 1, 1, 1)
+            extra[:, 0] = seen.photos.extra(chosen)
             return extra.flatten(0, 1), None
-        if not self.bank.has_depth:
+        if not seen.bank.has_depth:
             return None, None
-        z, depth, given = (part.flatten(0, 1) for part in (z, self.bank.depth(chosen), self.bank.given(chosen)))
+        z, depth, given = (part.flatten(0, 1) for part in (z, seen.bank.depth(chosen), seen.bank.given(chosen)))
         return depth_channels(depth, *z.shape[-2:]), given_condition(z, given) if given.any() else None
 
     def geometry(self, scene: int) -> Geometry:
@@ -209,7 +235,7 @@ class ViewsSystem(AveragedSystem):
             save_blocks(folder / RESULT, multiview, self.lora, whole=self.whole)
             for scene in range(o.sheet_scenes):
                 z, captions = self.bank.latents([scene]), self.bank.captions([scene])[0]
-                known, rng = self.known_of([scene], z), self.rng(scene, "sheet")
+                known, rng = self.known_of(self.seen[0][1], [scene], z), self.rng(scene, "sheet")
                 how = (self.geometry(scene), self.bank.size, lambda _, known=known: known)
                 drawn = model.draw(captions, *how, o.sheet_steps, o.guidance_scale, generator=rng)
                 rows += [model.decode_latents(z[0]).float().cpu(), drawn]

@@ -1,7 +1,7 @@
 """The task "train-mvdiffusion": the attention between views around a frozen 2D model.
 
 RUN/single-view/        checkpoints of the first stage, if there is one; single-view.safetensors when it is done
-RUN/latents/, masks/, photos/    caches of encoded views, safe to delete
+RUN/latents/, masks/, photos/    caches of encoded views, safe to delete (NAME-half/: of half the size)
 RUN/checkpoints/        of the second stage
 RUN/blocks.safetensors  what is to be added to the 2D model, so far: `prior.blocks=` of the tasks that draw
 RUN/samples.png         of each scene the truth, then what is drawn for it
@@ -14,7 +14,9 @@ from functools import partial
 from threedgen.config import registry
 from threedgen.config.errors import ConfigError
 from threedgen.data.scene_bank import SceneBank
+from threedgen.data.scene_views import SceneSource
 from threedgen.guidance.distillation.lora import LoRA
+from threedgen.guidance.draft import check_halves
 from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.inputs import Extra
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
@@ -26,7 +28,7 @@ from threedgen.train.task import Task, run_task
 
 from .masks import MaskBank, MaskedViews, Paint, around_a_photo, painted
 from .options import SingleViewConfig, TrainMVDiffusionConfig, Variant
-from .system import RESULT, SingleViewSystem, ViewsSystem
+from .system import RESULT, Seen, SingleViewSystem, ViewsSystem
 
 EXTRA: dict[Variant, Extra] = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}
 
@@ -36,9 +38,8 @@ def train(task: Task) -> Status:
     config: TrainMVDiffusionConfig = task.config
     model = MVDiffusion.load(config.start, camera=False)
     source = registry.build("scene-source", config.scenes, config.seed, "train")
-    with writing(task.folder):
-        bank = SceneBank(task.folder / "latents", source, model.vae, min(config.training.scenes, len(source)))
-    lora = None if config.single_view is None else learn_single_views(task, model, bank, config.single_view)
+    seen = scenes(task, model, source)
+    lora = None if config.single_view is None else learn_single_views(task, model, seen, config.single_view)
     if model.extra != (wanted := EXTRA[config.variant]):
         raise ConfigError(
             f"{config.start!r} is told {model.extra}, and the variant {config.variant} needs a model that is told "
@@ -50,19 +51,36 @@ def train(task: Task) -> Status:
     kind: Kind = "depth" if config.variant == "depth" else "panorama"
     network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=config.variant == "depth")
     model.with_network(network)
-    photos = mask_bank(task, model, bank, "photos", around_a_photo) if config.variant == "outpaint" else None
-    return task.train(ViewsSystem(config, model, bank, lora, photos), metrics=("loss",))
+    return task.train(ViewsSystem(config, model, seen, lora), metrics=("loss",))
 
 
-def mask_bank(task: Task, model: MVDiffusion, bank: SceneBank, name: str, paint: Paint) -> MaskBank:
-    """Views of the scenes of which a part is left out: all of them, or of each scene the first, ``photos``."""
+def scenes(task: Task, model: MVDiffusion, source: SceneSource) -> list[tuple[float, Seen]]:
+    """What is seen of them in one size or in two, each with the share of the steps that see it. Raises ConfigError."""
     config: TrainMVDiffusionConfig = task.config
-    views = MaskedViews(bank.source, config.seed, config.mask, paint, first=name == "photos")
+    half, count = config.training.half, min(config.training.scenes, len(source))
+
+    def seen(suffix: str) -> Seen:
+        bank = SceneBank(task.folder / f"latents{suffix}", source, model.vae, count, half=bool(suffix))
+
+        def masked(name: str, paint: Paint) -> MaskBank:
+            views = MaskedViews(source, config.seed, config.mask, paint, first=name == "photos")
+            return MaskBank(task.folder / f"{name}{suffix}", views, model.vae, bank.encoded[0], config.mask)
+
+        if config.variant != "outpaint":
+            return Seen(bank)
+        return Seen(bank, masked("masks", painted), masked("photos", around_a_photo))
+
     with writing(task.folder):
-        return MaskBank(task.folder / name, views, model.vae, bank.size[0], config.mask)
+        found = [(1 - half, seen(""))]
+        if half:
+            check_halves(found[0][1].bank.size, half, model.unit, "training.half")
+            found.append((half, seen("-half")))
+    return found
 
 
-def learn_single_views(task: Task, model: MVDiffusion, bank: SceneBank, o: SingleViewConfig) -> LoRA | None:
+def learn_single_views(
+    task: Task, model: MVDiffusion, seen: list[tuple[float, Seen]], o: SingleViewConfig
+) -> LoRA | None:
     """The first stage; returns the additions to the UNet, with which it answers from now on."""
     config: TrainMVDiffusionConfig = task.config
     wanted = EXTRA[config.variant]
@@ -71,8 +89,7 @@ def learn_single_views(task: Task, model: MVDiffusion, bank: SceneBank, o: Singl
     lora = None if o.rank is None else LoRA(model.unet, o.rank, generator(config.seed, 0, "lora"))
     if lora is not None:
         lora.attach(model.unet)
-    masks = mask_bank(task, model, bank, "masks", painted) if wanted == "mask" else None
-    learner = SingleViewSystem(config, model, bank, lora, masks)
+    learner = SingleViewSystem(config, model, seen, lora)
     task.stage("single-view", learner.learning, learner, "loss")
     learner.learning.requires_grad_(False)
     return lora

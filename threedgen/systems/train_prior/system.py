@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from threedgen.config import at
-from threedgen.data.bank import LatentBank, seen_in_step
+from threedgen.data.bank import LatentBank, of_share, seen_in_step
 from threedgen.data.toybox.words import vocabulary
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.poses import orbit_c2w
@@ -131,12 +131,7 @@ class DiffusionSystem(AveragedSystem):
 
     def bank(self, step: int) -> tuple[float, LatentBank]:
         """What a step learns from, and the share of the steps that do."""
-        luck, below = self.numpy_rng(step, "mode").random(), 0.0
-        for share, bank in self.banks:
-            below += share
-            if luck < below:
-                return share, bank
-        return self.banks[-1]
+        return of_share(self.banks, self.numpy_rng(step, "mode").random())
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, prior = int(batch), self.options, self.prior
