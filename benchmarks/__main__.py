@@ -19,6 +19,7 @@ BENCHMARKS = {
     "mvdream": "a step of mvdream-sd21 and mvdream-sd21-shading with random weights, against plain torch; for a GPU",
     "mvdiffusion": "a denoising step of MVDiffusion's panorama network with random weights, against the reference",
     "mvadapter": "a training step of MV-Adapter around toybox-base, against fine-tuning all of it as MVDream does",
+    "asset_views": "rendering of users' assets by processes and on a Ray cluster, one of whose nodes is killed",
     "janus": "what the Janus benchmark adds to jobs that only wait",
     "whole_run": "quick-toybox from the command to the asset: alone, and beside a job that keeps one core busy",
     "export": "game-ready assets, of synthetic fields or of runs, against the fields and their bars",
@@ -44,6 +45,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=64, help="pixels of the renders, or views, in a step (default 64)")
     parser.add_argument("--seeds", type=int, default=5, help="fields of each shape to export (default 5)")
     parser.add_argument("--grid", type=int, default=256, help="grid points along an edge (export, default 256)")
+    parser.add_argument("--assets", type=int, default=64, help="meshes to render (asset_views, default 64)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each job that only waits (janus, default 10)")
     parser.add_argument("--reference", type=Path, help="clone of MVDiffusion's own code (mvdiffusion)", metavar="PATH")
     parser.add_argument("--views", type=int, default=8, help="views of a panorama (mvdiffusion, default 8)")
@@ -64,13 +66,14 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         wrong = f"there is no benchmark {unknown[0]!r}" if unknown else "name a benchmark"
         parser.error(f"{wrong}; there are: {', '.join(BENCHMARKS)}")
     if (
-        min(given.rounds, given.seeds, given.steps) < 1
+        min(given.rounds, given.seeds, given.steps, given.assets) < 1
         or given.size < 8
         or not 64 <= given.grid <= 512
         or not given.seconds > 0
     ):
         parser.error(
-            "--rounds, --seeds and --steps should be at least 1, --size 8, --grid 64 to 512, --seconds more than 0"
+            "--rounds, --seeds, --steps and --assets should be at least 1, --size 8, --grid 64 to 512, --seconds more "
+            "than 0"
         )
     return given
 
