@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import threedgen
 from tests.support.asset_folder import make_assets
 from tests.support.task_server import (
     TINY_BASE,
@@ -41,7 +45,7 @@ TINY: dict[str, Any] = {
         "batch": 4, "fresh": 2, "first": 4, "pictures": 12, "n_view": 2, "two_d": 0.5, "bf16": False,
         "learning_rate": 0.01,
     },
-    "trainer": TINY_BASE["trainer"] | {"max_steps": 6},
+    "trainer": TINY_BASE["trainer"] | {"max_steps": 6, "log_every_n_steps": 1},
     "checkpoint": TINY_BASE["checkpoint"],
 }  # fmt: skip
 
@@ -99,6 +103,21 @@ def test_a_killed_training_goes_on_and_rendered_assets_serve_another(tmp_path: P
     assert server().run(tmp_path, words=again) == 0, log(tmp_path)
     assert not (tmp_path / "other" / "views").exists()
     assert_same(weights(tmp_path / "other"), weights(done()))
+
+
+def logged(run: Path) -> list[float]:
+    """The loss of each step, over all processes: of single pictures, or of several views."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss_2d" if "loss_2d" in line else "loss_3d"] for line in lines]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one(tmp_path: Path) -> None:
+    several = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_find_unused_parameters_true"]
+    words = [sys.executable, str(threedgen.folder("configs").parent / "launch.py"), *command(tmp_path, *several)]
+    subprocess.run(words, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    one, two = (logged(run) for run in (done(), tmp_path / "run"))
+    assert len(one) == 6 and two == pytest.approx(one, rel=1e-3)
 
 
 def test_a_2d_model_gets_cameras_and_begins_as_it_was(tmp_path: Path) -> None:
