@@ -1,4 +1,4 @@
-# make demo PROMPT="a blue dog wearing a red hat"    a prompt becomes a turntable and a game asset
+# make demo PROMPT="a red penguin"    a prompt becomes a turntable and a game asset
 # make test                                          the tests but the slow ones
 # make docs                                          the documentation as a site, in site/, its links checked
 # They first make the virtual environment .venv, once. The plain commands are in README.md.
@@ -22,7 +22,7 @@ READY = $(VENV)/installed
 ifdef PROMPT
 override PROMPT := $(value PROMPT)
 else
-PROMPT := a blue dog wearing a red hat
+PROMPT := a red penguin
 endif
 export PROMPT
 

@@ -1,7 +1,7 @@
 """threedgen: text to 3D by optimisation; any prior x any distillation x any representation.
 
 import threedgen
-run = threedgen.generate(prompt="a blue dog wearing a red hat", out="dog")
+run = threedgen.generate(prompt="a red penguin", out="penguin")
 print(run.folder)
 """
 
@@ -61,7 +61,7 @@ numba_cache.choose(_HERE)
 def generate(prompt: str, config: str = "mvdream-toybox", quiet: bool = False, **values: Any) -> Any:
     """A prompt becomes a turntable and a mesh; gives back the finished run with its files.
 
-    `values` are keys of the config: `seed=3`, `out="dog"`, `trainer={"max_steps": 100}` or
+    `values` are keys of the config: `seed=3`, `out="penguin"`, `trainer={"max_steps": 100}` or
     `**{"trainer.max_steps": 100}`. What it does, and how far it is, is shown unless it is to be `quiet`.  In a notebook
     the run shows itself. Raises threedgen.config.ConfigError on a mistake in them.
     """

@@ -119,7 +119,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     for words, said in (
         (["hashgird"], "there is no benchmark 'hashgird'; there are: hashgrid, step"),
         (["threads=1"], "name a benchmark"),
-        (["hashgrid", "--rounds", "0"], "--rounds, --seeds and --steps should be at least 1"),
+        (["hashgrid", "--rounds", "0"], "--rounds, --seeds, --steps and --assets should be at least 1"),
     ):
         with pytest.raises(SystemExit) as stop:
             command.main(words)

@@ -18,7 +18,7 @@ from threedgen.config.scheduled import Scheduled
 ABOUT = "Text to 3D by optimisation."
 COMMANDS = {
     "threedgen --config NAME_OR_PATH key=value ...": "in a checkout: python launch.py ...",
-    'threedgen prompt="a blue dog wearing a red hat"': "the default config, mvdream-toybox",
+    'threedgen prompt="a red penguin"': "the default config, mvdream-toybox",
 }
 FLAGS = {
     "--config NAME_OR_PATH": "a shipped config or a YAML file (default mvdream-toybox)",

@@ -82,6 +82,9 @@ identity  hub     evaluation.toybox.identity:HubIdentity     evaluation.toybox.o
 # which side of an object does a single view show? see threedgen.evaluation.janus.classifiers.ViewClassifier
 view-classifier  probe  evaluation.janus.classifiers:ProbeSides  evaluation.janus.options:ProbeSidesConfig
 view-classifier  clip   evaluation.janus.classifiers:CLIPSides   evaluation.janus.options:CLIPSidesConfig
+# what compares sets of pictures, (V, H, W, 3) uint8: threedgen.evaluation.views.features.Features
+features  probe      evaluation.views.features:ProbeFeatures      evaluation.views.options:ProbeFeaturesConfig
+features  inception  evaluation.views.features:InceptionFeatures  evaluation.views.options:InceptionFeaturesConfig
 sampler  mvdream   evaluation.consistency.samplers:MVDreamSampler  evaluation.consistency.options:MVDreamSamplerConfig
 sampler mvadapter evaluation.consistency.samplers:MVAdapterSampler evaluation.consistency.options:MVAdapterSamplerConfig
 sampler  folder    evaluation.consistency.samplers:FolderSampler   evaluation.consistency.options:FolderSamplerConfig

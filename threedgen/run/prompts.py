@@ -27,7 +27,7 @@ def tidy(prompt: str, key: str = "prompt") -> str:
     """The prompt as one line without outer white space.  Raises ConfigError if nothing visible is left."""
     text = " ".join(prompt.split())
     if not any(character.isprintable() for character in text.replace(" ", "")):
-        raise ConfigError(f'is empty; say what to make, such as {key}="a blue dog wearing a red hat"', key)
+        raise ConfigError(f'is empty; say what to make, such as {key}="a red penguin"', key)
     return text
 
 

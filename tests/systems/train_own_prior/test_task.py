@@ -90,7 +90,7 @@ def test_its_samples_do_not_begin_from_what_the_coarse_predictor_learnt_of_other
 def test_a_killed_training_goes_on_and_rendered_assets_serve_another(tmp_path: Path) -> None:
     shutil.copytree(done().parent / "assets", tmp_path / "assets")  # with the times of its files
     words = command(tmp_path)
-    pid = server().held(tmp_path, words=words, hold_at=4, hold_in="Diffusion")
+    pid = server().held(tmp_path, words=words, hold_at=4, hold_in="OwnPrior")
     os.kill(pid, signal.SIGKILL)
     assert server().wait(pid) == -signal.SIGKILL and saved_at(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "objects")  # only a cache

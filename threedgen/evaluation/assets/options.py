@@ -8,7 +8,6 @@ from pydantic import Field
 
 from threedgen.config.registry import Component
 from threedgen.data.assets.options import AssetsConfig
-from threedgen.evaluation.views.options import InceptionFeaturesConfig, ProbeFeaturesConfig
 
 
 class EvaluateOwnPriorConfig(AssetsConfig):
@@ -21,7 +20,5 @@ class EvaluateOwnPriorConfig(AssetsConfig):
     guidance_scale: float = Field(4.0, ge=0)
     negative_prompt: str = ""
     batch: int = Field(8, ge=1, le=1024, description="assets denoised together; one file for each batch")
-    features: Annotated[ProbeFeaturesConfig | InceptionFeaturesConfig, Field(discriminator="name")] = Field(
-        ProbeFeaturesConfig(), description="what compares pictures"
-    )
+    features: Annotated[Any, Component("features", default="probe")] = Field({}, description="what compares pictures")
     drawn: int = Field(24, ge=0, le=1000, description="assets on the sheet of truth and drawings")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from threedgen.config import registry
 from threedgen.data.assets.make import render
 from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews
@@ -21,7 +22,6 @@ from threedgen.evaluation.metrics.distributions import fid
 from threedgen.evaluation.metrics.figures import bootstrap, jackknife, mean
 from threedgen.evaluation.sampling import drawn_in_batches
 from threedgen.evaluation.tables import finish, markdown_table, measured, rounded, thumbnails, write_strips
-from threedgen.evaluation.views.features import build
 from threedgen.geometry.images import to_uint8
 from threedgen.run.arrays import Array
 from threedgen.run.cache import digest
@@ -38,7 +38,7 @@ def evaluate(task: Task) -> None:
     """Renders if need be, draws, compares. Raises ConfigError, Stopped."""
     config: EvaluateOwnPriorConfig = task.config
     shards = Shards(config.rendered) if config.rendered else render(config, task.folder, task.quiet)
-    entries, look = shards.entries[: config.count], build(config.features)
+    entries, look = shards.entries[: config.count], registry.build("features", config.features)
     truth, other = (AssetViews(shards, entries, seed, config.n_view) for seed in (config.seed, config.seed + 1))
     true, drawn = draw_all(task, truth)
     size = true.shape[2]

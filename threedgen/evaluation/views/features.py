@@ -14,6 +14,7 @@ from torchmetrics.multimodal import CLIPScore
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import called
+from threedgen.evaluation.metrics.distributions import fid
 from threedgen.evaluation.toybox.identity import features, load_hub
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.views import resize
@@ -31,8 +32,12 @@ class Features(Protocol):
 
     def __call__(self, pictures: Tensor) -> Seen: ...
 
+    def fid(self, pictures: Tensor, truth: Tensor) -> float:
+        """Measures the Frechet distance of the features of two sets of pictures, see ``metrics.distributions.fid``."""
+        return fid(self(pictures)[0], self(truth)[0])
 
-class ProbeFeatures:
+
+class ProbeFeatures(Features):
     """The probe's, of views brought to the square that it looks at. Raises ConfigError if it is missing."""
 
     about = (
@@ -49,7 +54,7 @@ class ProbeFeatures:
         return self.probe.features(square).numpy(), self.probe.classify(square).noun.numpy()
 
 
-class InceptionFeatures:
+class InceptionFeatures(Features):
     """Inception-v3 with the weights of the original FID, by torchmetrics. Raises ConfigError if they cannot be had."""
 
     about = "torchmetrics' Inception-v3 (2048 features; unbiased logits), views brought to 299 x 299 with antialiasing"
@@ -69,11 +74,6 @@ class InceptionFeatures:
     def __call__(self, pictures: Tensor) -> Seen:
         found, logits = (net(pictures.permute(0, 3, 1, 2)).double().numpy() for net in self.nets)
         return found, logits
-
-
-def build(config: ProbeFeaturesConfig | InceptionFeaturesConfig) -> Features:
-    """Whose features a config asks for. Raises ConfigError."""
-    return InceptionFeatures(config) if config.name == "inception" else ProbeFeatures(config)
 
 
 class Caption:

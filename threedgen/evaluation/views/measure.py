@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from threedgen.config import registry
 from threedgen.data.scene_views import SceneViews
 from threedgen.evaluation.metrics.distributions import fid, inception_score, kid
 from threedgen.evaluation.metrics.figures import mean
@@ -17,7 +18,7 @@ from threedgen.evaluation.metrics.overlap import depth_overlap, given_view, pano
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.warp import of_cameras
 
-from .features import Caption, Seen, build
+from .features import Caption, Features, Seen
 from .options import EvaluateViewsConfig
 
 Kept = NDArray[np.intp]
@@ -51,7 +52,7 @@ class Meter:
 
     def __init__(self, config: EvaluateViewsConfig) -> None:
         self.config, self.rows = config, dict[str, Row]()
-        self.features = build(config.features)
+        self.features: Features = registry.build("features", config.features)
         self.caption = Caption(config.clip) if config.clip else None
 
     def add(self, row: str, scene: SceneViews, given: Tensor | None = None) -> None:

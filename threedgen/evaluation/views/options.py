@@ -57,9 +57,7 @@ class EvaluateViewsConfig(RunConfig):
     depth_error: float = Field(
         0.5, gt=0, description="metres by which the depth of a point may miss that of the other view"
     )
-    features: Annotated[ProbeFeaturesConfig | InceptionFeaturesConfig, Field(discriminator="name")] = (
-        ProbeFeaturesConfig()
-    )
+    features: Annotated[Any, Component("features", default="probe")] = Field({}, description="what compares views")
     clip: str | None = Field(
         None,
         min_length=1,

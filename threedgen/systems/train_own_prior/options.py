@@ -24,7 +24,9 @@ class OwnTrainingConfig(MultiviewDiffusionConfig):
     gradient_checkpointing: bool = Field(
         False, description="less memory, a third more time: what a step computed is computed again for its gradient"
     )
-    sheet_prompts: tuple[str, ...] = Field((), description="of the sample sheet; none: captions of held-out assets")
+    sheet_prompts: tuple[str, ...] = Field(
+        (), description="of the sample sheet; none: held-out assets, beside their renders, and their FID is logged"
+    )
 
 
 class TrainOwnPriorConfig(AssetsConfig):
@@ -38,6 +40,9 @@ class TrainOwnPriorConfig(AssetsConfig):
     )
     held_out: int = Field(
         8, ge=0, le=100_000, description="assets that are not learnt from, but drawn on the sample sheet"
+    )
+    features: Annotated[Any, Component("features", default="probe")] = Field(
+        {}, description="whose distance the FID of the sample sheet is; for photos and the like: inception"
     )
     training: OwnTrainingConfig = OwnTrainingConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=4000, gradient_clip_val=1.0, val_check_interval=500)

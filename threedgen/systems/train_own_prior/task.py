@@ -4,7 +4,7 @@ RUN/views/, assets.csv, sheet.png    what was read and rendered (``threedgen.dat
 RUN/objects/, latents/               cache of encoded views and of single pictures, safe to delete
 RUN/checkpoints/
 RUN/prior/                           the averaged weights so far, a diffusers folder: `prior.weights=` of all tasks
-RUN/samples.png                      what they draw of captions of held-out assets
+RUN/samples.png                      held-out assets, and what they draw of their captions from the same cameras
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from threedgen.guidance.priors.mvdream import MVDream, load_as
 from threedgen.run.folder import user_path, writing
 from threedgen.run.seeding import seed_networks
 from threedgen.run.text import say
-from threedgen.systems.train_prior.system import DiffusionSystem, with_camera
+from threedgen.systems.train_prior.system import with_camera
 from threedgen.train.status import Status
 from threedgen.train.task import Task, device, run_task
 
-from .options import OwnTrainingConfig, TrainOwnPriorConfig
+from .options import TrainOwnPriorConfig
+from .system import OwnPriorSystem
 
 TEXT, TOGETHER, SHOWN = 400, 8, 8
-"""Bytes kept of a caption; entries that are encoded together; prompts on the sample sheet, where none are given."""
+"""Bytes kept of a caption; entries that are encoded together; assets on the sample sheet at most."""
 
 
 def train(task: Task) -> Status:
@@ -49,23 +50,24 @@ def train(task: Task) -> Status:
         with called("pictures"):
             single = CaptionedPictures(user_path(config.pictures, "pictures"))
 
-    several, prompts = AssetViews(shards, learnt, seed, o.n_view), with_prompts(o, shards, config.held_out)
-    return learn(task, prior, single, several, prompts)
+    several = AssetViews(shards, learnt, seed, o.n_view)
+    shown = split(shards, config.held_out, "held-out")[:SHOWN]
+    return learn(task, prior, single, several, AssetViews(shards, shown, seed, o.n_view) if shown else None)
 
 
-def learn(task: Task, prior: MVDream, single: Source, several: Source, options: OwnTrainingConfig) -> Status:
-    """Trains a prior on single pictures and on several views of objects."""
+def learn(task: Task, prior: MVDream, single: Source, several: Source, shown: AssetViews | None) -> Status:
+    """Trains a prior on single pictures and on several views of objects. ``shown``: others, for the sample sheet."""
     config: TrainOwnPriorConfig = task.config
 
     def bank(name: str, source: Source) -> LatentBank:
-        count = options.pictures // source.n_view
+        count = config.training.pictures // source.n_view
         return LatentBank(task.folder / name, source, prior.vae, prior.image_size, count, block=TOGETHER, text=TEXT)
 
     with writing(task.folder):
         pictures, objects = bank("latents", single), bank("objects", several)
-    shown = config.model_copy(update={"training": options})
-    shares = (options.two_d, pictures), (1 - options.two_d, objects)
-    return task.train(DiffusionSystem(shown, prior, *shares), metrics=("loss_3d", "loss_2d"))
+    two_d = config.training.two_d
+    system = OwnPriorSystem(config, prior, shown, (two_d, pictures), (1 - two_d, objects))
+    return task.train(system, metrics=("loss_3d", "loss_2d", "fid"))
 
 
 def begin(config: TrainOwnPriorConfig) -> MVDream:
@@ -81,15 +83,6 @@ def begin(config: TrainOwnPriorConfig) -> MVDream:
     if config.training.gradient_checkpointing:
         prior.unet.enable_gradient_checkpointing()
     return prior
-
-
-def with_prompts(options: OwnTrainingConfig, shards: Shards, held_out: int) -> OwnTrainingConfig:
-    """Whose sample sheet has prompts: captions of held-out assets, or of any, where none are given."""
-    if options.sheet_prompts:
-        return options
-    entries = split(shards, held_out, "held-out") or shards.entries
-    captions = dict.fromkeys(entry.caption for entry in entries)
-    return options.model_copy(update={"sheet_prompts": tuple(captions)[:SHOWN]})
 
 
 run = partial(run_task, train, result="prior", files=("prior/model_index.json", "samples.png"))

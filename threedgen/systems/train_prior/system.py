@@ -155,22 +155,31 @@ class DiffusionSystem(AveragedSystem):
                 text = prior.text_encoder(ids).last_hidden_state.repeat_interleave(n_view, 0)
             out = prior.predict(schedule.add_noise(z, noise, t), t, text, camera, n_view).float()
         loss = F.mse_loss(out, schedule.target(z, noise, t))
-        self.metrics = {"loss_2d" if camera is None else "loss_3d": self.mean_of_all(loss)}
+        losses = {"loss_2d" if camera is None else "loss_3d": self.mean_of_all(loss)}
+        self.metrics = {name: value for name, value in self.metrics.items() if "loss" not in name} | losses
         return loss
+
+    @property
+    def n_view(self) -> int:
+        """How many views the UNet draws together."""
+        return max(bank.source.n_view for _, bank in self.banks)
 
     def validate(self, step: int, folder: Path) -> None:
         """Saves the averaged weights as a diffusers folder and draws its sample sheet."""
-        prior, prompts, n_view = self.prior, self.options.sheet_prompts, 1
-        c2w, name = None, "base"
-        if (most := max(bank.source.n_view for _, bank in self.banks)) > 1:
-            n_view, name = most, "prior"
+        with self.average.applied(self.unet):
+            self.prior.save(folder / ("prior" if self.n_view > 1 else "base"))
+            self.sheet(folder / "samples.png")
+
+    def sheet(self, path: Path) -> None:
+        """Draws the prompts of the sheet, those of a multi-view prior from all around."""
+        prompts, n_view, c2w = self.options.sheet_prompts, self.n_view, None
+        if n_view > 1:
             azimuth = torch.deg2rad(20 + torch.arange(n_view) * 360 / n_view)
             c2w = orbit_c2w(torch.full((n_view,), 0.26), azimuth, torch.full((n_view,), 2.6))
-        with self.average.applied(self.unet):
-            prior.save(folder / name)
-            drawn = [
-                prior.sample(p, c2w, steps=30, guidance_scale=4.0, generator=self.rng(k, "sheet"))
-                for k, p in enumerate(prompts)
-            ]
-        labels = [p for p in prompts for _ in range(n_view)]
-        write_png(folder / "samples.png", grid(torch.cat(drawn), 4, labels))
+        drawn = [self.draw(k, prompt, c2w) for k, prompt in enumerate(prompts)]
+        write_png(path, grid(torch.cat(drawn), 4, [prompt for prompt in prompts for _ in range(n_view)]))
+
+    def draw(self, number: int, prompt: str, c2w: Tensor | None) -> Tensor:
+        """Draws picture, or views (V, H, W, 3), ``number`` of the sheet, the same noise each time."""
+        rng = self.rng(number, "sheet")
+        return self.prior.sample(prompt, c2w, steps=30, guidance_scale=4.0, generator=rng)
