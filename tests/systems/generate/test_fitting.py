@@ -15,6 +15,7 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.schedule import Schedule
+from threedgen.systems.generate.fitting import sharpened
 from threedgen.systems.generate.system import GenerateSystem
 
 SIDE, STEPS, GREY = 32, 100, 0.5
@@ -86,3 +87,14 @@ def test_a_matte_that_is_not_there_is_said_before_any_work() -> None:
     with pytest.raises(config.ConfigError, match=r"fit\.matte.*'outputs/nowhere'; take toybox-matte") as caught:
         options.check()
     assert "\n" not in str(caught.value)
+
+
+def test_sharpened_pictures_have_steeper_edges_and_the_same_flat_colours() -> None:
+    side = 128
+    edge = torch.linspace(-80, 80, side).sigmoid()[None, None, :, None].expand(2, side, side, 3) * 0.6 + 0.2
+    sharp = sharpened(edge, 0.5)
+    assert sharp.shape == edge.shape and torch.equal(sharpened(edge, 0.0), edge)
+    steepest = [picture.diff(dim=2).max() for picture in (edge, sharp)]
+    assert steepest[1] > 1.2 * steepest[0]
+    assert torch.allclose(sharp[:, :, :8], edge[:, :, :8], atol=1e-3)
+    assert sharpened(edge.round(), 4.0).min() >= 0 and sharpened(edge.round(), 4.0).max() <= 1

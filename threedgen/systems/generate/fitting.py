@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
+from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from threedgen.geometry.rigs import Rig
@@ -47,7 +49,17 @@ def redrawn(
         z, strength = torch.zeros(len(rig.cameras), *prior.latent_shape, device=prior.device), 1.0
     denoise = guided(prior.denoise, o.guidance_scale)
     z = ddim_redraw(denoise, z, fresh_noise(z, rng), given, prior.schedule, o.sampling_steps, strength)
-    return prior.decode_latents(z)
+    return sharpened(prior.decode_latents(z), o.sharpen)
+
+
+def sharpened(pictures: Tensor, amount: float) -> Tensor:
+    """Adds to pictures (V, H, W, 3) ``amount`` of what a Gaussian blur by a 64th of their height takes from them."""
+    if not amount:
+        return pictures
+    sigma, x = pictures.shape[1] / 64, pictures.permute(0, 3, 1, 2)
+    size = 2 * math.ceil(3 * sigma) + 1
+    softer = gaussian_blur2d(x, (size, size), (sigma, sigma))
+    return (x + amount * (x - softer)).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 def dents(

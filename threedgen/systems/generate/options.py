@@ -99,6 +99,13 @@ class RefineConfig(Config):
         25, ge=1, le=1000, description="DDIM steps from noise to a picture; a round makes its strength's share of them"
     )
     guidance_scale: float = Field(3.0, ge=0)
+    sharpen: float = Field(
+        0.0,
+        ge=0,
+        le=4,
+        description="how much of what a blur by a 64th of their side takes from the pictures is added to them (unsharp "
+        "mask): the prior's decoder and the mean of many views are softer than their prompts",
+    )
 
 
 class PreviewConfig(Config):
