@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, TypeVar
 from pydantic import BaseModel
 
 from threedgen.config import COMMAND_LINE, dump, load, plain, renamed, yaml_text
+from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.run.lock import NAME as LOCK
 from threedgen.run.lock import given_back, hold
@@ -219,7 +220,7 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     if changed:
         raise ConfigError(
             f"{COMMAND_LINE}: these changes would make it another run: {'; '.join(changed)}. "
-            f"Start a new one with --config {folder / CONFIG}"
+            f"Start a new one with {command('--config', str(folder / CONFIG))}"
         )
     return _labelled(folder, config), folder
 

@@ -85,9 +85,9 @@ def test_a_disk_that_is_full_is_a_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (KeyboardInterrupt(), "no asset: stopped by Ctrl-C (launch.py --config export run="),
-        (RuntimeError("two\nlines"), "no asset: RuntimeError: two lines (launch.py"),
-        (MemoryError(), "no asset: MemoryError (launch.py"),
+        (KeyboardInterrupt(), "no asset: stopped by Ctrl-C (python launch.py --config export run="),
+        (RuntimeError("two\nlines"), "no asset: RuntimeError: two lines (python launch.py"),
+        (MemoryError(), "no asset: MemoryError (python launch.py"),
     ],
 )
 def test_whatever_breaks_on_the_way_is_one_warning(
