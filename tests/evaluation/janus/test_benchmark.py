@@ -161,7 +161,7 @@ def test_mistakes_are_said_before_any_work(more: list[str], said: str, capsys: p
 def test_ray_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(extras, "installed", lambda module: module != "ray")
     assert cli.main(words("engine=ray")) == 2
-    assert "pip install 'threedgen[ray]'" in capsys.readouterr().err
+    assert "pip install -e '.[ray]'" in capsys.readouterr().err
 
 
 def test_the_shipped_benchmark_asks_for_thirty_prompts_and_more() -> None:
