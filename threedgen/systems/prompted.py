@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -22,12 +23,17 @@ class PromptedConfig(RunConfig):
         "on", description="stop if the embedded prior knows nothing that the prompt names; off: go on all the same"
     )
 
-    def check_prompt(self) -> None:
-        """Does the prior know a thing that the prompt names, as far as that can be told? Raises ConfigError."""
+    def check_prompt(self, others: Iterable[str] = ()) -> None:
+        """Does the prior know a thing that the prompt names, or each of `others`, as far as that can be told?
+
+        Raises ConfigError.
+        """
         from threedgen.data.toybox.prompt_words import check_noun
 
         if self.prompt_check == "on":
-            check_noun(self.prompt, self.vocabulary())
+            vocabulary = self.vocabulary()
+            for prompt in others or [self.prompt]:
+                check_noun(prompt, vocabulary)
 
     def usual_height(self) -> tuple[str, float] | None:
         """What the prompt names ("a dog") and how many metres tall it usually is; None if nobody knows."""

@@ -142,6 +142,7 @@ def test_real_runs_are_made_looked_at_and_left_alone() -> None:
         (["methods=[good, good]"], "named once|once"),
         (["methods=[]"], "methods"),
         (["prompts=[a red ball, a table]"], "none of these things has a front (ball, table)"),
+        (["methods=[sds-toybox]", "prompts=[a nebula, a blue dog]"], "prompts: sds-toybox: names nothing that"),
         (["overrides=[seed=3]"], "overrides: seed is set by the benchmark"),
         (["methods=[good, good.yaml seed=3]"], "overrides: seed is set by the benchmark"),
         (["methods=[good fronst=3]"], "did you mean 'fronts'"),

@@ -101,6 +101,15 @@ def test_mistakes_are_said_before_any_work(more: list[str], said: str, capsys: p
     assert command(*more) == 2 and said in capsys.readouterr().err and not Path("run").exists()
 
 
+def test_every_prompt_is_looked_at_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.txt").write_text("a nebula\na blue dog\n")
+    methods = "configs=[sds-toybox, mvdream-toybox]"
+    assert command(methods) == 2 and not Path("run").exists()
+    said = capsys.readouterr().err
+    assert said.startswith("prompts: sds-toybox: names nothing that this prior can draw") and "(got 'a nebula')" in said
+    load("batch", ["prompts=prompts.txt", methods, "overrides=[prompt_check=off]"]).check()
+
+
 def test_a_job_is_named_by_what_it_is_however_it_was_asked() -> None:
     Path("prompts.txt").write_text("a blue dog\n")
     one = plan(load("batch", ["prompts=prompts.txt", "configs=[sds-toybox]", "overrides=[trainer.max_steps=7]"]))

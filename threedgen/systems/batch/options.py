@@ -44,8 +44,11 @@ class BatchConfig(CrewConfig):
         return list(found)
 
     def check(self) -> None:
+        from .jobs import check_prompts
         from .task import plan
 
         super().check()
-        for job in {job.method: job for job in plan(self)}.values():
-            job.config.check()
+        methods = {job.method: job.config for job in plan(self)}
+        check_prompts(methods, self.lines())
+        for method in methods.values():
+            method.check()
