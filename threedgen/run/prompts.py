@@ -70,11 +70,11 @@ def unknown_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
     none."""
     if not unknown:
         return []
-    words = "; ".join(
+    words = ", ".join(
         _quoted(word, 40) + (f" (nearest: {', '.join(near)})" if near else "") for word, near in unknown[:_SHOWN]
     )
     more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-    return [f"this prior does not know {words}{more}; it goes on without them"]
+    return [f"this prior does not know {words}{more}; it goes on without {'it' if len(unknown) == 1 else 'them'}"]
 
 
 def _quoted(text: str, length: int = 60) -> str:

@@ -117,7 +117,7 @@ def test_another_task_says_what_it_would_do(
     assert cli.main(["--config", "sample-toybox", "--dry-run", *words]) == 0
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines()[:-1])
     assert lines["prompt"] == "a big dog" and str(prior_folder()) in lines["weights"]
-    assert lines["note"] == "this prior does not know 'big'; it goes on without them"
+    assert lines["note"] == "this prior does not know 'big'; it goes on without it"
     assert cli.main(["--config", "train-toybox-probe", "--dry-run", "trainer.max_steps=7", "threads=1"]) == 0
     assert "\nsteps: 7\n" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
