@@ -110,6 +110,13 @@ def test_every_prompt_is_looked_at_before_any_work(capsys: pytest.CaptureFixture
     load("batch", ["prompts=prompts.txt", methods, "overrides=[prompt_check=off]"]).check()
 
 
+def test_a_dry_run_says_how_many(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("configs=[good]", "--dry-run") == 0 and not Path("run").exists()
+    assert "\nmakes: 2 prompts x 1 config x 2 seeds = 4 objects in run\n" in capsys.readouterr().out
+    assert cli.main(["--config", "batch", "prompts=prompts.txt", "configs=[good]", "--dry-run", "threads=1"]) == 0
+    assert "x 1 seed = 2 objects in outputs/batch/run\n" in capsys.readouterr().out and not Path("outputs").exists()
+
+
 def test_a_job_is_named_by_what_it_is_however_it_was_asked() -> None:
     Path("prompts.txt").write_text("a blue dog\n")
     one = plan(load("batch", ["prompts=prompts.txt", "configs=[sds-toybox]", "overrides=[trainer.max_steps=7]"]))

@@ -130,6 +130,13 @@ def test_what_the_prior_will_not_heed_is_told(tmp_path: Path, capsys: pytest.Cap
     assert code == 2 and not out and "prompt: names nothing that this prior can draw; for 'corgi' say dog" in err
 
 
+def test_what_it_computes_in_is_said_where_it_is_not_what_was_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "note: dtype fp16 would be emulated on a CPU, so it computes in "
+    assert said in dry(tmp_path, capsys, "prior.dtype=fp16")[1] and said not in dry(tmp_path, capsys)[1]
+
+
 def test_a_missing_gpu_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,11 @@ class Plan:
     refused: dict[str, str]
     left_out: dict[str, str]
 
+    def notes(self) -> list[str]:
+        """A sentence for each prompt and method that is left out."""
+        prompts = [f"left out: {prompt!r}, for a {noun} has no front" for prompt, noun in self.left_out.items()]
+        return prompts + [f"left out: {method} ({reason})" for method, reason in self.refused.items()]
+
 
 def make_plan(config: JanusBenchmarkConfig) -> Plan:
     """All jobs, those of one seed before the next, and of one prompt together: a table that is begun compares already.

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.run.folder import user_path
-from threedgen.run.options import CrewConfig
+from threedgen.run.options import CrewConfig, product
 
 
 class BatchConfig(CrewConfig):
@@ -42,6 +42,9 @@ class BatchConfig(CrewConfig):
         if not found:
             raise ConfigError("should have a prompt in each line, and is empty", "prompts", self.prompts)
         return list(found)
+
+    def amount(self) -> str:
+        return product(prompt=len(self.lines()), config=len(self.configs), seed=len(self.seeds))
 
     def check(self) -> None:
         from .jobs import check_prompts
