@@ -174,6 +174,7 @@ def test_needs_are_said_in_one_vocabulary() -> None:
     for name in config.shipped():
         needs = listing.read(name).needs
         assert re.search(r"\d cores?\b|\bGPUs?\b|^runs?=|what its (methods|configs) need|weights", needs), needs
+        assert not re.search(r"\d cores?\b", needs) or re.search(r"second|minute|hour", needs), f"{name}: how long?"
         assert not re.search(r"CPU|two|one |nothing|CUDA|pictures?", needs), f"{name}: {needs}"
 
 
