@@ -174,7 +174,7 @@ def test_a_cpu_does_not_emulate_fp16_and_that_is_said_once(
     fast: bool, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, prior: MVDream
 ) -> None:
     monkeypatch.setattr(precision, "bf16_cpu", lambda: fast)
-    precision._say_instead.cache_clear()
+    precision._say_once.cache_clear()
     half = MVDream(prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, dtype="fp16").to("cpu")
     assert half.dtype == precision.DTYPES[name]
     said = [record.getMessage() for record in caplog.records]
