@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to them, as a checkout has them, lead to the pages."""
+    """Links to them, as a checkout has them, lead to the pages; README.md is no page, so its name stays."""
     for place, page in BESIDE.items():
         markdown = markdown.replace(f"](../{place}", f"]({page}")
-    return markdown
+    return re.sub(r"\[([^\]]*)\]\(\.\./README\.md[^)]*\)", r"\1", markdown)

@@ -107,9 +107,10 @@ def test_help_lists_every_option(shipped: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("columns", [60, 80, 100])
 def test_lines_wrap_to_the_terminal(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    for words in (["--help"], ["--list"], ["--help", "prior", "--config", "threedim-srn-cars"]):
+    ways = ["--help"], ["--help", "data", "--config", "threedim-srn-cars"], ["--help", "-c", "combinations-toybox"]
+    for words in (*ways, ["--list"]):
         lines = ask(capsys, *words)[1].splitlines()
-        assert not [line for line in lines if len(line) > columns and len(line.rpartition(" = ")[0].split()) > 1]
+        assert lines and not [line for line in lines if len(line) > columns and len(line.split()) > 1]
 
 
 def test_every_choice_of_a_name_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,9 +123,19 @@ def test_every_choice_of_a_name_says_what_it_is(capsys: pytest.CaptureFixture[st
     assert code == 0 and "field.name = sdf" in out and "field.log_sharpness" in out and "field.density_scale" not in out
     assert out.startswith("field: what is optimised\n  field.name = sdf\n      ngp    Instant-NGP field")
     code, _, err = ask(capsys, "--help", "field", "field.name=sdff")
-    assert code == 2 and "did you mean 'sdf'" in err
+    assert code == 2 and err.startswith("field.name: ") and "did you mean 'sdf'" in err
     only = ask(capsys, "--help", "prior", "--config", "sample-toybox")[1]
     assert "stable-diffusion  " in only and "deepfloyd  " not in only, "what will do here"
+
+
+def test_headings_are_whole_sentences_and_stand_over_their_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = ask(capsys, "--help", "field=sdf")[1].split("\n\n")
+    (fit,) = [block for block in blocks if block.startswith("fit: ")]
+    heading = " ".join(fit.partition("\n  fit.")[0].split())
+    assert heading.endswith("."), heading
+    for head, *lines in [block.splitlines() for block in blocks if re.match(r"[a-z_.]+: ", block)]:
+        keys = [line.split()[0] for line in lines if re.match(r"  \S", line)]
+        assert all(key.rpartition(".")[0] == head.partition(":")[0] for key in keys), head
 
 
 def test_a_choice_that_cannot_be_loaded_hides_no_other(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
@@ -163,6 +174,7 @@ def test_needs_are_said_in_one_vocabulary() -> None:
     for name in config.shipped():
         needs = listing.read(name).needs
         assert re.search(r"\d cores?\b|\bGPUs?\b|^runs?=|what its (methods|configs) need|weights", needs), needs
+        assert not re.search(r"\d cores?\b", needs) or re.search(r"second|minute|hour", needs), f"{name}: how long?"
         assert not re.search(r"CPU|two|one |nothing|CUDA|pictures?", needs), f"{name}: {needs}"
 
 

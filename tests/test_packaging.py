@@ -207,7 +207,9 @@ def test_a_wheel_holds_everything_and_runs_alone(tmp_path: Path) -> None:
             assert (site / path.relative_to(ROOT)).is_file(), path
     code = (
         "import threedgen, threedgen.guidance.options, threedgen.representations.options\n"
-        "from threedgen import config; print(threedgen.folder('configs')); print(config.shipped())"
+        "from threedgen import config; print(threedgen.folder('configs')); print(config.shipped())\n"
+        "from threedgen.config.command import command; print(command('--list'))"
     )
     done = python("-c", code, cwd=tmp_path, PYTHONPATH=str(site))
-    assert done.stdout.splitlines()[0] == str(site / "threedgen" / "configs"), done.stderr
+    place, _, named = done.stdout.splitlines()
+    assert place == str(site / "threedgen" / "configs") and named == "threedgen --list", done.stderr

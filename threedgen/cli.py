@@ -95,13 +95,18 @@ def answer(command: Command) -> str | None:
     return None
 
 
-def dry_run(checked: Any) -> int:
-    """Say what would run. That weights are not here stops it at the end only: what the run would be is known."""
+def dry_run(checked: Any, name: str) -> int:
+    """Say what would run. That weights are not here stops it at the end only: what the run would be is known.
+
+    name: of the config, for the folder that a run gets.
+    """
     lacking: AbsentWeights | None = None
     try:
         checked.check()
     except AbsentWeights as error:
         lacking = error
+    if isinstance(checked, RunConfig):
+        checked = checked.model_copy(update={"out": str(runs.place_of(checked, name))})
     own = checked.task if checked.task in registry.names("plan") else "any"
     say(registry.implementation("plan", own)(checked))
     if lacking:
@@ -126,10 +131,10 @@ def run(command: Command) -> int:
         if (view := getattr(checked, "view", None)) is None:
             raise ConfigError("a run of the task generate can be watched, this one cannot", "--view", checked.task)
         checked = checked.model_copy(update={"view": view.model_copy(update={"enabled": True})})
-    if "--dry-run" in command.flags:
-        return dry_run(checked)
-    checked.check()
     name = resume.name if resume else runs.config_name(config.find(command.config))
+    if "--dry-run" in command.flags:
+        return dry_run(checked, name)
+    checked.check()
     if resume is None and isinstance(checked, RunConfig):
         checked, resume = runs.begin(checked, name)
     quiet = "--quiet" in command.flags

@@ -26,14 +26,14 @@ OTHERS: dict[Key, str] = {
 
 def locate(key: Key, name: str) -> Path:
     """The file of a name in ``SHIPPED[key]``, or of a path. Raises ConfigError for ``key``."""
-    shipped = SHIPPED[key]
+    shipped = {own: folder("weights") / f"{file}.safetensors" for own, file in SHIPPED[key].items()}
     if name in shipped:
-        path = folder("weights") / f"{shipped[name]}.safetensors"
-        if not path.is_file():
+        if not shipped[name].is_file():
             raise ConfigError(f"this installation lacks the weights {name}; {OTHERS[key]}", key)
-        return path
+        return shipped[name]
     found = existing(name)
     if found is None or not found.is_file():
-        meant = did_you_mean(nearest(name, shipped)) or f" (known by name: {', '.join(shipped)});"
-        raise ConfigError(f"there is no file {name!r}{meant} {OTHERS[key]}", key)
+        here = [own for own, path in shipped.items() if path.is_file()]
+        known = f" (known by name: {', '.join(here)});" if here else ";"
+        raise ConfigError(f"there is no file {name!r}{did_you_mean(nearest(name, here)) or known} {OTHERS[key]}", key)
     return found

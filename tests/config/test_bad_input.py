@@ -65,7 +65,7 @@ TYPOS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--config", "tiny.yaml", "trainer.max_steps=0"], ("greater than or equal to 1", "(got 0)")),
     (["--config", "tiny.yaml", "seed=nan"], ("seed",)),
     (["--config", "tiny.yaml", "task=generat"], ("did you mean 'generate'",)),
-    (["--config", "tiny.yaml", "prompt="], ("prompt: is empty", 'prompt="a blue dog')),
+    (["--config", "tiny.yaml", "prompt="], ("prompt: is empty", 'prompt="a red penguin')),
     (["--config", "tiny.yaml", "prompt=\n\t "], ("prompt: is empty",)),
     (["--config", "sample-toybox", "prompt="], ("prompt: is empty",)),
     (["--config", "tiny.yaml", "march.chunk=0"], ("march.chunk", "(got 0)")),

@@ -205,6 +205,7 @@ def test_values_from_python_are_taken_as_they_are(toy: Path) -> None:  # noqa: F
     ("override", "words"),
     [
         ("sed=3", ["sed: unknown key", "did you mean 'seed'", "(got '3')"]),
+        ("aboot=3", ["aboot: unknown key (got"]),
         ("max_steps=3", ["did you mean 'trainer.max_steps'"]),
         ("prior.width=3", ["prior.width: unknown key"]),
         ("shape.side=3", ["shape.side: unknown key"]),

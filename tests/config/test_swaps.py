@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from threedgen.config import ConfigError, load
+from threedgen.systems.batch.task import plan
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -45,6 +48,21 @@ def test_weights_of_one_prior_are_not_those_of_another(caplog: pytest.LogCapture
     assert "camera.n_view=1" in said(caplog)[1] and "trainer.max_steps=1200" in said(caplog)[1]
 
 
+def test_of_many_values_the_sections_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    load("mvdream-toybox", ["field.name=dmtet"])
+    (line,) = said(caplog)
+    assert "13 values of field, optimizer, loss come with it (--print-config shows them)" in line and len(line) < 200
+
+
+def test_nothing_is_said_of_configs_that_others_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("a blue dog\n")
+    load("mvdream-toybox", ["field.name=sdf"], quiet=True)
+    assert len(plan(load("combinations-toybox", ["prompts=prompts.txt"]))) == 18 and said(caplog) == []
+
+
 @pytest.mark.parametrize("words", [[], ["field.name=ngp"], ["field={name: ngp}"]])
 def test_the_same_name_is_as_ever(words: list[str], caplog: pytest.LogCaptureFixture) -> None:
     made = load("mvdream-toybox", words)
@@ -57,4 +75,5 @@ def test_a_whole_section_keeps_nothing(caplog: pytest.LogCaptureFixture) -> None
     assert load("mvdream-sd21", ["field={name: sdf}"]).field.encoding.per_level_scale == 1.447269237440378
     made = load("mvdream-toybox", ["field={name: sdf, width: 8, sphere: 0.4}"])
     assert (made.field.width, made.field.sphere, made.loss.eikonal) == (8, 0.4, 10)
-    assert len(said(caplog)) == 2 and "field.encoding.n_levels=10" in said(caplog)[1]
+    assert made.field.encoding.n_levels == 10
+    assert len(said(caplog)) == 2 and "7 values of field, loss come with it" in said(caplog)[1]

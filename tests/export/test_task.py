@@ -198,8 +198,8 @@ def test_extras_that_are_not_installed_are_said_first(
     run = ball_run(tmp_path / "run")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(export_run, "open_run", None)
-    assert "threedgen[usd]" in refused(capsys, run, "formats=[usdz]")
-    assert "threedgen[parts]" in refused(capsys, run, "collision=parts")
+    assert ".[usd]" in refused(capsys, run, "formats=[usdz]")
+    assert ".[parts]" in refused(capsys, run, "collision=parts")
 
 
 def test_fields_without_an_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

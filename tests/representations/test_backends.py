@@ -76,9 +76,9 @@ def test_a_march_on_a_gpu_is_not_given_to_numba() -> None:
     ("word", "said"),
     [
         ("field.encoding.backend=tinycudann", "field.encoding.backend: tinycudann needs the package tinycudann: pip"),
-        ("field.encoding.backend=triton", "pip install 'threedgen[triton]', or choose backend=auto"),
+        ("field.encoding.backend=triton", "pip install -e '.[triton]', or choose backend=auto"),
         ("march.backend=triton", "march.backend: triton needs the package triton"),
-        ("march.backend=nerfacc", "march.backend: nerfacc needs the package nerfacc: pip install 'threedgen[nerfacc]'"),
+        ("march.backend=nerfacc", "march.backend: nerfacc needs the package nerfacc: pip install -e '.[nerfacc]'"),
     ],
 )
 def test_a_run_says_so_before_it_begins(

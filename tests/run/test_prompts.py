@@ -90,7 +90,9 @@ def test_a_word_of_ten_thousand_letters(prior: MVDream) -> None:
 
 def test_unknown_words_are_named_with_the_nearest_known_ones(prior: MVDream) -> None:
     (note,) = notes("a red dgo with a zzzz", prior)
-    assert note == "this prior does not know 'dgo' (nearest: dog); 'zzzz'; it goes on without them"
+    assert note == "this prior does not know 'dgo' (nearest: dog), 'zzzz'; it goes on without them"
+    (note,) = notes("a red dgo", prior)
+    assert note == "this prior does not know 'dgo' (nearest: dog); it goes on without it"
 
 
 def test_only_some_of_many_unknown_words_are_shown() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from threedgen.data.toybox.words import captions
-from threedgen.run.similar_words import ALSO_CALLED, edits, similar
+from threedgen.run.similar_words import ALSO_CALLED, also_called, edits, similar
 
 KNOWN = frozenset("a blue bus car cat chair dog grey hat house of red small tree truck turtle".split())
 
@@ -34,9 +34,13 @@ def test_what_was_meant_comes_first(word: str, meant: str) -> None:
     assert similar(word, KNOWN)[0] == meant
 
 
-@pytest.mark.parametrize("word", ["justice", "fluffy", "on", "zzgrblx", "hot-dog", "steam", "d" * 10_000])
+@pytest.mark.parametrize("word", ["justice", "fluffy", "on", "zzgrblx", "hot-dog", "hot", "ca", "steam", "d" * 10_000])
 def test_nothing_is_guessed_at_a_distance(word: str) -> None:
     assert similar(word, KNOWN) == []
+
+
+def test_a_known_word_may_be_called_otherwise_too() -> None:
+    assert also_called("stool", {*KNOWN, "stool"}) == ["stool", "chair"] and also_called("dog", KNOWN) == ["dog"]
 
 
 def test_the_table_leads_to_words_of_the_toybox() -> None:

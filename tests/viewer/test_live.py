@@ -239,7 +239,7 @@ def test_the_view_is_no_part_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--view", "prompt=a dog"], "--view needs the package viser: pip install 'threedgen[viser]', or leave it out"),
+        (["--view", "prompt=a dog"], "--view needs the package viser: pip install -e '.[viser]', or leave it out"),
         (["view.enabled=true", "prompt=a dog"], "--view needs the package viser"),
         (["--view", "--config", "sample-toybox", "prompt=a dog"], "--view: a run of the task generate"),
         (["--view", "view.port=70000", "prompt=a dog"], "view.port"),

@@ -99,13 +99,14 @@ def value_in(tree: Any, name: str) -> Any:
 
 
 def walk(model: type[BaseModel], tree: Any = None, prefix: tuple[str, ...] = ()) -> Iterator[Place]:
-    """Every field, sections before what they hold.
+    """Every field: what a section holds comes behind it, and sections behind the options beside them.
 
     `tree` is the present data (nested dicts, or a config), which decides the models of Components.
     """
-    for name, field in model.model_fields.items():
-        value = value_in(tree, name)
-        inner = section(field, value)
+    found = [(name, field, value_in(tree, name)) for name, field in model.model_fields.items()]
+    models = {name: section(field, value) for name, field, value in found}
+    for name, field, value in sorted(found, key=lambda one: models[one[0]] is not None):
+        inner = models[name]
         if inner is not None:
             value = with_default(field, value)
         elif value is None and not field.is_required():
@@ -115,9 +116,14 @@ def walk(model: type[BaseModel], tree: Any = None, prefix: tuple[str, ...] = ())
             yield from walk(inner, value, (*prefix, name))
 
 
+INTERNAL = ("task", "about", "needs")
+"""Keys of a config's file, which nobody types."""
+
+
 def paths(model: type[BaseModel], tree: Any = None) -> list[str]:
-    """Every valid key, dotted."""
-    return [".".join(place.path) for place in walk(model, tree)]
+    """Every key that one may have meant, dotted."""
+    found = [".".join(place.path) for place in walk(model, tree)]
+    return [path for path in found if path not in INTERNAL]
 
 
 def merge(below: Any, above: Any) -> Any:

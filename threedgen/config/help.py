@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from threedgen.config import fields, layers, registry
-from threedgen.config.errors import ConfigError, did_you_mean, nearest_key
+from threedgen.config.errors import ConfigError, called, did_you_mean, nearest_key
 from threedgen.config.scheduled import Scheduled
 
 ABOUT = "Text to 3D by optimisation."
@@ -37,7 +37,6 @@ KEYS = (
     "quotes but the shell's. A value that may change during a run takes steps too: 'key={0: 1.0, 50%: 0.5}'."
 )
 
-HIDDEN = ("about", "needs")  # they are for --list
 _BOUNDS = {"gt": "> ", "ge": ">= ", "lt": "< ", "le": "<= ", "min_length": "length >= ", "max_length": "length <= "}
 _NAMES = {str: "text", Path: "path", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
 _SCHEDULE_MARK = get_args(Scheduled)[1]
@@ -88,12 +87,12 @@ def options(model: type[BaseModel], tree: dict, only: str = "") -> str:
     names: dict[tuple[str, ...], dict[str, str]] = {}
     for place in fields.walk(model, tree):
         name, field = ".".join(place.path), place.field
-        names[(*place.path, "name")] = choices(field, place.value)
-        hidden = name in HIDDEN and not only
+        names[(*place.path, "name")] = choices(name, field, place.value)
+        hidden = name in fields.INTERNAL and not only
         if hidden or only and name != only and not name.startswith(f"{only}."):
             continue
         if place.section is not None:
-            text = field.description or (place.section.__doc__ or "").strip().partition("\n")[0]
+            text = field.description or _first_sentence(place.section)
             lines += ["", wrapped(text, 4, f"{name}: ")]
         else:
             lines += _option(name, place, names.get(place.path, {}))
@@ -117,30 +116,36 @@ def _option(name: str, place: fields.Place, names: dict[str, str]) -> list[str]:
     return [wrapped(f"({field_type(place.field)})", 6, f"  {name} = {value}  "), *about]
 
 
-def choices(field: FieldInfo, value: Any) -> dict[str, str]:
-    """The names that a section can have, each with a line on what it is; none if there is one kind only.
+def choices(key: str, field: FieldInfo, value: Any) -> dict[str, str]:
+    """The names that the section `key` can have, each with a line on what it is; none if there is one kind only.
 
     Raises ConfigError if the present value names none of them.
     """
     mark = fields.component(field)
     if mark is None:
         models = {name: kind for kind in fields.section_models(field) for name in fields.model_names(kind)}
-        return {name: _first_line(kind) for name, kind in models.items()}
+        return {name: _first_paragraph(kind) for name, kind in models.items()}
     chosen = fields.value_in(value, "name")
     if chosen is not None:
-        registry.entry(mark.kind, chosen)
+        with called(f"{key}.name"):
+            registry.entry(mark.kind, chosen)
     return {name: _about(mark.kind, name) for name in mark.only or registry.names(mark.kind)}
 
 
 def _about(kind: str, name: str) -> str:
     try:
-        return _first_line(registry.config_model(kind, name))
+        return _first_paragraph(registry.config_model(kind, name))
     except Exception as error:  # a plug-in's own: it must not take away the help for all others
         return f"cannot be loaded ({type(error).__name__})"
 
 
-def _first_line(model: type[BaseModel]) -> str:
+def _first_paragraph(model: type[BaseModel]) -> str:
     return " ".join((model.__doc__ or "").strip().partition("\n\n")[0].split())
+
+
+def _first_sentence(model: type[BaseModel]) -> str:
+    sentence, end, _ = _first_paragraph(model).partition(". ")
+    return sentence + end.strip()
 
 
 def width() -> int:
@@ -153,7 +158,7 @@ def wrapped(text: str, indent: int = 0, lead: str | None = None) -> str:
     lead = " " * indent if lead is None else lead
     how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
     if len(lead) + len(text) > width() < len(lead) + 20:  # little room beside it
-        return f"{lead.rstrip()}\n{wrapped(text, indent)}"
+        return f"{textwrap.fill(lead.rstrip(), width(), **how)}\n{wrapped(text, indent)}"
     return textwrap.fill(text, width(), initial_indent=lead, **how)
 
 

@@ -156,11 +156,17 @@ def present(name_or_path: str | Path, overrides: Iterable[str] = ()) -> tuple[di
     return merged(layers), model
 
 
-def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Any:
+def load(
+    name_or_path: str | Path,
+    overrides: Iterable[str] = (),
+    values: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> Any:
     """The checked config of a file or shipped name.
 
     `overrides`: `key=value` texts as on the command line. `values`: the same from Python, dotted keys to data
-    taken as it is. The file's `task` decides the model. Raises ConfigError.
+    taken as it is. The file's `task` decides the model. `quiet`: nothing is told of what comes with them, as nobody
+    asked for this config by itself. Raises ConfigError.
     """
     layers = read_layers(find(name_or_path))
     if values:
@@ -168,10 +174,10 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mappin
         for name, value in values.items():
             put(python, tuple(name.split(".")), value)
         layers.append(Layer(PYTHON, python))
-    return validate(*_layered(layers, overrides))
+    return validate(*_layered(layers, overrides, quiet))
 
 
-def _layered(layers: list[Layer], overrides: Iterable[str]) -> tuple[type[BaseModel], list[Layer]]:
+def _layered(layers: list[Layer], overrides: Iterable[str], quiet: bool = False) -> tuple[type[BaseModel], list[Layer]]:
     """The model, and all layers: those of the files, what they want with a choice, and the overrides.
 
     Raises ConfigError, not for wrong values but those of `choices`.
@@ -186,7 +192,7 @@ def _layered(layers: list[Layer], overrides: Iterable[str]) -> tuple[type[BaseMo
         layers.append(_override_layer(model, merged(put_under(choices, layers)), given, choices))
     below: dict[str, Any] = {}
     for layer in layers:
-        if layer.where in (COMMAND_LINE, PYTHON):
+        if layer.where in (COMMAND_LINE, PYTHON) and not quiet:
             tell(model, below, layer.tree, choices)
         below = merged(put_under(choices, [Layer("", below), layer]))
     return model, put_under(choices, layers)

@@ -53,7 +53,8 @@ def list_text(default: str) -> str:
     blocks = []
     for group, about in GROUPS.items():
         if members := [one for one in found if one.group == group]:
-            blocks.append("\n".join([f"{group.upper()} {about}", "", *(_entry(one, default) for one in members)]))
+            heading = wrapped(about, 4, f"{group.upper()} ")
+            blocks.append("\n".join([heading, "", *(_entry(one, default) for one in members)]))
     return "\n\n".join(blocks) + "\n"
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 
+from threedgen.config.command import install
 from threedgen.config.errors import ConfigError
 
 EXTRAS = {
-    "pxr": ("usd-core", "pip install 'threedgen[usd]'"),
-    "coacd": ("coacd", "pip install 'threedgen[parts]'"),
-    "ray": ("ray", "pip install 'threedgen[ray]'"),
-    "sentencepiece": ("sentencepiece", "pip install 'threedgen[deepfloyd]'"),
+    "pxr": ("usd-core", install("usd")),
+    "coacd": ("coacd", install("parts")),
+    "ray": ("ray", install("ray")),
+    "sentencepiece": ("sentencepiece", install("deepfloyd")),
     "torch_fidelity": ("torch-fidelity", "pip install torch-fidelity"),
-    "viser": ("viser", "pip install 'threedgen[viser]'"),
-    "triton": ("triton", "pip install 'threedgen[triton]'"),
-    "nerfacc": ("nerfacc", "pip install 'threedgen[nerfacc]'"),
-    "xformers": ("xformers", "pip install 'threedgen[xformers]'"),
+    "viser": ("viser", install("viser")),
+    "triton": ("triton", install("triton")),
+    "nerfacc": ("nerfacc", install("nerfacc")),
+    "xformers": ("xformers", install("xformers")),
     "tinycudann": (
         "tinycudann",
         "pip install 'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch'",

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from threedgen.config.errors import ConfigError, did_you_mean, nearest, short
+from threedgen.config.errors import ConfigError, did_you_mean, nearest
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _unknown(kind: str, name: Any) -> str:
 def entry(kind: str, name: str) -> Entry:
     """The entry of a name. Raises ConfigError with the nearest name."""
     if not isinstance(name, str) or name not in TABLE[kind]:
-        raise ConfigError(f"{kind}: {_unknown(kind, name)} (got {short(name)})")
+        raise ConfigError(_unknown(kind, name), kind, name)
     return TABLE[kind][name]
 
 

@@ -127,6 +127,10 @@ class TaskConfig(Config):
         """What a user should know of it before it runs, a sentence each."""
         return []
 
+    def amount(self) -> str:
+        """How many objects a run makes, in words, if it makes many; else ""."""
+        return ""
+
 
 class RunConfig(TaskConfig):
     """What the config of a run has; a run gets a folder of its own, other tasks look after theirs."""

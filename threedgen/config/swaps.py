@@ -20,6 +20,9 @@ from threedgen.config.scheduled import is_step
 
 logger = logging.getLogger(__name__)
 
+MOST_SHOWN = 6
+"""Values that are told one by one; of more only their sections."""
+
 
 def swapped(
     model: type[BaseModel], tree: Any, names: dict[str, Any], choices: Choices, above: tuple[str, ...] = ()
@@ -48,13 +51,21 @@ def tell(
         wanted = _wanted(choices, above, key, inner.get("name"))
         if new is not old and (wanted or len(present) > ("name" in present)):  # else there was nothing to lose
             stay = [n for n, value in inner.items() if n != "name" and n in present and present[n] == value]
-            come = [f"{place}={fields.shown(value)}" for place, value in _changes(tree, wanted, given)]
             parts = [f"{', '.join(stay)} stay as the config has them"] if stay else []
-            parts += [f"{', '.join(come)} come with it"] if come else []
+            parts += _coming(dict(_changes(tree, wanted, given)))
             rest = "other options" if parts else "options"
             said = "; ".join([*parts, f"{rest} of this section are the defaults of {inner['name']}"])
             logger.warning("%s.name=%s: %s", ".".join((*above, key)), inner["name"], said)
         tell(new, present, inner, choices, (*above, key))
+
+
+def _coming(values: dict[str, Any]) -> list[str]:
+    """What comes with a name: its values, or of many their sections alone."""
+    if len(values) <= MOST_SHOWN:
+        come = ", ".join(f"{place}={fields.shown(value)}" for place, value in values.items())
+        return [f"{come} come with it"] if come else []
+    sections = ", ".join(dict.fromkeys(place.partition(".")[0] for place in values))
+    return [f"{len(values)} values of {sections} come with it (--print-config shows them)"]
 
 
 def _swaps(model: type[BaseModel], tree: Any, given: dict[str, Any]) -> Iterator[tuple[str, dict, dict, Any, Any]]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from threedgen.config import Config
+from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.optional import require
 from threedgen.config.plain_file import read_json
@@ -134,7 +135,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 class ExportSection(AssetConfig):
     """The asset at the end of a run."""
 
-    enabled: bool = Field(True, description="make it; launch.py --config export run=FOLDER does so later, too")
+    enabled: bool = Field(True, description=f"make it; later: {command('--config', 'export', 'run=FOLDER')}")
 
     def check(self) -> None:
         if self.enabled:
@@ -157,9 +158,8 @@ class ExportConfig(TaskConfig, AssetConfig):
         if task != "generate":
             raise ConfigError(f"should be a run of the task generate, not of {short(task)}", "run", self.run)
         if not any((folder / CHECKPOINTS).glob("*.ckpt")):
-            raise ConfigError(
-                f"{folder} has no checkpoint, which holds the field; launch.py --resume {folder} makes one", "run"
-            )
+            again = command("--resume", str(folder))
+            raise ConfigError(f"{folder} has no checkpoint, which holds the field; {again} makes one", "run")
         if self.out is not None:
             place = runs.user_path(self.out, "out")
             if place.exists() and not place.is_dir():

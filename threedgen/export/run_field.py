@@ -11,6 +11,7 @@ import torch
 
 from threedgen import __version__
 from threedgen.config import config_hash, load, registry
+from threedgen.config.command import command
 from threedgen.config.errors import ConfigError
 from threedgen.representations import shading
 from threedgen.representations.march import step_size
@@ -50,7 +51,7 @@ def open_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGr
     config = load((folder / runs.CONFIG).resolve())
     found = latest(folder / CHECKPOINTS)
     if found is None:
-        raise ConfigError(f"{folder} has no checkpoint; launch.py --resume {folder} makes one", "run")
+        raise ConfigError(f"{folder} has no checkpoint; {command('--resume', str(folder))} makes one", "run")
     state = found[1]["state_dict"]
     field: Any = registry.build("representation", config.field, generator=generator(config.seed, 0, "field"))
     own = {name.removeprefix("field."): value for name, value in state.items() if name.startswith("field.")}

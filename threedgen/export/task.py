@@ -27,6 +27,7 @@ from .shape.from_field import dense_surface
 
 logger = logging.getLogger(__name__)
 
+RESIZE = "launch.py --config export run=RUN height=METRES"
 FILE_NAME = r"\w+(\.glb|\.usdz|_obj\.zip)"
 """What the files of an asset are called."""
 
@@ -82,11 +83,11 @@ def export(
 
 
 def height_of(asset: ExportedAsset, config: AssetConfig, usual: tuple[str, float] | None) -> str:
-    """How tall it is, and why, in a line."""
+    """How tall it is, and why, in a line, with the command that changes it."""
     metres = f"{number(asset.figures['size_m'][2])} m high"
     if usual is not None:
-        return f"{metres}, as {usual[0]} usually is; set height=METRES for another"
-    return metres if config.height is not None else f"{metres}: set height=METRES for what it is to be"
+        return f"{metres}, as {usual[0]} usually is ({RESIZE} for another)"
+    return metres if config.height is not None else f"{metres} ({RESIZE} for what it is to be)"
 
 
 def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:

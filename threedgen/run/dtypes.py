@@ -18,20 +18,26 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
 
     fp16 on a CPU is auto as well: it would be emulated, for minutes a step.
     """
+    if told := instead(name, device):
+        _say_once(told)
+    return DTYPES[_usual(device) if told or name == "auto" else name]
+
+
+def instead(name: str, device: torch.device) -> str:
+    """What is said of a format that would be emulated on the device; "" of any other."""
     emulated = name == "fp16" and device.type == "cpu"
-    if name != "auto" and not emulated:
-        return DTYPES[name]
+    return f"dtype {name} would be emulated on a CPU, so it computes in {_usual(device)}" if emulated else ""
+
+
+def _usual(device: torch.device) -> str:
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else bf16_cpu() and device.type == "cpu"
-    dtype = torch.bfloat16 if fast else torch.float32
-    if emulated:
-        _say_instead(name, next(known for known in DTYPES if DTYPES[known] is dtype))
-    return dtype
+    return "bf16" if fast else "fp32"
 
 
 @cache
-def _say_instead(asked: str, taken: str) -> None:
-    """Once: a prior asks again when it moves."""
-    logger.warning("dtype %s would be emulated on a CPU, so it computes in %s", asked, taken)
+def _say_once(told: str) -> None:
+    """A prior asks again when it moves."""
+    logger.warning("%s", told)
 
 
 def bf16_cpu() -> bool:

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, TypeVar
 from pydantic import BaseModel
 
 from threedgen.config import COMMAND_LINE, dump, load, plain, renamed, yaml_text
+from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.run.lock import NAME as LOCK
 from threedgen.run.lock import given_back, hold
@@ -143,6 +144,12 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
     return folder
 
 
+def place_of(config: BaseModel, config_name: str) -> Path:
+    """The folder of a run: `out`, or one of its own. Raises ConfigError for what is no path."""
+    out = getattr(config, "out", None)
+    return _own_folder(config, config_name) if out is None else user_path(out, "out")
+
+
 def prepare(folder: Path, megabytes: float = 200) -> None:
     """Create the folder; ConfigError if it cannot be written or has under `megabytes` MiB of free disk."""
     try:
@@ -169,8 +176,7 @@ def begin(config: C, config_name: str) -> tuple[C, Path | None]:
     run of another config (but for harmless keys: HARMLESS), or is in use by another process (`run.lock`). A run that
     left no work, as it failed before, gives way to any other.
     """
-    out = getattr(config, "out", None)
-    folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
+    out, folder = getattr(config, "out", None), place_of(config, config_name)
     if folder.exists() and not folder.is_dir():
         raise ConfigError("should be a folder, but a file has this name", "out", str(out))
     stored = stored_config(folder)
@@ -219,7 +225,7 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     if changed:
         raise ConfigError(
             f"{COMMAND_LINE}: these changes would make it another run: {'; '.join(changed)}. "
-            f"Start a new one with --config {folder / CONFIG}"
+            f"Start a new one with {command('--config', str(folder / CONFIG))}"
         )
     return _labelled(folder, config), folder
 

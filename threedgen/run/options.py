@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -35,3 +36,10 @@ class CrewConfig(RunConfig):
         if self.engine == "ray":
             require("ray", "engine: ray", "choose engine=processes")
         super().check()
+
+
+def product(**factors: int) -> str:
+    """ "3 prompts x 1 config x 2 seeds = 6 objects", of the number of each."""
+    numbers = {**factors, "object": prod(factors.values())}
+    *words, made = [f"{number} {noun}{'s' * (number != 1)}" for noun, number in numbers.items()]
+    return f"{' x '.join(words)} = {made}"

@@ -11,6 +11,8 @@ from threedgen.config.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+A_THING, A_ROOM = "a red penguin", "a blue room with a red sofa"
+"""Prompts that the embedded weights can draw, for whoever gives none."""
 _SHOWN = 8
 
 
@@ -23,11 +25,11 @@ class Reader(Protocol):
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]: ...
 
 
-def tidy(prompt: str, key: str = "prompt") -> str:
-    """The prompt as one line without outer white space.  Raises ConfigError if nothing visible is left."""
+def tidy(prompt: str, key: str = "prompt", such_as: str = A_THING) -> str:
+    """The prompt as one line without outer white space. Raises ConfigError with an example if nothing is visible."""
     text = " ".join(prompt.split())
     if not any(character.isprintable() for character in text.replace(" ", "")):
-        raise ConfigError(f'is empty; say what to make, such as {key}="a red penguin"', key)
+        raise ConfigError(f'is empty; say what to make, such as {key}="{such_as}"', key)
     return text
 
 
@@ -70,11 +72,11 @@ def unknown_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
     none."""
     if not unknown:
         return []
-    words = "; ".join(
+    words = ", ".join(
         _quoted(word, 40) + (f" (nearest: {', '.join(near)})" if near else "") for word, near in unknown[:_SHOWN]
     )
     more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-    return [f"this prior does not know {words}{more}; it goes on without them"]
+    return [f"this prior does not know {words}{more}; it goes on without {'it' if len(unknown) == 1 else 'them'}"]
 
 
 def _quoted(text: str, length: int = 60) -> str:

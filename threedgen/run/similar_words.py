@@ -87,17 +87,24 @@ ALSO_CALLED = {
 _KNOWN_AS = {other: known for known, others in ALSO_CALLED.items() for other in others.split()}
 
 
+def also_called(word: str, known: Collection[str]) -> list[str]:
+    """The known words that a word is, or its singular, and what people also say for it; glasses are no mugs."""
+    forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
+    others = [_KNOWN_AS.get(form, "") for form in (forms[:1] if word in known else forms)]
+    return [name for name in [*forms, *others] if name in known]
+
+
 def similar(word: str, known: Collection[str]) -> list[str]:
     """Up to three known words that may have been meant, likeliest first; none if there is nothing near.
 
-    What it is also called comes first, also of its singular; then what a slip or two of the keyboard makes of it.
+    What it is also called comes first, then what a slip or two of the keyboard makes of it: of words of less than four
+    letters, which all look alike, two letters that changed places.
     """
-    forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
-    called = [name for form in forms for name in (form, _KNOWN_AS.get(form, "")) if name in known]
     slips = 1 if len(word) < 6 else 2
-    distances = {name: edits(word, name) for name in known if abs(len(name) - len(word)) <= slips and len(word) > 2}
-    spelt = sorted((edit, name) for name, edit in distances.items() if edit <= slips and len(name) > 2)
-    return list(dict.fromkeys([*called, *(name for _, name in spelt)]))[:3]
+    distances = {name: edits(word, name) for name in known if abs(len(name) - len(word)) <= slips and len(name) > 2}
+    near = {name for name in distances if len(word) > 3 or sorted(name) == sorted(word)}
+    spelt = sorted((distances[name], name) for name in near if distances[name] <= slips)
+    return list(dict.fromkeys([*also_called(word, known), *(name for _, name in spelt)]))[:3]
 
 
 def edits(a: str, b: str) -> int:

@@ -1,7 +1,8 @@
-"""The prompt of every task that draws a thing from words (no torch here)."""
+"""The words of every task that draws from them, and the prompt of those that draw a thing (no torch here)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -14,7 +15,27 @@ if TYPE_CHECKING:
     from threedgen.guidance.weights.vocabulary import Vocabulary
 
 
-class PromptedConfig(RunConfig):
+class WordedConfig(RunConfig):
+    """A run whose prior reads words; those that it does not know are told beforehand."""
+
+    def texts(self) -> list[str]:
+        """What the prior reads, as far as it is known before the run. Raises ConfigError."""
+        raise NotImplementedError
+
+    def notes(self) -> list[str]:
+        vocabulary = self.vocabulary()
+        if vocabulary is None:
+            return super().notes()
+        unknown = {word: near for text in self.texts() for word, near in vocabulary.unknown(text)}
+        return [*super().notes(), *unknown_note(list(unknown.items()))]
+
+    def vocabulary(self) -> Vocabulary | None:
+        """The words of the prior, if these are all that it can read. Raises ConfigError."""
+        with within("prior"):
+            return self.prior.vocabulary()  # type: ignore[attr-defined]  # who draws, of whatever kind
+
+
+class PromptedConfig(WordedConfig):
     """What is to be drawn, and whether its words are looked at before any work begins."""
 
     prompt: str = Field("", description="what to make; taken as it is")
@@ -22,12 +43,17 @@ class PromptedConfig(RunConfig):
         "on", description="stop if the embedded prior knows nothing that the prompt names; off: go on all the same"
     )
 
-    def check_prompt(self) -> None:
-        """Does the prior know a thing that the prompt names, as far as that can be told? Raises ConfigError."""
+    def check_prompt(self, others: Iterable[str] = ()) -> None:
+        """Does the prior know a thing that the prompt names, or each of `others`, as far as that can be told?
+
+        Raises ConfigError.
+        """
         from threedgen.data.toybox.prompt_words import check_noun
 
         if self.prompt_check == "on":
-            check_noun(self.prompt, self.vocabulary())
+            vocabulary = self.vocabulary()
+            for prompt in others or [self.prompt]:
+                check_noun(prompt, vocabulary)
 
     def usual_height(self) -> tuple[str, float] | None:
         """What the prompt names ("a dog") and how many metres tall it usually is; None if nobody knows."""
@@ -41,12 +67,8 @@ class PromptedConfig(RunConfig):
 
         return notes(self.prompt, self.vocabulary())
 
-    def notes(self) -> list[str]:
-        vocabulary = self.vocabulary()
-        unknown = [] if vocabulary is None else vocabulary.unknown(self.prompt)
-        return [*super().notes(), *unknown_note(unknown), *self.prompt_notes()]
+    def texts(self) -> list[str]:
+        return [self.prompt]
 
-    def vocabulary(self) -> Vocabulary | None:
-        """The words of the prior, if these are all that it can read. Raises ConfigError."""
-        with within("prior"):
-            return self.prior.vocabulary()  # type: ignore[attr-defined]  # who draws, of whatever kind
+    def notes(self) -> list[str]:
+        return [*super().notes(), *self.prompt_notes()]

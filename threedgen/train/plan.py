@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from threedgen.run.dtypes import instead
 from threedgen.run.memory import free_bytes
 from threedgen.run.threads import set_threads
 from threedgen.train.task import device as device_name
@@ -17,6 +18,8 @@ def plan(config: Any) -> str:
     """The text for a task that has no plan of its own. Raises ConfigError for weights that cannot be read."""
     about = config.about or " ".join((type(config).__doc__ or "").partition("\n\n")[0].split())
     lines = [f"would run {config.task}: {about}"]
+    if amount := config.amount():
+        lines.append(f"makes: {amount} in {config.out}")
     if prompt := " ".join(getattr(config, "prompt", "").split()):
         lines.append(f"prompt: {prompt}")
     if describe := getattr(getattr(config, "prior", None), "describe", None):
@@ -29,16 +32,24 @@ def plan(config: Any) -> str:
 
 def notes(config: Any) -> list[str]:
     """A line for each thing that can be said of a config before it runs."""
-    return [f"note: {note}" for note in config.notes()]
+    slow = instead(getattr(getattr(config, "prior", None), "dtype", "auto"), _device(config))
+    return [f"note: {note}" for note in (*config.notes(), slow) if note]
 
 
 def device_line(config: Any) -> str:
     """On what it computes, with how much free memory; and that there is no GPU, if one was looked for in vain."""
-    accelerator = trainer.accelerator if (trainer := getattr(config, "trainer", None)) else "auto"
-    device = torch.device(device_name(accelerator))
+    device = _device(config)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     line = f"device: {device}, {name}, {free_bytes(device) / 1e9:.1f} GB free"
-    if device.type != "cpu" or accelerator == "cpu":
+    if device.type != "cpu" or _accelerator(config) == "cpu":
         return line
     made_for_one = "GPU" in config.needs and "core" not in config.needs
     return f"{line}; no GPU was found{', and this config is made for one' * made_for_one}"
+
+
+def _device(config: Any) -> torch.device:
+    return torch.device(device_name(_accelerator(config)))
+
+
+def _accelerator(config: Any) -> str:
+    return trainer.accelerator if (trainer := getattr(config, "trainer", None)) else "auto"

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
 from threedgen.export.options import FOLDER, read_manifest
@@ -129,9 +130,8 @@ def read_record(folder: Path) -> Record:
         )
     summary = read_summary(folder)
     if not summary and (folder / "summary.json").exists():
-        raise ConfigError(
-            f"{folder / 'summary.json'} is damaged; `--resume {folder}` goes on with the run and writes it anew"
-        )
+        again = command("--resume", str(folder))
+        raise ConfigError(f"{folder / 'summary.json'} is damaged; {again} goes on with the run and writes it anew")
     return Record(folder, config, summary, (folder / CONFIG).read_text(encoding="utf-8"))
 
 

@@ -30,7 +30,11 @@ def embedded() -> Vocabulary:
         ("a spaceship, a lorry", ["for 'spaceship' say rocket, for 'lorry' say truck", "vehicles (car, truck,"]),
         ("two dogs", ["for 'dogs' say dog"]),
         ("justice", ["it knows animals (dog, cat ...), buildings (house, castle ...), vehicles"]),
-        ("a red hat", ["it knows animals"]),
+        ("a photo of a cup", ["for 'cup' say mug, or another of household (mug, teapot,"]),
+        ("red apples", ["for 'apples' say apple"]),
+        ("a blue hat", ['say who wears the hat, such as "a dog wearing a blue hat"; docs/']),
+        ("a roof", ['say what has the roof, such as "a house with a red roof"; docs/']),
+        ("glasses on a nebula", ['say who wears the glasses, such as "a dog wearing red glasses"; docs/']),
     ],
 )
 def test_a_prompt_without_a_known_thing_is_refused(prompt: str, said: list[str], embedded: Vocabulary) -> None:

@@ -142,6 +142,7 @@ def test_real_runs_are_made_looked_at_and_left_alone() -> None:
         (["methods=[good, good]"], "named once|once"),
         (["methods=[]"], "methods"),
         (["prompts=[a red ball, a table]"], "none of these things has a front (ball, table)"),
+        (["methods=[sds-toybox]", "prompts=[a nebula, a blue dog]"], "prompts: sds-toybox: names nothing that"),
         (["overrides=[seed=3]"], "overrides: seed is set by the benchmark"),
         (["methods=[good, good.yaml seed=3]"], "overrides: seed is set by the benchmark"),
         (["methods=[good fronst=3]"], "did you mean 'fronts'"),
@@ -158,10 +159,18 @@ def test_mistakes_are_said_before_any_work(more: list[str], said: str, capsys: p
     assert not Path("run").exists()
 
 
+def test_a_dry_run_says_how_many_and_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    method("weights", "trouble: weights")
+    assert cli.main(words("prompts=[a red car, a red ball]", "--dry-run", methods="[good, weights]")) == 0
+    said = capsys.readouterr().out
+    assert "\nmakes: 1 prompt x 1 method x 2 seeds = 2 objects in run\n" in said and not Path("run").exists()
+    assert "\nnote: left out: 'a red ball', for a ball has no front\n" in said and "left out: weights (" in said
+
+
 def test_ray_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(extras, "installed", lambda module: module != "ray")
     assert cli.main(words("engine=ray")) == 2
-    assert "pip install 'threedgen[ray]'" in capsys.readouterr().err
+    assert "pip install -e '.[ray]'" in capsys.readouterr().err
 
 
 def test_the_shipped_benchmark_asks_for_thirty_prompts_and_more() -> None:

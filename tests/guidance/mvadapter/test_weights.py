@@ -15,6 +15,7 @@ from threedgen.config import ConfigError
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.network import AdaptedUNet
 from threedgen.guidance.mvadapter.weights import convert_adapter, load_adapter, save_adapter
+from threedgen.guidance.weights import plugins
 from threedgen.guidance.weights.plugins import locate
 
 
@@ -121,3 +122,19 @@ def test_a_file_that_is_not_there_is_named() -> None:
         locate("adapter", "nowhere.safetensors")
     with pytest.raises(ConfigError, match=r"blocks: there is no file 'toybox-pano'; did you mean 'toybox-panorama'"):
         locate("blocks", "toybox-pano")
+
+
+def test_only_files_that_are_there_are_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "folder", lambda name: tmp_path / name)
+    with pytest.raises(ConfigError, match=r"^adapter: there is no file 'toybox-ray'; train-mvadapter leaves one"):
+        locate("adapter", "toybox-ray")
+    with pytest.raises(ConfigError, match=r"^adapter: this installation lacks the weights toybox-rays; train-"):
+        locate("adapter", "toybox-rays")
+    (tmp_path / "weights" / "toybox-mvadapter").mkdir(parents=True)
+    geometry = tmp_path / "weights" / "toybox-mvadapter" / "geometry.safetensors"
+    geometry.touch()
+    assert locate("adapter", "toybox-geometry") == geometry
+    with pytest.raises(ConfigError, match=r"no file 'nowhere' \(known by name: toybox-geometry\); train-mvadapter"):
+        locate("adapter", "nowhere")
+    with pytest.raises(ConfigError, match=r"no file 'toybox-geo'; did you mean 'toybox-geometry'\? train-mvadapter"):
+        locate("adapter", "toybox-geo")

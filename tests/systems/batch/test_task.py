@@ -101,6 +101,22 @@ def test_mistakes_are_said_before_any_work(more: list[str], said: str, capsys: p
     assert command(*more) == 2 and said in capsys.readouterr().err and not Path("run").exists()
 
 
+def test_every_prompt_is_looked_at_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.txt").write_text("a nebula\na blue dog\n")
+    methods = "configs=[sds-toybox, mvdream-toybox]"
+    assert command(methods) == 2 and not Path("run").exists()
+    said = capsys.readouterr().err
+    assert said.startswith("prompts: sds-toybox: names nothing that this prior can draw") and "(got 'a nebula')" in said
+    load("batch", ["prompts=prompts.txt", methods, "overrides=[prompt_check=off]"]).check()
+
+
+def test_a_dry_run_says_how_many(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("configs=[good]", "--dry-run") == 0 and not Path("run").exists()
+    assert "\nmakes: 2 prompts x 1 config x 2 seeds = 4 objects in run\n" in capsys.readouterr().out
+    assert cli.main(["--config", "batch", "prompts=prompts.txt", "configs=[good]", "--dry-run", "threads=1"]) == 0
+    assert "x 1 seed = 2 objects in outputs/batch/run\n" in capsys.readouterr().out and not Path("outputs").exists()
+
+
 def test_a_job_is_named_by_what_it_is_however_it_was_asked() -> None:
     Path("prompts.txt").write_text("a blue dog\n")
     one = plan(load("batch", ["prompts=prompts.txt", "configs=[sds-toybox]", "overrides=[trainer.max_steps=7]"]))

@@ -13,6 +13,7 @@ import torch
 from tests.support.ball_run import Ball, ball_run, register
 from threedgen.config import ConfigError, load, plain, shipped
 from threedgen.export.files.read_glb import read_glb
+from threedgen.export.task import RESIZE
 from threedgen.run import folder as runs
 from threedgen.systems.generate.outputs import write_asset
 from threedgen.systems.generate.result import Run
@@ -64,7 +65,7 @@ def test_what_stands_in_the_way_is_a_note(tmp_path: Path) -> None:
 
 def test_levels_have_smaller_maps_and_the_height_is_that_of_the_word(tmp_path: Path) -> None:
     figures = write_asset(system("export.budget=400", "export.lods=[100, 40]"), tmp_path, [])["asset"]
-    assert figures["height"] == "0.22 m high, as a ball usually is; set height=METRES for another"
+    assert figures["height"] == f"0.22 m high, as a ball usually is ({RESIZE} for another)"
     for name, texels in (("a_ball", 128), ("a_ball_LOD1", 64), ("a_ball_LOD2", 64)):
         found = read_glb((tmp_path / f"asset/{name}.glb").read_bytes())
         assert {picture.shape[0] for picture in found.images.values()} == {texels}
@@ -72,7 +73,7 @@ def test_levels_have_smaller_maps_and_the_height_is_that_of_the_word(tmp_path: P
     figures = write_asset(system("export.height=3"), tmp_path, [])["asset"]
     assert figures["height"] == "3 m high"
     figures = write_asset(system("prompt=a something"), tmp_path, [])["asset"]
-    assert figures["height"].endswith("set height=METRES for what it is to be")
+    assert figures["height"].endswith(f" m high ({RESIZE} for what it is to be)")
 
 
 def test_a_disk_that_is_full_is_a_note(tmp_path: Path) -> None:
@@ -85,9 +86,9 @@ def test_a_disk_that_is_full_is_a_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (KeyboardInterrupt(), "no asset: stopped by Ctrl-C (launch.py --config export run="),
-        (RuntimeError("two\nlines"), "no asset: RuntimeError: two lines (launch.py"),
-        (MemoryError(), "no asset: MemoryError (launch.py"),
+        (KeyboardInterrupt(), "no asset: stopped by Ctrl-C (python launch.py --config export run="),
+        (RuntimeError("two\nlines"), "no asset: RuntimeError: two lines (python launch.py"),
+        (MemoryError(), "no asset: MemoryError (python launch.py"),
     ],
 )
 def test_whatever_breaks_on_the_way_is_one_warning(

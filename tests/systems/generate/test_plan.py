@@ -117,7 +117,7 @@ def test_another_task_says_what_it_would_do(
     assert cli.main(["--config", "sample-toybox", "--dry-run", *words]) == 0
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines()[:-1])
     assert lines["prompt"] == "a big dog" and str(prior_folder()) in lines["weights"]
-    assert lines["note"] == "this prior does not know 'big'; it goes on without them"
+    assert lines["note"] == "this prior does not know 'big'; it goes on without it"
     assert cli.main(["--config", "train-toybox-probe", "--dry-run", "trainer.max_steps=7", "threads=1"]) == 0
     assert "\nsteps: 7\n" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
@@ -128,6 +128,13 @@ def test_what_the_prior_will_not_heed_is_told(tmp_path: Path, capsys: pytest.Cap
     assert code == 0 and len(told) == 2 and "does not know 'fluffy'" in told[0] and "dog and cat" in told[1]
     code, out, err = dry(tmp_path, capsys, "prompt=a corgi")
     assert code == 2 and not out and "prompt: names nothing that this prior can draw; for 'corgi' say dog" in err
+
+
+def test_what_it_computes_in_is_said_where_it_is_not_what_was_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "note: dtype fp16 would be emulated on a CPU, so it computes in "
+    assert said in dry(tmp_path, capsys, "prior.dtype=fp16")[1] and said not in dry(tmp_path, capsys)[1]
 
 
 def test_a_missing_gpu_is_said(

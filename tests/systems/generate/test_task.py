@@ -129,7 +129,7 @@ def test_a_run_ends_with_its_asset(tmp_path: Path) -> None:
 @unix
 def test_a_finished_run_without_an_asset_says_how_to_make_one(copy: Path) -> None:
     assert server().run(copy, words=command(copy, *ASSET)) == 0
-    assert "launch.py --config export run=run makes the asset that it lacks" in log(copy)
+    assert "python launch.py --config export run=run makes the asset that it lacks" in log(copy)
     assert not (copy / "run" / "asset").exists()
 
 

@@ -91,7 +91,7 @@ def test_a_line_for_each_view(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], ("prompt: is empty",)),
+        ([], ('prompt: is empty; say what to make, such as prompt="a blue room',)),
         (["prompts=short.txt"], ("prompts: has 7 lines and there are 8 views", "prompt=")),
         (["prompts=short.txt", "prompt=a dog"], ("prompts: give either prompt=",)),
         (["prompts=none.txt"], ("prompts: should be a file with a line for each view", "No such file")),
@@ -115,6 +115,13 @@ def test_what_cannot_be_drawn_is_said(
     Path("short.txt").write_text("a dog\n" * 7)
     code, _, err = ask(capsys, "panorama", *words, "out=run")
     assert code == 2 and err.count("\n") == 1 and all(part in err for part in said), err
+
+
+def test_unknown_words_are_told_before_anything_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("lines.txt").write_text("a zzgrblx\n" + "a red hoouse\n" * 7)
+    code, out, _ = ask(capsys, "panorama", "prompts=lines.txt", "--dry-run", "threads=1")
+    assert code == 0 and not Path("outputs").exists()
+    assert "note: this prior does not know 'zzgrblx', 'hoouse' (nearest: house); it goes on without them\n" in out
 
 
 def test_models_of_depth_draw_no_panorama(capsys: pytest.CaptureFixture[str]) -> None:

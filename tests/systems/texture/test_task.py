@@ -117,6 +117,9 @@ def test_prompts_of_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     (place / "lines.txt").write_text("a red house\n" * 8)
     code, _, err = ask(capsys, "prompt=", "prompts=lines.txt")
     assert code == 2 and "8 lines" in err and "9 cameras" in err
+    (place / "lines.txt").write_text("a red house\n" * 8 + "a blue zzgrblx\n")
+    code, out, _ = ask(capsys, "prompt=", "prompts=lines.txt", "--dry-run", "threads=1")
+    assert code == 0 and "note: this prior does not know 'zzgrblx'; it goes on without it\n" in out
     (place / "lines.txt").write_text("a red house\n" * 8 + "a blue cat\n")
     assert ask(capsys, "prompt=", "prompts=lines.txt", "out=lines", "interpolate=false")[0] == 0
     assert json.loads(Path("lines", "cameras.json").read_text())["prompts"][-1] == "a blue cat"
@@ -129,7 +132,7 @@ def test_prompts_of_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["mesh=rom.glb"], "mesh: there is no file"),
         (["mesh=texture.yaml"], "mesh: should be a file of one of the kinds"),
         (["path=pth.json"], "path: pth.json is missing"),
-        (["prompt="], "prompt: is empty"),
+        (["prompt="], 'prompt: is empty; say what to make, such as prompt="a blue room'),
         (["scannet=nowhere", "path="], "scannet: should be the folder"),
         (["height=18"], "height: should be a multiple of 4; try 16"),
         (["views=1"], "views"),

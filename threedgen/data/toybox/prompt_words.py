@@ -6,12 +6,14 @@ Asked of priors whose closed vocabulary has nouns of the toybox; all others read
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from threedgen.config import ConfigError
 from threedgen.guidance.weights.vocabulary import Vocabulary
+from threedgen.run.similar_words import also_called
 
 from . import nouns  # noqa: F401  (fills NOUNS)
-from .grammar import ACCESSORIES, NOUNS, named
+from .grammar import ACCESSORIES, COLOURS, NOUNS, Spec, caption, named
 
 PAGE = "docs/toybox.md"
 OF_MANY, OF_FEW = 2, 6
@@ -24,7 +26,8 @@ def known_nouns(vocabulary: Vocabulary | None) -> list[str]:
 
 
 def check_noun(prompt: str, vocabulary: Vocabulary | None) -> None:
-    """Raises ConfigError if the prompt names nothing that a prior of the toybox knows, with the nearest families.
+    """Raises ConfigError if the prompt names nothing that a prior of the toybox knows, with what may have been meant:
+    the nearest families, or a thing with the part that it names.
 
     The word of a subject that the prior was tuned to is such a name too.
     """
@@ -33,19 +36,30 @@ def check_noun(prompt: str, vocabulary: Vocabulary | None) -> None:
         return
     if any(word.lower() in prompt.lower() for word in vocabulary.added):
         return
-    meant = {word: [name for name in near if name in known][:1] for word, near in vocabulary.unknown(prompt)}
-    instead = "".join(f"for {word!r} say {near[0]}, " for word, near in meant.items() if near)
+    words = vocabulary.split(prompt)
+    near = {word: also_called(word, vocabulary.known) for word in words} | dict(vocabulary.unknown(prompt))
+    meant = {word: [name for name in names if name in known][:1] for word, names in near.items()}
+    instead = "".join(f"for {word!r} say {names[0]}, " for word, names in meant.items() if names)
     lead, shown = (f"{instead}or another of", OF_FEW) if instead else ("it knows", OF_MANY)
-    families = dict.fromkeys(
-        NOUNS[noun].family for noun in ([noun for near in meant.values() for noun in near] or known)
-    )
-    shown_families = ", ".join(_family(name, known, shown) for name in families)
+    families = dict.fromkeys(NOUNS[noun].family for noun in (sum(meant.values(), []) or known))
+    told = f"{lead} {', '.join(_family(name, known, shown) for name in families)}"
     raise ConfigError(
-        f"names nothing that this prior can draw; {lead} {shown_families}; "
+        f"names nothing that this prior can draw; {told if instead else _of_something(words, known) or told}; "
         f"{PAGE} lists all words, and prompt_check=off goes on all the same",
         "prompt",
         prompt,
     )
+
+
+def _of_something(words: Sequence[str], known: Sequence[str]) -> str:
+    """How the accessory or part among the words is asked for, which is nothing by itself; "" if there is none."""
+    colour = next((word for word in words if word in COLOURS), "red")
+    for word in words:
+        for noun in known:
+            if word in NOUNS[noun].wears + NOUNS[noun].parts:
+                lead = "say who wears" if word in NOUNS[noun].wears else "say what has"
+                return f'{lead} the {word}, such as "{caption(Spec(noun, part=word, part_colour=colour))}"'
+    return ""
 
 
 def _family(name: str, known: list[str], shown: int) -> str:

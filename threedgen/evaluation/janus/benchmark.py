@@ -36,10 +36,8 @@ def evaluate(task: Task) -> None:
     """Make, classify, report. Raises ConfigError before any work if something is missing."""
     config: JanusBenchmarkConfig = task.config
     plan = make_plan(config)
-    for prompt, noun in plan.left_out.items():
-        logger.warning("left out: %r, for a %s has no front", prompt, noun)
-    for method, reason in plan.refused.items():
-        logger.warning("left out: %s (%s)", method, reason)
+    for note in plan.notes():
+        logger.warning("%s", note)
     Meter(config.meter)  # a classifier that is missing is said before hours of work
     if code := make_all(config, plan.jobs, task.folder / "runs", task.quiet):
         raise Stopped(code)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from threedgen.config import ConfigError
 from threedgen.evaluation.toybox.held_out import toybox_prompts, without_front
-from threedgen.systems.batch.jobs import Job, job, object_config
+from threedgen.systems.batch.jobs import Job, check_prompts, job, object_config
 
 from .options import JanusBenchmarkConfig
 
@@ -23,11 +23,16 @@ class Plan:
     refused: dict[str, str]
     left_out: dict[str, str]
 
+    def notes(self) -> list[str]:
+        """A sentence for each prompt and method that is left out."""
+        prompts = [f"left out: {prompt!r}, for a {noun} has no front" for prompt, noun in self.left_out.items()]
+        return prompts + [f"left out: {method} ({reason})" for method, reason in self.refused.items()]
+
 
 def make_plan(config: JanusBenchmarkConfig) -> Plan:
     """All jobs, those of one seed before the next, and of one prompt together: a table that is begun compares already.
 
-    Raises ConfigError for a method that is none, and if no prompt is left.
+    Raises ConfigError for a method that is none, for a prompt that names nothing, and if no prompt is left.
     """
     asked = list(config.prompts) or toybox_prompts(config.toybox, config.seed)
     left_out = without_front(asked)
@@ -37,6 +42,7 @@ def make_plan(config: JanusBenchmarkConfig) -> Plan:
         raise ConfigError(f"none of these things has a front ({nouns}); name some that do, such as a dog", "prompts")
     asked_by = config.overrides, prompts[0], "methods", "the benchmark", UNSEEN
     methods = {method: object_config(method, *asked_by) for method in config.methods}
+    check_prompts(methods, prompts)
     refused: dict[str, str] = {}
     for method, base in methods.items():
         try:

@@ -12,7 +12,7 @@ from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
 from threedgen.evaluation.toybox.options import ProbeConfig
 from threedgen.run.folder import user_path
-from threedgen.run.options import CrewConfig
+from threedgen.run.options import CrewConfig, product
 
 THRESHOLD = 0.4
 """Chosen on 500 fresh toybox objects, each as it is and with two fronts: 2.4 % false alarms, 97.2 % recall."""
@@ -188,6 +188,18 @@ class JanusBenchmarkConfig(MeteredConfig, CrewConfig):
                 twice = next(value for value in values if values.count(value) > 1)
                 raise ValueError(f"{key} should name each one once (got {twice!r} twice)")
         return self
+
+    def amount(self) -> str:
+        from .jobs import make_plan
+
+        plan = make_plan(self)
+        methods = len(self.methods) - len(plan.refused)
+        return product(prompt=len(plan.prompts), method=methods, seed=len(self.seeds))
+
+    def notes(self) -> list[str]:
+        from .jobs import make_plan
+
+        return [*super().notes(), *make_plan(self).notes()]
 
     def check(self) -> None:
         from .jobs import make_plan

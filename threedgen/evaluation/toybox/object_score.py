@@ -128,7 +128,7 @@ def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: 
     """Loads the config ``name``, which ``key`` names, with changes. Raises ConfigError for one of another task."""
     if (found := task_of(name)) != task:
         raise ConfigError(f"should be a config of the task {task} (got {name!r}, {found})", key)
-    return load(name, list(overrides), values)
+    return load(name, list(overrides), values, quiet=True)
 
 
 def make(config: GenerateConfig) -> Result:

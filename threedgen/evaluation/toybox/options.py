@@ -9,10 +9,11 @@ from pydantic import Field, model_validator
 
 from threedgen import folder
 from threedgen.config import Config, ConfigError, Scheduled
+from threedgen.config.command import command
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, Elevations, RunConfig, TrainerConfig
 
-TRAIN_IDENTITY = "train one with `launch.py --config train-toybox-identity`, which leaves it in RUN/identity"
+TRAIN_IDENTITY = f"train one with `{command('--config', 'train-toybox-identity')}`, which leaves it in RUN/identity"
 
 
 def network_file(weights: str, name: str, key: str, train: str) -> Path:

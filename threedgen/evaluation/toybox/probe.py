@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from threedgen.config.command import command
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_json
 from threedgen.guidance.matte import convolution
@@ -28,7 +29,7 @@ from .options import ProbeNetworkConfig, network_file
 
 N = TypeVar("N", bound=nn.Module)
 NAME = "toybox-probe"
-TRAIN = "train one with `launch.py --config train-toybox-probe`, which leaves it in RUN/probe"
+TRAIN = f"train one with `{command('--config', 'train-toybox-probe')}`, which leaves it in RUN/probe"
 
 
 class Raw(NamedTuple):

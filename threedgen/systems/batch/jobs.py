@@ -12,7 +12,7 @@ import io
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from threedgen.run import folder as runs
 from threedgen.run.metrics import forget_peak, peak_memory, read_summary
 from threedgen.run.options import ENGINE, CrewConfig
 from threedgen.run.workers import STOPPED, Stopped, run_jobs
+from threedgen.systems.prompted import PromptedConfig
 
 OWN = ("prompt", "seed", "out", "threads", "task")
 """Keys of a config that are set for each job."""
@@ -65,7 +66,7 @@ def object_config(
         if not issubclass(model, RunConfig) or "prompt" not in model.model_fields:
             raise ConfigError(f"should be the config of a task that makes an object of a prompt (got {task})")
         fitting = {path: value for path, value in (spared or {}).items() if path.split(".")[0] in model.model_fields}
-        return load(name, overrides, {"prompt": prompt, **fitting})
+        return load(name, overrides, {"prompt": prompt, **fitting}, quiet=True)
     except ConfigError as error:
         raise ConfigError(f"{method}: {error}", key) from None
 
@@ -76,6 +77,18 @@ def job(method: str, base: Any, prompt: str, seed: int) -> Job:
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(words_of(method)[0]).stem).strip("-")[:40]
     words = runs.slug(prompt)[:-9][:40].strip("-")
     return Job(method, prompt, seed, f"{name}-{words}-{seed}-{tree_hash(plain(config))[:12]}", config)
+
+
+def check_prompts(methods: Mapping[str, Any], prompts: Sequence[str]) -> None:
+    """Does each method's prior know a thing that each prompt names? Raises ConfigError for `prompts`; what else may be
+    wrong with a method, its own check says."""
+    for method, config in methods.items():
+        try:
+            if isinstance(config, PromptedConfig):
+                config.check_prompt(prompts)
+        except ConfigError as error:
+            if error.key == "prompt":
+                raise ConfigError(f"{method}: {error.problem}", "prompts") from None
 
 
 RECORD = "job.json"

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.run.folder import user_path
-from threedgen.run.options import CrewConfig
+from threedgen.run.options import CrewConfig, product
 
 
 class BatchConfig(CrewConfig):
@@ -43,9 +43,15 @@ class BatchConfig(CrewConfig):
             raise ConfigError("should have a prompt in each line, and is empty", "prompts", self.prompts)
         return list(found)
 
+    def amount(self) -> str:
+        return product(prompt=len(self.lines()), config=len(self.configs), seed=len(self.seeds))
+
     def check(self) -> None:
+        from .jobs import check_prompts
         from .task import plan
 
         super().check()
-        for job in {job.method: job for job in plan(self)}.values():
-            job.config.check()
+        methods = {job.method: job.config for job in plan(self)}
+        check_prompts(methods, self.lines())
+        for method in methods.values():
+            method.check()

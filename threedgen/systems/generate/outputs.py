@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from threedgen.config import config_hash
+from threedgen.config.command import command
 from threedgen.config.errors import in_a_line
 from threedgen.config.sections import OrbitCameraConfig
 from threedgen.export.asset import STEPS, ExportedAsset
@@ -121,7 +122,7 @@ def tell_step(count: Count, step: str) -> None:
 
 def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> dict[str, Any]:
     """Writes folder/asset, if it can be made; returns figures for the summary."""
-    again = f" (launch.py --config export run={folder} tries again)"
+    again = f" ({command('--config', 'export', f'run={folder}')} tries again)"
     return try_asset(lambda: make_asset(system, folder / FOLDER, quiet), folder, notes, again)
 
 

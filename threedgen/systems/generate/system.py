@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from threedgen.config import at, registry
+from threedgen.config.command import command
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit, sample_multiview, surround
@@ -293,7 +294,7 @@ class GenerateSystem(System):
         """
         remedy = (
             "set march.chunk=65536 or less, scenes_per_step=1, a smaller size, or prior.dtype=bf16, and go on with "
-            "--resume"
+            + command("--resume", "RUN")
         )
         step = f"step {self.global_step} on {self.device}"
         with enough_memory(step, remedy):

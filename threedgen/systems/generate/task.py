@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError, find, load, task_of
+from threedgen.config.command import command
 from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
@@ -74,7 +75,8 @@ def run_status(
     """
     task = Task(config, resume, quiet, FILES)
     lacking = config.export.enabled and "asset" not in read_summary(task.folder)
-    hint = f"; launch.py --config export run={task.folder} makes the asset that it lacks" if lacking else ""
+    again = command("--config", "export", f"run={task.folder}")
+    hint = f"; {again} makes the asset that it lacks" if lacking else ""
     return carry_out(lambda task: begin(task, start), task, hint)
 
 

@@ -10,9 +10,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from threedgen.config import Config, ConfigError
 from threedgen.config.plain_file import read_bytes
 from threedgen.config.registry import Component
-from threedgen.config.sections import RunConfig
 from threedgen.run.folder import user_path
-from threedgen.run.prompts import tidy
+from threedgen.run.prompts import A_ROOM, tidy
+from threedgen.systems.prompted import WordedConfig
 
 MOST_TEXT = 1 << 20
 """Bytes of a file of prompts."""
@@ -46,7 +46,7 @@ class FilmConfig(Config):
     width: int = Field(600, ge=16, le=4096, description="pixels")
 
 
-class PanoramaConfig(RunConfig):
+class PanoramaConfig(WordedConfig):
     """Draw a panorama from text, or around a picture."""
 
     prompt: str = Field("", description="what all views show; taken as it is")
@@ -98,7 +98,7 @@ class PanoramaConfig(RunConfig):
         if self.prompt.strip() and self.prompts:
             raise ConfigError("give either prompt= for all views or prompts= with a line for each", "prompts")
         if not self.prompts:
-            return [self.prefix + tidy(self.prompt)] * self.views
+            return [self.prefix + tidy(self.prompt, such_as=A_ROOM)] * self.views
         if len(self.prompts) != self.views:
             raise ConfigError(
                 f"has {len(self.prompts)} lines and there are {self.views} views: give a line for each, or one text "

@@ -10,15 +10,15 @@ from pydantic import Field, model_validator
 from threedgen.config import ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
-from threedgen.config.sections import RunConfig
 from threedgen.run.folder import user_path
-from threedgen.run.prompts import tidy
+from threedgen.run.prompts import A_ROOM, tidy
+from threedgen.systems.prompted import WordedConfig
 
 MESHES = (".glb", ".gltf", ".obj", ".ply", ".off", ".stl")
 AUTO = "auto"
 
 
-class TextureConfig(RunConfig):
+class TextureConfig(WordedConfig):
     """Draw a scene of known shape from words, along a path, and texture its mesh with the pictures."""
 
     prompt: str = Field("", description="what the scene looks like; taken as it is, for all frames")
@@ -88,6 +88,12 @@ class TextureConfig(RunConfig):
             raise ValueError("path and scannet cannot both be given: each says where the cameras are")
         return self
 
+    def texts(self) -> list[str]:
+        """Of all frames together; none if they are those of a scan, which is read later. Raises ConfigError."""
+        if self.prompts is not None:
+            return lines_of(self.prompts)
+        return [tidy(self.prompt, such_as=A_ROOM)] if self.prompt or self.scannet is None else []
+
     def check(self) -> None:
         if self.mesh is None and self.scannet is None:
             raise ConfigError("there is none: give a scene, mesh=room.glb, or scannet=FOLDER", "mesh")
@@ -97,10 +103,7 @@ class TextureConfig(RunConfig):
             raise ConfigError(f"should be the folder of one scene, with depth/ in it (got {self.scannet!r})", "scannet")
         if self.path != AUTO:
             read_text(user_path(self.path, "path"), "path")
-        if self.prompts is not None:
-            lines_of(self.prompts)
-        elif self.prompt or self.scannet is None:
-            tidy(self.prompt)
+        self.texts()
         super().check()
 
 

@@ -1,4 +1,4 @@
-"""What learns in the task "train-own-prior": a prior's UNet, which is shown beside assets that it does not learn from."""
+"""What learns in the task "train-own-prior": a prior's UNet, shown beside assets that it does not learn from."""
 
 from __future__ import annotations
 

@@ -1,0 +1,34 @@
+"""Messages name a command that works where the user stands: in a checkout, or with threedgen installed."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from threedgen.config import command as place
+from threedgen.config.command import command, install
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_checkout_has_launch_and_an_installation_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command() == "python launch.py" and command("--resume", "RUN") == "python launch.py --resume RUN"
+    assert install("viser") == "pip install -e '.[viser]'"
+    monkeypatch.setattr(place, "ROOT", tmp_path)
+    assert command() == "threedgen" and command("--resume", "RUN") == "threedgen --resume RUN"
+    assert install("viser") == "pip install 'threedgen[viser]'"
+
+
+@pytest.mark.parametrize("folder", ["a run", "it's", "$HOME", "ü;b"])
+def test_a_folder_of_any_name_arrives_as_it_is(folder: str) -> None:
+    assert shlex.split(command("--config", "export", f"run={folder}"))[2:] == ["--config", "export", f"run={folder}"]
+
+
+def test_no_message_has_a_form_of_its_own() -> None:
+    """`launch.py --config ...` and `threedgen[extra]` stand in one file; the help has the words of an installation."""
+    own = {ROOT / "threedgen" / "config" / name for name in ("command.py", "help.py")}
+    rooms = {path for room in ("threedgen", "guidance", "representations") for path in (ROOT / room).rglob("*.py")}
+    texts = {path: path.read_text(encoding="utf-8") for path in rooms - own}
+    assert not [path for path, text in texts.items() if "launch.py --" in text or "threedgen[" in text]
