@@ -15,7 +15,12 @@ def test_an_adapter_has_fewer_parameters_to_learn_than_its_model(
 ) -> None:
     tiny_model().save(tmp_path / "base")
     monkeypatch.setattr(mvadapter, "BASE", str(tmp_path / "base"))
-    monkeypatch.setattr(mvadapter, "alone", lambda case, steps, device: mvadapter.measure(case, steps, device, 1))
+
+    def here(case: str, steps: int, device: str) -> mvadapter.Measured:
+        found = mvadapter.measure(case, steps, device, 1)
+        return found._replace(peak=max(1, found.peak))  # this process may have held more before
+
+    monkeypatch.setattr(mvadapter, "alone", here)
     made = mvadapter.table(2, "cpu")
     full, text, picture = made.rows
     assert full["ratio"] == full["peak ratio"] == 1 and full["trainable, M"] > 0

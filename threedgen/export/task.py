@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from threedgen import __version__
+from threedgen.config.command import command
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
 from threedgen.run.folder import clear_unfinished, write_atomic, write_json
@@ -27,7 +28,7 @@ from .shape.from_field import dense_surface
 
 logger = logging.getLogger(__name__)
 
-RESIZE = "launch.py --config export run=RUN height=METRES"
+RESIZE = command("--config", "export", "run=RUN", "height=METRES")
 FILE_NAME = r"\w+(\.glb|\.usdz|_obj\.zip)"
 """What the files of an asset are called."""
 

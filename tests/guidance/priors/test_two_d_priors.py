@@ -201,7 +201,7 @@ def test_a_vocabulary_that_needs_a_package_says_so(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(extras, "installed", lambda module: False)
     path = broken(tmp_path)
     (path / "tokenizer" / "tokenizer.json").unlink()
-    refused(lambda: build_if(path), r"sentencepiece.*threedgen\[deepfloyd\]")
+    refused(lambda: build_if(path), r"sentencepiece: pip install .*\[deepfloyd\]")
 
 
 def test_who_cannot_do_what_is_asked_is_not_taken() -> None:
