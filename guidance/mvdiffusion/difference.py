@@ -27,6 +27,7 @@ def widened(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
     first = state[FIRST[0]]
     state[FIRST[0]] = torch.cat([first, first.new_zeros(first.shape[0], extra, *first.shape[2:])], 1)
     wide.load_state_dict(state)
+    wide.set_attn_processor(unet.attn_processors)
     return wide.to(unet.device).train(unet.training)
 
 

@@ -22,6 +22,9 @@ from threedgen.run.arrays import Array
 
 from .figures import Share
 
+_ALONE: dict[str, Any] = {"sync_on_compute": False}
+"""One process of several that train may measure without the others."""
+
 
 def fid(x: Array, y: Array) -> float:
     """Measures the Frechet distance of Gaussians fitted to features (N, D) and (M, D) (Heusel et al. 2017):
@@ -31,7 +34,7 @@ def fid(x: Array, y: Array) -> float:
     With no more features than D the covariances are singular, and the figure comes out too high. Raises ValueError for
     features of two widths, or fewer than two of a kind.
     """
-    return float(_compare(FrechetInceptionDistance(_Ready(np.shape(x)[-1])), x, y))
+    return float(_compare(FrechetInceptionDistance(_Ready(np.shape(x)[-1]), **_ALONE), x, y))
 
 
 def kid(x: Array, y: Array, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
@@ -46,7 +49,7 @@ def kid(x: Array, y: Array, subsets: int = 100, size: int = 1000, seed: int = 0)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # it draws from the global generator
         warnings.filterwarnings("ignore", message=".*Kernel Inception Distance.*")  # some numbers a picture: no memory
         torch.manual_seed(seed)
-        metric = KernelInceptionDistance(_Ready(np.shape(x)[-1]), subsets=subsets, subset_size=size)
+        metric = KernelInceptionDistance(_Ready(np.shape(x)[-1]), subsets=subsets, subset_size=size, **_ALONE)
         mean, spread = _compare(metric, x, y)
     return float(mean), float(spread)
 
