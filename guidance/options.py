@@ -33,11 +33,9 @@ MultiviewWeights = Annotated[str, embedded_as("toybox-prior")]
 class PriorConfig(Config):
     """A diffusion prior: which weights, and how they run.
 
-    multiview: does it look at several views together, and know their cameras? parts: folders of a diffusers folder
-    that it needs.
+    parts: folders of a diffusers folder that it needs.
     """
 
-    multiview: ClassVar[bool] = False
     parts: ClassVar[tuple[str, ...]] = PARTS
 
     name: str = Field(description="which prior")
@@ -61,6 +59,11 @@ class PriorConfig(Config):
         le=2048,
         description="pixels per side that the prior sees; default: what it was trained at",
     )
+
+    @property
+    def multiview(self) -> bool:
+        """Does it look at several views together, and know their cameras?"""
+        return False
 
     def check(self) -> None:
         from .weights.loading import check
@@ -101,8 +104,6 @@ class PriorConfig(Config):
 class MVDreamConfig(PriorConfig):
     """Several views of an object drawn together, each told its camera (MVDream)."""
 
-    multiview: ClassVar[bool] = True
-
     name: Literal["mvdream"] = Field("mvdream", description="multi-view diffusion (arXiv 2308.16512)")
     weights: MultiviewWeights = Field(
         "toybox-prior",
@@ -128,6 +129,10 @@ class MVDreamConfig(PriorConfig):
             strength = f"personalisation_strength={self.personalisation_strength:g}"
             raise ValueError(f"{strength} has no effect without personalisation=FILE")
         return self
+
+    @property
+    def multiview(self) -> bool:
+        return True
 
     def check(self) -> None:
         from .weights.loading import subject_card
@@ -210,8 +215,6 @@ class MVDiffusionConfig(DraftedConfig):
 class MVAdapterConfig(DraftedConfig):
     """A frozen 2D model that draws several views of an object by plug-in attention."""
 
-    multiview: ClassVar[bool] = True
-
     name: Literal["mvadapter"] = Field("mvadapter", description="multi-view adapter of a 2D model (arXiv 2412.03632)")
     weights: BaseWeights = Field(
         "stabilityai/stable-diffusion-2-1-base",
@@ -260,6 +263,10 @@ class MVAdapterConfig(DraftedConfig):
         if self.image is None and self.image_scale is not None:
             raise ValueError(f"image_scale {self.image_scale:g} has no effect without image=FILE")
         return self
+
+    @property
+    def multiview(self) -> bool:
+        return self.adapter is not None  # else it is the 2D model
 
     def check(self) -> None:
         from threedgen.geometry.foreground import read_cut_out

@@ -46,6 +46,32 @@ def test_sections_that_contradict_each_other(tmp_path: Path, words: list[str], s
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prior.name=stable-diffusion"],
+        ["prior.name=deepfloyd"],
+        ["prior.name=mvdiffusion"],
+        ["prior.name=mvadapter", "prior.adapter=null"],
+        ["camera.n_view=1"],
+        ["prior.name=stable-diffusion", "stages={a: {}, b: {refine: {strengths: []}}}"],
+    ],
+)
+def test_views_that_would_not_agree_are_no_beginning(words: list[str]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"refine\.share: .*prior.name=.* each by itself.*refine\.strengths=\[\]"
+    ) as caught:
+        config.load("quick-toybox", ["prompt=a red penguin", *words]).check()
+    assert str(caught.value).startswith("stages.a.") == ("stages" in words[-1]) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words", [["refine.strengths=[]"], ["refine.share=0.5"], ["stages={a: {refine: {strengths: []}}, b: {}}"]]
+)
+def test_a_single_view_prior_may_draw_again_what_is_there(words: list[str]) -> None:
+    config.load("quick-toybox", ["prompt=a red penguin", "prior.name=stable-diffusion", *words]).check()
+
+
 def test_the_sd21_config_has_the_authors_values() -> None:
     """facts of MVDream-threestudio's configs/mvdream-sd21.yaml"""
     made: GenerateConfig = config.load("mvdream-sd21", ["prompt=a"])

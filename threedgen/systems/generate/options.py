@@ -19,6 +19,9 @@ from threedgen.run.prompts import tidy
 from threedgen.systems.prompted import PromptedConfig
 from threedgen.viewer.options import ViewConfig
 
+TOGETHER = "camera.n_view should be 2 or more, and the prior one that knows cameras, such as prior.name=mvdream"
+"""What it takes to have views of one object."""
+
 
 class OptimizerConfig(Config):
     """Adam or AdamW with a learning rate for each group of parameters."""
@@ -235,10 +238,7 @@ class GenerateConfig(PromptedConfig):
                 f"try warm_start.steps={left // 2}"
             )
         if warm and self.views_per_scene < 2:
-            raise ValueError(
-                "warm_start.steps needs several sampled views of one object: camera.n_view should be 2 or more, and "
-                "the prior one that knows cameras, such as prior.name=mvdream"
-            )
+            raise ValueError(f"warm_start.steps needs several sampled views of one object: {TOGETHER}")
         if self.trainer.accumulate_grad_batches > 1:
             raise ValueError(
                 "trainer.accumulate_grad_batches should be 1; for more views in a step, set scenes_per_step"
@@ -246,7 +246,24 @@ class GenerateConfig(PromptedConfig):
         return self
 
     def check(self) -> None:
+        self.check_part(blank=not self.stages)
+        for k, name in enumerate(self.stages):
+            with within(f"stages.{name}"):
+                self.stage(name).check_part(blank=k == 0)
+
+    def check_part(self, blank: bool) -> None:
+        """Checks a run by itself, or a stage of it. blank: it begins from nothing, from no object of a stage before.
+
+        Raises ConfigError.
+        """
         tidy(self.prompt)
+        refined = len(self.refine.strengths) * self.refine_steps
+        if blank and refined == self.trainer.max_steps and self.views_per_scene < 2:
+            raise ConfigError(
+                f"all of the run fits the object to views, and prior.name={self.prior.name} draws each by itself here, "
+                f"so they would not agree: refine.strengths=[] distils it instead; or {TOGETHER}",
+                "refine.share",
+            )
         super().check()
         self.check_prompt()
         if self.fit.matte is not None:
@@ -254,6 +271,3 @@ class GenerateConfig(PromptedConfig):
 
             with within("fit"):
                 matte(self.fit.matte)
-        for name in self.stages:
-            with within(f"stages.{name}"):
-                self.stage(name).check()
