@@ -19,6 +19,7 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import AbsentWeights, short
 from threedgen.config.optional import require
 from threedgen.guidance.options import COARSE, PARTS, SECOND
+from threedgen.run.made_by import made_by
 
 from .files import digest, read_json, sniff
 
@@ -149,6 +150,8 @@ def local(weights: str) -> Path | None:
         return found
     if weights in ORIGINALS or is_hub_id(weights):
         return None
+    if made := made_by(weights):
+        raise ConfigError(f"there is no file or folder {weights!r} yet; {made}", "weights")
     name = Path(weights).name
     fetch = f"; `hf download {ORIGINALS[name]} {name}` fetches it from the hub" if name in ORIGINALS else ""
     raise ConfigError(f"there is no file or folder {weights!r}{fetch}; {RUNS_NOW}", "weights")

@@ -7,6 +7,7 @@ from typing import Literal
 
 from threedgen import folder
 from threedgen.config.errors import ConfigError, did_you_mean, nearest
+from threedgen.run.made_by import made_by
 
 from .loading import existing
 
@@ -33,6 +34,8 @@ def locate(key: Key, name: str) -> Path:
         return shipped[name]
     found = existing(name)
     if found is None or not found.is_file():
+        if made := made_by(name):
+            raise ConfigError(f"there is no file {name!r} yet; {made}", key)
         here = [own for own, path in shipped.items() if path.is_file()]
         known = f" (known by name: {', '.join(here)});" if here else ";"
         raise ConfigError(f"there is no file {name!r}{did_you_mean(nearest(name, here)) or known} {OTHERS[key]}", key)

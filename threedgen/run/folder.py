@@ -32,6 +32,8 @@ from threedgen.run.lock import given_back, hold
 
 CONFIG = "config.yaml"
 ROOT = Path("outputs")
+RUN = "run"
+"""The folder's name of a run that has no prompt."""
 HARMLESS = (
     "about needs out threads prompt_check trainer.max_steps trainer.log_every_n_steps trainer.val_check_interval "
     "checkpoint export march.chunk validation logging "
@@ -130,7 +132,7 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
     a run that failed before any work is as good as none.
     """
     prompt = getattr(config, "prompt", None)
-    name = slug(prompt) if isinstance(prompt, str) else "run"
+    name = slug(prompt) if isinstance(prompt, str) else RUN
     parent = ROOT / (re.sub(r"[^A-Za-z0-9_-]+", "-", config_name).strip("-")[:60] or "config")
     expected, length = plain(config), "trainer.max_steps"
     for number in count(1):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.support.tiny_mvadapter import BOTH, TOYBOX, awaken
 from tests.support.tiny_mvdiffusion import inputs, tiny_base
+from threedgen import cli
 from threedgen.config import ConfigError
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.network import AdaptedUNet
@@ -122,6 +123,21 @@ def test_a_file_that_is_not_there_is_named() -> None:
         locate("adapter", "nowhere.safetensors")
     with pytest.raises(ConfigError, match=r"blocks: there is no file 'toybox-pano'; did you mean 'toybox-panorama'"):
         locate("blocks", "toybox-pano")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--config", "mvadapter-toybox"], ["prior.name=mvadapter"], ["--config", "quick-toybox", "prior.name=mvadapter"]],
+)
+def test_an_adapter_that_is_not_trained_yet(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for more in ([], ["--dry-run"]):
+        assert cli.main([*words, "prompt=a red dog", *more]) == 2
+        said = capsys.readouterr().err
+        assert "`python launch.py --config train-mvadapter-toybox` leaves it there (needs: 1 core, hours)" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_files_that_are_there_are_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

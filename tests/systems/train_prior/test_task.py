@@ -333,3 +333,9 @@ def test_numbers_of_pictures_are_whole_objects(tmp_path: Path, key: str) -> None
 def test_a_start_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="start: there is no file or folder 'nowhere'"):
         config.load(tmp_config(tmp_path), ["start=nowhere"]).check()
+
+
+def test_a_start_that_another_config_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="^start: .* yet; `python launch.py --config train-toybox-base` leaves it"):
+        config.load("train-toybox-prior").check()
