@@ -312,7 +312,8 @@ def _make_scenes(folder: Path) -> None:
 
 
 def _read_scenes(folder: Path) -> Any:
-    from threedgen.data.srn.reader import open_instance, scenes, split_folder
+    from threedgen.data.srn.layout import scenes, split_folder
+    from threedgen.data.srn.reader import open_instance
 
     found = [open_instance(path) for path in scenes(split_folder(folder, "cars_test"))]
     for instance in found:

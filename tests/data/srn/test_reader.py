@@ -14,8 +14,9 @@ from PIL import Image
 
 from threedgen.config import ConfigError
 from threedgen.data.srn import make
+from threedgen.data.srn.layout import scenes, split_folder
 from threedgen.data.srn.options import MakeSRNToyboxConfig
-from threedgen.data.srn.reader import condition_and_targets, open_instance, scenes, split_folder
+from threedgen.data.srn.reader import condition_and_targets, open_instance
 from threedgen.data.srn.writer import write_instance
 from threedgen.data.toybox.primitives import inside
 from threedgen.data.toybox.raycast import render

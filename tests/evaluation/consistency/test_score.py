@@ -19,6 +19,7 @@ from skimage.metrics import structural_similarity
 from tests.support.photographs import SIZE, TINY, photographs
 from tests.support.tiny_mvadapter import tiny_prior_config
 from tests.support.tiny_prior import tiny_prior
+from threedgen import cli
 from threedgen import config as configs
 from threedgen.config import ConfigError, registry
 from threedgen.data.srn.writer import write_instance
@@ -315,6 +316,32 @@ def test_mistakes_are_found_before_any_field_is_fitted(
     monkeypatch.setattr(MVDreamSampler, "__init__", lambda self, config: None)
     wordless = settings(tmp_path / "run", sampler="mvdream", scenes=with_truth.scenes)
     assert "draws from words" in said(wordless)
+
+
+def test_a_dry_run_looks_for_the_views(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def said(*words: str) -> str:
+        code = cli.main(["--config", "consistency", *words, "--dry-run"])
+        error = capsys.readouterr().err
+        assert code == (2 if error else 0) and error.count("\n") <= 1
+        return error
+
+    assert said(f"sampler={folder}") == ""
+    assert "scenes.path: there is no folder 'none'" in said(f"sampler={folder}", "scenes={name: srn, path: none}")
+    assert "has no folder cars_test with scenes" in said(f"sampler={folder}", "scenes={name: srn, path: .}")
+    (folder / "a" / "pose" / "000004.txt").unlink()
+    assert "a/pose/000004.txt is missing" in said(f"sampler={folder}")
+    for picture in (folder / "a" / "rgb").iterdir():
+        picture.unlink()
+    for pose in (folder / "a" / "pose").iterdir():
+        pose.unlink()
+    assert "a has 0 views, and at least 4 are needed" in said(f"sampler={folder}")
+    (tmp_path / "empty").mkdir()
+    assert said("sampler=empty").startswith("sampler.path: empty has no scenes in it")
+    assert said("samplers={a: {name: folder, path: empty}}").startswith("samplers.a.path: empty has no scenes")
 
 
 def test_distances_on_a_probe_tell_pictures_apart(tmp_path: Path) -> None:

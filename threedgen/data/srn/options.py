@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from threedgen.config import Config
-from threedgen.config.errors import ConfigError
 from threedgen.config.sections import Elevations, RunConfig
+
+from .layout import split_folder
 
 Count = Annotated[int, Field(ge=0, le=100_000)]
 
@@ -54,8 +54,7 @@ class SRNPairsConfig(Config):
     up: Literal["z", "y"] = Field("z", description="which axis of its world points up")
 
     def check(self) -> None:
-        if not Path(self.path).expanduser().is_dir():
-            raise ConfigError(f"there is no folder {self.path!r}", "path")
+        split_folder(self.path, self.split)
 
 
 class ToyboxPairsConfig(Config):

@@ -19,9 +19,10 @@ from threedgen.geometry.views import Views
 from threedgen.run.arrays import Array
 from threedgen.run.cache import BlockCache
 
+from .layout import scenes, split_folder
 from .make import Job, scene
 from .options import MakeSRNToyboxConfig, SRNPairsConfig, ToyboxPairsConfig
-from .reader import open_instance, scenes, split_folder
+from .reader import open_instance
 
 NEAREST = 6
 """Of 50 random views about those within 35 degrees."""

@@ -1,11 +1,7 @@
 """Reads the archives of Scene Representation Networks (Sitzmann et al. 2019) and whatever has their layout.
 
-    SPLIT/SCENE/rgb/000000.png ...      pictures of one size; the archives: 128 x 128, white background
-    SPLIT/SCENE/pose/000000.txt ...     camera-to-world, 16 numbers in one line or four, OpenCV axes
-    SPLIT/SCENE/intrinsics.txt          see ``intrinsics.py``
-
-Poses become those of ``threedgen.geometry.cameras`` (OpenGL axes). The archives' world has z up, which is how it is
-taken here too; ``up="y"`` turns a world whose y points up.
+Which files these are, see ``layout.py``. Poses become those of ``threedgen.geometry.cameras`` (OpenGL axes). The
+archives' world has z up, which is how it is taken here too; ``up="y"`` turns a world whose y points up.
 """
 
 from __future__ import annotations
@@ -27,14 +23,12 @@ from threedgen.geometry.views import Views
 from threedgen.run.arrays import Array
 
 from .intrinsics import read_intrinsics, read_numbers
+from .layout import pictures
 
 logger = logging.getLogger(__name__)
 
-SPLITS = tuple(f"{category}_{split}" for category in ("cars", "chairs") for split in ("train", "val", "test"))
-"""The names of the archives."""
 CONDITION_VIEW = 64
 """The standard protocol: this view (by the number of its file) is given, the other 250 are predicted."""
-PICTURES = (".png", ".jpg", ".jpeg")
 RIGID, TOGETHER = 1e-3, 1e-4
 """Tolerances: of R^T R against the identity; of the spread of cameras against their distance to the origin."""
 
@@ -79,28 +73,6 @@ class Instance:
             read_picture(path)
 
 
-def split_folder(root: Path | str, split: str) -> Path:
-    """The folder with the scenes of a split ("cars_test", ...): ROOT/SPLIT, a folder in it, as the archives of the
-    chairs have it (chairs_train/chairs_2.0_train), ROOT/ANY/SPLIT, or ROOT itself. Raises ConfigError."""
-    root = Path(root).expanduser()
-    places = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
-    if root.name == split or root.name not in SPLITS:  # never another split's scenes
-        places += [root, *(_folders(root) if root.name == split else [])]
-    for place in places:
-        if scenes(place):
-            return place
-    raise ConfigError(f"{root} has no folder {split} with scenes in it (SCENE/rgb, SCENE/pose, SCENE/intrinsics.txt)")
-
-
-def scenes(folder: Path) -> list[Path]:
-    """The scenes in a folder, by name; a folder is one if it has pose/ or rgb/."""
-    return [path for path in _folders(folder) if (path / "pose").is_dir() or (path / "rgb").is_dir()]
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-
-
 def condition_and_targets(instance: Instance, condition: int = CONDITION_VIEW) -> tuple[int, list[int]]:
     """Places of the given view and of those to predict, by the number in the files' names. Raises ConfigError."""
     if condition not in instance.numbers:
@@ -118,9 +90,7 @@ def open_instance(folder: Path | str, up: Literal["z", "y"] = "z", least: int = 
     are all in one place.
     """
     folder = Path(folder)
-    files = _paired(folder)
-    if len(files) < least:
-        raise ConfigError(f"{folder} has {len(files)} view{'s' * (len(files) != 1)}, and at least {least} are needed")
+    files = pictures(folder, least)
     if not gaps:
         _no_gaps(folder, [file.stem for file in files])
     height, width = _one_size(files)
@@ -149,21 +119,6 @@ def read_pose(path: Path) -> Array:
             f"{', '.join(f'{x:.4g}' for x in np.linalg.norm(R, axis=0))}, determinant {np.linalg.det(R):.4g})"
         )
     return pose
-
-
-def _paired(folder: Path) -> list[Path]:
-    """The pictures of a scene in the order of their names, each with its pose."""
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder")
-    for name in ("rgb", "pose"):
-        if not (folder / name).is_dir():
-            raise ConfigError(f"{folder / name} is missing: a scene has rgb/, pose/ and intrinsics.txt")
-    rgb = {path.stem: path for path in sorted((folder / "rgb").iterdir()) if path.suffix.lower() in PICTURES}
-    poses = {path.stem for path in (folder / "pose").glob("*.txt")}
-    for name in sorted(rgb.keys() ^ poses):
-        lost = folder / "pose" / f"{name}.txt" if name in rgb else folder / "rgb" / f"{name}.png"
-        raise ConfigError(f"{lost} is missing: each picture in rgb/ has a pose in pose/, and each pose a picture")
-    return [rgb[name] for name in sorted(rgb, key=lambda name: (len(name), name) if name.isdecimal() else (0, name))]
 
 
 def _no_gaps(folder: Path, names: list[str]) -> None:

@@ -12,16 +12,14 @@ from threedgen.config import Config, ConfigError
 from threedgen.config.registry import Component
 from threedgen.config.renamed import in_tree
 from threedgen.config.sections import RunConfig
+from threedgen.data.srn.layout import existing, pictures, scenes, split_folder
 from threedgen.evaluation.toybox.options import ProbeConfig
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
 
 ORIGINAL = "original"
 """The row of the original data."""
-
-
-def _folder(path: str, key: str) -> None:
-    if not Path(path).expanduser().is_dir():
-        raise ConfigError(f"there is no folder {path!r}", key)
+LEAST = 4
+"""Views that a scene must have: some to fit, some to hold out."""
 
 
 class MVDreamSamplerConfig(Config):
@@ -63,7 +61,15 @@ class FolderSamplerConfig(Config):
     up: Literal["z", "y"] = Field("z", description="which axis of its world points up")
 
     def check(self) -> None:
-        _folder(self.path, "path")
+        for scene in self.folders():
+            pictures(scene, LEAST)
+
+    def folders(self) -> list[Path]:
+        """Those of its scenes. Raises ConfigError if there are none."""
+        if not (found := scenes(existing(self.path))):
+            lacking = f"{self.path} has no scenes in it: folders with rgb/, pose/ and intrinsics.txt in each of them"
+            raise ConfigError(lacking, "path")
+        return found
 
 
 class ToyboxScenesConfig(Config):
@@ -91,7 +97,7 @@ class SRNScenesConfig(Config):
     up: Literal["z", "y"] = Field("z", description="which axis of its world points up")
 
     def check(self) -> None:
-        _folder(self.path, "path")
+        split_folder(self.path, self.split)
 
 
 class SampledScenesConfig(Config):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash, registry
-from threedgen.data.srn.reader import Instance, open_instance, scenes
+from threedgen.data.srn.reader import Instance, open_instance
 from threedgen.geometry.foreground import cut_out
 from threedgen.geometry.views import Request
 from threedgen.guidance.mvadapter.model import MVAdapter
@@ -25,10 +25,8 @@ from threedgen.guidance.prior import Prior
 from threedgen.run.cache import digest
 from threedgen.run.seeding import generator
 
-from .options import FolderSamplerConfig, MVAdapterSamplerConfig, MVDreamSamplerConfig
+from .options import LEAST, FolderSamplerConfig, MVAdapterSamplerConfig, MVDreamSamplerConfig
 
-LEAST = 4
-"""Views that a scene must have: some to fit, some to hold out."""
 SAME_POSE = 1e-3
 
 
@@ -102,12 +100,7 @@ class FolderSampler:
 
     def __init__(self, config: FolderSamplerConfig) -> None:
         self.folder = Path(config.path).expanduser()
-        found = scenes(self.folder)
-        if not found:
-            raise ConfigError(
-                f"{self.folder} has no scenes in it: folders with rgb/, pose/ and intrinsics.txt in each of them"
-            )
-        self.instances = {path.name: open_instance(path, config.up, LEAST, gaps=True) for path in found}
+        self.instances = {path.name: open_instance(path, config.up, LEAST, gaps=True) for path in config.folders()}
         for instance in self.instances.values():
             instance.verify()
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from threedgen.config import ConfigError
-from threedgen.data.srn.reader import Instance, condition_and_targets, open_instance, scenes, split_folder
+from threedgen.data.srn.layout import scenes, split_folder
+from threedgen.data.srn.reader import Instance, condition_and_targets, open_instance
 from threedgen.data.toybox.raycast import render
 from threedgen.evaluation.sampling import evenly
 from threedgen.evaluation.toybox.held_out import Case, held_out_cases
@@ -23,8 +24,8 @@ from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Request, Views, resize
 from threedgen.run.seeding import numpy_generator
 
-from .options import SampledScenesConfig, SRNScenesConfig, ToyboxScenesConfig
-from .samplers import LEAST, FolderSampler
+from .options import LEAST, SampledScenesConfig, SRNScenesConfig, ToyboxScenesConfig
+from .samplers import FolderSampler
 
 GREY = 0.5
 """Behind the toybox's objects, as the prior draws them."""
