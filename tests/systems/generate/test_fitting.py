@@ -82,6 +82,20 @@ def test_pictures_that_disagree_are_not_averaged() -> None:
     assert (found - red).abs().amax() < 0.5 * (found - mean).abs().amax(), found
 
 
+def test_light_does_not_go_deep_into_what_is_held_together() -> None:
+    cameras, there = balls()
+    images = there[..., None] * torch.tensor([0.9, 0.1, 0.1]) + (1 - there[..., None]) * GREY
+    spread = []
+    for weight in (0, 4):
+        system = fitted(images, cameras, "fit.matte=null", f"fit.distortion={weight}")
+        with torch.no_grad():
+            result = system.render(cameras, STEPS, training=False)
+        inside = there.flatten() > 0.5
+        assert result.opacity[inside].mean() > 0.9
+        spread.append(float((result.z_variance[inside] / result.opacity[inside].square()).median()))
+    assert spread[1] < 0.6 * spread[0], spread
+
+
 def test_a_matte_that_is_not_there_is_said_before_any_work() -> None:
     options = config.load("quick-toybox", ["prompt=a red dog", "fit.matte=outputs/nowhere"])
     with pytest.raises(config.ConfigError, match=r"fit\.matte.*'outputs/nowhere'; take toybox-matte") as caught:

@@ -70,6 +70,9 @@ class FitConfig(Config):
         0.1, ge=0, description="against matter at all: fog in the colour behind it fits as well"
     )
     smooth: Scheduled = Field(0.05, ge=0, description="against dents: normals near each other should be alike")
+    distortion: Scheduled = Field(
+        0.0, ge=0, description="against matter spread along rays (Mip-NeRF 360), so that light does not go deep into it"
+    )
     matte: str | None = Field(
         None,
         min_length=1,

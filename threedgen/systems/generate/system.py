@@ -165,7 +165,8 @@ class GenerateSystem(System):
         Of a volume some thousand rays of all pictures are looked at in a step, of a mesh some whole pictures.
         """
         o, rng, cameras = self.config.fit, self.rng(step, "pixels"), cameras.with_size(*images.shape[1:3])
-        opaque, sparsity, smooth = (at(value, step - begin, length) for value in (o.opaque, o.sparsity, o.smooth))
+        weights = (o.opaque, o.sparsity, o.smooth, o.distortion)
+        opaque, sparsity, smooth, distortion = (at(value, step - begin, length) for value in weights)
         if self.fitted is None or self.fitted[0] != begin:
             known = None if self.matte is None else self.matte.opacity(images)
             self.fitted = begin, Pixels(Views(images, cameras), known)
@@ -186,6 +187,10 @@ class GenerateSystem(System):
         clear = opaque * losses.opaque(result.opacity) + sparsity * losses.sparsity(result.opacity)
         # fog in the colour that is behind it fits as well as nothing does
         clear = clear + result.opacity[pixels.empty[picked].to(self.device)].sum() / len(colours)
+        if distortion and result.weights is not None:
+            s, span = result.samples, 2 * self.config.march.radius
+            spread = losses.distortion(result.weights, s.t_start, s.t_end, s.ray_index, s.start, span)
+            clear = clear + distortion * spread
         self.metrics = {"opacity": float(result.opacity.detach().mean())}
         return {"loss_views": 10 * error.item()}, 10 * error + clear + smooth * sum(bumps)
 
