@@ -38,10 +38,12 @@ def test_what_samples_views_is_called_alike_in_all_tasks(tmp_path: Path, caplog:
     assert config.load("threedim-toybox", ["sampling.steps=9"]).threedim.steps == 9
     assert config.load("consistency", ["sampler=threedim", "sampler.steps=9"]).sampler.steps == 9
     assert config.load("train-threedim-toybox", ["training.sheet_guidance=4"]).training.guidance_scale == 4
+    assert config.load("quick-toybox", ["prompt=a", "refine.sampling_steps=9"]).refine.steps == 9
     assert [record.getMessage().partition(": ")[2].split(";")[0] for record in caplog.records] == [
         "sampling is called sampler now",
         "sampling is called sampler now",
         "sheet_guidance is called guidance_scale now",
+        "sampling_steps is called steps now",
     ]
 
 
@@ -60,6 +62,8 @@ def test_both_names_are_one_too_many(tmp_path: Path) -> None:
 def test_a_run_of_the_release_before_goes_on() -> None:
     now = config.plain(config.load("mvdream-toybox", ["prompt=a dog"]))
     before = {{"scenes_per_step": "groups", "guidance_input": "judged"}.get(key, key): now[key] for key in now}
+    refine = {"sampling_steps" if key == "steps" else key: value for key, value in now["refine"].items()}
+    before["refine"] = refine | {"views": 6}
     assert differences(before, now) == []
     assert differences(before | {"groups": 7}, now) == ["scenes_per_step: 7 -> 1.0"]
 

@@ -39,7 +39,7 @@ TINY = {
     "preview": {"steps": 2},
     "fit": {"rays": 64},
     "warm_start": {"steps": 3},
-    "refine": {"strengths": [0.6, 0.3], "share": 0.0625, "groups": 2, "sampling_steps": 2},
+    "refine": {"strengths": [0.6, 0.3], "share": 0.0625, "groups": 2, "steps": 2},
     "result": {
         "turntable": {"n_view": 2, "height": 16, "width": 16, "distance": 2.6},
         "mesh_resolution": 16,

@@ -48,7 +48,7 @@ def redrawn(
     if z is None:
         z, strength = torch.zeros(len(rig.cameras), *prior.latent_shape, device=prior.device), 1.0
     denoise = guided(prior.denoise, o.guidance_scale)
-    z = ddim_redraw(denoise, z, fresh_noise(z, rng), given, prior.schedule, o.sampling_steps, strength)
+    z = ddim_redraw(denoise, z, fresh_noise(z, rng), given, prior.schedule, o.steps, strength)
     return sharpened(prior.decode_latents(z), o.sharpen)
 
 

@@ -93,7 +93,7 @@ class RefineConfig(Config):
     """The last part of a run: views all around are rendered and drawn again by the prior, and the object fitted to them
     (MVEdit, arXiv 2403.12032; Instruct-NeRF2NeRF, arXiv 2303.12789; here several views at once)."""
 
-    renamed: ClassVar[dict[str, str | None]] = {"views": None, "size": None}
+    renamed: ClassVar[dict[str, str | None]] = {"views": None, "size": None, "sampling_steps": "steps"}
 
     strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (), description="one round for each: how much noise a picture gets before it is drawn again; []: none"
@@ -101,7 +101,7 @@ class RefineConfig(Config):
     share: float = Field(0.2, gt=0, le=1, description="of trainer.max_steps that a round takes")
     groups: int = Field(6, ge=1, le=64, description="times camera.n_view views that are drawn again together")
     elevation_range: tuple[float, float] = Field((0.0, 30.0), description="of their cameras, degrees")
-    sampling_steps: int = Field(
+    steps: int = Field(
         25, ge=1, le=1000, description="DDIM steps from noise to a picture; a round makes its strength's share of them"
     )
     guidance_scale: float = Field(3.0, ge=0)
@@ -205,7 +205,7 @@ class GenerateConfig(PromptedConfig):
         return self.camera.n_view if self.prior.multiview else 1
 
     @property
-    def refine_steps(self) -> int:
+    def round_steps(self) -> int:
         """Length of a round of refinement; 0: there is none."""
         return int(self.refine.share * self.trainer.max_steps) if self.refine.strengths else 0
 
@@ -235,7 +235,7 @@ class GenerateConfig(PromptedConfig):
                 f"refine.share {self.refine.share:g} of the run for each of {rounds} rounds is more than the run; "
                 f"try refine.share={0.5 / rounds:.2g}"
             )
-        if warm > (left := steps - rounds * self.refine_steps):
+        if warm > (left := steps - rounds * self.round_steps):
             raise ValueError(
                 f"warm_start.steps {warm} should not exceed trainer.max_steps {steps}{' less refine' * (rounds > 0)}; "
                 f"try warm_start.steps={left // 2}"
@@ -260,7 +260,7 @@ class GenerateConfig(PromptedConfig):
         Raises ConfigError.
         """
         tidy(self.prompt)
-        refined = len(self.refine.strengths) * self.refine_steps
+        refined = len(self.refine.strengths) * self.round_steps
         if blank and refined == self.trainer.max_steps and self.views_per_scene < 2:
             raise ConfigError(
                 f"all of the run fits the object to views, and prior.name={self.prior.name} draws each by itself here, "

@@ -85,7 +85,7 @@ class GenerateSystem(System):
         self.register_buffer("text", text, persistent=False)
         self.register_buffer("views", views, persistent=False)
         self.view_cameras: Any = view_cameras
-        if config.refine_steps:
+        if config.round_steps:
             table, side = config.result.turntable, prior.image_size
             refine, n_view = config.refine, config.views_per_scene
             self.rig = surround(table, refine.groups, n_view, refine.elevation_range, side)
@@ -137,11 +137,11 @@ class GenerateSystem(System):
 
     def begin(self, number: int) -> int:
         """The first step of a round of refinement; they are at the end of the run."""
-        return self.max_steps - (len(self.config.refine.strengths) - number) * self.config.refine_steps
+        return self.max_steps - (len(self.config.refine.strengths) - number) * self.config.round_steps
 
     def round(self, step: int) -> int | None:
         """Which round of refinement a step belongs to."""
-        length, rounds = self.config.refine_steps, len(self.config.refine.strengths)
+        length, rounds = self.config.round_steps, len(self.config.refine.strengths)
         return min((step - self.begin(0)) // length, rounds - 1) if length and step >= self.begin(0) else None
 
     def refine(self, number: int, step: int) -> tuple[dict[str, float], Tensor]:
@@ -155,7 +155,7 @@ class GenerateSystem(System):
             )
             optimizer: Any = self.optimizers()
             optimizer.optimizer.state.clear()  # moments of the gradients of another loss, a thousand times as large
-        return self.fit(self.rig.cameras, self.drawn.float(), step, begin, self.config.refine_steps)
+        return self.fit(self.rig.cameras, self.drawn.float(), step, begin, self.config.round_steps)
 
     def fit(
         self, cameras: Cameras, images: Tensor, step: int, begin: int, length: int

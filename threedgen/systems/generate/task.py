@@ -93,7 +93,7 @@ def begin(task: Task, start: Path | None = None) -> Status:
         notes = warn_about(config.prompt, prior, config.prompt_notes())
         text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
         views, cameras = preview(config, prior, prompt, folder, task.quiet)
-    if not config.refine_steps:
+    if not config.round_steps:
         prior.release()  # no more text, no more pictures
     from .optimise import optimise  # what trains, shows and exports takes seconds to import: the views come first
 
