@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from threedgen.config import Config, ConfigError, Scheduled, at
 from threedgen.config.optional import require
 from threedgen.guidance.choices import Control, Layout, Shift
+from threedgen.guidance.weights.shipped import choice
 
 if TYPE_CHECKING:
     from .weights.loading import Identity
@@ -186,8 +187,8 @@ class MVDiffusionConfig(DraftedConfig):
     blocks: str | None = Field(
         None,
         min_length=1,
-        description="the attention between views: toybox-panorama, toybox-outpaint, toybox-depth, a released file, "
-        "or what train-mvdiffusion leaves; null: each view by itself, the base",
+        description=f"the attention between views: {choice('blocks', 'a released file')}, or what train-mvdiffusion "
+        "leaves; null: each view by itself, the base",
     )
     neighbours: Literal["ring", "all"] = Field(
         "ring", description="which views of a panorama a view looks at: those beside it (released weights), or all"
@@ -225,8 +226,8 @@ class MVAdapterConfig(DraftedConfig):
     adapter: str | None = Field(
         None,
         min_length=1,
-        description="toybox-rays, toybox-geometry, a released adapter or one of your own, one safetensors; null: each "
-        "view by itself, the 2D model",
+        description=f"{choice('adapter', 'a released adapter')}, or one of your own, one safetensors; null: each view "
+        "by itself, the 2D model",
     )
     layout: Layout | None = Field(
         None,

@@ -185,7 +185,7 @@ def test_views_of_another_size_or_that_move(tmp_path: Path) -> None:
         ({"scenes": {"views": 4}}, "scenes: tiny scenes: no view overlaps the next"),
         ({"scenes": {"count": 0}}, "scenes: tiny scenes: there are none"),
         ({"blocks": "toybox-depth"}, r"prior.blocks: .*turn in one place.*'toybox-depth'"),
-        ({"scenes": {"depth": True}}, r"prior.blocks: .*have depth; choose blocks such as toybox-depth"),
+        ({"scenes": {"depth": True}}, r"prior.blocks: .*have depth; choose blocks such as those of train-mvdiffusion"),
         ({"scenes": {"size": 17}}, "scenes: .*17 x 17 pixels, and the model draws multiples of 2"),
         ({"clip": "nowhere/at-all"}, "clip: 'nowhere/at-all' cannot be loaded as CLIP"),
     ],

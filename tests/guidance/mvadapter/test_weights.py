@@ -16,7 +16,8 @@ from threedgen.config import ConfigError
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.network import AdaptedUNet
 from threedgen.guidance.mvadapter.weights import convert_adapter, load_adapter, save_adapter
-from threedgen.guidance.weights import plugins
+from threedgen.guidance.options import MVAdapterConfig, MVDiffusionConfig
+from threedgen.guidance.weights import shipped
 from threedgen.guidance.weights.plugins import locate
 
 
@@ -140,15 +141,22 @@ def test_an_adapter_that_is_not_trained_yet(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_help_promises_only_what_is_there() -> None:
+    for config, key in ((MVDiffusionConfig, "blocks"), (MVAdapterConfig, "adapter")):
+        told = str(config.model_fields[key].description)
+        assert {name for name in shipped.FILES[key] if name in told} == set(shipped.here(key))
+
+
 def test_only_files_that_are_there_are_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "folder", lambda name: tmp_path / name)
+    monkeypatch.setattr(shipped, "folder", lambda name: tmp_path / name)
     with pytest.raises(ConfigError, match=r"^adapter: there is no file 'toybox-ray'; train-mvadapter leaves one"):
         locate("adapter", "toybox-ray")
-    with pytest.raises(ConfigError, match=r"^adapter: this installation lacks the weights toybox-rays; train-"):
+    with pytest.raises(ConfigError, match=r"^adapter: toybox-rays does not come with this installation; train-"):
         locate("adapter", "toybox-rays")
     (tmp_path / "weights" / "toybox-mvadapter").mkdir(parents=True)
     geometry = tmp_path / "weights" / "toybox-mvadapter" / "geometry.safetensors"
     geometry.touch()
+    assert shipped.choice("adapter", "a file") == "toybox-geometry, a file" and shipped.choice("blocks", "x") == "x"
     assert locate("adapter", "toybox-geometry") == geometry
     with pytest.raises(ConfigError, match=r"no file 'nowhere' \(known by name: toybox-geometry\); train-mvadapter"):
         locate("adapter", "nowhere")

@@ -90,9 +90,9 @@ class Drawing:
     def _check(self, scene: SceneViews) -> None:
         model, name, blocks = self.model, self.config.scenes.name, self.config.prior.blocks
         kind, other, others, fit = (
-            ("panorama", "depth", "turn in one place", "toybox-panorama or toybox-outpaint")
+            ("panorama", "depth", "turn in one place", "toybox-panorama")
             if scene.depth is None
-            else ("depth", "mask", "walk, and have depth", "toybox-depth")
+            else ("depth", "mask", "walk, and have depth", "those of train-mvdiffusion variant=depth")
         )
         if model.multiview is None or model.multiview.kind != kind or model.extra == other:
             raise ConfigError(

@@ -88,7 +88,8 @@ def check_model(model: MVDiffusion, config: TextureConfig) -> None:
     """Raises ConfigError for a model that is not told depth, and frames that it cannot draw."""
     if model.extra != "depth" or model.multiview is not None and model.multiview.kind != "depth":
         raise ConfigError(
-            "these weights are not told how far things are; take those of a depth model, such as blocks=toybox-depth",
+            "these weights are not told how far things are; take those of a depth model, such as what "
+            "train-mvdiffusion leaves with variant=depth",
             "prior.blocks",
         )
     step = model.unit
