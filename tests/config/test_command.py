@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from threedgen.config import command as place
 from threedgen.config.command import command, install
+from threedgen.config.help import usage
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,8 +29,14 @@ def test_a_folder_of_any_name_arrives_as_it_is(folder: str) -> None:
 
 
 def test_no_message_has_a_form_of_its_own() -> None:
-    """`launch.py --config ...` and `threedgen[extra]` stand in one file; the help has the words of an installation."""
-    own = {ROOT / "threedgen" / "config" / name for name in ("command.py", "help.py")}
+    """`launch.py --config ...`, `threedgen --config ...` and `threedgen[extra]` stand in one file."""
+    own = {ROOT / "threedgen" / "config" / "command.py"}
     rooms = {path for room in ("threedgen", "guidance", "representations") for path in (ROOT / room).rglob("*.py")}
     texts = {path: path.read_text(encoding="utf-8") for path in rooms - own}
-    assert not [path for path, text in texts.items() if "launch.py --" in text or "threedgen[" in text]
+    assert not [path for path, text in texts.items() if re.search(r"launch\.py --|threedgen --|threedgen\[", text)]
+
+
+def test_help_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "  python launch.py --config NAME_OR_PATH" in usage() and "threedgen --" not in usage()
+    monkeypatch.setattr(place, "ROOT", tmp_path)
+    assert "  threedgen --config NAME_OR_PATH" in usage() and "launch.py" not in usage()

@@ -12,14 +12,16 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from threedgen.config import fields, layers, registry
+from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, called, did_you_mean, nearest_key
 from threedgen.config.scheduled import Scheduled
 
 ABOUT = "Text to 3D by optimisation."
 COMMANDS = {
-    "threedgen --config NAME_OR_PATH key=value ...": "in a checkout: python launch.py ...",
-    'threedgen prompt="a red penguin"': "the default config, mvdream-toybox",
+    'prompt="a red penguin"': "the default config, mvdream-toybox",
+    "--config NAME_OR_PATH key=value ...": "another config, other values",
 }
+"""What stands behind the command, and what it does."""
 FLAGS = {
     "--config NAME_OR_PATH": "a shipped config or a YAML file (default mvdream-toybox)",
     "--resume RUN": "go on with the run in this folder",
@@ -72,7 +74,7 @@ def field_type(field: FieldInfo) -> str:
 
 def usage() -> str:
     """How the command is called, with which flags."""
-    commands = [f"  {command}\n{wrapped(about, 6)}" for command, about in COMMANDS.items()]
+    commands = [f"  {command()} {words}\n{wrapped(about, 6)}" for words, about in COMMANDS.items()]
     column = max(map(len, FLAGS)) + 4
     flags = [wrapped(about, column, f"  {flag}".ljust(column)) for flag, about in FLAGS.items()]
     return "\n".join([ABOUT, "", *commands, "", *flags, "", wrapped(KEYS), ""])
