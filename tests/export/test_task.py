@@ -276,6 +276,15 @@ def test_the_border_of_the_world_is_seen() -> None:
         dense_surface(ball_view(0), 32)
 
 
+def test_a_level_that_cannot_be_as_coarse_as_asked_says_so_and_works() -> None:
+    dense, _ = dense_surface(ball_view(60), 40)
+    asset = make_asset(dense, AssetConfig(budget=2000, texture=128, lods=(12,), collision="none", refine=0))
+    (note,) = asset.notes
+    left = asset.figures["levels"]["mesh_LOD1"]
+    assert note.startswith(f"level of detail 1 has {left} triangles instead of 12: ") and "leave it out of lods" in note
+    assert left > 12 and not asset.faults and "mesh_LOD1.glb" in asset.files
+
+
 def test_an_unfinished_run_is_exported_with_a_note(tmp_path: Path) -> None:
     source = open_run(ball_run(tmp_path / "run", "trainer.max_steps=50"))
     config = AssetConfig(budget=300, texture=256, lods=(), resolution=32, refine=0)

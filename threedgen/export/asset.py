@@ -109,7 +109,10 @@ def make_asset(
             coarser = level(low, count)
             levels[f"{name}_LOD{number}"] = coarser
             if len(coarser.faces) > count:
-                asset.notes.append(f"level {number} has {len(coarser.faces)} triangles: its seams do not allow {count}")
+                asset.notes.append(  # a texture is cut open at its seams, which a coarser mesh must keep
+                    f"level of detail {number} has {len(coarser.faces)} triangles instead of {count}: with fewer the "
+                    "texture would no longer fit; it works as it is, or leave it out of lods"
+                )
     place = stand(low.vertices, config.height)
     levels = {title: place.mesh(mesh) for title, mesh in levels.items()}
     with asset.timed("write"):
