@@ -203,8 +203,8 @@ def test_extras_that_are_not_installed_are_said_first(
 
 
 def test_fields_without_an_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "the field is empty" in refused(capsys, ball_run(tmp_path / "empty", p4=0.01))
-    assert "fills its world: " in refused(capsys, ball_run(tmp_path / "full", p3=3.0))
+    assert "nothing solid came out" in refused(capsys, ball_run(tmp_path / "empty", p4=0.01))
+    assert "fills all of its space (" in refused(capsys, ball_run(tmp_path / "full", p3=3.0))
     assert list((tmp_path / "empty/asset").iterdir()) == list((tmp_path / "full/asset").iterdir()) == []
 
 
@@ -270,7 +270,7 @@ def test_a_translucent_field_is_told_with_the_figure() -> None:
 def test_the_border_of_the_world_is_seen() -> None:
     mesh, _ = dense_surface(ball_view(60), 32)
     assert border_share(mesh, 1.0, 2 / 31) == 0
-    with pytest.raises(FullField, match="fills its world: 100% of its surface"):
+    with pytest.raises(FullField, match=r"fills all of its space \(100% of its surface"):
         dense_surface(ball_view(60, 2.0), 32)
     with pytest.raises(EmptyField):
         dense_surface(ball_view(0), 32)

@@ -71,12 +71,12 @@ def test_fitting_brings_the_texture_nearer_to_the_pictures() -> None:
     assert "refine" not in plain.figures and plain.files["ball.glb"] != pale.files["ball.glb"]
 
 
-def test_pictures_that_show_nothing_are_a_note() -> None:
+def test_pictures_that_show_nothing_leave_the_texture_as_it_is() -> None:
     view = view_of(Ball(), None, MARCH, "cpu")
     dense, _ = dense_surface(view, 40)
     nothing = replace(view, pictures=lambda cameras: (np.zeros((6, 64, 64, 3)), np.zeros((6, 64, 64))))
     asset = make_asset(dense, SMALL, "ball", nothing)
-    assert "was not fitted to pictures" in asset.notes[0] and "ball.glb" in asset.files
+    assert "no pixel" in asset.figures["refine"]["skipped"] and not asset.notes and "ball.glb" in asset.files
 
 
 def test_a_run_is_refined_unless_it_is_told_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

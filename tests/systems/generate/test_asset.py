@@ -55,7 +55,7 @@ def test_what_stands_in_the_way_is_a_note(tmp_path: Path) -> None:
     write_asset(system(), tmp_path, [])
     notes: list[str] = []
     assert write_asset(system(p3=3.0), tmp_path, notes) == {}
-    assert "no asset: the field fills its world" in notes[0] and not (tmp_path / "asset").exists()
+    assert "no asset: the object fills all of its space" in notes[0] and not (tmp_path / "asset").exists()
     notes.clear()
     assert write_asset(system("export.budget=12"), tmp_path, notes) or "no asset" in notes[0]
     notes.clear()

@@ -211,4 +211,4 @@ def test_an_empty_field_is_a_note_and_no_error(tmp_path: Path, caplog: pytest.Lo
     (tmp_path / "run" / "mesh.glb").write_bytes(b"of an earlier part of the run")
     run = threedgen.generate("a red dog", tiny_generate(tmp_path), out=tmp_path / "run", field=field, **values())
     assert run.status == "finished" and run.mesh is None and run.views is not None
-    assert len(read_summary(run.folder)["notes"]) == 1 and "the field is empty" in caplog.text
+    assert len(read_summary(run.folder)["notes"]) == 1 and "nothing solid came out" in caplog.text

@@ -73,7 +73,7 @@ def test_a_picture_becomes_files(
     made = ["sampled.png", "turntable.mp4", "views.png", "mesh.glb", "report.html"]
     assert told["status"] == "finished" and told["files"] == made
     assert told["triangles"] > 20
-    assert "no asset: the field fills its world" in told["notes"][0], "eight pixels wide, and from everywhere the same"
+    assert "the object fills all of its space" in told["notes"][0], "eight pixels wide, and from everywhere the same"
     assert capsys.readouterr().out.splitlines()[-2:] == [f"page: {run / 'report.html'}", str(run)]
     assert "<title>car" in (run / "report.html").read_text()
     from trimesh import load

@@ -69,17 +69,18 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
     share = border_share(mesh, field.radius, 2 * field.radius / (resolution - 1))
     if share > FULL:
         raise FullField(
-            f"the field fills its world: {share:.0%} of its surface lies on the border, so no object can be cut out; "
-            "train longer, or with a higher loss.sparsity"
+            f"the object fills all of its space ({share:.0%} of its surface lies on the border), so nothing can be cut "
+            "out; train longer, or with a higher loss.sparsity"
         )
     notes = []
     if share > CUT:
-        notes.append(f"the object reaches the edge of its world and is cut off there ({share:.0%} of its surface)")
+        cut = f"the object is too large for its space and is cut off at the border ({share:.0%} of its surface)"
+        notes.append(f"{cut}; another seed may fit")
     depth = half_depth(mesh)
     if depth > TRANSLUCENT:
         notes.append(
-            f"the object is translucent (half of the light comes {depth:.0%} of its size deep), so thin parts may be "
-            "lost; a longer run, refinement, or a higher loss.opaque makes it firm"
+            f"the object is translucent (half of the light gets {depth:.0%} of its size deep into it), so thin parts "
+            "may be lost; a longer run (trainer.max_steps), refinement (refine) or a higher loss.opaque makes it firm"
         )
     return mesh, notes
 

@@ -88,7 +88,7 @@ def from_triangles(vertices: Array, faces: Array, colours: Callable[[Array], Arr
     if not len(faces):
         raise EmptyField("the mesh has no triangles left; train with a smaller learning rate, or choose another seed")
     if not np.isfinite(vertices).all():
-        raise EmptyField("the mesh has vertices that are not finite")
+        raise EmptyField("the mesh has corners without a place, so nothing can be made of it; choose another seed")
     vertices, faces, parts = large_pieces(vertices.astype(np.float32), faces.astype(np.int32))
     return Mesh(vertices, faces, colours(vertices), vertex_normals(vertices, faces), {"parts_kept": parts})
 
@@ -113,7 +113,7 @@ def sample_density(
         points = np.stack([axis[index] for index in part], axis=-1)
         sigma[part] = density(points).reshape(-1)
     if not np.isfinite(sigma).all():
-        raise EmptyField("the field holds values that are not finite, so no mesh can be made of it")
+        raise EmptyField("the object has densities that are no numbers, so it has no surface; choose another seed")
     return np.maximum(sigma, 0, out=sigma)
 
 

@@ -54,7 +54,7 @@ def depth_field(sigma: Array, cell: float, radius: float, smallest: float = 0.01
     if not tau.max() > HALF_OPAQUE:
         opacity = 1 - math.exp(-2 * float(tau.max()))
         raise EmptyField(
-            f"the field is empty: at its densest it hides {100 * opacity:.0f} % of what is behind it; "
+            f"nothing solid came out: at its densest it hides {100 * opacity:.0f} % of what is behind it; "
             "train longer, or choose another seed"
         )
     level = max(HALF_OPAQUE, min(SHALLOWEST * radius * matter, float(tau.max()) / 2))
