@@ -221,6 +221,13 @@ class MarchConfig(Config):
         description="occupancy: a fixed step, empty cells skipped; stratified: equal parts of every chord",
     )
     samples: int = Field(512, ge=1, le=8192, description="samples on the longest chord; stratified: on each")
+    shown: int | None = Field(
+        None,
+        ge=1,
+        le=8192,
+        description="as samples, in pictures that nothing learns from: long steps draw rings on dense matter; null: as "
+        "many",
+    )
     bound: Literal["box", "sphere"] = Field("box", description="the cube [-radius, radius]^3 or its ball")
     radius: float = Field(1.0, gt=0, le=100, description="half the side of the cube: the radius of the field")
     near: float = Field(0.0, ge=0, le=100, description="no samples closer to the camera than this")
@@ -241,6 +248,10 @@ class MarchConfig(Config):
         description="auto: numba on a CPU, triton on a GPU where it is installed, else torch; nerfacc: where it is "
         "installed",
     )
+
+    def of_pictures(self) -> MarchConfig:
+        """The same with the steps of pictures that nothing learns from."""
+        return self if self.shown is None else self.model_copy(update={"samples": self.shown})
 
     def check(self) -> None:
         _require(self.backend)

@@ -92,12 +92,14 @@ def render(
     """Render rays (R, 3), (R, 3), unit directions.
 
     light (3,) or (R, 3): point lights in the world, for lit `shading`. In training the samples are jittered and the
-    background may be random, both from `generator` (of the CPU). chunk: so many samples at a time, for renders too
-    large at once; the result is the same, gradients in the field's parameters included (`two_pass`).
+    background may be random, both from `generator` (of the CPU); else steps are as long as `options.shown` says.
+    chunk: so many samples at a time, for renders too large at once; the result is the same, gradients in the field's
+    parameters included (`two_pass`).
     Raises ValueError if training lacks the generator.
     """
     if training and generator is None:
         raise ValueError("rendering in training draws random numbers and needs a generator")
+    options = options if training else options.of_pictures()
     behind = background(directions, training=training, generator=generator)
     jitter = None
     if training and options.jitter:

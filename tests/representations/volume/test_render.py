@@ -95,6 +95,14 @@ def test_a_ball_in_front_of_grey():
     assert (seen.z_variance[off < 0.3] < 1e-3).all()
 
 
+def test_pictures_have_finer_steps_than_what_learns():
+    coarse, fine = MARCH.model_copy(update={"samples": 20}), MARCH.model_copy(update={"samples": 20, "shown": 200})
+    learns = [look(options=options, training=True, generator=generator(0, 0, "render")) for options in (coarse, fine)]
+    assert len(learns[0].samples) == len(learns[1].samples)
+    torch.testing.assert_close(look(options=fine).rgb, look().rgb)
+    assert len(look(options=coarse).samples) < 0.2 * len(look(options=fine).samples)
+
+
 def test_colours_add_up():
     seen = look()
     torch.testing.assert_close(seen.rgb, seen.rgb_fg + seen.background * (1 - seen.opacity))
