@@ -65,6 +65,7 @@ def done() -> Path:
 @unix
 def test_meshes_become_a_prior(tmp_path: Path) -> None:
     assert read_summary(done())["steps"] == 6
+    assert read_summary(done())["fid"] > 0
     assert (done() / "sheet.png").exists() and (done() / "samples.png").exists()
     found, before = MVDream.load(str(done() / "prior"), dtype="fp32"), tiny_prior()
     c2w = orbit_c2w(torch.full((2,), 0.2), torch.tensor([0.0, 1.5]), torch.full((2,), 2.0))

@@ -67,7 +67,11 @@ def learn(task: Task, prior: MVDream, single: Source, several: Source, shown: As
         pictures, objects = bank("latents", single), bank("objects", several)
     two_d = config.training.two_d
     system = OwnPriorSystem(config, prior, shown, (two_d, pictures), (1 - two_d, objects))
-    return task.train(system, metrics=("loss_3d", "loss_2d", "fid"))
+
+    def last() -> dict[str, float]:
+        return {name: value for name, value in system.metrics.items() if name == "fid"}
+
+    return task.train(system, metrics=("loss_3d", "loss_2d", "fid"), finish=last)
 
 
 def begin(config: TrainOwnPriorConfig) -> MVDream:
