@@ -40,7 +40,11 @@ def test_the_asset_is_drawn_and_turns(chromium: Any, tmp_path: Path) -> None:
     def after(action: Any) -> np.ndarray:
         count = tab.drawn()
         action()
-        tab.drawn(count)
+        seen = tab.drawn(count)
+        tab.page.wait_for_timeout(300)
+        while (now := tab.drawn()) > seen:  # one action may draw several times
+            seen = now
+            tab.page.wait_for_timeout(300)
         return tab.picture()
 
     def drag() -> None:

@@ -246,7 +246,7 @@ def test_the_page_in_a_browser(launched: Any, window: ViserWindow, tmp_path: Pat
     page.mouse.move(300, 420, steps=4)
     page.mouse.up()
     turned = wait(lambda: [e for e in window.eyes() if (e.c2w - eye.c2w).abs().max() > 0.05], "the turn")[0]
-    distance = turned.camera(8).distance
+    distance = turned.camera(8).c2w[0, :3, 3].norm()
     assert float(distance) == pytest.approx(2.6, rel=0.01)  # it turned around the middle
     page.screenshot(path=tmp_path / "live.png")
     outside = [url for url in requests if not url.startswith((window.url, "data:", "blob:"))]
