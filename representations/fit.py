@@ -145,9 +145,7 @@ def loss(options: ProtocolConfig, seen: Render, colours: Tensor, span: float, fa
     """Sums up what is wrong with some rays, a mean over them: the squared error, matter spread along rays, matter that
     faces away (with the weight ``facing``)."""
     total = mse_loss(seen.rgb, colours)
-    if options.distortion and seen.weights is not None:
-        s = seen.samples
-        spread = losses.distortion(seen.weights, s.t_start, s.t_end, s.ray_index, s.start, span)
+    if options.distortion and (spread := seen.distortion(span)) is not None:
         total = total + options.distortion * spread
     if facing and seen.away is not None:
         # `normals` is the share of the rays that are asked, so that the sum over a step is that of all of them

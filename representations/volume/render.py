@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from threedgen.representations.losses import facing_away
+from threedgen.representations.losses import distortion, facing_away
 from threedgen.representations.march import Samples, composite, depth_variance, join, march, pack, visible
 from threedgen.representations.options import MarchConfig
 from threedgen.representations.shading import ALBEDO, NoMaterial, Shading
@@ -71,6 +71,13 @@ class Render:
     weights: Tensor | None = None
     normals: Tensor | None = None
     surface: tuple[Tensor, Tensor] | None = None
+
+    def distortion(self, span: float) -> Tensor | None:
+        """See `losses.distortion`; None of a mesh and of what was made in chunks."""
+        s = self.samples
+        if self.weights is None:
+            return None
+        return distortion(self.weights, s.t_start, s.t_end, s.ray_index, s.start, span)
 
 
 def render(

@@ -71,7 +71,10 @@ class FitConfig(Config):
     )
     smooth: Scheduled = Field(0.05, ge=0, description="against dents: normals near each other should be alike")
     distortion: Scheduled = Field(
-        0.0, ge=0, description="against matter spread along rays (Mip-NeRF 360), so that light does not go deep into it"
+        0.0,
+        ge=0,
+        description="against matter spread along rays (Mip-NeRF 360), so that light does not go deep into it; not for "
+        "meshes, nor where march.chunk is too small for all rays of a step",
     )
     matte: str | None = Field(
         None,

@@ -187,9 +187,7 @@ class GenerateSystem(System):
         clear = opaque * losses.opaque(result.opacity) + sparsity * losses.sparsity(result.opacity)
         # fog in the colour that is behind it fits as well as nothing does
         clear = clear + result.opacity[pixels.empty[picked].to(self.device)].sum() / len(colours)
-        if distortion and result.weights is not None:
-            s, span = result.samples, 2 * self.config.march.radius
-            spread = losses.distortion(result.weights, s.t_start, s.t_end, s.ray_index, s.start, span)
+        if distortion and (spread := result.distortion(2 * self.config.march.radius)) is not None:
             clear = clear + distortion * spread
         self.metrics = {"opacity": float(result.opacity.detach().mean())}
         return {"loss_views": 10 * error.item()}, 10 * error + clear + smooth * sum(bumps)
