@@ -29,6 +29,7 @@ from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
 from threedgen.run.seeding import generator, numpy_generator
+from threedgen.train.muon import Muon
 from threedgen.train.system import AveragedSystem, timesteps
 
 from .options import DiffusionConfig, NetworkConfig
@@ -103,6 +104,12 @@ class DiffusionSystem(AveragedSystem):
 
     def setup(self, stage: str) -> None:
         self.prior.to(self.device)
+
+    def configure_optimizers(self) -> Any:
+        """Muon on all weights but those of the last layer, whose rows are latents and no features."""
+        o, ends = self.options, (self.unet.conv_out.weight,)
+        muon = Muon(self.unet.parameters(), 1.0, weight_decay=o.weight_decay, elementwise=ends)
+        return self.scheduled(muon, o.learning_rate)
 
     @property
     def place(self) -> tuple[int, int]:
