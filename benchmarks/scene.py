@@ -58,7 +58,7 @@ class Bench:
         dog = build(Spec("dog", "blue", "large", "hat", "red"), np.random.default_rng(0))
         cameras = orbit(FIT_VIEWS, 0.3, 2.6, math.radians(40), FIT_SIZE, FIT_SIZE)
         seen = render([dog], np.zeros(FIT_VIEWS, int), cameras.c2w.numpy(), cameras.fov.numpy(), FIT_SIZE)
-        words = (f"warm_start.steps={FIT_STEPS}",)
+        words = (f"trainer.max_steps={FIT_STEPS}", "warm_start.share=1", "refine.strengths=[]")
         system = self.system(*words, views=torch.from_numpy(seen.rgb), view_cameras=cameras)
         steps(system, 0, FIT_STEPS, frozen=False)()
         return system.state_dict()

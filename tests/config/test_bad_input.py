@@ -198,7 +198,7 @@ def checkpoint(**changed: Any) -> dict[str, Any]:
 def test_a_checkpoint_that_does_not_fit_is_one_sentence(
     place: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
-    made = config.load("tiny.yaml", ["warm_start.steps=0", "preview.enabled=false"])
+    made = config.load("tiny.yaml", ["warm_start.share=0", "preview.enabled=false"])
     folder, marker = place / "run", place / "executed"
     (folder / "checkpoints").mkdir(parents=True)
     runs.write_config(folder, made)
@@ -283,7 +283,7 @@ def test_any_prompt_goes_through(
 ) -> None:
     monkeypatch.setattr("threedgen.train.loop.fit", nothing_to_train)
     monkeypatch.setattr("threedgen.systems.generate.optimise.write_results", lambda *arguments: {})
-    quick = ["warm_start.steps=0", "preview.enabled=false"]
+    quick = ["warm_start.share=0", "preview.enabled=false"]
     code = cli.main(["--config", "tiny.yaml", f"prompt={prompt}", "prompt_check=off", *quick])
     output = capfd.readouterr()
     assert code == 0, output.err

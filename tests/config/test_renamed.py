@@ -80,10 +80,10 @@ def test_a_run_with_the_toybox_prior_of_the_release_before_is_refused(name: str,
 
 
 def test_a_key_that_has_gone_is_left_out_of_files_and_refused_in_words(caplog: pytest.LogCaptureFixture) -> None:
-    old = {"task": "generate", "prompt": "a", "warm_start": {"steps": 3, "size": 64}}
-    assert renamed.in_tree(GenerateConfig, old, "old.yaml")["warm_start"] == {"steps": 3}
+    old = {"task": "generate", "prompt": "a", "warm_start": {"share": 0.1, "size": 64}}
+    assert renamed.in_tree(GenerateConfig, old, "old.yaml")["warm_start"] == {"share": 0.1}
     assert "old.yaml: size has no effect any more" in caplog.text
-    assert renamed.in_run(old)["warm_start"] == {"steps": 3}
+    assert renamed.in_run(old)["warm_start"] == {"share": 0.1}
     with pytest.raises(ConfigError, match="command line: warm_start.size: has no effect any more; leave it out"):
         config.load("quick-toybox", ["prompt=a", "warm_start.size=64"])
 

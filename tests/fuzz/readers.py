@@ -186,7 +186,7 @@ def _make_stopped(folder: Path) -> None:
 
     _make_prior(folder)
     prior = {"weights": str(folder / "prior"), "dtype": "fp32"}
-    config = write_config(folder / "tiny.yaml", TINY, prior=prior, warm_start={"steps": 0}, size=8, scenes_per_step=1)
+    config = write_config(folder / "tiny.yaml", TINY, prior=prior, warm_start={"share": 0}, size=8, scenes_per_step=1)
     command("--config", str(config), f"out={folder / 'run'}", "trainer.max_steps=3")
     (folder / "run" / "checkpoints" / "previous.ckpt").unlink()
 

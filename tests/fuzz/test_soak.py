@@ -45,7 +45,7 @@ def test_two_thousand_steps_in_the_same_memory(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     values = {
         "prior": {"weights": str(prior_folder()), "dtype": "fp32"}, "size": 8, "scenes_per_step": 1,
-        "preview": {"enabled": False}, "warm_start": {"steps": 0}, "checkpoint": {"seconds": 5},
+        "preview": {"enabled": False}, "warm_start": {"share": 0}, "checkpoint": {"seconds": 5},
         "trainer": TINY["trainer"] | {"max_steps": STEPS, "val_check_interval": 200},
     }  # fmt: skip
     config = write_config(tmp_path / "soak.yaml", TINY, **values)

@@ -38,7 +38,7 @@ TINY = {
     "camera": {"n_view": 2},
     "preview": {"steps": 2},
     "fit": {"rays": 64},
-    "warm_start": {"steps": 3},
+    "warm_start": {"share": 0.2},
     "refine": {"strengths": [0.6, 0.3], "share": 0.0625, "groups": 2, "steps": 2},
     "result": {
         "turntable": {"n_view": 2, "height": 16, "width": 16, "distance": 2.6},

@@ -98,7 +98,7 @@ def test_subjects_are_tuned_looked_at_and_not_made_twice(place: Path, monkeypatc
 
 def test_objects_are_made_by_the_base_and_by_the_tuned_prior(place: Path) -> None:
     prior = {"weights": str(prior_folder()), "dtype": "fp32"}
-    still = {"warm_start": {"steps": 0}, "trainer": TINY["trainer"] | {"max_steps": 1}, "export": {"enabled": False}}
+    still = {"warm_start": {"share": 0}, "trainer": TINY["trainer"] | {"max_steps": 1}, "export": {"enabled": False}}
     result = TINY["result"] | {"turntable": TINY["result"]["turntable"] | {"n_view": 8}}
     write_config(place / "make.yaml", TINY, prior=prior, result=result, **still)
     words = ["--config", "evaluate.yaml", "out=run", "-q", "subjects=1", "settings=['']", "preservation=[none]"]

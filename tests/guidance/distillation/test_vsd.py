@@ -189,7 +189,7 @@ def command(folder: Path, *words: str) -> list[str]:
         "prior": {"name": "stable-diffusion", "weights": str(prior_folder()), "dtype": "fp32"},
         "distillation": {"name": "vsd", "min_step_percent": 0.1, "max_step_percent": 0.9},
         "optimizer": {"distillation": 0.01},
-        "warm_start": {"steps": 0},
+        "warm_start": {"share": 0},
         "trainer": TINY["trainer"] | {"max_steps": 6},
     }
     return ["--config", str(write_config(folder / "vsd.yaml", TINY | values)), "out=run", *words]

@@ -17,7 +17,7 @@ from threedgen import cli
 from threedgen.run.metrics import read_summary
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-SHORT = {"trainer": TINY["trainer"] | {"max_steps": 2}, "warm_start": {"steps": 0}, "refine": {"strengths": []}}
+SHORT = {"trainer": TINY["trainer"] | {"max_steps": 2}, "warm_start": {"share": 0}, "refine": {"strengths": []}}
 WAYS: dict[str, dict[str, Any]] = {
     "reconstruction": {},  # with a warm start from its views, and views that it draws again
     "sds": SHORT,  # these two with a picture of the thing

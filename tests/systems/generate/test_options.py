@@ -32,11 +32,12 @@ from threedgen.viewer.record import ROW, SIDES
     [
         (["march.radius=2"], "field.radius 1 and march.radius 2 should be the same"),
         (["field.radius=0.5"], "field.radius 0.5 and march.radius 1 should be the same"),
-        (["trainer.max_steps=2"], "warm_start.steps 3 should not exceed trainer.max_steps 2"),
-        (["warm_start.steps=15"], "should not exceed trainer.max_steps 16 less refine; try warm_start.steps=7"),
+        (
+            ["warm_start.share=0.9"],
+            "warm_start.share 0.9 should be at most 0.88, which refine leaves of the run; try warm_start.share=0.44",
+        ),
         (["refine.share=0.6"], "refine.share 0.6 of the run for each of 2 rounds is more than the run"),
         (["refine.strengths=[0.5, 1.5]"], "refine.strengths.1: should be less than or equal to 1"),
-        (["camera.n_view=1"], "camera.n_view should be 2 or more"),
         (["trainer.accumulate_grad_batches=2"], "set scenes_per_step"),
     ],
 )
@@ -117,7 +118,7 @@ def test_where_the_prior_computes(monkeypatch: pytest.MonkeyPatch) -> None:
 def values(**more: Any) -> dict[str, Any]:
     """A run of two steps."""
     short = {"max_steps": 2, "val_check_interval": 0, "accelerator": "cpu"}
-    return {"trainer": short, "warm_start": {"steps": 0}, "preview": {"enabled": False}} | more
+    return {"trainer": short, "warm_start": {"share": 0}, "preview": {"enabled": False}} | more
 
 
 @pytest.mark.parametrize("quiet", [False, True])

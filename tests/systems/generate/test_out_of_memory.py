@@ -23,7 +23,7 @@ from threedgen.train.status import Status
 def start(folder: Path, **values: Any) -> Status:
     """A run of a few steps in this process."""
     folder.mkdir(exist_ok=True)
-    short = {"trainer": TINY["trainer"] | {"max_steps": 6}, "warm_start": {"steps": 1}, "preview": {"steps": 1}}
+    short = {"trainer": TINY["trainer"] | {"max_steps": 6}, "warm_start": {"share": 0.2}, "preview": {"steps": 1}}
     prior = {"prior": {"weights": str(prior_folder()), "dtype": "fp32"}}
     path = write_config(folder / "tiny.yaml", TINY | short | prior | values)
     made, _ = runs.begin(config.load(path, [f"out={folder / 'run'}"]), "tiny")

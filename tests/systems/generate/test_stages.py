@@ -23,7 +23,7 @@ TREE: dict[str, Any] = TINY | {
     "prior": {"name": "stable-diffusion", "weights": str(prior_folder()), "dtype": "fp32"},
     "distillation": {"name": "sds", "min_step_percent": 0.1, "max_step_percent": 0.9},
     "field": {"name": "dmtet", "resolution": 8, "paint": FIELD},
-    "warm_start": {"steps": 0},
+    "warm_start": {"share": 0},
     "size": 12,
     "scenes_per_step": 1,
     "loss": {"normal_consistency": 1.0},

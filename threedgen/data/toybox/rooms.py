@@ -200,11 +200,13 @@ def snapshot(room: Room, rng: np.random.Generator) -> tuple[np.ndarray, float]:
 
 
 def describe(room: Room, label: np.ndarray, rng: np.random.Generator, most: int = 3, least: float = 0.012) -> str:
-    """What a picture shows: the room's colours and the largest things in ``label`` (H, W), numbered from 1."""
-    n = len(room.items)
+    """What a picture shows: the room's colours and, from left to right, the largest things in ``label`` (H, W), which
+    numbers them from 1.  Order says where they are, so a model has less to guess."""
+    n, wording = len(room.items), int(rng.integers(ROOM_WORDINGS))
     share = np.bincount(label.ravel(), minlength=n + 2)[1 : n + 1] / label.size
-    seen = [k for k in np.argsort(-share, kind="stable") if share[k] >= least][:most]
-    return sentence(room.wall, room.floor, [room.items[k] for k in seen], int(rng.integers(ROOM_WORDINGS)))
+    seen = [k for k in np.argsort(-share, kind="stable") if share[k] >= least][: most - (wording == NAMES_FLOOR)]
+    seen.sort(key=lambda k: np.nonzero(label == k + 1)[1].mean())
+    return sentence(room.wall, room.floor, [room.items[k] for k in seen], wording)
 
 
 def captions() -> Iterator[str]:
@@ -216,17 +218,19 @@ def captions() -> Iterator[str]:
         yield sentence("red", "orange", [], wording)
 
 
-ROOM_WORDINGS = 6
+ROOM_WORDINGS, NAMES_FLOOR = 6, 1
 
 
 def sentence(wall: str, floor: str, things: list[str], wording: int) -> str:
     """ "a blue room with a red sofa and a window", in one of the wordings.  ``wall``, ``floor``: colour words."""
     core = f"{wall} room"
     plain = f"{article(core)} {core}"
-    if things.count("a window") > 1:
-        things = [t for t in things if t != "a window"] + ["two windows"]
-    if wording == 1:
-        things = [f"{article(floor)} {floor} floor", *things[:2]]
+    for k, pair in enumerate(zip(things, things[1:], strict=False)):
+        if pair == ("a window", "a window"):
+            things = [*things[:k], "two windows", *things[k + 2 :]]
+            break
+    if wording == NAMES_FLOOR:
+        things = [f"{article(floor)} {floor} floor", *things]
     if not things:
         return (plain, f"the corner of {plain}")[wording % 2]
     listed = things[0] if len(things) == 1 else f"{', '.join(things[:-1])} and {things[-1]}"

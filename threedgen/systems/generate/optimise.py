@@ -38,7 +38,7 @@ def optimise(
 ) -> Status:
     """Trains the object, from that of the run in `start` if given, and makes its files; `notes` go to the summary."""
     config, folder = task.config, task.folder
-    system = GenerateSystem(config, prior, text, views if config.warm_start.steps else None, cameras)
+    system = GenerateSystem(config, prior, text, views if config.warm_steps else None, cameras)
     if start is not None:
         start_from(system, start)  # a checkpoint, if there is one, comes after it
     with Interrupts() as interrupts, ExitStack() as stack:

@@ -87,9 +87,15 @@ class FitConfig(Config):
 class WarmStartConfig(Config):
     """Fit the field to sampled views first; distillation then refines it."""
 
-    renamed: ClassVar[dict[str, str | None]] = {"size": None}
+    renamed: ClassVar[dict[str, str | None]] = {"size": None, "steps": None}
 
-    steps: int = Field(0, ge=0, description="optimisation steps on the sampled views; 0: start from nothing")
+    share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="of trainer.max_steps in which the field is fitted to views that the prior samples; 0: start from "
+        "nothing, as with a prior of single views",
+    )
 
 
 class RefineConfig(Config):
@@ -208,6 +214,11 @@ class GenerateConfig(PromptedConfig):
         return self.camera.n_view if self.prior.multiview else 1
 
     @property
+    def warm_steps(self) -> int:
+        """Steps of the warm start: none for a prior that judges single views, as it samples no views to fit to."""
+        return 0 if self.views_per_scene < 2 else int(self.warm_start.share * self.trainer.max_steps)
+
+    @property
     def round_steps(self) -> int:
         """Length of a round of refinement; 0: there is none."""
         return int(self.refine.share * self.trainer.max_steps) if self.refine.strengths else 0
@@ -232,19 +243,17 @@ class GenerateConfig(PromptedConfig):
                     f"loss.{name} is for meshes, and field.name {self.field.name} is none; "
                     "set it to 0, or field.name=dmtet"
                 )
-        warm, steps, rounds = self.warm_start.steps, self.trainer.max_steps, len(self.refine.strengths)
-        if rounds * self.refine.share > 1:
+        warm, share, rounds = self.warm_start.share, self.refine.share, len(self.refine.strengths)
+        if rounds * share > 1:
             raise ValueError(
-                f"refine.share {self.refine.share:g} of the run for each of {rounds} rounds is more than the run; "
+                f"refine.share {share:g} of the run for each of {rounds} rounds is more than the run; "
                 f"try refine.share={0.5 / rounds:.2g}"
             )
-        if warm > (left := steps - rounds * self.round_steps):
+        if warm > (left := 1 - rounds * share):
             raise ValueError(
-                f"warm_start.steps {warm} should not exceed trainer.max_steps {steps}{' less refine' * (rounds > 0)}; "
-                f"try warm_start.steps={left // 2}"
+                f"warm_start.share {warm:g} should be at most {left:.2g}, which refine leaves of the run; "
+                f"try warm_start.share={left / 2:.2g}"
             )
-        if warm and self.views_per_scene < 2:
-            raise ValueError(f"warm_start.steps needs several sampled views of one object: {TOGETHER}")
         if self.trainer.accumulate_grad_batches > 1:
             raise ValueError(
                 "trainer.accumulate_grad_batches should be 1; for more views in a step, set scenes_per_step"

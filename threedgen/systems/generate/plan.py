@@ -65,11 +65,11 @@ def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:
     refine, n_view = config.refine, config.camera.n_view
     schedules = [value for value in (config.size, config.scenes_per_step) if isinstance(value, dict)]
     changes = [math.ceil(place) for schedule in schedules for place in places(schedule, end).values()]
-    steps = range(config.warm_start.steps, end - len(refine.strengths) * config.round_steps)
+    steps = range(config.warm_steps, end - len(refine.strengths) * config.round_steps)
     drawn = {(system.size(s), int(jump(config.scenes_per_step, s, end))) for s in [*steps[:1], *changes] if s in steps}
     images = n_view * max((scenes for _, scenes in drawn), default=0)
     rays = max((n_view * size**2 * scenes for size, scenes in drawn), default=0)
-    if config.round_steps or config.warm_start.steps:
+    if config.round_steps or config.warm_steps:
         rays = max(rays, config.fit.rays)
     learnt = sum(p.numel() * p.element_size() for p in system.parameters())
     found = {

@@ -104,7 +104,7 @@ class GenerateSystem(System):
     @property
     def stage(self) -> str:  # type: ignore[override]
         """What the progress bar says."""
-        if self.global_step < self.config.warm_start.steps:
+        if self.global_step < self.config.warm_steps:
             return "fitting the sampled views"
         if (number := self.round(self.global_step)) is not None:
             doing = "drawing views" if self.global_step == self.begin(number) else "refining"
@@ -127,7 +127,7 @@ class GenerateSystem(System):
         self.field.at_step(step, self.max_steps)
         if self.occupancy is not None and not self.again:  # a step that is repeated finds it up to date
             self.occupancy.update(self.field.density, step, generator(self.config.seed, step, "occupancy"))
-        if step < (length := self.config.warm_start.steps):
+        if step < (length := self.config.warm_steps):
             self.terms, loss = self.fit(self.view_cameras, self.views, step, 0, length)
         elif (number := self.round(step)) is not None:
             self.terms, loss = self.refine(number, step)

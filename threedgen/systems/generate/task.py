@@ -149,7 +149,7 @@ def preview(
 ) -> tuple[Tensor | None, Cameras | None]:
     """Views sampled from the prompt and their cameras, written to preview.png; kept for a resumed run."""
     p, n_view = config.preview, config.views_per_scene
-    if not (p.enabled or config.warm_start.steps) or n_view < 2:
+    if not (p.enabled or config.warm_steps) or n_view < 2:
         return None, None
     table = config.result.turntable
     angles = torch.deg2rad(torch.tensor([p.elevation, p.azimuth, table.fov]))
