@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field
 
@@ -126,6 +126,10 @@ class TaskConfig(Config):
     def notes(self) -> list[str]:
         """What a user should know of it before it runs, a sentence each."""
         return []
+
+    def used(self) -> Self:
+        """The config without the sections that this run makes no use of."""
+        return self
 
     def amount(self) -> str:
         """How many objects a run makes, in words, if it makes many; else ""."""

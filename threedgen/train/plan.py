@@ -16,6 +16,7 @@ END = "nothing was run or written"
 
 def plan(config: Any) -> str:
     """The text for a task that has no plan of its own. Raises ConfigError for weights that cannot be read."""
+    config = config.used()
     about = config.about or " ".join((type(config).__doc__ or "").partition("\n\n")[0].split())
     lines = [f"would run {config.task}: {about}"]
     if amount := config.amount():

@@ -26,6 +26,7 @@ from threedgen.geometry.cameras_file import write_cameras
 from threedgen.geometry.depth_file import write_depth
 from threedgen.geometry.images import to_uint8, write_png
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.train.plan import plan
 
 __all__ = ["tiny"]
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -140,6 +141,7 @@ def test_views_of_a_folder_need_no_model(tmp_path: Path, depth: bool, drawings: 
     for name in ("true", "noise"):
         config = options(tmp_path / f"{name} run", views=str(tmp_path / name), scenes=kind, count=3, blocks=None)
         config.check()
+        assert "weights" not in plan(config)
         assert run(config, None, True) == 0
         ratio[name] = found(tmp_path / f"{name} run")["rows"]["views"]["ratio"]
     assert ratio["true"]["mean"] == pytest.approx(1, abs=0.1) and ratio["noise"]["mean"] < 0.4

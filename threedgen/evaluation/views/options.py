@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -77,4 +77,7 @@ class EvaluateViewsConfig(RunConfig):
         else:
             if not user_path(self.views, "views").is_dir():
                 raise ConfigError(f"there is no folder {self.views!r}", "views")
-            RunConfig.check(self.model_copy(update={"prior": None}))  # which is not asked
+            RunConfig.check(self.used())
+
+    def used(self) -> Self:
+        return self if self.views is None else self.model_copy(update={"prior": None})
