@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.models import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor
 from torch.nn import functional as F
@@ -83,16 +84,12 @@ def with_attention(unet: Any, layers: Sequence[int]) -> Any:
     layers = [max(pair) for pair in zip(before, layers, strict=True)]
     grown: Any = UNet2DConditionModel.from_config(unet.config, **attention(layers))
     own = unet.state_dict()
+    ends = {Transformer2DModel: ("proj_out",), BasicTransformerBlock: ("attn1.to_out.0", "attn2.to_out.0", "ff.net.2")}
     with torch.no_grad():
-        for name, one in grown.named_modules():
-            if isinstance(one, Transformer2DModel):
-                known = [
-                    f"{name}.transformer_blocks.{k}.norm1.weight" in own for k in range(len(one.transformer_blocks))
-                ]
-                more: Any = [block for block, old in zip(one.transformer_blocks, known, strict=True) if not old]
-                ends = [end for b in more for end in (b.attn1.to_out[0], b.attn2.to_out[0], b.ff.net[2])]
-                for end in ends if any(known) else [one.proj_out]:
-                    for parameter in end.parameters():
+        for name, module in grown.named_modules():
+            for end in ends.get(type(module), ()):
+                if f"{name}.{end}.weight" not in own:
+                    for parameter in module.get_submodule(end).parameters():
                         parameter.zero_()
     grown.load_state_dict(grown.state_dict() | own)
     return grown
