@@ -65,7 +65,7 @@ TINY_BASE = {
     "decoder": {"max_steps": 4},
     "network": {
         "channels": [16, 32],
-        "attention": [0, 1],
+        "attention": [False, True],
         "heads": [1, 2],
         "groups": 8,
         "text_width": 16,

@@ -130,25 +130,6 @@ def test_it_begins_as_the_2d_model_whatever_the_camera(tmp_path: Path) -> None:
 
 
 @unix
-def test_more_attention_changes_nothing_at_first_and_can_learn(tmp_path: Path) -> None:
-    found = StableDiffusion.load(str(base() / "base"), dtype="fp32", camera=False)
-    unet = unets.with_attention(found.unet, [2, 2])
-    grown = StableDiffusion(unet, found.vae, found.text_encoder, found.tokenizer, found.schedule)
-    assert sum(p.numel() for p in unet.parameters()) > sum(p.numel() for p in found.unet.parameters())
-    x, t = torch.randn(2, *found.latent_shape, generator=cpu()), torch.tensor([100, 800])
-    text = found.encode_prompt(["a red dog"] * 2)
-    with torch.no_grad():
-        assert torch.equal(grown.predict(x, t, text), found.predict(x, t, text))
-    grown.predict(x, t, text).square().sum().backward()
-    ends = {name: p.grad for name, p in unet.named_parameters() if not p.any() and name.endswith("weight")}
-    assert len(ends) >= 5 and all(grad.any() for grad in ends.values())
-    same = unets.with_attention(unet, [0, 1])  # what it has it keeps
-    assert_same(dict(same.state_dict()), dict(unet.state_dict()))
-    with pytest.raises(ConfigError, match="network.attention.* should have 2 values"):
-        unets.with_attention(unet, [1])
-
-
-@unix
 def test_the_coarse_predictor_of_a_run_is_the_average_that_was_learnt() -> None:
     found = MVDream.load(str(prior() / "prior"), dtype="fp32")
     kept = load_file(prior() / "coarse" / "coarse.safetensors")

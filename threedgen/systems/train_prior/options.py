@@ -72,8 +72,9 @@ class NetworkConfig(Config):
     """Sizes of the UNet on the latents and of the text encoder."""
 
     channels: tuple[int, ...] = Field((64, 128, 224), description="width of each level of the UNet")
-    attention: tuple[Annotated[int, Field(ge=0, le=10)], ...] = Field(
-        (0, 1, 1), description="layers of attention behind each residual block of a level; 0: none"
+    attention: tuple[bool, ...] = Field((False, True, True), description="which levels have attention")
+    transformer_layers: tuple[Annotated[int, Field(ge=1, le=10)], ...] = Field(
+        (1, 1, 1), description="of each attention, for each level"
     )
     layers_per_block: int = Field(1, ge=1, le=4)
     heads: tuple[int, ...] = Field((1, 2, 4), description="attention heads of each level")
@@ -96,10 +97,11 @@ class NetworkConfig(Config):
 
     @model_validator(mode="after")
     def _fit(self) -> NetworkConfig:
-        levels = {"channels": len(self.channels), "attention": len(self.attention), "heads": len(self.heads)}
+        names = ("channels", "attention", "transformer_layers", "heads")
+        levels = {name: len(getattr(self, name)) for name in names}
         if len(set(levels.values())) > 1 or not self.channels:
             counts = ", ".join(f"{name} has {count}" for name, count in levels.items())
-            raise ValueError(f"channels, attention and heads should have one value for each level ({counts})")
+            raise ValueError(f"{', '.join(names[:-1])} and heads should have one value for each level ({counts})")
         _divisible("channels", self.channels, "groups", self.groups)
         for channels, heads, attention in zip(self.channels, self.heads, self.attention, strict=True):
             if attention:

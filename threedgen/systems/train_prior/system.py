@@ -37,6 +37,8 @@ from threedgen.train.system import AveragedSystem, timesteps
 
 from .options import DiffusionConfig, NetworkConfig
 
+ATTENTION = "network.attention"
+
 
 def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, image_size: int) -> StableDiffusion:
     """A fresh UNet around the networks that were trained before it."""
@@ -50,7 +52,7 @@ def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, imag
         out_channels=channels,
         layers_per_block=options.layers_per_block,
         block_out_channels=options.channels,
-        **attention(options.attention),
+        **attention(options.attention, options.transformer_layers),
         attention_head_dim=options.heads,  # diffusers' name for the number of heads
         cross_attention_dim=options.text_width,
         norm_num_groups=options.groups,
@@ -60,29 +62,29 @@ def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, imag
     return StableDiffusion(unet, vae, text, tokenizer, schedule(prediction=options.prediction))
 
 
-def attention(layers: Sequence[int]) -> dict[str, Any]:
-    """Options of a UNet with so many layers of attention at each level."""
+def attention(levels: Sequence[bool], layers: Sequence[int]) -> dict[str, Any]:
+    """Options of a UNet with attention, of so many layers, at some of its levels."""
     return {
-        "down_block_types": tuple("CrossAttnDownBlock2D" if n else "DownBlock2D" for n in layers),
-        "up_block_types": tuple("CrossAttnUpBlock2D" if n else "UpBlock2D" for n in reversed(layers)),
-        "transformer_layers_per_block": tuple(max(n, 1) for n in layers),
+        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in levels),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(levels)),
+        "transformer_layers_per_block": tuple(layers),
     }
 
 
-def with_attention(unet: Any, layers: Sequence[int]) -> Any:
-    """A UNet with the weights of another one, and more layers of attention at each level if ``layers`` are more.
+def with_attention(unet: Any, options: NetworkConfig) -> Any:
+    """A UNet with the weights of another one and what ``options`` has more of: levels with attention, and layers of it.
     They say nothing yet: what each adds to its input is zero.
 
     Raises ConfigError if the number of levels differs.
     """
-    kinds, deep = unet.config["down_block_types"], unet.config["transformer_layers_per_block"]
-    deep = [deep] * len(kinds) if isinstance(deep, int) else deep
-    if len(layers) != len(kinds):
-        where = "network.attention"
-        raise ConfigError(f"should have {len(kinds)} values, one for each level of what it begins with", where)
-    before = [n if "CrossAttn" in kind else 0 for n, kind in zip(deep, kinds, strict=True)]
-    layers = [max(pair) for pair in zip(before, layers, strict=True)]
-    grown: Any = UNet2DConditionModel.from_config(unet.config, **attention(layers))
+    before = ["CrossAttn" in kind for kind in unet.config["down_block_types"]]
+    deep = unet.config["transformer_layers_per_block"]
+    deep = [deep] * len(before) if isinstance(deep, int) else deep
+    if len(options.attention) != len(before):
+        raise ConfigError(f"should have {len(before)} values, one for each level of what it begins with", ATTENTION)
+    levels = [a or b for a, b in zip(before, options.attention, strict=True)]
+    layers = [max(a, b) for a, b in zip(deep, options.transformer_layers, strict=True)]
+    grown: Any = UNet2DConditionModel.from_config(unet.config, **attention(levels, layers))
     own = unet.state_dict()
     ends = {Transformer2DModel: ("proj_out",), BasicTransformerBlock: ("attn1.to_out.0", "attn2.to_out.0", "ff.net.2")}
     with torch.no_grad():

@@ -52,7 +52,7 @@ def train_base(task: Task) -> Status:
     if config.start is not None:
         prior = StableDiffusion.load(config.start, camera=False, image_size=config.image_size)
         seed_networks(config.seed, "UNet")
-        unet = with_attention(prior.unet, config.network.attention)
+        unet = with_attention(prior.unet, config.network)
         around = (prior.vae, prior.text_encoder, prior.tokenizer, prior.schedule)
         prior = StableDiffusion(unet, *around, image_size=config.image_size)
     else:
