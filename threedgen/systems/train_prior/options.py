@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -73,9 +73,6 @@ class NetworkConfig(Config):
 
     channels: tuple[int, ...] = Field((64, 128, 224), description="width of each level of the UNet")
     attention: tuple[bool, ...] = Field((False, True, True), description="which levels have attention")
-    transformer_layers: tuple[Annotated[int, Field(ge=1, le=10)], ...] = Field(
-        (1, 1, 1), description="of each attention, for each level"
-    )
     layers_per_block: int = Field(1, ge=1, le=4)
     heads: tuple[int, ...] = Field((1, 2, 4), description="attention heads of each level")
     groups: int = Field(16, ge=1, description="groups of the group norms")
@@ -97,11 +94,10 @@ class NetworkConfig(Config):
 
     @model_validator(mode="after")
     def _fit(self) -> NetworkConfig:
-        names = ("channels", "attention", "transformer_layers", "heads")
-        levels = {name: len(getattr(self, name)) for name in names}
+        levels = {"channels": len(self.channels), "attention": len(self.attention), "heads": len(self.heads)}
         if len(set(levels.values())) > 1 or not self.channels:
             counts = ", ".join(f"{name} has {count}" for name, count in levels.items())
-            raise ValueError(f"{', '.join(names[:-1])} and heads should have one value for each level ({counts})")
+            raise ValueError(f"channels, attention and heads should have one value for each level ({counts})")
         _divisible("channels", self.channels, "groups", self.groups)
         for channels, heads, attention in zip(self.channels, self.heads, self.attention, strict=True):
             if attention:
@@ -217,10 +213,7 @@ class TrainBaseConfig(RunConfig):
 
     image_size: int = Field(128, ge=32, le=1024, description="pixels of a picture")
     start: str | None = Field(
-        None,
-        min_length=1,
-        description="a 2D model, a folder in diffusers format, of which only the UNet learns on, with the attention "
-        "that `network` has more of",
+        None, min_length=1, description="a 2D model of which only the UNet learns on: a folder in diffusers format"
     )
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     decoder: DecoderConfig = DecoderConfig()

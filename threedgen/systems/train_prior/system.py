@@ -6,19 +6,16 @@ attention and cameras, and in a ``two_d`` share of the steps single pictures wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.models import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from threedgen.config import ConfigError, at
+from threedgen.config import at
 from threedgen.data.bank import LatentBank, of_share, seen_in_step
 from threedgen.data.toybox.words import vocabulary
 from threedgen.geometry.images import grid, write_png
@@ -37,11 +34,11 @@ from threedgen.train.system import AveragedSystem, timesteps
 
 from .options import DiffusionConfig, NetworkConfig
 
-ATTENTION = "network.attention"
-
 
 def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, image_size: int) -> StableDiffusion:
     """A fresh UNet around the networks that were trained before it."""
+    down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in options.attention)
+    up = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(options.attention))
     pooled = {"addition_embed_type": "text", "addition_embed_type_num_heads": options.text_heads}
     channels = int(vae.config.latent_channels)
     unet = UNet2DConditionModel(
@@ -52,7 +49,8 @@ def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, imag
         out_channels=channels,
         layers_per_block=options.layers_per_block,
         block_out_channels=options.channels,
-        **attention(options.attention, options.transformer_layers),
+        down_block_types=down,
+        up_block_types=up,
         attention_head_dim=options.heads,  # diffusers' name for the number of heads
         cross_attention_dim=options.text_width,
         norm_num_groups=options.groups,
@@ -60,41 +58,6 @@ def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, imag
     )
     schedule = Schedule.linear if options.schedule == "linear" else Schedule.scaled_linear
     return StableDiffusion(unet, vae, text, tokenizer, schedule(prediction=options.prediction))
-
-
-def attention(levels: Sequence[bool], layers: Sequence[int]) -> dict[str, Any]:
-    """Options of a UNet with attention, of so many layers, at some of its levels."""
-    return {
-        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in levels),
-        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(levels)),
-        "transformer_layers_per_block": tuple(layers),
-    }
-
-
-def with_attention(unet: Any, options: NetworkConfig) -> Any:
-    """A UNet with the weights of another one and what ``options`` has more of: levels with attention, and layers of it.
-    They say nothing yet: what each adds to its input is zero.
-
-    Raises ConfigError if the number of levels differs.
-    """
-    before = ["CrossAttn" in kind for kind in unet.config["down_block_types"]]
-    deep = unet.config["transformer_layers_per_block"]
-    deep = [deep] * len(before) if isinstance(deep, int) else deep
-    if len(options.attention) != len(before):
-        raise ConfigError(f"should have {len(before)} values, one for each level of what it begins with", ATTENTION)
-    levels = [a or b for a, b in zip(before, options.attention, strict=True)]
-    layers = [max(a, b) for a, b in zip(deep, options.transformer_layers, strict=True)]
-    grown: Any = UNet2DConditionModel.from_config(unet.config, **attention(levels, layers))
-    own = unet.state_dict()
-    ends = {Transformer2DModel: ("proj_out",), BasicTransformerBlock: ("attn1.to_out.0", "attn2.to_out.0", "ff.net.2")}
-    with torch.no_grad():
-        for name, module in grown.named_modules():
-            for end in ends.get(type(module), ()):
-                if f"{name}.{end}.weight" not in own:
-                    for parameter in module.get_submodule(end).parameters():
-                        parameter.zero_()
-    grown.load_state_dict(grown.state_dict() | own)
-    return grown
 
 
 def multiview_model(base: MVDream, coarse: CoarsePredictor | None) -> MVDream:

@@ -34,7 +34,7 @@ from threedgen.train.task import Task, run_task
 from . import autoencoder
 from .coarse import CoarseSystem
 from .options import CoarseConfig, TrainBaseConfig, TrainPriorConfig
-from .system import DiffusionSystem, base_model, multiview_model, with_attention
+from .system import DiffusionSystem, base_model, multiview_model
 from .words import WordsSystem, text_encoder
 
 
@@ -51,10 +51,6 @@ def train_base(task: Task) -> Status:
 
     if config.start is not None:
         prior = StableDiffusion.load(config.start, camera=False, image_size=config.image_size)
-        seed_networks(config.seed, "UNet")
-        unet = with_attention(prior.unet, config.network)
-        around = (prior.vae, prior.text_encoder, prior.tokenizer, prior.schedule)
-        prior = StableDiffusion(unet, *around, image_size=config.image_size)
     else:
         prior = new_base(task, source, bank)
     banks = [(1 - o.half, bank(prior.vae))]
