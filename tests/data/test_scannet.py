@@ -16,7 +16,7 @@ from tests.data.conftest import toy_rooms_config
 from threedgen.config import ConfigError
 from threedgen.data.options import ScanNetConfig
 from threedgen.data.scannet import build, walks
-from threedgen.data.toybox import make_rooms
+from threedgen.data.toybox.rooms import HALF, HEIGHT
 from threedgen.data.walks import WalkScenes, stretches
 from threedgen.evaluation.metrics.overlap import depth_overlap
 from threedgen.geometry.images import psnr
@@ -73,10 +73,9 @@ def test_entries(toy_rooms: Path) -> None:
 
 
 def test_the_mesh_of_a_test_room(toy_rooms: Path) -> None:
-    room = make_rooms.walk(toy_rooms_config(toy_rooms), "test", 0).room
     (mesh,) = trimesh.load(toy_rooms / "scannet" / SCENE / "room.glb", process=False).geometry.values()
     low, high = mesh.bounds  # (y, z, x)
-    assert np.allclose(high - low, [2 * room.half[1], room.height, 2 * room.half[0]], atol=0.25)
+    assert np.allclose(high - low, [2 * HALF, HEIGHT, 2 * HALF], atol=0.25)
     assert abs(low[1]) < 0.02 and mesh.visual.vertex_colors.shape[1] == 4
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from threedgen.run.arrays import Array
 
-from .rooms import Room
+from .rooms import HALF, HEIGHT, Room
 
 THICKNESS = 0.01
 """Metres behind walls, floor and ceiling up to which a triangle still belongs to the inside."""
@@ -22,7 +22,7 @@ def room_triangles(room: Room, segments: int = 24) -> tuple[Array, Array, Array]
     """
     vertices, faces, colours, labels = room.asset.mesh(segments)
     corners = vertices[faces]
-    low, high = np.array([*-room.half, 0.0]) - THICKNESS, np.array([*room.half, room.height]) + THICKNESS
+    low, high = np.array([-HALF, -HALF, 0]) - THICKNESS, np.array([HALF, HALF, HEIGHT]) + THICKNESS
     middle = corners.mean(1)
     inside = ((middle > low) & (middle < high)).all(1)
     return corners[inside], colours[inside], labels[inside]

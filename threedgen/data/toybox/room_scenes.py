@@ -23,7 +23,7 @@ from threedgen.geometry.views import Views
 from threedgen.run.arrays import Array
 from threedgen.run.seeding import numpy_generator
 
-from .rooms import LIVING, Room, Rooms, describe, look_c2w, standpoint, view
+from .rooms import EYE, LIVING, TURN, Room, Rooms, describe, look_c2w, view
 
 CAPTION_PIXELS = 32
 """Width of the pictures in which is counted what a caption may name."""
@@ -77,7 +77,8 @@ def pictures(room: Room, at: Cameras, supersample: int, truth: bool) -> tuple[Ar
 
 
 class RoomPanoramas:
-    """Views evenly around one standpoint in each of ``count`` rooms; the first yaw is random, of held-out rooms 0."""
+    """Views evenly around the middle of each of ``count`` rooms; the first yaw is a random one of eight, of held-out
+    rooms 0."""
 
     def __init__(self, config: RoomPanoramasConfig, seed: int = 0, split: SceneSplit = "train") -> None:
         self.options, self.rooms, self.split = config, rooms_of(seed, split, config.clutter), split
@@ -91,28 +92,25 @@ class RoomPanoramas:
         which = f"seed {self.rooms.seed}, {self.split}, clutter {o.clutter:g}"
         return f"panoramas of toy rooms, {which}, {o.views} of {o.size} px, {o.fov:g} deg"
 
-    def standpoint(self, index: int) -> Array:
-        return standpoint(self.rooms.room(index), self.rooms.rng(index, 2))
-
     def first_yaw(self, index: int) -> int:
         """In degrees."""
-        return int(self.rooms.rng(index, 3).integers(360)) if self.split == "train" else 0
+        return TURN * int(self.rooms.rng(index, 3).integers(360 // TURN)) if self.split == "train" else 0
 
     def scene(self, index: int) -> SceneViews:
         yaw = radians(self.first_yaw(index))
-        at = cameras(ring(self.n_view, yaw), radians(self.options.fov), *self._size, self.standpoint(index).tolist())
+        at = cameras(ring(self.n_view, yaw), radians(self.options.fov), *self._size, EYE.tolist())
         rng = [self.rooms.rng(index, 10 + number) for number in range(self.n_view)]
         return photograph(self.rooms.room(index), at, rng, self.options.supersample)
 
     def skybox(self, index: int, size: int) -> Array:
         """The six faces (6,size,size,3) that are seen from the standpoint, in Matterport3D's order; yaw 0 is +x."""
         R = torch.stack([rotation(*angles) for angles in SKYBOX])
-        at = cameras(R, radians(90), size, size, self.standpoint(index).tolist())
+        at = cameras(R, radians(90), size, size, EYE.tolist())
         return pictures(self.rooms.room(index), at, self.options.supersample, False)[0]
 
     def directions(self, index: int) -> list[str]:
         """What is seen from the standpoint at the yaws 0, 45, ... 315 degrees, in words."""
-        at = cameras(ring(8), radians(90), CAPTION_PIXELS, CAPTION_PIXELS, self.standpoint(index).tolist())
+        at = cameras(ring(8), radians(90), CAPTION_PIXELS, CAPTION_PIXELS, EYE.tolist())
         rng = [self.rooms.rng(index, 10 + number) for number in range(8)]
         return list(photograph(self.rooms.room(index), at, rng, 1).captions)
 
