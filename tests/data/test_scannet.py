@@ -16,6 +16,7 @@ from tests.data.conftest import toy_rooms_config
 from threedgen.config import ConfigError
 from threedgen.data.options import ScanNetConfig
 from threedgen.data.scannet import build, walks
+from threedgen.data.toybox import make_rooms
 from threedgen.data.toybox.rooms import HALF, HEIGHT
 from threedgen.data.walks import WalkScenes, stretches
 from threedgen.evaluation.metrics.overlap import depth_overlap
