@@ -21,13 +21,18 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.texture import sample
 from threedgen.run.arrays import Array
 
-PLAIN = 0.7
-"""Grey of what has no colour of its own."""
+PLAIN = 1.0
+"""What has no colour of its own is white, as glTF's materials are unless they say another one: in light it is brighter
+than the grey behind it almost everywhere, where grey would vanish, and its shades differ most."""
 SUPERSAMPLE = 2
 LARGEST, FARTHEST = 512 << 20, 1e9
 """Bytes of a file, and the largest coordinate in it."""
 PLY_HEADER = 1 << 14
 """Bytes in which the header of a PLY file ends."""
+
+
+class Empty(ConfigError):
+    """What was read shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,7 @@ def toybox_mesh(asset: Asset, segments: int = 32) -> ColouredMesh:
 def read_mesh(path: Path, up: Literal["y", "z"] = "y") -> ColouredMesh:
     """A GLB, glTF, OBJ or PLY file. With ``up`` y the front is +z, as glTF has it, with z the axes are ours already.
 
-    Raises ConfigError, naming the file, for what cannot be read and for what has no triangle with an area.
+    Raises ConfigError, naming the file, for what cannot be read, and Empty for what has no triangle with an area.
     """
     import trimesh
 
@@ -173,30 +178,36 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y") -> ColouredMesh:
                 parts.append(sound(replace(part, corners=part.corners @ place[:3, :3].T + place[:3, 3])))
                 plain = plain and not coloured
     except Exception as error:  # whatever a reader of other people's files may meet
-        reason = " ".join(str(error).split())[:120]
-        raise ConfigError(f"{path} cannot be read as a mesh ({type(error).__name__}: {reason})") from None
+        raise ConfigError(f"{path} cannot be read as a mesh: {_why(error, path)}") from None
     mesh = ColouredMesh(tuple(part for part in parts if len(part.corners)), plain)
     if not mesh.parts:
-        raise ConfigError(f"{path} is empty: it has no triangle with an area")
+        raise Empty(f"{path} is empty: it has no triangle with an area")
     if (farthest := np.abs(mesh.corners).max()) > FARTHEST:
         raise ConfigError(f"{path} has coordinates of {farthest:.3g}, and {FARTHEST:.3g} is the most")
     return mesh.moved(lambda corners: corners[..., [2, 0, 1]]) if up == "y" else mesh
 
 
+def _why(error: Exception, path: Path) -> str:
+    """Why a file cannot be read, in other words than those of the libraries that tried."""
+    if isinstance(error, ConfigError):
+        return error.problem
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename or error} is missing"
+    return getattr(error, "strerror", None) or f"it is damaged, or no {path.suffix[1:].upper()} file"
+
+
 def _check_counts(path: Path) -> None:
-    """Raises ValueError or OSError for a file that is no ordinary one, or tells of more values than it has bytes."""
+    """Raises OSError for a file that is no ordinary one, ConfigError if it tells of more values than it has bytes."""
     data = read_bytes(path, LARGEST)
     if path.suffix.lower() == ".obj":
         return
     if path.suffix.lower() == ".ply":
         count = max((int(number) for number in re.findall(rb"element\s+\S+\s+(\d+)", data[:PLY_HEADER])), default=0)
-        if count > len(data):
-            raise ValueError(f"it tells of {count} values, but has {len(data)} bytes")
-        return
-    tree = parse_json(data[20 : 20 + int.from_bytes(data[12:16], "little")] if data[:4] == b"glTF" else data)
-    count = sum(max(0, accessor["count"]) for accessor in tree.get("accessors", []))
+    else:
+        tree = parse_json(data[20 : 20 + int.from_bytes(data[12:16], "little")] if data[:4] == b"glTF" else data)
+        count = sum(max(0, accessor["count"]) for accessor in tree.get("accessors", []))
     if count > len(data):
-        raise ValueError(f"it tells of {count} values, but has {len(data)} bytes")
+        raise ConfigError(f"it tells of {count} values, but has {len(data)} bytes")
 
 
 def sound(part: Part) -> Part:

@@ -31,7 +31,7 @@ from .files import first_line, read_frame_numbers, read_npy
 from .options import ScanNetConfig, SceneSplit
 from .scene_views import SceneViews
 from .srn.intrinsics import read_numbers
-from .srn.reader import read_pose
+from .srn.scene_files import read_pose
 from .walks import WalkScenes, windows
 
 CHECKED_SIZE = (36, 48)

@@ -78,11 +78,6 @@ def drawn_in_batches(
     return np.concatenate(found)
 
 
-def evenly(count: int, most: int) -> list[int]:
-    """Chooses at most ``most`` of ``count`` places, evenly, the first and the last among them."""
-    return np.unique(np.round(np.linspace(0, count - 1, min(most, count))).astype(int)).tolist()
-
-
 def write_views(path: Path, views: Any, metadata: dict[str, str]) -> None:
     """Writes views (..., H, W, 3) as uint8, with ``metadata``: all that decides how they look. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -68,11 +68,11 @@ def once(path: Path, make: Callable[[], dict[str, Any]], **key: Any) -> dict[str
 
 
 def finish(task: Task, name: str, text: str, figures: Any, spoken: str = "", **summary: Any) -> None:
-    """Writes NAME.json with the ``figures``, NAME.md with the ``text`` and the summary, with which an evaluation is
-    finished; says what is ``spoken``."""
+    """Writes NAME.json with the ``figures``, NAME.md with the ``text`` and the summary, which names both and with
+    which an evaluation is finished; says what is ``spoken``."""
     write_json(task.folder / f"{name}.json", figures)
     write_atomic(task.folder / f"{name}.md", text)
-    task.summarise(**summary)
+    task.summarise(files=[f"{name}.md", f"{name}.json"], **summary)
     if spoken and not task.quiet:
         say(spoken)
 

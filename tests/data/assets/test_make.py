@@ -61,7 +61,7 @@ def test_good_assets_are_rendered_and_the_others_named(folder: Path, capsys: pyt
     found = rows()
     assert {file for file, row in found.items() if row["state"] == "rendered"} == set(GOOD)
     assert found["ball.obj"]["said"] == PLAIN and found["box.glb"]["said"] == ""
-    assert found["broken.glb"]["said"].startswith("it cannot be read as a mesh (")
+    assert found["broken.glb"]["said"].startswith("it cannot be read as a mesh: ")
     assert found["empty.ply"]["said"] == "it is empty: it has no triangle with an area"
     assert found["enormous.ply"]["said"] == "it has 6,000,000 triangles, and 5,000,000 are the most: simplify it first"
     assert found["silent.glb"]["said"] == "it has no caption in captions.csv"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from threedgen.config import ConfigError
 from threedgen.data.srn import make
 from threedgen.data.srn.layout import scenes, split_folder
 from threedgen.data.srn.options import MakeSRNToyboxConfig
-from threedgen.data.srn.reader import condition_and_targets, open_instance
+from threedgen.data.srn.reader import open_instance
+from threedgen.data.srn.scene_files import condition_and_targets
 from threedgen.data.srn.writer import write_instance
 from threedgen.data.toybox.primitives import inside
 from threedgen.data.toybox.raycast import render
@@ -147,8 +149,7 @@ def test_both_forms_of_intrinsics_say_the_same(scene: Path) -> None:
 
 def test_poses_that_are_world_to_camera_and_matrices_in_four_lines(scene: Path) -> None:
     wanted = open_instance(scene).at.c2w
-    for path in (scene / "pose").iterdir():
-        path.write_text(matrix(np.linalg.inv(np.loadtxt(path).reshape(4, 4))))
+    world_to_camera(scene)
     path = scene / "intrinsics.txt"
     path.write_text(path.read_text() + "1\n")
     assert torch.allclose(open_instance(scene).at.c2w, wanted, atol=1e-5)
@@ -196,7 +197,7 @@ def test_splits_are_found_where_the_archives_have_them(scene: Path, tmp_path: Pa
 def test_the_standard_protocol(tmp_path: Path) -> None:
     instance = open_instance(write_instance(tmp_path / "scene", random_views(6), range(60, 66)))
     assert condition_and_targets(instance) == (4, [0, 1, 2, 3, 5])
-    with pytest.raises(ConfigError, match="no view number 7"):
+    with pytest.raises(ConfigError, match=r"condition: .*rgb has no view of this number; .* from 60 to 65 \(got 7\)"):
         condition_and_targets(instance, 7)
 
 
@@ -224,6 +225,11 @@ def last_row(pose: np.ndarray) -> None:
 def one_place(folder: Path) -> None:
     for path in (folder / "pose").iterdir():
         edit(path, lambda pose: pose[:3, 3].fill(0.7))
+
+
+def world_to_camera(folder: Path) -> None:
+    for path in (folder / "pose").iterdir():
+        path.write_text(matrix(np.linalg.inv(np.loadtxt(path).reshape(4, 4))))
 
 
 def one_view(folder: Path) -> None:
@@ -258,6 +264,7 @@ MISTAKES: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: Image.new("RGB", (24, 20)).save(f / "rgb" / "000002.png"), "rgb/000002.png has 20 x 24 pixels"),
     (lambda f: (f / "rgb" / "000000.png").write_bytes(b"no"), "rgb/000000.png cannot be read as a picture"),
     (one_place, "pose: the cameras are all in one place"),
+    (world_to_camera, "are the poses world-to-camera?"),
     (one_view, "one has 1 view, and at least 2"),
     (lambda f: shutil.rmtree(f), "one is no folder"),
 ]
@@ -292,12 +299,9 @@ def tiny(out: Path, **more: object) -> MakeSRNToyboxConfig:
 
 def test_the_toybox_is_read_like_the_archives(tmp_path: Path) -> None:
     assert make.run(tiny(tmp_path), quiet=True) == 0
-    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
-        "cars_train",
-        "cars_test",
-        "chairs_train",
-        "chairs_test",
-    }
+    made = ["cars_train", "cars_test", "chairs_train", "chairs_test"]
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == set(made)
+    assert json.loads((tmp_path / "summary.json").read_text())["files"] == made
     test = open_instance(scenes(split_folder(tmp_path, "cars_test"))[0])
     given, targets = condition_and_targets(test)
     assert given == 64 and len(targets) == 65

@@ -36,7 +36,8 @@ from threedgen.evaluation.toybox.labels import Labels
 from threedgen.evaluation.toybox.options import ProbeNetworkConfig
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.images import psnr
+from threedgen.geometry.images import png, psnr
+from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Request, Views
 
@@ -86,6 +87,20 @@ def test_doubtful_cameras_are_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert len(warn_about(there)) == 1
     assert "fitted around the origin" in caplog.text and warn_about(scene()) == []
+
+
+def test_poses_of_another_convention_are_asked_about() -> None:
+    """Axes of OpenGL look away; world-to-camera poses of cameras that aim a little beside the origin are near each
+    other, but not in one place."""
+    at = scene().at
+    (said,) = warn_about(replace(scene(), at=replace(at, c2w=opencv_axes(at.c2w))))
+    assert "OpenGL" in said and "Negate the second and the third column" in said
+    shaken = at.c2w.clone()
+    shaken[:, :3, 3] += 0.1 * torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+    inverse = opencv_axes(opencv_axes(shaken).inverse())
+    (said,) = warn_about(replace(scene(), at=replace(at, c2w=inverse)))
+    assert "if the poses were world-to-camera" in said and "OpenGL" not in said
+    assert warn_about(replace(scene(), at=replace(at, c2w=shaken))) == []
 
 
 # --- runs --------------------------------------------------------------------------------------------------------
@@ -212,9 +227,15 @@ def test_views_are_drawn_outward_from_the_given_one() -> None:
 def test_a_folder_alone_has_no_original_row(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
+    views = photographs()
+    away = replace(views.at, c2w=opencv_axes(views.at.c2w))
+    write_instance(folder / "c", replace(views, at=away))
     assert run.run(settings(out, sampler=str(folder)), quiet=True) == 0
-    assert "| original data (none is known) |" in (out / "consistency.md").read_text()
+    text = (out / "consistency.md").read_text()
+    assert "| original data (none is known) |" in text and "\n- c: the cameras look away from" in text
     assert list(json.loads((out / "consistency.json").read_text())["rows"]) == ["folder"]
+    files = json.loads((out / "summary.json").read_text())["files"]
+    assert set(files) == {path.name for path in out.iterdir() if path.is_file()} - {"summary.json"}
 
 
 def test_the_prior_is_scored_and_what_it_drew_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,6 +294,8 @@ def test_an_adapter_draws_from_the_given_view(tmp_path: Path) -> None:
 def test_short_forms_of_the_sampler(folder: Path) -> None:
     config = configs.load("consistency", [f"sampler={folder}"])
     assert (config.sampler.name, config.sampler.path, config.scenes.name) == ("folder", str(folder), "sampled")
+    for several, own in ((f"{folder}, b: {folder}", "sampled"), (f"{folder}, b: threedim", "toybox")):
+        assert configs.load("consistency", [f"samplers={{a: {several}}}"]).scenes.name == own
     config = configs.load("consistency", ["sampler=mvdream", "protocol.name=paper"])
     assert (config.sampler.name, config.scenes.name, config.protocol.steps) == ("mvdream", "toybox", 1000)
     with pytest.raises(ConfigError, match="sampled"):
@@ -329,7 +352,19 @@ def test_a_dry_run_looks_for_the_views(
         assert code == (2 if error else 0) and error.count("\n") <= 1
         return error
 
-    assert said(f"sampler={folder}") == ""
+    assert said(f"sampler={folder}") == "" == said(f"samplers={{a: {folder}, b: {folder}}}")
+    own = f"scenes={{name: srn, path: {folder}}}"
+    assert "scenes.condition: " in (few := said(f"sampler={folder}", own)) and "are from 0 to 23 (got 64)" in few
+    assert "sampler.path: . has no scenes in it" in (above := said("sampler=.")) and "did you mean views," in above
+    pose, picture = folder / "b" / "pose" / "000003.txt", folder / "b" / "rgb" / "000003.png"
+    for path, spoilt, what in (
+        (pose, b"1 2 3", "b/pose/000003.txt should hold the 16 numbers"),
+        (picture, png(np.zeros((8, 8, 3), np.uint8)), "b/rgb/000003.png has 8 x 8 pixels"),
+    ):
+        whole = path.read_bytes()
+        path.write_bytes(spoilt)
+        assert what in said(f"sampler={folder}")
+        path.write_bytes(whole)
     assert "scenes.path: there is no folder 'none'" in said(f"sampler={folder}", "scenes={name: srn, path: none}")
     assert "has no folder cars_test with scenes" in said(f"sampler={folder}", "scenes={name: srn, path: .}")
     (folder / "a" / "pose" / "000004.txt").unlink()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trimesh
 
 from tests.support import janus_stub
 from tests.support.janus_bench import log, method, report, stub, table, words  # noqa: F401
@@ -92,7 +93,7 @@ def test_methods_that_cannot_run_have_a_row_that_says_so() -> None:
     assert "no file 'sd.ckpt'" in rows["weights"]["reason"] and rows["weights"]["states"] == {}
     assert "no such id" in rows["late-weights"]["reason"] and rows["late-weights"]["states"] == {"missing": 4}
     assert rows["fails"]["states"] == {"failed": 4} and "no longer a number" in rows["fails"]["reason"]
-    assert rows["empty"]["states"] == {"empty": 4} and rows["damaged"]["states"] == {"empty": 4}
+    assert rows["empty"]["states"] == {"empty": 4} and rows["damaged"]["states"] == {"unreadable": 4}
     assert "cannot be read" in rows["damaged"]["reason"] and rows["damaged"]["raw"]["total"] == 0
     assert "after 3 attempts: RuntimeError: no memory" in rows["error"]["reason"]
     assert rows["error"]["states"] == {"failed": 4}
@@ -237,6 +238,30 @@ def test_files_of_others_are_scored(capsys: pytest.CaptureFixture[str]) -> None:
     Path("known").rename("run")
     car = next(asset for asset in report()["assets"] if asset["prompt"] == "a red car")
     assert not car["right"][0] and sum(car["right"]) < 4
+
+
+def test_what_is_not_seen_of_files_of_others_is_named_one_by_one() -> None:
+    """PLY files are looked at; what is not read, empty or damaged has a line each."""
+    folder = Path("assets/ours")
+    folder.mkdir(parents=True)
+    trimesh.creation.box(vertex_colors=(255, 0, 0)).export(str(folder / "a-dog.ply"))
+    (folder / "a-cow.obj").write_text("v 0 0 0\n")
+    for name in ("a-cat.glb", "a-car.glb", "a-pig.stl", "a-cow.mtl"):
+        (folder / name).write_bytes(b"\xff\xd8")
+    Path("score.yaml").write_text("task: janus-score\nmeter: {classifier: {name: stub}, size: 24}\n")
+    assert cli.main(["--config", "score.yaml", "assets=assets", "truth.objects=0", "out=run", "-q"]) == 0
+    (row,) = report()["methods"]
+    assert row["states"] == {"seen": 1, "empty": 1, "unreadable": 2} and row["raw"]["total"] == 1
+    lines = Path("run/report.md").read_text().splitlines()
+    assert "- ours: 1 without anything to see, 2 unreadable" in lines
+    assert "- ours: assets/ours/a-cow.obj is empty: it has no triangle with an area" in lines
+    for name in ("a-cat.glb", "a-car.glb"):
+        said = f"assets/ours/{name} cannot be read as a mesh: it is damaged, or no GLB file"
+        assert f"- ours: {said}" in lines and said in Path("run/report.html").read_text()
+    assert "- left out: ours/a-pig.stl (only GLB, glTF, OBJ and PLY files are read)" in lines
+    assert not any("mtl" in line for line in lines)
+    files = json.loads(Path("run/summary.json").read_text())["files"]
+    assert files == ["report.html", "methods.csv", "assets.csv", "report.md", "report.json"]
 
 
 def test_names_of_files_are_prompts() -> None:

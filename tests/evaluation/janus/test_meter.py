@@ -15,7 +15,7 @@ from tests.support import janus_stub
 from tests.support.tiny_prior import letter_tokenizer
 from threedgen import cli, config
 from threedgen.config import ConfigError, registry
-from threedgen.data.coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh
+from threedgen.data.coloured_mesh import PLAIN, ColouredMesh, Empty, centred, read_mesh, toybox_mesh
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out, mentioned
 from threedgen.data.toybox.world import Toybox, build, photograph
 from threedgen.evaluation.janus.meter import Meter, view_labels
@@ -147,8 +147,9 @@ def test_what_has_no_colour_is_lit(tmp_path: Path) -> None:
     mesh = centred(read_mesh(tmp_path / "ball.obj"))
     assert mesh.plain and np.linalg.norm(mesh.corners, axis=-1).max() == pytest.approx(0.8)
     lit, plain = (around(mesh, [0], light=light)[0] for light in (True, False))
-    inside = np.abs(plain - 0.7).max(-1) < 1e-4
+    inside = np.abs(plain - PLAIN).max(-1) < 1e-4
     assert plain[inside].std() < 1e-4 and lit[inside].std() > 0.02
+    assert (np.abs(lit[inside] - MeterConfig().background) > 0.1).mean() > 0.8, "it stands out from what is behind it"
 
 
 @pytest.mark.parametrize(
@@ -161,6 +162,27 @@ def test_files_that_hold_nothing_are_named(tmp_path: Path, content: bytes, said:
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=f"nothing.*({said}|cannot be read)"):
             read_mesh(path)
+
+
+def test_files_that_are_damaged_are_told_from_empty_ones_without_words_of_libraries(tmp_path: Path) -> None:
+    save_glb(janus_stub.box(), tmp_path / "cut.glb")
+    (tmp_path / "cut.glb").write_bytes((tmp_path / "cut.glb").read_bytes()[:200])
+    (tmp_path / "photo.ply").write_bytes(b"\xff\xd8\xff\xe0 JFIF")
+    buffers = [{"byteLength": 4, "uri": "a.bin"}]
+    (tmp_path / "apart.gltf").write_text(json.dumps({"asset": {"version": "2.0"}, "buffers": buffers}))
+    for name, why in (
+        ("cut.glb", "it is damaged, or no GLB file"),
+        ("photo.ply", "it is damaged, or no PLY file"),
+        ("apart.gltf", "a.bin is missing"),
+        ("none.obj", f"{tmp_path / 'none.obj'} is missing"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            read_mesh(tmp_path / name)
+        assert str(error.value) == f"{tmp_path / name} cannot be read as a mesh: {why}"
+        assert not isinstance(error.value, Empty)
+    trimesh.PointCloud(np.eye(3)).export(str(tmp_path / "points.ply"))
+    with pytest.raises(Empty, match=r"points\.ply is empty: it has no triangle"):
+        read_mesh(tmp_path / "points.ply")
 
 
 # --- classifiers -------------------------------------------------------------------------------------------------
@@ -264,12 +286,17 @@ def test_the_command_measures_the_probe(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("assets", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "assets" / "a-blue-dog.ply").write_bytes(b"")
+    given = ["--config", "janus-score", f"assets={tmp_path / 'assets'}", "meter.classifier.name=probe"]
     for words, said in (
         (["--config", "janus-meter", f"truth.assets={tmp_path / 'none'}"], "truth.assets: should be a folder"),
         (["--config", "janus-meter", "meter.n_view=4"], "meter.n_view"),
         (["--config", "janus-meter", "meter.threshold=null", "truth.objects=0"], "threshold"),
         (["--config", "janus-score"], "assets: is missing"),
-        (["--config", "janus-score", f"assets={tmp_path}"], "no GLB"),
+        (["--config", "janus-score", f"assets={tmp_path / 'empty'}"], "no GLB"),
+        ([*given, "prompts={a-blue-dgo: a cat}"], "is called 'a-blue-dgo'; did you mean 'a-blue-dog'?"),
     ):
         assert cli.main([*words, f"out={tmp_path / 'run'}"]) == 2
         assert said in capsys.readouterr().err

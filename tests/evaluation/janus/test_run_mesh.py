@@ -61,7 +61,7 @@ def test_a_field_that_cannot_be_seen_is_empty(tmp_path: Path) -> None:
     assert looked["state"] == "empty" and "its field shows nothing" in looked["reason"]
     (run / "checkpoints" / "last.ckpt").write_bytes(b"not a checkpoint")
     looked = reader.read(run / "checkpoints", "ball", "a ball")
-    assert looked["state"] == "empty" and "last.ckpt" in looked["reason"]
+    assert looked["state"] == "unreadable" and "last.ckpt" in looked["reason"]
     (run / "checkpoints" / "last.ckpt").unlink()
     looked = reader.read(run / "checkpoints", "ball", "a ball")
-    assert looked["state"] == "empty" and "cannot be read" in looked["reason"]
+    assert looked["state"] == "unreadable" and "cannot be read" in looked["reason"]

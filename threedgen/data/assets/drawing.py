@@ -23,7 +23,7 @@ from .options import ViewsConfig
 
 MOST = 5_000_000
 """Triangles of an asset."""
-PLAIN, ANIMATED = "it has no colours: it is grey", "it is animated: its first pose is taken"
+PLAIN, ANIMATED = "it has no colours: it is white", "it is animated: its first pose is taken"
 
 
 class Read(NamedTuple):

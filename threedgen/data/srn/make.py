@@ -61,7 +61,8 @@ def make(task: Task) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_instance(target, scene(config, job))
             count.add(1, job.name)
-    task.summarise(scenes=len(every))
+    folders = dict.fromkeys(f"{job.family}_{job.split}" for job in every)
+    task.summarise(scenes=len(every), files=folders)
 
 
 run = partial(run_task, make, again=True)

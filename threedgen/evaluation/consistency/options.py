@@ -9,10 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError
+from threedgen.config.fields import value_in
 from threedgen.config.registry import Component
 from threedgen.config.renamed import in_tree
 from threedgen.config.sections import RunConfig
-from threedgen.data.srn.layout import existing, pictures, scenes, split_folder
+from threedgen.data.srn.layout import existing, scenes, split_folder
 from threedgen.evaluation.toybox.options import ProbeConfig
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
 
@@ -61,13 +62,17 @@ class FolderSamplerConfig(Config):
     up: Literal["z", "y"] = Field("z", description="which axis of its world points up")
 
     def check(self) -> None:
+        from threedgen.data.srn.scene_files import read_scene
+
         for scene in self.folders():
-            pictures(scene, LEAST)
+            read_scene(scene, LEAST, gaps=True)
 
     def folders(self) -> list[Path]:
         """Those of its scenes. Raises ConfigError if there are none."""
         if not (found := scenes(existing(self.path))):
-            lacking = f"{self.path} has no scenes in it: folders with rgb/, pose/ and intrinsics.txt in each of them"
+            inside = next((path for path in sorted(existing(self.path).iterdir()) if scenes(path)), None)
+            hint = f"; did you mean {inside}, which has?" if inside else ""
+            lacking = f"{self.path} has no scenes in it, folders with rgb/, pose/ and intrinsics.txt in each{hint}"
             raise ConfigError(lacking, "path")
         return found
 
@@ -97,7 +102,17 @@ class SRNScenesConfig(Config):
     up: Literal["z", "y"] = Field("z", description="which axis of its world points up")
 
     def check(self) -> None:
-        split_folder(self.path, self.split)
+        from threedgen.data.srn.scene_files import condition_and_targets, read_scene
+
+        for scene in self.folders():
+            condition_and_targets(read_scene(scene, LEAST), self.condition)
+
+    def folders(self) -> list[Path]:
+        """Those of the chosen scenes. Raises ConfigError if there are none."""
+        from threedgen.run.arrays import evenly  # NumPy: questions on the command line do without it
+
+        found = scenes(split_folder(self.path, self.split))
+        return [found[k] for k in evenly(len(found), self.count)]
 
 
 class SampledScenesConfig(Config):
@@ -148,13 +163,15 @@ class ConsistencyConfig(RunConfig):
     @model_validator(mode="before")
     @classmethod
     def _own_scenes(cls, data: Any) -> Any:
-        """A folder alone brings its own scenes."""
-        if not isinstance(data, dict) or data.get("samplers"):
+        """Folders alone bring their own scenes."""
+        if not isinstance(data, dict) or data.get("scenes"):
             return data
-        data = in_tree(cls, data)
-        sampler, scenes = data.get("sampler"), data.get("scenes")
-        name = sampler.get("name") if isinstance(sampler, dict) else getattr(sampler, "name", None)
-        return data | {"scenes": {"name": "sampled"}} if name == "folder" and not scenes else data
+        several = data.get("samplers") or {"": data.get("sampler")}
+        if not isinstance(several, dict):
+            return data
+        written = [in_tree(cls, {"sampler": one})["sampler"] for one in several.values()]
+        own = all(value_in(one, "name") == "folder" for one in written)
+        return data | {"scenes": {"name": "sampled"}} if own else data
 
     @model_validator(mode="after")
     def _agree(self) -> ConsistencyConfig:

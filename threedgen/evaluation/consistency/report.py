@@ -11,12 +11,12 @@ import numpy as np
 from threedgen.config import config_hash
 from threedgen.evaluation.metrics.distributions import fid, kid
 from threedgen.evaluation.metrics.figures import bootstrap, mean
-from threedgen.evaluation.sampling import evenly
 from threedgen.evaluation.tables import finish, markdown_table, measured, write_strips
 from threedgen.evaluation.toybox.fidelity import features
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.images import readable, to_uint8
 from threedgen.geometry.views import Views
+from threedgen.run.arrays import evenly
 from threedgen.run.folder import write_atomic
 from threedgen.run.metrics import csv_table
 from threedgen.run.seeding import numpy_generator
@@ -56,6 +56,8 @@ def report(task: Task, scores: Sequence[Score], features: dict[str, Any], notes:
     text = table(config, tree["rows"])
     if tree["differences"]:
         text += f"\n\n{difference_table(config, tree['differences'])}"
+    if notes:  # said again where the figures are: they were said long before
+        text += "\n\n" + "\n".join(f"- {note}" for note in notes)
     write_sheet(task.folder / "sheet.png", task.folder / "scores", scores, config.sheet)
     whole = f"# 3D consistency\n\n{text}\n\n{explained(config)}\n"
     finish(task, "consistency", whole, tree, text, scenes=len({score["scene"] for score in scores}))

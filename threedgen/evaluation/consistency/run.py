@@ -139,4 +139,5 @@ def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Sce
             sampler.places(scene.request(config.seed, pictures=False))
 
 
-run = partial(run_task, evaluate, result="consistency.md", again=True)
+FILES = ("consistency.csv", "sheet.png", "views.png")
+run = partial(run_task, evaluate, result="consistency.md", files=FILES, again=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,15 +13,17 @@ import numpy as np
 import torch
 
 from threedgen.config import ConfigError
-from threedgen.data.srn.layout import scenes, split_folder
-from threedgen.data.srn.reader import Instance, condition_and_targets, open_instance
+from threedgen.config.errors import within
+from threedgen.data.srn.reader import Instance, open_instance
+from threedgen.data.srn.scene_files import condition_and_targets
 from threedgen.data.toybox.raycast import render
-from threedgen.evaluation.sampling import evenly
 from threedgen.evaluation.toybox.held_out import Case, held_out_cases
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_uint8
+from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Request, Views, resize
+from threedgen.run.arrays import evenly
 from threedgen.run.seeding import numpy_generator
 
 from .options import LEAST, SampledScenesConfig, SRNScenesConfig, ToyboxScenesConfig
@@ -86,14 +88,13 @@ def toybox(config: ToyboxScenesConfig, sampler: Any, seed: int) -> list[Scene]:
 
 def srn(config: SRNScenesConfig, sampler: Any, seed: int) -> list[Scene]:
     """Reads scenes of an archive, the standard protocol: one view is given, the others are targets."""
-    found = scenes(split_folder(config.path, config.split))
-    chosen = [found[k] for k in evenly(len(found), config.count)]
-    return [_from_archive(config, open_instance(path, config.up, LEAST)) for path in chosen]
+    return [_from_archive(config, open_instance(path, config.up, LEAST)) for path in config.folders()]
 
 
 def _from_archive(config: SRNScenesConfig, instance: Instance) -> Scene:
     instance.verify()
-    given, targets = condition_and_targets(instance, config.condition)
+    with within("scenes"):
+        given, targets = condition_and_targets(instance, config.condition)
     keep = targets if config.views is None else [targets[k] for k in evenly(len(targets), config.views - 1)]
     places = sorted([given, *keep])
     at = instance.at.select(places)
@@ -141,14 +142,43 @@ def held_out_places(scene: Scene, share: float, seed: int) -> list[int]:
 
 
 def warn_about(scene: Scene) -> list[str]:
-    """Says what makes a score doubtful: cameras around another point."""
-    point = looked_at(scene.at)
-    if float(point.norm()) <= ASIDE * float(scene.at.position.norm(dim=-1).median()):
+    """Says what makes a score doubtful: cameras that look away from what they stand around, or around another point."""
+    at = scene.at
+    if around_origin(at):
         return []
-    where = ", ".join(f"{x:.3g}" for x in point.tolist())
-    note = f"{scene.name}: the cameras look at ({where}), but the field is fitted around the origin"
+    if around_origin(_inverse(at)):
+        doubt = (
+            "the cameras would look at the origin if the poses were world-to-camera: are they? Then invert them, or "
+            "say so by a 1 in a fifth line of intrinsics.txt"
+        )
+    elif _behind(at):
+        doubt = (
+            "the cameras look away from what they stand around: are their axes OpenGL's? Negate the second and the "
+            "third column of the poses"
+        )
+    else:
+        where = ", ".join(f"{x:.3g}" for x in looked_at(at).tolist())
+        doubt = f"the cameras look at ({where}), but the field is fitted around the origin"
+    note = f"{scene.name}: {doubt}"
     logger.warning("%s", note)
     return [note]
+
+
+def around_origin(cameras: Cameras) -> bool:
+    """Is the point that the cameras look at near the origin, and before most of them?"""
+    far = ASIDE * float(cameras.position.norm(dim=-1).median())
+    return not _behind(cameras) and float(looked_at(cameras).norm()) <= far
+
+
+def _behind(cameras: Cameras) -> bool:
+    """Have most cameras the point that they look at behind them?"""
+    depth = ((cameras.position - looked_at(cameras)) * cameras.c2w[:, :3, 2]).sum(-1)
+    return bool((depth < 0).float().mean() > 0.5)
+
+
+def _inverse(cameras: Cameras) -> Cameras:
+    """The cameras if their poses in OpenCV's axes, as files have them, are world-to-camera."""
+    return replace(cameras, c2w=opencv_axes(opencv_axes(cameras.c2w).inverse()))
 
 
 def looked_at(cameras: Cameras) -> torch.Tensor:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from skimage.feature import SIFT, match_descriptors
 from torch import Tensor
 
-from threedgen.evaluation.sampling import evenly
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.views import Views
+from threedgen.run.arrays import evenly
 
 from .options import TSEDConfig
 

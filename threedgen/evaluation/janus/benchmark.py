@@ -21,15 +21,17 @@ from threedgen.run.threads import set_threads
 from threedgen.systems.batch.jobs import FAILED, FINISHED, RECORD, REFUSED, make_all
 from threedgen.train.task import Stopped, Task, run_task
 
-from .jobs import Plan, make_plan
+from .jobs import Plan, make_plan, reasons
 from .meter import Meter
 from .meter_errors import measure
-from .options import JanusBenchmarkConfig, JanusScoreConfig, MeteredConfig, asset_files, folder_of_assets
+from .options import UNREAD, JanusBenchmarkConfig, JanusScoreConfig, MeteredConfig, asset_files, folder_of_assets
 from .rates import ErrorRates
 from .report import Report
 from .results import Reader, Result, rows
 
 logger = logging.getLogger(__name__)
+
+NOT_READ = "only GLB, glTF, OBJ and PLY files are read"
 
 
 def evaluate(task: Task) -> None:
@@ -82,7 +84,7 @@ def collect(task: Task, plan: Plan, rates: ErrorRates | None) -> list[Result]:
 
 
 def evaluate_files(task: Task) -> None:
-    """The task "janus-score": the same table and page for GLB and OBJ files that somebody made.
+    """The task "janus-score": the same table and page for GLB, OBJ and PLY files that somebody made.
 
     ASSETS/METHOD/a-blue-dog.glb, or ASSETS/a-blue-dog.glb: a folder in the folder is a method, the name of a file its
     prompt, unless `prompts` says another. Files are moved to the middle and scaled, and may face any way. Raises
@@ -94,8 +96,9 @@ def evaluate_files(task: Task) -> None:
     for path in asset_files(assets):
         first, *inside = path.relative_to(assets).parts
         found.append((path, first if inside else assets.resolve().name, prompt_of(path, config)))
-    left_out = without_front([prompt for _, _, prompt in found])
-    kept = [asset for asset in found if asset[2] not in left_out]
+    frontless = without_front([prompt for _, _, prompt in found])
+    kept = [asset for asset in found if asset[2] not in frontless]
+    unread = {path.relative_to(assets).as_posix(): NOT_READ for path in asset_files(assets, UNREAD)}
     prompts = list(dict.fromkeys(prompt for _, _, prompt in kept))
     rates = error_rates(task)
     reader = Reader(config.meter, prompts, task.folder / "looks", rates, free=config.orientation == "free")
@@ -107,7 +110,7 @@ def evaluate_files(task: Task) -> None:
             results.append(Result(method, prompt, None, name, **looked))
             count.add(1, prompt)
     table = rows(list(dict.fromkeys(method for _, method, _ in kept)), results, prompts, rates, {})
-    Report(task, table, results, rates, left_out).finish()
+    Report(task, table, results, rates, reasons(frontless) | unread).finish()
 
 
 def prompt_of(path: Path, config: JanusScoreConfig) -> str:
@@ -115,5 +118,6 @@ def prompt_of(path: Path, config: JanusScoreConfig) -> str:
     return config.prompts.get(path.stem) or " ".join(re.split(r"[\s_-]+", path.stem)).strip() or path.stem
 
 
-run = partial(run_task, evaluate, result="report.html", again=True)
-score = partial(run_task, evaluate_files, result="report.html", again=True)
+FILES = ("report.html", "methods.csv", "assets.csv")
+run = partial(run_task, evaluate, result=FILES[0], files=FILES, again=True)
+score = partial(run_task, evaluate_files, result=FILES[0], files=FILES, again=True)

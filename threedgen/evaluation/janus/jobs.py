@@ -16,7 +16,7 @@ UNSEEN = {"export.enabled": False, "preview.enabled": False, "result.turntable.n
 
 @dataclass(frozen=True)
 class Plan:
-    """``refused``: methods that cannot run -> why. ``left_out``: prompts without a front -> their noun."""
+    """``refused``: methods that cannot run -> why. ``left_out``: prompts without a front -> why."""
 
     jobs: list[Job]
     prompts: list[str]
@@ -25,7 +25,7 @@ class Plan:
 
     def notes(self) -> list[str]:
         """A sentence for each prompt and method that is left out."""
-        prompts = [f"left out: {prompt!r}, for a {noun} has no front" for prompt, noun in self.left_out.items()]
+        prompts = [f"left out: {prompt!r}, for {why}" for prompt, why in self.left_out.items()]
         return prompts + [f"left out: {method} ({reason})" for method, reason in self.refused.items()]
 
 
@@ -35,10 +35,10 @@ def make_plan(config: JanusBenchmarkConfig) -> Plan:
     Raises ConfigError for a method that is none, for a prompt that names nothing, and if no prompt is left.
     """
     asked = list(config.prompts) or toybox_prompts(config.toybox, config.seed)
-    left_out = without_front(asked)
-    prompts = [prompt for prompt in asked if prompt not in left_out]
+    frontless = without_front(asked)
+    prompts = [prompt for prompt in asked if prompt not in frontless]
     if not prompts:
-        nouns = ", ".join(sorted(set(left_out.values())))
+        nouns = ", ".join(sorted(set(frontless.values())))
         raise ConfigError(f"none of these things has a front ({nouns}); name some that do, such as a dog", "prompts")
     asked_by = config.overrides, prompts[0], "methods", "the benchmark", UNSEEN
     methods = {method: object_config(method, *asked_by) for method in config.methods}
@@ -56,4 +56,9 @@ def make_plan(config: JanusBenchmarkConfig) -> Plan:
         for method, base in methods.items()
         if method not in refused
     ]
-    return Plan(jobs, prompts, refused, left_out)
+    return Plan(jobs, prompts, refused, reasons(frontless))
+
+
+def reasons(nouns: dict[str, str]) -> dict[str, str]:
+    """Prompts without a front -> why they are left out, of their nouns."""
+    return {prompt: f"a {noun} has no front" for prompt, noun in nouns.items()}

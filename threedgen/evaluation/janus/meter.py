@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from threedgen.config import ConfigError, registry
-from threedgen.data.coloured_mesh import Array, ColouredMesh
+from threedgen.config import registry
+from threedgen.data.coloured_mesh import Array, ColouredMesh, Empty
 from threedgen.evaluation.metrics.figures import SIDES
 from threedgen.evaluation.tables import thumbnails
 from threedgen.export.run_field import open_field
@@ -41,12 +41,12 @@ class RunField:
         self.draw, self.folder = field_pictures(field, occupancy, config.march), folder
 
     def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
-        """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4), unlit always. Raises ConfigError if nothing is there."""
+        """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4), unlit always. Raises Empty if nothing is there."""
         pose = torch.from_numpy(np.asarray(c2w, np.float32))
         projection = Projection.perspective(torch.full((len(pose),), fov), size, size)
         colours, opacity = self.draw(Cameras(pose, projection, size, size))
         if opacity.max() < FAINT:
-            raise ConfigError(f"{self.folder} is empty: its field shows nothing")
+            raise Empty(f"{self.folder} is empty: its field shows nothing")
         there = opacity[..., None]
         views: Array = colours * there + background * (1 - there)
         return views

@@ -150,4 +150,4 @@ def write_sheet(path: Path, meter: Meter, found: Measured, count: int) -> None:
     write_strips(path, [views for _, _, views in strips], [label for _, label, _ in strips])
 
 
-run = partial(run_task, evaluate, result="meter.md", again=True)
+run = partial(run_task, evaluate, result="meter.md", files=("sheet.png",), again=True)

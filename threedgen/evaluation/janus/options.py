@@ -8,14 +8,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from threedgen.config import Config, ConfigError
+from threedgen.config.errors import did_you_mean, nearest, short
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
+from threedgen.data.options import MESHES
 from threedgen.evaluation.toybox.options import ProbeConfig
 from threedgen.run.folder import user_path
 from threedgen.run.options import CrewConfig, product
 
 THRESHOLD = 0.4
 """Chosen on 500 fresh toybox objects, each as it is and with two fronts: 2.4 % false alarms, 97.2 % recall."""
+UNREAD = (".3ds", ".abc", ".blend", ".dae", ".fbx", ".off", ".stl", ".usd", ".usda", ".usdc", ".usdz", ".wrl", ".x3d")
+"""Endings of meshes that the meter cannot read."""
 
 
 class ProbeSidesConfig(ProbeConfig):
@@ -98,7 +102,7 @@ class TruthConfig(Config):
         description="strength of smooth noise on surfaces and colours; 1: more than methods mostly leave",
     )
     assets: str | None = Field(
-        None, description="folder of GLB and OBJ files that face +z, y up, named by what they show; null: toybox"
+        None, description="folder of GLB, OBJ and PLY files that face +z, y up, named by what they show; null: toybox"
     )
 
     def check(self) -> None:
@@ -127,9 +131,11 @@ class JanusMeterConfig(MeteredConfig):
 
 
 class JanusScoreConfig(MeteredConfig):
-    """Look at GLB and OBJ files that somebody made."""
+    """Look at GLB, OBJ and PLY files that somebody made."""
 
-    assets: str = Field("", description="folder with GLB, glTF and OBJ files, at any depth; a folder in it is a method")
+    assets: str = Field(
+        "", description="folder with GLB, glTF, OBJ and PLY files, at any depth; a folder in it is a method"
+    )
     up: Literal["y", "z"] = Field("y", description="axis that points up in the files; with y they face +z, with z +x")
     orientation: Literal["free", "known"] = Field(
         "free", description="free: the files may face any way, and directions are judged up to a turn"
@@ -139,7 +145,11 @@ class JanusScoreConfig(MeteredConfig):
     def check(self) -> None:
         if not self.assets.strip():
             raise ConfigError("is missing; say which folder, such as assets=results", "assets")
-        folder_of_assets(self.assets, "assets")
+        names = {path.stem for path in asset_files(folder_of_assets(self.assets, "assets"))}
+        for name in self.prompts:
+            if name not in names:
+                guess = did_you_mean(nearest(name, names))
+                raise ConfigError(f"no file in {self.assets} is called {short(name)}{guess}", "prompts")
         super().check()
 
 
@@ -147,15 +157,15 @@ def folder_of_assets(text: str, key: str) -> Path:
     """Raises ConfigError if there is no such folder, or no mesh in it."""
     folder = user_path(text, key)
     if not folder.is_dir():
-        raise ConfigError("should be a folder with GLB or OBJ files", key, text)
+        raise ConfigError("should be a folder with GLB, glTF, OBJ or PLY files", key, text)
     if not asset_files(folder):
-        raise ConfigError("there is no GLB, glTF or OBJ file in this folder", key, text)
+        raise ConfigError("there is no GLB, glTF, OBJ or PLY file in this folder", key, text)
     return folder
 
 
-def asset_files(folder: Path) -> list[Path]:
-    """GLB, glTF and OBJ files at any depth, in order."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".glb", ".gltf", ".obj"))
+def asset_files(folder: Path, endings: tuple[str, ...] = MESHES) -> list[Path]:
+    """GLB, glTF, OBJ and PLY files at any depth, in order; or those of other ``endings``."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
 
 
 class JanusBenchmarkConfig(MeteredConfig, CrewConfig):

@@ -31,7 +31,7 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Report:
-    """What was found. ``left_out``: prompts without a front -> their noun."""
+    """What was found. ``left_out``: prompts and files that were not looked at -> why."""
 
     task: Task
     rows: Sequence[Row]
@@ -55,6 +55,10 @@ class Report:
             write_atomic(folder / "assets.csv", csv_table([asset(result) for result in self.results]))
             write_atomic(folder / "report.html", self.html(folder))
             finish(self.task, "report", self.text(), figures, self.text())
+
+    def of(self, row: Row) -> list[Result]:
+        """The assets of a row."""
+        return [result for result in self.results if result.method == row["method"]]
 
     def about(self) -> list[str]:
         """The sentences without which the figures mean nothing."""
@@ -85,16 +89,17 @@ class Report:
     def text(self) -> str:
         """report.md"""
         table = markdown_table(HEAD, [[clean(cell).replace("|", "/") for cell in cells(row)] for row in self.rows])
-        notes = ["- " + clean(f"{row['method']}: {remark(row)}") for row in self.rows if remark(row)]
-        notes += [f"- left out: {clean(prompt)} (a {noun} has no front)" for prompt, noun in self.left_out.items()]
+        notes = ["- " + clean(f"{row['method']}: {line}") for row in self.rows for line in remarks(row, self.of(row))]
+        notes += [f"- left out: {clean(what)} ({why})" for what, why in self.left_out.items()]
         return "\n".join(["# Janus rates", "", table, "", *notes, "", *self.about()]) + "\n"
 
     def html(self, folder: Path) -> str:
         """report.html; every picture is in it."""
         sections = []
         for row in self.rows:
-            mine = [result for result in self.results if result.method == row["method"]]
-            sections.append({"row": row, "remark": remark(row), "assets": [(r, *strip(folder, r)) for r in mine]})
+            mine = self.of(row)
+            shown = [(result, *strip(folder, result)) for result in mine]
+            sections.append({"row": row, "remarks": remarks(row, mine), "assets": shown})
         return page(
             "janus.html",
             (),
@@ -124,11 +129,13 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def remark(row: Row) -> str:
-    """What the figures do not say: assets that are not among them, and why; empty if all were seen."""
-    words = {"empty": "without anything to see", "failed": "failed", "missing": "not made"}
+def remarks(row: Row, results: Sequence[Result]) -> list[str]:
+    """What the figures do not say: how many assets are not among them, and why, each reason once; empty if all were
+    seen."""
+    words = {"empty": "without anything to see", "unreadable": "unreadable", "failed": "failed", "missing": "not made"}
     counts = ", ".join(f"{row['states'][state]} {word}" for state, word in words.items() if state in row["states"])
-    return ": ".join(part for part in (counts, row["reason"]) if part)
+    found = (counts, row["reason"], *(result.reason for result in results))
+    return list(dict.fromkeys(sentence for sentence in found if sentence))
 
 
 def line(row: Row) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_bytes, read_json
-from threedgen.data.coloured_mesh import LARGEST, ColouredMesh, centred, read_mesh
+from threedgen.data.coloured_mesh import LARGEST, ColouredMesh, Empty, centred, read_mesh
 from threedgen.evaluation.metrics.figures import median, share
 from threedgen.evaluation.tables import rounded
 from threedgen.geometry.images import write_png
@@ -26,20 +26,20 @@ from .meter import Meter, RunField
 from .options import THRESHOLD, MeterConfig
 from .rates import ErrorRates
 
-STATES = ("seen", "empty", "failed", "missing")
+STATES = ("seen", "empty", "unreadable", "failed", "missing")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One asset. ``state``: seen, empty (nothing to look at), failed (its run), missing (not made yet); ``fronts`` and
-    what follows only of those that were seen. ``shown``, ``right``: of each view, whether it counts as a front and
-    whether it shows its side. ``likeness``: to each prompt of the benchmark."""
+    """One asset. ``state``: seen, empty (nothing to look at), unreadable, failed (its run), missing (not made yet);
+    ``fronts`` and what follows only of those that were seen. ``shown``, ``right``: of each view, whether it counts as a
+    front and whether it shows its side. ``likeness``: to each prompt of the benchmark."""
 
     method: str
     prompt: str
     seed: int | None
     folder: str
-    state: Literal["seen", "empty", "failed", "missing"]
+    state: Literal["seen", "empty", "unreadable", "failed", "missing"]
     reason: str = ""
     fronts: int | None = None
     doubt: float | None = None
@@ -89,7 +89,7 @@ class Reader:
         try:
             content = read_bytes(path / LAST if run else path, LARGEST)
         except OSError as error:
-            return {"state": "empty", "reason": f"{path} cannot be read ({error.strerror})"}
+            return {"state": "unreadable", "reason": f"{path} cannot be read ({error.strerror})"}
         parts = (content, self._settings.encode(), prompt.encode(), f"{up}{fit}".encode())
         key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
         found = read_json(kept)
@@ -98,7 +98,7 @@ class Reader:
                 mesh = RunField(path.parent) if run else read_mesh(path, up)
                 reading = self.meter.classify(centred(mesh) if isinstance(mesh, ColouredMesh) and fit else mesh, prompt)
             except ConfigError as error:
-                return {"state": "empty", "reason": str(error)}
+                return {"state": "empty" if isinstance(error, Empty) else "unreadable", "reason": str(error)}
             likeness = self.meter.likeness(reading.views, self.prompts) if self.prompts else None
             found = {"key": key, "sides": reading.sides.tolist(), "likeness": likeness}
             write_png(kept.with_suffix(".png"), np.concatenate(list(reading.small().views), axis=1))

@@ -14,8 +14,9 @@ import numpy as np
 
 from threedgen.config import registry
 from threedgen.data.toybox.world import portraits
-from threedgen.evaluation.sampling import Ring, drawn_in_batches, evenly, random_ring, sample_rings
+from threedgen.evaluation.sampling import Ring, drawn_in_batches, random_ring, sample_rings
 from threedgen.guidance.prior import Prior
+from threedgen.run.arrays import evenly
 from threedgen.run.cache import digest
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
