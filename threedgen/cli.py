@@ -138,8 +138,10 @@ def run(command: Command) -> int:
     if resume is None and isinstance(checked, RunConfig):
         checked, resume = runs.begin(checked, name)
     quiet = "--quiet" in command.flags
-    if not quiet and isinstance(checked, RunConfig) and os.environ.get("LOCAL_RANK", "0") == "0":
-        say(f"{name}: {checked.task}{' goes on' if resume else ''} in {checked.out}")
+    place = checked.destination()
+    if not quiet and place is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+        title = name if name == checked.task else f"{name}: {checked.task}"
+        say(f"{title}{' goes on' if resume else ''} in {place}")
         say("loading the libraries")  # torch and the rest: seconds, and more than that on a busy machine
     result: Any = registry.implementation("task", checked.task)(checked, resume=resume, quiet=quiet)
     return result if isinstance(result, int) else OK

@@ -70,7 +70,9 @@ class XUNetConfig(Config):
         description="xunet: both views pass through one network and attend to each other; concat: the baseline, "
         "an ordinary UNet that gets the condition as further input channels",
     )
-    image_size: int | tuple[int, int] = Field(128, description="pixels per side, or height and width")
+    image_size: int | tuple[int, int] = Field(
+        128, examples=[[128, 96]], description="pixels per side, or height and width"
+    )
     image_channels: int = Field(3, ge=1, le=64, description="3 for RGB")
     channels: int = Field(256, ge=1, le=4096, description="width of the first level")
     channel_mult: tuple[int, ...] = Field((1, 2, 2, 4), description="width of each level, in multiples of channels")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +20,19 @@ from threedgen.config import load, registry
 from threedgen.config.errors import ConfigError
 from threedgen.export import asset as assets
 from threedgen.export import task as export_run
-from threedgen.export.asset import make_asset
+from threedgen.export.asset import ExportedAsset, make_asset
+from threedgen.export.asset_folder import asset_name, clear
 from threedgen.export.files.check import Finding
 from threedgen.export.files.read_glb import read_glb
 from threedgen.export.options import PRESETS, AssetConfig
-from threedgen.export.run_field import asset_name, open_run
+from threedgen.export.run_field import open_run
 from threedgen.export.shape.from_field import FieldView, FullField, border_share, dense_surface, half_depth
 from threedgen.export.shape.opacity import EmptyField
 from threedgen.export.shape.unwrap import UnwrapError
 from threedgen.geometry.raster import shrink
 from threedgen.representations.volume.occupancy import OccupancyGrid
 from threedgen.run import folder as runs
+from threedgen.run.metrics import read_summary
 from threedgen.run.seeding import generator
 from threedgen.train import checkpoint_file
 
@@ -70,10 +74,11 @@ def test_a_run_becomes_a_folder_of_files(made: Path) -> None:
     found = {path.name: path.stat().st_size for path in (made / "asset").iterdir()}
     assert found == summary["files"] | {"asset.json": (made / "asset/asset.json").stat().st_size}
     assert summary["levels"] == {name: 300, f"{name}_LOD1": 100} or summary["levels"][name] >= 285
-    assert summary["findings"] == {file: [] for file in (files[0], files[1], engines[1])}
+    assert summary["findings"] == {file: [] for file in files if file.endswith(".glb")}
     assert summary["topology"]["open_edges"] == 0 and summary["topology"]["parts"] == 1
     assert {"surface", "simplify", "unwrap", "bake", "write", "check"} <= summary["seconds"].keys()
-    assert summary["size_m"][2] == 1.5
+    assert summary["size_m"]["high"] == 1.5 and list(summary["size_m"]) == ["wide", "high", "deep"]
+    assert summary["size_m"]["deep"] > 1.05 * summary["size_m"]["wide"], "the knob makes it deeper than wide"
 
 
 def test_the_main_file_stands_upright_wears_its_colours_and_tells_its_story(made: Path) -> None:
@@ -134,6 +139,67 @@ def test_only_files_that_an_export_wrote_are_removed(made: Path, tmp_path: Path)
     assert ours.read_bytes() == b"changed by me" and (out / "other.glb").exists()
 
 
+def test_a_file_that_is_not_as_an_export_left_it_is_not_overwritten(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert export(made, f"out={out}") == 0
+    capsys.readouterr()
+    edited, manifest = out / "a_ball_with_a_knob_LOD1.glb", out / "asset.json"
+    as_written = edited.read_bytes()
+    edited.write_bytes(b"painted for hours")
+    with monkeypatch.context() as patch:
+        patch.setattr(export_run, "open_run", None)  # it is said before any work
+        said = refused(capsys, made, f"out={out}")
+    assert said == f"out: {edited} is from no export or was changed since; move it, or choose another out=\n"
+    with pytest.raises(ConfigError, match="LOD1.glb is from no export"):  # made while the export was at work
+        export_run.save(ExportedAsset("a", {edited.name: b"new"}), out, AssetConfig())
+    assert edited.read_bytes() == b"painted for hours"
+    edited.write_bytes(as_written)
+    manifest.write_text('{"name": "of another program"}')
+    assert f"{out}/a_ball_with_a_knob.glb is from no export" in refused(capsys, made, f"out={out}")
+    assert f"{manifest} is from no export" in refused(capsys, made, f"out={out}", "name=other")
+
+
+def test_an_export_that_was_stopped_while_it_wrote_is_in_nobodys_way(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever files are in their place by then, the next one takes none of them for somebody else's."""
+    replace = os.replace
+    for last in range(4):
+        out = tmp_path / str(last)
+        assert export(made, f"out={out}", "height=2") == 0
+        left = [last]
+
+        def stops(source: Path, target: Path, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(5, "stopped")
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", stops)
+            assert export(made, f"out={out}", "height=1.5") == 2
+        assert export(made, f"out={out}", "height=1.5") == 0
+        assert (out / "a_ball_with_a_knob.glb").read_bytes() == (made / "asset/a_ball_with_a_knob.glb").read_bytes()
+
+
+def test_what_is_taken_away_is_what_an_export_wrote(made: Path, tmp_path: Path) -> None:
+    assert export(made, f"out={tmp_path}") == 0
+    mine = tmp_path / "a_ball_with_a_knob.glb"
+    mine.write_bytes(b"changed by me")
+    clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [mine.name]
+    mine.unlink()
+    clear(tmp_path)
+    assert not tmp_path.exists()
+
+
+def test_the_names_of_the_files_are_known_before(made: Path) -> None:
+    config = load("export", [f"run={made}", *SMALL, "formats=[glb, obj]"])
+    assert config.file_names("a_ball_with_a_knob") == list(told(made)["files"])
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [("a blue dog", "a_blue_dog"), ("../../etc/passwd", "etc_passwd"), ("Hat-2", "Hat_2"), ("x" * 99, "x" * 40)],
@@ -148,7 +214,7 @@ def test_a_name_is_safe(text: str, name: str) -> None:
 
 def refused(capsys: pytest.CaptureFixture[str], run: object, *words: str) -> str:
     """The one sentence of an export that cannot be."""
-    assert cli.main(["--config", "export", f"run={run}", *SMALL, *words]) == 2
+    assert cli.main(["--config", "export", "--quiet", f"run={run}", *SMALL, *words]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "Traceback" not in said
     return said
@@ -162,6 +228,10 @@ def test_runs_that_cannot_be_exported(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "has no checkpoint" in refused(capsys, run)
     (run / "checkpoints/last.ckpt").write_bytes(b"PK\3\4 cut off")
     assert "damaged" in refused(capsys, run)
+    (run / "checkpoints/last.ckpt").unlink()
+    assert f"python launch.py --resume {run} makes one" in refused(capsys, run)
+    (run / "summary.json").write_text('{"status": "finished", "steps": 10}')  # of such a run --resume makes nothing
+    assert f"python launch.py --config {run}/config.yaml out=NEW does the run again" in refused(capsys, run)
     other = ball_run(tmp_path / "other")
     (other / "config.yaml").write_text("task: sample\nprompt: a cow\n")
     assert "of the task generate, not of 'sample'" in refused(capsys, other)
@@ -177,6 +247,9 @@ def test_runs_that_cannot_be_exported(tmp_path: Path, capsys: pytest.CaptureFixt
         (["lods=[100, 90]"], "lods"),
         (["formats=[fbx]"], "formats"),
         (["formats=[]"], "formats"),
+        (["formats=glb,obj"], "formats: should be a list such as [glb, obj] (got 'glb,obj')"),
+        (["lods=1000"], "lods: should be a list such as [1000] (got 1000)"),
+        (["lods=many"], "lods: should be a list such as [1000, 300] (got 'many')"),
         (["collision=box"], "collision"),
         (["preset=huge"], "preset"),
         (["height=-1"], "height"),
@@ -205,7 +278,7 @@ def test_extras_that_are_not_installed_are_said_first(
 def test_fields_without_an_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing solid came out" in refused(capsys, ball_run(tmp_path / "empty", p4=0.01))
     assert "fills all of its space (" in refused(capsys, ball_run(tmp_path / "full", p3=3.0))
-    assert list((tmp_path / "empty/asset").iterdir()) == list((tmp_path / "full/asset").iterdir()) == []
+    assert not (tmp_path / "empty/asset").exists() and not (tmp_path / "full/asset").exists()
 
 
 def test_a_budget_that_the_shape_does_not_allow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,9 +319,66 @@ def test_strict_fails_and_writes_nothing(
     run = ball_run(tmp_path / "run")
     monkeypatch.setattr(assets, "check_glb", lambda data, expected: [Finding("warning", "size", "too large")])
     assert "strict: the asset was not written: a_ball_with_a_knob.glb: too large" in refused(capsys, run, "strict=true")
-    assert list((run / "asset").iterdir()) == []
+    assert not (run / "asset").exists()
     assert export(run) == 0 and "a_ball_with_a_knob.glb: too large" in caplog.text
     assert told(run)["findings"]["a_ball_with_a_knob.glb"][0]["code"] == "size"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_failed_export_leaves_no_folder_that_it_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], there: bool
+) -> None:
+    run, out = ball_run(tmp_path / "run", p4=0.01), tmp_path / "new/deep"
+    if there:
+        out.mkdir(parents=True)
+    refused(capsys, run, f"out={out}")
+    assert out.exists() == out.parent.exists() == there
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def test_an_export_says_where_it_works_and_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ball_run(tmp_path / "run")
+    assert export(run, "--quiet") == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (f"{run}/asset\n", "")
+    assert export(run) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert lines[:2] == [f"export in {run}/asset", "loading the libraries"] and lines[-1] == f"{run}/asset"
+    assert "asset: surface: 0/12" in said.err and "12/12" in said.err
+
+
+def test_the_height_is_told_with_one_command_that_can_be_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ball_run(tmp_path / "run")
+    assert export(run) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "0.22 m high, as a ball usually is" in lines and told(run)["height"] == "0.22 m high, as a ball usually is"
+    assert f"another height: python launch.py --config export run={run} height=METRES" in lines
+    assert export(run, "height=1000000") == 0
+    said = capsys.readouterr().out
+    assert "\n1,000,000 m high\n" in said and "another height" not in said and "height" not in told(run)
+
+
+def test_the_summary_of_a_run_tells_of_the_asset_that_it_has_now(tmp_path: Path) -> None:
+    run = ball_run(tmp_path / "run")
+    assert export(run, "lods=[]") == 0
+    assert not (run / "summary.json").exists(), "nobody says of a run that it is finished but the run"
+    notes = ["the prior knows no knob", "asset: the object is translucent", "no asset: stopped by Ctrl-C"]
+    before = {"status": "finished", "steps": 10, "files": ["asset/old.glb", "mesh.glb"], "notes": notes, "asset": {}}
+    (run / "summary.json").write_text(json.dumps(before))
+    assert export(run, f"out={tmp_path / 'other'}", "name=other") == 0
+    assert read_summary(run) == before
+    assert export(run, "lods=[]", "name=ball", "height=1.5") == 0
+    now = read_summary(run)
+    assert now["files"] == ["mesh.glb", "asset/ball.glb"] and now["notes"] == notes[:1]
+    assert now["asset"]["file"] == "asset/ball.glb" and now["asset"]["levels"] == told(run)["levels"]
+    assert now["status"] == "finished" and now["steps"] == 10
+    (run / "summary.json").write_text('{"files": 3, "notes": null}')
+    assert export(run, "lods=[]") == 0 and read_summary(run)["files"] == ["asset/a_ball_with_a_knob.glb"]
 
 
 # ---------------------------------------------------------------- remarks about the field
@@ -319,7 +449,10 @@ def test_the_field_of_a_real_run_with_its_occupancy_grid(tmp_path: Path) -> None
 
 
 def test_a_preset_decides_what_is_not_given() -> None:
+    page = (Path(__file__).parents[2] / "docs/export.md").read_text()
     for name, preset in PRESETS.items():
+        levels = ", ".join(f"{count:,}" for count in preset.lods)
+        assert re.search(rf"\| `{name}`.* \| {preset.budget:,} \| {levels} \| {preset.texture} \|\n", page)
         config = AssetConfig(preset=name)
         assert (config.triangles, config.texels, config.levels) == (preset.budget, preset.texture, preset.lods)
         for before, after in zip((preset.budget, *preset.lods), preset.lods, strict=False):

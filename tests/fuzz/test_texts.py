@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.mutations import HOSTILE
 from threedgen.config import ConfigError, fields, load, yaml_text
-from threedgen.export.options import MANIFEST, read_manifest
+from threedgen.export.asset_folder import MANIFEST, read_manifest
 from threedgen.run.metrics import Metrics, read_metrics, read_summary
 from threedgen.systems.generate.options import GenerateConfig
 

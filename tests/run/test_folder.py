@@ -77,6 +77,21 @@ def test_just_enough_room_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         runs.prepare(tmp_path, megabytes=200)
 
 
+def test_folders_that_were_made_for_nothing_are_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(KeyError), runs.prepared(tmp_path / "there/new/deep", 0):
+        assert (tmp_path / "there/new/deep").is_dir()
+        raise KeyError
+    assert not list((tmp_path / "there").iterdir())
+    with pytest.raises(ConfigError, match="free disk"), runs.prepared(tmp_path / "new", 1e12):
+        raise AssertionError
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(KeyError), runs.prepared(tmp_path / "a/b", 0):
+        (tmp_path / "a/kept").write_text("")
+        raise KeyError
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]
+
+
 def test_a_file_that_cannot_even_be_begun_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "no inode is left")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from threedgen.run.progress import Count, Speed, clean, duration, silence_lightning
+from threedgen.run.text import number
 from threedgen.train.progress import Progress
 
 
@@ -150,6 +151,17 @@ def test_clean_text_is_one_printable_line(text):
 )
 def test_durations(seconds, said):
     assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0, "0"), (0.123456, "0.1235"), (12.345678, "12.35"), (9999, "9999"), (9999.9, "10,000"), (-12345, "-12,340"),
+        (1e6, "1,000,000"), (1.2345e7, "1.234e+07"), (1.5e-5, "1.5e-05"), (float("nan"), "nan"), (float("inf"), "inf"),
+    ],
+)  # fmt: skip
+def test_numbers(value, said):
+    assert number(value) == said
 
 
 def test_speed_without_steps_is_unknown():

@@ -51,7 +51,9 @@ class ToyConfig(RunConfig):
     elevation: tuple[float, float] = Field((0.0, 30.0), description="range in degrees")
     mode: Literal["fast", "exact"] = "fast"
     note: str | None = None
-    lambdas: dict[str, float] = {}
+    kinds: tuple[Literal["round", "flat"], ...] | None = Field(None, min_length=1, examples=[["round", "flat"]])
+    pairs: tuple[tuple[int, int], ...] = ()
+    lambdas: dict[str, float] = Field({"a": 1.0}, min_length=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> ToyConfig:

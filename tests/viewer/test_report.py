@@ -106,9 +106,11 @@ def with_asset(folder: Path, **told: Any) -> Path:
     for name in names:
         (run / "asset" / name).write_bytes(asset_glb() if name == names[0] else b"another file")
     listed = {
+        "preset": "mobile",
         "texture": 64,
         "levels": {"a_blue_dog": 12_345, "a_blue_dog_LOD1": 600},
-        "size_m": [0.5, 0.25, 1.5],
+        "size_m": {"wide": 0.25, "high": 1.5, "deep": 0.5},
+        "height": "1.5 m high, as a dog usually is",
         "files": {name: 1 for name in names},
         "findings": {names[0]: [], names[1]: []},
         "khronos": "not here",
@@ -118,13 +120,19 @@ def with_asset(folder: Path, **told: Any) -> Path:
 
 
 def test_the_asset_is_what_is_turned(tmp_path: Path) -> None:
-    page = seen(with_asset(tmp_path / "run"))
+    run = with_asset(tmp_path / "run")
+    for name in ("checkpoints/last.ckpt", "live/000008/a_blue_dog.glb", "notes.txt"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("x")
+    page = seen(run)
     assert page.decoded("mesh") == asset_glb() and page.by_id("mesh")["download"] == "a_blue_dog.glb"
     text = " ".join(page.texts["body"][0].split())
     for part in (
         "Asset Triangles 12,345, 600",
         "Textures 64 x 64",
         "Wide, high, deep 0.25 x 1.5 x 0.5 m",
+        "Height 1.5 m high, as a dog usually is",
+        f"Another height python launch.py --config export run={tmp_path / 'run'} preset=mobile height=METRES",
         "Checkers nothing found",
         "Khronos validator not here",
         "Dense mesh Triangles 12",
@@ -135,6 +143,8 @@ def test_the_asset_is_what_is_turned(tmp_path: Path) -> None:
     named = {
         "asset/a_blue_dog_LOD1.glb": "a coarser level", "asset/a_blue_dog_collision_godot.glb": "its collider",
         "asset/asset.json": "what was made", "mesh.glb": "the dense surface",
+        "checkpoints/last.ckpt": "a state of the run", "validation/000010.png": "four sides",
+        "live/000008/a_blue_dog.glb": "of an asset that was asked for on the way", "notes.txt": "",
     }  # fmt: skip
     for name, what in named.items():
         assert cells[cells.index(name) + 2].startswith(what)
@@ -144,9 +154,10 @@ def test_the_asset_is_what_is_turned(tmp_path: Path) -> None:
     "told",
     [
         {"files": {"../mesh.glb": 1, "/etc/passwd": 1}},
-        {"files": ["a_blue_dog.glb"]},
-        {"files": {"gone.glb": 1}, "levels": [], "size_m": ["x", None, 3], "texture": "<b>", "findings": []},
-        {"files": {}, "levels": {"a": "x"}, "size_m": {}, "findings": {"a": 3}},
+        {"files": ["a_blue_dog.glb"], "preset": ["mobile"]},
+        {"files": {"gone.glb": 1}, "levels": [], "size_m": {"wide": "x", "deep": 3}, "texture": "<b>", "findings": []},
+        {"files": {}, "levels": {"a": "x"}, "size_m": [1, 2, 3], "findings": {"a": 3}},
+        {"files": {"a_blue_dog.obj": 1, "a_blue_dog_collision_godot.glb": 1}},
     ],
 )
 def test_a_strange_list_of_the_asset_does_no_harm(tmp_path: Path, told: dict[str, Any]) -> None:

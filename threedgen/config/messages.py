@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from contextlib import suppress
+from functools import reduce
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from threedgen.config import fields
 from threedgen.config.errors import did_you_mean, nearest, nearest_key, short
 
 MOST = 30
 """Mistakes that are explained; a file of another kind has them in thousands."""
+NO_LIST, LENGTH = ("tuple_type", "list_type"), ("too_short", "too_long", "missing")
+"""What pydantic calls it if something is no list, or one of another length."""
 
 
 def explain(error: ValidationError, model: type[BaseModel], tree: dict, layers: list) -> list[str]:
     """One line for each wrong key of `tree` (the merged data); `layers` tell in which file it stands."""
+    places = {place.path: place for place in fields.walk(model, tree)}
     problems: dict[tuple, list[str]] = {}
     values: dict[tuple, Any] = {}
     more = 0
-    for item in error.errors(include_url=False):
-        item = _at_its_key(item)
+    for item in map(_at_its_key, error.errors(include_url=False)):
+        if item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]:
+            continue  # only without those that are wrong, which are told
         key = _key(item, tree)
+        listed = _list_key(item, key, tree)
+        key = key if listed is None else listed
         if len(problems) == MOST and key not in problems:  # the search for what was meant takes its time
             more += 1
             continue
-        values.setdefault(key, None if item["type"] == "missing" else item["input"])
-        problem = _problem(item)
+        if listed is None:
+            values.setdefault(key, None if item["type"] == "missing" else item["input"])
+            problem = _problem(item)
+        else:
+            value = values.setdefault(key, reduce(fields.value_in, key, tree))
+            problem = _list_problem(item, value, places[key].field if key in places else None)
         if item["type"] == "extra_forbidden":
             guess = nearest_key(".".join(map(str, key)), fields.paths(model, tree))
             problem = f"unknown key{did_you_mean(guess)}"
         if problem not in problems.setdefault(key, []):
             problems[key].append(problem)
-    sections = {place.path for place in fields.walk(model, tree) if place.section} | {()}
+    sections = {path for path, place in places.items() if place.section} | {()}
     lines = []
     for key, found in problems.items():
         whole = isinstance(values[key], (dict, BaseModel)) and key in sections  # a rule between its fields
@@ -72,6 +85,36 @@ def _key(item: Any, tree: Any) -> tuple:
     if item["type"] == "missing":
         key.append(loc[-1])
     return tuple(key) or loc  # the mistake may be in a default, which the data does not have
+
+
+def _list_key(item: Any, key: tuple, tree: Any) -> tuple | None:
+    """The key of the list that the mistake is in, of lists in lists the outermost; None if it is in none."""
+    for depth, part in enumerate(key):
+        if isinstance(tree, (list, tuple)) and all(isinstance(number, int) for number in key[depth:]):
+            return key[:depth]
+        tree = fields.value_in(tree, part) if isinstance(part, str) else None
+    return key if item["type"] in NO_LIST or item["type"] in LENGTH and isinstance(tree, (list, tuple)) else None
+
+
+def _list_problem(item: Any, value: Any, field: FieldInfo | None) -> str:
+    if item["type"] in NO_LIST + LENGTH:
+        return f"should be a list{_such_as(field, value)}"
+    return f"{short(item['input'])} in this list {_problem(item)}"
+
+
+def _such_as(field: FieldInfo | None, value: Any) -> str:
+    """An example of a list that is right: what was given, its examples or its default; "" if there is none."""
+    if field is None:
+        return ""
+    given = [part.strip() for part in value.split(",")] if isinstance(value, str) else [value]
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    kind: Any = Annotated[field.annotation, field]
+    for example in (given, *(field.examples or ()), default):
+        if isinstance(example, (list, tuple)) and example:
+            with suppress(ValidationError):
+                TypeAdapter(kind).validate_python(example)
+                return f" such as {fields.shown(fields.plain(example))}"
+    return ""
 
 
 def _where(key: tuple, layers: list) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field
@@ -123,6 +124,10 @@ class TaskConfig(Config):
     about: str = Field("", description="one line for --list: what this config does")
     needs: str = Field("", description="one line for --list: what it needs beyond the installation")
 
+    def destination(self) -> Path | None:
+        """The folder that its first line names; None: it is done before one would read that."""
+        return None
+
     def notes(self) -> list[str]:
         """What a user should know of it before it runs, a sentence each."""
         return []
@@ -142,3 +147,6 @@ class RunConfig(TaskConfig):
     seed: int = Field(0, ge=0, lt=2**63, description="same seed, machine and versions: the same bytes")
     out: str | None = Field(None, description="folder of the run; else outputs/CONFIG/words-of-the-prompt")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null: as many as cores")
+
+    def destination(self) -> Path | None:
+        return None if self.out is None else Path(self.out)

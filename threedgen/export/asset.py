@@ -17,8 +17,8 @@ from threedgen.export.files.khronos import NoAnswer, validate
 from threedgen.export.files.obj import obj_zip
 from threedgen.export.files.textured import TexturedMesh, stand
 from threedgen.export.files.usdz import usdz_bytes
-from threedgen.export.options import AssetConfig
-from threedgen.export.shape.collider import ENGINES, Part, convex_parts, hull
+from threedgen.export.options import ENGINES, AssetConfig
+from threedgen.export.shape.collider import Part, convex_parts, hull
 from threedgen.export.shape.from_field import FieldView
 from threedgen.export.shape.mesh import Mesh
 from threedgen.export.shape.simplify import BudgetTooSmall, level, simplify
@@ -105,9 +105,8 @@ def make_asset(
     low, maps = _textured(asset, dense, config, view, nearest_budget)
     with asset.timed("levels"):
         levels = {name: low}
-        for number, count in enumerate(config.levels, 1):
-            coarser = level(low, count)
-            levels[f"{name}_LOD{number}"] = coarser
+        for number, (title, count) in enumerate(zip(config.titles(name)[1:], config.levels, strict=True), 1):
+            coarser = levels[title] = level(low, count)
             if len(coarser.faces) > count:
                 asset.notes.append(  # a texture is cut open at its seams, which a coarser mesh must keep
                     f"level of detail {number} has {len(coarser.faces)} triangles instead of {count}: with fewer the "
@@ -134,7 +133,8 @@ def make_asset(
         _ask_khronos(asset)
     asset.figures |= {"levels": {title: len(mesh.faces) for title, mesh in levels.items()}}
     asset.figures["placement"] = {"pivot": place.pivot.tolist(), "scale": place.scale}
-    asset.figures["size_m"] = np.ptp(levels[name].vertices, axis=0).round(4).tolist()
+    deep, wide, high = np.ptp(levels[name].vertices, axis=0).astype(float).round(4).tolist()  # x, y, z: front, left, up
+    asset.figures["size_m"] = {"wide": wide, "high": high, "deep": deep}
     return asset
 
 
@@ -239,7 +239,7 @@ def _collide(asset: ExportedAsset, mesh: TexturedMesh, config: AssetConfig, meta
         file = f"{asset.name}_collision_{engine}.glb"
         named = {pattern.format(name=asset.name, number=number): part for number, part in enumerate(parts)}
         asset.files[file] = plain_glb_bytes(named, {"collider_of": asset.name} | metadata)
-    asset.findings[file] = check_collider(parts, mesh.vertices)
+        asset.findings[file] = check_collider(parts, mesh.vertices)
 
 
 def _ask_khronos(asset: ExportedAsset) -> None:
@@ -252,6 +252,5 @@ def _ask_khronos(asset: ExportedAsset) -> None:
     except NoAnswer as error:
         found, answer = {}, f"did not answer: {error}"
     for name, findings in found.items():
-        if findings:  # the collider of the one engine is otherwise not listed: it is that of the other
-            asset.findings.setdefault(name, []).extend(findings)
+        asset.findings.setdefault(name, []).extend(findings)
     asset.figures["khronos"] = answer

@@ -12,12 +12,15 @@ from threedgen.config import Config
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.optional import require
-from threedgen.config.plain_file import read_json
 from threedgen.config.sections import TaskConfig
 from threedgen.run import folder as runs
+from threedgen.train.status import finished
+
+from .asset_folder import FOLDER, asset_name, refuse_others
 
 CHECKPOINTS = "checkpoints"
-FOLDER, MANIFEST = "asset", "asset.json"
+ENGINES = {"unreal": "UCX_{name}_{number:02d}", "godot": "{name}_{number:02d}-convcolonly"}
+"""What the nodes of a convex collider of the mesh `name` are called, so that an engine knows them as such."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class Preset:
     texture: int
     lods: tuple[int, ...]
     resolution: int
+
+    def __str__(self) -> str:
+        return f"{self.budget} triangles (levels of detail {', '.join(map(str, self.lods))}), {self.texture} texels"
 
 
 PRESETS = {
@@ -43,21 +49,24 @@ class AssetConfig(Config):
 
     preset: Literal["mobile", "prop", "character", "hero"] = Field(
         "prop",
-        description="decides what is null below; "
-        + "; ".join(f"{name}: {p.budget} triangles, {p.texture} texels" for name, p in PRESETS.items()),
+        description="decides what is null below; " + "; ".join(f"{name}: {made}" for name, made in PRESETS.items()),
     )
     budget: int | None = Field(None, ge=12, le=1_000_000, description="triangles at most; null: those of the preset")
     texture: int | None = Field(
         None, ge=64, le=8192, description="texels along an edge of the maps, a power of two; null: as the preset"
     )
     lods: tuple[int, ...] | None = Field(
-        None, description="triangles of further levels of detail, falling; null: as the preset, cut to the budget"
+        None,
+        examples=[[1000, 300]],
+        description="triangles of further levels of detail, falling; null: as the preset, cut to the budget",
     )
     collision: Literal["hull", "parts", "none"] = Field(
         "hull", description="collider: one convex hull, up to eight convex parts (extra 'parts'), or none"
     )
     formats: tuple[Literal["glb", "obj", "usdz"], ...] = Field(
-        ("glb",), description="files to write: glb, obj (a zip with its textures), usdz (extra 'usd')"
+        ("glb",),
+        examples=[["glb", "obj"]],
+        description="files to write: glb, obj (a zip with its textures), usdz (extra 'usd')",
     )
     refine: int = Field(
         16, ge=0, le=256, description="pictures of the field that the texture is fitted to after baking; 0: none"
@@ -111,6 +120,17 @@ class AssetConfig(Config):
         """Grid points along an edge of the field's cube."""
         return self.resolution or PRESETS[self.preset].resolution
 
+    def titles(self, name: str) -> list[str]:
+        """What the levels of the asset `name` are called, the finest first."""
+        return [name, *(f"{name}_LOD{number}" for number, _ in enumerate(self.levels, 1))]
+
+    def file_names(self, name: str) -> list[str]:
+        """What the files of the asset `name` will be called."""
+        named = {"glb": [f"{title}.glb" for title in self.titles(name)], "obj": [f"{name}_obj.zip"]}
+        named["usdz"] = [f"{name}.usdz"]
+        colliders = [] if self.collision == "none" else [f"{name}_collision_{engine}.glb" for engine in ENGINES]
+        return [file for kind, files in named.items() if kind in self.formats for file in files] + colliders
+
     @field_validator("formats")
     @classmethod
     def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -126,10 +146,20 @@ class AssetConfig(Config):
         super().check()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """asset.json, which says what an asset's folder holds; {} if there is none that can be read."""
-    found = read_json(folder / MANIFEST)
-    return found if isinstance(found.get("files", {}), dict) else {}
+def resize(run: Path, preset: Any) -> str:
+    """The command that makes the asset of a run, which was made with this preset, as tall as one wants it."""
+    other = isinstance(preset, str) and preset in PRESETS and preset != AssetConfig.model_fields["preset"].default
+    kind = [f"preset={preset}"] if other else []
+    return command("--config", "export", f"run={run}", *kind, "height=METRES")
+
+
+def no_checkpoint(folder: Path, max_steps: int | None) -> ConfigError:
+    """That the run in `folder` has none, and which command makes one: a finished run does not go on."""
+    if finished(folder, max_steps):
+        again = command("--config", str(folder / runs.CONFIG), "out=NEW")
+        return ConfigError(f"{folder} is finished, and its checkpoints are gone; {again} does the run again", "run")
+    again = command("--resume", str(folder))
+    return ConfigError(f"{folder} has no checkpoint, which holds the field; {again} makes one", "run")
 
 
 class ExportSection(AssetConfig):
@@ -149,19 +179,24 @@ class ExportConfig(TaskConfig, AssetConfig):
     out: str | None = Field(None, description="folder of the files; null: asset, in the run's folder")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null: as many as cores")
 
+    def destination(self) -> Path:
+        """The folder of the files. Raises ConfigError."""
+        folder = runs.run_folder(self.run, "run")
+        return folder / FOLDER if self.out is None else runs.user_path(self.out, "out")
+
     def check(self) -> None:
         if not self.run.strip():
             example = f"run={runs.ROOT}/mvdream-toybox/a-blue-dog-0123abcd"
             raise ConfigError(f"is missing; say which, such as {example}", "run")
         folder = runs.run_folder(self.run, "run")
-        task = (runs.stored_config(folder) or {}).get("task", "generate")
+        stored = runs.flat(runs.stored_config(folder))
+        task = stored.get("task", "generate")
         if task != "generate":
             raise ConfigError(f"should be a run of the task generate, not of {short(task)}", "run", self.run)
         if not any((folder / CHECKPOINTS).glob("*.ckpt")):
-            again = command("--resume", str(folder))
-            raise ConfigError(f"{folder} has no checkpoint, which holds the field; {again} makes one", "run")
-        if self.out is not None:
-            place = runs.user_path(self.out, "out")
-            if place.exists() and not place.is_dir():
-                raise ConfigError("should be a folder, but a file has this name", "out", self.out)
+            raise no_checkpoint(folder, stored.get("trainer.max_steps"))
+        place = self.destination()
+        if place.exists() and not place.is_dir():
+            raise ConfigError("should be a folder, but a file has this name", "out", str(place))
+        refuse_others(place, self.file_names(asset_name(self.name or str(stored.get("prompt", "")))))
         super().check()

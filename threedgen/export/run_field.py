@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ import torch
 
 from threedgen import __version__
 from threedgen.config import config_hash, load, registry
-from threedgen.config.command import command
-from threedgen.config.errors import ConfigError
 from threedgen.representations import shading
 from threedgen.representations.march import step_size
 from threedgen.representations.options import MarchConfig
@@ -22,7 +19,7 @@ from threedgen.run.seeding import generator
 from threedgen.run.torch_file import compare, require_finite
 from threedgen.train.checkpoint_file import latest
 
-from .options import CHECKPOINTS
+from .options import CHECKPOINTS, no_checkpoint
 from .shape.from_field import FieldView
 from .surface.pictures import field_pictures
 
@@ -51,7 +48,7 @@ def open_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGr
     config = load((folder / runs.CONFIG).resolve())
     found = latest(folder / CHECKPOINTS)
     if found is None:
-        raise ConfigError(f"{folder} has no checkpoint; {command('--resume', str(folder))} makes one", "run")
+        raise no_checkpoint(folder, config.trainer.max_steps)
     state = found[1]["state_dict"]
     field: Any = registry.build("representation", config.field, generator=generator(config.seed, 0, "field"))
     own = {name.removeprefix("field."): value for name, value in state.items() if name.startswith("field.")}
@@ -99,12 +96,3 @@ def provenance(config: Any, steps: int) -> dict[str, Any]:
         "config_hash": config_hash(config),
         "version": __version__,
     }
-
-
-def asset_name(text: str) -> str:
-    """A name for files and nodes that no file system and no engine minds: letters, digits and '_', 40 at most.
-
-    A text without a Latin letter or digit gets one made from its check sum.
-    """
-    name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:40].strip("_")
-    return name or runs.slug(text).replace("-", "_")

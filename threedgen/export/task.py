@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,43 +14,58 @@ from typing import Any
 import torch
 
 from threedgen import __version__
-from threedgen.config.command import command
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
-from threedgen.run.folder import clear_unfinished, write_atomic, write_json
+from threedgen.run.metrics import read_summary
+from threedgen.run.progress import Count
 from threedgen.run.text import number, say
 from threedgen.run.threads import set_threads
 
-from .asset import ExportedAsset, make_asset
-from .options import FOLDER, MANIFEST, AssetConfig, ExportConfig, read_manifest
-from .run_field import RunField, asset_name, open_run, provenance
+from .asset import STEPS, ExportedAsset, make_asset
+from .asset_folder import FOLDER, MANIFEST, asset_name, refuse_others, write_files
+from .options import AssetConfig, ExportConfig, resize
+from .run_field import RunField, open_run, provenance
 from .shape.from_field import dense_surface
 
 logger = logging.getLogger(__name__)
-
-RESIZE = command("--config", "export", "run=RUN", "height=METRES")
-FILE_NAME = r"\w+(\.glb|\.usdz|_obj\.zip)"
-"""What the files of an asset are called."""
 
 
 def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Carry out a config; prints the folder. With `strict`, raises ConfigError for any finding and writes nothing."""
     set_threads(config.threads)
-    folder = runs.run_folder(config.run, "run")
-    out = folder / FOLDER if config.out is None else runs.user_path(config.out, "out")
-    runs.prepare(out, megabytes=64)
-    source = open_run(folder, "cuda" if torch.cuda.is_available() else "cpu")
-    asset = export(source, config)
-    save(asset, out, config)
+    folder, out = runs.run_folder(config.run, "run"), config.destination()
+    with runs.prepared(out, megabytes=64):
+        source = open_run(folder, "cuda" if torch.cuda.is_available() else "cpu")
+        with bar(quiet) as on_step:
+            asset = export(source, config, on_step=on_step)
+            save(asset, out, config)
     for note in asset.notes + asset.problems:
         logger.warning("%s", note)
+    if out.resolve() == (folder / FOLDER).resolve():
+        update_summary(folder, asset)
     if not quiet:
-        say(asset.figures["height"])
+        say(asset.figures.get("height") or f"{number(asset.figures['size_m']['high'])} m high")
+        if "height" in asset.figures:
+            say(f"another height: {resize(folder, config.preset)}")
         say("\n".join(f"{name}  {len(data) / 1024:.0f} KB" for name, data in asset.files.items()))
         if "khronos" in asset.figures:
             say(f"Khronos validator: {asset.figures['khronos']}")
     say(str(out))
     return 0
+
+
+@contextmanager
+def bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """A bar over an asset's way; what it gives is to be called with the name of each step (``STEPS``) as it begins."""
+    names = list(STEPS)
+    with Count("asset", len(names), quiet) as count:
+
+        def on_step(step: str) -> None:
+            count.stage = f"asset: {STEPS[step]}"
+            count.show(max(count.done, names.index(step)))
+
+        yield on_step
+        count.show(count.total)
 
 
 def export(
@@ -70,54 +85,67 @@ def export(
     if source.steps < expected:
         notes.append(f"the run is not finished: {source.steps} of {expected} steps")
     name = asset_name(config.name or source.config.prompt)
-    usual = source.config.usual_height() if config.height is None else None
-    config = config if usual is None else config.model_copy(update={"height": usual[1]})
+    given, usual = config.height, source.config.usual_height()
+    if given is None and usual is not None:
+        config = config.model_copy(update={"height": usual[1]})
     sampled = time.perf_counter() - begun
     metadata = provenance(source.config, source.steps)
     asset = make_asset(dense, config, name, source.view, metadata, nearest_budget, on_step)
     asset.seconds = {"surface": round(sampled, 3)} | asset.seconds
     asset.notes = notes + asset.notes
-    asset.figures["height"] = height_of(asset, config, usual)
+    if given is None:  # else nobody need be told why
+        why = f"as {usual[0]} usually is" if usual else "as a unit of the field is a metre"
+        asset.figures["height"] = f"{number(asset.figures['size_m']['high'])} m high, {why}"
     if config.strict and asset.problems:
         raise ConfigError("strict: the asset was not written: " + "; ".join(asset.problems))
     return asset
 
 
-def height_of(asset: ExportedAsset, config: AssetConfig, usual: tuple[str, float] | None) -> str:
-    """How tall it is, and why, in a line, with the command that changes it."""
-    metres = f"{number(asset.figures['size_m'][2])} m high"
-    if usual is not None:
-        return f"{metres}, as {usual[0]} usually is ({RESIZE} for another)"
-    return metres if config.height is not None else f"{metres} ({RESIZE} for what it is to be)"
-
-
 def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:
-    """Writes an asset's files and asset.json, each whole or not at all; those of an earlier export are removed.
+    """Writes an asset's files and asset.json, and removes those of an earlier export; returns the path of asset.json.
 
-    asset.json comes last, so it lists only what is there. Raises ConfigError for a disk that is full.
+    Raises ConfigError for a disk that is full, and for a file of one of these names that is not from an export.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        clear_unfinished(folder)
-        before = _own_files(folder)
-        for name, data in asset.files.items():
-            write_atomic(folder / name, data)
-        write_json(path := folder / MANIFEST, summary(asset, config))
-        for path_before in before - {folder / name for name in asset.files}:
-            path_before.unlink(missing_ok=True)
+        refuse_others(folder, asset.files)
+        write_files(folder, asset.files, summary(asset, config))
     except OSError as error:
         problem = f"{folder} could not be written ({error.strerror or error}); make room there"
         raise ConfigError(problem, "out") from error
-    return path
+    return folder / MANIFEST
 
 
-def _own_files(folder: Path) -> set[Path]:
-    """The files of an earlier export: of a name that an asset's file has, and still with the content that its
-    asset.json tells. Anyone may have written that, and anything may lie beside it."""
-    told = read_manifest(folder).get("sha256")
-    sums = {n: s for n, s in told.items() if re.fullmatch(FILE_NAME, n)} if isinstance(told, dict) else {}
-    found = {folder / name: digest for name, digest in sums.items() if (folder / name).is_file()}
-    return {path for path, digest in found.items() if hashlib.sha256(path.read_bytes()).hexdigest() == digest}
+def in_summary(asset: ExportedAsset) -> dict[str, Any]:
+    """What summary.json of a run says about its asset; its notes say what `noted` has."""
+    return {
+        "file": f"{FOLDER}/{next(iter(asset.files))}",
+        "levels": asset.figures["levels"],
+        "height": asset.figures.get("height", ""),
+        "seconds": round(sum(asset.seconds.values()), 2),
+    }
+
+
+def noted(asset: ExportedAsset) -> list[str]:
+    """What the notes of a run say about its asset, a sentence each."""
+    return [f"asset: {text}" for text in asset.notes + asset.faults]
+
+
+def update_summary(run: Path, asset: ExportedAsset) -> None:
+    """Brings summary.json of a run, if it has one, up to date with the asset that it has now. Raises ConfigError."""
+    told = read_summary(run)
+    if not told:
+        return
+    figures = in_summary(asset)
+
+    def others(key: str) -> list[Any]:
+        """What stands under a key and is not of an asset."""
+        found = told.get(key)
+        entries = found if isinstance(found, list) else []
+        return [entry for entry in entries if not str(entry).startswith((f"{FOLDER}/", "asset: ", "no asset: "))]
+
+    with runs.writing(run / "summary.json", "make room there and export again"):
+        now = {"files": [*others("files"), figures["file"]], "notes": others("notes") + noted(asset), "asset": figures}
+        runs.write_json(run / "summary.json", told | now)
 
 
 def summary(asset: ExportedAsset, config: AssetConfig) -> dict[str, Any]:

@@ -165,6 +165,19 @@ def prepare(folder: Path, megabytes: float = 200) -> None:
         raise ConfigError(f"{needed}; make room or choose another out=", "out")
 
 
+@contextmanager
+def prepared(folder: Path, megabytes: float = 200) -> Iterator[None]:
+    """Inside, the folder is there (`prepare`); folders that were made for it and got nothing are taken away again."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        prepare(folder, megabytes)
+        yield
+    finally:
+        with suppress(OSError):  # the first that holds something
+            for place in made:
+                place.rmdir()
+
+
 def free_megabytes(folder: Path) -> float:
     """Free space in MiB of the file system that holds the existing `folder`. Raises OSError."""
     return shutil.disk_usage(folder).free / 2**20
@@ -270,7 +283,12 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 def write_json(path: Path, tree: Any) -> None:
     """Writes plain data, and the folder of the file if need be. Raises OSError, and ValueError for NaN."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, json_text(tree))
+
+
+def json_text(tree: Any) -> str:
+    """Plain data as a file's text. Raises ValueError for NaN."""
+    return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @contextmanager

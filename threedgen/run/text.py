@@ -119,5 +119,6 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits, without trailing zeros: 0.1235, 12.35, 1.235e-05."""
-    return f"{value:.4g}"
+    """Four significant digits, without trailing zeros: 0.1235, 12.35, 1,235,000, 1.235e-05, 1.235e+07."""
+    rounded = float(f"{value:.4g}")
+    return f"{rounded:,.0f}" if 1e4 <= abs(rounded) < 1e7 else f"{rounded:.4g}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import enum
+from pathlib import Path
 from typing import Any
+
+from threedgen.run.metrics import read_summary
 
 
 class Status(enum.Enum):
@@ -23,3 +26,11 @@ class Status(enum.Enum):
     def of(cls, exit_code: Any) -> Status:
         """Finds the status with this exit code."""
         return next(status for status in cls if status.exit_code == exit_code)
+
+
+def finished(folder: Path, max_steps: int | None = None) -> bool:
+    """Does the folder hold the results of a run, all of them, of as many steps as are asked for?"""
+    summary = read_summary(folder)
+    whole = summary.get("status") == Status.FINISHED.value and summary.get("steps") == max_steps
+    files = summary.get("files", [])
+    return whole and isinstance(files, list) and all((folder / str(name)).exists() for name in files)

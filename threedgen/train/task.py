@@ -31,7 +31,7 @@ from threedgen.run.progress import silence_lightning
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads
 from threedgen.run.workers import Stopped
-from threedgen.train.status import Status
+from threedgen.train.status import Status, finished
 
 if TYPE_CHECKING:  # Lightning takes seconds to import: whoever trains imports it, and has first said what comes
     import pytorch_lightning as pl
@@ -195,14 +195,6 @@ def carry_out(work: Callable[[Task], Status | None], task: Task, hint: str = "")
         return Status.of(stop.code)
     finally:
         release(task.folder)
-
-
-def finished(folder: Path, max_steps: int | None = None) -> bool:
-    """Does the folder hold the results of a run, all of them, of as many steps as are asked for?"""
-    summary = read_summary(folder)
-    whole = summary.get("status") == Status.FINISHED.value and summary.get("steps") == max_steps
-    files = summary.get("files", [])
-    return whole and isinstance(files, list) and all((folder / str(name)).exists() for name in files)
 
 
 def device(accelerator: str = "auto") -> str:

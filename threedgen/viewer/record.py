@@ -12,7 +12,7 @@ from typing import Any
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
-from threedgen.export.options import FOLDER, read_manifest
+from threedgen.export.asset_folder import FOLDER, read_manifest
 from threedgen.run.folder import CONFIG, stored_config
 from threedgen.run.metrics import read_summary
 
@@ -45,10 +45,10 @@ class Record:
 
     @property
     def model(self) -> Path | None:
-        """The file to turn: the asset's GLB, the finest level; else mesh.glb; None if neither is there."""
-        names = [Path(str(name)).name for name in self.asset.get("files", {})]
-        found = [self.file(f"{FOLDER}/{name}") for name in names if name.lower().endswith(".glb")]
-        return next(filter(None, found), None) or self.file("mesh.glb")
+        """The file to turn: the asset, if it is there as a GLB; else mesh.glb; None if neither is there."""
+        first = Path(str(next(iter(self.asset.get("files", {})), ""))).name  # colliders come later
+        asset = self.file(f"{FOLDER}/{first}") if first.lower().endswith(".glb") else None
+        return asset or self.file("mesh.glb")
 
     def option(self, *keys: str) -> Any:
         """A value of the config, such as option("trainer", "max_steps"); None if it is not there."""

@@ -10,7 +10,8 @@ from typing import Any
 from markupsafe import Markup
 from rich.filesize import decimal as size
 
-from threedgen.export.options import FOLDER
+from threedgen.export.asset_folder import FOLDER
+from threedgen.export.options import resize
 from threedgen.geometry.images import GAP
 from threedgen.run.folder import run_folder, write_atomic, writing
 from threedgen.run.metrics import read_metrics
@@ -32,8 +33,8 @@ ASSET = (
     ("*_collision_unreal.glb", "its collider, named as Unreal wants it"),
     ("*_collision_godot.glb", "its collider, named as Godot wants it"),
     ("*_LOD[1-9].glb", "a coarser level of it, with smaller textures"),
-    ("*.glb", "the asset: opens in Blender, Unity, Unreal, Godot, three.js"),
-    ("*_obj.zip", "the same as OBJ, with its material and textures"),
+    ("*.glb", "the asset: opens in Blender, Unreal, Godot, three.js; in Unity with a glTF importer"),
+    ("*_obj.zip", "the same as OBJ, with its material and textures, to be unzipped"),
     ("*.usdz", "the same as USDZ"),
 )
 WHAT = {
@@ -48,7 +49,17 @@ WHAT = {
     "summary.json": "time, memory, versions, seed",
     "text.safetensors": "the prompt as the prior reads it",
     "preview.safetensors": "the sampled views, for a resumed run",
+    "sampled.png": "the picture as the model sees it, then the sampled views",
+    "views.safetensors": "the same, for a resumed run",
+    "job.json": "what a batch noted of it",
 }
+BELOW = {
+    "checkpoints": "a state of the run: it goes on from the last, and its asset is made again from it",
+    "validation": "four sides of the object on the way, at the step that names it",
+    "stages": "of a run that came before, from whose object this one began",
+    LIVE: "of an asset that was asked for on the way, at the step that names its folder",
+}
+"""Folder of a run: what the files are that lie anywhere below it."""
 PLOTS = (
     # key in metrics.jsonl, title, does its axis begin at zero?
     ("loss", "Loss", False),
@@ -141,7 +152,7 @@ def facts(record: Record) -> list[tuple[str, Rows]]:
     machine = [(name, record.metadata("environment", key)) for name, key in MACHINE]
     versions = record.metadata("environment", "versions")
     return [
-        ("Asset", asset_rows(record.asset)),
+        ("Asset", asset_rows(record.asset, record.folder)),
         ("Dense mesh", [(name, f"{count:,}") for name, count in counts if count is not None]),
         ("Made with", [(name, str(value)) for name, value in made if value]),
         ("Time and memory", costs(record)),
@@ -150,19 +161,19 @@ def facts(record: Record) -> list[tuple[str, Rows]]:
     ]
 
 
-def asset_rows(metadata: dict[str, Any]) -> Rows:
-    """What asset.json says: triangles of each level, texels, metres, what the checker found."""
+def asset_rows(metadata: dict[str, Any], folder: Path) -> Rows:
+    """What asset.json says: triangles of each level, texels, metres, what the checker found. folder: of the run."""
     levels, metres, findings, khronos = (metadata.get(key) for key in ("levels", "size_m", "findings", "khronos"))
     counts = [whole(count) for count in levels.values()] if isinstance(levels, dict) else []
     rows = [("Triangles", ", ".join(f"{count:,}" for count in counts if count is not None))]
     if (across := whole(metadata.get("texture"))) is not None:
         rows.append(("Textures", f"{across} x {across}"))
-    sizes = [edge for value in metres if (edge := figure(value)) is not None] if isinstance(metres, list) else []
+    told = [figure(metres.get(side)) for side in ("wide", "high", "deep")] if isinstance(metres, dict) else []
+    sizes = [number(edge) for edge in told if edge is not None]
     if len(sizes) == 3:
-        depth, width, height = map(number, sizes)  # x, y, z: front, left, up
-        rows.append(("Wide, high, deep", f"{width} x {height} x {depth} m"))
+        rows.append(("Wide, high, deep", f"{' x '.join(sizes)} m"))
     if isinstance(metadata.get("height"), str):
-        rows.append(("Height", metadata["height"]))
+        rows += [("Height", metadata["height"]), ("Another height", resize(folder, metadata.get("preset")))]
     if isinstance(findings, dict):
         found = sum(len(part) for part in findings.values() if isinstance(part, list))
         rows.append(("Checkers", f"{found} found" if found else "nothing found"))
@@ -197,6 +208,4 @@ def what(relative: str) -> str:
     folder, _, name = relative.rpartition("/")
     if folder == FOLDER:
         return next((text for pattern, text in ASSET if fnmatchcase(name, pattern)), "")
-    if folder.startswith(f"{LIVE}/"):
-        return "of an asset that was asked for on the way, at the step that names its folder"
-    return WHAT.get(relative, "")
+    return WHAT.get(relative) or BELOW.get(folder.partition("/")[0], "")

@@ -22,7 +22,8 @@ from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes, to_g
 from threedgen.export.files.obj import obj_zip
 from threedgen.export.files.read_glb import read_glb
 from threedgen.export.files.textured import TexturedMesh, stand
-from threedgen.export.shape.collider import ENGINES, convex_parts, hull
+from threedgen.export.options import ENGINES
+from threedgen.export.shape.collider import convex_parts, hull
 from threedgen.export.shape.topology import topology
 from threedgen.export.shape.uv_layout import layout
 from threedgen.export.surface.tangents import vertex_tangents
@@ -133,7 +134,7 @@ def test_the_zip_holds_an_obj_with_its_material_and_pictures(tmp_path: object) -
     assert np.allclose(np.sort(read.visual.uv, axis=0), uv, atol=1e-5)
 
 
-def test_usdz_is_read_by_its_own_library(tmp_path: object) -> None:
+def test_usdz_is_read_by_its_own_library(tmp_path: object, capfd: pytest.CaptureFixture[str]) -> None:
     usd = pytest.importorskip("pxr.Usd")
     from pxr import UsdGeom
 
@@ -142,12 +143,15 @@ def test_usdz_is_read_by_its_own_library(tmp_path: object) -> None:
     path = f"{tmp_path}/ball.usdz"
     with open(path, "wb") as file:
         file.write(usdz_bytes(MESH, PNGS, "1 ball"))
+    assert capfd.readouterr().err == "", "the library has nothing to warn of"
     stage = usd.Stage.Open(path)
     body = UsdGeom.Mesh(stage.GetPrimAtPath("/_1_ball/mesh"))
     assert np.allclose(np.array(body.GetPointsAttr().Get()), to_gltf_axes(MESH.vertices))
     assert UsdGeom.GetStageUpAxis(stage) == "Y" and UsdGeom.GetStageMetersPerUnit(stage) == 1
     with zipfile.ZipFile(path) as archive:
-        assert {"base_colour.png", "normal.png", "orm.png"} <= {name.split("/")[-1] for name in archive.namelist()}
+        assert {"base_colour.png", "normal.png", "orm.png"} <= set(archive.namelist())
+    picture = stage.GetPrimAtPath("/_1_ball/material/normal").GetAttribute("inputs:file").Get()
+    assert picture.resolvedPath == f"{path}[normal.png]"
 
 
 # ---------------------------------------------------------------- the checker sees faults

@@ -13,7 +13,6 @@ import torch
 from tests.support.ball_run import Ball, ball_run, register
 from threedgen.config import ConfigError, load, plain, shipped
 from threedgen.export.files.read_glb import read_glb
-from threedgen.export.task import RESIZE
 from threedgen.run import folder as runs
 from threedgen.systems.generate.outputs import write_asset
 from threedgen.systems.generate.result import Run
@@ -63,17 +62,27 @@ def test_what_stands_in_the_way_is_a_note(tmp_path: Path) -> None:
     assert "asset: the object is translucent" in notes[0]
 
 
+def test_a_file_that_somebody_changed_outlives_a_run_that_goes_on(tmp_path: Path) -> None:
+    write_asset(system("export.lods=[40]"), tmp_path, [])
+    mine, notes = tmp_path / "asset/a_ball.glb", list[str]()
+    mine.write_bytes(b"painted for hours")
+    assert write_asset(system(), tmp_path, notes) == {}
+    assert len(notes) == 1 and f"no asset: out: {mine} is from no export or was changed since" in notes[0]
+    assert [path.name for path in (tmp_path / "asset").iterdir()] == ["a_ball.glb"]
+    assert mine.read_bytes() == b"painted for hours"
+
+
 def test_levels_have_smaller_maps_and_the_height_is_that_of_the_word(tmp_path: Path) -> None:
     figures = write_asset(system("export.budget=400", "export.lods=[100, 40]"), tmp_path, [])["asset"]
-    assert figures["height"] == f"0.22 m high, as a ball usually is ({RESIZE} for another)"
+    assert figures["height"] == "0.22 m high, as a ball usually is"
     for name, texels in (("a_ball", 128), ("a_ball_LOD1", 64), ("a_ball_LOD2", 64)):
         found = read_glb((tmp_path / f"asset/{name}.glb").read_bytes())
         assert {picture.shape[0] for picture in found.images.values()} == {texels}
         assert np.ptp(found.attributes["POSITION"][:, 1]) == pytest.approx(0.22, rel=0.1)
     figures = write_asset(system("export.height=3"), tmp_path, [])["asset"]
-    assert figures["height"] == "3 m high"
+    assert figures["height"] == "", "nobody need be told why"
     figures = write_asset(system("prompt=a something"), tmp_path, [])["asset"]
-    assert figures["height"].endswith(f" m high ({RESIZE} for what it is to be)")
+    assert figures["height"].endswith(" m high, as a unit of the field is a metre")
 
 
 def test_a_disk_that_is_full_is_a_note(tmp_path: Path) -> None:

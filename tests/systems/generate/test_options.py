@@ -37,7 +37,7 @@ from threedgen.viewer.record import ROW, SIDES
             "warm_start.share 0.9 should be at most 0.88, which refine leaves of the run; try warm_start.share=0.44",
         ),
         (["refine.share=0.6"], "refine.share 0.6 of the run for each of 2 rounds is more than the run"),
-        (["refine.strengths=[0.5, 1.5]"], "refine.strengths.1: should be less than or equal to 1"),
+        (["refine.strengths=[0.5, 1.5]"], "refine.strengths: 1.5 in this list should be less than or equal to 1"),
         (["trainer.accumulate_grad_batches=2"], "set scenes_per_step"),
     ],
 )

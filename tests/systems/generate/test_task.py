@@ -114,9 +114,12 @@ def test_a_run_ends_with_its_asset(tmp_path: Path) -> None:
     assert all(note.startswith("asset: ") for note in summary["notes"])
     for phase in ("sampling views", "turntable", "surface", "asset: checks", "page"):
         assert f"\n{phase}: " in log(tmp_path), phase
-    told, *others = log(tmp_path).splitlines()[-3:]
-    assert told.startswith("asset: run/asset/a_red_dog.glb (0.5 m high, as a dog usually is")
-    assert others == [f"page: run/{PAGE}", "run"]
+    assert log(tmp_path).splitlines()[-4:] == [
+        "asset: run/asset/a_red_dog.glb (0.5 m high, as a dog usually is)",
+        "another height: python launch.py --config export run=run height=METRES",
+        f"page: run/{PAGE}",
+        "run",
+    ]
     assert_same(weights(run), weights(undisturbed()))  # the asset has no part in what is learnt
     before = asset.read_bytes()
     assert server().run(tmp_path, words=["--resume", "run"]) == 0

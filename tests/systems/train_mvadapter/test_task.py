@@ -176,7 +176,7 @@ def test_a_fresh_adapter_with_its_guider_quiet_is_the_base(tmp_path: Path, base:
         (["training.fresh=9"], "fresh 9 should not exceed batch 2"),
         (["branches=[mv]"], "training.no_image and no_both leave out pictures, at which branches ['mv'] never look"),
         (["branches=[mv, mv]"], "should each be named once"),
-        (["branches=[vm]"], "branches.0: should be 'mv' or 'ref'"),
+        (["branches=[vm]"], "branches: 'vm' in this list should be 'mv' or 'ref'"),
         (["layout=rowcol"], "layout rowcol is of the six sides of a mesh, control=geometry"),
         (["control=geometry"], "training.view_sets should be left out with layout rowcol"),
         (["training.view_sets=[[0, 6]]"], "view_sets are of different numbers from 0 to 5 (got [0, 6])"),

@@ -66,7 +66,8 @@ def _material(stage: Any, path: str, kinds: list[str]) -> Any:
     def picture(kind: str, space: str) -> Any:
         shader = UsdShade.Shader.Define(stage, f"{path}/{kind}")
         shader.CreateIdAttr("UsdUVTexture")
-        shader.CreateInput("file", types.Asset).Set(Sdf.AssetPath(f"{kind}.png"))
+        # "./": beside the layer; a bare name is looked for elsewhere too, and the packager warns that it is not there
+        shader.CreateInput("file", types.Asset).Set(Sdf.AssetPath(f"./{kind}.png"))
         shader.CreateInput("sourceColorSpace", types.Token).Set(space)
         shader.CreateInput("st", types.Float2).ConnectToSource(reader.ConnectableAPI(), "result")
         for wrap in ("wrapS", "wrapT"):

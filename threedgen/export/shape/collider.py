@@ -74,7 +74,3 @@ def convex_parts(vertices: Array, faces: Array) -> list[Part]:
         seed=0,
     )
     return [convex(np.asarray(points, np.float64)) for points, _ in found]
-
-
-ENGINES = {"unreal": "UCX_{name}_{number:02d}", "godot": "{name}_{number:02d}-convcolonly"}
-"""What the nodes of a convex collider of the mesh `name` are called, so that an engine knows them as such."""

@@ -19,6 +19,7 @@ class AdapterViewsConfig(ThingConfig, DrawingConfig):
         None,
         min_length=1,
         max_length=64,
+        examples=[[[0, 15], [90, 15]]],
         description="[azimuth, elevation] of each, degrees; azimuth 0 is the front, 90 its right; null: the six that "
         "released adapters were trained for",
     )

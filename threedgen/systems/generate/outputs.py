@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,13 @@ from threedgen.config import config_hash
 from threedgen.config.command import command
 from threedgen.config.errors import in_a_line
 from threedgen.config.sections import OrbitCameraConfig
-from threedgen.export.asset import STEPS, ExportedAsset
+from threedgen.export.asset import ExportedAsset
+from threedgen.export.asset_folder import FOLDER, clear
 from threedgen.export.files.glb import save_glb
-from threedgen.export.options import FOLDER
 from threedgen.export.run_field import RunField, view_of
 from threedgen.export.shape.from_field import FieldView, surface_of
 from threedgen.export.shape.opacity import EmptyField
-from threedgen.export.task import export, save
+from threedgen.export.task import bar, export, in_summary, noted, save
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, to_uint8, write_mp4, write_png
 from threedgen.geometry.rigs import turntable
@@ -61,7 +59,7 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet:
         figures = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
         count.add(1)
     if not figures:
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)  # of an earlier, shorter part of the run
+        clear(folder / FOLDER)  # of an earlier, shorter part of the run
         return {}
     return figures | (write_asset(system, folder, notes, quiet) if config.export.enabled else {})
 
@@ -106,18 +104,10 @@ def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> Expo
     elevations = config.camera.elevation_range
     view = view_of(system.field, system.occupancy, config.march, system.device, elevations)
     field = RunField(view, config, system.trainer.global_step)
-    with Count("asset", len(STEPS), quiet) as count:
-        asset = export(field, config.export, nearest_budget=True, on_step=partial(tell_step, count))
+    with bar(quiet) as on_step:
+        asset = export(field, config.export, nearest_budget=True, on_step=on_step)
         save(asset, folder, config.export)
-        count.show(count.total)
     return asset
-
-
-def tell_step(count: Count, step: str) -> None:
-    """Shows that a step of an asset begins."""
-    names = list(STEPS)
-    count.stage = f"asset: {STEPS[step]}"
-    count.show(max(count.done, names.index(step)))
 
 
 def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> dict[str, Any]:
@@ -138,18 +128,11 @@ def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str],
     except (Exception, KeyboardInterrupt) as error:
         logger.debug("no asset", exc_info=error)
         _note(notes, f"no asset: {in_a_line(error)}{again}")
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)  # half of it, or that of an earlier, shorter part of the run
+        clear(folder / FOLDER)  # of an earlier, shorter part of the run
         return {}
-    for text in asset.notes + asset.faults:
-        _note(notes, f"asset: {text}")
-    return {
-        "asset": {
-            "file": f"{FOLDER}/{next(iter(asset.files))}",
-            "levels": asset.figures["levels"],
-            "height": asset.figures.get("height", ""),
-            "seconds": round(sum(asset.seconds.values()), 2),
-        }
-    }
+    for text in noted(asset):
+        _note(notes, text)
+    return {"asset": in_summary(asset)}
 
 
 def _note(notes: list[str], text: str) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from threedgen.export.asset_folder import FOLDER, read_manifest
+from threedgen.export.options import resize
 from threedgen.run.metrics import read_summary
 from threedgen.run.text import say
 
@@ -59,10 +61,12 @@ class Run:
 
 def tell(run: Run, quiet: bool = False) -> None:
     """Prints where a run's asset and page are, and last its folder; below it a terminal is told what to open."""
-    height = (read_summary(run.folder).get("asset") or {}).get("height", "")
-    for name, path, more in (("asset", run.asset, height), ("page", run.report, "")):
-        if path is not None and not quiet:
-            say(f"{name}: {path}{f' ({more})' if more else ''}")
+    if run.asset is not None and not quiet:
+        height = (read_summary(run.folder).get("asset") or {}).get("height", "")
+        again = resize(run.folder, read_manifest(run.folder / FOLDER).get("preset"))
+        say(f"asset: {run.asset} ({height})\nanother height: {again}" if height else f"asset: {run.asset}")
+    if run.report is not None and not quiet:
+        say(f"page: {run.report}")
     say(str(run.folder))
     if run.report is not None and not quiet and sys.stderr.isatty():
         say(f"open in a browser: {run.report.resolve().as_uri()}", sys.stderr)

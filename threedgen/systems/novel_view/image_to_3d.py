@@ -22,10 +22,10 @@ from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash
 from threedgen.export.asset import ExportedAsset, make_asset
-from threedgen.export.options import FOLDER
-from threedgen.export.run_field import asset_name, view_of
+from threedgen.export.asset_folder import FOLDER, asset_name
+from threedgen.export.run_field import view_of
 from threedgen.export.shape.from_field import FieldView, dense_surface
-from threedgen.export.task import save
+from threedgen.export.task import bar, save
 from threedgen.geometry import picture_file
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import grid, readable, write_png
@@ -64,18 +64,23 @@ def make(task: Task) -> None:
         view = view_of(field.field, field.occupancy, field.march, field.device)
         figures = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
         if figures and config.export.enabled:
-            figures |= try_asset(lambda: asset(view, config, provenance, folder / FOLDER), folder, notes)
+            figures |= try_asset(lambda: asset(view, config, provenance, folder / FOLDER, task.quiet), folder, notes)
         made = [figures["asset"]["file"]] if "asset" in figures else []
         task.summarise(notes=notes, files=[*made, PAGE], **figures)
         write_report(folder)
 
 
-def asset(view: FieldView, config: ImageTo3DConfig, provenance: dict[str, Any], place: Path) -> ExportedAsset:
+def asset(
+    view: FieldView, config: ImageTo3DConfig, provenance: dict[str, Any], place: Path, quiet: bool = True
+) -> ExportedAsset:
     """Writes the asset of the field into `place`, named after the picture. Raises ConfigError."""
-    dense, notes = dense_surface(view, config.export.grid)
-    made = make_asset(dense, config.export, asset_name(config.export.name or config.prompt), view, provenance, True)
-    made.notes = notes + made.notes
-    save(made, place, config.export)
+    name = asset_name(config.export.name or config.prompt)
+    with bar(quiet) as on_step:
+        on_step("surface")
+        dense, notes = dense_surface(view, config.export.grid)
+        made = make_asset(dense, config.export, name, view, provenance, True, on_step)
+        made.notes = notes + made.notes
+        save(made, place, config.export)
     return made
 
 
