@@ -48,8 +48,10 @@ class Bench:
         self.about = "a field fitted to pictures of a dog" if run is None else f"the field of {run.name}"
 
     def system(self, *extra: str, **views: Any) -> GenerateSystem:
-        """A system of the default config with some options changed, with the field that all share."""
-        made = GenerateSystem(load(CONFIG, [*self.overrides, *extra]), self.prior, self.text, **views)
+        """A system of the default config, which distils at once, with some options changed and the field that all
+        share."""
+        words = [*self.overrides, "warm_start.share=0", *extra]
+        made = GenerateSystem(load(CONFIG, words), self.prior, self.text, **views)
         made.load_state_dict(self.state, strict=False)
         return made.train()
 

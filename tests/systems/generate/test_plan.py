@@ -172,7 +172,8 @@ def test_the_largest_step_is_counted(tmp_path: Path) -> None:
     def needed(*words: str) -> dict[str, float]:
         return module.memory(config.load(tiny(tmp_path), ["march.chunk=null", *words]), torch.device("cpu"))
 
-    whole, begun, warm = needed(), needed("size=8", "scenes_per_step=1"), needed("trainer.max_steps=3")
+    whole, begun = needed(), needed("size=8", "scenes_per_step=1")
+    warm = needed("warm_start.share=1", "refine.strengths=[]")
     name = "graph of the render"
     assert whole[name] == pytest.approx(begun[name] * (4 * 12**2) / (2 * 8**2))
     assert warm[name] == pytest.approx(begun[name] * 64 / (2 * 8**2))

@@ -189,7 +189,7 @@ def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -
 def snapshot(rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """A camera in a room: c2w and fov.  Most are those of a panorama, the others somewhere in the free middle."""
     if rng.random() < 0.85:
-        place, azimuth, elevation, fov = EYE, TURN * rng.integers(360 // TURN), 0.0, 90.0
+        place, azimuth, elevation, fov = EYE, float(TURN * rng.integers(360 // TURN)), 0.0, 90.0
     else:
         place = np.array([*rng.uniform(-0.3, 0.3, 2) * LIVING, rng.uniform(1.1, 1.6)])
         azimuth, elevation = rng.uniform(0, 360), float(np.clip(rng.normal(-4, 8), -25, 20))
