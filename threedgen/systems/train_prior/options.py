@@ -135,6 +135,7 @@ class DiffusionConfig(Config):
     timestep_power: Scheduled = Field(
         2.0, gt=0, le=3, description="t = T u^this: above 1 favours little noise, where details are decided"
     )
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon learns more in a step, and takes longer")
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "60%": 2e-3, "100%": 2e-5})
     weight_decay: float = Field(0.01, ge=0)
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
@@ -167,6 +168,7 @@ class DiffusionConfig(Config):
 class PhotographsConfig(DiffusionConfig):
     """How the UNet of the 2D model learns: from objects, and from views inside rooms."""
 
+    optimizer: Literal["adamw", "muon"] = Field("muon", description="muon learns more in a step, and takes longer")
     rooms: float = Field(0.25, ge=0, le=1, description="share of the pictures that are taken inside rooms")
     clutter: float = Field(1.0, ge=0, le=1, description="of the things that may stand in a room, so many do")
     half: float = Field(

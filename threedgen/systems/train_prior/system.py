@@ -106,7 +106,9 @@ class DiffusionSystem(AveragedSystem):
         self.prior.to(self.device)
 
     def configure_optimizers(self) -> Any:
-        """Muon on all weights but those of the last layer, whose rows are latents and no features."""
+        """AdamW, or Muon on all weights but those of the last layer, whose rows are latents and no features."""
+        if self.options.optimizer == "adamw":
+            return super().configure_optimizers()
         o, ends = self.options, (self.unet.conv_out.weight,)
         muon = Muon(self.unet.parameters(), 1.0, weight_decay=o.weight_decay, elementwise=ends)
         return self.scheduled(muon, o.learning_rate)
