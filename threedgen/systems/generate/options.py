@@ -249,7 +249,7 @@ class GenerateConfig(PromptedConfig):
                 f"refine.share {share:g} of the run for each of {rounds} rounds is more than the run; "
                 f"try refine.share={0.5 / rounds:.2g}"
             )
-        if warm > (left := 1 - rounds * share):
+        if warm > (left := round(1 - rounds * share, 9)):  # 1 - 4 * 0.2 is a little less than 0.2
             raise ValueError(
                 f"warm_start.share {warm:g} should be at most {left:.2g}, which refine leaves of the run; "
                 f"try warm_start.share={left / 2:.2g}"

@@ -168,7 +168,6 @@ class DiffusionConfig(Config):
 class PhotographsConfig(DiffusionConfig):
     """How the UNet of the 2D model learns: from objects, and from views inside rooms."""
 
-    optimizer: Literal["adamw", "muon"] = Field("muon", description="muon learns more in a step, and takes longer")
     rooms: float = Field(0.25, ge=0, le=1, description="share of the pictures that are taken inside rooms")
     clutter: float = Field(1.0, ge=0, le=1, description="of the things that may stand in a room, so many do")
     half: float = Field(
