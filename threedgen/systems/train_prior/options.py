@@ -216,6 +216,9 @@ class TrainBaseConfig(RunConfig):
     start: str | None = Field(
         None, min_length=1, description="a 2D model of which only the UNet learns on: a folder in diffusers format"
     )
+    widen: tuple[int, ...] | None = Field(
+        None, description="with start: make the levels of its UNet so wide, multiples of what they are; null: as it is"
+    )
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     decoder: DecoderConfig = DecoderConfig()
     network: NetworkConfig = NetworkConfig()
@@ -227,6 +230,8 @@ class TrainBaseConfig(RunConfig):
     @model_validator(mode="after")
     def _fit(self) -> TrainBaseConfig:
         _multiple("image_size", self.image_size, self.autoencoder.factor, "2 ** (levels of the autoencoder - 1)")
+        if self.widen is not None and self.start is None:
+            raise ValueError("widen goes with start; the width of a new UNet is network.channels")
         if self.training.half:
             _multiple("image_size", self.image_size, 2 * self.autoencoder.factor, "twice that, as training.half is")
         return self

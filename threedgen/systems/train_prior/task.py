@@ -27,7 +27,7 @@ from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.folder import writing
-from threedgen.run.seeding import seed_networks
+from threedgen.run.seeding import generator, seed_networks
 from threedgen.train.status import Status
 from threedgen.train.task import Task, run_task
 
@@ -35,6 +35,7 @@ from . import autoencoder
 from .coarse import CoarseSystem
 from .options import CoarseConfig, TrainBaseConfig, TrainPriorConfig
 from .system import DiffusionSystem, base_model, multiview_model
+from .wider import wider
 from .words import WordsSystem, text_encoder
 
 
@@ -51,6 +52,8 @@ def train_base(task: Task) -> Status:
 
     if config.start is not None:
         prior = StableDiffusion.load(config.start, camera=False, image_size=config.image_size)
+        if config.widen is not None:
+            prior.unet = wider(prior.unet, config.widen, generator(config.seed, 0, "wider"))
     else:
         prior = new_base(task, source, bank)
     banks = [(1 - o.half, bank(prior.vae))]
