@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from threedgen.run.dtypes import compute_dtype
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration; they lift small singular values fastest and end between 0.7 and 1.2."""
 STEPS = 5
@@ -79,10 +81,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """(m, n) with the same singular vectors and singular values near 1, by Newton-Schulz steps in bfloat16."""
+    """(m, n) with the same singular vectors and singular values near 1, by Newton-Schulz steps, in bfloat16 where the
+    machine has instructions for it."""
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.mT if tall else matrix).bfloat16()
+    x = (matrix.mT if tall else matrix).to(compute_dtype("auto", matrix.device))
     x = x / (x.norm() + 1e-7)
     for _ in range(STEPS):
         gram = x @ x.mT

@@ -81,3 +81,9 @@ def test_widths_that_are_no_multiples(channels: tuple[int, ...]) -> None:
         ConfigError, match=r"^widen: \[.*\] should be multiples of the widths that there are, \[8, 16\]$"
     ):
         wider(network(), channels, generator())
+
+
+def test_levels_that_would_become_equal() -> None:
+    """Residual blocks between equal levels have no shortcut; there would be nowhere to put the weights of theirs."""
+    with pytest.raises(ConfigError, match=r"^widen: \[16, 16\] and \[8, 16\]: levels of one width"):
+        wider(network(), (16, 16), generator())

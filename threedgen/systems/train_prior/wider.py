@@ -32,6 +32,9 @@ def wider(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
         return unet
     if len(channels) != len(old) or any(new < width or new % width for new, width in zip(channels, old, strict=True)):
         raise ConfigError(f"{list(channels)} should be multiples of the widths that there are, {old}", "widen")
+    if [a == b for a, b in pairwise(channels)] != [a == b for a, b in pairwise(old)]:
+        same = "levels of one width have no layer between them, so equal ones stay equal and others different"
+        raise ConfigError(f"{list(channels)} and {old}: {same}", "widen")
     embedding = unet.time_embedding.linear_1.out_features
     wide: Any = UNet2DConditionModel.from_config(
         unet.config, block_out_channels=tuple(channels), time_embedding_dim=embedding
