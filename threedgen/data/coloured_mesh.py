@@ -5,7 +5,6 @@ Axes are the world's: z up, front +x. A mesh is a list of parts, each with colou
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any, Literal
 import numpy as np
 
 from threedgen.config.errors import ConfigError
-from threedgen.config.plain_file import parse_json, read_bytes
 from threedgen.data.toybox.primitives import Asset
 from threedgen.geometry import raster
 from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.mesh_file import read_pieces
 from threedgen.geometry.texture import sample
 from threedgen.run.arrays import Array
 
@@ -25,10 +24,8 @@ PLAIN = 1.0
 """What has no colour of its own is white, as glTF's materials are unless they say another one: in light it is brighter
 than the grey behind it almost everywhere, where grey would vanish, and its shades differ most."""
 SUPERSAMPLE = 2
-LARGEST, FARTHEST = 512 << 20, 1e9
-"""Bytes of a file, and the largest coordinate in it."""
-PLY_HEADER = 1 << 14
-"""Bytes in which the header of a PLY file ends."""
+FARTHEST = 1e9
+"""The largest coordinate in a file."""
 
 
 class Empty(ConfigError):
@@ -165,49 +162,21 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y") -> ColouredMesh:
 
     Raises ConfigError, naming the file, for what cannot be read, and Empty for what has no triangle with an area.
     """
-    import trimesh
+    gltf, plain = path.suffix.lower() in (".glb", ".gltf"), True
 
-    parts, plain = list[Part](), True
-    try:
-        _check_counts(path)
-        scene = trimesh.load_scene(str(path), process=False)
-        for place, name in (scene.graph[node] for node in scene.graph.nodes_geometry):
-            piece: Any = scene.geometry[name]
-            if isinstance(piece, trimesh.Trimesh) and len(piece.faces):
-                part, coloured = _part(piece, gltf=path.suffix.lower() in (".glb", ".gltf"))
-                parts.append(sound(replace(part, corners=part.corners @ place[:3, :3].T + place[:3, 3])))
-                plain = plain and not coloured
-    except Exception as error:  # whatever a reader of other people's files may meet
-        raise ConfigError(f"{path} cannot be read as a mesh: {_why(error, path)}") from None
-    mesh = ColouredMesh(tuple(part for part in parts if len(part.corners)), plain)
+    def part(piece: Any, place: Array) -> Part:
+        nonlocal plain
+        made, coloured = _part(piece, gltf)
+        plain = plain and not coloured
+        return sound(replace(made, corners=made.corners @ place[:3, :3].T + place[:3, 3]))
+
+    parts = read_pieces(path, part)
+    mesh = ColouredMesh(tuple(made for made in parts if len(made.corners)), plain)
     if not mesh.parts:
         raise Empty(f"{path} is empty: it has no triangle with an area")
     if (farthest := np.abs(mesh.corners).max()) > FARTHEST:
         raise ConfigError(f"{path} has coordinates of {farthest:.3g}, and {FARTHEST:.3g} is the most")
     return mesh.moved(lambda corners: corners[..., [2, 0, 1]]) if up == "y" else mesh
-
-
-def _why(error: Exception, path: Path) -> str:
-    """Why a file cannot be read, in other words than those of the libraries that tried."""
-    if isinstance(error, ConfigError):
-        return error.problem
-    if isinstance(error, FileNotFoundError):
-        return f"{error.filename or error} is missing"
-    return getattr(error, "strerror", None) or f"it is damaged, or no {path.suffix[1:].upper()} file"
-
-
-def _check_counts(path: Path) -> None:
-    """Raises OSError for a file that is no ordinary one, ConfigError if it tells of more values than it has bytes."""
-    data = read_bytes(path, LARGEST)
-    if path.suffix.lower() == ".obj":
-        return
-    if path.suffix.lower() == ".ply":
-        count = max((int(number) for number in re.findall(rb"element\s+\S+\s+(\d+)", data[:PLY_HEADER])), default=0)
-    else:
-        tree = parse_json(data[20 : 20 + int.from_bytes(data[12:16], "little")] if data[:4] == b"glTF" else data)
-        count = sum(max(0, accessor["count"]) for accessor in tree.get("accessors", []))
-    if count > len(data):
-        raise ConfigError(f"it tells of {count} values, but has {len(data)} bytes")
 
 
 def sound(part: Part) -> Part:

@@ -73,6 +73,7 @@ def test_good_assets_are_rendered_and_the_others_named(folder: Path, capsys: pyt
     ]
     summary = json.loads(Path("run/summary.json").read_text())
     assert (summary["assets"], summary["left_out"], summary["views"]) == (3, 7, 12)
+    assert summary["files"] == ["sheet.png", "assets.csv", "views"]
     assert Image.open("run/sheet.png").width > 96 * 4 * 3
 
 

@@ -170,10 +170,13 @@ def test_files_that_are_damaged_are_told_from_empty_ones_without_words_of_librar
     (tmp_path / "photo.ply").write_bytes(b"\xff\xd8\xff\xe0 JFIF")
     buffers = [{"byteLength": 4, "uri": "a.bin"}]
     (tmp_path / "apart.gltf").write_text(json.dumps({"asset": {"version": "2.0"}, "buffers": buffers}))
+    packed = {"asset": {"version": "2.0"}, "extensionsRequired": ["KHR_draco_mesh_compression"]}
+    (tmp_path / "packed.gltf").write_text(json.dumps(packed))
     for name, why in (
         ("cut.glb", "it is damaged, or no GLB file"),
         ("photo.ply", "it is damaged, or no PLY file"),
         ("apart.gltf", "a.bin is missing"),
+        ("packed.gltf", "its triangles are compressed by Draco; save it without compression"),
         ("none.obj", f"{tmp_path / 'none.obj'} is missing"),
     ):
         with pytest.raises(ConfigError) as error:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from threedgen.config.errors import ConfigError
-from threedgen.config.plain_file import parse_json, read_bytes
-from threedgen.data.coloured_mesh import LARGEST, PLY_HEADER, ColouredMesh, centred, read_mesh
+from threedgen.config.plain_file import read_bytes
+from threedgen.data.coloured_mesh import ColouredMesh, centred, read_mesh
 from threedgen.data.toybox.builder import RADIUS
 from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.mesh_file import LARGEST, PLY_HEADER, gltf_tree
 from threedgen.geometry.poses import orbit_array
 from threedgen.run.arrays import Array
 from threedgen.run.seeding import numpy_generator
@@ -65,7 +66,7 @@ def look_into(path: Path) -> tuple[int, bool]:
     if path.suffix.lower() == ".obj":
         return sum(line.count(b" ") - 2 for line in data.splitlines() if line.startswith(b"f ")), False
     try:
-        tree = parse_json(data[20 : 20 + int.from_bytes(data[12:16], "little")] if data[:4] == b"glTF" else data)
+        tree = gltf_tree(data)
         return _gltf_triangles(tree), bool(tree.get("animations") or tree.get("skins"))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return 0, False  # whoever reads it will say what is wrong

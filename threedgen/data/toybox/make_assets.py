@@ -48,7 +48,7 @@ def make(task: Task) -> None:
     task.summarise(assets=config.count)
 
 
-run = partial(run_task, make, result="captions.csv", again=True)
+run = partial(run_task, make, result="captions.csv", files=("captions.csv",), again=True)
 
 
 class StyledToybox(Toybox):

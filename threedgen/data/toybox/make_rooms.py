@@ -40,6 +40,8 @@ from .room_scenes import RoomPanoramas, RoomWalk, RoomWalks
 SPLITS: tuple[SceneSplit, ...] = ("train", "test")
 CHUNK = 16
 """Frames of a walk that are rendered together."""
+SCANNET = "scannet"
+"""Of the folder of walks, in that data set's layout."""
 NAME = "skybox"
 """Of the picture in a scene's folder; each has one panorama."""
 
@@ -73,7 +75,7 @@ def make(task: Task) -> None:
     task.summarise(scenes=len(every))
 
 
-run = partial(run_task, make, again=True)
+run = partial(run_task, make, files=(FOLDER, SCANNET), again=True)
 
 
 def jobs(config: MakeToyRoomsConfig) -> Iterator[Job]:
@@ -85,7 +87,7 @@ def jobs(config: MakeToyRoomsConfig) -> Iterator[Job]:
 
 def place(root: Path, job: Job) -> Path:
     """The folder of a scene."""
-    return root / FOLDER / job.name if job.kind == "panorama" else root / "scannet" / job.split / job.name
+    return root / FOLDER / job.name if job.kind == "panorama" else root / SCANNET / job.split / job.name
 
 
 @contextmanager

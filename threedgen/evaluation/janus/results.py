@@ -15,10 +15,11 @@ import numpy as np
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_bytes, read_json
-from threedgen.data.coloured_mesh import LARGEST, ColouredMesh, Empty, centred, read_mesh
+from threedgen.data.coloured_mesh import ColouredMesh, Empty, centred, read_mesh
 from threedgen.evaluation.metrics.figures import median, share
 from threedgen.evaluation.tables import rounded
 from threedgen.geometry.images import write_png
+from threedgen.geometry.mesh_file import LARGEST
 from threedgen.run.folder import write_json
 from threedgen.train.checkpoint_file import LAST
 

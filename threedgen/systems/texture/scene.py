@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.plain_file import parse_json, read_bytes
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import vertex_normals
 from threedgen.export.shape.topology import area_vectors, compact, degenerate, weld
 from threedgen.export.shape.unwrap import UnwrapError, unwrap
 from threedgen.export.shape.uv_layout import layout
 from threedgen.export.surface.tangents import vertex_tangents
+from threedgen.geometry.mesh_file import read_pieces
 from threedgen.geometry.raster import unit
 from threedgen.run.arrays import Array
 
-LARGEST, FARTHEST = 1 << 30, 1e7
-"""Bytes of a file, and metres of the largest coordinate in it."""
+FARTHEST = 1e7
+"""Metres of the largest coordinate in a file."""
 ROOM = (1.0, 100.0)
 """Metres that a scene is long, at least and at most, if its unit is what was said."""
 SHARED = 1e-3
@@ -105,26 +105,19 @@ class SceneMesh:
 
 def read_scene(path: Path, place: Coordinates) -> SceneMesh:
     """The triangles of all pieces of a file where its scene graph puts them. Raises ConfigError, naming the file."""
-    import trimesh
-
     parts, normals, faces, uv, count = list[Array](), list[Array](), list[Array](), list[Array | None](), 0
-    try:
-        _check_counts(path)
-        scene = trimesh.load_scene(str(path), process=False)
-        for matrix, name in (scene.graph[node] for node in scene.graph.nodes_geometry):
-            piece: Any = scene.geometry[name]
-            if not isinstance(piece, trimesh.Trimesh) or not len(piece.faces):
-                continue
-            points = np.asarray(piece.vertices, np.float64)
-            mirrored = np.linalg.det(matrix[:3, :3]) < 0
-            parts.append(points @ matrix[:3, :3].T + matrix[:3, 3])
-            normals.append(np.asarray(piece.vertex_normals, np.float64) @ np.linalg.pinv(matrix[:3, :3]))
-            faces.append(np.asarray(piece.faces, np.int64)[:, :: -1 if mirrored else 1] + count)
-            uv.append(_uv(piece))
-            count += len(points)
-    except Exception as error:  # whatever a reader of other people's files may meet
-        reason = " ".join(str(error).split())[:120]
-        raise ConfigError(f"{path} cannot be read as a mesh ({type(error).__name__}: {reason})", "mesh") from None
+
+    def add(piece: Any, matrix: Array) -> None:
+        nonlocal count
+        points = np.asarray(piece.vertices, np.float64)
+        mirrored = np.linalg.det(matrix[:3, :3]) < 0
+        parts.append(points @ matrix[:3, :3].T + matrix[:3, 3])
+        normals.append(np.asarray(piece.vertex_normals, np.float64) @ np.linalg.pinv(matrix[:3, :3]))
+        faces.append(np.asarray(piece.faces, np.int64)[:, :: -1 if mirrored else 1] + count)
+        uv.append(_uv(piece))
+        count += len(points)
+
+    read_pieces(path, add, "mesh")
     if not faces:
         raise ConfigError(f"{path} has no triangles", "mesh")
     points, triangles = place.points(np.concatenate(parts)).astype(np.float32), np.concatenate(faces)
@@ -139,16 +132,6 @@ def read_scene(path: Path, place: Coordinates) -> SceneMesh:
     own = [part for part in uv if part is not None]
     directions = unit(np.concatenate(normals)[used] @ place.turn.T).astype(np.float32)
     return SceneMesh(points, triangles, np.concatenate(own)[used] if len(own) == len(uv) else None, directions)
-
-
-def _check_counts(path: Path) -> None:
-    """Raises ValueError or OSError for a file that is no ordinary one, or a GLB of more values than it has bytes."""
-    data = read_bytes(path, LARGEST)
-    if path.suffix.lower() not in (".glb", ".gltf"):
-        return
-    tree = parse_json(data[20 : 20 + int.from_bytes(data[12:16], "little")] if data[:4] == b"glTF" else data)
-    if data[:4] == b"glTF" and sum(max(0, part["count"]) for part in tree.get("accessors", [])) > len(data):
-        raise ValueError(f"it tells of more values than its {len(data)} bytes can hold")
 
 
 def _uv(piece: Any) -> Array | None:

@@ -92,7 +92,7 @@ def _slower(weight: Tensor, n: int) -> Tensor:
 
 def _joined(unet: Any, wide: Any) -> dict[str, list[tuple[int, int]]]:
     """Layers that read two maps one behind the other, the way up and a skip, with the (old, new) widths of both."""
-    found = {}
+    found = dict[str, list[tuple[int, int]]]()
     for i, block in enumerate(wide.up_blocks):
         for j in range(len(block.resnets)):
             name = f"up_blocks.{i}.resnets.{j}."
