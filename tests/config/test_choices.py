@@ -41,7 +41,8 @@ def test_a_file_that_builds_on_it_has_it_too(family: Path, text: str) -> None:
     made = load(child(family, text))
     assert (made.field.width, made.field.sphere, made.loss.opaque, made.loss.eikonal) == (24, 0.3, 0, 5)
     assert made.size == {"0%": 16, "50%": 32}
-    assert load(child(family, text), ["field.name=ngp"]).loss.opaque == 7, "and back"
+    back = load(child(family, text), ["field.name=ngp"])
+    assert back.loss.opaque == 7 and back.size == load(family).size, "and back"
 
 
 def test_what_a_file_or_the_command_line_says_lies_over_it(family: Path) -> None:

@@ -48,6 +48,17 @@ def test_weights_of_one_prior_are_not_those_of_another(caplog: pytest.LogCapture
     assert "camera.n_view=1" in said(caplog)[1] and "trainer.max_steps=1200" in said(caplog)[1]
 
 
+def test_what_goes_with_the_former_name_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Views that a prior of single pictures draws again do not agree."""
+    made = load("mvdream-toybox", ["prior.name=stable-diffusion"])
+    assert made.refine.strengths == () and made.warm_start.share == 0
+    gone = "warm_start.share, refine.strengths, refine.share, refine.steps, refine.sharpen are the default again"
+    assert gone in said(caplog)[0]
+    for method in ("sds", "dreamfusion", "text2mesh", "prolificdreamer", "magic3d"):
+        whole = load(f"{method}-toybox", quiet=True)
+        assert not any(each.refine.strengths for each in (whole, *map(whole.stage, whole.stages))), method
+
+
 def test_of_many_values_the_sections_are_said(caplog: pytest.LogCaptureFixture) -> None:
     load("mvdream-toybox", ["field.name=dmtet"])
     (line,) = said(caplog)

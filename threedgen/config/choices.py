@@ -7,11 +7,13 @@
           loss: {eikonal: 10.0}
 
 Whoever names `sdf` in the place of another field, in a file that builds on this one, on the command line or from
-Python, has these values; what they give themselves lies over them. A later file's `choices` lie over an earlier one's.
+Python, has these values, and no longer those of the other field; what they give themselves lies over them. A later
+file's `choices` lie over an earlier one's.
 """
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 from threedgen.config.errors import ConfigError, short
@@ -45,15 +47,20 @@ def _sections(value: Any, where: str) -> dict[str, Any]:
 
 
 def put_under(choices: Choices, layers: list[Layer]) -> list[Layer]:
-    """The layers, each with what is wanted of the names that it chooses anew under it."""
-    result: list[Layer] = []
-    tree: dict[str, Any] = {}
+    """The layers, each with what is wanted of the names that it chooses anew under it.
+
+    What was wanted of a name goes where a later layer chooses another one.
+    """
+    result: list[tuple[str, Layer]] = []  # for whose name each layer is there: that of a section, or of none
     for layer in layers:
-        wanted = [own for (section, name), own in choices.items() if _chosen(tree, layer.tree, section) == name]
-        result += [*wanted, layer]
-        for one in (*wanted, layer):
-            tree = merge(tree, one.tree)
-    return result
+        tree: dict[str, Any] = reduce(merge, (kept.tree for _, kept in result), {})
+        for section in dict.fromkeys(section for section, _ in choices):
+            name = _chosen(tree, layer.tree, section)
+            if name is not None:
+                result = [pair for pair in result if pair[0] != section]
+                result += [(section, choices[section, name])] if (section, name) in choices else []
+        result.append(("", layer))
+    return [layer for _, layer in result]
 
 
 def _chosen(below: dict[str, Any], above: dict[str, Any], section: str) -> str | None:

@@ -190,11 +190,10 @@ def _layered(layers: list[Layer], overrides: Iterable[str], quiet: bool = False)
         _check_alone(model, choices[key], merged(layers))
     if given:
         layers.append(_override_layer(model, merged(put_under(choices, layers)), given, choices))
-    below: dict[str, Any] = {}
-    for layer in layers:
+    for i, layer in enumerate(layers):
         if layer.where in (COMMAND_LINE, PYTHON) and not quiet:
-            tell(model, below, layer.tree, choices)
-        below = merged(put_under(choices, [Layer("", below), layer]))
+            below, now = (merged(put_under(choices, layers[:n])) for n in (i, i + 1))
+            tell(model, below, layer.tree, choices, now)
     return model, put_under(choices, layers)
 
 

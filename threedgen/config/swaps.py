@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 from pydantic import BaseModel
@@ -44,19 +45,26 @@ def swapped(
 
 
 def tell(
-    model: type[BaseModel], tree: Any, given: dict[str, Any], choices: Choices, above: tuple[str, ...] = ()
+    model: type[BaseModel],
+    tree: Any,
+    given: dict[str, Any],
+    choices: Choices,
+    result: dict[str, Any],
+    above: tuple[str, ...] = (),
 ) -> None:
-    """A line for each section of `tree` that has another name in `given`: what stays, and what comes with the name."""
+    """A line for each section of `tree` that has another name in `given`: what stays, what comes with the name, and
+    what went with the former one, so that `result` no longer has it."""
     for key, inner, present, old, new in _swaps(model, tree, given):
         wanted = _wanted(choices, above, key, inner.get("name"))
         if new is not old and (wanted or len(present) > ("name" in present)):  # else there was nothing to lose
             stay = [n for n, value in inner.items() if n != "name" and n in present and present[n] == value]
             parts = [f"{', '.join(stay)} stay as the config has them"] if stay else []
             parts += _coming(dict(_changes(tree, wanted, given)))
+            parts += _going(_gone(_wanted(choices, above, key, present.get("name")), key, result))
             rest = "other options" if parts else "options"
             said = "; ".join([*parts, f"{rest} of this section are the defaults of {inner['name']}"])
             logger.warning("%s.name=%s: %s", ".".join((*above, key)), inner["name"], said)
-        tell(new, present, inner, choices, (*above, key))
+        tell(new, present, inner, choices, result, (*above, key))
 
 
 def _coming(values: dict[str, Any]) -> list[str]:
@@ -66,6 +74,23 @@ def _coming(values: dict[str, Any]) -> list[str]:
         return [f"{come} come with it"] if come else []
     sections = ", ".join(dict.fromkeys(place.partition(".")[0] for place in values))
     return [f"{len(values)} values of {sections} come with it (--print-config shows them)"]
+
+
+def _going(places: list[str]) -> list[str]:
+    """What a former name had brought and no other one gives: its keys, or of many their sections alone."""
+    shown = places if len(places) <= MOST_SHOWN else dict.fromkeys(place.partition(".")[0] for place in places)
+    return [f"{', '.join(shown)} {'are' if len(places) > 1 else 'is'} the default again"] if places else []
+
+
+def _gone(wanted: dict[str, Any], section: str, result: dict[str, Any]) -> list[str]:
+    """The dotted keys outside of `section` that `wanted` gives, and `result` does not."""
+    given = _changes({}, {key: value for key, value in wanted.items() if key != section}, {})
+    return [place for place, _ in given if _found(result, place) is None]
+
+
+def _found(tree: Any, place: str) -> Any:
+    """What is at a dotted key, None if nothing is."""
+    return reduce(fields.value_in, place.split("."), tree)
 
 
 def _swaps(model: type[BaseModel], tree: Any, given: dict[str, Any]) -> Iterator[tuple[str, dict, dict, Any, Any]]:
