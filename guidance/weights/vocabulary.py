@@ -31,11 +31,11 @@ class Vocabulary:
         self.known = frozenset(backend.get_vocab()) - {token.content for token in tokens if token.special}
 
     def split(self, prompt: str) -> list[str]:
-        """The words of a prompt as the tokenizer takes them, each once, added ones left out."""
+        """The words of a prompt as the tokenizer takes them, each once, without marks and those that were added."""
         prompt, splitter = without(prompt, self.added), self.backend.pre_tokenizer
         text = prompt if self.backend.normalizer is None else self.backend.normalizer.normalize_str(prompt)
         words = text.split() if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]
-        return list(dict.fromkeys(words))
+        return [word for word in dict.fromkeys(words) if any(map(str.isalnum, word))]
 
     def unknown(self, prompt: str) -> list[tuple[str, list[str]]]:
         """The words of a prompt that it lacks, each with up to three known words that may have been meant."""

@@ -137,7 +137,7 @@ class TaskConfig(Config):
         return self
 
     def amount(self) -> str:
-        """How many objects a run makes, in words, if it makes many; else ""."""
+        """How many things a run makes, in words, if it makes many; else ""."""
         return ""
 
 

@@ -19,8 +19,9 @@ def plan(config: Any) -> str:
     config = config.used()
     about = config.about or " ".join((type(config).__doc__ or "").partition("\n\n")[0].split())
     lines = [f"would run {config.task}: {about}"]
-    if amount := config.amount():
-        lines.append(f"makes: {amount} in {config.out}")
+    if out := getattr(config, "out", None):
+        amount = config.amount()
+        lines.append(f"makes: {amount} in {out}" if amount else f"folder: {out}")
     if prompt := " ".join(getattr(config, "prompt", "").split()):
         lines.append(f"prompt: {prompt}")
     if describe := getattr(getattr(config, "prior", None), "describe", None):

@@ -43,6 +43,9 @@ class MakeSRNToyboxConfig(RunConfig):
             raise ValueError(f"families should not repeat: {list(self.families)}")
         return self
 
+    def amount(self) -> str:
+        return f"{len(self.families) * (self.train + self.val + self.test)} scenes"
+
 
 class SRNPairsConfig(Config):
     """Training pairs from a split in the layout of the SRN archives."""

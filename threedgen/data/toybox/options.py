@@ -37,6 +37,9 @@ class MakeToyboxAssetsConfig(RunConfig):
     style: Literal["plain", "blocks"] = Field("blocks", description="as they are, or each part a block")
     split: Literal["train", "held-out"] = Field("train", description="which combinations may appear")
 
+    def amount(self) -> str:
+        return f"{self.count} files"
+
 
 class MakeToyRoomsConfig(RunConfig):
     """Toy rooms as folders in the layouts of Matterport3D (panoramas) and ScanNet (walks with depth)."""
@@ -58,3 +61,6 @@ class MakeToyRoomsConfig(RunConfig):
         if not (self.train_panoramas or self.test_panoramas or self.train_walks or self.test_walks):
             raise ValueError("train_panoramas, test_panoramas, train_walks and test_walks are all 0: nothing to make")
         return self
+
+    def amount(self) -> str:
+        return f"{self.train_panoramas + self.test_panoramas} panoramas, {self.train_walks + self.test_walks} walks"
