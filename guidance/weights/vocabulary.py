@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from string import punctuation
 from typing import Any
 
 from threedgen.config import ConfigError
@@ -31,11 +32,11 @@ class Vocabulary:
         self.known = frozenset(backend.get_vocab()) - {token.content for token in tokens if token.special}
 
     def split(self, prompt: str) -> list[str]:
-        """The words of a prompt as the tokenizer takes them, each once, without marks and those that were added."""
+        """The words of a prompt as the tokenizer takes them, each once, without punctuation and those that were added."""
         prompt, splitter = without(prompt, self.added), self.backend.pre_tokenizer
         text = prompt if self.backend.normalizer is None else self.backend.normalizer.normalize_str(prompt)
         words = text.split() if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]
-        return [word for word in dict.fromkeys(words) if any(map(str.isalnum, word))]
+        return [word for word in dict.fromkeys(words) if word.strip(punctuation)]
 
     def unknown(self, prompt: str) -> list[tuple[str, list[str]]]:
         """The words of a prompt that it lacks, each with up to three known words that may have been meant."""
