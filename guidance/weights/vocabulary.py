@@ -32,7 +32,7 @@ class Vocabulary:
         self.known = frozenset(backend.get_vocab()) - {token.content for token in tokens if token.special}
 
     def split(self, prompt: str) -> list[str]:
-        """The words of a prompt as the tokenizer takes them, each once, without punctuation and those that were added."""
+        """The words of a prompt as the tokenizer takes them, each once, without punctuation and added ones."""
         prompt, splitter = without(prompt, self.added), self.backend.pre_tokenizer
         text = prompt if self.backend.normalizer is None else self.backend.normalizer.normalize_str(prompt)
         words = text.split() if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]
