@@ -13,16 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from threedgen import __version__, config
-from threedgen.config import help, listing, registry
+from threedgen.config import help, listing, plugins, registry
 from threedgen.config.errors import AbsentWeights, ConfigError, did_you_mean, nearest, short
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
 from threedgen.run.text import clean_logs, say, steady_streams
 
 DEFAULT_CONFIG = "mvdream-toybox"
-FLAGS = ("--config", "--dry-run", "--help", "--list", "--print-config", "--quiet", "--resume", "--version", "--view")
+FLAGS = (
+    *("--config", "--dry-run", "--help", "--list", "--plugin", "--print-config", "--quiet", "--resume", "--version"),
+    "--view",
+)
 SHORT_FLAGS = {"-c": "--config", "-h": "--help", "-q": "--quiet"}
-WITH_VALUE = {"--config": DEFAULT_CONFIG, "--resume": "outputs/mvdream-toybox/a-blue-dog-0123abcd"}
+WITH_VALUE = {
+    "--config": DEFAULT_CONFIG,
+    plugins.FLAG: "my_loss.py",
+    "--resume": "outputs/mvdream-toybox/a-blue-dog-0123abcd",
+}
 """Flag: an example of its value."""
 DEBUG = "THREEDGEN_DEBUG"
 
@@ -106,7 +113,7 @@ def dry_run(checked: Any, name: str) -> int:
     except AbsentWeights as error:
         lacking = error
     if isinstance(checked, RunConfig):
-        checked = checked.model_copy(update={"out": str(runs.place_of(checked, name))})
+        checked = checked.model_copy(update={"out": str(runs.choose(checked, name)[0])})
     own = checked.task if checked.task in registry.names("plan") else "any"
     say(registry.implementation("plan", own)(checked))
     if lacking:
@@ -153,6 +160,8 @@ def main(words: list[str] | None = None) -> int:
     clean_logs()
     try:
         command = parse(sys.argv[1:] if words is None else words)
+        if plugins.FLAG in command.flags:
+            plugins.load(command.flags[plugins.FLAG])
         text = answer(command)
         if text is None:
             return run(command)

@@ -247,6 +247,7 @@ def test_what_a_killed_process_left_half_written_is_taken_away(toy: Path) -> Non
         "model.77.threedgen.tmp/unet/config.json",
     ]
     others = ["notes.77.tmp", "deep/thesis.threedgen.tmp", "stages/one/config.yaml", "stages/one/x.7.threedgen.tmp"]
+    runs.begin(loaded("out=run"), "toy")
     for name in (*left, *others):
         path = Path("run") / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -327,3 +328,21 @@ def test_the_summary_has_what_reproduces_a_run(toy: Path) -> None:  # noqa: F811
     assert summary["config_hash"] == config.config_hash(loaded("prompt=é"))
     assert {"versions", "cpu", "threads", "cores"} <= set(summary["environment"])
     assert "torch" in summary["environment"]["versions"]
+
+
+def test_a_folder_with_files_of_others_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run would write over a mesh.glb or a summary.json that somebody keeps there."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/mesh.glb").write_text("precious")
+    one = config.load("mvdream-toybox", ["prompt=a dog", "out=mine"])
+    for ask in (runs.choose, runs.begin):
+        with pytest.raises(ConfigError, match="^out: holds files that are not of a run, .* name a new folder"):
+            ask(one, "mvdream-toybox")
+    assert [path.name for path in Path("mine").iterdir()] == ["mesh.glb"]
+    Path("outputs/mvdream-toybox").mkdir(parents=True)
+    own = config.load("mvdream-toybox", ["prompt=a dog"])
+    first, there = runs.choose(own, "mvdream-toybox")
+    first.mkdir()
+    (first / "notes.txt").write_text("mine")
+    assert not there and runs.choose(own, "mvdream-toybox")[0].name == f"{first.name}-2"

@@ -24,6 +24,7 @@ COMMANDS = {
 """What stands behind the command, and what it does."""
 FLAGS = {
     "--config NAME_OR_PATH": "a shipped config or a YAML file (default mvdream-toybox)",
+    "--plugin FILE": "import a file of yours first, which adds a loss, a prior, ... (docs/plugins.md)",
     "--resume RUN": "go on with the run in this folder",
     "--list": "every shipped config: what it does and what it needs",
     "--help [SECTION]": "this text, or the options of one section of the config, such as trainer, or of another "

@@ -14,6 +14,7 @@ from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from threedgen.config.errors import ConfigError, did_you_mean, nearest
+from threedgen.config.plugins import FLAG
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ def names(kind: str) -> list[str]:
 
 def _unknown(kind: str, name: Any) -> str:
     guess = nearest(name, names(kind)) if isinstance(name, str) else None
-    return f"no {kind} has this name{did_you_mean(guess)} (there are: {', '.join(names(kind)) or 'none'})"
+    own = "" if guess else f"; one of your own: {FLAG} FILE.py"
+    return f"no {kind} has this name{did_you_mean(guess)} (there are: {', '.join(names(kind)) or 'none'}{own})"
 
 
 def entry(kind: str, name: str) -> Entry:

@@ -82,7 +82,9 @@ class TrainerConfig(Config):
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field("auto", description="kind of device")
     devices: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="devices on each machine")
     num_nodes: int = Field(1, ge=1, description="number of machines")
-    strategy: str = Field("auto", min_length=1, description="how devices share the work, such as ddp")
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = Field(
+        "auto", description="how devices share the work"
+    )
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"] = Field(
         "32-true", description="number format of the training step"
     )

@@ -139,8 +139,10 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
         folder = parent / (name if number == 1 else f"{name}-{number}")
         with suppress(ConfigError):
             stored = stored_config(folder)
-            if stored is None or given_back(folder) and not has_work(folder):
+            if not has_work(folder) and (stored is None or given_back(folder)):
                 break
+            if stored is None:
+                continue
             if not differences(stored, expected) and flat(stored).get(length) == flat(expected).get(length):
                 break
     return folder
@@ -183,27 +185,35 @@ def free_megabytes(folder: Path) -> float:
     return shutil.disk_usage(folder).free / 2**20
 
 
-def begin(config: C, config_name: str) -> tuple[C, Path | None]:
-    """Choose, create and label the folder of a run.
+def choose(config: BaseModel, config_name: str) -> tuple[Path, bool]:
+    """The folder of a run, and whether it holds this run already, which is then to be resumed; nothing is written.
 
-    Returns the config with `out` set to the folder, and the folder once more if it already holds this run,
-    which is then to be resumed (else None). Raises ConfigError if `out` is not a folder, cannot be written, or holds a
-    run of another config (but for harmless keys: HARMLESS), or is in use by another process (`run.lock`). A run that
-    left no work, as it failed before, gives way to any other.
+    Raises ConfigError if `out` is not a folder, or holds a run of another config (but for harmless keys: HARMLESS) or
+    files that are no run's. A run that left no work, as it failed before, gives way to any other.
     """
     out, folder = getattr(config, "out", None), place_of(config, config_name)
     if folder.exists() and not folder.is_dir():
         raise ConfigError("should be a folder, but a file has this name", "out", str(out))
-    stored = stored_config(folder)
+    stored, work = stored_config(folder), has_work(folder)
+    if stored is None and work:
+        raise ConfigError("holds files that are not of a run, which might be lost; name a new folder", "out", str(out))
     changed = [] if stored is None else differences(stored, plain(config))
-    if changed and not has_work(folder):
-        stored = None
-    elif changed:
+    if changed and work:
         raise ConfigError(
             f"{folder} holds a run of another config; choose another out=, or the same values. "
             f"They differ in {'; '.join(changed)}"
         )
-    return _labelled(folder, config), None if stored is None else folder
+    return folder, stored is not None and not changed
+
+
+def begin(config: C, config_name: str) -> tuple[C, Path | None]:
+    """Choose, create and label the folder of a run.
+
+    Returns the config with `out` set to the folder, and the folder once more if it already holds this run (else None).
+    Raises ConfigError for what `choose` does, and if it cannot be written or is in use by another process (`run.lock`).
+    """
+    folder, there = choose(config, config_name)
+    return _labelled(folder, config), folder if there else None
 
 
 def has_work(folder: Path) -> bool:

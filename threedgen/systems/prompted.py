@@ -62,7 +62,10 @@ class PromptedConfig(WordedConfig):
         return usual_height(self.prompt)
 
     def prompt_notes(self) -> list[str]:
-        """A sentence for each thing in the prompt that is more than the prior has learnt. Raises ConfigError."""
+        """A sentence for each thing that is asked for and that the prior has not learnt, or that has no effect.
+
+        Raises ConfigError.
+        """
         from threedgen.data.toybox.prompt_words import notes
 
         return notes(self.prompt, self.vocabulary())

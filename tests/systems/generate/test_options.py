@@ -208,8 +208,6 @@ def test_an_empty_field_is_a_note_and_no_error(tmp_path: Path, caplog: pytest.Lo
     caplog.set_level(logging.WARNING)
     nothing = {"name": "ngp", "density_blob": "none", "density_bias": -100.0, "width": 8}
     field = nothing | {"encoding": TINY["field"]["encoding"]}
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "mesh.glb").write_bytes(b"of an earlier part of the run")
     run = threedgen.generate("a red dog", tiny_generate(tmp_path), out=tmp_path / "run", field=field, **values())
     assert run.status == "finished" and run.mesh is None and run.views is not None
     assert len(read_summary(run.folder)["notes"]) == 1 and "nothing solid came out" in caplog.text

@@ -9,7 +9,6 @@ RUN/side_by_side.png               (assets=true) truth, sampled views, object an
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from threedgen.config import ConfigError, load, task_of
+from threedgen.config import ConfigError
 from threedgen.data.toybox.raycast import Picture
 from threedgen.data.toybox.world import portraits
 from threedgen.evaluation.metrics.figures import median
@@ -35,7 +34,7 @@ from threedgen.train.task import Stopped, Task, run_task
 
 from .fidelity import Surface, roughness, surface, surface_figures
 from .held_out import Case, held_out_cases
-from .options import Evaluate3DConfig, EvaluateSubjectsConfig
+from .options import Evaluate3DConfig, EvaluateSubjectsConfig, load_task
 from .report import Scores
 from .side_by_side import strip
 
@@ -122,13 +121,6 @@ def object_config(
     values |= {"out": str(Path(str(config.out)) / place), **more}
     overrides = config.overrides if key == "config" else ()
     return load_task(key, "generate", str(getattr(config, key)), overrides, values)
-
-
-def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: dict[str, Any]) -> Any:
-    """Loads the config ``name``, which ``key`` names, with changes. Raises ConfigError for one of another task."""
-    if (found := task_of(name)) != task:
-        raise ConfigError(f"should be a config of the task {task} (got {name!r}, {found})", key)
-    return load(name, list(overrides), values, quiet=True)
 
 
 def make(config: GenerateConfig) -> Result:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from threedgen import folder
-from threedgen.config import Config, ConfigError, Scheduled
+from threedgen.config import Config, ConfigError, Scheduled, load, task_of
 from threedgen.config.command import command
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, Elevations, RunConfig, TrainerConfig
@@ -77,6 +78,13 @@ class EvaluationConfig(RunConfig):
     sheet: int = Field(24, ge=0, le=1000, description="objects on the contact sheet")
 
 
+def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: dict[str, Any]) -> Any:
+    """Loads the config ``name``, which ``key`` names, with changes. Raises ConfigError for one of another task."""
+    if (found := task_of(name)) != task:
+        raise ConfigError(f"should be a config of the task {task} (got {name!r}, {found})", key)
+    return load(name, list(overrides), values, quiet=True)
+
+
 class EvaluatePriorConfig(EvaluationConfig):
     """Sample held-out combinations from a prior and measure what it drew."""
 
@@ -106,6 +114,13 @@ class Evaluate3DConfig(EvaluationConfig):
     )
     sheet: int = Field(30, ge=0, le=1000, description="objects on the contact sheet")
     sheet_views: int = Field(4, ge=1, le=8, description="of the eight views, so many on the sheet")
+
+    def amount(self) -> str:
+        return f"{self.prompts} objects by {self.config}"
+
+    def check(self) -> None:
+        load_task("config", "generate", self.config, self.overrides, {"prompt": "a dog"})
+        super().check()
 
 
 class IdentityNetworkConfig(ProbeNetworkConfig):

@@ -41,8 +41,8 @@ from threedgen.train.task import Stopped, Task, finished, run_task
 from .held_out import held_out_cases
 from .identity import similarity
 from .judging import Verdict, judge_pictures
-from .object_score import load_task, make, object_config
-from .options import EvaluateSubjectsConfig
+from .object_score import make, object_config
+from .options import EvaluateSubjectsConfig, load_task
 from .probe import Probe
 from .subject_report import VIEWS, report, row_key
 

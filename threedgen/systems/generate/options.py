@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -98,6 +99,10 @@ class WarmStartConfig(Config):
     )
 
 
+USUAL = "reconstruction"
+"""The distillation of whoever names none."""
+
+
 class RefineConfig(Config):
     """The last part of a run: views all around are rendered and drawn again by the prior, and the object fitted to them
     (MVEdit, arXiv 2403.12032; Instruct-NeRF2NeRF, arXiv 2303.12789; here several views at once)."""
@@ -154,7 +159,7 @@ class GenerateConfig(PromptedConfig):
     negative_prompt: str = Field("", description="what to stay away from")
     view_prompts: ViewPromptsConfig = ViewPromptsConfig()
     prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="who judges the views")
-    distillation: Annotated[Any, Component("distillation", default="reconstruction")] = Field(
+    distillation: Annotated[Any, Component("distillation", default=USUAL)] = Field(
         {}, description="how the judgement becomes a loss"
     )
     field: Annotated[Any, Component("representation", default="ngp")] = Field({}, description="what is optimised")
@@ -222,6 +227,24 @@ class GenerateConfig(PromptedConfig):
     def round_steps(self) -> int:
         """Length of a round of refinement; 0: there is none."""
         return int(self.refine.share * self.trainer.max_steps) if self.refine.strengths else 0
+
+    @property
+    def distilled_steps(self) -> int:
+        """Steps between the warm start and the refinement, in which there is distillation."""
+        return self.trainer.max_steps - self.warm_steps - len(self.refine.strengths) * self.round_steps
+
+    def prompt_notes(self) -> list[str]:
+        return [*super().prompt_notes(), *self._without_effect()]
+
+    def _without_effect(self) -> Iterator[str]:
+        if self.distilled_steps < 1 and self.distillation.name != USUAL:
+            yield (
+                f"distillation.name={self.distillation.name} has no effect: warm_start.share and refine.share leave "
+                "nothing of the run to distillation"
+            )
+        if self.warm_start.share and self.views_per_scene < 2:
+            alone = f"prior.name={self.prior.name} draws each view by itself"
+            yield f"warm_start.share={self.warm_start.share:g} has no effect: {alone}, so there is nothing to fit to"
 
     @model_validator(mode="after")
     def _agree(self) -> GenerateConfig:

@@ -35,9 +35,14 @@ def plan(config: GenerateConfig) -> str:
     """The text of a dry run. Raises ConfigError for what would stop the run, or a stage of it, at its beginning."""
     parts = [*map(config.stage, config.stages), config]
     weights = dict.fromkeys(part.prior.describe(fetch=False) for part in parts)
-    lines = [f"would generate: {tidy(config.prompt)}", *(f"weights: {files}" for files in weights)]
+    lines = [
+        f"would generate: {tidy(config.prompt)}",
+        f"folder: {config.out}",
+        *(f"weights: {files}" for files in weights),
+    ]
     if config.stages:
         lines.append(f"stages: {', '.join(config.stages)}, then the run itself; memory is that of the largest")
+    lines += [f"steps: {steps(part)}" for part in parts]
     set_threads(config.threads)
     for part in parts:
         check_backends(part)
@@ -56,17 +61,28 @@ def plan(config: GenerateConfig) -> str:
     return "\n".join([*lines, END])
 
 
+def steps(config: GenerateConfig) -> str:
+    """How many there are, and what for; of a stage, or of the run itself."""
+    refined = config.trainer.max_steps - config.warm_steps - config.distilled_steps
+    parts = {"fit the sampled views": config.warm_steps, "distil": config.distilled_steps, "refine": refined}
+    return f"{config.trainer.max_steps} ({', '.join(f'{count} {name}' for name, count in parts.items() if count)})"
+
+
 def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:
     """Bytes that a run takes in its largest step, by what they are for; stages apart."""
     prior, end = meta_networks(config.prior.weights, config.prior.parts), config.trainer.max_steps
     size = config.prior.image_size or prior.unet.config["sample_size"] * prior.factor
     shapes: Any = SimpleNamespace(schedule=Schedule.scaled_linear(), unet=prior.unet, image_size=size)
     system = GenerateSystem(config, shapes, torch.zeros(2, 1, 1)).to(device)
-    refine, n_view = config.refine, config.camera.n_view
+    n_view = config.camera.n_view
     schedules = [value for value in (config.size, config.scenes_per_step) if isinstance(value, dict)]
     changes = [math.ceil(place) for schedule in schedules for place in places(schedule, end).values()]
-    steps = range(config.warm_steps, end - len(refine.strengths) * config.round_steps)
-    drawn = {(system.size(s), int(jump(config.scenes_per_step, s, end))) for s in [*steps[:1], *changes] if s in steps}
+    distilled = range(config.warm_steps, config.warm_steps + config.distilled_steps)
+    drawn = {
+        (system.size(s), int(jump(config.scenes_per_step, s, end)))
+        for s in [*distilled[:1], *changes]
+        if s in distilled
+    }
     images = n_view * max((scenes for _, scenes in drawn), default=0)
     rays = max((n_view * size**2 * scenes for size, scenes in drawn), default=0)
     if config.round_steps or config.warm_steps:
