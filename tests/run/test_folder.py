@@ -248,6 +248,7 @@ def test_what_a_killed_process_left_half_written_is_taken_away(toy: Path) -> Non
     ]
     others = ["notes.77.tmp", "deep/thesis.threedgen.tmp", "stages/one/config.yaml", "stages/one/x.7.threedgen.tmp"]
     runs.begin(loaded("out=run"), "toy")
+    release(Path("run"))
     for name in (*left, *others):
         path = Path("run") / name
         path.parent.mkdir(parents=True, exist_ok=True)
