@@ -245,10 +245,12 @@ def ddim_sample(
 
     Wrap the network in ``guided`` for classifier-free guidance and pass ``text`` as its pair. ``generator`` (see
     ``fresh_noise``) is read only when ``eta`` > 0. ``T``: the steps begin below it, with latents that are half noise.
+    ``on_step`` is also called before the first.
     """
     timesteps = ddim_timesteps(steps, T or schedule.T, compat)
     alphas, alphas_prev = ddim_alphas(schedule, timesteps)
     x = x_T
+    on_step(0, len(timesteps))
     for i in reversed(range(len(timesteps))):
         t = torch.full((len(x),), int(timesteps[i]), device=x.device)
         eps = denoise(x, t, text, camera, n_view).to(x.dtype)

@@ -221,7 +221,10 @@ def test_values_from_python_are_taken_as_they_are(toy: Path) -> None:  # noqa: F
         ("trainer.gradient_clip_val=.inf", ["trainer.gradient_clip_val: should be"]),
         ("seed=true", ["seed: should be a number", "(got True)"]),
         ("trainer=3", ["trainer: should be a section"]),
-        ("prior=3", ["prior.name: no toy-prior has this name", "(there are: big, small; one of your own: --plugin FILE.py)"]),
+        (
+            "prior=3",
+            ["prior.name: no toy-prior has this name", "(there are: big, small; one of your own: --plugin FILE.py)"],
+        ),
         ("prior=[3]", ["prior: should be a section"]),
         ("elevation=[1]", ["elevation: should be a list such as [0.0, 30.0] (got [1])"]),
         ("elevation=[1, 2, 3]", ["elevation: should be a list such as [0.0, 30.0] (got [1, 2, 3])"]),

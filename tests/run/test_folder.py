@@ -222,6 +222,19 @@ def test_a_moved_run_is_reopened_with_its_own_config(toy: Path) -> None:  # noqa
             runs.reopen(wrong, [])
 
 
+def test_a_run_does_not_become_shorter_than_it_is(toy: Path, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
+    runs.begin(loaded("out=dog", "trainer.max_steps=10"), "toy")
+    assert runs.begin(loaded("out=dog", "trainer.max_steps=12"), "toy")[1] and not caplog.text, "nothing is done yet"
+    Path("dog/summary.json").write_text('{"steps": 10}')
+    for asked, kept, said in ((6, 12, ""), (10, 10, "12 -> 10"), (14, 14, "10 -> 14"), (14, 14, "")):
+        caplog.clear()
+        assert runs.begin(loaded("out=dog", f"trainer.max_steps={asked}"), "toy")[1] == Path("dog")
+        assert config.load("dog/config.yaml").trainer.max_steps == kept
+        assert caplog.text.count("\n") == bool(said) and said in caplog.text
+    assert runs.reopen("dog", ["trainer.max_steps=20"])[0].trainer.max_steps == 20
+    assert "14 -> 20; values that are given in percent of the run count from its new length" in caplog.text
+
+
 # --- files ------------------------------------------------------------------------------------------------
 
 
@@ -343,7 +356,7 @@ def test_a_folder_with_files_of_others_is_left_alone(tmp_path: Path, monkeypatch
     assert [path.name for path in Path("mine").iterdir()] == ["mesh.glb"]
     Path("outputs/mvdream-toybox").mkdir(parents=True)
     own = config.load("mvdream-toybox", ["prompt=a dog"])
-    first, there = runs.choose(own, "mvdream-toybox")
+    first, stored = runs.choose(own, "mvdream-toybox")
     first.mkdir()
     (first / "notes.txt").write_text("mine")
-    assert not there and runs.choose(own, "mvdream-toybox")[0].name == f"{first.name}-2"
+    assert stored is None and runs.choose(own, "mvdream-toybox")[0].name == f"{first.name}-2"

@@ -122,6 +122,28 @@ def test_a_long_step_says_what_it_does_while_it_goes_on() -> None:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_step_does_first_has_its_own_count_and_no_part_in_the_pace(terminal: bool) -> None:
+    watched = Watched(total=40, start=8, terminal=terminal).steps(2, 1.0)
+    watched.module.stage = "refining"
+    with watched.module.counted("drawing views", 2) as count:
+        for _ in range(2):
+            watched.clock.now += 300.0
+            count.add(1)
+    watched.steps(10, 2.0)
+    assert watched.progress.count is not None and watched.progress.count.speed.seconds_a_step() == pytest.approx(2.0)
+    said = watched.end()
+    if terminal:
+        assert any("drawing views" in line and "2/2" in line for line in said)
+    else:
+        assert said[2:6] == [
+            "drawing views: 1/2, 5:00 min left",
+            "drawing views: 2/2",
+            "refining: 10/40",
+            "refining: 20/40, 2 s/step, 40 s left, loss 0.5",
+        ]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
 def test_markup_and_control_characters_in_a_stage_are_harmless(terminal):
     watched = Watched(total=4, terminal=terminal)
     watched.module.stage = "[red]cat[/red] [/cat] \x1b[31m\n$HOME :smile:"

@@ -78,7 +78,7 @@ def test_metrics_have_no_step_twice(tmp_path, run):
     assert run.run(tmp_path, pause=0, resume=True) == 0
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
     assert rows[0] == "step,loss,reconstruction,grid,step_seconds"
-    assert [int(row.split(",")[0]) for row in rows[1:]] == list(range(10, STEPS + 1, 10))
+    assert [int(row.split(",")[0]) for row in rows[1:]] == [10, 20, 25, *range(30, STEPS + 1, 10)], "25 was the last"
 
 
 # ---------------------------------------------------------------- signals
@@ -210,6 +210,12 @@ def test_another_config_is_refused_by_its_keys(tmp_path, run):
     other = CONFIG_YAML.replace("0.01", "0.5").replace("seed: 3", "seed: 4")
     assert run.run(tmp_path, pause=0, max_steps=20, resume=True, config_yaml=other) == 2
     assert "learning_rate: 0.01 -> 0.5" in log(tmp_path) and "seed: 3 -> 4" in log(tmp_path)
+
+
+def test_fewer_steps_than_there_are_is_refused(tmp_path, run):
+    assert run.run(tmp_path, pause=0, max_steps=10) == 0
+    assert run.run(tmp_path, pause=0, max_steps=6, resume=True) == 2
+    assert "trainer.max_steps: " in log(tmp_path) and " has 10 steps already; ask for as many or more" in log(tmp_path)
 
 
 def test_another_network_is_refused(tmp_path, run):

@@ -91,7 +91,7 @@ class TrainerConfig(Config):
     gradient_clip_val: float | None = Field(None, gt=0, description="largest gradient norm (or value)")
     gradient_clip_algorithm: Literal["norm", "value"] = Field("norm", description="what is clipped")
     accumulate_grad_batches: int = Field(1, ge=1, description="batches summed before a step")
-    log_every_n_steps: int = Field(10, ge=1, description="a line of metrics every that many steps")
+    log_every_n_steps: int = Field(10, ge=1, description="a line of metrics every that many steps, and at the last")
     val_check_interval: int = Field(0, ge=0, description="pictures every that many steps; 0: only at the end")
     deterministic: bool | Literal["warn"] = Field(
         "warn", description="deterministic algorithms: true, false, or warn where there is none"

@@ -194,7 +194,8 @@ class ExportConfig(TaskConfig, AssetConfig):
         if task != "generate":
             raise ConfigError(f"should be a run of the task generate, not of {short(task)}", "run", self.run)
         if not any((folder / CHECKPOINTS).glob("*.ckpt")):
-            raise no_checkpoint(folder, stored.get("trainer.max_steps"))
+            length = stored.get(runs.LENGTH)
+            raise no_checkpoint(folder, length if isinstance(length, int) else None)
         place = self.destination()
         if place.exists() and not place.is_dir():
             raise ConfigError("should be a folder, but a file has this name", "out", str(place))

@@ -1,6 +1,6 @@
 """The folder of a run: where it is, what is written there, and how it gets to the disk.
 
-    config.yaml     the resolved config; loading it alone reproduces the run
+    config.yaml     the resolved config; loading it alone reproduces the run, if its length was not changed on the way
     metrics.jsonl   one line for each logged step, and metrics.csv made from it
     summary.json    time, memory, versions, seed
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -27,10 +28,14 @@ from pydantic import BaseModel
 from threedgen.config import COMMAND_LINE, dump, load, plain, renamed, yaml_text
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
+from threedgen.config.plain_file import read_json
 from threedgen.run.lock import NAME as LOCK
 from threedgen.run.lock import given_back, hold
 
-CONFIG = "config.yaml"
+logger = logging.getLogger(__name__)
+
+CONFIG, SUMMARY = "config.yaml", "summary.json"
+LENGTH = "trainer.max_steps"
 ROOT = Path("outputs")
 RUN = "run"
 """The folder's name of a run that has no prompt."""
@@ -134,7 +139,7 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
     prompt = getattr(config, "prompt", None)
     name = slug(prompt) if isinstance(prompt, str) else RUN
     parent = ROOT / (re.sub(r"[^A-Za-z0-9_-]+", "-", config_name).strip("-")[:60] or "config")
-    expected, length = plain(config), "trainer.max_steps"
+    expected = plain(config)
     for number in count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         with suppress(ConfigError):
@@ -143,7 +148,7 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
                 break
             if stored is None:
                 continue
-            if not differences(stored, expected) and flat(stored).get(length) == flat(expected).get(length):
+            if not differences(stored, expected) and flat(stored).get(LENGTH) == flat(expected).get(LENGTH):
                 break
     return folder
 
@@ -185,8 +190,8 @@ def free_megabytes(folder: Path) -> float:
     return shutil.disk_usage(folder).free / 2**20
 
 
-def choose(config: BaseModel, config_name: str) -> tuple[Path, bool]:
-    """The folder of a run, and whether it holds this run already, which is then to be resumed; nothing is written.
+def choose(config: BaseModel, config_name: str) -> tuple[Path, dict[str, Any] | None]:
+    """The folder of a run, and the config of this run as it is there already, to be resumed, if so; nothing is written.
 
     Raises ConfigError if `out` is not a folder, or holds a run of another config (but for harmless keys: HARMLESS) or
     files that are no run's. A run that left no work, as it failed before, gives way to any other.
@@ -203,7 +208,7 @@ def choose(config: BaseModel, config_name: str) -> tuple[Path, bool]:
             f"{folder} holds a run of another config; choose another out=, or the same values. "
             f"They differ in {'; '.join(changed)}"
         )
-    return folder, stored is not None and not changed
+    return folder, None if changed else stored
 
 
 def begin(config: C, config_name: str) -> tuple[C, Path | None]:
@@ -212,8 +217,8 @@ def begin(config: C, config_name: str) -> tuple[C, Path | None]:
     Returns the config with `out` set to the folder, and the folder once more if it already holds this run (else None).
     Raises ConfigError for what `choose` does, and if it cannot be written or is in use by another process (`run.lock`).
     """
-    folder, there = choose(config, config_name)
-    return _labelled(folder, config), folder if there else None
+    folder, stored = choose(config, config_name)
+    return _labelled(folder, config, stored), None if stored is None else folder
 
 
 def has_work(folder: Path) -> bool:
@@ -222,11 +227,26 @@ def has_work(folder: Path) -> bool:
     return any(name not in (CONFIG, LOCK) and not _UNFINISHED.search(name) for name in files)
 
 
-def _labelled(folder: Path, config: C) -> C:
+def steps_done(folder: Path) -> int:
+    """Optimisation steps behind the results of a run, as its summary has them; 0 where it has none."""
+    steps = read_json(folder / SUMMARY).get("steps")
+    return steps if type(steps) is int else 0
+
+
+def _labelled(folder: Path, config: C, before: dict[str, Any] | None) -> C:
+    """Takes the folder and writes config.yaml there, unless the run is longer already than the config asks for.
+
+    `before`: the config of the run that is there, which may have another length.
+    """
     prepare(folder)
     if hold(folder):
         clear_unfinished(folder, below=True)
-    write_config(folder, config)
+    former, length = (flat(tree).get(LENGTH) for tree in (before or {}, plain(config)))
+    if length is None or length >= steps_done(folder):
+        write_config(folder, config)
+        if former not in (None, length) and has_work(folder):
+            words = "%s: %s -> %s; values that are given in percent of the run count from its new length"
+            logger.warning(words, LENGTH, former, length)
     return config.model_copy(update={"out": str(folder)})
 
 
@@ -245,14 +265,14 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     Overrides may change harmless keys only. Raises ConfigError, also if another process works there.
     """
     folder = run_folder(run)
-    config = load((folder / CONFIG).resolve(), overrides)
-    changed = differences(stored_config(folder) or {}, plain(config))
+    config, stored = load((folder / CONFIG).resolve(), overrides), stored_config(folder)
+    changed = differences(stored or {}, plain(config))
     if changed:
         raise ConfigError(
             f"{COMMAND_LINE}: these changes would make it another run: {'; '.join(changed)}. "
             f"Start a new one with {command('--config', str(folder / CONFIG))}"
         )
-    return _labelled(folder, config), folder
+    return _labelled(folder, config, stored), folder
 
 
 def write_config(folder: Path, config: BaseModel) -> None:

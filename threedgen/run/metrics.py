@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from threedgen import __version__
 from threedgen.config import ConfigError, config_hash
 from threedgen.config.plain_file import parse_json, read_bytes, read_json
-from threedgen.run.folder import write_atomic, write_json
+from threedgen.run.folder import SUMMARY, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """summary.json of a run; empty if there is none that can be read."""
-    return read_json(folder / "summary.json")
+    return read_json(folder / SUMMARY)
 
 
 class Metrics:
@@ -166,6 +166,6 @@ def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: An
         **figures,
         "environment": environment(),
     }
-    path = Path(folder) / "summary.json"
+    path = Path(folder) / SUMMARY
     write_json(path, summary)
     return path

@@ -22,7 +22,7 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from threedgen.config.errors import ConfigError, in_a_line, short
-from threedgen.run.folder import free_megabytes
+from threedgen.run.folder import LENGTH, free_megabytes
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.progress import silence_lightning
@@ -64,7 +64,7 @@ def fit(
     keep_freed_memory()
     folder = Path(folder).resolve()
     checkpoints = folder / CHECKPOINTS
-    path = _go_on_from(module, checkpoints, config.checkpoint.keep, resume)
+    path = _go_on_from(module, checkpoints, config, resume)
     _check_space(module, checkpoints, config.checkpoint.keep)
     guard, every = FiniteGuard(), config.trainer.val_check_interval
     with interrupts or Interrupts() as heard, _determinism_restored():
@@ -93,15 +93,15 @@ def fit(
     return Status.FINISHED if trainer.global_step >= trainer.max_steps else Status.INTERRUPTED
 
 
-def _go_on_from(module: System, checkpoints: Path, keep: int, resume: bool) -> Path | None:
-    """The checkpoint to resume from. Raises ConfigError if it does not fit, or if none is wanted."""
+def _go_on_from(module: System, checkpoints: Path, config: Any, resume: bool) -> Path | None:
+    """The checkpoint to resume from. Raises ConfigError if it does not fit, is too late, or if none is wanted."""
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{checkpoints} cannot be made: {error.strerror}") from None
     if not resume and any(checkpoints.glob("*.ckpt")):
         raise ConfigError(f"{checkpoints.parent} holds a run already: resume it or choose another folder")
-    found = latest(checkpoints, keep)
+    found = latest(checkpoints, config.checkpoint.keep)
     if found is None:
         return None
     path, checkpoint = found
@@ -111,6 +111,10 @@ def _go_on_from(module: System, checkpoints: Path, keep: int, resume: bool) -> P
     require_finite(
         {name: checkpoint["state_dict"][name] for name, _ in module.named_parameters()}, f"the weights in {path}"
     )
+    done, asked = checkpoint["global_step"], config.trainer.max_steps
+    if done > asked:
+        told = f"{checkpoints.parent} has {done} steps already; ask for as many or more, or choose another folder"
+        raise ConfigError(told, LENGTH, str(asked))
     warn_numerics(checkpoint)
     return path
 

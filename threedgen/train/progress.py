@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -32,15 +34,29 @@ class Progress(pl.Callback):
         self.count: Count | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        stage, step = stage_of(pl_module), trainer.global_step
+        module: Any = pl_module
+        module.counted = partial(self.within, trainer, module)
+        count = self._begin(trainer, module)
+        if not trainer.global_step:
+            count.say()
+
+    def _begin(self, trainer: pl.Trainer, module: pl.LightningModule) -> Count:
+        quiet, step = self.quiet or not trainer.is_global_zero, trainer.global_step
+        self.count = Count(stage_of(module), trainer.max_steps, quiet, self.console, step, self.clock)
+        return self.count.__enter__()
+
+    @contextmanager
+    def within(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str, total: int) -> Iterator[Count]:
+        """Counts something else in the middle of a step; then the steps, whose pace is taken anew."""
+        if self.count is not None:
+            self.count.__exit__()
         quiet = self.quiet or not trainer.is_global_zero
-        self.count = Count(stage, trainer.max_steps, quiet, self.console, step, self.clock)
-        self.count.__enter__()
-        if not step:
-            self.count.say()
+        with Count(stage, total, quiet, self.console, clock=self.clock) as count:
+            yield count
+        self._begin(trainer, module)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
-        """A step may take long, as one that first draws pictures does: the bar says it while it goes on."""
+        """A step may take long: the bar says what it does while it goes on."""
         if self.count is not None and self.count.shows_bar:
             self.count.stage = stage_of(pl_module)
             self.count.note("")

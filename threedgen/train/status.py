@@ -6,6 +6,7 @@ import enum
 from pathlib import Path
 from typing import Any
 
+from threedgen.run.folder import steps_done
 from threedgen.run.metrics import read_summary
 
 
@@ -29,8 +30,8 @@ class Status(enum.Enum):
 
 
 def finished(folder: Path, max_steps: int | None = None) -> bool:
-    """Does the folder hold the results of a run, all of them, of as many steps as are asked for?"""
+    """Does the folder hold the results of a run, all of them, of as many steps as are asked for or more?"""
     summary = read_summary(folder)
-    whole = summary.get("status") == Status.FINISHED.value and summary.get("steps") == max_steps
+    whole = summary.get("status") == Status.FINISHED.value and steps_done(folder) >= (max_steps or 0)
     files = summary.get("files", [])
     return whole and isinstance(files, list) and all((folder / str(name)).exists() for name in files)

@@ -4,8 +4,9 @@ average of its weights."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from threedgen.config import Config, at, dump
+from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
 
-METRICS_KEY = "metrics"
+METRICS_KEY, SECONDS_KEY = "metrics", "seconds"
 
 
 class System(pl.LightningModule):
@@ -26,7 +28,8 @@ class System(pl.LightningModule):
 
     `stage`: what the progress bar says, may change. `config_yaml`: the resolved config, is in the checkpoint and
     compared on resume; so is `weights`, the SHA-256 of its prior. `terms`: of the last loss, logged, and named when one
-    is not finite. `metrics`: of the last step, logged, and shown if asked for.
+    is not finite. `metrics`: of the last step, logged, and shown if asked for. `counted(stage, total)` shows something
+    that a step has to do first and that takes long.
     """
 
     stage = "training"
@@ -45,6 +48,9 @@ class System(pl.LightningModule):
         self.weights = ""
         self.metrics: dict[str, float] = {}
         self.terms: dict[str, float] = {}
+        self.counted: Callable[[str, int], AbstractContextManager[Count]] = partial(Count, quiet=True)
+        self.begun = self.started = time.monotonic()  # the run, and its training
+        self.earlier = {"prepare": 0.0, "optimise": 0.0}  # seconds of earlier starts, up to the checkpoint
 
     def hold(self, **objects: Any) -> None:
         """Sets attributes that are no part of the module: frozen networks, neither trained nor in checkpoints."""
@@ -59,8 +65,14 @@ class System(pl.LightningModule):
         """The same for numpy."""
         return numpy_generator(self.seed, step, purpose, self.global_rank)
 
+    def seconds(self) -> dict[str, float]:
+        """Seconds before the training and in it, in all starts of the run."""
+        now = {"prepare": self.started - self.begun, "optimise": time.monotonic() - self.started}
+        return {name: before + now[name] for name, before in self.earlier.items()}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the metrics: some are measured now and then, and logged until they are measured again."""
+        """Adds the time, and the metrics: some are measured now and then, and logged until they are measured again."""
+        checkpoint[SECONDS_KEY] = self.seconds()
         checkpoint[METRICS_KEY] = {n: float(v) if math.isfinite(v) else None for n, v in self.metrics.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -68,6 +80,9 @@ class System(pl.LightningModule):
         found = checkpoint.get(METRICS_KEY)
         known = found.items() if isinstance(found, dict) else ()
         self.metrics = {str(n): math.nan if v is None else v for n, v in known if v is None or isinstance(v, float)}
+        spent = checkpoint.get(SECONDS_KEY)
+        if isinstance(spent, dict):
+            self.earlier = {n: v if isinstance(v := spent.get(n), float) else 0.0 for n in self.earlier}
 
     options: Any
     """The section of the config that says how it learns."""

@@ -50,6 +50,7 @@ class Task:
         self.folder, self.begun = Path(str(config.out)), time.monotonic()
         self.leader = True  # of all processes; known when a training has begun
         self.weights = ""  # SHA-256 of those of the prior that was loaded
+        self.earlier = 0.0  # seconds of the starts before this one, without what they did after their last checkpoint
 
     def load_prior(self) -> Any:
         """The prior of the config on the device of the run; then its weights are named. Raises ConfigError.
@@ -78,10 +79,10 @@ class Task:
         """Trains a system; where there are results to be made, it is then back on its device, in eval mode."""
         from threedgen.train.loop import fit
 
-        system.weights = self.weights
+        system.weights, system.begun, system.started = self.weights, self.begun, time.monotonic()
         words: Any = {"metrics": metrics, "callbacks": callbacks, "interrupts": interrupts}
         status = fit(system, self.config, self.folder, self.resume, self.quiet, **words)
-        self.leader = system.trainer.is_global_zero
+        self.leader, self.earlier = system.trainer.is_global_zero, sum(system.earlier.values())
         if self.leader and status in (Status.FINISHED, Status.INTERRUPTED):
             system.eval().to(device(self.config.trainer.accelerator))  # Lightning leaves it on the CPU
             system.setup("fit")  # the networks that it holds follow
@@ -150,7 +151,7 @@ class Task:
     def summarise(self, status: Status = Status.FINISHED, **figures: Any) -> None:
         """Writes summary.json, with which a run is finished. Raises OSError."""
         files = [*(name for name in self.files if (self.folder / name).exists()), *figures.pop("files", ())]
-        seconds = time.monotonic() - self.begun
+        seconds = self.earlier + time.monotonic() - self.begun
         write_summary(self.folder, self.config, seconds, status=status.value, files=files, **figures)
 
 

@@ -112,7 +112,11 @@ def test_another_task_says_what_it_would_do(
     assert cli.main(["--config", "toybox-sheet", "--dry-run", "threads=1"]) == 0
     first, folder, device, last = capsys.readouterr().out.splitlines()
     assert first == "would run toybox-sheet: contact sheets of the procedural world that the embedded prior learns from"
-    assert folder == "folder: outputs/toybox-sheet/run" and device.startswith("device: ") and last == "nothing was run or written"
+    assert (
+        folder == "folder: outputs/toybox-sheet/run"
+        and device.startswith("device: ")
+        and last == "nothing was run or written"
+    )
     words = [f"prior.weights={prior_folder()}", "prompt=a big dog", "threads=1"]
     assert cli.main(["--config", "sample-toybox", "--dry-run", *words]) == 0
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines()[:-1])

@@ -82,6 +82,7 @@ def test_a_run_leaves_its_files_behind() -> None:
     said = log(run.parent)
     assert said.splitlines()[0] == "tiny: generate in run" and said.splitlines()[-1] == "run"
     assert "fitting the sampled views" in said and "distilling at 12 px" in said
+    assert "\nsampling views: 0/2\n" in said and "\ndrawing views, round 2 of 2: 4/4\n" in said, "all are counted"
 
 
 @unix
@@ -182,7 +183,7 @@ def test_killed_behind_the_last_step_it_leaves_the_same_files(tmp_path: Path, di
     lines = (run / "metrics.jsonl").read_bytes()
     assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
     assert snapshot(run).keys() == snapshot(undisturbed()).keys()
-    assert (run / "metrics.jsonl").read_bytes() == lines and (run / "metrics.csv").read_text().count("\n") == 4
+    assert (run / "metrics.jsonl").read_bytes() == lines and (run / "metrics.csv").read_text().count("\n") == 5
 
 
 @unix
@@ -196,7 +197,7 @@ def test_sigterm_saves_and_a_moved_run_goes_on(tmp_path: Path) -> None:
     shutil.rmtree(here)
     assert server().run(tmp_path, words=["--resume", "there"]) == 0, log(tmp_path)
     assert_same(weights(there), weights(undisturbed()))
-    assert steps_logged(there) == [5, 10, 15]
+    assert steps_logged(there) == [5, 10, 15, STEPS]
 
 
 @unix
@@ -209,8 +210,12 @@ def test_ctrl_c_once_exports_what_there_is(tmp_path: Path) -> None:
     assert Page((run / PAGE).read_text(encoding="utf-8")).has_class("interrupted")
     assert log(tmp_path).count("stopping after this step") == 1 and "Traceback" not in log(tmp_path)
     assert server().run(tmp_path, words=command(tmp_path)) == 0
-    assert read_summary(run)["status"] == "finished"
+    before, summary = summary, read_summary(run)
+    assert summary["status"] == "finished"
     assert_same(weights(run), weights(undisturbed()))
+    for part in ("prepare", "optimise"):  # the time is that of both starts
+        assert summary["seconds_of"][part] > before["seconds_of"][part]
+    assert summary["seconds"] == pytest.approx(sum(summary["seconds_of"].values()), abs=0.05)
 
 
 # ---------------------------------------------------------------- nothing else counts
@@ -263,6 +268,10 @@ def test_a_longer_run_goes_on_from_a_finished_one(copy: Path) -> None:
     words = ["--resume", "run", f"trainer.max_steps={STEPS + 2}", "march.chunk=50"]  # another chunk is the same run
     assert server().run(copy, words=words) == 0, log(copy)
     assert read_summary(copy / "run")["steps"] == STEPS + 2
+    assert log(copy).count("percent of the run count from its new length") == 1
+    before = snapshot(copy / "run")
+    assert server().run(copy, words=command(copy)) == 0, "the shorter run is in it"
+    assert "finished already" in log(copy) and snapshot(copy / "run") == before
 
 
 @unix

@@ -45,9 +45,8 @@ def optimise(
         watchers: list[LiveView] = []
         if config.view.enabled:  # the window stays open until the results are made
             watchers = [stack.enter_context(closing(live_view(system, folder, interrupts)))]
-        times = [task.begun, time.monotonic()]
         status = task.fit(system, ("opacity", "t"), watchers, interrupts)
-        times.append(time.monotonic())
+        seconds, trained = system.seconds(), time.monotonic()
         if status is Status.TERMINATED or not task.leader:
             return status
         failed = status is Status.FAILED
@@ -56,15 +55,14 @@ def optimise(
             if failed:
                 callbacks = system.trainer.callbacks  # type: ignore[attr-defined]
                 figures["reason"] = next(c.failure for c in callbacks if isinstance(c, FiniteGuard))
-            times.append(time.monotonic())
-            parts = zip(("prepare", "optimise", "export"), times[:-1], times[1:], strict=True)
+            seconds["export"] = time.monotonic() - trained
             asset = [figures["asset"]["file"]] if "asset" in figures else []  # a run that has lost it makes it again
             task.summarise(
                 status,
                 steps=system.trainer.global_step,
                 notes=notes,
                 files=[*asset, PAGE],
-                seconds_of={name: round(end - begun, 2) for name, begun, end in parts},
+                seconds_of={name: round(took, 2) for name, took in seconds.items()},
                 **figures,
             )
             with Count("page", 1, task.quiet) as count:

@@ -107,8 +107,7 @@ class GenerateSystem(System):
         if self.global_step < self.config.warm_steps:
             return "fitting the sampled views"
         if (number := self.round(self.global_step)) is not None:
-            doing = "drawing views" if self.global_step == self.begin(number) else "refining"
-            return f"{doing}, round {number + 1} of {len(self.config.refine.strengths)}"
+            return f"refining, {self.round_name(number)}"
         return f"distilling at {self.size(self.global_step)} px"
 
     def setup(self, stage: str) -> None:
@@ -144,15 +143,14 @@ class GenerateSystem(System):
         length, rounds = self.config.round_steps, len(self.config.refine.strengths)
         return min((step - self.begin(0)) // length, rounds - 1) if length and step >= self.begin(0) else None
 
+    def round_name(self, number: int) -> str:
+        return f"round {number + 1} of {len(self.config.refine.strengths)}"
+
     def refine(self, number: int, step: int) -> tuple[dict[str, float], Tensor]:
         """Renders should equal the pictures that the prior drew over those at the beginning of the round."""
         begin = self.begin(number)
         if step == begin:  # also if the step is repeated: the pictures are the same
-            self.draw_again(
-                self.config.refine.strengths[number],
-                generator(self.seed, step, "drawing"),
-                blank=self.blank and step == 0,
-            )
+            self.draw_again(number, generator(self.seed, step, "drawing"), blank=self.blank and step == 0)
             optimizer: Any = self.optimizers()
             optimizer.optimizer.state.clear()  # moments of the gradients of another loss, a thousand times as large
         return self.fit(self.rig.cameras, self.drawn.float(), step, begin, self.config.round_steps)
@@ -192,13 +190,16 @@ class GenerateSystem(System):
         self.metrics = {"opacity": float(result.opacity.detach().mean())}
         return {"loss_views": 10 * error.item()}, 10 * error + clear + smooth * sum(bumps)
 
-    def draw_again(self, strength: float, rng: torch.Generator, blank: bool) -> None:
-        """Fills ``drawn``; the same on all devices. ``blank``: there is no object to see yet."""
+    def draw_again(self, number: int, rng: torch.Generator, blank: bool) -> None:
+        """Fills ``drawn`` for a round; the same on all devices. ``blank``: there is no object to see yet."""
         c, views = self.config, []
-        for rig in self.rig.groups():
-            pictures = None if blank else self.pictures(rig.cameras).to(self.device)
-            given = replace(view_text(self.text, rig, c.view_prompts), reference=self.reference)
-            views.append(redrawn(self.prior, pictures, rig, given, c.refine, strength, rng))
+        strength = c.refine.strengths[number]
+        with self.counted(f"drawing views, {self.round_name(number)}", len(self.rig.cameras)) as count:
+            for rig in self.rig.groups():
+                pictures = None if blank else self.pictures(rig.cameras).to(self.device)
+                given = replace(view_text(self.text, rig, c.view_prompts), reference=self.reference)
+                views.append(redrawn(self.prior, pictures, rig, given, c.refine, strength, rng))
+                count.add(len(rig.cameras))
         self.drawn.copy_(torch.cat(views))
 
     def distillation_loss(self, step: int) -> tuple[dict[str, float], Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +162,12 @@ def preview(
         prior.note_views(cameras.c2w)
         rng = generator(config.seed, 0, "preview")
         how: Any = {"steps": p.steps, "guidance_scale": p.guidance_scale, "negative_prompt": config.negative_prompt}
-        with Count("sampling views", p.steps, quiet) as count:
+        with ExitStack() as stack:
+            count: Count | None = None
 
-            def on_step(done: int, steps: int) -> None:
+            def on_step(done: int, steps: int) -> None:  # only the prior knows how many it makes of those of the config
+                nonlocal count
+                count = count or stack.enter_context(Count("sampling views", steps, quiet))
                 count.total = steps
                 count.show(done)
 
