@@ -182,6 +182,7 @@ def test_the_largest_step_is_counted(tmp_path: Path) -> None:
     assert whole[name] == pytest.approx(begun[name] * (4 * 12**2) / (2 * 8**2))
     assert warm[name] == pytest.approx(begun[name] * 64 / (2 * 8**2))
     assert whole["graph of the VAE"] == 2 * begun["graph of the VAE"]
+    assert whole["Python and libraries"] > 4e8
     assert needed("trainer.max_steps=1000000000") == whole, "a longer run takes no longer to tell"
     assert needed("march.chunk=400")[name] < whole[name]
     assert "graph of the UNet" in needed("distillation={name: vsd}") and "graph of the UNet" not in whole

@@ -29,6 +29,8 @@ from .task import check_backends
 STATE = 4
 """Copies of a number that is learnt: itself, its gradient and Adam's two moments."""
 TOKENS = 77
+LIBRARIES = 0.5e9
+"""Bytes of a process that has imported all that a run uses, and done nothing, as Linux counts them."""
 
 
 def plan(config: GenerateConfig) -> str:
@@ -105,6 +107,8 @@ def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:
         found["graph of the render"] = BACKWARD * each * min(system.chunk(normals) or samples, samples)
     text_encoder = 4.0 * (prior.parameters - prior.kept)  # it is gone before the rest is there
     found["prior"] += max(0.0, text_encoder - sum(list(found.values())[1:]))
+    if device.type == "cpu":  # a GPU's memory holds none of it
+        found["Python and libraries"] = LIBRARIES
     return found
 
 
