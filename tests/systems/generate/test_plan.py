@@ -39,7 +39,7 @@ def test_it_says_what_would_run_and_leaves_no_trace(
     lines = dict(line.split(": ", 1) for line in out.splitlines()[:-1])
     assert lines["would generate"] == "a red dog" and lines["device"].startswith("cpu, 1 threads")
     assert str(prior_folder()) in lines["weights"] and len(lines["weights"].rpartition(" ")[2]) == 65
-    assert lines["memory"].startswith("about 0.0 GB (prior") and "graph of the render" in lines["memory"]
+    assert lines["memory"].startswith("about 0.5 GB (prior") and "graph of the render" in lines["memory"]
     assert out.splitlines()[-1] == "nothing was run or written"
 
 
