@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from threedgen.geometry.views import resize
 from threedgen.guidance.weights import files, loading
 from threedgen.guidance.weights.loading import CONFIG, TENSORS
-from threedgen.run.folder import write_json
+from threedgen.run.disk import write_json
 
 CHUNK, LARGEST = 16, 1024
 """Pictures looked at together, and pixels of their side at most."""

@@ -22,7 +22,14 @@ HEAVY = (
     "nerfacc",
 )
 NO_TORCH = (
-    *("threedgen.cli", "threedgen.config", "threedgen.run.folder", "threedgen.run.prompts", "threedgen.run.text"),
+    *(
+        "threedgen.cli",
+        "threedgen.config",
+        "threedgen.run.folder",
+        "threedgen.run.disk",
+        "threedgen.run.prompts",
+        "threedgen.run.text",
+    ),
     *("threedgen.data.toybox.prompt_words", "threedgen.guidance.weights.vocabulary", "threedgen.systems.prompted"),
 )
 """With every options.py: what answers --help, and every mistake in a config."""

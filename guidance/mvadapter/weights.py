@@ -17,7 +17,7 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.guidance.multiview.decoupled import Branch
 from threedgen.guidance.weights.files import read_tensors, sniff
-from threedgen.run.folder import write_atomic
+from threedgen.run.disk import write_atomic
 from threedgen.run.torch_file import compare, require_finite
 
 from .form import Form

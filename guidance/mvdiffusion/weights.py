@@ -16,7 +16,7 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.weights.files import read_tensors
-from threedgen.run.folder import write_atomic
+from threedgen.run.disk import write_atomic
 from threedgen.run.torch_file import compare, require_finite
 
 from .caa import Encoding, frequencies

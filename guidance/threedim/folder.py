@@ -17,7 +17,7 @@ from threedgen import folder as project_folder
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
 from threedgen.guidance.weights import files, loading
-from threedgen.run.folder import write_json
+from threedgen.run.disk import write_json
 
 from .options import CamerasConfig, XUNetConfig
 

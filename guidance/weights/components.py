@@ -18,7 +18,7 @@ from threedgen.guidance import sdxl
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.options import COARSE, SECOND
 from threedgen.guidance.schedule import Schedule
-from threedgen.run.folder import write_json
+from threedgen.run.disk import write_json
 
 from . import files, ldm, loading, tokens
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
 from threedgen.config.plain_file import ordinary, parse_json, read_bytes
-from threedgen.run.folder import unfinished
+from threedgen.run.disk import unfinished
 
 if TYPE_CHECKING:
     import torch

@@ -36,7 +36,7 @@ FORMER_PART = "draft"
 FORMER_BASE = "a72120cb1e2159806c0ca1e82f68cd76c9a61628f658078e940d544c7e2e905b"
 """By what the toybox prior of the release before is known: a folder in its own, and the check sum of what subject
 weights are added to."""
-RUNS_NOW = "the config mvdream-toybox runs without a download"
+RUNS_NOW = "the config mvdream-toybox, with prior.weights=embedded, runs without a download"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 

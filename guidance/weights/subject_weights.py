@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import called
-from threedgen.run.folder import write_atomic
+from threedgen.run.disk import write_atomic
 from threedgen.run.torch_file import read_safetensors
 
 from . import loading

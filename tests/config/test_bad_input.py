@@ -72,6 +72,26 @@ TYPOS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--config", "tiny.yaml", "march.chunk=atuo"], ("march.chunk", "(got 'atuo')")),
     (["--config", "tiny.yaml", "march.radius=3"], ("field.radius 1 and march.radius 3",)),
     (["--config", "tiny.yaml", "a", "blue", "dog"], ("quoted", "'a'")),
+    (
+        ["--config", "tiny.yaml", "guidance_scale=7"],
+        ("'distillation.guidance_scale' or 'preview.guidance_scale' or 'refine.guidance_scale'? (got",),
+    ),
+    (["--config", "tiny.yaml", "steps=40"], ("did you mean 'trainer.max_steps' or 'preview.steps'",)),
+    (["--config", "tiny.yaml", "trainer.steps=40"], ("did you mean 'trainer.max_steps'? (got",)),
+    (["--config", "tiny.yaml", "lr=1"], ("did you mean 'optimizer.encoding' or 'optimizer.networks'? (got",)),
+    (["--config", "tiny.yaml", "optimizer.lr=1"], ("did you mean 'optimizer.encoding' or 'optimizer.networks'? (got",)),
+    (["--config", "train-own-prior", "lr=1"], ("did you mean 'training.learning_rate'? (got",)),
+    (
+        ["--config", "tiny.yaml", "field.name=sdf", "field.density_bias=3"],
+        ("field.density_bias: unknown key; it is an option of field.name=ngp (got '3')",),
+    ),
+    (
+        ["--config", "mvdream-sd21", "field={name: sdf, density_bias: 3}"],
+        ("field.density_bias: unknown key; it is an option of field.name=ngp (got 3)",),
+    ),
+    (["--help", "batch"], ("--config batch --help (got 'batch')",)),
+    (["--help", "nothing"], ("the sections are view_prompts, prior, distillation, field, ",)),
+    (["--help", "guidance_scale"], ("did you mean 'distillation.guidance_scale' or ",)),
 ]
 
 
@@ -109,7 +129,7 @@ def test_sd21_without_weights_and_network_says_what_to_do(place: Path, capsys: p
     for part in (
         "prior.weights: 'sd-v2.1-base-4view.pt'",  # what is missing
         "hf download MVDream/MVDream sd-v2.1-base-4view.pt",  # how to get it
-        "the config mvdream-toybox runs without a download",  # what runs now
+        "the config mvdream-toybox, with prior.weights=embedded, runs without a download",  # what runs now
     ):
         assert part in line
     assert [path.name for path in place.iterdir()] == ["tiny.yaml"]

@@ -24,6 +24,7 @@ from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.run import folder as runs
 from threedgen.run import metrics as ledger
+from threedgen.run.disk import prepare, prepared, unfinished, write_atomic, writing
 from threedgen.run.lock import release
 
 
@@ -63,7 +64,7 @@ def test_the_name_of_a_config_is_cut_and_cleaned(toy: Path) -> None:  # noqa: F8
 def test_the_file_that_does_not_fit_is_named(named: tuple[str, ...], said: str) -> None:
     with (
         pytest.raises(ConfigError, match=rf"run could not be written \({said}\): make room"),
-        runs.writing(Path("run")),
+        writing(Path("run")),
     ):
         raise OSError(errno.ENOSPC, "full", *named)
 
@@ -71,22 +72,22 @@ def test_the_file_that_does_not_fit_is_named(named: tuple[str, ...], said: str) 
 def test_just_enough_room_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = 200 << 20
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
-    runs.prepare(tmp_path, megabytes=200)
+    prepare(tmp_path, megabytes=200)
     free -= 1
     with pytest.raises(ConfigError, match="has 200 MB of free disk and the run needs 200"):
-        runs.prepare(tmp_path, megabytes=200)
+        prepare(tmp_path, megabytes=200)
 
 
 def test_folders_that_were_made_for_nothing_are_taken_away(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(KeyError), runs.prepared(tmp_path / "there/new/deep", 0):
+    with pytest.raises(KeyError), prepared(tmp_path / "there/new/deep", 0):
         assert (tmp_path / "there/new/deep").is_dir()
         raise KeyError
     assert not list((tmp_path / "there").iterdir())
-    with pytest.raises(ConfigError, match="free disk"), runs.prepared(tmp_path / "new", 1e12):
+    with pytest.raises(ConfigError, match="free disk"), prepared(tmp_path / "new", 1e12):
         raise AssertionError
     assert not (tmp_path / "new").exists()
-    with pytest.raises(KeyError), runs.prepared(tmp_path / "a/b", 0):
+    with pytest.raises(KeyError), prepared(tmp_path / "a/b", 0):
         (tmp_path / "a/kept").write_text("")
         raise KeyError
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]
@@ -98,7 +99,7 @@ def test_a_file_that_cannot_even_be_begun_says_why(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("builtins.open", full)
     with pytest.raises(OSError, match="no inode is left"):
-        runs.write_atomic(tmp_path / "a.txt", "a")
+        write_atomic(tmp_path / "a.txt", "a")
 
 
 def test_the_same_config_gets_the_same_folder_and_another_a_new_one(toy: Path) -> None:  # noqa: F811
@@ -176,6 +177,21 @@ def test_an_explicit_folder_refuses_another_config_but_for_harmless_keys(toy: Pa
         runs.begin(loaded("out=dog", "prompt=a cow"), "toy")
 
 
+def test_another_choice_is_one_difference_and_so_is_a_schedule() -> None:
+    levels = {"min_step_percent": {"0%": 0.98, "80%": 0.02}, "recon_loss": True}
+    old = {"distillation": {"name": "reconstruction", **levels}, "field": {"name": "ngp", "encoding": {"name": "a"}}}
+    new = {"distillation": {"name": "sds", "grad_clip": 1.0}, "field": {"name": "ngp", "encoding": {"name": "b"}}}
+    assert runs.differences(old, new) == [
+        "distillation.name: 'reconstruction' -> 'sds', and 3 more of its section",
+        "field.encoding.name: 'a' -> 'b'",
+    ]
+    assert runs.differences(old, old | {"field": {"name": "sdf", "encoding": {"name": "b"}}}) == [
+        "field.name: 'ngp' -> 'sdf', and 1 more of its section"
+    ]
+    changed = {"distillation": old["distillation"] | {"min_step_percent": 0.02}, "field": old["field"]}
+    assert runs.differences(old, changed) == ["distillation.min_step_percent: {'0%': 0.98, '80%': 0.02} -> 0.02"]
+
+
 def test_a_run_that_left_no_work_gives_way(toy: Path) -> None:  # noqa: F811
     """It failed before it began: the corrected command takes its folder, with `out` and without."""
     runs.begin(loaded("out=dog"), "toy")
@@ -209,10 +225,11 @@ def test_places_that_cannot_be_written(toy: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_moved_run_is_reopened_with_its_own_config(toy: Path) -> None:  # noqa: F811
-    runs.begin(loaded("out=dog", "seed=5"), "toy")
+    runs.begin(loaded("out=dog", "seed=5"), "toy\nconfig")
     assert "dog" not in Path("dog/config.yaml").read_text()
     shutil.move("dog", "moved")
     reopened, folder = runs.reopen("moved", ["trainer.max_steps=9"])
+    assert runs.made_of(Path("moved/config.yaml").read_text()) == "toy config"
     assert (reopened.seed, reopened.out, reopened.trainer.max_steps) == (5, "moved", 9)
     assert runs.reopen("moved/config.yaml", [])[0].trainer.max_steps == 9
     with pytest.raises(ConfigError, match="another run: seed: 5 -> 6"):
@@ -240,7 +257,7 @@ def test_a_run_does_not_become_shorter_than_it_is(toy: Path, caplog: pytest.LogC
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file.json"
-    runs.write_atomic(path, "old é")
+    write_atomic(path, "old é")
     assert path.read_bytes() == "old é".encode()
 
     def no_space(descriptor: int) -> None:
@@ -248,7 +265,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space"):
-        runs.write_atomic(path, b"new")
+        write_atomic(path, b"new")
     assert path.read_bytes() == "old é".encode() and os.listdir(tmp_path) == ["file.json"]
 
 
@@ -269,7 +286,7 @@ def test_what_a_killed_process_left_half_written_is_taken_away(toy: Path) -> Non
     runs.begin(loaded("out=run"), "toy")
     assert [name for name in left if (Path("run") / name).exists()] == []
     assert not Path("run/model.77.threedgen.tmp").exists() and all((Path("run") / name).exists() for name in others)
-    assert runs.unfinished(Path("run/last.ckpt")).name == f"last.ckpt.{os.getpid()}.threedgen.tmp"
+    assert unfinished(Path("run/last.ckpt")).name == f"last.ckpt.{os.getpid()}.threedgen.tmp"
 
 
 def test_files_reach_the_disk_before_they_take_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +294,7 @@ def test_files_reach_the_disk_before_they_take_the_name(tmp_path: Path, monkeypa
     sync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("fsync"), sync(descriptor))[1])
     monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("replace"), replace(old, new))[1])
-    runs.write_atomic(tmp_path / "a", b"1")
+    write_atomic(tmp_path / "a", b"1")
     assert calls == (["fsync", "replace", "fsync"] if os.name != "nt" else ["fsync", "replace"])
 
 

@@ -17,7 +17,7 @@ import torch
 from tests.support import toy_run
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
-from threedgen.run.folder import free_megabytes
+from threedgen.run.disk import free_megabytes
 from threedgen.train.checkpoint import check_restored
 from threedgen.train.checkpoint_file import LAST, file_names, latest, read, write
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import re
@@ -134,6 +135,25 @@ def test_no_request_leaves_the_gallery(mixed: Path) -> None:
 def test_what_the_filter_looks_at(mixed: Path) -> None:
     words = [given["data-words"] for given in made(mixed).has_class("card")]
     assert words[1] == "<b>a wolf</b> failed seed 3 1:35 min 2020-03-05"
+
+
+@pytest.mark.parametrize(
+    ("name", "noted", "shown"),
+    [
+        ("mvdream-toybox", None, "mvdream-toybox field.name=sdf seed 3"),
+        ("<mine>", None, "<mine> seed 3"),
+        ("mvdream-toybox", "mvdream-toybox field.name=sdf size=8", "mvdream-toybox field.name=sdf size=8 seed 3"),
+        ("gallery", None, "gallery seed 3"),
+    ],
+)
+def test_a_card_names_the_config_and_other_choices(tmp_path: Path, name: str, noted: str | None, shown: str) -> None:
+    run = example(tmp_path / "run", field={"name": "sdf"})
+    (run / "config.yaml").write_text(f"# {name}\n" + (run / "config.yaml").read_text())
+    if noted:
+        (run / "job.json").write_text(json.dumps({"method": noted}))
+    page = made(tmp_path)
+    assert f"finished {shown} " in page.has_class("card")[0]["data-words"]
+    assert shown.partition(" ")[0] in page.texts["body"][0]
 
 
 def test_an_empty_folder_gives_an_empty_gallery(tmp_path: Path) -> None:

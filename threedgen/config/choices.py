@@ -58,7 +58,7 @@ def put_under(choices: Choices, layers: list[Layer]) -> list[Layer]:
             name = _chosen(tree, layer.tree, section)
             if name is not None:
                 result = [pair for pair in result if pair[0] != section]
-                result += [(section, choices[section, name])] if (section, name) in choices else []
+                result += [(section, own) for key, own in choices.items() if key == (section, name)]
         result.append(("", layer))
     return [layer for _, layer in result]
 

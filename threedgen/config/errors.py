@@ -66,23 +66,39 @@ def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | Non
     return by_lower[found[0]] if found else None
 
 
-def nearest_key(key: str, paths: Iterable[str]) -> str | None:
-    """The dotted path most likely meant by the dotted `key`.
+MEANT = {
+    "steps": ("trainer.max_steps",),
+    "iterations": ("trainer.max_steps",),
+    "lr": ("learning_rate", "optimizer.encoding", "optimizer.networks"),
+    "learning_rate": ("optimizer.encoding", "optimizer.networks"),
+}
+"""What a word may mean besides the keys of this name: what the keys end in."""
+MOST = 4
+"""Keys that are named for one that there is not."""
 
-    A path with the very same last part wins (`max_steps` -> `trainer.max_steps`), then the most similar
-    whole path, then the path with the most similar last part.
+
+def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
+    """The dotted paths that may be meant by the dotted `key`, likeliest first; none if there is nothing near.
+
+    Paths with the very same last part win (`max_steps` -> `trainer.max_steps`), of several those of the section most
+    like that of the key; then the most similar whole path, then the path with the most similar last part.
     """
     paths = list(paths)
-    last = key.rpartition(".")[2]
-    same_last = [path for path in paths if path.rpartition(".")[2] == last]
+    section, _, last = key.rpartition(".")
+    endings = (*MEANT.get(last, ()), last)
+    if same_last := [path for ending in endings for path in paths if f".{path}".endswith(f".{ending}")]:
+        sections = {path: path.rpartition(".")[0] for path in dict.fromkeys(same_last)}
+        near = nearest(section, sections.values())
+        return [path for path, its in sections.items() if near in (its, None)][:MOST]
     by_last = {path.rpartition(".")[2]: path for path in reversed(paths)}
-    found = nearest(key, same_last, cutoff=0.0) or nearest(key, paths, cutoff=0.7)
-    return found or by_last.get(nearest(last, by_last) or "")
+    found = nearest(key, paths, cutoff=0.7) or by_last.get(nearest(last, by_last, cutoff=0.75) or "")
+    return [found] if found else []
 
 
-def did_you_mean(name: str | None) -> str:
-    """`; did you mean 'name'?`, or nothing when there is no likely name."""
-    return f"; did you mean '{name}'?" if name else ""
+def did_you_mean(*names: str | None) -> str:
+    """`; did you mean 'name' or 'other'?`, or nothing when there is no likely name."""
+    known = " or ".join(f"'{name}'" for name in names if name)
+    return f"; did you mean {known}?" if known else ""
 
 
 def short(value: Any, length: int = 80) -> str:

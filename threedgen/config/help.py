@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from threedgen.config import fields, layers, registry
 from threedgen.config.command import command
-from threedgen.config.errors import ConfigError, called, did_you_mean, nearest_key
+from threedgen.config.errors import ConfigError, called, did_you_mean, nearest_keys
 from threedgen.config.scheduled import Scheduled
 
 ABOUT = "Text to 3D by optimisation."
@@ -100,9 +100,18 @@ def options(model: type[BaseModel], tree: dict, only: str = "") -> str:
         else:
             lines += _option(name, place, names.get(place.path, {}))
     if not lines:
-        guess = nearest_key(only, fields.paths(model, tree))
-        raise ConfigError(f"no section or key has this name{did_you_mean(guess)} (got '{only}')", "--help")
+        raise ConfigError(f"no section or key has this name{_hint(only, model, tree)} (got '{only}')", "--help")
     return "\n".join(lines)
+
+
+def _hint(only: str, model: type[BaseModel], tree: dict) -> str:
+    """What may be meant by a section that there is not: a config, a name much like it, or any of those there are."""
+    if only in layers.shipped():
+        return f"; of the config it is {command('--config', only, '--help')}"
+    if guesses := nearest_keys(only, fields.paths(model, tree)):
+        return did_you_mean(*guesses)
+    sections = [place.path[0] for place in fields.walk(model, tree) if place.section and len(place.path) == 1]
+    return f"; the sections are {', '.join(sections)}" if sections else ""
 
 
 def _option(name: str, place: fields.Place, names: dict[str, str]) -> list[str]:

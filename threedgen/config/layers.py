@@ -20,10 +20,11 @@ from pydantic.fields import FieldInfo
 from threedgen import folder
 from threedgen.config import fields, registry, renamed, yaml_text
 from threedgen.config.choices import Choices, put_under, take_out
-from threedgen.config.errors import ConfigError, did_you_mean, nearest, nearest_key, short
+from threedgen.config.errors import ConfigError, did_you_mean, nearest, short
 from threedgen.config.fields import Layer, merge, put
 from threedgen.config.messages import explain
 from threedgen.config.swaps import swapped, tell
+from threedgen.config.unknown import unknown
 
 COMMAND_LINE, PYTHON = "command line", "arguments"
 
@@ -105,8 +106,7 @@ def _override_layer(
         except renamed.Gone:
             problems.append(f"{where}: has no effect any more; leave it out")
         except KeyError:
-            guess = nearest_key(".".join(typed), fields.paths(model, present))
-            problems.append(f"{where}: unknown key{did_you_mean(guess)} (got {short(text)})")
+            problems.append(f"{where}: {unknown(typed, model, present)} (got {short(text)})")
         except ConfigError as error:
             problems.append(f"{error} (got {short(text)})")
     if problems:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from threedgen.config import fields
-from threedgen.config.errors import did_you_mean, nearest, nearest_key, short
+from threedgen.config.errors import did_you_mean, nearest, short
+from threedgen.config.unknown import unknown
 
 MOST = 30
 """Mistakes that are explained; a file of another kind has them in thousands."""
@@ -41,8 +42,7 @@ def explain(error: ValidationError, model: type[BaseModel], tree: dict, layers: 
             value = values.setdefault(key, reduce(fields.value_in, key, tree))
             problem = _list_problem(item, value, places[key].field if key in places else None)
         if item["type"] == "extra_forbidden":
-            guess = nearest_key(".".join(map(str, key)), fields.paths(model, tree))
-            problem = f"unknown key{did_you_mean(guess)}"
+            problem = unknown(tuple(map(str, key)), model, tree)
         if problem not in problems.setdefault(key, []):
             problems[key].append(problem)
     sections = {path for path, place in places.items() if place.section} | {()}

@@ -19,7 +19,7 @@ from torch import Tensor
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.prior import Prior
-from threedgen.run.folder import write_atomic
+from threedgen.run.disk import write_atomic
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.run.workers import STOPPED, Stopped

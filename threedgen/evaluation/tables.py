@@ -12,7 +12,7 @@ from PIL import Image
 from threedgen.config.plain_file import read_json
 from threedgen.evaluation.metrics.figures import Share
 from threedgen.geometry.images import grid, one_size, to_uint8, write_png
-from threedgen.run.folder import write_atomic, write_json
+from threedgen.run.disk import write_atomic, write_json
 from threedgen.run.text import say
 from threedgen.train.task import Task
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_json
-from threedgen.run.folder import clear_unfinished, json_text, replacing, slug
+from threedgen.run.disk import json_text, replacing
+from threedgen.run.folder import clear_unfinished, slug
 
 FOLDER, MANIFEST = "asset", "asset.json"
 FILE_NAME = r"\w+(\.glb|\.usdz|_obj\.zip)"

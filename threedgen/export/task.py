@@ -16,6 +16,7 @@ import torch
 from threedgen import __version__
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
+from threedgen.run.disk import prepared, write_json, writing
 from threedgen.run.metrics import read_summary
 from threedgen.run.progress import Count
 from threedgen.run.text import number, say
@@ -34,7 +35,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
     """Carry out a config; prints the folder. With `strict`, raises ConfigError for any finding and writes nothing."""
     set_threads(config.threads)
     folder, out = runs.run_folder(config.run, "run"), config.destination()
-    with runs.prepared(out, megabytes=64):
+    with prepared(out, megabytes=64):
         source = open_run(folder, "cuda" if torch.cuda.is_available() else "cpu")
         with bar(quiet) as on_step:
             asset = export(source, config, on_step=on_step)
@@ -143,9 +144,9 @@ def update_summary(run: Path, asset: ExportedAsset) -> None:
         entries = found if isinstance(found, list) else []
         return [entry for entry in entries if not str(entry).startswith((f"{FOLDER}/", "asset: ", "no asset: "))]
 
-    with runs.writing(run / "summary.json", "make room there and export again"):
+    with writing(run / "summary.json", "make room there and export again"):
         now = {"files": [*others("files"), figures["file"]], "notes": others("notes") + noted(asset), "asset": figures}
-        runs.write_json(run / "summary.json", told | now)
+        write_json(run / "summary.json", told | now)
 
 
 def summary(asset: ExportedAsset, config: AssetConfig) -> dict[str, Any]:

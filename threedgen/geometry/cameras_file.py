@@ -22,7 +22,7 @@ from torch import Tensor
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import parse_json, read_text
-from threedgen.run.folder import write_json
+from threedgen.run.disk import write_json
 
 from .cameras import Cameras, Projection
 from .poses import Poses, opencv_axes, world_to_camera

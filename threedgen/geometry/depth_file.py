@@ -8,7 +8,7 @@ import numpy as np
 
 from threedgen.config.errors import ConfigError
 from threedgen.run.arrays import Array
-from threedgen.run.folder import write_atomic
+from threedgen.run.disk import write_atomic
 
 from .images import png
 from .picture_file import open_picture

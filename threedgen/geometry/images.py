@@ -16,7 +16,7 @@ from imageio_ffmpeg import count_frames_and_secs  # type: ignore[import-untyped]
 from PIL import Image, ImageDraw, ImageFont
 
 from threedgen.run.arrays import Array
-from threedgen.run.folder import unfinished, write_atomic
+from threedgen.run.disk import unfinished, write_atomic
 
 GAP = 2
 """Pixels of paper around each picture of a contact sheet."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from threedgen.config.errors import ConfigError
 from threedgen.run.arrays import Array
-from threedgen.run.folder import write_atomic, writing
+from threedgen.run.disk import write_atomic, writing
 from threedgen.run.torch_file import compare, read_safetensors, require_finite
 
 logger = logging.getLogger(__name__)

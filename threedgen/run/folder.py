@@ -1,6 +1,7 @@
-"""The folder of a run: where it is, what is written there, and how it gets to the disk.
+"""The folder of a run: where it is, and what is written there (`disk.py`: how).
 
-    config.yaml     the resolved config; loading it alone reproduces the run, if its length was not changed on the way
+    config.yaml     the resolved config; loading it alone reproduces the run, if its length was not changed on the way;
+                    its first line names what it was made of
     metrics.jsonl   one line for each logged step, and metrics.csv made from it
     summary.json    time, memory, versions, seed
 
@@ -10,18 +11,16 @@ Imports no torch: the folder is chosen and shown before the long imports begin.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections import Counter
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -29,6 +28,8 @@ from threedgen.config import COMMAND_LINE, dump, load, plain, renamed, yaml_text
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
+from threedgen.config.scheduled import is_step
+from threedgen.run.disk import UNFINISHED, prepare, write_atomic
 from threedgen.run.lock import NAME as LOCK
 from threedgen.run.lock import given_back, hold
 
@@ -47,7 +48,6 @@ HARMLESS = (
 """Keys, of sections too, that do not change the result of a run."""
 EMBEDDED = ("toybox-base", "toybox-prior")
 """The names of what comes with threedgen; the former prior was only called "embedded"."""
-_UNFINISHED = re.compile(r"\.\d+\.threedgen\.tmp$")
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -82,8 +82,8 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Joins the keys of nested data by dots."""
-    if not isinstance(tree, dict) or not tree or not all(isinstance(key, str) for key in tree):
+    """Joins the keys of nested data by dots; a schedule is one value."""
+    if not isinstance(tree, dict) or all(map(is_step, tree)) or not all(isinstance(key, str) for key in tree):
         return {prefix: tree}
     return {
         path: value
@@ -93,7 +93,8 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`key: old -> new` for every key that would change the result of a run, two configs given as data.
+    """`key: old -> new` for every key that would change the result of a run, two configs given as data; where another
+    `name` of a section changes what is in it, that is counted only.
 
     Raises ConfigError if the old run was made with the toybox prior of an earlier release and the new one has today's.
     """
@@ -103,12 +104,14 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             "the run in this folder was made with the toybox prior of an earlier release, which this one replaces: "
             "finish it with that release, or begin it anew in another folder"
         )
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return [
-        f"{key}: {short(before.get(key))} -> {short(after.get(key))}"
-        for key in keys
-        if not any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
-    ]
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    keys = [key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in HARMLESS)]
+    names = [key for key in keys if key.endswith(".name")]
+    told = Counter(
+        min((name for name in names if key.startswith(name.removesuffix("name"))), key=len, default=key) for key in keys
+    )
+    more = {key: f", and {n - 1} more of its section" if n > 1 else "" for key, n in told.items()}
+    return [f"{key}: {short(before.get(key))} -> {short(after.get(key))}{more[key]}" for key in more]
 
 
 def user_path(text: str | Path, key: str) -> Path:
@@ -159,37 +162,6 @@ def place_of(config: BaseModel, config_name: str) -> Path:
     return _own_folder(config, config_name) if out is None else user_path(out, "out")
 
 
-def prepare(folder: Path, megabytes: float = 200) -> None:
-    """Create the folder; ConfigError if it cannot be written or has under `megabytes` MiB of free disk."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            free = free_megabytes(folder)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written ({error.strerror}); choose another out=", "out") from error
-    if free < megabytes:
-        needed = f"{folder} has {free:.0f} MB of free disk and the run needs {megabytes:.0f}"
-        raise ConfigError(f"{needed}; make room or choose another out=", "out")
-
-
-@contextmanager
-def prepared(folder: Path, megabytes: float = 200) -> Iterator[None]:
-    """Inside, the folder is there (`prepare`); folders that were made for it and got nothing are taken away again."""
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        prepare(folder, megabytes)
-        yield
-    finally:
-        with suppress(OSError):  # the first that holds something
-            for place in made:
-                place.rmdir()
-
-
-def free_megabytes(folder: Path) -> float:
-    """Free space in MiB of the file system that holds the existing `folder`. Raises OSError."""
-    return shutil.disk_usage(folder).free / 2**20
-
-
 def choose(config: BaseModel, config_name: str) -> tuple[Path, dict[str, Any] | None]:
     """The folder of a run, and the config of this run as it is there already, to be resumed, if so; nothing is written.
 
@@ -218,13 +190,13 @@ def begin(config: C, config_name: str) -> tuple[C, Path | None]:
     Raises ConfigError for what `choose` does, and if it cannot be written or is in use by another process (`run.lock`).
     """
     folder, stored = choose(config, config_name)
-    return _labelled(folder, config, stored), None if stored is None else folder
+    return _labelled(folder, config, config_name, stored), None if stored is None else folder
 
 
 def has_work(folder: Path) -> bool:
     """Is there anything in the folder of a run, at any depth, but what is there before its work begins?"""
     files = (name for _, _, names in os.walk(folder) for name in names)
-    return any(name not in (CONFIG, LOCK) and not _UNFINISHED.search(name) for name in files)
+    return any(name not in (CONFIG, LOCK) and not UNFINISHED.search(name) for name in files)
 
 
 def steps_done(folder: Path) -> int:
@@ -233,7 +205,7 @@ def steps_done(folder: Path) -> int:
     return steps if type(steps) is int else 0
 
 
-def _labelled(folder: Path, config: C, before: dict[str, Any] | None) -> C:
+def _labelled(folder: Path, config: C, config_name: str, before: dict[str, Any] | None) -> C:
     """Takes the folder and writes config.yaml there, unless the run is longer already than the config asks for.
 
     `before`: the config of the run that is there, which may have another length.
@@ -243,7 +215,7 @@ def _labelled(folder: Path, config: C, before: dict[str, Any] | None) -> C:
         clear_unfinished(folder, below=True)
     former, length = (flat(tree).get(LENGTH) for tree in (before or {}, plain(config)))
     if length is None or length >= steps_done(folder):
-        write_config(folder, config)
+        write_config(folder, config, config_name)
         if former not in (None, length) and has_work(folder):
             words = "%s: %s -> %s; values that are given in percent of the run count from its new length"
             logger.warning(words, LENGTH, former, length)
@@ -272,20 +244,20 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
             f"{COMMAND_LINE}: these changes would make it another run: {'; '.join(changed)}. "
             f"Start a new one with {command('--config', str(folder / CONFIG))}"
         )
-    return _labelled(folder, config, stored), folder
+    name = made_of((folder / CONFIG).read_text(encoding="utf-8"))
+    return _labelled(folder, config, name, stored), folder
 
 
-def write_config(folder: Path, config: BaseModel) -> None:
+def write_config(folder: Path, config: BaseModel, config_name: str = "") -> None:
     """config.yaml, complete but without the folder's own place, so that a run can be moved."""
-    write_atomic(folder / CONFIG, dump(config.model_copy(update={"out": None})))
+    first = f"# {' '.join(config_name.split())}\n" if config_name else ""
+    write_atomic(folder / CONFIG, first + dump(config.model_copy(update={"out": None})))
 
 
-# --- to the disk ------------------------------------------------------------------------------------------
-
-
-def unfinished(path: Path) -> Path:
-    """The name under which this process writes a file or a folder that shall be at `path` when it is whole."""
-    return path.with_name(f"{path.name}.{os.getpid()}.threedgen.tmp")
+def made_of(text: str) -> str:
+    """The config's name that a config.yaml has in its first line; "" if it has none."""
+    first = text.partition("\n")[0]
+    return first[1:].strip() if first.startswith("#") else ""
 
 
 def clear_unfinished(folder: Path, below: bool = False) -> None:
@@ -294,62 +266,8 @@ def clear_unfinished(folder: Path, below: bool = False) -> None:
     Nothing may be writing there. Raises OSError.
     """
     for place, folders, names in os.walk(folder):
-        for name in filter(_UNFINISHED.search, folders + names):
+        for name in filter(UNFINISHED.search, folders + names):
             path = Path(place, name)
             shutil.rmtree(path) if name in folders else path.unlink(missing_ok=True)
-        kept = (name for name in folders if below and not _UNFINISHED.search(name))
+        kept = (name for name in folders if below and not UNFINISHED.search(name))
         folders[:] = [name for name in kept if not Path(place, name, CONFIG).exists()]
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a whole file or nothing: a reader, a kill or a full disk never sees half of it. Text is UTF-8.
-
-    Raises OSError, with the old file untouched.
-    """
-    with replacing(path) as file:
-        file.write(data if isinstance(data, bytes) else data.encode("utf-8"))
-
-
-def write_json(path: Path, tree: Any) -> None:
-    """Writes plain data, and the folder of the file if need be. Raises OSError, and ValueError for NaN."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json_text(tree))
-
-
-def json_text(tree: Any) -> str:
-    """Plain data as a file's text. Raises ValueError for NaN."""
-    return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-@contextmanager
-def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when all of it is on the disk, or never; `before` is called in between."""
-    temporary = unfinished(path)
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        before()
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name != "nt":  # forces the rename to the disk; Windows cannot open a folder
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextmanager
-def writing(
-    place: Path, remedy: str = "make room there and run the same command again, it goes on from its last checkpoint"
-) -> Iterator[None]:
-    """Inside, an OSError (a full disk, a file that may not be read) becomes a ConfigError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        where = f", {error.filename}" if error.filename else ""
-        raise ConfigError(f"{place} could not be written ({error.strerror or error}{where}): {remedy}") from error

@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-_NOTE = b"\nstopping after this step (Ctrl-C again leaves at once)\n"
+AFTER_STEP = "stopping after this step (Ctrl-C again leaves at once)"
 
 
 class Interrupts:
@@ -22,11 +22,12 @@ class Interrupts:
                 step()
 
     Used around a whole command, so that what follows the training (pictures, mesh) is still done after the
-    first Ctrl-C. May be entered again inside itself. Outside the main thread, where Python lets nobody set
-    handlers, it does nothing.
+    first Ctrl-C; `note` tells the user what will be, and may be changed meanwhile. May be entered again inside
+    itself. Outside the main thread, where Python lets nobody set handlers, it does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: str = AFTER_STEP) -> None:
+        self.note = note
         self.stop = self.terminated = False
         self._depth = 0
         self._before: dict[int, tuple[Any, Any]] = {}  # signal: our handler and that of before
@@ -60,4 +61,5 @@ class Interrupts:
             raise KeyboardInterrupt
         self.stop = True
         with suppress(OSError):  # no terminal left to tell
-            os.write(2, _NOTE)  # not print or logging: a handler may interrupt either in the middle
+            # not print or logging: a handler may interrupt either in the middle
+            os.write(2, f"\n{self.note}\n".encode())

@@ -22,7 +22,8 @@ from pydantic import BaseModel
 from threedgen import __version__
 from threedgen.config import ConfigError, config_hash
 from threedgen.config.plain_file import parse_json, read_bytes, read_json
-from threedgen.run.folder import SUMMARY, write_atomic, write_json
+from threedgen.run.disk import write_atomic, write_json
+from threedgen.run.folder import SUMMARY
 
 logger = logging.getLogger(__name__)
 

@@ -120,7 +120,7 @@ class Count:
         if self._bar is not None:
             if details is None or now - self._drawn_at >= 0.25:  # reading the loss makes a GPU wait
                 self._drawn_at = now
-                self.note(note, details() if details else self._left())
+                self.note(note, details() if details else self.left())
         elif due or now - self._said_at >= self._every or done >= self.total:
             self.say(details)
 
@@ -129,7 +129,7 @@ class Count:
         if self.quiet or self._bar is not None:
             return
         self._said_at = self.clock()
-        line = clean(", ".join([f"{self.stage}: {self.done}/{self.total}", *(details() if details else self._left())]))
+        line = clean(", ".join([f"{self.stage}: {self.done}/{self.total}", *(details() if details else self.left())]))
         self.console.print(line, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
     def note(self, text: str, details: list[str] | None = None) -> None:
@@ -145,6 +145,7 @@ class Count:
         room = self.console.width - len(description) - 2 * len(str(self.total)) - SHORTEST_BAR - 4
         return ", ".join(part for k, part in enumerate(details) if len(", ".join(details[: k + 1])) <= room)
 
-    def _left(self) -> list[str]:
+    def left(self) -> list[str]:
+        """The time left, as soon as it can be told."""
         pace, left = self.speed.seconds_a_step(), self.total - self.done
         return [f"{duration(pace * left)} left"] if pace and left > 0 else []

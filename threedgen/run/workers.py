@@ -52,13 +52,14 @@ def run_jobs(
     cpus: float = 1.0,
     gpus: float = 0.0,
     interrupts: Interrupts | None = None,
+    on_begun: Callable[[Any], None] = lambda job: None,
 ) -> int:
     """Does ``work(job)`` for each job; returns 0, or 130 or 143 if Ctrl-C or SIGTERM came, here or to a worker.
 
-    ``jobs`` are drawn when a worker is free, and one ahead. ``on_done(job, result)`` and ``on_failed(job, reason)`` are
-    called in this process. A job fails when it has raised an exception, or lost its worker, ``attempts`` times; without
-    ``on_failed`` that raises RuntimeError. Raises ConfigError if ``work`` does, if no Ray cluster answers at
-    ``address``, and if workers keep dying. Each worker on Ray asks for ``cpus`` and ``gpus``.
+    ``jobs`` are drawn when a worker is free, and one ahead. ``on_begun(job)``, ``on_done(job, result)`` and
+    ``on_failed(job, reason)`` are called in this process. A job fails when it has raised an exception, or lost its
+    worker, ``attempts`` times; without ``on_failed`` that raises RuntimeError. Raises ConfigError if ``work`` does, if
+    no Ray cluster answers at ``address``, and if workers keep dying. Each worker on Ray asks for ``cpus`` and ``gpus``.
 
     The first Ctrl-C, or SIGTERM, is passed on and the workers are waited for; at the second Ctrl-C, which raises
     KeyboardInterrupt, they are gone at once. ``interrupts``: the caller's own. With ``engine`` here, signals are left
@@ -73,7 +74,7 @@ def run_jobs(
             heard.obey_sigterm()
         crew = Crew(start, 1 if engine == "here" else workers, work, attempts, heard)
         stack.callback(crew.close)
-        return crew.run(jobs, on_done, on_failed)
+        return crew.run(jobs, on_done, on_failed, on_begun)
 
 
 def attempt(work: Callable[[Any], Any], job: Any, table: dict[str, Any]) -> Answer:
@@ -103,12 +104,17 @@ class Crew:
         self.code = self.deaths = 0
 
     def run(
-        self, jobs: Iterable[Any], on_done: Callable[[Any, Any], None], on_failed: Callable[[Any, str], None] | None
+        self,
+        jobs: Iterable[Any],
+        on_done: Callable[[Any, Any], None],
+        on_failed: Callable[[Any, str], None] | None,
+        on_begun: Callable[[Any], None],
     ) -> int:
         jobs, told = iter(jobs), False
         while True:
             while self.idle and self.draw(jobs):
                 worker, (job, number) = self.idle.pop(), self.coming.pop()
+                on_begun(job)
                 self.busy[worker.submit(self.work, job, registry.TABLE)] = worker, job, number
             if not self.busy:
                 return self.code if self.stopped() else 0

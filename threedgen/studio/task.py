@@ -8,7 +8,8 @@ import time
 import webbrowser
 from pathlib import Path
 
-from threedgen.run.folder import user_path, writing
+from threedgen.run.disk import writing
+from threedgen.run.folder import user_path
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.text import say
 

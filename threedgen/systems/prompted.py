@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from threedgen.config.errors import within
+from threedgen.config.errors import ConfigError, short, within
 from threedgen.config.sections import RunConfig
 from threedgen.run.prompts import unknown_note
 
@@ -46,14 +46,23 @@ class PromptedConfig(WordedConfig):
     def check_prompt(self, others: Iterable[str] = ()) -> None:
         """Does the prior know a thing that the prompt names, or each of `others`, as far as that can be told?
 
-        Raises ConfigError.
+        Raises ConfigError for the first that it does not, naming up to two more.
         """
         from threedgen.data.toybox.prompt_words import check_noun
 
-        if self.prompt_check == "on":
-            vocabulary = self.vocabulary()
-            for prompt in others or [self.prompt]:
+        if self.prompt_check == "off":
+            return
+        vocabulary, refused = self.vocabulary(), dict[str, ConfigError]()
+        for prompt in others or [self.prompt]:
+            try:
                 check_noun(prompt, vocabulary)
+            except ConfigError as error:
+                refused[prompt] = error
+        if refused:
+            first, *rest = refused
+            named = [*map(short, rest[:2]), *([f"{len(rest) - 2} more"] if len(rest) > 2 else [])]
+            also = f"; so do {' and '.join(named)}" if rest else ""
+            raise ConfigError(f"{refused[first].problem}{also}", refused[first].key)
 
     def usual_height(self) -> tuple[str, float] | None:
         """What the prompt names ("a dog") and how many metres tall it usually is; None if nobody knows."""
@@ -62,13 +71,13 @@ class PromptedConfig(WordedConfig):
         return usual_height(self.prompt)
 
     def prompt_notes(self) -> list[str]:
-        """A sentence for each thing that is asked for and that the prior has not learnt, or that has no effect.
-
-        Raises ConfigError.
-        """
+        """A sentence for each thing in the prompt that is more than the prior has learnt, on words of the negative
+        prompt that it does not know, and on what is asked for and has no effect. Raises ConfigError."""
         from threedgen.data.toybox.prompt_words import notes
 
-        return notes(self.prompt, self.vocabulary())
+        vocabulary = self.vocabulary()
+        unknown = vocabulary.unknown(getattr(self, "negative_prompt", "")) if vocabulary else []
+        return [*notes(self.prompt, vocabulary), *(f"negative_prompt: {note}" for note in unknown_note(unknown))]
 
     def texts(self) -> list[str]:
         return [self.prompt]

@@ -18,6 +18,7 @@ from torch import Tensor
 from threedgen.config import yaml_text
 from threedgen.config.errors import ConfigError, short
 from threedgen.run import folder as runs
+from threedgen.run.disk import free_megabytes
 from threedgen.train.callbacks import StepCallback, anywhere, nonfinite
 from threedgen.train.checkpoint_file import LAST, read, write
 
@@ -110,7 +111,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     def _space(self) -> str:
         """Free space as part of a sentence."""
         try:
-            return f"{runs.free_megabytes(self.folder):.0f} MB free"
+            return f"{free_megabytes(self.folder):.0f} MB free"
         except OSError:
             return "the folder is gone"
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError, short
-from threedgen.run import folder as runs
+from threedgen.run.disk import replacing
 from threedgen.run.torch_file import leaves, read_torch
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def write(checkpoint: dict[str, Any], path: Path, keep: int = 2) -> None:
                 os.replace(newer, older)
 
     try:
-        with runs.replacing(path, push_down) as file:
+        with replacing(path, push_down) as file:
             torch.save(checkpoint, file)
     except RuntimeError as error:
         if re.search("inline_container|unexpected pos", str(error)):

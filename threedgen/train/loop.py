@@ -22,7 +22,8 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from threedgen.config.errors import ConfigError, in_a_line, short
-from threedgen.run.folder import LENGTH, free_megabytes
+from threedgen.run.disk import free_megabytes
+from threedgen.run.folder import LENGTH
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.progress import silence_lightning

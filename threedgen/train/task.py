@@ -23,7 +23,7 @@ import torch
 
 from threedgen.config import registry
 from threedgen.run import cache
-from threedgen.run.folder import writing
+from threedgen.run.disk import writing
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.lock import release
 from threedgen.run.metrics import read_summary, write_summary

@@ -13,7 +13,8 @@ from markupsafe import Markup
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.images import GAP
 from threedgen.geometry.picture_file import read_picture
-from threedgen.run.folder import CONFIG, stored_config, user_path, write_atomic, writing
+from threedgen.run.disk import write_atomic, writing
+from threedgen.run.folder import CONFIG, stored_config, user_path
 from threedgen.run.text import duration, say, visible
 
 from .options import GalleryConfig
@@ -82,7 +83,7 @@ def card(record: Record, home: Path) -> dict[str, Any]:
     report = record.file(PAGE)
     seconds = [] if record.seconds is None else [duration(record.seconds)]
     method = [record.method] if record.method else []
-    facts = [*method, f"seed {record.seed}", *seconds, f"{record.ended:%Y-%m-%d}"]
+    facts = [*method, *record.choices, f"seed {record.seed}", *seconds, f"{record.ended:%Y-%m-%d}"]
     return {
         "record": record,
         "picture": still(record),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from threedgen.run.folder import write_atomic
+from threedgen.run.disk import write_atomic
 
 from .page import embedded, jpeg, page
 

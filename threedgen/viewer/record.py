@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from threedgen.config import load, plain, shipped
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
 from threedgen.export.asset_folder import FOLDER, read_manifest
-from threedgen.run.folder import CONFIG, stored_config
+from threedgen.run.folder import CONFIG, made_of, stored_config
 from threedgen.run.metrics import read_summary
 
 TASKS = ("generate", "image-to-3d")
@@ -69,8 +72,16 @@ class Record:
 
     @property
     def method(self) -> str:
-        """The config that made it, as far as a batch of runs has noted it."""
-        return str(read_json(self.folder / "job.json").get("method", ""))
+        """The config that made it, with its changes if a batch of runs has noted them; "" if nobody says."""
+        return str(read_json(self.folder / "job.json").get("method") or made_of(self.text))
+
+    @property
+    def choices(self) -> list[str]:
+        """Where it has another choice than the shipped config that made it, and `method` does not say so."""
+        usual = _usual(self.method.partition(" ")[0])
+        own = {part: self.option(part, "name") for part in usual}
+        changed = [f"{part}.name={name}" for part, name in own.items() if name not in (None, usual[part])]
+        return [text for text in changed if text not in self.method.split()]
 
     @property
     def steps(self) -> int | None:
@@ -133,6 +144,15 @@ def read_record(folder: Path) -> Record:
         again = command("--resume", str(folder))
         raise ConfigError(f"{folder / 'summary.json'} is damaged; {again} goes on with the run and writes it anew")
     return Record(folder, config, summary, (folder / CONFIG).read_text(encoding="utf-8"))
+
+
+@cache
+def _usual(name: str) -> dict[str, Any]:
+    """The choices of a shipped config; {} for any other, and for one that has none."""
+    tree: dict[str, Any] = {}
+    with suppress(ConfigError):
+        tree = plain(load(name, quiet=True)) if name in shipped() else {}
+    return {part: tree[part]["name"] for part in ("prior", "distillation", "field") if part in tree}
 
 
 def _inside(tree: Any, keys: Sequence[str]) -> Any:

@@ -13,7 +13,8 @@ from rich.filesize import decimal as size
 from threedgen.export.asset_folder import FOLDER
 from threedgen.export.options import resize
 from threedgen.geometry.images import GAP
-from threedgen.run.folder import run_folder, write_atomic, writing
+from threedgen.run.disk import write_atomic, writing
+from threedgen.run.folder import run_folder
 from threedgen.run.metrics import read_metrics
 from threedgen.run.text import clean, duration, number, say
 

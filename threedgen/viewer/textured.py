@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from threedgen.run.folder import write_atomic
+from threedgen.run.disk import write_atomic
 
 from .page import embedded, page
 from .report import SCRIPTS

@@ -138,9 +138,11 @@ def test_a_small_part_is_dropped_and_a_large_one_kept(monkeypatch):
     assert solid(both).body_count == 2 and both.info["parts_kept"] == 2
 
 
-@pytest.mark.parametrize("peak", [0.0, 0.2])
-def test_an_empty_field_is_said_in_one_sentence(peak):
-    with pytest.raises(EmptyField, match="nothing solid came out") as caught:
+@pytest.mark.parametrize(
+    ("peak", "advice"), [(0.0, "nothing is there; the learning rates .* may be too high"), (0.2, "train longer")]
+)
+def test_an_empty_field_is_said_in_one_sentence(peak, advice):
+    with pytest.raises(EmptyField, match=f"nothing solid came out.*{advice}") as caught:
         extract(ball(0.5, peak=peak), position_colour, 32)
     assert isinstance(caught.value, ConfigError) and "\n" not in str(caught.value)
 

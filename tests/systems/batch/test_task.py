@@ -38,6 +38,17 @@ def test_prompts_times_configs_times_seeds_each_in_its_own_folder(capsys: pytest
     assert json.loads(Path("run/summary.json").read_text())["states"] == {"finished": 8}
 
 
+def test_the_job_that_runs_is_named_and_all_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["prompts=prompts.txt", "configs=[good fronts=1]", "overrides=[fronts=2, seconds=0]", "out=run"]
+    Path("prompts.txt").write_text("a blue dog\na red car\n")
+    assert cli.main(["--config", "batch", *words]) == 0
+    named = "good fronts=2 seconds=0 fronts=1"  # the last one holds
+    said, (dog, car) = capsys.readouterr().err.splitlines(), table()
+    assert dog["config"] == car["config"] == named
+    assert f"objects: 0/2, {named} a blue dog 0, run/{dog['folder']}" in said
+    assert f"objects: 1/2, {named} a red car 0, run/{car['folder']}" in said
+
+
 def test_what_is_there_is_not_made_again_and_a_prompt_more_is_made() -> None:
     assert command() == 0 and command() == 0 and set(log().values()) == {1}
     with Path("prompts.txt").open("a") as file:
@@ -77,9 +88,9 @@ def test_real_runs_are_on_the_page() -> None:
     """A tiny prior and runs of a second."""
     write_config(Path("tiny.yaml"), TINY, prior={"weights": str(prior_folder()), "dtype": "fp32"})
     Path("prompts.txt").write_text("a red dog\n")
-    assert command("configs=[tiny.yaml, tiny.yaml size=8]", "seeds=[3]") == 0
+    assert command("configs=[tiny.yaml, tiny.yaml size=8]", "seeds=[3]", "overrides=[result.fps=9]") == 0
     page = Path("run/gallery.html").read_text()
-    assert page.count('class="card"') == 2 and "tiny.yaml size=8" in page and "seed 3" in page
+    assert page.count('class="card"') == 2 and "tiny.yaml result.fps=9 size=8" in page and "seed 3" in page
     assert all(f"./{row['folder']}/report.html" in page for row in table())
 
 
@@ -102,11 +113,12 @@ def test_mistakes_are_said_before_any_work(more: list[str], said: str, capsys: p
 
 
 def test_every_prompt_is_looked_at_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("prompts.txt").write_text("a nebula\na blue dog\n")
+    Path("prompts.txt").write_text("a nebula\na blue dog\njustice\nlove\npeace\nhope\n")
     methods = "configs=[sds-toybox, mvdream-toybox]"
     assert command(methods) == 2 and not Path("run").exists()
     said = capsys.readouterr().err
-    assert said.startswith("prompts: sds-toybox: names nothing that this prior can draw") and "(got 'a nebula')" in said
+    assert said.startswith("prompts: sds-toybox: names nothing that this prior can draw")
+    assert "(got 'a nebula'); so do 'justice' and 'love' and 2 more\n" in said
     load("batch", ["prompts=prompts.txt", methods, "overrides=[prompt_check=off]"]).check()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,21 @@ def test_a_failed_run_is_an_error_in_python(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(generate_run, "run_status", failed)
     with pytest.raises(ConfigError, match="run: the loss term is not finite"):
         threedgen.generate("a cat", tiny_generate(tmp_path), out=tmp_path / "run")
+
+
+def test_ctrl_c_while_results_are_made_speaks_of_no_step(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: Any) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    monkeypatch.setattr("threedgen.systems.generate.optimise.write_results", interrupted)
+    export = {"enabled": False}
+    run = threedgen.generate("a cat", tiny_generate(tmp_path), out=tmp_path / "run", **(values() | {"export": export}))
+    said = capfd.readouterr().err
+    assert run.status == "finished" and "step (" not in said and "step;" not in said
+    assert "turntable, mesh and page are being made (Ctrl-C again leaves at once" in said
 
 
 def test_a_notebook_shows_a_run(tmp_path: Path) -> None:

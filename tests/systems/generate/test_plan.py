@@ -130,6 +130,9 @@ def test_what_the_prior_will_not_heed_is_told(tmp_path: Path, capsys: pytest.Cap
     code, out, _ = dry(tmp_path, capsys, "prompt=a fluffy dog and a cat")
     told = [line for line in out.splitlines() if line.startswith("note: ")]
     assert code == 0 and len(told) == 2 and "does not know 'fluffy'" in told[0] and "dog and cat" in told[1]
+    code, out, _ = dry(tmp_path, capsys, "prompt=a dog", "negative_prompt=ugly zebra")
+    told = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert told == ["note: negative_prompt: this prior does not know 'ugly', 'zebra'; it goes on without them"]
     code, out, err = dry(tmp_path, capsys, "prompt=a corgi")
     assert code == 2 and not out and "prompt: names nothing that this prior can draw; for 'corgi' say dog" in err
 

@@ -22,7 +22,7 @@ from threedgen.config import plain, tree_hash
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_json
 from threedgen.geometry.images import png, to_uint8
-from threedgen.run.folder import write_atomic, write_json, writing
+from threedgen.run.disk import write_atomic, write_json, writing
 from threedgen.run.metrics import csv_table
 from threedgen.run.options import ENGINE
 from threedgen.run.progress import Count

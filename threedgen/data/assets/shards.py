@@ -23,7 +23,7 @@ from typing import Any
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import parse_json, read_json
-from threedgen.run.folder import replacing
+from threedgen.run.disk import replacing
 
 from .options import INDEX
 

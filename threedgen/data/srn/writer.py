@@ -12,7 +12,7 @@ import numpy as np
 from threedgen.geometry.images import png, to_uint8
 from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.views import Views
-from threedgen.run.folder import unfinished
+from threedgen.run.disk import unfinished
 
 
 def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | None = None) -> Path:

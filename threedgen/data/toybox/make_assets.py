@@ -15,7 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from threedgen.run.folder import slug, write_atomic
+from threedgen.run.disk import write_atomic
+from threedgen.run.folder import slug
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.run.workers import STOPPED, Stopped

@@ -27,7 +27,7 @@ from threedgen.geometry.depth_file import write_depth
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.warp import of_cameras
 from threedgen.run.arrays import Array
-from threedgen.run.folder import unfinished, write_atomic
+from threedgen.run.disk import unfinished, write_atomic
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.run.workers import STOPPED, Stopped

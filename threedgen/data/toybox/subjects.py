@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from threedgen.geometry.images import grid, readable, write_png
-from threedgen.run.folder import write_atomic
+from threedgen.run.disk import write_atomic
 from threedgen.run.text import say
 
 from .builder import Builder

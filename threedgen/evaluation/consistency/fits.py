@@ -25,7 +25,7 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr, to_uint8
 from threedgen.geometry.views import Views
 from threedgen.representations.fit import Bounds, fit
-from threedgen.run.folder import replacing, write_json
+from threedgen.run.disk import replacing, write_json
 from threedgen.run.threads import set_threads
 
 from .options import ConsistencyConfig

@@ -17,7 +17,7 @@ from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.images import readable, to_uint8
 from threedgen.geometry.views import Views
 from threedgen.run.arrays import evenly
-from threedgen.run.folder import write_atomic
+from threedgen.run.disk import write_atomic
 from threedgen.run.metrics import csv_table
 from threedgen.run.seeding import numpy_generator
 from threedgen.train.task import Task

@@ -13,7 +13,8 @@ from threedgen.config.errors import ConfigError
 from threedgen.evaluation.metrics.figures import Share
 from threedgen.evaluation.tables import between, finish, limits, markdown_table, percent
 from threedgen.geometry.picture_file import read_picture
-from threedgen.run.folder import flat, write_atomic, writing
+from threedgen.run.disk import write_atomic, writing
+from threedgen.run.folder import flat
 from threedgen.run.metrics import csv_table
 from threedgen.run.text import clean
 from threedgen.train.task import Task

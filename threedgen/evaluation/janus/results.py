@@ -20,7 +20,7 @@ from threedgen.evaluation.metrics.figures import median, share
 from threedgen.evaluation.tables import rounded
 from threedgen.geometry.images import write_png
 from threedgen.geometry.mesh_file import LARGEST
-from threedgen.run.folder import write_json
+from threedgen.run.disk import write_json
 from threedgen.train.checkpoint_file import LAST
 
 from .meter import Meter, RunField

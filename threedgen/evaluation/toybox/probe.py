@@ -22,7 +22,7 @@ from threedgen.config.command import command
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_json
 from threedgen.guidance.matte import convolution
-from threedgen.run.folder import write_atomic, write_json
+from threedgen.run.disk import write_atomic, write_json
 
 from .labels import Labels
 from .options import ProbeNetworkConfig, network_file

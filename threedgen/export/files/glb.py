@@ -17,7 +17,7 @@ import numpy as np
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import Mesh
 from threedgen.run.arrays import Array
-from threedgen.run.folder import write_atomic
+from threedgen.run.disk import write_atomic
 
 _COMPONENTS = {"<f4": 5126, "<u2": 5123, "<u4": 5125}
 _VERTICES, _INDICES = 34962, 34963

@@ -26,6 +26,8 @@ from threedgen.run.arrays import Array
 HALF_OPAQUE = math.log(2) / 2
 HAZE = 0.1
 """What counts as empty, as a share of the density of typical matter."""
+NOTHING = 0.005
+"""What hides less than this is not there; a field that training has blown up ends so."""
 BLUR, MOST_BLUR = 0.6, 0.03
 """Standard deviation of the blur of a density, in radii of the world: for the square of the free path of light through
 typical matter, and at most."""
@@ -53,10 +55,10 @@ def depth_field(sigma: Array, cell: float, radius: float, smallest: float = 0.01
         np.moveaxis(tau, axis, 0)[[0, -1]] = 0
     if not tau.max() > HALF_OPAQUE:
         opacity = 1 - math.exp(-2 * float(tau.max()))
-        raise EmptyField(
-            f"nothing solid came out: at its densest it hides {100 * opacity:.0f} % of what is behind it; "
-            "train longer, or choose another seed"
-        )
+        what = f"nothing solid came out: at its densest it hides {100 * opacity:.0f} % of what is behind it"
+        if opacity < NOTHING:
+            raise EmptyField(f"{what}, so nothing is there; the learning rates (section optimizer) may be too high")
+        raise EmptyField(f"{what}; train longer, or choose another seed")
     level = max(HALF_OPAQUE, min(SHALLOWEST * radius * matter, float(tau.max()) / 2))
     level = min(level, DEEPEST * radius * matter)
     tau, info = clean(tau, level, smallest)

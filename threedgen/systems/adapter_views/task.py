@@ -16,7 +16,7 @@ from threedgen.export.files.textured import TexturedMesh
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAY_VIEWS, views
 from threedgen.guidance.mvadapter.model import MVAdapter
-from threedgen.run.folder import writing
+from threedgen.run.disk import writing
 from threedgen.systems.texture_object.drawing import draw, write_views
 from threedgen.systems.texture_object.mesh import SIDES, control_maps, placed, preview, without_uv
 from threedgen.train.task import Task, run_task

@@ -24,6 +24,7 @@ from threedgen.config.plain_file import read_json
 from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
+from threedgen.run.disk import write_json
 from threedgen.run.metrics import forget_peak, peak_memory, read_summary
 from threedgen.run.options import ENGINE, CrewConfig
 from threedgen.run.workers import STOPPED, Stopped, run_jobs
@@ -99,7 +100,7 @@ OVER = (FINISHED, FAILED)
 
 def write_record(folder: Path, state: str, **figures: Any) -> None:
     """Says how a job stands; what the old record says of anything else stays."""
-    runs.write_json(folder / RECORD, read_json(folder / RECORD) | {"state": state, **figures})
+    write_json(folder / RECORD, read_json(folder / RECORD) | {"state": state, **figures})
 
 
 def make(job: Job, root: Path, threads: int | None) -> str:
@@ -140,17 +141,22 @@ def make_all(config: CrewConfig, jobs: Sequence[Job], root: Path, quiet: bool) -
     refused = set[str]()
     with Count("objects", len(jobs), quiet, done=len(jobs) - len(left)) as count:
 
+        def begun(job: Job) -> None:
+            name, place = f"{job.method} {job.prompt} {job.seed}", str(root / job.key)
+            count.note(name, [*count.left(), place])
+            count.say(lambda: [name, place])
+
         def done(job: Job, state: str) -> None:
             if state == REFUSED:
                 refused.add(job.method)
             else:
-                count.add(1, job.prompt)
+                count.add(1)
 
         def failed(job: Job, reason: str) -> None:
             given_up = f"given up after {config.attempts} attempts: {reason}"
             write_record(root / job.key, FAILED, method=job.method, reason=given_up)
-            count.add(1, job.prompt)
+            count.add(1)
 
         lacking = (job for job in left if job.method not in refused)
         work = partial(make, root=Path(os.path.abspath(root)), threads=threads_each(config))
-        return run_jobs(lacking, work, done, failed, **config.model_dump(include=set(ENGINE)))
+        return run_jobs(lacking, work, done, failed, on_begun=begun, **config.model_dump(include=set(ENGINE)))

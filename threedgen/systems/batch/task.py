@@ -14,12 +14,12 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from threedgen.config.plain_file import read_json
-from threedgen.run.folder import write_atomic, writing
+from threedgen.run.disk import write_atomic, writing
 from threedgen.run.metrics import csv_table
 from threedgen.run.workers import Stopped
 from threedgen.viewer.gallery import NAME, gallery
 
-from .jobs import FINISHED, RECORD, Job, job, make_all, object_config
+from .jobs import FINISHED, RECORD, Job, job, make_all, object_config, words_of
 from .options import BatchConfig
 
 if TYPE_CHECKING:
@@ -30,10 +30,14 @@ RUNS, TABLE, MISSING = "runs", "batch.csv", "missing"
 
 
 def plan(config: BatchConfig) -> list[Job]:
-    """All jobs, those of one seed before the next. Raises ConfigError for a config that makes no objects."""
+    """All jobs, those of one seed before the next, each method with the changes of all. Raises ConfigError for a config
+    that makes no objects."""
     prompts = config.lines()
     asked = config.overrides, prompts[0], "configs", "the batch"
-    methods = {method: object_config(method, *asked) for method in config.configs}
+    methods = {}
+    for method in config.configs:
+        name, *own = words_of(method)
+        methods[" ".join([name, *config.overrides, *own])] = object_config(method, *asked)
     return [
         job(method, base, prompt, seed)
         for seed in config.seeds

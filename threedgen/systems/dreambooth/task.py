@@ -21,7 +21,7 @@ from threedgen.geometry.images import grid, readable, write_png
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
 from threedgen.run.cache import kept
-from threedgen.run.folder import writing
+from threedgen.run.disk import writing
 from threedgen.run.progress import Count
 from threedgen.run.prompts import warn_about
 from threedgen.run.seeding import generator

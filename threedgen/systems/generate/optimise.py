@@ -13,7 +13,7 @@ from threedgen.export.run_field import open_field
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import turntable
 from threedgen.guidance.prior import Prior
-from threedgen.run.folder import writing
+from threedgen.run.disk import writing
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.train.callbacks import FiniteGuard
@@ -25,6 +25,14 @@ from threedgen.viewer.report import PAGE, write_report
 
 from .outputs import make_asset, write_results
 from .system import GenerateSystem
+
+STOPPING = (
+    "stopping after this step; turntable, {made} and page are then made of what there is (Ctrl-C again leaves at once)"
+)
+RESULTS = (
+    "turntable, {made} and page are being made (Ctrl-C again leaves at once, or without the asset while that is made)"
+)
+"""What Ctrl-C does in the two parts of a run, for the terminal."""
 
 
 def optimise(
@@ -41,7 +49,8 @@ def optimise(
     system = GenerateSystem(config, prior, text, views if config.warm_steps else None, cameras)
     if start is not None:
         start_from(system, start)  # a checkpoint, if there is one, comes after it
-    with Interrupts() as interrupts, ExitStack() as stack:
+    made = "asset" if config.export.enabled else "mesh"
+    with Interrupts(STOPPING.format(made=made)) as interrupts, ExitStack() as stack:
         watchers: list[LiveView] = []
         if config.view.enabled:  # the window stays open until the results are made
             watchers = [stack.enter_context(closing(live_view(system, folder, interrupts)))]
@@ -50,6 +59,7 @@ def optimise(
         if status is Status.TERMINATED or not task.leader:
             return status
         failed = status is Status.FAILED
+        interrupts.note = RESULTS.format(made=made)
         with writing(folder):
             figures: dict[str, Any] = {} if failed else write_results(system, folder, notes, task.quiet)
             if failed:

@@ -26,7 +26,7 @@ from threedgen.export.task import bar, export, in_summary, noted, save
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, to_uint8, write_mp4, write_png
 from threedgen.geometry.rigs import turntable
-from threedgen.run.folder import replacing
+from threedgen.run.disk import replacing
 from threedgen.run.progress import Count
 from threedgen.systems.generate.options import ResultConfig
 

@@ -24,7 +24,7 @@ from threedgen.representations.backends import load as load_backend
 from threedgen.representations.hashgrid import encoding
 from threedgen.run import folder as runs
 from threedgen.run.cache import kept
-from threedgen.run.folder import writing
+from threedgen.run.disk import writing
 from threedgen.run.memory import enough_memory
 from threedgen.run.metrics import read_summary
 from threedgen.run.progress import Count

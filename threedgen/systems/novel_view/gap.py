@@ -22,7 +22,7 @@ from threedgen.geometry.images import grid, psnr, readable, write_png
 from threedgen.geometry.views import Views
 from threedgen.guidance.threedim.logsnr import add_noise, x0_from_output
 from threedgen.guidance.threedim.sampler import ViewModel, bounded, sample_views
-from threedgen.run.folder import write_atomic
+from threedgen.run.disk import write_atomic
 from threedgen.run.seeding import generator
 
 from .options import PairTrainingConfig

@@ -35,7 +35,7 @@ from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
 from threedgen.guidance.threedim.options import CamerasConfig
 from threedgen.representations.fit import Bounds, SceneField, border_colour, fit
 from threedgen.run.cache import kept
-from threedgen.run.folder import writing
+from threedgen.run.disk import writing
 from threedgen.run.progress import Count
 from threedgen.systems.generate.outputs import try_asset, write_mesh, write_turn
 from threedgen.systems.generate.result import Run, tell

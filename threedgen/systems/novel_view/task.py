@@ -21,7 +21,7 @@ from threedgen.guidance.threedim.latents import LatentPairs
 from threedgen.guidance.threedim.options import XUNetConfig
 from threedgen.guidance.threedim.xunet import XUNet
 from threedgen.run.cache import digest
-from threedgen.run.folder import writing
+from threedgen.run.disk import writing
 from threedgen.run.seeding import seed_networks
 from threedgen.train.status import Status
 from threedgen.train.task import Task, run_task

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from threedgen.geometry.images import png, to_uint8, write_mp4, write_png
 from threedgen.geometry.panorama import covered, equirectangular_views, intrinsics, rotation, stitch
-from threedgen.run.folder import write_atomic
+from threedgen.run.disk import write_atomic
 from threedgen.viewer.panorama import write_page
 
 from .options import FilmConfig

@@ -23,7 +23,7 @@ from threedgen.geometry.panorama import cameras, intrinsics, ring
 from threedgen.guidance.draft import Size, check_halves, steps_in_all
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.cache import kept
-from threedgen.run.folder import writing
+from threedgen.run.disk import writing
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.run.prompts import warn_about

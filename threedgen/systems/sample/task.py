@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from threedgen.geometry.images import grid, write_png
-from threedgen.run.folder import writing
+from threedgen.run.disk import writing
 from threedgen.run.prompts import tidy, warn_about, with_suffix
 from threedgen.run.seeding import generator
 from threedgen.systems.sample.options import SampleConfig

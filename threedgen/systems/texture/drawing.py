@@ -23,7 +23,7 @@ from threedgen.geometry.views import resize
 from threedgen.guidance.draft import Size, check_halves, steps_in_all
 from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
-from threedgen.run.folder import write_atomic, writing
+from threedgen.run.disk import write_atomic, writing
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator

@@ -31,7 +31,7 @@ from threedgen.geometry.depth_file import write_depth
 from threedgen.geometry.images import grid, png, readable, to_uint8, write_mp4, write_png
 from threedgen.geometry.overlap import require_poses, spread_pairs
 from threedgen.geometry.poses import Poses
-from threedgen.run.folder import write_atomic, writing
+from threedgen.run.disk import write_atomic, writing
 from threedgen.run.progress import Count
 from threedgen.run.prompts import tidy, warn_about
 from threedgen.train.task import Task, run_task

@@ -33,7 +33,7 @@ from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import resize
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.run.arrays import Array
-from threedgen.run.folder import write_atomic, writing
+from threedgen.run.disk import write_atomic, writing
 from threedgen.run.progress import Count
 from threedgen.train.task import Task, run_task
 from threedgen.viewer.textured import write_page

@@ -27,8 +27,8 @@ from threedgen.guidance.matte import Matte
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.arrays import Array
 from threedgen.run.cache import BlockCache, digest
+from threedgen.run.disk import writing
 from threedgen.run.dtypes import mixed
-from threedgen.run.folder import writing
 from threedgen.run.seeding import numpy_generator, seed_networks
 from threedgen.train.status import Status
 from threedgen.train.system import System

@@ -18,7 +18,7 @@ from threedgen.guidance.draft import check_halves
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
-from threedgen.run.folder import writing
+from threedgen.run.disk import writing
 from threedgen.run.seeding import seed_networks
 from threedgen.train.status import Status
 from threedgen.train.task import Task, run_task

@@ -21,7 +21,7 @@ from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.inputs import Extra
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.unet import Kind, MultiviewUNet
-from threedgen.run.folder import writing
+from threedgen.run.disk import writing
 from threedgen.run.seeding import generator, seed_networks
 from threedgen.train.status import Status
 from threedgen.train.task import Task, run_task

@@ -18,7 +18,8 @@ from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews, CaptionedPictures, split
 from threedgen.data.bank import LatentBank, Source
 from threedgen.guidance.priors.mvdream import MVDream, load_as
-from threedgen.run.folder import user_path, writing
+from threedgen.run.disk import writing
+from threedgen.run.folder import user_path
 from threedgen.run.seeding import seed_networks
 from threedgen.run.text import say
 from threedgen.systems.train_prior.system import with_camera

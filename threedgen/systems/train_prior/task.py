@@ -26,7 +26,7 @@ from threedgen.data.toybox.world import View
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
-from threedgen.run.folder import writing
+from threedgen.run.disk import writing
 from threedgen.run.seeding import generator, seed_networks
 from threedgen.train.status import Status
 from threedgen.train.task import Task, run_task
