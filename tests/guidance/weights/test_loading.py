@@ -270,11 +270,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_network")
 def test_what_is_missing_says_how_to_get_it() -> None:
     text = refused(lambda: loading.check("sd-v2.1-base-4view.pt"), "neither a file or folder here nor in the")
-    assert "hf download MVDream/MVDream sd-v2.1-base-4view.pt" in text and "mvdream-toybox runs" in text
+    assert "hf download MVDream/MVDream sd-v2.1-base-4view.pt" in text and "runs without a download" in text
     text = refused(lambda: loading.check("some/where/sd-v1.5-4view.pt"), "no file or folder")
-    assert "hf download MVDream/MVDream sd-v1.5-4view.pt" in text and "mvdream-toybox runs" in text
+    assert "hf download MVDream/MVDream sd-v1.5-4view.pt" in text and "runs without a download" in text
     text = refused(lambda: loading.check("someone/model"), "'someone/model' is neither a file or folder here")
-    assert "hf download someone/model" in text and "mvdream-toybox runs" in text
+    assert "hf download someone/model" in text and "runs without a download" in text
     refused(lambda: loading.locate("someone/model"), "cannot be reached")
     refused(lambda: loading.locate("sd-v1.5-4view.pt"), "cannot be reached")
 
