@@ -20,10 +20,7 @@ from threedgen.run import folder as runs
 from threedgen.run.text import clean_logs, say, steady_streams
 
 DEFAULT_CONFIG = "mvdream-toybox"
-FLAGS = (
-    *("--config", "--dry-run", "--help", "--list", "--plugin", "--print-config", "--quiet", "--resume", "--version"),
-    "--view",
-)
+FLAGS = f"--config --dry-run --help --list {plugins.FLAG} --print-config --quiet --resume --version --view".split()
 SHORT_FLAGS = {"-c": "--config", "-h": "--help", "-q": "--quiet"}
 WITH_VALUE = {
     "--config": DEFAULT_CONFIG,

@@ -25,7 +25,8 @@ def wider(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
     """A copy of a stock UNet with ``channels`` at each level; the same object if it has those.
 
     It computes what ``unet`` does but for the group norms that span two levels, whose groups are cut elsewhere (in the
-    toybox's 2D model 0.2 % of the output).  Raises ConfigError unless each width is a multiple of the old one.
+    toybox's 2D model 3 to 9 % of what it makes of noise).  Raises ConfigError unless each width is a multiple of the
+    old one, and levels of one width stay so.
     """
     old = list(unet.config["block_out_channels"])
     if list(channels) == old:
