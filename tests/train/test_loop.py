@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from tests.support import toy_run
 from tests.support.toy_run import CONFIG_YAML, STEPS, log, result
 from threedgen.config.errors import ConfigError
 from threedgen.run.interrupts import Interrupts
+from threedgen.run.threads import threads_of
 from threedgen.train.callbacks import aside, nonfinite
 from threedgen.train.checkpoint import NUMERICS_KEY, check_config, check_weights, numerics, warn_numerics
 from threedgen.train.checkpoint_file import LAST, latest, read, write
@@ -284,6 +287,17 @@ seen = [torch.get_num_threads(), total(numpy.ones(100)) and torch.get_num_thread
 assert seen == [1, 1, 1], seen
 """
     subprocess.run([sys.executable, "-c", words], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("threads", "devices", "expected"), [(None, "auto", None), (3, 2, 3), (None, 2, 4), (None, 100, 1)]
+)
+def test_devices_share_the_cores(monkeypatch, threads: int | None, devices: Any, expected: int | None):
+    """Each process on all cores is many times slower: threads of one spin while they wait for those of the other."""
+    monkeypatch.setattr("threedgen.run.threads.set_threads", lambda count: 8)
+    config = SimpleNamespace(threads=threads, trainer=SimpleNamespace(devices=devices))
+    assert threads_of(config) == expected
+    assert threads_of(SimpleNamespace(threads=threads)) == threads
 
 
 @pytest.mark.parametrize(

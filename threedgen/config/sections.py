@@ -148,7 +148,9 @@ class RunConfig(TaskConfig):
 
     seed: int = Field(0, ge=0, lt=2**63, description="same seed, machine and versions: the same bytes")
     out: str | None = Field(None, description="folder of the run; else outputs/CONFIG/words-of-the-prompt")
-    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null: as many as cores")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads; null: as many as cores, shared by trainer.devices"
+    )
 
     def destination(self) -> Path | None:
         return None if self.out is None else Path(self.out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import numba
 import torch
@@ -26,6 +27,14 @@ def set_threads(count: int | None) -> int:
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
     return count
+
+
+def threads_of(config: Any) -> int | None:
+    """CPU threads of a process of a run: those that were asked for, or its share beside those of the other devices."""
+    threads, devices = getattr(config, "threads", None), getattr(getattr(config, "trainer", None), "devices", "auto")
+    if threads is not None or devices == "auto":
+        return threads
+    return max(1, set_threads(None) // devices)
 
 
 def threads_each(config: CrewConfig) -> int | None:

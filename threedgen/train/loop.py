@@ -27,7 +27,7 @@ from threedgen.run.folder import LENGTH
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.progress import silence_lightning
-from threedgen.run.threads import set_threads
+from threedgen.run.threads import set_threads, threads_of
 from threedgen.run.torch_file import compare, require_finite
 from threedgen.train.callbacks import FiniteGuard, Logging, Seeding, StopOnInterrupt, Validation
 from threedgen.train.checkpoint import AtomicCheckpointIO, Checkpoint, check_config, check_weights, warn_numerics
@@ -61,7 +61,7 @@ def fit(
     second Ctrl-C.
     """
     silence_lightning()
-    set_threads(config.threads)
+    set_threads(threads_of(config))
     keep_freed_memory()
     folder = Path(folder).resolve()
     checkpoints = folder / CHECKPOINTS

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threedgen.run.dtypes import compute_dtype
-
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration; they lift small singular values fastest and end between 0.7 and 1.2."""
 STEPS = 5
@@ -81,13 +79,19 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """(m, n) with the same singular vectors and singular values near 1, by Newton-Schulz steps, in bfloat16 where the
-    machine has instructions for it."""
+    """(m, n) with the same singular vectors and singular values near 1, by Newton-Schulz steps, in float32.
+
+    A step multiplies by a polynomial of the Gram matrix of the shorter side, which is then the product of the old one
+    and two of these: so the steps are taken on it alone, and the long side is met twice and not three times a step.
+    """
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.mT if tall else matrix).to(compute_dtype("auto", matrix.device))
+    x = (matrix.mT if tall else matrix).float()
     x = x / (x.norm() + 1e-7)
+    gram, all_steps = x @ x.mT, torch.eye(len(x), device=x.device)
     for _ in range(STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        step = b * gram + c * gram @ gram
+        step.diagonal().add_(a)
+        gram, all_steps = step @ gram @ step, step @ all_steps
+    x = all_steps @ x
     return x.mT if tall else x

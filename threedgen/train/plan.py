@@ -8,7 +8,7 @@ import torch
 
 from threedgen.run.dtypes import instead
 from threedgen.run.memory import free_bytes
-from threedgen.run.threads import set_threads
+from threedgen.run.threads import set_threads, threads_of
 from threedgen.train.task import device as device_name
 
 END = "nothing was run or written"
@@ -28,7 +28,7 @@ def plan(config: Any) -> str:
         lines.append(f"weights: {describe(fetch=False)}")
     if trainer := getattr(config, "trainer", None):
         lines.append(f"steps: {trainer.max_steps}")
-    set_threads(getattr(config, "threads", None))
+    set_threads(threads_of(config))
     return "\n".join([*lines, *notes(config), device_line(config), END])
 
 

@@ -29,7 +29,7 @@ from threedgen.run.lock import release
 from threedgen.run.metrics import read_summary, write_summary
 from threedgen.run.progress import silence_lightning
 from threedgen.run.text import say
-from threedgen.run.threads import set_threads
+from threedgen.run.threads import set_threads, threads_of
 from threedgen.run.workers import Stopped
 from threedgen.train.status import Status, finished
 
@@ -190,7 +190,7 @@ def carry_out(work: Callable[[Task], Status | None], task: Task, hint: str = "")
             logger.warning("%s is finished already; its files are as they were%s", task.folder, hint)
             return Status.FINISHED
         silence_lightning()
-        set_threads(task.config.threads)  # before the first kernel
+        set_threads(threads_of(task.config))  # before the first kernel
         return work(task) or Status.FINISHED
     except Stopped as stop:
         return Status.of(stop.code)
