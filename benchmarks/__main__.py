@@ -15,6 +15,7 @@ from threedgen.config.errors import ConfigError
 
 BENCHMARKS = {
     "hashgrid": "the hash grid: numba against torch",
+    "convolution": "3 x 3 convolutions of priors on a CPU: Winograd's against PyTorch's",
     "step": "a generate step of the default config, against torch twins without empty-space skipping",
     "mvdream": "a step of mvdream-sd21 and mvdream-sd21-shading with random weights, against plain torch; for a GPU",
     "mvdiffusion": "a denoising step of MVDiffusion's panorama network with random weights, against the reference",

@@ -20,6 +20,7 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import in_a_line, short
 from threedgen.guidance import diffusion, sdxl
 from threedgen.guidance.coarse import CoarsePredictor
+from threedgen.guidance.convolution import quick
 from threedgen.guidance.multiview.joined import make_multiview, predict, set_attention
 from threedgen.guidance.options import COARSE, SECOND, MVDreamConfig, PriorConfig
 from threedgen.guidance.prior import MultiviewPrior
@@ -75,7 +76,7 @@ class MVDream(MultiviewPrior):
         """second: SDXL's other text encoder.  device None leaves the networks where they are, for an owner that moves
         them itself."""
         components.check_together(unet, vae, text_encoder, tokenizer, coarse, self.extra_channels(unet, vae), second)
-        self.unet, self.vae = make_multiview(unet), vae
+        self.unet, self.vae = quick(make_multiview(unet)), quick(vae)
         self.text_encoder: Any = text_encoder
         self.tokenizer, self.coarse, self.second = tokenizer, coarse, second
         self.text_positions = int(text_encoder.config.max_position_embeddings)

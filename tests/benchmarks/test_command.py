@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import clock, hashgrid, janus, mvdream, scene, step, whole_run
+from benchmarks import clock, convolution, hashgrid, janus, mvdream, scene, step, whole_run
 from benchmarks.clock import Case, paired
 from benchmarks.scene import Bench
 from benchmarks.table import Table
@@ -78,6 +78,15 @@ def test_the_hash_grid_in_both_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     assert min(rows[1]["min, ms"], rows[1]["ratio"]) > 0 and rows[1]["points"] == 50
 
 
+def test_convolutions_forward_and_with_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "SIZES", [(2, 64, 64, 16)])
+    rows = convolution.table(1).rows
+    assert [(row["case"], row["backward"]) for row in rows] == [
+        (name, backward) for backward in (False, True) for name in ("PyTorch", "Winograd")
+    ]
+    assert all(row["min, ms"] > 0 and row["ratio"] > 0 for row in rows)
+
+
 def test_all_variants_of_a_step_compute_the_same_field(bench: Bench) -> None:
     slow = bench.system(*step.TWINS, *step.NO_SKIPPING)
     fast = bench.system()
@@ -117,7 +126,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert record["tables"][0]["rows"][0]["grid"] == "tiny" and record["options"] == ["threads=1"]
     assert record["machine"]["threads"]["torch"] == torch.get_num_threads()
     for words, said in (
-        (["hashgird"], "there is no benchmark 'hashgird'; there are: hashgrid, step"),
+        (["hashgird"], "there is no benchmark 'hashgird'; there are: hashgrid, convolution"),
         (["threads=1"], "name a benchmark"),
         (["hashgrid", "--rounds", "0"], "--rounds, --seeds, --steps and --assets should be at least 1"),
     ):

@@ -15,6 +15,7 @@ from diffusers.models import UNet2DConditionModel
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError
+from threedgen.guidance.convolution import quick
 
 SINUSOIDS = "time_embedding.linear_1.weight"
 """Reads sines and cosines of the timestep, as many as the first level has channels."""
@@ -44,7 +45,7 @@ def wider(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
     state, shapes = unet.state_dict(), {name: weight.shape for name, weight in wide.state_dict().items()}
     wide.load_state_dict({name: _spread(name, state[name], shapes[name], joined, rng) for name in state})
     wide.set_attn_processor(unet.attn_processors)
-    return wide.to(unet.device).train(unet.training)
+    return quick(wide).to(unet.device).train(unet.training)
 
 
 def _spread(
