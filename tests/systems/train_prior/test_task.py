@@ -6,8 +6,10 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -324,10 +326,17 @@ def test_sizes_that_do_not_fit_are_found_at_once(tmp_path: Path, words: list[str
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["batch", "fresh", "first", "pictures"])
-def test_numbers_of_pictures_are_whole_objects(tmp_path: Path, key: str) -> None:
-    with pytest.raises(ConfigError, match=f"{key} 3 should be a multiple of 2, n_view"):
-        config.load(tmp_config(tmp_path), ["training.batch=4", f"training.{key}=3"])
+def test_a_batch_is_of_whole_objects(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch 3 should be a multiple of 2, n_view"):
+        config.load(tmp_config(tmp_path), ["training.batch=3", "training.fresh=1"])
+
+
+def test_other_numbers_of_pictures_are_rounded_up_to_whole_objects() -> None:
+    options = {"batch": 12, "fresh": 7, "first": 1, "pictures": 1000, "seed": 0}
+    system = SimpleNamespace(options=SimpleNamespace(**options), numpy_rng=lambda *_: np.random.default_rng(0))
+    seen = [unets.DiffusionSystem.entries(system, step, 6, 1.0) for step in range(2)]
+    assert [len(objects) for objects in seen] == [2, 2]
+    assert [sorted(objects) for objects in seen] == [[1, 2], [3, 4]]  # after one, two new ones in each step
 
 
 def test_a_start_that_is_not_there(tmp_path: Path) -> None:

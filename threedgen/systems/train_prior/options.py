@@ -180,7 +180,10 @@ class PhotographsConfig(DiffusionConfig):
 
 
 class MultiviewDiffusionConfig(DiffusionConfig):
-    """How the UNet learns to draw several views at once (MVDream section 3: one network, 2D and multi-view batches)."""
+    """How the UNet learns to draw several views at once (MVDream section 3: one network, 2D and multi-view batches).
+
+    ``fresh``, ``first`` and ``pictures`` are rounded up to whole objects, of ``n_view`` pictures each.
+    """
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that see each other")
     two_d: float = Field(0.3, ge=0, le=1, description="share of 2D batches: attention by view, no camera")
@@ -188,8 +191,7 @@ class MultiviewDiffusionConfig(DiffusionConfig):
 
     @model_validator(mode="after")
     def _whole_objects(self) -> MultiviewDiffusionConfig:
-        for name in ("batch", "fresh", "first", "pictures"):
-            _multiple(name, getattr(self, name), self.n_view, "n_view")
+        _multiple("batch", self.batch, self.n_view, "n_view")
         return self
 
 

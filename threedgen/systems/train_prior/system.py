@@ -135,7 +135,7 @@ class DiffusionSystem(AveragedSystem):
         ``share``: of the steps that see the bank they are in.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
-        numbers = (number // n_view for number in (o.batch, o.pictures, o.first, o.fresh))
+        numbers = (-(-number // n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
         return seen_in_step(rng, int(step * share), *numbers)
 
     def bank(self, step: int) -> tuple[float, LatentBank]:
