@@ -7,6 +7,7 @@ Modules are named as in the released weights, also those whose names say otherwi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from threedgen.geometry.warp import sample
 
+from .by_token import Places, attend
 from .geometry import Keys
 
 Encoding = Literal["reference", "capped"]
@@ -24,6 +26,8 @@ HEAD = 32
 """Channels of an attention head."""
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 24}
 """So many numbers of keys are held at a time, several times over: memory goes to them. Caches like few, GPUs many."""
+TABLES = 1 << 25
+"""So many numbers the tables of ``by_token.py`` may hold."""
 FEED = 8
 """Numbers that a feed-forward layer holds for each one that it is given."""
 
@@ -74,16 +78,21 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(dim, dim)
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        """(T,d), (T,S,d) -> (T,d).
+        """(T,d), (T,S,d) -> (T,d)."""
+        return self.answer((self.ask(query) @ keys.mT).softmax(-1) @ keys)
+
+    def ask(self, query: Tensor) -> Tensor:
+        """(...,d) -> (...,H,d), of each head, in the space of the keys.
 
         q (W n) = (W^T q) n: with one query for S keys the layers are about S times cheaper on the query's side.
         """
-        per_head = (-1, HEAD, query.shape[-1])
         asked = self.to_q(query).unflatten(-1, (-1, HEAD)) * HEAD**-0.5
-        asked = torch.einsum("thc,hcd->thd", asked, self.to_k.weight.view(per_head))
-        found = (asked @ keys.mT).softmax(-1) @ keys
-        values = torch.einsum("thd,hcd->thc", found, self.to_v.weight.view(per_head))
-        return self.to_out(values.flatten(1))
+        return torch.einsum("...hc,hcd->...hd", asked, self.to_k.weight.view(-1, HEAD, query.shape[-1]))
+
+    def answer(self, found: Tensor) -> Tensor:
+        """Sums of keys (...,H,d) -> (...,d)."""
+        values = torch.einsum("...hd,hcd->...hc", found, self.to_v.weight.view(-1, HEAD, found.shape[-1]))
+        return self.to_out(values.flatten(-2))
 
 
 class Transformer(nn.Module):
@@ -109,7 +118,8 @@ class Transformer(nn.Module):
 class PanoramaBlock(nn.Module):
     """Correspondence-aware attention on feature maps of ``dim`` channels, a multiple of 32.
 
-    checkpointing: activations are computed again for the gradient.  chunk: instead of what ``CHUNK`` says.
+    by_token: small maps on a CPU are left to ``by_token.py``.  Elsewhere, checkpointing: activations are computed
+    again for the gradient; chunk: instead of what ``CHUNK`` says.
     """
 
     relation_dim = 2
@@ -120,17 +130,44 @@ class PanoramaBlock(nn.Module):
             raise ValueError(f"the channels should be a multiple of {HEAD} (got {dim})")
         self.transformer = Transformer(dim)
         self.pe = PositionalEncoding(dim, self.relation_dim, encoding)
-        self.checkpointing = True
+        self.by_token = self.checkpointing = True
         self.chunk: int | None = None
 
     def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
         """(B F, d, h, w) -> the same; ``keys`` of each view of one or more scenes, which the batch repeats."""
-        maps = x.unflatten(0, (-1, len(keys)))
-        attended = (self._view(maps, number, keys[number], n_view) for number in range(len(keys)))
-        tokens = torch.stack(tuple(attended), dim=1).flatten(0, 2)  # (no name holds the parts for longer)
-        parts = tokens.split(self._size(x, FEED))
-        fed = torch.cat([self._saving(self.transformer.feed, part) for part in parts])
+        if small := self._is_small(x, keys):
+            tokens = self._by_token(x, keys, n_view)
+        else:
+            maps = x.unflatten(0, (-1, len(keys)))
+            attended = (self._view(maps, number, keys[number], n_view) for number in range(len(keys)))
+            tokens = torch.stack(tuple(attended), dim=1).flatten(0, 2)  # (no name holds the parts for longer)
+        feed = self.transformer.feed if small else partial(self._saving, self.transformer.feed)
+        fed = torch.cat([feed(part) for part in tokens.split(self._size(x, FEED))])
         return fed.unflatten(0, (len(x), -1)).mT.reshape(x.shape)
+
+    def _is_small(self, x: Tensor, keys: Sequence[Keys]) -> bool:
+        """Is it for ``by_token.py``? Its tables hold as much as all keys of a scene."""
+        plain = self.by_token and x.device.type == "cpu" and x.dtype is not torch.float64
+        counts = {id(each): each.count for each in keys}.values()
+        return plain and sum(counts) * x[0].numel() <= TABLES
+
+    def _by_token(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
+        """The tokens (B F T, d) by ``by_token.py``."""
+        (height, width), tokens, transformer = x.shape[-2:], x.flatten(2).mT, self.transformer
+        different = {id(each): each for each in keys}  # scenes may share a geometry
+        places = {name: Places.of(each, self._encoding(each), height, width) for name, each in different.items()}
+        asked = transformer.attn1.ask(transformer.norm1(tokens + self._query_encoding(tokens)))
+        found = attend(asked, tokens, [places[id(each)] for each in keys], n_view, transformer.norm1)
+        return (tokens + transformer.attn1.answer(found)).flatten(0, 1)
+
+    def _encoding(self, keys: Keys) -> Tensor:
+        """(T, n P, d) of the relation of each token's keys."""
+        return self.pe(keys.relation.transpose(0, 1).flatten(1, 2))
+
+    def _query_encoding(self, tokens: Tensor) -> Tensor:
+        """What is added to queries (...,T,d): of no displacement, (T,d)."""
+        zeros = tokens.new_zeros(tokens.shape[-2], 1, self.relation_dim, dtype=torch.float32)
+        return self.pe(zeros)[:, 0].to(tokens)
 
     def _view(self, maps: Tensor, number: int, keys: Keys, n_view: int) -> Tensor:
         """The tokens (R,T,d) of a view in each of the R repeats (R,V,d,h,w) of the scenes, chunk by chunk."""
@@ -154,15 +191,13 @@ class PanoramaBlock(nn.Module):
 
     def _attend(self, tokens: Tensor, others: Tensor, keys: Keys) -> Tensor:
         """Tokens (R,T,d) and the maps (R,n,d,h,w) of the other views -> (R,T,d)."""
-        zeros = tokens.new_zeros(tokens.shape[1], 1, self.relation_dim, dtype=torch.float32)
-        query_encoding = self.pe(zeros)[:, 0].to(tokens)
         places = keys.places.repeat(len(tokens), 1, 1, 1)
         found = sample(others.flatten(0, 1), places).unflatten(0, others.shape[:2])
         found = found.permute(0, 3, 1, 4, 2).flatten(2, 3)  # (R, T, n P, d)
-        relation, mask = (t.transpose(0, 1).flatten(1, 2) for t in (keys.relation, keys.mask[..., None]))
+        mask = keys.mask[..., None].transpose(0, 1).flatten(1, 2)
         # what is masked stays a key: a token of zeros, which the norm turns into its bias
-        encoded = (found + self.pe(relation).to(found)) * mask.to(found)
-        return self.transformer.attend(tokens, query_encoding, encoded)
+        encoded = (found + self._encoding(keys).to(found)) * mask.to(found)
+        return self.transformer.attend(tokens, self._query_encoding(tokens), encoded)
 
 
 class DepthAttention(PanoramaBlock):

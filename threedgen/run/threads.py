@@ -31,7 +31,8 @@ def set_threads(count: int | None) -> int:
 
 def threads_of(config: Any) -> int | None:
     """CPU threads of a process of a run: those that were asked for, or its share beside those of the other devices."""
-    threads, devices = getattr(config, "threads", None), getattr(getattr(config, "trainer", None), "devices", "auto")
+    threads: int | None = getattr(config, "threads", None)
+    devices: Any = getattr(getattr(config, "trainer", None), "devices", "auto")
     if threads is not None or devices == "auto":
         return threads
     return max(1, set_threads(None) // devices)

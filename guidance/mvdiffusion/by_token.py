@@ -1,0 +1,214 @@
+"""Attention to places of other views on a CPU, token by token, so that the keys of a token stay in the cache.
+
+``caa.PanoramaBlock`` has the same for any device and size; it holds the keys of many tokens and reads them ten times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .geometry import Keys
+
+Array = NDArray[Any]
+
+
+class Places(NamedTuple):
+    """Where the S keys of each of the T tokens of a view are read.
+
+    image (S,): of which view of the scene.  token (T,S,4) and weight (T,S,4): the four tokens around a place, and their
+    shares (0 outside the map).  seen (T,S): not masked.  encoding (T,S,d).
+    """
+
+    image: Array
+    token: Array
+    weight: Array
+    seen: Array
+    encoding: Array
+
+    @classmethod
+    def of(cls, keys: Keys, encoding: Tensor, height: int, width: int) -> Places:
+        """``encoding`` (T,S,d) is of the keys' relation."""
+        places, mask = (table.transpose(0, 1).flatten(1, 2) for table in (keys.places, keys.mask))
+        places = places.nan_to_num(nan=-9.0).clamp(-9.0, max(height, width) + 9.0)  # outside, however far
+        low = places.floor()
+        corner = low[:, :, None] + low.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]])  # (T,S,4,2)
+        weight = (1 - (places[:, :, None] - corner).abs()).prod(-1)
+        limits = low.new_tensor([width - 1, height - 1])
+        weight = weight * ((corner >= 0) & (corner <= limits)).all(-1)
+        x, y = corner.minimum(limits).clamp(min=0).long().unbind(-1)
+        token = (y * width + x).int().contiguous()
+        image = keys.views.repeat_interleave(keys.places.shape[2])
+        tables = (weight.contiguous(), mask > 0, encoding.float().contiguous())
+        return cls(image.numpy(), token.numpy(), *(table.numpy() for table in tables))
+
+
+def attend(asked: Tensor, tokens: Tensor, places: Sequence[Places], n_view: int, norm: nn.LayerNorm) -> Tensor:
+    """softmax(q k) k over the keys of each token, which are ``norm`` of what is read of ``tokens`` and an encoding.
+
+    asked: queries (B,T,H,d) of each head, in the space of the keys.  tokens: (B,T,d), of B views, those of a scene
+    consecutive.  places: of the views of some scenes, which those of the batch are in turn.  Returns (B,T,H,d).
+    A key that is masked stays one, of zeros, which the norm turns into its bias.
+    """
+    given = (part.float() for part in (asked, tokens, norm.weight, norm.bias))
+    return _Attend.apply(*given, places, n_view, norm.eps).to(asked.dtype)
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, asked: Tensor, tokens: Tensor, scale: Tensor, bias: Tensor, *how: Any) -> Tensor:
+        given = [part.detach().contiguous() for part in (asked, tokens, scale, bias)]
+        ctx.save_for_backward(*given)
+        ctx.how = how
+        out = torch.empty_like(given[0])
+        for number, scene, at in _views(len(tokens), *how[:2]):
+            _forward(number, scene, _arrays(given), at, how[2], out.numpy())
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        given, grad = ctx.saved_tensors, grad.contiguous()
+        found = [torch.zeros_like(part) for part in given]
+        for number, scene, at in _views(len(grad), *ctx.how[:2]):
+            _backward(number, scene, _arrays(given), at, ctx.how[2], grad.numpy(), _arrays(found))
+        return (*found, None, None, None)
+
+
+def _arrays(tensors: Sequence[Tensor]) -> tuple[Array, ...]:
+    return tuple(tensor.numpy() for tensor in tensors)
+
+
+def _views(count: int, places: Sequence[Places], n_view: int) -> list[tuple[int, int, Places]]:
+    """Of each view of a batch its number, that of the first of its scene, and where its keys are."""
+    return [(number, number - number % n_view, places[number % len(places)]) for number in range(count)]
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def _keys(t, first, tokens, scale, bias, at, eps, key, normal, spread, which):
+    """Fills in the keys of token t that are seen: key and normal (before scale and bias) (S,d), spread (S,) one over
+    the deviation, which (S,) their places. Returns their number, and how many are masked; these are the key after."""
+    d, count = tokens.shape[2], 0
+    for s in range(len(at.image)):
+        if not at.seen[t, s]:
+            continue
+        line, scene_view = normal[count], first + at.image[s]
+        for k in range(d):
+            line[k] = at.encoding[t, s, k]
+        for corner in range(4):
+            share, place = at.weight[t, s, corner], at.token[t, s, corner]
+            if share != 0:
+                for k in range(d):
+                    line[k] += share * tokens[scene_view, place, k]
+        mean = np.float32(0)
+        for k in range(d):
+            mean += line[k]
+        mean /= d
+        square = np.float32(0)
+        for k in range(d):
+            line[k] -= mean
+            square += line[k] * line[k]
+        over = np.float32(1) / np.sqrt(square / d + np.float32(eps))
+        for k in range(d):
+            line[k] *= over
+            key[count, k] = line[k] * scale[k] + bias[k]
+        spread[count], which[count] = over, s
+        count += 1
+    masked = len(at.image) - count
+    if masked:
+        key[count] = bias
+    return count, masked
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def _shares(query, key, count, masked, share):
+    """Softmax over the keys: share (S,); the one after ``count`` stands for all that are masked."""
+    total, most = count + (masked > 0), np.float32(-np.inf)
+    for s in range(total):
+        score = np.float32(0)
+        for k in range(len(query)):
+            score += query[k] * key[s, k]
+        share[s] = score
+        most = max(most, score)
+    whole = np.float32(0)
+    for s in range(total):
+        share[s] = np.exp(share[s] - most) * (np.float32(1) if s < count else np.float32(masked))
+        whole += share[s]
+    for s in range(total):
+        share[s] /= whole
+    return total
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def _forward(number, first, given, at, eps, out):
+    """Of one view, into out[number]."""
+    asked, tokens, scale, bias = given
+    heads, d, places = asked.shape[2], asked.shape[3], len(at.image)
+    key, normal = np.empty((places + 1, d), np.float32), np.empty((places + 1, d), np.float32)
+    spread, share, which = np.empty(places, np.float32), np.empty(places + 1, np.float32), np.empty(places, np.int64)
+    for t in range(tokens.shape[1]):
+        count, masked = _keys(t, first, tokens, scale, bias, at, eps, key, normal, spread, which)
+        for h in range(heads):
+            total = _shares(asked[number, t, h], key, count, masked, share)
+            result = out[number, t, h]
+            result[:] = 0
+            for s in range(total):
+                for k in range(d):
+                    result[k] += share[s] * key[s, k]
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def _backward(number, first, given, at, eps, grad, found):
+    """Adds to the gradients of what `_forward` was given."""
+    (asked, tokens, scale, bias), (grad_asked, grad_tokens, grad_scale, grad_bias) = given, found
+    heads, d, places = asked.shape[2], asked.shape[3], len(at.image)
+    key, normal = np.empty((places + 1, d), np.float32), np.empty((places + 1, d), np.float32)
+    spread, share, which = np.empty(places, np.float32), np.empty(places + 1, np.float32), np.empty(places, np.int64)
+    grad_key, wanted = np.empty((places + 1, d), np.float32), np.empty(places + 1, np.float32)
+    for t in range(tokens.shape[1]):
+        count, masked = _keys(t, first, tokens, scale, bias, at, eps, key, normal, spread, which)
+        grad_key[:] = 0
+        for h in range(heads):
+            query, above, below = asked[number, t, h], grad[number, t, h], grad_asked[number, t, h]
+            total, mean = _shares(query, key, count, masked, share), np.float32(0)
+            for s in range(total):
+                dot = np.float32(0)
+                for k in range(d):
+                    dot += above[k] * key[s, k]
+                wanted[s] = dot
+                mean += share[s] * dot
+            for s in range(total):
+                slope, part = share[s] * (wanted[s] - mean), share[s]
+                for k in range(d):
+                    below[k] += slope * key[s, k]
+                    grad_key[s, k] += part * above[k] + slope * query[k]
+        if masked:
+            for k in range(d):
+                grad_bias[k] += grad_key[count, k]
+        for s in range(count):
+            line, slope = normal[s], grad_key[s]
+            mean, along = np.float32(0), np.float32(0)
+            for k in range(d):
+                grad_bias[k] += slope[k]
+                grad_scale[k] += slope[k] * line[k]
+                slope[k] *= scale[k]
+                mean += slope[k]
+                along += slope[k] * line[k]
+            mean /= d
+            along /= d
+            for k in range(d):
+                slope[k] = spread[s] * (slope[k] - mean - along * line[k])
+            place = which[s]
+            for corner in range(4):
+                part = at.weight[t, place, corner]
+                if part != 0:
+                    below = grad_tokens[first + at.image[place], at.token[t, place, corner]]
+                    for k in range(d):
+                        below[k] += part * slope[k]
