@@ -130,13 +130,13 @@ def _keys(t, first, tokens, scale, bias, at, eps, key, normal, spread, which):
 @numba.njit(cache=True, fastmath=True, nogil=True)
 def _shares(query, key, count, masked, share):
     """Softmax over the keys: share (S,); the one after ``count`` stands for all that are masked."""
-    total, most = count + (masked > 0), np.float32(-np.inf)
+    total = count + (masked > 0)
     for s in range(total):
         score = np.float32(0)
         for k in range(len(query)):
             score += query[k] * key[s, k]
         share[s] = score
-        most = max(most, score)
+    most = share[:total].max()
     whole = np.float32(0)
     for s in range(total):
         share[s] = np.exp(share[s] - most) * (np.float32(1) if s < count else np.float32(masked))
