@@ -15,6 +15,7 @@ from diffusers import T2IAdapter
 from diffusers.models import UNet2DConditionModel
 from torch import Tensor, nn
 
+from threedgen.guidance.convolution import quick
 from threedgen.guidance.diffusion import Features
 from threedgen.guidance.multiview.decoupled import Branch, branch_processors, decouple
 from threedgen.guidance.multiview.joined import predict
@@ -139,7 +140,7 @@ def make_guider(unet: UNet2DConditionModel, factor: int = 8, depth: int | None =
             "which is neither as in Stable Diffusion nor as in SDXL"
         )
     depth = depth or (layers if isinstance(layers, int) else layers[0])
-    return T2IAdapter(CHANNELS, channels, depth, downscale, kind)
+    return quick(T2IAdapter(CHANNELS, channels, depth, downscale, kind))
 
 
 def _strides(unet: Any) -> list[int]:
