@@ -56,6 +56,19 @@ def save_blocks(path: Path, network: MultiviewUNet, lora: LoRA | None = None, wh
     write_atomic(path, save(tensors))
 
 
+def begin_with(network: MultiviewUNet, weights: Mapping[str, Tensor]) -> None:
+    """Gives a network the blocks between views of a state dict, another's of the same kind and widths. ConfigError."""
+    between = "cp_blocks_"
+    named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+    theirs, ours = (
+        {name: t for name, t in state.items() if name.startswith(between) and not name.endswith(BANDS)}
+        for state in (named, network.state_dict())
+    )
+    compare(theirs, ours, "the attention between views")
+    require_finite(theirs, "the weights of MVDiffusion")
+    network.load_state_dict(theirs, strict=False)
+
+
 def differing(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
     """The UNet that the blocks of a file are for: ``unet``, unless they say how theirs differs from it. ConfigError."""
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}

@@ -94,6 +94,25 @@ def test_a_model_that_knows_such_views_needs_no_first_stage(
     assert "single_view" in (said := capsys.readouterr().err) and "told nothing" in said and "\n" not in said.strip()
 
 
+def test_the_attention_begins_with_that_of_another_run(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tiny(tmp_path, base, "panorama", single_view=None)
+    still = ["trainer.max_steps=1", "training.learning_rate=0", "blocks=run/blocks.safetensors"]
+    assert cli.main(["--config", str(path), "out=run", "trainer.max_steps=2"]) == 0
+    assert cli.main(["--config", str(tiny(tmp_path, base, "outpaint")), "out=other", *still]) == 0
+    first, second = (load_file(f"{name}/blocks.safetensors") for name in ("run", "other"))
+    for name in (name for name in first if "cp_blocks_" in name):
+        assert torch.equal(first[name], second[name])
+    capsys.readouterr()
+    assert cli.main(["--config", str(tiny(tmp_path, base, "depth")), "out=deep", *still]) == 2
+    assert "attention between views" in (said := capsys.readouterr().err) and "Traceback" not in said
+    still[-1] = "blocks=nowhere.safetensors"
+    assert cli.main(["--config", str(path), "out=none", *still]) == 2
+    assert "nowhere.safetensors" in capsys.readouterr().err and not Path("none").exists()
+
+
 @unix
 def test_a_run_killed_in_either_stage_ends_the_same(tmp_path: Path, base: Path) -> None:
     words = ["--config", str(tiny(tmp_path, base, "outpaint")), "out=run"]

@@ -75,6 +75,12 @@ class TrainMVDiffusionConfig(RunConfig):
         SingleViewConfig(),
         description="the first stage; null: the 2D model knows such views, and is told what it needs",
     )
+    blocks: str | None = Field(
+        None,
+        min_length=1,
+        description="the attention between views begins with that of this file, of another run around the same 2D "
+        "model: outpaint with what panorama left",
+    )
     training: ViewsConfig = ViewsConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=4000, gradient_clip_val=1.0, val_check_interval=500)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
@@ -91,8 +97,12 @@ class TrainMVDiffusionConfig(RunConfig):
         return self
 
     def check(self) -> None:
+        from threedgen.guidance.weights.files import sniff
         from threedgen.guidance.weights.loading import check
+        from threedgen.guidance.weights.plugins import locate
 
         with called("start"):
             check(self.start)
+        if self.blocks is not None:
+            sniff(locate("blocks", self.blocks))
         super().check()

@@ -21,6 +21,9 @@ from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.inputs import Extra
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.unet import Kind, MultiviewUNet
+from threedgen.guidance.mvdiffusion.weights import begin_with
+from threedgen.guidance.weights.files import read_tensors
+from threedgen.guidance.weights.plugins import locate
 from threedgen.run.disk import writing
 from threedgen.run.seeding import generator, seed_networks
 from threedgen.train.status import Status
@@ -50,6 +53,8 @@ def train(task: Task) -> Status:
     seed_networks(config.seed, "views")
     kind: Kind = "depth" if config.variant == "depth" else "panorama"
     network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=config.variant == "depth")
+    if config.blocks is not None:
+        begin_with(network, read_tensors(locate("blocks", config.blocks)))
     model.with_network(network)
     return task.train(ViewsSystem(config, model, seen, lora), metrics=("loss",))
 
