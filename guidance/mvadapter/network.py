@@ -140,7 +140,8 @@ def make_guider(unet: UNet2DConditionModel, factor: int = 8, depth: int | None =
             "which is neither as in Stable Diffusion nor as in SDXL"
         )
     depth = depth or (layers if isinstance(layers, int) else layers[0])
-    return quick(T2IAdapter(CHANNELS, channels, depth, downscale, kind))
+    guider: Any = T2IAdapter(CHANNELS, channels, depth, downscale, kind)
+    return quick(guider)
 
 
 def _strides(unet: Any) -> list[int]:
