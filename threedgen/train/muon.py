@@ -81,17 +81,25 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(matrix: Tensor) -> Tensor:
     """(m, n) with the same singular vectors and singular values near 1, by Newton-Schulz steps, in float32.
 
-    A step multiplies by a polynomial of the Gram matrix of the shorter side, which is then the product of the old one
-    and two of these: so the steps are taken on it alone, and the long side is met twice and not three times a step.
+    A step multiplies by a polynomial of the Gram matrix of the shorter side, which then is the product of the old one
+    and two of these: so the steps are taken on it alone, and the long side is met twice, not twice in each step.
     """
-    a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.mT if tall else matrix).float()
     x = x / (x.norm() + 1e-7)
-    gram, all_steps = x @ x.mT, torch.eye(len(x), device=x.device)
-    for _ in range(STEPS):
-        step = b * gram + c * gram @ gram
-        step.diagonal().add_(a)
-        gram, all_steps = step @ gram @ step, step @ all_steps
+    gram = x @ x.mT
+    step = all_steps = _polynomial(gram)
+    for _ in range(STEPS - 1):
+        gram = step @ gram @ step
+        step = _polynomial(gram)
+        all_steps = step @ all_steps
     x = all_steps @ x
     return x.mT if tall else x
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """a + b gram + c gram^2."""
+    a, b, c = COEFFICIENTS
+    found = b * gram + c * gram @ gram
+    found.diagonal().add_(a)
+    return found

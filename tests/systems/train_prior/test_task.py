@@ -337,6 +337,7 @@ def test_other_numbers_of_pictures_are_rounded_up_to_whole_objects() -> None:
     seen = [unets.DiffusionSystem.entries(system, step, 6, 1.0) for step in range(2)]
     assert [len(objects) for objects in seen] == [2, 2]
     assert [sorted(objects) for objects in seen] == [[1, 2], [3, 4]]  # after one, two new ones in each step
+    assert [unets.whole(pictures, 6) for pictures in (1, 6, 7)] == [1, 1, 2]
 
 
 def test_a_start_that_is_not_there(tmp_path: Path) -> None:

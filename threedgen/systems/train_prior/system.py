@@ -82,6 +82,11 @@ def with_camera(wide: Any) -> Any:
     return unet
 
 
+def whole(pictures: int, n_view: int) -> int:
+    """How many objects of ``n_view`` pictures each so many pictures are, rounded up."""
+    return -(-pictures // n_view)
+
+
 class DiffusionSystem(AveragedSystem):
     """A UNet with its running average. ``prior``, the frozen networks around it, is not part of the module.
 
@@ -135,7 +140,7 @@ class DiffusionSystem(AveragedSystem):
         ``share``: of the steps that see the bank they are in.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
-        numbers = (-(-number // n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
+        numbers = (whole(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
         return seen_in_step(rng, int(step * share), *numbers)
 
     def bank(self, step: int) -> tuple[float, LatentBank]:

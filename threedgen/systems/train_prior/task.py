@@ -34,7 +34,7 @@ from threedgen.train.task import Task, run_task
 from . import autoencoder
 from .coarse import CoarseSystem
 from .options import CoarseConfig, TrainBaseConfig, TrainPriorConfig
-from .system import DiffusionSystem, base_model, multiview_model
+from .system import DiffusionSystem, base_model, multiview_model, whole
 from .wider import wider
 from .words import WordsSystem, text_encoder
 
@@ -100,7 +100,7 @@ def train_prior(task: Task) -> Status:
     prior = multiview_model(base, coarse)
 
     def bank(name: str, source: Source) -> LatentBank:
-        return LatentBank(task.folder / name, source, base.vae, base.image_size, count // source.n_view)
+        return LatentBank(task.folder / name, source, base.vae, base.image_size, whole(count, source.n_view))
 
     with writing(task.folder):
         pictures = bank("latents", Photographs(seed, "train"))
