@@ -52,21 +52,22 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    update = (self._orthogonal if group["matrices"] else self._adam)(p, p.grad, group)
-                    p.add_(update, alpha=-group["lr"])
+                    if group["weight_decay"]:
+                        p.mul_(1 - group["lr"] * group["weight_decay"])
+                    size, update = (self._orthogonal if group["matrices"] else self._adam)(p, p.grad, group)
+                    p.add_(update, alpha=-group["lr"] * size)
         return loss
 
-    def _orthogonal(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
+    def _orthogonal(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> tuple[float, Tensor]:
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
         state["momentum"].lerp_(grad, 1 - group["momentum"])
         ahead = grad.lerp(state["momentum"], group["momentum"])  # Nesterov
         update = orthogonalise(ahead.flatten(1))
-        return (0.2 * max(update.shape) ** 0.5 * update).reshape(p.shape).to(p.dtype)
+        return 0.2 * max(update.shape) ** 0.5, update.reshape(p.shape)
 
-    def _adam(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
+    def _adam(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> tuple[float, Tensor]:
         state, (beta1, beta2) = self.state[p], group["betas"]
         if not state:
             state.update(step=torch.zeros(()), first=torch.zeros_like(p), second=torch.zeros_like(p))
@@ -75,7 +76,7 @@ class Muon(torch.optim.Optimizer):
         state["second"].lerp_(grad.square(), 1 - beta2)
         n = float(state["step"])
         second = (state["second"] / (1 - beta2**n)).sqrt_() + group["eps"]
-        return state["first"] / (1 - beta1**n) / second
+        return 1.0, state["first"] / (1 - beta1**n) / second
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
