@@ -11,8 +11,9 @@ from threedgen import cli
 from threedgen.data.assets.drawing import read_asset
 from threedgen.data.assets.listing import list_assets
 from threedgen.data.coloured_mesh import centred, toybox_mesh
-from threedgen.data.toybox.make_assets import StyledToybox, block
 from threedgen.data.toybox.primitives import BOX, DOME, FRUSTUM, TORUS, Primitive, tessellate
+from threedgen.data.toybox.styles import block
+from threedgen.data.toybox.world import Toybox
 from threedgen.geometry.poses import orbit_array
 
 
@@ -22,7 +23,7 @@ def test_files_show_what_the_toybox_shows(tmp_path: Path, monkeypatch: pytest.Mo
     assert cli.main(words) == 0
     found = list_assets(Path("run"), "run/captions.csv")
     assert len(found.assets) == 2 and not found.left_out
-    box = StyledToybox(0, "train", "blocks")
+    box = Toybox(style="blocks")
     for number, asset in enumerate(found.assets, 5):
         assert asset.caption == box.asset(number).caption
         mesh = read_asset(Path("run"), asset).mesh
@@ -43,7 +44,7 @@ def test_a_block_is_the_box_about_a_solid(kind: int, param: float) -> None:
 
 
 def test_things_made_of_blocks_stay_in_the_ball() -> None:
-    box = StyledToybox(0, "train", "blocks")
+    box = Toybox(style="blocks")
     for number in range(12):
         asset = box.asset(number)
         assert {solid.kind for solid in asset.primitives} == {BOX}

@@ -28,6 +28,14 @@ def test_a_photograph_is_the_same_in_every_block() -> None:
     assert len({Photographs(3).describe(), Photographs(4).describe(), Photographs(3, "held-out").describe()}) == 3
 
 
+def test_another_style_shows_the_same_things_made_in_another_way() -> None:
+    plain, blocks = (Photographs(3, rooms=0.5, style=style) for style in ("plain", "blocks"))
+    ours, theirs = plain.block(range(8), 16), blocks.block(range(8), 16)
+    same = (ours.rgb == theirs.rgb).all((1, 2, 3))
+    assert ours.captions == theirs.captions and np.array_equal(same, np.arange(8) % 2 == 1)  # rooms stay
+    assert plain.describe() != blocks.describe()
+
+
 def test_four_sides_are_a_quarter_turn_apart() -> None:
     taken = FourSides(3).block(range(3), 16)
     assert taken.rgb.shape == (12, 16, 16, 3) and len(taken.captions) == 3

@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import replace
 from functools import partial
-from typing import Literal
-
-import numpy as np
 
 from threedgen.run.disk import write_atomic
 from threedgen.run.folder import slug
@@ -22,7 +18,6 @@ from threedgen.run.progress import Count
 from threedgen.run.workers import STOPPED, Stopped
 from threedgen.train.task import Task, run_task
 
-from .primitives import BOX, DOME, TORUS, Asset, Primitive
 from .room_mesh import glb
 from .world import Toybox
 
@@ -30,7 +25,7 @@ from .world import Toybox
 def make(task: Task) -> None:
     """Writes the files that are not there yet. Raises Stopped after Ctrl-C."""
     config, rows = task.config, [("file", "caption")]
-    box = StyledToybox(config.seed, config.split, config.style)
+    box = Toybox(config.seed, config.split, style=config.style)
     with Interrupts() as interrupts, Count("assets", config.count, task.quiet) as count:
         for index in range(config.first, config.first + config.count):
             if interrupts.stop:
@@ -50,26 +45,3 @@ def make(task: Task) -> None:
 
 
 run = partial(run_task, make, result="captions.csv", files=("captions.csv",), again=True)
-
-
-class StyledToybox(Toybox):
-    """The toybox with each of its things made in another way; captions stay."""
-
-    def __init__(self, seed: int, split: Literal["train", "held-out"], style: Literal["plain", "blocks"]) -> None:
-        super().__init__(seed, split)
-        self.style = style
-
-    def asset(self, index: int) -> Asset:
-        asset = super().asset(index)
-        if self.style == "plain":
-            return asset
-        blocks = replace(asset, primitives=tuple(block(solid) for solid in asset.primitives))
-        farthest = max(float(np.linalg.norm(blocks.mesh()[0], axis=1).max()), 1e-6)
-        return blocks.moved(0.0, min(1.0, 0.85 / farthest))
-
-
-def block(solid: Primitive) -> Primitive:
-    """The box about a solid, in the solid's own frame."""
-    low, high = {DOME: (0.0, 1.0), TORUS: (-solid.param, solid.param)}.get(solid.kind, (-1.0, 1.0))
-    middle, half = np.array([0, 0, (low + high) / 2]), np.array([1, 1, (high - low) / 2])
-    return replace(solid, kind=BOX, matrix=solid.matrix * half, centre=solid.centre + solid.matrix @ middle)

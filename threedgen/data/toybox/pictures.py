@@ -20,6 +20,7 @@ from .builder import RADIUS, bounds
 from .primitives import Asset
 from .raycast import Picture, render
 from .rooms import Rooms
+from .styles import Style
 from .world import Split, Toybox, View
 
 FRONT, ANY_SIDE = 6.0, 0.25
@@ -31,15 +32,22 @@ SHOTS = 2
 
 class Photographs:
     """Single captioned pictures: a share of them, ``rooms``, are views inside rooms, the others show an object, mostly
-    from the front.  No camera is ever told.  ``luck``: of the objects, see ``Toybox``; ``clutter``: see ``furnish``."""
+    from the front.  No camera is ever told.  ``luck``, ``style``: of the objects, see ``Toybox``; ``clutter``: see
+    ``furnish``."""
 
     n_view = 1
 
     def __init__(
-        self, seed: int = 0, split: Split = "train", luck: float = 1.0, rooms: float = 0.25, clutter: float = 1.0
+        self,
+        seed: int = 0,
+        split: Split = "train",
+        luck: float = 1.0,
+        rooms: float = 0.25,
+        clutter: float = 1.0,
+        style: Style = "plain",
     ) -> None:
         self.seed, self.split, self.share = seed, split, rooms
-        self.box, self.rooms = Toybox(seed, split, luck=luck), Rooms(seed, split, clutter)
+        self.box, self.rooms = Toybox(seed, split, luck=luck, style=style), Rooms(seed, split, clutter)
 
     def describe(self) -> str:
         rooms = f"rooms {self.share:g}, clutter {self.rooms.clutter:g}"

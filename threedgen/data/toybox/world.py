@@ -21,6 +21,7 @@ from .builder import Builder, Tempered
 from .grammar import ACCESSORIES, NOUNS, SIZES, WORDINGS, Spec, caption, colour_value, draw_colour, draw_spec, held_out
 from .primitives import Asset
 from .raycast import Picture, render
+from .styles import STYLES, Style
 
 Split = Literal["train", "held-out"]
 
@@ -45,14 +46,22 @@ class Toybox:
     same shape, seen from the same distance on the same grey.
     """
 
-    def __init__(self, seed: int = 0, split: Split = "train", view: View | None = None, luck: float = 1.0) -> None:
-        self.seed, self.split, self.luck = seed, split, luck
+    def __init__(
+        self,
+        seed: int = 0,
+        split: Split = "train",
+        view: View | None = None,
+        luck: float = 1.0,
+        style: Style = "plain",
+    ) -> None:
+        self.seed, self.split, self.luck, self.style = seed, split, luck, style
         self.view = view or (View() if luck else TYPICAL_VIEW)
 
     def describe(self) -> str:
         """What decides the objects and their pictures, in a line."""
         luck = "" if self.luck == 1 else f"luck {self.luck:g}, "
-        return f"{luck}seed {self.seed}, {self.split}, {self.view}"
+        style = "" if self.style == "plain" else f"{self.style}, "
+        return f"{luck}{style}seed {self.seed}, {self.split}, {self.view}"
 
     def rng(self, index: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, purpose])
@@ -67,7 +76,7 @@ class Toybox:
 
     def asset(self, index: int) -> Asset:
         spec, wording = self.spec(index)
-        return build(spec, self.rng(index, 1), caption(spec, wording), index, self.luck)
+        return STYLES[self.style](build(spec, self.rng(index, 1), caption(spec, wording), index, self.luck))
 
     def cameras(self, index: int, n_view: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """Cameras of sample ``index``: c2w (n, 4, 4), fov (n,), azimuth (n,) radians in [0, 2 pi), background grey."""

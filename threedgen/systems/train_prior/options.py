@@ -170,6 +170,7 @@ class PhotographsConfig(DiffusionConfig):
 
     rooms: float = Field(0.25, ge=0, le=1, description="share of the pictures that are taken inside rooms")
     clutter: float = Field(1.0, ge=0, le=1, description="of the things that may stand in a room, so many do")
+    style: Literal["plain", "blocks"] = Field("plain", description="of the objects: as they are, or each part a block")
     half: float = Field(
         0.0,
         ge=0,

@@ -44,7 +44,7 @@ def train_base(task: Task) -> Status:
     config: TrainBaseConfig = task.config
     torch.manual_seed(config.seed)
     o = config.training
-    source = Photographs(config.seed, "train", o.luck, o.rooms, o.clutter)
+    source = Photographs(config.seed, "train", o.luck, o.rooms, o.clutter, o.style)
 
     def bank(vae: AutoencoderKL, name: str = "latents", size: int = config.image_size) -> LatentBank:
         with writing(task.folder):

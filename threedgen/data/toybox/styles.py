@@ -1,0 +1,30 @@
+"""The toybox in other styles: the same things and captions, made in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from .primitives import BOX, DOME, TORUS, Asset, Primitive
+
+Style = Literal["plain", "blocks"]
+
+
+def blocks(asset: Asset) -> Asset:
+    """Each part a block, in the ball of radius 0.85."""
+    made = replace(asset, primitives=tuple(block(solid) for solid in asset.primitives))
+    farthest = max(float(np.linalg.norm(made.mesh()[0], axis=1).max()), 1e-6)
+    return made.moved(0.0, min(1.0, 0.85 / farthest))
+
+
+def block(solid: Primitive) -> Primitive:
+    """The box about a solid, in the solid's own frame."""
+    low, high = {DOME: (0.0, 1.0), TORUS: (-solid.param, solid.param)}.get(solid.kind, (-1.0, 1.0))
+    middle, half = np.array([0, 0, (low + high) / 2]), np.array([1, 1, (high - low) / 2])
+    return replace(solid, kind=BOX, matrix=solid.matrix * half, centre=solid.centre + solid.matrix @ middle)
+
+
+STYLES: dict[Style, Callable[[Asset], Asset]] = {"plain": lambda asset: asset, "blocks": blocks}
