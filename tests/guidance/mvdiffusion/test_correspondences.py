@@ -67,6 +67,15 @@ def test_all_others_see_what_the_ring_sees_and_none_is_behind() -> None:
     assert not every.mask[every.views == 4].any()
 
 
+def test_of_pictures_that_are_not_square_the_ring_is_that_of_the_reference() -> None:
+    K, R = panorama.intrinsics(pi / 2, 64, 96), torch.eye(3).expand(2, 3, 3)
+    pixels = token_pixels(8, 12, 8).float()
+    for kind, step in (("all", 8), ("ring", 12)):
+        keys = PanoramaGeometry(K, R, (64, 96), k=1, neighbours=kind).keys(8, 12, CPU)[0]
+        torch.testing.assert_close(keys.places[0, :, 0] + 0.5, pixels / step)
+        torch.testing.assert_close(keys.relation, torch.zeros_like(keys.relation), rtol=0, atol=1e-5)
+
+
 def test_what_lies_at_infinity_is_masked_and_has_numbers() -> None:
     K = panorama.intrinsics(pi / 2, 65, 65)  # pixel 32, the middle, is at infinity for a camera at right angles
     R = torch.stack([panorama.rotation(0), panorama.rotation(pi / 2).round()])
