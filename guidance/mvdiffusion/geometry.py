@@ -149,14 +149,15 @@ class DepthGeometry(_Cached):
     """Posed views of known depth (section 4.2): each attends to those that it overlaps by more than ``least``, else to
     the one before and the one after; one place in each.
 
-    depth (F,H,W) along the viewing axis, 0 where it is unknown, in the unit of the poses, which for released weights is
-    metres.  c2w (F,4,4), OpenCV axes.  K (3,3) or (F,3,3).  behind: what lies behind a camera counts as overlap and as
-    key where the line through it meets the picture, as released weights know it.
+    depth (F,H,W) along the viewing axis, 0 or no finite length where it is unknown, in the unit of the poses, which for
+    released weights is metres.  c2w (F,4,4), OpenCV axes.  K (3,3) or (F,3,3).  behind: what lies behind a camera
+    counts as overlap and as key where the line through it meets the picture, as released weights know it.
     """
 
     def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, least: float = 0.3, behind: bool = True) -> None:
         super().__init__()
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))
+        self.depth = torch.where((self.depth > 0) & self.depth.isfinite(), self.depth, 0.0)
         self.K, self.n_view, self.behind = K.expand(len(depth), 3, 3), len(depth), behind
         self.overlap = overlap_fractions(self.depth, self.c2w, self.K, behind)
         self._adjacent = overlap_neighbours(self.overlap, least)

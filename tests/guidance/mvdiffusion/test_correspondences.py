@@ -18,6 +18,7 @@ from threedgen.guidance.mvdiffusion.geometry import (
     overlap_neighbours,
     token_pixels,
 )
+from threedgen.guidance.mvdiffusion.inputs import depth_channels
 from threedgen.guidance.options import MVDiffusionConfig
 
 CPU = torch.device("cpu")
@@ -107,6 +108,18 @@ def test_what_has_no_depth_is_masked() -> None:
     mask = keys.mask[0, :, 0].view(4, 6)
     assert not mask[:2].any() and mask[2:, :3].all() and not mask[2:, 4:].any()
     assert (keys.relation[0, :, 0, 0].view(4, 6)[mask == 0] > 1e5).all()
+
+
+@pytest.mark.parametrize("unknown", [torch.nan, torch.inf, -1.0])
+def test_depth_that_is_no_length_is_unknown(unknown: float) -> None:
+    whole = wall(views=2)
+    depth, gaps = whole.depth.clone(), whole.depth.clone()
+    depth[0, :16], gaps[0, :16] = unknown, 0
+    found, expected = (DepthGeometry(each, whole.c2w, whole.K) for each in (depth, gaps))
+    assert torch.equal(found.overlap, expected.overlap)
+    for one, other in zip(found.keys(4, 6, CPU), expected.keys(4, 6, CPU), strict=True):
+        assert all(map(torch.equal, one.tables, other.tables))
+    assert torch.equal(depth_channels(depth, 4, 6), depth_channels(gaps, 4, 6))
 
 
 def test_what_lies_behind_counts_only_as_released_weights_know_it() -> None:
