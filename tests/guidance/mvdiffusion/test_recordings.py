@@ -159,9 +159,9 @@ def test_depth_attention(path: Path) -> None:
             for start in {0, stride // 2}:
                 there = expected[i, j].double()
                 error = (found[start::stride, start::stride] - there).abs()
-                # the reference rounds to float32: pixels within the picture, and far away as many digits
+                # what rounding a depth moves grows with the square of the distance from the picture
                 far = there.abs().amax(-1, keepdim=True)
-                errors.append((error / (far / max(scene.depth.shape)).clamp(min=1))[far[..., 0] < 1e4].max())
+                errors.append((error / (far / max(scene.depth.shape)).clamp(min=1) ** 2)[far[..., 0] < 1e4].max())
             assert min(errors) < 1e-3
             assert i == j or bool(mask[i, j]) == bool(scene.overlap[i, j] > float(rest["overlap_filter"]))
     if "v1_mask" in rest:
