@@ -125,15 +125,16 @@ class PanoramaGeometry(_Cached):
         return [other for other in range(self.n_view) if other != view]
 
     def _keys(self, view: int, height: int, width: int) -> Keys:
-        scale = self.size[0] / height
-        others = self.neighbours(view)
+        scale, others = self.size[0] // height, self.neighbours(view)
+        # the reference, which has only the ring, takes the width; all weights there are know square views
+        key_scale = (self.size[1] if self.kind == "ring" else self.size[0]) // height
         pixels = token_pixels(height, width, scale)
         there = homography(self.K[view], self.R[view], self.K[others], self.R[others])
         counterpart, front = apply_homography(there, pixels)
         around = torch.arange(-(self.k // 2), self.k // 2 + 1, dtype=torch.float64)
         square = torch.cartesian_prod(around, around)  # x outside, y inside
-        places = counterpart[:, :, None] / scale - 0.5 + square
-        targets = (places + 0.5) * scale
+        places = counterpart[:, :, None] / key_scale - 0.5 + square
+        targets = (places + 0.5) * key_scale
         limits = torch.tensor([self.size[1], self.size[0]], dtype=torch.float64)
         mask = ((targets > 0) & (targets < limits)).all(-1)
         if self.kind == "all":
@@ -148,14 +149,15 @@ class DepthGeometry(_Cached):
     """Posed views of known depth (section 4.2): each attends to those that it overlaps by more than ``least``, else to
     the one before and the one after; one place in each.
 
-    depth (F,H,W) along the viewing axis, 0 where it is unknown, in the unit of the poses, which for released weights is
-    metres.  c2w (F,4,4), OpenCV axes.  K (3,3) or (F,3,3).  behind: what lies behind a camera counts as overlap and as
-    key where the line through it meets the picture, as released weights know it.
+    depth (F,H,W) along the viewing axis, 0 or no finite length where it is unknown, in the unit of the poses, which for
+    released weights is metres.  c2w (F,4,4), OpenCV axes.  K (3,3) or (F,3,3).  behind: what lies behind a camera
+    counts as overlap and as key where the line through it meets the picture, as released weights know it.
     """
 
     def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, least: float = 0.3, behind: bool = True) -> None:
         super().__init__()
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))
+        self.depth = torch.where((self.depth > 0) & self.depth.isfinite(), self.depth, 0.0)
         self.K, self.n_view, self.behind = K.expand(len(depth), 3, 3), len(depth), behind
         self.overlap = overlap_fractions(self.depth, self.c2w, self.K, behind)
         self._adjacent = overlap_neighbours(self.overlap, least)
@@ -165,7 +167,7 @@ class DepthGeometry(_Cached):
         return self._adjacent[view]
 
     def _keys(self, view: int, height: int, width: int) -> Keys:
-        scale = self.depth.shape[1] / height
+        scale = self.depth.shape[1] // height
         pixels, others = token_pixels(height, width, scale), self.neighbours(view)
         here = look_up(self.depth[view], pixels)
         found = [reproject(pixels, here, *self._camera(view), *self._camera(other)) for other in others]
@@ -180,7 +182,7 @@ class DepthGeometry(_Cached):
         return self.K[view], self.c2w[view]
 
 
-def token_pixels(height: int, width: int, scale: float) -> Tensor:
+def token_pixels(height: int, width: int, scale: int) -> Tensor:
     """Lists the pixels (T,2) that the tokens of a map stand for, row by row."""
     return pixel_grid(height, width).flatten(0, 1) * scale + scale // 2
 

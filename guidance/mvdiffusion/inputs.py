@@ -1,7 +1,8 @@
 """What the UNet is told of each pixel beside the noisy latents: depth, or a mask and the picture around it; and the
 condition of views that are given already.
 
-Pictures (F,H,W,3) in [0,1], latents (F,C,h,w), depth (F,H,W) with 0 where it is unknown.
+Pictures (F,H,W,3) in [0,1], latents (F,C,h,w), depth (F,H,W) with 0, or no finite length, where it
+is unknown.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def unknown_channels(kind: Extra, like: Tensor) -> Tensor:
 
 def depth_channels(depth: Tensor, height: int, width: int) -> Tensor:
     """Inverse depth (F,1,height,width), each picture's brought to [-1, 1], nearest pixels; -2 where it is unknown."""
-    known = depth > 0
+    known = (depth > 0) & depth.isfinite()
     inverse = torch.where(known, 1 / (depth.double() + 1e-6), 0.0)
     low = torch.where(known, inverse, torch.inf).flatten(1).amin(1)[:, None, None]
     high = inverse.flatten(1).amax(1)[:, None, None]

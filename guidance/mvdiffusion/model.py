@@ -79,6 +79,19 @@ class MVDiffusion(StableDiffusion):
         channels = self.latent_shape[0]
         return extra_kind(self.unet.config["in_channels"] - channels, channels)
 
+    def check_pairs(self, size: Size, key: str) -> None:
+        """Raises ConfigError if a map of pictures (H,W) has an odd number of tokens, of which the reference's encoding
+        of depth makes pairs: see ``PositionalEncoding``."""
+        levels = range(len(self.unet.config["block_out_channels"]))
+        maps = [[-(-side // (self.factor << level)) for side in size] for level in levels]
+        if any(height * width % 2 for height, width in maps):
+            (height, width), even = size, 2 * self.unit
+            raise ConfigError(
+                f"these weights encode depth in pairs of tokens, and of pictures of {height} x {width} pixels some map "
+                f"has an odd number; try a width of {-(-width // even) * even}",
+                key,
+            )
+
     def with_views(self, blocks: str | Path) -> Self:
         """Puts the blocks of a file around the UNet, which may get other weights by them. Raises ConfigError."""
         tensors = read_tensors(locate("blocks", str(blocks)))

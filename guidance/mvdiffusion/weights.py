@@ -51,8 +51,10 @@ def save_blocks(path: Path, network: MultiviewUNet, lora: LoRA | None = None, wh
     if not whole:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("unet.")}
         state |= difference(network.unet, lora)
-    tensors = {PREFIX + name: tensor.detach().half().cpu().contiguous() for name, tensor in state.items()}
+    bands = {name: state.pop(name).float() for name in list(state) if name.endswith(BANDS)}  # beyond all float16
+    tensors = {name: tensor.detach().half() for name, tensor in state.items()}
     require_finite(tensors, "the weights of MVDiffusion")
+    tensors = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in (tensors | bands).items()}
     write_atomic(path, save(tensors))
 
 

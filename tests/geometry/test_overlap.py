@@ -31,6 +31,14 @@ def test_overlap_is_the_lesser_of_both_ways() -> None:
     torch.testing.assert_close(overlap, expected.double(), rtol=0, atol=0.021)  # the outermost column may be just out
 
 
+def test_a_picture_reaches_up_to_its_width_and_height() -> None:
+    """As the reference counts: of what is seen a little larger, the last column and row are in, the first are not."""
+    walk = wall(views=2, step=0.0)
+    walk.c2w[1, 2, 3] = 2 - 2 / 1.02  # towards the wall, two metres away
+    found = overlap_fractions(walk.depth, walk.c2w, walk.K)
+    assert found[0, 1] == pytest.approx(47 / 48 * 31 / 32)
+
+
 def test_key_frames_overlap_as_asked() -> None:
     at = box_room.look(48, SIZE)
     seen = depth(at)

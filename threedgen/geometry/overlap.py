@@ -16,7 +16,7 @@ from threedgen.config.errors import ConfigError
 
 from .cameras import Cameras
 from .poses import Poses
-from .warp import inside, look_up, of_cameras, pixel_grid, reproject
+from .warp import look_up, of_cameras, pixel_grid, reproject
 
 AGREE = 0.05
 """Share by which depths of the same point, seen from two cameras, may differ."""
@@ -32,11 +32,12 @@ def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = Fals
     have nothing in common. One pair after the other: memory is that of one map.
     """
     share, pixels = torch.ones(len(depth), len(depth), dtype=torch.float64), pixel_grid(*depth.shape[1:]).flatten(0, 1)
-    depth, c2w, K = depth.double(), c2w.double(), K.double()
+    depth, c2w, K, size = depth.double(), c2w.double(), K.double(), torch.tensor(depth.shape[:0:-1])
     for one in range(len(depth)):
         for other in set(range(len(depth))) - {one}:
             there, z = reproject(pixels, depth[one].flatten(), K[one], c2w[one], K[other], c2w[other])
-            share[one, other] = (inside(there, *depth.shape[1:]) & (behind | (z > 0))).double().mean()
+            within = ((there >= 0) & (there < size)).all(-1)  # up to W and H, by which released weights chose views
+            share[one, other] = (within & (behind | (z > 0))).double().mean()
     return torch.minimum(share, share.T)
 
 

@@ -18,6 +18,7 @@ from threedgen.guidance.mvdiffusion.geometry import (
     overlap_neighbours,
     token_pixels,
 )
+from threedgen.guidance.mvdiffusion.inputs import depth_channels
 from threedgen.guidance.options import MVDiffusionConfig
 
 CPU = torch.device("cpu")
@@ -67,6 +68,15 @@ def test_all_others_see_what_the_ring_sees_and_none_is_behind() -> None:
     assert not every.mask[every.views == 4].any()
 
 
+def test_of_pictures_that_are_not_square_the_ring_is_that_of_the_reference() -> None:
+    K, R = panorama.intrinsics(pi / 2, 64, 96), torch.eye(3).expand(2, 3, 3)
+    pixels = token_pixels(8, 12, 8).float()
+    for kind, step in (("all", 8), ("ring", 12)):
+        keys = PanoramaGeometry(K, R, (64, 96), k=1, neighbours=kind).keys(8, 12, CPU)[0]
+        torch.testing.assert_close(keys.places[0, :, 0] + 0.5, pixels / step)
+        torch.testing.assert_close(keys.relation, torch.zeros_like(keys.relation), rtol=0, atol=1e-5)
+
+
 def test_what_lies_at_infinity_is_masked_and_has_numbers() -> None:
     K = panorama.intrinsics(pi / 2, 65, 65)  # pixel 32, the middle, is at infinity for a camera at right angles
     R = torch.stack([panorama.rotation(0), panorama.rotation(pi / 2).round()])
@@ -98,6 +108,18 @@ def test_what_has_no_depth_is_masked() -> None:
     mask = keys.mask[0, :, 0].view(4, 6)
     assert not mask[:2].any() and mask[2:, :3].all() and not mask[2:, 4:].any()
     assert (keys.relation[0, :, 0, 0].view(4, 6)[mask == 0] > 1e5).all()
+
+
+@pytest.mark.parametrize("unknown", [torch.nan, torch.inf, -1.0])
+def test_depth_that_is_no_length_is_unknown(unknown: float) -> None:
+    whole = wall(views=2)
+    depth, gaps = whole.depth.clone(), whole.depth.clone()
+    depth[0, :16], gaps[0, :16] = unknown, 0
+    found, expected = (DepthGeometry(each, whole.c2w, whole.K) for each in (depth, gaps))
+    assert torch.equal(found.overlap, expected.overlap)
+    for one, other in zip(found.keys(4, 6, CPU), expected.keys(4, 6, CPU), strict=True):
+        assert all(map(torch.equal, one.tables, other.tables))
+    assert torch.equal(depth_channels(depth, 4, 6), depth_channels(gaps, 4, 6))
 
 
 def test_what_lies_behind_counts_only_as_released_weights_know_it() -> None:

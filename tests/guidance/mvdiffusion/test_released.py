@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.support.tiny_mvdiffusion import awaken, inputs, tiny_base, wall
 from threedgen.config import ConfigError
 from threedgen.guidance.mvdiffusion.unet import MultiviewUNet
-from threedgen.guidance.mvdiffusion.weights import convert_released, load_released
+from threedgen.guidance.mvdiffusion.weights import convert_released, load_released, save_blocks
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,14 @@ def test_encoding_is_known_by_its_frequencies() -> None:
     found = convert_released(released(capped), tiny_base()).network
     assert torch.equal(found.cp_blocks_mid.pe.freq_bands, capped.cp_blocks_mid.pe.freq_bands)
     assert found.kind == "panorama"
+
+
+def test_frequencies_beyond_float16_are_kept(tmp_path: Path) -> None:
+    wide = MultiviewUNet(tiny_base(block_out_channels=(64, 64)), "depth")  # up to 2^31
+    save_blocks(tmp_path / "blocks.safetensors", wide)
+    found = load_released(tmp_path / "blocks.safetensors", tiny_base(block_out_channels=(64, 64))).network
+    assert found.encoding == "reference"
+    assert torch.equal(found.cp_blocks_mid.attn1.pe.freq_bands, wide.cp_blocks_mid.attn1.pe.freq_bands)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.tiny_mvdiffusion import tiny_model
 from threedgen.config import ConfigError
-from threedgen.systems.texture.drawing import Draw, plan
+from threedgen.systems.texture.drawing import Draw, check_model, plan
 from threedgen.systems.texture.options import TextureConfig
 
 
@@ -33,6 +34,19 @@ def test_what_needs_the_condition_branch_is_refused() -> None:
         plan([0, 2], config(), conditioned=False)
     with pytest.raises(ConfigError, match="views: there are 13 key frames"):
         plan(range(13), config(), conditioned=False)
+
+
+def test_maps_of_an_odd_number_of_tokens_are_refused_if_they_form_pairs() -> None:
+    model, odd = tiny_model("depth"), config(height=20, width=12)  # 5 x 3 tokens of 4 pixels
+    check_model(model, odd)
+    model.multiview.encoding = "reference"
+    with pytest.raises(ConfigError, match="width: .*of 20 x 12 pixels some map has an odd number; try a width of 16"):
+        check_model(model, odd)
+    even = config(height=40, width=24)
+    check_model(model, even)
+    model.draft = 0.5
+    with pytest.raises(ConfigError, match="of 20 x 12 pixels"):
+        check_model(model, even)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,14 @@ def test_a_run_killed_in_either_stage_ends_the_same(tmp_path: Path, base: Path) 
     [
         ("depth", ["scenes.name=toy-panoramas"], "variant depth learns from posed views with depth"),
         ("panorama", ["k=4"], "k 4 should be odd; try 5"),
+        ("panorama", ["scenes.views=1"], "scenes.views 1: views of 90 degrees, one every 360 degrees, do not overlap"),
+        ("outpaint", ["scenes.views=4"], "do not overlap; take scenes.views=5 or more"),
+        (
+            "depth",
+            ["training.encoding=reference", "scenes.height=20", "scenes.width=20", "scenes.views=2"],
+            "scenes: these weights encode depth in pairs of tokens, and of pictures of 20 x 20 pixels some map has an "
+            "odd number; try a width of 24",
+        ),
         ("panorama", ["start=nowhere"], "start: there is no file or folder 'nowhere'"),
         ("panorama", ["training.fresh=9"], "fresh 9 should not exceed batch 2"),
         ("panorama", ["scenes.name=toy-panorama"], "did you mean 'toy-panoramas'"),

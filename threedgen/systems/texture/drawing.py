@@ -98,6 +98,9 @@ def check_model(model: MVDiffusion, config: TextureConfig) -> None:
             raise ConfigError(f"should be a multiple of {step}; try {max(1, round(side / step)) * step}", key, side)
     with within("prior"):
         check_halves((config.height, config.width), model.draft, step)
+    if model.multiview is not None and model.multiview.encoding == "reference":
+        for part in (1,) if model.draft is None else (1, 2):
+            model.check_pairs((config.height // part, config.width // part), "width")
 
 
 class Pictures:

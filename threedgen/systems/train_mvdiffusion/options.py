@@ -94,6 +94,11 @@ class TrainMVDiffusionConfig(RunConfig):
             raise ValueError(
                 f"variant {self.variant} learns from {wanted}, which scenes={self.scenes.name} does not have"
             )
+        if self.variant != "depth" and (step := 360 / self.scenes.views) >= self.scenes.fov:
+            raise ValueError(
+                f"scenes.views {self.scenes.views}: views of {self.scenes.fov:g} degrees, one every {step:g} degrees, "
+                f"do not overlap; take scenes.views={int(360 // self.scenes.fov) + 1} or more"
+            )
         return self
 
     def check(self) -> None:

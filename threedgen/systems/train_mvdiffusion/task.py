@@ -42,6 +42,9 @@ def train(task: Task) -> Status:
     model = MVDiffusion.load(config.start, camera=False)
     source = registry.build("scene-source", config.scenes, config.seed, "train")
     seen = scenes(task, model, source)
+    if config.variant == "depth" and config.training.encoding == "reference":
+        for _, each in seen:
+            model.check_pairs(each.bank.encoded, "scenes")
     lora = None if config.single_view is None else learn_single_views(task, model, seen, config.single_view)
     if model.extra != (wanted := EXTRA[config.variant]):
         raise ConfigError(
