@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.models import UNet2DConditionModel
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.guidance.multiview.decoupled import Branch
-from threedgen.guidance.weights.files import read_tensors, sniff
+from threedgen.guidance.weights.files import read_card, read_tensors
 from threedgen.run.disk import write_atomic
 from threedgen.run.torch_file import compare, require_finite
 
@@ -49,16 +48,7 @@ def save_adapter(path: Path, network: AdaptedUNet) -> None:
 
 def load_adapter(path: Path, unet: UNet2DConditionModel, factor: int = 8, **form: Any) -> Loaded:
     """Puts the adapter of a file into ``unet``. ``form``: instead of what the file says of it. Raises ConfigError."""
-    return convert_adapter(read_tensors(path), unet, factor, read_card(path), **form)
-
-
-def read_card(path: Path) -> dict[str, str]:
-    """What an adapter says of itself; released ones say nothing."""
-    if sniff(path) != "safetensors":
-        return {}
-    with safe_open(path, "np") as file:
-        card = file.metadata() or {}
-    return card if card.get("format") == FORMAT else {}
+    return convert_adapter(read_tensors(path), unet, factor, read_card(path, FORMAT), **form)
 
 
 def convert_adapter(

@@ -7,8 +7,9 @@ views = model.draw(["a kitchen"] * 8, geometry, (512, 512))
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, Self
 
 import torch
@@ -24,13 +25,13 @@ from threedgen.guidance.multiview.joined import predict
 from threedgen.guidance.options import MVDiffusionConfig
 from threedgen.guidance.priors.mvdream import load_as
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
-from threedgen.guidance.weights.files import read_tensors
+from threedgen.guidance.weights.files import read_card, read_tensors
 from threedgen.guidance.weights.plugins import locate
 
 from .geometry import DepthGeometry, Geometry, Neighbours, PanoramaGeometry
 from .inputs import Extra, extra_kind, unknown_channels
 from .unet import MultiviewUNet
-from .weights import convert_released, differing
+from .weights import FORMAT, convert_released, differing
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,11 @@ def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVD
     """The model that a config describes. Raises ConfigError."""
     model: MVDiffusion = load_as(MVDiffusion, options, device, camera=False)
     model.draft = options.draft
-    return model if options.blocks is None else model.with_views(options.blocks)
+    if options.blocks is not None:
+        model.with_views(options.blocks).compare_learnt(
+            k=options.k, neighbours=options.neighbours, overlap=options.overlap
+        )
+    return model
 
 
 Known = Callable[[Size], tuple[Tensor | None, Tensor | None]]
@@ -64,6 +69,8 @@ class MVDiffusion(StableDiffusion):
     """
 
     multiview: MultiviewUNet | None = None
+    learnt: Mapping[str, str] = MappingProxyType({})
+    """Options by which its blocks learnt, as far as they say it."""
 
     @staticmethod
     def extra_channels(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
@@ -94,7 +101,8 @@ class MVDiffusion(StableDiffusion):
 
     def with_views(self, blocks: str | Path) -> Self:
         """Puts the blocks of a file around the UNet, which may get other weights by them. Raises ConfigError."""
-        tensors = read_tensors(locate("blocks", str(blocks)))
+        path = locate("blocks", str(blocks))
+        tensors, self.learnt = read_tensors(path), read_card(path, FORMAT)
         found = convert_released(tensors, differing(self.unet, tensors))
         if found.ignored:
             parts = ", ".join(f"{part} ({count})" for part, count in found.ignored_parts.items())
@@ -105,6 +113,12 @@ class MVDiffusion(StableDiffusion):
         """Sees the views of a scene by this network from now on."""
         self.unet, self.multiview = network.unet, network
         return self.to(self.device)
+
+    def compare_learnt(self, **chosen: object) -> None:
+        """Warns of options by which the blocks did not learn."""
+        for name, value in chosen.items():
+            if self.learnt.get(name, str(value)) != str(value):
+                logger.warning("%s=%s: the attention between views learnt with %s", name, value, self.learnt[name])
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:

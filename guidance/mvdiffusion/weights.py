@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from diffusers.models import UNet2DConditionModel
@@ -23,6 +24,7 @@ from .caa import Encoding, frequencies
 from .difference import FIRST, LORA, difference, merge, widened
 from .unet import Kind, MultiviewUNet
 
+FORMAT = "threedgen mvdiffusion 1"
 PREFIX = "mv_base_model."
 OURS = re.compile(r"unet\.|cp_blocks_(encoder|mid|decoder)\.|condition_(conv_in|downblocks|upblocks)\.")
 BANDS = ".freq_bands"
@@ -42,10 +44,16 @@ class Loaded:
         return {part: parts.count(part) for part in sorted(set(parts))}
 
 
-def save_blocks(path: Path, network: MultiviewUNet, lora: LoRA | None = None, whole: bool = False) -> None:
+def save_blocks(
+    path: Path,
+    network: MultiviewUNet,
+    lora: LoRA | None = None,
+    whole: bool = False,
+    learnt: Mapping[str, object] = MappingProxyType({}),
+) -> None:
     """Writes a network, in float16, as what is to be added to its base; ``lora``: what is not in its UNet's weights.
 
-    whole: with all weights of its UNet, in which it then is.
+    whole: with all weights of its UNet, in which it then is.  learnt: options by which it learnt, and should draw.
     """
     state = network.state_dict()
     if not whole:
@@ -55,7 +63,7 @@ def save_blocks(path: Path, network: MultiviewUNet, lora: LoRA | None = None, wh
     tensors = {name: tensor.detach().half() for name, tensor in state.items()}
     require_finite(tensors, "the weights of MVDiffusion")
     tensors = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in (tensors | bands).items()}
-    write_atomic(path, save(tensors))
+    write_atomic(path, save(tensors, {"format": FORMAT} | {name: str(value) for name, value in learnt.items()}))
 
 
 def begin_with(network: MultiviewUNet, weights: Mapping[str, Tensor]) -> None:

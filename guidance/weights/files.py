@@ -134,6 +134,17 @@ def read_tensors(path: Path, under: str = "state_dict") -> dict[str, Tensor]:
     return tensors
 
 
+def read_card(path: Path, form: str) -> dict[str, str]:
+    """What a file of weights of ours says of itself beside its ``format``, ``form``; others say nothing."""
+    from safetensors import safe_open
+
+    if sniff(path) != "safetensors":
+        return {}
+    with safe_open(path, "np") as file:
+        card = file.metadata() or {}
+    return card if card.get("format") == form else {}
+
+
 def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -> Module:
     """The network that ``make`` builds, frozen, in float32, with ``tensors`` as its weights.
 

@@ -106,6 +106,16 @@ def test_blocks_are_kept_as_a_difference(tmp_path: Path) -> None:
     assert all(torch.equal(model.unet.state_dict()[name], tensor) for name, tensor in digest.items())
 
 
+def test_blocks_say_how_they_learnt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "blocks.safetensors"
+    save_blocks(path, MultiviewUNet(tiny_model().unet), learnt={"k": 5, "neighbours": "ring"})
+    model = tiny_model().with_views(path)
+    model.compare_learnt(k=5, neighbours="ring", mask="paper")
+    assert not caplog.messages
+    model.compare_learnt(k=3, neighbours="ring")
+    assert caplog.messages == ["k=3: the attention between views learnt with 5"]
+
+
 def test_blocks_of_another_base_are_refused(tmp_path: Path) -> None:
     unet = widened(tiny_model().unet, 1)
     save_blocks(tmp_path / "blocks.safetensors", MultiviewUNet(unet, "depth", "capped"), LoRA(unet, 2))

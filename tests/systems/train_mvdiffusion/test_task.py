@@ -72,6 +72,8 @@ def test_a_run_leaves_what_is_to_be_added_to_its_base(
     assert (
         found.extra == extra and found.multiview is not None and found.multiview.has_condition == (variant == "depth")
     )
+    expected = {"panorama": {"k", "neighbours"}, "outpaint": {"k", "neighbours", "mask"}, "depth": {"overlap"}}[variant]
+    assert set(found.learnt) == expected | {"format"}
     moved = [name for name, value in found.multiview.new_blocks["cp_blocks_mid"].named_parameters() if value.any()]
     assert len(moved) > 5, "nothing was learnt between views"
     x, t = torch.randn(1, 4, 8, 8, generator=cpu()), torch.tensor([300])

@@ -37,6 +37,7 @@ class Drawing:
         self.folder, self.scenes = task.folder / "views", scenes
         self.model: MVDiffusion = task.load_prior()
         self._check(first)
+        self.model.compare_learnt(mask=self.config.mask)
         self.given = self.model.extra == "mask"
         networks = self.model.networks
         alone = {name: network for name, network in networks.items() if name != "multiview"}

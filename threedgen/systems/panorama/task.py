@@ -93,6 +93,7 @@ def require(model: MVDiffusion, config: PanoramaConfig) -> None:
             "image",
             config.image,
         )
+    model.compare_learnt(mask=config.mask)
     step = model.unit
     if config.size % step:
         below = config.size // step * step

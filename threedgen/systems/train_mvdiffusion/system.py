@@ -26,9 +26,15 @@ from threedgen.guidance.mvdiffusion.weights import save_blocks
 from threedgen.train.system import AveragedSystem, System, timesteps
 
 from .masks import MaskBank
-from .options import TrainMVDiffusionConfig, ViewsConfig
+from .options import TrainMVDiffusionConfig, Variant, ViewsConfig
 
 RESULT = "blocks.safetensors"
+LEARNT: dict[Variant, tuple[str, ...]] = {
+    "panorama": ("k", "neighbours"),
+    "outpaint": ("k", "neighbours", "mask"),
+    "depth": ("overlap",),
+}
+"""Options that decide how views correspond, which a result says of itself."""
 KEPT = 64
 """Scenes whose correspondences are kept."""
 
@@ -232,7 +238,8 @@ class ViewsSystem(AveragedSystem):
         assert multiview is not None
         rows, labels = [], []
         with self.average.applied(self.blocks):
-            save_blocks(folder / RESULT, multiview, self.lora, whole=self.whole)
+            learnt = {name: getattr(self.config, name) for name in LEARNT[self.config.variant]}
+            save_blocks(folder / RESULT, multiview, self.lora, self.whole, learnt)
             for scene in range(o.sheet_scenes):
                 z, captions = self.bank.latents([scene]), self.bank.captions([scene])[0]
                 known, rng = self.known_of(self.seen[0][1], [scene], z), self.rng(scene, "sheet")
