@@ -10,9 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-BACKGROUND = 0.5
-"""In the place of positions and normals."""
-
 
 def view_rays(c2w: Tensor) -> Tensor:
     """Viewing directions and unit positions (B,6) of poses (B,4,4): of parallel rays all pixels have the same.
@@ -22,20 +19,20 @@ def view_rays(c2w: Tensor) -> Tensor:
     return torch.cat([-normalize(c2w[:, :3, 2], dim=-1), normalize(c2w[:, :3, 3], dim=-1)], dim=1)
 
 
-def ray_control(rays: Tensor) -> Tensor:
-    """Directions and unit positions, of any shape, from [-1, 1] to [0, 1], clamped."""
-    return ((rays + 1) / 2).clamp(0, 1)
+def ray_control(rays: Tensor, offset: float = 1.0, scale: float = 2.0) -> Tensor:
+    """Directions and unit positions, of any shape, from [-1, 1] to [0, 1], clamped: (rays + offset) / scale."""
+    return ((rays + offset) / scale).clamp(0, 1)
 
 
-def position_control(points: Tensor, mask: Tensor) -> Tensor:
-    """Points (B,H,W,3) of a mesh whose largest coordinate is 0.5, clamped to its cube, and the ``mask`` (B,H,W) of
-    where they are: (B,3,H,W) in [0, 1]."""
-    return _on_background((points + 0.5).clamp(0, 1), mask)
+def position_control(points: Tensor, mask: Tensor, offset: float = 0.5, scale: float = 1.0) -> Tensor:
+    """Points (B,H,W,3) of a mesh whose largest coordinate is 0.5, and the ``mask`` (B,H,W) of where they are, which
+    elsewhere are as in the middle: (B,3,H,W) in [0, 1], clamped: (points + offset) / scale."""
+    return ((_there(points, mask) + offset) / scale).clamp(0, 1)
 
 
 def normal_control(normals: Tensor, mask: Tensor) -> Tensor:
-    """Unit normals (B,H,W,3), and the ``mask`` (B,H,W) of where they are: (B,3,H,W) in [0, 1]."""
-    return _on_background((normals / 2 + 0.5).clamp(0, 1), mask)
+    """Unit normals (B,H,W,3), and the ``mask`` (B,H,W) of where they are, elsewhere zero: (B,3,H,W) in [0, 1]."""
+    return ((_there(normals, mask) + 1) / 2).clamp(0, 1)
 
 
 def geometry_control(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
@@ -43,5 +40,5 @@ def geometry_control(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([position_control(points, mask), normal_control(normals, mask)], dim=1)
 
 
-def _on_background(values: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask.bool()[..., None], values, BACKGROUND).permute(0, 3, 1, 2)
+def _there(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask.bool()[..., None], values, 0.0).permute(0, 3, 1, 2)
