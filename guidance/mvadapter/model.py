@@ -79,6 +79,8 @@ class MVAdapter(StableDiffusion):
     def with_adapter(self, adapter: str | Path, mv_scale: float = 1.0, ref_scale: float = 1.0, **form: Any) -> Self:
         """Draws by the adapter of a file. ``form``: see ``Form``, instead of what the file says. Raises ConfigError."""
         found = load_adapter(locate("adapter", str(adapter)), self.unet, self.factor, **form)
+        if found.network.form.layout == "rowcol" and found.network.form.control == "rays":
+            raise ConfigError("rowcol is of six sides of a mesh, control=geometry; of rays take row or full", "layout")
         if found.ignored:
             names = ", ".join(repr(name[:80]) for name in found.ignored[:3])
             logger.warning("%s: %d tensors have no place here (first %s)", adapter, len(found.ignored), names)

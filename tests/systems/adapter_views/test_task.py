@@ -86,6 +86,7 @@ def test_six_sides_of_a_mesh(capsys: pytest.CaptureFixture[str], caplog: pytest.
         ("rays", ["prompt=a dog", "height=17"], "a side should be a multiple of 2; try 16 or 18"),
         ("rays", ["prompt=a dog", "views=[[0, 90]]"], "views"),
         ("rays", ["prompt=a dog", "prior.name=mvdream"], "prior"),
+        ("rays", ["prompt=a dog", "prior.layout=rowcol"], "prior.layout: rowcol is of six sides of a mesh"),
         ("mesh", ["prompt=a dog"], "prior.adapter: this one is told the geometry of a mesh; give mesh=FILE"),
         ("mesh", ["prompt=a dog", "mesh=none.glb"], "mesh: there is no file"),
         ("mesh", ["prompt=a dog", "mesh=box.glb", "views=[[0, 0]]"], "views: this adapter draws six sides"),
