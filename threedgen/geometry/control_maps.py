@@ -1,7 +1,7 @@
 """Pictures of six channels that tell a network from where it looks, or what shape it looks at: pure functions.
 
-Channels are (direction, position) of the camera, or (position, normal) of the surface, x y z each, in the world; what a
-network is given lies in [0, 1].
+Channels are (direction, position) of the camera, (direction, moment) of the lines of sight, or (position, normal) of
+the surface, x y z each, in the world; what a network is given lies in [0, 1].
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from .cameras import Cameras
 
 
 def view_rays(c2w: Tensor) -> Tensor:
@@ -19,8 +21,16 @@ def view_rays(c2w: Tensor) -> Tensor:
     return torch.cat([-normalize(c2w[:, :3, 2], dim=-1), normalize(c2w[:, :3, 3], dim=-1)], dim=1)
 
 
+def sight_lines(cameras: Cameras) -> Tensor:
+    """Lines of sight through the pixel centres (B,6,H,W): unit directions d, and moments o x d around the origin, which
+    are as long as the line is far from it (Pluecker coordinates)."""
+    origins, directions = cameras.rays()
+    moments = torch.linalg.cross(origins, directions, dim=-1)
+    return torch.cat([directions, moments], dim=-1).permute(0, 3, 1, 2)
+
+
 def ray_control(rays: Tensor, offset: float = 1.0, scale: float = 2.0) -> Tensor:
-    """Directions and unit positions, of any shape, from [-1, 1] to [0, 1], clamped: (rays + offset) / scale."""
+    """Directions, and unit positions or moments, from [-1, 1] to [0, 1], clamped: (rays + offset) / scale."""
     return ((rays + offset) / scale).clamp(0, 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 from math import pi, radians
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,8 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from tests.support.parity_files import parity_files
-from tests.support.pluecker import pluecker_map
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.control_maps import position_control, ray_control, view_rays
+from threedgen.geometry.control_maps import position_control, ray_control, sight_lines, view_rays
 from threedgen.geometry.poses import orbit_c2w, world_to_camera
 from threedgen.guidance.diffusion import Reference, combine, ddim_step
 from threedgen.guidance.multiview.decoupled import DecoupledAttnProcessor
@@ -123,9 +123,10 @@ def test_cameras_and_maps(path: Path) -> None:
     told = ray_control(view_rays(c2w), o["plucker_offset"], o["plucker_scale"])[:, :, None, None]
     close(told.expand(-1, -1, size, size), out["control_ortho"])
     ours = orbit_c2w(elevation, azimuth + pi / 2, given["distance"])  # whose front is x where theirs is -y
-    close(ray_maps(ours)[..., 0, 0], ray_control(view_rays(c2w)))
-    fov = torch.full((count,), radians(o["fov_deg"]))
-    close(pluecker_map(Cameras(c2w, Projection.perspective(fov, size, size), size, size)), out["plucker_persp"])
+    close(ray_maps(replace(flat, c2w=ours))[..., 0, 0], ray_control(view_rays(c2w)))
+    deep = replace(flat, projection=Projection.perspective(torch.full((count,), radians(o["fov_deg"])), size, size))
+    close(sight_lines(deep), out["plucker_persp"])
+    close(ray_maps(replace(deep, c2w=ours)), ray_control(out["plucker_persp"]))
     # the reference counts pixels from their corners: its picture is half a pixel off
     K = flat.projection.K.clone()
     K[:, :2, 2] += 0.5

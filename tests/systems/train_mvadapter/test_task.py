@@ -51,6 +51,7 @@ WHOLE = {"view_sets": []}
 FORMS: dict[str, dict[str, Any]] = {
     "rays": {},
     "rays in two sizes": {"image_size": 32, "training": {"half": 0.5}},
+    "rays in perspective": {"fov": 40.0},
     "geometry": {"control": "geometry", "training": WHOLE},
     "serial, words alone": {"branches": ["mv"], "arrangement": "serial", "training": {"no_image": None}},
     "guider alone": {"branches": [], "training": {"no_image": None}},
@@ -69,7 +70,7 @@ def test_a_run_leaves_an_adapter_of_its_base(
     found = load(base).with_adapter(Path("run", RESULT))
     network = found.adapted
     assert network is not None and network.branches == tuple(FORMS[form].get("branches", ("mv", "ref")))
-    assert network.form.control == FORMS[form].get("control", "rays")
+    assert network.form.control == FORMS[form].get("control", "rays") and found.fov == FORMS[form].get("fov", 0.0)
     assert network.form.layout == ("rowcol" if form == "geometry" else "row")
     for branch in network.branches:
         moved = [name for name, value in network.adapter_state().items() if f"to_out_{branch}" in name and value.any()]
