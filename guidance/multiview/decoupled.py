@@ -106,6 +106,7 @@ class DecoupledAttnProcessor(nn.Module):
         for branch in self.branches:
             used, scale, added = branches[branch]
             if used:
+                scale = scale / attn.rescale_output_factor  # as the base does with what it says
                 out = out + scale * added(hidden_states + out if self.arrangement == "serial" else hidden_states)
         return out
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from math import nan
 from typing import Any, get_args
 
 from threedgen.config.errors import ConfigError
 from threedgen.guidance.choices import Arrangement, Control, Layout, Shift
 
 KINDS = {"layout": Layout, "arrangement": Arrangement, "control": Control, "shift_mode": Shift}
-NUMBERS = {"shift", "anywhere"}
+NUMBERS = {"shift": (1.0, 1000.0), "anywhere": (0.0, 1.0), "fov": (0.0, 100.0)}
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Form:
     layout, arrangement: of the attention between views, see ``multiview/decoupled.py``.  control: what the guider is
     shown, ``rays`` of the cameras or the ``geometry`` of a mesh.  shift, shift_mode: see ``Schedule.shifted``.
     anywhere: the share of objects that it saw from other sides than the released adapters, 0 to 30 degrees high.
+    fov: of its cameras, in degrees, vertical; 0: they are orthographic.
     """
 
     layout: Layout = "row"
@@ -28,6 +30,7 @@ class Form:
     shift: float = 8.0
     shift_mode: Shift = "interpolated"
     anywhere: float = 0.0
+    fov: float = 0.0
 
     @classmethod
     def told(cls, card: Mapping[str, str], **asked: Any) -> Form:
@@ -39,14 +42,24 @@ class Form:
                 raise ConfigError(
                     f"the adapter is of an unknown {name} {found[name][:40]!r} (known: {known})", "adapter"
                 )
-        for name in NUMBERS & found.keys():
-            try:
-                found[name] = float(found[name])
-            except ValueError:
-                raise ConfigError(f"the adapter's {name} {found[name][:40]!r} is no number", "adapter") from None
+        for name in NUMBERS.keys() & found.keys():
+            found[name] = _number(name, found[name])
         return replace(cls(**found), **{name: value for name, value in asked.items() if value is not None})
 
     @property
     def card(self) -> dict[str, str]:
         """The same as texts, for a file."""
         return {name: str(value) for name, value in asdict(self).items()}
+
+
+def _number(name: str, text: str) -> float:
+    """What a file says of ``name``. Raises ConfigError."""
+    least, most = NUMBERS[name]
+    try:
+        number = float(text)
+    except ValueError:
+        number = nan
+    if not least <= number <= most:
+        said = f"the adapter's {name} should be a number from {least:g} to {most:g}, and its file says {text[:40]!r}"
+        raise ConfigError(said, "adapter")
+    return number

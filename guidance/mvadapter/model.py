@@ -28,7 +28,7 @@ from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.plugins import locate
 from threedgen.run.arrays import Array
 
-from .cameras import GEOMETRY_VIEWS, RAISED, RAY_VIEWS, ray_maps, untrained
+from .cameras import GEOMETRY_VIEWS, RAISED, RAY_VIEWS, ray_maps, towards_middle, untrained
 from .form import Form
 from .network import AdaptedUNet
 from .pictures import framed
@@ -79,6 +79,8 @@ class MVAdapter(StableDiffusion):
     def with_adapter(self, adapter: str | Path, mv_scale: float = 1.0, ref_scale: float = 1.0, **form: Any) -> Self:
         """Draws by the adapter of a file. ``form``: see ``Form``, instead of what the file says. Raises ConfigError."""
         found = load_adapter(locate("adapter", str(adapter)), self.unet, self.factor, **form)
+        if found.network.form.layout == "rowcol" and found.network.form.control == "rays":
+            raise ConfigError("rowcol is of six sides of a mesh, control=geometry; of rays take row or full", "layout")
         if found.ignored:
             names = ", ".join(repr(name[:80]) for name in found.ignored[:3])
             logger.warning("%s: %d tensors have no place here (first %s)", adapter, len(found.ignored), names)
@@ -110,13 +112,19 @@ class MVAdapter(StableDiffusion):
         return super().networks | ({} if guider is None else {"guider": guider})
 
     def camera(self, c2w: Tensor) -> Tensor:
-        """Poses (B,4,4) -> maps of rays (B,6,1,1). Raises ConfigError if the adapter asks for the maps of a mesh."""
+        """Poses (B,4,4) -> maps of rays (B,6,1,1), of an adapter in perspective (B,6,H,W). Raises ConfigError if the
+        adapter asks for the maps of a mesh."""
         if self.adapted is not None and self.adapted.form.control == "geometry":
             raise ConfigError(
                 "this adapter is told the geometry of a mesh, and here is none; use one that is told rays of cameras",
                 "adapter",
             )
-        return ray_maps(c2w)
+        return ray_maps(towards_middle(c2w, self.image_size, self.image_size, self.fov)).to(c2w)
+
+    @property
+    def fov(self) -> float:
+        """Of its cameras, in degrees; 0: they are orthographic."""
+        return 0.0 if self.adapted is None else self.adapted.form.fov
 
     def note_views(self, c2w: Tensor) -> None:
         """Warns of poses (B,4,4) from where the adapter was not trained to look."""

@@ -261,10 +261,12 @@ def scheduler(schedule: Schedule) -> Any:
     }
     same = [name for name, found in known.items() if torch.equal(found[2].betas, schedule.betas.cpu())]
     name = same[0] if same else "scaled_linear"
-    return DDIMScheduler(
-        schedule.T,
-        *known[name][:2],
-        name,
+    beta_start, beta_end, _ = known[name]
+    return DDIMScheduler(  # by name: what is given by place, `from_config` of another class takes for a default
+        num_train_timesteps=schedule.T,
+        beta_start=beta_start,
+        beta_end=beta_end,
+        beta_schedule=name,
         trained_betas=None if same else schedule.betas.tolist(),
         prediction_type=schedule.prediction,
         clip_sample=False,

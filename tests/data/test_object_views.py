@@ -14,10 +14,10 @@ import trimesh
 from threedgen.config import ConfigError
 from threedgen.data.coloured_mesh import fitted, toybox_mesh
 from threedgen.data.meshes import MeshObjects
-from threedgen.data.object_views import AZIMUTH, ELEVATION, HALF, ObjectViews, alone
+from threedgen.data.object_views import AZIMUTH, ELEVATION, ObjectViews, alone
 from threedgen.data.options import MeshFolderConfig, ToyboxObjectsConfig
 from threedgen.data.toybox.pictures import ToyboxObjects
-from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAY_VIEWS, geometry_maps, views
+from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, HALF, RAY_VIEWS, geometry_maps, views
 
 SIZE = 32
 
@@ -53,7 +53,14 @@ def test_an_entry_is_the_same_in_every_block(folder: Path) -> None:
         assert whole.captions[1:3] == part.captions and 0 <= whole.rgb.min() and whole.rgb.max() <= 1
     one = toys(reference=False).block(range(1, 2), SIZE)
     assert np.array_equal(one.rgb, toys().block(range(1, 2), SIZE).rgb[:6])
-    kinds = [toys(), toys(control="geometry"), toys(reference=False), toys(split="held-out"), meshes(folder)]
+    kinds = [
+        toys(),
+        toys(control="geometry"),
+        toys(reference=False),
+        toys(split="held-out"),
+        toys(fov=40.0),
+        meshes(folder),
+    ]
     assert len({source.describe() for source in kinds}) == len(kinds)
 
 
@@ -97,8 +104,10 @@ def test_with_rays_small_things_are_small_and_with_geometry_all_fill_the_picture
         assert 0.8 < max(np.ptp(rows) + 1, np.ptp(columns) + 1) / SIZE < 1
 
 
-def test_maps_of_toys_agree_with_their_meshes() -> None:
-    source = toys(control="geometry", reference=False)
+@pytest.mark.parametrize("fov", [0.0, 40.0])
+def test_maps_of_toys_agree_with_their_meshes(fov: float) -> None:
+    source = toys(control="geometry", reference=False, fov=fov)
+    assert source.cameras(0, SIZE).projection.parallel == (not fov)
     for index in range(3):
         mesh = fitted(toybox_mesh(source.box.asset(index), 48), HALF)
         expected = geometry_maps(*map(torch.from_numpy, mesh.surface(source.cameras(index, SIZE))))

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.control_maps import geometry_control, ray_control, view_rays
+from threedgen.geometry.control_maps import geometry_control, position_control, ray_control, view_rays
 from threedgen.geometry.poses import orbit_c2w
 
 
@@ -39,3 +39,6 @@ def test_surfaces_are_brought_to_colours_on_grey() -> None:
     found = geometry_control(points, normals, mask)
     torch.testing.assert_close(found[0, :, 0, 0], torch.tensor([0.0, 0.75, 1.0, 0.5, 0.5, 0.0]))
     assert (found.flatten(2)[..., 1:] == 0.5).all()
+    other = position_control(points, mask, offset=0.5, scale=2.0)
+    torch.testing.assert_close(other[0, :, 0, 0], torch.tensor([0.0, 0.375, 0.7]))
+    assert (other.flatten(2)[..., 1:] == 0.25).all()  # the middle

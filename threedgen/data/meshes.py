@@ -6,12 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from threedgen.geometry.cameras import Cameras
+from threedgen.guidance.mvadapter.cameras import HALF
 from threedgen.guidance.mvadapter.pictures import PAPER
 from threedgen.guidance.options import Control
 from threedgen.run.arrays import Array
 
 from .coloured_mesh import ColouredMesh, fitted, read_mesh
-from .object_views import HALF, ObjectViews
+from .object_views import ObjectViews
 from .options import MeshFolderConfig, ObjectSplit
 
 KEPT = 32
@@ -29,9 +30,10 @@ class MeshObjects(ObjectViews):
         control: Control = "rays",
         reference: bool = True,
         anywhere: float = 0.0,
+        fov: float = 0.0,
     ) -> None:
         """Raises ConfigError for a folder without meshes, and captions of other ones."""
-        super().__init__(seed, split, control, reference, anywhere)
+        super().__init__(seed, split, control, reference, anywhere, fov)
         every = list(options.texts().items())
         self.named = every[: -options.held_out] if split == "train" else every[-options.held_out :]
         self.options, self.folder = options, Path(options.path).expanduser()

@@ -1,7 +1,7 @@
 """Objects from the sides that MV-Adapter draws (arXiv 2412.03632, section 5.1), with what its guider is shown of them.
 
-An entry has the views of all sides, by parallel rays on grey, and behind them, if it is asked for, a picture of the
-object from somewhere near its front, framed as users' pictures are.
+An entry has the views of all sides, on grey, and behind them, if it is asked for, a picture of the object from
+somewhere near its front, framed as users' pictures are.
 
 Maps of geometry are rendered whenever they are wanted: six sides of 128 pixels take a core some 20 ms, of the second
 that a step of eight objects takes, while to keep them in bytes would take 590 kB for each object, twenty times as much
@@ -27,20 +27,27 @@ from .options import ObjectSplit
 
 AZIMUTH, ELEVATION = 45.0, (-10.0, 30.0)
 """Degrees from the front, at most, and above the ground, from which pictures to look at are taken (section 5.2)."""
-HALF = 0.5
-"""The largest coordinate of an object."""
 
 
 class ObjectViews(ABC):
     """A source of ``threedgen.data.bank``, built by the registry's kind "object-source".
 
     ``control``: what the guider is shown decides the sides.  ``reference``: with a picture to look at, as the last of
-    the ``n_view`` pictures of an entry.  anywhere: the share of objects that are seen from sides of their own.
+    the ``n_view`` pictures of an entry.  anywhere: the share of objects that are seen from sides of their own.  fov: of
+    the cameras in degrees, see ``towards_middle``.
     """
 
-    def __init__(self, seed: int, split: ObjectSplit, control: Control, reference: bool, anywhere: float = 0.0) -> None:
+    def __init__(
+        self,
+        seed: int,
+        split: ObjectSplit,
+        control: Control,
+        reference: bool,
+        anywhere: float = 0.0,
+        fov: float = 0.0,
+    ) -> None:
         self.seed, self.split, self.control, self.reference = seed, split, control, reference
-        self.anywhere = anywhere
+        self.anywhere, self.fov = anywhere, fov
         self.sides = RAY_VIEWS if control == "rays" else GEOMETRY_VIEWS
         self.n_view = len(self.sides) + reference
 
@@ -50,14 +57,15 @@ class ObjectViews(ABC):
     def describe(self) -> str:
         """What decides the pictures, in a line."""
         kind = f"{type(self).__name__}, {self.control}, picture {self.reference}"
-        return f"{kind}, seed {self.seed}, {self.split}, anywhere {self.anywhere:g}"
+        fov = f", fov {self.fov:g}" if self.fov else ""
+        return f"{kind}, seed {self.seed}, {self.split}, anywhere {self.anywhere:g}{fov}"
 
     @abstractmethod
     def caption(self, index: int) -> str: ...
 
     @abstractmethod
     def photograph(self, index: int, at: Cameras) -> Array:
-        """Pictures (V,H,W,3) on the grey of ``PAPER``; largest coordinate ``HALF``."""
+        """Pictures (V,H,W,3) on the grey of ``PAPER``; as large as ``cameras.HALF`` has it."""
 
     @abstractmethod
     def surface(self, index: int, at: Cameras) -> tuple[Array, Array, Array]:
@@ -79,12 +87,13 @@ class ObjectViews(ABC):
 
     def cameras(self, index: int, size: int) -> Cameras:
         """Those of an object."""
-        return views(self.angles(index), size, size)
+        return views(self.angles(index), size, size, self.fov)
 
     def block(self, indices: range, size: int) -> Captioned:
         rgb, c2w = [], []
         for index in indices:
-            at = views([*self.angles(index), *([self.near_front(index)] if self.reference else [])], size, size)
+            near = [self.near_front(index)] if self.reference else []
+            at = views([*self.angles(index), *near], size, size, self.fov)
             pictures = torch.from_numpy(self.photograph(index, at))
             if self.reference:
                 pictures[-1] = alone(pictures[-1])

@@ -1,7 +1,7 @@
 """Pictures of six channels that tell a network from where it looks, or what shape it looks at: pure functions.
 
-Channels are (direction, position) of the camera, or (position, normal) of the surface, x y z each, in the world; what a
-network is given lies in [0, 1].
+Channels are (direction, position) of the camera, (direction, moment) of the lines of sight, or (position, normal) of
+the surface, x y z each, in the world; what a network is given lies in [0, 1].
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-BACKGROUND = 0.5
-"""In the place of positions and normals."""
+from .cameras import Cameras
 
 
 def view_rays(c2w: Tensor) -> Tensor:
@@ -22,20 +21,28 @@ def view_rays(c2w: Tensor) -> Tensor:
     return torch.cat([-normalize(c2w[:, :3, 2], dim=-1), normalize(c2w[:, :3, 3], dim=-1)], dim=1)
 
 
-def ray_control(rays: Tensor) -> Tensor:
-    """Directions and unit positions, of any shape, from [-1, 1] to [0, 1], clamped."""
-    return ((rays + 1) / 2).clamp(0, 1)
+def sight_lines(cameras: Cameras) -> Tensor:
+    """Lines of sight through the pixel centres (B,6,H,W): unit directions d, and moments o x d around the origin, which
+    are as long as the line is far from it (Pluecker coordinates)."""
+    origins, directions = cameras.rays()
+    moments = torch.linalg.cross(origins, directions, dim=-1)
+    return torch.cat([directions, moments], dim=-1).permute(0, 3, 1, 2)
 
 
-def position_control(points: Tensor, mask: Tensor) -> Tensor:
-    """Points (B,H,W,3) of a mesh whose largest coordinate is 0.5, clamped to its cube, and the ``mask`` (B,H,W) of
-    where they are: (B,3,H,W) in [0, 1]."""
-    return _on_background((points + 0.5).clamp(0, 1), mask)
+def ray_control(rays: Tensor, offset: float = 1.0, scale: float = 2.0) -> Tensor:
+    """Directions, and unit positions or moments, from [-1, 1] to [0, 1], clamped: (rays + offset) / scale."""
+    return ((rays + offset) / scale).clamp(0, 1)
+
+
+def position_control(points: Tensor, mask: Tensor, offset: float = 0.5, scale: float = 1.0) -> Tensor:
+    """Points (B,H,W,3) of a mesh whose largest coordinate is 0.5, and the ``mask`` (B,H,W) of where they are, which
+    elsewhere are as in the middle: (B,3,H,W) in [0, 1], clamped: (points + offset) / scale."""
+    return ((_there(points, mask) + offset) / scale).clamp(0, 1)
 
 
 def normal_control(normals: Tensor, mask: Tensor) -> Tensor:
-    """Unit normals (B,H,W,3), and the ``mask`` (B,H,W) of where they are: (B,3,H,W) in [0, 1]."""
-    return _on_background((normals / 2 + 0.5).clamp(0, 1), mask)
+    """Unit normals (B,H,W,3), and the ``mask`` (B,H,W) of where they are, elsewhere zero: (B,3,H,W) in [0, 1]."""
+    return ((_there(normals, mask) + 1) / 2).clamp(0, 1)
 
 
 def geometry_control(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
@@ -43,5 +50,5 @@ def geometry_control(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([position_control(points, mask), normal_control(normals, mask)], dim=1)
 
 
-def _on_background(values: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask.bool()[..., None], values, BACKGROUND).permute(0, 3, 1, 2)
+def _there(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask.bool()[..., None], values, 0.0).permute(0, 3, 1, 2)

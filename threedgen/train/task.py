@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from threedgen.config import registry
+from threedgen.config.errors import within
 from threedgen.run import cache
 from threedgen.run.disk import writing
 from threedgen.run.interrupts import Interrupts
@@ -58,7 +59,8 @@ class Task:
         To name them takes reading all of them once more, so what is wrong with them is found before.
         """
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
-        built = registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
+        with within("prior"):
+            built = registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
         self.name_weights()
         return built
 

@@ -115,6 +115,13 @@ def test_serial_branches_see_what_was_added() -> None:
     torch.testing.assert_close(attn(tokens, use_ref=False, **views), second, atol=1e-5, rtol=0)
 
 
+def test_branches_are_divided_as_the_layer_divides() -> None:
+    attn, tokens, views = layer(), torch.randn(3, 4, WIDTH), {"n_view": 3, "latent_size": (2, 2)}
+    whole = attn(tokens, **views)
+    attn.residual_connection, attn.rescale_output_factor = True, 2.0
+    torch.testing.assert_close(attn(tokens, **views), (whole + tokens) / 2, atol=1e-6, rtol=0)
+
+
 def test_views_and_tokens_have_to_fit() -> None:
     tokens = torch.randn(6, 6, WIDTH)
     with pytest.raises(ValueError, match="six views"):

@@ -17,7 +17,14 @@ from threedgen.config.registry import build
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.diffusion import Conditions
 from threedgen.guidance.distillation.sds import SDS
-from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAY_VIEWS, geometry_maps, untrained, views
+from threedgen.guidance.mvadapter.cameras import (
+    GEOMETRY_VIEWS,
+    RAY_VIEWS,
+    geometry_maps,
+    ray_maps,
+    untrained,
+    views,
+)
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.options import MVAdapterConfig, SDSConfig
@@ -57,6 +64,22 @@ def test_the_geometry_of_a_mesh_is_a_map() -> None:
         model.camera(at.c2w)
     with pytest.raises(ConfigError, match="not trained to look at a picture"):
         model.draw(PROMPT, maps, torch.rand(16, 16, 3), steps=1)
+
+
+def test_an_adapter_in_perspective_is_told_its_lines_of_sight() -> None:
+    model = adapted_model(Form(fov=40.0))
+    at = views(RAY_VIEWS, 16, 24, model.fov)
+    maps = model.camera(2 * at.c2w)  # from how far does not matter: it sees all of a thing
+    assert maps.shape == (6, 6, model.image_size, model.image_size) and 0 <= maps.min() and maps.max() <= 1
+    front, middle = 2 * ray_maps(at)[0] - 1, (slice(None), slice(7, 9), slice(11, 13))
+    torch.testing.assert_close(front[middle].mean((1, 2))[:3], torch.tensor([0.0, 1.0, 0.0]), atol=0.01, rtol=0)
+    assert front[0, 0, 0] < -0.1 < 0.1 < front[0, 0, -1]  # to the left and to the right of their front, which is -y
+    assert front[3:, 8, 12].norm() < 0.1 < 0.5 < front[3:, 0, 0].norm()  # how far lines pass the middle
+    few = {"steps": 1, "size": (16, 24)}
+    drawn = [
+        model.draw(PROMPT, told, generator=cpu(), **few) for told in (ray_maps(at), adapted_model().camera(at.c2w))
+    ]
+    assert drawn[0].shape == (6, 16, 24, 3) and (drawn[0] - drawn[1]).abs().max() > 1e-4
 
 
 def test_one_picture_without_a_camera_is_the_base() -> None:
@@ -159,8 +182,9 @@ def test_views_it_was_not_trained_for_are_named(caplog: pytest.LogCaptureFixture
     assert "any/0 to 30" in caplog.text
 
 
-def test_cameras_see_the_whole_mesh() -> None:
+@pytest.mark.parametrize("fov", [0.0, 30.0, 90.0])
+def test_cameras_see_the_whole_mesh(fov: float) -> None:
     corner = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, -0.5, 0.0]])
     for height, width in ((16, 16), (16, 24), (24, 16)):
-        pixels, depth = views(GEOMETRY_VIEWS, height, width).project(corner)
+        pixels, depth = views(GEOMETRY_VIEWS, height, width, fov).project(corner)
         assert (pixels > 0).all() and (pixels < torch.tensor([width, height])).all() and (depth > 0).all()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from math import radians
+from dataclasses import replace
+from math import pi, radians
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,8 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from tests.support.parity_files import parity_files
-from tests.support.pluecker import pluecker_map
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.control_maps import position_control, ray_control, view_rays
+from threedgen.geometry.control_maps import position_control, ray_control, sight_lines, view_rays
 from threedgen.geometry.poses import orbit_c2w, world_to_camera
 from threedgen.guidance.diffusion import Reference, combine, ddim_step
 from threedgen.guidance.multiview.decoupled import DecoupledAttnProcessor
@@ -39,7 +40,8 @@ class Recording:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         self.options = json.loads(str(arrays.pop("meta_json")))
-        self.tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        found = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        self.tensors = {n: t.float() if t.dtype == torch.float64 else t for n, t in found.items()}
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
@@ -55,7 +57,8 @@ def test_attention(path: Path) -> None:
     file = Recording(path)
     o, given, out = file.options, file.under("in:"), file.under("out:")
     processor = DecoupledAttnProcessor(MultiviewAttnProcessor(), "attn1", o["dim"], ("mv", "ref"), o["processor"])
-    attn = Attention(o["dim"], heads=o["heads"], dim_head=o["dim"] // o["heads"], processor=processor)
+    rest = {name: o[name] for name in ("residual_connection", "rescale_output_factor")}
+    attn = Attention(o["dim"], heads=o["heads"], dim_head=o["dim"] // o["heads"], processor=processor, **rest)
     attn.load_state_dict(file.under("w:"))
     options: dict[str, dict[str, Any]] = {
         "plain": {"use_mv": False, "use_ref": False},
@@ -88,6 +91,7 @@ def test_shifted_noise(path: Path) -> None:
     o, out = file.options, file.under("out:")
     base = Schedule.from_betas(file.under("in:")["betas"], o["prediction_type"])
     close(base.alpha_bar, out["alphas_cumprod_base"], 5e-6)
+    close(torch.logit(base.alpha_bar.double()), out["snr_base"].double().log(), 1e-3)
     for scale in o["shift_scales"]:
         for mode in o["modes"]:
             shifted, name = base.shifted(scale, mode), f"{mode}_{scale:g}"
@@ -112,15 +116,17 @@ def test_cameras_and_maps(path: Path) -> None:
     points = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     pixels, depth = flat.project(points)
     clip = torch.cat([points, torch.ones(5, 1)], 1) @ out["mvp_mtx"].mT
-    close(pixels, (clip[..., :2] + 1) * size / 2, 1e-4)
+    close(2 * pixels / size - 1, clip[..., :2])
     near, far = o["near"], o["far"]
     close((2 * depth - near - far) / (far - near), clip[..., 2])
     close(view_rays(c2w)[:, :, None, None].expand(-1, -1, size, size), out["raymap_ortho"])
-    close(ray_control(view_rays(c2w))[:, :, None, None].expand(-1, -1, size, size), out["control_ortho"])
-    ours = orbit_c2w(elevation, given["azimuth_deg"].deg2rad(), given["distance"])
-    close(ray_maps(ours).expand(-1, -1, size, size), out["control_ortho"])
-    fov = torch.full((count,), radians(o["fov_deg"]))
-    close(pluecker_map(Cameras(c2w, Projection.perspective(fov, size, size), size, size)), out["plucker_persp"])
+    told = ray_control(view_rays(c2w), o["plucker_offset"], o["plucker_scale"])[:, :, None, None]
+    close(told.expand(-1, -1, size, size), out["control_ortho"])
+    ours = orbit_c2w(elevation, azimuth + pi / 2, given["distance"])  # whose front is x where theirs is -y
+    close(ray_maps(replace(flat, c2w=ours))[..., 0, 0], ray_control(view_rays(c2w)))
+    deep = replace(flat, projection=Projection.perspective(torch.full((count,), radians(o["fov_deg"])), size, size))
+    close(sight_lines(deep), out["plucker_persp"])
+    close(ray_maps(replace(deep, c2w=ours)), ray_control(out["plucker_persp"]))
     # the reference counts pixels from their corners: its picture is half a pixel off
     K = flat.projection.K.clone()
     K[:, :2, 2] += 0.5
@@ -128,7 +134,8 @@ def test_cameras_and_maps(path: Path) -> None:
     mask = given["mask"][..., 0]
     found = corner.unproject(given["depth"][..., 0])
     close(found * mask[..., None], out["position_map_ortho"])
-    close(position_control(found, mask).permute(0, 2, 3, 1), out["position_control"])
+    scaled = position_control(found, mask, o["position_offset"], o["position_scale"])
+    close(scaled.permute(0, 2, 3, 1), out["position_control"])
 
 
 @torch.no_grad()
@@ -137,16 +144,9 @@ def test_whole_chain(path: Path) -> None:
     file = Recording(path)
     o, given, out = file.options, file.under("in:"), file.under("out:")
     weights = file.under("w:unet:")
-    unet = UNet2DConditionModel(
-        block_out_channels=o["block_out_channels"],
-        layers_per_block=o["layers_per_block"],
-        down_block_types=o["down"],
-        up_block_types=o["up"],
-        attention_head_dim=o["attention_head_dim"],
-        cross_attention_dim=o["cross_attention_dim"],
-        norm_num_groups=o["norm_num_groups"],
-        use_linear_projection=o["use_linear_projection"],
-    )
+    known = inspect.signature(UNet2DConditionModel).parameters
+    options = {name: value for name, value in o.items() if name in known}
+    unet = UNet2DConditionModel(**options, down_block_types=o["down"], up_block_types=o["up"])
     unet.load_state_dict({name: tensor for name, tensor in weights.items() if ".processor." not in name})
     network = convert_adapter(weights | file.under("w:cond_encoder:"), unet, layout=o["processor"]).network
     n_view, text = o["num_views"], [given["negative_prompt_embeds"], given["prompt_embeds"]]
@@ -163,7 +163,7 @@ def test_whole_chain(path: Path) -> None:
     schedule = Schedule.scaled_linear().shifted(o["shift_scale"], o["shift_mode"])
     close(schedule.alpha_bar, given["alphas_cumprod"], 5e-6)
     x, reference = given["latents"], Reference(seen).shown(False, True)
-    both = torch.cat([part.expand(n_view, -1, -1) for part in text]), torch.cat([given["control"]] * 2)
+    both = torch.cat([part.repeat_interleave(n_view, 0) for part in text]), torch.cat([given["control"]] * 2)
     alpha_bar, stride = schedule.alpha_bar.double(), schedule.T // o["steps"]
     for step, t in enumerate(out["timesteps"].tolist()):
         eps = network(torch.cat([x, x]), torch.tensor(t), *both, n_view, reference)

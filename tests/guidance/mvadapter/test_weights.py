@@ -112,7 +112,13 @@ def test_a_base_that_was_tuned_takes_the_adapter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("card", "message"), [({"layout": "rows"}, "unknown layout 'rows'.*rowcol"), ({"shift": "many"}, "no number")]
+    ("card", "message"),
+    [
+        ({"layout": "rows"}, "unknown layout 'rows'.*rowcol"),
+        ({"shift": "many"}, "shift should be a number from 1 to 1000, and its file says 'many'"),
+        ({"shift": "0.5"}, "shift should be a number from 1 to 1000"),
+        ({"fov": "nan"}, "fov should be a number from 0 to 100"),
+    ],
 )
 def test_what_a_file_says_is_checked(card: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

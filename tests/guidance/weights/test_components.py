@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
@@ -372,3 +372,9 @@ def test_a_word_beyond_the_text_encoder_is_refused(saved: Path, tmp_path: Path) 
     path.write_text(json.dumps(tree))
     with pytest.raises(ConfigError, match="the tokenizer has 1000000 words, the text encoder only"):
         MVDream.load(str(folder))
+
+
+@pytest.mark.parametrize("schedule", [Schedule.scaled_linear(T=500), Schedule.linear(T=500).shifted(6.0)])
+def test_another_scheduler_takes_the_noise_over(schedule: Schedule) -> None:
+    other: Any = DDPMScheduler.from_config(components.scheduler(schedule).config)
+    torch.testing.assert_close(other.alphas_cumprod, schedule.alpha_bar, rtol=1e-4, atol=0)

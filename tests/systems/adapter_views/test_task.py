@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ TINY = {"task": "adapter-views", "threads": 1, "steps": 2}
 
 @pytest.fixture(scope="module")
 def priors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    places = {name: tmp_path_factory.mktemp(name) for name in ("rays", "mesh")}
-    return {"rays": tiny_prior_config(places["rays"]), "mesh": tiny_prior_config(places["mesh"], GEOMETRY)}
+    forms = {"rays": None, "mesh": GEOMETRY, "deep": replace(GEOMETRY, fov=40.0)}
+    return {name: tiny_prior_config(tmp_path_factory.mktemp(name), form) for name, form in forms.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +75,16 @@ def test_six_sides_of_a_mesh(capsys: pytest.CaptureFixture[str], caplog: pytest.
     assert {path.name for path in Path("free/views").iterdir()} == {"0.png", "1.png"}
 
 
+def test_an_adapter_in_perspective_draws_a_mesh_so_and_textures_none(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["prompt=a red dog", "mesh=box.glb"]
+    assert ask(capsys, "deep", *words, "out=deep")[0] == ask(capsys, "mesh", *words, "out=flat")[0] == 0
+    drawn = [np.asarray(Image.open(f"{name}/views/front.png"), np.int16) for name in ("deep", "flat")]
+    assert np.abs(drawn[0] - drawn[1]).max() > 0
+    write_config(Path("deep.yaml"), json.loads(Path("deep.yaml").read_text()) | {"task": "texture-object", "size": 64})
+    code, _, err = ask(capsys, "deep", *words, "out=run")
+    assert code == 2 and "prior.adapter: this one draws in perspective (40 degrees)" in err, err
+
+
 @pytest.mark.parametrize(
     ("name", "words", "problem"),
     [
@@ -86,6 +97,7 @@ def test_six_sides_of_a_mesh(capsys: pytest.CaptureFixture[str], caplog: pytest.
         ("rays", ["prompt=a dog", "height=17"], "a side should be a multiple of 2; try 16 or 18"),
         ("rays", ["prompt=a dog", "views=[[0, 90]]"], "views"),
         ("rays", ["prompt=a dog", "prior.name=mvdream"], "prior"),
+        ("rays", ["prompt=a dog", "prior.layout=rowcol"], "prior.layout: rowcol is of six sides of a mesh"),
         ("mesh", ["prompt=a dog"], "prior.adapter: this one is told the geometry of a mesh; give mesh=FILE"),
         ("mesh", ["prompt=a dog", "mesh=none.glb"], "mesh: there is no file"),
         ("mesh", ["prompt=a dog", "mesh=box.glb", "views=[[0, 0]]"], "views: this adapter draws six sides"),

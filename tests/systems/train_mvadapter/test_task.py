@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ WHOLE = {"view_sets": []}
 FORMS: dict[str, dict[str, Any]] = {
     "rays": {},
     "rays in two sizes": {"image_size": 32, "training": {"half": 0.5}},
+    "rays in perspective": {"fov": 40.0},
     "geometry": {"control": "geometry", "training": WHOLE},
     "serial, words alone": {"branches": ["mv"], "arrangement": "serial", "training": {"no_image": None}},
     "guider alone": {"branches": [], "training": {"no_image": None}},
@@ -68,7 +70,7 @@ def test_a_run_leaves_an_adapter_of_its_base(
     found = load(base).with_adapter(Path("run", RESULT))
     network = found.adapted
     assert network is not None and network.branches == tuple(FORMS[form].get("branches", ("mv", "ref")))
-    assert network.form.control == FORMS[form].get("control", "rays")
+    assert network.form.control == FORMS[form].get("control", "rays") and found.fov == FORMS[form].get("fov", 0.0)
     assert network.form.layout == ("rowcol" if form == "geometry" else "row")
     for branch in network.branches:
         moved = [name for name, value in network.adapter_state().items() if f"to_out_{branch}" in name and value.any()]
@@ -192,6 +194,18 @@ def test_bad_input_is_one_sentence(
     assert cli.main(["--config", str(path), *words, f"out={tmp_path / 'run'}"]) == 2
     said = capsys.readouterr().err.strip()
     assert sentence in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("name", "size", "sets"), [("sd21", 512, 0), ("sdxl", 768, 4)])
+def test_the_released_values(name: str, size: int, sets: int) -> None:
+    """As the authors' configs have them."""
+    found = config.load(f"train-mvadapter-{name}")
+    o, rate = found.training, partial(config.at, found.training.learning_rate)
+    assert (found.image_size, found.branches, found.tokens) == (size, ("mv", "ref"), "row")
+    assert (found.shift, found.shift_mode, found.dropouts) == (8.0, "interpolated", (0.1, 0.1, 0.1))
+    assert (o.batch, o.weight_decay, o.snr_gamma, o.bf16, len(o.view_sets)) == (8, 0.01, 5.0, True, sets)
+    assert (rate(0), rate(1000), rate(2000), rate(70_000)) == (0.0, 2.5e-5, 5e-5, 5e-5)
+    assert found.trainer.max_steps * o.batch == 10 * 60_000 and found.trainer.gradient_clip_val == 1.0
 
 
 def test_a_multi_view_model_is_no_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from threedgen.data.bank import Captioned
-from threedgen.data.object_views import HALF, ObjectViews
+from threedgen.data.object_views import ObjectViews
 from threedgen.data.options import ObjectSplit, ToyboxObjectsConfig
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.poses import orbit_array
+from threedgen.guidance.mvadapter.cameras import HALF
 from threedgen.guidance.mvadapter.pictures import PAPER
 from threedgen.guidance.options import Control
 
@@ -123,8 +124,9 @@ class ToyboxObjects(ObjectViews):
         control: Control = "rays",
         reference: bool = True,
         anywhere: float = 0.0,
+        fov: float = 0.0,
     ) -> None:
-        super().__init__(seed, split, control, reference, anywhere)
+        super().__init__(seed, split, control, reference, anywhere, fov)
         self.count, self.box = options.count, Toybox(seed, split, luck=options.luck)
 
     def describe(self) -> str:
@@ -153,6 +155,7 @@ class ToyboxObjects(ObjectViews):
         return at.unproject(depth).numpy(), seen.normal, seen.mask
 
     def render(self, index: int, at: Cameras, supersample: int, truth: bool = False) -> Picture:
-        half, which = 0.5 * at.height / at.projection.K[:, 1, 1].numpy(), np.zeros(len(at), np.int64)
+        parallel, which = at.projection.parallel, np.zeros(len(at), np.int64)
+        seen = (0.5 * at.height / at.projection.K[:, 1, 1] if parallel else at.fov).numpy()
         way = (at.height, PAPER, supersample, truth)
-        return render([self.asset(index)], which, at.c2w.numpy(), half, *way, parallel=True)
+        return render([self.asset(index)], which, at.c2w.numpy(), seen, *way, parallel=parallel)

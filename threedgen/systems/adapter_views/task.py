@@ -34,7 +34,7 @@ def draw_views(task: Task) -> None:
     mesh, notes = read_mesh(config)
     model: MVAdapter = task.load_prior()
     angles, names = sides(config)
-    at = views(angles, config.height or model.image_size, config.width or model.image_size)
+    at = views(angles, config.height or model.image_size, config.width or model.image_size, model.fov)
     maps = None if mesh is None else torch.from_numpy(control_maps(mesh, at)).permute(0, 3, 1, 2)
     with writing(task.folder):
         if mesh is not None:

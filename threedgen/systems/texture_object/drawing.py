@@ -19,6 +19,7 @@ from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import write_png
 from threedgen.guidance.draft import check_halves, steps_in_all
+from threedgen.guidance.mvadapter.cameras import ray_maps
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.pictures import framed
 from threedgen.run.arrays import Array
@@ -52,7 +53,7 @@ def draw(task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None) -> tupl
     shape = (len(at), at.height, at.width, 3)
 
     def sample() -> Tensor:
-        control = model.camera(at.c2w) if maps is None else maps
+        control = ray_maps(at) if maps is None else maps
         with counted(task, "drawing", draft=model.draft) as on_step:
             return model.draw(
                 config.text(),
@@ -125,6 +126,9 @@ def require(model: MVAdapter, config: DrawingConfig, at: Cameras, geometry: bool
                 "adapter",
                 config.prior.adapter,
             )
+        if at.projection.parallel and model.fov:
+            said = f"this one draws in perspective ({model.fov:g} degrees), and a mesh is textured by parallel rays"
+            raise ConfigError(f"{said}; take one that was trained with fov=0", "adapter", config.prior.adapter)
     if adapted is not None and adapted.form.layout == "rowcol" and len(at) != 6:
         raise ConfigError(f"this adapter draws six sides of a mesh, and no {len(at)} views; leave views out", "views")
     step = model.unit

@@ -16,15 +16,13 @@ from threedgen.export.shape.topology import area_vectors, topology, weld
 from threedgen.export.surface.tangents import vertex_tangents
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.raster import interpolate, rasterise_views, shrink, unit
-from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, geometry_maps, views
+from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, HALF, geometry_maps, views
 from threedgen.run.arrays import Array
 from threedgen.systems.texture.scene import Coordinates, SceneMesh, read_scene, with_uv
 
 from .options import TextureObjectConfig, ThingConfig
 
 SIDES = ("front", "right", "back", "left", "top", "bottom")
-HALF = 0.5
-"""The largest coordinate."""
 FRONTS = {"x": "+z", "y": "+z", "z": "-y"}
 """Where the front is, by the axis that points upwards: as glTF has it, and as Blender does."""
 FLAT = 0.5

@@ -87,6 +87,9 @@ class TrainMVAdapterConfig(RunConfig):
         description="share of the objects whose views are turned by any angle and raised by up to 30 degrees; with 0, "
         "as the released ones, an adapter knows six places",
     )
+    fov: float = Field(
+        0.0, ge=0, le=100, description="of its cameras, degrees; 0: parallel rays, as the released adapters have them"
+    )
     shift: float = Field(8.0, ge=1, le=1000, description="so many times less signal to noise than the 2D model")
     shift_mode: Shift = Field("interpolated", description="at all timesteps alike, or growing with them")
     training: AdapterTrainingConfig = AdapterTrainingConfig()

@@ -109,7 +109,7 @@ class AdapterSystem(AveragedSystem):
         """What the guider is shown of objects (n,V,6,H,W), or (n,V,6,1,1) where all pixels share it."""
         if objects.control == "geometry":
             return torch.stack([objects.maps(int(index), size) for index in chosen])
-        return torch.stack([ray_maps(objects.cameras(int(index), size).c2w) for index in chosen])
+        return torch.stack([ray_maps(objects.cameras(int(index), size)) for index in chosen])
 
     def look_at(self, latents: Tensor, text: Tensor, without: Array) -> Features:
         """What the UNet sees of pictures by their latents (n,C,h,w), with text (n,L,D); zeros ``without`` (n,) one."""

@@ -45,6 +45,7 @@ def train(task: Task) -> Status:
             config.control,
             "ref" in config.branches,
             config.anywhere,
+            config.fov,
         )
         return built
 
@@ -83,7 +84,8 @@ def sizes(config: TrainMVAdapterConfig, model: MVAdapter) -> list[tuple[str, flo
 def fresh_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
     """An adapter that changes nothing yet but by its guider. Raises ConfigError."""
     seed_networks(config.seed, "adapter")
-    form = Form(config.tokens, config.arrangement, config.control, config.shift, config.shift_mode, config.anywhere)
+    o = config
+    form = Form(o.tokens, o.arrangement, o.control, o.shift, o.shift_mode, o.anywhere, o.fov)
     try:
         network = AdaptedUNet(model.unet, model.factor, form, config.branches)
     except ValueError as error:
