@@ -55,6 +55,27 @@ def test_from_the_disk_it_is_as_made_anew(
         assert same(entries(tmp_path, vae), fresh)
 
 
+def test_processes_make_different_blocks(tmp_path: Path, vae: AutoencoderKL) -> None:
+    banks = [LatentBank(tmp_path, Photographs(5), vae, 16, 4 * 4, block=4) for _ in range(2)]
+    made = [list[int](), list[int]()]
+    for bank, blocks in zip(banks, made, strict=True):
+        bank.fill = blocks.append  # type: ignore[method-assign,assignment]
+
+    def share(indices: list[int]) -> list[list[int]]:
+        for number, bank in enumerate(banks):
+            bank.prepare(indices, (number, 2))
+        found = [blocks.copy() for blocks in made]
+        for blocks in made:
+            blocks.clear()
+        return found
+
+    assert share([0, 1, 5]) == [[0], [1]]
+    assert share([0, 5, 11]) == [[0, 2], [1, 3]]  # a fourth, which nobody has asked for
+    assert share([13]) == [[3], []]  # there is none after the last
+    banks[0].kept.done[:2] = 1
+    assert share([0, 6]) == [[], []] and share([7, 9]) == [[2], [3]]
+
+
 def test_another_vae_source_or_start_is_noticed(tmp_path: Path, vae: AutoencoderKL, fresh: Entries) -> None:
     entries(tmp_path, vae)
     other = tiny_vae()

@@ -58,9 +58,15 @@ class Bank(ABC):
         encoder = nn.ModuleList(part for part in (vae.encoder, vae.quant_conv) if part is not None)
         self.kept = BlockCache(folder, name, count, (), dtype, f"{told}\nVAE {digest(encoder)}\n", block)
 
-    def prepare(self, indices: Sequence[int] | np.ndarray) -> None:
-        """Makes those entries that are not there yet."""
-        for block in self.kept.lacking(indices):
+    def prepare(self, indices: Sequence[int] | np.ndarray, place: tuple[int, int] = (0, 1)) -> None:
+        """Makes those entries that are not there yet; process ``place`` (k, of n) its share of their blocks, or one of
+        the next blocks, so that none is idle."""
+        lacking, (number, count) = self.kept.lacking(indices), place
+        if lacking:
+            following = range(lacking[-1] + 1, min(lacking[-1] + count, len(self.kept.done)))
+            spare = -len(lacking) % count
+            lacking += self.kept.lacking(block * self.kept.size for block in following)[:spare]
+        for block in lacking[number::count]:
             self.fill(block)
 
     @abstractmethod

@@ -143,6 +143,13 @@ class DiffusionSystem(AveragedSystem):
         numbers = (whole(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
         return seen_in_step(rng, int(step * share), *numbers)
 
+    def make_together(self, bank: LatentBank, chosen: np.ndarray) -> None:
+        """Makes what is lacking of these entries, each process other blocks."""
+        if self.place[1] > 1:
+            self.trainer.strategy.barrier()  # all see the same ones lacking
+            bank.prepare(chosen, self.place)
+            self.trainer.strategy.barrier()
+
     def bank(self, step: int) -> tuple[float, LatentBank]:
         """What a step learns from, and the share of the steps that do."""
         return of_share(self.banks, self.numpy_rng(step, "mode").random())
@@ -153,6 +160,7 @@ class DiffusionSystem(AveragedSystem):
         share, bank = self.bank(step)
         n_view, mine = bank.source.n_view, slice(self.place[0], None, self.place[1])
         chosen = self.entries(step, n_view, share)
+        self.make_together(bank, chosen)
         told = [rng.random() >= o.no_text for _ in chosen][mine]
         t = timesteps(len(chosen), prior.schedule.T, at(o.timestep_power, step, self.max_steps), gen)[mine]
         t = t.repeat_interleave(n_view)  # the views of an object share their noise level
