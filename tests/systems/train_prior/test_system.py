@@ -161,6 +161,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, monkeypatch: pytest.M
     def learnt(step: int, place: tuple[int, int]) -> tuple[float, torch.Tensor]:
         monkeypatch.setattr(unets.DiffusionSystem, "place", place)
         monkeypatch.setattr(unets.DiffusionSystem, "mean_of_all", lambda self, loss: float(loss.detach()))
+        monkeypatch.setattr(unets.DiffusionSystem, "make_together", lambda self, bank, chosen: None)  # each alone
         system.zero_grad()
         loss = system.training_step(step, step)
         loss.backward()
