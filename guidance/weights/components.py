@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -243,7 +244,9 @@ def save(prior: MVDream, folder: Path) -> None:
         network: Any
         for name, network in prior.networks.items():
             if name != "text_encoder":
-                network.save_config(part / name)
+                told = json.loads(network.to_json_string())
+                told.pop("_name_or_path", None)  # from which folder it was read is nobody's business
+                write_json(part / name / "config.json", told)
                 files.save_tensors(network, part / name / "diffusion_pytorch_model.safetensors")
         prior.text_encoder.config.save_pretrained(part / "text_encoder")
         prior.tokenizer.save_pretrained(part / "tokenizer")
