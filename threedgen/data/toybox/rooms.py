@@ -29,15 +29,15 @@ EYE = np.array([0.0, 0.0, 1.4])
 TURN = 45
 """Degrees: the views of a panorama look at walls and corners."""
 SLOTS = np.array([-1.35, 0.0, 1.35])
-"""Places along a wall, from its middle."""
+"""Where something hangs on a wall, from its middle. Furniture stands in the middle."""
 CORNER = 1.85
 """Of the places in the corners, along both axes."""
 FURNITURE = {
-    "sofa": 1.0, "bed": 1.05, "bookshelf": 1.0, "table": 0.75, "chair": 0.62, "lamp": 0.55, "television": 0.6,
-    "clock": 0.8,
+    "sofa": 1.05, "bed": 1.05, "bookshelf": 1.05, "table": 0.9, "chair": 0.8, "lamp": 0.8, "television": 0.85,
+    "clock": 0.9,
 }  # fmt: skip
 THINGS = {
-    "tree": 0.9, "cactus": 0.8, "guitar": 0.75, "dog": 0.65, "ball": 0.45, "present": 0.5, "bucket": 0.5, "drum": 0.55,
+    "tree": 1.0, "cactus": 0.95, "guitar": 0.95, "dog": 0.85, "ball": 0.65, "present": 0.7, "bucket": 0.7, "drum": 0.75,
 }  # fmt: skip
 """What stands with its back to a wall, and what stands in a corner: metres from its middle to its outermost point."""
 OFTEN = ("sofa", "table", "chair")
@@ -45,6 +45,7 @@ OFTEN = ("sofa", "table", "chair")
 LIVING = 0.85
 """Metres about the middle of a room that stay free, for cameras."""
 WALLS = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
+CORNERS = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
 """The directions in which they stand."""
 GLASS, FRAME = (0.70, 0.86, 0.95), (0.93, 0.93, 0.90)
 
@@ -84,19 +85,14 @@ class Furnisher:
     def free(self, low: np.ndarray, high: np.ndarray) -> bool:
         return not any((low < b).all() and (high > a).all() for a, b in self.taken)
 
-    def stand(self, asset: Asset, radius: float, phrase: str, wall: int | None) -> bool:
+    def stand(self, asset: Asset, radius: float, phrase: str, corner: bool) -> bool:
         """Put a thing on the floor, its back to a wall or into a corner; False if there was no room."""
         size = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
-        for _ in range(6):
-            corner = self.rng.choice([-1, 1], 2)
-            turn = float(np.rad2deg(np.arctan2(*-corner[::-1]))) if wall is None else facing(wall)
-            solids = [placed(solid, size, turn, np.zeros(3)) for solid in asset.primitives]
+        for way in self.rng.permutation(CORNERS if corner else WALLS):
+            solids = [placed(solid, size, facing(way), np.zeros(3)) for solid in asset.primitives]
             low, high = bounds(solids)
             span = np.maximum(HALF - 0.06 - (high - low)[:2] / 2, 0)
-            at = CORNER * corner if wall is None else np.full(2, self.rng.choice(SLOTS))
-            if wall is not None:
-                at = np.where(WALLS[wall] == 0, at, WALLS[wall] * span)
-            at = np.clip(at, -span, span)
+            at = np.clip((CORNER if corner else HALF) * way, -span, span)
             shift = np.append(at, 0) - np.append((low + high)[:2] / 2, low[2])
             low, high = (low + shift)[:2] - 0.05, (high + shift)[:2] + 0.05
             if self.free(low, high):
@@ -118,12 +114,12 @@ class Furnisher:
     def fixed(self, wall: int, at: float, z: float, draw: Builder, phrase: str) -> None:
         """Solids drawn around the origin, facing +x, fixed to a wall at height ``z``."""
         place = WALLS[wall] * HALF + np.abs(WALLS[wall][::-1]) * at
-        self.add([placed(solid, 1.0, facing(wall), np.append(place, z)) for solid in draw.solids], phrase)
+        self.add([placed(solid, 1.0, facing(WALLS[wall]), np.append(place, z)) for solid in draw.solids], phrase)
 
 
-def facing(wall: int) -> float:
-    """The azimuth, in degrees, of what has its back to a wall."""
-    return float(np.rad2deg(np.arctan2(*-WALLS[wall][::-1])))
+def facing(way: np.ndarray) -> float:
+    """The azimuth, in degrees, of what has its back to a wall or a corner in the direction ``way`` (2,)."""
+    return float(np.rad2deg(np.arctan2(*-way[::-1])))
 
 
 def placed(solid: Primitive, size: float, turn: float, at: np.ndarray) -> Primitive:
@@ -246,7 +242,8 @@ def sentence(wall: str, floor: str, things: list[str], wording: int) -> str:
 
 
 def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
-    """A random room with 5 to 8 pieces of furniture and 3 to 6 other things, or ``clutter`` times as many.
+    """A random room with 5 to 8 pieces of furniture and 3 to 6 other things, or ``clutter`` times as many, as far as
+    walls and corners are free.
 
     They have neither parts nor accessories, so no combination in it is held out.
     """
@@ -258,9 +255,9 @@ def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
     for _ in range(int(rng.integers(1, 3))):
         _window(f)
     for word in rng.permutation([*FURNITURE, *OFTEN])[: round(clutter * int(rng.integers(5, 9)))]:
-        _thing(f, str(word), FURNITURE, int(rng.integers(4)))
+        _thing(f, str(word), FURNITURE, corner=False)
     for word in rng.choice(list(THINGS), round(clutter * int(rng.integers(3, 7)))):
-        _thing(f, str(word), THINGS, None)
+        _thing(f, str(word), THINGS, corner=True)
     if rng.random() < 0.6:
         _picture(f)
     lamp = _ceiling_lamp(f)
@@ -349,7 +346,7 @@ def _ceiling_lamp(f: Furnisher) -> np.ndarray:
     return np.array([0.0, 0.0, h - 0.75])
 
 
-def _thing(f: Furnisher, word: str, radii: dict[str, float], wall: int | None) -> None:
+def _thing(f: Furnisher, word: str, radii: dict[str, float], corner: bool) -> None:
     """A noun of the toybox, in its colour, without parts and sizes."""
     spec = Spec(word, draw_colour(f.rng))
-    f.stand(build(spec, f.rng, luck=0), radii[word], caption(spec), wall)
+    f.stand(build(spec, f.rng, luck=0), radii[word], caption(spec), corner)
