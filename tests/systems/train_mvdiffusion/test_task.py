@@ -143,9 +143,11 @@ def test_a_run_killed_in_either_stage_ends_the_same(tmp_path: Path, base: Path) 
         (
             "depth",
             ["training.encoding=reference", "scenes.height=20", "scenes.width=20", "scenes.views=2"],
-            "scenes: these weights encode depth in pairs of tokens, and of pictures of 20 x 20 pixels some map has an "
-            "odd number; try a width of 24",
+            "scenes: these weights encode depth in pairs of tokens, and the smallest map of pictures of 20 x 20 pixels "
+            "has an odd number; try a width of 24",
         ),
+        ("outpaint", ["scenes.size=17"], "scenes: the sides of pictures should be multiples of 4; try 16"),
+        ("panorama", ["scenes.size=18"], "scenes: the sides of pictures should be multiples of 4; try 16"),
         ("panorama", ["start=nowhere"], "start: there is no file or folder 'nowhere'"),
         ("panorama", ["training.fresh=9"], "fresh 9 should not exceed batch 2"),
         ("panorama", ["scenes.name=toy-panorama"], "did you mean 'toy-panoramas'"),

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import within
 from threedgen.data.scene_views import SceneViews
 from threedgen.evaluation.sampling import read_views, write_views
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.views import resize
-from threedgen.guidance.draft import Size, check_halves
+from threedgen.guidance.draft import Size
 from threedgen.guidance.mvdiffusion.inputs import depth_channels, mask_channels, masked_pictures
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.cache import digest
@@ -101,14 +100,7 @@ class Drawing:
                 "prior.blocks",
                 blocks,
             )
-        if any(side % model.factor for side in size_of(scene)):
-            height, width = size_of(scene)
-            raise ConfigError(
-                f"the views of {name} are {height} x {width} pixels, and the model draws multiples of {model.factor}",
-                "scenes",
-            )
-        with within("prior"):
-            check_halves(size_of(scene), model.draft, model.unit)
+        model.check_size(size_of(scene), ("scenes", "scenes"))
 
 
 def size_of(scene: SceneViews) -> tuple[int, int]:

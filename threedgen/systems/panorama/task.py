@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.cameras_file import CAMERAS, write_cameras
 from threedgen.geometry.images import write_png
 from threedgen.geometry.panorama import cameras, intrinsics, ring
-from threedgen.guidance.draft import Size, check_halves, steps_in_all
+from threedgen.guidance.draft import Size, steps_in_all
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.cache import kept
 from threedgen.run.disk import writing
@@ -94,13 +93,7 @@ def require(model: MVDiffusion, config: PanoramaConfig) -> None:
             config.image,
         )
     model.compare_learnt(mask=config.mask)
-    step = model.unit
-    if config.size % step:
-        below = config.size // step * step
-        near = f"{below} or {below + step}" if below else f"{step}"
-        raise ConfigError(f"should be a multiple of {step} for these weights; try {near}", "size", config.size)
-    with within("prior"):
-        check_halves((config.size, config.size), model.draft, step)
+    model.check_size((config.size, config.size), ("size", "size"))
 
 
 def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:

@@ -18,7 +18,7 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import write_png
-from threedgen.guidance.draft import check_halves, steps_in_all
+from threedgen.guidance.draft import check_sides, steps_in_all
 from threedgen.guidance.mvadapter.cameras import ray_maps
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.pictures import framed
@@ -131,13 +131,7 @@ def require(model: MVAdapter, config: DrawingConfig, at: Cameras, geometry: bool
             raise ConfigError(f"{said}; take one that was trained with fov=0", "adapter", config.prior.adapter)
     if adapted is not None and adapted.form.layout == "rowcol" and len(at) != 6:
         raise ConfigError(f"this adapter draws six sides of a mesh, and no {len(at)} views; leave views out", "views")
-    step = model.unit
-    if wrong := [side for side in (at.height, at.width) if side % step]:
-        below = wrong[0] // step * step
-        near = f"{below} or {below + step}" if below else f"{step}"
-        raise ConfigError(f"views of {at.height} x {at.width}: a side should be a multiple of {step}; try {near}")
-    with within("prior"):
-        check_halves((at.height, at.width), model.draft, step)
+    check_sides((at.height, at.width), model.unit, model.draft)
 
 
 def write_views(folder: Path, views: Tensor, names: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.data.scene_bank import SceneBank
 from threedgen.data.scene_views import SceneSource
 from threedgen.guidance.distillation.lora import LoRA
-from threedgen.guidance.draft import check_halves
+from threedgen.guidance.draft import check_halves, check_sides
 from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.inputs import Extra
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
@@ -42,9 +42,6 @@ def train(task: Task) -> Status:
     model = MVDiffusion.load(config.start, camera=False)
     source = registry.build("scene-source", config.scenes, config.seed, "train")
     seen = scenes(task, model, source)
-    if config.variant == "depth" and config.training.encoding == "reference":
-        for _, each in seen:
-            model.check_pairs(each.bank.encoded, "scenes")
     lora = None if config.single_view is None else learn_single_views(task, model, seen, config.single_view)
     if model.extra != (wanted := EXTRA[config.variant]):
         raise ConfigError(
@@ -66,6 +63,12 @@ def scenes(task: Task, model: MVDiffusion, source: SceneSource) -> list[tuple[fl
     """What is seen of them in one size or in two, each with the share of the steps that see it. Raises ConfigError."""
     config: TrainMVDiffusionConfig = task.config
     half, count = config.training.half, min(config.training.scenes, len(source))
+    at = source.scene(0).views.at
+    size = (at.height, at.width)
+    check_sides(size, model.unit, None, ("scenes", "scenes"))
+    check_halves(size, half or None, model.unit, "training.half")
+    if config.variant == "depth" and config.training.encoding == "reference":
+        model.check_pairs(size, half > 0, "scenes")
 
     def seen(suffix: str) -> Seen:
         bank = SceneBank(task.folder / f"latents{suffix}", source, model.vae, count, half=bool(suffix))
@@ -79,11 +82,7 @@ def scenes(task: Task, model: MVDiffusion, source: SceneSource) -> list[tuple[fl
         return Seen(bank, masked("masks", painted), masked("photos", around_a_photo))
 
     with writing(task.folder):
-        found = [(1 - half, seen(""))]
-        if half:
-            check_halves(found[0][1].bank.size, half, model.unit, "training.half")
-            found.append((half, seen("-half")))
-    return found
+        return [(1 - half, seen("")), *([(half, seen("-half"))] if half else [])]
 
 
 def learn_single_views(
