@@ -146,7 +146,7 @@ def draw_all(
     ):
         for number in waiting:
             draw = draws[number]
-            what = "key frames" if number == 0 or len(draw.given) != 2 else "frames between"
+            what = "frames between" if draw.given == (draw.frames[0], draw.frames[-1]) else "key frames"
 
             def on_step(what: str = what) -> None:
                 if interrupts.stop:
