@@ -60,7 +60,8 @@ def test_a_run_leaves_what_is_to_be_added_to_its_base(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = tiny(tmp_path, base, variant)
-    assert cli.main(["--config", str(path), "out=run", f"training.half={half}"]) == 0
+    more = ["training.sheet_scenes=7"] if variant == "depth" else []  # than there are scenes
+    assert cli.main(["--config", str(path), "out=run", f"training.half={half}", *more]) == 0
     assert Path("run/latents-half").is_dir() == (half > 0)
     assert capsys.readouterr().out.splitlines()[-1] == str(Path("run", "blocks.safetensors"))
     summary = read_summary(Path("run"))

@@ -240,7 +240,7 @@ class ViewsSystem(AveragedSystem):
         with self.average.applied(self.blocks):
             learnt = {name: getattr(self.config, name) for name in LEARNT[self.config.variant]}
             save_blocks(folder / RESULT, multiview, self.lora, self.whole, learnt)
-            for scene in range(o.sheet_scenes):
+            for scene in range(min(o.sheet_scenes, self.bank.count)):
                 z, captions = self.bank.latents([scene]), self.bank.captions([scene])[0]
                 known, rng = self.known_of(self.seen[0][1], [scene], z), self.rng(scene, "sheet")
                 how = (self.geometry(scene), self.bank.size, lambda _, known=known: known)
