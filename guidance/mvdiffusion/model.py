@@ -29,7 +29,7 @@ from threedgen.guidance.weights.files import read_card, read_tensors
 from threedgen.guidance.weights.plugins import locate
 
 from .geometry import DepthGeometry, Geometry, Neighbours, PanoramaGeometry
-from .inputs import Extra, extra_kind, unknown_channels
+from .inputs import Convention, Extra, extra_kind, mask_channels, masked_pictures, unknown_channels
 from .unet import MultiviewUNet
 from .weights import FORMAT, convert_released, differing
 
@@ -132,6 +132,12 @@ class MVDiffusion(StableDiffusion):
     def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         """A single picture about which nothing is known."""
         return super().predict(torch.cat([x, unknown_channels(self.extra, x)], 1), t, text)
+
+    def masked_extra(self, views: Tensor, given: Tensor, convention: Convention) -> Tensor:
+        """What a model of masks is told (F,1+C,h,w) of views (F,H,W,3) in [0,1], of which what is ``given`` is known:
+        whole views (F,) or pixels (F,H,W), bool."""
+        latents = self.encode_views(masked_pictures(views, given, convention))
+        return mask_channels(latents, given.to(latents.device), convention)
 
     def geometry(self, at: Cameras, depth: Tensor | None, options: CorrespondenceOptions) -> Geometry:
         """How views correspond: posed ones with ``depth`` (F,H,W), else those of a panorama."""

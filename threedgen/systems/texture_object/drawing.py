@@ -5,9 +5,7 @@ RUN/views.safetensors keeps them for a run that was stopped behind their drawing
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,8 @@ from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.pictures import framed
 from threedgen.run.arrays import Array
 from threedgen.run.cache import kept
-from threedgen.run.interrupts import Interrupts
-from threedgen.run.progress import Count
 from threedgen.run.prompts import warn_about
 from threedgen.run.seeding import generator
-from threedgen.run.workers import STOPPED, Stopped
 from threedgen.train.task import Task
 
 from .inpainting import Paint
@@ -54,7 +49,7 @@ def draw(task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None) -> tupl
 
     def sample() -> Tensor:
         control = ray_maps(at) if maps is None else maps
-        with counted(task, "drawing", draft=model.draft) as on_step:
+        with task.counted("drawing", steps_in_all(config.steps, model.draft)) as on_step:
             return model.draw(
                 config.text(),
                 control,
@@ -78,7 +73,8 @@ def painter(task: Task, model: MVAdapter) -> Paint:
     how: Any = config.complete
 
     def paint(picture: Array, hole: Array, number: int) -> Array:
-        with counted(task, f"painting what no side shows, view {number + 1}", how.repeats) as on_step:
+        what = f"painting what no side shows, view {number + 1}"
+        with task.counted(what, how.repeats * config.steps) as on_step:
             painted = model.inpaint(
                 config.text(),
                 torch.from_numpy(picture),
@@ -93,23 +89,6 @@ def painter(task: Task, model: MVAdapter) -> Paint:
         return painted.numpy()
 
     return paint
-
-
-@contextmanager
-def counted(task: Task, what: str, times: int = 1, draft: float | None = None) -> Iterator[Callable[[], None]]:
-    """What is to be called before each step of a sampling, ``times`` for each of the config's and of what a draft adds
-    to them: it shows how far it is, and raises Stopped after Ctrl-C."""
-    count = itertools.count()
-    steps = steps_in_all(task.config.steps, draft)
-    with Interrupts() as interrupts, Count(what, times * steps, task.quiet) as progress:
-
-        def on_step() -> None:
-            if interrupts.stop:
-                raise Stopped(STOPPED[0])
-            progress.show(next(count))  # so many are done
-
-        yield on_step
-        progress.show(progress.total)
 
 
 def require(model: MVAdapter, config: DrawingConfig, at: Cameras, geometry: bool) -> None:

@@ -20,7 +20,7 @@ from threedgen.data.scene_bank import SceneBank
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.mvdiffusion.geometry import Geometry, Scenes
-from threedgen.guidance.mvdiffusion.inputs import NOT_GIVEN, depth_channels, given_condition, mask_channels
+from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.weights import save_blocks
 from threedgen.train.system import AveragedSystem, System, timesteps
@@ -204,9 +204,8 @@ class ViewsSystem(AveragedSystem):
     def unknown(self, seen: Seen) -> Tensor:
         """What a model of masks is told (E,h,w) of a view of which nothing is given."""
         if (size := seen.bank.encoded) not in self.blank:
-            nothing = torch.full((1, *size, 3), NOT_GIVEN[self.config.mask])
-            latents = self.model.encode_views(nothing).cpu()
-            self.blank[size] = mask_channels(latents, torch.zeros(1, dtype=torch.bool), self.config.mask)[0]
+            view, given = torch.zeros(1, *size, 3), torch.zeros(1, dtype=torch.bool)
+            self.blank[size] = self.model.masked_extra(view, given, self.config.mask)[0].cpu()
         return self.blank[size]
 
     def known_of(self, seen: Seen, chosen: Any, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
