@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras
-from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAISED, RAY_VIEWS, geometry_maps, views
+from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAISED, RAY_VIEWS, geometry_maps, ray_maps, views
 from threedgen.guidance.mvadapter.pictures import PAPER, framed
 from threedgen.guidance.options import Control
 from threedgen.run.arrays import Array
@@ -102,9 +102,11 @@ class ObjectViews(ABC):
         return Captioned(np.concatenate(rgb), [self.caption(index) for index in indices], np.concatenate(c2w))
 
     def maps(self, index: int, size: int) -> Tensor:
-        """What the guider is shown of the geometry (V,6,H,W), in [0,1]."""
-        points, normals, mask = self.surface(index, self.cameras(index, size))
-        return geometry_maps(*(torch.from_numpy(part) for part in (points, normals, mask)))
+        """What the guider is shown (V,6,H,W), in [0,1]; of parallel rays (V,6,1,1), which all pixels share."""
+        at = self.cameras(index, size)
+        if self.control == "rays":
+            return ray_maps(at)
+        return geometry_maps(*(torch.from_numpy(part) for part in self.surface(index, at)))
 
 
 def alone(picture: Tensor) -> Tensor:
