@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.data.bank import of_share, seen_in_step
+from threedgen.data.bank import known_in_step, of_share, seen_in_step
 from threedgen.data.scene_bank import SceneBank
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.distillation.lora import LoRA
@@ -26,7 +26,7 @@ from threedgen.guidance.mvdiffusion.weights import save_blocks
 from threedgen.train.system import AveragedSystem, System, timesteps
 
 from .masks import MaskBank
-from .options import TrainMVDiffusionConfig, Variant, ViewsConfig
+from .options import TrainMVDiffusionConfig, Variant
 
 RESULT = "blocks.safetensors"
 LEARNT: dict[Variant, tuple[str, ...]] = {
@@ -57,11 +57,6 @@ def denoising_loss(
     text = model.encode_prompt(captions)
     out = model.output(schedule.add_noise(z, noise, t), t, text, geometry, extra, condition)
     return F.mse_loss(out, schedule.target(z, noise, t))
-
-
-def known_scenes(options: ViewsConfig, count: int, step: int) -> int:
-    """How many scenes there are in a step, of ``count`` at most: each step of either stage adds ``fresh`` ones."""
-    return min(options.scenes, count, options.first + step * options.fresh)
 
 
 @dataclass(frozen=True)
@@ -115,7 +110,7 @@ class SingleViewSystem(System):
         step, o, model = int(batch), self.options, self.model
         rng = self.numpy_rng(step, "choices")
         share, seen = of_share(self.seen, self.numpy_rng(step, "size").random())
-        known = known_scenes(self.growth, seen.bank.count, int(step * share))
+        known = known_in_step(int(step * share), seen.bank.count, self.growth.first, self.growth.fresh)
         if seen.masks is None:
             z, extra, captions = self.draw(seen.bank, rng, known, o.batch)
         else:
@@ -194,7 +189,7 @@ class ViewsSystem(AveragedSystem):
     def scenes(self, step: int, share: float = 1.0) -> Any:
         """The newest ``fresh`` scenes of a size that a share of the steps sees, and others among all before them."""
         o, rng = self.options, self.numpy_rng(step, "scenes")
-        return seen_in_step(rng, int(step * share), o.batch, min(o.scenes, self.bank.count), o.first, o.fresh)
+        return seen_in_step(rng, int(step * share), o.batch, self.bank.count, o.first, o.fresh)
 
     @property
     def bank(self) -> SceneBank:

@@ -75,7 +75,7 @@ def scenes(task: Task, model: MVDiffusion, source: SceneSource) -> list[tuple[fl
 
         def masked(name: str, paint: Paint) -> MaskBank:
             views = MaskedViews(source, config.seed, config.mask, paint, first=name == "photos")
-            return MaskBank(task.folder / f"{name}{suffix}", views, model.vae, bank.encoded[0], config.mask)
+            return MaskBank(task.folder / f"{name}{suffix}", views, model.vae, bank.encoded[0])
 
         if config.variant != "outpaint":
             return Seen(bank)
