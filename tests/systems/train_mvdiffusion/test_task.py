@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.support.task_server import assert_same, saved_at, server, weights, wr
 from tests.support.tiny_prior import cpu, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from tests.support.toy_run import log
 from threedgen import cli, config
+from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.metrics import read_summary
 from threedgen.systems.train_mvdiffusion import masks
@@ -81,6 +83,13 @@ def test_a_run_leaves_what_is_to_be_added_to_its_base(
     text = before.encode_prompt(["a red dog"])
     with torch.no_grad():
         assert not torch.allclose(found.denoise_views(x, t, text), before.denoise_views(x, t, text), atol=1e-4)
+
+
+def test_what_the_first_stage_added_follows_to_the_device() -> None:
+    lora = LoRA(tiny_unet(), 2, cpu())
+    system = SimpleNamespace(model=SimpleNamespace(to=lambda device: None), lora=lora, device=torch.device("meta"))
+    ViewsSystem.setup(system, "fit")  # type: ignore[arg-type]
+    assert {parameter.device.type for parameter in lora.parameters()} == {"meta"}
 
 
 def test_a_model_that_knows_such_views_needs_no_first_stage(

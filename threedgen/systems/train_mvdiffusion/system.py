@@ -164,6 +164,8 @@ class ViewsSystem(AveragedSystem):
 
     def setup(self, stage: str) -> None:
         self.model.to(self.device)
+        if self.lora is not None:  # the first stage left it on the CPU
+            self.lora.to(self.device)
 
     def configure_optimizers(self) -> Any:
         o = self.options
