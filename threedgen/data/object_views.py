@@ -18,7 +18,7 @@ from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras
 from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAISED, RAY_VIEWS, geometry_maps, ray_maps, views
-from threedgen.guidance.mvadapter.pictures import PAPER, framed
+from threedgen.guidance.mvadapter.pictures import GREY, framed
 from threedgen.guidance.options import Control
 from threedgen.run.arrays import Array
 
@@ -65,7 +65,7 @@ class ObjectViews(ABC):
 
     @abstractmethod
     def photograph(self, index: int, at: Cameras) -> Array:
-        """Pictures (V,H,W,3) on the grey of ``PAPER``; as large as ``cameras.HALF`` has it."""
+        """Pictures (V,H,W,3) on the grey of ``GREY``; as large as ``cameras.HALF`` has it."""
 
     @abstractmethod
     def surface(self, index: int, at: Cameras) -> tuple[Array, Array, Array]:
@@ -111,5 +111,5 @@ class ObjectViews(ABC):
 
 def alone(picture: Tensor) -> Tensor:
     """The object of a picture (H,W,3) on grey, framed; of one that shows nothing, all of it."""
-    there = (picture != PAPER).any(-1, keepdim=True)
+    there = (picture != GREY).any(-1, keepdim=True)
     return framed(torch.cat([picture, there.float()], dim=-1), *picture.shape[:2]) if there.any() else picture

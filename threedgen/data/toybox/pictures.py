@@ -14,7 +14,7 @@ from threedgen.data.options import ObjectSplit, ToyboxObjectsConfig
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.poses import orbit_array
 from threedgen.guidance.mvadapter.cameras import HALF
-from threedgen.guidance.mvadapter.pictures import PAPER
+from threedgen.guidance.mvadapter.pictures import GREY
 from threedgen.guidance.options import Control
 
 from .builder import RADIUS, bounds
@@ -157,5 +157,5 @@ class ToyboxObjects(ObjectViews):
     def render(self, index: int, at: Cameras, supersample: int, truth: bool = False) -> Picture:
         parallel, which = at.projection.parallel, np.zeros(len(at), np.int64)
         seen = (0.5 * at.height / at.projection.K[:, 1, 1] if parallel else at.fov).numpy()
-        way = (at.height, PAPER, supersample, truth)
+        way = (at.height, GREY, supersample, truth)
         return render([self.asset(index)], which, at.c2w.numpy(), seen, *way, parallel=parallel)

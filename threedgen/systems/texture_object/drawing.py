@@ -99,12 +99,8 @@ def require(model: MVAdapter, config: DrawingConfig, at: Cameras, geometry: bool
             told = "the geometry of a mesh" if not geometry else "rays of the cameras"
             remedy = "give mesh=FILE" if not geometry else "here it is a mesh"
             raise ConfigError(f"this one is told {told}; {remedy}, or take another", "adapter", config.prior.adapter)
-        if adapted is not None and config.image is not None and "ref" not in adapted.branches:
-            raise ConfigError(
-                "this one was not trained to look at a picture; say it in words, or take one for image to views",
-                "adapter",
-                config.prior.adapter,
-            )
+        if config.image is not None:
+            model.require_ref()
         if at.projection.parallel and model.fov:
             said = f"this one draws in perspective ({model.fov:g} degrees), and a mesh is textured by parallel rays"
             raise ConfigError(f"{said}; take one that was trained with fov=0", "adapter", config.prior.adapter)

@@ -21,7 +21,7 @@ from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.diffusion import Features
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
-from threedgen.guidance.mvadapter.pictures import PAPER
+from threedgen.guidance.mvadapter.pictures import GREY
 from threedgen.guidance.mvadapter.weights import save_adapter
 from threedgen.run.arrays import Array
 from threedgen.train.system import AveragedSystem, timesteps
@@ -122,7 +122,7 @@ class AdapterSystem(AveragedSystem):
                 made = self.held_out.block(range(k, k + 1), size)
                 truth, picture, nothing = torch.from_numpy(made.rgb), None, torch.zeros(0, size, size, 3)
                 if self.held_out.reference:
-                    truth, picture, nothing = truth[:-1], truth[-1], torch.full((1, size, size, 3), PAPER)
+                    truth, picture, nothing = truth[:-1], truth[-1], torch.full((1, size, size, 3), GREY)
                 drawn = self.model.draw(
                     made.captions[0],
                     self.held_out.maps(k, size),
