@@ -6,7 +6,6 @@ All are sources of ``threedgen.data.bank``.
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from threedgen.data.bank import Captioned
 from threedgen.data.object_views import ObjectViews
@@ -151,8 +150,9 @@ class ToyboxObjects(ObjectViews):
 
     def surface(self, index: int, at: Cameras) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         seen = self.render(index, at, supersample=0, truth=True)
-        depth = torch.from_numpy(np.where(seen.mask, seen.depth, 0))
-        return at.unproject(depth).numpy(), seen.normal, seen.mask
+        origins, directions = (part.numpy() for part in at.rays())
+        points = origins + directions * np.where(seen.mask, seen.depth, 0)[..., None]
+        return points, seen.normal, seen.mask
 
     def render(self, index: int, at: Cameras, supersample: int, truth: bool = False) -> Picture:
         parallel, which = at.projection.parallel, np.zeros(len(at), np.int64)
