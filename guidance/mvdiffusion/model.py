@@ -204,7 +204,7 @@ class MVDiffusion(StableDiffusion):
         def draw(size: Size, begun: Begun | None) -> Tensor:
             shape = (len(prompts), self.latent_shape[0], *(side // self.factor for side in size))
             start = fresh_noise(torch.empty(shape, device=self.device), generator)
-            told = known(size)
+            told = [None if part is None else part.to(self.device) for part in known(size)]
 
             def denoise(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor:
                 on_step()

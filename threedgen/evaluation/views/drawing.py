@@ -80,7 +80,7 @@ class Drawing:
         """What the UNet is told of the scene in pictures of a size, the same in both rows."""
         model = self.model
         if model.extra == "depth" and scene.depth is not None:
-            return depth_channels(scene.depth, *(side // model.factor for side in size)).to(model.device)
+            return depth_channels(scene.depth, *(side // model.factor for side in size))
         if model.extra == "mask":
             given = torch.arange(len(scene)) == 0
             return model.masked_extra(resize(scene.views.images, *size), given, self.config.mask)

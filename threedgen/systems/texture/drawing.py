@@ -181,12 +181,12 @@ def draw_one(
 
     def known(size: Size) -> tuple[Tensor, Tensor | None]:
         small = (size[0] // model.factor, size[1] // model.factor)
-        extra, condition = depth_channels(depth, *small).to(model.device), None
+        extra, condition = depth_channels(depth, *small), None
         if draw.given:
             latents = torch.zeros(len(frames), model.latent_shape[0], *small)
             views = resize(pictures.stack([n for n in frames if n in draw.given]), *size)
             latents[given] = model.encode_views(views).float().cpu()
-            condition = given_condition(latents, given).to(model.device)
+            condition = given_condition(latents, given)
         return extra, condition
 
     return model.draw(
