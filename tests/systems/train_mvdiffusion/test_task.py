@@ -18,6 +18,7 @@ from tests.support.tiny_prior import cpu, tiny_text_encoder, tiny_unet, tiny_vae
 from tests.support.toy_run import log
 from threedgen import cli, config
 from threedgen.guidance.distillation.lora import LoRA
+from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.metrics import read_summary
 from threedgen.systems.train_mvdiffusion import masks
@@ -104,6 +105,17 @@ def test_a_model_that_knows_such_views_needs_no_first_stage(
     capsys.readouterr()
     assert cli.main(["--config", str(path), "out=other"]) == 2
     assert "single_view" in (said := capsys.readouterr().err) and "told nothing" in said and "\n" not in said.strip()
+
+
+def test_a_base_that_is_told_something_else_is_refused_at_once(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = MVDiffusion.load(str(base), dtype="fp32", camera=False)
+    model.unet = widened(model.unet, 1)
+    model.save("deep")
+    assert cli.main(["--config", str(tiny(tmp_path, Path("deep"), "outpaint")), "out=run"]) == 2
+    assert "told depth" in capsys.readouterr().err and not Path("run", "single-view").exists()
 
 
 def test_the_attention_begins_with_that_of_another_run(

@@ -40,16 +40,16 @@ def train(task: Task) -> Status:
     """Both stages."""
     config: TrainMVDiffusionConfig = task.config
     model = MVDiffusion.load(config.start, camera=False)
+    wanted = EXTRA[config.variant]
+    if model.extra != wanted and (config.single_view is None or model.extra != "nothing"):
+        raise ConfigError(
+            f"{config.start!r} is told {model.extra}, and the variant {config.variant} needs a model that is told "
+            f"{wanted}, or with single_view one that is told nothing",
+            "start",
+        )
     source = registry.build("scene-source", config.scenes, config.seed, "train")
     seen = scenes(task, model, source)
     lora = None if config.single_view is None else learn_single_views(task, model, seen, config.single_view)
-    if model.extra != (wanted := EXTRA[config.variant]):
-        raise ConfigError(
-            f"{config.start!r} is told {model.extra}, and the variant {config.variant} needs a model that is told "
-            f"{wanted}: leave single_view as it is, or start from such a model",
-            "single_view",
-        )
-
     seed_networks(config.seed, "views")
     kind: Kind = "depth" if config.variant == "depth" else "panorama"
     network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=config.variant == "depth")
@@ -90,8 +90,7 @@ def learn_single_views(
 ) -> LoRA | None:
     """The first stage; returns the additions to the UNet, with which it answers from now on."""
     config: TrainMVDiffusionConfig = task.config
-    wanted = EXTRA[config.variant]
-    if model.extra == "nothing" != wanted:
+    if model.extra != (wanted := EXTRA[config.variant]):
         model.unet = widened(model.unet, 1 if wanted == "depth" else 1 + model.latent_shape[0])
     lora = None if o.rank is None else LoRA(model.unet, o.rank, generator(config.seed, 0, "lora"))
     if lora is not None:
