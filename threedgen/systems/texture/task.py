@@ -31,6 +31,7 @@ from threedgen.geometry.depth_file import write_depth
 from threedgen.geometry.images import grid, png, readable, to_uint8, write_mp4, write_png
 from threedgen.geometry.overlap import require_poses, spread_pairs
 from threedgen.geometry.poses import Poses
+from threedgen.run.cache import digest
 from threedgen.run.disk import write_atomic, writing
 from threedgen.run.progress import Count
 from threedgen.run.prompts import warn_about
@@ -68,7 +69,9 @@ def texture(task: Task) -> None:
         notes += [note for note in warn_about(text, model) if note not in notes]
     draws = plan(keys, config, model.multiview is None or model.multiview.has_condition)
     drawn = sorted({n for draw in draws for n in draw.frames})
-    pictures = Pictures(task.folder / "frames", shots, source(shots, keys, config.prior.describe()))
+    between_views = digest({} if model.multiview is None else model.multiview.new_blocks)
+    made_of = source(shots, keys, f"{config.prior.describe()} {between_views}")
+    pictures = Pictures(task.folder / "frames", shots, made_of)
     draw_all(model, config, shots, draws, pictures, task.quiet)
     frames = pictures.stack(drawn)
     figures: dict[str, Any] = {"frames": len(drawn), "key_frames": len(keys), "draws": len(draws)}
