@@ -26,7 +26,8 @@ from threedgen.config.errors import ConfigError
 from threedgen.geometry.panorama import intrinsics, ring
 from threedgen.guidance.mvdiffusion.caa import frequencies
 from threedgen.guidance.mvdiffusion.geometry import PanoramaGeometry
-from threedgen.guidance.mvdiffusion.weights import load_released
+from threedgen.guidance.mvdiffusion.weights import convert_released
+from threedgen.guidance.weights.files import read_tensors
 from threedgen.run.dtypes import compact
 from threedgen.run.metrics import forget_peak, peak_memory
 
@@ -83,7 +84,7 @@ def measure(trial: Trial, file: Path, reference: Path | None, dtype: torch.dtype
 
 def ours(trial: Trial, file: Path, dtype: torch.dtype) -> tuple[nn.Module, Step]:
     """The network, as drawing has it in ``dtype``, and a function that makes a step of views of so many pixels."""
-    network = load_released(file, base(trial.widths)).network.to(trial.device)
+    network = convert_released(read_tensors(file), base(trial.widths)).network.to(trial.device)
     compact(network, dtype)
     geometries: dict[int, PanoramaGeometry] = {}
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import within
 from threedgen.guidance.diffusion import Conditions, Denoiser, Generators, OnStep, ddim_redraw, ddim_sample
 from threedgen.guidance.schedule import Schedule
 
@@ -25,6 +26,19 @@ class Begun(NamedTuple):
 
     latents: Tensor
     strength: float
+
+
+def check_sides(size: Size, unit: int, draft: float | None, keys: tuple[str, str] = ("", "")) -> None:
+    """Raises ConfigError for pictures (H,W) whose sides are no multiples of ``unit``, or that cannot be halved where
+    the option prior.draft asks for it; ``keys``: the options of height and width."""
+    for side, key in zip(size, keys, strict=True):
+        if side % unit:
+            below = side // unit * unit
+            near = f"{below} or {below + unit}" if below else f"{unit}"
+            wrong = f"the sides of pictures should be multiples of {unit}; try {near}"
+            raise ConfigError(wrong, key, f"{size[0]} x {size[1]}")
+    with within("prior"):
+        check_halves(size, draft, unit)
 
 
 def check_halves(size: Size, draft: float | None, unit: int, key: str = "draft") -> None:

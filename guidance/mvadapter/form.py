@@ -33,7 +33,7 @@ class Form:
     fov: float = 0.0
 
     @classmethod
-    def told(cls, card: Mapping[str, str], **asked: Any) -> Form:
+    def from_card(cls, card: Mapping[str, str], **asked: Any) -> Form:
         """As what a file says of itself has it, but for what is ``asked`` for and not None. Raises ConfigError."""
         found: dict[str, Any] = {field.name: card[field.name] for field in fields(cls) if field.name in card}
         for name, kind in KINDS.items():

@@ -96,7 +96,7 @@ class MVAdapter(StableDiffusion):
     def with_picture(self, cut: Array, image_scale: float | None = None) -> Self:
         """Has the thing of a picture (h,w,4), cut out, before its eyes from now on. Raises ConfigError for an adapter
         without attention to pictures."""
-        self._require_ref()
+        self.require_ref()
         self.picture = framed(torch.from_numpy(cut), self.image_size, self.image_size)
         self.image_scale = image_scale
         return self
@@ -168,7 +168,7 @@ class MVAdapter(StableDiffusion):
     def look_at(self, pictures: Tensor, text: Tensor) -> Features:
         """What the UNet sees of reference pictures (R,H,W,3) in [0,1], with text (R,L,D). Raises ConfigError for an
         adapter without attention to pictures."""
-        adapted, latents = self._require_ref(), self.encode_views(pictures)
+        adapted, latents = self.require_ref(), self.encode_views(pictures)
         with self.autocast():
             return adapted.look_at(latents, text)
 
@@ -176,10 +176,12 @@ class MVAdapter(StableDiffusion):
     def unit(self) -> int:
         return super().unit if self.adapted is None else self.adapted.multiple
 
-    def _require_ref(self) -> AdaptedUNet:
+    def require_ref(self) -> AdaptedUNet:
+        """Gives the network. Raises ConfigError if it has no attention to pictures."""
         if self.adapted is None or "ref" not in self.adapted.branches:
             raise ConfigError(
-                "this adapter was not trained to look at a picture; take one for image to views", "adapter"
+                "this one was not trained to look at a picture; say it in words, or take one for image to views",
+                "adapter",
             )
         return self.adapted
 

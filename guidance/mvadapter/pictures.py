@@ -7,8 +7,8 @@ from torch import Tensor
 
 from threedgen.geometry.views import resize
 
-SHARE, PAPER = 0.9, 0.5
-"""Of a side, for the object's longer one; and the grey behind it."""
+SHARE, GREY = 0.9, 0.5
+"""Of a side, for the object's longer one; and the level of the grey behind it."""
 
 
 def framed(cut: Tensor, height: int, width: int) -> Tensor:
@@ -23,7 +23,7 @@ def framed(cut: Tensor, height: int, width: int) -> Tensor:
     scale = SHARE * min(height / part.shape[0], width / part.shape[1])
     sides = [max(1, round(scale * side)) for side in part.shape[:2]]
     colour, opaque = (resize(half[None], *sides)[0] for half in (part[..., :3], part[..., 3:].expand(-1, -1, 3)))
-    picture = torch.full((height, width, 3), PAPER)
+    picture = torch.full((height, width, 3), GREY)
     y, x = (height - sides[0]) // 2, (width - sides[1]) // 2
-    picture[y : y + sides[0], x : x + sides[1]] = (colour + (1 - opaque) * PAPER).clamp(0, 1)
+    picture[y : y + sides[0], x : x + sides[1]] = (colour + (1 - opaque) * GREY).clamp(0, 1)
     return picture

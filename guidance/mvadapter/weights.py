@@ -74,7 +74,7 @@ def convert_adapter(
     try:
         guided = any(name.startswith("adapter.") for name in ours)
         depth = sum(FIRST_BLOCKS.fullmatch(name) is not None for name in ours)
-        network = AdaptedUNet(unet, factor, Form.told(card, **form), branches, guided, depth)
+        network = AdaptedUNet(unet, factor, Form.from_card(card, **form), branches, guided, depth)
     except ValueError as error:
         raise ConfigError(f"an adapter cannot be put into this base: {error}", "adapter") from None
     state = network.adapter_state()
@@ -92,7 +92,8 @@ def _check_base(ours: Mapping[str, Tensor], unet: UNet2DConditionModel, card: Ma
     there = {match[1]: len(ours[match[0]]) for match in map(QUERY.fullmatch, ours) if match}
     if there and here != there:
         raise ConfigError(
-            f"the adapter was trained on another base: it is for {_told(there)}, this one has {_told(here)}", "adapter"
+            f"the adapter was trained on another base: it is for {_sizes(there)}, this one has {_sizes(here)}",
+            "adapter",
         )
     width = str(unet.config["cross_attention_dim"])
     if card.get(TEXT_WIDTH, width) != width:
@@ -103,6 +104,6 @@ def _check_base(ours: Mapping[str, Tensor], unet: UNet2DConditionModel, card: Ma
         )
 
 
-def _told(layers: Mapping[str, int]) -> str:
+def _sizes(layers: Mapping[str, int]) -> str:
     """16 layers of attention, 320 to 1280 wide"""
     return f"{len(layers)} layers of attention, {min(layers.values())} to {max(layers.values())} wide"

@@ -50,21 +50,21 @@ class Places(NamedTuple):
         return cls(image.numpy(), token.numpy(), *(table.numpy() for table in tables))
 
 
-def attend(asked: Tensor, tokens: Tensor, places: Sequence[Places], n_view: int, norm: nn.LayerNorm) -> Tensor:
+def attend(queries: Tensor, tokens: Tensor, places: Sequence[Places], n_view: int, norm: nn.LayerNorm) -> Tensor:
     """softmax(q k) k over the keys of each token, which are ``norm`` of what is read of ``tokens`` and an encoding.
 
-    asked: queries (B,T,H,d) of each head, in the space of the keys.  tokens: (B,T,d), of B views, those of a scene
+    queries: queries (B,T,H,d) of each head, in the space of the keys.  tokens: (B,T,d), of B views, those of a scene
     consecutive.  places: of the views of some scenes, which those of the batch are in turn.  Returns (B,T,H,d).
     A key that is masked stays one, of zeros, which the norm turns into its bias.
     """
-    given = (part.float() for part in (asked, tokens, norm.weight, norm.bias))
-    return _Attend.apply(*given, places, n_view, norm.eps).to(asked.dtype)
+    given = (part.float() for part in (queries, tokens, norm.weight, norm.bias))
+    return _Attend.apply(*given, places, n_view, norm.eps).to(queries.dtype)
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, asked: Tensor, tokens: Tensor, scale: Tensor, bias: Tensor, *how: Any) -> Tensor:
-        given = [part.detach().contiguous() for part in (asked, tokens, scale, bias)]
+    def forward(ctx: Any, queries: Tensor, tokens: Tensor, scale: Tensor, bias: Tensor, *how: Any) -> Tensor:
+        given = [part.detach().contiguous() for part in (queries, tokens, scale, bias)]
         ctx.save_for_backward(*given)
         ctx.how = how
         out = torch.empty_like(given[0])
@@ -149,14 +149,14 @@ def _shares(query, key, count, masked, share):
 @numba.njit(cache=True, fastmath=True, nogil=True)
 def _forward(number, first, given, at, eps, out):
     """Of one view, into out[number]."""
-    asked, tokens, scale, bias = given
-    heads, d, places = asked.shape[2], asked.shape[3], len(at.image)
+    queries, tokens, scale, bias = given
+    heads, d, places = queries.shape[2], queries.shape[3], len(at.image)
     key, normal = np.empty((places + 1, d), np.float32), np.empty((places + 1, d), np.float32)
     spread, share, which = np.empty(places, np.float32), np.empty(places + 1, np.float32), np.empty(places, np.int64)
     for t in range(tokens.shape[1]):
         count, masked = _keys(t, first, tokens, scale, bias, at, eps, key, normal, spread, which)
         for h in range(heads):
-            total = _shares(asked[number, t, h], key, count, masked, share)
+            total = _shares(queries[number, t, h], key, count, masked, share)
             result = out[number, t, h]
             result[:] = 0
             for s in range(total):
@@ -167,8 +167,8 @@ def _forward(number, first, given, at, eps, out):
 @numba.njit(cache=True, fastmath=True, nogil=True)
 def _backward(number, first, given, at, eps, grad, found):
     """Adds to the gradients of what `_forward` was given."""
-    (asked, tokens, scale, bias), (grad_asked, grad_tokens, grad_scale, grad_bias) = given, found
-    heads, d, places = asked.shape[2], asked.shape[3], len(at.image)
+    (queries, tokens, scale, bias), (grad_queries, grad_tokens, grad_scale, grad_bias) = given, found
+    heads, d, places = queries.shape[2], queries.shape[3], len(at.image)
     key, normal = np.empty((places + 1, d), np.float32), np.empty((places + 1, d), np.float32)
     spread, share, which = np.empty(places, np.float32), np.empty(places + 1, np.float32), np.empty(places, np.int64)
     grad_key, wanted = np.empty((places + 1, d), np.float32), np.empty(places + 1, np.float32)
@@ -176,7 +176,7 @@ def _backward(number, first, given, at, eps, grad, found):
         count, masked = _keys(t, first, tokens, scale, bias, at, eps, key, normal, spread, which)
         grad_key[:] = 0
         for h in range(heads):
-            query, above, below = asked[number, t, h], grad[number, t, h], grad_asked[number, t, h]
+            query, above, below = queries[number, t, h], grad[number, t, h], grad_queries[number, t, h]
             total, mean = _shares(query, key, count, masked, share), np.float32(0)
             for s in range(total):
                 dot = np.float32(0)

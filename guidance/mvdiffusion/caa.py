@@ -79,17 +79,17 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
         """(T,d), (T,S,d) -> (T,d)."""
-        return self.answer((self.ask(query) @ keys.mT).softmax(-1) @ keys)
+        return self.output((self.queries(query) @ keys.mT).softmax(-1) @ keys)
 
-    def ask(self, query: Tensor) -> Tensor:
+    def queries(self, query: Tensor) -> Tensor:
         """(...,d) -> (...,H,d), of each head, in the space of the keys.
 
         q (W n) = (W^T q) n: with one query for S keys the layers are about S times cheaper on the query's side.
         """
-        asked = self.to_q(query).unflatten(-1, (-1, HEAD)) * HEAD**-0.5
-        return torch.einsum("...hc,hcd->...hd", asked, self.to_k.weight.view(-1, HEAD, query.shape[-1]))
+        queries = self.to_q(query).unflatten(-1, (-1, HEAD)) * HEAD**-0.5
+        return torch.einsum("...hc,hcd->...hd", queries, self.to_k.weight.view(-1, HEAD, query.shape[-1]))
 
-    def answer(self, found: Tensor) -> Tensor:
+    def output(self, found: Tensor) -> Tensor:
         """Sums of keys (...,H,d) -> (...,d)."""
         values = torch.einsum("...hd,hcd->...hc", found, self.to_v.weight.view(-1, HEAD, found.shape[-1]))
         return self.to_out(values.flatten(-2))
@@ -156,9 +156,9 @@ class PanoramaBlock(nn.Module):
         (height, width), tokens, transformer = x.shape[-2:], x.flatten(2).mT, self.transformer
         different = {id(each): each for each in keys}  # scenes may share a geometry
         places = {name: Places.of(each, self._encoding(each), height, width) for name, each in different.items()}
-        asked = transformer.attn1.ask(transformer.norm1(tokens + self._query_encoding(tokens)))
-        found = attend(asked, tokens, [places[id(each)] for each in keys], n_view, transformer.norm1)
-        return (tokens + transformer.attn1.answer(found)).flatten(0, 1)
+        queries = transformer.attn1.queries(transformer.norm1(tokens + self._query_encoding(tokens)))
+        found = attend(queries, tokens, [places[id(each)] for each in keys], n_view, transformer.norm1)
+        return (tokens + transformer.attn1.output(found)).flatten(0, 1)
 
     def _encoding(self, keys: Keys) -> Tensor:
         """(T, n P, d) of the relation of each token's keys."""

@@ -20,7 +20,7 @@ from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.warp import of_cameras
 from threedgen.guidance.diffusion import Conditions, Generators, fresh_noise, guided
-from threedgen.guidance.draft import Begun, Size, ddim, in_both_sizes
+from threedgen.guidance.draft import Begun, Size, check_sides, ddim, in_both_sizes
 from threedgen.guidance.multiview.joined import predict
 from threedgen.guidance.options import MVDiffusionConfig
 from threedgen.guidance.priors.mvdream import load_as
@@ -29,7 +29,7 @@ from threedgen.guidance.weights.files import read_card, read_tensors
 from threedgen.guidance.weights.plugins import locate
 
 from .geometry import DepthGeometry, Geometry, Neighbours, PanoramaGeometry
-from .inputs import Extra, extra_kind, unknown_channels
+from .inputs import Convention, Extra, extra_kind, mask_channels, masked_pictures, unknown_channels
 from .unet import MultiviewUNet
 from .weights import FORMAT, convert_released, differing
 
@@ -86,16 +86,21 @@ class MVDiffusion(StableDiffusion):
         channels = self.latent_shape[0]
         return extra_kind(self.unet.config["in_channels"] - channels, channels)
 
-    def check_pairs(self, size: Size, key: str) -> None:
-        """Raises ConfigError if a map of pictures (H,W) has an odd number of tokens, of which the reference's encoding
-        of depth makes pairs: see ``PositionalEncoding``."""
-        levels = range(len(self.unet.config["block_out_channels"]))
-        maps = [[-(-side // (self.factor << level)) for side in size] for level in levels]
-        if any(height * width % 2 for height, width in maps):
-            (height, width), even = size, 2 * self.unit
+    def check_size(self, size: Size, keys: tuple[str, str]) -> None:
+        """Raises ConfigError for pictures (H,W) that cannot be drawn; ``keys``: the options of height and width."""
+        check_sides(size, self.unit, self.draft, keys)
+        if self.multiview is not None and self.multiview.kind == "depth" and self.multiview.encoding == "reference":
+            self.check_pairs(size, self.draft is not None, keys[1])
+
+    def check_pairs(self, size: Size, halved: bool, key: str) -> None:
+        """Raises ConfigError if the smallest map of pictures (H,W), or of those that are ``halved``, has an odd number
+        of tokens, of which the reference's encoding of depth makes pairs: see ``PositionalEncoding``."""
+        (height, width), token = size, self.unit * (2 if halved else 1)
+        if height // token * (width // token) % 2:
             raise ConfigError(
-                f"these weights encode depth in pairs of tokens, and of pictures of {height} x {width} pixels some map "
-                f"has an odd number; try a width of {-(-width // even) * even}",
+                "these weights encode depth in pairs of tokens, and the smallest map of pictures of "
+                f"{height} x {width} pixels{', drawn at half the size too,' if halved else ''} has an odd number; "
+                f"try a width of {(width // token + 1) * token}",
                 key,
             )
 
@@ -127,6 +132,12 @@ class MVDiffusion(StableDiffusion):
     def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         """A single picture about which nothing is known."""
         return super().predict(torch.cat([x, unknown_channels(self.extra, x)], 1), t, text)
+
+    def masked_extra(self, views: Tensor, given: Tensor, convention: Convention) -> Tensor:
+        """What a model of masks is told (F,1+C,h,w) of views (F,H,W,3) in [0,1], of which what is ``given`` is known:
+        whole views (F,) or pixels (F,H,W), bool."""
+        latents = self.encode_views(masked_pictures(views, given, convention))
+        return mask_channels(latents, given.to(latents.device), convention)
 
     def geometry(self, at: Cameras, depth: Tensor | None, options: CorrespondenceOptions) -> Geometry:
         """How views correspond: posed ones with ``depth`` (F,H,W), else those of a panorama."""
@@ -193,7 +204,7 @@ class MVDiffusion(StableDiffusion):
         def draw(size: Size, begun: Begun | None) -> Tensor:
             shape = (len(prompts), self.latent_shape[0], *(side // self.factor for side in size))
             start = fresh_noise(torch.empty(shape, device=self.device), generator)
-            told = known(size)
+            told = [None if part is None else part.to(self.device) for part in known(size)]
 
             def denoise(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor:
                 on_step()

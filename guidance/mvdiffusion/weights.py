@@ -16,7 +16,6 @@ from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.guidance.distillation.lora import LoRA
-from threedgen.guidance.weights.files import read_tensors
 from threedgen.run.disk import write_atomic
 from threedgen.run.torch_file import compare, require_finite
 
@@ -91,11 +90,6 @@ def differing(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet
     found = widened(unet, extra)
     merge(found, named)
     return found
-
-
-def load_released(path: Path, unet: UNet2DConditionModel) -> Loaded:
-    """Builds the network of a checkpoint file around its base ``unet``. Nothing in it is executed; ConfigError."""
-    return convert_released(read_tensors(path), unet)
 
 
 def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> Loaded:

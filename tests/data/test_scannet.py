@@ -15,10 +15,10 @@ from PIL import Image
 from tests.data.conftest import toy_rooms_config
 from threedgen.config import ConfigError
 from threedgen.data.options import ScanNetConfig
-from threedgen.data.scannet import build, walks
+from threedgen.data.scannet import build
 from threedgen.data.toybox import make_rooms
 from threedgen.data.toybox.rooms import HALF, HEIGHT
-from threedgen.data.walks import WalkScenes, stretches
+from threedgen.data.walks import WalkScenes
 from threedgen.evaluation.metrics.overlap import depth_overlap
 from threedgen.geometry.images import psnr
 from threedgen.geometry.views import resize
@@ -65,10 +65,6 @@ def test_entries(toy_rooms: Path) -> None:
     given = [train.scene(index).given for index in range(20)]
     assert {(), (0, 3)} == set(given) and len(train) == 40
     assert torch.equal(train.scene(7).views.images, train.scene(7).views.images)
-    walk = walks(options(toy_rooms), "test")[0]
-    found = list(stretches(walk, every=2))
-    assert [(part[0], part[-1]) for part in found] == list(zip(walk.keys[:-1], walk.keys[1:], strict=True))
-    assert all(part[1:-1] == list(range(part[0] + 2, part[-1], 2)) for part in found)
     many = reader(toy_rooms, "train", views=30, count=2, height=9, width=12, between=0.0)
     assert len(many.scene(0)) == 30  # more than there are key frames
 

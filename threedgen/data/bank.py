@@ -132,12 +132,14 @@ def of_share(parts: Sequence[tuple[float, T]], luck: float) -> tuple[float, T]:
     return parts[-1]
 
 
-def seen_in_step(rng: np.random.Generator, step: int, batch: int, count: int, first: int, fresh: int) -> np.ndarray:
-    """The entries of a step, ``batch`` of ``count``: the newest ``fresh`` ones, and others among all before them.
+def known_in_step(step: int, count: int, first: int, fresh: int) -> int:
+    """How many of ``count`` entries there are in a step: ``first`` to begin with, and each adds ``fresh`` ones."""
+    return min(count, first + step * fresh)
 
-    There are ``first`` to begin with, and each step adds the fresh ones, until all are known.
-    """
-    known = min(count, first + step * fresh)
+
+def seen_in_step(rng: np.random.Generator, step: int, batch: int, count: int, first: int, fresh: int) -> np.ndarray:
+    """The entries of a step, ``batch`` of ``count``: the newest ``fresh`` ones, and others among all before them."""
+    known = known_in_step(step, count, first, fresh)
     chosen = rng.integers(0, known, batch)
     new = min(fresh, count - known)
     chosen[:new] = range(known, known + new)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from threedgen.geometry.cameras import Cameras
 from threedgen.guidance.mvadapter.cameras import HALF
-from threedgen.guidance.mvadapter.pictures import PAPER
+from threedgen.guidance.mvadapter.pictures import GREY
 from threedgen.guidance.options import Control
 from threedgen.run.arrays import Array
 
@@ -54,7 +54,7 @@ class MeshObjects(ObjectViews):
         return fitted(read_mesh(self.folder / self.named[number][0], self.options.up), HALF)
 
     def photograph(self, index: int, at: Cameras) -> Array:
-        return self.mesh(index % len(self.named)).photograph(at, PAPER, self.options.light)
+        return self.mesh(index % len(self.named)).photograph(at, GREY, self.options.light)
 
     def surface(self, index: int, at: Cameras) -> tuple[Array, Array, Array]:
         return self.mesh(index % len(self.named)).surface(at)

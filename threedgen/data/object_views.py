@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras
-from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAISED, RAY_VIEWS, geometry_maps, views
-from threedgen.guidance.mvadapter.pictures import PAPER, framed
+from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAISED, RAY_VIEWS, geometry_maps, ray_maps, views
+from threedgen.guidance.mvadapter.pictures import GREY, framed
 from threedgen.guidance.options import Control
 from threedgen.run.arrays import Array
 
@@ -65,7 +65,7 @@ class ObjectViews(ABC):
 
     @abstractmethod
     def photograph(self, index: int, at: Cameras) -> Array:
-        """Pictures (V,H,W,3) on the grey of ``PAPER``; as large as ``cameras.HALF`` has it."""
+        """Pictures (V,H,W,3) on the grey of ``GREY``; as large as ``cameras.HALF`` has it."""
 
     @abstractmethod
     def surface(self, index: int, at: Cameras) -> tuple[Array, Array, Array]:
@@ -102,12 +102,14 @@ class ObjectViews(ABC):
         return Captioned(np.concatenate(rgb), [self.caption(index) for index in indices], np.concatenate(c2w))
 
     def maps(self, index: int, size: int) -> Tensor:
-        """What the guider is shown of the geometry (V,6,H,W), in [0,1]."""
-        points, normals, mask = self.surface(index, self.cameras(index, size))
-        return geometry_maps(*(torch.from_numpy(part) for part in (points, normals, mask)))
+        """What the guider is shown (V,6,H,W), in [0,1]; of parallel rays (V,6,1,1), which all pixels share."""
+        at = self.cameras(index, size)
+        if self.control == "rays":
+            return ray_maps(at)
+        return geometry_maps(*(torch.from_numpy(part) for part in self.surface(index, at)))
 
 
 def alone(picture: Tensor) -> Tensor:
     """The object of a picture (H,W,3) on grey, framed; of one that shows nothing, all of it."""
-    there = (picture != PAPER).any(-1, keepdim=True)
+    there = (picture != GREY).any(-1, keepdim=True)
     return framed(torch.cat([picture, there.float()], dim=-1), *picture.shape[:2]) if there.any() else picture

@@ -46,6 +46,7 @@ class ScanNetWalk:
         self, folder: Path, height: int, width: int, key_frames: str = "key_frame_0.6.txt", poses: Poses = "c2w"
     ) -> None:
         self.folder, self.height, self.width, self.key_file, self.poses = folder, height, width, key_frames, poses
+        self.checked = False  # are the poses what they are taken for?
 
     @cached_property
     def frames(self) -> Sequence[int]:
@@ -81,11 +82,9 @@ class ScanNetWalk:
         return SceneViews(Views(images, at), tuple(map(self.caption, numbers)), depth)
 
     def _require_poses_of_keys(self) -> None:
-        if not self._checked and len(self.keys) > 1:
+        if not self.checked and len(self.keys) > 1:
             self.require_poses(self.keys)
-        self._checked = True
-
-    _checked = False
+        self.checked = True
 
     def require_poses(self, numbers: Sequence[int]) -> None:
         """Raises ConfigError if the depth of the same points would be the same, from these frames, with inverse poses

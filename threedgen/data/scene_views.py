@@ -7,7 +7,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from threedgen.geometry.cameras import Index
 from threedgen.geometry.views import Views
 
 
@@ -36,13 +35,6 @@ class SceneViews:
 
     def __len__(self) -> int:
         return len(self.views)
-
-    def select(self, index: Index) -> SceneViews:
-        """Some of the views, in the order of ``index``."""
-        chosen = range(len(self))[index] if isinstance(index, slice) else [int(i) for i in index]
-        depth = None if self.depth is None else self.depth[index]
-        given = tuple(place for place, i in enumerate(chosen) if i in self.given)
-        return SceneViews(self.views.select(index), tuple(self.captions[i] for i in chosen), depth, given)
 
 
 class SceneSource(Protocol):

@@ -5,7 +5,7 @@ Key frames (``geometry.overlap``) are drawn together, and the frames between two
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -104,10 +104,3 @@ def between_keys(walk: Walk, n_view: int, rng: np.random.Generator, apart: int =
 def windows(walks: Sequence[Walk], n_view: int) -> list[Entry]:
     """Lists the entries that cover the key frames of walks without a common one; rests are left out."""
     return [Entry(k, i) for k, walk in enumerate(walks) for i in range(0, len(walk.keys) - n_view + 1, n_view)]
-
-
-def stretches(walk: Walk, every: int = 20) -> Iterator[list[int]]:
-    """Lists for each pair of consecutive key frames: the first, each ``every``-th frame after it, and the second."""
-    usable = set(walk.frames)
-    for start, end in zip(walk.keys[:-1], walk.keys[1:], strict=True):
-        yield [start, *(number for number in range(start + every, end, every) if number in usable), end]

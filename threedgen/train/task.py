@@ -12,10 +12,12 @@ result is the last line on stdout, and the exit code says how it ended.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +30,10 @@ from threedgen.run.disk import writing
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.lock import release
 from threedgen.run.metrics import read_summary, write_summary
-from threedgen.run.progress import silence_lightning
+from threedgen.run.progress import Count, silence_lightning
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads, threads_of
-from threedgen.run.workers import Stopped
+from threedgen.run.workers import STOPPED, Stopped
 from threedgen.train.status import Status, finished
 
 if TYPE_CHECKING:  # Lightning takes seconds to import: whoever trains imports it, and has first said what comes
@@ -149,6 +151,21 @@ class Task:
         network.cpu().eval()
         settle()
         cache.keep(done, network)
+
+    @contextmanager
+    def counted(self, what: str, steps: int) -> Iterator[Callable[[], None]]:
+        """Gives what is to be called before each of so many `steps`: it shows how far they are, and raises Stopped
+        after Ctrl-C."""
+        count = itertools.count()
+        with Interrupts() as interrupts, Count(what, steps, self.quiet) as progress:
+
+            def on_step() -> None:
+                if interrupts.stop:
+                    raise Stopped(STOPPED[0])
+                progress.show(next(count))  # so many are done
+
+            yield on_step
+            progress.show(steps)
 
     def summarise(self, status: Status = Status.FINISHED, **figures: Any) -> None:
         """Writes summary.json, with which a run is finished. Raises OSError."""

@@ -188,7 +188,7 @@ def test_views_of_another_size_or_that_move(tmp_path: Path) -> None:
         ({"scenes": {"count": 0}}, "scenes: tiny scenes: there are none"),
         ({"blocks": "toybox-depth"}, r"prior.blocks: .*turn in one place.*'toybox-depth'"),
         ({"scenes": {"depth": True}}, r"prior.blocks: .*have depth; choose blocks such as those of train-mvdiffusion"),
-        ({"scenes": {"size": 17}}, "scenes: .*17 x 17 pixels, and the model draws multiples of 2"),
+        ({"scenes": {"size": 17}}, r"scenes: .* multiples of 4; try 16 or 20 \(got '17 x 17'\)"),
         ({"clip": "nowhere/at-all"}, "clip: 'nowhere/at-all' cannot be loaded as CLIP"),
     ],
 )

@@ -11,7 +11,8 @@ from torch import Tensor
 from tests.support.tiny_mvdiffusion import awaken, inputs, tiny_base, wall
 from threedgen.config import ConfigError
 from threedgen.guidance.mvdiffusion.unet import MultiviewUNet
-from threedgen.guidance.mvdiffusion.weights import convert_released, load_released, save_blocks
+from threedgen.guidance.mvdiffusion.weights import convert_released, save_blocks
+from threedgen.guidance.weights.files import read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def released(network: MultiviewUNet) -> dict[str, Tensor]:
 def test_a_checkpoint_file_gives_its_network(network: MultiviewUNet, tmp_path: Path) -> None:
     file = tmp_path / "depth.ckpt"
     torch.save({"state_dict": released(network), "epoch": 4, "optimizer_states": [{"lr": 1e-4}]}, file)
-    loaded = load_released(file, tiny_base())
+    loaded = convert_released(read_tensors(file), tiny_base())
     assert loaded.ignored_parts == {"text_encoder": 1, "vae": 2}
     given = inputs(3, size=(4, 6))
     torch.testing.assert_close(loaded.network(*given, wall()), network(*given, wall()))
@@ -51,7 +52,8 @@ def test_encoding_is_known_by_its_frequencies() -> None:
 def test_frequencies_beyond_float16_are_kept(tmp_path: Path) -> None:
     wide = MultiviewUNet(tiny_base(block_out_channels=(64, 64)), "depth")  # up to 2^31
     save_blocks(tmp_path / "blocks.safetensors", wide)
-    found = load_released(tmp_path / "blocks.safetensors", tiny_base(block_out_channels=(64, 64))).network
+    weights = read_tensors(tmp_path / "blocks.safetensors")
+    found = convert_released(weights, tiny_base(block_out_channels=(64, 64))).network
     assert found.encoding == "reference"
     assert torch.equal(found.cp_blocks_mid.attn1.pe.freq_bands, wide.cp_blocks_mid.attn1.pe.freq_bands)
 

@@ -99,7 +99,7 @@ def test_a_line_for_each_view(capsys: pytest.CaptureFixture[str]) -> None:
         (["prompt=a dog", "views=1"], ("views 1", "sample")),
         (["prompt=a dog", "views=4"], ("views 4", "do not overlap", "views=5")),
         (["prompt=a dog", "views=3", "fov=120"], ("views 3", "views=4")),
-        (["prompt=a dog", "size=18"], ("size: should be a multiple of 4", "16 or 20")),
+        (["prompt=a dog", "size=18"], ("size: the sides", "multiples of 4; try 16 or 20", "18 x 18")),
         (["prompt=a dog", "image=photo.png"], ("image_fov: is missing", "67")),
         (["prompt=a dog", "image_fov=67"], ("image_fov: is of a picture", "image=")),
         (["prompt=a dog", "image=gone.png", "image_fov=67"], ("image: there is no file 'gone.png'",)),

@@ -40,12 +40,12 @@ def test_maps_of_an_odd_number_of_tokens_are_refused_if_they_form_pairs() -> Non
     model, odd = tiny_model("depth"), config(height=20, width=12)  # 5 x 3 tokens of 4 pixels
     check_model(model, odd)
     model.multiview.encoding = "reference"
-    with pytest.raises(ConfigError, match="width: .*of 20 x 12 pixels some map has an odd number; try a width of 16"):
+    with pytest.raises(ConfigError, match="width: .*of 20 x 12 pixels has an odd number; try a width of 16"):
         check_model(model, odd)
     even = config(height=40, width=24)
     check_model(model, even)
     model.draft = 0.5
-    with pytest.raises(ConfigError, match="of 20 x 12 pixels"):
+    with pytest.raises(ConfigError, match="of 40 x 24 pixels, drawn at half .* try a width of 32"):
         check_model(model, even)
 
 

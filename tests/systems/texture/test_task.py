@@ -134,7 +134,7 @@ def test_prompts_of_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["path=pth.json"], "path: pth.json is missing"),
         (["prompt="], 'prompt: is empty; say what to make, such as prompt="a blue room'),
         (["scannet=nowhere", "path="], "scannet: should be the folder"),
-        (["height=18"], "height: should be a multiple of 4; try 16"),
+        (["height=18"], "multiples of 4; try 16 or 20"),
         (["views=1"], "views"),
         (["poses=w2c"], "poses=c2w"),
         (["every=8", "key_overlap=0.9"], "path: no two consecutive key frames"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from tests.support.task_server import assert_same, saved_at, server, weights, wr
 from tests.support.tiny_prior import cpu, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from tests.support.toy_run import log
 from threedgen import cli, config
+from threedgen.guidance.distillation.lora import LoRA
+from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.metrics import read_summary
 from threedgen.systems.train_mvdiffusion import masks
@@ -60,7 +63,8 @@ def test_a_run_leaves_what_is_to_be_added_to_its_base(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = tiny(tmp_path, base, variant)
-    assert cli.main(["--config", str(path), "out=run", f"training.half={half}"]) == 0
+    more = ["training.sheet_scenes=7"] if variant == "depth" else []  # than there are scenes
+    assert cli.main(["--config", str(path), "out=run", f"training.half={half}", *more]) == 0
     assert Path("run/latents-half").is_dir() == (half > 0)
     assert capsys.readouterr().out.splitlines()[-1] == str(Path("run", "blocks.safetensors"))
     summary = read_summary(Path("run"))
@@ -82,6 +86,13 @@ def test_a_run_leaves_what_is_to_be_added_to_its_base(
         assert not torch.allclose(found.denoise_views(x, t, text), before.denoise_views(x, t, text), atol=1e-4)
 
 
+def test_what_the_first_stage_added_follows_to_the_device() -> None:
+    lora = LoRA(tiny_unet(), 2, cpu())
+    system = SimpleNamespace(model=SimpleNamespace(to=lambda device: None), lora=lora, device=torch.device("meta"))
+    ViewsSystem.setup(system, "fit")  # type: ignore[arg-type]
+    assert {parameter.device.type for parameter in lora.parameters()} == {"meta"}
+
+
 def test_a_model_that_knows_such_views_needs_no_first_stage(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +105,17 @@ def test_a_model_that_knows_such_views_needs_no_first_stage(
     capsys.readouterr()
     assert cli.main(["--config", str(path), "out=other"]) == 2
     assert "single_view" in (said := capsys.readouterr().err) and "told nothing" in said and "\n" not in said.strip()
+
+
+def test_a_base_that_is_told_something_else_is_refused_at_once(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = MVDiffusion.load(str(base), dtype="fp32", camera=False)
+    model.unet = widened(model.unet, 1)
+    model.save("deep")
+    assert cli.main(["--config", str(tiny(tmp_path, Path("deep"), "outpaint")), "out=run"]) == 2
+    assert "told depth" in capsys.readouterr().err and not Path("run", "single-view").exists()
 
 
 def test_the_attention_begins_with_that_of_another_run(
@@ -143,9 +165,11 @@ def test_a_run_killed_in_either_stage_ends_the_same(tmp_path: Path, base: Path) 
         (
             "depth",
             ["training.encoding=reference", "scenes.height=20", "scenes.width=20", "scenes.views=2"],
-            "scenes: these weights encode depth in pairs of tokens, and of pictures of 20 x 20 pixels some map has an "
-            "odd number; try a width of 24",
+            "scenes: these weights encode depth in pairs of tokens, and the smallest map of pictures of 20 x 20 pixels "
+            "has an odd number; try a width of 24",
         ),
+        ("outpaint", ["scenes.size=17"], "scenes: the sides of pictures should be multiples of 4; try 16"),
+        ("panorama", ["scenes.size=18"], "scenes: the sides of pictures should be multiples of 4; try 16"),
         ("panorama", ["start=nowhere"], "start: there is no file or folder 'nowhere'"),
         ("panorama", ["training.fresh=9"], "fresh 9 should not exceed batch 2"),
         ("panorama", ["scenes.name=toy-panorama"], "did you mean 'toy-panoramas'"),

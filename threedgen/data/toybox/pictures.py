@@ -6,7 +6,6 @@ All are sources of ``threedgen.data.bank``.
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from threedgen.data.bank import Captioned
 from threedgen.data.object_views import ObjectViews
@@ -14,7 +13,7 @@ from threedgen.data.options import ObjectSplit, ToyboxObjectsConfig
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.poses import orbit_array
 from threedgen.guidance.mvadapter.cameras import HALF
-from threedgen.guidance.mvadapter.pictures import PAPER
+from threedgen.guidance.mvadapter.pictures import GREY
 from threedgen.guidance.options import Control
 
 from .builder import RADIUS, bounds
@@ -151,11 +150,12 @@ class ToyboxObjects(ObjectViews):
 
     def surface(self, index: int, at: Cameras) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         seen = self.render(index, at, supersample=0, truth=True)
-        depth = torch.from_numpy(np.where(seen.mask, seen.depth, 0))
-        return at.unproject(depth).numpy(), seen.normal, seen.mask
+        origins, directions = (part.numpy() for part in at.rays())
+        points = origins + directions * np.where(seen.mask, seen.depth, 0)[..., None]
+        return points, seen.normal, seen.mask
 
     def render(self, index: int, at: Cameras, supersample: int, truth: bool = False) -> Picture:
         parallel, which = at.projection.parallel, np.zeros(len(at), np.int64)
         seen = (0.5 * at.height / at.projection.K[:, 1, 1] if parallel else at.fov).numpy()
-        way = (at.height, PAPER, supersample, truth)
+        way = (at.height, GREY, supersample, truth)
         return render([self.asset(index)], which, at.c2w.numpy(), seen, *way, parallel=parallel)

@@ -33,6 +33,8 @@ FIGURES = {
 COLUMNS = ("scene", "row", *FIGURES, "consistent_pairs", "pairs", "matches", "fit_seconds")
 SUBSET = 1000
 """Pictures in a subset of KID."""
+VIEWS = 10
+"""Views of a strip: the given one, if there is one, then others evenly chosen from all, in their order."""
 ERROR_GAIN = 3.0
 """Differences on the sheet are shown so many times larger."""
 
@@ -168,10 +170,6 @@ def distances(probe: Probe, folder: Path, scores: Sequence[Score]) -> dict[str, 
             subsets, size = (100, SUBSET) if count > SUBSET else (1, count)
             found[row] = {"fid": fid(held, renders), "kid": kid(held, renders, subsets, size)[0], "pictures": count}
     return found
-
-
-VIEWS = 10
-"""Views of a strip: the given one, if there is one, then others evenly chosen from all, in their order."""
 
 
 def strip(scene: Scene, views: Views) -> np.ndarray:

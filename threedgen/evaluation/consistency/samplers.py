@@ -24,6 +24,7 @@ from threedgen.guidance.mvadapter.pictures import framed
 from threedgen.guidance.prior import Prior
 from threedgen.run.cache import digest
 from threedgen.run.seeding import generator
+from threedgen.train.task import device
 
 from .options import LEAST, FolderSamplerConfig, MVAdapterSamplerConfig, MVDreamSamplerConfig
 
@@ -38,7 +39,7 @@ class MVDreamSampler:
 
     def __init__(self, config: MVDreamSamplerConfig | MVAdapterSamplerConfig) -> None:
         self.config: Any = config
-        self.prior = registry.build("prior", config.prior)
+        self.prior = registry.build("prior", config.prior, device())
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
         return [self._draw(request) for request in requests]

@@ -29,8 +29,12 @@ from threedgen.run.seeding import numpy_generator
 from .options import LEAST, SampledScenesConfig, SRNScenesConfig, ToyboxScenesConfig
 from .samplers import FolderSampler
 
+logger = logging.getLogger(__name__)
+
 GREY = 0.5
 """Behind the toybox's objects, as the prior draws them."""
+ASIDE = 0.25
+"""Of the cameras' distance: so far from the origin the point that they look at is another scene's middle."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +125,6 @@ def fit_to(scene: Scene, images: torch.Tensor) -> torch.Tensor:
     if tuple(images.shape[1:3]) != size:
         images = resize(images, *size)
     return torch.from_numpy(to_uint8(images)).float() / 255
-
-
-logger = logging.getLogger(__name__)
-
-ASIDE = 0.25
-"""Of the cameras' distance: so far from the origin the point that they look at is another scene's middle."""
 
 
 def held_out_places(scene: Scene, share: float, seed: int) -> list[int]:

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import within
 from threedgen.data.scene_views import SceneViews
 from threedgen.evaluation.sampling import read_views, write_views
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.views import resize
-from threedgen.guidance.draft import Size, check_halves
-from threedgen.guidance.mvdiffusion.inputs import depth_channels, mask_channels, masked_pictures
+from threedgen.guidance.draft import Size
+from threedgen.guidance.mvdiffusion.inputs import depth_channels
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.cache import digest
 from threedgen.run.seeding import generator
@@ -79,13 +78,12 @@ class Drawing:
 
     def _extra(self, scene: SceneViews, size: Size) -> Tensor | None:
         """What the UNet is told of the scene in pictures of a size, the same in both rows."""
-        model, convention = self.model, self.config.mask
+        model = self.model
         if model.extra == "depth" and scene.depth is not None:
-            return depth_channels(scene.depth, *(side // model.factor for side in size)).to(model.device)
+            return depth_channels(scene.depth, *(side // model.factor for side in size))
         if model.extra == "mask":
             given = torch.arange(len(scene)) == 0
-            views = masked_pictures(resize(scene.views.images, *size), given, convention)
-            return mask_channels(model.encode_views(views), given.to(model.device), convention)
+            return model.masked_extra(resize(scene.views.images, *size), given, self.config.mask)
         return None
 
     def _check(self, scene: SceneViews) -> None:
@@ -101,14 +99,7 @@ class Drawing:
                 "prior.blocks",
                 blocks,
             )
-        if any(side % model.factor for side in size_of(scene)):
-            height, width = size_of(scene)
-            raise ConfigError(
-                f"the views of {name} are {height} x {width} pixels, and the model draws multiples of {model.factor}",
-                "scenes",
-            )
-        with within("prior"):
-            check_halves(size_of(scene), model.draft, model.unit)
+        model.check_size(size_of(scene), ("scenes", "scenes"))
 
 
 def size_of(scene: SceneViews) -> tuple[int, int]:

@@ -28,9 +28,9 @@ class AdapterViewsConfig(ThingConfig, DrawingConfig):
 
     @model_validator(mode="after")
     def _shape(self) -> AdapterViewsConfig:
-        free = {"front": self.front, "up": self.up}
-        if self.mesh is None and (said := [name for name, value in free.items() if value != "auto"]):
-            raise ValueError(f"{said[0]} is of a mesh, and there is none; give mesh=FILE with it")
+        for name in ("front", "up"):
+            if self.mesh is None and getattr(self, name) != "auto":
+                raise ValueError(f"{name} is of a mesh, and there is none; give mesh=FILE with it")
         return self
 
     def check(self) -> None:

@@ -19,8 +19,6 @@ from threedgen.geometry.panorama import intrinsics, rotation
 from threedgen.geometry.picture_file import read_picture
 from threedgen.geometry.views import resize
 from threedgen.geometry.warp import apply_homography, homography, inside, pixel_grid, sample
-from threedgen.guidance.mvdiffusion.inputs import Convention, mask_channels, masked_pictures
-from threedgen.guidance.mvdiffusion.model import MVDiffusion
 
 FINER = 2
 """Places that are read for a pixel of a view, across and down."""
@@ -57,9 +55,3 @@ def resized(K: Tensor, across: float, down: float) -> Tensor:
     scale, half = torch.diag(K.new_tensor([across, down, 1])), torch.eye(3, dtype=K.dtype)
     half[:2, 2] = 0.5
     return torch.linalg.inv(half) @ scale @ half @ K
-
-
-def mask_of_given(model: MVDiffusion, views: Tensor, shown: Tensor, convention: Convention) -> Tensor:
-    """What a model is told of each pixel of views (V,H,W,3) of which ``shown`` (V,H,W) is given: (V,1+C,h,w)."""
-    latents = model.encode_views(masked_pictures(views, shown, convention))
-    return mask_channels(latents, shown.to(latents.device), convention)

@@ -36,6 +36,16 @@ def lines_of(value: Any) -> Any:
     return tuple(line for line in map(str.strip, text.splitlines()) if line)
 
 
+def check_ring(views: int, fov: float, name: str) -> None:
+    """Raises ValueError, with the name of the option, for so many views of ``fov`` degrees all around that do not
+    overlap."""
+    if (step := 360 / views) >= fov:
+        raise ValueError(
+            f"{name} {views}: views of {fov:g} degrees, one every {step:g} degrees, do not overlap; take "
+            f"{name}={int(360 // fov) + 1} or more, or a wider fov"
+        )
+
+
 class FilmConfig(Config):
     """The film of one turn to the right, beginning at the first view."""
 
@@ -84,13 +94,7 @@ class PanoramaConfig(WordedConfig):
     def _closed(self) -> PanoramaConfig:
         if self.views == 1:
             raise ValueError("views 1: a single view is no panorama; the task sample draws one picture (n_view=0)")
-        step = 360 / self.views
-        if step >= self.fov:
-            fewest = int(360 // self.fov) + 1
-            raise ValueError(
-                f"views {self.views}: views of {self.fov:g} degrees, one every {step:g} degrees, do not overlap; "
-                f"take views={fewest} or more, or a wider fov"
-            )
+        check_ring(self.views, self.fov, "views")
         return self
 
     def texts(self) -> list[str]:

@@ -5,7 +5,6 @@ RUN/views.safetensors keeps the views of a run that was stopped behind their dra
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,23 +14,19 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.cameras_file import CAMERAS, write_cameras
 from threedgen.geometry.images import write_png
 from threedgen.geometry.panorama import cameras, intrinsics, ring
-from threedgen.guidance.draft import Size, check_halves, steps_in_all
+from threedgen.guidance.draft import Size, steps_in_all
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.cache import kept
 from threedgen.run.disk import writing
-from threedgen.run.interrupts import Interrupts
-from threedgen.run.progress import Count
 from threedgen.run.prompts import warn_about
 from threedgen.run.seeding import generator
-from threedgen.run.workers import STOPPED, Stopped
 from threedgen.train.task import Task, run_task
 
-from .given import given_views, mask_of_given, read_image
+from .given import given_views, read_image
 from .options import PanoramaConfig
 from .outputs import FILM, PAGE, PICTURE, write_given, write_panorama
 
@@ -94,31 +89,18 @@ def require(model: MVDiffusion, config: PanoramaConfig) -> None:
             config.image,
         )
     model.compare_learnt(mask=config.mask)
-    step = model.unit
-    if config.size % step:
-        below = config.size // step * step
-        near = f"{below} or {below + step}" if below else f"{step}"
-        raise ConfigError(f"should be a multiple of {step} for these weights; try {near}", "size", config.size)
-    with within("prior"):
-        check_halves((config.size, config.size), model.draft, step)
+    model.check_size((config.size, config.size), ("size", "size"))
 
 
 def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:
     """Samples the views (V,H,W,3) in [0,1]. Raises Stopped after Ctrl-C."""
     config: PanoramaConfig = task.config
-    count, steps = itertools.count(), steps_in_all(config.steps, model.draft)
-    with Interrupts() as interrupts, Count("denoising", steps, task.quiet) as progress:
 
-        def on_step() -> None:
-            if interrupts.stop:
-                raise Stopped(STOPPED[0])
-            progress.show(next(count))  # so many are done
+    def known(size: Size) -> tuple[Tensor | None, None]:
+        return model.masked_extra(*scene.given(size[0]), config.mask) if model.extra == "mask" else None, None
 
-        def known(size: Size) -> tuple[Tensor | None, None]:
-            told = mask_of_given(model, *scene.given(size[0]), config.mask) if model.extra == "mask" else None
-            return told, None
-
-        views = model.draw(
+    with task.counted("denoising", steps_in_all(config.steps, model.draft)) as on_step:
+        return model.draw(
             scene.texts,
             model.geometry(scene.at, None, config.prior),
             (config.size, config.size),
@@ -130,8 +112,6 @@ def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:
             on_step=on_step,
             eta=config.eta,
         )
-        progress.show(steps)
-    return views
 
 
 run = partial(run_task, make, result=PICTURE, files=(PICTURE, FILM, PAGE, CAMERAS))

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import within
 from threedgen.geometry.images import write_png
 from threedgen.geometry.picture_file import read_picture
 from threedgen.geometry.views import resize
-from threedgen.guidance.draft import Size, check_halves, steps_in_all
+from threedgen.guidance.draft import Size, steps_in_all
 from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.disk import write_atomic, writing
@@ -92,15 +91,7 @@ def check_model(model: MVDiffusion, config: TextureConfig) -> None:
             "train-mvdiffusion leaves with variant=depth",
             "prior.blocks",
         )
-    step = model.unit
-    for key, side in (("height", config.height), ("width", config.width)):
-        if side % step:
-            raise ConfigError(f"should be a multiple of {step}; try {max(1, round(side / step)) * step}", key, side)
-    with within("prior"):
-        check_halves((config.height, config.width), model.draft, step)
-    if model.multiview is not None and model.multiview.encoding == "reference":
-        for part in (1,) if model.draft is None else (1, 2):
-            model.check_pairs((config.height // part, config.width // part), "width")
+    model.check_size((config.height, config.width), ("height", "width"))
 
 
 class Pictures:
@@ -155,7 +146,7 @@ def draw_all(
     ):
         for number in waiting:
             draw = draws[number]
-            what = "key frames" if number == 0 or len(draw.given) != 2 else "frames between"
+            what = "frames between" if draw.given == (draw.frames[0], draw.frames[-1]) else "key frames"
 
             def on_step(what: str = what) -> None:
                 if interrupts.stop:
@@ -190,12 +181,12 @@ def draw_one(
 
     def known(size: Size) -> tuple[Tensor, Tensor | None]:
         small = (size[0] // model.factor, size[1] // model.factor)
-        extra, condition = depth_channels(depth, *small).to(model.device), None
+        extra, condition = depth_channels(depth, *small), None
         if draw.given:
             latents = torch.zeros(len(frames), model.latent_shape[0], *small)
             views = resize(pictures.stack([n for n in frames if n in draw.given]), *size)
             latents[given] = model.encode_views(views).float().cpu()
-            condition = given_condition(latents, given).to(model.device)
+            condition = given_condition(latents, given)
         return extra, condition
 
     return model.draw(

@@ -51,9 +51,8 @@ def around(scene: SceneMesh, config: TextureConfig) -> Cameras:
     azimuth = 2 * pi * config.turns * n / config.frames
     tilt = radians(config.tilt) * (2 * n / max(1, config.frames - 1) - 1)
     reach = min(STROLL * free, FARTHEST_STEP)
-    position = torch.from_numpy(middle).float() - reach * unit_vector(
-        torch.zeros_like(n), azimuth
-    )  # backs to the middle
+    backwards = -unit_vector(torch.zeros_like(n), azimuth)
+    position = torch.from_numpy(middle).float() + reach * backwards  # each looks across the middle
     c2w = look_at(position, position + unit_vector(tilt, azimuth), torch.tensor([[0.0, 0, 1]]).expand(len(n), 3))
     projection = Projection.perspective(torch.full((len(n),), radians(config.fov)), config.height, config.width)
     return Cameras(c2w, projection, config.height, config.width)
@@ -70,17 +69,13 @@ def interior(scene: SceneMesh) -> tuple[Array, float]:
     shape = np.maximum(np.ceil((high - low) / cell).astype(int), 1) + 2  # a layer of air all around
     full = np.zeros(shape, bool)
     full[tuple((((points - low) / cell).astype(int) + 1).clip(0, shape - 1).T)] = True
-    before, after = (
-        [np.flip(np.maximum.accumulate(np.flip(full, axis), axis), axis) if back else np.maximum.accumulate(full, axis)]
-        for axis, back in ((2, False), (2, True))
-    )
+    levels = np.arange(shape[2])
+    floor = np.maximum.accumulate(np.where(full, levels, -1), 2)  # of each cell, -1 if there is none
+    ceiling = np.flip(np.minimum.accumulate(np.flip(np.where(full, levels, shape[2]), 2), 2), 2)
     sides = [np.maximum.accumulate(full, axis) for axis in (0, 1)]
     sides += [np.flip(np.maximum.accumulate(np.flip(full, axis), axis), axis) for axis in (0, 1)]
-    within = ~full & before[0] & np.logical_and.reduce(sides)
-    levels = np.arange(shape[2])
-    floor = np.maximum.accumulate(np.where(full, levels, -1), 2)
-    above = np.flip(np.minimum.accumulate(np.flip(np.where(full, levels, shape[2]), 2), 2), 2)
-    height = np.where(after[0], (levels - floor) / np.maximum(above - floor, 1), 0.5)
+    within = ~full & (floor >= 0) & np.logical_and.reduce(sides)
+    height = np.where(ceiling < shape[2], (levels - floor) / np.maximum(ceiling - floor, 1), 0.5)
     free = ndimage.distance_transform_edt(~full) * within
     at_eyes = np.where((height >= EYES[0]) & (height <= EYES[1]), free, 0)
     chosen = at_eyes if at_eyes.max() >= 2 else free

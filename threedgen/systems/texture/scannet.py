@@ -55,6 +55,6 @@ def _prompts(config: TextureConfig, walk: ScanNetWalk, numbers: Sequence[int]) -
     if config.prompts:
         return ()
     try:
-        return tuple(config.prompt or walk.caption(n) for n in numbers)
+        return tuple(config.texts() * len(numbers)) or tuple(map(walk.caption, numbers))
     except ConfigError as error:
         raise ConfigError(f"{error.problem}; give prompt=TEXT for all frames", "prompt") from None

@@ -31,13 +31,14 @@ from threedgen.geometry.depth_file import write_depth
 from threedgen.geometry.images import grid, png, readable, to_uint8, write_mp4, write_png
 from threedgen.geometry.overlap import require_poses, spread_pairs
 from threedgen.geometry.poses import Poses
+from threedgen.run.cache import digest
 from threedgen.run.disk import write_atomic, writing
 from threedgen.run.progress import Count
-from threedgen.run.prompts import tidy, warn_about
+from threedgen.run.prompts import warn_about
 from threedgen.train.task import Task, run_task
 
 from .drawing import Pictures, check_model, draw_all, plan, source
-from .options import AUTO, TextureConfig, lines_of
+from .options import AUTO, TextureConfig
 from .path import around, read_path
 from .scannet import read_scannet
 from .scene import Coordinates, SceneMesh, read_scene, with_uv
@@ -60,14 +61,17 @@ def texture(task: Task) -> None:
     shots = take_shots(config, scene, place, notes)
     keys = list(shots.keys or choose_keys(shots, config.key_overlap))
     notes += check_overlap(shots, keys, config.prior.overlap, "path" if config.scannet is None else "scannet")
-    say_once(notes)
+    for note in notes:
+        logger.warning("%s", note)
     model = task.load_prior().compact()
     check_model(model, config)
     for text in dict.fromkeys(shots.prompts):
         notes += [note for note in warn_about(text, model) if note not in notes]
     draws = plan(keys, config, model.multiview is None or model.multiview.has_condition)
     drawn = sorted({n for draw in draws for n in draw.frames})
-    pictures = Pictures(task.folder / "frames", shots, source(shots, keys, config.prior.describe()))
+    between_views = digest({} if model.multiview is None else model.multiview.new_blocks)
+    made_of = source(shots, keys, f"{config.prior.describe()} {between_views}")
+    pictures = Pictures(task.folder / "frames", shots, made_of)
     draw_all(model, config, shots, draws, pictures, task.quiet)
     frames = pictures.stack(drawn)
     figures: dict[str, Any] = {"frames": len(drawn), "key_frames": len(keys), "draws": len(draws)}
@@ -76,11 +80,6 @@ def texture(task: Task) -> None:
         if scene is not None:
             figures |= texture_mesh(task, scene, place, shots.at.select(drawn), frames.numpy(), notes)
         task.summarise(notes=notes, **figures)
-
-
-def say_once(notes: list[str]) -> None:
-    for note in notes:
-        logger.warning("%s", note)
 
 
 def take_shots(config: TextureConfig, scene: SceneMesh | None, place: Coordinates, notes: list[str]) -> Shots:
@@ -114,12 +113,10 @@ def take_shots(config: TextureConfig, scene: SceneMesh | None, place: Coordinate
 
 def prompts_for(config: TextureConfig, count: int) -> list[str]:
     """The prompt of each of ``count`` frames. Raises ConfigError for a wrong number."""
-    if config.prompts is None:
-        return [tidy(config.prompt)] * count
-    lines = lines_of(config.prompts)
-    if len(lines) != count:
-        raise ConfigError(f"{config.prompts!r} has {len(lines)} lines, and there are {count} cameras", "prompts")
-    return lines
+    texts = config.texts() * (count if config.prompts is None else 1)
+    if len(texts) != count:
+        raise ConfigError(f"{config.prompts!r} has {len(texts)} lines, and there are {count} cameras", "prompts")
+    return texts
 
 
 def without_blind(shots: Shots, notes: list[str]) -> Shots:
@@ -167,7 +164,8 @@ def texture_mesh(
     room = 4 + 6 * (config.texture / 1024) ** 2
     found = check_glb(data, Expected(len(mesh.faces), config.texture, None, room, tuple(extras), scene=True))
     notes += [finding.message for finding in found]
-    say_once([f"{GLB}: {finding.message}" for finding in found])
+    for finding in found:
+        logger.warning("%s: %s", GLB, finding.message)
     walk = between(at)
     pictures = render(mesh, textured.texture, walk.with_size(2 * walk.height, 2 * walk.width))
     for n, picture in enumerate(pictures):

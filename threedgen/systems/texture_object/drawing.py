@@ -5,9 +5,7 @@ RUN/views.safetensors keeps them for a run that was stopped behind their drawing
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,14 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import write_png
-from threedgen.guidance.draft import check_halves, steps_in_all
+from threedgen.guidance.draft import check_sides, steps_in_all
 from threedgen.guidance.mvadapter.cameras import ray_maps
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.pictures import framed
 from threedgen.run.arrays import Array
 from threedgen.run.cache import kept
-from threedgen.run.interrupts import Interrupts
-from threedgen.run.progress import Count
 from threedgen.run.prompts import warn_about
 from threedgen.run.seeding import generator
-from threedgen.run.workers import STOPPED, Stopped
 from threedgen.train.task import Task
 
 from .inpainting import Paint
@@ -54,7 +49,7 @@ def draw(task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None) -> tupl
 
     def sample() -> Tensor:
         control = ray_maps(at) if maps is None else maps
-        with counted(task, "drawing", draft=model.draft) as on_step:
+        with task.counted("drawing", steps_in_all(config.steps, model.draft)) as on_step:
             return model.draw(
                 config.text(),
                 control,
@@ -78,7 +73,8 @@ def painter(task: Task, model: MVAdapter) -> Paint:
     how: Any = config.complete
 
     def paint(picture: Array, hole: Array, number: int) -> Array:
-        with counted(task, f"painting what no side shows, view {number + 1}", how.repeats) as on_step:
+        what = f"painting what no side shows, view {number + 1}"
+        with task.counted(what, how.repeats * config.steps) as on_step:
             painted = model.inpaint(
                 config.text(),
                 torch.from_numpy(picture),
@@ -95,23 +91,6 @@ def painter(task: Task, model: MVAdapter) -> Paint:
     return paint
 
 
-@contextmanager
-def counted(task: Task, what: str, times: int = 1, draft: float | None = None) -> Iterator[Callable[[], None]]:
-    """What is to be called before each step of a sampling, ``times`` for each of the config's and of what a draft adds
-    to them: it shows how far it is, and raises Stopped after Ctrl-C."""
-    count = itertools.count()
-    steps = steps_in_all(task.config.steps, draft)
-    with Interrupts() as interrupts, Count(what, times * steps, task.quiet) as progress:
-
-        def on_step() -> None:
-            if interrupts.stop:
-                raise Stopped(STOPPED[0])
-            progress.show(next(count))  # so many are done
-
-        yield on_step
-        progress.show(progress.total)
-
-
 def require(model: MVAdapter, config: DrawingConfig, at: Cameras, geometry: bool) -> None:
     """Raises ConfigError if a model cannot draw what is asked for."""
     adapted = model.adapted
@@ -120,24 +99,14 @@ def require(model: MVAdapter, config: DrawingConfig, at: Cameras, geometry: bool
             told = "the geometry of a mesh" if not geometry else "rays of the cameras"
             remedy = "give mesh=FILE" if not geometry else "here it is a mesh"
             raise ConfigError(f"this one is told {told}; {remedy}, or take another", "adapter", config.prior.adapter)
-        if adapted is not None and config.image is not None and "ref" not in adapted.branches:
-            raise ConfigError(
-                "this one was not trained to look at a picture; say it in words, or take one for image to views",
-                "adapter",
-                config.prior.adapter,
-            )
+        if config.image is not None:
+            model.require_ref()
         if at.projection.parallel and model.fov:
             said = f"this one draws in perspective ({model.fov:g} degrees), and a mesh is textured by parallel rays"
             raise ConfigError(f"{said}; take one that was trained with fov=0", "adapter", config.prior.adapter)
     if adapted is not None and adapted.form.layout == "rowcol" and len(at) != 6:
         raise ConfigError(f"this adapter draws six sides of a mesh, and no {len(at)} views; leave views out", "views")
-    step = model.unit
-    if wrong := [side for side in (at.height, at.width) if side % step]:
-        below = wrong[0] // step * step
-        near = f"{below} or {below + step}" if below else f"{step}"
-        raise ConfigError(f"views of {at.height} x {at.width}: a side should be a multiple of {step}; try {near}")
-    with within("prior"):
-        check_halves((at.height, at.width), model.draft, step)
+    check_sides((at.height, at.width), model.unit, model.draft)
 
 
 def write_views(folder: Path, views: Tensor, names: Sequence[str]) -> list[str]:

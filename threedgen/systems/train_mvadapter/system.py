@@ -19,10 +19,9 @@ from threedgen.data.bank import LatentBank, of_share, seen_in_step
 from threedgen.data.object_views import ObjectViews
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.diffusion import Features
-from threedgen.guidance.mvadapter.cameras import ray_maps
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
-from threedgen.guidance.mvadapter.pictures import PAPER
+from threedgen.guidance.mvadapter.pictures import GREY
 from threedgen.guidance.mvadapter.weights import save_adapter
 from threedgen.run.arrays import Array
 from threedgen.train.system import AveragedSystem, timesteps
@@ -92,7 +91,7 @@ class AdapterSystem(AveragedSystem):
         noise = torch.randn(z.shape, generator=gen)
         noise, t, schedule = noise.to(self.device), t.to(self.device), model.schedule.to(self.device)
         seen = self.look_at(latents[:, -1], text, no_picture) if self.objects.reference else None
-        control = self.control(self.objects, chosen, bank.size)[:, views].flatten(0, 1).to(self.device)
+        control = torch.cat([self.objects.maps(int(index), bank.size)[views] for index in chosen]).to(self.device)
         texts = text.repeat_interleave(len(views), 0)
         out = model.network(schedule.add_noise(z, noise, t), t, texts, control, len(views), seen)
         weights = 1.0 if o.snr_gamma is None else schedule.min_snr_weight(t, o.snr_gamma)
@@ -104,12 +103,6 @@ class AdapterSystem(AveragedSystem):
         """Those of a step."""
         sets = self.options.view_sets
         return list(sets[rng.integers(len(sets))]) if sets else list(range(len(self.objects.sides)))
-
-    def control(self, objects: ObjectViews, chosen: Array | range, size: int) -> Tensor:
-        """What the guider is shown of objects (n,V,6,H,W), or (n,V,6,1,1) where all pixels share it."""
-        if objects.control == "geometry":
-            return torch.stack([objects.maps(int(index), size) for index in chosen])
-        return torch.stack([ray_maps(objects.cameras(int(index), size)) for index in chosen])
 
     def look_at(self, latents: Tensor, text: Tensor, without: Array) -> Features:
         """What the UNet sees of pictures by their latents (n,C,h,w), with text (n,L,D); zeros ``without`` (n,) one."""
@@ -129,10 +122,10 @@ class AdapterSystem(AveragedSystem):
                 made = self.held_out.block(range(k, k + 1), size)
                 truth, picture, nothing = torch.from_numpy(made.rgb), None, torch.zeros(0, size, size, 3)
                 if self.held_out.reference:
-                    truth, picture, nothing = truth[:-1], truth[-1], torch.full((1, size, size, 3), PAPER)
+                    truth, picture, nothing = truth[:-1], truth[-1], torch.full((1, size, size, 3), GREY)
                 drawn = self.model.draw(
                     made.captions[0],
-                    self.control(self.held_out, range(k, k + 1), size)[0],
+                    self.held_out.maps(k, size),
                     picture,
                     steps=o.sheet_steps,
                     guidance_scale=o.guidance_scale,

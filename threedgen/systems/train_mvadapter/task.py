@@ -14,7 +14,7 @@ from threedgen.config import registry
 from threedgen.config.errors import ConfigError, called
 from threedgen.data.bank import LatentBank
 from threedgen.data.object_views import ObjectViews
-from threedgen.guidance.draft import check_halves
+from threedgen.guidance.draft import check_halves, check_sides
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
@@ -90,12 +90,7 @@ def fresh_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet
         network = AdaptedUNet(model.unet, model.factor, form, config.branches)
     except ValueError as error:
         raise ConfigError(f"an adapter cannot be put into {config.start!r}: {error}", "start") from None
-    if model.image_size % network.multiple:
-        near = max(1, round(model.image_size / network.multiple)) * network.multiple
-        raise ConfigError(
-            f"{model.image_size} is not a multiple of {network.multiple}, which this model's guider takes; try {near}",
-            "image_size",
-        )
+    check_sides((model.image_size, model.image_size), network.multiple, None, ("image_size", "image_size"))
     return network
 
 

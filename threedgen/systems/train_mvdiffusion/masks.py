@@ -87,8 +87,8 @@ class MaskedViews:
 class MaskBank:
     """Latents, what is told of them, and captions of ``views``, cached in a folder."""
 
-    def __init__(self, folder: Path, views: MaskedViews, vae: Any, size: int, convention: Convention) -> None:
-        self.views, self.convention, self.size = views, convention, size
+    def __init__(self, folder: Path, views: MaskedViews, vae: Any, size: int) -> None:
+        self.views = views
         self.bank = LatentBank(folder, views, vae, size, len(views))
 
     def draw(self, rng: np.random.Generator, known: int, count: int) -> tuple[Tensor, Tensor, list[str]]:
@@ -102,5 +102,5 @@ class MaskBank:
     def extra(self, chosen: Sequence[int] | Array) -> Tensor:
         """Mask and known latents (n,1+C,h,w). A latent is known if all of its pixels are."""
         known = self.bank.latents(chosen)[:, 1]
-        left_out = torch.from_numpy(np.stack([self.views.mask(int(i), self.size) for i in chosen]))
-        return mask_channels(known, ~left_out, self.convention)
+        left_out = torch.from_numpy(np.stack([self.views.mask(int(i), self.bank.size) for i in chosen]))
+        return mask_channels(known, ~left_out, self.views.convention)

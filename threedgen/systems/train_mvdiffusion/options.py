@@ -10,6 +10,7 @@ from threedgen.config import Config, Scheduled
 from threedgen.config.errors import called
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
+from threedgen.systems.panorama.options import check_ring
 
 Variant = Literal["panorama", "outpaint", "depth"]
 
@@ -94,11 +95,8 @@ class TrainMVDiffusionConfig(RunConfig):
             raise ValueError(
                 f"variant {self.variant} learns from {wanted}, which scenes={self.scenes.name} does not have"
             )
-        if self.variant != "depth" and (step := 360 / self.scenes.views) >= self.scenes.fov:
-            raise ValueError(
-                f"scenes.views {self.scenes.views}: views of {self.scenes.fov:g} degrees, one every {step:g} degrees, "
-                f"do not overlap; take scenes.views={int(360 // self.scenes.fov) + 1} or more"
-            )
+        if self.variant != "depth":
+            check_ring(self.scenes.views, self.scenes.fov, "scenes.views")
         return self
 
     def check(self) -> None:

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.data.bank import of_share, seen_in_step
+from threedgen.data.bank import known_in_step, of_share, seen_in_step
 from threedgen.data.scene_bank import SceneBank
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.mvdiffusion.geometry import Geometry, Scenes
-from threedgen.guidance.mvdiffusion.inputs import NOT_GIVEN, depth_channels, given_condition, mask_channels
+from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.weights import save_blocks
 from threedgen.train.system import AveragedSystem, System, timesteps
 
 from .masks import MaskBank
-from .options import TrainMVDiffusionConfig, Variant, ViewsConfig
+from .options import TrainMVDiffusionConfig, Variant
 
 RESULT = "blocks.safetensors"
 LEARNT: dict[Variant, tuple[str, ...]] = {
@@ -57,11 +57,6 @@ def denoising_loss(
     text = model.encode_prompt(captions)
     out = model.output(schedule.add_noise(z, noise, t), t, text, geometry, extra, condition)
     return F.mse_loss(out, schedule.target(z, noise, t))
-
-
-def known_scenes(options: ViewsConfig, count: int, step: int) -> int:
-    """How many scenes there are in a step, of ``count`` at most: each step of either stage adds ``fresh`` ones."""
-    return min(options.scenes, count, options.first + step * options.fresh)
 
 
 @dataclass(frozen=True)
@@ -115,7 +110,7 @@ class SingleViewSystem(System):
         step, o, model = int(batch), self.options, self.model
         rng = self.numpy_rng(step, "choices")
         share, seen = of_share(self.seen, self.numpy_rng(step, "size").random())
-        known = known_scenes(self.growth, seen.bank.count, int(step * share))
+        known = known_in_step(int(step * share), seen.bank.count, self.growth.first, self.growth.fresh)
         if seen.masks is None:
             z, extra, captions = self.draw(seen.bank, rng, known, o.batch)
         else:
@@ -169,6 +164,8 @@ class ViewsSystem(AveragedSystem):
 
     def setup(self, stage: str) -> None:
         self.model.to(self.device)
+        if self.lora is not None:  # the first stage left it on the CPU
+            self.lora.to(self.device)
 
     def configure_optimizers(self) -> Any:
         o = self.options
@@ -194,7 +191,7 @@ class ViewsSystem(AveragedSystem):
     def scenes(self, step: int, share: float = 1.0) -> Any:
         """The newest ``fresh`` scenes of a size that a share of the steps sees, and others among all before them."""
         o, rng = self.options, self.numpy_rng(step, "scenes")
-        return seen_in_step(rng, int(step * share), o.batch, min(o.scenes, self.bank.count), o.first, o.fresh)
+        return seen_in_step(rng, int(step * share), o.batch, self.bank.count, o.first, o.fresh)
 
     @property
     def bank(self) -> SceneBank:
@@ -204,9 +201,8 @@ class ViewsSystem(AveragedSystem):
     def unknown(self, seen: Seen) -> Tensor:
         """What a model of masks is told (E,h,w) of a view of which nothing is given."""
         if (size := seen.bank.encoded) not in self.blank:
-            nothing = torch.full((1, *size, 3), NOT_GIVEN[self.config.mask])
-            latents = self.model.encode_views(nothing).cpu()
-            self.blank[size] = mask_channels(latents, torch.zeros(1, dtype=torch.bool), self.config.mask)[0]
+            view, given = torch.zeros(1, *size, 3), torch.zeros(1, dtype=torch.bool)
+            self.blank[size] = self.model.masked_extra(view, given, self.config.mask)[0].cpu()
         return self.blank[size]
 
     def known_of(self, seen: Seen, chosen: Any, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -240,7 +236,7 @@ class ViewsSystem(AveragedSystem):
         with self.average.applied(self.blocks):
             learnt = {name: getattr(self.config, name) for name in LEARNT[self.config.variant]}
             save_blocks(folder / RESULT, multiview, self.lora, self.whole, learnt)
-            for scene in range(o.sheet_scenes):
+            for scene in range(min(o.sheet_scenes, self.bank.count)):
                 z, captions = self.bank.latents([scene]), self.bank.captions([scene])[0]
                 known, rng = self.known_of(self.seen[0][1], [scene], z), self.rng(scene, "sheet")
                 how = (self.geometry(scene), self.bank.size, lambda _, known=known: known)

@@ -16,7 +16,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.data.scene_bank import SceneBank
 from threedgen.data.scene_views import SceneSource
 from threedgen.guidance.distillation.lora import LoRA
-from threedgen.guidance.draft import check_halves
+from threedgen.guidance.draft import check_halves, check_sides
 from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.inputs import Extra
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
@@ -40,19 +40,16 @@ def train(task: Task) -> Status:
     """Both stages."""
     config: TrainMVDiffusionConfig = task.config
     model = MVDiffusion.load(config.start, camera=False)
-    source = registry.build("scene-source", config.scenes, config.seed, "train")
-    seen = scenes(task, model, source)
-    if config.variant == "depth" and config.training.encoding == "reference":
-        for _, each in seen:
-            model.check_pairs(each.bank.encoded, "scenes")
-    lora = None if config.single_view is None else learn_single_views(task, model, seen, config.single_view)
-    if model.extra != (wanted := EXTRA[config.variant]):
+    wanted = EXTRA[config.variant]
+    if model.extra != wanted and (config.single_view is None or model.extra != "nothing"):
         raise ConfigError(
             f"{config.start!r} is told {model.extra}, and the variant {config.variant} needs a model that is told "
-            f"{wanted}: leave single_view as it is, or start from such a model",
-            "single_view",
+            f"{wanted}, or with single_view one that is told nothing",
+            "start",
         )
-
+    source = registry.build("scene-source", config.scenes, config.seed, "train")
+    seen = scenes(task, model, source)
+    lora = None if config.single_view is None else learn_single_views(task, model, seen, config.single_view)
     seed_networks(config.seed, "views")
     kind: Kind = "depth" if config.variant == "depth" else "panorama"
     network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=config.variant == "depth")
@@ -66,24 +63,26 @@ def scenes(task: Task, model: MVDiffusion, source: SceneSource) -> list[tuple[fl
     """What is seen of them in one size or in two, each with the share of the steps that see it. Raises ConfigError."""
     config: TrainMVDiffusionConfig = task.config
     half, count = config.training.half, min(config.training.scenes, len(source))
+    at = source.scene(0).views.at
+    size = (at.height, at.width)
+    check_sides(size, model.unit, None, ("scenes", "scenes"))
+    check_halves(size, half or None, model.unit, "training.half")
+    if config.variant == "depth" and config.training.encoding == "reference":
+        model.check_pairs(size, half > 0, "scenes")
 
     def seen(suffix: str) -> Seen:
         bank = SceneBank(task.folder / f"latents{suffix}", source, model.vae, count, half=bool(suffix))
 
         def masked(name: str, paint: Paint) -> MaskBank:
             views = MaskedViews(source, config.seed, config.mask, paint, first=name == "photos")
-            return MaskBank(task.folder / f"{name}{suffix}", views, model.vae, bank.encoded[0], config.mask)
+            return MaskBank(task.folder / f"{name}{suffix}", views, model.vae, bank.encoded[0])
 
         if config.variant != "outpaint":
             return Seen(bank)
         return Seen(bank, masked("masks", painted), masked("photos", around_a_photo))
 
     with writing(task.folder):
-        found = [(1 - half, seen(""))]
-        if half:
-            check_halves(found[0][1].bank.size, half, model.unit, "training.half")
-            found.append((half, seen("-half")))
-    return found
+        return [(1 - half, seen("")), *([(half, seen("-half"))] if half else [])]
 
 
 def learn_single_views(
@@ -91,8 +90,7 @@ def learn_single_views(
 ) -> LoRA | None:
     """The first stage; returns the additions to the UNet, with which it answers from now on."""
     config: TrainMVDiffusionConfig = task.config
-    wanted = EXTRA[config.variant]
-    if model.extra == "nothing" != wanted:
+    if model.extra != (wanted := EXTRA[config.variant]):
         model.unet = widened(model.unet, 1 if wanted == "depth" else 1 + model.latent_shape[0])
     lora = None if o.rank is None else LoRA(model.unet, o.rank, generator(config.seed, 0, "lora"))
     if lora is not None:
