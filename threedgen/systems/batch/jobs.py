@@ -123,7 +123,7 @@ def make(job: Job, root: Path, threads: int | None) -> str:
         else:
             state, figures = FINISHED, {"memory_mib": summary.get("peak_memory_mib", peak_memory())}
     except ConfigError as error:
-        begun_well = any((folder / "checkpoints").glob("*.ckpt"))
+        begun_well = any((folder / runs.CHECKPOINTS).glob("*.ckpt"))
         state, figures = FAILED if begun_well else REFUSED, {"reason": str(error)}
     finally:
         figures["seconds"] = round(before + time.monotonic() - begun, 3)
