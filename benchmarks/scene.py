@@ -22,10 +22,10 @@ from threedgen.data.toybox.grammar import Spec
 from threedgen.data.toybox.raycast import render
 from threedgen.data.toybox.world import build
 from threedgen.geometry.rigs import orbit
+from threedgen.run.folder import CHECKPOINTS
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.system import GenerateSystem
 from threedgen.train.checkpoint_file import latest
-from threedgen.train.loop import CHECKPOINTS
 
 from .clock import Case
 

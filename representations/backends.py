@@ -10,7 +10,9 @@ from types import ModuleType
 import torch
 
 from threedgen.config.errors import ConfigError
-from threedgen.config.optional import EXTRAS, installed, require
+from threedgen.config.optional import EXTRAS, installed
+
+from .options import require_backend
 
 PLACES = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda", "nerfacc": "cuda"}
 """Where each computes, float32 everywhere; plain torch computes anything anywhere."""
@@ -28,8 +30,7 @@ def choose(asked: str, device: torch.device, dtype: torch.dtype = torch.float32)
         strict = demanded and not torch.is_deterministic_algorithms_warn_only_enabled()
         fast = ("numba",) if strict else ("numba", "triton")
         return next((name for name in fast if _can(name, device, dtype) and installed(name)), "torch")
-    if asked in EXTRAS:
-        require(asked, f"backend: {asked}", "choose backend=auto")
+    require_backend(asked)
     if asked != "torch" and not _can(asked, device, dtype):
         place = "a CPU" if PLACES[asked] == "cpu" else "a CUDA device"
         raise ConfigError(

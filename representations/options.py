@@ -11,7 +11,7 @@ from threedgen.config.optional import EXTRAS, require
 from threedgen.config.sections import Shares
 
 
-def _require(backend: str) -> None:
+def require_backend(backend: str) -> None:
     """Raises ConfigError for a back end that is not installed."""
     if backend in EXTRAS:
         require(backend, f"backend: {backend}", "choose backend=auto")
@@ -36,7 +36,7 @@ class HashGridConfig(Config):
     )
 
     def check(self) -> None:
-        _require(self.backend)
+        require_backend(self.backend)
 
     @model_validator(mode="after")
     def _finest(self) -> HashGridConfig:
@@ -254,7 +254,7 @@ class MarchConfig(Config):
         return self if self.shown is None else self.model_copy(update={"samples": self.shown})
 
     def check(self) -> None:
-        _require(self.backend)
+        require_backend(self.backend)
 
 
 class OccupancyConfig(Config):

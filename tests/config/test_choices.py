@@ -65,7 +65,7 @@ def test_what_both_choices_begin_with_stays_and_the_rest_comes_with_the_name(
     assert made.field.width == 24, "the one wants 16, the other 24"
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == (
-        "field.name=sdf: radius stay as the config has them; field.width=24, field.sphere=0.3, loss.opaque=0, "
+        "field.name=sdf: unchanged: radius; field.width=24, field.sphere=0.3, loss.opaque=0, "
         "loss.eikonal=5, size={0%: 16, 50%: 32} come with it; other options of this section are the defaults of sdf"
     )
 

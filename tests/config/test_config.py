@@ -177,7 +177,7 @@ def test_overrides_are_typed_by_their_field(toy: Path) -> None:  # noqa: F811
         toy,
         [
             "seed=1e4",
-            "trainer.max_steps = 12".replace(" ", ""),
+            "trainer.max_steps=12",
             "elevation=[10, 20]",
             "prior.guidance_scale={0: 10, 50: 5}",
             "note=null",
@@ -273,7 +273,7 @@ def test_all_mistakes_are_named_at_once_with_their_place(toy: Path) -> None:  # 
     assert f"{toy}: shape.sid: unknown key; did you mean 'shape.side'?" in message
     assert "command line: seed: should be greater than or equal to 0 (got -1)" in message
     toy.write_text("task: toy\n")
-    assert mistakes(toy) == f"{toy}: prompt: is missing" or "prompt: is missing" in mistakes(toy)
+    assert "prompt: is missing" in mistakes(toy)
 
 
 def test_one_letter_typos_find_the_right_key() -> None:

@@ -20,7 +20,7 @@ def test_a_field_keeps_encoding_and_width(words: list[str], caplog: pytest.LogCa
     made = load("mvdream-toybox", ["prompt=a dog", *words]).field
     assert made.name == "sdf" and made.encoding == before.encoding and made.width == before.width == 32
     comes = "field.log_sharpness=4.5, loss.opaque=0.0, loss.eikonal=10.0 come with it"
-    stay = f"field.name=sdf: encoding, width stay as the config has them; {comes}; other options of this section"
+    stay = f"field.name=sdf: unchanged: encoding, width; {comes}; other options of this section"
     assert said(caplog) == [f"{stay} are the defaults of sdf"]
 
 

@@ -19,9 +19,9 @@ def save(path: Path, array: np.ndarray, **options: object) -> Path:
     return path
 
 
-def on_paper(height: int = 90, width: int = 160, paper: int = 240) -> np.ndarray:
+def on_paper() -> np.ndarray:
     """A red box, 20 wide and 40 high, towards the left, on paper."""
-    picture = np.full((height, width, 3), paper, np.uint8)
+    picture = np.full((90, 160, 3), 240, np.uint8)
     picture[30:70, 10:30] = RED
     return picture
 

@@ -14,7 +14,7 @@ import pytest
 
 import threedgen
 from tests.support.task_server import TINY, assert_same, prior_folder, saved_at, weights, write_config
-from tests.support.toy_run import when
+from tests.support.waiting import when
 from threedgen.run.metrics import read_summary
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def test_launch_killed_and_resumed(tmp_path: Path) -> None:
     whole = launch(tmp_path, "--config", "tiny.yaml", "prompt=a blue dog", "out=whole")
     assert whole.splitlines()[-1] == "whole"
     process = start(tmp_path, "--config", "tiny.yaml", "prompt=a blue dog", "out=killed")
-    when(lambda: saved_at(tmp_path / "killed") or process.poll() is not None, 600)
+    when(lambda: saved_at(tmp_path / "killed") or process.poll() is not None, seconds=600)
     time.sleep(random.Random(3).uniform(0, 0.2))
     process.send_signal(signal.SIGKILL)
     process.communicate()

@@ -384,8 +384,8 @@ def test_the_summary_of_a_run_tells_of_the_asset_that_it_has_now(tmp_path: Path)
 # ---------------------------------------------------------------- remarks about the field
 
 
-def ball_view(peak: float, radius: float = 0.5, world: float = 1.0) -> FieldView:
-    return FieldView(lambda x: peak * torch.sigmoid((radius - x.norm(dim=-1)) / 0.01), lambda x: 0 * x + 0.5, world)
+def ball_view(peak: float, radius: float = 0.5) -> FieldView:
+    return FieldView(lambda x: peak * torch.sigmoid((radius - x.norm(dim=-1)) / 0.01), lambda x: 0 * x + 0.5, 1.0)
 
 
 def test_a_translucent_field_is_told_with_the_figure() -> None:

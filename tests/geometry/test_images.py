@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from threedgen.geometry import images
-from threedgen.geometry.images import grid, readable, to_uint8, write_mp4, write_png
+from threedgen.geometry.images import grid, readable, to_linear, to_srgb, to_uint8, write_mp4, write_png
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -26,6 +26,12 @@ def test_to_uint8_rounds_and_clips():
     assert to_uint8(already) is already
     with pytest.raises(TypeError, match="int64"):
         to_uint8(np.array([1, 2]))
+
+
+def test_linear_light_and_back():
+    srgb = np.array([0.0, 0.04045, 0.5, 1.0])
+    assert to_linear(srgb) == pytest.approx([0, 0.0031308, 0.2140411, 1], abs=1e-6)
+    assert to_srgb(to_linear(srgb)) == pytest.approx(srgb, abs=1e-6)
 
 
 def test_png_is_what_was_written(tmp_path):

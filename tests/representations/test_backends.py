@@ -146,7 +146,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tinycudann", SimpleNamespace(Encoding=Encoding))
     monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(backends.PLACES, "tinycudann", "cpu")
-    monkeypatch.setattr(backends, "require", lambda *asked: None)
+    monkeypatch.setattr(backends, "require_backend", lambda name: None)
     yield
     sys.modules.pop(name, None)
 

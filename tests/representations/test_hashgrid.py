@@ -20,10 +20,10 @@ from threedgen.representations.options import FrequencyConfig, HashGridConfig
 SMALL = HashGridConfig(n_levels=6, log2_hashmap_size=9, base_resolution=4, per_level_scale=1.6)  # dense and hashed
 
 
-def filled(options: HashGridConfig, scale: float = 0.5, seed: int = 0) -> HashGrid:
+def filled(options: HashGridConfig) -> HashGrid:
     """A grid whose table has entries of the size of trained ones."""
-    grid = HashGrid(options, torch.Generator().manual_seed(seed))
-    grid.table.data.mul_(scale * 1e4)
+    grid = HashGrid(options, torch.Generator().manual_seed(0))
+    grid.table.data.mul_(0.5e4)
     return grid
 
 

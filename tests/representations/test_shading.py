@@ -15,9 +15,9 @@ from threedgen.representations.shading import DiffuseMaterial, NoMaterial, Shadi
 UP = torch.tensor([[0.0, 0.0, 1.0]])
 
 
-def draws(step: int, training: bool = True, many: int = 400, **options) -> list[Shading]:
+def draws(step: int, many: int = 400, **options) -> list[Shading]:
     material, g = DiffuseMaterial(DiffuseMaterialConfig(**options)), torch.Generator().manual_seed(0)
-    return [material.draw(step, training, g) for _ in range(many)]
+    return [material.draw(step, True, g) for _ in range(many)]
 
 
 @pytest.mark.parametrize(("angle", "expected"), [(0, 1.0), (60, 0.5), (90, 0.0), (180, 0.0)])

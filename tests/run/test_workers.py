@@ -18,8 +18,8 @@ import pytest
 from tests.support.worker_jobs import Job, work
 from threedgen.config import ConfigError, optional, registry
 from threedgen.run import workers
-from threedgen.run.interrupts import Interrupts
-from threedgen.run.workers import Stopped, run_jobs
+from threedgen.run.interrupts import Interrupts, Stopped
+from threedgen.run.workers import run_jobs
 
 ENGINES = ("here", "processes")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.example_run import Page, asset_glb
-from tests.support.studio import FAILURE, LINE, Client, finished_run, studio, when
+from tests.support.studio import FAILURE, LINE, Client, finished_run, studio
 from tests.support.task_server import tiny_generate
+from tests.support.waiting import when
 from threedgen import cli
 from threedgen.config import ConfigError, load
 from threedgen.studio.jobs import ordered

@@ -34,9 +34,9 @@ def box(sides: tuple[float, float, float]) -> trimesh.Trimesh:
     return made
 
 
-def captions(folder: Path, told: dict[str, str], header: str = "file,caption\n") -> None:
+def captions(folder: Path, told: dict[str, str]) -> None:
     lines = (f'{file},"{caption}"\n' for file, caption in told.items())
-    (folder / "captions.csv").write_text(header + "".join(lines))
+    (folder / "captions.csv").write_text("file,caption\n" + "".join(lines))
 
 
 def add_bad(folder: Path) -> None:

@@ -71,9 +71,9 @@ def look(count: int, size: tuple[int, int], first: float = 0.0, tilt: float = 0.
     return Cameras(c2w, Projection.perspective(torch.full((count,), radians(fov)), *size), *size)
 
 
-def truth(mesh: SceneMesh, at: Cameras, supersample: int = 2) -> Array:
+def truth(mesh: SceneMesh, at: Cameras) -> Array:
     """Pictures (N,H,W,3) as they are."""
-    fine = at.with_size(at.height * supersample, at.width * supersample)
+    fine = at.with_size(2 * at.height, 2 * at.width)
     found = rasterise_views(mesh.vertices, mesh.faces, fine)
     image = np.where(found.mask[..., None], colour(interpolate(mesh.vertices, mesh.faces, found)), np.float32(0.5))
-    return shrink(image, supersample).astype(np.float32)
+    return shrink(image, 2).astype(np.float32)

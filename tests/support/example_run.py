@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tests.support.kept_folder import kept_folder
 from threedgen.config import yaml_text
 from threedgen.geometry.images import grid, write_mp4, write_png
 
@@ -68,12 +69,7 @@ def example(folder: Path, summary: dict[str, Any] | None = None, **config: Any) 
 @functools.cache
 def _pictures() -> Path:
     """What all examples have in common."""
-    import atexit
-    import tempfile
-
-    kept = tempfile.TemporaryDirectory()
-    atexit.register(kept.cleanup)
-    folder = Path(kept.name) / "run"
+    folder = kept_folder() / "run"
     frames = [np.full((32, 32, 3), 0.5, np.float32) for _ in range(8)]
     for k, frame in enumerate(frames):
         frame[8:24, 2 * k + 4 : 2 * k + 14] = (0.9, k / 8, 0.1)

@@ -6,8 +6,7 @@ import http.client
 import json
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.example_run import asset_glb, example
+from tests.support.waiting import when
 from threedgen.studio import server as serving
 from threedgen.studio.jobs import Job, Queue
 from threedgen.studio.options import StudioConfig
@@ -111,11 +111,3 @@ class Client:
 
     def until(self, states: list[str]) -> None:
         when(lambda: self.states() == states, str(states))
-
-
-def when(condition: Callable[[], Any], what: str = "it") -> None:
-    """Waits for a condition."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, f"{what} never happened"
-        time.sleep(0.02)

@@ -1,6 +1,6 @@
 """Whole commands in forked processes, for tests that kill them; see toy_run.py for the idea.
 
-    python tests/task_server.py        then lines on stdin: {"folder": ..., "words": [...], faults of child()}
+    python tests/support/task_server.py        then lines on stdin: {"folder": ..., "words": [...], faults of child()}
 
 The server has imported what the tasks need and computed nothing.  `folder` is the child's working directory.
 """
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import toy_run
+from tests.support.kept_folder import kept_folder
+from tests.support.waiting import when
 from threedgen.run import lock
 
 TINY = {
@@ -213,7 +215,7 @@ def _look_in(presses: dict[str, str]) -> None:
 
 def _hold() -> None:
     Path("held").touch()
-    toy_run.when(Path("go").exists, 600)
+    when(Path("go").exists, seconds=600)
 
 
 def _instead(name: str, first: Any) -> None:
@@ -292,7 +294,7 @@ class Server(toy_run.Server):
         for name in ("held", "go"):
             (folder / name).unlink(missing_ok=True)
         pid = self.start(folder, **options)
-        toy_run.when((folder / "held").exists, 600)
+        when((folder / "held").exists, seconds=600)
         return pid
 
     def signalled(self, folder: Path, number: int, **options: Any) -> int:
@@ -315,26 +317,17 @@ def server() -> Server:
 @functools.cache
 def prior_folder() -> Path:
     """A tiny prior, saved; for all tests of the process."""
-    import atexit
-    import tempfile
-
     from tests.support.tiny_prior import tiny_prior
 
-    kept = tempfile.TemporaryDirectory()
-    atexit.register(kept.cleanup)
-    tiny_prior().save(Path(kept.name) / "prior")
-    return Path(kept.name) / "prior"
+    folder = kept_folder() / "prior"
+    tiny_prior().save(folder)
+    return folder
 
 
 @functools.cache
 def finished_run(command: Callable[[Path], list[str]]) -> Path:
     """The folder of a run that nothing disturbed, of the words that `command` gives for a folder; one per command."""
-    import atexit
-    import tempfile
-
-    kept = tempfile.TemporaryDirectory()
-    atexit.register(kept.cleanup)
-    folder = Path(kept.name)
+    folder = kept_folder()
     assert server().run(folder, words=command(folder)) == 0, toy_run.log(folder)
     return folder / "run"
 

@@ -17,6 +17,7 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor2_0
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
+from tests.support.kept_folder import kept_folder
 from tests.support.tiny_prior import TEXT_WIDTH, letter_tokenizer, tiny_text_encoder, tiny_unet, tiny_vae
 
 T5_WIDTH = 32
@@ -79,12 +80,7 @@ def if_pipeline(**unet: Any) -> IFPipeline:
 @functools.cache
 def folders() -> Path:
     """A place with `sd` and `if`, for all tests of the process."""
-    import atexit
-    import tempfile
-
-    kept = tempfile.TemporaryDirectory()
-    atexit.register(kept.cleanup)
-    place = Path(kept.name)
+    place = kept_folder()
     sd_pipeline().save_pretrained(place / "sd")
     if_pipeline().save_pretrained(place / "if")
     return place

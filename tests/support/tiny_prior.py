@@ -62,7 +62,7 @@ def tiny_text_encoder(vocab: int = 40, **config: Any) -> CLIPTextModel:
     return CLIPTextModel(CLIPTextConfig(vocab_size=vocab, **(default | config))).eval()
 
 
-def word_tokenizer(words: list[str] | None = None, length: int = 16) -> PreTrainedTokenizerFast:
+def word_tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
     """A closed vocabulary, as the embedded prior has it."""
     special = ["<pad>", "<unk>", "<start>", "<end>"]
     vocab = {word: i for i, word in enumerate(special + (words or WORDS))}
@@ -73,7 +73,7 @@ def word_tokenizer(words: list[str] | None = None, length: int = 16) -> PreTrain
         single="<start> $A <end>", special_tokens=[("<start>", 2), ("<end>", 3)]
     )
     names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<start>", "eos_token": "<end>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=length, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=16, **names)
 
 
 def letter_tokenizer() -> CLIPTokenizer:

@@ -1,6 +1,6 @@
 """A small run for crash tests, and a server that forks one after the other.
 
-    python tests/toy_run.py        then lines on stdin: {"folder": ..., options of run()} or {"wait": pid}
+    python tests/support/toy_run.py        then lines on stdin: {"folder": ..., options of run()} or {"wait": pid}
 
 A line starts a child and is answered by its pid; `wait` by its exit code (negative: what signal ended it).
 The server has imported everything and computes nothing, so that its children may fork from it safely and a
@@ -266,14 +266,6 @@ def undisturbed(**options: Any) -> str:
         code = server().run(folder, seconds=1000, pause=0, **options)
         assert code == 0, log(folder)
         return result(folder)["digest"]
-
-
-def when(condition: Any, seconds: float = 120) -> None:
-    """Returns as soon as `condition()` is true."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.002)
 
 
 if __name__ == "__main__":

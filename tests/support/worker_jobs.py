@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from threedgen.config import ConfigError
-from threedgen.run.workers import Stopped
+from threedgen.run.interrupts import Stopped
 
 
 class Job(NamedTuple):

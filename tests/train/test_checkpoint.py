@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.support import toy_run
+from tests.support.waiting import when
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
 from threedgen.run.disk import free_megabytes
@@ -233,7 +234,7 @@ def test_killed_three_times_and_the_result_is_the_same(tmp_path, undisturbed):
     for kill in range(3):
         before = saved_at()
         pid = run.start(tmp_path, resume=kill > 0, pause=0.02)
-        toy_run.when(lambda before=before: saved_at() > before)
+        when(lambda before=before: saved_at() > before)
         time.sleep(rng.uniform(0, 0.12))
         os.kill(pid, signal.SIGKILL)
         assert run.wait(pid) == -signal.SIGKILL

@@ -16,6 +16,7 @@ import torch
 
 from tests.support import toy_run
 from tests.support.toy_run import CONFIG_YAML, STEPS, log, result
+from tests.support.waiting import when
 from threedgen.config.errors import ConfigError
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.threads import threads_of
@@ -50,7 +51,7 @@ def started(folder, step: int) -> None:
         except ConfigError:  # just then it was moved aside
             return False
 
-    toy_run.when(reached)
+    when(reached)
 
 
 # ---------------------------------------------------------------- nothing else counts
@@ -104,7 +105,7 @@ def test_sigterm_saves_the_step_it_came_in(tmp_path, run):
     slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "toy", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}
     slurm |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     pid = run.start(tmp_path, seconds=1000, pause=0.02, environment=slurm)
-    toy_run.when(lambda: "15/60" in log(tmp_path))  # the first quarter is reported
+    when(lambda: "15/60" in log(tmp_path))  # the first quarter is reported
     os.kill(pid, signal.SIGTERM)
     assert run.wait(pid) == 143
     assert latest(tmp_path / "checkpoints")[1]["global_step"] == result(tmp_path)["step"] >= 15
@@ -126,7 +127,7 @@ def test_one_ctrl_c_ends_after_the_step(tmp_path, run, undisturbed):
 
 def test_two_ctrl_c_leave_at_once(tmp_path, run, undisturbed):
     pid = run.start(tmp_path, seconds=0, pause=0, sleep_at=20)
-    toy_run.when(lambda: (tmp_path / "checkpoints" / LAST).exists())
+    when(lambda: (tmp_path / "checkpoints" / LAST).exists())
     started(tmp_path, 19)
     os.kill(pid, signal.SIGINT)
     time.sleep(0.1)

@@ -25,6 +25,7 @@ import msgspec  # noqa: E402  viser needs these three
 import websockets.sync.client  # noqa: E402
 import zstandard  # noqa: E402
 
+from tests.support.waiting import when  # noqa: E402
 from threedgen.geometry.rigs import orbit  # noqa: E402
 from threedgen.viewer import viser_window  # noqa: E402
 from threedgen.viewer.local import HOST, free_port  # noqa: E402
@@ -43,15 +44,6 @@ def window(capfd: pytest.CaptureFixture[str]) -> Iterator[ViserWindow]:
     made.close()
     made.close()
     assert capfd.readouterr().out == "" and not rich.get_console().quiet
-
-
-def until(condition: Callable[[], Any], what: str = "it") -> Any:
-    """What `condition` gives as soon as it is true."""
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < end, f"{what} never happened"
-        time.sleep(0.02)
-    return found
 
 
 class Client:
@@ -94,7 +86,7 @@ class Client:
         return [message for message in list(self.messages) if message["type"] == kind]
 
     def press(self, label: str) -> None:
-        buttons = until(lambda: [m for m in self.has("GuiButtonMessage") if m["props"]["label"] == label], label)
+        buttons = when(lambda: [m for m in self.has("GuiButtonMessage") if m["props"]["label"] == label], label)
         self.send(type="GuiUpdateMessage", uuid=buttons[0]["uuid"], updates={"value": True})
 
 
@@ -102,7 +94,7 @@ def test_a_client_looks_sees_and_presses(window: ViserWindow) -> None:
     assert window.eyes() == [] and window.pressed() == set()
     client = Client(window.url)
     client.look((0.0, 2.5, 0.0))
-    (eye,) = until(window.eyes, "somebody")
+    (eye,) = when(window.eyes, "somebody")
     camera = eye.camera(20)
     assert (camera.height, camera.width) == (20, 30) and float(camera.fov[0]) == pytest.approx(0.8)
     assert camera.position[0].tolist() == pytest.approx([0, 2.5, 0])
@@ -114,17 +106,16 @@ def test_a_client_looks_sees_and_presses(window: ViserWindow) -> None:
     picture = np.zeros((20, 30, 3), np.uint8)
     picture[:, :15] = (250, 20, 30)
     window.show(eye, picture)
-    shown = until(
-        lambda: [m["rgb_data"] for m in client.has("BackgroundImageMessage") if m["rgb_data"]], "the picture"
-    )[0]
+    drawn = lambda: [m["rgb_data"] for m in client.has("BackgroundImageMessage") if m["rgb_data"]]  # noqa: E731
+    shown = when(drawn, "the picture")[0]
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown)).convert("RGB")), picture)
 
     client.press("Export the asset")
-    assert until(window.pressed) == {"export"} and window.pressed() == set()
+    assert when(window.pressed) == {"export"} and window.pressed() == set()
     client.press("Stop the run")
-    assert until(window.pressed) == {"stop"}
+    assert when(window.pressed) == {"stop"}
     client.socket.close()
-    until(lambda: not window.eyes(), "the end")
+    when(lambda: not window.eyes(), "the end")
     window.show(eye, picture)  # who has gone is no error
 
 
@@ -132,7 +123,7 @@ def test_figures_and_prompt_are_text(window: ViserWindow) -> None:
     client = Client(window.url)
     window.tell(0.25, ["step 3 of <i>12</i>", "loss 0.5"], busy=True)
     texts = lambda: "".join(str(m) for m in [*client.has("GuiHtmlMessage"), *client.has("GuiUpdateMessage")])  # noqa: E731
-    until(lambda: "loss 0.5" in texts() and "a dog" in texts(), "the figures")
+    when(lambda: "loss 0.5" in texts() and "a dog" in texts(), "the figures")
     assert "&lt;b&gt;a dog&lt;/b&gt;" in texts() and "step 3 of &lt;i&gt;12&lt;/i&gt;" in texts()
     assert "<b>" not in texts() and "<i>" not in texts()
     assert window._bar.value == 25 and all(button.disabled for button in window._buttons.values())
@@ -148,7 +139,7 @@ def test_it_listens_on_this_machine_only(window: ViserWindow) -> None:
     client = Client(window.url)
     client.send(type="ShareUrlRequest")  # what the share button of viser's own pages sends
     client.look((0.0, 2.5, 0.0))
-    until(window.eyes)
+    when(window.eyes)
     assert window._server.request_share_url() is None and window._server._share_tunnel is None
     client.socket.close()
 

@@ -69,7 +69,7 @@ def _readable(text: str) -> str:
 
 
 def _key_mistake(key: Any, value: Any, problem: str) -> PydanticCustomError:
-    """A mistake of one key, raised by the validator of its section; config_errors puts it in its place."""
+    """A mistake of one key, raised by the validator of its section; `messages` puts it in its place."""
     context = {"key": _readable(str(key)), "value": value, "problem": problem}
     return PydanticCustomError("key", "{key}: {problem}", context)
 

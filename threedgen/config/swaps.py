@@ -58,7 +58,7 @@ def tell(
         wanted = _wanted(choices, above, key, inner.get("name"))
         if new is not old and (wanted or len(present) > ("name" in present)):  # else there was nothing to lose
             stay = [n for n, value in inner.items() if n != "name" and n in present and present[n] == value]
-            parts = [f"{', '.join(stay)} stay as the config has them"] if stay else []
+            parts = [f"unchanged: {', '.join(stay)}"] if stay else []
             parts += _coming(dict(_changes(tree, wanted, given)))
             parts += _going(_gone(_wanted(choices, above, key, present.get("name")), key, result))
             rest = "other options" if parts else "options"

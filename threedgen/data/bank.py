@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from threedgen.run.cache import BlockCache, digest
+from threedgen.run.dtypes import mixed
 
 T = TypeVar("T")
 BLOCK = 32
@@ -159,8 +160,6 @@ def unpack(line: np.ndarray) -> str:
 @torch.no_grad()
 def encode(vae: Any, rgb: Tensor) -> Tensor:
     """Means of the posterior of pictures (B, H, W, 3) in [0, 1], times the VAE's scaling factor, float32."""
-    from threedgen.run.dtypes import mixed
-
     with mixed(vae.device):
         x = (rgb.permute(0, 3, 1, 2) * 2 - 1).to(vae.device)
         z = torch.cat([vae.encode(part).latent_dist.mean.float() for part in x.split(16)])

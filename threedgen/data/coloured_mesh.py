@@ -16,6 +16,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.data.toybox.primitives import Asset
 from threedgen.geometry import raster
 from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.images import to_srgb
 from threedgen.geometry.mesh_file import read_pieces
 from threedgen.geometry.texture import sample
 from threedgen.run.arrays import Array
@@ -206,15 +207,16 @@ def _part(piece: Any, gltf: bool) -> tuple[Part, bool]:
     else:
         picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
         if picture is not None and visual.uv is not None:
-            texture = np.asarray(picture.convert("RGB"), np.float32) / 255 * (_srgb(_factor(material)) if gltf else 1.0)
+            factor = to_srgb(_factor(material)) if gltf else 1.0
+            texture = np.asarray(picture.convert("RGB"), np.float32) / 255 * factor
             return Part(corners, np.asarray(visual.uv, np.float64)[piece.faces], texture), True
         beside = getattr(visual, "vertex_attributes", {}).get("color")  # as they are in the file
         if beside is not None and len(beside) == len(piece.vertices):
             whole = np.iinfo(beside.dtype).max if beside.dtype.kind in "ui" else 1
             colours = (np.asarray(beside, np.float64)[:, :3] / whole)[piece.faces]
         painted = np.broadcast_to(_factor(material), shape) * (1.0 if colours is None else colours)
-        return Part(corners, _srgb(painted) if gltf else painted), colours is not None
-    return Part(corners, _srgb(colours) if gltf else colours), True
+        return Part(corners, to_srgb(painted) if gltf else painted), colours is not None
+    return Part(corners, to_srgb(colours) if gltf else colours), True
 
 
 def _factor(material: Any) -> Array:
@@ -224,9 +226,3 @@ def _factor(material: Any) -> Array:
         if value is not None:
             return np.asarray(value, np.float64)[:3] / (255 if np.asarray(value).dtype.kind == "u" else 1)
     return np.ones(3)
-
-
-def _srgb(linear: Array) -> Array:
-    """Linear light in [0, 1] to sRGB (IEC 61966-2-1)."""
-    value: Array = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
-    return value

@@ -22,7 +22,6 @@ from threedgen.guidance.prior import Prior
 from threedgen.run.disk import write_atomic
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
-from threedgen.run.workers import STOPPED, Stopped
 from threedgen.train.task import Task
 
 logger = logging.getLogger(__name__)
@@ -69,8 +68,7 @@ def drawn_in_batches(
             path, metadata = task.folder / "samples" / f"{start // batch:05d}.safetensors", told(chosen)
             views = read_views(path, metadata)
             if views is None:
-                if interrupts.stop:
-                    raise Stopped(STOPPED[0])
+                interrupts.heed()
                 views = draw(chosen)
                 write_views(path, views, metadata)
             found.append(views)

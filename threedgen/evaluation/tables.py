@@ -34,8 +34,14 @@ def between(low: float | None, high: float | None) -> str:
     return "-" if low is None or high is None else f"{100 * low:.1f} - {100 * high:.1f} %"
 
 
+def estimate(value: float | None, interval: tuple[float, float] | None) -> dict[str, float | None]:
+    """A figure as plain data: its ``mean`` and the interval from ``low`` to ``high``."""
+    low, high = interval or (None, None)
+    return {"mean": value, "low": low, "high": high}
+
+
 def measured(figure: Mapping[str, float | None] | None) -> str:
-    """Words a figure, its ``mean`` and the interval from ``low`` to ``high``: "0.667 (0.650 - 0.684)", or a dash."""
+    """Words a figure: "0.667 (0.650 - 0.684)", or a dash."""
     if not figure or (middle := figure["mean"]) is None:
         return "-"
     low, high = figure["low"], figure["high"]

@@ -112,12 +112,11 @@ def make_asset(
                     f"level of detail {number} has {len(coarser.faces)} triangles instead of {count}: with fewer the "
                     "texture would no longer fit; it works as it is, or leave it out of lods"
                 )
+    metadata = {**(gltf_extras or {}), **dense.info, "triangles": len(low.faces), "preset": config.preset}
     place = stand(low.vertices, config.height)
     levels = {title: place.mesh(mesh) for title, mesh in levels.items()}
     with asset.timed("write"):
         pngs = dict(zip(levels, _pictures(maps, len(levels)), strict=True))
-    metadata = {**(gltf_extras or {}), **dense.info, "triangles": len(low.faces), "preset": config.preset}
-    with asset.timed("write"):
         if "glb" in config.formats:
             for title, mesh in levels.items():
                 asset.files[f"{title}.glb"] = textured_glb_bytes(mesh, pngs[title], title, metadata)

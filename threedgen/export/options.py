@@ -18,7 +18,6 @@ from threedgen.train.status import finished
 
 from .asset_folder import FOLDER, asset_name, refuse_others
 
-CHECKPOINTS = "checkpoints"
 ENGINES = {"unreal": "UCX_{name}_{number:02d}", "godot": "{name}_{number:02d}-convcolonly"}
 """What the nodes of a convex collider of the mesh `name` are called, so that an engine knows them as such."""
 
@@ -193,7 +192,7 @@ class ExportConfig(TaskConfig, AssetConfig):
         task = stored.get("task", "generate")
         if task != "generate":
             raise ConfigError(f"should be a run of the task generate, not of {short(task)}", "run", self.run)
-        if not any((folder / CHECKPOINTS).glob("*.ckpt")):
+        if not any((folder / runs.CHECKPOINTS).glob("*.ckpt")):
             length = stored.get(runs.LENGTH)
             raise no_checkpoint(folder, length if isinstance(length, int) else None)
         place = self.destination()

@@ -19,7 +19,7 @@ from threedgen.run.seeding import generator
 from threedgen.run.torch_file import compare, require_finite
 from threedgen.train.checkpoint_file import latest
 
-from .options import CHECKPOINTS, no_checkpoint
+from .options import no_checkpoint
 from .shape.from_field import FieldView
 from .surface.pictures import field_pictures
 
@@ -46,7 +46,7 @@ def open_run(folder: Path, device: str = "cpu") -> RunField:
 def open_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGrid | None, dict[str, Any]]:
     """Config, field, occupancy grid and checkpoint of the generate run in `folder`. Raises ConfigError."""
     config = load((folder / runs.CONFIG).resolve())
-    found = latest(folder / CHECKPOINTS)
+    found = latest(folder / runs.CHECKPOINTS)
     if found is None:
         raise no_checkpoint(folder, config.trainer.max_steps)
     state = found[1]["state_dict"]

@@ -144,9 +144,9 @@ def update_summary(run: Path, asset: ExportedAsset) -> None:
         entries = found if isinstance(found, list) else []
         return [entry for entry in entries if not str(entry).startswith((f"{FOLDER}/", "asset: ", "no asset: "))]
 
-    with writing(run / "summary.json", "make room there and export again"):
+    with writing(run / runs.SUMMARY, "make room there and export again"):
         now = {"files": [*others("files"), figures["file"]], "notes": others("notes") + noted(asset), "asset": figures}
-        write_json(run / "summary.json", told | now)
+        write_json(run / runs.SUMMARY, told | now)
 
 
 def summary(asset: ExportedAsset, config: AssetConfig) -> dict[str, Any]:

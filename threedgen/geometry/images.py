@@ -1,4 +1,4 @@
-"""Pictures and films on the disk: PNG, contact sheets, MP4; and how alike two pictures are.
+"""Pictures and films on the disk: PNG, contact sheets, MP4; how bright a colour is, and how alike two pictures are.
 
 Images are (H, W, 3), sRGB, floats in [0, 1] or uint8, arrays or tensors.
 """
@@ -42,6 +42,16 @@ def to_uint8(images: Any) -> Array:
     if not np.issubdtype(array.dtype, np.floating):
         raise TypeError(f"images should be floats in [0, 1] or uint8 (got {array.dtype})")
     return np.round(np.clip(np.nan_to_num(array.astype(np.float32), nan=0.0), 0, 1) * 255).astype(np.uint8)
+
+
+def to_linear(srgb: Array) -> Array:
+    """sRGB in [0, 1] to linear light, which glTF's vertex colours are (IEC 61966-2-1)."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def to_srgb(linear: Array) -> Array:
+    """The way back."""
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
 
 
 def psnr(truth: Array, image: Array) -> float:

@@ -54,6 +54,19 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.threedgen.tmp")
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Inside, a folder to fill; it gets the name `path`, where none may be, at the end, or is gone after an error."""
+    temporary = unfinished(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a whole file or nothing: a reader, a kill or a full disk never sees half of it. Text is UTF-8.
 

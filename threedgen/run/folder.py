@@ -4,6 +4,7 @@
                     its first line names what it was made of
     metrics.jsonl   one line for each logged step, and metrics.csv made from it
     summary.json    time, memory, versions, seed
+    checkpoints/    states to go on from
 
 Imports no torch: the folder is chosen and shown before the long imports begin.
 """
@@ -35,7 +36,7 @@ from threedgen.run.lock import given_back, hold
 
 logger = logging.getLogger(__name__)
 
-CONFIG, SUMMARY = "config.yaml", "summary.json"
+CONFIG, SUMMARY, CHECKPOINTS = "config.yaml", "summary.json", "checkpoints"
 LENGTH = "trainer.max_steps"
 ROOT = Path("outputs")
 RUN = "run"

@@ -9,7 +9,13 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
+STOPPED = (130, 143)
+"""Exit codes of a task that obeyed Ctrl-C or SIGTERM."""
 AFTER_STEP = "stopping after this step (Ctrl-C again leaves at once)"
+
+
+class Stopped(SystemExit):
+    """Raised, with the exit code, by work that ended before its time; after one of STOPPED it can go on later."""
 
 
 class Interrupts:
@@ -44,6 +50,11 @@ class Interrupts:
             number, (own, before) = self._before.popitem()
             if number == signal.SIGINT or signal.getsignal(number) == own:  # Lightning gives its own SIGTERM back
                 signal.signal(number, before)
+
+    def heed(self) -> None:
+        """Raises Stopped after Ctrl-C."""
+        if self.stop:
+            raise Stopped(STOPPED[0])
 
     def obey_sigterm(self) -> None:
         """From now on, until the end, SIGTERM only sets `terminated`."""

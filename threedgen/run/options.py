@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from math import prod
 from typing import Literal
 
@@ -36,6 +37,11 @@ class CrewConfig(RunConfig):
         if self.engine == "ray":
             require("ray", "engine: ray", "choose engine=processes")
         super().check()
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def product(**factors: int) -> str:

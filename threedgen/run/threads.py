@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import numba
 import torch
 
-from threedgen.run.options import CrewConfig
+from threedgen.run.options import CrewConfig, cores
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +18,7 @@ def set_threads(count: int | None) -> int:
 
     To be called before the first kernel: the number of threads decides the last bits of sums.
     """
-    count = count or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    count = count or cores()
     available = int(vars(numba.config)["NUMBA_NUM_THREADS"])  # set by the library at import
     if count > available:
         logger.warning("numba has %d threads, not the %d asked for (NUMBA_NUM_THREADS)", available, count)

@@ -23,20 +23,14 @@ from typing import Any, Literal
 
 from threedgen.config import ConfigError, registry
 from threedgen.config.optional import require
-from threedgen.run.interrupts import Interrupts
+from threedgen.run.interrupts import STOPPED, Interrupts, Stopped
 from threedgen.run.text import clean, clean_logs
 
 logger = logging.getLogger(__name__)
 Answer = tuple[Literal["done", "stopped", "mistake", "error"], Any]
 """What an attempt came to, as plain data: not every exception survives pickling."""
-STOPPED = (130, 143)
-"""Exit codes of a task that obeyed Ctrl-C or SIGTERM."""
 POLL = 0.2
 """Seconds until a signal is noticed at the latest."""
-
-
-class Stopped(SystemExit):
-    """Raised, with the exit code, by work that ended before its time; after one of STOPPED it can go on later."""
 
 
 def run_jobs(

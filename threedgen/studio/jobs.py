@@ -21,7 +21,7 @@ from typing import Any
 
 import threedgen
 from threedgen.config.errors import ConfigError, in_a_line
-from threedgen.run.workers import STOPPED
+from threedgen.run.interrupts import STOPPED
 from threedgen.systems.batch.jobs import job as run_job
 from threedgen.systems.batch.jobs import words_of
 from threedgen.viewer.record import read_record

@@ -23,7 +23,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from threedgen.config.errors import ConfigError, in_a_line, short
 from threedgen.run.disk import free_megabytes
-from threedgen.run.folder import LENGTH
+from threedgen.run.folder import CHECKPOINTS, LENGTH
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.progress import silence_lightning
@@ -37,8 +37,6 @@ from threedgen.train.status import Status
 from threedgen.train.system import System
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINTS = "checkpoints"
 
 
 def fit(

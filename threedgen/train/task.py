@@ -27,13 +27,12 @@ from threedgen.config import registry
 from threedgen.config.errors import within
 from threedgen.run import cache
 from threedgen.run.disk import writing
-from threedgen.run.interrupts import Interrupts
+from threedgen.run.interrupts import Interrupts, Stopped
 from threedgen.run.lock import release
 from threedgen.run.metrics import read_summary, write_summary
 from threedgen.run.progress import Count, silence_lightning
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads, threads_of
-from threedgen.run.workers import STOPPED, Stopped
 from threedgen.train.status import Status, finished
 
 if TYPE_CHECKING:  # Lightning takes seconds to import: whoever trains imports it, and has first said what comes
@@ -160,8 +159,7 @@ class Task:
         with Interrupts() as interrupts, Count(what, steps, self.quiet) as progress:
 
             def on_step() -> None:
-                if interrupts.stop:
-                    raise Stopped(STOPPED[0])
+                interrupts.heed()
                 progress.show(next(count))  # so many are done
 
             yield on_step

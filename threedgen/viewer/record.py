@@ -16,7 +16,7 @@ from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
 from threedgen.export.asset_folder import FOLDER, read_manifest
-from threedgen.run.folder import CONFIG, made_of, stored_config
+from threedgen.run.folder import CONFIG, SUMMARY, made_of, stored_config
 from threedgen.run.metrics import read_summary
 
 TASKS = ("generate", "image-to-3d")
@@ -125,7 +125,7 @@ class Record:
         try:
             return datetime.fromisoformat(str(self.metadata("ended"))).astimezone(UTC)
         except (ValueError, OverflowError, OSError):
-            names = ("summary.json",) if self.summary else ("metrics.jsonl", CONFIG)
+            names = (SUMMARY,) if self.summary else ("metrics.jsonl", CONFIG)
             changed = [path.stat().st_mtime for path in map(self.file, names) if path]
             return datetime.fromtimestamp(max(changed, default=0.0), UTC)
 
@@ -140,9 +140,9 @@ def read_record(folder: Path) -> Record:
             f"{folder} should hold a run of the task {' or '.join(TASKS)} (it is of {short(config.get('task'))})"
         )
     summary = read_summary(folder)
-    if not summary and (folder / "summary.json").exists():
+    if not summary and (folder / SUMMARY).exists():
         again = command("--resume", str(folder))
-        raise ConfigError(f"{folder / 'summary.json'} is damaged; {again} goes on with the run and writes it anew")
+        raise ConfigError(f"{folder / SUMMARY} is damaged; {again} goes on with the run and writes it anew")
     return Record(folder, config, summary, (folder / CONFIG).read_text(encoding="utf-8"))
 
 

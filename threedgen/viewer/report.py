@@ -14,7 +14,7 @@ from threedgen.export.asset_folder import FOLDER
 from threedgen.export.options import resize
 from threedgen.geometry.images import GAP
 from threedgen.run.disk import write_atomic, writing
-from threedgen.run.folder import run_folder
+from threedgen.run.folder import CHECKPOINTS, CONFIG, SUMMARY, run_folder
 from threedgen.run.metrics import read_metrics
 from threedgen.run.text import clean, duration, number, say
 
@@ -44,10 +44,10 @@ WHAT = {
     "views.png": "sides of the result",
     "views.npz": "the same for programs",
     "preview.png": "what the prior sampled from the prompt",
-    "config.yaml": "the complete config; with --config it does the run again",
+    CONFIG: "the complete config; with --config it does the run again",
     "metrics.csv": "losses and times by step",
     "metrics.jsonl": "the same, written while it runs",
-    "summary.json": "time, memory, versions, seed",
+    SUMMARY: "time, memory, versions, seed",
     "text.safetensors": "the prompt as the prior reads it",
     "preview.safetensors": "the sampled views, for a resumed run",
     "sampled.png": "the picture as the model sees it, then the sampled views",
@@ -55,7 +55,7 @@ WHAT = {
     "job.json": "what a batch noted of it",
 }
 BELOW = {
-    "checkpoints": "a state of the run: it goes on from the last, and its asset is made again from it",
+    CHECKPOINTS: "a state of the run: it goes on from the last, and its asset is made again from it",
     "validation": "four sides of the object on the way, at the step that names it",
     "stages": "of a run that came before, from whose object this one began",
     LIVE: "of an asset that was asked for on the way, at the step that names its folder",

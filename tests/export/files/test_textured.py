@@ -220,6 +220,8 @@ def test_a_description_that_lies_is_found() -> None:
     assert codes(rewritten(lambda t: t["accessors"][0].update(count=10**6))) == {"file"}
     assert codes(rewritten(lambda t: t.update(samplers=[]))) == {"format"}
     assert codes(rewritten(lambda t: t["scenes"][0].update(nodes=[]))) == {"format"}
+    bare = rewritten(lambda t: t["materials"][0]["pbrMetallicRoughness"].pop("baseColorTexture"))
+    assert codes(bare, Expected()) == {"maps"}
 
 
 def test_the_layout_of_charts_is_measured() -> None:

@@ -14,12 +14,13 @@ import trimesh
 from scipy import ndimage
 
 from threedgen.config.errors import ConfigError
-from threedgen.export.files.glb import glb_bytes, linear, save_glb, to_gltf_axes
+from threedgen.export.files.glb import glb_bytes, save_glb, to_gltf_axes
 from threedgen.export.shape import mesh as meshes
 from threedgen.export.shape import opacity as opacities
 from threedgen.export.shape.from_field import half_depth
 from threedgen.export.shape.mesh import Mesh, calm, extract, sample_density
 from threedgen.export.shape.opacity import EmptyField, clean, depth_field, optical_depth, soften, typical
+from threedgen.geometry.images import to_linear
 
 R = 56
 
@@ -345,7 +346,7 @@ def test_glb_read_back_by_another_program(tmp_path):
     nose = loaded.vertices[loaded.vertices[:, 2].argmax()]
     assert nose[2] > 0.5 and abs(nose[0]) < 0.12 and abs(nose[1]) < 0.12
     colours = loaded.visual.vertex_attributes["color"][:, :3] / 65535
-    assert np.allclose(colours, linear(made.colours), atol=1e-4)
+    assert np.allclose(colours, to_linear(made.colours), atol=1e-4)
     red = colours[loaded.vertices[:, 2] > 0.4]
     assert red[:, 0].min() > 0.8 and red[:, 1:].max() < 0.2
 
@@ -384,10 +385,6 @@ def test_axes_turn_and_do_not_mirror():
     turned = to_gltf_axes(np.eye(3))  # the images of world x, y, z
     assert turned.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
     assert np.linalg.det(turned) == pytest.approx(1)
-
-
-def test_linear_light():
-    assert linear(np.array([0.0, 0.04045, 0.5, 1.0])) == pytest.approx([0, 0.0031308, 0.2140411, 1], abs=1e-6)
 
 
 def test_noise_of_normals_is_calmed_and_the_shape_stays():

@@ -23,14 +23,14 @@ from threedgen.export.shape.unwrap import UnwrapError, padding, unwrap
 BOX = trimesh.creation.box()
 
 
-def bodies(seed: int, n: int = 22, parts: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def bodies(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The union of a few random balls and a torus, by marching cubes: closed, of several parts and with a hole."""
     rng = np.random.default_rng(seed)
-    axis = np.linspace(-1, 1, n)
+    axis = np.linspace(-1, 1, 22)
     x, y, z = np.meshgrid(axis, axis, axis, indexing="ij")
     tube = 0.18 - np.hypot(np.hypot(x, y) - 0.55, z)
     inside = tube
-    for _ in range(parts):
+    for _ in range(3):
         centre, radius = rng.uniform(-0.5, 0.5, 3), rng.uniform(0.2, 0.4)
         inside = np.maximum(inside, radius - np.sqrt(((np.stack([x, y, z], -1) - centre) ** 2).sum(-1)))
     inside[[0, -1]] = inside[:, [0, -1]] = inside[:, :, [0, -1]] = -1

@@ -37,13 +37,13 @@ def lattice(columns: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([u.ravel(), v.ravel()], 1), np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)])
 
 
-def globe(columns: int = 32, rows: int = 16, radius: float = 1.0) -> Low:
+def globe(columns: int = 32, rows: int = 16) -> Low:
     """A sphere with longitude and latitude as uv."""
     uv, faces = lattice(columns, rows)
     longitude, latitude = 2 * math.pi * uv[:, 0], math.pi * (uv[:, 1] - 0.5)
     normals = on_globe(uv)
     east = np.stack([-np.sin(longitude), np.cos(longitude), 0 * latitude, np.ones(len(uv))], 1)
-    return Low(radius * normals, faces, normals, uv, east)
+    return Low(normals, faces, normals, uv, east)
 
 
 def on_globe(uv: np.ndarray) -> np.ndarray:

@@ -51,8 +51,8 @@ def globe(columns: int = 48, rows: int = 24, scale: float = 1.0, shift: float = 
     return Worn(vertices, faces, np.stack([u.ravel(), v.ravel()], 1) * scale + shift)
 
 
-def checker(height: int = 48, width: int = 96, cell: int = 6) -> np.ndarray:
-    j, i = np.mgrid[:height, :width] // cell
+def checker(height: int = 48, width: int = 96) -> np.ndarray:
+    j, i = np.mgrid[:height, :width] // 6
     odd = ((i + j) % 2)[..., None]
     return np.where(odd, [0.9, 0.8, 0.2], [0.1, 0.2, 0.5]).astype(np.float32)
 

@@ -275,9 +275,7 @@ SHADINGS = [Shading("diffuse", 0.3, 0.7), Shading("textureless", 0.3, 0.7), Shad
 
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 @pytest.mark.parametrize("thin", [False, True])
-@pytest.mark.parametrize(
-    "shading", [Shading("diffuse", 0.3, 0.7), Shading("textureless", 0.3, 0.7), Shading()], ids=lambda s: s.mode
-)
+@pytest.mark.parametrize("shading", SHADINGS, ids=lambda s: s.mode)
 def test_chunks_give_the_same_gradient(backend: str, thin: bool, shading: Shading) -> None:
     """Through lit colours and the orientation loss these are second derivatives of the field."""
     field, background, look = scene(backend, thin)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.kept_folder import kept_folder
 from tests.support.official import NAMES, TINY_WIDTHS, WIDTHS, Kind, ldm_unet, official_checkpoint
 from tests.support.script_poses import script_poses
 from tests.support.task_server import server
@@ -43,13 +44,9 @@ SHADING = ["material.ambient_only_steps=5", "loss.orientation={0: 10, 5: 1000}"]
 @functools.cache
 def folder(kind: Kind) -> Path:
     """A place with the checkpoint and CLIP's tokenizer in it."""
-    import atexit
-    import tempfile
-
-    kept = tempfile.TemporaryDirectory()
-    atexit.register(kept.cleanup)
-    official_checkpoint(Path(kept.name), kind)
-    return Path(kept.name)
+    place = kept_folder()
+    official_checkpoint(place, kind)
+    return place
 
 
 @pytest.mark.parametrize("kind", ["sd21", "sd15"])

@@ -14,9 +14,9 @@ from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run import folder as runs
+from threedgen.run.folder import CHECKPOINTS
 from threedgen.systems.generate import task as generate_run
 from threedgen.train.checkpoint_file import latest
-from threedgen.train.loop import CHECKPOINTS
 from threedgen.train.status import Status
 
 

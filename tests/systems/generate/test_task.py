@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support import toy_run
 from tests.support.example_run import SHOWN, Page
 from tests.support.task_server import (
     TINY,
@@ -30,6 +29,7 @@ from tests.support.task_server import (
     weights,
 )
 from tests.support.toy_run import log
+from tests.support.waiting import when
 from threedgen import cli, config
 from threedgen.config import ConfigError
 from threedgen.guidance.priors.mvdream import MVDream
@@ -155,7 +155,7 @@ def test_killed_three_times_and_the_result_is_the_same(tmp_path: Path) -> None:
         before = saved_at(run)
         (tmp_path / "go").unlink(missing_ok=True)
         pid = server().start(tmp_path, words=command(tmp_path), hold_at=hold)
-        toy_run.when(lambda before=before: saved_at(run) > before, 600)
+        when(lambda before=before: saved_at(run) > before, seconds=600)
         time.sleep(rng.uniform(0, 0.15))
         os.kill(pid, signal.SIGKILL)
         assert server().wait(pid) == -signal.SIGKILL

@@ -23,11 +23,12 @@ from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_json
 from threedgen.geometry.images import png, to_uint8
 from threedgen.run.disk import write_atomic, write_json, writing
+from threedgen.run.interrupts import Stopped
 from threedgen.run.metrics import csv_table
 from threedgen.run.options import ENGINE
 from threedgen.run.progress import Count
 from threedgen.run.threads import set_threads, threads_each
-from threedgen.run.workers import Stopped, run_jobs
+from threedgen.run.workers import run_jobs
 from threedgen.train.task import Task, run_task
 
 from .drawing import cameras, draw, read_asset

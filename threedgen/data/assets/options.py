@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +11,7 @@ from threedgen.config import Config
 from threedgen.config.errors import ConfigError
 from threedgen.config.sections import Elevations, Fovs, Positives
 from threedgen.run.folder import user_path
-from threedgen.run.options import CrewConfig
+from threedgen.run.options import CrewConfig, cores
 
 from .listing import Listing, list_assets
 
@@ -20,11 +19,6 @@ INDEX = "index.json"
 """What says which shards there are, and what is in them."""
 SHARDS = "views"
 """The folder of a run that holds the shards."""
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ViewsConfig(Config):

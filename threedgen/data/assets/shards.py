@@ -21,8 +21,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import parse_json, read_json
+from threedgen.geometry.picture_file import read_picture
 from threedgen.run.disk import replacing
 
 from .options import INDEX
@@ -116,9 +119,9 @@ class Shards:
         found: dict[str, Any] = parse_json(self.read(entry, "json"))
         return found
 
-    def picture(self, entry: Entry, view: int) -> bytes:
-        """A PNG file."""
-        return self.read(entry, f"v{view:02d}.png")
+    def picture(self, entry: Entry, view: int) -> Image.Image:
+        """Raises ConfigError."""
+        return read_picture(self.read(entry, f"v{view:02d}.png"), "a picture in a shard")
 
     def read(self, entry: Entry, part: str) -> bytes:
         """Raises ConfigError."""

@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 
 from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.picture_file import read_picture
 from threedgen.run.arrays import Array
 
 from .shards import Entry, Shards
@@ -34,12 +33,13 @@ def sides(shards: Shards, entry: Entry) -> Array:
     return np.concatenate([on_grey(shards.picture(entry, view), SMALL) for view in views], axis=1)
 
 
-def on_grey(file: bytes, size: int, grey: float = 0.5) -> Array:
-    """A picture (size, size, 3) in [0, 1] of a PNG file, on grey where it shows nothing. Raises ConfigError."""
-    picture = read_picture(file, "a picture in a shard")
+def on_grey(picture: Image.Image, size: int, grey: float = 0.5) -> Array:
+    """The middle square of a picture, (size, size, 3) in [0, 1], on grey where it shows nothing."""
     pixels = np.asarray(picture.convert("RGBA"), np.float32) / 255
     laid = pixels[..., :3] * pixels[..., 3:] + grey * (1 - pixels[..., 3:])
-    return resized(laid, size)
+    side = min(laid.shape[:2])
+    top, left = ((length - side) // 2 for length in laid.shape[:2])
+    return resized(laid[top : top + side, left : left + side], size)
 
 
 def resized(pixels: Array, size: int) -> Array:

@@ -22,7 +22,7 @@ from threedgen.run.seeding import numpy_generator
 
 from .listing import find, read_rows
 from .shards import Entry, Shards
-from .sheet import on_grey, resized
+from .sheet import on_grey
 
 logger = logging.getLogger(__name__)
 GREY = (0.4, 0.6)
@@ -65,20 +65,21 @@ class CaptionedPictures:
 
     n_view = 1
 
-    def __init__(self, folder: Path, captions: str = "captions.csv") -> None:
-        """The captions are in the folder: a CSV file with the columns file and caption. Pictures that cannot be opened
-        are left out, which is said. Raises ConfigError for a folder of none."""
+    def __init__(self, folder: Path) -> None:
+        """The folder's captions.csv has the columns file and caption. Those that cannot be opened are left out, which
+        is said. Raises ConfigError for a folder of none."""
         self.folder, self.pairs = folder, list[tuple[str, str]]()
-        for line, row in read_rows(find(folder, str(folder / captions))):
+        captions = folder / "captions.csv"
+        for line, row in read_rows(find(folder, str(captions))):
             try:
                 if Path(row["file"]).suffix.lower() not in SUFFIXES or not row["caption"]:
                     raise ConfigError("it should name a picture, and its caption")
                 open_picture(folder / row["file"]).close()
                 self.pairs.append((row["file"], row["caption"]))
             except ConfigError as error:
-                logger.warning("left out: %s, line %d (%s)", folder / captions, line, error)
+                logger.warning("left out: %s, line %d (%s)", captions, line, error)
         if not self.pairs:
-            raise ConfigError(f"{folder / captions} names no picture with a caption", "pictures")
+            raise ConfigError(f"{captions} names no picture with a caption", "pictures")
 
     def describe(self) -> str:
         stats = ((file, caption, (self.folder / file).stat()) for file, caption in self.pairs)
@@ -87,17 +88,9 @@ class CaptionedPictures:
 
     def block(self, indices: range, size: int) -> Captioned:
         found = [self.pairs[index % len(self.pairs)] for index in indices]
-        rgb = np.stack([self.square(file, size) for file, _ in found])
+        rgb = np.stack([on_grey(read_picture(self.folder / file), size) for file, _ in found])
         nowhere = np.tile(np.eye(4, dtype=np.float32), (len(found), 1, 1))
         return Captioned(rgb, [caption for _, caption in found], nowhere)
-
-    def square(self, file: str, size: int) -> Array:
-        """(size, size, 3) on grey. Raises ConfigError for a damaged picture."""
-        pixels = np.asarray(read_picture(self.folder / file).convert("RGBA"), np.float32) / 255
-        laid = pixels[..., :3] * pixels[..., 3:] + 0.5 * (1 - pixels[..., 3:])
-        side = min(laid.shape[:2])
-        top, left = ((length - side) // 2 for length in laid.shape[:2])
-        return resized(laid[top : top + side, left : left + side], size)
 
 
 def split(shards: Shards, held_out: int, which: Literal["train", "held-out"]) -> list[Entry]:

@@ -22,7 +22,6 @@ from threedgen.geometry.views import Views
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.run.seeding import numpy_generator
-from threedgen.run.workers import STOPPED, Stopped
 from threedgen.train.task import Task, run_task
 
 from .marked import marked
@@ -54,11 +53,9 @@ def make(task: Task) -> None:
     config, every = task.config, list(jobs(task.config))
     with Interrupts() as interrupts, Count("scenes", len(every), task.quiet) as count:
         for job in every:
-            if interrupts.stop:
-                raise Stopped(STOPPED[0])
+            interrupts.heed()
             target = task.folder / f"{job.family}_{job.split}" / job.name
             if not target.is_dir():
-                target.parent.mkdir(parents=True, exist_ok=True)
                 write_instance(target, scene(config, job))
             count.add(1, job.name)
     folders = dict.fromkeys(f"{job.family}_{job.split}" for job in every)

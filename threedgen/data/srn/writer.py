@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import numpy as np
 from threedgen.geometry.images import png, to_uint8
 from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.views import Views
-from threedgen.run.disk import unfinished
+from threedgen.run.disk import whole_folder
 
 
 def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | None = None) -> Path:
@@ -27,11 +25,9 @@ def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | No
         raise ValueError("a scene in this layout has one focal length for all views and both axes")
     if folder.exists():
         raise FileExistsError(f"{folder} is there already")
-    temporary = unfinished(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with whole_folder(folder) as temporary:
         for part in ("rgb", "pose"):
-            (temporary / part).mkdir(parents=True)
+            (temporary / part).mkdir()
         poses = opencv_axes(views.at.c2w).double().numpy()
         for k, number in enumerate(range(len(views)) if numbers is None else numbers):
             (temporary / "rgb" / f"{number:06d}.png").write_bytes(png(to_uint8(views.images[k])))
@@ -40,7 +36,4 @@ def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | No
         focal = f"{K[0, 0]:.9g} {K[0, 2]:.9g} {K[1, 2]:.9g} 0."
         lines = (focal, "0. 0. 0.", "1.", f"{views.at.height} {views.at.width}")
         (temporary / "intrinsics.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -15,7 +15,6 @@ from threedgen.run.disk import write_atomic
 from threedgen.run.folder import slug
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
-from threedgen.run.workers import STOPPED, Stopped
 from threedgen.train.task import Task, run_task
 
 from .room_mesh import glb
@@ -28,8 +27,7 @@ def make(task: Task) -> None:
     box = Toybox(config.seed, config.split, style=config.style)
     with Interrupts() as interrupts, Count("assets", config.count, task.quiet) as count:
         for index in range(config.first, config.first + config.count):
-            if interrupts.stop:
-                raise Stopped(STOPPED[0])
+            interrupts.heed()
             asset = box.asset(index)
             file = f"{index // 1000:03d}/{index:05d}-{slug(asset.caption)[:-9][:40].strip('-')}.glb"
             rows.append((file, asset.caption))

@@ -10,10 +10,7 @@ A scene is written whole or not at all, so a killed run goes on with those that 
 from __future__ import annotations
 
 import io
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,10 +24,9 @@ from threedgen.geometry.depth_file import write_depth
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.warp import of_cameras
 from threedgen.run.arrays import Array
-from threedgen.run.disk import unfinished, write_atomic
+from threedgen.run.disk import whole_folder, write_atomic
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
-from threedgen.run.workers import STOPPED, Stopped
 from threedgen.train.task import Task, run_task
 
 from .options import MakeToyRoomsConfig
@@ -63,11 +59,10 @@ def make(task: Task) -> None:
     config, every = task.config, list(jobs(task.config))
     with Interrupts() as interrupts, Count("scenes", len(every), task.quiet) as count:
         for job in every:
-            if interrupts.stop:
-                raise Stopped(STOPPED[0])
+            interrupts.heed()
             target = place(task.folder, job)
             if not target.is_dir():
-                with whole(target) as folder:
+                with whole_folder(target) as folder:
                     (write_panorama if job.kind == "panorama" else write_walk)(folder, config, job)
             count.add(1, job.name)
     for split in SPLITS:
@@ -88,19 +83,6 @@ def jobs(config: MakeToyRoomsConfig) -> Iterator[Job]:
 def place(root: Path, job: Job) -> Path:
     """The folder of a scene."""
     return root / FOLDER / job.name if job.kind == "panorama" else root / SCANNET / job.split / job.name
-
-
-@contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """Inside, a folder to fill; it gets its name at the end, or is gone after an error or a kill."""
-    temporary = unfinished(target)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def panoramas(config: MakeToyRoomsConfig, split: SceneSplit) -> RoomPanoramas:

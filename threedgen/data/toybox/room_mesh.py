@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from threedgen.geometry.images import to_linear
 from threedgen.run.arrays import Array
 
 from .rooms import HALF, HEIGHT, Room
@@ -36,14 +37,10 @@ def room_glb(room: Room, segments: int = 24) -> bytes:
 
 def glb(corners: Array, colours: Array) -> bytes:
     """A GLB of triangles (T,3,3) in sRGB colours (T,3), with y up, x' = y, y' = z, z' = x, as all of this project;
-    triangles share no vertex, so edges stay sharp.
-
-    glTF's vertex colours are linear light.
-    """
+    triangles share no vertex, so edges stay sharp."""
     import trimesh
 
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-    rgba = np.pad(np.round(linear * 255).astype(np.uint8), ((0, 0), (0, 1)), constant_values=255)
+    rgba = np.pad(np.round(to_linear(colours) * 255).astype(np.uint8), ((0, 0), (0, 1)), constant_values=255)
     mesh = trimesh.Trimesh(
         corners.reshape(-1, 3)[:, [1, 2, 0]],
         np.arange(3 * len(corners)).reshape(-1, 3),

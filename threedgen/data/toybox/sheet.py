@@ -8,6 +8,7 @@ import numpy as np
 
 from threedgen.config.errors import ConfigError, did_you_mean, nearest
 from threedgen.geometry.images import grid, write_png
+from threedgen.run.text import say
 
 from .grammar import COLOURS, NOUNS, Spec, caption, held_out
 from .world import build, photograph
@@ -61,5 +62,5 @@ def run(config, resume: Path | None = None, quiet: bool = False) -> int:
                 labels.append("")
         path = folder / ("sheet.png" if number == 1 else f"sheet-{number}.png")
         write_png(path, grid(np.stack(pictures), config.columns, labels))
-        print(path)
+        say(str(path))
     return 0

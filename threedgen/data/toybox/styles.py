@@ -8,16 +8,17 @@ from typing import Literal
 
 import numpy as np
 
+from .builder import RADIUS
 from .primitives import BOX, DOME, TORUS, Asset, Primitive
 
 Style = Literal["plain", "blocks"]
 
 
 def blocks(asset: Asset) -> Asset:
-    """Each part a block, in the ball of radius 0.85."""
+    """Each part a block, in the ball of radius ``RADIUS``."""
     made = replace(asset, primitives=tuple(block(solid) for solid in asset.primitives))
     farthest = max(float(np.linalg.norm(made.mesh()[0], axis=1).max()), 1e-6)
-    return made.moved(0.0, min(1.0, 0.85 / farthest))
+    return made.moved(0.0, min(1.0, RADIUS / farthest))
 
 
 def block(solid: Primitive) -> Primitive:

@@ -63,13 +63,11 @@ def draw(seed: int, number: int, noun: str = "", wearing: Sequence[str] = ()) ->
     return Asset(placed, text, entry.word, entry.family, front=entry.front, index=number)
 
 
-def photograph(
-    subject: Asset, count: int, size: int, seed: int = 0, elevation: tuple[float, float] = (5.0, 30.0)
-) -> np.ndarray:
-    """(count, size, size, 3) in [0, 1] on grey, from all around, roughly evenly; ``elevation`` in degrees."""
+def photograph(subject: Asset, count: int, size: int, seed: int = 0) -> np.ndarray:
+    """(count, size, size, 3) in [0, 1] on grey, from all around, roughly evenly, 5 to 30 degrees above."""
     rng = np.random.default_rng([seed, max(0, subject.index), *b"photos"])
     turns = rng.uniform() + (np.arange(count) + rng.uniform(-0.2, 0.2, count)) / count
-    high = np.deg2rad(rng.uniform(*elevation, count))
+    high = np.deg2rad(rng.uniform(5.0, 30.0, count))
     return views(subject, 2 * np.pi * turns, high, size)
 
 

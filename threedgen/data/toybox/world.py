@@ -1,8 +1,8 @@
 """The toybox as a data set: sample ``index`` of a split, always the same for the same seed, never stored.
 
 box = Toybox(seed=0, split="train")
-asset = box.asset(17)              # what it is, its caption and its solids
-views = box.views(17, size=128)    # four pictures at 90 degrees, with the cameras
+asset = box.asset(17)                                   # what it is, its caption and its solids
+assets, rgb, c2w, azimuth = box.batch([17], size=128)   # four pictures at 90 degrees, with the cameras
 """
 
 from __future__ import annotations

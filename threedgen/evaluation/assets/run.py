@@ -21,7 +21,7 @@ from threedgen.data.assets.source import AssetViews
 from threedgen.evaluation.metrics.distributions import fid
 from threedgen.evaluation.metrics.figures import bootstrap, jackknife, mean
 from threedgen.evaluation.sampling import drawn_in_batches
-from threedgen.evaluation.tables import finish, markdown_table, measured, rounded, thumbnails, write_strips
+from threedgen.evaluation.tables import estimate, finish, markdown_table, measured, rounded, thumbnails, write_strips
 from threedgen.geometry.images import to_uint8
 from threedgen.run.arrays import Array
 from threedgen.run.cache import digest
@@ -90,14 +90,9 @@ def compare(ours: Array, true: Array) -> dict[str, Any]:
     alike = (middle[0] * middle[1]).sum(-1).tolist()
     every = np.arange(len(true))
     return {
-        "fid": _figure(distance(every), jackknife(distance, len(every))),
-        "likeness": _figure(mean(alike), bootstrap(alike)),
+        "fid": estimate(distance(every), jackknife(distance, len(every))),
+        "likeness": estimate(mean(alike), bootstrap(alike)),
     }
-
-
-def _figure(value: float | None, interval: tuple[float, float] | None) -> dict[str, float | None]:
-    low, high = interval or (None, None)
-    return {"mean": value, "low": low, "high": high}
 
 
 run = partial(run_task, evaluate, result="report.md", again=True)

@@ -11,7 +11,7 @@ import numpy as np
 from threedgen.config import config_hash
 from threedgen.evaluation.metrics.distributions import fid, kid
 from threedgen.evaluation.metrics.figures import bootstrap, mean
-from threedgen.evaluation.tables import finish, markdown_table, measured, write_strips
+from threedgen.evaluation.tables import estimate, finish, markdown_table, measured, write_strips
 from threedgen.evaluation.toybox.fidelity import features
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.images import readable, to_uint8
@@ -71,8 +71,7 @@ def summary(config: ConsistencyConfig, scores: Sequence[Score]) -> dict[str, Any
     for key in FIGURES:
         values = [score[key] for score in scores]
         rng = numpy_generator(config.seed, 0, f"bootstrap {key}")
-        low, high = bootstrap(values, rng, config.bootstrap) or (None, None)
-        found[key] = {"mean": mean(values), "low": low, "high": high}
+        found[key] = estimate(mean(values), bootstrap(values, rng, config.bootstrap))
     return found
 
 

@@ -59,9 +59,9 @@ class Reading:
     views: Array
     sides: Array
 
-    def small(self, size: int = SHOWN) -> Reading:
-        """With views of at most ``size`` pixels, as uint8: many can be kept."""
-        return Reading(thumbnails(self.views, size), self.sides)
+    def small(self) -> Reading:
+        """With views of at most ``SHOWN`` pixels, as uint8: many can be kept."""
+        return Reading(thumbnails(self.views, SHOWN), self.sides)
 
 
 def view_labels(sides: Array) -> list[str]:

@@ -57,12 +57,12 @@ class Noise:
         return value
 
 
-def halved(part: Part, edge: float = EDGE) -> Part:
-    """The same surface in triangles whose edges are ``edge`` at most: longer ones are cut in four."""
+def halved(part: Part) -> Part:
+    """The same surface in triangles whose edges are ``EDGE`` at most: longer ones are cut in four."""
     rows, done = np.concatenate([part.corners, part.values], axis=2), []
     while len(rows):
         corners = rows[..., :3]
-        long = np.linalg.norm(corners - np.roll(corners, -1, axis=1), axis=2).max(1) > edge
+        long = np.linalg.norm(corners - np.roll(corners, -1, axis=1), axis=2).max(1) > EDGE
         done.append(rows[~long])
         a, b, c = rows[long].swapaxes(0, 1)
         ab, bc, ca = (a + b) / 2, (b + c) / 2, (c + a) / 2

@@ -94,9 +94,7 @@ def bootstrap(
     return float(low), float(high)
 
 
-def bootstrap_ratio(
-    above: Sequence[float | None], below: Sequence[float | None], resamples: int = 10_000
-) -> tuple[float, float] | None:
+def bootstrap_ratio(above: Sequence[float | None], below: Sequence[float | None]) -> tuple[float, float] | None:
     """Finds the 95 % interval of the mean of those ``above`` over that of those ``below``, as ``bootstrap`` does; two
     sequences of one length are taken for pairs. None below two values."""
     paired = len(above) == len(below)
@@ -109,7 +107,7 @@ def bootstrap_ratio(
     def ratio(a: Floats, b: Floats, axis: int) -> Floats:
         return np.asarray(a.mean(axis) / b.mean(axis))
 
-    how: Any = {"n_resamples": resamples, "method": "percentile", "paired": paired, "rng": np.random.default_rng(0)}
+    how: Any = {"n_resamples": 10_000, "method": "percentile", "paired": paired, "rng": np.random.default_rng(0)}
     low, high = stats.bootstrap((over, under), ratio, vectorized=True, **how).confidence_interval
     return float(low), float(high)
 
@@ -141,13 +139,13 @@ def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
     return np.round(np.asarray(azimuth, float) / (pi / 2)).astype(np.int64) % 4
 
 
-def sides_right(seen: Sequence[int] | NDArray[np.integer], azimuth: Floats, slack: float = SLACK) -> NDArray[np.bool_]:
-    """Tells which of the sides ``seen`` (V,) fit cameras at ``azimuth`` (V,): within 45 degrees + ``slack`` of them."""
+def sides_right(seen: Sequence[int] | NDArray[np.integer], azimuth: Floats) -> NDArray[np.bool_]:
+    """Tells which of the sides ``seen`` (V,) fit cameras at ``azimuth`` (V,): within 45 degrees + ``SLACK`` of them."""
     centre = np.asarray(seen, float) * (pi / 2)
-    return np.abs(wrap(np.asarray(azimuth, float) - centre)) <= pi / 4 + slack + 1e-9
+    return np.abs(wrap(np.asarray(azimuth, float) - centre)) <= pi / 4 + SLACK + 1e-9
 
 
-def in_order(log_probability: Floats, azimuth: Floats, slack: float = SLACK) -> bool:
+def in_order(log_probability: Floats, azimuth: Floats) -> bool:
     """Tells whether the views together show the four sides in the order in which their cameras stand around the object.
 
     Of the 24 ways to give four sides to four views at right angles, the most probable must be the one that the
@@ -159,7 +157,7 @@ def in_order(log_probability: Floats, azimuth: Floats, slack: float = SLACK) -> 
     ways = np.array(list(permutations(range(4))))
     for start in range(len(azimuth) // 4):
         ring = slice(start, None, len(azimuth) // 4)
-        right = {tuple(side_of(np.asarray(azimuth)[ring] + near).tolist()) for near in (-slack, 0.0, slack)}
+        right = {tuple(side_of(np.asarray(azimuth)[ring] + near).tolist()) for near in (-SLACK, 0.0, SLACK)}
         likeliest = log_probability[ring][np.arange(4), ways].sum(1).argmax()
         if tuple(ways[likeliest].tolist()) not in right:
             return False

@@ -66,11 +66,11 @@ class Truth:
         return cls(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
-def nearest_colour(value: np.ndarray, margin: float = 0.6) -> int:
+def nearest_colour(value: np.ndarray) -> int:
     """Finds the index of the named colour next to ``value`` (3,) sRGB; OPEN if another is nearly as near."""
     distance = np.linalg.norm(np.array(list(COLOURS.values())) - value, axis=1)
     first, second = np.sort(distance)[:2]
-    return int(distance.argmin()) if first <= margin * second else OPEN
+    return int(distance.argmin()) if first <= 0.6 * second else OPEN
 
 
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:

@@ -133,7 +133,7 @@ def make(config: GenerateConfig) -> Result:
     try:
         status = run_status(begun, resume, quiet=True)
     except ConfigError as error:
-        if not any((folder / "checkpoints").glob("*.ckpt")):
+        if not any((folder / runs.CHECKPOINTS).glob("*.ckpt")):
             raise
         logger.warning("%s", error)
         status = Status.FAILED

@@ -22,7 +22,6 @@ from threedgen.geometry.views import Views, resize
 from threedgen.run.folder import user_path
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
-from threedgen.run.workers import STOPPED, Stopped
 from threedgen.train.task import Task, run_task
 
 from .drawing import ATTENTION, BASE, Drawing, size_of
@@ -49,8 +48,7 @@ def evaluate(task: Task) -> None:
                 strips.append(strip(scene.views.images))
                 labels.append(f"{number}, {ROWS[row]}: {scene.captions[0]}".rstrip(": "))
             count.add(1)
-            if interrupts.stop:
-                raise Stopped(STOPPED[0])
+            interrupts.heed()
     write_strips(task.folder / "sheet.png", strips, labels)
     report(task, meter, evaluation.about())
 
@@ -88,11 +86,6 @@ class Evaluation:
 
     def shown(self, interrupts: Interrupts, count: Count) -> Iterator[Shown]:
         """Yields the views that are measured, scene by scene; what lacks is drawn meanwhile."""
-
-        def heed() -> None:
-            if interrupts.stop:
-                raise Stopped(STOPPED[0])
-
         draw, drawn = self.drawing, self.drawn
         for number in range(self.count):
             scene = self.true(number)
@@ -101,7 +94,7 @@ class Evaluation:
             if draw is not None:
                 for row in (ATTENTION, BASE):
                     count.note(f"scene {number}, {ROWS[row]}")
-                    yield row, number, with_images(scene, draw(row, number, scene, heed)), given
+                    yield row, number, with_images(scene, draw(row, number, scene, interrupts.heed)), given
             if self.others:
                 yield OTHER, number, self.true(self.count + number), None
         if drawn is not None:

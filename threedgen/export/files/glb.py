@@ -16,6 +16,7 @@ import numpy as np
 
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import Mesh
+from threedgen.geometry.images import to_linear
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic
 
@@ -28,11 +29,6 @@ _LINEAR, _LINEAR_MIPMAP_LINEAR, _CLAMP = 9729, 9987, 33071
 def to_gltf_axes(vectors: Array) -> Array:
     """World axes (z up, front +x) to glTF's (y up, front +z), a rotation: x' = y, y' = z, z' = x."""
     return np.ascontiguousarray(vectors[:, [1, 2, 0]])
-
-
-def linear(srgb: Array) -> Array:
-    """sRGB in [0, 1] to linear light, which glTF's vertex colours are (IEC 61966-2-1)."""
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
 class _Buffer:
@@ -71,7 +67,7 @@ class _Buffer:
 
 def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: dict[str, Any] | None = None) -> bytes:
     """A file with vertex colours. `gltf_extras` (JSON data) go into the asset and into the node, which viewers keep."""
-    colours = np.column_stack([linear(np.clip(mesh.colours, 0, 1)), np.ones(len(mesh.vertices))])
+    colours = np.column_stack([to_linear(np.clip(mesh.colours, 0, 1)), np.ones(len(mesh.vertices))])
     buffer = _Buffer()
     attributes = {
         "POSITION": buffer.positions(mesh.vertices),

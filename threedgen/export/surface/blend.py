@@ -59,8 +59,8 @@ without one, pictures that do not quite agree leave a line where one of them end
 class Mean:
     """The weighted mean of what is said of N texels, picture by picture."""
 
-    def __init__(self, texels: int, channels: int = 3) -> None:
-        self.total, self.weights = np.zeros((texels, channels), np.float32), np.zeros(texels, np.float32)
+    def __init__(self, texels: int) -> None:
+        self.total, self.weights = np.zeros((texels, 3), np.float32), np.zeros(texels, np.float32)
 
     def add(self, colours: Array, weights: Array, index: Array | slice = slice(None)) -> None:
         """Colours (M,C) of the texels ``index`` (M different ones), with weights (M,)."""

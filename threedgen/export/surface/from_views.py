@@ -34,9 +34,6 @@ AT_BORDER = 1e-3
 MASK = 0.9
 """Opacity from which on a picture shows the mesh."""
 
-Completion = Callable[[Places, Array, Array], Array]
-"""Texels, their colours (N,3), which are known (N,) -> colours (N,3) of all."""
-
 
 @dataclass(frozen=True)
 class ViewTexture:
@@ -69,7 +66,6 @@ def texture_from_views(
     masks: Array | None = None,
     view_weights: Sequence[float] | None = None,
     over: ViewTexture | None = None,
-    complete: Completion = diffuse,
     on_view: Callable[[], None] = lambda: None,
 ) -> ViewTexture:
     """The texture, ``size`` texels square, of a mesh that looks like ``images`` (N,h,w,3) in [0,1] from cameras.
@@ -98,7 +94,7 @@ def texture_from_views(
     if not known.all():
         vertices, faces, _ = weld(mesh.vertices, mesh.faces)
         piece = pieces(faces, len(vertices))[buffers.face[buffers.mask]]
-        colours = complete(Places(texels.points, texels.normals, piece), colours, known)
+        colours = diffuse(Places(texels.points, texels.normals, piece), colours, known)
     texture, seen = np.zeros((size, size, 3), np.float32), np.zeros((size, size), bool)
     texture[buffers.mask], seen[buffers.mask] = colours, known
     return ViewTexture(np.clip(fill(texture, buffers.mask), 0, 1), seen, float(known.mean()))

@@ -25,9 +25,10 @@ from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
 from threedgen.run.disk import write_json
+from threedgen.run.interrupts import STOPPED, Stopped
 from threedgen.run.metrics import forget_peak, peak_memory, read_summary
 from threedgen.run.options import ENGINE, CrewConfig
-from threedgen.run.workers import STOPPED, Stopped, run_jobs
+from threedgen.run.workers import run_jobs
 from threedgen.systems.prompted import PromptedConfig
 
 OWN = ("prompt", "seed", "out", "threads", "task")
@@ -123,7 +124,7 @@ def make(job: Job, root: Path, threads: int | None) -> str:
         else:
             state, figures = FINISHED, {"memory_mib": summary.get("peak_memory_mib", peak_memory())}
     except ConfigError as error:
-        begun_well = any((folder / "checkpoints").glob("*.ckpt"))
+        begun_well = any((folder / runs.CHECKPOINTS).glob("*.ckpt"))
         state, figures = FAILED if begun_well else REFUSED, {"reason": str(error)}
     finally:
         figures["seconds"] = round(before + time.monotonic() - begun, 3)

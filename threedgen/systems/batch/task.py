@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from threedgen.config.plain_file import read_json
 from threedgen.run.disk import write_atomic, writing
+from threedgen.run.interrupts import Stopped
 from threedgen.run.metrics import csv_table
-from threedgen.run.workers import Stopped
 from threedgen.viewer.gallery import NAME, gallery
 
 from .jobs import FINISHED, RECORD, Job, job, make_all, object_config, words_of

@@ -29,11 +29,11 @@ def pot(b: Builder, radius: float, height: float) -> None:
     b.cylinder((0, 0, height * 0.9), radius * 0.85, height * 0.13, SOIL, "soil")
 
 
-def scatter(b: Builder, count: int, at, size, spot: float, colour, label: str, low: float = -0.5) -> None:
-    """``count`` spheres spread evenly (golden angle) over an ellipsoid, above ``low`` of its height."""
+def scatter(b: Builder, count: int, at, size, spot: float, colour, label: str) -> None:
+    """``count`` spheres spread evenly (golden angle) over an ellipsoid, but for its lowest and highest parts."""
     start = b.between(0, 360)
     for k in range(count):
-        z = low + (0.9 - low) * (k + 0.5) / count
+        z = -0.5 + 1.4 * (k + 0.5) / count
         a = np.deg2rad(start + 137.5 * k)
         n = np.array((np.sqrt(1 - z * z) * np.cos(a), np.sqrt(1 - z * z) * np.sin(a), z))
         b.sphere(np.asarray(at) + n * size, spot, colour, label)

@@ -1,0 +1,16 @@
+"""Waiting for what another thread or process does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def when(condition: Callable[[], Any], what: str = "it", seconds: float = 120) -> Any:
+    """What `condition` gives as soon as it is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"{what} never happened"
+        time.sleep(0.002)
+    return found
