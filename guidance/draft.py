@@ -19,6 +19,8 @@ from threedgen.guidance.diffusion import Conditions, Denoiser, Generators, OnSte
 from threedgen.guidance.schedule import Schedule
 
 Size = tuple[int, int]
+DRAFT = 0.3
+"""The share of all noise with which a model that learns both sizes draws its samples again."""
 
 
 class Begun(NamedTuple):

@@ -53,7 +53,7 @@ class RoomPathsConfig(_WalksConfig):
     name: Literal["toy-paths"] = "toy-paths"
     count: int = Field(4000, ge=1, le=1_000_000, description="rooms")
     clutter: Clutter = FEW
-    height: int = Field(96, ge=8, le=2048, multiple_of=2, description="pixels")
+    height: int = Field(128, ge=8, le=2048, multiple_of=2, description="pixels")
     width: int = Field(128, ge=8, le=2048, multiple_of=2, description="pixels")
     fov: float = Field(80.0, gt=0, lt=170, description="horizontal field of view, degrees")
     overlap: float = Field(0.6, gt=0, lt=1, description="share that a key frame has in common with the next, at least")

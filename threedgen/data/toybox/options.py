@@ -49,7 +49,7 @@ class MakeToyRoomsConfig(RunConfig):
     train_walks: Count = Field(40, description="rooms with a walk: pictures, depth, poses, captions")
     test_walks: Count = Field(20, description="the same, other rooms, with their meshes")
     skybox_size: int = Field(256, ge=16, le=4096, description="pixels a side of a face")
-    height: int = Field(96, ge=16, le=2048, multiple_of=2, description="pixels of a walk's pictures")
+    height: int = Field(128, ge=16, le=2048, multiple_of=2, description="pixels of a walk's pictures")
     width: int = Field(128, ge=16, le=2048, multiple_of=2, description="pixels of a walk's pictures")
     fov: float = Field(80.0, gt=0, lt=170, description="horizontal field of view of a walk's pictures, degrees")
     frames: int = Field(120, ge=2, le=10_000, description="pictures of a walk, about three degrees apart")

@@ -14,7 +14,7 @@ from threedgen.config import registry
 from threedgen.config.errors import ConfigError, called
 from threedgen.data.bank import LatentBank
 from threedgen.data.object_views import ObjectViews
-from threedgen.guidance.draft import check_halves, check_sides
+from threedgen.guidance.draft import DRAFT, check_halves, check_sides
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
@@ -77,6 +77,7 @@ def sizes(config: TrainMVAdapterConfig, model: MVAdapter) -> list[tuple[str, flo
     """A folder for the latents of views of each size, the share of the steps that see them, and their pixels."""
     half = config.training.half
     check_halves((model.image_size, model.image_size), half or None, model.unit, "training.half")
+    model.draft = DRAFT if half else None
     every = [("latents", 1 - half, model.image_size), ("half", half, model.image_size // 2)]
     return [each for each in every if each[1]]
 

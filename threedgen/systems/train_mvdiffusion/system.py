@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from threedgen.data.bank import known_in_step, of_share, seen_in_step
 from threedgen.data.scene_bank import SceneBank
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.distillation.lora import LoRA
+from threedgen.guidance.draft import Size
 from threedgen.guidance.mvdiffusion.geometry import Geometry, Scenes
 from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
@@ -233,13 +235,17 @@ class ViewsSystem(AveragedSystem):
         model, o, multiview = self.model, self.options, self.model.multiview
         assert multiview is not None
         rows, labels = [], []
+        sizes = {seen.bank.encoded: seen for _, seen in self.seen}
+
+        def known(scene: int, size: Size) -> tuple[Tensor | None, Tensor | None]:
+            return self.known_of(sizes[size], [scene], sizes[size].bank.latents([scene]))
+
         with self.average.applied(self.blocks):
             learnt = {name: getattr(self.config, name) for name in LEARNT[self.config.variant]}
             save_blocks(folder / RESULT, multiview, self.lora, self.whole, learnt)
             for scene in range(min(o.sheet_scenes, self.bank.count)):
-                z, captions = self.bank.latents([scene]), self.bank.captions([scene])[0]
-                known, rng = self.known_of(self.seen[0][1], [scene], z), self.rng(scene, "sheet")
-                how = (self.geometry(scene), self.bank.size, lambda _, known=known: known)
+                z, captions, rng = self.bank.latents([scene]), self.bank.captions([scene])[0], self.rng(scene, "sheet")
+                how = (self.geometry(scene), self.bank.size, partial(known, scene))
                 drawn = model.draw(captions, *how, o.sheet_steps, o.guidance_scale, generator=rng)
                 rows += [model.decode_latents(z[0]).float().cpu(), drawn]
                 labels += [*captions, *captions]

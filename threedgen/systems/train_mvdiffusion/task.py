@@ -16,7 +16,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.data.scene_bank import SceneBank
 from threedgen.data.scene_views import SceneSource
 from threedgen.guidance.distillation.lora import LoRA
-from threedgen.guidance.draft import check_halves, check_sides
+from threedgen.guidance.draft import DRAFT, check_halves, check_sides
 from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.inputs import Extra
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
@@ -67,6 +67,7 @@ def scenes(task: Task, model: MVDiffusion, source: SceneSource) -> list[tuple[fl
     size = (at.height, at.width)
     check_sides(size, model.unit, None, ("scenes", "scenes"))
     check_halves(size, half or None, model.unit, "training.half")
+    model.draft = DRAFT if half else None
     if config.variant == "depth" and config.training.encoding == "reference":
         model.check_pairs(size, half > 0, "scenes")
 

@@ -24,6 +24,7 @@ from threedgen.data.toybox.pictures import FourSides, Photographs
 from threedgen.data.toybox.words import train_tokenizer
 from threedgen.data.toybox.world import View
 from threedgen.guidance.coarse import CoarsePredictor
+from threedgen.guidance.draft import DRAFT
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.disk import writing
@@ -58,6 +59,7 @@ def train_base(task: Task) -> Status:
         prior = new_base(task, source, bank)
     banks = [(1 - o.half, bank(prior.vae))]
     if o.half:
+        prior.draft = DRAFT
         banks.append((o.half, bank(prior.vae, "half", config.image_size // 2)))
     return task.train(DiffusionSystem(config, prior, *banks), metrics=("loss_2d",))
 
