@@ -102,7 +102,19 @@ class PriorConfig(Config):
         return identify(self.weights, self.parts)
 
 
-class MVDreamConfig(PriorConfig):
+class DraftedConfig(PriorConfig):
+    """A model in latent space, which may draw in two sizes."""
+
+    draft: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="samples are drawn at half the size first, then enlarged and drawn again with so much of all "
+        "noise, for weights that know both sizes; null: at once",
+    )
+
+
+class MVDreamConfig(DraftedConfig):
     """Several views of an object drawn together, each told its camera (MVDream)."""
 
     name: Literal["mvdream"] = Field("mvdream", description="multi-view diffusion (arXiv 2308.16512)")
@@ -146,18 +158,6 @@ class MVDreamConfig(PriorConfig):
         from .weights.loading import subject_card
 
         return [] if self.personalisation is None else [subject_card(self.personalisation).get("identifier", "[v]")]
-
-
-class DraftedConfig(PriorConfig):
-    """A 2D model in latent space, which may draw in two sizes."""
-
-    draft: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="samples are drawn at half the size first, then enlarged and drawn again with so much of all "
-        "noise, for weights that know both sizes; null: at once",
-    )
 
 
 class StableDiffusionConfig(DraftedConfig):

@@ -45,7 +45,6 @@ def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAda
     o = options
     cut = None if o.image is None else read_cut_out(o.image)
     model: MVAdapter = load_as(MVAdapter, o, device, camera=False)
-    model.draft = o.draft
     if o.adapter is None:
         return model
     form = {"layout": o.layout, "control": o.control, "shift": o.shift, "shift_mode": o.shift_mode}

@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVDiffusion:
     """The model that a config describes. Raises ConfigError."""
     model: MVDiffusion = load_as(MVDiffusion, options, device, camera=False)
-    model.draft = options.draft
     if options.blocks is not None:
         model.with_views(options.blocks).compare_learnt(
             k=options.k, neighbours=options.neighbours, overlap=options.overlap

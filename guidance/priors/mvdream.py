@@ -21,8 +21,9 @@ from threedgen.config.errors import in_a_line, short
 from threedgen.guidance import diffusion, sdxl
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.convolution import quick
+from threedgen.guidance.draft import check_halves
 from threedgen.guidance.multiview.joined import make_multiview, predict, set_attention
-from threedgen.guidance.options import COARSE, SECOND, MVDreamConfig, PriorConfig
+from threedgen.guidance.options import COARSE, SECOND, DraftedConfig, MVDreamConfig
 from threedgen.guidance.prior import MultiviewPrior
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components, ldm, subject_weights, tokens
@@ -41,14 +42,14 @@ def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream
     return load_as(MVDream, o, device, **subject)
 
 
-def load_as(kind: type[Any], options: PriorConfig, device: torch.device | str, **more: Any) -> Any:
+def load_as(kind: type[Any], options: DraftedConfig, device: torch.device | str, **more: Any) -> Any:
     """A ``kind`` of MVDream as the options of any prior say. Raises ConfigError."""
     o = options
     if o.attention == "xformers" and torch.device(device).type != "cuda":
         raise ConfigError(f"'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa", "attention")
     prior = kind.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, **more)
     set_attention(prior.unet, o.attention)
-    return prior
+    return prior.with_draft(o.draft)
 
 
 class MVDream(MultiviewPrior):
@@ -159,6 +160,20 @@ class MVDream(MultiviewPrior):
             compact(self.networks[name], self.dtype)
         return self
 
+    def with_draft(self, draft: float | None) -> Self:
+        """Draws in two sizes from now on, or in one; see ``draft``. Raises ConfigError if ``image_size`` cannot be
+        halved, or if samples begin from what a coarse predictor expects."""
+        if draft is not None and self.coarse is not None:
+            raise ConfigError("should be null: these weights' samples begin with a coarse prediction", "draft", draft)
+        check_halves((self.image_size, self.image_size), draft, self.unit)
+        self.draft = draft
+        return self
+
+    @property
+    def unit(self) -> int:
+        """Pixels of which the sides of pictures should be multiples."""
+        return int(self.factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1))
+
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
         every = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder, COARSE: self.coarse}
@@ -239,6 +254,14 @@ class MVDream(MultiviewPrior):
         """(B,H,W,3) -> latents (B,4,h,w) drawn from the VAE's posterior; gradients flow back to ``rgb``."""
         mean, std = self.posterior(rgb)
         return self.scaling_factor * (mean + std * diffusion.fresh_noise(mean, generator))
+
+    @torch.no_grad()
+    def encode_views(self, views: Tensor) -> Tensor:
+        """Means of the latents (F,C,h,w) of pictures (F,H,W,3) at their own size, one after the other."""
+        pictures = (2 * views.permute(0, 3, 1, 2) - 1).to(self.device, torch.float32)
+        with self.encoding():
+            means = [self.vae.encode(picture).latent_dist.mean.float() for picture in pictures.split(1)]
+        return self.scaling_factor * torch.cat(means)
 
     def encoding(self) -> torch.autocast:
         """The precision in which pictures are encoded: in float16 SDXL's VAE would overflow."""

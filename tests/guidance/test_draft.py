@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.script_poses import script_poses
 from tests.support.tiny_mvadapter import adapted_model
 from tests.support.tiny_mvadapter import tiny_model as tiny_adapter_model
 from tests.support.tiny_mvdiffusion import ring, tiny_model
-from tests.support.tiny_prior import cpu
+from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
 from threedgen.config import ConfigError
 from threedgen.geometry.views import resize
 from threedgen.guidance.draft import Begun, enlarged, in_both_sizes, steps_in_all
@@ -115,6 +116,14 @@ def test_a_2d_prior_draws_so_too() -> None:
     plain = model.sample("a red dog", None, steps=2, generator=cpu())
     drafted = model.with_draft(0.5).sample("a red dog", None, steps=2, generator=cpu())
     assert drafted.shape == plain.shape == (1, 32, 32, 3) and not torch.equal(drafted, plain)
+
+
+def test_a_multi_view_prior_draws_so_too() -> None:
+    model, c2w = tiny_prior(), script_poses(4)
+    drafted = model.with_draft(0.5).sample("a red dog", c2w, steps=2, generator=cpu())
+    assert drafted.shape == (4, 16, 16, 3) and drafted.isfinite().all()
+    with pytest.raises(ConfigError, match="coarse prediction"):
+        coarse_prior().with_draft(0.5)
 
 
 def test_sizes_that_cannot_be_halved_are_told_before() -> None:

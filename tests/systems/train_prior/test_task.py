@@ -163,6 +163,17 @@ def banks(folder: Path, vae: Any, size: int = 32, two_d: float = 0.3) -> list[tu
 
 
 @unix
+def test_a_prior_without_coarse_prediction_learns_in_two_sizes(tmp_path: Path) -> None:
+    run = finished_run(lambda folder: tuning(folder, "coarse=null", "training.half=0.5"))
+    assert {"latents", "latents-half", "objects", "objects-half"} <= {path.name for path in run.iterdir()}
+    found = MVDream.load(str(run / "prior"), dtype="fp32").with_draft(0.3)
+    c2w = orbit_c2w(torch.full((2,), 0.2), torch.tensor([0.0, 1.5]), torch.full((2,), 2.0))
+    assert found.sample("a red dog", c2w, steps=2, generator=cpu()).isfinite().all()
+    with pytest.raises(ConfigError, match="coarse should be null"):
+        config.load(tuning(tmp_path)[1], ["training.half=0.5"])
+
+
+@unix
 def test_diffusers_reads_both() -> None:
     from diffusers import DDIMScheduler, UNet2DConditionModel
     from transformers import AutoTokenizer, CLIPTextModel

@@ -131,6 +131,13 @@ class DiffusionConfig(Config):
         le=1,
         description="of what captions leave open about objects, so much is drawn; 0: always the same shape",
     )
+    half: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the steps that see pictures of half the size, at a fourth of the cost: where things are "
+        "is learnt from those (prior.draft draws in both sizes)",
+    )
     no_text: float = Field(0.1, ge=0, le=1, description="share of captions that are left out, for guidance")
     timestep_power: Scheduled = Field(
         2.0, gt=0, le=3, description="t = T u^this: above 1 favours little noise, where details are decided"
@@ -171,13 +178,6 @@ class PhotographsConfig(DiffusionConfig):
     rooms: float = Field(0.25, ge=0, le=1, description="share of the pictures that are taken inside rooms")
     clutter: float = Field(1.0, ge=0, le=1, description="of the things that may stand in a room, so many do")
     style: Literal["plain", "blocks"] = Field("plain", description="of the objects: as they are, or each part a block")
-    half: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="share of the steps that see pictures of half the size, at a fourth of the cost: where things are "
-        "is learnt from those (prior.draft draws in both sizes)",
-    )
 
 
 class MultiviewDiffusionConfig(DiffusionConfig):
@@ -260,6 +260,12 @@ class TrainPriorConfig(RunConfig):
     training: MultiviewDiffusionConfig = MultiviewDiffusionConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=24_000, gradient_clip_val=1.0, val_check_interval=500)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
+
+    @model_validator(mode="after")
+    def _fit(self) -> TrainPriorConfig:
+        if self.training.half and self.coarse is not None:
+            raise ValueError("training.half is of samples that begin as noise; with it, coarse should be null")
+        return self
 
     def check(self) -> None:
         check_start(self.start)

@@ -4,7 +4,7 @@ RUN/autoencoder/    (train-base) checkpoints and pictures of the first stage, au
 RUN/decoder/        (train-base) the same of the second stage, decoder.safetensors
 RUN/words/          (train-base) checkpoints of the third stage, words.safetensors when it is done
 RUN/coarse/         (train-prior) the same of its first stage, coarse.safetensors
-RUN/latents/        cache of encoded pictures, safe to delete (half/: of half the size; objects/, typical/: of views)
+RUN/latents/        cache of encoded pictures, safe to delete (objects/, typical/: of views; *-half/: of half the size)
 RUN/checkpoints/    of the last stage
 RUN/base/, prior/   the averaged weights so far, a diffusers folder
 RUN/samples.png     what they draw
@@ -12,7 +12,6 @@ RUN/samples.png     what they draw
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -46,25 +45,35 @@ def train_base(task: Task) -> Status:
     torch.manual_seed(config.seed)
     o = config.training
     source = Photographs(config.seed, "train", o.luck, o.rooms, o.clutter, o.style)
-
-    def bank(vae: AutoencoderKL, name: str = "latents", size: int = config.image_size) -> LatentBank:
-        with writing(task.folder):
-            return LatentBank(task.folder / name, source, vae, size, o.pictures)
-
     if config.start is not None:
         prior = StableDiffusion.load(config.start, camera=False, image_size=config.image_size)
         if config.widen is not None:
             prior.unet = wider(prior.unet, config.widen, generator(config.seed, 0, "wider"))
     else:
-        prior = new_base(task, source, bank)
-    banks = [(1 - o.half, bank(prior.vae))]
-    if o.half:
-        prior.draft = DRAFT
-        banks.append((o.half, bank(prior.vae, "half", config.image_size // 2)))
-    return task.train(DiffusionSystem(config, prior, *banks), metrics=("loss_2d",))
+        prior = new_base(task, source)
+    return task.train(DiffusionSystem(config, prior, *banks(task, prior, "latents", source)), metrics=("loss_2d",))
 
 
-def new_base(task: Task, source: Source, bank: Callable[[AutoencoderKL], LatentBank]) -> StableDiffusion:
+def banks(task: Task, prior: MVDream, name: str, source: Source, share: float = 1.0) -> list[tuple[float, LatentBank]]:
+    """Pictures for a share of the steps, in their size, and where ``training.half`` says so in half of it too."""
+    half, size = task.config.training.half, prior.image_size
+    prior.with_draft(DRAFT if half else None)
+    sizes = {name: (1 - half, size), f"{name}-half": (half, size // 2)}
+    return [
+        (share * part, bank(task, folder, source, prior.vae, side))
+        for folder, (part, side) in sizes.items()
+        if share * part
+    ]
+
+
+def bank(task: Task, name: str, source: Source, vae: AutoencoderKL, size: int) -> LatentBank:
+    """Pictures of a size, whose latents are kept in a folder of this name."""
+    count = whole(task.config.training.pictures, source.n_view)
+    with writing(task.folder):
+        return LatentBank(task.folder / name, source, vae, size, count)
+
+
+def new_base(task: Task, source: Source) -> StableDiffusion:
     """Trains all but the UNet of a 2D model, or reads what is trained already."""
     config: TrainBaseConfig = task.config
     vae = autoencoder.build(config.autoencoder)
@@ -82,7 +91,8 @@ def new_base(task: Task, source: Source, bank: Callable[[AutoencoderKL], LatentB
     seed_networks(config.seed, "captions")
     tokenizer = train_tokenizer(config.network.max_tokens)
     text = text_encoder(config.network, tokenizer)
-    words = WordsSystem(config.words, config.seed, text, tokenizer, bank(vae))
+    seen = bank(task, "latents", source, vae, config.image_size)
+    words = WordsSystem(config.words, config.seed, text, tokenizer, seen)
     networks = nn.ModuleDict({"text_encoder": text, "tower": words.tower})
     task.stage("words", networks, words, "matched")
     text.requires_grad_(False).eval()
@@ -96,20 +106,17 @@ def train_prior(task: Task) -> Status:
     both on, of a prior."""
     config: TrainPriorConfig = task.config
     base = MVDream.load(config.start, camera=False)
-    seed, count = config.seed, config.training.pictures
+    seed, o = config.seed, config.training
     coarse = base.coarse if config.coarse is None else train_coarse(task, base, config.coarse)
     seed_networks(seed, "camera")
     prior = multiview_model(base, coarse)
-
-    def bank(name: str, source: Source) -> LatentBank:
-        return LatentBank(task.folder / name, source, base.vae, base.image_size, whole(count, source.n_view))
-
-    with writing(task.folder):
-        pictures = bank("latents", Photographs(seed, "train"))
-        view = View(fov=config.fov_range, relative_distance=config.distance_range)
-        objects = bank("objects", FourSides(seed, "train", config.training.n_view, config.training.luck, view))
-    shares = (config.training.two_d, pictures), (1 - config.training.two_d, objects)
-    return task.train(DiffusionSystem(config, prior, *shares), metrics=("loss_3d", "loss_2d"))
+    view = View(fov=config.fov_range, relative_distance=config.distance_range)
+    objects = FourSides(seed, "train", o.n_view, o.luck, view)
+    parts = [
+        *banks(task, prior, "latents", Photographs(seed, "train"), o.two_d),
+        *banks(task, prior, "objects", objects, 1 - o.two_d),
+    ]
+    return task.train(DiffusionSystem(config, prior, *parts), metrics=("loss_3d", "loss_2d"))
 
 
 def train_coarse(task: Task, base: MVDream, o: CoarseConfig) -> CoarsePredictor:
