@@ -201,7 +201,7 @@ def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = StudioConfig(task="studio", config=str(tiny_generate(tmp_path)), port=0)
     with studio(tmp_path, monkeypatch, config) as client:
         client.json("jobs", {"prompt": "a red dog"})
-        when(lambda: client.states()[0] in ("finished", "failed"))
+        when(lambda: client.states()[0] in ("finished", "failed"), seconds=600)
         (job,) = client.queue.jobs()
         assert job.state == "finished", job.error
         assert job.progress["done"] == job.progress["total"]
