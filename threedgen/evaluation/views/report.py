@@ -9,7 +9,7 @@ import numpy as np
 
 from threedgen.evaluation.metrics.figures import bootstrap, bootstrap_ratio, jackknife, mean
 from threedgen.evaluation.metrics.overlap import overlap_ratio
-from threedgen.evaluation.tables import finish, markdown_table, measured, rounded
+from threedgen.evaluation.tables import estimate, finish, markdown_table, measured, rounded
 from threedgen.train.task import Task
 
 from .drawing import ATTENTION, BASE
@@ -62,10 +62,10 @@ def summary(row: Row, truth: Row) -> dict[str, Any]:
     """All figures of a row with their intervals over the scenes."""
     found: dict[str, Any] = {"scenes": len(row)} | means(row.figures)
     ours, true = row.of("psnr"), truth.of("psnr")
-    found["ratio"] = figure(overlap_ratio(ours, true), bootstrap_ratio(ours, true))
+    found["ratio"] = estimate(overlap_ratio(ours, true), bootstrap_ratio(ours, true))
     every = np.arange(len(row))
     for name, measure in distances(row, truth).items():
-        found[name] = figure(measure(every), jackknife(measure, len(row)))
+        found[name] = estimate(measure(every), jackknife(measure, len(row)))
     return found
 
 
@@ -81,19 +81,14 @@ def difference(row: Row, other: Row, truth: Row) -> dict[str, Any]:
         def measure(kept: Any, name: str = name) -> float:
             return ours[name](kept) - theirs[name](kept)
 
-        found[name] = figure(measure(np.arange(len(row))), jackknife(measure, len(row)))
+        found[name] = estimate(measure(np.arange(len(row))), jackknife(measure, len(row)))
     return found
 
 
 def means(scenes: list[dict[str, float | None]]) -> dict[str, Figure]:
     """Averages each figure over the scenes."""
     values = {name: [one.get(name) for one in scenes] for name in MEANS}
-    return {name: figure(mean(every), bootstrap(every)) for name, every in values.items() if mean(every) is not None}
-
-
-def figure(value: float | None, interval: tuple[float, float] | None) -> Figure:
-    low, high = interval or (None, None)
-    return {"mean": value, "low": low, "high": high}
+    return {name: estimate(mean(every), bootstrap(every)) for name, every in values.items() if mean(every) is not None}
 
 
 def minus(one: float | None, other: float | None) -> float | None:
