@@ -164,7 +164,11 @@ class MVDream(MultiviewPrior):
         """Draws in two sizes from now on, or in one; see ``draft``. Raises ConfigError if ``image_size`` cannot be
         halved, or if samples begin from what a coarse predictor expects."""
         if draft is not None and self.coarse is not None:
-            raise ConfigError("should be null: these weights' samples begin with a coarse prediction", "draft", draft)
+            raise ConfigError(
+                "is of samples that begin as noise, and those of these weights begin with a coarse prediction; "
+                "leave it out",
+                "draft",
+            )
         check_halves((self.image_size, self.image_size), draft, self.unit)
         self.draft = draft
         return self

@@ -18,6 +18,7 @@ import torch
 from diffusers.models import AutoencoderKL
 from torch import nn
 
+from threedgen.config.errors import called
 from threedgen.data.bank import LatentBank, Source
 from threedgen.data.toybox.pictures import FourSides, Photographs
 from threedgen.data.toybox.words import train_tokenizer
@@ -57,7 +58,8 @@ def train_base(task: Task) -> Status:
 def banks(task: Task, prior: MVDream, name: str, source: Source, share: float = 1.0) -> list[tuple[float, LatentBank]]:
     """Pictures for a share of the steps, in their size, and where ``training.half`` says so in half of it too."""
     half, size = task.config.training.half, prior.image_size
-    prior.with_draft(DRAFT if half else None)
+    with called("training.half"):
+        prior.with_draft(DRAFT if half else None)
     sizes = {name: (1 - half, size), f"{name}-half": (half, size // 2)}
     return [
         (share * part, bank(task, folder, source, prior.vae, side))
