@@ -269,6 +269,8 @@ def ddim_redraw(
     steps: int,
     strength: float,
     on_step: OnStep = lambda done, steps: None,
+    eta: float = 0.0,
+    generator: Generators = None,
 ) -> Tensor:
     """Draws latents ``z`` (B,C,h,w) again: ``strength`` in (0, 1] of all ``noise`` is added, and taken away by DDIM.
 
@@ -279,7 +281,8 @@ def ddim_redraw(
     T = max(steps, round(strength * schedule.T))
     t = ddim_timesteps(steps, T)[-1].to(z.device)
     x = schedule.add_noise(z, noise, t)
-    return ddim_sample(denoise, x, given, given.camera, given.n_view, schedule, steps, T=T, on_step=on_step)
+    camera, n_view = given.camera, given.n_view
+    return ddim_sample(denoise, x, given, camera, n_view, schedule, steps, eta, generator, T=T, on_step=on_step)
 
 
 def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:

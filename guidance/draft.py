@@ -88,6 +88,7 @@ def ddim(
 ) -> Tensor:
     """A sample (B,C,h,w) from ``noise``, or from what is begun, by the share of the ``steps`` that is left."""
     if begun is not None:
-        return ddim_redraw(denoise, begun.latents, noise, given, schedule, steps, begun.strength, on_step)
+        z, strength = begun
+        return ddim_redraw(denoise, z, noise, given, schedule, steps, strength, on_step, eta, generator)
     camera, n_view = given.camera, given.n_view
     return ddim_sample(denoise, noise, given, camera, n_view, schedule, steps, eta, generator, on_step=on_step)

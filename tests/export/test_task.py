@@ -350,6 +350,17 @@ def test_an_export_says_where_it_works_and_how_far_it_is(tmp_path: Path, capsys:
     assert "asset: surface: 0/12" in said.err and "12/12" in said.err
 
 
+def test_what_is_not_given_is_as_the_run_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["export.preset=mobile", "export.budget=300", "export.lods=[100]", "export.refine=0"]
+    run = ball_run(tmp_path / "run", *small, "export.resolution=40", "export.collision=none", "export.height=3")
+    words = ["--config", "export", f"run={run}", "threads=1"]
+    assert cli.main([*words, "texture=256", "collision=hull"]) == 0
+    assert (told(run)["preset"], told(run)["texture"], len(told(run)["levels"])) == ("mobile", 256, 2)
+    assert told(run)["size_m"]["high"] == pytest.approx(3) and list((run / "asset").glob("*collision*"))
+    assert cli.main([*words, "budget=100"]) == 2
+    assert "lods should each have 12 triangles or more" in capsys.readouterr().err
+
+
 def test_the_height_is_told_with_one_command_that_can_be_typed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -357,7 +368,7 @@ def test_the_height_is_told_with_one_command_that_can_be_typed(
     assert export(run) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "0.22 m high, as a ball usually is" in lines and told(run)["height"] == "0.22 m high, as a ball usually is"
-    assert f"another height: python launch.py --config export run={run} height=METRES" in lines
+    assert f"another height: python launch.py --config export run={run} preset=prop height=METRES" in lines
     assert export(run, "height=1000000") == 0
     said = capsys.readouterr().out
     assert "\n1,000,000 m high\n" in said and "another height" not in said and "height" not in told(run)

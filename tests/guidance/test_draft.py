@@ -16,6 +16,7 @@ from tests.support.tiny_mvdiffusion import ring, tiny_model
 from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
 from threedgen.config import ConfigError
 from threedgen.geometry.views import resize
+from threedgen.guidance import diffusion
 from threedgen.guidance.draft import Begun, enlarged, in_both_sizes, steps_in_all
 from threedgen.guidance.mvadapter.cameras import RAY_VIEWS, views
 from threedgen.guidance.mvdiffusion.difference import widened
@@ -95,6 +96,19 @@ def test_with_much_noise_it_is_another_picture_and_with_little_the_same(kind: An
     model.draft = None
     assert torch.equal(draw(steps=1), draw(steps=1))
     assert small_model.draft is None
+
+
+def test_fresh_noise_of_the_steps_is_drawn_in_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = list[int]()
+
+    def noted(like: Tensor, generator: Any, real: Any = diffusion.fresh_noise) -> Tensor:
+        sizes.append(like.shape[-1])
+        return real(like, generator)
+
+    monkeypatch.setattr(diffusion, "fresh_noise", noted)
+    model, draw = panorama(0.5)
+    draw(steps=4, eta=1.0)
+    assert sizes == [16 // model.factor] * 4 + [32 // model.factor] * 2
 
 
 def test_what_is_known_is_asked_for_in_each_size() -> None:

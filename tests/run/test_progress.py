@@ -87,6 +87,15 @@ def test_a_new_stage_is_said_at_once():
     assert watched.steps(3, 1.0).end()[1:] == ["generate 128 px: 4/100, 1 s/step, 1:36 min left, loss 0.5"]
 
 
+def test_the_loss_of_each_stage_has_its_own_name():
+    watched = Watched(total=100)
+    for stage, name in (("fitting", "loss_views"), ("distilling", "distillation")):
+        watched.module.stage, watched.module.terms = stage, {name: 0.25, "opaque": 1.0}
+        watched.steps(1, 1.0, loss=20.0)
+    told = [line.split(", ")[-1] for line in watched.end()[1:]]
+    assert told == ["loss_views 0.25", "distillation 0.25"]
+
+
 def test_quiet_says_nothing():
     assert Watched(quiet=True).steps(100, 60.0).end() == []
     assert Watched(quiet=True, terminal=True).steps(100, 60.0).end() == []

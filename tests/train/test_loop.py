@@ -235,12 +235,13 @@ def test_a_checkpoint_without_a_config_is_not_compared():
         check_config({"config_yaml": CONFIG_YAML}, "task: toy\nseed: 3\n")
 
 
-def test_another_prior_is_refused():
-    check_weights({}, "")
-    check_weights({"weights": "ab"}, "ab")
-    with pytest.raises(ConfigError, match=r"another prior \(SHA-256 ab\.\.\., these weights have cd\.\.\.\): set"):
-        check_weights({"weights": "ab"}, "cd")
-    check_weights({}, "ab")  # of an earlier release
+def test_other_weights_are_refused():
+    check_weights({}, "", "")
+    check_weights({"weights": "ab"}, "start", "ab")
+    with pytest.raises(ConfigError, match=r"start: .*other weights \(SHA-256 ab\.\.\., these have cd\.\.\.\): set"):
+        check_weights({"weights": "ab"}, "start", "cd")
+    for before in ({}, {"weights": ""}):  # of earlier releases
+        check_weights(before, "start", "ab")
 
 
 def test_another_machine_is_reported(caplog):

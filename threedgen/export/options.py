@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from threedgen.config import Config
+from threedgen.config import Config, Layer, load, plain, validate
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.optional import require
@@ -147,8 +147,7 @@ class AssetConfig(Config):
 
 def resize(run: Path, preset: Any) -> str:
     """The command that makes the asset of a run, which was made with this preset, as tall as one wants it."""
-    other = isinstance(preset, str) and preset in PRESETS and preset != AssetConfig.model_fields["preset"].default
-    kind = [f"preset={preset}"] if other else []
+    kind = [f"preset={preset}"] if isinstance(preset, str) and preset in PRESETS else []
     return command("--config", "export", f"run={run}", *kind, "height=METRES")
 
 
@@ -172,7 +171,7 @@ class ExportSection(AssetConfig):
 
 
 class ExportConfig(TaskConfig, AssetConfig):
-    """Make a game-ready asset of a finished run."""
+    """Make a game-ready asset of a finished run. What is not given is as in the section ``export`` of that."""
 
     run: str = Field("", description="folder of a run of the task generate")
     out: str | None = Field(None, description="folder of the files; null: asset, in the run's folder")
@@ -182,6 +181,13 @@ class ExportConfig(TaskConfig, AssetConfig):
         """The folder of the files. Raises ConfigError."""
         folder = runs.run_folder(self.run, "run")
         return folder / FOLDER if self.out is None else runs.user_path(self.out, "out")
+
+    def asset(self) -> AssetConfig:
+        """What is asked for here, and for the rest what the run asks for. Raises ConfigError."""
+        own = plain(load(runs.run_folder(self.run, "run") / runs.CONFIG).export)
+        given = {key: value for key, value in plain(self).items() if key in self.model_fields_set}
+        tree = {key: value for key, value in (own | given).items() if key in AssetConfig.model_fields}
+        return validate(AssetConfig, [Layer("export", tree)])
 
     def check(self) -> None:
         if not self.run.strip():
@@ -198,5 +204,6 @@ class ExportConfig(TaskConfig, AssetConfig):
         place = self.destination()
         if place.exists() and not place.is_dir():
             raise ConfigError("should be a folder, but a file has this name", "out", str(place))
-        refuse_others(place, self.file_names(asset_name(self.name or str(stored.get("prompt", "")))))
-        super().check()
+        asset = self.asset()
+        refuse_others(place, asset.file_names(asset_name(asset.name or str(stored.get("prompt", "")))))
+        asset.check()

@@ -34,12 +34,12 @@ logger = logging.getLogger(__name__)
 def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Carry out a config; prints the folder. With `strict`, raises ConfigError for any finding and writes nothing."""
     set_threads(config.threads)
-    folder, out = runs.run_folder(config.run, "run"), config.destination()
+    folder, out, wanted = runs.run_folder(config.run, "run"), config.destination(), config.asset()
     with prepared(out, megabytes=64):
         source = open_run(folder, "cuda" if torch.cuda.is_available() else "cpu")
         with bar(quiet) as on_step:
-            asset = export(source, config, on_step=on_step)
-            save(asset, out, config)
+            asset = export(source, wanted, on_step=on_step)
+            save(asset, out, wanted)
     for note in asset.notes + asset.problems:
         logger.warning("%s", note)
     if out.resolve() == (folder / FOLDER).resolve():
@@ -47,7 +47,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
     if not quiet:
         say(asset.figures.get("height") or f"{number(asset.figures['size_m']['high'])} m high")
         if "height" in asset.figures:
-            say(f"another height: {resize(folder, config.preset)}")
+            say(f"another height: {resize(folder, wanted.preset)}")
         say("\n".join(f"{name}  {len(data) / 1024:.0f} KB" for name, data in asset.files.items()))
         if "khronos" in asset.figures:
             say(f"Khronos validator: {asset.figures['khronos']}")

@@ -70,7 +70,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         module: Any = pl_module
-        checkpoint[CONFIG_KEY], checkpoint[WEIGHTS_KEY] = module.config_yaml, module.weights
+        checkpoint[CONFIG_KEY], checkpoint[WEIGHTS_KEY] = module.config_yaml, module.weights[1]
         checkpoint[NUMERICS_KEY] = numerics()
 
     def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
@@ -146,17 +146,17 @@ def check_config(checkpoint: dict[str, Any], config_yaml: str) -> None:
         )
 
 
-def check_weights(checkpoint: dict[str, Any], weights: str) -> None:
-    """Raises ConfigError if `checkpoint` was made with another prior than that of the SHA-256 `weights`.
+def check_weights(checkpoint: dict[str, Any], key: str, weights: str) -> None:
+    """Raises ConfigError if `checkpoint` was made with other weights than those of this SHA-256, which `key` names.
 
     Checkpoints of earlier releases do not say with which; see `runs.differences` for those of their toybox prior.
     """
     before = checkpoint.get(WEIGHTS_KEY)
-    if weights and before not in (None, weights):
+    if before and weights and before != weights:
         raise ConfigError(
-            f"the checkpoint was made with another prior (SHA-256 {str(before)[:12]}..., these weights have "
-            f"{weights[:12]}...): set prior.weights to those that it was made with, or begin anew in another output "
-            "folder"
+            f"the checkpoint was made with other weights (SHA-256 {str(before)[:12]}..., these have "
+            f"{weights[:12]}...): set it to those that it was made with, or begin anew in another output folder",
+            key,
         )
 
 

@@ -93,13 +93,18 @@ def stage_of(module: pl.LightningModule) -> str:
 def details(
     pace: float | None, left: int, module: pl.LightningModule, outputs: Any, metrics: Iterable[str] = ()
 ) -> list[str]:
-    """Step time, time left, loss and chosen metrics in words; `pace`: seconds a step, `left`: steps to come."""
+    """Step time, time left, loss and chosen metrics in words; `pace`: seconds a step, `left`: steps to come.
+
+    Of a loss that has terms the first is shown by its name, as that of another stage is of another size.
+    """
     parts = []
     if pace is not None:
         parts.append(f"{pace:.3g} s/step" if pace >= 1 else f"{1000 * pace:.3g} ms/step")
         if left > 0:
             parts.append(f"{duration(pace * left)} left")
-    shown: dict[str, Any] = {"loss": outputs.get("loss") if isinstance(outputs, dict) else outputs}
+    terms: dict[str, Any] = getattr(module, "terms", {})
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    shown: dict[str, Any] = dict([next(iter(terms.items()), ("loss", loss))])
     known: dict[str, Any] = getattr(module, "metrics", {})
     shown |= {name: known.get(name) for name in metrics}
     for name, value in shown.items():

@@ -27,9 +27,9 @@ class System(pl.LightningModule):
     """A LightningModule whose randomness is keyed by step and purpose and whose frozen networks are in no checkpoint.
 
     `stage`: what the progress bar says, may change. `config_yaml`: the resolved config, is in the checkpoint and
-    compared on resume; so is `weights`, the SHA-256 of its prior. `terms`: of the last loss, logged, and named when one
-    is not finite. `metrics`: of the last step, logged, and shown if asked for. `counted(stage, total)` shows something
-    that a step has to do first and that takes long.
+    compared on resume; so is the SHA-256 of what it is made with, `weights`: the key of the config that names it, and
+    that. `terms`: of the last loss, logged, and named when one is not finite. `metrics`: of the last step, logged, and
+    shown if asked for. `counted(stage, total)` shows something that a step has to do first and that takes long.
     """
 
     stage = "training"
@@ -45,7 +45,7 @@ class System(pl.LightningModule):
         self.max_steps: int = whole.trainer.max_steps if max_steps is None else max_steps
         placeless = config.model_copy(update={"out": None}) if "out" in type(config).model_fields else config
         self.config_yaml = dump(placeless) + "".join(f"{name}: {fact}\n" for name, fact in facts.items())
-        self.weights = ""
+        self.weights = ("", "")
         self.metrics: dict[str, float] = {}
         self.terms: dict[str, float] = {}
         self.counted: Callable[[str, int], AbstractContextManager[Count]] = partial(Count, quiet=True)

@@ -51,7 +51,7 @@ class Task:
         self.config, self.resume, self.quiet, self.files = config, resume is not None, quiet, tuple(files)
         self.folder, self.begun = Path(str(config.out)), time.monotonic()
         self.leader = True  # of all processes; known when a training has begun
-        self.weights = ""  # SHA-256 of those of the prior that was loaded
+        self.weights = ("", "")  # the key of the config that names those it is made with, and their SHA-256
         self.earlier = 0.0  # seconds of the starts before this one, without what they did after their last checkpoint
 
     def load_prior(self) -> Any:
@@ -62,15 +62,14 @@ class Task:
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
         with within("prior"):
             built = registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
-        self.name_weights()
+        self.name_weights("prior.weights", prior.identify())
         return built
 
-    def name_weights(self) -> None:
-        """Says which files the prior of the config is from; checkpoints will know. Raises ConfigError."""
-        found = self.config.prior.identify()
+    def name_weights(self, key: str, found: Any) -> None:
+        """Says which files the run is made with, which ``key`` of the config names; checkpoints will know."""
         if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
             say(f"weights: {found}")
-        self.weights = found.digest
+        self.weights = (key, found.digest)
 
     def fit(
         self,
@@ -142,6 +141,7 @@ class Task:
             return
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+        learner.weights = self.weights
         trainer = self.config.trainer.model_copy(update={"max_steps": learner.max_steps, "val_check_interval": 200})
         own = self.config.model_copy(update={"trainer": trainer})
         status = fit(learner, own, folder, self.resume, self.quiet, metrics=(metric,))

@@ -40,7 +40,9 @@ def test_objects_denoised_together_are_those_denoised_alone() -> None:
 
 def test_evaluate_prior_reports_and_goes_on(tmp_path: Path, probe_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
-    monkeypatch.setattr(registry, "build", lambda kind, config: prior)
+    places: list[str] = []
+    monkeypatch.setattr("threedgen.train.task.device", lambda accelerator: "cuda:0")
+    monkeypatch.setattr(registry, "build", lambda kind, config, place: places.append(place) or prior)
     calls: list[int] = []
     real = prior.sample
 
@@ -51,7 +53,7 @@ def test_evaluate_prior_reports_and_goes_on(tmp_path: Path, probe_file: str, mon
     monkeypatch.setattr(prior, "sample", counted)
     config, out = prior_config(tmp_path / "run", probe_file), tmp_path / "run"
     assert prior_score.run(config, quiet=True) == 0
-    assert calls == [2, 2, 1]
+    assert calls == [2, 2, 1] and places == ["cuda:0"]
     first = (out / "report.json").read_bytes()
     figures = json.loads(first)
     assert figures["measured"]["noun"]["total"] == figures["probe_on_truth"]["noun"]["total"] == 5

@@ -39,7 +39,7 @@ def test_it_says_what_would_run_and_leaves_no_trace(
     lines = dict(line.split(": ", 1) for line in out.splitlines()[:-1])
     assert lines["would generate"] == "a red dog" and lines["device"].startswith("cpu, 1 threads")
     assert str(prior_folder()) in lines["weights"] and len(lines["weights"].rpartition(" ")[2]) == 65
-    assert lines["memory"].startswith("about 0.5 GB (prior") and "graph of the render" in lines["memory"]
+    assert lines["memory"].startswith("about 1.0 GB (prior") and "render" in lines["memory"]
     assert out.splitlines()[-1] == "nothing was run or written"
 
 
@@ -177,18 +177,31 @@ def test_the_largest_step_is_counted(tmp_path: Path) -> None:
     """The renders of the tiny config grow from 8 to 12 pixels and from 2 to 4 of them; a warm start alone 64 rays."""
 
     def needed(*words: str) -> dict[str, float]:
-        return module.memory(config.load(tiny(tmp_path), ["march.chunk=null", *words]), torch.device("cpu"))
+        small = ["march.chunk=null", "result.turntable.height=4", "result.turntable.width=4"]
+        return module.memory(config.load(tiny(tmp_path), [*small, *words]), torch.device("cpu"))
 
     whole, begun = needed(), needed("size=8", "scenes_per_step=1")
     warm = needed("warm_start.share=1", "refine.strengths=[]")
-    name = "graph of the render"
+    name = "render"
     assert whole[name] == pytest.approx(begun[name] * (4 * 12**2) / (2 * 8**2))
     assert warm[name] == pytest.approx(begun[name] * 64 / (2 * 8**2))
     assert whole["graph of the VAE"] == 2 * begun["graph of the VAE"]
     assert whole["Python and libraries"] > 4e8
     assert needed("trainer.max_steps=1000000000") == whole, "a longer run takes no longer to tell"
     assert needed("march.chunk=400")[name] < whole[name]
+    assert needed("result.turntable.height=64", "result.turntable.width=64")[name] > whole[name], "a picture is larger"
     assert "graph of the UNet" in needed("distillation={name: vsd}") and "graph of the UNet" not in whole
+
+
+def test_what_is_empty_takes_no_memory(tmp_path: Path) -> None:
+    """A field of distances begins as a ball, here one of a few hundredths of its cube."""
+
+    def needed(*words: str) -> float:
+        ball = {"name": "sdf", "sphere": 0.3, "log_sharpness": 5.0, "encoding": TINY["field"]["encoding"]}
+        options = config.load(tiny(tmp_path, field=ball), ["march.chunk=null", *words])
+        return module.memory(options, torch.device("cpu"))["render"]
+
+    assert needed("occupancy.resolution=32") < 0.1 * needed("occupancy=null")
 
 
 @pytest.mark.parametrize("make", [tiny_prior, coarse_prior])

@@ -21,9 +21,11 @@ from threedgen import cli, config
 from threedgen.guidance.mvadapter.cameras import RAY_VIEWS, views
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
+from threedgen.guidance.weights.loading import identify
 from threedgen.run.metrics import read_summary
 from threedgen.systems.train_mvadapter import task
 from threedgen.systems.train_mvadapter.system import denoising_loss, left_out
+from threedgen.train import checkpoint_file
 from threedgen.train.task import Task
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -99,6 +101,8 @@ def test_the_base_stays_bit_for_bit(tmp_path: Path, base: Path, monkeypatch: pyt
     state = weights(tmp_path / "run")
     assert not any("conv_in.weight" == name.rpartition("unet.")[2] for name in state)
     assert sum(name.startswith("parts.") for name in state) == sum(name.startswith("average.") for name in state)
+    saved = checkpoint_file.read(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert saved["weights"] == identify(str(base)).digest, "another base would not be noticed"
 
 
 @unix

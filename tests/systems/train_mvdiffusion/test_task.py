@@ -137,6 +137,25 @@ def test_the_attention_begins_with_that_of_another_run(
     assert "nowhere.safetensors" in capsys.readouterr().err and not Path("none").exists()
 
 
+@pytest.mark.parametrize("lost", ["single-view/single-view.safetensors", ""])
+def test_no_stage_goes_on_from_another_base(
+    tmp_path: Path, base: Path, lost: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = MVDiffusion.load(str(base), dtype="fp32", camera=False)
+    model.save("mine")
+    words = ["out=run", "trainer.max_steps=1", "training.sheet_scenes=0"]
+    assert cli.main(["--config", str(tiny(tmp_path, Path("mine"), "panorama")), *words]) == 0
+    if lost:
+        Path("run", lost).unlink()
+    torch.nn.init.zeros_(model.unet.conv_out.bias)
+    model.save("mine")
+    capsys.readouterr()
+    assert cli.main(["--resume", "run", "trainer.max_steps=2"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("start: ") and "with other weights (SHA-256" in said and "another output folder" in said
+
+
 @unix
 def test_a_run_killed_in_either_stage_ends_the_same(tmp_path: Path, base: Path) -> None:
     words = ["--config", str(tiny(tmp_path, base, "outpaint")), "out=run"]

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from threedgen.config import registry
 from threedgen.data.toybox.world import portraits
 from threedgen.evaluation.sampling import Ring, drawn_in_batches, random_ring, sample_rings
 from threedgen.guidance.prior import Prior
@@ -34,7 +33,7 @@ def evaluate(task: Task) -> None:
     config: EvaluatePriorConfig = task.config
     scores, cases = Scores(task), held_out_cases(config.samples, config.seed)
     rings = [cameras(config, case) for case in cases]
-    prior: Prior = registry.build("prior", config.prior)
+    prior: Prior = task.load_prior()
     weights = digest(prior.networks)
     prompts = [case.caption for case in cases]
 

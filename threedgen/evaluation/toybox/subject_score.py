@@ -36,7 +36,7 @@ from threedgen.run.seeding import generator, numpy_generator
 from threedgen.systems.dreambooth import task as dreambooth
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
 from threedgen.train.status import Status
-from threedgen.train.task import Stopped, Task, finished, run_task
+from threedgen.train.task import Stopped, Task, device, finished, run_task
 
 from .held_out import held_out_cases
 from .identity import similarity
@@ -75,8 +75,7 @@ class Subject:
 def evaluate(task: Task) -> None:
     """Tunes, samples, judges, reports. Raises ConfigError before any work, Stopped for a run that was."""
     config, folder = task.config, task.folder
-    base_config = tuning_config(config, folder, config.preservation[0], "thing").prior
-    tools, base = Instruments(config), registry.build("prior", base_config)
+    tools, base = Instruments(config), prior_of(tuning_config(config, folder, config.preservation[0], "thing"))
     rows: list[dict[str, Any]] = []
     with Count("subjects", config.subjects, task.quiet) as count:
         before = once(folder / "held-out.json", partial(held_out, tools, base))
@@ -117,6 +116,12 @@ def tuning_config(config: EvaluateSubjectsConfig, folder: Path, kind: str, noun:
     return load_task("config", "mvdreambooth", config.config, config.overrides, values)
 
 
+def prior_of(tuning: MVDreamBoothConfig, **options: Any) -> Prior:
+    """Builds what a run tunes, with other ``options``, on the device of that run."""
+    prior: Prior = registry.build("prior", tuning.prior.model_copy(update=options), device(tuning.trainer.accelerator))
+    return prior
+
+
 def tune(config: MVDreamBoothConfig) -> None:
     """Carries out, or goes on with, one run; a finished one is left as it is. Raises Stopped if it did not end."""
     config.check()
@@ -134,7 +139,7 @@ def after(
     the tuning."""
     run_folder = Path(str(tuning.out))
     file = {"personalisation": str(run_folder / dreambooth.RESULT), "personalisation_strength": strength}
-    tuned = registry.build("prior", tuning.prior.model_copy(update=file))
+    tuned = prior_of(tuning, **file)
     return {
         **samples(tools, subject, tuned, kind, tuning.identifier),
         "class": samples(tools, subject, tuned, f"{kind}-class"),

@@ -1,6 +1,7 @@
 """What --dry-run says: which weights, on what device, and how much memory a run takes.
 
-Nothing is computed: of the prior only shapes are known, and of a render how many samples it has at most.
+Nothing is computed: of the prior only shapes are known, and of a render how many samples meet what there is to see at
+the beginning.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from threedgen.guidance import sdxl
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.meta_networks import MetaNetworks, meta_networks
 from threedgen.representations.volume.render import BACKWARD, sample_bytes
-from threedgen.run.memory import free_bytes, graph_bytes
+from threedgen.run.memory import MOST_KEPT, free_bytes, graph_bytes
 from threedgen.run.prompts import tidy
+from threedgen.run.seeding import generator
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.plan import END, device_line, notes
 from threedgen.train.task import device as device_name
 
-from .system import GenerateSystem, jump, places
+from .system import EVAL_CHUNK, GenerateSystem, jump, places
 from .task import check_backends
 
 STATE = 4
@@ -103,13 +105,25 @@ def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:
         oriented = any(orientation.values()) if isinstance(orientation, dict) else orientation
         normals = config.material.name != "none" or config.guidance_input == "normal" or bool(oriented)
         each = sample_bytes(system.field, system.background, system.material, config.march, normals, device)
-        samples = rays * config.march.samples
-        found["graph of the render"] = BACKWARD * each * min(system.chunk(normals) or samples, samples)
+        full, table = occupied(system), config.result.turntable
+        samples = full * rays * config.march.samples
+        picture = full * table.height * table.width * config.march.of_pictures().samples
+        graph = BACKWARD * min(system.chunk(normals) or samples, samples)
+        found["render"] = each * max(graph, min(EVAL_CHUNK, picture))  # without a graph about as much for each
     text_encoder = 4.0 * (prior.parameters - prior.kept)  # it is gone before the rest is there
     found["prior"] += max(0.0, text_encoder - sum(list(found.values())[1:]))
     if device.type == "cpu":  # a GPU's memory holds none of it
         found["Python and libraries"] = LIBRARIES
+        found["kept for reuse"] = float(MOST_KEPT)
     return found
+
+
+def occupied(system: GenerateSystem) -> float:
+    """The share of the cube in which a new field is sampled."""
+    if (grid := system.occupancy) is None:
+        return 1.0
+    grid.update(system.field.density, 0, generator(system.seed, 0, "occupancy"))
+    return float(grid.binary.float().mean())
 
 
 def unet_bytes(prior: MetaNetworks, size: int) -> float:

@@ -18,6 +18,7 @@ from threedgen.guidance.draft import DRAFT, check_halves, check_sides
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
+from threedgen.guidance.weights.loading import identify
 from threedgen.run.disk import writing
 from threedgen.run.seeding import seed_networks
 from threedgen.train.status import Status
@@ -35,6 +36,7 @@ def train(task: Task) -> Status:
     config: TrainMVAdapterConfig = task.config
     model = load_base(config)
     network = fresh_adapter(config, model)
+    task.name_weights("start", identify(config.start))
 
     def source(split: str) -> ObjectViews:
         built: ObjectViews = registry.build(

@@ -23,6 +23,7 @@ from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.unet import Kind, MultiviewUNet
 from threedgen.guidance.mvdiffusion.weights import begin_with
 from threedgen.guidance.weights.files import read_tensors
+from threedgen.guidance.weights.loading import identify
 from threedgen.guidance.weights.plugins import locate
 from threedgen.run.disk import writing
 from threedgen.run.seeding import generator, seed_networks
@@ -47,6 +48,7 @@ def train(task: Task) -> Status:
             f"{wanted}, or with single_view one that is told nothing",
             "start",
         )
+    task.name_weights("start", identify(config.start))
     source = registry.build("scene-source", config.scenes, config.seed, "train")
     seen = scenes(task, model, source)
     lora = None if config.single_view is None else learn_single_views(task, model, seen, config.single_view)
