@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from tests.support.parity_files import parity_files
+from tests.support.parity_files import recorded, tensors
 from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, cpu, output, tiny_prior
 from threedgen.config import ConfigError
@@ -31,12 +30,10 @@ def prior() -> MVDream:
 
 # ---------------------------------------------------------------- cameras
 
-CAMERAS = [p for p in parity_files("camera") if {"cfg0", "cam0", "c2w_in"} <= set(np.load(p).files)]
 
-
-@pytest.mark.parametrize("path", CAMERAS, ids=lambda p: p.stem)
+@recorded("camera", "cfg0", "cam0", "c2w_in")
 def test_cameras_match_the_reference(path: Path) -> None:
-    arrays = {name: torch.from_numpy(a) for name, a in np.load(path).items()}
+    arrays = tensors(path)
     for name in (n for n in arrays if n.startswith("cfg")):
         n, elevation, start, span, blender = arrays[name].tolist()
         found = camera_vector(script_poses(int(n), elevation, start, span, bool(blender)))
@@ -45,10 +42,6 @@ def test_cameras_match_the_reference(path: Path) -> None:
     torch.testing.assert_close(opengl_to_blender(c2w), arrays["opengl_to_blender"], rtol=0, atol=1e-6)
     torch.testing.assert_close(camera_vector(c2w), arrays["normalized16"], rtol=0, atol=1e-6)
     assert torch.equal(c2w, before)
-
-
-def test_recorded_cameras_are_found() -> None:
-    assert CAMERAS
 
 
 def test_camera_vector_knows_directions_only() -> None:
