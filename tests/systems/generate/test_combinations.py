@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 
 import pytest
 
+from tests.support.marks import unix
 from tests.support.task_server import prior_folder, server
 from tests.support.tiny_mvadapter import tiny_prior_config
 from tests.support.toy_run import log
@@ -16,7 +16,6 @@ from threedgen.config import ConfigError, load, registry
 from threedgen.run.metrics import read_summary
 from threedgen.systems.batch.jobs import words_of
 
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 PRIORS = ("mvdream", "stable-diffusion", "mvadapter")
 """Those that the toybox has weights for, or a training."""
 KINDS = tuple(itertools.product(registry.names("distillation"), registry.names("representation")))

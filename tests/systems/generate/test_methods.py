@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.marks import unix
 from tests.support.task_server import prior_folder, server
 from tests.support.tiny_methods import folders
 from tests.support.toy_run import log
 from threedgen import cli, config
 from threedgen.run.metrics import read_summary
-
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 SMALL = [
     "threads=1", "prior.dtype=fp32", "field.encoding.n_levels=3", "field.encoding.log2_hashmap_size=8",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.support.kept_folder import kept_folder
+from tests.support.marks import unix
 from tests.support.official import NAMES, TINY_WIDTHS, WIDTHS, Kind, ldm_unet, official_checkpoint
 from tests.support.script_poses import script_poses
 from tests.support.task_server import server
@@ -24,8 +24,6 @@ from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.run.metrics import read_summary
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.sample.options import SampleConfig
-
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 SMALL = [
     "threads=1", "prior.tokenizer=clip", "prior.dtype=fp32", "prior.image_size=64",

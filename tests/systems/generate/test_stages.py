@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.marks import unix
 from tests.support.task_server import TINY, assert_same, finished_run, prior_folder, server, weights, write_config
 from tests.support.toy_run import log
 from threedgen import cli, config
 from threedgen.config import ConfigError
 from threedgen.run.metrics import read_summary
-
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 FIELD = TINY["field"] | {"name": "ngp"}
 TREE: dict[str, Any] = TINY | {

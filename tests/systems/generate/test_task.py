@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from tests.support.example_run import SHOWN, Page
+from tests.support.marks import unix
 from tests.support.task_server import (
     TINY,
     assert_same,
@@ -40,7 +41,6 @@ from threedgen.systems.generate.result import FILES
 from threedgen.train.task import finished
 from threedgen.viewer.report import PAGE
 
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STEPS = TINY["trainer"]["max_steps"]
 
 

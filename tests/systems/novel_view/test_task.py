@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.marks import unix
 from tests.support.task_server import TINY_THREEDIM, assert_same, finished_run, saved_at, server, weights, write_config
 from tests.support.tiny_prior import tiny_coarse, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from tests.support.tiny_threedim import inputs, tiny_network
@@ -33,7 +33,6 @@ from threedgen.systems.novel_view.gap import Pairs, gap_test, write_gaps
 from threedgen.systems.novel_view.options import TrainThreeDiMConfig
 from threedgen.systems.novel_view.system import PairSystem, pair_loss, rate_share
 
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STEPS = TINY_THREEDIM["trainer"]["max_steps"]
 LEVELS = (0.5, 0.05)
 
@@ -195,9 +194,7 @@ def test_a_run_leaves_a_model_a_table_of_gaps_and_a_sheet() -> None:
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     run, words = tmp_path / "run", command(tmp_path)
     for step in (3, 7):
-        pid = server().held(tmp_path, words=words, hold_at=step, hold_in="Pair")
-        os.kill(pid, signal.SIGKILL)
-        assert server().wait(pid) == -signal.SIGKILL, log(tmp_path)
+        server().killed(tmp_path, words=words, hold_at=step, hold_in="Pair")
         assert saved_at(run)
     assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
     assert_same(weights(run), weights(undisturbed()))

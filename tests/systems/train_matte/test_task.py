@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.marks import unix
 from tests.support.task_server import assert_same, saved_at, server, weights, write_config
 from tests.support.toy_run import log
 from threedgen import cli, config
@@ -20,7 +19,6 @@ from threedgen.run.metrics import read_summary
 from threedgen.systems.train_matte.options import TrainMatteConfig
 from threedgen.systems.train_matte.task import Pictures
 
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 TINY: dict[str, Any] = {
     "task": "train-matte",
     "threads": 1,
@@ -63,9 +61,7 @@ def test_a_killed_run_ends_the_same(tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     assert server().run(tmp_path / "whole", words=words) == 0, log(tmp_path / "whole")
-    pid = server().held(tmp_path / "killed", words=words, hold_at=3, hold_in="Matte")
-    os.kill(pid, signal.SIGKILL)
-    assert server().wait(pid) == -signal.SIGKILL
+    server().killed(tmp_path / "killed", words=words, hold_at=3, hold_in="Matte")
     assert saved_at(tmp_path / "killed" / "run")
     assert server().run(tmp_path / "killed", words=["--resume", "run"]) == 0, log(tmp_path / "killed")
     whole, killed = (tmp_path / name / "run" for name in ("whole", "killed"))

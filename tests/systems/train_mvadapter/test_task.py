@@ -3,8 +3,6 @@ same."""
 
 from __future__ import annotations
 
-import os
-import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.marks import unix
 from tests.support.task_server import TINY_MVADAPTER, assert_same, saved_at, server, weights, write_config
 from tests.support.tiny_mvadapter import tiny_model
 from tests.support.tiny_prior import cpu, tiny_prior
@@ -26,7 +25,6 @@ from threedgen.systems.train_mvadapter import task
 from threedgen.systems.train_mvadapter.system import denoising_loss, left_out
 from threedgen.train.task import Task
 
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STEPS = TINY_MVADAPTER["trainer"]["max_steps"]
 RESULT = "adapter.safetensors"
 
@@ -108,9 +106,7 @@ def test_a_killed_run_ends_the_same(tmp_path: Path, base: Path) -> None:
         (tmp_path / name).mkdir()
     assert server().run(tmp_path / "whole", words=words) == 0, log(tmp_path / "whole")
     for step in (2, 4):
-        pid = server().held(tmp_path / "killed", words=words, hold_at=step, hold_in="Adapter")
-        os.kill(pid, signal.SIGKILL)
-        assert server().wait(pid) == -signal.SIGKILL
+        server().killed(tmp_path / "killed", words=words, hold_at=step, hold_in="Adapter")
         assert saved_at(tmp_path / "killed" / "run")
     assert server().run(tmp_path / "killed", words=["--resume", "run"]) == 0, log(tmp_path / "killed")
     whole, killed = (tmp_path / name / "run" for name in ("whole", "killed"))
