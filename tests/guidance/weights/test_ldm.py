@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from tests.support import official
 from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
 from tests.support.parity_files import close, parted, recorded
 from tests.support.tiny_prior import open_clip_names, tiny_text_encoder, tiny_unet, tiny_vae
@@ -152,23 +153,12 @@ def test_unet_there_and_back(config: dict[str, Any]) -> None:
 
 def test_the_released_unets_have_the_known_sizes() -> None:
     """Names and shapes only: the full MVDream sd-v2.1 and sd-v1.5 UNets (690 tensors)."""
-    common = {
-        "block_out_channels": (320, 640, 1280, 1280),
-        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        "layers_per_block": 2,
-    }
-    sd21 = {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True, "cross_attention_dim": 1024}
-    sd15 = {"attention_head_dim": 8, "use_linear_projection": False, "cross_attention_dim": 768}
-    for special, size in ((sd21, 867_572_164), (sd15, 861_182_404)):
+    for kind, size, heads in (("sd21", 867_572_164, [5, 10, 20, 20]), ("sd15", 861_182_404, [8] * 4)):
         with torch.device("meta"):
-            unet = tiny_unet(**common, **special)
-        ldm = to_ldm(unet.state_dict(), unet_prefixes(unet.config))
-        converted = convert_unet(ldm)
+            converted = convert_unet(official.ldm_unet(kind, official.WIDTHS))
         assert sum(t.numel() for t in converted.tensors.values()) == size
         assert len(converted.tensors) == 690
-        heads = special["attention_head_dim"]
-        assert converted.config["attention_head_dim"] == (list(heads) if heads != 8 else [8] * 4)
+        assert converted.config["attention_head_dim"] == heads
 
 
 @pytest.mark.parametrize("config", [{}, {"block_out_channels": (32, 64)}], ids=range(2))
