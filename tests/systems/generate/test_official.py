@@ -15,6 +15,7 @@ from tests.support.kept_folder import kept_folder
 from tests.support.marks import unix
 from tests.support.official import NAMES, WIDTHS, Kind, ldm_unet, official_checkpoint
 from tests.support.script_poses import script_poses
+from tests.support.small_run import SMALL, small_field
 from tests.support.task_server import server
 from tests.support.toy_run import log
 from threedgen import cli, config
@@ -26,15 +27,10 @@ from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.generate.system import jump
 from threedgen.systems.sample.options import SampleConfig
 
-SMALL = [
-    "threads=1", "prior.tokenizer=clip", "prior.dtype=fp32", "prior.image_size=64",
-    "field.encoding.n_levels=3", "field.encoding.log2_hashmap_size=8", "field.encoding.base_resolution=4",
-    "field.encoding.per_level_scale=2", "field.width=8", "field.density_blob_scale=20", "march.samples=24",
-    "march.chunk=3000", "occupancy.resolution=8", "size={0: 8, 5: 16}", "scenes_per_step={0: 2, 5: 1}",
-    "preview.steps=2",
-    "result.turntable.n_view=2", "result.turntable.height=16", "result.turntable.width=16",
-    "result.mesh_resolution=16", "export.enabled=false", "trainer.max_steps=10", "trainer.precision=32-true",
-    "trainer.accelerator=cpu",
+PRIOR = ["prior.tokenizer=clip", "prior.image_size=64"]
+WORDS = [
+    *PRIOR, *SMALL, *small_field("field", "encoding.per_level_scale=2", "density_blob_scale=20"), "size={0: 8, 5: 16}",
+    "scenes_per_step={0: 2, 5: 1}", "preview.steps=2", "trainer.max_steps=10", "trainer.precision=32-true",
 ]  # fmt: skip
 """The configs as they are but for sizes; what happens at step 5,000 happens at step 5."""
 SHADING = ["material.ambient_only_steps=5", "loss.orientation={0: 10, 5: 1000}"]
@@ -89,7 +85,7 @@ def test_a_dry_run_sees_the_networks_that_would_be_loaded(kind: Kind) -> None:
 def test_ten_steps_of_the_config_to_a_mesh(name: str, kind: Kind, more: list[str]) -> None:
     """The checkpoint lies in the working directory under its own name, as after a download."""
     place, run = folder(kind), folder(kind) / name
-    words = ["--config", name, "prompt=a dog", f"out={name}", *SMALL, *more]
+    words = ["--config", name, "prompt=a dog", f"out={name}", *WORDS, *more]
     assert server().run(place, words=words) == 0, log(place)
     summary = read_summary(run)
     assert summary["status"] == "finished" and summary["steps"] == 10 and summary["triangles"] > 10
@@ -104,7 +100,7 @@ def test_ten_steps_of_the_config_to_a_mesh(name: str, kind: Kind, more: list[str
 
 @unix
 def test_the_preview_config_draws_four_views() -> None:
-    words = ["--config", "preview-mvdream-sd21", "prompt=a dog", "out=seen", "steps=2", *SMALL[:4]]
+    words = ["--config", "preview-mvdream-sd21", "prompt=a dog", "out=seen", "steps=2", *PRIOR, *SMALL[:2]]
     assert server().run(folder("sd21"), words=words) == 0, log(folder("sd21"))
     with Image.open(folder("sd21") / "seen" / "views.png") as picture:
         assert picture.size == (4 * 64 + 5 * 2, 64 + 2 * 2)
