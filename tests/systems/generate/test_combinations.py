@@ -22,9 +22,9 @@ PRIORS = ("mvdream", "stable-diffusion", "mvadapter")
 KINDS = tuple(itertools.product(registry.names("distillation"), registry.names("representation")))
 QUICK = [
     ("mvdream", "sds", "sdf"), ("mvdream", "vsd", "ngp"), ("mvdream", "reconstruction", "dmtet"),
-    ("stable-diffusion", "reconstruction", "ngp"), ("stable-diffusion", "vsd", "dmtet"), ("mvadapter", "sds", "ngp"),
+    ("stable-diffusion", "reconstruction", "ngp"),
 ]  # fmt: skip
-"""Every name once at least; the others are slow together."""
+"""With what test_methods.py and test_mvadapter.py run, every name once at least; the others are slow together."""
 
 
 def words(prior: str, distillation: str, field: str) -> list[str]:

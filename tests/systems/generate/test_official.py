@@ -80,7 +80,11 @@ def test_a_dry_run_sees_the_networks_that_would_be_loaded(kind: Kind) -> None:
 @unix
 @pytest.mark.parametrize(
     ("name", "kind", "more"),
-    [("mvdream-sd21", "sd21", []), ("mvdream-sd21-shading", "sd21", SHADING), ("mvdream-sd15", "sd15", [])],
+    [
+        ("mvdream-sd21", "sd21", []),
+        ("mvdream-sd21-shading", "sd21", SHADING),
+        pytest.param("mvdream-sd15", "sd15", [], marks=pytest.mark.slow),  # another file for the same config
+    ],
 )
 def test_ten_steps_of_the_config_to_a_mesh(name: str, kind: Kind, more: list[str]) -> None:
     """The checkpoint lies in the working directory under its own name, as after a download."""
