@@ -165,18 +165,6 @@ def test_a_cpu_does_not_emulate_fp16_and_that_is_said_once(
     assert said == [f"dtype fp16 would be emulated on a CPU, so it computes in {name}"]
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_auto_takes_bf16_only_where_it_is_fast(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "bf16_cpu", lambda: fast)
-    expected = torch.bfloat16 if fast else torch.float32
-    assert precision.compute_dtype("auto", torch.device("cpu")) == expected
-    assert precision.compute_dtype("bf16", torch.device("cpu")) == torch.bfloat16, "as it was asked for"
-    assert precision.compute_dtype("fp16", torch.device("cuda")) == torch.float16
-    for wanted in (True, False):
-        with precision.mixed(torch.device("cpu"), wanted):
-            assert torch.is_autocast_enabled("cpu") == (wanted and fast)
-
-
 def test_sampling_is_repeatable_and_follows_prompt_and_cameras(prior: MVDream) -> None:
     poses = script_poses(4)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import threedgen
 from tests.support.task_server import TINY, snapshot, tiny_generate
@@ -23,7 +22,6 @@ from threedgen.systems.generate.outputs import VIEWS, view_indices
 from threedgen.systems.generate.result import Run, tell
 from threedgen.systems.generate.system import jump
 from threedgen.train.status import Status
-from threedgen.train.task import device
 from threedgen.viewer.record import ROW, SIDES
 
 # ---------------------------------------------------------------- rules between sections
@@ -83,15 +81,6 @@ def test_a_schedule_that_jumps() -> None:
 def test_sides_of_the_sheet() -> None:
     assert (VIEWS, VIEWS // 2) == (SIDES, ROW)  # what the pages take it to be
     assert view_indices(60) == [0, 7, 15, 22, 30, 37, 45, 52] and view_indices(3) == [0, 1, 2]
-
-
-def test_where_the_prior_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert [device(name) for name in ("auto", "gpu", "cuda", "cpu")] == ["cuda:1"] * 3 + ["cpu"]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device("auto") == "cpu"
 
 
 # ---------------------------------------------------------------- from Python
