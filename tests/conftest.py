@@ -1,15 +1,20 @@
-"""For all tests: repeatable property tests, GPU tests only where there is one, a browser if there is one."""
+"""For all tests: repeatable property tests, no wait for the disk, a GPU or a browser only where there is one."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import settings
 
+from tests.support import disk
 from tests.support.browser import chromium, launched  # noqa: F401  fixtures
 
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)  # busy machines are slow
 settings.register_profile("nightly", deadline=None, max_examples=2000)
 settings.load_profile("ci")
+
+
+def pytest_configure() -> None:
+    disk.never_wait()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

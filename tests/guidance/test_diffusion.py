@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.support.parity_files import parity_files
+from tests.support.parity_files import close, parity_files, tensors
 from threedgen.guidance.diffusion import (
     Conditions,
     Negatives,
@@ -33,29 +32,13 @@ from threedgen.guidance.diffusion import (
 )
 from threedgen.guidance.schedule import Schedule
 
-FILES = parity_files("schedule_ddim_")
 FIXED = settings(derandomize=True, deadline=None, max_examples=40)
 SD = Schedule.scaled_linear()
 
 
-def load(path) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.asarray(array)) for name, array in np.load(path).items()}
-
-
-def close(got: Tensor, want: Tensor, tolerance: float) -> None:
-    """Largest difference relative to the largest value."""
-    assert got.shape == want.shape
-    scale = max(float(want.abs().max()), 1e-12)
-    assert float((got.double() - want.double()).abs().max()) <= tolerance * scale
-
-
-@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+@pytest.fixture(params=parity_files("schedule_ddim_"), ids=lambda path: path.stem)
 def recorded(request) -> dict[str, Tensor]:
-    return load(request.param)
-
-
-def test_parity_files_are_there():
-    assert FILES
+    return tensors(request.param)
 
 
 def test_parity_tables(recorded):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.support.interpreted import BACKENDS, KERNELS
-from tests.support.parity_files import parity_files
+from tests.support.parity_files import close, recorded, tensors
 from threedgen.config.errors import ConfigError
 from threedgen.representations.hashgrid import numba_kernels, torch_twin
 from threedgen.representations.hashgrid.encoding import Frequency, HashGrid, position_gradient
@@ -18,6 +18,7 @@ from threedgen.representations.hashgrid.torch_twin import grid_levels
 from threedgen.representations.options import FrequencyConfig, HashGridConfig
 
 SMALL = HashGridConfig(n_levels=6, log2_hashmap_size=9, base_resolution=4, per_level_scale=1.6)  # dense and hashed
+SIZES = ("n_levels", "log2_hashmap_size", "base_resolution", "per_level_scale")
 
 
 def filled(options: HashGridConfig) -> HashGrid:
@@ -39,40 +40,32 @@ def rand_like(x: Tensor, seed: int) -> Tensor:
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
 
 
-def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
-    """Largest difference, relative to the largest value."""
-    assert ours.shape == theirs.shape
-    assert float((ours - theirs).abs().max()) <= tolerance * float(theirs.abs().max())
-
-
 # --- the reference ---
 
 
-@pytest.mark.parametrize("file", parity_files("hashgrid"), ids=lambda file: file.stem)
-def test_levels_are_those_of_tiny_cuda_nn(file: Path) -> None:
-    data = np.load(file)
-    names = ("n_levels", "log2_hashmap_size", "base_resolution", "per_level_scale")
-    levels = grid_levels(*(data[name].item() for name in names))
+@recorded("hashgrid")
+def test_levels_are_those_of_tiny_cuda_nn(path: Path) -> None:
+    data = tensors(path)
+    levels = grid_levels(*(data[name].item() for name in SIZES))
     np.testing.assert_array_equal(levels.offset, data["level_offsets"])
     np.testing.assert_array_equal(levels.resolution, data["level_resolution"])
     np.testing.assert_allclose(levels.scale, data["level_scale"], rtol=2e-7)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("file", parity_files("hashgrid"), ids=lambda file: file.stem)
-def test_features_and_their_slopes_are_those_of_tiny_cuda_nn(file: Path, backend: str) -> None:
-    data = np.load(file)
-    names = ("n_levels", "log2_hashmap_size", "base_resolution", "per_level_scale")
-    values = {name: data[name].item() for name in names} | {"n_features": data["table"].shape[1]}
+@recorded("hashgrid")
+def test_features_and_their_slopes_are_those_of_tiny_cuda_nn(path: Path, backend: str) -> None:
+    data = tensors(path)
+    values = {name: data[name].item() for name in SIZES} | {"n_features": data["table"].shape[1]}
     grid = HashGrid(HashGridConfig(backend=backend, **values))
-    grid.table.data = torch.from_numpy(data["table"])
-    x = torch.from_numpy(data["positions"]).requires_grad_()
+    grid.table.data = data["table"]
+    x = data["positions"].requires_grad_()
     encoded = grid(x)
-    close(encoded.detach(), torch.from_numpy(data["encoded"]), 1e-3)
+    close(encoded.detach(), data["encoded"], 1e-3)
     few = slice(None, None, 11 if backend == "triton" else 1)  # its interpreter is slow
     columns = encoded.unbind(dim=1)[few]
     slopes = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0] for column in columns]
-    close(torch.stack(slopes, dim=1), torch.from_numpy(data["d_encoded_d_pos"])[:, few], 1e-3)
+    close(torch.stack(slopes, dim=1), data["d_encoded_d_pos"][:, few], 1e-3)
 
 
 # --- kernels against their twin ---
@@ -98,8 +91,9 @@ def test_kernels_equal_their_twin_to_second_order(n_features: int, n_points: int
 
 
 def test_twin_gradients_are_the_slopes_of_its_values() -> None:
-    options = HashGridConfig(n_levels=3, log2_hashmap_size=6, base_resolution=3, per_level_scale=1.5)
+    options = HashGridConfig(n_levels=2, log2_hashmap_size=5, base_resolution=3, per_level_scale=1.5)
     grid = filled(options).double()
+    assert list(grid.levels.hashed) == [False, True]
     x = (0.05 + 0.9 * torch.rand(2, 3, generator=torch.Generator().manual_seed(7))).double().requires_grad_()
 
     def encode(x: Tensor, table: Tensor) -> Tensor:

@@ -1,14 +1,58 @@
-"""Finds recorded outputs of reference implementations by the beginning of their names, in any sub-folder."""
+"""Recorded outputs of reference implementations: found by the beginning of their names, read, compared."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
 
 DEFAULT = Path(__file__).parents[1] / "parity"
 
 
-def parity_files(prefix: str) -> list[Path]:
-    """All ``PREFIX*.npz`` below the folder that THREEDGEN_PARITY names (default: the copies kept in tests/parity)."""
+def parity_files(prefix: str, *arrays: str) -> list[Path]:
+    """All ``PREFIX*.npz`` that hold ``arrays``, in any sub-folder of the one that THREEDGEN_PARITY names (default: the
+    copies kept in tests/parity). Without any it fails, for tests of no recording would be skipped in silence.
+    """
     root = Path(os.environ.get("THREEDGEN_PARITY", DEFAULT))
-    return sorted(root.rglob(f"{prefix}*.npz"))
+    paths = sorted(root.rglob(f"{prefix}*.npz"))
+    found = [path for path in paths if not arrays or {*arrays} <= {*np.load(path).files}]
+    assert found, f"no recording {prefix}*.npz with {arrays} in {root}"
+    return found
+
+
+def recorded(prefix: str, *arrays: str) -> pytest.MarkDecorator:
+    """Gives a test each of these recordings as its ``path``."""
+    return pytest.mark.parametrize("path", parity_files(prefix, *arrays), ids=lambda path: path.stem)
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """All numbers of a recording."""
+    with np.load(path) as file:
+        arrays = {name: np.asarray(file[name]) for name in file.files}
+    return {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind in "fiub"}
+
+
+def options(path: Path) -> dict[str, Any]:
+    """What a recording says of itself."""
+    with np.load(path) as file:
+        return json.loads(str(file["meta_json"])) if "meta_json" in file.files else {}
+
+
+def parted(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """(weights, which have this prefix there; all other numbers; options)"""
+    every = tensors(path)
+    weights = {name.removeprefix(prefix): tensor for name, tensor in every.items() if name.startswith(prefix)}
+    return weights, {name: t for name, t in every.items() if not name.startswith(prefix)}, options(path)
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Largest difference relative to the largest value."""
+    assert found.shape == expected.shape
+    error = float((found.double() - expected.double()).abs().max())
+    assert error <= tolerance * float(expected.abs().max()), f"{error:.2e}"

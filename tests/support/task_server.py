@@ -304,6 +304,10 @@ class Server(toy_run.Server):
         (folder / "go").touch()
         return self.wait(pid)
 
+    def killed(self, folder: Path, **options: Any) -> None:
+        """A command that is killed in the middle of step `hold_at`."""
+        assert self.signalled(folder, signal.SIGKILL, **options) == -signal.SIGKILL, toy_run.log(folder)
+
 
 @functools.cache
 def server() -> Server:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
-import tempfile
 from math import pi
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from tests.support.kept_folder import kept_folder
 from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.geometry import panorama
 from threedgen.guidance.distillation.lora import LoRA
@@ -92,9 +91,7 @@ def tiny_model(variant: str | None = None, **unet: Any) -> MVDiffusion:
 @functools.cache
 def tiny_weights() -> Path:
     """A folder with the 2D model, base, and a file of blocks for each variant."""
-    kept = tempfile.TemporaryDirectory()
-    atexit.register(kept.cleanup)
-    folder = Path(kept.name)
+    folder = kept_folder()
     tiny_model().save(folder / "base")
     for variant in VARIANTS:
         network = tiny_model(variant).multiview

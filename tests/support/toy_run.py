@@ -26,6 +26,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tests.support import disk
+
 STEPS = 60
 CONFIG_YAML = "task: toy\nseed: 3\ntrainer:\n  max_steps: 60\nlearning_rate: 0.01\n"
 
@@ -186,6 +188,7 @@ def _child(options: dict[str, Any]) -> None:
 
 def serve(child: Callable[[dict[str, Any]], None]) -> None:
     """Forks a child for each order that is read, or waits for one; `child` ends its process."""
+    disk.never_wait()
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)

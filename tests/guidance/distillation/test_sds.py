@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -14,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.support.fixed_noise import reconstruction, sds_eps
-from tests.support.parity_files import parity_files
+from tests.support.parity_files import close, recorded, tensors
 from threedgen.config import at
 from threedgen.guidance import diffusion
 from threedgen.guidance.diffusion import Conditions
@@ -32,19 +29,8 @@ from threedgen.run import seeding
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=40)
 SD = Schedule.scaled_linear()
-LATENT, RGB = parity_files("sds_latent"), parity_files("sds_rgb")
 PHI = {"recon05": 0.5, "recon0": 0.0, "recon1": 1.0}
 CASES = [*PHI, "eps"]
-
-
-def load(path: Path) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.asarray(array)) for name, array in np.load(path).items()}
-
-
-def close(got: Tensor, want: Tensor, tolerance: float) -> None:
-    """Largest difference relative to the largest value."""
-    assert got.shape == want.shape
-    assert float((got - want).abs().max()) <= tolerance * float(want.abs().max())
 
 
 def fake_net(r: dict[str, Tensor], n_views: int):
@@ -78,14 +64,10 @@ def recorded_norm(r: dict[str, Tensor], case: str) -> float:
     return float(r[f"{case}_grad_norm"]) / (len(r["noise"]) if case == "eps" else 1)
 
 
-def test_parity_files_are_there():
-    assert LATENT and RGB
-
-
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("path", LATENT, ids=lambda path: path.stem)
+@recorded("sds_latent")
 def test_parity_latents(path, case):
-    r = load(path)
+    r = tensors(path)
     latents = r["latents"].requires_grad_()
     loss, logs = replay(r, case, latents)
     (grad,) = torch.autograd.grad(loss, latents)
@@ -96,9 +78,9 @@ def test_parity_latents(path, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("path", RGB, ids=lambda path: path.stem)
+@recorded("sds_rgb")
 def test_parity_from_pictures(path, case, monkeypatch):
-    r = load(path)
+    r = tensors(path)
     vae = convert_vae({name[4:]: value for name, value in r.items() if name.startswith("vae.")})
     prior = MVDream.__new__(MVDream)  # encoding needs nothing else of it
     prior.device, prior.dtype, prior.scaling_factor = torch.device("cpu"), torch.float32, 0.18215
@@ -117,9 +99,9 @@ def test_parity_from_pictures(path, case, monkeypatch):
     assert float(logs["grad_norm"]) == pytest.approx(recorded_norm(r, case), rel=1e-3)
 
 
-@pytest.mark.parametrize("path", LATENT + RGB, ids=lambda path: path.stem)
+@recorded("sds_")
 def test_parity_camera_vectors_and_annealing(path):
-    r = load(path)
+    r = tensors(path)
     close(camera_vector(r["c2w"]), r["camera_cond"], 1e-6)
     low, high = {0: 0.98, 8000: 0.02}, {0: 0.98, 8000: 0.5}
     for step, first, last in r["anneal"].tolist():

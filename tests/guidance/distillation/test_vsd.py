@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.marks import unix
 from tests.support.script_poses import script_poses
 from tests.support.task_server import TINY, assert_same, prior_folder, server, weights, write_config
 from tests.support.tiny_prior import TEXT_WIDTH, cpu, tiny_prior
@@ -23,8 +23,6 @@ from threedgen.guidance.distillation.vsd import VSD
 from threedgen.guidance.options import VSDConfig
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.schedule import Schedule
-
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 @pytest.fixture(scope="module")

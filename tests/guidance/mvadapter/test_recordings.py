@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import json
 from dataclasses import replace
 from math import pi, radians
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
 import torch
 from diffusers import DDPMScheduler, T2IAdapter, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from tests.support.parity_files import parity_files
+from tests.support.parity_files import options, recorded, tensors
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.control_maps import position_control, ray_control, sight_lines, view_rays
 from threedgen.geometry.poses import orbit_c2w, world_to_camera
@@ -29,19 +26,12 @@ from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.components import scheduler
 
 
-def recorded(prefix: str) -> Any:
-    return pytest.mark.parametrize("path", parity_files(prefix), ids=lambda p: p.stem)
-
-
 class Recording:
     """Options, weights by their prefix, inputs and outputs of a file."""
 
     def __init__(self, path: Path) -> None:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-        self.options = json.loads(str(arrays.pop("meta_json")))
-        found = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        self.tensors = {n: t.float() if t.dtype == torch.float64 else t for n, t in found.items()}
+        self.options = options(path)
+        self.tensors = {n: t.float() if t.dtype == torch.float64 else t for n, t in tensors(path).items()}
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
@@ -60,7 +50,7 @@ def test_attention(path: Path) -> None:
     rest = {name: o[name] for name in ("residual_connection", "rescale_output_factor")}
     attn = Attention(o["dim"], heads=o["heads"], dim_head=o["dim"] // o["heads"], processor=processor, **rest)
     attn.load_state_dict(file.under("w:"))
-    options: dict[str, dict[str, Any]] = {
+    asks: dict[str, dict[str, Any]] = {
         "plain": {"use_mv": False, "use_ref": False},
         "mv_only": {"use_ref": False},
         "ref_only": {"use_mv": False},
@@ -69,7 +59,7 @@ def test_attention(path: Path) -> None:
     }
     features = {"attn1": given["ref_hidden_states"]}
     size = (o["height"], o["width"])
-    for name, asked in options.items():
+    for name, asked in asks.items():
         views = {"n_view": o["num_views"], "latent_size": size, "ref_hidden_states": features}
         close(attn(given["hidden_states"], **views, **asked), out[name])
 
@@ -145,8 +135,8 @@ def test_whole_chain(path: Path) -> None:
     o, given, out = file.options, file.under("in:"), file.under("out:")
     weights = file.under("w:unet:")
     known = inspect.signature(UNet2DConditionModel).parameters
-    options = {name: value for name, value in o.items() if name in known}
-    unet = UNet2DConditionModel(**options, down_block_types=o["down"], up_block_types=o["up"])
+    sizes = {name: value for name, value in o.items() if name in known}
+    unet = UNet2DConditionModel(**sizes, down_block_types=o["down"], up_block_types=o["up"])
     unet.load_state_dict({name: tensor for name, tensor in weights.items() if ".processor." not in name})
     network = convert_adapter(weights | file.under("w:cond_encoder:"), unet, layout=o["processor"]).network
     n_view, text = o["num_views"], [given["negative_prompt_embeds"], given["prompt_embeds"]]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from math import pi, radians
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from tests.support.parity_files import parity_files
+from tests.support.parity_files import parted, recorded
 from threedgen.evaluation.metrics.overlap import overlap_ratio, panorama_overlap, turned_into
 from threedgen.geometry import panorama, warp
 from threedgen.guidance.mvdiffusion.caa import DepthBlock, PanoramaBlock, PositionalEncoding
@@ -36,20 +35,7 @@ def panorama_correspondences(K: Tensor, R: Tensor, pairs: list[tuple[int, int]],
     return warp.apply_homography(H[:, None], warp.pixel_grid(height, width))[0]
 
 
-def recorded(prefix: str) -> Any:
-    return pytest.mark.parametrize("path", parity_files(prefix), ids=lambda p: p.stem)
-
-
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """(weights, everything else, options)"""
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-    meta = json.loads(str(arrays.pop("meta_json"))) if "meta_json" in arrays else {}
-    tensors = {
-        name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items() if array.dtype.kind in "fiub"
-    }
-    weights = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("w/")}
-    return weights, {name: t for name, t in tensors.items() if not name.startswith("w/")}, meta
+read = partial(parted, prefix="w/")
 
 
 def panoramas(rest: dict[str, Tensor], size: tuple[int, int]) -> Geometry:

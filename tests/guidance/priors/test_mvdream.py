@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from tests.support.parity_files import parity_files
+from tests.support.parity_files import recorded, tensors
 from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, cpu, output, tiny_prior
 from threedgen.config import ConfigError
@@ -31,12 +30,10 @@ def prior() -> MVDream:
 
 # ---------------------------------------------------------------- cameras
 
-CAMERAS = [p for p in parity_files("camera") if {"cfg0", "cam0", "c2w_in"} <= set(np.load(p).files)]
 
-
-@pytest.mark.parametrize("path", CAMERAS, ids=lambda p: p.stem)
+@recorded("camera", "cfg0", "cam0", "c2w_in")
 def test_cameras_match_the_reference(path: Path) -> None:
-    arrays = {name: torch.from_numpy(a) for name, a in np.load(path).items()}
+    arrays = tensors(path)
     for name in (n for n in arrays if n.startswith("cfg")):
         n, elevation, start, span, blender = arrays[name].tolist()
         found = camera_vector(script_poses(int(n), elevation, start, span, bool(blender)))
@@ -47,10 +44,6 @@ def test_cameras_match_the_reference(path: Path) -> None:
     assert torch.equal(c2w, before)
 
 
-def test_recorded_cameras_are_found() -> None:
-    assert CAMERAS
-
-
 def test_camera_vector_knows_directions_only() -> None:
     c2w = torch.eye(4).repeat(3, 1, 1)
     c2w[:, :3, 3] = torch.tensor([[3.0, 0, 4], [0.3, 0, 0.4], [0, 0, 0]])
@@ -59,12 +52,6 @@ def test_camera_vector_knows_directions_only() -> None:
     assert torch.allclose(found[0, :3, 3], torch.tensor([0.6, 0, 0.8]))
     assert torch.equal(found[2], torch.eye(4))  # a camera at the origin stays there, without NaN
     assert torch.equal(found[:, :3, :3], c2w[:, :3, :3])
-
-
-def test_the_scripts_azimuth_90_looks_from_the_front() -> None:
-    pose = script_poses(1, elevation=0, azimuth_start=90)[0]
-    expected = torch.tensor([[0.0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # at +x, up +z
-    torch.testing.assert_close(pose, expected, rtol=0, atol=1e-6)
 
 
 # ---------------------------------------------------------------- prompts
@@ -153,11 +140,8 @@ def test_v_prediction_is_turned_into_noise(prior: MVDream) -> None:
     schedule = Schedule.scaled_linear(prediction="v_prediction")
     parts = (prior.unet, prior.vae, prior.text_encoder, prior.tokenizer)
     other = MVDream(*parts, schedule, dtype="fp32")
-    x, t = torch.randn(4, 4, 8, 8, generator=cpu()), torch.full((4,), 500)
-    a = schedule.alpha_bar[500]
-    v = output(prior)
-    torch.testing.assert_close(output(other), a.sqrt() * v + (1 - a).sqrt() * x, rtol=1e-4, atol=1e-5)
-    assert t.shape == (4,)
+    x, a = torch.randn(4, 4, 8, 8, generator=cpu()), schedule.alpha_bar[500]  # as `output` draws it
+    torch.testing.assert_close(output(other), a.sqrt() * output(prior) + (1 - a).sqrt() * x, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -179,18 +163,6 @@ def test_a_cpu_does_not_emulate_fp16_and_that_is_said_once(
     assert half.dtype == precision.DTYPES[name]
     said = [record.getMessage() for record in caplog.records]
     assert said == [f"dtype fp16 would be emulated on a CPU, so it computes in {name}"]
-
-
-@pytest.mark.parametrize("fast", [True, False])
-def test_auto_takes_bf16_only_where_it_is_fast(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "bf16_cpu", lambda: fast)
-    expected = torch.bfloat16 if fast else torch.float32
-    assert precision.compute_dtype("auto", torch.device("cpu")) == expected
-    assert precision.compute_dtype("bf16", torch.device("cpu")) == torch.bfloat16, "as it was asked for"
-    assert precision.compute_dtype("fp16", torch.device("cuda")) == torch.float16
-    for wanted in (True, False):
-        with precision.mixed(torch.device("cpu"), wanted):
-            assert torch.is_autocast_enabled("cpu") == (wanted and fast)
 
 
 def test_sampling_is_repeatable_and_follows_prompt_and_cameras(prior: MVDream) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tests.support.parity_files import parity_files
+from tests.support.parity_files import recorded, tensors
 from threedgen.guidance.diffusion import combine
 from threedgen.guidance.threedim import logsnr as ls
 
-STEPS = parity_files("sampler_step")
 LEVELS = torch.tensor([-20.0, -8.0, -1.0, 0.0, 2.0, 11.0, 20.0])
 
 
@@ -23,10 +21,9 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float(((found - expected).abs() / expected.abs().clamp(min=1)).max())
 
 
-@pytest.mark.parametrize("path", STEPS, ids=lambda p: p.stem)
+@recorded("sampler_step")
 def test_schedule_and_step_match_the_recording(path: Path) -> None:
-    with np.load(path) as file:
-        a = {name: torch.from_numpy(file[name]) for name in file.files}
+    a = tensors(path)
     for t, levels in ((a["t"], a["logsnr_of_t"]), (a["t_rand"], a["logsnr_of_t_rand"])):
         error = (ls.logsnr_cosine(t) - levels).abs()
         assert (error < torch.where(t == 1, 5e-3, 1e-4)).all()
@@ -38,10 +35,6 @@ def test_schedule_and_step_match_the_recording(path: Path) -> None:
         found, spread = ls.posterior(a["z"], x0, level, after)
         assert relative_error(found, mean) < 1e-5
         assert relative_error(spread.flatten(), variance) < 1e-5
-
-
-def test_recorded_steps_are_found() -> None:
-    assert STEPS
 
 
 def test_schedule_runs_from_clean_to_noise_and_is_symmetric() -> None:

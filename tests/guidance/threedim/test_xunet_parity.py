@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.support.flax_threedim import network_of
-from tests.support.parity_files import parity_files
+from tests.support.parity_files import parity_files, parted, recorded
 from tests.support.tiny_threedim import inputs, tiny_network
 from threedgen.config import ConfigError
 from threedgen.geometry.poses import opencv_axes, pixel_rays
 from threedgen.guidance.threedim.port import CONDITIONING, ENDS, RESIDUAL, convert_port, load_port
 from threedgen.guidance.threedim.xunet import XUNet
-
-JAX, PORT = parity_files("xunet_jax"), parity_files("xunet_a6o")
-
-
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """(weights, everything else, options)"""
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-    meta = json.loads(str(arrays.pop("meta_json")))
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    weights = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("w/")}
-    return weights, {name: t for name, t in tensors.items() if not name.startswith("w/")}, meta
 
 
 def c2w_of(rotation: Tensor, translation: Tensor) -> Tensor:
@@ -65,9 +51,9 @@ def close(found: Tensor, expected: Tensor, most: float) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=most)
 
 
-@pytest.mark.parametrize("path", JAX, ids=lambda p: p.stem)
+@recorded("xunet_jax")
 def test_network_matches_the_papers_listing(path: Path) -> None:
-    weights, rest, meta = read(path)
+    weights, rest, meta = parted(path, "w/")
     height, width = rest["in/x"].shape[1:3]
     network = network_of(meta, weights, (height, width))
     where = {"mid/logsnr_emb": "conditioning.logsnr", "mid/XUNetBlock_0": "unet.down.0.0"} | pose_maps(rest)
@@ -85,9 +71,9 @@ def test_network_matches_the_papers_listing(path: Path) -> None:
     assert error.max() < 5e-3 and error.mean() < 5e-4
 
 
-@pytest.mark.parametrize("path", PORT, ids=lambda p: p.stem)
+@recorded("xunet_a6o")
 def test_weights_of_the_port_give_its_output(path: Path, tmp_path: Path) -> None:
-    weights, rest, meta = read(path)
+    weights, rest, meta = parted(path, "w/")
     file = tmp_path / "latest.pt"
     optimiser = {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4}]}
     saved = {f"module.{name}": tensor for name, tensor in weights.items()}
@@ -166,13 +152,9 @@ def test_every_size_of_the_ports_network_is_recognised(options: dict[str, Any]) 
         assert torch.equal(found(*given), network(*given))
 
 
-def test_recordings_are_found() -> None:
-    assert JAX and PORT
-
-
 @pytest.fixture(scope="module")
 def port_weights() -> dict[str, Tensor]:
-    return read(PORT[0])[0]
+    return parted(parity_files("xunet_a6o")[0], "w/")[0]
 
 
 @pytest.mark.parametrize(

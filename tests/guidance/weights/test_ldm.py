@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from tests.support import official
 from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
-from tests.support.parity_files import parity_files
+from tests.support.parity_files import close, parted, recorded
 from tests.support.tiny_prior import open_clip_names, tiny_text_encoder, tiny_unet, tiny_vae
 from threedgen.config import ConfigError
 from threedgen.guidance.multiview.joined import make_multiview, predict
@@ -30,30 +29,13 @@ from threedgen.guidance.weights.ldm import (
 TOLERANCE = 1e-4
 
 
-def fixture(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+UNETS = recorded("unet_", "w.input_blocks.0.0.weight")
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
     """Weights under ldm names, the other arrays, and the recorded options."""
-    arrays = dict(np.load(path))
-    meta = json.loads(str(arrays.pop("meta_json", "{}")))
-    tensors = {name: torch.from_numpy(a) for name, a in arrays.items() if a.dtype.kind in "fiu"}
-    weights = {name[2:]: t.float() for name, t in tensors.items() if name.startswith("w.")}
-    rest = {name: t for name, t in tensors.items() if not name.startswith("w.")}
-    return weights, rest, meta
-
-
-def ldm_files(prefix: str, name: str) -> list[Path]:
-    """Recorded files that hold a tensor of this name (other methods record under the same prefix)."""
-    return [path for path in parity_files(prefix) if name in np.load(path).files]
-
-
-UNETS = ldm_files("unet_", "w.input_blocks.0.0.weight")
-VAES = ldm_files("vae", "w.encoder.conv_in.weight")
-TEXTS = [path for path in parity_files("clip_text") if "tokens" in np.load(path).files]
-
-
-def close(out: Tensor, expected: Tensor) -> None:
-    """Within the tolerance of the largest value."""
-    error = (out - expected.float()).abs().max() / expected.abs().max()
-    assert error < TOLERANCE, f"relative error {error:.2e}"
+    weights, rest, meta = parted(path, "w.")
+    return {name: tensor.float() for name, tensor in weights.items()}, rest, meta
 
 
 def heads(meta: dict[str, Any]) -> int:
@@ -62,17 +44,17 @@ def heads(meta: dict[str, Any]) -> int:
 
 
 def loaded_unet(path: Path) -> UNet2DConditionModel:
-    weights, _, meta = fixture(path)
+    weights, _, meta = read(path)
     converted = convert_unet(weights, heads(meta))
     unet = make_multiview(UNet2DConditionModel.from_config(converted.config)).eval()
     unet.load_state_dict(converted.tensors)
     return unet
 
 
-@pytest.mark.parametrize("path", UNETS, ids=lambda p: p.stem)
+@UNETS
 @torch.no_grad()
 def test_unet_matches_the_reference(path: Path) -> None:
-    _, rest, _ = fixture(path)
+    _, rest, _ = read(path)
     unet, x = loaded_unet(path), rest["x"]
     t, text = rest["t"].reshape(-1).expand(len(x)), rest["context"]
     outputs = [name for name in rest if name.startswith("out_f")]
@@ -80,12 +62,12 @@ def test_unet_matches_the_reference(path: Path) -> None:
     for name in outputs:
         views, _, kind = name.removeprefix("out_f").partition("_")
         camera = None if kind == "nocam" else rest["camera"]
-        close(predict(unet, x, t, text, camera, int(views)), rest[name])
+        close(predict(unet, x, t, text, camera, int(views)), rest[name], TOLERANCE)
 
 
-@pytest.mark.parametrize("path", UNETS, ids=lambda p: p.stem)
+@UNETS
 def test_unet_architecture_is_read_from_the_tensors(path: Path) -> None:
-    weights, _, meta = fixture(path)
+    weights, _, meta = read(path)
     config = unet_config(weights, heads(meta))
     assert config["block_out_channels"] == [meta["model_channels"] * m for m in meta["channel_mult"]]
     assert config["layers_per_block"] == meta["num_res_blocks"]
@@ -96,36 +78,32 @@ def test_unet_architecture_is_read_from_the_tensors(path: Path) -> None:
     assert [kind.startswith("CrossAttn") for kind in config["down_block_types"]] == attends
 
 
-@pytest.mark.parametrize("path", VAES, ids=lambda p: p.stem)
+@recorded("vae", "w.encoder.conv_in.weight")
 @torch.no_grad()
 def test_vae_matches_the_reference(path: Path) -> None:
-    weights, rest, meta = fixture(path)
+    weights, rest, meta = read(path)
     converted = convert_vae(weights)
     vae = AutoencoderKL.from_config(converted.config).eval()
     vae.load_state_dict(converted.tensors)
     posterior = vae.encode(rest["img"]).latent_dist
     scale = meta.get("scale_factor", 0.18215)
-    close(posterior.parameters, rest["moments"])
-    close(posterior.mean, rest["mean"])
-    close(posterior.logvar, rest["logvar"])
-    close(scale * (posterior.mean + posterior.std * rest["post_noise"]), rest["latent_scaled"])
-    close(vae.decode(rest["z"] / scale).sample, rest["decoded"])
+    close(posterior.parameters, rest["moments"], TOLERANCE)
+    close(posterior.mean, rest["mean"], TOLERANCE)
+    close(posterior.logvar, rest["logvar"], TOLERANCE)
+    close(scale * (posterior.mean + posterior.std * rest["post_noise"]), rest["latent_scaled"], TOLERANCE)
+    close(vae.decode(rest["z"] / scale).sample, rest["decoded"], TOLERANCE)
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda p: p.stem)
+@recorded("clip_text", "tokens")
 @torch.no_grad()
 def test_text_encoder_matches_the_reference(path: Path) -> None:
-    weights, rest, meta = fixture(path)
+    weights, rest, meta = read(path)
     heads = int(rest.get("heads", meta.get("heads", 0)))
     open_clip = "positional_embedding" in weights
     converted = convert_open_clip(weights) if open_clip else convert_clip(weights)
     encoder = CLIPTextModel(CLIPTextConfig(**converted.config | {"num_attention_heads": heads or 1})).eval()
     encoder.load_state_dict(converted.tensors)
-    close(encoder(rest["tokens"]).last_hidden_state, rest["out"])
-
-
-def test_recorded_files_are_found() -> None:
-    assert UNETS and VAES and TEXTS
+    close(encoder(rest["tokens"]).last_hidden_state, rest["out"], TOLERANCE)
 
 
 ARCHITECTURES = [
@@ -175,23 +153,12 @@ def test_unet_there_and_back(config: dict[str, Any]) -> None:
 
 def test_the_released_unets_have_the_known_sizes() -> None:
     """Names and shapes only: the full MVDream sd-v2.1 and sd-v1.5 UNets (690 tensors)."""
-    common = {
-        "block_out_channels": (320, 640, 1280, 1280),
-        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        "layers_per_block": 2,
-    }
-    sd21 = {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True, "cross_attention_dim": 1024}
-    sd15 = {"attention_head_dim": 8, "use_linear_projection": False, "cross_attention_dim": 768}
-    for special, size in ((sd21, 867_572_164), (sd15, 861_182_404)):
+    for kind, size, heads in (("sd21", 867_572_164, [5, 10, 20, 20]), ("sd15", 861_182_404, [8] * 4)):
         with torch.device("meta"):
-            unet = tiny_unet(**common, **special)
-        ldm = to_ldm(unet.state_dict(), unet_prefixes(unet.config))
-        converted = convert_unet(ldm)
+            converted = convert_unet(official.ldm_unet(kind, official.WIDTHS))
         assert sum(t.numel() for t in converted.tensors.values()) == size
         assert len(converted.tensors) == 690
-        heads = special["attention_head_dim"]
-        assert converted.config["attention_head_dim"] == (list(heads) if heads != 8 else [8] * 4)
+        assert converted.config["attention_head_dim"] == heads
 
 
 @pytest.mark.parametrize("config", [{}, {"block_out_channels": (32, 64)}], ids=range(2))

@@ -147,13 +147,19 @@ def mutants(data: bytes, count: int, seed: int = 0) -> list[bytes]:
     return made
 
 
+def put(path: Path, data: bytes) -> Path:
+    """In a new file: to write over the old one, hundreds of times, waits for the disk."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+    return path
+
+
 def test_mutants_of_a_torch_file_are_refused_or_equal(tmp_path: Path) -> None:
     data = torch_file(tmp_path / "w.pt").read_bytes()
     outcomes = []
     for mutant in mutants(data, 400):
-        (tmp_path / "m.pt").write_bytes(mutant)
         try:
-            outcomes.append(equal(files.read_tensors(tmp_path / "m.pt")))
+            outcomes.append(equal(files.read_tensors(put(tmp_path / "m.pt", mutant))))
         except ConfigError as error:
             assert "weights_only" not in str(error)
             outcomes.append(None)
@@ -165,7 +171,7 @@ def test_mutants_of_a_summed_folder_are_refused_or_equal(tmp_path: Path) -> None
     files.write_sums(tmp_path)
     data, read = path.read_bytes(), 0
     for mutant in mutants(data, 300):
-        path.write_bytes(mutant)
+        put(path, mutant)
         try:
             files.check_sums(tmp_path)
         except ConfigError:
@@ -178,9 +184,8 @@ def test_mutants_of_a_summed_folder_are_refused_or_equal(tmp_path: Path) -> None
 def test_mutants_of_safetensors_raise_nothing_else(tmp_path: Path) -> None:
     data = safe_file(tmp_path / "w.safetensors").read_bytes()
     for mutant in mutants(data, 300):
-        (tmp_path / "m.safetensors").write_bytes(mutant)
         try:
-            files.read_tensors(tmp_path / "m.safetensors")
+            files.read_tensors(put(tmp_path / "m.safetensors", mutant))
         except ConfigError as error:
             assert "\n" not in str(error)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.support.parity_files import parity_files
+from tests.support.parity_files import close, recorded
+from tests.support.volume_recording import Recorded
 from threedgen.representations.field.mlp import MLP
-from threedgen.representations.field.ngp import ACTIVATIONS, BLOBS, NGP, exp_linear, finite_difference_normal
-from threedgen.representations.options import FrequencyConfig, HashGridConfig, NGPConfig
+from threedgen.representations.field.ngp import ACTIVATIONS, NGP, exp_linear, finite_difference_normal
+from threedgen.representations.options import HashGridConfig, NGPConfig
 
 GRID = {
     "name": "hashgrid",
@@ -40,49 +40,19 @@ def points(n: int, seed: int = 1, radius: float = 1.0) -> Tensor:
 # --- the reference ---
 
 
-def from_reference(data: np.lib.npyio.NpzFile) -> NGP:
-    """The field of a recorded run of the reference implementation, with its weights."""
-    meta = dict(re.findall(r"(\w+)=(\S+)", str(data["meta"])))
-    octaves = int(re.search(r"n_frequencies': (\d+)", str(data["meta"])).group(1))
-    normal = {"finite_difference": "forward", "finite_difference_laplacian": "central"}
-    weights = {key: data[f"w.{key}"] for key in (name[2:] for name in data.files if name.startswith("w."))}
-    first = weights["density_network.layers.0.weight"]
-    blob, bias = (meta["bias"], 0.0) if meta["bias"] in BLOBS else ("none", float(meta["bias"]))
-    options = NGPConfig(
-        radius=data["radius"].item(),
-        encoding=FrequencyConfig(n_octaves=octaves),
-        width=len(first),
-        hidden_layers=sum(key.startswith("density_network") for key in weights) - 1,
-        n_features=data["out_features"].shape[-1],
-        density_activation=meta["act"],
-        density_blob=blob,
-        density_bias=bias,
-        density_blob_scale=float(meta["scale"]),
-        density_blob_std=float(meta["std"]),
-        normal=normal.get(meta["normal"], "analytic"),
-    )
-    field = NGP(options)
-    names = {"density_network": "density_mlp", "feature_network": "feature_mlp"}
-    state = {re.sub("|".join(names), lambda m: names[m[0]], key): torch.from_numpy(w) for key, w in weights.items()}
-    field.load_state_dict(state)
-    return field
-
-
-@pytest.mark.parametrize("file", parity_files("volume_"), ids=lambda file: file.stem)
-def test_field_is_that_of_the_reference(file: Path) -> None:
-    data = np.load(file)
-    field = from_reference(data)
-    rays = torch.from_numpy(data["ray_indices"])
-    origins, directions = (torch.from_numpy(data[key]).view(-1, 3)[rays] for key in ("rays_o", "rays_d"))
-    middle = torch.from_numpy(data["t_starts"] + data["t_ends"])[:, None] / 2
+@recorded("volume_")
+def test_field_is_that_of_the_reference(path: Path) -> None:
+    file = Recorded(path)
+    field = file.field()
+    rays = file["ray_indices"]
+    origins, directions = (file[key].view(-1, 3)[rays] for key in ("rays_o", "rays_d"))
+    middle = (file["t_starts"] + file["t_ends"])[:, None] / 2
     with torch.no_grad():
         sigma, features, normal = field.with_normal(origins + middle * directions)
-    for ours, key in ((sigma[:, None], "out_density"), (features, "out_features")):
-        expected = torch.from_numpy(data[key])
-        assert float((ours - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
-    if "out_normal" in data.files:
-        inward = -1 if field.options.normal == "forward" else 1  # the reference's one-sided normals point inwards
-        error = (inward * normal - torch.from_numpy(data["out_normal"])).abs()
+    close(sigma[:, None], file["out_density"], 1e-5)
+    close(features, file["out_features"], 1e-5)
+    if "out_normal" in file.data:
+        error = (normal - file["out_normal"]).abs()
         assert float(error.max()) <= (1e-2 if field.options.normal == "forward" else 1e-4)
         assert float(error.mean()) <= 1e-4
 

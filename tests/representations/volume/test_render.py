@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-import re
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from tests.support.nerfacc_stand_in import nerfacc_on_a_cpu  # noqa: F401
-from tests.support.parity_files import parity_files
+from tests.support.parity_files import recorded
+from tests.support.volume_recording import Recorded
 from threedgen.representations import losses
-from threedgen.representations.field.ngp import BLOBS, NGP
-from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig
+from threedgen.representations.options import MarchConfig, OccupancyConfig
 from threedgen.representations.shading import DiffuseMaterial, NoMaterial, Shading
 from threedgen.representations.volume.occupancy import OccupancyGrid
 from threedgen.representations.volume.render import Render, render
@@ -206,120 +201,41 @@ def test_the_gradient_is_the_slope():
     assert float(middle.strength.grad) == pytest.approx(slope, rel=0.02)
 
 
-class Recorded:
-    """A recorded rendering: arrays as tensors, options from its `meta` line, and the same scene rebuilt."""
-
-    # the reference's one-sided difference points into the object: its normals are ours, turned round
-    NORMALS = {
-        "analytic": ("analytic", 1),
-        "finite_difference_laplacian": ("central", 1),
-        "finite_difference": ("forward", -1),
-    }
-    ACTIVATIONS = {"softplus": "softplus", "exp": "exp", "relu": "relu"}
-
-    def __init__(self, path: Path):
-        with np.load(path) as data:
-            self.meta = dict(re.findall(r"(\w+)=(\{.*\}|\S+)", str(data["meta"])))
-            self.data = {key: torch.from_numpy(np.asarray(data[key])) for key in data.files if key != "meta"}
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self.data[key]
-
-    def per_ray(self, key: str) -> Tensor:
-        """(views, ...) or (views, H, W, 3) to (R, 3)."""
-        views, height, width, _ = self["rays_o"].shape
-        value = self[key]
-        return (value if value.ndim == 4 else value[:, None, None].expand(views, height, width, 3)).reshape(-1, 3)
-
-    def field(self) -> NGP:
-        kind, sign = self.NORMALS.get(self.meta["normal"], ("analytic", 1))
-        width = self["w.density_network.layers.0.weight"].shape[0]
-        octaves = ast.literal_eval(self.meta["enc"])["n_frequencies"]
-        hidden = sum(key.startswith("w.density_network") for key in self.data) - 1
-        blob, bias = (self.meta["bias"], 0.0) if self.meta["bias"] in BLOBS else ("none", float(self.meta["bias"]))
-        field = NGP(
-            NGPConfig(
-                radius=self["radius"].item(),
-                encoding={"name": "frequency", "n_octaves": octaves},
-                width=width,
-                hidden_layers=hidden,
-                normal=kind,
-                density_activation=self.ACTIVATIONS[self.meta["act"]],
-                density_blob=blob,
-                density_bias=bias,
-                density_blob_scale=float(self.meta["scale"]),
-                density_blob_std=float(self.meta["std"]),
-            )
-        )
-        names = {name: self["w." + name.replace("_mlp", "_network")] for name, _ in field.named_parameters()}
-        field.load_state_dict(names)
-        if sign < 0:
-            outward = field.with_normal
-            field.with_normal = lambda x: (*outward(x)[:2], -outward(x)[2])
-        return field
-
-    def render(self, field: NGP) -> Render:
-        shading = Shading()
-        if self.meta["shading"] in ("textureless", "diffuse"):
-            ambient = self["ambient_ratio"].item()
-            shading = Shading(self.meta["shading"], ambient, 1 - ambient)
-        return render(
-            field,
-            lambda directions, **_: self.per_ray("bg_color"),
-            NoMaterial() if self.meta["material"] == "none" else DiffuseMaterial(),
-            None,
-            MarchConfig(sampler="stratified", samples=self["n_samples"].item(), radius=self["radius"].item()),
-            self.per_ray("rays_o"),
-            self.per_ray("rays_d"),
-            light=self.per_ray("light_positions"),
-            need_normals=self.meta["normal"] != "None",
-            shading=shading,
-        )
-
-    def loss(self, seen: Render) -> Tensor:
-        """What the recorded gradients are of."""
-        total = seen.rgb.square().sum() + losses.sparsity(seen.opacity) + losses.opaque(seen.opacity)
-        total = total + losses.z_variance(seen.z_variance, seen.opacity)
-        if seen.normals is not None:
-            total = total + losses.orientation(seen.away, seen.opacity)
-        return total
-
-
 def near(mine: Tensor, reference: Tensor, tolerance: float) -> None:
     """Equal up to a part of the largest value."""
     mine, reference = mine.detach(), reference.reshape(mine.shape)
     assert (mine - reference).abs().max() <= tolerance * reference.abs().max().clamp(min=1e-6)
 
 
-@pytest.mark.parametrize("path", parity_files("volume_"), ids=lambda path: path.stem)
+@recorded("volume_")
 def test_pictures_of_the_reference(path):
-    recorded = Recorded(path)
-    seen = recorded.render(recorded.field())
-    near(seen.samples.t_start, recorded["t_starts"], 1e-6)
-    near(seen.samples.t_end, recorded["t_ends"], 1e-6)
-    assert torch.equal(seen.samples.ray_index, recorded["ray_indices"])
+    file = Recorded(path)
+    seen = file.render(file.field())
+    near(seen.samples.t_start, file["t_starts"], 1e-6)
+    near(seen.samples.t_end, file["t_ends"], 1e-6)
+    assert torch.equal(seen.samples.ray_index, file["ray_indices"])
     names = {"rgb": "comp_rgb", "rgb_fg": "comp_rgb_fg"}
     for name in ("rgb", "rgb_fg", "opacity", "depth", "z_variance", "weights"):
-        near(getattr(seen, name), recorded["out_" + names.get(name, name)], 1e-5)
+        near(getattr(seen, name), file["out_" + names.get(name, name)], 1e-5)
     if seen.normals is not None and seen.normal is not None:
         # rounding is divided by the step of a finite difference, and most where the density is small
-        tolerance = 1e-4 if recorded.meta["normal"].startswith("finite") else 1e-5
-        near(seen.normals, recorded["out_normal"], 10 * tolerance)
-        near(seen.normal, recorded["out_comp_normal"], tolerance)
-        near(losses.orientation(seen.away, seen.opacity), recorded["loss_orient"], tolerance)
-    near(losses.sparsity(seen.opacity), recorded["loss_sparsity"], 1e-5)
-    near(losses.opaque(seen.opacity), recorded["loss_opaque"], 1e-5)
-    near(losses.z_variance(seen.z_variance, seen.opacity), recorded["loss_z_variance"], 1e-5)
+        tolerance = 1e-4 if file.meta["normal"].startswith("finite") else 1e-5
+        near(seen.normals, file["out_normal"], 10 * tolerance)
+        near(seen.normal, file["out_comp_normal"], tolerance)
+        near(losses.orientation(seen.away, seen.opacity), file["loss_orient"], tolerance)
+    near(losses.sparsity(seen.opacity), file["loss_sparsity"], 1e-5)
+    near(losses.opaque(seen.opacity), file["loss_opaque"], 1e-5)
+    near(losses.z_variance(seen.z_variance, seen.opacity), file["loss_z_variance"], 1e-5)
 
 
-@pytest.mark.parametrize("path", parity_files("volume_"), ids=lambda path: path.stem)
+@recorded("volume_")
 def test_gradients_of_the_reference(path):
     """Through the normals these are second derivatives of the field."""
-    recorded = Recorded(path)
-    field = recorded.field()
-    loss = recorded.loss(recorded.render(field))
-    near(loss, recorded["total_loss"], 1e-5)
+    file = Recorded(path)
+    field = file.field()
+    loss = file.loss(file.render(field))
+    near(loss, file["total_loss"], 1e-5)
     loss.backward()
     for name, parameter in field.named_parameters():
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        near(grad, recorded["grad." + name.replace("_mlp", "_network")], 1e-3)
+        near(grad, file["grad." + name.replace("_mlp", "_network")], 1e-3)

@@ -11,9 +11,9 @@ import pytest
 import trimesh
 from PIL import Image
 
+from tests.support import command
 from tests.support.task_server import write_config
 from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
-from threedgen import cli
 from threedgen.systems.texture_object.mesh import SIDES
 from threedgen.train.task import Task
 
@@ -43,9 +43,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, priors: dict[str, dic
 
 
 def ask(capsys: pytest.CaptureFixture[str], name: str, *words: str) -> tuple[int, str, str]:
-    code = cli.main(["--config", f"{name}.yaml", *words])
-    output = capsys.readouterr()
-    return code, output.out, output.err
+    return command.ask(capsys, "--config", f"{name}.yaml", *words)
 
 
 def test_views_of_words_and_of_a_picture(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.janus_bench import log, method, stub  # noqa: F401
-from tests.support.task_server import TINY, prior_folder, write_config
+from tests.support.task_server import tiny_generate
 from threedgen import cli
 from threedgen.config import load
 from threedgen.systems.batch.task import plan
@@ -86,7 +86,7 @@ def test_a_stopped_batch_goes_on() -> None:
 
 def test_real_runs_are_on_the_page() -> None:
     """A tiny prior and runs of a second."""
-    write_config(Path("tiny.yaml"), TINY, prior={"weights": str(prior_folder()), "dtype": "fp32"})
+    tiny_generate(Path())
     Path("prompts.txt").write_text("a red dog\n")
     assert command("configs=[tiny.yaml, tiny.yaml size=8]", "seeds=[3]", "overrides=[result.fps=9]") == 0
     page = Path("run/gallery.html").read_text()

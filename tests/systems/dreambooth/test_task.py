@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.support.marks import unix
 from tests.support.official import official_checkpoint
 from tests.support.task_server import (
     TINY_DREAMBOOTH,
@@ -35,7 +35,6 @@ from threedgen.run.metrics import read_summary
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
 from threedgen.systems.dreambooth.system import DreamBoothSystem, augment, preservation
 
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 RESULT = "personalisation.safetensors"
 
 
@@ -144,9 +143,7 @@ def test_a_run_that_was_stopped_leaves_the_same_sheets(tmp_path: Path) -> None:
 def test_killed_and_gone_on_it_is_the_same_run(tmp_path: Path) -> None:
     words = command(tmp_path)
     for step in (2, 5):
-        pid = server().held(tmp_path, words=words, hold_at=step, hold_in="DreamBooth")
-        os.kill(pid, signal.SIGKILL)
-        assert server().wait(pid) == -signal.SIGKILL, log(tmp_path)
+        server().killed(tmp_path, words=words, hold_at=step, hold_in="DreamBooth")
         assert saved_at(tmp_path / "run")
     for path in (tmp_path / "photos").iterdir():  # they were read when the run began
         path.write_bytes((tmp_path / "photos" / "0.png").read_bytes())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 
 import pytest
 
+from tests.support.marks import unix
+from tests.support.small_run import SMALL, small_field
 from tests.support.task_server import prior_folder, server
 from tests.support.tiny_mvadapter import tiny_prior_config
 from tests.support.toy_run import log
@@ -16,21 +17,14 @@ from threedgen.config import ConfigError, load, registry
 from threedgen.run.metrics import read_summary
 from threedgen.systems.batch.jobs import words_of
 
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 PRIORS = ("mvdream", "stable-diffusion", "mvadapter")
 """Those that the toybox has weights for, or a training."""
 KINDS = tuple(itertools.product(registry.names("distillation"), registry.names("representation")))
 QUICK = [
     ("mvdream", "sds", "sdf"), ("mvdream", "vsd", "ngp"), ("mvdream", "reconstruction", "dmtet"),
-    ("stable-diffusion", "reconstruction", "ngp"), ("stable-diffusion", "vsd", "dmtet"), ("mvadapter", "sds", "ngp"),
+    ("stable-diffusion", "reconstruction", "ngp"),
 ]  # fmt: skip
-"""Every name once at least; the others are slow together."""
-SMALL = [
-    "threads=1", "prior.dtype=fp32", "march.samples=24", "march.chunk=3000", "occupancy.resolution=8", "size=12",
-    "camera.n_view=2", "preview.steps=2", "result.turntable.n_view=2", "result.turntable.height=16",
-    "result.turntable.width=16", "result.mesh_resolution=16", "export.enabled=false", "trainer.max_steps=2",
-    "trainer.accelerator=cpu",
-]  # fmt: skip
+"""With what test_methods.py and test_mvadapter.py run, every name once at least; the others are slow together."""
 
 
 def words(prior: str, distillation: str, field: str) -> list[str]:
@@ -38,10 +32,8 @@ def words(prior: str, distillation: str, field: str) -> list[str]:
 
 
 def paint(field: str) -> list[str]:
-    place = "field.paint" if field == "dmtet" else "field"
-    sizes = ("encoding.n_levels=3", "encoding.log2_hashmap_size=8", "encoding.base_resolution=4", "width=8")
     dense = ["field.density_blob_scale=20"] * (field == "ngp") + ["field.resolution=10"] * (field == "dmtet")
-    return [*(f"{place}.{size}" for size in sizes), *dense]
+    return [*small_field("field.paint" if field == "dmtet" else "field"), *dense]
 
 
 def rows() -> list[list[str]]:
@@ -99,9 +91,8 @@ def test_it_runs(prior: str, distillation: str, field: str, tmp_path: Path) -> N
         options = tiny_prior_config(tmp_path / "prior")
         files = {key: options[key] for key in ("weights", "adapter")}
     weights = [f"prior.{key}={value}" for key, value in files.items()]
-    chosen = ["--config", "mvdream-toybox", *words(prior, distillation, field)]
-    assert server().run(
-        tmp_path, words=[*chosen, "prompt=a red dog", "out=run", *weights, *SMALL, *paint(field)]
-    ) == 0, log(tmp_path)  # fmt: skip
+    chosen = ["--config", "mvdream-toybox", *words(prior, distillation, field), "prompt=a red dog", "out=run"]
+    sizes = [*SMALL, *paint(field), "size=12", "camera.n_view=2", "preview.steps=2", "trainer.max_steps=2"]
+    assert server().run(tmp_path, words=[*chosen, *weights, *sizes]) == 0, log(tmp_path)
     summary = read_summary(tmp_path / "run")
     assert (summary["status"], summary["steps"]) == ("finished", 2) and summary["triangles"] > 10

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.marks import unix
+from tests.support.small_run import SMALL, small_field
 from tests.support.task_server import prior_folder, server
 from tests.support.tiny_methods import folders
 from tests.support.toy_run import log
 from threedgen import cli, config
 from threedgen.run.metrics import read_summary
 
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-SMALL = [
-    "threads=1", "prior.dtype=fp32", "field.encoding.n_levels=3", "field.encoding.log2_hashmap_size=8",
-    "field.encoding.base_resolution=4", "field.encoding.per_level_scale=2", "field.width=8", "march.samples=24",
-    "march.chunk=3000", "occupancy.resolution=8", "result.turntable.n_view=2", "result.turntable.height=16",
-    "result.turntable.width=16", "result.mesh_resolution=16", "export.enabled=false", "trainer.max_steps=10",
-    "trainer.precision=32-true", "trainer.accelerator=cpu",
-]  # fmt: skip
+AROUND = [*SMALL, "trainer.max_steps=10", "trainer.precision=32-true"]
+WORDS = [*AROUND, *small_field("field", "encoding.per_level_scale=2")]
 """The configs as they are but for sizes."""
 EARLY = ["material.ambient_only_steps=5"]
 
 
 def small_mesh(first: str) -> list[str]:
     """What is small in a config that begins with a stage of this name, and ends with a mesh."""
-    places, stage = ("field.paint", f"stages.{first}.field"), f"stages.{first}"
-    options = (
-        "encoding.n_levels=3", "encoding.log2_hashmap_size=8", "encoding.base_resolution=4",
-        "encoding.per_level_scale=2", "width=8", "density_blob_scale=30",
-    )  # fmt: skip
-    inside = [f"{place}.{option}" for place in places for option in options]
-    around = [option for option in SMALL if not option.startswith("field.")]
+    stage, more = f"stages.{first}", ("encoding.per_level_scale=2", "density_blob_scale=30")
+    inside = [*small_field("field.paint", *more), *small_field(f"{stage}.field", *more)]
     sizes = ["field.resolution=10", "field.level=auto", "size=12", f"{stage}.size=12", f"{stage}.trainer.max_steps=6"]
-    return [*inside, *around, *sizes]
+    return [*inside, *AROUND, *sizes]
 
 
 STAGED: dict[str, tuple[str, str, list[str]]] = {
@@ -68,7 +57,7 @@ def weights(kind: str) -> Path:
 @pytest.mark.parametrize("name", METHODS)
 def test_ten_steps_of_each_method_to_a_mesh(name: str, tmp_path: Path) -> None:
     kind, more = METHODS[name]
-    words = ["--config", name, "prompt=a red dog", "out=run", f"prior.weights={weights(kind)}", *SMALL, *more]
+    words = ["--config", name, "prompt=a red dog", "out=run", f"prior.weights={weights(kind)}", *WORDS, *more]
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)
     summary = read_summary(tmp_path / "run")
     assert summary["status"] == "finished" and summary["steps"] == 10 and summary["triangles"] > 10
@@ -93,7 +82,7 @@ def test_a_field_becomes_a_mesh(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["prolificdreamer-sd", "dreamfusion-if"])
 def test_what_it_would_cost_is_told(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    kind, more = STAGED[name][1:] if name in STAGED else (METHODS[name][0], [*SMALL, *METHODS[name][1]])
+    kind, more = STAGED[name][1:] if name in STAGED else (METHODS[name][0], [*WORDS, *METHODS[name][1]])
     assert cli.main(["--config", name, "prompt=a dog", "--dry-run", f"prior.weights={weights(kind)}", *more]) == 0
     said = capsys.readouterr().out
     assert "would generate: a dog" in said and str(weights(kind)) in said

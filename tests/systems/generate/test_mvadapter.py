@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.marks import unix
 from tests.support.task_server import TINY, server, write_config
 from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
 from tests.support.toy_run import log
 from threedgen import cli
 from threedgen.run.metrics import read_summary
 
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 SHORT = {"trainer": TINY["trainer"] | {"max_steps": 2}, "warm_start": {"share": 0}, "refine": {"strengths": []}}
 WAYS: dict[str, dict[str, Any]] = {
     "reconstruction": {},  # with a warm start from its views, and views that it draws again

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import threedgen
 from tests.support.task_server import TINY, snapshot, tiny_generate
@@ -23,7 +22,6 @@ from threedgen.systems.generate.outputs import VIEWS, view_indices
 from threedgen.systems.generate.result import Run, tell
 from threedgen.systems.generate.system import jump
 from threedgen.train.status import Status
-from threedgen.train.task import device
 from threedgen.viewer.record import ROW, SIDES
 
 # ---------------------------------------------------------------- rules between sections
@@ -75,26 +73,6 @@ def test_a_single_view_prior_may_draw_again_what_is_there(words: list[str]) -> N
     config.load("quick-toybox", ["prompt=a red penguin", "prior.name=stable-diffusion", *words]).check()
 
 
-def test_the_sd21_config_has_the_authors_values() -> None:
-    """facts of MVDream-threestudio's configs/mvdream-sd21.yaml"""
-    made: GenerateConfig = config.load("mvdream-sd21", ["prompt=a"])
-    at = {
-        name: [config.at(getattr(made.distillation, f"{name}_step_percent"), s) for s in (0, 4000, 9000)]
-        for name in ("min", "max")
-    }
-    assert at["min"] == pytest.approx([0.98, 0.5, 0.02]) and at["max"] == pytest.approx([0.98, 0.74, 0.5])
-    assert [jump(made.size, s, 10_000) for s in (0, 4999, 5000, 9999)] == [64, 64, 256, 256]
-    assert [jump(made.scenes_per_step, s, 10_000) for s in (0, 4999, 5000)] == [2, 2, 1]
-    assert made.distillation.guidance_scale == 50 and made.distillation.recon_std_rescale == 0.5
-    assert made.optimizer.kind == "adamw" and made.optimizer.encoding == 0.01 and made.optimizer.networks == 0.001
-    assert made.trainer.max_steps == 10_000 and made.trainer.precision == "16-mixed"
-    assert made.march.alpha_threshold == 0.01 and made.march.early_stop == 1e-4 and made.march.samples == 512
-    assert made.field.encoding.log2_hashmap_size == 19 and made.background.random_probability == 0.5
-    assert made.negative_prompt.startswith("ugly") and made.negative_prompt.endswith(
-        "quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, bad proportions"
-    )
-
-
 def test_a_schedule_that_jumps() -> None:
     assert [jump({"0%": 8, "50%": 12}, step, 16) for step in (0, 7, 8, 15)] == [8, 8, 12, 12]
     assert jump({10: 5, 20: 6}, 0, 30) == 5 and jump(7, 3, 10) == 7
@@ -103,15 +81,6 @@ def test_a_schedule_that_jumps() -> None:
 def test_sides_of_the_sheet() -> None:
     assert (VIEWS, VIEWS // 2) == (SIDES, ROW)  # what the pages take it to be
     assert view_indices(60) == [0, 7, 15, 22, 30, 37, 45, 52] and view_indices(3) == [0, 1, 2]
-
-
-def test_where_the_prior_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert [device(name) for name in ("auto", "gpu", "cuda", "cpu")] == ["cuda:1"] * 3 + ["cpu"]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device("auto") == "cpu"
 
 
 # ---------------------------------------------------------------- from Python

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.task_server import TINY, prior_folder, write_config
+from tests.support.task_server import TINY, tiny_generate
 from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.guidance.priors.mvdream import MVDream
@@ -20,12 +20,10 @@ from threedgen.train.checkpoint_file import latest
 from threedgen.train.status import Status
 
 
-def start(folder: Path, **values: Any) -> Status:
+def start(folder: Path) -> Status:
     """A run of a few steps in this process."""
-    folder.mkdir(exist_ok=True)
     short = {"trainer": TINY["trainer"] | {"max_steps": 6}, "warm_start": {"share": 0.2}, "preview": {"steps": 1}}
-    prior = {"prior": {"weights": str(prior_folder()), "dtype": "fp32"}}
-    path = write_config(folder / "tiny.yaml", TINY | short | prior | values)
+    path = tiny_generate(folder, **short)
     made, _ = runs.begin(config.load(path, [f"out={folder / 'run'}"]), "tiny")
     return generate_run.run_status(made, quiet=True)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from tests.support.command import ask
 from tests.support.official import NAMES, WIDTHS, Kind, ldm_unet
-from tests.support.task_server import TINY, prior_folder, write_config
+from tests.support.task_server import prior_folder, tiny_generate
 from tests.support.tiny_prior import coarse_prior, tiny_prior
 from threedgen import cli, config
 from threedgen.guidance.priors.mvdream import MVDream
@@ -19,15 +19,8 @@ from threedgen.systems.generate import plan as module
 from threedgen.systems.generate.plan import vae_bytes
 
 
-def tiny(folder: Path, **values: Any) -> Path:
-    tree = TINY | {"prior": {"weights": str(prior_folder()), "dtype": "fp32"}} | values
-    return write_config(folder / "tiny.yaml", tree)
-
-
 def dry(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    code = cli.main(["--config", str(tiny(folder)), "--dry-run", *words])
-    output = capsys.readouterr()
-    return code, output.out, output.err
+    return ask(capsys, "--config", str(tiny_generate(folder)), "--dry-run", *words)
 
 
 def test_it_says_what_would_run_and_leaves_no_trace(
@@ -162,7 +155,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
-    words = ["--config", str(tiny(tmp_path)), f"trainer.accelerator={name}", f"out={tmp_path / 'run'}"]
+    words = ["--config", str(tiny_generate(tmp_path)), f"trainer.accelerator={name}", f"out={tmp_path / 'run'}"]
     for more in ([], ["--dry-run"]):
         assert cli.main([*words, *more]) == 2
         output = capsys.readouterr()
@@ -170,7 +163,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     if name != "mps":
-        config.load(tiny(tmp_path), [f"trainer.accelerator={name}"]).trainer.check()
+        config.load(tiny_generate(tmp_path), [f"trainer.accelerator={name}"]).trainer.check()
 
 
 def test_the_largest_step_is_counted(tmp_path: Path) -> None:
@@ -178,7 +171,7 @@ def test_the_largest_step_is_counted(tmp_path: Path) -> None:
 
     def needed(*words: str) -> dict[str, float]:
         small = ["march.chunk=null", "result.turntable.height=4", "result.turntable.width=4"]
-        return module.memory(config.load(tiny(tmp_path), [*small, *words]), torch.device("cpu"))
+        return module.memory(config.load(tiny_generate(tmp_path), [*small, *words]), torch.device("cpu"))
 
     whole, begun = needed(), needed("size=8", "scenes_per_step=1")
     warm = needed("warm_start.share=1", "refine.strengths=[]")

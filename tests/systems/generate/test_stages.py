@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,21 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.task_server import TINY, assert_same, finished_run, prior_folder, server, weights, write_config
+from tests.support.marks import unix
+from tests.support.task_server import (
+    TINY,
+    assert_same,
+    finished_run,
+    prior_folder,
+    saved_at,
+    server,
+    weights,
+    write_config,
+)
 from tests.support.toy_run import log
 from threedgen import cli, config
 from threedgen.config import ConfigError
 from threedgen.run.metrics import read_summary
-
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 FIELD = TINY["field"] | {"name": "ngp"}
 TREE: dict[str, Any] = TINY | {
@@ -56,12 +63,13 @@ def test_each_stage_begins_where_the_one_before_ended() -> None:
 
 
 @unix
-@pytest.mark.parametrize(("hold_at", "place"), [(4, "stages/coarse"), (2, "stages/coarse"), (0, "stages/coarse")])
-def test_a_stop_in_a_stage_changes_nothing(tmp_path: Path, hold_at: int, place: str) -> None:
+def test_a_stop_in_each_stage_changes_nothing(tmp_path: Path) -> None:
     words = command(tmp_path, "checkpoint.seconds=1000")
-    assert server().signalled(tmp_path, signal.SIGTERM, words=words, hold_at=hold_at) == 143, log(tmp_path)
-    assert (tmp_path / "run" / place / "checkpoints").exists()
-    assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
+    for step, place in ((4, "stages/coarse"), (2, "stages/mesh"), (0, ".")):  # none has that step before it
+        assert server().signalled(tmp_path, signal.SIGTERM, words=words, hold_at=step) == 143, log(tmp_path)
+        assert saved_at(tmp_path / "run" / place)
+        words = ["--resume", "run"]
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
     assert_same(weights(tmp_path / "run"), weights(finished_run(command)))
 
 

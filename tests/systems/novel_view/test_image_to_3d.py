@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support import photographs
 from tests.support.ball_run import Ball
 from tests.support.tiny_threedim import tiny_network
 from threedgen import config as configs
@@ -26,10 +27,6 @@ from threedgen.run.metrics import read_summary
 from threedgen.systems.novel_view import image_to_3d
 from threedgen.systems.novel_view.options import ImageTo3DConfig
 
-PROTOCOL: dict[str, Any] = {
-    "name": "subsampled", "steps": 60, "rays": 256, "samples": 24, "width": 16, "colour_layers": 1, "orientation": 0,
-    "encoding": {"n_levels": 4, "log2_hashmap_size": 10, "base_resolution": 4, "per_level_scale": 1.6},
-}  # fmt: skip
 TRAINED = CamerasConfig(elevation=(-10.0, 80.0), distance=(2.6, 2.6), focal=1.374)
 
 
@@ -46,7 +43,7 @@ def settings(tmp_path: Path, car: Path, **given: Any) -> ImageTo3DConfig:
     values: dict[str, Any] = {
         "task": "image-to-3d", "out": str(tmp_path / "run"), "threads": 1, "image": str(car), "device": "cpu",
         "weights": str(tmp_path / "model"), "views": 4, "rings": [20, 40], "sampler": {"steps": 2},
-        "protocol": PROTOCOL, "dtype": "fp32",
+        "protocol": photographs.TINY | {"steps": 60, "rays": 256}, "dtype": "fp32",
         "result": {"turntable": {"n_view": 2, "height": 16, "width": 16}, "mesh_resolution": 16},
         "export": {"texture": 128, "lods": [], "resolution": 32, "refine": 0, "budget": 200},
     }  # fmt: skip

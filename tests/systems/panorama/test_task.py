@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support import command
 from tests.support.task_server import write_config
 from tests.support.tiny_mvdiffusion import tiny_prior_config
-from threedgen import cli
 from threedgen.evaluation.views.folder import DrawnScenes
 from threedgen.geometry.cameras_file import read_cameras
 from threedgen.geometry.images import to_uint8
@@ -44,9 +44,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ask(capsys: pytest.CaptureFixture[str], config: str, *words: str) -> tuple[int, str, str]:
-    code = cli.main(["--config", f"{config}.yaml", *words])
-    output = capsys.readouterr()
-    return code, output.out, output.err
+    return command.ask(capsys, "--config", f"{config}.yaml", *words)
 
 
 def picture(path: str) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.support import command
 from tests.support.task_server import prior_folder, write_config
-from threedgen import cli
 from threedgen.systems.sample import task as sample
 
 SAMPLE = {"task": "sample", "threads": 1, "n_view": 2, "steps": 2}
@@ -25,9 +25,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    code = cli.main(["--config", "sample.yaml", *words])
-    output = capsys.readouterr()
-    return code, output.out, output.err
+    return command.ask(capsys, "--config", "sample.yaml", *words)
 
 
 def test_a_row_of_views_for_each_sample(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

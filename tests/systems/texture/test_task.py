@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import box_room
+from tests.support import box_room, command
 from tests.support.task_server import write_config
 from tests.support.tiny_mvdiffusion import tiny_prior_config
-from threedgen import cli
 from threedgen.evaluation.views.folder import DrawnScenes
 from threedgen.export.files.check import Expected, check_glb
 from threedgen.systems.texture import drawing
@@ -46,9 +45,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     given = ["--config", "texture.yaml", "mesh=room.glb", "path=path.json", "prompt=a red house", "out=run", *words]
     last = {word.partition("=")[0]: word for word in given[2:]}  # an option that is given again counts
-    code = cli.main([*given[:2], *(word for word in last.values() if not word.endswith("="))])
-    output = capsys.readouterr()
-    return code, output.out, output.err
+    return command.ask(capsys, *given[:2], *(word for word in last.values() if not word.endswith("=")))
 
 
 def frames() -> dict[str, bytes]:

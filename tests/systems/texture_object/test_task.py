@@ -10,7 +10,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from tests.support import box_room
+from tests.support import box_room, command
 from tests.support.example_run import Page, decoded
 from tests.support.task_server import write_config
 from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
@@ -58,9 +58,7 @@ def write_views(folder: Path, size: int = 64) -> Array:
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     write_config(Path("views.yaml"), {"task": "texture-object", "threads": 1, "texture": 128, "size": 64})
-    code = cli.main(["--config", "views.yaml", *words])
-    output = capsys.readouterr()
-    return code, output.out, output.err
+    return command.ask(capsys, "--config", "views.yaml", *words)
 
 
 def test_a_mesh_without_uv_wears_its_views(

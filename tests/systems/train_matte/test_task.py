@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
-from tests.support.task_server import assert_same, saved_at, server, weights, write_config
+from tests.support.marks import unix
+from tests.support.task_server import assert_same, finished_run, saved_at, server, weights, write_config
 from tests.support.toy_run import log
-from threedgen import cli, config
+from threedgen import config
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.metrics import read_summary
 from threedgen.systems.train_matte.options import TrainMatteConfig
 from threedgen.systems.train_matte.task import Pictures
 
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 TINY: dict[str, Any] = {
     "task": "train-matte",
     "threads": 1,
@@ -36,13 +33,13 @@ def command(folder: Path, *overrides: str) -> list[str]:
     return ["--config", str(write_config(folder / "tiny.yaml", TINY)), "out=run", *overrides]
 
 
-def test_a_run_leaves_a_matte_that_fits_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(command(tmp_path)) == 0
-    figures = read_summary(Path("run"))["matte"]
+@unix
+def test_a_run_leaves_a_matte_that_fits_take() -> None:
+    run = finished_run(command)
+    figures = read_summary(run)["matte"]
     assert 0 <= figures["iou"] <= 1 and 0 < figures["error"] < 1
-    assert Matte.load("run/matte").opacity(torch.rand(1, 32, 32, 3)).shape == (1, 32, 32)
-    config.load("quick-toybox", ["fit.matte=run/matte", "prompt=a red dog"]).check()
+    assert Matte.load(str(run / "matte")).opacity(torch.rand(1, 32, 32, 3)).shape == (1, 32, 32)
+    config.load("quick-toybox", [f"fit.matte={run / 'matte'}", "prompt=a red dog"]).check()
 
 
 def test_pictures_are_true_renders_with_their_opacity(tmp_path: Path) -> None:
@@ -59,16 +56,10 @@ def test_pictures_are_true_renders_with_their_opacity(tmp_path: Path) -> None:
 
 @unix
 def test_a_killed_run_ends_the_same(tmp_path: Path) -> None:
-    words = command(tmp_path)
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    assert server().run(tmp_path / "whole", words=words) == 0, log(tmp_path / "whole")
-    pid = server().held(tmp_path / "killed", words=words, hold_at=3, hold_in="Matte")
-    os.kill(pid, signal.SIGKILL)
-    assert server().wait(pid) == -signal.SIGKILL
-    assert saved_at(tmp_path / "killed" / "run")
-    assert server().run(tmp_path / "killed", words=["--resume", "run"]) == 0, log(tmp_path / "killed")
-    whole, killed = (tmp_path / name / "run" for name in ("whole", "killed"))
+    server().killed(tmp_path, words=command(tmp_path), hold_at=3, hold_in="Matte")
+    assert saved_at(tmp_path / "run")
+    assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
+    whole, killed = finished_run(command), tmp_path / "run"
     assert_same(weights(killed), weights(whole))
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         assert (killed / "matte" / name).read_bytes() == (whole / "matte" / name).read_bytes(), name

@@ -3,16 +3,15 @@ same."""
 
 from __future__ import annotations
 
-import os
-import signal
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
+from tests.support.marks import unix
 from tests.support.task_server import TINY_MVADAPTER, assert_same, saved_at, server, weights, write_config
 from tests.support.tiny_mvadapter import tiny_model
 from tests.support.tiny_prior import cpu, tiny_prior
@@ -28,7 +27,6 @@ from threedgen.systems.train_mvadapter.system import denoising_loss, left_out
 from threedgen.train import checkpoint_file
 from threedgen.train.task import Task
 
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STEPS = TINY_MVADAPTER["trainer"]["max_steps"]
 RESULT = "adapter.safetensors"
 
@@ -83,22 +81,39 @@ def test_a_run_leaves_an_adapter_of_its_base(
     assert drawn.shape == (6, 16, 16, 3) and torch.isfinite(drawn).all()
 
 
-def test_the_base_stays_bit_for_bit(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Training(NamedTuple):
+    """In this process: its model at the end, what the network was given in each step, and what was saved."""
+
+    model: MVAdapter
+    given: list[tuple[Any, ...]]
+    state: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def training(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
     models: list[MVAdapter] = []
+    seen: list[tuple[Any, ...]] = []
 
-    def keep(options: Any, real: Any = task.load_base) -> MVAdapter:
-        models.append(real(options))
-        return models[0]
+    def network(self: MVAdapter, *given: Any, real: Any = MVAdapter.network) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            models.append(self)
+            seen.append(given)
+        return real(self, *given)
 
-    monkeypatch.setattr(task, "load_base", keep)
-    options = config.load(tiny(tmp_path, base), [f"out={tmp_path / 'run'}"])
-    task.train(Task(options, quiet=True))
-    before, (after,) = load(base), models
+    folder = tmp_path_factory.mktemp("training")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MVAdapter, "network", network)
+        task.train(Task(config.load(tiny(folder, base), [f"out={folder / 'run'}"]), quiet=True))
+    return Training(models[0], seen, weights(folder / "run"))
+
+
+def test_the_base_stays_bit_for_bit(base: Path, training: Training) -> None:
+    before, after = load(base), training.model
     for part in ("unet", "vae", "text_encoder"):
         old, new = dict(getattr(before, part).state_dict()), dict(getattr(after, part).state_dict())
         assert_same({name: new[name] for name in old}, old)
         assert all(".processor." in name for name in new.keys() - old.keys())
-    state = weights(tmp_path / "run")
+    state = training.state
     assert not any("conv_in.weight" == name.rpartition("unet.")[2] for name in state)
     assert sum(name.startswith("parts.") for name in state) == sum(name.startswith("average.") for name in state)
     saved = checkpoint_file.read(tmp_path / "run" / "checkpoints" / "last.ckpt")
@@ -112,9 +127,7 @@ def test_a_killed_run_ends_the_same(tmp_path: Path, base: Path) -> None:
         (tmp_path / name).mkdir()
     assert server().run(tmp_path / "whole", words=words) == 0, log(tmp_path / "whole")
     for step in (2, 4):
-        pid = server().held(tmp_path / "killed", words=words, hold_at=step, hold_in="Adapter")
-        os.kill(pid, signal.SIGKILL)
-        assert server().wait(pid) == -signal.SIGKILL
+        server().killed(tmp_path / "killed", words=words, hold_at=step, hold_in="Adapter")
         assert saved_at(tmp_path / "killed" / "run")
     assert server().run(tmp_path / "killed", words=["--resume", "run"]) == 0, log(tmp_path / "killed")
     whole, killed = (tmp_path / name / "run" for name in ("whole", "killed"))
@@ -124,18 +137,9 @@ def test_a_killed_run_ends_the_same(tmp_path: Path, base: Path) -> None:
 
 
 def test_views_of_an_object_share_their_noise_level_and_sets_of_views_take_turns(
-    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, training: Training
 ) -> None:
-    seen: list[tuple[Any, ...]] = []
-
-    def network(self: Any, *given: Any, real: Any = MVAdapter.network) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            seen.append(given)
-        return real(self, *given)
-
-    monkeypatch.setattr(MVAdapter, "network", network)
-    options = config.load(tiny(tmp_path, base, {"sheet_objects": 0}), [f"out={tmp_path / 'run'}"])
-    task.train(Task(options, quiet=True))
+    seen = training.given
     assert len(seen) == STEPS and {n_view for *_, n_view, _ in seen} == {6, 2}
     rays = load(base).camera(views(RAY_VIEWS, 16, 16).c2w)
     kept = []

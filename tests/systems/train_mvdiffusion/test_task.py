@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.marks import unix
 from tests.support.task_server import assert_same, saved_at, server, weights, write_config
 from tests.support.tiny_prior import cpu, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from tests.support.toy_run import log
@@ -24,7 +23,6 @@ from threedgen.run.metrics import read_summary
 from threedgen.systems.train_mvdiffusion import masks
 from threedgen.systems.train_mvdiffusion.system import Seen, ViewsSystem
 
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 PANORAMAS = {"name": "toy-panoramas", "count": 6, "views": 4, "size": 16, "fov": 100.0, "supersample": 1}
 PATHS = {"name": "toy-paths", "count": 6, "views": 3, "height": 16, "width": 16, "supersample": 1}
 SCENES = {"panorama": PANORAMAS, "outpaint": PANORAMAS, "depth": PATHS}
@@ -163,9 +161,7 @@ def test_a_run_killed_in_either_stage_ends_the_same(tmp_path: Path, base: Path) 
         (tmp_path / name).mkdir()
     assert server().run(tmp_path / "whole", words=words) == 0, log(tmp_path / "whole")
     for step, system in ((2, "SingleView"), (3, "Views")):
-        pid = server().held(tmp_path / "killed", words=words, hold_at=step, hold_in=system)
-        os.kill(pid, signal.SIGKILL)
-        assert server().wait(pid) == -signal.SIGKILL
+        server().killed(tmp_path / "killed", words=words, hold_at=step, hold_in=system)
     assert saved_at(tmp_path / "killed" / "run")
     assert server().run(tmp_path / "killed", words=["--resume", "run"]) == 0, log(tmp_path / "killed")
     whole, killed = (tmp_path / name / "run" for name in ("whole", "killed"))

@@ -28,7 +28,6 @@ from threedgen.systems.train_prior.options import (
     WordsConfig,
 )
 from threedgen.systems.train_prior.words import WordsSystem, text_encoder
-from threedgen.train.system import stratified
 
 
 @pytest.fixture
@@ -129,13 +128,6 @@ def test_steps_are_of_joined_views_or_of_single_pictures(tmp_path: Path, monkeyp
     for step in range(40):
         system.training_step(step, step)
     assert set(asked) == {(4, 2, 4), (4, 1, None)} and 5 <= asked.count((4, 1, None)) <= 20
-
-
-@pytest.mark.parametrize("count", [1, 3, 16])
-def test_the_noise_levels_of_a_step_are_spread_out(count: int) -> None:
-    for seed in range(20):
-        draws = stratified(count, torch.Generator().manual_seed(seed))
-        assert sorted((draws * count).long().clamp(max=count - 1).tolist()) == list(range(count))
 
 
 @pytest.mark.parametrize(("schedule", "last"), [("linear", 4e-5), ("scaled_linear", 4.7e-3)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
+from tests.support.marks import unix
 from tests.support.task_server import (
     TINY_BASE,
     TINY_PRIOR,
@@ -40,7 +40,6 @@ from threedgen.run.metrics import read_summary
 from threedgen.systems.train_prior import system as unets
 from threedgen.systems.train_prior import task
 
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STEPS = TINY_BASE["trainer"]["max_steps"]
 
 
@@ -212,9 +211,7 @@ def test_killed_in_every_stage_and_the_result_is_the_same(tmp_path: Path) -> Non
     run, words = tmp_path / "run", command(tmp_path)
 
     def killed_at(step: int, system: str) -> None:
-        pid = server().held(tmp_path, words=words, hold_at=step, hold_in=system)
-        os.kill(pid, signal.SIGKILL)
-        assert server().wait(pid) == -signal.SIGKILL, log(tmp_path)
+        server().killed(tmp_path, words=words, hold_at=step, hold_in=system)
 
     def killed_in(*functions: str) -> None:
         for function in functions:
@@ -272,9 +269,7 @@ def test_ctrl_c_in_the_last_stage_saves_the_model_so_far(tmp_path: Path, copy: P
 def test_a_killed_tuning_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     words = tuning(tmp_path)
     for stage, step, folder in (("Coarse", 2, "coarse"), ("Diffusion", 6, ".")):
-        pid = server().held(tmp_path, words=words, hold_at=step, hold_in=stage)
-        os.kill(pid, signal.SIGKILL)
-        assert server().wait(pid) == -signal.SIGKILL, log(tmp_path)
+        server().killed(tmp_path, words=words, hold_at=step, hold_in=stage)
         assert saved_at(tmp_path / "run" / folder)
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)
     assert_same(weights(tmp_path / "run"), weights(prior()))

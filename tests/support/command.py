@@ -1,0 +1,14 @@
+"""A command in the process of the test."""
+
+from __future__ import annotations
+
+import pytest
+
+from threedgen import cli
+
+
+def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    code = cli.main([*words])
+    output = capsys.readouterr()
+    return code, output.out, output.err

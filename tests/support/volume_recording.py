@@ -1,0 +1,84 @@
+"""Recorded renderings of the reference's volumes: its arrays, its options, and the same scene rebuilt."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from tests.support.parity_files import tensors
+from threedgen.representations import losses
+from threedgen.representations.field.ngp import BLOBS, NGP
+from threedgen.representations.options import MarchConfig, NGPConfig
+from threedgen.representations.shading import DiffuseMaterial, NoMaterial, Shading
+from threedgen.representations.volume.render import Render, render
+
+NORMALS = {"finite_difference_laplacian": "central", "finite_difference": "forward"}
+
+
+class Recorded:
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as file:
+            self.meta = dict(re.findall(r"(\w+)=(\{.*\}|\S+)", str(file["meta"])))
+        self.data = tensors(path)
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.data[key]
+
+    def per_ray(self, key: str) -> Tensor:
+        """(views, ...) or (views, H, W, 3) to (R, 3)."""
+        views, height, width, _ = self["rays_o"].shape
+        value = self[key]
+        return (value if value.ndim == 4 else value[:, None, None].expand(views, height, width, 3)).reshape(-1, 3)
+
+    def field(self) -> NGP:
+        """With the recorded weights. The reference's one-sided difference points into the object: so do its normals."""
+        blob, bias = (self.meta["bias"], 0.0) if self.meta["bias"] in BLOBS else ("none", float(self.meta["bias"]))
+        options = NGPConfig(
+            radius=self["radius"].item(),
+            encoding={"name": "frequency", "n_octaves": ast.literal_eval(self.meta["enc"])["n_frequencies"]},
+            width=len(self["w.density_network.layers.0.weight"]),
+            hidden_layers=sum(key.startswith("w.density_network") for key in self.data) - 1,
+            normal=NORMALS.get(self.meta["normal"], "analytic"),
+            density_activation=self.meta["act"],
+            density_blob=blob,
+            density_bias=bias,
+            density_blob_scale=float(self.meta["scale"]),
+            density_blob_std=float(self.meta["std"]),
+        )
+        field = NGP(options)
+        names = {name: self["w." + name.replace("_mlp", "_network")] for name, _ in field.named_parameters()}
+        field.load_state_dict(names)
+        if options.normal == "forward":
+            outward = field.with_normal
+            field.with_normal = lambda x: (*outward(x)[:2], -outward(x)[2])
+        return field
+
+    def render(self, field: NGP) -> Render:
+        shading = Shading()
+        if self.meta["shading"] in ("textureless", "diffuse"):
+            ambient = self["ambient_ratio"].item()
+            shading = Shading(self.meta["shading"], ambient, 1 - ambient)
+        return render(
+            field,
+            lambda directions, **_: self.per_ray("bg_color"),
+            NoMaterial() if self.meta["material"] == "none" else DiffuseMaterial(),
+            None,
+            MarchConfig(sampler="stratified", samples=self["n_samples"].item(), radius=self["radius"].item()),
+            self.per_ray("rays_o"),
+            self.per_ray("rays_d"),
+            light=self.per_ray("light_positions"),
+            need_normals=self.meta["normal"] != "None",
+            shading=shading,
+        )
+
+    def loss(self, seen: Render) -> Tensor:
+        """What the recorded gradients are of."""
+        total = seen.rgb.square().sum() + losses.sparsity(seen.opacity) + losses.opaque(seen.opacity)
+        total = total + losses.z_variance(seen.z_variance, seen.opacity)
+        if seen.normals is not None:
+            total = total + losses.orientation(seen.away, seen.opacity)
+        return total

@@ -1,0 +1,17 @@
+"""How tasks begin: the device that they compute on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from threedgen.train.task import device
+
+
+def test_where_a_task_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [device(name) for name in ("auto", "gpu", "cuda", "cpu")] == ["cuda:1"] * 3 + ["cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device("auto") == "cpu"
