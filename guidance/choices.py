@@ -6,6 +6,8 @@ from typing import Literal
 
 Shift = Literal["default", "interpolated"]
 """Of a signal-to-noise ratio: by one factor at all timesteps, or from none at the first one to all at the last."""
+Timestep = Literal["same", "matched"]
+"""That which a 2D model is told of a shifted schedule: of the same number, or the one at which it knew such noise."""
 Layout = Literal["row", "rowcol", "full"]
 """Which tokens of the views a token attends to: those of its row (cameras at one height); those of its row or column
 (six views around a mesh: front, right, back, left, top, bottom); or all of them."""

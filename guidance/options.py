@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from threedgen.config import Config, ConfigError, Scheduled, at
 from threedgen.config.optional import require
-from threedgen.guidance.choices import Control, Layout, Shift
+from threedgen.guidance.choices import Control, Layout, Shift, Timestep
 from threedgen.guidance.weights.shipped import choice
 
 if TYPE_CHECKING:
@@ -244,6 +244,9 @@ class MVAdapterConfig(DraftedConfig):
     )
     shift_mode: Shift | None = Field(
         None, description="at all timesteps alike, or growing with them; null: as trained, or interpolated"
+    )
+    timestep: Timestep | None = Field(
+        None, description="told to the 2D model: the same, or matched to its noise; null: as trained, or the same"
     )
     image: str | None = Field(
         None,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import cos, log, pi
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,6 +96,12 @@ class Schedule:
         alpha_bar = torch.sigmoid(log_snr - share * log(scale))
         before = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
         return Schedule.from_betas(1 - alpha_bar / before, self.prediction)
+
+    def timesteps_in(self, other: Schedule) -> Tensor:
+        """The timesteps (T,) of ``other`` at which it has the noise that this one has at 0 ... T - 1: fractions, from
+        its first to its last."""
+        noise, known = (-torch.logit(each.alpha_bar.double().cpu()) for each in (self, other))
+        return torch.from_numpy(np.interp(noise, known, np.arange(other.T))).float()
 
     @property
     def T(self) -> int:

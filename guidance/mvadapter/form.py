@@ -8,9 +8,9 @@ from math import nan
 from typing import Any, get_args
 
 from threedgen.config.errors import ConfigError
-from threedgen.guidance.choices import Arrangement, Control, Layout, Shift
+from threedgen.guidance.choices import Arrangement, Control, Layout, Shift, Timestep
 
-KINDS = {"layout": Layout, "arrangement": Arrangement, "control": Control, "shift_mode": Shift}
+KINDS = {"layout": Layout, "arrangement": Arrangement, "control": Control, "shift_mode": Shift, "timestep": Timestep}
 NUMBERS = {"shift": (1.0, 1000.0), "anywhere": (0.0, 1.0), "fov": (0.0, 100.0)}
 
 
@@ -20,6 +20,7 @@ class Form:
 
     layout, arrangement: of the attention between views, see ``multiview/decoupled.py``.  control: what the guider is
     shown, ``rays`` of the cameras or the ``geometry`` of a mesh.  shift, shift_mode: see ``Schedule.shifted``.
+    timestep: that which the 2D model is told, the ``same`` number, or ``matched`` to the noise that is there.
     anywhere: the share of objects that it saw from other sides than the released adapters, 0 to 30 degrees high.
     fov: of its cameras, in degrees, vertical; 0: they are orthographic.
     """
@@ -31,6 +32,7 @@ class Form:
     shift_mode: Shift = "interpolated"
     anywhere: float = 0.0
     fov: float = 0.0
+    timestep: Timestep = "same"
 
     @classmethod
     def from_card(cls, card: Mapping[str, str], **asked: Any) -> Form:

@@ -48,6 +48,7 @@ def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAda
     if o.adapter is None:
         return model
     form = {"layout": o.layout, "control": o.control, "shift": o.shift, "shift_mode": o.shift_mode}
+    form["timestep"] = o.timestep
     model.with_adapter(o.adapter, o.mv_scale, o.ref_scale, **form)
     return model if cut is None else model.with_picture(cut, o.image_scale)
 
@@ -56,12 +57,14 @@ class MVAdapter(StableDiffusion):
     """A Stable Diffusion whose UNet has an adapter, ``adapted``; without one it is None, and each picture alone.
 
     As a prior it is told of cameras what its guider is shown, maps (B,6,1,1) or (B,6,H,W) in [0,1]. base_schedule: the
-    noise that the 2D model was trained with; ``schedule`` is shifted from it. One view without a camera is the 2D
+    noise that the 2D model was trained with; ``schedule`` is shifted from it, and its timesteps are
+    ``known`` to the 2D model as these, if not as the same. One view without a camera is the 2D
     model's, but with that schedule. picture: a reference (h,w,3) in [0,1] for all that is asked of it as a prior.
     """
 
     adapted: AdaptedUNet | None = None
     base_schedule: Schedule
+    known: Tensor | None = None
     picture: Tensor | None = None
     image_scale: float | None = None
 
@@ -90,6 +93,8 @@ class MVAdapter(StableDiffusion):
         """Draws by this network from now on, with the noise that it is for."""
         self.unet, self.adapted = network.unet, network
         self.schedule = self.base_schedule.shifted(network.form.shift, network.form.shift_mode)
+        matched = network.form.timestep == "matched"
+        self.known = self.schedule.timesteps_in(self.base_schedule) if matched else None
         return self.to(self.device)
 
     def with_picture(self, cut: Array, image_scale: float | None = None) -> Self:
@@ -148,10 +153,15 @@ class MVAdapter(StableDiffusion):
         reference: Features | None = None,
     ) -> Tensor:
         """``reference``: what was seen of pictures, see ``look_at``; the rest as of every prior."""
+        known = t if self.known is None else self.known.to(t.device)[t]
+        return self._network(x, known, text, camera, n_view, reference)
+
+    def _network(self, x: Tensor, t: Tensor, text: Tensor, *told: Any) -> Tensor:
+        """The same of timesteps of the 2D model."""
         if self.adapted is None:
             return super().network(x, t, text)
         with self.autocast():
-            return self.adapted(x.float(), t, text, camera, n_view, reference).float()
+            return self.adapted(x.float(), t, text, *told).float()
 
     def denoise(
         self,
@@ -252,7 +262,7 @@ class MVAdapter(StableDiffusion):
 
         def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
             on_step()
-            return schedule.eps_from_output(x, self.network(x, t, text), t)
+            return schedule.eps_from_output(x, self._network(x, t, text), t)
 
         schedule, z = self.base_schedule, self.encode_views(picture[None])
         where = max_pool2d(hole.float()[None, None], self.factor).to(z)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from tests.support.tiny_prior import cpu, tiny_coarse, tiny_text_encoder, tiny_u
 from threedgen.config import ConfigError
 from threedgen.config.registry import build
 from threedgen.geometry.rigs import orbit
+from threedgen.guidance.choices import Shift
 from threedgen.guidance.diffusion import Conditions
 from threedgen.guidance.distillation.sds import SDS
 from threedgen.guidance.mvadapter.cameras import (
@@ -143,6 +144,21 @@ def test_the_noise_is_shifted_once_and_kept(tmp_path: Path) -> None:
     torch.testing.assert_close(stored.alpha_bar, shifted.alpha_bar, rtol=1e-5, atol=0)
     with pytest.raises(ValueError, match="at least 1"):
         Schedule.scaled_linear().shifted(0.5)
+
+
+@pytest.mark.parametrize("mode", get_args(Shift))
+@torch.no_grad()
+def test_a_matched_timestep_is_the_one_at_which_the_2d_model_knew_such_noise(mode: Shift) -> None:
+    base = tiny_model()
+    own = base.schedule
+    model = adapted_model(Form(shift_mode=mode, timestep="matched"))
+    assert torch.allclose(own.timesteps_in(own), torch.arange(own.T).float())
+    known, t = model.schedule.timesteps_in(own), torch.tensor([3, 250, 600])
+    assert bool((known >= torch.arange(own.T)).all()) and known.diff().min() >= 0 and known[-1] == own.T - 1
+    around = torch.stack([own.alpha_bar[known[t].ceil().long()], own.alpha_bar[known[t].floor().long()]])
+    assert bool((around[0] <= model.schedule.alpha_bar[t]).all() and (model.schedule.alpha_bar[t] <= around[1]).all())
+    x, text = torch.randn(3, *base.latent_shape, generator=cpu()), base.encode_prompt([PROMPT] * 3)
+    assert torch.equal(model.network(x, t, text), base.network(x, known[t], text))
 
 
 def test_a_config_names_it(tmp_path: Path) -> None:

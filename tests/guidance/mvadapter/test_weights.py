@@ -30,7 +30,7 @@ def trained(branches: tuple = BOTH, form: Form | None = None) -> AdaptedUNet:
 @pytest.mark.parametrize("branches", [("mv",), ("mv", "ref"), ("ref",), ()])
 @torch.no_grad()
 def test_an_adapter_comes_back(branches: tuple, tmp_path: Path) -> None:
-    form = Form("full", "serial", "geometry", 6.0, "default")
+    form = Form("full", "serial", "geometry", 6.0, "default", timestep="matched")
     network = trained(branches, form)
     save_adapter(tmp_path / "a.safetensors", network)
     base = tiny_base().half().float()
@@ -41,7 +41,7 @@ def test_an_adapter_comes_back(branches: tuple, tmp_path: Path) -> None:
     control = torch.rand(3, 6, 1, 1)
     assert torch.equal(loaded.network(x, t, text, control, 3), network(x, t, text, control, 3))
     asked = load_adapter(tmp_path / "a.safetensors", base, layout="row", shift=None).network.form
-    assert asked == Form("row", "serial", "geometry", 6.0, "default")
+    assert asked == Form("row", "serial", "geometry", 6.0, "default", timestep="matched")
 
 
 def test_files_have_the_released_names_and_not_the_base(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tests.support.command import ask
 from tests.support.official import NAMES, WIDTHS, Kind, ldm_unet
-from tests.support.task_server import prior_folder, tiny_generate
+from tests.support.task_server import TINY, prior_folder, tiny_generate
 from tests.support.tiny_prior import coarse_prior, tiny_prior
 from threedgen import cli, config
 from threedgen.guidance.priors.mvdream import MVDream
@@ -191,7 +191,7 @@ def test_what_is_empty_takes_no_memory(tmp_path: Path) -> None:
 
     def needed(*words: str) -> float:
         ball = {"name": "sdf", "sphere": 0.3, "log_sharpness": 5.0, "encoding": TINY["field"]["encoding"]}
-        options = config.load(tiny(tmp_path, field=ball), ["march.chunk=null", *words])
+        options = config.load(tiny_generate(tmp_path, field=ball), ["march.chunk=null", *words])
         return module.memory(options, torch.device("cpu"))["render"]
 
     assert needed("occupancy.resolution=32") < 0.1 * needed("occupancy=null")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.support.marks import unix
 from tests.support.task_server import TINY_MVADAPTER, assert_same, saved_at, server, weights, write_config
@@ -50,7 +51,7 @@ def load(base: Path) -> MVAdapter:
 WHOLE = {"view_sets": []}
 FORMS: dict[str, dict[str, Any]] = {
     "rays": {},
-    "rays in two sizes": {"image_size": 32, "training": {"half": 0.5}},
+    "rays in two sizes": {"image_size": 32, "timestep": "matched", "training": {"half": 0.5, "optimizer": "muon"}},
     "rays in perspective": {"fov": 40.0},
     "geometry": {"control": "geometry", "training": WHOLE},
     "serial, words alone": {"branches": ["mv"], "arrangement": "serial", "training": {"no_image": None}},
@@ -87,6 +88,7 @@ class Training(NamedTuple):
     model: MVAdapter
     given: list[tuple[Any, ...]]
     state: dict[str, Any]
+    run: Path
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def training(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MVAdapter, "network", network)
         task.train(Task(config.load(tiny(folder, base), [f"out={folder / 'run'}"]), quiet=True))
-    return Training(models[0], seen, weights(folder / "run"))
+    return Training(models[0], seen, weights(folder / "run"), folder / "run")
 
 
 def test_the_base_stays_bit_for_bit(base: Path, training: Training) -> None:
@@ -116,7 +118,7 @@ def test_the_base_stays_bit_for_bit(base: Path, training: Training) -> None:
     state = training.state
     assert not any("conv_in.weight" == name.rpartition("unet.")[2] for name in state)
     assert sum(name.startswith("parts.") for name in state) == sum(name.startswith("average.") for name in state)
-    saved = checkpoint_file.read(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    saved = checkpoint_file.read(training.run / "checkpoints" / "last.ckpt")
     assert saved["weights"] == identify(str(base)).digest, "another base would not be noticed"
 
 
@@ -169,14 +171,22 @@ def test_the_loss_weighs_each_picture() -> None:
 def test_a_fresh_adapter_with_its_guider_quiet_is_the_base(tmp_path: Path, base: Path) -> None:
     options = config.load(tiny(tmp_path, base))
     model = load(base)
-    network: AdaptedUNet = task.fresh_adapter(options, model)
+    network: AdaptedUNet = task.adapt(options, model)
     x, t = torch.randn(6, *model.latent_shape, generator=cpu()), torch.full((6,), 300)
     text = model.encode_prompt(["a red dog"] * 6)
     with torch.no_grad():
         network.guider = None
         assert torch.equal(network(x, t, text, torch.rand(6, 6, 1, 1), 6), load(base).network(x, t, text))
-    again = task.fresh_adapter(options, load(base)).adapter_state()
-    assert_same(task.fresh_adapter(options, load(base)).adapter_state(), again)
+    again = task.adapt(options, load(base)).adapter_state()
+    assert_same(task.adapt(options, load(base)).adapter_state(), again)
+
+
+def test_a_training_begins_with_an_adapter_of_another_run(tmp_path: Path, base: Path, training: Training) -> None:
+    before = load_file(training.run / RESULT)
+    still = ["trainer.max_steps=1", "training.learning_rate=0", f"out={tmp_path / 'run'}"]
+    words = ["--config", str(tiny(tmp_path, base)), *still, f"adapter={training.run / RESULT}"]
+    assert cli.main(words) == 0
+    assert_same(load_file(tmp_path / "run" / RESULT), before)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +197,7 @@ def test_a_fresh_adapter_with_its_guider_quiet_is_the_base(tmp_path: Path, base:
         (["branches=[mv]"], "training.no_image and no_both leave out pictures, at which branches ['mv'] never look"),
         (["branches=[mv, mv]"], "should each be named once"),
         (["branches=[vm]"], "branches: 'vm' in this list should be 'mv' or 'ref'"),
+        (["adapter=nowhere.safetensors"], "adapter: there is no file 'nowhere.safetensors'"),
         (["layout=rowcol"], "layout rowcol is of the six sides of a mesh, control=geometry"),
         (["control=geometry"], "training.view_sets should be left out with layout rowcol"),
         (["training.view_sets=[[0, 6]]"], "view_sets are of different numbers from 0 to 5 (got [0, 6])"),

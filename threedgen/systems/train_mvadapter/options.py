@@ -10,7 +10,7 @@ from threedgen.config import Config, Scheduled
 from threedgen.config.errors import called
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
-from threedgen.guidance.choices import Arrangement, Control, Layout, Shift
+from threedgen.guidance.choices import Arrangement, Control, Layout, Shift, Timestep
 
 SIDES = 6
 """Views of an object."""
@@ -44,6 +44,7 @@ class AdapterTrainingConfig(Config):
     snr_gamma: float | None = Field(
         5.0, gt=0, description="squared errors weigh min(SNR, this) / SNR (arXiv 2303.09556); null: all alike"
     )
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon learns more in a step, and takes longer")
     learning_rate: Scheduled = Field(5e-5)
     weight_decay: float = Field(0.01, ge=0)
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
@@ -70,6 +71,9 @@ class TrainMVAdapterConfig(RunConfig):
     objects: Annotated[Any, Component("object-source", default="toybox", path_of="meshes")] = Field(
         {}, description="what it learns from: toybox, or a folder of meshes"
     )
+    adapter: str | None = Field(
+        None, min_length=1, description="the adapter to begin with: a released one, or that of another run"
+    )
     branches: tuple[Literal["mv", "ref"], ...] = Field(
         ("mv", "ref"),
         description="attention that is added: mv between the views, ref to a given picture; without mv each view is "
@@ -92,6 +96,11 @@ class TrainMVAdapterConfig(RunConfig):
     )
     shift: float = Field(8.0, ge=1, le=1000, description="so many times less signal to noise than the 2D model")
     shift_mode: Shift = Field("interpolated", description="at all timesteps alike, or growing with them")
+    timestep: Timestep = Field(
+        "same",
+        description="told to the 2D model, which knows less noise at it: the same, as with the released ones; matched: "
+        "the one at which it knew as much, so that it need not be taught",
+    )
     training: AdapterTrainingConfig = AdapterTrainingConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=12_000, gradient_clip_val=1.0, val_check_interval=500)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
@@ -126,8 +135,12 @@ class TrainMVAdapterConfig(RunConfig):
         return self
 
     def check(self) -> None:
+        from threedgen.guidance.weights.files import sniff
         from threedgen.guidance.weights.loading import check
+        from threedgen.guidance.weights.plugins import locate
 
         with called("start"):
             check(self.start)
+        if self.adapter is not None:
+            sniff(locate("adapter", self.adapter))
         super().check()

@@ -8,6 +8,7 @@ RUN/samples.png          of held-out objects the truth, then what is drawn for t
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 
 from threedgen.config import registry
@@ -18,7 +19,9 @@ from threedgen.guidance.draft import DRAFT, check_halves, check_sides
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
+from threedgen.guidance.mvadapter.weights import load_adapter
 from threedgen.guidance.weights.loading import identify
+from threedgen.guidance.weights.plugins import locate
 from threedgen.run.disk import writing
 from threedgen.run.seeding import seed_networks
 from threedgen.train.status import Status
@@ -35,7 +38,7 @@ def train(task: Task) -> Status:
     """Raises ConfigError."""
     config: TrainMVAdapterConfig = task.config
     model = load_base(config)
-    network = fresh_adapter(config, model)
+    network = adapt(config, model)
     task.name_weights("start", identify(config.start))
 
     def source(split: str) -> ObjectViews:
@@ -84,16 +87,32 @@ def sizes(config: TrainMVAdapterConfig, model: MVAdapter) -> list[tuple[str, flo
     return [each for each in every if each[1]]
 
 
-def fresh_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
+def adapt(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
+    """Puts the adapter that learns into the model. Raises ConfigError."""
+    o = config
+    form = Form(o.tokens, o.arrangement, o.control, o.shift, o.shift_mode, o.anywhere, o.fov, o.timestep)
+    network = fresh_adapter(o, model, form) if o.adapter is None else earlier_adapter(o, model, form)
+    check_sides((model.image_size, model.image_size), network.multiple, None, ("image_size", "image_size"))
+    return network
+
+
+def fresh_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> AdaptedUNet:
     """An adapter that changes nothing yet but by its guider. Raises ConfigError."""
     seed_networks(config.seed, "adapter")
-    o = config
-    form = Form(o.tokens, o.arrangement, o.control, o.shift, o.shift_mode, o.anywhere, o.fov)
     try:
-        network = AdaptedUNet(model.unet, model.factor, form, config.branches)
+        return AdaptedUNet(model.unet, model.factor, form, config.branches)
     except ValueError as error:
         raise ConfigError(f"an adapter cannot be put into {config.start!r}: {error}", "start") from None
-    check_sides((model.image_size, model.image_size), network.multiple, None, ("image_size", "image_size"))
+
+
+def earlier_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> AdaptedUNet:
+    """That of a file, which learns on in another form, if this one is another. Raises ConfigError."""
+    file = locate("adapter", str(config.adapter))
+    network = load_adapter(file, model.unet, model.factor, **asdict(form)).network
+    if set(network.branches) != set(config.branches):
+        has, asked = (f"[{', '.join(each)}]" for each in (network.branches, config.branches))
+        raise ConfigError(f"has branches={has}, and {asked} are asked for", "adapter", config.adapter)
+    network.new_parts.requires_grad_(True).train()
     return network
 
 
