@@ -19,9 +19,9 @@ from threedgen.data.assets.make import render
 from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews
 from threedgen.evaluation.metrics.distributions import fid
-from threedgen.evaluation.metrics.figures import bootstrap, jackknife, mean
+from threedgen.evaluation.metrics.figures import jackknife_estimate, mean_estimate
 from threedgen.evaluation.sampling import drawn_in_batches
-from threedgen.evaluation.tables import estimate, finish, markdown_table, measured, rounded, thumbnails, write_strips
+from threedgen.evaluation.tables import finish, markdown_table, measured, rounded, thumbnails, write_strips
 from threedgen.geometry.images import to_uint8
 from threedgen.run.arrays import Array
 from threedgen.run.cache import digest
@@ -88,11 +88,7 @@ def compare(ours: Array, true: Array) -> dict[str, Any]:
 
     middle = [row.mean(1) / np.linalg.norm(row.mean(1), axis=-1, keepdims=True) for row in (ours, true)]
     alike = (middle[0] * middle[1]).sum(-1).tolist()
-    every = np.arange(len(true))
-    return {
-        "fid": estimate(distance(every), jackknife(distance, len(every))),
-        "likeness": estimate(mean(alike), bootstrap(alike)),
-    }
+    return {"fid": jackknife_estimate(distance, len(true)), "likeness": mean_estimate(alike)}
 
 
 run = partial(run_task, evaluate, result="report.md", again=True)

@@ -10,8 +10,8 @@ import numpy as np
 
 from threedgen.config import config_hash
 from threedgen.evaluation.metrics.distributions import fid, kid
-from threedgen.evaluation.metrics.figures import bootstrap, mean
-from threedgen.evaluation.tables import estimate, finish, markdown_table, measured, write_strips
+from threedgen.evaluation.metrics.figures import mean_estimate, paired_differences
+from threedgen.evaluation.tables import finish, markdown_table, measured, write_strips
 from threedgen.evaluation.toybox.fidelity import features
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.images import readable, to_uint8
@@ -71,7 +71,7 @@ def summary(config: ConsistencyConfig, scores: Sequence[Score]) -> dict[str, Any
     for key in FIGURES:
         values = [score[key] for score in scores]
         rng = numpy_generator(config.seed, 0, f"bootstrap {key}")
-        found[key] = estimate(mean(values), bootstrap(values, rng, config.bootstrap))
+        found[key] = mean_estimate(values, rng, config.bootstrap)
     return found
 
 
@@ -80,9 +80,7 @@ def differences(config: ConsistencyConfig, of: dict[str, list[Score]]) -> dict[s
     first, *others = config.contestants
     found: dict[str, Any] = {}
     for row in others:
-        less: list[Score] = []
-        for a, b in zip(of[first], of[row], strict=True):
-            less.append({key: None if None in (a[key], b[key]) else a[key] - b[key] for key in FIGURES})
+        less = paired_differences(of[first], of[row], FIGURES)
         found[row] = summary(config, less)
         for key in FIGURES:
             found[row][key]["won"] = sum((one[key] or 0) > 0 for one in less)
