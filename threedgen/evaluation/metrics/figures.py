@@ -28,7 +28,7 @@ Estimate = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Share:
-    """``hits`` of ``total``, with the 95 % interval of the share; all None for a total of 0."""
+    """``hits`` of ``total``, with the 95 % score interval of the share (Wilson 1927); both None for a total of 0."""
 
     hits: int
     total: int
@@ -39,7 +39,10 @@ class Share:
 
     @property
     def interval(self) -> Interval | None:
-        return wilson(self.hits, self.total) if self.total else None
+        if not self.total:
+            return None
+        low, high = stats.binomtest(self.hits, self.total).proportion_ci(0.95, "wilson")
+        return float(low), float(high)
 
     def plain(self) -> dict[str, float | int | None]:
         """For JSON."""
@@ -56,12 +59,6 @@ def share(answers: Sequence[bool | None]) -> Share:
     """Counts the True ones; None (not applicable) does not count."""
     asked = [answer for answer in answers if answer is not None]
     return Share(sum(map(bool, asked)), len(asked))
-
-
-def wilson(hits: int, total: int) -> tuple[float, float]:
-    """Finds the 95 % score interval of a share (Wilson 1927). Raises ValueError for hits > total or no total."""
-    low, high = stats.binomtest(hits, total).proportion_ci(0.95, "wilson")
-    return float(low), float(high)
 
 
 def majority(log_probability: Floats) -> int:
