@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,9 +51,6 @@ class Verdict:
     def plain(self) -> dict[str, Any]:
         """For a report."""
         return {"said" if key == "words" else key: value for key, value in rounded(asdict(self)).items()}
-
-    def wrong(self, keys: Iterable[str]) -> list[str]:
-        return [key for key in keys if self.answers.get(key) is False]
 
     def all_wrong(self) -> Verdict:
         """The verdict about a result that is none: wrong in all that is asked."""
