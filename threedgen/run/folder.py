@@ -18,6 +18,7 @@ import re
 import shutil
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -93,11 +94,12 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any], extends: Iterable[str] = ()) -> list[str]:
     """`key: old -> new` for every key that would change the result of a run, two configs given as data; where another
     `name` of a section changes what is in it, that is counted only.
 
-    Raises ConfigError if the old run was made with the toybox prior of an earlier release and the new one has today's.
+    extends: further keys that do not make it another run. Raises ConfigError if the old run was made with the toybox
+    prior of an earlier release and the new one has today's.
     """
     before, after = flat(renamed.in_run(old)), flat(new)
     if any(value == "embedded" and after.get(key) in EMBEDDED for key, value in before.items()):
@@ -106,7 +108,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             "finish it with that release, or begin it anew in another folder"
         )
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    keys = [key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in HARMLESS)]
+    free = (*HARMLESS, *extends)
+    keys = [key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in free)]
     names = [key for key in keys if key.endswith(".name")]
     told = Counter(
         min((name for name in names if key.startswith(name.removesuffix("name"))), key=len, default=key) for key in keys
@@ -175,7 +178,7 @@ def choose(config: BaseModel, config_name: str) -> tuple[Path, dict[str, Any] | 
     stored, work = stored_config(folder), has_work(folder)
     if stored is None and work:
         raise ConfigError("holds files that are not of a run, which might be lost; name a new folder", "out", str(out))
-    changed = [] if stored is None else differences(stored, plain(config))
+    changed = [] if stored is None else differences(stored, plain(config), getattr(config, "extends", ()))
     if changed and work:
         raise ConfigError(
             f"{folder} holds a run of another config; choose another out=, or the same values. "
@@ -239,7 +242,7 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     """
     folder = run_folder(run)
     config, stored = load((folder / CONFIG).resolve(), overrides), stored_config(folder)
-    changed = differences(stored or {}, plain(config))
+    changed = differences(stored or {}, plain(config), getattr(config, "extends", ()))
     if changed:
         raise ConfigError(
             f"{COMMAND_LINE}: these changes would make it another run: {'; '.join(changed)}. "

@@ -26,6 +26,7 @@ from threedgen.geometry.cameras_file import write_cameras
 from threedgen.geometry.depth_file import write_depth
 from threedgen.geometry.images import to_uint8, write_png
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.run import folder as runs
 from threedgen.train.plan import plan
 
 __all__ = ["tiny"]
@@ -79,6 +80,15 @@ def test_truth_is_the_ceiling_and_what_was_drawn_is_kept(tmp_path: Path, drawing
     assert run(options(tmp_path, count=3), None, True) == 0
     assert found(tmp_path)["scenes"]["base"][:2] == before["scenes"]["base"] and drawings[5:] == [True, False]
     assert run(options(tmp_path, guidance_scale=3.0), None, True) == 0 and len(drawings) == 11
+
+
+def test_more_scenes_are_drawn_in_the_folder_of_fewer(tmp_path: Path) -> None:
+    for count in (2, 3):
+        begun, before = runs.begin(options(tmp_path / "run", count=count), "views")
+        assert run(begun, before, True) == 0 and len(found(tmp_path / "run")["scenes"]["truth"]) == count
+    assert before == tmp_path / "run"
+    with pytest.raises(ConfigError, match="They differ in steps: 2 -> 3$"):
+        runs.begin(options(tmp_path / "run", count=4, steps=3), "views")
 
 
 def test_a_stopped_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
