@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support.tiny_prior import tiny_prior
-from threedgen.config import ConfigError, registry
+from threedgen.config import ConfigError, load, registry
 from threedgen.evaluation.sampling import ring_poses
 from threedgen.evaluation.toybox import prior_score
 from threedgen.evaluation.toybox.held_out import held_out_cases
@@ -72,7 +72,18 @@ def test_evaluate_prior_reports_and_goes_on(tmp_path: Path, probe_file: str, mon
     assert calls == [2, 2, 1, 2, 2, 2, 1]
 
 
-def test_a_missing_probe_is_said_before_the_prior_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "build", lambda *args: pytest.fail("too late"))
-    with pytest.raises(ConfigError, match="train-toybox-probe"):
-        prior_score.run(prior_config(tmp_path, str(tmp_path / "none.safetensors")))
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("evaluate-toybox-prior", "probe.weights"),
+        ("janus-meter", "meter.classifier.weights"),
+        ("consistency", "features.weights"),
+    ],
+)
+def test_a_missing_probe_is_said_before_any_work(name: str, key: str) -> None:
+    for weights, said in (
+        ("none", "there is no file 'none'; train one with .*train-toybox-probe"),
+        ("x" * 300, "path"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{key}: .*{said}"):
+            load(name, [f"{key}={weights}"]).check()

@@ -284,3 +284,6 @@ def test_a_probe_can_go_on_from_another(tmp_path: Path) -> None:
     Probe(LABELS, other).save(tmp_path / "toybox-probe.safetensors")
     with pytest.raises(ConfigError, match="start: .*sizes"):
         system.start()
+    (tmp_path / "toybox-probe.safetensors").unlink()
+    with pytest.raises(ConfigError, match="^start: there is no file"):
+        system.start()

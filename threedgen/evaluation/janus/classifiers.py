@@ -14,6 +14,8 @@ from threedgen.evaluation.toybox.probe import Probe
 
 from .options import CLIP, WITHOUT_CLIP, CLIPSidesConfig, ProbeSidesConfig
 
+CLASSIFIER = "meter.classifier.weights"
+
 
 class ViewClassifier(Protocol):
     """Looks at pictures (V, S, S, 3) in [0, 1], each for itself."""
@@ -27,15 +29,11 @@ class ViewClassifier(Protocol):
         ...
 
 
-EMBEDDED = "toybox-sides"
-"""The toybox probe, trained on with rough and with two-faced objects (``rough.py``)."""
-
-
 class ProbeSides:
     """A probe of the toybox, which needs no prompt for the sides. Raises ConfigError if it is missing."""
 
     def __init__(self, config: ProbeSidesConfig) -> None:
-        self.probe = Probe.load(config.weights, EMBEDDED)
+        self.probe = Probe.load(config.weights, CLASSIFIER, config.embedded)
 
     def sides(self, pictures: Tensor, prompt: str) -> Tensor:
         return self.probe.classify(pictures).side.exp()
@@ -58,9 +56,8 @@ class CLIPSides:
     def __init__(self, config: CLIPSidesConfig) -> None:
         from transformers import AutoTokenizer, CLIPModel
 
-        self.config, kinds = config, (CLIPModel, AutoTokenizer)
-        where, example = "meter.classifier", f"{CLIP}; {WITHOUT_CLIP}"
-        self.net, self.tokenizer = load_hub(config.weights, "CLIP", example, where, *kinds)
+        self.config, example = config, f"{CLIP}; {WITHOUT_CLIP}"
+        self.net, self.tokenizer = load_hub(config.weights, "CLIP", example, CLASSIFIER, CLIPModel, AutoTokenizer)
         self.size = int(self.net.config.vision_config.image_size)
         self.longest = int(self.net.config.text_config.max_position_embeddings)
 

@@ -25,6 +25,9 @@ UNREAD = (".3ds", ".abc", ".blend", ".dae", ".fbx", ".off", ".stl", ".usd", ".us
 class ProbeSidesConfig(ProbeConfig):
     """The toybox probe: for objects of the toybox."""
 
+    embedded: ClassVar[str] = "toybox-sides"
+    """Trained on with rough and with two-faced objects (``rough.py``)."""
+
     name: Literal["probe"] = Field("probe", description="for objects of the toybox")
 
 

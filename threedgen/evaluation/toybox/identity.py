@@ -23,7 +23,6 @@ from threedgen.guidance.weights.loading import reachable
 from .options import TRAIN_IDENTITY, HubIdentityConfig, IdentityNetworkConfig, ToyboxIdentityConfig
 from .probe import Residual, convolution, pooled, prepare, read_network, write_network
 
-NAME = "toybox-identity"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of the colours of the photos that every CLIP was trained on."""
@@ -80,7 +79,9 @@ class HubIdentity:
         from transformers import AutoModel
 
         self.config = config
-        self.net, _ = load_hub(config.weights, "an image encoder", "facebook/dinov2-small", "identity", AutoModel)
+        self.net, _ = load_hub(
+            config.weights, "an image encoder", "facebook/dinov2-small", "identity.weights", AutoModel
+        )
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, chunk: int = 16) -> Tensor:
@@ -96,7 +97,7 @@ class HubIdentity:
 
 def load_hub(weights: str, what: str, example: str, key: str, *kinds: Any) -> tuple[Any, Any]:
     """Loads a network of the hub or of a folder, frozen, and its tokenizer (or None), by the classes ``kinds`` of
-    transformers. Raises ConfigError, one sentence."""
+    transformers. Raises ConfigError for ``key``, one sentence."""
     options: dict[str, Any] = {"local_files_only": not reachable(), "trust_remote_code": False}
     try:
         net, *more = [kind.from_pretrained(weights, **options) for kind in kinds]
@@ -104,7 +105,7 @@ def load_hub(weights: str, what: str, example: str, key: str, *kinds: Any) -> tu
         raise ConfigError(
             f"{weights!r} cannot be loaded as {what} ({type(error).__name__}); "
             f"give a folder or an id of the hub such as {example}",
-            f"{key}.weights",
+            key,
         ) from None
     return net.eval().requires_grad_(False), more[0] if more else None
 

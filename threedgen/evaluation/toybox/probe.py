@@ -18,18 +18,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.config.command import command
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_json
 from threedgen.guidance.matte import convolution
 from threedgen.run.disk import write_atomic, write_json
 
 from .labels import Labels
-from .options import ProbeNetworkConfig, network_file
+from .options import PROBE, TRAIN_PROBE, ProbeNetworkConfig, probe_file
 
 N = TypeVar("N", bound=nn.Module)
-NAME = "toybox-probe"
-TRAIN = f"train one with `{command('--config', 'train-toybox-probe')}`, which leaves it in RUN/probe"
 
 
 class Raw(NamedTuple):
@@ -157,10 +154,10 @@ class Probe(nn.Module):
         write_network(path, self, card | {"threshold": self.threshold, **(about or {})}, half=True)
 
     @classmethod
-    def load(cls, weights: str = "embedded", name: str = NAME) -> Probe:
-        """Loads the probe of a file, or the embedded one of this ``name``, in eval mode on the CPU.
+    def load(cls, weights: str = "embedded", key: str = "probe.weights", embedded: str = PROBE) -> Probe:
+        """Loads the probe of a file, or the ``embedded`` one, in eval mode on the CPU.
 
-        Raises ConfigError, one sentence, for what is no probe.
+        Raises ConfigError for ``key``, one sentence, for what is no probe.
         """
 
         def make(card: dict[str, Any]) -> Probe:
@@ -168,13 +165,13 @@ class Probe(nn.Module):
             probe.threshold = float(card.get("threshold", 0.5))
             return probe
 
-        path = network_file(weights, name if weights == "embedded" else NAME, "probe.weights", TRAIN)
-        probe, card = read_network(path, make, "probe.weights", TRAIN)
+        path = probe_file(weights, key, embedded)
+        probe, card = read_network(path, make, key, TRAIN_PROBE)
         probe.accuracy = card.get("accuracy")
         known, needed = probe.labels.plain(), Labels.of_toybox().plain()
         if unknown := [word for kind in needed for word in needed[kind] if word not in known[kind]]:
             words = ", ".join(unknown[:5])
-            raise ConfigError(f"{path} was trained on an older toybox, without {words}; {TRAIN}", "probe.weights")
+            raise ConfigError(f"{path} was trained on an older toybox, without {words}; {TRAIN_PROBE}", key)
         return probe
 
 

@@ -28,11 +28,10 @@ from threedgen.train.status import Status
 from threedgen.train.system import System
 from threedgen.train.task import Task, run_task
 
-from . import identity, probe
 from .identity import IdentityNet, pairs, roc
 from .judging import calibrate, own_accuracy
 from .labels import OPEN, Labels, ProbeToybox, Truth, labelled
-from .options import TrainIdentityConfig, TrainProbeConfig
+from .options import IDENTITY, PROBE, TrainIdentityConfig, TrainProbeConfig
 from .probe import Probe, Raw
 from .report import figures_plain
 
@@ -117,7 +116,7 @@ class ProbeSystem(ClassifierSystem):
     """Trains a Probe. Each step renders one block of toybox samples and sees some of the last ``window`` ones again:
     rendering costs as much as learning."""
 
-    stage, shown, result = "probe", ("noun", "colour", "side"), f"probe/{probe.NAME}.safetensors"
+    stage, shown, result = "probe", ("noun", "colour", "side"), f"probe/{PROBE}.safetensors"
     config: TrainProbeConfig
     emphasis: Tensor
     net: Probe
@@ -133,7 +132,7 @@ class ProbeSystem(ClassifierSystem):
         """Takes the weights of the probe that the config begins with. Raises ConfigError for one of other sizes."""
         if not self.config.start:
             return
-        probe = Probe.load(self.config.start)
+        probe = Probe.load(self.config.start, "start")
         if probe.options != self.net.options or probe.labels != self.net.labels:
             raise ConfigError(f"should be a probe of these sizes and words (it has {probe.options})", "start")
         self.net.load_state_dict(probe.state_dict())
@@ -239,7 +238,7 @@ def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
 class IdentitySystem(ClassifierSystem):
     """Trains an IdentityNet. Each step shows two pictures each of several subjects of several kinds, from any side."""
 
-    stage, shown, result = "identity", ("right",), f"identity/{identity.NAME}.safetensors"
+    stage, shown, result = "identity", ("right",), f"identity/{IDENTITY}.safetensors"
     config: TrainIdentityConfig
     net: IdentityNet
 

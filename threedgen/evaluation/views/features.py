@@ -13,7 +13,6 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.multimodal import CLIPScore
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import called
 from threedgen.evaluation.metrics.distributions import fid
 from threedgen.evaluation.toybox.identity import features, load_hub
 from threedgen.evaluation.toybox.probe import Probe
@@ -47,7 +46,7 @@ class ProbeFeatures(Features):
     )
 
     def __init__(self, config: ProbeFeaturesConfig) -> None:
-        self.probe = Probe.load(config.weights)
+        self.probe = Probe.load(config.weights, "features.weights")
 
     def __call__(self, pictures: Tensor) -> Seen:
         square = resize(pictures.float() / 255, *[self.probe.options.image_size] * 2)
@@ -82,10 +81,7 @@ class Caption:
     def __init__(self, weights: str) -> None:
         from transformers import AutoProcessor, CLIPModel
 
-        with called("clip"):
-            net, processor = load_hub(
-                weights, "CLIP", "openai/clip-vit-large-patch14", "clip", CLIPModel, AutoProcessor
-            )
+        net, processor = load_hub(weights, "CLIP", "openai/clip-vit-large-patch14", "clip", CLIPModel, AutoProcessor)
         self.metric = CLIPScore(lambda: (_Towers(net), processor))  # type: ignore[arg-type, return-value]
 
     @torch.no_grad()
