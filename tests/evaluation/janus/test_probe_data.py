@@ -12,7 +12,7 @@ from threedgen.data.toybox.world import build
 from threedgen.evaluation.janus.meter import Meter
 from threedgen.evaluation.janus.meter_errors import measure
 from threedgen.evaluation.janus.options import MeterConfig, TruthConfig
-from threedgen.evaluation.janus.rough import EDGE, SHAKE, Noise, corrupt, halved, nearer_front, rough
+from threedgen.evaluation.toybox.corruption import EDGE, SHAKE, Noise, corrupt, halved, nearer_front, rough
 from threedgen.evaluation.toybox.labels import OPEN, Labels, ProbeToybox, labelled
 
 

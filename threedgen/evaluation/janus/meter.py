@@ -12,21 +12,18 @@ import torch
 from threedgen.config import registry
 from threedgen.data.coloured_mesh import Array, ColouredMesh, Empty
 from threedgen.evaluation.metrics.figures import SIDES
+from threedgen.evaluation.metrics.fronts import RingResult, classify_ring
 from threedgen.evaluation.tables import thumbnails
 from threedgen.export.run_field import open_field
 from threedgen.export.surface.pictures import field_pictures
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 
-from . import fronts
 from .classifiers import ViewClassifier
-from .fronts import RingResult
 from .options import MeterConfig
 
 SHOWN = 96
 """Pixels of a view on a sheet and in a report."""
-
-
 FAINT = 0.1
 """A field whose opacity is below this in every pixel shows nothing."""
 
@@ -89,7 +86,7 @@ class Meter:
 
     def judge(self, sides: Array, threshold: float, free: bool = False) -> RingResult:
         """The verdict on a ring of views."""
-        return fronts.classify_ring(sides, self.azimuth, threshold, free)
+        return classify_ring(sides, self.azimuth, threshold, free)
 
     def likeness(self, views: Array, prompts: Sequence[str]) -> list[float] | None:
         """How well a mesh fits each prompt, mean over its views."""

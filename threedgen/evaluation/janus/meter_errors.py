@@ -16,19 +16,18 @@ from pathlib import Path
 
 from threedgen.data.coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh
 from threedgen.evaluation.metrics.figures import Share, share
+from threedgen.evaluation.metrics.fronts import doubt, front_curve
 from threedgen.evaluation.tables import finish, limits, markdown_table, percent, write_strips
+from threedgen.evaluation.toybox.corruption import rough, two_fronted
 from threedgen.evaluation.toybox.held_out import clear_nouns, held_out_cases
 from threedgen.evaluation.toybox.judging import equal_error
 from threedgen.run.progress import Count
 from threedgen.run.seeding import numpy_generator
 from threedgen.train.task import Task, run_task
 
-from .fronts import doubt, front_curve
 from .meter import Meter, Reading, view_labels
 from .options import JanusMeterConfig, TruthConfig, asset_files, folder_of_assets
 from .rates import ErrorRates
-from .rough import rough
-from .two_fronted import two_fronted
 
 FRESH, CALIBRATION = 1_000_000, 2_000_000
 """Numbers of the first objects; no other evaluation asks for the same ones."""

@@ -12,12 +12,10 @@ from threedgen.config.errors import did_you_mean, nearest, short
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
 from threedgen.data.options import MESHES
-from threedgen.evaluation.toybox.options import ProbeConfig
+from threedgen.evaluation.toybox.options import FRONT_THRESHOLD, ProbeConfig
 from threedgen.run.folder import user_path
 from threedgen.run.options import CrewConfig, product
 
-THRESHOLD = 0.4
-"""Chosen on 500 fresh toybox objects, each as it is and with two fronts: 2.4 % false alarms, 97.2 % recall."""
 UNREAD = (".3ds", ".abc", ".blend", ".dae", ".fbx", ".off", ".stl", ".usd", ".usda", ".usdc", ".usdz", ".wrl", ".x3d")
 """Endings of meshes that the meter cannot read."""
 
@@ -26,7 +24,7 @@ class ProbeSidesConfig(ProbeConfig):
     """The toybox probe: for objects of the toybox."""
 
     embedded: ClassVar[str] = "toybox-sides"
-    """Trained on with rough and with two-faced objects (``rough.py``)."""
+    """Trained on with rough and with two-faced objects (``toybox/corruption.py``)."""
 
     name: Literal["probe"] = Field("probe", description="for objects of the toybox")
 
@@ -83,7 +81,7 @@ class MeterConfig(Config):
     size: int = Field(128, ge=16, le=2048, description="pixels of a view")
     background: float = Field(0.5, ge=0, le=1, description="grey behind the object")
     threshold: float | None = Field(
-        THRESHOLD,
+        FRONT_THRESHOLD,
         gt=0,
         lt=1,
         description="probability from which a view shows a front; null: chosen on objects whose "

@@ -13,12 +13,13 @@ from torch import Tensor
 from threedgen.data.toybox.grammar import NOUNS, Spec
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.world import Toybox
-from threedgen.evaluation.janus import fronts
 from threedgen.evaluation.metrics.figures import Share, in_order, majority, share
+from threedgen.evaluation.metrics.fronts import classify_ring
 from threedgen.evaluation.tables import rounded
 from threedgen.geometry.images import to_uint8
 
 from .labels import Labels, Truth, labelled
+from .options import FRONT_THRESHOLD
 from .probe import Probe, Seen, together
 
 FIGURES = {
@@ -108,7 +109,7 @@ def judge_pictures(
 
 def _sides(views: Seen, azimuth: np.ndarray) -> tuple[dict[str, Any], int, float]:
     """Judges the viewing sides: answers, the number of fronts, and the mean error of the azimuth in degrees."""
-    found = fronts.classify_ring(views.side.exp().numpy(), azimuth)
+    found = classify_ring(views.side.exp().numpy(), azimuth, FRONT_THRESHOLD)
     answers: dict[str, Any] = {"side": list(found.right), "each_side": all(found.right)}
     if len(azimuth) % 4 == 0:
         answers["order"] = in_order(views.side.numpy(), azimuth)

@@ -21,13 +21,13 @@ from threedgen.config import ConfigError
 from threedgen.data.toybox import subjects
 from threedgen.data.toybox.grammar import ACCESSORIES
 from threedgen.data.toybox.world import Toybox, View
-from threedgen.evaluation.janus.rough import corrupt
 from threedgen.geometry.images import to_uint8
 from threedgen.run.dtypes import mixed
 from threedgen.train.status import Status
 from threedgen.train.system import System
 from threedgen.train.task import Task, run_task
 
+from .corruption import corrupt
 from .identity import IdentityNet, pairs, roc
 from .judging import calibrate, own_accuracy
 from .labels import OPEN, Labels, ProbeToybox, Truth, labelled

@@ -1,4 +1,4 @@
-"""From what single views show to a verdict on the object: fronts on a ring, and whether there are too many.
+"""Judges an object by what single views show: counts its fronts on a ring, and says whether there are too many.
 
 A ring is V views at azimuths 2 pi k / V (any start). Sides are those of ``figures.SIDES``.
 """
@@ -12,9 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import circulant
 
-from threedgen.evaluation.metrics.figures import Floats, sides_right
-
-from .options import THRESHOLD
+from .figures import Floats, sides_right
 
 FRONT = 0
 APART = pi / 2
@@ -41,7 +39,7 @@ class RingResult:
         return self.fronts > 1
 
 
-def classify_ring(sides: Floats, azimuth: Floats, threshold: float = THRESHOLD, free: bool = False) -> RingResult:
+def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool = False) -> RingResult:
     """``sides`` (V, 4): probability of each side in view k, whose camera stands at ``azimuth`` (V,) radians; ``free``:
     nobody knows where the object's front should be."""
     curve = front_curve(sides)
@@ -70,7 +68,7 @@ def front_curve(sides: Floats) -> Floats:
     return np.where(even.argmax(1) == FRONT, even[:, FRONT], 0.0)
 
 
-def front_count(front: Floats, threshold: float = THRESHOLD) -> int:
+def front_count(front: Floats, threshold: float) -> int:
     """How many fronts an object has: the most views with ``front`` (V,) >= ``threshold`` that are all more than
     ``APART`` from each other."""
     angles = 2 * pi * np.flatnonzero(np.asarray(front) >= threshold) / len(front)
