@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from threedgen.config import ConfigError, registry
-from threedgen.evaluation.toybox.identity import HubIdentity, IdentityNet, ToyboxIdentity, pairs, roc, similarity
+from threedgen.evaluation.toybox.identity import (
+    HubIdentity,
+    IdentityNet,
+    ToyboxIdentity,
+    contrastive,
+    measure_roc,
+    pairs,
+    roc,
+    similarity,
+)
 from threedgen.evaluation.toybox.options import (
     EvaluateSubjectsConfig,
     HubIdentityConfig,
@@ -18,7 +27,7 @@ from threedgen.evaluation.toybox.options import (
     ToyboxIdentityConfig,
     TrainIdentityConfig,
 )
-from threedgen.evaluation.toybox.training import IdentitySystem, contrastive, measure_identity
+from threedgen.evaluation.toybox.training import IdentitySystem
 
 SMALL = IdentityNetworkConfig(image_size=32, channels=(8, 8, 16, 16), width=8)
 
@@ -86,8 +95,8 @@ def test_it_learns_to_tell_the_subjects_of_a_step_apart() -> None:
 
 def test_the_network_of_a_file_is_the_one_that_was_saved(tmp_path: Path) -> None:
     net = IdentityNet(SMALL).eval()
-    figures = measure_identity(net, 2, 2, 7)
-    assert 0 <= figures["area"] <= 1 and figures == measure_identity(net, 2, 2, 7)
+    figures = measure_roc(net, 2, 2, 7)
+    assert 0 <= figures["area"] <= 1 and figures == measure_roc(net, 2, 2, 7)
     path = tmp_path / "toybox-identity.safetensors"
     net.save(path, {"roc": figures})
     embed = registry.build("identity", ToyboxIdentityConfig(weights=str(tmp_path)))
