@@ -29,7 +29,7 @@ from .options import PROBE, TRAIN_PROBE, ProbeNetworkConfig, probe_file
 N = TypeVar("N", bound=nn.Module)
 
 
-class Raw(NamedTuple):
+class Logits(NamedTuple):
     """Unnormalised answers for B pictures: logits, and ``heading`` (B, 2) along (cos, sin) of the azimuth."""
 
     noun: Tensor
@@ -41,7 +41,7 @@ class Raw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seen:
+class Answers:
     """Answers for V views, on the CPU: log-probabilities noun (V, N), colour (V, C), side (V, 4) and part_colour
     (V, W, C); part (V, W) the probability that a part is visible; azimuth (V,) radians."""
 
@@ -52,11 +52,11 @@ class Seen:
     side: Tensor
     azimuth: Tensor
 
-    def __getitem__(self, views: slice) -> Seen:
-        return Seen(*(value[views] for value in vars(self).values()))
+    def __getitem__(self, views: slice) -> Answers:
+        return Answers(*(value[views] for value in vars(self).values()))
 
 
-def together(views: Seen) -> Seen:
+def combine_views(views: Answers) -> Answers:
     """Puts together what the views of one object say: noun (N,), colour (C,), part (W,) and part_colour (W, C) of the
     object; sides and azimuths stay those of the views."""
     weight = views.part / views.part.sum(0).clamp(min=1e-6)
@@ -102,7 +102,7 @@ class Probe(nn.Module):
             if isinstance(module, nn.Conv2d):  # twice as fast on a CPU
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor) -> Raw:
+    def forward(self, x: Tensor) -> Logits:
         """Answers for pictures (B, 3, S, S) in [0, 1], float32."""
         fine, middle, coarse = self._levels(x)
         levels = [lateral(y) for lateral, y in zip(self.laterals, (fine, middle, coarse), strict=True)]
@@ -113,7 +113,7 @@ class Probe(nn.Module):
         answers = self.whole(pooled(coarse)).float()
         noun, side, heading, seen = answers.split([len(self.labels.nouns), 4, 2, len(self.labels.words)], dim=1)
         seen = seen + (found[:, 1:].float() * self.there.float()).sum(-1)
-        return Raw(noun, colours[:, 0], seen, colours[:, 1:], side, heading)
+        return Logits(noun, colours[:, 0], seen, colours[:, 1:], side, heading)
 
     def _levels(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = ((x - 0.5) * 4).contiguous(memory_format=torch.channels_last)
@@ -128,7 +128,7 @@ class Probe(nn.Module):
         return pooled(coarse).float()
 
     @torch.no_grad()
-    def classify(self, pictures: Tensor, chunk: int = 64) -> Seen:
+    def classify(self, pictures: Tensor, chunk: int = 64) -> Answers:
         """Says what pictures (V, H, W, 3) in [0, 1] of any size show, each for itself. In eval mode meanwhile."""
         device, training = next(self.parameters()).device, self.training
         self.eval()
@@ -139,7 +139,7 @@ class Probe(nn.Module):
         noun, colour, seen, part_colour, side, heading = (
             torch.cat(parts).float().cpu() for parts in zip(*raws, strict=True)
         )
-        return Seen(
+        return Answers(
             noun.log_softmax(-1),
             colour.log_softmax(-1),
             seen.sigmoid(),

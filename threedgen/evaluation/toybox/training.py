@@ -32,7 +32,7 @@ from .identity import IdentityNet, contrastive, measure_roc
 from .judging import calibrate, own_accuracy
 from .labels import OPEN, Labels, ProbeToybox, Truth, labelled
 from .options import IDENTITY, PROBE, TrainIdentityConfig, TrainProbeConfig
-from .probe import Probe, Raw
+from .probe import Logits, Probe
 from .report import figures_plain
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class ProbeSystem(ClassifierSystem):
             self.cache[number] = torch.from_numpy(to_uint8(rgb)), truth
         return self.cache[number]
 
-    def loss(self, answer: Raw, truth: Truth) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, answer: Logits, truth: Truth) -> tuple[Tensor, dict[str, float]]:
         return probe_loss(answer, truth.to(self.device), self.emphasis)
 
     def finish(self, path: Path, about: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -171,7 +171,7 @@ class ProbeSystem(ClassifierSystem):
         return {"accuracy": accuracy}, f"probe: noun {noun:.1f} %, colour {colour:.1f} % of {config.measured} objects"
 
 
-def probe_loss(raw: Raw, truth: Truth, emphasis: Tensor | float = 1.0) -> tuple[Tensor, dict[str, float]]:
+def probe_loss(raw: Logits, truth: Truth, emphasis: Tensor | float = 1.0) -> tuple[Tensor, dict[str, float]]:
     """Sums up the questions' losses, each over the pictures it can be asked of; and shares of right answers.
 
     ``emphasis`` (W,): weights of the part words.

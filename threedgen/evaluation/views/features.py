@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +20,12 @@ from threedgen.geometry.views import resize
 
 from .options import InceptionFeaturesConfig, ProbeFeaturesConfig
 
-Seen = tuple[np.ndarray, np.ndarray]
-"""Of V pictures: features (V,D) and logits of classes (V,K)."""
+
+class Seen(NamedTuple):
+    """What a network sees in V pictures: features (V,D) and logits of classes (V,K)."""
+
+    features: np.ndarray
+    logits: np.ndarray
 
 
 class Features(Protocol):
@@ -50,7 +54,7 @@ class ProbeFeatures(Features):
 
     def __call__(self, pictures: Tensor) -> Seen:
         square = resize(pictures.float() / 255, *[self.probe.options.image_size] * 2)
-        return self.probe.features(square).numpy(), self.probe.classify(square).noun.numpy()
+        return Seen(self.probe.features(square).numpy(), self.probe.classify(square).noun.numpy())
 
 
 class InceptionFeatures(Features):
@@ -71,8 +75,7 @@ class InceptionFeatures(Features):
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Seen:
-        found, logits = (net(pictures.permute(0, 3, 1, 2)).double().numpy() for net in self.nets)
-        return found, logits
+        return Seen(*(net(pictures.permute(0, 3, 1, 2)).double().numpy() for net in self.nets))
 
 
 class Caption:

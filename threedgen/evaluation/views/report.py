@@ -52,7 +52,7 @@ def report(task: Task, meter: Meter, about: dict[str, Any]) -> None:
         tables.append(table(GIVEN, {row: found[row] for row in (TRUTH, ATTENTION, BASE)}, less))
     tree = about | {
         "features": meter.features.about,
-        "pictures": {row: sum(len(features) for features, _ in mine.seen) for row, mine in rows.items()},
+        "pictures": {row: sum(len(seen.features) for seen in mine.seen) for row, mine in rows.items()},
         "rows": found,
         "difference": less,
         "scenes": {row: mine.figures for row, mine in rows.items()},
@@ -110,7 +110,7 @@ def explained(config: EvaluateViewsConfig, meter: Meter) -> str:
         else f"Both draw the same captions from the same noise, DDIM {config.steps} steps, guidance "
         f"{config.guidance_scale:g}, seed {config.seed}."
     )
-    pictures = sum(len(features) for features, _ in rows[TRUTH].seen)
+    pictures = sum(len(seen.features) for seen in rows[TRUTH].seen)
     at = f" at {config.overlap_size} pixels a side" if config.overlap_size else ""
     caption = f"\nThe CLIP score is 100 cos of each view with its own caption, by {config.clip}." if config.clip else ""
     return f"""{len(rows[TRUTH])} held-out scenes. {how}
