@@ -34,7 +34,7 @@ def between(low: float | None, high: float | None) -> str:
     return "-" if low is None or high is None else f"{100 * low:.1f} - {100 * high:.1f} %"
 
 
-def measured(figure: Estimate | None) -> str:
+def with_interval(figure: Estimate | None) -> str:
     """Words a figure: "0.667 (0.650 - 0.684)", or a dash."""
     if not figure or (middle := figure["mean"]) is None:
         return "-"
@@ -57,7 +57,7 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def once(path: Path, make: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:
+def read_or_make(path: Path, make: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:
     """Reads a JSON file, or writes there what ``make`` gives, so that a killed run goes on; it is made again where the
     ``key``, plain data that decides it and is kept with it, is another one."""
     found = read_json(path)

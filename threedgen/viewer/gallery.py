@@ -19,7 +19,7 @@ from threedgen.run.text import duration, say, visible
 
 from .options import GalleryConfig
 from .page import REMEDY, jpeg, link, page
-from .record import ROW, TASKS, Record, read_record, whole
+from .record import ROW, TASKS, Record, as_int, read_record
 from .report import PAGE
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def card(record: Record, home: Path) -> dict[str, Any]:
     facts = [*method, *record.choices, f"seed {record.seed}", *seconds, f"{record.ended:%Y-%m-%d}"]
     return {
         "record": record,
-        "picture": still(record),
+        "picture": best_picture(record),
         "link": address(report, home) if report else None,
         "facts": facts,
         "words": visible(" ".join([record.prompt, record.state, *facts])).lower(),
@@ -101,8 +101,8 @@ def address(path: Path, home: Path) -> str:
         return path.resolve().as_uri()
 
 
-def still(record: Record) -> Markup | None:
-    """The best single picture there is: the result's front, else the newest on the way, else the first sampled view."""
+def best_picture(record: Record) -> Markup | None:
+    """Finds the best single picture: the result's front, else the newest on the way, else the first sampled view."""
     for path, columns, rows in sheets(record):
         try:
             sheet = read_picture(path)
@@ -123,4 +123,4 @@ def sheets(record: Record) -> Iterator[tuple[Path, int, int]]:
     for path in on_the_way:
         yield path, ROW, 1
     if preview := record.file("preview.png"):
-        yield preview, max(1, whole(record.option("camera", "n_view")) or 4), 1
+        yield preview, max(1, as_int(record.option("camera", "n_view")) or 4), 1

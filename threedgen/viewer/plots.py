@@ -62,9 +62,9 @@ def axis(values: Sequence[float], from_zero: bool = False) -> Axis:
     return Axis(low if from_zero else low - room, high + room)
 
 
-def thin(points: Sequence[Point]) -> tuple[list[Point], list[tuple[float, float, float]]]:
-    """A mean for each of at most POINTS places, of points in the order of steps; and, if points were joined, the spread
-    around it, (step, least, most): whatever peaks there were stay visible."""
+def downsample(points: Sequence[Point]) -> tuple[list[Point], list[tuple[float, float, float]]]:
+    """Averages points, which are in the order of steps, to at most POINTS; and gives, if points were joined, the spread
+    around each mean, (step, least, most): whatever peaks there were stay visible."""
     if len(points) <= POINTS:
         return list(points), []
     means, spread = [], []
@@ -85,7 +85,7 @@ def plot(title: str, points: Sequence[Point], steps: Point, from_zero: bool = Fa
 
     `steps`: first and last step of the axis, which may have begun before this quantity was there.
     """
-    means, spread = thin(points)
+    means, spread = downsample(points)
     x = Axis(*steps) if steps[1] > steps[0] else axis(steps)
     y = axis([value for _, value in points], from_zero)
 

@@ -86,20 +86,20 @@ class Record:
     @property
     def steps(self) -> int | None:
         """Optimisation steps done, as far as the summary says."""
-        return whole(self.metadata("steps"))
+        return as_int(self.metadata("steps"))
 
     @property
     def max_steps(self) -> int | None:
-        return whole(self.option("trainer", "max_steps"))
+        return as_int(self.option("trainer", "max_steps"))
 
     @property
     def sides(self) -> int:
         """How many pictures are on views.png, in rows of ROW."""
-        return min(SIDES, max(1, whole(self.option("result", "turntable", "n_view")) or SIDES))
+        return min(SIDES, max(1, as_int(self.option("result", "turntable", "n_view")) or SIDES))
 
     @property
     def seconds(self) -> float | None:
-        return figure(self.metadata("seconds"))
+        return as_float(self.metadata("seconds"))
 
     @property
     def state(self) -> str:
@@ -161,13 +161,13 @@ def _inside(tree: Any, keys: Sequence[str]) -> Any:
     return tree
 
 
-def figure(value: Any) -> float | None:
-    """A number of a file as a finite float; None for anything else."""
+def as_float(value: Any) -> float | None:
+    """Reads a number of a file as a finite float; None for anything else."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and abs(value) <= sys.float_info.max else None
 
 
-def whole(value: Any) -> int | None:
-    """The same as an int."""
-    number = figure(value)
+def as_int(value: Any) -> int | None:
+    """Reads a number of a file as an int; None for anything else."""
+    number = as_float(value)
     return None if number is None else int(number)

@@ -21,7 +21,7 @@ from threedgen.data.assets.source import AssetViews
 from threedgen.evaluation.metrics.distributions import fid
 from threedgen.evaluation.metrics.figures import jackknife_estimate, mean_estimate
 from threedgen.evaluation.sampling import drawn_in_batches
-from threedgen.evaluation.tables import finish, markdown_table, measured, rounded, thumbnails, write_strips
+from threedgen.evaluation.tables import finish, markdown_table, rounded, thumbnails, with_interval, write_strips
 from threedgen.geometry.images import to_uint8
 from threedgen.run.arrays import Array
 from threedgen.run.cache import digest
@@ -48,7 +48,7 @@ def evaluate(task: Task) -> None:
     strips = [thumbnails(row[k], SMALL) for k in range(min(config.drawn, len(entries))) for row in (true, drawn)]
     labels = [text for entry in entries[: config.drawn] for text in (entry.caption, "drawn")]
     write_strips(task.folder / "drawn.png", strips, labels, columns=2)
-    lines = [[name, *(measured(row[key]) for key in ("fid", "likeness"))] for name, row in figures.items()]
+    lines = [[name, *(with_interval(row[key]) for key in ("fid", "likeness"))] for name, row in figures.items()]
     text = f"""# How near a prior comes to assets
 
 {len(entries)} assets, {config.n_view} views each from the cameras of their renders, DDIM {config.steps} steps, \

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from threedgen.config.plain_file import read_json
-from threedgen.evaluation.tables import once
+from threedgen.evaluation.tables import read_or_make
 from threedgen.evaluation.toybox.held_out import without_front
 from threedgen.run.folder import slug
 from threedgen.run.progress import Count
@@ -60,7 +60,7 @@ def error_rates(task: Task) -> ErrorRates | None:
     def rates() -> dict[str, Any]:
         return measure(Meter(config.meter), config.truth, config.seed, task.quiet).rates.plain()
 
-    return ErrorRates.from_plain(once(task.folder / "meter.json", rates, **asked))
+    return ErrorRates.from_plain(read_or_make(task.folder / "meter.json", rates, **asked))
 
 
 def collect(task: Task, plan: Plan, rates: ErrorRates | None) -> list[Result]:

@@ -35,7 +35,7 @@ def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -
     move, tint = (Noise(rng, wave) for _ in range(2))
     parts = []
     for part in mesh.parts:
-        fine = halved(part)
+        fine = subdivided(part)
         values = fine.values
         if part.texture is None:
             values = np.clip(values + PAINT * strength * tint(fine.corners), 0, 1)
@@ -56,7 +56,7 @@ class Noise:
         return value
 
 
-def halved(part: Part) -> Part:
+def subdivided(part: Part) -> Part:
     """The same surface in triangles whose edges are ``EDGE`` at most: longer ones are cut in four."""
     rows, done = np.concatenate([part.corners, part.values], axis=2), []
     while len(rows):

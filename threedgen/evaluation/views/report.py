@@ -14,7 +14,7 @@ from threedgen.evaluation.metrics.figures import (
     paired_differences,
 )
 from threedgen.evaluation.metrics.overlap import overlap_ratio
-from threedgen.evaluation.tables import finish, markdown_table, measured, rounded
+from threedgen.evaluation.tables import finish, markdown_table, rounded, with_interval
 from threedgen.train.task import Task
 
 from .drawing import ATTENTION, BASE
@@ -97,7 +97,7 @@ def table(figures: Mapping[str, str], rows: Mapping[str, dict[str, Any]], less: 
     """Tabulates in markdown those of the ``figures`` that any row has."""
     there = [name for name in figures if any(name in row for row in rows.values())]
     lines = {ROWS[row]: found for row, found in rows.items()} | ({"with minus without": less} if less else {})
-    cells = [[words, *(measured(found.get(name)) for name in there)] for words, found in lines.items()]
+    cells = [[words, *(with_interval(found.get(name)) for name in there)] for words, found in lines.items()]
     return markdown_table(["views", *(figures[name] for name in there)], cells)
 
 
