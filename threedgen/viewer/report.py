@@ -191,8 +191,8 @@ def costs(record: Record) -> Rows:
     paces = [pace for line in read_metrics(record.folder) if (pace := as_float(line.get("step_seconds"))) is not None]
     if paces:
         rows.append(("A step, median", f"{number(statistics.median(paces))} s"))
-    memory = as_float(record.metadata("peak_memory_mib"))
-    rows += [("Peak memory", size(int(memory * 2**20)))] if memory else []
+    memory = as_float(2**20 * (as_float(record.metadata("peak_memory_mib")) or 0.0))
+    rows += [("Peak memory", size(int(memory)))] if memory else []
     return rows + ([("Ended", f"{record.ended:%Y-%m-%d %H:%M} UTC")] if record.summary else [])
 
 
