@@ -24,7 +24,7 @@ from .plots import drawable, plot
 from .record import ROW, Record, as_float, as_int, read_record
 
 PAGE = "report.html"
-SCRIPTS = ("glb.js", "scene.js", "gestures.js", "viewer.js", "frames.js")
+SCRIPTS = ("glb.js", "canvas.js", "scene.js", "gestures.js", "viewer.js", "frames.js")
 VALIDATIONS = 6
 """Pictures of the way there, at most; evenly chosen, the last one among them."""
 FILES_SHOWN = 60
