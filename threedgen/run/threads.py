@@ -34,11 +34,11 @@ def threads_of(config: Any) -> int | None:
     devices: Any = getattr(getattr(config, "trainer", None), "devices", "auto")
     if threads is not None or devices == "auto":
         return threads
-    return max(1, set_threads(None) // devices)
+    return max(1, cores() // devices)
 
 
 def threads_each(config: CrewConfig) -> int | None:
     """CPU threads of a job: those that were asked for, or this worker's share of the machine."""
     if config.threads is not None or config.engine == "here":
         return config.threads
-    return max(1, int(config.cpus) if config.engine == "ray" else set_threads(None) // config.workers)
+    return max(1, int(config.cpus) if config.engine == "ray" else cores() // config.workers)
