@@ -12,6 +12,7 @@ import trimesh
 from PIL import Image
 
 from tests.support import janus_stub
+from tests.support.tiny_classifiers import tiny_clip
 from tests.support.tiny_prior import letter_tokenizer
 from threedgen import cli, config
 from threedgen.config import ConfigError, registry
@@ -188,20 +189,7 @@ def test_files_that_are_damaged_are_told_from_empty_ones_without_words_of_librar
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of two layers with random weights, as a folder."""
-    from transformers import CLIPConfig, CLIPModel
-
-    torch.manual_seed(0)
-    tokenizer = letter_tokenizer()
-    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    text = tower | {"vocab_size": len(tokenizer), "max_position_embeddings": 48, "eos_token_id": end}
-    config = CLIPConfig(text_config=text, vision_config=tower | {"image_size": 32, "patch_size": 8}, projection_dim=8)
-    folder = tmp_path_factory.mktemp("clip")
-    CLIPModel(config).eval().save_pretrained(folder)
-    tokenizer.model_max_length = 48
-    tokenizer.save_pretrained(folder)
-    return folder
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_gives_the_probabilities_of_its_own_forward_pass(clip: Path) -> None:

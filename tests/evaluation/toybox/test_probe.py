@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.tiny_classifiers import TINY, tiny_probe
 from threedgen.config import ConfigError
 from threedgen.config.plain_file import read_json
 from threedgen.data.toybox.grammar import ACCESSORIES, NOUNS, Spec, held_out
@@ -29,12 +30,6 @@ from threedgen.evaluation.toybox.options import ProbeNetworkConfig, TrainProbeCo
 from threedgen.evaluation.toybox.probe import Answers, Logits, Probe, combine_views, prepare
 
 LABELS = Labels.of_toybox()
-TINY = ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 16))
-
-
-def tiny_probe(seed: int = 0) -> Probe:
-    torch.manual_seed(seed)
-    return Probe(LABELS, TINY)
 
 
 def one(spec: Spec, seed: int = 0):
