@@ -37,7 +37,7 @@ class Record:
     """config.yaml as it is written."""
 
     def file(self, name: str) -> Path | None:
-        """A file of the run, if it is there."""
+        """Finds a file of the run, if it is there."""
         path = self.folder / name
         return path if path.is_file() else None
 
@@ -54,11 +54,11 @@ class Record:
         return asset or self.file("mesh.glb")
 
     def option(self, *keys: str) -> Any:
-        """A value of the config, such as option("trainer", "max_steps"); None if it is not there."""
+        """Looks up a value of the config, such as option("trainer", "max_steps"); None if it is not there."""
         return _inside(self.config, keys)
 
     def metadata(self, *keys: str) -> Any:
-        """A value of the summary, in the same way."""
+        """Looks up a value of the summary, in the same way."""
         return _inside(self.summary, keys)
 
     @property
@@ -131,7 +131,7 @@ class Record:
 
 
 def read_record(folder: Path) -> Record:
-    """The run in a folder. Raises ConfigError if its config or summary cannot be read, or it is of another task."""
+    """Reads the run in a folder. Raises ConfigError if config or summary cannot be read, or it is of another task."""
     config = stored_config(folder)
     if config is None:
         raise ConfigError(f"{folder / CONFIG} holds no config: it is not there, or no longer whole")
@@ -148,7 +148,7 @@ def read_record(folder: Path) -> Record:
 
 @cache
 def _usual(name: str) -> dict[str, Any]:
-    """The choices of a shipped config; {} for any other, and for one that has none."""
+    """Reads the choices of a shipped config; {} for any other, and for one that has none."""
     tree: dict[str, Any] = {}
     with suppress(ConfigError):
         tree = plain(load(name, quiet=True)) if name in shipped() else {}

@@ -74,7 +74,7 @@ Rows = list[tuple[str, str]]
 
 
 def run(config: ReportConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """The task "report": make the page of a run again; prints where it is."""
+    """Carries out the task "report": makes the page of a run again; prints where it is."""
     folder = run_folder(config.run, "run")
     with writing(folder / PAGE, REMEDY):
         say(str(write_report(folder)))
@@ -82,14 +82,14 @@ def run(config: ReportConfig, resume: Path | None = None, quiet: bool = False) -
 
 
 def write_report(folder: Path) -> Path:
-    """RUN/report.html, whole or not at all. Raises ConfigError for what is no generate run, and OSError."""
+    """Writes RUN/report.html, whole or not at all. Raises ConfigError for what is no generate run, and OSError."""
     path = folder / PAGE
     write_atomic(path, report(read_record(folder)))
     return path
 
 
 def report(record: Record) -> str:
-    """The page as text."""
+    """Makes the page of a run, as text."""
     listed = files(record.folder)
     return page(
         "report.html",
@@ -113,7 +113,7 @@ def report(record: Record) -> str:
 
 
 def headline(record: Record) -> list[str]:
-    """The line under the prompt."""
+    """Words the line under the prompt."""
     done, steps = record.steps, record.max_steps
     of = "" if steps in (None, done) else f" of {steps}"
     parts = [f"seed {record.seed}", *([] if done is None else [f"{done}{of} steps"])]
@@ -121,7 +121,7 @@ def headline(record: Record) -> list[str]:
 
 
 def validations(record: Record) -> list[tuple[str, Markup]]:
-    """Pictures from while it was optimised, as (step, data URI)."""
+    """Chooses pictures from while it was optimised, as (step, data URI)."""
     found = sorted(record.folder.glob("validation/[0-9]*.png"))
     count = min(VALIDATIONS, len(found))
     chosen = [found[(k + 1) * len(found) // count - 1] for k in range(count)]
@@ -130,7 +130,7 @@ def validations(record: Record) -> list[tuple[str, Markup]]:
 
 
 def plots(record: Record) -> list[tuple[str, Markup]]:
-    """(title, SVG) of each quantity that was logged at two steps or more."""
+    """Plots each quantity that was logged at two steps or more, as (title, SVG)."""
     lines, drawn = read_metrics(record.folder), []
     steps = [step for line in lines if (step := as_float(line["step"])) is not None and drawable(step)]
     for key, title, from_zero in PLOTS:
@@ -142,7 +142,7 @@ def plots(record: Record) -> list[tuple[str, Markup]]:
 
 
 def facts(record: Record) -> list[tuple[str, Rows]]:
-    """Tables of figures; a table without rows says nothing."""
+    """Collects tables of figures; a table without rows says nothing."""
     counts = [("Triangles", as_int(record.metadata("triangles"))), ("Vertices", as_int(record.metadata("vertices")))]
     made = [
         ("Prior", record.option("prior", "weights")),
@@ -163,7 +163,7 @@ def facts(record: Record) -> list[tuple[str, Rows]]:
 
 
 def asset_rows(metadata: dict[str, Any], folder: Path) -> Rows:
-    """What asset.json says: triangles of each level, texels, metres, what the checker found. folder: of the run."""
+    """Words what asset.json says: triangles of each level, texels, metres, what was found. folder: of the run."""
     levels, metres, findings, khronos = (metadata.get(key) for key in ("levels", "size_m", "findings", "khronos"))
     counts = [as_int(count) for count in levels.values()] if isinstance(levels, dict) else []
     rows = [("Triangles", ", ".join(f"{count:,}" for count in counts if count is not None))]
@@ -184,7 +184,7 @@ def asset_rows(metadata: dict[str, Any], folder: Path) -> Rows:
 
 
 def costs(record: Record) -> Rows:
-    """Where the time went, and the most memory."""
+    """Words where the time went, and the most memory."""
     parts = record.metadata("seconds_of")
     times = [(str(k).capitalize(), as_float(v)) for k, v in parts.items()] if isinstance(parts, dict) else []
     rows = [(name, duration(seconds)) for name, seconds in [*times, ("Altogether", record.seconds)] if seconds]
@@ -197,7 +197,7 @@ def costs(record: Record) -> Rows:
 
 
 def files(folder: Path) -> list[tuple[str, int, str]]:
-    """(path below the folder, bytes, what it is) of each file but the page itself; the results first."""
+    """Lists (path below the folder, bytes, what it is) of each file but the page itself; the results first."""
     page_file = folder / PAGE
     paths = [path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".tmp" and path != page_file]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}

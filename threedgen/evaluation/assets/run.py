@@ -1,4 +1,4 @@
-"""The task "evaluate-own-prior": a prior draws assets by their captions, and what it draws is compared with their
+"""Carries out the task "evaluate-own-prior": has a prior draw assets by their captions, and compares that with their
 renders from the same cameras.
 
 RUN/samples/             what was drawn, kept: a run that was killed goes on
@@ -63,7 +63,7 @@ the assets: jackknife of FID, bootstrap of the likeness. Other renders of the sa
 
 
 def draw_all(task: Task, truth: AssetViews) -> tuple[Array, Array]:
-    """True and drawn views of all assets, each (N, V, H, W, 3) uint8. Raises Stopped after Ctrl-C."""
+    """Renders and draws the views of all assets, each (N, V, H, W, 3) uint8. Raises Stopped after Ctrl-C."""
     config, entries, prior = task.config, truth.entries, task.load_prior()
     made = truth.block(range(len(entries)), prior.image_size)
     c2w = torch.from_numpy(made.c2w).unflatten(0, (len(entries), -1))
@@ -81,7 +81,7 @@ def draw_all(task: Task, truth: AssetViews) -> tuple[Array, Array]:
 
 
 def compare(ours: Array, true: Array) -> dict[str, Any]:
-    """FID and likeness of features (N, V, D), with intervals."""
+    """Computes FID and likeness of features (N, V, D), with intervals."""
 
     def distance(kept: Array) -> float:
         return fid(*(np.concatenate(list(row[kept])) for row in (ours, true)))

@@ -21,11 +21,11 @@ class ViewClassifier(Protocol):
     """Looks at pictures (V, S, S, 3) in [0, 1], each for itself."""
 
     def sides(self, pictures: Tensor, prompt: str) -> Tensor:
-        """Probabilities (V, 4) of ``figures.SIDES``, of an object that is what the prompt says."""
+        """Gives probabilities (V, 4) of ``figures.SIDES``, of an object that is what the prompt says."""
         ...
 
     def likeness(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        """How well each picture fits each prompt, (V, N), the more the better; None if it cannot tell."""
+        """Rates how well each picture fits each prompt, (V, N), the more the better; None if it cannot tell."""
         ...
 
 
@@ -39,7 +39,7 @@ class ProbeSides:
         return self.probe.classify(pictures).side.exp()
 
     def likeness(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        """Log-probability of the prompt's noun, and of its colour if it says one."""
+        """Rates by the log-probability of the prompt's noun, and of its colour if it says one."""
         specs, labels = [mentioned(prompt) for prompt in prompts], self.probe.labels
         seen, columns = self.probe.classify(pictures), []
         for spec in specs:
@@ -67,7 +67,7 @@ class CLIPSides:
 
     @torch.no_grad()
     def likeness(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Cosines in [-1, 1]."""
+        """Rates by cosines in [-1, 1]."""
         config, views = self.config, []
         for part in pictures.split(config.batch):
             x = encoder_input(part, self.size, CLIP_MEAN, CLIP_STD)

@@ -155,7 +155,7 @@ class JanusScoreConfig(MeteredConfig):
 
 
 def folder_of_assets(text: str, key: str) -> Path:
-    """Raises ConfigError if there is no such folder, or no mesh in it."""
+    """Finds a folder of meshes. Raises ConfigError if there is none, or no mesh in it."""
     folder = user_path(text, key)
     if not folder.is_dir():
         raise ConfigError("should be a folder with GLB, glTF, OBJ or PLY files", key, text)
@@ -165,7 +165,7 @@ def folder_of_assets(text: str, key: str) -> Path:
 
 
 def asset_files(folder: Path, endings: tuple[str, ...] = MESHES) -> list[Path]:
-    """GLB, glTF, OBJ and PLY files at any depth, in order; or those of other ``endings``."""
+    """Lists GLB, glTF, OBJ and PLY files at any depth, in order; or those of other ``endings``."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
 
 

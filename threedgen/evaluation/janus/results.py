@@ -57,7 +57,7 @@ class Result:
         return self.fronts is not None and self.fronts > 1
 
     def recognised(self, prompts: Sequence[str]) -> bool:
-        """Its own prompt fits it best of all ``prompts``."""
+        """Tells whether its own prompt fits it best of all ``prompts``."""
         return self.likeness is not None and prompts[int(np.argmax(self.likeness))] == self.prompt
 
     def plain(self) -> dict[str, Any]:
@@ -83,8 +83,9 @@ class Reader:
     def read(
         self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False
     ) -> dict[str, Any]:
-        """State and figures of the mesh at ``path``, or of the field if this is a run's folder of checkpoints, as
-        keyword arguments of Result. ``fit``: move a mesh to the middle and scale it, for files of unknown measures."""
+        """Looks at the mesh at ``path``, or at the field if this is a run's folder of checkpoints; gives state and
+        figures, as keyword arguments of Result. ``fit``: move a mesh to the middle and scale it, for files of unknown
+        measures."""
         if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
         run, kept = path.is_dir(), self.folder / f"{name}.json"

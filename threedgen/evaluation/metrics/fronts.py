@@ -40,8 +40,10 @@ class RingResult:
 
 
 def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool = False) -> RingResult:
-    """``sides`` (V, 4): probability of each side in view k, whose camera stands at ``azimuth`` (V,) radians; ``free``:
-    nobody knows where the object's front should be."""
+    """Judges the probabilities ``sides`` (V, 4) of V views, whose cameras stand at ``azimuth`` (V,), radians.
+
+    free: nobody knows where the object's front should be.
+    """
     curve = front_curve(sides)
     return RingResult(
         fronts=front_count(curve, threshold),
@@ -52,7 +54,7 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool =
 
 
 def smooth(values: Floats) -> Floats:
-    """Curves around the object (V,) or (V, C), averaged with a hat of 90 degrees to each side: one view alone
+    """Averages curves around the object, (V,) or (V, C), with a hat of 90 degrees to each side: one view alone
     hardly makes a front. Of 8 views the weights are (1, 2, 1) / 4."""
     values = np.asarray(values, float)
     count = len(values)
@@ -63,13 +65,13 @@ def smooth(values: Floats) -> Floats:
 
 
 def front_curve(sides: Floats) -> Floats:
-    """How surely each view shows a front, (V,): its smoothed probability, and 0 where another side is likelier."""
+    """Rates how surely each view shows a front, (V,): its smoothed probability, 0 where another side is likelier."""
     even = smooth(sides)
     return np.where(even.argmax(1) == FRONT, even[:, FRONT], 0.0)
 
 
 def front_count(front: Floats, threshold: float) -> int:
-    """How many fronts an object has: the most views with ``front`` (V,) >= ``threshold`` that are all more than
+    """Counts the fronts of an object: the most views with ``front`` (V,) >= ``threshold`` that are all more than
     ``APART`` from each other."""
     angles = 2 * pi * np.flatnonzero(np.asarray(front) >= threshold) / len(front)
     most = 0
@@ -83,8 +85,8 @@ def front_count(front: Floats, threshold: float) -> int:
 
 
 def doubt(front: Floats) -> float:
-    """The highest threshold at which ``front_count`` finds two fronts: of all pairs of views more than ``APART`` from
-    each other, the largest min(front_i, front_j)."""
+    """Finds the highest threshold at which ``front_count`` finds two fronts: of all pairs of views more than ``APART``
+    from each other, the largest min(front_i, front_j)."""
     front, steps = np.asarray(front, float), np.arange(len(front))
     between = np.abs(steps[:, None] - steps)
     angle = np.minimum(between, len(front) - between) * (2 * pi / len(front))
@@ -92,7 +94,7 @@ def doubt(front: Floats) -> float:
 
 
 def directions(seen: NDArray[np.integer], azimuth: Floats, free: bool = False) -> NDArray[np.bool_]:
-    """Which views (V,) show the side that their camera faces.
+    """Tells which views (V,) show the side that their camera faces.
 
     With ``free``, the object may face any of the V directions: the one that makes most views right is taken. That
     flatters an object whose sides are random, so figures of both kinds are not to be compared.

@@ -25,7 +25,7 @@ TERMS = 24
 
 
 def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -> ColouredMesh:
-    """``mesh`` with every point moved, and its colours changed, by noise that neighbours share; 0: as it is.
+    """Moves every point of ``mesh``, and changes its colours, by noise that neighbours share; 0: as it is.
 
     Points at one place move alike, so what is closed stays closed. Pictures on the surface are not changed.
     """
@@ -57,7 +57,7 @@ class Noise:
 
 
 def subdivided(part: Part) -> Part:
-    """The same surface in triangles whose edges are ``EDGE`` at most: longer ones are cut in four."""
+    """Cuts triangles in four until their edges are ``EDGE`` at most; the surface stays the same."""
     rows, done = np.concatenate([part.corners, part.values], axis=2), []
     while len(rows):
         corners = rows[..., :3]
@@ -71,8 +71,8 @@ def subdivided(part: Part) -> Part:
 
 
 def two_fronted(mesh: ColouredMesh) -> ColouredMesh:
-    """Two front halves, back to back: what is in front of the middle of the bounding box, and the same turned half
-    around the vertical axis, as if a painter of single views had drawn the front again from behind.
+    """Joins two front halves, back to back: what is in front of the middle of the bounding box, and the same turned
+    half around the vertical axis, as if a painter of single views had drawn the front again from behind.
 
     Of a mesh that is symmetric the two cuts lie on each other, so that what is closed stays closed.
     """
@@ -85,7 +85,7 @@ def two_fronted(mesh: ColouredMesh) -> ColouredMesh:
 
 
 def _front_half(part: Part, middle: float) -> Part:
-    """What has x >= middle; triangles across are cut, and what they carry is interpolated."""
+    """Cuts off what has x < middle; triangles across are cut, and what they carry is interpolated."""
     from trimesh.intersections import slice_faces_plane
 
     rows, values = part.corners.reshape(-1, 3), part.values.reshape(-1, part.values.shape[-1])
@@ -131,7 +131,7 @@ def corrupt(
 
 
 def nearer_front(azimuth: Array) -> tuple[Array, Array]:
-    """Of cameras at ``azimuth`` (V,) radians around a mesh with fronts at 0 and pi: the azimuth (V,) from the nearer
-    front, and whether (V,) that is clear."""
+    """Finds the azimuths (V,) from the nearer front, and which (V,) are clear, of cameras at ``azimuth`` (V,), radians,
+    around a mesh with fronts at 0 and pi."""
     turned = np.where(np.cos(azimuth) < 0, azimuth + np.pi, azimuth) % (2 * np.pi)
     return turned.astype(np.float32), np.cos(turned) >= np.cos(CLEAR)

@@ -51,11 +51,11 @@ class IdentityNet(nn.Module):
         self.out = nn.Linear(2 * d, self.options.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] -> (B, D) of length 1, float32."""
+        """Turns pictures (B, 3, S, S) in [0, 1] into vectors (B, D) of length 1, float32."""
         return F.normalize(self.out(pooled(self.levels((x - 0.5) * 4))).float(), dim=1)
 
     def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
-        """PATH.safetensors, and beside it a .json with the sizes and ``about``. Raises OSError."""
+        """Writes PATH.safetensors, and beside it a .json with the sizes and ``about``. Raises OSError."""
         write_network(path, self, {"network": self.options.model_dump(mode="json"), **(about or {})})
 
 

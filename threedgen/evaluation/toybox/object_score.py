@@ -167,7 +167,7 @@ def surface_of_run(generate: GenerateConfig) -> Surface | None:
 
 
 def angles(generate: GenerateConfig) -> tuple[np.ndarray, float, float]:
-    """Azimuths of the views, their elevation and vertical angle of view, in radians."""
+    """Gives the azimuths of the views, their elevation and vertical angle of view, in radians."""
     table = generate.result.turntable
     return view_azimuths(table), float(np.deg2rad(table.elevation)), float(np.deg2rad(table.fov))
 

@@ -40,7 +40,7 @@ class Row:
         return len(self.figures)
 
     def of(self, name: str) -> list[float | None]:
-        """A figure of each scene."""
+        """Lists a figure of each scene."""
         return [figures.get(name) for figures in self.figures]
 
     def stack(self, what: Literal["features", "logits"], kept: Kept) -> np.ndarray:
@@ -71,7 +71,7 @@ class Meter:
 
 
 def bytes_of(images: Tensor) -> Tensor:
-    """Pictures as uint8, as files hold them."""
+    """Rounds pictures to uint8, as files hold them."""
     return torch.from_numpy(to_uint8(images))
 
 
@@ -86,7 +86,7 @@ def overlap(config: EvaluateViewsConfig, scene: SceneViews) -> float | None:
 
 
 def distances(row: Row, truth: Row) -> dict[str, Callable[[Kept], float]]:
-    """The figures of a row that are no means over scenes. Rows of equally many scenes have the same ones, so that what
+    """Gives the figures of a row that are no means over scenes. Rows of equally many scenes have the same ones: what
     is left out of the one is left out of the other."""
     every = np.arange(len(truth))
 

@@ -63,7 +63,7 @@ def report(task: Task, meter: Meter, about: dict[str, Any]) -> None:
 
 
 def summary(row: Row, truth: Row) -> dict[str, Any]:
-    """All figures of a row with their intervals over the scenes."""
+    """Computes all figures of a row with their intervals over the scenes."""
     found: dict[str, Any] = {"scenes": len(row)} | means(row.figures)
     ours, true = row.of("psnr"), truth.of("psnr")
     found["ratio"] = estimate(overlap_ratio(ours, true), bootstrap_ratio(ours, true))
@@ -73,7 +73,7 @@ def summary(row: Row, truth: Row) -> dict[str, Any]:
 
 
 def difference(row: Row, other: Row, truth: Row) -> dict[str, Any]:
-    """What a row has more than another one of the same scenes."""
+    """Computes what a row has more than another one of the same scenes."""
     less = paired_differences(row.figures, other.figures, row.figures[0])
     found: dict[str, Any] = means(less)
     found["psnr"]["won"] = sum((one["psnr"] or 0) > 0 for one in less)
