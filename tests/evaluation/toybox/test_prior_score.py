@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.support.tiny_prior import tiny_prior
 from threedgen.config import ConfigError, load, registry
-from threedgen.evaluation.sampling import ring_poses
+from threedgen.evaluation.sampling import random_ring, ring_poses
 from threedgen.evaluation.toybox import prior_score
-from threedgen.evaluation.toybox.held_out import held_out_cases
 from threedgen.evaluation.toybox.options import EvaluatePriorConfig
 
 
@@ -25,9 +25,7 @@ def prior_config(out: Path, probe_file: str) -> EvaluatePriorConfig:
 
 def test_objects_denoised_together_are_those_denoised_alone() -> None:
     prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
-    config = EvaluatePriorConfig(task="evaluate-prior")  # type: ignore[call-arg]
-    cases = held_out_cases(2, 0)
-    c2w = torch.stack([ring_poses(prior_score.cameras(config, case)) for case in cases])
+    c2w = torch.stack([ring_poses(random_ring(np.random.default_rng(k), 4, (0, 30))) for k in range(2)])
     prompts = ["a red dog", "a blue house"]
     rngs = [torch.Generator().manual_seed(k) for k in (1, 2)]
     both = prior.sample(prompts, c2w, 2, 3.0, generator=rngs).unflatten(0, (2, 4))

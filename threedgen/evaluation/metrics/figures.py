@@ -151,11 +151,6 @@ def jackknife_estimate(figure: Callable[[NDArray[np.intp]], float], count: int, 
     return estimate(value, (float(value - error), float(value + error)))
 
 
-def wrap(angle: Floats | float) -> Floats:
-    """Brings angles into [-pi, pi)."""
-    return (np.asarray(angle, float) + pi) % (2 * pi) - pi
-
-
 def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
     """Finds the side, 0 to 3, that a camera at ``azimuth`` sees."""
     return np.round(np.asarray(azimuth, float) / (pi / 2)).astype(np.int64) % 4
@@ -163,8 +158,8 @@ def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
 
 def sides_right(seen: Sequence[int] | NDArray[np.integer], azimuth: Floats) -> NDArray[np.bool_]:
     """Tells which of the sides ``seen`` (V,) fit cameras at ``azimuth`` (V,): within 45 degrees + ``SLACK`` of them."""
-    centre = np.asarray(seen, float) * (pi / 2)
-    return np.abs(wrap(np.asarray(azimuth, float) - centre)) <= pi / 4 + SLACK + 1e-9
+    away = np.asarray(azimuth, float) - np.asarray(seen, float) * (pi / 2)
+    return np.abs((away + pi) % (2 * pi) - pi) <= pi / 4 + SLACK + 1e-9
 
 
 def in_order(log_probability: Floats, azimuth: Floats) -> bool:
