@@ -114,6 +114,15 @@ def test_arrows(path: Path) -> None:
     assert not wrong, f"{here} must not import {', '.join(wrong)}"
 
 
+@pytest.mark.parametrize(("part", "may"), [("metrics", "metrics"), ("toybox", "toybox metrics")])
+def test_evaluations_stand_on_metrics_and_on_the_toybox(part: str, may: str) -> None:
+    folder = ROOT / "threedgen" / "evaluation"
+    above = tuple(f"threedgen.evaluation.{path.name}" for path in folder.iterdir() if path.is_dir())
+    for path in (folder / part).glob("*.py"):
+        wrong = [name for name in imports(path) if name.startswith(above) and name.split(".")[2] not in may.split()]
+        assert not wrong, f"{path} must not import {', '.join(wrong)}"
+
+
 def test_every_room_has_its_arrows() -> None:
     assert {room(module_name(path)) for path in SOURCES} == set(ARROWS)
 

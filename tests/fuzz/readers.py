@@ -161,13 +161,9 @@ def _read_novel(folder: Path) -> Any:
 
 
 def _make_probe(folder: Path) -> None:
-    from threedgen.evaluation.toybox.labels import Labels
-    from threedgen.evaluation.toybox.options import ProbeNetworkConfig
-    from threedgen.evaluation.toybox.probe import Probe
+    from tests.support.tiny_classifiers import tiny_probe
 
-    Probe(Labels.of_toybox(), ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 16))).save(
-        folder / "probe.safetensors"
-    )
+    tiny_probe().save(folder / "probe.safetensors")
 
 
 def _read_probe(folder: Path) -> Any:

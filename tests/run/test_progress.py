@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from threedgen.run.progress import Count, Speed, clean, duration, silence_lightning
-from threedgen.run.text import number
+from threedgen.run.progress import Count, silence_lightning
+from threedgen.run.text import clean, duration, number
 from threedgen.train.progress import Progress
 
 
@@ -193,14 +193,6 @@ def test_durations(seconds, said):
 )  # fmt: skip
 def test_numbers(value, said):
     assert number(value) == said
-
-
-def test_speed_without_steps_is_unknown():
-    speed = Speed()
-    assert speed.seconds_a_step() is None
-    speed.mark(0.0, 5)
-    speed.mark(9.0, 5)
-    assert speed.seconds_a_step() is None
 
 
 def test_lightning_is_silenced_but_its_warnings_are_not():

@@ -296,7 +296,7 @@ assert seen == [1, 1, 1], seen
 )
 def test_devices_share_the_cores(monkeypatch, threads: int | None, devices: Any, expected: int | None):
     """Each process on all cores is many times slower: threads of one spin while they wait for those of the other."""
-    monkeypatch.setattr("threedgen.run.threads.set_threads", lambda count: 8)
+    monkeypatch.setattr("threedgen.run.threads.cores", lambda: 8)
     config = SimpleNamespace(threads=threads, trainer=SimpleNamespace(devices=devices))
     assert threads_of(config) == expected
     assert threads_of(SimpleNamespace(threads=threads)) == threads

@@ -61,6 +61,6 @@ def test_ticks_are_round_and_on_the_axis(low: float, span: float) -> None:
 def test_a_long_run_keeps_its_peaks() -> None:
     points = [(float(step), 1.0) for step in range(10_000)]
     points[5_003] = (5_003.0, 100.0)
-    means, spread = plots.thin(points)
+    means, spread = plots.downsample(points)
     assert len(means) == plots.POINTS and max(most for _, _, most in spread) == 100.0
     assert coordinates(str(plots.plot("x", points, (0, 9999))))[0][0] == pytest.approx(plots.LEFT, abs=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example as case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.filesize import decimal
@@ -339,6 +340,7 @@ ANYTHING = st.recursive(
 
 
 @settings(max_examples=200)
+@case("peak_memory_mib", 1e308, "prompt", "a dog")
 @given(st.sampled_from(sorted(SUMMARY)), ANYTHING, st.sampled_from(sorted(CONFIG)), ANYTHING)
 def test_values_of_any_kind_do_not_stop_the_page(key: str, value: Any, option: str, other: Any) -> None:
     """A summary or config that somebody has edited by hand."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field
 
@@ -144,7 +144,12 @@ class TaskConfig(Config):
 
 
 class RunConfig(TaskConfig):
-    """What the config of a run has; a run gets a folder of its own, other tasks look after theirs."""
+    """What the config of a run has; a run gets a folder of its own, other tasks look after theirs.
+
+    extends: keys that say how much of the same is done: with another value a run goes on in its folder.
+    """
+
+    extends: ClassVar[tuple[str, ...]] = ()
 
     seed: int = Field(0, ge=0, lt=2**63, description="same seed, machine and versions: the same bytes")
     out: str | None = Field(None, description="folder of the run; else outputs/CONFIG/words-of-the-prompt")

@@ -1,1 +1,2 @@
-"""Measuring what priors draw and what runs make: a probe that looks at pictures, and the reports written with it."""
+"""Measuring what priors draw and what runs make: metrics of any pictures; on them toybox, a probe that looks at
+pictures, and its reports; on both janus, consistency, views and assets."""

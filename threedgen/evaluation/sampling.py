@@ -57,7 +57,7 @@ def sample_rings(prior: Prior, prompts: Sequence[str], rings: Sequence[Ring], op
 def drawn_in_batches(
     task: Task, count: int, told: Callable[[range], dict[str, str]], draw: Callable[[range], np.ndarray]
 ) -> np.ndarray:
-    """The views (N, V, H, W, 3) uint8 of ``count`` objects, a batch at a time, read where they are kept already.
+    """Draws the views (N, V, H, W, 3), uint8, of ``count`` objects in batches, or reads those that are kept already.
 
     told: all that decides how a batch looks; draw: makes the views of one. Raises Stopped after Ctrl-C.
     """

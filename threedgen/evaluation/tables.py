@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from threedgen.config.plain_file import read_json
-from threedgen.evaluation.metrics.figures import Share
+from threedgen.evaluation.metrics.figures import Estimate, Share
 from threedgen.geometry.images import grid, one_size, to_uint8, write_png
 from threedgen.run.disk import write_atomic, write_json
 from threedgen.run.text import say
@@ -34,13 +34,7 @@ def between(low: float | None, high: float | None) -> str:
     return "-" if low is None or high is None else f"{100 * low:.1f} - {100 * high:.1f} %"
 
 
-def estimate(value: float | None, interval: tuple[float, float] | None) -> dict[str, float | None]:
-    """A figure as plain data: its ``mean`` and the interval from ``low`` to ``high``."""
-    low, high = interval or (None, None)
-    return {"mean": value, "low": low, "high": high}
-
-
-def measured(figure: Mapping[str, float | None] | None) -> str:
+def with_interval(figure: Estimate | None) -> str:
     """Words a figure: "0.667 (0.650 - 0.684)", or a dash."""
     if not figure or (middle := figure["mean"]) is None:
         return "-"
@@ -63,7 +57,7 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def once(path: Path, make: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:
+def read_or_make(path: Path, make: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:
     """Reads a JSON file, or writes there what ``make`` gives, so that a killed run goes on; it is made again where the
     ``key``, plain data that decides it and is kept with it, is another one."""
     found = read_json(path)

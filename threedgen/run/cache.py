@@ -58,7 +58,7 @@ class BlockCache:
         self.array, self.done = array, done
 
     def lacking(self, indices: Iterable[int]) -> list[int]:
-        """The blocks of these arrays that have to be made first."""
+        """Lists the blocks of the arrays at `indices` that have to be made first."""
         blocks = sorted({int(i) // self.size for i in indices})
         return [block for block in blocks if not self.done[block] and block not in self.in_memory]
 
@@ -68,7 +68,7 @@ class BlockCache:
         return kept
 
     def store(self, block: int, values: Array) -> None:
-        """All arrays of a block (size, ...)."""
+        """Keeps all arrays of a block, (size, ...)."""
         if shutil.disk_usage(self.folder).free < SPARE:
             if not self.in_memory:
                 logger.warning("%s: the disk is full; new scenes are kept in memory only", self.folder)
@@ -81,7 +81,7 @@ class BlockCache:
 
 
 def _existing(path: Path, shape: tuple[int, ...], dtype: Any) -> Array | None:
-    """A memory-mapped array, or None if the file is missing, of another form or not readable."""
+    """Opens a memory-mapped array; None if the file is missing, of another form or not readable."""
     try:
         array = np.load(path, mmap_mode="r+")
     except (OSError, ValueError, EOFError):
@@ -91,7 +91,7 @@ def _existing(path: Path, shape: tuple[int, ...], dtype: Any) -> Array | None:
 
 
 def _new(path: Path, shape: tuple[int, ...], dtype: Any) -> Array:
-    """A memory-mapped array of zeros in a file of its own, whatever was there."""
+    """Makes a memory-mapped array of zeros in a file of its own, whatever was there."""
     path.unlink(missing_ok=True)
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
@@ -100,7 +100,7 @@ def _new(path: Path, shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def kept(path: Path, name: str, shape: tuple[int | None, ...], make: Callable[[], Tensor]) -> Tensor:
-    """The tensor `name` of a safetensors file; if it is not there yet, what `make` gives, float32, written there.
+    """Reads the tensor `name` of a safetensors file; if it is not there yet, writes what `make` gives, float32.
 
     A file that is damaged, or holds another shape (None: any) or NaN, is made again. Raises ConfigError for a
     full disk.
@@ -145,8 +145,8 @@ def fill(network: torch.nn.Module, path: Path) -> bool:
 
 
 def digest(network: torch.nn.Module | Mapping[str, torch.nn.Module]) -> str:
-    """32 hex digits of the weights of a network, or of several by their names, as float32, on whatever device and of
-    whatever type they are."""
+    """Hashes the weights of a network, or of several by their names, to 32 hex digits: as float32, so that device and
+    type do not matter."""
     whole = network if isinstance(network, torch.nn.Module) else torch.nn.ModuleDict(network)
     weights = hashlib.blake2b(digest_size=16)
     for _, tensor in sorted(whole.state_dict().items()):

@@ -19,7 +19,7 @@ UNFINISHED = re.compile(r"\.\d+\.threedgen\.tmp$")
 
 
 def prepare(folder: Path, megabytes: float = 200) -> None:
-    """Create the folder; ConfigError if it cannot be written or has under `megabytes` MiB of free disk."""
+    """Creates the folder. Raises ConfigError if it cannot be written or has under `megabytes` MiB of free disk."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -33,7 +33,7 @@ def prepare(folder: Path, megabytes: float = 200) -> None:
 
 @contextmanager
 def prepared(folder: Path, megabytes: float = 200) -> Iterator[None]:
-    """Inside, the folder is there (`prepare`); folders that were made for it and got nothing are taken away again."""
+    """Creates the folder (`prepare`) for what is done inside; removes it, and those above it, if they got nothing."""
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         prepare(folder, megabytes)
@@ -45,18 +45,18 @@ def prepared(folder: Path, megabytes: float = 200) -> Iterator[None]:
 
 
 def free_megabytes(folder: Path) -> float:
-    """Free space in MiB of the file system that holds the existing `folder`. Raises OSError."""
+    """Measures the free space in MiB of the file system that holds the existing `folder`. Raises OSError."""
     return shutil.disk_usage(folder).free / 2**20
 
 
 def unfinished(path: Path) -> Path:
-    """The name under which this process writes a file or a folder that shall be at `path` when it is whole."""
+    """Gives the name under which this process writes a file or a folder that shall be at `path` when it is whole."""
     return path.with_name(f"{path.name}.{os.getpid()}.threedgen.tmp")
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Inside, a folder to fill; it gets the name `path`, where none may be, at the end, or is gone after an error."""
+    """Makes a folder to fill, which at the end gets the name `path`, where none may be; after an error it goes."""
     temporary = unfinished(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -68,7 +68,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a whole file or nothing: a reader, a kill or a full disk never sees half of it. Text is UTF-8.
+    """Writes a whole file or nothing: a reader, a kill or a full disk never sees half of it. Text is UTF-8.
 
     Raises OSError, with the old file untouched.
     """
@@ -83,13 +83,13 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def json_text(tree: Any) -> str:
-    """Plain data as a file's text. Raises ValueError for NaN."""
+    """Lays out plain data as the text of a JSON file. Raises ValueError for NaN."""
     return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @contextmanager
 def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when all of it is on the disk, or never; `before` is called in between."""
+    """Opens a file that takes the place of `path` once it is on the disk, or never; calls `before` in between."""
     temporary = unfinished(path)
     try:
         with open(temporary, "wb") as file:
@@ -113,7 +113,7 @@ def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator
 def writing(
     place: Path, remedy: str = "make room there and run the same command again, it goes on from its last checkpoint"
 ) -> Iterator[None]:
-    """Inside, an OSError (a full disk, a file that may not be read) becomes a ConfigError that says what to do."""
+    """Turns an OSError inside (a full disk, a file that may not be read) into a ConfigError that says what to do."""
     try:
         yield
     except OSError as error:

@@ -14,7 +14,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """fp32, bf16, fp16, or auto: bf16 where the machine has instructions for it, else fp32.
+    """Finds the type of fp32, bf16, fp16, or auto: bf16 where the machine has instructions for it, else fp32.
 
     fp16 on a CPU is auto as well: it would be emulated, for minutes a step.
     """
@@ -24,7 +24,7 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def instead(name: str, device: torch.device) -> str:
-    """What is said of a format that would be emulated on the device; "" of any other."""
+    """Says in what is computed instead of a format that the device would emulate; "" for any other."""
     emulated = name == "fp16" and device.type == "cpu"
     return f"dtype {name} would be emulated on a CPU, so it computes in {_usual(device)}" if emulated else ""
 
@@ -36,7 +36,7 @@ def _usual(device: torch.device) -> str:
 
 @cache
 def _say_once(told: str) -> None:
-    """A prior asks again when it moves."""
+    """Warns once: a prior asks again when it moves."""
     logger.warning("%s", told)
 
 
@@ -47,7 +47,7 @@ def bf16_cpu() -> bool:
 
 
 def mixed(device: torch.device, wanted: bool = True) -> torch.autocast:
-    """bfloat16 autocast for training, where it is wanted and the machine has instructions for it."""
+    """Gives bfloat16 autocast for training, where it is wanted and the machine has instructions for it."""
     dtype = compute_dtype("auto", device)
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted and dtype is torch.bfloat16)
 

@@ -18,6 +18,7 @@ import re
 import shutil
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -54,7 +55,7 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def slug(text: str) -> str:
-    """A folder name for any text: a-z, 0-9 and '-', at most 69 characters, different for different texts.
+    """Makes a folder name of any text: a-z, 0-9 and '-', at most 69 characters, different for different texts.
 
     The readable part is the text without accents and other scripts; the last 8 hex digits are SHA-256 of the
     exact text.
@@ -69,7 +70,7 @@ def slug(text: str) -> str:
 
 
 def stored_config(folder: Path) -> dict[str, Any] | None:
-    """The config.yaml of a run as data; None if the folder has nothing of this name.
+    """Reads the config.yaml of a run as data; None if the folder has nothing of this name.
 
     Raises ConfigError for one that cannot be read or is of something else: it is not ours to overwrite.
     """
@@ -93,11 +94,12 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`key: old -> new` for every key that would change the result of a run, two configs given as data; where another
-    `name` of a section changes what is in it, that is counted only.
+def differences(old: dict[str, Any], new: dict[str, Any], extends: Iterable[str] = ()) -> list[str]:
+    """Lists `key: old -> new` for every key that would change the result of a run, of two configs as data; where
+    another `name` of a section changes what is in it, that is counted only.
 
-    Raises ConfigError if the old run was made with the toybox prior of an earlier release and the new one has today's.
+    extends: further keys that do not make it another run. Raises ConfigError if the old run was made with the toybox
+    prior of an earlier release and the new one has today's.
     """
     before, after = flat(renamed.in_run(old)), flat(new)
     if any(value == "embedded" and after.get(key) in EMBEDDED for key, value in before.items()):
@@ -106,7 +108,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             "finish it with that release, or begin it anew in another folder"
         )
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    keys = [key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in HARMLESS)]
+    free = (*HARMLESS, *extends)
+    keys = [key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in free)]
     names = [key for key in keys if key.endswith(".name")]
     told = Counter(
         min((name for name in names if key.startswith(name.removesuffix("name"))), key=len, default=key) for key in keys
@@ -116,7 +119,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def user_path(text: str | Path, key: str) -> Path:
-    """A path that the system can look up, `~` expanded. Raises ConfigError naming `key`."""
+    """Expands `~` in a path that the system can look up. Raises ConfigError naming `key`."""
     try:
         path = Path(text).expanduser()
         if str(text).strip():
@@ -130,12 +133,12 @@ def user_path(text: str | Path, key: str) -> Path:
 
 
 def config_name(path: Path) -> str:
-    """The name of a config's file for its run folders; for the config.yaml of a run, that of the run."""
+    """Names a config's file for its run folders; for the config.yaml of a run, that of the run."""
     return path.resolve().parent.name if path.name == CONFIG else path.stem
 
 
 def _own_folder(config: BaseModel, config_name: str) -> Path:
-    """outputs/CONFIG/slug-of-the-prompt, with -2, -3, ... behind it while such a folder belongs to another run.
+    """Finds outputs/CONFIG/slug-of-the-prompt, with -2, -3, ... behind it while such a folder belongs to another run.
 
     So the same config always gets the same folder. A longer run is another one, unless it is asked for. The folder of
     a run that failed before any work is as good as none.
@@ -158,13 +161,13 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 
 
 def place_of(config: BaseModel, config_name: str) -> Path:
-    """The folder of a run: `out`, or one of its own. Raises ConfigError for what is no path."""
+    """Finds the folder of a run: `out`, or one of its own. Raises ConfigError for what is no path."""
     out = getattr(config, "out", None)
     return _own_folder(config, config_name) if out is None else user_path(out, "out")
 
 
 def choose(config: BaseModel, config_name: str) -> tuple[Path, dict[str, Any] | None]:
-    """The folder of a run, and the config of this run as it is there already, to be resumed, if so; nothing is written.
+    """Finds the folder of a run, and the config of this run if it is there already, to be resumed; writes nothing.
 
     Raises ConfigError if `out` is not a folder, or holds a run of another config (but for harmless keys: HARMLESS) or
     files that are no run's. A run that left no work, as it failed before, gives way to any other.
@@ -175,7 +178,7 @@ def choose(config: BaseModel, config_name: str) -> tuple[Path, dict[str, Any] | 
     stored, work = stored_config(folder), has_work(folder)
     if stored is None and work:
         raise ConfigError("holds files that are not of a run, which might be lost; name a new folder", "out", str(out))
-    changed = [] if stored is None else differences(stored, plain(config))
+    changed = [] if stored is None else differences(stored, plain(config), getattr(config, "extends", ()))
     if changed and work:
         raise ConfigError(
             f"{folder} holds a run of another config; choose another out=, or the same values. "
@@ -185,7 +188,7 @@ def choose(config: BaseModel, config_name: str) -> tuple[Path, dict[str, Any] | 
 
 
 def begin(config: C, config_name: str) -> tuple[C, Path | None]:
-    """Choose, create and label the folder of a run.
+    """Chooses, creates and labels the folder of a run.
 
     Returns the config with `out` set to the folder, and the folder once more if it already holds this run (else None).
     Raises ConfigError for what `choose` does, and if it cannot be written or is in use by another process (`run.lock`).
@@ -201,7 +204,7 @@ def has_work(folder: Path) -> bool:
 
 
 def steps_done(folder: Path) -> int:
-    """Optimisation steps behind the results of a run, as its summary has them; 0 where it has none."""
+    """Reads the optimisation steps behind the results of a run, as its summary has them; 0 where it has none."""
     steps = read_json(folder / SUMMARY).get("steps")
     return steps if type(steps) is int else 0
 
@@ -224,7 +227,7 @@ def _labelled(folder: Path, config: C, config_name: str, before: dict[str, Any] 
 
 
 def run_folder(run: str | Path, key: str = "--resume") -> Path:
-    """The folder of the run at `run`, a folder or a file in it. Raises ConfigError, naming `key`, if there is none."""
+    """Finds the folder of the run at `run`, a folder or a file in it. Raises ConfigError for `key` if there is none."""
     folder = user_path(run, key)
     folder = folder.parent if folder.is_file() else folder
     if not (folder / CONFIG).is_file():
@@ -233,13 +236,13 @@ def run_folder(run: str | Path, key: str = "--resume") -> Path:
 
 
 def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
-    """The config (with `out` set) and the folder of a run that is to go on.
+    """Loads the config (with `out` set) of a run that is to go on, and finds its folder.
 
     Overrides may change harmless keys only. Raises ConfigError, also if another process works there.
     """
     folder = run_folder(run)
     config, stored = load((folder / CONFIG).resolve(), overrides), stored_config(folder)
-    changed = differences(stored or {}, plain(config))
+    changed = differences(stored or {}, plain(config), getattr(config, "extends", ()))
     if changed:
         raise ConfigError(
             f"{COMMAND_LINE}: these changes would make it another run: {'; '.join(changed)}. "
@@ -250,13 +253,13 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
 
 
 def write_config(folder: Path, config: BaseModel, config_name: str = "") -> None:
-    """config.yaml, complete but without the folder's own place, so that a run can be moved."""
+    """Writes config.yaml, complete but without the folder's own place, so that a run can be moved."""
     first = f"# {' '.join(config_name.split())}\n" if config_name else ""
     write_atomic(folder / CONFIG, first + dump(config.model_copy(update={"out": None})))
 
 
 def made_of(text: str) -> str:
-    """The config's name that a config.yaml has in its first line; "" if it has none."""
+    """Reads the config's name that a config.yaml has in its first line; "" if it has none."""
     first = text.partition("\n")[0]
     return first[1:].strip() if first.startswith("#") else ""
 

@@ -57,7 +57,7 @@ class Interrupts:
             raise Stopped(STOPPED[0])
 
     def obey_sigterm(self) -> None:
-        """From now on, until the end, SIGTERM only sets `terminated`."""
+        """Lets SIGTERM only set `terminated` from now on, until the end."""
         self._take(signal.SIGTERM, self._terminate)
 
     def _take(self, number: int, handler: Any) -> None:

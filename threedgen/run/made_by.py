@@ -10,7 +10,7 @@ from threedgen.run.folder import ROOT, RUN
 
 
 def made_by(path: str) -> str:
-    """The command that leaves a file at `path`, and what it needs; "" for a path that is in no shipped config's run."""
+    """Words the command that leaves a file at `path`, and what it needs; "" if that is in no shipped config's run."""
     parts = Path(path).parts
     if parts[:1] != ROOT.parts or parts[2:3] != (RUN,) or parts[1] not in shipped():
         return ""

@@ -61,7 +61,7 @@ def require_memory(size: int, what: str) -> None:
 
 @contextmanager
 def enough_memory(doing: str, remedy: str) -> Iterator[None]:
-    """Inside, the OutOfMemoryError of a GPU becomes a ConfigError: what was done, and what to set."""
+    """Turns the OutOfMemoryError of a GPU inside into a ConfigError: what was done, and what to set."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -69,7 +69,7 @@ def enough_memory(doing: str, remedy: str) -> Iterator[None]:
 
 
 def _available() -> int:
-    """What the machine has: Linux's own estimate, elsewhere half of the memory that is built in."""
+    """Finds what the machine has: Linux's own estimate, elsewhere half of the memory that is built in."""
     with suppress(OSError, ValueError, StopIteration):
         lines = MEMINFO.read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -80,7 +80,7 @@ def _available() -> int:
 
 
 def _container() -> int | None:
-    """What is left of the limit of a container; None without a limit. Cached files can be dropped, so do not count."""
+    """Finds what is left of a container's limit; None without one. Cached files can be dropped, so do not count."""
     try:
         limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
         if limit == "max":

@@ -32,7 +32,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl, as dicts with a `step`; one that is cut off, or not ours, is left out.
+    """Reads the whole lines of metrics.jsonl, as dicts with a `step`; one that is cut off, or not ours, is left out.
 
     Raises ConfigError for a file that cannot be read at all.
     """
@@ -50,7 +50,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a run; empty if there is none that can be read."""
+    """Reads summary.json of a run; empty if there is none that can be read."""
     return read_json(folder / SUMMARY)
 
 
@@ -69,7 +69,7 @@ class Metrics:
             write_atomic(self.path, "".join(_line(line) for line in kept))
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Append numbers (tensors of one element included) and flush; a full disk is a warning, once."""
+        """Appends a line of numbers (tensors of one element included); a full disk is a warning, once."""
         line = _line({"step": step} | {key: _number(value) for key, value in values.items()})
         try:
             with open(self.path, "a", encoding="utf-8") as file:
@@ -80,7 +80,7 @@ class Metrics:
             self._failed = True
 
     def write_csv(self) -> Path:
-        """metrics.csv beside it: a column for each key, in the order of appearance. Raises OSError."""
+        """Writes metrics.csv beside it: a column for each key, in the order of appearance. Raises OSError."""
         path, lines = self.path.with_suffix(".csv"), read_metrics(self.path.parent)
         write_atomic(path, csv_table(lines, () if lines else ("step",)))
         return path
@@ -101,7 +101,7 @@ def _line(values: dict[str, Any]) -> str:
 
 
 def _number(value: Any) -> Any:
-    """A JSON value: numbers as they are, one-element tensors as floats, NaN and infinities as None."""
+    """Makes a JSON value: numbers as they are, one-element tensors as floats, NaN and infinities as None."""
     if isinstance(value, (str, bool, int)) or value is None:
         return value
     number = float(value)
@@ -109,7 +109,7 @@ def _number(value: Any) -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and thread counts: what decides the last bits of a result. Imports nothing heavy."""
+    """Collects versions, machine and thread counts: what decides the last bits of a result. Imports nothing heavy."""
     versions = {"threedgen": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -127,7 +127,7 @@ def environment() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The name of the processor, from /proc where there is one."""
+    """Finds the name of the processor, from /proc where there is one."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -135,7 +135,7 @@ def _cpu() -> str:
 
 
 def peak_memory() -> float | None:
-    """The most memory this process has held, in MiB; None where the system does not tell (Windows)."""
+    """Measures the most memory this process has held, in MiB; None where the system does not tell (Windows)."""
     # Linux counts the process that started this one into getrusage's figure, but not here
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -149,13 +149,13 @@ def peak_memory() -> float | None:
 
 
 def forget_peak() -> None:
-    """From now on the most memory of this process counts anew, so that a run does not answer for the one before."""
+    """Counts the most memory of this process anew, so that a run does not answer for the one before."""
     with suppress(OSError):  # not Linux, or not allowed: the peak is then that of the whole process
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: Any) -> Path:
-    """summary.json: when it ended (UTC), seconds it took, peak memory, seed, config hash, versions, further figures."""
+    """Writes summary.json: end (UTC), seconds it took, peak memory, seed, config hash, versions, further figures."""
     summary = {
         "task": getattr(config, "task", None),
         "prompt": getattr(config, "prompt", None),

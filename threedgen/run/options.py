@@ -40,12 +40,12 @@ class CrewConfig(RunConfig):
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Counts the CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def product(**factors: int) -> str:
-    """ "3 prompts x 1 config x 2 seeds = 6 objects", of the number of each."""
+    """Words the number of each factor: "3 prompts x 1 config x 2 seeds = 6 objects"."""
     numbers = {**factors, "object": prod(factors.values())}
     *words, made = [f"{number} {noun}{'s' * (number != 1)}" for noun, number in numbers.items()]
     return f"{' x '.join(words)} = {made}"

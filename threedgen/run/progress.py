@@ -47,7 +47,7 @@ class Speed:
             self._marks.popleft()
 
     def seconds_a_step(self) -> float | None:
-        """None before the second step."""
+        """Measures the pace; None before the second step."""
         if len(self._marks) < 2:
             return None
         (start, first), (end, last) = self._marks[0], self._marks[-1]
@@ -108,13 +108,13 @@ class Count:
             self._bar = None
 
     def add(self, count: int, note: str = "") -> None:
-        """``count`` more are done; ``note``: what is being done now, on the bar."""
+        """Counts ``count`` more as done; ``note``: what is being done now, on the bar."""
         self.show(self.done + count, note=note)
 
     def show(
         self, done: int, details: Callable[[], list[str]] | None = None, note: str = "", due: bool = False
     ) -> None:
-        """``done`` are done. ``details``: what follows the numbers, else the time left; ``due``: a line is said now."""
+        """Shows ``done`` as done. ``details``: what follows the numbers, else the time left; ``due``: print it now."""
         self.done, now = done, self.clock()
         self.speed.mark(now, done)
         if self._bar is not None:
@@ -133,7 +133,7 @@ class Count:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
     def note(self, text: str, details: list[str] | None = None) -> None:
-        """What is being done now, on the bar; of the details as many as its line has room for."""
+        """Shows on the bar what is being done now, and as many of the details as its line has room for."""
         if self._bar is not None:
             description = clean(f"{self.stage} {text}")
             fields: dict[str, Any] = {} if details is None else {"detail": self._fitting(description, details)}
@@ -141,11 +141,11 @@ class Count:
             self._bar.update(self._bar.task_ids[0], **whole, description=description, **fields)
 
     def _fitting(self, description: str, details: list[str]) -> str:
-        """The first of the details, as far as they leave a bar between the description and "done/total"."""
+        """Joins the first of the details, as far as they leave a bar between the description and "done/total"."""
         room = self.console.width - len(description) - 2 * len(str(self.total)) - SHORTEST_BAR - 4
         return ", ".join(part for k, part in enumerate(details) if len(", ".join(details[: k + 1])) <= room)
 
     def left(self) -> list[str]:
-        """The time left, as soon as it can be told."""
+        """Words the time left, as soon as it can be told."""
         pace, left = self.speed.seconds_a_step(), self.total - self.done
         return [f"{duration(pace * left)} left"] if pace and left > 0 else []

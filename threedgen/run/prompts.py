@@ -26,7 +26,7 @@ class Reader(Protocol):
 
 
 def tidy(prompt: str, key: str = "prompt", such_as: str = A_THING) -> str:
-    """The prompt as one line without outer white space. Raises ConfigError with an example if nothing is visible."""
+    """Makes a prompt one line without outer white space. Raises ConfigError with an example if nothing is visible."""
     text = " ".join(prompt.split())
     if not any(character.isprintable() for character in text.replace(" ", "")):
         raise ConfigError(f'is empty; say what to make, such as {key}="{such_as}"', key)
@@ -34,12 +34,12 @@ def tidy(prompt: str, key: str = "prompt", such_as: str = A_THING) -> str:
 
 
 def with_suffix(prompt: str, suffix: str) -> str:
-    """The prompt with `suffix` behind it, unless it says 3d already: MVDream's rule for captions of renders."""
+    """Appends `suffix` to a prompt, unless it says 3d already: MVDream's rule for captions of renders."""
     return prompt if "3d" in prompt.lower() else prompt + suffix
 
 
 def without(prompt: str, words: Iterable[str]) -> str:
-    """The prompt less these words, in upper or lower case: "a [v] dog" -> "a dog"."""
+    """Takes these words out of a prompt, in upper or lower case: "a [v] dog" -> "a dog"."""
     for word in words:
         prompt = re.sub(re.escape(word), " ", prompt, flags=re.IGNORECASE)
     return " ".join(prompt.split())
@@ -68,7 +68,7 @@ def warn_about(prompt: str, prior: Reader, besides: Iterable[str] = ()) -> list[
 
 
 def unknown_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
-    """A sentence on the words that a prior does not know, each with the nearest ones that it does; none if there are
+    """Words a sentence on what a prior does not know, each word with the nearest ones that it does; none if there are
     none."""
     if not unknown:
         return []
@@ -80,5 +80,5 @@ def unknown_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
 
 
 def _quoted(text: str, length: int = 60) -> str:
-    """`text` for the eye: cut to `length`, and nothing in it reaches the terminal as a command."""
+    """Quotes `text`, cut to `length`; nothing in it reaches the terminal as a command."""
     return repr(text if len(text) <= length else f"{text[: length - 3]}...")

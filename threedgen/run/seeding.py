@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def key(seed: int, step: int, purpose: str, rank: int = 0) -> int:
-    """63 bits of blake2b over "seed/step/purpose/rank": the same on every machine and in every process."""
+    """Hashes "seed/step/purpose/rank" to 63 bits by blake2b: the same on every machine and in every process."""
     text = f"{int(seed)}/{int(step)}/{purpose}/{int(rank)}"
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(seed: int, step: int, purpose: str, rank: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh torch generator for one use, e.g. ``generator(seed, step, "cameras", rank)``.
+    """Makes a fresh torch generator for one use, e.g. ``generator(seed, step, "cameras", rank)``.
 
     Two uses with equal keys get equal numbers, so a purpose is asked for once in a step. CPU and GPU
     generators give different numbers for one key.
@@ -36,7 +36,7 @@ def generator(seed: int, step: int, purpose: str, rank: int = 0, device: torch.d
 
 
 def numpy_generator(seed: int, step: int, purpose: str, rank: int = 0) -> np.random.Generator:
-    """The same key as a fresh numpy generator (other numbers than torch's)."""
+    """Makes a fresh numpy generator of the same key (other numbers than torch's)."""
     return np.random.default_rng(key(seed, step, purpose, rank))
 
 

@@ -88,14 +88,14 @@ _KNOWN_AS = {other: known for known, others in ALSO_CALLED.items() for other in 
 
 
 def also_called(word: str, known: Collection[str]) -> list[str]:
-    """The known words that a word is, or its singular, and what people also say for it; glasses are no mugs."""
+    """Lists the known words that a word is, or its singular, and what people say it for; glasses are no mugs."""
     forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
     others = [_KNOWN_AS.get(form, "") for form in (forms[:1] if word in known else forms)]
     return [name for name in [*forms, *others] if name in known]
 
 
 def similar(word: str, known: Collection[str]) -> list[str]:
-    """Up to three known words that may have been meant, likeliest first; none if there is nothing near.
+    """Finds up to three known words that may have been meant, likeliest first; none if there is nothing near.
 
     What it is also called comes first, then what a slip or two of the keyboard makes of it: of words of less than four
     letters, which all look alike, two letters that changed places.
@@ -108,7 +108,7 @@ def similar(word: str, known: Collection[str]) -> list[str]:
 
 
 def edits(a: str, b: str) -> int:
-    """How many letters are added, left out, changed, or swapped with the next one (optimal string alignment)."""
+    """Counts letters that are added, left out, changed, or swapped with the next one (optimal string alignment)."""
     before: list[int] = []
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):

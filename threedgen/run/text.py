@@ -61,7 +61,7 @@ def steady_streams() -> None:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print lines of text; control characters and what the terminal cannot show are escaped."""
+    """Prints lines of text; control characters and what the terminal cannot show are escaped."""
     stream = stream or sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     stream.write(printable(text).encode(encoding, "backslashreplace").decode(encoding).rstrip("\n") + "\n")
@@ -69,7 +69,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` with its lines as they are and an escape for whatever a terminal could obey instead of showing it."""
+    """Escapes whatever a terminal could obey instead of showing it; lines stay."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
@@ -84,7 +84,7 @@ class _CleanRecord(logging.LogRecord):
 
 
 def clean_logs() -> None:
-    """Whatever is logged or warned of in this process from now on, by whichever library, is printable: names in a
+    """Makes printable whatever is logged or warned of in this process from now on, by whichever library: names in a
     stranger's file become part of such messages."""
     if logging.getLogRecordFactory() is _CleanRecord:
         return
@@ -94,19 +94,19 @@ def clean_logs() -> None:
 
 
 def clean(text: str) -> str:
-    """`text` on one line and without control characters (an ESC in a prompt would colour the terminal)."""
+    """Joins `text` to one line without control characters (an ESC in a prompt would colour the terminal)."""
     spaced = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text)
     return " ".join(spaced.split()).encode("utf-8", "replace").decode("utf-8")
 
 
 def visible(text: str) -> str:
-    """`text` with its lines as they are and what has no glyph (control characters, stray bytes) as an escape."""
+    """Escapes what has no glyph on a page (control characters, stray bytes); lines stay."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in lines)
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say them: 45 s, 3:05 min, 2:03 h; "?" for an unknown one."""
+    """Words seconds as people say them: 45 s, 3:05 min, 2:03 h; "?" for an unknown one."""
     if seconds is None or not 0 <= seconds < math.inf:
         return "?"
     whole = round(seconds)
@@ -119,6 +119,6 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits, without trailing zeros: 0.1235, 12.35, 1,235,000, 1.235e-05, 1.235e+07."""
+    """Words four significant digits, without trailing zeros: 0.1235, 12.35, 1,235,000, 1.235e-05, 1.235e+07."""
     rounded = float(f"{value:.4g}")
     return f"{rounded:,.0f}" if 1e4 <= abs(rounded) < 1e7 else f"{rounded:.4g}"

@@ -29,16 +29,16 @@ def set_threads(count: int | None) -> int:
 
 
 def threads_of(config: Any) -> int | None:
-    """CPU threads of a process of a run: those that were asked for, or its share beside those of the other devices."""
+    """Counts the CPU threads of a process of a run: those asked for, or its share beside those of the other devices."""
     threads: int | None = getattr(config, "threads", None)
     devices: Any = getattr(getattr(config, "trainer", None), "devices", "auto")
     if threads is not None or devices == "auto":
         return threads
-    return max(1, set_threads(None) // devices)
+    return max(1, cores() // devices)
 
 
 def threads_each(config: CrewConfig) -> int | None:
-    """CPU threads of a job: those that were asked for, or this worker's share of the machine."""
+    """Counts the CPU threads of a job: those that were asked for, or this worker's share of the machine."""
     if config.threads is not None or config.engine == "here":
         return config.threads
-    return max(1, int(config.cpus) if config.engine == "ray" else set_threads(None) // config.workers)
+    return max(1, int(config.cpus) if config.engine == "ray" else cores() // config.workers)

@@ -71,7 +71,7 @@ def read_torch(path: Path, mmap: bool = False) -> Any:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises ConfigError."""
+    """Reads the tensors of a safetensors file to the CPU. Raises ConfigError."""
     try:
         return load_file(ordinary(path))
     except OSError as error:
@@ -81,7 +81,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def leaves(tree: Any) -> Iterator[Any]:
-    """What is in nested dicts (keys too), lists, tuples and sets, each object once: a file can refer to one often."""
+    """Walks nested dicts (keys too), lists, tuples and sets, each object once, for a file can refer to one often."""
     seen, left = set[int](), [tree]
     while left:
         value = left.pop()
@@ -99,7 +99,7 @@ def _total(entries: list[zipfile.ZipInfo]) -> int:
 
 
 def _asked_for(pickled: bytes) -> set[str]:
-    """The classes and functions that a pickle names, "module name"; nothing of it is executed."""
+    """Lists the classes and functions that a pickle names, "module name"; nothing of it is executed."""
     return {str(said) for code, said, _ in genops(pickled) if code.name in ("GLOBAL", "INST", "STACK_GLOBAL")}
 
 

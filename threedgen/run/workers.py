@@ -143,7 +143,7 @@ class Crew:
         return bool(self.coming) and not self.stopped()
 
     def answer(self, future: Future[Answer], worker: Worker) -> Answer:
-        """What a worker said, or that it died: it is replaced. Raises ConfigError for mistakes, and if all die."""
+        """Reads what a worker said; one that died is replaced. Raises ConfigError for mistakes, and if all die."""
         if death := future.exception():
             worker.close()
             self.idle.append(self.start())

@@ -19,7 +19,7 @@ from threedgen.run.text import duration, say, visible
 
 from .options import GalleryConfig
 from .page import REMEDY, jpeg, link, page
-from .record import ROW, TASKS, Record, read_record, whole
+from .record import ROW, TASKS, Record, as_int, read_record
 from .report import PAGE
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ STILL = 320
 
 
 def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """The task "gallery": write the page over all runs below a folder; prints where it is."""
+    """Carries out the task "gallery": writes the page over all runs below a folder; prints where it is."""
     folder = user_path(config.runs, "runs")
     path = folder / NAME if config.out is None else user_path(config.out, "out")
     if config.out is not None and (path.is_dir() or path.suffix.lower() not in (".html", ".htm")):
@@ -45,14 +45,14 @@ def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) 
 
 
 def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
-    """The page for the runs below `folder`, to lie in `home`; and a sentence for each run that is left out."""
+    """Makes the page for the runs below `folder`, to lie in `home`; and a sentence for each run that is left out."""
     found, broken = cards(folder, home)
     title = folder.resolve().name or str(folder)
     return page("gallery.html", ("gallery.js",), title=title, cards=found, broken=broken), broken
 
 
 def cards(folder: Path, home: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """A card for each run below `folder`, the newest first, and a sentence for each that is left out."""
+    """Makes a card for each run below `folder`, the newest first, and a sentence for each that is left out."""
     records, broken = [], []
     for where in run_folders(folder):
         try:
@@ -64,7 +64,7 @@ def cards(folder: Path, home: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """Folders of generate runs, and those whose config cannot be read; an evaluation's own runs are among them."""
+    """Finds folders of generate runs, an evaluation's own too, and those whose config cannot be read."""
     for where, folders, names in os.walk(folder):
         folders.sort()
         if CONFIG not in names:
@@ -79,14 +79,14 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 
 def card(record: Record, home: Path) -> dict[str, Any]:
-    """A run as gallery.html shows it, with links from a page in the folder `home`."""
+    """Describes a run as gallery.html shows it, with links from a page in the folder `home`."""
     report = record.file(PAGE)
     seconds = [] if record.seconds is None else [duration(record.seconds)]
     method = [record.method] if record.method else []
     facts = [*method, *record.choices, f"seed {record.seed}", *seconds, f"{record.ended:%Y-%m-%d}"]
     return {
         "record": record,
-        "picture": still(record),
+        "picture": best_picture(record),
         "link": address(report, home) if report else None,
         "facts": facts,
         "words": visible(" ".join([record.prompt, record.state, *facts])).lower(),
@@ -94,15 +94,15 @@ def card(record: Record, home: Path) -> dict[str, Any]:
 
 
 def address(path: Path, home: Path) -> str:
-    """A link to a file from a page in `home`: relative, so that both can be moved together."""
+    """Links a file from a page in `home`: relative, so that both can be moved together."""
     try:
         return link(os.path.relpath(path, home))
     except ValueError:  # another drive of Windows: there is no relative way
         return path.resolve().as_uri()
 
 
-def still(record: Record) -> Markup | None:
-    """The best single picture there is: the result's front, else the newest on the way, else the first sampled view."""
+def best_picture(record: Record) -> Markup | None:
+    """Finds the best single picture: the result's front, else the newest on the way, else the first sampled view."""
     for path, columns, rows in sheets(record):
         try:
             sheet = read_picture(path)
@@ -116,11 +116,11 @@ def still(record: Record) -> Markup | None:
 
 
 def sheets(record: Record) -> Iterator[tuple[Path, int, int]]:
-    """The run's contact sheets, the best first, with their columns and rows."""
+    """Yields the run's contact sheets, the best first, with their columns and rows."""
     on_the_way = sorted(record.folder.glob("validation/*.png"), reverse=True)
     if views := record.file("views.png"):
         yield views, min(ROW, record.sides), -(-record.sides // ROW)
     for path in on_the_way:
         yield path, ROW, 1
     if preview := record.file("preview.png"):
-        yield preview, max(1, whole(record.option("camera", "n_view")) or 4), 1
+        yield preview, max(1, as_int(record.option("camera", "n_view")) or 4), 1

@@ -57,7 +57,7 @@ class Eye:
 
     @classmethod
     def opencv(cls, name: int, rotation: ArrayLike, position: ArrayLike, fov: float, aspect: float) -> Eye | None:
-        """An eye whose camera-to-world rotation (3, 3) has OpenCV axes; None if its numbers describe none.
+        """Makes an eye of a camera-to-world rotation (3, 3) with OpenCV axes; None if its numbers describe none.
 
         They come from outside: a tab that is just opening has no size yet.
         """
@@ -69,7 +69,7 @@ class Eye:
         return cls(name, pose, min(max(fov, NARROWEST_FOV), WIDEST_FOV), min(max(aspect, 1 / WIDEST), WIDEST))
 
     def camera(self, size: int) -> Cameras:
-        """The one camera of a picture of `size` pixels from top to bottom."""
+        """Makes the one camera of a picture of `size` pixels from top to bottom."""
         width = max(1, round(size * self.aspect))
         projection = Projection.perspective(torch.tensor([self.fov]), size, width)
         return Cameras(self.c2w[None], projection, size, width)
@@ -125,7 +125,7 @@ class LiveView(pl.Callback):
         self._guarded(lambda window: self._tell(window, trainer, pl_module, busy=True))
 
     def close(self) -> None:
-        """The window is shut, if it is open; one that does not close either is left as it is."""
+        """Shuts the window, if it is open; one that does not close either is left as it is."""
         window, self._window = self._window, None
         if window is not None:
             try:
@@ -145,7 +145,7 @@ class LiveView(pl.Callback):
             self.close()
 
     def _serve(self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any) -> None:
-        """What is to be done between two steps: the buttons, the figures, one picture."""
+        """Obeys the buttons between two steps, and shows the figures and one picture."""
         pressed = window.pressed()
         if EXPORT in pressed and STOP not in pressed:  # a run that stops makes its asset anyway
             self._export(window, trainer, module)
@@ -162,7 +162,7 @@ class LiveView(pl.Callback):
             self._picture(window, module)
 
     def _picture(self, window: ViserWindow, module: pl.LightningModule) -> None:
-        """A picture for whoever has waited longest; then none until pictures have had no more than their share."""
+        """Draws for whoever has waited longest; then for nobody until pictures have had no more than their share."""
         eyes = window.eyes()
         self._shown = {eye.name: self._shown.get(eye.name, -math.inf) for eye in eyes}
         if not eyes:
@@ -175,7 +175,7 @@ class LiveView(pl.Callback):
         self._next_picture = now + (now - begun) * (1 / self.options.share - 1)
 
     def _export(self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """The asset of the field as it is now; what stands in its way is said and nothing more."""
+        """Makes the asset of the field as it is now; what stands in its way is said and nothing more."""
         step = trainer.global_step
         self._note = f"step {step}: the asset is being made, the run waits"
         self._tell(window, trainer, module, busy=True)

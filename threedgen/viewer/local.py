@@ -15,7 +15,7 @@ REFUSAL = "only by the address that was printed\n"
 
 
 def admitted(path: str, key: str, hosts: Sequence[str], origins: Sequence[str]) -> str | None:
-    """The rest of a path behind /`key`/, for a request that may be answered; None for any other.
+    """Gives the rest of a path behind /`key`/ for a request that may be answered; None for any other.
 
     `hosts`, `origins`: all of its headers Host and Origin. Every wrong key takes the same time.
     """
@@ -40,7 +40,7 @@ def of_this_machine(hosts: Sequence[str], origins: Sequence[str]) -> bool:
 
 
 def free_port(port: int) -> int:
-    """`port`, or 0, for which the system chooses one, if somebody has it."""
+    """Gives `port`, or 0, for which the system chooses one, if somebody has it."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         if os.name == "posix":  # a port that was just given back is free; Windows means something else by it
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -33,7 +33,7 @@ _TYPES = {".glb": "model/gltf-binary", ".mp4": "video/mp4", ".png": "image/png",
 
 @cache
 def _environment() -> Environment:
-    """Every value is made visible and escaped; a name that a template misspells is an error."""
+    """Loads templates that make every value visible and escape it; a name that one misspells is an error."""
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
@@ -47,7 +47,7 @@ def _environment() -> Environment:
 
 
 def page(template: str, scripts: tuple[str, ...], served: bool = False, **values: Any) -> str:
-    """A template of `assets/` filled in, with page.css and the scripts inside it.
+    """Fills in a template of `assets/`, with page.css and the scripts inside it.
 
     `served`: by a server of ours, which alone the page may ask for more.
     """
@@ -61,7 +61,7 @@ def page(template: str, scripts: tuple[str, ...], served: bool = False, **values
 
 
 def fragment(template: str, **values: Any) -> str:
-    """A template of `assets/` filled in, as a part of a page."""
+    """Fills in a template of `assets/`, as a part of a page."""
     return _environment().get_template(template).render(**values)
 
 
@@ -71,30 +71,30 @@ def _asset(name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """How a policy names an inline text: the hash of what stands between its tags."""
+    """Names an inline text for a policy: by the hash of what stands between its tags."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
 def data_uri(data: bytes, suffix: str) -> Markup:
-    """The content of a file as an address; its kind by the suffix of its name."""
+    """Encodes the content of a file as a data URI; its kind by the suffix of its name."""
     kind = _TYPES.get(suffix, "application/octet-stream")
     return Markup(f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}")
 
 
 def jpeg(picture: Image) -> Markup:
-    """A picture as a JPEG within the page."""
+    """Encodes a picture as a JPEG within the page."""
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, format="JPEG", quality=85)
     return data_uri(buffer.getvalue(), ".jpg")
 
 
 def embedded(path: Path | None) -> Markup | None:
-    """A file as a data URI; None if it is not there or is too large for a page."""
+    """Encodes a file as a data URI; None if it is not there or is too large for a page."""
     if path is None or path.stat().st_size > LARGEST:
         return None
     return data_uri(path.read_bytes(), path.suffix)
 
 
 def link(path: Path | str) -> str:
-    """A relative path as an address; none of its characters can mean anything but itself."""
+    """Quotes a relative path as an address; none of its characters can mean anything but itself."""
     return "./" + quote(Path(path).as_posix(), errors="surrogateescape")

@@ -21,6 +21,5 @@ def write_page(path: Path, picture: Path, title: str) -> None:
     if data is None:
         with Image.open(picture) as image:
             data = jpeg(image)
-    write_atomic(
-        path, page("panorama.html", ("gestures.js", "panorama.js"), title=title, picture=data, name=picture.name)
-    )
+    scripts = ("canvas.js", "gestures.js", "panorama.js")
+    write_atomic(path, page("panorama.html", scripts, title=title, picture=data, name=picture.name))

@@ -23,7 +23,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Axis:
-    """From values to [0, 1] and to round numbers on the way."""
+    """Maps values to [0, 1], and chooses round numbers on the way."""
 
     low: float
     high: float
@@ -35,8 +35,8 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[float]:
-        """At most TICKS round values on the axis: powers of ten if it is logarithmic, every second or third if there
-        are many, round numbers if there are few; else multiples of 1, 2 or 5 times a power of ten."""
+        """Chooses at most TICKS round values on the axis: powers of ten if it is logarithmic, every second or third if
+        there are many, round numbers if there are few; else multiples of 1, 2 or 5 times a power of ten."""
         if self.log:
             first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
             if last - first < 1:
@@ -52,7 +52,7 @@ class Axis:
 
 
 def axis(values: Sequence[float], from_zero: bool = False) -> Axis:
-    """An axis that shows all values (finite, at least one) with a little room around them."""
+    """Makes an axis that shows all values (finite, at least one) with a little room around them."""
     low, high = min(values), max(values)
     if low > 0 and high / low > LOG_RATIO and not from_zero:
         room = (high / low) ** 0.05
@@ -62,9 +62,9 @@ def axis(values: Sequence[float], from_zero: bool = False) -> Axis:
     return Axis(low if from_zero else low - room, high + room)
 
 
-def thin(points: Sequence[Point]) -> tuple[list[Point], list[tuple[float, float, float]]]:
-    """A mean for each of at most POINTS places, of points in the order of steps; and, if points were joined, the spread
-    around it, (step, least, most): whatever peaks there were stay visible."""
+def downsample(points: Sequence[Point]) -> tuple[list[Point], list[tuple[float, float, float]]]:
+    """Averages points, which are in the order of steps, to at most POINTS; and gives, if points were joined, the spread
+    around each mean, (step, least, most): whatever peaks there were stay visible."""
     if len(points) <= POINTS:
         return list(points), []
     means, spread = [], []
@@ -81,11 +81,11 @@ def drawable(value: float) -> bool:
 
 
 def plot(title: str, points: Sequence[Point], steps: Point, from_zero: bool = False) -> Markup:
-    """An SVG of the values by step; at least one point, all drawable, in the order of steps.
+    """Draws the values by step as an SVG; at least one point, all drawable, in the order of steps.
 
     `steps`: first and last step of the axis, which may have begun before this quantity was there.
     """
-    means, spread = thin(points)
+    means, spread = downsample(points)
     x = Axis(*steps) if steps[1] > steps[0] else axis(steps)
     y = axis([value for _, value in points], from_zero)
 

@@ -37,7 +37,7 @@ class Record:
     """config.yaml as it is written."""
 
     def file(self, name: str) -> Path | None:
-        """A file of the run, if it is there."""
+        """Finds a file of the run, if it is there."""
         path = self.folder / name
         return path if path.is_file() else None
 
@@ -54,11 +54,11 @@ class Record:
         return asset or self.file("mesh.glb")
 
     def option(self, *keys: str) -> Any:
-        """A value of the config, such as option("trainer", "max_steps"); None if it is not there."""
+        """Looks up a value of the config, such as option("trainer", "max_steps"); None if it is not there."""
         return _inside(self.config, keys)
 
     def metadata(self, *keys: str) -> Any:
-        """A value of the summary, in the same way."""
+        """Looks up a value of the summary, in the same way."""
         return _inside(self.summary, keys)
 
     @property
@@ -86,20 +86,20 @@ class Record:
     @property
     def steps(self) -> int | None:
         """Optimisation steps done, as far as the summary says."""
-        return whole(self.metadata("steps"))
+        return as_int(self.metadata("steps"))
 
     @property
     def max_steps(self) -> int | None:
-        return whole(self.option("trainer", "max_steps"))
+        return as_int(self.option("trainer", "max_steps"))
 
     @property
     def sides(self) -> int:
         """How many pictures are on views.png, in rows of ROW."""
-        return min(SIDES, max(1, whole(self.option("result", "turntable", "n_view")) or SIDES))
+        return min(SIDES, max(1, as_int(self.option("result", "turntable", "n_view")) or SIDES))
 
     @property
     def seconds(self) -> float | None:
-        return figure(self.metadata("seconds"))
+        return as_float(self.metadata("seconds"))
 
     @property
     def state(self) -> str:
@@ -131,7 +131,7 @@ class Record:
 
 
 def read_record(folder: Path) -> Record:
-    """The run in a folder. Raises ConfigError if its config or summary cannot be read, or it is of another task."""
+    """Reads the run in a folder. Raises ConfigError if config or summary cannot be read, or it is of another task."""
     config = stored_config(folder)
     if config is None:
         raise ConfigError(f"{folder / CONFIG} holds no config: it is not there, or no longer whole")
@@ -148,7 +148,7 @@ def read_record(folder: Path) -> Record:
 
 @cache
 def _usual(name: str) -> dict[str, Any]:
-    """The choices of a shipped config; {} for any other, and for one that has none."""
+    """Reads the choices of a shipped config; {} for any other, and for one that has none."""
     tree: dict[str, Any] = {}
     with suppress(ConfigError):
         tree = plain(load(name, quiet=True)) if name in shipped() else {}
@@ -161,13 +161,13 @@ def _inside(tree: Any, keys: Sequence[str]) -> Any:
     return tree
 
 
-def figure(value: Any) -> float | None:
-    """A number of a file as a finite float; None for anything else."""
+def as_float(value: Any) -> float | None:
+    """Reads a number of a file as a finite float; None for anything else."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and abs(value) <= sys.float_info.max else None
 
 
-def whole(value: Any) -> int | None:
-    """The same as an int."""
-    number = figure(value)
+def as_int(value: Any) -> int | None:
+    """Reads a number of a file as an int; None for anything else."""
+    number = as_float(value)
     return None if number is None else int(number)

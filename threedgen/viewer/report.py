@@ -21,10 +21,10 @@ from threedgen.run.text import clean, duration, number, say
 from .options import LIVE, ReportConfig
 from .page import REMEDY, embedded, page
 from .plots import drawable, plot
-from .record import ROW, Record, figure, read_record, whole
+from .record import ROW, Record, as_float, as_int, read_record
 
 PAGE = "report.html"
-SCRIPTS = ("glb.js", "scene.js", "gestures.js", "viewer.js", "frames.js")
+SCRIPTS = ("glb.js", "canvas.js", "scene.js", "gestures.js", "viewer.js", "frames.js")
 VALIDATIONS = 6
 """Pictures of the way there, at most; evenly chosen, the last one among them."""
 FILES_SHOWN = 60
@@ -74,7 +74,7 @@ Rows = list[tuple[str, str]]
 
 
 def run(config: ReportConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """The task "report": make the page of a run again; prints where it is."""
+    """Carries out the task "report": makes the page of a run again; prints where it is."""
     folder = run_folder(config.run, "run")
     with writing(folder / PAGE, REMEDY):
         say(str(write_report(folder)))
@@ -82,14 +82,14 @@ def run(config: ReportConfig, resume: Path | None = None, quiet: bool = False) -
 
 
 def write_report(folder: Path) -> Path:
-    """RUN/report.html, whole or not at all. Raises ConfigError for what is no generate run, and OSError."""
+    """Writes RUN/report.html, whole or not at all. Raises ConfigError for what is no generate run, and OSError."""
     path = folder / PAGE
     write_atomic(path, report(read_record(folder)))
     return path
 
 
 def report(record: Record) -> str:
-    """The page as text."""
+    """Makes the page of a run, as text."""
     listed = files(record.folder)
     return page(
         "report.html",
@@ -113,7 +113,7 @@ def report(record: Record) -> str:
 
 
 def headline(record: Record) -> list[str]:
-    """The line under the prompt."""
+    """Words the line under the prompt."""
     done, steps = record.steps, record.max_steps
     of = "" if steps in (None, done) else f" of {steps}"
     parts = [f"seed {record.seed}", *([] if done is None else [f"{done}{of} steps"])]
@@ -121,7 +121,7 @@ def headline(record: Record) -> list[str]:
 
 
 def validations(record: Record) -> list[tuple[str, Markup]]:
-    """Pictures from while it was optimised, as (step, data URI)."""
+    """Chooses pictures from while it was optimised, as (step, data URI)."""
     found = sorted(record.folder.glob("validation/[0-9]*.png"))
     count = min(VALIDATIONS, len(found))
     chosen = [found[(k + 1) * len(found) // count - 1] for k in range(count)]
@@ -130,11 +130,11 @@ def validations(record: Record) -> list[tuple[str, Markup]]:
 
 
 def plots(record: Record) -> list[tuple[str, Markup]]:
-    """(title, SVG) of each quantity that was logged at two steps or more."""
+    """Plots each quantity that was logged at two steps or more, as (title, SVG)."""
     lines, drawn = read_metrics(record.folder), []
-    steps = [step for line in lines if (step := figure(line["step"])) is not None and drawable(step)]
+    steps = [step for line in lines if (step := as_float(line["step"])) is not None and drawable(step)]
     for key, title, from_zero in PLOTS:
-        pairs = [(figure(line["step"]), figure(line.get(key))) for line in lines]
+        pairs = [(as_float(line["step"]), as_float(line.get(key))) for line in lines]
         points = sorted((s, v) for s, v in pairs if s is not None and v is not None and drawable(s) and drawable(v))
         if len(points) > 1:
             drawn.append((title, plot(title, points, (min(steps), max(steps)), from_zero)))
@@ -142,8 +142,8 @@ def plots(record: Record) -> list[tuple[str, Markup]]:
 
 
 def facts(record: Record) -> list[tuple[str, Rows]]:
-    """Tables of figures; a table without rows says nothing."""
-    counts = [("Triangles", whole(record.metadata("triangles"))), ("Vertices", whole(record.metadata("vertices")))]
+    """Collects tables of figures; a table without rows says nothing."""
+    counts = [("Triangles", as_int(record.metadata("triangles"))), ("Vertices", as_int(record.metadata("vertices")))]
     made = [
         ("Prior", record.option("prior", "weights")),
         ("Distillation", record.option("distillation", "name")),
@@ -163,13 +163,13 @@ def facts(record: Record) -> list[tuple[str, Rows]]:
 
 
 def asset_rows(metadata: dict[str, Any], folder: Path) -> Rows:
-    """What asset.json says: triangles of each level, texels, metres, what the checker found. folder: of the run."""
+    """Words what asset.json says: triangles of each level, texels, metres, what was found. folder: of the run."""
     levels, metres, findings, khronos = (metadata.get(key) for key in ("levels", "size_m", "findings", "khronos"))
-    counts = [whole(count) for count in levels.values()] if isinstance(levels, dict) else []
+    counts = [as_int(count) for count in levels.values()] if isinstance(levels, dict) else []
     rows = [("Triangles", ", ".join(f"{count:,}" for count in counts if count is not None))]
-    if (across := whole(metadata.get("texture"))) is not None:
+    if (across := as_int(metadata.get("texture"))) is not None:
         rows.append(("Textures", f"{across} x {across}"))
-    told = [figure(metres.get(side)) for side in ("wide", "high", "deep")] if isinstance(metres, dict) else []
+    told = [as_float(metres.get(side)) for side in ("wide", "high", "deep")] if isinstance(metres, dict) else []
     sizes = [number(edge) for edge in told if edge is not None]
     if len(sizes) == 3:
         rows.append(("Wide, high, deep", f"{' x '.join(sizes)} m"))
@@ -184,28 +184,30 @@ def asset_rows(metadata: dict[str, Any], folder: Path) -> Rows:
 
 
 def costs(record: Record) -> Rows:
-    """Where the time went, and the most memory."""
+    """Words where the time went, and the most memory."""
     parts = record.metadata("seconds_of")
-    times = [(str(k).capitalize(), figure(v)) for k, v in parts.items()] if isinstance(parts, dict) else []
+    times = [(str(k).capitalize(), as_float(v)) for k, v in parts.items()] if isinstance(parts, dict) else []
     rows = [(name, duration(seconds)) for name, seconds in [*times, ("Altogether", record.seconds)] if seconds]
-    paces = [pace for line in read_metrics(record.folder) if (pace := figure(line.get("step_seconds"))) is not None]
+    paces = [pace for line in read_metrics(record.folder) if (pace := as_float(line.get("step_seconds"))) is not None]
     if paces:
         rows.append(("A step, median", f"{number(statistics.median(paces))} s"))
-    memory = figure(record.metadata("peak_memory_mib"))
-    rows += [("Peak memory", size(int(memory * 2**20)))] if memory else []
+    memory = as_float(2**20 * (as_float(record.metadata("peak_memory_mib")) or 0.0))
+    rows += [("Peak memory", size(int(memory)))] if memory else []
     return rows + ([("Ended", f"{record.ended:%Y-%m-%d %H:%M} UTC")] if record.summary else [])
 
 
 def files(folder: Path) -> list[tuple[str, int, str]]:
-    """(path below the folder, bytes, what it is) of each file but the page itself; the results first."""
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("[!.]*") if path.suffix != ".tmp"}
-    found = [(name, path.stat().st_size, what(name)) for name, path in paths.items() if name != PAGE and path.is_file()]
+    """Lists (path below the folder, bytes, what it is) of each file but the page itself; the results first."""
+    page_file = folder / PAGE
+    paths = [path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".tmp" and path != page_file]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+    found = [(name, length, describe_file(name)) for name, length in sizes.items()]
     order = {name: k for k, name in enumerate(WHAT)}
     return sorted(found, key=lambda row: (not row[0].startswith(f"{FOLDER}/"), order.get(row[0], len(order)), row[0]))
 
 
-def what(relative: str) -> str:
-    """What a file of a run is, by its path in the run's folder; "" for one that the project does not write."""
+def describe_file(relative: str) -> str:
+    """Says what a file of a run is, by its path in the run's folder; "" for one that the project does not write."""
     folder, _, name = relative.rpartition("/")
     if folder == FOLDER:
         return next((text for pattern, text in ASSET if fnmatchcase(name, pattern)), "")

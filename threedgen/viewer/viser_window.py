@@ -58,7 +58,7 @@ class ViserWindow:
             button.on_click(lambda event, name=name: self._pressed.put(name))
 
     def eyes(self) -> list[Eye]:
-        """Those who look at present."""
+        """Lists those who look at present."""
         found = []
         for name, client in self._server.get_clients().items():
             camera = client.camera
@@ -69,24 +69,24 @@ class ViserWindow:
         return [eye for eye in found if eye is not None]
 
     def show(self, eye: Eye, picture: Array) -> None:
-        """A picture (H, W, 3) for one of them, who may have gone."""
+        """Shows a picture (H, W, 3), uint8, to one of them, who may have gone."""
         client = self._server.get_clients().get(eye.name)
         if client is not None:
             client.scene.set_background_image(picture, format="png")
 
     def tell(self, done: float, lines: list[str], busy: bool) -> None:
-        """How far the run is, in [0, 1], and lines of plain text; while it is busy no button can be pressed."""
+        """Shows how far the run is, in [0, 1], and lines of plain text; while it is busy no button can be pressed."""
         self._bar.value = 100 * done
         self._lines.content = _paragraphs(lines)
         for button in self._buttons.values():
             button.disabled = busy
 
     def pressed(self) -> set[str]:
-        """The buttons that were pressed since this was last asked."""
+        """Takes the buttons that were pressed since this was last asked."""
         return {self._pressed.get() for _ in range(self._pressed.qsize())}
 
     def close(self) -> None:
-        """For good; may be called twice."""
+        """Stops the server for good; may be called twice."""
         if self._open:
             self._open = False
             self._server.flush()
@@ -96,7 +96,7 @@ class ViserWindow:
 
 @contextmanager
 def _guarded(key: str) -> Iterator[None]:
-    """A server that viser begins inside answers this machine only, below the path /`key`/; viser's own lets in anybody.
+    """Lets a server that viser begins inside answer this machine only, below /`key`/; viser's own lets in anybody.
 
     Raises RuntimeError if viser began none by this way, which would be a server without a guard.
     """
@@ -125,7 +125,7 @@ def _guarded(key: str) -> Iterator[None]:
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """viser announces itself on stdout, which is for results; inside it does not."""
+    """Keeps viser from announcing itself on stdout, which is for results."""
     console = rich.get_console()
     before, console.quiet = console.quiet, True
     try:
@@ -135,6 +135,6 @@ def _hushed() -> Iterator[None]:
 
 
 def _paragraphs(lines: list[str]) -> str:
-    """Plain text as HTML; a prompt may hold markup, which stays text."""
+    """Lays out plain text as HTML; a prompt may hold markup, which stays text."""
     style = "margin: 0.4em 1em; overflow-wrap: anywhere; font-size: 0.9em"
     return "".join(Markup('<p style="{}">{}</p>').format(style, escape(visible(line))) for line in lines)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from skimage.metrics import structural_similarity
 
 from tests.support.photographs import SIZE, TINY, photographs
+from tests.support.tiny_classifiers import tiny_probe
 from tests.support.tiny_mvadapter import tiny_prior_config
 from tests.support.tiny_prior import tiny_prior
 from threedgen import cli
@@ -32,9 +33,6 @@ from threedgen.evaluation.consistency.options import (
 from threedgen.evaluation.consistency.report import distances
 from threedgen.evaluation.consistency.samplers import MVAdapterSampler, MVDreamSampler
 from threedgen.evaluation.consistency.scenes import Scene, held_out_places, looked_at, warn_about
-from threedgen.evaluation.toybox.labels import Labels
-from threedgen.evaluation.toybox.options import ProbeNetworkConfig
-from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import png, psnr
 from threedgen.geometry.poses import opencv_axes
@@ -381,8 +379,7 @@ def test_a_dry_run_looks_for_the_views(
 
 def test_distances_on_a_probe_tell_pictures_apart(tmp_path: Path) -> None:
     """Equal sets have FID 0; renders of another brightness have more, and more KID than equal ones."""
-    torch.manual_seed(0)
-    probe = Probe(Labels.of_toybox(), ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 16))).eval()
+    probe = tiny_probe().eval()
     held = np.random.default_rng(0).integers(0, 255, (12, SIZE, SIZE, 3), np.uint8)
     np.savez(tmp_path / "a.sampled.npz", held=held, render=held // 2)
     np.savez(tmp_path / "a.original.npz", held=held, render=held)

@@ -10,16 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from threedgen.evaluation.janus.fronts import (
-    classify_ring,
-    directions,
-    doubt,
-    front_count,
-    front_curve,
-    smooth,
-)
 from threedgen.evaluation.janus.rates import ErrorRates
 from threedgen.evaluation.metrics.figures import Share
+from threedgen.evaluation.metrics.fronts import classify_ring, directions, doubt, front_count, front_curve, smooth
+from threedgen.evaluation.toybox.options import FRONT_THRESHOLD as AT
 
 # --- fronts ------------------------------------------------------------------------------------------------------
 
@@ -41,8 +35,8 @@ from threedgen.evaluation.metrics.figures import Share
 )
 def test_fronts_are_counted(front: list[float], count: int) -> None:
     for turn in range(8):
-        assert front_count(np.roll(front, turn)) == count
-        assert front_count(np.roll(front[::-1], turn)) == count
+        assert front_count(np.roll(front, turn), AT) == count
+        assert front_count(np.roll(front[::-1], turn), AT) == count
 
 
 def test_one_view_alone_makes_no_second_front() -> None:
@@ -51,14 +45,14 @@ def test_one_view_alone_makes_no_second_front() -> None:
     for turn in range(8):
         slip, janus = np.roll(good, turn), np.roll(np.maximum(good, np.roll(good, 4)), turn)
         slip[(turn + 4) % 8] = 0.75
-        assert front_count(slip) == 2 and front_count(smooth(slip)) == 1
-        assert front_count(smooth(janus)) == 2 and front_count(smooth(np.full(8, 0.9))) == 2
+        assert front_count(slip, AT) == 2 and front_count(smooth(slip), AT) == 1
+        assert front_count(smooth(janus), AT) == 2 and front_count(smooth(np.full(8, 0.9)), AT) == 2
 
 
 def test_three_fronts_on_a_fine_ring() -> None:
     front = np.zeros(12)
     front[[0, 4, 8]] = 1
-    assert front_count(front) == 3
+    assert front_count(front, AT) == 3
 
 
 def test_smoothing_means_the_same_angle_on_every_ring() -> None:
@@ -87,10 +81,10 @@ def sure(seen: list[int], p: float = 0.94) -> np.ndarray:
 
 
 def test_a_look_at_a_good_object_and_at_a_two_faced_one() -> None:
-    good = classify_ring(sure([0, 0, 1, 2, 2, 2, 3, 0]), RING)
+    good = classify_ring(sure([0, 0, 1, 2, 2, 2, 3, 0]), RING, AT)
     assert (good.fronts, good.failed) == (1, False) and all(good.right) and good.doubt < 0.5
     assert good.shown == (True, True, False, False, False, False, False, True)
-    janus = classify_ring(sure([0, 0, 1, 0, 0, 0, 3, 0]), RING)
+    janus = classify_ring(sure([0, 0, 1, 0, 0, 0, 3, 0]), RING, AT)
     assert (janus.fronts, janus.failed) == (2, True) and janus.doubt > 0.9
     assert janus.right == (True, True, True, False, False, False, True, True)
 

@@ -12,17 +12,19 @@ import trimesh
 from PIL import Image
 
 from tests.support import janus_stub
+from tests.support.tiny_classifiers import tiny_clip
 from tests.support.tiny_prior import letter_tokenizer
 from threedgen import cli, config
 from threedgen.config import ConfigError, registry
-from threedgen.data.coloured_mesh import PLAIN, ColouredMesh, Empty, centred, read_mesh, toybox_mesh
+from threedgen.data.coloured_mesh import PLAIN, ColouredMesh, Empty, Part, centred, read_mesh, toybox_mesh
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out, mentioned
 from threedgen.data.toybox.world import Toybox, build, photograph
 from threedgen.evaluation.janus.meter import Meter, view_labels
 from threedgen.evaluation.janus.meter_errors import measure
-from threedgen.evaluation.janus.options import THRESHOLD, CLIPSidesConfig, MeterConfig, TruthConfig
-from threedgen.evaluation.janus.two_fronted import two_fronted
+from threedgen.evaluation.janus.options import CLIPSidesConfig, MeterConfig, TruthConfig
+from threedgen.evaluation.toybox.corruption import two_fronted
 from threedgen.evaluation.toybox.held_out import clear_nouns, held_out_cases, toybox_prompts, without_front
+from threedgen.evaluation.toybox.options import FRONT_THRESHOLD
 from threedgen.export.files.glb import save_glb
 from threedgen.geometry.poses import orbit_array
 
@@ -91,7 +93,7 @@ def test_cutting_keeps_the_surface_and_what_it_carries() -> None:
     """A square with a ramp of colour, across the cut: half the area on each side, and the ramp goes on."""
     corners = np.array([[[-1, 0, 0], [1, 0, 0], [1, 0, 2]], [[-1, 0, 0], [1, 0, 2], [-1, 0, 2]]], float)
     ramp = np.repeat((corners[..., :1] + 1) / 2, 3, axis=2)
-    halves = two_fronted(ColouredMesh((janus_part(corners, ramp),)))
+    halves = two_fronted(ColouredMesh((Part(corners, ramp),)))
     areas = [
         np.linalg.norm(np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]), axis=1).sum() / 2
         for c in (part.corners for part in halves.parts)
@@ -99,12 +101,6 @@ def test_cutting_keeps_the_surface_and_what_it_carries() -> None:
     assert areas == pytest.approx([2, 2]) and halves.parts[0].corners[..., 0].min() == 0
     kept = halves.parts[0]
     np.testing.assert_allclose(kept.values[..., 0], (kept.corners[..., 0] + 1) / 2, atol=1e-12)
-
-
-def janus_part(corners: np.ndarray, values: np.ndarray):
-    from threedgen.data.coloured_mesh import Part
-
-    return Part(corners, values)
 
 
 def test_our_own_mesh_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -193,20 +189,7 @@ def test_files_that_are_damaged_are_told_from_empty_ones_without_words_of_librar
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of two layers with random weights, as a folder."""
-    from transformers import CLIPConfig, CLIPModel
-
-    torch.manual_seed(0)
-    tokenizer = letter_tokenizer()
-    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    text = tower | {"vocab_size": len(tokenizer), "max_position_embeddings": 48, "eos_token_id": end}
-    config = CLIPConfig(text_config=text, vision_config=tower | {"image_size": 32, "patch_size": 8}, projection_dim=8)
-    folder = tmp_path_factory.mktemp("clip")
-    CLIPModel(config).eval().save_pretrained(folder)
-    tokenizer.model_max_length = 48
-    tokenizer.save_pretrained(folder)
-    return folder
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_gives_the_probabilities_of_its_own_forward_pass(clip: Path) -> None:
@@ -253,7 +236,7 @@ def test_a_clip_that_is_none_is_named(tmp_path: Path) -> None:
 def test_the_probe_knows_the_sides_and_the_noun() -> None:
     meter = Meter(MeterConfig())
     reading = meter.classify(dog(), "a blue dog", light=True)
-    result = meter.judge(reading.sides, THRESHOLD)
+    result = meter.judge(reading.sides, FRONT_THRESHOLD)
     assert result.fronts == 1 and sum(result.right) >= 7 and view_labels(reading.sides)[0].startswith("front")
     likeness = meter.likeness(reading.views, ["a red car", "a blue dog", "a green fish"])
     assert likeness is not None and int(np.argmax(likeness)) == 1
@@ -273,7 +256,7 @@ def test_errors_on_files_whose_truth_is_known(tmp_path: Path) -> None:
         save_glb(janus_stub.box(fronts), tmp_path / name)
     found = measure(stub_meter(), TruthConfig(assets=str(tmp_path), objects=10), 0)
     assert (found.rates.alarms.hits, found.rates.alarms.total) == (1, 2)
-    assert (found.rates.hits.hits, found.rates.hits.total) == (2, 2) and found.rates.threshold == THRESHOLD
+    assert (found.rates.hits.hits, found.rates.hits.total) == (2, 2) and found.rates.threshold == FRONT_THRESHOLD
     chosen = measure(stub_meter(threshold=None), TruthConfig(assets=str(tmp_path), objects=10), 0)
     assert 0 < chosen.rates.threshold < 1 and len(chosen.known) == 2
 

@@ -12,7 +12,7 @@ from threedgen.data.toybox.world import build
 from threedgen.evaluation.janus.meter import Meter
 from threedgen.evaluation.janus.meter_errors import measure
 from threedgen.evaluation.janus.options import MeterConfig, TruthConfig
-from threedgen.evaluation.janus.rough import EDGE, SHAKE, Noise, corrupt, halved, nearer_front, rough
+from threedgen.evaluation.toybox.corruption import EDGE, SHAKE, Noise, corrupt, nearer_front, rough, subdivided
 from threedgen.evaluation.toybox.labels import OPEN, Labels, ProbeToybox, labelled
 
 
@@ -27,7 +27,7 @@ def places(mesh: ColouredMesh) -> np.ndarray:
 def test_halving_keeps_the_surface_and_what_it_carries() -> None:
     corners = np.array([[[0, 0, 0], [0.9, 0, 0], [0, 0.5, 0.1]], [[0, 0, 1], [0.01, 0, 1], [0, 0.01, 1.0]]])
     part = Part(corners, corners * 0.5 + 0.1)
-    fine = halved(part)
+    fine = subdivided(part)
     edges = np.linalg.norm(fine.corners - np.roll(fine.corners, -1, axis=1), axis=2)
 
     def area(c: np.ndarray) -> float:
@@ -49,7 +49,7 @@ def test_noise_has_the_strength_it_says_and_neighbours_share_it() -> None:
 def test_a_rough_thing_is_moved_by_what_was_asked_and_stays_closed() -> None:
     mesh = dog()
     assert rough(mesh, np.random.default_rng(0), 0) is mesh
-    smooth = ColouredMesh(tuple(halved(part) for part in mesh.parts))
+    smooth = ColouredMesh(tuple(subdivided(part) for part in mesh.parts))
     for strength in (0.5, 2):
         shaken = [places(rough(mesh, np.random.default_rng(k), strength)) - places(smooth) for k in range(12)]
         assert np.sqrt(np.mean(np.square(shaken))) == pytest.approx(SHAKE * strength, rel=0.2)

@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.tiny_classifiers import tiny_clip
 from threedgen.config import ConfigError, registry
-from threedgen.evaluation.toybox.identity import HubIdentity, IdentityNet, ToyboxIdentity, pairs, roc, similarity
+from threedgen.evaluation.toybox.identity import (
+    HubIdentity,
+    IdentityNet,
+    ToyboxIdentity,
+    contrastive,
+    measure_roc,
+    pairs,
+    roc,
+    similarity,
+)
 from threedgen.evaluation.toybox.options import (
     EvaluateSubjectsConfig,
     HubIdentityConfig,
@@ -18,7 +28,7 @@ from threedgen.evaluation.toybox.options import (
     ToyboxIdentityConfig,
     TrainIdentityConfig,
 )
-from threedgen.evaluation.toybox.training import IdentitySystem, contrastive, measure_identity
+from threedgen.evaluation.toybox.training import IdentitySystem
 
 SMALL = IdentityNetworkConfig(image_size=32, channels=(8, 8, 16, 16), width=8)
 
@@ -86,8 +96,8 @@ def test_it_learns_to_tell_the_subjects_of_a_step_apart() -> None:
 
 def test_the_network_of_a_file_is_the_one_that_was_saved(tmp_path: Path) -> None:
     net = IdentityNet(SMALL).eval()
-    figures = measure_identity(net, 2, 2, 7)
-    assert 0 <= figures["area"] <= 1 and figures == measure_identity(net, 2, 2, 7)
+    figures = measure_roc(net, 2, 2, 7)
+    assert 0 <= figures["area"] <= 1 and figures == measure_roc(net, 2, 2, 7)
     path = tmp_path / "toybox-identity.safetensors"
     net.save(path, {"roc": figures})
     embed = registry.build("identity", ToyboxIdentityConfig(weights=str(tmp_path)))
@@ -110,24 +120,18 @@ def test_what_is_no_identity_network_is_one_sentence(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["dino", "clip"])
-def test_an_encoder_of_the_hub_takes_its_place(tmp_path: Path, kind: str) -> None:
-    from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
+@pytest.mark.parametrize(("kind", "size", "width"), [("dino", 28, 16), ("clip", 32, 8)])
+def test_an_encoder_of_the_hub_takes_its_place(tmp_path: Path, kind: str, size: int, width: int) -> None:
+    from transformers import Dinov2Config, Dinov2Model
 
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     if kind == "dino":
+        small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         Dinov2Model(Dinov2Config(**small, image_size=28, patch_size=14)).save_pretrained(tmp_path)
     else:
-        tower = small | {"intermediate_size": 16}
-        config = CLIPConfig(
-            text_config=tower | {"vocab_size": 50},
-            vision_config=tower | {"image_size": 28, "patch_size": 14},
-            projection_dim=12,
-        )
-        CLIPModel(config).save_pretrained(tmp_path)
-    embed = registry.build("identity", HubIdentityConfig(weights=str(tmp_path), size=28))
+        tiny_clip(tmp_path)
+    embed = registry.build("identity", HubIdentityConfig(weights=str(tmp_path), size=size))
     vectors = embed(torch.rand(3, 40, 40, 3), chunk=2)
-    assert vectors.shape == (3, 16 if kind == "dino" else 12)
+    assert vectors.shape == (3, width)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(3), atol=1e-5)
 
 

@@ -15,14 +15,14 @@ from threedgen.evaluation.metrics.figures import Share
 from threedgen.evaluation.toybox.held_out import held_out_cases, held_out_rooms
 from threedgen.evaluation.toybox.judging import equal_error, judge, tally
 from threedgen.evaluation.toybox.labels import Labels
-from threedgen.evaluation.toybox.probe import Seen
+from threedgen.evaluation.toybox.probe import Answers
 from threedgen.evaluation.toybox.report import mark
 
 LABELS = Labels.of_toybox()
 TURN = np.deg2rad([0.0, 90.0, 180.0, 270.0])
 
 
-def seen(noun: str, colour: str, part: str, part_colour: str, sides: list[int], there: float = 0.9) -> Seen:
+def seen(noun: str, colour: str, part: str, part_colour: str, sides: list[int], there: float = 0.9) -> Answers:
     """A sure probe that sees the same in all views."""
 
     def sure(names: tuple[str, ...], name: str) -> torch.Tensor:
@@ -36,7 +36,7 @@ def seen(noun: str, colour: str, part: str, part_colour: str, sides: list[int], 
     parts[0, LABELS.words.index(part)] = there
     side = torch.zeros(len(sides), 4)
     side[torch.arange(len(sides)), sides] = 8
-    return Seen(
+    return Answers(
         sure(LABELS.nouns, noun),
         sure(LABELS.colours, colour),
         parts,
@@ -57,7 +57,7 @@ def test_a_right_object() -> None:
 
 
 def test_wrong_objects_are_wrong_in_what_is_wrong() -> None:
-    cases: list[tuple[Seen, set[str]]] = [
+    cases: list[tuple[Answers, set[str]]] = [
         (seen("cat", "blue", "hat", "red", [0, 1, 2, 3]), {"noun"}),
         (seen("dog", "red", "hat", "red", [0, 1, 2, 3]), {"colour"}),
         (seen("dog", "blue", "hat", "green", [0, 1, 2, 3]), {"part_colour", "bound"}),

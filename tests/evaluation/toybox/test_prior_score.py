@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.support.tiny_prior import tiny_prior
-from threedgen.config import ConfigError, registry
-from threedgen.evaluation.sampling import ring_poses
+from threedgen.config import ConfigError, load, registry
+from threedgen.evaluation.sampling import random_ring, ring_poses
 from threedgen.evaluation.toybox import prior_score
-from threedgen.evaluation.toybox.held_out import held_out_cases
 from threedgen.evaluation.toybox.options import EvaluatePriorConfig
 
 
@@ -25,9 +25,7 @@ def prior_config(out: Path, probe_file: str) -> EvaluatePriorConfig:
 
 def test_objects_denoised_together_are_those_denoised_alone() -> None:
     prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
-    config = EvaluatePriorConfig(task="evaluate-prior")  # type: ignore[call-arg]
-    cases = held_out_cases(2, 0)
-    c2w = torch.stack([ring_poses(prior_score.cameras(config, case)) for case in cases])
+    c2w = torch.stack([ring_poses(random_ring(np.random.default_rng(k), 4, (0, 30))) for k in range(2)])
     prompts = ["a red dog", "a blue house"]
     rngs = [torch.Generator().manual_seed(k) for k in (1, 2)]
     both = prior.sample(prompts, c2w, 2, 3.0, generator=rngs).unflatten(0, (2, 4))
@@ -74,7 +72,18 @@ def test_evaluate_prior_reports_and_goes_on(tmp_path: Path, probe_file: str, mon
     assert calls == [2, 2, 1, 2, 2, 2, 1]
 
 
-def test_a_missing_probe_is_said_before_the_prior_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "build", lambda *args: pytest.fail("too late"))
-    with pytest.raises(ConfigError, match="train-toybox-probe"):
-        prior_score.run(prior_config(tmp_path, str(tmp_path / "none.safetensors")))
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("evaluate-toybox-prior", "probe.weights"),
+        ("janus-meter", "meter.classifier.weights"),
+        ("consistency", "features.weights"),
+    ],
+)
+def test_a_missing_probe_is_said_before_any_work(name: str, key: str) -> None:
+    for weights, said in (
+        ("none", "there is no file 'none'; train one with .*train-toybox-probe"),
+        ("x" * 300, "path"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{key}: .*{said}"):
+            load(name, [f"{key}={weights}"]).check()

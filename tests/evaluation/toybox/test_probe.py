@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.tiny_classifiers import TINY, tiny_probe
 from threedgen.config import ConfigError
 from threedgen.config.plain_file import read_json
 from threedgen.data.toybox.grammar import ACCESSORIES, NOUNS, Spec, held_out
@@ -26,15 +27,9 @@ from threedgen.evaluation.toybox.labels import (
     word_colours,
 )
 from threedgen.evaluation.toybox.options import ProbeNetworkConfig, TrainProbeConfig
-from threedgen.evaluation.toybox.probe import Probe, Raw, Seen, prepare, together
+from threedgen.evaluation.toybox.probe import Answers, Logits, Probe, combine_views, prepare
 
 LABELS = Labels.of_toybox()
-TINY = ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 16))
-
-
-def tiny_probe(seed: int = 0) -> Probe:
-    torch.manual_seed(seed)
-    return Probe(LABELS, TINY)
 
 
 def one(spec: Spec, seed: int = 0):
@@ -72,7 +67,9 @@ def test_truth_says_what_each_view_shows() -> None:
 def test_a_colour_that_the_caption_leaves_open_is_not_asked() -> None:
     truth = truth_of(Spec("ball"), [30])
     assert truth.colour.tolist() == [OPEN] and not truth.front.any()
-    flat = Raw(*(torch.zeros(1, n) for n in (76, 12, 1)), torch.zeros(1, 1, 12), torch.zeros(1, 4), torch.zeros(1, 2))
+    flat = Logits(
+        *(torch.zeros(1, n) for n in (76, 12, 1)), torch.zeros(1, 1, 12), torch.zeros(1, 4), torch.zeros(1, 2)
+    )
     none = Truth(
         truth.noun,
         truth.colour,
@@ -123,7 +120,7 @@ def test_larger_pictures_are_averaged() -> None:
 
 def test_views_are_put_together() -> None:
     half, sure = math.log(0.5), torch.tensor([[0.9, 0.1], [0.2, 0.8]])
-    views = Seen(
+    views = Answers(
         noun=torch.tensor([[half, half], [math.log(0.9), math.log(0.1)]]),
         colour=sure.log(),
         part=torch.tensor([[0.99], [0.01]]),  # the first view shows it, and says what its colour is
@@ -131,7 +128,7 @@ def test_views_are_put_together() -> None:
         side=torch.zeros(2, 4),
         azimuth=torch.zeros(2),
     )
-    seen = together(views)
+    seen = combine_views(views)
     assert seen.noun.tolist() == pytest.approx([(half + math.log(0.9)) / 2, (half + math.log(0.1)) / 2])
     assert seen.part.tolist() == pytest.approx([0.99])
     assert seen.part_colour[0, 0] == pytest.approx(0.99 * math.log(0.9) + 0.01 * math.log(0.2), abs=1e-5)
@@ -283,4 +280,7 @@ def test_a_probe_can_go_on_from_another(tmp_path: Path) -> None:
     other = ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 24))
     Probe(LABELS, other).save(tmp_path / "toybox-probe.safetensors")
     with pytest.raises(ConfigError, match="start: .*sizes"):
+        system.start()
+    (tmp_path / "toybox-probe.safetensors").unlink()
+    with pytest.raises(ConfigError, match="^start: there is no file"):
         system.start()

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from tests.support.task_server import TINY, TINY_DREAMBOOTH, prior_folder, snapshot, write_config
+from tests.support.tiny_classifiers import tiny_probe
 from threedgen import cli
 from threedgen.config import load
 from threedgen.evaluation.toybox.identity import IdentityNet
-from threedgen.evaluation.toybox.labels import Labels
-from threedgen.evaluation.toybox.options import IdentityNetworkConfig, ProbeNetworkConfig
-from threedgen.evaluation.toybox.probe import Probe
+from threedgen.evaluation.toybox.options import IdentityNetworkConfig
 from threedgen.evaluation.toybox.subject_report import compared, gained, table
 from threedgen.guidance.priors.mvdream import MVDream
 
@@ -59,8 +58,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     small = IdentityNetworkConfig(image_size=32, channels=(8, 8, 16, 16), width=8)
     IdentityNet(small).eval().save(tmp_path / "toybox-identity.safetensors")
-    sizes = ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 16))
-    Probe(Labels.of_toybox(), sizes).save(tmp_path / "p.safetensors")
+    tiny_probe().save(tmp_path / "p.safetensors")
     trainer = TINY_DREAMBOOTH["trainer"] | {"max_steps": 1, "val_check_interval": 0}
     prior = {"weights": str(prior_folder()), "dtype": "fp32"}
     write_config(tmp_path / "tune.yaml", TINY_DREAMBOOTH, prior=prior, trainer=trainer, prompt_check="off")

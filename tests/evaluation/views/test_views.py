@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from tests.support.tiny_prior import letter_tokenizer
+from tests.support.tiny_classifiers import tiny_clip
 from tests.support.tiny_scenes import TinyScenes, TinyScenesConfig, tiny
 from threedgen.config import ConfigError
 from threedgen.config.optional import installed
@@ -26,6 +25,7 @@ from threedgen.geometry.cameras_file import write_cameras
 from threedgen.geometry.depth_file import write_depth
 from threedgen.geometry.images import to_uint8, write_png
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.run import folder as runs
 from threedgen.train.plan import plan
 
 __all__ = ["tiny"]
@@ -79,6 +79,15 @@ def test_truth_is_the_ceiling_and_what_was_drawn_is_kept(tmp_path: Path, drawing
     assert run(options(tmp_path, count=3), None, True) == 0
     assert found(tmp_path)["scenes"]["base"][:2] == before["scenes"]["base"] and drawings[5:] == [True, False]
     assert run(options(tmp_path, guidance_scale=3.0), None, True) == 0 and len(drawings) == 11
+
+
+def test_more_scenes_are_drawn_in_the_folder_of_fewer(tmp_path: Path) -> None:
+    for count in (2, 3):
+        begun, before = runs.begin(options(tmp_path / "run", count=count), "views")
+        assert run(begun, before, True) == 0 and len(found(tmp_path / "run")["scenes"]["truth"]) == count
+    assert before == tmp_path / "run"
+    with pytest.raises(ConfigError, match="They differ in steps: 2 -> 3$"):
+        runs.begin(options(tmp_path / "run", count=4, steps=3), "views")
 
 
 def test_a_stopped_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,16 +233,7 @@ def test_views_are_compared_in_the_size_that_is_asked_for(tmp_path: Path) -> Non
 
 def test_clip_score_of_views_with_their_own_captions(tmp_path: Path) -> None:
     """100 cos, whatever the version of transformers answers."""
-    tokens = letter_tokenizer()
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ends = {"bos_token_id": tokens.bos_token_id, "eos_token_id": tokens.eos_token_id}
-    text = {**small, **ends, "vocab_size": len(tokens), "max_position_embeddings": 16}
-    vision = {**small, "image_size": 32, "patch_size": 16}
-    torch.manual_seed(0)
-    net = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=2))
-    net.save_pretrained(tmp_path)
-    CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32), tokens).save_pretrained(tmp_path)
-    score, views = Caption(str(tmp_path)), torch.from_numpy(to_uint8(torch.rand(6, 20, 20, 3)))
+    score, views = Caption(str(tiny_clip(tmp_path))), torch.from_numpy(to_uint8(torch.rand(6, 20, 20, 3)))
     each = [score(view[None], [words]) for view, words in zip(views, "abcdef", strict=True)]
     assert all(0 <= one <= 100 for one in each) and max(each) > 0
     if min(each) > 0:  # the clamp is that of the mean

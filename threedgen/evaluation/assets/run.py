@@ -1,4 +1,4 @@
-"""The task "evaluate-own-prior": a prior draws assets by their captions, and what it draws is compared with their
+"""Carries out the task "evaluate-own-prior": has a prior draw assets by their captions, and compares that with their
 renders from the same cameras.
 
 RUN/samples/             what was drawn, kept: a run that was killed goes on
@@ -19,9 +19,9 @@ from threedgen.data.assets.make import render
 from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews
 from threedgen.evaluation.metrics.distributions import fid
-from threedgen.evaluation.metrics.figures import bootstrap, jackknife, mean
+from threedgen.evaluation.metrics.figures import jackknife_estimate, mean_estimate
 from threedgen.evaluation.sampling import drawn_in_batches
-from threedgen.evaluation.tables import estimate, finish, markdown_table, measured, rounded, thumbnails, write_strips
+from threedgen.evaluation.tables import finish, markdown_table, rounded, thumbnails, with_interval, write_strips
 from threedgen.geometry.images import to_uint8
 from threedgen.run.arrays import Array
 from threedgen.run.cache import digest
@@ -48,7 +48,7 @@ def evaluate(task: Task) -> None:
     strips = [thumbnails(row[k], SMALL) for k in range(min(config.drawn, len(entries))) for row in (true, drawn)]
     labels = [text for entry in entries[: config.drawn] for text in (entry.caption, "drawn")]
     write_strips(task.folder / "drawn.png", strips, labels, columns=2)
-    lines = [[name, *(measured(row[key]) for key in ("fid", "likeness"))] for name, row in figures.items()]
+    lines = [[name, *(with_interval(row[key]) for key in ("fid", "likeness"))] for name, row in figures.items()]
     text = f"""# How near a prior comes to assets
 
 {len(entries)} assets, {config.n_view} views each from the cameras of their renders, DDIM {config.steps} steps, \
@@ -63,7 +63,7 @@ the assets: jackknife of FID, bootstrap of the likeness. Other renders of the sa
 
 
 def draw_all(task: Task, truth: AssetViews) -> tuple[Array, Array]:
-    """True and drawn views of all assets, each (N, V, H, W, 3) uint8. Raises Stopped after Ctrl-C."""
+    """Renders and draws the views of all assets, each (N, V, H, W, 3) uint8. Raises Stopped after Ctrl-C."""
     config, entries, prior = task.config, truth.entries, task.load_prior()
     made = truth.block(range(len(entries)), prior.image_size)
     c2w = torch.from_numpy(made.c2w).unflatten(0, (len(entries), -1))
@@ -81,18 +81,14 @@ def draw_all(task: Task, truth: AssetViews) -> tuple[Array, Array]:
 
 
 def compare(ours: Array, true: Array) -> dict[str, Any]:
-    """FID and likeness of features (N, V, D), with intervals."""
+    """Computes FID and likeness of features (N, V, D), with intervals."""
 
     def distance(kept: Array) -> float:
         return fid(*(np.concatenate(list(row[kept])) for row in (ours, true)))
 
     middle = [row.mean(1) / np.linalg.norm(row.mean(1), axis=-1, keepdims=True) for row in (ours, true)]
     alike = (middle[0] * middle[1]).sum(-1).tolist()
-    every = np.arange(len(true))
-    return {
-        "fid": estimate(distance(every), jackknife(distance, len(every))),
-        "likeness": estimate(mean(alike), bootstrap(alike)),
-    }
+    return {"fid": jackknife_estimate(distance, len(true)), "likeness": mean_estimate(alike)}
 
 
 run = partial(run_task, evaluate, result="report.md", again=True)

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from kornia.metrics import ssim
-from numpy.typing import NDArray
 
 from threedgen.config import config_hash
 from threedgen.config.plain_file import read_json
-from threedgen.evaluation.metrics.figures import mean
+from threedgen.evaluation.metrics.figures import Floats, mean
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr, to_uint8
 from threedgen.geometry.views import Views
@@ -32,7 +31,6 @@ from .options import ConsistencyConfig
 from .tsed import tsed
 
 Score = dict[str, Any]
-Floats = NDArray[np.floating]
 WINDOW = 11
 """Pixels a side of SSIM's Gaussian window of sigma 1.5 (Wang et al. 2004)."""
 

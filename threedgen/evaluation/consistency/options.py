@@ -68,7 +68,7 @@ class FolderSamplerConfig(Config):
             read_scene(scene, LEAST, gaps=True)
 
     def folders(self) -> list[Path]:
-        """Those of its scenes. Raises ConfigError if there are none."""
+        """Lists those of its scenes. Raises ConfigError if there are none."""
         if not (found := scenes(existing(self.path))):
             inside = next((path for path in sorted(existing(self.path).iterdir()) if scenes(path)), None)
             hint = f"; did you mean {inside}, which has?" if inside else ""
@@ -108,7 +108,7 @@ class SRNScenesConfig(Config):
             condition_and_targets(read_scene(scene, LEAST), self.condition)
 
     def folders(self) -> list[Path]:
-        """Those of the chosen scenes. Raises ConfigError if there are none."""
+        """Lists those of the chosen scenes. Raises ConfigError if there are none."""
         from threedgen.run.arrays import evenly  # NumPy: questions on the command line do without it
 
         found = scenes(split_folder(self.path, self.split))

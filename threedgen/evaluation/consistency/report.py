@@ -10,8 +10,8 @@ import numpy as np
 
 from threedgen.config import config_hash
 from threedgen.evaluation.metrics.distributions import fid, kid
-from threedgen.evaluation.metrics.figures import bootstrap, mean
-from threedgen.evaluation.tables import estimate, finish, markdown_table, measured, write_strips
+from threedgen.evaluation.metrics.figures import mean_estimate, paired_differences
+from threedgen.evaluation.tables import finish, markdown_table, with_interval, write_strips
 from threedgen.evaluation.toybox.fidelity import features
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.images import readable, to_uint8
@@ -39,8 +39,8 @@ ERROR_GAIN = 3.0
 """Differences on the sheet are shown so many times larger."""
 
 
-def report(task: Task, scores: Sequence[Score], features: dict[str, Any], notes: Sequence[str]) -> None:
-    """Writes consistency.json, .csv, .md and sheet.png, and says the table. ``features``: FID and KID of rows."""
+def report(task: Task, scores: Sequence[Score], near: dict[str, Any], notes: Sequence[str]) -> None:
+    """Writes consistency.json, .csv, .md and sheet.png, and says the table. ``near``: FID and KID of rows."""
     config: ConsistencyConfig = task.config
     of = {row: [score for score in scores if score["row"] == row] for row in (*config.contestants, ORIGINAL)}
     tree = {
@@ -49,7 +49,7 @@ def report(task: Task, scores: Sequence[Score], features: dict[str, Any], notes:
         "protocol": config.protocol.name,
         "protocol_hash": config_hash(config.protocol)[:16],
         "held_out_share": config.held_out,
-        "rows": {row: summary(config, mine) | features.get(row, {}) for row, mine in of.items() if mine},
+        "rows": {row: summary(config, mine) | near.get(row, {}) for row, mine in of.items() if mine},
         "differences": differences(config, of),
         "notes": list(notes),
         "scenes": list(scores),
@@ -71,7 +71,7 @@ def summary(config: ConsistencyConfig, scores: Sequence[Score]) -> dict[str, Any
     for key in FIGURES:
         values = [score[key] for score in scores]
         rng = numpy_generator(config.seed, 0, f"bootstrap {key}")
-        found[key] = estimate(mean(values), bootstrap(values, rng, config.bootstrap))
+        found[key] = mean_estimate(values, rng, config.bootstrap)
     return found
 
 
@@ -80,9 +80,7 @@ def differences(config: ConsistencyConfig, of: dict[str, list[Score]]) -> dict[s
     first, *others = config.contestants
     found: dict[str, Any] = {}
     for row in others:
-        less: list[Score] = []
-        for a, b in zip(of[first], of[row], strict=True):
-            less.append({key: None if None in (a[key], b[key]) else a[key] - b[key] for key in FIGURES})
+        less = paired_differences(of[first], of[row], FIGURES)
         found[row] = summary(config, less)
         for key in FIGURES:
             found[row][key]["won"] = sum((one[key] or 0) > 0 for one in less)
@@ -91,7 +89,7 @@ def differences(config: ConsistencyConfig, of: dict[str, list[Score]]) -> dict[s
 
 def table(config: ConsistencyConfig, rows: dict[str, Any]) -> str:
     """Tabulates in markdown: a row for each sampler and for the original data."""
-    figures = _measured(rows)
+    figures = known_figures(rows)
     extra = [key for key in ("fid", "kid") if any(key in row for row in rows.values())]
     heads = ["views", "scenes", *(FIGURES[key] for key in figures), *(key.upper() for key in extra)]
     lines = []
@@ -100,7 +98,7 @@ def table(config: ConsistencyConfig, rows: dict[str, Any]) -> str:
         if row not in rows:
             lines.append([f"{name} (none is known)", *["-"] * (len(heads) - 1)])
             continue
-        cells = [name, str(rows[row]["scenes"]), *(measured(rows[row][key]) for key in figures)]
+        cells = [name, str(rows[row]["scenes"]), *(with_interval(rows[row][key]) for key in figures)]
         lines.append(cells + [f"{rows[row][key]:.3f}" if key in rows[row] else "-" for key in extra])
     return markdown_table(heads, lines)
 
@@ -108,15 +106,15 @@ def table(config: ConsistencyConfig, rows: dict[str, Any]) -> str:
 def difference_table(config: ConsistencyConfig, found: dict[str, Any]) -> str:
     """Tabulates in markdown: what the first sampler has more than each other one."""
     first = next(iter(config.contestants))
-    figures = _measured(found)
+    figures = known_figures(found)
     heads = [f"{first} minus", *(FIGURES[key] for key in figures), "scenes with more PSNR"]
-    return markdown_table(
-        heads,
-        [[row, *(measured(less[key]) for key in figures), str(less["psnr"]["won"])] for row, less in found.items()],
-    )
+    lines = []
+    for row, less in found.items():
+        lines.append([row, *(with_interval(less[key]) for key in figures), str(less["psnr"]["won"])])
+    return markdown_table(heads, lines)
 
 
-def _measured(rows: dict[str, Any]) -> list[str]:
+def known_figures(rows: dict[str, Any]) -> list[str]:
     """Lists the figures that any row has."""
     return [key for key in FIGURES if any(row[key]["mean"] is not None for row in rows.values())]
 

@@ -37,7 +37,7 @@ ATTEMPTS = 2
 def evaluate(task: Task) -> None:
     """Draws, fits, scores, reports. Raises ConfigError before any drawing."""
     config: ConsistencyConfig = task.config
-    probe = Probe.load(config.features.weights) if config.features else None
+    probe = Probe.load(config.features.weights, "features.weights") if config.features else None
     drawing, scores = Drawing(config), list[Score]()
     fields = sum(len(drawing.samplers) + (scene.original is not None) for scene in drawing.scenes)
     with Interrupts() as interrupts, Count("fields", fields, task.quiet) as count:

@@ -54,7 +54,7 @@ class MVDreamSampler:
         return drawn
 
     def _draw(self, request: Request) -> Tensor:
-        """Evenly spread views go together, as the prior was trained: with 12 of 60, every fifth."""
+        """Draws evenly spread views together, as the prior was trained: with 12 of 60, every fifth."""
         count, drawn = len(request.target), []
         groups = -(-count // (self.config.together or count))
         for first in range(groups):
@@ -86,7 +86,7 @@ class MVAdapterSampler(MVDreamSampler):
         return drawn
 
     def _picture(self, request: Request) -> Tensor:
-        """The first that is given, as the adapter looks at it. Raises ConfigError if its background is not plain."""
+        """Frames the first given view for the adapter. Raises ConfigError if its background is not plain."""
         assert request.condition is not None
         rgb, size = request.condition.images[0].float().cpu().numpy(), self.prior.image_size
         opaque = np.ones((*rgb.shape[:2], 1), np.float32)

@@ -144,7 +144,7 @@ def warn_about(scene: Scene) -> list[str]:
     at = scene.at
     if around_origin(at):
         return []
-    if around_origin(_inverse(at)):
+    if around_origin(replace(at, c2w=opencv_axes(opencv_axes(at.c2w).inverse()))):  # in the axes that files have
         doubt = (
             "the cameras would look at the origin if the poses were world-to-camera: are they? Then invert them, or "
             "say so by a 1 in a fifth line of intrinsics.txt"
@@ -172,11 +172,6 @@ def _behind(cameras: Cameras) -> bool:
     """Have most cameras the point that they look at behind them?"""
     depth = ((cameras.position - looked_at(cameras)) * cameras.c2w[:, :3, 2]).sum(-1)
     return bool((depth < 0).float().mean() > 0.5)
-
-
-def _inverse(cameras: Cameras) -> Cameras:
-    """The cameras if their poses in OpenCV's axes, as files have them, are world-to-camera."""
-    return replace(cameras, c2w=opencv_axes(opencv_axes(cameras.c2w).inverse()))
 
 
 def looked_at(cameras: Cameras) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The task "janus-benchmark": prompts x methods x seeds become objects, and the meter counts those with two fronts.
+"""Carries out the task "janus-benchmark": makes prompts x methods x seeds, and counts the objects with two fronts.
 
 The same command goes on with what is not finished: RUN/runs/KEY/ is the run of one job and how it ended,
 RUN/looks/ what the meter saw of each, RUN/meter.json the meter's errors, measured once.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from threedgen.config.plain_file import read_json
-from threedgen.evaluation.tables import once
+from threedgen.evaluation.tables import read_or_make
 from threedgen.evaluation.toybox.held_out import without_front
 from threedgen.run.folder import slug
 from threedgen.run.progress import Count
@@ -35,7 +35,7 @@ NOT_READ = "only GLB, glTF, OBJ and PLY files are read"
 
 
 def evaluate(task: Task) -> None:
-    """Make, classify, report. Raises ConfigError before any work if something is missing."""
+    """Makes, classifies, reports. Raises ConfigError before any work if something is missing."""
     config: JanusBenchmarkConfig = task.config
     plan = make_plan(config)
     for note in plan.notes():
@@ -51,7 +51,7 @@ def evaluate(task: Task) -> None:
 
 
 def error_rates(task: Task) -> ErrorRates | None:
-    """The meter's errors, from RUN/meter.json if they were measured there in the same way; None if not asked for."""
+    """Measures the meter's errors, or reads those of the same meter from RUN/meter.json; None if not asked for."""
     config: MeteredConfig = task.config
     if not config.truth.objects:
         return None
@@ -60,11 +60,11 @@ def error_rates(task: Task) -> ErrorRates | None:
     def rates() -> dict[str, Any]:
         return measure(Meter(config.meter), config.truth, config.seed, task.quiet).rates.plain()
 
-    return ErrorRates.from_plain(once(task.folder / "meter.json", rates, **asked))
+    return ErrorRates.from_plain(read_or_make(task.folder / "meter.json", rates, **asked))
 
 
 def collect(task: Task, plan: Plan, rates: ErrorRates | None) -> list[Result]:
-    """A result for each job. Methods that turned out not to run are added to ``plan.refused``."""
+    """Looks at the object of each job. Methods that turned out not to run are added to ``plan.refused``."""
     config, folder = task.config, task.folder
     results, reader = [], Reader(config.meter, plan.prompts, folder / "looks", rates)
     with Count("looking", len(plan.jobs), task.quiet) as count:
@@ -84,7 +84,7 @@ def collect(task: Task, plan: Plan, rates: ErrorRates | None) -> list[Result]:
 
 
 def evaluate_files(task: Task) -> None:
-    """The task "janus-score": the same table and page for GLB, OBJ and PLY files that somebody made.
+    """Carries out the task "janus-score": the same table and page for GLB, OBJ and PLY files that somebody made.
 
     ASSETS/METHOD/a-blue-dog.glb, or ASSETS/a-blue-dog.glb: a folder in the folder is a method, the name of a file its
     prompt, unless `prompts` says another. Files are moved to the middle and scaled, and may face any way. Raises
@@ -114,7 +114,7 @@ def evaluate_files(task: Task) -> None:
 
 
 def prompt_of(path: Path, config: JanusScoreConfig) -> str:
-    """What a file shows: "a-blue_dog.glb" -> "a blue dog"."""
+    """Words what a file shows: "a-blue_dog.glb" -> "a blue dog"."""
     return config.prompts.get(path.stem) or " ".join(re.split(r"[\s_-]+", path.stem)).strip() or path.stem
 
 

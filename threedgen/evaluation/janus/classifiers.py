@@ -14,34 +14,32 @@ from threedgen.evaluation.toybox.probe import Probe
 
 from .options import CLIP, WITHOUT_CLIP, CLIPSidesConfig, ProbeSidesConfig
 
+CLASSIFIER = "meter.classifier.weights"
+
 
 class ViewClassifier(Protocol):
     """Looks at pictures (V, S, S, 3) in [0, 1], each for itself."""
 
     def sides(self, pictures: Tensor, prompt: str) -> Tensor:
-        """Probabilities (V, 4) of ``figures.SIDES``, of an object that is what the prompt says."""
+        """Gives probabilities (V, 4) of ``figures.SIDES``, of an object that is what the prompt says."""
         ...
 
     def likeness(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        """How well each picture fits each prompt, (V, N), the more the better; None if it cannot tell."""
+        """Rates how well each picture fits each prompt, (V, N), the more the better; None if it cannot tell."""
         ...
-
-
-EMBEDDED = "toybox-sides"
-"""The toybox probe, trained on with rough and with two-faced objects (``rough.py``)."""
 
 
 class ProbeSides:
     """A probe of the toybox, which needs no prompt for the sides. Raises ConfigError if it is missing."""
 
     def __init__(self, config: ProbeSidesConfig) -> None:
-        self.probe = Probe.load(config.weights, EMBEDDED)
+        self.probe = Probe.load(config.weights, CLASSIFIER, config.embedded)
 
     def sides(self, pictures: Tensor, prompt: str) -> Tensor:
         return self.probe.classify(pictures).side.exp()
 
     def likeness(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        """Log-probability of the prompt's noun, and of its colour if it says one."""
+        """Rates by the log-probability of the prompt's noun, and of its colour if it says one."""
         specs, labels = [mentioned(prompt) for prompt in prompts], self.probe.labels
         seen, columns = self.probe.classify(pictures), []
         for spec in specs:
@@ -58,9 +56,8 @@ class CLIPSides:
     def __init__(self, config: CLIPSidesConfig) -> None:
         from transformers import AutoTokenizer, CLIPModel
 
-        self.config, kinds = config, (CLIPModel, AutoTokenizer)
-        where, example = "meter.classifier", f"{CLIP}; {WITHOUT_CLIP}"
-        self.net, self.tokenizer = load_hub(config.weights, "CLIP", example, where, *kinds)
+        self.config, example = config, f"{CLIP}; {WITHOUT_CLIP}"
+        self.net, self.tokenizer = load_hub(config.weights, "CLIP", example, CLASSIFIER, CLIPModel, AutoTokenizer)
         self.size = int(self.net.config.vision_config.image_size)
         self.longest = int(self.net.config.text_config.max_position_embeddings)
 
@@ -70,7 +67,7 @@ class CLIPSides:
 
     @torch.no_grad()
     def likeness(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Cosines in [-1, 1]."""
+        """Rates by cosines in [-1, 1]."""
         config, views = self.config, []
         for part in pictures.split(config.batch):
             x = encoder_input(part, self.size, CLIP_MEAN, CLIP_STD)

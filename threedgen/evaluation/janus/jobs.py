@@ -24,13 +24,13 @@ class Plan:
     left_out: dict[str, str]
 
     def notes(self) -> list[str]:
-        """A sentence for each prompt and method that is left out."""
+        """Words a sentence for each prompt and method that is left out."""
         prompts = [f"left out: {prompt!r}, for {why}" for prompt, why in self.left_out.items()]
         return prompts + [f"left out: {method} ({reason})" for method, reason in self.refused.items()]
 
 
 def make_plan(config: JanusBenchmarkConfig) -> Plan:
-    """All jobs, those of one seed before the next, and of one prompt together: a table that is begun compares already.
+    """Lists all jobs, seed by seed, and of a seed prompt by prompt: a table that is begun compares already.
 
     Raises ConfigError for a method that is none, for a prompt that names nothing, and if no prompt is left.
     """

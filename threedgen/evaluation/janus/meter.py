@@ -12,21 +12,18 @@ import torch
 from threedgen.config import registry
 from threedgen.data.coloured_mesh import Array, ColouredMesh, Empty
 from threedgen.evaluation.metrics.figures import SIDES
+from threedgen.evaluation.metrics.fronts import RingResult, classify_ring
 from threedgen.evaluation.tables import thumbnails
 from threedgen.export.run_field import open_field
 from threedgen.export.surface.pictures import field_pictures
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 
-from . import fronts
 from .classifiers import ViewClassifier
-from .fronts import RingResult
 from .options import MeterConfig
 
 SHOWN = 96
 """Pixels of a view on a sheet and in a report."""
-
-
 FAINT = 0.1
 """A field whose opacity is below this in every pixel shows nothing."""
 
@@ -41,7 +38,7 @@ class RunField:
         self.draw, self.folder = field_pictures(field, occupancy, config.march), folder
 
     def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
-        """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4), unlit always. Raises Empty if nothing is there."""
+        """Renders (V, size, size, 3) in [0, 1] from c2w (V, 4, 4), unlit always. Raises Empty if nothing is there."""
         pose = torch.from_numpy(np.asarray(c2w, np.float32))
         projection = Projection.perspective(torch.full((len(pose),), fov), size, size)
         colours, opacity = self.draw(Cameras(pose, projection, size, size))
@@ -60,12 +57,12 @@ class Reading:
     sides: Array
 
     def small(self) -> Reading:
-        """With views of at most ``SHOWN`` pixels, as uint8: many can be kept."""
+        """Shrinks the views to ``SHOWN`` pixels at most, as uint8, so that many can be kept."""
         return Reading(thumbnails(self.views, SHOWN), self.sides)
 
 
 def view_labels(sides: Array) -> list[str]:
-    """The likeliest side in each view (V, 4), and how likely: "front 0.93"."""
+    """Words the likeliest side in each view (V, 4), and how likely: "front 0.93"."""
     return [f"{SIDES[int(view.argmax())]} {view.max():.2f}" for view in np.asarray(sides)]
 
 
@@ -81,17 +78,17 @@ class Meter:
         self.c2w = orbit_c2w(np.deg2rad(config.elevation) * same, ring, config.distance * same).numpy()
 
     def classify(self, mesh: ColouredMesh | RunField, prompt: str, light: bool | None = None) -> Reading:
-        """``light``: shade it as the toybox is; None: only what has no colour of its own."""
+        """Photographs and classifies. ``light``: shade as the toybox is; None: only what has no colour of its own."""
         config, light = self.config, mesh.plain if light is None else light
         views = mesh.render(self.c2w, np.deg2rad(config.fov), config.size, config.background, light)
         sides = self.classifier.sides(torch.from_numpy(views), prompt).double().numpy()
         return Reading(views, sides)
 
     def judge(self, sides: Array, threshold: float, free: bool = False) -> RingResult:
-        """The verdict on a ring of views."""
-        return fronts.classify_ring(sides, self.azimuth, threshold, free)
+        """Judges the sides (V, 4) of a ring of views."""
+        return classify_ring(sides, self.azimuth, threshold, free)
 
     def likeness(self, views: Array, prompts: Sequence[str]) -> list[float] | None:
-        """How well a mesh fits each prompt, mean over its views."""
+        """Rates how well a mesh fits each prompt, mean over its views."""
         found = self.classifier.likeness(torch.from_numpy(views), prompts)
         return None if found is None else found.double().mean(0).tolist()

@@ -1,4 +1,4 @@
-"""The task "janus-meter": how often does the meter err, on objects whose truth is known?
+"""Carries out the task "janus-meter": how often does the meter err, on objects whose truth is known?
 
     RUN/meter.json, meter.md    false alarms on good objects, recall on two-faced ones, with intervals
     RUN/sheet.png               objects and what the meter says of them, those it errs about first
@@ -16,19 +16,18 @@ from pathlib import Path
 
 from threedgen.data.coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh
 from threedgen.evaluation.metrics.figures import Share, share
+from threedgen.evaluation.metrics.fronts import doubt, front_curve
 from threedgen.evaluation.tables import finish, limits, markdown_table, percent, write_strips
+from threedgen.evaluation.toybox.corruption import rough, two_fronted
 from threedgen.evaluation.toybox.held_out import clear_nouns, held_out_cases
 from threedgen.evaluation.toybox.judging import equal_error
 from threedgen.run.progress import Count
 from threedgen.run.seeding import numpy_generator
 from threedgen.train.task import Task, run_task
 
-from .fronts import doubt, front_curve
 from .meter import Meter, Reading, view_labels
 from .options import JanusMeterConfig, TruthConfig, asset_files, folder_of_assets
 from .rates import ErrorRates
-from .rough import rough
-from .two_fronted import two_fronted
 
 FRESH, CALIBRATION = 1_000_000, 2_000_000
 """Numbers of the first objects; no other evaluation asks for the same ones."""
@@ -53,7 +52,7 @@ class Measured:
 
 
 def evaluate(task: Task) -> None:
-    """Measure, report. Raises ConfigError."""
+    """Measures, reports. Raises ConfigError."""
     config: JanusMeterConfig = task.config
     meter = Meter(config.meter)
     found = measure(meter, config.truth, config.seed, task.quiet)
@@ -70,7 +69,7 @@ def evaluate(task: Task) -> None:
 
 
 def measure(meter: Meter, truth: TruthConfig, seed: int, quiet: bool = True) -> Measured:
-    """Error rates on ``truth.objects`` objects, at the meter's threshold or at one chosen on others."""
+    """Measures the error rates on ``truth.objects`` objects, at the meter's threshold or at one chosen on others."""
     threshold = meter.config.threshold
     if threshold is None:
         seen = doubts(classify(meter, truth, seed, CALIBRATION, truth.calibration, "calibration", quiet))
@@ -84,7 +83,7 @@ def measure(meter: Meter, truth: TruthConfig, seed: int, quiet: bool = True) -> 
 
 
 def doubts(known: Sequence[Pair]) -> dict[str, list[float]]:
-    """At which thresholds each object would be called Janus: at this one and below (see ``fronts.RingResult``)."""
+    """Finds up to which threshold each object would be called Janus (see ``fronts.RingResult``)."""
     pairs = {"good": [k.good for k in known], "glued": [k.two_fronted for k in known]}
     return {kind: [doubt(front_curve(reading.sides)) for reading in readings] for kind, readings in pairs.items()}
 
@@ -92,7 +91,7 @@ def doubts(known: Sequence[Pair]) -> dict[str, list[float]]:
 def classify(
     meter: Meter, truth: TruthConfig, seed: int, first: int, count: int, stage: str, quiet: bool
 ) -> list[Pair]:
-    """What is seen of ``count`` objects as they are and with two fronts."""
+    """Looks at ``count`` objects as they are and with two fronts."""
     known = []
     with Count(stage, count, quiet) as counter:
         for number, (prompt, smooth) in enumerate(objects(truth, seed, first, count), first):
@@ -105,7 +104,7 @@ def classify(
 
 
 def objects(truth: TruthConfig, seed: int, first: int, count: int) -> Iterator[tuple[str, ColouredMesh]]:
-    """Prompts and good objects: the files, or ``count`` toybox things, no two alike, of which every noun comes in turn.
+    """Yields prompts and good objects: the files, or ``count`` toybox things, no two alike, every noun in turn.
 
     Of files the calibration takes every other one, and the measurement the rest.
     """
@@ -123,7 +122,7 @@ def objects(truth: TruthConfig, seed: int, first: int, count: int) -> Iterator[t
 
 
 def page(found: Measured, config: JanusMeterConfig) -> str:
-    """meter.md"""
+    """Words meter.md."""
     rates, what = found.rates, config.truth.assets or "fresh toybox objects"
     rows = [("false alarms, good objects", rates.alarms), ("recall, two fronts glued", rates.hits)]
     rows += [("views with the right side, good objects", found.right)]
@@ -138,7 +137,7 @@ Truth: {what}, seed {config.seed}.
 
 
 def write_sheet(path: Path, meter: Meter, found: Measured, count: int) -> None:
-    """Strips of views with the meter's words, those it errs about first."""
+    """Draws strips of views with the meter's words, those it errs about first."""
     strips = []
     for known in found.known:
         for truth, reading in ((1, known.good), (2, known.two_fronted)):

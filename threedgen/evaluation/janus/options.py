@@ -12,18 +12,19 @@ from threedgen.config.errors import did_you_mean, nearest, short
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
 from threedgen.data.options import MESHES
-from threedgen.evaluation.toybox.options import ProbeConfig
+from threedgen.evaluation.toybox.options import FRONT_THRESHOLD, ProbeConfig
 from threedgen.run.folder import user_path
 from threedgen.run.options import CrewConfig, product
 
-THRESHOLD = 0.4
-"""Chosen on 500 fresh toybox objects, each as it is and with two fronts: 2.4 % false alarms, 97.2 % recall."""
 UNREAD = (".3ds", ".abc", ".blend", ".dae", ".fbx", ".off", ".stl", ".usd", ".usda", ".usdc", ".usdz", ".wrl", ".x3d")
 """Endings of meshes that the meter cannot read."""
 
 
 class ProbeSidesConfig(ProbeConfig):
     """The toybox probe: for objects of the toybox."""
+
+    embedded: ClassVar[str] = "toybox-sides"
+    """Trained on with rough and with two-faced objects (``toybox/corruption.py``)."""
 
     name: Literal["probe"] = Field("probe", description="for objects of the toybox")
 
@@ -80,7 +81,7 @@ class MeterConfig(Config):
     size: int = Field(128, ge=16, le=2048, description="pixels of a view")
     background: float = Field(0.5, ge=0, le=1, description="grey behind the object")
     threshold: float | None = Field(
-        THRESHOLD,
+        FRONT_THRESHOLD,
         gt=0,
         lt=1,
         description="probability from which a view shows a front; null: chosen on objects whose "
@@ -154,7 +155,7 @@ class JanusScoreConfig(MeteredConfig):
 
 
 def folder_of_assets(text: str, key: str) -> Path:
-    """Raises ConfigError if there is no such folder, or no mesh in it."""
+    """Finds a folder of meshes. Raises ConfigError if there is none, or no mesh in it."""
     folder = user_path(text, key)
     if not folder.is_dir():
         raise ConfigError("should be a folder with GLB, glTF, OBJ or PLY files", key, text)
@@ -164,7 +165,7 @@ def folder_of_assets(text: str, key: str) -> Path:
 
 
 def asset_files(folder: Path, endings: tuple[str, ...] = MESHES) -> list[Path]:
-    """GLB, glTF, OBJ and PLY files at any depth, in order; or those of other ``endings``."""
+    """Lists GLB, glTF, OBJ and PLY files at any depth, in order; or those of other ``endings``."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
 
 

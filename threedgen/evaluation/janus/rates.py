@@ -30,14 +30,14 @@ class ErrorRates:
         return self.hits.hits / self.hits.total - self.alarms.hits / self.alarms.total
 
     def corrected(self, raw: Share) -> float | None:
-        """(raw - alarms) / (hits - alarms), clipped to [0, 1] (Rogan and Gladen 1978); None where there is nothing to
+        """Computes (raw - alarms) / (hits - alarms) in [0, 1] (Rogan and Gladen 1978); None where there is nothing to
         correct or the meter is no good."""
         if not self.useful or raw.value is None or self.alarms.value is None:
             return None
         return min(1.0, max(0.0, (raw.value - self.alarms.value) / self._spread()))
 
     def interval(self, raw: Share) -> tuple[float, float] | None:
-        """95 % interval of the corrected rate, which knows that the error rates were measured too (Lang and Reiczigel
+        """Finds the 95 % interval of the corrected rate, the error rates being measured too (Lang and Reiczigel
         2014): each share is moved a little towards one half, and the variances of all three are added up."""
         point = self.corrected(raw)
         if point is None:

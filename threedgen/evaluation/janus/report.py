@@ -58,11 +58,11 @@ class Report:
             finish(self.task, "report", self.text(), figures, self.text())
 
     def of(self, row: Row) -> list[Result]:
-        """The assets of a row."""
+        """Lists the assets of a row."""
         return [result for result in self.results if result.method == row["method"]]
 
     def about(self) -> list[str]:
-        """The sentences without which the figures mean nothing."""
+        """Words the sentences without which the figures mean nothing."""
         config, rates = self.task.config, self.rates
         meter, threshold = config.meter, rates.threshold if rates else config.meter.threshold
         free = getattr(config, "orientation", "known") == "free"
@@ -88,14 +88,14 @@ class Report:
         ]
 
     def text(self) -> str:
-        """report.md"""
+        """Words report.md."""
         table = markdown_table(HEAD, [[clean(cell).replace("|", "/") for cell in cells(row)] for row in self.rows])
         notes = ["- " + clean(f"{row['method']}: {line}") for row in self.rows for line in remarks(row, self.of(row))]
         notes += [f"- left out: {clean(what)} ({why})" for what, why in self.left_out.items()]
         return "\n".join(["# Janus rates", "", table, "", *notes, "", *self.about()]) + "\n"
 
     def html(self, folder: Path) -> str:
-        """report.html; every picture is in it."""
+        """Lays out report.html; every picture is in it."""
         sections = []
         for row in self.rows:
             mine = self.of(row)
@@ -115,7 +115,7 @@ class Report:
 
 
 def cells(row: Row) -> list[str]:
-    """A row of the table as people read it, under ``HEAD``."""
+    """Words a row of the table, under ``HEAD``."""
     raw, *others = (Share.of(row[key]) for key in ("raw", "no_front", "right", "match", "recognised"))
     rate, seconds, memory = row["corrected"], row["seconds"], row["memory_mib"]
     return [
@@ -131,8 +131,8 @@ def cells(row: Row) -> list[str]:
 
 
 def remarks(row: Row, results: Sequence[Result]) -> list[str]:
-    """What the figures do not say: how many assets are not among them, and why, each reason once; empty if all were
-    seen."""
+    """Words what the figures do not say: how many assets are not among them, and why, each reason once; empty if all
+    were seen."""
     words = {"empty": "without anything to see", "unreadable": "unreadable", "failed": "failed", "missing": "not made"}
     counts = ", ".join(f"{row['states'][state]} {word}" for state, word in words.items() if state in row["states"])
     found = (counts, row["reason"], *(result.reason for result in results))
@@ -140,12 +140,12 @@ def remarks(row: Row, results: Sequence[Result]) -> list[str]:
 
 
 def line(row: Row) -> dict[str, Any]:
-    """A line of methods.csv: nested keys joined by underscores."""
+    """Makes a line of methods.csv: nested keys joined by underscores."""
     return {key.replace(".", "_"): value for key, value in flat(row).items() if value != {}}
 
 
 def asset(result: Result) -> dict[str, Any]:
-    """A line of assets.csv: without the long lists."""
+    """Makes a line of assets.csv: without the long lists."""
     views = {"views": len(result.sides), "right_views": sum(result.right), "front_views": sum(result.shown)}
     return {key: value for key, value in result.plain().items() if not isinstance(value, list)} | views
 

@@ -18,13 +18,14 @@ from threedgen.config.plain_file import read_bytes, read_json
 from threedgen.data.coloured_mesh import ColouredMesh, Empty, centred, read_mesh
 from threedgen.evaluation.metrics.figures import median, share
 from threedgen.evaluation.tables import rounded
+from threedgen.evaluation.toybox.options import FRONT_THRESHOLD
 from threedgen.geometry.images import write_png
 from threedgen.geometry.mesh_file import LARGEST
 from threedgen.run.disk import write_json
 from threedgen.train.checkpoint_file import LAST
 
 from .meter import Meter, RunField
-from .options import THRESHOLD, MeterConfig
+from .options import MeterConfig
 from .rates import ErrorRates
 
 STATES = ("seen", "empty", "unreadable", "failed", "missing")
@@ -56,7 +57,7 @@ class Result:
         return self.fronts is not None and self.fronts > 1
 
     def recognised(self, prompts: Sequence[str]) -> bool:
-        """Its own prompt fits it best of all ``prompts``."""
+        """Tells whether its own prompt fits it best of all ``prompts``."""
         return self.likeness is not None and prompts[int(np.argmax(self.likeness))] == self.prompt
 
     def plain(self) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class Reader:
         self, config: MeterConfig, prompts: Sequence[str], folder: Path, rates: ErrorRates | None, free: bool = False
     ) -> None:
         self.config, self.prompts, self.folder, self.free = config, list(prompts), folder, free
-        self.threshold = rates.threshold if rates is not None else config.threshold or THRESHOLD
+        self.threshold = rates.threshold if rates is not None else config.threshold or FRONT_THRESHOLD
         seen_by = config.model_dump(mode="json", exclude={"threshold"})
         self._settings = json.dumps([seen_by, self.prompts], sort_keys=True)
 
@@ -82,8 +83,9 @@ class Reader:
     def read(
         self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False
     ) -> dict[str, Any]:
-        """State and figures of the mesh at ``path``, or of the field if this is a run's folder of checkpoints, as
-        keyword arguments of Result. ``fit``: move a mesh to the middle and scale it, for files of unknown measures."""
+        """Looks at the mesh at ``path``, or at the field if this is a run's folder of checkpoints; gives state and
+        figures, as keyword arguments of Result. ``fit``: move a mesh to the middle and scale it, for files of unknown
+        measures."""
         if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
         run, kept = path.is_dir(), self.folder / f"{name}.json"

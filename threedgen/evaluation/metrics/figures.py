@@ -1,11 +1,11 @@
-"""Computes what all evaluations share: shares with their intervals, viewing sides in order.
+"""Computes what all evaluations share: shares, means and other figures with their intervals, viewing sides in order.
 
 Angles are in radians, azimuth 0 is the front and grows counter-clockwise seen from above (threedgen.geometry.cameras).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from math import pi
@@ -21,11 +21,14 @@ SLACK = pi / 12
 """So close (15 degrees) to the border of two sides, either of them is a right answer."""
 
 Floats = NDArray[np.floating]
+Interval = tuple[float, float]
+Estimate = dict[str, float | None]
+"""A figure as plain data: its ``mean`` and the 95 % interval from ``low`` to ``high``."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """``hits`` of ``total``, with the 95 % interval of the share; all None for a total of 0."""
+    """``hits`` of ``total``, with the 95 % score interval of the share (Wilson 1927); both None for a total of 0."""
 
     hits: int
     total: int
@@ -35,8 +38,11 @@ class Share:
         return self.hits / self.total if self.total else None
 
     @property
-    def interval(self) -> tuple[float, float] | None:
-        return wilson(self.hits, self.total) if self.total else None
+    def interval(self) -> Interval | None:
+        if not self.total:
+            return None
+        low, high = stats.binomtest(self.hits, self.total).proportion_ci(0.95, "wilson")
+        return float(low), float(high)
 
     def plain(self) -> dict[str, float | int | None]:
         """For JSON."""
@@ -55,17 +61,17 @@ def share(answers: Sequence[bool | None]) -> Share:
     return Share(sum(map(bool, asked)), len(asked))
 
 
-def wilson(hits: int, total: int) -> tuple[float, float]:
-    """Finds the 95 % score interval of a share (Wilson 1927). Raises ValueError for hits > total or no total."""
-    low, high = stats.binomtest(hits, total).proportion_ci(0.95, "wilson")
-    return float(low), float(high)
-
-
 def majority(log_probability: Floats) -> int:
     """Finds the class that most views (V, K) vote for; of equally many votes the more probable one."""
     votes = np.bincount(log_probability.argmax(1), minlength=log_probability.shape[1])
     best = np.flatnonzero(votes == votes.max())
     return int(best[log_probability.mean(0)[best].argmax()])
+
+
+def estimate(value: float | None, interval: Interval | None) -> Estimate:
+    """Joins a figure and its interval."""
+    low, high = interval or (None, None)
+    return {"mean": value, "low": low, "high": high}
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -82,7 +88,7 @@ def median(values: Sequence[float | None]) -> float | None:
 
 def bootstrap(
     values: Sequence[float | None], rng: np.random.Generator | None = None, resamples: int = 10_000
-) -> tuple[float, float] | None:
+) -> Interval | None:
     """Finds the 95 % interval of the mean of those that there are: percentiles of means of values drawn with
     replacement (Efron 1979). None below two values. Without ``rng`` always the same for the same values."""
     there = np.array([value for value in values if value is not None], np.float64)
@@ -94,7 +100,24 @@ def bootstrap(
     return float(low), float(high)
 
 
-def bootstrap_ratio(above: Sequence[float | None], below: Sequence[float | None]) -> tuple[float, float] | None:
+def mean_estimate(
+    values: Sequence[float | None], rng: np.random.Generator | None = None, resamples: int = 10_000
+) -> Estimate:
+    """Averages those that there are, with the interval that ``bootstrap`` finds."""
+    return estimate(mean(values), bootstrap(values, rng, resamples))
+
+
+def paired_differences(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: Collection[str]
+) -> list[dict[str, float | None]]:
+    """Subtracts the figures ``names`` scene by scene; None where either has none."""
+    return [
+        {name: None if None in (a[name], b[name]) else a[name] - b[name] for name in names}
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+
+
+def bootstrap_ratio(above: Sequence[float | None], below: Sequence[float | None]) -> Interval | None:
     """Finds the 95 % interval of the mean of those ``above`` over that of those ``below``, as ``bootstrap`` does; two
     sequences of one length are taken for pairs. None below two values."""
     paired = len(above) == len(below)
@@ -112,26 +135,20 @@ def bootstrap_ratio(above: Sequence[float | None], below: Sequence[float | None]
     return float(low), float(high)
 
 
-def jackknife(figure: Callable[[NDArray[np.intp]], float], count: int, groups: int = 20) -> tuple[float, float] | None:
-    """Finds the 95 % interval of a figure that is no mean, such as FID, of ``count`` scenes.
+def jackknife_estimate(figure: Callable[[NDArray[np.intp]], float], count: int, groups: int = 20) -> Estimate:
+    """Computes a figure that is no mean, such as FID, of ``count`` scenes, with its interval; none below two scenes.
 
-    It is asked for the figure without each of ``groups`` groups of scenes, and then of all, and takes the spread of the
-    former for normal (Tukey 1958): a bootstrap, which repeats scenes, would make FID larger. None below two scenes.
+    The figure is computed without each of ``groups`` groups of scenes, too, and the spread of these is taken for normal
+    (Tukey 1958): a bootstrap, which repeats scenes, would make FID larger.
     """
     every = np.arange(count)
-    parts = np.array_split(every, min(groups, count))
+    value, parts = figure(every), np.array_split(every, min(groups, count))
     if len(parts) < 2:
-        return None
+        return estimate(value, None)
     without = np.array([figure(np.setdiff1d(every, part)) for part in parts])
     share = (len(parts) - 1) / len(parts)
     error = np.sqrt(share * np.square(without - without.mean()).sum()) * stats.t.ppf(0.975, len(parts) - 1)
-    value = figure(every)
-    return float(value - error), float(value + error)
-
-
-def wrap(angle: Floats | float) -> Floats:
-    """Brings angles into [-pi, pi)."""
-    return (np.asarray(angle, float) + pi) % (2 * pi) - pi
+    return estimate(value, (float(value - error), float(value + error)))
 
 
 def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
@@ -141,8 +158,8 @@ def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
 
 def sides_right(seen: Sequence[int] | NDArray[np.integer], azimuth: Floats) -> NDArray[np.bool_]:
     """Tells which of the sides ``seen`` (V,) fit cameras at ``azimuth`` (V,): within 45 degrees + ``SLACK`` of them."""
-    centre = np.asarray(seen, float) * (pi / 2)
-    return np.abs(wrap(np.asarray(azimuth, float) - centre)) <= pi / 4 + SLACK + 1e-9
+    away = np.asarray(azimuth, float) - np.asarray(seen, float) * (pi / 2)
+    return np.abs((away + pi) % (2 * pi) - pi) <= pi / 4 + SLACK + 1e-9
 
 
 def in_order(log_probability: Floats, azimuth: Floats) -> bool:

@@ -8,6 +8,7 @@ Cameras and pixels are those of ``threedgen.geometry.warp`` (``warp.of_cameras``
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -43,10 +44,10 @@ def panorama_overlap(views: Tensor, K: Tensor, R: Tensor) -> list[float | None]:
     K (3,3) or (V,3,3), R (V,3,3). None for a pair without a common pixel.
     """
     views, K, R = views.cpu().float(), K.cpu().double().expand(len(R), 3, 3), R.cpu().double()
-    found = []
-    for one, other in ring_pairs(len(views)):
-        found.append(_agreement(views[one], *turned_into(views[other], homography(K[one], R[one], K[other], R[other]))))
-    return found
+    return [
+        _agreement(views[one], *turned_into(views[other], homography(K[one], R[one], K[other], R[other])))
+        for one, other in ring_pairs(len(views))
+    ]
 
 
 def depth_overlap(
@@ -60,12 +61,11 @@ def depth_overlap(
     views, depth, c2w = views.cpu().float(), depth.cpu().double(), c2w.cpu().double()
     K, pixels = K.cpu().double().expand(len(views), 3, 3), pixel_grid(*depth.shape[1:]).flatten(0, 1)
     found = []
-    for one, other in zip(range(len(views) - 1), range(1, len(views)), strict=True):
+    for one, other in pairwise(range(len(views))):
         there, expected = reproject(pixels, depth[one].flatten(), K[one], c2w[one], K[other], c2w[other])
         seen = look_up(depth[other], there)
-        found.append(
-            _agreement(views[one], *warped(views[other], there, (seen > 0) & ((seen - expected).abs() <= most)))
-        )
+        both = (seen > 0) & ((seen - expected).abs() <= most)
+        found.append(_agreement(views[one], *warped(views[other], there, both)))
     return found
 
 

@@ -28,7 +28,7 @@ Views = Sequence[np.ndarray]
 
 
 def features(probe: Probe, objects: Views) -> np.ndarray:
-    """(N V, D) of N objects, from pictures of any size."""
+    """Computes the probe's features (N V, D) of N objects, from pictures of any size."""
     probe.eval()
     rows = []
     for views in objects:
@@ -38,7 +38,7 @@ def features(probe: Probe, objects: Views) -> np.ndarray:
 
 
 def distances(probe: Probe, results: Views, truth: Views, other: Views) -> dict[str, float]:
-    """FID and KID of results and of a second draw of the truth (the ``floor``), both to a first one."""
+    """Measures FID and KID of results and of a second draw of the truth (the ``floor``), both to a first one."""
     ours, first, second = (features(probe, views) for views in (results, truth, other))
     half = len(first) // 2
     figures: dict[str, float] = {}
@@ -49,7 +49,7 @@ def distances(probe: Probe, results: Views, truth: Views, other: Views) -> dict[
 
 
 def roughness(normal: np.ndarray, mask: np.ndarray) -> float | None:
-    """The mean angle, in degrees, between the normals (V, H, W, 3) of neighbouring pixels inside the outline (V, H, W);
+    """Measures the mean angle, degrees, between normals (V, H, W, 3) of neighbouring pixels in the outline (V, H, W);
     None if there are none. It grows with the size of a pixel: compare pictures of the same cameras."""
     angles = []
     for axis in (1, 2):
@@ -83,7 +83,7 @@ def surface(run: Path, c2w: np.ndarray, fov: float, size: int, resolution: int) 
 
 
 def surface_figures(found: Sequence[Surface | None], truth: Sequence[float | None]) -> dict[str, Any]:
-    """Medians of the roughness of results and of the truth; how many of the results are translucent, or nothing."""
+    """Gives medians of the roughness of results and of the truth; how many results are translucent, or nothing."""
     there = [one for one in found if one is not None]
     return {
         "roughness": median([rough for rough, _ in there]),

@@ -69,7 +69,7 @@ UNCLEAR = ("rocket",)
 
 
 def clear_nouns() -> tuple[str, ...]:
-    """Toybox nouns with a face or a bow, of which some combinations are held out of training. Furniture has a front
+    """Lists nouns with a face or a bow, of which some combinations are held out of training. Furniture has a front
     too, but two front halves of a bed are a bed."""
     held = held_out_rooms()
     return tuple(
@@ -80,11 +80,11 @@ def clear_nouns() -> tuple[str, ...]:
 
 
 def toybox_prompts(count: int, seed: int) -> list[str]:
-    """Held-out captions of things with one clear front, every noun once before one comes again. Raises ConfigError."""
+    """Lists held-out captions of things with one clear front, every noun in turn. Raises ConfigError."""
     return [case.caption for case in held_out_cases(count, seed, spread=True, nouns=clear_nouns())]
 
 
 def without_front(prompts: Sequence[str]) -> dict[str, str]:
-    """Prompts whose noun is known to look alike from every side -> that noun. Of unknown nouns nothing is known."""
+    """Maps prompts whose noun is known to look alike from every side to that noun. Of other nouns nothing is known."""
     nouns = {prompt: spec.noun for prompt in prompts if (spec := mentioned(prompt))}
     return {prompt: noun for prompt, noun in nouns.items() if not NOUNS[noun].front}

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen.config.errors import ConfigError
+from threedgen.data.toybox import subjects
+from threedgen.guidance.matte import convolution
 from threedgen.guidance.weights.loading import reachable
 
 from .options import TRAIN_IDENTITY, HubIdentityConfig, IdentityNetworkConfig, ToyboxIdentityConfig
-from .probe import Residual, convolution, pooled, prepare, read_network, write_network
+from .probe import Residual, pooled, prepare, read_network, write_network
 
-NAME = "toybox-identity"
+PICTURES = 5
+"""Of each fresh subject that the identity network is measured on."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of the colours of the photos that every CLIP was trained on."""
@@ -48,11 +51,11 @@ class IdentityNet(nn.Module):
         self.out = nn.Linear(2 * d, self.options.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] -> (B, D) of length 1, float32."""
+        """Turns pictures (B, 3, S, S) in [0, 1] into vectors (B, D) of length 1, float32."""
         return F.normalize(self.out(pooled(self.levels((x - 0.5) * 4))).float(), dim=1)
 
     def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
-        """PATH.safetensors, and beside it a .json with the sizes and ``about``. Raises OSError."""
+        """Writes PATH.safetensors, and beside it a .json with the sizes and ``about``. Raises OSError."""
         write_network(path, self, {"network": self.options.model_dump(mode="json"), **(about or {})})
 
 
@@ -80,7 +83,9 @@ class HubIdentity:
         from transformers import AutoModel
 
         self.config = config
-        self.net, _ = load_hub(config.weights, "an image encoder", "facebook/dinov2-small", "identity", AutoModel)
+        self.net, _ = load_hub(
+            config.weights, "an image encoder", "facebook/dinov2-small", "identity.weights", AutoModel
+        )
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, chunk: int = 16) -> Tensor:
@@ -96,7 +101,7 @@ class HubIdentity:
 
 def load_hub(weights: str, what: str, example: str, key: str, *kinds: Any) -> tuple[Any, Any]:
     """Loads a network of the hub or of a folder, frozen, and its tokenizer (or None), by the classes ``kinds`` of
-    transformers. Raises ConfigError, one sentence."""
+    transformers. Raises ConfigError for ``key``, one sentence."""
     options: dict[str, Any] = {"local_files_only": not reachable(), "trust_remote_code": False}
     try:
         net, *more = [kind.from_pretrained(weights, **options) for kind in kinds]
@@ -104,7 +109,7 @@ def load_hub(weights: str, what: str, example: str, key: str, *kinds: Any) -> tu
         raise ConfigError(
             f"{weights!r} cannot be loaded as {what} ({type(error).__name__}); "
             f"give a folder or an id of the hub such as {example}",
-            f"{key}.weights",
+            key,
         ) from None
     return net.eval().requires_grad_(False), more[0] if more else None
 
@@ -153,3 +158,31 @@ def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.intege
     once = np.triu(np.ones_like(cosine, bool), 1)
     same = subject[:, None] == subject
     return cosine[once & same], cosine[once & ~same & (kind[:, None] == kind)]
+
+
+@torch.no_grad()
+def measure_roc(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str, float]:
+    """Measures its ROC on fresh subjects, ``alike`` of each of ``count`` kinds: same subject or another of its kind."""
+    rng, every = np.random.default_rng([seed, *b"measure"]), subjects.kinds()
+    vectors, subject, kind = [], [], []
+    for k in range(count):
+        for number in range(alike):
+            asset = subjects.draw(seed, k * alike + number, every[k % len(every)].word)
+            azimuth, elevation = rng.uniform(0, 2 * np.pi, PICTURES), np.deg2rad(rng.uniform(0, 30, PICTURES))
+            rgb = subjects.views(asset, azimuth, elevation, net.options.image_size)
+            vectors.append(net(torch.from_numpy(rgb).permute(0, 3, 1, 2)))
+            subject += [k * alike + number] * PICTURES
+            kind += [k] * PICTURES
+    return roc(*pairs(torch.cat(vectors), np.array(subject), np.array(kind)))
+
+
+def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
+    """Computes the loss of unit vectors (2 N, D), pictures 2 k and 2 k + 1 of one subject, and the share right.
+
+    It asks of every picture which of the others is of its subject (Khosla et al. 2020, "Supervised contrastive
+    learning", with one positive): - mean_i log( exp(e_i e_p(i) / T) / sum_{j != i} exp(e_i e_j / T) ).
+    """
+    alike = vectors @ vectors.T / temperature
+    alike = alike.masked_fill(torch.eye(len(vectors), dtype=torch.bool, device=vectors.device), -torch.inf)
+    partner = torch.arange(len(vectors), device=vectors.device) ^ 1
+    return F.cross_entropy(alike, partner), float((alike.argmax(1) == partner).float().mean())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,13 +13,14 @@ from torch import Tensor
 from threedgen.data.toybox.grammar import NOUNS, Spec
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.world import Toybox
-from threedgen.evaluation.janus import fronts
 from threedgen.evaluation.metrics.figures import Share, in_order, majority, share
+from threedgen.evaluation.metrics.fronts import classify_ring
 from threedgen.evaluation.tables import rounded
 from threedgen.geometry.images import to_uint8
 
 from .labels import Labels, Truth, labelled
-from .probe import Probe, Seen, together
+from .options import FRONT_THRESHOLD
+from .probe import Answers, Probe, combine_views
 
 FIGURES = {
     "noun": "noun",
@@ -52,9 +53,6 @@ class Verdict:
         """For a report."""
         return {"said" if key == "words" else key: value for key, value in rounded(asdict(self)).items()}
 
-    def wrong(self, keys: Iterable[str]) -> list[str]:
-        return [key for key in keys if self.answers.get(key) is False]
-
     def all_wrong(self) -> Verdict:
         """The verdict about a result that is none: wrong in all that is asked."""
         wrong = {key: [False] * len(value) if isinstance(value, list) else False for key, value in self.answers.items()}
@@ -62,7 +60,7 @@ class Verdict:
 
 
 def judge(
-    views: Seen,
+    views: Answers,
     spec: Spec,
     labels: Labels,
     azimuth: np.ndarray | None = None,
@@ -74,7 +72,7 @@ def judge(
     ``azimuth`` (V,) radians: where the cameras stood, for the viewing sides. ``vote``: noun and colour by majority
     of the views instead of their mean log-probability. ``threshold``: probability from which a part is seen.
     """
-    seen = together(views)
+    seen = combine_views(views)
     pick: Callable[[Tensor], int] = (lambda x: majority(x.numpy())) if vote else (lambda x: int(x.mean(0).argmax()))
     answers: dict[str, Any] = {}
     words = dict[str, str]()
@@ -109,9 +107,9 @@ def judge_pictures(
     return judge(views, spec, probe.labels, azimuth, vote, probe.threshold)
 
 
-def _sides(views: Seen, azimuth: np.ndarray) -> tuple[dict[str, Any], int, float]:
+def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Any], int, float]:
     """Judges the viewing sides: answers, the number of fronts, and the mean error of the azimuth in degrees."""
-    found = fronts.classify_ring(views.side.exp().numpy(), azimuth)
+    found = classify_ring(views.side.exp().numpy(), azimuth, FRONT_THRESHOLD)
     answers: dict[str, Any] = {"side": list(found.right), "each_side": all(found.right)}
     if len(azimuth) % 4 == 0:
         answers["order"] = in_order(views.side.numpy(), azimuth)
@@ -145,7 +143,7 @@ def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verd
         absent = [word for word in NOUNS[asset.noun].wears if word not in asset.labels]
         if absent:
             word = probe.labels.words.index(absent[asset.index % len(absent)])
-            verdict.answers["part_absent"] = float(together(views).part[word]) <= probe.threshold
+            verdict.answers["part_absent"] = float(combine_views(views).part[word]) <= probe.threshold
         verdicts.append(verdict)
     return verdicts
 
@@ -158,7 +156,7 @@ def calibrate(probe: Probe, box: Toybox, indices: Sequence[int]) -> float:
     """
     present, absent = [], []
     for asset, views, truth in _classified(probe, box, indices):
-        seen, shown = together(views).part, truth.seen.amax(0)
+        seen, shown = combine_views(views).part, truth.seen.amax(0)
         for word in NOUNS[asset.noun].wears:
             column = probe.labels.words.index(word)
             if shown[column] == 1:
@@ -169,7 +167,7 @@ def calibrate(probe: Probe, box: Toybox, indices: Sequence[int]) -> float:
     return probe.threshold
 
 
-def _classified(probe: Probe, box: Toybox, indices: Sequence[int]) -> Iterator[tuple[Asset, Seen, Truth]]:
+def _classified(probe: Probe, box: Toybox, indices: Sequence[int]) -> Iterator[tuple[Asset, Answers, Truth]]:
     """Renders samples of a toybox and yields each with what the probe sees in four views, and their truth."""
     n_view, size, chunk = 4, 128, 32
     for start in range(0, len(indices), chunk):

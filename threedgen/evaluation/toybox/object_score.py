@@ -81,7 +81,7 @@ def evaluate(task: Task) -> None:
                 beside.append(strip(generate, real[0], result.views, SEEN))
             count.add(1)
     compared = [case.caption for case, result in zip(cases, results, strict=True) if not result.failed]
-    write_strips(task.folder / "side_by_side.png", beside, compared if beside else [], 2)
+    write_strips(task.folder / "side_by_side.png", beside, compared, 2)
     own = [{"folder": place, "seconds": result.seconds} for place, result in zip(places, results, strict=True)]
     seconds = [result.seconds for result in results if result.seconds is not None]
     costs = {"seconds_median": median(seconds), "seconds_most": max(seconds, default=None)}
@@ -167,7 +167,7 @@ def surface_of_run(generate: GenerateConfig) -> Surface | None:
 
 
 def angles(generate: GenerateConfig) -> tuple[np.ndarray, float, float]:
-    """Azimuths of the views, their elevation and vertical angle of view, in radians."""
+    """Gives the azimuths of the views, their elevation and vertical angle of view, in radians."""
     table = generate.result.turntable
     return view_azimuths(table), float(np.deg2rad(table.elevation)), float(np.deg2rad(table.fov))
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from threedgen.data.toybox.world import portraits
-from threedgen.evaluation.sampling import Ring, drawn_in_batches, random_ring, sample_rings
+from threedgen.evaluation.sampling import drawn_in_batches, random_ring, sample_rings
 from threedgen.guidance.prior import Prior
 from threedgen.run.arrays import evenly
 from threedgen.run.cache import digest
@@ -21,7 +21,7 @@ from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.train.task import Task, run_task
 
-from .held_out import Case, held_out_cases
+from .held_out import held_out_cases
 from .options import EvaluatePriorConfig
 from .report import Scores
 
@@ -32,7 +32,8 @@ def evaluate(task: Task) -> None:
     """Samples, judges, reports. Raises ConfigError before any sampling for a missing probe."""
     config: EvaluatePriorConfig = task.config
     scores, cases = Scores(task), held_out_cases(config.samples, config.seed)
-    rings = [cameras(config, case) for case in cases]
+    draws = (numpy_generator(config.seed, case.index, "evaluation cameras") for case in cases)
+    rings = [random_ring(rng, config.n_view, config.elevation_range) for rng in draws]
     prior: Prior = task.load_prior()
     weights = digest(prior.networks)
     prompts = [case.caption for case in cases]
@@ -63,12 +64,6 @@ ground-truth renders of the same captions from the same cameras: more than that 
 Order: of all ways to give the four sides to the views, the most probable is the one that the cameras say. A single
 view's side counts as right within 15 degrees of its quarter."""
     scores.report(KEYS, before, after, about, shown, prior=weights)
-
-
-def cameras(config: EvaluatePriorConfig, case: Case) -> Ring:
-    """Draws where the cameras of a case stand."""
-    rng = numpy_generator(config.seed, case.index, "evaluation cameras")
-    return random_ring(rng, config.n_view, config.elevation_range)
 
 
 run = partial(run_task, evaluate, result="report.md", again=True)

@@ -18,21 +18,18 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.config.command import command
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_json
 from threedgen.guidance.matte import convolution
 from threedgen.run.disk import write_atomic, write_json
 
 from .labels import Labels
-from .options import ProbeNetworkConfig, network_file
+from .options import PROBE, TRAIN_PROBE, ProbeNetworkConfig, probe_file
 
 N = TypeVar("N", bound=nn.Module)
-NAME = "toybox-probe"
-TRAIN = f"train one with `{command('--config', 'train-toybox-probe')}`, which leaves it in RUN/probe"
 
 
-class Raw(NamedTuple):
+class Logits(NamedTuple):
     """Unnormalised answers for B pictures: logits, and ``heading`` (B, 2) along (cos, sin) of the azimuth."""
 
     noun: Tensor
@@ -44,7 +41,7 @@ class Raw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seen:
+class Answers:
     """Answers for V views, on the CPU: log-probabilities noun (V, N), colour (V, C), side (V, 4) and part_colour
     (V, W, C); part (V, W) the probability that a part is visible; azimuth (V,) radians."""
 
@@ -55,11 +52,11 @@ class Seen:
     side: Tensor
     azimuth: Tensor
 
-    def __getitem__(self, views: slice) -> Seen:
-        return Seen(*(value[views] for value in vars(self).values()))
+    def __getitem__(self, views: slice) -> Answers:
+        return Answers(*(value[views] for value in vars(self).values()))
 
 
-def together(views: Seen) -> Seen:
+def combine_views(views: Answers) -> Answers:
     """Puts together what the views of one object say: noun (N,), colour (C,), part (W,) and part_colour (W, C) of the
     object; sides and azimuths stay those of the views."""
     weight = views.part / views.part.sum(0).clamp(min=1e-6)
@@ -105,7 +102,7 @@ class Probe(nn.Module):
             if isinstance(module, nn.Conv2d):  # twice as fast on a CPU
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor) -> Raw:
+    def forward(self, x: Tensor) -> Logits:
         """Answers for pictures (B, 3, S, S) in [0, 1], float32."""
         fine, middle, coarse = self._levels(x)
         levels = [lateral(y) for lateral, y in zip(self.laterals, (fine, middle, coarse), strict=True)]
@@ -116,7 +113,7 @@ class Probe(nn.Module):
         answers = self.whole(pooled(coarse)).float()
         noun, side, heading, seen = answers.split([len(self.labels.nouns), 4, 2, len(self.labels.words)], dim=1)
         seen = seen + (found[:, 1:].float() * self.there.float()).sum(-1)
-        return Raw(noun, colours[:, 0], seen, colours[:, 1:], side, heading)
+        return Logits(noun, colours[:, 0], seen, colours[:, 1:], side, heading)
 
     def _levels(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = ((x - 0.5) * 4).contiguous(memory_format=torch.channels_last)
@@ -131,7 +128,7 @@ class Probe(nn.Module):
         return pooled(coarse).float()
 
     @torch.no_grad()
-    def classify(self, pictures: Tensor, chunk: int = 64) -> Seen:
+    def classify(self, pictures: Tensor, chunk: int = 64) -> Answers:
         """Says what pictures (V, H, W, 3) in [0, 1] of any size show, each for itself. In eval mode meanwhile."""
         device, training = next(self.parameters()).device, self.training
         self.eval()
@@ -142,7 +139,7 @@ class Probe(nn.Module):
         noun, colour, seen, part_colour, side, heading = (
             torch.cat(parts).float().cpu() for parts in zip(*raws, strict=True)
         )
-        return Seen(
+        return Answers(
             noun.log_softmax(-1),
             colour.log_softmax(-1),
             seen.sigmoid(),
@@ -157,10 +154,10 @@ class Probe(nn.Module):
         write_network(path, self, card | {"threshold": self.threshold, **(about or {})}, half=True)
 
     @classmethod
-    def load(cls, weights: str = "embedded", name: str = NAME) -> Probe:
-        """Loads the probe of a file, or the embedded one of this ``name``, in eval mode on the CPU.
+    def load(cls, weights: str = "embedded", key: str = "probe.weights", embedded: str = PROBE) -> Probe:
+        """Loads the probe of a file, or the ``embedded`` one, in eval mode on the CPU.
 
-        Raises ConfigError, one sentence, for what is no probe.
+        Raises ConfigError for ``key``, one sentence, for what is no probe.
         """
 
         def make(card: dict[str, Any]) -> Probe:
@@ -168,13 +165,13 @@ class Probe(nn.Module):
             probe.threshold = float(card.get("threshold", 0.5))
             return probe
 
-        path = network_file(weights, name if weights == "embedded" else NAME, "probe.weights", TRAIN)
-        probe, card = read_network(path, make, "probe.weights", TRAIN)
+        path = probe_file(weights, key, embedded)
+        probe, card = read_network(path, make, key, TRAIN_PROBE)
         probe.accuracy = card.get("accuracy")
         known, needed = probe.labels.plain(), Labels.of_toybox().plain()
         if unknown := [word for kind in needed for word in needed[kind] if word not in known[kind]]:
             words = ", ".join(unknown[:5])
-            raise ConfigError(f"{path} was trained on an older toybox, without {words}; {TRAIN}", "probe.weights")
+            raise ConfigError(f"{path} was trained on an older toybox, without {words}; {TRAIN_PROBE}", key)
         return probe
 
 

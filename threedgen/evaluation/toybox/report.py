@@ -38,7 +38,7 @@ def table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[
 
 def mark(verdict: Verdict) -> str:
     """Words a verdict for the line under a picture: "ok", or what is wrong and what was seen instead."""
-    wrong, words = verdict.wrong(PART_OF_SHEET), verdict.words
+    words, wrong = verdict.words, [key for key in PART_OF_SHEET if verdict.answers.get(key) is False]
     seen = ", ".join(filter(None, (f"{words['colour']} {words['noun']}", words.get("part"))))
     return f"{'+'.join(wrong)}: {seen}" if wrong else "ok"
 

@@ -31,19 +31,11 @@ def strip(config: GenerateConfig, truth: Picture, views: np.ndarray, size: int) 
     azimuth = np.deg2rad(config.preview.azimuth) + np.arange(SIDES) * 2 * np.pi / config.views_per_scene
     nearest = [int(np.argmax(np.cos(view_azimuths(table) - side))) for side in azimuth]
     c2w = orbit_array(np.deg2rad(table.elevation), azimuth, table.distance)
-    asset = pictured(folder, c2w, float(np.deg2rad(table.fov)), size)
-    pictures = [truth.rgb[nearest], sampled(folder), views[nearest], asset]
-    grey = np.full((SIDES, size, size, 3), 0.5)
-    return np.concatenate([thumbnails(grey if part is None else part, size) for part in pictures])
-
-
-def sampled(folder: Path) -> np.ndarray | None:
-    """Reads the first views that the prior sampled for a run."""
-    file = folder / "preview.safetensors"
-    return read_safetensors(file)["views"][:SIDES].numpy() if file.exists() else None
-
-
-def pictured(folder: Path, c2w: np.ndarray, fov: float, size: int) -> np.ndarray | None:
-    """Renders the asset of a run with its textures and no light."""
-    asset = Run(folder, "").asset
-    return None if asset is None else centred(read_mesh(asset), FILLS).render(c2w, fov, size)
+    preview, asset, grey = folder / "preview.safetensors", Run(folder, "").asset, np.full((SIDES, size, size, 3), 0.5)
+    pictures = (
+        truth.rgb[nearest],
+        read_safetensors(preview)["views"][:SIDES].numpy() if preview.exists() else grey,
+        views[nearest],
+        centred(read_mesh(asset), FILLS).render(c2w, float(np.deg2rad(table.fov)), size) if asset else grey,
+    )
+    return np.concatenate([thumbnails(part, size) for part in pictures])

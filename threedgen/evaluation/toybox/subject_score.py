@@ -26,7 +26,7 @@ from threedgen.data.toybox import subjects
 from threedgen.data.toybox.grammar import ACCESSORIES, COLOURS, Spec, article, caption
 from threedgen.data.toybox.primitives import Asset
 from threedgen.evaluation.sampling import Ring, random_ring, sample_rings
-from threedgen.evaluation.tables import once
+from threedgen.evaluation.tables import read_or_make
 from threedgen.geometry.images import grid, readable, write_png
 from threedgen.guidance.prior import Prior
 from threedgen.run import folder as runs
@@ -78,7 +78,7 @@ def evaluate(task: Task) -> None:
     tools, base = Instruments(config), prior_of(tuning_config(config, folder, config.preservation[0], "thing"))
     rows: list[dict[str, Any]] = []
     with Count("subjects", config.subjects, task.quiet) as count:
-        before = once(folder / "held-out.json", partial(held_out, tools, base))
+        before = read_or_make(folder / "held-out.json", partial(held_out, tools, base))
         for number in range(config.subjects):
             subject = photograph(tools, number, folder / "subjects", base.image_size)
             found = measure(tools, subject, base)
@@ -92,18 +92,18 @@ def measure(tools: Instruments, subject: Subject, base: Prior) -> dict[str, Any]
     """Measures the base and each way of tuning on one subject, by the keys of the table's rows; tunes what is not tuned
     yet. Raises Stopped for a run that was."""
     config = tools.config
-    found = {"base": once(subject.folder / "base.json", partial(samples, tools, subject, base, "base"))}
+    found = {"base": read_or_make(subject.folder / "base.json", partial(samples, tools, subject, base, "base"))}
     for kind, strength in config.rows:
         tuning, key = tuning_config(config, subject.folder, kind, subject.asset.noun), row_key(kind, strength)
         tune(tuning)
-        found[key] = once(subject.folder / f"{key}.json", partial(after, tools, subject, tuning, key, strength))
+        found[key] = read_or_make(subject.folder / f"{key}.json", partial(after, tools, subject, tuning, key, strength))
     if config.objects is not None:
         kind, strength = config.rows[0]
         file = str(subject.folder / kind / dreambooth.RESULT)
         tuned = {"prior.personalisation": file, "prior.personalisation_strength": strength}
         for key, prior in (("base", {}), (row_key(kind, strength), tuned)):
             path = subject.folder / f"{key}-3d.json"
-            found[key]["objects"] = once(path, partial(objects, tools, subject, key, prior))
+            found[key]["objects"] = read_or_make(path, partial(objects, tools, subject, key, prior))
     return found
 
 

@@ -21,19 +21,18 @@ from threedgen.config import ConfigError
 from threedgen.data.toybox import subjects
 from threedgen.data.toybox.grammar import ACCESSORIES
 from threedgen.data.toybox.world import Toybox, View
-from threedgen.evaluation.janus.rough import corrupt
 from threedgen.geometry.images import to_uint8
 from threedgen.run.dtypes import mixed
 from threedgen.train.status import Status
 from threedgen.train.system import System
 from threedgen.train.task import Task, run_task
 
-from . import identity, probe
-from .identity import IdentityNet, pairs, roc
+from .corruption import corrupt
+from .identity import IdentityNet, contrastive, measure_roc
 from .judging import calibrate, own_accuracy
 from .labels import OPEN, Labels, ProbeToybox, Truth, labelled
-from .options import TrainIdentityConfig, TrainProbeConfig
-from .probe import Probe, Raw
+from .options import IDENTITY, PROBE, TrainIdentityConfig, TrainProbeConfig
+from .probe import Logits, Probe
 from .report import figures_plain
 
 logger = logging.getLogger(__name__)
@@ -44,11 +43,10 @@ RANK = 10_000_000
 """Blocks between the samples of one device and the next."""
 EMPHASIS = 4.0
 """Weight of the accessories among the words: each is rare, and small in the picture."""
-PICTURES = 5
-"""Of each fresh subject that the identity network is measured on."""
 
 
 def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
+    """Trains a system of this ``kind``, then measures and writes its network."""
     torch.manual_seed(task.config.seed)
     system = kind(task.config)
     if not task.resume:
@@ -104,7 +102,7 @@ class ClassifierSystem(System):
 # --- the probe ---------------------------------------------------------------------------------------------------
 
 
-def measure(probe: Probe, count: int, seed: int) -> dict:
+def measure_accuracy(probe: Probe, count: int, seed: int) -> dict[str, Any]:
     """Measures accuracy on ``count`` fresh objects of four views, half of them held-out combinations, for JSON."""
     verdicts = []
     for split, number in (("train", count - count // 2), ("held-out", count // 2)):
@@ -117,7 +115,7 @@ class ProbeSystem(ClassifierSystem):
     """Trains a Probe. Each step renders one block of toybox samples and sees some of the last ``window`` ones again:
     rendering costs as much as learning."""
 
-    stage, shown, result = "probe", ("noun", "colour", "side"), f"probe/{probe.NAME}.safetensors"
+    stage, shown, result = "probe", ("noun", "colour", "side"), f"probe/{PROBE}.safetensors"
     config: TrainProbeConfig
     emphasis: Tensor
     net: Probe
@@ -133,7 +131,7 @@ class ProbeSystem(ClassifierSystem):
         """Takes the weights of the probe that the config begins with. Raises ConfigError for one of other sizes."""
         if not self.config.start:
             return
-        probe = Probe.load(self.config.start)
+        probe = Probe.load(self.config.start, "start")
         if probe.options != self.net.options or probe.labels != self.net.labels:
             raise ConfigError(f"should be a probe of these sizes and words (it has {probe.options})", "start")
         self.net.load_state_dict(probe.state_dict())
@@ -159,7 +157,7 @@ class ProbeSystem(ClassifierSystem):
             self.cache[number] = torch.from_numpy(to_uint8(rgb)), truth
         return self.cache[number]
 
-    def loss(self, answer: Raw, truth: Truth) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, answer: Logits, truth: Truth) -> tuple[Tensor, dict[str, float]]:
         return probe_loss(answer, truth.to(self.device), self.emphasis)
 
     def finish(self, path: Path, about: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -167,13 +165,13 @@ class ProbeSystem(ClassifierSystem):
         self.net.cpu().save(path)
         shipped = Probe.load(str(path))  # rounded to float16, as it will be used
         calibrate(shipped, ProbeToybox(config.seed + 2 * FRESH, View()), range(config.calibrated))
-        accuracy = measure(shipped, config.measured, config.seed)
+        accuracy = measure_accuracy(shipped, config.measured, config.seed)
         shipped.save(path, {"accuracy": accuracy, **about})
         noun, colour = (100 * accuracy[key]["share"] for key in ("noun", "colour"))
         return {"accuracy": accuracy}, f"probe: noun {noun:.1f} %, colour {colour:.1f} % of {config.measured} objects"
 
 
-def probe_loss(raw: Raw, truth: Truth, emphasis: Tensor | float = 1.0) -> tuple[Tensor, dict[str, float]]:
+def probe_loss(raw: Logits, truth: Truth, emphasis: Tensor | float = 1.0) -> tuple[Tensor, dict[str, float]]:
     """Sums up the questions' losses, each over the pictures it can be asked of; and shares of right answers.
 
     ``emphasis`` (W,): weights of the part words.
@@ -208,38 +206,10 @@ def probe_loss(raw: Raw, truth: Truth, emphasis: Tensor | float = 1.0) -> tuple[
 # --- the identity network ----------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def measure_identity(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str, float]:
-    """Measures its ROC on fresh subjects, ``alike`` of each of ``count`` kinds: same subject or another of its kind."""
-    rng, every = np.random.default_rng([seed, *b"measure"]), subjects.kinds()
-    vectors, subject, kind = [], [], []
-    for k in range(count):
-        for number in range(alike):
-            asset = subjects.draw(seed, k * alike + number, every[k % len(every)].word)
-            azimuth, elevation = rng.uniform(0, 2 * np.pi, PICTURES), np.deg2rad(rng.uniform(0, 30, PICTURES))
-            rgb = subjects.views(asset, azimuth, elevation, net.options.image_size)
-            vectors.append(net(torch.from_numpy(rgb).permute(0, 3, 1, 2)))
-            subject += [k * alike + number] * PICTURES
-            kind += [k] * PICTURES
-    return roc(*pairs(torch.cat(vectors), np.array(subject), np.array(kind)))
-
-
-def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
-    """Computes the loss of unit vectors (2 N, D), pictures 2 k and 2 k + 1 of one subject, and the share right.
-
-    It asks of every picture which of the others is of its subject (Khosla et al. 2020, "Supervised contrastive
-    learning", with one positive): - mean_i log( exp(e_i e_p(i) / T) / sum_{j != i} exp(e_i e_j / T) ).
-    """
-    alike = vectors @ vectors.T / temperature
-    alike = alike.masked_fill(torch.eye(len(vectors), dtype=torch.bool, device=vectors.device), -torch.inf)
-    partner = torch.arange(len(vectors), device=vectors.device) ^ 1
-    return F.cross_entropy(alike, partner), float((alike.argmax(1) == partner).float().mean())
-
-
 class IdentitySystem(ClassifierSystem):
     """Trains an IdentityNet. Each step shows two pictures each of several subjects of several kinds, from any side."""
 
-    stage, shown, result = "identity", ("right",), f"identity/{identity.NAME}.safetensors"
+    stage, shown, result = "identity", ("right",), f"identity/{IDENTITY}.safetensors"
     config: TrainIdentityConfig
     net: IdentityNet
 
@@ -264,7 +234,7 @@ class IdentitySystem(ClassifierSystem):
 
     def finish(self, path: Path, about: dict[str, Any]) -> tuple[dict[str, Any], str]:
         net, config = self.net.cpu(), self.config
-        figures = measure_identity(net, config.measured, config.training.alike, config.seed + FRESH)
+        figures = measure_roc(net, config.measured, config.training.alike, config.seed + FRESH)
         net.save(path, {"roc": figures, **about})
         return {"roc": figures}, f"area under the ROC {figures['area']:.3f}, subjects of one kind"
 

@@ -68,7 +68,7 @@ class Drawing:
         )
 
     def _key(self, row: str, number: int, scene: SceneViews) -> dict[str, str]:
-        """All that decides how the views look."""
+        """Tells all that decides how the views look."""
         c, p = self.config, self.config.prior
         between = f"{p.neighbours} {p.k} {p.overlap}" if row == ATTENTION else ""
         way = f"{c.steps} {c.eta:g} {c.guidance_scale:g} {c.seed} {p.draft}"
@@ -77,7 +77,7 @@ class Drawing:
         return {"weights": self.weights[row], "how": how, **what}
 
     def _extra(self, scene: SceneViews, size: Size) -> Tensor | None:
-        """What the UNet is told of the scene in pictures of a size, the same in both rows."""
+        """Encodes what the UNet is told of the scene in pictures of a size, the same in both rows."""
         model = self.model
         if model.extra == "depth" and scene.depth is not None:
             return depth_channels(scene.depth, *(side // model.factor for side in size))
@@ -103,5 +103,5 @@ class Drawing:
 
 
 def size_of(scene: SceneViews) -> tuple[int, int]:
-    """Height and width of its views in pixels."""
+    """Gives the height and width of its views in pixels."""
     return scene.views.at.height, scene.views.at.width

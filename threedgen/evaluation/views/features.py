@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.multimodal import CLIPScore
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import called
 from threedgen.evaluation.metrics.distributions import fid
 from threedgen.evaluation.toybox.identity import features, load_hub
 from threedgen.evaluation.toybox.probe import Probe
@@ -21,8 +20,12 @@ from threedgen.geometry.views import resize
 
 from .options import InceptionFeaturesConfig, ProbeFeaturesConfig
 
-Seen = tuple[np.ndarray, np.ndarray]
-"""Of V pictures: features (V,D) and logits of classes (V,K)."""
+
+class Seen(NamedTuple):
+    """What a network sees in V pictures: features (V,D) and logits of classes (V,K)."""
+
+    features: np.ndarray
+    logits: np.ndarray
 
 
 class Features(Protocol):
@@ -47,11 +50,11 @@ class ProbeFeatures(Features):
     )
 
     def __init__(self, config: ProbeFeaturesConfig) -> None:
-        self.probe = Probe.load(config.weights)
+        self.probe = Probe.load(config.weights, "features.weights")
 
     def __call__(self, pictures: Tensor) -> Seen:
         square = resize(pictures.float() / 255, *[self.probe.options.image_size] * 2)
-        return self.probe.features(square).numpy(), self.probe.classify(square).noun.numpy()
+        return Seen(self.probe.features(square).numpy(), self.probe.classify(square).noun.numpy())
 
 
 class InceptionFeatures(Features):
@@ -72,8 +75,7 @@ class InceptionFeatures(Features):
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Seen:
-        found, logits = (net(pictures.permute(0, 3, 1, 2)).double().numpy() for net in self.nets)
-        return found, logits
+        return Seen(*(net(pictures.permute(0, 3, 1, 2)).double().numpy() for net in self.nets))
 
 
 class Caption:
@@ -82,10 +84,7 @@ class Caption:
     def __init__(self, weights: str) -> None:
         from transformers import AutoProcessor, CLIPModel
 
-        with called("clip"):
-            net, processor = load_hub(
-                weights, "CLIP", "openai/clip-vit-large-patch14", "clip", CLIPModel, AutoProcessor
-            )
+        net, processor = load_hub(weights, "CLIP", "openai/clip-vit-large-patch14", "clip", CLIPModel, AutoProcessor)
         self.metric = CLIPScore(lambda: (_Towers(net), processor))  # type: ignore[arg-type, return-value]
 
     @torch.no_grad()

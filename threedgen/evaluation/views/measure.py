@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -39,12 +40,12 @@ class Row:
         return len(self.figures)
 
     def of(self, name: str) -> list[float | None]:
-        """A figure of each scene."""
+        """Lists a figure of each scene."""
         return [figures.get(name) for figures in self.figures]
 
-    def stack(self, what: int, kept: Kept) -> np.ndarray:
-        """Features (0) or logits (1) of the views of some scenes."""
-        return np.concatenate([self.seen[k][what] for k in kept])
+    def stack(self, what: Literal["features", "logits"], kept: Kept) -> np.ndarray:
+        """Joins what was seen in the views of some scenes: (N, D) or (N, K)."""
+        return np.concatenate([getattr(self.seen[k], what) for k in kept])
 
 
 class Meter:
@@ -66,11 +67,11 @@ class Meter:
             figures["clip"] = self.caption(pictures, scene.captions)
         into = self.rows.setdefault(row, Row())
         into.figures.append(figures)
-        into.seen.append(self.features(pictures))
+        into.seen.append(Seen(*self.features(pictures)))
 
 
 def bytes_of(images: Tensor) -> Tensor:
-    """Pictures as uint8, as files hold them."""
+    """Rounds pictures to uint8, as files hold them."""
     return torch.from_numpy(to_uint8(images))
 
 
@@ -85,15 +86,15 @@ def overlap(config: EvaluateViewsConfig, scene: SceneViews) -> float | None:
 
 
 def distances(row: Row, truth: Row) -> dict[str, Callable[[Kept], float]]:
-    """The figures of a row that are no means over scenes. Rows of equally many scenes have the same ones, so that what
+    """Gives the figures of a row that are no means over scenes. Rows of equally many scenes have the same ones: what
     is left out of the one is left out of the other."""
     every = np.arange(len(truth))
 
     def features(kept: Kept) -> tuple[np.ndarray, np.ndarray]:
-        return row.stack(0, kept), truth.stack(0, kept if len(row) == len(truth) else every)
+        return row.stack("features", kept), truth.stack("features", kept if len(row) == len(truth) else every)
 
     def inception(kept: Kept) -> float:
-        logits = row.stack(1, kept)
+        logits = row.stack("logits", kept)
         return inception_score(logits, min(SPLITS, len(logits)))[0]
 
     def kernel(kept: Kept) -> float:

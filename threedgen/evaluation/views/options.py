@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -31,6 +31,8 @@ class InceptionFeaturesConfig(Config):
 
 class EvaluateViewsConfig(RunConfig):
     """Draw the views of held-out scenes together and each by itself, and compare them with the true ones."""
+
+    extends: ClassVar[tuple[str, ...]] = ("count",)
 
     scenes: Annotated[Any, Component("scene-source", default="toy-panoramas")] = Field(
         {}, description="the true views, and the captions that are drawn"

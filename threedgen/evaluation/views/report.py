@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from threedgen.evaluation.metrics.figures import bootstrap, bootstrap_ratio, jackknife, mean
+from threedgen.evaluation.metrics.figures import (
+    Estimate,
+    bootstrap_ratio,
+    estimate,
+    jackknife_estimate,
+    mean_estimate,
+    paired_differences,
+)
 from threedgen.evaluation.metrics.overlap import overlap_ratio
-from threedgen.evaluation.tables import estimate, finish, markdown_table, measured, rounded
+from threedgen.evaluation.tables import finish, markdown_table, rounded, with_interval
 from threedgen.train.task import Task
 
 from .drawing import ATTENTION, BASE
@@ -35,7 +40,6 @@ MEANS = {
 FIGURES = {"psnr": MEANS["psnr"], "ratio": "of the truth's", "fid": "FID", "kid": "KID", "is": "Inception score"}
 FIGURES |= {"clip": MEANS["clip"]}
 GIVEN = {name: words for name, words in MEANS.items() if name not in FIGURES}
-Figure = dict[str, float | None]
 
 
 def report(task: Task, meter: Meter, about: dict[str, Any]) -> None:
@@ -48,7 +52,7 @@ def report(task: Task, meter: Meter, about: dict[str, Any]) -> None:
         tables.append(table(GIVEN, {row: found[row] for row in (TRUTH, ATTENTION, BASE)}, less))
     tree = about | {
         "features": meter.features.about,
-        "pictures": {row: sum(len(features) for features, _ in mine.seen) for row, mine in rows.items()},
+        "pictures": {row: sum(len(seen.features) for seen in mine.seen) for row, mine in rows.items()},
         "rows": found,
         "difference": less,
         "scenes": {row: mine.figures for row, mine in rows.items()},
@@ -59,20 +63,18 @@ def report(task: Task, meter: Meter, about: dict[str, Any]) -> None:
 
 
 def summary(row: Row, truth: Row) -> dict[str, Any]:
-    """All figures of a row with their intervals over the scenes."""
+    """Computes all figures of a row with their intervals over the scenes."""
     found: dict[str, Any] = {"scenes": len(row)} | means(row.figures)
     ours, true = row.of("psnr"), truth.of("psnr")
     found["ratio"] = estimate(overlap_ratio(ours, true), bootstrap_ratio(ours, true))
-    every = np.arange(len(row))
     for name, measure in distances(row, truth).items():
-        found[name] = estimate(measure(every), jackknife(measure, len(row)))
+        found[name] = jackknife_estimate(measure, len(row))
     return found
 
 
 def difference(row: Row, other: Row, truth: Row) -> dict[str, Any]:
-    """What a row has more than another one of the same scenes."""
-    pairs = zip(row.figures, other.figures, strict=True)
-    less = [{name: minus(a[name], b[name]) for name in a} for a, b in pairs]
+    """Computes what a row has more than another one of the same scenes."""
+    less = paired_differences(row.figures, other.figures, row.figures[0])
     found: dict[str, Any] = means(less)
     found["psnr"]["won"] = sum((one["psnr"] or 0) > 0 for one in less)
     ours, theirs = distances(row, truth), distances(other, truth)
@@ -81,25 +83,21 @@ def difference(row: Row, other: Row, truth: Row) -> dict[str, Any]:
         def measure(kept: Any, name: str = name) -> float:
             return ours[name](kept) - theirs[name](kept)
 
-        found[name] = estimate(measure(np.arange(len(row))), jackknife(measure, len(row)))
+        found[name] = jackknife_estimate(measure, len(row))
     return found
 
 
-def means(scenes: list[dict[str, float | None]]) -> dict[str, Figure]:
-    """Averages each figure over the scenes."""
-    values = {name: [one.get(name) for one in scenes] for name in MEANS}
-    return {name: estimate(mean(every), bootstrap(every)) for name, every in values.items() if mean(every) is not None}
-
-
-def minus(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
+def means(scenes: list[dict[str, float | None]]) -> dict[str, Estimate]:
+    """Averages each figure that any of the scenes has."""
+    found = {name: mean_estimate([one.get(name) for one in scenes]) for name in MEANS}
+    return {name: figure for name, figure in found.items() if figure["mean"] is not None}
 
 
 def table(figures: Mapping[str, str], rows: Mapping[str, dict[str, Any]], less: dict[str, Any]) -> str:
     """Tabulates in markdown those of the ``figures`` that any row has."""
     there = [name for name in figures if any(name in row for row in rows.values())]
     lines = {ROWS[row]: found for row, found in rows.items()} | ({"with minus without": less} if less else {})
-    cells = [[words, *(measured(found.get(name)) for name in there)] for words, found in lines.items()]
+    cells = [[words, *(with_interval(found.get(name)) for name in there)] for words, found in lines.items()]
     return markdown_table(["views", *(figures[name] for name in there)], cells)
 
 
@@ -112,7 +110,7 @@ def explained(config: EvaluateViewsConfig, meter: Meter) -> str:
         else f"Both draw the same captions from the same noise, DDIM {config.steps} steps, guidance "
         f"{config.guidance_scale:g}, seed {config.seed}."
     )
-    pictures = sum(len(features) for features, _ in rows[TRUTH].seen)
+    pictures = sum(len(seen.features) for seen in rows[TRUTH].seen)
     at = f" at {config.overlap_size} pixels a side" if config.overlap_size else ""
     caption = f"\nThe CLIP score is 100 cos of each view with its own caption, by {config.clip}." if config.clip else ""
     return f"""{len(rows[TRUTH])} held-out scenes. {how}

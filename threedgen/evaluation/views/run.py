@@ -101,12 +101,12 @@ class Evaluation:
             yield from ((FOLDER, number, drawn.scene(number), None) for number in range(len(drawn)))
 
     def true(self, number: int) -> SceneViews:
-        """A scene, its views as exact as files hold them."""
+        """Makes a scene, its views as exact as files hold them."""
         scene = self.source.scene(number)
         return with_images(scene, bytes_of(scene.views.images))
 
     def about(self) -> dict[str, object]:
-        """What report.json says first."""
+        """Tells what report.json says first."""
         c = self.config
         who = {"drawn": self.drawn.describe()} if self.drawn else {
             "prior": c.prior.weights, "blocks": c.prior.blocks, "steps": c.steps, "guidance_scale": c.guidance_scale,
@@ -122,12 +122,12 @@ def overlapping(source: SceneSource, key: str) -> None:
 
 
 def with_images(scene: SceneViews, images: Tensor) -> SceneViews:
-    """The same scene with other pictures (V,H,W,3), uint8, in the places of its own."""
+    """Puts other pictures (V,H,W,3), uint8, in the places of a scene's own."""
     return replace(scene, views=Views(images.float() / 255, scene.views.at))
 
 
 def strip(images: Tensor) -> object:
-    """Views (V,H,W,3) as wide as the sheet shows them."""
+    """Brings views (V,H,W,3) to the width in which the sheet shows them."""
     height, width = images.shape[1:3]
     if width > SHEET_WIDTH:
         images = resize(images, round(height * SHEET_WIDTH / width), SHEET_WIDTH)

@@ -46,19 +46,6 @@ const FRAGMENT = `#version 300 es
     pixel = vec4(texture(picture, place).rgb, 1.0);
   }`;
 
-function program(gl) {
-  const made = gl.createProgram();
-  for (const [kind, source] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
-    const shader = gl.createShader(kind);
-    gl.shaderSource(shader, source);
-    gl.compileShader(shader);
-    gl.attachShader(made, shader);
-  }
-  gl.linkProgram(made);
-  if (!gl.getProgramParameter(made, gl.LINK_STATUS)) throw new Error(gl.getProgramInfoLog(made) || "the shader failed");
-  return made;
-}
-
 // The picture on the graphics card, made smaller if it is too large for it.
 function upload(gl, image) {
   const most = gl.getParameter(gl.MAX_TEXTURE_SIZE), scale = Math.min(1, most / image.naturalWidth);
@@ -77,28 +64,19 @@ function upload(gl, image) {
   gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_T, gl.CLAMP_TO_EDGE);
 }
 
-// A function that draws a view.
-function drawer(gl, canvas, image, high) {
-  const made = program(gl);
-  gl.useProgram(made);
-  gl.uniform1f(gl.getUniformLocation(made, "high"), high);
+// A function that draws a view, for a picture width x height pixels.
+function painter(gl, image, high) {
+  const program = linked(gl, VERTEX, FRAGMENT);
+  gl.useProgram(program);
+  gl.uniform1f(gl.getUniformLocation(program, "high"), high);
   upload(gl, image);
   gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
   gl.enableVertexAttribArray(0);
   gl.vertexAttribPointer(0, 3, gl.FLOAT, false, 0, 0);
-  return (view) => {
-    const ratio = Math.min(devicePixelRatio || 1, 2);
-    const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
-    if (!width || !height) return;
-    if (canvas.width !== width || canvas.height !== height) {
-      canvas.width = width;
-      canvas.height = height;
-    }
+  return (view, width, height) => {
     gl.viewport(0, 0, width, height);
     gl.bufferData(gl.ARRAY_BUFFER, new Float32Array(corners(view, width / height).flat()), gl.DYNAMIC_DRAW);
     gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);
-    // how many pictures there were, for whoever waits for one
-    canvas.dataset.drawn = String(Number(canvas.dataset.drawn || 0) + 1);
   };
 }
 
@@ -112,14 +90,12 @@ async function enter() {
   message.hidden = true;
   const high = Math.PI * image.naturalHeight / image.naturalWidth;
   const view = limited(AHEAD, high);
-  let draw = drawer(gl, canvas, image, high), asked = false;
-  const soon = () => { // one picture for each of the screen's, however often it is called
-    if (!asked) requestAnimationFrame(() => { asked = false; draw(view); });
-    asked = true;
-  };
+  let paint = painter(gl, image, high);
+  const build = () => { paint = painter(gl, image, high); };
+  const draw = drawer(canvas, (width, height) => paint(view, width, height), build);
   const change = (changes) => {
     Object.assign(view, limited({ ...view, ...changes }, high));
-    soon();
+    draw();
   };
   listen(canvas, {
     turn: (across, down) => {
@@ -129,9 +105,6 @@ async function enter() {
     nearer: (factor) => change({ fov: view.fov / factor }),
     reset: () => change(AHEAD),
   });
-  canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
-  canvas.addEventListener("webglcontextrestored", () => { draw = drawer(gl, canvas, image, high); soon(); });
-  new ResizeObserver(soon).observe(canvas);
 }
 
 if (typeof document !== "undefined") {

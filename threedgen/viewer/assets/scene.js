@@ -204,21 +204,6 @@ function cameraOf({ azimuth, elevation, zoom }, centre, radius, aspect) {
   return { camera: multiplied(projection, view), eye };
 }
 
-function linked(gl, ...sources) {
-  const program = gl.createProgram();
-  sources.forEach((source, k) => {
-    const shader = gl.createShader(k ? gl.FRAGMENT_SHADER : gl.VERTEX_SHADER);
-    gl.shaderSource(shader, source);
-    gl.compileShader(shader);
-    gl.attachShader(program, shader);
-  });
-  gl.linkProgram(program);
-  if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost()) {
-    throw new Error(gl.getProgramInfoLog(program) || "the graphics card refused");
-  }
-  return program;
-}
-
 // Colours as sRGB, so that the card blends linear light; glTF's first row is the upper one, as in WebGL without flipping.
 function texture(gl, bitmap, coloured) {
   const made = gl.createTexture();

@@ -22,47 +22,20 @@ const START = { azimuth: 0.5, elevation: 0.26, zoom: 1 }; // glTF: up is +y, the
     const asset = readGlb(bytes);
     const scene = new Scene(gl, asset);
     const view = { ...START, mode: 0 };
-    const draw = drawer(canvas, scene, view);
     const build = () => {
       scene.build(asset);
-      scene.ready.then(draw);
-      draw();
+      scene.ready.then(() => draw());
     };
     build();
+    const draw = drawer(canvas, (width, height) => scene.draw(view, width, height), build);
+    draw();
     obey(canvas, view, draw);
     offerModes(view, draw);
-    canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
-    canvas.addEventListener("webglcontextrestored", build);
-    new ResizeObserver(draw).observe(canvas);
     say("");
   } catch (error) {
     say(`The asset cannot be shown: ${error.message}. The file itself can be saved below.`);
   }
 })();
-
-// --- when it is drawn
-
-// A function that asks for one picture, however often it is called before the screen's next.
-function drawer(canvas, scene, view) {
-  let asked = false;
-  const now = () => {
-    asked = false;
-    const ratio = Math.min(devicePixelRatio || 1, 2);
-    const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
-    if (!width || !height) return;
-    if (canvas.width !== width || canvas.height !== height) {
-      canvas.width = width;
-      canvas.height = height;
-    }
-    scene.draw(view, width, height);
-    // how many pictures there were, for whoever waits for one
-    canvas.dataset.drawn = String(Number(canvas.dataset.drawn || 0) + 1);
-  };
-  return () => {
-    if (!asked) requestAnimationFrame(now);
-    asked = true;
-  };
-}
 
 // --- how it is turned
 

@@ -1,4 +1,4 @@
-"""From what single views show to a verdict on the object: fronts on a ring, and whether there are too many.
+"""Judges an object by what single views show: counts its fronts on a ring, and says whether there are too many.
 
 A ring is V views at azimuths 2 pi k / V (any start). Sides are those of ``figures.SIDES``.
 """
@@ -12,9 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import circulant
 
-from threedgen.evaluation.metrics.figures import Floats, sides_right
-
-from .options import THRESHOLD
+from .figures import Floats, sides_right
 
 FRONT = 0
 APART = pi / 2
@@ -41,9 +39,11 @@ class RingResult:
         return self.fronts > 1
 
 
-def classify_ring(sides: Floats, azimuth: Floats, threshold: float = THRESHOLD, free: bool = False) -> RingResult:
-    """``sides`` (V, 4): probability of each side in view k, whose camera stands at ``azimuth`` (V,) radians; ``free``:
-    nobody knows where the object's front should be."""
+def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool = False) -> RingResult:
+    """Judges the probabilities ``sides`` (V, 4) of V views, whose cameras stand at ``azimuth`` (V,), radians.
+
+    free: nobody knows where the object's front should be.
+    """
     curve = front_curve(sides)
     return RingResult(
         fronts=front_count(curve, threshold),
@@ -54,7 +54,7 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float = THRESHOLD, 
 
 
 def smooth(values: Floats) -> Floats:
-    """Curves around the object (V,) or (V, C), averaged with a hat of 90 degrees to each side: one view alone
+    """Averages curves around the object, (V,) or (V, C), with a hat of 90 degrees to each side: one view alone
     hardly makes a front. Of 8 views the weights are (1, 2, 1) / 4."""
     values = np.asarray(values, float)
     count = len(values)
@@ -65,13 +65,13 @@ def smooth(values: Floats) -> Floats:
 
 
 def front_curve(sides: Floats) -> Floats:
-    """How surely each view shows a front, (V,): its smoothed probability, and 0 where another side is likelier."""
+    """Rates how surely each view shows a front, (V,): its smoothed probability, 0 where another side is likelier."""
     even = smooth(sides)
     return np.where(even.argmax(1) == FRONT, even[:, FRONT], 0.0)
 
 
-def front_count(front: Floats, threshold: float = THRESHOLD) -> int:
-    """How many fronts an object has: the most views with ``front`` (V,) >= ``threshold`` that are all more than
+def front_count(front: Floats, threshold: float) -> int:
+    """Counts the fronts of an object: the most views with ``front`` (V,) >= ``threshold`` that are all more than
     ``APART`` from each other."""
     angles = 2 * pi * np.flatnonzero(np.asarray(front) >= threshold) / len(front)
     most = 0
@@ -85,8 +85,8 @@ def front_count(front: Floats, threshold: float = THRESHOLD) -> int:
 
 
 def doubt(front: Floats) -> float:
-    """The highest threshold at which ``front_count`` finds two fronts: of all pairs of views more than ``APART`` from
-    each other, the largest min(front_i, front_j)."""
+    """Finds the highest threshold at which ``front_count`` finds two fronts: of all pairs of views more than ``APART``
+    from each other, the largest min(front_i, front_j)."""
     front, steps = np.asarray(front, float), np.arange(len(front))
     between = np.abs(steps[:, None] - steps)
     angle = np.minimum(between, len(front) - between) * (2 * pi / len(front))
@@ -94,7 +94,7 @@ def doubt(front: Floats) -> float:
 
 
 def directions(seen: NDArray[np.integer], azimuth: Floats, free: bool = False) -> NDArray[np.bool_]:
-    """Which views (V,) show the side that their camera faces.
+    """Tells which views (V,) show the side that their camera faces.
 
     With ``free``, the object may face any of the V directions: the one that makes most views right is taken. That
     flatters an object whose sides are random, so figures of both kinds are not to be compared.

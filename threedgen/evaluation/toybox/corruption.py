@@ -1,5 +1,5 @@
-"""Things as methods leave them: true objects made rough by smooth noise, or two-faced, for the meter and for what its
-classifier learns beside plain toybox pictures."""
+"""Makes true objects as methods leave them, rough or with two fronts: for the Janus meter, and for what its classifier
+learns beside plain toybox pictures."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from threedgen.data.coloured_mesh import Array, ColouredMesh, Part, toybox_mesh
+from threedgen.data.coloured_mesh import Array, ColouredMesh, Part, sound, toybox_mesh
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.world import Toybox
-from threedgen.evaluation.toybox.labels import OPEN, Truth
 
-from .two_fronted import two_fronted
+from .labels import OPEN, Truth
 
 SHAKE, PAINT = 0.02, 0.07
 """Root mean square of the noise on places (world units) and on colours, at strength 1."""
@@ -26,7 +25,7 @@ TERMS = 24
 
 
 def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -> ColouredMesh:
-    """``mesh`` with every point moved, and its colours changed, by noise that neighbours share; 0: as it is.
+    """Moves every point of ``mesh``, and changes its colours, by noise that neighbours share; 0: as it is.
 
     Points at one place move alike, so what is closed stays closed. Pictures on the surface are not changed.
     """
@@ -36,7 +35,7 @@ def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -
     move, tint = (Noise(rng, wave) for _ in range(2))
     parts = []
     for part in mesh.parts:
-        fine = halved(part)
+        fine = subdivided(part)
         values = fine.values
         if part.texture is None:
             values = np.clip(values + PAINT * strength * tint(fine.corners), 0, 1)
@@ -57,8 +56,8 @@ class Noise:
         return value
 
 
-def halved(part: Part) -> Part:
-    """The same surface in triangles whose edges are ``EDGE`` at most: longer ones are cut in four."""
+def subdivided(part: Part) -> Part:
+    """Cuts triangles in four until their edges are ``EDGE`` at most; the surface stays the same."""
     rows, done = np.concatenate([part.corners, part.values], axis=2), []
     while len(rows):
         corners = rows[..., :3]
@@ -69,6 +68,30 @@ def halved(part: Part) -> Part:
         rows = np.concatenate([np.stack(t, axis=1) for t in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))])
     whole = np.concatenate(done)
     return replace(part, corners=whole[..., :3], values=whole[..., 3:])
+
+
+def two_fronted(mesh: ColouredMesh) -> ColouredMesh:
+    """Joins two front halves, back to back: what is in front of the middle of the bounding box, and the same turned
+    half around the vertical axis, as if a painter of single views had drawn the front again from behind.
+
+    Of a mesh that is symmetric the two cuts lie on each other, so that what is closed stays closed.
+    """
+    x = mesh.corners[..., 0]
+    middle = (x.min() + x.max()) / 2
+    halves = [half for part in mesh.parts if len((half := _front_half(part, middle)).corners)]
+    turn = np.array([-1.0, -1.0, 1.0])
+    behind = [replace(half, corners=half.corners * turn + [2 * middle, 0, 0]) for half in halves]
+    return replace(mesh, parts=tuple(halves + behind))
+
+
+def _front_half(part: Part, middle: float) -> Part:
+    """Cuts off what has x < middle; triangles across are cut, and what they carry is interpolated."""
+    from trimesh.intersections import slice_faces_plane
+
+    rows, values = part.corners.reshape(-1, 3), part.values.reshape(-1, part.values.shape[-1])
+    faces = np.arange(len(rows)).reshape(-1, 3)
+    corners, faces, values = slice_faces_plane(rows, faces, [1, 0, 0], [middle, 0, 0], uv=values)
+    return sound(replace(part, corners=corners[faces], values=values[faces]))
 
 
 ROUGHEST = 2.0
@@ -108,7 +131,7 @@ def corrupt(
 
 
 def nearer_front(azimuth: Array) -> tuple[Array, Array]:
-    """Of cameras at ``azimuth`` (V,) radians around a mesh with fronts at 0 and pi: the azimuth (V,) from the nearer
-    front, and whether (V,) that is clear."""
+    """Finds the azimuths (V,) from the nearer front, and which (V,) are clear, of cameras at ``azimuth`` (V,), radians,
+    around a mesh with fronts at 0 and pi."""
     turned = np.where(np.cos(azimuth) < 0, azimuth + np.pi, azimuth) % (2 * np.pi)
     return turned.astype(np.float32), np.cos(turned) >= np.cos(CLEAR)
