@@ -47,8 +47,7 @@ def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAda
     model: MVAdapter = load_as(MVAdapter, o, device, camera=False)
     if o.adapter is None:
         return model
-    form = {"layout": o.layout, "control": o.control, "shift": o.shift, "shift_mode": o.shift_mode}
-    form["timestep"] = o.timestep
+    form = {name: getattr(o, name) for name in ("layout", "control", "shift", "shift_mode", "timestep")}
     model.with_adapter(o.adapter, o.mv_scale, o.ref_scale, **form)
     return model if cut is None else model.with_picture(cut, o.image_scale)
 
