@@ -132,7 +132,6 @@ class PanoramaBlock(nn.Module):
         self.pe = PositionalEncoding(dim, self.relation_dim, encoding)
         self.by_token = self.checkpointing = True
         self.chunk: int | None = None
-        self.places: dict[Keys, Places] = {}  # of the last call
 
     def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
         """(B F, d, h, w) -> the same; ``keys`` of each view of one or more scenes, which the batch repeats."""
@@ -149,15 +148,16 @@ class PanoramaBlock(nn.Module):
     def _is_small(self, x: Tensor, keys: Sequence[Keys]) -> bool:
         """Is it for ``by_token.py``? Its tables hold as much as all keys of a scene."""
         plain = self.by_token and x.device.type == "cpu" and x.dtype is not torch.float64
-        return plain and sum(each.count for each in set(keys)) * x[0].numel() <= TABLES
+        counts = {id(each): each.count for each in keys}.values()
+        return plain and sum(counts) * x[0].numel() <= TABLES
 
     def _by_token(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
         """The tokens (B F T, d) by ``by_token.py``."""
         (height, width), tokens, transformer = x.shape[-2:], x.flatten(2).mT, self.transformer
-        before = self.places  # scenes may share a geometry, and all steps of a drawing do
-        self.places = {k: before.get(k) or Places.of(k, self._encoding(k), height, width) for k in dict.fromkeys(keys)}
+        different = {id(each): each for each in keys}  # scenes may share a geometry
+        places = {name: Places.of(each, self._encoding(each), height, width) for name, each in different.items()}
         queries = transformer.attn1.queries(transformer.norm1(tokens + self._query_encoding(tokens)))
-        found = attend(queries, tokens, [self.places[each] for each in keys], n_view, transformer.norm1)
+        found = attend(queries, tokens, [places[id(each)] for each in keys], n_view, transformer.norm1)
         return (tokens + transformer.attn1.output(found)).flatten(0, 1)
 
     def _encoding(self, keys: Keys) -> Tensor:

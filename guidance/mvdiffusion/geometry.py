@@ -24,7 +24,7 @@ HIDDEN = 1e6
 """Depth, in metres, that stands in a key's place where it, or that of the query, is unknown."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Keys:
     """What the T = h w tokens of one view attend to: P places around the counterpart in each of n other views.
 

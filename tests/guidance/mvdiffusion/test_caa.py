@@ -8,9 +8,7 @@ from torch import Tensor
 
 from tests.support.tiny_mvdiffusion import awaken, ring, wall
 from threedgen.geometry.warp import sample
-from threedgen.guidance.mvdiffusion.by_token import Places
 from threedgen.guidance.mvdiffusion.caa import Attention, DepthBlock, PanoramaBlock, PositionalEncoding, frequencies
-from threedgen.guidance.mvdiffusion.geometry import Keys
 
 CPU = torch.device("cpu")
 
@@ -68,20 +66,6 @@ def test_cpus_compute_the_same(block: PanoramaBlock | DepthBlock, keys, size, n_
         results.append((out, *torch.autograd.grad(out.square().mean(), [x, *block.parameters()])))
     for expected, got in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
-
-
-def test_the_steps_of_a_drawing_share_where_keys_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Keys] = []
-    real = Places.of
-    monkeypatch.setattr(Places, "of", lambda keys, *told: made.append(keys) or real(keys, *told))
-    block, geometries, x = awaken(PanoramaBlock(32)), (ring(), ring(first_yaw=1.0)), features()
-    for geometry in geometries:
-        keys = geometry.keys(8, 8, CPU)
-        with torch.no_grad():
-            first, again = block(x, keys, 8), block(torch.cat([x, x]), keys, 8)
-            assert torch.equal(torch.cat([first, first]), again)
-        assert len(made) == 8 and set(made) == set(keys)
-        made.clear()
 
 
 def test_a_token_sees_only_what_corresponds() -> None:
