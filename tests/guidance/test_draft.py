@@ -102,7 +102,8 @@ def test_fresh_noise_of_the_steps_is_drawn_in_both_sizes(monkeypatch: pytest.Mon
         return real(like, generator)
 
     monkeypatch.setattr(diffusion, "fresh_noise", noted)
-    model, draw = panorama(0.5)
+    model, draw = panorama()
+    model.draft = 0.5
     draw(steps=4, eta=1.0)
     assert sizes == [16 // model.factor] * 4 + [32 // model.factor] * 2
 
