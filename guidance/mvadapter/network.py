@@ -14,6 +14,7 @@ import torch
 from diffusers import T2IAdapter
 from diffusers.models import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from threedgen.guidance.convolution import quick
 from threedgen.guidance.diffusion import Features
@@ -30,8 +31,8 @@ class AdaptedUNet(nn.Module):
     """A UNet, frozen, with an adapter.
 
     factor: pixels per latent and axis.  branches: "mv" between views, "ref" to a reference picture.  guided: with a
-    guider, of ``depth`` residual blocks per level (None: as many as the UNet).  Trainable are the parameters of
-    ``new_parts``; ``mv_scale`` and ``ref_scale`` weigh the branches.
+    guider, see ``make_guider``.  Trainable are the parameters of ``new_parts``; ``mv_scale`` and ``ref_scale`` weigh
+    the branches.  multiple: pixels of which the sides of pictures have to be multiples.
     """
 
     mv_scale, ref_scale = 1.0, 1.0
@@ -44,14 +45,18 @@ class AdaptedUNet(nn.Module):
         branches: Sequence[Branch] = ("mv", "ref"),
         guided: bool = True,
         depth: int | None = None,
+        downscale: int | None = None,
     ) -> None:
         """Raises ValueError for a UNet to which no guider fits."""
         super().__init__()
         self.unet: Any = cast(Any, unet).requires_grad_(False)
         self.factor, self.form, self.branches = factor, form, tuple(branches)
         decouple(unet, branches, form.layout, form.arrangement)
-        with unet.device:
-            self.guider: Any = make_guider(unet, factor, depth) if guided else None
+        self.multiple, self.guider = factor, None
+        if guided:
+            self.multiple = factor * guider_stride(unet)
+            with unet.device:
+                self.guider: Any = make_guider(unet, factor, depth, downscale)
 
     @property
     def new_parts(self) -> nn.ModuleList:
@@ -68,11 +73,6 @@ class AdaptedUNet(nn.Module):
         }
         return named | ({} if self.guider is None else self.guider.state_dict())
 
-    @property
-    def multiple(self) -> int:
-        """Pixels of which the sides of pictures have to be multiples."""
-        return self.factor if self.guider is None else int(self.guider.downscale_factor)
-
     def guide(self, control: Tensor, height: int, width: int) -> list[Tensor] | None:
         """The guider's features for maps (B,6,H,W) in [0,1], or (B,6,1,1) if all pixels share them, of pictures of
         ``height`` x ``width``. Raises ValueError for maps of other sizes."""
@@ -82,7 +82,9 @@ class AdaptedUNet(nn.Module):
             raise ValueError(f"the sides of pictures should be multiples of {self.multiple} (got {height} x {width})")
         if control.shape[-2:] not in ((1, 1), (height, width)):
             raise ValueError(f"maps of {tuple(control.shape[-2:])} pixels are not of pictures of {height} x {width}")
-        return self.guider(control.expand(-1, -1, height, width))
+        less = self.multiple // self.guider.downscale_factor
+        maps = control if control.shape[-2:] == (1, 1) else avg_pool2d(control, less)
+        return self.guider(maps.expand(-1, -1, height // less, width // less))
 
     def forward(
         self,
@@ -120,28 +122,38 @@ class AdaptedUNet(nn.Module):
         return kept
 
 
-def make_guider(unet: UNet2DConditionModel, factor: int = 8, depth: int | None = None) -> T2IAdapter:
+def make_guider(
+    unet: UNet2DConditionModel, factor: int = 8, depth: int | None = None, downscale: int | None = None
+) -> T2IAdapter:
     """A guider with random weights, whose features have the widths and sizes of the blocks of ``unet``.
 
     There are two forms: of Stable Diffusion, where each block has half the side of the one before, and of SDXL, whose
     first block has no attention and ends at half the side, as the second has, and whose third and middle blocks have a
-    quarter. factor: pixels per latent and axis.  depth: residual blocks per level, None: as many as the UNet. Raises
-    ValueError for other networks.
+    quarter. factor: pixels per latent and axis.  depth: residual blocks per level, None: as many as the UNet.
+    downscale: pixels of its maps per feature and axis; None: those of the pictures, else a divisor of it, and maps of
+    fewer pixels are seen by fewer weights. Raises ValueError for other networks, and other divisors.
     """
-    widths, layers = list(unet.config["block_out_channels"]), unet.config["layers_per_block"]
-    strides = _strides(unet)
-    if strides == [2**level for level in range(len(widths))]:
-        kind, channels, downscale = "full_adapter", widths, factor
-    elif strides == [2, 2, 4]:
-        kind, channels, downscale = "full_adapter_xl", [*widths, widths[-1]], 2 * factor
-    else:
-        raise ValueError(
-            f"no guider fits this UNet: its blocks have 1/{', 1/'.join(map(str, strides))} of the side of the latents, "
-            "which is neither as in Stable Diffusion nor as in SDXL"
-        )
+    stride, widths, layers = guider_stride(unet), [*unet.config["block_out_channels"]], unet.config["layers_per_block"]
+    kind, channels = ("full_adapter", widths) if stride == 1 else ("full_adapter_xl", [*widths, widths[-1]])
+    multiple = factor * stride
+    if multiple % (downscale := downscale or multiple):
+        raise ValueError(f"its guider has a feature for each {multiple} pixels, which {downscale} does not divide")
     depth = depth or (layers if isinstance(layers, int) else layers[0])
     guider: Any = T2IAdapter(CHANNELS, channels, depth, downscale, kind)
     return quick(guider)
+
+
+def guider_stride(unet: UNet2DConditionModel) -> int:
+    """Latents per axis of the first feature of a guider. Raises ValueError for networks for which there is none."""
+    strides = _strides(unet)
+    if strides == [2**level for level in range(len(strides))]:
+        return 1
+    if strides == [2, 2, 4]:
+        return 2
+    raise ValueError(
+        f"no guider fits this UNet: its blocks have 1/{', 1/'.join(map(str, strides))} of the side of the latents, "
+        "which is neither as in Stable Diffusion nor as in SDXL"
+    )
 
 
 def _strides(unet: Any) -> list[int]:

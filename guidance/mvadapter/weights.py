@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from threedgen.run.disk import write_atomic
 from threedgen.run.torch_file import compare, require_finite
 
 from .form import Form
-from .network import AdaptedUNet
+from .network import CHANNELS, AdaptedUNet
 
 FORMAT = "threedgen mvadapter 1"
 TEXT_WIDTH = "text_width"
 OURS = re.compile(r"adapter\.|.+\.attn1\.processor\.to_(q|k|v|out)_(mv|ref)\.")
 QUERY = re.compile(r"(.+\.attn1)\.processor\.to_q_(mv|ref)\.weight")
-
+FIRST = "adapter.conv_in.weight"
 FIRST_BLOCKS = re.compile(r"adapter\.body\.0\.resnets\.\d+\.block1\.bias")
 
 
@@ -74,7 +75,9 @@ def convert_adapter(
     try:
         guided = any(name.startswith("adapter.") for name in ours)
         depth = sum(FIRST_BLOCKS.fullmatch(name) is not None for name in ours)
-        network = AdaptedUNet(unet, factor, Form.from_card(card, **form), branches, guided, depth)
+        maps = ours[FIRST].shape[1] if FIRST in ours and ours[FIRST].ndim == 4 else 0
+        shape = (depth, isqrt(maps // CHANNELS))
+        network = AdaptedUNet(unet, factor, Form.from_card(card, **form), branches, guided, *shape)
     except ValueError as error:
         raise ConfigError(f"an adapter cannot be put into this base: {error}", "adapter") from None
     state = network.adapter_state()

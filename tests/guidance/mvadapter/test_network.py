@@ -58,6 +58,24 @@ def test_features_of_the_guider_arrive_in_every_block(config: Any, multiple: int
     assert (network(x, t, text, control(3, 32, 80), 3) - without).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_smaller_maps_say_the_same_where_pixels_agree() -> None:
+    base = tiny_base(**TOYBOX)
+    whole, less = make_guider(base), make_guider(base, downscale=4)
+    weight: torch.Tensor = whole.adapter.conv_in.weight  # type: ignore[assignment]
+    summed = weight.unflatten(1, (6, 4, 4, 4, 4)).sum((3, 5)).flatten(1, 3)
+    less.load_state_dict(whole.state_dict() | {"adapter.conv_in.weight": summed})
+    network = AdaptedUNet(base, branches=())
+    blocks = control(2, 8, 12).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    found = []
+    for network.guider in (whole, less):
+        assert network.multiple == 16
+        found.append([network.guide(maps, 32, 48) for maps in (control(2), blocks)])
+    torch.testing.assert_close(*found)
+    with pytest.raises(ValueError, match="feature for each 16 pixels, which 5 does not divide"):
+        make_guider(base, downscale=5)
+
+
 def test_maps_have_to_be_of_the_pictures() -> None:
     network = AdaptedUNet(tiny_base(**TOYBOX))
     x, t, text = inputs(2, size=(4, 6))

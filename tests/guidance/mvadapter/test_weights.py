@@ -90,6 +90,12 @@ def test_the_guider_may_be_deeper_than_the_base() -> None:
     assert len(found.guider.adapter.body[0].resnets) == 3
 
 
+def test_the_guider_may_see_smaller_maps() -> None:
+    network = AdaptedUNet(tiny_base(), branches=("mv",), downscale=2)
+    found = convert_adapter(network.adapter_state(), tiny_base()).network
+    assert (found.guider.downscale_factor, found.multiple) == (2, 8)
+
+
 def test_adapters_of_other_bases_are_refused(tmp_path: Path) -> None:
     wrong = "another base: it is for 4 layers of attention, 32 to 32 wide, this one has "
     with pytest.raises(ConfigError, match=wrong + "7 layers of attention, 32 to 64 wide"):

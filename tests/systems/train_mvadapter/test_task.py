@@ -53,7 +53,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "rays": {},
     "rays in two sizes": {"image_size": 32, "timestep": "matched", "training": {"half": 0.5, "optimizer": "muon"}},
     "rays in perspective": {"fov": 40.0},
-    "geometry": {"control": "geometry", "training": WHOLE},
+    "geometry": {"control": "geometry", "guider_downscale": 1, "training": WHOLE},
     "serial, words alone": {"branches": ["mv"], "arrangement": "serial", "training": {"no_image": None}},
     "guider alone": {"branches": [], "training": {"no_image": None}},
 }
@@ -181,12 +181,16 @@ def test_a_fresh_adapter_with_its_guider_quiet_is_the_base(tmp_path: Path, base:
     assert_same(task.adapt(options, load(base)).adapter_state(), again)
 
 
-def test_a_training_begins_with_an_adapter_of_another_run(tmp_path: Path, base: Path, training: Training) -> None:
+def test_a_training_begins_with_an_adapter_of_another_run(
+    tmp_path: Path, base: Path, training: Training, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = load_file(training.run / RESULT)
     still = ["trainer.max_steps=1", "training.learning_rate=0", f"out={tmp_path / 'run'}"]
     words = ["--config", str(tiny(tmp_path, base)), *still, f"adapter={training.run / RESULT}"]
     assert cli.main(words) == 0
     assert_same(load_file(tmp_path / "run" / RESULT), before)
+    assert cli.main([*words, "guider_downscale=1", f"out={tmp_path / 'other'}"]) == 2
+    assert "has guider_downscale=2, and 1 is asked for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -202,6 +206,7 @@ def test_a_training_begins_with_an_adapter_of_another_run(tmp_path: Path, base: 
         (["control=geometry"], "training.view_sets should be left out with layout rowcol"),
         (["training.view_sets=[[0, 6]]"], "view_sets are of different numbers from 0 to 5 (got [0, 6])"),
         (["objects.name=toybx"], "did you mean 'toybox'"),
+        (["guider_downscale=3"], "has a feature for each 2 pixels, which 3 does not divide"),
         (["image_size=15"], "15 is not a multiple of 2"),
         (["control=geometry", "training.view_sets=[]", "objects.name=meshes", "objects.path=nowhere"], "no folder"),
     ],

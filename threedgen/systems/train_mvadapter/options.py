@@ -81,6 +81,12 @@ class TrainMVAdapterConfig(RunConfig):
     )
     arrangement: Arrangement = Field("parallel", description="of the branches; serial: one after the other")
     control: Control = Field("rays", description="what it is told of the views: rays of cameras, or geometry of a mesh")
+    guider_downscale: int | None = Field(
+        None,
+        ge=1,
+        description="pixels of a side of what is told that make one feature; null: all of those in a view (released "
+        "adapters: 8, of SDXL 16), a divisor of it: smaller maps, by fewer weights",
+    )
     layout: Layout | None = Field(
         None, description="tokens that attend to each other; null: row, of the geometry of a mesh rowcol"
     )

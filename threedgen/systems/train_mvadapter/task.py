@@ -100,7 +100,7 @@ def fresh_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) ->
     """An adapter that changes nothing yet but by its guider. Raises ConfigError."""
     seed_networks(config.seed, "adapter")
     try:
-        return AdaptedUNet(model.unet, model.factor, form, config.branches)
+        return AdaptedUNet(model.unet, model.factor, form, config.branches, downscale=config.guider_downscale)
     except ValueError as error:
         raise ConfigError(f"an adapter cannot be put into {config.start!r}: {error}", "start") from None
 
@@ -112,6 +112,9 @@ def earlier_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) 
     if set(network.branches) != set(config.branches):
         has, asked = (f"[{', '.join(each)}]" for each in (network.branches, config.branches))
         raise ConfigError(f"has branches={has}, and {asked} are asked for", "adapter", config.adapter)
+    asked, has = config.guider_downscale, network.guider and network.guider.downscale_factor
+    if asked is not None and asked != has:
+        raise ConfigError(f"has guider_downscale={has}, and {asked} is asked for", "adapter", config.adapter)
     network.new_parts.requires_grad_(True).train()
     return network
 
