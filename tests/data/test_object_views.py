@@ -148,6 +148,7 @@ def test_the_last_meshes_are_held_out_and_captions_are_read(folder: Path) -> Non
     ("options", "text", "said"),
     [
         ({"path": "nowhere"}, None, "there is no folder 'nowhere'"),
+        ({"path": "a" * 5000}, None, "path: should be the path of a folder"),
         ({"path": "empty"}, None, "'empty' has 0 meshes .*held_out"),
         ({"held_out": 5}, None, "has 5 meshes .* 5 are held out of training .held_out.: it should have more"),
         ({}, '{"balls/9.obj": "a ball"}', "a caption for 'balls/9.obj', and no such mesh .*did you mean 'balls/"),

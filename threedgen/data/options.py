@@ -11,6 +11,7 @@ from pydantic import Field
 from threedgen.config import Config
 from threedgen.config.errors import ConfigError, did_you_mean, nearest, short
 from threedgen.config.plain_file import parse_json, read_text
+from threedgen.run.folder import existing_folder
 
 SceneSplit = Literal["train", "test"]
 ObjectSplit = Literal["train", "held-out"]
@@ -66,8 +67,7 @@ class _Folder(Config):
     path: str = Field(min_length=1, description="folder of the data set")
 
     def check(self) -> None:
-        if not Path(self.path).expanduser().is_dir():
-            raise ConfigError(f"there is no folder {self.path!r}", "path")
+        existing_folder(self.path, "path")
 
 
 class MatterportConfig(_Folder):
@@ -127,7 +127,7 @@ class MeshFolderConfig(_Folder):
 
     def files(self) -> list[str]:
         """Paths below the folder, in their order. Raises ConfigError if there are none."""
-        folder = Path(self.path).expanduser()
+        folder = existing_folder(self.path, "path")
         found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in MESHES)
         if len(found) <= self.held_out:
             raise ConfigError(

@@ -132,6 +132,14 @@ def user_path(text: str | Path, key: str) -> Path:
     raise ConfigError("should be the path of a folder", key, str(text))
 
 
+def existing_folder(text: str | Path, key: str) -> Path:
+    """Finds the folder of this name, `~` expanded. Raises ConfigError naming `key` if there is none."""
+    folder = user_path(text, key)
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {str(text)!r}", key)
+    return folder
+
+
 def config_name(path: Path) -> str:
     """Names a config's file for its run folders; for the config.yaml of a run, that of the run."""
     return path.resolve().parent.name if path.name == CONFIG else path.stem

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from threedgen.config.errors import ConfigError
+from threedgen.run.folder import existing_folder
 
 SPLITS = tuple(f"{category}_{split}" for category in ("cars", "chairs") for split in ("train", "val", "test"))
 """The names of the archives."""
@@ -19,7 +20,7 @@ PICTURES = (".png", ".jpg", ".jpeg")
 def split_folder(root: Path | str, split: str) -> Path:
     """The folder with the scenes of a split ("cars_test", ...): ROOT/SPLIT, a folder in it, as the archives of the
     chairs have it (chairs_train/chairs_2.0_train), ROOT/ANY/SPLIT, or ROOT itself. Raises ConfigError."""
-    root = existing(root)
+    root = existing_folder(root, "path")
     places = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
     if root.name == split or root.name not in SPLITS:  # never another split's scenes
         places += [root, *(_folders(root) if root.name == split else [])]
@@ -27,14 +28,6 @@ def split_folder(root: Path | str, split: str) -> Path:
         if scenes(place):
             return place
     raise ConfigError(f"{root} has no folder {split} with scenes in it (SCENE/rgb, SCENE/pose, SCENE/intrinsics.txt)")
-
-
-def existing(path: Path | str) -> Path:
-    """The folder of this name, `~` expanded. Raises ConfigError, of the key ``path``, if there is none."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(f"there is no folder {str(path)!r}", "path")
-    return folder
 
 
 def scenes(folder: Path) -> list[Path]:

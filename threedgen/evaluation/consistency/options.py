@@ -13,9 +13,10 @@ from threedgen.config.fields import value_in
 from threedgen.config.registry import Component
 from threedgen.config.renamed import in_tree
 from threedgen.config.sections import RunConfig
-from threedgen.data.srn.layout import existing, scenes, split_folder
+from threedgen.data.srn.layout import scenes, split_folder
 from threedgen.evaluation.toybox.options import ProbeConfig
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
+from threedgen.run.folder import existing_folder
 
 ORIGINAL = "original"
 """The row of the original data."""
@@ -69,8 +70,9 @@ class FolderSamplerConfig(Config):
 
     def folders(self) -> list[Path]:
         """Lists those of its scenes. Raises ConfigError if there are none."""
-        if not (found := scenes(existing(self.path))):
-            inside = next((path for path in sorted(existing(self.path).iterdir()) if scenes(path)), None)
+        folder = existing_folder(self.path, "path")
+        if not (found := scenes(folder)):
+            inside = next((path for path in sorted(folder.iterdir()) if scenes(path)), None)
             hint = f"; did you mean {inside}, which has?" if inside else ""
             lacking = f"{self.path} has no scenes in it, folders with rgb/, pose/ and intrinsics.txt in each{hint}"
             raise ConfigError(lacking, "path")

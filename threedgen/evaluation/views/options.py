@@ -11,7 +11,7 @@ from threedgen.config.optional import require
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
 from threedgen.evaluation.toybox.options import ProbeConfig
-from threedgen.run.folder import user_path
+from threedgen.run.folder import existing_folder
 
 
 class ProbeFeaturesConfig(ProbeConfig):
@@ -77,8 +77,7 @@ class EvaluateViewsConfig(RunConfig):
                 )
             super().check()
         else:
-            if not user_path(self.views, "views").is_dir():
-                raise ConfigError(f"there is no folder {self.views!r}", "views")
+            existing_folder(self.views, "views")
             RunConfig.check(self.used())
 
     def used(self) -> Self:
