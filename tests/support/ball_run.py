@@ -1,13 +1,17 @@
-"""The folder of a generate run whose field is a coloured ball with a knob, made in milliseconds and without a prior."""
+"""The folder of a generate run whose field is a coloured ball with a knob, made in milliseconds and without a prior;
+and its export."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from threedgen import cli
 from threedgen.config import load
 from threedgen.representations.base import Representation
 from threedgen.representations.options import FieldConfig
@@ -52,6 +56,12 @@ def register(patch: Any) -> None:
     registry.register("representation", "ball", "tests.support.ball_run:Ball", "tests.support.ball_run:BallConfig")
 
 
+@pytest.fixture(autouse=True)
+def ball(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The field `ball`, in every test of a file that imports this."""
+    register(monkeypatch)
+
+
 def ball_run(folder: Path, *overrides: str, **place: Any) -> Path:
     """A finished run; place: replaces numbers of the ball, as p0=... to p4=..."""
     words = ["field.name=ball", "occupancy=null", "trainer.max_steps=10", *overrides]
@@ -80,3 +90,21 @@ def whole_state(state: dict[str, torch.Tensor], step: int = 10) -> dict[str, Any
         "optimizer_states": [learning],
         "lr_schedulers": rates,
     }
+
+
+def export(run: Path, *words: str) -> int:
+    """A small asset of a run; the exit code of the command."""
+    return cli.main(["--config", "export", f"run={run}", *SMALL, *words])
+
+
+def refused(capsys: pytest.CaptureFixture[str], run: object, *words: str) -> str:
+    """The one sentence of an export that cannot be."""
+    assert cli.main(["--config", "export", "--quiet", f"run={run}", *SMALL, *words]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "Traceback" not in said
+    return said
+
+
+def told(run: Path) -> dict[str, Any]:
+    """What asset.json of a run's asset tells."""
+    return json.loads((run / "asset" / "asset.json").read_text())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.ball_run import Ball, ball_run, register
+from tests.support.ball_run import Ball, ball, ball_run  # noqa: F401
 from tests.support.kept_folder import kept_folder
 from threedgen.config import ConfigError, load, plain, shipped
 from threedgen.export.files.read_glb import read_glb
@@ -24,11 +24,6 @@ WORDS = [
     "field.name=ball", "occupancy=null", "prompt=a ball", "trainer.max_steps=10", "export.texture=128",
     "export.lods=[]", "export.resolution=32", "export.refine=0",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _ball(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch)
 
 
 def system(*words: str, **place: float) -> Any:
