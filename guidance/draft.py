@@ -1,8 +1,9 @@
 """Drawing in two sizes: at half of it, where what is where is decided at a fourth of the cost; then enlarged, noised a
-little and drawn again, which makes it crisp.
+little and drawn again, which makes it crisp. And drawing anew in the same way what was brought to agree.
 
 As Imagen and others draw (arXiv 2205.11487: a small picture first), but by one network; the second drawing goes on from
-the first as in SDEdit (arXiv 2108.01073).
+the first as in SDEdit (arXiv 2108.01073). Views of one surface that are put on it agree, as in SyncMVD (arXiv
+2311.12891), which does so in each step.
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ class Begun(NamedTuple):
     strength: float
 
 
+class Synchronised(NamedTuple):
+    """How often pictures (B,H,W,3) are brought to agree and drawn again, and what brings them to it."""
+
+    rounds: int
+    agree: Callable[[Tensor], Tensor]
+
+
 def check_sides(size: Size, unit: int, draft: float | None, keys: tuple[str, str] = ("", "")) -> None:
     """Raises ConfigError for pictures (H,W) whose sides are no multiples of ``unit``, or that cannot be halved where
     the option prior.draft asks for it; ``keys``: the options of height and width."""
@@ -55,18 +63,26 @@ def check_halves(size: Size, draft: float | None, unit: int, key: str = "draft")
         )
 
 
-def steps_in_all(steps: int, draft: float | None) -> int:
-    """How many steps a sampling of ``steps`` has in both sizes."""
-    return steps + (0 if draft is None else max(1, round(draft * steps)))
+def steps_in_all(steps: int, draft: float | None, rounds: int = 0) -> int:
+    """How many steps a sampling of ``steps`` has in both sizes, and in all ``rounds``."""
+    return steps + max(rounds, draft is not None) * max(1, round((draft or DRAFT) * steps))
 
 
-def in_both_sizes(model: Any, size: Size, draw: Callable[[Size, Begun | None], Tensor]) -> Tensor:
+def in_both_sizes(
+    model: Any, size: Size, draw: Callable[[Size, Begun | None], Tensor], synchronised: Synchronised | None = None
+) -> Tensor:
     """Pictures (B,H,W,3) that ``draw`` makes of a size, from noise or from what is begun: once, or twice where
-    ``model.draft`` says with how much noise."""
+    ``model.draft`` says with how much noise. ``synchronised``: before each of so many drawings from what is begun."""
     if model.draft is None:
-        return draw(size, None)
-    small = draw((size[0] // 2, size[1] // 2), None)
-    return draw(size, Begun(model.encode_views(enlarged(small, size)), model.draft))
+        pictures = draw(size, None)
+    else:
+        pictures = enlarged(draw((size[0] // 2, size[1] // 2), None), size)
+    rounds = 0 if synchronised is None else synchronised.rounds
+    for number in range(max(rounds, model.draft is not None)):
+        if synchronised is not None and number < rounds:
+            pictures = synchronised.agree(pictures)
+        pictures = draw(size, Begun(model.encode_views(pictures), model.draft or DRAFT))
+    return pictures
 
 
 def enlarged(pictures: Tensor, size: Size) -> Tensor:

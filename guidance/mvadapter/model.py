@@ -19,7 +19,7 @@ from threedgen.config import ConfigError
 from threedgen.geometry.foreground import read_cut_out
 from threedgen.geometry.views import resize
 from threedgen.guidance.diffusion import Conditions, Features, Generators, Reference, fresh_noise, guided
-from threedgen.guidance.draft import Begun, Size, ddim, in_both_sizes
+from threedgen.guidance.draft import Begun, Size, Synchronised, ddim, in_both_sizes
 from threedgen.guidance.inpainting import ddim_inpaint
 from threedgen.guidance.options import MVAdapterConfig
 from threedgen.guidance.priors.mvdream import load_as
@@ -207,6 +207,7 @@ class MVAdapter(StableDiffusion):
         generator: Generators = None,
         eta: float = 0.0,
         on_step: Callable[[], None] = lambda: None,
+        synchronised: Synchronised | None = None,
     ) -> Tensor:
         """Samples the V views of an object by DDIM -> (V,H,W,3) in [0,1], on the CPU.
 
@@ -216,7 +217,8 @@ class MVAdapter(StableDiffusion):
             size: (H,W), multiples of ``unit``; by default that of ``image_size``.
             guidance_scale: for text and picture together; by default 7, with a picture 3.  image_scale: for the picture
                 apart, and then the other is for the text alone.
-            eta: 0 is DDIM, 1 like DDPM.  on_step: called before each step; may raise.
+            eta: 0 is DDIM, 1 like DDPM.  on_step: called before each step; may raise.  synchronised: see
+                ``in_both_sizes``.
         """
         n_view, texts = len(control), self.encode_prompt([prompt, negative_prompt]).split(1)
         whole = size or (self.image_size, self.image_size)
@@ -239,7 +241,7 @@ class MVAdapter(StableDiffusion):
             z = ddim(guided(denoise, scale), start, given, self.schedule, steps, eta, generator, begun)
             return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
 
-        return in_both_sizes(self, whole, draw)
+        return in_both_sizes(self, whole, draw, synchronised)
 
     @torch.no_grad()
     def inpaint(

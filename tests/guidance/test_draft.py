@@ -17,7 +17,7 @@ from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
 from threedgen.config import ConfigError
 from threedgen.geometry.views import resize
 from threedgen.guidance import diffusion
-from threedgen.guidance.draft import Begun, enlarged, in_both_sizes, steps_in_all
+from threedgen.guidance.draft import Begun, Synchronised, enlarged, in_both_sizes, steps_in_all
 from threedgen.guidance.mvadapter.cameras import RAY_VIEWS, views
 from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.inputs import depth_channels
@@ -92,6 +92,21 @@ def test_the_noise_says_how_many_steps_are_made_at_full_size(kind: Any, monkeypa
     much = draw(steps=4)
     assert sizes[5:] == [16] * 4 + [32] * 4 and len(sizes[5:]) == steps_in_all(4, 1.0)
     assert (much - little).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("draft", [None, 0.5])
+def test_views_that_are_brought_to_agree_are_drawn_again(draft: float | None) -> None:
+    model, draw = adapter()
+    model.draft, seen, steps = draft, list[Tensor](), list[int]()
+
+    def grey(pictures: Tensor) -> Tensor:
+        seen.append(pictures)
+        return torch.full_like(pictures, 0.5)
+
+    found = draw(steps=4, synchronised=Synchronised(3, grey), on_step=lambda: steps.append(1))
+    assert [pictures.shape for pictures in seen] == [found.shape] * 3
+    assert len(steps) == steps_in_all(4, draft, 3)
+    assert (seen[1] - seen[2]).abs().max() > 1e-4, "each time from other noise"
 
 
 def test_fresh_noise_of_the_steps_is_drawn_in_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def test_a_mesh_wears_what_is_drawn_for_it(
     write_mesh(tmp_path / "a.glb")
     prior = tiny_prior_config(tmp_path / "prior", GEOMETRY)
     words = ["mesh=a.glb", *(f"prior.{name}={value}" for name, value in prior.items()), "steps=2"]
-    code, out, err = run(capsys, *words, "prompt=a red dog", "out=run")
+    code, out, err = run(capsys, *words, "prompt=a red dog", "synchronise=2", "out=run")
     assert code == 0 and out.splitlines()[-1] == str(Path("run", "textured.glb")), err
     assert {path.stem for path in Path("run", "views").iterdir()} == set(SIDES)
     first, kept = Path("run", "texture.png").read_bytes(), Path("run", "views.safetensors")

@@ -20,6 +20,7 @@ from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import vertex_normals
 from threedgen.export.shape.topology import area_vectors, pieces, weld
 from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import Buffers, interpolate, rasterise_uv, rasterise_views, shrink, unit
 from threedgen.geometry.texture import fill, sample
 from threedgen.run.arrays import Array
@@ -38,11 +39,12 @@ MASK = 0.9
 @dataclass(frozen=True)
 class ViewTexture:
     """texture (H,W,3) float32 in [0,1], row 0 at v = 1; seen (H,W), bool: texels that a picture shows; share: of those
-    that the faces have."""
+    that the faces have; psnr: how alike a texel and each picture that is believed about it are, in dB."""
 
     texture: Array
     seen: Array
     share: float
+    psnr: float
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,15 @@ def texture_from_views(
     normals = unit(area_vectors(mesh.vertices, mesh.faces))
     depths, sides = seen_from(mesh, normals, at, on_view)
     texels = take_texels(mesh, buffers, normals, sides)
-    mean = Mean(len(texels.points))
+    mean, said = Mean(len(texels.points)), list[tuple[Array, Array]]()
     for n, depth in enumerate(depths):
         index, weight, pixels = _weights(texels, at, n, depth, trust, 1.0 if view_weights is None else view_weights[n])
         where = pixels / (at.width, -at.height) + (0, 1)
         if masks is not None:
             weight = weight * (sample(masks[n][..., None], where)[:, 0] > MASK)
-        mean.add(sample(images[n], where), weight, index)
+        believed, colours = weight > 0, sample(images[n], where)
+        mean.add(colours, weight, index)
+        said.append((index[believed], colours[believed]))
         on_view()
     before = np.zeros_like(texels.points) if over is None else over.texture[buffers.mask]
     known = mean.known if over is None else mean.known | over.seen[buffers.mask]
@@ -97,7 +101,8 @@ def texture_from_views(
         colours = diffuse(Places(texels.points, texels.normals, piece), colours, known)
     texture, seen = np.zeros((size, size, 3), np.float32), np.zeros((size, size), bool)
     texture[buffers.mask], seen[buffers.mask] = colours, known
-    return ViewTexture(np.clip(fill(texture, buffers.mask), 0, 1), seen, float(known.mean()))
+    alike = psnr(np.concatenate([told for _, told in said]), np.concatenate([colours[index] for index, _ in said]))
+    return ViewTexture(np.clip(fill(texture, buffers.mask), 0, 1), seen, float(known.mean()), alike)
 
 
 def take_texels(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: Array) -> Texels:

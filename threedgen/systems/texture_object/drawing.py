@@ -16,7 +16,7 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import write_png
-from threedgen.guidance.draft import check_sides, steps_in_all
+from threedgen.guidance.draft import Synchronised, check_sides, steps_in_all
 from threedgen.guidance.mvadapter.cameras import ray_maps
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.pictures import framed
@@ -32,12 +32,14 @@ from .options import DrawingConfig, TextureObjectConfig
 VIEWS = "views"
 
 
-def draw(task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None) -> tuple[Tensor, list[str]]:
+def draw(
+    task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None, synchronised: Synchronised | None = None
+) -> tuple[Tensor, list[str]]:
     """Samples the views (V,H,W,3) in [0,1] that cameras ``at`` see, or takes those of an earlier start; and notes on
     the prompt.
 
-    maps: what the guider is shown of a mesh (V,6,H,W); None: rays of the cameras. Raises ConfigError; Stopped after
-    Ctrl-C.
+    maps: what the guider is shown of a mesh (V,6,H,W); None: rays of the cameras.  synchronised: see ``in_both_sizes``.
+    Raises ConfigError; Stopped after Ctrl-C.
     """
     config: DrawingConfig = task.config
     require(model, config, at, maps is not None)
@@ -47,9 +49,11 @@ def draw(task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None) -> tupl
     picture = None if cut is None else framed(torch.from_numpy(cut), at.height, at.width)
     shape = (len(at), at.height, at.width, 3)
 
+    rounds = 0 if synchronised is None else synchronised.rounds
+
     def sample() -> Tensor:
         control = ray_maps(at) if maps is None else maps
-        with task.counted("drawing", steps_in_all(config.steps, model.draft)) as on_step:
+        with task.counted("drawing", steps_in_all(config.steps, model.draft, rounds)) as on_step:
             return model.draw(
                 config.text(),
                 control,
@@ -62,6 +66,7 @@ def draw(task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None) -> tupl
                 generator=generator(config.seed, 0, "views"),
                 eta=config.eta,
                 on_step=on_step,
+                synchronised=synchronised,
             )
 
     return kept(task.folder / "views.safetensors", "views", shape, sample), notes

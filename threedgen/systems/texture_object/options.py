@@ -122,6 +122,13 @@ class TextureObjectConfig(ThingConfig, DrawingConfig):
         "transparent is not the thing; none of all three: only preview.png and the maps are made",
     )
     size: int = Field(768, ge=64, le=2048, description="pixels of a side's maps, and of a side that is drawn")
+    synchronise: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="times that drawn sides are put on the mesh, and what is then seen of it is drawn again from some "
+        "noise (prior.draft, else 0.3), so that they agree with each other and with its outline",
+    )
     texture: int = Field(1024, ge=64, le=8192, description="texels along an edge, a power of two")
     uv: Literal["auto", "own", "unwrap"] = Field(
         "auto", description="texture coordinates: the mesh's own, new ones, or auto: its own if no two places share one"

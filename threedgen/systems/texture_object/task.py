@@ -22,16 +22,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from threedgen.export.files.check import Expected, Finding, check_glb
 from threedgen.export.files.glb import textured_glb_bytes
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.surface.blend import OBJECT
 from threedgen.export.surface.from_views import ViewTexture, render, texture_from_views
-from threedgen.geometry.images import grid, png, psnr, to_uint8, write_png
+from threedgen.geometry.images import grid, png, to_uint8, write_png
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import resize
+from threedgen.guidance.draft import Synchronised
 from threedgen.guidance.mvadapter.model import MVAdapter
+from threedgen.guidance.mvadapter.pictures import GREY
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic, writing
 from threedgen.run.progress import Count
@@ -54,6 +57,8 @@ ROWS = (
     ("Sides", "the mesh, and what was drawn or given for it", ((PREVIEW, "Mesh"), (VIEWS, "Pictures"))),
     ("Texture", "what of it no picture shows was completed", (("texture.png", "Texture"),)),
 )
+FINE = 4
+"""Texels along an edge for each pixel of a side, with which sides are brought to agree."""
 AROUND, SHOWN = 6, 256
 """Cameras above the horizon, and as many below, of before.png and after.png; pixels of a picture in a sheet."""
 LARGE = 512
@@ -63,8 +68,8 @@ LARGE = 512
 @dataclass(frozen=True)
 class Textured:
     """What became of a thing: its texture, the file's bytes, what the checker says of it, which share of the texels a
-    side shows, how many views of what none shows were painted, and how well the mesh shows the sides again where they
-    are believed, in dB."""
+    side shows, how many views of what none shows were painted, and how alike texels and the sides that are believed
+    about them are, in dB."""
 
     texture: ViewTexture
     glb: bytes
@@ -86,7 +91,7 @@ def texture_object(task: Task) -> None:
         write_png(task.folder / PREVIEW, grid(preview(thing.mesh, SHOWN), 3, SIDES))
         write_maps(task.folder / "maps", maps)
         model: MVAdapter | None = task.load_prior() if config.draws or config.paints else None
-        sides = Sides(*given) if given is not None else drawn_sides(task, model, maps) if model else Sides()
+        sides = Sides(*given) if given is not None else drawn_sides(task, model, thing, maps) if model else Sides()
         figures: dict[str, Any] = {"triangles": len(thing.mesh.faces), "notes": [*thing.notes, *sides.notes]}
         if sides.views is not None:
             done = textured(task, thing, sides, model if config.paints else None)
@@ -105,9 +110,16 @@ class Sides:
     files: Sequence[str] = ()
 
 
-def drawn_sides(task: Task, model: MVAdapter, maps: Array) -> Sides:
-    """Those that are drawn as the ``maps`` (6,H,H,6) of the mesh have it. Raises ConfigError, OSError."""
-    views, notes = draw(task, model, six_sides(task.config.size), torch.from_numpy(maps).permute(0, 3, 1, 2))
+def drawn_sides(task: Task, model: MVAdapter, thing: Thing, maps: Array) -> Sides:
+    """Those that are drawn as the ``maps`` (6,H,H,6) of the thing have it. Raises ConfigError, OSError."""
+    config: TextureObjectConfig = task.config
+    at, control = six_sides(config.size), torch.from_numpy(maps).permute(0, 3, 1, 2)
+
+    def agree(views: Tensor) -> Tensor:
+        made = seen_texture(thing.mesh, Sides(views.numpy()), min(config.texture, FINE * config.size))
+        return torch.from_numpy(render(thing.mesh, made.texture, at, background=GREY))
+
+    views, notes = draw(task, model, at, control, Synchronised(config.synchronise, agree))
     return Sides(views.numpy(), notes=notes, files=write_views(task.folder, views, SIDES))
 
 
@@ -129,12 +141,12 @@ def textured(task: Task, thing: Thing, sides: Sides, model: MVAdapter | None = N
     if model is not None:
         whole, painted = inpainted(thing.mesh, made, model.image_size, config.complete, painter(task, model))
     data, found = as_file(thing, whole, made.share, config)
-    return Textured(
-        whole, data, tuple(found), made.share, painted, seen_psnr(thing, replace(made, texture=whole.texture), views)
-    )
+    return Textured(whole, data, tuple(found), made.share, painted, made.psnr)
 
 
-def seen_texture(mesh: TexturedMesh, sides: Sides, size: int, on_view: Callable[[], None]) -> ViewTexture:
+def seen_texture(
+    mesh: TexturedMesh, sides: Sides, size: int, on_view: Callable[[], None] = lambda: None
+) -> ViewTexture:
     """The texture as the sides show it, the rest as around it; ``on_view``: called twice for each side."""
     assert sides.views is not None
     at = six_sides(sides.views.shape[1])
@@ -150,14 +162,6 @@ def as_file(thing: Thing, made: ViewTexture, seen: float, config: TextureObjectC
     data = textured_glb_bytes(thing.for_file(), maps, Path(str(config.mesh)).stem, extras, open_surface=thing.open)
     room = 4 + 6 * (config.texture / 1024) ** 2 + triangles / 10_000
     return data, check_glb(data, Expected(triangles, config.texture, None, room, tuple(extras), scene=True))
-
-
-def seen_psnr(thing: Thing, made: ViewTexture, views: Array) -> float:
-    """How alike the views and pictures of the textured mesh are, in dB, in pixels whose texels a view shows."""
-    both = np.concatenate([made.texture, made.seen[..., None]], axis=-1)
-    again = render(thing.mesh, both, six_sides(views.shape[1]), supersample=1, background=0.0)
-    whole = again[..., 3] > 0.999
-    return psnr(views[whole], again[whole, :3]) if whole.any() else 0.0
 
 
 def write_textured(task: Task, thing: Thing, sides: Sides, done: Textured, notes: Sequence[str]) -> dict[str, Any]:
