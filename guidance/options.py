@@ -198,6 +198,12 @@ class MVDiffusionConfig(DraftedConfig):
         0.3, ge=0, lt=1, description="posed views look at each other from this share of common pixels on"
     )
 
+    hold: bool = Field(
+        False,
+        description="what a picture gives of a panorama stays as given in each step, instead of being drawn again with "
+        "the rest (as the released weights do)",
+    )
+
     @model_validator(mode="after")
     def _odd(self) -> MVDiffusionConfig:
         if self.k % 2 == 0:

@@ -63,6 +63,12 @@ def mask_channels(latents: Tensor, given: Tensor, convention: Convention = "code
     return torch.cat([to_paint if convention == "code" else 1 - to_paint, latents], 1)
 
 
+def given_latents(extra: Tensor, convention: Convention = "code") -> tuple[Tensor, Tensor]:
+    """Of ``mask_channels`` (F,1+C,h,w): ones where a latent is given (F,1,h,w), and the latents (F,C,h,w)."""
+    mask, latents = extra[:, :1], extra[:, 1:]
+    return 1 - mask if convention == "code" else mask, latents
+
+
 def _pixels(given: Tensor) -> Tensor:
     """(F,) as (F,1,1): a view of one pixel."""
     return given[:, None, None] if given.dim() == 1 else given

@@ -29,7 +29,7 @@ from threedgen.guidance.weights.files import read_card, read_tensors
 from threedgen.guidance.weights.plugins import locate
 
 from .geometry import DepthGeometry, Geometry, Neighbours, PanoramaGeometry
-from .inputs import Convention, Extra, extra_kind, mask_channels, masked_pictures, unknown_channels
+from .inputs import Convention, Extra, extra_kind, given_latents, mask_channels, masked_pictures, unknown_channels
 from .unet import MultiviewUNet
 from .weights import FORMAT, convert_released, differing
 
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVDiffusion:
     """The model that a config describes. Raises ConfigError."""
     model: MVDiffusion = load_as(MVDiffusion, options, device, camera=False)
+    model.hold = options.hold
     if options.blocks is not None:
         model.with_views(options.blocks).compare_learnt(
             k=options.k, neighbours=options.neighbours, overlap=options.overlap
@@ -64,10 +65,12 @@ class CorrespondenceOptions(Protocol):
 class MVDiffusion(StableDiffusion):
     """A Stable Diffusion whose UNet can see the views of a scene: ``multiview``, None before ``with_views``.
 
-    extra: what the UNet is told of each pixel beside the noisy latents; see ``inputs``.
+    extra: what the UNet is told of each pixel beside the noisy latents; see ``inputs``.  hold: of what a mask says is
+    given the noisy latents are those of the picture in each step, so that it stays as it is and others can see it.
     """
 
     multiview: MultiviewUNet | None = None
+    hold: bool = False
     learnt: Mapping[str, str] = MappingProxyType({})
     """Options by which its blocks learnt, as far as they say it."""
 
@@ -192,11 +195,13 @@ class MVDiffusion(StableDiffusion):
         generator: Generators = None,
         on_step: Callable[[], None] = lambda: None,
         eta: float = 0.0,
+        mask: Convention = "code",
     ) -> Tensor:
         """Samples the F views of a scene, one prompt each, by DDIM -> (F,H,W,3) in [0,1], on the CPU.
 
         size: (H,W), multiples of ``unit``.  known: what is known, the same with and without the prompt.  on_step:
-        called before each step; may raise.  eta: see ``ddim_sigma``.
+        called before each step; may raise.  eta: see ``ddim_sigma``.  mask: how a mask says what is given, for
+        ``hold``.
         """
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
 
@@ -204,14 +209,22 @@ class MVDiffusion(StableDiffusion):
             shape = (len(prompts), self.latent_shape[0], *(side // self.factor for side in size))
             start = fresh_noise(torch.empty(shape, device=self.device), generator)
             told = [None if part is None else part.to(self.device) for part in known(size)]
+            where, held = torch.zeros_like(start[:, :1]), start
+            if self.hold and self.extra == "mask" and told[0] is not None:
+                where, held = given_latents(told[0], mask)
 
             def denoise(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor:
                 on_step()
-                both = [None if part is None else torch.cat([part] * (len(x) // len(start))) for part in told]
-                return self.denoise_views(x, t, text, geometry, *both)
+                times = len(x) // len(start)
+                both = [None if part is None else torch.cat([part] * times) for part in told]
+                noised = self.schedule.add_noise(torch.cat([held] * times), torch.cat([start] * times), t)
+                return self.denoise_views(
+                    torch.where(torch.cat([where] * times) > 0, noised, x), t, text, geometry, *both
+                )
 
             guide = guided(denoise, guidance_scale)
             z = ddim(guide, start, Conditions(text), self.schedule, steps, eta, generator, begun)
+            z = torch.where(where > 0, held, z)
             return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
 
         return in_both_sizes(self, size, draw)

@@ -14,6 +14,7 @@ from threedgen.config import ConfigError
 from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.inputs import (
+    Convention,
     depth_channels,
     given_condition,
     mask_channels,
@@ -43,6 +44,23 @@ def test_fresh_noise_in_each_step_is_drawn_from_the_generator() -> None:
         model.draw(PROMPTS, None, (16, 16), steps=2, generator=cpu(), eta=eta) for eta in (0.0, 1.0, 1.0)
     )
     assert torch.equal(noisy, again) and (noisy - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("convention", ["code", "paper"])
+def test_a_given_view_may_be_held(convention: Convention) -> None:
+    model, geometry = tiny_model("outpaint"), ring(8, 16)
+    given, views = torch.arange(8) == 0, torch.rand(8, 16, 16, 3, generator=cpu())
+    told = model.masked_extra(views, given, convention)
+
+    def draw(hold: bool) -> torch.Tensor:
+        model.hold = hold
+        known = (told, None)
+        return model.draw(PROMPTS, geometry, (16, 16), lambda size: known, 2, generator=cpu(), mask=convention)
+
+    free, held = draw(False), draw(True)
+    torch.testing.assert_close(held[0], model.decode_latents(model.encode_views(views[:1]))[0].float())
+    assert (free[0] - held[0]).abs().max() > 1e-3
+    assert all((free[view] - held[view]).abs().max() > 1e-5 for view in (1, 7)), "those beside it see another one"
 
 
 def test_half_the_memory_draws_the_same() -> None:

@@ -111,6 +111,7 @@ def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:
             generator=generator(config.seed, 0, "panorama"),
             on_step=on_step,
             eta=config.eta,
+            mask=config.mask,
         )
 
 
