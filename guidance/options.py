@@ -200,7 +200,7 @@ class MVDiffusionConfig(DraftedConfig):
 
     hold: bool = Field(
         False,
-        description="what a picture gives of a panorama stays as given in each step, instead of being drawn again with "
+        description="what is given of a panorama or of frames stays so in each step, instead of being drawn again with "
         "the rest (as the released weights do)",
     )
 

@@ -1,4 +1,4 @@
-"""Low-rank additions to the attention of a frozen UNet (LoRA, Hu et al. 2021, arXiv 2106.09685).
+"""Low-rank additions to the attention of a frozen UNet (LoRA, Hu et al. 2021, arXiv 2106.09685), or to more of it.
 
 They are a second network for the price of some small matrices. DreamBooth trains them to know a subject
 (``weights/subject_weights.py``). VSD (ProlificDreamer, arXiv 2305.16213) needs a copy of the prior that learns what the
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,14 @@ from torch.utils.hooks import RemovableHandle
 
 from threedgen.config import ConfigError
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut")
 POSE = 16
 
 
 class LoRA(nn.Module):
-    """Additions to the linear layers of a UNet's attention: W x + scale up(down(x)).
+    """Additions to layers of a UNet, linear ones or convolutions: W x + scale up(down(x)), where ``down`` has the size
+    of the layer's kernel and ``up`` that of one pixel.
 
     They begin without effect, as ``up`` is zero; ``generator`` (CPU) draws ``down``. The UNet itself is not kept.
     """
@@ -37,21 +39,24 @@ class LoRA(nn.Module):
         generator: torch.Generator | None = None,
         scale: float = 1.0,
         std: Callable[[int], float] | None = None,
+        targets: tuple[str, ...] = ATTENTION,
     ) -> None:
-        """``std``: deviation of ``down`` by the width of a layer's input, 1 / rank by default.
+        """``std``: deviation of ``down`` by the width of a layer's input, 1 / rank by default.  targets: how the names
+        of the layers end.
 
-        Raises ConfigError for a network without attention.
+        Raises ConfigError for a network without such layers.
         """
         super().__init__()
-        layers = {n: m for n, m in unet.named_modules() if n.endswith(TARGETS) and isinstance(m, nn.Linear)}
+        kinds = (nn.Linear, nn.Conv2d)
+        layers: dict[str, Any] = {n: m for n, m in unet.named_modules() if n.endswith(targets) and isinstance(m, kinds)}
         if not layers:
             raise ConfigError("vsd trains additions to the attention of a UNet, and this one has none", "distillation")
         self.names, self.scale = tuple(layers), scale
-        sizes = [(m.in_features, m.out_features) for m in layers.values()]
+        sizes = [m.weight.shape for m in layers.values()]
         self.down = nn.ParameterList(
-            _normal((rank, wide), 1 / rank if std is None else std(wide), generator) for wide, _ in sizes
+            _normal((rank, *size[1:]), 1 / rank if std is None else std(size[1:].numel()), generator) for size in sizes
         )
-        self.up = nn.ParameterList(torch.zeros(wide, rank) for _, wide in sizes)
+        self.up = nn.ParameterList(torch.zeros(size[0], rank) for size in sizes)
 
     def attach(self, unet: nn.Module) -> list[RemovableHandle]:
         """Lets ``unet`` (the one it was made for) answer with the additions, until the handles are removed."""
@@ -91,8 +96,13 @@ class PosedLoRA(LoRA):
 
 def _add(down: Tensor, up: Tensor, scale: float, module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
     """The forward hook of one layer."""
-    return out + (scale * F.linear(F.linear(given[0].to(down.dtype), down), up)).to(out.dtype)
+    x, layer = given[0].to(down.dtype), cast(Any, module)
+    if down.ndim == 2:
+        added = F.linear(F.linear(x, down), up)
+    else:
+        added = F.conv2d(F.conv2d(x, down, None, layer.stride, layer.padding), up[..., None, None])
+    return out + (scale * added).to(out.dtype)
 
 
-def _normal(shape: tuple[int, int], std: float, generator: torch.Generator | None) -> Tensor:
+def _normal(shape: tuple[int, ...], std: float, generator: torch.Generator | None) -> Tensor:
     return std * torch.randn(shape, generator=generator)

@@ -221,11 +221,12 @@ class ResidualConvolution(nn.Module):
 
 
 class DepthBlock(nn.Module):
-    """Attention by depth, then a residual convolution."""
+    """Attention by depth, then a residual convolution, without which it is less than half as large."""
 
-    def __init__(self, dim: int, encoding: Encoding = "reference") -> None:
+    def __init__(self, dim: int, encoding: Encoding = "reference", convolution: bool = True) -> None:
         super().__init__()
-        self.attn1, self.resnet = DepthAttention(dim, encoding), ResidualConvolution(dim)
+        self.attn1 = DepthAttention(dim, encoding)
+        self.resnet = ResidualConvolution(dim) if convolution else nn.Identity()
 
     def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
         """As ``PanoramaBlock``."""

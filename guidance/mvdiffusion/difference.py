@@ -1,6 +1,6 @@
 """How a UNet that is told more than noisy latents differs from the 2D model that it was tuned from.
 
-It has a wider first layer and small additions to its attention, so a variant of a model needs no second copy of it.
+It has a wider first layer and low-rank additions to others, so a variant of a model needs no second copy of it.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def merge(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> None:
     for name in sorted({key.removeprefix(LORA).rpartition(".")[0] for key in tensors if key.startswith(LORA)}):
         try:
             weight: Any = unet.get_submodule(name).weight
-            added = tensors[f"{LORA}{name}.up"].float() @ tensors[f"{LORA}{name}.down"].float()
+            added = tensors[f"{LORA}{name}.up"].float() @ tensors[f"{LORA}{name}.down"].float().flatten(1)
             with torch.no_grad():
-                weight += added.to(weight)
+                weight += added.view(weight.shape).to(weight)
         except (AttributeError, KeyError, RuntimeError):
             raise ConfigError(f"the additions to {name!r} do not fit the UNet: they belong to another one") from None

@@ -65,8 +65,8 @@ class CorrespondenceOptions(Protocol):
 class MVDiffusion(StableDiffusion):
     """A Stable Diffusion whose UNet can see the views of a scene: ``multiview``, None before ``with_views``.
 
-    extra: what the UNet is told of each pixel beside the noisy latents; see ``inputs``.  hold: of what a mask says is
-    given the noisy latents are those of the picture in each step, so that it stays as it is and others can see it.
+    extra: what the UNet is told of each pixel beside the noisy latents; see ``inputs``.  hold: of what is given
+    the noisy latents are those of the picture in each step, so that it stays as it is and others can see it.
     """
 
     multiview: MultiviewUNet | None = None
@@ -182,6 +182,20 @@ class MVDiffusion(StableDiffusion):
                 return predict(self.unet, known, t, text).float()
             return self.multiview(known, t, text, geometry, condition).float()
 
+    @property
+    def branch(self) -> bool:
+        """Has it a branch for given pictures?"""
+        return self.multiview is None or self.multiview.has_condition
+
+    def held(self, extra: Tensor | None, condition: Tensor | None, mask: Convention) -> tuple[Tensor, Tensor] | None:
+        """Where latents stay as they are given (F,1,h,w), and what is given (F,C,h,w); None: nothing does. A network
+        without a branch for given pictures sees them in no other way."""
+        if condition is not None and (self.hold or not self.branch):
+            return condition[:, -1:], condition[:, :-1]
+        if self.hold and self.extra == "mask" and extra is not None:
+            return given_latents(extra, mask)
+        return None
+
     @torch.no_grad()
     def draw(
         self,
@@ -208,10 +222,9 @@ class MVDiffusion(StableDiffusion):
         def draw(size: Size, begun: Begun | None) -> Tensor:
             shape = (len(prompts), self.latent_shape[0], *(side // self.factor for side in size))
             start = fresh_noise(torch.empty(shape, device=self.device), generator)
-            told = [None if part is None else part.to(self.device) for part in known(size)]
-            where, held = torch.zeros_like(start[:, :1]), start
-            if self.hold and self.extra == "mask" and told[0] is not None:
-                where, held = given_latents(told[0], mask)
+            extra, condition = (None if part is None else part.to(self.device) for part in known(size))
+            where, held = self.held(extra, condition, mask) or (torch.zeros_like(start[:, :1]), start)
+            told = [extra, condition if self.branch else None]
 
             def denoise(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor:
                 on_step()

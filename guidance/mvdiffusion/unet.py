@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch.nn.functional as F
@@ -18,7 +19,6 @@ from .geometry import Geometry, Keys
 from .parts import in_parts
 
 Kind = Literal["panorama", "depth"]
-BLOCKS: dict[Kind, type[PanoramaBlock] | type[DepthBlock]] = {"panorama": PanoramaBlock, "depth": DepthBlock}
 
 
 class ImageEncoding(nn.Module):
@@ -40,6 +40,7 @@ class MultiviewUNet(nn.Module):
     """A UNet that sees several views, and for depth maps also pictures that some of them are to become.
 
     unet: frozen here.  kind: of panoramas, or of views with depth.  condition: with a branch for given pictures.
+    convolution: with one behind each attention of views with depth, as the released weights have it.
     Trainable are the parameters of ``new_blocks``. State dicts are those of the reference under ``mv_base_model.``.
     """
 
@@ -51,12 +52,13 @@ class MultiviewUNet(nn.Module):
         kind: Kind = "panorama",
         encoding: Encoding = "reference",
         condition: bool = False,
+        convolution: bool = True,
     ) -> None:
         super().__init__()
         self.unet: Any = cast(Any, unet).requires_grad_(False)
         self.kind, self.encoding, self.has_condition = kind, encoding, condition
         widths = list(self.unet.config["block_out_channels"])
-        block = BLOCKS[kind]
+        block: Any = PanoramaBlock if kind == "panorama" else partial(DepthBlock, convolution=convolution)
         self.cp_blocks_encoder = nn.ModuleList([block(width, encoding) for width in widths])
         self.cp_blocks_mid = block(widths[-1], encoding)
         self.cp_blocks_decoder = nn.ModuleList([block(width, encoding) for width in reversed(widths)])

@@ -95,7 +95,7 @@ def differing(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet
 def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> Loaded:
     """Builds the network of the reference's state dict around ``unet``, the base that it was trained on.
 
-    Kind, encoding and condition branch are read off the names. ``unet`` is taken over, and gets its weights from the
+    Kind, encoding and parts are read off the names. ``unet`` is taken over, and gets its weights from the
     state dict if they are there. Everything else of the network has to be there, and nothing unknown may be in its
     parts; tensors of other parts are ignored, and listed. Raises ConfigError, one sentence, otherwise.
     """
@@ -107,11 +107,12 @@ def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) 
         raise ConfigError(
             "the weights have no correspondence-aware blocks ('cp_blocks_mid'): they are not MVDiffusion's"
         )
-    depth, condition = "cp_blocks_mid.resnet.conv1.weight" in ours, "condition_conv_in.weight" in ours
+    convolution, condition = "cp_blocks_mid.resnet.conv1.weight" in ours, "condition_conv_in.weight" in ours
+    depth = any(name.startswith("cp_blocks_mid.attn1.") for name in ours)
     kind: Kind = "depth" if depth else "panorama"
     encoding = encoding_of(bands)
     try:
-        network = MultiviewUNet(unet, kind, encoding, condition)
+        network = MultiviewUNet(unet, kind, encoding, condition, convolution)
     except ValueError as error:
         raise ConfigError(f"MVDiffusion cannot be put around this UNet: {error}") from None
     if {name for name in ours if name.startswith("unet.")} <= {f"unet.{name}" for name in FIRST}:

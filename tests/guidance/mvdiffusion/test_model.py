@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.tiny_mvdiffusion import awaken, ring, tiny_model
+from tests.support.tiny_mvdiffusion import awaken, ring, tiny_model, wall
 from tests.support.tiny_prior import cpu
 from threedgen.config import ConfigError
-from threedgen.guidance.distillation.lora import LoRA
+from threedgen.guidance.distillation.lora import ATTENTION, CONVOLUTIONS, LoRA
 from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.inputs import (
     Convention,
@@ -63,6 +63,23 @@ def test_a_given_view_may_be_held(convention: Convention) -> None:
     assert all((free[view] - held[view]).abs().max() > 1e-5 for view in (1, 7)), "those beside it see another one"
 
 
+@pytest.mark.parametrize("slim", [False, True])
+def test_frames_are_given_by_the_branch_or_held(slim: bool) -> None:
+    model = tiny_model("keys" if slim else "depth")
+    given, depth = torch.tensor([True, False, False]), torch.full((3, 32, 48), 2.0)
+    latents = torch.randn(3, 4, 16, 24, generator=cpu())
+    told, nothing = depth_channels(depth, 16, 24), None
+
+    def draw(condition: torch.Tensor | None) -> torch.Tensor:
+        known = (told, condition)
+        return model.draw(PROMPTS[:3], wall(3, 32, 48), (32, 48), lambda size: known, 2, generator=cpu())
+
+    free, held = draw(nothing), draw(given_condition(latents, given))
+    same = torch.allclose(held[0], model.decode_latents(latents[:1])[0].float(), atol=1e-5)
+    assert same == slim
+    assert all((free[view] - held[view]).abs().max() > 1e-5 for view in range(3))
+
+
 def test_half_the_memory_draws_the_same() -> None:
     model, geometry = tiny_model(), ring(8, 16)
     model = model.with_network(MultiviewUNet(model.unet))
@@ -100,13 +117,14 @@ def test_other_numbers_of_channels_are_refused() -> None:
         tiny_model(in_channels=11, out_channels=4)
 
 
-def test_blocks_are_kept_as_a_difference(tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", [ATTENTION, ATTENTION + CONVOLUTIONS])
+def test_blocks_are_kept_as_a_difference(targets: tuple[str, ...], tmp_path: Path) -> None:
     model = tiny_model()
     digest = {name: tensor.clone() for name, tensor in model.unet.state_dict().items()}
     unet = widened(model.unet, 1)
     with torch.no_grad():
         unet.conv_in.weight[:, 4:] += 0.1
-    lora = LoRA(unet, 2, cpu())
+    lora = LoRA(unet, 2, cpu(), targets=targets)
     for up in lora.up:
         up.data.normal_(std=0.05, generator=cpu())
     network = awaken(MultiviewUNet(unet, "depth", "capped", condition=True)).half().float()

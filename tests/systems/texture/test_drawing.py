@@ -17,23 +17,16 @@ def config(**values: Any) -> TextureConfig:
 
 
 def test_windows_share_frames_with_those_before() -> None:
-    draws = plan(range(10), config(views=5, shared=2), conditioned=True)
+    draws = plan(range(10), config(views=5, shared=2))
     assert draws == [Draw((0, 1, 2, 3, 4)), Draw((3, 4, 5, 6, 7), (3, 4)), Draw((5, 6, 7, 8, 9), (5, 6, 7))]
     assert sorted(n for draw in draws for n in draw.new) == list(range(10))
 
 
 def test_frames_between_are_drawn_from_both_sides() -> None:
-    draws = plan([0, 2, 6, 7], config(views=4, shared=1), conditioned=True)
+    draws = plan([0, 2, 6, 7], config(views=4, shared=1))
     assert draws[0] == Draw((0, 2, 6, 7))
     assert draws[1:] == [Draw((0, 1, 2), (0, 2)), Draw((2, 3, 4, 6), (2, 6)), Draw((2, 5, 6), (2, 6))]
-    assert plan([0, 2, 6, 7], config(interpolate=False), conditioned=False) == [Draw((0, 2, 6, 7))]
-
-
-def test_what_needs_the_condition_branch_is_refused() -> None:
-    with pytest.raises(ConfigError, match="interpolate: .*interpolate=false"):
-        plan([0, 2], config(), conditioned=False)
-    with pytest.raises(ConfigError, match="views: there are 13 key frames"):
-        plan(range(13), config(), conditioned=False)
+    assert plan([0, 2, 6, 7], config(interpolate=False)) == [Draw((0, 2, 6, 7))]
 
 
 def test_maps_of_an_odd_number_of_tokens_are_refused_if_they_form_pairs() -> None:

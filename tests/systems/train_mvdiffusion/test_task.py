@@ -50,7 +50,7 @@ def tiny(folder: Path, base: Path, variant: str, **values: Any) -> Path:
     return write_config(folder / "tiny.yaml", TINY, **{**places, **values})
 
 
-@pytest.mark.parametrize(("variant", "half"), [("panorama", 0.0), ("outpaint", 0.5), ("depth", 0.5)])
+@pytest.mark.parametrize(("variant", "half"), [("panorama", 0.0), ("outpaint", 0.5), ("depth", 0.5), ("depth", 0.0)])
 def test_a_run_leaves_what_is_to_be_added_to_its_base(
     tmp_path: Path,
     base: Path,
@@ -61,7 +61,9 @@ def test_a_run_leaves_what_is_to_be_added_to_its_base(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = tiny(tmp_path, base, variant)
+    slim = variant == "depth" and not half
     more = ["training.sheet_scenes=7"] if variant == "depth" else []  # than there are scenes
+    more += ["training.slim=true", "single_view.layers=all"] if slim else []
     assert cli.main(["--config", str(path), "out=run", f"training.half={half}", *more]) == 0
     assert Path("run/latents-half").is_dir() == (half > 0)
     assert capsys.readouterr().out.splitlines()[-1] == str(Path("run", "blocks.safetensors"))
@@ -71,9 +73,8 @@ def test_a_run_leaves_what_is_to_be_added_to_its_base(
     before = MVDiffusion.load(str(base), dtype="fp32", camera=False)
     found = MVDiffusion.load(str(base), dtype="fp32", camera=False).with_views(Path("run/blocks.safetensors"))
     extra = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}[variant]
-    assert (
-        found.extra == extra and found.multiview is not None and found.multiview.has_condition == (variant == "depth")
-    )
+    assert found.extra == extra and found.multiview is not None
+    assert found.multiview.has_condition == (variant == "depth" and not slim)
     expected = {"panorama": {"k", "neighbours"}, "outpaint": {"k", "neighbours", "mask"}, "depth": {"overlap"}}[variant]
     assert set(found.learnt) == expected | {"format"}
     moved = [name for name, value in found.multiview.new_blocks["cp_blocks_mid"].named_parameters() if value.any()]

@@ -47,19 +47,10 @@ class Draw:
         return tuple(n for n in self.frames if n not in self.given)
 
 
-def plan(keys: Sequence[int], config: TextureConfig, conditioned: bool) -> list[Draw]:
+def plan(keys: Sequence[int], config: TextureConfig) -> list[Draw]:
     """What is drawn, in this order: windows of key frames, each sharing some with the one before, then what is between
-    two key frames, given both.
-
-    conditioned: the model takes pictures that are given. Raises ConfigError if that would be needed.
-    """
+    two key frames, given both."""
     together, shared = config.views, config.shared
-    if len(keys) > together and not conditioned:
-        raise ConfigError(
-            f"there are {len(keys)} key frames, and these weights take no pictures that are given, so they cannot go "
-            f"on from the first {together}; try a shorter path, a smaller key_overlap or other blocks",
-            "views",
-        )
     last = max(0, len(keys) - together)
     starts = [*range(0, last, together - shared), last]
     draws, done = list[Draw](), set[int]()
@@ -70,12 +61,6 @@ def plan(keys: Sequence[int], config: TextureConfig, conditioned: bool) -> list[
     between = [(one, other) for one, other in zip(keys, keys[1:], strict=False) if other - one > 1]
     if not config.interpolate or not between:
         return draws
-    if not conditioned:
-        raise ConfigError(
-            "these weights take no pictures that are given, so frames between key frames cannot be drawn from them; "
-            "give interpolate=false for key frames alone, or other blocks",
-            "interpolate",
-        )
     most = together - 2 or 1
     for one, other in between:
         for start in range(one + 1, other, most):

@@ -67,7 +67,7 @@ def texture(task: Task) -> None:
     check_model(model, config)
     for text in dict.fromkeys(shots.prompts):
         notes += [note for note in warn_about(text, model) if note not in notes]
-    draws = plan(keys, config, model.multiview is None or model.multiview.has_condition)
+    draws = plan(keys, config)
     drawn = sorted({n for draw in draws for n in draw.frames})
     between_views = digest({} if model.multiview is None else model.multiview.new_blocks)
     made_of = source(shots, keys, f"{config.prior.describe()} {between_views}")

@@ -21,7 +21,10 @@ class SingleViewConfig(Config):
     max_steps: int = Field(2000, ge=1)
     batch: int = Field(32, ge=1, description="pictures in a step")
     rank: int | None = Field(
-        32, ge=1, le=1024, description="of the additions to its attention (LoRA); null: all of its weights learn"
+        32, ge=1, le=1024, description="of the additions to its layers (LoRA); null: all of its weights learn"
+    )
+    layers: Literal["attention", "all"] = Field(
+        "attention", description="that get additions; all: the convolutions of its residual blocks too"
     )
     learning_rate: Scheduled = Field({"0%": 0.0, "2%": 1e-3, "60%": 1e-3, "100%": 2e-5})
     weight_decay: float = Field(0.01, ge=0)
@@ -43,6 +46,11 @@ class ViewsConfig(Config):
     )
     encoding: Literal["reference", "capped"] = Field(
         "capped", description="of displacements; reference: released weights', whose highest frequencies are noise"
+    )
+    slim: bool = Field(
+        False,
+        description="depth: no convolution behind the attention and no branch for given pictures, which are held "
+        "instead (prior.hold): a third of the weights",
     )
     timestep_power: float = Field(1.0, gt=0, le=2, description="t = T u^this, one for all views of a scene")
     learning_rate: Scheduled = Field(2e-4)

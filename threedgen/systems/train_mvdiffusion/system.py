@@ -186,7 +186,7 @@ class ViewsSystem(AveragedSystem):
         geometry = Scenes([self.geometry(int(k)) for k in chosen])
         z = z.flatten(0, 1)
         noise = torch.randn(z.shape, generator=gen)
-        loss = denoising_loss(model, z, captions, t, noise, geometry, extra, condition)
+        loss = denoising_loss(model, z, captions, t, noise, geometry, extra, condition if model.branch else None)
         self.metrics = {"loss": float(loss.detach())}
         return loss
 

@@ -15,7 +15,7 @@ from threedgen.config import registry
 from threedgen.config.errors import ConfigError
 from threedgen.data.scene_bank import SceneBank
 from threedgen.data.scene_views import SceneSource
-from threedgen.guidance.distillation.lora import LoRA
+from threedgen.guidance.distillation.lora import ATTENTION, CONVOLUTIONS, LoRA
 from threedgen.guidance.draft import DRAFT, check_halves, check_sides
 from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.inputs import Extra
@@ -54,7 +54,8 @@ def train(task: Task) -> Status:
     lora = None if config.single_view is None else learn_single_views(task, model, seen, config.single_view)
     seed_networks(config.seed, "views")
     kind: Kind = "depth" if config.variant == "depth" else "panorama"
-    network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=config.variant == "depth")
+    whole = config.variant == "depth" and not config.training.slim
+    network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=whole, convolution=whole)
     if config.blocks is not None:
         begin_with(network, read_tensors(locate("blocks", config.blocks)))
     model.with_network(network)
@@ -95,7 +96,8 @@ def learn_single_views(
     config: TrainMVDiffusionConfig = task.config
     if model.extra != (wanted := EXTRA[config.variant]):
         model.unet = widened(model.unet, 1 if wanted == "depth" else 1 + model.latent_shape[0])
-    lora = None if o.rank is None else LoRA(model.unet, o.rank, generator(config.seed, 0, "lora"))
+    targets = ATTENTION if o.layers == "attention" else ATTENTION + CONVOLUTIONS
+    lora = None if o.rank is None else LoRA(model.unet, o.rank, generator(config.seed, 0, "lora"), targets=targets)
     if lora is not None:
         lora.attach(model.unet)
     learner = SingleViewSystem(config, model, seen, lora)
