@@ -20,7 +20,7 @@ from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.warp import of_cameras
 from threedgen.guidance.diffusion import Conditions, Generators, fresh_noise, guided
-from threedgen.guidance.draft import Begun, Size, check_sides, ddim, in_both_sizes
+from threedgen.guidance.draft import Begun, Size, Synchronised, check_sides, ddim, in_both_sizes
 from threedgen.guidance.multiview.joined import predict
 from threedgen.guidance.options import MVDiffusionConfig
 from threedgen.guidance.priors.mvdream import load_as
@@ -210,12 +210,13 @@ class MVDiffusion(StableDiffusion):
         on_step: Callable[[], None] = lambda: None,
         eta: float = 0.0,
         mask: Convention = "code",
+        synchronised: Synchronised | None = None,
     ) -> Tensor:
         """Samples the F views of a scene, one prompt each, by DDIM -> (F,H,W,3) in [0,1], on the CPU.
 
         size: (H,W), multiples of ``unit``.  known: what is known, the same with and without the prompt.  on_step:
         called before each step; may raise.  eta: see ``ddim_sigma``.  mask: how a mask says what is given, for
-        ``hold``.
+        ``hold``.  synchronised: see ``in_both_sizes``.
         """
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
 
@@ -240,4 +241,4 @@ class MVDiffusion(StableDiffusion):
             z = torch.where(where > 0, held, z)
             return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
 
-        return in_both_sizes(self, size, draw)
+        return in_both_sizes(self, size, draw, synchronised)

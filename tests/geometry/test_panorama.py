@@ -51,6 +51,15 @@ def test_views_of_a_skybox_are_views_of_its_world(first: float) -> None:
     torch.testing.assert_close(found, photograph(R, 48, 1.8), rtol=0, atol=0.02)
 
 
+def test_views_take_over_what_others_see_straighter() -> None:
+    R, K = panorama.ring(8), panorama.intrinsics(FOV, 64, 64)
+    true = photograph(R, 64)
+    drawn = true.clone()
+    drawn[3, :, :, :16] = 0.0  # more than 22.5 degrees off its axis: tan(22.5) 32 = 13 columns from the middle
+    drawn[5, :, :, -16:] = 1.0
+    torch.testing.assert_close(panorama.seen_straightest(drawn, K, R, K, R, 64, 64), true, atol=0.01, rtol=0)
+
+
 def test_stitched_views_are_the_world_without_a_seam() -> None:
     R, size = panorama.ring(8), 96
     found, weights = panorama.stitch(photograph(R, size), panorama.intrinsics(FOV, size, size), R, 64, 128)

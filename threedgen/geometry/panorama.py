@@ -53,18 +53,27 @@ def cameras(R: Tensor, fov: float, height: int, width: int, position: Sequence[f
 
 
 def skybox_views(faces: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> Tensor:
-    """Renders views (V,3,height,width) with K (3,3) and R (V,3,3) of a skybox: six square ``faces`` (6,3,S,S).
-
-    Each pixel is read, bilinearly, from the one face that its ray meets, so no seam is counted twice.
-    """
+    """Renders views (V,3,height,width) with K (3,3) and R (V,3,3) of a skybox: six square ``faces`` (6,3,S,S)."""
     size = faces.shape[-1]
     K_face, R_face = intrinsics(pi / 2, size, size), torch.stack([rotation(*angles) for angles in SKYBOX])
+    return seen_straightest(faces, K_face, R_face, K, R, height, width)
+
+
+def seen_straightest(
+    faces: Tensor, K_face: Tensor, R_face: Tensor, K: Tensor, R: Tensor, height: int, width: int
+) -> Tensor:
+    """Renders views (V,C,height,width) with K (3,3) and R (V,3,3) out of pictures ``faces`` (N,C,h,w) with theirs.
+
+    Each pixel is read, bilinearly, from the one picture whose axis is nearest to its ray, so no seam is counted twice;
+    views of themselves so get to agree.
+    """
+    R_face = R_face.double()
     grid = F.pad(pixel_grid(height, width), (0, 1), value=1.0)
     rays = grid @ (R.double() @ torch.linalg.inv(K.double())).mT[:, None]
     facing = (rays @ R_face[:, :, 2].mT).argmax(-1)  # (V,H,W): the face whose axis is nearest
     views = faces.new_zeros(len(R), faces.shape[1], height, width)
     for number, face in enumerate(faces):
-        H = homography(K.double(), R.double(), K_face, R_face[number])[:, None]
+        H = homography(K.double(), R.double(), K_face.double(), R_face[number])[:, None]
         pixels, _ = apply_homography(H, pixel_grid(height, width))
         seen = sample(face.expand(len(R), -1, -1, -1), pixels, padding="border")
         views = torch.where((facing == number)[:, None].to(faces.device), seen, views)

@@ -81,6 +81,9 @@ def test_a_line_for_each_view(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(Path("lines/summary.json").read_text())["prompts"] == [f"the house. {line}" for line in lines]
     assert ask(capsys, "panorama", f"prompt={lines[0]}", "prefix=the house. ", "out=one")[0] == 0
     assert (picture("lines/views/0.png") != picture("one/views/0.png")).any()  # its neighbours show something else
+    assert ask(capsys, "panorama", "prompts=lines.txt", "prefix=the house. ", "synchronise=1", "out=agree")[0] == 0
+    agreed, before = ([picture(f"{run}/views/{n}.png").astype(float) for n in range(8)] for run in ("agree", "lines"))
+    assert any((a != b).any() for a, b in zip(agreed, before, strict=True))
     Path("lines.txt").write_text("\n".join(lines[::-1]))
     code, _, err = ask(capsys, "panorama", "prompts=lines.txt", "prefix=the house. ", "out=lines")
     assert code == 2 and "another config" in err  # the lines count, not the name of their file

@@ -85,6 +85,13 @@ class PanoramaConfig(WordedConfig):
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     eta: float = Field(0.0, ge=0, le=1, description="fresh noise of a step: 0 none, 1 as much as DDPM's")
     guidance_scale: float = Field(9.0, ge=0)
+    synchronise: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="times that each view takes over what others see straighter, and is drawn again from some noise "
+        "(prior.draft, else 0.3), so that they agree",
+    )
     height: int = Field(
         2048, ge=32, le=8192, description="pixels from pole to pole of the panorama, whose rows without gaps are kept"
     )

@@ -17,8 +17,8 @@ from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.cameras_file import CAMERAS, write_cameras
 from threedgen.geometry.images import write_png
-from threedgen.geometry.panorama import cameras, intrinsics, ring
-from threedgen.guidance.draft import Size, steps_in_all
+from threedgen.geometry.panorama import cameras, intrinsics, ring, seen_straightest
+from threedgen.guidance.draft import Size, Synchronised, steps_in_all
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.cache import kept
 from threedgen.run.disk import writing
@@ -99,7 +99,13 @@ def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:
     def known(size: Size) -> tuple[Tensor | None, None]:
         return model.masked_extra(*scene.given(size[0]), config.mask) if model.extra == "mask" else None, None
 
-    with task.counted("denoising", steps_in_all(config.steps, model.draft)) as on_step:
+    R, K = ring(config.views), intrinsics(radians(config.fov), config.size, config.size)
+
+    def agree(views: Tensor) -> Tensor:
+        seen = seen_straightest(views.permute(0, 3, 1, 2), K, R, K, R, config.size, config.size)
+        return seen.permute(0, 2, 3, 1)
+
+    with task.counted("denoising", steps_in_all(config.steps, model.draft, config.synchronise)) as on_step:
         return model.draw(
             scene.texts,
             model.geometry(scene.at, None, config.prior),
@@ -112,6 +118,7 @@ def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:
             on_step=on_step,
             eta=config.eta,
             mask=config.mask,
+            synchronised=Synchronised(config.synchronise, agree),
         )
 
 
