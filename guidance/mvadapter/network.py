@@ -52,11 +52,9 @@ class AdaptedUNet(nn.Module):
         self.unet: Any = cast(Any, unet).requires_grad_(False)
         self.factor, self.form, self.branches = factor, form, tuple(branches)
         decouple(unet, branches, form.layout, form.arrangement)
-        self.multiple, self.guider = factor, None
-        if guided:
-            self.multiple = factor * guider_stride(unet)
-            with unet.device:
-                self.guider: Any = make_guider(unet, factor, depth, downscale)
+        self.multiple = factor * guider_stride(unet) if guided else factor
+        with unet.device:
+            self.guider: Any = make_guider(unet, factor, depth, downscale) if guided else None
 
     @property
     def new_parts(self) -> nn.ModuleList:

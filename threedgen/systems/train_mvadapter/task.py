@@ -112,9 +112,9 @@ def earlier_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) 
     if set(network.branches) != set(config.branches):
         has, asked = (f"[{', '.join(each)}]" for each in (network.branches, config.branches))
         raise ConfigError(f"has branches={has}, and {asked} are asked for", "adapter", config.adapter)
-    asked, has = config.guider_downscale, network.guider and network.guider.downscale_factor
-    if asked is not None and asked != has:
-        raise ConfigError(f"has guider_downscale={has}, and {asked} is asked for", "adapter", config.adapter)
+    wanted, there = config.guider_downscale, network.guider and network.guider.downscale_factor
+    if wanted is not None and wanted != there:
+        raise ConfigError(f"has guider_downscale={there}, and {wanted} is asked for", "adapter", config.adapter)
     network.new_parts.requires_grad_(True).train()
     return network
 
