@@ -111,8 +111,9 @@ class MVAdapter(StableDiffusion):
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
-        guider = None if self.adapted is None else self.adapted.guider
-        return super().networks | ({} if guider is None else {"guider": guider})
+        adapted = self.adapted
+        guiders = {} if adapted is None else {"guider": adapted.guider, "fine": adapted.fine}
+        return super().networks | {name: guider for name, guider in guiders.items() if guider is not None}
 
     def camera(self, c2w: Tensor) -> Tensor:
         """Poses (B,4,4) -> maps of rays (B,6,1,1), of an adapter in perspective (B,6,H,W). Raises ConfigError if the

@@ -7,7 +7,8 @@ t = 0 (section 4.2).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,8 @@ from threedgen.guidance.multiview.joined import predict
 from .form import Form
 
 CHANNELS = 6
+FINE = "fine."
+"""What names of the tensors of a fine guider begin with."""
 RELEASED = Form()
 
 
@@ -31,8 +34,9 @@ class AdaptedUNet(nn.Module):
     """A UNet, frozen, with an adapter.
 
     factor: pixels per latent and axis.  branches: "mv" between views, "ref" to a reference picture.  guided: with a
-    guider, see ``make_guider``.  Trainable are the parameters of ``new_parts``; ``mv_scale`` and ``ref_scale`` weigh
-    the branches.  multiple: pixels of which the sides of pictures have to be multiples.
+    guider, see ``make_guider``.  fine: with one more, see ``make_fine_guider``.  Trainable are the parameters of
+    ``new_parts``; ``mv_scale`` and ``ref_scale`` weigh the branches.  multiple: pixels of which the sides of pictures
+    have to be multiples.
     """
 
     mv_scale, ref_scale = 1.0, 1.0
@@ -46,6 +50,7 @@ class AdaptedUNet(nn.Module):
         guided: bool = True,
         depth: int | None = None,
         downscale: int | None = None,
+        fine: bool = False,
     ) -> None:
         """Raises ValueError for a UNet to which no guider fits."""
         super().__init__()
@@ -55,12 +60,20 @@ class AdaptedUNet(nn.Module):
         self.multiple = factor * guider_stride(unet) if guided else factor
         with unet.device:
             self.guider: Any = make_guider(unet, factor, depth, downscale) if guided else None
+        self.fine: nn.Module | None = None
+        if guided and fine:
+            self.refine()
+
+    def refine(self) -> None:
+        """Adds the fine guider, which changes nothing yet."""
+        with self.unet.device:
+            self.fine = make_fine_guider(self.unet, self.guider.downscale_factor * self.factor // self.multiple)
 
     @property
     def new_parts(self) -> nn.ModuleList:
         """What is trained."""
-        guider = [] if self.guider is None else [self.guider]
-        return nn.ModuleList([*branch_processors(self.unet).values(), *guider])
+        guiders = [guider for guider in (self.guider, self.fine) if guider is not None]
+        return nn.ModuleList([*branch_processors(self.unet).values(), *guiders])
 
     def adapter_state(self) -> dict[str, Tensor]:
         """The tensors of the adapter, not copied, under the names of the released ones."""
@@ -69,20 +82,33 @@ class AdaptedUNet(nn.Module):
             for name, processor in branch_processors(self.unet).items()
             for inner, tensor in processor.state_dict().items()
         }
-        return named | ({} if self.guider is None else self.guider.state_dict())
+        fine = {} if self.fine is None else {f"{FINE}{name}": each for name, each in self.fine.state_dict().items()}
+        return named | ({} if self.guider is None else self.guider.state_dict()) | fine
 
     def guide(self, control: Tensor, height: int, width: int) -> list[Tensor] | None:
         """The guider's features for maps (B,6,H,W) in [0,1], or (B,6,1,1) if all pixels share them, of pictures of
         ``height`` x ``width``. Raises ValueError for maps of other sizes."""
-        if self.guider is None:
-            return None
+        return None if self.guider is None else self.guider(self.maps(control, height, width))
+
+    def maps(self, control: Tensor, height: int, width: int) -> Tensor:
+        """The same maps (B,6,h,w), of as many pixels as the guider sees."""
         if height % self.multiple or width % self.multiple:
             raise ValueError(f"the sides of pictures should be multiples of {self.multiple} (got {height} x {width})")
         if control.shape[-2:] not in ((1, 1), (height, width)):
             raise ValueError(f"maps of {tuple(control.shape[-2:])} pixels are not of pictures of {height} x {width}")
         less = self.multiple // self.guider.downscale_factor
         maps = control if control.shape[-2:] == (1, 1) else avg_pool2d(control, less)
-        return self.guider(maps.expand(-1, -1, height // less, width // less))
+        return maps.expand(-1, -1, height // less, width // less)
+
+    @contextmanager
+    def refined(self, control: Tensor | None, height: int, width: int) -> Iterator[None]:
+        """Inside, what the fine guider makes of maps is added to what the first layer of the UNet says."""
+        if control is None or self.fine is None:
+            yield
+            return
+        added = self.fine(self.maps(control, height, width))
+        with self.unet.conv_in.register_forward_hook(lambda _module, _given, out: out + added.to(out.dtype)):
+            yield
 
     def forward(
         self,
@@ -104,11 +130,13 @@ class AdaptedUNet(nn.Module):
         """
         adapted = n_view > 1 or control is not None or reference is not None
         height, width = (self.factor * side for side in x.shape[-2:])
-        features = None if control is None else self.guide(control.to(x), height, width)
+        control = None if control is None else control.to(x)
+        features = None if control is None else self.guide(control, height, width)
         views = {"latent_size": tuple(x.shape[-2:]), "use_mv": adapted, "use_ref": adapted}
         scales = {"mv_scale": self.mv_scale, "ref_scale": self.ref_scale}
         told: Any = views | scales | {"ref_hidden_states": reference}
-        return predict(self.unet, x, t, text, None, n_view, features, self.factor, **told)
+        with self.refined(control, height, width):
+            return predict(self.unet, x, t, text, None, n_view, features, self.factor, **told)
 
     @torch.no_grad()
     def look_at(self, latents: Tensor, text: Tensor) -> Features:
@@ -139,6 +167,21 @@ def make_guider(
     depth = depth or (layers if isinstance(layers, int) else layers[0])
     guider: Any = T2IAdapter(CHANNELS, channels, depth, downscale, kind)
     return quick(guider)
+
+
+def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
+    """Two layers that make features of maps, ``pixels`` of them for a latent and axis, of the width and size of the
+    first layer of ``unet``; zero at first.
+
+    Released adapters have none: their guider speaks from the first attention on, which sees 64 x 64 features there,
+    and in a small UNet 8 x 8.
+    """
+    width = int(unet.config["block_out_channels"][0])
+    last = nn.Conv2d(width // 2, width, 3, padding=1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(cast(Tensor, last.bias))
+    first = nn.Conv2d(CHANNELS * pixels**2, width // 2, 3, padding=1)
+    return nn.Sequential(nn.PixelUnshuffle(pixels), first, nn.SiLU(), last)
 
 
 def guider_stride(unet: UNet2DConditionModel) -> int:

@@ -21,11 +21,11 @@ from threedgen.run.disk import write_atomic
 from threedgen.run.torch_file import compare, require_finite
 
 from .form import Form
-from .network import CHANNELS, AdaptedUNet
+from .network import CHANNELS, FINE, AdaptedUNet
 
 FORMAT = "threedgen mvadapter 1"
 TEXT_WIDTH = "text_width"
-OURS = re.compile(r"adapter\.|.+\.attn1\.processor\.to_(q|k|v|out)_(mv|ref)\.")
+OURS = re.compile(r"adapter\.|fine\.|.+\.attn1\.processor\.to_(q|k|v|out)_(mv|ref)\.")
 QUERY = re.compile(r"(.+\.attn1)\.processor\.to_q_(mv|ref)\.weight")
 FIRST = "adapter.conv_in.weight"
 FIRST_BLOCKS = re.compile(r"adapter\.body\.0\.resnets\.\d+\.block1\.bias")
@@ -76,7 +76,7 @@ def convert_adapter(
         guided = any(name.startswith("adapter.") for name in ours)
         depth = sum(FIRST_BLOCKS.fullmatch(name) is not None for name in ours)
         maps = ours[FIRST].shape[1] if FIRST in ours and ours[FIRST].ndim == 4 else 0
-        shape = (depth, isqrt(maps // CHANNELS))
+        shape = (depth, isqrt(maps // CHANNELS), any(name.startswith(FINE) for name in ours))
         network = AdaptedUNet(unet, factor, Form.from_card(card, **form), branches, guided, *shape)
     except ValueError as error:
         raise ConfigError(f"an adapter cannot be put into this base: {error}", "adapter") from None

@@ -12,6 +12,7 @@ from tests.support.tiny_mvadapter import TOYBOX, awaken
 from tests.support.tiny_mvdiffusion import inputs, tiny_base
 from threedgen.guidance.diffusion import Reference
 from threedgen.guidance.mvadapter.network import AdaptedUNet, make_guider
+from threedgen.guidance.mvadapter.weights import convert_adapter
 
 SD: dict[str, Any] = {"block_out_channels": (320, 640, 1280, 1280)}
 SDXL: dict[str, Any] = {
@@ -74,6 +75,24 @@ def test_smaller_maps_say_the_same_where_pixels_agree() -> None:
     torch.testing.assert_close(*found)
     with pytest.raises(ValueError, match="feature for each 16 pixels, which 5 does not divide"):
         make_guider(base, downscale=5)
+
+
+@pytest.mark.parametrize("config", [{}, TOYBOX])
+def test_a_fine_guider_is_heard_in_the_first_layer(config: Any) -> None:
+    network = AdaptedUNet(tiny_base(**config), branches=("mv",))
+    x, t, text = inputs(3, size=(4, 10))
+    shown = control(3, 32, 80)
+    before = network(x, t, text, shown, 3)
+    network.refine()
+    assert network.fine is not None
+    assert torch.equal(network(x, t, text, shown, 3), before), "it changes nothing until it is trained"
+    assert len(network.new_parts) == len(AdaptedUNet(tiny_base(**config), branches=("mv",), fine=True).new_parts)
+    network.fine[-1].weight.data.fill_(0.01)
+    assert (network(x, t, text, shown, 3) - before).abs().max() > 1e-4
+    assert torch.equal(network(x, t, text, None, 3), network(x, t, text, None, 3))
+    assert not network.unet.conv_in._forward_hooks
+    back = convert_adapter(network.adapter_state(), tiny_base(**config)).network
+    torch.testing.assert_close(back(x, t, text, shown, 3), network(x, t, text, shown, 3))
 
 
 def test_maps_have_to_be_of_the_pictures() -> None:

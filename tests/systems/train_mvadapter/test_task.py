@@ -53,7 +53,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "rays": {},
     "rays in two sizes": {"image_size": 32, "timestep": "matched", "training": {"half": 0.5, "optimizer": "muon"}},
     "rays in perspective": {"fov": 40.0},
-    "geometry": {"control": "geometry", "guider_downscale": 1, "training": WHOLE},
+    "geometry": {"control": "geometry", "guider_downscale": 1, "guider_fine": True, "training": WHOLE},
     "serial, words alone": {"branches": ["mv"], "arrangement": "serial", "training": {"no_image": None}},
     "guider alone": {"branches": [], "training": {"no_image": None}},
 }

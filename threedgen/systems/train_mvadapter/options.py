@@ -87,6 +87,10 @@ class TrainMVAdapterConfig(RunConfig):
         description="pixels of a side of what is told that make one feature; null: all of those in a view (released "
         "adapters: 8, of SDXL 16), a divisor of it: smaller maps, by fewer weights",
     )
+    guider_fine: bool = Field(
+        False,
+        description="what is told is heard in the first layer too, as fine as latents are; released adapters have none",
+    )
     layout: Layout | None = Field(
         None, description="tokens that attend to each other; null: row, of the geometry of a mesh rowcol"
     )

@@ -100,7 +100,9 @@ def fresh_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) ->
     """An adapter that changes nothing yet but by its guider. Raises ConfigError."""
     seed_networks(config.seed, "adapter")
     try:
-        return AdaptedUNet(model.unet, model.factor, form, config.branches, downscale=config.guider_downscale)
+        return AdaptedUNet(
+            model.unet, model.factor, form, config.branches, downscale=config.guider_downscale, fine=config.guider_fine
+        )
     except ValueError as error:
         raise ConfigError(f"an adapter cannot be put into {config.start!r}: {error}", "start") from None
 
@@ -115,6 +117,8 @@ def earlier_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) 
     wanted, there = config.guider_downscale, network.guider and network.guider.downscale_factor
     if wanted is not None and wanted != there:
         raise ConfigError(f"has guider_downscale={there}, and {wanted} is asked for", "adapter", config.adapter)
+    if config.guider_fine and network.guider is not None and network.fine is None:
+        network.refine()
     network.new_parts.requires_grad_(True).train()
     return network
 
