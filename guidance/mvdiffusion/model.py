@@ -224,21 +224,22 @@ class MVDiffusion(StableDiffusion):
             shape = (len(prompts), self.latent_shape[0], *(side // self.factor for side in size))
             start = fresh_noise(torch.empty(shape, device=self.device), generator)
             extra, condition = (None if part is None else part.to(self.device) for part in known(size))
-            where, held = self.held(extra, condition, mask) or (torch.zeros_like(start[:, :1]), start)
+            held = self.held(extra, condition, mask)
             told = [extra, condition if self.branch else None]
 
             def denoise(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor:
                 on_step()
                 times = len(x) // len(start)
                 both = [None if part is None else torch.cat([part] * times) for part in told]
-                noised = self.schedule.add_noise(torch.cat([held] * times), torch.cat([start] * times), t)
-                return self.denoise_views(
-                    torch.where(torch.cat([where] * times) > 0, noised, x), t, text, geometry, *both
-                )
+                if held is not None:
+                    where, given, noise = (torch.cat([part] * times) for part in (*held, start))
+                    x = torch.where(where > 0, self.schedule.add_noise(given, noise, t), x)
+                return self.denoise_views(x, t, text, geometry, *both)
 
             guide = guided(denoise, guidance_scale)
             z = ddim(guide, start, Conditions(text), self.schedule, steps, eta, generator, begun)
-            z = torch.where(where > 0, held, z)
+            if held is not None:
+                z = torch.where(held[0] > 0, held[1], z)
             return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
 
         return in_both_sizes(self, size, draw, synchronised)

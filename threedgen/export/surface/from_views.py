@@ -39,7 +39,7 @@ MASK = 0.9
 @dataclass(frozen=True)
 class ViewTexture:
     """texture (H,W,3) float32 in [0,1], row 0 at v = 1; seen (H,W), bool: texels that a picture shows; share: of those
-    that the faces have; psnr: how alike a texel and each picture that is believed about it are, in dB."""
+    that the faces have; psnr: how alike a texel and each picture that is believed about it are, in dB; 0: none is."""
 
     texture: Array
     seen: Array
@@ -80,7 +80,7 @@ def texture_from_views(
     normals = unit(area_vectors(mesh.vertices, mesh.faces))
     depths, sides = seen_from(mesh, normals, at, on_view)
     texels = take_texels(mesh, buffers, normals, sides)
-    mean, said = Mean(len(texels.points)), list[tuple[Array, Array]]()
+    mean, places, said = Mean(len(texels.points)), list[Array](), list[Array]()
     for n, depth in enumerate(depths):
         index, weight, pixels = _weights(texels, at, n, depth, trust, 1.0 if view_weights is None else view_weights[n])
         where = pixels / (at.width, -at.height) + (0, 1)
@@ -88,7 +88,8 @@ def texture_from_views(
             weight = weight * (sample(masks[n][..., None], where)[:, 0] > MASK)
         believed, colours = weight > 0, sample(images[n], where)
         mean.add(colours, weight, index)
-        said.append((index[believed], colours[believed]))
+        places.append(index[believed])
+        said.append(colours[believed])
         on_view()
     before = np.zeros_like(texels.points) if over is None else over.texture[buffers.mask]
     known = mean.known if over is None else mean.known | over.seen[buffers.mask]
@@ -101,7 +102,8 @@ def texture_from_views(
         colours = diffuse(Places(texels.points, texels.normals, piece), colours, known)
     texture, seen = np.zeros((size, size, 3), np.float32), np.zeros((size, size), bool)
     texture[buffers.mask], seen[buffers.mask] = colours, known
-    alike = psnr(np.concatenate([told for _, told in said]), np.concatenate([colours[index] for index, _ in said]))
+    told = np.concatenate(said)
+    alike = psnr(told, colours[np.concatenate(places)]) if len(told) else 0.0
     return ViewTexture(np.clip(fill(texture, buffers.mask), 0, 1), seen, float(known.mean()), alike)
 
 
