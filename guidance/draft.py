@@ -63,9 +63,16 @@ def check_halves(size: Size, draft: float | None, unit: int, key: str = "draft")
         )
 
 
+def strengths(draft: float | None, rounds: int = 0) -> list[float]:
+    """With how much of all noise what is begun is drawn again, each time: less and less in more than one of ``rounds``,
+    so that what was brought to agree is kept in the end. Nothing: without draft and rounds."""
+    times = max(rounds, draft is not None)
+    return [(draft or DRAFT) * (times - number) / times for number in range(times)]
+
+
 def steps_in_all(steps: int, draft: float | None, rounds: int = 0) -> int:
     """How many steps a sampling of ``steps`` has in both sizes, and in all ``rounds``."""
-    return steps + max(rounds, draft is not None) * max(1, round((draft or DRAFT) * steps))
+    return steps + sum(max(1, round(strength * steps)) for strength in strengths(draft, rounds))
 
 
 def in_both_sizes(
@@ -77,11 +84,11 @@ def in_both_sizes(
         pictures = draw(size, None)
     else:
         pictures = enlarged(draw((size[0] // 2, size[1] // 2), None), size)
-    rounds = 0 if synchronised is None else synchronised.rounds
-    for number in range(max(rounds, model.draft is not None)):
-        if synchronised is not None and number < rounds:
-            pictures = synchronised.agree(pictures)
-        pictures = draw(size, Begun(model.encode_views(pictures), model.draft or DRAFT))
+    rounds, agree = synchronised or (0, None)
+    for strength in strengths(model.draft, rounds):
+        if agree is not None and rounds:
+            pictures = agree(pictures)
+        pictures = draw(size, Begun(model.encode_views(pictures), strength))
     return pictures
 
 

@@ -17,7 +17,7 @@ from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
 from threedgen.config import ConfigError
 from threedgen.geometry.views import resize
 from threedgen.guidance import diffusion
-from threedgen.guidance.draft import Begun, Synchronised, enlarged, in_both_sizes, steps_in_all
+from threedgen.guidance.draft import Begun, Synchronised, enlarged, in_both_sizes, steps_in_all, strengths
 from threedgen.guidance.mvadapter.cameras import RAY_VIEWS, views
 from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.mvdiffusion.inputs import depth_channels
@@ -57,6 +57,11 @@ def test_the_second_drawing_is_told_the_first_enlarged(size: tuple[int, int]) ->
 def test_an_enlarged_picture_shrinks_to_what_it_was() -> None:
     smooth = resize(torch.rand(1, 3, 3, 3, generator=cpu()), 24, 24)
     torch.testing.assert_close(resize(enlarged(smooth, (48, 48)), 24, 24), smooth, atol=0.02, rtol=0)
+
+
+def test_what_was_brought_to_agree_is_drawn_again_from_less_and_less_noise() -> None:
+    assert strengths(None) == [] and strengths(0.4) == [0.4] == strengths(0.4, 1)
+    assert strengths(0.3, 3) == pytest.approx([0.3, 0.2, 0.1]) == strengths(None, 3)
 
 
 Draw = Callable[..., Tensor]

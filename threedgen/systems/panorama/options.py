@@ -90,7 +90,7 @@ class PanoramaConfig(WordedConfig):
         ge=0,
         le=100,
         description="times that each view takes over what others see straighter, and is drawn again from some noise "
-        "(prior.draft, else 0.3), so that they agree",
+        "(prior.draft, else 0.3, and less each time), so that they agree",
     )
     height: int = Field(
         2048, ge=32, le=8192, description="pixels from pole to pole of the panorama, whose rows without gaps are kept"

@@ -127,7 +127,7 @@ class TextureObjectConfig(ThingConfig, DrawingConfig):
         ge=0,
         le=100,
         description="times that drawn sides are put on the mesh, and what is then seen of it is drawn again from some "
-        "noise (prior.draft, else 0.3), so that they agree with each other and with its outline",
+        "noise (prior.draft, else 0.3, and less each time), so that they agree with each other and with its outline",
     )
     texture: int = Field(1024, ge=64, le=8192, description="texels along an edge, a power of two")
     uv: Literal["auto", "own", "unwrap"] = Field(
