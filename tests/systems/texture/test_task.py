@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.support import box_room, command
 from tests.support.task_server import write_config
 from tests.support.tiny_mvdiffusion import tiny_prior_config
+from tests.support.tiny_prior import cpu
 from threedgen.evaluation.views.folder import DrawnScenes
 from threedgen.export.files.check import Expected, check_glb
+from threedgen.export.surface.blend import SCENE
 from threedgen.systems.texture import drawing
-from threedgen.systems.texture.scene import Coordinates
+from threedgen.systems.texture.scene import Coordinates, with_uv
+from threedgen.systems.texture.task import on_one_surface
 
 TINY = {
     "task": "texture",
@@ -101,6 +105,28 @@ def test_a_run_that_is_stopped_goes_on(
     expected = {path.name: path.read_bytes() for path in Path("whole", "frames").glob("*.png")}
     assert frames() == expected and kept.items() <= expected.items()
     assert Path("run", "texture.png").read_bytes() == Path("whole", "texture.png").read_bytes()
+
+
+def test_frames_agree_on_one_surface_and_with_given_ones() -> None:
+    scene, at = box_room.scene(), box_room.look(12, (32, 40))
+    truth = torch.from_numpy(box_room.truth(scene, at))
+    tints = torch.linspace(-0.15, 0.15, len(at))[torch.randperm(len(at), generator=cpu())]
+    given = torch.arange(len(at)) == 5
+    tints[5] = 0
+    mesh, _ = with_uv(scene, 256)
+    found = on_one_surface(mesh, 256, SCENE, at, truth + tints[:, None, None, None], given)
+    wrong = [(frame - true).abs().median() for frame, true in zip(found, truth, strict=True)]
+    assert wrong[5] < 0.02, "what is given stays"
+    assert max(wrong[4], wrong[6]) < 0.05 < tints[[4, 6]].abs().max(), "neighbours see it as it is given"
+
+
+def test_drawn_frames_are_drawn_again_after_they_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(capsys, "out=alone")[0] == 0
+    assert ask(capsys, "synchronise=2")[0] == 0
+    alone, together = (json.loads(Path(name, "summary.json").read_text()) for name in ("alone", "run"))
+    assert alone["psnr_of_views"] != together["psnr_of_views"]
+    code, _, err = ask(capsys, "synchronise=1", "mesh=", "path=", "scannet=.")
+    assert code == 2 and "synchronise 1 needs a mesh" in err
 
 
 def test_key_frames_alone(capsys: pytest.CaptureFixture[str]) -> None:

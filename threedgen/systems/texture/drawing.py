@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import write_png
 from threedgen.geometry.picture_file import read_picture
 from threedgen.geometry.views import resize
-from threedgen.guidance.draft import Size, steps_in_all
+from threedgen.guidance.draft import Size, Synchronised, steps_in_all
 from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.disk import write_atomic, writing
@@ -33,6 +34,9 @@ from .options import TextureConfig
 from .shots import Shots
 
 logger = logging.getLogger(__name__)
+
+Agree = Callable[[Cameras, Tensor, Tensor], Tensor]
+"""Of cameras, their frames (F,H,W,3) and which of them are given (F,): the frames, brought to agree."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +124,18 @@ def source(shots: Shots, keys: Sequence[int], model: str) -> str:
 
 
 def draw_all(
-    model: MVDiffusion, config: TextureConfig, shots: Shots, draws: Sequence[Draw], pictures: Pictures, quiet: bool
+    model: MVDiffusion,
+    config: TextureConfig,
+    shots: Shots,
+    draws: Sequence[Draw],
+    pictures: Pictures,
+    quiet: bool,
+    agree: Agree | None = None,
 ) -> None:
-    """Draws what is not there yet. At Ctrl-C what is finished is kept: raises Stopped."""
+    """Draws what is not there yet, and again as often as ``config.synchronise`` says after ``agree``. At Ctrl-C what is
+    finished is kept: raises Stopped."""
     waiting = [n for n, draw in enumerate(draws) if any(pictures.get(frame) is None for frame in draw.new)]
-    steps, total = steps_in_all(config.steps, model.draft), len(draws)
+    steps, total = steps_in_all(config.steps, model.draft, config.synchronise), len(draws)
     with (
         Interrupts() as interrupts,
         Count("drawing", total * steps, quiet, done=(total - len(waiting)) * steps) as count,
@@ -139,7 +150,7 @@ def draw_all(
                 count.add(1, what)
 
             try:
-                drawn = draw_one(model, config, shots, draw, pictures, number, on_step)
+                drawn = draw_one(model, config, shots, draw, pictures, number, on_step, agree)
             except Stopped:
                 logger.warning(
                     "%s keeps the frames that are drawn; the same command goes on from them", pictures.folder
@@ -158,6 +169,7 @@ def draw_one(
     pictures: Pictures,
     number: int,
     on_step: Callable[[], None],
+    agree: Agree | None = None,
 ) -> Tensor:
     """Samples the frames of a draw (F,H,W,3), the given ones too."""
     frames = list(draw.frames)
@@ -185,4 +197,5 @@ def draw_one(
         generator(config.seed, number, "frames"),
         on_step,
         config.eta,
+        synchronised=None if agree is None else Synchronised(config.synchronise, lambda views: agree(at, views, given)),
     )

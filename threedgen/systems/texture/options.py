@@ -69,6 +69,13 @@ class TextureConfig(WordedConfig):
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     eta: float = Field(0.0, ge=0, le=1, description="fresh noise of a step: 0 none, 1 as much as DDPM's")
     guidance_scale: float = Field(9.0, ge=0)
+    synchronise: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="times that frames are put on the mesh, and what is then seen of it is drawn again from some noise "
+        "(prior.draft, else 0.3, and less each time), so that they agree",
+    )
     texture: int = Field(2048, ge=64, le=8192, description="texels along an edge, a power of two")
     uv: Literal["auto", "own", "unwrap"] = Field(
         "auto", description="texture coordinates: the mesh's own, new ones, or auto: its own if no two places share one"
@@ -82,6 +89,8 @@ class TextureConfig(WordedConfig):
         if self.shared >= self.views:
             raise ValueError(f"shared {self.shared} should be less than views {self.views}; try {self.views // 3}")
         power_of_two(self.texture)
+        if self.synchronise and self.mesh is None:
+            raise ValueError(f"synchronise {self.synchronise} needs a mesh, on which frames agree; try 0")
         if self.prompt and self.prompts:
             raise ValueError("prompt and prompts cannot both be given: one text for all frames, or a line for each")
         if self.scannet is not None and self.path != AUTO:

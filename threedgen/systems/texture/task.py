@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.export.files.check import Expected, check_glb
 from threedgen.export.files.glb import textured_glb_bytes
-from threedgen.export.surface.blend import SCENE
+from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.surface.blend import SCENE, Trust
 from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.cameras_file import CAMERAS, write_cameras
@@ -49,6 +51,8 @@ logger = logging.getLogger(__name__)
 GLB, FILM = "scene.glb", "frames.mp4"
 FILES = (FILM, "sheet.png", CAMERAS, GLB, "texture.png", "walk.png")
 SCREENSHOTS, COLUMNS, FPS = 12, 6, 8
+DRAWN = 0.1
+"""What a frame that is drawn counts beside a given one."""
 
 
 def texture(task: Task) -> None:
@@ -67,18 +71,20 @@ def texture(task: Task) -> None:
     check_model(model, config)
     for text in dict.fromkeys(shots.prompts):
         notes += [note for note in warn_about(text, model) if note not in notes]
+    mesh, how = (None, "") if scene is None else with_uv(scene, config.texture, config.uv)
     draws = plan(keys, config)
     drawn = sorted({n for draw in draws for n in draw.frames})
     between_views = digest({} if model.multiview is None else model.multiview.new_blocks)
     made_of = source(shots, keys, f"{config.prior.describe()} {between_views}")
     pictures = Pictures(task.folder / "frames", shots, made_of)
-    draw_all(model, config, shots, draws, pictures, task.quiet)
+    agree = None if mesh is None else partial(on_one_surface, mesh, config.texture, trust(config))
+    draw_all(model, config, shots, draws, pictures, task.quiet, agree)
     frames = pictures.stack(drawn)
     figures: dict[str, Any] = {"frames": len(drawn), "key_frames": len(keys), "draws": len(draws)}
     with writing(task.folder):
         write_frames(task.folder, shots, drawn, keys, frames, place)
-        if scene is not None:
-            figures |= texture_mesh(task, scene, place, shots.at.select(drawn), frames.numpy(), notes)
+        if mesh is not None:
+            figures |= {"uv": how} | texture_mesh(task, mesh, place, shots.at.select(drawn), frames.numpy(), notes)
         task.summarise(notes=notes, **figures)
 
 
@@ -146,15 +152,26 @@ def write_frames(
     write_mp4(readable(frames), folder / FILM, FPS)
 
 
+def trust(config: TextureConfig) -> Trust:
+    """What of a frame is believed."""
+    return replace(SCENE, error=config.tolerance)
+
+
+def on_one_surface(mesh: TexturedMesh, size: int, trust: Trust, at: Cameras, frames: Tensor, given: Tensor) -> Tensor:
+    """What cameras see of a mesh that wears their frames (F,H,W,3) as a texture of ``size`` texels; where ``given``
+    (F,) ones see it, it is as they have it."""
+    weights = torch.where(given, 1.0, DRAWN).tolist()
+    made = texture_from_views(mesh, size, at, frames.numpy(), trust, view_weights=weights)
+    return torch.from_numpy(render(mesh, made.texture, at))
+
+
 def texture_mesh(
-    task: Task, scene: SceneMesh, place: Coordinates, at: Cameras, frames: np.ndarray, notes: list[str]
+    task: Task, mesh: TexturedMesh, place: Coordinates, at: Cameras, frames: np.ndarray, notes: list[str]
 ) -> dict[str, Any]:
     """Textures the mesh, writes it, and looks at it from where no frame was. Raises OSError and ConfigError."""
     config: TextureConfig = task.config
-    mesh, how = with_uv(scene, config.texture, config.uv)
     with Count("texturing", 2 * len(at), task.quiet) as count:
-        trust = replace(SCENE, error=config.tolerance)
-        textured = texture_from_views(mesh, config.texture, at, frames, trust, on_view=lambda: count.add(1))
+        textured = texture_from_views(mesh, config.texture, at, frames, trust(config), on_view=lambda: count.add(1))
     image = to_uint8(textured.texture)
     write_png(task.folder / "texture.png", image)
     extras = {"prompt": config.prompt, "seed": config.seed, "triangles": len(mesh.faces)}
@@ -172,8 +189,8 @@ def texture_mesh(
         write_png(task.folder / "walk" / f"{n:02d}.png", picture)
     write_png(task.folder / "walk.png", grid(pictures, 4))
     return {
-        "uv": how,
         "texels_seen": round(textured.share, 4),
+        "psnr_of_views": round(textured.psnr, 2),
         "triangles": len(mesh.faces),
         "findings": [asdict(finding) for finding in found],
     }
