@@ -50,7 +50,7 @@ class LoRA(nn.Module):
         kinds = (nn.Linear, nn.Conv2d)
         layers: dict[str, Any] = {n: m for n, m in unet.named_modules() if n.endswith(targets) and isinstance(m, kinds)}
         if not layers:
-            raise ConfigError("vsd trains additions to the attention of a UNet, and this one has none", "distillation")
+            raise ConfigError("additions of low rank go to the attention of a UNet, and this network has none")
         self.names, self.scale = tuple(layers), scale
         sizes = [m.weight.shape for m in layers.values()]
         self.down = nn.ParameterList(

@@ -19,6 +19,7 @@ from torch import Tensor
 from threedgen.config import Config, at, dump
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
+from threedgen.train.muon import Muon
 
 METRICS_KEY, SECONDS_KEY = "metrics", "seconds"
 
@@ -88,9 +89,17 @@ class System(pl.LightningModule):
     """The section of the config that says how it learns."""
 
     def configure_optimizers(self) -> Any:
-        """AdamW on all parameters; a module that learns otherwise has its own."""
+        """AdamW on all parameters, or Muon where there is an option that says so; a module that learns otherwise has
+        its own."""
         o = self.options
-        return self.adamw(self.parameters(), o.learning_rate, weight_decay=o.weight_decay)
+        if getattr(o, "optimizer", "adamw") == "adamw":
+            return self.adamw(self.parameters(), o.learning_rate, weight_decay=o.weight_decay)
+        muon = Muon(self.parameters(), 1.0, weight_decay=o.weight_decay, elementwise=self.elementwise())
+        return self.scheduled(muon, o.learning_rate)
+
+    def elementwise(self) -> Iterable[torch.Tensor]:
+        """Matrices that Muon leaves to AdamW."""
+        return ()
 
     def adamw(self, parameters: Iterable[Any], *rates: Any, weight_decay: float = 0.0) -> dict[str, Any]:
         """AdamW on parameters, or groups of them, with learning rates as for `scheduled`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ from threedgen.guidance.mvadapter.network import AdaptedUNet
 from threedgen.guidance.mvadapter.pictures import GREY
 from threedgen.guidance.mvadapter.weights import save_adapter
 from threedgen.run.arrays import Array
-from threedgen.train.muon import Muon
 from threedgen.train.system import AveragedSystem, timesteps
 
 from .options import AdapterTrainingConfig, TrainMVAdapterConfig
@@ -77,12 +75,6 @@ class AdapterSystem(AveragedSystem):
 
     def setup(self, stage: str) -> None:
         self.model.to(self.device)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW or Muon."""
-        if (o := self.options).optimizer == "adamw":
-            return super().configure_optimizers()
-        return self.scheduled(Muon(self.parts.parameters(), 1.0, weight_decay=o.weight_decay), o.learning_rate)
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, model = int(batch), self.options, self.model

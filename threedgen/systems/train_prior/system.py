@@ -6,6 +6,7 @@ attention and cameras, and in a ``two_d`` share of the steps single pictures wit
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
 from threedgen.run.seeding import generator, numpy_generator
-from threedgen.train.muon import Muon
 from threedgen.train.system import AveragedSystem, timesteps
 
 from .options import DiffusionConfig, NetworkConfig
@@ -110,13 +110,9 @@ class DiffusionSystem(AveragedSystem):
     def setup(self, stage: str) -> None:
         self.prior.to(self.device)
 
-    def configure_optimizers(self) -> Any:
-        """AdamW, or Muon on all weights but those of the last layer, whose rows are latents and no features."""
-        if self.options.optimizer == "adamw":
-            return super().configure_optimizers()
-        o, ends = self.options, (self.unet.conv_out.weight,)
-        muon = Muon(self.unet.parameters(), 1.0, weight_decay=o.weight_decay, elementwise=ends)
-        return self.scheduled(muon, o.learning_rate)
+    def elementwise(self) -> Iterable[Tensor]:
+        """Those of the last layer, whose rows are latents and no features."""
+        return (self.unet.conv_out.weight,)
 
     @property
     def place(self) -> tuple[int, int]:
