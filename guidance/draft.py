@@ -38,6 +38,10 @@ class Synchronised(NamedTuple):
     agree: Callable[[Tensor], Tensor]
 
 
+ALONE = Synchronised(0, lambda pictures: pictures)
+"""They are not."""
+
+
 def check_sides(size: Size, unit: int, draft: float | None, keys: tuple[str, str] = ("", "")) -> None:
     """Raises ConfigError for pictures (H,W) whose sides are no multiples of ``unit``, or that cannot be halved where
     the option prior.draft asks for it; ``keys``: the options of height and width."""
@@ -76,7 +80,7 @@ def steps_in_all(steps: int, draft: float | None, rounds: int = 0) -> int:
 
 
 def in_both_sizes(
-    model: Any, size: Size, draw: Callable[[Size, Begun | None], Tensor], synchronised: Synchronised | None = None
+    model: Any, size: Size, draw: Callable[[Size, Begun | None], Tensor], synchronised: Synchronised = ALONE
 ) -> Tensor:
     """Pictures (B,H,W,3) that ``draw`` makes of a size, from noise or from what is begun: once, or twice where
     ``model.draft`` says with how much noise. ``synchronised``: before each of so many drawings from what is begun."""
@@ -84,10 +88,9 @@ def in_both_sizes(
         pictures = draw(size, None)
     else:
         pictures = enlarged(draw((size[0] // 2, size[1] // 2), None), size)
-    rounds, agree = synchronised or (0, None)
-    for strength in strengths(model.draft, rounds):
-        if agree is not None and rounds:
-            pictures = agree(pictures)
+    for strength in strengths(model.draft, synchronised.rounds):
+        if synchronised.rounds:
+            pictures = synchronised.agree(pictures)
         pictures = draw(size, Begun(model.encode_views(pictures), strength))
     return pictures
 

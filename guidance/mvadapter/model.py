@@ -19,7 +19,7 @@ from threedgen.config import ConfigError
 from threedgen.geometry.foreground import read_cut_out
 from threedgen.geometry.views import resize
 from threedgen.guidance.diffusion import Conditions, Features, Generators, Reference, fresh_noise, guided
-from threedgen.guidance.draft import Begun, Size, Synchronised, ddim, in_both_sizes
+from threedgen.guidance.draft import ALONE, Begun, Size, Synchronised, ddim, in_both_sizes
 from threedgen.guidance.inpainting import ddim_inpaint
 from threedgen.guidance.options import MVAdapterConfig
 from threedgen.guidance.priors.mvdream import load_as
@@ -208,7 +208,7 @@ class MVAdapter(StableDiffusion):
         generator: Generators = None,
         eta: float = 0.0,
         on_step: Callable[[], None] = lambda: None,
-        synchronised: Synchronised | None = None,
+        synchronised: Synchronised = ALONE,
     ) -> Tensor:
         """Samples the V views of an object by DDIM -> (V,H,W,3) in [0,1], on the CPU.
 

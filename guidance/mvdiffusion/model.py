@@ -20,7 +20,7 @@ from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.warp import of_cameras
 from threedgen.guidance.diffusion import Conditions, Generators, fresh_noise, guided
-from threedgen.guidance.draft import Begun, Size, Synchronised, check_sides, ddim, in_both_sizes
+from threedgen.guidance.draft import ALONE, Begun, Size, Synchronised, check_sides, ddim, in_both_sizes
 from threedgen.guidance.multiview.joined import predict
 from threedgen.guidance.options import MVDiffusionConfig
 from threedgen.guidance.priors.mvdream import load_as
@@ -210,7 +210,7 @@ class MVDiffusion(StableDiffusion):
         on_step: Callable[[], None] = lambda: None,
         eta: float = 0.0,
         mask: Convention = "code",
-        synchronised: Synchronised | None = None,
+        synchronised: Synchronised = ALONE,
     ) -> Tensor:
         """Samples the F views of a scene, one prompt each, by DDIM -> (F,H,W,3) in [0,1], on the CPU.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -144,6 +144,9 @@ class TextureObjectConfig(ThingConfig, DrawingConfig):
     def paints(self) -> bool:
         """Is there anything that the 2D model completes?"""
         return self.complete.name == "inpaint" and (self.draws or self.views is not None)
+
+    def used(self) -> Self:
+        return self if self.draws or self.paints else self.model_copy(update={"prior": None})
 
     @model_validator(mode="after")
     def _fit(self) -> TextureObjectConfig:
