@@ -19,7 +19,7 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.warp import of_cameras
-from threedgen.guidance.diffusion import Conditions, Generators, fresh_noise, guided
+from threedgen.guidance.diffusion import Conditions, Generators, guided
 from threedgen.guidance.draft import ALONE, Begun, Size, Synchronised, check_sides, ddim, in_both_sizes
 from threedgen.guidance.multiview.joined import predict
 from threedgen.guidance.options import MVDiffusionConfig
@@ -220,9 +220,7 @@ class MVDiffusion(StableDiffusion):
         """
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
 
-        def draw(size: Size, begun: Begun | None) -> Tensor:
-            shape = (len(prompts), self.latent_shape[0], *(side // self.factor for side in size))
-            start = fresh_noise(torch.empty(shape, device=self.device), generator)
+        def draw(size: Size, start: Tensor, begun: Begun | None) -> Tensor:
             extra, condition = (None if part is None else part.to(self.device) for part in known(size))
             held = self.held(extra, condition, mask)
             told = [extra, condition if self.branch else None]
@@ -238,8 +236,6 @@ class MVDiffusion(StableDiffusion):
 
             guide = guided(denoise, guidance_scale)
             z = ddim(guide, start, Conditions(text), self.schedule, steps, eta, generator, begun)
-            if held is not None:
-                z = torch.where(held[0] > 0, held[1], z)
-            return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
+            return z if held is None else torch.where(held[0] > 0, held[1], z)
 
-        return in_both_sizes(self, size, draw, synchronised)
+        return in_both_sizes(self, len(prompts), size, draw, generator, synchronised)

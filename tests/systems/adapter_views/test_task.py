@@ -92,7 +92,7 @@ def test_an_adapter_in_perspective_draws_a_mesh_so_and_textures_none(capsys: pyt
         ("rays", ["image=cut.png", "prior.adapter=null"], "prior.adapter: there is none"),
         ("rays", ["prompt=a dog", "mesh=box.glb"], "prior.adapter: this one is told rays of the cameras, and not"),
         ("rays", ["prompt=a dog", "front=+x"], "front is of a mesh"),
-        ("rays", ["prompt=a dog", "height=17"], "should be multiples of 2; try 16 or 18"),
+        ("rays", ["prompt=a dog", "height=17"], "height: the sides of pictures should be multiples of 2; try 16 or 18"),
         ("rays", ["prompt=a dog", "views=[[0, 90]]"], "views"),
         ("rays", ["prompt=a dog", "prior.name=mvdream"], "prior"),
         ("rays", ["prompt=a dog", "prior.layout=rowcol"], "prior.layout: rowcol is of six sides of a mesh"),

@@ -29,7 +29,6 @@ from threedgen.train.task import Task
 from .inpainting import Paint
 from .options import DrawingConfig, TextureObjectConfig
 
-VIEWS = "views"
 OF_GEOMETRY = (
     "rays of the cameras, and not the geometry of a mesh",
     "take one that is, as the toybox's toybox-geometry; released ones are so with prior.control=geometry "
@@ -115,12 +114,12 @@ def require(model: MVAdapter, config: DrawingConfig, at: Cameras, geometry: bool
             raise ConfigError(f"{said}; take one that was trained with fov=0", "adapter", config.prior.adapter)
     if adapted is not None and adapted.form.layout == "rowcol" and len(at) != 6:
         raise ConfigError(f"this adapter draws six sides of a mesh, and no {len(at)} views; leave views out", "views")
-    check_sides((at.height, at.width), model.unit, model.draft)
+    check_sides((at.height, at.width), model.unit, model.draft, config.sides)
 
 
 def write_views(folder: Path, views: Tensor, names: Sequence[str]) -> list[str]:
     """Writes ``folder``/views/NAME.png; those files, as seen from there. Raises OSError."""
-    files = [f"{VIEWS}/{name}.png" for name in names]
+    files = [f"views/{name}.png" for name in names]
     for file, view in zip(files, views, strict=True):
         write_png(folder / file, view)
     return files
