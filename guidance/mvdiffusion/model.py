@@ -17,6 +17,7 @@ from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import keyed
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.warp import of_cameras
 from threedgen.guidance.diffusion import Conditions, Generators, guided
@@ -109,8 +110,9 @@ class MVDiffusion(StableDiffusion):
     def with_views(self, blocks: str | Path) -> Self:
         """Puts the blocks of a file around the UNet, which may get other weights by them. Raises ConfigError."""
         path = locate("blocks", str(blocks))
-        tensors, self.learnt = read_tensors(path), read_card(path, FORMAT)
-        found = convert_released(tensors, differing(self.unet, tensors))
+        with keyed("blocks"):
+            tensors, self.learnt = read_tensors(path), read_card(path, FORMAT)
+            found = convert_released(tensors, differing(self.unet, tensors))
         if found.ignored:
             parts = ", ".join(f"{part} ({count})" for part, count in found.ignored_parts.items())
             logger.warning("%s: tensors that have no place here are not used: %s", blocks, parts)

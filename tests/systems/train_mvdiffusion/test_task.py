@@ -129,7 +129,7 @@ def test_the_attention_begins_with_that_of_another_run(
         assert torch.equal(first[name], second[name])
     capsys.readouterr()
     assert cli.main(["--config", str(tiny(tmp_path, base, "depth")), "out=deep", *still]) == 2
-    assert "attention between views" in (said := capsys.readouterr().err) and "Traceback" not in said
+    assert "blocks: the attention between views" in (said := capsys.readouterr().err) and "Traceback" not in said
     still[-1] = "blocks=nowhere.safetensors"
     assert cli.main(["--config", str(path), "out=none", *still]) == 2
     assert "nowhere.safetensors" in capsys.readouterr().err and not Path("none").exists()
