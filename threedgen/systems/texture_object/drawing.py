@@ -31,8 +31,8 @@ from .options import DrawingConfig, TextureObjectConfig
 
 OF_GEOMETRY = (
     "rays of the cameras, and not the geometry of a mesh",
-    "take one that is, as the toybox's toybox-geometry; released ones are so with prior.control=geometry "
-    "prior.layout=rowcol",
+    "take one that is, as the toybox's toybox-geometry, or a released one for meshes (tg2mv, ig2mv) with "
+    "prior.control=geometry prior.layout=rowcol",
 )
 OF_RAYS = ("the geometry of a mesh, and there is none", "give mesh=FILE, or take one that is told rays of the cameras")
 """What is wrong with an adapter where one of the geometry, or of rays, is wanted, and what to do."""
