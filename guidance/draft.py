@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import within
-from threedgen.guidance.diffusion import Conditions, Denoiser, Generators, OnStep, ddim_redraw, ddim_sample
+from threedgen.guidance.diffusion import Conditions, Denoiser, Generators, OnStep, ddim_redraw, ddim_sample, fresh_noise
 from threedgen.guidance.schedule import Schedule
 
 Size = tuple[int, int]
@@ -38,7 +39,11 @@ class Synchronised(NamedTuple):
     agree: Callable[[Tensor], Tensor]
 
 
-def check_sides(size: Size, unit: int, draft: float | None, keys: tuple[str, str] = ("", "")) -> None:
+ALONE = Synchronised(0, lambda pictures: pictures)
+"""They are not."""
+
+
+def check_sides(size: Size, unit: int, draft: float | None, keys: tuple[str, str]) -> None:
     """Raises ConfigError for pictures (H,W) whose sides are no multiples of ``unit``, or that cannot be halved where
     the option prior.draft asks for it; ``keys``: the options of height and width."""
     for side, key in zip(size, keys, strict=True):
@@ -75,20 +80,36 @@ def steps_in_all(steps: int, draft: float | None, rounds: int = 0) -> int:
     return steps + sum(max(1, round(strength * steps)) for strength in strengths(draft, rounds))
 
 
+Draw = Callable[[Size, Tensor, Begun | None], Tensor]
+"""Of pictures of a size, noise (B,C,h,w), and what they go on from: the latents (B,C,h,w)."""
+
+
 def in_both_sizes(
-    model: Any, size: Size, draw: Callable[[Size, Begun | None], Tensor], synchronised: Synchronised | None = None
+    model: Any,
+    count: int,
+    size: Size,
+    draw: Draw,
+    generator: Generators = None,
+    synchronised: Synchronised = ALONE,
+    together: int = 1,
 ) -> Tensor:
-    """Pictures (B,H,W,3) that ``draw`` makes of a size, from noise or from what is begun: once, or twice where
-    ``model.draft`` says with how much noise. ``synchronised``: before each of so many drawings from what is begun."""
-    if model.draft is None:
-        pictures = draw(size, None)
-    else:
-        pictures = enlarged(draw((size[0] // 2, size[1] // 2), None), size)
-    rounds, agree = synchronised or (0, None)
-    for strength in strengths(model.draft, rounds):
-        if agree is not None and rounds:
-            pictures = agree(pictures)
-        pictures = draw(size, Begun(model.encode_views(pictures), strength))
+    """``count`` pictures (B,H,W,3) in [0,1], on the CPU, that ``draw`` makes from noise or from what is begun: once, or
+    twice where ``model.draft`` says with how much noise.
+
+    synchronised: before each of so many drawings from what is begun.  together: pictures that are decoded at once.
+    """
+
+    def drawn(size: Size, begun: Begun | None = None) -> Tensor:
+        shape = (count, model.latent_shape[0], *(side // model.factor for side in size))
+        noise = fresh_noise(torch.empty(shape, device=model.device), generator)
+        parts = draw(size, noise, begun).split(together)
+        return torch.cat([model.decode_latents(part).float().cpu() for part in parts])
+
+    pictures = drawn(size) if model.draft is None else enlarged(drawn((size[0] // 2, size[1] // 2)), size)
+    for strength in strengths(model.draft, synchronised.rounds):
+        if synchronised.rounds:
+            pictures = synchronised.agree(pictures)
+        pictures = drawn(size, Begun(model.encode_views(pictures), strength))
     return pictures
 
 

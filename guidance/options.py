@@ -211,12 +211,10 @@ class MVDiffusionConfig(DraftedConfig):
         return self
 
     def check(self) -> None:
-        from .weights.files import sniff
-        from .weights.plugins import locate
+        from .weights import plugins
 
         super().check()
-        if self.blocks is not None:
-            sniff(locate("blocks", self.blocks))
+        plugins.check("blocks", self.blocks)
 
 
 class MVAdapterConfig(DraftedConfig):
@@ -281,12 +279,10 @@ class MVAdapterConfig(DraftedConfig):
     def check(self) -> None:
         from threedgen.geometry.foreground import read_cut_out
 
-        from .weights.files import sniff
-        from .weights.plugins import locate
+        from .weights import plugins
 
         super().check()
-        if self.adapter is not None:
-            sniff(locate("adapter", self.adapter))
+        plugins.check("adapter", self.adapter)
         if self.image is not None:
             read_cut_out(self.image)
 

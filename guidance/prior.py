@@ -20,7 +20,6 @@ from threedgen.guidance.diffusion import (
     Generators,
     OnStep,
     Reference,
-    fresh_noise,
     guided,
     per_image,
 )
@@ -183,20 +182,17 @@ class Prior(Protocol):
             poses = c2w.expand(len(prompts), n_view, 4, 4).flatten(0, 1)
             camera = self.camera(poses.to(self.device).float())
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
-        count, channels = len(prompts) * n_view, self.latent_shape[0]
+        count = len(prompts) * n_view
         given = Conditions(text, camera, n_view, reference=self.reference(text[0][:1]))
         guess = self.guess(per_image(text[0], count), camera) if guess_noise < 1 else None
         denoise = guided(self.denoise, guidance_scale)
 
-        def draw(size: Size, begun: Begun | None) -> Tensor:
-            like = torch.empty(count, channels, *(side // self.factor for side in size), device=self.device)
-            noise = fresh_noise(like, generator)
+        def draw(size: Size, noise: Tensor, begun: Begun | None) -> Tensor:
             if begun is None and guess is not None:
                 begun = Begun(guess, guess_noise)
-            z = ddim(denoise, noise, given, self.schedule, steps, begun=begun, on_step=on_step)
-            return torch.cat([self.decode_latents(views).float().cpu() for views in z.split(n_view)])
+            return ddim(denoise, noise, given, self.schedule, steps, begun=begun, on_step=on_step)
 
-        return in_both_sizes(self, (self.image_size, self.image_size), draw)
+        return in_both_sizes(self, count, (self.image_size, self.image_size), draw, generator, together=n_view)
 
 
 class MultiviewPrior(Prior, Protocol):

@@ -18,8 +18,8 @@ from torch.nn.functional import interpolate, max_pool2d
 from threedgen.config import ConfigError
 from threedgen.geometry.foreground import read_cut_out
 from threedgen.geometry.views import resize
-from threedgen.guidance.diffusion import Conditions, Features, Generators, Reference, fresh_noise, guided
-from threedgen.guidance.draft import Begun, Size, Synchronised, ddim, in_both_sizes
+from threedgen.guidance.diffusion import Conditions, Features, Generators, Reference, guided
+from threedgen.guidance.draft import ALONE, Begun, Size, Synchronised, ddim, in_both_sizes
 from threedgen.guidance.inpainting import ddim_inpaint
 from threedgen.guidance.options import MVAdapterConfig
 from threedgen.guidance.priors.mvdream import load_as
@@ -208,7 +208,7 @@ class MVAdapter(StableDiffusion):
         generator: Generators = None,
         eta: float = 0.0,
         on_step: Callable[[], None] = lambda: None,
-        synchronised: Synchronised | None = None,
+        synchronised: Synchronised = ALONE,
     ) -> Tensor:
         """Samples the V views of an object by DDIM -> (V,H,W,3) in [0,1], on the CPU.
 
@@ -229,9 +229,7 @@ class MVAdapter(StableDiffusion):
             on_step()
             return self.denoise(*what, **more)
 
-        def draw(size: Size, begun: Begun | None) -> Tensor:
-            shape = (n_view, self.latent_shape[0], *(side // self.factor for side in size))
-            start = fresh_noise(torch.empty(shape, device=self.device), generator)
+        def draw(size: Size, start: Tensor, begun: Begun | None) -> Tensor:
             shown = control if control.shape[-2:] == (1, 1) else interpolate(control, size, mode="nearest")
             seen = None
             if picture is not None:
@@ -239,10 +237,9 @@ class MVAdapter(StableDiffusion):
                 look = resize(picture[None], picture.shape[0] // less, picture.shape[1] // less)
                 seen = Reference(self.look_at(look, texts[0]), image_scale)
             given = Conditions(texts, shown.to(self.device), n_view, reference=seen)
-            z = ddim(guided(denoise, scale), start, given, self.schedule, steps, eta, generator, begun)
-            return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
+            return ddim(guided(denoise, scale), start, given, self.schedule, steps, eta, generator, begun)
 
-        return in_both_sizes(self, whole, draw, synchronised)
+        return in_both_sizes(self, n_view, whole, draw, generator, synchronised)
 
     @torch.no_grad()
     def inpaint(

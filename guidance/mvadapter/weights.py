@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import keyed
 from threedgen.guidance.multiview.decoupled import Branch
 from threedgen.guidance.weights.files import read_card, read_tensors
 from threedgen.run.disk import write_atomic
@@ -28,6 +29,8 @@ TEXT_WIDTH = "text_width"
 OURS = re.compile(r"adapter\.|fine\.|.+\.attn1\.processor\.to_(q|k|v|out)_(mv|ref)\.")
 QUERY = re.compile(r"(.+\.attn1)\.processor\.to_q_(mv|ref)\.weight")
 FIRST = "adapter.conv_in.weight"
+OTHER = "the adapter was trained on another base"
+REMEDY = "take the 2D model that it was trained on, or one that was tuned from that"
 FIRST_BLOCKS = re.compile(r"adapter\.body\.0\.resnets\.\d+\.block1\.bias")
 
 
@@ -49,7 +52,8 @@ def save_adapter(path: Path, network: AdaptedUNet) -> None:
 
 def load_adapter(path: Path, unet: UNet2DConditionModel, factor: int = 8, **form: Any) -> Loaded:
     """Puts the adapter of a file into ``unet``. ``form``: instead of what the file says of it. Raises ConfigError."""
-    return convert_adapter(read_tensors(path), unet, factor, read_card(path, FORMAT), **form)
+    with keyed("adapter"):
+        return convert_adapter(read_tensors(path), unet, factor, read_card(path, FORMAT), **form)
 
 
 def convert_adapter(
@@ -94,17 +98,11 @@ def _check_base(ours: Mapping[str, Tensor], unet: UNet2DConditionModel, card: Ma
     here = {name: len(unet.get_parameter(f"{name}.to_q.weight")) for name in names}
     there = {match[1]: len(ours[match[0]]) for match in map(QUERY.fullmatch, ours) if match}
     if there and here != there:
-        raise ConfigError(
-            f"the adapter was trained on another base: it is for {_sizes(there)}, this one has {_sizes(here)}",
-            "adapter",
-        )
+        raise ConfigError(f"{OTHER}: it is for {_sizes(there)}, this one has {_sizes(here)}; {REMEDY}", "adapter")
     width = str(unet.config["cross_attention_dim"])
     if card.get(TEXT_WIDTH, width) != width:
-        raise ConfigError(
-            f"the adapter was trained on another base: its text had {card[TEXT_WIDTH][:20]} features, this one's has "
-            f"{width}",
-            "adapter",
-        )
+        had = card[TEXT_WIDTH][:20]
+        raise ConfigError(f"{OTHER}: its text had {had} features, this one's has {width}; {REMEDY}", "adapter")
 
 
 def _sizes(layers: Mapping[str, int]) -> str:

@@ -17,10 +17,11 @@ from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import keyed
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.warp import of_cameras
-from threedgen.guidance.diffusion import Conditions, Generators, fresh_noise, guided
-from threedgen.guidance.draft import Begun, Size, Synchronised, check_sides, ddim, in_both_sizes
+from threedgen.guidance.diffusion import Conditions, Generators, guided
+from threedgen.guidance.draft import ALONE, Begun, Size, Synchronised, check_sides, ddim, in_both_sizes
 from threedgen.guidance.multiview.joined import predict
 from threedgen.guidance.options import MVDiffusionConfig
 from threedgen.guidance.priors.mvdream import load_as
@@ -109,8 +110,9 @@ class MVDiffusion(StableDiffusion):
     def with_views(self, blocks: str | Path) -> Self:
         """Puts the blocks of a file around the UNet, which may get other weights by them. Raises ConfigError."""
         path = locate("blocks", str(blocks))
-        tensors, self.learnt = read_tensors(path), read_card(path, FORMAT)
-        found = convert_released(tensors, differing(self.unet, tensors))
+        with keyed("blocks"):
+            tensors, self.learnt = read_tensors(path), read_card(path, FORMAT)
+            found = convert_released(tensors, differing(self.unet, tensors))
         if found.ignored:
             parts = ", ".join(f"{part} ({count})" for part, count in found.ignored_parts.items())
             logger.warning("%s: tensors that have no place here are not used: %s", blocks, parts)
@@ -210,7 +212,7 @@ class MVDiffusion(StableDiffusion):
         on_step: Callable[[], None] = lambda: None,
         eta: float = 0.0,
         mask: Convention = "code",
-        synchronised: Synchronised | None = None,
+        synchronised: Synchronised = ALONE,
     ) -> Tensor:
         """Samples the F views of a scene, one prompt each, by DDIM -> (F,H,W,3) in [0,1], on the CPU.
 
@@ -220,9 +222,7 @@ class MVDiffusion(StableDiffusion):
         """
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
 
-        def draw(size: Size, begun: Begun | None) -> Tensor:
-            shape = (len(prompts), self.latent_shape[0], *(side // self.factor for side in size))
-            start = fresh_noise(torch.empty(shape, device=self.device), generator)
+        def draw(size: Size, start: Tensor, begun: Begun | None) -> Tensor:
             extra, condition = (None if part is None else part.to(self.device) for part in known(size))
             held = self.held(extra, condition, mask)
             told = [extra, condition if self.branch else None]
@@ -238,8 +238,6 @@ class MVDiffusion(StableDiffusion):
 
             guide = guided(denoise, guidance_scale)
             z = ddim(guide, start, Conditions(text), self.schedule, steps, eta, generator, begun)
-            if held is not None:
-                z = torch.where(held[0] > 0, held[1], z)
-            return torch.cat([self.decode_latents(view).float().cpu() for view in z.split(1)])
+            return z if held is None else torch.where(held[0] > 0, held[1], z)
 
-        return in_both_sizes(self, size, draw, synchronised)
+        return in_both_sizes(self, len(prompts), size, draw, generator, synchronised)

@@ -27,6 +27,9 @@ FORMAT = "threedgen mvdiffusion 1"
 PREFIX = "mv_base_model."
 OURS = re.compile(r"unet\.|cp_blocks_(encoder|mid|decoder)\.|condition_(conv_in|downblocks|upblocks)\.")
 BANDS = ".freq_bands"
+WIDTH = re.compile(r"cp_blocks_encoder\.\d+\.(attn1\.)?transformer\.norm1\.weight")
+"""Of a block between views, which is as wide as the block of the UNet that it follows."""
+OTHER, REMEDY = "these were trained around another base", "take the model around which they were trained"
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,16 @@ def begin_with(network: MultiviewUNet, weights: Mapping[str, Tensor]) -> None:
 def differing(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
     """The UNet that the blocks of a file are for: ``unet``, unless they say how theirs differs from it. ConfigError."""
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+    there = {tensor.numel() for name, tensor in named.items() if WIDTH.fullmatch(name)}
+    if there and there != (here := set(unet.config["block_out_channels"])):
+        theirs, its = (", ".join(map(str, sorted(widths))) for widths in (there, here))
+        raise ConfigError(f"{OTHER}, whose levels are {theirs} wide, and this one's {its}; {REMEDY}", "blocks")
     first = named.get("unet." + FIRST[0])
     if first is None or "unet.time_embedding.linear_1.weight" in named:
         return unet
     extra = first.shape[1] - unet.config["in_channels"]
     if extra < 0 or first.shape[2:] != unet.conv_in.weight.shape[2:]:
-        raise ConfigError("the blocks of MVDiffusion were trained around another base", "blocks")
+        raise ConfigError(f"{OTHER}; {REMEDY}", "blocks")
     found = widened(unet, extra)
     merge(found, named)
     return found

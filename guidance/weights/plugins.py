@@ -7,6 +7,7 @@ from pathlib import Path
 from threedgen.config.errors import ConfigError, did_you_mean, nearest
 from threedgen.run.made_by import made_by
 
+from .files import sniff
 from .loading import existing
 from .shipped import FILES, Key, here
 
@@ -33,3 +34,9 @@ def locate(key: Key, name: str) -> Path:
         hint = did_you_mean(nearest(name, shipped)) or known
         raise ConfigError(f"there is no file {name!r}{hint} {OTHERS[key]}", key)
     return found
+
+
+def check(key: Key, name: str | None) -> None:
+    """Is the file of a name or path, if there is one, one of weights? Raises ConfigError."""
+    if name is not None:
+        sniff(locate(key, name))

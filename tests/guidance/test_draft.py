@@ -27,30 +27,34 @@ class Painter:
     """Encodes a picture as itself."""
 
     factor = unit = 1
+    latent_shape, device = (3, 8, 8), "cpu"
 
     def __init__(self, draft: float | None) -> None:
         self.draft = draft
 
     def encode_views(self, pictures: Tensor) -> Tensor:
-        return pictures
+        return pictures.permute(0, 3, 1, 2)
+
+    def decode_latents(self, z: Tensor) -> Tensor:
+        return z.permute(0, 2, 3, 1)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (6, 16)])
 def test_the_second_drawing_is_told_the_first_enlarged(size: tuple[int, int]) -> None:
     asked: list[tuple[tuple[int, int], Begun | None]] = []
 
-    def draw(size: tuple[int, int], begun: Begun | None) -> Tensor:
+    def draw(size: tuple[int, int], noise: Tensor, begun: Begun | None) -> Tensor:
         asked.append((size, begun))
-        rows = torch.linspace(0, 1, size[0])[None, :, None, None].expand(2, -1, size[1], 3)
-        return rows if begun is None else begun.latents
+        assert noise.shape == (2, 3, *size)
+        return torch.linspace(0, 1, size[0])[:, None].expand_as(noise) if begun is None else begun.latents
 
-    drawn = in_both_sizes(Painter(0.4), size, draw)
+    drawn = in_both_sizes(Painter(0.4), 2, size, draw)
     (small, nothing), (whole, begun) = asked
     assert small == (size[0] // 2, size[1] // 2) and nothing is None and whole == size
     assert begun is not None and begun.strength == 0.4 and drawn.shape == (2, *size, 3)
     assert (drawn.diff(dim=1) >= 0).all() and drawn.min() >= 0 and drawn.max() <= 1
     asked.clear()
-    in_both_sizes(Painter(None), size, draw)
+    in_both_sizes(Painter(None), 2, size, draw)
     assert asked == [(size, None)]
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -363,6 +363,21 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert list(one) == list(other) and len(one) > 3
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert not different, different
+
+
+def assert_killed_ends_the_same(
+    folder: Path, command: Callable[[Path], list[str]], kills: Sequence[tuple[int, str, str]], files: Sequence[str]
+) -> None:
+    """A command that is killed in `folder` now and then, and goes on, leaves the weights and `files` of a run that
+    nothing disturbed. `kills`: a step, the system that makes it, where in the run its checkpoints are."""
+    run, whole, words = folder / "run", finished_run(command), command(folder)
+    for step, system, stage in kills:
+        server().killed(folder, words=words, hold_at=step, hold_in=system)
+        assert saved_at(run / stage)
+    assert server().run(folder, words=["--resume", "run"]) == 0, toy_run.log(folder)
+    assert_same(weights(run), weights(whole))
+    for name in files:
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -33,12 +33,17 @@ class AbsentWeights(ConfigError):
 
 def within(section: str) -> AbstractContextManager[None]:
     """Inside, the key of a ConfigError is one of a section: it is completed by its name. Without a key it stays."""
-    return _rekeyed(lambda key: f"{section}.{key}")
+    return _rekeyed(lambda key: key and f"{section}.{key}")
 
 
 def called(name: str) -> AbstractContextManager[None]:
     """Inside, the key of a ConfigError is called by another name, that of the caller's. Without a key it stays."""
-    return _rekeyed(lambda key: name)
+    return _rekeyed(lambda key: key and name)
+
+
+def keyed(name: str) -> AbstractContextManager[None]:
+    """Inside, a ConfigError without a key, such as one of a file, gets this one: that by which the file was given."""
+    return _rekeyed(lambda key: key or name)
 
 
 @contextmanager
@@ -46,8 +51,6 @@ def _rekeyed(rename: Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        if not error.key:
-            raise
         raise type(error)(error.problem, rename(error.key)) from None
 
 

@@ -64,7 +64,14 @@ class ScanNetWalk:
 
     def with_depth(self) -> list[int]:
         """Numbers of all frames that have a file of depth."""
-        return sorted(int(path.stem) for path in (self.folder / "depth").glob("*.png") if path.stem.isdecimal())
+        return self._numbers("depth/*.png")
+
+    def with_pose(self) -> list[int]:
+        """Numbers of all frames that have a file with a pose."""
+        return self._numbers("pose/*.txt")
+
+    def _numbers(self, files: str) -> list[int]:
+        return sorted(int(path.stem) for path in self.folder.glob(files) if path.stem.isdecimal())
 
     def has_pose(self, number: int) -> bool:
         """Is there one? Where tracking was lost, ScanNet has no file, or numbers that are not finite. ConfigError."""

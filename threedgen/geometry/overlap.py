@@ -20,8 +20,14 @@ from .warp import look_up, of_cameras, pixel_grid, reproject
 
 AGREE = 0.05
 """Share by which depths of the same point, seen from two cameras, may differ."""
-PAIRS, CLEARLY, TIMES = 12, 0.1, 2
-"""Pairs of frames by which is told what poses are; by how much, and how often, inverse ones must agree better."""
+PAIRS, APART = 6, (1, 4, 16)
+"""Pairs by which is told what poses are, of frames so many steps apart: on a slow path neighbours see the same,
+whatever the poses are taken for."""
+MUCH, CLEARLY, TIMES = 0.3, 0.1, 2
+"""A pair tells what poses are if they agree by more than the first one way, and by so much and so often more than the
+other way: what agrees by chance is less."""
+ENOUGH = 0.25
+"""Share of the pairs that have to tell that poses are inverted."""
 
 
 def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = False) -> Tensor:
@@ -58,22 +64,25 @@ def key_frames(depth: Tensor, cameras: Cameras, least: float) -> list[int]:
 
 
 def spread_pairs(count: int) -> list[int]:
-    """Lists numbers of frames, of ``count``: pairs of consecutive ones all along the path, one pair after the other."""
-    first = np.unique(np.linspace(0, count - 2, min(PAIRS, count - 1)).round().astype(int))
-    return [int(n) for one in first for n in (one, one + 1)]
+    """Lists numbers of frames, of ``count``: pairs of those ``APART`` all along the path, one after the other."""
+    pairs = list[int]()
+    for apart in (each for each in APART if each < count):
+        first = np.unique(np.linspace(0, count - 1 - apart, min(PAIRS, count - apart)).round().astype(int))
+        pairs += [int(n) for one in first for n in (one, one + apart)]
+    return pairs
 
 
-def agreement(depth: Tensor, cameras: Cameras) -> float:
-    """Measures, of pairs of views, one pair after the other, which share of the points of the first the second sees at
-    the same depth, on average."""
+def agreement(depth: Tensor, cameras: Cameras) -> Tensor:
+    """Measures for each pair of views, one after the other, which share of the points of the first the second sees at
+    the same depth."""
     K, c2w = (part.double() for part in of_cameras(cameras))
     pixels, depth, shares = pixel_grid(*depth.shape[1:]).flatten(0, 1), depth.double(), []
     for a in range(0, len(depth), 2):
         b = a + 1
         there, z = reproject(pixels, depth[a].flatten(), K[a], c2w[a], K[b], c2w[b])
         seen = look_up(depth[b], there)
-        shares.append(float(((seen > 0) & ((seen - z).abs() < AGREE * z)).double().mean()))
-    return sum(shares) / len(shares)
+        shares.append(((seen > 0) & ((seen - z).abs() < AGREE * z)).double().mean())
+    return torch.stack(shares)
 
 
 def require_poses(read: Callable[[Poses], tuple[Tensor, Cameras]], said: Poses, name: str, key: str = "") -> None:
@@ -84,9 +93,17 @@ def require_poses(read: Callable[[Poses], tuple[Tensor, Cameras]], said: Poses, 
     """
     right: Poses = "w2c" if said == "c2w" else "c2w"
     given, inverse = (agreement(*read(poses)) for poses in (said, right))
-    if inverse > TIMES * given + CLEARLY:
+    for_given, for_inverse = tells(given, inverse), tells(inverse, given)
+    if for_inverse.double().mean() >= ENOUGH and for_inverse.sum() > TIMES * for_given.sum():
+        share, inverted = (float(shares[for_inverse].mean()) for shares in (given, inverse))
         raise ConfigError(
             f"the poses of {name} are {'world-to-camera' if right == 'w2c' else 'camera-to-world'}, it seems: as they "
-            f"are, consecutive frames share {given:.0%} of their points, inverted {inverse:.0%}; give poses={right}",
+            f"are, frames near each other share {share:.0%} of their points, inverted {inverted:.0%}; "
+            f"give poses={right}",
             key,
         )
+
+
+def tells(shares: Tensor, other: Tensor) -> Tensor:
+    """Which pairs (N,) say that poses are as taken for ``shares``, and not as for ``other``."""
+    return (shares > MUCH) & (shares > TIMES * other + CLEARLY)

@@ -30,9 +30,10 @@ class WordedConfig(RunConfig):
         return [*super().notes(), *unknown_note(list(unknown.items()))]
 
     def vocabulary(self) -> Vocabulary | None:
-        """The words of the prior, if these are all that it can read. Raises ConfigError."""
+        """The words of the prior, if there is one and these are all that it can read. Raises ConfigError."""
+        prior = self.prior  # type: ignore[attr-defined]  # who draws, of whatever kind
         with within("prior"):
-            return self.prior.vocabulary()  # type: ignore[attr-defined]  # who draws, of whatever kind
+            return None if prior is None else prior.vocabulary()
 
 
 class PromptedConfig(WordedConfig):

@@ -156,8 +156,13 @@ def test_blocks_of_another_base_are_refused(tmp_path: Path) -> None:
     unet = widened(tiny_model().unet, 1)
     save_blocks(tmp_path / "blocks.safetensors", MultiviewUNet(unet, "depth", "capped"), LoRA(unet, 2))
     other = tiny_model(block_out_channels=(32, 96))
-    with pytest.raises(ConfigError):
+    with pytest.raises(
+        ConfigError, match="blocks: .*another base, whose levels are 32, 64 wide, and this one's 32, 96"
+    ):
         other.with_views(tmp_path / "blocks.safetensors")
+    tiny_model().save(tmp_path / "base")
+    with pytest.raises(ConfigError, match="blocks: the weights have no correspondence-aware blocks"):
+        other.with_views(tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
 def test_inverse_depth_is_brought_to_a_range() -> None:

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from tests.support.marks import unix
-from tests.support.task_server import TINY_THREEDIM, assert_same, finished_run, saved_at, server, weights, write_config
+from tests.support.task_server import (
+    TINY_THREEDIM,
+    assert_killed_ends_the_same,
+    assert_same,
+    finished_run,
+    server,
+    weights,
+    write_config,
+)
 from tests.support.tiny_prior import tiny_coarse, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from tests.support.tiny_threedim import inputs, tiny_network
 from tests.support.toy_run import log
@@ -204,15 +212,9 @@ def test_a_run_leaves_a_model_a_table_of_gaps_and_a_sheet() -> None:
 
 @unix
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    run, words = tmp_path / "run", command(tmp_path)
-    for step in (3, 7):
-        server().killed(tmp_path, words=words, hold_at=step, hold_in="Pair")
-        assert saved_at(run)
-    assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
-    assert_same(weights(run), weights(undisturbed()))
-    for name in ("model/SHA256SUMS", "samples.png"):
-        assert (run / name).read_bytes() == (undisturbed() / name).read_bytes(), name
-    assert_same_lines(run)
+    kills = [(3, "Pair", ""), (7, "Pair", "")]
+    assert_killed_ends_the_same(tmp_path, command, kills, ("model/SHA256SUMS", "samples.png"))
+    assert_same_lines(tmp_path / "run")
 
 
 @unix

@@ -95,6 +95,7 @@ def test_a_line_for_each_view(capsys: pytest.CaptureFixture[str]) -> None:
         ([], ('prompt: is empty; say what to make, such as prompt="a blue room',)),
         (["prompts=short.txt"], ("prompts: has 7 lines and there are 8 views", "prompt=")),
         (["prompts=short.txt", "prompt=a dog"], ("prompts: give either prompt=",)),
+        (["prompts=empty.txt"], ("prompts: is an empty file", "a line for each view")),
         (["prompts=none.txt"], ("prompts: should be a file with a line for each view", "No such file")),
         (["prompts=photo.png"], ("prompts: should be a file of text",)),
         (["prompt=a dog", "views=1"], ("views 1", "sample")),
@@ -114,6 +115,7 @@ def test_what_cannot_be_drawn_is_said(
     capsys: pytest.CaptureFixture[str], words: list[str], said: tuple[str, ...]
 ) -> None:
     Path("short.txt").write_text("a dog\n" * 7)
+    Path("empty.txt").write_text("\n")
     code, _, err = ask(capsys, "panorama", *words, "out=run")
     assert code == 2 and err.count("\n") == 1 and all(part in err for part in said), err
 

@@ -88,5 +88,5 @@ def test_frames_that_see_nothing() -> None:
     depth = torch.ones(4, 2, 2)
     depth[2] = 0
     assert check_seen(depth, "abcd") == [0, 1, 3]
-    with pytest.raises(ConfigError, match="1 of 4 frames"):
+    with pytest.raises(ConfigError, match="poses: 1 of 4 frames .*: are they camera-to-world"):
         check_seen(depth * torch.tensor([1.0, 0, 0, 0])[:, None, None], "abcd")

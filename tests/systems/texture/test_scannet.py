@@ -70,19 +70,22 @@ def test_lost_poses_and_blind_frames_are_left_out(tmp_path: Path) -> None:
     write(tmp_path)
     np.savetxt(tmp_path / "pose" / "2.txt", np.full((4, 4), -np.inf))
     (tmp_path / "pose" / "5.txt").unlink()
+    (tmp_path / "depth" / "9.png").unlink()
     Image.fromarray(np.zeros(LARGE, np.uint16)).save(tmp_path / "depth" / "7.png")
     notes = list[str]()
     shots = take_shots(config(tmp_path), None, Coordinates(), notes)
-    assert shots.names == ("0", "1", "3", "4", "6", "8", "9")
-    assert "2 of 10 frames have no pose" in notes[0] and "left out: 7" in notes[1]
+    assert shots.names == ("0", "1", "3", "4", "6", "8")
+    assert "1 of 10 frames have no depth and were left out: 9" in notes[0]
+    assert "2 of 9 frames have no pose" in notes[1] and "left out: 7" in notes[2]
 
 
 def test_inverted_poses(tmp_path: Path) -> None:
     write(tmp_path)
     for path in (tmp_path / "pose").iterdir():
         np.savetxt(path, np.linalg.inv(np.loadtxt(path)))
-    with pytest.raises(ConfigError, match="pose are world-to-camera, it seems.*give poses=w2c"):
-        read_scannet(config(tmp_path, every=3))
+    for every in (1, 3):  # slowly and fast
+        with pytest.raises(ConfigError, match="scannet: .*pose are world-to-camera, it seems.*give poses=w2c"):
+            read_scannet(config(tmp_path, every=every))
     moved = take_shots(config(tmp_path, poses="w2c"), None, Coordinates(), [])
     torch.testing.assert_close(moved.at.c2w, box_room.look(48, LARGE).c2w[:COUNT], atol=1e-5, rtol=0)
 
@@ -97,12 +100,12 @@ def broken(folder: Path, name: str, content: bytes | None) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("depth/3.png", b"no", "cannot be read"),
-        ("pose/3.txt", b"1 2 3", "16 numbers"),
-        ("pose/3.txt", b"2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1", "3.txt is not rigid"),
-        ("intrinsic/intrinsic_depth.txt", None, "is missing"),
-        ("intrinsic/intrinsic_depth.txt", b"0 " * 16, "no matrix of intrinsics"),
-        ("prompt/3.txt", None, "prompt=TEXT"),
+        ("depth/3.png", b"no", "scannet: .*cannot be read"),
+        ("pose/3.txt", b"1 2 3", "scannet: .*16 numbers"),
+        ("pose/3.txt", b"2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1", "scannet: .*3.txt is not rigid"),
+        ("intrinsic/intrinsic_depth.txt", None, "scannet: .*is missing"),
+        ("intrinsic/intrinsic_depth.txt", b"0 " * 16, "scannet: .*no matrix of intrinsics"),
+        ("prompt/3.txt", None, "prompt: .*prompt=TEXT"),
     ],
 )
 def test_files_that_are_broken(tmp_path: Path, name: str, content: bytes | None, problem: str) -> None:
@@ -117,5 +120,9 @@ def test_depth_of_another_kind_or_shape(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="width: .*try 32"):
         read_scannet(config(tmp_path, width=48))
     Image.fromarray(np.zeros(LARGE, np.uint8)).save(tmp_path / "depth" / "3.png")
-    with pytest.raises(ConfigError, match="16 bits"):
+    with pytest.raises(ConfigError, match="scannet: .*16 bits"):
+        read_scannet(config(tmp_path))
+    for path in (tmp_path / "depth").iterdir():
+        Image.fromarray(np.zeros(LARGE, np.uint16)).save(path)
+    with pytest.raises(ConfigError, match="scannet: 0 of 10 frames know the depth .*: look into .*depth"):
         read_scannet(config(tmp_path))

@@ -198,6 +198,16 @@ def test_too_many_triangles_are_simplified(tmp_path: Path) -> None:
     assert len(found.mesh.faces) <= 400 and "simplified to 400" in found.notes[0] and not found.open
 
 
+def test_what_draws_nothing_needs_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_mesh(tmp_path / "a.glb")
+    for words in (["views=."], []):
+        code, out, _ = run(capsys, "mesh=a.glb", "prior.weights=nowhere", *words, "--dry-run")
+        assert code == 0 and "would run texture-object" in out and "weights" not in out
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

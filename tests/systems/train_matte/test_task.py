@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from tests.support.marks import unix
-from tests.support.task_server import assert_same, finished_run, saved_at, server, weights, write_config
-from tests.support.toy_run import log
+from tests.support.task_server import assert_killed_ends_the_same, finished_run, write_config
 from threedgen import config
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.priors.mvdream import MVDream
@@ -56,10 +55,5 @@ def test_pictures_are_true_renders_with_their_opacity(tmp_path: Path) -> None:
 
 @unix
 def test_a_killed_run_ends_the_same(tmp_path: Path) -> None:
-    server().killed(tmp_path, words=command(tmp_path), hold_at=3, hold_in="Matte")
-    assert saved_at(tmp_path / "run")
-    assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
-    whole, killed = finished_run(command), tmp_path / "run"
-    assert_same(weights(killed), weights(whole))
-    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
-        assert (killed / "matte" / name).read_bytes() == (whole / "matte" / name).read_bytes(), name
+    files = ("matte/config.json", "matte/diffusion_pytorch_model.safetensors")
+    assert_killed_ends_the_same(tmp_path, command, [(3, "Matte", "")], files)

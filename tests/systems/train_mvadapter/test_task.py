@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.marks import unix
-from tests.support.task_server import TINY_MVADAPTER, assert_same, saved_at, server, weights, write_config
+from tests.support.task_server import TINY_MVADAPTER, assert_killed_ends_the_same, assert_same, weights, write_config
 from tests.support.tiny_mvadapter import tiny_model
 from tests.support.tiny_prior import cpu, tiny_prior
-from tests.support.toy_run import log
 from threedgen import cli, config
 from threedgen.guidance.mvadapter.cameras import RAY_VIEWS, views
 from threedgen.guidance.mvadapter.model import MVAdapter
@@ -124,18 +123,11 @@ def test_the_base_stays_bit_for_bit(base: Path, training: Training) -> None:
 
 @unix
 def test_a_killed_run_ends_the_same(tmp_path: Path, base: Path) -> None:
-    words = ["--config", str(tiny(tmp_path, base)), "out=run"]
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    assert server().run(tmp_path / "whole", words=words) == 0, log(tmp_path / "whole")
-    for step in (2, 4):
-        server().killed(tmp_path / "killed", words=words, hold_at=step, hold_in="Adapter")
-        assert saved_at(tmp_path / "killed" / "run")
-    assert server().run(tmp_path / "killed", words=["--resume", "run"]) == 0, log(tmp_path / "killed")
-    whole, killed = (tmp_path / name / "run" for name in ("whole", "killed"))
-    assert_same(weights(killed), weights(whole))
-    for name in (RESULT, "samples.png"):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    def command(folder: Path) -> list[str]:
+        return ["--config", str(tiny(folder, base)), "out=run"]
+
+    kills = [(2, "Adapter", ""), (4, "Adapter", "")]
+    assert_killed_ends_the_same(tmp_path, command, kills, (RESULT, "samples.png"))
 
 
 def test_views_of_an_object_share_their_noise_level_and_sets_of_views_take_turns(

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.marks import unix
-from tests.support.task_server import assert_same, saved_at, server, weights, write_config
+from tests.support.task_server import assert_killed_ends_the_same, write_config
 from tests.support.tiny_prior import cpu, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
-from tests.support.toy_run import log
 from threedgen import cli, config
 from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.mvdiffusion.difference import widened
@@ -130,7 +129,7 @@ def test_the_attention_begins_with_that_of_another_run(
         assert torch.equal(first[name], second[name])
     capsys.readouterr()
     assert cli.main(["--config", str(tiny(tmp_path, base, "depth")), "out=deep", *still]) == 2
-    assert "attention between views" in (said := capsys.readouterr().err) and "Traceback" not in said
+    assert "blocks: the attention between views" in (said := capsys.readouterr().err) and "Traceback" not in said
     still[-1] = "blocks=nowhere.safetensors"
     assert cli.main(["--config", str(path), "out=none", *still]) == 2
     assert "nowhere.safetensors" in capsys.readouterr().err and not Path("none").exists()
@@ -157,18 +156,12 @@ def test_no_stage_goes_on_from_another_base(
 
 @unix
 def test_a_run_killed_in_either_stage_ends_the_same(tmp_path: Path, base: Path) -> None:
-    words = ["--config", str(tiny(tmp_path, base, "outpaint")), "out=run"]
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    assert server().run(tmp_path / "whole", words=words) == 0, log(tmp_path / "whole")
-    for step, system in ((2, "SingleView"), (3, "Views")):
-        server().killed(tmp_path / "killed", words=words, hold_at=step, hold_in=system)
-    assert saved_at(tmp_path / "killed" / "run")
-    assert server().run(tmp_path / "killed", words=["--resume", "run"]) == 0, log(tmp_path / "killed")
-    whole, killed = (tmp_path / name / "run" for name in ("whole", "killed"))
-    assert_same(weights(killed), weights(whole))
-    for name in ("blocks.safetensors", "samples.png", "single-view/single-view.safetensors"):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    def command(folder: Path) -> list[str]:
+        return ["--config", str(tiny(folder, base, "outpaint")), "out=run"]
+
+    kills = [(2, "SingleView", "single-view"), (3, "Views", "")]
+    files = ("blocks.safetensors", "samples.png", "single-view/single-view.safetensors")
+    assert_killed_ends_the_same(tmp_path, command, kills, files)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,8 @@ Elevation = Annotated[float, Field(ge=-89.99, le=89.99)]
 
 class AdapterViewsConfig(ThingConfig, DrawingConfig):
     """Draw views of a thing from words or a picture, of a free shape or of that of a mesh."""
+
+    sides: ClassVar[tuple[str, str]] = ("height", "width")
 
     views: tuple[tuple[Azimuth, Elevation], ...] | None = Field(
         None,

@@ -33,7 +33,10 @@ def lines_of(value: Any) -> Any:
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a path"
         raise ValueError(f"should be a file with a line for each view, and cannot be read ({reason})") from None
-    return tuple(line for line in map(str.strip, text.splitlines()) if line)
+    lines = tuple(line for line in map(str.strip, text.splitlines()) if line)
+    if not lines:
+        raise ValueError("is an empty file, and should have a line for each view")
+    return lines
 
 
 def check_ring(views: int, fov: float, name: str) -> None:

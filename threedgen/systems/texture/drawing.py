@@ -20,7 +20,7 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import write_png
 from threedgen.geometry.picture_file import read_picture
 from threedgen.geometry.views import resize
-from threedgen.guidance.draft import Size, Synchronised, steps_in_all
+from threedgen.guidance.draft import ALONE, Size, Synchronised, steps_in_all
 from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.disk import write_atomic, writing
@@ -176,6 +176,8 @@ def draw_one(
     at, depth = shots.at.select(frames), shots.depth[frames]
     given = torch.tensor([n in draw.given for n in frames])
 
+    together = ALONE if agree is None else Synchronised(config.synchronise, lambda views: agree(at, views, given))
+
     def known(size: Size) -> tuple[Tensor, Tensor | None]:
         small = (size[0] // model.factor, size[1] // model.factor)
         extra, condition = depth_channels(depth, *small), None
@@ -197,5 +199,5 @@ def draw_one(
         generator(config.seed, number, "frames"),
         on_step,
         config.eta,
-        synchronised=None if agree is None else Synchronised(config.synchronise, lambda views: agree(at, views, given)),
+        synchronised=together,
     )

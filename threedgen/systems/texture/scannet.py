@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import keyed
 from threedgen.data.scannet import ScanNetWalk
 from threedgen.geometry.picture_file import picture_shape
 
 from .options import TextureConfig
-from .shots import Shots
+from .shots import Shots, check_seen
 
 EVERY = 20
 """Of a scan, 30 frames a second, each frame of this number is drawn (as the reference does)."""
@@ -19,25 +20,34 @@ BEST = "key_frame_0.6.txt"
 
 def read_scannet(config: TextureConfig) -> tuple[Shots, list[str]]:
     """The frames of config.scannet, and notes on those that were left out. Raises ConfigError."""
-    folder, notes = Path(str(config.scannet)).expanduser(), list[str]()
+    with keyed("scannet"):
+        return _read(config, Path(str(config.scannet)).expanduser())
+
+
+def _read(config: TextureConfig, folder: Path) -> tuple[Shots, list[str]]:
+    """The same; what is wrong with a file has no key yet."""
+    notes = list[str]()
     key_files = sorted((path.name for path in folder.glob("key_frame_*.txt")), key=lambda name: (name != BEST, name))
     key_file = key_files[0] if key_files else BEST
     walk = ScanNetWalk(folder, config.height, config.width, key_file, config.poses)
     numbers, chosen = walk.with_depth(), set(walk.keys if key_files else ())
     if missing := sorted(chosen - set(numbers)):
-        raise ConfigError(f"{folder / key_file} names frames without depth: {_some(missing)}", "scannet")
+        raise ConfigError(f"{folder / key_file} names frames without depth: {_some(missing)}")
+    if lost := sorted(set(walk.with_pose()) - set(numbers)):
+        notes.append(f"{len(lost)} of {len(lost) + len(numbers)} frames have no depth and were left out: {_some(lost)}")
     wanted = sorted({*numbers[:: config.every or EVERY], *chosen})
     used = [n for n in wanted if walk.has_pose(n)]
     if lost := [n for n in wanted if n not in set(used)]:
         notes.append(f"{len(lost)} of {len(wanted)} frames have no pose and were left out: {_some(lost)}")
     if len(used) < 2:
         every = config.every or EVERY
-        raise ConfigError(f"{folder}: {len(used)} frames have depth and a pose; give every below {every}", "scannet")
+        raise ConfigError(f"{folder}: {len(used)} frames have depth and a pose; give every below {every}")
     _require_shape(config, *picture_shape(folder / "depth" / f"{used[0]}.png"))
     walk.require_poses(used)
     depth, at = walk.geometry(used)
-    keys = tuple(k for k, n in enumerate(used) if n in chosen)
-    return Shots(at, depth, _prompts(config, walk, used), tuple(map(str, used)), keys if len(keys) > 1 else None), notes
+    names, keys = tuple(map(str, used)), tuple(k for k, n in enumerate(used) if n in chosen)
+    check_seen(depth, names, "scannet", f"look into {folder / 'depth'}")
+    return Shots(at, depth, _prompts(config, walk, used), names, keys if len(keys) > 1 else None), notes
 
 
 def _some(numbers: Sequence[int]) -> str:

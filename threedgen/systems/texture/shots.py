@@ -18,6 +18,8 @@ from .scene import SceneMesh
 
 SEEN = 0.1
 """Share of a frame's pixels whose depth has to be known."""
+POSES = "are they camera-to-world, in the coordinates of the scene, and the axes the right ones?"
+"""What is asked where hardly any frame sees the scene."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,13 @@ def depth_of_mesh(scene: SceneMesh, at: Cameras) -> Tensor:
     return torch.from_numpy(np.where(np.isfinite(depth), depth, 0).astype(np.float32))
 
 
-def check_seen(depth: Tensor, names: Sequence[str]) -> list[int]:
-    """The frames that see enough of the scene. Raises ConfigError if not two of them do."""
+def check_seen(depth: Tensor, names: Sequence[str], key: str = "poses", doubt: str = POSES) -> list[int]:
+    """The frames that see enough of the scene. Raises ConfigError, with a ``doubt``, if not two of them do."""
     shares = (depth > 0).flatten(1).float().mean(1)
     good = [n for n, share in enumerate(shares.tolist()) if share >= SEEN]
     if len(good) < 2:
-        raise ConfigError(
-            f"{len(good)} of {len(names)} frames know the depth of {SEEN:.0%} of their pixels or more, and two are the "
-            "least: are the poses camera-to-world, in the coordinates of the scene, and the axes the right ones?"
-        )
+        known = f"{len(good)} of {len(names)} frames know the depth of {SEEN:.0%} of their pixels or more"
+        raise ConfigError(f"{known}, and two are the least: {doubt}", key)
     return good
 
 

@@ -16,7 +16,7 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import write_png
-from threedgen.guidance.draft import Synchronised, check_sides, steps_in_all
+from threedgen.guidance.draft import ALONE, Synchronised, check_sides, steps_in_all
 from threedgen.guidance.mvadapter.cameras import ray_maps
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.pictures import framed
@@ -29,11 +29,17 @@ from threedgen.train.task import Task
 from .inpainting import Paint
 from .options import DrawingConfig, TextureObjectConfig
 
-VIEWS = "views"
+OF_GEOMETRY = (
+    "rays of the cameras, and not the geometry of a mesh",
+    "take one that is, as the toybox's toybox-geometry, or a released one for meshes (tg2mv, ig2mv) with "
+    "prior.control=geometry prior.layout=rowcol",
+)
+OF_RAYS = ("the geometry of a mesh, and there is none", "give mesh=FILE, or take one that is told rays of the cameras")
+"""What is wrong with an adapter where one of the geometry, or of rays, is wanted, and what to do."""
 
 
 def draw(
-    task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None, synchronised: Synchronised | None = None
+    task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None, synchronised: Synchronised = ALONE
 ) -> tuple[Tensor, list[str]]:
     """Samples the views (V,H,W,3) in [0,1] that cameras ``at`` see, or takes those of an earlier start; and notes on
     the prompt.
@@ -49,11 +55,9 @@ def draw(
     picture = None if cut is None else framed(torch.from_numpy(cut), at.height, at.width)
     shape = (len(at), at.height, at.width, 3)
 
-    rounds = 0 if synchronised is None else synchronised.rounds
-
     def sample() -> Tensor:
         control = ray_maps(at) if maps is None else maps
-        with task.counted("drawing", steps_in_all(config.steps, model.draft, rounds)) as on_step:
+        with task.counted("drawing", steps_in_all(config.steps, model.draft, synchronised.rounds)) as on_step:
             return model.draw(
                 config.text(),
                 control,
@@ -101,9 +105,8 @@ def require(model: MVAdapter, config: DrawingConfig, at: Cameras, geometry: bool
     adapted = model.adapted
     with within("prior"):
         if adapted is not None and geometry != (adapted.form.control == "geometry"):
-            told = "the geometry of a mesh" if not geometry else "rays of the cameras"
-            remedy = "give mesh=FILE" if not geometry else "here it is a mesh"
-            raise ConfigError(f"this one is told {told}; {remedy}, or take another", "adapter", config.prior.adapter)
+            told, remedy = OF_GEOMETRY if geometry else OF_RAYS
+            raise ConfigError(f"this one is told {told}; {remedy}", "adapter", config.prior.adapter)
         if config.image is not None:
             model.require_ref()
         if at.projection.parallel and model.fov:
@@ -111,12 +114,12 @@ def require(model: MVAdapter, config: DrawingConfig, at: Cameras, geometry: bool
             raise ConfigError(f"{said}; take one that was trained with fov=0", "adapter", config.prior.adapter)
     if adapted is not None and adapted.form.layout == "rowcol" and len(at) != 6:
         raise ConfigError(f"this adapter draws six sides of a mesh, and no {len(at)} views; leave views out", "views")
-    check_sides((at.height, at.width), model.unit, model.draft)
+    check_sides((at.height, at.width), model.unit, model.draft, config.sides)
 
 
 def write_views(folder: Path, views: Tensor, names: Sequence[str]) -> list[str]:
     """Writes ``folder``/views/NAME.png; those files, as seen from there. Raises OSError."""
-    files = [f"{VIEWS}/{name}.png" for name in names]
+    files = [f"views/{name}.png" for name in names]
     for file, view in zip(files, views, strict=True):
         write_png(folder / file, view)
     return files

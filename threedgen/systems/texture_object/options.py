@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,7 +19,12 @@ Axis = Literal["auto", "+x", "-x", "+y", "-y", "+z", "-z"]
 
 
 class DrawingConfig(PromptedConfig):
-    """What views of a thing show, and who draws them."""
+    """What views of a thing show, and who draws them.
+
+    sides: the options that say how high and how wide they are.
+    """
+
+    sides: ClassVar[tuple[str, str]]
 
     negative_prompt: str = Field("", description="what to stay away from")
     image: str | None = Field(
@@ -115,6 +120,8 @@ class InpaintConfig(Config):
 class TextureObjectConfig(ThingConfig, DrawingConfig):
     """Texture the mesh of a thing, from words, from a picture, or with pictures of its six sides."""
 
+    sides: ClassVar[tuple[str, str]] = ("size", "size")
+
     views: str | None = Field(
         None,
         description="instead of prompt and image: folder with pictures of the sides, square and of one size: "
@@ -144,6 +151,9 @@ class TextureObjectConfig(ThingConfig, DrawingConfig):
     def paints(self) -> bool:
         """Is there anything that the 2D model completes?"""
         return self.complete.name == "inpaint" and (self.draws or self.views is not None)
+
+    def used(self) -> Self:
+        return self if self.draws or self.paints else self.model_copy(update={"prior": None})
 
     @model_validator(mode="after")
     def _fit(self) -> TextureObjectConfig:

@@ -145,12 +145,9 @@ class TrainMVAdapterConfig(RunConfig):
         return self
 
     def check(self) -> None:
-        from threedgen.guidance.weights.files import sniff
-        from threedgen.guidance.weights.loading import check
-        from threedgen.guidance.weights.plugins import locate
+        from threedgen.guidance.weights import loading, plugins
 
         with called("start"):
-            check(self.start)
-        if self.adapter is not None:
-            sniff(locate("adapter", self.adapter))
+            loading.check(self.start)
+        plugins.check("adapter", self.adapter)
         super().check()

@@ -108,12 +108,9 @@ class TrainMVDiffusionConfig(RunConfig):
         return self
 
     def check(self) -> None:
-        from threedgen.guidance.weights.files import sniff
-        from threedgen.guidance.weights.loading import check
-        from threedgen.guidance.weights.plugins import locate
+        from threedgen.guidance.weights import loading, plugins
 
         with called("start"):
-            check(self.start)
-        if self.blocks is not None:
-            sniff(locate("blocks", self.blocks))
+            loading.check(self.start)
+        plugins.check("blocks", self.blocks)
         super().check()

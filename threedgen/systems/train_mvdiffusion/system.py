@@ -75,7 +75,7 @@ class Seen:
 
 
 class SingleViewSystem(System):
-    """The first layer of a UNet that was widened, and additions to its attention (all of it without ``lora``).
+    """The first layer of a UNet that was widened, and additions to other layers (all of it without ``lora``).
 
     seen: what is learnt from, with the share of the steps that see it.
     """
@@ -102,11 +102,6 @@ class SingleViewSystem(System):
 
     def setup(self, stage: str) -> None:
         self.model.to(self.device)
-
-    def configure_optimizers(self) -> Any:
-        o = self.options
-        learning = [p for p in self.learning.parameters() if p.requires_grad]
-        return self.adamw(learning, o.learning_rate, weight_decay=o.weight_decay)
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, model = int(batch), self.options, self.model
@@ -168,10 +163,6 @@ class ViewsSystem(AveragedSystem):
         self.model.to(self.device)
         if self.lora is not None:  # the first stage left it on the CPU
             self.lora.to(self.device)
-
-    def configure_optimizers(self) -> Any:
-        o = self.options
-        return self.adamw(self.blocks.parameters(), o.learning_rate, weight_decay=o.weight_decay)
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, model = int(batch), self.options, self.model

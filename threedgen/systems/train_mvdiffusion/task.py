@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import partial
 
 from threedgen.config import registry
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, keyed
 from threedgen.data.scene_bank import SceneBank
 from threedgen.data.scene_views import SceneSource
 from threedgen.guidance.distillation.lora import ATTENTION, CONVOLUTIONS, LoRA
@@ -57,7 +57,8 @@ def train(task: Task) -> Status:
     whole = config.variant == "depth" and not config.training.slim
     network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=whole, convolution=whole)
     if config.blocks is not None:
-        begin_with(network, read_tensors(locate("blocks", config.blocks)))
+        with keyed("blocks"):
+            begin_with(network, read_tensors(locate("blocks", config.blocks)))
     model.with_network(network)
     return task.train(ViewsSystem(config, model, seen, lora), metrics=("loss",))
 
