@@ -114,6 +114,8 @@ def test_frames_agree_on_one_surface_and_with_given_ones() -> None:
     given = torch.arange(len(at)) == 5
     tints[5] = 0
     mesh, _ = with_uv(scene, 256)
+    same = on_one_surface(mesh, 256, SCENE, at, torch.full_like(truth, 0.8), given & False)
+    torch.testing.assert_close(same, torch.full_like(truth, 0.8), msg="without given ones too")
     found = on_one_surface(mesh, 256, SCENE, at, truth + tints[:, None, None, None], given)
     wrong = [(frame - true).abs().median() for frame, true in zip(found, truth, strict=True)]
     assert wrong[5] < 0.02, "what is given stays"

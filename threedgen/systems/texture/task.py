@@ -51,8 +51,6 @@ logger = logging.getLogger(__name__)
 GLB, FILM = "scene.glb", "frames.mp4"
 FILES = (FILM, "sheet.png", CAMERAS, GLB, "texture.png", "walk.png")
 SCREENSHOTS, COLUMNS, FPS = 12, 6, 8
-DRAWN = 0.1
-"""What a frame that is drawn counts beside a given one."""
 
 
 def texture(task: Task) -> None:
@@ -160,8 +158,12 @@ def trust(config: TextureConfig) -> Trust:
 def on_one_surface(mesh: TexturedMesh, size: int, trust: Trust, at: Cameras, frames: Tensor, given: Tensor) -> Tensor:
     """What cameras see of a mesh that wears their frames (F,H,W,3) as a texture of ``size`` texels; where ``given``
     (F,) ones see it, it is as they have it."""
-    weights = torch.where(given, 1.0, DRAWN).tolist()
-    made = texture_from_views(mesh, size, at, frames.numpy(), trust, view_weights=weights)
+    made = None
+    for which in (~given, given):
+        if which.any():
+            seen = at.select(which.nonzero()[:, 0].tolist())
+            made = texture_from_views(mesh, size, seen, frames[which].numpy(), trust, over=made)
+    assert made is not None
     return torch.from_numpy(render(mesh, made.texture, at))
 
 
