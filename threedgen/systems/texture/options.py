@@ -89,7 +89,7 @@ class TextureConfig(WordedConfig):
         if self.shared >= self.views:
             raise ValueError(f"shared {self.shared} should be less than views {self.views}; try {self.views // 3}")
         power_of_two(self.texture)
-        if self.synchronise and self.mesh is None:
+        if self.synchronise and self.mesh is None and self.scannet is not None:
             raise ValueError(f"synchronise {self.synchronise} needs a mesh, on which frames agree; try 0")
         if self.prompt and self.prompts:
             raise ValueError("prompt and prompts cannot both be given: one text for all frames, or a line for each")
