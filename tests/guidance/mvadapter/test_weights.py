@@ -140,7 +140,11 @@ def test_a_file_that_is_not_there_is_named() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--config", "mvadapter-toybox"], ["prior.name=mvadapter"], ["--config", "quick-toybox", "prior.name=mvadapter"]],
+    [
+        ["--config", "mvadapter-toybox", "prior.adapter=outputs/train-mvadapter-toybox/run/adapter.safetensors"],
+        ["prior.name=mvadapter"],
+        ["--config", "quick-toybox", "prior.name=mvadapter"],
+    ],
 )
 def test_an_adapter_that_is_not_trained_yet(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
