@@ -15,12 +15,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.guidance.distillation.lora import LoRA
 from threedgen.run.disk import write_atomic
 from threedgen.run.torch_file import compare, require_finite
 
 from .caa import Encoding, frequencies
-from .difference import FIRST, LORA, difference, merge, widened
+from .difference import FIRST, LORA, merge, widened
 from .unet import Kind, MultiviewUNet
 
 FORMAT = "threedgen mvdiffusion 1"
@@ -49,18 +48,17 @@ class Loaded:
 def save_blocks(
     path: Path,
     network: MultiviewUNet,
-    lora: LoRA | None = None,
-    whole: bool = False,
+    own: Mapping[str, Tensor] | None = None,
     learnt: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Writes a network, in float16, as what is to be added to its base; ``lora``: what is not in its UNet's weights.
+    """Writes a network, in float16, as what is to be added to its base.
 
-    whole: with all weights of its UNet, in which it then is.  learnt: options by which it learnt, and should draw.
+    own: how its UNet differs from the base (``difference``); None: by all of its weights.  learnt: options by which it
+    learnt, and should draw.
     """
     state = network.state_dict()
-    if not whole:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("unet.")}
-        state |= difference(network.unet, lora)
+    if own is not None:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("unet.")} | dict(own)
     bands = {name: state.pop(name).float() for name in list(state) if name.endswith(BANDS)}  # beyond all float16
     tensors = {name: tensor.detach().half() for name, tensor in state.items()}
     require_finite(tensors, "the weights of MVDiffusion")
@@ -68,17 +66,33 @@ def save_blocks(
     write_atomic(path, save(tensors, {"format": FORMAT} | {name: str(value) for name, value in learnt.items()}))
 
 
-def begin_with(network: MultiviewUNet, weights: Mapping[str, Tensor]) -> None:
-    """Gives a network the blocks between views of a state dict, another's of the same kind and widths. ConfigError."""
-    between = "cp_blocks_"
+def begin_with(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool = False) -> None:
+    """Gives a network the blocks between views of a state dict, another's of the same kind and widths. ConfigError.
+
+    unet: and all weights of its UNet, if it has them.
+    """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+    parts = ("cp_blocks_", "unet.") if unet and is_whole(named) else ("cp_blocks_",)
     theirs, ours = (
-        {name: t for name, t in state.items() if name.startswith(between) and not name.endswith(BANDS)}
+        {name: t for name, t in state.items() if name.startswith(parts) and not name.endswith(BANDS)}
         for state in (named, network.state_dict())
     )
     compare(theirs, ours, "the attention between views")
     require_finite(theirs, "the weights of MVDiffusion")
     network.load_state_dict(theirs, strict=False)
+
+
+def difference_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """How the UNet of a state dict differs from its base (``difference``); None: it has all of its weights."""
+    named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+    if is_whole(named):
+        return None
+    return {name: tensor for name, tensor in named.items() if name.startswith(("unet.", LORA))}
+
+
+def is_whole(named: Mapping[str, Tensor]) -> bool:
+    """Do tensors, named without the prefix, have all weights of the UNet?"""
+    return "unet.time_embedding.linear_1.weight" in named
 
 
 def differing(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
@@ -89,9 +103,9 @@ def differing(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet
         theirs, its = (", ".join(map(str, sorted(widths))) for widths in (there, here))
         raise ConfigError(f"{OTHER}, whose levels are {theirs} wide, and this one's {its}; {REMEDY}", "blocks")
     first = named.get("unet." + FIRST[0])
-    if first is None or "unet.time_embedding.linear_1.weight" in named:
+    extra = 0 if first is None else first.shape[1] - unet.config["in_channels"]
+    if first is None or (extra == 0 and is_whole(named)):
         return unet
-    extra = first.shape[1] - unet.config["in_channels"]
     if extra < 0 or first.shape[2:] != unet.conv_in.weight.shape[2:]:
         raise ConfigError(f"{OTHER}; {REMEDY}", "blocks")
     found = widened(unet, extra)

@@ -15,7 +15,7 @@ from tests.support.kept_folder import kept_folder
 from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.geometry import panorama
 from threedgen.guidance.distillation.lora import LoRA
-from threedgen.guidance.mvdiffusion.difference import widened
+from threedgen.guidance.mvdiffusion.difference import difference, widened
 from threedgen.guidance.mvdiffusion.geometry import DepthGeometry, PanoramaGeometry
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.unet import MultiviewUNet
@@ -96,7 +96,7 @@ def tiny_weights() -> Path:
     for variant in VARIANTS:
         network = tiny_model(variant).multiview
         assert network is not None
-        save_blocks(folder / f"{variant}.safetensors", network, LoRA(network.unet, 2))
+        save_blocks(folder / f"{variant}.safetensors", network, difference(network.unet, LoRA(network.unet, 2)))
     return folder
 
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 from threedgen.config import Config, ConfigError
 
 Pair = tuple[float, float]
+Optimizer = Annotated[Literal["adamw", "muon"], Field(description="muon learns more in a step, and takes longer")]
 
 
 def _within(low: float, high: float, open_ends: bool = False) -> Callable[[Pair], Pair]:

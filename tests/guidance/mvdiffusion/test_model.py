@@ -12,7 +12,7 @@ from tests.support.tiny_mvdiffusion import awaken, ring, tiny_model, wall
 from tests.support.tiny_prior import cpu
 from threedgen.config import ConfigError
 from threedgen.guidance.distillation.lora import ATTENTION, CONVOLUTIONS, LoRA
-from threedgen.guidance.mvdiffusion.difference import widened
+from threedgen.guidance.mvdiffusion.difference import difference, widened
 from threedgen.guidance.mvdiffusion.inputs import (
     Convention,
     depth_channels,
@@ -128,7 +128,7 @@ def test_blocks_are_kept_as_a_difference(targets: tuple[str, ...], tmp_path: Pat
     for up in lora.up:
         up.data.normal_(std=0.05, generator=cpu())
     network = awaken(MultiviewUNet(unet, "depth", "capped", condition=True)).half().float()
-    save_blocks(tmp_path / "blocks.safetensors", network, lora)
+    save_blocks(tmp_path / "blocks.safetensors", network, difference(network.unet, lora))
     lora.half().float().attach(network.unet)
     x, t, text = torch.randn(2, 5, 8, 8, generator=cpu()), torch.full((2,), 300), model.encode_prompt(PROMPTS[:2])
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_blocks_are_kept_as_a_difference(targets: tuple[str, ...], tmp_path: Pat
 
 def test_blocks_say_how_they_learnt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "blocks.safetensors"
-    save_blocks(path, MultiviewUNet(tiny_model().unet), learnt={"k": 5, "neighbours": "ring"})
+    save_blocks(path, MultiviewUNet(tiny_model().unet), None, learnt={"k": 5, "neighbours": "ring"})
     model = tiny_model().with_views(path)
     model.compare_learnt(k=5, neighbours="ring", mask="paper")
     assert not caplog.messages
@@ -154,7 +154,9 @@ def test_blocks_say_how_they_learnt(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 def test_blocks_of_another_base_are_refused(tmp_path: Path) -> None:
     unet = widened(tiny_model().unet, 1)
-    save_blocks(tmp_path / "blocks.safetensors", MultiviewUNet(unet, "depth", "capped"), LoRA(unet, 2))
+    save_blocks(
+        tmp_path / "blocks.safetensors", MultiviewUNet(unet, "depth", "capped"), difference(unet, LoRA(unet, 2))
+    )
     other = tiny_model(block_out_channels=(32, 96))
     with pytest.raises(
         ConfigError, match="blocks: .*another base, whose levels are 32, 64 wide, and this one's 32, 96"

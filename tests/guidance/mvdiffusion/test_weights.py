@@ -51,7 +51,7 @@ def test_encoding_is_known_by_its_frequencies() -> None:
 
 def test_frequencies_beyond_float16_are_kept(tmp_path: Path) -> None:
     wide = MultiviewUNet(tiny_base(block_out_channels=(64, 64)), "depth")  # up to 2^31
-    save_blocks(tmp_path / "blocks.safetensors", wide)
+    save_blocks(tmp_path / "blocks.safetensors", wide, None)
     weights = read_tensors(tmp_path / "blocks.safetensors")
     found = convert_released(weights, tiny_base(block_out_channels=(64, 64))).network
     assert found.encoding == "reference"

@@ -135,6 +135,30 @@ def test_the_attention_begins_with_that_of_another_run(
     assert "nowhere.safetensors" in capsys.readouterr().err and not Path("none").exists()
 
 
+@pytest.mark.parametrize("rank", ["2", "null"])
+def test_without_a_first_stage_a_run_goes_on_with_all_that_another_left(
+    tmp_path: Path, base: Path, rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tiny(tmp_path, base, "depth")
+    words = ["training.slim=true", "training.sheet_scenes=0", "training.optimizer=muon"]
+    assert cli.main(["--config", str(path), "out=run", *words, f"single_view.rank={rank}"]) == 0
+    words += ["single_view=null", "blocks=run/blocks.safetensors"]
+    assert (
+        cli.main(["--config", str(path), "out=still", "trainer.max_steps=1", "training.learning_rate=0", *words]) == 0
+    )
+    first, still = (load_file(f"{name}/blocks.safetensors") for name in ("run", "still"))
+    assert first.keys() == still.keys() and all(torch.equal(first[name], still[name]) for name in first)
+    assert cli.main(["--config", str(path), "out=more", *words]) == 0
+    more = load_file("more/blocks.safetensors")
+    assert {name for name in first if not torch.equal(first[name], more[name])} == {
+        name for name in first if "cp_blocks_" in name and not name.endswith(".freq_bands")
+    }
+    capsys.readouterr()
+    assert cli.main(["--config", str(tiny(tmp_path, base, "outpaint")), "out=other", *words]) == 2
+    assert "blocks: " in (said := capsys.readouterr().err) and "is told depth" in said and "Traceback" not in said
+
+
 @pytest.mark.parametrize("lost", ["single-view/single-view.safetensors", ""])
 def test_no_stage_goes_on_from_another_base(
     tmp_path: Path, base: Path, lost: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from threedgen.config import Config, Scheduled
 from threedgen.config.errors import called
 from threedgen.config.registry import Component
-from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, Optimizer, RunConfig, TrainerConfig
 from threedgen.guidance.choices import Arrangement, Control, Layout, Shift, Timestep
 
 SIDES = 6
@@ -44,7 +44,7 @@ class AdapterTrainingConfig(Config):
     snr_gamma: float | None = Field(
         5.0, gt=0, description="squared errors weigh min(SNR, this) / SNR (arXiv 2303.09556); null: all alike"
     )
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon learns more in a step, and takes longer")
+    optimizer: Optimizer = "adamw"
     learning_rate: Scheduled = Field(5e-5)
     weight_decay: float = Field(0.01, ge=0)
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the average of the weights, which is what ships")

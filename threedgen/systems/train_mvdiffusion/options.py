@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from threedgen.config import Config, Scheduled
 from threedgen.config.errors import called
 from threedgen.config.registry import Component
-from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, Optimizer, RunConfig, TrainerConfig
 from threedgen.systems.panorama.options import check_ring
 
 Variant = Literal["panorama", "outpaint", "depth"]
@@ -53,6 +53,7 @@ class ViewsConfig(Config):
         "instead (prior.hold): a third of the weights",
     )
     timestep_power: float = Field(1.0, gt=0, le=2, description="t = T u^this, one for all views of a scene")
+    optimizer: Optimizer = "adamw"
     learning_rate: Scheduled = Field(2e-4)
     weight_decay: float = Field(0.01, ge=0)
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
@@ -88,7 +89,7 @@ class TrainMVDiffusionConfig(RunConfig):
         None,
         min_length=1,
         description="the attention between views begins with that of this file, of another run around the same 2D "
-        "model: outpaint with what panorama left",
+        "model: outpaint with what panorama left; single_view=null goes on with all that is in it",
     )
     training: ViewsConfig = ViewsConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=4000, gradient_clip_val=1.0, val_check_interval=500)

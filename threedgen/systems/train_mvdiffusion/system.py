@@ -6,7 +6,7 @@ All views of a scene share a noise level; the loss is the mean square over them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -130,11 +130,13 @@ class SingleViewSystem(System):
 class ViewsSystem(AveragedSystem):
     """The blocks between views, and the branch for given views where there is one; the base is frozen.
 
-    seen: as in the first stage.
+    seen: as in the first stage.  own: how the UNet differs from the base, None: by all of its weights.  lora: what the
+    first stage added to it.
     """
 
     stage = "views"
     model: MVDiffusion
+    own: Mapping[str, Tensor] | None
     lora: LoRA | None
 
     def __init__(
@@ -142,9 +144,11 @@ class ViewsSystem(AveragedSystem):
         config: TrainMVDiffusionConfig,
         model: MVDiffusion,
         seen: Sequence[tuple[float, Seen]],
+        own: Mapping[str, Tensor] | None,
         lora: LoRA | None = None,
+        **facts: str,
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, **facts)
         assert model.multiview is not None
         self.config, self.options, self.seen = config, config.training, seen
         model.unet.requires_grad_(False)
@@ -152,12 +156,7 @@ class ViewsSystem(AveragedSystem):
         self.keep_average(self.blocks, self.options.ema)
         self.known: dict[int, Geometry] = {}
         self.blank: dict[tuple[int, int], Tensor] = {}
-        self.hold(model=model, lora=lora)
-
-    @property
-    def whole(self) -> bool:
-        """Did all weights of the base learn in the first stage?"""
-        return self.config.single_view is not None and self.lora is None
+        self.hold(model=model, own=own, lora=lora)
 
     def setup(self, stage: str) -> None:
         self.model.to(self.device)
@@ -233,7 +232,7 @@ class ViewsSystem(AveragedSystem):
 
         with self.average.applied(self.blocks):
             learnt = {name: getattr(self.config, name) for name in LEARNT[self.config.variant]}
-            save_blocks(folder / RESULT, multiview, self.lora, self.whole, learnt)
+            save_blocks(folder / RESULT, multiview, self.own, learnt)
             for scene in range(min(o.sheet_scenes, self.bank.count)):
                 z, captions, rng = self.bank.latents([scene]), self.bank.captions([scene])[0], self.rng(scene, "sheet")
                 how = (self.geometry(scene), self.bank.size, partial(known, scene))

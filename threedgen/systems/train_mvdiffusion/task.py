@@ -17,12 +17,12 @@ from threedgen.data.scene_bank import SceneBank
 from threedgen.data.scene_views import SceneSource
 from threedgen.guidance.distillation.lora import ATTENTION, CONVOLUTIONS, LoRA
 from threedgen.guidance.draft import DRAFT, check_halves, check_sides
-from threedgen.guidance.mvdiffusion.difference import widened
+from threedgen.guidance.mvdiffusion.difference import difference, widened
 from threedgen.guidance.mvdiffusion.inputs import Extra
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.unet import Kind, MultiviewUNet
-from threedgen.guidance.mvdiffusion.weights import begin_with
-from threedgen.guidance.weights.files import read_tensors
+from threedgen.guidance.mvdiffusion.weights import begin_with, difference_in, differing
+from threedgen.guidance.weights.files import read_tensors, sha256
 from threedgen.guidance.weights.loading import identify
 from threedgen.guidance.weights.plugins import locate
 from threedgen.run.disk import writing
@@ -41,12 +41,17 @@ def train(task: Task) -> Status:
     """Both stages."""
     config: TrainMVDiffusionConfig = task.config
     model = MVDiffusion.load(config.start, camera=False)
+    blocks = None if config.blocks is None else locate("blocks", config.blocks)
+    begun, goes_on = blocks and read_tensors(blocks), blocks is not None and config.single_view is None
+    if begun and goes_on:
+        with keyed("blocks"):
+            model.unet = differing(model.unet, begun)
     wanted = EXTRA[config.variant]
     if model.extra != wanted and (config.single_view is None or model.extra != "nothing"):
         raise ConfigError(
             f"{config.start!r} is told {model.extra}, and the variant {config.variant} needs a model that is told "
             f"{wanted}, or with single_view one that is told nothing",
-            "start",
+            "blocks" if goes_on else "start",
         )
     task.name_weights("start", identify(config.start))
     source = registry.build("scene-source", config.scenes, config.seed, "train")
@@ -56,11 +61,16 @@ def train(task: Task) -> Status:
     kind: Kind = "depth" if config.variant == "depth" else "panorama"
     whole = config.variant == "depth" and not config.training.slim
     network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=whole, convolution=whole)
-    if config.blocks is not None:
+    if begun:
         with keyed("blocks"):
-            begin_with(network, read_tensors(locate("blocks", config.blocks)))
+            begin_with(network, begun, unet=goes_on)
     model.with_network(network)
-    return task.train(ViewsSystem(config, model, seen, lora), metrics=("loss",))
+    if begun and goes_on:
+        own = difference_in(begun)
+    else:
+        own = None if config.single_view and lora is None else difference(model.unet, lora)
+    facts = {"blocks": sha256(blocks)} if blocks and goes_on else {}
+    return task.train(ViewsSystem(config, model, seen, own, lora, **facts), metrics=("loss",))
 
 
 def scenes(task: Task, model: MVDiffusion, source: SceneSource) -> list[tuple[float, Seen]]:

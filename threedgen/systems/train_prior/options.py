@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from threedgen.config import Config, Scheduled
 from threedgen.config.errors import called
-from threedgen.config.sections import CheckpointConfig, Fovs, Positives, RunConfig, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, Fovs, Optimizer, Positives, RunConfig, TrainerConfig
 
 
 def _divisible(name: str, values: tuple[int, ...], parts_name: str, parts: int) -> None:
@@ -142,7 +142,7 @@ class DiffusionConfig(Config):
     timestep_power: Scheduled = Field(
         2.0, gt=0, le=3, description="t = T u^this: above 1 favours little noise, where details are decided"
     )
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon learns more in a step, and takes longer")
+    optimizer: Optimizer = "adamw"
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "60%": 2e-3, "100%": 2e-5})
     weight_decay: float = Field(0.01, ge=0)
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
