@@ -14,6 +14,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.guidance.distillation.lora import LoRA
+from threedgen.run.torch_file import compare
 
 FIRST = ("conv_in.weight", "conv_in.bias")
 LORA = "lora."
@@ -40,6 +41,18 @@ def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tenso
         for name, down, up in zip(lora.names, lora.down, lora.up, strict=True):
             found |= {f"{LORA}{name}.down": down.detach(), f"{LORA}{name}.up": lora.scale * up.detach()}
     return found
+
+
+def begin_with(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str, Tensor]) -> None:
+    """Gives the first layer of a UNet and additions to it what a ``difference`` says of another run's. Raises
+    ConfigError for additions of another rank, or to other layers."""
+    ours = difference(unet, lora)
+    compare({name: tensors[name] for name in tensors if name.startswith(LORA) or name in ours}, ours, "the additions")
+    with torch.no_grad():
+        unet.conv_in.load_state_dict({name.rpartition(".")[2]: tensors[f"unet.{name}"] for name in FIRST})
+        for name, down, up in zip(lora.names, lora.down, lora.up, strict=True):
+            down.copy_(tensors[f"{LORA}{name}.down"])
+            up.copy_(tensors[f"{LORA}{name}.up"] / lora.scale)
 
 
 def merge(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> None:

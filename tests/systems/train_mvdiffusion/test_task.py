@@ -159,6 +159,22 @@ def test_without_a_first_stage_a_run_goes_on_with_all_that_another_left(
     assert "blocks: " in (said := capsys.readouterr().err) and "is told depth" in said and "Traceback" not in said
 
 
+def test_both_stages_go_on_from_another_run_of_the_same_variant(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tiny(tmp_path, base, "depth")
+    words = ["training.slim=true", "training.sheet_scenes=0"]
+    assert cli.main(["--config", str(path), "out=run", *words]) == 0
+    still = [*words, "blocks=run/blocks.safetensors", "training.learning_rate=0", "single_view.learning_rate=0"]
+    assert cli.main(["--config", str(path), "out=still", *still, "trainer.max_steps=1"]) == 0
+    first, second = (load_file(f"{name}/blocks.safetensors") for name in ("run", "still"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    capsys.readouterr()
+    assert cli.main(["--config", str(path), "out=other", *still, "single_view.rank=3"]) == 2
+    assert "blocks: the additions" in (said := capsys.readouterr().err) and "Traceback" not in said
+
+
 @pytest.mark.parametrize("lost", ["single-view/single-view.safetensors", ""])
 def test_no_stage_goes_on_from_another_base(
     tmp_path: Path, base: Path, lost: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -9,7 +9,10 @@ RUN/samples.png         of each scene the truth, then what is drawn for it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+
+from torch import Tensor
 
 from threedgen.config import registry
 from threedgen.config.errors import ConfigError, keyed
@@ -17,6 +20,7 @@ from threedgen.data.scene_bank import SceneBank
 from threedgen.data.scene_views import SceneSource
 from threedgen.guidance.distillation.lora import ATTENTION, CONVOLUTIONS, LoRA
 from threedgen.guidance.draft import DRAFT, check_halves, check_sides
+from threedgen.guidance.mvdiffusion.difference import begin_with as begin_additions
 from threedgen.guidance.mvdiffusion.difference import difference, widened
 from threedgen.guidance.mvdiffusion.inputs import Extra
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
@@ -56,7 +60,7 @@ def train(task: Task) -> Status:
     task.name_weights("start", identify(config.start))
     source = registry.build("scene-source", config.scenes, config.seed, "train")
     seen = scenes(task, model, source)
-    lora = None if config.single_view is None else learn_single_views(task, model, seen, config.single_view)
+    lora = None if config.single_view is None else learn_single_views(task, model, seen, config.single_view, begun)
     seed_networks(config.seed, "views")
     kind: Kind = "depth" if config.variant == "depth" else "panorama"
     whole = config.variant == "depth" and not config.training.slim
@@ -101,15 +105,29 @@ def scenes(task: Task, model: MVDiffusion, source: SceneSource) -> list[tuple[fl
 
 
 def learn_single_views(
-    task: Task, model: MVDiffusion, seen: list[tuple[float, Seen]], o: SingleViewConfig
+    task: Task,
+    model: MVDiffusion,
+    seen: list[tuple[float, Seen]],
+    o: SingleViewConfig,
+    begun: Mapping[str, Tensor] | None,
 ) -> LoRA | None:
-    """The first stage; returns the additions to the UNet, with which it answers from now on."""
+    """The first stage; returns the additions to the UNet, with which it answers from now on.
+
+    begun: another run's blocks; if its UNet was told the same, and has additions, they are what is begun with.
+    """
     config: TrainMVDiffusionConfig = task.config
     if model.extra != (wanted := EXTRA[config.variant]):
         model.unet = widened(model.unet, 1 if wanted == "depth" else 1 + model.latent_shape[0])
     targets = ATTENTION if o.layers == "attention" else ATTENTION + CONVOLUTIONS
     lora = None if o.rank is None else LoRA(model.unet, o.rank, generator(config.seed, 0, "lora"), targets=targets)
     if lora is not None:
+        theirs = None if begun is None else difference_in(begun)
+        if (
+            theirs
+            and theirs.get("unet.conv_in.weight", model.unet.conv_in.bias).shape == model.unet.conv_in.weight.shape
+        ):
+            with keyed("blocks"):
+                begin_additions(model.unet, lora, theirs)
         lora.attach(model.unet)
     learner = SingleViewSystem(config, model, seen, lora)
     task.stage("single-view", learner.learning, learner, "loss")
