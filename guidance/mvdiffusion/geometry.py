@@ -150,16 +150,17 @@ class DepthGeometry(_Cached):
     the one before and the one after; one place in each.
 
     depth (F,H,W) along the viewing axis, 0 or no finite length where it is unknown, in the unit of the poses, which for
-    released weights is metres.  c2w (F,4,4), OpenCV axes.  K (3,3) or (F,3,3).  behind: what lies behind a camera
-    counts as overlap and as key where the line through it meets the picture, as released weights know it.
+    released weights is metres.  c2w (F,4,4), OpenCV axes.  K (3,3) or (F,3,3).  released: as theirs know it, what
+    lies behind a camera counts as overlap and as key where the line through it meets the picture, and a key's depth is
+    compared with that of the query before its own camera, not before the key's.
     """
 
-    def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, least: float = 0.3, behind: bool = True) -> None:
+    def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, least: float = 0.3, released: bool = True) -> None:
         super().__init__()
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))
         self.depth = torch.where((self.depth > 0) & self.depth.isfinite(), self.depth, 0.0)
-        self.K, self.n_view, self.behind = K.expand(len(depth), 3, 3), len(depth), behind
-        self.overlap = overlap_fractions(self.depth, self.c2w, self.K, behind)
+        self.K, self.n_view, self.released = K.expand(len(depth), 3, 3), len(depth), released
+        self.overlap = overlap_fractions(self.depth, self.c2w, self.K, released)
         self._adjacent = overlap_neighbours(self.overlap, least)
 
     def neighbours(self, view: int) -> list[int]:
@@ -173,8 +174,8 @@ class DepthGeometry(_Cached):
         found = [reproject(pixels, here, *self._camera(view), *self._camera(other)) for other in others]
         counterpart, z = (torch.stack(part) for part in zip(*found, strict=True))
         there = torch.stack([look_up(self.depth[other], at) for other, at in zip(others, counterpart, strict=True)])
-        mask = (here > 0) & (there > 0) & (self.behind | (z > 0))
-        relation = (here - torch.where(mask, there, HIDDEN)).abs()
+        mask = (here > 0) & (there > 0) & (self.released | (z > 0))
+        relation = ((here if self.released else z) - torch.where(mask, there, HIDDEN)).abs()
         places = counterpart / scale - 0.5
         return Keys(torch.tensor(others), places[:, :, None], mask[:, :, None], relation[:, :, None, None])
 

@@ -148,8 +148,8 @@ class MVDiffusion(StableDiffusion):
         K, c2w = of_cameras(at)
         if depth is None:
             return PanoramaGeometry(K, c2w[:, :3, :3], (at.height, at.width), options.k, options.neighbours)
-        behind = self.multiview is None or self.multiview.encoding == "reference"
-        return DepthGeometry(depth, c2w, K, options.overlap, behind)
+        released = self.multiview is None or self.multiview.encoding == "reference"
+        return DepthGeometry(depth, c2w, K, options.overlap, released)
 
     def denoise_views(
         self,

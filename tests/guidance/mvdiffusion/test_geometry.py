@@ -11,6 +11,7 @@ from tests.support.tiny_mvdiffusion import ring, tiny_model, wall
 from threedgen.geometry import panorama
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes
+from threedgen.geometry.warp import pixel_grid
 from threedgen.guidance.mvdiffusion.geometry import (
     DepthGeometry,
     PanoramaGeometry,
@@ -125,15 +126,26 @@ def test_depth_that_is_no_length_is_unknown(unknown: float) -> None:
 def test_what_lies_behind_counts_only_as_released_weights_know_it() -> None:
     K, c2w = panorama.intrinsics(pi / 2, 32, 32), torch.eye(4).double().repeat(2, 1, 1)
     c2w[1, :3, :3] = panorama.rotation(pi)  # back to back
-    for behind in (True, False):
-        geometry = DepthGeometry(torch.full((2, 32, 32), 2.0), c2w, K, behind=behind)
-        assert (geometry.overlap[0, 1] > 0.9) == behind and geometry.keys(4, 4, CPU)[0].mask.any() == behind
+    for released in (True, False):
+        geometry = DepthGeometry(torch.full((2, 32, 32), 2.0), c2w, K, released=released)
+        assert (geometry.overlap[0, 1] > 0.9) == released and geometry.keys(4, 4, CPU)[0].mask.any() == released
     for encoding in ("reference", "capped"):
         model = tiny_model("depth")
         model.multiview.encoding = encoding
         at = Cameras(opencv_axes(c2w.float()), Projection(K.float().expand(2, 3, 3)), 32, 32)
         geometry = model.geometry(at, torch.full((2, 32, 32), 2.0), MVDiffusionConfig())
-        assert geometry.behind == (encoding == "reference")
+        assert geometry.released == (encoding == "reference")
+
+
+def test_a_camera_that_turns_sees_the_same_wall_at_another_depth() -> None:
+    K, c2w = panorama.intrinsics(pi / 2, 64, 64), torch.eye(4).double().repeat(2, 1, 1)
+    c2w[1, :3, :3] = panorama.rotation(0.5)
+    pixels = torch.cat([pixel_grid(64, 64), torch.ones(64, 64, 1)], -1).double()
+    directions = torch.einsum("fij,jk,hwk->fhwi", c2w[:, :3, :3], K.double().inverse(), pixels)
+    depth = torch.where(directions[..., 2] > 0, 2 / directions[..., 2], 0.0)  # of a wall in front of the first
+    right, released = (DepthGeometry(depth, c2w, K, 0.3, how).keys(8, 8, CPU)[0] for how in (False, True))
+    seen = right.mask.bool()
+    assert seen.sum() > 20 and right.relation[..., 0][seen].max() < 0.1 < released.relation[..., 0][seen].mean()
 
 
 def test_neighbours_by_overlap_or_else_by_order() -> None:
