@@ -140,18 +140,15 @@ def test_a_file_that_is_not_there_is_named() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [
-        ["--config", "mvadapter-toybox", "prior.adapter=outputs/train-mvadapter-toybox/run/adapter.safetensors"],
-        ["prior.name=mvadapter"],
-        ["--config", "quick-toybox", "prior.name=mvadapter"],
-    ],
+    [["--config", "mvadapter-toybox"], ["prior.name=mvadapter"], ["--config", "quick-toybox", "prior.name=mvadapter"]],
 )
 def test_an_adapter_that_is_not_trained_yet(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    adapter = "prior.adapter=outputs/train-mvadapter-toybox/run/adapter.safetensors"
     for more in ([], ["--dry-run"]):
-        assert cli.main([*words, "prompt=a red dog", *more]) == 2
+        assert cli.main([*words, adapter, "prompt=a red dog", *more]) == 2
         said = capsys.readouterr().err
         assert "`python launch.py --config train-mvadapter-toybox` leaves it there (needs: 1 core, hours)" in said
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from threedgen.run.metrics import read_summary
 from threedgen.systems.batch.jobs import words_of
 
 PRIORS = ("mvdream", "stable-diffusion", "mvadapter")
-"""Those that the toybox has weights for, or a training."""
+"""Those that the toybox has weights for."""
 KINDS = tuple(itertools.product(registry.names("distillation"), registry.names("representation")))
 QUICK = [
     ("mvdream", "sds", "sdf"), ("mvdream", "vsd", "ngp"), ("mvdream", "reconstruction", "dmtet"),
@@ -61,17 +61,16 @@ def test_the_table_and_the_batch_have_every_combination() -> None:
     assert rows() == every
     methods = [words_of(method) for method in load("combinations-toybox").configs]
     assert {method[0] for method in methods} == {"mvdream-toybox"}
-    assert [method[1:] for method in methods] == [words(*row) for row in every if row[0] != "mvadapter"]
+    assert [method[1:] for method in methods] == [words(*row) for row in every]
 
 
-@pytest.mark.parametrize("prior", ["deepfloyd", "mvdiffusion", "mvadapter"])
+@pytest.mark.parametrize("prior", ["deepfloyd", "mvdiffusion"])
 def test_weights_that_are_not_here_are_one_sentence(
     prior: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    base = [f"prior.weights={prior_folder()}"] * (prior == "mvadapter")
-    made = load("mvdream-toybox", [f"prior.name={prior}", "prompt=a dog", *base])
+    made = load("mvdream-toybox", [f"prior.name={prior}", "prompt=a dog"])
     with pytest.raises(ConfigError) as raised:
         made.check()
     assert str(raised.value).startswith("prior") and "\n" not in str(raised.value)
