@@ -4,7 +4,7 @@ which hold the same blocks under the same names, and of the UNet only how it dif
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +26,8 @@ FORMAT = "threedgen mvdiffusion 1"
 PREFIX = "mv_base_model."
 OURS = re.compile(r"unet\.|cp_blocks_(encoder|mid|decoder)\.|condition_(conv_in|downblocks|upblocks)\.")
 BANDS = ".freq_bands"
+TO_DEPTH, ATTENTION = ".attn1.transformer.", ".transformer."
+"""In names of the attention, which is a part of blocks to depth."""
 WIDTH = re.compile(r"cp_blocks_encoder\.\d+\.(attn1\.)?transformer\.norm1\.weight")
 """Of a block between views, which is as wide as the block of the UNet that it follows."""
 OTHER, REMEDY = "these were trained around another base", "take the model around which they were trained"
@@ -67,19 +69,26 @@ def save_blocks(
 
 
 def begin_with(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool = False) -> None:
-    """Gives a network the blocks between views of a state dict, another's of the same kind and widths. ConfigError.
+    """Gives a network the blocks between views of a state dict, another's of the same widths, and of the other kind the
+    attention in them, which differs in what it is told of its keys alone. Raises ConfigError.
 
     unet: and all weights of its UNet, if it has them.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+    same_kind = any(TO_DEPTH in name for name in named) == (network.kind == "depth")
     parts = ("cp_blocks_", "unet.") if unet and is_whole(named) else ("cp_blocks_",)
-    theirs, ours = (
-        {name: t for name, t in state.items() if name.startswith(parts) and not name.endswith(BANDS)}
-        for state in (named, network.state_dict())
-    )
-    compare(theirs, ours, "the attention between views")
-    require_finite(theirs, "the weights of MVDiffusion")
-    network.load_state_dict(theirs, strict=False)
+
+    def chosen(names: Iterable[str]) -> dict[str, str]:
+        """Names, by what both kinds call the same."""
+        found = (name for name in names if name.startswith(parts) and not name.endswith(BANDS))
+        return {name.replace(TO_DEPTH, ATTENTION): name for name in found if same_kind or ATTENTION in name}
+
+    state, theirs = network.state_dict(), chosen(named)
+    ours = chosen(state)
+    given = {name: named[theirs[name]] for name in theirs}
+    compare(given, {name: state[ours[name]] for name in ours}, "the attention between views")
+    require_finite(given, "the weights of MVDiffusion")
+    network.load_state_dict({ours[name]: tensor for name, tensor in given.items()}, strict=False)
 
 
 def difference_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -129,7 +138,7 @@ def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) 
             "the weights have no correspondence-aware blocks ('cp_blocks_mid'): they are not MVDiffusion's"
         )
     convolution, condition = "cp_blocks_mid.resnet.conv1.weight" in ours, "condition_conv_in.weight" in ours
-    depth = any(name.startswith("cp_blocks_mid.attn1.") for name in ours)
+    depth = any(TO_DEPTH in name for name in ours)
     kind: Kind = "depth" if depth else "panorama"
     encoding = encoding_of(bands)
     try:

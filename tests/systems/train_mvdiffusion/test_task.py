@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.support.marks import unix
 from tests.support.task_server import assert_killed_ends_the_same, write_config
@@ -127,8 +127,13 @@ def test_the_attention_begins_with_that_of_another_run(
     first, second = (load_file(f"{name}/blocks.safetensors") for name in ("run", "other"))
     for name in (name for name in first if "cp_blocks_" in name):
         assert torch.equal(first[name], second[name])
+    assert cli.main(["--config", str(tiny(tmp_path, base, "depth")), "out=deep", *still]) == 0
+    deep = load_file("deep/blocks.safetensors")
+    for name in (name for name in first if ".transformer." in name):
+        assert torch.equal(first[name], deep[name.replace(".transformer.", ".attn1.transformer.")])
+    save_file({name: tensor for name, tensor in first.items() if "norm2" not in name}, "damaged.safetensors")
     capsys.readouterr()
-    assert cli.main(["--config", str(tiny(tmp_path, base, "depth")), "out=deep", *still]) == 2
+    assert cli.main(["--config", str(path), "out=broken", *still[:2], "blocks=damaged.safetensors"]) == 2
     assert "blocks: the attention between views" in (said := capsys.readouterr().err) and "Traceback" not in said
     still[-1] = "blocks=nowhere.safetensors"
     assert cli.main(["--config", str(path), "out=none", *still]) == 2

@@ -89,8 +89,8 @@ class TrainMVDiffusionConfig(RunConfig):
         None,
         min_length=1,
         description="the attention between views begins with that of this file, of another run around the same 2D "
-        "model: outpaint with what panorama left; so does the first stage if that run was of the same variant, and "
-        "single_view=null leaves the 2D model as it is there",
+        "model: outpaint and depth with what panorama left; so does the first stage if that run was of the same "
+        "variant, and single_view=null leaves the 2D model as it is there",
     )
     training: ViewsConfig = ViewsConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=4000, gradient_clip_val=1.0, val_check_interval=500)

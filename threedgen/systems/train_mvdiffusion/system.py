@@ -146,7 +146,7 @@ class ViewsSystem(AveragedSystem):
         seen: Sequence[tuple[float, Seen]],
         own: Mapping[str, Tensor] | None,
         lora: LoRA | None = None,
-        **facts: str,
+        **facts: Any,
     ) -> None:
         super().__init__(config, **facts)
         assert model.multiview is not None

@@ -46,7 +46,8 @@ def train(task: Task) -> Status:
     config: TrainMVDiffusionConfig = task.config
     model = MVDiffusion.load(config.start, camera=False)
     blocks = None if config.blocks is None else locate("blocks", config.blocks)
-    begun, goes_on = blocks and read_tensors(blocks), blocks is not None and config.single_view is None
+    begun = None if blocks is None else read_tensors(blocks)
+    goes_on = begun is not None and config.single_view is None
     if begun and goes_on:
         with keyed("blocks"):
             model.unet = differing(model.unet, begun)
@@ -121,11 +122,9 @@ def learn_single_views(
     targets = ATTENTION if o.layers == "attention" else ATTENTION + CONVOLUTIONS
     lora = None if o.rank is None else LoRA(model.unet, o.rank, generator(config.seed, 0, "lora"), targets=targets)
     if lora is not None:
-        theirs = None if begun is None else difference_in(begun)
-        if (
-            theirs
-            and theirs.get("unet.conv_in.weight", model.unet.conv_in.bias).shape == model.unet.conv_in.weight.shape
-        ):
+        theirs = (begun and difference_in(begun)) or {}
+        first = theirs.get("unet.conv_in.weight")
+        if first is not None and first.shape == model.unet.conv_in.weight.shape:
             with keyed("blocks"):
                 begin_additions(model.unet, lora, theirs)
         lora.attach(model.unet)
