@@ -53,6 +53,12 @@ class ViewsConfig(Config):
         "instead (prior.hold): a third of the weights",
     )
     timestep_power: float = Field(1.0, gt=0, le=2, description="t = T u^this, one for all views of a scene")
+    tame: float | None = Field(
+        None,
+        ge=1,
+        description="what a view says of the blocks before it in the 2D model weighs at most so many times as much as "
+        "what the median view says; for small models, which have cliffs; null: all of it",
+    )
     optimizer: Optimizer = "adamw"
     learning_rate: Scheduled = Field(2e-4)
     weight_decay: float = Field(0.01, ge=0)

@@ -152,6 +152,7 @@ class ViewsSystem(AveragedSystem):
         assert model.multiview is not None
         self.config, self.options, self.seen = config, config.training, seen
         model.unet.requires_grad_(False)
+        model.multiview.tame = self.options.tame
         self.blocks = nn.ModuleDict(model.multiview.new_blocks)
         self.keep_average(self.blocks, self.options.ema)
         self.known: dict[int, Geometry] = {}
