@@ -47,17 +47,11 @@ def train(task: Task) -> Status:
     model = MVDiffusion.load(config.start, camera=False)
     blocks = None if config.blocks is None else locate("blocks", config.blocks)
     begun = None if blocks is None else read_tensors(blocks)
-    goes_on = begun is not None and config.single_view is None
-    if begun and goes_on:
+    kept = begun if config.single_view is None else None  # of which the 2D model stays too
+    if kept is not None:
         with keyed("blocks"):
-            model.unet = differing(model.unet, begun)
-    wanted = EXTRA[config.variant]
-    if model.extra != wanted and (config.single_view is None or model.extra != "nothing"):
-        raise ConfigError(
-            f"{config.start!r} is told {model.extra}, and the variant {config.variant} needs a model that is told "
-            f"{wanted}, or with single_view one that is told nothing",
-            "blocks" if goes_on else "start",
-        )
+            model.unet = differing(model.unet, kept)
+    check_told(config, model.extra, "start" if kept is None else "blocks")
     task.name_weights("start", identify(config.start))
     source = registry.build("scene-source", config.scenes, config.seed, "train")
     seen = scenes(task, model, source)
@@ -66,16 +60,27 @@ def train(task: Task) -> Status:
     kind: Kind = "depth" if config.variant == "depth" else "panorama"
     whole = config.variant == "depth" and not config.training.slim
     network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=whole, convolution=whole)
-    if begun:
+    if begun is not None:
         with keyed("blocks"):
-            begin_with(network, begun, unet=goes_on)
+            begin_with(network, begun, unet=kept is not None)
     model.with_network(network)
-    if begun and goes_on:
-        own = difference_in(begun)
+    if kept is not None:
+        own = difference_in(kept)
     else:
         own = None if config.single_view and lora is None else difference(model.unet, lora)
-    facts = {"blocks": sha256(blocks)} if blocks and goes_on else {}
+    facts = {} if blocks is None or kept is None else {"blocks": sha256(blocks)}
     return task.train(ViewsSystem(config, model, seen, own, lora, **facts), metrics=("loss",))
+
+
+def check_told(config: TrainMVDiffusionConfig, extra: Extra, key: str) -> None:
+    """Is the 2D model told what the variant needs, or will it learn to be? Raises ConfigError for ``key``."""
+    wanted = EXTRA[config.variant]
+    if extra != wanted and (config.single_view is None or extra != "nothing"):
+        raise ConfigError(
+            f"{config.start!r} is told {extra}, and the variant {config.variant} needs a model that is told "
+            f"{wanted}, or with single_view one that is told nothing",
+            key,
+        )
 
 
 def scenes(task: Task, model: MVDiffusion, source: SceneSource) -> list[tuple[float, Seen]]:
