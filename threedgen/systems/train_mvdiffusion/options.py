@@ -53,6 +53,11 @@ class ViewsConfig(Config):
         "instead (prior.hold): a third of the weights",
     )
     timestep_power: float = Field(1.0, gt=0, le=2, description="t = T u^this, one for all views of a scene")
+    relative: bool = Field(
+        False,
+        description="what a block adds is learnt in units of the features that it is added to, which are of the order of "
+        "20 to 4000 in a small model; with adamw",
+    )
     tame: float | None = Field(
         None,
         ge=1,
