@@ -55,8 +55,8 @@ class ViewsConfig(Config):
     timestep_power: float = Field(1.0, gt=0, le=2, description="t = T u^this, one for all views of a scene")
     relative: bool = Field(
         False,
-        description="what a block adds is learnt in units of the features that it is added to, which are of the order of "
-        "20 to 4000 in a small model; with adamw",
+        description="what a block adds is learnt in units of the features that it is added to, which may be 20 or 4000 "
+        "large in a small model; by adamw",
     )
     tame: float | None = Field(
         None,
