@@ -64,9 +64,9 @@ def denoising_loss(
     return F.mse_loss(out, schedule.target(z, noise, t))
 
 
-def times(size: float, rate: Callable[[int], float], step: int) -> float:
-    """A learning rate in units of ``size``."""
-    return size * rate(step)
+def times(factor: float, rate: Callable[[int], float], step: int) -> float:
+    """A learning rate so many times as large."""
+    return factor * rate(step)
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,13 @@ class ViewsSystem(AveragedSystem):
         o = self.options
         if not o.relative:
             return super().configure_optimizers()
-        last = [(size, self.last_layers(name)) for name, size in self.sizes().items()]
+        sizes = self.sizes()
+        last = [(size / min(sizes.values()), self.last_layers(name)) for name, size in sizes.items()]
         known = {id(p) for _, layers in last for p in layers}
         groups = [{"params": [p for p in self.parameters() if id(p) not in known]}]
-        groups += [{"params": layers, "weight_decay": o.weight_decay / size} for size, layers in last]
+        groups += [{"params": layers, "weight_decay": o.weight_decay / share} for share, layers in last]
         rate = partial(at, o.learning_rate, max_steps=self.max_steps)
-        rates = [partial(times, size, rate) for size in (1.0, *(size for size, _ in last))]
+        rates = [partial(times, share, rate) for share in (1.0, *(share for share, _ in last))]
         return self.adamw(groups, *rates, weight_decay=o.weight_decay)
 
     def last_layers(self, name: str) -> list[nn.Parameter]:
