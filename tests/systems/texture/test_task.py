@@ -19,7 +19,7 @@ from tests.support.tiny_prior import cpu
 from threedgen.evaluation.views.folder import DrawnScenes
 from threedgen.export.files.check import Expected, check_glb
 from threedgen.export.surface.blend import SCENE
-from threedgen.systems.texture import drawing
+from threedgen.systems.texture import drawing, task
 from threedgen.systems.texture.scene import Coordinates, with_uv
 from threedgen.systems.texture.task import on_one_surface
 
@@ -122,9 +122,23 @@ def test_frames_agree_on_one_surface_and_with_given_ones() -> None:
     assert max(wrong[4], wrong[6]) < 0.05 < tints[[4, 6]].abs().max(), "neighbours see it as it is given"
 
 
-def test_drawn_frames_are_drawn_again_after_they_agree(capsys: pytest.CaptureFixture[str]) -> None:
-    assert ask(capsys, "out=alone")[0] == 0
+def test_drawn_frames_are_drawn_again_after_they_agree(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[tuple[int, int]]()
+
+    def surface(mesh: Any, size: int, trust: Any, at: Any, frames: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        calls.append((len(frames), int(given.sum())))
+        return on_one_surface(mesh, size, trust, at, frames, given)
+
+    monkeypatch.setattr(task, "on_one_surface", surface)
+    assert ask(capsys, "out=alone")[0] == 0 and not calls
     assert ask(capsys, "synchronise=2")[0] == 0
+    assert calls[0][1] == 0 and all(before == after for before, after in zip(calls[::2], calls[1::2], strict=True))
+    drawn = 0
+    for seen, decided in calls[::2]:  # all that was drawn before decides, and is seen
+        assert decided == drawn < seen
+        drawn = seen
     alone, together = (json.loads(Path(name, "summary.json").read_text()) for name in ("alone", "run"))
     assert alone["psnr_of_views"] != together["psnr_of_views"]
     code, _, err = ask(capsys, "synchronise=1", "mesh=", "path=", "scannet=.")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras
@@ -150,7 +151,8 @@ def draw_all(
                 count.add(1, what)
 
             try:
-                drawn = draw_one(model, config, shots, draw, pictures, number, on_step, agree)
+                before = sorted({n for earlier in draws[:number] for n in earlier.frames} - set(draw.frames))
+                drawn = draw_one(model, config, shots, draw, pictures, number, on_step, agree, before)
             except Stopped:
                 logger.warning(
                     "%s keeps the frames that are drawn; the same command goes on from them", pictures.folder
@@ -170,13 +172,22 @@ def draw_one(
     number: int,
     on_step: Callable[[], None],
     agree: Agree | None = None,
+    before: Sequence[int] = (),
 ) -> Tensor:
-    """Samples the frames of a draw (F,H,W,3), the given ones too."""
+    """Samples the frames of a draw (F,H,W,3), the given ones too. ``before``: others, which are drawn already."""
     frames = list(draw.frames)
     at, depth = shots.at.select(frames), shots.depth[frames]
     given = torch.tensor([n in draw.given for n in frames])
 
-    together = ALONE if agree is None else Synchronised(config.synchronise, lambda views: agree(at, views, given))
+    def agreed(views: Tensor) -> Tensor:
+        """What was drawn before decides, also what the others show."""
+        assert agree is not None
+        every = torch.cat([views, pictures.stack(before)]) if before else views
+        return agree(shots.at.select([*frames, *before]), every, F.pad(given, (0, len(before)), value=True))[
+            : len(frames)
+        ]
+
+    together = ALONE if agree is None else Synchronised(config.synchronise, agreed)
 
     def known(size: Size) -> tuple[Tensor, Tensor | None]:
         small = (size[0] // model.factor, size[1] // model.factor)
