@@ -71,7 +71,7 @@ def test_nothing_is_said_of_configs_that_others_load(
     monkeypatch.chdir(tmp_path)
     Path("prompts.txt").write_text("a blue dog\n")
     load("mvdream-toybox", ["field.name=sdf"], quiet=True)
-    assert len(plan(load("combinations-toybox", ["prompts=prompts.txt"]))) == 18 and said(caplog) == []
+    assert len(plan(load("combinations-toybox", ["prompts=prompts.txt"]))) == 27 and said(caplog) == []
 
 
 @pytest.mark.parametrize("words", [[], ["field.name=ngp"], ["field={name: ngp}"]])
