@@ -40,21 +40,30 @@ OCCUPANCY = OccupancyConfig(interval=8, decay=0.7, warmup=10_000)
 
 @dataclass(frozen=True)
 class Bounds:
-    """The ball around the scene: ``radius``, and ``near``, the distance of the first sample; in units of the poses."""
+    """The ball around the scene: ``radius``; samples are taken between the distances ``near`` and ``far``; in units of
+    the poses."""
 
     radius: float
     near: float
+    far: float
 
     @classmethod
     def of(cls, cameras: Cameras) -> Bounds:
-        """Bounds for all cameras of a scene, held-out ones included."""
-        distance = cameras.position.norm(dim=-1)
-        return cls(float(distance.max()) / 2, 3 * float(distance.min()) / 8)
+        """Bounds for all cameras of a scene, held-out ones included.
+
+        A ball of half the distance; where cameras see less than that from afar, by narrow angles, the ball that they
+        see, in which alone a grid has something to resolve.
+        """
+        distance, K = cameras.position.norm(dim=-1), cameras.K
+        corner = torch.stack([cameras.width / K[:, 0, 0], cameras.height / K[:, 1, 1]], -1).norm(dim=-1) / 2
+        share = min(1.0, float(2 * corner.max()))
+        radius = share * float(distance.max()) / 2
+        return cls(radius, (1 - 5 * share / 8) * float(distance.min()), float(distance.max()) + radius)
 
     @property
     def span(self) -> float:
         """t_f - t_n in units of the ball."""
-        return 3 - self.near / self.radius
+        return (self.far - self.near) / self.radius
 
 
 class SceneField:

@@ -9,6 +9,7 @@ import torch
 from tests.support.photographs import SIZE, TINY, photographs
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr
+from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Views
 from threedgen.representations.fit import Bounds, _parts, border_colour, fit
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
@@ -18,6 +19,15 @@ def test_bounds_and_background() -> None:
     bounds = Bounds.of(photographs().at)
     assert (bounds.radius, bounds.near) == (pytest.approx(1.3, abs=1e-4), pytest.approx(0.975, abs=1e-4))
     assert bounds.span * bounds.radius == pytest.approx(1.5 * 2.6 - 0.375 * 2.6, abs=1e-4)
+
+
+def test_a_narrow_angle_from_afar_makes_the_ball_small() -> None:
+    fov = float(np.deg2rad(4))
+    far = orbit(4, 0.2, 1.1 / float(np.tan(fov / 2)), fov, 8, 8)
+    bounds, distance = Bounds.of(far), float(far.position.norm(dim=-1).max())
+    assert bounds.radius == pytest.approx(1.1 * 2**0.5, rel=1e-3)
+    assert distance - bounds.radius > bounds.near > distance - 1.5 * bounds.radius
+    assert bounds.far == pytest.approx(distance + bounds.radius)
     assert border_colour(photographs()).tolist() == [1, 1, 1]
 
 
