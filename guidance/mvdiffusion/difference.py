@@ -43,7 +43,7 @@ def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tenso
     return found
 
 
-def begin_with(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str, Tensor]) -> None:
+def begin_additions(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str, Tensor]) -> None:
     """Gives the first layer of a UNet and additions to it what a ``difference`` says of another run's. Raises
     ConfigError for additions of another rank, or to other layers."""
     ours = difference(unet, lora)

@@ -168,8 +168,8 @@ class MultiviewUNet(nn.Module):
 def tamed(gradient: Tensor, most: float) -> Tensor:
     """Gradients of pictures (B,...), none longer than ``most`` times their median.
 
-    A small UNet can be a cliff for some inputs: its attention turns from one token to another within a thousandth of
-    its features. The gradient of one such picture, a hundred times as long as others, would decide all steps.
+    A small UNet can be a cliff for some inputs, where finite differences agree with the gradient at the smallest steps
+    alone. The gradient of one such picture, a hundred times as long as others, would decide all steps.
     """
     lengths = gradient.flatten(1).norm(dim=1)
     shares = (most * lengths.median() / lengths.clamp(min=1e-30)).clamp(max=1)

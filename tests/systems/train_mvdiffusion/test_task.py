@@ -263,35 +263,6 @@ def test_the_views_of_a_scene_share_their_noise_level(
         assert len(first.unique()) == len(second.unique()) == 1 and first[0] != second[0]
 
 
-def test_last_layers_learn_in_proportion_to_the_features_they_add_to(
-    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from threedgen.systems.train_mvdiffusion.task import train
-    from threedgen.train.task import Task
-
-    sizes: dict[str, float] = {}
-    moved: dict[str, float] = {}
-    real = ViewsSystem.sizes
-
-    def measure(self: ViewsSystem) -> dict[str, float]:
-        sizes.update(real(self))
-        return sizes
-
-    def end(self: ViewsSystem) -> None:
-        for name in sizes:
-            bias = self.blocks.get_submodule(name).attn1.to_out.bias  # type: ignore[union-attr]
-            moved[name] = float(bias.detach().abs().max())
-
-    monkeypatch.setattr(ViewsSystem, "sizes", measure)
-    monkeypatch.setattr(ViewsSystem, "on_train_end", end)
-    words = [f"out={tmp_path / 'run'}", "training.relative=true", "training.tame=3", "trainer.max_steps=1"]
-    words += ["training.sheet_scenes=0", "training.learning_rate=0.001"]
-    train(Task(config.load(tiny(tmp_path, base, "panorama", single_view=None), words), quiet=True))
-    assert len(sizes) == 5 and max(sizes.values()) > 1.2 * min(sizes.values())
-    for name, size in sizes.items():  # the first step of Adam is as long as the rate
-        assert moved[name] == pytest.approx(0.001 * size / min(sizes.values()), rel=0.05)
-
-
 def test_masks_leave_out_a_part_all_or_nothing() -> None:
     rng = np.random.default_rng(3)
     shares = np.array([masks.painted(rng, 32).mean() for _ in range(200)])

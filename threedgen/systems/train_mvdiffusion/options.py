@@ -53,11 +53,6 @@ class ViewsConfig(Config):
         "instead (prior.hold): a third of the weights",
     )
     timestep_power: float = Field(1.0, gt=0, le=2, description="t = T u^this, one for all views of a scene")
-    relative: bool = Field(
-        False,
-        description="the last layers of a block learn at a rate in proportion to the features to which they add, which "
-        "may be 20 here and 4000 there in a small model; where they are smallest at learning_rate; by adamw",
-    )
     tame: float | None = Field(
         None,
         ge=1,

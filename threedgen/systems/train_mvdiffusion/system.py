@@ -6,8 +6,7 @@ All views of a scene share a noise level; the loss is the mean square over them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.config import at
 from threedgen.data.bank import known_in_step, of_share, seen_in_step
 from threedgen.data.scene_bank import SceneBank
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.draft import Size
-from threedgen.guidance.mvdiffusion.caa import PanoramaBlock
 from threedgen.guidance.mvdiffusion.geometry import Geometry, Scenes
 from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
@@ -62,11 +59,6 @@ def denoising_loss(
     text = model.encode_prompt(captions)
     out = model.output(schedule.add_noise(z, noise, t), t, text, geometry, extra, condition)
     return F.mse_loss(out, schedule.target(z, noise, t))
-
-
-def times(factor: float, rate: Callable[[int], float], step: int) -> float:
-    """A learning rate so many times as large."""
-    return factor * rate(step)
 
 
 @dataclass(frozen=True)
@@ -171,40 +163,6 @@ class ViewsSystem(AveragedSystem):
         self.model.to(self.device)
         if self.lora is not None:  # the first stage left it on the CPU
             self.lora.to(self.device)
-
-    def configure_optimizers(self) -> Any:
-        """As elsewhere; ``relative``: last layers have a rate of their own."""
-        o = self.options
-        if not o.relative:
-            return super().configure_optimizers()
-        sizes = self.sizes()
-        last = [(size / min(sizes.values()), self.last_layers(name)) for name, size in sizes.items()]
-        known = {id(p) for _, layers in last for p in layers}
-        groups = [{"params": [p for p in self.parameters() if id(p) not in known]}]
-        groups += [{"params": layers, "weight_decay": o.weight_decay / share} for share, layers in last]
-        rate = partial(at, o.learning_rate, max_steps=self.max_steps)
-        rates = [partial(times, share, rate) for share in (1.0, *(share for share, _ in last))]
-        return self.adamw(groups, *rates, weight_decay=o.weight_decay)
-
-    def last_layers(self, name: str) -> list[nn.Parameter]:
-        """Those of a transformer between views, which add to the features."""
-        transformer: Any = self.blocks.get_submodule(name)
-        return [*transformer.attn1.to_out.parameters(), *transformer.ff.net[2].parameters()]
-
-    def sizes(self) -> dict[str, float]:
-        """How large features are, root mean square, to which each transformer between views adds, in the first step."""
-        found: dict[str, float] = {}
-
-        def measure(name: str, _: nn.Module, given: tuple[Any, ...]) -> None:
-            found[name] = float(given[0].float().square().mean().sqrt())
-
-        with ExitStack() as hooks, torch.no_grad():
-            for name, block in self.blocks.named_modules():
-                if isinstance(block, PanoramaBlock):
-                    hook = block.register_forward_pre_hook(partial(measure, f"{name}.transformer"))
-                    hooks.callback(hook.remove)
-            self.training_step(0, 0)
-        return found
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, model = int(batch), self.options, self.model

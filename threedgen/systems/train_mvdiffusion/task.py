@@ -20,8 +20,7 @@ from threedgen.data.scene_bank import SceneBank
 from threedgen.data.scene_views import SceneSource
 from threedgen.guidance.distillation.lora import ATTENTION, CONVOLUTIONS, LoRA
 from threedgen.guidance.draft import DRAFT, check_halves, check_sides
-from threedgen.guidance.mvdiffusion.difference import begin_with as begin_additions
-from threedgen.guidance.mvdiffusion.difference import difference, widened
+from threedgen.guidance.mvdiffusion.difference import begin_additions, difference, widened
 from threedgen.guidance.mvdiffusion.inputs import Extra
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.unet import Kind, MultiviewUNet
