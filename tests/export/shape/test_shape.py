@@ -19,6 +19,7 @@ from threedgen.export.shape.collapse import collapse
 from threedgen.export.shape.simplify import BudgetTooSmall, level, simplify
 from threedgen.export.shape.topology import compact, pieces, topology, weld
 from threedgen.export.shape.unwrap import UnwrapError, padding, unwrap
+from threedgen.export.shape.uv_layout import claims, overlap
 
 BOX = trimesh.creation.box()
 
@@ -227,6 +228,25 @@ def test_unwrapping_is_repeatable_and_seams_share_their_normals() -> None:
     assert np.array_equal(normals[faces], one.normals[one.faces]) and len(one.uv) > len(points)
 
 
+def test_a_surface_that_lies_upon_itself_has_no_texel_twice() -> None:
+    """A floor, and over half of it, from one of its lines on, a second one."""
+    from threedgen.export.shape import unwrap as module
+
+    points, floor = sheet(7)
+    half = floor[points[floor][..., 0].max(axis=1) <= 0]
+    upper = np.arange(len(points)) + len(points)
+    line = np.abs(points[:, 0]) < 0.3  # not the middle one alone: its inner points are moved a little
+    upper[line] = np.flatnonzero(line)
+    faces = np.concatenate([floor, upper[half]])
+    faces = faces[np.unique(np.sort(faces, axis=1), axis=0, return_index=True)[1]]
+    points, faces, _ = compact(np.concatenate([points, points]).astype(np.float32), faces)
+    at_once, _ = module._in_layers(points, faces, 256, module.COSTS[0], np.zeros(len(faces), int))
+    assert overlap(*claims(at_once.uv, at_once.faces, 256)) > 0.1
+    mesh, _ = unwrap(points, faces, 256)
+    assert overlap(*claims(mesh.uv, mesh.faces, 256)) == 0
+    assert np.array_equal(mesh.vertices[mesh.faces], points[faces])  # the same triangles in the same order
+
+
 def test_padding_grows_with_the_texture() -> None:
     assert [padding(size) for size in (128, 1024, 2048, 4096)] == [4, 4, 8, 16]
 
@@ -297,13 +317,13 @@ def test_charts_stay_apart_where_the_library_needs_more_than_the_texture(
     points = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
     faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], np.int32)
 
-    def pack(vertices: np.ndarray, faces: np.ndarray, texture: int, gap: int, cost: float) -> SimpleNamespace:
+    def pack(vertices: np.ndarray, layers: list[np.ndarray], texture: int, gap: int, cost: float) -> SimpleNamespace:
         gaps.append(gap)
-        mesh = np.arange(4), faces, points[:, :2]
+        mesh = np.arange(4), layers[0], points[:, :2]
         return SimpleNamespace(width=side, height=side // 2, chart_count=1, get_mesh=lambda number: mesh)
 
     monkeypatch.setattr(module, "_pack", pack)
-    module._unwrap(points, faces, 64, 8.0)
+    module._in_layers(points, faces, 64, 8.0, np.zeros(len(faces), int))
     assert len(gaps) == packings and gaps[0] == 3
     assert 2 * gaps[-1] * 64 >= 4 * side
     if packings > 1:

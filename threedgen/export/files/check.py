@@ -15,7 +15,7 @@ import numpy as np
 
 from threedgen.export.files.read_glb import Broken, Glb, read_glb
 from threedgen.export.shape.topology import area_vectors, degenerate, signed_volume, topology, weld
-from threedgen.export.shape.uv_layout import layout
+from threedgen.export.shape.uv_layout import OVERLAP, layout
 from threedgen.run.arrays import Array
 
 Severity = Literal["error", "warning"]
@@ -24,7 +24,7 @@ MEGABYTE = 1 << 20
 FEW = 3000
 """Triangles below which a handful of edges may have four faces: the price of a thin part."""
 CROWDED = 10
-OVERLAP, COVERAGE, DENSITY, CHARTS, GAP = 1e-4, 0.35, (0.7, 1.4), 400, 2
+COVERAGE, DENSITY, CHARTS, GAP = 0.35, (0.7, 1.4), 400, 2
 HULL, LOOSE = 130, 0.05
 """Vertices of a collision shape, and how far it may end from the ends of the asset, as a share of its size."""
 

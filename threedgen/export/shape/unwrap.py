@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import xatlas
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import vertex_normals
-from threedgen.export.shape.uv_layout import density
+from threedgen.export.shape.uv_layout import OVERLAP, claims, density, overlap
 from threedgen.export.surface.tangents import vertex_tangents
 from threedgen.run.arrays import Array
 
@@ -21,6 +22,9 @@ COSTS = (8.0, 2.0)
 less densely: it is tried where the first leaves the texels too uneven."""
 EVEN = (0.8, 1.25)
 """Texels along a unit of length, 5th and 95th percentile over the median (see uv_layout.density)."""
+
+LAYERS = 4
+"""Cuts at most of a surface that lies upon itself."""
 
 
 class UnwrapError(ConfigError):
@@ -50,7 +54,22 @@ def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> tuple[Textured
 
 
 def _unwrap(vertices: Array, faces: Array, texture: int, cost: float) -> tuple[TexturedMesh, int]:
-    """The same with one limit for the cost of a chart."""
+    """The same with one limit for the cost of a chart.
+
+    Where a surface lies upon itself, as walls and furniture of scenes do, the library puts both into one chart, one
+    above the other: the upper one is then cut off as a layer of its own.
+    """
+    layer = np.zeros(len(faces), int)
+    while True:
+        mesh, charts = _in_layers(vertices, faces, texture, cost, layer)
+        first, last = claims(mesh.uv, mesh.faces, texture)
+        if overlap(first, last) <= OVERLAP or layer.max() == LAYERS:
+            return mesh, charts
+        layer[np.unique(last[first != last])] += 1
+
+
+def _in_layers(vertices: Array, faces: Array, texture: int, cost: float, layer: Array) -> tuple[TexturedMesh, int]:
+    """The same; no chart has faces of different ``layer`` (F,)."""
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     size = float((high - low).max())
     if not np.isfinite(size) or size <= 0:
@@ -58,31 +77,40 @@ def _unwrap(vertices: Array, faces: Array, texture: int, cost: float) -> tuple[T
     unit = np.ascontiguousarray((vertices - (low + high) / 2) / size, np.float32)
     room = padding(texture)
     asked = room - room // 4  # on both sides of a chart; what is packed is larger than asked for, and shrunk to fit
-    atlas = _pack(unit, faces, texture, asked, cost)
+    of_layer = [np.flatnonzero(layer == number) for number in np.unique(layer)]
+    parts = [faces[chosen] for chosen in of_layer]
+    atlas = _pack(unit, parts, texture, asked, cost)
     side = max(atlas.width, atlas.height)
     if 2 * asked * texture < room * side:
-        atlas = _pack(unit, faces, texture, -(-room * side // (2 * texture)) + 1, cost)
+        atlas = _pack(unit, parts, texture, -(-room * side // (2 * texture)) + 1, cost)
         side = max(atlas.width, atlas.height)
-    origin, triangles, uv = (np.asarray(part) for part in atlas.get_mesh(0))
-    uv = uv * (np.array([atlas.width, atlas.height]) / max(side, 1))
-    if len(triangles) != len(faces) or not len(uv) or not np.isfinite(uv).all() or not side:
-        raise UnwrapError("the surface could not be unwrapped; try another budget")
+    origins, triangles, places, count = list[Array](), np.zeros(faces.shape, np.int32), list[Array](), 0
+    for number, chosen in enumerate(of_layer):
+        origin, corners, uv = (np.asarray(part) for part in atlas.get_mesh(number))
+        if len(corners) != len(chosen) or not len(uv) or not np.isfinite(uv).all() or not side:
+            raise UnwrapError("the surface could not be unwrapped; try another budget")
+        triangles[chosen] = corners.astype(np.int64) + count
+        origins.append(origin)
+        places.append(uv * (np.array([atlas.width, atlas.height]) / side))
+        count += len(origin)
+    origin, uv = np.concatenate(origins), np.concatenate(places)
     uv[:, 1] = 1 - uv[:, 1]  # the library counts rows downwards
     points = np.ascontiguousarray(vertices[origin], np.float32)
-    triangles, uv = triangles.astype(np.int32), np.clip(uv, 0, 1).astype(np.float32)
+    uv = np.clip(uv, 0, 1).astype(np.float32)
     normals = vertex_normals(vertices, faces)[origin]
     tangents = vertex_tangents(points, triangles, normals, uv)
     return TexturedMesh(points, triangles, normals, uv, tangents), int(atlas.chart_count)
 
 
-def _pack(vertices: Array, faces: Array, texture: int, gap: int, cost: float) -> Any:
-    """xatlas' result for one mesh of size 1."""
+def _pack(vertices: Array, layers: Sequence[Array], texture: int, gap: int, cost: float) -> Any:
+    """xatlas' result for one surface of size 1, faces (F,3) of each layer."""
     chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
     chart.max_cost = cost
     pack.resolution, pack.padding, pack.bilinear = texture, gap, True
     atlas = xatlas.Atlas()
     try:
-        atlas.add_mesh(vertices, np.ascontiguousarray(faces, np.uint32))
+        for faces in layers:
+            atlas.add_mesh(vertices, np.ascontiguousarray(faces, np.uint32))
         atlas.generate(chart, pack)
     except (RuntimeError, ValueError) as error:
         raise UnwrapError(f"the surface could not be unwrapped ({error}); try another budget") from error

@@ -11,6 +11,9 @@ from threedgen.export.shape.topology import area_vectors, pieces
 from threedgen.geometry.raster import rasterise_uv
 from threedgen.run.arrays import Array
 
+OVERLAP = 1e-4
+"""Share of the covered texels that two places of a surface may have in common: roundings."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -28,18 +31,27 @@ class Layout:
 
 def layout(vertices: Array, faces: Array, uv: Array, size: int) -> Layout:
     """Measures uv (V, 2), v upwards, in a texture of `size` texels; vertices (V, 3) are split along the seams."""
-    first, last = (rasterise_uv(uv, order, size).face for order in (faces, faces[::-1]))
-    covered = first >= 0
-    # two faces with a common edge never claim the same texel, so whoever comes first and last is the same
-    twice = covered & (first != len(faces) - 1 - last)
-    chart = pieces(faces, len(vertices))
+    first, last = claims(uv, faces, size)
+    covered, chart = first >= 0, pieces(faces, len(vertices))
     return Layout(
         coverage=float(covered.mean()),
-        overlap=float(twice.sum() / max(covered.sum(), 1)),
+        overlap=overlap(first, last),
         density=density(vertices, faces, uv),
         charts=int(chart.max(initial=-1)) + 1,
         gap=gap(np.where(covered, chart[first], -1)),
     )
+
+
+def claims(uv: Array, faces: Array, size: int) -> tuple[Array, Array]:
+    """The first and the last face that claim each texel (size,size), -1 where none does. Two faces with a common edge
+    never claim the same, so where all is in order they are alike."""
+    first, last = (rasterise_uv(uv, order, size).face for order in (faces, faces[::-1]))
+    return first, np.where(last < 0, last, len(faces) - 1 - last)
+
+
+def overlap(first: Array, last: Array) -> float:
+    """The share of the covered texels that two faces claim (``claims``)."""
+    return float((first != last).sum() / max((first >= 0).sum(), 1))
 
 
 def density(vertices: Array, faces: Array, uv: Array) -> tuple[float, float]:
