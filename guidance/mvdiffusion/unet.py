@@ -45,8 +45,6 @@ class MultiviewUNet(nn.Module):
     """
 
     condition_conv_in: nn.Conv2d
-    tame: float | None = None
-    """While it learns: see ``tamed``."""
 
     def __init__(
         self,
@@ -120,10 +118,7 @@ class MultiviewUNet(nn.Module):
 
             def insert(block: nn.Module, new: nn.Module, inner: str) -> None:
                 def pass_through(x: Tensor) -> Tensor:
-                    out = new(x, keys_for(x, geometry), geometry.n_view)
-                    if self.tame is not None and out.requires_grad:
-                        out.register_hook(partial(tamed, most=self.tame))
-                    return out
+                    return new(x, keys_for(x, geometry), geometry.n_view)
 
                 def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
                     return (pass_through(args[0]), *args[1:])
@@ -163,17 +158,6 @@ class MultiviewUNet(nn.Module):
 
                 hooks.callback(block.register_forward_pre_hook(add, with_kwargs=True).remove)
             yield
-
-
-def tamed(gradient: Tensor, most: float) -> Tensor:
-    """Gradients of pictures (B,...), none longer than ``most`` times their median.
-
-    A small UNet can be a cliff for some inputs, where finite differences agree with the gradient at the smallest steps
-    alone. The gradient of one such picture, a hundred times as long as others, would decide all steps.
-    """
-    lengths = gradient.flatten(1).norm(dim=1)
-    shares = (most * lengths.median() / lengths.clamp(min=1e-30)).clamp(max=1)
-    return gradient * shares.view(-1, *[1] * (gradient.ndim - 1))
 
 
 def keys_for(x: Tensor, geometry: Geometry) -> list[Keys]:

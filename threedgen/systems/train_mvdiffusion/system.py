@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from threedgen.guidance.mvdiffusion.weights import save_blocks
 from threedgen.train.system import AveragedSystem, System, timesteps
 
 from .masks import MaskBank
-from .options import TrainMVDiffusionConfig, Variant
+from .options import Part, TrainMVDiffusionConfig, Variant
 
 RESULT = "blocks.safetensors"
 LEARNT: dict[Variant, tuple[str, ...]] = {
@@ -151,9 +151,10 @@ class ViewsSystem(AveragedSystem):
         super().__init__(config, **facts)
         assert model.multiview is not None
         self.config, self.options, self.seen = config, config.training, seen
-        model.unet.requires_grad_(False)
-        model.multiview.tame = self.options.tame
-        self.blocks = nn.ModuleDict(model.multiview.new_blocks)
+        model.multiview.requires_grad_(False)
+        rest = {f"cp_blocks_{part}" for part in get_args(Part)} - {f"cp_blocks_{part}" for part in self.options.learns}
+        blocks = model.multiview.new_blocks
+        self.blocks = nn.ModuleDict({name: blocks[name] for name in blocks if name not in rest}).requires_grad_(True)
         self.keep_average(self.blocks, self.options.ema)
         self.known: dict[int, Geometry] = {}
         self.blank: dict[tuple[int, int], Tensor] = {}
