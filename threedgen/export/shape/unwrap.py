@@ -22,7 +22,6 @@ COSTS = (8.0, 2.0)
 less densely: it is tried where the first leaves the texels too uneven."""
 EVEN = (0.8, 1.25)
 """Texels along a unit of length, 5th and 95th percentile over the median (see uv_layout.density)."""
-
 LAYERS = 4
 """Cuts at most of a surface that lies upon itself."""
 
@@ -37,7 +36,7 @@ def padding(texture: int) -> int:
 
 
 def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> tuple[TexturedMesh, int]:
-    """A closed mesh, vertices (V, 3), faces (F, 3), split into charts with room between them for `texture` texels, and
+    """A mesh, vertices (V, 3), faces (F, 3), split into charts with room between them for `texture` texels, and
     how many they are. Axes, units, the triangles and their order are the same; normals are equal across a seam.
 
     Texels come out square and alike in size all over the surface: of the two COSTS, the second is taken where it makes

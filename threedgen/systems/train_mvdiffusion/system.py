@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from threedgen.guidance.mvdiffusion.weights import save_blocks
 from threedgen.train.system import AveragedSystem, System, timesteps
 
 from .masks import MaskBank
-from .options import Part, TrainMVDiffusionConfig, Variant
+from .options import TrainMVDiffusionConfig, Variant
 
 RESULT = "blocks.safetensors"
 LEARNT: dict[Variant, tuple[str, ...]] = {
@@ -152,9 +152,9 @@ class ViewsSystem(AveragedSystem):
         assert model.multiview is not None
         self.config, self.options, self.seen = config, config.training, seen
         model.multiview.requires_grad_(False)
-        rest = {f"cp_blocks_{part}" for part in get_args(Part)} - {f"cp_blocks_{part}" for part in self.options.learns}
-        blocks = model.multiview.new_blocks
-        self.blocks = nn.ModuleDict({name: blocks[name] for name in blocks if name not in rest}).requires_grad_(True)
+        learning = ("condition_", *(f"cp_blocks_{part}" for part in self.options.learns))
+        blocks = {name: block for name, block in model.multiview.new_blocks.items() if name.startswith(learning)}
+        self.blocks = nn.ModuleDict(blocks).requires_grad_(True)
         self.keep_average(self.blocks, self.options.ema)
         self.known: dict[int, Geometry] = {}
         self.blank: dict[tuple[int, int], Tensor] = {}
