@@ -197,11 +197,15 @@ class MVDiffusionConfig(DraftedConfig):
     overlap: float = Field(
         0.3, ge=0, lt=1, description="posed views look at each other from this share of common pixels on"
     )
-
     hold: bool = Field(
         False,
         description="what is given of a panorama or of frames stays so in each step, instead of being drawn again with "
         "the rest (as the released weights do)",
+    )
+    guide_views: bool = Field(
+        False,
+        description="guidance is towards what views see of each other as well as towards the text: what is guided away "
+        "from draws each view by itself (in the paper it sees the others too)",
     )
 
     @model_validator(mode="after")

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVDiffusion:
     """The model that a config describes. Raises ConfigError."""
     model: MVDiffusion = load_as(MVDiffusion, options, device, camera=False)
-    model.hold = options.hold
+    model.hold, model.guide_views = options.hold, options.guide_views
     if options.blocks is not None:
         model.with_views(options.blocks).compare_learnt(
             k=options.k, neighbours=options.neighbours, overlap=options.overlap
@@ -68,10 +68,13 @@ class MVDiffusion(StableDiffusion):
 
     extra: what the UNet is told of each pixel beside the noisy latents; see ``inputs``.  hold: of what is given
     the noisy latents are those of the picture in each step, so that it stays as it is and others can see it.
+    guide_views: samples are guided away from what each view is by itself and without the prompt, not from what it is
+    without the prompt alone.
     """
 
     multiview: MultiviewUNet | None = None
     hold: bool = False
+    guide_views: bool = False
     learnt: Mapping[str, str] = MappingProxyType({})
     """Options by which its blocks learnt, as far as they say it."""
 
@@ -225,16 +228,18 @@ class MVDiffusion(StableDiffusion):
         def draw(size: Size, start: Tensor, begun: Begun | None) -> Tensor:
             extra, condition = (None if part is None else part.to(self.device) for part in known(size))
             held = self.held(extra, condition, mask)
-            told = [extra, condition if self.branch else None]
+            condition = condition if self.branch else None
 
-            def denoise(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor:
+            def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
                 on_step()
-                times = len(x) // len(start)
-                both = [None if part is None else torch.cat([part] * times) for part in told]
-                if held is not None:
-                    where, given, noise = (torch.cat([part] * times) for part in (*held, start))
-                    x = torch.where(where > 0, self.schedule.add_noise(given, noise, t), x)
-                return self.denoise_views(x, t, text, geometry, *both)
+                said = []
+                for z, times, words in zip(*(part.split(len(start)) for part in (x, t, text)), strict=True):
+                    if held is not None:
+                        where, given = held
+                        z = torch.where(where > 0, self.schedule.add_noise(given, start, times), z)
+                    alone = self.guide_views and len(said) > 0  # the first one has the prompt
+                    said.append(self.denoise_views(z, times, words, None if alone else geometry, extra, condition))
+                return torch.cat(said)
 
             guide = guided(denoise, guidance_scale)
             z = ddim(guide, start, Conditions(text), self.schedule, steps, eta, generator, begun)

@@ -38,6 +38,23 @@ def test_views_are_drawn_together_and_alone() -> None:
     assert (together - alone).abs().max() > 1e-3
 
 
+def test_guidance_may_be_towards_the_other_views_too() -> None:
+    model, geometry = tiny_model(), ring(8, 16)
+    model = model.with_network(MultiviewUNet(model.unet))
+    awaken(model.multiview)
+
+    def draw(guide_views: bool, guidance_scale: float, prompts: list[str] = PROMPTS) -> torch.Tensor:
+        model.guide_views = guide_views
+        how = {"steps": 2, "guidance_scale": guidance_scale, "generator": cpu()}
+        return model.draw(prompts, geometry, (16, 16), **how)
+
+    torch.testing.assert_close(draw(True, 1), draw(False, 1))
+    assert (draw(True, 3) - draw(False, 3)).abs().max() > 1e-3
+    silent = [""] * 8  # the text is the negative one: without guidance towards the views there is none
+    torch.testing.assert_close(draw(False, 3, silent), draw(False, 1, silent))
+    assert (draw(True, 3, silent) - draw(True, 1, silent)).abs().max() > 1e-3
+
+
 def test_fresh_noise_in_each_step_is_drawn_from_the_generator() -> None:
     model = tiny_model()
     plain, noisy, again = (

@@ -71,7 +71,7 @@ class Drawing:
     def _key(self, row: str, number: int, scene: SceneViews) -> dict[str, str]:
         """Tells all that decides how the views look."""
         c, p = self.config, self.config.prior
-        between = f"{p.neighbours} {p.k} {p.overlap}" if row == ATTENTION else ""
+        between = f"{p.neighbours} {p.k} {p.overlap} {p.guide_views}" if row == ATTENTION else ""
         way = f"{c.steps} {c.eta:g} {c.guidance_scale:g} {c.seed} {p.draft} {p.hold}"
         how = f"{way} {c.mask} {p.dtype} {between} {c.negative_prompt}"
         what = {"scene": f"{number} of {self.scenes}", "captions": "\n".join(scene.captions)}
