@@ -171,6 +171,9 @@ def test_without_a_first_stage_a_run_goes_on_with_all_that_another_left(
     assert {name for name in first if not torch.equal(first[name], more[name])} == {
         name for name in first if "cp_blocks_" in name and not name.endswith(".freq_bands")
     }
+    assert cli.main(["--config", str(path), "out=more", f"trainer.max_steps={STEPS + 2}", *words]) == 0
+    longer = load_file("more/blocks.safetensors")
+    assert any(not torch.equal(more[name], longer[name]) for name in more), "a run that was stopped goes on"
     capsys.readouterr()
     assert cli.main(["--config", str(tiny(tmp_path, base, "outpaint")), "out=other", *words]) == 2
     assert "blocks: " in (said := capsys.readouterr().err) and "is told depth" in said and "Traceback" not in said

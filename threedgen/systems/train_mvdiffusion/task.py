@@ -67,7 +67,7 @@ def train(task: Task) -> Status:
         own = difference_in(kept)
     else:
         own = None if config.single_view and lora is None else difference(model.unet, lora)
-    facts = {} if blocks is None or kept is None else {"blocks": sha256(blocks)}
+    facts = {} if blocks is None or kept is None else {"blocks_sha256": sha256(blocks)}
     return task.train(ViewsSystem(config, model, seen, own, lora, **facts), metrics=("loss",))
 
 
