@@ -150,6 +150,8 @@ def test_a_panorama_around_a_picture(capsys: pytest.CaptureFixture[str]) -> None
     assert (np.diff(given[8, shown[8], 0].astype(int)) > 0).all() and given[8, shown[8], 1].max() == 0
     assert sorted(path.name for path in Path("wide/given").iterdir()) == ["0.png", "1.png", "2.png", "6.png", "7.png"]
     assert not Path("nothing/given").exists()
+    assert "no picture is given" in json.loads(Path("nothing/summary.json").read_text())["notes"][0]
+    assert json.loads(Path("code/summary.json").read_text())["notes"] == []
 
 
 def test_ctrl_c_stops_between_two_steps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,8 +165,10 @@ def test_ctrl_c_stops_between_two_steps(capsys: pytest.CaptureFixture[str], monk
 
     monkeypatch.setattr(MVDiffusion, "denoise_views", pressed)
     code, out, _ = ask(capsys, "panorama", "prompt=a dog", "out=run")
-    assert code == 130 and len(calls) == 1 and not Path("run/views.safetensors").exists() and "panorama.png" not in out
-    assert ask(capsys, "panorama", "prompt=a dog", "out=run")[0] == 0 and len(calls) == 3
+    step = 2  # with the prompt and without
+    assert code == 130 and len(calls) == step and not Path("run/views.safetensors").exists()
+    assert "panorama.png" not in out
+    assert ask(capsys, "panorama", "prompt=a dog", "out=run")[0] == 0 and len(calls) == 3 * step
 
 
 def test_views_that_were_drawn_are_not_drawn_again(

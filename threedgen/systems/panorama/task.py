@@ -5,6 +5,7 @@ RUN/views.safetensors keeps the views of a run that was stopped behind their dra
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,8 @@ from .given import given_views, read_image
 from .options import PanoramaConfig
 from .outputs import FILM, PAGE, PICTURE, write_given, write_panorama
 
+logger = logging.getLogger(__name__)
+
 
 def make(task: Task) -> None:
     """Draws the views and writes what is made of them. Raises ConfigError; Stopped after Ctrl-C."""
@@ -37,6 +40,9 @@ def make(task: Task) -> None:
     texts, model = config.texts(), task.load_prior().compact()
     require(model, config)
     notes = list(dict.fromkeys(note for text in dict.fromkeys(texts) for note in warn_about(text, model)))
+    if model.extra == "mask" and config.image is None:
+        notes.append("no picture is given (image=), so all of it is drawn from the text")
+        logger.warning("%s", notes[-1])
     size, fov, R = config.size, radians(config.fov), ring(config.views)
     K, at = intrinsics(fov, size, size), cameras(R, fov, size, size)
     scene = Scene(texts, at, partial(what_is_given, config))
