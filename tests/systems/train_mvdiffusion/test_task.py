@@ -91,18 +91,6 @@ def test_what_the_first_stage_added_follows_to_the_device() -> None:
     assert {parameter.device.type for parameter in lora.parameters()} == {"meta"}
 
 
-def test_parts_that_do_not_learn_stay(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tiny(tmp_path, base, "panorama", single_view=None)
-    assert cli.main(["--config", str(path), "out=run", "trainer.max_steps=4", "training.learns=[decoder]"]) == 0
-    moved = {
-        name.split(".")[1]
-        for name, value in load_file("run/blocks.safetensors").items()
-        if "to_out" in name and value.any()
-    }
-    assert moved == {"cp_blocks_decoder"}
-
-
 def test_a_model_that_knows_such_views_needs_no_first_stage(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,6 @@ from threedgen.config.sections import CheckpointConfig, Optimizer, RunConfig, Tr
 from threedgen.systems.panorama.options import check_ring
 
 Variant = Literal["panorama", "outpaint", "depth"]
-Part = Literal["encoder", "mid", "decoder"]
 
 
 class SingleViewConfig(Config):
@@ -54,11 +53,6 @@ class ViewsConfig(Config):
         "instead (prior.hold): a third of the weights",
     )
     timestep_power: float = Field(1.0, gt=0, le=2, description="t = T u^this, one for all views of a scene")
-    learns: tuple[Part, ...] = Field(
-        ("encoder", "mid", "decoder"),
-        min_length=1,
-        description="parts of the 2D model whose blocks learn; decoder alone where a small one has cliffs before it",
-    )
     optimizer: Optimizer = "adamw"
     learning_rate: Scheduled = Field(2e-4)
     weight_decay: float = Field(0.01, ge=0)

@@ -151,10 +151,8 @@ class ViewsSystem(AveragedSystem):
         super().__init__(config, **facts)
         assert model.multiview is not None
         self.config, self.options, self.seen = config, config.training, seen
-        model.multiview.requires_grad_(False)
-        learning = ("condition_", *(f"cp_blocks_{part}" for part in self.options.learns))
-        blocks = {name: block for name, block in model.multiview.new_blocks.items() if name.startswith(learning)}
-        self.blocks = nn.ModuleDict(blocks).requires_grad_(True)
+        model.unet.requires_grad_(False)
+        self.blocks = nn.ModuleDict(model.multiview.new_blocks)
         self.keep_average(self.blocks, self.options.ema)
         self.known: dict[int, Geometry] = {}
         self.blank: dict[tuple[int, int], Tensor] = {}
