@@ -232,7 +232,7 @@ class MVDiffusion(StableDiffusion):
 
             def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
                 on_step()
-                said = []
+                said: list[Tensor] = []
                 for z, times, words in zip(*(part.split(len(start)) for part in (x, t, text)), strict=True):
                     if held is not None:
                         where, given = held
