@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from threedgen.config import Config, ConfigError
 
@@ -118,6 +118,19 @@ class CheckpointConfig(Config):
 
     seconds: float = Field(30.0, ge=0, description="save at the next step after that many seconds")
     keep: int = Field(2, ge=1, le=100, description="checkpoints kept, the newest included")
+
+
+class GrowingConfig(Config):
+    """How much a training sees of data that is made while it learns."""
+
+    batch: int = Field(ge=1, description="entries in a step")
+    fresh: int = Field(ge=0, description="of them, those that no step saw before")
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        if self.fresh > self.batch:
+            raise ValueError(f"fresh {self.fresh} should not exceed batch {self.batch}")
+        return self
 
 
 class TaskConfig(Config):

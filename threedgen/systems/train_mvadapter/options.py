@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from threedgen.config import Config, Scheduled
+from threedgen.config import Scheduled
 from threedgen.config.errors import called
 from threedgen.config.registry import Component
-from threedgen.config.sections import CheckpointConfig, Optimizer, RunConfig, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, GrowingConfig, Optimizer, RunConfig, TrainerConfig
 from threedgen.guidance.choices import Arrangement, Control, Layout, Shift, Timestep
 
 SIDES = 6
@@ -17,7 +17,7 @@ SIDES = 6
 DROPPED = 0.1
 
 
-class AdapterTrainingConfig(Config):
+class AdapterTrainingConfig(GrowingConfig):
     """How an adapter learns (arXiv 2412.03632, section A.2)."""
 
     batch: int = Field(8, ge=1, description="objects in a step")
@@ -54,9 +54,7 @@ class AdapterTrainingConfig(Config):
     guidance_scale: float = Field(3.0, ge=0, description="of the sample sheet")
 
     @model_validator(mode="after")
-    def _fit(self) -> AdapterTrainingConfig:
-        if self.fresh > self.batch:
-            raise ValueError(f"fresh {self.fresh} should not exceed batch {self.batch}")
+    def _sets(self) -> AdapterTrainingConfig:
         for views in self.view_sets:
             if not views or len(set(views)) < len(views) or not set(views) <= set(range(SIDES)):
                 raise ValueError(f"view_sets are of different numbers from 0 to {SIDES - 1} (got {list(views)})")

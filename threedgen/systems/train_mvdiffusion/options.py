@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from threedgen.config import Config, Scheduled
 from threedgen.config.errors import called
 from threedgen.config.registry import Component
-from threedgen.config.sections import CheckpointConfig, Optimizer, RunConfig, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, GrowingConfig, Optimizer, RunConfig, TrainerConfig
 from threedgen.systems.panorama.options import check_ring
 
 Variant = Literal["panorama", "outpaint", "depth"]
@@ -30,7 +30,7 @@ class SingleViewConfig(Config):
     weight_decay: float = Field(0.01, ge=0)
 
 
-class ViewsConfig(Config):
+class ViewsConfig(GrowingConfig):
     """How the attention between views learns (arXiv 2307.01097, section 5)."""
 
     batch: int = Field(4, ge=1, description="scenes in a step")
@@ -60,12 +60,6 @@ class ViewsConfig(Config):
     sheet_scenes: int = Field(2, ge=0, le=16, description="scenes on the sample sheet")
     sheet_steps: int = Field(30, ge=1, le=1000, description="DDIM steps of the sample sheet")
     guidance_scale: float = Field(9.0, ge=0, description="of the sample sheet")
-
-    @model_validator(mode="after")
-    def _fit(self) -> ViewsConfig:
-        if self.fresh > self.batch:
-            raise ValueError(f"fresh {self.fresh} should not exceed batch {self.batch}")
-        return self
 
 
 class TrainMVDiffusionConfig(RunConfig):

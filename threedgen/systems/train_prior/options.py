@@ -8,7 +8,15 @@ from pydantic import Field, model_validator
 
 from threedgen.config import Config, Scheduled
 from threedgen.config.errors import called
-from threedgen.config.sections import CheckpointConfig, Fovs, Optimizer, Positives, RunConfig, TrainerConfig
+from threedgen.config.sections import (
+    CheckpointConfig,
+    Fovs,
+    GrowingConfig,
+    Optimizer,
+    Positives,
+    RunConfig,
+    TrainerConfig,
+)
 
 
 def _divisible(name: str, values: tuple[int, ...], parts_name: str, parts: int) -> None:
@@ -118,7 +126,7 @@ class WordsConfig(Config):
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
 
 
-class DiffusionConfig(Config):
+class DiffusionConfig(GrowingConfig):
     """How the UNet learns from single pictures."""
 
     batch: int = Field(64, ge=1, description="pictures in a step")
@@ -164,12 +172,6 @@ class DiffusionConfig(Config):
         ),
         description="prompts of the sample sheet",
     )
-
-    @model_validator(mode="after")
-    def _room(self) -> DiffusionConfig:
-        if self.fresh > self.batch:
-            raise ValueError(f"fresh {self.fresh} should not exceed batch {self.batch}")
-        return self
 
 
 class PhotographsConfig(DiffusionConfig):
