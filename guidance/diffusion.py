@@ -123,7 +123,8 @@ class Conditions:
 
     text: (cond, uncond), each (n,L,D) with n dividing B.  camera: (B,16) or None.  negatives: texts to stay away from,
     see ``combine_perp_neg``.  reference: a picture of the thing.  For losses that learn, ``plain`` (1,L,D) is the
-    prompt without words for the view, and ``c2w`` (B,4,4) the poses.
+    prompt without words for the view, and ``c2w`` (B,4,4) the poses.  alone: what is guided away from is not told of
+    views either: it draws each image by itself.
     """
 
     text: TextPair
@@ -133,6 +134,7 @@ class Conditions:
     plain: Tensor | None = None
     c2w: Tensor | None = None
     reference: Reference | None = None
+    alone: bool = False
 
     def shown(self, *seen: bool) -> dict[str, Any]:
         """What ``denoise`` is told of the picture, in branches of which some see it; nothing if there is none."""
@@ -144,6 +146,7 @@ def predict(denoise: Denoiser, x: Tensor, t: Tensor, given: Conditions, guidance
 
     With a picture of the thing there are two scales, a of the picture and b of the text (MV-Adapter, arXiv 2412.03632,
     eq. 6): e(0,0) + a (e(0,image) - e(0,0)) + b (e(text,image) - e(0,image)); at a = b the middle term falls out.
+    Where images are ``alone`` in e(0,0), guidance is towards what views see of each other too.
     """
     camera, n_view, negatives, picture = given.camera, given.n_view, given.negatives, given.reference
     towards = guidance_scale if picture is None or picture.scale is None else picture.scale
@@ -153,8 +156,14 @@ def predict(denoise: Denoiser, x: Tensor, t: Tensor, given: Conditions, guidance
     apart = picture is not None and (negatives is not None or towards != guidance_scale)
     texts = [*given.text, *([] if negatives is None else negatives.text), *([given.text[1]] if apart else [])]
     seen = [True] * len(texts)
-    seen[-1 if apart else 1] = False
-    eps_cond, eps_uncond, *others = branches(denoise, x, t, texts, camera, n_view, **given.shown(*seen))
+    last = len(texts) - 1 if apart else 1  # it sees nothing
+    seen[last] = False
+    if given.alone:
+        del texts[last], seen[last]
+    told = list(branches(denoise, x, t, texts, camera, n_view, **given.shown(*seen)))
+    if given.alone:
+        told[last:last] = branches(denoise, x, t, given.text[1:], None, 1)
+    eps_cond, eps_uncond, *others = told
     blind = others.pop() if apart else eps_uncond
     if negatives is None:
         eps = combine(eps_cond, eps_uncond, guidance_scale)

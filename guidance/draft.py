@@ -119,6 +119,11 @@ def enlarged(pictures: Tensor, size: Size) -> Tensor:
     return big.clamp(0, 1).permute(0, 2, 3, 1)
 
 
+def before_each(on_step: Callable[[], None]) -> OnStep:
+    """Has ``on_step`` called before each step."""
+    return lambda done, steps: on_step() if done < steps else None
+
+
 def ddim(
     denoise: Denoiser,
     noise: Tensor,

@@ -29,6 +29,13 @@ def embedded_as(name: str) -> AfterValidator:
 
 BaseWeights = Annotated[str, embedded_as("toybox-base")]
 MultiviewWeights = Annotated[str, embedded_as("toybox-prior")]
+GuideViews = Annotated[
+    bool,
+    Field(
+        description="guidance of samples is towards what views see of each other as well as towards the text: what is "
+        "guided away from draws each view by itself (in the papers it sees the others too)"
+    ),
+]
 
 
 class PriorConfig(Config):
@@ -202,11 +209,7 @@ class MVDiffusionConfig(DraftedConfig):
         description="what is given of a panorama or of frames stays so in each step, instead of being drawn again with "
         "the rest (as the released weights do)",
     )
-    guide_views: bool = Field(
-        False,
-        description="guidance is towards what views see of each other as well as towards the text: what is guided away "
-        "from draws each view by itself (in the paper it sees the others too)",
-    )
+    guide_views: GuideViews = False
 
     @model_validator(mode="after")
     def _odd(self) -> MVDiffusionConfig:
@@ -267,6 +270,7 @@ class MVAdapterConfig(DraftedConfig):
     )
     mv_scale: float = Field(1.0, ge=0, le=10, description="times what attention between the views adds")
     ref_scale: float = Field(1.0, ge=0, le=10, description="times what attention to the given picture adds")
+    guide_views: GuideViews = False
 
     @model_validator(mode="after")
     def _seen(self) -> MVAdapterConfig:

@@ -44,10 +44,13 @@ class Prior(Protocol):
     unet: the network that denoises.  schedule: the noise that it was trained with.  image_size: pixels per side of its
     pictures.  factor: pixels per latent and axis.  device, dtype: where and in what its networks compute.
     draft: samples are drawn at half the size first, and then again with so much of all noise; None: at once.
+    guide_views: samples of several views are guided away from what each view is by itself and without the prompt, not
+    from what it is without the prompt alone.
     identifiers: words that stand for a subject it was tuned to.
     """
 
     draft: float | None = None
+    guide_views: bool = False
     unet: nn.Module
     tokenizer: Any
     schedule: Schedule
@@ -183,7 +186,8 @@ class Prior(Protocol):
             camera = self.camera(poses.to(self.device).float())
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
         count = len(prompts) * n_view
-        given = Conditions(text, camera, n_view, reference=self.reference(text[0][:1]))
+        alone = self.guide_views and n_view > 1
+        given = Conditions(text, camera, n_view, reference=self.reference(text[0][:1]), alone=alone)
         guess = self.guess(per_image(text[0], count), camera) if guess_noise < 1 else None
         denoise = guided(self.denoise, guidance_scale)
 

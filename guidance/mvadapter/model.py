@@ -19,7 +19,7 @@ from threedgen.config import ConfigError
 from threedgen.geometry.foreground import read_cut_out
 from threedgen.geometry.views import resize
 from threedgen.guidance.diffusion import Conditions, Features, Generators, Reference, guided
-from threedgen.guidance.draft import ALONE, Begun, Size, Synchronised, ddim, in_both_sizes
+from threedgen.guidance.draft import ALONE, Begun, Size, Synchronised, before_each, ddim, in_both_sizes
 from threedgen.guidance.inpainting import ddim_inpaint
 from threedgen.guidance.options import MVAdapterConfig
 from threedgen.guidance.priors.mvdream import load_as
@@ -45,6 +45,7 @@ def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAda
     o = options
     cut = None if o.image is None else read_cut_out(o.image)
     model: MVAdapter = load_as(MVAdapter, o, device, camera=False)
+    model.guide_views = o.guide_views
     if o.adapter is None:
         return model
     form = {name: getattr(o, name) for name in ("layout", "control", "shift", "shift_mode", "timestep")}
@@ -225,10 +226,6 @@ class MVAdapter(StableDiffusion):
         whole = size or (self.image_size, self.image_size)
         scale = guidance_scale if guidance_scale is not None else 7.0 if picture is None else 3.0
 
-        def denoise(*what: Any, **more: Any) -> Tensor:
-            on_step()
-            return self.denoise(*what, **more)
-
         def draw(size: Size, start: Tensor, begun: Begun | None) -> Tensor:
             shown = control if control.shape[-2:] == (1, 1) else interpolate(control, size, mode="nearest")
             seen = None
@@ -236,8 +233,9 @@ class MVAdapter(StableDiffusion):
                 less = whole[0] // size[0]
                 look = resize(picture[None], picture.shape[0] // less, picture.shape[1] // less)
                 seen = Reference(self.look_at(look, texts[0]), image_scale)
-            given = Conditions(texts, shown.to(self.device), n_view, reference=seen)
-            return ddim(guided(denoise, scale), start, given, self.schedule, steps, eta, generator, begun)
+            given = Conditions(texts, shown.to(self.device), n_view, reference=seen, alone=self.guide_views)
+            how = (self.schedule, steps, eta, generator, begun, before_each(on_step))
+            return ddim(guided(self.denoise, scale), start, given, *how)
 
         return in_both_sizes(self, n_view, whole, draw, generator, synchronised)
 

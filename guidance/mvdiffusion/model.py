@@ -21,7 +21,7 @@ from threedgen.config.errors import keyed
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.warp import of_cameras
 from threedgen.guidance.diffusion import Conditions, Generators, guided
-from threedgen.guidance.draft import ALONE, Begun, Size, Synchronised, check_sides, ddim, in_both_sizes
+from threedgen.guidance.draft import ALONE, Begun, Size, Synchronised, before_each, check_sides, ddim, in_both_sizes
 from threedgen.guidance.multiview.joined import predict
 from threedgen.guidance.options import MVDiffusionConfig
 from threedgen.guidance.priors.mvdream import load_as
@@ -68,13 +68,10 @@ class MVDiffusion(StableDiffusion):
 
     extra: what the UNet is told of each pixel beside the noisy latents; see ``inputs``.  hold: of what is given
     the noisy latents are those of the picture in each step, so that it stays as it is and others can see it.
-    guide_views: samples are guided away from what each view is by itself and without the prompt, not from what it is
-    without the prompt alone.
     """
 
     multiview: MultiviewUNet | None = None
     hold: bool = False
-    guide_views: bool = False
     learnt: Mapping[str, str] = MappingProxyType({})
     """Options by which its blocks learnt, as far as they say it."""
 
@@ -223,26 +220,25 @@ class MVDiffusion(StableDiffusion):
         called before each step; may raise.  eta: see ``ddim_sigma``.  mask: how a mask says what is given, for
         ``hold``.  synchronised: see ``in_both_sizes``.
         """
-        text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
+        n_view, text = len(prompts), self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
 
         def draw(size: Size, start: Tensor, begun: Begun | None) -> Tensor:
             extra, condition = (None if part is None else part.to(self.device) for part in known(size))
             held = self.held(extra, condition, mask)
             condition = condition if self.branch else None
 
-            def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
-                on_step()
-                said: list[Tensor] = []
+            def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, together: int) -> Tensor:
+                said, where_from = [], geometry if together == n_view else None
                 for z, times, words in zip(*(part.split(len(start)) for part in (x, t, text)), strict=True):
                     if held is not None:
                         where, given = held
                         z = torch.where(where > 0, self.schedule.add_noise(given, start, times), z)
-                    alone = self.guide_views and len(said) > 0  # the first one has the prompt
-                    said.append(self.denoise_views(z, times, words, None if alone else geometry, extra, condition))
+                    said.append(self.denoise_views(z, times, words, where_from, extra, condition))
                 return torch.cat(said)
 
-            guide = guided(denoise, guidance_scale)
-            z = ddim(guide, start, Conditions(text), self.schedule, steps, eta, generator, begun)
+            given = Conditions(text, n_view=n_view, alone=self.guide_views)
+            how = (self.schedule, steps, eta, generator, begun, before_each(on_step))
+            z = ddim(guided(denoise, guidance_scale), start, given, *how)
             return z if held is None else torch.where(held[0] > 0, held[1], z)
 
-        return in_both_sizes(self, len(prompts), size, draw, generator, synchronised)
+        return in_both_sizes(self, n_view, size, draw, generator, synchronised)

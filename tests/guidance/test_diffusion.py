@@ -337,19 +337,23 @@ def test_min_snr_weights_by_hand(prediction: str) -> None:
 
 
 class Opinion:
-    """A denoiser that says of each image: its text, and ten times what it saw."""
+    """A denoiser that says of each image: its text, and ten times what it saw; less a hundred of one by itself."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
 
     def __call__(self, x, t, text, camera, n_view, reference=None):
         self.calls.append(len(x))
+        if reference is None:
+            assert camera is None and n_view == 1
+            return (text.mean((1, 2)) - 100).reshape(-1, 1, 1, 1).expand_as(x)
         seen = reference["a"].repeat_interleave(len(x) // len(reference["a"]), 0)
         return (text.mean((1, 2)) + 10 * seen.mean((1, 2))).reshape(-1, 1, 1, 1).expand_as(x)
 
 
 def test_text_and_picture_have_scales_of_their_own() -> None:
-    """MV-Adapter, equation 6; with one scale the term between falls out, and at 1 all but the first."""
+    """MV-Adapter, equation 6; with one scale the term between falls out, and at 1 all but the first. What sees nothing
+    may be each picture by itself."""
     x, t = torch.zeros(4, 1, 2, 2), torch.tensor([5])
     text = torch.full((1, 1, 1), 2.0), torch.full((1, 1, 1), 1.0)
     features = {"a": torch.full((1, 3, 1), 0.3)}
@@ -367,5 +371,10 @@ def test_text_and_picture_have_scales_of_their_own() -> None:
     assert guided_by(2, 7) == (pytest.approx(blind + 2 * (unasked - blind) + 7 * (both - unasked)), 3)
     assert guided_by(None, 1) == (pytest.approx(both), 1)
     assert guided_by(0, 1) == (pytest.approx(blind + both - unasked), 3)
+    alone = -100 + 1.0  # what it says of a picture by itself, without camera
+    assert guided_by(None, 7, alone=True) == (pytest.approx(alone + 7 * (both - alone)), 1)
+    found = alone + 2 * (unasked - alone) + 7 * (both - unasked)
+    assert guided_by(2, 7, alone=True) == (pytest.approx(found), 2)
     away = Negatives(torch.full((1, 4, 1, 1), 3.0), torch.zeros(1, 4))
+    assert guided_by(2, 7, negatives=away, alone=True) == (pytest.approx(found), 3)
     assert guided_by(2, 7, negatives=away) == (pytest.approx(blind + 2 * (unasked - blind) + 7 * (both - unasked)), 4)

@@ -101,6 +101,23 @@ def test_it_is_a_prior_for_any_distillation() -> None:
     assert model.sample(PROMPT, rig.c2w, steps=1, generator=cpu()).shape == (4, 16, 16, 3)
 
 
+def test_guidance_may_be_towards_the_other_views_too() -> None:
+    model = adapted_model()
+
+    def drawn(guide_views: bool, guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of ``draw`` and of ``sample``, of the text that is the negative one."""
+        model.guide_views = guide_views
+        how: Any = {"steps": 2, "guidance_scale": guidance_scale, "negative_prompt": "", "generator": cpu()}
+        return model.draw("", model.camera(C2W), **how), model.sample("", C2W, **how)
+
+    for ours, plain in zip(drawn(True, 1), drawn(False, 1), strict=True):
+        torch.testing.assert_close(ours, plain)
+    for strong, plain in zip(drawn(False, 3), drawn(False, 1), strict=True):
+        torch.testing.assert_close(strong, plain, atol=1e-4, rtol=0)
+    for strong, plain in zip(drawn(True, 3), drawn(True, 1), strict=True):
+        assert (strong - plain).abs().max() > 1e-3
+
+
 def test_a_picture_says_what_is_wanted() -> None:
     """As a prior with a picture of the thing, in every call and to both scales of guidance."""
     model, text, rng = adapted_model(), tiny_model().encode_prompt([PROMPT, ""]).split(1), np.random.default_rng(0)
