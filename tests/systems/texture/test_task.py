@@ -19,7 +19,8 @@ from tests.support.tiny_prior import cpu
 from threedgen.evaluation.views.folder import DrawnScenes
 from threedgen.export.files.check import Expected, check_glb
 from threedgen.export.surface.blend import SCENE
-from threedgen.systems.texture import drawing, task
+from threedgen.systems.texture import task
+from threedgen.systems.texture.drawing import Painter
 from threedgen.systems.texture.scene import Coordinates, with_uv
 from threedgen.systems.texture.task import on_one_surface
 
@@ -88,19 +89,19 @@ def test_a_run_that_is_stopped_goes_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert ask(capsys, "out=whole")[0] == 0
-    drawn: Any = drawing.draw_one
+    drawn: Any = Painter.draw
 
-    def pressed(*arguments: Any) -> Any:
-        if arguments[5] == 1:
+    def pressed(self: Painter, number: int, on_step: Any) -> Any:
+        if number == 1:
             signal.raise_signal(signal.SIGINT)
-        return drawn(*arguments)
+        return drawn(self, number, on_step)
 
-    monkeypatch.setattr(drawing, "draw_one", pressed)
+    monkeypatch.setattr(Painter, "draw", pressed)
     assert ask(capsys)[0] == 130
     assert "goes on from them" in caplog.text
     kept = frames()
     assert 0 < len(kept) < 9
-    monkeypatch.setattr(drawing, "draw_one", drawn)
+    monkeypatch.setattr(Painter, "draw", drawn)
     assert ask(capsys)[0] == 0
     expected = {path.name: path.read_bytes() for path in Path("whole", "frames").glob("*.png")}
     assert frames() == expected and kept.items() <= expected.items()

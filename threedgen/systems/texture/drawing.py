@@ -124,91 +124,89 @@ def source(shots: Shots, keys: Sequence[int], model: str) -> str:
     return digest.hexdigest() + "\n"
 
 
-def draw_all(
-    model: MVDiffusion,
-    config: TextureConfig,
-    shots: Shots,
-    draws: Sequence[Draw],
-    pictures: Pictures,
-    quiet: bool,
-    agree: Agree | None = None,
-) -> None:
-    """Draws what is not there yet, and again as often as ``config.synchronise`` says after ``agree``. At Ctrl-C what is
-    finished is kept: raises Stopped."""
-    waiting = [n for n, draw in enumerate(draws) if any(pictures.get(frame) is None for frame in draw.new)]
-    steps, total = steps_in_all(config.steps, model.draft, config.synchronise), len(draws)
-    with (
-        Interrupts() as interrupts,
-        Count("drawing", total * steps, quiet, done=(total - len(waiting)) * steps) as count,
-    ):
-        for number in waiting:
-            draw = draws[number]
-            what = "frames between" if draw.given == (draw.frames[0], draw.frames[-1]) else "key frames"
+@dataclass(frozen=True)
+class Painter:
+    """Draws the frames of a scene.  agree: brings frames to agree, as often as ``config.synchronise`` says; None: they
+    are as they are drawn."""
 
-            def on_step(what: str = what) -> None:
-                if interrupts.stop:
-                    raise Stopped(Status.INTERRUPTED.exit_code)
-                count.add(1, what)
+    model: MVDiffusion
+    config: TextureConfig
+    shots: Shots
+    draws: Sequence[Draw]
+    pictures: Pictures
+    agree: Agree | None = None
 
-            try:
-                before = sorted({n for earlier in draws[:number] for n in earlier.frames} - set(draw.frames))
-                drawn = draw_one(model, config, shots, draw, pictures, number, on_step, agree, before)
-            except Stopped:
-                logger.warning(
-                    "%s keeps the frames that are drawn; the same command goes on from them", pictures.folder
-                )
-                raise
-            with writing(pictures.folder):
-                for frame in draw.new:
-                    write_png(pictures.path(frame), drawn[draw.frames.index(frame)])
+    def draw_all(self, quiet: bool) -> None:
+        """Draws what is not there yet. At Ctrl-C what is finished is kept: raises Stopped."""
+        draws, pictures = self.draws, self.pictures
+        waiting = [n for n, draw in enumerate(draws) if any(pictures.get(frame) is None for frame in draw.new)]
+        steps, total = steps_in_all(self.config.steps, self.model.draft, self.config.synchronise), len(draws)
+        with (
+            Interrupts() as interrupts,
+            Count("drawing", total * steps, quiet, done=(total - len(waiting)) * steps) as count,
+        ):
+            for number in waiting:
+                draw = draws[number]
+                what = "frames between" if draw.given == (draw.frames[0], draw.frames[-1]) else "key frames"
 
+                def on_step(what: str = what) -> None:
+                    if interrupts.stop:
+                        raise Stopped(Status.INTERRUPTED.exit_code)
+                    count.add(1, what)
 
-def draw_one(
-    model: MVDiffusion,
-    config: TextureConfig,
-    shots: Shots,
-    draw: Draw,
-    pictures: Pictures,
-    number: int,
-    on_step: Callable[[], None],
-    agree: Agree | None = None,
-    before: Sequence[int] = (),
-) -> Tensor:
-    """Samples the frames of a draw (F,H,W,3), the given ones too. ``before``: others, which are drawn already."""
-    frames = list(draw.frames)
-    at, depth = shots.at.select(frames), shots.depth[frames]
-    given = torch.tensor([n in draw.given for n in frames])
+                try:
+                    drawn = self.draw(number, on_step)
+                except Stopped:
+                    logger.warning(
+                        "%s keeps the frames that are drawn; the same command goes on from them", pictures.folder
+                    )
+                    raise
+                with writing(pictures.folder):
+                    for frame in draw.new:
+                        write_png(pictures.path(frame), drawn[draw.frames.index(frame)])
 
-    def agreed(views: Tensor) -> Tensor:
-        """What was drawn before decides, also what the others show."""
-        assert agree is not None
-        every = torch.cat([views, pictures.stack(before)]) if before else views
-        return agree(shots.at.select([*frames, *before]), every, F.pad(given, (0, len(before)), value=True))[
-            : len(frames)
-        ]
+    def draw(self, number: int, on_step: Callable[[], None]) -> Tensor:
+        """Samples the frames of a draw (F,H,W,3), the given ones too."""
+        draw, shots, config, model = self.draws[number], self.shots, self.config, self.model
+        frames = list(draw.frames)
+        at, depth = shots.at.select(frames), shots.depth[frames]
+        given = torch.tensor([n in draw.given for n in frames])
 
-    together = ALONE if agree is None else Synchronised(config.synchronise, agreed)
+        def known(size: Size) -> tuple[Tensor, Tensor | None]:
+            small = (size[0] // model.factor, size[1] // model.factor)
+            extra, condition = depth_channels(depth, *small), None
+            if draw.given:
+                latents = torch.zeros(len(frames), model.latent_shape[0], *small)
+                views = resize(self.pictures.stack([n for n in frames if n in draw.given]), *size)
+                latents[given] = model.encode_views(views).float().cpu()
+                condition = given_condition(latents, given)
+            return extra, condition
 
-    def known(size: Size) -> tuple[Tensor, Tensor | None]:
-        small = (size[0] // model.factor, size[1] // model.factor)
-        extra, condition = depth_channels(depth, *small), None
-        if draw.given:
-            latents = torch.zeros(len(frames), model.latent_shape[0], *small)
-            views = resize(pictures.stack([n for n in frames if n in draw.given]), *size)
-            latents[given] = model.encode_views(views).float().cpu()
-            condition = given_condition(latents, given)
-        return extra, condition
+        return model.draw(
+            [shots.prompts[n] for n in frames],
+            model.geometry(at, depth, config.prior),
+            (at.height, at.width),
+            known,
+            config.steps,
+            config.guidance_scale,
+            config.negative_prompt,
+            generator(config.seed, number, "frames"),
+            on_step,
+            config.eta,
+            synchronised=self.synchronised(number, given),
+        )
 
-    return model.draw(
-        [shots.prompts[n] for n in frames],
-        model.geometry(at, depth, config.prior),
-        (at.height, at.width),
-        known,
-        config.steps,
-        config.guidance_scale,
-        config.negative_prompt,
-        generator(config.seed, number, "frames"),
-        on_step,
-        config.eta,
-        synchronised=together,
-    )
+    def synchronised(self, number: int, given: Tensor) -> Synchronised:
+        """How the frames of a draw, some of them ``given`` (F,), agree: what was drawn before decides, also what the
+        others show."""
+        if (agree := self.agree) is None:
+            return ALONE
+        frames = list(self.draws[number].frames)
+        before = sorted({n for earlier in self.draws[:number] for n in earlier.frames} - set(frames))
+        cameras, decided = self.shots.at.select([*frames, *before]), F.pad(given, (0, len(before)), value=True)
+
+        def agreed(views: Tensor) -> Tensor:
+            every = torch.cat([views, self.pictures.stack(before)]) if before else views
+            return agree(cameras, every, decided)[: len(frames)]
+
+        return Synchronised(self.config.synchronise, agreed)

@@ -39,7 +39,7 @@ from threedgen.run.progress import Count
 from threedgen.run.prompts import warn_about
 from threedgen.train.task import Task, run_task
 
-from .drawing import Pictures, check_model, draw_all, plan, source
+from .drawing import Painter, Pictures, check_model, plan, source
 from .options import AUTO, TextureConfig
 from .path import around, read_path
 from .scannet import read_scannet
@@ -76,7 +76,7 @@ def texture(task: Task) -> None:
     made_of = source(shots, keys, f"{config.prior.describe()} {between_views}")
     pictures = Pictures(task.folder / "frames", shots, made_of)
     agree = None if mesh is None else partial(on_one_surface, mesh, config.texture, trust(config))
-    draw_all(model, config, shots, draws, pictures, task.quiet, agree)
+    Painter(model, config, shots, draws, pictures, agree).draw_all(task.quiet)
     frames = pictures.stack(drawn)
     figures: dict[str, Any] = {"frames": len(drawn), "key_frames": len(keys), "draws": len(draws)}
     with writing(task.folder):
