@@ -220,15 +220,15 @@ class MVDiffusion(StableDiffusion):
         called before each step; may raise.  eta: see ``ddim_sigma``.  mask: how a mask says what is given, for
         ``hold``.  synchronised: see ``in_both_sizes``.
         """
-        n_view, text = len(prompts), self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
+        count, text = len(prompts), self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
 
         def draw(size: Size, start: Tensor, begun: Begun | None) -> Tensor:
             extra, condition = (None if part is None else part.to(self.device) for part in known(size))
             held = self.held(extra, condition, mask)
             condition = condition if self.branch else None
 
-            def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, together: int) -> Tensor:
-                said, where_from = [], geometry if together == n_view else None
+            def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
+                said, where_from = [], geometry if n_view == count else None
                 for z, times, words in zip(*(part.split(len(start)) for part in (x, t, text)), strict=True):
                     if held is not None:
                         where, given = held
@@ -236,9 +236,9 @@ class MVDiffusion(StableDiffusion):
                     said.append(self.denoise_views(z, times, words, where_from, extra, condition))
                 return torch.cat(said)
 
-            given = Conditions(text, n_view=n_view, alone=self.guide_views)
+            given = Conditions(text, n_view=count, alone=self.guide_views)
             how = (self.schedule, steps, eta, generator, begun, before_each(on_step))
             z = ddim(guided(denoise, guidance_scale), start, given, *how)
             return z if held is None else torch.where(held[0] > 0, held[1], z)
 
-        return in_both_sizes(self, n_view, size, draw, generator, synchronised)
+        return in_both_sizes(self, count, size, draw, generator, synchronised)
