@@ -8,10 +8,12 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from threedgen.config import Config, ConfigError
+from threedgen.config import Config, ConfigError, Scheduled
 
 Pair = tuple[float, float]
-Optimizer = Annotated[Literal["adamw", "muon"], Field(description="muon learns more in a step, and takes longer")]
+Average = Annotated[
+    float, Field(ge=0, lt=1, description="decay of the average of the weights, which is what ships; 0: as they are")
+]
 
 
 def _within(low: float, high: float, open_ends: bool = False) -> Callable[[Pair], Pair]:
@@ -120,11 +122,18 @@ class CheckpointConfig(Config):
     keep: int = Field(2, ge=1, le=100, description="checkpoints kept, the newest included")
 
 
-class GrowingConfig(Config):
-    """How much a training sees of data that is made while it learns."""
+class LearningConfig(Config):
+    """How a network learns from data that is made while it does."""
 
     batch: int = Field(ge=1, description="entries in a step")
     fresh: int = Field(ge=0, description="of them, those that no step saw before")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon learns more in a step, and takes longer")
+    learning_rate: Scheduled
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.98), description="of AdamW, also of what Muon leaves to it"
+    )
+    weight_decay: float = Field(0.01, ge=0)
+    ema: Average = 0.0
 
     @model_validator(mode="after")
     def _room(self) -> Self:

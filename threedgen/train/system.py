@@ -19,7 +19,7 @@ from torch import Tensor
 from threedgen.config import Config, at, dump
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
-from threedgen.train.muon import Muon
+from threedgen.train.muon import BETAS, Muon
 
 METRICS_KEY, SECONDS_KEY = "metrics", "seconds"
 
@@ -92,18 +92,21 @@ class System(pl.LightningModule):
         """AdamW on all parameters, or Muon where there is an option that says so; a module that learns otherwise has
         its own."""
         o = self.options
+        betas = getattr(o, "betas", BETAS)
         if getattr(o, "optimizer", "adamw") == "adamw":
-            return self.adamw(self.parameters(), o.learning_rate, weight_decay=o.weight_decay)
-        muon = Muon(self.parameters(), 1.0, weight_decay=o.weight_decay, elementwise=self.elementwise())
+            return self.adamw(self.parameters(), o.learning_rate, weight_decay=o.weight_decay, betas=betas)
+        muon = Muon(self.parameters(), 1.0, betas, weight_decay=o.weight_decay, elementwise=self.elementwise())
         return self.scheduled(muon, o.learning_rate)
 
     def elementwise(self) -> Iterable[torch.Tensor]:
         """Matrices that Muon leaves to AdamW."""
         return ()
 
-    def adamw(self, parameters: Iterable[Any], *rates: Any, weight_decay: float = 0.0) -> dict[str, Any]:
+    def adamw(
+        self, parameters: Iterable[Any], *rates: Any, weight_decay: float = 0.0, betas: tuple[float, float] = BETAS
+    ) -> dict[str, Any]:
         """AdamW on parameters, or groups of them, with learning rates as for `scheduled`."""
-        optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=betas, weight_decay=weight_decay, fused=True)
         return self.scheduled(optimizer, *rates)
 
     def scheduled(self, optimizer: torch.optim.Optimizer, *rates: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from threedgen.config import Scheduled
 from threedgen.config.errors import called
 from threedgen.config.registry import Component
-from threedgen.config.sections import CheckpointConfig, GrowingConfig, Optimizer, RunConfig, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, LearningConfig, RunConfig, TrainerConfig
 from threedgen.guidance.choices import Arrangement, Control, Layout, Shift, Timestep
 
 SIDES = 6
@@ -17,7 +17,7 @@ SIDES = 6
 DROPPED = 0.1
 
 
-class AdapterTrainingConfig(GrowingConfig):
+class AdapterTrainingConfig(LearningConfig):
     """How an adapter learns (arXiv 2412.03632, section A.2)."""
 
     batch: int = Field(8, ge=1, description="objects in a step")
@@ -44,10 +44,7 @@ class AdapterTrainingConfig(GrowingConfig):
     snr_gamma: float | None = Field(
         5.0, gt=0, description="squared errors weigh min(SNR, this) / SNR (arXiv 2303.09556); null: all alike"
     )
-    optimizer: Optimizer = "adamw"
     learning_rate: Scheduled = Field(5e-5)
-    weight_decay: float = Field(0.01, ge=0)
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
     sheet_objects: int = Field(4, ge=0, le=16, description="held-out objects on the sample sheet")
     sheet_steps: int = Field(30, ge=1, le=1000, description="DDIM steps of the sample sheet")

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from threedgen.config import Config, Scheduled
 from threedgen.config.errors import called
 from threedgen.config.registry import Component
-from threedgen.config.sections import CheckpointConfig, GrowingConfig, Optimizer, RunConfig, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, LearningConfig, RunConfig, TrainerConfig
 from threedgen.systems.panorama.options import check_ring
 
 Variant = Literal["panorama", "outpaint", "depth"]
@@ -30,7 +30,7 @@ class SingleViewConfig(Config):
     weight_decay: float = Field(0.01, ge=0)
 
 
-class ViewsConfig(GrowingConfig):
+class ViewsConfig(LearningConfig):
     """How the attention between views learns (arXiv 2307.01097, section 5)."""
 
     batch: int = Field(4, ge=1, description="scenes in a step")
@@ -53,10 +53,7 @@ class ViewsConfig(GrowingConfig):
         "instead (prior.hold): a third of the weights",
     )
     timestep_power: float = Field(1.0, gt=0, le=2, description="t = T u^this, one for all views of a scene")
-    optimizer: Optimizer = "adamw"
     learning_rate: Scheduled = Field(2e-4)
-    weight_decay: float = Field(0.01, ge=0)
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
     sheet_scenes: int = Field(2, ge=0, le=16, description="scenes on the sample sheet")
     sheet_steps: int = Field(30, ge=1, le=1000, description="DDIM steps of the sample sheet")
     guidance_scale: float = Field(9.0, ge=0, description="of the sample sheet")

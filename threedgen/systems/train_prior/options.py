@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 from threedgen.config import Config, Scheduled
 from threedgen.config.errors import called
 from threedgen.config.sections import (
+    Average,
     CheckpointConfig,
     Fovs,
-    GrowingConfig,
-    Optimizer,
+    LearningConfig,
     Positives,
     RunConfig,
     TrainerConfig,
@@ -126,7 +126,7 @@ class WordsConfig(Config):
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
 
 
-class DiffusionConfig(GrowingConfig):
+class DiffusionConfig(LearningConfig):
     """How the UNet learns from single pictures."""
 
     batch: int = Field(64, ge=1, description="pictures in a step")
@@ -150,10 +150,8 @@ class DiffusionConfig(GrowingConfig):
     timestep_power: Scheduled = Field(
         2.0, gt=0, le=3, description="t = T u^this: above 1 favours little noise, where details are decided"
     )
-    optimizer: Optimizer = "adamw"
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "60%": 2e-3, "100%": 2e-5})
-    weight_decay: float = Field(0.01, ge=0)
-    ema: float = Field(0.999, ge=0, lt=1, description="decay of the average of the weights, which is what ships")
+    ema: Average = 0.999
     bf16: bool = Field(True, description="bfloat16 autocast, where the machine has instructions for it")
     sheet_prompts: tuple[str, ...] = Field(
         (
