@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from threedgen.config import at
 from threedgen.guidance.diffusion import Conditions, Denoiser, fresh_noise, predict
-from threedgen.guidance.options import DistillationConfig
+from threedgen.guidance.distillation.options import DistillationConfig
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.schedule import Schedule
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from threedgen.geometry.poses import wrap_angle
 from threedgen.geometry.rigs import Rig
 from threedgen.guidance.diffusion import Conditions, Negatives
-from threedgen.guidance.options import ViewPromptsConfig
+from threedgen.guidance.distillation.options import ViewPromptsConfig
 
 DIRECTIONS = ("side", "front", "back", "overhead")
 

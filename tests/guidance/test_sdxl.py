@@ -14,12 +14,13 @@ from tests.support.tiny_prior import cpu
 from tests.support.tiny_sdxl import tiny_sdxl
 from threedgen.config import ConfigError
 from threedgen.guidance.diffusion import Conditions
+from threedgen.guidance.distillation.options import SDSConfig
 from threedgen.guidance.distillation.sds import SDS
 from threedgen.guidance.mvadapter.cameras import RAY_VIEWS, views
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
 from threedgen.guidance.mvadapter.weights import save_adapter
-from threedgen.guidance.options import MVAdapterConfig, SDSConfig
+from threedgen.guidance.options import MVAdapterConfig
 
 PROMPTS = ["a red car", "a cat"]
 C2W = views(RAY_VIEWS[:3], 16, 16).c2w

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from threedgen.guidance.diffusion import Conditions
+from threedgen.guidance.distillation.options import ReconstructionConfig, SDSConfig
 from threedgen.guidance.distillation.sds import SDS, Distillation, Reconstruction
-from threedgen.guidance.options import ReconstructionConfig, SDSConfig
 from threedgen.guidance.schedule import Schedule
 
 

@@ -74,9 +74,9 @@ prior  stable-diffusion  guidance.priors.stable_diffusion:build  guidance.option
 prior  deepfloyd         guidance.priors.deepfloyd:build         guidance.options:DeepFloydConfig
 prior  mvdiffusion       guidance.mvdiffusion.model:build        guidance.options:MVDiffusionConfig
 prior  mvadapter         guidance.mvadapter.model:build          guidance.options:MVAdapterConfig
-distillation  sds             guidance.distillation.sds:SDS             guidance.options:SDSConfig
-distillation  reconstruction  guidance.distillation.sds:Reconstruction  guidance.options:ReconstructionConfig
-distillation  vsd             guidance.distillation.vsd:VSD             guidance.options:VSDConfig
+distillation sds guidance.distillation.sds:SDS guidance.distillation.options:SDSConfig
+distillation reconstruction guidance.distillation.sds:Reconstruction guidance.distillation.options:ReconstructionConfig
+distillation vsd guidance.distillation.vsd:VSD guidance.distillation.options:VSDConfig
 # pictures (V, H, W, 3) -> unit vectors (V, D): is it the same subject?
 identity  toybox  evaluation.toybox.identity:ToyboxIdentity  evaluation.toybox.options:ToyboxIdentityConfig
 identity  hub     evaluation.toybox.identity:HubIdentity     evaluation.toybox.options:HubIdentityConfig

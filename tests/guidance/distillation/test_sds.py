@@ -15,13 +15,13 @@ from tests.support.parity_files import close, recorded, tensors
 from threedgen.config import at
 from threedgen.guidance import diffusion
 from threedgen.guidance.diffusion import Conditions
+from threedgen.guidance.distillation.options import ReconstructionConfig, SDSConfig
 from threedgen.guidance.distillation.sds import (
     SDS,
     Reconstruction,
     rescale_std,
     timestep_range,
 )
-from threedgen.guidance.options import ReconstructionConfig, SDSConfig
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.ldm import convert_vae

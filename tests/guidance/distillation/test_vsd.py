@@ -19,8 +19,8 @@ from tests.support.toy_run import log
 from threedgen.config import ConfigError
 from threedgen.guidance.diffusion import Conditions
 from threedgen.guidance.distillation.lora import LoRA, PosedLoRA
+from threedgen.guidance.distillation.options import VSDConfig
 from threedgen.guidance.distillation.vsd import VSD
-from threedgen.guidance.options import VSDConfig
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.schedule import Schedule
 

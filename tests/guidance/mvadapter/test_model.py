@@ -17,6 +17,7 @@ from threedgen.config.registry import build
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.choices import Shift
 from threedgen.guidance.diffusion import Conditions
+from threedgen.guidance.distillation.options import SDSConfig
 from threedgen.guidance.distillation.sds import SDS
 from threedgen.guidance.mvadapter.cameras import (
     GEOMETRY_VIEWS,
@@ -28,7 +29,7 @@ from threedgen.guidance.mvadapter.cameras import (
 )
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.model import MVAdapter
-from threedgen.guidance.options import MVAdapterConfig, SDSConfig
+from threedgen.guidance.options import MVAdapterConfig
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components
 

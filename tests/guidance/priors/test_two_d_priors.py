@@ -19,8 +19,9 @@ from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.config import optional as extras
 from threedgen.guidance.diffusion import Conditions
+from threedgen.guidance.distillation.options import VSDConfig
 from threedgen.guidance.distillation.vsd import VSD
-from threedgen.guidance.options import DeepFloydConfig, StableDiffusionConfig, VSDConfig
+from threedgen.guidance.options import DeepFloydConfig, StableDiffusionConfig
 from threedgen.guidance.priors import deepfloyd, stable_diffusion
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.schedule import Schedule

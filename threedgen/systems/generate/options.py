@@ -14,7 +14,7 @@ from threedgen.config.registry import Component
 from threedgen.config.renamed import in_tree
 from threedgen.config.sections import CheckpointConfig, MultiviewCameraConfig, OrbitCameraConfig, TrainerConfig
 from threedgen.export.options import ExportSection
-from threedgen.guidance.options import ViewPromptsConfig
+from threedgen.guidance.distillation.options import ViewPromptsConfig
 from threedgen.representations.options import MarchConfig, OccupancyConfig
 from threedgen.run.prompts import tidy
 from threedgen.systems.prompted import PromptedConfig

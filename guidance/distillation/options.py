@@ -1,0 +1,100 @@
+"""Config models of distillation losses, and of the words for views; no torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from threedgen.config import Config, Scheduled, at
+
+Words = Annotated[str, Field(max_length=200)]
+Angle = Annotated[float, Field(ge=0, le=180)]
+
+
+class ViewPromptsConfig(Config):
+    """Words behind the prompt for the side from which one looks (DreamFusion, section 3.2), and Perp-Neg."""
+
+    enabled: bool = Field(False, description="use them; only a prior that knows the words can make sense of them")
+    perp_neg: bool = Field(
+        False, description="go over between the sides' texts by the angle, and push away from neighbouring ones"
+    )
+    side: Words = Field(", side view", description="words from the side")
+    front: Words = Field(", front view", description="words from the front")
+    back: Words = Field(", back view", description="words from behind")
+    overhead: Words = Field(", overhead view", description="words from above")
+    front_within: Angle = Field(45.0, description="degrees to either side of azimuth 0 that count as front")
+    back_within: Angle = Field(45.0, description="degrees to either side of azimuth 180 that count as back")
+    overhead_above: float = Field(60.0, ge=-90, le=90, description="degrees of elevation above which all is overhead")
+
+    @model_validator(mode="after")
+    def _enabled(self) -> ViewPromptsConfig:
+        if self.perp_neg and not self.enabled:
+            raise ValueError("perp_neg goes between the words for the sides: set enabled=true with it")
+        return self
+
+
+class DistillationConfig(Config):
+    """How a prior's opinion becomes a loss: what every distillation has."""
+
+    name: str = Field(description="which loss")
+    guidance_scale: Scheduled = Field(
+        50.0, ge=0, description="classifier-free guidance, eps_u + s (eps_c - eps_u); 1: none"
+    )
+    min_step_percent: Scheduled = Field(
+        {"0%": 0.98, "80%": 0.02}, ge=0, le=1, description="least noise, as a share of the timesteps"
+    )
+    max_step_percent: Scheduled = Field(
+        {"0%": 0.98, "80%": 0.5}, ge=0, le=1, description="most noise, as a share of the timesteps"
+    )
+    timestep_per: Literal["batch", "group"] = Field(
+        "batch", description="one noise level for all images (MVDream), or one for each group of views"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> DistillationConfig:
+        schedules = (self.min_step_percent, self.max_step_percent)
+        keys = [key for schedule in schedules if isinstance(schedule, dict) for key in schedule] or [0]
+        if len({isinstance(key, str) for key in keys}) > 1:
+            return self  # steps against percents: only the length of the run could tell
+        for key in keys:
+            step = round(1000 * float(key[:-1])) if isinstance(key, str) else key
+            low, high = (at(schedule, step, max_steps=100_000) for schedule in schedules)
+            if low > high:
+                where = f"{low:g} > {high:g} at {key}"
+                raise ValueError(f"min_step_percent should not exceed max_step_percent ({where})")
+        return self
+
+
+class VSDConfig(DistillationConfig):
+    """Variational score distillation (ProlificDreamer, arXiv 2305.16213)."""
+
+    name: Literal["vsd"] = Field("vsd", description="against a copy of the prior that learns the renders")
+    guidance_scale: Scheduled = Field(
+        7.5, ge=0, description="classifier-free guidance of the prior, eps_u + s (eps_c - eps_u); 1: none"
+    )
+    min_step_percent: Scheduled = Field(0.02, ge=0, le=1, description="least noise, as a share of the timesteps")
+    max_step_percent: Scheduled = Field(
+        {"0%": 0.98, "20%": 0.98, "20.01%": 0.5}, ge=0, le=1, description="most noise, as a share of the timesteps"
+    )
+    rank: int = Field(4, ge=1, le=256, description="rank of the copy's additions to the prior (LoRA)")
+    lora_guidance_scale: float = Field(1.0, ge=0, description="guidance of the copy towards the pose; 1: none")
+    pose_dropout: float = Field(0.1, ge=0, le=1, description="how often the copy learns without the pose")
+
+
+class SDSConfig(DistillationConfig):
+    """Score distillation in the noise (DreamFusion, arXiv 2209.14988)."""
+
+    name: Literal["sds"] = Field("sds", description="score distillation, d loss / d z = w(t) (eps - noise)")
+    weighting: Literal["one_minus_alpha_bar", "uniform"] = Field(
+        "one_minus_alpha_bar", description="w(t): 1 - alpha_bar_t, or 1"
+    )
+
+
+class ReconstructionConfig(DistillationConfig):
+    """Score distillation as reconstruction of the predicted image (MVDream, arXiv 2308.16512)."""
+
+    name: Literal["reconstruction"] = Field("reconstruction", description="distance to the predicted image")
+    recon_std_rescale: Scheduled = Field(
+        0.5, ge=0, le=1, description="how far contrast is brought back to the unguided one; 0: off"
+    )
