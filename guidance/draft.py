@@ -75,9 +75,10 @@ def strengths(draft: float | None, rounds: int = 0) -> list[float]:
     return [(draft or DRAFT) * (times - number) / times for number in range(times)]
 
 
-def steps_in_all(steps: int, draft: float | None, rounds: int = 0) -> int:
-    """How many steps a sampling of ``steps`` has in both sizes, and in all ``rounds``."""
-    return steps + sum(max(1, round(strength * steps)) for strength in strengths(draft, rounds))
+def steps_in_all(steps: int, draft: float | None, rounds: int = 0, guess: Begun | None = None) -> int:
+    """How many steps a sampling of ``steps`` has in both sizes, or from a ``guess`` on, and in all ``rounds``."""
+    first, draft = (1.0, draft) if guess is None else (guess.strength, None)
+    return sum(max(1, round(strength * steps)) for strength in [first, *strengths(draft, rounds)])
 
 
 Draw = Callable[[Size, Tensor, Begun | None], Tensor]
@@ -92,11 +93,13 @@ def in_both_sizes(
     generator: Generators = None,
     synchronised: Synchronised = ALONE,
     together: int = 1,
+    guess: Begun | None = None,
 ) -> Tensor:
     """``count`` pictures (B,H,W,3) in [0,1], on the CPU, that ``draw`` makes from noise or from what is begun: once, or
     twice where ``model.draft`` says with how much noise.
 
     synchronised: before each of so many drawings from what is begun.  together: pictures that are decoded at once.
+    guess: what they go on from instead of noise; then no smaller ones are drawn.
     """
 
     def drawn(size: Size, begun: Begun | None = None) -> Tensor:
@@ -105,8 +108,9 @@ def in_both_sizes(
         parts = draw(size, noise, begun).split(together)
         return torch.cat([model.decode_latents(part).float().cpu() for part in parts])
 
-    pictures = drawn(size) if model.draft is None else enlarged(drawn((size[0] // 2, size[1] // 2)), size)
-    for strength in strengths(model.draft, synchronised.rounds):
+    draft = None if guess is not None else model.draft
+    pictures = drawn(size, guess) if draft is None else enlarged(drawn((size[0] // 2, size[1] // 2)), size)
+    for strength in strengths(draft, synchronised.rounds):
         if synchronised.rounds:
             pictures = synchronised.agree(pictures)
         pictures = drawn(size, Begun(model.encode_views(pictures), strength))

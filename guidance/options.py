@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from threedgen.config import Config, ConfigError
+from threedgen.config.errors import called
 from threedgen.config.optional import require
 from threedgen.guidance.choices import Control, Layout, Shift, Timestep
 from threedgen.guidance.weights.shipped import choice
@@ -259,6 +260,12 @@ class MVAdapterConfig(DraftedConfig):
     timestep: Timestep | None = Field(
         None, description="told to the 2D model: the same, or matched to its noise; null: as trained, or the same"
     )
+    guess: str | None = Field(
+        None,
+        min_length=1,
+        description="a multi-view prior with the same text encoder and autoencoder, as toybox-prior is of toybox-base: "
+        "samples from words begin with what its coarse predictor expects; null: as noise",
+    )
     image: str | None = Field(
         None,
         min_length=1,
@@ -287,10 +294,13 @@ class MVAdapterConfig(DraftedConfig):
     def check(self) -> None:
         from threedgen.geometry.foreground import read_cut_out
 
-        from .weights import plugins
+        from .weights import loading, plugins
 
         super().check()
         plugins.check("adapter", self.adapter)
+        if self.guess is not None:
+            with called("guess"):
+                loading.check(self.guess, None, (COARSE,))
         if self.image is not None:
             read_cut_out(self.image)
 

@@ -151,8 +151,8 @@ class Prior(Protocol):
         """What it saw, with text (1,L,D), of the picture that its config gives it of the thing; None: there is none."""
         return None
 
-    def guess(self, text: Tensor, camera: Tensor | None) -> Tensor | None:
-        """Latents (B,C,h,w) that text (B,L,D) and cameras (B,16) let expect, before any noise; None: it has no idea."""
+    def guess(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
+        """Latents (B,C,h,w) that text (B,L,D) and poses (B,4,4) let expect, before any noise; None: it has no idea."""
         return None
 
     @torch.no_grad()
@@ -180,23 +180,24 @@ class Prior(Protocol):
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         n_view = 1 if c2w is None else c2w.shape[-3]
-        camera = None
+        poses = camera = None
         if c2w is not None:
-            poses = c2w.expand(len(prompts), n_view, 4, 4).flatten(0, 1)
-            camera = self.camera(poses.to(self.device).float())
+            poses = c2w.expand(len(prompts), n_view, 4, 4).flatten(0, 1).to(self.device).float()
+            camera = self.camera(poses)
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
         count = len(prompts) * n_view
         alone = self.guide_views and n_view > 1
         given = Conditions(text, camera, n_view, reference=self.reference(text[0][:1]), alone=alone)
-        guess = self.guess(per_image(text[0], count), camera) if guess_noise < 1 else None
+        expected = self.guess(per_image(text[0], count), poses) if guess_noise < 1 else None
+        guess = None if expected is None else Begun(expected, guess_noise)
         denoise = guided(self.denoise, guidance_scale)
 
         def draw(size: Size, noise: Tensor, begun: Begun | None) -> Tensor:
-            if begun is None and guess is not None:
-                begun = Begun(guess, guess_noise)
             return ddim(denoise, noise, given, self.schedule, steps, begun=begun, on_step=on_step)
 
-        return in_both_sizes(self, count, (self.image_size, self.image_size), draw, generator, together=n_view)
+        return in_both_sizes(
+            self, count, (self.image_size, self.image_size), draw, generator, together=n_view, guess=guess
+        )
 
 
 class MultiviewPrior(Prior, Protocol):

@@ -16,13 +16,16 @@ from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import called
 from threedgen.geometry.foreground import read_cut_out
 from threedgen.geometry.views import resize
+from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.diffusion import Conditions, Features, Generators, Reference, guided
 from threedgen.guidance.draft import ALONE, Begun, Size, Synchronised, before_each, ddim, in_both_sizes
 from threedgen.guidance.inpainting import ddim_inpaint
 from threedgen.guidance.options import MVAdapterConfig
-from threedgen.guidance.priors.mvdream import load_as
+from threedgen.guidance.prior import GUESS_NOISE
+from threedgen.guidance.priors.mvdream import MVDream, load_as
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.plugins import locate
@@ -46,6 +49,8 @@ def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAda
     cut = None if o.image is None else read_cut_out(o.image)
     model: MVAdapter = load_as(MVAdapter, o, device, camera=False)
     model.guide_views = o.guide_views
+    if o.guess is not None:
+        model.with_guess(o.guess)
     if o.adapter is None:
         return model
     form = {name: getattr(o, name) for name in ("layout", "control", "shift", "shift_mode", "timestep")}
@@ -60,12 +65,14 @@ class MVAdapter(StableDiffusion):
     noise that the 2D model was trained with; ``schedule`` is shifted from it, and its timesteps are
     ``known`` to the 2D model as these, if not as the same. One view without a camera is the 2D
     model's, but with that schedule. picture: a reference (h,w,3) in [0,1] for all that is asked of it as a prior.
+    expects: says of words and cameras what samples begin with.
     """
 
     adapted: AdaptedUNet | None = None
     base_schedule: Schedule
     known: Tensor | None = None
     picture: Tensor | None = None
+    expects: CoarsePredictor | None = None
     image_scale: float | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -105,6 +112,30 @@ class MVAdapter(StableDiffusion):
         self.image_scale = image_scale
         return self
 
+    def with_guess(self, weights: str) -> Self:
+        """Begins samples from words, as far as they are told rays, with what the coarse predictor of a multi-view prior
+        expects, whose text encoder and autoencoder are the same. Raises ConfigError."""
+        with called("guess"):
+            other = MVDream.load(weights, self.device)
+            if other.coarse is None:
+                raise ConfigError(f"{weights!r} has no coarse predictor; toybox-prior has one", "guess")
+            for name in ("text_encoder", "vae"):
+                own, its = self.networks[name].state_dict(), other.networks[name].state_dict()
+                if own.keys() != its.keys() or any(not torch.equal(own[key], its[key]) for key in own):
+                    raise ConfigError(
+                        f"the coarse predictor of {weights!r} is of another {name.replace('_', ' ')} than the 2D model "
+                        "has; leave it out",
+                        "guess",
+                    )
+        self.expects = other.coarse
+        return self
+
+    def guess(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
+        of_mesh = self.adapted is not None and self.adapted.form.control == "geometry"
+        if c2w is None or of_mesh or self.picture is not None:  # a mesh or a picture says more
+            return None
+        return self.expected(self.expects, text, c2w)
+
     def reference(self, text: Tensor) -> Reference | None:
         if self.picture is None:
             return None
@@ -114,7 +145,8 @@ class MVAdapter(StableDiffusion):
     def networks(self) -> dict[str, torch.nn.Module]:
         adapted = self.adapted
         guiders = {} if adapted is None else {"guider": adapted.guider, "fine": adapted.fine}
-        return super().networks | {name: guider for name, guider in guiders.items() if guider is not None}
+        more = guiders | {"expects": self.expects}
+        return super().networks | {name: network for name, network in more.items() if network is not None}
 
     def camera(self, c2w: Tensor) -> Tensor:
         """Poses (B,4,4) -> maps of rays (B,6,1,1), of an adapter in perspective (B,6,H,W). Raises ConfigError if the
@@ -210,6 +242,7 @@ class MVAdapter(StableDiffusion):
         eta: float = 0.0,
         on_step: Callable[[], None] = lambda: None,
         synchronised: Synchronised = ALONE,
+        guess: Begun | None = None,
     ) -> Tensor:
         """Samples the V views of an object by DDIM -> (V,H,W,3) in [0,1], on the CPU.
 
@@ -220,7 +253,7 @@ class MVAdapter(StableDiffusion):
             guidance_scale: for text and picture together; by default 7, with a picture 3.  image_scale: for the picture
                 apart, and then the other is for the text alone.
             eta: 0 is DDIM, 1 like DDPM.  on_step: called before each step; may raise.  synchronised: see
-                ``in_both_sizes``.
+                ``in_both_sizes``.  guess: what they go on from, see ``begun``; None: noise.
         """
         n_view, texts = len(control), self.encode_prompt([prompt, negative_prompt]).split(1)
         whole = size or (self.image_size, self.image_size)
@@ -237,7 +270,15 @@ class MVAdapter(StableDiffusion):
             how = (self.schedule, steps, eta, generator, begun, before_each(on_step))
             return ddim(guided(self.denoise, scale), start, given, *how)
 
-        return in_both_sizes(self, n_view, whole, draw, generator, synchronised)
+        return in_both_sizes(self, n_view, whole, draw, generator, synchronised, guess=guess)
+
+    def begun(self, prompt: str, c2w: Tensor, size: Size | None = None) -> Begun | None:
+        """What the views of a prompt from poses (V,4,4) go on from instead of noise, if it has a guess of pictures of
+        this size (H,W)."""
+        if size not in (None, (self.image_size, self.image_size)):
+            return None
+        expected = self.guess(self.encode_prompt([prompt] * len(c2w)), c2w)
+        return None if expected is None else Begun(expected, GUESS_NOISE)
 
     @torch.no_grad()
     def inpaint(

@@ -310,12 +310,17 @@ class MVDream(MultiviewPrior):
         return words, usual
 
     @torch.no_grad()
-    def guess(self, text: Tensor, camera: Tensor | None) -> Tensor | None:
+    def guess(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
         # of no camera there is but a mean over all, of a subject but its class
-        if self.coarse is None or not self.coarse.config["starts_samples"] or camera is None or self.identifiers:
+        return None if c2w is None or self.identifiers else self.expected(self.coarse, text, c2w)
+
+    @torch.no_grad()
+    def expected(self, coarse: CoarsePredictor | None, text: Tensor, c2w: Tensor) -> Tensor | None:
+        """What a coarse predictor says, if its prior draws that; see ``guess``."""
+        if coarse is None or not coarse.config["starts_samples"]:
             return None
         with self.autocast():
-            found = self.coarse(text, camera).float()
+            found = coarse(text, camera_vector(c2w.to(self.device).float())).float()
         return F.interpolate(found, self.latent_shape[1:], mode="bilinear", align_corners=False)
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:

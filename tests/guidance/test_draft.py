@@ -65,6 +65,8 @@ def test_an_enlarged_picture_shrinks_to_what_it_was() -> None:
 
 def test_what_was_brought_to_agree_is_drawn_again_from_less_and_less_noise() -> None:
     assert strengths(None) == [] and strengths(0.4) == [0.4] == strengths(0.4, 1)
+    assert steps_in_all(30, 0.3, 0, Begun(torch.zeros(1), 0.2)) == 6 == steps_in_all(30, None) // 5
+    assert steps_in_all(30, 0.3, 3, Begun(torch.zeros(1), 0.2)) == 6 + 9 + 6 + 3
     assert strengths(0.3, 3) == pytest.approx([0.3, 0.2, 0.1]) == strengths(None, 3)
 
 

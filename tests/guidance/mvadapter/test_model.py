@@ -11,7 +11,16 @@ import pytest
 import torch
 
 from tests.support.tiny_mvadapter import TOYBOX, adapted_model, tiny_model, tiny_prior_config
-from tests.support.tiny_prior import cpu, tiny_coarse, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
+from tests.support.tiny_prior import (
+    coarse_prior,
+    cpu,
+    tiny_coarse,
+    tiny_prior,
+    tiny_text_encoder,
+    tiny_unet,
+    tiny_vae,
+    word_tokenizer,
+)
 from threedgen.config import ConfigError
 from threedgen.config.registry import build
 from threedgen.geometry.rigs import orbit
@@ -30,6 +39,7 @@ from threedgen.guidance.mvadapter.cameras import (
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.options import MVAdapterConfig
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components
 
@@ -188,6 +198,49 @@ def test_a_config_names_it(tmp_path: Path) -> None:
     assert alone.adapted is None and alone.sample(PROMPT, C2W, steps=1).shape == (3, 16, 16, 3)
     with pytest.raises(ConfigError, match="adapter: there is no file"):
         options.model_copy(update={"adapter": "nowhere.safetensors"}).check()
+
+
+def test_samples_from_words_begin_with_what_a_coarse_predictor_expects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coarse_prior().save(tmp_path / "prior")
+    options = MVAdapterConfig(**tiny_prior_config(tmp_path, guess=str(tmp_path / "prior")))
+    options.check()
+    model = build("prior", options)
+    monkeypatch.setattr(model, "decode_latents", lambda z: z.permute(0, 2, 3, 1))  # that would enlarge differences
+    begun = model.begun(PROMPT, C2W)
+    expected = begun.latents.permute(0, 2, 3, 1)
+
+    def error(drawn: torch.Tensor) -> float:
+        return float((drawn - expected).abs().mean())
+
+    how: Any = {"steps": 1, "guidance_scale": 1.0, "generator": cpu()}
+    control = model.camera(C2W)
+    near = model.draw(PROMPT, control, guess=begun._replace(strength=0.001), **how)
+    assert error(near) < 0.2 * error(model.draw(PROMPT, control, **how))
+    torch.testing.assert_close(model.sample(PROMPT, C2W, guess_noise=0.001, **how | {"generator": cpu()}), near)
+    other = model.begun("a blue cat", C2W)
+    assert not torch.equal(other.latents, begun.latents) and not torch.equal(begun.latents[0], begun.latents[2])
+    assert model.begun(PROMPT, C2W, (16, 24)) is None and model.guess(model.encode_prompt([PROMPT]), None) is None
+    seen = np.ones((16, 16, 4), np.float32)
+    assert model.with_picture(seen).begun(PROMPT, C2W) is None, "a picture says more"
+    of_mesh = adapted_model(Form("rowcol", control="geometry"), ("mv",))
+    of_mesh.expects = model.expects
+    assert of_mesh.begun(PROMPT, C2W) is None, "a mesh too"
+
+
+def test_a_coarse_predictor_of_other_models_is_refused(tmp_path: Path) -> None:
+    tiny_prior().save(tmp_path / "plain")
+    torch.manual_seed(9)
+    parts = tiny_unet(in_channels=8, out_channels=4), tiny_vae(), tiny_text_encoder(), word_tokenizer()
+    torch.nn.init.normal_(parts[2].get_input_embeddings().weight)
+    MVDream(*parts, coarse=tiny_coarse(), dtype="fp32").save(tmp_path / "other")
+    for name, sentence in (("plain", "has no coarse predictor; toybox-prior"), ("other", "is of another text encoder")):
+        options = MVAdapterConfig(**tiny_prior_config(tmp_path, guess=str(tmp_path / name)))
+        with pytest.raises(ConfigError, match=f"^guess: .*{sentence}"):
+            build("prior", options)
+    with pytest.raises(ConfigError, match="^guess: there is no file or folder"):
+        MVAdapterConfig(**tiny_prior_config(tmp_path, guess="nothing/here/at/all")).check()
 
 
 def test_a_multiview_base_is_refused() -> None:

@@ -188,7 +188,7 @@ def test_samples_begin_from_what_the_prior_guesses(monkeypatch: pytest.MonkeyPat
     prior, poses = coarse_prior(), script_poses(4)
     monkeypatch.setattr(prior, "decode_latents", lambda z: z)  # its pictures would enlarge small differences
     text = prior.encode_prompt(["a red dog"]).expand(4, -1, -1)
-    guess = prior.guess(text, prior.camera(poses))
+    guess = prior.guess(text, poses)
     assert guess is not None and guess.shape == (4, *prior.latent_shape)
 
     def error(noise: float) -> float:
@@ -196,7 +196,7 @@ def test_samples_begin_from_what_the_prior_guesses(monkeypatch: pytest.MonkeyPat
         return float((drawn - guess).abs().mean())
 
     assert error(0.001) < 0.2 * error(1.0)
-    assert tiny_prior().guess(text, prior.camera(poses)) is None
+    assert tiny_prior().guess(text, poses) is None
     assert prior.guess(text, None) is None, "a mean over all cameras is no picture"
 
 

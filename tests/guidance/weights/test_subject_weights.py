@@ -183,7 +183,7 @@ def test_the_coarse_predictor_reads_the_prompt_without_the_identifier() -> None:
     both = prior.encode_prompt(["a [v] dog"])
     assert both.shape[1] == 2 * prior.max_tokens
     assert not torch.equal(*both.chunk(2, 1)), "the UNet reads the identifier"
-    assert prior.guess(both.repeat(4, 1, 1), camera_vector(script_poses(4))) is None, "it would be any of its class"
+    assert prior.guess(both.repeat(4, 1, 1), script_poses(4)) is None, "it would be any of its class"
 
 
 def test_a_pipeline_and_a_saved_folder_know_the_identifier(saved: Path) -> None:

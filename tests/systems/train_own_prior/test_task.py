@@ -81,7 +81,7 @@ def test_its_samples_do_not_begin_from_what_the_coarse_predictor_learnt_of_other
     poses = orbit_c2w(torch.full((2,), 0.2), torch.tensor([0.0, 1.5]), torch.full((2,), 2.0))
     for folder, guesses in (("base", True), ("own", False)):
         prior = MVDream.load(str(tmp_path / folder))
-        guess = prior.guess(prior.encode_prompt(["a red box"] * 2), prior.camera(poses))
+        guess = prior.guess(prior.encode_prompt(["a red box"] * 2), poses)
         assert (guess is not None) == guesses
 
 

@@ -82,7 +82,8 @@ class MVAdapterSampler(MVDreamSampler):
         picture = None if request.condition is None else self._picture(request)
         text = request.text or ("" if picture is None else c.image_prompt)
         how: Any = {"steps": c.steps, "guidance_scale": c.guidance_scale, "negative_prompt": c.negative_prompt}
-        drawn: Tensor = model.draw(text, model.camera(c2w), picture, generator=rng, **how)
+        guess = None if picture is not None else model.begun(text, c2w)
+        drawn: Tensor = model.draw(text, model.camera(c2w), picture, generator=rng, guess=guess, **how)
         return drawn
 
     def _picture(self, request: Request) -> Tensor:

@@ -38,10 +38,11 @@ def redrawn(
     None, where there is no object yet: what the prior expects of these cameras is drawn again, or if it expects
     nothing, noise alone.
     """
-    camera = prior.camera(rig.cameras.c2w.to(prior.device)) if rig.n_view > 1 else None
+    c2w = rig.cameras.c2w.to(prior.device) if rig.n_view > 1 else None
+    camera = None if c2w is None else prior.camera(c2w)
     given = replace(text, camera=camera, n_view=rig.n_view)
     z = (
-        prior.guess(per_image(text.text[0], rig.n_view), camera)
+        prior.guess(per_image(text.text[0], rig.n_view), c2w)
         if pictures is None
         else prior.encode_images(pictures, rng)
     )

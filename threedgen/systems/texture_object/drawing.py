@@ -57,7 +57,9 @@ def draw(
 
     def sample() -> Tensor:
         control = ray_maps(at) if maps is None else maps
-        with task.counted("drawing", steps_in_all(config.steps, model.draft, synchronised.rounds)) as on_step:
+        guess = model.begun(config.text(), at.c2w, (at.height, at.width)) if picture is None else None
+        steps = steps_in_all(config.steps, model.draft, synchronised.rounds, guess)
+        with task.counted("drawing", steps) as on_step:
             return model.draw(
                 config.text(),
                 control,
@@ -71,6 +73,7 @@ def draw(
                 eta=config.eta,
                 on_step=on_step,
                 synchronised=synchronised,
+                guess=guess,
             )
 
     return kept(task.folder / "views.safetensors", "views", shape, sample), notes
