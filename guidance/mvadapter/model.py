@@ -124,7 +124,7 @@ class MVAdapter(StableDiffusion):
                 if own.keys() != its.keys() or any(not torch.equal(own[key], its[key]) for key in own):
                     raise ConfigError(
                         f"the coarse predictor of {weights!r} is of another {name.replace('_', ' ')} than the 2D model "
-                        "has; leave it out",
+                        "has; with null, samples begin as noise",
                         "guess",
                     )
         self.expects = other.coarse

@@ -88,7 +88,7 @@ def test_it_runs(prior: str, distillation: str, field: str, tmp_path: Path) -> N
     files = {"weights": str(prior_folder())}
     if prior == "mvadapter":
         options = tiny_prior_config(tmp_path / "prior")
-        files = {key: options[key] for key in ("weights", "adapter")}
+        files = {key: options[key] for key in ("weights", "adapter")} | {"guess": "null"}
     weights = [f"prior.{key}={value}" for key, value in files.items()]
     chosen = ["--config", "mvdream-toybox", *words(prior, distillation, field), "prompt=a red dog", "out=run"]
     sizes = [*SMALL, *paint(field), "size=12", "camera.n_view=2", "preview.steps=2", "trainer.max_steps=2"]
