@@ -5,7 +5,8 @@ mean squared error of x_0 at t = 800 from 0.435 to 0.451 only. A UNet that sees 
 channels, as InstructPix2Pix (arXiv 2211.09800) sees the picture to edit, does mind them: 0.36 becomes 0.62. Where a
 latent is all noise, the best answer is what the caption usually looks like from that camera; a small decoder, trained
 on nothing else, learns it, and the UNet has but to sharpen and vary it. Models without this part (the toybox's 2D
-model, all released weights) work as ever.
+model, all released weights) work as ever; samples of an adapter around that 2D model can begin with the prediction
+(``prior.guess``).
 """
 
 from __future__ import annotations

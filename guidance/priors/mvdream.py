@@ -309,7 +309,6 @@ class MVDream(MultiviewPrior):
         words, usual = text.chunk(2, 1) if text.shape[1] == 2 * self.max_tokens else (text, text)
         return words, usual
 
-    @torch.no_grad()
     def guess(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
         # of no camera there is but a mean over all, of a subject but its class
         return None if c2w is None or self.identifiers else self.expected(self.coarse, text, c2w)

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, Field, model_validator
 from threedgen.config import Config, ConfigError, Scheduled
 
 Pair = tuple[float, float]
+BETAS = (0.9, 0.98)
+"""Of AdamW: it forgets the sizes of gradients faster than by its default, 0.999."""
 Average = Annotated[
     float, Field(ge=0, lt=1, description="decay of the average of the weights, which is what ships; 0: as they are")
 ]
@@ -130,7 +132,7 @@ class LearningConfig(Config):
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon learns more in a step, and takes longer")
     learning_rate: Scheduled
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.98), description="of AdamW, also of what Muon leaves to it"
+        BETAS, description="of AdamW, also of what Muon leaves to it"
     )
     weight_decay: float = Field(0.01, ge=0)
     ema: Average = 0.0

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from threedgen.config.sections import BETAS
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration; they lift small singular values fastest and end between 0.7 and 1.2."""
 STEPS = 5
-BETAS = (0.9, 0.98)
-"""Of AdamW: it forgets the sizes of gradients faster than by its default, 0.999."""
 
 
 class Muon(torch.optim.Optimizer):

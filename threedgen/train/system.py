@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from threedgen.config import Config, at, dump
+from threedgen.config.sections import BETAS
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
-from threedgen.train.muon import BETAS, Muon
+from threedgen.train.muon import Muon
 
 METRICS_KEY, SECONDS_KEY = "metrics", "seconds"
 
