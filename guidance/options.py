@@ -94,20 +94,25 @@ class PriorConfig(Config):
         """Words that stand for something which it was tuned to. Raises ConfigError."""
         return []
 
-    def describe(self, fetch: bool = True) -> str:
-        """Which files these are: place, size and SHA-256; what is only on the hub is fetched. Raises ConfigError.
+    def describe(self) -> list[str]:
+        """Lines that say which files these are: key, place, size and SHA-256. Raises ConfigError.
 
-        fetch False: the released checkpoints are not, but named.
+        Released checkpoints that are only on the hub are not fetched, but named.
         """
         from .weights.loading import describe
 
-        return describe(self.weights, self.parts, fetch)
+        named = {"weights": describe(self.weights, self.parts)} | self.plugged()
+        return [f"{key}: {found}" for key, found in named.items()]
 
-    def identify(self) -> Identity:
-        """The same with its parts apart. Raises ConfigError."""
+    def identify(self) -> dict[str, Identity]:
+        """The same by the keys that name them; what is only on the hub is fetched. Raises ConfigError."""
         from .weights.loading import identify
 
-        return identify(self.weights, self.parts)
+        return {"weights": identify(self.weights, self.parts)} | self.plugged()
+
+    def plugged(self) -> dict[str, Identity]:
+        """Those that are added to the weights. Raises ConfigError."""
+        return {}
 
 
 class DraftedConfig(PriorConfig):
@@ -161,6 +166,12 @@ class MVDreamConfig(DraftedConfig):
         super().check()
         if self.personalisation is not None:
             subject_card(self.personalisation)
+
+    def plugged(self) -> dict[str, Identity]:
+        from .weights.loading import Identity
+
+        file = self.personalisation
+        return {} if file is None else {"personalisation": Identity.of(Path(file).expanduser())}
 
     def subjects(self) -> list[str]:
         from .weights.loading import subject_card
@@ -223,6 +234,11 @@ class MVDiffusionConfig(DraftedConfig):
 
         super().check()
         plugins.check("blocks", self.blocks)
+
+    def plugged(self) -> dict[str, Identity]:
+        from .weights import plugins
+
+        return plugins.identify("blocks", self.blocks)
 
 
 class MVAdapterConfig(DraftedConfig):
@@ -303,6 +319,12 @@ class MVAdapterConfig(DraftedConfig):
                 loading.check(self.guess, None, (COARSE,))
         if self.image is not None:
             read_cut_out(self.image)
+
+    def plugged(self) -> dict[str, Identity]:
+        from .weights import loading, plugins
+
+        guess = {} if self.guess is None else {"guess": loading.identify(self.guess, (COARSE,))}
+        return plugins.identify("adapter", self.adapter) | guess
 
 
 class DeepFloydConfig(PriorConfig):

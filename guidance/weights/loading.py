@@ -108,12 +108,10 @@ def awaited(weights: str) -> bool:
     return weights in ORIGINALS and local(weights) is None and cached(*hub_name(weights)) is None
 
 
-def describe(weights: str, wanted: Parts = PARTS, fetch: bool = True) -> str:
-    """`PATH (SIZE, SHA-256 DIGEST)` of ``weights``, which are fetched first if they are only on the hub.
-
-    fetch False: of a released checkpoint that is not here it is said only that, and how to get it.
-    """
-    if not fetch and awaited(weights):
+def describe(weights: str, wanted: Parts = PARTS) -> str:
+    """`PATH (SIZE, SHA-256 DIGEST)` of ``weights``; of a released checkpoint that is not here it is said only that, and
+    how to get it."""
+    if awaited(weights):
         return f"{weights}, not on this machine yet; `hf download {ORIGINALS[weights]} {weights}` fetches it"
     return str(identify(weights, wanted))
 
@@ -125,18 +123,20 @@ class Identity(NamedTuple):
     size: int
     digest: str
 
+    @classmethod
+    def of(cls, path: Path, wanted: Parts = PARTS) -> Identity:
+        """Reads a file, or the files of tensors in a diffusers folder, whose digest is that of the lines which
+        sha256sum prints for them, part by part."""
+        files = [path] if path.is_file() else [f for part in parts(path, wanted) for f in tensor_files(path / part)]
+        return cls(path, sum(file.stat().st_size for file in files), digest(path, files))
+
     def __str__(self) -> str:
         return f"{self.path} ({self.size / 1e9:.2f} GB, SHA-256 {self.digest})"
 
 
 def identify(weights: str, wanted: Parts = PARTS) -> Identity:
-    """Reads the files of ``weights``, which are fetched first if they are only on the hub.
-
-    The digest of a folder is that of the lines which sha256sum prints for its files of tensors, part by part.
-    """
-    path = locate(weights, wanted)
-    files = [path] if path.is_file() else [f for part in parts(path, wanted) for f in tensor_files(path / part)]
-    return Identity(path, sum(file.stat().st_size for file in files), digest(path, files))
+    """Reads the files of ``weights``, which are fetched first if they are only on the hub."""
+    return Identity.of(locate(weights, wanted), wanted)
 
 
 def local(weights: str) -> Path | None:

@@ -8,7 +8,7 @@ from threedgen.config.errors import ConfigError, did_you_mean, nearest
 from threedgen.run.made_by import made_by
 
 from .files import sniff
-from .loading import existing
+from .loading import Identity, existing
 from .shipped import FILES, Key, here
 
 OTHERS: dict[Key, str] = {
@@ -40,3 +40,8 @@ def check(key: Key, name: str | None) -> None:
     """Is the file of a name or path, if there is one, one of weights? Raises ConfigError."""
     if name is not None:
         sniff(locate(key, name))
+
+
+def identify(key: Key, name: str | None) -> dict[str, Identity]:
+    """Which file it is, by its key, if there is one. Raises ConfigError."""
+    return {} if name is None else {key: Identity.of(locate(key, name))}

@@ -52,7 +52,7 @@ def _toy(width: int, pause: float, nan: list[int], spoil: int, sleep_at: int, co
             self.net = torch.nn.Sequential(torch.nn.Linear(6, width), torch.nn.Dropout(0.2), torch.nn.Linear(width, 1))
             self.ema = EMA(self.net, 0.9)
             self.register_buffer("grid", torch.zeros(10))
-            self.config_yaml, self.weights = config_yaml, ("", "")
+            self.config_yaml, self.weights = config_yaml, {}
             self.terms: dict[str, Any] = {}
             self.metrics: dict[str, Any] = {}
 

@@ -236,12 +236,15 @@ def test_a_checkpoint_without_a_config_is_not_compared():
 
 
 def test_other_weights_are_refused():
-    check_weights({}, "", "")
-    check_weights({"weights": "ab"}, "start", "ab")
+    made = {"weights": {"start": "ab", "prior.adapter": "12"}}
+    check_weights(made, {})
+    check_weights(made, {"start": "ab", "prior.adapter": "12"})
     with pytest.raises(ConfigError, match=r"start: .*other weights \(SHA-256 ab\.\.\., these have cd\.\.\.\): set"):
-        check_weights({"weights": "ab"}, "start", "cd")
-    for before in ({}, {"weights": ""}):  # of earlier releases
-        check_weights(before, "start", "ab")
+        check_weights(made, {"start": "cd", "prior.adapter": "12"})
+    with pytest.raises(ConfigError, match=r"prior.adapter: .*\(SHA-256 12\.\.\., these have 34\.\.\.\)"):
+        check_weights(made, {"start": "ab", "prior.adapter": "34"})
+    for before in ({}, {"weights": ""}, {"weights": "cd"}, {"weights": {}}):  # of earlier releases
+        check_weights(before, {"start": "ab"})
 
 
 def test_another_machine_is_reported(caplog):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         module: Any = pl_module
-        checkpoint[CONFIG_KEY], checkpoint[WEIGHTS_KEY] = module.config_yaml, module.weights[1]
+        checkpoint[CONFIG_KEY], checkpoint[WEIGHTS_KEY] = module.config_yaml, dict(module.weights)
         checkpoint[NUMERICS_KEY] = numerics()
 
     def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
@@ -146,18 +146,20 @@ def check_config(checkpoint: dict[str, Any], config_yaml: str) -> None:
         )
 
 
-def check_weights(checkpoint: dict[str, Any], key: str, weights: str) -> None:
-    """Raises ConfigError if `checkpoint` was made with other weights than those of this SHA-256, which `key` names.
+def check_weights(checkpoint: dict[str, Any], weights: Mapping[str, str]) -> None:
+    """Raises ConfigError if `checkpoint` was made with other weights than those of these SHA-256s, by the keys that
+    name them.
 
-    Checkpoints of earlier releases do not say with which; see `runs.differences` for those of their toybox prior.
+    Checkpoints of earlier releases do not say so; see `runs.differences` for those of their toybox prior.
     """
-    before = checkpoint.get(WEIGHTS_KEY)
-    if before and weights and before != weights:
-        raise ConfigError(
-            f"the checkpoint was made with other weights (SHA-256 {str(before)[:12]}..., these have "
-            f"{weights[:12]}...): set it to those that it was made with, or begin anew in another output folder",
-            key,
-        )
+    before: Any = checkpoint.get(WEIGHTS_KEY)
+    for key, now in weights.items() if isinstance(before, dict) else ():
+        if before.get(key, now) != now:
+            raise ConfigError(
+                f"the checkpoint was made with other weights (SHA-256 {str(before[key])[:12]}..., these have "
+                f"{now[:12]}...): set it to those that it was made with, or begin anew in another output folder",
+                key,
+            )
 
 
 def numerics() -> dict[str, str]:

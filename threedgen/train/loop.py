@@ -105,7 +105,7 @@ def _go_on_from(module: System, checkpoints: Path, config: Any, resume: bool) ->
         return None
     path, checkpoint = found
     check_config(checkpoint, module.config_yaml)
-    check_weights(checkpoint, *module.weights)
+    check_weights(checkpoint, module.weights)
     compare(checkpoint["state_dict"], module.state_dict(), "the checkpoint")
     require_finite(
         {name: checkpoint["state_dict"][name] for name, _ in module.named_parameters()}, f"the weights in {path}"

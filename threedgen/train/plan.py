@@ -25,7 +25,7 @@ def plan(config: Any) -> str:
     if prompt := " ".join(getattr(config, "prompt", "").split()):
         lines.append(f"prompt: {prompt}")
     if describe := getattr(getattr(config, "prior", None), "describe", None):
-        lines.append(f"weights: {describe(fetch=False)}")
+        lines += describe()
     if trainer := getattr(config, "trainer", None):
         lines.append(f"steps: {trainer.max_steps}")
     set_threads(threads_of(config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,8 @@ class System(pl.LightningModule):
     """A LightningModule whose randomness is keyed by step and purpose and whose frozen networks are in no checkpoint.
 
     `stage`: what the progress bar says, may change. `config_yaml`: the resolved config, is in the checkpoint and
-    compared on resume; so is the SHA-256 of what it is made with, `weights`: the key of the config that names it, and
-    that. `terms`: of the last loss, logged, and named when one is not finite. `metrics`: of the last step, logged, and
+    compared on resume; so are the SHA-256s of what it is made with, `weights`, by the keys of the config that name
+    it. `terms`: of the last loss, logged, and named when one is not finite. `metrics`: of the last step, logged, and
     shown if asked for. `counted(stage, total)` shows something that a step has to do first and that takes long.
     """
 
@@ -47,7 +47,7 @@ class System(pl.LightningModule):
         self.max_steps: int = whole.trainer.max_steps if max_steps is None else max_steps
         placeless = config.model_copy(update={"out": None}) if "out" in type(config).model_fields else config
         self.config_yaml = dump(placeless) + "".join(f"{name}: {fact}\n" for name, fact in facts.items())
-        self.weights = ("", "")
+        self.weights: Mapping[str, str] = {}
         self.metrics: dict[str, float] = {}
         self.terms: dict[str, float] = {}
         self.counted: Callable[[str, int], AbstractContextManager[Count]] = partial(Count, quiet=True)

@@ -16,7 +16,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,7 @@ class Task:
         self.config, self.resume, self.quiet, self.files = config, resume is not None, quiet, tuple(files)
         self.folder, self.begun = Path(str(config.out)), time.monotonic()
         self.leader = True  # of all processes; known when a training has begun
-        self.weights = ("", "")  # the key of the config that names those it is made with, and their SHA-256
+        self.weights = dict[str, str]()  # SHA-256 of those it is made with, by the keys of the config that name them
         self.earlier = 0.0  # seconds of the starts before this one, without what they did after their last checkpoint
 
     def load_prior(self) -> Any:
@@ -62,14 +62,16 @@ class Task:
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
         with within("prior"):
             built = registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
-        self.name_weights("prior.weights", prior.identify())
+        self.name_weights(prior.identify(), "prior.")
         return built
 
-    def name_weights(self, key: str, found: Any) -> None:
-        """Says which files the run is made with, which ``key`` of the config names; checkpoints will know."""
-        if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
-            say(f"weights: {found}")
-        self.weights = (key, found.digest)
+    def name_weights(self, found: Mapping[str, Any], section: str = "") -> None:
+        """Says which files the run is made with, an ``Identity`` by each key of a section of the config that names
+        some; checkpoints will know."""
+        for key, files in found.items():
+            if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
+                say(f"{key}: {files}")
+            self.weights[section + key] = files.digest
 
     def fit(
         self,

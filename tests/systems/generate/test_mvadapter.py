@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tests.support.marks import unix
 from tests.support.task_server import TINY, server, write_config
@@ -56,6 +58,31 @@ def test_an_adapter_that_is_told_a_mesh_cannot(
     assert "memory: about" in capsys.readouterr().out
     assert cli.main(["--config", "tiny.yaml", "out=run"]) == 2
     assert "told the geometry of a mesh, and here is none" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_another_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prior = tiny_prior_config(tmp_path / "prior")
+    write_config(tmp_path / "tiny.yaml", TINY | SHORT, prior=prior)
+    assert cli.main(["--config", "tiny.yaml", "--dry-run"]) == 0
+    named = capsys.readouterr().out
+    assert f"weights: {prior['weights']} (" in named and f"adapter: {prior['adapter']} (" in named
+    assert cli.main(["--config", "tiny.yaml", "out=run"]) == 0
+    halve(Path(prior["adapter"]))
+    capsys.readouterr()
+    assert cli.main(["--resume", "run", "trainer.max_steps=3"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("prior.adapter: ") and "with other weights (SHA-256" in said
+
+
+def halve(file: Path) -> None:
+    """Writes all tensors of a file half as large, and what the file says of itself as it is."""
+    with safe_open(file, "pt") as opened:
+        card = opened.metadata()
+        tensors = {name: opened.get_tensor(name) / 2 for name in opened.keys()}  # noqa: SIM118  no dict
+    save_file(tensors, file, card)
 
 
 @pytest.mark.parametrize(

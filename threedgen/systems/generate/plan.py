@@ -38,11 +38,11 @@ LIBRARIES = 0.5e9
 def plan(config: GenerateConfig) -> str:
     """The text of a dry run. Raises ConfigError for what would stop the run, or a stage of it, at its beginning."""
     parts = [*map(config.stage, config.stages), config]
-    weights = dict.fromkeys(part.prior.describe(fetch=False) for part in parts)
+    weights = dict.fromkeys(line for part in parts for line in part.prior.describe())
     lines = [
         f"would generate: {tidy(config.prompt)}",
         f"folder: {config.out}",
-        *(f"weights: {files}" for files in weights),
+        *weights,
     ]
     if config.stages:
         lines.append(f"stages: {', '.join(config.stages)}, then the run itself; memory is that of the largest")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,12 +115,12 @@ class Pictures:
         return torch.from_numpy(np.stack([picture for picture in found if picture is not None])).float() / 255
 
 
-def source(shots: Shots, keys: Sequence[int], model: str) -> str:
-    """What decides the frames, beside the config."""
+def source(shots: Shots, keys: Sequence[int], weights: Mapping[str, str]) -> str:
+    """What decides the frames, beside the config.  weights: SHA-256s by their keys."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in (shots.depth, shots.at.c2w, shots.at.K):
         digest.update(tensor.contiguous().numpy().tobytes())
-    digest.update(repr((shots.prompts, shots.names, list(keys), model)).encode())
+    digest.update(repr((shots.prompts, shots.names, list(keys), weights)).encode())
     return digest.hexdigest() + "\n"
 
 

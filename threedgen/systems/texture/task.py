@@ -33,7 +33,6 @@ from threedgen.geometry.depth_file import write_depth
 from threedgen.geometry.images import grid, png, readable, to_uint8, write_mp4, write_png
 from threedgen.geometry.overlap import require_poses, spread_pairs
 from threedgen.geometry.poses import Poses
-from threedgen.run.cache import digest
 from threedgen.run.disk import write_atomic, writing
 from threedgen.run.progress import Count
 from threedgen.run.prompts import warn_about
@@ -72,9 +71,7 @@ def texture(task: Task) -> None:
     mesh, how = (None, "") if scene is None else with_uv(scene, config.texture, config.uv)
     draws = plan(keys, config)
     drawn = sorted({n for draw in draws for n in draw.frames})
-    between_views = digest({} if model.multiview is None else model.multiview.new_blocks)
-    made_of = source(shots, keys, f"{config.prior.describe()} {between_views}")
-    pictures = Pictures(task.folder / "frames", shots, made_of)
+    pictures = Pictures(task.folder / "frames", shots, source(shots, keys, task.weights))
     agree = None if mesh is None else partial(on_one_surface, mesh, config.texture, trust(config))
     Painter(model, config, shots, draws, pictures, agree).draw_all(task.quiet)
     frames = pictures.stack(drawn)

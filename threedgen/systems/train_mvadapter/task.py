@@ -39,7 +39,7 @@ def train(task: Task) -> Status:
     config: TrainMVAdapterConfig = task.config
     model = load_base(config)
     network = adapt(config, model)
-    task.name_weights("start", identify(config.start))
+    task.name_weights({"start": identify(config.start)})
 
     def source(split: str) -> ObjectViews:
         built: ObjectViews = registry.build(

@@ -51,7 +51,7 @@ def train(task: Task) -> Status:
         with keyed("blocks"):
             model.unet = differing(model.unet, kept)
     check_told(config, model.extra, "start" if kept is None else "blocks")
-    task.name_weights("start", identify(config.start))
+    task.name_weights({"start": identify(config.start)})
     source = registry.build("scene-source", config.scenes, config.seed, "train")
     seen = scenes(task, model, source)
     lora = None if config.single_view is None else learn_single_views(task, model, seen, config.single_view, begun)

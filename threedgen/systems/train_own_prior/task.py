@@ -44,7 +44,7 @@ def train(task: Task) -> Status:
     else:
         shards = Shards(config.rendered)
     prior = begin(config)
-    task.name_weights("prior.weights", config.prior.identify())
+    task.name_weights(config.prior.identify(), "prior.")
     learnt = split(shards, config.held_out, "train")
     single: Source = AssetViews(shards, learnt, seed, 1)
     if config.pictures is not None:

@@ -49,7 +49,7 @@ def train_base(task: Task) -> Status:
     source = Photographs(config.seed, "train", o.luck, o.rooms, o.clutter, o.style)
     if config.start is not None:
         prior = StableDiffusion.load(config.start, camera=False, image_size=config.image_size)
-        task.name_weights("start", identify(config.start))
+        task.name_weights({"start": identify(config.start)})
         if config.widen is not None:
             prior.unet = wider(prior.unet, config.widen, generator(config.seed, 0, "wider"))
     else:
@@ -110,7 +110,7 @@ def train_prior(task: Task) -> Status:
     both on, of a prior."""
     config: TrainPriorConfig = task.config
     base = MVDream.load(config.start, camera=False)
-    task.name_weights("start", identify(config.start))
+    task.name_weights({"start": identify(config.start)})
     seed, o = config.seed, config.training
     coarse = base.coarse if config.coarse is None else train_coarse(task, base, config.coarse)
     seed_networks(seed, "camera")
