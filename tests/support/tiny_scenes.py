@@ -82,4 +82,4 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     here = "tests.support.tiny_scenes"
     registry.register("scene-source", "tiny", f"{here}:TinyScenes", f"{here}:TinyScenesConfig")
     registry.register("prior", "mvdiffusion", f"{here}:build", "threedgen.guidance.options:MVDiffusionConfig")
-    monkeypatch.setattr(MVDiffusionConfig, "identify", lambda prior: Identity(Path("random"), 0, "0" * 64))
+    monkeypatch.setattr(MVDiffusionConfig, "identify", lambda prior: {"weights": Identity(Path("random"), 0, "0" * 64)})
