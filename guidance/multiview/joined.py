@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from diffusers.models import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, XFormersAttnProcessor
 from diffusers.models.embeddings import TimestepEmbedding
@@ -21,7 +22,12 @@ from torch import Tensor
 
 from threedgen.guidance import sdxl
 
+from .flash import MIN_TOKENS, FlashAttention
+from .rotary import WorldRotary
+
 CAMERA_DIM = 16
+WORLD_ROTARY = "world_rotary"
+"""Entry of a UNet's config: its self-attention takes a `WorldRotary`."""
 Kind = Literal["sdpa", "xformers"]
 """Who computes softmax(q k) v: torch's scaled_dot_product_attention, or xformers' memory_efficient_attention."""
 
@@ -46,14 +52,42 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
         n_view: int = 1,
+        rotary: WorldRotary | None = None,
     ) -> Tensor:
         """hidden_states (B F, L, C) -> (B F, L, C); joined, the tokens of an object are one sequence (B, F L, C)."""
         joined = n_view > 1 and encoder_hidden_states is None
         tokens = hidden_states.unflatten(0, (-1, n_view)).flatten(1, 2) if joined else hidden_states
-        learning = learns_on_cpu(tokens) and attention_mask is None
-        process = self.plain if learning else self.xformers or super().__call__
-        out = process(attn, tokens, encoder_hidden_states, attention_mask, temb)
+        training = learns_on_cpu(tokens) and attention_mask is None
+        if encoder_hidden_states is None and (training or rotary is not None):
+            out = self_attention(attn, tokens, n_view, rotary)
+        else:
+            process = self.plain if training else self.xformers or super().__call__
+            out = process(attn, tokens, encoder_hidden_states, attention_mask, temb)
         return out.reshape(hidden_states.shape) if joined else out
+
+
+def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: WorldRotary | None = None) -> Tensor:
+    """Self-attention (B, F L, C) -> (B, F L, C) by the layers of a diffusers attention block.
+
+    Args:
+        attn: a block without norms and residual of its own, as in the transformers of a UNet.
+        n_view: F, images in a sequence.
+        rotary: rotates queries and keys by the positions of their pixels; None: not rotated.
+    """
+    layers = (attn.to_q, attn.to_k, attn.to_v)
+    q, k, v = (layer(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer in layers)
+    if rotary is not None:
+        q, k = rotary(q, n_view), rotary(k, n_view)
+    if not learns_on_cpu(tokens):
+        out = F.scaled_dot_product_attention(q, k, v)
+    elif tokens.shape[1] >= MIN_TOKENS:
+        out = FlashAttention.apply(q, k, v)
+    else:
+        out = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1).to(v.dtype) @ v
+    out = out.transpose(1, 2).flatten(2)
+    for layer in attn.to_out:  # linear, dropout
+        out = layer(out)
+    return out
 
 
 def learns_on_cpu(tokens: Tensor) -> bool:
@@ -97,6 +131,15 @@ def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
     unet.set_attn_processor(dict.fromkeys(unet.attn_processors, MultiviewAttnProcessor(kind)))
 
 
+def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
+    """A new UNet of a config with changes; `WORLD_ROTARY` is kept, which diffusers would warn of."""
+    entries = {**config, **changes}
+    own = {name: entries.pop(name) for name in (WORLD_ROTARY,) if name in entries}
+    unet: Any = UNet2DConditionModel.from_config(entries)
+    unet.register_to_config(**own)
+    return unet
+
+
 def multiview_unet(**config: Any) -> UNet2DConditionModel:
     """A new multi-view UNet with random weights; ``config`` as for UNet2DConditionModel (camera branch included)."""
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}
@@ -137,6 +180,8 @@ def predict(
     else:
         labels = x.new_zeros(x.shape[0], 0) if camera is None else camera.to(x.dtype)
     text, added = sdxl.taken_apart(unet, text, *(factor * side for side in x.shape[-2:]))
+    if unet.config.get(WORLD_ROTARY):
+        views["rotary"] = WorldRotary(camera, len(x), x.device)
     more: dict[str, Any] = added | {"class_labels": labels, "cross_attention_kwargs": {"n_view": n_view, **views}}
     if features is not None:
         more["down_intrablock_additional_residuals"] = list(features)  # which the network empties

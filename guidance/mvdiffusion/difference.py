@@ -14,6 +14,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.guidance.distillation.lora import LoRA
+from threedgen.guidance.multiview.joined import unet_from_config
 from threedgen.run.torch_file import compare
 
 FIRST = ("conv_in.weight", "conv_in.bias")
@@ -23,7 +24,7 @@ LORA = "lora."
 def widened(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
     """A copy that takes ``extra`` more channels, whose weights are zero: at first they change nothing."""
     channels = unet.config["in_channels"] + extra
-    wide: Any = UNet2DConditionModel.from_config(unet.config, in_channels=channels)
+    wide: Any = unet_from_config(unet.config, in_channels=channels)
     state = dict(unet.state_dict())
     first = state[FIRST[0]]
     state[FIRST[0]] = torch.cat([first, first.new_zeros(first.shape[0], extra, *first.shape[2:])], 1)

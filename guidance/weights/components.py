@@ -17,6 +17,7 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import short
 from threedgen.guidance import sdxl
 from threedgen.guidance.coarse import CoarsePredictor
+from threedgen.guidance.multiview.joined import unet_from_config
 from threedgen.guidance.options import COARSE, SECOND
 from threedgen.guidance.schedule import Schedule
 from threedgen.run.disk import write_json
@@ -36,7 +37,7 @@ class Network(NamedTuple):
 
 
 NETWORKS = {
-    "unet": Network("UNet", ("_class_name", "UNet2DConditionModel"), UNet2DConditionModel.from_config),
+    "unet": Network("UNet", ("_class_name", "UNet2DConditionModel"), unet_from_config),
     "vae": Network("VAE", ("_class_name", "AutoencoderKL"), AutoencoderKL.from_config),
     "text_encoder": Network(
         "text encoder", ("model_type", "clip_text_model"), lambda c: CLIPTextModel(CLIPTextConfig.from_dict(c))

@@ -9,6 +9,7 @@ from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from threedgen.config import ConfigError
+from threedgen.guidance.multiview.joined import unet_from_config
 
 from . import components, files, ldm, loading
 
@@ -87,7 +88,7 @@ def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> Meta
 
 def _build(unet: dict[str, Any], vae: dict[str, Any] | None) -> tuple[UNet2DConditionModel, AutoencoderKL | None]:
     with torch.device("meta"):
-        networks = UNet2DConditionModel.from_config(unet), None if vae is None else AutoencoderKL.from_config(vae)
+        networks = unet_from_config(unet), None if vae is None else AutoencoderKL.from_config(vae)
     return networks
 
 

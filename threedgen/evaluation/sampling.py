@@ -55,7 +55,11 @@ def sample_rings(prior: Prior, prompts: Sequence[str], rings: Sequence[Ring], op
 
 
 def drawn_in_batches(
-    task: Task, count: int, told: Callable[[range], dict[str, str]], draw: Callable[[range], np.ndarray]
+    task: Task,
+    count: int,
+    told: Callable[[range], dict[str, str]],
+    draw: Callable[[range], np.ndarray],
+    folder: str = "samples",
 ) -> np.ndarray:
     """Draws the views (N, V, H, W, 3), uint8, of ``count`` objects in batches, or reads those that are kept already.
 
@@ -65,7 +69,7 @@ def drawn_in_batches(
     with Interrupts() as interrupts, Count("sampling", count, task.quiet) as progress:
         for start in range(0, count, batch):
             chosen = range(start, min(start + batch, count))
-            path, metadata = task.folder / "samples" / f"{start // batch:05d}.safetensors", told(chosen)
+            path, metadata = task.folder / folder / f"{start // batch:05d}.safetensors", told(chosen)
             views = read_views(path, metadata)
             if views is None:
                 interrupts.heed()

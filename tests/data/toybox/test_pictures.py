@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from threedgen.data.toybox.pictures import FourSides, Photographs
+from threedgen.data.toybox.world import Toybox
 
 
 def test_three_of_four_photographs_show_objects_mostly_from_the_front() -> None:
@@ -37,7 +38,7 @@ def test_another_style_shows_the_same_things_made_in_another_way() -> None:
 
 
 def test_four_sides_are_a_quarter_turn_apart() -> None:
-    taken = FourSides(3).block(range(3), 16)
+    taken = FourSides(Toybox(3)).block(range(3), 16)
     assert taken.rgb.shape == (12, 16, 16, 3) and len(taken.captions) == 3
     x, y, _ = taken.c2w.reshape(3, 4, 4, 4)[..., :3, 3].transpose(2, 0, 1)
     turn = np.rad2deg(np.diff(np.unwrap(np.arctan2(y, x), axis=1), axis=1))

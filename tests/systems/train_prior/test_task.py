@@ -32,6 +32,7 @@ from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.data.bank import LatentBank
 from threedgen.data.toybox.pictures import FourSides, Photographs
+from threedgen.data.toybox.world import Toybox
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.mvdream import MVDream
@@ -158,7 +159,7 @@ def tmp_config(folder: Path) -> Path:
 def banks(folder: Path, vae: Any, size: int = 32, two_d: float = 0.3) -> list[tuple[float, LatentBank]]:
     """Of single pictures, and of two views of objects, with their shares of the steps."""
     single = LatentBank(folder / "latents", Photographs(5), vae, size, 40)
-    return [(two_d, single), (1 - two_d, LatentBank(folder / "objects", FourSides(5, n_view=2), vae, size, 20))]
+    return [(two_d, single), (1 - two_d, LatentBank(folder / "objects", FourSides(Toybox(5), 2), vae, size, 20))]
 
 
 @unix

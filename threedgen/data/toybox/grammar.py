@@ -58,13 +58,21 @@ class Noun:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a caption says; "" where it is silent.  ``part`` names a part or an accessory of the noun."""
+    """Content of a caption; "" is unspecified.  ``part`` and ``second``: parts or accessories of the noun."""
 
     noun: str
     colour: str = ""
     size: str = ""
     part: str = ""
     part_colour: str = ""
+    second: str = ""
+    second_colour: str = ""
+
+    @property
+    def details(self) -> tuple[tuple[str, str], ...]:
+        """(word, colour) of each named part or accessory."""
+        both = (self.part, self.part_colour), (self.second, self.second_colour)
+        return tuple((word, colour) for word, colour in both if word)
 
 
 NOUNS: dict[str, Noun] = {}
@@ -117,13 +125,18 @@ def takes_article(word: str) -> bool:
     return not word.endswith("s") and word not in NO_ARTICLE
 
 
+def detail_phrase(word: str, colour: str) -> str:
+    """Noun phrase of a part or an accessory: "a red hat", "yellow wheels"."""
+    words = f"{colour} {word}".strip()
+    return f"{article(words)} {words}" if takes_article(word) else words
+
+
 def clause(spec: Spec) -> str:
-    """ "wearing a red hat", "with yellow wheels", or ""."""
-    if not spec.part:
-        return ""
-    words = f"{spec.part_colour} {spec.part}".strip()
-    words = f"{article(words)} {words}" if takes_article(spec.part) else words
-    return f"wearing {words}" if spec.part in ACCESSORIES else f"with {words}"
+    """ "wearing a red hat", "with yellow wheels", both joined by "and", or ""."""
+    phrases = [
+        f"{'wearing' if word in ACCESSORIES else 'with'} {detail_phrase(word, colour)}" for word, colour in spec.details
+    ]
+    return " and ".join(phrases)
 
 
 def caption(spec: Spec, wording: int = 0) -> str:
@@ -164,11 +177,9 @@ def mentioned(text: str) -> Spec | None:
 
 
 def held_out(spec: Spec) -> bool:
-    """Whether the combination (noun, colour, part) is kept out of training: a fixed sixteenth of them."""
-    if not (spec.colour and spec.part):
-        return False
-    key = f"{spec.noun}/{spec.colour}/{spec.part}".encode()
-    return hashlib.blake2b(key, digest_size=8).digest()[0] % 16 == 0
+    """Whether a combination (noun, colour, part) of the spec is kept out of training: a fixed sixteenth of them."""
+    keys = [f"{spec.noun}/{spec.colour}/{word}".encode() for word, _ in spec.details if spec.colour]
+    return any(hashlib.blake2b(key, digest_size=8).digest()[0] % 16 == 0 for key in keys)
 
 
 def draw_spec(rng: np.random.Generator) -> Spec:

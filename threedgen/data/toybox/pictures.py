@@ -21,7 +21,7 @@ from .primitives import Asset
 from .raycast import Picture, render
 from .rooms import Rooms
 from .styles import Style
-from .world import Split, Toybox, View
+from .world import Split, Toybox
 
 FRONT, ANY_SIDE = 6.0, 0.25
 """How much photographers prefer the front: the density of the azimuth is proportional to exp(FRONT cos azimuth), but
@@ -93,12 +93,10 @@ class Photographs:
 
 
 class FourSides:
-    """Shows objects from ``n_view`` sides at once, with their cameras; see ``Toybox`` for ``luck`` and ``view``."""
+    """Objects of a toybox from ``n_view`` sides at once, with their cameras."""
 
-    def __init__(
-        self, seed: int = 0, split: Split = "train", n_view: int = 4, luck: float = 1.0, view: View | None = None
-    ) -> None:
-        self.n_view, self.box = n_view, Toybox(seed, split, view, luck)
+    def __init__(self, box: Toybox, n_view: int = 4) -> None:
+        self.n_view, self.box = n_view, box
 
     def describe(self) -> str:
         return f"{self.n_view} sides, {self.box.describe()}"

@@ -32,9 +32,9 @@ class Primitive:
 
 @dataclass(frozen=True)
 class Asset:
-    """A list of solids inside the ball of radius 0.85, front towards +x, z up, and what a caption says of it.
+    """A list of solids inside the ball of radius 0.85, front towards +x, z up, with the fields of its ``Spec``.
 
-    ``colour`` and ``part_colour`` are names or "" when the caption leaves them open; ``part`` is "" without a clause;
+    Colours are names, or "" if unspecified; ``part`` and ``second`` are "" if no part or accessory is named;
     ``front`` is False for nouns that look alike from every side (a ball, an apple).  ``labels``: those of the solids,
     each once, unless others are given.
     """
@@ -47,6 +47,8 @@ class Asset:
     size: str = ""
     part: str = ""
     part_colour: str = ""
+    second: str = ""
+    second_colour: str = ""
     front: bool = False
     index: int = -1
     labels: tuple[str, ...] = ()

@@ -108,11 +108,12 @@ def build(spec: Spec, rng: np.random.Generator, text: str | None = None, index: 
     than 1 nearer to the middle, but for words for colours."""
     entry, drawn = NOUNS[spec.noun], rng if luck == 1 else Tempered(rng, luck)
     main = colour_value(spec.colour or draw_colour(rng), drawn)
-    bound = {spec.part: colour_value(spec.part_colour or draw_colour(rng), drawn)} if spec.part else {}
+    bound = {word: colour_value(colour or draw_colour(rng), drawn) for word, colour in spec.details}
     builder = Builder(drawn, main, bound)
     entry.recipe(builder)
-    if spec.part in ACCESSORIES and spec.part in entry.wears:
-        ACCESSORIES[spec.part](builder, bound[spec.part])
+    for word in bound:
+        if word in ACCESSORIES and word in entry.wears:
+            ACCESSORIES[word](builder, bound[word])
     radius, stretch = SIZES[spec.size]
     radius *= drawn.uniform(0.85, 1.0) if spec.size == "" else drawn.uniform(0.95, 1.0)
     wobble = np.exp(np.clip(drawn.normal(0, 0.05, 3), -0.1, 0.1))

@@ -117,6 +117,14 @@ class EvaluatePriorConfig(EvaluationConfig):
     fov: float = Field(40.0, gt=0, lt=180, description="degrees, of the true renders that samples are compared with")
     relative_distance: float = Field(0.95, gt=0, le=100, description="of those, in 1 / tan(fov / 2)")
     batch: int = Field(8, ge=1, le=1024, description="objects denoised together; one file for each batch")
+    view_use: int = Field(
+        64, ge=0, le=10_000, description="objects on which the use of other views is measured; 0: off"
+    )
+    open_nouns: int = Field(
+        24, ge=0, le=76, description="prompts without colours, and as many with an accessory; 0: off"
+    )
+    seeds: int = Field(12, ge=2, le=1000, description="seeds of a prompt without colours, for the variety")
+    matte: str = Field("toybox-matte", min_length=1, description="network that finds the foreground of a sample")
 
 
 class Evaluate3DConfig(EvaluationConfig):

@@ -3,6 +3,7 @@
 RUN/samples/00003.safetensors   one batch of objects, kept: a killed run goes on after the last whole one
 RUN/report.json, report.md      figures with intervals, beside the probe's own on ground truth
 RUN/sheet.png                   some of the samples with captions and verdicts
+RUN/open/, open.png             the same for prompts that leave colours open
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from threedgen.data.toybox.captions import OpenToybox
+from threedgen.data.toybox.pictures import FourSides
 from threedgen.data.toybox.world import portraits
 from threedgen.evaluation.sampling import drawn_in_batches, random_ring, sample_rings
+from threedgen.evaluation.tables import write_strips
+from threedgen.guidance.matte import Matte
 from threedgen.guidance.prior import Prior
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.arrays import evenly
 from threedgen.run.cache import digest
 from threedgen.run.progress import Count
@@ -22,8 +28,14 @@ from threedgen.run.seeding import generator, numpy_generator
 from threedgen.train.task import Task, run_task
 
 from .held_out import held_out_cases
+from .open_prompts import Cases, measure, open_table, true_views
 from .options import EvaluatePriorConfig
+from .probe import Probe
 from .report import Scores
+from .view_use import Objects, view_use, view_use_table
+
+HELD_BACK = 7_000_000
+"""Added to the seed for objects that no training with a seed of its own has seen."""
 
 KEYS = ("noun", "colour", "part", "part_colour", "bound", "order", "each_side", "side", "noun_single", "colour_single")
 
@@ -52,7 +64,8 @@ def evaluate(task: Task) -> None:
             real = [portraits(case.truth(config.seed, k), *at).rgb for k in (0, 1)]
             scores.add(case, views, azimuth, real)
             count.add(1)
-    about = {"samples": len(cases), "steps": config.steps, "guidance_scale": config.guidance_scale}
+    sections, figures = more_figures(task, prior, weights, scores.probe)
+    about = {"samples": len(cases), "steps": config.steps, "guidance_scale": config.guidance_scale, **figures}
     shown = {k: drawn[k] for k in evenly(len(cases), config.sheet)}
     before = f"""# What the prior draws
 
@@ -63,7 +76,40 @@ ground-truth renders of the same captions from the same cameras: more than that 
     after = """\
 Order: of all ways to give the four sides to the views, the most probable is the one that the cameras say. A single
 view's side counts as right within 15 degrees of its quarter."""
-    scores.report(KEYS, before, after, about, shown, prior=weights)
+    scores.report(KEYS, before, "\n\n".join([after, *sections]), about, shown, prior=weights)
+
+
+def more_figures(task: Task, prior: Any, weights: str, probe: Probe) -> tuple[list[str], dict[str, Any]]:
+    """Sections of the report on the use of other views and on open prompts, and their figures.
+
+    Only for priors with cameras of their own: MV-Adapter's views have no levels of their own.
+    """
+    config: EvaluatePriorConfig = task.config
+    sections, figures = list[str](), dict[str, Any]()
+    if config.view_use and isinstance(prior, MVDream):
+        world = FourSides(OpenToybox(config.seed + HELD_BACK, "train"), config.n_view)
+        objects = Objects.encoded(prior, world.block(range(config.view_use), prior.image_size))
+        figures["view_use"] = view_use(prior, objects, config.seed)
+        sections.append(view_use_table(figures["view_use"]))
+    if config.open_nouns:
+        cases = Cases.chosen(config.open_nouns, config.seeds)
+        every = cases.every
+        ring = np.arange(4) * np.pi / 2, float(np.deg2rad(15))
+
+        def told(chosen: range) -> dict[str, str]:
+            return {"prior": weights, "open": "\n".join(f"{every[k].prompt} {every[k].seed}" for k in chosen)}
+
+        def draw(chosen: range) -> np.ndarray:
+            rngs = [generator(config.seed, every[k].seed, "open prompt") for k in chosen]
+            return sample_rings(prior, [every[k].prompt for k in chosen], [ring] * len(chosen), config, rngs)
+
+        drawn = drawn_in_batches(task, len(every), told, draw, "open") / np.float32(255)
+        truth = [true_views(case, ring[0], drawn.shape[2], config.seed) for case in every]
+        figures["open"] = measure(probe, Matte.load(config.matte), cases, list(drawn), truth)
+        sections.append(open_table(figures["open"], config.open_nouns, config.seeds))
+        shown = [*range(config.open_nouns), *range(config.open_nouns, 2 * config.open_nouns)]
+        write_strips(task.folder / "open.png", [drawn[k] for k in shown], [every[k].prompt for k in shown], 4)
+    return sections, figures
 
 
 run = partial(run_task, evaluate, result="report.md", again=True)

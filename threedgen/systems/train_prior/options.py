@@ -180,6 +180,20 @@ class PhotographsConfig(DiffusionConfig):
     style: Literal["plain", "blocks"] = Field("plain", description="of the objects: as they are, or each part a block")
 
 
+class ViewNoiseConfig(Config):
+    """Noise levels of the views of an object in training; all equal in the remaining objects."""
+
+    independent: float = Field(0.0, ge=0, le=1, description="share of objects with a noise level for each view")
+    companions: float = Field(0.0, ge=0, le=1, description="share of objects with little noise in some views")
+
+    @model_validator(mode="after")
+    def _shares(self) -> ViewNoiseConfig:
+        if self.independent + self.companions > 1:
+            both = f"independent {self.independent:g} and companions {self.companions:g}"
+            raise ValueError(f"{both} should not exceed 1 together; try companions={1 - self.independent:.2g}")
+        return self
+
+
 class MultiviewDiffusionConfig(DiffusionConfig):
     """How the UNet learns to draw several views at once (MVDream section 3: one network, 2D and multi-view batches).
 
@@ -188,6 +202,7 @@ class MultiviewDiffusionConfig(DiffusionConfig):
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that see each other")
     two_d: float = Field(0.3, ge=0, le=1, description="share of 2D batches: attention by view, no camera")
+    view_noise: ViewNoiseConfig = ViewNoiseConfig()
     sheet_prompts: tuple[str, ...] = Field(DiffusionConfig().sheet_prompts[:8], description="of the sample sheet")
 
     @model_validator(mode="after")
@@ -254,6 +269,18 @@ class TrainPriorConfig(RunConfig):
     )
     coarse: CoarseConfig | None = Field(
         CoarseConfig(), description="the coarse predictor; null: none, as MVDream has none, or that of `start` as it is"
+    )
+    widen: tuple[int, ...] | None = Field(
+        None, description="channels of each level of the UNet, multiples of those of `start`; null: the same"
+    )
+    attention: bool = Field(False, description="add attention at the levels of the UNet that have none")
+    rotary: bool = Field(
+        False,
+        description="self-attention takes the world positions of pixels (rotary embedding, in the plane of the object)",
+    )
+    open_captions: bool = Field(False, description="captions state some colours or none, and up to two parts")
+    scattered: float = Field(
+        0.0, ge=0, le=1, description="share of objects with independent cameras; open captions only"
     )
     fov_range: Fovs = Field((35.0, 45.0), description="of the cameras, degrees")
     distance_range: Positives = Field((0.9, 1.0), description="of the cameras, in 1 / tan(fov / 2)")

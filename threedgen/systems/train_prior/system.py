@@ -22,7 +22,7 @@ from threedgen.data.toybox.words import vocabulary
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.multiview.joined import CAMERA_DIM
+from threedgen.guidance.multiview.joined import CAMERA_DIM, WORLD_ROTARY, unet_from_config
 from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
@@ -30,9 +30,13 @@ from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import mixed
 from threedgen.run.seeding import generator, numpy_generator
-from threedgen.train.system import AveragedSystem, timesteps
+from threedgen.train.system import AveragedSystem
 
-from .options import DiffusionConfig, NetworkConfig
+from .noise_levels import view_timesteps
+from .options import DiffusionConfig, NetworkConfig, ViewNoiseConfig
+
+HEAD_WIDTH = 64
+"""Channels of an attention head that is added."""
 
 
 def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, image_size: int) -> StableDiffusion:
@@ -60,12 +64,26 @@ def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, imag
     return StableDiffusion(unet, vae, text, tokenizer, schedule(prediction=options.prediction))
 
 
-def multiview_model(base: MVDream, coarse: CoarsePredictor | None) -> MVDream:
-    """Puts the same networks, not copied, around a UNet that has a camera branch and sees a coarse prediction, if there
-    is one. Where ``base`` is a 2D model, the weights of both are zero, so it begins as ``base``."""
-    unet = base.unet
+def multiview_model(
+    base: MVDream, coarse: CoarsePredictor | None, attention: bool = False, rotary: bool = False
+) -> MVDream:
+    """A multi-view prior around the networks of ``base``, which are shared, with what it lacks added to the UNet.
+
+    Args:
+        base: a 2D model or a multi-view prior.
+        coarse: its prediction becomes an input of the UNet; None: no such input.
+        attention: add attention to the levels that have none.
+        rotary: rotate queries and keys by the world positions of their pixels.
+
+    All additions but ``rotary`` have no effect at first: their last or first weights are zero.
+    """
+    unet: Any = base.unet
     if coarse is not None and base.coarse is None:
         unet = widened(unet, coarse.config["latent_channels"])
+    if attention:
+        unet = with_attention(unet)
+    if rotary:
+        unet.register_to_config(**{WORLD_ROTARY: True})
     if unet.class_embedding is None:
         unet = with_camera(unet)
     return MVDream(unet, base.vae, base.text_encoder, base.tokenizer, base.schedule, coarse)
@@ -74,11 +92,31 @@ def multiview_model(base: MVDream, coarse: CoarsePredictor | None) -> MVDream:
 def with_camera(wide: Any) -> Any:
     """A UNet with the weights of another one and a camera branch, which says nothing yet: its last weights are zero."""
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}
-    unet: Any = UNet2DConditionModel.from_config(wide.config, **camera)
+    unet: Any = unet_from_config(wide.config, **camera)
     unet.load_state_dict(unet.state_dict() | wide.state_dict())
     with torch.no_grad():
         for parameter in unet.class_embedding.linear_2.parameters():
             parameter.zero_()
+    return unet
+
+
+def with_attention(plain: Any) -> Any:
+    """A UNet with the weights of another one and attention at all levels; the output of what is new is zero."""
+    widths, heads = plain.config["block_out_channels"], list(plain.config["attention_head_dim"])  # numbers of heads
+    for k, kind in enumerate(plain.config["down_block_types"]):
+        heads[k] = heads[k] if "CrossAttn" in kind else max(1, widths[k] // HEAD_WIDTH)
+    unet: Any = unet_from_config(
+        plain.config,
+        down_block_types=("CrossAttnDownBlock2D",) * len(widths),
+        up_block_types=("CrossAttnUpBlock2D",) * len(widths),
+        attention_head_dim=heads,
+    )
+    own = plain.state_dict()
+    unet.load_state_dict(unet.state_dict() | own)
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if name not in own and ".proj_out." in name:
+                parameter.zero_()
     return unet
 
 
@@ -102,6 +140,7 @@ class DiffusionSystem(AveragedSystem):
         from, each with the share of the steps that see it: single pictures, several views of objects, other sizes."""
         super().__init__(config, vocabulary=vocabulary(prior.tokenizer))
         self.options: DiffusionConfig = config.training
+        self.view_noise: ViewNoiseConfig = getattr(self.options, "view_noise", ViewNoiseConfig())
         self.banks = banks
         self.unet = prior.unet.requires_grad_(True).train()
         self.keep_average(self.unet, self.options.ema)
@@ -158,8 +197,8 @@ class DiffusionSystem(AveragedSystem):
         chosen = self.entries(step, n_view, share)
         self.make_together(bank, chosen)
         told = [rng.random() >= o.no_text for _ in chosen][mine]
-        t = timesteps(len(chosen), prior.schedule.T, at(o.timestep_power, step, self.max_steps), gen)[mine]
-        t = t.repeat_interleave(n_view)  # the views of an object share their noise level
+        power = float(at(o.timestep_power, step, self.max_steps))
+        t = view_timesteps(len(chosen), n_view, prior.schedule.T, power, self.view_noise, gen)[mine].flatten()
         noise = torch.randn(len(chosen), *bank.latent_shape, generator=gen)[mine].flatten(0, 1)
         chosen = chosen[mine]
         captions = [text if kept else "" for text, kept in zip(bank.captions(chosen), told, strict=True)]

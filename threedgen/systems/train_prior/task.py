@@ -20,9 +20,10 @@ from torch import nn
 
 from threedgen.config.errors import called
 from threedgen.data.bank import LatentBank, Source
+from threedgen.data.toybox.captions import OpenToybox
 from threedgen.data.toybox.pictures import FourSides, Photographs
 from threedgen.data.toybox.words import train_tokenizer
-from threedgen.data.toybox.world import View
+from threedgen.data.toybox.world import Toybox, View
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.draft import DRAFT
 from threedgen.guidance.priors.mvdream import MVDream
@@ -112,11 +113,18 @@ def train_prior(task: Task) -> Status:
     base = MVDream.load(config.start, camera=False)
     task.name_weights({"start": identify(config.start)})
     seed, o = config.seed, config.training
+    if config.widen is not None:
+        base.unet = wider(base.unet, config.widen, generator(seed, 0, "wider"))
     coarse = base.coarse if config.coarse is None else train_coarse(task, base, config.coarse)
     seed_networks(seed, "camera")
-    prior = multiview_model(base, coarse)
+    prior = multiview_model(base, coarse, config.attention, config.rotary)
     view = View(fov=config.fov_range, relative_distance=config.distance_range)
-    objects = FourSides(seed, "train", o.n_view, o.luck, view)
+    world = (
+        OpenToybox(seed, "train", view, o.luck, config.scattered)
+        if config.open_captions
+        else Toybox(seed, "train", view, o.luck)
+    )
+    objects = FourSides(world, o.n_view)
     parts = [
         *banks(task, prior, "latents", Photographs(seed, "train"), o.two_d),
         *banks(task, prior, "objects", objects, 1 - o.two_d),
@@ -130,7 +138,7 @@ def train_coarse(task: Task, base: MVDream, o: CoarseConfig) -> CoarsePredictor:
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
     coarse = base.coarse or CoarsePredictor(base.text_shape[1], channels, side)
-    source = FourSides(seed, "train", 1, luck=0)
+    source = FourSides(Toybox(seed, "train", luck=0), 1)
     with writing(task.folder):
         bank = LatentBank(task.folder / "typical", source, base.vae, base.image_size, o.pictures)
     learner = CoarseSystem(o, seed, coarse, base, bank)

@@ -11,11 +11,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers.models import UNet2DConditionModel
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError
 from threedgen.guidance.convolution import quick
+from threedgen.guidance.multiview.joined import unet_from_config
 
 SINUSOIDS = "time_embedding.linear_1.weight"
 """Reads sines and cosines of the timestep, as many as the first level has channels."""
@@ -26,24 +26,23 @@ def wider(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
     """A copy of a stock UNet with ``channels`` at each level; the same object if it has those.
 
     It computes what ``unet`` does but for the group norms that span two levels, whose groups are cut elsewhere (in the
-    toybox's 2D model 3 to 9 % of what it makes of noise).  Raises ConfigError unless each width is a multiple of the
-    old one, and levels of one width stay so.
+    toybox's 2D model 3 to 9 % of what it makes of noise).  Where two levels become equally wide, the projection between
+    them is lost, so the output differs more and needs training.  Raises ConfigError unless each width is a multiple of
+    the old one, and levels of one width stay so.
     """
     old = list(unet.config["block_out_channels"])
     if list(channels) == old:
         return unet
     if len(channels) != len(old) or any(new < width or new % width for new, width in zip(channels, old, strict=True)):
         raise ConfigError(f"{list(channels)} should be multiples of the widths that there are, {old}", "widen")
-    if [a == b for a, b in pairwise(channels)] != [a == b for a, b in pairwise(old)]:
-        same = "levels of one width have no layer between them, so equal ones stay equal and others different"
+    if any(a == b and new_a != new_b for (a, b), (new_a, new_b) in zip(pairwise(old), pairwise(channels), strict=True)):
+        same = "levels of one width have no layer between them, so equal ones stay equal"
         raise ConfigError(f"{list(channels)} and {old}: {same}", "widen")
     embedding = unet.time_embedding.linear_1.out_features
-    wide: Any = UNet2DConditionModel.from_config(
-        unet.config, block_out_channels=tuple(channels), time_embedding_dim=embedding
-    )
+    wide: Any = unet_from_config(unet.config, block_out_channels=tuple(channels), time_embedding_dim=embedding)
     joined = _joined(unet, wide)
     state, shapes = unet.state_dict(), {name: weight.shape for name, weight in wide.state_dict().items()}
-    wide.load_state_dict({name: _spread(name, state[name], shapes[name], joined, rng) for name in state})
+    wide.load_state_dict({name: _spread(name, state[name], shapes[name], joined, rng) for name in shapes})
     wide.set_attn_processor(unet.attn_processors)
     return quick(wide).to(unet.device).train(unet.training)
 

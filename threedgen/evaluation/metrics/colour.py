@@ -1,0 +1,62 @@
+"""Colour metrics in CIE Lab: agreement of views and mottle of surfaces."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from scipy.cluster.vq import kmeans2
+from scipy.ndimage import binary_erosion
+from skimage.color import rgb2lab
+
+PALETTE = 4
+"""Colours of the palette that mottle is measured against."""
+MOTTLE_PIXELS = 4000
+SMALLEST = 0.01
+"""A view whose foreground is a smaller share of the image is missing."""
+
+
+def foreground_means(views: np.ndarray, masks: np.ndarray) -> list[np.ndarray | None]:
+    """Mean Lab colour (3,) of the foreground of each view; None where there is next to none.
+
+    Args:
+        views: (V, H, W, 3) in [0, 1].
+        masks: (V, H, W) bool.
+    """
+    return [
+        rgb2lab(view[mask][None])[0].mean(0) if mask.mean() >= SMALLEST else None
+        for view, mask in zip(views, masks, strict=True)
+    ]
+
+
+def colour_disagreement(means: Sequence[np.ndarray | None], missing: float) -> float:
+    """Mean pairwise Lab distance of the foreground means of an object's views; pairs with a missing view count
+    ``missing``."""
+    pairs = [missing if a is None or b is None else float(np.linalg.norm(a - b)) for a, b in combinations(means, 2)]
+    return float(np.mean(pairs))
+
+
+def mottle(views: np.ndarray, masks: np.ndarray, seed: int = 0) -> float | None:
+    """Mean distance of the foreground's Lab (a, b) to the nearest colour of a palette of ``PALETTE`` colours.
+
+    The palette is found by k-means over all views of the object; edges are left out.  None without a foreground.
+
+    Args:
+        views: (V, H, W, 3) in [0, 1].
+        masks: (V, H, W) bool.
+    """
+    inner = np.stack([binary_erosion(mask, iterations=max(1, views.shape[1] // 64)) for mask in masks])
+    pixels = views[inner]
+    if len(pixels) < PALETTE:
+        return None
+    rng = np.random.default_rng(seed)
+    ab = rgb2lab(pixels[rng.integers(len(pixels), size=MOTTLE_PIXELS)][None])[0][:, 1:]
+    best = np.inf
+    for attempt in range(4):
+        with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # fewer colours than the palette has
+            warnings.simplefilter("ignore")
+            palette, nearest = kmeans2(ab, PALETTE, minit="++", rng=np.random.default_rng([seed, attempt]))
+        best = min(best, float(np.linalg.norm(ab - palette[nearest], axis=1).mean()))
+    return best

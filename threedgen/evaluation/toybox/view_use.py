@@ -1,0 +1,145 @@
+"""Measure how much a multi-view prior uses the other views of an object when it denoises one of them.
+
+View 0 gets noise and its clean latents are predicted in one step, with the empty prompt, while its companions are
+
+    true         the other views of the same object, with the same noise level
+    wrong        views of another object
+    alone        the other views at the last time step, so next to pure noise
+    clean        the other views with next to no noise (t = CLEAN), view 0 at the last time step
+
+A prior that ignores its companions has equal errors in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threedgen.data.bank import Captioned, encode
+from threedgen.evaluation.metrics.figures import bootstrap_ratio, estimate, mean, mean_estimate
+from threedgen.evaluation.tables import markdown_table, rounded, with_interval
+from threedgen.guidance.prior import MultiviewPrior
+from threedgen.run.seeding import generator
+
+LEVELS = (350, 500, 650, 800, 950)
+LOW_LEVELS = (50, 200)
+CLEAN = 100
+"""Time step of companions that are nearly clean."""
+BATCH = 16
+"""Objects denoised together."""
+
+
+class Objects(NamedTuple):
+    """N objects of V views: clean latents z (N, V, C, h, w), poses c2w (N, V, 4, 4) and captions (N)."""
+
+    z: Tensor
+    c2w: Tensor
+    captions: list[str]
+
+    @classmethod
+    def encoded(cls, prior: Any, views: Captioned) -> Objects:
+        """Encode the images of captioned views."""
+        count = len(views.captions)
+        z = encode(prior.vae, torch.from_numpy(views.rgb)).unflatten(0, (count, -1)).to(prior.device)
+        return cls(z, torch.from_numpy(views.c2w).float().reshape(count, -1, 4, 4).to(prior.device), views.captions)
+
+
+@torch.no_grad()
+def x0_errors(
+    prior: MultiviewPrior, objects: Objects, z: Tensor, t: Tensor, noise: Tensor, captions: Sequence[str] | None = None
+) -> np.ndarray:
+    """Squared error of the predicted clean latents of view 0, mean over its numbers: (N,).
+
+    Args:
+        z: latents (N, V, C, h, w) that get noise; view 0 is that of ``objects``.
+        t: time steps (N, V).
+        noise: like ``z``.
+        captions: None: the empty prompt.
+    """
+    n_view, errors = z.shape[1], []
+    for part in torch.arange(len(z)).split(BATCH):
+        texts = prior.encode_prompt([""] if captions is None else [captions[k] for k in part])
+        text = texts.expand(len(part), -1, -1).repeat_interleave(n_view, 0)
+        camera = prior.camera(objects.c2w[part].flatten(0, 1))
+        steps = t[part].flatten().to(z.device)
+        x = prior.schedule.add_noise(z[part].flatten(0, 1), noise[part].flatten(0, 1), steps)
+        x0 = prior.schedule.x0_from_eps(x, prior.denoise(x, steps, text, camera, n_view), steps)
+        miss = x0.unflatten(0, (-1, n_view))[:, 0] - objects.z[part, 0]
+        errors.append(miss.square().flatten(1).mean(1).cpu())
+    return torch.cat(errors).numpy().astype(float)
+
+
+def view_use(prior: MultiviewPrior, objects: Objects, seed: int) -> dict[str, Any]:
+    """Errors of view 0 by noise level and companions, with ratios and 95 % intervals over objects."""
+    z, last = objects.z, prior.schedule.T - 1
+    noise = torch.randn(z.shape, generator=generator(seed, 0, "view use")).to(z)
+    wrong = torch.cat([z[:, :1], z.roll(1, 0)[:, 1:]], 1)
+    rows = []
+    for level in LEVELS:
+        t = torch.full(z.shape[:2], level)
+        far = t.clone()
+        far[:, 1:] = last
+        errors = {
+            "true": x0_errors(prior, objects, z, t, noise),
+            "wrong": x0_errors(prior, objects, wrong, t, noise),
+            "alone": x0_errors(prior, objects, z, far, noise),
+            "caption": x0_errors(prior, objects, z, t, noise, objects.captions),
+        }
+        row: dict[str, Any] = {"t": level} | {name: mean_estimate(list(found)) for name, found in errors.items()}
+        for name in ("true", "wrong"):
+            row[f"{name}_over_alone"] = _ratio(errors[name], errors["alone"])
+        rows.append(row)
+    t = torch.full(z.shape[:2], CLEAN)
+    t[:, 0] = last
+    clean = mean_estimate(list(x0_errors(prior, objects, z, t, noise)))
+    copied = (z.roll(-(z.shape[1] // 2), 1)[:, 0].flip(-1) - z[:, 0]).square().flatten(1).mean(1)
+    low = [
+        {
+            "t": t,
+            "caption": mean(list(x0_errors(prior, objects, z, torch.full(z.shape[:2], t), noise, objects.captions))),
+        }
+        for t in LOW_LEVELS
+    ]
+    figures = {
+        "objects": len(z),
+        "variance": float(z.var()),
+        "levels": rows,
+        "low_levels": low,
+        "clean": clean,
+        "opposite_view_mirrored": mean_estimate(copied.tolist()),
+    }
+    return rounded(figures)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> dict[str, float | None]:
+    return estimate(float(above.mean() / below.mean()), bootstrap_ratio(list(above), list(below)))
+
+
+def view_use_table(figures: dict[str, Any]) -> str:
+    """Markdown section of ``view_use``."""
+    heads = [
+        "t",
+        "true companions",
+        "another object's",
+        "alone",
+        "true / alone",
+        "another's / alone",
+        "with the caption",
+    ]
+    keys = ("true", "wrong", "alone", "true_over_alone", "wrong_over_alone", "caption")
+    rows = [[str(row["t"]), *(with_interval(row[key]) for key in keys)] for row in figures["levels"]]
+    low = ", ".join(f"{row['caption']:.4f} at t = {row['t']}" for row in figures["low_levels"])
+    return f"""## Use of the other views
+
+Squared error of the predicted clean latents of one view, empty prompt, {figures["objects"]} objects; the variance of
+the latents is {figures["variance"]:.2f}.
+
+{markdown_table(heads, rows)}
+
+Companions nearly clean (t = {CLEAN}), the view itself at the last time step: {with_interval(figures["clean"])};
+copying the mirrored latents of the opposite view: {with_interval(figures["opposite_view_mirrored"])}.
+Little noise, with the caption: {low}."""
