@@ -47,11 +47,12 @@ def ring_poses(ring: Ring) -> Tensor:
 def sample_rings(prior: Prior, prompts: Sequence[str], rings: Sequence[Ring], options: Any, rngs: Any) -> np.ndarray:
     """Samples all prompts together, each on its ring and with its own generator: uint8 (N, V, H, W, 3).
 
-    ``options``: steps, guidance_scale and, if there is one, negative_prompt.
+    ``options``: steps, guidance_scale and, if there are any, negative_prompt and from_noise.
     """
     c2w = torch.stack([ring_poses(ring) for ring in rings])
     how = (options.steps, options.guidance_scale, getattr(options, "negative_prompt", ""))
-    return to_uint8(prior.sample(prompts, c2w, *how, rngs).unflatten(0, (len(prompts), -1)))
+    start = {"guess_noise": 1.0} if getattr(options, "from_noise", False) else {}
+    return to_uint8(prior.sample(prompts, c2w, *how, rngs, **start).unflatten(0, (len(prompts), -1)))
 
 
 def drawn_in_batches(

@@ -67,6 +67,7 @@ def test_evaluate_3d_makes_measures_and_leaves_finished_runs(
     assert figures["failed"] == 1 and figures["costs"]["seconds_median"] == 12.5
     assert figures["measured"]["noun"]["total"] == 3 and figures["probe_on_truth"]["noun"]["total"] == 3
     near = figures["fidelity"]
+    assert near["floor_mottle"] > 0 and figures["objects"][0]["mottle"] is not None
     assert near["translucent"] == 2 and near["without_surface"] == 1 and near["roughness"] == 9
     assert 0 < near["floor_roughness"] < 9 and near["floor_fid"] < near["fid"]  # one of three is a grey picture
     assert figures["objects"][1]["answers"]["noun"] is False and figures["objects"][1]["seconds"] is None

@@ -18,8 +18,10 @@ from threedgen.config import registry
 from threedgen.data.assets.make import render
 from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews
+from threedgen.data.bank import Captioned
 from threedgen.evaluation.metrics.distributions import fid
 from threedgen.evaluation.metrics.figures import jackknife_estimate, mean_estimate
+from threedgen.evaluation.metrics.view_use import Objects, view_use, view_use_table
 from threedgen.evaluation.sampling import drawn_in_batches
 from threedgen.evaluation.tables import finish, markdown_table, rounded, thumbnails, with_interval, write_strips
 from threedgen.geometry.images import to_uint8
@@ -40,7 +42,10 @@ def evaluate(task: Task) -> None:
     shards = Shards(config.rendered) if config.rendered else render(config, task.folder, task.quiet)
     entries, look = shards.entries[: config.count], registry.build("features", config.features)
     truth, other = (AssetViews(shards, entries, seed, config.n_view) for seed in (config.seed, config.seed + 1))
-    true, drawn = draw_all(task, truth)
+    prior = task.load_prior()
+    made = truth.block(range(len(entries)), prior.image_size)
+    true, drawn = draw_all(task, truth.describe(), prior, made)
+    use = view_use(prior, Objects.encoded(prior, made), config.seed)
     size = true.shape[2]
     second = to_uint8(other.block(range(len(entries)), size).rgb).reshape(true.shape)
     features = [np.stack([look(torch.from_numpy(views))[0] for views in row]) for row in (true, drawn, second)]
@@ -58,16 +63,17 @@ guidance {config.guidance_scale:g}, prior {config.prior.weights}. Features: {loo
 
 Likeness: the cosine between the mean features of an asset's views and of its renders. In brackets 95 % intervals over
 the assets: jackknife of FID, bootstrap of the likeness. Other renders of the same assets are as near as can be.
+
+{view_use_table(use)}
 """
-    finish(task, "report", text, rounded(figures), text, assets=len(entries))
+    finish(task, "report", text, rounded(figures | {"view_use": use}), text, assets=len(entries))
 
 
-def draw_all(task: Task, truth: AssetViews) -> tuple[Array, Array]:
-    """Renders and draws the views of all assets, each (N, V, H, W, 3) uint8. Raises Stopped after Ctrl-C."""
-    config, entries, prior = task.config, truth.entries, task.load_prior()
-    made = truth.block(range(len(entries)), prior.image_size)
-    c2w = torch.from_numpy(made.c2w).unflatten(0, (len(entries), -1))
-    told = {"prior": digest(prior.networks), "truth": truth.describe(), "size": str(prior.image_size)}
+def draw_all(task: Task, source: str, prior: Any, made: Captioned) -> tuple[Array, Array]:
+    """Renders and samples of all assets, each (N, V, H, W, 3) uint8. Raises Stopped after Ctrl-C."""
+    config, count = task.config, len(made.captions)
+    c2w = torch.from_numpy(made.c2w).unflatten(0, (count, -1))
+    told = {"prior": digest(prior.networks), "truth": source, "size": str(prior.image_size)}
     told |= {key: str(getattr(config, key)) for key in ("steps", "guidance_scale", "negative_prompt", "seed", "batch")}
 
     def draw(chosen: range) -> Array:
@@ -76,7 +82,7 @@ def draw_all(task: Task, truth: AssetViews) -> tuple[Array, Array]:
         views = prior.sample([made.captions[k] for k in chosen], c2w[list(chosen)], *how)
         return to_uint8(views.unflatten(0, (len(chosen), -1)))
 
-    drawn = drawn_in_batches(task, len(entries), lambda chosen: told, draw)
+    drawn = drawn_in_batches(task, count, lambda chosen: told, draw)
     return to_uint8(made.rgb).reshape(drawn.shape), drawn
 
 

@@ -97,6 +97,7 @@ WORDS = {
     "fid": "FID to the truth",
     "kid": "KID to the truth",
     "roughness": "roughness of the surface, degrees a pixel",
+    "mottle": "mottle: Lab distance of the surface to a palette of four colours",
 }
 
 

@@ -20,9 +20,12 @@ import numpy as np
 from threedgen.config import ConfigError
 from threedgen.data.toybox.raycast import Picture
 from threedgen.data.toybox.world import portraits
-from threedgen.evaluation.metrics.figures import median
+from threedgen.evaluation.metrics.colour import mottle
+from threedgen.evaluation.metrics.figures import mean, median
 from threedgen.evaluation.tables import thumbnails, write_strips
+from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import orbit_array
+from threedgen.guidance.matte import Matte
 from threedgen.run import folder as runs
 from threedgen.run.metrics import read_summary
 from threedgen.run.progress import Count
@@ -34,6 +37,7 @@ from threedgen.train.task import Stopped, Task, run_task
 
 from .fidelity import Surface, roughness, surface, surface_figures
 from .held_out import Case, held_out_cases
+from .open_prompts import opaque
 from .options import Evaluate3DConfig, EvaluateSubjectsConfig, load_task
 from .report import Scores
 from .side_by_side import strip
@@ -70,19 +74,28 @@ def evaluate(task: Task) -> None:
             results.append(make(generate))
             count.add(1, case.caption)
     surfaces, smooth, beside = list[Surface | None](), list[float | None](), list[np.ndarray]()
+    matte, spots = Matte.load(config.matte), list[tuple[float | None, float | None]]()
     with Count("looking", len(cases), task.quiet) as count:
         for case, generate, result in zip(cases, configs, results, strict=True):
             real = [true_turntable(case, generate, config.seed, k) for k in range(max(2, config.calibration))]
             pictures = [picture.rgb for picture in real]
             scores.add(case, result.views, result.azimuth, pictures, config.calibration, True, result.failed)
             smooth.append(roughness(real[0].normal, real[0].mask))
+            seen = to_uint8(result.views) / np.float32(255)
+            spots.append((mottle(seen, opaque(matte, seen)), mottle(real[0].rgb, real[0].mask)))
             surfaces.append(None if result.failed else surface_of_run(generate))
             if config.assets and not result.failed:
                 beside.append(strip(generate, real[0], result.views, SEEN))
             count.add(1)
     compared = [case.caption for case, result in zip(cases, results, strict=True) if not result.failed]
     write_strips(task.folder / "side_by_side.png", beside, compared, 2)
-    own = [{"folder": place, "seconds": result.seconds} for place, result in zip(places, results, strict=True)]
+    own = [
+        {"folder": place, "seconds": result.seconds, "mottle": spot}
+        for place, result, (spot, _) in zip(places, results, spots, strict=True)
+    ]
+    near = surface_figures(surfaces, smooth) | {
+        key: mean([spot[k] for spot in spots]) for k, key in enumerate(("mottle", "floor_mottle"))
+    }
     seconds = [result.seconds for result in results if result.seconds is not None]
     costs = {"seconds_median": median(seconds), "seconds_most": max(seconds, default=None)}
     about = {
@@ -107,7 +120,7 @@ One front only: no two of the eight views that show a front are more than 90 deg
 asked of things that have a front. Its false alarm rate is what is missing to 100 % on ground truth.
 
 Seconds for an object: median {middle}, at most {most}."""
-    scores.report(KEYS, before, after, about, shown, own, surface_figures(surfaces, smooth))
+    scores.report(KEYS, before, after, about, shown, own, near)
 
 
 def object_config(

@@ -15,6 +15,7 @@ from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, Elevations, RunConfig, TrainerConfig
 from threedgen.run.folder import user_path
 
+MatteName = Annotated[str, Field(min_length=1, description="network that finds the foreground of an image")]
 PROBE, IDENTITY = "toybox-probe", "toybox-identity"
 """Names of files."""
 FRONT_THRESHOLD = 0.4
@@ -112,6 +113,7 @@ class EvaluatePriorConfig(EvaluationConfig):
     n_view: int = Field(4, ge=2, le=64, description="views of each object")
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(5.0, ge=0)
+    from_noise: bool = Field(False, description="samples start from noise, not from the coarse prediction")
     negative_prompt: str = ""
     elevation_range: Elevations = Field((0.0, 30.0), description="degrees, one elevation for each object")
     fov: float = Field(40.0, gt=0, lt=180, description="degrees, of the true renders that samples are compared with")
@@ -124,7 +126,7 @@ class EvaluatePriorConfig(EvaluationConfig):
         24, ge=0, le=76, description="prompts without colours, and as many with an accessory; 0: off"
     )
     seeds: int = Field(12, ge=2, le=1000, description="seeds of a prompt without colours, for the variety")
-    matte: str = Field("toybox-matte", min_length=1, description="network that finds the foreground of a sample")
+    matte: MatteName = "toybox-matte"
 
 
 class Evaluate3DConfig(EvaluationConfig):
@@ -132,6 +134,7 @@ class Evaluate3DConfig(EvaluationConfig):
 
     config: str = Field("mvdream-toybox", min_length=1, description="the generate config that is measured")
     overrides: tuple[str, ...] = Field((), description="key=value changes of that config")
+    matte: MatteName = "toybox-matte"
     prompts: int = Field(30, ge=1, le=1000, description="held-out prompts, as many different nouns as there are")
     calibration: int = Field(4, ge=0, le=100, description="ground-truth objects of each prompt, measured alike")
     assets: bool = Field(

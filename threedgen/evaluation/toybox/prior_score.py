@@ -16,6 +16,7 @@ import numpy as np
 from threedgen.data.toybox.captions import OpenToybox
 from threedgen.data.toybox.pictures import FourSides
 from threedgen.data.toybox.world import portraits
+from threedgen.evaluation.metrics.view_use import Objects, view_use, view_use_table
 from threedgen.evaluation.sampling import drawn_in_batches, random_ring, sample_rings
 from threedgen.evaluation.tables import write_strips
 from threedgen.guidance.matte import Matte
@@ -32,7 +33,6 @@ from .open_prompts import Cases, measure, open_table, true_views
 from .options import EvaluatePriorConfig
 from .probe import Probe
 from .report import Scores
-from .view_use import Objects, view_use, view_use_table
 
 HELD_BACK = 7_000_000
 """Added to the seed for objects that no training with a seed of its own has seen."""
@@ -48,10 +48,11 @@ def evaluate(task: Task) -> None:
     rings = [random_ring(rng, config.n_view, config.elevation_range) for rng in draws]
     prior: Prior = task.load_prior()
     weights = digest(prior.networks)
+    start = " from noise" if config.from_noise else ""
     prompts = [case.caption for case in cases]
 
     def told(chosen: range) -> dict[str, str]:
-        return {"prior": weights, "captions": "\n".join(prompts[k] for k in chosen)}
+        return {"prior": f"{weights}{start}", "captions": "\n".join(prompts[k] for k in chosen)}
 
     def draw(chosen: range) -> np.ndarray:
         rngs = [generator(config.seed, cases[k].index, "evaluation sample") for k in chosen]
@@ -91,13 +92,17 @@ def more_figures(task: Task, prior: Any, weights: str, probe: Probe) -> tuple[li
         objects = Objects.encoded(prior, world.block(range(config.view_use), prior.image_size))
         figures["view_use"] = view_use(prior, objects, config.seed)
         sections.append(view_use_table(figures["view_use"]))
+    start = " from noise" if config.from_noise else ""
     if config.open_nouns:
         cases = Cases.chosen(config.open_nouns, config.seeds)
         every = cases.every
         ring = np.arange(4) * np.pi / 2, float(np.deg2rad(15))
 
         def told(chosen: range) -> dict[str, str]:
-            return {"prior": weights, "open": "\n".join(f"{every[k].prompt} {every[k].seed}" for k in chosen)}
+            return {
+                "prior": f"{weights}{start}",
+                "open": "\n".join(f"{every[k].prompt} {every[k].seed}" for k in chosen),
+            }
 
         def draw(chosen: range) -> np.ndarray:
             rngs = [generator(config.seed, every[k].seed, "open prompt") for k in chosen]

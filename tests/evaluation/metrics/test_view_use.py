@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.support.tiny_prior import tiny_prior
 from threedgen.data.toybox.captions import OpenToybox
 from threedgen.data.toybox.pictures import FourSides
-from threedgen.evaluation.toybox.view_use import Objects, view_use, view_use_table
+from threedgen.evaluation.metrics.view_use import Objects, view_use, view_use_table
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def objects(prior: Any) -> Objects:
 
 def test_encoded_objects_have_their_views_together(prior: Any, objects: Objects) -> None:
     assert objects.z.shape == (5, 4, *prior.latent_shape) and objects.c2w.shape == (5, 4, 4, 4)
-    assert len(objects.captions) == 5
+    assert len(objects.captions) == 5 and objects.opposite.shape == objects.z[:, 0].shape
 
 
 def test_a_prior_that_ignores_its_companions_has_ratios_of_one(

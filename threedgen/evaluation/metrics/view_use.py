@@ -34,18 +34,23 @@ BATCH = 16
 
 
 class Objects(NamedTuple):
-    """N objects of V views: clean latents z (N, V, C, h, w), poses c2w (N, V, 4, 4) and captions (N)."""
+    """N objects of V views: clean latents z (N, V, C, h, w), poses c2w (N, V, 4, 4), captions (N), and the latents
+    ``opposite`` (N, C, h, w) of the mirrored image of the view opposite to view 0."""
 
     z: Tensor
     c2w: Tensor
     captions: list[str]
+    opposite: Tensor
 
     @classmethod
     def encoded(cls, prior: Any, views: Captioned) -> Objects:
-        """Encode the images of captioned views."""
+        """Encode the images of captioned views, which stand evenly around each object."""
         count = len(views.captions)
-        z = encode(prior.vae, torch.from_numpy(views.rgb)).unflatten(0, (count, -1)).to(prior.device)
-        return cls(z, torch.from_numpy(views.c2w).float().reshape(count, -1, 4, 4).to(prior.device), views.captions)
+        rgb = torch.from_numpy(views.rgb)
+        mirrored = rgb.unflatten(0, (count, -1))[:, rgb.shape[0] // count // 2].flip(2)
+        z, opposite = (encode(prior.vae, images).to(prior.device) for images in (rgb, mirrored))
+        c2w = torch.from_numpy(views.c2w).float().reshape(count, -1, 4, 4).to(prior.device)
+        return cls(z.unflatten(0, (count, -1)), c2w, views.captions, opposite)
 
 
 @torch.no_grad()
@@ -96,7 +101,7 @@ def view_use(prior: MultiviewPrior, objects: Objects, seed: int) -> dict[str, An
     t = torch.full(z.shape[:2], CLEAN)
     t[:, 0] = last
     clean = mean_estimate(list(x0_errors(prior, objects, z, t, noise)))
-    copied = (z.roll(-(z.shape[1] // 2), 1)[:, 0].flip(-1) - z[:, 0]).square().flatten(1).mean(1)
+    copied = (objects.opposite - z[:, 0]).square().flatten(1).mean(1)
     low = [
         {
             "t": t,
@@ -141,5 +146,5 @@ the latents is {figures["variance"]:.2f}.
 {markdown_table(heads, rows)}
 
 Companions nearly clean (t = {CLEAN}), the view itself at the last time step: {with_interval(figures["clean"])};
-copying the mirrored latents of the opposite view: {with_interval(figures["opposite_view_mirrored"])}.
+copying the mirrored opposite view: {with_interval(figures["opposite_view_mirrored"])}.
 Little noise, with the caption: {low}."""
